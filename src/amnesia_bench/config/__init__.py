@@ -1,0 +1,1 @@
+"""Hydra groups in, frozen pydantic objects out."""

@@ -1,0 +1,63 @@
+"""What can go wrong, and the exit code each kind of failure ends with.
+
+A mistake of the user's is one message (what, where, why, what to type next). A mistake of ours
+is not caught at all: it crashes with its traceback.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of the `amnesia` command; scripts may rely on them."""
+
+    DONE = 0
+    USER_ERROR = 2
+    RECALL_REGRESSION = 3
+    STAGE_FAILED = 4
+    BUSY = 5
+    ENVIRONMENT = 6
+
+
+class AmnesiaError(Exception):
+    """Base of every expected failure.
+
+    Args:
+        what: what is wrong and where, with the offending name and value.
+        hint: what to type next; printed on a line of its own.
+    """
+
+    exit_code: ExitCode = ExitCode.STAGE_FAILED
+
+    def __init__(self, what: str, *, hint: str | None = None) -> None:
+        super().__init__(what)
+        self.what = what
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return self.what if self.hint is None else f"{self.what}\n{self.hint}"
+
+
+class UserError(AmnesiaError):
+    """The command, the config or the input folders are wrong; nothing was written."""
+
+    exit_code = ExitCode.USER_ERROR
+
+
+class StageFailedError(AmnesiaError):
+    """The work started and could not be finished or proven; nothing that looks finished is left."""
+
+    exit_code = ExitCode.STAGE_FAILED
+
+
+class BusyError(AmnesiaError):
+    """Another process is writing the same artifact."""
+
+    exit_code = ExitCode.BUSY
+
+
+class MissingEnvironmentError(AmnesiaError):
+    """A package, a device or a permission of this machine is missing."""
+
+    exit_code = ExitCode.ENVIRONMENT

@@ -1,0 +1,1 @@
+"""Frozen records: whatever crosses a file boundary. Standard library only."""

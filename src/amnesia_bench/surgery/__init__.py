@@ -1,0 +1,1 @@
+"""QK-Restore and its variants: plan, edit and prove, on checkpoint folders."""

@@ -1,0 +1,1 @@
+"""Reading checkpoints without building a model: safetensors bytes, config, tensor roles."""
