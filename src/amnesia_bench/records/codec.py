@@ -35,7 +35,7 @@ def from_json(record: type[Record], data: object, where: str) -> Record:
     Raises:
         UserError: a key is unknown or missing, or a value has the wrong type.
     """
-    return cast("Record", _decode(record, data, f"{where}: "))
+    return cast("Record", _decode(record, data, f"{where}:"))
 
 
 def _decode(expected: Any, value: object, at: str) -> object:
@@ -52,7 +52,7 @@ def _decode(expected: Any, value: object, at: str) -> object:
     if origin is not None and issubclass(origin, Mapping):
         mapping = _typed(dict, value, at)
         return {
-            key: _decode(get_args(expected)[1], item, f"{at}.{key}")
+            key: _decode(get_args(expected)[1], item, _below(at, key))
             for key, item in mapping.items()
         }
     if is_dataclass(expected):
@@ -61,7 +61,7 @@ def _decode(expected: Any, value: object, at: str) -> object:
         try:
             return expected(value)
         except ValueError as error:
-            raise UserError(f"{at}: {error}") from error
+            raise _error(at, str(error)) from error
     return _typed(expected, value, at)
 
 
@@ -81,17 +81,25 @@ def _decode_record(record: Any, value: object, at: str) -> object:
         ("missing key", [name for name in names if name not in data]),
     ):
         if keys:
-            raise UserError(f"{at}: {problem} {', '.join(map(repr, keys))} in {record.__name__}")
-    decoded = {name: _decode(hints[name], data[name], f"{at}.{name}") for name in names}
+            raise _error(at, f"{problem} {', '.join(map(repr, keys))} in {record.__name__}")
+    decoded = {name: _decode(hints[name], data[name], _below(at, name)) for name in names}
     try:
         return record(**decoded)
     except ValueError as error:
-        raise UserError(f"{at}: {error}") from error
+        raise _error(at, str(error)) from error
 
 
 def _typed(kind: Any, value: object, at: str) -> Any:
     # bool is an int to isinstance, never to us; an int is a fine float.
     kinds = (float, int) if kind is float else kind
     if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
-        raise UserError(f"{at}: expected {kind.__name__}, got {value!r:.80}")
+        raise _error(at, f"expected {kind.__name__}, got {value!r:.80}")
     return value
+
+
+def _below(at: str, name: str) -> str:
+    return f"{at} {name}" if at.endswith(":") else f"{at}.{name}"
+
+
+def _error(at: str, problem: str) -> UserError:
+    return UserError(f"{at.removesuffix(':')}: {problem}")

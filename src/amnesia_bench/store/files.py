@@ -94,13 +94,13 @@ def explain_write_error(error: OSError, final: Path) -> AmnesiaError | None:
     what = f"{error.filename or final}: {error.strerror}"
     if error.errno in _NO_SPACE:
         return StageFailedError(
-            f"no space to write {final} ({what}); nothing of it was kept",
+            f"no space left while making {final} ({what}); nothing of it was kept",
             hint=f"Free space on the file system of {final.parent}, or choose another output.",
         )
     if error.errno in _NOT_ALLOWED:
         return MissingEnvironmentError(
-            f"not allowed to write {final} ({what}); nothing of it was kept",
-            hint=f"Check the permissions of {final.parent}, or choose another output.",
+            f"no permission while making {final} ({what}); nothing of it was kept",
+            hint="Check the permissions of that path, or choose another output.",
         )
     if error.errno in _BAD_PATH:
         return UserError(f"cannot write {final} ({what}); nothing was written")

@@ -94,12 +94,16 @@ def compare_sizes(folder: Path, manifest: Manifest) -> list[Finding]:
 
 
 def _compare_contents(folder: Path, entry: FileEntry) -> Finding | None:
-    if entry.sha256 is None:
-        changed = (folder / entry.path).stat().st_mtime_ns != entry.mtime_ns
-        problem = "was changed or copied since (other mtime, and no sha256 to prove it by)"
-    else:
-        changed = sha256_of(folder / entry.path) != entry.sha256
-        problem = "has other contents (sha256 differs)"
+    path = folder / entry.path
+    try:
+        if entry.sha256 is None:
+            changed = path.stat().st_mtime_ns != entry.mtime_ns
+            problem = "was changed or copied since (other mtime, and no sha256 to prove it by)"
+        else:
+            changed = sha256_of(path) != entry.sha256
+            problem = "has other contents (sha256 differs)"
+    except OSError as error:
+        changed, problem = True, f"cannot be read ({error.strerror})"
     return Finding(path=entry.path, problem=problem) if changed else None
 
 

@@ -27,6 +27,8 @@ from amnesia_bench.store.layout import lease_path, new_working_path
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 300.0
+# A claim is written at once after it is created: one that stays empty has lost its process.
+_UNWRITTEN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +89,8 @@ class Lease:
             # Removed in one step and under a name that the next attempt cleans: a slow process
             # that still looks at the old claims cannot add one to a lease of later.
             discarded = new_working_path(self._final)
-            with contextlib.suppress(FileNotFoundError):
+            # A lease that cannot be removed is dead as soon as this process is.
+            with contextlib.suppress(OSError):
                 self._folder.rename(discarded)
             shutil.rmtree(discarded, ignore_errors=True)
         os.close(self._descriptor)
@@ -145,6 +148,10 @@ def _take(final: Path, stale_seconds: float, clock: Callable[[], float]) -> tupl
                 return descriptor, number
         except (FileExistsError, FileNotFoundError):  # another was faster, or released
             continue
+        except OSError:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+            raise
         finally:
             if not taken:
                 os.close(descriptor)
@@ -159,7 +166,10 @@ def _is_current(folder: Path, descriptor: int, number: int) -> bool:
         there = folder.stat()
     except OSError:
         return False
-    return os.path.samestat(there, os.fstat(descriptor)) and max(_numbers(descriptor)) == number
+    return (
+        os.path.samestat(there, os.fstat(descriptor))
+        and max(_numbers(descriptor), default=0) == number
+    )
 
 
 def _write_claim(descriptor: int, number: int) -> None:
@@ -193,7 +203,8 @@ def _is_stale(claim: Claim, age_seconds: float, stale_seconds: float) -> bool:
     holder, me = claim.holder, _this_process()
     if holder is not None and (holder.host, holder.machine) == (me.host, me.machine):
         return not _is_alive(holder)
-    return age_seconds > stale_seconds
+    # Whoever was slow to write a claim looks afterwards if it is still the highest.
+    return age_seconds > (_UNWRITTEN_SECONDS if holder is None else stale_seconds)
 
 
 def _busy(final: Path, folder: Path, claim: Claim) -> BusyError:

@@ -34,9 +34,9 @@ _PACKAGES = (
     "vllm",
 )
 _GIT_SECONDS = 20
-_SECRET_ARGUMENT = re.compile(
-    r"(?i)^([^=]*(?:token|secret|password|passwd|api_?key)[^=]*=).+", re.S
-)
+_SECRET_NAME = r"(?i:token|secret|password|passwd|api_?key)"
+_SECRET_OPTION = re.compile(rf"--?\S*{_SECRET_NAME}")
+_SECRET_ASSIGNMENT = re.compile(rf"({_SECRET_NAME}=).+", re.DOTALL)
 _SECRET_VALUE = re.compile(r"\bhf_[A-Za-z0-9]{20,}|(?<=://)[^/@\s]+:[^/@\s]+(?=@)")
 _MASK = "***"
 
@@ -67,7 +67,7 @@ def collect_provenance(command: Sequence[str], seeds: Mapping[str, int]) -> Prov
         seeds=dict(seeds),
         started=_now(),
         ended=None,
-        command=tuple(_masked(argument) for argument in command),
+        command=_masked(command),
     )
 
 
@@ -80,8 +80,15 @@ def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-def _masked(argument: str) -> str:
-    return _SECRET_VALUE.sub(_MASK, _SECRET_ARGUMENT.sub(rf"\1{_MASK}", argument))
+def _masked(command: Sequence[str]) -> tuple[str, ...]:
+    masked = []
+    for before, argument in zip(("", *command), command, strict=False):
+        if _SECRET_OPTION.fullmatch(before):
+            masked.append(_MASK)
+        else:
+            shown = _SECRET_ASSIGNMENT.sub(rf"\1{_MASK}", argument)
+            masked.append(_SECRET_VALUE.sub(_MASK, shown))
+    return tuple(masked)
 
 
 def _installed(names: Sequence[str]) -> dict[str, str]:

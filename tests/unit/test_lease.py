@@ -1,0 +1,247 @@
+"""Leases against real processes: races, deaths and recycled pids."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from amnesia_bench.errors import BusyError, StageFailedError, UserError
+from amnesia_bench.records import codec
+from amnesia_bench.store import lease
+from amnesia_bench.store.layout import lease_path
+from amnesia_bench.store.lease import Holder, holding_lease
+
+HERE = lease._this_process()
+
+
+def claim(final: Path, holder: Holder, *, number: int = 1, age_seconds: float = 0) -> Path:
+    """Write a claim as another process would have."""
+    folder = lease_path(final)
+    folder.mkdir(exist_ok=True)
+    path = folder / str(number)
+    path.write_text(json.dumps(codec.to_json(holder)))
+    then = time.time() - age_seconds
+    os.utime(path, (then, then))
+    return path
+
+
+def start(code: str, *arguments: object) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, arguments)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.fixture
+def final(tmp_path: Path) -> Path:
+    return tmp_path / "out"
+
+
+@pytest.fixture
+def sleeper() -> Iterator[subprocess.Popen[str]]:
+    child = start("input()")
+    yield child
+    child.kill()
+    child.communicate()
+
+
+def of(child: subprocess.Popen[str]) -> Holder:
+    return replace(HERE, pid=child.pid, process_start=lease._process_start(child.pid))
+
+
+def test_a_lease_leaves_nothing_behind(final: Path) -> None:
+    with holding_lease(final) as held:
+        held.check()
+        assert lease_path(final).is_dir()
+    assert list(final.parent.iterdir()) == []
+    with holding_lease(final):
+        pass
+
+
+def test_the_second_taker_learns_who_holds_it(final: Path, sleeper: subprocess.Popen[str]) -> None:
+    claim(final, replace(of(sleeper), host=HERE.host, slurm_job_id="77", since="yesterday"))
+    with pytest.raises(BusyError) as caught, holding_lease(final):
+        pytest.fail("taken from a live process")
+    for part in (f"process {sleeper.pid} on {HERE.host}", "SLURM job 77", "since yesterday"):
+        assert part in caught.value.what
+    assert str(lease_path(final)) in str(caught.value.hint)
+    assert (lease_path(final) / "1").is_file()
+
+
+def test_one_process_does_not_take_it_twice(final: Path) -> None:
+    with holding_lease(final), pytest.raises(BusyError), holding_lease(final):
+        pytest.fail("taken twice")
+
+
+def test_a_live_process_keeps_it_however_old_its_heartbeat(
+    final: Path, sleeper: subprocess.Popen[str]
+) -> None:
+    claim(final, of(sleeper), age_seconds=1e6)
+    with pytest.raises(BusyError), holding_lease(final):
+        pytest.fail("taken from a live process")
+
+
+def test_a_killed_process_loses_it_at_once(final: Path, sleeper: subprocess.Popen[str]) -> None:
+    claim(final, of(sleeper))
+    sleeper.kill()
+    os.waitid(os.P_PID, sleeper.pid, os.WEXITED | os.WNOWAIT)
+    # Still a zombie here: its pid exists, and it will never write again.
+    with holding_lease(final) as held:
+        assert held.number == 2
+        sleeper.communicate()
+    assert list(final.parent.iterdir()) == []
+
+
+def test_a_reaped_process_loses_it_at_once(final: Path, sleeper: subprocess.Popen[str]) -> None:
+    claim(final, of(sleeper))
+    sleeper.kill()
+    sleeper.communicate()
+    with holding_lease(final):
+        pass
+
+
+def test_a_recycled_pid_is_not_taken_for_the_holder(
+    final: Path, sleeper: subprocess.Popen[str]
+) -> None:
+    start_of_another = (of(sleeper).process_start or 0) - 1
+    claim(final, replace(of(sleeper), process_start=start_of_another))
+    with holding_lease(final) as held:
+        assert held.number == 2
+
+
+@pytest.mark.parametrize("other", [{"host": "elsewhere"}, {"machine": "another boot"}])
+def test_another_host_loses_it_by_the_age_of_its_heartbeat(
+    final: Path, other: dict[str, str]
+) -> None:
+    # The pid is alive here, and means nothing there.
+    path = claim(final, replace(HERE, **other))
+    beat = path.stat().st_mtime
+    with pytest.raises(BusyError):
+        holding_lease(final, stale_seconds=60, clock=lambda: beat + 59).__enter__()
+    with holding_lease(final, stale_seconds=60, clock=lambda: beat + 61) as held:
+        assert held.number == 2
+
+
+def test_an_empty_claim_is_busy_for_a_moment_and_then_dead(final: Path) -> None:
+    path = claim(final, HERE)
+    path.write_text("")
+    with pytest.raises(BusyError, match="has not said who it is"), holding_lease(final):
+        pytest.fail("taken from a process that is about to write")
+    os.utime(path, (1, 1))
+    with holding_lease(final):
+        pass
+
+
+def test_the_heartbeat_is_renewed_while_held(final: Path) -> None:
+    with holding_lease(final, heartbeat_seconds=0.02):
+        path = lease_path(final) / "1"
+        os.utime(path, (1, 1))
+        deadline = time.monotonic() + 10
+        while path.stat().st_mtime < time.time() - 60:
+            assert time.monotonic() < deadline, "no heartbeat"
+            time.sleep(0.02)
+
+
+def test_whoever_was_overtaken_notices_and_removes_nothing(final: Path) -> None:
+    with holding_lease(final) as held:
+        path = claim(final, replace(HERE, host="elsewhere"), number=2)
+        with pytest.raises(StageFailedError, match="another process took over"):
+            held.check()
+    assert path.is_file()
+
+
+def test_a_lease_deleted_by_hand_is_lost(final: Path) -> None:
+    with holding_lease(final) as held:
+        lease_path(final).rename(final.with_name("moved"))
+        with pytest.raises(StageFailedError):
+            held.check()
+        lease_path(final).mkdir()
+        with pytest.raises(StageFailedError):
+            held.check()
+
+
+def test_a_file_in_the_way_is_named(final: Path) -> None:
+    lease_path(final).touch()
+    with pytest.raises(UserError, match="in the way"), holding_lease(final):
+        pass
+
+
+TAKE_ALL = """
+import contextlib, sys
+from pathlib import Path
+from amnesia_bench.errors import BusyError
+from amnesia_bench.store.lease import holding_lease
+print("ready", flush=True)
+input()
+with contextlib.ExitStack() as held:
+    won = []
+    for final in sys.argv[1:]:
+        try:
+            held.enter_context(holding_lease(Path(final)))
+        except BusyError:
+            continue
+        won.append(final)
+    print(*won, flush=True)
+    input()
+"""
+
+
+@pytest.mark.parametrize("left_by_the_dead", [False, True], ids=["free", "stale"])
+def test_of_eight_processes_exactly_one_wins_each_lease(
+    tmp_path: Path, left_by_the_dead: bool
+) -> None:
+    finals = [tmp_path / f"out{i}" for i in range(40)]
+    if left_by_the_dead:
+        for final in finals:
+            claim(final, replace(HERE, process_start=1))
+    children = [start(TAKE_ALL, *finals) for _ in range(8)]
+    try:
+        for child in children:
+            assert child.stdout.readline() == "ready\n"
+        for child in children:
+            child.stdin.write("\n")
+            child.stdin.flush()
+        won = [name for child in children for name in child.stdout.readline().split()]
+        assert sorted(won) == sorted(map(str, finals))
+    finally:
+        for child in children:
+            with contextlib.suppress(BrokenPipeError):
+                child.communicate("\n", timeout=30)
+    assert [child.returncode for child in children] == [0] * 8
+    assert list(tmp_path.iterdir()) == []
+
+
+CHURN = """
+import os, sys, time
+from pathlib import Path
+from amnesia_bench.errors import BusyError
+from amnesia_bench.store.lease import holding_lease
+final, inside = Path(sys.argv[1]), Path(sys.argv[2])
+done, deadline = 0, time.monotonic() + 30
+while done < 200 and time.monotonic() < deadline:
+    try:
+        with holding_lease(final):
+            os.close(os.open(inside, os.O_CREAT | os.O_EXCL))
+            inside.unlink()
+        done += 1
+    except BusyError:
+        time.sleep(0.001)
+print(done)
+"""
+
+
+def test_no_two_processes_are_ever_inside_together(final: Path) -> None:
+    children = [start(CHURN, final, final.with_name("inside")) for _ in range(4)]
+    done = [child.communicate(timeout=60)[0] for child in children]
+    assert done == ["200\n"] * 4
+    assert list(final.parent.iterdir()) == []

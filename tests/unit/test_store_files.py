@@ -1,0 +1,106 @@
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
+from amnesia_bench.store import files
+from amnesia_bench.store.files import (
+    explain_write_error,
+    make_folder,
+    read_json,
+    sync_folder,
+    write_json_atomic,
+)
+
+
+def test_json_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json_atomic(path, {"x": [1, "ä"]})
+    write_json_atomic(path, {"x": 2})
+    assert read_json(path) == {"x": 2}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("broken", [{"x": float("nan")}, {"x": object()}])
+def test_a_failed_write_leaves_the_old_text_and_no_part(tmp_path: Path, broken: object) -> None:
+    path = tmp_path / "a.json"
+    write_json_atomic(path, 1)
+    with pytest.raises((TypeError, ValueError)):
+        write_json_atomic(path, broken)
+    assert read_json(path) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_rename_that_fails_leaves_the_old_text_and_no_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.json"
+    write_json_atomic(path, 1)
+
+    def fail(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_json_atomic(path, 2)
+    assert read_json(path) == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_reading_names_the_file_that_is_missing_or_not_json(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"a\.json: no such file"):
+        read_json(tmp_path / "a.json")
+    (tmp_path / "b.json").write_bytes(b'{"x": 1')
+    with pytest.raises(UserError, match=r"b\.json: not JSON"):
+        read_json(tmp_path / "b.json")
+    (tmp_path / "c.json").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match=r"c\.json: not JSON"):
+        read_json(tmp_path / "c.json")
+
+
+def test_folders_are_made_on_the_way_and_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file: exists and is not a folder"):
+        make_folder(tmp_path / "file" / "b")
+
+
+def test_file_systems_that_cannot_sync_folders_are_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = errno.EINVAL
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    sync_folder(tmp_path)
+    code = errno.EIO
+    with pytest.raises(OSError, match="Input/output"):
+        sync_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        (errno.ENOSPC, StageFailedError),
+        (errno.EDQUOT, StageFailedError),
+        (errno.EFBIG, StageFailedError),
+        (errno.EROFS, MissingEnvironmentError),
+        (errno.EACCES, MissingEnvironmentError),
+        (errno.EPERM, MissingEnvironmentError),
+        (errno.ENOTDIR, UserError),
+    ],
+)
+def test_write_errors_are_told_apart(code: int, kind: type[Exception]) -> None:
+    explained = explain_write_error(OSError(code, os.strerror(code), "some/file"), Path("out"))
+    assert type(explained) is kind
+    assert "out" in str(explained)
+    assert "some/file" in str(explained)
+
+
+def test_other_os_errors_stay_what_they_are() -> None:
+    assert explain_write_error(FileNotFoundError(errno.ENOENT, "x", "y"), Path("out")) is None
