@@ -170,8 +170,12 @@ def test_a_lease_deleted_by_hand_is_lost(final: Path) -> None:
             held.check()
 
 
-def test_a_file_in_the_way_is_named(final: Path) -> None:
-    lease_path(final).touch()
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_what_is_in_the_way_is_named(final: Path, kind: str) -> None:
+    if kind == "file":
+        lease_path(final).touch()
+    else:
+        lease_path(final).symlink_to("nowhere")
     with pytest.raises(UserError, match="in the way"), holding_lease(final):
         pass
 

@@ -128,14 +128,17 @@ def holding_lease(
 
 def _take(final: Path, stale_seconds: float, clock: Callable[[], float]) -> tuple[int, int]:
     folder = lease_path(final)
-    if os.path.lexists(folder) and not folder.is_dir():
-        raise UserError(f"{folder}: in the way of the lease of {final}", hint="Remove it.")
     while True:
-        folder.mkdir(exist_ok=True)
+        # Not exist_ok: pathlib looks again, and by then the folder may have been released.
+        with contextlib.suppress(FileExistsError):
+            folder.mkdir()
         try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        except FileNotFoundError:  # released between the two lines
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except FileNotFoundError:  # released between the two calls
             continue
+        except NotADirectoryError as error:
+            what = f"{folder}: in the way of the lease of {final}"
+            raise UserError(what, hint="Remove it.") from error
         taken = False
         try:
             last = _last_claim(descriptor)
