@@ -87,7 +87,7 @@ def test_a_misspelled_name_is_answered_with_the_nearest(
     ("override", "said"),
     [
         ("restore.name=3", "restore.name=3: Input should be a valid string"),
-        ("restore.select=3", "restore.select=3: "),
+        ("restore.select=3", "restore.select=3: expected keys below it"),
         ("restore.select.roles=q", "restore.select.roles=q: expected a list"),
         ("restore.select.roles=[q,x]", "restore.select.roles[1]=x: Input should be 'q', 'k', 'v'"),
         ("restore.select.layers=3", "restore.select.layers=3: expected all, a list of layer"),
@@ -97,7 +97,7 @@ def test_a_misspelled_name_is_answered_with_the_nearest(
         ("restore.select.layers=null", "restore.select.layers=null: expected all, a list"),
         ("restore.select.heads={a: 1}", "expected all, or a list of KV-group indices"),
         ("restore.select.include_sliding=1", "include_sliding=1: Input should be a valid boolean"),
-        ("restore.rule=null", "restore.rule=null: "),
+        ("restore.rule=null", "restore.rule=null: expected keys below it"),
         ("restore.rule.kind=blend", "restore.rule.alpha: missing"),
         ("~restore.rule.kind", "restore.rule.kind: missing"),
         ("~restore", "restore: missing"),

@@ -170,6 +170,23 @@ def test_a_lease_deleted_by_hand_is_lost(final: Path) -> None:
             held.check()
 
 
+def test_a_claim_on_a_lease_that_was_just_released_does_not_count(
+    final: Path, sleeper: subprocess.Popen[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(final, replace(HERE, process_start=1))
+    write = lease._write_claim
+
+    def release_and_retake_first(descriptor: int, number: int) -> None:
+        lease_path(final).rename(final.with_name("released"))
+        claim(final, of(sleeper))
+        write(descriptor, number)
+
+    monkeypatch.setattr(lease, "_write_claim", release_and_retake_first)
+    with pytest.raises(BusyError, match=f"process {sleeper.pid}"), holding_lease(final):
+        pytest.fail("taken from a live process")
+    assert [path.name for path in lease_path(final).iterdir()] == ["1"]
+
+
 @pytest.mark.parametrize("kind", ["file", "link"])
 def test_what_is_in_the_way_is_named(final: Path, kind: str) -> None:
     if kind == "file":

@@ -17,7 +17,7 @@ _PLAIN = {
     "tuple_type": "expected a list",
     "too_short": "expected at least one item",
     "model_type": "expected keys below it",
-    "model_attributes_type": "expected keys below it",
+    "dict_type": "expected keys below it",
 }
 
 
