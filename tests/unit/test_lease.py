@@ -132,9 +132,12 @@ def test_another_host_loses_it_by_the_age_of_its_heartbeat(
         assert held.number == 2
 
 
-def test_an_empty_claim_is_busy_for_a_moment_and_then_dead(final: Path) -> None:
+@pytest.mark.parametrize("data", [b"", b'{"host":', b"\xff", b"{}"])
+def test_a_claim_without_a_name_is_busy_for_a_moment_and_then_dead(
+    final: Path, data: bytes
+) -> None:
     path = claim(final, HERE)
-    path.write_text("")
+    path.write_bytes(data)
     with pytest.raises(BusyError, match="has not said who it is"), holding_lease(final):
         pytest.fail("taken from a process that is about to write")
     os.utime(path, (1, 1))

@@ -195,9 +195,8 @@ def _last_claim(descriptor: int) -> Claim | None:
     for _ in range(10):  # its owner may be between creating and writing it
         with os.fdopen(os.open(str(number), os.O_RDONLY, dir_fd=descriptor)) as file:
             claim = replace(claim, heartbeat=os.fstat(file.fileno()).st_mtime)
-            text = file.read()
-        with contextlib.suppress(ValueError, UserError):
-            return replace(claim, holder=codec.from_json(Holder, json.loads(text), "lease"))
+            with contextlib.suppress(ValueError, UserError):
+                return replace(claim, holder=codec.from_json(Holder, json.load(file), "lease"))
         time.sleep(0.01)
     return claim
 
