@@ -1,7 +1,7 @@
-"""Hold a folder that amnesia wrote against its manifest.
+"""Hold a folder that `amnesia restore` wrote against its manifest.
 
-Every file's sha256 (for hardlinked shards that were not read: size and modification time), the
-structure of the safetensors files, and the bytes of each tensor that a restore put in.
+Checks every file's sha256 (of hardlinked shards, which were not read: size and modification
+time), the structure of the safetensors files, and the bytes of each restored tensor.
 """
 
 from __future__ import annotations
@@ -21,12 +21,17 @@ def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import console, print_json
     from amnesia_bench.surgery.verify import verify
 
-    report = verify(args.folder)
+    found = verify(args.folder)
     if args.json:
-        print_json(report)
+        print_json(found)
     else:
         out = console()
-        for finding in report.findings:
-            out.print(f"[red]damaged[/red]  {finding}", soft_wrap=True)
-        out.print(report.summary, soft_wrap=True)
-    return ExitCode.STAGE_FAILED if report.findings else ExitCode.DONE
+        for finding in found.findings:
+            out.print(f"[red]damaged[/red]  {finding}")
+        out.print(
+            f"{len(found.hashed_files)} files held against their sha256, "
+            f"{len(found.dated_files)} hardlinked ones against size and modification time, "
+            f"{found.restored_tensors} restored tensors against theirs: "
+            + (f"[red]{len(found.findings)} findings[/red]" if found.findings else "intact")
+        )
+    return ExitCode.STAGE_FAILED if found.findings else ExitCode.DONE

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from amnesia_bench.records.roles import Role
 
@@ -72,7 +71,7 @@ class Restoration:
 
     schema_version: int
     tool_version: str
-    variant: Mapping[str, Any]
+    variant: Mapping[str, object]
     family: str
     softmax_layers: tuple[int, ...]
     restored_layers: tuple[int, ...]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amnesia_bench.config.schema import Blend, LowRank, Procrustes, QKPro
+from amnesia_bench.config.schema import Blend, LowRank, QKPro, QKProcrustes
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import AttentionMap, Role
 from amnesia_bench.surgery import rules
@@ -20,7 +20,7 @@ from amnesia_bench.surgery.plan import LayerPlan
 from amnesia_bench.weights.checkpoint import Checkpoint
 from amnesia_bench.weights.numbers import Float64, decode
 
-ComputedRule = Blend | LowRank | QKPro | Procrustes
+ComputedRule = Blend | LowRank | QKPro | QKProcrustes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ def ruled_tensors(rule: ComputedRule, pair: Pair, plan: LayerPlan) -> dict[str, 
     Raises:
         UserError: NaN or infinity in pre or post, from which no rule can compute.
     """
-    if isinstance(rule, QKPro | Procrustes):
+    if isinstance(rule, QKPro | QKProcrustes):
         parts = {role: _all_rows(pair.attention, plan.layer, role) for role in (Role.Q, Role.K)}
     else:
         parts = {t.role: _planned_rows(plan, t.role) for t in plan.tensors}
@@ -72,7 +72,7 @@ def _apply(
             return {role: rules.low_rank(pre[role], post[role], rank) for role in pre}
         case QKPro(scope=scope):
             new = rules.qk_pro(_routing(pre, head_dim), _routing(post, head_dim), scope)
-        case Procrustes():
+        case QKProcrustes():
             new = rules.qk_procrustes(_routing(pre, head_dim), _routing(post, head_dim))
     return {
         role: heads.reshape(pre[role].shape) for role, heads in ((Role.Q, new.q), (Role.K, new.k))
