@@ -41,8 +41,8 @@ def attention_map(config: Mapping[str, object], shapes: Mapping[str, Shape]) -> 
         UserError: an unknown or refused architecture, or tensors that do not fit the config.
     """
     family, config = _family(config)
-    heads = _heads(family, config)
     kinds = family.layer_kinds(config)
+    heads = _heads(family, config)
     softmax = [i for i, kind in enumerate(kinds) if kind in (LayerKind.FULL, LayerKind.SLIDING)]
     owners = _owners(family, config, softmax)
     names = sorted(shapes)
@@ -87,7 +87,7 @@ def _family(config: Config) -> tuple[Family, Config]:
         raise UserError(
             f"config.json: unknown model_type {model_type!r}",
             hint=f"nearest known: {', '.join(near) or 'none'}; all: {', '.join(sorted(by_type))}. "
-            "To add one, add a row to amnesia_bench/weights/families.py",
+            "To add one, see amnesia_bench/weights/families.py",
         )
     family = by_type[model_type]
     renamed = {family.aliases.get(key, key): value for key, value in inner.items()}

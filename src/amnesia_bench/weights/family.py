@@ -92,7 +92,8 @@ class Family:
         modules: the modules of a softmax attention block.
         block: the block's path below the root; `{layer}` is the layer index.
         roots: path prefixes under which the decoder may be stored; exactly one must fit.
-        num_query_heads, num_kv_heads, head_dim, window: config keys (dotted where nested).
+        num_query_heads, num_kv_heads, head_dim, window, rope_theta: config keys (dotted where
+            nested; head_dim "" where no key may change inner / heads).
         inner_multiple: width of the block's input in hidden sizes.
         rotates: does the config ask for rotary embeddings in softmax layers?
         local_rope_theta: config key of a second base for sliding layers.
@@ -115,6 +116,7 @@ class Family:
     num_kv_heads: str = "num_key_value_heads"
     head_dim: str = "head_dim"
     window: str = "sliding_window"
+    rope_theta: str = "rope_theta"
     inner_multiple: int = 1
     rotates: Condition = always
     local_rope_theta: str | None = None

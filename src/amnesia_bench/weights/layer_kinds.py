@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import LayerKind
@@ -188,8 +188,12 @@ def cycled_blocks(config: Config) -> tuple[LayerKind, ...]:
 
 def attn_dict(config: Config) -> tuple[LayerKind, ...]:
     """`attn: {layers: [...], window_size: ...}`; the hybrids of flash-linear-attention."""
-    if lookup(config, "attn") is None:
+    attn = lookup(config, "attn")
+    if attn is None:
         return (LayerKind.LINEAR,) * integer(config, "num_hidden_layers")
+    if not isinstance(attn, Mapping):
+        # fla/models/hybrid.py also takes a list of these, each with its own heads and window.
+        raise UserError("config.json: attn should be one specification, a list is not supported")
     kind = LayerKind.FULL if lookup(config, "attn.window_size") is None else LayerKind.SLIDING
     indices = integer_list(config, "attn.layers")
     return _at(indices, integer(config, "num_hidden_layers"), kind, "attn.layers")

@@ -44,7 +44,7 @@ def _rope(family: Family, config: Config, heads: Heads) -> object:
     # some families nest by layer kind.
     raw = lookup(config, "rope_scaling") or lookup(config, "rope_parameters") or {}
     raw = raw if isinstance(raw, Mapping) else {"rope_type": raw}
-    theta = lookup(config, "rope_theta")
+    theta = lookup(config, family.rope_theta)
     nested = {key: value for key, value in raw.items() if isinstance(value, Mapping)}
     if family.local_rope_theta is not None:
         local_theta = lookup(config, family.local_rope_theta)
