@@ -32,6 +32,8 @@ def config(**changes: Any) -> dict[str, Any]:
         "lightning_head_dim": HEAD_DIM,
         "rope_theta": 1_000_000.0,
         "attn_logits_scaling": "hype 500",
+        "attn_use_output_gate": True,
+        "attn_use_rope": False,
         "tie_word_embeddings": True,
         "vocab_size": VOCAB,
         **changes,

@@ -65,7 +65,7 @@ BROKEN: dict[str, tuple[Any, bytes, str]] = {
 def test_broken_files_are_refused_with_the_reason(case: str, tmp_path: Path) -> None:
     header, data, message = BROKEN[case]
     write_raw(tmp_path / "model.safetensors", header, data)
-    with pytest.raises(UserError, match="model.safetensors") as refused:
+    with pytest.raises(UserError, match=r"model\.safetensors") as refused:
         read_header(tmp_path / "model.safetensors")
     assert message in refused.value.what
 

@@ -1,7 +1,8 @@
-"""Repair a fine-tuned checkpoint: W_Q and W_K of its softmax layers go back to the base's.
+r"""Repair a fine-tuned checkpoint: W_Q and W_K of its softmax layers go back to the base's.
 
   amnesia restore --pre BASE --post FINETUNE --out REPAIRED
-  amnesia restore --pre BASE --post FINETUNE --out REPAIRED --variant qk_blend restore.rule.alpha=0.3
+  amnesia restore --pre BASE --post FINETUNE --out REPAIRED --variant qk_blend \
+      restore.rule.alpha=0.3
   amnesia restore --pre BASE --post FINETUNE --layers top7 --dry-run
 
 Everything else stays byte for byte what it is in POST, and that is proven from the written files.

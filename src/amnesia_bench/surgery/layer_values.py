@@ -6,7 +6,7 @@ projections). Here it becomes one matrix [rows, M], a bias its last column, and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,17 +65,18 @@ def ruled_tensors(rule: ComputedRule, pair: Pair, plan: LayerPlan) -> dict[str, 
 def _apply(
     rule: ComputedRule, pre: dict[Role, Float64], post: dict[Role, Float64], head_dim: int
 ) -> dict[Role, Float64]:
-    match rule:
-        case Blend(alpha=alpha):
-            return {role: rules.blend(pre[role], post[role], alpha) for role in pre}
-        case LowRank(rank=rank):
-            return {role: rules.low_rank(pre[role], post[role], rank) for role in pre}
-        case QKPro(scope=scope):
-            new = rules.qk_pro(_routing(pre, head_dim), _routing(post, head_dim), scope)
-        case QKProcrustes():
-            new = rules.qk_procrustes(_routing(pre, head_dim), _routing(post, head_dim))
+    if isinstance(rule, Blend):
+        return {role: rules.blend(pre[role], post[role], rule.alpha) for role in pre}
+    if isinstance(rule, LowRank):
+        return {role: rules.low_rank(pre[role], post[role], rule.rank) for role in pre}
+    routings = _routing(pre, head_dim), _routing(post, head_dim)
+    if isinstance(rule, QKPro):
+        new = rules.qk_pro(*routings, rule.scope)
+    else:
+        new = rules.qk_procrustes(*routings)
     return {
-        role: heads.reshape(pre[role].shape) for role, heads in ((Role.Q, new.q), (Role.K, new.k))
+        Role.Q: new.q.reshape(pre[Role.Q].shape),
+        Role.K: new.k.reshape(pre[Role.K].shape),
     }
 
 
@@ -99,7 +100,7 @@ def _planned_rows(plan: LayerPlan, role: Role) -> list[_Part]:
     return [_Part(name=tensor.name, rows=_index(tensor.rows)) for tensor in plan.of_role(role)]
 
 
-def _index(ranges: object) -> NDArray[np.intp]:
+def _index(ranges: Iterable[tuple[int, int]]) -> NDArray[np.intp]:
     return np.concatenate([np.arange(a, b) for a, b in ranges])
 
 

@@ -186,7 +186,7 @@ def _computed(job: _Job, spool: Path, *, allow_noop: bool) -> Edits:
     edits = compute_edits(job.pair, job.plans, job.variant.rule, spool)
     if edits.changes_nothing and not allow_noop:
         raise UserError(
-            f"Nothing to do: variant {job.variant.name!r} changes no bit of {job.pair.post.folder}; "
+            f"Nothing to do: {job.variant.name!r} changes no bit of {job.pair.post.folder}; "
             f"the planned tensors are already those of {job.pair.pre.folder}.",
             hint="Check that --pre and --post are what you mean; --allow-noop writes a copy.",
         )

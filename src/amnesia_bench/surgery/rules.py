@@ -27,7 +27,7 @@ class Routing:
 
     @property
     def queries_per_key(self) -> int:
-        return self.q.shape[0] // self.k.shape[0]
+        return int(self.q.shape[0] // self.k.shape[0])
 
 
 def blend(pre: Float64, post: Float64, alpha: float) -> Float64:
@@ -104,7 +104,8 @@ def _project_on_rows(drift: Float64, spanning: Float64) -> Float64:
     _, sizes, right = np.linalg.svd(spanning, full_matrices=False)
     cutoff = sizes.max(initial=0.0) * max(spanning.shape) * np.finfo(np.float64).eps
     basis = right[sizes > cutoff]
-    return (drift @ basis.T) @ basis
+    inside: Float64 = (drift @ basis.T) @ basis
+    return inside
 
 
 def _moved(post: Float64, change: Float64) -> Float64:

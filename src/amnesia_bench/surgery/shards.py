@@ -160,7 +160,7 @@ def _prove(files: _Files, job: _Job, written: SimpleQueue[int]) -> str:
                     "written.",
                     hint="Do not trust this disk or this memory; nothing was published.",
                 )
-            digest.update(got)
+            digest.update(got.data)
             position = stop
     return digest.hexdigest()
 
@@ -201,7 +201,7 @@ def _copy_range(
 def _read(descriptor: int, into: NDArray[np.uint8], start: int) -> None:
     done = 0
     while done < into.size:
-        count = os.preadv(descriptor, [memoryview(into)[done:]], start + done)
+        count = os.preadv(descriptor, [into.data[done:]], start + done)
         if not count:
             raise StageFailedError("A shard became shorter while it was being read back.")
         done += count

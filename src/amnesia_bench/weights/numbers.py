@@ -45,4 +45,5 @@ def _round_to_odd(values: Float64) -> NDArray[np.float32]:
     truncated = np.where(outward, np.nextafter(nearest, np.float32(0)), nearest)
     inexact = (truncated.astype(np.float64) != values) & np.isfinite(values)
     bits = truncated.view(np.uint32) | inexact.astype(np.uint32)
-    return bits.view(np.float32)
+    marked: NDArray[np.float32] = bits.view(np.float32)
+    return marked
