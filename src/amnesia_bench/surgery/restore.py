@@ -75,31 +75,15 @@ def restore(  # noqa: PLR0913 - the public entry; every argument is a flag of th
     _check_out(out, job.pair)
     provenance = collect_provenance(sys.argv, seeds={})
     with publishing(out) as work:
-        edits = _computed(job, work.folder / SPOOL, allow_noop=allow_noop)
-        _check_space(job, edits, work.folder)
-        shards = write_shards([h.path for h in job.pair.post.shards.values()], edits, work.folder)
-        edits.spool.unlink()
-        copied, left_out = _copy_side_files(job.pair.post.folder, work.folder)
-        record = replace(
-            _record(job, edits),
-            out=str(out),
-            left_out=left_out,
-            proof=_proof(job, edits, shards),
-        )
-        write_json(work.folder / RESTORATION, codec.to_json(record))
-        parents = tuple(
-            Parent(role=role, location=identity.path, identity=_identity_hash(identity))
-            for role, identity in (("pre", record.pre), ("post", record.post))
-        )
-        entries = [
-            *(file_entry(work.folder, shard.name, sha256=shard.sha256) for shard in shards),
-            *(_hashed(work.folder, path) for path in (*copied, RESTORATION)),
-        ]
+        record, entries = _fill(job, work.folder, out, allow_noop=allow_noop)
         work.finish(
             Manifest(
                 kind="restored",
-                parents=parents,
-                files=tuple(entries),
+                parents=tuple(
+                    Parent(role=role, location=identity.path, identity=_identity_hash(identity))
+                    for role, identity in (("pre", record.pre), ("post", record.post))
+                ),
+                files=entries,
                 provenance=ended_now(provenance),
             )
         )
@@ -180,6 +164,29 @@ def _warnings(variant: Variant, pair: Pair, plans: Sequence[LayerPlan]) -> tuple
             "are: restore.select.include_sliding=true restores them too."
         )
     return tuple(warnings)
+
+
+def _fill(
+    job: _Job, work: Path, out: Path, *, allow_noop: bool
+) -> tuple[Restoration, tuple[FileEntry, ...]]:
+    """Write everything but the manifest into `work`; return the record and the files."""
+    post = job.pair.post
+    edits = _computed(job, work / SPOOL, allow_noop=allow_noop)
+    _check_space(job, edits, work)
+    shards = write_shards([header.path for header in post.shards.values()], edits, work)
+    edits.spool.unlink()
+    copied, left_out = _copy_side_files(post.folder, work)
+    record = replace(
+        _record(job, edits),
+        out=str(out),
+        left_out=left_out,
+        proof=_proof(job, edits, shards),
+    )
+    write_json(work / RESTORATION, codec.to_json(record))
+    hashed = {shard.name: shard.sha256 for shard in shards} | {
+        name: sha256_of(work / name) for name in (*copied, RESTORATION)
+    }
+    return record, tuple(file_entry(work, name, sha256=sha) for name, sha in hashed.items())
 
 
 def _computed(job: _Job, spool: Path, *, allow_noop: bool) -> Edits:
@@ -279,7 +286,3 @@ def _proof(job: _Job, edits: Edits, shards: Sequence[WrittenShard]) -> Proof:
         planned_tensors=len(edits.tensors),
         untouched_tensors=len(job.pair.post.tensors) - len({t.name for t in edits.tensors}),
     )
-
-
-def _hashed(folder: Path, path: str) -> FileEntry:
-    return file_entry(folder, path, sha256=sha256_of(folder / path))
