@@ -1,0 +1,126 @@
+"""Hydra groups and overrides in, one frozen object out.
+
+Hydra composes; pydantic alone judges keys and values. Hydra by itself accepts a wrong key inside
+a YAML file and any `+key=value`, so every value override reaches it as `++key=value` and is
+judged here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import yaml  # type: ignore[import-untyped]
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ValidationError
+
+import amnesia_bench
+from amnesia_bench.config.messages import describe, nearest
+from amnesia_bench.config.schema import ExperimentConfig, Variant
+from amnesia_bench.errors import MissingEnvironmentError, UserError
+
+
+def config_dir() -> Path:
+    """Return the folder of the config groups: inside the package, or at the repository's root.
+
+    Raises:
+        MissingEnvironmentError: the installation has none.
+    """
+    package = Path(amnesia_bench.__file__).resolve().parent
+    # An editable install does not see the mapping that puts them into a wheel.
+    for candidate in (package / "configs", package.parents[1] / "configs"):
+        if (candidate / "config.yaml").is_file():
+            return candidate
+    raise MissingEnvironmentError(
+        f"no configs/config.yaml in {package} or at its repository's root",
+        hint="Install amnesia-bench again, from a wheel or a clone.",
+    )
+
+
+def options(group: str) -> tuple[str, ...]:
+    """Return the names that a config group offers; empty when there is no such group."""
+    return tuple(sorted(path.stem for path in (config_dir() / group).glob("*.yaml")))
+
+
+def load_config(overrides: Sequence[str]) -> ExperimentConfig:
+    """Compose and check a config.
+
+    Args:
+        overrides: as typed on the command line: `restore=qk_blend`, `restore.rule.alpha=0.3`.
+
+    Raises:
+        UserError: a key, a value or an option is wrong; the message names its path.
+    """
+    groups = [path.name for path in config_dir().iterdir() if path.is_dir()]
+    data = _compose([_for_hydra(override, groups) for override in overrides])
+    _refuse_targets(data, "")
+    try:
+        # JSON, since strict pydantic takes its arrays for tuples and a list of Python's not.
+        return ExperimentConfig.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        raise describe(error, ExperimentConfig, data, groups) from error
+
+
+def load_variant(name: str, overrides: Sequence[str] = ()) -> Variant:
+    """Load a restore variant by its name.
+
+    Args:
+        name: an option of the group `restore`.
+        overrides: as for `load_config`, with full paths: `restore.select.layers=[3,7]`.
+
+    Raises:
+        UserError: no such variant, or an override is wrong.
+    """
+    known = options("restore")
+    if name not in known:
+        raise UserError(f"variant {name!r}: unknown", hint=nearest(name, known))
+    return load_config([f"restore={name}", *overrides]).restore
+
+
+def _for_hydra(override: str, groups: Sequence[str]) -> str:
+    key, equals, _ = override.lstrip("+~").partition("=")
+    if not key or not (equals or override.startswith("~")):
+        raise UserError(f"{override!r}: expected key=value", hint="For example restore=qk_pro.")
+    if key.partition(".")[0].partition("/")[0] == "hydra":
+        raise UserError(f"{override}: Hydra's own settings have no effect here")
+    if key.partition("@")[0] in groups or override.startswith("~"):
+        return override
+    return "++" + override.lstrip("+")
+
+
+def _compose(overrides: list[str]) -> object:
+    try:
+        with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="amnesia"):
+            config = compose("config", overrides)
+            return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingConfigException as error:
+        if error.missing_cfg_file is None or not error.options:
+            raise UserError(_first_line(error)) from error
+        group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
+        hint = nearest(option, list(error.options))
+        raise UserError(f"{group}={option}: no such option", hint=hint) from error
+    except yaml.YAMLError as error:
+        raise UserError(f"a file in {config_dir()} is not YAML: {error}") from error
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
+        # Hydra answers some overrides, such as `restore=null`, with errors of Python's own.
+        raise UserError(_first_line(error)) from error
+
+
+def _first_line(error: Exception) -> str:
+    # The lines that follow advise `+key`, which is never right here.
+    return f"config: {str(error).partition(chr(10))[0]}"
+
+
+def _refuse_targets(data: object, path: str) -> None:
+    if isinstance(data, dict):
+        for key, value in data.items():
+            if key == "_target_":
+                raise UserError(f"{path}_target_: not allowed, configs are data and never code")
+            _refuse_targets(value, f"{path}{key}.")
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            _refuse_targets(value, f"{path}{index}.")

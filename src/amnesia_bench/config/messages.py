@@ -1,0 +1,115 @@
+"""Pydantic's findings in the user's terms: the path as typed, what is known, the nearest name."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel, Tag, ValidationError
+from pydantic_core import ErrorDetails
+
+from amnesia_bench.errors import UserError
+
+# Where pydantic speaks of JSON or Python and the user of YAML.
+_PLAIN = {
+    "tuple_type": "expected a list",
+    "too_short": "expected at least one item",
+    "model_type": "expected keys below it",
+    "model_attributes_type": "expected keys below it",
+}
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """Return a hint for an unknown name."""
+    listed = f"Known: {', '.join(sorted(known))}." if known else "Nothing can be set there."
+    close = get_close_matches(name, known, n=1)
+    return f"Did you mean {close[0]}? {listed}" if close else listed
+
+
+def describe(
+    error: ValidationError, model: type[BaseModel], data: object, groups: Sequence[str]
+) -> UserError:
+    """Return one error for everything that is wrong with `data`.
+
+    Args:
+        error: what pydantic raised.
+        model: what `data` was to become.
+        data: the composed config.
+        groups: config groups, which are known at the top beside the model's own fields.
+    """
+    # A misspelled key is also a missing one: what the user typed comes first.
+    details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+    problems = [_problem(detail, model, data, groups) for detail in details]
+    hints = [hint for _, hint in problems if hint is not None]
+    return UserError(
+        "\n".join(what for what, _ in problems), hint="\n".join(dict.fromkeys(hints)) or None
+    )
+
+
+def _problem(
+    detail: ErrorDetails, model: type[BaseModel], data: object, groups: Sequence[str]
+) -> tuple[str, str | None]:
+    loc, path = detail["loc"], _typed_path(detail["loc"], data)
+    match detail["type"]:
+        case "extra_forbidden":
+            known = _known_keys(model, loc[:-1]) + (list(groups) if len(loc) == 1 else [])
+            return f"{path}: unknown key", nearest(str(loc[-1]), list(dict.fromkeys(known)))
+        case "missing":
+            return f"{path}: missing", None
+        case "union_tag_invalid":
+            context = detail["ctx"]
+            tags = [tag.strip("'") for tag in context["expected_tags"].split(", ")]
+            key = context["discriminator"].strip("'")
+            return f"{path}.{key}={context['tag']}: unknown", nearest(context["tag"], tags)
+        case "union_tag_not_found" if isinstance(detail["input"], dict):
+            return f"{path}.{detail['ctx']['discriminator'].strip(chr(39))}: missing", None
+        case "value_error":
+            return f"{path}: {detail['ctx']['error']}", None
+    message = _PLAIN.get(detail["type"], detail["msg"])
+    return f"{path}={_shown(detail['input'])}: {message}", None
+
+
+def _shown(value: object) -> str:
+    return "null" if value is None else f"{value!s:.80}"
+
+
+def _typed_path(loc: Sequence[int | str], data: Any) -> str:
+    """Return the path as the user would type it, without pydantic's names of union members."""
+    path = ""
+    for position, part in enumerate(loc):
+        inside = (isinstance(data, dict) and part in data) or (
+            isinstance(data, list) and isinstance(part, int) and part < len(data)
+        )
+        if inside:
+            data = data[part]
+        elif position < len(loc) - 1 or not isinstance(data, dict):
+            continue
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path.lstrip(".")
+
+
+def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
+    annotation: Any = model
+    for part in loc:
+        annotation = _member(annotation, part)
+    return list(getattr(annotation, "model_fields", {}))
+
+
+def _member(annotation: Any, part: int | str) -> Any:
+    """Return the type behind one part of a location: a field, an item or a union's member."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        return next(item for item in map(_bare, get_args(annotation)) if part in item[1])[0]
+    if isinstance(part, int):
+        return _bare(get_args(annotation)[0])[0]
+    return annotation.model_fields[part].annotation
+
+
+def _bare(annotation: Any) -> tuple[Any, Sequence[str]]:
+    """Return a union's member without its Annotated, and the tags that select it."""
+    if get_origin(annotation) is Annotated:
+        bare, *notes = get_args(annotation)
+        return bare, [note.tag for note in notes if isinstance(note, Tag)]
+    kind = annotation.model_fields["kind"].annotation
+    return annotation, get_args(kind) if get_origin(kind) is Literal else []

@@ -1,0 +1,168 @@
+"""What a config may say: frozen models that reject what they do not know.
+
+A field is here only if something reads it. Cross-field rules are here too: a config that loads
+makes sense before any checkpoint is opened.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, TypeVar
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    NonNegativeInt,
+    PositiveInt,
+    Tag,
+    model_validator,
+)
+
+from amnesia_bench.records.roles import Role
+
+_MATRIX_ROLES = (Role.Q, Role.K, Role.V, Role.O, Role.GATE)
+# Heads of an output projection are columns, and a norm may be shared by all heads.
+_HEAD_ROLES = (Role.Q, Role.K, Role.V, Role.GATE)
+
+Items = TypeVar("Items", bound=tuple[object, ...])
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _unique(items: Items) -> Items:
+    twice = [str(item) for item in dict.fromkeys(items) if items.count(item) > 1]
+    if twice:
+        raise ValueError(f"listed twice: {', '.join(twice)}")
+    return items
+
+
+def _form(value: object) -> str | None:
+    """Name the way a selection is written, so that an error is about that way only."""
+    forms: dict[type, str] = {
+        str: "name",
+        list: "list",
+        tuple: "list",
+        dict: "object",
+        TopDrift: "object",
+    }
+    return forms.get(type(value))
+
+
+class TopDrift(_Frozen):
+    """The layers whose selected tensors moved most between pre and post."""
+
+    top_drift: PositiveInt
+
+
+_Indices = Annotated[
+    tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_unique), Tag("list")
+]
+_All = Annotated[Literal["all"], Tag("name")]
+Layers = Annotated[
+    _All | _Indices | Annotated[TopDrift, Tag("object")],
+    Discriminator(
+        _form,
+        custom_error_type="layers",
+        custom_error_message="expected all, a list of layer indices, or {top_drift: <number>}",
+    ),
+]
+Heads = Annotated[
+    _All | _Indices,
+    Discriminator(
+        _form,
+        custom_error_type="heads",
+        custom_error_message="expected all, or a list of KV-group indices",
+    ),
+]
+
+
+class Select(_Frozen):
+    """Which tensors a variant touches.
+
+    `layers` are indices of decoder layers; `all` means every softmax layer. `heads` are KV
+    groups: group g is KV head g and the query heads that read it. `include_sliding` adds the
+    softmax layers with a window.
+    """
+
+    roles: Annotated[tuple[Role, ...], Field(min_length=1), AfterValidator(_unique)]
+    layers: Layers
+    heads: Heads
+    include_sliding: bool
+
+
+class Copy(_Frozen):
+    """Take the tensor from pre, byte by byte."""
+
+    kind: Literal["copy"] = "copy"
+
+
+class Blend(_Frozen):
+    """Go the fraction `alpha` of the way from post (0) to pre (1)."""
+
+    kind: Literal["blend"] = "blend"
+    alpha: Annotated[float, Field(ge=0, le=1)]
+
+
+class QKPro(_Frozen):
+    """Remove the drift inside the row space of the other factor, per head or per layer."""
+
+    kind: Literal["qk_pro"] = "qk_pro"
+    scope: Literal["head", "layer"] = "head"
+
+
+class QKProcrustes(_Frozen):
+    """Take W_Q and W_K of pre, turned together towards post by one rotation per KV group."""
+
+    kind: Literal["qk_procrustes"] = "qk_procrustes"
+
+
+class LowRank(_Frozen):
+    """Undo the `rank` largest singular directions of the drift."""
+
+    kind: Literal["low_rank"] = "low_rank"
+    rank: PositiveInt
+
+
+Rule = Annotated[Copy | Blend | QKPro | QKProcrustes | LowRank, Field(discriminator="kind")]
+
+
+class Variant(_Frozen):
+    """A repair: which tensors, and what becomes of them."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+    select: Select
+    rule: Rule
+
+    @model_validator(mode="after")
+    def _rule_fits_selection(self) -> Self:
+        kind, roles = self.rule.kind, self.select.roles
+        routing = {Role.Q, Role.K}
+        if kind == "qk_procrustes" and set(roles) != routing:
+            raise ValueError("rule qk_procrustes turns q and k together: select.roles must be q, k")
+        allowed: tuple[Role, ...] = tuple(Role)
+        if kind == "qk_pro":
+            allowed = (Role.Q, Role.K)
+        elif kind == "low_rank":
+            allowed = _MATRIX_ROLES
+        _refuse_roles(f"rule {kind}", roles, allowed)
+        if self.select.heads != "all":
+            _refuse_roles("a list of select.heads", roles, _HEAD_ROLES)
+            if isinstance(self.rule, QKPro) and self.rule.scope == "layer":
+                raise ValueError("rule qk_pro with scope layer takes all heads: select.heads: all")
+        return self
+
+
+def _refuse_roles(what: str, roles: tuple[Role, ...], allowed: tuple[Role, ...]) -> None:
+    refused = [role for role in roles if role not in allowed]
+    if refused:
+        raise ValueError(f"{what} takes roles {', '.join(allowed)} only, not {', '.join(refused)}")
+
+
+class ExperimentConfig(_Frozen):
+    """Everything an experiment is made of."""
+
+    restore: Variant

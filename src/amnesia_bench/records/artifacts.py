@@ -1,0 +1,116 @@
+"""What a finished artifact says about itself: its files, its parents, how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any, Self
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.records import codec
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileEntry:
+    """One file of an artifact.
+
+    `path` is relative to the artifact's folder, with forward slashes. `sha256` is None for a
+    file that was hardlinked from an input and never read: then size and `mtime_ns` (nanoseconds
+    since the epoch) are all there is to check.
+    """
+
+    path: str
+    bytes: int
+    sha256: str | None
+    mtime_ns: int
+
+    def __post_init__(self) -> None:
+        pure = PurePosixPath(self.path)
+        if pure.is_absolute() or ".." in pure.parts or str(pure) != self.path or self.path == ".":
+            raise ValueError(f"{self.path!r} is not a path inside the artifact's folder")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parent:
+    """An artifact or checkpoint this one was made from.
+
+    `role` is what it was used as (`pre`, `post`, ...), `location` its path or id, `identity` a
+    hash of its contents, named by its algorithm (`sha256:...`).
+    """
+
+    role: str
+    location: str
+    identity: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """The machine the work was done on."""
+
+    platform: str
+    cpu: str
+    cpu_cores: int
+    memory_bytes: int
+    gpus: tuple[str, ...]
+    gpu_driver: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provenance:
+    """How an artifact was made.
+
+    `commit`, `dirty` and `dirty_diff_sha256` are None when the package does not lie in a git
+    work tree of its own. `started` and `ended` are UTC in ISO 8601; `ended` is None until the
+    work is done. `command` has its secrets masked.
+    """
+
+    tool_version: str
+    commit: str | None
+    dirty: bool | None
+    dirty_diff_sha256: str | None
+    python: str
+    packages: Mapping[str, str]
+    hardware: Hardware
+    seeds: Mapping[str, int]
+    started: str
+    ended: str | None
+    command: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """The last file written into an artifact: a folder without one is not finished."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: str
+    parents: tuple[Parent, ...]
+    files: tuple[FileEntry, ...]
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        paths = [entry.path for entry in self.files]
+        if len(set(paths)) != len(paths):
+            twice = sorted({path for path in paths if paths.count(path) > 1})
+            raise ValueError(f"files listed twice: {', '.join(twice)}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the manifest as plain JSON values."""
+        return codec.to_json(self)  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_json(cls, data: object, where: str) -> Self:
+        """Build a manifest from parsed JSON; `where` names the file in messages.
+
+        Raises:
+            UserError: the file is not a manifest this version can read.
+        """
+        version = data.get("schema_version") if isinstance(data, dict) else None
+        if isinstance(version, int) and version > SCHEMA_VERSION:
+            raise UserError(
+                f"{where}: manifest of schema {version}, this version reads {SCHEMA_VERSION}",
+                hint="Read it with the newer amnesia-bench that wrote it.",
+            )
+        return codec.from_json(cls, data, where)

@@ -1,0 +1,107 @@
+"""Files that survive a crash: fsync, atomic JSON, and what a failed write means to the user."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from pathlib import Path
+from typing import Any
+
+from amnesia_bench.errors import AmnesiaError, MissingEnvironmentError, StageFailedError, UserError
+
+# EFBIG is what a limit on file sizes (ulimit -f) answers.
+_NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_BAD_PATH = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+
+
+def write_json(path: Path, data: object) -> None:
+    """Write a new JSON file and wait until it is on disk."""
+    text = json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    with path.open("x", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_json_atomic(path: Path, data: object) -> None:
+    """Write or replace a JSON file; a reader sees the old text or the new, never a part."""
+    partial = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
+    try:
+        write_json(partial, data)
+        partial.replace(path)
+        sync_folder(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file.
+
+    Raises:
+        UserError: the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Create a folder and its missing parents, and wait until they are on disk.
+
+    Raises:
+        UserError: something on the way exists and is not a folder.
+    """
+    if folder.is_dir():
+        return
+    if os.path.lexists(folder):
+        raise UserError(f"{folder}: exists and is not a folder")
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Wait until the contents of a file are on disk."""
+    _sync(path, os.O_RDONLY)
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    try:
+        _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        # Some network file systems keep names durable by themselves and refuse the call.
+        if error.errno != errno.EINVAL:
+            raise
+
+
+def _sync(path: Path, flags: int) -> None:
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def explain_write_error(error: OSError, final: Path) -> AmnesiaError | None:
+    """Return what an OSError while writing `final` means to the user; None when it is a bug."""
+    what = f"{error.filename or final}: {error.strerror}"
+    if error.errno in _NO_SPACE:
+        return StageFailedError(
+            f"no space to write {final} ({what}); nothing of it was kept",
+            hint=f"Free space on the file system of {final.parent}, or choose another output.",
+        )
+    if error.errno in _NOT_ALLOWED:
+        return MissingEnvironmentError(
+            f"not allowed to write {final} ({what}); nothing of it was kept",
+            hint=f"Check the permissions of {final.parent}, or choose another output.",
+        )
+    if error.errno in _BAD_PATH:
+        return UserError(f"cannot write {final} ({what}); nothing was written")
+    return None

@@ -1,0 +1,79 @@
+"""Where things lie: the only module that builds paths of artifacts and of work in progress.
+
+<store>/<kind>/<id>/                a finished artifact
+<store>/<kind>/<id>/manifest.json   written last
+<store>/<kind>/.<id>.tmp-<token>/   work in progress, or what a killed attempt left
+<store>/<kind>/.<id>.lease/         who is working on <id>
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+
+from amnesia_bench.errors import UserError
+
+MANIFEST = "manifest.json"
+STORE_VARIABLE = "AMNESIA_STORE"
+
+# File systems take 255 bytes a name; the hidden siblings need some of them.
+_MAX_NAME_BYTES = 200
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
+
+
+def store_root(environ: Mapping[str, str] = os.environ) -> Path:
+    """Return the folder of all artifacts: $AMNESIA_STORE, or a folder in the user's cache."""
+    if chosen := environ.get(STORE_VARIABLE):
+        return Path(chosen).expanduser()
+    cache = environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(cache).expanduser() / "amnesia_bench"
+
+
+def artifact_path(root: Path, kind: str, artifact_id: str) -> Path:
+    """Return the folder of an artifact.
+
+    Raises:
+        UserError: kind or id hold anything but letters, digits and `._=+-`.
+    """
+    for what, name in (("kind", kind), ("id", artifact_id)):
+        if not _ID.fullmatch(name) or len(name) > _MAX_NAME_BYTES:
+            raise UserError(
+                f"artifact {what} {name!r}: expected letters, digits and ._=+- only, "
+                f"not opening with a dot, at most {_MAX_NAME_BYTES} characters"
+            )
+    return root / kind / artifact_id
+
+
+def check_final(final: Path) -> None:
+    """Refuse a folder name that work in progress could be confused with.
+
+    Raises:
+        UserError: the last part of the path is empty, `..`, hidden or too long.
+    """
+    name = final.name
+    if not name or name.startswith(".") or len(os.fsencode(name)) > _MAX_NAME_BYTES:
+        raise UserError(
+            f"{final}: not a name for an output folder (empty, hidden, or over "
+            f"{_MAX_NAME_BYTES} bytes)",
+            hint="Name a new folder, such as results/restored.",
+        )
+
+
+def lease_path(final: Path) -> Path:
+    """Return the folder that holds the claims on a final folder."""
+    return final.with_name(f".{final.name}.lease")
+
+
+def new_working_path(final: Path) -> Path:
+    """Return a fresh hidden sibling of a final folder, on the same file system."""
+    return final.with_name(f".{final.name}.tmp-{secrets.token_hex(8)}")
+
+
+def leftover_paths(final: Path) -> list[Path]:
+    """Return the hidden siblings that attempts at this final folder have made."""
+    # The token's fixed length keeps `a` from claiming the work of a folder named `a.tmp-b`.
+    pattern = re.compile(re.escape(f".{final.name}.tmp-") + r"[0-9a-f]{16}")
+    return sorted(path for path in final.parent.iterdir() if pattern.fullmatch(path.name))
