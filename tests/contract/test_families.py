@@ -10,15 +10,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pico
 import pytest
 import torch
-from pico import PICOS, AttentionResult
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from amnesia_bench.records.roles import AttentionMap, LayerKind, Role, RoleTensor
 from amnesia_bench.weights.attention_map import attention_map
+from tests import pico
+from tests.pico import PICOS, AttentionResult
 
 ROUTING_ROLES = (Role.Q, Role.K, Role.Q_NORM, Role.K_NORM)
 Tensors = dict[str, torch.Tensor]

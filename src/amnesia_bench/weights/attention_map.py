@@ -42,8 +42,10 @@ def attention_map(config: Mapping[str, object], shapes: Mapping[str, Shape]) -> 
     """
     family, config = _family(config)
     kinds = family.layer_kinds(config)
-    heads = _heads(family, config)
     softmax = [i for i, kind in enumerate(kinds) if kind in (LayerKind.FULL, LayerKind.SLIDING)]
+    if not softmax:
+        raise UserError(f"{family.name}: config.json names no softmax layer: nothing to restore")
+    heads = _heads(family, config)
     owners = _owners(family, config, softmax)
     names = sorted(shapes)
     block = Block(family=family, config=config, heads=heads, root=_root(family, owners, names))
@@ -109,10 +111,6 @@ def _heads(family: Family, config: Config) -> Heads:
 
 def _owners(family: Family, config: Config, softmax: Sequence[int]) -> Sequence[int]:
     """Return the layers that hold the tensors of an attention block."""
-    if not softmax:
-        raise UserError(
-            f"{family.name}: config.json names no softmax layer, so there is nothing to restore"
-        )
     if family.shared is None:
         return softmax
     key = family.shared.count_key

@@ -194,7 +194,19 @@ HYBRID_FAMILIES = (
                 exists=flag("use_attention_gate"),
             ),
         ),
-        defaults={"head_dim": 128, "use_attention_gate": True, "sliding_window": 256},
+        defaults={
+            "head_dim": 128,
+            "use_attention_gate": True,
+            "sliding_window": 256,
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+                "full_attention": {
+                    "rope_type": "proportional",
+                    "rope_theta": 1_000_000.0,
+                    "partial_rotary_factor": 0.5,
+                },
+            },
+        },
         routing={"norm_eps": 1e-5},
     ),
     Family(

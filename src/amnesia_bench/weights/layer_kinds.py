@@ -50,16 +50,20 @@ def all_full(config: Config) -> tuple[LayerKind, ...]:
 
 
 def one_window(config: Config) -> tuple[LayerKind, ...]:
-    """Every layer has the same `sliding_window` (null: none); mistral, mixtral, phi3."""
-    layers = integer(config, "num_hidden_layers")
-    return (_window_kind(config, optional_integer(config, "sliding_window")),) * layers
-
-
-def _window_kind(config: Config, window: int | None) -> LayerKind:
+    """Every layer has the same `sliding_window` (null or 0: none); mistral, mixtral, phi3."""
+    window = (
+        optional_integer(config, "sliding_window") if lookup(config, "sliding_window") else None
+    )
     # Phi-3-mini-128k has sliding_window 262144: a window over the whole context cuts nothing.
     context = optional_integer(config, "max_position_embeddings")
     binds = window is not None and (context is None or window < context)
-    return LayerKind.SLIDING if binds else LayerKind.FULL
+    kind = LayerKind.SLIDING if binds else LayerKind.FULL
+    return (kind,) * integer(config, "num_hidden_layers")
+
+
+def one_window_if_used(config: Config) -> tuple[LayerKind, ...]:
+    """As one_window, if `use_sliding_window`; Qwen3MoeModel, which ignores layer_types."""
+    return one_window(config) if lookup(config, "use_sliding_window") else all_full(config)
 
 
 def by_marks(*keys: str, otherwise: LayerKinds | None = None) -> LayerKinds:
@@ -168,6 +172,16 @@ def upper_layers_slide(config: Config) -> tuple[LayerKind, ...]:
     if not isinstance(first, int):
         raise UserError(f"config.json: max_window_layers should be a number, found {first!r}")
     return tuple(LayerKind.SLIDING if layer >= first else LayerKind.FULL for layer in range(layers))
+
+
+def lower_even_layers_slide(config: Config) -> tuple[LayerKind, ...]:
+    """Even layers below `max_window_layers` have a window (Qwen2MoeConfig.__post_init__)."""
+    slides = bool(lookup(config, "use_sliding_window")) and bool(lookup(config, "sliding_window"))
+    below = integer(config, "max_window_layers") if slides else 0
+    return tuple(
+        LayerKind.SLIDING if layer % 2 == 0 and layer < below else LayerKind.FULL
+        for layer in range(integer(config, "num_hidden_layers"))
+    )
 
 
 def attn_type_list(config: Config) -> tuple[LayerKind, ...]:

@@ -19,7 +19,9 @@ from amnesia_bench.weights.layer_kinds import (
     all_full,
     by_marks,
     every_nth,
+    lower_even_layers_slide,
     one_window,
+    one_window_if_used,
     upper_layers_slide,
 )
 from amnesia_bench.weights.row_layouts import (
@@ -42,23 +44,46 @@ SOFTMAX_FAMILIES = (
     ),
     Family(
         name="mistral",
-        model_types=("mistral", "mixtral"),
+        model_types=("mistral",),
         # MistralModel ignores layer_types: one window for the whole model, null since v0.3.
         layer_kinds=one_window,
         modules=separate(),
     ),
     Family(
+        name="mixtral",
+        model_types=("mixtral",),
+        layer_kinds=one_window,
+        modules=separate(),
+        defaults={"rope_theta": 1_000_000.0},
+    ),
+    Family(
         name="qwen2",
-        model_types=("qwen2", "qwen2_moe"),
+        model_types=("qwen2",),
         layer_kinds=by_marks("layer_types", otherwise=upper_layers_slide),
         modules=separate(bias=always, output_bias=never),
+        defaults={"max_window_layers": 28},
+    ),
+    Family(
+        name="qwen2_moe",
+        model_types=("qwen2_moe",),
+        layer_kinds=by_marks("layer_types", otherwise=lower_even_layers_slide),
+        modules=separate(bias=flag("qkv_bias"), output_bias=never),
+        defaults={"qkv_bias": True, "max_window_layers": 28},
     ),
     Family(
         name="qwen3",
-        model_types=("qwen3", "qwen3_moe"),
+        model_types=("qwen3",),
         layer_kinds=by_marks("layer_types", otherwise=upper_layers_slide),
         modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),
-        defaults={"head_dim": 128},
+        defaults={"head_dim": 128, "max_window_layers": 28},
+        routing={"rms_norm_eps": 1e-6},
+    ),
+    Family(
+        name="qwen3_moe",
+        model_types=("qwen3_moe",),
+        # Unlike qwen3, a config without head_dim means hidden_size / heads.
+        layer_kinds=one_window_if_used,
+        modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),
         routing={"rms_norm_eps": 1e-6},
     ),
     Family(

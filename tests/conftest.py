@@ -1,1 +1,0 @@
-"""Its presence puts tests/ on sys.path, so that test modules can import `pico`."""
