@@ -20,6 +20,9 @@ from transformers import (
     AutoModelForImageTextToText,
     PreTrainedModel,
 )
+from transformers.utils import logging as transformers_logging
+
+transformers_logging.disable_progress_bar()
 
 VOCAB = 96
 
@@ -395,7 +398,7 @@ def build(family: str, folder: Path, seed: int, dtype: torch.dtype = torch.float
 
 def _noise(name: str, parameter: torch.Tensor) -> float:
     # Wide enough projections that attention is not uniform; little for the poles of an SSM.
-    return 0.3 if re.search(r"(q|k|qkv|query_key_value)(_proj)?\.", name) else 0.05
+    return 0.3 if re.search(r"\.(q_proj|k_proj|qkv_proj|query_key_value)\.", name) else 0.05
 
 
 def load(family: str, folder: Path) -> PreTrainedModel:

@@ -190,6 +190,10 @@ SCALED_ROPES = {
         {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
         {"original_max_position_embeddings": 32},
     ),
+    "llama3, length implied": (
+        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+        {},
+    ),
     "yarn": ({"type": "yarn", "factor": 4.0}, {"original_max_position_embeddings": 32}),
     "linear": ({"type": "linear", "factor": 2.0}, {}),
     "dynamic": ({"type": "dynamic", "factor": 2.0}, {}),

@@ -390,10 +390,11 @@ def test_minimax_text_01_as_its_own_code_spells_it() -> None:
 
 
 @pytest.mark.parametrize("model_type", sorted(REFUSED))
-def test_mla_is_refused_with_the_reason(model_type: str) -> None:
-    with pytest.raises(UserError, match="latent attention"):
+def test_mla_and_indexers_are_refused_with_the_reason(model_type: str) -> None:
+    reason = "trained indexer" if "qwen4" in model_type else "latent attention"
+    with pytest.raises(UserError, match=reason):
         attention_map({"model_type": model_type}, {})
-    with pytest.raises(UserError, match="latent attention"):
+    with pytest.raises(UserError, match=reason):
         attention_map({"model_type": "some_vl", "text_config": {"model_type": model_type}}, {})
 
 
@@ -484,6 +485,14 @@ def test_buffers_of_old_checkpoints_are_no_extra_tensors() -> None:
     shapes = _plain_shapes("llama", 8)
     shapes["model.layers.0.self_attn.rotary_emb.inv_freq"] = (4,)
     assert len(attention_map(config, shapes).tensors) == 16
+
+
+def test_attention_outside_the_decoder_is_not_looked_at() -> None:
+    config, shapes = _hypenet(4, (1, 3))
+    plain = attention_map(config, shapes)
+    shapes["mtp.layers.0.self_attn.q_proj.weight"] = (1, 1)
+    shapes["model.visual.blocks.1.attn.qkv.weight"] = (1, 1)
+    assert attention_map(config, shapes) == plain
 
 
 def test_a_shared_block_stored_twice_is_an_error() -> None:

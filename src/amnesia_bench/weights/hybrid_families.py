@@ -254,7 +254,7 @@ HYBRID_FAMILIES = (
     ),
     Family(
         name="minimax",
-        model_types=("minimax", "minimax_text_01", "minimax_m1"),
+        model_types=("minimax", "minimax_text_01"),
         layer_kinds=by_marks("layer_types", otherwise=attn_type_list),
         modules=separate(),
         defaults={"rope_theta": 1_000_000.0},
