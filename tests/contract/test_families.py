@@ -185,33 +185,53 @@ def test_a_v4_and_a_v5_config_of_one_model_route_alike(family: str, tmp_path: Pa
     assert attention_map(old, shapes) == attention_map(_config(tmp_path), shapes)
 
 
-SCALED_ROPES = {
-    "llama3": (
-        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
-        {"original_max_position_embeddings": 32},
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+# Ropes as configs of transformers 4 and remote code spell them: family -> keys of config.json.
+OLD_ROPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "base": ("llama", {"rope_theta": 5e5}),
+    "llama3": ("llama", {"rope_scaling": LLAMA3 | {"original_max_position_embeddings": 32}}),
+    "llama3, length implied": ("llama", {"rope_scaling": LLAMA3}),
+    "yarn": (
+        "qwen2",
+        {"rope_scaling": {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}},
     ),
-    "llama3, length implied": (
-        {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
-        {},
+    "linear": ("qwen3", {"rope_scaling": {"type": "linear", "factor": 2.0}}),
+    "dynamic": ("qwen3", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}),
+    "longrope": (
+        "phi3",
+        {
+            "rope_scaling": {"type": "longrope", **LONG},
+            "original_max_position_embeddings": 32,
+        },
     ),
-    "yarn": ({"type": "yarn", "factor": 4.0}, {"original_max_position_embeddings": 32}),
-    "linear": ({"type": "linear", "factor": 2.0}, {}),
-    "dynamic": ({"type": "dynamic", "factor": 2.0}, {}),
+    "longrope as su": (
+        "phi3",
+        {"rope_scaling": {"type": "su", "original_max_position_embeddings": 32, **LONG}},
+    ),
+    "pythia": ("gpt_neox", {"rotary_emb_base": 25000, "rotary_pct": 0.5}),
+    "gemma3 4B": ("gemma3", {"rope_scaling": {"factor": 8.0, "rope_type": "linear"}}),
+    "gemma3 bases": ("gemma3", {"rope_theta": 5e5, "rope_local_base_freq": 5e3}),
+    "qwen3_next": ("qwen3_next", {"rope_theta": 1e7, "partial_rotary_factor": 0.5}),
+    "bamba": ("bamba", {"rope_theta": 5e5}),
+    "lfm2": ("lfm2", {"rope_theta": 5e5}),
+    "minimax_m2": ("minimax_m2", {"rotary_dim": 8, "partial_rotary_factor": None}),
+    "recurrent_gemma": ("recurrent_gemma", {"rope_theta": 5e5}),
+    "zamba2": ("zamba2", {"rope_theta": 5e5}),
+    "falcon_h1": ("falcon_h1", {"rope_theta": 1e11}),
 }
 
 
-@pytest.mark.parametrize("kind", SCALED_ROPES)
-@pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_scaled_ropes_route_as_transformers_reads_them(
-    kind: str, family: str, tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("name", OLD_ROPES)
+def test_an_old_rope_routes_as_transformers_reads_it(name: str, tmp_path: Path) -> None:
+    family, changes = OLD_ROPES[name]
     pico.build(family, tmp_path, seed=0)
     shapes = {n: tuple(t.shape) for n, t in load_file(tmp_path / "model.safetensors").items()}
-    scaling, inside = SCALED_ROPES[kind]
-    old = _in_v4_spelling(_config(tmp_path)) | {"rope_theta": 5e5}
-    plain = attention_map(old, shapes)
-    old["rope_scaling"] = scaling | inside
-    new = AutoConfig.for_model(**json.loads(json.dumps(old))).to_dict()
-    assert "rope_parameters" in new
-    assert dict(attention_map(old, shapes).routing) == dict(attention_map(new, shapes).routing)
-    assert dict(attention_map(old, shapes).routing)["rope"] != dict(plain.routing)["rope"]
+    plain = _in_v4_spelling(_config(tmp_path))
+    old = {key: value for key, value in (plain | changes).items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(old))
+    new = AutoConfig.from_pretrained(tmp_path).to_dict()
+    assert new["rope_parameters"]
+    routing = dict(attention_map(old, shapes).routing)
+    assert routing == dict(attention_map(new, shapes).routing)
+    assert routing["rope"] != dict(attention_map(plain, shapes).routing)["rope"]
