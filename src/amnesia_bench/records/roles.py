@@ -60,7 +60,8 @@ class RoleTensor:
     """One tensor (or the rows of one) that plays a role in one attention layer.
 
     `rows` is None when the whole tensor plays the role and has no rows per head: an output
-    projection (its heads are columns) or a norm shared by all heads.
+    projection (its heads are columns), a norm shared by all heads, or a low-rank adapter of W_Q or
+    W_K (zamba2), which moves whole or not at all.
     """
 
     layer: int
@@ -74,7 +75,8 @@ class AttentionMap:
     """Where the softmax layers of a checkpoint are, and which tensors they own.
 
     `layer_kinds` has one entry per decoder layer; `tensors` lists the role tensors of the FULL
-    and SLIDING layers only, by layer and role. `routing` holds the config values that must agree
+    and SLIDING layers only, by layer and role; where layers share one block (zamba2), under the
+    first of them, and the others list none. `routing` holds the config values that must agree
     between two checkpoints for their W_Q and W_K to mean the same thing (head counts, rope,
     logit scale, ...).
     """

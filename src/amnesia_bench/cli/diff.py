@@ -1,0 +1,95 @@
+"""Compare two checkpoints tensor by tensor: what differs, where, and by how much.
+
+  amnesia diff PRE POST            drift per layer and role
+  amnesia diff POST RESTORED       what a restore changed
+
+Drift is |B - A| / |A| in the Frobenius norm.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable
+from pathlib import Path
+
+from amnesia_bench.errors import ExitCode
+from amnesia_bench.records.difference import CheckpointDifference, TensorDifference
+
+# Tensors outside the attention layers are summed up; this many are named one by one.
+NAMED_TENSORS = 12
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("a", type=Path, metavar="A", help="checkpoint folder")
+    parser.add_argument("b", type=Path, metavar="B", help="checkpoint folder")
+    parser.add_argument("--json", action="store_true", help="print every tensor, as JSON")
+
+
+def run(args: argparse.Namespace) -> ExitCode:
+    from amnesia_bench.cli.output import print_json
+    from amnesia_bench.surgery.diff import diff_checkpoints
+
+    difference = diff_checkpoints(args.a, args.b)
+    if args.json:
+        print_json(difference)
+    else:
+        _print(difference)
+    return ExitCode.DONE
+
+
+def _print(difference: CheckpointDifference) -> None:
+    from amnesia_bench.cli.output import console, percent, table
+
+    out = console()
+    in_layers = [d for d in difference.different if d.role is not None]
+    others = [d for d in difference.different if d.role is None]
+    if in_layers:
+        grid = table(
+            f"softmax layers of {difference.family}: |B - A| / |A|",
+            ("layer", "role", "tensors", "values changed", "drift"),
+            left=2,
+        )
+        for key in sorted({(d.layer or 0, d.role or "") for d in in_layers}):
+            group = [d for d in in_layers if (d.layer or 0, d.role or "") == key]
+            grid.add_row(
+                str(key[0]), key[1], str(len(group)), _changed(group), percent(_drift(group))
+            )
+        out.print(grid)
+    if others:
+        grid = table("other tensors, most moved first", ("tensor", "values changed", "drift"))
+        ranked = sorted(others, key=lambda d: -(d.relative_drift or math.inf))
+        for d in ranked[:NAMED_TENSORS]:
+            grid.add_row(d.name, _changed([d]), percent(d.relative_drift))
+        if len(ranked) > NAMED_TENSORS:
+            rest = ranked[NAMED_TENSORS:]
+            grid.add_row(f"({len(rest)} more)", _changed(rest), percent(_drift(rest)))
+        out.print(grid)
+    for name, folder in [
+        *((name, difference.a) for name in difference.only_in_a),
+        *((name, difference.b) for name in difference.only_in_b),
+    ]:
+        out.print(f"only in {folder}: {name}")
+    if difference.family is None:
+        out.print("No attention map for this architecture: tensors are listed without roles.")
+    out.print(
+        f"{len(difference.different)} tensors differ, {difference.identical} are identical "
+        "byte for byte."
+    )
+
+
+def _changed(group: Iterable[TensorDifference]) -> str:
+    counts = [(d.changed_values, d.values) for d in group]
+    if any(changed is None for changed, _ in counts):
+        return "shape or dtype"
+    changed, values = (sum(n or 0 for n in column) for column in zip(*counts, strict=True))
+    return f"{changed:,} of {values:,}"
+
+
+def _drift(group: Iterable[TensorDifference]) -> float | None:
+    """Return the drift of several tensors taken as one."""
+    norms = [(d.norm_b_minus_a, d.norm_a) for d in group]
+    if any(moved is None for moved, _ in norms):
+        return None
+    moved, scale = (math.hypot(*(n or 0.0 for n in column)) for column in zip(*norms, strict=True))
+    return moved / scale if scale else math.inf

@@ -1,0 +1,66 @@
+"""Entry point of `amnesia`: find the command, run it, turn failures into exit codes.
+
+A command is a module of this package with `add_arguments(parser)` and `run(args) -> ExitCode`.
+Only the one that was typed is imported, and each imports what it needs when it runs: `--help`
+must not wait for torch, hydra or rich.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from amnesia_bench import __version__
+from amnesia_bench.errors import AmnesiaError, ExitCode
+
+COMMANDS = {
+    "restore": "repair POST: put back W_Q and W_K of the softmax layers from PRE",
+    "diff": "say which tensors of two checkpoints differ, and by how much",
+    "verify": "hold a folder that amnesia wrote against its manifest",
+}
+
+EXIT_CODES = (
+    "exit codes: 0 done, 2 mistake in command, config or input, 3 recall regression, "
+    "4 stage failed, 5 busy, 6 environment"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run `amnesia` with these arguments and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = _top_level_parser().parse_args(arguments[:1]).command
+    module = import_module(f"amnesia_bench.cli.{command}")
+    parser = argparse.ArgumentParser(
+        prog=f"amnesia {command}",
+        description=module.__doc__,
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    try:
+        return int(module.run(parser.parse_args(arguments[1:])))
+    except AmnesiaError as error:
+        if os.environ.get("AMNESIA_DEBUG") == "1":
+            raise
+        sys.stderr.write(f"amnesia {command}: {error}\n")
+        return int(error.exit_code)
+    except BrokenPipeError:  # the reader of our output has left: `amnesia diff A B | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return int(ExitCode.DONE)
+
+
+def _top_level_parser() -> argparse.ArgumentParser:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    parser = argparse.ArgumentParser(
+        prog="amnesia",
+        description="Did a fine-tune make a hybrid LLM forget how to look far back? Repair it.",
+        epilog=f"commands:\n{listed}\n\n`amnesia COMMAND --help` says more.\n{EXIT_CODES}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"amnesia_bench {__version__}")
+    parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
+    return parser

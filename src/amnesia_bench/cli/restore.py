@@ -1,0 +1,133 @@
+r"""Repair a fine-tuned checkpoint: W_Q and W_K of its softmax layers go back to the base's.
+
+  amnesia restore --pre BASE --post FINETUNE --out REPAIRED
+  amnesia restore --pre BASE --post FINETUNE --out REPAIRED --variant qk_blend \
+      restore.rule.alpha=0.3
+  amnesia restore --pre BASE --post FINETUNE --layers top7 --dry-run
+
+Everything else stays byte for byte what it is in POST, and that is proven from the written files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amnesia_bench.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from amnesia_bench.records.restoration import Restoration
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pre", type=Path, required=True, help="checkpoint folder before the fine-tune"
+    )
+    parser.add_argument(
+        "--post", type=Path, required=True, help="checkpoint folder after the fine-tune"
+    )
+    parser.add_argument("--out", type=Path, help="folder to write; must not exist yet")
+    parser.add_argument(
+        "--variant", default="qk", help="what to restore and how: a file of configs/restore (qk)"
+    )
+    parser.add_argument(
+        "--layers",
+        help="which softmax layers: all, a list such as 2,3,6, or top7: the 7 that drifted most",
+    )
+    parser.add_argument(
+        "--cast", action="store_true", help="round pre to post's dtype where they differ"
+    )
+    parser.add_argument(
+        "--allow-noop", action="store_true", help="write a copy even if nothing would change"
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="show the plan and the drift; write nothing"
+    )
+    parser.add_argument("--json", action="store_true", help="print the record as JSON")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="change a value of the variant: restore.rule.alpha=0.3, restore.select.heads=[0,1]",
+    )
+
+
+def run(args: argparse.Namespace) -> ExitCode:
+    from amnesia_bench.cli.output import print_json
+    from amnesia_bench.config.load import load_variant
+    from amnesia_bench.surgery import plan_restore, restore
+
+    if args.out is None and not args.dry_run:
+        raise UserError("--out is missing: where should the repaired checkpoint go?")
+    overrides = [*_layer_override(args.layers), *args.overrides]
+    variant = load_variant(args.variant, overrides)
+    if args.dry_run:
+        record = plan_restore(
+            args.pre, args.post, variant, cast=args.cast, allow_noop=args.allow_noop
+        )
+    else:
+        record = restore(
+            args.pre, args.post, args.out, variant, cast=args.cast, allow_noop=args.allow_noop
+        )
+    for warning in record.warnings:
+        sys.stderr.write(f"note: {warning}\n")
+    if args.json:
+        print_json(record)
+    else:
+        _print(record)
+    return ExitCode.DONE
+
+
+def _layer_override(layers: str | None) -> list[str]:
+    if layers is None:
+        return []
+    if layers == "all":
+        return ["restore.select.layers=all"]
+    if top := re.fullmatch(r"top(\d+)", layers):
+        return [f"restore.select.layers={{top_drift: {top.group(1)}}}"]
+    numbers = [number for number in re.split(r"[,\s]+", layers.strip("[] ")) if number]
+    if not numbers or not all(number.isdecimal() for number in numbers):
+        raise UserError(f"--layers {layers!r}: is neither all, nor a list such as 2,3,6, nor top7.")
+    return [f"restore.select.layers=[{','.join(numbers)}]"]
+
+
+def _print(record: Restoration) -> None:
+    from amnesia_bench.cli.output import console, percent, size, table
+
+    out = console()
+    grid = table(
+        f"{record.variant['name']}: {len(record.tensors)} tensors in "
+        f"{len(record.restored_layers)} of {len(record.softmax_layers)} softmax layers "
+        f"({record.family})",
+        ("layer", "role", "tensor", "rows", "drift in post", "restored", "values changed"),
+        left=3,
+    )
+    for tensor in record.tensors:
+        undone = tensor.norm_restored_minus_post / tensor.norm_pre if tensor.norm_pre else None
+        grid.add_row(
+            str(tensor.layer),
+            tensor.role.value,
+            tensor.name,
+            f"{sum(stop - start for start, stop in tensor.rows):,}",
+            percent(tensor.relative_drift),
+            percent(undone),
+            percent(tensor.changed_values / tensor.values),
+        )
+    out.print(grid)
+    out.print("drift = |post - pre| / |pre|, restored = |out - post| / |pre| (Frobenius)")
+    planned = size(sum(tensor.planned_bytes for tensor in record.tensors))
+    if record.proof is None:
+        out.print(f"Dry run: {planned} would be replaced; nothing was written.")
+        return
+    proof = record.proof
+    out.print(
+        f"{record.out}: {planned} replaced, all else is post's, byte for byte: "
+        f"{len(proof.compared_files)} shards ({size(proof.compared_bytes)}) written and compared, "
+        f"{len(proof.linked_files)} ({size(proof.linked_bytes)}) hardlinked."
+    )
+    if record.left_out:
+        out.print(f"Not taken over from post: {', '.join(record.left_out)}")
+    out.print(f"Check it again at any time: amnesia verify {record.out}")

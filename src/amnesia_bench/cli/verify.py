@@ -1,0 +1,37 @@
+"""Hold a folder that `amnesia restore` wrote against its manifest.
+
+Checks every file's sha256 (of hardlinked shards, which were not read: size and modification
+time), the structure of the safetensors files, and the bytes of each restored tensor.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from amnesia_bench.errors import ExitCode
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder that amnesia wrote")
+    parser.add_argument("--json", action="store_true", help="print the findings as JSON")
+
+
+def run(args: argparse.Namespace) -> ExitCode:
+    from amnesia_bench.cli.output import console, print_json
+    from amnesia_bench.surgery.verify import verify
+
+    found = verify(args.folder)
+    if args.json:
+        print_json(found)
+    else:
+        out = console()
+        for finding in found.findings:
+            out.print(f"[red]damaged[/red]  {finding}")
+        out.print(
+            f"{len(found.hashed_files)} files held against their sha256, "
+            f"{len(found.dated_files)} hardlinked ones against size and modification time, "
+            f"{found.restored_tensors} restored tensors against theirs: "
+            + (f"[red]{len(found.findings)} findings[/red]" if found.findings else "intact")
+        )
+    return ExitCode.STAGE_FAILED if found.findings else ExitCode.DONE

@@ -1,0 +1,85 @@
+"""What a restore did, and the proof of it: the content of restoration.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from amnesia_bench.records.roles import Role
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditedTensor:
+    """One tensor of which some or all rows were replaced.
+
+    `rows` are half-open ranges of the first dimension; the sha256 are of the whole tensor's
+    bytes; the norms are Frobenius norms over the replaced rows.
+    """
+
+    layer: int
+    role: Role
+    name: str
+    shard: str
+    dtype: str
+    rows: tuple[tuple[int, int], ...]
+    planned_bytes: int
+    values: int
+    changed_values: int
+    sha256_pre: str
+    sha256_post: str
+    sha256_restored: str
+    norm_pre: float
+    norm_post: float
+    norm_post_minus_pre: float
+    norm_restored_minus_post: float
+
+    @property
+    def relative_drift(self) -> float:
+        """How far the fine-tune moved these rows: |post - pre| / |pre|."""
+        return self.norm_post_minus_pre / self.norm_pre if self.norm_pre else float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointIdentity:
+    """Which folder was read: its path as typed, and what its config and headers hash to."""
+
+    path: str
+    config_sha256: str
+    headers_sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proof:
+    """What was measured on the written files, read again after writing.
+
+    Every byte of `compared_files` was held against post overlaid with the planned edits;
+    `linked_files` are the same inode as post's and were not read.
+    """
+
+    compared_files: tuple[str, ...]
+    linked_files: tuple[str, ...]
+    compared_bytes: int
+    linked_bytes: int
+    planned_bytes: int
+    planned_tensors: int
+    untouched_tensors: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restoration:
+    """A finished (or, under dry run, planned) restore. `out` and `proof` are None if planned."""
+
+    schema_version: int
+    tool_version: str
+    variant: Mapping[str, object]
+    family: str
+    softmax_layers: tuple[int, ...]
+    restored_layers: tuple[int, ...]
+    pre: CheckpointIdentity
+    post: CheckpointIdentity
+    out: str | None
+    cast: bool
+    tensors: tuple[EditedTensor, ...]
+    left_out: tuple[str, ...]
+    warnings: tuple[str, ...]
+    proof: Proof | None

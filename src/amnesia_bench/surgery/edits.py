@@ -1,0 +1,156 @@
+"""Compute the bytes that a plan puts in, before anything is copied.
+
+The new rows go one after the other into a spool file: repairing is then nothing but splicing,
+and what could be refused (NaN, nothing to change) is known before the first shard is written.
+A `copy` moves raw bytes; every other rule computes in float64 and rounds once, to post's dtype.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from amnesia_bench.config.schema import Copy, Rule
+from amnesia_bench.errors import UserError
+from amnesia_bench.records.restoration import EditedTensor
+from amnesia_bench.surgery.layer_values import Pair, ruled_tensors
+from amnesia_bench.surgery.plan import LayerPlan, PlannedTensor
+from amnesia_bench.weights.header import TensorEntry
+from amnesia_bench.weights.numbers import FLOAT_DTYPES, decode, encode
+
+# Norms are taken in pieces, so that a copy never holds a whole tensor in float64.
+PIECE_BYTES = 1 << 21
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patch:
+    """`length` bytes at `start` of a shard are to become those at `spool_start` of the spool."""
+
+    start: int
+    length: int
+    spool_start: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edits:
+    """The new bytes, spooled to disk: `patches` by shard, ascending; `tensors` describes them."""
+
+    spool: Path
+    patches: dict[str, tuple[Patch, ...]]
+    tensors: tuple[EditedTensor, ...]
+
+    @property
+    def changes_nothing(self) -> bool:
+        return not any(tensor.changed_values for tensor in self.tensors)
+
+
+def compute_edits(pair: Pair, plans: tuple[LayerPlan, ...], rule: Rule, spool: Path) -> Edits:
+    """Apply `rule` to every planned tensor and write the new rows to `spool`.
+
+    Raises:
+        UserError: NaN or infinity in what would be written, or in what a rule computes from.
+    """
+    patches: dict[str, list[Patch]] = {}
+    tensors = []
+    with spool.open("wb") as file:
+        for plan in plans:
+            ruled = {} if isinstance(rule, Copy) else ruled_tensors(rule, pair, plan)
+            for tensor in plan.tensors:
+                shard, entry = pair.post.tensors[tensor.name]
+                values = ruled.get(tensor.name)
+                pre = _in_post_dtype(pair, tensor.name)
+                post = pair.post.read(tensor.name)
+                donor = pre if values is None else encode(values, entry.dtype)
+                new = bytearray(post)
+                for start, stop in _byte_ranges(tensor, entry):
+                    new[start:stop] = donor[start:stop]
+                    patches.setdefault(shard, []).append(
+                        Patch(
+                            start=entry.start + start,
+                            length=stop - start,
+                            spool_start=file.tell(),
+                        )
+                    )
+                    file.write(new[start:stop])
+                tensors.append(_described(pair, tensor, pre, post, new))
+    return Edits(
+        spool=spool,
+        patches={s: tuple(sorted(p, key=lambda patch: patch.start)) for s, p in patches.items()},
+        tensors=tuple(tensors),
+    )
+
+
+def measure_drift(pair: Pair, plans: tuple[LayerPlan, ...]) -> dict[int, float]:
+    """Return, per planned layer, how far its planned rows drifted: |post - pre| / |pre|."""
+    drift = {}
+    for plan in plans:
+        moved = scale = 0.0
+        for tensor in plan.tensors:
+            buffers = _in_post_dtype(pair, tensor.name), pair.post.read(tensor.name)
+            for pre, post in _value_pieces(tensor, pair.post.tensors[tensor.name][1], *buffers):
+                moved += np.vdot(post - pre, post - pre)
+                scale += np.vdot(pre, pre)
+        drift[plan.layer] = float(np.sqrt(moved / scale)) if scale else float("inf")
+    return drift
+
+
+def _in_post_dtype(pair: Pair, name: str) -> bytes:
+    data = pair.pre.read(name)
+    from_dtype, to_dtype = (c.tensors[name][1].dtype for c in (pair.pre, pair.post))
+    return data if from_dtype == to_dtype else encode(decode(data, from_dtype), to_dtype)
+
+
+def _byte_ranges(tensor: PlannedTensor, entry: TensorEntry) -> Iterator[tuple[int, int]]:
+    for start, stop in tensor.rows:
+        yield start * entry.row_bytes, stop * entry.row_bytes
+
+
+def _value_pieces(
+    tensor: PlannedTensor, entry: TensorEntry, *buffers: bytes | bytearray
+) -> Iterator[list[np.ndarray]]:
+    """Yield the planned rows of each buffer, piece by piece, as flat float64 arrays."""
+    for start, stop in _byte_ranges(tensor, entry):
+        for begin in range(start, stop, PIECE_BYTES):
+            end = min(begin + PIECE_BYTES, stop)
+            yield [decode(memoryview(buffer)[begin:end], entry.dtype) for buffer in buffers]
+
+
+def _described(
+    pair: Pair, tensor: PlannedTensor, pre: bytes, post: bytes, new: bytearray
+) -> EditedTensor:
+    shard, entry = pair.post.tensors[tensor.name]
+    bits = np.dtype(f"u{FLOAT_DTYPES[entry.dtype].itemsize}")
+    squares = np.zeros(4)
+    for pre_values, post_values, new_values in _value_pieces(tensor, entry, pre, post, new):
+        if not np.isfinite(new_values).all():
+            raise UserError(
+                f"{pair.pre.folder}: restoring {tensor.name!r} would write NaN or infinity; "
+                "nothing was written.",
+                hint=f"See which tensors diverged: amnesia diff {pair.pre.folder} "
+                f"{pair.post.folder}",
+            )
+        moved, undone = post_values - pre_values, new_values - post_values
+        squares += [np.vdot(a, a) for a in (pre_values, post_values, moved, undone)]
+    norms = np.sqrt(squares)
+    return EditedTensor(
+        layer=tensor.layer,
+        role=tensor.role,
+        name=tensor.name,
+        shard=shard,
+        dtype=entry.dtype,
+        rows=tensor.rows,
+        planned_bytes=tensor.num_rows * entry.row_bytes,
+        values=tensor.num_rows * entry.row_bytes // bits.itemsize,
+        changed_values=int(np.count_nonzero(np.frombuffer(post, bits) != np.frombuffer(new, bits))),
+        sha256_pre=hashlib.sha256(pre).hexdigest(),
+        sha256_post=hashlib.sha256(post).hexdigest(),
+        sha256_restored=hashlib.sha256(new).hexdigest(),
+        norm_pre=float(norms[0]),
+        norm_post=float(norms[1]),
+        norm_post_minus_pre=float(norms[2]),
+        norm_restored_minus_post=float(norms[3]),
+    )

@@ -1,0 +1,288 @@
+"""QK-Restore on checkpoint folders: check, plan, compute, write, prove, publish.
+
+Reads pre and post, writes one new folder in the form of post (paper section 5.2, Algorithm 1).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from amnesia_bench import __version__
+from amnesia_bench.config.load import load_variant
+from amnesia_bench.config.schema import TopDrift, Variant
+from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.records import codec
+from amnesia_bench.records.artifacts import FileEntry, Manifest, Parent
+from amnesia_bench.records.restoration import CheckpointIdentity, Proof, Restoration
+from amnesia_bench.records.roles import LayerKind
+from amnesia_bench.store.files import write_json
+from amnesia_bench.store.hashing import file_entry, sha256_of
+from amnesia_bench.store.layout import MANIFEST
+from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.publish import publishing
+from amnesia_bench.surgery.compat import check_compatible, check_not_quantised
+from amnesia_bench.surgery.edits import Edits, compute_edits, measure_drift
+from amnesia_bench.surgery.layer_values import Pair
+from amnesia_bench.surgery.plan import LayerPlan, candidate_layers, make_plan
+from amnesia_bench.surgery.shards import WrittenShard, bytes_to_copy, write_shards
+from amnesia_bench.weights.attention_map import attention_map
+from amnesia_bench.weights.checkpoint import CONFIG, INDEX, Checkpoint, open_checkpoint, side_files
+
+RESTORATION = "restoration.json"
+SPOOL = ".edits"
+SCHEMA_VERSION = 1
+OWN_RECORDS = (MANIFEST, RESTORATION)  # of a post that is itself an artifact: not copied
+
+
+def restore(  # noqa: PLR0913 - the public entry; every argument is a flag of the command
+    pre: Path | str,
+    post: Path | str,
+    out: Path | str,
+    variant: str | Variant = "qk",
+    *,
+    layers: Sequence[int] | None = None,
+    cast: bool = False,
+    allow_noop: bool = False,
+) -> Restoration:
+    """Write `out`: post with the variant's tensors repaired from pre, everything else untouched.
+
+    Args:
+        pre: folder of the checkpoint before the fine-tune.
+        post: folder of the checkpoint after it; config, tokenizer and code are taken from here.
+        out: a folder that does not exist yet.
+        variant: a name of configs/restore, or a Variant (see `load_variant` for overrides).
+        layers: restore these layers only, instead of those that the variant selects.
+        cast: round pre's values to post's dtype where the dtypes differ.
+        allow_noop: write a copy of post even if the edits change no bit.
+
+    Returns:
+        What was done and proven; the same record lies in out/restoration.json.
+
+    Raises:
+        UserError: the inputs do not belong together, or the plan would change nothing.
+        StageFailedError: the disk is full, or a written byte could not be proven.
+        BusyError: another process is writing `out`.
+    """
+    out = Path(out)
+    job = _prepare(Path(pre), Path(post), _chosen(variant, layers), cast=cast)
+    _check_out(out, job.pair)
+    provenance = collect_provenance(sys.argv, seeds={})
+    with publishing(out) as work:
+        record, entries = _fill(job, work.folder, out, allow_noop=allow_noop)
+        work.finish(
+            Manifest(
+                kind="restored",
+                parents=tuple(
+                    Parent(role=role, location=identity.path, identity=_identity_hash(identity))
+                    for role, identity in (("pre", record.pre), ("post", record.post))
+                ),
+                files=entries,
+                provenance=ended_now(provenance),
+            )
+        )
+    return record
+
+
+def plan_restore(
+    pre: Path | str,
+    post: Path | str,
+    variant: str | Variant = "qk",
+    *,
+    layers: Sequence[int] | None = None,
+    cast: bool = False,
+    allow_noop: bool = False,
+) -> Restoration:
+    """Do everything that `restore` does short of writing; `out` and `proof` are None.
+
+    Raises:
+        UserError: as `restore`.
+    """
+    job = _prepare(Path(pre), Path(post), _chosen(variant, layers), cast=cast)
+    return _record(job, _computed(job, Path(os.devnull), allow_noop=allow_noop))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    pair: Pair
+    variant: Variant
+    cast: bool
+    plans: tuple[LayerPlan, ...]
+    warnings: tuple[str, ...]
+
+
+def _chosen(variant: str | Variant, layers: Sequence[int] | None) -> Variant:
+    if isinstance(variant, str):
+        variant = load_variant(variant)
+    if layers is None:
+        return variant
+    select = variant.select.model_copy(update={"layers": tuple(layers)})
+    return variant.model_copy(update={"select": select})
+
+
+def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
+    checkpoints = open_checkpoint(pre), open_checkpoint(post)
+    for checkpoint in checkpoints:
+        check_not_quantised(checkpoint)
+    maps = [attention_map(checkpoint.config, checkpoint.shapes) for checkpoint in checkpoints]
+    check_compatible(*checkpoints, (maps[0], maps[1]), cast=cast)
+    pair = Pair(pre=checkpoints[0], post=checkpoints[1], attention=maps[1])
+    layers = candidate_layers(variant.select, pair.attention)
+    plans = make_plan(variant.select, pair.attention, pair.post, layers)
+    if isinstance(variant.select.layers, TopDrift):
+        drift = measure_drift(pair, plans)
+        keep = sorted(drift, key=lambda layer: -drift[layer])[: variant.select.layers.top_drift]
+        plans = tuple(plan for plan in plans if plan.layer in keep)
+    return _Job(
+        pair=pair,
+        variant=variant,
+        cast=cast,
+        plans=plans,
+        warnings=_warnings(variant, pair, plans),
+    )
+
+
+def _warnings(variant: Variant, pair: Pair, plans: Sequence[LayerPlan]) -> tuple[str, ...]:
+    kinds = pair.attention.layer_kinds
+    warnings = []
+    if LayerKind.LINEAR not in kinds and len(plans) == len(kinds):
+        warnings.append(
+            f"All {len(kinds)} layers of this model are softmax attention, and all are restored. "
+            "In such models the paper restores only the 7 to 9 layers that matter most for "
+            "retrieval (App. L and M); see --layers."
+        )
+    sliding = pair.attention.layers(LayerKind.SLIDING)
+    if sliding and not variant.select.include_sliding:
+        warnings.append(
+            f"Layers {', '.join(map(str, sliding))} attend over a sliding window and stay as they "
+            "are: restore.select.include_sliding=true restores them too."
+        )
+    return tuple(warnings)
+
+
+def _fill(
+    job: _Job, work: Path, out: Path, *, allow_noop: bool
+) -> tuple[Restoration, tuple[FileEntry, ...]]:
+    """Write everything but the manifest into `work`; return the record and the files."""
+    post = job.pair.post
+    edits = _computed(job, work / SPOOL, allow_noop=allow_noop)
+    _check_space(job, edits, work)
+    shards = write_shards([header.path for header in post.shards.values()], edits, work)
+    edits.spool.unlink()
+    copied, left_out = _copy_side_files(post.folder, work)
+    record = replace(
+        _record(job, edits),
+        out=str(out),
+        left_out=left_out,
+        proof=_proof(job, edits, shards),
+    )
+    write_json(work / RESTORATION, codec.to_json(record))
+    hashed = {shard.name: shard.sha256 for shard in shards} | {
+        name: sha256_of(work / name) for name in (*copied, RESTORATION)
+    }
+    return record, tuple(file_entry(work, name, sha256=sha) for name, sha in hashed.items())
+
+
+def _computed(job: _Job, spool: Path, *, allow_noop: bool) -> Edits:
+    edits = compute_edits(job.pair, job.plans, job.variant.rule, spool)
+    if edits.changes_nothing and not allow_noop:
+        raise UserError(
+            f"Nothing to do: {job.variant.name!r} changes no bit of {job.pair.post.folder}; "
+            f"the planned tensors are already those of {job.pair.pre.folder}.",
+            hint="Check that --pre and --post are what you mean; --allow-noop writes a copy.",
+        )
+    return edits
+
+
+def _check_out(out: Path, pair: Pair) -> None:
+    target = out.absolute().resolve()
+    for checkpoint in (pair.pre, pair.post):
+        if target.is_relative_to(checkpoint.folder.resolve()):
+            raise UserError(
+                f"{out}: lies inside {checkpoint.folder}, which a restore only reads.",
+                hint="Choose a folder beside it.",
+            )
+
+
+def _check_space(job: _Job, edits: Edits, work: Path) -> None:
+    needed = bytes_to_copy([h.path for h in job.pair.post.shards.values()], edits, work)
+    free = shutil.disk_usage(work).free
+    if needed > free:
+        raise StageFailedError(
+            f"{work.parent}: {needed:,} bytes are needed and {free:,} are free; nothing was "
+            "written.",
+            hint="Free some space, or choose another --out.",
+        )
+
+
+def _copy_side_files(post: Path, work: Path) -> tuple[list[str], tuple[str, ...]]:
+    """Copy config, tokenizer, code and index; return them and what was left behind."""
+    wanted = [str(path) for path in side_files(post) if str(path) not in OWN_RECORDS]
+    if (post / INDEX).exists():
+        wanted.append(INDEX)
+    for name in wanted:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(post / name, work / name)
+    present = {str(path.relative_to(post)) for path in post.rglob("*") if path.is_file()}
+    written = {str(path.relative_to(work)) for path in work.rglob("*") if path.is_file()}
+    return wanted, tuple(sorted(present - written))
+
+
+def _record(job: _Job, edits: Edits) -> Restoration:
+    return Restoration(
+        schema_version=SCHEMA_VERSION,
+        tool_version=__version__,
+        variant=job.variant.model_dump(mode="json"),
+        family=job.pair.attention.family,
+        softmax_layers=job.pair.attention.layers(LayerKind.FULL, LayerKind.SLIDING),
+        restored_layers=tuple(plan.layer for plan in job.plans),
+        pre=_identity(job.pair.pre),
+        post=_identity(job.pair.post),
+        out=None,
+        cast=job.cast,
+        tensors=edits.tensors,
+        left_out=(),
+        warnings=job.warnings,
+        proof=None,
+    )
+
+
+def _identity(checkpoint: Checkpoint) -> CheckpointIdentity:
+    headers = {}
+    for name, header in checkpoint.shards.items():
+        with header.path.open("rb") as file:
+            headers[name] = hashlib.sha256(file.read(header.data_start)).hexdigest()
+    return CheckpointIdentity(
+        path=str(checkpoint.folder),
+        config_sha256=sha256_of(checkpoint.folder / CONFIG),
+        headers_sha256=headers,
+    )
+
+
+def _identity_hash(identity: CheckpointIdentity) -> str:
+    content: Mapping[str, object] = {
+        "config": identity.config_sha256,
+        "headers": dict(identity.headers_sha256),
+    }
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return f"sha256:{digest}"
+
+
+def _proof(job: _Job, edits: Edits, shards: Sequence[WrittenShard]) -> Proof:
+    compared = [shard for shard in shards if shard.sha256 is not None]
+    linked = [shard for shard in shards if shard.sha256 is None]
+    return Proof(
+        compared_files=tuple(shard.name for shard in compared),
+        linked_files=tuple(shard.name for shard in linked),
+        compared_bytes=sum(shard.num_bytes for shard in compared),
+        linked_bytes=sum(shard.num_bytes for shard in linked),
+        planned_bytes=sum(tensor.planned_bytes for tensor in edits.tensors),
+        planned_tensors=len(edits.tensors),
+        untouched_tensors=len(job.pair.post.tensors) - len({t.name for t in edits.tensors}),
+    )

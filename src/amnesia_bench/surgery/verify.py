@@ -1,0 +1,62 @@
+"""Is a restored folder still what its manifest and its proof say?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.records import codec
+from amnesia_bench.records.restoration import Restoration
+from amnesia_bench.store.files import read_json
+from amnesia_bench.store.hashing import read_manifest, verify_manifest
+from amnesia_bench.surgery.restore import RESTORATION
+from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verification:
+    """What was checked, and what was found wrong; no findings means intact."""
+
+    folder: str
+    hashed_files: tuple[str, ...]
+    dated_files: tuple[str, ...]
+    restored_tensors: int
+    findings: tuple[str, ...]
+
+
+def verify(folder: Path) -> Verification:
+    """Check every file against the manifest, the shards' structure, and each restored tensor.
+
+    Raises:
+        UserError: the folder has no manifest: there is nothing to hold it against.
+    """
+    manifest = read_manifest(folder)
+    findings = [f"{finding.path}: {finding.problem}" for finding in verify_manifest(folder)]
+    restored = 0
+    try:
+        checkpoint = open_checkpoint(folder)
+        record = codec.from_json(
+            Restoration, read_json(folder / RESTORATION), str(folder / RESTORATION)
+        )
+        restored = len(record.tensors)
+        findings += _wrong_tensors(checkpoint, record)
+    except UserError as error:
+        findings.append(error.what)
+    return Verification(
+        folder=str(folder),
+        hashed_files=tuple(e.path for e in manifest.files if e.sha256 is not None),
+        dated_files=tuple(e.path for e in manifest.files if e.sha256 is None),
+        restored_tensors=restored,
+        findings=tuple(findings),
+    )
+
+
+def _wrong_tensors(checkpoint: Checkpoint, record: Restoration) -> Iterator[str]:
+    for tensor in record.tensors:
+        if tensor.name not in checkpoint.tensors:
+            yield f"{tensor.name}: is missing"
+        elif hashlib.sha256(checkpoint.read(tensor.name)).hexdigest() != tensor.sha256_restored:
+            yield f"{tensor.name}: is not what was restored (sha256 differs)"

@@ -1,0 +1,152 @@
+"""From a config and the tensor shapes of a checkpoint to its softmax layers and their tensors."""
+
+from __future__ import annotations
+
+import difflib
+from bisect import bisect_left
+from collections.abc import Mapping, Sequence
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.records.roles import AttentionMap, LayerKind
+from amnesia_bench.weights.config_keys import Config, integer, optional_integer
+from amnesia_bench.weights.expected import (
+    Block,
+    ExpectedTensor,
+    Shape,
+    Shapes,
+    check,
+    fits,
+    role_tensors,
+)
+from amnesia_bench.weights.families import FAMILIES, REFUSED
+from amnesia_bench.weights.family import Family
+from amnesia_bench.weights.routing import routing_of
+from amnesia_bench.weights.row_layouts import Heads
+
+
+def attention_map(config: Mapping[str, object], shapes: Mapping[str, Shape]) -> AttentionMap:
+    """Find the softmax layers of a checkpoint and the tensors that are their W_Q, W_K, ...
+
+    Args:
+        config: the parsed config.json, in the spelling of any transformers version; the
+            `text_config` of a vision-language wrapper is found inside.
+        shapes: disk name -> shape of every tensor of the checkpoint.
+
+    Returns:
+        The map. Every softmax layer owns exactly the tensors of its family in the expected
+        shapes, and no other layer does. Where layers share one block (zamba2), its tensors are
+        listed under the first layer that uses it; the others list none.
+
+    Raises:
+        UserError: an unknown or refused architecture, or tensors that do not fit the config.
+    """
+    family, config = _family(config)
+    kinds = family.layer_kinds(config)
+    softmax = [i for i, kind in enumerate(kinds) if kind in (LayerKind.FULL, LayerKind.SLIDING)]
+    if not softmax:
+        raise UserError(f"{family.name}: config.json names no softmax layer: nothing to restore")
+    heads = _heads(family, config)
+    owners = _owners(family, config, softmax)
+    names = sorted(shapes)
+    block = Block(family=family, config=config, heads=heads, root=_root(family, owners, names))
+    tensors = []
+    for layer, kind in enumerate(kinds):
+        found = _below(block.prefix(layer), names, shapes, family.buffers)
+        if layer in owners:
+            expected = _expected(block, layer, owners, softmax)
+            check(expected, found, f"layer {layer} ({kind.value} attention, {family.name})")
+            tensors += role_tensors(layer, expected)
+        elif fits(list(block.tensors(layer)), found):
+            raise UserError(
+                f"layer {layer} is not a softmax layer of its own according to config.json "
+                f"({kind.value}), but {block.prefix(layer)} holds exactly the tensors of one",
+                hint="config.json and the weights are of two different models",
+            )
+    return AttentionMap(
+        family=family.name,
+        layer_kinds=kinds,
+        num_query_heads=heads.query,
+        num_kv_heads=heads.kv,
+        head_dim=heads.dim,
+        tensors=tuple(tensors),
+        routing=routing_of(family, config, heads, kinds),
+    )
+
+
+def _family(config: Config) -> tuple[Family, Config]:
+    """Return the family and the config of its decoder, defaults filled in, old keys renamed."""
+    outer, text = config.get("model_type"), config.get("text_config")
+    inner = text if isinstance(text, Mapping) else config
+    model_type = inner.get("model_type") or outer
+    by_type = {name: family for family in FAMILIES for name in family.model_types}
+    if isinstance(model_type, str) and model_type in REFUSED:
+        raise UserError(
+            f"{model_type}: {REFUSED[model_type]}",
+            hint="no part of this checkpoint can be restored exactly",
+        )
+    if not isinstance(model_type, str) or model_type not in by_type:
+        near = difflib.get_close_matches(str(model_type), by_type, n=3, cutoff=0.5)
+        raise UserError(
+            f"config.json: unknown model_type {model_type!r}",
+            hint=f"nearest known: {', '.join(near) or 'none'}; all: {', '.join(sorted(by_type))}. "
+            "To add one, see amnesia_bench/weights/families.py",
+        )
+    family = by_type[model_type]
+    renamed = {family.aliases.get(key, key): value for key, value in inner.items()}
+    return family, {**family.defaults, **renamed}
+
+
+def _heads(family: Family, config: Config) -> Heads:
+    hidden = integer(config, "hidden_size")
+    query = integer(config, family.num_query_heads)
+    kv = optional_integer(config, family.num_kv_heads) or query
+    inner = hidden * family.inner_multiple
+    dim = optional_integer(config, family.head_dim) or inner // query
+    if query % kv:
+        raise UserError(
+            f"config.json: {query} query heads cannot share {kv} key/value heads evenly"
+        )
+    return Heads(query=query, kv=kv, dim=dim, inner=inner, hidden=hidden)
+
+
+def _owners(family: Family, config: Config, softmax: Sequence[int]) -> Sequence[int]:
+    """Return the layers that hold the tensors of an attention block."""
+    if family.shared is None:
+        return softmax
+    key = family.shared.count_key
+    return softmax[: 1 if key is None else integer(config, key)]
+
+
+def _root(family: Family, owners: Sequence[int], names: Sequence[str]) -> str:
+    """Return the one path prefix under which the first softmax layer is stored."""
+    blocks = {root: root + family.block.format(layer=owners[0]) for root in family.roots}
+    roots = [root for root, prefix in blocks.items() if _range(prefix, names)]
+    if len(roots) != 1:
+        raise UserError(
+            f"{family.name}: the softmax layer {owners[0]} should be stored once, under one of "
+            f"{', '.join(blocks.values())}; found under {', '.join(roots) or 'none of them'}",
+            hint="config.json and the weights may be of two different models",
+        )
+    return roots[0]
+
+
+def _range(prefix: str, names: Sequence[str]) -> Sequence[str]:
+    # Sorted names: a checkpoint of experts has 10^5 tensors, too many to scan for every layer.
+    first = bisect_left(names, prefix)
+    return names[first : bisect_left(names, prefix + "\U0010ffff", first)]
+
+
+def _below(
+    prefix: str, names: Sequence[str], shapes: Shapes, buffers: Sequence[str]
+) -> dict[str, Shape]:
+    """Return the tensors of one block, leaving out the buffers of old checkpoints."""
+    ignored = {prefix + buffer for buffer in buffers}
+    return {name: tuple(shapes[name]) for name in _range(prefix, names) if name not in ignored}
+
+
+def _expected(
+    block: Block, layer: int, owners: Sequence[int], softmax: Sequence[int]
+) -> list[ExpectedTensor]:
+    turn = owners.index(layer)
+    uses = range(turn, len(softmax), len(owners))
+    return [*block.tensors(layer), *block.adapters(layer, uses)]

@@ -1,0 +1,63 @@
+"""Typed reads from a raw config.json: missing and malformed values are the user's to know about."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from amnesia_bench.errors import UserError
+
+Config = Mapping[str, object]
+
+
+def lookup(config: Config, key: str) -> object | None:
+    """Return the value under a dotted key ("attn.num_heads"), or None if absent or null."""
+    value: object = config
+    for part in key.split("."):
+        if not isinstance(value, Mapping):
+            return None
+        value = value.get(part)
+    return value
+
+
+def integer(config: Config, key: str) -> int:
+    """Return a positive whole number.
+
+    Raises:
+        UserError: the key is missing or holds something else.
+    """
+    value = lookup(config, key)
+    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+        raise UserError(
+            f"config.json: {key} should be a positive whole number, found {value!r}",
+            hint="check that this is the config.json the checkpoint was saved with",
+        )
+    return value
+
+
+def optional_integer(config: Config, key: str) -> int | None:
+    """Return a positive whole number, or None where the key is absent or null."""
+    return None if lookup(config, key) is None else integer(config, key)
+
+
+def string_list(config: Config, key: str) -> list[str]:
+    """Return a list of strings.
+
+    Raises:
+        UserError: the value is something else.
+    """
+    value = lookup(config, key)
+    if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+        raise UserError(f"config.json: {key} should be a list of strings, found {value!r}")
+    return list(value)
+
+
+def integer_list(config: Config, key: str) -> list[int]:
+    """Return a list of whole numbers.
+
+    Raises:
+        UserError: the value is something else.
+    """
+    value = lookup(config, key)
+    if not isinstance(value, Sequence) or not all(isinstance(item, int) for item in value):
+        raise UserError(f"config.json: {key} should be a list of layer indices, found {value!r}")
+    return list(value)

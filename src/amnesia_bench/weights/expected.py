@@ -1,0 +1,118 @@
+"""The tensors one softmax layer must own, and the comparison with what a checkpoint holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.records.roles import HeadRows, Role, RoleTensor
+from amnesia_bench.weights.config_keys import Config, integer
+from amnesia_bench.weights.family import Family, Module
+from amnesia_bench.weights.row_layouts import Heads
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, Shape]
+ROLE_ORDER = {role: order for order, role in enumerate(Role)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpectedTensor:
+    """A tensor of a softmax layer: its name, its shape, and whose rows it holds."""
+
+    name: str
+    shape: Shape
+    shares: tuple[tuple[Role, HeadRows | None], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """Makes the expected tensors of each attention block of one checkpoint."""
+
+    family: Family
+    config: Config
+    heads: Heads
+    root: str
+
+    def prefix(self, layer: int) -> str:
+        """Return what the names of a layer's attention tensors start with."""
+        return self.root + self.family.block.format(layer=layer)
+
+    def tensors(self, layer: int) -> Iterator[ExpectedTensor]:
+        """Yield the tensors of a layer's own block."""
+        for module in self.family.modules:
+            if module.exists(self.config):
+                yield from self._of_module(self.prefix(layer), module)
+
+    def _of_module(self, prefix: str, module: Module) -> Iterator[ExpectedTensor]:
+        shares = tuple((role, layout(self.heads)) for role, layout in module.shares)
+        shape = module.shape(self.heads)
+        name = prefix + module.name
+        yield ExpectedTensor(name=f"{name}.weight", shape=shape, shares=shares)
+        if module.bias(self.config):
+            yield ExpectedTensor(name=f"{name}.bias", shape=shape[:1], shares=shares)
+
+    def adapters(self, layer: int, uses: range) -> Iterator[ExpectedTensor]:
+        """Yield the low-rank adapters of a shared block; `uses` are its turns among all layers.
+
+        They have no rows per head: B_i A_i mixes all heads through one rank, so an adapter moves
+        whole or not at all.
+        """
+        shared = self.family.shared
+        if shared is None or not shared.adapters_if(self.config):
+            return
+        rank = integer(self.config, shared.adapter_rank_key)
+        inner = self.heads.inner
+        for role, module in shared.adapters:
+            for use in uses:
+                for half, shape in enumerate(((rank, inner), (inner, rank))):
+                    yield ExpectedTensor(
+                        name=f"{self.prefix(layer)}{module}.{use}.{half}.weight",
+                        shape=shape,
+                        shares=((role, None),),
+                    )
+
+
+def check(expected: list[ExpectedTensor], found: Shapes, where: str) -> None:
+    """Compare the tensors below one attention block with the expected ones.
+
+    Args:
+        expected: what the family's block holds.
+        found: every tensor below the block, buffers left out.
+        where: how to call the block.
+
+    Raises:
+        UserError: naming the first tensor that is missing, extra, or of another shape.
+    """
+    for tensor in expected:
+        if tensor.name not in found:
+            raise UserError(
+                f"{where}: {tensor.name} is missing (expected shape {list(tensor.shape)})",
+                hint="is the checkpoint complete, and config.json its own?",
+            )
+        if tuple(found[tensor.name]) != tensor.shape:
+            raise UserError(
+                f"{where}: {tensor.name} should have shape {list(tensor.shape)}, "
+                f"found {list(found[tensor.name])}",
+                hint="head counts, head_dim and hidden size come from config.json",
+            )
+    if extra := sorted(found.keys() - {tensor.name for tensor in expected}):
+        raise UserError(
+            f"{where}: unexpected tensor {extra[0]} of shape {list(found[extra[0]])}",
+            hint="quantised weights and unmerged adapters must be merged first",
+        )
+
+
+def fits(expected: list[ExpectedTensor], found: Shapes) -> bool:
+    """Return whether a block holds exactly the expected tensors."""
+    return {tensor.name: tensor.shape for tensor in expected} == found
+
+
+def role_tensors(layer: int, expected: list[ExpectedTensor]) -> list[RoleTensor]:
+    """Return one record per tensor and role, in the order of the roles."""
+    records = [
+        RoleTensor(layer=layer, role=role, name=tensor.name, rows=rows)
+        for tensor in expected
+        for role, rows in tensor.shares
+    ]
+    return sorted(records, key=lambda record: ROLE_ORDER[record.role])

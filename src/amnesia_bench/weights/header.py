@@ -1,0 +1,150 @@
+"""The header of a safetensors file, parsed strictly and without reading the data.
+
+Layout of the format: 8 bytes with the header's length N (little endian), N bytes of JSON, then
+the data. Everything downstream copies and patches bytes by the offsets found here, so whatever
+could make an offset lie is refused: truncation, gaps, overlaps, sizes that do not follow from
+shape and dtype.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amnesia_bench.errors import UserError
+
+# The format's own limit, so that a damaged length cannot make us allocate the file.
+MAX_HEADER_BYTES = 100_000_000
+LENGTH_BYTES = 8
+
+DTYPE_BITS = {
+    "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
+    "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8,
+    "F8_E4M3FNUZ": 8, "F8_E5M2FNUZ": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """Where one tensor lies: absolute byte offsets [start, end) in its file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.end - self.start
+
+    @property
+    def num_rows(self) -> int:
+        """Length of the first dimension; a row is everything behind one index of it."""
+        return self.shape[0] if self.shape else 1
+
+    @property
+    def row_bytes(self) -> int:
+        return self.num_bytes // self.num_rows if self.num_rows else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """One safetensors file: its tensors by name, in file order, and where the data begins."""
+
+    path: Path
+    tensors: dict[str, TensorEntry]
+    data_start: int
+    file_bytes: int
+
+
+def read_header(path: Path) -> Header:
+    """Parse the header of `path` and check every offset in it.
+
+    Raises:
+        UserError: the file is not a whole, well-formed safetensors file; names file and tensor.
+    """
+    file_bytes = path.stat().st_size
+    with path.open("rb") as file:
+        length_field = file.read(LENGTH_BYTES)
+        if len(length_field) < LENGTH_BYTES:
+            raise _damaged(path, f"is {file_bytes} bytes long, too short for a safetensors file")
+        header_bytes = int.from_bytes(length_field, "little")
+        data_start = LENGTH_BYTES + header_bytes
+        if header_bytes > MAX_HEADER_BYTES or data_start > file_bytes:
+            raise _damaged(
+                path, f"announces a header of {header_bytes:,} bytes but is {file_bytes:,} long"
+            )
+        raw = file.read(header_bytes)
+    try:
+        fields = json.loads(raw, object_pairs_hook=_unique_keys)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, f"has a header that is not valid JSON ({error})") from None
+    if not isinstance(fields, dict):
+        raise _damaged(path, "has a header that is not a JSON object")
+    fields.pop("__metadata__", None)
+    entries = [_entry(path, name, field, data_start) for name, field in fields.items()]
+    entries.sort(key=lambda entry: (entry.start, entry.end))
+    _check_coverage(path, entries, data_start, file_bytes)
+    return Header(
+        path=path,
+        tensors={entry.name: entry for entry in entries},
+        data_start=data_start,
+        file_bytes=file_bytes,
+    )
+
+
+def _entry(path: Path, name: str, field: Any, data_start: int) -> TensorEntry:
+    try:
+        dtype, shape, (begin, end) = field["dtype"], tuple(field["shape"]), field["data_offsets"]
+        numbers = (*shape, begin, end)
+        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+            raise ValueError
+    except (KeyError, TypeError, ValueError):
+        raise _damaged(path, f"describes tensor {name!r} in a malformed way: {field!r}") from None
+    if dtype not in DTYPE_BITS:
+        raise _damaged(path, f"holds tensor {name!r} of the unknown dtype {dtype!r}")
+    needed_bytes = -(-math.prod(shape) * DTYPE_BITS[dtype] // 8)
+    if end - begin != needed_bytes:
+        raise _damaged(
+            path,
+            f"gives tensor {name!r} {end - begin:,} bytes (offsets {begin}..{end}), but {dtype} of "
+            f"shape {list(shape)} needs {needed_bytes:,}",
+        )
+    return TensorEntry(
+        name=name, dtype=dtype, shape=shape, start=data_start + begin, end=data_start + end
+    )
+
+
+def _check_coverage(
+    path: Path, entries: list[TensorEntry], data_start: int, file_bytes: int
+) -> None:
+    """Check that the tensors tile the data exactly: no gap, no overlap, no missing tail."""
+    position = data_start
+    for entry in entries:
+        if entry.start != position:
+            kind = "overlaps the tensor before it" if entry.start < position else "follows a gap"
+            raise _damaged(path, f"has a wrong offset table: tensor {entry.name!r} {kind}")
+        position = entry.end
+    if position > file_bytes:
+        raise _damaged(
+            path, f"is truncated: the tensors need {position:,} bytes, the file has {file_bytes:,}"
+        )
+    if position < file_bytes:
+        raise _damaged(path, f"has {file_bytes - position:,} bytes behind its last tensor")
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) != len(pairs):
+        names = [key for key, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice!r} occurs twice")
+    return keys
+
+
+def _damaged(path: Path, how: str) -> UserError:
+    return UserError(f"{path}: {how}.", hint="Download or save this checkpoint again.")

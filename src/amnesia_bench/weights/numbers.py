@@ -1,0 +1,49 @@
+"""Raw tensor bytes to numpy and back, without torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+# Dtypes whose values are the weights themselves. Anything narrower is a quantised code.
+FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+
+
+def decode(data: bytes | memoryview | NDArray[np.uint8], dtype: str) -> Float64:
+    """Return the values of raw bytes as a flat float64 array; exact for every FLOAT_DTYPES."""
+    return np.frombuffer(data, dtype=FLOAT_DTYPES[dtype]).astype(np.float64)
+
+
+def encode(values: Float64, dtype: str) -> bytes:
+    """Round float64 to the nearest value of `dtype`, ties to even, and return its bytes."""
+    if dtype == "BF16":
+        # ml_dtypes goes through float32: two roundings, which a tie can turn the wrong way.
+        return _round_to_odd(values).astype(FLOAT_DTYPES[dtype]).tobytes()
+    with np.errstate(over="ignore"):  # a value out of range becomes inf, which callers refuse
+        return values.astype(FLOAT_DTYPES[dtype]).tobytes()
+
+
+def _round_to_odd(values: Float64) -> NDArray[np.float32]:
+    """Truncate to float32 and mark inexact values in the last bit.
+
+    Rounding the result once more, to at most 22 bits, is as good as rounding only once
+    (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums").
+    """
+    with np.errstate(over="ignore"):
+        nearest = values.astype(np.float32)
+    outward = np.abs(nearest.astype(np.float64)) > np.abs(values)
+    truncated = np.where(outward, np.nextafter(nearest, np.float32(0)), nearest)
+    inexact = (truncated.astype(np.float64) != values) & np.isfinite(values)
+    bits = truncated.view(np.uint32) | inexact.astype(np.uint32)
+    marked: NDArray[np.float32] = bits.view(np.float32)
+    return marked
