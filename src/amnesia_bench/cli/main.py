@@ -64,3 +64,7 @@ def _top_level_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"amnesia_bench {__version__}")
     parser.add_argument("command", choices=COMMANDS, metavar="COMMAND")
     return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -16,7 +16,7 @@ from amnesia_bench.config.schema import Blend, LowRank, QKPro, QKProcrustes
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import AttentionMap, Role
 from amnesia_bench.surgery import rules
-from amnesia_bench.surgery.plan import LayerPlan
+from amnesia_bench.surgery.plan import LayerPlan, PlannedTensor
 from amnesia_bench.weights.checkpoint import Checkpoint
 from amnesia_bench.weights.numbers import Float64, decode
 
@@ -47,57 +47,66 @@ def ruled_tensors(rule: ComputedRule, pair: Pair, plan: LayerPlan) -> dict[str, 
     are planned; the others see the planned rows.
 
     Raises:
-        UserError: NaN or infinity in pre or post, from which no rule can compute.
+        UserError: NaN or infinity in pre or post, from which no rule can compute, or a
+            projection that is not one matrix.
     """
-    if isinstance(rule, QKPro | QKProcrustes):
-        parts = {role: _all_rows(pair.attention, plan.layer, role) for role in (Role.Q, Role.K)}
+    if isinstance(rule, Blend):  # element by element: every tensor by itself
+        groups = [[_planned_rows(tensor)] for tensor in plan.tensors]
+    elif isinstance(rule, LowRank):
+        roles = dict.fromkeys(tensor.role for tensor in plan.tensors)
+        groups = [[_planned_rows(tensor) for tensor in plan.of_role(role)] for role in roles]
     else:
-        parts = {t.role: _planned_rows(plan, t.role) for t in plan.tensors}
-    pre = {role: _gather(pair.pre, role_parts) for role, role_parts in parts.items()}
-    post = {role: _gather(pair.post, role_parts) for role, role_parts in parts.items()}
+        groups = [_all_rows(pair.attention, plan.layer, role) for role in (Role.Q, Role.K)]
+    pre = [_gather(pair.pre, parts) for parts in groups]
+    post = [_gather(pair.post, parts) for parts in groups]
     new = _apply(rule, pre, post, pair.attention.head_dim)
     tensors: dict[str, Float64] = {}
-    for role, role_parts in parts.items():
-        tensors |= _scatter(pair.post, role_parts, new[role], tensors)
+    for parts, matrix in zip(groups, new, strict=True):
+        tensors |= _scatter(pair.post, parts, matrix, tensors)
     return tensors
 
 
 def _apply(
-    rule: ComputedRule, pre: dict[Role, Float64], post: dict[Role, Float64], head_dim: int
-) -> dict[Role, Float64]:
+    rule: ComputedRule, pre: list[Float64], post: list[Float64], head_dim: int
+) -> list[Float64]:
     if isinstance(rule, Blend):
-        return {role: rules.blend(pre[role], post[role], rule.alpha) for role in pre}
+        return [rules.blend(a, b, rule.alpha) for a, b in zip(pre, post, strict=True)]
     if isinstance(rule, LowRank):
-        return {role: rules.low_rank(pre[role], post[role], rule.rank) for role in pre}
+        return [rules.low_rank(a, b, rule.rank) for a, b in zip(pre, post, strict=True)]
     routings = _routing(pre, head_dim), _routing(post, head_dim)
     if isinstance(rule, QKPro):
         new = rules.qk_pro(*routings, rule.scope)
     else:
         new = rules.qk_procrustes(*routings)
-    return {
-        Role.Q: new.q.reshape(pre[Role.Q].shape),
-        Role.K: new.k.reshape(pre[Role.K].shape),
-    }
+    return [new.q.reshape(pre[0].shape), new.k.reshape(pre[1].shape)]
 
 
-def _routing(matrices: dict[Role, Float64], head_dim: int) -> rules.Routing:
-    q, k = (
-        matrices[role].reshape(-1, head_dim, matrices[role].shape[-1]) for role in (Role.Q, Role.K)
-    )
+def _routing(q_and_k: list[Float64], head_dim: int) -> rules.Routing:
+    q, k = (matrix.reshape(-1, head_dim, matrix.shape[-1]) for matrix in q_and_k)
     return rules.Routing(q=q, k=k)
 
 
 def _all_rows(attention: AttentionMap, layer: int, role: Role) -> list[_Part]:
     parts = []
     for tensor in attention.tensors:
-        if tensor.layer == layer and tensor.role == role and tensor.rows is not None:
+        if tensor.layer == layer and tensor.role == role:
+            if tensor.rows is None:
+                raise _not_one_matrix(tensor.name)
             heads = (tensor.rows.rows(h) for h in range(tensor.rows.num_heads))
             parts.append(_Part(name=tensor.name, rows=_index((r.start, r.stop) for r in heads)))
     return parts
 
 
-def _planned_rows(plan: LayerPlan, role: Role) -> list[_Part]:
-    return [_Part(name=tensor.name, rows=_index(tensor.rows)) for tensor in plan.of_role(role)]
+def _planned_rows(tensor: PlannedTensor) -> _Part:
+    return _Part(name=tensor.name, rows=_index(tensor.rows))
+
+
+def _not_one_matrix(name: str) -> UserError:
+    return UserError(
+        f"{name!r} is an adapter on top of the projection, so there is no single matrix for this "
+        "rule to work on.",
+        hint="Rules copy and blend can restore this architecture.",
+    )
 
 
 def _index(ranges: Iterable[tuple[int, int]]) -> NDArray[np.intp]:
@@ -117,6 +126,9 @@ def _values(checkpoint: Checkpoint, name: str) -> Float64:
 
 
 def _gather(checkpoint: Checkpoint, parts: Sequence[_Part]) -> Float64:
+    for part in parts:
+        if len(part.rows) != len(parts[0].rows):
+            raise _not_one_matrix(part.name)
     return np.hstack([_values(checkpoint, part.name)[part.rows] for part in parts])
 
 

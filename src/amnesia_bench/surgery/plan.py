@@ -44,6 +44,8 @@ def make_plan(
 ) -> tuple[LayerPlan, ...]:
     """Return the plan for these layers, in ascending order.
 
+    Layers that share the block of an earlier one (zamba2) own no tensors and have no plan.
+
     Raises:
         UserError: a role that no selected layer has, or heads the model does not have.
     """
@@ -65,9 +67,10 @@ def make_plan(
             raise UserError(
                 f"select.roles: no selected layer of this {attention.family} has a tensor of role "
                 f"{role.value!r}.",
-                hint=f"It has: {', '.join(sorted({t.role.value for t in attention.tensors}))}.",
+                hint=f"It has: {', '.join(sorted({t.role.value for t in attention.tensors}))}, in "
+                f"layers {_listed(sorted({t.layer for t in attention.tensors}))}.",
             )
-    return plans
+    return tuple(plan for plan in plans if plan.tensors)
 
 
 def candidate_layers(select: Select, attention: AttentionMap) -> tuple[int, ...]:

@@ -1,0 +1,216 @@
+"""Restore against `cp -r` and against mergekit: wall time, peak memory, bits changed.
+
+Prints one section of docs/benchmarks.md. Every command is a process of its own; the two sides of
+a ratio run in turn, and the ratio is the median over the pairs. `cold` means that the input's
+pages were dropped from the page cache before each run, `warm` that they were all in it.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from bench_checkpoints import SOFTMAX_LAYERS, write_pair
+
+from amnesia_bench.weights.checkpoint import open_checkpoint
+
+FEW_SHARDS, MANY_SHARDS = 1_200_000_000, 110_000_000
+AMNESIA = [sys.executable, "-m", "amnesia_bench.cli.main"]
+
+
+@dataclass(frozen=True)
+class Run:
+    seconds: float
+    peak_mb: float
+
+
+def timed(command: Sequence[str]) -> Run:
+    started = time.perf_counter()
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    errors = process.stderr.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()}")
+    return Run(seconds, usage.ru_maxrss / 1000)
+
+
+def drop_pages(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def load_pages(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb", buffering=0) as file:
+            while file.read(16 << 20):
+                pass
+
+
+def pairs(
+    commands: Sequence[Callable[[Path], list[str]]],
+    inputs: Sequence[Path],
+    *,
+    cold: bool,
+    runs: int,
+) -> list[list[Run]]:
+    """Run the commands in turn, `runs` times each after one uncounted round."""
+    results: list[list[Run]] = [[] for _ in commands]
+    for round_number in range(runs + 1):
+        for i, command in enumerate(commands):
+            for folder in inputs:
+                (drop_pages if cold else load_pages)(folder)
+            out = inputs[0].parent / "out"
+            run = timed(command(out))
+            if round_number:
+                results[i].append(run)
+            shutil.rmtree(out)
+            os.sync()
+    return results
+
+
+def row(name: str, runs: list[Run], against: list[Run] | None) -> str:
+    seconds = [run.seconds for run in runs]
+    ratio = "1"
+    if against is not None:
+        ratios = [a.seconds / b.seconds for a, b in zip(runs, against, strict=True)]
+        ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
+    return (
+        f"| {name} | {statistics.median(seconds):.2f} ({min(seconds):.2f}-{max(seconds):.2f}) | "
+        f"{ratio} | {max(run.peak_mb for run in runs):.0f} |"
+    )
+
+
+def bench_copy(folder: Path, shard_bytes: int, runs: int) -> list[str]:
+    pre, post = write_pair(folder, "hypenet", shard_bytes)
+    shards = sorted(post.glob("*.safetensors"))
+    touched = {
+        shard
+        for shard in shards
+        for i in SOFTMAX_LAYERS
+        if any(
+            f".{i}.self_attn.q_proj" in name
+            for name in open_checkpoint(post).shards[shard.name].tensors
+        )
+    }
+    lines = [
+        f"\n{len(shards)} shards, {sum(s.stat().st_size for s in shards) / 1e9:.2f} GB, "
+        f"{len(touched)} of them edited ({sum(s.stat().st_size for s in touched) / 1e9:.2f} GB):\n",
+        "| command | wall seconds: median (min-max) | ratio to cp -r | peak MB |",
+        "|---|---|---|---|",
+    ]
+    restore = [*AMNESIA, "restore", "--pre", str(pre), "--post", str(post), "--out"]
+    for cold in (True, False):
+        state = "cold" if cold else "warm"
+        copy, durable, ours = pairs(
+            [
+                lambda out: ["cp", "-r", str(post), str(out)],
+                lambda out: ["sh", "-c", f"cp -r {post} {out} && sync -f {out}"],
+                lambda out: [*restore, str(out)],
+            ],
+            (post, pre),
+            cold=cold,
+            runs=runs,
+        )
+        lines += [
+            row(f"cp -r, {state}", copy, None),
+            row(f"cp -r, then sync, {state}", durable, copy),
+            row(f"amnesia restore, {state}", ours, copy),
+        ]
+    return lines
+
+
+def bench_mergekit(folder: Path, mergekit: str, runs: int) -> list[str]:
+    pre, post = write_pair(folder, "qwen3", FEW_SHARDS)
+    filters = [
+        {"filter": f"layers.{i}.self_attn.{p}_proj", "value": value}
+        for i in SOFTMAX_LAYERS
+        for p in "qk"
+        for value in (1.0,)
+    ]
+    recipe = {
+        "merge_method": "linear",
+        "dtype": "bfloat16",
+        "parameters": {"normalize": False},
+        "models": [
+            {"model": str(pre), "parameters": {"weight": [*filters, {"value": 0.0}]}},
+            {
+                "model": str(post),
+                "parameters": {"weight": [*({**f, "value": 0.0} for f in filters), {"value": 1.0}]},
+            },
+        ],
+    }
+    recipe_path = folder / "qk.yaml"
+    recipe_path.write_text(json.dumps(recipe))
+    layers = ",".join(map(str, SOFTMAX_LAYERS))
+    restore = [*AMNESIA, "restore", "--pre", str(pre), "--post", str(post), "--layers", layers]
+    commands: list[Callable[[Path], list[str]]] = [
+        lambda out: [
+            mergekit,
+            str(recipe_path),
+            str(out),
+            "--lazy-unpickle",
+            "--no-copy-tokenizer",
+        ],
+        lambda out: [*restore, "--out", str(out)],
+    ]
+    theirs, ours = pairs(commands, (post, pre), cold=False, runs=runs)
+    wrong = []
+    for command in commands:
+        out = folder / "out"
+        timed(command(out))
+        wrong.append(wrong_values(pre, post, out))
+        shutil.rmtree(out)
+    ratios = [a.seconds / b.seconds for a, b in zip(theirs, ours, strict=True)]
+    return [
+        "\n| command, warm | wall seconds: median (min-max) | ratio | peak MB | values with wrong bits |",
+        "|---|---|---|---|---|",
+        f"{row('mergekit-yaml, linear 1/0 by filters', theirs, ours)} {wrong[0]:,} |",
+        f"{row('amnesia restore', ours, None)} {wrong[1]:,} |",
+        f"\nmergekit takes {statistics.median(ratios):.1f} x the time.",
+    ]
+
+
+def wrong_values(pre: Path, post: Path, out: Path) -> int:
+    """Count bf16 values whose bits are neither what pre (planned) nor post (the rest) holds."""
+    a, b, result = open_checkpoint(pre), open_checkpoint(post), open_checkpoint(out)
+    planned = {f"model.layers.{i}.self_attn.{p}_proj.weight" for i in SOFTMAX_LAYERS for p in "qk"}
+    wrong = 0
+    for name in b.tensors:
+        wanted = (a if name in planned else b).read(name)
+        bits = (np.frombuffer(x, np.uint16) for x in (wanted, result.read(name)))
+        wrong += int(np.count_nonzero(np.not_equal(*bits)))
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, help="where to put 14 GB of scratch files")
+    parser.add_argument("--mergekit", help="path of a mergekit-yaml to compare with")
+    parser.add_argument("--runs", type=int, default=5)
+    args = parser.parse_args()
+    print("## Restore\n")
+    print(" ".join(__doc__.split("\n\n", 1)[1].split()))
+    for shard_bytes in (FEW_SHARDS, MANY_SHARDS):
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            print("\n".join(bench_copy(Path(folder), shard_bytes, args.runs)), flush=True)
+    if args.mergekit:
+        with tempfile.TemporaryDirectory(dir=args.folder) as folder:
+            print("\n".join(bench_mergekit(Path(folder), args.mergekit, args.runs)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Restore checkpoints of every family that transformers can build, and look with its own eyes.
+
+pre and post are two random models that share nothing but the norms of q and k; the restored one
+must attend like pre on equal inputs and be post everywhere else.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from amnesia_bench.config.load import load_variant
+from amnesia_bench.errors import UserError
+from amnesia_bench.records.roles import Role
+from amnesia_bench.surgery import diff_checkpoints, restore
+from amnesia_bench.weights.attention_map import attention_map
+from amnesia_bench.weights.checkpoint import open_checkpoint
+from tests import pico
+
+WITH_SLIDING = ["restore.select.include_sliding=true"]
+ADAPTERS = "zamba2"  # low-rank adapters on W_Q and W_K: not one matrix
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
+def pair(family: str, folders: Path) -> tuple[Path, Path]:
+    """Build pre and post once per family; post gets pre's q/k norms, which `qk` does not touch."""
+    pre, post = folders / family / "pre", folders / family / "post"
+    if not post.exists():
+        pico.build(family, pre, seed=1)
+        pico.build(family, post, seed=2)
+        checkpoint = open_checkpoint(pre)
+        mapped = attention_map(checkpoint.config, checkpoint.shapes)
+        norms = {t.name for t in mapped.tensors if t.role in (Role.Q_NORM, Role.K_NORM)}
+        for shard in post.glob("*.safetensors"):
+            theirs = load_file(pre / shard.name)
+            ours = load_file(shard)
+            save_file({n: theirs[n] if n in norms else ours[n] for n in ours}, shard)
+    return pre, post
+
+
+@pytest.mark.parametrize("family", pico.PICOS)
+def test_restored_layers_attend_like_pre_and_nothing_else_changes(
+    family: str, folders: Path, tmp_path: Path
+) -> None:
+    pre, post = pair(family, folders)
+    record = restore(pre, post, tmp_path / "out", load_variant("qk", WITH_SLIDING))
+    models = [pico.load(family, folder) for folder in (pre, post, tmp_path / "out")]
+    calls = pico.attention_calls(models[0], family, pico.prompt())
+    assert set(calls) == set(pico.PICOS[family].softmax)
+    before, after, restored = (pico.replay(model, family, calls) for model in models)
+    for layer in calls:
+        torch.testing.assert_close(
+            restored[layer].weights, before[layer].weights, rtol=0, atol=1e-6
+        )
+        assert (after[layer].weights - before[layer].weights).abs().max() > 1e-3
+        # W_V and W_O stay post's, so the output is neither's.
+        assert (restored[layer].output - before[layer].output).abs().max() > 1e-4
+    edited = {tensor.name for tensor in record.tensors}
+    changed = {difference.name for difference in diff_checkpoints(post, tmp_path / "out").different}
+    assert changed == edited
+    restored_parameters = dict(models[2].named_parameters())
+    same = [
+        name
+        for name, parameter in models[1].named_parameters()
+        if torch.equal(parameter, restored_parameters[name])
+    ]
+    routing = [n for n in restored_parameters if n not in same]
+    assert routing
+    assert all(any(word in name for word in ("attn", "attention", "mixer", "transf", "temporal"))
+               for name in routing)  # fmt: skip
+
+
+@pytest.mark.parametrize("variant", ["qk_pro", "qk_procrustes", "qk_blend", "qk_low_rank", "v"])
+@pytest.mark.parametrize("family", ["qwen3_next", "phi3", "gpt_neox", "qwen2", "olmo_hybrid"])
+def test_every_rule_moves_only_the_rows_of_its_roles(
+    family: str, variant: str, folders: Path, tmp_path: Path
+) -> None:
+    pre, post = pair(family, folders)
+    rank = ["restore.rule.rank=2"] if variant == "qk_low_rank" else []
+    chosen = load_variant(variant, rank)
+    restore(pre, post, tmp_path / "out", chosen)
+    before, after = (
+        load_file(post / "model.safetensors"),
+        load_file(tmp_path / "out" / "model.safetensors"),
+    )
+    checkpoint = open_checkpoint(post)
+    mapped = attention_map(checkpoint.config, checkpoint.shapes)
+    allowed = {name: torch.zeros(tensor.shape[:1]) for name, tensor in before.items()}
+    for tensor in mapped.tensors:
+        if tensor.role in chosen.select.roles and tensor.rows is not None:
+            for head in range(tensor.rows.num_heads):
+                rows = tensor.rows.rows(head)
+                allowed[tensor.name][rows.start : rows.stop] = 1
+    moved = 0
+    for name in before:
+        rows = (before[name] != after[name]).reshape(len(before[name]), -1).any(1)
+        assert not (rows & (allowed[name] == 0)).any(), name
+        moved += int(rows.sum())
+    assert moved > 0
+
+
+def test_one_kv_head_is_restored_with_the_queries_that_read_it(
+    folders: Path, tmp_path: Path
+) -> None:
+    pre, post = pair("qwen3", folders)
+    restore(pre, post, tmp_path / "out", load_variant("qk", ["restore.select.heads=[1]"]))
+    models = [pico.load("qwen3", folder) for folder in (pre, post, tmp_path / "out")]
+    calls = pico.attention_calls(models[0], "qwen3", pico.prompt())
+    before, after, restored = (pico.replay(model, "qwen3", calls) for model in models)
+    for layer in calls:
+        torch.testing.assert_close(restored[layer].weights[:, 2:], before[layer].weights[:, 2:])
+        torch.testing.assert_close(restored[layer].weights[:, :2], after[layer].weights[:, :2])
+
+
+def test_shared_blocks_and_adapters_move_by_copy_or_blend_only(
+    folders: Path, tmp_path: Path
+) -> None:
+    pre, post = pair(ADAPTERS, folders)
+    restore(pre, post, tmp_path / "blended", "qk_blend")
+    for variant in ("qk_pro", "qk_procrustes", "qk_low_rank"):
+        with pytest.raises(UserError, match="adapter") as refused:
+            restore(pre, post, tmp_path / variant, variant)
+        assert refused.value.hint is not None
+        assert not (tmp_path / variant).exists()
