@@ -156,7 +156,7 @@ def _fla(model_type: str, **attn: object) -> tuple[Config, Shapes]:
 
 
 @pytest.mark.parametrize(
-    "model_type", ["gated_deltanet", "gla", "delta_net", "kda", "simple_gla", "rwkv7", "samba"]
+    "model_type", ["gated_deltanet", "gla", "delta_net", "kda", "rwkv7", "samba"]
 )
 def test_fla_hybrids(model_type: str) -> None:
     mapped = attention_map(*_fla(model_type))
