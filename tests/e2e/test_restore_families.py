@@ -117,12 +117,11 @@ def test_one_kv_head_is_restored_with_the_queries_that_read_it(
         torch.testing.assert_close(restored[layer].weights[:, :2], after[layer].weights[:, :2])
 
 
-def test_shared_blocks_and_adapters_move_by_copy_or_blend_only(
-    folders: Path, tmp_path: Path
-) -> None:
+def test_adapters_of_shared_blocks_move_whole_or_not_at_all(folders: Path, tmp_path: Path) -> None:
     pre, post = pair(ADAPTERS, folders)
-    restore(pre, post, tmp_path / "blended", "qk_blend")
-    for variant in ("qk_pro", "qk_procrustes", "qk_low_rank"):
+    with pytest.raises(UserError, match="adapter that all heads share"):
+        restore(pre, post, tmp_path / "out", load_variant("qk", ["restore.select.heads=[1]"]))
+    for variant in ("qk_pro", "qk_procrustes", "qk_low_rank", "qk_blend"):
         with pytest.raises(UserError, match="adapter") as refused:
             restore(pre, post, tmp_path / variant, variant)
         assert refused.value.hint is not None

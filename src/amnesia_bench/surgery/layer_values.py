@@ -50,6 +50,7 @@ def ruled_tensors(rule: ComputedRule, pair: Pair, plan: LayerPlan) -> dict[str, 
         UserError: NaN or infinity in pre or post, from which no rule can compute, or a
             projection that is not one matrix.
     """
+    _refuse_adapters(plan)
     if isinstance(rule, Blend):  # element by element: every tensor by itself
         groups = [[_planned_rows(tensor)] for tensor in plan.tensors]
     elif isinstance(rule, LowRank):
@@ -90,8 +91,7 @@ def _all_rows(attention: AttentionMap, layer: int, role: Role) -> list[_Part]:
     parts = []
     for tensor in attention.tensors:
         if tensor.layer == layer and tensor.role == role:
-            if tensor.rows is None:
-                raise _not_one_matrix(tensor.name)
+            assert tensor.rows is not None, tensor  # _refuse_adapters
             heads = (tensor.rows.rows(h) for h in range(tensor.rows.num_heads))
             parts.append(_Part(name=tensor.name, rows=_index((r.start, r.stop) for r in heads)))
     return parts
@@ -101,12 +101,15 @@ def _planned_rows(tensor: PlannedTensor) -> _Part:
     return _Part(name=tensor.name, rows=_index(tensor.rows))
 
 
-def _not_one_matrix(name: str) -> UserError:
-    return UserError(
-        f"{name!r} is an adapter on top of the projection, so there is no single matrix for this "
-        "rule to work on.",
-        hint="Rules copy and blend can restore this architecture.",
-    )
+def _refuse_adapters(plan: LayerPlan) -> None:
+    """W_Q and W_K with low-rank adapters (zamba2) are sums, not tensors that a rule could move."""
+    for tensor in plan.tensors:
+        if tensor.adapter:
+            raise UserError(
+                f"{tensor.name!r} is an adapter on top of the projection; only its product with "
+                "the other half would mean something to this rule.",
+                hint="The rule copy restores this architecture: --variant qk",
+            )
 
 
 def _index(ranges: Iterable[tuple[int, int]]) -> NDArray[np.intp]:
@@ -126,9 +129,6 @@ def _values(checkpoint: Checkpoint, name: str) -> Float64:
 
 
 def _gather(checkpoint: Checkpoint, parts: Sequence[_Part]) -> Float64:
-    for part in parts:
-        if len(part.rows) != len(parts[0].rows):
-            raise _not_one_matrix(part.name)
     return np.hstack([_values(checkpoint, part.name)[part.rows] for part in parts])
 
 

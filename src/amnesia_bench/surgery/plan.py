@@ -16,12 +16,16 @@ from amnesia_bench.weights.checkpoint import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTensor:
-    """The rows of one tensor that will be replaced: half-open ranges, ascending, merged."""
+    """The rows of one tensor that will be replaced: half-open ranges, ascending, merged.
+
+    `adapter`: one half of a low-rank addition to W_Q or W_K, without rows per head.
+    """
 
     layer: int
     role: Role
     name: str
     rows: tuple[tuple[int, int], ...]
+    adapter: bool
 
     @property
     def num_rows(self) -> int:
@@ -127,6 +131,13 @@ def _planned(
     attention: AttentionMap,
     post: Checkpoint,
 ) -> PlannedTensor:
+    adapter = tensor.role in (Role.Q, Role.K) and tensor.rows is None
+    if adapter and groups is not None:
+        raise UserError(
+            f"select.heads: {tensor.name!r} is an adapter that all heads share; only all of them "
+            "can be restored.",
+            hint="restore.select.heads=all",
+        )
     if tensor.rows is None:
         ranges = [(0, post.tensors[tensor.name][1].num_rows)]
     else:
@@ -138,7 +149,11 @@ def _planned(
         else:
             ranges = [_ends(tensor.rows.rows(h)) for h in heads]
     return PlannedTensor(
-        layer=tensor.layer, role=tensor.role, name=tensor.name, rows=_merged(ranges)
+        layer=tensor.layer,
+        role=tensor.role,
+        name=tensor.name,
+        rows=_merged(ranges),
+        adapter=adapter,
     )
 
 

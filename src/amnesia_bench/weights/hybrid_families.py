@@ -98,6 +98,7 @@ HYBRID_FAMILIES = (
             ),
         ),
         rotates=flag("attn_use_rope"),
+        defaults={"attn_use_rope": True},  # the official config class's; its models say false
         # q is multiplied by log(position + a) / log(a); a == null means no scaling.
         routing={"attn_logits_scaling": None, "rms_norm_eps": 1e-6},
     ),
