@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import AttentionMap
 from amnesia_bench.weights.checkpoint import Checkpoint
@@ -63,11 +65,12 @@ def _check_tensors(pre: Checkpoint, post: Checkpoint, *, cast: bool) -> None:
             raise error
 
 
-def check_float(checkpoint: Checkpoint, name: str) -> None:
-    """Raise UserError unless tensor `name` holds floating-point weights."""
-    _, entry = checkpoint.tensors[name]
-    if entry.dtype not in FLOAT_DTYPES:
-        raise _quantised(checkpoint, f"{name!r} has dtype {entry.dtype}")
+def check_float(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+    """Raise UserError unless these tensors hold floating-point weights."""
+    for name in names:
+        _, entry = checkpoint.tensors[name]
+        if entry.dtype not in FLOAT_DTYPES:
+            raise _quantised(checkpoint, f"{name!r} has dtype {entry.dtype}")
 
 
 def _quantised(checkpoint: Checkpoint, sign: str) -> UserError:

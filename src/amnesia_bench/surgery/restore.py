@@ -27,7 +27,7 @@ from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.surgery.compat import check_compatible, check_not_quantised
+from amnesia_bench.surgery.compat import check_compatible, check_float, check_not_quantised
 from amnesia_bench.surgery.edits import Edits, compute_edits, measure_drift
 from amnesia_bench.surgery.layer_values import Pair
 from amnesia_bench.surgery.plan import LayerPlan, candidate_layers, make_plan
@@ -135,6 +135,9 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
     pair = Pair(pre=checkpoints[0], post=checkpoints[1], attention=maps[1])
     layers = candidate_layers(variant.select, pair.attention)
     plans = make_plan(variant.select, pair.attention, pair.post, layers)
+    for checkpoint in checkpoints:
+        for plan in plans:
+            check_float(checkpoint, [tensor.name for tensor in plan.tensors])
     if isinstance(variant.select.layers, TopDrift):
         drift = measure_drift(pair, plans)
         keep = sorted(drift, key=lambda layer: -drift[layer])[: variant.select.layers.top_drift]

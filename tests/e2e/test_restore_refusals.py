@@ -1,0 +1,210 @@
+"""Bad input: one clear error, the inputs untouched, and nothing written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from amnesia_bench.config.load import load_variant
+from amnesia_bench.errors import UserError
+from amnesia_bench.surgery import restore
+from tests.checkpoints import drifted, random_model, save, tree_bytes, write_raw
+
+Q1 = "model.layers.1.self_attn.q_proj.weight"
+Change = Callable[[Path, Path], None]
+
+
+def refused(pre: Path, post: Path, out: Path, variant: Any = "qk") -> UserError:
+    """Restore, which must fail cleanly; return the error."""
+    before = tree_bytes(out.parent), set(out.parent.rglob("*"))
+    with pytest.raises(UserError) as error:
+        restore(pre, post, out, variant)
+    assert not out.exists()
+    assert (tree_bytes(out.parent), set(out.parent.rglob("*"))) == before
+    return error.value
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
+    model = random_model(0)
+    pre = save(tmp_path / "pre", model, shards=2)
+    return pre, save(tmp_path / "post", drifted(model, 1), shards=2), tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"rope_theta": 10_000.0, "attn_use_rope": True}, "rope"),
+        ({"attn_logits_scaling": "hype 362"}, "attn_logits_scaling"),
+        ({"mixer_types": ["attn"] * 5}, "layer 0"),
+        ({"num_key_value_heads": 4}, "k_proj"),
+        ({"num_attention_heads": 8}, "q_proj"),
+        ({"num_attention_heads": 2, "head_dim": 16, "num_key_value_heads": 1}, "norm"),
+        ({"model_type": "hypernet"}, "hypenet"),
+        ({"model_type": "deepseek_v3"}, "latent"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
+        ({"num_attention_heads": "4"}, "num_attention_heads"),
+        ({"hidden_size": None}, "hidden_size"),
+    ],
+)
+def test_configs_that_do_not_fit(
+    changes: dict[str, Any], says: str, folders: tuple[Path, Path, Path]
+) -> None:
+    pre, post, out = folders
+    config = json.loads((post / "config.json").read_text())
+    (post / "config.json").write_text(json.dumps(config | changes))
+    assert says in str(refused(pre, post, out))
+
+
+def test_layer_marks_that_differ_on_both_sides(tmp_path: Path) -> None:
+    model = random_model(0)
+    pre = save(tmp_path / "pre", model)
+    other = {
+        n.replace("layers.0.", "layers.X.").replace("layers.1.", "layers.0.")
+        .replace("layers.X.", "layers.1."): x
+        for n, x in model.items()
+    }  # fmt: skip
+    marks = ["attn", "lightning-attn", "lightning-attn", "attn", "attn"]
+    post = save(tmp_path / "post", other, config_changes={"mixer_types": marks})
+    assert "layer marks" in refused(pre, post, tmp_path / "out").what
+
+
+def test_a_missing_an_extra_and_a_reshaped_tensor(tmp_path: Path) -> None:
+    model = random_model(0)
+    pre = save(tmp_path / "pre", model)
+    fewer = {n: x for n, x in drifted(model, 1).items() if n != "model.norm.weight"}
+    more = drifted(model, 1) | {"lm_head.weight": np.ones((4, 4))}
+    reshaped = drifted(model, 1) | {"model.embed_tokens.weight": np.ones((34, 16))}
+    for name, other, says in (
+        ("fewer", fewer, "'model.norm.weight' is in"),
+        ("more", more, "'lm_head.weight' is in"),
+        ("reshaped", reshaped, "shapes of 'model.embed_tokens.weight'"),
+    ):
+        post = save(tmp_path / name, other)
+        assert says in refused(pre, post, tmp_path / "out").what
+    del model[Q1]
+    assert Q1 in refused(save(tmp_path / "no_q", model), pre, tmp_path / "out").what
+
+
+@pytest.mark.parametrize("side", ["pre", "post"])
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda blob: blob[:-100], "truncated"),
+        (lambda blob: (1 << 40).to_bytes(8, "little") + blob[8:], "announces a header"),
+        (lambda blob: blob[:8] + blob[8:].replace(b'"data_offsets": [0', b'"data_offsets": [2', 1),
+         "gives tensor"),
+        (lambda blob: b"", "too short"),
+    ],
+)  # fmt: skip
+def test_damaged_shards(
+    side: str, damage: Callable[[bytes], bytes], says: str, folders: tuple[Path, Path, Path]
+) -> None:
+    pre, post, out = folders
+    shard = sorted((pre if side == "pre" else post).glob("*.safetensors"))[0]
+    shard.write_bytes(damage(shard.read_bytes()))
+    assert says in refused(pre, post, out).what
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("variant", ["qk", "qk_pro", "qk_blend"])
+def test_nan_and_inf_in_what_would_be_written(value: float, variant: str, tmp_path: Path) -> None:
+    model = random_model(0)
+    post = save(tmp_path / "post", drifted(model, 1))
+    model[Q1][3, 4] = value
+    pre = save(tmp_path / "pre", model)
+    error = refused(pre, post, tmp_path / "out", variant)
+    assert Q1 in error.what
+    assert "NaN" in error.what
+
+
+def test_a_nan_that_stays_in_post_is_not_ours_to_refuse(tmp_path: Path) -> None:
+    model = random_model(0)
+    pre = save(tmp_path / "pre", model)
+    moved = drifted(model, 1)
+    moved["model.norm.weight"][0] = np.nan
+    restore(pre, save(tmp_path / "post", moved), tmp_path / "out")
+    assert (tmp_path / "out").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["restore.select.layers=[0]"], "0 is not a softmax layer"),
+        (["restore.select.layers=[99]"], "those are 1, 3, 4"),
+        (["restore.select.layers={top_drift: 4}"], "only 3 softmax layers"),
+        (["restore.select.heads=[2]"], "2 is not a KV head"),
+    ],
+)
+def test_selections_that_match_nothing(
+    overrides: list[str], says: str, folders: tuple[Path, Path, Path]
+) -> None:
+    assert says in str(refused(*folders, load_variant("qk", overrides)))
+
+
+def test_a_role_that_the_model_does_not_have(tmp_path: Path) -> None:
+    model = {n: x for n, x in random_model(0).items() if "o_gate" not in n}
+    no_gate = {"attn_use_output_gate": False}
+    pre = save(tmp_path / "pre", model, config_changes=no_gate)
+    post = save(tmp_path / "post", drifted(model, 1), config_changes=no_gate)
+    variant = load_variant("qk", ["restore.select.roles=[gate]"])
+    assert "role 'gate'" in refused(pre, post, tmp_path / "out", variant).what
+
+
+def test_nothing_to_change(tmp_path: Path) -> None:
+    model = random_model(0)
+    pre, post = save(tmp_path / "pre", model), save(tmp_path / "post", model)
+    error = refused(pre, post, tmp_path / "out")
+    assert "changes no bit" in error.what
+    assert "--allow-noop" in str(error)
+    record = restore(pre, post, tmp_path / "out", allow_noop=True)
+    assert not any(tensor.changed_values for tensor in record.tensors)
+
+
+def test_out_exists_or_lies_inside_an_input(folders: tuple[Path, Path, Path]) -> None:
+    pre, post, out = folders
+    for inside in (pre / "out", post / "a" / "out", post, pre):
+        before = tree_bytes(pre.parent)
+        with pytest.raises(UserError):
+            restore(pre, post, inside)
+        assert tree_bytes(pre.parent) == before
+    link = pre.parent / "link"
+    link.symlink_to(post)
+    with pytest.raises(UserError, match="lies inside"):
+        restore(pre, post, link / "out")
+    out.mkdir()
+    (out / "precious").write_text("x")
+    with pytest.raises(UserError, match="already exists"):
+        restore(pre, post, out)
+    assert (out / "precious").read_text() == "x"
+
+
+def test_side_files_that_lead_out_of_post(folders: tuple[Path, Path, Path]) -> None:
+    pre, post, out = folders
+    secret = post.parent / "secret"
+    secret.write_text("x")
+    (post / "notes.txt").symlink_to(secret)
+    assert "leads out" in refused(pre, post, out).what
+
+
+@pytest.mark.parametrize("dtype", ["I16", "U16", "F8_E4M3"])
+def test_quantised_tensors(dtype: str, tmp_path: Path) -> None:
+    model = random_model(0)
+    pre, post = save(tmp_path / "pre", model), save(tmp_path / "post", drifted(model, 1))
+    for folder in (pre, post):
+        path = folder / "model.safetensors"
+        blob = path.read_bytes()
+        start = 8 + int.from_bytes(blob[:8], "little")
+        header = json.loads(blob[8:start])
+        del header["__metadata__"]
+        for field in header.values():
+            field["dtype"] = dtype
+        if dtype == "F8_E4M3":  # one byte a value: halve data and offsets
+            for field in header.values():
+                field["data_offsets"] = [offset // 2 for offset in field["data_offsets"]]
+            blob = blob[: start + (len(blob) - start) // 2]
+        write_raw(path, header, blob[start:])
+    assert f"has dtype {dtype}" in refused(pre, post, tmp_path / "out").what
