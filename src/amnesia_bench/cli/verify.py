@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import console, print_json
-    from amnesia_bench.surgery.verify import verify
+    from amnesia_bench.surgery import verify
 
     found = verify(args.folder)
     if args.json:

@@ -12,7 +12,7 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.restoration import Restoration
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
-from amnesia_bench.surgery.restore import RESTORATION
+from amnesia_bench.surgery.restoration import RESTORATION
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 
 

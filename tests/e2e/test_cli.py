@@ -1,0 +1,148 @@
+"""The command as its users meet it: output, exit codes, messages without tracebacks."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amnesia_bench.cli.main import main
+from tests.checkpoints import SOFTMAX_LAYERS, drifted, random_model, save
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[str, str, str]:
+    model = random_model(0)
+    pre = save(tmp_path / "pre", model, shards=2)
+    post = save(tmp_path / "post", drifted(model, 1), shards=2)
+    return str(pre), str(post), str(tmp_path / "out")
+
+
+def test_restore_verify_and_diff_in_a_row(
+    folders: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pre, post, out = folders
+    assert main(["restore", "--pre", pre, "--post", post, "--out", out]) == 0
+    printed = capsys.readouterr().out
+    assert "6 tensors in 3 of 3 softmax layers (hypenet)" in printed
+    assert "byte for byte" in printed
+    assert main(["verify", out]) == 0
+    assert "intact" in capsys.readouterr().out
+    assert main(["diff", post, out, "--json"]) == 0
+    difference = json.loads(capsys.readouterr().out)
+    assert {(d["layer"], d["role"]) for d in difference["different"]} == {
+        (layer, role) for layer in SOFTMAX_LAYERS for role in ("q", "k")
+    }
+    assert main(["diff", post, out]) == 0
+    assert "6 tensors differ, 43 are identical" in capsys.readouterr().out
+    assert main(["diff", pre, out]) == 0
+    assert "other tensors, most moved first" in capsys.readouterr().out
+
+
+def test_json_is_the_record_on_disk(
+    folders: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pre, post, out = folders
+    assert main(["restore", "--pre", pre, "--post", post, "--out", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(
+        (Path(out) / "restoration.json").read_text()
+    )
+
+
+def test_variant_layers_and_overrides(
+    folders: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pre, post, out = folders
+    base = ["restore", "--pre", pre, "--post", post, "--json"]
+    blend = [*base, "--out", out, "--variant", "qk_blend", "restore.rule.alpha=0.25"]
+    assert main([*blend, "--layers", "1 3"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["variant"]["rule"] == {"kind": "blend", "alpha": 0.25}
+    assert record["restored_layers"] == [1, 3]
+    for tensor in record["tensors"]:
+        undone = tensor["norm_restored_minus_post"] / tensor["norm_post_minus_pre"]
+        assert undone == pytest.approx(0.25, abs=0.01)
+    for layers, count in (("all", 3), ("top2", 2), ("[3]", 1)):
+        assert main([*base, "--dry-run", "--layers", layers]) == 0
+        assert len(json.loads(capsys.readouterr().out)["restored_layers"]) == count
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["restore", "--pre", "PRE", "--post", "POST"], 2, "--out is missing"),
+        (["restore", "--pre", "PRE", "--post", "nowhere", "--out", "OUT"], 2, "hf download"),
+        (["restore", "--pre", "PRE", "--post", "POST", "--out", "PRE"], 2, "inside"),
+        (["restore", "--pre", "PRE", "--post", "PRE", "--out", "OUT"], 2, "--allow-noop"),
+        (["restore", "--pre", "PRE", "--post", "POST", "--out", "OUT", "--variant", "qk_pr"],
+         2, "qk_pro"),
+        (["restore", "--pre", "PRE", "--post", "POST", "--out", "OUT", "--layers", "two"],
+         2, "top7"),
+        (["restore", "--pre", "PRE", "--post", "POST", "--out", "OUT", "restore.rule.alfa=1"],
+         2, "alfa"),
+        (["verify", "PRE"], 2, "manifest.json"),
+        (["diff", "PRE", "nowhere"], 2, "is not a folder"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_one_message(
+    arguments: list[str],
+    code: int,
+    says: str,
+    folders: tuple[str, str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    names = dict(zip(("PRE", "POST", "OUT"), folders, strict=True))
+    assert main([names.get(argument, argument) for argument in arguments]) == code
+    errors = capsys.readouterr().err
+    assert says in errors
+    assert "Traceback" not in errors
+
+
+def test_the_traceback_is_there_for_who_asks(
+    folders: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AMNESIA_DEBUG", "1")
+    with pytest.raises(Exception, match="is not a folder"):
+        main(["diff", folders[0], "nowhere"])
+
+
+def test_damage_is_exit_code_4(
+    folders: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pre, post, out = folders
+    main(["restore", "--pre", pre, "--post", post, "--out", out])
+    (Path(out) / "config.json").write_text("{}")
+    assert main(["verify", out]) == 4
+    assert "config.json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], [], ["restore", "--pree", "x"]])
+def test_unknown_words_end_with_2(arguments: list[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+
+
+def test_help_waits_for_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "hydra", "omegaconf", "pydantic", "numpy", "rich")
+    script = (
+        "import sys; from amnesia_bench.cli.main import main\n"
+        "try: main(['--help'])\nexcept SystemExit: pass\n"
+        f"sys.exit(' '.join(m for m in {heavy!r} if m in sys.modules) or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "restore" in done.stdout
+    assert "exit codes" in done.stdout
+
+
+def test_restoring_never_imports_torch(folders: tuple[str, str, str]) -> None:
+    pre, post, out = folders
+    script = (
+        "import sys; from amnesia_bench.cli.main import main\n"
+        f"code = main(['restore', '--pre', {pre!r}, '--post', {post!r}, '--out', {out!r}])\n"
+        "sys.exit('torch' if 'torch' in sys.modules else code)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
