@@ -21,7 +21,8 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
 
 def decode(data: bytes | memoryview | NDArray[np.uint8], dtype: str) -> Float64:
     """Return the values of raw bytes as a flat float64 array; exact for every FLOAT_DTYPES."""
-    return np.frombuffer(data, dtype=FLOAT_DTYPES[dtype]).astype(np.float64)
+    with np.errstate(invalid="ignore"):  # a NaN is a value like any other here
+        return np.frombuffer(data, dtype=FLOAT_DTYPES[dtype]).astype(np.float64)
 
 
 def encode(values: Float64, dtype: str) -> bytes:
