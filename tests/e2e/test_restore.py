@@ -3,7 +3,10 @@
 import hashlib
 import json
 import os
+import shutil
+import subprocess
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -117,14 +120,6 @@ def test_across_devices_everything_is_copied(pre: Path, post: Path, tmp_path: Pa
             out.rmdir()
 
 
-def test_without_copy_in_the_kernel_the_bytes_are_the_same(
-    pre: Path, post: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delattr(os, "copy_file_range")
-    restore(pre, post, out)
-    assert {n for n, data in tensor_bytes(out).items() if data != tensor_bytes(post)[n]} == PLANNED
-
-
 def test_config_tokenizer_and_code_come_from_post(pre: Path, post: Path, out: Path) -> None:
     (post / "modeling_hypenet.py").write_text("# code")
     (post / "original").mkdir()
@@ -232,17 +227,70 @@ def test_a_dry_run_tells_the_same_and_writes_nothing(pre: Path, post: Path, out:
 def test_a_write_that_went_wrong_is_found_and_nothing_is_published(
     pre: Path, post: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    honest = shards._copy_range
+    honest = shards._write
 
-    def flips_a_bit(source: int, start: int, target: int, at: int, length: int) -> None:
-        honest(source, start, target, at, length)
-        if length > 3000:
-            os.pwrite(target, bytes([os.pread(target, 1, at + 2000)[0] ^ 1]), at + 2000)
+    def flips_a_bit(descriptor: int, data: memoryview, start: int) -> None:
+        honest(descriptor, data, start)
+        os.pwrite(descriptor, bytes([data[2000] ^ 1]), start + 2000)
 
-    monkeypatch.setattr(shards, "_copy_range", flips_a_bit)
+    monkeypatch.setattr(shards, "_write", flips_a_bit)
     with pytest.raises(StageFailedError, match="byte 2,000 was read back different"):
         restore(pre, post, out)
     assert list(out.parent.iterdir()) == []
+
+
+def test_what_happens_after_the_comparison_is_found_too(
+    pre: Path, post: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = shards._write_shard
+
+    def spoils(job: Any, spool: Path) -> shards.WrittenShard:
+        written = honest(job, spool)
+        if job.patches:
+            with job.target.open("r+b") as file:
+                file.seek(job.patches[0].start)
+                file.write(b"\0\0")
+        return written
+
+    monkeypatch.setattr(shards, "_write_shard", spoils)
+    with pytest.raises(StageFailedError, match="is not what was computed"):
+        restore(pre, post, out)
+    assert list(out.parent.iterdir()) == []
+
+
+def test_shards_larger_than_one_piece_are_spliced_across_its_borders(
+    pre: Path, post: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restore(pre, post, tmp_path / "whole", "qk")
+    monkeypatch.setattr(shards, "PIECE_BYTES", 97)
+    restore(pre, post, tmp_path / "pieces", "qk")
+    assert tensor_bytes(tmp_path / "pieces") == tensor_bytes(tmp_path / "whole")
+    assert not verify(tmp_path / "pieces").findings
+
+
+def test_shared_extents_are_used_where_the_filesystem_has_them(
+    pre: Path, post: Path, tmp_path: Path
+) -> None:
+    image, mount = tmp_path / "disk", tmp_path / "mount"
+    mount.mkdir()
+    with image.open("wb") as file:
+        file.truncate(400 << 20)
+    try:
+        subprocess.run(["mkfs.xfs", "-q", "-m", "reflink=1", image], check=True)
+        subprocess.run(["mount", "-o", "loop", image, mount], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no XFS with reflinks can be mounted here")
+    try:
+        shutil.copytree(post, mount / "post")
+        record = restore(pre, mount / "post", mount / "out")
+        shard = record.tensors[0].shard
+        extents = subprocess.run(
+            ["filefrag", "-v", mount / "out" / shard], capture_output=True, text=True, check=True
+        ).stdout
+        assert "shared" in extents
+        assert tensor_bytes(mount / "post") == tensor_bytes(post)
+    finally:
+        subprocess.run(["umount", mount], check=True)
 
 
 @pytest.mark.parametrize(

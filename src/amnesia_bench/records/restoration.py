@@ -13,7 +13,8 @@ class EditedTensor:
     """One tensor of which some or all rows were replaced.
 
     `rows` are half-open ranges of the first dimension; the sha256 are of the whole tensor's
-    bytes; the norms are Frobenius norms over the replaced rows.
+    bytes in post's dtype; the norms are Frobenius norms over the replaced rows. A fused tensor
+    is listed once per role.
     """
 
     layer: int
@@ -52,8 +53,9 @@ class CheckpointIdentity:
 class Proof:
     """What was measured on the written files, read again after writing.
 
-    Every byte of `compared_files` was held against post overlaid with the planned edits;
-    `linked_files` are the same inode as post's and were not read.
+    Every byte of `compared_files` was held against post overlaid with the planned edits, and
+    each of the `planned_tensors` was hashed in the finished files; `linked_files` are the same
+    inode as post's and were not read.
     """
 
     compared_files: tuple[str, ...]

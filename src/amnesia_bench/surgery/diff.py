@@ -17,7 +17,7 @@ from amnesia_bench.weights.attention_map import attention_map
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.numbers import FLOAT_DTYPES, decode
 
-PIECE_VALUES = 1 << 19
+PIECE_VALUES = 1 << 15
 LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d+)\.")
 
 

@@ -8,7 +8,7 @@ A `copy` moves raw bytes; every other rule computes in float64 and rounds once, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from amnesia_bench.weights.header import TensorEntry
 from amnesia_bench.weights.numbers import FLOAT_DTYPES, decode, encode
 
 # Norms are taken in pieces, so that a copy never holds a whole tensor in float64.
-PIECE_BYTES = 1 << 21
+PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +48,15 @@ class Edits:
         return not any(tensor.changed_values for tensor in self.tensors)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Values:
+    """One tensor's bytes, in post's dtype: before, after, and with all its planned rows new."""
+
+    pre: bytes
+    post: bytes
+    new: bytearray
+
+
 def compute_edits(pair: Pair, plans: tuple[LayerPlan, ...], rule: Rule, spool: Path) -> Edits:
     """Apply `rule` to every planned tensor and write the new rows to `spool`.
 
@@ -55,19 +64,20 @@ def compute_edits(pair: Pair, plans: tuple[LayerPlan, ...], rule: Rule, spool: P
         UserError: NaN or infinity in what would be written, or in what a rule computes from.
     """
     patches: dict[str, list[Patch]] = {}
-    tensors = []
+    described = []
     with spool.open("wb") as file:
         for plan in plans:
             ruled = {} if isinstance(rule, Copy) else ruled_tensors(rule, pair, plan)
-            for tensor in plan.tensors:
-                shard, entry = pair.post.tensors[tensor.name]
-                values = ruled.get(tensor.name)
-                pre = _in_post_dtype(pair, tensor.name)
-                post = pair.post.read(tensor.name)
-                donor = pre if values is None else encode(values, entry.dtype)
-                new = bytearray(post)
-                for start, stop in _byte_ranges(tensor, entry):
-                    new[start:stop] = donor[start:stop]
+            for name, tensors in plan.by_name().items():
+                shard, entry = pair.post.tensors[name]
+                values = _Values(
+                    pre=_in_post_dtype(pair, name),
+                    post=pair.post.read(name),
+                    new=bytearray(pair.post.read(name)),
+                )
+                donor = encode(ruled[name], entry.dtype) if name in ruled else values.pre
+                for start, stop in _byte_ranges(tensors, entry):
+                    values.new[start:stop] = donor[start:stop]
                     patches.setdefault(shard, []).append(
                         Patch(
                             start=entry.start + start,
@@ -75,12 +85,12 @@ def compute_edits(pair: Pair, plans: tuple[LayerPlan, ...], rule: Rule, spool: P
                             spool_start=file.tell(),
                         )
                     )
-                    file.write(new[start:stop])
-                tensors.append(_described(pair, tensor, pre, post, new))
+                    file.write(values.new[start:stop])
+                described += [_described(pair, tensor, values) for tensor in tensors]
     return Edits(
         spool=spool,
         patches={s: tuple(sorted(p, key=lambda patch: patch.start)) for s, p in patches.items()},
-        tensors=tuple(tensors),
+        tensors=tuple(described),
     )
 
 
@@ -104,26 +114,30 @@ def _in_post_dtype(pair: Pair, name: str) -> bytes:
     return data if from_dtype == to_dtype else encode(decode(data, from_dtype), to_dtype)
 
 
-def _byte_ranges(tensor: PlannedTensor, entry: TensorEntry) -> Iterator[tuple[int, int]]:
-    for start, stop in tensor.rows:
-        yield start * entry.row_bytes, stop * entry.row_bytes
+def _byte_ranges(tensors: Iterable[PlannedTensor], entry: TensorEntry) -> Iterator[tuple[int, int]]:
+    for tensor in tensors:
+        for start, stop in tensor.rows:
+            yield start * entry.row_bytes, stop * entry.row_bytes
 
 
 def _value_pieces(
     tensor: PlannedTensor, entry: TensorEntry, *buffers: bytes | bytearray
 ) -> Iterator[list[np.ndarray]]:
     """Yield the planned rows of each buffer, piece by piece, as flat float64 arrays."""
-    for start, stop in _byte_ranges(tensor, entry):
+    for start, stop in _byte_ranges([tensor], entry):
         for begin in range(start, stop, PIECE_BYTES):
             end = min(begin + PIECE_BYTES, stop)
             yield [decode(memoryview(buffer)[begin:end], entry.dtype) for buffer in buffers]
 
 
-def _described(
-    pair: Pair, tensor: PlannedTensor, pre: bytes, post: bytes, new: bytearray
-) -> EditedTensor:
+def _described(pair: Pair, tensor: PlannedTensor, values: _Values) -> EditedTensor:
     shard, entry = pair.post.tensors[tensor.name]
+    pre, post, new = values.pre, values.post, values.new
     bits = np.dtype(f"u{FLOAT_DTYPES[entry.dtype].itemsize}")
+    changed = sum(
+        int(np.count_nonzero(np.frombuffer(post[a:b], bits) != np.frombuffer(new[a:b], bits)))
+        for a, b in _byte_ranges([tensor], entry)
+    )
     squares = np.zeros(4)
     for pre_values, post_values, new_values in _value_pieces(tensor, entry, pre, post, new):
         if not np.isfinite(new_values).all():
@@ -145,7 +159,7 @@ def _described(
         rows=tensor.rows,
         planned_bytes=tensor.num_rows * entry.row_bytes,
         values=tensor.num_rows * entry.row_bytes // bits.itemsize,
-        changed_values=int(np.count_nonzero(np.frombuffer(post, bits) != np.frombuffer(new, bits))),
+        changed_values=changed,
         sha256_pre=hashlib.sha256(pre).hexdigest(),
         sha256_post=hashlib.sha256(post).hexdigest(),
         sha256_restored=hashlib.sha256(new).hexdigest(),

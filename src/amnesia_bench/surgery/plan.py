@@ -39,6 +39,13 @@ class LayerPlan:
     layer: int
     tensors: tuple[PlannedTensor, ...]
 
+    def by_name(self) -> dict[str, list[PlannedTensor]]:
+        """Return what is planned per tensor: a fused one plays several roles."""
+        tensors: dict[str, list[PlannedTensor]] = {}
+        for tensor in self.tensors:
+            tensors.setdefault(tensor.name, []).append(tensor)
+        return tensors
+
     def of_role(self, role: Role) -> tuple[PlannedTensor, ...]:
         return tuple(tensor for tensor in self.tensors if tensor.role == role)
 

@@ -31,7 +31,7 @@ from amnesia_bench.surgery.compat import check_compatible, check_float, check_no
 from amnesia_bench.surgery.edits import Edits, compute_edits, measure_drift
 from amnesia_bench.surgery.layer_values import Pair
 from amnesia_bench.surgery.plan import LayerPlan, candidate_layers, make_plan
-from amnesia_bench.surgery.shards import WrittenShard, bytes_to_copy, write_shards
+from amnesia_bench.surgery.shards import WrittenShard, bytes_to_copy, check_tensors, write_shards
 from amnesia_bench.weights.attention_map import attention_map
 from amnesia_bench.weights.checkpoint import CONFIG, INDEX, Checkpoint, open_checkpoint, side_files
 
@@ -177,6 +177,7 @@ def _fill(
     edits = _computed(job, work / SPOOL, allow_noop=allow_noop)
     _check_space(job, edits, work)
     shards = write_shards([header.path for header in post.shards.values()], edits, work)
+    check_tensors(post, edits, work)
     edits.spool.unlink()
     copied, left_out = _copy_side_files(post.folder, work)
     record = replace(

@@ -1,37 +1,35 @@
 """Write the shards of a restored checkpoint, and prove them against what they should be.
 
-A shard without edits is hardlinked. A shard with edits is copied byte by byte (shared extents
-where the filesystem has them: copy_file_range asks for that itself) and patched, so header and
-layout stay post's. Never write through a hardlink: it would change post.
+A shard without edits is hardlinked. A shard with edits becomes a new file, so header and layout
+stay post's: its extents are shared with post where the filesystem can do that, and else every
+byte is copied. Never write through a hardlink: it would change post.
 
-While one thread copies, another reads the written segments again, holds every byte against post
-overlaid with the patches, and hashes them.
+Piece by piece, what should stand in the file (post overlaid with the patches) is written, read
+again from the file, compared and hashed.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 from bisect import bisect_right
+from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from queue import SimpleQueue
-
-import numpy as np
-from numpy.typing import NDArray
 
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.surgery.edits import Edits, Patch
+from amnesia_bench.weights.checkpoint import Checkpoint
 
-SEGMENT_BYTES = 32 << 20
-PIECE_BYTES = 4 << 20
-END = -1  # closes the queue of written offsets
+PIECE_BYTES = 1 << 20
+BUFFERS = 4
 CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP)
-CANNOT_COPY_IN_KERNEL = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+FICLONE = 0x40049409  # linux/fs.h
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +76,24 @@ def write_shards(sources: Iterable[Path], edits: Edits, work: Path) -> list[Writ
         return list(pool.map(lambda job: _write_shard(job, edits.spool), jobs))
 
 
+def check_tensors(post: Checkpoint, edits: Edits, work: Path) -> None:
+    """Hash every edited tensor in the finished shards and compare with what the rule gave.
+
+    Raises:
+        StageFailedError: a tensor is not what was computed.
+    """
+    for tensor in edits.tensors:
+        _, entry = post.tensors[tensor.name]
+        with (work / tensor.shard).open("rb") as file:
+            file.seek(entry.start)
+            sha256 = hashlib.sha256(file.read(entry.num_bytes)).hexdigest()
+        if sha256 != tensor.sha256_restored:
+            raise StageFailedError(
+                f"{tensor.shard}: tensor {tensor.name!r} is not what was computed; nothing was "
+                "published."
+            )
+
+
 def bytes_to_copy(sources: Iterable[Path], edits: Edits, work: Path) -> int:
     """Return how many bytes the disk of `work` must take: edited shards, and all across devices."""
     device = work.stat().st_dev
@@ -99,12 +115,58 @@ def _write_shard(job: _Job, spool: Path) -> WrittenShard:
             spool=_open(stack, spool, os.O_RDONLY),
             target=_open(stack, job.target, os.O_RDWR | os.O_CREAT | os.O_EXCL),
         )
-        written: SimpleQueue[int] = SimpleQueue()
-        copier = stack.enter_context(ThreadPoolExecutor(max_workers=1))
-        copying = copier.submit(_copy_and_patch, files, job.patches, num_bytes, written)
-        sha256 = _prove(files, job, written)
-        copying.result()
+        hasher = stack.enter_context(ThreadPoolExecutor(max_workers=1))
+        sha256 = _write_and_prove(files, job, num_bytes, hasher)
+        os.fsync(files.target)
     return WrittenShard(name=job.target.name, num_bytes=num_bytes, sha256=sha256)
+
+
+def _write_and_prove(files: _Files, job: _Job, num_bytes: int, hasher: Executor) -> str:
+    """Return the sha256 of the target, written, read again and found to be as planned."""
+    cloned = _cloned(files)
+    digest = hashlib.sha256()
+    # A buffer is filled again only when the hasher is done with it.
+    buffers = deque((bytearray(PIECE_BYTES), _done()) for _ in range(BUFFERS))
+    wanted = bytearray(PIECE_BYTES)
+    for start in range(0, num_bytes, PIECE_BYTES):
+        length = min(PIECE_BYTES, num_bytes - start)
+        got, hashed = buffers.popleft()
+        hashed.result()
+        for buffer in (wanted, got):
+            del buffer[length:]  # the last piece is shorter
+        _read(files.source, memoryview(wanted), start)
+        changed = list(_overlap(job.patches, start, start + length))
+        for part in changed:
+            offset = part.start - start
+            _read(files.spool, memoryview(wanted)[offset:][: part.length], part.spool_start)
+        if changed or not cloned:
+            _write(files.target, memoryview(wanted), start)
+        _read(files.target, memoryview(got), start)
+        if wanted != got:
+            wrong = start + next(i for i in range(length) if wanted[i] != got[i])
+            raise StageFailedError(
+                f"{job.target.name}: byte {wrong:,} was read back different from what was written.",
+                hint="Do not trust this disk or this memory; nothing was published.",
+            )
+        buffers.append((got, hasher.submit(digest.update, got)))
+    for _, hashed in buffers:
+        hashed.result()
+    return digest.hexdigest()
+
+
+def _done() -> Future[None]:
+    future: Future[None] = Future()
+    future.set_result(None)
+    return future
+
+
+def _cloned(files: _Files) -> bool:
+    """Share the source's extents with the target, on filesystems that can (XFS, btrfs)."""
+    try:
+        fcntl.ioctl(files.target, FICLONE, files.source)
+    except OSError:
+        return False
+    return True
 
 
 def _open(stack: ExitStack, path: Path, flags: int) -> int:
@@ -123,48 +185,6 @@ def _hardlinked(job: _Job) -> bool:
     return True
 
 
-def _copy_and_patch(
-    files: _Files, patches: tuple[Patch, ...], num_bytes: int, written: SimpleQueue[int]
-) -> None:
-    """Write the target, announcing each offset up to which it is final; END closes the queue."""
-    try:
-        for start in range(0, num_bytes, SEGMENT_BYTES):
-            end = min(start + SEGMENT_BYTES, num_bytes)
-            _copy_range(files.source, start, files.target, start, end - start)
-            for part in _overlap(patches, start, end):
-                _copy_range(files.spool, part.spool_start, files.target, part.start, part.length)
-            written.put(end)
-        os.fsync(files.target)
-    finally:
-        written.put(END)
-
-
-def _prove(files: _Files, job: _Job, written: SimpleQueue[int]) -> str:
-    """Return the sha256 of the target, read again and found equal to post plus patches."""
-    digest = hashlib.sha256()
-    expected, actual = (np.empty(PIECE_BYTES, np.uint8) for _ in range(2))
-    position = 0
-    while (end := written.get()) != END:
-        while position < end:
-            stop = min(position + PIECE_BYTES, end)
-            want, got = expected[: stop - position], actual[: stop - position]
-            _read(files.source, want, position)
-            for part in _overlap(job.patches, position, stop):
-                offset = part.start - position
-                _read(files.spool, want[offset : offset + part.length], part.spool_start)
-            _read(files.target, got, position)
-            if not np.array_equal(want, got):
-                wrong = position + int(np.flatnonzero(want != got)[0])
-                raise StageFailedError(
-                    f"{job.target.name}: byte {wrong:,} was read back different from what was "
-                    "written.",
-                    hint="Do not trust this disk or this memory; nothing was published.",
-                )
-            digest.update(got.data)
-            position = stop
-    return digest.hexdigest()
-
-
 def _overlap(patches: tuple[Patch, ...], start: int, end: int) -> Iterator[Patch]:
     """Yield the parts of the patches that lie inside [start, end)."""
     first = bisect_right(patches, start, key=lambda patch: patch.start + patch.length)
@@ -179,29 +199,16 @@ def _overlap(patches: tuple[Patch, ...], start: int, end: int) -> Iterator[Patch
         )
 
 
-def _copy_range(
-    source: int, source_start: int, target: int, target_start: int, length: int
-) -> None:
+def _write(descriptor: int, data: memoryview, start: int) -> None:
     done = 0
-    while done < length:
-        try:
-            copied = os.copy_file_range(
-                source, target, length - done, source_start + done, target_start + done
-            )
-        except (AttributeError, OSError) as error:  # AttributeError: macOS has no such call
-            if isinstance(error, OSError) and error.errno not in CANNOT_COPY_IN_KERNEL:
-                raise
-            piece = os.pread(source, min(PIECE_BYTES, length - done), source_start + done)
-            copied = os.pwrite(target, piece, target_start + done)
-        if not copied:
-            raise StageFailedError("A shard became shorter while it was being copied.")
-        done += copied
+    while done < len(data):
+        done += os.pwrite(descriptor, data[done:], start + done)
 
 
-def _read(descriptor: int, into: NDArray[np.uint8], start: int) -> None:
+def _read(descriptor: int, into: memoryview, start: int) -> None:
     done = 0
-    while done < into.size:
-        count = os.preadv(descriptor, [into.data[done:]], start + done)
+    while done < len(into):
+        count = os.preadv(descriptor, [into[done:]], start + done)
         if not count:
-            raise StageFailedError("A shard became shorter while it was being read back.")
+            raise StageFailedError("A shard became shorter while it was being read.")
         done += count
