@@ -10,7 +10,7 @@ import pytest
 
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.errors import UserError
-from amnesia_bench.surgery import restore
+from amnesia_bench.surgery import restore, verify
 from tests.checkpoints import drifted, random_model, save, tree_bytes, write_raw
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
@@ -119,6 +119,20 @@ def test_nan_and_inf_in_what_would_be_written(value: float, variant: str, tmp_pa
     error = refused(pre, post, tmp_path / "out", variant)
     assert Q1 in error.what
     assert "NaN" in error.what
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_projection_that_diverged_is_what_a_restore_can_repair(
+    value: float, tmp_path: Path
+) -> None:
+    model = random_model(0)
+    pre = save(tmp_path / "pre", model)
+    moved = drifted(model, 1)
+    moved[Q1][3, 4] = value
+    record = restore(pre, save(tmp_path / "post", moved), tmp_path / "out")
+    (tensor,) = (tensor for tensor in record.tensors if tensor.name == Q1)
+    assert tensor.relative_drift is None
+    assert not verify(tmp_path / "out").findings
 
 
 def test_a_nan_that_stays_in_post_is_not_ours_to_refuse(tmp_path: Path) -> None:

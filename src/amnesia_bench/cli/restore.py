@@ -106,14 +106,13 @@ def _print(record: Restoration) -> None:
         left=3,
     )
     for tensor in record.tensors:
-        undone = tensor.norm_restored_minus_post / tensor.norm_pre if tensor.norm_pre else None
         grid.add_row(
             str(tensor.layer),
             tensor.role.value,
             tensor.name,
             f"{sum(stop - start for start, stop in tensor.rows):,}",
             percent(tensor.relative_drift),
-            percent(undone),
+            percent(tensor.relative_repair),
             percent(tensor.changed_values / tensor.values),
         )
     out.print(grid)

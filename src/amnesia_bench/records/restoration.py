@@ -13,8 +13,8 @@ class EditedTensor:
     """One tensor of which some or all rows were replaced.
 
     `rows` are half-open ranges of the first dimension; the sha256 are of the whole tensor's
-    bytes in post's dtype; the norms are Frobenius norms over the replaced rows. A fused tensor
-    is listed once per role.
+    bytes in post's dtype; the norms are Frobenius norms over the replaced rows, None where post
+    holds NaN or infinity. A fused tensor is listed once per role.
     """
 
     layer: int
@@ -30,14 +30,22 @@ class EditedTensor:
     sha256_post: str
     sha256_restored: str
     norm_pre: float
-    norm_post: float
-    norm_post_minus_pre: float
-    norm_restored_minus_post: float
+    norm_post: float | None
+    norm_post_minus_pre: float | None
+    norm_restored_minus_post: float | None
 
     @property
-    def relative_drift(self) -> float:
+    def relative_drift(self) -> float | None:
         """How far the fine-tune moved these rows: |post - pre| / |pre|."""
-        return self.norm_post_minus_pre / self.norm_pre if self.norm_pre else float("inf")
+        return self._relative(self.norm_post_minus_pre)
+
+    @property
+    def relative_repair(self) -> float | None:
+        """How far the restore moved them back: |restored - post| / |pre|."""
+        return self._relative(self.norm_restored_minus_post)
+
+    def _relative(self, norm: float | None) -> float | None:
+        return norm / self.norm_pre if norm is not None and self.norm_pre else None
 
 
 @dataclass(frozen=True, kw_only=True)

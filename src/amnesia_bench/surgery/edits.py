@@ -147,8 +147,9 @@ def _described(pair: Pair, tensor: PlannedTensor, values: _Values) -> EditedTens
                 hint=f"See which tensors diverged: amnesia diff {pair.pre.folder} "
                 f"{pair.post.folder}",
             )
-        moved, undone = post_values - pre_values, new_values - post_values
-        squares += [np.vdot(a, a) for a in (pre_values, post_values, moved, undone)]
+        with np.errstate(invalid="ignore"):  # a diverged post may hold infinity
+            moved, undone = post_values - pre_values, new_values - post_values
+            squares += [np.vdot(a, a) for a in (pre_values, post_values, moved, undone)]
     norms = np.sqrt(squares)
     return EditedTensor(
         layer=tensor.layer,
@@ -164,7 +165,11 @@ def _described(pair: Pair, tensor: PlannedTensor, values: _Values) -> EditedTens
         sha256_post=hashlib.sha256(post).hexdigest(),
         sha256_restored=hashlib.sha256(new).hexdigest(),
         norm_pre=float(norms[0]),
-        norm_post=float(norms[1]),
-        norm_post_minus_pre=float(norms[2]),
-        norm_restored_minus_post=float(norms[3]),
+        norm_post=_finite(norms[1]),
+        norm_post_minus_pre=_finite(norms[2]),
+        norm_restored_minus_post=_finite(norms[3]),
     )
+
+
+def _finite(norm: float) -> float | None:
+    return float(norm) if np.isfinite(norm) else None
