@@ -37,5 +37,18 @@ test-slow: setup ## the tests that take minutes each
 test-gpu: setup ## the tests that need a CUDA GPU
 	$(PYTEST) -m gpu
 
+.bench/mergekit/installed: # an environment of its own: it pins other versions
+	$(PYTHON) -m venv .bench/mergekit
+	.bench/mergekit/bin/python -m pip install --quiet --disable-pip-version-check "mergekit==0.1.5" "torch==2.13.0"
+	@touch $@
+
+bench: setup .bench/mergekit/installed ## measure speed and memory into docs/benchmarks.md (half an hour, 14 GB)
+	$(BIN)/python scripts/bench.py --mergekit .bench/mergekit/bin/mergekit-yaml
+
+lock: setup ## resolve constraints/ anew
+	$(BIN)/python scripts/lock.py cpu
+	$(BIN)/python scripts/lock.py orchestrate
+	$(BIN)/python scripts/lock.py gpu
+
 clean: ## remove .venv and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

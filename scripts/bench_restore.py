@@ -1,8 +1,10 @@
 """Restore against `cp -r` and against mergekit: wall time, peak memory, bits changed.
 
-Prints one section of docs/benchmarks.md. Every command is a process of its own; the two sides of
-a ratio run in turn, and the ratio is the median over the pairs. `cold` means that the input's
-pages were dropped from the page cache before each run, `warm` that they were all in it.
+Every command is a process of its own. The commands of a table run in turn after one uncounted
+round, and a ratio is the median over the rounds (with the smallest and the largest). *cold*: the
+pages of the input were dropped from the page cache before each run; *warm*: all were read in.
+All run on one filesystem, outputs are removed and synced between runs. `amnesia restore` waits
+until its files are on disk and hashes them; `cp` does neither.
 """
 
 import argparse
@@ -15,13 +17,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
-from bench_checkpoints import SOFTMAX_LAYERS, write_pair
 
 from amnesia_bench.weights.checkpoint import open_checkpoint
+from bench_checkpoints import SOFTMAX_LAYERS, write_pair
 
 FEW_SHARDS, MANY_SHARDS = 1_200_000_000, 110_000_000
 AMNESIA = [sys.executable, "-m", "amnesia_bench.cli.main"]
@@ -44,6 +48,12 @@ def timed(command: Sequence[str]) -> Run:
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{errors.decode()}")
     return Run(seconds, usage.ru_maxrss / 1000)
+
+
+def write_pair_apart(folder: Path, family: str, shard_bytes: int) -> tuple[Path, Path]:
+    """Write the checkpoints in a process of its own: a child's peak memory counts its parent's."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(write_pair, folder, family, shard_bytes).result()
 
 
 def drop_pages(folder: Path) -> None:
@@ -95,16 +105,13 @@ def row(name: str, runs: list[Run], against: list[Run] | None) -> str:
 
 
 def bench_copy(folder: Path, shard_bytes: int, runs: int) -> list[str]:
-    pre, post = write_pair(folder, "hypenet", shard_bytes)
+    pre, post = write_pair_apart(folder, "hypenet", shard_bytes)
     shards = sorted(post.glob("*.safetensors"))
+    tensors = open_checkpoint(post).tensors
     touched = {
-        shard
-        for shard in shards
+        post / tensors[f"model.layers.{i}.self_attn.{p}_proj.weight"][0]
         for i in SOFTMAX_LAYERS
-        if any(
-            f".{i}.self_attn.q_proj" in name
-            for name in open_checkpoint(post).shards[shard.name].tensors
-        )
+        for p in "qk"
     }
     lines = [
         f"\n{len(shards)} shards, {sum(s.stat().st_size for s in shards) / 1e9:.2f} GB, "
@@ -134,12 +141,11 @@ def bench_copy(folder: Path, shard_bytes: int, runs: int) -> list[str]:
 
 
 def bench_mergekit(folder: Path, mergekit: str, runs: int) -> list[str]:
-    pre, post = write_pair(folder, "qwen3", FEW_SHARDS)
+    pre, post = write_pair_apart(folder, "qwen3", FEW_SHARDS)
     filters = [
-        {"filter": f"layers.{i}.self_attn.{p}_proj", "value": value}
+        {"filter": f"layers.{i}.self_attn.{p}_proj", "value": 1.0}
         for i in SOFTMAX_LAYERS
         for p in "qk"
-        for value in (1.0,)
     ]
     recipe = {
         "merge_method": "linear",
@@ -176,7 +182,9 @@ def bench_mergekit(folder: Path, mergekit: str, runs: int) -> list[str]:
         shutil.rmtree(out)
     ratios = [a.seconds / b.seconds for a, b in zip(theirs, ours, strict=True)]
     return [
-        "\n| command, warm | wall seconds: median (min-max) | ratio | peak MB | values with wrong bits |",
+        "\nQwen3-8B's proportions, W_Q and W_K of the same 9 layers, warm. Wrong bits: values that "
+        "are neither pre's (planned) nor post's (all others).\n",
+        "| command | wall seconds: median (min-max) | ratio | peak MB | values with wrong bits |",
         "|---|---|---|---|---|",
         f"{row('mergekit-yaml, linear 1/0 by filters', theirs, ours)} {wrong[0]:,} |",
         f"{row('amnesia restore', ours, None)} {wrong[1]:,} |",
@@ -203,7 +211,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     args = parser.parse_args()
     print("## Restore\n")
-    print(" ".join(__doc__.split("\n\n", 1)[1].split()))
+    print(__doc__.split("\n\n", 1)[1].strip())
     for shard_bytes in (FEW_SHARDS, MANY_SHARDS):
         with tempfile.TemporaryDirectory(dir=args.folder) as folder:
             print("\n".join(bench_copy(Path(folder), shard_bytes, args.runs)), flush=True)

@@ -1,0 +1,44 @@
+"""Run every benchmark and write docs/benchmarks.md: python scripts/bench.py [--mergekit PATH]."""
+
+import argparse
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+from amnesia_bench.store.provenance import collect_provenance
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--mergekit", help="path of a mergekit-yaml to compare restores with")
+    parser.add_argument("--folder", default="/tmp", help="where to put 14 GB of scratch files")
+    args = parser.parse_args()
+    mergekit = ["--mergekit", args.mergekit] if args.mergekit else []
+    sections = (
+        ["bench_cli.py"],
+        ["bench_restore.py", "--folder", args.folder, *mergekit],
+    )
+    made = collect_provenance(["make", "bench"], seeds={})
+    machine = made.hardware
+    head = (
+        "# Benchmarks\n\n"
+        "Made by `make bench`; nothing here is a test, and nothing is edited by hand.\n\n"
+        f"{datetime.now(UTC):%Y-%m-%d}, commit {(made.commit or 'unknown')[:12]}"
+        f"{' with local changes' if made.dirty else ''}. "
+        f"{machine.cpu}, {machine.cpu_cores} cores, {machine.memory_bytes / 1e9:.0f} GB, "
+        f"{machine.platform}, {', '.join(machine.gpus) or 'no GPU'}. Python {made.python}, "
+        + ", ".join(f"{name} {version}" for name, version in made.packages.items())
+        + ".\n"
+    )
+    texts = [head]
+    for script, *arguments in sections:
+        command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
+        texts.append(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    (ROOT / "docs" / "benchmarks.md").write_text("\n".join(texts))
+
+
+if __name__ == "__main__":
+    main()
