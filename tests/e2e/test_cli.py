@@ -117,11 +117,16 @@ def test_damage_is_exit_code_4(
     assert "config.json" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], [], ["restore", "--pree", "x"]])
+@pytest.mark.parametrize("arguments", [["nonsense"], ["restore", "--pree", "x"]])
 def test_unknown_words_end_with_2(arguments: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         main(arguments)
     assert ended.value.code == 2
+
+
+def test_no_command_shows_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 2
+    assert "restore" in capsys.readouterr().err
 
 
 def test_help_waits_for_nothing_heavy() -> None:

@@ -31,7 +31,11 @@ EXIT_CODES = (
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `amnesia` with these arguments and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    command = _top_level_parser().parse_args(arguments[:1]).command
+    top_level = _top_level_parser()
+    if not arguments:
+        top_level.print_help(sys.stderr)
+        return int(ExitCode.USER_ERROR)
+    command = top_level.parse_args(arguments[:1]).command
     module = import_module(f"amnesia_bench.cli.{command}")
     parser = argparse.ArgumentParser(
         prog=f"amnesia {command}",

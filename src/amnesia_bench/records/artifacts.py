@@ -34,6 +34,15 @@ class FileEntry:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointIdentity:
+    """Which folder was read: its path as typed, and what its config and headers hash to."""
+
+    path: str
+    config_sha256: str
+    headers_sha256: Mapping[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Parent:
     """An artifact or checkpoint this one was made from.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from amnesia_bench.records.artifacts import CheckpointIdentity
 from amnesia_bench.records.roles import Role
 
 
@@ -46,15 +47,6 @@ class EditedTensor:
 
     def _relative(self, norm: float | None) -> float | None:
         return norm / self.norm_pre if norm is not None and self.norm_pre else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointIdentity:
-    """Which folder was read: its path as typed, and what its config and headers hash to."""
-
-    path: str
-    config_sha256: str
-    headers_sha256: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)

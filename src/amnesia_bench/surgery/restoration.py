@@ -5,12 +5,10 @@ Reads pre and post, writes one new folder in the form of post (paper section 5.2
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,8 +17,8 @@ from amnesia_bench.config.load import load_variant
 from amnesia_bench.config.schema import TopDrift, Variant
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import FileEntry, Manifest, Parent
-from amnesia_bench.records.restoration import CheckpointIdentity, Proof, Restoration
+from amnesia_bench.records.artifacts import FileEntry, Manifest
+from amnesia_bench.records.restoration import Proof, Restoration
 from amnesia_bench.records.roles import LayerKind
 from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
@@ -33,9 +31,11 @@ from amnesia_bench.surgery.layer_values import Pair
 from amnesia_bench.surgery.plan import LayerPlan, candidate_layers, make_plan
 from amnesia_bench.surgery.shards import WrittenShard, bytes_to_copy, check_tensors, write_shards
 from amnesia_bench.weights.attention_map import attention_map
-from amnesia_bench.weights.checkpoint import CONFIG, INDEX, Checkpoint, open_checkpoint, side_files
+from amnesia_bench.weights.checkpoint import INDEX, open_checkpoint, side_files
+from amnesia_bench.weights.identity import as_parent, identify
 
 RESTORATION = "restoration.json"
+RESTORED = "restored"  # the kind of artifact
 SPOOL = ".edits"
 SCHEMA_VERSION = 1
 OWN_RECORDS = (MANIFEST, RESTORATION)  # of a post that is itself an artifact: not copied
@@ -78,11 +78,8 @@ def restore(  # noqa: PLR0913 - the public entry; every argument is a flag of th
         record, entries = _fill(job, work.folder, out, allow_noop=allow_noop)
         work.finish(
             Manifest(
-                kind="restored",
-                parents=tuple(
-                    Parent(role=role, location=identity.path, identity=_identity_hash(identity))
-                    for role, identity in (("pre", record.pre), ("post", record.post))
-                ),
+                kind=RESTORED,
+                parents=(as_parent("pre", record.pre), as_parent("post", record.post)),
                 files=entries,
                 provenance=ended_now(provenance),
             )
@@ -246,8 +243,8 @@ def _record(job: _Job, edits: Edits) -> Restoration:
         family=job.pair.attention.family,
         softmax_layers=job.pair.attention.layers(LayerKind.FULL, LayerKind.SLIDING),
         restored_layers=tuple(plan.layer for plan in job.plans),
-        pre=_identity(job.pair.pre),
-        post=_identity(job.pair.post),
+        pre=identify(job.pair.pre),
+        post=identify(job.pair.post),
         out=None,
         cast=job.cast,
         tensors=edits.tensors,
@@ -255,27 +252,6 @@ def _record(job: _Job, edits: Edits) -> Restoration:
         warnings=job.warnings,
         proof=None,
     )
-
-
-def _identity(checkpoint: Checkpoint) -> CheckpointIdentity:
-    headers = {}
-    for name, header in checkpoint.shards.items():
-        with header.path.open("rb") as file:
-            headers[name] = hashlib.sha256(file.read(header.data_start)).hexdigest()
-    return CheckpointIdentity(
-        path=str(checkpoint.folder),
-        config_sha256=sha256_of(checkpoint.folder / CONFIG),
-        headers_sha256=headers,
-    )
-
-
-def _identity_hash(identity: CheckpointIdentity) -> str:
-    content: Mapping[str, object] = {
-        "config": identity.config_sha256,
-        "headers": dict(identity.headers_sha256),
-    }
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"sha256:{digest}"
 
 
 def _proof(job: _Job, edits: Edits, shards: Sequence[WrittenShard]) -> Proof:

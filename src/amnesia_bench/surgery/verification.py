@@ -1,4 +1,4 @@
-"""Is a restored folder still what its manifest and its proof say?"""
+"""Is a checkpoint that amnesia wrote still what its manifest and its proof say?"""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.restoration import Restoration
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
-from amnesia_bench.surgery.restoration import RESTORATION
+from amnesia_bench.surgery.restoration import RESTORATION, RESTORED
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 
 
@@ -28,7 +28,7 @@ class Verification:
 
 
 def verify(folder: Path) -> Verification:
-    """Check every file against the manifest, the shards' structure, and each restored tensor.
+    """Check every file against the manifest, the shards' structure, and each restored tensor, if any.
 
     Raises:
         UserError: the folder has no manifest: there is nothing to hold it against.
@@ -38,11 +38,11 @@ def verify(folder: Path) -> Verification:
     restored = 0
     try:
         checkpoint = open_checkpoint(folder)
-        record = codec.from_json(
-            Restoration, read_json(folder / RESTORATION), str(folder / RESTORATION)
-        )
-        restored = len(record.tensors)
-        findings += _wrong_tensors(checkpoint, record)
+        if manifest.kind == RESTORED:
+            path = folder / RESTORATION
+            record = codec.from_json(Restoration, read_json(path), str(path))
+            restored = len(record.tensors)
+            findings += _wrong_tensors(checkpoint, record)
     except UserError as error:
         findings.append(error.what)
     return Verification(
