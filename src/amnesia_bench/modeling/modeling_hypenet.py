@@ -1,0 +1,342 @@
+"""HypeNet for transformers 5: softmax and lightning-attention layers under one causal LM.
+
+Reads and writes official checkpoints (parameter names and config keys of
+thunlp/hybrid-linear-attention @229e301). Source of the architecture: arXiv 2601.22156.
+
+Shapes: B batch, T new tokens, P cached tokens, M hidden size, E vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.activations import ACT2FN
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_hypenet import HypeNetConfig
+from .hybrid_cache import HypeNetCache, adopt_cache, cached_length
+from .input_errors import InvalidModelInputError
+from .lightning_attention import alibi_log_decay
+from .mixers import HypeNetRMSNorm, LightningMixer, MixerInputs, SoftmaxMixer
+from .packing import PackedRows
+from .rotary import HypeNetRotaryEmbedding
+from .token_layout import TokenInputs, TokenLayout, lay_out
+
+
+class HypeNetMLP(nn.Module):
+    """down(act(gate(x)) * up(x))."""
+
+    def __init__(self, config: HypeNetConfig) -> None:
+        super().__init__()
+        size, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.up_proj = nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, T, M] to [B, T, M]."""
+        output: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return output
+
+
+class HypeNetDecoderLayer(GradientCheckpointingLayer):
+    """A mixer and an MLP, each after its norm and around a residual."""
+
+    def __init__(self, config: HypeNetConfig, layer_idx: int) -> None:
+        super().__init__()
+        mixer = SoftmaxMixer if layer_idx in config.softmax_layers else LightningMixer
+        self.self_attn = mixer(config, layer_idx)
+        self.mlp = HypeNetMLP(config)
+        self.input_layernorm = HypeNetRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = HypeNetRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, hidden_states: Tensor, inputs: MixerInputs, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return [B, T, M] and the attention weights of a softmax layer, where asked."""
+        mixed, weights = self.self_attn(self.input_layernorm(hidden_states), inputs, **kwargs)
+        hidden_states = hidden_states + mixed
+        hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states, weights
+
+
+class HypeNetPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # untyped base
+    """Loading, initialisation and what transformers asks of a model."""
+
+    config_class = HypeNetConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["HypeNetDecoderLayer"]  # noqa: RUF012 - transformers' interface
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - transformers' interface
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _is_stateful = True
+    _can_record_outputs = {"hidden_states": HypeNetDecoderLayer}  # noqa: RUF012 - same
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # super() also fills the rotary frequencies, which are in no checkpoint.
+        super()._init_weights(module)
+        if isinstance(module, LightningMixer):
+            init.copy_(module.log_decay, alibi_log_decay(module.num_heads))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint; transformers' arguments.
+
+        Raises:
+            InvalidModelInputError: tensors are missing from it or left over. transformers would
+                only warn and go on with random values.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(
+            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+        )
+        for problem in ("missing", "unexpected"):
+            if names := sorted(info[f"{problem}_keys"]):
+                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+                raise InvalidModelInputError(
+                    f"{pretrained_model_name_or_path}: {problem} tensor {names[0]}{more}",
+                    hint="The tensors do not fit config.json: compare mixer_types, "
+                    "tie_word_embeddings and the lightning_use_* and attn_use_* switches.",
+                )
+        return (model, info) if with_info else model
+
+
+class HypeNetModel(HypeNetPreTrainedModel):
+    """Embeddings, layers and the final norm."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012 - transformers' interface
+
+    def __init__(self, config: HypeNetConfig) -> None:
+        super().__init__(config)
+        assert config.head_dim is not None
+        assert config.lightning_head_dim is not None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(
+            HypeNetDecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
+        )
+        self.norm = HypeNetRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attn_rotary_emb = (
+            HypeNetRotaryEmbedding(config, config.head_dim) if config.attn_use_rope else None
+        )
+        self.lightning_rotary_emb = (
+            HypeNetRotaryEmbedding(config, config.lightning_head_dim)
+            if config.lightning_use_rope
+            else None
+        )
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(  # noqa: PLR0913 - transformers' interface
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        cu_seqlens: Tensor | Sequence[int] | PackedRows | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the layers.
+
+        Args:
+            input_ids: tokens [B, T]; or give `inputs_embeds`.
+            attention_mask: [B, P + T], 0 where a token is padding; on any side.
+            position_ids: [B, T]; by default positions count tokens that are not padding.
+            past_key_values: a `HypeNetCache`, or an empty cache of transformers.
+            inputs_embeds: embeddings [B, T, M] in place of tokens.
+            use_cache: whether to return a cache; never with packed rows.
+            output_attentions: return weights after the softmax [B, H, T, P + T] per softmax
+                layer, and None per linear layer.
+            cu_seqlens: boundaries [N + 1] of N documents packed in one row, from 0 to T. They
+                see nothing of each other. `position_ids` that restart at 0 do the same.
+            **kwargs: for the attention function and transformers' own use.
+
+        Raises:
+            InvalidModelInputError: see `token_layout.lay_out`.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InvalidModelInputError("give exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.embed_tokens(input_ids)
+        hidden_states: Tensor = inputs_embeds
+        if cu_seqlens is None:  # transformers' flattening collator has its own name for them
+            cu_seqlens = kwargs.pop("cu_seq_lens_q", None)
+        if past_key_values is not None:
+            past_key_values = adopt_cache(past_key_values, self.config)
+        layout = lay_out(
+            TokenInputs(
+                batch=hidden_states.shape[0],
+                num_tokens=hidden_states.shape[1],
+                num_cached=0 if past_key_values is None else cached_length(past_key_values),
+                device=hidden_states.device,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                cu_seqlens=cu_seqlens,
+            ),
+            self.config,
+        )
+        if layout.packed is not None:
+            if past_key_values is not None:
+                raise InvalidModelInputError(
+                    "past_key_values with packed rows", hint="Run documents alone to cache them."
+                )
+            use_cache = False
+        if use_cache and past_key_values is None:
+            past_key_values = HypeNetCache(self.config)
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        inputs = self._mixer_inputs(hidden_states, layout, past_key_values, bool(output_attentions))
+        weights = []
+        for layer in self.layers:
+            hidden_states, layer_weights = layer(hidden_states, inputs, **kwargs)
+            weights.append(layer_weights)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states),
+            past_key_values=past_key_values if use_cache else None,
+            attentions=tuple(weights) if output_attentions else None,
+        )
+
+    def _mixer_inputs(
+        self, x: Tensor, layout: TokenLayout, cache: Cache | None, want_weights: bool
+    ) -> MixerInputs:
+        positions = layout.position_ids
+        attn_rotary, lightning_rotary = self.attn_rotary_emb, self.lightning_rotary_emb
+        return MixerInputs(
+            layout=layout,
+            cache=cache,
+            softmax_rotation=None if attn_rotary is None else attn_rotary(x, positions),
+            lightning_rotation=None if lightning_rotary is None else lightning_rotary(x, positions),
+            query_scale=self._query_scale(positions),
+            softmax_mask=self._softmax_mask(x, layout, cache, want_weights),
+            want_weights=want_weights,
+        )
+
+    def _query_scale(self, positions: Tensor) -> Tensor | None:
+        a, constant = self.config.attn_logit_scale_a, self.config.attn_logit_multiplier
+        if a is not None:
+            return ((positions.float() + a).log() / math.log(a))[:, :, None, None]
+        if constant is not None:
+            return torch.full((1, 1, 1, 1), constant, device=positions.device)
+        return None
+
+    def _softmax_mask(
+        self, x: Tensor, layout: TokenLayout, cache: Cache | None, want_weights: bool
+    ) -> Tensor | None:
+        if not self.config.softmax_layers:
+            return None
+        config = self.config
+        if want_weights and config._attn_implementation != "eager":
+            config = copy.copy(config)
+            config._attn_implementation = "eager"
+        eager = config._attn_implementation == "eager"
+        if layout.packed is not None and not eager:
+            return None  # documents are attended one by one, or by flash's own boundaries
+        mask: Tensor | None = create_causal_mask(
+            config=config,
+            inputs_embeds=x,
+            attention_mask=layout.attention_mask,
+            past_key_values=cache,
+            # Restarting positions are how transformers knows packed rows; ours come from `packed`.
+            position_ids=None if layout.packed is None else layout.packed.positions(),
+        )
+        return mask
+
+
+class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+    """HypeNet with a language-model head, tied to the embeddings or not."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - same
+
+    def __init__(self, config: HypeNetConfig) -> None:
+        super().__init__(config)
+        self.model = HypeNetModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(  # noqa: PLR0913 - transformers' interface; generate reads these names
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        cu_seqlens: Tensor | Sequence[int] | PackedRows | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return logits [B, T, E], or of the last `logits_to_keep` tokens; loss with `labels`.
+
+        The other arguments are those of `HypeNetModel.forward`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            cu_seqlens=cu_seqlens,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if isinstance(logits_to_keep, Tensor):
+            hidden_states = hidden_states[:, logits_to_keep]
+        elif logits_to_keep:
+            hidden_states = hidden_states[:, -logits_to_keep:]
+        logits = self.lm_head(hidden_states)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> None:
+        implementation = generation_config.cache_implementation
+        if implementation not in (None, "dynamic"):
+            raise InvalidModelInputError(
+                f"cache_implementation is {implementation!r}; HypeNet has a cache of its own",
+                hint="Leave cache_implementation unset.",
+            )
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = HypeNetCache(self.config)
+            return
+        super()._prepare_cache_for_generation(
+            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )
