@@ -44,7 +44,7 @@ def attention_rows(
     Raises:
         InvalidModelInputError: a query outside the row, or a layer that is not softmax.
     """
-    base: HypeNetModel = model.base_model
+    base: Any = model.base_model
     chosen = base.config.softmax_layers if layers is None else tuple(layers)
     for layer in chosen:
         if layer not in base.config.softmax_layers:
@@ -85,4 +85,5 @@ def _weight_rows(mixer: SoftmaxMixer, x: Tensor, inputs: MixerInputs, index: Ten
         mask = mask & inputs.layout.attention_mask[:, None, None]
     precise = torch.float64 if x.dtype == torch.float64 else torch.float32
     lowest = torch.finfo(logits.dtype).min
-    return logits.masked_fill(~mask, lowest).softmax(dim=-1, dtype=precise)
+    rows: Tensor = logits.masked_fill(~mask, lowest).softmax(dim=-1, dtype=precise)
+    return rows

@@ -153,11 +153,7 @@ class LightningLayer(LinearAttentionLayer):
     ) -> Tensor:
         """Take over the state after `num_tokens` more tokens."""
         state = recurrent_states.detach()
-        self.device, self.dtype = state.device, state.dtype
-        self.recurrent_states[state_idx] = state
-        self.is_recurrent_states_initialized[state_idx] = True
-        self.has_previous_state[state_idx] = True
-        self.seen_tokens += num_tokens
+        self.restore(state, self.seen_tokens + num_tokens)
         return state
 
     def restore(self, state: Tensor | None, seen_tokens: int) -> None:
@@ -170,8 +166,8 @@ class LightningLayer(LinearAttentionLayer):
         self.restore(None, 0)
 
     def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        if self.has_previous_state[0]:
-            self.recurrent_states[0] = change(self.recurrent_states[0])
+        if (state := self.recurrent_states[0]) is not None:
+            self.recurrent_states[0] = change(state)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take the rows of the chosen beams."""
@@ -228,11 +224,10 @@ class HypeNetCache(Cache):
         states: list[Tensor | None] = []
         seen = []
         for layer in self.layers:
-            linear = isinstance(layer, LightningLayer)
-            state = layer.recurrent_states[0] if linear and layer.has_previous_state[0] else None
+            linear = layer if isinstance(layer, LightningLayer) else None
             # States are replaced, never written in place: no copy is needed.
-            states.append(state)
-            seen.append(layer.seen_tokens if linear else 0)
+            states.append(None if linear is None else linear.recurrent_states[0])
+            seen.append(0 if linear is None else linear.seen_tokens)
         taken = PrefixSnapshot(cached_length(self), tuple(states), tuple(seen))
         self._live_snapshots.append(taken)
         return taken
@@ -258,7 +253,7 @@ class HypeNetCache(Cache):
         ):
             if isinstance(layer, BlockLayer):
                 layer.crop(snapshot.length - layer.get_seq_length())
-            else:
+            elif isinstance(layer, LightningLayer):
                 layer.restore(state, seen)
 
     def reset(self) -> None:
@@ -273,7 +268,7 @@ class HypeNetCache(Cache):
             hint="Take cache.snapshot() at the prefix and cache.resume(...) it later.",
         )
 
-    def reorder_cache(self, beam_idx: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Any) -> None:
         """Take the rows of the chosen beams."""
         super().reorder_cache(beam_idx)
         self._live_snapshots.clear()
@@ -311,7 +306,8 @@ def adopt_cache(cache: Any, config: HypeNetConfig) -> Cache:
             f"past_key_values is a {type(cache).__name__} that other layers have filled",
             hint="Start with HypeNetCache(config), or leave past_key_values out.",
         )
-    cache.layers, cache.layer_class_to_replicate = ours, None
+    cache.layers = ours
+    cache.layer_class_to_replicate = None
     return cache
 
 

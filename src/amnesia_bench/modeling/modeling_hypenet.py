@@ -22,8 +22,7 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hypenet import HypeNetConfig
@@ -74,8 +73,10 @@ class HypeNetDecoderLayer(GradientCheckpointingLayer):
         return hidden_states, weights
 
 
-class HypeNetPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # untyped base
+class HypeNetPreTrainedModel(PreTrainedModel):
     """Loading, initialisation and what transformers asks of a model."""
+
+    config: HypeNetConfig
 
     config_class = HypeNetConfig
     base_model_prefix = "model"
@@ -103,9 +104,10 @@ class HypeNetPreTrainedModel(PreTrainedModel):  # type: ignore[misc]  # untyped 
                 only warn and go on with random values.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(
+        loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
         )
+        model, info = loaded
         for problem in ("missing", "unexpected"):
             if names := sorted(info[f"{problem}_keys"]):
                 more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -234,14 +236,15 @@ class HypeNetModel(HypeNetPreTrainedModel):
     def _query_scale(self, positions: Tensor) -> Tensor | None:
         a, constant = self.config.attn_logit_scale_a, self.config.attn_logit_multiplier
         if a is not None:
-            return ((positions.float() + a).log() / math.log(a))[:, :, None, None]
+            scale = (positions.float() + a).log() / math.log(a)
+            return scale[:, :, None, None]
         if constant is not None:
             return torch.full((1, 1, 1, 1), constant, device=positions.device)
         return None
 
     def _softmax_mask(
         self, x: Tensor, layout: TokenLayout, cache: Cache | None, want_weights: bool
-    ) -> Tensor | None:
+    ) -> Any:
         if not self.config.softmax_layers:
             return None
         config = self.config
@@ -251,7 +254,7 @@ class HypeNetModel(HypeNetPreTrainedModel):
         eager = config._attn_implementation == "eager"
         if layout.packed is not None and not eager:
             return None  # documents are attended one by one, or by flash's own boundaries
-        mask: Tensor | None = create_causal_mask(
+        return create_causal_mask(
             config=config,
             inputs_embeds=x,
             attention_mask=layout.attention_mask,
@@ -259,10 +262,9 @@ class HypeNetModel(HypeNetPreTrainedModel):
             # Restarting positions are how transformers knows packed rows; ours come from `packed`.
             position_ids=None if layout.packed is None else layout.packed.positions(),
         )
-        return mask
 
 
-class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):  # type: ignore[misc]
+class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):
     """HypeNet with a language-model head, tied to the embeddings or not."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - same
@@ -327,7 +329,7 @@ class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):  # type: igno
         generation_mode: Any,
         batch_size: int,
         max_cache_length: int,
-    ) -> None:
+    ) -> Any:
         implementation = generation_config.cache_implementation
         if implementation not in (None, "dynamic"):
             raise InvalidModelInputError(
@@ -336,7 +338,8 @@ class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):  # type: igno
             )
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
             model_kwargs["past_key_values"] = HypeNetCache(self.config)
-            return
-        super()._prepare_cache_for_generation(
-            generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+            return None
+        mixin: Any = GenerationMixin
+        return mixin._prepare_cache_for_generation(
+            self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
         )

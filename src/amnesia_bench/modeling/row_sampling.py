@@ -9,15 +9,15 @@ Shapes: B batch, E vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor
 from transformers import LogitsProcessor, LogitsProcessorList
 
 from .input_errors import InvalidModelInputError
 
 
-class SeededRowSampling(LogitsProcessor):  # type: ignore[misc]  # untyped base
+class SeededRowSampling(LogitsProcessor):
     """Turn greedy decoding into sampling with one seed per row (Gumbel-max).
 
     Use one object per `generate` call, last in `logits_processor`, with `do_sample=False`:
@@ -36,7 +36,7 @@ class SeededRowSampling(LogitsProcessor):  # type: ignore[misc]  # untyped base
         self._generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
         self._warpers = warpers or LogitsProcessorList()
 
-    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
         """Return scores [B, E] whose arg max is the sampled token."""
         if scores.shape[0] != len(self._generators):
             raise InvalidModelInputError(
