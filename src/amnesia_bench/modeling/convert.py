@@ -182,10 +182,9 @@ def _tensors(
     softmax = {f"model.layers.{layer}" for layer in config.softmax_layers}
     generator = torch.Generator("cpu").manual_seed(seed)
     for name, shape in expected.items():
-        prefix = (
-            name[: name.find("self_attn.") + len("self_attn.")] if ".self_attn." in name else ""
-        )
-        if student is not None and prefix and prefix not in softmax:
+        mixer, dot, _ = name.partition(".self_attn.")
+        lightning = bool(dot) and mixer not in softmax
+        if student is not None and lightning:
             tensor = student.read(name)
         elif name in teacher.names:
             tensor = teacher.read(name)

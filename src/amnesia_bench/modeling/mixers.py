@@ -250,6 +250,9 @@ class LightningMixer(nn.Module):
             output = output * torch.sigmoid(self.z_proj(hidden_states))
         return self.o_proj(output), None
 
+    def _state_shape(self, batch: int) -> tuple[int, int, int, int]:
+        return batch, self.num_heads, self.head_dim, self.head_dim
+
     def _run(
         self, qkv: tuple[Tensor, Tensor, Tensor], state: Tensor | None, layout: TokenLayout
     ) -> tuple[Tensor, Tensor]:
@@ -257,6 +260,9 @@ class LightningMixer(nn.Module):
             return lightning_attention(*qkv, self.log_decay, self.scale, state, layout.packed)
         padding = layout.padding
         batch, num_tokens = qkv[0].shape[:2]
+        if padding.row_index.numel() == 0:
+            state = qkv[0].new_zeros(self._state_shape(batch)) if state is None else state
+            return torch.zeros_like(qkv[2]), state
         tokens = tuple(x.flatten(0, 1)[padding.token_index][None] for x in qkv)
         rows = None if state is None else state[padding.row_index]
         valid, new = lightning_attention(

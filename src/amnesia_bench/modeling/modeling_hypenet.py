@@ -32,7 +32,7 @@ from .lightning_attention import alibi_log_decay
 from .mixers import HypeNetRMSNorm, LightningMixer, MixerInputs, SoftmaxMixer
 from .packing import PackedRows
 from .rotary import HypeNetRotaryEmbedding
-from .token_layout import TokenInputs, TokenLayout, lay_out
+from .token_layout import TokenInputs, TokenLayout, lay_out, refuse_rows_without_tokens
 
 
 class HypeNetMLP(nn.Module):
@@ -183,6 +183,7 @@ class HypeNetModel(HypeNetPreTrainedModel):
         hidden_states: Tensor = inputs_embeds
         if cu_seqlens is None:  # transformers' flattening collator has its own name for them
             cu_seqlens = kwargs.pop("cu_seq_lens_q", None)
+        cache_given = past_key_values is not None
         if past_key_values is not None:
             past_key_values = adopt_cache(past_key_values, self.config)
         layout = lay_out(
@@ -194,6 +195,7 @@ class HypeNetModel(HypeNetPreTrainedModel):
                 attention_mask=attention_mask,
                 position_ids=position_ids,
                 cu_seqlens=cu_seqlens,
+                may_start_padded=cache_given,
             ),
             self.config,
         )
@@ -330,6 +332,9 @@ class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):
         batch_size: int,
         max_cache_length: int,
     ) -> Any:
+        mask = model_kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            refuse_rows_without_tokens(mask)
         implementation = generation_config.cache_implementation
         if implementation not in (None, "dynamic"):
             raise InvalidModelInputError(

@@ -102,7 +102,7 @@ class PaddedRows:
 
     @classmethod
     def from_mask(cls, valid: Tensor) -> PaddedRows:
-        """Build from a bool mask [B, T] with at least one True."""
+        """Build from a bool mask [B, T]."""
         lengths = valid.sum(dim=1)
         row_index = lengths.nonzero().flatten()
         bounds = torch.cat([lengths.new_zeros(1), lengths[row_index].cumsum(0)])

@@ -27,6 +27,8 @@ class TokenInputs:
     attention_mask: Tensor | None  # [B, P + T], nonzero = token
     position_ids: Tensor | None  # [1 or B, T]
     cu_seqlens: Tensor | Sequence[int] | PackedRows | None
+    # The caller passed a cache: a prefill in chunks may show a row's padding before its tokens.
+    may_start_padded: bool = False
 
 
 @dataclass(frozen=True)
@@ -95,13 +97,23 @@ def _valid_tokens(inputs: TokenInputs) -> Tensor | None:
     valid = mask.to(device=inputs.device, dtype=torch.bool)
     if bool(valid.all()):
         return None
-    empty = (~valid.any(dim=1)).nonzero().flatten().tolist()
+    if not inputs.may_start_padded:
+        refuse_rows_without_tokens(valid)
+    return valid
+
+
+def refuse_rows_without_tokens(attention_mask: Tensor) -> None:
+    """Check a padding mask [B, T].
+
+    Raises:
+        InvalidModelInputError: a row has no token.
+    """
+    empty = (~attention_mask.bool().any(dim=1)).nonzero().flatten().tolist()
     if empty:
         raise InvalidModelInputError(
             f"attention_mask marks every token of row {empty[0]} as padding",
             hint="Drop rows without tokens.",
         )
-    return valid
 
 
 def _packed_rows(inputs: TokenInputs, valid: Tensor | None) -> PackedRows | None:
