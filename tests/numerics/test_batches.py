@@ -244,7 +244,7 @@ BAD_INPUTS = {
     "cu_seqlens together with padding": lambda m, x: m(
         x[:1], cu_seqlens=[0, 10], attention_mask=torch.tensor([[0] + [1] * 9])
     ),
-    "past_key_values with packed rows": lambda m, x: m(
+    "cu_seqlens with past_key_values": lambda m, x: m(
         x[:1], cu_seqlens=[0, 4, 10], past_key_values=HypeNetCache(m.config)
     ),
     "position 16384 is outside max_position_embeddings": lambda m, x: m(

@@ -132,6 +132,11 @@ class HypeNetConfig(PreTrainedConfig):
         self.mixer_types = list(self.mixer_types or ["attn"] * self.num_hidden_layers)
         self._check_mixers()
         self._check_shapes()
+        # Copies: transformers completes these dicts in place, and they may be the caller's.
+        if kwargs.get("rope_scaling"):
+            kwargs["rope_scaling"] = dict(kwargs["rope_scaling"])
+        if self.rope_parameters:
+            self.rope_parameters = dict(self.rope_parameters)
         self.layer_types = [
             "full_attention" if mixer in SOFTMAX_MIXERS else "linear_attention"
             for mixer in self.mixer_types

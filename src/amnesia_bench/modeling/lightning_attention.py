@@ -15,13 +15,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from .input_errors import InvalidModelInputError
-from .packing import PackedRows
+from .packing import Boundaries, PackedRows
 
 # fla's kernels are tuned for 64; on a CPU 64 beat 32, 128 and 256 at H=16, K=V=128.
 CHUNK = 64
@@ -51,7 +50,7 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
     log_decay: Tensor,
     scale: float | None = None,
     initial_state: Tensor | None = None,
-    cu_seqlens: Tensor | Sequence[int] | PackedRows | None = None,
+    cu_seqlens: Boundaries | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence over a sequence, chunk by chunk.
 
@@ -81,16 +80,7 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
     _check_shapes(q, k, v, log_decay)
     if cu_seqlens is not None and not isinstance(cu_seqlens, PackedRows):
         cu_seqlens = PackedRows.from_cu_seqlens(cu_seqlens, q.shape[1], q.device)
-    if cu_seqlens is not None and q.shape[0] != 1:
-        raise InvalidModelInputError(
-            f"cu_seqlens with a batch of {q.shape[0]} rows", hint="Pack all documents into one row."
-        )
-    num_states = q.shape[0] if cu_seqlens is None else len(cu_seqlens.documents)
-    expected = (num_states, q.shape[2], q.shape[3], v.shape[3])
-    if initial_state is not None and initial_state.shape != expected:
-        raise InvalidModelInputError(
-            f"initial_state has shape {tuple(initial_state.shape)}, expected {expected}"
-        )
+    _check_states(q, v, initial_state, cu_seqlens)
     scale = q.shape[3] ** -0.5 if scale is None else scale
     precise = torch.float64 if q.dtype == torch.float64 else torch.float32
     with torch.autocast(q.device.type, enabled=False):
@@ -161,6 +151,21 @@ def _chunked(
         # The last c decays of a full chunk are the decays of a chunk of c tokens.
         state = state * whole + (kc * to_end[:, chunk - c :]).mT @ vc
     return torch.cat(outputs, dim=1), state
+
+
+def _check_states(
+    q: Tensor, v: Tensor, initial_state: Tensor | None, packed: PackedRows | None
+) -> None:
+    if packed is not None and q.shape[0] != 1:
+        raise InvalidModelInputError(
+            f"cu_seqlens with a batch of {q.shape[0]} rows", hint="Pack all documents into one row."
+        )
+    num_states = q.shape[0] if packed is None else len(packed.documents)
+    expected = (num_states, q.shape[2], q.shape[3], v.shape[3])
+    if initial_state is not None and initial_state.shape != expected:
+        raise InvalidModelInputError(
+            f"initial_state has shape {tuple(initial_state.shape)}, expected {expected}"
+        )
 
 
 def _check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> None:

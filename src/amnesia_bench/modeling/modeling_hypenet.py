@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +29,7 @@ from .hybrid_cache import HypeNetCache, adopt_cache, cached_length
 from .input_errors import InvalidModelInputError
 from .lightning_attention import alibi_log_decay
 from .mixers import HypeNetRMSNorm, LightningMixer, MixerInputs, SoftmaxMixer
-from .packing import PackedRows
+from .packing import Boundaries
 from .rotary import HypeNetRotaryEmbedding
 from .token_layout import TokenInputs, TokenLayout, lay_out, refuse_rows_without_tokens
 
@@ -100,22 +99,34 @@ class HypeNetPreTrainedModel(PreTrainedModel):
         """Load a checkpoint; transformers' arguments.
 
         Raises:
-            InvalidModelInputError: tensors are missing from it or left over. transformers would
-                only warn and go on with random values.
+            InvalidModelInputError: tensors are missing, left over or of another shape.
+                transformers would warn and go on with random values.
         """
         with_info = kwargs.pop("output_loading_info", False)
+        # Shapes are judged below, where the message can name the tensor.
+        shapes_may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         loaded: Any = super().from_pretrained(
-            pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            pretrained_model_name_or_path,
+            *args,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **kwargs,
         )
         model, info = loaded
-        for problem in ("missing", "unexpected"):
-            if names := sorted(info[f"{problem}_keys"]):
-                more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-                raise InvalidModelInputError(
-                    f"{pretrained_model_name_or_path}: {problem} tensor {names[0]}{more}",
-                    hint="The tensors do not fit config.json: compare mixer_types, "
-                    "tie_word_embeddings and the lightning_use_* and attn_use_* switches.",
-                )
+        problems = [f"missing tensor {name}" for name in sorted(info["missing_keys"])]
+        problems += [f"unexpected tensor {name}" for name in sorted(info["unexpected_keys"])]
+        if not shapes_may_differ:
+            problems += [
+                f"tensor {name} of shape {list(found)}, config.json makes it {list(expected)}"
+                for name, found, expected in sorted(info["mismatched_keys"])
+            ]
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise InvalidModelInputError(
+                f"{pretrained_model_name_or_path}: {problems[0]}{more}",
+                hint="The tensors do not fit config.json: compare its mixer_types, head counts, "
+                "tie_word_embeddings and the lightning_use_* and attn_use_* switches.",
+            )
         return (model, info) if with_info else model
 
 
@@ -155,10 +166,10 @@ class HypeNetModel(HypeNetPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
-        cu_seqlens: Tensor | Sequence[int] | PackedRows | None = None,
+        cu_seqlens: Boundaries | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Run the layers.
+        """Run the layers; errors are those of `token_layout.lay_out`.
 
         Args:
             input_ids: tokens [B, T]; or give `inputs_embeds`.
@@ -169,55 +180,43 @@ class HypeNetModel(HypeNetPreTrainedModel):
             use_cache: whether to return a cache; never with packed rows.
             output_attentions: return weights after the softmax [B, H, T, P + T] per softmax
                 layer, and None per linear layer.
-            cu_seqlens: boundaries [N + 1] of N documents packed in one row, from 0 to T. They
-                see nothing of each other. `position_ids` that restart at 0 do the same.
-            **kwargs: for the attention function and transformers' own use.
-
-        Raises:
-            InvalidModelInputError: see `token_layout.lay_out`.
+            cu_seqlens: boundaries [N + 1] of N documents packed in one row, from 0 to T, that see
+                nothing of each other. `position_ids` that restart at 0 do the same.
+            **kwargs: for the attention function.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise InvalidModelInputError("give exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         hidden_states: Tensor = inputs_embeds
-        if cu_seqlens is None:  # transformers' flattening collator has its own name for them
-            cu_seqlens = kwargs.pop("cu_seq_lens_q", None)
-        cache_given = past_key_values is not None
+        # transformers' flattening collator has its own name for the boundaries.
+        other_name = kwargs.pop("cu_seq_lens_q", None)
         if past_key_values is not None:
             past_key_values = adopt_cache(past_key_values, self.config)
-        layout = lay_out(
-            TokenInputs(
-                batch=hidden_states.shape[0],
-                num_tokens=hidden_states.shape[1],
-                num_cached=0 if past_key_values is None else cached_length(past_key_values),
-                device=hidden_states.device,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                cu_seqlens=cu_seqlens,
-                may_start_padded=cache_given,
-            ),
-            self.config,
+        given = TokenInputs(
+            batch=hidden_states.shape[0],
+            num_tokens=hidden_states.shape[1],
+            num_cached=0 if past_key_values is None else cached_length(past_key_values),
+            device=hidden_states.device,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cu_seqlens=other_name if cu_seqlens is None else cu_seqlens,
+            has_cache=past_key_values is not None,
         )
-        if layout.packed is not None:
-            if past_key_values is not None:
-                raise InvalidModelInputError(
-                    "past_key_values with packed rows", hint="Run documents alone to cache them."
-                )
-            use_cache = False
+        layout = lay_out(given, self.config)
+        use_cache = bool(use_cache) and layout.packed is None
         if use_cache and past_key_values is None:
             past_key_values = HypeNetCache(self.config)
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        inputs = self._mixer_inputs(hidden_states, layout, past_key_values, bool(output_attentions))
-        weights = []
+        want_weights = bool(output_attentions or self.config.output_attentions)
+        inputs = self._mixer_inputs(hidden_states, layout, past_key_values, want_weights)
+        weights: list[Any] = []  # Tensor, or None of a linear layer
         for layer in self.layers:
-            hidden_states, layer_weights = layer(hidden_states, inputs, **kwargs)
-            weights.append(layer_weights)
+            hidden_states, of_layer = layer(hidden_states, inputs, **kwargs)
+            weights.append(of_layer)
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values if use_cache else None,
-            attentions=tuple(weights) if output_attentions else None,
+            attentions=tuple(weights) if want_weights else None,
         )
 
     def _mixer_inputs(
@@ -289,7 +288,7 @@ class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         logits_to_keep: int | Tensor = 0,
-        cu_seqlens: Tensor | Sequence[int] | PackedRows | None = None,
+        cu_seqlens: Boundaries | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Return logits [B, T, E], or of the last `logits_to_keep` tokens; loss with `labels`.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -85,6 +86,10 @@ class PackedRows:
         """Return the position of each token inside its document: [1, T]."""
         device = self.cu_seqlens.device
         return torch.cat([torch.arange(b - a, device=device) for a, b in self.documents])[None]
+
+
+# What callers may give as boundaries.
+Boundaries: TypeAlias = Tensor | Sequence[int] | PackedRows
 
 
 @dataclass(frozen=True)

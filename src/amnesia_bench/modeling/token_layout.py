@@ -5,7 +5,6 @@ Shapes: B batch, T tokens of this forward, P tokens cached before it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from .configuration_hypenet import HypeNetConfig
 from .input_errors import InvalidModelInputError
-from .packing import PackedRows, PaddedRows
+from .packing import Boundaries, PackedRows, PaddedRows
 
 
 @dataclass(frozen=True)
@@ -26,9 +25,8 @@ class TokenInputs:
     device: torch.device
     attention_mask: Tensor | None  # [B, P + T], nonzero = token
     position_ids: Tensor | None  # [1 or B, T]
-    cu_seqlens: Tensor | Sequence[int] | PackedRows | None
-    # The caller passed a cache: a prefill in chunks may show a row's padding before its tokens.
-    may_start_padded: bool = False
+    cu_seqlens: Boundaries | None
+    has_cache: bool  # the caller passed one, perhaps empty
 
 
 @dataclass(frozen=True)
@@ -97,7 +95,8 @@ def _valid_tokens(inputs: TokenInputs) -> Tensor | None:
     valid = mask.to(device=inputs.device, dtype=torch.bool)
     if bool(valid.all()):
         return None
-    if not inputs.may_start_padded:
+    # A prefill in chunks shows a row's left padding before its first token.
+    if not inputs.has_cache:
         refuse_rows_without_tokens(valid)
     return valid
 
@@ -117,15 +116,15 @@ def refuse_rows_without_tokens(attention_mask: Tensor) -> None:
 
 
 def _packed_rows(inputs: TokenInputs, valid: Tensor | None) -> PackedRows | None:
-    alone = inputs.batch == 1 and inputs.num_cached == 0
+    alone = inputs.batch == 1 and not inputs.has_cache
     if inputs.cu_seqlens is None:
         if inputs.position_ids is None or not alone or inputs.attention_mask is not None:
             return None
         return PackedRows.from_restarts(inputs.position_ids)
     if not alone:
+        held = f"{inputs.batch} rows" if inputs.batch != 1 else "past_key_values"
         raise InvalidModelInputError(
-            f"cu_seqlens with {inputs.batch} rows and {inputs.num_cached} cached tokens",
-            hint="Pack documents into one row, and start them without a cache.",
+            f"cu_seqlens with {held}", hint="Pack documents into one row, and cache none of them."
         )
     if valid is not None:
         raise InvalidModelInputError(
