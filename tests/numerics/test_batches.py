@@ -238,6 +238,9 @@ BAD_INPUTS = {
     "attention_mask marks every token of row 0": lambda m, x: m.generate(
         x, attention_mask=torch.tensor([[0] * 10, [1] * 10]), max_new_tokens=2
     ),
+    "attention_mask ends in padding": lambda m, x: m.generate(
+        x, attention_mask=torch.tensor([[1] * 9 + [0], [1] * 10]), max_new_tokens=2
+    ),
     "cu_seqlens with 2 rows": lambda m, x: m(x, cu_seqlens=[0, 10]),
     "cu_seqlens ends at 9, the row has 10 tokens": lambda m, x: m(x[:1], cu_seqlens=[0, 4, 9]),
     "cu_seqlens is not increasing": lambda m, x: m(x[:1], cu_seqlens=[0, 4, 4, 10]),

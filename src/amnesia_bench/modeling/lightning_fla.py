@@ -8,7 +8,6 @@ Shapes as in `lightning_attention`.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .packing import PackedRows
@@ -43,6 +42,6 @@ def fla_lightning(
     else:
         if packed is not None:
             # Saves a device-to-host copy in every layer.
-            kwargs["cu_seqlens_cpu"] = torch.tensor(packed.bounds, dtype=torch.int32)
+            kwargs["cu_seqlens_cpu"] = packed.cu_seqlens_cpu
         output, state = chunk_simple_gla(q, k, v, **kwargs)
     return output, state

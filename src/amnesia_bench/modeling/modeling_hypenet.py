@@ -16,60 +16,21 @@ import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedModel
 from transformers import initialization as init
-from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_hypenet import HypeNetConfig
+from .decoder_layer import HypeNetDecoderLayer
 from .hybrid_cache import HypeNetCache, adopt_cache, cached_length
 from .input_errors import InvalidModelInputError
 from .lightning_attention import alibi_log_decay
-from .mixers import HypeNetRMSNorm, LightningMixer, MixerInputs, SoftmaxMixer
+from .mixers import HypeNetRMSNorm, LightningMixer, MixerInputs
 from .packing import Boundaries
 from .rotary import HypeNetRotaryEmbedding
 from .token_layout import TokenInputs, TokenLayout, lay_out, refuse_rows_without_tokens
-
-
-class HypeNetMLP(nn.Module):
-    """down(act(gate(x)) * up(x))."""
-
-    def __init__(self, config: HypeNetConfig) -> None:
-        super().__init__()
-        size, inner = config.hidden_size, config.intermediate_size
-        self.gate_proj = nn.Linear(size, inner, bias=False)
-        self.up_proj = nn.Linear(size, inner, bias=False)
-        self.down_proj = nn.Linear(inner, size, bias=False)
-        self.act_fn = ACT2FN[config.hidden_act]
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, T, M] to [B, T, M]."""
-        output: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
-        return output
-
-
-class HypeNetDecoderLayer(GradientCheckpointingLayer):
-    """A mixer and an MLP, each after its norm and around a residual."""
-
-    def __init__(self, config: HypeNetConfig, layer_idx: int) -> None:
-        super().__init__()
-        mixer = SoftmaxMixer if layer_idx in config.softmax_layers else LightningMixer
-        self.self_attn = mixer(config, layer_idx)
-        self.mlp = HypeNetMLP(config)
-        self.input_layernorm = HypeNetRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = HypeNetRMSNorm(config.hidden_size, config.rms_norm_eps)
-
-    def forward(
-        self, hidden_states: Tensor, inputs: MixerInputs, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """Return [B, T, M] and the attention weights of a softmax layer, where asked."""
-        mixed, weights = self.self_attn(self.input_layernorm(hidden_states), inputs, **kwargs)
-        hidden_states = hidden_states + mixed
-        hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states, weights
 
 
 class HypeNetPreTrainedModel(PreTrainedModel):
@@ -184,11 +145,7 @@ class HypeNetModel(HypeNetPreTrainedModel):
                 nothing of each other. `position_ids` that restart at 0 do the same.
             **kwargs: for the attention function.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InvalidModelInputError("give exactly one of input_ids and inputs_embeds")
-        if inputs_embeds is None:
-            inputs_embeds = self.embed_tokens(input_ids)
-        hidden_states: Tensor = inputs_embeds
+        hidden_states = self._embedded(input_ids, inputs_embeds)
         # transformers' flattening collator has its own name for the boundaries.
         other_name = kwargs.pop("cu_seq_lens_q", None)
         if past_key_values is not None:
@@ -218,6 +175,12 @@ class HypeNetModel(HypeNetPreTrainedModel):
             past_key_values=past_key_values if use_cache else None,
             attentions=tuple(weights) if want_weights else None,
         )
+
+    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InvalidModelInputError("give exactly one of input_ids and inputs_embeds")
+        embedded: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        return embedded
 
     def _mixer_inputs(
         self, x: Tensor, layout: TokenLayout, cache: Cache | None, want_weights: bool
@@ -334,6 +297,11 @@ class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):
         mask = model_kwargs.get("attention_mask")
         if isinstance(mask, Tensor) and mask.ndim == 2:
             refuse_rows_without_tokens(mask)
+            if not bool(mask[:, -1].all()):
+                raise InvalidModelInputError(
+                    "attention_mask ends in padding: the last column has no token to continue",
+                    hint='Pad prompts on the left (tokenizer.padding_side = "left").',
+                )
         implementation = generation_config.cache_implementation
         if implementation not in (None, "dynamic"):
             raise InvalidModelInputError(

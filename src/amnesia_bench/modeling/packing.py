@@ -5,6 +5,7 @@ Shapes: B batch, T tokens of this forward, N documents, V valid (not padding) to
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,6 +72,11 @@ class PackedRows:
             return None
         num_tokens = position_ids.shape[1]
         return cls.from_cu_seqlens([*starts, num_tokens], num_tokens, position_ids.device)
+
+    @functools.cached_property
+    def cu_seqlens_cpu(self) -> Tensor:
+        """The boundaries as an int32 tensor in host memory."""
+        return torch.tensor(self.bounds, dtype=torch.int32)
 
     @property
     def documents(self) -> tuple[tuple[int, int], ...]:
