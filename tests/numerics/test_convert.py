@@ -225,6 +225,7 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path, teacher):
     _refused(tmp_path, "3b is neither a size", config="3b")
     config = _config_file(tmp_path, lightning_head_dim=8)
     _refused(tmp_path, "lightning_head_dim is 8", config=config)
+    _refused(tmp_path, "stage is 3", stage=3)
     _refused(tmp_path, "stage 1 takes no student", stage=1, student=tmp_path / "teacher")
 
 

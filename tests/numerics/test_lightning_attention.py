@@ -46,6 +46,19 @@ def test_outputs_states_and_gradients_equal_the_recurrence_in_float64(num_tokens
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("num_tokens", LENGTHS)
+def test_form_without_autograd_equals_the_recorded_one(num_tokens):
+    q, k, v, state = _operands(num_tokens, heads=6)
+    kept = state.clone()
+    decay = alibi_log_decay(6)
+    plain = lightning_attention(q, k, v, decay, 0.3, state)
+    recorded = lightning_attention(q.requires_grad_(), k, v, decay, 0.3, state)
+    for ours, theirs in zip(plain, recorded, strict=True):
+        assert not ours.requires_grad
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    assert torch.equal(state, kept)
+
+
 def test_gradcheck_with_two_documents():
     q, k, v, state = _operands(9, heads=2, batch=1)
     state = torch.cat([state, state * 0.5])
@@ -56,26 +69,28 @@ def test_gradcheck_with_two_documents():
     )
 
 
+@pytest.mark.parametrize("record", [True, False])
 @pytest.mark.parametrize(
     "bounds", [[0, 150], [0, 1, 150], [0, 64, 65, 129, 150], [0, 3, 10, 149, 150]]
 )
-def test_packed_documents_equal_separate_calls_bit_for_bit(bounds):
+def test_packed_documents_equal_separate_calls_bit_for_bit(bounds, record):
     q, k, v, _ = _operands(150, batch=1, dtype=torch.float32)
     documents = list(pairwise(bounds))
     states = torch.randn(len(documents), 4, 8, 5, generator=torch.Generator().manual_seed(3))
     decay = alibi_log_decay(4)
-    inputs = [x.requires_grad_() for x in (q, k, v)]
+    inputs = [x.requires_grad_(record) for x in (q, k, v)]
     packed, final = lightning_attention(q, k, v, decay, None, states, torch.tensor(bounds))
-    gradients = torch.autograd.grad(packed.square().sum(), inputs)
+    if record:
+        gradients = torch.autograd.grad(packed.square().sum(), inputs)
     for n, (start, stop) in enumerate(documents):
-        alone = [x[:, start:stop].detach().requires_grad_() for x in inputs]
+        alone = [x[:, start:stop].detach().requires_grad_(record) for x in inputs]
         output, state = lightning_attention(*alone, decay, None, states[n : n + 1])
         assert torch.equal(packed[:, start:stop], output)
         assert torch.equal(final[n], state[0])
-        for ours, theirs in zip(
-            gradients, torch.autograd.grad(output.square().sum(), alone), strict=True
-        ):
-            torch.testing.assert_close(ours[:, start:stop], theirs, rtol=0, atol=1e-6)
+        if record:
+            own = torch.autograd.grad(output.square().sum(), alone)
+            for ours, theirs in zip(gradients, own, strict=True):
+                torch.testing.assert_close(ours[:, start:stop], theirs, rtol=0, atol=1e-6)
 
 
 def test_a_packed_document_sees_nothing_of_another():

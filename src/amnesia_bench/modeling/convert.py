@@ -85,6 +85,8 @@ def convert(conversion: Conversion, out: Path) -> HypeNetConfig:
     out = Path(out)
     if out.exists():
         raise UserError(f"{out} exists already", hint="Choose a folder that does not.")
+    if conversion.stage not in (1, 2):
+        raise UserError(f"stage is {conversion.stage}", hint="Conversion serves stages 1 and 2.")
     if conversion.stage == 1 and conversion.student is not None:
         raise UserError(
             "stage 1 takes no student", hint="Leave the student out, or ask for stage 2."

@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -126,31 +127,78 @@ def torch_lightning(
     return torch.cat(outputs, dim=1), torch.cat(states, dim=0)
 
 
+@dataclass(frozen=True)
+class _Decays:
+    """Decays inside a chunk of C tokens, per row and head; the scale is in those on q's side."""
+
+    inside: Tensor  # [B * H, C, C]: from key j to query i, zero for j > i
+    from_state: Tensor  # [B * H, C, 1]: from the state before the chunk to query i
+    to_end: Tensor  # [B * H, C, 1]: from key j to the state after the chunk
+    log_decay: Tensor  # [B * H, 1, 1]
+
+    @classmethod
+    def of(cls, log_decay: Tensor, scale: float, chunk: int) -> _Decays:
+        step = torch.arange(chunk, device=log_decay.device, dtype=log_decay.dtype)
+        gap = step[:, None] - step[None, :]
+        rate = log_decay[:, None, None]
+        # Clamped before the exponential: the unused upper triangle would overflow for long gaps.
+        inside = torch.exp(rate * gap.clamp(min=0)) * (gap >= 0) * scale
+        from_state = torch.exp(rate * (step[:, None] + 1)) * scale
+        return cls(inside, from_state, torch.exp(rate * (chunk - 1 - step[:, None])), rate)
+
+    def first(self, c: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Return the factors of a chunk of c <= C tokens, and its whole decay."""
+        # The last c decays to the end of a full chunk are those of a chunk of c tokens.
+        to_end = self.to_end[:, self.to_end.shape[1] - c :]
+        whole = torch.exp(self.log_decay * c)
+        return self.inside[:, :c, :c], self.from_state[:, :c], to_end, whole
+
+
 def _chunked(
     qkv: tuple[Tensor, Tensor, Tensor], log_decay: Tensor, scale: float, state: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     q, k, v = qkv
     batch, num_tokens, heads, key_dim = q.shape
-    if state is None:
-        state = q.new_zeros(batch, heads, key_dim, v.shape[3])
-    chunk = min(CHUNK, num_tokens)
-    step = torch.arange(chunk, device=q.device, dtype=q.dtype)
-    gap = step[:, None] - step[None, :]
-    rate = log_decay[:, None]
-    # Clamped before the exponential: the unused upper triangle would overflow for long gaps.
-    inside = torch.exp(rate[..., None] * gap.clamp(min=0)) * (gap >= 0) * scale  # [H, C, C]
-    from_state = (torch.exp(rate * (step + 1)) * scale)[..., None]  # [H, C, 1]
-    to_end = torch.exp(rate * (chunk - 1 - step))[..., None]  # [H, C, 1]
+    decays = _Decays.of(log_decay.repeat(batch), scale, min(CHUNK, num_tokens))
+    start = q.new_zeros(batch, heads, key_dim, v.shape[3]) if state is None else state
+    operands = (q, k, v, log_decay, start)
+    record = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
+    run = _chunks_recorded if record else _chunks_in_place
+    output, end = run((q, k, v), decays, start.flatten(0, 1))
+    return output, end.unflatten(0, (batch, heads))
+
+
+def _chunks_recorded(
+    qkv: tuple[Tensor, Tensor, Tensor], decays: _Decays, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The chunks, for autograd; state [B * H, K, V]."""
+    batch = qkv[0].shape[0]
     outputs = []
-    for start in range(0, num_tokens, chunk):
-        c = min(chunk, num_tokens - start)
-        qc, kc, vc = (x[:, start : start + c].transpose(1, 2) for x in (q, k, v))  # [B, H, c, D]
-        scores = (qc @ kc.mT) * inside[:, :c, :c]
-        outputs.append(((qc * from_state[:, :c]) @ state + scores @ vc).transpose(1, 2))
-        whole = torch.exp(log_decay * c)[:, None, None]
-        # The last c decays of a full chunk are the decays of a chunk of c tokens.
-        state = state * whole + (kc * to_end[:, chunk - c :]).mT @ vc
+    for chunk in zip(*(x.split(CHUNK, dim=1) for x in qkv), strict=True):
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in chunk)  # [B * H, c, D]
+        inside, from_state, to_end, whole = decays.first(q.shape[1])
+        scores = torch.bmm(q, k.mT) * inside
+        output = torch.baddbmm(torch.bmm(q, state) * from_state, scores, v)
+        outputs.append(output.unflatten(0, (batch, -1)).transpose(1, 2))
+        state = torch.baddbmm(state * whole, (k * to_end).mT, v)
     return torch.cat(outputs, dim=1), state
+
+
+def _chunks_in_place(
+    qkv: tuple[Tensor, Tensor, Tensor], decays: _Decays, state: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The same products without autograd: a third less time, all of it memory traffic."""
+    batch = qkv[0].shape[0]
+    state = state.clone()
+    output = torch.empty_like(qkv[2], memory_format=torch.contiguous_format)
+    for *chunk, target in zip(*(x.split(CHUNK, dim=1) for x in (*qkv, output)), strict=True):
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in chunk)
+        inside, from_state, to_end, whole = decays.first(q.shape[1])
+        scores = torch.bmm(q, k.mT).mul_(inside)
+        mixed = torch.bmm(q, state).mul_(from_state).baddbmm_(scores, v)
+        target.transpose(1, 2).copy_(mixed.unflatten(0, (batch, -1)))
+        state.mul_(whole).baddbmm_((k * to_end).mT, v)
+    return output, state
 
 
 def _check_states(
