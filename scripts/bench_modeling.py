@@ -24,7 +24,7 @@ from amnesia_bench.modeling import (
     alibi_log_decay,
     lightning_attention,
 )
-from amnesia_bench.modeling.lightning_attention import CHUNK
+from amnesia_bench.modeling.lightning_torch import CHUNK
 from amnesia_bench.modeling.named_configs import load_model_config
 
 NUM_TOKENS = 4096

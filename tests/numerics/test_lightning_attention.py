@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from amnesia_bench.modeling import alibi_log_decay, lightning_attention
+from amnesia_bench.modeling import alibi_log_decay, lightning_attention, lightning_torch
 from amnesia_bench.modeling.input_errors import InvalidModelInputError
 from tests.numerics.reference import recurrence
 
@@ -46,8 +46,10 @@ def test_outputs_states_and_gradients_equal_the_recurrence_in_float64(num_tokens
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("num_tokens", LENGTHS)
-def test_form_without_autograd_equals_the_recorded_one(num_tokens):
+@pytest.mark.parametrize("states_at_once", [2**18, 0], ids=["chunks_together", "one_by_one"])
+@pytest.mark.parametrize("num_tokens", [*LENGTHS, 64 * 16, 64 * 17 + 3])
+def test_form_without_autograd_equals_the_recorded_one(num_tokens, states_at_once, monkeypatch):
+    monkeypatch.setattr(lightning_torch, "_SPAN_STATE_NUMBERS", states_at_once)
     q, k, v, state = _operands(num_tokens, heads=6)
     kept = state.clone()
     decay = alibi_log_decay(6)

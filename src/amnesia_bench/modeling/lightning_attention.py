@@ -15,17 +15,13 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .input_errors import InvalidModelInputError
+from .lightning_torch import torch_lightning
 from .packing import Boundaries, PackedRows
-
-# fla's kernels are tuned for 64; on a CPU 64 beat 32, 128 and 256 at H=16, K=V=128.
-CHUNK = 64
 
 
 def alibi_log_decay(num_heads: int) -> Tensor:
@@ -103,110 +99,6 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
 def fla_is_installed() -> bool:
     """Look for flash-linear-attention without importing it: its import takes seconds."""
     return importlib.util.find_spec("fla") is not None
-
-
-def torch_lightning(
-    qkv: tuple[Tensor, Tensor, Tensor],
-    log_decay: Tensor,
-    scale: float,
-    initial_state: Tensor | None,
-    packed: PackedRows | None,
-) -> tuple[Tensor, Tensor]:
-    """Chunked PyTorch back end; operands as in `lightning_attention`, already in one dtype.
-
-    Documents run one after another, each exactly as if it were alone: same bits.
-    """
-    if packed is None:
-        return _chunked(qkv, log_decay, scale, initial_state)
-    outputs, states = [], []
-    for n, (start, stop) in enumerate(packed.documents):
-        state = None if initial_state is None else initial_state[n : n + 1]
-        document = tuple(x[:, start:stop] for x in qkv)
-        output, state = _chunked((document[0], document[1], document[2]), log_decay, scale, state)
-        outputs.append(output)
-        states.append(state)
-    return torch.cat(outputs, dim=1), torch.cat(states, dim=0)
-
-
-@dataclass(frozen=True)
-class _Decays:
-    """Decays inside a chunk of C tokens, per row and head; the scale is in those on q's side."""
-
-    inside: Tensor  # [B * H, C, C]: from key j to query i, zero for j > i
-    from_state: Tensor  # [B * H, C, 1]: from the state before the chunk to query i
-    to_end: Tensor  # [B * H, C, 1]: from key j to the state after the chunk
-    whole: Tensor  # [B * H, 1, 1]: over all of the chunk
-
-    @classmethod
-    def of(cls, log_decay: Tensor, scale: float, chunk: int) -> _Decays:
-        step = torch.arange(chunk, device=log_decay.device, dtype=log_decay.dtype)
-        gap = step[:, None] - step[None, :]
-        rate = log_decay[:, None, None]
-        # Clamped before the exponential: the unused upper triangle would overflow for long gaps.
-        return cls(
-            inside=torch.exp(rate * gap.clamp(min=0)) * (gap >= 0) * scale,
-            from_state=torch.exp(rate * (step[:, None] + 1)) * scale,
-            to_end=torch.exp(rate * (chunk - 1 - step[:, None])),
-            whole=torch.exp(rate * chunk),
-        )
-
-
-def _chunk_plan(
-    log_decay: Tensor, scale: float, num_tokens: int
-) -> Iterator[tuple[slice, _Decays]]:
-    """Yield the tokens of each chunk with its decays: full chunks, then what is left."""
-    full = num_tokens - num_tokens % CHUNK
-    if full:
-        decays = _Decays.of(log_decay, scale, CHUNK)
-        for start in range(0, full, CHUNK):
-            yield slice(start, start + CHUNK), decays
-    if full < num_tokens:
-        yield slice(full, num_tokens), _Decays.of(log_decay, scale, num_tokens - full)
-
-
-def _chunked(
-    qkv: tuple[Tensor, Tensor, Tensor], log_decay: Tensor, scale: float, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    q, k, v = qkv
-    batch, num_tokens, heads, key_dim = q.shape
-    plan = _chunk_plan(log_decay.repeat(batch), scale, num_tokens)
-    start = q.new_zeros(batch, heads, key_dim, v.shape[3]) if state is None else state
-    operands = (q, k, v, log_decay, start)
-    record = torch.is_grad_enabled() and any(x.requires_grad for x in operands)
-    run = _chunks_recorded if record else _chunks_in_place
-    output, end = run((q, k, v), plan, start.flatten(0, 1))
-    return output, end.unflatten(0, (batch, heads))
-
-
-def _chunks_recorded(
-    qkv: tuple[Tensor, Tensor, Tensor], plan: Iterator[tuple[slice, _Decays]], state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The chunks, for autograd; state [B * H, K, V]."""
-    batch = qkv[0].shape[0]
-    outputs = []
-    for part, decays in plan:
-        q, k, v = (x[:, part].transpose(1, 2).flatten(0, 1) for x in qkv)  # [B * H, C, D]
-        scores = torch.bmm(q, k.mT) * decays.inside
-        output = torch.baddbmm(torch.bmm(q, state) * decays.from_state, scores, v)
-        outputs.append(output.unflatten(0, (batch, -1)).transpose(1, 2))
-        state = torch.baddbmm(state * decays.whole, (k * decays.to_end).mT, v)
-    return torch.cat(outputs, dim=1), state
-
-
-def _chunks_in_place(
-    qkv: tuple[Tensor, Tensor, Tensor], plan: Iterator[tuple[slice, _Decays]], state: Tensor
-) -> tuple[Tensor, Tensor]:
-    """The same products without autograd: a third less time, all of it memory traffic."""
-    batch, heads = qkv[0].shape[0], qkv[0].shape[2]
-    state = state.clone()
-    output = torch.empty_like(qkv[2], memory_format=torch.contiguous_format)
-    for part, decays in plan:
-        q, k, v = (x[:, part].transpose(1, 2).flatten(0, 1) for x in qkv)
-        scores = torch.bmm(q, k.mT).mul_(decays.inside)
-        mixed = torch.bmm(q, state).mul_(decays.from_state).baddbmm_(scores, v)
-        output[:, part].transpose(1, 2).copy_(mixed.view(batch, heads, *mixed.shape[1:]))
-        state.mul_(decays.whole).baddbmm_((k * decays.to_end).mT, v)
-    return output, state
 
 
 def _check_states(
