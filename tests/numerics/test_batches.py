@@ -5,6 +5,7 @@ from itertools import pairwise
 import pytest
 import torch
 from transformers import (
+    AttentionInterface,
     DynamicCache,
     LogitsProcessorList,
     TemperatureLogitsWarper,
@@ -189,6 +190,37 @@ def test_restarting_positions_pack_both_mixers(make_model):
     by_bounds = model(ids, cu_seqlens=bounds).logits
     assert torch.equal(model(ids, position_ids=positions).logits, by_bounds)
     assert torch.equal(model(ids, cu_seq_lens_q=torch.tensor(bounds)).logits, by_bounds)
+
+
+@torch.no_grad()
+def test_flash_functions_get_the_boundaries(make_model):
+    """No flash kernel runs here: a stand-in checks the interface, transformers' own names."""
+    calls = []
+
+    def flash_stand_in(module, query, key, value, attention_mask, **kwargs):
+        calls.append((attention_mask, kwargs["max_length_q"], kwargs["max_length_k"]))
+        assert torch.equal(kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"])
+        bounds = kwargs["cu_seq_lens_q"].tolist()
+        groups = query.shape[1] // key.shape[1]
+        parts = [
+            torch.nn.functional.scaled_dot_product_attention(
+                query[:, :, a:b],
+                key[:, :, a:b].repeat_interleave(groups, dim=1),
+                value[:, :, a:b].repeat_interleave(groups, dim=1),
+                is_causal=True,
+                scale=kwargs["scaling"],
+            )
+            for a, b in pairwise(bounds)
+        ]
+        return torch.cat(parts, dim=2).transpose(1, 2), None
+
+    AttentionInterface.register("flash_stand_in", flash_stand_in)
+    model, ids = make_model(), random_ids(1, 30)
+    expected = model(ids, cu_seqlens=[0, 12, 30]).logits
+    model.config._attn_implementation = "flash_stand_in"  # past the search for a kernel
+    logits = model(ids, cu_seqlens=[0, 12, 30]).logits
+    torch.testing.assert_close(logits, expected, rtol=0, atol=1e-4)
+    assert calls == [(None, 18, 18)] * 2
 
 
 @torch.no_grad()

@@ -129,21 +129,23 @@ def test_loading_info_is_still_to_be_had():
 def test_a_folder_that_carries_its_code_loads_without_this_package(tmp_path):
     script = """
 import sys, torch
+from safetensors.torch import save_file
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 HypeNetConfig.register_for_auto_class()
 HypeNetForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 model = HypeNetForCausalLM.from_pretrained(sys.argv[1])
 model.save_pretrained(sys.argv[2])
-torch.save(model(torch.arange(40)[None]).logits, sys.argv[2] + "/logits.pt")
+save_file({"logits": model(torch.arange(40)[None]).logits.detach()}, sys.argv[2] + "/expected")
 """
     subprocess.run([sys.executable, "-c", script, str(GOLDEN), str(tmp_path)], check=True)
     stranger = """
 import sys, torch
 sys.modules["amnesia_bench"] = None
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
 assert type(model).__module__.startswith("transformers_modules"), type(model)
-logits = torch.load(sys.argv[1] + "/logits.pt")
+logits = load_file(sys.argv[1] + "/expected")["logits"]
 assert torch.equal(model(torch.arange(40)[None]).logits, logits)
 """
     subprocess.run(

@@ -80,6 +80,15 @@ def test_a_changed_number_changes_the_text(tmp_path):
     assert _with(attn_logit_scale_a=500).attn_logits_scaling == "hype 500"
 
 
+def test_the_attention_function_of_a_file_is_not_taken_over(tmp_path):
+    text = json.dumps(OFFICIAL | {"_attn_implementation": "flash_attention_2"})
+    (tmp_path / "config.json").write_text(text)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert HypeNetForCausalLM(config).config._attn_implementation == "sdpa"
+    config = AutoConfig.from_pretrained(tmp_path, attn_implementation="eager")
+    assert HypeNetForCausalLM(config).config._attn_implementation == "eager"
+
+
 def test_scaled_rope_is_written_the_old_way(tmp_path):
     scaled = {"rope_type": "linear", "factor": 2.0}
     config = _with(rope_scaling=scaled, rope_parameters=None)

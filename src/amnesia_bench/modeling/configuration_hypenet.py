@@ -119,6 +119,8 @@ class HypeNetConfig(PreTrainedConfig):
         self._logit_scale_text: str | None = None
         if (text := kwargs.pop("attn_logits_scaling", None)) is not None:
             self.attn_logits_scaling = text
+        # A file may name the attention function its author ran; that is this machine's choice.
+        kwargs.pop("_attn_implementation", None)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
