@@ -54,6 +54,13 @@ def test_frequencies_and_decays_are_exact_and_float32_in_every_dtype(dtype, late
     assert model.lm_head.weight.dtype == dtype
 
 
+def test_a_model_is_built_on_the_device_of_the_context():
+    with torch.device("meta"):
+        model = HypeNetForCausalLM(AutoConfig.from_pretrained(GOLDEN))
+    tensors = [*model.parameters(), *model.buffers()]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
 @torch.no_grad()
 def test_bfloat16_runs_close_to_float32():
     model = AutoModelForCausalLM.from_pretrained(GOLDEN)

@@ -34,7 +34,7 @@ def alibi_log_decay(num_heads: int) -> Tensor:
     lower = 2 ** (num_heads.bit_length() - 1)
     slopes = _geometric_slopes(lower)
     slopes += _geometric_slopes(2 * lower)[0::2][: num_heads - lower]
-    return -torch.tensor(slopes, dtype=torch.float32, device="cpu")
+    return -torch.tensor(slopes, dtype=torch.float32)
 
 
 def _geometric_slopes(num_heads: int) -> list[float]:
