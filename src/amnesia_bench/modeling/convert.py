@@ -29,7 +29,7 @@ from amnesia_bench.errors import UserError
 from .checkpoint_io import CheckpointReader, ShardWriter
 from .configuration_hypenet import HypeNetConfig
 from .modeling_hypenet import HypeNetForCausalLM
-from .named_configs import load_model_config
+from .named_configs import load_model_config, read_mapping
 
 _COPIED = (
     "tokenizer*",
@@ -121,12 +121,14 @@ def _qwen3_config(folder: Path) -> PreTrainedConfig:
         raise UserError(
             f"{folder} has no config.json", hint="Pass the folder of a Qwen3 checkpoint."
         )
-    config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
-    if config.model_type != "qwen3":
+    # Before transformers reads it: an unknown type would end in its own, longer message.
+    model_type = read_mapping(Path(folder) / "config.json").get("model_type")
+    if model_type != "qwen3":
         raise UserError(
-            f"{folder} holds a model of type {config.model_type}",
+            f"{folder} holds a model of type {model_type}",
             hint="HypeNet starts from dense Qwen3 checkpoints (Qwen3-1.7B, -4B, -8B).",
         )
+    config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
     return config
 
 

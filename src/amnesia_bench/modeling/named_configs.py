@@ -33,7 +33,7 @@ def load_model_config(size_or_path: str | Path) -> HypeNetConfig:
             f"{size_or_path} is neither a size of HypeNet nor a config file",
             hint=f"Use one of {', '.join(SIZES)}, or the path of a .yaml or config.json.",
         )
-    values = _read(path)
+    values = read_mapping(path)
     values.pop("model_type", None)
     unknown = sorted(set(values) - _known_keys())
     if unknown and path.suffix != ".json":
@@ -49,7 +49,12 @@ def _known_keys() -> set[str]:
     return set(HypeNetConfig().to_dict())
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_mapping(path: Path) -> dict[str, Any]:
+    """Read the keys and values of a .yaml or .json file.
+
+    Raises:
+        UserError: it cannot be read, or holds something else.
+    """
     try:
         if path.suffix == ".json":
             values = json.loads(path.read_text(encoding="utf-8"))
