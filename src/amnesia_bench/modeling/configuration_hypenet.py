@@ -1,0 +1,262 @@
+"""The config of HypeNet: the official `config.json` keys, checked, with a typed logit scale.
+
+Source of the keys and of their defaults: thunlp/hybrid-linear-attention @229e301. The one value
+that is not kept as it is spelled there is `attn_logits_scaling`; see `HypeNetConfig`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+
+from .input_errors import InvalidModelInputError
+
+SOFTMAX_MIXERS = ("attn",)
+LIGHTNING_MIXERS = ("lightning-attn", "lightning_attn")
+# What a bare "hype" stands for in the official code.
+DEFAULT_LOGIT_SCALE_A = 362.0
+_LIGHTNING_SCALES = ("1/sqrt(d)", "1/d", "1")
+# Kept out of config.json: derived from an official key, or an official key under another type.
+_NOT_WRITTEN = ("layer_types", "attn_logit_scale_a", "attn_logit_multiplier", "_logit_scale_text")
+
+
+def parse_logits_scaling(value: object) -> tuple[float | None, float | None]:
+    """Read the official key `attn_logits_scaling`.
+
+    Args:
+        value: None (off), "hype <a>" or "hype" (a = 362): the query at 0-based position t is
+            multiplied by ln(t + a) / ln(a); or a float: every query is multiplied by it.
+
+    Returns:
+        (a, constant multiplier); at most one of them is not None.
+
+    Raises:
+        InvalidModelInputError: anything else, naming the key.
+    """
+    if value is None:
+        return None, None
+    if isinstance(value, float):
+        return None, value
+    words = value.split() if isinstance(value, str) else []
+    if words and words[0] == "hype" and len(words) <= 2:
+        try:
+            return (float(words[1]) if len(words) == 2 else DEFAULT_LOGIT_SCALE_A), None
+        except ValueError:
+            pass
+    raise InvalidModelInputError(
+        f"attn_logits_scaling is {value!r}",
+        hint='Write null, "hype <a>" such as "hype 500", or a float that multiplies each query.',
+    )
+
+
+@strict
+class HypeNetConfig(PreTrainedConfig):
+    """Shape and switches of a HypeNet; keys and defaults are those of official checkpoints.
+
+    `mixer_types` has one entry per layer: "attn" (softmax) or "lightning-attn" (linear; also
+    spelled "lightning_attn"). An empty list means softmax everywhere. `layer_types`
+    ("full_attention", "linear_attention") follows from it and is not written to files.
+
+    The inference-time logit scale of the softmax layers is the number `attn_logit_scale_a` (a in
+    ln(t + a) / ln(a), arXiv 2601.22156) or `attn_logit_multiplier` (a constant). Files, and dicts
+    in the format of files, carry it as `attn_logits_scaling`: "hype 500", "hype", a float or
+    null. That spelling is parsed when it comes in and is written back unchanged as long as the
+    number is.
+
+    Raises:
+        InvalidModelInputError: an unknown mixer, a list of the wrong length, heads that do not
+            divide, ...; the message starts with the key.
+    """
+
+    model_type = "hypenet"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers' interface
+    base_model_tp_plan = {  # noqa: RUF012 - transformers' interface
+        "layers.*.mlp.gate_proj": "colwise",
+        "layers.*.mlp.up_proj": "colwise",
+        "layers.*.mlp.down_proj": "rowwise",
+    }
+
+    vocab_size: int = 151936
+    hidden_size: int = 4096
+    intermediate_size: int = 22016
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    num_key_value_heads: int | None = 32
+    head_dim: int | None = 128
+    mixer_types: list[str] | None = None
+    hidden_act: str = "silu"
+    max_position_embeddings: int = 32768
+    initializer_range: float = 0.02
+    rms_norm_eps: float = 1e-6
+    use_cache: bool = True
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, Any] | None = None
+    attention_bias: bool = False
+    attention_dropout: float | int = 0.0
+    attn_use_rope: bool = True
+    attn_use_output_gate: bool = False
+    attn_logit_scale_a: float | int | None = None
+    attn_logit_multiplier: float | None = None
+    lightning_use_qk_norm: bool = False
+    lightning_use_output_gate: bool = False
+    lightning_use_output_norm: bool = False
+    lightning_use_rope: bool = True
+    lightning_use_short_conv: bool = False
+    lightning_nh: int | None = None
+    lightning_nkv: int | None = None
+    lightning_head_dim: int | None = None
+    lightning_scale: str = "1/sqrt(d)"
+    expand_kv_proj: bool = False
+    layer_types: list[str] | None = None
+    pad_token_id: int | None = None
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        self._logit_scale_text: str | None = None
+        if (text := kwargs.pop("attn_logits_scaling", None)) is not None:
+            self.attn_logits_scaling = text
+        # A file may name the attention function its author ran; that is this machine's choice.
+        kwargs.pop("_attn_implementation", None)
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        if self.head_dim is None:
+            _divides(
+                "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads
+            )
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        self.lightning_nh = self.lightning_nh or self.num_attention_heads
+        self.lightning_nkv = self.lightning_nkv or self.num_key_value_heads
+        self.lightning_head_dim = self.lightning_head_dim or self.head_dim
+        self.mixer_types = list(self.mixer_types or ["attn"] * self.num_hidden_layers)
+        self._check_mixers()
+        self._check_shapes()
+        # Copies: transformers completes these dicts in place, and they may be the caller's.
+        if kwargs.get("rope_scaling"):
+            kwargs["rope_scaling"] = dict(kwargs["rope_scaling"])
+        if self.rope_parameters:
+            self.rope_parameters = dict(self.rope_parameters)
+        self.layer_types = [
+            "full_attention" if mixer in SOFTMAX_MIXERS else "linear_attention"
+            for mixer in self.mixer_types
+        ]
+        super().__post_init__(**kwargs)
+
+    @property
+    def attn_logits_scaling(self) -> str | float | None:
+        """The logit scale as official files spell it."""
+        if self.attn_logit_scale_a is None:
+            return self.attn_logit_multiplier
+        text = self._logit_scale_text
+        if text is not None and parse_logits_scaling(text)[0] == self.attn_logit_scale_a:
+            return text
+        return f"hype {self.attn_logit_scale_a:.12g}"
+
+    @attn_logits_scaling.setter
+    def attn_logits_scaling(self, value: str | float | None) -> None:
+        self.attn_logit_scale_a, self.attn_logit_multiplier = parse_logits_scaling(value)
+        self._logit_scale_text = value if isinstance(value, str) else None
+
+    @property
+    def lightning_scale_value(self) -> float:
+        """The factor on q in the linear layers."""
+        assert self.lightning_head_dim is not None
+        power = {"1/sqrt(d)": -0.5, "1/d": -1.0, "1": 0.0}[self.lightning_scale]
+        return float(self.lightning_head_dim**power)
+
+    @property
+    def softmax_layers(self) -> tuple[int, ...]:
+        """0-based indices of the softmax layers."""
+        assert self.layer_types is not None
+        return tuple(i for i, kind in enumerate(self.layer_types) if kind == "full_attention")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the config under the official keys, so that the authors' code can read it."""
+        scaling, rope = self.attn_logits_scaling, dict(self.rope_parameters or {})
+        # The machinery below deep-copies __dict__; the private text is not part of the config.
+        output: dict[str, Any] = super().to_dict()
+        for key in _NOT_WRITTEN:
+            output.pop(key, None)
+        output["attn_logits_scaling"] = scaling
+        output["rope_theta"] = rope.pop("rope_theta", None)
+        output["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
+        return output
+
+    def _check_mixers(self) -> None:
+        assert self.mixer_types is not None
+        if len(self.mixer_types) != self.num_hidden_layers:
+            raise InvalidModelInputError(
+                f"mixer_types has {len(self.mixer_types)} entries, num_hidden_layers is "
+                f"{self.num_hidden_layers}",
+                hint="Give one mixer per layer.",
+            )
+        for layer, mixer in enumerate(self.mixer_types):
+            if mixer not in SOFTMAX_MIXERS + LIGHTNING_MIXERS:
+                raise InvalidModelInputError(
+                    f"mixer_types[{layer}] is {mixer!r}, which is not a mixer of this model",
+                    hint=f"Use one of {', '.join(SOFTMAX_MIXERS + LIGHTNING_MIXERS)}.",
+                )
+        if self.lightning_use_short_conv:
+            raise InvalidModelInputError(
+                "lightning_use_short_conv is true; no published HypeNet has short convolutions",
+                hint="Set lightning_use_short_conv to false.",
+            )
+
+    def _check_shapes(self) -> None:
+        for key in (
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "head_dim",
+            "lightning_nh",
+            "lightning_nkv",
+            "lightning_head_dim",
+        ):
+            if getattr(self, key) < 1:
+                raise InvalidModelInputError(f"{key} is {getattr(self, key)}; it must be positive")
+        for heads, groups in (
+            ("num_attention_heads", "num_key_value_heads"),
+            ("lightning_nh", "lightning_nkv"),
+        ):
+            _divides(heads, getattr(self, heads), groups, getattr(self, groups))
+        for switch, key in (
+            ("attn_use_rope", "head_dim"),
+            ("lightning_use_rope", "lightning_head_dim"),
+        ):
+            if getattr(self, switch) and getattr(self, key) % 2:
+                raise InvalidModelInputError(
+                    f"{key} is {getattr(self, key)}; RoPE rotates pairs",
+                    hint=f"Use an even {key}, or set {switch} to false.",
+                )
+        if self.lightning_scale not in _LIGHTNING_SCALES:
+            raise InvalidModelInputError(
+                f"lightning_scale is {self.lightning_scale!r}",
+                hint=f"Use one of {', '.join(map(repr, _LIGHTNING_SCALES))}.",
+            )
+        self._check_logit_scale()
+
+    def _check_logit_scale(self) -> None:
+        a, constant = self.attn_logit_scale_a, self.attn_logit_multiplier
+        if a is not None and constant is not None:
+            raise InvalidModelInputError(
+                "attn_logit_scale_a and attn_logit_multiplier are both set",
+                hint="Set at most one of them.",
+            )
+        if a is not None and not (math.isfinite(a) and a > 1):
+            raise InvalidModelInputError(
+                f"attn_logit_scale_a is {a}; ln(t + a) / ln(a) needs a finite a above 1",
+                hint="Use the value the checkpoint was evaluated with, such as 500.",
+            )
+
+
+def _divides(key: str, value: int, by_key: str, by: int) -> None:
+    if by < 1 or value % by:
+        raise InvalidModelInputError(
+            f"{key} ({value}) is not a multiple of {by_key} ({by})",
+            hint=f"Choose {by_key} so that it divides {key}.",
+        )

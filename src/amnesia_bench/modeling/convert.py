@@ -1,0 +1,232 @@
+"""Make a HypeNet checkpoint out of a Qwen3 teacher.
+
+Stage 1 gives the student of hidden-state alignment: a lightning mixer in every layer. Stage 2
+gives the hybrid: the teacher's softmax layers where the config wants them, lightning mixers
+(fresh, or taken from a trained stage-1 student) elsewhere. Source: HALO, arXiv 2601.22156, and
+its code's initialisation (thunlp/hybrid-linear-attention @229e301).
+
+Tensors stream one by one from the teacher's safetensors into the shards of the new checkpoint.
+
+Shapes: H lightning heads, G their key/value heads, Q teacher key/value heads, D head dim, M hidden.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedConfig
+
+from amnesia_bench.errors import UserError
+
+from .checkpoint_io import CheckpointReader, ShardWriter
+from .configuration_hypenet import HypeNetConfig
+from .modeling_hypenet import HypeNetForCausalLM
+from .named_configs import load_model_config, read_mapping
+
+_COPIED = (
+    "tokenizer*",
+    "vocab.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "*.jinja",
+    "generation_config.json",
+)
+# Must agree between teacher and student for the copied weights to mean the same.
+_SHARED_KEYS = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "head_dim",
+    "hidden_act",
+    "rms_norm_eps",
+    "attention_bias",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """What to convert.
+
+    `student` is a trained stage-1 checkpoint whose lightning mixers stage 2 takes over.
+    `tie_head` says whose word counts when the teacher's head is untied and the config's is tied
+    (9B): "teacher" keeps the teacher's head, "config" drops it as the authors did. `seed` fixes
+    the new gates.
+    """
+
+    teacher: Path
+    size_or_config: str | Path
+    stage: Literal[1, 2]
+    student: Path | None = None
+    tie_head: Literal["teacher", "config"] = "teacher"
+    seed: int = 0
+
+
+def convert(conversion: Conversion, out: Path) -> HypeNetConfig:
+    """Write the checkpoint to `out`, whole or not at all, and return its config.
+
+    Weights keep the teacher's dtype; copied ones keep their bits.
+
+    Raises:
+        UserError: the teacher is not a Qwen3 in safetensors, it does not fit the config, or
+            `out` exists.
+    """
+    out = Path(out)
+    if out.exists():
+        raise UserError(f"{out} exists already", hint="Choose a folder that does not.")
+    if conversion.stage not in (1, 2):
+        raise UserError(f"stage is {conversion.stage}", hint="Conversion serves stages 1 and 2.")
+    if conversion.stage == 1 and conversion.student is not None:
+        raise UserError(
+            "stage 1 takes no student", hint="Leave the student out, or ask for stage 2."
+        )
+    teacher = CheckpointReader(conversion.teacher)
+    teacher_config = _qwen3_config(conversion.teacher)
+    config = _student_config(conversion, teacher_config)
+    student = None
+    if conversion.student is not None:
+        student = CheckpointReader(conversion.student)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        writer = ShardWriter(temporary)
+        for name, tensor in _tensors(config, teacher, student, conversion.seed):
+            writer.add(name, tensor)
+        writer.close()
+        for pattern in _COPIED:
+            for file in sorted(Path(conversion.teacher).glob(pattern)):
+                shutil.copyfile(file, temporary / file.name)
+        config.save_pretrained(temporary)
+        temporary.chmod(0o755)  # mkdtemp keeps a folder to its owner
+        temporary.rename(out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return config
+
+
+def _qwen3_config(folder: Path) -> PreTrainedConfig:
+    if not (Path(folder) / "config.json").is_file():
+        raise UserError(
+            f"{folder} has no config.json", hint="Pass the folder of a Qwen3 checkpoint."
+        )
+    # Before transformers reads it: an unknown type would end in its own, longer message.
+    model_type = read_mapping(Path(folder) / "config.json").get("model_type")
+    if model_type != "qwen3":
+        raise UserError(
+            f"{folder} holds a model of type {model_type}",
+            hint="HypeNet starts from dense Qwen3 checkpoints (Qwen3-1.7B, -4B, -8B).",
+        )
+    config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+    return config
+
+
+def _student_config(conversion: Conversion, teacher: PreTrainedConfig) -> HypeNetConfig:
+    config = load_model_config(conversion.size_or_config)
+    for key in _SHARED_KEYS:
+        ours, theirs = getattr(config, key), getattr(teacher, key)
+        if ours != theirs:
+            raise UserError(
+                f"{key}: the teacher {conversion.teacher} has {theirs}, "
+                f"{conversion.size_or_config} wants {ours}",
+                hint="Sizes and teachers pair as 2b Qwen3-1.7B, 5b Qwen3-4B, 9b Qwen3-8B.",
+            )
+    for key, ours, theirs in (
+        ("lightning_nh", config.lightning_nh, teacher.num_attention_heads),
+        ("lightning_head_dim", config.lightning_head_dim, teacher.head_dim),
+        ("rope_theta", _theta(config), _theta(teacher)),
+    ):
+        if ours != theirs:
+            raise UserError(f"{key} is {ours}, the teacher makes it {theirs}")
+    assert config.lightning_nkv is not None
+    if config.lightning_nkv % teacher.num_key_value_heads:
+        raise UserError(
+            f"lightning_nkv is {config.lightning_nkv}, not a multiple of the teacher's "
+            f"{teacher.num_key_value_heads} key/value heads"
+        )
+    if conversion.stage == 1:
+        config = _with(config, mixer_types=["lightning-attn"] * config.num_hidden_layers)
+    tied = config.tie_word_embeddings
+    if conversion.tie_head == "teacher" or teacher.tie_word_embeddings:
+        tied = bool(teacher.tie_word_embeddings)
+    return _with(config, tie_word_embeddings=tied, dtype=teacher.dtype)
+
+
+def _theta(config: PreTrainedConfig) -> float:
+    return float((config.rope_parameters or {})["rope_theta"])
+
+
+def _with(config: HypeNetConfig, **changes: object) -> HypeNetConfig:
+    return HypeNetConfig.from_dict({**config.to_dict(), "architectures": _ARCHITECTURES} | changes)
+
+
+_ARCHITECTURES = ["HypeNetForCausalLM"]
+
+
+def _tensors(
+    config: HypeNetConfig, teacher: CheckpointReader, student: CheckpointReader | None, seed: int
+) -> Iterator[tuple[str, Tensor]]:
+    with torch.device("meta"):
+        expected = {
+            name: tensor.shape for name, tensor in HypeNetForCausalLM(config).state_dict().items()
+        }
+    if config.tie_word_embeddings:
+        del expected["lm_head.weight"]
+    softmax = {f"model.layers.{layer}" for layer in config.softmax_layers}
+    generator = torch.Generator("cpu").manual_seed(seed)
+    for name, shape in expected.items():
+        mixer, dot, _ = name.partition(".self_attn.")
+        lightning = bool(dot) and mixer not in softmax
+        if student is not None and lightning:
+            tensor = student.read(name)
+        elif name in teacher.names:
+            tensor = teacher.read(name)
+            if lightning and (".k_proj." in name or ".v_proj." in name):
+                tensor = _expand_heads(tensor, shape[0], config)
+        else:
+            tensor = _new_parameter(name, shape, config, generator).to(teacher.dtype)
+        if tensor.shape != shape:
+            raise UserError(
+                f"{name} has shape {tuple(tensor.shape)} in the source, the config makes it "
+                f"{tuple(shape)}"
+            )
+        yield name, tensor
+
+
+def _expand_heads(tensor: Tensor, rows: int, config: HypeNetConfig) -> Tensor:
+    """Repeat each key/value head next to itself, as grouped-query attention shares them."""
+    assert config.lightning_head_dim is not None
+    heads = tensor.unflatten(0, (-1, config.lightning_head_dim))  # [Q, D, M] or [Q, D]
+    repeats = rows // tensor.shape[0]
+    expanded: Tensor = heads.repeat_interleave(repeats, dim=0).flatten(0, 1)
+    return expanded
+
+
+def _new_parameter(
+    name: str, shape: torch.Size, config: HypeNetConfig, generator: torch.Generator
+) -> Tensor:
+    """Make what the teacher does not have: o_norm, z_proj and o_gate."""
+    kind = name.split(".")[-2]
+    if kind == "o_norm":
+        return torch.ones(shape)
+    if kind == "z_proj":
+        # nn.Linear's own initialisation: the authors build this layer outside `post_init`.
+        bound = 1 / math.sqrt(config.hidden_size)
+        return torch.empty(shape).uniform_(-bound, bound, generator=generator)
+    if kind == "o_gate":
+        return torch.empty(shape).normal_(0, config.initializer_range, generator=generator)
+    raise UserError(
+        f"the teacher has no {name}",
+        hint="Is its checkpoint complete? Its config.json promises this tensor.",
+    )

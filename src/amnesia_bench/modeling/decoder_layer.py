@@ -1,0 +1,53 @@
+"""One decoder layer of HypeNet: a mixer and an MLP.
+
+Shapes: B batch, T tokens, M hidden size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.activations import ACT2FN
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_hypenet import HypeNetConfig
+from .mixers import HypeNetRMSNorm, LightningMixer, MixerInputs, SoftmaxMixer
+
+
+class HypeNetMLP(nn.Module):
+    """down(act(gate(x)) * up(x))."""
+
+    def __init__(self, config: HypeNetConfig) -> None:
+        super().__init__()
+        size, inner = config.hidden_size, config.intermediate_size
+        self.gate_proj = nn.Linear(size, inner, bias=False)
+        self.up_proj = nn.Linear(size, inner, bias=False)
+        self.down_proj = nn.Linear(inner, size, bias=False)
+        self.act_fn = ACT2FN[config.hidden_act]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B, T, M] to [B, T, M]."""
+        output: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
+        return output
+
+
+class HypeNetDecoderLayer(GradientCheckpointingLayer):
+    """A mixer and an MLP, each after its norm and around a residual."""
+
+    def __init__(self, config: HypeNetConfig, layer_idx: int) -> None:
+        super().__init__()
+        mixer = SoftmaxMixer if layer_idx in config.softmax_layers else LightningMixer
+        self.self_attn = mixer(config, layer_idx)
+        self.mlp = HypeNetMLP(config)
+        self.input_layernorm = HypeNetRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = HypeNetRMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(
+        self, hidden_states: Tensor, inputs: MixerInputs, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Return [B, T, M] and the attention weights of a softmax layer, where asked."""
+        mixed, weights = self.self_attn(self.input_layernorm(hidden_states), inputs, **kwargs)
+        hidden_states = hidden_states + mixed
+        hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
+        return hidden_states, weights

@@ -1,0 +1,322 @@
+"""The cache of a hybrid: keys and values of softmax layers in blocks, states of linear layers.
+
+transformers' `DynamicCache` copies all keys and values at each decoded token, and forgets the
+state of linear layers without a convolution (only its convolution path sets
+`has_previous_state`). The layers here replace its layers.
+
+The cache holds constants: no gradient flows through it into earlier forwards.
+
+Shapes: B batch, G key/value heads, L cached tokens, D head dim, H linear heads, K/V state dims.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
+
+from .configuration_hypenet import HypeNetConfig
+from .input_errors import InvalidModelInputError
+
+BLOCK_TOKENS = 256
+
+
+class BlockLayer(DynamicLayer):
+    """Keys and values [B, G, L, D] of a softmax layer, inside a buffer with room to grow.
+
+    A full buffer grows by an eighth, at least by a block: the copies cost O(1) per token.
+    """
+
+    is_compileable = False
+
+    def __init__(self, **_: object) -> None:
+        self._buffers: tuple[Tensor, Tensor] | None = None
+        self._length = 0
+        super().__init__()
+
+    @property
+    def keys(self) -> Tensor | None:
+        """The cached keys: a view of the buffer."""
+        return None if self._buffers is None else self._buffers[0][:, :, : self._length]
+
+    @keys.setter
+    def keys(self, value: Tensor | None) -> None:
+        # transformers' base class assigns None when it starts or resets.
+        assert value is None
+        self._buffers, self._length = None, 0
+
+    @property
+    def values(self) -> Tensor | None:
+        """The cached values: a view of the buffer."""
+        return None if self._buffers is None else self._buffers[1][:, :, : self._length]
+
+    @values.setter
+    def values(self, value: Tensor | None) -> None:
+        assert value is None
+        self._buffers, self._length = None, 0
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit before the buffer is copied."""
+        return 0 if self._buffers is None else self._buffers[0].shape[2]
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Remember dtype and device; the buffer comes with the first tokens."""
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
+    ) -> tuple[Tensor, Tensor]:
+        """Append [B, G, T, D] each, and return all keys and values [B, G, L + T, D]."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, stop = self._length, self._length + key_states.shape[2]
+        if stop > self.capacity:
+            self._grow(stop, key_states, value_states)
+        assert self._buffers is not None
+        for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:, :, start:stop] = new.detach()
+        self._length = stop
+        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+            past_keys, past_values = (buffer[:, :, :start] for buffer in self._buffers)
+            return (
+                torch.cat([past_keys, key_states], dim=2),
+                torch.cat([past_values, value_states], dim=2),
+            )
+        assert self.keys is not None
+        assert self.values is not None
+        return self.keys, self.values
+
+    def _grow(self, needed: int, keys: Tensor, values: Tensor) -> None:
+        room = max(BLOCK_TOKENS, needed // 8)
+        capacity = (needed + room) // BLOCK_TOKENS * BLOCK_TOKENS
+        grown = []
+        for old, new in zip(self._buffers or (None, None), (keys, values), strict=True):
+            buffer = new.new_empty(*new.shape[:2], capacity, new.shape[3])
+            if old is not None:
+                buffer[:, :, : self._length] = old[:, :, : self._length]
+            grown.append(buffer)
+        self._buffers = (grown[0], grown[1])
+
+    def get_seq_length(self) -> int:
+        """Cached tokens, padding included."""
+        return self._length
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last |tokens_to_remove| tokens (transformers passes a negative number)."""
+        self._length = max(0, self._length - abs(tokens_to_remove))
+
+    def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        if self._buffers is not None:
+            self._buffers = (change(self._buffers[0]), change(self._buffers[1]))
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take the rows of the chosen beams."""
+        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times."""
+        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the chosen rows."""
+        self._map_rows(lambda x: x[indices.to(x.device)])
+
+    def offload(self) -> None:
+        """Move to the CPU."""
+        self._map_rows(lambda x: x.to("cpu", non_blocking=True))
+
+    def prefetch(self) -> None:
+        """Move back to the device of the model."""
+        self._map_rows(lambda x: x.to(self.device, non_blocking=True))
+
+
+class LightningLayer(LinearAttentionLayer):
+    """The state [B, H, K, V] of a linear layer, and how many tokens went into it.
+
+    Float32, or float64 for a float64 model. Its size does not depend on the context.
+    """
+
+    is_compileable = False
+
+    def __init__(self, **_: object) -> None:
+        super().__init__()
+        self.seen_tokens = 0
+
+    def update_recurrent_state(
+        self, recurrent_states: Tensor, state_idx: int = 0, *, num_tokens: int = 0, **_: object
+    ) -> Tensor:
+        """Take over the state after `num_tokens` more tokens."""
+        state = recurrent_states.detach()
+        self.restore(state, self.seen_tokens + num_tokens)
+        return state
+
+    def restore(self, state: Tensor | None, seen_tokens: int) -> None:
+        """Put a state back; None is the state before the first token."""
+        self.recurrent_states[0], self.seen_tokens = state, seen_tokens
+        self.has_previous_state[0] = self.is_recurrent_states_initialized[0] = state is not None
+
+    def reset(self) -> None:
+        """Forget everything; the tensor itself is left alone, a snapshot may hold it."""
+        self.restore(None, 0)
+
+    def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
+        if (state := self.recurrent_states[0]) is not None:
+            self.recurrent_states[0] = change(state)
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Take the rows of the chosen beams."""
+        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times."""
+        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the chosen rows."""
+        self._map_rows(lambda x: x[indices.to(x.device)])
+
+
+@dataclass(frozen=True)
+class PrefixSnapshot:
+    """What it takes to go back to a prefix: its length and the states of the linear layers.
+
+    Keys and values are not copied; they stay in the cache's buffers.
+    """
+
+    length: int
+    states: tuple[Tensor | None, ...]
+    seen_tokens: tuple[int, ...]
+
+
+class HypeNetCache(Cache):
+    """Cache for one HypeNet; `generate` makes one by itself.
+
+    Args:
+        config: tells which layers are softmax and which are linear.
+    """
+
+    def __init__(self, config: HypeNetConfig) -> None:
+        assert config.layer_types is not None
+        super().__init__(
+            layers=[
+                BlockLayer() if kind == "full_attention" else LightningLayer()
+                for kind in config.layer_types
+            ]
+        )
+        self._live_snapshots: list[PrefixSnapshot] = []
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Tokens seen so far, padding included; also for a model of linear layers only."""
+        return cached_length(self)
+
+    def snapshot(self) -> PrefixSnapshot:
+        """Remember the present end of the cache, to resume from it later.
+
+        Returns:
+            A snapshot of a few megabytes: float32 states, no keys and values.
+        """
+        states: list[Tensor | None] = []
+        seen = []
+        for layer in self.layers:
+            linear = layer if isinstance(layer, LightningLayer) else None
+            # States are replaced, never written in place: no copy is needed.
+            states.append(None if linear is None else linear.recurrent_states[0])
+            seen.append(0 if linear is None else linear.seen_tokens)
+        taken = PrefixSnapshot(cached_length(self), tuple(states), tuple(seen))
+        self._live_snapshots.append(taken)
+        return taken
+
+    def resume(self, snapshot: PrefixSnapshot) -> None:
+        """Go back to a snapshot of this cache; longer snapshots are void from then on.
+
+        So with several cuts through one prefix, resume the longest first: the tokens that follow
+        a cut overwrite the keys and values behind it in place.
+
+        Raises:
+            InvalidModelInputError: the snapshot is not of this cache, or became void because a
+                shorter one was resumed or the rows of the batch changed.
+        """
+        if not any(live is snapshot for live in self._live_snapshots):
+            raise InvalidModelInputError(
+                f"this snapshot of {snapshot.length} tokens no longer matches the cache",
+                hint="Resume longer prefixes before shorter ones, or take the snapshot again.",
+            )
+        self._live_snapshots = [s for s in self._live_snapshots if s.length <= snapshot.length]
+        for layer, state, seen in zip(
+            self.layers, snapshot.states, snapshot.seen_tokens, strict=True
+        ):
+            if isinstance(layer, BlockLayer):
+                layer.crop(snapshot.length - layer.get_seq_length())
+            elif isinstance(layer, LightningLayer):
+                layer.restore(state, seen)
+
+    def reset(self) -> None:
+        """Forget everything."""
+        super().reset()
+        self._live_snapshots.clear()
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse: the state of a linear layer cannot be taken back; use `snapshot`."""
+        raise InvalidModelInputError(
+            "a HypeNet cache cannot be cropped: its linear layers keep no history",
+            hint="Take cache.snapshot() at the prefix and cache.resume(...) it later.",
+        )
+
+    def reorder_cache(self, beam_idx: Any) -> None:
+        """Take the rows of the chosen beams."""
+        super().reorder_cache(beam_idx)
+        self._live_snapshots.clear()
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Repeat each row `repeats` times."""
+        super().batch_repeat_interleave(repeats)
+        self._live_snapshots.clear()
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep the chosen rows."""
+        super().batch_select_indices(indices)
+        self._live_snapshots.clear()
+
+
+def adopt_cache(cache: Any, config: HypeNetConfig) -> Cache:
+    """Make an empty cache of transformers fit this model, in place; leave ours alone.
+
+    Raises:
+        InvalidModelInputError: the cache already holds tokens of transformers' own layers, or is
+            of a kind that cannot be adapted.
+    """
+    if not isinstance(cache, Cache):
+        raise InvalidModelInputError(
+            f"past_key_values is a {type(cache).__name__}", hint="Pass a HypeNetCache(config)."
+        )
+    ours = HypeNetCache(config).layers
+    if isinstance(cache, HypeNetCache) or (
+        len(cache.layers) == len(ours)
+        and all(isinstance(layer, BlockLayer | LightningLayer) for layer in cache.layers)
+    ):
+        return cache
+    if any(getattr(layer, "is_initialized", False) for layer in cache.layers):
+        raise InvalidModelInputError(
+            f"past_key_values is a {type(cache).__name__} that other layers have filled",
+            hint="Start with HypeNetCache(config), or leave past_key_values out.",
+        )
+    cache.layers = ours
+    cache.layer_class_to_replicate = None
+    return cache
+
+
+def cached_length(cache: Cache) -> int:
+    """Return the number of tokens in a cache made of the layers above."""
+    layer = next(
+        (layer for layer in cache.layers if isinstance(layer, BlockLayer)),
+        cache.layers[0] if cache.layers else None,
+    )
+    if isinstance(layer, BlockLayer):
+        return layer.get_seq_length()
+    return layer.seen_tokens if isinstance(layer, LightningLayer) else 0

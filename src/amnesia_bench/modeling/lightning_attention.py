@@ -1,0 +1,130 @@
+"""Lightning attention: linear attention with one fixed decay per head.
+
+Per head, with gamma = exp(log_decay):
+
+    S_t = gamma * S_(t-1) + k_t v_t^T        o_t = scale * q_t^T S_t
+
+No feature map and no denominator. Source: HypeNet, arXiv 2601.22156; the chunked form is the
+usual one of Lightning Attention-2 (arXiv 2401.04658) and of fla's simple_gla.
+
+Shapes: B batch, T tokens, H heads, K key dim, V value dim, N documents, C chunk.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+
+import torch
+from torch import Tensor
+
+from .input_errors import InvalidModelInputError
+from .lightning_torch import torch_lightning
+from .packing import Boundaries, PackedRows
+
+
+def alibi_log_decay(num_heads: int) -> Tensor:
+    """Return log gamma per head, [H] float32: minus the ALiBi slopes, the same in every layer.
+
+    For a power of two the slopes are the geometric series 2^(-8 (h + 1) / H). Otherwise ALiBi
+    takes the series of the next lower power of two and fills up with every other slope of the
+    series of twice that size (Press et al., arXiv 2108.12409, footnote on head counts).
+    """
+    lower = 2 ** (num_heads.bit_length() - 1)
+    slopes = _geometric_slopes(lower)
+    slopes += _geometric_slopes(2 * lower)[0::2][: num_heads - lower]
+    return -torch.tensor(slopes, dtype=torch.float32)
+
+
+def _geometric_slopes(num_heads: int) -> list[float]:
+    return [math.pow(2.0, -8.0 * (head + 1) / num_heads) for head in range(num_heads)]
+
+
+def lightning_attention(  # noqa: PLR0913 - the operation has these operands; records would hide it
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    log_decay: Tensor,
+    scale: float | None = None,
+    initial_state: Tensor | None = None,
+    cu_seqlens: Boundaries | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run the recurrence over a sequence, chunk by chunk.
+
+    On CUDA fla's kernels do the work where fla is installed; anywhere else, and for float64,
+    plain PyTorch does. The choice is made at each call. The arithmetic and the state are float32
+    (float64 for float64 inputs), also under autocast.
+
+    Args:
+        q: queries [B, T, H, K].
+        k: keys [B, T, H, K].
+        v: values [B, T, H, V].
+        log_decay: log gamma per head [H], not positive.
+        scale: factor on q; K^-1/2 when None.
+        initial_state: state before the first token [B, H, K, V], or [N, H, K, V] with
+            `cu_seqlens`; zero when None.
+        cu_seqlens: boundaries of N documents packed in one row (B = 1), from 0 to T. Each
+            document starts from its own initial state.
+
+    Returns:
+        The outputs [B, T, H, V] in q's dtype, and the state after the last token of each row or
+        document, [B or N, H, K, V].
+
+    Raises:
+        InvalidModelInputError: shapes that do not fit, or boundaries that do not increase from
+            0 to T.
+    """
+    _check_shapes(q, k, v, log_decay)
+    if cu_seqlens is not None and not isinstance(cu_seqlens, PackedRows):
+        cu_seqlens = PackedRows.from_cu_seqlens(cu_seqlens, q.shape[1], q.device)
+    _check_states(q, v, initial_state, cu_seqlens)
+    scale = q.shape[3] ** -0.5 if scale is None else scale
+    precise = torch.float64 if q.dtype == torch.float64 else torch.float32
+    with torch.autocast(q.device.type, enabled=False):
+        queries, keys, values, decay = (x.to(precise) for x in (q, k, v, log_decay))
+        state = None if initial_state is None else initial_state.to(precise)
+        if q.is_cuda and precise == torch.float32 and fla_is_installed():
+            from .lightning_fla import fla_lightning
+
+            output, state = fla_lightning((queries, keys, values), decay, scale, state, cu_seqlens)
+        else:
+            output, state = torch_lightning(
+                (queries, keys, values), decay, scale, state, cu_seqlens
+            )
+    return output.to(q.dtype), state
+
+
+@functools.cache
+def fla_is_installed() -> bool:
+    """Look for flash-linear-attention without importing it: its import takes seconds."""
+    return importlib.util.find_spec("fla") is not None
+
+
+def _check_states(
+    q: Tensor, v: Tensor, initial_state: Tensor | None, packed: PackedRows | None
+) -> None:
+    if packed is not None and q.shape[0] != 1:
+        raise InvalidModelInputError(
+            f"cu_seqlens with a batch of {q.shape[0]} rows", hint="Pack all documents into one row."
+        )
+    num_states = q.shape[0] if packed is None else len(packed.documents)
+    expected = (num_states, q.shape[2], q.shape[3], v.shape[3])
+    if initial_state is not None and initial_state.shape != expected:
+        raise InvalidModelInputError(
+            f"initial_state has shape {tuple(initial_state.shape)}, expected {expected}"
+        )
+
+
+def _check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> None:
+    if q.ndim != 4 or k.shape != q.shape or v.shape[:3] != q.shape[:3]:
+        raise InvalidModelInputError(
+            f"q, k, v have shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}",
+            hint="Expected [B, T, H, K], the same, and [B, T, H, V].",
+        )
+    if q.shape[0] == 0 or q.shape[1] == 0:
+        raise InvalidModelInputError(f"q is empty: shape {tuple(q.shape)}")
+    if log_decay.shape != q.shape[2:3]:
+        raise InvalidModelInputError(
+            f"log_decay has shape {tuple(log_decay.shape)}, q has {q.shape[2]} heads"
+        )

@@ -1,0 +1,47 @@
+"""The one place that calls flash-linear-attention (fla): CUDA only.
+
+fla moves its modules between releases; `fla.ops.simple_gla` is the public path of 0.6. Do not
+use `fla.ops.lightning_attn`: its decays differ by layer and its first head never decays.
+
+Shapes as in `lightning_attention`.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from .packing import PackedRows
+
+# Below one chunk the recurrent kernel wins (the authors switch at the same length).
+RECURRENT_BELOW = 64
+
+
+def fla_lightning(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    log_decay: Tensor,
+    scale: float,
+    initial_state: Tensor | None,
+    packed: PackedRows | None,
+) -> tuple[Tensor, Tensor]:
+    """Call fla's chunked kernel, or its recurrent one for fewer than 64 tokens."""
+    # Imported here: Triton needs a driver, and the import takes seconds.
+    from fla.ops.simple_gla import chunk_simple_gla, fused_recurrent_simple_gla
+
+    q, k, v = (x.contiguous() for x in qkv)
+    kwargs: dict[str, object] = {
+        "g_gamma": log_decay,
+        "scale": scale,
+        "initial_state": None if initial_state is None else initial_state.contiguous(),
+        "output_final_state": True,
+    }
+    longest = q.shape[1] if packed is None else packed.longest
+    if packed is not None:
+        kwargs["cu_seqlens"] = packed.cu_seqlens
+    if longest < RECURRENT_BELOW:
+        output, state = fused_recurrent_simple_gla(q, k, v, **kwargs)
+    else:
+        if packed is not None:
+            # Saves a device-to-host copy in every layer.
+            kwargs["cu_seqlens_cpu"] = packed.cu_seqlens_cpu
+        output, state = chunk_simple_gla(q, k, v, **kwargs)
+    return output, state

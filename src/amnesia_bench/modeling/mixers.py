@@ -1,0 +1,277 @@
+"""The token mixers of HypeNet: softmax attention and lightning attention, each with its gate.
+
+    softmax:   y = o_proj(softmax(s_t d^-1/2 q k^T) v * sigmoid(o_gate(x)))
+    lightning: y = o_proj(o_norm(LA(q, k, v)) * sigmoid(z_proj(x)))
+
+with q and k normalised per head; RoPE in the lightning layers, none in the softmax layers
+(HyPE, arXiv 2601.22156). Parameter names are those of official checkpoints.
+
+Shapes: B batch, T new tokens, L all tokens (cached + new), H query heads, G key/value heads,
+D head dim, M hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import Cache
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from .configuration_hypenet import HypeNetConfig
+from .lightning_attention import alibi_log_decay, lightning_attention
+from .packing import PackedRows
+from .rotary import rotate
+from .token_layout import TokenLayout
+
+
+@dataclass(frozen=True)
+class MixerInputs:
+    """What all layers of one forward share."""
+
+    layout: TokenLayout
+    cache: Cache | None
+    softmax_rotation: tuple[Tensor, Tensor] | None  # cos, sin [B, T, D]
+    lightning_rotation: tuple[Tensor, Tensor] | None
+    query_scale: Tensor | None  # [B or 1, T, 1, 1]: ln(t + a) / ln(a), or a constant
+    softmax_mask: Tensor | None  # as the attention implementation wants it
+    want_weights: bool
+
+
+class HypeNetRMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension, in float32 or better."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(size))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [..., size]; rounded to the dtype of x before the weight, as trained."""
+        precise = x if x.dtype == torch.float64 else x.float()
+        precise = precise * torch.rsqrt(precise.pow(2).mean(-1, keepdim=True) + self.eps)
+        return self.weight * precise.to(x.dtype)
+
+
+def eager_attention(  # noqa: PLR0913 - transformers' attention interface
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: object,
+) -> tuple[Tensor, Tensor]:
+    """Softmax attention that also returns its weights.
+
+    Args:
+        module: the mixer that calls.
+        query: [B, H, T, D].
+        key: [B, G, L, D].
+        value: [B, G, L, D].
+        attention_mask: additive [B, 1, T, L] or None for no mask at all.
+        scaling: factor on the logits.
+        dropout: probability, in training.
+
+    Returns:
+        The output [B, T, H, D] and the weights after the softmax [B, H, T, L].
+    """
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    logits = (query @ key.mT) * scaling
+    if attention_mask is not None:
+        logits = logits + attention_mask
+    precise = torch.float64 if query.dtype == torch.float64 else torch.float32
+    weights = logits.softmax(dim=-1, dtype=precise).to(query.dtype)
+    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
+    return (weights @ value).transpose(1, 2).contiguous(), weights
+
+
+class SoftmaxMixer(nn.Module):
+    """Causal softmax attention with grouped keys and values and an output gate."""
+
+    def __init__(self, config: HypeNetConfig, layer_idx: int) -> None:
+        super().__init__()
+        assert config.head_dim is not None
+        assert config.num_key_value_heads is not None
+        self.config = config
+        self.layer_idx = layer_idx
+        self.head_dim = config.head_dim
+        self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
+        self.scaling = config.head_dim**-0.5
+        self.is_causal = True  # read by transformers' attention functions
+        wide, narrow = (
+            heads * config.head_dim
+            for heads in (config.num_attention_heads, config.num_key_value_heads)
+        )
+        bias = config.attention_bias
+        self.q_proj = nn.Linear(config.hidden_size, wide, bias=bias)
+        self.k_proj = nn.Linear(config.hidden_size, narrow, bias=bias)
+        self.v_proj = nn.Linear(config.hidden_size, narrow, bias=bias)
+        self.o_proj = nn.Linear(wide, config.hidden_size, bias=bias)
+        self.q_norm = HypeNetRMSNorm(config.head_dim, config.rms_norm_eps)
+        self.k_norm = HypeNetRMSNorm(config.head_dim, config.rms_norm_eps)
+        self.o_gate = (
+            nn.Linear(config.hidden_size, wide, bias=False) if config.attn_use_output_gate else None
+        )
+
+    def queries_and_keys(self, x: Tensor, inputs: MixerInputs) -> tuple[Tensor, Tensor]:
+        """Return queries [B, H, T, D] (position scale included) and new keys [B, G, T, D]."""
+        heads = (*x.shape[:2], -1, self.head_dim)
+        q = self.q_norm(self.q_proj(x).view(heads))
+        k = self.k_norm(self.k_proj(x).view(heads))
+        if inputs.softmax_rotation is not None:
+            q, k = rotate(q, inputs.softmax_rotation), rotate(k, inputs.softmax_rotation)
+        if inputs.query_scale is not None:
+            q = (q * inputs.query_scale).to(k.dtype)
+        return q.transpose(1, 2), k.transpose(1, 2)
+
+    def forward(
+        self, hidden_states: Tensor, inputs: MixerInputs, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mix [B, T, M]; return [B, T, M] and, where asked, the weights [B, H, T, L]."""
+        q, k = self.queries_and_keys(hidden_states, inputs)
+        v = self.v_proj(hidden_states).view(*hidden_states.shape[:2], -1, self.head_dim)
+        v = v.transpose(1, 2)
+        if inputs.cache is not None:
+            k, v = inputs.cache.update(k, v, self.layer_idx)
+        output, weights = self._attend((q, k, v), inputs, kwargs)
+        output = output.reshape(*hidden_states.shape[:2], -1)
+        if self.o_gate is not None:
+            output = output * torch.sigmoid(self.o_gate(hidden_states))
+        return self.o_proj(output), weights
+
+    def _attend(
+        self, qkv: tuple[Tensor, Tensor, Tensor], inputs: MixerInputs, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        name = "eager" if inputs.want_weights else self.config._attn_implementation
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
+        options = {
+            **kwargs,
+            "dropout": self.config.attention_dropout if self.training else 0.0,
+            "scaling": self.scaling,
+        }
+        packed = inputs.layout.packed
+        if packed is not None and name != "eager":
+            if "flash" in str(name):
+                options |= _flash_varlen(packed)
+            else:
+                return self._attend_per_document(attend, qkv, packed, options), None
+        output, weights = attend(self, *qkv, inputs.softmax_mask, **options)
+        return output, weights if inputs.want_weights else None
+
+    def _attend_per_document(
+        self,
+        attend: Callable[..., tuple[Tensor, Tensor | None]],
+        qkv: tuple[Tensor, Tensor, Tensor],
+        packed: PackedRows,
+        options: dict[str, Any],
+    ) -> Tensor:
+        outputs = [
+            attend(self, *(x[:, :, start:stop] for x in qkv), None, **options)[0]
+            for start, stop in packed.documents
+        ]
+        return torch.cat(outputs, dim=1)
+
+
+def _flash_varlen(packed: PackedRows) -> dict[str, Any]:
+    return {
+        "cu_seq_lens_q": packed.cu_seqlens,
+        "cu_seq_lens_k": packed.cu_seqlens,
+        "max_length_q": packed.longest,
+        "max_length_k": packed.longest,
+    }
+
+
+class LightningMixer(nn.Module):
+    """Lightning attention with norms on q, k and the output, RoPE and an output gate."""
+
+    log_decay: Tensor
+
+    def __init__(self, config: HypeNetConfig, layer_idx: int) -> None:
+        super().__init__()
+        assert config.lightning_nh is not None
+        assert config.lightning_nkv is not None
+        assert config.lightning_head_dim is not None
+        self.layer_idx = layer_idx
+        self.num_heads = config.lightning_nh
+        self.num_key_value_groups = config.lightning_nh // config.lightning_nkv
+        self.head_dim = config.lightning_head_dim
+        self.scale = config.lightning_scale_value
+        size, bias, eps = config.hidden_size, config.attention_bias, config.rms_norm_eps
+        wide, narrow = (n * self.head_dim for n in (config.lightning_nh, config.lightning_nkv))
+        self.q_proj = nn.Linear(size, wide, bias=bias)
+        self.k_proj = nn.Linear(size, narrow, bias=bias)
+        self.v_proj = nn.Linear(size, narrow, bias=bias)
+        self.o_proj = nn.Linear(wide, size, bias=bias)
+        qk_norm = config.lightning_use_qk_norm
+        self.q_norm = HypeNetRMSNorm(self.head_dim, eps) if qk_norm else nn.Identity()
+        self.k_norm = HypeNetRMSNorm(self.head_dim, eps) if qk_norm else nn.Identity()
+        # One norm over all heads together, not per head.
+        self.o_norm = (
+            HypeNetRMSNorm(wide, eps) if config.lightning_use_output_norm else nn.Identity()
+        )
+        self.z_proj = nn.Linear(size, wide, bias=bias) if config.lightning_use_output_gate else None
+        self.register_buffer("log_decay", alibi_log_decay(self.num_heads), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        result = super()._apply(fn, recurse)
+        if self.log_decay.dtype != torch.float32:
+            # `.to(bfloat16)` would round the decays by up to 0.14 %.
+            self.log_decay = alibi_log_decay(self.num_heads).to(self.log_decay.device)
+        return result
+
+    def forward(
+        self, hidden_states: Tensor, inputs: MixerInputs, **_: object
+    ) -> tuple[Tensor, None]:
+        """Mix [B, T, M]; return [B, T, M] and None: a linear layer has no attention weights."""
+        heads = (*hidden_states.shape[:2], -1, self.head_dim)
+        q = self.q_norm(self.q_proj(hidden_states).view(heads))
+        k = self.k_norm(self.k_proj(hidden_states).view(heads))
+        v = self.v_proj(hidden_states).view(heads)
+        if inputs.lightning_rotation is not None:
+            q, k = rotate(q, inputs.lightning_rotation), rotate(k, inputs.lightning_rotation)
+        if self.num_key_value_groups > 1:
+            k, v = (x.repeat_interleave(self.num_key_value_groups, dim=2) for x in (k, v))
+        state = None
+        if inputs.cache is not None:
+            state = inputs.cache.get_recurrent_state(self.layer_idx)
+        output, state = self._run((q, k, v), state, inputs.layout)
+        if inputs.cache is not None:
+            inputs.cache.update_recurrent_state(
+                state, self.layer_idx, num_tokens=hidden_states.shape[1]
+            )
+        output = self.o_norm(output.flatten(2))
+        if self.z_proj is not None:
+            output = output * torch.sigmoid(self.z_proj(hidden_states))
+        return self.o_proj(output), None
+
+    def _state_shape(self, batch: int) -> tuple[int, int, int, int]:
+        return batch, self.num_heads, self.head_dim, self.head_dim
+
+    def _run(
+        self, qkv: tuple[Tensor, Tensor, Tensor], state: Tensor | None, layout: TokenLayout
+    ) -> tuple[Tensor, Tensor]:
+        if layout.padding is None:
+            return lightning_attention(*qkv, self.log_decay, self.scale, state, layout.packed)
+        padding = layout.padding
+        batch, num_tokens = qkv[0].shape[:2]
+        if padding.row_index.numel() == 0:
+            state = qkv[0].new_zeros(self._state_shape(batch)) if state is None else state
+            return torch.zeros_like(qkv[2]), state
+        tokens = tuple(x.flatten(0, 1)[padding.token_index][None] for x in qkv)
+        rows = None if state is None else state[padding.row_index]
+        valid, new = lightning_attention(
+            tokens[0], tokens[1], tokens[2], self.log_decay, self.scale, rows, padding.packed
+        )
+        output = valid.new_zeros(batch * num_tokens, *valid.shape[2:])
+        output = output.index_copy(0, padding.token_index, valid[0])
+        # A row that is all padding in this chunk of a prefill keeps the state it had.
+        before = new.new_zeros(batch, *new.shape[1:]) if state is None else state
+        return output.unflatten(0, (batch, num_tokens)), before.index_copy(
+            0, padding.row_index, new
+        )

@@ -1,0 +1,317 @@
+"""HypeNet for transformers 5: softmax and lightning-attention layers under one causal LM.
+
+Reads and writes official checkpoints (parameter names and config keys of
+thunlp/hybrid-linear-attention @229e301). Source of the architecture: arXiv 2601.22156.
+
+Shapes: B batch, T new tokens, P cached tokens, M hidden size, E vocabulary.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import GenerationMixin, PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
+from transformers.utils.output_capturing import capture_outputs
+
+from .configuration_hypenet import HypeNetConfig
+from .decoder_layer import HypeNetDecoderLayer
+from .hybrid_cache import HypeNetCache, adopt_cache, cached_length
+from .input_errors import InvalidModelInputError
+from .lightning_attention import alibi_log_decay
+from .mixers import HypeNetRMSNorm, LightningMixer, MixerInputs
+from .packing import Boundaries
+from .rotary import HypeNetRotaryEmbedding
+from .token_layout import TokenInputs, TokenLayout, lay_out, refuse_rows_without_tokens
+
+
+class HypeNetPreTrainedModel(PreTrainedModel):
+    """Loading, initialisation and what transformers asks of a model."""
+
+    config: HypeNetConfig
+
+    config_class = HypeNetConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["HypeNetDecoderLayer"]  # noqa: RUF012 - transformers' interface
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012 - transformers' interface
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _is_stateful = True
+    _can_record_outputs = {"hidden_states": HypeNetDecoderLayer}  # noqa: RUF012 - same
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        # super() also fills the rotary frequencies, which are in no checkpoint.
+        super()._init_weights(module)
+        if isinstance(module, LightningMixer):
+            init.copy_(module.log_decay, alibi_log_decay(module.num_heads))
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Load a checkpoint; transformers' arguments.
+
+        Raises:
+            InvalidModelInputError: tensors are missing, left over or of another shape.
+                transformers would warn and go on with random values.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        # Shapes are judged below, where the message can name the tensor.
+        shapes_may_differ = kwargs.pop("ignore_mismatched_sizes", False)
+        loaded: Any = super().from_pretrained(
+            pretrained_model_name_or_path,
+            *args,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **kwargs,
+        )
+        model, info = loaded
+        problems = [f"missing tensor {name}" for name in sorted(info["missing_keys"])]
+        problems += [f"unexpected tensor {name}" for name in sorted(info["unexpected_keys"])]
+        if not shapes_may_differ:
+            problems += [
+                f"tensor {name} of shape {list(found)}, config.json makes it {list(expected)}"
+                for name, found, expected in sorted(info["mismatched_keys"])
+            ]
+        if problems:
+            more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+            raise InvalidModelInputError(
+                f"{pretrained_model_name_or_path}: {problems[0]}{more}",
+                hint="The tensors do not fit config.json: compare its mixer_types, head counts, "
+                "tie_word_embeddings and the lightning_use_* and attn_use_* switches.",
+            )
+        return (model, info) if with_info else model
+
+
+class HypeNetModel(HypeNetPreTrainedModel):
+    """Embeddings, layers and the final norm."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012 - transformers' interface
+
+    def __init__(self, config: HypeNetConfig) -> None:
+        super().__init__(config)
+        assert config.head_dim is not None
+        assert config.lightning_head_dim is not None
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
+        self.layers = nn.ModuleList(
+            HypeNetDecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
+        )
+        self.norm = HypeNetRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attn_rotary_emb = (
+            HypeNetRotaryEmbedding(config, config.head_dim) if config.attn_use_rope else None
+        )
+        self.lightning_rotary_emb = (
+            HypeNetRotaryEmbedding(config, config.lightning_head_dim)
+            if config.lightning_use_rope
+            else None
+        )
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    @merge_with_config_defaults
+    @capture_outputs
+    def forward(  # noqa: PLR0913 - transformers' interface
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        cu_seqlens: Boundaries | None = None,
+        **kwargs: Any,
+    ) -> BaseModelOutputWithPast:
+        """Run the layers; errors are those of `token_layout.lay_out`.
+
+        Args:
+            input_ids: tokens [B, T]; or give `inputs_embeds`.
+            attention_mask: [B, P + T], 0 where a token is padding; on any side.
+            position_ids: [B, T]; by default positions count tokens that are not padding.
+            past_key_values: a `HypeNetCache`, or an empty cache of transformers.
+            inputs_embeds: embeddings [B, T, M] in place of tokens.
+            use_cache: whether to return a cache; never with packed rows.
+            output_attentions: return weights after the softmax [B, H, T, P + T] per softmax
+                layer, and None per linear layer.
+            cu_seqlens: boundaries [N + 1] of N documents packed in one row, from 0 to T, that see
+                nothing of each other. `position_ids` that restart at 0 do the same.
+            **kwargs: for the attention function.
+        """
+        hidden_states = self._embedded(input_ids, inputs_embeds)
+        # transformers' flattening collator has its own name for the boundaries.
+        other_name = kwargs.pop("cu_seq_lens_q", None)
+        if past_key_values is not None:
+            past_key_values = adopt_cache(past_key_values, self.config)
+        given = TokenInputs(
+            batch=hidden_states.shape[0],
+            num_tokens=hidden_states.shape[1],
+            num_cached=0 if past_key_values is None else cached_length(past_key_values),
+            device=hidden_states.device,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            cu_seqlens=other_name if cu_seqlens is None else cu_seqlens,
+            has_cache=past_key_values is not None,
+        )
+        layout = lay_out(given, self.config)
+        use_cache = bool(use_cache) and layout.packed is None
+        if use_cache and past_key_values is None:
+            past_key_values = HypeNetCache(self.config)
+        want_weights = bool(output_attentions or self.config.output_attentions)
+        inputs = self._mixer_inputs(hidden_states, layout, past_key_values, want_weights)
+        weights: list[Any] = []  # Tensor, or None of a linear layer
+        for layer in self.layers:
+            hidden_states, of_layer = layer(hidden_states, inputs, **kwargs)
+            weights.append(of_layer)
+        return BaseModelOutputWithPast(
+            last_hidden_state=self.norm(hidden_states),
+            past_key_values=past_key_values if use_cache else None,
+            attentions=tuple(weights) if want_weights else None,
+        )
+
+    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+        if (input_ids is None) == (inputs_embeds is None):
+            raise InvalidModelInputError("give exactly one of input_ids and inputs_embeds")
+        embedded: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        return embedded
+
+    def _mixer_inputs(
+        self, x: Tensor, layout: TokenLayout, cache: Cache | None, want_weights: bool
+    ) -> MixerInputs:
+        positions = layout.position_ids
+        attn_rotary, lightning_rotary = self.attn_rotary_emb, self.lightning_rotary_emb
+        return MixerInputs(
+            layout=layout,
+            cache=cache,
+            softmax_rotation=None if attn_rotary is None else attn_rotary(x, positions),
+            lightning_rotation=None if lightning_rotary is None else lightning_rotary(x, positions),
+            query_scale=self._query_scale(positions),
+            softmax_mask=self._softmax_mask(x, layout, cache, want_weights),
+            want_weights=want_weights,
+        )
+
+    def _query_scale(self, positions: Tensor) -> Tensor | None:
+        a, constant = self.config.attn_logit_scale_a, self.config.attn_logit_multiplier
+        if a is not None:
+            scale = (positions.float() + a).log() / math.log(a)
+            return scale[:, :, None, None]
+        if constant is not None:
+            return torch.full((1, 1, 1, 1), constant, device=positions.device)
+        return None
+
+    def _softmax_mask(
+        self, x: Tensor, layout: TokenLayout, cache: Cache | None, want_weights: bool
+    ) -> Any:
+        if not self.config.softmax_layers:
+            return None
+        config = self.config
+        if want_weights and config._attn_implementation != "eager":
+            config = copy.copy(config)
+            config._attn_implementation = "eager"
+        eager = config._attn_implementation == "eager"
+        if layout.packed is not None and not eager:
+            return None  # documents are attended one by one, or by flash's own boundaries
+        return create_causal_mask(
+            config=config,
+            inputs_embeds=x,
+            attention_mask=layout.attention_mask,
+            past_key_values=cache,
+            # Restarting positions are how transformers knows packed rows; ours come from `packed`.
+            position_ids=None if layout.packed is None else layout.packed.positions(),
+        )
+
+
+class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):
+    """HypeNet with a language-model head, tied to the embeddings or not."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - same
+
+    def __init__(self, config: HypeNetConfig) -> None:
+        super().__init__(config)
+        self.model = HypeNetModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(  # noqa: PLR0913 - transformers' interface; generate reads these names
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        cu_seqlens: Boundaries | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Return logits [B, T, E], or of the last `logits_to_keep` tokens; loss with `labels`.
+
+        The other arguments are those of `HypeNetModel.forward`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            output_attentions=output_attentions,
+            cu_seqlens=cu_seqlens,
+            **kwargs,
+        )
+        hidden_states = outputs.last_hidden_state
+        if isinstance(logits_to_keep, Tensor):
+            hidden_states = hidden_states[:, logits_to_keep]
+        elif logits_to_keep:
+            hidden_states = hidden_states[:, -logits_to_keep:]
+        logits = self.lm_head(hidden_states)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
+        return CausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+        )
+
+    def _prepare_cache_for_generation(
+        self,
+        generation_config: Any,
+        model_kwargs: dict[str, Any],
+        generation_mode: Any,
+        batch_size: int,
+        max_cache_length: int,
+    ) -> Any:
+        mask = model_kwargs.get("attention_mask")
+        if isinstance(mask, Tensor) and mask.ndim == 2:
+            refuse_rows_without_tokens(mask)
+            if not bool(mask[:, -1].all()):
+                raise InvalidModelInputError(
+                    "attention_mask ends in padding: the last column has no token to continue",
+                    hint='Pad prompts on the left (tokenizer.padding_side = "left").',
+                )
+        implementation = generation_config.cache_implementation
+        if implementation not in (None, "dynamic"):
+            raise InvalidModelInputError(
+                f"cache_implementation is {implementation!r}; HypeNet has a cache of its own",
+                hint="Leave cache_implementation unset.",
+            )
+        if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:
+            model_kwargs["past_key_values"] = HypeNetCache(self.config)
+            return None
+        mixin: Any = GenerationMixin
+        return mixin._prepare_cache_for_generation(
+            self, generation_config, model_kwargs, generation_mode, batch_size, max_cache_length
+        )

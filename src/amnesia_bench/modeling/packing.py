@@ -1,0 +1,128 @@
+"""Which tokens of a batch belong together: documents packed in a row, and padding.
+
+Shapes: B batch, T tokens of this forward, N documents, V valid (not padding) tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from .input_errors import InvalidModelInputError
+
+
+@dataclass(frozen=True)
+class PackedRows:
+    """Documents laid end to end in one row; document n is tokens [bounds[n], bounds[n + 1]).
+
+    `cu_seqlens` holds the same boundaries as an int32 tensor on the row's device. Build one per
+    batch and hand the same object to every layer: fla caches its chunk index by identity, and
+    `bounds` keeps the layers from copying boundaries off the device again.
+    """
+
+    bounds: tuple[int, ...]
+    cu_seqlens: Tensor
+
+    @classmethod
+    def from_cu_seqlens(
+        cls, cu_seqlens: Tensor | Sequence[int], num_tokens: int, device: torch.device
+    ) -> PackedRows:
+        """Check the boundaries: they start at 0, increase strictly and end at `num_tokens`.
+
+        Raises:
+            InvalidModelInputError: they do not. An empty document corrupts fla's kernels, and
+                tokens after the last boundary would get undefined gradients.
+        """
+        flat = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
+        if isinstance(cu_seqlens, Tensor) and cu_seqlens.ndim != 1:
+            raise InvalidModelInputError(
+                f"cu_seqlens has {cu_seqlens.ndim} dimensions",
+                hint="Pass a flat list of boundaries.",
+            )
+        bounds = tuple(int(bound) for bound in flat)
+        if len(bounds) < 2 or bounds[0] != 0:
+            raise InvalidModelInputError(
+                f"cu_seqlens is {_shown(bounds)}; it must start with 0 and name at least one end",
+                hint="For documents of 3 and 5 tokens pass [0, 3, 8].",
+            )
+        for n, (start, stop) in enumerate(itertools.pairwise(bounds)):
+            if stop <= start:
+                raise InvalidModelInputError(
+                    f"cu_seqlens is not increasing: entry {n + 1} is {stop} after {start}",
+                    hint="Leave empty documents out.",
+                )
+        if bounds[-1] != num_tokens:
+            raise InvalidModelInputError(
+                f"cu_seqlens ends at {bounds[-1]}, the row has {num_tokens} tokens",
+                hint="Make trailing padding a document of its own.",
+            )
+        return cls(bounds, torch.tensor(bounds, dtype=torch.int32, device=device))
+
+    @classmethod
+    def from_restarts(cls, position_ids: Tensor) -> PackedRows | None:
+        """Read transformers' own convention: positions [1, T] that restart at 0 per document."""
+        starts = (position_ids[0] == 0).nonzero().flatten().tolist()
+        if len(starts) < 2 or starts[0] != 0:
+            return None
+        num_tokens = position_ids.shape[1]
+        return cls.from_cu_seqlens([*starts, num_tokens], num_tokens, position_ids.device)
+
+    @functools.cached_property
+    def cu_seqlens_cpu(self) -> Tensor:
+        """The boundaries as an int32 tensor in host memory."""
+        return torch.tensor(self.bounds, dtype=torch.int32)
+
+    @property
+    def documents(self) -> tuple[tuple[int, int], ...]:
+        """(start, stop) per document."""
+        return tuple(itertools.pairwise(self.bounds))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return max(stop - start for start, stop in self.documents)
+
+    def positions(self) -> Tensor:
+        """Return the position of each token inside its document: [1, T]."""
+        device = self.cu_seqlens.device
+        return torch.cat([torch.arange(b - a, device=device) for a, b in self.documents])[None]
+
+
+# What callers may give as boundaries.
+Boundaries: TypeAlias = Tensor | Sequence[int] | PackedRows
+
+
+@dataclass(frozen=True)
+class PaddedRows:
+    """Where the valid tokens of a padded batch are, row after row.
+
+    The linear layers see the valid tokens only: packed as one row of documents, each continuing
+    the state of the batch row it came from. So padding neither enters nor decays a state,
+    wherever it stands.
+    """
+
+    token_index: Tensor  # [V] positions of valid tokens in the batch flattened to B * T
+    row_index: Tensor  # [N] batch rows with at least one valid token in this forward
+    packed: PackedRows
+
+    @classmethod
+    def from_mask(cls, valid: Tensor) -> PaddedRows:
+        """Build from a bool mask [B, T]."""
+        lengths = valid.sum(dim=1)
+        row_index = lengths.nonzero().flatten()
+        bounds = torch.cat([lengths.new_zeros(1), lengths[row_index].cumsum(0)])
+        return cls(
+            token_index=valid.flatten().nonzero().flatten(),
+            row_index=row_index,
+            packed=PackedRows(tuple(bounds.tolist()), bounds.to(torch.int32)),
+        )
+
+
+def _shown(bounds: tuple[int, ...]) -> str:
+    return str(list(bounds)) if len(bounds) <= 8 else f"[{bounds[0]}, {bounds[1]}, ...]"

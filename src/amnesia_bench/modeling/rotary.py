@@ -1,0 +1,85 @@
+"""Rotary position embedding, half-split layout; its frequencies stay float32 whatever the model is.
+
+Shapes: B batch (or 1), T tokens, H heads, D head dim.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
+
+from .configuration_hypenet import HypeNetConfig
+
+
+class HypeNetRotaryEmbedding(nn.Module):
+    """Cosines and sines for positions; frequencies follow `config.rope_parameters`.
+
+    The class name and the attributes follow transformers' convention: its `_init_weights` finds
+    the module by them and refills the frequencies, which no checkpoint holds.
+
+    Args:
+        config: the model's config.
+        head_dim: size of the heads that will be rotated; linear and softmax layers may differ.
+    """
+
+    inv_freq: Tensor
+    original_inv_freq: Tensor
+
+    def __init__(self, config: HypeNetConfig, head_dim: int) -> None:
+        super().__init__()
+        # transformers' RoPE functions read the head size from a config.
+        self.config = copy.copy(config)
+        self.config.head_dim = head_dim
+        assert config.rope_parameters is not None
+        self.rope_type: str = config.rope_parameters["rope_type"]
+        self.max_seq_len_cached = config.max_position_embeddings
+        self.original_max_seq_len = config.max_position_embeddings
+        inv_freq, self.attention_scaling = self._frequencies()
+        self.register_buffer("inv_freq", inv_freq, persistent=False)
+        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
+
+    @staticmethod
+    def compute_default_rope_parameters(
+        config: HypeNetConfig, device: torch.device | None = None, **_: object
+    ) -> tuple[Tensor, float]:
+        """Return theta^(-2i/D) for i < D/2, [D/2] float32, and the factor 1 on cos and sin."""
+        assert config.rope_parameters is not None
+        assert config.head_dim is not None
+        exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
+        return 1.0 / config.rope_parameters["rope_theta"] ** (exponent / config.head_dim), 1.0
+
+    def _frequencies(self) -> tuple[Tensor, float]:
+        compute = self.compute_default_rope_parameters
+        if self.rope_type != "default":
+            compute = ROPE_INIT_FUNCTIONS[self.rope_type]
+        inv_freq, scaling = compute(self.config)
+        return inv_freq, float(scaling)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        result = super()._apply(fn, recurse)
+        if self.inv_freq.dtype != torch.float32:
+            # `.to(bfloat16)` rounded the frequencies: up to 0.3 rad at a distance of 256.
+            exact = self._frequencies()[0].to(self.inv_freq.device)
+            self.inv_freq, self.original_inv_freq = exact, exact.clone()
+        return result
+
+    @torch.no_grad()
+    @dynamic_rope_update
+    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cos and sin, each [B, T, D], in x's dtype, for positions [B, T]."""
+        angle = position_ids[..., None].to(torch.float32) * self.inv_freq.to(x.device)
+        angle = torch.cat([angle, angle], dim=-1)
+        cos, sin = angle.cos() * self.attention_scaling, angle.sin() * self.attention_scaling
+        return cos.to(x.dtype), sin.to(x.dtype)
+
+
+def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
+    """Rotate heads x [B, T, H, D]; pairs are (i, i + D/2)."""
+    cos, sin = (part[:, :, None] for part in cos_sin)
+    first, second = x.chunk(2, dim=-1)
+    return x * cos + torch.cat([-second, first], dim=-1) * sin

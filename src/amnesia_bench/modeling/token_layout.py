@@ -1,0 +1,152 @@
+"""What one forward has to know about its tokens: positions, padding, documents, cached length.
+
+Shapes: B batch, T tokens of this forward, P tokens cached before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .configuration_hypenet import HypeNetConfig
+from .input_errors import InvalidModelInputError
+from .packing import Boundaries, PackedRows, PaddedRows
+
+
+@dataclass(frozen=True)
+class TokenInputs:
+    """The arguments of a forward that say which token is where."""
+
+    batch: int
+    num_tokens: int
+    num_cached: int
+    device: torch.device
+    attention_mask: Tensor | None  # [B, P + T], nonzero = token
+    position_ids: Tensor | None  # [1 or B, T]
+    cu_seqlens: Boundaries | None
+    has_cache: bool  # the caller passed one, perhaps empty
+
+
+@dataclass(frozen=True)
+class TokenLayout:
+    """Checked and complete; made once per forward, shared by all layers.
+
+    `attention_mask` is None when no cached or new token is padding; `padding` is None when no
+    new token is.
+    """
+
+    position_ids: Tensor  # [1 or B, T]
+    attention_mask: Tensor | None  # [B, P + T] bool
+    padding: PaddedRows | None
+    packed: PackedRows | None
+
+
+def lay_out(inputs: TokenInputs, config: HypeNetConfig) -> TokenLayout:
+    """Check the inputs and work out positions, padding and documents.
+
+    Without `position_ids` a token's position counts the tokens before it that are not padding
+    (and, in packed rows, those of its own document).
+
+    Raises:
+        InvalidModelInputError: empty input, a row of padding only, a mask of the wrong shape, an
+            impossible mix of packing with padding or a cache, boundaries that do not fit, or a
+            position at or beyond `max_position_embeddings`.
+    """
+    if inputs.batch == 0 or inputs.num_tokens == 0:
+        raise InvalidModelInputError(
+            f"input_ids is empty: shape [{inputs.batch}, {inputs.num_tokens}]",
+            hint="Pass at least one token per row.",
+        )
+    valid = _valid_tokens(inputs)
+    packed = _packed_rows(inputs, valid)
+    if inputs.position_ids is not None:
+        positions = inputs.position_ids
+        if positions.ndim != 2 or positions.shape[1] != inputs.num_tokens:
+            raise InvalidModelInputError(
+                f"position_ids has shape {tuple(positions.shape)}, expected "
+                f"[{inputs.batch}, {inputs.num_tokens}]"
+            )
+    elif packed is not None:
+        positions = packed.positions()
+    elif valid is not None:
+        positions = (valid.long().cumsum(dim=1) - 1).clamp(min=0)[:, inputs.num_cached :]
+    else:
+        start, stop = inputs.num_cached, inputs.num_cached + inputs.num_tokens
+        positions = torch.arange(start, stop, device=inputs.device)[None]
+    _check_positions(positions, inputs, config)
+    new = None if valid is None else valid[:, inputs.num_cached :]
+    padding = None if new is None or bool(new.all()) else PaddedRows.from_mask(new)
+    return TokenLayout(positions, valid, padding, packed)
+
+
+def _valid_tokens(inputs: TokenInputs) -> Tensor | None:
+    mask = inputs.attention_mask
+    if mask is None:
+        return None
+    expected = (inputs.batch, inputs.num_cached + inputs.num_tokens)
+    if not isinstance(mask, Tensor) or mask.shape != expected:
+        shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
+        raise InvalidModelInputError(
+            f"attention_mask is {shape}, expected {expected}: cached and new tokens of each row",
+            hint="Linear layers can honour a mask of padding only, not one of pairs of tokens.",
+        )
+    valid = mask.to(device=inputs.device, dtype=torch.bool)
+    if bool(valid.all()):
+        return None
+    # A prefill in chunks shows a row's left padding before its first token.
+    if not inputs.has_cache:
+        refuse_rows_without_tokens(valid)
+    return valid
+
+
+def refuse_rows_without_tokens(attention_mask: Tensor) -> None:
+    """Check a padding mask [B, T].
+
+    Raises:
+        InvalidModelInputError: a row has no token.
+    """
+    empty = (~attention_mask.bool().any(dim=1)).nonzero().flatten().tolist()
+    if empty:
+        raise InvalidModelInputError(
+            f"attention_mask marks every token of row {empty[0]} as padding",
+            hint="Drop rows without tokens.",
+        )
+
+
+def _packed_rows(inputs: TokenInputs, valid: Tensor | None) -> PackedRows | None:
+    alone = inputs.batch == 1 and not inputs.has_cache
+    if inputs.cu_seqlens is None:
+        if inputs.position_ids is None or not alone or inputs.attention_mask is not None:
+            return None
+        return PackedRows.from_restarts(inputs.position_ids)
+    if not alone:
+        held = f"{inputs.batch} rows" if inputs.batch != 1 else "past_key_values"
+        raise InvalidModelInputError(
+            f"cu_seqlens with {held}", hint="Pack documents into one row, and cache none of them."
+        )
+    if valid is not None:
+        raise InvalidModelInputError(
+            "cu_seqlens together with padding in attention_mask",
+            hint="Leave attention_mask out; make padding a document of its own.",
+        )
+    if isinstance(inputs.cu_seqlens, PackedRows):
+        return inputs.cu_seqlens
+    return PackedRows.from_cu_seqlens(inputs.cu_seqlens, inputs.num_tokens, inputs.device)
+
+
+def _check_positions(positions: Tensor, inputs: TokenInputs, config: HypeNetConfig) -> None:
+    if not (config.attn_use_rope or config.lightning_use_rope):
+        return
+    limit = config.max_position_embeddings
+    given = inputs.position_ids is not None
+    if not given and inputs.num_cached + inputs.num_tokens <= limit:
+        return  # without a look at the device
+    last = int(positions.max())
+    if last >= limit or int(positions.min()) < 0:
+        wrong = last if last >= limit else int(positions.min())
+        raise InvalidModelInputError(
+            f"position {wrong} is outside max_position_embeddings ({limit})",
+            hint="Shorten the input, or raise max_position_embeddings if the model allows it.",
+        )
