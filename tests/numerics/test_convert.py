@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+from amnesia_bench.cli.main import main
+from amnesia_bench.conversion import Conversion, convert
+from amnesia_bench.conversion.shard_writer import ShardWriter
 from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import HypeNetForCausalLM
-from amnesia_bench.modeling.checkpoint_io import ShardWriter
-from amnesia_bench.modeling.convert import Conversion, convert
 from tests.numerics.conftest import random_ids
 from tests.numerics.test_model_formula import lightning_mixer
 
@@ -231,7 +232,7 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path, teacher):
 
 def test_an_existing_folder_is_left_alone(tmp_path, teacher):
     (tmp_path / "out").mkdir()
-    with pytest.raises(UserError, match="exists already"):
+    with pytest.raises(UserError, match="already exists"):
         _convert(tmp_path, 2)
     assert list((tmp_path / "out").iterdir()) == []
 
@@ -242,16 +243,35 @@ def test_pickles_missing_and_foreign_checkpoints_are_refused(tmp_path, teacher):
     save_file(weights, tmp_path / "teacher" / "model.safetensors")
     _refused(tmp_path, "the teacher has no model.layers.2.mlp.up_proj.weight")
     (tmp_path / "teacher" / "model.safetensors").write_bytes(b"nonsense")
-    _refused(tmp_path, "is damaged")
+    _refused(tmp_path, "announces a header")
     (tmp_path / "teacher" / "model.safetensors").rename(
         tmp_path / "teacher" / "pytorch_model_fsdp.bin"
     )
-    _refused(tmp_path, "(?s)no .*safetensors.*pytorch_model_fsdp.bin, which is pickle")
+    _refused(tmp_path, r"as pickle \(pytorch_model_fsdp.bin\)")
     config = json.loads((tmp_path / "teacher" / "config.json").read_text())
     save_file(weights, tmp_path / "teacher" / "model.safetensors")
     (tmp_path / "teacher" / "config.json").write_text(json.dumps(config | {"model_type": "rwkv9"}))
     _refused(tmp_path, "holds a model of type rwkv9")
     (tmp_path / "teacher" / "config.json").write_text("{")
-    _refused(tmp_path, "config.json cannot be read")
+    _refused(tmp_path, "config.json: is not valid JSON")
     (tmp_path / "teacher" / "config.json").unlink()
-    _refused(tmp_path, "has no config.json")
+    _refused(tmp_path, "config.json: is missing")
+
+
+def test_the_command_writes_what_verify_accepts(tmp_path, teacher, capsys):
+    config = str(_config_file(tmp_path))
+    common = ["convert", "--teacher", str(tmp_path / "teacher"), "--size", config]
+    student, hybrid = str(tmp_path / "student"), str(tmp_path / "hybrid")
+    assert main([*common, "--stage", "1", "--out", student]) == 0
+    assert "softmax attention in none" in capsys.readouterr().out
+    assert main([*common, "--stage", "2", "--student", student, "--out", hybrid]) == 0
+    assert "softmax attention in 1, 2; tied head" in capsys.readouterr().out
+    parents = json.loads((tmp_path / "hybrid" / "manifest.json").read_text())["parents"]
+    assert [(p["role"], p["location"]) for p in parents] == [
+        ("teacher", str(tmp_path / "teacher")),
+        ("student", student),
+    ]
+    assert main(["verify", hybrid]) == 0
+    assert main([*common, "--stage", "2", "--out", hybrid]) == 2
+    assert "already exists" in capsys.readouterr().err
+    assert AutoModelForCausalLM.from_pretrained(hybrid).config.softmax_layers == (1, 2)

@@ -55,7 +55,8 @@ def load_config(overrides: Sequence[str]) -> ExperimentConfig:
     Raises:
         UserError: a key, a value or an option is wrong; the message names its path.
     """
-    groups = [path.name for path in config_dir().iterdir() if path.is_dir()]
+    # configs/model is no group of experiments: nothing composed reads it, `convert --size` does.
+    groups = [*ExperimentConfig.model_fields, "experiment"]
     data = _compose([_for_hydra(override, groups) for override in overrides])
     _refuse_targets(data, "")
     try:

@@ -6,13 +6,13 @@ The sizes are the files `configs/model/hypenet_*.yaml`, whose keys are those of 
 from __future__ import annotations
 
 import json
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from amnesia_bench.config.load import config_dir
 from amnesia_bench.errors import UserError
 
 from .configuration_hypenet import HypeNetConfig
@@ -27,7 +27,7 @@ def load_model_config(size_or_path: str | Path) -> HypeNetConfig:
         UserError: no such size or file, an unreadable file, or values that do not fit.
     """
     name = str(size_or_path).lower()
-    path = _config_folder() / f"hypenet_{name}.yaml" if name in SIZES else Path(size_or_path)
+    path = config_dir() / "model" / f"hypenet_{name}.yaml" if name in SIZES else Path(size_or_path)
     if not path.is_file():
         raise UserError(
             f"{size_or_path} is neither a size of HypeNet nor a config file",
@@ -69,9 +69,3 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path} does not hold keys and values")
     return {str(key): value for key, value in values.items()}
-
-
-def _config_folder() -> Path:
-    installed = Path(str(resources.files("amnesia_bench"))) / "configs" / "model"
-    # In a checkout the folder lies at the root; a wheel carries it inside the package.
-    return installed if installed.is_dir() else Path(__file__).parents[3] / "configs" / "model"

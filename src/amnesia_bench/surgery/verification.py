@@ -28,7 +28,7 @@ class Verification:
 
 
 def verify(folder: Path) -> Verification:
-    """Check every file against the manifest, the shards' structure, and each restored tensor, if any.
+    """Check every file against the manifest, the shards' structure and each restored tensor.
 
     Raises:
         UserError: the folder has no manifest: there is nothing to hold it against.

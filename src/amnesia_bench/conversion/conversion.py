@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,12 +24,16 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
+from amnesia_bench.conversion.shard_writer import ShardWriter
 from amnesia_bench.errors import UserError
-
-from .checkpoint_io import CheckpointReader, ShardWriter
-from .configuration_hypenet import HypeNetConfig
-from .modeling_hypenet import HypeNetForCausalLM
-from .named_configs import load_model_config, read_mapping
+from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
+from amnesia_bench.modeling.named_configs import load_model_config
+from amnesia_bench.records.artifacts import Manifest
+from amnesia_bench.store.hashing import file_entry, sha256_of
+from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.publish import publishing
+from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint, side_files
+from amnesia_bench.weights.identity import as_parent, identify
 
 _COPIED = (
     "tokenizer*",
@@ -55,6 +59,14 @@ _SHARED_KEYS = (
 )
 
 
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
     """What to convert.
@@ -73,7 +85,7 @@ class Conversion:
     seed: int = 0
 
 
-def convert(conversion: Conversion, out: Path) -> HypeNetConfig:
+def convert(conversion: Conversion, out: Path | str) -> HypeNetConfig:
     """Write the checkpoint to `out`, whole or not at all, and return its config.
 
     Weights keep the teacher's dtype; copied ones keep their bits.
@@ -83,52 +95,51 @@ def convert(conversion: Conversion, out: Path) -> HypeNetConfig:
             `out` exists.
     """
     out = Path(out)
-    if out.exists():
-        raise UserError(f"{out} exists already", hint="Choose a folder that does not.")
     if conversion.stage not in (1, 2):
         raise UserError(f"stage is {conversion.stage}", hint="Conversion serves stages 1 and 2.")
     if conversion.stage == 1 and conversion.student is not None:
         raise UserError(
             "stage 1 takes no student", hint="Leave the student out, or ask for stage 2."
         )
-    teacher = CheckpointReader(conversion.teacher)
-    teacher_config = _qwen3_config(conversion.teacher)
+    teacher = open_checkpoint(Path(conversion.teacher))
+    teacher_config = _qwen3_config(teacher)
     config = _student_config(conversion, teacher_config)
-    student = None
-    if conversion.student is not None:
-        student = CheckpointReader(conversion.student)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
-        writer = ShardWriter(temporary)
+    student = None if conversion.student is None else open_checkpoint(Path(conversion.student))
+    provenance = collect_provenance(sys.argv, seeds={"new_parameters": conversion.seed})
+    with publishing(out) as work:
+        writer = ShardWriter(work.folder)
         for name, tensor in _tensors(config, teacher, student, conversion.seed):
             writer.add(name, tensor)
         writer.close()
-        for pattern in _COPIED:
-            for file in sorted(Path(conversion.teacher).glob(pattern)):
-                shutil.copyfile(file, temporary / file.name)
-        config.save_pretrained(temporary)
-        temporary.chmod(0o755)  # mkdtemp keeps a folder to its owner
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        for file in side_files(teacher.folder):
+            if any(file.match(pattern) for pattern in _COPIED):
+                shutil.copyfile(teacher.folder / file, work.folder / file.name)
+        config.save_pretrained(work.folder)
+        names = sorted(path.name for path in work.folder.iterdir())
+        sources = {"teacher": teacher} | ({} if student is None else {"student": student})
+        work.finish(
+            Manifest(
+                kind="converted",
+                parents=tuple(as_parent(role, identify(c)) for role, c in sources.items()),
+                files=tuple(
+                    file_entry(work.folder, name, sha256=sha256_of(work.folder / name))
+                    for name in names
+                ),
+                provenance=ended_now(provenance),
+            )
+        )
     return config
 
 
-def _qwen3_config(folder: Path) -> PreTrainedConfig:
-    if not (Path(folder) / "config.json").is_file():
-        raise UserError(
-            f"{folder} has no config.json", hint="Pass the folder of a Qwen3 checkpoint."
-        )
+def _qwen3_config(teacher: Checkpoint) -> PreTrainedConfig:
     # Before transformers reads it: an unknown type would end in its own, longer message.
-    model_type = read_mapping(Path(folder) / "config.json").get("model_type")
+    model_type = teacher.config.get("model_type")
     if model_type != "qwen3":
         raise UserError(
-            f"{folder} holds a model of type {model_type}",
+            f"{teacher.folder} holds a model of type {model_type}",
             hint="HypeNet starts from dense Qwen3 checkpoints (Qwen3-1.7B, -4B, -8B).",
         )
-    config: PreTrainedConfig = AutoConfig.from_pretrained(folder)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(teacher.folder)
     return config
 
 
@@ -175,7 +186,7 @@ _ARCHITECTURES = ["HypeNetForCausalLM"]
 
 
 def _tensors(
-    config: HypeNetConfig, teacher: CheckpointReader, student: CheckpointReader | None, seed: int
+    config: HypeNetConfig, teacher: Checkpoint, student: Checkpoint | None, seed: int
 ) -> Iterator[tuple[str, Tensor]]:
     with torch.device("meta"):
         expected = {
@@ -185,23 +196,36 @@ def _tensors(
         del expected["lm_head.weight"]
     softmax = {f"model.layers.{layer}" for layer in config.softmax_layers}
     generator = torch.Generator("cpu").manual_seed(seed)
+    dtype = _read(teacher, "model.embed_tokens.weight").dtype  # stands for all new parameters
     for name, shape in expected.items():
         mixer, dot, _ = name.partition(".self_attn.")
         lightning = bool(dot) and mixer not in softmax
         if student is not None and lightning:
-            tensor = student.read(name)
-        elif name in teacher.names:
-            tensor = teacher.read(name)
+            tensor = _read(student, name)
+        elif name in teacher.tensors:
+            tensor = _read(teacher, name)
             if lightning and (".k_proj." in name or ".v_proj." in name):
                 tensor = _expand_heads(tensor, shape[0], config)
         else:
-            tensor = _new_parameter(name, shape, config, generator).to(teacher.dtype)
+            tensor = _new_parameter(name, shape, config, generator).to(dtype)
         if tensor.shape != shape:
             raise UserError(
                 f"{name} has shape {tuple(tensor.shape)} in the source, the config makes it "
                 f"{tuple(shape)}"
             )
         yield name, tensor
+
+
+def _read(checkpoint: Checkpoint, name: str) -> Tensor:
+    if name not in checkpoint.tensors:
+        raise UserError(f"{checkpoint.folder} has no tensor {name}")
+    _, entry = checkpoint.tensors[name]
+    if entry.dtype not in _DTYPES:
+        raise UserError(
+            f"{checkpoint.folder}: {name} has dtype {entry.dtype}, which holds no weights"
+        )
+    flat = torch.frombuffer(bytearray(checkpoint.read(name)), dtype=_DTYPES[entry.dtype])
+    return flat.reshape(entry.shape)
 
 
 def _expand_heads(tensor: Tensor, rows: int, config: HypeNetConfig) -> Tensor:

@@ -1,0 +1,63 @@
+"""Make a HypeNet checkpoint out of a Qwen3 teacher.
+
+  amnesia convert --teacher Qwen3-1.7B --size 2b --stage 1 --out student
+  amnesia convert --teacher Qwen3-1.7B --size 2b --stage 2 --student student --out hybrid
+
+Stage 1 is the student of hidden-state alignment: a lightning mixer in every layer. Stage 2 is the
+hybrid: the teacher's softmax layers where the config keeps them, lightning mixers elsewhere.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from amnesia_bench.errors import ExitCode, MissingEnvironmentError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--teacher", type=Path, required=True, help="folder of a Qwen3 checkpoint")
+    parser.add_argument(
+        "--size", required=True, help="2b, 5b, 9b, or the path of a config (.yaml, config.json)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--stage", type=int, choices=(1, 2), required=True, help="see above")
+    parser.add_argument(
+        "--student", type=Path, help="stage 2: take trained lightning mixers from this stage-1 run"
+    )
+    parser.add_argument(
+        "--tie-head",
+        choices=("teacher", "config"),
+        default="teacher",
+        help="untied teacher, tied config (9B): keep the teacher's head, or drop it as the authors "
+        "did (teacher)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the new gates (0)")
+
+
+def run(args: argparse.Namespace) -> ExitCode:
+    try:
+        from amnesia_bench.conversion import Conversion, convert
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"convert needs torch and transformers ({error}).",
+            hint='pip install "amnesia-bench[train]"',
+        ) from error
+    config = convert(
+        Conversion(
+            teacher=args.teacher,
+            size_or_config=args.size,
+            stage=args.stage,
+            student=args.student,
+            tie_head=args.tie_head,
+            seed=args.seed,
+        ),
+        args.out,
+    )
+    softmax = ", ".join(map(str, config.softmax_layers)) or "none"
+    sys.stdout.write(
+        f"{args.out}: {config.num_hidden_layers} layers, softmax attention in {softmax}; "
+        f"{'tied' if config.tie_word_embeddings else 'untied'} head.\n"
+    )
+    return ExitCode.DONE

@@ -1,0 +1,61 @@
+"""Write a checkpoint tensor by tensor: safetensors shards and their index."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from amnesia_bench.weights.checkpoint import INDEX, SINGLE_FILE
+
+SHARD_BYTES = 5 * 1000**3
+
+
+class ShardWriter:
+    """Write tensors as they come into shards with an index, or into one file if they fit.
+
+    Args:
+        folder: an existing folder.
+        shard_bytes: a shard is closed before it would grow beyond this.
+    """
+
+    def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
+        self._folder = folder
+        self._shard_bytes = shard_bytes
+        self._pending: dict[str, Tensor] = {}
+        self._pending_bytes = 0
+        self._total_bytes = 0
+        self._shards: list[tuple[Path, list[str]]] = []
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        """Take the next tensor."""
+        size = tensor.numel() * tensor.element_size()
+        if self._pending and self._pending_bytes + size > self._shard_bytes:
+            self._flush()
+        self._pending[name] = tensor.contiguous()
+        self._pending_bytes += size
+        self._total_bytes += size
+
+    def close(self) -> None:
+        """Write what is left, and name the files the way transformers looks for them."""
+        self._flush()
+        if len(self._shards) == 1:
+            self._shards[0][0].rename(self._folder / SINGLE_FILE)
+            return
+        weight_map: dict[str, str] = {}
+        for n, (path, names) in enumerate(self._shards):
+            final = f"model-{n + 1:05d}-of-{len(self._shards):05d}.safetensors"
+            path.rename(self._folder / final)
+            weight_map |= dict.fromkeys(names, final)
+        index = {"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map}
+        (self._folder / INDEX).write_text(json.dumps(index, indent=2))
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        path = self._folder / f"shard-{len(self._shards)}.safetensors"
+        save_file(self._pending, path, metadata={"format": "pt"})
+        self._shards.append((path, list(self._pending)))
+        self._pending, self._pending_bytes = {}, 0
