@@ -35,6 +35,7 @@ test-slow: setup ## the tests that take minutes each
 	$(PYTEST) -m slow --timeout 3600
 
 test-gpu: setup ## the tests that need a CUDA GPU
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt "flash-linear-attention>=0.6,<0.7"
 	$(PYTEST) -m gpu
 
 .bench/mergekit/installed: # an environment of its own: it pins other versions

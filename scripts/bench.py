@@ -19,6 +19,7 @@ def main() -> None:
     mergekit = ["--mergekit", args.mergekit] if args.mergekit else []
     sections = (
         ["bench_cli.py"],
+        ["bench_modeling.py"],
         ["bench_restore.py", "--folder", args.folder, *mergekit],
     )
     made = collect_provenance(["make", "bench"], seeds={})
