@@ -11,42 +11,7 @@ from amnesia_bench.store.files import (
     make_folder,
     read_json,
     sync_folder,
-    write_json_atomic,
 )
-
-
-def test_json_is_replaced_whole(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    write_json_atomic(path, {"x": [1, "ä"]})
-    write_json_atomic(path, {"x": 2})
-    assert read_json(path) == {"x": 2}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("broken", [{"x": float("nan")}, {"x": object()}])
-def test_a_failed_write_leaves_the_old_text_and_no_part(tmp_path: Path, broken: object) -> None:
-    path = tmp_path / "a.json"
-    write_json_atomic(path, 1)
-    with pytest.raises((TypeError, ValueError)):
-        write_json_atomic(path, broken)
-    assert read_json(path) == 1
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_a_rename_that_fails_leaves_the_old_text_and_no_part(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "a.json"
-    write_json_atomic(path, 1)
-
-    def fail(*_: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", fail)
-    with pytest.raises(KeyboardInterrupt):
-        write_json_atomic(path, 2)
-    assert read_json(path) == 1
-    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_reading_names_the_file_that_is_missing_or_not_json(tmp_path: Path) -> None:

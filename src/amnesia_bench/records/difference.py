@@ -45,7 +45,3 @@ class CheckpointDifference:
     only_in_b: tuple[str, ...]
     identical: int
     different: tuple[TensorDifference, ...]
-
-    @property
-    def same(self) -> bool:
-        return not (self.only_in_a or self.only_in_b or self.different)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import secrets
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +23,6 @@ def write_json(path: Path, data: object) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-
-
-def write_json_atomic(path: Path, data: object) -> None:
-    """Write or replace a JSON file; a reader sees the old text or the new, never a part."""
-    partial = path.with_name(f".{path.name}.tmp-{secrets.token_hex(8)}")
-    try:
-        write_json(partial, data)
-        partial.replace(path)
-        sync_folder(path.parent)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def read_json(path: Path) -> Any:

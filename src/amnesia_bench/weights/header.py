@@ -58,7 +58,6 @@ class Header:
     path: Path
     tensors: dict[str, TensorEntry]
     data_start: int
-    file_bytes: int
 
 
 def read_header(path: Path) -> Header:
@@ -93,7 +92,6 @@ def read_header(path: Path) -> Header:
         path=path,
         tensors={entry.name: entry for entry in entries},
         data_start=data_start,
-        file_bytes=file_bytes,
     )
 
 
