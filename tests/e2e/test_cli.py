@@ -151,3 +151,55 @@ def test_restoring_never_imports_torch(folders: tuple[str, str, str]) -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_paths_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = tmp_path / "run[lr]" / ("x" * 150) / ("y" * 100)
+    model = random_model(0)
+    pre, post = save(odd / "pre", model), save(odd / "post[bold]", drifted(model, 1))
+    out = odd / "out[" / "]"
+    assert main(["restore", "--pre", str(pre), "--post", str(post), "--out", str(out)]) == 0
+    assert f"amnesia verify {out}\n" in capsys.readouterr().out
+    (out / "[red]").write_text("x")
+    assert main(["verify", str(out)]) == 4
+    assert "[red]: is not in the manifest" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("json_flag", [[], ["--json"]])
+def test_a_reader_that_leaves_early_is_no_failure(
+    json_flag: list[str], folders: tuple[str, str, str]
+) -> None:
+    command = [sys.executable, "-m", "amnesia_bench.cli.main", "diff", *folders[:2], *json_flag]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.communicate()[1] == b""
+    assert process.returncode == 0
+
+
+def test_values_may_stand_anywhere_and_layers_be_typed_with_zeros(
+    folders: tuple[str, str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    pre, post, _ = folders
+    blend = ["restore.rule.alpha=0.25", "--layers", "01", "restore.select.heads=[0]"]
+    command = ["restore", "--pre", pre, "--post", post, "--dry-run", "--json"]
+    assert main([*command, "--variant", "qk_blend", *blend]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["variant"]["rule"]["alpha"] == 0.25
+    assert record["variant"]["select"]["heads"] == [0]
+    assert record["restored_layers"] == [1]
+
+
+def test_ctrl_c_is_no_traceback(
+    folders: tuple[str, str, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("amnesia_bench.surgery.restoration.write_shards", interrupted)
+    pre, post, out = folders
+    assert main(["restore", "--pre", pre, "--post", post, "--out", out]) == 130
+    assert capsys.readouterr().err == "amnesia restore: interrupted\n"
+    assert {path.name for path in Path(out).parent.iterdir()} == {"pre", "post"}

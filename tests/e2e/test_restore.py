@@ -46,7 +46,7 @@ def out(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("pre_shards", [1, 3])
 @pytest.mark.parametrize("post_shards", [1, 5])
-@pytest.mark.parametrize("dtype", ["BF16", "F32", "F16"])
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32", "F64"])
 def test_planned_tensors_are_pres_bytes_and_all_else_is_posts(
     pre_shards: int, post_shards: int, dtype: str, tmp_path: Path
 ) -> None:

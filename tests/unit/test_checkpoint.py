@@ -1,11 +1,14 @@
 """A folder is opened only when every reader of it would see the same weights."""
 
+import errno
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.weights.checkpoint import open_checkpoint, side_files
 from tests.checkpoints import random_model, save, tensor_bytes, write_index, write_safetensors
 
@@ -41,7 +44,9 @@ def test_an_index_naming_a_missing_file(sharded: Path) -> None:
     assert SHARD in refusal(sharded).what
 
 
-@pytest.mark.parametrize("target", ["../elsewhere.safetensors", "/etc/passwd", "a/b", "", 7])
+@pytest.mark.parametrize(
+    "target", ["../elsewhere.safetensors", "/etc/passwd", "a/b", "", "a\0b", 7]
+)
 def test_path_traversal_in_an_index(sharded: Path, target: object) -> None:
     write_safetensors(sharded.parent / "elsewhere.safetensors", random_model(0), [], "F32")
     names = weight_map(sharded)
@@ -127,3 +132,36 @@ def test_side_files_are_everything_but_weights_and_caches(tmp_path: Path) -> Non
         "modeling_x.py",
         "tokenizer.json",
     ]
+
+
+@pytest.mark.parametrize("target", ["inside", "../outside", "link"])
+def test_links_to_folders_are_refused_and_never_dropped(target: str, tmp_path: Path) -> None:
+    folder = save(tmp_path / "c", random_model(0))
+    for name in ("c/inside", "outside"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "merges.txt").write_text("x")
+    (folder / "link").symlink_to(target)  # the last one leads to itself
+    with pytest.raises(UserError, match="link"):
+        side_files(folder)
+
+
+def test_what_may_not_be_read_is_named(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    honest_open, honest_scandir = Path.open, os.scandir
+
+    def may_not_open(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path.name == SHARD:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return honest_open(path, *args, **kwargs)
+
+    def may_not_list(path: Any) -> Any:
+        if Path(path).name == "hidden_from_us":
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return honest_scandir(path)
+
+    monkeypatch.setattr(Path, "open", may_not_open)
+    with pytest.raises(MissingEnvironmentError, match=SHARD):
+        open_checkpoint(sharded)
+    (sharded / "hidden_from_us").mkdir()
+    monkeypatch.setattr(os, "scandir", may_not_list)
+    with pytest.raises(PermissionError):
+        side_files(sharded)

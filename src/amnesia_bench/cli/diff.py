@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _print(difference: CheckpointDifference) -> None:
-    from amnesia_bench.cli.output import console, percent, table
+    from amnesia_bench.cli.output import console, percent, say, table
 
     out = console()
     in_layers = [d for d in difference.different if d.role is not None]
@@ -69,10 +69,10 @@ def _print(difference: CheckpointDifference) -> None:
         *((name, difference.a) for name in difference.only_in_a),
         *((name, difference.b) for name in difference.only_in_b),
     ]:
-        out.print(f"only in {folder}: {name}")
+        say(f"only in {folder}: {name}")
     if difference.family is None:
-        out.print("No attention map for this architecture: tensors are listed without roles.")
-    out.print(
+        say("No attention map for this architecture: tensors are listed without roles.")
+    say(
         f"{len(difference.different)} tensors differ, {difference.identical} are identical "
         "byte for byte."
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -28,6 +29,8 @@ EXIT_CODES = (
     "4 stage failed, 5 busy, 6 environment"
 )
 
+INTERRUPTED = 128 + signal.SIGINT  # what a shell makes of Ctrl-C
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `amnesia` with these arguments and return its exit code."""
@@ -46,12 +49,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     module.add_arguments(parser)
     try:
-        return int(module.run(parser.parse_args(arguments[1:])))
+        # Intermixed: values of a variant may stand before, between and behind the options.
+        code = int(module.run(parser.parse_intermixed_args(arguments[1:])))
+        sys.stdout.flush()  # here, where a pipe that broke is no error
+        return code
     except AmnesiaError as error:
         if os.environ.get("AMNESIA_DEBUG") == "1":
             raise
         sys.stderr.write(f"amnesia {command}: {error}\n")
         return int(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write(f"amnesia {command}: interrupted\n")
+        return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has left: `amnesia diff A B | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return int(ExitCode.DONE)

@@ -14,12 +14,21 @@ if TYPE_CHECKING:
 
 
 def console() -> Console:
-    """Return a console on stdout that never breaks lines to fit a pipe."""
+    """Return a console on stdout for tables; sentences go through `say`."""
     from rich.console import Console
 
-    if sys.stdout.isatty():
-        return Console(highlight=False)
-    return Console(highlight=False, width=200)
+    class Stdout(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # as the other ways of writing do; rich would exit with 1
+
+    width = None if sys.stdout.isatty() else 200
+    # No markup: the brackets in the name of a file are not ours to interpret.
+    return Stdout(highlight=False, markup=False, width=width)
+
+
+def say(sentence: str) -> None:
+    """Print a sentence as it is, whatever the width: paths in it are there to be copied."""
+    sys.stdout.write(f"{sentence}\n")
 
 
 def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:

@@ -87,17 +87,16 @@ def _layer_override(layers: str | None) -> list[str]:
     if layers == "all":
         return ["restore.select.layers=all"]
     if top := re.fullmatch(r"top(\d+)", layers):
-        return [f"restore.select.layers={{top_drift: {top.group(1)}}}"]
+        return [f"restore.select.layers={{top_drift: {int(top.group(1))}}}"]
     numbers = [number for number in re.split(r"[,\s]+", layers.strip("[] ")) if number]
     if not numbers or not all(number.isdecimal() for number in numbers):
         raise UserError(f"--layers {layers!r}: is neither all, nor a list such as 2,3,6, nor top7.")
-    return [f"restore.select.layers=[{','.join(numbers)}]"]
+    return [f"restore.select.layers=[{','.join(str(int(number)) for number in numbers)}]"]
 
 
 def _print(record: Restoration) -> None:
-    from amnesia_bench.cli.output import console, percent, size, table
+    from amnesia_bench.cli.output import console, percent, say, size, table
 
-    out = console()
     grid = table(
         f"{record.variant['name']}: {len(record.tensors)} tensors in "
         f"{len(record.restored_layers)} of {len(record.softmax_layers)} softmax layers "
@@ -115,18 +114,18 @@ def _print(record: Restoration) -> None:
             percent(tensor.relative_repair),
             percent(tensor.changed_values / tensor.values),
         )
-    out.print(grid)
-    out.print("drift = |post - pre| / |pre|, restored = |out - post| / |pre| (Frobenius)")
+    console().print(grid)
+    say("drift = |post - pre| / |pre|, restored = |out - post| / |pre| (Frobenius)")
     planned = size(sum(tensor.planned_bytes for tensor in record.tensors))
     if record.proof is None:
-        out.print(f"Dry run: {planned} would be replaced; nothing was written.")
+        say(f"Dry run: {planned} would be replaced; nothing was written.")
         return
     proof = record.proof
-    out.print(
+    say(
         f"{record.out}: {planned} replaced, all else is post's, byte for byte: "
         f"{len(proof.compared_files)} shards ({size(proof.compared_bytes)}) written and compared, "
         f"{len(proof.linked_files)} ({size(proof.linked_bytes)}) hardlinked."
     )
     if record.left_out:
-        out.print(f"Not taken over from post: {', '.join(record.left_out)}")
-    out.print(f"Check it again at any time: amnesia verify {record.out}")
+        say(f"Not taken over from post: {', '.join(record.left_out)}")
+    say(f"Check it again at any time: amnesia verify {record.out}")

@@ -18,20 +18,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import console, print_json
+    from amnesia_bench.cli.output import print_json, say
     from amnesia_bench.surgery import verify
 
     found = verify(args.folder)
     if args.json:
         print_json(found)
     else:
-        out = console()
         for finding in found.findings:
-            out.print(f"[red]damaged[/red]  {finding}")
-        out.print(
+            say(f"damaged  {finding}")
+        say(
             f"{len(found.hashed_files)} files held against their sha256, "
             f"{len(found.dated_files)} hardlinked ones against size and modification time, "
             f"{found.restored_tensors} restored tensors against theirs: "
-            + (f"[red]{len(found.findings)} findings[/red]" if found.findings else "intact")
+            + (f"{len(found.findings)} findings" if found.findings else "intact")
         )
     return ExitCode.STAGE_FAILED if found.findings else ExitCode.DONE

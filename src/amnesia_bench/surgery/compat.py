@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import AttentionMap
 from amnesia_bench.weights.checkpoint import Checkpoint
+from amnesia_bench.weights.header import DTYPE_BITS
 from amnesia_bench.weights.numbers import FLOAT_DTYPES
 
 QUANTISATION_KEYS = ("quantization_config", "compression_config", "quant_method")
+QUANTISED_DTYPES = {name for name, bits in DTYPE_BITS.items() if name[0] == "F" and bits <= 8}
 QUANTISED_SUFFIXES = (".qweight", ".qzeros", ".weight_scale", ".weight_packed", ".absmax")
 
 
@@ -22,7 +24,7 @@ def check_not_quantised(checkpoint: Checkpoint) -> None:
     for name, (_, entry) in checkpoint.tensors.items():
         if name.endswith(QUANTISED_SUFFIXES):
             raise _quantised(checkpoint, f"it holds {name!r}")
-        if entry.dtype.startswith(("F8", "F6", "F4")):
+        if entry.dtype in QUANTISED_DTYPES:
             raise _quantised(checkpoint, f"{name!r} has dtype {entry.dtype}")
 
 

@@ -31,7 +31,7 @@ from amnesia_bench.surgery.layer_values import Pair
 from amnesia_bench.surgery.plan import LayerPlan, candidate_layers, make_plan
 from amnesia_bench.surgery.shards import WrittenShard, bytes_to_copy, check_tensors, write_shards
 from amnesia_bench.weights.attention_map import attention_map
-from amnesia_bench.weights.checkpoint import INDEX, open_checkpoint, side_files
+from amnesia_bench.weights.checkpoint import INDEX, files_below, open_checkpoint, side_files
 from amnesia_bench.weights.identity import as_parent, identify
 
 RESTORATION = "restoration.json"
@@ -230,9 +230,8 @@ def _copy_side_files(post: Path, work: Path) -> tuple[list[str], tuple[str, ...]
     for name in wanted:
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(post / name, work / name)
-    present = {str(path.relative_to(post)) for path in post.rglob("*") if path.is_file()}
-    written = {str(path.relative_to(work)) for path in work.rglob("*") if path.is_file()}
-    return wanted, tuple(sorted(present - written))
+    left_out = set(files_below(post)) - set(files_below(work))
+    return wanted, tuple(sorted(map(str, left_out)))
 
 
 def _record(job: _Job, edits: Edits) -> Restoration:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.weights.header import DTYPE_BITS, Header, TensorEntry, read_header
 
 CONFIG = "config.json"
@@ -66,7 +67,18 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         UserError: no such folder, no config, no safetensors (pickles are named with the command
             that converts them), or an index that does not agree with its shards.
+        MissingEnvironmentError: a file may not be read.
     """
+    try:
+        return _open(folder)
+    except OSError as error:
+        raise MissingEnvironmentError(
+            f"{error.filename or folder}: cannot be read ({error.strerror}).",
+            hint="Check its permissions and those of the folders above it.",
+        ) from error
+
+
+def _open(folder: Path) -> Checkpoint:
     if not folder.is_dir():
         raise UserError(
             f"{folder}: is not a folder.",
@@ -96,30 +108,57 @@ def side_files(folder: Path) -> list[Path]:
 
     Config, tokenizer, templates, remote code, in subfolders too. Weights in any form, hidden
     files and caches are left out.
+
+    Raises:
+        UserError: one of them is a link to a folder, leads out, or is no plain file.
+        OSError: a folder may not be listed.
     """
     found = []
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder)
-        hidden = any(part.startswith(".") or part == "__pycache__" for part in relative.parts)
-        weights = path.suffix in OTHER_WEIGHT_SUFFIXES or relative.name == INDEX
-        if hidden or weights or path.is_dir():
+    for path in files_below(folder):
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in path.parts)
+        if hidden or path.suffix in OTHER_WEIGHT_SUFFIXES or path.name == INDEX:
             continue
-        found.append(inside(folder, str(relative)).relative_to(folder))
+        inside(folder, str(path), _without_links(folder))
+        found.append(path)
     return found
+
+
+def files_below(folder: Path) -> list[Path]:
+    """Return everything under `folder` but plain folders, relative to it, in order.
+
+    Raises:
+        OSError: a folder may not be listed.
+    """
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    found = []
+    for parent, folders, names in os.walk(folder, onerror=fail):
+        links = [name for name in folders if (Path(parent) / name).is_symlink()]
+        found += [(Path(parent) / name).relative_to(folder) for name in (*names, *links)]
+    return sorted(found)
 
 
 def inside(folder: Path, name: str, missing_hint: str | None = None) -> Path:
     """Return folder/name, refusing what leaves the folder or does not exist."""
     path = folder / name
-    root = folder.resolve()
-    if not path.resolve().is_relative_to(root):
+    try:
+        target = path.resolve()
+    except RuntimeError:  # of a link that leads to itself, before Python 3.13
+        raise UserError(f"{path}: is a link that leads to itself.") from None
+    if not target.is_relative_to(folder.resolve()):
         raise UserError(
-            f"{path}: leads out of the checkpoint folder, to {path.resolve()}.",
-            hint=f"Make a copy without links first: cp -rL {folder} COPY",
+            f"{path}: leads out of the checkpoint folder, to {target}.",
+            hint=_without_links(folder),
         )
     if not path.is_file():
         raise UserError(f"{path}: is missing or not a file.", hint=missing_hint)
     return path
+
+
+def _without_links(folder: Path) -> str:
+    return f"Make a copy without links first: cp -rL {folder} COPY"
 
 
 def _weight_map(folder: Path) -> dict[str, str] | None:
@@ -133,7 +172,8 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: has no weight_map.")
     for name, shard in weight_map.items():
-        if not isinstance(shard, str) or Path(shard).name != shard or not shard:
+        plain = isinstance(shard, str) and shard and "\0" not in shard
+        if not plain or Path(shard).name != shard:
             raise UserError(
                 f"{index}: maps {name!r} to {shard!r}, which is not the name of a file beside it."
             )
