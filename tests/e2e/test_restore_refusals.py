@@ -56,7 +56,9 @@ def test_configs_that_do_not_fit(
     pre, post, out = folders
     config = json.loads((post / "config.json").read_text())
     (post / "config.json").write_text(json.dumps(config | changes))
-    assert says in str(refused(pre, post, out))
+    error = refused(pre, post, out)
+    assert says in str(error)
+    assert str(post) in error.what  # which of the two folders
 
 
 def test_layer_marks_that_differ_on_both_sides(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import FileEntry, Manifest, Parent
 from amnesia_bench.records.restoration import CheckpointIdentity, Proof, Restoration
-from amnesia_bench.records.roles import LayerKind
+from amnesia_bench.records.roles import AttentionMap, LayerKind
 from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST
@@ -137,7 +137,7 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
     checkpoints = open_checkpoint(pre), open_checkpoint(post)
     for checkpoint in checkpoints:
         check_not_quantised(checkpoint)
-    maps = [attention_map(checkpoint.config, checkpoint.shapes) for checkpoint in checkpoints]
+    maps = [_map_of(checkpoint) for checkpoint in checkpoints]
     check_compatible(*checkpoints, (maps[0], maps[1]), cast=cast)
     pair = Pair(pre=checkpoints[0], post=checkpoints[1], attention=maps[1])
     layers = candidate_layers(variant.select, pair.attention)
@@ -156,6 +156,13 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
         plans=plans,
         warnings=_warnings(variant, pair, plans),
     )
+
+
+def _map_of(checkpoint: Checkpoint) -> AttentionMap:
+    try:
+        return attention_map(checkpoint.config, checkpoint.shapes)
+    except UserError as error:  # which of the two it is, only the caller knows
+        raise UserError(f"{checkpoint.folder}: {error.what}", hint=error.hint) from None
 
 
 def _warnings(variant: Variant, pair: Pair, plans: Sequence[LayerPlan]) -> tuple[str, ...]:
