@@ -332,6 +332,40 @@ def test_verify_names_the_restored_tensor_that_was_changed(
     assert any(finding.startswith(tensor.name) for finding in verify(out).findings)
 
 
+def test_verify_finds_a_changed_header_of_a_hardlinked_shard(
+    pre: Path, post: Path, out: Path
+) -> None:
+    record = restore(pre, post, out)
+    assert record.proof is not None
+    path = out / record.proof.linked_files[0]
+    times = path.stat()
+    blob = path.read_bytes()
+    path.write_bytes(blob.replace(b'"format": "pt"', b'"format": "tp"', 1))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # nothing else gives it away
+    assert verify(out).findings == (f"{path.name}: has another header than post's",)
+
+
+def test_the_parents_of_two_restores_differ_when_their_weights_do(tmp_path: Path) -> None:
+    identities = set()
+    for seed in (1, 2):
+        folder = tmp_path / str(seed)
+        pre = save(folder / "pre", random_model(seed))
+        restore(pre, save(folder / "post", drifted(random_model(seed), 1)), folder / "out")
+        manifest = json.loads((folder / "out" / "manifest.json").read_text())
+        identities |= {parent["identity"] for parent in manifest["parents"]}
+    assert len(identities) == 4
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_layer_that_diverged_has_drifted_most(value: float, tmp_path: Path) -> None:
+    model = random_model(0)
+    moved = drifted(model, 1)
+    moved["model.layers.3.self_attn.q_proj.weight"][0, 0] = value
+    pre, post = save(tmp_path / "pre", model), save(tmp_path / "post", moved)
+    variant = load_variant("qk", ["restore.select.layers={top_drift: 1}"])
+    assert restore(pre, post, tmp_path / "out", variant).restored_layers == (3,)
+
+
 def test_verify_refuses_what_was_not_written_by_us(pre: Path) -> None:
     with pytest.raises(UserError, match="manifest"):
         verify(pre)

@@ -86,9 +86,9 @@ def restore(  # noqa: PLR0913 - the public entry; every argument is a flag of th
         work.finish(
             Manifest(
                 kind="restored",
-                parents=tuple(
-                    Parent(role=role, location=identity.path, identity=_identity_hash(identity))
-                    for role, identity in (("pre", record.pre), ("post", record.post))
+                parents=(
+                    _parent("pre", record.pre, {t.name: t.sha256_pre for t in record.tensors}),
+                    _parent("post", record.post, {t.name: t.sha256_post for t in record.tensors}),
                 ),
                 files=entries,
                 provenance=ended_now(provenance),
@@ -271,24 +271,22 @@ def _record(job: _Job, edits: Edits) -> Restoration:
 
 
 def _identity(checkpoint: Checkpoint) -> CheckpointIdentity:
-    headers = {}
-    for name, header in checkpoint.shards.items():
-        with header.path.open("rb") as file:
-            headers[name] = hashlib.sha256(file.read(header.data_start)).hexdigest()
     return CheckpointIdentity(
         path=str(checkpoint.folder),
         config_sha256=sha256_of(checkpoint.folder / CONFIG),
-        headers_sha256=headers,
+        headers_sha256={name: header.sha256() for name, header in checkpoint.shards.items()},
     )
 
 
-def _identity_hash(identity: CheckpointIdentity) -> str:
+def _parent(role: str, identity: CheckpointIdentity, tensors: Mapping[str, str]) -> Parent:
+    """Describe an input by all of it that was read: config, headers and the planned tensors."""
     content: Mapping[str, object] = {
         "config": identity.config_sha256,
         "headers": dict(identity.headers_sha256),
+        "tensors": dict(tensors),
     }
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-    return f"sha256:{digest}"
+    return Parent(role=role, location=identity.path, identity=f"sha256:{digest}")
 
 
 def _proof(job: _Job, edits: Edits, shards: Sequence[WrittenShard]) -> Proof:

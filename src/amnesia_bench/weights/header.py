@@ -8,6 +8,7 @@ shape and dtype.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -59,6 +60,11 @@ class Header:
     tensors: dict[str, TensorEntry]
     data_start: int
     file_bytes: int
+
+    def sha256(self) -> str:
+        """Hash everything before the data."""
+        with self.path.open("rb") as file:
+            return hashlib.sha256(file.read(self.data_start)).hexdigest()
 
 
 def read_header(path: Path) -> Header:
