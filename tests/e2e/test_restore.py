@@ -268,6 +268,32 @@ def test_shards_larger_than_one_piece_are_spliced_across_its_borders(
     assert not verify(tmp_path / "pieces").findings
 
 
+def test_of_a_cloned_shard_only_the_edited_pieces_are_written(
+    pre: Path, post: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    honest = shards._write
+
+    def cloned(files: Any) -> bool:
+        honest(files.target, memoryview(Path(f"/proc/self/fd/{files.source}").read_bytes()), 0)
+        return True
+
+    def counted(descriptor: int, data: memoryview, start: int) -> None:
+        written.append(len(data))
+        honest(descriptor, data, start)
+
+    monkeypatch.setattr(shards, "_cloned", cloned)
+    monkeypatch.setattr(shards, "_write", counted)
+    monkeypatch.setattr(shards, "PIECE_BYTES", 97)
+    record = restore(pre, post, tmp_path / "out")
+    assert record.proof is not None
+    assert record.proof.planned_bytes <= sum(written) < record.proof.compared_bytes
+    sources = tensor_bytes(pre), tensor_bytes(post)
+    assert tensor_bytes(tmp_path / "out") == {
+        name: sources[name not in PLANNED][name] for name in sources[1]
+    }
+
+
 def test_shared_extents_are_used_where_the_filesystem_has_them(
     pre: Path, post: Path, tmp_path: Path
 ) -> None:
