@@ -15,6 +15,7 @@ import pytest
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.surgery import plan_restore, restore, shards, verify
+from amnesia_bench.surgery.edits import Edits
 from tests.checkpoints import (
     SOFTMAX_LAYERS,
     drifted,
@@ -102,13 +103,29 @@ def test_a_hardlinked_post_is_never_written_through(pre: Path, post: Path, out: 
     assert tree_bytes(twin) == before
 
 
+def test_a_shard_that_is_a_link_becomes_a_file(pre: Path, post: Path, out: Path) -> None:
+    (post / "blobs").mkdir()
+    for path in sorted(post.glob("*.safetensors")):
+        path.rename(post / "blobs" / path.name)
+        path.symlink_to(Path("blobs") / path.name)
+    record = restore(pre, post, out)
+    assert record.proof is not None
+    assert record.proof.linked_files
+    shutil.rmtree(post)
+    assert not any(path.is_symlink() for path in out.iterdir())
+    assert not verify(out).findings
+
+
 def test_across_devices_everything_is_copied(pre: Path, post: Path, tmp_path: Path) -> None:
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("no second file system at hand")
     out = memory / f"amnesia-test-{os.getpid()}"
+    weights = sum(path.stat().st_size for path in post.glob("*.safetensors"))
     try:
         record = restore(pre, post, out)
+        edits = Edits(spool=out, patches={}, tensors=())
+        assert shards.bytes_to_copy(post.glob("*.safetensors"), edits, out) == weights
         assert record.proof is not None
         assert not record.proof.linked_files
         assert tensor_bytes(out).keys() == tensor_bytes(post).keys()

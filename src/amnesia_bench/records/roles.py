@@ -49,11 +49,6 @@ class HeadRows:
         first = self.start + head * self.stride
         return range(first, first + self.head_dim)
 
-    @property
-    def contiguous(self) -> bool:
-        """True when the heads follow each other without a gap."""
-        return self.stride == self.head_dim
-
 
 @dataclass(frozen=True, kw_only=True)
 class RoleTensor:

@@ -42,10 +42,6 @@ class Checkpoint:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: entry.shape for name, (_, entry) in self.tensors.items()}
 
-    @property
-    def weight_bytes(self) -> int:
-        return sum(header.file_bytes for header in self.shards.values())
-
     def read(self, name: str) -> bytes:
         """Return the raw bytes of one tensor."""
         _, entry = self.tensors[name]
