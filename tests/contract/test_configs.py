@@ -97,6 +97,8 @@ def test_a_misspelled_name_is_answered_with_the_nearest(
         ("restore.select.layers=null", "restore.select.layers=null: expected all, a list"),
         ("restore.select.heads={a: 1}", "expected all, or a list of KV-group indices"),
         ("restore.select.include_sliding=1", "include_sliding=1: Input should be a valid boolean"),
+        ("restore.select.roles=[x]", "restore.select.roles[0]=x: Input should be"),
+        ("restore.select.roles=[]", "restore.select.roles=[]: expected at least one item"),
         ("restore.rule=null", "restore.rule=null: expected keys below it"),
         ("restore.rule.kind=blend", "restore.rule.alpha: missing"),
         ("~restore.rule.kind", "restore.rule.kind: missing"),
@@ -107,6 +109,13 @@ def test_a_wrong_type_is_named_with_path_and_value(override: str, said: str) -> 
     with pytest.raises(UserError) as caught:
         load_config([override])
     assert said in caught.value.what
+    assert "\n" not in caught.value.what
+
+
+@pytest.mark.parametrize("override", ["restore=q", "+restore=q", "experiment=table4_q"])
+def test_a_variant_is_named_once(override: str) -> None:
+    with pytest.raises(UserError, match="the variant is qk; only its values can be changed"):
+        load_variant("qk", [override])
 
 
 @pytest.mark.parametrize(

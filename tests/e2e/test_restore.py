@@ -15,6 +15,7 @@ import pytest
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.surgery import plan_restore, restore, shards, verify
+from amnesia_bench.surgery.edits import Edits
 from tests.checkpoints import (
     SOFTMAX_LAYERS,
     drifted,
@@ -102,13 +103,29 @@ def test_a_hardlinked_post_is_never_written_through(pre: Path, post: Path, out: 
     assert tree_bytes(twin) == before
 
 
+def test_a_shard_that_is_a_link_becomes_a_file(pre: Path, post: Path, out: Path) -> None:
+    (post / "blobs").mkdir()
+    for path in sorted(post.glob("*.safetensors")):
+        path.rename(post / "blobs" / path.name)
+        path.symlink_to(Path("blobs") / path.name)
+    record = restore(pre, post, out)
+    assert record.proof is not None
+    assert record.proof.linked_files
+    shutil.rmtree(post)
+    assert not any(path.is_symlink() for path in out.iterdir())
+    assert not verify(out).findings
+
+
 def test_across_devices_everything_is_copied(pre: Path, post: Path, tmp_path: Path) -> None:
     memory = Path("/dev/shm")
     if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("no second file system at hand")
     out = memory / f"amnesia-test-{os.getpid()}"
+    weights = sum(path.stat().st_size for path in post.glob("*.safetensors"))
     try:
         record = restore(pre, post, out)
+        edits = Edits(spool=out, patches={}, tensors=())
+        assert shards.bytes_to_copy(post.glob("*.safetensors"), edits, out) == weights
         assert record.proof is not None
         assert not record.proof.linked_files
         assert tensor_bytes(out).keys() == tensor_bytes(post).keys()
@@ -268,6 +285,32 @@ def test_shards_larger_than_one_piece_are_spliced_across_its_borders(
     assert not verify(tmp_path / "pieces").findings
 
 
+def test_of_a_cloned_shard_only_the_edited_pieces_are_written(
+    pre: Path, post: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    honest = shards._write
+
+    def cloned(files: Any) -> bool:
+        honest(files.target, memoryview(Path(f"/proc/self/fd/{files.source}").read_bytes()), 0)
+        return True
+
+    def counted(descriptor: int, data: memoryview, start: int) -> None:
+        written.append(len(data))
+        honest(descriptor, data, start)
+
+    monkeypatch.setattr(shards, "_cloned", cloned)
+    monkeypatch.setattr(shards, "_write", counted)
+    monkeypatch.setattr(shards, "PIECE_BYTES", 97)
+    record = restore(pre, post, tmp_path / "out")
+    assert record.proof is not None
+    assert record.proof.planned_bytes <= sum(written) < record.proof.compared_bytes
+    sources = tensor_bytes(pre), tensor_bytes(post)
+    assert tensor_bytes(tmp_path / "out") == {
+        name: sources[name not in PLANNED][name] for name in sources[1]
+    }
+
+
 def test_shared_extents_are_used_where_the_filesystem_has_them(
     pre: Path, post: Path, tmp_path: Path
 ) -> None:
@@ -330,6 +373,40 @@ def test_verify_names_the_restored_tensor_that_was_changed(
     blob[position] ^= 1
     path.write_bytes(blob)
     assert any(finding.startswith(tensor.name) for finding in verify(out).findings)
+
+
+def test_verify_finds_a_changed_header_of_a_hardlinked_shard(
+    pre: Path, post: Path, out: Path
+) -> None:
+    record = restore(pre, post, out)
+    assert record.proof is not None
+    path = out / record.proof.linked_files[0]
+    times = path.stat()
+    blob = path.read_bytes()
+    path.write_bytes(blob.replace(b'"format": "pt"', b'"format": "tp"', 1))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # nothing else gives it away
+    assert verify(out).findings == (f"{path.name}: has another header than post's",)
+
+
+def test_the_parents_of_two_restores_differ_when_their_weights_do(tmp_path: Path) -> None:
+    identities = set()
+    for seed in (1, 2):
+        folder = tmp_path / str(seed)
+        pre = save(folder / "pre", random_model(seed))
+        restore(pre, save(folder / "post", drifted(random_model(seed), 1)), folder / "out")
+        manifest = json.loads((folder / "out" / "manifest.json").read_text())
+        identities |= {parent["identity"] for parent in manifest["parents"]}
+    assert len(identities) == 4
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_layer_that_diverged_has_drifted_most(value: float, tmp_path: Path) -> None:
+    model = random_model(0)
+    moved = drifted(model, 1)
+    moved["model.layers.3.self_attn.q_proj.weight"][0, 0] = value
+    pre, post = save(tmp_path / "pre", model), save(tmp_path / "post", moved)
+    variant = load_variant("qk", ["restore.select.layers={top_drift: 1}"])
+    assert restore(pre, post, tmp_path / "out", variant).restored_layers == (3,)
 
 
 def test_verify_refuses_what_was_not_written_by_us(pre: Path) -> None:

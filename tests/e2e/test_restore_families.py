@@ -60,6 +60,7 @@ def test_restored_layers_attend_like_pre_and_nothing_else_changes(
         assert (after[layer].weights - before[layer].weights).abs().max() > 1e-3
         # W_V and W_O stay post's, so the output is neither's.
         assert (restored[layer].output - before[layer].output).abs().max() > 1e-4
+    assert set(record.restored_layers) == {tensor.layer for tensor in record.tensors}
     edited = {tensor.name for tensor in record.tensors}
     changed = {difference.name for difference in diff_checkpoints(post, tmp_path / "out").different}
     assert changed == edited
@@ -83,7 +84,8 @@ def test_every_rule_moves_only_the_rows_of_its_roles(
     pre, post = pair(family, folders)
     rank = ["restore.rule.rank=2"] if variant == "qk_low_rank" else []
     chosen = load_variant(variant, rank)
-    restore(pre, post, tmp_path / "out", chosen)
+    record = restore(pre, post, tmp_path / "out", chosen)
+    assert all(tensor.changed_values for tensor in record.tensors)  # each role of a fused tensor
     before, after = (
         load_file(post / "model.safetensors"),
         load_file(tmp_path / "out" / "model.safetensors"),

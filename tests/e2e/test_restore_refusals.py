@@ -56,7 +56,9 @@ def test_configs_that_do_not_fit(
     pre, post, out = folders
     config = json.loads((post / "config.json").read_text())
     (post / "config.json").write_text(json.dumps(config | changes))
-    assert says in str(refused(pre, post, out))
+    error = refused(pre, post, out)
+    assert says in str(error)
+    assert str(post) in error.what  # which of the two folders
 
 
 def test_layer_marks_that_differ_on_both_sides(tmp_path: Path) -> None:
@@ -222,3 +224,52 @@ def test_quantised_tensors(dtype: str, tmp_path: Path) -> None:
             blob = blob[: start + (len(blob) - start) // 2]
         write_raw(path, header, blob[start:])
     assert f"has dtype {dtype}" in refused(pre, post, tmp_path / "out").what
+
+
+def test_one_quantised_tensor_anywhere(tmp_path: Path) -> None:
+    model = random_model(0) | {"model.layers.0.mlp.gate_proj.qweight": np.ones((2, 2))}
+    pre, post = save(tmp_path / "pre", model), save(tmp_path / "post", drifted(model, 1))
+    assert "qweight" in refused(pre, post, tmp_path / "out").what
+
+
+def test_an_8_bit_tensor_that_is_not_planned(tmp_path: Path) -> None:
+    model = random_model(0)
+    pre, post = save(tmp_path / "pre", model), save(tmp_path / "post", drifted(model, 1))
+    for folder in (pre, post):
+        path = folder / "model.safetensors"
+        blob = path.read_bytes()
+        start = 8 + int.from_bytes(blob[:8], "little")
+        header = json.loads(blob[8:start])
+        field = header["model.embed_tokens.weight"]
+        field |= {"dtype": "F8_E4M3", "shape": [field["shape"][0] * 2, field["shape"][1]]}
+        write_raw(path, header, blob[start:])
+    assert "has dtype F8_E4M3" in refused(pre, post, tmp_path / "out").what
+
+
+def test_a_quantised_model_inside_a_wrapper(folders: tuple[Path, Path, Path]) -> None:
+    pre, post, out = folders
+    config = json.loads((post / "config.json").read_text())
+    inner = config | {"quantization_config": {"quant_method": "awq"}}
+    (post / "config.json").write_text(json.dumps({"model_type": "wrapper", "text_config": inner}))
+    assert "quantised" in refused(pre, post, out).what
+
+
+def test_two_architectures_with_the_same_tensors(tmp_path: Path) -> None:
+    model = {
+        name: value
+        for name, value in random_model(0).items()
+        if ".layers.1." in name and not name.endswith(("_norm.weight", "o_gate.weight"))
+    }
+    model = {name.replace("layers.1.", "layers.0."): value for name, value in model.items()}
+    folders = [
+        save(
+            tmp_path / model_type,
+            weights,
+            config_changes={"model_type": model_type, "num_hidden_layers": 1},
+        )
+        for model_type, weights in (("llama", model), ("jamba", drifted(model, 1)))
+    ]
+    config = json.loads((folders[1] / "config.json").read_text())
+    config |= {"attn_layer_period": 1, "attn_layer_offset": 0}
+    (folders[1] / "config.json").write_text(json.dumps(config))
+    assert "Different architectures" in refused(*folders, tmp_path / "out").what

@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from amnesia_bench.cli.main import main
 from amnesia_bench.surgery import diff_checkpoints
-from tests.checkpoints import config, random_model, save, write_safetensors
+from tests.checkpoints import config, drifted, random_model, save, write_safetensors
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 
@@ -79,3 +80,20 @@ def test_integer_tensors_are_compared_by_bytes(tmp_path: Path) -> None:
         folders.append(folder)
     (only,) = diff_checkpoints(*folders).different
     assert (only.name, only.changed_values, only.relative_drift) == ("x", None, None)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_tensor_that_diverged_has_no_norm_and_comes_first(
+    value: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = random_model(0)
+    moved = drifted(model, 1)
+    moved["model.norm.weight"][0] = value
+    a, b = save(tmp_path / "a", model), save(tmp_path / "b", moved)
+    assert main(["diff", str(a), str(b), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    (norm,) = (d for d in found["different"] if d["name"] == "model.norm.weight")
+    assert norm["norm_b_minus_a"] is None
+    assert main(["diff", str(a), str(b)]) == 0
+    others = capsys.readouterr().out.partition("other tensors")[2].splitlines()
+    assert others[4].split()[0] == "model.norm.weight"

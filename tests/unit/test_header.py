@@ -52,6 +52,8 @@ BROKEN: dict[str, tuple[Any, bytes, str]] = {
     "gap": ({"a": FLOATS, "b": MORE | {"data_offsets": [28, 36]}}, bytes(36), "'b' follows a gap"),
     "size": ({"a": FLOATS | {"shape": [2, 4]}}, bytes(24), "gives tensor 'a' 24 bytes"),
     "dtype": ({"a": FLOATS | {"dtype": "F31"}}, bytes(24), "unknown dtype 'F31'"),
+    "dtype list": ({"a": FLOATS | {"dtype": []}}, bytes(24), "unknown dtype []"),
+    "utf-16": (json.dumps({"a": FLOATS}).encode("utf-16-le"), bytes(24), "not valid JSON"),
     "negative": ({"a": FLOATS | {"data_offsets": [-24, 0]}}, b"", "'a' in a malformed way"),
     "no shape": ({"a": {"dtype": "F32", "data_offsets": [0, 4]}}, bytes(4), "malformed way"),
     "list": ([FLOATS], b"", "not a JSON object"),

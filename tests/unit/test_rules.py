@@ -93,6 +93,21 @@ def test_qk_pro_keeps_the_routing_product_with_the_least_change(shape: tuple[int
     change = fixed.q - post.q
     unseen = np.eye(keys.shape[1]) - np.linalg.pinv(keys) @ keys
     np.testing.assert_allclose(change @ unseen, np.zeros_like(change), atol=1e-8)
+    # The same for W_K, held by the queries of all heads.
+    queries = pre.q.reshape(-1, pre.q.shape[-1])
+    np.testing.assert_allclose(fixed.k @ queries.T, pre.k @ queries.T, atol=1e-8)
+    change = fixed.k - post.k
+    unseen = np.eye(queries.shape[1]) - np.linalg.pinv(queries) @ queries
+    np.testing.assert_allclose(change @ unseen, np.zeros_like(change), atol=1e-8)
+
+
+def test_qk_pro_of_a_projection_that_lost_rank_takes_rounding_for_nothing() -> None:
+    pre, post = routings((1, 1, 4, 12, 0))
+    pre.k[0, 3] = pre.k[0, 0] / 3 + pre.k[0, 1] / 7  # zero but for rounding, once decomposed
+    fixed = qk_pro(pre, post, "head")
+    basis = np.linalg.qr(pre.k[0, :3].T)[0]
+    expected = post.q[0] + (pre.q[0] - post.q[0]) @ basis @ basis.T
+    np.testing.assert_allclose(fixed.q[0], expected, atol=1e-12)
 
 
 @given(SHAPES)

@@ -44,7 +44,7 @@ def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
 
 def print_json(record: Any) -> None:
     """Write one record (a dataclass or plain data) to stdout as JSON."""
-    json.dump(plain(record), sys.stdout, indent=2, default=str)
+    json.dump(plain(record), sys.stdout, indent=2, default=str, allow_nan=False)
     sys.stdout.write("\n")
 
 

@@ -26,7 +26,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         print_json(found)
     else:
         for finding in found.findings:
-            say(f"damaged  {finding}")
+            say(finding)
         say(
             f"{len(found.hashed_files)} files held against their sha256, "
             f"{len(found.dated_files)} hardlinked ones against size and modification time, "

@@ -55,8 +55,7 @@ def load_config(overrides: Sequence[str]) -> ExperimentConfig:
     Raises:
         UserError: a key, a value or an option is wrong; the message names its path.
     """
-    # configs/model is no group of experiments: nothing composed reads it, `convert --size` does.
-    groups = [*ExperimentConfig.model_fields, "experiment"]
+    groups = _groups()
     data = _compose([_for_hydra(override, groups) for override in overrides])
     _refuse_targets(data, "")
     try:
@@ -79,7 +78,18 @@ def load_variant(name: str, overrides: Sequence[str] = ()) -> Variant:
     known = options("restore")
     if name not in known:
         raise UserError(f"variant {name!r}: unknown", hint=nearest(name, known))
+    for override in overrides:
+        if override.lstrip("+~").partition("=")[0] in _groups():
+            raise UserError(
+                f"{override}: the variant is {name}; only its values can be changed",
+                hint="For example restore.select.layers=[3,7].",
+            )
     return load_config([f"restore={name}", *overrides]).restore
+
+
+def _groups() -> list[str]:
+    # configs/model is no group of experiments: nothing composed reads it, `convert --size` does.
+    return [*ExperimentConfig.model_fields, "experiment"]
 
 
 def _for_hydra(override: str, groups: Sequence[str]) -> str:

@@ -41,6 +41,8 @@ def describe(
     """
     # A misspelled key is also a missing one: what the user typed comes first.
     details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
+    # A list whose items are all wrong is also called too short.
+    details = [d for d in details if d["type"] != "too_short" or not d["input"]]
     problems = [_problem(detail, model, data, groups) for detail in details]
     hints = [hint for _, hint in problems if hint is not None]
     return UserError(

@@ -47,7 +47,7 @@ class Parent:
     """An artifact or checkpoint this one was made from.
 
     `role` is what it was used as (`pre`, `post`, ...), `location` its path or id, `identity` a
-    hash of its contents, named by its algorithm (`sha256:...`).
+    hash of what was read of it, named by its algorithm (`sha256:...`).
     """
 
     role: str

@@ -10,7 +10,7 @@ class TensorDifference:
     """One tensor that is not the same in A and B.
 
     `role` is None outside the attention layers. The numbers are None where they cannot be
-    compared: another shape, or not floating-point.
+    compared: another shape, not floating-point, or (the norms) NaN or infinity in it.
     """
 
     name: str

@@ -85,8 +85,10 @@ def _compare(a: Checkpoint, b: Checkpoint, name: str, role: str | None) -> Tenso
     )
 
 
-def _numbers(a: Checkpoint, b: Checkpoint, name: str) -> tuple[int, int, float, float]:
-    """Return how many values there are, how many changed, |A| and |B - A|."""
+def _numbers(
+    a: Checkpoint, b: Checkpoint, name: str
+) -> tuple[int, int, float | None, float | None]:
+    """Return how many values there are, how many changed, |A| and |B - A| where finite."""
     dtype_a, dtype_b = a.tensors[name][1].dtype, b.tensors[name][1].dtype
     values = changed = 0
     scale = moved = 0.0
@@ -95,9 +97,12 @@ def _numbers(a: Checkpoint, b: Checkpoint, name: str) -> tuple[int, int, float, 
         values += values_a.size
         changed += int(np.count_nonzero(values_a != values_b))
         scale += float(np.vdot(values_a, values_a))
-        drift = values_b - values_a
-        moved += float(np.vdot(drift, drift))
-    return values, changed, float(np.sqrt(scale)), float(np.sqrt(moved))
+        with np.errstate(invalid="ignore"):
+            drift = values_b - values_a
+            moved += float(np.vdot(drift, drift))
+    norms = (float(np.sqrt(scale)), float(np.sqrt(moved)))
+    norm, drifted = (norm if np.isfinite(norm) else None for norm in norms)
+    return values, changed, norm, drifted
 
 
 def _pieces(a: Checkpoint, b: Checkpoint, name: str) -> Iterator[tuple[bytes, bytes]]:

@@ -95,16 +95,21 @@ def compute_edits(pair: Pair, plans: tuple[LayerPlan, ...], rule: Rule, spool: P
 
 
 def measure_drift(pair: Pair, plans: tuple[LayerPlan, ...]) -> dict[int, float]:
-    """Return, per planned layer, how far its planned rows drifted: |post - pre| / |pre|."""
+    """Return, per planned layer, how far its planned rows drifted: |post - pre| / |pre|.
+
+    Infinite where that is not a number: a layer that diverged has drifted furthest.
+    """
     drift = {}
     for plan in plans:
         moved = scale = 0.0
         for tensor in plan.tensors:
             buffers = _in_post_dtype(pair, tensor.name), pair.post.read(tensor.name)
             for pre, post in _value_pieces(tensor, pair.post.tensors[tensor.name][1], *buffers):
-                moved += np.vdot(post - pre, post - pre)
+                with np.errstate(invalid="ignore", over="ignore"):
+                    moved += np.vdot(post - pre, post - pre)
                 scale += np.vdot(pre, pre)
-        drift[plan.layer] = float(np.sqrt(moved / scale)) if scale else float("inf")
+        ratio = float(np.sqrt(moved / scale)) if scale else np.inf
+        drift[plan.layer] = ratio if np.isfinite(ratio) else np.inf
     return drift
 
 

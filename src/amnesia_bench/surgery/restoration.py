@@ -19,7 +19,7 @@ from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import FileEntry, Manifest
 from amnesia_bench.records.restoration import Proof, Restoration
-from amnesia_bench.records.roles import LayerKind
+from amnesia_bench.records.roles import AttentionMap, LayerKind
 from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST
@@ -31,7 +31,13 @@ from amnesia_bench.surgery.layer_values import Pair
 from amnesia_bench.surgery.plan import LayerPlan, candidate_layers, make_plan
 from amnesia_bench.surgery.shards import WrittenShard, bytes_to_copy, check_tensors, write_shards
 from amnesia_bench.weights.attention_map import attention_map
-from amnesia_bench.weights.checkpoint import INDEX, files_below, open_checkpoint, side_files
+from amnesia_bench.weights.checkpoint import (
+    INDEX,
+    Checkpoint,
+    files_below,
+    open_checkpoint,
+    side_files,
+)
 from amnesia_bench.weights.identity import as_parent, identify
 
 RESTORATION = "restoration.json"
@@ -79,7 +85,10 @@ def restore(  # noqa: PLR0913 - the public entry; every argument is a flag of th
         work.finish(
             Manifest(
                 kind=RESTORED,
-                parents=(as_parent("pre", record.pre), as_parent("post", record.post)),
+                parents=(
+                    as_parent("pre", record.pre, {t.name: t.sha256_pre for t in record.tensors}),
+                    as_parent("post", record.post, {t.name: t.sha256_post for t in record.tensors}),
+                ),
                 files=entries,
                 provenance=ended_now(provenance),
             )
@@ -127,7 +136,7 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
     checkpoints = open_checkpoint(pre), open_checkpoint(post)
     for checkpoint in checkpoints:
         check_not_quantised(checkpoint)
-    maps = [attention_map(checkpoint.config, checkpoint.shapes) for checkpoint in checkpoints]
+    maps = [_map_of(checkpoint) for checkpoint in checkpoints]
     check_compatible(*checkpoints, (maps[0], maps[1]), cast=cast)
     pair = Pair(pre=checkpoints[0], post=checkpoints[1], attention=maps[1])
     layers = candidate_layers(variant.select, pair.attention)
@@ -146,6 +155,13 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
         plans=plans,
         warnings=_warnings(variant, pair, plans),
     )
+
+
+def _map_of(checkpoint: Checkpoint) -> AttentionMap:
+    try:
+        return attention_map(checkpoint.config, checkpoint.shapes)
+    except UserError as error:  # which of the two it is, only the caller knows
+        raise UserError(f"{checkpoint.folder}: {error.what}", hint=error.hint) from None
 
 
 def _warnings(variant: Variant, pair: Pair, plans: Sequence[LayerPlan]) -> tuple[str, ...]:

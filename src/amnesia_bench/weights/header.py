@@ -8,6 +8,7 @@ shape and dtype.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from dataclasses import dataclass
@@ -59,6 +60,11 @@ class Header:
     tensors: dict[str, TensorEntry]
     data_start: int
 
+    def sha256(self) -> str:
+        """Hash everything before the data."""
+        with self.path.open("rb") as file:
+            return hashlib.sha256(file.read(self.data_start)).hexdigest()
+
 
 def read_header(path: Path) -> Header:
     """Parse the header of `path` and check every offset in it.
@@ -79,7 +85,7 @@ def read_header(path: Path) -> Header:
             )
         raw = file.read(header_bytes)
     try:
-        fields = json.loads(raw, object_pairs_hook=_unique_keys)
+        fields = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"has a header that is not valid JSON ({error})") from None
     if not isinstance(fields, dict):
@@ -103,7 +109,7 @@ def _entry(path: Path, name: str, field: Any, data_start: int) -> TensorEntry:
             raise ValueError
     except (KeyError, TypeError, ValueError):
         raise _damaged(path, f"describes tensor {name!r} in a malformed way: {field!r}") from None
-    if dtype not in DTYPE_BITS:
+    if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
         raise _damaged(path, f"holds tensor {name!r} of the unknown dtype {dtype!r}")
     needed_bytes = -(-math.prod(shape) * DTYPE_BITS[dtype] // 8)
     if end - begin != needed_bytes:
