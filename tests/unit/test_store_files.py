@@ -15,6 +15,15 @@ from amnesia_bench.store.files import (
 )
 
 
+def test_json_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="not JSON"):
+        read_json(tmp_path / "deep.json")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(MissingEnvironmentError, match="cannot be read"):
+        read_json(tmp_path / "folder.json")
+
+
 def test_json_is_replaced_whole(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     write_json_atomic(path, {"x": [1, "ä"]})
