@@ -409,6 +409,15 @@ def test_a_layer_that_diverged_has_drifted_most(value: float, tmp_path: Path) ->
     assert restore(pre, post, tmp_path / "out", variant).restored_layers == (3,)
 
 
+def test_verify_says_which_restored_tensor_is_gone(tmp_path: Path) -> None:
+    pre = save(tmp_path / "pre", random_model(0))
+    post = save(tmp_path / "post", drifted(random_model(0), 1))
+    name = restore(pre, post, tmp_path / "out").tensors[0].name
+    path = tmp_path / "out" / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(name.encode(), name.upper().encode(), 1))
+    assert f"{name}: is missing" in verify(tmp_path / "out").findings
+
+
 def test_verify_refuses_what_was_not_written_by_us(pre: Path) -> None:
     with pytest.raises(UserError, match="manifest"):
         verify(pre)

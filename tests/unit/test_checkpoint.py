@@ -145,6 +145,13 @@ def test_links_to_folders_are_refused_and_never_dropped(target: str, tmp_path: P
         side_files(folder)
 
 
+def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
+    folder = save(tmp_path / "c", random_model(0))
+    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.txt")).write_text("x")
+    with pytest.raises(UserError, match=r"udcff\.txt"):
+        side_files(folder)
+
+
 def test_what_may_not_be_read_is_named(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     honest_open, honest_scandir = Path.open, os.scandir
 

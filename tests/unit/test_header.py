@@ -45,6 +45,12 @@ def test_the_safetensors_library_agrees(tmp_path: Path) -> None:
     )
 
 
+def test_an_empty_tensor_may_share_its_offset_with_the_next(tmp_path: Path) -> None:
+    empty = {"dtype": "F32", "shape": [0, 4], "data_offsets": [0, 0]}
+    write_raw(tmp_path / "t.safetensors", {"a": FLOATS, "empty": empty}, bytes(24))
+    assert list(read_header(tmp_path / "t.safetensors").tensors) == ["empty", "a"]
+
+
 BROKEN: dict[str, tuple[Any, bytes, str]] = {
     "truncated data": ({"a": FLOATS}, bytes(20), "is truncated: the tensors need"),
     "bytes behind": ({"a": FLOATS}, bytes(25), "1 bytes behind its last tensor"),
@@ -52,6 +58,7 @@ BROKEN: dict[str, tuple[Any, bytes, str]] = {
     "gap": ({"a": FLOATS, "b": MORE | {"data_offsets": [28, 36]}}, bytes(36), "'b' follows a gap"),
     "size": ({"a": FLOATS | {"shape": [2, 4]}}, bytes(24), "gives tensor 'a' 24 bytes"),
     "dtype": ({"a": FLOATS | {"dtype": "F31"}}, bytes(24), "unknown dtype 'F31'"),
+    "bool": ({"a": FLOATS | {"shape": [True, 6]}}, bytes(24), "'a' in a malformed way"),
     "dtype list": ({"a": FLOATS | {"dtype": []}}, bytes(24), "unknown dtype []"),
     "utf-16": (json.dumps({"a": FLOATS}).encode("utf-16-le"), bytes(24), "not valid JSON"),
     "negative": ({"a": FLOATS | {"data_offsets": [-24, 0]}}, b"", "'a' in a malformed way"),

@@ -14,6 +14,15 @@ from amnesia_bench.store.files import (
 )
 
 
+def test_json_that_cannot_be_read_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(UserError, match="not JSON"):
+        read_json(tmp_path / "deep.json")
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(MissingEnvironmentError, match="cannot be read"):
+        read_json(tmp_path / "folder.json")
+
+
 def test_reading_names_the_file_that_is_missing_or_not_json(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"a\.json: no such file"):
         read_json(tmp_path / "a.json")

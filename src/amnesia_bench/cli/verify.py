@@ -1,7 +1,8 @@
 """Hold a folder that `amnesia restore` wrote against its manifest.
 
-Checks every file's sha256 (of hardlinked shards, which were not read: size and modification
-time), the structure of the safetensors files, and the bytes of each restored tensor.
+Checks every file's sha256 (of hardlinked shards, which were not read: header, size and
+modification time; copy them with cp -a), the structure of the safetensors files, and the bytes
+of each restored tensor.
 """
 
 from __future__ import annotations

@@ -30,11 +30,14 @@ def read_json(path: Path) -> Any:
 
     Raises:
         UserError: the file is missing or is not JSON.
+        MissingEnvironmentError: it may not be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise MissingEnvironmentError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path}: not JSON ({error})") from error
 

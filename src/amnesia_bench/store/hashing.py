@@ -51,7 +51,10 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f"{folder}: not a finished artifact (it has no {MANIFEST})")
+        raise UserError(
+            f"{folder}: not a finished artifact (it has no {MANIFEST})",
+            hint="Give a folder that amnesia wrote.",
+        )
     return Manifest.from_json(read_json(path), str(path))
 
 

@@ -118,6 +118,8 @@ def side_files(folder: Path) -> list[Path]:
         hidden = any(part.startswith(".") or part == "__pycache__" for part in path.parts)
         if hidden or path.suffix in OTHER_WEIGHT_SUFFIXES or path.name == INDEX:
             continue
+        if not str(path).isprintable():  # it could not be named in a manifest, nor in a message
+            raise UserError(f"{folder}: the name of {str(path)!r} cannot be printed; rename it.")
         inside(folder, str(path), _without_links(folder))
         found.append(path)
     return found
