@@ -111,6 +111,11 @@ class BlockLayer(DynamicLayer):
         """Forget the last |tokens_to_remove| tokens (transformers passes a negative number)."""
         self._length = max(0, self._length - abs(tokens_to_remove))
 
+    def reset(self) -> None:
+        """Forget everything; the base class of transformers 5.16 would only write zeros."""
+        self.is_initialized = False
+        self._buffers, self._length = None, 0
+
     def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
         if self._buffers is not None:
             self._buffers = (change(self._buffers[0]), change(self._buffers[1]))
@@ -148,6 +153,12 @@ class LightningLayer(LinearAttentionLayer):
         super().__init__()
         self.seen_tokens = 0
 
+    @property
+    def state(self) -> Tensor | None:
+        """The state after the last token, or None before the first."""
+        state: Tensor | None = self.recurrent_states[0]
+        return state
+
     def update_recurrent_state(
         self, recurrent_states: Tensor, state_idx: int = 0, *, num_tokens: int = 0, **_: object
     ) -> Tensor:
@@ -166,8 +177,8 @@ class LightningLayer(LinearAttentionLayer):
         self.restore(None, 0)
 
     def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        if (state := self.recurrent_states[0]) is not None:
-            self.recurrent_states[0] = change(state)
+        if self.state is not None:
+            self.recurrent_states[0] = change(self.state)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Take the rows of the chosen beams."""
@@ -226,7 +237,7 @@ class HypeNetCache(Cache):
         for layer in self.layers:
             linear = layer if isinstance(layer, LightningLayer) else None
             # States are replaced, never written in place: no copy is needed.
-            states.append(None if linear is None else linear.recurrent_states[0])
+            states.append(None if linear is None else linear.state)
             seen.append(0 if linear is None else linear.seen_tokens)
         taken = PrefixSnapshot(cached_length(self), tuple(states), tuple(seen))
         self._live_snapshots.append(taken)

@@ -239,7 +239,8 @@ class LightningMixer(nn.Module):
             k, v = (x.repeat_interleave(self.num_key_value_groups, dim=2) for x in (k, v))
         state = None
         if inputs.cache is not None:
-            state = inputs.cache.get_recurrent_state(self.layer_idx)
+            # Not through the cache: `Cache.get_recurrent_state` came with transformers 5.21.
+            state = inputs.cache.layers[self.layer_idx].state
         output, state = self._run((q, k, v), state, inputs.layout)
         if inputs.cache is not None:
             inputs.cache.update_recurrent_state(
