@@ -122,10 +122,9 @@ def bench_copy(folder: Path, shard_bytes: int, runs: int) -> list[str]:
     restore = [*AMNESIA, "restore", "--pre", str(pre), "--post", str(post), "--out"]
     for cold in (True, False):
         state = "cold" if cold else "warm"
-        copy, durable, ours = pairs(
+        copy, ours = pairs(
             [
                 lambda out: ["cp", "-r", str(post), str(out)],
-                lambda out: ["sh", "-c", f"cp -r {post} {out} && sync -f {out}"],
                 lambda out: [*restore, str(out)],
             ],
             (post, pre),
@@ -134,7 +133,6 @@ def bench_copy(folder: Path, shard_bytes: int, runs: int) -> list[str]:
         )
         lines += [
             row(f"cp -r, {state}", copy, None),
-            row(f"cp -r, then sync, {state}", durable, copy),
             row(f"amnesia restore, {state}", ours, copy),
         ]
     return lines
@@ -208,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, help="where to put 14 GB of scratch files")
     parser.add_argument("--mergekit", help="path of a mergekit-yaml to compare with")
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()
     print("## Restore\n")
     print(__doc__.split("\n\n", 1)[1].strip())
