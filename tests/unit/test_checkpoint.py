@@ -87,6 +87,14 @@ def test_links_out_of_the_folder(tmp_path: Path, sharded: Path) -> None:
     assert "cp -rL" in error.hint
 
 
+def test_a_shard_that_shrinks_while_it_is_read(sharded: Path) -> None:
+    checkpoint = open_checkpoint(sharded)
+    shard, entry = checkpoint.tensors["model.norm.weight"]
+    os.truncate(sharded / shard, entry.end - 1)
+    with pytest.raises(UserError, match="became shorter"):
+        checkpoint.read("model.norm.weight")
+
+
 def test_links_inside_the_folder_are_followed(sharded: Path) -> None:
     (sharded / SHARD).rename(sharded / "blob")
     (sharded / SHARD).symlink_to("blob")

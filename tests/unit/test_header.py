@@ -48,7 +48,9 @@ def test_the_safetensors_library_agrees(tmp_path: Path) -> None:
 def test_an_empty_tensor_may_share_its_offset_with_the_next(tmp_path: Path) -> None:
     empty = {"dtype": "F32", "shape": [0, 4], "data_offsets": [0, 0]}
     write_raw(tmp_path / "t.safetensors", {"a": FLOATS, "empty": empty}, bytes(24))
-    assert list(read_header(tmp_path / "t.safetensors").tensors) == ["empty", "a"]
+    tensors = read_header(tmp_path / "t.safetensors").tensors
+    assert list(tensors) == ["empty", "a"]
+    assert tensors["empty"].row_bytes == 0
 
 
 BROKEN: dict[str, tuple[Any, bytes, str]] = {

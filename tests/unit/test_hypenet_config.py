@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import AutoConfig
 
 from amnesia_bench.errors import UserError
@@ -36,6 +37,34 @@ def test_defaults_of_the_official_format():
     assert (config.lightning_nh, config.lightning_nkv, config.lightning_head_dim) == (8, 4, 128)
     assert config.rope_parameters["rope_theta"] == 10000
     assert config.attn_logit_scale_a is None
+
+
+def test_layer_types_follow_changes_of_mixer_types():
+    config = AutoConfig.from_pretrained(GOLDEN, mixer_types=["attn"] * 4)
+    assert config.layer_types == ["full_attention"] * 4
+    config.mixer_types = ["attn", "lightning-attn", "attn", "attn"]
+    assert config.layer_types[1] == "linear_attention"
+    assert _with(layer_types=_with().layer_types).softmax_layers == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "a", "constant"),
+    [
+        ({"attn_logits_scaling": "hype 400"}, 400.0, None),
+        ({"attn_logit_scale_a": 400}, 400, None),
+        ({"attn_logit_multiplier": 1.5}, None, 1.5),
+        ({"attn_logits_scaling": None}, None, None),
+    ],
+)
+def test_keys_given_to_from_pretrained_win_and_are_checked(tmp_path, changes, a, constant):
+    text = json.dumps(OFFICIAL | {"attn_logits_scaling": "hype 500"})
+    (tmp_path / "config.json").write_text(text)
+    config = AutoConfig.from_pretrained(tmp_path, **changes)
+    assert (config.attn_logit_scale_a, config.attn_logit_multiplier) == (a, constant)
+    with pytest.raises(UserError, match=r"attn_logit_scale_a is 0\.5"):
+        AutoConfig.from_pretrained(tmp_path, attn_logit_scale_a=0.5)
+    with pytest.raises(UserError, match="mixer_types has 1 entries"):
+        AutoConfig.from_pretrained(tmp_path, mixer_types=["attn"])
 
 
 def _written(tmp_path, config):
@@ -98,6 +127,12 @@ def test_scaled_rope_is_written_the_old_way(tmp_path):
     assert AutoConfig.from_pretrained(tmp_path).rope_parameters == scaled | {"rope_theta": 1000000}
 
 
+def test_a_dict_that_makes_a_config_stays_as_it_was():
+    values = {"rope_parameters": {}, "rope_theta": 500.0}
+    assert HypeNetConfig(**values).rope_parameters["rope_theta"] == 500.0
+    assert values == {"rope_parameters": {}, "rope_theta": 500.0}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -109,6 +144,18 @@ def test_scaled_rope_is_written_the_old_way(tmp_path):
         ({"head_dim": None, "hidden_size": 65}, r"hidden_size \(65\) .* num_attention_heads"),
         ({"lightning_head_dim": 15}, "lightning_head_dim is 15; RoPE rotates pairs"),
         ({"lightning_nh": -4}, "lightning_nh is -4; it must be positive"),
+        ({"lightning_nh": 0}, "lightning_nh is 0; it must be positive"),
+        ({"lightning_nkv": 0}, "lightning_nkv is 0; it must be positive"),
+        ({"lightning_head_dim": 0}, "lightning_head_dim is 0; it must be positive"),
+        ({"intermediate_size": 0}, "intermediate_size is 0; it must be positive"),
+        ({"max_position_embeddings": 0}, "max_position_embeddings is 0; it must be positive"),
+        ({"rms_norm_eps": float("nan")}, "rms_norm_eps is nan; it must be positive"),
+        ({"hidden_act": "sliu"}, "hidden_act is 'sliu'"),
+        ({"rope_theta": -1.0}, "rope_theta is -1.0"),
+        ({"rope_theta": None}, "rope_theta is None"),
+        ({"rope_scaling": {"rope_type": "yarm"}}, "rope_scaling has rope_type 'yarm'"),
+        ({"layer_types": ["full_attention"] * 4}, "layer_types is .* mixer_types makes it"),
+        ({"attn_logits_scaling": float("nan")}, "attn_logits_scaling is nan"),
         ({"lightning_scale": "2/d"}, "lightning_scale is '2/d'"),
         ({"lightning_use_short_conv": True}, "lightning_use_short_conv is true"),
         ({"attn_logits_scaling": "hype five"}, "attn_logits_scaling is 'hype five'"),
@@ -122,6 +169,14 @@ def test_bad_values_are_refused_by_key(changes, message):
     with pytest.raises(UserError, match=message) as error:
         _with(**changes)
     assert isinstance(error.value, ValueError)  # what callers of transformers catch
+
+
+@pytest.mark.parametrize(
+    "changes", [{"attn_use_rope": "no"}, {"num_hidden_layers": "4"}, {"rms_norm_eps": "1e-6"}]
+)
+def test_values_of_another_type_are_refused_by_key(changes):
+    with pytest.raises(StrictDataclassFieldValidationError, match=next(iter(changes))):
+        _with(**changes)
 
 
 def _parameters(config: HypeNetConfig) -> int:

@@ -35,9 +35,22 @@ def test_bf16_is_the_nearest_value_and_even_on_a_tie(value: float) -> None:
             assert other is None or mine < other or (mine == other and result % 2 == 0)
 
 
-def test_two_roundings_would_have_been_wrong() -> None:
-    just_above_a_tie = np.array([1 + 2**-8 + 2**-40])  # float32 makes it the tie, which goes down
-    assert np.frombuffer(encode(just_above_a_tie, "BF16"), ml_dtypes.bfloat16)[0] == 1 + 2**-7
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize(
+    ("beside_a_tie", "nearest"),  # float32 makes each the tie, which goes to the even neighbour
+    [(1 + 2**-8 + 2**-40, 1 + 2**-7), (1 + 3 * 2**-8 - 2**-40, 1 + 2**-7)],
+)
+def test_two_roundings_would_have_been_wrong(
+    beside_a_tie: float, nearest: float, sign: int
+) -> None:
+    rounded = np.frombuffer(encode(np.array([sign * beside_a_tie]), "BF16"), ml_dtypes.bfloat16)
+    assert rounded[0] == sign * nearest
+
+
+@pytest.mark.parametrize("dtype", FLOAT_DTYPES)
+def test_nan_and_infinity_stay_what_they_are(dtype: str) -> None:
+    values = np.array([np.inf, -np.inf, np.nan])
+    np.testing.assert_array_equal(decode(encode(values, dtype), dtype), values)
 
 
 @pytest.mark.parametrize("dtype", FLOAT_DTYPES)

@@ -4,13 +4,14 @@ Source of the keys and of their defaults: thunlp/hybrid-linear-attention @229e30
 that is not kept as it is spelled there is `attn_logits_scaling`; see `HypeNetConfig`.
 """
 
-from __future__ import annotations
-
+# No `from __future__ import annotations`: `strict` checks types only where they are not strings.
 import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
+from transformers.activations import ACT2FN
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from .input_errors import InvalidModelInputError
 
@@ -19,8 +20,9 @@ LIGHTNING_MIXERS = ("lightning-attn", "lightning_attn")
 # What a bare "hype" stands for in the official code.
 DEFAULT_LOGIT_SCALE_A = 362.0
 _LIGHTNING_SCALES = ("1/sqrt(d)", "1/d", "1")
-# Kept out of config.json: derived from an official key, or an official key under another type.
-_NOT_WRITTEN = ("layer_types", "attn_logit_scale_a", "attn_logit_multiplier", "_logit_scale_text")
+_LOGIT_SCALES = ("attn_logit_scale_a", "attn_logit_multiplier")
+# Kept out of config.json: an official key under another type.
+_NOT_WRITTEN = (*_LOGIT_SCALES, "_logit_scale_text")
 
 
 def parse_logits_scaling(value: object) -> tuple[float | None, float | None]:
@@ -110,7 +112,6 @@ class HypeNetConfig(PreTrainedConfig):
     lightning_head_dim: int | None = None
     lightning_scale: str = "1/sqrt(d)"
     expand_kv_proj: bool = False
-    layer_types: list[str] | None = None
     pad_token_id: int | None = None
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -128,22 +129,44 @@ class HypeNetConfig(PreTrainedConfig):
                 "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads
             )
             self.head_dim = self.hidden_size // self.num_attention_heads
-        self.lightning_nh = self.lightning_nh or self.num_attention_heads
-        self.lightning_nkv = self.lightning_nkv or self.num_key_value_heads
-        self.lightning_head_dim = self.lightning_head_dim or self.head_dim
+        if self.lightning_nh is None:
+            self.lightning_nh = self.num_attention_heads
+        if self.lightning_nkv is None:
+            self.lightning_nkv = self.num_key_value_heads
+        if self.lightning_head_dim is None:
+            self.lightning_head_dim = self.head_dim
         self.mixer_types = list(self.mixer_types or ["attn"] * self.num_hidden_layers)
-        self._check_mixers()
+        self._check_mixers(kwargs.pop("layer_types", None))
         self._check_shapes()
         # Copies: transformers completes these dicts in place, and they may be the caller's.
         if kwargs.get("rope_scaling"):
             kwargs["rope_scaling"] = dict(kwargs["rope_scaling"])
-        if self.rope_parameters:
+        if self.rope_parameters is not None:
             self.rope_parameters = dict(self.rope_parameters)
-        self.layer_types = [
-            "full_attention" if mixer in SOFTMAX_MIXERS else "linear_attention"
-            for mixer in self.mixer_types
-        ]
         super().__post_init__(**kwargs)
+        self._check_rope()
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HypeNetConfig":
+        """Make a config from official keys; `kwargs` win, as `from_pretrained` passes them on.
+
+        transformers sets them on the finished config, past its checks. Here they are keys like
+        all others.
+        """
+        keys = {*HypeNetConfig.__annotations__, "attn_logits_scaling", "layer_types"}
+        changes = {key: kwargs.pop(key) for key in keys & kwargs.keys()}
+        if any(key in changes for key in _LOGIT_SCALES):
+            config_dict = {k: v for k, v in config_dict.items() if k != "attn_logits_scaling"}
+        config: HypeNetConfig = super().from_dict({**config_dict, **changes}, **kwargs)
+        return config
+
+    @property
+    def layer_types(self) -> list[str]:
+        """Kind of attention per layer, under transformers' names."""
+        return [
+            "full_attention" if mixer in SOFTMAX_MIXERS else "linear_attention"
+            for mixer in self.mixer_types or ()
+        ]
 
     @property
     def attn_logits_scaling(self) -> str | float | None:
@@ -170,7 +193,6 @@ class HypeNetConfig(PreTrainedConfig):
     @property
     def softmax_layers(self) -> tuple[int, ...]:
         """0-based indices of the softmax layers."""
-        assert self.layer_types is not None
         return tuple(i for i, kind in enumerate(self.layer_types) if kind == "full_attention")
 
     def to_dict(self) -> dict[str, Any]:
@@ -185,7 +207,7 @@ class HypeNetConfig(PreTrainedConfig):
         output["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
         return output
 
-    def _check_mixers(self) -> None:
+    def _check_mixers(self, layer_types: list[str] | None) -> None:
         assert self.mixer_types is not None
         if len(self.mixer_types) != self.num_hidden_layers:
             raise InvalidModelInputError(
@@ -199,6 +221,11 @@ class HypeNetConfig(PreTrainedConfig):
                     f"mixer_types[{layer}] is {mixer!r}, which is not a mixer of this model",
                     hint=f"Use one of {', '.join(SOFTMAX_MIXERS + LIGHTNING_MIXERS)}.",
                 )
+        if layer_types is not None and list(layer_types) != self.layer_types:
+            raise InvalidModelInputError(
+                f"layer_types is {layer_types}, mixer_types makes it {self.layer_types}",
+                hint="Leave layer_types out; it follows from mixer_types.",
+            )
         if self.lightning_use_short_conv:
             raise InvalidModelInputError(
                 "lightning_use_short_conv is true; no published HypeNet has short convolutions",
@@ -209,7 +236,10 @@ class HypeNetConfig(PreTrainedConfig):
         for key in (
             "vocab_size",
             "hidden_size",
+            "intermediate_size",
             "num_hidden_layers",
+            "max_position_embeddings",
+            "rms_norm_eps",
             "num_attention_heads",
             "num_key_value_heads",
             "head_dim",
@@ -217,7 +247,7 @@ class HypeNetConfig(PreTrainedConfig):
             "lightning_nkv",
             "lightning_head_dim",
         ):
-            if getattr(self, key) < 1:
+            if not getattr(self, key) > 0:
                 raise InvalidModelInputError(f"{key} is {getattr(self, key)}; it must be positive")
         for heads, groups in (
             ("num_attention_heads", "num_key_value_heads"),
@@ -233,6 +263,11 @@ class HypeNetConfig(PreTrainedConfig):
                     f"{key} is {getattr(self, key)}; RoPE rotates pairs",
                     hint=f"Use an even {key}, or set {switch} to false.",
                 )
+        if self.hidden_act not in ACT2FN:
+            raise InvalidModelInputError(
+                f"hidden_act is {self.hidden_act!r}, which transformers does not have",
+                hint="Published checkpoints use silu.",
+            )
         if self.lightning_scale not in _LIGHTNING_SCALES:
             raise InvalidModelInputError(
                 f"lightning_scale is {self.lightning_scale!r}",
@@ -247,10 +282,28 @@ class HypeNetConfig(PreTrainedConfig):
                 "attn_logit_scale_a and attn_logit_multiplier are both set",
                 hint="Set at most one of them.",
             )
+        if constant is not None and not math.isfinite(constant):
+            raise InvalidModelInputError(
+                f"attn_logits_scaling is {constant}; it multiplies each query"
+            )
         if a is not None and not (math.isfinite(a) and a > 1):
             raise InvalidModelInputError(
                 f"attn_logit_scale_a is {a}; ln(t + a) / ln(a) needs a finite a above 1",
                 hint="Use the value the checkpoint was evaluated with, such as 500.",
+            )
+
+    def _check_rope(self) -> None:
+        rope = self.rope_parameters or {}
+        theta, kind = rope.get("rope_theta"), rope.get("rope_type")
+        if not isinstance(theta, int | float) or not (math.isfinite(theta) and theta > 0):
+            raise InvalidModelInputError(
+                f"rope_theta is {theta!r}; it must be a positive number",
+                hint="Published checkpoints use 1000000.",
+            )
+        if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
+            raise InvalidModelInputError(
+                f"rope_scaling has rope_type {kind!r}",
+                hint=f"Use one of {', '.join(['default', *ROPE_INIT_FUNCTIONS])}.",
             )
 
 

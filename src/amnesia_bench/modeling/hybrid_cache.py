@@ -213,7 +213,6 @@ class HypeNetCache(Cache):
     """
 
     def __init__(self, config: HypeNetConfig) -> None:
-        assert config.layer_types is not None
         super().__init__(
             layers=[
                 BlockLayer() if kind == "full_attention" else LightningLayer()

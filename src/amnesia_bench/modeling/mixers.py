@@ -240,7 +240,8 @@ class LightningMixer(nn.Module):
         state = None
         if inputs.cache is not None:
             # Not through the cache: `Cache.get_recurrent_state` came with transformers 5.21.
-            state = inputs.cache.layers[self.layer_idx].state
+            layer: Any = inputs.cache.layers[self.layer_idx]
+            state = layer.state
         output, state = self._run((q, k, v), state, inputs.layout)
         if inputs.cache is not None:
             inputs.cache.update_recurrent_state(
