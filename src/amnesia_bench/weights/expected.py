@@ -99,7 +99,7 @@ def check(expected: list[ExpectedTensor], found: Shapes, where: str) -> None:
     if extra := sorted(found.keys() - {tensor.name for tensor in expected}):
         raise UserError(
             f"{where}: unexpected tensor {extra[0]} of shape {list(found[extra[0]])}",
-            hint="quantised weights and unmerged adapters must be merged first",
+            hint="merge adapters first; quantised weights cannot be restored",
         )
 
 
