@@ -12,7 +12,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from amnesia_bench.modeling import HypeNetCache
+from amnesia_bench.modeling import HypeNetCache, HypeNetConfig, PackedRows
 from amnesia_bench.modeling.input_errors import InvalidModelInputError
 from amnesia_bench.modeling.row_sampling import SeededRowSampling
 from tests.numerics.conftest import SHAPES, random_ids
@@ -246,6 +246,52 @@ def test_gradient_checkpointing_gives_the_same_gradients(make_model):
         torch.testing.assert_close(parameter.grad, plain[name], rtol=0, atol=1e-12)
 
 
+def test_a_cache_is_refused_where_checkpointing_runs_layers_twice(make_model):
+    model, ids = make_model().train(), random_ids(1, 10)
+    model.gradient_checkpointing_enable()
+    with pytest.raises(InvalidModelInputError, match="past_key_values with gradient checkpoint"):
+        model(ids, past_key_values=HypeNetCache(model.config))
+
+
+def test_gradients_of_queries_survive_later_tokens_in_the_cache(make_model):
+    model, ids = make_model("softmax_first_and_last").double(), random_ids(1, 20)
+    model.requires_grad_(False)
+    # Of the last layer: nothing after it reads a cache, which holds constants.
+    weight = model.model.layers[3].self_attn.q_proj.weight.requires_grad_()
+    model(ids).logits.sum().backward()
+    expected, weight.grad = weight.grad, None
+    cache = HypeNetCache(model.config)
+    sum(model(part, past_key_values=cache).logits.sum() for part in ids.split(10, 1)).backward()
+    torch.testing.assert_close(weight.grad, expected, rtol=0, atol=1e-8)
+
+
+@torch.no_grad()
+def test_inputs_of_a_layer_move_to_another_device_but_for_the_cache(make_model):
+    """What accelerate does before each layer of a model that `device_map` has spread out."""
+    model, ids = make_model("logit_scale"), random_ids(2, 10)
+    mask = torch.ones(2, 10).long()
+    mask[0, :3] = 0
+    seen = []
+    hook = lambda module, args: seen.append(args[1])  # noqa: E731
+    model.model.layers[0].register_forward_pre_hook(hook)
+    cache = HypeNetCache(model.config)
+    model(ids, attention_mask=mask, past_key_values=cache)
+    moved = seen[0].to("meta", non_blocking=True)
+    assert moved.cache is cache
+    assert moved.layout.padding.packed.bounds == seen[0].layout.padding.packed.bounds
+    tensors = [
+        moved.query_scale,
+        moved.softmax_mask,
+        *moved.lightning_rotation,
+        moved.layout.position_ids,
+        moved.layout.attention_mask,
+        moved.layout.padding.token_index,
+        moved.layout.padding.row_index,
+        moved.layout.padding.packed.cu_seqlens,
+    ]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
 @torch.no_grad()
 def test_a_chunk_of_padding_only_leaves_no_trace(make_model):
     model = make_model()
@@ -275,6 +321,10 @@ BAD_INPUTS = {
     ),
     "cu_seqlens with 2 rows": lambda m, x: m(x, cu_seqlens=[0, 10]),
     "cu_seqlens ends at 9, the row has 10 tokens": lambda m, x: m(x[:1], cu_seqlens=[0, 4, 9]),
+    "cu_seqlens ends at 8, the row has 10": lambda m, x: m(
+        x[:1], cu_seqlens=PackedRows.from_cu_seqlens([0, 8], 8, x.device)
+    ),
+    "boundaries are whole numbers": lambda m, x: m(x[:1], cu_seqlens=torch.tensor([0.0, 4.5, 10])),
     "cu_seqlens is not increasing": lambda m, x: m(x[:1], cu_seqlens=[0, 4, 4, 10]),
     "cu_seqlens together with padding": lambda m, x: m(
         x[:1], cu_seqlens=[0, 10], attention_mask=torch.tensor([[0] + [1] * 9])
@@ -287,7 +337,16 @@ BAD_INPUTS = {
     ),
     "position -1 is outside": lambda m, x: m(x, position_ids=torch.arange(-1, 9)[None]),
     "position_ids has shape": lambda m, x: m(x, position_ids=torch.arange(9)[None]),
+    "position_ids restart inside 2 rows": lambda m, x: m(
+        x, position_ids=torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]])
+    ),
     "exactly one of input_ids and inputs_embeds": lambda m, x: m(),
+    "past_key_values holds 2 rows, the input has 1": lambda m, x: m(
+        x[:1], past_key_values=m(x, use_cache=True).past_key_values
+    ),
+    "past_key_values was made for a model with other layers": lambda m, x: m(
+        x, past_key_values=HypeNetCache(HypeNetConfig(num_hidden_layers=4))
+    ),
     "past_key_values is a list": lambda m, x: m(x, past_key_values=[]),
     "cache_implementation is 'static'": lambda m, x: m.generate(
         x, cache_implementation="static", max_new_tokens=2

@@ -1,6 +1,8 @@
 """The hybrid cache: room to grow, kept states, batch surgery, snapshots."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -141,6 +143,15 @@ def test_prefix_is_resumed_from_snapshots_the_longest_first(model):
         resumed = model(tail, past_key_values=cache).logits
         whole = model(torch.cat([haystack[:, :cut], tail], dim=1)).logits[:, cut:]
         torch.testing.assert_close(resumed, whole, rtol=0, atol=2e-4)
+
+
+def test_a_snapshot_that_nobody_keeps_frees_its_states(model):
+    cache = _filled(model, _ids(1, 10))
+    state = weakref.ref(cache.layers[0].state)
+    cache.snapshot()
+    _next(model, cache)
+    gc.collect()
+    assert state() is None
 
 
 def test_snapshot_of_an_empty_cache(model):

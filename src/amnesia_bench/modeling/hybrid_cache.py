@@ -11,6 +11,7 @@ Shapes: B batch, G key/value heads, L cached tokens, D head dim, H linear heads,
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -82,7 +83,8 @@ class BlockLayer(DynamicLayer):
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
             buffer[:, :, start:stop] = new.detach()
         self._length = stop
-        if torch.is_grad_enabled() and (key_states.requires_grad or value_states.requires_grad):
+        if torch.is_grad_enabled():
+            # No views: autograd may keep them (for the queries too), and later tokens write there.
             past_keys, past_values = (buffer[:, :, :start] for buffer in self._buffers)
             return (
                 torch.cat([past_keys, key_states], dim=2),
@@ -193,7 +195,7 @@ class LightningLayer(LinearAttentionLayer):
         self._map_rows(lambda x: x[indices.to(x.device)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class PrefixSnapshot:
     """What it takes to go back to a prefix: its length and the states of the linear layers.
 
@@ -219,7 +221,8 @@ class HypeNetCache(Cache):
                 for kind in config.layer_types
             ]
         )
-        self._live_snapshots: list[PrefixSnapshot] = []
+        # Weak: a snapshot that nobody keeps gives its states back.
+        self._live_snapshots: weakref.WeakSet[PrefixSnapshot] = weakref.WeakSet()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens seen so far, padding included; also for a model of linear layers only."""
@@ -239,7 +242,7 @@ class HypeNetCache(Cache):
             states.append(None if linear is None else linear.state)
             seen.append(0 if linear is None else linear.seen_tokens)
         taken = PrefixSnapshot(cached_length(self), tuple(states), tuple(seen))
-        self._live_snapshots.append(taken)
+        self._live_snapshots.add(taken)
         return taken
 
     def resume(self, snapshot: PrefixSnapshot) -> None:
@@ -252,12 +255,12 @@ class HypeNetCache(Cache):
             InvalidModelInputError: the snapshot is not of this cache, or became void because a
                 shorter one was resumed or the rows of the batch changed.
         """
-        if not any(live is snapshot for live in self._live_snapshots):
+        if snapshot not in self._live_snapshots:
             raise InvalidModelInputError(
                 f"this snapshot of {snapshot.length} tokens no longer matches the cache",
                 hint="Resume longer prefixes before shorter ones, or take the snapshot again.",
             )
-        self._live_snapshots = [s for s in self._live_snapshots if s.length <= snapshot.length]
+        self._live_snapshots -= {s for s in self._live_snapshots if s.length > snapshot.length}
         for layer, state, seen in zip(
             self.layers, snapshot.states, snapshot.seen_tokens, strict=True
         ):
@@ -294,23 +297,30 @@ class HypeNetCache(Cache):
         self._live_snapshots.clear()
 
 
-def adopt_cache(cache: Any, config: HypeNetConfig) -> Cache:
+def adopt_cache(cache: Any, config: HypeNetConfig, batch: int) -> Cache:
     """Make an empty cache of transformers fit this model, in place; leave ours alone.
 
     Raises:
-        InvalidModelInputError: the cache already holds tokens of transformers' own layers, or is
-            of a kind that cannot be adapted.
+        InvalidModelInputError: it cannot be adapted, is another model's or holds other rows.
     """
     if not isinstance(cache, Cache):
         raise InvalidModelInputError(
             f"past_key_values is a {type(cache).__name__}", hint="Pass a HypeNetCache(config)."
         )
     ours = HypeNetCache(config).layers
-    if isinstance(cache, HypeNetCache) or (
-        len(cache.layers) == len(ours)
-        and all(isinstance(layer, BlockLayer | LightningLayer) for layer in cache.layers)
-    ):
+    if [type(layer) for layer in cache.layers] == [type(layer) for layer in ours]:
+        rows = _cached_rows(cache)
+        if rows not in (None, batch):
+            raise InvalidModelInputError(
+                f"past_key_values holds {rows} rows, the input has {batch}",
+                hint="Use batch_repeat_interleave or batch_select_indices of the cache.",
+            )
         return cache
+    if isinstance(cache, HypeNetCache):
+        raise InvalidModelInputError(
+            "past_key_values was made for a model with other layers",
+            hint="Pass a HypeNetCache(model.config).",
+        )
     if any(getattr(layer, "is_initialized", False) for layer in cache.layers):
         raise InvalidModelInputError(
             f"past_key_values is a {type(cache).__name__} that other layers have filled",
@@ -319,6 +329,14 @@ def adopt_cache(cache: Any, config: HypeNetConfig) -> Cache:
     cache.layers = ours
     cache.layer_class_to_replicate = None
     return cache
+
+
+def _cached_rows(cache: Cache) -> int | None:
+    for layer in cache.layers:
+        held = layer.keys if isinstance(layer, BlockLayer) else getattr(layer, "state", None)
+        if held is not None:
+            return int(held.shape[0])
+    return None
 
 
 def cached_length(cache: Cache) -> int:

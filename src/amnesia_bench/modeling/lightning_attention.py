@@ -76,7 +76,7 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
             0 to T.
     """
     _check_shapes(q, k, v, log_decay)
-    if cu_seqlens is not None and not isinstance(cu_seqlens, PackedRows):
+    if cu_seqlens is not None:
         cu_seqlens = PackedRows.from_cu_seqlens(cu_seqlens, q.shape[1], q.device)
     _check_states(q, v, initial_state, cu_seqlens)
     scale = q.shape[3] ** -0.5 if scale is None else scale

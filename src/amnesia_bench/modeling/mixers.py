@@ -12,6 +12,7 @@ D head dim, M hidden size.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,28 @@ class MixerInputs:
     query_scale: Tensor | None  # [B or 1, T, 1, 1]: ln(t + a) / ln(a), or a constant
     softmax_mask: Tensor | None  # as the attention implementation wants it
     want_weights: bool
+
+    def to(self, device: torch.device | str | int, **kwargs: Any) -> MixerInputs:
+        """Move what is not the cache, whose layers are where their mixers are.
+
+        accelerate calls this before each layer of a model that `device_map` has spread out.
+        """
+        moved: MixerInputs = _moved(self, device, **kwargs)
+        return moved
+
+
+def _moved(value: Any, device: torch.device | str | int, **kwargs: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, **kwargs)
+    if isinstance(value, tuple):
+        return tuple(_moved(item, device, **kwargs) for item in value)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        changes = {
+            field.name: _moved(getattr(value, field.name), device, **kwargs)
+            for field in dataclasses.fields(value)
+        }
+        return dataclasses.replace(value, **changes)
+    return value
 
 
 class HypeNetRMSNorm(nn.Module):

@@ -149,7 +149,7 @@ class HypeNetModel(HypeNetPreTrainedModel):
         # transformers' flattening collator has its own name for the boundaries.
         other_name = kwargs.pop("cu_seq_lens_q", None)
         if past_key_values is not None:
-            past_key_values = adopt_cache(past_key_values, self.config)
+            past_key_values = self._usable(past_key_values, batch=hidden_states.shape[0])
         given = TokenInputs(
             batch=hidden_states.shape[0],
             num_tokens=hidden_states.shape[1],
@@ -175,6 +175,14 @@ class HypeNetModel(HypeNetPreTrainedModel):
             past_key_values=past_key_values if use_cache else None,
             attentions=tuple(weights) if want_weights else None,
         )
+
+    def _usable(self, cache: Any, batch: int) -> Cache:
+        if self.gradient_checkpointing and self.training:
+            raise InvalidModelInputError(
+                "past_key_values with gradient checkpointing: layers run, and fill it, twice",
+                hint="Leave past_key_values out in training.",
+            )
+        return adopt_cache(cache, self.config, batch)
 
     def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):

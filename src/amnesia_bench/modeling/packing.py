@@ -31,14 +31,19 @@ class PackedRows:
 
     @classmethod
     def from_cu_seqlens(
-        cls, cu_seqlens: Tensor | Sequence[int], num_tokens: int, device: torch.device
+        cls, cu_seqlens: Boundaries, num_tokens: int, device: torch.device
     ) -> PackedRows:
         """Check the boundaries: they start at 0, increase strictly and end at `num_tokens`.
+
+        `PackedRows` come back as they are.
 
         Raises:
             InvalidModelInputError: they do not. An empty document corrupts fla's kernels, and
                 tokens after the last boundary would get undefined gradients.
         """
+        if isinstance(cu_seqlens, PackedRows):
+            cu_seqlens._check_end(num_tokens)
+            return cu_seqlens
         flat = cu_seqlens.tolist() if isinstance(cu_seqlens, Tensor) else list(cu_seqlens)
         if isinstance(cu_seqlens, Tensor) and cu_seqlens.ndim != 1:
             raise InvalidModelInputError(
@@ -46,6 +51,8 @@ class PackedRows:
                 hint="Pass a flat list of boundaries.",
             )
         bounds = tuple(int(bound) for bound in flat)
+        if bounds != tuple(flat):
+            raise InvalidModelInputError(f"cu_seqlens is {flat}; boundaries are whole numbers")
         if len(bounds) < 2 or bounds[0] != 0:
             raise InvalidModelInputError(
                 f"cu_seqlens is {_shown(bounds)}; it must start with 0 and name at least one end",
@@ -57,12 +64,16 @@ class PackedRows:
                     f"cu_seqlens is not increasing: entry {n + 1} is {stop} after {start}",
                     hint="Leave empty documents out.",
                 )
-        if bounds[-1] != num_tokens:
+        packed = cls(bounds, torch.tensor(bounds, dtype=torch.int32, device=device))
+        packed._check_end(num_tokens)
+        return packed
+
+    def _check_end(self, num_tokens: int) -> None:
+        if self.bounds[-1] != num_tokens:
             raise InvalidModelInputError(
-                f"cu_seqlens ends at {bounds[-1]}, the row has {num_tokens} tokens",
+                f"cu_seqlens ends at {self.bounds[-1]}, the row has {num_tokens} tokens",
                 hint="Make trailing padding a document of its own.",
             )
-        return cls(bounds, torch.tensor(bounds, dtype=torch.int32, device=device))
 
     @classmethod
     def from_restarts(cls, position_ids: Tensor) -> PackedRows | None:

@@ -118,9 +118,15 @@ def refuse_rows_without_tokens(attention_mask: Tensor) -> None:
 def _packed_rows(inputs: TokenInputs, valid: Tensor | None) -> PackedRows | None:
     alone = inputs.batch == 1 and not inputs.has_cache
     if inputs.cu_seqlens is None:
-        if inputs.position_ids is None or not alone or inputs.attention_mask is not None:
+        positions = inputs.position_ids
+        if positions is None or inputs.has_cache or inputs.attention_mask is not None:
             return None
-        return PackedRows.from_restarts(inputs.position_ids)
+        if not alone and bool((positions.diff(dim=1) < 0).any()):
+            raise InvalidModelInputError(
+                f"position_ids restart inside {inputs.batch} rows",
+                hint="Pack documents into one row.",
+            )
+        return PackedRows.from_restarts(positions) if alone else None
     if not alone:
         held = f"{inputs.batch} rows" if inputs.batch != 1 else "past_key_values"
         raise InvalidModelInputError(
@@ -131,8 +137,6 @@ def _packed_rows(inputs: TokenInputs, valid: Tensor | None) -> PackedRows | None
             "cu_seqlens together with padding in attention_mask",
             hint="Leave attention_mask out; make padding a document of its own.",
         )
-    if isinstance(inputs.cu_seqlens, PackedRows):
-        return inputs.cu_seqlens
     return PackedRows.from_cu_seqlens(inputs.cu_seqlens, inputs.num_tokens, inputs.device)
 
 
