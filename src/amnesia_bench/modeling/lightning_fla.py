@@ -41,7 +41,7 @@ def fla_lightning(
         output, state = fused_recurrent_simple_gla(q, k, v, **kwargs)
     else:
         if packed is not None:
-            # Saves a device-to-host copy in every layer.
+            # Saves a copy from the device when fla works out its chunks.
             kwargs["cu_seqlens_cpu"] = packed.cu_seqlens_cpu
         output, state = chunk_simple_gla(q, k, v, **kwargs)
     return output, state
