@@ -10,18 +10,21 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar, cast
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError, create_model
 
 import amnesia_bench
 from amnesia_bench.config.messages import describe, nearest
-from amnesia_bench.config.schema import ExperimentConfig, Variant
+from amnesia_bench.config.schema import ExperimentConfig, Frozen, Variant
 from amnesia_bench.errors import MissingEnvironmentError, UserError
+
+Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def config_dir() -> Path:
@@ -55,41 +58,53 @@ def load_config(overrides: Sequence[str]) -> ExperimentConfig:
     Raises:
         UserError: a key, a value or an option is wrong; the message names its path.
     """
-    groups = _groups()
-    data = _compose([_for_hydra(override, groups) for override in overrides])
-    _refuse_targets(data, "")
-    try:
-        # JSON, since strict pydantic takes its arrays for tuples and a list of Python's not.
-        return ExperimentConfig.model_validate_json(json.dumps(data, default=str))
-    except ValidationError as error:
-        raise describe(error, ExperimentConfig, data, groups) from error
+    # configs/model is no group of experiments: nothing composed reads it, `convert --size` does.
+    groups = [*ExperimentConfig.model_fields, "experiment"]
+    return _load("config", overrides, ExperimentConfig, groups)
+
+
+def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:
+    """Load one option of a config group by itself.
+
+    Args:
+        group: a folder of configs.
+        name: a file in it.
+        overrides: with full paths: `restore.select.layers=[3,7]`.
+        schema: what the option must be.
+
+    Raises:
+        UserError: no such option, or an override is wrong; the message names its path.
+    """
+    known = options(group)
+    if name not in known:
+        raise UserError(f"{group}={name}: no such option", hint=nearest(name, known))
+    for override in overrides:
+        if "." not in override.lstrip("+~").partition("=")[0]:
+            raise UserError(
+                f"{override}: {group} is {name}; only its values can be changed",
+                hint=f"A value's path begins with {group}. and ends with =VALUE.",
+            )
+    # Hydra packs what lies in a group's folder under the group's name.
+    whole = create_model("Option", __base__=Frozen, **{group: (schema, ...)})  # type: ignore[call-overload]
+    loaded = _load(f"{group}/{name}", overrides, whole, [group])
+    return cast("Schema", getattr(loaded, group))
 
 
 def load_variant(name: str, overrides: Sequence[str] = ()) -> Variant:
-    """Load a restore variant by its name.
-
-    Args:
-        name: an option of the group `restore`.
-        overrides: as for `load_config`, with full paths: `restore.select.layers=[3,7]`.
-
-    Raises:
-        UserError: no such variant, or an override is wrong.
-    """
-    known = options("restore")
-    if name not in known:
-        raise UserError(f"variant {name!r}: unknown", hint=nearest(name, known))
-    for override in overrides:
-        if override.lstrip("+~").partition("=")[0] in _groups():
-            raise UserError(
-                f"{override}: the variant is {name}; only its values can be changed",
-                hint="For example restore.select.layers=[3,7].",
-            )
-    return load_config([f"restore={name}", *overrides]).restore
+    """Load a restore variant by its name; see `load_option`."""
+    return load_option("restore", name, overrides, Variant)
 
 
-def _groups() -> list[str]:
-    # configs/model is no group of experiments: nothing composed reads it, `convert --size` does.
-    return [*ExperimentConfig.model_fields, "experiment"]
+def _load(
+    root: str, overrides: Sequence[str], schema: type[Schema], groups: Sequence[str]
+) -> Schema:
+    data = _compose(root, [_for_hydra(override, groups) for override in overrides])
+    _refuse_targets(data, "")
+    try:
+        # JSON, since strict pydantic takes its arrays for tuples and a list of Python's not.
+        return schema.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        raise describe(error, schema, data, groups) from error
 
 
 def _for_hydra(override: str, groups: Sequence[str]) -> str:
@@ -103,10 +118,10 @@ def _for_hydra(override: str, groups: Sequence[str]) -> str:
     return "++" + override.lstrip("+")
 
 
-def _compose(overrides: list[str]) -> object:
+def _compose(root: str, overrides: list[str]) -> object:
     try:
         with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="amnesia"):
-            config = compose("config", overrides)
+            config = compose(root, overrides)
             return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingConfigException as error:
         if error.missing_cfg_file is None or not error.options:

@@ -29,7 +29,9 @@ _HEAD_ROLES = (Role.Q, Role.K, Role.V, Role.GATE)
 Items = TypeVar("Items", bound=tuple[object, ...])
 
 
-class _Frozen(BaseModel):
+class Frozen(BaseModel):
+    """What every schema derives from: unknown keys and loose types are errors."""
+
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
@@ -52,7 +54,7 @@ def _form(value: object) -> str | None:
     return forms.get(type(value))
 
 
-class TopDrift(_Frozen):
+class TopDrift(Frozen):
     """The layers whose selected tensors moved most between pre and post."""
 
     top_drift: PositiveInt
@@ -80,7 +82,7 @@ Heads = Annotated[
 ]
 
 
-class Select(_Frozen):
+class Select(Frozen):
     """Which tensors a variant touches.
 
     `layers` are indices of decoder layers; `all` means every softmax layer. `heads` are KV
@@ -94,33 +96,33 @@ class Select(_Frozen):
     include_sliding: bool
 
 
-class Copy(_Frozen):
+class Copy(Frozen):
     """Take the tensor from pre, byte by byte."""
 
     kind: Literal["copy"] = "copy"
 
 
-class Blend(_Frozen):
+class Blend(Frozen):
     """Go the fraction `alpha` of the way from post (0) to pre (1)."""
 
     kind: Literal["blend"] = "blend"
     alpha: Annotated[float, Field(ge=0, le=1)]
 
 
-class QKPro(_Frozen):
+class QKPro(Frozen):
     """Remove the drift inside the row space of the other factor, per head or per layer."""
 
     kind: Literal["qk_pro"] = "qk_pro"
     scope: Literal["head", "layer"] = "head"
 
 
-class QKProcrustes(_Frozen):
+class QKProcrustes(Frozen):
     """Take W_Q and W_K of pre, turned together towards post by one rotation per KV group."""
 
     kind: Literal["qk_procrustes"] = "qk_procrustes"
 
 
-class LowRank(_Frozen):
+class LowRank(Frozen):
     """Undo the `rank` largest singular directions of the drift."""
 
     kind: Literal["low_rank"] = "low_rank"
@@ -130,7 +132,7 @@ class LowRank(_Frozen):
 Rule = Annotated[Copy | Blend | QKPro | QKProcrustes | LowRank, Field(discriminator="kind")]
 
 
-class Variant(_Frozen):
+class Variant(Frozen):
     """A repair: which tensors, and what becomes of them."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
@@ -162,7 +164,7 @@ def _refuse_roles(what: str, roles: tuple[Role, ...], allowed: tuple[Role, ...])
         raise ValueError(f"{what} takes roles {', '.join(allowed)} only, not {', '.join(refused)}")
 
 
-class ExperimentConfig(_Frozen):
+class ExperimentConfig(Frozen):
     """Everything an experiment is made of."""
 
     restore: Variant
