@@ -1,30 +1,27 @@
-"""Try the sandbox that programs written by models are run in, and say what it holds back.
-
-amnesia sandbox
-"""
+"""Try the sandbox that programs written by models are run in, and say what it holds back."""
 
 from __future__ import annotations
 
 import argparse
 
 from amnesia_bench.cli.output import console, say, table
-from amnesia_bench.errors import ExitCode, MissingEnvironmentError
+from amnesia_bench.errors import ExitCode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = f"Exit code 6 where a way out is open.\n\n{parser.epilog}"
+    parser.epilog = f"Exit code 6 where there is none or it does not hold; {parser.epilog}"
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.evals.sandbox import try_sandbox
+    from amnesia_bench.evals.sandbox import find_launcher, refuse_leaks, run_checks
 
-    launcher, checks = try_sandbox()
+    launcher = find_launcher()
+    checks = run_checks(launcher)
     grid = table("Sandbox", ("way out", "contained", "found"), left=3)
     for check in checks:
         grid.add_row(check.name, "yes" if check.contained else "NO", check.found)
     console().print(grid)
     for name, value in launcher.settings.items():
         say(f"{name}: {value}")
-    if not all(check.contained for check in checks):
-        raise MissingEnvironmentError("the sandbox does not hold")
+    refuse_leaks(checks)
     return ExitCode.DONE

@@ -39,8 +39,7 @@ def grade(
 ) -> Grade:
     """Run a program on tests up to the first one that it fails.
 
-    Args:
-        tests: those of the problem, decoded once for all its programs.
+    `tests` are those of the problem, decoded once for all its programs.
 
     Raises:
         UserError: an expected output cannot be read.

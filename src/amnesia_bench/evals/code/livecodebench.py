@@ -38,6 +38,7 @@ def score(
     Args:
         problems: `doc` of a key is an index into them.
         generations: may come from a stream; of each its key and text are kept.
+        launcher: of `evals.sandbox.open_launcher`.
         limits: of LiveCodeBench when None.
         workers: programs at once; a program per core when None.
 

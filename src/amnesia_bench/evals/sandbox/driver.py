@@ -25,11 +25,11 @@ from fractions import Fraction
 from types import ModuleType
 from typing import Any
 
-STAR_IMPORTS = (
-    "string re datetime collections heapq bisect copy math random statistics itertools functools "
-    "operator io sys json builtins typing"
-).split()
-PLAIN_IMPORTS = STAR_IMPORTS[:-2]
+PLAIN_IMPORTS = (
+    *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random"),
+    *("statistics", "itertools", "functools", "operator", "io", "sys", "json"),
+)
+STAR_IMPORTS = (*PLAIN_IMPORTS, "builtins", "typing")
 RECURSION_LIMIT = 50000
 MAX_INT_DIGITS = 50000
 STACK_BYTES = 8 << 20
@@ -176,9 +176,9 @@ def load(code: str, function: str | None) -> Any:
 def run_on_stdin(program: Any, text: str) -> dict[str, Any]:
     """Return what the program prints when it reads this text."""
     printed = io.StringIO()
-    printed.close = None  # type: ignore[assignment, method-assign]  # closing is an error there
+    printed.close = None  # type: ignore[assignment]  # closing is an error there
     stdin, stdout = sys.stdin, sys.stdout
-    sys.stdin, sys.stdout = MockedStdin(text), printed  # type: ignore[assignment]
+    sys.stdin, sys.stdout = MockedStdin(text), printed
     try:
         program()
     except SystemExit:

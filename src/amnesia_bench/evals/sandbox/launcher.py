@@ -90,7 +90,7 @@ class Launcher:
         for folder in self.interpreter.folders:
             # Where /lib is a link into /usr, so it is inside.
             if folder.is_symlink():
-                command += ["--symlink", os.readlink(folder), str(folder)]
+                command += ["--symlink", str(folder.readlink()), str(folder)]
             else:
                 command += ["--ro-bind", str(folder), str(folder)]
         executable = str(self.interpreter.executable)
@@ -105,7 +105,7 @@ class Launcher:
 
 
 def find_launcher(*, unsafe_no_sandbox: bool = False) -> Launcher:
-    """Return how programs are started on this machine; `selftest.open_launcher` tries it too.
+    """Return how programs are started on this machine; it is not tried yet.
 
     Raises:
         MissingEnvironmentError: there is no bubblewrap, or no Python to run programs with.
@@ -174,7 +174,7 @@ def _spawn(command: list[str], folder: str, passed: tuple[int, ...] = ()) -> Pro
 @contextmanager
 def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
     reading, writing = os.pipe()
-    with open(reading, "rb") as source, open(writing, "wb", buffering=0) as sink:
+    with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb", buffering=0) as sink:
         yield source, sink
 
 

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 Finding = tuple[bool, str]
 MIB = 1 << 20
@@ -39,8 +40,9 @@ def host_files() -> Finding:
 
 def writing() -> Finding:
     written = []
-    for folder in ("/", "/dev", "/dev/shm", "/usr/lib", os.path.dirname(os.__file__)):
-        with contextlib.suppress(OSError), open(os.path.join(folder, "written"), "w"):
+    for folder in ("/", "/dev", "/dev/shm", "/usr/lib", str(Path(os.__file__).parent)):
+        with contextlib.suppress(OSError):
+            (Path(folder) / "written").touch()
             written.append(folder)
     return not written, f"written: {' '.join(written) or 'nowhere'}"
 
@@ -90,16 +92,14 @@ def uncounted_memory() -> Finding:
 def disk() -> Finding:
     def fill() -> int:
         for number in range(8):
-            with open(f"/tmp/fill{number}", "wb") as file:
-                file.write(bytes(MIB))
+            Path(f"/tmp/fill{number}").write_bytes(bytes(MIB))
         return 8 * MIB
 
     try:
         return refused(fill, OSError)
     finally:
         for number in range(8):
-            with contextlib.suppress(OSError):
-                os.unlink(f"/tmp/fill{number}")
+            Path(f"/tmp/fill{number}").unlink(missing_ok=True)
 
 
 def namespaces() -> Finding:

@@ -1,4 +1,4 @@
-"""Try the sandbox before it is trusted: a program that tries to get out, and says how far it got."""
+"""Try the sandbox before it is trusted: a program tries to get out and says how far it got."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class Check:
 
 
 def run_checks(launcher: Launcher) -> tuple[Check, ...]:
-    """Run the probe.
+    """Run the probe in a sandbox.
 
     Raises:
-        SandboxError: it did not start, or did not answer.
+        MissingEnvironmentError: the sandbox does not start; says why.
     """
     probe = files(__package__).joinpath("probe.py").read_text("utf-8")
     try:
@@ -39,11 +39,23 @@ def run_checks(launcher: Launcher) -> tuple[Check, ...]:
             answer = session.ask({"code": probe, "function": "probe"}, deadline)
             if "error" not in answer:
                 answer = session.ask("null", deadline)
-    except ProgramStoppedError as error:
-        raise SandboxError(f"the probe gave no answer: {error}") from error
+    except (SandboxError, ProgramStoppedError) as error:
+        raise MissingEnvironmentError(f"no sandbox: {error}", hint=INSTALL) from error
     if "returned" not in answer:
-        raise SandboxError(f"the probe failed: {answer.get('error')}")
+        raise MissingEnvironmentError(f"no sandbox: its probe ended in {answer.get('error')}")
     return tuple(Check(name, contained, found) for name, contained, found in answer["returned"])
+
+
+def refuse_leaks(checks: tuple[Check, ...]) -> None:
+    """Accept checks only if every way out is closed.
+
+    Raises:
+        MissingEnvironmentError: one is open.
+    """
+    if leaks := [f"{check.name} ({check.found})" for check in checks if not check.contained]:
+        raise MissingEnvironmentError(
+            f"the sandbox does not hold: {'; '.join(leaks)}", hint=INSTALL
+        )
 
 
 def open_launcher(*, unsafe_no_sandbox: bool = False) -> Launcher:
@@ -57,14 +69,6 @@ def open_launcher(*, unsafe_no_sandbox: bool = False) -> Launcher:
         MissingEnvironmentError: there is no sandbox, or it does not hold; says why.
     """
     launcher = find_launcher(unsafe_no_sandbox=unsafe_no_sandbox)
-    if launcher.bwrap is None:
-        return launcher
-    try:
-        checks = run_checks(launcher)
-    except SandboxError as error:
-        raise MissingEnvironmentError(f"no sandbox: {error}", hint=INSTALL) from error
-    if leaks := [f"{check.name} ({check.found})" for check in checks if not check.contained]:
-        raise MissingEnvironmentError(
-            f"the sandbox does not hold: {'; '.join(leaks)}", hint=INSTALL
-        )
+    if launcher.bwrap is not None:
+        refuse_leaks(run_checks(launcher))
     return launcher
