@@ -9,8 +9,8 @@ more than printing, since whoever reads them compares them with what only he kno
 
 Loading and calling follow LiveCodeBench's checker (lcb_runner/evaluation/testing_util.py at
 28fef95), its oddities included: a stdin program becomes the body of a function in a module that
-begins with star imports; lines from a mocked stdin have no newline; `sys.stdin` cannot be
-iterated over, and its `buffer` never moves on.
+begins with star imports; `sys.stdin` cannot be iterated over, and its `read`, `readlines` and
+`buffer` never move on.
 """
 
 from __future__ import annotations
@@ -84,16 +84,14 @@ class MockedStdin:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._lines = iter(text.split("\n"))
         self._rest = io.StringIO(text)
         self.buffer = MockedBuffer(text)
 
     def read(self, *_: object) -> str:
         return self._text
 
-    def readline(self, *_: object) -> str:
-        # Without its newline: `input` takes an empty line for the end of the file.
-        return next(self._lines)
+    def readline(self, size: int = -1, /) -> str:
+        return self._rest.readline(size)
 
     def readlines(self, *_: object) -> list[str]:
         return self._text.split("\n")
