@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from amnesia_bench.errors import MissingEnvironmentError
-from amnesia_bench.evals.sandbox import Launcher, open_launcher
+
+if TYPE_CHECKING:
+    from amnesia_bench.evals.sandbox import Launcher
 
 
 @pytest.fixture(scope="session")
 def sandbox() -> Launcher:
     """A sandbox that was tried and held; without one, the tests of code execution skip."""
+    from amnesia_bench.evals.sandbox import open_launcher
+
     try:
         return open_launcher()
     except MissingEnvironmentError as error:

@@ -59,6 +59,11 @@ class Session:
         self._poll = select.poll()
         self._poll.register(self._replies, select.POLLIN)
 
+    @property
+    def pid(self) -> int:
+        """The process that was started: bwrap, or without a sandbox the driver."""
+        return self._process.pid
+
     def ask(self, request: object, deadline: float) -> Mapping[str, Any]:
         """Send one request and return the answer to it.
 
