@@ -7,9 +7,9 @@ import pytest
 from amnesia_bench.evals.code.livecodebench import load_problems, score
 from amnesia_bench.evals.sandbox import Launcher, Limits
 from amnesia_bench.records.evaluation import Outcome, Verdict
-from tests.lcb import CALL_CASES, INDEX, ROWS, STDIN_CASES, Case, generation, write_rows
+from tests.lcb import INDEX, ROWS, generation, read_cases, write_rows
 
-CASES = [*STDIN_CASES, *CALL_CASES]
+CASES = read_cases()
 # Short for those that reach it; a slow machine must not make a wrong verdict of the others.
 SHORT = Limits(seconds_per_test=1.5)
 
@@ -26,7 +26,7 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory, sandbox: Launcher) -> lis
 
 @pytest.mark.parametrize("number", range(len(CASES)), ids=[f"{c.problem}: {c.name}" for c in CASES])
 def test_verdict_is_that_of_the_official_checker(number: int, verdicts: list[Verdict]) -> None:
-    case: Case = CASES[number]
+    case = CASES[number]
     verdict = verdicts[number]
     assert (verdict.outcome, verdict.detail) == (case.outcome, case.detail)
     assert verdict.answer == case.code
