@@ -21,6 +21,7 @@ import json
 import os
 import resource
 import sys
+from contextlib import suppress
 from fractions import Fraction
 from types import ModuleType
 from typing import Any
@@ -207,8 +208,8 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {"dict": [[plain(key), plain(item)] for key, item in value.items()]}
     if isinstance(value, Fraction) or type(value).__name__ == "Decimal":
-        numerator, denominator = value.as_integer_ratio()
-        return {"ratio": [hex(numerator), hex(denominator)]}
+        with suppress(ValueError, OverflowError):  # of NaN and infinity
+            return {"ratio": [hex(part) for part in value.as_integer_ratio()]}
     return {"other": type(value).__name__}
 
 

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -62,26 +62,29 @@ class Launcher:
         python = [str(self.interpreter.executable), "-s", "-S", "-B", "-c", source]
         if self.bwrap is not None:
             packages = [PACKAGES] if self.interpreter.numpy else []
-            session = self._start_sandbox(python, limits)
-            with _ready(session, _setup(limits, cpu_seconds, packages)):
+            setup = _setup(limits, cpu_seconds, packages)
+            with closing(self._sandboxed(python, setup, limits)) as session:
                 yield session
             return
         packages = sorted({str(folder.parent) for folder in self.interpreter.numpy})
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
             if os.geteuid() == 0:
                 os.chown(folder, NOBODY, NOBODY)
-            session = Session(_spawn(python, folder), None, limits.output_bytes)
-            with _ready(session, _setup(limits, cpu_seconds, packages)):
+            setup = _setup(limits, cpu_seconds, packages)
+            with closing(_prepared(_spawn(python, folder), setup)) as session:
                 yield session
 
-    def _start_sandbox(self, python: list[str], limits: Limits) -> Session:
+    def _sandboxed(self, python: list[str], setup: dict[str, Any], limits: Limits) -> Session:
         with _pipe() as (info, info_out), _pipe() as (calls, calls_out):
             calls_out.write(filter_program())
             calls_out.close()
             passed = (info_out.fileno(), calls.fileno())
             process = _spawn(self._bwrap_command(limits, *passed) + python, "/", passed)
-            info_out.close()
-            return Session(process, _open_init(info.read(), process), limits.output_bytes)
+            session = _prepared(process, setup)
+            # bwrap has written this before the driver could start; a bwrap that has not is none.
+            os.set_blocking(info.fileno(), False)
+            session.init = _open_init(info.read() or b"", process)
+            return session
 
     def _bwrap_command(self, limits: Limits, info: int, seccomp: int) -> list[str]:
         command = [str(self.bwrap), "--unshare-all", "--unshare-user", "--disable-userns"]
@@ -137,19 +140,19 @@ def _setup(limits: Limits, cpu_seconds: float, packages: list[str]) -> dict[str,
     }
 
 
-@contextmanager
-def _ready(session: Session, setup: dict[str, Any]) -> Iterator[None]:
+def _prepared(process: Process, setup: dict[str, Any]) -> Session:
+    """Return a session whose driver has greeted, and has set its limits."""
+    session = Session(process, setup["output_bytes"])
+    deadline = time.monotonic() + START_SECONDS
     try:
-        deadline = time.monotonic() + START_SECONDS
-        try:
-            session.answer(deadline)
-            session.ask(setup, deadline)
-        except ProgramStoppedError as error:
-            session.kill()
-            raise SandboxError(session.diagnostics() or str(error)) from error
-        yield
-    finally:
+        session.answer(deadline)
+        session.ask(setup, deadline)
+    except ProgramStoppedError as error:
+        session.kill()
+        said = session.diagnostics()
         session.close()
+        raise SandboxError(said or str(error)) from error
+    return session
 
 
 def _spawn(command: list[str], folder: str, passed: tuple[int, ...] = ()) -> Process:

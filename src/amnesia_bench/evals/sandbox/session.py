@@ -43,15 +43,13 @@ class SandboxError(Exception):
 
 
 class Session:
-    """Two pipes to a driver. `init` is a pidfd of the sandbox's first process, if there is one."""
+    """Two pipes to a driver. `init` is a pidfd of the sandbox's first process, once known."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], init: int | None, output_bytes: int
-    ) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], output_bytes: int) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         self._process = process
-        self._init = init
+        self.init: int | None = None
         self._output_bytes = output_bytes
         self._requests, self._replies = process.stdin.fileno(), process.stdout.fileno()
         os.set_blocking(self._requests, False)
@@ -100,9 +98,9 @@ class Session:
 
     def kill(self) -> None:
         """Kill everything that the program is and has started, and wait until it is gone."""
-        if self._init is not None:
+        if self.init is not None:
             # Its death is the death of all in its pid namespace; bwrap, which waits for it, ends.
-            _kill_pidfd(self._init)
+            _kill_pidfd(self.init)
         else:
             _kill_group(self._process.pid)
         self._process.wait()
@@ -110,8 +108,8 @@ class Session:
     def close(self) -> None:
         """Kill, and give the pipes back."""
         self.kill()
-        if self._init is not None:
-            os.close(self._init)
+        if self.init is not None:
+            os.close(self.init)
         for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
             assert pipe is not None
             pipe.close()
