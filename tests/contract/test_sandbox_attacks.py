@@ -32,7 +32,7 @@ PROBLEM = Problem(
     offset=0,
 )
 TESTS = (ProgramTest(input="first\n", output=f"{SECRET}\n"), ProgramTest(input="2\n", output="4\n"))
-LIMITS = Limits(seconds_per_test=1.5, memory_bytes=512 * MIB, tmp_bytes=4 * MIB)
+LIMITS = Limits(seconds_per_test=1.0, memory_bytes=512 * MIB, tmp_bytes=4 * MIB)
 HONEST = f"x = input()\nprint('{SECRET}' if x == 'first' else 2 * int(x))"
 # What the driver's own frames look like, for programs that write some.
 FRAME = """
@@ -164,7 +164,7 @@ class TestUsingTooMuch:
                 deadline = time.monotonic() + 20
                 session.ask({"code": greedy, "function": None}, deadline)
                 counts.append(int(session.ask("", deadline)["printed"]))
-        assert counts[0] == counts[1] > 50
+        assert counts[0] == counts[1] > 10
 
 
 class TestReading:
@@ -296,7 +296,10 @@ class TestReachingOut:
             "        os.close(os.open(place + '/written', os.O_CREAT | os.O_WRONLY))\n"
             "        print(place)\n    except OSError: pass\n"
         )
-        assert printed(sandbox, code) == "/tmp\n"
+        written = printed(sandbox, code).split()
+        assert "/tmp" in written
+        assert all(place.startswith("/tmp") for place in written)  # the sandbox's own
+        assert not [place for place in written if (Path(place) / "written").exists()]
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("layer", ["sandbox", "namespaces_alone"])

@@ -9,7 +9,7 @@ from amnesia_bench.errors import ExitCode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.epilog = f"Exit code 6 where there is none or it does not hold; {parser.epilog}"
+    """Add nothing: there is nothing to choose."""
 
 
 def run(args: argparse.Namespace) -> ExitCode:

@@ -29,8 +29,8 @@ START_SECONDS = 60.0  # of a loaded machine; a quiet one needs a twentieth of on
 Process = subprocess.Popen[bytes]
 
 INSTALL = (
-    "Install bubblewrap (Debian: apt install bubblewrap) and allow unprivileged user namespaces, "
-    "or score in a container with no network; --unsafe-no-sandbox runs the programs anyway."
+    "Install bubblewrap 0.8 or later (Debian: apt install bubblewrap) and allow unprivileged user "
+    "namespaces, or type --unsafe-no-sandbox inside a container without network or secrets."
 )
 
 
@@ -90,6 +90,8 @@ class Launcher:
         command = [str(self.bwrap), "--unshare-all", "--unshare-user", "--disable-userns"]
         command += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
         command += ["--hostname", "sandbox", "--info-fd", str(info), "--seccomp", str(seccomp)]
+        # First: a Python may live below it.
+        command += ["--size", str(limits.tmp_bytes), "--tmpfs", "/tmp"]
         for folder in self.interpreter.folders:
             # Where /lib is a link into /usr, so it is inside.
             if folder.is_symlink():
@@ -103,7 +105,6 @@ class Launcher:
         # No /proc: /proc/1/environ would be the launcher's. A writable /dev would be memory that
         # no limit counts.
         command += ["--dev", "/dev", "--remount-ro", "/dev"]
-        command += ["--size", str(limits.tmp_bytes), "--tmpfs", "/tmp"]
         return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]
 
 
@@ -129,7 +130,7 @@ def _setup(limits: Limits, cpu_seconds: float, packages: list[str]) -> dict[str,
         "limits": {
             "RLIMIT_AS": limits.memory_bytes,
             "RLIMIT_CPU": int(cpu_seconds) + 1,
-            "RLIMIT_NPROC": limits.processes,
+            "RLIMIT_NPROC": limits.threads,
             "RLIMIT_FSIZE": limits.file_bytes,
             "RLIMIT_NOFILE": limits.open_files,
             "RLIMIT_CORE": 0,

@@ -11,13 +11,13 @@ MIB = 1 << 20
 class Limits:
     """Limits of one program; all are hard, and of the kernel except the times and the output.
 
-    Memory counts address space, as RLIMIT_AS does. `processes` counts threads: processes cannot
-    be made at all. `output_bytes` bounds one answer on its way out.
+    Memory counts address space, as RLIMIT_AS does. `threads` includes the first one and that of
+    bwrap; processes cannot be made at all. `output_bytes` bounds one answer on its way out.
     """
 
     seconds_per_test: float = 6.0
     memory_bytes: int = 4096 * MIB
-    processes: int = 64
+    threads: int = 16
     tmp_bytes: int = 64 * MIB
     file_bytes: int = 16 * MIB
     open_files: int = 64

@@ -45,6 +45,7 @@ _REFUSED: dict[str, tuple[int | None, int | None]] = {
     "ptrace": (101, 117),
     "process_vm_readv": (310, 270),
     "process_vm_writev": (311, 271),
+    "pidfd_getfd": (438, 438),
     # parts of the kernel with a history of holes, which no solution of a puzzle needs
     "io_uring_setup": (425, 425),
     "bpf": (321, 280),
