@@ -142,17 +142,23 @@ def _setup(limits: Limits, cpu_seconds: float, packages: list[str]) -> dict[str,
 
 
 def _prepared(process: Process, setup: dict[str, Any]) -> Session:
-    """Return a session whose driver has greeted, and has set its limits."""
+    """Return a session whose driver has greeted, and has set its limits.
+
+    Raises:
+        SandboxError: it has not; says what was written to stderr.
+    """
     session = Session(process, setup["output_bytes"])
     deadline = time.monotonic() + START_SECONDS
     try:
         session.answer(deadline)
         session.ask(setup, deadline)
-    except ProgramStoppedError as error:
+    except BaseException as error:
         session.kill()
         said = session.diagnostics()
         session.close()
-        raise SandboxError(said or str(error)) from error
+        if isinstance(error, ProgramStoppedError):
+            raise SandboxError(said or str(error)) from error
+        raise
     return session
 
 

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from enum import Enum
 from typing import Any
 
@@ -98,11 +99,14 @@ class Session:
 
     def kill(self) -> None:
         """Kill everything that the program is and has started, and wait until it is gone."""
-        if self.init is not None:
-            # Its death is the death of all in its pid namespace; bwrap, which waits for it, ends.
-            _kill_pidfd(self.init)
-        else:
-            _kill_group(self._process.pid)
+        if self._process.returncode is not None:
+            return  # waited for: its number may be another's by now
+        with suppress(ProcessLookupError):
+            if self.init is not None:
+                # With it dies all of its pid namespace; bwrap, which waits for it, ends.
+                signal.pidfd_send_signal(self.init, signal.SIGKILL)
+            else:
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def close(self) -> None:
@@ -122,8 +126,10 @@ class Session:
             except BlockingIOError:
                 # Only while there is something to send: else it is always writable.
                 self._poll.register(self._requests, select.POLLOUT)
-                ready = self._wait(deadline)
-                self._poll.unregister(self._requests)
+                try:
+                    ready = self._wait(deadline)
+                finally:
+                    self._poll.unregister(self._requests)
                 if ready == [self._replies]:
                     # It answers what it has not heard: an answer like any other, so stop telling.
                     raise ProgramStoppedError(Stop.MALFORMED) from None
@@ -148,17 +154,3 @@ class Session:
         if not ready:
             raise ProgramStoppedError(Stop.TIME_LIMIT)
         return [descriptor for descriptor, _ in ready]
-
-
-def _kill_pidfd(descriptor: int) -> None:
-    try:
-        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-    except ProcessLookupError:
-        return
-
-
-def _kill_group(leader: int) -> None:
-    try:
-        os.killpg(leader, signal.SIGKILL)
-    except ProcessLookupError:
-        return
