@@ -19,7 +19,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import MissingEnvironmentError, UserError
 
 REPOSITORY = "livecodebench/code_generation_lite"
 REVISION = "0fe84c3912ea0c4d4a78037083943e8f0c4dd505"
@@ -112,6 +112,7 @@ def load_problems(
     Raises:
         UserError: no such window or file, another schema, a torn line, or not as many problems
             as the window has.
+        MissingEnvironmentError: the hub is wanted and its package is missing.
     """
     if window not in WINDOWS:
         known = ", ".join(map(str, WINDOWS))
@@ -144,9 +145,14 @@ def problems_identity(problems: tuple[Problem, ...]) -> str:
 
 
 def _download(name: str, revision: str) -> Path:
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"{REPOSITORY}: huggingface_hub is not installed",
+            hint='pip install "amnesia-bench[eval]", or name a folder with the files.',
+        ) from error
     try:
         return Path(hf_hub_download(REPOSITORY, name, repo_type="dataset", revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -183,7 +189,7 @@ def _problem(line: bytes, source: Path, offset: int, where: str) -> tuple[Proble
             )
     try:
         function = json.loads(row["metadata"]).get("func_name")
-        date = datetime.fromisoformat(row["contest_date"])
+        date = datetime.fromisoformat(row["contest_date"]).replace(tzinfo=None)
     except (ValueError, AttributeError) as error:
         raise UserError(f"{where}: metadata or contest_date: {error}") from error
     problem = Problem(
