@@ -1,0 +1,1 @@
+"""LiveCodeBench: problems, prompts, and verdicts on programs run in a sandbox."""

@@ -1,0 +1,245 @@
+"""LiveCodeBench's problems, read line by line: the files of release_v5 hold 4.3 GB of tests.
+
+The hub's dataset is a script, which datasets 4 and later refuse to run, so this reads the raw
+files. Tests are decoded only when a problem is graded.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import pickle
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from amnesia_bench.errors import MissingEnvironmentError, UserError
+
+REPOSITORY = "livecodebench/code_generation_lite"
+REVISION = "0fe84c3912ea0c4d4a78037083943e8f0c4dd505"
+FILES = ("test.jsonl", "test2.jsonl", "test3.jsonl", "test4.jsonl", "test5.jsonl")
+# Decoded tests of one problem; the largest in the dataset is far below.
+MAX_TEST_BYTES = 4 << 30
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """Which problems. All of `files` from `first_date` on; `problems` is how many there must be."""
+
+    files: tuple[str, ...]
+    problems: int
+    first_date: datetime | None = None
+
+
+# What papers call "LiveCodeBench v5". The first fits this paper's numbers (release_v5 without
+# release_v2); then release_v5, its problems since August 2024, and those new in it.
+WINDOWS: Mapping[int, Window] = {
+    369: Window(files=FILES[2:], problems=369),
+    880: Window(files=FILES, problems=880),
+    279: Window(files=FILES, problems=279, first_date=datetime(2024, 8, 1)),  # noqa: DTZ001
+    167: Window(files=FILES[4:], problems=167),
+}
+
+
+class ProblemKind(Enum):
+    """How a program is tested: what it prints for an input, or what its function returns."""
+
+    STDIN = "stdin"
+    FUNCTIONAL = "functional"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProgramTest:
+    """One test. Functional: an argument per line of `input`, as JSON, and `output` is JSON."""
+
+    input: str
+    output: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A problem, and where its tests lie. `function` is None where programs read stdin."""
+
+    name: str
+    question: str
+    starter_code: str
+    function: str | None
+    sha256: str
+    source: Path = field(repr=False)
+    offset: int = field(repr=False)
+
+    @property
+    def kind(self) -> ProblemKind:
+        return ProblemKind.STDIN if self.function is None else ProblemKind.FUNCTIONAL
+
+    def tests(self) -> tuple[ProgramTest, ...]:
+        """Return all tests, the public ones first.
+
+        Raises:
+            UserError: the file has changed since it was read, or its tests cannot be decoded.
+        """
+        with self.source.open("rb") as file:
+            file.seek(self.offset)
+            line = file.readline()
+        if hashlib.sha256(line).hexdigest() != self.sha256:
+            raise UserError(f"{self.source}: changed since {self.name} was read from it")
+        where = f"{self.source}: {self.name}"
+        row = json.loads(line)
+        public = _tests(json.loads(row["public_test_cases"]), where)
+        private = _tests(_decode(row["private_test_cases"], where), where)
+        if not public + private:
+            raise UserError(f"{where}: has no tests")
+        return public + private
+
+
+def load_problems(
+    window: int, *, path: Path | None = None, revision: str = REVISION
+) -> tuple[Problem, ...]:
+    """Return the problems of a window in the order of the files.
+
+    Args:
+        window: a key of `WINDOWS`.
+        path: None for the hub; a folder with files named like the hub's; or one file of the same
+            schema, all of which is taken, whatever the window.
+        revision: of the hub's repository: a commit.
+
+    Raises:
+        UserError: no such window or file, another schema, a torn line, or not as many problems
+            as the window has.
+        MissingEnvironmentError: the hub is wanted and its package is missing.
+    """
+    if window not in WINDOWS:
+        known = ", ".join(map(str, WINDOWS))
+        raise UserError(f"window={window}: no such window", hint=f"One of {known}.")
+    if path is not None and path.is_file():
+        return tuple(problem for problem, _ in _read(path))
+    chosen = WINDOWS[window]
+    if path is None:
+        sources = [_download(name, revision) for name in chosen.files]
+    else:
+        sources = [path / name for name in chosen.files]
+    problems = tuple(
+        problem
+        for source in sources
+        for problem, date in _read(source)
+        if chosen.first_date is None or date >= chosen.first_date
+    )
+    if len(problems) != chosen.problems:
+        raise UserError(
+            f"window {window}: {len(problems)} problems in {', '.join(map(str, sources))}, "
+            f"not {chosen.problems}",
+            hint=f"Take the files of {REPOSITORY} at {REVISION}.",
+        )
+    return problems
+
+
+def problems_identity(problems: tuple[Problem, ...]) -> str:
+    """Return a sha256 of the problems, tests and order included."""
+    return hashlib.sha256("\n".join(problem.sha256 for problem in problems).encode()).hexdigest()
+
+
+def _download(name: str, revision: str) -> Path:
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"{REPOSITORY}: huggingface_hub is not installed",
+            hint='pip install "amnesia-bench[eval]", or name a folder with the files.',
+        ) from error
+    try:
+        return Path(hf_hub_download(REPOSITORY, name, repo_type="dataset", revision=revision))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise UserError(
+            f"{REPOSITORY}: {name} of revision {revision} cannot be had: {error}",
+            hint="Download it where there is a network and name its folder.",
+        ) from error
+
+
+def _read(source: Path) -> Iterator[tuple[Problem, datetime]]:
+    offset = 0
+    try:
+        with source.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _problem(line, source, offset, f"{source}: line {number}")
+                offset += len(line)
+    except OSError as error:
+        raise UserError(f"{source}: cannot be read: {error.strerror}") from error
+    if offset == 0:
+        raise UserError(f"{source}: is empty")
+
+
+def _problem(line: bytes, source: Path, offset: int, where: str) -> tuple[Problem, datetime]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where}: is not JSON, or was cut off: {error}") from error
+    for name in _FIELDS:
+        if not isinstance(row, dict) or not isinstance(row.get(name), str):
+            raise UserError(
+                f"{where}: no text in field {name!r}",
+                hint=f"A line has the fields {', '.join(_FIELDS)}.",
+            )
+    try:
+        function = json.loads(row["metadata"]).get("func_name")
+        date = datetime.fromisoformat(row["contest_date"]).replace(tzinfo=None)
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{where}: metadata or contest_date: {error}") from error
+    problem = Problem(
+        name=row["question_id"],
+        question=row["question_content"],
+        starter_code=row["starter_code"],
+        function=function,
+        sha256=hashlib.sha256(line).hexdigest(),
+        source=source,
+        offset=offset,
+    )
+    return problem, date
+
+
+_FIELDS = (
+    "question_id",
+    "question_content",
+    "starter_code",
+    "contest_date",
+    "metadata",
+    "public_test_cases",
+    "private_test_cases",
+)
+
+
+def _tests(cases: Any, where: str) -> tuple[ProgramTest, ...]:
+    try:
+        return tuple(ProgramTest(input=case["input"], output=case["output"]) for case in cases)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{where}: a test without input and output: {error!r}") from error
+
+
+def _decode(text: str, where: str) -> Any:
+    """Return private tests, which are JSON, or JSON in a pickled string, compressed, in base64."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        pass
+    try:
+        unpacker = zlib.decompressobj()
+        data = unpacker.decompress(base64.b64decode(text, validate=True), MAX_TEST_BYTES)
+        if not unpacker.eof:
+            raise ValueError("cut off, or larger than any test is")
+        return json.loads(_OnlyText(io.BytesIO(data)).load())
+    except Exception as error:  # what is no pickle makes pickle raise nearly anything
+        raise UserError(f"{where}: private tests cannot be decoded: {error}") from error
+
+
+class _OnlyText(pickle.Unpickler):
+    """Unpickles plain values: a downloaded pickle that names a function would run it."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"names {module}.{name}; a list of tests has no code")

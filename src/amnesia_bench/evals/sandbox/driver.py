@@ -1,0 +1,246 @@
+"""Runs inside the sandbox: loads one program, feeds it its tests, returns what it answers.
+
+The launcher passes this file's text to `python -c`, so it imports the standard library alone.
+What it knows the program may know: inputs, never expected outputs. All judging is outside.
+
+Frames both ways: 8 bytes of length, then JSON. In: limits, the program, then an input per test.
+Out: a greeting, then an answer to each. The program can write frames of its own; that is no
+more than printing, since whoever reads them compares them with what only he knows.
+
+Loading and calling follow LiveCodeBench's checker (lcb_runner/evaluation/testing_util.py at
+28fef95), its oddities included: a stdin program becomes the body of a function in a module that
+begins with star imports; `sys.stdin` cannot be iterated over, and its `read`, `readlines` and
+`buffer` never move on.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import resource
+import sys
+from contextlib import suppress
+from fractions import Fraction
+from types import ModuleType
+from typing import Any
+
+PLAIN_IMPORTS = (
+    *("string", "re", "datetime", "collections", "heapq", "bisect", "copy", "math", "random"),
+    *("statistics", "itertools", "functools", "operator", "io", "sys", "json"),
+)
+STAR_IMPORTS = (*PLAIN_IMPORTS, "builtins", "typing")
+RECURSION_LIMIT = 50000
+MAX_INT_DIGITS = 50000
+STACK_BYTES = 8 << 20
+
+
+class Channel:
+    """The two pipes to the launcher, taken away from where the program's own input is."""
+
+    def __init__(self) -> None:
+        self._requests, self._replies = os.dup(0), os.dup(1)
+        null = os.open(os.devnull, os.O_RDWR)
+        for standard in (0, 1, 2):
+            os.dup2(null, standard)
+
+    def receive(self) -> Any:
+        return json.loads(self._read(int.from_bytes(self._read(8), "big")))
+
+    def send(self, reply: dict[str, Any]) -> None:
+        self.send_bytes(json.dumps(reply).encode())
+
+    def send_bytes(self, data: bytes) -> None:
+        view = memoryview(len(data).to_bytes(8, "big") + data)
+        while view:
+            view = view[os.write(self._replies, view) :]
+
+    def _read(self, count: int) -> bytes:
+        parts = []
+        while count:
+            part = os.read(self._requests, min(count, 1 << 20))
+            if not part:
+                os._exit(0)  # the launcher has heard enough
+            parts.append(part)
+            count -= len(part)
+        return b"".join(parts)
+
+
+class MockedBuffer:
+    """`sys.stdin.buffer` as the checker mocks it: every call begins at the first byte."""
+
+    def __init__(self, text: str) -> None:
+        self._data = text.encode("utf-8")
+
+    def read(self, *_: object) -> bytes:
+        return self._data
+
+    def readline(self, *_: object) -> bytes:
+        return self._data.split(b"\n")[0] + b"\n"
+
+
+class MockedStdin:
+    """`sys.stdin` as the checker mocks it."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._rest = io.StringIO(text)
+        self.buffer = MockedBuffer(text)
+
+    def read(self, *_: object) -> str:
+        return self._text
+
+    def readline(self, size: int = -1, /) -> str:
+        return self._rest.readline(size)
+
+    def readlines(self, *_: object) -> list[str]:
+        return self._text.split("\n")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._rest, name)
+
+
+def set_limits(limits: dict[str, int]) -> None:
+    """Set hard limits, which an unprivileged process cannot raise again."""
+    for name, value in limits.items():
+        kind = getattr(resource, name)
+        _, hard = resource.getrlimit(kind)
+        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (value, value))
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+
+
+def prepare_interpreter(packages: list[str]) -> None:
+    """Make the names a program sees those that it sees under the checker."""
+    import builtins
+    import random
+    import site
+
+    site.setquit()  # `exit`, which -S leaves out
+    builtins.quit = None  # type: ignore[assignment]  # so does the checker
+    for name in ("ipdb", "joblib", "resource", "psutil", "tkinter"):
+        sys.modules[name] = None  # type: ignore[assignment]
+    sys.path.extend(packages)
+    sys.set_int_max_str_digits(MAX_INT_DIGITS)
+    random.seed(0)  # a verdict does not change from run to run
+
+
+def prelude() -> str:
+    stars = [f"from {name} import *" for name in STAR_IMPORTS]
+    plain = [f"import {name}" for name in PLAIN_IMPORTS]
+    return "\n".join([*stars, *plain, f"sys.setrecursionlimit({RECURSION_LIMIT})", ""])
+
+
+def as_function(code: str) -> str:
+    """Return a stdin program as a module whose `wrapped_function` is all but its imports."""
+    try:
+        body = ast.parse(code).body
+    except Exception:
+        return code  # it fails to load, as it should
+    if body and _is_main_block(body[-1]):
+        *before, last = body
+        # Through text and back: what follows sees the block's lines at the top level.
+        code = "\n".join(ast.unparse(statement) for statement in [*before, *last.body])  # type: ignore[attr-defined]
+        body = ast.parse(code).body
+    imports = [s for s in body if isinstance(s, ast.Import | ast.ImportFrom)]
+    others = [s for s in body if not isinstance(s, ast.Import | ast.ImportFrom)]
+    function = ast.parse("def wrapped_function(): pass").body[0]
+    function.body = others  # type: ignore[attr-defined]
+    return "\n".join([prelude(), *map(ast.unparse, imports), ast.unparse(function), ""])
+
+
+def _is_main_block(statement: ast.stmt) -> bool:
+    return (
+        isinstance(statement, ast.If)
+        and ast.unparse(statement.test).strip() == "__name__ == '__main__'"
+    )
+
+
+def load(code: str, function: str | None) -> Any:
+    """Execute the program's text and return what each test calls.
+
+    Raises:
+        Exception: whatever the program raises; AttributeError: it lacks the function.
+    """
+    code = as_function(code) if function is None else prelude() + "\n\n" + code
+    module = ModuleType("tmp_sol", "")
+    exec(code, module.__dict__)
+    owner = module.Solution() if "class Solution" in code else module
+    return getattr(owner, function or "wrapped_function")
+
+
+def run_on_stdin(program: Any, text: str) -> dict[str, Any]:
+    """Return what the program prints when it reads this text."""
+    printed = io.StringIO()
+    printed.close = None  # type: ignore[assignment]  # closing is an error there
+    stdin, stdout = sys.stdin, sys.stdout
+    sys.stdin, sys.stdout = MockedStdin(text), printed
+    try:
+        program()
+    except SystemExit:
+        pass
+    finally:
+        sys.stdin, sys.stdout = stdin, stdout
+    return {"printed": printed.getvalue()}
+
+
+def run_call(program: Any, text: str) -> dict[str, Any]:
+    """Return what the program's function returns; an argument per line of the text."""
+    returned = program(*[json.loads(line) for line in text.split("\n")])
+    return {"returned": plain(list(returned) if isinstance(returned, tuple) else returned)}
+
+
+def plain(value: Any) -> Any:
+    """Return a value as JSON that keeps what == sees: tuples differ from lists, 1 equals 1.0."""
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        value = value.item()
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value) if -(2**63) < value < 2**63 else {"ratio": [hex(value), "0x1"]}
+    if isinstance(value, float):
+        return float(value)
+    if isinstance(value, list):
+        return [plain(item) for item in value]
+    if isinstance(value, dict):
+        return {"dict": [[plain(key), plain(item)] for key, item in value.items()]}
+    if isinstance(value, Fraction) or type(value).__name__ == "Decimal":
+        with suppress(ValueError, OverflowError):  # of NaN and infinity
+            return {"ratio": [hex(part) for part in value.as_integer_ratio()]}
+    return {"other": type(value).__name__}
+
+
+def main() -> None:
+    channel = Channel()
+    version = ".".join(map(str, sys.version_info[:3]))
+    channel.send({"python": version})
+    setup = channel.receive()
+    most = setup["output_bytes"]
+    set_limits(setup["limits"])
+    prepare_interpreter(setup["packages"])
+    channel.send({"prepared": True})
+    job = channel.receive()
+    function = job["function"]
+    try:
+        program = load(job["code"], function)
+    except BaseException as error:
+        channel.send({"error": type(error).__name__})
+        return
+    channel.send({"loaded": True})
+    run = run_on_stdin if function is None else run_call
+    while True:
+        text = channel.receive()
+        try:
+            data = json.dumps(run(program, text)).encode()
+        except BaseException as error:
+            data = json.dumps({"error": type(error).__name__}).encode()
+        if len(data) > most:
+            data = json.dumps({"error": "OutputLimit"}).encode()
+        channel.send_bytes(data)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""How programs are started: in a bubblewrap sandbox or, when that is typed, without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from amnesia_bench.errors import MissingEnvironmentError
+from amnesia_bench.evals.sandbox.interpreter import NOBODY, Interpreter, find_interpreter
+from amnesia_bench.evals.sandbox.limits import Limits
+from amnesia_bench.evals.sandbox.seccomp import filter_program
+from amnesia_bench.evals.sandbox.session import ProgramStoppedError, SandboxError, Session
+
+PACKAGES = "/packages"  # where the sandbox sees numpy
+# All that programs find in their environment. Sets of strings get one order in every run.
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
+START_SECONDS = 60.0  # of a loaded machine; a quiet one needs a twentieth of one
+
+Process = subprocess.Popen[bytes]
+
+INSTALL = (
+    "Install bubblewrap 0.8 or later (Debian: apt install bubblewrap) and allow unprivileged user "
+    "namespaces, or type --unsafe-no-sandbox inside a container without network or secrets."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """Starts programs: in a sandbox of `bwrap`, or without one where that is None."""
+
+    interpreter: Interpreter
+    bwrap: Path | None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What verdicts may depend on, for the record."""
+        return {
+            "sandbox": "none" if self.bwrap is None else "bubblewrap",
+            "sandbox_python": self.interpreter.executable.name,
+            "sandbox_numpy": "no" if not self.interpreter.numpy else "yes",
+        }
+
+    @contextmanager
+    def started(self, limits: Limits, cpu_seconds: float) -> Iterator[Session]:
+        """Start the driver for one program; all of it is dead when the block ends.
+
+        Raises:
+            SandboxError: it did not start.
+        """
+        source = files(__package__).joinpath("driver.py").read_text("utf-8")
+        # -s -S: nothing of the user's and no site-packages.
+        python = [str(self.interpreter.executable), "-s", "-S", "-B", "-c", source]
+        if self.bwrap is not None:
+            packages = [PACKAGES] if self.interpreter.numpy else []
+            setup = _setup(limits, cpu_seconds, packages)
+            with closing(self._sandboxed(python, setup, limits)) as session:
+                yield session
+            return
+        packages = sorted({str(folder.parent) for folder in self.interpreter.numpy})
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            if os.geteuid() == 0:
+                os.chown(folder, NOBODY, NOBODY)
+            setup = _setup(limits, cpu_seconds, packages)
+            with closing(_prepared(_spawn(python, folder), setup)) as session:
+                yield session
+
+    def _sandboxed(self, python: list[str], setup: dict[str, Any], limits: Limits) -> Session:
+        with _pipe() as (info, info_out), _pipe() as (calls, calls_out):
+            calls_out.write(filter_program())
+            calls_out.close()
+            passed = (info_out.fileno(), calls.fileno())
+            process = _spawn(self._bwrap_command(limits, *passed) + python, "/", passed)
+            session = _prepared(process, setup)
+            # bwrap has written this before the driver could start; a bwrap that has not is none.
+            os.set_blocking(info.fileno(), False)
+            session.init = _open_init(info.read() or b"", process)
+            return session
+
+    def _bwrap_command(self, limits: Limits, info: int, seccomp: int) -> list[str]:
+        command = [str(self.bwrap), "--unshare-all", "--unshare-user", "--disable-userns"]
+        command += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+        command += ["--hostname", "sandbox", "--info-fd", str(info), "--seccomp", str(seccomp)]
+        # First: a Python may live below it.
+        command += ["--size", str(limits.tmp_bytes), "--tmpfs", "/tmp"]
+        for folder in self.interpreter.folders:
+            # Where /lib is a link into /usr, so it is inside.
+            if folder.is_symlink():
+                command += ["--symlink", str(folder.readlink()), str(folder)]
+            else:
+                command += ["--ro-bind", str(folder), str(folder)]
+        executable = str(self.interpreter.executable)
+        command += ["--ro-bind", executable, executable]
+        for folder in self.interpreter.numpy:
+            command += ["--ro-bind", str(folder), f"{PACKAGES}/{folder.name}"]
+        # No /proc: /proc/1/environ would be the launcher's. A writable /dev would be memory that
+        # no limit counts.
+        command += ["--dev", "/dev", "--remount-ro", "/dev"]
+        return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]
+
+
+def find_launcher(*, unsafe_no_sandbox: bool = False) -> Launcher:
+    """Return how programs are started on this machine; it is not tried yet.
+
+    Raises:
+        MissingEnvironmentError: there is no bubblewrap, or no Python to run programs with.
+    """
+    interpreter = find_interpreter()
+    if unsafe_no_sandbox:
+        return Launcher(interpreter=interpreter, bwrap=None)
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise MissingEnvironmentError("no sandbox: bwrap is not in PATH", hint=INSTALL)
+    filter_program()  # raises where there is none for this machine
+    return Launcher(interpreter=interpreter, bwrap=Path(bwrap).resolve())
+
+
+def _setup(limits: Limits, cpu_seconds: float, packages: list[str]) -> dict[str, Any]:
+    """Return the first part of the job: what the driver does before it sees the program."""
+    return {
+        "limits": {
+            "RLIMIT_AS": limits.memory_bytes,
+            "RLIMIT_CPU": int(cpu_seconds) + 1,
+            "RLIMIT_NPROC": limits.threads,
+            "RLIMIT_FSIZE": limits.file_bytes,
+            "RLIMIT_NOFILE": limits.open_files,
+            "RLIMIT_CORE": 0,
+            "RLIMIT_MSGQUEUE": 0,
+        },
+        "output_bytes": limits.output_bytes,
+        "packages": packages,
+    }
+
+
+def _prepared(process: Process, setup: dict[str, Any]) -> Session:
+    """Return a session whose driver has greeted, and has set its limits.
+
+    Raises:
+        SandboxError: it has not; says what was written to stderr.
+    """
+    session = Session(process, setup["output_bytes"])
+    deadline = time.monotonic() + START_SECONDS
+    try:
+        session.answer(deadline)
+        session.ask(setup, deadline)
+    except BaseException as error:
+        session.kill()
+        said = session.diagnostics()
+        session.close()
+        if isinstance(error, ProgramStoppedError):
+            raise SandboxError(said or str(error)) from error
+        raise
+    return session
+
+
+def _spawn(command: list[str], folder: str, passed: tuple[int, ...] = ()) -> Process:
+    options: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        options = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        env=ENVIRONMENT,
+        cwd=folder,
+        pass_fds=passed,
+        start_new_session=True,
+        bufsize=0,
+        **options,
+    )
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb", buffering=0) as sink:
+        yield source, sink
+
+
+def _open_init(info: bytes, process: Process) -> int | None:
+    """Return a pidfd of the sandbox's first process; None if bwrap did not get that far."""
+    try:
+        pid = int(json.loads(info)["child-pid"])
+        descriptor = os.pidfd_open(pid)
+    except (ValueError, KeyError, ProcessLookupError):
+        return None
+    # A child of bwrap, which we have not waited for: so this number has not been given to another.
+    if _parent_of(pid) == process.pid:
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _parent_of(pid: int) -> int | None:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    return int(status.rpartition(")")[2].split()[1])
