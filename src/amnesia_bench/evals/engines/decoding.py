@@ -5,7 +5,7 @@ Shapes: B rows, E vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
+from amnesia_bench.evals.engines.answers import Decode, generation_of
 from amnesia_bench.evals.engines.language_model import LanguageModel
 from amnesia_bench.evals.engines.out_of_memory import reaching
 from amnesia_bench.evals.engines.protocol import Request
 from amnesia_bench.evals.engines.sampling import choose, generator_of
 from amnesia_bench.records.evaluation import FinishReason, Generation
 
-Decode = Callable[[Sequence[int]], str]
 # End tokens, and what turns tokens into text.
 Stopping = tuple[frozenset[int], Decode]
 
@@ -59,18 +59,9 @@ class Row:
         return any(stop in text for stop in stops)
 
     def generation(self, decode: Decode) -> Generation:
-        """Return the finished answer; a stop string ends its text, not its tokens."""
+        """Return the finished answer."""
         assert self.finish_reason is not None
-        text = decode(self.tokens)
-        ends = [text.find(stop) for stop in self.request.sampling.stop if stop in text]
-        return Generation(
-            key=self.request.key,
-            text=text[: min(ends)] if ends else text,
-            tokens=tuple(self.tokens),
-            prompt_tokens=len(self.request.tokens),
-            finish_reason=self.finish_reason,
-            seed=self.request.seed,
-        )
+        return generation_of(self.request, self.tokens, self.finish_reason, decode)
 
 
 def finish(

@@ -22,6 +22,7 @@ import torch
 import transformers
 
 from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.evals.engines.answers import check_room, decoder, end_tokens
 from amnesia_bench.evals.engines.decoding import Row, Stopping
 from amnesia_bench.evals.engines.language_model import context_limit, examine
 from amnesia_bench.evals.engines.options import EngineOptions
@@ -51,7 +52,8 @@ class TransformersEngine:
         model.eval()
         self._limit = context_limit(model.config, options.max_context_tokens)
         self._model = examine(model)
-        self._eos_ids = _eos_ids(model, tokenizer)
+        self._eos_ids = end_tokens(tokenizer, getattr(model, "generation_config", None))
+        self._decode = decoder(tokenizer)
         # Shrinks when memory runs out, so that it runs out once and not at every batch.
         self._batch_tokens = options.max_batch_tokens
         self._longest = 0
@@ -159,22 +161,9 @@ class TransformersEngine:
     def _stopping(self) -> Stopping:
         return self._eos_ids, self._decode
 
-    def _decode(self, tokens: Sequence[int]) -> str:
-        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
-        return text
-
     def _survey(self, request: Request) -> _Prompt:
+        check_room(request, self._limit)
         digest = PromptDigest.of(request.tokens, self._options.prefill_chunk_tokens)
-        key, new = request.key, request.sampling.max_new_tokens
-        if digest.num_tokens == 0:
-            raise UserError(f"{key.task} document {key.doc}: the prompt has no tokens")
-        if self._limit is not None and digest.num_tokens + new > self._limit:
-            raise UserError(
-                f"{key.task} document {key.doc}: {digest.num_tokens:,} prompt tokens and up to "
-                f"{new:,} new ones do not fit the model's context of {self._limit:,}",
-                hint="Nothing is truncated. Ask for a shorter context, or set max_context_tokens "
-                "if the model can do more than its config says.",
-            )
         return _Prompt(digest, request.sampling)
 
     def _walk(
@@ -215,12 +204,3 @@ def _equal_rows(prompts: Sequence[_Prompt], indices: Sequence[int]) -> list[list
     for i in indices:
         groups.setdefault((prompts[i].digest.num_tokens, prompts[i].sampling), []).append(i)
     return list(groups.values())
-
-
-def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
-    """Return every end token that the tokenizer or the generation config names."""
-    config = getattr(model, "generation_config", None)
-    named: list[Any] = []
-    for ids in (tokenizer.eos_token_id, getattr(config, "eos_token_id", None)):
-        named += ids if isinstance(ids, list) else [ids]
-    return frozenset(int(i) for i in named if i is not None)
