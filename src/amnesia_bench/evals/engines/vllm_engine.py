@@ -28,11 +28,9 @@ from amnesia_bench.records.evaluation import FinishReason, Generation
 
 log = logging.getLogger(__name__)
 
-# Shorter common text is not worth a request of its own.
-_MIN_PRIME_TOKENS = 512
 # A window bounds what one kill loses and what the host holds; vLLM batches within it.
 _WINDOW_TOKENS, _WINDOW_REQUESTS = 1 << 22, 1024
-# Digests are taken at multiples of vLLM's block, but not of every block of 16 tokens.
+# Cuts are multiples of vLLM's block, but not every block of 16 tokens is worth a digest and a prime.
 _MIN_CHUNK_TOKENS = 256
 # How many roundings of the largest logit two tokens may lie apart and still be a tie.
 _TIE_ROUNDINGS = 8
@@ -127,7 +125,7 @@ class VllmEngine:
         nodes = plan_prefixes(digests, self._chunk, share=self._options.share_prefixes)
         order = [(i, node) for node in nodes for i in node.leaves]
         checked = self._spread([i for i, _ in order])
-        primed: set[int] = set()
+        primed: set[tuple[int, int]] = set()
         for window in _windows(order, digests):
             for node in (node for _, node in window):
                 self._prime(node, nodes, requests, primed)
@@ -149,19 +147,16 @@ class VllmEngine:
         node: PrefixNode,
         nodes: Sequence[PrefixNode],
         requests: Sequence[Request],
-        primed: set[int],
+        primed: set[tuple[int, int]],
     ) -> None:
-        """Leave the states of every worthwhile cut on the way to a node in vLLM's cache."""
+        """Leave the states of every cut on the way to a node in vLLM's cache."""
         path = [node]
         while path[-1].parent is not None:
             path.append(nodes[path[-1].parent])
-        reached = 0
         for step in reversed(path):
-            if step.cut - reached < _MIN_PRIME_TOKENS:
-                continue
-            reached = step.cut
-            if id(step) not in primed:
-                primed.add(id(step))
+            # Cut and source tell nodes apart: nodes of one cut share no prompt.
+            if step.cut and (step.cut, step.source) not in primed:
+                primed.add((step.cut, step.source))
                 self._run([requests[step.source].tokens[: step.cut]], [self._params(max_tokens=1)])
 
     def _answers(self, batch: Sequence[Request]) -> list[Generation]:
