@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 
 # A window bounds what one kill loses and what the host holds; vLLM batches within it.
 _WINDOW_TOKENS, _WINDOW_REQUESTS = 1 << 22, 1024
-# Cuts are multiples of vLLM's block, but not every block of 16 tokens is worth a digest and a prime.
+# Cuts are multiples of vLLM's block, but not every block of 16 is worth a digest and a prime.
 _MIN_CHUNK_TOKENS = 256
 # How many roundings of the largest logit two tokens may lie apart and still be a tie.
 _TIE_ROUNDINGS = 8
