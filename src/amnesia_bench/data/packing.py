@@ -1,0 +1,106 @@
+"""Documents into sequences of fixed length, computed from their lengths alone.
+
+A piece is a run of tokens of one document; a sequence is a list of pieces. Nothing here touches
+a token, so a corpus of billions is packed from a few bytes per document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amnesia_bench.config.data_schema import BestFit, OverLength, Single
+
+Integers = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Runs of tokens: of which document, from which token of it, how many; each int64 [P]."""
+
+    document: Integers
+    start: Integers
+    length: Integers
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def take(self, chosen: slice | list[int] | Integers | NDArray[np.bool_]) -> Pieces:
+        """Return the chosen pieces."""
+        return Pieces(self.document[chosen], self.start[chosen], self.length[chosen])
+
+
+def whole_documents(lengths: Integers, capacity: int, over_length: OverLength) -> Pieces:
+    """Return documents as pieces of at most `capacity` tokens, in their order.
+
+    What is longer is dropped, loses its end, or is split into pieces.
+    """
+    documents = np.arange(len(lengths), dtype=np.int64)
+    if over_length == "drop":
+        documents = documents[lengths <= capacity]
+        return Pieces(documents, np.zeros_like(documents), lengths[documents])
+    if over_length == "truncate":
+        return Pieces(documents, np.zeros_like(documents), np.minimum(lengths, capacity))
+    counts = -(-lengths // capacity)
+    documents = np.repeat(documents, counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    start = (np.arange(len(documents), dtype=np.int64) - first) * capacity
+    return Pieces(documents, start, np.minimum(lengths[documents] - start, capacity))
+
+
+def pack(pieces: Pieces, capacity: int, how: BestFit | Single, seed: int) -> Iterator[Pieces]:
+    """Yield sequences of whole pieces, none longer than `capacity`."""
+    if isinstance(how, Single):
+        for i in range(len(pieces)):
+            yield pieces.take(slice(i, i + 1))
+        return
+    shuffled = np.random.default_rng(seed).permutation(len(pieces))
+    for begin in range(0, len(shuffled), how.window_documents):
+        window = shuffled[begin : begin + how.window_documents]
+        for chosen in best_fit_decreasing(pieces.length[window], capacity):
+            yield pieces.take(window[chosen])
+
+
+def best_fit_decreasing(lengths: Integers, capacity: int) -> list[list[int]]:
+    """Assign lengths to bins: the longest first, each to the fullest bin that still takes it.
+
+    Returns the indices of each bin. Every length must be between 1 and `capacity`.
+    """
+    bins: list[list[int]] = []
+    # By free space: which bins have it; and as one big integer, which amounts of it exist.
+    with_space: list[list[int]] = [[] for _ in range(capacity + 1)]
+    spaces = 0
+    for i in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[i])
+        fitting = spaces >> length
+        if fitting:
+            space = length + (fitting & -fitting).bit_length() - 1
+            target = with_space[space].pop()
+            if not with_space[space]:
+                spaces ^= 1 << space
+            bins[target].append(i)
+        else:
+            space, target = capacity, len(bins)
+            bins.append([i])
+        left = space - length
+        if left:
+            with_space[left].append(target)
+            spaces |= 1 << left
+    return bins
+
+
+def concatenate(lengths: Integers, capacity: int) -> Iterator[Pieces]:
+    """Yield sequences cut from the documents laid end to end; only the last may be short."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    # Cut where a document ends and where a sequence is full.
+    cuts = np.union1d(ends, np.arange(capacity, total, capacity, dtype=np.int64))
+    begins = np.concatenate(([0], cuts[:-1])).astype(np.int64) if total else cuts[:0]
+    document = np.searchsorted(ends, begins, side="right").astype(np.int64)
+    pieces = Pieces(document, begins - (ends - lengths)[document], cuts - begins)
+    firsts = np.searchsorted(begins, np.arange(0, total, capacity, dtype=np.int64))
+    for first, last in zip(firsts, np.append(firsts[1:], len(begins)), strict=True):
+        yield pieces.take(slice(first, last))
