@@ -92,38 +92,19 @@ class MistralChat(Frozen):
 
 Chat = Annotated[Qwen3Chat | ChatML | MistralChat, Field(discriminator="style")]
 
+# best_fit: whole documents, best fit decreasing within windows of shuffled documents. concat:
+# documents one after another, cut wherever a sequence is full. single: one document a sequence,
+# for models that cannot keep packed documents apart.
+Pack = Literal["best_fit", "concat", "single"]
+
 # What becomes of a document that is longer than a sequence.
 OverLength = Literal["drop", "truncate", "split"]
-
-
-class BestFit(Frozen):
-    """Whole documents, best fit decreasing, within windows of shuffled documents."""
-
-    kind: Literal["best_fit"] = "best_fit"
-    window_documents: PositiveInt
-    over_length: OverLength
-
-
-class Concat(Frozen):
-    """Documents one after another, cut wherever a sequence is full."""
-
-    kind: Literal["concat"] = "concat"
-
-
-class Single(Frozen):
-    """One document a sequence: for models that cannot keep packed documents apart."""
-
-    kind: Literal["single"] = "single"
-    over_length: OverLength
-
-
-Pack = Annotated[BestFit | Concat | Single, Field(discriminator="kind")]
 
 
 class DataConfig(Frozen):
     """One source, prepared.
 
-    `sample_rows` is the share of rows that is read, chosen by `seed`. `max_dropped` is the share
+    `over_length` is null for pack concat, to which no document is too long. `sample_rows` is the share of rows that is read, chosen by `seed`. `max_dropped` is the share
     of those rows that may be unusable before the preparation fails; documents that are too long
     do not count.
     """
@@ -133,6 +114,7 @@ class DataConfig(Frozen):
     rows: Rows
     chat: Chat | None
     pack: Pack
+    over_length: OverLength | None
     sequence_tokens: Annotated[int, Field(ge=_MIN_SEQUENCE_TOKENS)]
     isolate_documents: bool
     sample_rows: Annotated[float, Field(gt=0, le=1)]
@@ -140,8 +122,14 @@ class DataConfig(Frozen):
     seed: NonNegativeInt
 
     @model_validator(mode="after")
-    def _chat_fits_rows(self) -> Self:
+    def _parts_fit(self) -> Self:
         if (self.chat is None) != (self.rows.kind == "text"):
             needs = "takes no chat" if self.rows.kind == "text" else "needs a chat"
             raise ValueError(f"rows of kind {self.rows.kind}: {needs}")
+        if (self.over_length is None) != (self.pack == "concat"):
+            raise ValueError(
+                "pack concat cuts documents anywhere: over_length: null"
+                if self.pack == "concat"
+                else f"pack {self.pack} needs over_length: drop, truncate or split"
+            )
         return self

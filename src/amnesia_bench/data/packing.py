@@ -12,9 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amnesia_bench.config.data_schema import BestFit, OverLength, Single
+from amnesia_bench.config.data_schema import OverLength
 
 Integers = NDArray[np.int64]
+
+WINDOW_DOCUMENTS = 50_000
 
 
 @dataclass(frozen=True)
@@ -51,17 +53,24 @@ def whole_documents(lengths: Integers, capacity: int, over_length: OverLength) -
     return Pieces(documents, start, np.minimum(lengths[documents] - start, capacity))
 
 
-def pack(pieces: Pieces, capacity: int, how: BestFit | Single, seed: int) -> Iterator[Pieces]:
-    """Yield sequences of whole pieces, none longer than `capacity`."""
-    if isinstance(how, Single):
-        for i in range(len(pieces)):
-            yield pieces.take(slice(i, i + 1))
-        return
+def pack_best_fit(
+    pieces: Pieces, capacity: int, seed: int, window: int = WINDOW_DOCUMENTS
+) -> Iterator[Pieces]:
+    """Yield sequences of whole pieces, best fit decreasing within windows of shuffled pieces.
+
+    Over everything at once, sequences would hold documents of like lengths only.
+    """
     shuffled = np.random.default_rng(seed).permutation(len(pieces))
-    for begin in range(0, len(shuffled), how.window_documents):
-        window = shuffled[begin : begin + how.window_documents]
-        for chosen in best_fit_decreasing(pieces.length[window], capacity):
-            yield pieces.take(window[chosen])
+    for begin in range(0, len(shuffled), window):
+        chosen = shuffled[begin : begin + window]
+        for members in best_fit_decreasing(pieces.length[chosen], capacity):
+            yield pieces.take(chosen[members])
+
+
+def pack_single(pieces: Pieces) -> Iterator[Pieces]:
+    """Yield one piece a sequence."""
+    for i in range(len(pieces)):
+        yield pieces.take(slice(i, i + 1))
 
 
 def best_fit_decreasing(lengths: Integers, capacity: int) -> list[list[int]]:

@@ -19,11 +19,17 @@ from pathlib import Path
 import numpy as np
 
 import amnesia_bench
-from amnesia_bench.config.data_schema import Concat, DataConfig
+from amnesia_bench.config.data_schema import DataConfig
 from amnesia_bench.data.chat import Segment, check_template
 from amnesia_bench.data.conversation import DroppedRow, Reason
 from amnesia_bench.data.documents import DocumentMaker, Documents, batches
-from amnesia_bench.data.packing import Pieces, concatenate, pack, whole_documents
+from amnesia_bench.data.packing import (
+    Pieces,
+    concatenate,
+    pack_best_fit,
+    pack_single,
+    whole_documents,
+)
 from amnesia_bench.data.parts import Corpus, PartsFolder, PartSummary, dropped_by_reason
 from amnesia_bench.data.sequence_store import DESCRIPTION, KIND, TOKENIZER, ShardWriter
 from amnesia_bench.data.sources import InputFile, hub_files, local_files, read_rows
@@ -220,14 +226,17 @@ def _refuse_useless(config: DataConfig, summaries: Sequence[PartSummary]) -> Non
 
 def _sequences(config: DataConfig, corpus: Corpus) -> tuple[Iterator[Pieces], int, int]:
     """Return the sequences to write, and how many fragments were cut and left out."""
-    capacity, how = config.sequence_tokens, config.pack
-    if isinstance(how, Concat):
+    capacity = config.sequence_tokens
+    if config.over_length is None:
         return concatenate(corpus.lengths, capacity), 0, 0
-    pieces = whole_documents(corpus.lengths, capacity, how.over_length)
+    pieces = whole_documents(corpus.lengths, capacity, config.over_length)
     cut = np.flatnonzero(corpus.lengths[pieces.document] > capacity)
     empty = [i for i in cut.tolist() if not corpus.piece(pieces, i)[1].any()]
     kept = pieces.take(np.delete(np.arange(len(pieces)), empty))
-    return pack(kept, capacity, how, config.seed), len(cut), len(empty)
+    packed = (
+        pack_single(kept) if config.pack == "single" else pack_best_fit(kept, capacity, config.seed)
+    )
+    return packed, len(cut), len(empty)
 
 
 def _pack(
@@ -247,7 +256,7 @@ def _pack(
         raise StageFailedError(
             f"all {len(corpus.lengths):,} documents are longer than a sequence of "
             f"{config.sequence_tokens:,} tokens",
-            hint="data.pack.over_length=truncate keeps their beginnings.",
+            hint="data.over_length=truncate keeps their beginnings.",
         )
     report(replace(_packed(writer), finished=True))
     over = int((corpus.lengths > config.sequence_tokens).sum())
