@@ -104,9 +104,9 @@ OverLength = Literal["drop", "truncate", "split"]
 class DataConfig(Frozen):
     """One source, prepared.
 
-    `over_length` is null for pack concat, to which no document is too long. `sample_rows` is the share of rows that is read, chosen by `seed`. `max_dropped` is the share
-    of those rows that may be unusable before the preparation fails; documents that are too long
-    do not count.
+    `over_length` is null for pack concat, to which no document is too long. `sample_rows` is the
+    share of rows that is read, chosen by `seed`. `max_dropped` is the share of those rows that may
+    be unusable before the preparation fails; documents that are too long do not count.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]

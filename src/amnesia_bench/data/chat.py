@@ -80,10 +80,12 @@ def _as_written(message: Message, last: bool) -> Iterable[Segment]:
 
 def _qwen3_answer(message: Message, last: bool) -> Iterable[Segment]:
     answer = message.answer.lstrip("\n")
+    if message.reasoning is None:
+        if last:
+            return [Segment(_EMPTY_THINK, False), Segment(answer, True)]
+        return _as_written(message, last)
     if not last:
         return [Segment(answer, True)]
-    if message.reasoning is None:
-        return [Segment(_EMPTY_THINK, False), Segment(answer, True)]
     reasoning = message.reasoning.strip("\n")
     return [Segment(f"{THINK}\n{reasoning}\n{END_THINK}\n\n{answer}", True)]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,13 +104,15 @@ def best_fit_decreasing(lengths: Integers, capacity: int) -> list[list[int]]:
 
 def concatenate(lengths: Integers, capacity: int) -> Iterator[Pieces]:
     """Yield sequences cut from the documents laid end to end; only the last may be short."""
+    if not len(lengths):
+        return
     ends = np.cumsum(lengths)
-    total = int(ends[-1]) if len(ends) else 0
     # Cut where a document ends and where a sequence is full.
-    cuts = np.union1d(ends, np.arange(capacity, total, capacity, dtype=np.int64))
-    begins = np.concatenate(([0], cuts[:-1])).astype(np.int64) if total else cuts[:0]
+    full = np.arange(capacity, ends[-1], capacity, dtype=np.int64)
+    cuts = np.union1d(ends, full)
+    begins = np.concatenate((np.zeros(1, np.int64), cuts[:-1]))
     document = np.searchsorted(ends, begins, side="right").astype(np.int64)
     pieces = Pieces(document, begins - (ends - lengths)[document], cuts - begins)
-    firsts = np.searchsorted(begins, np.arange(0, total, capacity, dtype=np.int64))
-    for first, last in zip(firsts, np.append(firsts[1:], len(begins)), strict=True):
+    firsts = [0, *np.searchsorted(begins, full).tolist(), len(begins)]
+    for first, last in pairwise(firsts):
         yield pieces.take(slice(first, last))
