@@ -1,7 +1,7 @@
 """Data stores: what was written is read back, and what is not whole is refused."""
 
 import dataclasses
-from collections.abc import Iterator
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -98,13 +98,11 @@ def test_tokens_of_a_small_vocabulary_take_two_bytes(folder: Path) -> None:
 
 
 @pytest.fixture
-def spoiled(folder: Path, tmp_path: Path) -> Iterator[Path]:
-    import shutil
-
+def spoiled(folder: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "copy"
     shutil.copytree(folder, copy)
     open_store(copy)  # a plain copy is as good
-    yield copy
+    return copy
 
 
 def test_a_store_that_is_not_finished_or_was_changed_is_refused(spoiled: Path) -> None:
