@@ -12,6 +12,7 @@ import pytest
 from amnesia_bench.data import open_store
 from amnesia_bench.data import prepare as preparing
 from amnesia_bench.data.tokenizer import load_tokenizer
+from amnesia_bench.errors import UserError
 from tests.small_data import cot_row, data_config, save_tokenizer, write_rows
 
 
@@ -119,9 +120,10 @@ def test_a_part_that_was_cut_off_is_made_again(
         raise KeyboardInterrupt
 
     prepare(tmp_path / "whole")
-    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patched:
         patched.setattr(preparing, "_pack", fail)
-        prepare(tmp_path / "out")
+        with pytest.raises(KeyboardInterrupt):
+            prepare(tmp_path / "out")
     parts = tmp_path / ".out.parts"
     # As a file system may leave it that lost power: the summary there, the tokens not whole.
     first, second, *_ = sorted(parts.glob("*.tokens"))
@@ -130,3 +132,13 @@ def test_a_part_that_was_cut_off_is_made_again(
     prepare(tmp_path / "out")
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
     assert not parts.exists()
+
+
+def test_what_a_kill_after_publishing_left_is_cleared_by_the_next_attempt(
+    prepare: Callable[[Path], None], tmp_path: Path
+) -> None:
+    prepare(tmp_path / "out")
+    (tmp_path / ".out.parts").mkdir()
+    with pytest.raises(UserError, match="already exists"):
+        prepare(tmp_path / "out")
+    assert {path.name for path in tmp_path.iterdir()} == {"out"}

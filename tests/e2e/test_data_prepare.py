@@ -173,6 +173,9 @@ def test_a_wrong_line_is_named_and_what_came_before_is_not_done_again(
     other = tmp_path / "other.jsonl"
     other.write_text('{"question": ')
     with pytest.raises(UserError, match=r"other.jsonl:1: not JSON"):
+        prepare(data_config(), tokenizer, tmp_path / "out", [other, good])
+    assert {path.name for path in tmp_path.iterdir()} == {"good.jsonl", "other.jsonl"}
+    with pytest.raises(UserError, match=r"other.jsonl:1: not JSON"):
         prepare(data_config(), tokenizer, tmp_path / "out", [good, other])
     assert not (tmp_path / "out").exists()
     write_rows(other, [cot_row(i) for i in range(30, 40)])
@@ -211,7 +214,7 @@ def arguments(tmp_path: Path, tokenizer: Path, *more: str) -> list[str]:
     if not rows.exists():
         write_rows(rows, [cot_row(i) for i in range(40)])
     return ["data", "prepare", "miromind", "--tokenizer", str(tokenizer), "--out",
-            str(tmp_path / "out"), "--input", str(rows), "--", *more]  # fmt: skip
+            str(tmp_path / "out"), "--input", str(rows), *more]  # fmt: skip
 
 
 def test_the_command_prints_counts_and_inspect_shows_what_is_trained(

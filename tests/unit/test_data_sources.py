@@ -76,15 +76,24 @@ def test_files_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     good = write_rows(tmp_path / "a.jsonl", ROWS[:1])
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "a.csv").write_text("question,answer")
+    (tmp_path / "bare").mkdir()
     for paths, said in [
         ([tmp_path / "no.jsonl"], "no such file"),
-        ([tmp_path], "no such file"),
+        ([tmp_path / "bare"], "holds no .parquet and no .jsonl files"),
         ([tmp_path / "empty.jsonl"], "is empty"),
         ([tmp_path / "a.csv"], "not one of the formats"),
         ([good, good], "names a file twice"),
     ]:
         with pytest.raises(UserError, match=said):
             local_files(paths)
+
+
+def test_a_folder_stands_for_the_files_in_it(tmp_path: Path) -> None:
+    (tmp_path / "below").mkdir()
+    save_parquet(tmp_path / "below" / "b.parquet", ROWS[:1])
+    write_rows(tmp_path / "a.jsonl", ROWS[:1])
+    (tmp_path / "settings.json").write_text("{}")
+    assert names(local_files([tmp_path])) == [f"{tmp_path.name}/a.jsonl", "below/b.parquet"]
 
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> None:

@@ -41,10 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     preparing.add_argument(
         "--input",
         type=Path,
-        nargs="+",
+        action="append",
         default=[],
-        metavar="FILE",
-        help="read these Parquet or JSON-lines files instead of the hub",
+        metavar="PATH",
+        help="read this Parquet or JSON-lines file, or folder of them, instead of the hub; may be "
+        "given many times",
     )
     preparing.add_argument(
         "overrides",

@@ -125,6 +125,14 @@ class PartsFolder:
             raise KeyError(identity)
         return Part(self._prefix(identity), summary, self.dtype)
 
+    def tidy(self) -> None:
+        """Remove what no later attempt can use: parts that are not finished."""
+        for path in self.folder.iterdir():
+            if not path.with_suffix(".json").exists():
+                path.unlink()
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
     def _prefix(self, identity: str) -> Path:
         key = hashlib.sha256(f"{self._settings}\n{identity}".encode()).hexdigest()
         return self.folder / key[:32]

@@ -36,11 +36,11 @@ from amnesia_bench.data.sources import InputFile, hub_files, local_files, read_r
 from amnesia_bench.data.tokenizer import Tokenizer, load_tokenizer
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Manifest, Parent
+from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
 from amnesia_bench.records.data import DataCounts, DataDescription
 from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
-from amnesia_bench.store.layout import resumable_path
+from amnesia_bench.store.layout import MANIFEST, resumable_path
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
 
@@ -81,7 +81,8 @@ def prepare(
         config: what to read and how to pack it.
         tokenizer_folder: the checkpoint that will be trained, or a folder with its tokenizer.
         out: folder to write; must not exist yet.
-        inputs: Parquet or JSON-lines files with the dataset's fields, instead of the hub.
+        inputs: Parquet or JSON-lines files with the dataset's fields, or folders of them, instead
+            of the hub.
         report: told about progress, often.
 
     Raises:
@@ -96,30 +97,33 @@ def prepare(
     provenance = collect_provenance(sys.argv, seeds={"packing and sampling": config.seed})
     token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     kept = resumable_path(out)
+    if (out / MANIFEST).is_file():  # killed between publishing and clearing up
+        shutil.rmtree(kept, ignore_errors=True)
     with publishing(out) as work:
         parts = PartsFolder(kept, _settings(config, tokenizer), token_bytes)
-        _refuse_useless(config, _tokenise_files(files, maker, parts, report))
+        try:
+            _refuse_useless(config, _tokenise_files(files, maker, parts, report))
+        finally:
+            parts.tidy()
         corpus = Corpus([parts.open(file.identity) for file in files])
         description = _pack(config, corpus, tokenizer, work.folder, report)
         (work.folder / TOKENIZER).write_text(tokenizer.serialized, encoding="utf-8")
         write_json(work.folder / DESCRIPTION, codec.to_json(description))
-        names = sorted(path.name for path in work.folder.iterdir())
-        work.finish(
-            Manifest(
-                kind=KIND,
-                parents=tuple(
-                    Parent(role="input", location=file.location, identity=file.identity)
-                    for file in files
-                ),
-                files=tuple(
-                    file_entry(work.folder, name, sha256=sha256_of(work.folder / name))
-                    for name in names
-                ),
-                provenance=ended_now(provenance),
-            )
-        )
+        work.finish(_manifest(work.folder, files, provenance))
     shutil.rmtree(kept, ignore_errors=True)
     return description
+
+
+def _manifest(folder: Path, files: Sequence[InputFile], provenance: Provenance) -> Manifest:
+    names = sorted(path.name for path in folder.iterdir())
+    return Manifest(
+        kind=KIND,
+        parents=tuple(
+            Parent(role="input", location=file.location, identity=file.identity) for file in files
+        ),
+        files=tuple(file_entry(folder, name, sha256=sha256_of(folder / name)) for name in names),
+        provenance=ended_now(provenance),
+    )
 
 
 def _settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, object]:

@@ -24,7 +24,6 @@ class InputFile:
 
     location: str
     identity: str
-    size_bytes: int | None
 
     @property
     def is_local(self) -> bool:
@@ -33,24 +32,21 @@ class InputFile:
 
 
 def local_files(paths: Sequence[Path]) -> list[InputFile]:
-    """Return files of this machine, each with the hash of its contents.
+    """Return files of this machine, each with the hash of its contents; of a folder, all in it.
 
     Raises:
         UserError: a file is missing, empty, listed twice, or of a format that is not read.
     """
-    twice = [str(path) for path in dict.fromkeys(paths) if paths.count(path) > 1]
+    files = [file for path in paths for file in ([path] if path.is_file() else _inside(path))]
+    twice = [str(file) for file in dict.fromkeys(files) if files.count(file) > 1]
     if twice:
         raise UserError(f"--input names a file twice: {', '.join(twice)}")
-    for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: no such file")
-        _check_format(str(path))
-        if path.stat().st_size == 0:
-            raise UserError(f"{path}: is empty")
+    for file in files:
+        _check_format(str(file))
+        if file.stat().st_size == 0:
+            raise UserError(f"{file}: is empty")
     with _reading("the input"):
-        return [
-            InputFile(str(path), f"sha256:{sha256_of(path)}", path.stat().st_size) for path in paths
-        ]
+        return [InputFile(str(file), f"sha256:{sha256_of(file)}") for file in files]
 
 
 def hub_files(source: HubSource) -> list[InputFile]:
@@ -96,7 +92,7 @@ def hub_files(source: HubSource) -> list[InputFile]:
         chosen += files
     for name in chosen:
         _check_format(name)
-    return [InputFile(name, f"commit:{source.revision}:{name}", None) for name in chosen]
+    return [InputFile(name, f"commit:{source.revision}:{name}") for name in chosen]
 
 
 def read_rows(file: InputFile, columns: Sequence[Sequence[str]]) -> Iterator[tuple[int, Row]]:
@@ -118,6 +114,16 @@ def read_rows(file: InputFile, columns: Sequence[Sequence[str]]) -> Iterator[tup
         raise StageFailedError(
             f"{file.location}: changed while it was read", hint="Run again when it is complete."
         )
+
+
+def _inside(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such file")
+    # Not .json: that is also how settings are written.
+    found = sorted(path for end in ("parquet", "jsonl") for path in folder.rglob(f"*.{end}"))
+    if not found:
+        raise UserError(f"{folder}: holds no .parquet and no .jsonl files")
+    return found
 
 
 def _check_format(name: str) -> None:
