@@ -1,5 +1,7 @@
 """The committed files of configs/data: each loads, and stages read files of their own."""
 
+from itertools import pairwise
+
 import pytest
 
 from amnesia_bench.config.data_schema import DataConfig, HubSource
@@ -34,7 +36,7 @@ def test_pretraining_joins_documents_and_fine_tuning_keeps_them_apart(name: str)
 @pytest.mark.parametrize("source", ["fineweb_edu", "ultradata_math"])
 def test_no_two_stages_read_the_same_file(source: str) -> None:
     sources: list[HubSource] = [load(f"{source}_stage{stage}").source for stage in (1, 2, 3)]
-    for before, after in zip(sources, sources[1:], strict=False):
+    for before, after in pairwise(sources):
         assert before.subsets == after.subsets
         assert before.take_files is not None
         assert after.skip_files == before.skip_files + before.take_files

@@ -162,7 +162,7 @@ def _print(description: DataDescription) -> None:
 
 @contextmanager
 def _reporting() -> Iterator[Report]:
-    """Show progress on stderr: bars on a terminal, else a line per finished step."""
+    """Show progress on stderr: a line per finished step, and on a terminal a moving bar."""
     if not sys.stderr.isatty():
         yield _print_finished
         return
@@ -177,17 +177,23 @@ def _reporting() -> Iterator[Report]:
 
         def report(progress: Progress) -> None:
             if progress.step not in tasks:
+                # Nobody knows how many rows a file has: the bar only shows that it moves.
                 tasks[progress.step] = bars.add_task(progress.step, total=None, counted="")
             bars.update(tasks[progress.step], counted=_counted(progress))
-            if progress.finished:  # until then nobody knows how much there is
-                bars.update(tasks[progress.step], total=1, completed=1)
+            if progress.finished:
+                bars.remove_task(tasks[progress.step])
+                bars.console.out(_line(progress), highlight=False)
 
         yield report
 
 
 def _print_finished(progress: Progress) -> None:
     if progress.finished:
-        sys.stderr.write(f"{progress.step}: {_counted(progress)}\n")
+        sys.stderr.write(f"{_line(progress)}\n")
+
+
+def _line(progress: Progress) -> str:
+    return f"{progress.step}: {_counted(progress)}"
 
 
 def _counted(progress: Progress) -> str:

@@ -8,8 +8,6 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from amnesia_bench.config.schema import Frozen
 
-_MIN_SEQUENCE_TOKENS = 8
-
 
 class HubSource(Frozen):
     """Files of a dataset on the Hugging Face hub.
@@ -115,7 +113,7 @@ class DataConfig(Frozen):
     chat: Chat | None
     pack: Pack
     over_length: OverLength | None
-    sequence_tokens: Annotated[int, Field(ge=_MIN_SEQUENCE_TOKENS)]
+    sequence_tokens: PositiveInt
     isolate_documents: bool
     sample_rows: Annotated[float, Field(gt=0, le=1)]
     max_dropped: Annotated[float, Field(ge=0, le=1)]

@@ -207,23 +207,25 @@ class _Rows:
                 yield self._maker.segments(row, where)
             except DroppedRow as dropped:
                 self.dropped[dropped.reason] += 1
-                self.example = self.example or f"{where}: {dropped.reason.value}"
+                # Rows of other domains are not bad, only not asked for.
+                if dropped.reason is not Reason.OTHER_DOMAIN:
+                    self.example = self.example or f"{where}: {dropped.reason.value}"
 
 
 def _refuse_useless(config: DataConfig, summaries: Sequence[PartSummary]) -> None:
     """Raise StageFailedError where too little of the data could be used."""
     rows = sum(summary.rows for summary in summaries)
     dropped = dropped_by_reason(summaries)
-    # Rows of other domains are not bad, only not asked for.
     bad = sum(n for reason, n in dropped.items() if reason != Reason.OTHER_DOMAIN)
     reasons = ", ".join(f"{reason}: {n:,}" for reason, n in dropped.items())
     if not sum(summary.documents for summary in summaries):
         raise StageFailedError(f"none of {rows:,} rows gives a document ({reasons or 'no rows'})")
     if bad > config.max_dropped * rows:
-        example = next(summary.example for summary in summaries if summary.example)
+        examples = [summary.example for summary in summaries if summary.example]
+        first = f". The first is {examples[0]}" if examples else ""
         raise StageFailedError(
             f"{bad:,} of {rows:,} rows are unusable, more than max_dropped={config.max_dropped}: "
-            f"{reasons}. The first is {example}",
+            f"{reasons}{first}",
             hint="If that is how the data is: data.max_dropped=SHARE.",
         )
 

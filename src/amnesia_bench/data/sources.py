@@ -54,14 +54,14 @@ def hub_files(source: HubSource) -> list[InputFile]:
 
     Raises:
         UserError: no commit is given, or the hub does not know dataset, subset or split.
-        MissingEnvironmentError: the `datasets` package is not installed.
+        MissingEnvironmentError: `datasets` is not installed, or the hub does not answer.
     """
     if source.revision is None:
         raise UserError(
             f"source.revision of {source.dataset} is null: without a commit the data could change",
             hint=f"`git ls-remote https://huggingface.co/datasets/{source.dataset} HEAD` prints "
             "it. Write it into the config, or add data.source.revision=COMMIT.\n"
-            "To read files you already have: --input FILE ...",
+            "To read files you already have: --input PATH",
         )
     try:
         from datasets import load_dataset_builder
@@ -75,8 +75,13 @@ def hub_files(source: HubSource) -> list[InputFile]:
     for subset in source.subsets:
         try:
             builder = load_dataset_builder(source.dataset, subset, revision=source.revision)
-        except (DatasetsError, OSError, ValueError) as error:
+        except (DatasetsError, ValueError) as error:
             raise UserError(f"{source.dataset}, subset {subset}: {error}") from error
+        except OSError as error:
+            raise MissingEnvironmentError(
+                f"{source.dataset}: the hub cannot be asked ({error})",
+                hint="Read files you already have: --input PATH",
+            ) from error
         splits = builder.config.data_files or {}
         if source.split not in splits:
             raise UserError(
