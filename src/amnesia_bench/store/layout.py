@@ -3,6 +3,7 @@
 <store>/<kind>/<id>/                a finished artifact
 <store>/<kind>/<id>/manifest.json   written last
 <store>/<kind>/.<id>.tmp-<token>/   work in progress, or what a killed attempt left
+<store>/<kind>/.<id>.parts/         finished parts of the work, which the next attempt goes on from
 <store>/<kind>/.<id>.lease/         who is working on <id>
 """
 
@@ -70,6 +71,11 @@ def lease_path(final: Path) -> Path:
 def new_working_path(final: Path) -> Path:
     """Return a fresh hidden sibling of a final folder, on the same file system."""
     return final.with_name(f".{final.name}.tmp-{secrets.token_hex(8)}")
+
+
+def resumable_path(final: Path) -> Path:
+    """Return the hidden sibling of a final folder whose contents outlive a killed attempt."""
+    return final.with_name(f".{final.name}.parts")
 
 
 def leftover_paths(final: Path) -> list[Path]:
