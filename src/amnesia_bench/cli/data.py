@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _inspect(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import console, print_json, say
+    from amnesia_bench.cli.output import print_json, say, show
     from amnesia_bench.data.sequence_store import open_store
     from amnesia_bench.store.hashing import verify_manifest
 
@@ -95,7 +95,7 @@ def _inspect(args: argparse.Namespace) -> ExitCode:
                 f"--sequence {args.sequence}: {store.folder} has sequences 0 to "
                 f"{store.num_sequences - 1}"
             )
-        console().print(_coloured(store, args.sequence), soft_wrap=True)
+        show(_coloured(store, args.sequence))
         return ExitCode.DONE
     findings = verify_manifest(store.folder)
     if args.json:
@@ -135,7 +135,7 @@ def _coloured(store: SequenceStore, number: int) -> Text:
 
 
 def _print(description: DataDescription) -> None:
-    from amnesia_bench.cli.output import console, percent, say, table
+    from amnesia_bench.cli.output import percent, say, show, table
 
     counts = description.counts
     grid = table(f"{description.name}: {description.num_sequences:,} sequences of "
@@ -154,7 +154,7 @@ def _print(description: DataDescription) -> None:
     ]
     for what, count, share in shares:
         grid.add_row(what, f"{count:,}", "" if share is None else percent(share))
-    console().print(grid)
+    show(grid)
     apart = "apart" if description.isolate_documents else "as one text"
     say(f"Documents of a sequence are trained {apart}. "
         f"Tokenizer: sha256 {description.tokenizer_sha256[:12]}")  # fmt: skip

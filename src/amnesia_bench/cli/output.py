@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def show(renderable: Table) -> None:
-    """Print a table, as wide as the terminal; sentences go through `say`."""
+def show(renderable: Table | Text) -> None:
+    """Print a table or a styled text, as wide as the terminal; sentences go through `say`."""
     from rich.console import Console
+    from rich.table import Table
 
     terminal = sys.stdout.isatty()
     text = io.StringIO()  # rich's own way out does not tell a full disk from a bug
@@ -29,7 +30,7 @@ def show(renderable: Table) -> None:
         width=None if terminal else 200,
         highlight=False,
         markup=False,
-    ).print(renderable)
+    ).print(renderable, soft_wrap=not isinstance(renderable, Table))
     _write(text.getvalue())
 
 

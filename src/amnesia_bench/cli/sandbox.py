@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from amnesia_bench.cli.output import console, say, table
+from amnesia_bench.cli.output import say, show, table
 from amnesia_bench.errors import ExitCode
 
 
@@ -20,7 +20,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     grid = table("Sandbox", ("way out", "contained", "found"), left=3)
     for check in checks:
         grid.add_row(check.name, "yes" if check.contained else "NO", check.found)
-    console().print(grid)
+    show(grid)
     for name, value in launcher.settings.items():
         say(f"{name}: {value}")
     refuse_leaks(checks)
