@@ -14,6 +14,7 @@ from amnesia_bench.errors import MissingEnvironmentError
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 
 def show(renderable: Table | Text) -> None:
@@ -26,7 +27,7 @@ def show(renderable: Table | Text) -> None:
     # No markup: the brackets in the name of a file are not ours to interpret.
     Console(
         file=text,
-        force_terminal=terminal,
+        force_terminal=terminal or None,  # None: FORCE_COLOR decides
         width=None if terminal else 200,
         highlight=False,
         markup=False,
