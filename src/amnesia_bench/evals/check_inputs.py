@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.evals.engines.protocol import Engine
 from amnesia_bench.evals.recall import Candidate, PromptCell
 from amnesia_bench.evals.tokenizers import load_tokenizer, tokenizer_identity
 from amnesia_bench.store.hashing import sha256_of
@@ -78,6 +79,36 @@ def pick_cells(
                 )
             picked.append(cell)
     return tuple(picked)
+
+
+def open_cells_of(
+    folder: Path, tokenizer: Any, tasks: Sequence[str], lengths: Sequence[int], samples: int
+) -> tuple[PromptCell, ...]:
+    """Open the prompts that `amnesia niah build` wrote, and take those asked for; see `pick_cells`.
+
+    Raises:
+        UserError: it holds no prompts, or of another tokenizer.
+    """
+    from amnesia_bench.evals.niah.cells import open_cells
+
+    return pick_cells(open_cells(folder, tokenizer), tasks, lengths, samples)
+
+
+def engine_loader() -> Callable[[Path], Engine]:
+    """Return what makes the engine of a checkpoint folder.
+
+    Raises:
+        MissingEnvironmentError: torch or transformers are missing.
+    """
+    try:
+        from amnesia_bench.evals.engines.options import EngineOptions
+        from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"check needs torch and transformers ({error}).",
+            hint='pip install "amnesia-bench[eval]"',
+        ) from error
+    return lambda folder: TransformersEngine.load(folder, EngineOptions())
 
 
 def _vocab_size(checkpoint: Checkpoint) -> str:
