@@ -1,4 +1,4 @@
-"""What an artifact of needle-in-a-haystack prompts holds: texts once, and per sample a few numbers."""
+"""What prompts with a needle in a haystack are stored as: texts once, few numbers per sample."""
 
 from __future__ import annotations
 

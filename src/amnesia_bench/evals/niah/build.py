@@ -197,16 +197,17 @@ class _Maker:
         return self._tokenised(Essays(self._haystack.words, split))
 
     def _tokenised(self, documents: Documents) -> tuple[Documents, SplicedText]:
-        """Return documents with one that has as many tokens as the longest length, or all."""
+        """Return documents with one, tokenised, that goes a step beyond the longest length."""
         longest = max(self._build.lengths)
+        step = documents.increment(longest)
         available = documents.available or sys.maxsize
-        units = min(_FIRST_GUESS_UNITS, available)
+        units = _FIRST_GUESS_UNITS
         while True:
-            base = SplicedText(self._tokenizer, documents.text(units))
-            tokens = max(1, len(base.tokens.ids))
-            if tokens >= longest or units == available:
+            base = SplicedText(self._tokenizer, documents.text(min(units + step, available)))
+            tokens = base.tokens_before(documents.characters(units))
+            if tokens >= longest or units + step >= available:
                 return documents, base
-            units = min(math.ceil(1.02 * units * longest / tokens) + 1, available)
+            units = math.ceil(1.02 * units * longest / max(1, tokens))
 
 
 def _write(folder: Path, cells: Sequence[NiahCellRecord], maker: _Maker) -> list[str]:

@@ -172,9 +172,7 @@ class CellMaker:
 
     def _estimate(self, units: int) -> int:
         """Return about how many tokens a prompt of so many units has."""
-        starts = self._base.tokens.starts
-        characters = self._haystack.characters(units)
-        return int(np.searchsorted(starts, characters)) + self._other_tokens
+        return self._base.tokens_before(self._haystack.characters(units)) + self._other_tokens
 
     def _measure(self, units: int, draw: _Draw) -> int:
         """Return how many tokens lm-eval's search counts."""

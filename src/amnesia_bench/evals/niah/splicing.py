@@ -107,6 +107,10 @@ class SplicedText:
         # The text before a haystack and its first words are the same in all samples.
         self._tokenize = lru_cache(maxsize=64)(lambda window: tokenize(tokenizer, window))
 
+    def tokens_before(self, character: int) -> int:
+        """Return how many tokens begin before a character of the text."""
+        return int(np.searchsorted(self.tokens.starts, character))
+
     def compose(self, pieces: Sequence[Span | str]) -> Composed:
         """Return the tokens of the pieces' text.
 
