@@ -122,9 +122,7 @@ class SplicedText:
     def _windows(self, changes: list[str], spans: list[Span]) -> list[tuple[Tokens, int]]:
         """Return each change's tokens with its margins', and where its window begins."""
         windows, at = [], 0
-        for before, change, after in zip(
-            [None, *spans], changes, [*spans, None], strict=True
-        ):
+        for before, change, after in zip([None, *spans], changes, [*spans, None], strict=True):
             left = self.text[before.end - _MARGIN : before.end] if before else ""
             right = self.text[after.start : after.start + _MARGIN] if after else ""
             windows.append((self._tokenize(left + change + right), at - len(left)))
