@@ -23,8 +23,8 @@ from amnesia_bench.records.evaluation import Cell, Outcome, SampleKey, Sampling
 from amnesia_bench.records.recall import Recall, RecallSample
 
 
-class PromptCell(Protocol):
-    """The prompts of one task at one length; see `evals.niah`."""
+class NamedCell(Protocol):
+    """Which prompts: one task at one length, and a hash of what they are."""
 
     @property
     def task(self) -> str: ...
@@ -37,6 +37,10 @@ class PromptCell(Protocol):
 
     @property
     def sha256(self) -> str: ...
+
+
+class PromptCell(NamedCell, Protocol):
+    """The prompts of one task at one length; see `evals.niah`."""
 
     def __len__(self) -> int: ...
 
@@ -132,7 +136,7 @@ def recall_of(samples: Sequence[RecallSample]) -> Recall:
 
 
 def recall_cell(
-    recall: Recall | None, candidate: Candidate, cell: PromptCell, settings: Mapping[str, str]
+    recall: Recall | None, candidate: Candidate, cell: NamedCell, settings: Mapping[str, str]
 ) -> Cell:
     """Return the `Cell` of one checkpoint, task and length; without a recall an incomplete one."""
     value = None if recall is None else recall.correct / recall.n
