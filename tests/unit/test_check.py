@@ -2,8 +2,10 @@
 
 import gc
 import json
+import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,12 @@ from tests.fake_cells import BareTokenizer, FakeCell, PlantedEngine, candidate
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0, top_p=1.0, top_k=None, stop=())
 LENGTHS = (1024, 8192)
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of answers, and no power cut to survive: that is tested in test_generate."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def plan(*, samples: int = 100, restored: bool = False, post: str = "post") -> CheckPlan:
@@ -174,15 +182,11 @@ def test_checks_of_two_fine_tunes_share_the_answers_of_their_base(tmp_path: Path
     what = plan(samples=50, post="other")
     assert what.post == other
     # Its role is "post" whatever its folder is called.
-    from dataclasses import replace
-
     run(models, tmp_path, replace(what, post=replace(other, role="post")))
     assert {name for name, _, _ in models.asked} == {"other"}
 
 
 def test_the_same_weights_twice_are_noted_and_answered_once(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     what = plan(samples=25)
     what = replace(what, post=replace(what.pre, role="post"))
     models = Models(pre=0.5)

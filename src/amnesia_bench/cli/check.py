@@ -52,6 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="drop in points that is not yet a regression (0: any that is significant)",
     )
+    parser.add_argument(
+        "--max-context-tokens", type=int, help="in place of the limit in the model's config"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the summary here")
     parser.add_argument(
@@ -96,7 +99,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         sampling=NIAH_SAMPLING,
         rule=rule,
     )
-    options = EngineOptions()
+    options = EngineOptions(max_context_tokens=args.max_context_tokens)
     result = check(plan, lambda each: open_engine("transformers", each, options), work, _progress)
     records = publish_check(result, work, provenance)
     _write(args, records)
