@@ -253,6 +253,15 @@ def test_an_empty_answer_is_wrong(tmp_path: Path) -> None:
     assert result.report.verdict is CheckVerdict.REGRESSION
 
 
+def test_a_base_that_recalls_nothing_is_warned_of(tmp_path: Path) -> None:
+    report = run(Models(pre=0.0, post=0.0), tmp_path, plan(samples=25)).report
+    assert [warning for warning in report.warnings if "no recall to lose" in warning] == [
+        f"pre itself finds only 0 of 25 needles of niah_single_2@{length}: "
+        "there is no recall to lose"
+        for length in LENGTHS
+    ]
+
+
 def test_the_verdict_on_all_cells() -> None:
     bad, good, open_ = CheckVerdict.REGRESSION, CheckVerdict.NO_REGRESSION, CheckVerdict.UNDECIDED
     assert overall([good, bad, open_]) is bad

@@ -169,11 +169,12 @@ def _print(report: CheckReport, records: Path) -> None:
     for cell in report.cells:
         grid.add_row(*row(cell, report))
     lengths = map(str, report.heat_maps[0].context_tokens)
-    heat = table(f"by depth and length: {' > '.join(report.checkpoints)} (n)", ("depth", *lengths))
+    heat = table("", ("depth", *lengths))
     for cells in heat_rows(report.heat_maps):
         heat.add_row(*cells)
     out = console()
     out.print(grid)
+    say(f"Recall by depth and length in per cent, {' > '.join(report.checkpoints)} (n):")
     out.print(heat)
     for note in notes(report):
         say(note)
