@@ -144,6 +144,18 @@ def test_a_mistake_is_told_before_a_model_is_loaded(
     assert not (tmp_path / "work").exists()
 
 
+def test_without_torch_it_says_what_to_install(
+    check: Callable[[dict[str, float]], Run],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from amnesia_bench.cli import check as command
+
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert check({})("--samples", "5") == 6
+    assert 'pip install "amnesia-bench[eval]"' in capsys.readouterr().err
+
+
 def spoil(folder: Path, how: str) -> None:
     if how == "no checkpoint":
         for path in folder.iterdir():

@@ -5,14 +5,16 @@ r"""Has a fine-tune lost long-range recall? Needles in haystacks, before and aft
       --lengths 32768,262144 --tasks niah_single_2,niah_single_3 --markdown summary.md
 
 All checkpoints answer the same prompts, the longest first and few at a time, until the verdict is
-clear. Exit code 0: no regression, or undecided (said on stderr); 3: recall regressed. A check that
-was killed goes on where it stopped when the same command is given again.
+clear. Exit code 0: no regression, or undecided (said on stderr); 3: recall regressed. The verdict is
+on POST; what a repaired checkpoint wins back is reported beside it. A check that was killed goes on
+where it stopped when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
+    from amnesia_bench.evals.check import CheckPlan, check
+    from amnesia_bench.evals.check_inputs import open_candidates
+    from amnesia_bench.evals.check_results import publish_check
+    from amnesia_bench.evals.engines.opening import open_engine
+    from amnesia_bench.evals.engines.options import EngineOptions
     from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING
     from amnesia_bench.records.recall import CheckVerdict
     from amnesia_bench.store.layout import store_root
@@ -73,17 +80,11 @@ def run(args: argparse.Namespace) -> ExitCode:
     for file in (args.json, args.markdown):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}")
-    try:
-        from amnesia_bench.evals.check import CheckPlan, check
-        from amnesia_bench.evals.check_inputs import open_candidates
-        from amnesia_bench.evals.check_results import publish_check
-        from amnesia_bench.evals.engines.opening import open_engine
-        from amnesia_bench.evals.engines.options import EngineOptions
-    except ImportError as error:
+    if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
         raise MissingEnvironmentError(
-            f"check needs torch and transformers ({error}).",
+            f"check needs {' and '.join(missing)}, which are not installed",
             hint='pip install "amnesia-bench[eval]"',
-        ) from error
+        )
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
     folders = {"pre": args.pre, "post": args.post}
     if args.restored is not None:
