@@ -1,6 +1,5 @@
 """The gate on models with planted accuracies: verdicts, savings, resuming, records."""
 
-import gc
 import json
 import os
 import weakref
@@ -52,7 +51,6 @@ class Models:
         self.asked: list[tuple[str, int, int]] = []
 
     def load(self, folder: Path) -> PlantedEngine:
-        gc.collect()
         assert not any(engine() for engine in self.engines), "two models in memory at once"
         name, models = folder.name, self
         self.loads.append(name)

@@ -7,6 +7,7 @@ after each look the rule of `evals.sequential` says which cells are clear. All a
 
 from __future__ import annotations
 
+import gc
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -145,7 +146,9 @@ class _Run:
     def answer(self, candidate: Candidate, cell: PromptCell, num_prompts: int) -> None:
         """Let one checkpoint answer the first prompts of a cell."""
         if self.engine is None or self.engine[0] is not candidate:
-            self.engine = None  # let go of before the next is loaded: both may not fit
+            # Let go of one model before the next is loaded: both may not fit.
+            self.engine = None
+            gc.collect()
             self.engine = (candidate, self.load(candidate.folder))
         self.progress(f"{cell.name}: {candidate.role} answers {num_prompts} prompts")
         engine = self.engine[1]
@@ -186,7 +189,12 @@ class _Run:
                     each.recall.get(candidate.role),
                     candidate,
                     cell,
-                    {**self.settings[candidate.role], **sampling_settings(plan.sampling)},
+                    {
+                        **self.settings[candidate.role],
+                        **sampling_settings(plan.sampling),
+                        "chat_template": "none",
+                        "scorer": "string_match_all",
+                    },
                 )
                 for candidate in plan.candidates
                 for cell, each in zip(plan.cells, checked, strict=True)
