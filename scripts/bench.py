@@ -21,6 +21,7 @@ def main() -> None:
     sections = [
         ["bench_cli.py"],
         ["bench_modeling.py"],
+        ["bench_check.py"],
         ["bench_restore.py", "--folder", args.folder, *mergekit],
     ]
     data = Path(os.environ.get("AMNESIA_SHARED") or ROOT.parent / "shared") / "data"

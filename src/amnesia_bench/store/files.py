@@ -25,6 +25,18 @@ def write_json(path: Path, data: object) -> None:
         os.fsync(file.fileno())
 
 
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file under its name in one step: readers see the old one or the new one."""
+    # One name for all attempts: what a killed one left is overwritten by the next.
+    work = path.with_name(f".{path.name}.new")
+    with work.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    work.replace(path)
+    sync_folder(path.parent)
+
+
 def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
@@ -80,19 +92,24 @@ def _sync(path: Path, flags: int) -> None:
         os.close(descriptor)
 
 
-def explain_write_error(error: OSError, final: Path) -> AmnesiaError | None:
-    """Return what an OSError while writing `final` means to the user; None when it is a bug."""
+def explain_write_error(
+    error: OSError, final: Path, kept: str = "nothing of it was kept"
+) -> AmnesiaError | None:
+    """Return what an OSError while writing `final` means to the user; None when it is a bug.
+
+    `kept` says in the message what has become of the work so far.
+    """
     what = f"{error.filename or final}: {error.strerror}"
     if error.errno in _NO_SPACE:
         return StageFailedError(
-            f"no space left while making {final} ({what}); nothing of it was kept",
+            f"no space left while making {final} ({what}); {kept}",
             hint=f"Free space on the file system of {final.parent}, or choose another output.",
         )
     if error.errno in _NOT_ALLOWED:
         return MissingEnvironmentError(
-            f"no permission while making {final} ({what}); nothing of it was kept",
+            f"no permission while making {final} ({what}); {kept}",
             hint="Check the permissions of that path, or choose another output.",
         )
     if error.errno in _BAD_PATH:
-        return UserError(f"cannot write {final} ({what}); nothing was written")
+        return UserError(f"cannot write {final} ({what}); {kept}")
     return None

@@ -1,0 +1,191 @@
+"""Tokens of a long text with a few changes, out of the tokens of the unchanged text.
+
+Only the neighbourhood of a change is tokenised again. At its edges the new tokens must be those
+of the unchanged text, several in a row, or nothing is spliced: a tokenizer may in principle look
+at any distance. What it does to a whole text is checked by whoever needs to be sure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int32]
+
+# Characters tokenised on either side of a change, and tokens that must agree around a seam.
+_MARGIN = 256
+_AGREEING = 8
+
+
+class NotSpliceableError(Exception):
+    """Around a change, this tokenizer's tokens differ from those of the unchanged text."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Tokens:
+    """Token ids, int32 [T], and where in the text each begins and ends, in characters."""
+
+    ids: Ints
+    starts: Ints
+    ends: Ints
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """Tokens `first` to `stop` of a text, which `moved` characters lead to the composed one."""
+
+    tokens: Tokens
+    first: int
+    stop: int
+    moved: int
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The tokens of a composed text, as runs of tokens of other texts."""
+
+    runs: tuple[Run, ...]
+
+    def __len__(self) -> int:
+        return sum(run.stop - run.first for run in self.runs)
+
+    def ids(self) -> Ints:
+        """Return the token ids, int32 [T]."""
+        return np.concatenate([run.tokens.ids[run.first : run.stop] for run in self.runs])
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """Return the first token that reaches into these characters, and one past the last."""
+        first = stop = 0
+        for run in self.runs:
+            ends = run.tokens.ends[run.first : run.stop]
+            starts = run.tokens.starts[run.first : run.stop]
+            first += int(np.searchsorted(ends, start - run.moved, side="right"))
+            stop += int(np.searchsorted(starts, end - run.moved, side="left"))
+        return first, stop
+
+
+@dataclass(frozen=True)
+class Span:
+    """Characters `start` to `end` of the unchanged text."""
+
+    start: int
+    end: int
+
+
+def joined(text: str, pieces: Sequence[Span | str]) -> str:
+    """Return what pieces of a text make together."""
+    return "".join(
+        piece if isinstance(piece, str) else text[piece.start : piece.end] for piece in pieces
+    )
+
+
+def tokenize(tokenizer: Any, text: str) -> Tokens:
+    """Tokenise a text, without special tokens."""
+    encoded = tokenizer(
+        text,
+        add_special_tokens=False,
+        return_offsets_mapping=True,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    offsets = np.array(encoded["offset_mapping"], np.int32).reshape(-1, 2)
+    ids = np.array(encoded["input_ids"], np.int32)
+    return Tokens(ids=ids, starts=offsets[:, 0].copy(), ends=offsets[:, 1].copy())
+
+
+class SplicedText:
+    """A text that was tokenised once, out of which changed texts are put together."""
+
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        self.text = text
+        self.tokens = tokenize(tokenizer, text)
+        # The text before a haystack and its first words are the same in all samples.
+        self._tokenize = lru_cache(maxsize=64)(lambda window: tokenize(tokenizer, window))
+
+    def tokens_before(self, character: int) -> int:
+        """Return how many tokens begin before a character of the text."""
+        return int(np.searchsorted(self.tokens.starts, character))
+
+    def compose(self, pieces: Sequence[Span | str]) -> Composed:
+        """Return the tokens of the pieces' text.
+
+        Raises:
+            NotSpliceableError: the tokens around a change are not those of the unchanged text.
+        """
+        changes, spans = self._changes(pieces)
+        windows = self._windows(changes, spans)
+        runs: list[Run] = []
+        first = 0
+        for span, left, right in zip(spans, windows, windows[1:], strict=False):
+            moved = right.moved + _MARGIN - span.end
+            stop, kept = self._seam(left, left.moved - moved, span.start + _MARGIN // 2)
+            after, kept_stop = self._seam(right, right.moved - moved, span.end - _MARGIN // 2)
+            runs.append(replace(left, first=first, stop=stop))
+            runs.append(Run(tokens=self.tokens, first=kept, stop=kept_stop, moved=moved))
+            first = after
+        runs.append(replace(windows[-1], first=first))
+        return Composed(tuple(runs))
+
+    def _changes(self, pieces: Sequence[Span | str]) -> tuple[list[str], list[Span]]:
+        """Return the spans worth keeping, and the texts before, between and after them."""
+        changes, spans = [""], []
+        for piece in pieces:
+            if isinstance(piece, str):
+                changes[-1] += piece
+            elif piece.end - piece.start < 4 * _MARGIN:
+                changes[-1] += self.text[piece.start : piece.end]
+            else:
+                spans.append(piece)
+                changes.append("")
+        return changes, spans
+
+    def _windows(self, changes: list[str], spans: list[Span]) -> list[Run]:
+        """Return the tokens of each change with margins of what is kept before and after it."""
+        windows, at = [], 0
+        for before, change, after in zip([None, *spans], changes, [*spans, None], strict=True):
+            left = self.text[before.end - _MARGIN : before.end] if before else ""
+            right = self.text[after.start : after.start + _MARGIN] if after else ""
+            tokens = self._tokenize(left + change + right)
+            windows.append(Run(tokens=tokens, first=0, stop=len(tokens.ids), moved=at - len(left)))
+            at += len(change) + (after.end - after.start if after else 0)
+        return windows
+
+    def _seam(self, window: Run, moved: int, at: int) -> tuple[int, int]:
+        """Return the token of a window and of the unchanged text where one may become the other.
+
+        Args:
+            window: tokens that reach over `at`.
+            moved: what leads from characters of the window to those of the unchanged text.
+            at: about where, in characters of the unchanged text.
+        """
+        ids, starts = window.tokens.ids, window.tokens.starts
+        ours = int(np.searchsorted(starts, at - moved))
+        base = int(np.searchsorted(self.tokens.starts, at))
+        around = slice(ours - _AGREEING, ours + _AGREEING)
+        unchanged = slice(base - _AGREEING, base + _AGREEING)
+        if (
+            min(ours, base) < _AGREEING
+            or len(ids[around]) < 2 * _AGREEING
+            or not np.array_equal(ids[around], self.tokens.ids[unchanged])
+            or not np.array_equal(starts[around] + moved, self.tokens.starts[unchanged])
+        ):
+            raise NotSpliceableError
+        return ours, base
+
+
+class WholeText:
+    """The same for a tokenizer that allows no splicing: composed texts are tokenised whole."""
+
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        self.text = text
+        self._tokenizer = tokenizer
+
+    def compose(self, pieces: Sequence[Span | str]) -> Composed:
+        """Return the tokens of the pieces' text."""
+        tokens = tokenize(self._tokenizer, joined(self.text, pieces))
+        return Composed((Run(tokens=tokens, first=0, stop=len(tokens.ids), moved=0),))

@@ -1,0 +1,172 @@
+"""Recall of one checkpoint in one cell: prompts in, judged samples and a `Cell` out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, overload
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amnesia_bench.evals.engines.protocol import Engine, Request
+from amnesia_bench.evals.generate import generate
+from amnesia_bench.evals.niah.scoring import score
+from amnesia_bench.evals.special_tokens import with_special_tokens
+from amnesia_bench.evals.statistics import wilson
+from amnesia_bench.records import codec
+from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.records.evaluation import Cell, Outcome, SampleKey, Sampling
+from amnesia_bench.records.recall import Recall, RecallSample
+
+
+class NamedCell(Protocol):
+    """Which prompts: one task at one length, and a hash of what they are."""
+
+    @property
+    def task(self) -> str: ...
+
+    @property
+    def context_tokens(self) -> int: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def sha256(self) -> str: ...
+
+
+class PromptCell(NamedCell, Protocol):
+    """The prompts of one task at one length; see `evals.niah`."""
+
+    def __len__(self) -> int: ...
+
+    def tokens(self, i: int) -> NDArray[np.int32]: ...
+
+    def value(self, i: int) -> str: ...
+
+    def depth_percent(self, i: int) -> float: ...
+
+    def needle_span(self, i: int) -> tuple[int, int]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A checkpoint under test: its role (pre, post, restored), folder and identity."""
+
+    role: str
+    folder: Path
+    parent: Parent
+
+
+class CellRequests(Sequence[Request]):
+    """The first `n` prompts of a cell as requests, each tokenised only when it is asked for.
+
+    With the special tokens that `tokenizer` puts around a text, as lm-eval's models see it.
+    """
+
+    def __init__(self, cell: PromptCell, n: int, sampling: Sampling, tokenizer: Any) -> None:
+        self._cell = cell
+        self._tokenizer = tokenizer
+        self._positions = range(n)
+        self._sampling = sampling
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, index: int) -> Request: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Request]: ...
+
+    def __getitem__(self, index: int | slice) -> Request | Sequence[Request]:
+        if isinstance(index, slice):
+            return [self[i] for i in self._positions[index]]
+        i = self._positions[index]
+        key = SampleKey(task=self._cell.name, doc=i, repeat=0)
+        tokens = with_special_tokens(self._tokenizer, self._cell.tokens(i))
+        return Request(key=key, tokens=tokens, sampling=self._sampling, seed=None)
+
+
+def recall_samples(
+    engine: Engine,
+    candidate: Candidate,
+    requests: CellRequests,
+    cell: PromptCell,
+    work: Path,
+) -> tuple[RecallSample, ...]:
+    """Answer and judge requests of a cell, resuming what `work` already holds.
+
+    Answers lie under a name made of all that they depend on, so several checks that share a
+    checkpoint share its answers.
+    """
+    identity = {"checkpoint": candidate.parent.identity, "prompts": cell.sha256}
+    depends = json.dumps({**engine.settings, **identity}, sort_keys=True)
+    name = hashlib.sha256(depends.encode()).hexdigest()[:16]
+    folder = work / "generations" / cell.name / name
+    generations = generate(engine, requests, folder, identity=identity)
+    samples = []
+    for generation in generations:
+        doc = generation.key.doc
+        samples.append(
+            RecallSample(
+                role=candidate.role,
+                key=generation.key,
+                context_tokens=cell.context_tokens,
+                depth_percent=cell.depth_percent(doc),
+                needle=tuple(int(position) for position in cell.needle_span(doc)),
+                prompt_tokens=generation.prompt_tokens,
+                value=cell.value(doc),
+                text=generation.text,
+                outcome=score(generation, cell.value(doc)).outcome,
+                finish_reason=generation.finish_reason,
+            )
+        )
+    return tuple(samples)
+
+
+def recall_of(samples: Sequence[RecallSample]) -> Recall:
+    """Sum up the samples of one checkpoint in one cell."""
+    correct = sum(sample.correct for sample in samples)
+    return Recall(
+        correct=correct,
+        empty=sum(sample.outcome is Outcome.NO_ANSWER for sample in samples),
+        n=len(samples),
+        interval=wilson(correct, len(samples)),
+    )
+
+
+def recall_cell(
+    recall: Recall | None, candidate: Candidate, cell: NamedCell, settings: Mapping[str, str]
+) -> Cell:
+    """Return the `Cell` of one checkpoint, task and length; without a recall an incomplete one."""
+    value = None if recall is None else recall.correct / recall.n
+    stderr = None
+    if recall is not None and value is not None and recall.n > 1:
+        stderr = math.sqrt(value * (1 - value) / (recall.n - 1))  # as lm-eval's mean_stderr
+    prompts = Parent(role="prompts", location=cell.name, identity=f"sha256:{cell.sha256}")
+    return Cell(
+        model=candidate.folder.resolve().name,
+        method=candidate.role,
+        task=cell.task,
+        context_tokens=cell.context_tokens,
+        metric="recall",
+        value=value,
+        n=0 if recall is None else recall.n,
+        repeats=1,
+        stderr=stderr,
+        interval=None if recall is None else recall.interval,
+        incomplete="not run: the verdict was clear before" if recall is None else None,
+        settings=settings,
+        parents=(candidate.parent, prompts),
+    )
+
+
+def sampling_settings(sampling: Sampling) -> dict[str, str]:
+    """Return a sampling as settings of a `Cell`."""
+    return {name: json.dumps(value) for name, value in codec.to_json(sampling).items()}
