@@ -22,6 +22,8 @@ COMMANDS = {
     "restore": "repair POST: put back W_Q and W_K of the softmax layers from PRE",
     "diff": "say which tensors of two checkpoints differ, and by how much",
     "convert": "make a HypeNet checkpoint out of a Qwen3 teacher",
+    "eval": "score a checkpoint by lm-evaluation-harness",
+    "rank-layers": "rank softmax layers by what retrieval loses without them",
     "verify": "hold a folder that amnesia wrote against its manifest",
 }
 
@@ -41,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         top_level.print_help(sys.stderr)
         return int(ExitCode.USER_ERROR)
     command = top_level.parse_args(arguments[:1]).command
-    module = import_module(f"amnesia_bench.cli.{command}")
+    module = import_module(f"amnesia_bench.cli.{command.replace('-', '_')}")
     parser = argparse.ArgumentParser(
         prog=f"amnesia {command}",
         description=module.__doc__,

@@ -87,6 +87,11 @@ class TransformersEngine:
         return cls(model, tokenizer, options)
 
     @property
+    def module(self) -> Any:
+        """The model that answers."""
+        return self._model.module
+
+    @property
     def settings(self) -> Mapping[str, str]:
         """Everything that may change an answer; neither the batch size nor the checks do."""
         module = self._model.module

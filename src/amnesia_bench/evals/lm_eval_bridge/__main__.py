@@ -1,7 +1,7 @@
 """`lm_eval` with the model `amnesia`: the same arguments, lm-eval's own code behind them.
 
-  python -m amnesia_bench.evals.lm_eval_bridge --model amnesia \
-      --model_args pretrained=DIR --tasks niah_single_2 --metadata '{"max_seq_lengths": [32768]}'
+python -m amnesia_bench.evals.lm_eval_bridge --model amnesia --model_args pretrained=DIR
+    --tasks niah_single_2 --metadata '{"max_seq_lengths": [32768]}'
 """
 
 from __future__ import annotations

@@ -50,9 +50,7 @@ class RecordingEngine:
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
         """Answer every request, as soon as all are answered and on disk."""
-        self.generations = generate(
-            self._engine, requests, self._folder, identity=self._identity
-        )
+        self.generations = generate(self._engine, requests, self._folder, identity=self._identity)
         yield from self.generations
 
 

@@ -33,7 +33,7 @@ class _Prompt:
     seed: int | None
 
 
-@register_model("amnesia")  # type: ignore[untyped-decorator]
+@register_model("amnesia")
 class AmnesiaLM(TemplateLM):  # type: ignore[misc]
     """Generates through an engine. Nothing is truncated: what is too long, the engine refuses.
 
@@ -170,7 +170,9 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         """Refuse: an engine generates."""
         raise _scores_no_text()
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> NoReturn:
         """Refuse: an engine generates."""
         raise _scores_no_text()
 
@@ -181,7 +183,9 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
 class _Requests(Sequence[Request]):
     """Requests that are tokenised when they are asked for."""
 
-    def __init__(self, prompts: Sequence[_Prompt], tokens: Callable[[_Prompt], NDArray[np.int32]]) -> None:
+    def __init__(
+        self, prompts: Sequence[_Prompt], tokens: Callable[[_Prompt], NDArray[np.int32]]
+    ) -> None:
         self._prompts = prompts
         self._tokens = tokens
 
@@ -232,4 +236,3 @@ def _scores_no_text() -> UserError:
         "output_type generate_until only",
         hint="lm-eval's own model runs the others: --model hf --model_args pretrained=FOLDER",
     )
-

@@ -6,7 +6,7 @@ their order), a column of -1 for 4096, and an aggregation that 262144 is missing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -140,7 +140,7 @@ def cell_task(cell: DocumentCell) -> NiahTask:
         return {"test": Documents(cell)}
 
     # Unresolved, since the generator that it names makes six million words when it is imported.
-    config = _config(cell.task, resolve=False)
+    config = task_config(cell.task)
     return NiahTask(cell.name, cell.context_tokens, {**config, "custom_dataset": documents})
 
 
@@ -152,17 +152,25 @@ def official_task(task: str, context_tokens: int, tokenizer: Path) -> NiahTask:
         context_tokens: lm-eval's max_seq_length.
         tokenizer: the folder of the tokenizer that counts.
     """
-    config = _config(task, resolve=True)
+    config = task_config(task, resolve=True)
     asked = {"tokenizer": str(tokenizer), "max_seq_lengths": [context_tokens]}
     metadata = {**config["metadata"], **asked}
     name = f"{task}@{context_tokens}"
     return NiahTask(name, context_tokens, {**config, "metadata": metadata})
 
 
-def _config(task: str, *, resolve: bool) -> dict[str, Any]:
+def task_config(file: str, *, resolve: bool = False) -> dict[str, Any]:
+    """Return one of lm-eval's task files of RULER.
+
+    Args:
+        file: its name without .yaml.
+        resolve: import the functions that it names; else their places are given.
+    """
     import lm_eval
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    path = Path(lm_eval.__file__).parent / "tasks" / "ruler" / f"{task}.yaml"
-    load: Callable[..., dict[str, Any]] = load_yaml
-    return load(path, resolve_func=resolve)
+    path = Path(lm_eval.__file__).parent / "tasks" / "ruler" / f"{file}.yaml"
+    config: dict[str, Any] = load_yaml(path, resolve_func=resolve)
+    # A label for lm-eval's index of tasks, and no part of a task.
+    config.pop("tag", None)
+    return config
