@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 TASKS = "niah_single_1,niah_single_2,niah_single_3"
 LENGTHS = "32768,262144"
 SAMPLES = 500
-ERROR_RATE = 0.05
+ERROR_RATE = 0.025
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "restore": "repair POST: put back W_Q and W_K of the softmax layers from PRE",
     "diff": "say which tensors of two checkpoints differ, and by how much",
     "convert": "make a HypeNet checkpoint out of a Qwen3 teacher",
+    "niah": "build needle-in-a-haystack prompts, byte for byte those of lm-eval",
     "eval": "score a checkpoint by lm-evaluation-harness",
     "rank-layers": "rank softmax layers by what retrieval loses without them",
     "verify": "hold a folder that amnesia wrote against its manifest",
