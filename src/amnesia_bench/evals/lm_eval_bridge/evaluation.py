@@ -132,8 +132,6 @@ class NiahEvaluation:
 
         folder = self._out / named.name
         identity = {"checkpoint": self._candidate.parent.identity, "prompts": named.sha256}
-        # The last file of a finished cell: none may stand beside answers that are being made.
-        (folder / CELL).unlink(missing_ok=True)
         engine = RecordingEngine(self._engine, folder, identity)
         judged = make_task().run(AmnesiaLM(engine, self._tokenizer, cell), self._samples)
         verdicts = [_verdict(generation, judged) for generation in engine.generations]

@@ -71,8 +71,8 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
             arg_dict: `pretrained` is the folder; `engine` is transformers or vllm; `max_length`
                 replaces the limit in the model's config; the other names are those of
                 `EngineOptions`.
-            additional_config: what lm-eval adds. Its `batch_size` is not used: the engine counts
-                tokens.
+            additional_config: what lm-eval adds, which is not used: the engine counts tokens and
+                no `batch_size`, and `device` is cuda:0 where nobody typed one.
 
         Raises:
             UserError: an argument is missing or unknown, or the folder holds no model.
@@ -85,8 +85,6 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
             )
         if "max_length" in given:
             given["max_context_tokens"] = given.pop("max_length")
-        if additional_config and additional_config.get("device"):
-            given.setdefault("device", additional_config["device"])
         known = {field.name for field in fields(EngineOptions)}
         if unknown := sorted(set(given) - known):
             raise UserError(
