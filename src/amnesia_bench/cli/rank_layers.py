@@ -55,14 +55,15 @@ def _print(ranking: LayerRanking, out: Path) -> None:
     from amnesia_bench.cli.output import console, say, table
 
     columns = list(ranking.accuracy)
-    grid = table(
-        f"{ranking.checkpoint.location}: {ranking.ablation}", ("layer", "importance", *columns)
-    )
+    grid = table(ranking.checkpoint.location, ("layer", "importance", *columns))
     for entry in ranking.layers:
         accuracy = (f"{100 * entry.accuracy[name]:.1f}" for name in columns)
         grid.add_row(str(entry.layer), f"{100 * entry.importance:+.2f}", *accuracy)
     whole = (f"{100 * ranking.accuracy[name]:.1f}" for name in columns)
     grid.add_row("none", "", *whole)
     console().print(grid)
-    say(f"{out}: accuracies in % without each layer; importance in points of their mean.")
-    say(f"Restore the top 7: amnesia restore --layers top7@{out} ...")
+    say(
+        "Accuracy in % without each layer; importance: what the mean of the tasks loses, in points."
+    )
+    say(f"Ablation: {ranking.ablation}.")
+    say(f"{out}: restore the first 7 of it by amnesia restore --layers top7@{out} ...")

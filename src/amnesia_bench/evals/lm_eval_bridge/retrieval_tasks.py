@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
-from amnesia_bench.evals.lm_eval_bridge.niah_task import evaluate_one, task_config
+from amnesia_bench.evals.lm_eval_bridge.niah_task import task_config
 from amnesia_bench.evals.niah.tasks import SEED
 from amnesia_bench.records.layer_ranking import RankingTask
 from amnesia_bench.store.files import read_json
@@ -33,7 +33,7 @@ _HUB = {"fda": "hazyresearch/based-fda", "swde": "hazyresearch/based-swde-v2"}
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalTask:
-    """A task of lm-eval with its documents loaded.
+    """A task of lm-eval with its documents loaded, asked without examples.
 
     `metrics` maps lm-eval's name of a metric to ours; the first counts. `source` is where the
     documents came from, `sha256` what they are.
@@ -98,10 +98,16 @@ def accuracies(lm: Any, tasks: Sequence[RetrievalTask], samples: int | None) -> 
     Raises:
         StageFailedError: lm-eval scored fewer than that.
     """
+    from lm_eval import evaluate
+
     found = {}
     for task in tasks:
         n = task.asked(samples)
-        results = evaluate_one(lm, task.task, n)
+        # Not by `simple_evaluate`: it describes the machine every time, which takes seconds, and
+        # there are tasks times layers of them. All that it seeds is drawn already.
+        results = evaluate(
+            lm, {"tasks": {task.name: task.task}}, limit=n, bootstrap_iters=0, log_samples=False
+        )
         if (scored := results["n-samples"][task.name]["effective"]) != n:
             raise StageFailedError(f"{task.name}: lm-eval scored {scored} of {n} documents")
         for theirs, ours in task.metrics.items():
@@ -122,7 +128,7 @@ def _extraction(name: str, data: Path | None) -> RetrievalTask:
             self.dataset = {"validation": Dataset.from_list(list(rows))}
 
     task = WithRows()
-    task.config.task = name
+    task.set_config("task", name)
     return RetrievalTask(
         name=name,
         version=str(base.VERSION),
