@@ -14,14 +14,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.cli.niah_options import TASKS, lengths_of, tasks_of
+from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
+    from amnesia_bench.evals.recall import PromptCell
     from amnesia_bench.records.recall import CheckReport, Rule
 
-TASKS = "niah_single_1,niah_single_2,niah_single_3"
 LENGTHS = "32768,262144"
 SAMPLES = 500
 ERROR_RATE = 0.025
@@ -35,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--post", type=Path, required=True, help="checkpoint folder after the fine-tune"
     )
     parser.add_argument("--restored", type=Path, help="a repaired checkpoint, compared with both")
-    parser.add_argument("--prompts", type=Path, help="folder that `amnesia niah build` wrote")
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--prompts", type=Path, help="folder that `amnesia niah build` wrote")
+    source.add_argument(
+        "--haystack", help="build the prompts: hub, hub@REVISION, or a file or folder of essays"
+    )
     parser.add_argument("--lengths", default=LENGTHS, help=f"in tokens ({LENGTHS})")
     parser.add_argument("--tasks", default=TASKS, help=f"({TASKS})")
     parser.add_argument(
@@ -55,40 +60,71 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.evals.check import CheckPlan, check
-    from amnesia_bench.evals.check_inputs import engine_loader, open_candidates, open_cells_of
-    from amnesia_bench.evals.check_results import publish_check
     from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING
     from amnesia_bench.records.recall import CheckVerdict
     from amnesia_bench.store.layout import store_root
     from amnesia_bench.store.provenance import collect_provenance
 
     rule = _rule(args)
-    tasks, lengths = _tasks(args.tasks), _lengths(args.lengths)
+    tasks, lengths = tasks_of(args.tasks), lengths_of(args.lengths)
     for file in (args.json, args.markdown):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}")
+    try:
+        from amnesia_bench.evals.check import CheckPlan, check
+        from amnesia_bench.evals.check_inputs import open_candidates
+        from amnesia_bench.evals.check_results import publish_check
+        from amnesia_bench.evals.engines.opening import open_engine
+        from amnesia_bench.evals.engines.options import EngineOptions
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"check needs torch and transformers ({error}).",
+            hint='pip install "amnesia-bench[eval]"',
+        ) from error
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
     folders = {"pre": args.pre, "post": args.post}
     if args.restored is not None:
         folders["restored"] = args.restored
     candidates, tokenizer = open_candidates(folders)
-    by_role = {candidate.role: candidate for candidate in candidates}
+    work = args.work or store_root()
     plan = CheckPlan(
-        pre=by_role["pre"],
-        post=by_role["post"],
-        restored=by_role.get("restored"),
-        cells=open_cells_of(args.prompts, tokenizer, tasks, lengths, rule.samples),
+        pre=candidates[0],
+        post=candidates[1],
+        restored=candidates[2] if len(candidates) > 2 else None,
+        cells=_cells(args, tokenizer, tasks, lengths, work),
+        tokenizer=tokenizer,
         sampling=NIAH_SAMPLING,
         rule=rule,
     )
-    work = args.work or store_root()
-    result = check(plan, engine_loader(), work, _progress)
+    options = EngineOptions()
+    result = check(plan, lambda each: open_engine("transformers", each, options), work, _progress)
     records = publish_check(result, work, provenance)
     _write(args, records)
     _print(result.report, records)
     regressed = result.report.verdict is CheckVerdict.REGRESSION
     return ExitCode.RECALL_REGRESSION if regressed else ExitCode.DONE
+
+
+def _cells(
+    args: argparse.Namespace,
+    tokenizer: Any,
+    tasks: tuple[str, ...],
+    lengths: tuple[int, ...],
+    work: Path,
+) -> tuple[PromptCell, ...]:
+    from amnesia_bench.evals.check_inputs import build_cells_of, open_cells_of
+    from amnesia_bench.evals.niah.build import NiahBuild
+
+    if args.prompts is not None:
+        return open_cells_of(args.prompts, tokenizer, tasks, lengths, args.samples)
+    build = NiahBuild(
+        tokenizer=args.pre,
+        lengths=lengths,
+        tasks=tasks,
+        haystack=args.haystack,
+        samples=args.samples,
+    )
+    return build_cells_of(build, work, tokenizer)
 
 
 def _rule(args: argparse.Namespace) -> Rule:
@@ -98,26 +134,6 @@ def _rule(args: argparse.Namespace) -> Rule:
         return Rule(samples=args.samples, margin=args.margin / 100, error_rate=ERROR_RATE)
     except ValueError as error:
         raise UserError(f"--samples {args.samples} --margin {args.margin:g}: {error}") from error
-
-
-def _tasks(typed: str) -> tuple[str, ...]:
-    from amnesia_bench.config.messages import nearest
-    from amnesia_bench.evals.niah.tasks import TASKS as KNOWN
-
-    tasks = tuple(dict.fromkeys(task.strip() for task in typed.split(",")))
-    for task in tasks:
-        if task not in KNOWN:
-            raise UserError(f"--tasks: no task {task!r}", hint=nearest(task, list(KNOWN)))
-    return tasks
-
-
-def _lengths(typed: str) -> tuple[int, ...]:
-    parts = [part.strip() for part in typed.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
-        raise UserError(
-            f"--lengths {typed!r}: not a list of lengths in tokens", hint=f"--lengths {LENGTHS}"
-        )
-    return tuple(dict.fromkeys(map(int, parts)))
 
 
 def _progress(line: str) -> None:

@@ -11,6 +11,7 @@ import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from amnesia_bench.evals.engines.protocol import Engine
 from amnesia_bench.evals.heatmap import heat_map
@@ -46,6 +47,7 @@ class CheckPlan:
     post: Candidate
     restored: Candidate | None
     cells: tuple[PromptCell, ...]
+    tokenizer: Any
     sampling: Sampling
     rule: Rule
 
@@ -147,7 +149,7 @@ class _Run:
             self.engine = (candidate, self.load(candidate.folder))
         engine = self.engine[1]
         self.settings[candidate.role] = dict(engine.settings)
-        requests = CellRequests(cell, num_prompts, self.plan.sampling)
+        requests = CellRequests(cell, num_prompts, self.plan.sampling, self.plan.tokenizer)
         self.samples[candidate.role, cell.name] = recall_samples(
             engine, candidate, requests, cell, self.work
         )

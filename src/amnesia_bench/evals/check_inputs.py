@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from amnesia_bench.errors import MissingEnvironmentError, UserError
-from amnesia_bench.evals.engines.protocol import Engine
+from amnesia_bench.errors import UserError
 from amnesia_bench.evals.recall import Candidate, PromptCell
 from amnesia_bench.evals.tokenizers import load_tokenizer, tokenizer_identity
 from amnesia_bench.store.hashing import sha256_of
+from amnesia_bench.store.layout import MANIFEST
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import as_parent, identify
+
+if TYPE_CHECKING:
+    from amnesia_bench.evals.niah.build import NiahBuild
 
 # Read by transformers' generate: it names the end tokens.
 GENERATION_CONFIG = "generation_config.json"
@@ -94,21 +99,29 @@ def open_cells_of(
     return pick_cells(open_cells(folder, tokenizer), tasks, lengths, samples)
 
 
-def engine_loader() -> Callable[[Path], Engine]:
-    """Return what makes the engine of a checkpoint folder.
+def build_cells_of(build: NiahBuild, work: Path, tokenizer: Any) -> tuple[PromptCell, ...]:
+    """Build prompts into `work`, or take those that an earlier check has built there.
 
     Raises:
-        MissingEnvironmentError: torch or transformers are missing.
+        UserError: they cannot be built: a haystack that is too short, ...
+        MissingEnvironmentError: words, sentence model or hub are not to be had.
     """
-    try:
-        from amnesia_bench.evals.engines.options import EngineOptions
-        from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
-    except ImportError as error:
-        raise MissingEnvironmentError(
-            f"check needs torch and transformers ({error}).",
-            hint='pip install "amnesia-bench[eval]"',
-        ) from error
-    return lambda folder: TransformersEngine.load(folder, EngineOptions())
+    from amnesia_bench.evals.niah.build import build_cells
+    from amnesia_bench.evals.niah.cells import open_cells
+    from amnesia_bench.evals.niah.haystack import read_haystack
+
+    depends = {
+        "tokenizer": tokenizer_identity(tokenizer),
+        "lengths": build.lengths,
+        "tasks": build.tasks,
+        "haystack": None if build.haystack is None else read_haystack(build.haystack).sha256,
+        "samples": build.samples,
+    }
+    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+    folder = work / "prompts" / digest[:16]
+    if not (folder / MANIFEST).is_file():
+        build_cells(build, folder)
+    return pick_cells(open_cells(folder, tokenizer), build.tasks, build.lengths, build.samples)
 
 
 def _vocab_size(checkpoint: Checkpoint) -> str:
