@@ -5,7 +5,7 @@ How lm-eval cuts, splits and joins is followed to the letter, down to the spaces
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -14,6 +14,11 @@ from typing import Protocol
 from amnesia_bench.evals.niah.tasks import LINE
 
 Split = Callable[[str], list[str]]
+
+# Characters before the end of a cut text whose sentences are found anew, and how many of these
+# must be known ones.
+_SPLIT_AGAIN = 4000
+_AGREEING = 3
 
 
 class Documents(Protocol):
@@ -87,8 +92,9 @@ class Essays:
         self._words = words
         self._split = split
         self._ends = list(accumulate(len(word) + 1 for word in words))
-        # Splitting 250 thousand words takes half a second, and most samples have the same.
         self._cut = lru_cache(maxsize=8)(self._cut_anew)
+        # The longest text that was split, its sentences, and where they begin.
+        self._longest: tuple[str, list[str], list[int]] = "", [], []
 
     @property
     def available(self) -> int:
@@ -116,9 +122,31 @@ class Essays:
 
     def _cut_anew(self, units: int) -> tuple[str, list[int]]:
         """Return a document and where its sentences begin."""
-        sentences = self._split(" ".join(self._words[:units]).strip())
+        sentences = self._sentences(" ".join(self._words[:units]).strip())
         ends = accumulate(len(sentence) + 1 for sentence in sentences)
         return " ".join(sentences), [0, *ends][: len(sentences)]
+
+    def _sentences(self, text: str) -> list[str]:
+        """Split a text; where it is the beginning of one that was split, only its end.
+
+        Punkt judges a full stop by the words beside it. A cut can change the last sentences only,
+        and the first ones that are split again must come out as they were.
+        """
+        longer, known, starts = self._longest
+        if longer.startswith(text):
+            resume = bisect_right(starts, len(text) - _SPLIT_AGAIN) - 1
+            if resume > 0:
+                end = self._split(text[starts[resume] :])
+                if end[:_AGREEING] == known[resume : resume + _AGREEING]:
+                    return known[:resume] + end
+        sentences = self._split(text)
+        if len(text) > len(longer):
+            starts, at = [], 0
+            for sentence in sentences:
+                starts.append(text.index(sentence, at))
+                at = starts[-1] + len(sentence)
+            self._longest = text, sentences, starts
+        return sentences
 
 
 def shared_characters(one: str, other: str) -> int:
