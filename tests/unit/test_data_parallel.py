@@ -47,6 +47,7 @@ def test_two_processes_answer_as_one_and_tell_their_mistakes(checkpoint):
             list(engine.generate(requests_of(needle_prompts(2, 400, depths=2), new=10**6)))
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_an_error_and_not_a_wait(checkpoint):
     with DataParallelEngine(checkpoint, OPTIONS, ["cpu"]) as engine:
         answers = engine.generate(requests_of(needle_prompts(4, 400, depths=2), new=200))
