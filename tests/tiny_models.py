@@ -53,7 +53,7 @@ def tiny_model(name: str, seed: int = 0) -> Any:
         model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+                parameter.add_(torch.randn_like(parameter) * 0.2)
     model.generation_config.eos_token_id = EOS
     return model.eval()
 

@@ -50,7 +50,7 @@ class TransformersEngine:
         self._options = options
         model.eval()
         self._limit = context_limit(model.config, options.max_context_tokens)
-        self._model = examine(model)
+        self._model = examine(model, self._limit)
         self._eos_ids = _eos_ids(model, tokenizer)
         # Shrinks when memory runs out, so that it runs out once and not at every batch.
         self._batch_tokens = options.max_batch_tokens
