@@ -125,7 +125,7 @@ def run_lm_eval(inputs: Inputs, out: Path, monkeypatch: pytest.MonkeyPatch, *mor
     """Run lm-eval's own command line, with the model `amnesia` in it."""
     from amnesia_bench.evals.lm_eval_bridge.__main__ import main as lm_eval
 
-    arguments = f"run --model amnesia --tasks {TASK} --limit {SAMPLES} --log_samples".split()
+    arguments = f"--model amnesia --tasks {TASK} --limit {SAMPLES} --log_samples".split()
     given = ["--output_path", str(out), "--metadata", json.dumps({"max_seq_lengths": [LENGTH]})]
     arguments += ["--model_args", f"pretrained={inputs.checkpoint}", *given, *more]
     monkeypatch.setattr(sys, "argv", ["lm_eval", *arguments])
@@ -161,6 +161,24 @@ def test_all_ways_give_the_same_answer_and_score_per_sample(
         assert scores(tmp_path / "ours") == [0, 1, 1, 0, 1, 1]
     else:
         assert len(set(texts(tmp_path / "ours"))) == SAMPLES
+
+
+def test_lm_evals_own_model_gives_the_same_answers(
+    inputs: Inputs,
+    lm_eval_makes: Callable[[int], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for package in ("accelerate", "peft"):
+        pytest.importorskip(package, reason=f"lm-eval's model hf needs {package}")
+    lm_eval_makes(SAMPLES)
+    assert evaluate(inputs, tmp_path / "ours", *ours(inputs)) == 0
+    loaded = f"pretrained={inputs.checkpoint},dtype=float32"
+    hf = ("--model", "hf", "--device", "cpu", "--model_args", loaded)
+    assert run_lm_eval(inputs, tmp_path / "hf", monkeypatch, *hf) == 0
+    (log,) = (tmp_path / "hf").rglob("samples_*.jsonl")
+    theirs = sorted(lines(log), key=lambda sample: sample["doc_id"])
+    assert [sample["resps"][0][0] for sample in theirs] == texts(tmp_path / "ours")
 
 
 class Dying:
