@@ -250,6 +250,30 @@ def test_fewer_samples_than_asked_for_are_no_result(
     assert not (tmp_path / "none").exists()
 
 
+def test_without_essays_or_with_code_the_official_generator_is_refused(
+    inputs: Inputs,
+    lm_eval_makes: Callable[[int], None],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def offline(*_: Any, **__: Any) -> None:
+        raise ConnectionError("no network")
+
+    lm_eval_makes(SAMPLES)
+    _, prepare_niah = lm_eval_niah()
+    monkeypatch.setattr(prepare_niah.datasets, "load_dataset", offline)
+    assert evaluate(inputs, tmp_path / "out", "--official-data") == 6
+    assert "lm-eval cannot fetch the essays (no network)" in capsys.readouterr().err
+    coded = Inputs(save_checkpoint(tmp_path / "coded"), inputs.prompts, inputs.texts)
+    config = json.loads((coded.checkpoint / "config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": [None, "evil.Tokenizer"]}
+    (coded.checkpoint / "config.json").write_text(json.dumps(config))
+    assert evaluate(coded, tmp_path / "out", "--official-data") == 2
+    assert "names code (auto_map), which lm-eval's generator would run" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_answers_of_another_checkpoint_are_never_scored(
     inputs: Inputs,
     install: Callable[[Engine], None],

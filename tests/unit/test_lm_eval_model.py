@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.engines.fake import FakeEngine
 from amnesia_bench.evals.engines.protocol import Request
+from amnesia_bench.evals.lm_eval_bridge.gen_kwargs import sampling_of
 from amnesia_bench.evals.lm_eval_bridge.model import AmnesiaLM
-from amnesia_bench.evals.lm_eval_bridge.niah_task import cell_task, evaluate_one
+from amnesia_bench.evals.lm_eval_bridge.niah_task import cell_task, evaluate_one, task_config
+from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING, TASKS
 from amnesia_bench.evals.special_tokens import with_special_tokens
 from amnesia_bench.records.evaluation import Generation, SampleKey
 from tests.byte_checkpoints import byte_tokenizer
@@ -179,6 +181,12 @@ def test_tasks_that_score_text_are_refused() -> None:
 def test_wrong_model_args_are_named(arguments: dict[str, Any], problem: str) -> None:
     with pytest.raises(UserError, match=problem):
         AmnesiaLM.create_from_arg_obj(arguments, {"batch_size": 1, "device": "cuda:0"})
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_what_lm_evals_tasks_ask_for_is_our_sampling(name: str) -> None:
+    asked = task_config(name)["generation_kwargs"]
+    assert sampling_of(asked, name) == (NIAH_SAMPLING, 0)
 
 
 def test_a_sample_is_named_by_task_document_and_repeat() -> None:

@@ -42,8 +42,8 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
     Args:
         engine: what answers.
         tokenizer: its model's.
-        cell: prompts whose tokens are known already, so that 256K characters need not be
-            tokenised for every sample; None if there are none.
+        cell: prompts whose tokens are known, so that 256K of them need not be made anew for every
+            sample; None if there are none.
     """
 
     def __init__(self, engine: Engine, tokenizer: Any, cell: DocumentCell | None = None) -> None:
@@ -68,9 +68,9 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         """Load a checkpoint by lm-eval's `--model_args`.
 
         Args:
-            arg_dict: `pretrained` is the folder; `engine` is transformers or vllm; `max_length`
-                replaces the limit in the model's config; the other names are those of
-                `EngineOptions`.
+            arg_dict: `pretrained` is the folder, `engine` the name of one (transformers);
+                `max_length` replaces the limit in the model's config; the other names are those
+                of `EngineOptions`.
             additional_config: what lm-eval adds, which is not used: the engine counts tokens and
                 no `batch_size`, and `device` is cuda:0 where nobody typed one.
 

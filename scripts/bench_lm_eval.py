@@ -1,0 +1,78 @@
+"""What `amnesia eval niah` costs besides the model: lm-eval around an engine that knows nothing.
+
+  python scripts/bench_lm_eval.py --haystack ESSAYS --tokenizer FOLDER [--lengths ...]
+
+Prompts are built before and not counted. Each length runs in a process of its own.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from amnesia_bench.evals.engines.fake import FakeEngine
+from amnesia_bench.evals.lm_eval_bridge.evaluation import NiahEvaluation
+from amnesia_bench.evals.niah import NiahBuild, build_cells, open_cells
+from amnesia_bench.evals.recall import Candidate
+from amnesia_bench.evals.tokenizers import load_tokenizer
+from amnesia_bench.records.artifacts import Parent
+
+TASK = "niah_single_2"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--haystack", required=True)
+    parser.add_argument("--tokenizer", type=Path, required=True)
+    parser.add_argument("--lengths", default="32768,262144")
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--one", type=Path, help="the prompts to run; what a child is told")
+    args = parser.parse_args()
+    if args.one is not None:
+        measure(args.one, args.tokenizer, args.samples)
+        return
+    print("## lm-eval around an engine\n")
+    print(f"`amnesia eval niah`, {args.samples} samples of {TASK}, a fake engine.\n")
+    print("| length | seconds | peak memory, GB |")
+    print("|---|---|---|")
+    for length in map(int, args.lengths.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            prompts = Path(folder) / "prompts"
+            build_cells(
+                NiahBuild(
+                    tokenizer=args.tokenizer,
+                    lengths=(length,),
+                    tasks=(TASK,),
+                    haystack=args.haystack,
+                    samples=args.samples,
+                ),
+                prompts,
+            )
+            command = [sys.executable, __file__, "--one", str(prompts), "--haystack", "-"]
+            command += ["--tokenizer", str(args.tokenizer), "--samples", str(args.samples)]
+            child = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+            print(f"| {length:,} | {child.stdout.strip()} |", flush=True)
+
+
+def measure(prompts: Path, tokenizer_folder: Path, samples: int) -> None:
+    start = time.perf_counter()
+    tokenizer = load_tokenizer(tokenizer_folder)
+    (cell,) = open_cells(prompts, tokenizer)
+    parent = Parent(role="checkpoint", location="none", identity="none")
+    candidate = Candidate(role="checkpoint", folder=tokenizer_folder, parent=parent)
+    engine = FakeEngine(lambda request: cell.value(request.key.doc))
+    out = prompts.parent / "out"
+    found = NiahEvaluation(engine, tokenizer, candidate, samples, out).cell(cell)
+    if found.value != 1:
+        raise RuntimeError(f"an engine that knows all answers scored {found.value}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"{time.perf_counter() - start:.0f} | {peak / 1e9:.1f}")
+
+
+if __name__ == "__main__":
+    main()
