@@ -146,6 +146,7 @@ def _squad(tokenizer: Any, data: Path | None) -> RetrievalTask:
     from lm_eval.tasks.ruler import common_utils, qa_utils
 
     questions, texts, source = _squad_questions(qa_utils, data)
+    state = random.getstate()
     # lm-eval seeds Python's own generator before a task makes its documents from it.
     random.seed(SEED)
     documents = qa_utils.generate_samples(
@@ -155,6 +156,7 @@ def _squad(tokenizer: Any, data: Path | None) -> RetrievalTask:
         max_seq_length=_SQUAD_TOKENS,
         num_samples=min(_SQUAD_QUESTIONS, len(questions)),
     )
+    random.setstate(state)
     metric, best = str(_SQUAD_TOKENS), "max"
 
     def judge(document: dict[str, Any], answers: list[str]) -> dict[str, float]:
@@ -204,12 +206,15 @@ def _hub_rows(dataset: str) -> tuple[Sequence[Mapping[str, str]], str]:
 
 def _file_rows(path: Path) -> tuple[Sequence[Mapping[str, str]], str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines: JSON may hold line ends of Unicode's.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except (OSError, ValueError) as error:
         raise UserError(
             f"{path}: cannot be read ({error})",
             hint=f"It should hold the rows of {_HUB[path.stem]} (validation), one JSON a line.",
         ) from error
+    if lines == [""]:
+        raise UserError(f"{path}: holds no rows")
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
@@ -217,8 +222,6 @@ def _file_rows(path: Path) -> tuple[Sequence[Mapping[str, str]], str]:
             rows.append({"text": str(row["text"]), "value": str(row["value"])})
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path}, line {number}: no JSON with text and value") from error
-    if not rows:
-        raise UserError(f"{path}: holds no rows")
     return rows, f"file:{path.name}"
 
 
