@@ -1,9 +1,10 @@
 """The gate on models with planted accuracies: verdicts, savings, resuming, records."""
 
-import gc
 import json
+import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,12 @@ from tests.fake_cells import BareTokenizer, FakeCell, PlantedEngine, candidate
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0, top_p=1.0, top_k=None, stop=())
 LENGTHS = (1024, 8192)
+
+
+@pytest.fixture(autouse=True)
+def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of answers, and no power cut to survive: that is tested in test_generate."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
 def plan(*, samples: int = 100, restored: bool = False, post: str = "post") -> CheckPlan:
@@ -44,7 +51,6 @@ class Models:
         self.asked: list[tuple[str, int, int]] = []
 
     def load(self, folder: Path) -> PlantedEngine:
-        gc.collect()
         assert not any(engine() for engine in self.engines), "two models in memory at once"
         name, models = folder.name, self
         self.loads.append(name)
@@ -174,15 +180,11 @@ def test_checks_of_two_fine_tunes_share_the_answers_of_their_base(tmp_path: Path
     what = plan(samples=50, post="other")
     assert what.post == other
     # Its role is "post" whatever its folder is called.
-    from dataclasses import replace
-
     run(models, tmp_path, replace(what, post=replace(other, role="post")))
     assert {name for name, _, _ in models.asked} == {"other"}
 
 
 def test_the_same_weights_twice_are_noted_and_answered_once(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     what = plan(samples=25)
     what = replace(what, post=replace(what.pre, role="post"))
     models = Models(pre=0.5)
@@ -247,6 +249,15 @@ def test_an_empty_answer_is_wrong(tmp_path: Path) -> None:
     post = [sample for sample in result.samples if sample.role == "post"]
     assert {sample.outcome for sample in post} == {Outcome.NO_ANSWER}
     assert result.report.verdict is CheckVerdict.REGRESSION
+
+
+def test_a_base_that_recalls_nothing_is_warned_of(tmp_path: Path) -> None:
+    report = run(Models(pre=0.0, post=0.0), tmp_path, plan(samples=25)).report
+    assert [warning for warning in report.warnings if "no recall to lose" in warning] == [
+        f"pre itself finds only 0 of 25 needles of niah_single_2@{length}: "
+        "there is no recall to lose"
+        for length in LENGTHS
+    ]
 
 
 def test_the_verdict_on_all_cells() -> None:

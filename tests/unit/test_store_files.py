@@ -10,6 +10,7 @@ from amnesia_bench.store.files import (
     explain_write_error,
     make_folder,
     read_json,
+    replace_text,
     sync_folder,
 )
 
@@ -78,3 +79,18 @@ def test_write_errors_are_told_apart(code: int, kind: type[Exception]) -> None:
 
 def test_other_os_errors_stay_what_they_are() -> None:
     assert explain_write_error(FileNotFoundError(errno.ENOENT, "x", "y"), Path("out")) is None
+
+
+def test_a_text_is_replaced_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "report.md"
+    replace_text(path, "old\n")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: (_ for _ in ()).throw(OSError("died")))
+    with pytest.raises(OSError, match="died"):
+        replace_text(path, "new and half writ")
+    assert path.read_text() == "old\n"
+    monkeypatch.undo()
+    replace_text(path, "new\n")
+    assert path.read_text() == "new\n"
+    assert [each.name for each in tmp_path.iterdir()] == ["report.md"]

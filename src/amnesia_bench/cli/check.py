@@ -5,14 +5,16 @@ r"""Has a fine-tune lost long-range recall? Needles in haystacks, before and aft
       --lengths 32768,262144 --tasks niah_single_2,niah_single_3 --markdown summary.md
 
 All checkpoints answer the same prompts, the longest first and few at a time, until the verdict is
-clear. Exit code 0: no regression, or undecided (said on stderr); 3: recall regressed. A check that
-was killed goes on where it stopped when the same command is given again.
+clear. Exit code 0: no regression, or undecided (said on stderr); 3: recall regressed. The verdict is
+on POST; what a repaired checkpoint wins back is reported beside it. A check that was killed goes on
+where it stopped when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -52,6 +54,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         help="drop in points that is not yet a regression (0: any that is significant)",
     )
+    parser.add_argument(
+        "--max-context-tokens", type=int, help="in place of the limit in the model's config"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the summary here")
     parser.add_argument(
@@ -60,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
+    from amnesia_bench.evals.check import CheckPlan, check
+    from amnesia_bench.evals.check_inputs import open_candidates
+    from amnesia_bench.evals.check_results import publish_check
+    from amnesia_bench.evals.engines.opening import open_engine
+    from amnesia_bench.evals.engines.options import EngineOptions
     from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING
     from amnesia_bench.records.recall import CheckVerdict
     from amnesia_bench.store.layout import store_root
@@ -70,17 +80,11 @@ def run(args: argparse.Namespace) -> ExitCode:
     for file in (args.json, args.markdown):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}")
-    try:
-        from amnesia_bench.evals.check import CheckPlan, check
-        from amnesia_bench.evals.check_inputs import open_candidates
-        from amnesia_bench.evals.check_results import publish_check
-        from amnesia_bench.evals.engines.opening import open_engine
-        from amnesia_bench.evals.engines.options import EngineOptions
-    except ImportError as error:
+    if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
         raise MissingEnvironmentError(
-            f"check needs torch and transformers ({error}).",
+            f"check needs {' and '.join(missing)}, which are not installed",
             hint='pip install "amnesia-bench[eval]"',
-        ) from error
+        )
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
     folders = {"pre": args.pre, "post": args.post}
     if args.restored is not None:
@@ -96,7 +100,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         sampling=NIAH_SAMPLING,
         rule=rule,
     )
-    options = EngineOptions()
+    options = EngineOptions(max_context_tokens=args.max_context_tokens)
     result = check(plan, lambda each: open_engine("transformers", each, options), work, _progress)
     records = publish_check(result, work, provenance)
     _write(args, records)
@@ -166,11 +170,12 @@ def _print(report: CheckReport, records: Path) -> None:
     for cell in report.cells:
         grid.add_row(*row(cell, report))
     lengths = map(str, report.heat_maps[0].context_tokens)
-    heat = table(f"by depth and length: {' > '.join(report.checkpoints)} (n)", ("depth", *lengths))
+    heat = table("", ("depth", *lengths))
     for cells in heat_rows(report.heat_maps):
         heat.add_row(*cells)
     out = console()
     out.print(grid)
+    say(f"Recall by depth and length in per cent, {' > '.join(report.checkpoints)} (n):")
     out.print(heat)
     for note in notes(report):
         say(note)

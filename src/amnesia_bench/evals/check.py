@@ -7,6 +7,7 @@ after each look the rule of `evals.sequential` says which cells are clear. All a
 
 from __future__ import annotations
 
+import gc
 import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -78,7 +79,7 @@ def check(
         plan: with checkpoints of one tokenizer, and cells of at least `rule.samples` prompts.
         load: makes the engine of a checkpoint folder; one is held at a time.
         work: folder for the answers; those already in it are used.
-        progress: told one line whenever a cell was looked at.
+        progress: told one line before a checkpoint answers, and one when a cell was judged.
     """
     run = _Run(plan, load, work, progress)
     run.compare()
@@ -145,8 +146,11 @@ class _Run:
     def answer(self, candidate: Candidate, cell: PromptCell, num_prompts: int) -> None:
         """Let one checkpoint answer the first prompts of a cell."""
         if self.engine is None or self.engine[0] is not candidate:
-            self.engine = None  # let go of before the next is loaded: both may not fit
+            # Let go of one model before the next is loaded: both may not fit.
+            self.engine = None
+            gc.collect()
             self.engine = (candidate, self.load(candidate.folder))
+        self.progress(f"{cell.name}: {candidate.role} answers {num_prompts} prompts")
         engine = self.engine[1]
         self.settings[candidate.role] = dict(engine.settings)
         requests = CellRequests(cell, num_prompts, self.plan.sampling, self.plan.tokenizer)
@@ -185,7 +189,12 @@ class _Run:
                     each.recall.get(candidate.role),
                     candidate,
                     cell,
-                    {**self.settings[candidate.role], **sampling_settings(plan.sampling)},
+                    {
+                        **self.settings[candidate.role],
+                        **sampling_settings(plan.sampling),
+                        "chat_template": "none",
+                        "scorer": "string_match_all",
+                    },
                 )
                 for candidate in plan.candidates
                 for cell, each in zip(plan.cells, checked, strict=True)
@@ -269,4 +278,10 @@ def _warnings(plan: CheckPlan, checked: Sequence[CheckedCell]) -> tuple[str, ...
                     f"{role}: {recall.empty} of {recall.n} answers to "
                     f"{cell.task}@{cell.context_tokens} are empty; they count as wrong"
                 )
+        pre = cell.recall.get("pre")
+        if pre is not None and pre.correct / pre.n < plan.rule.excluded_drop:
+            warnings.append(
+                f"pre itself finds only {pre.correct} of {pre.n} needles of {cell.task}@"
+                f"{cell.context_tokens}: there is no recall to lose"
+            )
     return tuple(warnings)

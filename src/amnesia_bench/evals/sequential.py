@@ -15,6 +15,13 @@ At each look the comparison ends if it is clear; only what is not clear goes on.
   since the verdict on all of them needs each (Berger, Technometrics 24, 1982, 295-300).
 - **Undecided** otherwise.
 
+Measured by scripts/bench_check.py, 2,000 simulated checks of at most 500 prompts a case at 2.5 %:
+false alarms 0 to 2.6 % with up to 30 % of the prompts discordant. A drop of 5 points is found in
+all checks where no prompt is won, in 79 % where 5 % are won besides; as one of six cells in 99.8
+and 54 %. Drops of 10 points are found in at least 99 %, those of 20 in all, after 66 to 126
+prompts. Equal answers are cleared after 200 prompts; with 10 % discordant 90 % of equal models are
+cleared by 500 and most of the rest stays undecided, with 30 % half of them.
+
 With a `margin` above 0 a regression must besides have the whole interval above the margin; that
 part is asymptotic, as Tango's interval is.
 """

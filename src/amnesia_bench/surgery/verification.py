@@ -1,4 +1,4 @@
-"""Is a checkpoint that amnesia wrote still what its manifest and its proof say?"""
+"""Is an artifact that amnesia wrote still what its manifest and its proof say?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amnesia_bench.records.restoration import Restoration
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.surgery.restoration import RESTORATION, RESTORED
-from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
+from amnesia_bench.weights.checkpoint import CONFIG, Checkpoint, open_checkpoint
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Verification:
 
 
 def verify(folder: Path) -> Verification:
-    """Check every file against the manifest, the shards' structure and each restored tensor.
+    """Check every file against the manifest; of a checkpoint its shards and restored tensors too.
 
     Raises:
         UserError: the folder has no manifest: there is nothing to hold it against.
@@ -36,9 +36,10 @@ def verify(folder: Path) -> Verification:
     manifest = read_manifest(folder)
     findings = [f"{finding.path}: {finding.problem}" for finding in verify_manifest(folder)]
     restored = 0
+    is_checkpoint = any(entry.path == CONFIG for entry in manifest.files)
     try:
-        checkpoint = open_checkpoint(folder)
-        if manifest.kind == RESTORED:
+        checkpoint = open_checkpoint(folder) if is_checkpoint else None
+        if checkpoint is not None and manifest.kind == RESTORED:
             path = folder / RESTORATION
             record = codec.from_json(Restoration, read_json(path), str(path))
             restored = len(record.tensors)

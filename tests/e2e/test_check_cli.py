@@ -1,0 +1,244 @@
+"""`amnesia check` as its users meet it: exit codes, files, and mistakes found before any model."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from amnesia_bench.cli.main import main
+from tests.checkpoints import config, drifted, random_model, save
+from tests.fake_cells import FakeCell, PlantedEngine
+
+Run = Callable[..., int]
+PROMPTS = ["--prompts", "prompts"]
+
+
+def with_tokenizer(folder: Path, *more: str) -> Path:
+    """Give a checkpoint folder a tokenizer of some words."""
+    words = ["<unk>", "The", "quick", *more]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, Path]:
+    model = random_model(0)
+    return {
+        role: with_tokenizer(save(tmp_path / role, drifted(model, seed)))
+        for seed, role in enumerate(("pre", "post", "restored"))
+    }
+
+
+@pytest.fixture
+def check(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Callable[[dict[str, float]], Run]:
+    """Return what makes a command of planted accuracies; without any, loading a model fails."""
+    from amnesia_bench.evals import check_inputs
+    from amnesia_bench.evals.engines import opening
+
+    def planted(accuracies: dict[str, float]) -> Run:
+        monkeypatch.setattr(
+            check_inputs,
+            "open_cells_of",
+            lambda folder, tokenizer, tasks, lengths, samples: check_inputs.pick_cells(
+                [FakeCell("niah_single_2", length, 100) for length in (1024, 8192)],
+                tasks,
+                lengths,
+                samples,
+            ),
+        )
+        monkeypatch.setattr(
+            opening,
+            "open_engine",
+            lambda name, folder, options: PlantedEngine(accuracies[folder.name]),
+        )
+
+        def run(*arguments: str) -> int:
+            return main(
+                ["check", "--pre", str(folders["pre"]), "--post", str(folders["post"]),
+                 "--work", str(tmp_path / "work"), "--tasks", "niah_single_2",
+                 "--lengths", "1024,8192", *PROMPTS, *arguments]
+            )  # fmt: skip
+
+        return run
+
+    return planted
+
+
+def test_a_regression_exits_with_3_and_names_the_repair(
+    check: Callable[[dict[str, float]], Run],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    files = ["--json", str(tmp_path / "check.json"), "--markdown", str(tmp_path / "check.md")]
+    run = check({"pre": 1.0, "post": 0.2, "restored": 0.9})
+    code = run("--samples", "100", "--restored", str(folders["restored"]), *files)
+    printed = capsys.readouterr()
+    assert code == 3
+    advice = (
+        f"amnesia restore --pre {folders['pre']} --post {folders['post']} "
+        f"--out {folders['post']}-restored"
+    )
+    assert advice in printed.out
+    assert "recall regression: 75 of 600 answers were needed" in printed.out
+    assert "niah_single_2@8192: pre 25" in printed.err
+    report = json.loads((tmp_path / "check.json").read_text())
+    assert (report["verdict"], report["advice"]) == ("regression", advice)
+    assert advice in (tmp_path / "check.md").read_text()
+    (records,) = (tmp_path / "work" / "checks").iterdir()
+    assert main(["verify", str(records)]) == 0
+
+
+def test_no_regression_exits_with_0_and_undecided_with_a_warning(
+    check: Callable[[dict[str, float]], Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = check({"pre": 1.0, "post": 1.0})
+    assert run("--samples", "100", "--margin", "20") == 0
+    printed = capsys.readouterr()
+    assert "Long-range recall: no recall regression" in printed.out
+    assert "warning" not in printed.err
+    assert run("--samples", "25") == 0
+    assert "warning: undecided" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--samples", "0"], "samples=0: must be at least 1"),
+        (["--samples", "-5"], "samples=-5"),
+        (["--samples", "101"], "holds 100 prompts, 101 are asked for"),
+        (["--margin", "-1"], "margin=-0.01"),
+        (["--margin", "nan"], "margin=nan"),
+        (["--tasks", "niah_single_9"], "no task 'niah_single_9'"),
+        (["--tasks", ""], "no task ''"),
+        (["--tasks", "niah_single_3", "--samples", "5"], "no prompts of niah_single_3 at 8192"),
+        (["--lengths", "4096", "--samples", "5"], "no prompts of niah_single_2 at 4096"),
+        (["--lengths", "0"], "not a list of lengths"),
+        (["--lengths", "32K"], "not a list of lengths"),
+        (["--json", "absent/check.json"], "there is no folder absent"),
+        (["--samples", "5", "--max-context-tokens", "0"], "max_context_tokens=0"),
+    ],
+)
+def test_a_mistake_is_told_before_a_model_is_loaded(
+    arguments: list[str],
+    message: str,
+    check: Callable[[dict[str, float]], Run],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert check({})(*arguments) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+def test_without_torch_it_says_what_to_install(
+    check: Callable[[dict[str, float]], Run],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from amnesia_bench.cli import check as command
+
+    monkeypatch.setattr(command, "find_spec", lambda name: None)
+    assert check({})("--samples", "5") == 6
+    assert 'pip install "amnesia-bench[eval]"' in capsys.readouterr().err
+
+
+def spoil(folder: Path, how: str) -> None:
+    if how == "no checkpoint":
+        for path in folder.iterdir():
+            path.unlink()
+    elif how == "tokenizer":
+        with_tokenizer(folder, "brown")
+    elif how == "no tokenizer":
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+    else:
+        (folder / "config.json").write_text(json.dumps(config(vocab_size=33)))
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("no checkpoint", "config.json: is missing"),
+        ("tokenizer", "pre and post have not the same tokenizer"),
+        ("no tokenizer", "no tokenizer could be loaded"),
+        ("vocabulary", "pre and post have not the same vocabulary size: 32"),
+    ],
+)
+def test_checkpoints_that_cannot_be_compared_are_refused_before_a_model_is_loaded(
+    how: str,
+    message: str,
+    check: Callable[[dict[str, float]], Run],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spoil(folders["post"], how)
+    assert check({})("--samples", "5") == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "work").exists()
+
+
+CHILD = """
+import sys, time
+from amnesia_bench.cli.main import main
+from amnesia_bench.evals import check_inputs
+from amnesia_bench.evals.engines import opening
+from tests.fake_cells import FakeCell, PlantedEngine
+
+class Slow(PlantedEngine):
+    def text(self, request):
+        time.sleep(0.01)
+        return super().text(request)
+
+cells = [FakeCell("niah_single_2", length, 100) for length in (1024, 8192)]
+check_inputs.open_cells_of = lambda *args: check_inputs.pick_cells(cells, *args[2:])
+opening.open_engine = lambda name, folder, options: Slow(0.9, seed=len(folder.name))
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.slow
+def test_killed_and_typed_again_a_check_prints_what_it_would_have(
+    folders: dict[str, Path], tmp_path: Path
+) -> None:
+    arguments = ["check", "--pre", str(folders["pre"]), "--post", str(folders["post"]),
+                 *PROMPTS, "--tasks", "niah_single_2", "--lengths", "8192",
+                 "--samples", "50"]  # fmt: skip
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def start(work: str) -> "subprocess.Popen[str]":
+        command = [sys.executable, "-c", CHILD, *arguments, "--work", str(tmp_path / work)]
+        return subprocess.Popen(
+            command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+
+    killed = start("killed")
+    deadline = time.monotonic() + 60
+    while not any(path.stat().st_size > 2000 for path in tmp_path.rglob("generations.jsonl")):
+        assert time.monotonic() < deadline
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    assert killed.wait() == -signal.SIGKILL
+    killed.communicate()
+    assert not (tmp_path / "killed" / "checks").exists()
+    runs = [start(work) for work in ("killed", "whole")]
+    printed = [run.communicate(timeout=120) for run in runs]
+    assert [run.returncode for run in runs] == [0, 0]
+    assert printed[0][0].replace("/killed/", "/whole/") == printed[1][0]
+    records = [next((tmp_path / work / "checks").iterdir()) for work in ("killed", "whole")]
+    assert records[0].name == records[1].name
