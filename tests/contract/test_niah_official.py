@@ -20,6 +20,7 @@ from amnesia_bench.evals.niah.words import needle_keys
 from amnesia_bench.evals.tokenizers import load_tokenizer
 from amnesia_bench.records.niah import NiahCellRecord
 from tests.niah_official import lm_eval_niah, official_documents
+from tests.niah_texts import made_up_essay
 from tests.niah_tokenizers import (
     train_byte_level,
     train_chunks_of_5,
@@ -113,11 +114,14 @@ def test_prompts_are_those_of_lm_eval_with_any_tokenizer(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    text = json.loads(shared_path("data", "pg_essays_ruler.json").read_text())["text"]
-    tokenizer = train(tmp_path / "tokenizer", text[:200_000])
-    comparison = Comparison(tokenizer=tokenizer, lengths=(5000,), samples=10)
+    haystack = tmp_path / "essay.json"
+    haystack.write_text(json.dumps({"text": f" {made_up_essay(1500)}"}))
+    tokenizer = train(tmp_path / "tokenizer", made_up_essay(500))
+    comparison = Comparison(
+        tokenizer=tokenizer, haystack=haystack, lengths=(1000, 5000), samples=10
+    )
     records = comparison.build(tmp_path / "prompts", monkeypatch)
-    assert [record.spliced for record in records] == [spliced] * len(TASKS)
+    assert [record.spliced for record in records] == [spliced] * 2 * len(TASKS)
 
 
 @pytest.mark.slow

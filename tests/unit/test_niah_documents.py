@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from amnesia_bench.evals.niah.documents import Essays, Lines, shared_characters
@@ -26,6 +28,18 @@ def test_a_shorter_document_is_split_as_if_it_had_been_alone() -> None:
         half = int(len(sentences) * 0.5)
         before = " ".join(sentences[:half])
         assert essays.position(units, 50) == (len(before) + 1 if half else 0)
+
+
+def test_the_length_of_a_document_is_known_before_it_is_made() -> None:
+    def after_every_stop(text: str) -> list[str]:  # also where no space follows
+        return [part.strip() for part in re.findall(r"[^.]+\.?", text)]
+
+    words = TEXT.replace(". ", ".").split()
+    essays = Essays(words, after_every_stop)
+    essays.text(len(words))
+    for units in (10, 500, 3000, 9000):
+        assert abs(essays.characters(units) - len(essays.text(units))) <= 3
+    assert len(essays.text(9000)) - len(" ".join(words[:9000])) > 300
 
 
 def test_only_the_end_of_a_shorter_document_is_split_again() -> None:
