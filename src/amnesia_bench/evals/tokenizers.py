@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import MissingEnvironmentError, UserError
 
 
 def load_tokenizer(checkpoint: Path) -> Any:
@@ -17,9 +17,15 @@ def load_tokenizer(checkpoint: Path) -> Any:
 
     Raises:
         UserError: there is none, or it cannot say which characters a token covers.
+        MissingEnvironmentError: transformers is not installed.
     """
-    from transformers import AutoTokenizer
-
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"tokenizers are read by transformers ({error})",
+            hint='pip install "amnesia-bench[eval]"',
+        ) from error
     if not checkpoint.is_dir():
         raise UserError(
             f"{checkpoint}: no such folder", hint="Give a checkpoint's folder, or its tokenizer's."

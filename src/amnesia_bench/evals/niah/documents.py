@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from typing import Protocol
@@ -93,8 +94,7 @@ class Essays:
         self._split = split
         self._ends = list(accumulate(len(word) + 1 for word in words))
         self._cut = lru_cache(maxsize=8)(self._cut_anew)
-        # The longest text that was split, its sentences, and where they begin.
-        self._longest: tuple[str, list[str], list[int]] = "", [], []
+        self._longest = _SplitText(text="", sentences=[], starts=[], added=[])
 
     @property
     def available(self) -> int:
@@ -118,7 +118,9 @@ class Essays:
         return float(place)
 
     def characters(self, units: int) -> int:
-        return self._ends[min(units, len(self._words)) - 1]
+        end = self._ends[min(units, len(self._words)) - 1]
+        before = bisect_right(self._longest.starts, end) - 1
+        return end + (self._longest.added[before] if before >= 0 else 0)
 
     def _cut_anew(self, units: int) -> tuple[str, list[int]]:
         """Return a document and where its sentences begin."""
@@ -132,21 +134,42 @@ class Essays:
         Punkt judges a full stop by the words beside it. A cut can change the last sentences only,
         and the first ones that are split again must come out as they were.
         """
-        longer, known, starts = self._longest
-        if longer.startswith(text):
-            resume = bisect_right(starts, len(text) - _SPLIT_AGAIN) - 1
+        longest = self._longest
+        if longest.text.startswith(text):
+            resume = bisect_right(longest.starts, len(text) - _SPLIT_AGAIN) - 1
             if resume > 0:
-                end = self._split(text[starts[resume] :])
-                if end[:_AGREEING] == known[resume : resume + _AGREEING]:
-                    return known[:resume] + end
+                end = self._split(text[longest.starts[resume] :])
+                if end[:_AGREEING] == longest.sentences[resume : resume + _AGREEING]:
+                    return longest.sentences[:resume] + end
         sentences = self._split(text)
-        if len(text) > len(longer):
-            starts, at = [], 0
-            for sentence in sentences:
-                starts.append(text.index(sentence, at))
-                at = starts[-1] + len(sentence)
-            self._longest = text, sentences, starts
+        if len(text) > len(longest.text):
+            self._longest = _SplitText.of(text, sentences)
         return sentences
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SplitText:
+    """A text, its sentences and where they begin in it.
+
+    `added` is by how many characters each moves when they are joined by spaces: a sentence may
+    follow the one before without any.
+    """
+
+    text: str
+    sentences: list[str]
+    starts: list[int]
+    added: list[int]
+
+    @classmethod
+    def of(cls, text: str, sentences: list[str]) -> _SplitText:
+        starts, added = [], []
+        at = joined = 0
+        for sentence in sentences:
+            starts.append(text.index(sentence, at))
+            added.append(joined - starts[-1])
+            at = starts[-1] + len(sentence)
+            joined += len(sentence) + 1
+        return cls(text=text, sentences=sentences, starts=starts, added=added)
 
 
 def shared_characters(one: str, other: str) -> int:

@@ -38,8 +38,8 @@ _ANSWER_TOKENS = NIAH_SAMPLING.max_new_tokens
 _MARGIN = 256
 # Samples of a cell whose tokens are held against the tokenizer's own of the whole prompt.
 _CHECKED = 2
-# A value of the longest kind, for estimates.
-_LONG_VALUE = "1234567"
+# Stands for all values in estimates; a uuid takes a few tokens more.
+_SOME_VALUE = "1234567"
 
 
 class TooShortError(Exception):
@@ -106,7 +106,7 @@ class CellMaker:
         self._text: SplicedText | WholeText = base
         self._special_tokens = len(tokenizer("a").input_ids) - len(tokenize(tokenizer, "a").ids)
         # Of what is not haystack: about the same for every key and value.
-        other = task.head + task.needle("key", _LONG_VALUE) + task.question("key") + _LONG_VALUE
+        other = task.head + task.needle("key", _SOME_VALUE) + task.question("key") + _SOME_VALUE
         self._other_tokens = self._special_tokens + len(tokenize(tokenizer, other).ids)
         self._documents: dict[int, NiahDocument] = {}
         # Needles in essays have 40 positions, and hashing 256K tokens takes a millisecond.
