@@ -5,12 +5,16 @@ Shapes: B rows, T new tokens, E vocabulary.
 
 from __future__ import annotations
 
+import functools
 import inspect
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
@@ -45,6 +49,10 @@ class LanguageModel:
         device: torch.device = self.module.get_input_embeddings().weight.device
         return device
 
+    @functools.cached_property
+    def _keeps_logits(self) -> bool:
+        return "logits_to_keep" in inspect.signature(self.module.forward).parameters
+
     def new_cache(self) -> Cache | None:
         """Return an empty cache; None where only the model knows how to make its own."""
         return None if self.cache_class is None else self.cache_class(self.module.config)
@@ -55,7 +63,7 @@ class LanguageModel:
         Returns:
             The logits of the last one [B, E], float32, and the cache.
         """
-        options = {"logits_to_keep": 1} if _keeps_logits(self.module) else {}
+        options = {"logits_to_keep": 1} if self._keeps_logits else {}
         output = self.module(
             input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True, **options
         )
@@ -79,8 +87,9 @@ class LanguageModel:
         return logits, cache
 
 
-def _keeps_logits(module: Any) -> bool:
-    return "logits_to_keep" in inspect.signature(module.forward).parameters
+def token_rows(prompts: Sequence[NDArray[np.int32]]) -> Tensor:
+    """Return tokens int64 [B, T] of prompts of equal length, in host memory."""
+    return torch.from_numpy(np.stack(prompts).astype(np.int64))
 
 
 @torch.inference_mode()
