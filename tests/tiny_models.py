@@ -47,6 +47,8 @@ def tiny_model(name: str, seed: int = 0) -> Any:
         family = name.removesuffix("_sliding")
         pico = PICOS[family]
         changes = {key: SHAPE[key] for key in ("vocab_size", "max_position_embeddings")}
+        if name == "qwen2":
+            changes["use_sliding_window"] = False
         if name == "mistral_sliding":
             changes["sliding_window"] = 100
         config = AutoConfig.for_model(pico.model_type, **{**pico.config, **changes})

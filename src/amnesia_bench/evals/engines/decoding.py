@@ -68,7 +68,7 @@ class Row:
             text=text[: min(ends)] if ends else text,
             tokens=tuple(self.tokens),
             prompt_tokens=len(self.request.tokens),
-            finish_reason=self.finish_reason,
+            finish_reason=FinishReason.STOP if ends else self.finish_reason,
             seed=self.request.seed,
         )
 
