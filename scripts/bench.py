@@ -22,6 +22,8 @@ def main() -> None:
         ["bench_cli.py"],
         ["bench_modeling.py"],
         ["bench_check.py"],
+        ["bench_niah.py"],
+        ["bench_lm_eval.py"],
         ["bench_restore.py", "--folder", args.folder, *mergekit],
     ]
     data = Path(os.environ.get("AMNESIA_SHARED") or ROOT.parent / "shared") / "data"

@@ -137,7 +137,7 @@ def bench_gpu_prefill(size: str) -> dict[str, object]:
         torch.cuda.reset_peak_memory_stats()
 
         def run(ids: Tensor = ids) -> None:
-            # In one piece: a later piece of a prefill would need a mask of its own size x context.
+            # In one piece, which takes the fewest launches; bench_engines.py reads in pieces.
             model(ids, past_key_values=HypeNetCache(config), logits_to_keep=1)
             torch.cuda.synchronize()
 

@@ -47,13 +47,15 @@ def tiny_model(name: str, seed: int = 0) -> Any:
         family = name.removesuffix("_sliding")
         pico = PICOS[family]
         changes = {key: SHAPE[key] for key in ("vocab_size", "max_position_embeddings")}
+        if name == "qwen2":
+            changes["use_sliding_window"] = False
         if name == "mistral_sliding":
             changes["sliding_window"] = 100
         config = AutoConfig.for_model(pico.model_type, **{**pico.config, **changes})
         model = AutoModelForCausalLM.from_config(config)
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+                parameter.add_(torch.randn_like(parameter) * 0.2)
     model.generation_config.eos_token_id = EOS
     return model.eval()
 

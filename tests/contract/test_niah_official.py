@@ -15,10 +15,18 @@ import pytest
 
 import amnesia_bench.evals.niah.build as build_module
 from amnesia_bench.evals.niah import TASKS, NiahBuild, NiahCell, build_cells, open_cells
+from amnesia_bench.evals.niah.documents import Essays
+from amnesia_bench.evals.niah.words import needle_keys
 from amnesia_bench.evals.tokenizers import load_tokenizer
 from amnesia_bench.records.niah import NiahCellRecord
-from tests.niah_official import official_documents
-from tests.niah_tokenizers import train_byte_level, train_fixed_length, train_metaspace
+from tests.niah_official import lm_eval_niah, official_documents
+from tests.niah_texts import made_up_essay
+from tests.niah_tokenizers import (
+    train_byte_level,
+    train_chunks_of_5,
+    train_chunks_of_3000,
+    train_metaspace,
+)
 from tests.shared import shared_path
 
 
@@ -76,6 +84,14 @@ class Comparison:
             assert cell.value(i) in tokenizer.decode(tokens[start:end])
 
 
+def test_keys_and_depths_are_those_of_lm_eval() -> None:
+    _, prepare_niah = lm_eval_niah()
+    keys = needle_keys()
+    assert len(keys) == len(prepare_niah.WORDS)
+    assert keys[::101] == prepare_niah.WORDS[::101]
+    assert list(Essays((), str.split).places(1)) == prepare_niah.DEPTHS
+
+
 def test_prompts_are_those_of_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = shared_path("data", "qwen2_tokenizer")
     comparison = Comparison(tokenizer=tokenizer, lengths=(300, 1024, 4096, 5000), samples=12)
@@ -85,7 +101,12 @@ def test_prompts_are_those_of_lm_eval(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize(
     ("train", "spliced"),
-    [(train_metaspace, True), (train_byte_level, True), (train_fixed_length, False)],
+    [
+        (train_metaspace, True),
+        (train_byte_level, True),
+        (train_chunks_of_5, False),
+        (train_chunks_of_3000, False),
+    ],
 )
 def test_prompts_are_those_of_lm_eval_with_any_tokenizer(
     train: Callable[[Path, str], Path],
@@ -93,11 +114,14 @@ def test_prompts_are_those_of_lm_eval_with_any_tokenizer(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    text = json.loads(shared_path("data", "pg_essays_ruler.json").read_text())["text"]
-    tokenizer = train(tmp_path / "tokenizer", text[:200_000])
-    comparison = Comparison(tokenizer=tokenizer, lengths=(5000,), samples=10)
+    haystack = tmp_path / "essay.json"
+    haystack.write_text(json.dumps({"text": f" {made_up_essay(1500)}"}))
+    tokenizer = train(tmp_path / "tokenizer", made_up_essay(500))
+    comparison = Comparison(
+        tokenizer=tokenizer, haystack=haystack, lengths=(1000, 5000), samples=10
+    )
     records = comparison.build(tmp_path / "prompts", monkeypatch)
-    assert [record.spliced for record in records] == [spliced] * len(TASKS)
+    assert [record.spliced for record in records] == [spliced] * 2 * len(TASKS)
 
 
 @pytest.mark.slow

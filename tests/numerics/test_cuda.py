@@ -3,18 +3,23 @@
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn.attention.bias import CausalBias
 from transformers import AutoModelForCausalLM
 
+from amnesia_bench.evals.engines.options import EngineOptions
+from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
 from amnesia_bench.modeling import (
     HypeNetCache,
     HypeNetForCausalLM,
     alibi_log_decay,
+    causal_attention,
     lightning_attention,
 )
 from amnesia_bench.modeling.lightning_attention import fla_is_installed
 from amnesia_bench.modeling.named_configs import load_model_config
 from tests.numerics.conftest import GOLDEN, random_ids
 from tests.numerics.reference import recurrence
+from tests.tiny_models import needle_prompts, requests_of, tiny_model, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.gpu,
@@ -106,3 +111,34 @@ def test_long_prefill_of_2b_is_finite(num_tokens):
     logits = model(ids, past_key_values=cache, logits_to_keep=1).logits
     assert torch.isfinite(logits).all()
     assert cache.get_seq_length() == num_tokens
+
+
+@torch.inference_mode()
+def test_a_prefill_in_pieces_makes_no_mask_on_the_gpu(monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("a mask was made")
+
+    monkeypatch.setattr(causal_attention, "sdpa_mask", refuse)
+    monkeypatch.setattr(CausalBias, "_materialize", refuse)
+    config = load_model_config("2b")
+    with torch.device("cuda"):
+        model = HypeNetForCausalLM(config).to(torch.bfloat16).eval()
+    ids = torch.randint(0, config.vocab_size, (1, 10_000), device="cuda")
+    cache = HypeNetCache(config)
+    for part in ids.split(2048, dim=1):
+        last = model(part, past_key_values=cache, logits_to_keep=1).logits
+    whole = model(ids, logits_to_keep=1).logits
+    assert (last - whole).float().norm() < 0.09 * whole.float().norm()
+
+
+@pytest.mark.parametrize("name", ["hypenet", "qwen2", "mistral_sliding"])
+def test_shared_prefixes_change_no_answer_on_the_gpu(name):
+    requests = requests_of(needle_prompts(12, 2000, depths=6), new=6)
+    answers = []
+    for share in (True, False):
+        options = EngineOptions(
+            device="cuda", share_prefixes=share, prefill_chunk_tokens=128, max_batch_tokens=1
+        )
+        engine = TransformersEngine(tiny_model(name).cuda(), tiny_tokenizer(), options)
+        answers.append({each.key: each for each in engine.generate(requests)})
+    assert answers[0] == answers[1]

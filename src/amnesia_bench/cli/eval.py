@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amnesia_bench.cli.niah_options import TASKS, lengths_of, tasks_of
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
@@ -32,9 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompts", type=Path, help="folder that `amnesia niah build` wrote")
-    source.add_argument(
-        "--official-data", action="store_true", help="let lm-eval make the prompts"
-    )
+    source.add_argument("--official-data", action="store_true", help="let lm-eval make the prompts")
     parser.add_argument("--out", type=Path, required=True, help="folder for answers and scores")
     parser.add_argument("--lengths", default=LENGTHS, help=f"in tokens ({LENGTHS})")
     parser.add_argument("--tasks", default=TASKS, help=f"({TASKS})")
@@ -73,7 +71,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         max_context_tokens=args.max_context_tokens, verify_prefix=args.verify_prefix
     )
     (candidate,), tokenizer = open_candidates({"checkpoint": args.checkpoint})
-    prompts = ()
+    prompts: Sequence[Any] = ()
     if args.prompts is not None:
         prompts = open_cells_of(args.prompts, tokenizer, tasks, lengths, args.samples)
     engine = open_engine(args.engine, args.checkpoint, options)

@@ -27,6 +27,8 @@ COMMANDS = {
     "convert": "make a HypeNet checkpoint out of a Qwen3 teacher",
     "sandbox": "try the sandbox that programs written by models are run in",
     "niah": "build needle-in-a-haystack prompts, byte for byte those of lm-eval",
+    "eval": "score a checkpoint by lm-evaluation-harness",
+    "rank-layers": "rank softmax layers by what retrieval loses without them",
     "verify": "hold a folder that amnesia wrote against its manifest",
 }
 
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         top_level.print_help(sys.stderr)
         return int(ExitCode.USER_ERROR)
     command = top_level.parse_args(arguments[:1]).command
-    module = import_module(f"amnesia_bench.cli.{command}")
+    module = import_module(f"amnesia_bench.cli.{command.replace('-', '_')}")
     parser = argparse.ArgumentParser(
         prog=f"amnesia {command}",
         description=module.__doc__,

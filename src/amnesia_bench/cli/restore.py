@@ -35,7 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--layers",
-        help="which softmax layers: all, a list such as 2,3,6, or top7: the 7 that drifted most",
+        help="which softmax layers: all, a list such as 2,3,6, top7: the 7 that drifted most, or "
+        "top7@FILE: the 7 most important of what `amnesia rank-layers` wrote",
     )
     parser.add_argument(
         "--cast", action="store_true", help="round pre to post's dtype where they differ"
@@ -88,10 +89,26 @@ def _layer_override(layers: str | None) -> list[str]:
         return ["restore.select.layers=all"]
     if top := re.fullmatch(r"top([1-9]\d*)", layers):
         return [f"restore.select.layers={{top_drift: {int(top.group(1))}}}"]
+    if ranked := re.fullmatch(r"top(\d+)@(.+)", layers, re.DOTALL):
+        return [f"restore.select.layers={_top_ranked(Path(ranked[2]), int(ranked[1]))}"]
     numbers = [number for number in re.split(r"[,\s]+", layers.strip("[] ")) if number]
     if not numbers or not all(number.isdecimal() for number in numbers):
-        raise UserError(f"--layers {layers!r}: is neither all, nor a list such as 2,3,6, nor top7.")
+        raise UserError(
+            f"--layers {layers!r}: is neither all, nor a list such as 2,3,6, nor top7 or top7@FILE."
+        )
     return [f"restore.select.layers=[{','.join(str(int(number)) for number in numbers)}]"]
+
+
+def _top_ranked(file: Path, count: int) -> list[int]:
+    from amnesia_bench.records.codec import from_json
+    from amnesia_bench.records.layer_ranking import LayerRanking
+    from amnesia_bench.store.files import read_json
+
+    ranking = from_json(LayerRanking, read_json(file), str(file))
+    try:
+        return list(ranking.top(count))
+    except ValueError as error:
+        raise UserError(f"--layers: {file}: {error}") from error
 
 
 def _print(record: Restoration) -> None:

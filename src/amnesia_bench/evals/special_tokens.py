@@ -1,4 +1,4 @@
-"""What a tokenizer puts around a prompt: nothing for Qwen, a BOS before it for Llama and Mistral."""
+"""What a tokenizer puts around a prompt: nothing for Qwen, a BOS before it for Mistral."""
 
 from __future__ import annotations
 

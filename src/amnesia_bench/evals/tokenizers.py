@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import MissingEnvironmentError, UserError
 
 
 def load_tokenizer(checkpoint: Path) -> Any:
@@ -18,9 +17,15 @@ def load_tokenizer(checkpoint: Path) -> Any:
 
     Raises:
         UserError: there is none, or it cannot say which characters a token covers.
+        MissingEnvironmentError: transformers is not installed.
     """
-    from transformers import AutoTokenizer
-
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"tokenizers are read by transformers ({error})",
+            hint='pip install "amnesia-bench[eval]"',
+        ) from error
     if not checkpoint.is_dir():
         raise UserError(
             f"{checkpoint}: no such folder", hint="Give a checkpoint's folder, or its tokenizer's."
@@ -57,8 +62,8 @@ def check_offsets(tokenizer: Any, where: str) -> None:
 
 def tokenizer_identity(tokenizer: Any) -> str:
     """Return the sha256, in hex, of everything that determines how a text is tokenised."""
-    description = json.loads(tokenizer.backend_tokenizer.to_str())
-    # Set by every call with padding or a limit: a state, and no part of the tokenizer.
-    description.update(truncation=None, padding=None)
-    canonical = json.dumps(description, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+    backend = tokenizer.backend_tokenizer
+    # States that every call of transformers' sets anew, and no part of the tokenizer.
+    backend.no_truncation()
+    backend.no_padding()
+    return hashlib.sha256(backend.to_str().encode("utf-8", "surrogatepass")).hexdigest()

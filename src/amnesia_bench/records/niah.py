@@ -10,7 +10,7 @@ class HaystackSource:
     """The essays of niah_single_2 and _3, and how they were split into sentences.
 
     `source` says where they were found, `sha256` what they are: the hash of the words of one copy,
-    joined by spaces. `copies` is how often they were repeated. `splitter` says where the model
+    joined by spaces. `words` counts them in all `copies`. `splitter` says where the model
     came from that found the sentences, `splitter_sha256` what its parameters hash to.
     """
 
@@ -40,9 +40,11 @@ class NiahPrompts:
 
 @dataclass(frozen=True, kw_only=True)
 class NiahDocument:
-    """A haystack of `units` (words or lines): the first `shared` characters of the stored text,
-    and a `tail` that differs from it (sentences are split anew where the text is cut).
-    """  # noqa: D205
+    """A haystack of `units`: words or lines.
+
+    It is the first `shared` characters of the stored text and then `tail`, which differs from it
+    because sentences are split anew where the text is cut.
+    """
 
     units: int
     shared: int

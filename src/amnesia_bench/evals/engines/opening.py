@@ -13,13 +13,13 @@ ENGINES = ("transformers",)
 
 
 def open_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
-    """Load a checkpoint into an engine.
+    """Load a checkpoint into an engine, on all GPUs unless the options name a device.
 
     Raises:
         UserError: no engine of this name, or the folder holds no model.
     """
     if name not in ENGINES:
         raise UserError(f"engine {name}: not known", hint=nearest(name, ENGINES))
-    from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
+    from amnesia_bench.evals.engines.data_parallel import load_engine
 
-    return TransformersEngine.load(checkpoint, options)
+    return load_engine(checkpoint, options)

@@ -16,7 +16,7 @@ import torch
 
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.evals.engines.decoding import Row, Stopping, finish
-from amnesia_bench.evals.engines.language_model import LanguageModel
+from amnesia_bench.evals.engines.language_model import LanguageModel, token_rows
 from amnesia_bench.evals.engines.protocol import Request
 from amnesia_bench.records.evaluation import Generation, SampleKey
 
@@ -73,7 +73,7 @@ class PrefixCheck:
     @torch.inference_mode()
     def _full_answer(self, request: Request) -> tuple[int, ...]:
         row = Row.of(request)
-        prompt = torch.from_numpy(request.tokens).long()[None]
+        prompt = token_rows([request.tokens])
         logits, cache = self._model.read(self._model.new_cache(), prompt, self._chunk)
         finish(self._model, cache, logits, [row], self._stopping)
         return tuple(row.tokens)
@@ -103,7 +103,7 @@ class PrefixCheck:
     def _gap(self, expected: _Expected, tokens: tuple[int, ...], place: int) -> tuple[float, float]:
         """Return how far the other token lies below the best in a full run, and what a tie is."""
         shown = np.concatenate([expected.request.tokens, np.array(tokens[:place], np.int32)])
-        prompt = torch.from_numpy(shown).long()[None]
+        prompt = token_rows([shown])
         logits = self._model.read(self._model.new_cache(), prompt, self._chunk)[0][0]
         rounding = _TIE_ROUNDINGS * torch.finfo(self._model.module.dtype).eps
         # An answer that ended is shorter: the token in question is then one of the end tokens.

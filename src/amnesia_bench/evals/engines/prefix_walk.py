@@ -6,14 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 from transformers.cache_utils import Cache
 
 from amnesia_bench.evals.engines.cache_snapshots import fork
 from amnesia_bench.evals.engines.decoding import Row, Stopping, finish
-from amnesia_bench.evals.engines.language_model import LanguageModel
+from amnesia_bench.evals.engines.language_model import LanguageModel, token_rows
 from amnesia_bench.evals.engines.out_of_memory import (
     MemoryExhaustedError,
     reaching,
@@ -70,7 +68,7 @@ class PrefixWalker:
             self._path.pop()
         start = self._path[-1].num_tokens
         if node.cut > start:
-            tokens = _rows([requests[node.source]], start, node.cut)
+            tokens = token_rows([requests[node.source].tokens[start : node.cut]])
             self._model.read(self._resume(), tokens, self._chunk, start)
         self._path.append(_Cut(index, node.cut, self._snapshot()))
 
@@ -90,7 +88,7 @@ class PrefixWalker:
             cache = self._resume()
             if len(rows) > 1:
                 cache = self._forked(len(rows), start)
-            tokens = _rows([row.request for row in rows], start, None)
+            tokens = token_rows([row.request.tokens[start:] for row in rows])
             logits, cache = self._model.read(cache, tokens, self._chunk, start)
             finish(self._model, cache, logits, rows, stopping)
         except MemoryExhaustedError:
@@ -108,8 +106,3 @@ class PrefixWalker:
             return empty
         with reaching(start):
             return fork(self._cache, empty, rows)
-
-
-def _rows(requests: Sequence[Request], start: int, stop: int | None) -> Tensor:
-    """Return tokens int64 [B, stop - start] of prompts of equal length."""
-    return torch.from_numpy(np.stack([r.tokens[start:stop] for r in requests])).long()

@@ -51,7 +51,7 @@ class TransformersEngine:
         self._options = options
         model.eval()
         self._limit = context_limit(model.config, options.max_context_tokens)
-        self._model = examine(model)
+        self._model = examine(model, self._limit)
         self._eos_ids = end_tokens(tokenizer, getattr(model, "generation_config", None))
         self._decode = decoder(tokenizer)
         # Shrinks when memory runs out, so that it runs out once and not at every batch.
@@ -67,16 +67,15 @@ class TransformersEngine:
         """
         from amnesia_bench.evals.tokenizers import load_tokenizer
 
-        tokenizer = load_tokenizer(checkpoint)
-        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        tokenizer, device = load_tokenizer(checkpoint), _device(options.device)
         try:
-            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                checkpoint, dtype=options.dtype, local_files_only=True
+            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                checkpoint, dtype=options.dtype, local_files_only=True, output_loading_info=True
             )
-            model = model.to(torch.device(device))
+            model, missing = loaded[0].to(device), loaded[1]["missing_keys"]
         except UserError:
             raise
-        except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise StageFailedError(
                     f"{checkpoint}: the weights alone do not fit the memory of {device}"
@@ -86,7 +85,18 @@ class TransformersEngine:
                 hint="The folder must hold config.json and safetensors of a model that the "
                 "installed transformers knows.",
             ) from error
+        if missing:
+            # transformers would go on with random values in their place.
+            raise UserError(
+                f"{checkpoint}: missing tensor {min(missing)}",
+                hint="The tensors do not fit config.json. Is the folder complete?",
+            )
         return cls(model, tokenizer, options)
+
+    @property
+    def module(self) -> Any:
+        """The model that answers."""
+        return self._model.module
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -140,11 +150,13 @@ class TransformersEngine:
                 yield generation
         except MemoryExhaustedError as error:
             fits = max(error.fits, self._longest)
+            hint = f"A prompt and its answer fit up to about {fits:,} tokens together: ask for "
+            if not fits:
+                hint = f"Not even a first piece of {chunk:,} tokens fits: ask for smaller pieces, "
             raise StageFailedError(
                 f"out of memory on {self._model.device}, with one prompt at a time, behind token "
                 f"{error.fits:,}",
-                hint=f"A prompt and its answer fit up to about {fits:,} tokens together: ask for "
-                "shorter contexts, or take a larger device.",
+                hint=f"{hint}shorter contexts, or take a larger device.",
             ) from error
 
     def _check(
@@ -204,3 +216,19 @@ def _equal_rows(prompts: Sequence[_Prompt], indices: Sequence[int]) -> list[list
     for i in indices:
         groups.setdefault((prompts[i].digest.num_tokens, prompts[i].sampling), []).append(i)
     return list(groups.values())
+
+
+def _device(name: str | None) -> torch.device:
+    """Return a device that works; a GPU where there is one, unless it is named.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"device={name}: {str(error).partition(chr(10))[0]}", hint="Use cpu, cuda or cuda:N."
+        ) from error
+    return device

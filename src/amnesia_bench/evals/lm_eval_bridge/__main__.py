@@ -1,7 +1,7 @@
 """`lm_eval` with the model `amnesia`: the same arguments, lm-eval's own code behind them.
 
-  python -m amnesia_bench.evals.lm_eval_bridge --model amnesia \
-      --model_args pretrained=DIR --tasks niah_single_2 --metadata '{"max_seq_lengths": [32768]}'
+python -m amnesia_bench.evals.lm_eval_bridge --model amnesia --model_args pretrained=DIR
+    --tasks niah_single_2 --metadata '{"max_seq_lengths": [32768]}'
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ def main() -> int:
         from lm_eval.__main__ import cli_evaluate
 
         from amnesia_bench.evals.lm_eval_bridge import model  # noqa: F401  registers it
+        from amnesia_bench.evals.niah.sentences import sentence_splitter
 
+        sentence_splitter()  # or NIAH tasks would try to download what they split sentences with
         cli_evaluate()
     except AmnesiaError as error:
         sys.stderr.write(f"{error}\n")

@@ -28,7 +28,7 @@ from amnesia_bench.evals.tokenizers import tokenizer_identity
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.recall import Recall
-from amnesia_bench.store.files import replace_text
+from amnesia_bench.store.files import explain_write_error, replace_text
 
 CELL = "cell.json"
 VERDICTS = "verdicts.jsonl"
@@ -50,9 +50,7 @@ class RecordingEngine:
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
         """Answer every request, as soon as all are answered and on disk."""
-        self.generations = generate(
-            self._engine, requests, self._folder, identity=self._identity
-        )
+        self.generations = generate(self._engine, requests, self._folder, identity=self._identity)
         yield from self.generations
 
 
@@ -134,13 +132,9 @@ class NiahEvaluation:
 
         folder = self._out / named.name
         identity = {"checkpoint": self._candidate.parent.identity, "prompts": named.sha256}
-        # The last file of a finished cell: none may stand beside answers that are being made.
-        (folder / CELL).unlink(missing_ok=True)
         engine = RecordingEngine(self._engine, folder, identity)
         judged = make_task().run(AmnesiaLM(engine, self._tokenizer, cell), self._samples)
         verdicts = [_verdict(generation, judged) for generation in engine.generations]
-        lines = [json.dumps(codec.to_json(verdict)) + "\n" for verdict in verdicts]
-        replace_text(folder / VERDICTS, "".join(lines))
         settings = {
             **engine.settings,
             **sampling_settings(NIAH_SAMPLING),
@@ -148,11 +142,23 @@ class NiahEvaluation:
             "scorer": f"lm-eval {metadata.version('lm-eval')}",
         }
         found = recall_cell(_recall(verdicts), self._candidate, named, settings)
-        replace_text(folder / CELL, json.dumps(codec.to_json(found), indent=2) + "\n")
+        _write(folder, verdicts, found)
         return found
 
 
-def _verdict(generation: Generation, judged: Mapping[int, Judged]) -> Verdict:
+def _write(folder: Path, verdicts: Sequence[Verdict], cell: Cell) -> None:
+    lines = [json.dumps(codec.to_json(verdict)) + "\n" for verdict in verdicts]
+    try:
+        replace_text(folder / VERDICTS, "".join(lines))
+        replace_text(folder / CELL, json.dumps(codec.to_json(cell), indent=2) + "\n")
+    except OSError as error:
+        explained = explain_write_error(error, folder, "the answers are kept")
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _verdict(generation: Generation, judged: Sequence[Judged]) -> Verdict:
     """Return our verdict on an answer, held against lm-eval's."""
     theirs = judged[generation.key.doc]
     verdict = score(generation, theirs.value)

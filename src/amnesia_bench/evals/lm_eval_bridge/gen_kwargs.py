@@ -10,9 +10,7 @@ from amnesia_bench.records.evaluation import Sampling
 
 # What lm-eval's own models take when a task names no limit.
 _DEFAULT_MAX_NEW_TOKENS = 256
-_KNOWN = frozenset(
-    {"do_sample", "max_gen_toks", "seed", "temperature", "top_k", "top_p", "until"}
-)
+_KNOWN = frozenset({"do_sample", "max_gen_toks", "seed", "temperature", "top_k", "top_p", "until"})
 
 
 def sampling_of(gen_kwargs: Mapping[str, Any], where: str) -> tuple[Sampling, int]:

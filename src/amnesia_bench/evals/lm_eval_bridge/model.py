@@ -33,7 +33,7 @@ class _Prompt:
     seed: int | None
 
 
-@register_model("amnesia")  # type: ignore[untyped-decorator]
+@register_model("amnesia")
 class AmnesiaLM(TemplateLM):  # type: ignore[misc]
     """Generates through an engine. Nothing is truncated: what is too long, the engine refuses.
 
@@ -42,8 +42,8 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
     Args:
         engine: what answers.
         tokenizer: its model's.
-        cell: prompts whose tokens are known already, so that 256K characters need not be
-            tokenised for every sample; None if there are none.
+        cell: prompts whose tokens are known, so that 256K of them need not be made anew for every
+            sample; None if there are none.
     """
 
     def __init__(self, engine: Engine, tokenizer: Any, cell: DocumentCell | None = None) -> None:
@@ -68,11 +68,11 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         """Load a checkpoint by lm-eval's `--model_args`.
 
         Args:
-            arg_dict: `pretrained` is the folder; `engine` is transformers or vllm; `max_length`
-                replaces the limit in the model's config; the other names are those of
-                `EngineOptions`.
-            additional_config: what lm-eval adds. Its `batch_size` is not used: the engine counts
-                tokens.
+            arg_dict: `pretrained` is the folder, `engine` the name of one (transformers);
+                `max_length` replaces the limit in the model's config; the other names are those
+                of `EngineOptions`.
+            additional_config: what lm-eval adds, which is not used: the engine counts tokens and
+                no `batch_size`, and `device` is cuda:0 where nobody typed one.
 
         Raises:
             UserError: an argument is missing or unknown, or the folder holds no model.
@@ -85,8 +85,6 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
             )
         if "max_length" in given:
             given["max_context_tokens"] = given.pop("max_length")
-        if additional_config and additional_config.get("device"):
-            given.setdefault("device", additional_config["device"])
         known = {field.name for field in fields(EngineOptions)}
         if unknown := sorted(set(given) - known):
             raise UserError(
@@ -170,7 +168,9 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         """Refuse: an engine generates."""
         raise _scores_no_text()
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
+    def loglikelihood_rolling(
+        self, requests: Sequence[Any], disable_tqdm: bool = False
+    ) -> NoReturn:
         """Refuse: an engine generates."""
         raise _scores_no_text()
 
@@ -181,7 +181,9 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
 class _Requests(Sequence[Request]):
     """Requests that are tokenised when they are asked for."""
 
-    def __init__(self, prompts: Sequence[_Prompt], tokens: Callable[[_Prompt], NDArray[np.int32]]) -> None:
+    def __init__(
+        self, prompts: Sequence[_Prompt], tokens: Callable[[_Prompt], NDArray[np.int32]]
+    ) -> None:
         self._prompts = prompts
         self._tokens = tokens
 
@@ -232,4 +234,3 @@ def _scores_no_text() -> UserError:
         "output_type generate_until only",
         hint="lm-eval's own model runs the others: --model hf --model_args pretrained=FOLDER",
     )
-

@@ -6,14 +6,16 @@ their order), a column of -1 for 4096, and an aggregation that 262144 is missing
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from amnesia_bench.errors import StageFailedError
+from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
+from amnesia_bench.evals.niah.sentences import sentence_splitter
 from amnesia_bench.evals.niah.tasks import SEED
 from amnesia_bench.evals.recall import PromptCell
+from amnesia_bench.store.files import read_json
 
 
 class DocumentCell(PromptCell, Protocol):
@@ -66,14 +68,14 @@ class NiahTask:
         from lm_eval.tasks.ruler.common_utils import aggregate_metrics, process_results
 
         self.name = name
-        self.judged: dict[int, Judged] = {}
+        self._judged: list[Judged] = []
         self._metric = str(context_tokens)
 
         # A function and no bound method: lm-eval copies a specification with all that it holds.
         def judge(document: dict[str, Any], answers: list[str]) -> dict[str, float]:
             score = process_results(document, answers)[self._metric]
             (value,) = document["outputs"]
-            self.judged[document["index"]] = Judged(score=score, value=value)
+            self._judged.append(Judged(score=score, value=value))
             return {self._metric: score}
 
         self.specification: Mapping[str, Any] = {
@@ -91,31 +93,31 @@ class NiahTask:
             "fewshot_config": {"samples": []},
         }
 
-    def run(self, lm: Any, samples: int) -> Mapping[int, Judged]:
-        """Let lm-eval put the first `samples` prompts to a model and score its answers.
+    def run(self, lm: Any, samples: int) -> Sequence[Judged]:
+        """Let lm-eval put the first `samples` prompts to a model; return what it made of each.
 
         Raises:
             StageFailedError: lm-eval scored fewer: it skips what it cannot make, and only warns.
         """
+        self._judged.clear()
         results = evaluate_one(lm, self.specification, samples)
-        found = results["results"][self.name][f"{self._metric},none"]
-        scores = [judged.score for judged in self.judged.values()]
-        effective = results["n-samples"][self.name]["effective"]
-        if len(scores) != samples or effective != samples:
+        scores = [judged.score for judged in self._judged]
+        if len(scores) != samples or results["n-samples"][self.name]["effective"] != samples:
             raise StageFailedError(
                 f"{self.name}: lm-eval scored {len(scores)} of the {samples} samples asked for"
             )
+        found = results["results"][self.name][f"{self._metric},none"]
         if found != sum(scores) / samples:
             raise RuntimeError(f"{self.name}: lm-eval reports {found} for {scores}")
-        return self.judged
+        return tuple(self._judged)
 
 
-def evaluate_one(lm: Any, task: Any, samples: int) -> Mapping[str, Any]:
+def evaluate_one(lm: Any, task: Mapping[str, Any], samples: int) -> Mapping[str, Any]:
     """Run one task by `lm_eval.simple_evaluate`, seeded as its command line seeds by default.
 
     Args:
         lm: a model of lm-eval.
-        task: a specification, or lm-eval's own `Task`.
+        task: its specification.
         samples: how many of its documents, from the first.
     """
     from lm_eval import simple_evaluate
@@ -140,7 +142,7 @@ def cell_task(cell: DocumentCell) -> NiahTask:
         return {"test": Documents(cell)}
 
     # Unresolved, since the generator that it names makes six million words when it is imported.
-    config = _config(cell.task, resolve=False)
+    config = task_config(cell.task)
     return NiahTask(cell.name, cell.context_tokens, {**config, "custom_dataset": documents})
 
 
@@ -151,18 +153,52 @@ def official_task(task: str, context_tokens: int, tokenizer: Path) -> NiahTask:
         task: niah_single_1, _2 or _3.
         context_tokens: lm-eval's max_seq_length.
         tokenizer: the folder of the tokenizer that counts.
+
+    Raises:
+        UserError: the folder holds code.
+        MissingEnvironmentError: when the task is run, and there are no essays to be had.
     """
-    config = _config(task, resolve=True)
+    _refuse_code(tokenizer)
+    sentence_splitter()  # puts the data that the generator splits sentences with on nltk's path
+    config = task_config(task, resolve=True)
+    generator = config["custom_dataset"]
+
+    def documents(**asked: Any) -> Any:
+        try:
+            return generator(**asked)
+        except OSError as error:
+            raise MissingEnvironmentError(
+                f"{task}: lm-eval cannot fetch the essays ({str(error).partition(chr(10))[0]})",
+                hint="amnesia niah build makes the same prompts of a local file, for --prompts.",
+            ) from error
+
     asked = {"tokenizer": str(tokenizer), "max_seq_lengths": [context_tokens]}
-    metadata = {**config["metadata"], **asked}
-    name = f"{task}@{context_tokens}"
-    return NiahTask(name, context_tokens, {**config, "metadata": metadata})
+    changes = {"custom_dataset": documents, "metadata": {**config["metadata"], **asked}}
+    return NiahTask(f"{task}@{context_tokens}", context_tokens, {**config, **changes})
 
 
-def _config(task: str, *, resolve: bool) -> dict[str, Any]:
+def _refuse_code(tokenizer: Path) -> None:
+    # lm-eval loads it with trust_remote_code=True, and offers no way to say otherwise.
+    for file in (tokenizer / "tokenizer_config.json", tokenizer / "config.json"):
+        if file.exists() and "auto_map" in read_json(file):
+            raise UserError(
+                f"{file}: names code (auto_map), which lm-eval's generator would run",
+                hint="amnesia niah build makes the same prompts and runs none, for --prompts.",
+            )
+
+
+def task_config(file: str, *, resolve: bool = False) -> dict[str, Any]:
+    """Return one of lm-eval's task files of RULER.
+
+    Args:
+        file: its name without .yaml.
+        resolve: import the functions that it names; else their places are given.
+    """
     import lm_eval
     from lm_eval.tasks._yaml_loader import load_yaml
 
-    path = Path(lm_eval.__file__).parent / "tasks" / "ruler" / f"{task}.yaml"
-    load: Callable[..., dict[str, Any]] = load_yaml
-    return load(path, resolve_func=resolve)
+    path = Path(lm_eval.__file__).parent / "tasks" / "ruler" / f"{file}.yaml"
+    config: dict[str, Any] = load_yaml(path, resolve_func=resolve)
+    # A label for lm-eval's index of tasks, and no part of a task.
+    config.pop("tag", None)
+    return config

@@ -60,11 +60,10 @@ def build_cells(build: NiahBuild, out: Path) -> tuple[NiahCellRecord, ...]:
         MissingEnvironmentError: words, sentence model or hub are not to be had.
     """
     tasks = tuple(find_task(name) for name in dict.fromkeys(build.tasks))
-    _check(build)
+    haystack = _read_inputs(build, tasks)
     provenance = collect_provenance(sys.argv, seeds={"prompts": SEED})
+    maker = _Maker(build, load_tokenizer(build.tokenizer), haystack)
     with publishing(out) as work:
-        tokenizer = load_tokenizer(build.tokenizer)
-        maker = _Maker(build, tokenizer)
         # The longest first: it is where a haystack turns out too short.
         lengths = sorted(set(build.lengths), reverse=True)
         cells = tuple(maker.cell(task, length) for task in tasks for length in lengths)
@@ -83,33 +82,37 @@ def build_cells(build: NiahBuild, out: Path) -> tuple[NiahCellRecord, ...]:
     return cells
 
 
-def _check(build: NiahBuild) -> None:
+def _read_inputs(build: NiahBuild, tasks: Sequence[NiahTask]) -> Haystack | None:
+    """Check what was asked for, and read the haystack if a task needs one."""
     if build.samples < 1:
         raise UserError(f"samples is {build.samples}", hint="A cell has at least one (500).")
-    if not build.lengths or not build.tasks:
+    if not build.lengths or not tasks:
         raise UserError("nothing to build: give at least one task and one length")
     if min(build.lengths) < 1:
         raise UserError(f"a length of {min(build.lengths)} tokens", hint="For example 32768.")
-    if build.haystack is None and any(find_task(name).essays for name in build.tasks):
+    if not any(task.essays for task in tasks):
+        return None
+    if build.haystack is None:
         raise UserError(
             "niah_single_2 and niah_single_3 hide their needles in essays",
             hint="Say which: --haystack hub, or --haystack PATH.",
         )
+    return read_haystack(build.haystack)
 
 
 class _Maker:
     """Makes cells; those of one kind of haystack share its tokens."""
 
-    def __init__(self, build: NiahBuild, tokenizer: Any) -> None:
+    def __init__(self, build: NiahBuild, tokenizer: Any, haystack: Haystack | None) -> None:
         self._build = build
         self._tokenizer = tokenizer
+        self._haystack = haystack
         self._keys = needle_keys()
         self._bases: dict[bool, tuple[Documents, SplicedText]] = {}
-        self.tokenizer_sha256 = tokenizer_identity(tokenizer)
-        self._haystack: Haystack | None = None
+        self._tokenizer_sha256 = tokenizer_identity(tokenizer)
 
     def cell(self, task: NiahTask, length: int) -> NiahCellRecord:
-        documents, base = self._base(task.essays)
+        documents, base = self._base(essays=task.essays)
         maker = CellMaker(
             task=task,
             context_tokens=length,
@@ -125,26 +128,27 @@ class _Maker:
             raise UserError(
                 f"{self._haystack.source}: its {len(self._haystack.words)} words reach "
                 f"{error.tokens} tokens, {length} were asked for",
-                hint=f"Ask for at most {error.tokens}, give a longer haystack, or --repeat.",
+                hint=f"Ask for less than {error.tokens}, give a longer haystack, or --repeat.",
             ) from error
 
     def stored_haystack(self, cells: Sequence[NiahCellRecord]) -> str | None:
         """Return as much of the essays as the prompts need; None when they need none."""
-        if True not in self._bases:
+        if self._haystack is None:
             return None
+        _, base = self._base(essays=True)
         shared = [
             document.shared
             for cell in cells
             if find_task(cell.task).essays
             for document in cell.documents
         ]
-        return self._bases[True][1].text[: max(shared)]
+        return base.text[: max(shared)]
 
     def prompts(self, cells: Sequence[NiahCellRecord]) -> NiahPrompts:
         """Return what the cells have in common."""
         return NiahPrompts(
             generator=_GENERATOR,
-            tokenizer_sha256=self.tokenizer_sha256,
+            tokenizer_sha256=self._tokenizer_sha256,
             words_sha256=WORDS_SHA256,
             seed=SEED,
             haystack=self._source(),
@@ -156,7 +160,7 @@ class _Maker:
         tokenizer = Parent(
             role="tokenizer",
             location=str(self._build.tokenizer),
-            identity=f"sha256:{self.tokenizer_sha256}",
+            identity=f"sha256:{self._tokenizer_sha256}",
         )
         if self._haystack is None:
             return (tokenizer,)
@@ -174,20 +178,19 @@ class _Maker:
         return HaystackSource(
             source=self._haystack.source,
             sha256=self._haystack.sha256,
-            words=len(self._haystack.words) // self._haystack.copies,
+            words=len(self._haystack.words),
             copies=self._haystack.copies,
             splitter=splitter.origin,
             splitter_sha256=splitter.sha256,
         )
 
-    def _base(self, essays: bool) -> tuple[Documents, SplicedText]:
+    def _base(self, *, essays: bool) -> tuple[Documents, SplicedText]:
         if essays not in self._bases:
             self._bases[essays] = self._essays() if essays else self._tokenised(Lines())
         return self._bases[essays]
 
     def _essays(self) -> tuple[Documents, SplicedText]:
-        assert self._build.haystack is not None
-        self._haystack = read_haystack(self._build.haystack)
+        assert self._haystack is not None
         split = sentence_splitter().split
         documents, base = self._tokenised(Essays(self._haystack.words, split))
         tokens, longest = len(base.tokens.ids), max(self._build.lengths)

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,13 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.evals.niah.documents import Lines
 from amnesia_bench.evals.niah.layout import CELLS, HAYSTACK, KIND, PROMPTS, cell_name
 from amnesia_bench.evals.niah.prompts import prompt_pieces
-from amnesia_bench.evals.niah.splicing import Span, SplicedText, WholeText, joined
+from amnesia_bench.evals.niah.splicing import (
+    NotSpliceableError,
+    Span,
+    SplicedText,
+    WholeText,
+    joined,
+)
 from amnesia_bench.evals.niah.tasks import find_task
 from amnesia_bench.evals.tokenizers import check_offsets, tokenizer_identity
 from amnesia_bench.records.codec import from_json
@@ -111,8 +118,7 @@ class NiahCell:
 
     def tokens(self, i: int) -> NDArray[np.int32]:
         """Return the tokens of `prompt(i)`, int32 [T], without special tokens."""
-        text = self._haystack.spliced if self._record.spliced else self._haystack.whole
-        return text.compose(self._prompt_pieces(i)).ids()
+        return self._haystack.ids(self._prompt_pieces(i), spliced=self._record.spliced)
 
     def prompt_tokens(self, i: int) -> int:
         """Return how many tokens `tokens(i)` has, without making them."""
@@ -150,11 +156,19 @@ class _Haystack:
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self.text = text
-        self.whole = WholeText(tokenizer, text)
         self._tokenizer = tokenizer
 
+    def ids(self, pieces: Sequence[Span | str], *, spliced: bool) -> NDArray[np.int32]:
+        """Return the tokens of pieces of the text, int32 [T]."""
+        if spliced:
+            # The text ends earlier than the one that the prompts were checked with: should that
+            # make a difference, the pieces are tokenised whole.
+            with suppress(NotSpliceableError):
+                return self._spliced.compose(pieces).ids()
+        return WholeText(self._tokenizer, self.text).compose(pieces).ids()
+
     @cached_property
-    def spliced(self) -> SplicedText:
+    def _spliced(self) -> SplicedText:
         return SplicedText(self._tokenizer, self.text)
 
 

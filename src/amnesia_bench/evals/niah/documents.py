@@ -5,8 +5,9 @@ How lm-eval cuts, splits and joins is followed to the letter, down to the spaces
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import accumulate
 from typing import Protocol
@@ -14,6 +15,11 @@ from typing import Protocol
 from amnesia_bench.evals.niah.tasks import LINE
 
 Split = Callable[[str], list[str]]
+
+# Characters before the end of a cut text whose sentences are found anew, and how many of these
+# must be known ones.
+_SPLIT_AGAIN = 4000
+_AGREEING = 3
 
 
 class Documents(Protocol):
@@ -87,8 +93,8 @@ class Essays:
         self._words = words
         self._split = split
         self._ends = list(accumulate(len(word) + 1 for word in words))
-        # Splitting 250 thousand words takes half a second, and most samples have the same.
         self._cut = lru_cache(maxsize=8)(self._cut_anew)
+        self._longest = _SplitText(text="", sentences=[], starts=[], added=[])
 
     @property
     def available(self) -> int:
@@ -112,13 +118,58 @@ class Essays:
         return float(place)
 
     def characters(self, units: int) -> int:
-        return self._ends[min(units, len(self._words)) - 1]
+        end = self._ends[min(units, len(self._words)) - 1]
+        before = bisect_right(self._longest.starts, end) - 1
+        return end + (self._longest.added[before] if before >= 0 else 0)
 
     def _cut_anew(self, units: int) -> tuple[str, list[int]]:
         """Return a document and where its sentences begin."""
-        sentences = self._split(" ".join(self._words[:units]).strip())
+        sentences = self._sentences(" ".join(self._words[:units]).strip())
         ends = accumulate(len(sentence) + 1 for sentence in sentences)
         return " ".join(sentences), [0, *ends][: len(sentences)]
+
+    def _sentences(self, text: str) -> list[str]:
+        """Split a text; where it is the beginning of one that was split, only its end.
+
+        Punkt judges a full stop by the words beside it. A cut can change the last sentences only,
+        and the first ones that are split again must come out as they were.
+        """
+        longest = self._longest
+        if longest.text.startswith(text):
+            resume = bisect_right(longest.starts, len(text) - _SPLIT_AGAIN) - 1
+            if resume > 0:
+                end = self._split(text[longest.starts[resume] :])
+                if end[:_AGREEING] == longest.sentences[resume : resume + _AGREEING]:
+                    return longest.sentences[:resume] + end
+        sentences = self._split(text)
+        if len(text) > len(longest.text):
+            self._longest = _SplitText.of(text, sentences)
+        return sentences
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SplitText:
+    """A text, its sentences and where they begin in it.
+
+    `added` is by how many characters each moves when they are joined by spaces: a sentence may
+    follow the one before without any.
+    """
+
+    text: str
+    sentences: list[str]
+    starts: list[int]
+    added: list[int]
+
+    @classmethod
+    def of(cls, text: str, sentences: list[str]) -> _SplitText:
+        starts, added = [], []
+        at = joined = 0
+        for sentence in sentences:
+            starts.append(text.index(sentence, at))
+            added.append(joined - starts[-1])
+            at = starts[-1] + len(sentence)
+            joined += len(sentence) + 1
+        return cls(text=text, sentences=sentences, starts=starts, added=added)
 
 
 def shared_characters(one: str, other: str) -> int:

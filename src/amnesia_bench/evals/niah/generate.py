@@ -12,6 +12,7 @@ import hashlib
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from random import Random
 from typing import Any
 
@@ -36,9 +37,9 @@ _ANSWER_TOKENS = NIAH_SAMPLING.max_new_tokens
 # what is measured, and may be wrong by half of it.
 _MARGIN = 256
 # Samples of a cell whose tokens are held against the tokenizer's own of the whole prompt.
-_CHECKED = 3
-# A value of the longest kind, for estimates.
-_LONG_VALUE = "1234567"
+_CHECKED = 2
+# Stands for all values in estimates; a uuid takes a few tokens more.
+_SOME_VALUE = "1234567"
 
 
 class TooShortError(Exception):
@@ -105,9 +106,11 @@ class CellMaker:
         self._text: SplicedText | WholeText = base
         self._special_tokens = len(tokenizer("a").input_ids) - len(tokenize(tokenizer, "a").ids)
         # Of what is not haystack: about the same for every key and value.
-        other = task.head + task.needle("key", _LONG_VALUE) + task.question("key") + _LONG_VALUE
+        other = task.head + task.needle("key", _SOME_VALUE) + task.question("key") + _SOME_VALUE
         self._other_tokens = self._special_tokens + len(tokenize(tokenizer, other).ids)
         self._documents: dict[int, NiahDocument] = {}
+        # Needles in essays have 40 positions, and hashing 256K tokens takes a millisecond.
+        self._hashed = lru_cache(maxsize=40)(self._hash_before)
 
     def make(self, samples: int, rng: Random) -> NiahCellRecord:
         """Draw a cell; `rng` is left in the state that lm-eval leaves Python's own in.
@@ -228,8 +231,20 @@ class CellMaker:
             prompt_tokens=len(composed),
             needle_start=first,
             needle_end=stop,
-            prompt_sha256=hashlib.sha256(joined(self._base.text, pieces).encode()).hexdigest(),
+            prompt_sha256=self._prompt_sha256(pieces),
         )
+
+    def _prompt_sha256(self, pieces: Sequence[Span | str]) -> str:
+        digest, after = self._hashed(*(piece for piece in pieces if isinstance(piece, Span)))
+        digest = digest.copy()
+        _, inserted, *end = (piece for piece in pieces if isinstance(piece, str))
+        digest.update(inserted.encode() + after + "".join(end).encode())
+        return digest.hexdigest()
+
+    def _hash_before(self, before: Span, after: Span) -> tuple[hashlib._Hash, bytes]:
+        """Return the hash of all before the needle, and the haystack's bytes behind it."""
+        start = self._task.head + joined(self._base.text, [before])
+        return hashlib.sha256(start.encode()), joined(self._base.text, [after]).encode()
 
     def _check(self, rows: Sequence[_Row]) -> None:
         """Compare the tokens of a few prompts, at all depths, with those of the whole prompt."""

@@ -55,7 +55,12 @@ def read_haystack(source: str) -> Haystack:
     words = _split_words(" ".join(texts))
     if not any(words):
         raise UserError(f"{source}: the haystack holds no words", hint=_FORMATS)
-    digest = hashlib.sha256(" ".join(words).encode("utf-8", "surrogatepass")).hexdigest()
+    try:
+        digest = hashlib.sha256(" ".join(words).encode()).hexdigest()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{source}: holds a lone surrogate, which is no character (in JSON, a \\ud... escape)"
+        ) from error
     return Haystack(words=words, source=name, sha256=digest, copies=1)
 
 

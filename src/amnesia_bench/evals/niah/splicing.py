@@ -62,10 +62,9 @@ class Composed:
         """Return the first token that reaches into these characters, and one past the last."""
         first = stop = 0
         for run in self.runs:
-            ends = run.tokens.ends[run.first : run.stop]
-            starts = run.tokens.starts[run.first : run.stop]
-            first += int(np.searchsorted(ends, start - run.moved, side="right"))
-            stop += int(np.searchsorted(starts, end - run.moved, side="left"))
+            kept = slice(run.first, run.stop)
+            first += _before(run.tokens.ends[kept], start - run.moved + 1)
+            stop += _before(run.tokens.starts[kept], end - run.moved)
         return first, stop
 
 
@@ -75,6 +74,12 @@ class Span:
 
     start: int
     end: int
+
+
+def _before(positions: Ints, character: int) -> int:
+    """Return how many of the sorted positions are less than a character's."""
+    # A plain int would have numpy turn the whole array into int64 first.
+    return int(np.searchsorted(positions, np.int32(character)))
 
 
 def joined(text: str, pieces: Sequence[Span | str]) -> str:
@@ -109,7 +114,7 @@ class SplicedText:
 
     def tokens_before(self, character: int) -> int:
         """Return how many tokens begin before a character of the text."""
-        return int(np.searchsorted(self.tokens.starts, character))
+        return _before(self.tokens.starts, character)
 
     def compose(self, pieces: Sequence[Span | str]) -> Composed:
         """Return the tokens of the pieces' text.
@@ -164,8 +169,8 @@ class SplicedText:
             at: about where, in characters of the unchanged text.
         """
         ids, starts = window.tokens.ids, window.tokens.starts
-        ours = int(np.searchsorted(starts, at - moved))
-        base = int(np.searchsorted(self.tokens.starts, at))
+        ours = _before(starts, at - moved)
+        base = _before(self.tokens.starts, at)
         around = slice(ours - _AGREEING, ours + _AGREEING)
         unchanged = slice(base - _AGREEING, base + _AGREEING)
         if (

@@ -1,0 +1,79 @@
+"""What `amnesia eval niah` costs besides the model: lm-eval around an engine that knows nothing.
+
+Prompts are built before and not counted. Each length runs in a process of its own. The essays and
+the tokenizer are those of the folder of shared inputs ($AMNESIA_SHARED, or beside the repository).
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from amnesia_bench.evals.engines.fake import FakeEngine
+from amnesia_bench.evals.lm_eval_bridge.evaluation import NiahEvaluation
+from amnesia_bench.evals.niah import NiahBuild, build_cells, open_cells
+from amnesia_bench.evals.recall import Candidate
+from amnesia_bench.evals.tokenizers import load_tokenizer
+from amnesia_bench.records.artifacts import Parent
+
+SHARED = Path(os.environ.get("AMNESIA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+TOKENIZER = SHARED / "data" / "qwen2_tokenizer"
+HAYSTACK = SHARED / "data" / "pg_essays_ruler.json"
+TASK = "niah_single_2"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lengths", default="32768,262144")
+    parser.add_argument("--samples", type=int, default=500)
+    parser.add_argument("--one", type=Path, help="the prompts to run; what a child is told")
+    args = parser.parse_args()
+    if args.one is not None:
+        measure(args.one, args.samples)
+        return
+    print("## lm-eval around an engine\n")
+    print(f"`amnesia eval niah`, {args.samples} samples of {TASK}, a fake engine.\n")
+    print("| length | seconds | peak memory, GB |")
+    print("|---|---|---|")
+    for length in map(int, args.lengths.split(",")):
+        with tempfile.TemporaryDirectory() as folder:
+            prompts = Path(folder) / "prompts"
+            build_cells(
+                NiahBuild(
+                    tokenizer=TOKENIZER,
+                    lengths=(length,),
+                    tasks=(TASK,),
+                    haystack=str(HAYSTACK),
+                    samples=args.samples,
+                ),
+                prompts,
+            )
+            command = [sys.executable, __file__, "--one", str(prompts)]
+            command += ["--samples", str(args.samples)]
+            child = subprocess.run(
+                command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            )
+            print(f"| {length:,} | {child.stdout.strip()} |", flush=True)
+
+
+def measure(prompts: Path, samples: int) -> None:
+    start = time.perf_counter()
+    tokenizer = load_tokenizer(TOKENIZER)
+    (cell,) = open_cells(prompts, tokenizer)
+    parent = Parent(role="checkpoint", location="none", identity="none")
+    candidate = Candidate(role="checkpoint", folder=TOKENIZER, parent=parent)
+    engine = FakeEngine(lambda request: cell.value(request.key.doc))
+    out = prompts.parent / "out"
+    found = NiahEvaluation(engine, tokenizer, candidate, samples, out).cell(cell)
+    if found.value != 1:
+        raise RuntimeError(f"an engine that knows all answers scored {found.value}")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    print(f"{time.perf_counter() - start:.0f} | {peak / 1e9:.1f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,132 @@
+"""NIAH prompts: ours against lm-eval's own generator in the same run, on one core.
+
+python scripts/bench_niah.py           # lm-eval makes 20 samples, the rest is extrapolated
+python scripts/bench_niah.py --full    # lm-eval makes all 500: ten minutes
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from amnesia_bench.evals.niah import TASKS, NiahBuild, build_cells
+from amnesia_bench.evals.niah.haystack import read_haystack
+from amnesia_bench.evals.niah.sentences import sentence_splitter
+from amnesia_bench.evals.tokenizers import load_tokenizer
+
+SHARED = Path(os.environ.get("AMNESIA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+TOKENIZER = SHARED / "data" / "qwen2_tokenizer"
+HAYSTACK = SHARED / "data" / "pg_essays_ruler.json"
+LENGTH = 262144
+SAMPLES = 500
+TABLE_1 = (32768, 65536, 131072, 262144)
+
+
+def time_ours(folder: Path) -> tuple[float, float]:
+    """Return wall and CPU seconds of building a cell, from loading the tokenizer to the disk."""
+    request = NiahBuild(
+        tokenizer=TOKENIZER, lengths=(LENGTH,), tasks=("niah_single_2",), haystack=str(HAYSTACK)
+    )
+    wall, cpu = time.perf_counter(), time.process_time()
+    build_cells(request, folder)
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def time_lm_eval(samples: int) -> tuple[float, float, float, float]:
+    """Return wall and CPU seconds of lm-eval's search, then of so many samples."""
+    sentence_splitter()
+    from lm_eval.tasks.ruler import niah_utils, prepare_niah
+
+    marks: list[tuple[float, float]] = []
+
+    def mark() -> None:
+        marks.append((time.perf_counter(), time.process_time()))
+
+    def searched(items: Any, **_: Any) -> Any:
+        mark()
+        return items
+
+    prepare_niah.tqdm = searched
+    haystack = list(read_haystack(str(HAYSTACK)).words)
+    tokenizer = load_tokenizer(TOKENIZER)
+    random.seed(0)
+    mark()
+    prepare_niah.generate_samples(
+        haystack,
+        TOKENIZER=tokenizer,
+        max_seq_length=LENGTH,
+        template=niah_utils.TEMPLATE,
+        type_haystack="essay",
+        type_needle_k="words",
+        type_needle_v="numbers",
+        num_samples=samples,
+    )
+    mark()
+    (w0, c0), (w1, c1), (w2, c2) = marks
+    return w1 - w0, c1 - c0, w2 - w1, c2 - c1
+
+
+def bench_one_cell(folder: Path, *, full: bool) -> None:
+    samples = SAMPLES if full else 20
+    ours_wall, ours_cpu = time_ours(folder / "one")
+    search_wall, search_cpu, sample_wall, sample_cpu = time_lm_eval(samples)
+    scale = SAMPLES / samples
+    wall, cpu = search_wall + scale * sample_wall, search_cpu + scale * sample_cpu
+    how = (
+        "all of them made"
+        if full
+        else f"search {search_cpu:.0f} s, and {samples} samples extrapolated to {SAMPLES}"
+    )
+    print(f"{SAMPLES} samples of niah_single_2 at {LENGTH} tokens, Qwen2 tokenizer, one core:\n")
+    print("| generator | wall (s) | CPU (s) |\n|---|---|---|")
+    print(f"| lm-eval 0.4.13 ({how}) | {wall:.1f} | {cpu:.1f} |")
+    print(f"| ours, from tokenizer to files | {ours_wall:.1f} | {ours_cpu:.1f} |")
+    print(f"| ratio | {wall / ours_wall:.0f} x | {cpu / ours_cpu:.0f} x |\n")
+
+
+def bench_table_1(folder: Path) -> None:
+    out = folder / "table1"
+    command = [sys.executable, "-m", "amnesia_bench.cli.main", "niah", "build"]
+    command += ["--tokenizer", str(TOKENIZER), "--haystack", str(HAYSTACK), "--out", str(out)]
+    command += ["--lengths", ",".join(map(str, TABLE_1)), "--tasks", ",".join(TASKS)]
+    start = time.perf_counter()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    wall = time.perf_counter() - start
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cells = sorted(path.stat().st_size for path in (out / "cells").iterdir())
+    whole = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
+    print(
+        f"All {len(cells)} cells of Table 1 (three tasks at 32K, 64K, 128K and 256K, {SAMPLES} "
+        f"samples each) by the command, one core: {wall:.1f} s wall, "
+        f"{used.ru_utime + used.ru_stime:.1f} s CPU, peak memory {used.ru_maxrss / 1e6:.2f} GB. "
+        f"On disk: {cells[0] / 1e3:.0f} to {cells[-1] / 1e3:.0f} kB per cell, "
+        f"{whole / 1e6:.2f} MB with the haystack.\n"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--full", action="store_true", help="let lm-eval make all samples")
+    args = parser.parse_args()
+    print("## NIAH prompts\n")
+    if not HAYSTACK.exists():
+        print(f"Not run: there is no {HAYSTACK}.")
+        return
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    with tempfile.TemporaryDirectory() as folder:
+        # First: the children's peak memory would else be that of a fork of this process.
+        bench_table_1(Path(folder))
+        bench_one_cell(Path(folder), full=args.full)
+
+
+if __name__ == "__main__":
+    main()
