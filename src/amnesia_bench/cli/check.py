@@ -5,9 +5,9 @@ r"""Has a fine-tune lost long-range recall? Needles in haystacks, before and aft
       --lengths 32768,262144 --tasks niah_single_2,niah_single_3 --markdown summary.md
 
 All checkpoints answer the same prompts, the longest first and few at a time, until the verdict is
-clear. Exit code 0: no regression, or undecided (said on stderr); 3: recall regressed. The verdict is
-on POST; what a repaired checkpoint wins back is reported beside it. A check that was killed goes on
-where it stopped when the same command is given again.
+clear. Exit code 0: no regression, or undecided (said on stderr); 3: recall regressed. The verdict
+is on POST; what a repaired checkpoint wins back is reported beside it. A check that was killed goes
+on where it stopped when the same command is given again.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _write(args: argparse.Namespace, records: Path) -> None:
 
 
 def _print(report: CheckReport, records: Path) -> None:
-    from amnesia_bench.cli.output import console, say, table
+    from amnesia_bench.cli.output import say, show, table
     from amnesia_bench.evals.check_results import columns, headline, notes, row
     from amnesia_bench.evals.heatmap import heat_rows
     from amnesia_bench.records.recall import CheckVerdict
@@ -173,10 +173,9 @@ def _print(report: CheckReport, records: Path) -> None:
     heat = table("", ("depth", *lengths))
     for cells in heat_rows(report.heat_maps):
         heat.add_row(*cells)
-    out = console()
-    out.print(grid)
+    show(grid)
     say(f"Recall by depth and length in per cent, {' > '.join(report.checkpoints)} (n):")
-    out.print(heat)
+    show(heat)
     for note in notes(report):
         say(note)
     say(f"Records: {records}")

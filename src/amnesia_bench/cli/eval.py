@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _print(cells: Sequence[Cell], args: argparse.Namespace) -> None:
-    from amnesia_bench.cli.output import console, print_json, say, table
+    from amnesia_bench.cli.output import print_json, say, show, table
     from amnesia_bench.records.codec import to_json
 
     if args.json:
@@ -98,5 +98,5 @@ def _print(cells: Sequence[Cell], args: argparse.Namespace) -> None:
         low, high = 100 * cell.interval.low, 100 * cell.interval.high
         length, recall = f"{cell.context_tokens:,}", f"{100 * cell.value:.1f}"
         grid.add_row(cell.task, length, recall, f"{low:.1f} - {high:.1f}", str(cell.n))
-    console().print(grid)
+    show(grid)
     say(f"Answers and scores: {args.out}")

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from amnesia_bench.cli.output import console, table
+from amnesia_bench.cli.output import show, table
 from amnesia_bench.errors import ExitCode, UserError
 
 
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> ExitCode:
             str(max(document.units for document in cell.documents)),
             f"{min(tokens)} - {max(tokens)}",
         )
-    console().print(grid)
+    show(grid)
     return ExitCode.DONE
 
 

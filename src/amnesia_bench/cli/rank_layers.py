@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _print(ranking: LayerRanking, out: Path) -> None:
-    from amnesia_bench.cli.output import console, say, table
+    from amnesia_bench.cli.output import say, show, table
 
     columns = list(ranking.accuracy)
     grid = table(ranking.checkpoint.location, ("layer", "importance", *columns))
@@ -61,7 +61,7 @@ def _print(ranking: LayerRanking, out: Path) -> None:
         grid.add_row(str(entry.layer), f"{100 * entry.importance:+.2f}", *accuracy)
     whole = (f"{100 * ranking.accuracy[name]:.1f}" for name in columns)
     grid.add_row("none", "", *whole)
-    console().print(grid)
+    show(grid)
     say(
         "Accuracy in % without each layer; importance: what the mean of the tasks loses, in points."
     )

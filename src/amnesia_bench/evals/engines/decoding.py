@@ -61,20 +61,7 @@ class Row:
     def generation(self, decode: Decode) -> Generation:
         """Return the finished answer."""
         assert self.finish_reason is not None
-<<<<<<< HEAD
         return generation_of(self.request, self.tokens, self.finish_reason, decode)
-=======
-        text = decode(self.tokens)
-        ends = [text.find(stop) for stop in self.request.sampling.stop if stop in text]
-        return Generation(
-            key=self.request.key,
-            text=text[: min(ends)] if ends else text,
-            tokens=tuple(self.tokens),
-            prompt_tokens=len(self.request.tokens),
-            finish_reason=FinishReason.STOP if ends else self.finish_reason,
-            seed=self.request.seed,
-        )
->>>>>>> bridge
 
 
 def finish(
