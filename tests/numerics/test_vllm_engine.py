@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.evals.engines.opening import open_engine
 from amnesia_bench.evals.engines.options import EngineOptions
 from amnesia_bench.evals.engines.protocol import Request
 from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
@@ -63,7 +64,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Path) -> Iterator[VllmEngine]:
-    engine = VllmEngine.load(checkpoint, EngineOptions(dtype="float32", verify_prefix=3))
+    engine = open_engine("vllm", checkpoint, EngineOptions(dtype="float32", verify_prefix=3))
+    assert isinstance(engine, VllmEngine)
     yield engine
     engine._llm.llm_engine.engine_core.shutdown()
 

@@ -9,17 +9,22 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.evals.engines.options import EngineOptions
 from amnesia_bench.evals.engines.protocol import Engine
 
-ENGINES = ("transformers",)
+ENGINES = ("transformers", "vllm")
 
 
 def open_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
-    """Load a checkpoint into an engine, on all GPUs unless the options name a device.
+    """Load a checkpoint into an engine: transformers on all GPUs unless the options name a device.
 
     Raises:
         UserError: no engine of this name, or the folder holds no model.
+        MissingEnvironmentError: vLLM is not installed.
     """
     if name not in ENGINES:
         raise UserError(f"engine {name}: not known", hint=nearest(name, ENGINES))
+    if name == "vllm":
+        from amnesia_bench.evals.engines.vllm_engine import VllmEngine
+
+        return VllmEngine.load(checkpoint, options)
     from amnesia_bench.evals.engines.data_parallel import load_engine
 
     return load_engine(checkpoint, options)
