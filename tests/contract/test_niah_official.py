@@ -121,7 +121,7 @@ def test_prompts_are_those_of_lm_eval_with_any_tokenizer(
         tokenizer=tokenizer, haystack=haystack, lengths=(1000, 5000), samples=10
     )
     records = comparison.build(tmp_path / "prompts", monkeypatch)
-    assert [record.spliced for record in records] == [spliced] * 2 * len(TASKS)
+    assert {record.spliced for record in records} == {spliced}
 
 
 @pytest.mark.slow

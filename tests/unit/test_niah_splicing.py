@@ -18,7 +18,12 @@ from amnesia_bench.evals.niah.splicing import (
 )
 from amnesia_bench.evals.tokenizers import load_tokenizer
 from tests.niah_texts import made_up_essay
-from tests.niah_tokenizers import train_byte_level, train_chunks_of_5, train_metaspace
+from tests.niah_tokenizers import (
+    train_byte_level,
+    train_chunks_of_5,
+    train_chunks_of_3000,
+    train_metaspace,
+)
 
 TEXT = made_up_essay(300)
 
@@ -63,6 +68,21 @@ def test_a_span_is_all_tokens_that_reach_into_it(spliced: tuple[SplicedText, Any
     assert "7654321" in tokenizer.decode(ids[first:stop])
     assert "7654321" not in tokenizer.decode(ids[first + 1 : stop])
     assert "7654321" not in tokenizer.decode(ids[first : stop - 1])
+
+
+def test_a_tokenizer_that_looks_at_words_lets_its_text_move(
+    spliced: tuple[SplicedText, Any],
+) -> None:
+    assert spliced[0].moves_freely
+
+
+def test_a_tokenizer_that_counts_from_the_beginning_is_found_out(tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(train_chunks_of_3000(tmp_path / "t", TEXT))
+    text = SplicedText(tokenizer, TEXT)
+    pieces = ["7654321", Span(0, len(TEXT))]
+    whole = tokenize(tokenizer, joined(TEXT, pieces))
+    assert not np.array_equal(text.compose(pieces).ids(), whole.ids)  # no seam shows it
+    assert not text.moves_freely
 
 
 def test_a_tokenizer_that_cuts_by_position_is_not_spliced(tmp_path: Path) -> None:

@@ -36,8 +36,6 @@ _ANSWER_TOKENS = NIAH_SAMPLING.max_new_tokens
 # An estimate this far below the length, in tokens, needs no measuring. Estimates are held against
 # what is measured, and may be wrong by half of it.
 _MARGIN = 256
-# Samples of a cell whose tokens are held against the tokenizer's own of the whole prompt.
-_CHECKED = 2
 # Stands for all values in estimates; a uuid takes a few tokens more.
 _SOME_VALUE = "1234567"
 
@@ -103,7 +101,8 @@ class CellMaker:
         self._tokenizer = tokenizer
         self._base = base
         self._keys = keys
-        self._text: SplicedText | WholeText = base
+        self._whole = WholeText(tokenizer, base.text)
+        self._text: SplicedText | WholeText = base if base.moves_freely else self._whole
         self._special_tokens = len(tokenizer("a").input_ids) - len(tokenize(tokenizer, "a").ids)
         # Of what is not haystack: about the same for every key and value.
         other = task.head + task.needle("key", _SOME_VALUE) + task.question("key") + _SOME_VALUE
@@ -124,13 +123,13 @@ class CellMaker:
             return self._make(samples, rng)
         except NotSpliceableError:
             rng.setstate(state)
-            self._text = WholeText(self._tokenizer, self._base.text)
+            self._text = self._whole
             return self._make(samples, rng)
 
     def _make(self, samples: int, rng: Random) -> NiahCellRecord:
         units = self._search(rng)
         rows = [self._sample(units, rng) for _ in range(samples)]
-        self._check(rows)
+        self._check(rows[0])
         used = sorted({row.units for row in rows})
         columns = {
             name: tuple(getattr(row, name) for row in rows)
@@ -246,20 +245,17 @@ class CellMaker:
         start = self._task.head + joined(self._base.text, [before])
         return hashlib.sha256(start.encode()), joined(self._base.text, [after]).encode()
 
-    def _check(self, rows: Sequence[_Row]) -> None:
-        """Compare the tokens of a few prompts, at all depths, with those of the whole prompt."""
+    def _check(self, row: _Row) -> None:
+        """Compare the tokens of a prompt with those that the tokenizer makes of it whole."""
         if self._text is not self._base:
             return
-        by_position = sorted(rows, key=lambda row: row.position)
-        for number in np.unique(np.linspace(0, len(rows) - 1, _CHECKED).astype(int)):
-            row = by_position[number]
-            pieces = prompt_pieces(
-                self._task, self._document(row.units), row.position, row.key, row.value
-            )
-            pieces.append(" " + self._task.gen_prefix(row.key))
-            whole = tokenize(self._tokenizer, joined(self._base.text, pieces))
-            if not np.array_equal(self._text.compose(pieces).ids(), whole.ids):
-                raise NotSpliceableError
+        pieces = prompt_pieces(
+            self._task, self._document(row.units), row.position, row.key, row.value
+        )
+        pieces.append(" " + self._task.gen_prefix(row.key))
+        whole = tokenize(self._tokenizer, joined(self._base.text, pieces))
+        if not np.array_equal(self._text.compose(pieces).ids(), whole.ids):
+            raise NotSpliceableError
 
     def _pieces(self, units: int, draw: _Draw) -> list[Span | str]:
         position = self._haystack.position(units, draw.place)

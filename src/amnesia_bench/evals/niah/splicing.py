@@ -1,15 +1,15 @@
 """Tokens of a long text with a few changes, out of the tokens of the unchanged text.
 
 Only the neighbourhood of a change is tokenised again. At its edges the new tokens must be those
-of the unchanged text, several in a row, or nothing is spliced: a tokenizer may in principle look
-at any distance. What it does to a whole text is checked by whoever needs to be sure.
+of the unchanged text, several in a row, or nothing is spliced. A tokenizer may in principle look
+at any distance, or count from the text's beginning: `SplicedText.moves_freely` finds the latter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,9 @@ Ints = NDArray[np.int32]
 # Characters tokenised on either side of a change, and tokens that must agree around a seam.
 _MARGIN = 256
 _AGREEING = 8
+# What a text is moved by to see whether its tokens stay; all its ends if the text is short.
+_SHIFT = "It moves the text."
+_LONG_TEXT = 50_000
 
 
 class NotSpliceableError(Exception):
@@ -109,8 +112,25 @@ class SplicedText:
     def __init__(self, tokenizer: Any, text: str) -> None:
         self.text = text
         self.tokens = tokenize(tokenizer, text)
+        self._tokenizer = tokenizer
         # The text before a haystack and its first words are the same in all samples.
-        self._tokenize = lru_cache(maxsize=64)(lambda window: tokenize(tokenizer, window))
+        self._tokenize_window = lru_cache(maxsize=64)(lambda window: tokenize(tokenizer, window))
+
+    @cached_property
+    def moves_freely(self) -> bool:
+        """Whether the whole text keeps its tokens when something else stands before it."""
+        # A short text shows few of the places where a tokenizer could cut by position.
+        shifts = 1 if len(self.text) > _LONG_TEXT else len(_SHIFT)
+        return all(self._stays_behind(_SHIFT[first:]) for first in range(shifts))
+
+    def _stays_behind(self, shift: str) -> bool:
+        pieces: list[Span | str] = [shift, Span(0, len(self.text))]
+        try:
+            shifted = self.compose(pieces).ids()
+        except NotSpliceableError:
+            return False
+        whole = tokenize(self._tokenizer, joined(self.text, pieces))
+        return np.array_equal(shifted, whole.ids)
 
     def tokens_before(self, character: int) -> int:
         """Return how many tokens begin before a character of the text."""
@@ -155,7 +175,7 @@ class SplicedText:
         for before, change, after in zip([None, *spans], changes, [*spans, None], strict=True):
             left = self.text[before.end - _MARGIN : before.end] if before else ""
             right = self.text[after.start : after.start + _MARGIN] if after else ""
-            tokens = self._tokenize(left + change + right)
+            tokens = self._tokenize_window(left + change + right)
             windows.append(Run(tokens=tokens, first=0, stop=len(tokens.ids), moved=at - len(left)))
             at += len(change) + (after.end - after.start if after else 0)
         return windows
