@@ -1,0 +1,132 @@
+"""Where the essays come from: the data set that lm-eval reads, or texts of the user's own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from amnesia_bench.errors import MissingEnvironmentError, UserError
+
+_HUB_DATASET = "baber/paul_graham_essays"
+_TEXT_SUFFIXES = (".txt", ".md")
+_FORMATS = "Give hub, hub@REVISION, a .json, .jsonl, .txt or .md file, or a folder of such texts."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Haystack:
+    """The words of the essays, in order.
+
+    `source` says where they were found (`hub:NAME@REVISION`, or a path), `sha256` what they are:
+    the hash of the words of one copy, joined by spaces. `copies` is how often they are repeated.
+    """
+
+    words: tuple[str, ...]
+    source: str
+    sha256: str
+    copies: int
+
+    def repeated(self, copies: int) -> Haystack:
+        """Return this many copies of the text, one behind the other."""
+        text = " ".join([" ".join(self.words)] * copies)
+        return replace(self, words=_split_words(text), copies=copies)
+
+
+def read_haystack(source: str) -> Haystack:
+    """Read a haystack.
+
+    Args:
+        source: `hub` (its newest revision), `hub@REVISION`, or the path of a file or folder.
+
+    Raises:
+        UserError: there is no text to be found there.
+        MissingEnvironmentError: the hub cannot be reached.
+    """
+    if source == "hub" or source.startswith("hub@"):
+        name, texts = _read_hub(source.partition("@")[2])
+    else:
+        path = Path(source)
+        if not path.exists():
+            raise UserError(f"{source}: no such haystack", hint=_FORMATS)
+        name, texts = source, _read_folder(path) if path.is_dir() else _read_file(path)
+    words = _split_words(" ".join(texts))
+    if not any(words):
+        raise UserError(f"{source}: the haystack holds no words", hint=_FORMATS)
+    digest = hashlib.sha256(" ".join(words).encode("utf-8", "surrogatepass")).hexdigest()
+    return Haystack(words=words, source=name, sha256=digest, copies=1)
+
+
+def _split_words(text: str) -> tuple[str, ...]:
+    # As lm-eval does: space at either end of the text leaves an empty word there.
+    return tuple(re.sub(r"\s+", " ", text).split(" "))
+
+
+def _read_hub(revision: str) -> tuple[str, Sequence[str]]:
+    hint = "Without a network: --haystack PATH, or hub@REVISION if that revision is in the cache."
+    try:
+        from datasets import load_dataset
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"the hub's essays need datasets ({error})", hint='pip install "amnesia-bench[eval]"'
+        ) from error
+    try:
+        revision = revision or str(HfApi().dataset_info(_HUB_DATASET).sha)
+        texts = load_dataset(_HUB_DATASET, split="train", revision=revision)["text"]
+    # Every library below it has errors of its own for a hub that does not answer.
+    except Exception as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise MissingEnvironmentError(
+            f"{_HUB_DATASET} could not be read from the hub ({reason})", hint=hint
+        ) from error
+    return f"hub:{_HUB_DATASET}@{revision}", list(texts)
+
+
+def _read_folder(folder: Path) -> list[str]:
+    paths = sorted(path for path in folder.iterdir() if path.suffix in _TEXT_SUFFIXES)
+    if not paths:
+        raise UserError(f"{folder}: holds no .txt or .md file", hint=_FORMATS)
+    return [_read_text(path) for path in paths]
+
+
+def _read_file(path: Path) -> list[str]:
+    if path.suffix in _TEXT_SUFFIXES:
+        return [_read_text(path)]
+    try:
+        if path.suffix == ".json":
+            return _texts_of(json.loads(_read_text(path)), path)
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in _read_text(path).splitlines() if line.strip()]
+            return _texts_of(rows, path)
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    raise UserError(f"{path}: not a kind of text that is known", hint=_FORMATS)
+
+
+def _texts_of(data: object, path: Path) -> list[str]:
+    """Return the texts of `{"text": ...}`, of a list of these, or of a list of texts."""
+    rows = data if isinstance(data, list) else [data]
+    texts = [row.get("text") if isinstance(row, dict) else row for row in rows]
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise UserError(
+                f"{path}: row {number} has no text", hint='Each row must be {"text": "..."}.'
+            )
+    return [text for text in texts if isinstance(text, str)]
+
+
+def _read_text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"{path}: not UTF-8 text (byte {error.start})", hint="Is it a binary file?"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if "\0" in text:
+        raise UserError(f"{path}: not text (it holds NUL characters)")
+    return text

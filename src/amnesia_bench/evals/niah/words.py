@@ -1,0 +1,92 @@
+"""The keys of the needles: every adjective-noun pair, without building the list of them.
+
+lm-eval sorts all six million pairs into a list (10 s, 1 GB) and lets `random.choice` take one,
+which asks a list for its length and one item only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
+from typing import overload
+
+from amnesia_bench.errors import MissingEnvironmentError
+
+_WORDS_SHA256 = "a1ea21873c07854c364bf7a93924b3dacd8409e853dbf546a306cc13d69040d4"
+
+
+class WordPairs(Sequence[str]):
+    """The sorted list of all distinct `adjective-noun`, each made when it is asked for."""
+
+    def __init__(self, adjectives: Iterable[str], nouns: Iterable[str]) -> None:
+        self._nouns = sorted(set(nouns))
+        self._blocks: list[list[str]] = []
+        for prefix in sorted({f"{adjective}-" for adjective in adjectives}):
+            # Pairs sort by their prefix, unless one prefix begins another: `blue-eyed-day`
+            # comes between `blue-day` and `blue-fox`. Such prefixes share a block.
+            if self._blocks and prefix.startswith(self._blocks[-1][0]):
+                self._blocks[-1].append(prefix)
+            else:
+                self._blocks.append([prefix])
+        self._shared = {
+            block[0]: sorted({prefix + noun for prefix in block for noun in self._nouns})
+            for block in self._blocks
+            if len(block) > 1
+        }
+        self._ends = list(accumulate(len(self._pairs_of(block)) for block in self._blocks))
+
+    def __len__(self) -> int:
+        return self._ends[-1] if self._ends else 0
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[str]: ...
+    def __getitem__(self, index: int | slice) -> str | Sequence[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        number = bisect_right(self._ends, index)
+        block = self._blocks[number]
+        within = index - (self._ends[number - 1] if number else 0)
+        pair = self._pairs_of(block)[within]
+        return pair if len(block) > 1 else block[0] + pair
+
+    def _pairs_of(self, block: list[str]) -> list[str]:
+        """Return whole pairs of a block of several prefixes, the nouns of a block of one."""
+        return self._shared[block[0]] if len(block) > 1 else self._nouns
+
+
+def needle_keys() -> WordPairs:
+    """Return the keys that lm-eval draws from.
+
+    Raises:
+        MissingEnvironmentError: wonderwords is missing, or has other words than the version
+            which the official prompts are made with.
+    """
+    hint = 'pip install "wonderwords==3.0.1"'
+    try:
+        import wonderwords
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            "niah build needs wonderwords for the needles' keys", hint=hint
+        ) from error
+    categories = wonderwords.RandomWord()._categories
+    adjectives, nouns = categories["adjectives"], categories["nouns"]
+    if words_sha256(adjectives, nouns) != _WORDS_SHA256:
+        raise MissingEnvironmentError(
+            "this wonderwords has other words than 3.0.1: the keys, and with them all that is "
+            "drawn, would not be those of lm-eval 0.4.13",
+            hint=hint,
+        )
+    return WordPairs(adjectives, nouns)
+
+
+def words_sha256(adjectives: Iterable[str], nouns: Iterable[str]) -> str:
+    """Return the sha256, in hex, of both word lists in their order."""
+    text = "\n".join(adjectives) + "\n\n" + "\n".join(nouns)
+    return hashlib.sha256(text.encode()).hexdigest()
