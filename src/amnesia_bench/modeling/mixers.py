@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .causal_attention import causal_sdpa
 from .configuration_hypenet import HypeNetConfig
 from .lightning_attention import alibi_log_decay, lightning_attention
 from .packing import PackedRows
@@ -172,7 +173,11 @@ class SoftmaxMixer(nn.Module):
         self, qkv: tuple[Tensor, Tensor, Tensor], inputs: MixerInputs, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         name = "eager" if inputs.want_weights else self.config._attn_implementation
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
+        attend = (
+            causal_sdpa
+            if name == "sdpa"
+            else ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
+        )
         options = {
             **kwargs,
             "dropout": self.config.attention_dropout if self.training else 0.0,

@@ -226,6 +226,8 @@ class HypeNetModel(HypeNetPreTrainedModel):
         eager = config._attn_implementation == "eager"
         if layout.packed is not None and not eager:
             return None  # documents are attended one by one, or by flash's own boundaries
+        if layout.attention_mask is None and config._attn_implementation == "sdpa":
+            return None  # `causal_sdpa` needs none
         return create_causal_mask(
             config=config,
             inputs_embeds=x,

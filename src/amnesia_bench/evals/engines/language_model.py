@@ -1,0 +1,170 @@
+"""A causal LM of transformers behind two calls: a new cache, and more tokens into it.
+
+Shapes: B rows, T new tokens, E vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.evals.engines.cache_snapshots import ResumableCache, can_resume
+from amnesia_bench.evals.engines.out_of_memory import reaching
+from amnesia_bench.modeling import HypeNetCache, HypeNetConfig
+from amnesia_bench.modeling.causal_attention import CAUSAL_SDPA
+
+log = logging.getLogger(__name__)
+
+# Long enough to cross a chunk of 64 of the linear layers, twice.
+_PROBE_TOKENS = 160
+_PROBE_CUT = 70
+# Of the norm of the logits. Rounding alone gives 1e-6 (float32) or 1e-2 (bfloat16) on sound
+# models; a model that forgets a state is off by its whole logits.
+_PROBE_TOLERANCE = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class LanguageModel:
+    """A model, and what was found out about its cache.
+
+    `full_reason` says why prompts cannot share a prefix, None where they can. `in_pieces` is
+    whether a prompt may be read piece by piece.
+    """
+
+    module: Any
+    cache_class: type[Cache] | None
+    in_pieces: bool
+    full_reason: str | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where tokens go in."""
+        device: torch.device = self.module.get_input_embeddings().weight.device
+        return device
+
+    def new_cache(self) -> Cache | None:
+        """Return an empty cache; None where only the model knows how to make its own."""
+        return None if self.cache_class is None else self.cache_class(self.module.config)
+
+    def advance(self, cache: Cache | None, tokens: Tensor) -> tuple[Tensor, Cache | None]:
+        """Read tokens [B, T] behind what the cache holds.
+
+        Returns:
+            The logits of the last one [B, E], float32, and the cache.
+        """
+        options = {"logits_to_keep": 1} if _keeps_logits(self.module) else {}
+        output = self.module(
+            input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True, **options
+        )
+        return output.logits[:, -1].float(), getattr(output, "past_key_values", None)
+
+    def read(
+        self, cache: Cache | None, tokens: Tensor, chunk: int, start: int = 0
+    ) -> tuple[Tensor, Cache | None]:
+        """Read a prompt [B, T] in pieces of `chunk` tokens; return as `advance` does.
+
+        Raises:
+            MemoryExhaustedError: memory ran out; `start` tokens were in the cache before.
+        """
+        logits: Tensor | None = None
+        size = chunk if self.in_pieces else tokens.shape[1]
+        for part in torch.split(tokens, size, dim=1):
+            with reaching(start):
+                logits, cache = self.advance(cache, part)
+            start += part.shape[1]
+        assert logits is not None
+        return logits, cache
+
+
+def _keeps_logits(module: Any) -> bool:
+    return "logits_to_keep" in inspect.signature(module.forward).parameters
+
+
+@torch.inference_mode()
+def examine(module: Any) -> LanguageModel:
+    """Find out what a model's cache can do, by trying it on a few random tokens.
+
+    Whether a model continues from its cache cannot be told from its class: linear layers of some
+    models start again from zero when more than one token follows, and say nothing.
+
+    Raises:
+        UserError: the model returns no cache.
+    """
+    name = type(module).__name__
+    if module.config._attn_implementation == "sdpa":
+        module.set_attn_implementation(CAUSAL_SDPA)
+    bare = LanguageModel(module, None, in_pieces=False, full_reason=None)
+    vocabulary = module.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator("cpu").manual_seed(0)
+    probe = torch.randint(0, vocabulary, (1, _PROBE_TOKENS), generator=generator)
+    whole, cache = bare.advance(None, probe)
+    if cache is None:
+        raise UserError(
+            f"{name} returns no past_key_values: tokens cannot be generated one by one",
+            hint="Models that keep their states in modules are not supported.",
+        )
+    kind = _own_cache_class(cache)
+    model = LanguageModel(module, kind, in_pieces=False, full_reason=None)
+    head, tail = probe[:, :_PROBE_CUT], probe[:, _PROBE_CUT:]
+    resumable: Any = model.advance(model.new_cache(), head)[1]
+    snapshot = resumable.snapshot() if can_resume(resumable) else None
+    last, resumable = model.advance(resumable, tail)
+    if _differ(last, whole):
+        reason = f"{name} does not continue exactly from its cache"
+        return _told(LanguageModel(module, kind, in_pieces=False, full_reason=reason))
+    if snapshot is None:
+        reason = f"no snapshot can be taken of {_culprit(resumable)}"
+        return _told(LanguageModel(module, kind, in_pieces=True, full_reason=reason))
+    resumable.resume(snapshot)
+    again, _ = model.advance(resumable, tail)
+    lost = f"{name} does not come back exactly from a snapshot"
+    return _told(
+        LanguageModel(module, kind, True, full_reason=lost if _differ(again, whole) else None)
+    )
+
+
+def _own_cache_class(cache: Cache) -> type[Cache] | None:
+    if isinstance(cache, HypeNetCache):
+        return HypeNetCache
+    return ResumableCache if type(cache) is DynamicCache else None
+
+
+def _culprit(cache: Cache | None) -> str:
+    layer = cache.foreign_layer if isinstance(cache, ResumableCache) else None
+    return f"a cache layer {layer}" if layer else f"a {type(cache).__name__}"
+
+
+def _differ(logits: Tensor, expected: Tensor) -> bool:
+    return bool((logits - expected).norm() > _PROBE_TOLERANCE * expected.norm())
+
+
+def _told(model: LanguageModel) -> LanguageModel:
+    if model.full_reason is not None:
+        log.warning("prompts will not share prefixes: %s", model.full_reason)
+    if not model.in_pieces:
+        log.warning("prompts will be read in one piece: long ones need much memory")
+    return model
+
+
+def context_limit(config: Any, override: int | None) -> int | None:
+    """Return how many tokens a prompt and its answer may have; None for no limit.
+
+    Args:
+        config: of the model. Its `max_position_embeddings` counts, except for a HypeNet without
+            RoPE anywhere, to which positions mean nothing beyond the logit scale.
+        override: what the user says instead. A HypeNet is told so, since it checks positions.
+    """
+    text = config.get_text_config()
+    if isinstance(config, HypeNetConfig):
+        if override is not None:
+            config.max_position_embeddings = override
+        elif not (config.attn_use_rope or config.lightning_use_rope):
+            return None
+    return override if override is not None else getattr(text, "max_position_embeddings", None)

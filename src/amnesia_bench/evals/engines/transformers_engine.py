@@ -1,0 +1,226 @@
+"""Answers from any causal LM of transformers, HypeNet included, with shared prefixes.
+
+What prompts begin with in common is read once (`prefix_tree`): one cache walks the cuts in
+ascending order, each prompt resumes at its own and overwrites what the one before wrote behind
+it. So keys and values are never copied, and one set of linear states per open cut is kept.
+
+A full run makes the same calls: all prompts are read in pieces of `prefill_chunk_tokens`, and cuts
+are multiples of it. Answers of single rows are then equal bit by bit where the kernels are
+deterministic. Rows of a batch are equal mathematically: matrix products of other shapes round
+otherwise, and where two tokens are likely to within rounding, either may be chosen.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.evals.engines.decoding import Row, Stopping
+from amnesia_bench.evals.engines.language_model import context_limit, examine
+from amnesia_bench.evals.engines.options import EngineOptions
+from amnesia_bench.evals.engines.out_of_memory import MemoryExhaustedError, is_out_of_memory
+from amnesia_bench.evals.engines.prefix_check import PrefixCheck
+from amnesia_bench.evals.engines.prefix_tree import PrefixNode, PromptDigest, plan_prefixes
+from amnesia_bench.evals.engines.prefix_walk import PrefixWalker
+from amnesia_bench.evals.engines.protocol import Request
+from amnesia_bench.modeling import HypeNetConfig
+from amnesia_bench.records.evaluation import Generation, Sampling
+
+log = logging.getLogger(__name__)
+
+
+class TransformersEngine:
+    """The `Engine` that runs transformers.
+
+    Args:
+        model: a causal LM with weights, on its device.
+        tokenizer: of its checkpoint.
+        options: how to run.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, options: EngineOptions) -> None:
+        self.tokenizer = tokenizer
+        self._options = options
+        model.eval()
+        self._limit = context_limit(model.config, options.max_context_tokens)
+        self._model = examine(model)
+        self._eos_ids = _eos_ids(model, tokenizer)
+        # Shrinks when memory runs out, so that it runs out once and not at every batch.
+        self._batch_tokens = options.max_batch_tokens
+        self._longest = 0
+
+    @classmethod
+    def load(cls, checkpoint: Path, options: EngineOptions) -> TransformersEngine:
+        """Load a checkpoint folder. No code in the folder is run.
+
+        Raises:
+            UserError: it holds no causal LM or tokenizer, or there is no such device.
+        """
+        from amnesia_bench.evals.tokenizers import load_tokenizer
+
+        tokenizer = load_tokenizer(checkpoint)
+        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        try:
+            model: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                checkpoint, dtype=options.dtype, local_files_only=True
+            )
+            model = model.to(torch.device(device))
+        except UserError:
+            raise
+        except (OSError, ValueError, KeyError, RuntimeError, AssertionError) as error:
+            if is_out_of_memory(error):
+                raise StageFailedError(
+                    f"{checkpoint}: the weights alone do not fit the memory of {device}"
+                ) from error
+            raise UserError(
+                f"{checkpoint}: no causal LM could be loaded ({str(error).partition(chr(10))[0]})",
+                hint="The folder must hold config.json and safetensors of a model that the "
+                "installed transformers knows.",
+            ) from error
+        return cls(model, tokenizer, options)
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Everything that may change an answer; neither the batch size nor the checks do."""
+        module = self._model.module
+        chunk = self._options.prefill_chunk_tokens if self._model.in_pieces else None
+        found = {
+            "engine": "transformers",
+            "transformers": transformers.__version__,
+            "torch": torch.__version__,
+            "device": self._model.device.type,
+            "dtype": str(module.dtype).removeprefix("torch."),
+            "attention": str(module.config._attn_implementation),
+            "prefill_chunk_tokens": "whole prompt" if chunk is None else str(chunk),
+            "prefixes": self._prefixes,
+            "max_context_tokens": str(self._limit),
+            "eos_token_ids": " ".join(map(str, sorted(self._eos_ids))),
+        }
+        if isinstance(module.config, HypeNetConfig):
+            found["attn_logits_scaling"] = str(module.config.attn_logits_scaling)
+        return found
+
+    @property
+    def _prefixes(self) -> str:
+        if not self._options.share_prefixes:
+            return "full"
+        reason = self._model.full_reason
+        return "shared" if reason is None else f"full ({reason})"
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+        """Answer every request, those with a common prefix one after another.
+
+        Each request is asked for at least twice: to compare prefixes, and to answer it.
+
+        Raises:
+            UserError: a prompt is empty, or longer with its new tokens than the model's context.
+            StageFailedError: out of memory even alone, or a checked answer came out otherwise.
+        """
+        prompts = [self._survey(requests[i]) for i in range(len(requests))]
+        digests = [prompt.digest for prompt in prompts]
+        chunk, shared = self._options.prefill_chunk_tokens, self._prefixes == "shared"
+        nodes = plan_prefixes(digests, chunk, share=shared)
+        try:
+            check = self._check(requests, nodes) if shared else None
+            for generation in self._walk(requests, prompts, nodes):
+                if check is not None:
+                    check.compare(generation)
+                self._longest = max(
+                    self._longest, generation.prompt_tokens + len(generation.tokens)
+                )
+                yield generation
+        except MemoryExhaustedError as error:
+            fits = max(error.fits, self._longest)
+            raise StageFailedError(
+                f"out of memory on {self._model.device}, with one prompt at a time, behind token "
+                f"{error.fits:,}",
+                hint=f"A prompt and its answer fit up to about {fits:,} tokens together: ask for "
+                "shorter contexts, or take a larger device.",
+            ) from error
+
+    def _check(
+        self, requests: Sequence[Request], nodes: Sequence[PrefixNode]
+    ) -> PrefixCheck | None:
+        if not self._options.verify_prefix:
+            return None
+        check = PrefixCheck(self._model, self._options.prefill_chunk_tokens, self._stopping)
+        order = [i for node in nodes for i in node.leaves]
+        check.prepare(requests, order, self._options.verify_prefix)
+        return check
+
+    @property
+    def _stopping(self) -> Stopping:
+        return self._eos_ids, self._decode
+
+    def _decode(self, tokens: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+    def _survey(self, request: Request) -> _Prompt:
+        digest = PromptDigest.of(request.tokens, self._options.prefill_chunk_tokens)
+        key, new = request.key, request.sampling.max_new_tokens
+        if digest.num_tokens == 0:
+            raise UserError(f"{key.task} document {key.doc}: the prompt has no tokens")
+        if self._limit is not None and digest.num_tokens + new > self._limit:
+            raise UserError(
+                f"{key.task} document {key.doc}: {digest.num_tokens:,} prompt tokens and up to "
+                f"{new:,} new ones do not fit the model's context of {self._limit:,}",
+                hint="Nothing is truncated. Ask for a shorter context, or set max_context_tokens "
+                "if the model can do more than its config says.",
+            )
+        return _Prompt(digest, request.sampling)
+
+    def _walk(
+        self, requests: Sequence[Request], prompts: Sequence[_Prompt], nodes: Sequence[PrefixNode]
+    ) -> Iterator[Generation]:
+        walker = PrefixWalker(self._model, self._options.prefill_chunk_tokens)
+        for index, node in enumerate(nodes):
+            walker.enter(nodes, index, requests)
+            for waiting in _equal_rows(prompts, node.leaves):
+                num_tokens = prompts[waiting[0]].most_tokens
+                while waiting:
+                    count = min(len(waiting), max(1, self._batch_tokens // num_tokens))
+                    batch = [Row.of(requests[i]) for i in waiting[:count]]
+                    if walker.answer(batch, self._stopping):
+                        yield from (row.generation(self._decode) for row in batch)
+                        del waiting[:count]
+                    else:
+                        self._batch_tokens = count // 2 * num_tokens
+                        log.warning("out of memory: %d rows a batch from now on", count // 2)
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    """What is kept of a request between its two uses."""
+
+    digest: PromptDigest
+    sampling: Sampling
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the prompt and of the longest answer."""
+        return self.digest.num_tokens + self.sampling.max_new_tokens
+
+
+def _equal_rows(prompts: Sequence[_Prompt], indices: Sequence[int]) -> list[list[int]]:
+    """Group requests that can be rows of one batch: no row needs padding."""
+    groups: dict[tuple[int, Sampling], list[int]] = {}
+    for i in indices:
+        groups.setdefault((prompts[i].digest.num_tokens, prompts[i].sampling), []).append(i)
+    return list(groups.values())
+
+
+def _eos_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Return every end token that the tokenizer or the generation config names."""
+    config = getattr(model, "generation_config", None)
+    named: list[Any] = []
+    for ids in (tokenizer.eos_token_id, getattr(config, "eos_token_id", None)):
+        named += ids if isinstance(ids, list) else [ids]
+    return frozenset(int(i) for i in named if i is not None)

@@ -1,0 +1,91 @@
+"""Causal attention of new tokens behind cached ones, without a mask of T x L.
+
+transformers' sdpa builds that mask for every piece of a chunked prefill: 4 GB for 16K new tokens
+at 256K. Here a flag of the kernel replaces it. Importing this module registers the function and
+its mask with transformers, for any model, as `attn_implementation="causal_sdpa"`.
+
+Shapes: B batch, T new tokens, L all tokens, H query heads, G key/value heads, D head dim.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+CAUSAL_SDPA = "causal_sdpa"
+
+
+def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend with torch's fused kernels; without a mask, causally and to all of the past.
+
+    On CUDA nothing of size T x L is made in half precision. On a CPU torch makes the mask after
+    all, T x L bytes of it and as many floats: there, chunks should be short.
+
+    Args:
+        module: the caller.
+        query: [B, H, T, D].
+        key: [B, G, L, D], the new tokens last.
+        value: [B, G, L, D].
+        attention_mask: [B, 1, T, L], or None for causal without padding.
+        scaling: factor on the logits; D^-1/2 when None.
+        dropout: probability, in training.
+        **options: for transformers' own function.
+
+    Returns:
+        The output [B, T, H, D], and None: fused kernels give no weights.
+    """
+    num_new, num_all = query.shape[2], key.shape[2]
+    causal = options.get("is_causal") is not False and getattr(module, "is_causal", True)
+    if attention_mask is not None or num_new in (1, num_all) or not causal:
+        output: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+        return output
+    mixed = nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=causal_lower_right(num_new, num_all),
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def causal_sdpa_mask(**call: Any) -> Tensor | None:
+    """Return the mask that `causal_sdpa` needs: none where plain causality is all it would say.
+
+    Takes the arguments of transformers' mask functions; padding, windows and patterns of a
+    model's own still get a mask.
+    """
+    padding = call.get("attention_mask")
+    plain = (
+        call.get("allow_is_causal_skip", True)
+        and call.get("local_size") is None
+        and call.get("kv_offset", 0) == 0
+        and call.get("q_offset", 0) + call["q_length"] == call["kv_length"]
+        and (padding is None or bool(padding.all()))
+    )
+    if plain:
+        return None
+    mask: Tensor | None = sdpa_mask(**call)
+    return mask
+
+
+AttentionInterface.register(CAUSAL_SDPA, causal_sdpa)
+AttentionMaskInterface.register(CAUSAL_SDPA, causal_sdpa_mask)
