@@ -18,9 +18,11 @@ from amnesia_bench import __version__
 from amnesia_bench.errors import AmnesiaError, ExitCode
 
 COMMANDS = {
+    "check": "say whether a fine-tune lost long-range recall: the regression gate",
     "restore": "repair POST: put back W_Q and W_K of the softmax layers from PRE",
     "diff": "say which tensors of two checkpoints differ, and by how much",
     "convert": "make a HypeNet checkpoint out of a Qwen3 teacher",
+    "niah": "build needle-in-a-haystack prompts, byte for byte those of lm-eval",
     "verify": "hold a folder that amnesia wrote against its manifest",
 }
 

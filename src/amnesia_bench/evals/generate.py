@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from amnesia_bench.store.files import (
     make_folder,
     read_json,
     replace_text,
+    sync_file,
     sync_folder,
 )
 from amnesia_bench.store.lease import Lease, holding_lease
@@ -68,13 +69,16 @@ def generate(
             make_folder(folder)
             _check_run(folder, {**engine.settings, **identity})
             path = folder / GENERATIONS
-            _cut_torn_line(path)
-            answers = _read(path)
-            missing = _missing(requests, answers, folder)
+            answers = _resume(path)
+            wanted = _wanted(requests, answers, folder)
+            missing = [i for i, key in enumerate(wanted) if key not in answers]
             if missing:
-                _append(path, engine, _Subset(requests, missing), answers, lease)
+                unanswered = engine.generate(_Subset(requests, missing))
+                _append(path, unanswered, wanted, answers, lease)
+            if len(answers.keys() & wanted.keys()) < len(wanted):
+                raise RuntimeError(f"the engine answered only {len(answers)} of {len(wanted)}")
             _sort(path, answers)
-    return tuple(answers[request.key].generation for request in requests)
+    return tuple(answers[key].generation for key in wanted)
 
 
 def read_generations(folder: Path) -> tuple[Generation, ...]:
@@ -86,7 +90,7 @@ def read_generations(folder: Path) -> tuple[Generation, ...]:
     path = folder / GENERATIONS
     if not path.is_file():
         raise UserError(f"{folder}: holds no {GENERATIONS}")
-    answers = _read(path)
+    answers, _ = _read(path)
     return tuple(answers[key].generation for key in sorted(answers))
 
 
@@ -158,82 +162,79 @@ def _request_sha256(request: Request) -> str:
     return digest.hexdigest()
 
 
-def _cut_torn_line(path: Path) -> None:
-    """Cut off what follows the last line end: a process died while writing it."""
+def _resume(path: Path) -> dict[SampleKey, Answer]:
+    """Read the answers there are, and cut off a last line that a process died while writing."""
     if not path.exists():
         path.touch()
         sync_folder(path.parent)
-        return
-    with path.open("r+b") as file:
-        whole = file.read().rfind(b"\n") + 1
-        file.truncate(whole)
-        os.fsync(file.fileno())
-
-
-def _read(path: Path) -> dict[SampleKey, Answer]:
-    answers: dict[SampleKey, Answer] = {}
-    with path.open(encoding="utf-8", newline="\n") as file:
-        try:
-            for number, line in enumerate(file, start=1):
-                answer = codec.from_json(Answer, json.loads(line), f"{path}, line {number}")
-                # Should a key ever come twice, the first counts: it may have been read before.
-                answers.setdefault(answer.generation.key, answer)
-        except (ValueError, RecursionError) as error:
-            raise UserError(
-                f"{path}: damaged ({error})", hint="Remove the folder; it is made again."
-            ) from error
+    answers, whole_bytes = _read(path)
+    if whole_bytes < path.stat().st_size:
+        os.truncate(path, whole_bytes)
+        sync_file(path)
     return answers
 
 
-def _missing(
+def _read(path: Path) -> tuple[dict[SampleKey, Answer], int]:
+    """Return the answers of a file in its order, and how many bytes its whole lines take."""
+    answers: dict[SampleKey, Answer] = {}
+    whole_bytes = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                break
+            whole_bytes += len(line)
+            try:
+                answer = codec.from_json(Answer, json.loads(line), f"{path}, line {number}")
+            except (ValueError, RecursionError, UserError) as error:
+                raise UserError(
+                    f"{path}: line {number} is damaged ({error})",
+                    hint="Remove this line, or the folder: what is missing is made again.",
+                ) from error
+            # Should a key ever come twice, the first counts: it may have been read before.
+            answers.setdefault(answer.generation.key, answer)
+    return answers, whole_bytes
+
+
+def _wanted(
     requests: Sequence[Request], answers: Mapping[SampleKey, Answer], folder: Path
-) -> list[int]:
-    """Return the positions of the requests without an answer."""
-    missing = []
-    seen = set()
-    for position, request in enumerate(requests):
-        if request.key in seen:
-            raise ValueError(f"two requests for {request.key}")
-        seen.add(request.key)
-        answer = answers.get(request.key)
-        if answer is None:
-            missing.append(position)
-        elif answer.request_sha256 != _request_sha256(request):
+) -> dict[SampleKey, str]:
+    """Return the hash of each request by its key, after holding it against the answer there is."""
+    wanted: dict[SampleKey, str] = {}
+    for request in requests:
+        key = request.key
+        if key in wanted:
+            raise ValueError(f"two requests for {key}")
+        wanted[key] = _request_sha256(request)
+        if key in answers and answers[key].request_sha256 != wanted[key]:
             raise UserError(
-                f"{folder}: holds an answer of {request.key.task}, document {request.key.doc}, "
-                "to another prompt or with another sampling",
+                f"{folder}: its answer to {key.task}, document {key.doc}, repeat {key.repeat} "
+                "was to another prompt, or drawn with another sampling or seed",
                 hint="Choose another folder, or remove this one.",
             )
-    return missing
+    return wanted
 
 
 def _append(
     path: Path,
-    engine: Engine,
-    requests: Sequence[Request],
+    generations: Iterator[Generation],
+    wanted: Mapping[SampleKey, str],
     answers: dict[SampleKey, Answer],
     lease: Lease,
 ) -> None:
-    hashes = {request.key: _request_sha256(request) for request in requests}
     with path.open("ab", buffering=0) as file:
-        for generation in engine.generate(requests):
-            answer = Answer(request_sha256=hashes.pop(generation.key), generation=generation)
+        for generation in generations:
+            answer = Answer(request_sha256=wanted[generation.key], generation=generation)
             lease.check()
-            _write_all(file.write, _line(answer))
+            rest = _line(answer)
+            while rest:
+                rest = rest[file.write(rest) or 0 :]
             os.fsync(file.fileno())
             answers[generation.key] = answer
-    if hashes:
-        raise RuntimeError(f"the engine left {len(hashes)} requests unanswered: {min(hashes)} ...")
 
 
 def _line(answer: Answer) -> bytes:
     # ASCII: a text may hold half a surrogate pair, which UTF-8 has no bytes for.
     return json.dumps(codec.to_json(answer), allow_nan=False).encode("ascii") + b"\n"
-
-
-def _write_all(write: Callable[[bytes], int | None], data: bytes) -> None:
-    while data:
-        data = data[write(data) or 0 :]
 
 
 def _sort(path: Path, answers: Mapping[SampleKey, Answer]) -> None:

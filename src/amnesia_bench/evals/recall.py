@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, overload
+from typing import Any, Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from amnesia_bench.evals.engines.protocol import Engine, Request
 from amnesia_bench.evals.generate import generate
 from amnesia_bench.evals.niah.scoring import score
+from amnesia_bench.evals.special_tokens import with_special_tokens
 from amnesia_bench.evals.statistics import wilson
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
@@ -23,8 +24,8 @@ from amnesia_bench.records.evaluation import Cell, Outcome, SampleKey, Sampling
 from amnesia_bench.records.recall import Recall, RecallSample
 
 
-class PromptCell(Protocol):
-    """The prompts of one task at one length; see `evals.niah`."""
+class NamedCell(Protocol):
+    """Which prompts: one task at one length, and a hash of what they are."""
 
     @property
     def task(self) -> str: ...
@@ -37,6 +38,10 @@ class PromptCell(Protocol):
 
     @property
     def sha256(self) -> str: ...
+
+
+class PromptCell(NamedCell, Protocol):
+    """The prompts of one task at one length; see `evals.niah`."""
 
     def __len__(self) -> int: ...
 
@@ -59,10 +64,14 @@ class Candidate:
 
 
 class CellRequests(Sequence[Request]):
-    """The first `n` prompts of a cell as requests, each tokenised only when it is asked for."""
+    """The first `n` prompts of a cell as requests, each tokenised only when it is asked for.
 
-    def __init__(self, cell: PromptCell, n: int, sampling: Sampling) -> None:
+    With the special tokens that `tokenizer` puts around a text, as lm-eval's models see it.
+    """
+
+    def __init__(self, cell: PromptCell, n: int, sampling: Sampling, tokenizer: Any) -> None:
         self._cell = cell
+        self._tokenizer = tokenizer
         self._positions = range(n)
         self._sampling = sampling
 
@@ -80,7 +89,8 @@ class CellRequests(Sequence[Request]):
             return [self[i] for i in self._positions[index]]
         i = self._positions[index]
         key = SampleKey(task=self._cell.name, doc=i, repeat=0)
-        return Request(key=key, tokens=self._cell.tokens(i), sampling=self._sampling, seed=None)
+        tokens = with_special_tokens(self._tokenizer, self._cell.tokens(i))
+        return Request(key=key, tokens=tokens, sampling=self._sampling, seed=None)
 
 
 def recall_samples(
@@ -132,7 +142,7 @@ def recall_of(samples: Sequence[RecallSample]) -> Recall:
 
 
 def recall_cell(
-    recall: Recall | None, candidate: Candidate, cell: PromptCell, settings: Mapping[str, str]
+    recall: Recall | None, candidate: Candidate, cell: NamedCell, settings: Mapping[str, str]
 ) -> Cell:
     """Return the `Cell` of one checkpoint, task and length; without a recall an incomplete one."""
     value = None if recall is None else recall.correct / recall.n

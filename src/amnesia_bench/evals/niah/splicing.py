@@ -8,7 +8,7 @@ at any distance. What it does to a whole text is checked by whoever needs to be 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -34,18 +34,39 @@ class Tokens:
     starts: Ints
     ends: Ints
 
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Run:
+    """Tokens `first` to `stop` of a text, which `moved` characters lead to the composed one."""
+
+    tokens: Tokens
+    first: int
+    stop: int
+    moved: int
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The tokens of a composed text, as runs of tokens of other texts."""
+
+    runs: tuple[Run, ...]
+
     def __len__(self) -> int:
-        return len(self.ids)
+        return sum(run.stop - run.first for run in self.runs)
+
+    def ids(self) -> Ints:
+        """Return the token ids, int32 [T]."""
+        return np.concatenate([run.tokens.ids[run.first : run.stop] for run in self.runs])
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         """Return the first token that reaches into these characters, and one past the last."""
-        first = int(np.searchsorted(self.ends, start, side="right"))
-        return first, int(np.searchsorted(self.starts, end, side="left"))
-
-    def shifted(self, first: int, stop: int, by: int) -> Tokens:
-        """Return a run of tokens, moved by a number of characters."""
-        run = slice(first, stop)
-        return Tokens(ids=self.ids[run], starts=self.starts[run] + by, ends=self.ends[run] + by)
+        first = stop = 0
+        for run in self.runs:
+            ends = run.tokens.ends[run.first : run.stop]
+            starts = run.tokens.starts[run.first : run.stop]
+            first += int(np.searchsorted(ends, start - run.moved, side="right"))
+            stop += int(np.searchsorted(starts, end - run.moved, side="left"))
+        return first, stop
 
 
 @dataclass(frozen=True)
@@ -54,6 +75,13 @@ class Span:
 
     start: int
     end: int
+
+
+def joined(text: str, pieces: Sequence[Span | str]) -> str:
+    """Return what pieces of a text make together."""
+    return "".join(
+        piece if isinstance(piece, str) else text[piece.start : piece.end] for piece in pieces
+    )
 
 
 def tokenize(tokenizer: Any, text: str) -> Tokens:
@@ -79,7 +107,11 @@ class SplicedText:
         # The text before a haystack and its first words are the same in all samples.
         self._tokenize = lru_cache(maxsize=64)(lambda window: tokenize(tokenizer, window))
 
-    def compose(self, pieces: Sequence[Span | str]) -> Tokens:
+    def tokens_before(self, character: int) -> int:
+        """Return how many tokens begin before a character of the text."""
+        return int(np.searchsorted(self.tokens.starts, character))
+
+    def compose(self, pieces: Sequence[Span | str]) -> Composed:
         """Return the tokens of the pieces' text.
 
         Raises:
@@ -87,24 +119,17 @@ class SplicedText:
         """
         changes, spans = self._changes(pieces)
         windows = self._windows(changes, spans)
-        parts: list[Tokens] = []
+        runs: list[Run] = []
         first = 0
-        for span, (left, left_at), (right, right_at) in zip(
-            spans, windows, windows[1:], strict=False
-        ):
-            moved = right_at + _MARGIN - span.end  # from the unchanged text to the composed one
-            stop, kept = self._seam(left, left_at - moved, span.start + _MARGIN // 2)
-            after, kept_stop = self._seam(right, right_at - moved, span.end - _MARGIN // 2)
-            parts.append(left.shifted(first, stop, left_at))
-            parts.append(self.tokens.shifted(kept, kept_stop, moved))
+        for span, left, right in zip(spans, windows, windows[1:], strict=False):
+            moved = right.moved + _MARGIN - span.end
+            stop, kept = self._seam(left, left.moved - moved, span.start + _MARGIN // 2)
+            after, kept_stop = self._seam(right, right.moved - moved, span.end - _MARGIN // 2)
+            runs.append(replace(left, first=first, stop=stop))
+            runs.append(Run(tokens=self.tokens, first=kept, stop=kept_stop, moved=moved))
             first = after
-        last, last_at = windows[-1]
-        parts.append(last.shifted(first, len(last), last_at))
-        return Tokens(
-            ids=np.concatenate([part.ids for part in parts]),
-            starts=np.concatenate([part.starts for part in parts]),
-            ends=np.concatenate([part.ends for part in parts]),
-        )
+        runs.append(replace(windows[-1], first=first))
+        return Composed(tuple(runs))
 
     def _changes(self, pieces: Sequence[Span | str]) -> tuple[list[str], list[Span]]:
         """Return the spans worth keeping, and the texts before, between and after them."""
@@ -119,19 +144,18 @@ class SplicedText:
                 changes.append("")
         return changes, spans
 
-    def _windows(self, changes: list[str], spans: list[Span]) -> list[tuple[Tokens, int]]:
-        """Return each change's tokens with its margins', and where its window begins."""
+    def _windows(self, changes: list[str], spans: list[Span]) -> list[Run]:
+        """Return the tokens of each change with margins of what is kept before and after it."""
         windows, at = [], 0
-        for before, change, after in zip(
-            [None, *spans], changes, [*spans, None], strict=True
-        ):
+        for before, change, after in zip([None, *spans], changes, [*spans, None], strict=True):
             left = self.text[before.end - _MARGIN : before.end] if before else ""
             right = self.text[after.start : after.start + _MARGIN] if after else ""
-            windows.append((self._tokenize(left + change + right), at - len(left)))
+            tokens = self._tokenize(left + change + right)
+            windows.append(Run(tokens=tokens, first=0, stop=len(tokens.ids), moved=at - len(left)))
             at += len(change) + (after.end - after.start if after else 0)
         return windows
 
-    def _seam(self, window: Tokens, moved: int, at: int) -> tuple[int, int]:
+    def _seam(self, window: Run, moved: int, at: int) -> tuple[int, int]:
         """Return the token of a window and of the unchanged text where one may become the other.
 
         Args:
@@ -139,15 +163,29 @@ class SplicedText:
             moved: what leads from characters of the window to those of the unchanged text.
             at: about where, in characters of the unchanged text.
         """
-        ours = int(np.searchsorted(window.starts, at - moved))
+        ids, starts = window.tokens.ids, window.tokens.starts
+        ours = int(np.searchsorted(starts, at - moved))
         base = int(np.searchsorted(self.tokens.starts, at))
         around = slice(ours - _AGREEING, ours + _AGREEING)
         unchanged = slice(base - _AGREEING, base + _AGREEING)
         if (
             min(ours, base) < _AGREEING
-            or len(window.ids[around]) < 2 * _AGREEING
-            or not np.array_equal(window.ids[around], self.tokens.ids[unchanged])
-            or not np.array_equal(window.starts[around] + moved, self.tokens.starts[unchanged])
+            or len(ids[around]) < 2 * _AGREEING
+            or not np.array_equal(ids[around], self.tokens.ids[unchanged])
+            or not np.array_equal(starts[around] + moved, self.tokens.starts[unchanged])
         ):
             raise NotSpliceableError
         return ours, base
+
+
+class WholeText:
+    """The same for a tokenizer that allows no splicing: composed texts are tokenised whole."""
+
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        self.text = text
+        self._tokenizer = tokenizer
+
+    def compose(self, pieces: Sequence[Span | str]) -> Composed:
+        """Return the tokens of the pieces' text."""
+        tokens = tokenize(self._tokenizer, joined(self.text, pieces))
+        return Composed((Run(tokens=tokens, first=0, stop=len(tokens.ids), moved=0),))

@@ -17,9 +17,7 @@ NIAH_SAMPLING = Sampling(max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=N
 # lm-eval seeds Python's random numbers with it before a task makes its documents.
 SEED = 0
 # The haystack of niah_single_1, as often as it takes.
-LINE = (
-    "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
-)
+LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
 @dataclass(frozen=True, kw_only=True)

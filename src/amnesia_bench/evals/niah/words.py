@@ -14,7 +14,7 @@ from typing import overload
 
 from amnesia_bench.errors import MissingEnvironmentError
 
-_WORDS_SHA256 = "a1ea21873c07854c364bf7a93924b3dacd8409e853dbf546a306cc13d69040d4"
+WORDS_SHA256 = "a1ea21873c07854c364bf7a93924b3dacd8409e853dbf546a306cc13d69040d4"
 
 
 class WordPairs(Sequence[str]):
@@ -77,7 +77,7 @@ def needle_keys() -> WordPairs:
         ) from error
     categories = wonderwords.RandomWord()._categories
     adjectives, nouns = categories["adjectives"], categories["nouns"]
-    if words_sha256(adjectives, nouns) != _WORDS_SHA256:
+    if words_sha256(adjectives, nouns) != WORDS_SHA256:
         raise MissingEnvironmentError(
             "this wonderwords has other words than 3.0.1: the keys, and with them all that is "
             "drawn, would not be those of lm-eval 0.4.13",

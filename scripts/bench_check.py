@@ -1,0 +1,69 @@
+"""What the sequential rule of `amnesia check` finds, misses and saves, by simulation.
+
+Each row is 2,000 simulated checks of one cell with at most 500 prompts. *lost* and *won* are the
+chances that only the checkpoint before, or only the one after the fine-tune answers a prompt; their
+difference is the drop. *share of the error rate* is 1 / cells: a check of six cells (three tasks
+at two lengths) judges each with a sixth. No model runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from amnesia_bench.cli.check import ERROR_RATE, SAMPLES
+from amnesia_bench.evals.sequential import judge, looks
+from amnesia_bench.evals.statistics import PairedCounts
+from amnesia_bench.records.recall import CheckVerdict, Rule
+
+TRIALS = 2000
+RULE = Rule(samples=SAMPLES, margin=0.0, error_rate=ERROR_RATE)
+# (lost, won): no drop with ever more churn, then drops of 5, 10, 20 and 40 points.
+CASES = (
+    *((churn, churn) for churn in (0.0, 0.01, 0.05, 0.15)),
+    *((drop + churn, churn) for drop in (0.02, 0.05, 0.10, 0.20, 0.40) for churn in (0.0, 0.05)),
+)
+
+
+def simulate(
+    lost: float, won: float, num_cells: int, rng: np.random.Generator
+) -> tuple[CheckVerdict, int]:
+    """Return the verdict on one simulated cell, and how many prompts it took."""
+    rest = (1 - lost - won) / 2
+    total = np.zeros(4, int)
+    history: list[PairedCounts] = []
+    verdict = CheckVerdict.UNDECIDED
+    for before, look in itertools.pairwise((0, *looks(RULE.samples))):
+        total = total + rng.multinomial(look - before, (rest, lost, won, rest))
+        both, only_pre, only_post, neither = map(int, total)
+        history.append(
+            PairedCounts(both=both, only_first=only_pre, only_second=only_post, neither=neither)
+        )
+        verdict = judge(history, RULE, num_cells)
+        if verdict is not CheckVerdict.UNDECIDED:
+            break
+    return verdict, history[-1].n
+
+
+def main() -> None:
+    print("## Recall check\n")
+    print(__doc__)
+    print(
+        f"Error rate {100 * ERROR_RATE:g} %, looks after {', '.join(map(str, looks(SAMPLES)))}.\n"
+    )
+    print("| lost | won | drop | cells | regression | no regression | undecided | prompts (mean) |")
+    print("|---|---|---|---|---|---|---|---|")
+    for num_cells in (1, 6):
+        for lost, won in CASES:
+            rng = np.random.default_rng(0)
+            found = [simulate(lost, won, num_cells, rng) for _ in range(TRIALS)]
+            verdicts = [verdict for verdict, _ in found]
+            shares = " | ".join(f"{100 * verdicts.count(v) / TRIALS:.1f} %" for v in CheckVerdict)
+            mean = sum(n for _, n in found) / TRIALS
+            row = " | ".join(f"{100 * x:.0f} %" for x in (lost, won, lost - won))
+            print(f"| {row} | {num_cells} | {shares} | {mean:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

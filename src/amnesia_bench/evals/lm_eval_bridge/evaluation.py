@@ -1,0 +1,174 @@
+"""Recall of a checkpoint through lm-eval: one (task, length) a call, resumed where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.evals.engines.protocol import Engine, Request
+from amnesia_bench.evals.generate import generate
+from amnesia_bench.evals.lm_eval_bridge.niah_task import (
+    DocumentCell,
+    Judged,
+    NiahTask,
+    cell_task,
+    official_task,
+)
+from amnesia_bench.evals.niah.scoring import score
+from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING, SEED
+from amnesia_bench.evals.recall import Candidate, NamedCell, recall_cell, sampling_settings
+from amnesia_bench.evals.statistics import wilson
+from amnesia_bench.evals.tokenizers import tokenizer_identity
+from amnesia_bench.records import codec
+from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
+from amnesia_bench.records.recall import Recall
+from amnesia_bench.store.files import replace_text
+
+CELL = "cell.json"
+VERDICTS = "verdicts.jsonl"
+
+
+class RecordingEngine:
+    """An engine whose answers are kept in a folder, and taken from it where it holds them."""
+
+    def __init__(self, engine: Engine, folder: Path, identity: Mapping[str, str]) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._identity = identity
+        self.generations: tuple[Generation, ...] = ()
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Those of the engine behind it."""
+        return self._engine.settings
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+        """Answer every request, as soon as all are answered and on disk."""
+        self.generations = generate(
+            self._engine, requests, self._folder, identity=self._identity
+        )
+        yield from self.generations
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialCell:
+    """One task at one length of lm-eval's own generator: its name, and what its prompts hang on."""
+
+    task: str
+    context_tokens: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}@{self.context_tokens}"
+
+
+class NiahEvaluation:
+    """Evaluates one checkpoint cell by cell into a folder.
+
+    `<out>/<cell>/` holds `generations.jsonl`, `verdicts.jsonl` and, written last, `cell.json`.
+
+    Args:
+        engine: with the checkpoint in it.
+        tokenizer: the checkpoint's.
+        candidate: the checkpoint.
+        samples: how many prompts of each cell, from the first.
+        out: the folder to write.
+    """
+
+    def __init__(
+        self, engine: Engine, tokenizer: Any, candidate: Candidate, samples: int, out: Path
+    ) -> None:
+        if samples < 1:
+            raise UserError(f"--samples {samples}: must be at least 1")
+        self._engine = engine
+        self._tokenizer = tokenizer
+        self._candidate = candidate
+        self._samples = samples
+        self._out = out
+
+    def cell(self, cell: DocumentCell) -> Cell:
+        """Evaluate prompts of our own.
+
+        Raises:
+            UserError: the cell has fewer prompts than asked for, a prompt is too long for the
+                model, or the folder holds the answers of another run.
+        """
+        if len(cell) < self._samples:
+            raise UserError(
+                f"--samples {self._samples}: {cell.name} has {len(cell)} prompts",
+                hint="amnesia niah build makes 500 of each.",
+            )
+        return self._evaluate(cell, lambda: cell_task(cell), cell)
+
+    def official(self, task: str, context_tokens: int) -> Cell:
+        """Evaluate prompts that lm-eval's own generator makes anew.
+
+        Raises:
+            UserError: a prompt is too long for the model, or the folder holds the answers of
+                another run.
+            StageFailedError: the generator made fewer prompts than asked for.
+        """
+        depends = {
+            "generator": f"lm-eval {metadata.version('lm-eval')}",
+            "seed": SEED,
+            "task": task,
+            "max_seq_length": context_tokens,
+            "tokenizer": tokenizer_identity(self._tokenizer),
+        }
+        digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+        cell = OfficialCell(task=task, context_tokens=context_tokens, sha256=digest)
+        folder = self._candidate.folder
+        return self._evaluate(cell, lambda: official_task(task, context_tokens, folder), None)
+
+    def _evaluate(
+        self, named: NamedCell, make_task: Callable[[], NiahTask], cell: DocumentCell | None
+    ) -> Cell:
+        from amnesia_bench.evals.lm_eval_bridge.model import AmnesiaLM
+
+        folder = self._out / named.name
+        identity = {"checkpoint": self._candidate.parent.identity, "prompts": named.sha256}
+        # The last file of a finished cell: none may stand beside answers that are being made.
+        (folder / CELL).unlink(missing_ok=True)
+        engine = RecordingEngine(self._engine, folder, identity)
+        judged = make_task().run(AmnesiaLM(engine, self._tokenizer, cell), self._samples)
+        verdicts = [_verdict(generation, judged) for generation in engine.generations]
+        lines = [json.dumps(codec.to_json(verdict)) + "\n" for verdict in verdicts]
+        replace_text(folder / VERDICTS, "".join(lines))
+        settings = {
+            **engine.settings,
+            **sampling_settings(NIAH_SAMPLING),
+            "chat_template": "none",
+            "scorer": f"lm-eval {metadata.version('lm-eval')}",
+        }
+        found = recall_cell(_recall(verdicts), self._candidate, named, settings)
+        replace_text(folder / CELL, json.dumps(codec.to_json(found), indent=2) + "\n")
+        return found
+
+
+def _verdict(generation: Generation, judged: Mapping[int, Judged]) -> Verdict:
+    """Return our verdict on an answer, held against lm-eval's."""
+    theirs = judged[generation.key.doc]
+    verdict = score(generation, theirs.value)
+    if (verdict.outcome is Outcome.CORRECT) != (theirs.score == 1):
+        raise RuntimeError(
+            f"{generation.key}: lm-eval scored {theirs.score}, we say {verdict.outcome.value}"
+        )
+    return verdict
+
+
+def _recall(verdicts: Sequence[Verdict]) -> Recall:
+    outcomes = [verdict.outcome for verdict in verdicts]
+    correct = outcomes.count(Outcome.CORRECT)
+    return Recall(
+        correct=correct,
+        empty=outcomes.count(Outcome.NO_ANSWER),
+        n=len(outcomes),
+        interval=wilson(correct, len(outcomes)),
+    )

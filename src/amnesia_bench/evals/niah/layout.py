@@ -1,0 +1,11 @@
+"""Names in an artifact of prompts."""
+
+KIND = "niah_prompts"
+PROMPTS = "prompts.json"
+HAYSTACK = "haystack.txt.gz"  # as much of the joined sentences as some prompt needs
+CELLS = "cells"
+
+
+def cell_name(task: str, context_tokens: int) -> str:
+    """Return the name of a cell, which is also that of its task in samples' keys."""
+    return f"{task}@{context_tokens}"

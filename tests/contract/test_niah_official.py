@@ -1,0 +1,114 @@
+"""Our prompts are lm-eval's: every field of every document, and every random number drawn."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import amnesia_bench.evals.niah.build as build_module
+from amnesia_bench.evals.niah import TASKS, NiahBuild, NiahCell, build_cells, open_cells
+from amnesia_bench.evals.tokenizers import load_tokenizer
+from amnesia_bench.records.niah import NiahCellRecord
+from tests.niah_official import official_documents
+from tests.niah_tokenizers import train_byte_level, train_fixed_length, train_metaspace
+from tests.shared import shared_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """Cells of all three tasks, as many samples of each, to be made by lm-eval and by us."""
+
+    tokenizer: Path
+    lengths: tuple[int, ...]
+    samples: int
+    haystack: Path = field(default_factory=lambda: shared_path("data", "pg_essays_ruler.json"))
+
+    def build(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[NiahCellRecord, ...]:
+        """Build our cells, and hold each against lm-eval's."""
+        streams: list[random.Random] = []
+
+        class Recorded(random.Random):
+            def __init__(self, seed: int) -> None:
+                super().__init__(seed)
+                streams.append(self)
+
+        monkeypatch.setattr(build_module, "Random", Recorded)
+        request = NiahBuild(
+            tokenizer=self.tokenizer,
+            lengths=self.lengths,
+            tasks=tuple(TASKS),
+            haystack=str(self.haystack),
+            samples=self.samples,
+        )
+        records = build_cells(request, folder)
+        loaded = load_tokenizer(self.tokenizer)
+        cells = open_cells(folder, loaded)
+        assert len(cells) == len(streams) == len(TASKS) * len(self.lengths)
+        for cell, stream in zip(cells, streams, strict=True):
+            self._compare(cell, stream, loaded)
+        return records
+
+    def _compare(self, cell: NiahCell, stream: random.Random, tokenizer: Any) -> None:
+        texts = [json.loads(self.haystack.read_text())["text"]]
+        theirs, state = official_documents(
+            self.tokenizer, cell.task, cell.context_tokens, self.samples, texts
+        )
+        assert len(cell) == len(theirs) == self.samples
+        for i, document in enumerate(theirs):
+            assert cell.document(i) == document
+        assert stream.getstate() == state
+        for i in range(0, self.samples, max(1, self.samples // 5)):
+            prompt = theirs[i]["input"] + " " + theirs[i]["gen_prefix"]
+            assert cell.prompt(i) == prompt
+            assert cell.prompt_sha256(i) == hashlib.sha256(prompt.encode()).hexdigest()
+            tokens = tokenizer(prompt, add_special_tokens=False).input_ids
+            assert np.array_equal(cell.tokens(i), tokens)
+            assert cell.prompt_tokens(i) == len(tokens)
+            start, end = cell.needle_span(i)
+            assert cell.value(i) in tokenizer.decode(tokens[start:end])
+
+
+def test_prompts_are_those_of_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer = shared_path("data", "qwen2_tokenizer")
+    comparison = Comparison(tokenizer=tokenizer, lengths=(300, 1024, 4096, 5000), samples=12)
+    records = comparison.build(tmp_path / "prompts", monkeypatch)
+    assert all(record.spliced for record in records)
+
+
+@pytest.mark.parametrize(
+    ("train", "spliced"),
+    [(train_metaspace, True), (train_byte_level, True), (train_fixed_length, False)],
+)
+def test_prompts_are_those_of_lm_eval_with_any_tokenizer(
+    train: Callable[[Path, str], Path],
+    spliced: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    text = json.loads(shared_path("data", "pg_essays_ruler.json").read_text())["text"]
+    tokenizer = train(tmp_path / "tokenizer", text[:200_000])
+    comparison = Comparison(tokenizer=tokenizer, lengths=(5000,), samples=10)
+    records = comparison.build(tmp_path / "prompts", monkeypatch)
+    assert [record.spliced for record in records] == [spliced] * len(TASKS)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2 * 3600)
+@pytest.mark.parametrize(
+    ("lengths", "samples"), [((4096, 32768), 500), ((40000,), 50), ((131072, 262144), 100)]
+)
+def test_long_prompts_are_those_of_lm_eval(
+    lengths: tuple[int, ...], samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = shared_path("data", "qwen2_tokenizer")
+    comparison = Comparison(tokenizer=tokenizer, lengths=lengths, samples=samples)
+    records = comparison.build(tmp_path / "prompts", monkeypatch)
+    assert all(record.spliced for record in records)

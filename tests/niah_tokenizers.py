@@ -1,0 +1,86 @@
+"""Small tokenizers of several kinds, trained on the spot, saved as a checkpoint holds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tokenizers import (
+    Tokenizer,
+    decoders,
+    models,
+    normalizers,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
+from transformers import PreTrainedTokenizerFast
+
+_BOS = "<s>"
+
+
+def train_metaspace(folder: Path, text: str) -> Path:
+    """Train a BPE as SentencePiece's (Llama 2, Mistral): no splitting before merging, a BOS."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.decoder = decoders.Metaspace()
+    # Trained word by word, or one merge would swallow a sentence; used without the splitting.
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    trainer = trainers.BpeTrainer(
+        vocab_size=2000, special_tokens=["<unk>", _BOS], show_progress=False
+    )
+    tokenizer.train_from_iterator(text.split("\n"), trainer)
+    tokenizer.pre_tokenizer = None
+    _add_bos(tokenizer)
+    return _save(tokenizer, folder)
+
+
+def train_byte_level(folder: Path, text: str) -> Path:
+    """Train a byte-level BPE with a small vocabulary."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=[_BOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(text.split("\n"), trainer)
+    return _save(tokenizer, folder)
+
+
+def train_fixed_length(folder: Path, text: str) -> Path:
+    """Train a BPE that never merges across every fifth character, counted from the beginning.
+
+    What is inserted moves all that follows, and a needle's value is cut wherever it falls.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.FixedLength(length=5),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=[_BOS],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([text], trainer)
+    return _save(tokenizer, folder)
+
+
+def _add_bos(tokenizer: Tokenizer) -> None:
+    bos = (_BOS, tokenizer.token_to_id(_BOS))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{_BOS} $A", pair=f"{_BOS} $A {_BOS} $B", special_tokens=[bos]
+    )
+
+
+def _save(tokenizer: Tokenizer, folder: Path) -> Path:
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token=_BOS).save_pretrained(folder)
+    return folder
