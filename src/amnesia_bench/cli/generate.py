@@ -32,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     template.add_argument(
         "--no-chat-template", action="store_true", help="send the problems as they are"
     )
-    parser.add_argument("--dtype", default="auto", help="of weights and activations (auto)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1; a GPU where there is one")
+    parser.add_argument("--engine", default="transformers", help="what runs it (transformers)")
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -46,35 +45,48 @@ def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import say
     from amnesia_bench.config.eval_schema import EvalConfig
     from amnesia_bench.config.load import load_option
-    from amnesia_bench.evals.chat import prompt_format
     from amnesia_bench.evals.documents import load_documents
-    from amnesia_bench.evals.reasoning import AnswerPlan, ModelUnderTest, generate_answers
     from amnesia_bench.evals.tasks import task_named
-    from amnesia_bench.weights.checkpoint import open_checkpoint
-    from amnesia_bench.weights.identity import as_parent, identify
 
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: must be at least 1")
     task = task_named(args.task)
     off = ["eval.chat_template=false"] if args.no_chat_template else []
     config = load_option("eval", task.name, [*args.overrides, *off], EvalConfig)
-    template = None if args.chat_template is None else _read_template(args.chat_template)
+    template = None if args.chat_template is None else _read(args.chat_template)
     documents = load_documents(task.source, args.data, args.limit)
-    checkpoint = as_parent(args.method, identify(open_checkpoint(args.checkpoint)), {})
-    engine = _load_engine(args)
+    try:
+        from amnesia_bench.evals.chat import prompt_format
+        from amnesia_bench.evals.check_inputs import open_candidates
+        from amnesia_bench.evals.engines.opening import open_engine
+        from amnesia_bench.evals.engines.options import EngineOptions
+        from amnesia_bench.evals.reasoning import AnswerPlan, ModelUnderTest, generate_answers
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"generate needs torch and transformers ({error}).",
+            hint='pip install "amnesia-bench[eval]"',
+        ) from error
+    (candidate,), tokenizer = open_candidates({"checkpoint": args.checkpoint})
     layout = prompt_format(
-        engine.tokenizer,
-        use_template=config.chat_template,
-        template=template,
-        think=config.think,
+        tokenizer, use_template=config.chat_template, template=template, think=config.think
     )
     model = ModelUnderTest(
-        name=args.checkpoint.resolve().name, method=args.method, checkpoint=checkpoint.identity
+        name=args.checkpoint.resolve().name,
+        method=args.method,
+        checkpoint=candidate.parent.identity,
     )
     plan = AnswerPlan(model=model, config=config, layout=layout)
-    answers = generate_answers(engine, engine.tokenizer, task, documents, plan, args.out)
+    engine = open_engine(args.engine, args.checkpoint, EngineOptions())
+    answers = generate_answers(engine, tokenizer, task, documents, plan, args.out)
     say(
         f"{args.out}: {len(answers)} answers to {len(documents.rows)} problems of {task.name}. "
         f"Next: amnesia score {args.out}"
     )
     return ExitCode.DONE
+
+
+def _read(template: Path) -> str:
+    try:
+        return template.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--chat-template {template}: cannot be read ({error})") from error

@@ -24,6 +24,8 @@ COMMANDS = {
     "convert": "make a HypeNet checkpoint out of a Qwen3 teacher",
     "niah": "build needle-in-a-haystack prompts, byte for byte those of lm-eval",
     "verify": "hold a folder that amnesia wrote against its manifest",
+    "generate": "let a model answer a reasoning benchmark, resumable",
+    "score": "judge such answers; compare them with another model's",
 }
 
 EXIT_CODES = (

@@ -76,7 +76,9 @@ def missing_answers(
     short = [doc for doc in range(run.documents) if there[doc] < run.repeats]
     if short:
         missing = run.documents * run.repeats - len(generations)
-        named = ", ".join(f"{doc} ({there[doc]} of {run.repeats})" for doc in short[:_NAMED_MISSING])
+        named = ", ".join(
+            f"{doc} ({there[doc]} of {run.repeats})" for doc in short[:_NAMED_MISSING]
+        )
         more = ", ..." if len(short) > _NAMED_MISSING else ""
         return f"{missing} answers are missing, to problems {named}{more}"
     unscored = sum(verdict.outcome is Outcome.UNSCORED for verdict in judged.verdicts)

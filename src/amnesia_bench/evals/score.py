@@ -29,7 +29,7 @@ from amnesia_bench.evals.generate import GENERATIONS, read_generations
 from amnesia_bench.evals.judging import Attempt, Judged
 from amnesia_bench.evals.paired import differences
 from amnesia_bench.evals.reasoning import read_run
-from amnesia_bench.evals.tasks import TASKS
+from amnesia_bench.evals.tasks import task_named
 from amnesia_bench.evals.tasks.task import ReasoningTask
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
@@ -76,7 +76,7 @@ def score(folder: Path, scorer: str | None = None, data: Path | None = None) -> 
         MissingEnvironmentError: what judges is not installed, or the hub cannot be reached.
     """
     run, engine = read_run(folder)
-    task = _task(run.task, folder)
+    task = task_named(run.task)
     name = _scorer_name(task, scorer)
     generations = read_generations(folder)
     documents = _documents(task, run, data)
@@ -125,7 +125,7 @@ def compare(first: Scored, other: Path) -> tuple[Difference, ...]:
         if reason := next((cell.incomplete for cell in cells if cell.incomplete), None):
             raise UserError(f"{where}: cannot be compared, it is incomplete: {reason}")
     ours, theirs = _read_problems(first.folder), _read_problems(folder)
-    metrics = compared_metrics(TASKS[run.task], run.repeats)
+    metrics = compared_metrics(task_named(run.task), run.repeats)
     return differences(ours, theirs, list(metrics), run.repeats)
 
 
@@ -139,12 +139,6 @@ def read_cells(folder: Path) -> tuple[Cell, ...]:
 @dataclass(frozen=True, kw_only=True)
 class _Cells:
     cells: tuple[Cell, ...]
-
-
-def _task(name: str, folder: Path) -> ReasoningTask:
-    if name not in TASKS:
-        raise UserError(f"{folder}: unknown task {name!r}", hint=f"Known: {', '.join(TASKS)}.")
-    return TASKS[name]
 
 
 def _scorer_name(task: ReasoningTask, scorer: str | None) -> str:
@@ -182,9 +176,7 @@ def _parents(run: ReasoningRun, documents: Documents, folder: Path) -> tuple[Par
     return (
         Parent(role="checkpoint", location=run.model, identity=run.checkpoint),
         Parent(role="generations", location=str(answers), identity=f"sha256:{sha256_of(answers)}"),
-        Parent(
-            role="problems", location=documents.origin, identity=f"sha256:{documents.sha256}"
-        ),
+        Parent(role="problems", location=documents.origin, identity=f"sha256:{documents.sha256}"),
     )
 
 
