@@ -1,6 +1,7 @@
 """The command as its users meet it: output, exit codes, messages without tracebacks."""
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -175,6 +176,51 @@ def test_a_reader_that_leaves_early_is_no_failure(
     process.stdout.close()
     assert process.communicate()[1] == b""
     assert process.returncode == 0
+
+
+def test_damage_is_exit_code_4_even_if_nobody_reads_on(folders: tuple[str, str, str]) -> None:
+    pre, post, out = folders
+    main(["restore", "--pre", pre, "--post", post, "--out", out])
+    (Path(out) / "config.json").write_text("{}")
+    command = [sys.executable, "-m", "amnesia_bench.cli.main", "verify", out]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.communicate()[1] == b""
+    assert process.returncode == 4
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_behind_stdout_is_one_message(folders: tuple[str, str, str]) -> None:
+    command = [sys.executable, "-m", "amnesia_bench.cli.main", "diff", *folders[:2]]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, check=False)
+    assert done.returncode == 6
+    assert done.stderr == b"amnesia diff: stdout: No space left on device\n"
+
+
+def test_a_closed_stdout_does_not_stop_the_work(folders: tuple[str, str, str]) -> None:
+    pre, post, out = folders
+    restore = f"restore --pre {pre} --post {post} --out {out} >&-"
+    command = ["sh", "-c", f"{sys.executable} -m amnesia_bench.cli.main {restore}"]
+    assert subprocess.run(command, check=False).returncode == 0
+    assert main(["verify", out]) == 0
+
+
+def test_sigterm_removes_what_is_half_written(
+    folders: tuple[str, str, str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "amnesia_bench.surgery.restoration.write_shards",
+        lambda *args: signal.raise_signal(signal.SIGTERM),
+    )
+    pre, post, out = folders
+    assert main(["restore", "--pre", pre, "--post", post, "--out", out]) == 143
+    assert capsys.readouterr().err == "amnesia restore: terminated\n"
+    assert {path.name for path in Path(out).parent.iterdir()} == {"pre", "post"}
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_values_may_stand_anywhere_and_layers_be_typed_with_zeros(

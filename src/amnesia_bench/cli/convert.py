@@ -10,7 +10,6 @@ hybrid: the teacher's softmax layers where the config keeps them, lightning mixe
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError
@@ -37,6 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
+    from amnesia_bench.cli.output import say
+
     try:
         from amnesia_bench.conversion import Conversion, convert
     except ImportError as error:
@@ -56,8 +57,8 @@ def run(args: argparse.Namespace) -> ExitCode:
         args.out,
     )
     softmax = ", ".join(map(str, config.softmax_layers)) or "none"
-    sys.stdout.write(
+    say(
         f"{args.out}: {config.num_hidden_layers} layers, softmax attention in {softmax}; "
-        f"{'tied' if config.tie_word_embeddings else 'untied'} head.\n"
+        f"{'tied' if config.tie_word_embeddings else 'untied'} head."
     )
     return ExitCode.DONE

@@ -39,9 +39,8 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _print(difference: CheckpointDifference) -> None:
-    from amnesia_bench.cli.output import console, percent, say, table
+    from amnesia_bench.cli.output import percent, say, show, table
 
-    out = console()
     in_layers = [d for d in difference.different if d.role is not None]
     others = [d for d in difference.different if d.role is None]
     if in_layers:
@@ -55,7 +54,7 @@ def _print(difference: CheckpointDifference) -> None:
             grid.add_row(
                 str(key[0]), key[1], str(len(group)), _changed(group), percent(_drift(group))
             )
-        out.print(grid)
+        show(grid)
     if others:
         grid = table("other tensors, most moved first", ("tensor", "values changed", "drift"))
         ranked = sorted(others, key=lambda d: -(d.relative_drift or math.inf))
@@ -64,7 +63,7 @@ def _print(difference: CheckpointDifference) -> None:
         if len(ranked) > NAMED_TENSORS:
             rest = ranked[NAMED_TENSORS:]
             grid.add_row(f"({len(rest)} more)", _changed(rest), percent(_drift(rest)))
-        out.print(grid)
+        show(grid)
     for name, folder in [
         *((name, difference.a) for name in difference.only_in_a),
         *((name, difference.b) for name in difference.only_in_b),

@@ -11,8 +11,10 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 
 from amnesia_bench import __version__
 from amnesia_bench.errors import AmnesiaError, ExitCode
@@ -33,7 +35,12 @@ EXIT_CODES = (
     "4 stage failed, 5 busy, 6 environment"
 )
 
-INTERRUPTED = 128 + signal.SIGINT  # what a shell makes of Ctrl-C
+# What a shell makes of a command that one of these has ended.
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM as an exception, so that what was half written is removed on the way out."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,11 +59,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     module.add_arguments(parser)
+    # Intermixed: values of a variant may stand before, between and behind the options.
+    args = parser.parse_intermixed_args(arguments[1:])
+    with _terminating():
+        return _run(command, lambda: module.run(args))
+
+
+def _run(command: str, run: Callable[[], ExitCode]) -> int:
+    if sys.stdout is None:  # the caller closed it
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
     try:
-        # Intermixed: values of a variant may stand before, between and behind the options.
-        code = int(module.run(parser.parse_intermixed_args(arguments[1:])))
-        sys.stdout.flush()  # here, where a pipe that broke is no error
-        return code
+        return int(run())
     except AmnesiaError as error:
         if os.environ.get("AMNESIA_DEBUG") == "1":
             raise
@@ -65,9 +78,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write(f"amnesia {command}: interrupted\n")
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has left: `amnesia diff A B | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return int(ExitCode.DONE)
+    except _TerminatedError:
+        sys.stderr.write(f"amnesia {command}: terminated\n")
+        return TERMINATED
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    def terminate(number: int, frame: object) -> None:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _top_level_parser() -> argparse.ArgumentParser:

@@ -3,32 +3,52 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from amnesia_bench.errors import MissingEnvironmentError
+
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
 
-def console() -> Console:
-    """Return a console on stdout for tables; sentences go through `say`."""
+def show(renderable: Table) -> None:
+    """Print a table, as wide as the terminal; sentences go through `say`."""
     from rich.console import Console
 
-    class Stdout(Console):
-        def on_broken_pipe(self) -> None:
-            raise BrokenPipeError  # as the other ways of writing do; rich would exit with 1
-
-    width = None if sys.stdout.isatty() else 200
+    terminal = sys.stdout.isatty()
+    text = io.StringIO()  # rich's own way out does not tell a full disk from a bug
     # No markup: the brackets in the name of a file are not ours to interpret.
-    return Stdout(highlight=False, markup=False, width=width)
+    Console(
+        file=text,
+        force_terminal=terminal,
+        width=None if terminal else 200,
+        highlight=False,
+        markup=False,
+    ).print(renderable)
+    _write(text.getvalue())
 
 
 def say(sentence: str) -> None:
     """Print a sentence as it is, whatever the width: paths in it are there to be copied."""
-    sys.stdout.write(f"{sentence}\n")
+    _write(f"{sentence}\n")
+
+
+def _write(text: str) -> None:
+    # Flushed here, so that what can go wrong does so here and not when the process ends.
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # The reader has left (`| head`) and had enough: the command goes on to its exit code.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise MissingEnvironmentError(f"stdout: {error.strerror}") from error
 
 
 def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
@@ -44,8 +64,7 @@ def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
 
 def print_json(record: Any) -> None:
     """Write one record (a dataclass or plain data) to stdout as JSON."""
-    json.dump(plain(record), sys.stdout, indent=2, default=str, allow_nan=False)
-    sys.stdout.write("\n")
+    say(json.dumps(plain(record), indent=2, default=str, allow_nan=False))
 
 
 def plain(record: Any) -> Any:

@@ -86,7 +86,7 @@ def _layer_override(layers: str | None) -> list[str]:
         return []
     if layers == "all":
         return ["restore.select.layers=all"]
-    if top := re.fullmatch(r"top(\d+)", layers):
+    if top := re.fullmatch(r"top([1-9]\d*)", layers):
         return [f"restore.select.layers={{top_drift: {int(top.group(1))}}}"]
     numbers = [number for number in re.split(r"[,\s]+", layers.strip("[] ")) if number]
     if not numbers or not all(number.isdecimal() for number in numbers):
@@ -95,7 +95,7 @@ def _layer_override(layers: str | None) -> list[str]:
 
 
 def _print(record: Restoration) -> None:
-    from amnesia_bench.cli.output import console, percent, say, size, table
+    from amnesia_bench.cli.output import percent, say, show, size, table
 
     grid = table(
         f"{record.variant['name']}: {len(record.tensors)} tensors in "
@@ -114,7 +114,7 @@ def _print(record: Restoration) -> None:
             percent(tensor.relative_repair),
             percent(tensor.changed_values / tensor.values),
         )
-    console().print(grid)
+    show(grid)
     say("drift = |post - pre| / |pre|, restored = |out - post| / |pre| (Frobenius)")
     planned = size(sum(tensor.planned_bytes for tensor in record.tensors))
     if record.proof is None:

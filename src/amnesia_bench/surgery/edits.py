@@ -8,7 +8,9 @@ A `copy` moves raw bytes; every other rule computes in float64 and rounds once, 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,16 +67,14 @@ def compute_edits(pair: Pair, plans: tuple[LayerPlan, ...], rule: Rule, spool: P
     """
     patches: dict[str, list[Patch]] = {}
     described = []
-    with spool.open("wb") as file:
+    _prefetch(pair, plans)
+    with spool.open("wb") as file, ThreadPoolExecutor() as hashers:
         for plan in plans:
             ruled = {} if isinstance(rule, Copy) else ruled_tensors(rule, pair, plan)
             for name, tensors in plan.by_name().items():
                 shard, entry = pair.post.tensors[name]
-                values = _Values(
-                    pre=_in_post_dtype(pair, name),
-                    post=pair.post.read(name),
-                    new=bytearray(pair.post.read(name)),
-                )
+                post = pair.post.read(name)
+                values = _Values(pre=_in_post_dtype(pair, name), post=post, new=bytearray(post))
                 donor = encode(ruled[name], entry.dtype) if name in ruled else values.pre
                 for start, stop in _byte_ranges(tensors, entry):
                     values.new[start:stop] = donor[start:stop]
@@ -86,7 +86,9 @@ def compute_edits(pair: Pair, plans: tuple[LayerPlan, ...], rule: Rule, spool: P
                         )
                     )
                     file.write(values.new[start:stop])
-                described += [_described(pair, tensor, values) for tensor in tensors]
+                # Three passes of sha256 take as long as everything else: other cores do them.
+                hashes = [hashers.submit(_sha256, v) for v in (values.pre, post, values.new)]
+                described += [_described(pair, tensor, values, hashes) for tensor in tensors]
     return Edits(
         spool=spool,
         patches={s: tuple(sorted(p, key=lambda patch: patch.start)) for s, p in patches.items()},
@@ -113,6 +115,20 @@ def measure_drift(pair: Pair, plans: tuple[LayerPlan, ...]) -> dict[int, float]:
     return drift
 
 
+def _prefetch(pair: Pair, plans: Iterable[LayerPlan]) -> None:
+    """Let the disk read on, in the order of use, while the tensors before are computed."""
+    if not hasattr(os, "posix_fadvise"):  # macOS
+        return
+    names = [name for plan in plans for name in plan.by_name()]
+    for checkpoint in (pair.pre, pair.post):
+        for name in names:
+            shard, entry = checkpoint.tensors[name]
+            with checkpoint.shards[shard].path.open("rb") as file:
+                os.posix_fadvise(
+                    file.fileno(), entry.start, entry.num_bytes, os.POSIX_FADV_WILLNEED
+                )
+
+
 def _in_post_dtype(pair: Pair, name: str) -> bytes:
     data = pair.pre.read(name)
     from_dtype, to_dtype = (c.tensors[name][1].dtype for c in (pair.pre, pair.post))
@@ -135,7 +151,9 @@ def _value_pieces(
             yield [decode(memoryview(buffer)[begin:end], entry.dtype) for buffer in buffers]
 
 
-def _described(pair: Pair, tensor: PlannedTensor, values: _Values) -> EditedTensor:
+def _described(
+    pair: Pair, tensor: PlannedTensor, values: _Values, hashes: Sequence[Future[str]]
+) -> EditedTensor:
     shard, entry = pair.post.tensors[tensor.name]
     pre, post, new = values.pre, values.post, values.new
     bits = np.dtype(f"u{FLOAT_DTYPES[entry.dtype].itemsize}")
@@ -166,14 +184,18 @@ def _described(pair: Pair, tensor: PlannedTensor, values: _Values) -> EditedTens
         planned_bytes=tensor.num_rows * entry.row_bytes,
         values=tensor.num_rows * entry.row_bytes // bits.itemsize,
         changed_values=changed,
-        sha256_pre=hashlib.sha256(pre).hexdigest(),
-        sha256_post=hashlib.sha256(post).hexdigest(),
-        sha256_restored=hashlib.sha256(new).hexdigest(),
+        sha256_pre=hashes[0].result(),
+        sha256_post=hashes[1].result(),
+        sha256_restored=hashes[2].result(),
         norm_pre=float(norms[0]),
         norm_post=_finite(norms[1]),
         norm_post_minus_pre=_finite(norms[2]),
         norm_restored_minus_post=_finite(norms[3]),
     )
+
+
+def _sha256(data: bytes | bytearray) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _finite(norm: float) -> float | None:
