@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -47,7 +47,8 @@ def prompt_format(
         template = _own_template(tokenizer)
     bare = _render(tokenizer, template, "Hello", add_generation_prompt=False)
     full = _render(tokenizer, template, "Hello", add_generation_prompt=True)
-    answer_begins = full[len(os.path.commonprefix([bare, full])) :]
+    same = (a == b for a, b in zip(bare, full, strict=False))
+    answer_begins = full[len(list(takewhile(bool, same))) :]
     opens = think is not None and _is_open(answer_begins, think)
     digest = hashlib.sha256(template.encode()).hexdigest()
     return PromptFormat(template=template, sha256=digest, opens_thinking=opens)

@@ -123,7 +123,7 @@ def _checked(row: Any, source: Source, where: str) -> Row:
         value = row[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"{where}: {name} is {value!r:.60}, expected {kind.__name__}")
-        if kind in (str, list) and not (value.strip() if kind is str else value):
+        if value in ("", []) or (isinstance(value, str) and not value.strip()):
             raise UserError(f"{where}: {name} is empty")
     return {name: row[name] for name in source.fields}
 

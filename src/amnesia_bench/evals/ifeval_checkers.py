@@ -48,7 +48,7 @@ def _checkers() -> Any:
     # lm-eval downloads this data on import where nltk cannot find it.
     sentence_splitter()
     try:
-        import langdetect
+        import langdetect  # type: ignore[import-untyped]
         from lm_eval.tasks.ifeval import utils
     except ImportError as error:
         raise MissingEnvironmentError(

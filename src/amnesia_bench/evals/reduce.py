@@ -64,7 +64,7 @@ def majority(correct: Sequence[bool], votes: Sequence[int | None]) -> float:
 
 
 def majority_expected(correct: Sequence[bool], votes: Sequence[int | None]) -> float:
-    """Return Maj@k of one problem with ties broken at random: the share of winners that is right."""
+    """Return what Maj@k of one problem is on the average if ties are broken at random."""
     winners = _winners(correct, votes)
     return sum(winners) / len(winners) if winners else 0.0
 

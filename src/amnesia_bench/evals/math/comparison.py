@@ -17,7 +17,7 @@ _LAYOUT = re.compile(
     r"|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|\\[,!;: ]|~|\s"
 )
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|mathit)\s*\{([^{}]*)\}")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z0-9 .,'’()\-]*|\([A-Za-z]\)")
+_WORDS = re.compile(r"[A-Za-z][A-Za-z0-9 .,'()\-]*|\([A-Za-z]\)")
 _NUMBER = re.compile(
     r"(?P<digits>[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|[-+]?\.\d+)"
     r"(?:(?:[eE]|\\(?:times|cdot)10\^)\{?(?P<exponent>[-+]?\d{1,3})\}?)?"
@@ -39,7 +39,7 @@ def glance(gold: str, answer: str) -> bool | None:
 
 
 def number(answer: str) -> Fraction | None:
-    r"""Read a plain number: `1,234`, `\$5`, `-.5`, `50\%`, `90^\circ`, `4.5e33`; None if it is none."""
+    r"""Read a plain number, such as `1,234`, `\$5`, `-.5`, `50\%`, `90^\circ` or `4.5e33`."""
     plain = _plain(answer).replace("{,}", ",").replace("\\$", "").replace("$", "")
     match = _NUMBER.fullmatch(_UNIT.sub("", plain).removesuffix("."))
     if match is None:
