@@ -61,7 +61,10 @@ def _without_wrapper(answer: str) -> str:
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         if plain.startswith(left) and plain.endswith(right) and len(plain) > len(left + right):
             plain = plain[len(left) : -len(right)].strip()
-    return plain[1:-1] if re.fullmatch(r"\{[^{}]*\}", plain) else plain
+    grouped = re.fullmatch(r"(\{+)([^{}]*)(\}+)", plain)
+    if grouped and len(grouped[1]) == len(grouped[3]):
+        return grouped[2].strip()
+    return plain
 
 
 def _same_text(gold: str, answer: str) -> bool | None:
