@@ -23,9 +23,9 @@ from amnesia_bench.evals.math import worker as worker_module
 
 # CPU time of one comparison: a verdict must not depend on what else the machine is doing. Real
 # answers take milliseconds.
-ANSWER_SECONDS = 5.0
+ANSWER_SECONDS = 3.0
 # A process that has not used its CPU time up after so much longer is stuck otherwise.
-_WALL_FACTOR = 12
+_WALL_FACTOR = 20
 _START_SECONDS = 300.0
 # Each process has its next request at hand when it is done with one.
 _AT_HAND = 2

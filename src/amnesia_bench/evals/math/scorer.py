@@ -5,27 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from types import MappingProxyType
-from typing import Any
 
 from amnesia_bench.evals.judging import Attempt, Judged, Row
-from amnesia_bench.evals.math.comparison import MAX_CHARACTERS, glance
+from amnesia_bench.evals.math.equality import Equality, obstacle_of
 from amnesia_bench.evals.math.extraction import last_boxed, last_number
-from amnesia_bench.evals.math.pool import ComparisonPool, Failure
+from amnesia_bench.evals.math.pool import ComparisonPool
 from amnesia_bench.records.evaluation import Outcome, Verdict
 
 # How much of a text's end is searched for an answer without a box.
 _TAIL_CHARACTERS = 2000
-
-_RIGHT, _WRONG = (Outcome.CORRECT, None), (Outcome.WRONG, None)
-_REPLIES: Mapping[Any, tuple[Outcome, str | None]] = MappingProxyType(
-    {
-        True: _RIGHT,
-        False: _WRONG,
-        Failure.TIME_LIMIT: (Outcome.TIME_LIMIT, "the comparison ran out of time"),
-        Failure.DIED: (Outcome.WRONG, "the comparison ran out of memory or stack"),
-    }
-)
 
 Votes = Generator[tuple[str, str], bool, list[int | None]]
 
@@ -47,13 +35,9 @@ class MathScorer:
         with ComparisonPool() as pool:
             answers = self._extract(attempts, pool)
             golds = [self.gold(rows[attempt.key.doc]) for attempt in attempts]
-            judged = _judge(golds, answers, pool)
-            hopeless = {
-                answer
-                for answer, (_, detail) in zip(answers, judged, strict=True)
-                if answer is not None and detail is not None
-            }
-            votes = _vote(attempts, answers, hopeless, pool)
+            equality = Equality(pool, [*golds, *filter(None, answers)])
+            judged = _judge(golds, answers, equality)
+            votes = _vote(attempts, answers, equality)
         verdicts = tuple(
             Verdict(key=attempt.key, outcome=outcome, answer=answer, detail=detail)
             for attempt, answer, (outcome, detail) in zip(attempts, answers, judged, strict=True)
@@ -75,25 +59,23 @@ class MathScorer:
 
 
 def _judge(
-    golds: Sequence[str], answers: Sequence[str | None], pool: ComparisonPool
+    golds: Sequence[str], answers: Sequence[str | None], equality: Equality
 ) -> list[tuple[Outcome, str | None]]:
     """Return outcome and detail per answer; pairs that occur more than once are compared once."""
-    pairs = dict.fromkeys(
-        (gold, answer) for gold, answer in zip(golds, answers, strict=True) if answer is not None
-    )
     found: dict[tuple[str, str], tuple[Outcome, str | None]] = {}
-    for gold, answer in pairs:
-        equal = glance(gold, answer)
-        if equal is not None:
-            found[gold, answer] = _REPLIES[equal]
-        elif len(answer) > MAX_CHARACTERS:
-            found[gold, answer] = Outcome.WRONG, f"longer than {MAX_CHARACTERS} characters"
-    hard = [pair for pair in pairs if pair not in found]
-    for pair, reply in zip(hard, pool.run([("verify", *pair) for pair in hard]), strict=True):
-        if isinstance(reply, dict):
-            found[pair] = Outcome.WRONG, f"cannot be compared ({reply['error']})"
+    hard = []
+    for gold, answer in dict.fromkeys(zip(golds, answers, strict=True)):
+        if answer is None:
+            continue
+        if (equal := equality.known(gold, answer)) is not None:
+            found[gold, answer] = (Outcome.CORRECT if equal else Outcome.WRONG), None
+        elif (obstacle := equality.obstacle(answer)) is not None:
+            found[gold, answer] = obstacle
         else:
-            found[pair] = _REPLIES[reply]
+            hard.append((gold, answer))
+    for pair, reply in zip(hard, equality.ask("verify", hard), strict=True):
+        right = Outcome.CORRECT if reply is True else Outcome.WRONG
+        found[pair] = obstacle_of(reply) or (right, None)
     return [
         (Outcome.NO_ANSWER, None) if answer is None else found[gold, answer]
         for gold, answer in zip(golds, answers, strict=True)
@@ -101,56 +83,52 @@ def _judge(
 
 
 def _vote(
-    attempts: Sequence[Attempt],
-    answers: Sequence[str | None],
-    hopeless: set[str],
-    pool: ComparisonPool,
+    attempts: Sequence[Attempt], answers: Sequence[str | None], equality: Equality
 ) -> tuple[int | None, ...]:
     """Return the class of each answer among those to the same problem.
 
-    All problems go on side by side: each waits for one comparison at a time, and the pool gets
-    these together.
+    All problems go on side by side: each waits for one comparison at a time, and the processes
+    get these together.
     """
     pairs = zip(attempts, answers, strict=True)
     groups = [
         [answer for _, answer in group] for _, group in groupby(pairs, lambda pair: pair[0].key.doc)
     ]
-    running = {i: _classes(group, hopeless) for i, group in enumerate(groups)}
+    running = {i: _classes(group) for i, group in enumerate(groups)}
     classes: dict[int, list[int | None]] = {}
-    known: dict[tuple[str, str], bool] = {}
-    asked: dict[int, tuple[str, str] | None] = dict.fromkeys(running)
+    asked: dict[int, tuple[str, str]] = {}
+    replies: dict[tuple[str, str], bool] = {}
     while running:
         for i, votes in list(running.items()):
             try:
-                asked[i] = _next_unknown(votes, asked[i], known)
+                pair = asked[i] if i in asked else next(votes)
+                while (equal := _equal(pair, replies, equality)) is not None:
+                    pair = votes.send(equal)
+                asked[i] = pair
             except StopIteration as done:
                 classes[i] = done.value
                 del running[i]
-        hard = list(dict.fromkeys(pair for i in running if (pair := asked[i]) is not None))
-        for pair, reply in zip(hard, pool.run([("same", *pair) for pair in hard]), strict=True):
-            known[pair] = reply is True
+        hard = list(dict.fromkeys(asked[i] for i in running))
+        for pair, reply in zip(hard, equality.ask("same", hard), strict=True):
+            replies[pair] = reply is True
     return tuple(vote for i in range(len(groups)) for vote in classes[i])
 
 
-def _next_unknown(
-    votes: Votes, asked: tuple[str, str] | None, known: dict[tuple[str, str], bool]
-) -> tuple[str, str]:
-    """Let a problem's count go on until it asks for a comparison that is still to be made."""
-    pair = next(votes) if asked is None else votes.send(known[asked])
-    while True:
-        if pair not in known:
-            equal = glance(*pair)
-            if equal is None:
-                return pair
-            known[pair] = equal
-        pair = votes.send(known[pair])
+def _equal(
+    pair: tuple[str, str], replies: Mapping[tuple[str, str], bool], equality: Equality
+) -> bool | None:
+    if pair in replies:
+        return replies[pair]
+    equal = equality.known(*pair)
+    if equal is None and any(map(equality.obstacle, pair)):
+        return False
+    return equal
 
 
-def _classes(answers: Sequence[str | None], hopeless: set[str]) -> Votes:
+def _classes(answers: Sequence[str | None]) -> Votes:
     """Put each answer into the first class whose first member it equals, or into a new one.
 
-    Asks for comparisons by yielding pairs. An answer that could not be compared with the gold
-    one is equal only to itself.
+    Asks for comparisons by yielding pairs.
     """
     firsts: list[str] = []
     classes: list[int | None] = []
@@ -158,14 +136,11 @@ def _classes(answers: Sequence[str | None], hopeless: set[str]) -> Votes:
         if answer is None:
             classes.append(None)
             continue
-        found = firsts.index(answer) if answer in firsts else None
-        if found is None and answer not in hopeless:
-            for i, first in enumerate(firsts):
-                if first not in hopeless and (yield first, answer):
-                    found = i
-                    break
-        if found is None:
+        for i, first in enumerate(firsts):
+            if answer == first or (yield first, answer):
+                classes.append(i)
+                break
+        else:
+            classes.append(len(firsts))
             firsts.append(answer)
-            found = len(firsts) - 1
-        classes.append(found)
     return classes
