@@ -108,6 +108,7 @@ def _render(tokenizer: Any, template: str, message: str, *, add_generation_promp
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )
-    except (TemplateError, TypeError, ValueError) as error:
+    # What a template computes may fail as any Python may.
+    except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"the chat template cannot be rendered: {error}") from error
     return str(rendered)
