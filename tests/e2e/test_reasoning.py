@@ -112,6 +112,25 @@ def test_two_methods_are_compared_problem_by_problem(tmp_path: Path) -> None:
     assert [d.difference for d in compare(scored, tmp_path / "right")] == [0.0, 0.0]
 
 
+def test_a_comparison_with_scores_of_other_answers_is_refused(tmp_path: Path) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    for name in ("first", "second"):
+        run_task("gsm8k", data, tmp_path / name, FakeEngine(answer))
+        score(tmp_path / name)
+    with (tmp_path / "second" / GENERATIONS).open("ab") as file:
+        file.write(b"torn")
+    with pytest.raises(UserError, match="has other answers than when it was scored"):
+        compare(score(tmp_path / "first"), tmp_path / "second")
+
+
+def test_results_that_cannot_be_written_leave_the_answers(tmp_path: Path) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    run_task("gsm8k", data, tmp_path / "run", FakeEngine(answer))
+    (tmp_path / "run" / "scored_strict").write_text("in the way")
+    with pytest.raises(UserError, match="exists and is not a folder"):
+        score(tmp_path / "run")
+
+
 # -- bad input -------------------------------------------------------------------------------
 
 

@@ -77,7 +77,7 @@ def _print_cells(scored: Scored) -> None:
     say(f"{len(scored.verdicts):,} answers: {outcomes}. Verdicts: {scored.folder}")
     if run.documents != run.benchmark_documents:
         say(f"{run.documents:,} problems, the benchmark has {run.benchmark_documents:,}.")
-    for verdict in scored.not_compared[:_LISTED]:
+    for verdict in scored.out_of_time[:_LISTED]:
         key = verdict.key
         sys.stderr.write(
             f"note: problem {key.doc}, answer {key.repeat}: {verdict.detail}: "

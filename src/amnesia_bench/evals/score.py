@@ -35,7 +35,7 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.reasoning import Difference, ProblemValues, ReasoningRun
-from amnesia_bench.store.files import make_folder, read_json, replace_text
+from amnesia_bench.store.files import explain_write_error, make_folder, read_json, replace_text
 from amnesia_bench.store.hashing import sha256_of
 
 VERDICTS, PROBLEMS, CELLS = "verdicts.jsonl", "problems.jsonl", "cells.json"
@@ -57,10 +57,9 @@ class Scored:
         return Counter(verdict.outcome for verdict in self.verdicts)
 
     @property
-    def not_compared(self) -> tuple[Verdict, ...]:
-        """Verdicts on answers that could not be compared as others: out of time, memory, ..."""
-        kinds = (Outcome.TIME_LIMIT, Outcome.WRONG)
-        return tuple(v for v in self.verdicts if v.outcome in kinds and v.detail is not None)
+    def out_of_time(self) -> tuple[Verdict, ...]:
+        """The verdicts on answers that took too long to judge; they count as wrong."""
+        return tuple(v for v in self.verdicts if v.outcome is Outcome.TIME_LIMIT)
 
 
 def score(folder: Path, scorer: str | None = None, data: Path | None = None) -> Scored:
@@ -121,7 +120,13 @@ def compare(first: Scored, other: Path) -> tuple[Difference, ...]:
         ours, theirs = getattr(first.run, name), getattr(run, name)
         if ours != theirs:
             raise UserError(f"cannot be compared: {name} is {ours} here, {theirs} in {other}")
-    for where, cells in ((first.folder, first.cells), (folder, read_cells(folder))):
+    others = read_cells(folder)
+    if _parents_of_answers(others) != {f"sha256:{sha256_of(other / GENERATIONS)}"}:
+        raise UserError(
+            f"{other}: has other answers than when it was scored",
+            hint=f"amnesia score {other} --scorer {first.scorer}",
+        )
+    for where, cells in ((first.folder, first.cells), (folder, others)):
         if reason := next((cell.incomplete for cell in cells if cell.incomplete), None):
             raise UserError(f"{where}: cannot be compared, it is incomplete: {reason}")
     ours, theirs = _read_problems(first.folder), _read_problems(folder)
@@ -180,16 +185,26 @@ def _parents(run: ReasoningRun, documents: Documents, folder: Path) -> tuple[Par
     )
 
 
+def _parents_of_answers(cells: Sequence[Cell]) -> set[str]:
+    return {p.identity for cell in cells for p in cell.parents if p.role == "generations"}
+
+
 def _write(
     out: Path, judged: Judged, problems: Sequence[ProblemValues], cells: Sequence[Cell]
 ) -> None:
-    make_folder(out)
-    # The cells vouch for the rest: of two scorings no mixture may look finished.
-    (out / CELLS).unlink(missing_ok=True)
-    replace_text(out / VERDICTS, _lines(judged.verdicts))
-    replace_text(out / PROBLEMS, _lines(problems))
     text = json.dumps(codec.to_json(list(cells)), indent=2, allow_nan=False) + "\n"
-    replace_text(out / CELLS, text)
+    try:
+        make_folder(out)
+        # The cells vouch for the rest: of two scorings no mixture may look finished.
+        (out / CELLS).unlink(missing_ok=True)
+        replace_text(out / VERDICTS, _lines(judged.verdicts))
+        replace_text(out / PROBLEMS, _lines(problems))
+        replace_text(out / CELLS, text)
+    except OSError as error:
+        explained = explain_write_error(error, out, "the answers are as they were")
+        if explained is None:
+            raise
+        raise explained from error
 
 
 def _lines(records: Sequence[Any]) -> str:
