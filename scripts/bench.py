@@ -24,6 +24,9 @@ def main() -> None:
         ["bench_check.py"],
         ["bench_niah.py"],
         ["bench_lm_eval.py"],
+        ["bench_engines.py"],
+        ["bench_scoring.py"],
+        ["bench_sandbox.py"],
         ["bench_restore.py", "--folder", args.folder, *mergekit],
     ]
     data = Path(os.environ.get("AMNESIA_SHARED") or ROOT.parent / "shared") / "data"

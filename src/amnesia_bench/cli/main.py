@@ -23,13 +23,15 @@ COMMANDS = {
     "check": "say whether a fine-tune lost long-range recall: the regression gate",
     "restore": "repair POST: put back W_Q and W_K of the softmax layers from PRE",
     "diff": "say which tensors of two checkpoints differ, and by how much",
-    "data": "prepare training data once, or look at what was prepared",
-    "convert": "make a HypeNet checkpoint out of a Qwen3 teacher",
-    "sandbox": "try the sandbox that programs written by models are run in",
+    "verify": "hold a folder that amnesia wrote against its manifest",
     "niah": "build needle-in-a-haystack prompts, byte for byte those of lm-eval",
     "eval": "score a checkpoint by lm-evaluation-harness",
     "rank-layers": "rank softmax layers by what retrieval loses without them",
-    "verify": "hold a folder that amnesia wrote against its manifest",
+    "generate": "let a model answer a reasoning benchmark, resumable",
+    "score": "judge such answers; compare them with another model's",
+    "sandbox": "try the sandbox that programs written by models are run in",
+    "data": "prepare training data once, or look at what was prepared",
+    "convert": "make a HypeNet checkpoint out of a Qwen3 teacher",
 }
 
 EXIT_CODES = (

@@ -108,10 +108,11 @@ class Interval:
 class Cell:
     """One number of a table.
 
-    `value` is a fraction (0.672, never 67.2) and None when the cell is incomplete; then
-    `incomplete` says why. `n` counts what the mean is over: prompts, or problems with `repeats`
-    answers each. `settings` holds all that the number depends on and the parents do not say:
-    chat template, sampling, the attention logit scale at inference, ...
+    `value` is a fraction (0.672, never 67.2; a count where the metric's name ends in `_tokens`)
+    and None when the cell is incomplete; then `incomplete` says why. `n` counts what the mean
+    is over: prompts, or problems with `repeats` answers each. `settings` holds all that the
+    number depends on and the parents do not say: chat template, sampling, the attention logit
+    scale at inference, ...
     """
 
     model: str

@@ -1,0 +1,111 @@
+"""Judge the answers that `amnesia generate` wrote, and sum them up.
+
+  amnesia score answers/sft
+  amnesia score answers/restored --against answers/sft
+  amnesia score answers/sft --scorer flexible --json
+
+strict takes an answer from its last box alone; flexible takes a number or formula where there is
+no box. Results are in scored_SCORER inside the folder. Needs no GPU; run it as often as you like.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amnesia_bench.errors import ExitCode
+
+if TYPE_CHECKING:
+    from amnesia_bench.evals.score import Scored
+    from amnesia_bench.records.evaluation import Interval
+    from amnesia_bench.records.reasoning import Difference
+
+_LISTED = 20
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="answers of `amnesia generate`")
+    parser.add_argument("--scorer", help="strict (default) or flexible")
+    parser.add_argument("--data", type=Path, help="the problems, if they are no longer there")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="OTHER",
+        help="compare with these answers, problem by problem",
+    )
+    parser.add_argument("--json", action="store_true", help="print cells and differences as JSON")
+
+
+def run(args: argparse.Namespace) -> ExitCode:
+    from amnesia_bench.cli.output import print_json
+    from amnesia_bench.evals.score import compare, score
+    from amnesia_bench.records.codec import to_json
+
+    scored = score(args.folder, args.scorer, args.data)
+    compared = () if args.against is None else compare(scored, args.against)
+    if args.json:
+        print_json({"cells": to_json(scored.cells), "differences": to_json(compared)})
+        return ExitCode.DONE
+    _print_cells(scored)
+    if args.against is not None:
+        _print_differences(compared, args.folder, args.against)
+    return ExitCode.DONE
+
+
+def _print_cells(scored: Scored) -> None:
+    from amnesia_bench.cli.output import say, show, table
+
+    run = scored.run
+    title = f"{run.task}, {scored.scorer}: {run.model} {run.method}".rstrip()
+    grid = table(title, ("metric", "value", "std. error", "95 % interval", "problems"))
+    for cell in scored.cells:
+        if cell.value is None:
+            continue
+        # Counts of tokens are no shares.
+        scale = 1.0 if cell.metric.endswith("_tokens") else 100.0
+        error = "-" if cell.stderr is None else f"{scale * cell.stderr:.1f}"
+        interval = _interval(cell.interval, scale)
+        grid.add_row(cell.metric, f"{scale * cell.value:.1f}", error, interval, f"{cell.n:,}")
+    outcomes = ", ".join(f"{count:,} {kind.value}" for kind, count in scored.outcomes.items())
+    if scored.cells[0].incomplete is None:
+        show(grid)
+    else:
+        say(f"{title}: incomplete, no values: {scored.cells[0].incomplete}")
+    say(f"{len(scored.verdicts):,} answers: {outcomes}. Verdicts: {scored.folder}")
+    if run.documents != run.benchmark_documents:
+        say(f"{run.documents:,} problems, the benchmark has {run.benchmark_documents:,}.")
+    for verdict in scored.out_of_time[:_LISTED]:
+        key = verdict.key
+        sys.stderr.write(
+            f"note: problem {key.doc}, answer {key.repeat}: {verdict.detail}: "
+            f"{(verdict.answer or '')[:60]!r}\n"
+        )
+
+
+def _print_differences(compared: Sequence[Difference], first: Path, second: Path) -> None:
+    from amnesia_bench.cli.output import show, table
+
+    grid = table(
+        f"{first} less {second}, on the same problems",
+        ("metric", "first", "second", "difference", "95 % interval", "p (exact)", "problems"),
+    )
+    for each in compared:
+        grid.add_row(
+            each.metric,
+            f"{100 * each.first:.1f}",
+            f"{100 * each.second:.1f}",
+            f"{100 * each.difference:+.1f}",
+            _interval(each.interval, 100.0),
+            f"{each.p_value:.2g}",
+            f"{each.n:,}",
+        )
+    show(grid)
+
+
+def _interval(interval: Interval | None, scale: float) -> str:
+    if interval is None:
+        return "-"
+    return f"{scale * interval.low:.1f} to {scale * interval.high:.1f}"

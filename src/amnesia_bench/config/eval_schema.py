@@ -1,0 +1,39 @@
+"""How the answers to a reasoning benchmark are drawn: one file of configs/eval each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+
+from amnesia_bench.config.schema import Frozen
+
+
+class Think(Frozen):
+    """What a model puts around its thinking."""
+
+    open: Annotated[str, Field(min_length=1)]
+    close: Annotated[str, Field(min_length=1)]
+
+
+class EvalConfig(Frozen):
+    """Repeats, sampling, prompt template and the treatment of thinking.
+
+    `temperature` 0 is greedy; `top_k` null is off. `chat_template` false sends the user's message
+    as it is. `think` null judges the whole text.
+    """
+
+    repeats: PositiveInt
+    max_new_tokens: PositiveInt
+    temperature: NonNegativeFloat
+    top_p: Annotated[float, Field(gt=0, le=1)]
+    top_k: PositiveInt | None
+    seed: NonNegativeInt
+    chat_template: bool
+    think: Think | None
+
+    @model_validator(mode="after")
+    def _repeats_differ(self) -> Self:
+        if self.repeats > 1 and self.temperature == 0:
+            raise ValueError(f"{self.repeats} repeats of a greedy answer are one answer")
+        return self

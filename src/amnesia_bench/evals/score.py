@@ -1,0 +1,220 @@
+"""From generations to verdicts and cells: no GPU, no torch, and again as often as wanted.
+
+`<folder>/scored_<scorer>/` gets `verdicts.jsonl`, `problems.jsonl` (the values of each problem,
+for paired comparisons) and `cells.json`, which is written last.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amnesia_bench.config.eval_schema import Think
+from amnesia_bench.errors import UserError
+from amnesia_bench.evals.cells import (
+    CellSource,
+    cells_of,
+    compared_metrics,
+    missing_answers,
+    problem_values,
+    run_settings,
+)
+from amnesia_bench.evals.chat import without_thinking
+from amnesia_bench.evals.documents import Documents, load_documents
+from amnesia_bench.evals.generate import GENERATIONS, read_generations
+from amnesia_bench.evals.judging import Attempt, Judged
+from amnesia_bench.evals.paired import differences
+from amnesia_bench.evals.reasoning import read_run
+from amnesia_bench.evals.tasks import task_named
+from amnesia_bench.evals.tasks.task import ReasoningTask
+from amnesia_bench.records import codec
+from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
+from amnesia_bench.records.reasoning import Difference, ProblemValues, ReasoningRun
+from amnesia_bench.store.files import explain_write_error, make_folder, read_json, replace_text
+from amnesia_bench.store.hashing import sha256_of
+
+VERDICTS, PROBLEMS, CELLS = "verdicts.jsonl", "problems.jsonl", "cells.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """What scoring found; `folder` holds the same."""
+
+    folder: Path
+    run: ReasoningRun
+    scorer: str
+    verdicts: tuple[Verdict, ...]
+    cells: tuple[Cell, ...]
+
+    @property
+    def outcomes(self) -> Mapping[Outcome, int]:
+        """How many answers had each outcome."""
+        return Counter(verdict.outcome for verdict in self.verdicts)
+
+    @property
+    def out_of_time(self) -> tuple[Verdict, ...]:
+        """The verdicts on answers that took too long to judge; they count as wrong."""
+        return tuple(v for v in self.verdicts if v.outcome is Outcome.TIME_LIMIT)
+
+
+def score(folder: Path, scorer: str | None = None, data: Path | None = None) -> Scored:
+    """Judge the answers in a folder and sum them up.
+
+    Args:
+        folder: that `generate_answers` wrote, finished or not.
+        scorer: one of the task's; None is its first.
+        data: where the problems are now, if not where they were.
+
+    Raises:
+        UserError: no answers, a damaged file, other problems than were answered, no such scorer.
+        MissingEnvironmentError: what judges is not installed, or the hub cannot be reached.
+    """
+    run, engine = read_run(folder)
+    task = task_named(run.task)
+    name = _scorer_name(task, scorer)
+    generations = read_generations(folder)
+    documents = _documents(task, run, data)
+    _check_keys(generations, run, folder)
+    think = None
+    if run.think_open is not None and run.think_close is not None:
+        think = Think(open=run.think_open, close=run.think_close)
+    attempts = [
+        Attempt(
+            key=generation.key,
+            text=without_thinking(generation.text, think, opened=run.thinking_opened),
+        )
+        for generation in generations
+    ]
+    judged = task.scorers[name](documents.rows, attempts)
+    incomplete = missing_answers(run, generations, judged)
+    problems = () if incomplete else problem_values(task, run, generations, judged)
+    source = CellSource(
+        settings={**engine, **run_settings(run), "scorer": name},
+        parents=_parents(run, documents, folder),
+    )
+    cells = cells_of(task, run, problems, incomplete, source)
+    out = folder / f"scored_{name}"
+    _write(out, judged, problems, cells)
+    return Scored(folder=out, run=run, scorer=name, verdicts=judged.verdicts, cells=cells)
+
+
+def compare(first: Scored, other: Path) -> tuple[Difference, ...]:
+    """Compare scored answers with those in another folder, scored by the same scorer before.
+
+    Raises:
+        UserError: the other folder is not scored, or answers other problems or other often.
+    """
+    folder = other / first.folder.name
+    if not (folder / CELLS).is_file():
+        raise UserError(
+            f"{other}: not scored by {first.scorer}",
+            hint=f"amnesia score {other} --scorer {first.scorer}",
+        )
+    run, _ = read_run(other)
+    for name in ("task", "documents_sha256", "repeats"):
+        ours, theirs = getattr(first.run, name), getattr(run, name)
+        if ours != theirs:
+            raise UserError(f"cannot be compared: {name} is {ours} here, {theirs} in {other}")
+    others = read_cells(folder)
+    if _parents_of_answers(others) != {f"sha256:{sha256_of(other / GENERATIONS)}"}:
+        raise UserError(
+            f"{other}: has other answers than when it was scored",
+            hint=f"amnesia score {other} --scorer {first.scorer}",
+        )
+    for where, cells in ((first.folder, first.cells), (folder, others)):
+        if reason := next((cell.incomplete for cell in cells if cell.incomplete), None):
+            raise UserError(f"{where}: cannot be compared, it is incomplete: {reason}")
+    ours, theirs = _read_problems(first.folder), _read_problems(folder)
+    metrics = compared_metrics(task_named(run.task), run.repeats)
+    return differences(ours, theirs, list(metrics), run.repeats)
+
+
+def read_cells(folder: Path) -> tuple[Cell, ...]:
+    """Read the cells that scoring wrote."""
+    path = folder / CELLS
+    cells = codec.from_json(_Cells, {"cells": read_json(path)}, str(path))
+    return cells.cells
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cells:
+    cells: tuple[Cell, ...]
+
+
+def _scorer_name(task: ReasoningTask, scorer: str | None) -> str:
+    name = scorer or next(iter(task.scorers))
+    if name not in task.scorers:
+        raise UserError(
+            f"{task.name}: no scorer {name!r}", hint=f"It has {', '.join(task.scorers)}."
+        )
+    return name
+
+
+def _documents(task: ReasoningTask, run: ReasoningRun, data: Path | None) -> Documents:
+    local = data or (None if run.data.startswith(f"{task.source.hub_id}@") else Path(run.data))
+    documents = load_documents(task.source, local, run.documents)
+    if documents.sha256 != run.documents_sha256:
+        raise UserError(
+            f"{documents.origin}: not the problems that were answered "
+            f"(sha256 {documents.sha256[:12]}, answered {run.documents_sha256[:12]})",
+            hint="Give the same data set as to `amnesia generate`: --data FILE.",
+        )
+    return documents
+
+
+def _check_keys(generations: Sequence[Generation], run: ReasoningRun, folder: Path) -> None:
+    if not generations:
+        raise UserError(f"{folder}: {GENERATIONS} holds no answers")
+    for key in (generation.key for generation in generations):
+        inside = 0 <= key.doc < run.documents and 0 <= key.repeat < run.repeats
+        if key.task != run.task or not inside:
+            raise UserError(f"{folder}: holds an answer that was not asked for: {key}")
+
+
+def _parents(run: ReasoningRun, documents: Documents, folder: Path) -> tuple[Parent, ...]:
+    answers = folder / GENERATIONS
+    return (
+        Parent(role="checkpoint", location=run.model, identity=run.checkpoint),
+        Parent(role="generations", location=str(answers), identity=f"sha256:{sha256_of(answers)}"),
+        Parent(role="problems", location=documents.origin, identity=f"sha256:{documents.sha256}"),
+    )
+
+
+def _parents_of_answers(cells: Sequence[Cell]) -> set[str]:
+    return {p.identity for cell in cells for p in cell.parents if p.role == "generations"}
+
+
+def _write(
+    out: Path, judged: Judged, problems: Sequence[ProblemValues], cells: Sequence[Cell]
+) -> None:
+    text = json.dumps(codec.to_json(list(cells)), indent=2, allow_nan=False) + "\n"
+    try:
+        make_folder(out)
+        # The cells vouch for the rest: of two scorings no mixture may look finished.
+        (out / CELLS).unlink(missing_ok=True)
+        replace_text(out / VERDICTS, _lines(judged.verdicts))
+        replace_text(out / PROBLEMS, _lines(problems))
+        replace_text(out / CELLS, text)
+    except OSError as error:
+        explained = explain_write_error(error, out, "the answers are as they were")
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def _lines(records: Sequence[Any]) -> str:
+    return "".join(json.dumps(codec.to_json(record), allow_nan=False) + "\n" for record in records)
+
+
+def _read_problems(folder: Path) -> list[ProblemValues]:
+    path = folder / PROBLEMS
+    try:
+        lines = path.read_bytes().splitlines()
+        return [codec.from_json(ProblemValues, json.loads(line), str(path)) for line in lines]
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error

@@ -1,0 +1,63 @@
+"""Every task has a config whose values say where they come from."""
+
+from pathlib import Path
+
+import pytest
+
+from amnesia_bench.config.eval_schema import EvalConfig
+from amnesia_bench.config.load import load_option, options
+from amnesia_bench.errors import UserError
+from amnesia_bench.evals.reasoning import sample_seed
+from amnesia_bench.evals.tasks import TASKS
+from amnesia_bench.records.evaluation import SampleKey
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "eval"
+# From the issue and Appendix K: answers per problem, new tokens.
+SIZES = {"math500": (16, 8192), "gsm8k": (16, 2048), "aime24": (16, 16384), "ifeval": (1, 1280)}
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_task_has_a_config_and_each_value_its_source(task: str) -> None:
+    assert task in options("eval")
+    config = load_option("eval", task, [], EvalConfig)
+    assert (config.repeats, config.max_new_tokens) == SIZES[task]
+    assert config.top_k is None
+    assert (config.temperature, config.top_p) == ((0, 1) if task == "ifeval" else (0.6, 0.95))
+    lines = (CONFIGS / f"{task}.yaml").read_text().splitlines()
+    assert lines[0].startswith("# Table ")
+    assert all("# " in line for line in lines if not line.startswith("  "))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["eval.repeats=0"], "eval.repeats=0"),
+        (["eval.temperature=0"], "16 repeats of a greedy answer are one answer"),
+        (["eval.temperature=-1"], "eval.temperature=-1"),
+        (["eval.top_p=0"], "eval.top_p=0"),
+        (["eval.top_k=0"], "eval.top_k=0"),
+        (["eval.think.open=''"], "eval.think.open="),
+        (["eval.max_tokens=5"], "eval.max_tokens: unknown key"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_refused(overrides: list[str], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        load_option("eval", "math500", overrides, EvalConfig)
+
+
+def test_thinking_can_be_switched_off() -> None:
+    assert load_option("eval", "math500", ["eval.think=null"], EvalConfig).think is None
+
+
+def test_seeds_are_those_of_always_and_differ_per_answer() -> None:
+    keys = [
+        SampleKey(task=task, doc=doc, repeat=repeat)
+        for task in ("math500", "gsm8k")
+        for doc in range(40)
+        for repeat in range(16)
+    ]
+    seeds = [sample_seed(seed, key) for seed in (0, 1) for key in keys]
+    assert len(set(seeds)) == len(seeds)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    # A run that goes on with a later version must draw the same.
+    assert sample_seed(0, keys[0]) == 8697022715343618088

@@ -1,0 +1,342 @@
+"""Each reasoning task from problems to cells, through kills, damage and every kind of bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from amnesia_bench.cli.main import main
+from amnesia_bench.errors import UserError
+from amnesia_bench.evals.engines.fake import FakeEngine
+from amnesia_bench.evals.engines.protocol import Request
+from amnesia_bench.evals.generate import GENERATIONS, RUN
+from amnesia_bench.evals.score import CELLS, PROBLEMS, VERDICTS, compare, read_cells, score
+from amnesia_bench.evals.tasks import TASKS
+from amnesia_bench.records.evaluation import Cell, Generation, Outcome
+from tests import reasoning
+from tests.reasoning import PROBLEMS as COUNT
+from tests.reasoning import THINKING, answer, run_task, write_problems
+
+
+def by_metric(cells: Sequence[Cell]) -> dict[str, Cell]:
+    return {cell.metric: cell for cell in cells}
+
+
+class KilledEngine(FakeEngine):
+    """Takes the whole process with it, as kill -9 does, after some answers."""
+
+    def __init__(self, after: int) -> None:
+        super().__init__(answer)
+        self._after = after
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+        for count, generation in enumerate(super().generate(requests)):
+            if count == self._after:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield generation
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_three_kills_leave_the_files_of_a_run_that_was_left_alone(
+    task: str, tmp_path: Path
+) -> None:
+    data = write_problems(task, tmp_path / "data.jsonl")
+    expected = run_task(task, data, tmp_path / "whole", FakeEngine(answer))
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            run_task(task, data, tmp_path / "killed", KilledEngine(after=2))
+            os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        with (tmp_path / "killed" / GENERATIONS).open("ab") as file:
+            file.write(b'{"request_sha256": "\xc3')  # and a line torn inside a character
+    assert run_task(task, data, tmp_path / "killed", FakeEngine(answer)) == expected
+    for name in (GENERATIONS, RUN):
+        whole = (tmp_path / "whole" / name).read_bytes()
+        assert (tmp_path / "killed" / name).read_bytes() == whole
+
+    scored = [score(tmp_path / name) for name in ("whole", "killed")]
+    assert scored[0].verdicts == scored[1].verdicts
+    cells = by_metric(scored[0].cells)
+    repeats = 1 if task == "ifeval" else 3
+    assert all((c.n, c.repeats, c.incomplete) == (COUNT, repeats, None) for c in cells.values())
+    assert cells["length_cut_rate"].value == 0.0
+    assert read_cells(scored[0].folder) == scored[0].cells
+    right = sum(v.outcome is Outcome.CORRECT for v in scored[0].verdicts)
+    assert scored[0].cells[0].value == pytest.approx(right / (COUNT * repeats))
+    again = score(tmp_path / "whole")
+    assert again == scored[0]
+
+
+def test_scoring_imports_no_torch(tmp_path: Path) -> None:
+    data = write_problems("math500", tmp_path / "data.jsonl")
+    run_task("math500", data, tmp_path / "run", FakeEngine(answer))
+    code = (
+        "import sys; from amnesia_bench.cli.main import main; "
+        f"code = main(['score', {str(tmp_path / 'run')!r}]); "
+        "assert not {'torch', 'transformers'} & set(sys.modules), 'torch was imported'; "
+        "sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "avg@3" in done.stdout
+
+
+def test_an_answer_inside_unfinished_thinking_is_none(tmp_path: Path) -> None:
+    data = write_problems("math500", tmp_path / "data.jsonl")
+    texts = ["\\boxed{9}</think>\\boxed{2}", "\\boxed{2}", "</think>no box"]
+    engine = FakeEngine(lambda request: texts[request.key.repeat])
+    run_task("math500", data, tmp_path / "run", engine, template=THINKING)
+    outcomes = [v.outcome for v in score(tmp_path / "run").verdicts[:3]]
+    assert outcomes == [Outcome.CORRECT, Outcome.NO_ANSWER, Outcome.NO_ANSWER]
+
+
+def test_two_methods_are_compared_problem_by_problem(tmp_path: Path) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    right = FakeEngine(lambda request: f"\\boxed{{{request.key.doc + 2}}}")
+    run_task("gsm8k", data, tmp_path / "right", right)
+    run_task("gsm8k", data, tmp_path / "wrong", FakeEngine(lambda request: "\\boxed{0}"))
+    scored = score(tmp_path / "right")
+    with pytest.raises(UserError, match="not scored by strict"):
+        compare(scored, tmp_path / "wrong")
+    score(tmp_path / "wrong")
+    for found in compare(scored, tmp_path / "wrong"):
+        assert (found.difference, found.first, found.second) == (1.0, 1.0, 0.0)
+        assert found.p_value == 2 / 2**COUNT
+    assert [d.difference for d in compare(scored, tmp_path / "right")] == [0.0, 0.0]
+
+
+def test_a_comparison_with_scores_of_other_answers_is_refused(tmp_path: Path) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    for name in ("first", "second"):
+        run_task("gsm8k", data, tmp_path / name, FakeEngine(answer))
+        score(tmp_path / name)
+    with (tmp_path / "second" / GENERATIONS).open("ab") as file:
+        file.write(b"torn")
+    with pytest.raises(UserError, match="has other answers than when it was scored"):
+        compare(score(tmp_path / "first"), tmp_path / "second")
+
+
+def test_results_that_cannot_be_written_leave_the_answers(tmp_path: Path) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    run_task("gsm8k", data, tmp_path / "run", FakeEngine(answer))
+    (tmp_path / "run" / "scored_strict").write_text("in the way")
+    with pytest.raises(UserError, match="exists and is not a folder"):
+        score(tmp_path / "run")
+
+
+# -- bad input -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def answered(tmp_path: Path) -> Path:
+    data = write_problems("math500", tmp_path / "data.jsonl")
+    run_task("math500", data, tmp_path / "run", FakeEngine(answer))
+    return tmp_path / "run"
+
+
+def lines_of(folder: Path) -> list[bytes]:
+    return (folder / GENERATIONS).read_bytes().splitlines(keepends=True)
+
+
+@pytest.mark.parametrize("cut", [1, 40, None])
+def test_missing_answers_make_incomplete_cells_and_never_a_number(
+    answered: Path, cut: int | None
+) -> None:
+    lines = lines_of(answered)
+    # The last line cut inside, or missing as a whole.
+    lines[-1] = lines[-1][:-cut] if cut else b""
+    (answered / GENERATIONS).write_bytes(b"".join(lines))
+    scored = score(answered)
+    assert {cell.value for cell in scored.cells} == {None}
+    assert scored.cells[0].incomplete == "1 answers are missing, to problems 7 (2 of 3)"
+    assert len(scored.verdicts) == 3 * COUNT - 1
+    with pytest.raises(UserError, match="cannot be compared, it is incomplete"):
+        compare(scored, answered)
+
+
+def test_a_line_damaged_in_the_middle_is_named(answered: Path) -> None:
+    lines = lines_of(answered)
+    lines[3] = lines[3][:50] + b"\xc3\n"
+    (answered / GENERATIONS).write_bytes(b"".join(lines))
+    with pytest.raises(UserError, match="line 4 is damaged"):
+        score(answered)
+
+
+def test_answers_nobody_asked_for_are_an_error(answered: Path) -> None:
+    lines = lines_of(answered)
+    lines[0] = lines[0].replace(b'"doc": 0', b'"doc": 8')
+    (answered / GENERATIONS).write_bytes(b"".join(lines))
+    with pytest.raises(UserError, match="was not asked for"):
+        score(answered)
+
+
+def test_no_answers_at_all_are_an_error(answered: Path, tmp_path: Path) -> None:
+    (answered / GENERATIONS).write_bytes(b"")
+    with pytest.raises(UserError, match="holds no answers"):
+        score(answered)
+    with pytest.raises(UserError, match=f"holds no {RUN}"):
+        score(tmp_path)
+
+
+def test_other_problems_than_were_answered_are_refused(answered: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text(data.read_text().replace('"answer": "5"', '"answer": "6"'))
+    with pytest.raises(UserError, match="not the problems that were answered"):
+        score(answered)
+    data.unlink()
+    with pytest.raises(UserError, match="no such file"):
+        score(answered)
+    moved = write_problems("math500", tmp_path / "moved.jsonl")
+    assert score(answered, data=moved).cells[0].value is not None
+
+
+def test_a_run_record_of_something_else_is_refused(answered: Path) -> None:
+    path = answered / RUN
+    run = json.loads(path.read_text())
+    for change, said in (
+        ({"task": "math5000"}, "not known"),
+        ({"repeats": "many"}, "repeats: expected int"),
+        ({"repeats": "2"}, "not asked for"),
+    ):
+        path.write_text(json.dumps(run | change))
+        with pytest.raises(UserError, match=said):
+            score(answered)
+    path.write_text(json.dumps({name: run[name] for name in run if name != "repeats"}))
+    with pytest.raises(UserError, match="missing key 'repeats'"):
+        score(answered)
+
+
+def test_an_unknown_scorer_is_answered_with_those_there_are(answered: Path) -> None:
+    with pytest.raises(UserError, match="It has strict, flexible"):
+        score(answered, "strct")
+
+
+def test_more_repeats_than_were_answered_are_another_run(answered: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="repeats was 3 and is now 4"):
+        run_task("math500", tmp_path / "data.jsonl", answered, FakeEngine(answer), "eval.repeats=4")
+
+
+def test_both_scorers_keep_their_own_results(answered: Path) -> None:
+    strict, flexible = score(answered), score(answered, "flexible")
+    rate = [by_metric(each.cells)["extraction_rate"].value for each in (strict, flexible)]
+    assert rate[0] is not None
+    assert rate[0] < 1.0
+    assert rate[1] == 1.0
+    for each in (strict, flexible):
+        names = sorted(path.name for path in each.folder.iterdir())
+        assert names == sorted([VERDICTS, PROBLEMS, CELLS])
+        assert {cell.settings["scorer"] for cell in each.cells} == {each.scorer}
+
+
+# -- the commands ----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from tests.pico import PICOS
+
+    torch.manual_seed(0)
+    pico = PICOS["mistral"]
+    sizes = {"vocab_size": 259, "max_position_embeddings": 32768}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model(pico.model_type, **{**pico.config, **sizes})
+    )
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    model.save_pretrained(folder)
+    reasoning.byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+SMALL = ("eval.max_new_tokens=8", "--limit", "8")
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_a_tiny_model_runs_a_task_from_command_to_cells(
+    task: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_problems(task, tmp_path / "data.jsonl", count=10)
+    repeats = [] if task == "ifeval" else ["eval.repeats=2"]
+    command = ["generate", "--checkpoint", str(checkpoint), "--task", task, "--data", str(data)]
+    command += ["--method", "+SFT", *SMALL, *repeats]
+    assert main([*command, "--out", str(tmp_path / "answers")]) == 0
+    assert main(["score", str(tmp_path / "answers"), "--json"]) == 0
+    said = capsys.readouterr().out
+    cells = json.loads(said[said.index("{") :])["cells"]
+    assert {(c["model"], c["method"], c["task"], c["n"]) for c in cells} == {
+        ("tiny", "+SFT", task, 8)
+    }
+    settings = cells[0]["settings"]
+    assert (settings["documents"], settings["documents_available"]) == ("8", "10")
+    assert len(settings["chat_template"]) == 64
+    assert settings["max_new_tokens"] == "8"
+    assert main(["score", str(tmp_path / "answers"), "--against", str(tmp_path / "answers")]) == 0
+
+
+def refused(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
+    assert main(list(command)) == 2
+    return capsys.readouterr().err
+
+
+def test_a_model_without_a_template_needs_one_or_a_word(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    (base / "chat_template.jinja").unlink(missing_ok=True)
+    settings = json.loads((base / "tokenizer_config.json").read_text())
+    settings.pop("chat_template", None)
+    (base / "tokenizer_config.json").write_text(json.dumps(settings))
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    out = tmp_path / "answers"
+    command = ["generate", "--checkpoint", str(base), "--task", "gsm8k", "--data", str(data)]
+    command += ["--out", str(out), "eval.repeats=1", "eval.temperature=0", *SMALL]
+    said = refused(command, capsys)
+    assert "no chat template" in said
+    assert "--no-chat-template" in said
+    assert not out.exists()
+    template = tmp_path / "own.jinja"
+    template.write_text("{% if x %}")
+    said = refused([*command, "--chat-template", str(template)], capsys)
+    assert "cannot be rendered" in said
+    template.write_text(reasoning.CHATML)
+    assert main([*command, "--chat-template", str(template)]) == 0
+    other = [*command, "--no-chat-template"]
+    other[other.index("--out") + 1] = str(tmp_path / "plain")
+    assert main(other) == 0
+    assert json.loads((tmp_path / "plain" / RUN).read_text())["chat_template"] == "null"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (["--task", "math50"], "Did you mean math500?"),
+        (["--limit", "0"], "must be at least 1"),
+        (["eval.repeat=3"], "eval.repeat: unknown key"),
+        (["eval.temperature=0"], "2 repeats of a greedy answer are one answer"),
+        (["--data", "nowhere.jsonl"], "no such file"),
+        (["--chat-template", "nowhere.jinja"], "cannot be read"),
+        (["--checkpoint", "nowhere"], "nowhere"),
+    ],
+)
+def test_a_mistake_in_the_command_is_one_message_before_anything_is_written(
+    change: list[str],
+    said: str,
+    checkpoint: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    out = tmp_path / "answers"
+    command = ["generate", "--checkpoint", str(checkpoint), "--task", "gsm8k", "--data", str(data)]
+    command += ["--out", str(out), "eval.repeats=2", *change]
+    assert said in refused(command, capsys)
+    assert not out.exists()

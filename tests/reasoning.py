@@ -1,0 +1,101 @@
+"""Eight problems of each reasoning task, a tokenizer with a chat template, and answers to them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from amnesia_bench.config.eval_schema import EvalConfig
+from amnesia_bench.config.load import load_option
+from amnesia_bench.evals.chat import prompt_format
+from amnesia_bench.evals.documents import load_documents
+from amnesia_bench.evals.engines.protocol import Engine, Request
+from amnesia_bench.evals.reasoning import AnswerPlan, ModelUnderTest, generate_answers
+from amnesia_bench.evals.tasks import task_named
+from amnesia_bench.records.evaluation import Generation
+
+PROBLEMS = 8
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+THINKING = CHATML.replace("assistant\n", "assistant\n<think>\n")
+SPECIAL = ("<|end|>", "<|im_start|>", "<|im_end|>")
+
+
+def problem(task: str, i: int) -> dict[str, Any]:
+    """Return a problem whose answer is i + 2; IFEval's asks for so many words at least."""
+    if task == "gsm8k":
+        return {"question": f"What is {i} + 2?", "answer": f"{i} + 2 = {i + 2}\n#### {i + 2}"}
+    if task == "ifeval":
+        return {
+            "key": 1000 + i,
+            "prompt": f"Write at least {i + 2} words, and no comma.",
+            "instruction_id_list": ["length_constraints:number_words", "punctuation:no_comma"],
+            "kwargs": [{"relation": "at least", "num_words": i + 2}, {}],
+        }
+    return {"problem": f"What is ${i} + 2$?", "answer": f"{i + 2}", "solution": "It is.", "id": i}
+
+
+def write_problems(task: str, path: Path, count: int = PROBLEMS) -> Path:
+    """Write a local data file of a task."""
+    lines = (json.dumps(problem(task, i)) + "\n" for i in range(count))
+    path.write_text("".join(lines))
+    return path
+
+
+def byte_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
+    """Return a tokenizer whose tokens are bytes and three special ones."""
+    alphabet = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    words = {word: i for i, word in enumerate(alphabet)}
+    tokenizer = Tokenizer(models.BPE(words, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL[0])
+    fast.chat_template = template
+    return fast
+
+
+def config_of(task: str, *overrides: str) -> EvalConfig:
+    """Load a task's config; with three repeats where it has several."""
+    fewer = [] if task == "ifeval" else ["eval.repeats=3"]
+    return load_option("eval", task, [*fewer, *overrides], EvalConfig)
+
+
+def answer(request: Request) -> str:
+    """Answer right or wrong, in one form or another, or not at all: as the seed or place says."""
+    key = request.key
+    if key.task == "ifeval":
+        return "one two three four five six" if key.doc % 2 else "one, two"
+    turn = (request.seed or 0) % 4
+    right = key.doc + 2
+    return (
+        f"It is \\boxed{{{right}}}.",
+        f"It is \\boxed{{{2 * right}/2}}.",
+        f"It is \\boxed{{{right + 1}}}.",
+        f"It is {right}, or so.",
+    )[turn]
+
+
+def run_task(
+    task: str, data: Path, folder: Path, engine: Engine, *overrides: str, template: str = CHATML
+) -> tuple[Generation, ...]:
+    """Answer a task's problems with an engine, as the command does."""
+    known, tokenizer, config = (
+        task_named(task),
+        byte_tokenizer(template),
+        config_of(task, *overrides),
+    )
+    layout = prompt_format(
+        tokenizer, use_template=config.chat_template, template=None, think=config.think
+    )
+    model = ModelUnderTest(name="fake", method="+SFT", checkpoint="sha256:0")
+    plan = AnswerPlan(model=model, config=config, layout=layout)
+    documents = load_documents(known.source, data, None)
+    return generate_answers(engine, tokenizer, known, documents, plan, folder)
