@@ -255,7 +255,7 @@ class Started:
 
     def __init__(self, job: TinyJob, size: int = 1, target: Any = as_process) -> None:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["tests.preload_training"])
+        context.set_forkserver_preload(["amnesia_bench.training.run"])
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]

@@ -28,9 +28,9 @@ def data_parent(source: str, folder: Path) -> Parent:
     problems = [f"{found.path} {found.problem}" for found in compare_sizes(folder, manifest)]
     for entry in manifest.files:
         path = folder / entry.path
-        if not problems and path.stat().st_mtime_ns != entry.mtime_ns:
-            if entry.sha256 is None or sha256_of(path) != entry.sha256:
-                problems.append(f"{entry.path} has other contents")
+        untouched = problems or path.stat().st_mtime_ns == entry.mtime_ns
+        if not untouched and (entry.sha256 is None or sha256_of(path) != entry.sha256):
+            problems.append(f"{entry.path} has other contents")
     if problems:
         raise UserError(
             f"{folder}: is not what was prepared: {'; '.join(problems)}",

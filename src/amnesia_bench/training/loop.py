@@ -93,7 +93,7 @@ class Loop:
 
     def __init__(self, parts: LoopParts) -> None:
         self._parts = parts
-        adam = parts.run.train.optimizer
+        adam, cuda = parts.run.train.optimizer, parts.processes.device.type == "cuda"
         self._trained = parts.learner.trained
         self._optimizer = torch.optim.AdamW(
             self._trained.values(),
@@ -101,7 +101,8 @@ class Loop:
             betas=adam.betas,
             eps=adam.eps,
             weight_decay=adam.weight_decay,
-            fused=parts.processes.device.type == "cuda",
+            fused=cuda,
+            foreach=not cuda,
         )
         self._clock = Clock()
 
@@ -141,7 +142,7 @@ class Loop:
         return True
 
     def _begin(self, step: int) -> tuple[bool, dict[str, int], StepBatch]:
-        """Read the batch and agree on its counts; the same exchange carries failures and signals."""
+        """Read the batch and agree on its counts, on failures and on signals, in one exchange."""
         parts, objective = self._parts, self._parts.learner.objective
         failure: AmnesiaError | None = None
         batch = StepBatch(micro_batches=(), documents=0, checksum=0)
