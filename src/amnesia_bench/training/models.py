@@ -68,8 +68,8 @@ def build_learner(
         their = Teacher(_load(teacher, train.compute_dtype, None))
         _check_teacher(student, their.model, init, teacher)
         layers = their.model.base_model.layers
-        shard(their.model, layers, processes, train.compute_dtype)
-        their.model.to(processes.device)
+        shard(their, layers, processes, train.compute_dtype)
+        their.to(processes.device)
     if train.objective == "align":
         assert their is not None
         return _aligned(run, student, their, processes)
