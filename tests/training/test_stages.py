@@ -65,6 +65,7 @@ def changed(before: dict[str, torch.Tensor], after: dict[str, torch.Tensor]) -> 
     return {name for name in before if not torch.equal(before[name], after[name])}
 
 
+STAGE1 = {"init": "converted1", "teacher": "teacher", "data": "web"}
 WEB = {"isolate_documents": False}
 ALIGN = WEB | {"objective": "align", "teacher": "Qwen3-tiny"}
 DISTILL = WEB | {"objective": "distill", "teacher": "Qwen3-tiny"}
@@ -91,7 +92,9 @@ def test_sft_learns_and_publishes_what_verify_and_transformers_accept(folder: Pa
 
 def test_alignment_trains_the_mixers_alone_and_leaves_the_teacher_untouched(folder: Path) -> None:
     files = [path.read_bytes() for path in sorted((folder / "teacher").iterdir())]
-    assert train_here(job(folder, "s1", ALIGN, init="converted1", teacher="teacher", data="web")) == 0
+    assert (
+        train_here(job(folder, "s1", ALIGN, init="converted1", teacher="teacher", data="web")) == 0
+    )
     before, after = tensors(folder / "converted1"), tensors(folder / "s1")
     assert changed(before, after) == {name for name in before if ".self_attn." in name}
     assert [path.read_bytes() for path in sorted((folder / "teacher").iterdir())] == files
@@ -104,7 +107,9 @@ def test_alignment_trains_the_mixers_alone_and_leaves_the_teacher_untouched(fold
 
 def test_alignment_can_leave_layers_out(folder: Path) -> None:
     train = ALIGN | {"align_layers": [0, 3]}
-    assert train_here(job(folder, "s1b", train, init="converted1", teacher="teacher", data="web")) == 0
+    assert (
+        train_here(job(folder, "s1b", train, init="converted1", teacher="teacher", data="web")) == 0
+    )
     moved = changed(tensors(folder / "converted1"), tensors(folder / "s1b"))
     assert {name.split(".")[2] for name in moved} == {"0", "3"}
 
@@ -191,11 +196,11 @@ def test_two_processes_with_torchrun_and_accumulation_equal_one(folder: Path) ->
     script.write_text(ONE_PROCESS)
     root = str(Path(__file__).resolve().parents[2])
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-                "--master-port", "0", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]  # fmt: skip
+                "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]  # fmt: skip
     environment = {**os.environ}
     environment["PYTHONPATH"] = f"{root}:{root}/src"
-    done = subprocess.run([*torchrun, str(script), str(folder), "two"], env=environment,
-                          capture_output=True, text=True, check=False)  # fmt: skip
+    command = [*torchrun, str(script), str(folder), "two"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     one = job(folder, "one", {"steps": 6, "global_batch": 4, "micro_batch": 4})
     assert train_here(one) == 0

@@ -86,7 +86,7 @@ class CheckpointFolder:
         self.wait()
         temporary = self._temporary(step)
         self._processes.on_first(lambda: self._prepare(temporary))
-        writer = FileSystemWriter(temporary, sync_files=True)
+        writer = _Writer(temporary, sync_files=True)
         group = self._processes.background
         if self._settings.asynchronous:
             future = async_save(state, storage_writer=writer, process_group=group)
@@ -175,6 +175,19 @@ class CheckpointFolder:
                     hint=f"Remove {folder} to go on from the save before it.",
                 )
         return saved.step
+
+
+class _Writer(FileSystemWriter):
+    """Says why a file could not be written: torch.save covers that up with an error of its own."""
+
+    def write_data(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().write_data(*args, **kwargs)
+        except RuntimeError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or error from error
 
 
 def _explained(error: BaseException, temporary: Path) -> AmnesiaError:
