@@ -284,7 +284,7 @@ class _Recorder:
             project=train.wandb_project,
             run_id=f"{train.name}-{self._folder.stem}",
             group=train.model or train.name,
-            job_type="sft" if train.isolate_documents else "pretrain",
+            job_type=train.objective,
             config=self._run.model_dump(mode="json"),
             folder=self._folder,
         )
