@@ -20,6 +20,7 @@ def main() -> None:
     sections = (
         ["bench_cli.py"],
         ["bench_modeling.py"],
+        ["bench_train.py"],
         ["bench_restore.py", "--folder", args.folder, *mergekit],
     )
     made = collect_provenance(["make", "bench"], seeds={})

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch.nn.functional import log_softmax
 
+from amnesia_bench.errors import StageFailedError
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.training.batches import Batches, FileOrder
 from amnesia_bench.training.objectives import Align, Distill, NextToken, Teacher
@@ -182,10 +183,31 @@ def test_a_document_neither_sees_nor_teaches_its_neighbours(mixers):
 def test_padding_behind_the_documents_is_one_of_its_own():
     run = training_run({"global_batch": 1})
     row = random_rows(1, lengths=(9, 14))[0]
-    mask = row.loss_mask & (np.arange(TOKENS) < 23)
+    mask = np.arange(TOKENS) < 23
     (batch,) = first_batch(run, [Row(row.tokens, mask, row.document_lengths)])
     assert batch.packed.bounds == (0, 9, 23, TOKENS)
     assert batch.targets_at.max() < 22
+
+
+def test_rows_of_one_document_and_padding_are_rows_and_give_the_same_loss():
+    run = training_run({"global_batch": 2, "micro_batch": 2})
+    rows, model = random_rows(2, lengths=(23,)), hypenet()
+    rows = [Row(r.tokens, r.loss_mask & (np.arange(TOKENS) < 23), (23, 9)) for r in rows]
+    (batch,) = first_batch(run, rows)
+    assert batch.packed is None
+    assert batch.input_ids.shape == (2, TOKENS)
+    singles = [first_batch(training_run({"global_batch": 1}), [row])[0] for row in rows]
+    expected = sum(NextToken(run, model)(single)[0].item() for single in singles)
+    assert NextToken(run, model)(batch)[0].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_a_model_that_cannot_isolate_documents_is_refused_packed_ones():
+    run = training_run({"global_batch": 1})
+    model = hypenet()
+    model.config.model_type = "jet_nemotron"
+    (batch,) = first_batch(run, random_rows(1))
+    with pytest.raises(StageFailedError, match="jet_nemotron cannot keep packed documents apart"):
+        NextToken(run, model)(batch)
 
 
 def test_the_first_token_of_a_document_is_predicted_by_none():

@@ -87,7 +87,6 @@ class TrainConfig(Frozen):
         global_batch: sequences per optimizer step, over all processes.
         micro_batch: sequences a process runs at a time.
         mixture: weight per source of data, in sequences.
-        first_sample: where in the endless order of samples this stage begins.
         align_layers: layers whose mixers `align` trains.
         trusted_code_sha256: hash of the Python files of a checkpoint that brings its own model
             code; without it such a checkpoint is refused.
@@ -102,7 +101,6 @@ class TrainConfig(Frozen):
     micro_batch: PositiveInt
     sequence_tokens: PositiveInt
     mixture: Annotated[dict[str, float], AfterValidator(_weights_are_positive)]
-    first_sample: NonNegativeInt
     isolate_documents: bool
     align_layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
     freeze: Freeze | None
@@ -144,7 +142,6 @@ class Recipe(Frozen):
         loss_mean: over the step's trained tokens, or the mean of the means of its micro-batches.
         head: `tied` refuses a checkpoint whose head is untied.
         shuffle: a seeded permutation of the sequences, or the order they were written in.
-        disjoint_stages: begin at `first_sample`, or every stage at the first sequence.
         isolate_documents: as the stage says, or never.
         buffers_dtype: what decays and rotary frequencies are rounded to.
     """
@@ -156,7 +153,6 @@ class Recipe(Frozen):
     loss_mean: Literal["trained_tokens", "micro_batches"]
     head: Literal["as_init", "tied"]
     shuffle: bool
-    disjoint_stages: bool
     isolate_documents: Literal["as_stage", "never"]
     buffers_dtype: Dtype
 
@@ -171,11 +167,6 @@ class TrainingRun(Frozen):
     def isolate_documents(self) -> bool:
         """Whether documents of a row see nothing of each other."""
         return self.train.isolate_documents and self.recipe.isolate_documents == "as_stage"
-
-    @property
-    def first_sample(self) -> int:
-        """Index of the first sample in the endless order."""
-        return self.train.first_sample if self.recipe.disjoint_stages else 0
 
 
 def load_training(name: str, overrides: Sequence[str]) -> TrainingRun:

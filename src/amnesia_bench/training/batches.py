@@ -146,7 +146,7 @@ class Batches:
             StageFailedError: a sequence cannot be read or holds nothing to train on.
         """
         train = self._run.train
-        start = self._run.first_sample + (step - 1) * train.global_batch
+        start = (step - 1) * train.global_batch
         micro_batches, documents, checksum = [], 0, 0
         for i in range(self.accumulation):
             first = start + (i * self._size + self._rank) * train.micro_batch
@@ -162,7 +162,8 @@ class Batches:
         where = f"step {step}: sequence {number} of {self._names[source]}"
         if len(row.tokens) != self._run.train.sequence_tokens:
             raise StageFailedError(f"{where} has {len(row.tokens)} tokens")
-        if self._run.train.objective == "next_token" and not _trained(row, self._run).any():
+        trained = _predictable(row, self._run.isolate_documents)
+        if self._run.train.objective == "next_token" and not trained.any():
             raise StageFailedError(
                 f"{where} has no trained token",
                 hint="Prepare the data again: a sequence without one should not be in it.",
@@ -170,12 +171,8 @@ class Batches:
         return row
 
 
-def _trained(row: TokenSequence, run: TrainingRun) -> NDArray[np.bool_]:
-    """Return which tokens are to be predicted: of the mask, those with a token before them."""
-    return _predictable(row, run.isolate_documents)
-
-
 def _predictable(row: TokenSequence, isolate: bool) -> NDArray[np.bool_]:
+    """Return which tokens are to be predicted: of the mask, those with a token before them."""
     mask = np.array(row.loss_mask, dtype=bool)
     mask[0] = False
     if isolate:
@@ -190,7 +187,10 @@ def _collate(rows: Sequence[TokenSequence], isolate: bool) -> MicroBatch:
     predicted = trained.ravel().nonzero()[0]
     input_ids = torch.from_numpy(tokens)
     packed = None
-    if isolate:
+    # What comes behind a first document changes nothing in it: then rows are rows.
+    if isolate and any(
+        of_row[row.document_lengths[0] :].any() for row, of_row in zip(rows, trained, strict=True)
+    ):
         input_ids = input_ids.view(1, -1)
         packed = PackedRows.from_cu_seqlens(_bounds(rows), input_ids.shape[1], input_ids.device)
     return MicroBatch(

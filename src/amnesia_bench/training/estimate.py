@@ -85,6 +85,7 @@ class Estimate:
     flops_per_token: float
     hardware_flops_per_token: float
     gpu_hours: float
+    utilisation: float
     memory: Memory
     save_bytes: float
     export_bytes: float
@@ -107,6 +108,7 @@ def estimate(run: TrainingRun, shape: ModelShape, processes: int, gpu: Gpu) -> E
     model_flops, recomputed = _flops(run, shape)
     step_tokens = train.global_batch * train.sequence_tokens
     tokens = step_tokens * train.steps
+    utilisation = _UTILISATION[train.objective]
     seconds = tokens * (model_flops + recomputed) / gpu.flops_per_second
     return Estimate(
         parameters=shape.parameters,
@@ -115,7 +117,8 @@ def estimate(run: TrainingRun, shape: ModelShape, processes: int, gpu: Gpu) -> E
         tokens=tokens,
         flops_per_token=model_flops,
         hardware_flops_per_token=model_flops + recomputed,
-        gpu_hours=seconds / _UTILISATION[train.objective] / 3600,
+        gpu_hours=seconds / utilisation / 3600,
+        utilisation=utilisation,
         memory=_memory(run, shape, trained, processes),
         save_bytes=3.0 * _BYTES[run.recipe.master_dtype] * trained,
         export_bytes=2.0 * shape.parameters,

@@ -15,7 +15,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.weights.config_keys import integer, optional_integer
 
 # Softmax attention in every layer, a gated MLP, no biases that count.
-_PLAIN = ("qwen2", "qwen3", "mistral", "llama")
+_PLAIN = ("llama", "mistral", "qwen2", "qwen3")
 
 
 @dataclass(frozen=True, kw_only=True)

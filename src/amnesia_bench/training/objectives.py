@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from amnesia_bench.config.train_schema import TrainingRun
+from amnesia_bench.errors import StageFailedError
 from amnesia_bench.modeling.mixers import MixerInputs
 from amnesia_bench.modeling.token_layout import TokenInputs, lay_out
 from amnesia_bench.training.batches import MicroBatch
@@ -23,6 +24,8 @@ from amnesia_bench.training.chunked_loss import chunked_cross_entropy, chunked_k
 
 # Rows of a micro-batch that the released code's KL took in, until its commit 5438a19.
 PARITY_KD_ROWS = 512
+# Softmax layers only, whose masks in transformers follow from positions that begin again.
+_BY_POSITIONS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class Teacher(nn.Module):
@@ -178,10 +181,17 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     """Return the hidden states before the head [B, T, M]; documents are isolated as packed."""
     where: dict[str, Any] = {}
     if batch.packed is not None:
-        # Other models know packed rows by positions that begin again.
-        hypenet = model.config.model_type == "hypenet"
+        kind = model.config.model_type
+        if kind not in (*_BY_POSITIONS, "hypenet"):
+            raise StageFailedError(
+                f"models of type {kind} cannot keep packed documents apart",
+                hint="Prepare the data with one document a sequence: pack: single.",
+            )
+        by_positions = kind in _BY_POSITIONS
         where = (
-            {"cu_seqlens": batch.packed} if hypenet else {"position_ids": batch.packed.positions()}
+            {"position_ids": batch.packed.positions()}
+            if by_positions
+            else {"cu_seqlens": batch.packed}
         )
     output = model.base_model(batch.input_ids, use_cache=False, **where)
     hidden: Tensor = output.last_hidden_state
