@@ -1,7 +1,7 @@
 """What the training loop costs beside the training, and what a step costs on a GPU.
 
 python scripts/bench_train.py            # CPU: the loop around a tiny model
-python scripts/bench_train.py --gpu      # one GPU: SFT of a HypeNet-2B, beside transformers' Trainer
+python scripts/bench_train.py --gpu      # one GPU: SFT of a HypeNet-2B, beside HF's Trainer
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""configs/train says what the paper's Tables 5-9 say, and configs/recipe what the two recipes are."""
+"""configs/train says what the paper's Tables 5-9 say; configs/recipe holds the two recipes."""
 
 import re
 from pathlib import Path

@@ -104,8 +104,16 @@ def test_flops_are_those_that_are_counted(mixers: list[str]) -> None:
 
 
 def test_eight_gpus_need_what_the_design_worked_out_by_hand() -> None:
-    hours = {"stage1_2b": 0.3, "stage2_2b": 2.1, "stage3_2b": 1.8, "sft_miromind_2b": 0.4,
-             "stage3_5b": 4.6, "sft_miromind_5b": 0.9, "stage3_9b": 8.0, "sft_miromind_9b": 1.6}  # fmt: skip
+    hours = {
+        "stage1_2b": 0.3,
+        "stage2_2b": 2.1,
+        "stage3_2b": 1.8,
+        "sft_miromind_2b": 0.4,
+        "stage3_5b": 4.6,
+        "sft_miromind_5b": 0.9,
+        "stage3_9b": 8.0,
+        "sft_miromind_9b": 1.6,
+    }
     memory = {"stage3_2b": 19e9, "stage3_5b": 30e9}
     for name, expected in hours.items():
         run = load_training(name, [])

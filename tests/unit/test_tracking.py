@@ -40,7 +40,10 @@ def test_later_steps_and_torn_lines_are_cut_off(tmp_path: Path, torn: bytes) -> 
 
 
 def test_a_number_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
-    with MetricsFile(tmp_path / "metrics.jsonl", keep_steps=0) as file, pytest.raises(ValueError):
+    with (
+        MetricsFile(tmp_path / "metrics.jsonl", keep_steps=0) as file,
+        pytest.raises(ValueError, match="not JSON compliant"),
+    ):
         file.append({"step": 1, "loss": float("nan")})
 
 
@@ -147,8 +150,8 @@ def test_a_real_offline_run_holds_the_metrics(tmp_path: Path) -> None:
                           capture_output=True, text=True, check=False)  # fmt: skip
     assert done.returncode == 0, done.stderr
     (file,) = tmp_path.glob("wandb/offline-run-*-tiny-out/run-tiny-out.wandb")
-    shown = subprocess.run([sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)],
-                           env=environment, capture_output=True, text=True, check=False)  # fmt: skip
+    inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(file)]
+    shown = subprocess.run(inspect, env=environment, capture_output=True, text=True, check=False)
     assert shown.returncode == 0, shown.stderr
     assert '"loss"' in shown.stdout
     assert "0.25" in shown.stdout
