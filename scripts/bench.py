@@ -1,6 +1,7 @@
 """Run every benchmark and write docs/benchmarks.md: python scripts/bench.py [--mergekit PATH]."""
 
 import argparse
+import os
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -17,12 +18,16 @@ def main() -> None:
     parser.add_argument("--folder", default="/tmp", help="where to put 14 GB of scratch files")
     args = parser.parse_args()
     mergekit = ["--mergekit", args.mergekit] if args.mergekit else []
-    sections = (
+    sections = [
         ["bench_cli.py"],
         ["bench_modeling.py"],
         ["bench_train.py"],
         ["bench_restore.py", "--folder", args.folder, *mergekit],
-    )
+    ]
+    data = Path(os.environ.get("AMNESIA_SHARED") or ROOT.parent / "shared") / "data"
+    if data.is_dir():
+        inputs = ["--input", str(data / "gsm8k_train.jsonl")]
+        sections.append(["bench_data.py", "--tokenizer", str(data / "qwen2_tokenizer"), *inputs])
     made = collect_provenance(["make", "bench"], seeds={})
     machine = made.hardware
     head = (

@@ -20,6 +20,7 @@ from amnesia_bench.errors import AmnesiaError, ExitCode
 COMMANDS = {
     "restore": "repair POST: put back W_Q and W_K of the softmax layers from PRE",
     "diff": "say which tensors of two checkpoints differ, and by how much",
+    "data": "prepare training data once, or look at what was prepared",
     "convert": "make a HypeNet checkpoint out of a Qwen3 teacher",
     "train": "train a stage of HypeNet, or fine-tune; estimate what that takes",
     "verify": "hold a folder that amnesia wrote against its manifest",

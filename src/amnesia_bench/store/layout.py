@@ -3,6 +3,7 @@
 <store>/<kind>/<id>/                a finished artifact
 <store>/<kind>/<id>/manifest.json   written last
 <store>/<kind>/.<id>.tmp-<token>/   work in progress, or what a killed attempt left
+<store>/<kind>/.<id>.parts/         finished parts of the work, which the next attempt goes on from
 <store>/<kind>/.<id>.lease/         who is working on <id>
 <store>/<kind>/<id>.training/       saves and metrics of a training run that will become <id>
 """
@@ -76,6 +77,11 @@ def new_working_path(final: Path) -> Path:
 def training_path(final: Path) -> Path:
     """Return the folder in which a training run keeps what it needs to go on after a crash."""
     return final.with_name(f"{final.name}.training")
+
+
+def resumable_path(final: Path) -> Path:
+    """Return the hidden sibling of a final folder whose contents outlive a killed attempt."""
+    return final.with_name(f".{final.name}.parts")
 
 
 def leftover_paths(final: Path) -> list[Path]:

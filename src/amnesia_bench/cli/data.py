@@ -1,0 +1,202 @@
+"""Prepare training data once, or look at what was prepared.
+
+  amnesia data prepare miromind --tokenizer HYPENET --out data/miromind
+  amnesia data prepare miromind --tokenizer HYPENET --out data/mine --input rows.jsonl \
+      data.sequence_tokens=4096
+  amnesia data inspect data/miromind --sequence 0
+
+`prepare` takes a file of configs/data. Killed, the same command goes on with the input files that
+are not done. `inspect` holds the files against their hashes and prints the counts; with
+--sequence it prints one sequence instead, trained tokens coloured and the others dim.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from amnesia_bench.errors import ExitCode, UserError
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+    from amnesia_bench.data.prepare import Progress, Report
+    from amnesia_bench.data.sequence_store import SequenceStore
+    from amnesia_bench.records.data import DataDescription
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("action", choices=("prepare", "inspect"), help="see above")
+    parser.add_argument(
+        "what", metavar="CONFIG|DIR", help="prepare: a file of configs/data; inspect: a data folder"
+    )
+    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
+    preparing = parser.add_argument_group("prepare")
+    preparing.add_argument("--tokenizer", type=Path, help="folder of the checkpoint to train")
+    preparing.add_argument("--out", type=Path, help="folder to write; must not exist yet")
+    preparing.add_argument(
+        "--input",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="read this Parquet or JSON-lines file, or folder of them, instead of the hub; may be "
+        "given many times",
+    )
+    preparing.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="change a value of the config: data.sequence_tokens=4096",
+    )
+    inspecting = parser.add_argument_group("inspect")
+    inspecting.add_argument("--sequence", type=int, metavar="N", help="print this one, from 0")
+
+
+def run(args: argparse.Namespace) -> ExitCode:
+    if args.action == "inspect":
+        return _inspect(args)
+    if args.tokenizer is None:
+        raise UserError("--tokenizer is missing: the folder of the checkpoint to train")
+    if args.out is None:
+        raise UserError("--out is missing: where should the data go?")
+    if args.sequence is not None:
+        raise UserError("--sequence belongs to `amnesia data inspect`")
+    from amnesia_bench.cli.output import print_json
+    from amnesia_bench.config.data_schema import DataConfig
+    from amnesia_bench.config.load import load_option
+    from amnesia_bench.data.prepare import prepare
+
+    config = load_option("data", args.what, args.overrides, DataConfig)
+    with _reporting() as report:
+        description = prepare(config, args.tokenizer, args.out, args.input, report)
+    if args.json:
+        print_json(description)
+    else:
+        _print(description)
+    return ExitCode.DONE
+
+
+def _inspect(args: argparse.Namespace) -> ExitCode:
+    from amnesia_bench.cli.output import console, print_json, say
+    from amnesia_bench.data.sequence_store import open_store
+    from amnesia_bench.store.hashing import verify_manifest
+
+    if args.tokenizer or args.out or args.input or args.overrides:
+        raise UserError("`amnesia data inspect` takes only a folder, --sequence and --json")
+    store = open_store(Path(args.what))
+    if args.sequence is not None:
+        if not 0 <= args.sequence < store.num_sequences:
+            raise UserError(
+                f"--sequence {args.sequence}: {store.folder} has sequences 0 to "
+                f"{store.num_sequences - 1}"
+            )
+        console().print(_coloured(store, args.sequence), soft_wrap=True)
+        return ExitCode.DONE
+    findings = verify_manifest(store.folder)
+    if args.json:
+        print_json(store.description)
+    else:
+        _print(store.description)
+        for finding in findings:
+            say(f"{finding.path} {finding.problem}")
+        say("Files: changed since they were written" if findings else "Files: intact")
+    return ExitCode.STAGE_FAILED if findings else ExitCode.DONE
+
+
+def _coloured(store: SequenceStore, number: int) -> Text:
+    """Return a sequence as text, a line between documents; runs of tokens are decoded together."""
+    from itertools import groupby
+
+    from rich.text import Text
+
+    from amnesia_bench.data.sequence_store import TOKENIZER
+    from amnesia_bench.data.tokenizer import decoder
+
+    decode = decoder(store.folder / TOKENIZER)
+    sequence = store.sequence(number)
+    text, begin = Text(), 0
+    documents = sequence.document_lengths[: -1 if sequence.padding else None]
+    for i, length in enumerate(documents):
+        mask = sequence.loss_mask[begin : begin + length]
+        trained_tokens = int(mask.sum())
+        text.append(f"--- document {i}: {length:,} tokens, {trained_tokens:,} trained\n", "bold")
+        for trained, run in groupby(range(length), key=lambda t: bool(mask[t])):
+            tokens = [int(sequence.tokens[begin + t]) for t in run]
+            text.append(decode(tokens), "green" if trained else "dim")
+        text.append("\n")
+        begin += length
+    text.append(f"--- {sequence.padding:,} tokens of padding", "bold")
+    return text
+
+
+def _print(description: DataDescription) -> None:
+    from amnesia_bench.cli.output import console, percent, say, table
+
+    counts = description.counts
+    grid = table(f"{description.name}: {description.num_sequences:,} sequences of "
+                 f"{description.sequence_tokens:,} tokens", ("", "count", "share"))  # fmt: skip
+    documents, tokens = max(counts.documents, 1), counts.tokens
+    shares = [
+        ("rows read", counts.rows, None),
+        *((f"  dropped: {why}", n, n / counts.rows) for why, n in counts.dropped.items()),
+        ("documents", counts.documents, None),
+        ("  longer than a sequence", counts.over_length, counts.over_length / documents),
+        ("  fragments cut of those", counts.fragments, None),
+        ("  of them without a trained token", counts.untrained_fragments, None),
+        ("tokens", tokens, None),
+        ("  trained", counts.trained_tokens, counts.trained_tokens / tokens),
+        ("  padding", counts.padding_tokens, counts.padding_tokens / tokens),
+    ]
+    for what, count, share in shares:
+        grid.add_row(what, f"{count:,}", "" if share is None else percent(share))
+    console().print(grid)
+    apart = "apart" if description.isolate_documents else "as one text"
+    say(f"Documents of a sequence are trained {apart}. "
+        f"Tokenizer: sha256 {description.tokenizer_sha256[:12]}")  # fmt: skip
+
+
+@contextmanager
+def _reporting() -> Iterator[Report]:
+    """Show progress on stderr: a line per finished step, and on a terminal a moving bar."""
+    if not sys.stderr.isatty():
+        yield _print_finished
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bars
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(),
+               TextColumn("{task.fields[counted]}"), TimeElapsedColumn())  # fmt: skip
+    tasks = {}
+    with Bars(*columns, console=Console(stderr=True)) as bars:
+
+        def report(progress: Progress) -> None:
+            if progress.step not in tasks:
+                # Nobody knows how many rows a file has: the bar only shows that it moves.
+                tasks[progress.step] = bars.add_task(progress.step, total=None, counted="")
+            bars.update(tasks[progress.step], counted=_counted(progress))
+            if progress.finished:
+                bars.remove_task(tasks[progress.step])
+                bars.console.out(_line(progress), highlight=False)
+
+        yield report
+
+
+def _print_finished(progress: Progress) -> None:
+    if progress.finished:
+        sys.stderr.write(f"{_line(progress)}\n")
+
+
+def _line(progress: Progress) -> str:
+    return f"{progress.step}: {_counted(progress)}"
+
+
+def _counted(progress: Progress) -> str:
+    unit = "sequences" if progress.step == "packing" else "documents"
+    done = ", done before" if progress.reused else ""
+    return f"{progress.done:,} {unit}, {progress.tokens:,} tokens{done}"

@@ -1,0 +1,133 @@
+"""What a file of configs/data may say: one source of data, and how it becomes sequences."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+
+from amnesia_bench.config.schema import Frozen
+
+
+class HubSource(Frozen):
+    """Files of a dataset on the Hugging Face hub.
+
+    `revision` is a commit, not a branch: a branch moves. Of each subset's files, in the order of
+    their names, the first `skip_files` are left out and the next `take_files` are read (null:
+    all that remain), so that stages can read different files of one dataset.
+    """
+
+    dataset: str
+    subsets: Annotated[tuple[str, ...], Field(min_length=1)]
+    split: str
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
+    skip_files: NonNegativeInt
+    take_files: PositiveInt | None
+
+
+class TextRows(Frozen):
+    """A row is a document: the first of `fields` that the data has.
+
+    `separator` ends each document: a special token, or `eos` for the tokenizer's own.
+    """
+
+    kind: Literal["text"] = "text"
+    fields: Annotated[tuple[str, ...], Field(min_length=1)]
+    separator: Annotated[str, Field(min_length=1)]
+
+
+class QuestionResponseRows(Frozen):
+    """A row has `question` and `response`; the response opens with one think block."""
+
+    kind: Literal["question_response"] = "question_response"
+
+
+class ShareGptRows(Frozen):
+    """A row has `conversations`, a list of {from: human|gpt|system, value}; each answer thinks.
+
+    `domain` keeps only rows with that value in their field `domain`; null keeps all.
+    """
+
+    kind: Literal["sharegpt"] = "sharegpt"
+    domain: str | None
+
+
+class MessageRows(Frozen):
+    """A row has `messages`, a list of {role, content}; answers may open with a think block."""
+
+    kind: Literal["messages"] = "messages"
+
+
+Rows = Annotated[
+    TextRows | QuestionResponseRows | ShareGptRows | MessageRows, Field(discriminator="kind")
+]
+
+# Which tokens of a conversation are trained: the answers, or everything.
+LossOn = Literal["assistant", "all"]
+
+
+class Qwen3Chat(Frozen):
+    """ChatML as Qwen3 writes it: only the last answer thinks, an empty block where it does not."""
+
+    style: Literal["qwen3"] = "qwen3"
+    loss_on: LossOn
+
+
+class ChatML(Frozen):
+    """ChatML with answers as they are; `default_system` opens conversations that have no system."""
+
+    style: Literal["chatml"] = "chatml"
+    default_system: str | None
+    loss_on: LossOn
+
+
+class MistralChat(Frozen):
+    """`<s>[INST] question[/INST] answer</s>`, without system messages."""
+
+    style: Literal["mistral"] = "mistral"
+    loss_on: LossOn
+
+
+Chat = Annotated[Qwen3Chat | ChatML | MistralChat, Field(discriminator="style")]
+
+# best_fit: whole documents, best fit decreasing within windows of shuffled documents. concat:
+# documents one after another, cut wherever a sequence is full. single: one document a sequence,
+# for models that cannot keep packed documents apart.
+Pack = Literal["best_fit", "concat", "single"]
+
+# What becomes of a document that is longer than a sequence.
+OverLength = Literal["drop", "truncate", "split"]
+
+
+class DataConfig(Frozen):
+    """One source, prepared.
+
+    `over_length` is null for pack concat, to which no document is too long. `sample_rows` is the
+    share of rows that is read, chosen by `seed`. `max_dropped` is the share of those rows that may
+    be unusable before the preparation fails; documents that are too long do not count.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+    source: HubSource
+    rows: Rows
+    chat: Chat | None
+    pack: Pack
+    over_length: OverLength | None
+    sequence_tokens: PositiveInt
+    isolate_documents: bool
+    sample_rows: Annotated[float, Field(gt=0, le=1)]
+    max_dropped: Annotated[float, Field(ge=0, le=1)]
+    seed: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if (self.chat is None) != (self.rows.kind == "text"):
+            needs = "takes no chat" if self.rows.kind == "text" else "needs a chat"
+            raise ValueError(f"rows of kind {self.rows.kind}: {needs}")
+        if (self.over_length is None) != (self.pack == "concat"):
+            raise ValueError(
+                "pack concat cuts documents anywhere: over_length: null"
+                if self.pack == "concat"
+                else f"pack {self.pack} needs over_length: drop, truncate or split"
+            )
+        return self

@@ -1,0 +1,122 @@
+"""Rows to documents: a text with its separator, or a conversation with its mask."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amnesia_bench.config.data_schema import DataConfig, TextRows
+from amnesia_bench.data.chat import Segment, render
+from amnesia_bench.data.conversation import (
+    DroppedRow,
+    Reason,
+    Row,
+    check_unicode,
+    columns_of,
+    conversation,
+    string,
+)
+from amnesia_bench.data.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Tokenised documents end to end: tokens uint32 [N], mask bool [N], lengths int64 [D]."""
+
+    tokens: NDArray[np.uint32]
+    mask: NDArray[np.bool_]
+    lengths: NDArray[np.int64]
+
+
+class DocumentMaker:
+    """Turns rows into tokens as a config says."""
+
+    def __init__(self, config: DataConfig, tokenizer: Tokenizer) -> None:
+        self._config = config
+        self._tokenizer = tokenizer
+        rows = config.rows
+        self._separator = (
+            tokenizer.separator(rows.separator) if isinstance(rows, TextRows) else None
+        )
+
+    @property
+    def columns(self) -> tuple[tuple[str, ...], ...]:
+        """The fields that are needed; of each item one must be there."""
+        rows = self._config.rows
+        if isinstance(rows, TextRows):
+            return (rows.fields,)
+        return tuple((name,) for name in columns_of(rows))
+
+    def sampled(self, file_identity: str, number: int) -> bool:
+        """Whether a row belongs to the share of rows that is read."""
+        share = self._config.sample_rows
+        if share == 1:
+            return True
+        key = f"{self._config.seed}/{file_identity}/{number}"
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "little") < share * 2**64
+
+    def segments(self, row: Row, where: str) -> list[Segment]:
+        """Return a row as texts to tokenise.
+
+        Raises:
+            DroppedRow: the row is of no use.
+            UserError: a field holds the wrong type.
+        """
+        rows, chat = self._config.rows, self._config.chat
+        if chat is not None and not isinstance(rows, TextRows):
+            return render(conversation(rows, row, where), chat)
+        field = next(name for name in self.columns[0] if name in row)
+        text = string(row, field, where)
+        if not text.strip():
+            raise DroppedRow(Reason.EMPTY)
+        check_unicode(text)
+        return [Segment(text, True)]
+
+    def tokenise(self, documents: list[list[Segment]]) -> tuple[Documents, int]:
+        """Return documents as tokens, and how many were left out since nothing is trained."""
+        segments = [segment for document in documents for segment in document]
+        tokens, lengths = self._tokenizer.encode_batch(
+            [segment.text for segment in segments], special_tokens=self._separator is None
+        )
+        mask = np.repeat(np.fromiter((s.trained for s in segments), np.bool_), lengths)
+        counts = np.fromiter(map(len, documents), np.int64)
+        lengths = _sums(lengths, counts)
+        if self._separator is not None:
+            ends = np.cumsum(lengths)
+            tokens = np.insert(tokens, ends, self._separator)
+            mask = np.insert(mask, ends, True)
+            lengths = lengths + 1
+        trained = _sums(mask.astype(np.int64), lengths) > 0
+        if not trained.all():
+            kept = np.repeat(trained, lengths)
+            tokens, mask = tokens[kept], mask[kept]
+        return Documents(tokens, mask, lengths[trained]), int((~trained).sum())
+
+
+def _sums(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the sum of each run of values; runs may be empty."""
+    totals = np.concatenate((np.zeros(1, np.int64), np.cumsum(values)))
+    ends = np.cumsum(counts)
+    sums: NDArray[np.int64] = totals[ends] - totals[ends - counts]
+    return sums
+
+
+def batches(
+    segmented: Iterator[list[Segment]], max_characters: int
+) -> Iterator[list[list[Segment]]]:
+    """Group documents into batches of about so many characters."""
+    batch: list[list[Segment]] = []
+    characters = 0
+    for document in segmented:
+        batch.append(document)
+        characters += sum(len(segment.text) for segment in document)
+        if characters >= max_characters:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch

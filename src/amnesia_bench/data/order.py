@@ -1,0 +1,139 @@
+"""Which sequence comes when: a pure function of the sample's number, with no state to save.
+
+A mixture takes its sources in a fixed periodic pattern, and within a source every epoch is a
+permutation of its own. How many processes share a step changes nothing: they only divide the
+numbers among themselves.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from amnesia_bench.errors import UserError
+
+# Weights hold to one part in so many, and the pattern of a mixture repeats after as many samples.
+_PERIOD = 10_000
+_ROUNDS = 4
+_MASK64 = (1 << 64) - 1
+
+
+class SampleOrder:
+    """An endless order over the sequences of one or more sources.
+
+    Args:
+        sizes: sequences of each source.
+        weights: share of each source in the samples, in any unit; rounded to 1/10,000 of their
+            sum, as `shares` tells.
+        seed: another seed, another permutation of every epoch.
+
+    Raises:
+        UserError: a size or weight is not positive, or a weight is too small to be kept.
+    """
+
+    def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
+        if not sizes or len(sizes) != len(weights):
+            raise UserError(f"{len(sizes)} sources and {len(weights)} weights")
+        if any(size < 1 for size in sizes):
+            raise UserError(f"sources of {list(sizes)} sequences: none may be empty")
+        if any(not 0 < weight < math.inf for weight in weights):
+            raise UserError(f"weights {list(weights)}: each must be above 0")
+        self.sizes = tuple(sizes)
+        self.seed = seed
+        self._parts = _whole_parts(weights)
+        self._period = sum(self._parts)
+        self._sources = spread(self._parts)
+        self._ranks = _ranks(self._sources, len(sizes))
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weights as they are kept; they add up to 1."""
+        return tuple(part / self._period for part in self._parts)
+
+    def sample(self, index: int) -> tuple[int, int]:
+        """Return source and sequence of the `index`-th sample, from 0."""
+        if index < 0:
+            raise ValueError(f"sample {index}: counting starts at 0")
+        period, within = divmod(index, self._period)
+        source = self._sources[within]
+        nth = period * self._parts[source] + self._ranks[within]
+        epoch, position = divmod(nth, self.sizes[source])
+        key = _mix(_mix(_mix(self.seed & _MASK64) ^ source) ^ epoch)
+        return source, permuted(position, self.sizes[source], key)
+
+
+def permuted(position: int, size: int, key: int) -> int:
+    """Return where a permutation of 0..size-1 that `key` chooses puts `position`.
+
+    A Feistel network over the next power of four, walked until the value falls below `size`:
+    a bijection by construction (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    """
+    bits = max(1, ((size - 1).bit_length() + 1) // 2)
+    low = (1 << bits) - 1
+    round_keys = [_mix(key ^ (number + 1)) for number in range(_ROUNDS)]
+    value = position
+    while True:
+        left, right = value >> bits, value & low
+        for round_key in round_keys:
+            left, right = right, left ^ (_mix(right ^ round_key) & low)
+        value = left << bits | right
+        if value < size:
+            return value
+
+
+def spread(parts: Sequence[int]) -> list[int]:
+    """Return sources 0, 1, ... in a pattern of sum(parts), as evenly as can be.
+
+    After any n samples, source i was taken n * parts[i] / sum(parts) times, give or take less
+    than one. The rule is that of Tijdeman (The chairman assignment problem, 1980): of the sources
+    that may be taken without running ahead, the one whose turn ends first.
+    """
+    total, k = sum(parts), len(parts)
+    if k == 1:
+        return [0] * total
+    slack = 2 * k - 2
+    behind = [0] * k  # n * parts[i] - total * taken[i]
+    pattern = []
+    for _ in range(total):
+        behind = [lag + part for lag, part in zip(behind, parts, strict=True)]
+        ready = [i for i in range(k) if behind[i] * slack >= total]
+        source = min(ready, key=lambda i: ((slack - 1) * total - slack * behind[i]) / parts[i])
+        behind[source] -= total
+        pattern.append(source)
+    return pattern
+
+
+def _whole_parts(weights: Sequence[float]) -> tuple[int, ...]:
+    """Round weights to whole parts of the period, largest remainder first."""
+    total = math.fsum(weights)
+    exact = [weight / total * _PERIOD for weight in weights]
+    # A decimal weight such as 0.3 is a hair off in binary: it is the decimal that was meant.
+    parts = [math.floor(value + 1e-6) for value in exact]
+    by_remainder = sorted(range(len(exact)), key=lambda i: parts[i] - exact[i])
+    for i in by_remainder[: _PERIOD - sum(parts)]:
+        parts[i] += 1
+    if 0 in parts:
+        raise UserError(
+            f"weights {list(weights)}: one is below 1/{_PERIOD:,} of their sum",
+            hint="Leave that source out, or give it more weight.",
+        )
+    common = math.gcd(*parts)
+    return tuple(part // common for part in parts)
+
+
+def _ranks(pattern: Sequence[int], num_sources: int) -> list[int]:
+    """Return for each place of the pattern how often its source came before."""
+    seen = [0] * num_sources
+    ranks = []
+    for source in pattern:
+        ranks.append(seen[source])
+        seen[source] += 1
+    return ranks
+
+
+def _mix(value: int) -> int:
+    """Scramble 64 bits: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    value = (value + 0x9E3779B97F4A7C15) & _MASK64
+    value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & _MASK64
+    value = ((value ^ value >> 27) * 0x94D049BB133111EB) & _MASK64
+    return value ^ value >> 31

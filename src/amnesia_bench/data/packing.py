@@ -1,0 +1,118 @@
+"""Documents into sequences of fixed length, computed from their lengths alone.
+
+A piece is a run of tokens of one document; a sequence is a list of pieces. Nothing here touches
+a token, so a corpus of billions is packed from a few bytes per document.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amnesia_bench.config.data_schema import OverLength
+
+Integers = NDArray[np.int64]
+
+WINDOW_DOCUMENTS = 50_000
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Runs of tokens: of which document, from which token of it, how many; each int64 [P]."""
+
+    document: Integers
+    start: Integers
+    length: Integers
+
+    def __len__(self) -> int:
+        return len(self.length)
+
+    def take(self, chosen: slice | list[int] | Integers | NDArray[np.bool_]) -> Pieces:
+        """Return the chosen pieces."""
+        return Pieces(self.document[chosen], self.start[chosen], self.length[chosen])
+
+
+def whole_documents(lengths: Integers, capacity: int, over_length: OverLength) -> Pieces:
+    """Return documents as pieces of at most `capacity` tokens, in their order.
+
+    What is longer is dropped, loses its end, or is split into pieces.
+    """
+    documents = np.arange(len(lengths), dtype=np.int64)
+    if over_length == "drop":
+        documents = documents[lengths <= capacity]
+        return Pieces(documents, np.zeros_like(documents), lengths[documents])
+    if over_length == "truncate":
+        return Pieces(documents, np.zeros_like(documents), np.minimum(lengths, capacity))
+    counts = -(-lengths // capacity)
+    documents = np.repeat(documents, counts)
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    start = (np.arange(len(documents), dtype=np.int64) - first) * capacity
+    return Pieces(documents, start, np.minimum(lengths[documents] - start, capacity))
+
+
+def pack_best_fit(
+    pieces: Pieces, capacity: int, seed: int, window: int = WINDOW_DOCUMENTS
+) -> Iterator[Pieces]:
+    """Yield sequences of whole pieces, best fit decreasing within windows of shuffled pieces.
+
+    Over everything at once, sequences would hold documents of like lengths only.
+    """
+    shuffled = np.random.default_rng(seed).permutation(len(pieces))
+    for begin in range(0, len(shuffled), window):
+        chosen = shuffled[begin : begin + window]
+        for members in best_fit_decreasing(pieces.length[chosen], capacity):
+            yield pieces.take(chosen[members])
+
+
+def pack_single(pieces: Pieces) -> Iterator[Pieces]:
+    """Yield one piece a sequence."""
+    for i in range(len(pieces)):
+        yield pieces.take(slice(i, i + 1))
+
+
+def best_fit_decreasing(lengths: Integers, capacity: int) -> list[list[int]]:
+    """Assign lengths to bins: the longest first, each to the fullest bin that still takes it.
+
+    Returns the indices of each bin. Every length must be between 1 and `capacity`.
+    """
+    bins: list[list[int]] = []
+    # By free space: which bins have it; and as one big integer, which amounts of it exist.
+    with_space: list[list[int]] = [[] for _ in range(capacity + 1)]
+    spaces = 0
+    for i in np.argsort(-lengths, kind="stable").tolist():
+        length = int(lengths[i])
+        fitting = spaces >> length
+        if fitting:
+            space = length + (fitting & -fitting).bit_length() - 1
+            target = with_space[space].pop()
+            if not with_space[space]:
+                spaces ^= 1 << space
+            bins[target].append(i)
+        else:
+            space, target = capacity, len(bins)
+            bins.append([i])
+        left = space - length
+        if left:
+            with_space[left].append(target)
+            spaces |= 1 << left
+    return bins
+
+
+def concatenate(lengths: Integers, capacity: int) -> Iterator[Pieces]:
+    """Yield sequences cut from the documents laid end to end; only the last may be short."""
+    if not len(lengths):
+        return
+    ends = np.cumsum(lengths)
+    # Cut where a document ends and where a sequence is full.
+    full = np.arange(capacity, ends[-1], capacity, dtype=np.int64)
+    cuts = np.union1d(ends, full)
+    begins = np.concatenate((np.zeros(1, np.int64), cuts[:-1]))
+    document = np.searchsorted(ends, begins, side="right").astype(np.int64)
+    pieces = Pieces(document, begins - (ends - lengths)[document], cuts - begins)
+    firsts = [0, *np.searchsorted(begins, full).tolist(), len(begins)]
+    for first, last in pairwise(firsts):
+        yield pieces.take(slice(first, last))

@@ -1,0 +1,179 @@
+"""Tokenised input files, kept until the store is published: what a killed preparation goes on from.
+
+One part per input file, in a hidden folder beside the store to be. A part is named after a hash
+of everything that determines it (settings, tokenizer, contents of the input), so a changed input
+or setting simply finds no part. Its `.json` is written last: without one a part is not finished.
+The lease of the store (`publishing`) also guards this folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amnesia_bench.data.documents import Documents
+from amnesia_bench.data.packing import Pieces
+from amnesia_bench.errors import UserError
+from amnesia_bench.records import codec
+from amnesia_bench.store.files import read_json, sync_folder, write_json
+
+_LAYOUT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartSummary:
+    """What tokenising one input file gave."""
+
+    rows: int
+    dropped: Mapping[str, int]
+    example: str | None
+    documents: int
+    tokens: int
+
+
+class Part:
+    """A finished part, memory-mapped: tokens [N], mask bool [N], lengths int64 [D]."""
+
+    def __init__(self, prefix: Path, summary: PartSummary, dtype: np.dtype[np.unsignedinteger]):
+        self.summary = summary
+        self.lengths = np.fromfile(_file(prefix, "lengths"), np.int64)
+        self.tokens: NDArray[np.unsignedinteger] = _mapped(_file(prefix, "tokens"), dtype)
+        self.mask: NDArray[np.bool_] = _mapped(_file(prefix, "mask"), np.dtype(np.bool_))
+
+
+class PartWriter:
+    """Writes one part; nothing of it counts before `finish`."""
+
+    def __init__(self, prefix: Path, dtype: np.dtype[np.unsignedinteger]) -> None:
+        self._prefix = prefix
+        self._dtype = dtype
+        self._files: dict[str, IO[bytes]] = {}
+        for kind in ("tokens", "mask", "lengths"):
+            self._files[kind] = _file(prefix, kind).open("wb")
+        self.documents = 0
+        self.tokens = 0
+
+    def add(self, documents: Documents) -> None:
+        """Append tokenised documents."""
+        self._files["tokens"].write(documents.tokens.astype(self._dtype).data)
+        self._files["mask"].write(documents.mask.data)
+        self._files["lengths"].write(documents.lengths.data)
+        self.documents += len(documents.lengths)
+        self.tokens += len(documents.tokens)
+
+    def finish(self, summary: PartSummary) -> None:
+        """Make the part durable, then declare it finished."""
+        for file in self._files.values():
+            file.flush()
+            os.fsync(file.fileno())
+        self.close()
+        fresh = _file(self._prefix, "fresh")
+        fresh.unlink(missing_ok=True)
+        write_json(fresh, codec.to_json(summary))
+        fresh.rename(_file(self._prefix, "json"))
+        sync_folder(self._prefix.parent)
+
+    def close(self) -> None:
+        """Close the files; without `finish` they are overwritten by the next attempt."""
+        for file in self._files.values():
+            file.close()
+
+
+class PartsFolder:
+    """The parts of one store, by what determines them."""
+
+    def __init__(self, folder: Path, settings: Mapping[str, object], token_bytes: int) -> None:
+        self.folder = folder
+        self.dtype: np.dtype[np.unsignedinteger] = np.dtype(f"<u{token_bytes}")
+        self._settings = json.dumps({"layout": _LAYOUT, **settings}, sort_keys=True)
+        folder.mkdir(exist_ok=True)
+
+    def finished(self, identity: str) -> PartSummary | None:
+        """Return what the part of an input file holds; None when there is no finished part."""
+        prefix = self._prefix(identity)
+        try:
+            data = read_json(_file(prefix, "json"))
+            summary = codec.from_json(PartSummary, data, str(prefix))
+            sizes = [_file(prefix, kind).stat().st_size for kind in ("tokens", "mask", "lengths")]
+        except (UserError, FileNotFoundError):
+            return None
+        tokens, documents = summary.tokens, summary.documents
+        expected = [tokens * self.dtype.itemsize, tokens, documents * 8]
+        return summary if sizes == expected else None
+
+    def writer(self, identity: str) -> PartWriter:
+        """Open a new part for an input file."""
+        return PartWriter(self._prefix(identity), self.dtype)
+
+    def open(self, identity: str) -> Part:
+        """Open a finished part.
+
+        Raises:
+            KeyError: it is not finished.
+        """
+        summary = self.finished(identity)
+        if summary is None:
+            raise KeyError(identity)
+        return Part(self._prefix(identity), summary, self.dtype)
+
+    def tidy(self) -> None:
+        """Remove what no later attempt can use: parts that are not finished."""
+        for path in self.folder.iterdir():
+            if not path.with_suffix(".json").exists():
+                path.unlink()
+        if not any(self.folder.iterdir()):
+            self.folder.rmdir()
+
+    def _prefix(self, identity: str) -> Path:
+        key = hashlib.sha256(f"{self._settings}\n{identity}".encode()).hexdigest()
+        return self.folder / key[:32]
+
+
+class Corpus:
+    """All parts as one run of documents."""
+
+    def __init__(self, parts: list[Part]) -> None:
+        self._parts = parts
+        self.lengths = np.concatenate([part.lengths for part in parts])
+        self._first = np.cumsum([0, *(len(part.lengths) for part in parts)])
+        self._begins = np.concatenate([np.cumsum(part.lengths) - part.lengths for part in parts])
+        self.token_bytes = parts[0].tokens.dtype.itemsize
+        self.rows = sum(part.summary.rows for part in parts)
+        self.dropped = dropped_by_reason([part.summary for part in parts])
+
+    def piece(
+        self, pieces: Pieces, i: int
+    ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.bool_]]:
+        """Return tokens and mask of the `i`-th piece."""
+        document = int(pieces.document[i])
+        part = self._parts[int(np.searchsorted(self._first, document, side="right")) - 1]
+        begin = int(self._begins[document] + pieces.start[i])
+        end = begin + int(pieces.length[i])
+        return part.tokens[begin:end], part.mask[begin:end]
+
+
+def dropped_by_reason(summaries: Sequence[PartSummary]) -> dict[str, int]:
+    """Return how many rows of all parts were dropped, by reason."""
+    total: Counter[str] = Counter()
+    for summary in summaries:
+        total.update(summary.dropped)
+    return dict(sorted(total.items()))
+
+
+def _file(prefix: Path, kind: str) -> Path:
+    return prefix.with_name(f"{prefix.name}.{kind}")
+
+
+def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if path.stat().st_size == 0:  # which mmap refuses
+        return np.empty(0, dtype)
+    return np.memmap(path, dtype, "r")

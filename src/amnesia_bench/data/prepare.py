@@ -1,0 +1,296 @@
+"""Prepare training data once: rows -> tokens (one part per input file) -> packed sequences.
+
+Killed at any moment, the same command goes on with the input files that are not done, and what
+it publishes is the same to the byte. Memory holds a few batches of rows and, while packing, some
+24 bytes per document.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+import numpy as np
+
+import amnesia_bench
+from amnesia_bench.config.data_schema import DataConfig
+from amnesia_bench.data.chat import Segment, check_template
+from amnesia_bench.data.conversation import DroppedRow, Reason
+from amnesia_bench.data.documents import DocumentMaker, Documents, batches
+from amnesia_bench.data.packing import (
+    Pieces,
+    concatenate,
+    pack_best_fit,
+    pack_single,
+    whole_documents,
+)
+from amnesia_bench.data.parts import Corpus, PartsFolder, PartSummary, dropped_by_reason
+from amnesia_bench.data.sequence_store import DESCRIPTION, KIND, TOKENIZER, ShardWriter
+from amnesia_bench.data.sources import InputFile, hub_files, local_files, read_rows
+from amnesia_bench.data.tokenizer import Tokenizer, load_tokenizer
+from amnesia_bench.errors import StageFailedError
+from amnesia_bench.records import codec
+from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
+from amnesia_bench.records.data import DataCounts, DataDescription
+from amnesia_bench.store.files import write_json
+from amnesia_bench.store.hashing import file_entry, sha256_of
+from amnesia_bench.store.layout import MANIFEST, resumable_path
+from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.publish import publishing
+
+_BATCH_CHARACTERS = 1 << 20
+# One batch in the tokenizer's threads while Python makes and writes its neighbours.
+_BATCHES_AHEAD = 2
+_REPORT_SEQUENCES = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """How far a step is: one per input file, then the packing.
+
+    `done` counts documents while tokenising and sequences while packing. `reused` is an input
+    file that an earlier attempt finished.
+    """
+
+    step: str
+    done: int = 0
+    tokens: int = 0
+    finished: bool = False
+    reused: bool = False
+
+
+Report = Callable[[Progress], None]
+
+
+def prepare(
+    config: DataConfig,
+    tokenizer_folder: Path,
+    out: Path,
+    inputs: Sequence[Path] = (),
+    report: Report = lambda progress: None,
+) -> DataDescription:
+    """Make a data store at `out`, whole or not at all.
+
+    Args:
+        config: what to read and how to pack it.
+        tokenizer_folder: the checkpoint that will be trained, or a folder with its tokenizer.
+        out: folder to write; must not exist yet.
+        inputs: Parquet or JSON-lines files with the dataset's fields, or folders of them, instead
+            of the hub.
+        report: told about progress, often.
+
+    Raises:
+        UserError: config, tokenizer or input are wrong; finished input files are kept.
+        StageFailedError: too many rows are unusable, nothing is left, or the disk is full.
+    """
+    tokenizer = load_tokenizer(tokenizer_folder)
+    if config.chat is not None:
+        check_template(config.chat, tokenizer)
+    maker = DocumentMaker(config, tokenizer)
+    files = local_files(inputs) if inputs else hub_files(config.source)
+    provenance = collect_provenance(sys.argv, seeds={"packing and sampling": config.seed})
+    token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
+    kept = resumable_path(out)
+    if (out / MANIFEST).is_file():  # killed between publishing and clearing up
+        shutil.rmtree(kept, ignore_errors=True)
+    with publishing(out) as work:
+        parts = PartsFolder(kept, _settings(config, tokenizer), token_bytes)
+        try:
+            _refuse_useless(config, _tokenise_files(files, maker, parts, report))
+        finally:
+            parts.tidy()
+        corpus = Corpus([parts.open(file.identity) for file in files])
+        description = _pack(config, corpus, tokenizer, work.folder, report)
+        (work.folder / TOKENIZER).write_text(tokenizer.serialized, encoding="utf-8")
+        write_json(work.folder / DESCRIPTION, codec.to_json(description))
+        work.finish(_manifest(work.folder, files, provenance))
+    shutil.rmtree(kept, ignore_errors=True)
+    return description
+
+
+def _manifest(folder: Path, files: Sequence[InputFile], provenance: Provenance) -> Manifest:
+    names = sorted(path.name for path in folder.iterdir())
+    return Manifest(
+        kind=KIND,
+        parents=tuple(
+            Parent(role="input", location=file.location, identity=file.identity) for file in files
+        ),
+        files=tuple(file_entry(folder, name, sha256=sha256_of(folder / name)) for name in names),
+        provenance=ended_now(provenance),
+    )
+
+
+def _settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, object]:
+    """Return all that decides how a row becomes tokens."""
+    chosen = config.model_dump(mode="json", include={"rows", "chat", "sample_rows", "seed"})
+    versions = {"code": amnesia_bench.__version__, "tokenizers": metadata.version("tokenizers")}
+    return {**chosen, **versions, "tokenizer": tokenizer.sha256}
+
+
+def _tokenise_files(
+    files: Sequence[InputFile], maker: DocumentMaker, parts: PartsFolder, report: Report
+) -> list[PartSummary]:
+    summaries = []
+    for number, file in enumerate(files, 1):
+        progress = Progress(step=f"{number}/{len(files)} {Path(file.location).name}")
+        summary = parts.finished(file.identity)
+        progress = replace(progress, reused=summary is not None)
+        if summary is None:
+            summary = _tokenise(file, maker, parts, progress, report)
+        summaries.append(summary)
+        report(replace(progress, done=summary.documents, tokens=summary.tokens, finished=True))
+    return summaries
+
+
+def _tokenise(
+    file: InputFile, maker: DocumentMaker, parts: PartsFolder, progress: Progress, report: Report
+) -> PartSummary:
+    """Make the part of one input file."""
+    rows = _Rows(file, maker)
+    writer = parts.writer(file.identity)
+    waiting: deque[Future[tuple[Documents, int]]] = deque()
+
+    def write_next() -> None:
+        documents, untrained = waiting.popleft().result()
+        writer.add(documents)
+        if untrained:
+            rows.dropped[Reason.UNTRAINED] += untrained
+        report(replace(progress, done=writer.documents, tokens=writer.tokens))
+
+    # One thread, since the tokenizer has threads of its own: it works while Python reads rows.
+    tokenising = ThreadPoolExecutor(1, thread_name_prefix="amnesia-tokenise")
+    try:
+        for batch in batches(rows.segments(), _BATCH_CHARACTERS):
+            waiting.append(tokenising.submit(maker.tokenise, batch))
+            if len(waiting) > _BATCHES_AHEAD:
+                write_next()
+        while waiting:
+            write_next()
+        summary = PartSummary(
+            rows=rows.read,
+            dropped={reason.value: rows.dropped[reason] for reason in sorted(rows.dropped)},
+            example=rows.example,
+            documents=writer.documents,
+            tokens=writer.tokens,
+        )
+        writer.finish(summary)
+    finally:
+        tokenising.shutdown(cancel_futures=True)
+        writer.close()
+    return summary
+
+
+class _Rows:
+    """The rows of one file, counted as they are read."""
+
+    def __init__(self, file: InputFile, maker: DocumentMaker) -> None:
+        self._file = file
+        self._maker = maker
+        self.read = 0
+        self.dropped: Counter[Reason] = Counter()
+        self.example: str | None = None
+
+    def segments(self) -> Iterator[list[Segment]]:
+        """Yield each usable row as segments."""
+        for number, row in read_rows(self._file, self._maker.columns):
+            if not self._maker.sampled(self._file.identity, number):
+                continue
+            where = f"{self._file.location}:{number}"
+            self.read += 1
+            try:
+                yield self._maker.segments(row, where)
+            except DroppedRow as dropped:
+                self.dropped[dropped.reason] += 1
+                # Rows of other domains are not bad, only not asked for.
+                if dropped.reason is not Reason.OTHER_DOMAIN:
+                    self.example = self.example or f"{where}: {dropped.reason.value}"
+
+
+def _refuse_useless(config: DataConfig, summaries: Sequence[PartSummary]) -> None:
+    """Raise StageFailedError where too little of the data could be used."""
+    rows = sum(summary.rows for summary in summaries)
+    dropped = dropped_by_reason(summaries)
+    bad = sum(n for reason, n in dropped.items() if reason != Reason.OTHER_DOMAIN)
+    reasons = ", ".join(f"{reason}: {n:,}" for reason, n in dropped.items())
+    if not sum(summary.documents for summary in summaries):
+        raise StageFailedError(f"none of {rows:,} rows gives a document ({reasons or 'no rows'})")
+    if bad > config.max_dropped * rows:
+        examples = [summary.example for summary in summaries if summary.example]
+        first = f". The first is {examples[0]}" if examples else ""
+        raise StageFailedError(
+            f"{bad:,} of {rows:,} rows are unusable, more than max_dropped={config.max_dropped}: "
+            f"{reasons}{first}",
+            hint="If that is how the data is: data.max_dropped=SHARE.",
+        )
+
+
+def _sequences(config: DataConfig, corpus: Corpus) -> tuple[Iterator[Pieces], int, int]:
+    """Return the sequences to write, and how many fragments were cut and left out."""
+    capacity = config.sequence_tokens
+    if config.over_length is None:
+        return concatenate(corpus.lengths, capacity), 0, 0
+    pieces = whole_documents(corpus.lengths, capacity, config.over_length)
+    cut = np.flatnonzero(corpus.lengths[pieces.document] > capacity)
+    empty = [i for i in cut.tolist() if not corpus.piece(pieces, i)[1].any()]
+    kept = pieces.take(np.delete(np.arange(len(pieces)), empty))
+    packed = (
+        pack_single(kept) if config.pack == "single" else pack_best_fit(kept, capacity, config.seed)
+    )
+    return packed, len(cut), len(empty)
+
+
+def _pack(
+    config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, folder: Path, report: Report
+) -> DataDescription:
+    """Write the sequences of a corpus; return what to say about them."""
+    sequences, fragments, untrained = _sequences(config, corpus)
+    writer = ShardWriter(folder, config.sequence_tokens, corpus.token_bytes, tokenizer.pad_token)
+    try:
+        for sequence in sequences:
+            writer.add(corpus.piece(sequence, i) for i in range(len(sequence)))
+            if writer.num_sequences % _REPORT_SEQUENCES == 0:
+                report(_packed(writer))
+    finally:
+        writer.close()
+    if not writer.num_sequences:
+        raise StageFailedError(
+            f"all {len(corpus.lengths):,} documents are longer than a sequence of "
+            f"{config.sequence_tokens:,} tokens",
+            hint="data.over_length=truncate keeps their beginnings.",
+        )
+    report(replace(_packed(writer), finished=True))
+    over = int((corpus.lengths > config.sequence_tokens).sum())
+    return DataDescription(
+        name=config.name,
+        config=config.model_dump(mode="json"),
+        tokenizer_sha256=tokenizer.sha256,
+        vocab_size=tokenizer.vocab_size,
+        token_bytes=corpus.token_bytes,
+        pad_token=tokenizer.pad_token,
+        sequence_tokens=config.sequence_tokens,
+        isolate_documents=config.isolate_documents,
+        num_sequences=writer.num_sequences,
+        sequences_per_shard=writer.sequences_per_shard,
+        counts=DataCounts(
+            rows=corpus.rows,
+            dropped=corpus.dropped,
+            documents=len(corpus.lengths),
+            over_length=over,
+            fragments=fragments,
+            untrained_fragments=untrained,
+            tokens=writer.num_sequences * config.sequence_tokens,
+            trained_tokens=writer.trained_tokens,
+            padding_tokens=writer.padding_tokens,
+        ),
+    )
+
+
+def _packed(writer: ShardWriter) -> Progress:
+    tokens = writer.num_sequences * writer.sequence_tokens
+    return Progress(step="packing", done=writer.num_sequences, tokens=tokens)

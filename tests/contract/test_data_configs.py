@@ -1,0 +1,62 @@
+"""The committed files of configs/data: each loads, and stages read files of their own."""
+
+from itertools import pairwise
+
+import pytest
+
+from amnesia_bench.config.data_schema import DataConfig, HubSource
+from amnesia_bench.config.load import load_option, options
+from amnesia_bench.errors import UserError
+
+NAMES = options("data")
+
+
+def load(name: str, *overrides: str) -> DataConfig:
+    return load_option("data", name, overrides, DataConfig)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_config_loads_and_has_the_name_of_its_file(name: str) -> None:
+    config = load(name)
+    assert config.name == name
+    assert DataConfig.model_validate_json(config.model_dump_json()) == config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_pretraining_joins_documents_and_fine_tuning_keeps_them_apart(name: str) -> None:
+    config = load(name)
+    pretraining = "stage" in name
+    assert (config.rows.kind == "text") is pretraining
+    assert (config.pack == "concat") is pretraining
+    assert config.isolate_documents is not pretraining
+    # Tables 5 to 9: stages 1 and 2 train on 512 tokens, stage 3 and the fine-tune on 16K.
+    assert config.sequence_tokens == (512 if name.endswith(("stage1", "stage2")) else 16384)
+
+
+@pytest.mark.parametrize("source", ["fineweb_edu", "ultradata_math"])
+def test_no_two_stages_read_the_same_file(source: str) -> None:
+    sources: list[HubSource] = [load(f"{source}_stage{stage}").source for stage in (1, 2, 3)]
+    for before, after in pairwise(sources):
+        assert before.subsets == after.subsets
+        assert before.take_files is not None
+        assert after.skip_files == before.skip_files + before.take_files
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "said"),
+    [
+        ("miromind", "data.source.revision=main", "data.source.revision=main"),
+        ("miromind", "data.chat=null", "rows of kind question_response: needs a chat"),
+        ("fineweb_edu_stage1", "data.chat={style: mistral, loss_on: all}", "takes no chat"),
+        ("miromind", "data.over_length=null", "pack best_fit needs over_length"),
+        ("fineweb_edu_stage1", "data.over_length=drop", "pack concat cuts documents anywhere"),
+        ("miromind", "data.chat.style=qwen4", "data.chat.style=qwen4: unknown"),
+        ("miromind", "data.sequence_tokens=0", "data.sequence_tokens=0"),
+        ("miromind", "data.sample_rows=0", "data.sample_rows=0"),
+        ("miromind", "data.sequence_token=512", "data.sequence_token: unknown key"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_by_its_path(name: str, override: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load(name, override)
+    assert said in caught.value.what
