@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -13,11 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from amnesia_bench.conversion import Conversion, convert
+from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import HypeNetForCausalLM
 from amnesia_bench.store.hashing import verify_manifest
 from amnesia_bench.tracking.metrics_file import read_metrics
 from tests.training_runs import (
     TINY,
+    TOKENIZER,
+    Started,
     TinyJob,
     train_here,
     training_run,
@@ -142,9 +148,13 @@ def test_norms_and_single_layers_can_be_frozen_too(folder: Path) -> None:
     assert before.keys() - changed(before, after) == names
 
 
-@pytest.mark.parametrize("tied", [True, False])
-@pytest.mark.parametrize("changes", [{"activation_checkpointing": True}, {"micro_batch": 4},
-                                     {"loss_chunk_rows": 3}])  # fmt: skip
+@pytest.mark.parametrize(
+    ("tied", "changes"),
+    [
+        (True, {"activation_checkpointing": True, "loss_chunk_rows": 3}),
+        (False, {"activation_checkpointing": True, "micro_batch": 4}),
+    ],
+)
 def test_what_saves_memory_changes_no_result(
     folder: Path, tied: bool, changes: dict[str, object]
 ) -> None:
@@ -191,20 +201,8 @@ sys.exit(train_here(job))
 """
 
 
-def test_two_processes_with_torchrun_and_accumulation_equal_one(folder: Path) -> None:
-    script = folder / "one.py"
-    script.write_text(ONE_PROCESS)
-    root = str(Path(__file__).resolve().parents[2])
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2",
-                "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]  # fmt: skip
-    environment = {**os.environ}
-    environment["PYTHONPATH"] = f"{root}:{root}/src"
-    command = [*torchrun, str(script), str(folder), "two"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    one = job(folder, "one", {"steps": 6, "global_batch": 4, "micro_batch": 4})
-    assert train_here(one) == 0
-    lines = [read_metrics(folder / out / "metrics.jsonl") for out in ("one", "two")]
+def assert_same_training(one: Path, two: Path) -> None:
+    lines = [read_metrics(out / "metrics.jsonl") for out in (one, two)]
     counts = [line["trained_tokens"] for line in lines[0]]
     assert max(counts) > 2 * min(counts)
     for a, b in zip(*lines, strict=True):
@@ -212,3 +210,119 @@ def test_two_processes_with_torchrun_and_accumulation_equal_one(folder: Path) ->
             assert a[key] == b[key]
         assert b["loss"] == pytest.approx(a["loss"], rel=1e-5)
         assert b["grad_norm"] == pytest.approx(a["grad_norm"], rel=1e-5)
+
+
+def test_two_processes_that_accumulate_twice_equal_one_that_does_not(folder: Path) -> None:
+    whole = {"steps": 6, "global_batch": 4, "micro_batch": 4}
+    assert train_here(job(folder, "one", whole)) == 0
+    started = Started(job(folder, "two", whole | {"micro_batch": 1}), 2)
+    assert started.wait() == [0, 0], started.said
+    assert_same_training(folder / "one", folder / "two")
+
+
+TORCHRUN = ["--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+
+
+def environment() -> dict[str, str]:
+    root = Path(__file__).resolve().parents[2]
+    return {**os.environ, "PYTHONPATH": f"{root}:{root / 'src'}"}
+
+
+@pytest.mark.slow
+def test_the_same_under_torchrun(folder: Path) -> None:
+    script = folder / "one.py"
+    script.write_text(ONE_PROCESS)
+    command = [sys.executable, "-m", "torch.distributed.run", *TORCHRUN, str(script), str(folder)]
+    done = subprocess.run(
+        [*command, "torchrun"], env=environment(), capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    whole = {"steps": 6, "global_batch": 4, "micro_batch": 4}
+    assert train_here(job(folder, "alone", whole)) == 0
+    assert_same_training(folder / "alone", folder / "torchrun")
+
+
+@pytest.mark.slow
+def test_launch_ends_with_what_the_workers_say(folder: Path) -> None:
+    script = folder / "launched.py"
+    script.write_text(ONE_PROCESS.replace('"steps": 6', '"steps": 5000, "seed": 1'))
+    command = [sys.executable, "-m", "amnesia_bench.training.launch", *TORCHRUN, str(script)]
+    with (folder / "launched.log").open("w") as log:
+        started = subprocess.Popen(
+            [*command, str(folder), "launched"], env=environment(), stdout=log, stderr=log
+        )
+    metrics = folder / "launched.training/metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert started.poll() is None, (folder / "launched.log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    started.send_signal(signal.SIGUSR1)
+    assert started.wait(60) == 75, (folder / "launched.log").read_text()
+    steps = len(metrics.read_text().splitlines())
+    saves = sorted(path.name for path in (folder / "launched.training/checkpoints").iterdir())
+    assert saves[-1] == f"step-{steps:08d}"
+    script.write_text(ONE_PROCESS.replace('"steps": 6', '"steps": 6, "mixture": {"other": 1.0}'))
+    done = subprocess.run([*command, str(folder), "wrong"], env=environment(), check=False)
+    assert done.returncode == 2
+
+
+def write_transformer(folder: Path, kind: str) -> Path:
+    """A random model of softmax layers only."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+            "num_attention_heads", "num_key_value_heads", "max_position_embeddings")  # fmt: skip
+    config = AutoConfig.for_model(kind, **{key: TINY[key] for key in keys})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    (folder / "tokenizer.json").write_bytes(TOKENIZER)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["qwen2", "mistral"])
+def test_models_of_softmax_layers_only_are_tuned_and_frozen_by_layer(
+    folder: Path, kind: str
+) -> None:
+    write_transformer(folder / kind, kind)
+    freeze = {"roles": ["q", "k"], "layers": [0, 3]}
+    assert train_here(job(folder, f"sft_{kind}", {"freeze": freeze}, init=kind)) == 0
+    before, after = tensors(folder / kind), tensors(folder / f"sft_{kind}")
+    untouched = before.keys() - changed(before, after)
+    kept = ("weight", "bias") if kind == "qwen2" else ("weight",)
+    assert untouched == {
+        f"model.layers.{i}.self_attn.{p}_proj.{what}" for i in (0, 3) for p in "qk" for what in kept
+    }
+    metrics = read_metrics(folder / f"sft_{kind}/metrics.jsonl")
+    assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+OWN_CODE = """
+from transformers import Qwen2Config, Qwen2ForCausalLM
+class OwnConfig(Qwen2Config):
+    model_type = "own_kind"
+class OwnForCausalLM(Qwen2ForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+def test_a_checkpoint_with_code_of_its_own_is_tuned_once_its_hash_is_trusted(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    init = write_transformer(folder / "own", "qwen2")
+    (init / "modeling_own.py").write_text(OWN_CODE)
+    config = json.loads((init / "config.json").read_text())
+    classes = {"AutoConfig": "modeling_own.OwnConfig",
+               "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}  # fmt: skip
+    changes = {"model_type": "own_kind", "architectures": ["OwnForCausalLM"], "auto_map": classes}
+    (init / "config.json").write_text(json.dumps(config | changes))
+    train = {"isolate_documents": False, "steps": 3}
+    with pytest.raises(UserError, match="brings model code of its own") as caught:
+        train_here(job(folder, "sft_own", train, init="own", data="web"))
+    found = re.search("[0-9a-f]{64}", caught.value.what)
+    assert found is not None
+    trusted = train | {"trusted_code_sha256": found[0]}
+    assert train_here(job(folder, "sft_own", trusted, init="own", data="web")) == 0
+    assert (folder / "sft_own/modeling_own.py").read_text() == OWN_CODE

@@ -14,7 +14,7 @@ import pytest
 
 from amnesia_bench.errors import AmnesiaError, MissingEnvironmentError, StageFailedError, UserError
 from tests.checkpoints import tensor_bytes
-from tests.training.deadly import Deadly, run_and_die
+from tests.deadly_training import Deadly, run_and_die
 from tests.training_runs import (
     Started,
     TinyJob,
@@ -204,9 +204,8 @@ def test_a_sequence_with_nothing_to_train_on(folder: Path) -> None:
     assert started.said.count("sequence 2 of sft has no trained token") == 2
 
 
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_no_number_stops_the_run_at_its_step(
-    folder: Path, bad: float, monkeypatch: pytest.MonkeyPatch
+    folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from amnesia_bench.training.objectives import NextToken
 
@@ -216,12 +215,12 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(
         nonlocal calls
         calls += 1
         loss, rest = honest(self, batch)  # type: ignore[arg-type]
-        return (loss * bad if calls == 4 * 4 + 2 else loss), rest
+        return (loss * float("nan") if calls == 4 * 4 + 2 else loss), rest
 
     mine = job(folder)
     with monkeypatch.context() as patch:
         patch.setattr(NextToken, "forward", forward)
-        with pytest.raises(StageFailedError, match=r"step 5: the loss is (nan|inf)"):
+        with pytest.raises(StageFailedError, match="step 5: the loss is nan"):
             train_here(mine)
     assert saves(folder) == ["step-00000003"]
     assert train_here(mine) == 0
@@ -263,10 +262,9 @@ def test_a_disk_that_fills_during_a_save(folder: Path, asynchronous: bool) -> No
     assert train_here(mine) == 0
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize(("size", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
 def test_a_signal_saves_and_asks_to_be_started_again(
-    folder: Path, number: signal.Signals, size: int
+    folder: Path, size: int, number: signal.Signals
 ) -> None:
     every = {"every_steps": 10_000, "keep": 2, "asynchronous": False}
     endless = job(folder, {"steps": 5_000, "checkpoints": every})

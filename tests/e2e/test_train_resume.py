@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.checkpoints import tensor_bytes
-from tests.training.deadly import Deadly, keeps_saves, run_and_die
+from tests.deadly_training import Deadly, keeps_saves, run_and_die
 from tests.training_runs import Started, TinyJob, training_run, write_data, write_hypenet
 
 STEPS = 8
@@ -53,7 +53,7 @@ def assert_same(whole: Path, resumed: Path) -> None:
 @pytest.mark.parametrize(
     ("size", "asynchronous", "deaths"),
     [
-        (1, False, [("step", 4), ("save", 20), ("torn", 7)]),
+        (1, False, [("save", 20), ("step", 4), ("torn", 7)]),
         (1, True, [("save", 200)]),
         (2, False, [("step", 4)]),
         (2, True, [("complete", 0)]),
@@ -79,14 +79,14 @@ def test_killed_at_random_moments_equals_uninterrupted(
 ) -> None:
     rng = random.Random(10 * size + asynchronous)
     places = ["step", "save", "hash", "complete", "renamed", "torn", "export"]
-    for turn in range(5):
-        mine = job(folder, f"random{size}{asynchronous}{turn}", asynchronous=asynchronous)
-        deaths = 0
-        while deaths < 2:
+    deaths = runs = 0
+    while deaths < 8:
+        runs += 1
+        mine = job(folder, f"random{size}{asynchronous}{runs}", asynchronous=asynchronous)
+        for _ in range(3):
+            deadly = Deadly(rng.choice(places), rng.randrange(4))
             if rng.random() < 0.5:
                 deadly = Deadly("clock", rng.uniform(0.3, 3.0), rng.randrange(size))
-            else:
-                deadly = Deadly(rng.choice(places), rng.randrange(4))
             if not run_and_die(mine, deadly, size):
                 break
             deaths += 1

@@ -15,7 +15,14 @@ from amnesia_bench.tracking.metrics_file import read_metrics
 from amnesia_bench.training.batches import Batches, FileOrder
 from amnesia_bench.training.models import _round_buffers
 from amnesia_bench.training.objectives import Distill, Teacher
-from tests.numerics.test_objectives import DISTILL, Rows, first_batch, hypenet, qwen3, random_rows
+from tests.numerics.test_train_objectives import (
+    DISTILL,
+    Rows,
+    first_batch,
+    hypenet,
+    qwen3,
+    random_rows,
+)
 from tests.training_runs import Row, TinyJob, train_here, training_run, write_data, write_hypenet
 
 
