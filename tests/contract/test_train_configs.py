@@ -109,6 +109,7 @@ def test_values_of_stage_and_recipe_can_be_changed() -> None:
         ("train.optimizer.min_learning_rate=1", "min_learning_rate 1.0 is above", None),
         ("train.optimizer.warmup_steps=100", "warmup_steps 100 leaves none of 100 steps", None),
         ("train.objective=align", "align and distill name a teacher", None),
+        ("train={objective: align, teacher: x}", "train is sft_miromind_2b", None),
         ("train.mixture.miromind=0", "each with a weight above 0", None),
         ("train.freeze={roles: [x], layers: all}", "train.freeze.roles[0]=x", None),
     ],

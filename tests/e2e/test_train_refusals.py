@@ -106,7 +106,8 @@ def test_processes_that_do_not_divide_the_batch(folder: Path) -> None:
 def test_a_teacher_where_none_is_wanted_and_none_where_one_is(folder: Path) -> None:
     mine = job(folder)
     refused(replace(mine, teacher=folder / "init"), UserError, "tiny has no teacher")
-    distill = training_run({"objective": "distill", "teacher": "Qwen/Qwen3-1.7B"})
+    learning = {"objective": "distill", "teacher": "Qwen/Qwen3-1.7B", "isolate_documents": False}
+    distill = training_run(learning)
     refused(replace(mine, run=distill), UserError, "learns from a teacher (Qwen/Qwen3-1.7B)")
 
 

@@ -122,6 +122,8 @@ class TrainConfig(Frozen):
             )
         if (self.objective == "next_token") != (self.teacher is None):
             raise ValueError("align and distill name a teacher, next_token has none")
+        if self.isolate_documents and self.teacher is not None:
+            raise ValueError("align and distill do not isolate documents: isolate_documents: false")
         if self.optimizer.warmup_steps >= self.steps:
             raise ValueError(
                 f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves none of {self.steps} "

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +50,7 @@ class CheckpointFolder:
         folder: an existing folder, on a file system that all processes see.
         settings: how often is the loop's business; how many are kept, and whether saving waits.
         processes: all of them take part in every call.
-        before_complete: called in the first process before a save counts.
+        before_complete: called in the first process before a save counts; may refuse by raising.
     """
 
     def __init__(
@@ -57,7 +58,7 @@ class CheckpointFolder:
         folder: Path,
         settings: Checkpoints,
         processes: Processes,
-        before_complete: Any,
+        before_complete: Callable[[], object],
     ) -> None:
         self._folder, self._settings, self._processes = folder, settings, processes
         self._before_complete = before_complete

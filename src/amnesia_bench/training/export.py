@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from amnesia_bench.store.layout import MANIFEST
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
 from amnesia_bench.training.models import Learner
+from amnesia_bench.training.objectives import Align
 from amnesia_bench.training.processes import Processes
 from amnesia_bench.training.sharding import whole
 from amnesia_bench.weights.checkpoint import Checkpoint, side_files
@@ -59,14 +60,18 @@ def publish_trained(export: Export, learner: Learner, processes: Processes, out:
         ):
             raise StageFailedError(f"{name} was to be frozen and has changed; nothing is published")
     if processes.first:
-        _publish(export, trained, out)
+        kept = set(export.init.tensors)
+        if not isinstance(learner.objective, Align):
+            # A tied head that was stored a second time would be a stale copy.
+            kept &= learner.trained.keys() | learner.untouched.keys()
+        _publish(export, {name: trained.get(name) for name in kept}, out)
 
 
-def _publish(export: Export, trained: dict[str, Tensor], out: Path) -> None:
+def _publish(export: Export, tensors: Mapping[str, Tensor | None], out: Path) -> None:
     provenance = collect_provenance(sys.argv, seeds={"training": export.seed})
     with publishing(out) as work:
         writer = ShardWriter(work.folder)
-        for name, tensor in _tensors(export.init, trained):
+        for name, tensor in _tensors(export.init, tensors):
             writer.add(name, tensor)
         writer.close()
         ours = {path.name for path in export.side_files}
@@ -91,10 +96,14 @@ def _publish(export: Export, trained: dict[str, Tensor], out: Path) -> None:
         )
 
 
-def _tensors(init: Checkpoint, trained: dict[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    init: Checkpoint, tensors: Mapping[str, Tensor | None]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield what is published, in the order of `init`; None stands for the tensor in `init`."""
     for name in init.tensors:
-        before = _read(init, name)
-        yield name, trained[name].to(before.dtype) if name in trained else before
+        if name in tensors:
+            before, after = _read(init, name), tensors[name]
+            yield name, before if after is None else after.to(before.dtype)
 
 
 def _read(checkpoint: Checkpoint, name: str) -> Tensor:

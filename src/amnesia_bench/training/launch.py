@@ -8,29 +8,31 @@ torchrun by itself ends with 1 whatever its workers said, and does not pass SIGU
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 
 from amnesia_bench.errors import ExitCode
 
+_SETTINGS = (
+    "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
+    "--shutdown-timeout=600",  # seconds for a save; a batch system that waits less has its own
+)
+
 
 def launch(arguments: Sequence[str]) -> int:
     """Run torchrun with these arguments and return what its first failed worker returned."""
-    # Read when torchrun is imported.
-    os.environ["TORCHELASTIC_SIGNALS_TO_HANDLE"] = "SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1"
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main
 
     try:
-        main(list(arguments))
+        main([*_SETTINGS, *arguments])
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return int(failure.exitcode) if failure.exitcode > 0 else int(ExitCode.STAGE_FAILED)
     except SignalException:
-        # The workers got the signal too and had half a minute to save; if they did not, the save
-        # before it serves.
+        # The workers got the signal too and had time to save; if it was too short, the save before
+        # serves.
         return int(ExitCode.REQUEUE)
     return int(ExitCode.DONE)
 

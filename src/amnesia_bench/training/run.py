@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.store.files import explain_write_error, make_folder, read_json, write_json
 from amnesia_bench.store.layout import check_final, training_path
-from amnesia_bench.store.lease import holding_lease
+from amnesia_bench.store.lease import Lease, holding_lease
 from amnesia_bench.tracking.metrics_file import MetricsFile
 from amnesia_bench.tracking.progress import progress
 from amnesia_bench.tracking.wandb_sink import WandbRun, WandbSink
@@ -76,16 +76,16 @@ def train(job: TrainingJob) -> ExitCode:
         init, teacher = processes.on_first(lambda: _opened(job))
         batches = Batches(job.run, job.stores, _order(job), processes.rank, processes.size)
         folder = training_path(job.out)
-        with _owned(folder, processes), _explained(job.out):
+        with _owned(folder, processes) as check_lease, _explained(job.out):
             parents = processes.on_first(lambda: _agree_with_earlier(job, folder, init, teacher))
             learner = build_learner(job.run, init, teacher, processes)
             with ExitStack() as stack:
-                recorder = _Recorder(job.run, folder, processes.first)
+                recorder = _Recorder(job.run, folder, processes.first, check_lease)
                 checkpoints = CheckpointFolder(
                     folder / "checkpoints",
                     job.run.train.checkpoints,
                     processes,
-                    recorder.sync,
+                    before_complete=recorder.sync,
                 )
                 loop = Loop(
                     LoopParts(
@@ -143,19 +143,23 @@ def _order(job: TrainingJob) -> SampleOrder:
 
 
 @contextmanager
-def _owned(folder: Path, processes: Processes) -> Iterator[None]:
-    """Make the folder of the run and hold the only right to write it."""
+def _owned(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
+    """Make the folder of the run and hold the only right to write it.
+
+    Yields what the first process calls to see that it still has that right.
+    """
     with ExitStack() as stack:
+        held: list[Lease] = []
 
         def take() -> None:
             with _explained(folder):
                 make_folder(folder)
                 make_folder(folder / "checkpoints")
-                stack.enter_context(holding_lease(folder))
+                held.append(stack.enter_context(holding_lease(folder)))
 
         processes.on_first(take)
         try:
-            yield
+            yield lambda: held[0].check()
         except UserError:
             # A mistake in the inputs: nothing was trained, so nothing is worth keeping.
             if processes.first and not any((folder / "checkpoints").iterdir()):
@@ -225,8 +229,11 @@ def _differences(before: Any, now: Any) -> list[str]:
 class _Recorder:
     """Writes what each step has to say: the record, the speed, W&B and the terminal."""
 
-    def __init__(self, run: TrainingRun, folder: Path, first: bool) -> None:
+    def __init__(
+        self, run: TrainingRun, folder: Path, first: bool, check_lease: Callable[[], None]
+    ) -> None:
         self._run, self._folder, self._first = run, folder, first
+        self._check_lease = check_lease
         self._metrics: MetricsFile | None = None
 
     @contextmanager
@@ -272,7 +279,12 @@ class _Recorder:
             self._wandb.log(line | {"tokens_per_second": speed}, step.step)
 
     def sync(self) -> None:
-        """Wait until the record is on disk: no save may be ahead of it."""
+        """Wait until the record is on disk: no save may be ahead of it.
+
+        Raises:
+            StageFailedError: another process has taken over.
+        """
+        self._check_lease()
         if self._metrics is not None:
             self._metrics.sync()
 
