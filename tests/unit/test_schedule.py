@@ -42,7 +42,7 @@ def test_warm_up_from_zero_then_a_cosine_to_the_floor(peak, floor, steps):
     assert rate(steps) == pytest.approx(last, rel=1e-9)
     assert rate(steps) == pytest.approx(floor, rel=2e-4)
     rates = [rate(step) for step in range(1, steps + 1)]
-    assert all(a >= b for a, b in itertools.pairwise(rates))
+    assert all(a >= b for a, b in itertools.pairwise(rates[50:]))
 
 
 def test_a_floor_at_the_peak_is_a_constant_rate_and_no_warm_up_begins_at_once():

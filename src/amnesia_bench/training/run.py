@@ -13,7 +13,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,16 @@ from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.store.files import explain_write_error, make_folder, read_json, write_json
 from amnesia_bench.store.layout import check_final, training_path
 from amnesia_bench.store.lease import Lease, holding_lease
-from amnesia_bench.tracking.metrics_file import MetricsFile
-from amnesia_bench.tracking.progress import progress
-from amnesia_bench.tracking.wandb_sink import WandbRun, WandbSink
 from amnesia_bench.training.batches import Batches, FileOrder, SampleOrder, TokenStore
 from amnesia_bench.training.checkpoints import CheckpointFolder
 from amnesia_bench.training.export import Export, publish_trained
 from amnesia_bench.training.inputs import check_data, checkpoint_parent, data_parent
-from amnesia_bench.training.loop import Loop, LoopParts, StepRecord
+from amnesia_bench.training.loop import Loop, LoopParts
 from amnesia_bench.training.models import build_learner
 from amnesia_bench.training.processes import Processes, joined_processes, stop_requests
+from amnesia_bench.training.recorder import METRICS, Recorder
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 
-METRICS = "metrics.jsonl"
-SPEED = "speed.jsonl"
 SETTINGS = "training.json"
 
 
@@ -80,7 +76,7 @@ def train(job: TrainingJob) -> ExitCode:
             parents = processes.on_first(lambda: _agree_with_earlier(job, folder, init, teacher))
             learner = build_learner(job.run, init, teacher, processes)
             with ExitStack() as stack:
-                recorder = _Recorder(job.run, folder, processes.first, check_lease)
+                recorder = Recorder(job.run, folder, processes.first, check_lease)
                 checkpoints = CheckpointFolder(
                     folder / "checkpoints",
                     job.run.train.checkpoints,
@@ -192,7 +188,6 @@ def _agree_with_earlier(
     }
     path = folder / SETTINGS
     if not any((folder / "checkpoints").glob("step-*")):
-        path.unlink(missing_ok=True)
         temporary = path.with_suffix(".tmp")
         temporary.unlink(missing_ok=True)
         write_json(temporary, settings)
@@ -224,80 +219,3 @@ def _differences(before: Any, now: Any) -> list[str]:
                 "contents"
             )
     return found
-
-
-class _Recorder:
-    """Writes what each step has to say: the record, the speed, W&B and the terminal."""
-
-    def __init__(
-        self, run: TrainingRun, folder: Path, first: bool, check_lease: Callable[[], None]
-    ) -> None:
-        self._run, self._folder, self._first = run, folder, first
-        self._check_lease = check_lease
-        self._metrics: MetricsFile | None = None
-
-    @contextmanager
-    def open(self, done: int) -> Iterator[None]:
-        """Go on after `done` steps; only the first process writes."""
-        if not self._first:
-            yield
-            return
-        train = self._run.train
-        with ExitStack() as stack:
-            self._metrics = stack.enter_context(
-                MetricsFile(self._folder / METRICS, keep_steps=done)
-            )
-            self._speed = stack.enter_context(MetricsFile(self._folder / SPEED, keep_steps=done))
-            self._show = stack.enter_context(progress(train.name, train.steps, done))
-            self._wandb = self._sink()
-            exit_code = 1
-            try:
-                yield
-                exit_code = 0
-            finally:
-                if self._wandb is not None:
-                    self._wandb.finish(exit_code)
-
-    def record(self, step: StepRecord, seconds: tuple[float, float]) -> None:
-        """Write one step."""
-        assert self._metrics is not None
-        line = asdict(step)
-        line |= line.pop("by_layer")
-        compute, other = seconds
-        speed = step.tokens / (compute + other)
-        self._metrics.append(line)
-        self._speed.append(
-            {
-                "step": step.step,
-                "compute_seconds": compute,
-                "other_seconds": other,
-                "tokens_per_second": speed,
-            }
-        )
-        self._show(step.step, step.loss, speed)
-        if self._wandb is not None:
-            self._wandb.log(line | {"tokens_per_second": speed}, step.step)
-
-    def sync(self) -> None:
-        """Wait until the record is on disk: no save may be ahead of it.
-
-        Raises:
-            StageFailedError: another process has taken over.
-        """
-        self._check_lease()
-        if self._metrics is not None:
-            self._metrics.sync()
-
-    def _sink(self) -> WandbSink | None:
-        train = self._run.train
-        if train.wandb_project is None:
-            return None
-        run = WandbRun(
-            project=train.wandb_project,
-            run_id=f"{train.name}-{self._folder.stem}",
-            group=train.model or train.name,
-            job_type=train.objective,
-            config=self._run.model_dump(mode="json"),
-            folder=self._folder,
-        )
-        return WandbSink(run)
