@@ -29,12 +29,11 @@ class Learner:
     """What the loop trains.
 
     `names` maps the parameters of `objective` to their names in the checkpoint folder; tied ones
-    are there once. Those in `frozen` never change.
+    are there once.
     """
 
     objective: Align | Distill | NextToken
     names: Mapping[str, str]
-    frozen: frozenset[str]
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
@@ -81,11 +80,12 @@ def build_learner(
     shard(objective, student.base_model.layers, processes, train.compute_dtype)
     objective.to(processes.device)
     names = {name: name.removeprefix("student.") for name, _ in objective.named_parameters()}
-    unknown = (frozen | set(names.values())) - set(init.tensors)
-    if unknown or frozen - set(names.values()):
-        name = min(unknown or frozen - set(names.values()))
-        raise UserError(f"{init.folder}: its tensors and its model's parameters differ in {name}")
-    return Learner(objective=objective, names=names, frozen=frozen)
+    parameters = set(names.values())
+    if strangers := (parameters - set(init.tensors)) | (frozen - parameters):
+        raise UserError(
+            f"{init.folder}: its tensors and its model's parameters differ in {min(strangers)}"
+        )
+    return Learner(objective=objective, names=names)
 
 
 def _aligned(run: TrainingRun, student: Any, teacher: Teacher, processes: Processes) -> Learner:
@@ -98,7 +98,7 @@ def _aligned(run: TrainingRun, student: Any, teacher: Teacher, processes: Proces
     for name, _ in objective.named_parameters():
         _, layer, rest = name.split(".", 2)
         names[name] = f"model.layers.{layer}.self_attn.{rest}"
-    return Learner(objective=objective, names=names, frozen=frozenset())
+    return Learner(objective=objective, names=names)
 
 
 def _load(checkpoint: Checkpoint, dtype: Dtype, trusted_code_sha256: str | None) -> Any:
