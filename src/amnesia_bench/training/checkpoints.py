@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class CheckpointFolder:
         self._folder, self._settings, self._processes = folder, settings, processes
         self._before_complete = before_complete
         self._pending: tuple[int, Future[Any]] | None = None
+        self._hashes: Future[tuple[FileEntry, ...]] | None = None
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="amnesia-hash")
 
     def newest(self) -> int | None:
         """Return the step of the newest complete save, or None. Removes what was left half done.
@@ -93,6 +95,8 @@ class CheckpointFolder:
             future = async_save(state, storage_writer=writer, process_group=group)
             assert isinstance(future, Future)
             self._pending = step, future
+            if self._processes.first:
+                self._hashes = self._hasher.submit(_entries_once_written, future, temporary)
             return
         try:
             save(state, storage_writer=writer, process_group=group)
@@ -102,7 +106,8 @@ class CheckpointFolder:
 
     def poll(self) -> bool:
         """Return whether an asynchronous save waits to be completed by `wait`."""
-        return self._pending is not None and self._pending[1].done()
+        written = self._pending is not None and self._pending[1].done()
+        return written and (self._hashes is None or self._hashes.done())
 
     def wait(self) -> None:
         """Wait for the save in progress, if any, and make it count.
@@ -132,17 +137,17 @@ class CheckpointFolder:
             raise _explained(error, temporary) from error
 
     def _give_up(self, step: int, error: BaseException) -> None:
-        temporary = self._temporary(step)
+        temporary, self._hashes = self._temporary(step), None
         if self._processes.first:
             shutil.rmtree(temporary, ignore_errors=True)
         raise _explained(error, temporary) from error
 
     def _complete(self, step: int) -> None:
         temporary, final = self._temporary(step), self._path(step)
+        hashes, self._hashes = self._hashes, None
         try:
             self._before_complete()
-            names = sorted(path.name for path in temporary.iterdir())
-            files = tuple(file_entry(temporary, n, sha256=sha256_of(temporary / n)) for n in names)
+            files = _entries(temporary) if hashes is None else hashes.result()
             saved = SavedStep(step=step, files=files)
             write_json(temporary / COMPLETE, codec.to_json(saved))
             sync_folder(temporary)
@@ -176,6 +181,16 @@ class CheckpointFolder:
                     hint=f"Remove {folder} to go on from the save before it.",
                 )
         return saved.step
+
+
+def _entries(folder: Path) -> tuple[FileEntry, ...]:
+    names = sorted(path.name for path in folder.iterdir())
+    return tuple(file_entry(folder, name, sha256=sha256_of(folder / name)) for name in names)
+
+
+def _entries_once_written(save: Future[Any], folder: Path) -> tuple[FileEntry, ...]:
+    """Hash behind the loop's back: a large save takes minutes to read."""
+    return () if save.exception() is not None else _entries(folder)
 
 
 class _Writer(FileSystemWriter):
