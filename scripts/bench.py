@@ -27,6 +27,7 @@ def main() -> None:
         ["bench_engines.py"],
         ["bench_scoring.py"],
         ["bench_sandbox.py"],
+        ["bench_train.py"],
         ["bench_restore.py", "--folder", args.folder, *mergekit],
     ]
     data = Path(os.environ.get("AMNESIA_SHARED") or ROOT.parent / "shared") / "data"

@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     STAGE_FAILED = 4
     BUSY = 5
     ENVIRONMENT = 6
+    REQUEUE = 75  # EX_TEMPFAIL: saved on a signal, start the same command again
 
 
 class AmnesiaError(Exception):

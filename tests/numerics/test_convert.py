@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.conversion import Conversion, convert
-from amnesia_bench.conversion.shard_writer import ShardWriter
 from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import HypeNetForCausalLM
+from amnesia_bench.modeling.shard_writer import ShardWriter
 from tests.numerics.conftest import random_ids
 from tests.numerics.test_model_formula import lightning_mixer
 

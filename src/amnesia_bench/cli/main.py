@@ -32,11 +32,12 @@ COMMANDS = {
     "sandbox": "try the sandbox that programs written by models are run in",
     "data": "prepare training data once, or look at what was prepared",
     "convert": "make a HypeNet checkpoint out of a Qwen3 teacher",
+    "train": "train a stage of HypeNet, or fine-tune; estimate what that takes",
 }
 
 EXIT_CODES = (
     "exit codes: 0 done, 2 mistake in command, config or input, 3 recall regression, "
-    "4 stage failed, 5 busy, 6 environment"
+    "4 stage failed, 5 busy, 6 environment, 75 saved: start again"
 )
 
 # What a shell makes of a command that one of these has ended.

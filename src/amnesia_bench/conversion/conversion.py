@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 
-from amnesia_bench.conversion.shard_writer import ShardWriter
 from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import load_model_config
+from amnesia_bench.modeling.shard_writer import ShardWriter
 from amnesia_bench.records.artifacts import Manifest, Parent
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.provenance import collect_provenance, ended_now

@@ -5,6 +5,7 @@
 <store>/<kind>/.<id>.tmp-<token>/   work in progress, or what a killed attempt left
 <store>/<kind>/.<id>.parts/         finished parts of the work, which the next attempt goes on from
 <store>/<kind>/.<id>.lease/         who is working on <id>
+<store>/<kind>/<id>.training/       saves and metrics of a training run that will become <id>
 """
 
 from __future__ import annotations
@@ -71,6 +72,11 @@ def lease_path(final: Path) -> Path:
 def new_working_path(final: Path) -> Path:
     """Return a fresh hidden sibling of a final folder, on the same file system."""
     return final.with_name(f".{final.name}.tmp-{secrets.token_hex(8)}")
+
+
+def training_path(final: Path) -> Path:
+    """Return the folder in which a training run keeps what it needs to go on after a crash."""
+    return final.with_name(f"{final.name}.training")
 
 
 def resumable_path(final: Path) -> Path:

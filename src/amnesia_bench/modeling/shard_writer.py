@@ -7,8 +7,7 @@ from pathlib import Path
 
 from safetensors.torch import save_file
 from torch import Tensor
-
-from amnesia_bench.weights.checkpoint import INDEX, SINGLE_FILE
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 SHARD_BYTES = 5 * 1000**3
 
@@ -42,7 +41,7 @@ class ShardWriter:
         """Write what is left, and name the files the way transformers looks for them."""
         self._flush()
         if len(self._shards) == 1:
-            self._shards[0][0].rename(self._folder / SINGLE_FILE)
+            self._shards[0][0].rename(self._folder / SAFE_WEIGHTS_NAME)
             return
         weight_map: dict[str, str] = {}
         for n, (path, names) in enumerate(self._shards):
@@ -50,7 +49,7 @@ class ShardWriter:
             path.rename(self._folder / final)
             weight_map |= dict.fromkeys(names, final)
         index = {"metadata": {"total_size": self._total_bytes}, "weight_map": weight_map}
-        (self._folder / INDEX).write_text(json.dumps(index, indent=2))
+        (self._folder / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2))
 
     def _flush(self) -> None:
         if not self._pending:

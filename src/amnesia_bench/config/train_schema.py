@@ -1,0 +1,198 @@
+"""What a training run may say: one file of configs/train and one of configs/recipe.
+
+`train` holds what the run is; `recipe` holds how faithful it is to the authors' released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    model_validator,
+)
+
+from amnesia_bench.config.load import load_option, options
+from amnesia_bench.config.messages import nearest
+from amnesia_bench.config.schema import Frozen
+from amnesia_bench.errors import UserError
+from amnesia_bench.records.roles import Role
+
+Dtype = Literal["fp32", "bf16"]
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Optimizer(Frozen):
+    """AdamW and its learning rate: a linear warm-up, then a cosine down to a floor.
+
+    A floor equal to the peak is a constant rate.
+    """
+
+    learning_rate: PositiveFloat
+    min_learning_rate: PositiveFloat
+    warmup_steps: NonNegativeInt
+    betas: tuple[Fraction, Fraction]
+    eps: PositiveFloat
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: PositiveFloat
+
+    @model_validator(mode="after")
+    def _floor_is_below_the_peak(self) -> Self:
+        if self.min_learning_rate > self.learning_rate:
+            raise ValueError(
+                f"min_learning_rate {self.min_learning_rate} is above learning_rate "
+                f"{self.learning_rate}"
+            )
+        return self
+
+
+class Freeze(Frozen):
+    """Softmax-attention parameters that training must leave alone, by role.
+
+    `layers` are indices of decoder layers; `all` means every softmax layer.
+    """
+
+    roles: Annotated[tuple[Role, ...], Field(min_length=1)]
+    layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+
+
+class Checkpoints(Frozen):
+    """When the state is saved, and how many saves are kept."""
+
+    every_steps: PositiveInt
+    keep: PositiveInt
+    asynchronous: bool
+
+
+def _weights_are_positive(mixture: dict[str, float]) -> dict[str, float]:
+    if not mixture or min(mixture.values()) <= 0:
+        raise ValueError("name at least one source, each with a weight above 0")
+    return mixture
+
+
+class TrainConfig(Frozen):
+    """One stage of training.
+
+    Attributes:
+        objective: `align` (stage 1, hidden states of the teacher's attention), `distill` (stage 2,
+            the teacher's distribution) or `next_token` (stage 3 and SFT).
+        model: the file of configs/model whose shape `estimate` takes when no checkpoint is at hand.
+        teacher: the checkpoint on the hub that `align` and `distill` learn from, by name.
+        global_batch: sequences per optimizer step, over all processes.
+        micro_batch: sequences a process runs at a time.
+        mixture: weight per source of data, in sequences.
+        align_layers: layers whose mixers `align` trains.
+        trusted_code_sha256: hash of the Python files of a checkpoint that brings its own model
+            code; without it such a checkpoint is refused.
+    """
+
+    name: Name
+    objective: Literal["align", "distill", "next_token"]
+    model: Name | None
+    teacher: str | None
+    steps: PositiveInt
+    global_batch: PositiveInt
+    micro_batch: PositiveInt
+    sequence_tokens: PositiveInt
+    mixture: Annotated[dict[str, float], AfterValidator(_weights_are_positive)]
+    isolate_documents: bool
+    align_layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    freeze: Freeze | None
+    optimizer: Optimizer
+    compute_dtype: Dtype
+    activation_checkpointing: bool
+    loss_chunk_rows: PositiveInt
+    checkpoints: Checkpoints
+    trusted_code_sha256: str | None
+    wandb_project: str | None
+    seed: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.global_batch % self.micro_batch:
+            raise ValueError(
+                f"global_batch {self.global_batch} is not a multiple of micro_batch "
+                f"{self.micro_batch}"
+            )
+        if (self.objective == "next_token") != (self.teacher is None):
+            raise ValueError("align and distill name a teacher, next_token has none")
+        if self.isolate_documents and self.teacher is not None:
+            raise ValueError("align and distill do not isolate documents: isolate_documents: false")
+        if self.optimizer.warmup_steps >= self.steps:
+            raise ValueError(
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves none of {self.steps} "
+                "steps at full rate"
+            )
+        if self.freeze is not None and self.objective == "align":
+            raise ValueError("align trains linear mixers only: freeze names softmax layers")
+        return self
+
+
+class Recipe(Frozen):
+    """What a careful engineer would run, or what the released code does; one quirk per field.
+
+    Attributes:
+        master_dtype: of the weights and AdamW's moments that updates accumulate in.
+        kd_rows: which positions of a micro-batch enter the KL sum (its divisor counts all).
+        kd_dtype: of the log-softmax and the running sum of the KL.
+        loss_mean: over the step's trained tokens, or the mean of the means of its micro-batches.
+        head: `tied` refuses a checkpoint whose head is untied.
+        shuffle: a seeded permutation of the sequences, or the order they were written in.
+        isolate_documents: as the stage says, or never.
+        buffers_dtype: what decays and rotary frequencies are rounded to.
+    """
+
+    name: Name
+    master_dtype: Dtype
+    kd_rows: Literal["all", "first512"]
+    kd_dtype: Dtype
+    loss_mean: Literal["trained_tokens", "micro_batches"]
+    head: Literal["as_init", "tied"]
+    shuffle: bool
+    isolate_documents: Literal["as_stage", "never"]
+    buffers_dtype: Dtype
+
+
+class TrainingRun(Frozen):
+    """A stage and its recipe."""
+
+    train: TrainConfig
+    recipe: Recipe
+
+    @property
+    def isolate_documents(self) -> bool:
+        """Whether documents of a row see nothing of each other."""
+        return self.train.isolate_documents and self.recipe.isolate_documents == "as_stage"
+
+
+def load_training(name: str, overrides: Sequence[str]) -> TrainingRun:
+    """Load a stage of configs/train by name.
+
+    Args:
+        name: a file of configs/train.
+        overrides: `recipe=halo_parity`, `recipe.kd_rows=all`, `train.steps=20`, ...
+
+    Raises:
+        UserError: no such stage or recipe, or an override is wrong; the message names its path.
+    """
+    chosen = [o.partition("=")[2] for o in overrides if o.startswith("recipe=")]
+    values = [o for o in overrides if not o.startswith("recipe=")]
+    groups = {"train": [], "recipe": []}  # type: dict[str, list[str]]
+    for override in values:
+        group = override.lstrip("+~").partition("=")[0].partition(".")[0]
+        if group not in groups:
+            raise UserError(f"{override}: unknown key", hint=nearest(group, list(groups)))
+        groups[group].append(override)
+    recipe = chosen[-1] if chosen else "fixed"
+    if recipe not in options("recipe"):
+        raise UserError(f"recipe={recipe}: no such option", hint=nearest(recipe, options("recipe")))
+    return TrainingRun(
+        train=load_option("train", name, groups["train"], TrainConfig),
+        recipe=load_option("recipe", recipe, groups["recipe"], Recipe),
+    )

@@ -1,0 +1,219 @@
+"""Which sequences a step trains on, and what of them is trained: functions of the step alone.
+
+Shapes: B sequences of a micro-batch, T tokens of a sequence, N trained positions.
+"""
+
+from __future__ import annotations
+
+import itertools
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from amnesia_bench.config.train_schema import TrainingRun
+from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.modeling import PackedRows
+
+
+class TokenSequence(Protocol):
+    """Documents laid end to end in a row of T tokens, perhaps with padding behind them."""
+
+    @property
+    def tokens(self) -> NDArray[np.int32]: ...
+    @property
+    def loss_mask(self) -> NDArray[np.bool_]: ...
+    @property
+    def document_lengths(self) -> tuple[int, ...]: ...
+
+
+class TokenStore(Protocol):
+    """Prepared data, read by memory map."""
+
+    @property
+    def tokenizer_sha256(self) -> str: ...
+    @property
+    def sequence_tokens(self) -> int: ...
+    @property
+    def isolate_documents(self) -> bool: ...
+    @property
+    def num_sequences(self) -> int: ...
+    def sequence(self, index: int, /) -> TokenSequence: ...
+
+
+class SampleOrder(Protocol):
+    """An endless order over sources: sample index -> (source, sequence)."""
+
+    def sample(self, index: int, /) -> tuple[int, int]: ...
+
+
+class FileOrder:
+    """Sequences in the order they were written, source after source, over and over."""
+
+    def __init__(self, sizes: Sequence[int]) -> None:
+        self._ends = list(itertools.accumulate(sizes))
+
+    def sample(self, index: int) -> tuple[int, int]:
+        """Return source and sequence of the `index`-th sample."""
+        within = index % self._ends[-1]
+        source = next(i for i, end in enumerate(self._ends) if within < end)
+        return source, within - (self._ends[source - 1] if source else 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """What one forward of one process works on.
+
+    `input_ids` is [B, T], or [1, B * T] where documents are isolated and `packed` says where they
+    are. Position `targets_at[n]` of the flattened tokens is to predict `targets[n]`.
+    """
+
+    input_ids: Tensor
+    packed: PackedRows | None
+    targets_at: Tensor  # [N]
+    targets: Tensor  # [N]
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """Return it on a device; what is there already is not copied."""
+        if device.type == "cpu":
+            return self
+        packed = self.packed
+        if packed is not None:
+            packed = PackedRows(packed.bounds, packed.cu_seqlens.to(device, non_blocking=True))
+        ids, at, targets = (
+            x.pin_memory().to(device, non_blocking=True)
+            for x in (self.input_ids, self.targets_at, self.targets)
+        )
+        return MicroBatch(input_ids=ids, packed=packed, targets_at=at, targets=targets)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepBatch:
+    """One process's share of one step.
+
+    `checksum` identifies the tokens and masks: its sum over processes does not depend on how many
+    of them share the step.
+    """
+
+    micro_batches: tuple[MicroBatch, ...]
+    documents: int
+    checksum: int
+
+
+class Batches:
+    """Cut the endless order of samples into steps, and steps into the shares of processes.
+
+    Args:
+        run: stage and recipe.
+        stores: one per source, in the order that `order` counts them.
+        order: which sequence is which sample.
+        rank: of this process.
+        size: number of processes.
+
+    Raises:
+        UserError: the processes do not divide the global batch.
+    """
+
+    def __init__(
+        self,
+        run: TrainingRun,
+        stores: Mapping[str, TokenStore],
+        order: SampleOrder,
+        rank: int,
+        size: int,
+    ) -> None:
+        self._run, self._order = run, order
+        self._names, self._stores = list(stores), list(stores.values())
+        self._rank, self._size = rank, size
+        batch, micro = run.train.global_batch, run.train.micro_batch
+        if batch % (micro * size):
+            raise UserError(
+                f"{size} processes with micro-batches of {micro} do not divide a global batch of "
+                f"{batch} sequences",
+                hint="Use a number of processes that does, or change train.micro_batch.",
+            )
+        self.accumulation = batch // (micro * size)
+
+    def step(self, step: int) -> StepBatch:
+        """Return this process's share of update `step` (the first is 1).
+
+        Raises:
+            StageFailedError: a sequence cannot be read or holds nothing to train on.
+        """
+        train = self._run.train
+        start = (step - 1) * train.global_batch
+        micro_batches, documents, checksum = [], 0, 0
+        for i in range(self.accumulation):
+            first = start + (i * self._size + self._rank) * train.micro_batch
+            rows = [self._read(index, step) for index in range(first, first + train.micro_batch)]
+            micro_batches.append(_collate(rows, self._run.isolate_documents))
+            documents += sum(len(row.document_lengths) for row in rows)
+            checksum += sum(_checksum(row) for row in rows)
+        return StepBatch(micro_batches=tuple(micro_batches), documents=documents, checksum=checksum)
+
+    def _read(self, index: int, step: int) -> TokenSequence:
+        source, number = self._order.sample(index)
+        row = self._stores[source].sequence(number)
+        where = f"step {step}: sequence {number} of {self._names[source]}"
+        if len(row.tokens) != self._run.train.sequence_tokens:
+            raise StageFailedError(f"{where} has {len(row.tokens)} tokens")
+        trained = _predictable(row, self._run.isolate_documents)
+        if self._run.train.objective == "next_token" and not trained.any():
+            raise StageFailedError(
+                f"{where} has no trained token",
+                hint="Prepare the data again: a sequence without one should not be in it.",
+            )
+        return row
+
+
+def _predictable(row: TokenSequence, isolate: bool) -> NDArray[np.bool_]:
+    """Return which tokens are to be predicted: of the mask, those with a token before them."""
+    mask = np.array(row.loss_mask, dtype=bool)
+    mask[0] = False
+    if isolate:
+        starts = np.cumsum(row.document_lengths)
+        mask[starts[starts < len(mask)]] = False
+    return mask
+
+
+def _collate(rows: Sequence[TokenSequence], isolate: bool) -> MicroBatch:
+    tokens = np.stack([row.tokens for row in rows]).astype(np.int64)
+    trained = np.stack([_predictable(row, isolate) for row in rows])
+    predicted = trained.ravel().nonzero()[0]
+    input_ids = torch.from_numpy(tokens)
+    packed = None
+    # What comes behind a first document changes nothing in it: then rows are rows.
+    if isolate and any(
+        of_row[row.document_lengths[0] :].any() for row, of_row in zip(rows, trained, strict=True)
+    ):
+        input_ids = input_ids.view(1, -1)
+        packed = PackedRows.from_cu_seqlens(_bounds(rows), input_ids.shape[1], input_ids.device)
+    return MicroBatch(
+        input_ids=input_ids,
+        packed=packed,
+        # A token is predicted at the position before it.
+        targets_at=torch.from_numpy(predicted - 1),
+        targets=torch.from_numpy(tokens.ravel()[predicted]),
+    )
+
+
+def _bounds(rows: Sequence[TokenSequence]) -> list[int]:
+    """Return where documents begin in the rows laid end to end; padding is one of its own."""
+    bounds = [0]
+    for row in rows:
+        end = bounds[-1] + len(row.tokens)
+        bounds += [bounds[-1] + int(n) for n in np.cumsum(row.document_lengths)]
+        if bounds[-1] < end:
+            bounds.append(end)
+    return bounds
+
+
+def _checksum(row: TokenSequence) -> int:
+    tokens: Any = np.ascontiguousarray(row.tokens, dtype=np.int32)
+    mask: Any = np.packbits(row.loss_mask)
+    return zlib.crc32(mask, zlib.crc32(tokens))

@@ -1,0 +1,218 @@
+"""The state of a run on disk: saved whole or not at all, in front of the loop or behind it.
+
+    checkpoints/step-00000100/                 what PyTorch's distributed checkpoint writes
+    checkpoints/step-00000100/complete.json    written last: a folder without it does not count
+    checkpoints/.step-00000100.tmp             a save in progress, or one that was killed
+
+Trained tensors and AdamW's moments only: the rest comes from the checkpoint the run began with.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemWriter
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
+
+from amnesia_bench.config.train_schema import Checkpoints
+from amnesia_bench.errors import AmnesiaError, StageFailedError, UserError
+from amnesia_bench.records import codec
+from amnesia_bench.records.artifacts import FileEntry
+from amnesia_bench.store.files import explain_write_error, read_json, sync_folder, write_json
+from amnesia_bench.store.hashing import file_entry, sha256_of
+from amnesia_bench.training.processes import Processes
+
+COMPLETE = "complete.json"
+_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedStep:
+    """What `complete.json` says: which step, and every file, so that damage is found."""
+
+    step: int
+    files: tuple[FileEntry, ...]
+
+
+class CheckpointFolder:
+    """Saves and loads the tensors of a run.
+
+    Args:
+        folder: an existing folder, on a file system that all processes see.
+        settings: how often is the loop's business; how many are kept, and whether saving waits.
+        processes: all of them take part in every call.
+        before_complete: called in the first process before a save counts; may refuse by raising.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: Checkpoints,
+        processes: Processes,
+        before_complete: Callable[[], object],
+    ) -> None:
+        self._folder, self._settings, self._processes = folder, settings, processes
+        self._before_complete = before_complete
+        self._pending: tuple[int, Future[Any]] | None = None
+        self._hashes: Future[tuple[FileEntry, ...]] | None = None
+        self._hasher = ThreadPoolExecutor(1, thread_name_prefix="amnesia-hash")
+
+    def newest(self) -> int | None:
+        """Return the step of the newest complete save, or None. Removes what was left half done.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return self._processes.on_first(self._find_newest)
+
+    def load(self, step: int, state: dict[str, torch.Tensor]) -> None:
+        """Read a save into these tensors, whose split over processes may be another one."""
+        # Only our own folders get here, verified: the metadata of this format is a pickle.
+        load(state, checkpoint_id=self._path(step))
+
+    def save(self, step: int, state: dict[str, torch.Tensor]) -> None:
+        """Save; when asynchronous, only copy, and write behind the loop's back.
+
+        Raises:
+            StageFailedError: this save, or the one before it, could not be written; nothing of
+                it is left, earlier ones are intact.
+        """
+        self.wait()
+        temporary = self._temporary(step)
+        self._processes.on_first(lambda: self._prepare(temporary))
+        writer = _Writer(temporary, sync_files=True)
+        group = self._processes.background
+        if self._settings.asynchronous:
+            future = async_save(state, storage_writer=writer, process_group=group)
+            assert isinstance(future, Future)
+            self._pending = step, future
+            if self._processes.first:
+                self._hashes = self._hasher.submit(_entries_once_written, future, temporary)
+            return
+        try:
+            save(state, storage_writer=writer, process_group=group)
+        except (CheckpointException, OSError) as error:
+            self._give_up(step, error)
+        self._processes.on_first(lambda: self._complete(step))
+
+    def poll(self) -> bool:
+        """Return whether an asynchronous save waits to be completed by `wait`."""
+        written = self._pending is not None and self._pending[1].done()
+        return written and (self._hashes is None or self._hashes.done())
+
+    def wait(self) -> None:
+        """Wait for the save in progress, if any, and make it count.
+
+        Raises:
+            StageFailedError: it could not be written.
+        """
+        if self._pending is None:
+            return
+        (step, future), self._pending = self._pending, None
+        failure: BaseException | None = future.exception()
+        if failure is not None:
+            self._give_up(step, failure)
+        self._processes.on_first(lambda: self._complete(step))
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step-{step:08d}"
+
+    def _temporary(self, step: int) -> Path:
+        return self._folder / f".step-{step:08d}.tmp"
+
+    def _prepare(self, temporary: Path) -> None:
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            temporary.mkdir()
+        except OSError as error:
+            raise _explained(error, temporary) from error
+
+    def _give_up(self, step: int, error: BaseException) -> None:
+        temporary, self._hashes = self._temporary(step), None
+        if self._processes.first:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise _explained(error, temporary) from error
+
+    def _complete(self, step: int) -> None:
+        temporary, final = self._temporary(step), self._path(step)
+        hashes, self._hashes = self._hashes, None
+        try:
+            self._before_complete()
+            files = _entries(temporary) if hashes is None else hashes.result()
+            saved = SavedStep(step=step, files=files)
+            write_json(temporary / COMPLETE, codec.to_json(saved))
+            sync_folder(temporary)
+            temporary.rename(final)
+            sync_folder(self._folder)
+        except OSError as error:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise _explained(error, temporary) from error
+        for old in self._steps()[: -self._settings.keep]:
+            discarded = self._temporary(old)
+            self._path(old).rename(discarded)
+            shutil.rmtree(discarded, ignore_errors=True)
+
+    def _steps(self) -> list[int]:
+        matches = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
+        return sorted(int(match[1]) for match in matches if match is not None)
+
+    def _find_newest(self) -> int | None:
+        for leftover in self._folder.glob(".step-*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        steps = self._steps()
+        if not steps:
+            return None
+        folder = self._path(steps[-1])
+        saved = codec.from_json(SavedStep, read_json(folder / COMPLETE), str(folder / COMPLETE))
+        for entry in saved.files:
+            path = folder / entry.path
+            if not path.is_file() or sha256_of(path) != entry.sha256:
+                raise UserError(
+                    f"{path}: damaged since it was saved",
+                    hint=f"Remove {folder} to go on from the save before it.",
+                )
+        return saved.step
+
+
+def _entries(folder: Path) -> tuple[FileEntry, ...]:
+    names = sorted(path.name for path in folder.iterdir())
+    return tuple(file_entry(folder, name, sha256=sha256_of(folder / name)) for name in names)
+
+
+def _entries_once_written(save: Future[Any], folder: Path) -> tuple[FileEntry, ...]:
+    """Hash behind the loop's back: a large save takes minutes to read."""
+    return () if save.exception() is not None else _entries(folder)
+
+
+class _Writer(FileSystemWriter):
+    """Says why a file could not be written: torch.save covers that up with an error of its own."""
+
+    def write_data(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().write_data(*args, **kwargs)
+        except RuntimeError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, OSError):
+                cause = cause.__cause__ or cause.__context__
+            raise cause or error from error
+
+
+def _explained(error: BaseException, temporary: Path) -> AmnesiaError:
+    """Return what a failed save means to the user."""
+    causes: list[BaseException] = [error]
+    if isinstance(error, CheckpointException):
+        causes = [failure for failure, _ in error.failures.values()]
+    for cause in causes:
+        explained = explain_write_error(cause, temporary) if isinstance(cause, OSError) else None
+        if explained is not None:
+            return explained
+    return StageFailedError(f"{temporary}: could not be saved ({causes[0]!r})")

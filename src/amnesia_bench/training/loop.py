@@ -1,0 +1,242 @@
+"""The loop: one step after another, whatever the objective and however many processes.
+
+A step is a function of the state before it and of its number: data, learning rate and seed come
+from the number. So a run that was killed and resumed goes the way of one that was not.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from amnesia_bench.config.train_schema import TrainingRun
+from amnesia_bench.errors import AmnesiaError, StageFailedError
+from amnesia_bench.training.batches import Batches, StepBatch
+from amnesia_bench.training.checkpoints import CheckpointFolder
+from amnesia_bench.training.models import Learner
+from amnesia_bench.training.processes import Processes
+from amnesia_bench.training.schedule import learning_rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """One line of metrics.jsonl: nothing in it depends on clocks or on the machine.
+
+    `loss` is the mean over `trained_tokens`, `grad_norm` the norm before clipping,
+    `batch_checksum` identifies what was read.
+    """
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    trained_tokens: int
+    tokens: int
+    documents: int
+    batch_checksum: int
+    by_layer: dict[str, float]
+
+
+@dataclass
+class Clock:
+    """Seconds spent inside and outside of forward, backward and optimizer, since the last look."""
+
+    compute: float = 0.0
+    other: float = 0.0
+    _last: float = field(default_factory=time.perf_counter)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """Count what happens inside as compute, and what happened since the last look as other."""
+        started = time.perf_counter()
+        self.other += started - self._last
+        yield
+        self._last = time.perf_counter()
+        self.compute += self._last - started
+
+    def read(self) -> tuple[float, float]:
+        """Return (compute, other) and begin anew."""
+        now = time.perf_counter()
+        seconds = self.compute, self.other + now - self._last
+        self.compute = self.other = 0.0
+        self._last = now
+        return seconds
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopParts:
+    """What the loop works with. `record` is called in the first process only."""
+
+    run: TrainingRun
+    learner: Learner
+    batches: Batches
+    checkpoints: CheckpointFolder
+    processes: Processes
+    record: Callable[[StepRecord, tuple[float, float]], None]
+    stop_requested: Callable[[], bool]
+
+
+class Loop:
+    """Trains from the newest save on.
+
+    Args:
+        parts: what it works with.
+    """
+
+    def __init__(self, parts: LoopParts) -> None:
+        self._parts = parts
+        adam, cuda = parts.run.train.optimizer, parts.processes.device.type == "cuda"
+        self._trained = parts.learner.trained
+        self._optimizer = torch.optim.AdamW(
+            self._trained.values(),
+            lr=0.0,
+            betas=adam.betas,
+            eps=adam.eps,
+            weight_decay=adam.weight_decay,
+            fused=cuda,
+            foreach=not cuda,
+        )
+        self._clock = Clock()
+
+    def start(self) -> int:
+        """Load the newest save, if there is one, and return its step (0 for none).
+
+        Raises:
+            UserError: the save is damaged.
+        """
+        step = self._parts.checkpoints.newest()
+        self._make_moments(step or 0)
+        if step is not None:
+            self._parts.checkpoints.load(step, self._state())
+        return step or 0
+
+    def run(self, done: int) -> bool:
+        """Train on after `done` steps; return False if a signal ended it early, after a save.
+
+        Raises:
+            StageFailedError: a loss or gradient that is not finite, data that cannot be trained
+                on, or a save that failed. The last save is intact.
+        """
+        parts, train = self._parts, self._parts.run.train
+        saved = done
+        for step in range(done + 1, train.steps + 1):
+            stop, totals, batch = self._begin(step)
+            if stop:
+                if saved != step - 1:
+                    parts.checkpoints.save(step - 1, self._state())
+                parts.checkpoints.wait()
+                return False
+            self._step(step, batch, totals)
+            if step % train.checkpoints.every_steps == 0:
+                parts.checkpoints.save(step, self._state())
+                saved = step
+        parts.checkpoints.wait()
+        return True
+
+    def _begin(self, step: int) -> tuple[bool, dict[str, int], StepBatch]:
+        """Read the batch and agree on its counts, on failures and on signals, in one exchange."""
+        parts, objective = self._parts, self._parts.learner.objective
+        failure: AmnesiaError | None = None
+        batch = StepBatch(micro_batches=(), documents=0, checksum=0)
+        try:
+            batch = parts.batches.step(step)
+        except AmnesiaError as error:
+            failure = error
+        counts = {
+            "trained": sum(objective.count(micro) for micro in batch.micro_batches),
+            "tokens": sum(micro.input_ids.numel() for micro in batch.micro_batches),
+            "documents": batch.documents,
+            "checksum": batch.checksum,
+            "saved": int(parts.checkpoints.poll()),
+            "failed": int(failure is not None),
+            "stop": int(parts.stop_requested()),
+        }
+        totals = dict(zip(counts, parts.processes.sums(list(counts.values())), strict=True))
+        if totals["failed"]:
+            parts.processes.agree(failure)
+        if totals["saved"] == parts.processes.size:
+            parts.checkpoints.wait()
+        return bool(totals["stop"]), totals, batch
+
+    def _step(self, step: int, batch: StepBatch, totals: dict[str, int]) -> None:
+        parts, train = self._parts, self._parts.run.train
+        objective, clock = parts.learner.objective, self._clock
+        # Should a model draw random numbers, they too follow from the step.
+        torch.manual_seed((train.seed * 1_000_003 + step) * 4099 + parts.processes.rank)
+        device = parts.processes.device
+        sums = torch.zeros(1 + len(objective.metric_names), device=device, dtype=torch.float64)
+        for micro in batch.micro_batches:
+            weight = self._weight(objective.count(micro), totals["trained"])
+            micro = micro.to(device)
+            with clock.computing():
+                loss, by_layer = objective(micro)
+                (loss * weight).backward()
+            sums += torch.cat([loss.detach()[None], by_layer]).double() * weight
+        dist.all_reduce(sums)
+        with clock.computing():
+            norm = self._clip(train.optimizer.clip_norm)
+        values, grad_norm = sums.tolist(), float(norm)
+        if not (math.isfinite(values[0]) and math.isfinite(grad_norm)):
+            raise StageFailedError(
+                f"step {step}: the loss is {values[0]}, the norm of its gradient {grad_norm}",
+                hint="The last save is intact. Look at the data of this step, or lower "
+                "train.optimizer.learning_rate.",
+            )
+        rate = learning_rate(step, train.steps, train.optimizer)
+        with clock.computing():
+            for group in self._optimizer.param_groups:
+                group["lr"] = rate
+            self._optimizer.step()
+            self._optimizer.zero_grad(set_to_none=True)
+        if parts.processes.first:
+            record = StepRecord(
+                step=step,
+                loss=values[0],
+                grad_norm=grad_norm,
+                learning_rate=rate,
+                trained_tokens=totals["trained"],
+                tokens=totals["tokens"],
+                documents=totals["documents"],
+                batch_checksum=totals["checksum"],
+                by_layer=dict(zip(objective.metric_names, values[1:], strict=True)),
+            )
+            parts.record(record, clock.read())
+
+    def _weight(self, count: int, total: int) -> float:
+        """Return the factor from the summed loss of a micro-batch to its share of the mean."""
+        if self._parts.run.recipe.loss_mean == "trained_tokens":
+            return 1.0 / total
+        micro_batches = self._parts.batches.accumulation * self._parts.processes.size
+        return 1.0 / (count * micro_batches)
+
+    def _clip(self, limit: float) -> Tensor:
+        norm: Any = torch.nn.utils.clip_grad_norm_(self._trained.values(), limit)
+        total: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        return total
+
+    def _make_moments(self, step: int) -> None:
+        """Give AdamW the state it would have after `step` updates, in shape; values are loaded."""
+        for parameter in self._trained.values():
+            self._optimizer.state[parameter] = {
+                "step": torch.tensor(float(step), device=self._parts.processes.device),
+                "exp_avg": torch.zeros_like(parameter.detach()),
+                "exp_avg_sq": torch.zeros_like(parameter.detach()),
+            }
+
+    def _state(self) -> dict[str, Tensor]:
+        """Return every tensor that a step changes, by name."""
+        state: dict[str, Tensor] = {}
+        for name, parameter in self._trained.items():
+            moments = self._optimizer.state[parameter]
+            state[f"weight/{name}"] = parameter.detach()
+            state[f"exp_avg/{name}"] = moments["exp_avg"]
+            state[f"exp_avg_sq/{name}"] = moments["exp_avg_sq"]
+        return state
