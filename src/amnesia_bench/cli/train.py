@@ -116,7 +116,7 @@ def _sources(given: list[str], names: list[str]) -> dict[str, Path]:
 
 
 def _estimate(training: TrainingRun, args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import console, print_json, say, size, table
+    from amnesia_bench.cli.output import print_json, say, show, size, table
     from amnesia_bench.training.estimate import GPUS, estimate
     from amnesia_bench.training.model_shape import named_shape, shape_of
     from amnesia_bench.weights.checkpoint import open_checkpoint
@@ -139,7 +139,7 @@ def _estimate(training: TrainingRun, args: argparse.Namespace) -> ExitCode:
     for part, value in vars(found.memory).items():
         memory.add_row(part, f"{value / 1e9:.1f}")
     memory.add_row("total", f"{found.memory.total / 1e9:.1f}")
-    console().print(memory)
+    show(memory)
     parameters, trained = (n / 1e9 for n in (found.parameters, found.trained_parameters))
     say(
         f"{parameters:.3f} B parameters, {trained:.3f} B trained; {found.tokens / 1e6:,.0f} M "
