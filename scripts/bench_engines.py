@@ -1,37 +1,45 @@
 """Time of answers with and without shared prefixes: python scripts/bench_engines.py [--gpu SIZE].
 
-Prints Markdown. Prompts are shaped as those of niah_single_2: one haystack of random tokens, a
-needle at one of 40 depths, a question. `--gpu` runs random weights of a HypeNet of that size, and
+Prints Markdown. Without `--gpu`: small models on one core, and the prompts of niah_single_2. With
+it: random weights of a HypeNet of that size, prompts of random tokens shaped as those, and
 lm-eval's own `hf` model on the same prompts.
 """
 
 import argparse
 import gc
 import multiprocessing
+import os
 import resource
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from amnesia_bench.evals.engines.options import EngineOptions
+from amnesia_bench.evals.engines.prefix_tree import PromptDigest, plan_prefixes, prefill_tokens
 from amnesia_bench.evals.engines.protocol import Request
 from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
+from amnesia_bench.evals.niah import NiahBuild, build_cells, open_cells
+from amnesia_bench.evals.niah.haystack import read_haystack
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import load_model_config
 from amnesia_bench.records.evaluation import SampleKey, Sampling
 
 Answer = TypeVar("Answer")
-Answer = TypeVar("Answer")
 
+SHARED = Path(os.environ.get("AMNESIA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
+HAYSTACK = SHARED / "data" / "pg_essays_ruler.json"
 NEEDLE_TOKENS, QUESTION_TOKENS, DEPTHS = 24, 40, 40
 VOCAB = 4096
-# Narrow heads beside a wide MLP: at 8K softmax attention then takes about the share of the work
+# Narrow heads beside a wide MLP: at 8K softmax attention then takes about the share of the time
 # that it takes in Qwen2.5-7B at 32K (a third).
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -43,7 +51,11 @@ SHAPE: dict[str, Any] = {
     "head_dim": 16,
     "max_position_embeddings": 2**20,
 }
-SMALL_CHUNK, SMALL_NEW_TOKENS = 128, 8
+# A needle's value is answered in about ten tokens. 64 of 2,048 tokens: as 1,024 of 32,768.
+SMALL_CHUNK, SMALL_NEW_TOKENS, SMALL_SAMPLES = 64, 10, 40
+# lm-eval fills a length in steps of 500 words and leaves room for its answer: these make prompts of
+# about 2K, 4K and 8K tokens.
+SMALL_LENGTHS = (2500, 4500, 8600)
 
 
 def small_model(name: str) -> Any:
@@ -92,53 +104,121 @@ def peak_rss_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def measure_small(name: str, num_tokens: int, share: bool, results: Any) -> None:
-    """Answer 40 prompts in this process, which has done nothing else."""
+def real_requests(lengths: Sequence[int]) -> dict[int, list[Request]]:
+    """Return the first prompts of niah_single_2, for a tokenizer with the models' vocabulary."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=VOCAB, initial_alphabet=alphabet, show_progress=False)
+    words = read_haystack(str(HAYSTACK)).words
+    backend.train_from_iterator([" ".join(words[:100_000])], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(f"{folder}/tokenizer")
+        build = NiahBuild(
+            tokenizer=Path(folder, "tokenizer"),
+            lengths=tuple(lengths),
+            tasks=("niah_single_2",),
+            haystack=str(HAYSTACK),
+            samples=SMALL_SAMPLES,
+        )
+        build_cells(build, Path(folder, "prompts"))
+        cells = open_cells(Path(folder, "prompts"), tokenizer)
+    how = Sampling(max_new_tokens=SMALL_NEW_TOKENS, temperature=0.0, top_p=1.0, top_k=None, stop=())
+    return {
+        cell.context_tokens: [
+            Request(
+                key=SampleKey(task=cell.name, doc=i, repeat=0),
+                tokens=cell.tokens(i),
+                sampling=how,
+                seed=None,
+            )
+            for i in range(len(cell))
+        ]
+        for cell in cells
+    }
+
+
+def answer_in_turn(turns: Connection, name: str, requests: Sequence[Request], share: bool) -> None:
+    """Give one answer per message, and what it cost; at the end what memory they took in all."""
     torch.set_num_threads(1)
     options = EngineOptions(
-        device="cpu",
-        share_prefixes=share,
-        prefill_chunk_tokens=SMALL_CHUNK,
-        max_batch_tokens=1,
+        device="cpu", share_prefixes=share, prefill_chunk_tokens=SMALL_CHUNK, max_batch_tokens=1
     )
     engine = TransformersEngine(small_model(name), word_tokenizer(VOCAB), options)
-    requests = needle_requests(DEPTHS, num_tokens, VOCAB, SMALL_NEW_TOKENS)
-    before, start = peak_rss_mib(), time.process_time()
-    seconds, answers = timed(lambda: list(engine.generate(requests)))
-    cpu_seconds = time.process_time() - start
-    tokens = {answer.key: answer.tokens for answer in answers}
-    results.put((seconds, cpu_seconds, peak_rss_mib() - before, tokens))
+    list(engine.generate(needle_requests(2, 4 * SMALL_CHUNK, VOCAB, SMALL_NEW_TOKENS)))  # warm
+    before = peak_rss_mib()
+    answers = engine.generate(requests)
+    for _ in requests:
+        turns.recv()
+        wall, cpu = time.perf_counter(), time.process_time()
+        answer = next(answers)
+        spent = (time.perf_counter() - wall, time.process_time() - cpu)
+        turns.send((spent, answer.key, answer.tokens))
+    turns.send(peak_rss_mib() - before)
 
 
-def in_own_process(*arguments: Any) -> Any:
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    process = context.Process(target=measure_small, args=(*arguments, results))
-    process.start()
-    found = results.get()
-    process.join()
-    return found
+class Way:
+    """A process of its own that answers all requests one way, when it is its turn."""
+
+    def __init__(self, name: str, requests: Sequence[Request], *, share: bool) -> None:
+        context = multiprocessing.get_context("fork")
+        self._turns, theirs = context.Pipe()
+        self._process = context.Process(
+            target=answer_in_turn, args=(theirs, name, requests, share), daemon=True
+        )
+        self._process.start()
+        self.wall = self.cpu = 0.0
+        self.tokens: dict[SampleKey, tuple[int, ...]] = {}
+
+    def answer(self) -> None:
+        self._turns.send(None)
+        (wall, cpu), key, tokens = self._turns.recv()
+        self.wall += wall
+        self.cpu += cpu
+        self.tokens[key] = tokens
+
+    def peak_mib(self) -> float:
+        peak: float = self._turns.recv()
+        self._process.join()
+        return peak
 
 
 def print_cpu(lengths: Sequence[int]) -> None:
+    if not HAYSTACK.exists():
+        print(f"\nNot run: there is no {HAYSTACK}.")
+        return
     print(
-        f"\n{DEPTHS} prompts, a needle at each of {DEPTHS} depths, {SMALL_NEW_TOKENS} new tokens, "
-        f"pieces of {SMALL_CHUNK} tokens, float32, one thread, one row at a time, each way in a "
-        "process of its own. CPU seconds leave out what neighbours on the machine take. Peak: what "
-        "answering added to the process.\n\n"
-        "| model | prompt tokens | full s | shared s | shared / full (target 0.65) | the same in "
-        "CPU seconds | equal answers | peak MiB full | shared |\n"
-        "|---|---|---|---|---|---|---|---|---|"
+        f"\nThe first {SMALL_SAMPLES} prompts of niah_single_2, {SMALL_NEW_TOKENS} new tokens "
+        f"each, pieces of {SMALL_CHUNK} tokens, float32, one thread, one row at a time. Each way "
+        "has a process of its own; they answer in turn, so that neighbours on the machine slow "
+        "both alike. Peak: what answering added to the process.\n\n"
+        "| model | mean prompt tokens | computed, full | shared | ratio | wall s full | shared "
+        "| ratio (target 0.65) | CPU s full | shared | ratio | equal answers | peak MiB full | "
+        "shared |\n"
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
     )
+    prompts = real_requests(lengths)
     for name in ("HypeNet", "Qwen2"):
-        for num_tokens in lengths:
-            full, full_cpu, full_mib, expected = in_own_process(name, num_tokens, False)
-            shared, shared_cpu, shared_mib, found = in_own_process(name, num_tokens, True)
-            equal = sum(found[key] == tokens for key, tokens in expected.items())
+        for length in lengths:
+            requests = prompts[length]
+            digests = [PromptDigest.of(request.tokens, SMALL_CHUNK) for request in requests]
+            computed = [
+                prefill_tokens(digests, plan_prefixes(digests, SMALL_CHUNK, share=share))
+                for share in (False, True)
+            ]
+            full, shared = (Way(name, requests, share=share) for share in (False, True))
+            for _ in requests:
+                full.answer()
+                shared.answer()
+            equal = sum(shared.tokens[key] == tokens for key, tokens in full.tokens.items())
             print(
-                f"| {name} | {num_tokens:,} | {full:.1f} | {shared:.1f} | {shared / full:.2f} | "
-                f"{shared_cpu / full_cpu:.2f} | {equal} of {len(expected)} | {full_mib:.0f} | "
-                f"{shared_mib:.0f} |",
+                f"| {name} | {computed[0] // len(requests):,} | {computed[0]:,} | "
+                f"{computed[1]:,} | "
+                f"{computed[1] / computed[0]:.2f} | {full.wall:.1f} | {shared.wall:.1f} | "
+                f"{shared.wall / full.wall:.2f} | {full.cpu:.1f} | {shared.cpu:.1f} | "
+                f"{shared.cpu / full.cpu:.2f} | {equal} of {len(requests)} | "
+                f"{full.peak_mib():.0f} | {shared.peak_mib():.0f} |",
                 flush=True,
             )
 
@@ -238,7 +318,7 @@ def main() -> None:
     arguments = parser.parse_args()
     print("## Engines")
     if arguments.gpu is None:
-        print_cpu(arguments.lengths or (2048, 4096, 8192))
+        print_cpu(arguments.lengths or SMALL_LENGTHS)
         return
     if not torch.cuda.is_available() and arguments.gpu != "tiny":
         parser.error("--gpu needs a CUDA GPU; this machine has none")

@@ -27,6 +27,26 @@ def no_masks(monkeypatch):
     monkeypatch.setattr(causal_attention, "sdpa_mask", refuse)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scaling", [None, 0.7])
+def test_new_tokens_behind_a_past_see_what_a_mask_would_show_them(dtype, scaling):
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 6, 40, 16, generator=generator, dtype=dtype)
+    key, value = torch.randn(2, 2, 2, 130, 16, generator=generator, dtype=dtype)
+    found, _ = causal_attention.causal_sdpa(
+        torch.nn.Module(), query, key, value, None, scaling=scaling
+    )
+    repeated = [x.double().repeat_interleave(3, dim=1) for x in (key, value)]
+    mask = torch.ones(40, 130, dtype=torch.bool).tril(90)
+    expected = torch.nn.functional.scaled_dot_product_attention(
+        query.double(), *repeated, attn_mask=mask, scale=scaling
+    )
+    tolerance = 16 * torch.finfo(dtype).eps
+    torch.testing.assert_close(
+        found.double(), expected.transpose(1, 2), rtol=tolerance, atol=tolerance
+    )
+
+
 def _in_pieces(model, ids, cache, cuts):
     parts = [
         model(part, past_key_values=cache, use_cache=True) for part in ids.tensor_split(cuts, dim=1)

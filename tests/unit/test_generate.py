@@ -1,5 +1,6 @@
 """Answers survive whatever kills their process, and never mix with those of another run."""
 
+import itertools
 import json
 import os
 import resource
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from amnesia_bench.errors import BusyError, StageFailedError, UserError
-from amnesia_bench.evals.engines.protocol import Request
+from amnesia_bench.evals.engines.protocol import Request, UntrustedAnswersError
 from amnesia_bench.evals.generate import GENERATIONS, RUN, generate, read_generations
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.store.lease import holding_lease
@@ -205,6 +206,20 @@ def test_answers_to_another_prompt_sampling_or_seed_are_never_taken(
     asked[1] = replace(asked[1], **change)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="document 1"):
         generate(PlantedEngine(0.5), asked, folder, identity=IDENTITY)
+
+
+def test_answers_of_a_run_that_failed_its_check_are_not_kept(tmp_path: Path) -> None:
+    class Wrong(Shuffled):
+        def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+            yield from itertools.islice(super().generate(requests), 3)
+            raise UntrustedAnswersError("another token")
+
+    folder = tmp_path / "answers"
+    with pytest.raises(UntrustedAnswersError):
+        generate(Wrong(0), requests(6), folder, identity=IDENTITY)
+    assert files(folder) == {}
+    found = generate(Shuffled(0), requests(6), folder, identity=IDENTITY | {"prefixes": "full"})
+    assert len(found) == 6
 
 
 def test_more_samples_asked_for_later_cost_only_the_new_ones(tmp_path: Path) -> None:

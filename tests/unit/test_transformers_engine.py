@@ -8,9 +8,13 @@ import pytest
 import torch
 
 from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.evals.engines.cache_snapshots import ResumableCache
+from amnesia_bench.evals.engines.language_model import examine
 from amnesia_bench.evals.engines.options import EngineOptions
+from amnesia_bench.evals.engines.protocol import UntrustedAnswersError
 from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
 from amnesia_bench.modeling import HypeNetCache
+from amnesia_bench.modeling.hybrid_cache import BlockLayer
 from amnesia_bench.records.evaluation import FinishReason
 from tests.tiny_models import (
     EOS,
@@ -299,6 +303,38 @@ def test_a_cache_that_does_not_come_back_is_found_out(monkeypatch):
     assert "does not come back exactly" in engine.settings["prefixes"]
 
 
+def _without_tails(cache):
+    for layer in cache.layers:
+        for tail in getattr(layer, "conv_states", {}).values():
+            tail.zero_()
+
+
+def _with_fainter_states(cache):
+    for state in getattr(cache.layers[0], "recurrent_states", {}).values():
+        state.mul_(0.9)
+
+
+def _one_token_short(cache):
+    for layer in cache.layers:
+        if isinstance(layer, BlockLayer):
+            layer.crop(-1)
+
+
+@pytest.mark.parametrize("name", ["qwen3_next", "olmo_hybrid"])
+@pytest.mark.parametrize("damage", [_without_tails, _with_fainter_states, _one_token_short])
+def test_small_damage_is_found_out_in_half_precision_too(name, damage, monkeypatch):
+    assert examine(tiny_model(name).bfloat16()).full_reason is None
+    resume = ResumableCache.resume
+
+    def damaged(cache, snapshot):
+        resume(cache, snapshot)
+        damage(cache)
+
+    monkeypatch.setattr(ResumableCache, "resume", damaged)
+    reason = examine(tiny_model(name).bfloat16()).full_reason
+    assert "does not come back exactly" in reason
+
+
 def test_a_model_that_restarts_with_every_piece_reads_prompts_whole(monkeypatch):
     model = tiny_model("hypenet")
     requests = requests_of(needle_prompts(3, 300, depths=3), new=4)
@@ -346,7 +382,9 @@ def test_verification_names_the_sample_and_the_token_that_differ(monkeypatch):
             layer.restore(layer.state * 0.5, snapshot.length)
 
     monkeypatch.setattr(HypeNetCache, "resume", damaged)
-    with pytest.raises(StageFailedError, match=r"needles document \d+, token \d+ of the answer"):
+    with pytest.raises(
+        UntrustedAnswersError, match=r"needles document \d+, token \d+ of the answer"
+    ):
         list(engine.generate(requests_of(needle_prompts(12, 600, depths=6))))
 
 

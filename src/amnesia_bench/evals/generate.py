@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import overload
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.evals.engines.protocol import Engine, Request
+from amnesia_bench.evals.engines.protocol import Engine, Request, UntrustedAnswersError
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Generation, SampleKey
 from amnesia_bench.store.files import (
@@ -60,7 +60,8 @@ def generate(
     Raises:
         UserError: the folder holds answers of another run, or is damaged.
         BusyError: another process is writing it.
-        StageFailedError: the disk is full, or the lease was lost. What is done is kept.
+        StageFailedError: the disk is full, or the lease was lost. What is done is kept, unless
+            the engine found that its answers are not to be trusted.
         MissingEnvironmentError: the folder may not be written.
     """
     with _explaining_write_errors(folder):
@@ -74,7 +75,13 @@ def generate(
             missing = [i for i, key in enumerate(wanted) if key not in answers]
             if missing:
                 unanswered = engine.generate(_Subset(requests, missing))
-                _append(path, unanswered, wanted, answers, lease)
+                try:
+                    _append(path, unanswered, wanted, answers, lease)
+                except UntrustedAnswersError:
+                    # Those before it came to be the same way; a next run must not take them over.
+                    path.unlink()
+                    (folder / RUN).unlink()
+                    raise
             if len(answers.keys() & wanted.keys()) < len(wanted):
                 raise RuntimeError(f"the engine answered only {len(answers)} of {len(wanted)}")
             _sort(path, answers)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -32,8 +33,8 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
 ) -> tuple[Tensor, Tensor | None]:
     """Attend with torch's fused kernels; without a mask, causally and to all of the past.
 
-    On CUDA nothing of size T x L is made in half precision. On a CPU torch makes the mask after
-    all, T x L bytes of it and as many floats: there, chunks should be short.
+    On CUDA nothing of size T x L is made in half precision, on a CPU nothing of that size in any,
+    unless there are gradients.
 
     Args:
         module: the caller.
@@ -55,6 +56,8 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
         return output
+    if query.is_cpu and not torch.is_grad_enabled() and query.shape[-1] == value.shape[-1]:
+        return _past_and_new(query, key, value, scaling).transpose(1, 2).contiguous(), None
     mixed = nn.functional.scaled_dot_product_attention(
         query,
         key,
@@ -65,6 +68,29 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return mixed.transpose(1, 2).contiguous(), None
+
+
+def _past_and_new(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
+    """Attend on a CPU, where torch would make a mask of the flag: T x L bytes and floats of it.
+
+    All of the past is seen, so it needs no mask, and none among the new tokens but `is_causal`.
+    The two are weighed by their shares of the softmax's denominator.
+
+    Returns:
+        [B, H, T, D].
+    """
+    num_rows, num_heads, num_new, width = query.shape
+    groups, past = key.shape[1], key.shape[2] - num_new
+    attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    # The query heads of a key/value head as more of its queries: the past is not repeated.
+    folded = query.reshape(num_rows, groups, -1, width)
+    before, log_before = attend(folded, key[:, :, :past], value[:, :, :past], scale=scaling)
+    repeats = num_heads // groups
+    keys, values = (x[:, :, past:].repeat_interleave(repeats, dim=1) for x in (key, value))
+    among, log_among = attend(query, keys, values, is_causal=True, scale=scaling)
+    share = (log_among - log_before.reshape(log_among.shape)).sigmoid()[..., None]
+    mixed: Tensor = before.reshape(query.shape).lerp(among, share.to(query.dtype))
+    return mixed
 
 
 def causal_sdpa_mask(**call: Any) -> Tensor | None:

@@ -13,7 +13,9 @@ ENGINES = ("transformers", "vllm")
 
 
 def open_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
-    """Load a checkpoint into an engine: transformers on all GPUs unless the options name a device.
+    """Load a checkpoint into an engine.
+
+    transformers runs on all GPUs unless the options name one; vLLM on one, the first it sees.
 
     Raises:
         UserError: no engine of this name, or the folder holds no model.

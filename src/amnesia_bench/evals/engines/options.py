@@ -19,9 +19,8 @@ class EngineOptions:
         max_batch_tokens: rows of a batch times the tokens of a row, new ones included. One row
             alone may be longer.
         prefill_chunk_tokens: prompts are read in pieces of this size, and shared prefixes end at
-            its multiples: so that a shared and a full run make the very same calls. On a CPU
-            attention needs 5 bytes per token of a piece and token of the context; so does a
-            sliding window, with the window in place of the context, on any device.
+            its multiples: so that a shared and a full run make the very same calls. A sliding
+            window needs 5 bytes per token of a piece and token of the window.
         share_prefixes: read text that several prompts begin with once.
         verify_prefix: how many answers to compute a second time, without sharing.
         max_context_tokens: in place of the limit in the model's config, which may be wrong

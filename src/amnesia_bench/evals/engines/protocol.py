@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from amnesia_bench.errors import StageFailedError
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 
 
@@ -23,6 +24,10 @@ class Request:
     tokens: NDArray[np.int32]
     sampling: Sampling
     seed: int | None
+
+
+class UntrustedAnswersError(StageFailedError):
+    """A check failed: no answer of this run is to be kept, those given before included."""
 
 
 class Engine(Protocol):
@@ -42,5 +47,6 @@ class Engine(Protocol):
         Raises:
             UserError: a prompt and its new tokens do not fit the model's context.
             StageFailedError: out of memory even alone; says which length would fit.
+            UntrustedAnswersError: a checked answer came out otherwise.
         """
         ...

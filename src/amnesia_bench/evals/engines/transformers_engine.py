@@ -133,7 +133,8 @@ class TransformersEngine:
 
         Raises:
             UserError: a prompt is empty, or longer with its new tokens than the model's context.
-            StageFailedError: out of memory even alone, or a checked answer came out otherwise.
+            StageFailedError: out of memory even alone.
+            UntrustedAnswersError: a checked answer came out otherwise.
         """
         prompts = [self._survey(requests[i]) for i in range(len(requests))]
         digests = [prompt.digest for prompt in prompts]

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
+from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.evals.engines.answers import (
     check_room,
     decoder,
@@ -21,10 +21,13 @@ from amnesia_bench.evals.engines.answers import (
     generation_of,
 )
 from amnesia_bench.evals.engines.options import EngineOptions
+from amnesia_bench.evals.engines.prefix_check import first_difference, refuse_sampled, tie_gap
 from amnesia_bench.evals.engines.prefix_tree import PrefixNode, PromptDigest, plan_prefixes
-from amnesia_bench.evals.engines.protocol import Request
+from amnesia_bench.evals.engines.protocol import Request, UntrustedAnswersError
 from amnesia_bench.evals.tokenizers import load_tokenizer
+from amnesia_bench.modeling import HypeNetConfig
 from amnesia_bench.records.evaluation import FinishReason, Generation
+from amnesia_bench.store.files import read_json
 
 log = logging.getLogger(__name__)
 
@@ -32,8 +35,6 @@ log = logging.getLogger(__name__)
 _WINDOW_TOKENS, _WINDOW_REQUESTS = 1 << 22, 1024
 # Cuts are multiples of vLLM's block, but not every block of 16 is worth a digest and a prime.
 _MIN_CHUNK_TOKENS = 256
-# How many roundings of the largest logit two tokens may lie apart and still be a tie.
-_TIE_ROUNDINGS = 8
 _TOP_LOGITS = 5
 
 
@@ -60,6 +61,12 @@ class VllmEngine:
             MissingEnvironmentError: vLLM is not installed.
             UserError: vLLM cannot run this model, or the device is not its to choose.
         """
+        config = checkpoint / "config.json"
+        if config.is_file() and _model_type(config) == HypeNetConfig.model_type:
+            raise UserError(
+                f"{checkpoint}: a HypeNet, which vLLM does not know",
+                hint="The transformers engine runs it: --engine transformers.",
+            )
         if options.device is not None:
             raise UserError(
                 f"device={options.device}: vLLM takes the devices it sees",
@@ -115,7 +122,7 @@ class VllmEngine:
 
         Raises:
             UserError: a prompt is empty, or longer with its new tokens than the model's context.
-            StageFailedError: a checked answer came out otherwise without the prefix cache.
+            UntrustedAnswersError: a checked answer came out otherwise without the prefix cache.
         """
         digests = []
         for i in range(len(requests)):
@@ -125,6 +132,8 @@ class VllmEngine:
         nodes = plan_prefixes(digests, self._chunk, share=self._options.share_prefixes)
         order = [(i, node) for node in nodes for i in node.leaves]
         checked = self._spread([i for i, _ in order])
+        for i in checked:
+            refuse_sampled(requests[i])
         primed: set[tuple[int, int]] = set()
         for window in _windows(order, digests):
             for node in (node for _, node in window):
@@ -195,12 +204,8 @@ class VllmEngine:
 
     def _check(self, request: Request, shared: Generation) -> None:
         """Compute an answer again without reading the prefix cache, and compare."""
-        key = request.key
-        if not request.sampling.greedy:
-            raise UserError(
-                f"verify_prefix={self._options.verify_prefix}: answers of {key.task} are sampled",
-                hint="Only greedy answers can be compared. Set temperature 0 or verify_prefix 0.",
-            )
+        import torch
+
         params = self._params(
             max_tokens=request.sampling.max_new_tokens,
             stop=list(request.sampling.stop),
@@ -211,17 +216,15 @@ class VllmEngine:
         full = self._generation(request, output)
         if full.tokens == shared.tokens:
             return
-        place = next(
-            (i for i, (a, b) in enumerate(zip(full.tokens, shared.tokens, strict=False)) if a != b),
-            min(len(full.tokens), len(shared.tokens)),
-        )
+        place = first_difference(full.tokens, shared.tokens)
         logits = {token: entry.logprob for token, entry in output.logprobs[place].items()}
         best = max(logits.values())
         others = shared.tokens[place : place + 1] or tuple(self._ends)
         gap = best - max(logits.get(token, float("-inf")) for token in others)
+        key = request.key
         where = f"{key.task} document {key.doc}, token {place} of the answer"
-        if gap > _TIE_ROUNDINGS * _rounding(self._dtype) * abs(best):
-            raise StageFailedError(
+        if gap > tie_gap(getattr(torch, self._dtype), best):
+            raise UntrustedAnswersError(
                 f"{where}: vLLM's prefix cache gives another token than a run without it, whose "
                 f"logits lie {gap:.3g} apart",
                 hint="Set share_prefixes to false, and report this model.",
@@ -229,10 +232,9 @@ class VllmEngine:
         log.warning("%s: a tie to within rounding (%.3g), broken the other way", where, gap)
 
 
-def _rounding(dtype: str) -> float:
-    import torch
-
-    return float(torch.finfo(getattr(torch, dtype)).eps)
+def _model_type(config: Path) -> object:
+    content = read_json(config)
+    return content.get("model_type") if isinstance(content, dict) else None
 
 
 def _windows(
