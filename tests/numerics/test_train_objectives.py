@@ -210,6 +210,22 @@ def test_rows_of_one_document_and_padding_are_rows_and_give_the_same_loss():
     assert NextToken(run, model)(batch)[0].item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_recomputing_the_mixers_changes_neither_loss_nor_gradients():
+    found = []
+    for recompute in (False, True):
+        run = training_run(ALIGN | {"global_batch": 1, "activation_checkpointing": recompute})
+        student = hypenet(mixer_types=["lightning-attn"] * 4)
+        objective = Align(run, student, Teacher(qwen3()), range(4))
+        (batch,) = first_batch(run, random_rows(1))
+        forwards = []
+        objective.mixers["0"].register_forward_pre_hook(lambda *_, seen=forwards: seen.append(1))
+        loss, by_layer = objective(batch)
+        loss.backward()
+        assert len(forwards) == 1 + recompute
+        found.append((loss.detach(), by_layer, [p.grad for p in objective.parameters()]))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 def test_a_model_that_cannot_isolate_documents_is_refused_packed_ones():
     run = training_run({"global_batch": 1})
     model = hypenet()

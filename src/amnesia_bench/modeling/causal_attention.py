@@ -92,7 +92,7 @@ def causal_sdpa_mask(**call: Any) -> Tensor | None:
     return mask
 
 
-def packed_sdpa(  # noqa: PLR0913 - transformers' attention interface
+def packed_sdpa(
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -107,10 +107,10 @@ def packed_sdpa(  # noqa: PLR0913 - transformers' attention interface
     There is no mask: rows must hold no padding but what is a document of its own.
     """
     documents = [(0, query.shape[2])] if packed is None else packed.documents
-    outputs = [
-        causal_sdpa(module, *(x[:, :, start:stop] for x in (query, key, value)), None, **options)[0]
-        for start, stop in documents
-    ]
+    outputs = []
+    for start, stop in documents:
+        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
+        outputs.append(causal_sdpa(module, q, k, v, None, **options)[0])
     return torch.cat(outputs, dim=1), None
 
 

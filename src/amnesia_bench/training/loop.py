@@ -25,7 +25,6 @@ from amnesia_bench.training.models import Learner
 from amnesia_bench.training.processes import Processes
 from amnesia_bench.training.schedule import learning_rate
 
-
 # Updates in a row that may be left out before the run is given up.
 MAX_SKIPPED = 3
 

@@ -64,9 +64,7 @@ def build_learner(
     """
     train, recipe = run.train, run.recipe
     frozen = frozen_tensors(train.freeze, init)
-    student = _load(
-        init, recipe.master_dtype, train.trusted_code_sha256, processes.first
-    ).train()
+    student = _load(init, recipe.master_dtype, train.trusted_code_sha256, processes.first).train()
     _check_student(student, run, init)
     if recipe.buffers_dtype == "bf16":
         _round_buffers(student)
@@ -114,16 +112,13 @@ def _load(
     own_code = checkpoint.config.get("model_type") not in CONFIG_MAPPING
     if own_code:
         _check_trust(checkpoint.folder, trusted_code_sha256)
+    auto: Any = AutoModelForCausalLM  # its methods are not typed
     options: Any = {"trust_remote_code": own_code, "local_files_only": True}
     if first:
-        return AutoModelForCausalLM.from_pretrained(
-            checkpoint.folder, dtype=DTYPES[dtype], **options
-        )
+        return auto.from_pretrained(checkpoint.folder, dtype=DTYPES[dtype], **options)
     config = AutoConfig.from_pretrained(checkpoint.folder, **options)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=DTYPES[dtype], trust_remote_code=own_code
-        )
+        model = auto.from_config(config, dtype=DTYPES[dtype], trust_remote_code=own_code)
     # Memory that is never touched takes no place.
     model.to_empty(device="cpu")
     model.tie_weights()
