@@ -15,10 +15,12 @@ import pytest
 
 from amnesia_bench.errors import AmnesiaError, MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.tracking.metrics_file import read_metrics
+from amnesia_bench.training.batches import Batches, FileOrder
 from tests.checkpoints import tensor_bytes
 from tests.deadly_training import Deadly, run_and_die
 from tests.training_runs import (
     Started,
+    Store,
     TinyJob,
     as_process,
     train_here,
@@ -98,11 +100,11 @@ def test_data_that_are_not_what_was_prepared(folder: Path) -> None:
 
 
 def test_processes_that_do_not_divide_the_batch(folder: Path) -> None:
-    mine = job(folder, {"global_batch": 3, "micro_batch": 1})
-    started = Started(mine, 2)
-    assert started.wait() == [2, 2]
-    assert "2 processes with micro-batches of 1 do not divide a global batch of 3" in started.said
-    assert not folder.joinpath("out.training").exists()
+    run = training_run({"global_batch": 3, "micro_batch": 1})
+    store = Store(write_data(folder / "data"))
+    said = "2 processes with micro-batches of 1 do not divide a global batch of 3"
+    with pytest.raises(UserError, match=said):
+        Batches(run, {"sft": store}, FileOrder([store.num_sequences]), 0, 2)
 
 
 def test_a_teacher_where_none_is_wanted_and_none_where_one_is(folder: Path) -> None:
