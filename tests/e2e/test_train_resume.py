@@ -11,7 +11,14 @@ import pytest
 
 from tests.checkpoints import tensor_bytes
 from tests.deadly_training import Deadly, keeps_saves, run_and_die
-from tests.training_runs import Started, TinyJob, train_here, training_run, write_data, write_hypenet
+from tests.training_runs import (
+    Started,
+    TinyJob,
+    train_here,
+    training_run,
+    write_data,
+    write_hypenet,
+)
 
 STEPS = 8
 EVERY = 3
