@@ -97,6 +97,11 @@ def test_values_of_stage_and_recipe_can_be_changed() -> None:
     assert not run.isolate_documents
 
 
+def test_a_mixture_takes_the_place_of_that_of_the_stage() -> None:
+    run = load_training("stage3_2b", ["train.mixture={mine: 2.0, other: 1.0}"])
+    assert run.train.mixture == {"mine": 2.0, "other": 1.0}
+
+
 @pytest.mark.parametrize(
     ("override", "said", "hint"),
     [

@@ -299,6 +299,7 @@ def test_a_full_disk_is_one_message_and_the_command_can_be_repeated(
     )  # fmt: skip
     assert limited.returncode == 4
     assert "no space left" in limited.stderr
+    assert "finished input files are kept" in limited.stderr
     assert "Traceback" not in limited.stderr
     assert not (tmp_path / "out").exists()
     assert main(command) == 0

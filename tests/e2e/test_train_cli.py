@@ -1,6 +1,10 @@
 """`amnesia train` from rows of text to a checkpoint, and what it says when something is missing."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -55,6 +59,23 @@ def test_rows_become_a_checkpoint_that_names_its_parents(
     assert main(["verify", str(out)]) == 0
     assert main(command(folder)) == 2
     assert "already exists; nothing was written" in capsys.readouterr().err
+
+
+def test_sigterm_saves_and_asks_to_be_started_again(folder: Path) -> None:
+    words = command(folder, "train.steps=100000", out="endless")
+    started = subprocess.Popen([sys.executable, "-m", "amnesia_bench.cli.main", *words],
+                               stderr=subprocess.PIPE)  # fmt: skip
+    metrics = folder / "endless.training/metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size):
+        assert started.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    started.send_signal(signal.SIGTERM)
+    _, said = started.communicate(timeout=60)
+    assert started.returncode == 75, said
+    (save,) = (folder / "endless.training/checkpoints").iterdir()
+    assert save.name == f"step-{len(metrics.read_text().splitlines()):08d}"
 
 
 @pytest.mark.parametrize(

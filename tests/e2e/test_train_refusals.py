@@ -8,15 +8,19 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from amnesia_bench.errors import AmnesiaError, MissingEnvironmentError, StageFailedError, UserError
+from amnesia_bench.tracking.metrics_file import read_metrics
+from amnesia_bench.training.batches import Batches, FileOrder
 from tests.checkpoints import tensor_bytes
 from tests.deadly_training import Deadly, run_and_die
 from tests.training_runs import (
     Started,
+    Store,
     TinyJob,
     as_process,
     train_here,
@@ -96,11 +100,11 @@ def test_data_that_are_not_what_was_prepared(folder: Path) -> None:
 
 
 def test_processes_that_do_not_divide_the_batch(folder: Path) -> None:
-    mine = job(folder, {"global_batch": 3, "micro_batch": 1})
-    started = Started(mine, 2)
-    assert started.wait() == [2, 2]
-    assert "2 processes with micro-batches of 1 do not divide a global batch of 3" in started.said
-    assert not folder.joinpath("out.training").exists()
+    run = training_run({"global_batch": 3, "micro_batch": 1})
+    store = Store(write_data(folder / "data"))
+    said = "2 processes with micro-batches of 1 do not divide a global batch of 3"
+    with pytest.raises(UserError, match=said):
+        Batches(run, {"sft": store}, FileOrder([store.num_sequences]), 0, 2)
 
 
 def test_a_teacher_where_none_is_wanted_and_none_where_one_is(folder: Path) -> None:
@@ -230,6 +234,81 @@ def test_a_loss_that_is_no_number_stops_the_run_at_its_step(
     assert tensor_bytes(mine.out) == tensor_bytes(whole.out)
 
 
+def spoil_gradients(patch: pytest.MonkeyPatch, steps: set[int], fatal: int | None = None) -> None:
+    """Make the gradients of these steps infinite, and the loss of one no number."""
+    from amnesia_bench.training.loop import Loop
+
+    clip, check = Loop._clip, Loop._is_finite
+    calls = 0
+
+    def clip_spoilt(self: Loop, limit: float) -> object:
+        nonlocal calls
+        calls += 1
+        if calls in steps:
+            for parameter in self._trained.values():
+                assert parameter.grad is not None
+                parameter.grad.mul_(float("inf"))
+        return clip(self, limit)
+
+    def check_spoilt(self: Loop, step: int, loss: float, grad_norm: float) -> bool:
+        return check(self, step, float("nan") if step == fatal else loss, grad_norm)
+
+    patch.setattr(Loop, "_clip", clip_spoilt)
+    patch.setattr(Loop, "_is_finite", check_spoilt)
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_and_resuming_changes_nothing(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = job(folder, {"checkpoints": {"every_steps": 5, "keep": 2, "asynchronous": False}})
+    whole = replace(mine, out=folder / "whole")
+    with monkeypatch.context() as patch:
+        spoil_gradients(patch, {4, 5})
+        assert train_here(whole) == 0
+    lines = read_metrics(whole.out / "metrics.jsonl")
+    assert [line["step"] for line in lines if line["grad_norm"] is None] == [4, 5]
+    with monkeypatch.context() as patch:
+        spoil_gradients(patch, {4, 5}, fatal=7)
+        with pytest.raises(StageFailedError, match="step 7: the loss is nan"):
+            train_here(mine)
+    assert train_here(mine) == 0
+    assert tensor_bytes(mine.out) == tensor_bytes(whole.out)
+    assert read_metrics(mine.out / "metrics.jsonl") == lines
+
+
+def test_three_such_gradients_in_a_row_end_the_run_also_across_a_resume(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = job(folder)
+    with monkeypatch.context() as patch:
+        spoil_gradients(patch, {2, 5, 6, 7})
+        with pytest.raises(StageFailedError, match=r"step 7: .*3 in a row"):
+            train_here(mine)
+    assert saves(folder) == ["step-00000003", "step-00000006"]
+    with monkeypatch.context() as patch:
+        spoil_gradients(patch, {1})
+        with pytest.raises(StageFailedError, match=r"step 7: .*3 in a row"):
+            train_here(mine)
+    assert train_here(mine) == 0
+
+
+def test_what_a_kill_after_publishing_left_is_cleared_by_the_next_start(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine, left = job(folder, {"steps": 3}), folder / "out.training"
+    with monkeypatch.context() as patch:
+        killed = SimpleNamespace(rmtree=lambda *_, **__: None)
+        patch.setattr("amnesia_bench.training.run.shutil", killed)
+        assert train_here(mine) == 0
+    other = replace(mine, run=training_run({"steps": 4}))
+    refused(other, UserError, "already exists")
+    assert saves(folder) == ["step-00000003"]
+    assert train_here(mine) == 0
+    assert "finished before" in capsys.readouterr().err
+    assert not left.exists()
+    refused(mine, UserError, "already exists")
+
+
 class FullDisk:
     """The target of a process whose disk is full from the second save on."""
 
@@ -259,6 +338,7 @@ def test_a_disk_that_fills_during_a_save(folder: Path, asynchronous: bool) -> No
     started = Started(mine, 1, FullDisk("save"))
     assert started.wait() == [4]
     assert "no space left while making" in started.said, started.said
+    assert "the saves before it are kept" in started.said
     assert saves(folder) == ["step-00000003"]
     assert train_here(mine) == 0
 

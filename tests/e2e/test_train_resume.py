@@ -11,7 +11,14 @@ import pytest
 
 from tests.checkpoints import tensor_bytes
 from tests.deadly_training import Deadly, keeps_saves, run_and_die
-from tests.training_runs import Started, TinyJob, training_run, write_data, write_hypenet
+from tests.training_runs import (
+    Started,
+    TinyJob,
+    train_here,
+    training_run,
+    write_data,
+    write_hypenet,
+)
 
 STEPS = 8
 EVERY = 3
@@ -116,6 +123,5 @@ def test_what_changes_no_result_may_change_between_starts(folder: Path) -> None:
     assert run_and_die(mine, Deadly("step", 6), 1)
     saves = {"every_steps": 1, "keep": 1, "asynchronous": True}
     again = replace(mine, run=training_run({"steps": STEPS, "checkpoints": saves}))
-    started = Started(again)
-    assert started.wait() == [0], started.said
+    assert train_here(again) == 0
     assert tensor_bytes(mine.out) == tensor_bytes(folder / "whole1")

@@ -25,6 +25,7 @@ from tests.training_runs import (
     TOKENIZER,
     Started,
     TinyJob,
+    as_process,
     train_here,
     training_run,
     write_data,
@@ -216,8 +217,6 @@ except AmnesiaError as error:  # as the command line does
 
 def assert_same_training(one: Path, two: Path) -> None:
     lines = [read_metrics(out / "metrics.jsonl") for out in (one, two)]
-    counts = [line["trained_tokens"] for line in lines[0]]
-    assert max(counts) > 2 * min(counts)
     for a, b in zip(*lines, strict=True):
         for key in ("batch_checksum", "trained_tokens", "tokens", "documents"):
             assert a[key] == b[key]
@@ -231,6 +230,28 @@ def test_two_processes_that_accumulate_twice_equal_one_that_does_not(folder: Pat
     started = Started(job(folder, "two", whole | {"micro_batch": 1}), 2)
     assert started.wait() == [0, 0], started.said
     assert_same_training(folder / "one", folder / "two")
+    counts = [line["trained_tokens"] for line in read_metrics(folder / "one/metrics.jsonl")]
+    assert max(counts) > 2 * min(counts)
+
+
+class OnlyFirstLoads:
+    """The target of a process that may read no weights unless it is the first."""
+
+    def __call__(self, job: TinyJob, rank: int, size: int, port: int, log: Path) -> None:
+        import amnesia_bench.training.models as module
+
+        if rank:
+            module.AutoModelForCausalLM.from_pretrained = None  # type: ignore[method-assign]
+        as_process(job, rank, size, port, log)
+
+
+def test_the_first_process_alone_reads_the_weights_of_student_and_teacher(folder: Path) -> None:
+    paths = {"init": "converted2", "teacher": "teacher", "data": "web"}
+    distill = DISTILL | {"steps": 3}
+    assert train_here(job(folder, "read1", distill, **paths)) == 0
+    started = Started(job(folder, "read2", distill, **paths), 2, OnlyFirstLoads())
+    assert started.wait() == [0, 0], started.said
+    assert_same_training(folder / "read1", folder / "read2")
 
 
 TORCHRUN = ["--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]

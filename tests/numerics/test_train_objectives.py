@@ -1,16 +1,25 @@
 """The loss of each stage against its formula in float64, and who sees whom."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from torch.nn.functional import log_softmax
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.training.batches import Batches, FileOrder
-from amnesia_bench.training.objectives import Align, Distill, NextToken, Teacher
+from amnesia_bench.training.objectives import (
+    Align,
+    Distill,
+    NextToken,
+    Teacher,
+    hidden_states,
+    isolate_without_mask,
+)
 from tests.numerics.test_model_formula import lightning_mixer
 from tests.training_runs import TINY, TOKENS, VOCAB, Row, training_run
 
@@ -201,13 +210,57 @@ def test_rows_of_one_document_and_padding_are_rows_and_give_the_same_loss():
     assert NextToken(run, model)(batch)[0].item() == pytest.approx(expected, rel=1e-12)
 
 
+def test_recomputing_the_mixers_changes_neither_loss_nor_gradients():
+    found = []
+    for recompute in (False, True):
+        run = training_run(ALIGN | {"global_batch": 1, "activation_checkpointing": recompute})
+        student = hypenet(mixer_types=["lightning-attn"] * 4)
+        objective = Align(run, student, Teacher(qwen3()), range(4))
+        (batch,) = first_batch(run, random_rows(1))
+        forwards = []
+        objective.mixers["0"].register_forward_pre_hook(lambda *_, seen=forwards: seen.append(1))
+        loss, by_layer = objective(batch)
+        loss.backward()
+        assert len(forwards) == 1 + recompute
+        found.append((loss.detach(), by_layer, [p.grad for p in objective.parameters()]))
+    torch.testing.assert_close(*found, rtol=0, atol=0)
+
+
 def test_a_model_that_cannot_isolate_documents_is_refused_packed_ones():
     run = training_run({"global_batch": 1})
     model = hypenet()
     model.config.model_type = "jet_nemotron"
     (batch,) = first_batch(run, random_rows(1))
     with pytest.raises(StageFailedError, match="jet_nemotron cannot keep packed documents apart"):
-        NextToken(run, model)(batch)
+        NextToken(run, model).count(batch)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
+def test_softmax_models_isolate_documents_without_a_mask(kind, monkeypatch):
+    keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
+            "num_attention_heads", "num_key_value_heads", "max_position_embeddings")  # fmt: skip
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(kind, **{key: TINY[key] for key in keys}, sliding_window=None)
+    model = AutoModelForCausalLM.from_config(config).double()
+    (batch,) = first_batch(training_run({"global_batch": 1}), random_rows(1))
+    alone = [
+        hidden_states(model, replace(batch, packed=None, input_ids=batch.input_ids[:, start:stop]))
+        for start, stop in batch.packed.documents
+    ]
+    masked = hidden_states(model, batch)
+    isolate_without_mask(model)
+    monkeypatch.setattr("transformers.masking_utils.sdpa_mask", None)
+    for found in (masked, hidden_states(model, batch)):
+        torch.testing.assert_close(found, torch.cat(alone, dim=1), rtol=0, atol=1e-12)
+
+
+def test_a_sliding_window_stays_one():
+    config = AutoConfig.for_model("mistral", **{"num_hidden_layers": 1, "hidden_size": 32})
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    assert config.sliding_window is not None
+    isolate_without_mask(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_the_first_token_of_a_document_is_predicted_by_none():

@@ -188,6 +188,9 @@ def load_training(name: str, overrides: Sequence[str]) -> TrainingRun:
         group = override.lstrip("+~").partition("=")[0].partition(".")[0]
         if group not in groups:
             raise UserError(f"{override}: unknown key", hint=nearest(group, list(groups)))
+        if override.lstrip("+").startswith("train.mixture="):
+            # Hydra would add to the sources of the stage; these are meant instead of them.
+            groups[group].append("~train.mixture")
         groups[group].append(override)
     recipe = chosen[-1] if chosen else "fixed"
     if recipe not in options("recipe"):

@@ -99,7 +99,7 @@ def prepare(
     kept = resumable_path(out)
     if (out / MANIFEST).is_file():  # killed between publishing and clearing up
         shutil.rmtree(kept, ignore_errors=True)
-    with publishing(out) as work:
+    with publishing(out, kept="finished input files are kept for the next attempt") as work:
         parts = PartsFolder(kept, _settings(config, tokenizer), token_bytes)
         try:
             _refuse_useless(config, _tokenise_files(files, maker, parts, report))

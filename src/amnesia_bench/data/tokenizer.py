@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +113,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             hint='pip install "amnesia-bench[train]"',
         ) from error
     try:
-        whole = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        with _unknown_model_types():
+            whole = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: holds no tokenizer that transformers can load ({error})") from (
             error
@@ -119,6 +122,18 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if not getattr(whole, "is_fast", False):
         raise UserError(f"{folder}: its tokenizer has no fast implementation (tokenizer.json)")
     return Tokenizer(folder, whole)
+
+
+@contextmanager
+def _unknown_model_types() -> Iterator[None]:
+    """Keep transformers from warning of a HypeNet, which nobody has registered here."""
+    logger = logging.getLogger("transformers.configuration_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _identity(parts: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 transformers' sdpa builds that mask for every piece of a chunked prefill: 4 GB for 16K new tokens
 at 256K. Here a flag of the kernel replaces it. Importing this module registers the function and
-its mask with transformers, for any model, as `attn_implementation="causal_sdpa"`.
+its mask with transformers, for any model, as `attn_implementation="causal_sdpa"`; and documents
+packed in a row, for models that hand their keyword arguments on to attention, as "packed_sdpa".
 
 Shapes: B batch, T new tokens, L all tokens, H query heads, G key/value heads, D head dim.
 """
@@ -18,7 +19,10 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .packing import PackedRows
+
 CAUSAL_SDPA = "causal_sdpa"
+PACKED_SDPA = "packed_sdpa"
 
 
 def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
@@ -113,5 +117,29 @@ def causal_sdpa_mask(**call: Any) -> Tensor | None:
     return mask
 
 
+def packed_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    packed: PackedRows | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attend causally, each document of `packed` to itself alone: [B, T, H, D], as `causal_sdpa`.
+
+    There is no mask: rows must hold no padding but what is a document of its own.
+    """
+    documents = [(0, query.shape[2])] if packed is None else packed.documents
+    outputs = []
+    for start, stop in documents:
+        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
+        outputs.append(causal_sdpa(module, q, k, v, None, **options)[0])
+    return torch.cat(outputs, dim=1), None
+
+
 AttentionInterface.register(CAUSAL_SDPA, causal_sdpa)
+# Without a mask function of that name, transformers makes none: of T x T for packed rows.
+AttentionInterface.register(PACKED_SDPA, packed_sdpa)
 AttentionMaskInterface.register(CAUSAL_SDPA, causal_sdpa_mask)

@@ -66,10 +66,11 @@ class Work:
 
 
 @contextmanager
-def publishing(final: Path) -> Iterator[Work]:
+def publishing(final: Path, kept: str = "nothing of it was kept") -> Iterator[Work]:
     """Open a working folder that becomes `final` when `finish` is called inside the block.
 
-    The working folder is removed if the block ends in any other way.
+    The working folder is removed if the block ends in any other way. `kept` says in the message of
+    a failed write what has become of the work so far.
 
     Raises:
         UserError: `final` exists, or cannot be the name of a folder; nothing was written.
@@ -93,7 +94,7 @@ def publishing(final: Path) -> Iterator[Work]:
             finally:
                 shutil.rmtree(work.folder, ignore_errors=True)
     except OSError as error:
-        explained = explain_write_error(error, final)
+        explained = explain_write_error(error, final, kept)
         if explained is None:
             raise
         raise explained from error

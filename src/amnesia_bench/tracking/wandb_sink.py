@@ -60,7 +60,7 @@ class WandbSink:
             import wandb as module
         mode = wandb_mode(os.environ)
         if mode == "offline":
-            log.info("W&B: no account found, keeping an offline run in %s", run.folder)
+            log.warning("W&B: offline, in %s; `wandb sync` sends it", run.folder / "wandb")
         for chosen in dict.fromkeys((mode, "offline")):
             try:
                 self._run = module.init(

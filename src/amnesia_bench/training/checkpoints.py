@@ -212,7 +212,8 @@ def _explained(error: BaseException, temporary: Path) -> AmnesiaError:
     if isinstance(error, CheckpointException):
         causes = [failure for failure, _ in error.failures.values()]
     for cause in causes:
-        explained = explain_write_error(cause, temporary) if isinstance(cause, OSError) else None
-        if explained is not None:
+        if isinstance(cause, OSError) and (
+            explained := explain_write_error(cause, temporary, "the saves before it are kept")
+        ):
             return explained
     return StageFailedError(f"{temporary}: could not be saved ({causes[0]!r})")

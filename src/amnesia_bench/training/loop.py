@@ -25,18 +25,21 @@ from amnesia_bench.training.models import Learner
 from amnesia_bench.training.processes import Processes
 from amnesia_bench.training.schedule import learning_rate
 
+# Updates in a row that may be left out before the run is given up.
+MAX_SKIPPED = 3
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
     """One line of metrics.jsonl: nothing in it depends on clocks or on the machine.
 
-    `loss` is the mean over `trained_tokens`, `grad_norm` the norm before clipping,
-    `batch_checksum` identifies what was read.
+    `loss` is the mean over `trained_tokens`, `grad_norm` the norm before clipping, or None where it
+    was not finite and the update was left out; `batch_checksum` identifies what was read.
     """
 
     step: int
     loss: float
-    grad_norm: float
+    grad_norm: float | None
     learning_rate: float
     trained_tokens: int
     tokens: int
@@ -105,6 +108,8 @@ class Loop:
             foreach=not cuda,
         )
         self._clock = Clock()
+        # Updates left out in a row, since their gradients were not finite.
+        self._skipped = torch.zeros((), dtype=torch.int64)
 
     def start(self) -> int:
         """Load the newest save, if there is one, and return its step (0 for none).
@@ -145,13 +150,14 @@ class Loop:
         """Read the batch and agree on its counts, on failures and on signals, in one exchange."""
         parts, objective = self._parts, self._parts.learner.objective
         failure: AmnesiaError | None = None
-        batch = StepBatch(micro_batches=(), documents=0, checksum=0)
+        batch, trained = StepBatch(micro_batches=(), documents=0, checksum=0), 0
         try:
             batch = parts.batches.step(step)
+            trained = sum(objective.count(micro) for micro in batch.micro_batches)
         except AmnesiaError as error:
             failure = error
         counts = {
-            "trained": sum(objective.count(micro) for micro in batch.micro_batches),
+            "trained": trained,
             "tokens": sum(micro.input_ids.numel() for micro in batch.micro_batches),
             "documents": batch.documents,
             "checksum": batch.checksum,
@@ -184,23 +190,15 @@ class Loop:
         with clock.computing():
             norm = self._clip(train.optimizer.clip_norm)
         values, grad_norm = sums.tolist(), float(norm)
-        if not (math.isfinite(values[0]) and math.isfinite(grad_norm)):
-            raise StageFailedError(
-                f"step {step}: the loss is {values[0]}, the norm of its gradient {grad_norm}",
-                hint="The last save is intact. Look at the data of this step, or lower "
-                "train.optimizer.learning_rate.",
-            )
         rate = learning_rate(step, train.steps, train.optimizer)
+        finite = self._is_finite(step, values[0], grad_norm)
         with clock.computing():
-            for group in self._optimizer.param_groups:
-                group["lr"] = rate
-            self._optimizer.step()
-            self._optimizer.zero_grad(set_to_none=True)
+            self._update(rate, finite)
         if parts.processes.first:
             record = StepRecord(
                 step=step,
                 loss=values[0],
-                grad_norm=grad_norm,
+                grad_norm=grad_norm if finite else None,
                 learning_rate=rate,
                 trained_tokens=totals["trained"],
                 tokens=totals["tokens"],
@@ -209,6 +207,37 @@ class Loop:
                 by_layer=dict(zip(objective.metric_names, values[1:], strict=True)),
             )
             parts.record(record, clock.read())
+
+    def _is_finite(self, step: int, loss: float, grad_norm: float) -> bool:
+        """Return whether a gradient is fit for an update; one that is not is left out.
+
+        Raises:
+            StageFailedError: the loss is not finite, or too many gradients in a row are not.
+        """
+        finite = math.isfinite(grad_norm)
+        if finite:
+            self._skipped.zero_()
+        else:
+            self._skipped += 1
+        if math.isfinite(loss) and self._skipped < MAX_SKIPPED:
+            return finite
+        in_a_row = "" if finite else f" ({int(self._skipped)} in a row)"
+        raise StageFailedError(
+            f"step {step}: the loss is {loss}, the norm of its gradient {grad_norm}{in_a_row}",
+            hint="The last save is intact. Look at the data of this step, or begin anew with a "
+            "lower train.optimizer.learning_rate.",
+        )
+
+    def _update(self, learning_rate: float, finite: bool) -> None:
+        if finite:
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+            self._optimizer.step()
+        else:
+            # Counted by AdamW all the same: its count follows from the step, also on a resume.
+            for state in self._optimizer.state.values():
+                state["step"] += 1
+        self._optimizer.zero_grad(set_to_none=True)
 
     def _weight(self, count: int, total: int) -> float:
         """Return the factor from the summed loss of a micro-batch to its share of the mean."""
@@ -233,7 +262,7 @@ class Loop:
 
     def _state(self) -> dict[str, Tensor]:
         """Return every tensor that a step changes, by name."""
-        state: dict[str, Tensor] = {}
+        state = {"skipped": self._skipped}
         for name, parameter in self._trained.items():
             moments = self._optimizer.state[parameter]
             state[f"weight/{name}"] = parameter.detach()

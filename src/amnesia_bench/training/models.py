@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformers' auto classes
@@ -18,7 +18,13 @@ from amnesia_bench.config.train_schema import Dtype, TrainingRun
 from amnesia_bench.errors import UserError
 from amnesia_bench.modeling.mixers import LightningMixer
 from amnesia_bench.training.freezing import frozen_tensors
-from amnesia_bench.training.objectives import Align, Distill, NextToken, Teacher
+from amnesia_bench.training.objectives import (
+    Align,
+    Distill,
+    NextToken,
+    Teacher,
+    isolate_without_mask,
+)
 from amnesia_bench.training.processes import Processes
 from amnesia_bench.training.sharding import DTYPES, shard
 from amnesia_bench.weights.checkpoint import Checkpoint
@@ -58,27 +64,26 @@ def build_learner(
     """
     train, recipe = run.train, run.recipe
     frozen = frozen_tensors(train.freeze, init)
-    student = _load(init, recipe.master_dtype, train.trusted_code_sha256).train()
+    student = _load(init, recipe.master_dtype, train.trusted_code_sha256, processes.first).train()
     _check_student(student, run, init)
     if recipe.buffers_dtype == "bf16":
         _round_buffers(student)
     their: Teacher | None = None
     if teacher is not None:
-        their = Teacher(_load(teacher, train.compute_dtype, None))
+        their = Teacher(_load(teacher, train.compute_dtype, None, processes.first))
         _check_teacher(student, their.model, init, teacher)
         layers = their.model.base_model.layers
         shard(their, layers, processes, train.compute_dtype)
-        their.to(processes.device)
     if train.objective == "align":
         assert their is not None
         return _aligned(run, student, their, processes)
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name not in frozen)
     if train.activation_checkpointing:
-        student.gradient_checkpointing_enable({"use_reentrant": False})
+        student.activation_checkpointing_enable({"use_reentrant": False})
+    isolate_without_mask(student)
     objective = NextToken(run, student) if their is None else Distill(run, student, their)
     shard(objective, student.base_model.layers, processes, train.compute_dtype)
-    objective.to(processes.device)
     names = {name: name.removeprefix("student.") for name, _ in objective.named_parameters()}
     parameters = set(names.values())
     if strangers := (parameters - set(init.tensors)) | (frozen - parameters):
@@ -93,7 +98,6 @@ def _aligned(run: TrainingRun, student: Any, teacher: Teacher, processes: Proces
     layers = range(student.config.num_hidden_layers) if chosen == "all" else chosen
     objective = Align(run, student, teacher, layers)
     shard(objective, objective.mixers.values(), processes, run.train.compute_dtype)
-    objective.to(processes.device)
     names = {}
     for name, _ in objective.named_parameters():
         _, layer, rest = name.split(".", 2)
@@ -101,14 +105,24 @@ def _aligned(run: TrainingRun, student: Any, teacher: Teacher, processes: Proces
     return Learner(objective=objective, names=names)
 
 
-def _load(checkpoint: Checkpoint, dtype: Dtype, trusted_code_sha256: str | None) -> Any:
+def _load(
+    checkpoint: Checkpoint, dtype: Dtype, trusted_code_sha256: str | None, first: bool
+) -> Any:
+    """Load a model in the first process; in the others make its shell, which `shard` fills."""
     own_code = checkpoint.config.get("model_type") not in CONFIG_MAPPING
     if own_code:
         _check_trust(checkpoint.folder, trusted_code_sha256)
-    # The whole model in the host memory of each process, for a moment.
-    return AutoModelForCausalLM.from_pretrained(
-        checkpoint.folder, dtype=DTYPES[dtype], trust_remote_code=own_code, local_files_only=True
-    )
+    auto: Any = AutoModelForCausalLM  # its methods are not typed
+    options: Any = {"trust_remote_code": own_code, "local_files_only": True}
+    if first:
+        return auto.from_pretrained(checkpoint.folder, dtype=DTYPES[dtype], **options)
+    config = AutoConfig.from_pretrained(checkpoint.folder, **options)
+    with torch.device("meta"):
+        model = auto.from_config(config, dtype=DTYPES[dtype], trust_remote_code=own_code)
+    # Memory that is never touched takes no place.
+    model.to_empty(device="cpu")
+    model.tie_weights()
+    return model
 
 
 def _check_trust(folder: Path, trusted_sha256: str | None) -> None:

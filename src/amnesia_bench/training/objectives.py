@@ -14,9 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import StageFailedError
+from amnesia_bench.modeling.causal_attention import PACKED_SDPA
 from amnesia_bench.modeling.mixers import MixerInputs
 from amnesia_bench.modeling.token_layout import TokenInputs, lay_out
 from amnesia_bench.training.batches import MicroBatch
@@ -24,7 +26,7 @@ from amnesia_bench.training.chunked_loss import chunked_cross_entropy, chunked_k
 
 # Rows of a micro-batch that the released code's KL took in, until its commit 5438a19.
 PARITY_KD_ROWS = 512
-# Softmax layers only, whose masks in transformers follow from positions that begin again.
+# Softmax layers only, which know documents by positions that begin again.
 _BY_POSITIONS = ("llama", "mistral", "qwen2", "qwen3")
 
 
@@ -57,7 +59,13 @@ class NextToken(nn.Module):
         self._rows = run.train.loss_chunk_rows
 
     def count(self, batch: MicroBatch) -> int:
-        """Return by how much the loss of this micro-batch counts in a mean."""
+        """Return by how much the loss of this micro-batch counts in a mean.
+
+        Raises:
+            StageFailedError: the model cannot keep its documents apart. Here and not in forward,
+                where other processes would wait for the weights of the one that failed.
+        """
+        check_isolation(self.student, batch)
         return len(batch.targets)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -118,6 +126,7 @@ class Align(nn.Module):
         self.rotary = student.base_model.lightning_rotary_emb
         self.metric_names = tuple(f"mse_layer_{i}" for i in layers)
         self._config = student.config
+        self._recompute = run.train.activation_checkpointing
         self._teacher = (teacher,)
         self._seen: dict[int, tuple[Tensor, Tensor]] = {}
         for i in layers:
@@ -137,7 +146,10 @@ class Align(nn.Module):
         for layer, mixer in self.mixers.items():
             given, wanted = self._seen.pop(int(layer))
             inputs = self._inputs(given) if inputs is None else inputs
-            mixed, _ = mixer(given, inputs)
+            if self._recompute:
+                mixed, _ = checkpoint(mixer, given, inputs, use_reentrant=False)
+            else:
+                mixed, _ = mixer(given, inputs)
             precise = torch.float64 if mixed.dtype == torch.float64 else torch.float32
             error = (mixed.to(precise) - wanted.to(precise)).square().mean(dim=-1).sum()
             errors.append(error)
@@ -177,22 +189,32 @@ class Align(nn.Module):
         )
 
 
+def check_isolation(model: Any, batch: MicroBatch) -> None:
+    """Raise StageFailedError where packed documents would see each other."""
+    kind = model.config.model_type
+    if batch.packed is not None and kind not in (*_BY_POSITIONS, "hypenet"):
+        raise StageFailedError(
+            f"models of type {kind} cannot keep packed documents apart",
+            hint="Prepare the data with one document a sequence: data.pack=single.",
+        )
+
+
+def isolate_without_mask(model: Any) -> None:
+    """Let softmax layers work document by document, where a mask of T x T is all they have."""
+    # A sliding window is such a mask, and stays one.
+    windowed = getattr(model.config, "sliding_window", None) is not None
+    if model.config.model_type in _BY_POSITIONS and not windowed:
+        model.set_attn_implementation(PACKED_SDPA)
+
+
 def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     """Return the hidden states before the head [B, T, M]; documents are isolated as packed."""
     where: dict[str, Any] = {}
     if batch.packed is not None:
-        kind = model.config.model_type
-        if kind not in (*_BY_POSITIONS, "hypenet"):
-            raise StageFailedError(
-                f"models of type {kind} cannot keep packed documents apart",
-                hint="Prepare the data with one document a sequence: pack: single.",
-            )
-        by_positions = kind in _BY_POSITIONS
-        where = (
-            {"position_ids": batch.packed.positions()}
-            if by_positions
-            else {"cu_seqlens": batch.packed}
-        )
+        if model.config.model_type in _BY_POSITIONS:
+            where = {"position_ids": batch.packed.positions(), "packed": batch.packed}
+        else:
+            where = {"cu_seqlens": batch.packed}
     output = model.base_model(batch.input_ids, use_cache=False, **where)
     hidden: Tensor = output.last_hidden_state
     return hidden

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -67,7 +68,8 @@ class Recorder:
         )
         self._show(step.step, step.loss, speed)
         if self._wandb is not None:
-            self._wandb.log(line | {"tokens_per_second": speed}, step.step)
+            known = {key: value for key, value in line.items() if value is not None}
+            self._wandb.log(known | {"tokens_per_second": speed}, step.step)
 
     def sync(self) -> None:
         """Wait until the record is on disk: no save may be ahead of it.
@@ -83,12 +85,14 @@ class Recorder:
         train = self._run.train
         if train.wandb_project is None:
             return None
+        # Runs of one name in two places are two runs.
+        place = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()
         run = WandbRun(
             project=train.wandb_project,
-            run_id=f"{train.name}-{self._folder.stem}",
+            run_id=f"{train.name}-{self._folder.stem}-{place[:8]}",
             group=train.model or train.name,
             job_type=train.objective,
             config=self._run.model_dump(mode="json"),
-            folder=self._folder,
+            folder=self._folder.parent,  # what is in the folder of the run goes with it
         )
         return WandbSink(run)

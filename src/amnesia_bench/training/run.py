@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.store.files import explain_write_error, make_folder, read_json, write_json
-from amnesia_bench.store.layout import check_final, training_path
+from amnesia_bench.store.layout import MANIFEST, check_final, training_path
 from amnesia_bench.store.lease import Lease, holding_lease
 from amnesia_bench.training.batches import Batches, FileOrder, SampleOrder, TokenStore
 from amnesia_bench.training.checkpoints import CheckpointFolder
@@ -61,7 +62,8 @@ def train(job: TrainingJob) -> ExitCode:
     Called by every process of the run. A run that was interrupted goes on from its newest save.
 
     Returns:
-        DONE, or REQUEUE after SIGTERM or SIGUSR1: the state is saved.
+        DONE, or REQUEUE after SIGTERM or SIGUSR1: the state is saved. DONE too where an earlier
+        attempt was killed after it had published.
 
     Raises:
         UserError: the inputs do not fit; nothing was written.
@@ -69,6 +71,8 @@ def train(job: TrainingJob) -> ExitCode:
         StageFailedError: the run cannot go on; its last save is intact.
     """
     with stop_requests() as stop_requested, joined_processes() as processes:
+        if processes.on_first(lambda: _finished_before(job)):
+            return ExitCode.DONE
         init, teacher = processes.on_first(lambda: _opened(job))
         batches = Batches(job.run, job.stores, _order(job), processes.rank, processes.size)
         folder = training_path(job.out)
@@ -108,6 +112,21 @@ def train(job: TrainingJob) -> ExitCode:
             if processes.first:
                 shutil.rmtree(folder, ignore_errors=True)
     return ExitCode.DONE
+
+
+def _finished_before(job: TrainingJob) -> bool:
+    """Clear up behind a run of this job that was killed between publishing and clearing up."""
+    folder = training_path(job.out)
+    ours = (path / SETTINGS for path in (job.out, folder))
+    if not ((job.out / MANIFEST).is_file() and all(path.is_file() for path in ours)):
+        return False
+    published, left = (read_json(path / SETTINGS) for path in (job.out, folder))
+    if published != left or left["run"] != job.run.model_dump(mode="json"):
+        return False
+    with holding_lease(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    sys.stderr.write(f"{job.out}: finished before; what was left beside it is removed\n")
+    return True
 
 
 def _opened(job: TrainingJob) -> tuple[Checkpoint, Checkpoint | None]:
@@ -169,7 +188,7 @@ def _explained(final: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        explained = explain_write_error(error, final)
+        explained = explain_write_error(error, final, "complete saves are kept")
         if explained is None:
             raise
         raise explained from error
