@@ -312,7 +312,7 @@ def test_it_says_what_it_does_and_lm_eval_says_nothing(inputs: Inputs, tmp_path:
     command = [sys.executable, "-m", "amnesia_bench.cli.main", "eval", "niah", *ours(inputs)]
     command += ["--checkpoint", str(inputs.checkpoint), "--out", str(tmp_path / "out")]
     command += ["--method", "+QK-Restore"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stderr.splitlines() == [f"{CELL}: {SAMPLES} prompts", f"{CELL}: recall 0 %"]
     cell = json.loads((tmp_path / "out" / CELL / "cell.json").read_text())
     assert (cell["method"], cell["n"]) == ("+QK-Restore", SAMPLES)

@@ -39,7 +39,7 @@ def test_a_terminal_is_told_what_is_left_and_left_with_whole_lines(
 ) -> None:
     shown = written(monkeypatch, terminal=True)
     assert "1 of 3 answers, 0:20 left" in shown
-    lines = [line.rsplit("\x1b[K", 1)[-1] for line in shown.splitlines() if line]
+    lines = [line.rsplit("\x1b[K", 1)[-1] for line in shown.split("\n")[:-1]]
     assert lines == ["begins", "ends"]
 
 
