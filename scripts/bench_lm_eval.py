@@ -65,7 +65,7 @@ def measure(prompts: Path, samples: int) -> None:
     tokenizer = load_tokenizer(TOKENIZER)
     (cell,) = open_cells(prompts, tokenizer)
     parent = Parent(role="checkpoint", location="none", identity="none")
-    candidate = Candidate(role="checkpoint", folder=TOKENIZER, parent=parent)
+    candidate = Candidate(role="checkpoint", method="", folder=TOKENIZER, parent=parent)
     engine = FakeEngine(lambda request: cell.value(request.key.doc))
     out = prompts.parent / "out"
     found = NiahEvaluation(engine, tokenizer, candidate, samples, out).cell(cell)

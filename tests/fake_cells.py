@@ -84,6 +84,7 @@ class PlantedEngine:
 def candidate(role: str) -> Candidate:
     return Candidate(
         role=role,
+        method=role,
         folder=Path(f"models/{role}"),
         parent=Parent(role=role, location=f"models/{role}", identity=f"sha256:{role}"),
     )

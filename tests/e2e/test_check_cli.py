@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -52,11 +53,9 @@ def check(
         monkeypatch.setattr(
             check_inputs,
             "open_cells_of",
-            lambda folder, tokenizer, tasks, lengths, samples: check_inputs.pick_cells(
+            lambda folder, tokenizer, choice: check_inputs.pick_cells(
                 [FakeCell("niah_single_2", length, 100) for length in (1024, 8192)],
-                tasks,
-                lengths,
-                samples,
+                choice,
             ),
         )
         monkeypatch.setattr(
@@ -117,8 +116,8 @@ def test_no_regression_exits_with_0_and_undecided_with_a_warning(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--samples", "0"], "samples=0: must be at least 1"),
-        (["--samples", "-5"], "samples=-5"),
+        (["--samples", "0"], "--samples 0: must be at least 1"),
+        (["--samples", "-5"], "--samples -5"),
         (["--samples", "101"], "holds 100 prompts, 101 are asked for"),
         (["--margin", "-1"], "margin=-0.01"),
         (["--margin", "nan"], "margin=nan"),
@@ -154,6 +153,37 @@ def test_without_torch_it_says_what_to_install(
     monkeypatch.setattr(command, "find_spec", lambda name: None)
     assert check({})("--samples", "5") == 6
     assert 'pip install "amnesia-bench[eval]"' in capsys.readouterr().err
+
+
+def test_without_a_choice_all_prompts_of_the_folder_are_taken(
+    check: Callable[[dict[str, float]], Run],
+    folders: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    check({"pre": 1.0, "post": 1.0})
+    checkpoints = ["--pre", str(folders["pre"]), "--post", str(folders["post"])]
+    work = ["--work", str(tmp_path / "work"), "--margin", "10"]
+    assert main(["check", *checkpoints, *work, *PROMPTS]) == 0
+    printed = capsys.readouterr().err
+    looked = re.findall(r"niah_single_2@(\d+): pre (\d+)", printed)
+    assert looked == [("8192", "25"), ("1024", "25"), ("8192", "50"), ("1024", "50")]
+
+
+def test_an_engine_is_chosen_by_name(
+    check: Callable[[dict[str, float]], Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from amnesia_bench.evals.engines import opening
+
+    run = check({})
+    names: list[str] = []
+    monkeypatch.setattr(
+        opening, "open_engine", lambda name, *_: (names.append(name), PlantedEngine(1.0))[1]
+    )
+    assert run("--samples", "5", "--engine", "vllm") == 0
+    assert set(names) == {"vllm"}
+    with pytest.raises(SystemExit, match="2"):
+        run("--engine", "vlm")
 
 
 def spoil(folder: Path, how: str) -> None:
@@ -205,7 +235,7 @@ class Slow(PlantedEngine):
         return super().text(request)
 
 cells = [FakeCell("niah_single_2", length, 100) for length in (1024, 8192)]
-check_inputs.open_cells_of = lambda *args: check_inputs.pick_cells(cells, *args[2:])
+check_inputs.open_cells_of = lambda *args: check_inputs.pick_cells(cells, args[2])
 opening.open_engine = lambda name, folder, options: Slow(0.9, seed=len(folder.name))
 sys.exit(main(sys.argv[1:]))
 """

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -304,3 +305,14 @@ def test_lm_evals_caches_that_mix_up_runs_are_refused(
     value = str(tmp_path / "cache") if option == "--use_cache" else "true"
     assert run_lm_eval(inputs, tmp_path, monkeypatch, option, value) == 2
     assert option in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_it_says_what_it_does_and_lm_eval_says_nothing(inputs: Inputs, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "amnesia_bench.cli.main", "eval", "niah", *ours(inputs)]
+    command += ["--checkpoint", str(inputs.checkpoint), "--out", str(tmp_path / "out")]
+    command += ["--method", "+QK-Restore"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stderr.splitlines() == [f"{CELL}: {SAMPLES} prompts", f"{CELL}: recall 0 %"]
+    cell = json.loads((tmp_path / "out" / CELL / "cell.json").read_text())
+    assert (cell["method"], cell["n"]) == ("+QK-Restore", SAMPLES)

@@ -37,10 +37,10 @@ def test_prompts_are_built_and_listed(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--lengths 32K", "not whole numbers of tokens"),
-        ("--lengths ,", "at least one task and one length"),
+        ("--lengths 32K", "not a list of lengths in tokens"),
+        ("--lengths ,", "not a list of lengths in tokens"),
         ("--lengths 1000 --samples 0", "samples is 0"),
-        ("--lengths 1000 --tasks niah_single_4", "no such task"),
+        ("--lengths 1000 --tasks niah_single_4", "no task 'niah_single_4'"),
         ("--lengths 1000", "--haystack hub, or --haystack PATH"),
     ],
 )

@@ -272,3 +272,21 @@ def test_the_advice_can_be_typed_whatever_the_folders_are_called(tmp_path: Path)
         "amnesia restore --pre 'a b' --post c/d --out c/d-restored"
     )
     assert "--out .-restored" not in restore_command(Path("pre"), Path())
+
+
+@pytest.mark.slow
+def test_a_whole_check_of_equal_models_rarely_raises_an_alarm(tmp_path: Path) -> None:
+    # 200 checks of two cells, 10 to 50 % of the prompts discordant, through all looks and files.
+    alarms = 0
+    for trial in range(200):
+        accuracy = (0.5, 0.7, 0.95)[trial % 3]
+        seeds = {"pre": 2 * trial, "post": 2 * trial + 1}
+
+        def load(
+            folder: Path, accuracy: float = accuracy, seeds: Mapping[str, int] = seeds
+        ) -> PlantedEngine:
+            return PlantedEngine(accuracy, seed=seeds[folder.name])
+
+        result = check(plan(samples=50), load, tmp_path / str(trial), lambda line: None)
+        alarms += result.report.verdict is CheckVerdict.REGRESSION
+    assert alarms / 200 <= 0.05

@@ -9,6 +9,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.evals.tokenizers import check_offsets, load_tokenizer, tokenizer_identity
 from tests.niah_texts import made_up_essay
 from tests.niah_tokenizers import train_byte_level, train_metaspace
+from tests.tiny_models import tiny_model
 
 TEXT = made_up_essay(100)
 
@@ -52,3 +53,12 @@ def test_a_tokenizer_without_offsets_is_refused() -> None:
 
     with pytest.raises(UserError, match="Slow does not say which characters a token covers"):
         check_offsets(Slow(), "there")
+
+
+def test_the_tokenizer_of_a_hypenet_is_loaded_without_a_warning(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = train_byte_level(tmp_path / "a", TEXT)
+    tiny_model("hypenet").config.save_pretrained(folder)
+    load_tokenizer(folder)
+    assert capfd.readouterr().err == ""

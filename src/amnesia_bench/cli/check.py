@@ -1,7 +1,7 @@
 r"""Has a fine-tune lost long-range recall? Needles in haystacks, before and after it.
 
   amnesia check --pre BASE --post FINETUNE --prompts PROMPTS
-  amnesia check --pre BASE --post FINETUNE --restored REPAIRED --prompts PROMPTS \
+  amnesia check --pre BASE --post FINETUNE --restored REPAIRED --haystack hub \
       --lengths 32768,262144 --tasks niah_single_2,niah_single_3 --markdown summary.md
 
 All checkpoints answer the same prompts, the longest first and few at a time, until the verdict is
@@ -18,15 +18,23 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amnesia_bench.cli.niah_options import TASKS, lengths_of, tasks_of
+from amnesia_bench.cli.niah_options import (
+    SAMPLES,
+    TASKS,
+    add_cell_arguments,
+    chosen_cells,
+    lengths_of,
+    tasks_of,
+)
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
+    from amnesia_bench.cli.progress import Progress
+    from amnesia_bench.evals.check_inputs import CellChoice
     from amnesia_bench.evals.recall import PromptCell
     from amnesia_bench.records.recall import CheckReport, Rule
 
 LENGTHS = "32768,262144"
-SAMPLES = 500
 ERROR_RATE = 0.025
 
 
@@ -43,19 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--haystack", help="build the prompts: hub, hub@REVISION, or a file or folder of essays"
     )
-    parser.add_argument("--lengths", default=LENGTHS, help=f"in tokens ({LENGTHS})")
-    parser.add_argument("--tasks", default=TASKS, help=f"({TASKS})")
-    parser.add_argument(
-        "--samples", type=int, default=SAMPLES, help=f"most prompts per task and length ({SAMPLES})"
-    )
+    add_cell_arguments(parser, LENGTHS, "--haystack")
     parser.add_argument(
         "--margin",
         type=float,
         default=0.0,
         help="drop in points that is not yet a regression (0: any that is significant)",
-    )
-    parser.add_argument(
-        "--max-context-tokens", type=int, help="in place of the limit in the model's config"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the summary here")
@@ -65,18 +66,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
+    from amnesia_bench.cli.progress import Progress
     from amnesia_bench.evals.check import CheckPlan, check
     from amnesia_bench.evals.check_inputs import open_candidates
     from amnesia_bench.evals.check_results import publish_check
     from amnesia_bench.evals.engines.opening import open_engine
     from amnesia_bench.evals.engines.options import EngineOptions
+    from amnesia_bench.evals.engines.watched import WatchedEngine
     from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING
     from amnesia_bench.records.recall import CheckVerdict
     from amnesia_bench.store.layout import store_root
     from amnesia_bench.store.provenance import collect_provenance
 
-    rule = _rule(args)
-    tasks, lengths = tasks_of(args.tasks), lengths_of(args.lengths)
+    choice = chosen_cells(args)
+    _rule(args, choice.samples or SAMPLES)
+    options = EngineOptions(max_context_tokens=args.max_context_tokens)
     for file in (args.json, args.markdown):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}")
@@ -85,64 +89,60 @@ def run(args: argparse.Namespace) -> ExitCode:
             f"check needs {' and '.join(missing)}, which are not installed",
             hint='pip install "amnesia-bench[eval]"',
         )
+    progress = Progress()
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
     folders = {"pre": args.pre, "post": args.post}
     if args.restored is not None:
         folders["restored"] = args.restored
     candidates, tokenizer = open_candidates(folders)
     work = args.work or store_root()
+    cells = _cells(args, tokenizer, choice, work)
     plan = CheckPlan(
         pre=candidates[0],
         post=candidates[1],
         restored=candidates[2] if len(candidates) > 2 else None,
-        cells=_cells(args, tokenizer, tasks, lengths, work),
+        cells=cells,
         tokenizer=tokenizer,
         sampling=NIAH_SAMPLING,
-        rule=rule,
+        rule=_rule(args, choice.samples or min(map(len, cells))),
     )
-    options = EngineOptions(max_context_tokens=args.max_context_tokens)
-    result = check(plan, lambda each: open_engine("transformers", each, options), work, _progress)
+
+    def load(folder: Path) -> WatchedEngine:
+        return WatchedEngine(open_engine(args.engine, folder, options), progress.count)
+
+    result = check(plan, load, work, progress.say)
     records = publish_check(result, work, provenance)
     _write(args, records)
-    _print(result.report, records)
+    _print(result.report, records, progress)
     regressed = result.report.verdict is CheckVerdict.REGRESSION
     return ExitCode.RECALL_REGRESSION if regressed else ExitCode.DONE
 
 
 def _cells(
-    args: argparse.Namespace,
-    tokenizer: Any,
-    tasks: tuple[str, ...],
-    lengths: tuple[int, ...],
-    work: Path,
+    args: argparse.Namespace, tokenizer: Any, choice: CellChoice, work: Path
 ) -> tuple[PromptCell, ...]:
     from amnesia_bench.evals.check_inputs import build_cells_of, open_cells_of
     from amnesia_bench.evals.niah.build import NiahBuild
 
     if args.prompts is not None:
-        return open_cells_of(args.prompts, tokenizer, tasks, lengths, args.samples)
+        return open_cells_of(args.prompts, tokenizer, choice)
     build = NiahBuild(
         tokenizer=args.pre,
-        lengths=lengths,
-        tasks=tasks,
+        lengths=choice.lengths or lengths_of(LENGTHS),
+        tasks=choice.tasks or tasks_of(TASKS),
         haystack=args.haystack,
-        samples=args.samples,
+        samples=choice.samples or SAMPLES,
     )
     return build_cells_of(build, work, tokenizer)
 
 
-def _rule(args: argparse.Namespace) -> Rule:
+def _rule(args: argparse.Namespace, samples: int) -> Rule:
     from amnesia_bench.records.recall import Rule
 
     try:
-        return Rule(samples=args.samples, margin=args.margin / 100, error_rate=ERROR_RATE)
+        return Rule(samples=samples, margin=args.margin / 100, error_rate=ERROR_RATE)
     except ValueError as error:
-        raise UserError(f"--samples {args.samples} --margin {args.margin:g}: {error}") from error
-
-
-def _progress(line: str) -> None:
-    sys.stderr.write(f"{line}\n")
-    sys.stderr.flush()
+        raise UserError(f"--margin {args.margin:g}: {error}") from error
 
 
 def _write(args: argparse.Namespace, records: Path) -> None:
@@ -160,7 +160,7 @@ def _write(args: argparse.Namespace, records: Path) -> None:
             raise explained from error
 
 
-def _print(report: CheckReport, records: Path) -> None:
+def _print(report: CheckReport, records: Path, progress: Progress) -> None:
     from amnesia_bench.cli.output import say, show, table
     from amnesia_bench.evals.check_results import columns, headline, notes, row
     from amnesia_bench.evals.heatmap import heat_rows
@@ -183,7 +183,7 @@ def _print(report: CheckReport, records: Path) -> None:
     if report.advice is not None:
         say(f"Put the routing of the base back:\n  {report.advice}")
     if report.verdict is CheckVerdict.UNDECIDED:
-        sys.stderr.write(
+        progress.say(
             "warning: undecided: neither a regression nor its absence is clear after "
-            f"{report.rule.samples} prompts per task and length. More --samples would tell.\n"
+            f"{report.rule.samples} prompts per task and length. More --samples would tell."
         )

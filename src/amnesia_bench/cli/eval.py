@@ -13,18 +13,28 @@ in it: python -m amnesia_bench.evals.lm_eval_bridge --model amnesia --model_args
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amnesia_bench.cli.niah_options import TASKS, lengths_of, tasks_of
-from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
+from amnesia_bench.cli.niah_options import (
+    SAMPLES,
+    TASKS,
+    add_cell_arguments,
+    chosen_cells,
+    lengths_of,
+    tasks_of,
+)
+from amnesia_bench.errors import ExitCode, MissingEnvironmentError
 
 if TYPE_CHECKING:
+    from amnesia_bench.evals.check_inputs import CellChoice
+    from amnesia_bench.evals.lm_eval_bridge.evaluation import NiahEvaluation
     from amnesia_bench.records.evaluation import Cell
 
 LENGTHS = "32768,65536,131072,262144"
-SAMPLES = 500
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,15 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--prompts", type=Path, help="folder that `amnesia niah build` wrote")
     source.add_argument("--official-data", action="store_true", help="let lm-eval make the prompts")
     parser.add_argument("--out", type=Path, required=True, help="folder for answers and scores")
-    parser.add_argument("--lengths", default=LENGTHS, help=f"in tokens ({LENGTHS})")
-    parser.add_argument("--tasks", default=TASKS, help=f"({TASKS})")
-    parser.add_argument(
-        "--samples", type=int, default=SAMPLES, help=f"prompts per task and length ({SAMPLES})"
-    )
-    parser.add_argument("--engine", default="transformers", help="what runs it (transformers)")
-    parser.add_argument(
-        "--max-context-tokens", type=int, help="in place of the limit in the model's config"
-    )
+    parser.add_argument("--method", default="", help="the row's label in a table: +QK-Restore")
+    add_cell_arguments(parser, LENGTHS, "--official-data")
     parser.add_argument(
         "--verify-prefix",
         type=int,
@@ -54,13 +57,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    tasks, lengths = tasks_of(args.tasks), lengths_of(args.lengths)
-    if args.samples < 1:
-        raise UserError(f"--samples {args.samples}: must be at least 1")
+    from amnesia_bench.cli.output import percent
+    from amnesia_bench.cli.progress import Progress
+
+    choice = chosen_cells(args)
+    progress = Progress()
     try:
-        from amnesia_bench.evals.check_inputs import open_candidates, open_cells_of
+        from amnesia_bench.evals.check_inputs import open_candidates
         from amnesia_bench.evals.engines.opening import open_engine
         from amnesia_bench.evals.engines.options import EngineOptions
+        from amnesia_bench.evals.engines.watched import WatchedEngine
         from amnesia_bench.evals.lm_eval_bridge.evaluation import NiahEvaluation
     except ImportError as error:
         raise MissingEnvironmentError(
@@ -71,17 +77,36 @@ def run(args: argparse.Namespace) -> ExitCode:
         max_context_tokens=args.max_context_tokens, verify_prefix=args.verify_prefix
     )
     (candidate,), tokenizer = open_candidates({"checkpoint": args.checkpoint})
-    prompts: Sequence[Any] = ()
-    if args.prompts is not None:
-        prompts = open_cells_of(args.prompts, tokenizer, tasks, lengths, args.samples)
-    engine = open_engine(args.engine, args.checkpoint, options)
-    evaluation = NiahEvaluation(engine, tokenizer, candidate, args.samples, args.out)
-    if args.prompts is not None:
-        cells = [evaluation.cell(cell) for cell in prompts]
-    else:
-        cells = [evaluation.official(task, length) for length in lengths for task in tasks]
+    candidate = replace(candidate, method=args.method)
+    samples, asked = _asked(args, choice, tokenizer)
+    engine = WatchedEngine(open_engine(args.engine, args.checkpoint, options), progress.count)
+    evaluation = NiahEvaluation(engine, tokenizer, candidate, samples, args.out)
+    cells = []
+    for name, evaluate in asked:
+        progress.say(f"{name}: {samples} prompts")
+        cell = evaluate(evaluation)
+        cells.append(cell)
+        progress.say(f"{name}: recall {percent(cell.value)}")
     _print(cells, args)
     return ExitCode.DONE
+
+
+def _asked(
+    args: argparse.Namespace, choice: CellChoice, tokenizer: Any
+) -> tuple[int, list[tuple[str, Callable[[NiahEvaluation], Cell]]]]:
+    """Return how many prompts of each cell to ask, and the cells by name."""
+    from amnesia_bench.evals.check_inputs import open_cells_of
+
+    if args.prompts is not None:
+        held = open_cells_of(args.prompts, tokenizer, choice)
+        samples = choice.samples or min(map(len, held))
+        return samples, [(cell.name, methodcaller("cell", cell)) for cell in held]
+    lengths, tasks = choice.lengths or lengths_of(LENGTHS), choice.tasks or tasks_of(TASKS)
+    return choice.samples or SAMPLES, [
+        (f"{task}@{length}", methodcaller("official", task, length))
+        for length in lengths
+        for task in tasks
+    ]
 
 
 def _print(cells: Sequence[Cell], args: argparse.Namespace) -> None:

@@ -11,8 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from amnesia_bench.cli.niah_options import SAMPLES, TASKS, lengths_of, tasks_of
 from amnesia_bench.cli.output import show, table
-from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.errors import ExitCode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,18 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lengths", required=True, help="context lengths in tokens: 32768,65536,131072,262144"
     )
-    parser.add_argument(
-        "--tasks",
-        default="niah_single_1,niah_single_2,niah_single_3",
-        help="which of niah_single_1, _2 and _3 (all)",
-    )
+    parser.add_argument("--tasks", default=TASKS, help="which of niah_single_1, _2 and _3 (all)")
     parser.add_argument(
         "--haystack",
         help="essays of niah_single_2 and _3: hub, hub@REVISION, a file "
         "(.json, .jsonl, .txt, .md) or a folder of texts",
     )
     parser.add_argument(
-        "--samples", type=int, default=500, help="prompts per task and length (500)"
+        "--samples", type=int, default=SAMPLES, help=f"prompts per task and length ({SAMPLES})"
     )
     parser.add_argument(
         "--repeat", action="store_true", help="repeat a haystack that is too short, and record it"
@@ -49,8 +46,8 @@ def run(args: argparse.Namespace) -> ExitCode:
     records = build_cells(
         NiahBuild(
             tokenizer=args.tokenizer,
-            lengths=_lengths(args.lengths),
-            tasks=tuple(filter(None, args.tasks.split(","))),
+            lengths=lengths_of(args.lengths),
+            tasks=tasks_of(args.tasks),
             haystack=args.haystack,
             samples=args.samples,
             repeat=args.repeat,
@@ -69,12 +66,3 @@ def run(args: argparse.Namespace) -> ExitCode:
         )
     show(grid)
     return ExitCode.DONE
-
-
-def _lengths(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(length) for length in text.split(",") if length)
-    except ValueError as error:
-        raise UserError(
-            f"--lengths {text}: not whole numbers of tokens", hint="For example 32768,262144."
-        ) from error

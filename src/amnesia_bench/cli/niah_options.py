@@ -2,9 +2,56 @@
 
 from __future__ import annotations
 
+import argparse
+from typing import TYPE_CHECKING
+
 from amnesia_bench.errors import UserError
+from amnesia_bench.evals.engines import ENGINES
+
+if TYPE_CHECKING:
+    from amnesia_bench.evals.check_inputs import CellChoice
 
 TASKS = "niah_single_1,niah_single_2,niah_single_3"
+SAMPLES = 500
+
+
+def add_cell_arguments(parser: argparse.ArgumentParser, lengths: str, otherwise: str) -> None:
+    """Add what chooses prompts and what answers them.
+
+    Args:
+        parser: of the command.
+        lengths: the default where there is no folder of prompts.
+        otherwise: the option that then takes its place.
+    """
+    held = f"all in the folder of --prompts; with {otherwise}"
+    parser.add_argument("--lengths", help=f"in tokens ({held} {lengths})")
+    parser.add_argument("--tasks", help=f"({held} {TASKS})")
+    parser.add_argument(
+        "--samples", type=int, help=f"prompts per task and length at most ({held} {SAMPLES})"
+    )
+    parser.add_argument(
+        "--engine", choices=ENGINES, default=ENGINES[0], help=f"what runs it ({ENGINES[0]})"
+    )
+    parser.add_argument(
+        "--max-context-tokens", type=int, help="in place of the limit in the model's config"
+    )
+
+
+def chosen_cells(args: argparse.Namespace) -> CellChoice:
+    """Return what was typed behind these options.
+
+    Raises:
+        UserError: a task, a length or a number of samples that cannot be.
+    """
+    from amnesia_bench.evals.check_inputs import CellChoice
+
+    if args.samples is not None and args.samples < 1:
+        raise UserError(f"--samples {args.samples}: must be at least 1")
+    return CellChoice(
+        tasks=None if args.tasks is None else tasks_of(args.tasks),
+        lengths=None if args.lengths is None else lengths_of(args.lengths),
+        samples=args.samples,
+    )
 
 
 def tasks_of(typed: str) -> tuple[str, ...]:

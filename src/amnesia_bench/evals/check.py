@@ -215,7 +215,10 @@ class _Run:
             context_tokens=cell.context_tokens,
             n=max(map(len, found.values()), default=0),
             verdict=self.verdicts[cell.name],
-            recall={role: recall_of(samples) for role, samples in found.items()},
+            recall={
+                role: recall_of([sample.outcome for sample in samples])
+                for role, samples in found.items()
+            },
             comparisons=tuple(
                 compare(first, second, paired_counts(found[first], found[second]))
                 for first, second in pairs

@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.recall import Candidate, PromptCell
@@ -19,7 +20,9 @@ from amnesia_bench.weights.identity import as_parent, identify
 
 if TYPE_CHECKING:
     from amnesia_bench.evals.niah.build import NiahBuild
+    from amnesia_bench.evals.niah.cells import NiahCell
 
+_Cell = TypeVar("_Cell", bound=PromptCell)
 # Read by transformers' generate: it names the end tokens.
 GENERATION_CONFIG = "generation_config.json"
 
@@ -53,20 +56,29 @@ def open_candidates(folders: Mapping[str, Path]) -> tuple[tuple[Candidate, ...],
                     "the fine-tune? Then give both checkpoints the tokenizer of the fine-tune.",
                 )
     candidates = tuple(
-        Candidate(role=role, folder=folder, parent=_parent(role, checkpoints[role]))
+        Candidate(role=role, method=role, folder=folder, parent=_parent(role, checkpoints[role]))
         for role, folder in folders.items()
     )
     return candidates, tokenizers[first]
 
 
-def pick_cells(
-    held: Sequence[PromptCell], tasks: Sequence[str], lengths: Sequence[int], samples: int
-) -> tuple[PromptCell, ...]:
-    """Return the cells of these tasks and lengths, the longest first.
+@dataclass(frozen=True, kw_only=True)
+class CellChoice:
+    """Which prompts of a folder; None takes all tasks, lengths or prompts that it holds."""
+
+    tasks: tuple[str, ...] | None
+    lengths: tuple[int, ...] | None
+    samples: int | None
+
+
+def pick_cells(held: Sequence[_Cell], choice: CellChoice) -> tuple[_Cell, ...]:
+    """Return the chosen cells, the longest first.
 
     Raises:
         UserError: one is not there, or holds fewer prompts than are asked for.
     """
+    tasks = choice.tasks or tuple(sorted({cell.task for cell in held}))
+    lengths = choice.lengths or {cell.context_tokens for cell in held}
     by_name = {(cell.task, cell.context_tokens): cell for cell in held}
     picked = []
     for length in sorted(lengths, reverse=True):
@@ -77,26 +89,24 @@ def pick_cells(
                     f"no prompts of {task} at {length} tokens",
                     hint=f"There are: {', '.join(sorted(cell.name for cell in held)) or 'none'}.",
                 )
-            if len(cell) < samples:
+            if choice.samples is not None and len(cell) < choice.samples:
                 raise UserError(
-                    f"{cell.name} holds {len(cell)} prompts, {samples} are asked for",
+                    f"{cell.name} holds {len(cell)} prompts, {choice.samples} are asked for",
                     hint=f"--samples {len(cell)}, or build more prompts.",
                 )
             picked.append(cell)
     return tuple(picked)
 
 
-def open_cells_of(
-    folder: Path, tokenizer: Any, tasks: Sequence[str], lengths: Sequence[int], samples: int
-) -> tuple[PromptCell, ...]:
-    """Open the prompts that `amnesia niah build` wrote, and take those asked for; see `pick_cells`.
+def open_cells_of(folder: Path, tokenizer: Any, choice: CellChoice) -> tuple[NiahCell, ...]:
+    """Open the prompts that `amnesia niah build` wrote, and take those chosen; see `pick_cells`.
 
     Raises:
         UserError: it holds no prompts, or of another tokenizer.
     """
     from amnesia_bench.evals.niah.cells import open_cells
 
-    return pick_cells(open_cells(folder, tokenizer), tasks, lengths, samples)
+    return pick_cells(open_cells(folder, tokenizer), choice)
 
 
 def build_cells_of(build: NiahBuild, work: Path, tokenizer: Any) -> tuple[PromptCell, ...]:
@@ -121,7 +131,8 @@ def build_cells_of(build: NiahBuild, work: Path, tokenizer: Any) -> tuple[Prompt
     folder = work / "prompts" / digest[:16]
     if not (folder / MANIFEST).is_file():
         build_cells(build, folder)
-    return pick_cells(open_cells(folder, tokenizer), build.tasks, build.lengths, build.samples)
+    choice = CellChoice(tasks=build.tasks, lengths=build.lengths, samples=build.samples)
+    return pick_cells(open_cells(folder, tokenizer), choice)
 
 
 def _vocab_size(checkpoint: Checkpoint) -> str:

@@ -56,9 +56,13 @@ class PromptCell(NamedCell, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A checkpoint under test: its role (pre, post, restored), folder and identity."""
+    """A checkpoint under test: its role (pre, post, restored), folder and identity.
+
+    `method` is that of its cells: the label of a table's row, such as +QK-Restore.
+    """
 
     role: str
+    method: str
     folder: Path
     parent: Parent
 
@@ -130,14 +134,14 @@ def recall_samples(
     return tuple(samples)
 
 
-def recall_of(samples: Sequence[RecallSample]) -> Recall:
-    """Sum up the samples of one checkpoint in one cell."""
-    correct = sum(sample.correct for sample in samples)
+def recall_of(outcomes: Sequence[Outcome]) -> Recall:
+    """Sum up what one checkpoint answered in one cell."""
+    correct = outcomes.count(Outcome.CORRECT)
     return Recall(
         correct=correct,
-        empty=sum(sample.outcome is Outcome.NO_ANSWER for sample in samples),
-        n=len(samples),
-        interval=wilson(correct, len(samples)),
+        empty=outcomes.count(Outcome.NO_ANSWER),
+        n=len(outcomes),
+        interval=wilson(correct, len(outcomes)),
     )
 
 
@@ -152,7 +156,7 @@ def recall_cell(
     prompts = Parent(role="prompts", location=cell.name, identity=f"sha256:{cell.sha256}")
     return Cell(
         model=candidate.folder.resolve().name,
-        method=candidate.role,
+        method=candidate.method,
         task=cell.task,
         context_tokens=cell.context_tokens,
         metric="recall",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.store.files import read_json
 
 
 def load_tokenizer(checkpoint: Path) -> Any:
@@ -30,6 +32,7 @@ def load_tokenizer(checkpoint: Path) -> Any:
         raise UserError(
             f"{checkpoint}: no such folder", hint="Give a checkpoint's folder, or its tokenizer's."
         )
+    _register_hypenet(checkpoint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
     except (OSError, ValueError, KeyError, ImportError) as error:
@@ -39,6 +42,15 @@ def load_tokenizer(checkpoint: Path) -> Any:
         ) from error
     check_offsets(tokenizer, str(checkpoint))
     return tokenizer
+
+
+def _register_hypenet(checkpoint: Path) -> None:
+    """Tell transformers what a HypeNet is, or it warns of a model type that it does not know."""
+    path = checkpoint / "config.json"
+    config = read_json(path) if path.is_file() else None
+    if isinstance(config, dict) and config.get("model_type") == "hypenet":
+        with suppress(ImportError):  # without torch: the tokenizer loads all the same
+            import amnesia_bench.modeling  # noqa: F401
 
 
 def check_offsets(tokenizer: Any, where: str) -> None:

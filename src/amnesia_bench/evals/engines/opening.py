@@ -6,10 +6,9 @@ from pathlib import Path
 
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.errors import UserError
+from amnesia_bench.evals.engines import ENGINES
 from amnesia_bench.evals.engines.options import EngineOptions
 from amnesia_bench.evals.engines.protocol import Engine
-
-ENGINES = ("transformers", "vllm")
 
 
 def open_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:

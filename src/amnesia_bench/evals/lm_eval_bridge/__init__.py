@@ -5,6 +5,8 @@ generator, `retrieval_tasks` what Appendix M ranks layers by. Nothing here impor
 it is used, except `model`, which derives from its classes.
 
 `python -m amnesia_bench.evals.lm_eval_bridge` is lm-eval's own command line with the model
-`amnesia` in it: lm-eval 0.4.13 looks for models in its own table only, and offers no entry point
-through which an installed package could add one.
+`amnesia` in it: lm-eval 0.4.13 looks for models in its own table (`lm_eval.models.MODEL_MAPPING`)
+only, and offers no entry point through which an installed package could add one. Task files
+below `--include_path` are executed after the model was looked up; only those given by their own
+path (`--tasks FILE.yaml`) are before it, a side effect that nothing here is built on.
 """

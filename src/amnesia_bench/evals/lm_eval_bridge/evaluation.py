@@ -22,12 +22,16 @@ from amnesia_bench.evals.lm_eval_bridge.niah_task import (
 )
 from amnesia_bench.evals.niah.scoring import score
 from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING, SEED
-from amnesia_bench.evals.recall import Candidate, NamedCell, recall_cell, sampling_settings
-from amnesia_bench.evals.statistics import wilson
+from amnesia_bench.evals.recall import (
+    Candidate,
+    NamedCell,
+    recall_cell,
+    recall_of,
+    sampling_settings,
+)
 from amnesia_bench.evals.tokenizers import tokenizer_identity
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
-from amnesia_bench.records.recall import Recall
 from amnesia_bench.store.files import explain_write_error, replace_text
 
 CELL = "cell.json"
@@ -141,7 +145,8 @@ class NiahEvaluation:
             "chat_template": "none",
             "scorer": f"lm-eval {metadata.version('lm-eval')}",
         }
-        found = recall_cell(_recall(verdicts), self._candidate, named, settings)
+        recall = recall_of([verdict.outcome for verdict in verdicts])
+        found = recall_cell(recall, self._candidate, named, settings)
         _write(folder, verdicts, found)
         return found
 
@@ -167,14 +172,3 @@ def _verdict(generation: Generation, judged: Sequence[Judged]) -> Verdict:
             f"{generation.key}: lm-eval scored {theirs.score}, we say {verdict.outcome.value}"
         )
     return verdict
-
-
-def _recall(verdicts: Sequence[Verdict]) -> Recall:
-    outcomes = [verdict.outcome for verdict in verdicts]
-    correct = outcomes.count(Outcome.CORRECT)
-    return Recall(
-        correct=correct,
-        empty=outcomes.count(Outcome.NO_ANSWER),
-        n=len(outcomes),
-        interval=wilson(correct, len(outcomes)),
-    )

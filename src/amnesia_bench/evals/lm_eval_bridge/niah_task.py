@@ -6,6 +6,7 @@ their order), a column of -1 for 4096, and an aggregation that 262144 is missing
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Documents:
 
 
 class NiahTask:
-    """One task at one length, as a specification for `simple_evaluate`.
+    """One task at one length, as a specification for `evaluate_one`.
 
     Args:
         name: of the cell, such as niah_single_2@262144.
@@ -113,26 +114,41 @@ class NiahTask:
 
 
 def evaluate_one(lm: Any, task: Mapping[str, Any], samples: int) -> Mapping[str, Any]:
-    """Run one task by `lm_eval.simple_evaluate`, seeded as its command line seeds by default.
+    """Run one task by `lm_eval.evaluate`, its documents made as lm-eval's command line makes them.
+
+    Not by `simple_evaluate`, which besides describes the machine in every call: seconds of pip and
+    git. What else it does is for options that are not used here.
 
     Args:
         lm: a model of lm-eval.
         task: its specification.
         samples: how many of its documents, from the first.
     """
-    from lm_eval import simple_evaluate
-    from lm_eval.tasks import TaskManager
+    from lm_eval import evaluate
 
-    results: Mapping[str, Any] = simple_evaluate(
-        model=lm,
-        tasks=[task],
-        task_manager=TaskManager(include_defaults=False),
-        limit=samples,
-        bootstrap_iters=0,
-        log_samples=False,
-        random_seed=SEED,
+    state = random.getstate()
+    # A task makes its documents when it is built, from Python's own generator.
+    random.seed(SEED)
+    try:
+        built = given_task(task)
+    finally:
+        random.setstate(state)
+    results: Mapping[str, Any] = evaluate(
+        lm, {"tasks": {task["task"]: built}}, limit=samples, bootstrap_iters=0, log_samples=False
     )
     return results
+
+
+def given_task(config: Mapping[str, Any]) -> Any:
+    """Build a task of lm-eval whose documents are those of its `custom_dataset`."""
+    from lm_eval.api.task import ConfigurableTask
+
+    class GivenTask(ConfigurableTask):  # type: ignore[misc]
+        def download(self, *_: Any, **__: Any) -> None:
+            # As lm-eval does, without its advice on options of its command line.
+            self.dataset = self.config.custom_dataset(**(self.config.metadata or {}))
+
+    return GivenTask(config=dict(config))
 
 
 def cell_task(cell: DocumentCell) -> NiahTask:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
-from amnesia_bench.evals.lm_eval_bridge.niah_task import task_config
+from amnesia_bench.evals.lm_eval_bridge.niah_task import given_task, task_config
 from amnesia_bench.evals.niah.tasks import SEED
 from amnesia_bench.records.layer_ranking import RankingTask
 from amnesia_bench.store.files import read_json
@@ -103,8 +103,7 @@ def accuracies(lm: Any, tasks: Sequence[RetrievalTask], samples: int | None) -> 
     found = {}
     for task in tasks:
         n = task.asked(samples)
-        # Not by `simple_evaluate`: it describes the machine every time, which takes seconds, and
-        # there are tasks times layers of them. All that it seeds is drawn already.
+        # Not by `simple_evaluate`: see `evaluate_one`.
         results = evaluate(
             lm, {"tasks": {task.name: task.task}}, limit=n, bootstrap_iters=0, log_samples=False
         )
@@ -142,7 +141,6 @@ def _extraction(name: str, data: Path | None) -> RetrievalTask:
 
 def _squad(tokenizer: Any, data: Path | None) -> RetrievalTask:
     from datasets import Dataset
-    from lm_eval.api.task import ConfigurableTask
     from lm_eval.tasks.ruler import common_utils, qa_utils
 
     questions, texts, source = _squad_questions(qa_utils, data)
@@ -186,7 +184,7 @@ def _squad(tokenizer: Any, data: Path | None) -> RetrievalTask:
         source=source,
         sha256=_sha256(documents),
         num_documents=len(documents),
-        task=ConfigurableTask(config=config),
+        task=given_task(config),
     )
 
 

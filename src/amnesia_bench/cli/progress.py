@@ -1,0 +1,52 @@
+"""How evaluations show on stderr that they go on: a line per step, a count on a terminal."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from contextlib import suppress
+
+_REDRAW_SECONDS = 0.2
+_ERASE = "\r\x1b[K"
+
+
+class Progress:
+    """Lines that stay, and between them on a terminal one that moves.
+
+    Libraries that are imported later draw no bars of their own. Whoever has stopped reading
+    stderr stops nothing.
+    """
+
+    def __init__(self) -> None:
+        os.environ.setdefault("TQDM_DISABLE", "1")
+        self._terminal = sys.stderr.isatty()
+        self._began = self._drawn = 0.0
+
+    def say(self, line: str) -> None:
+        """Write a line."""
+        self._write(f"{_ERASE if self._terminal else ''}{line}\n")
+
+    def count(self, done: int, total: int) -> None:
+        """Show how many answers are there, and how long the others will take."""
+        if not self._terminal:
+            return
+        now = time.monotonic()
+        if done == 0:
+            self._began = now
+        elif done < total and now - self._drawn < _REDRAW_SECONDS:
+            return
+        self._drawn = now
+        left = f", {_duration((now - self._began) / done * (total - done))} left" if done else ""
+        self._write(f"{_ERASE}  {done} of {total} answers{left}" if done < total else _ERASE)
+
+    def _write(self, text: str) -> None:
+        with suppress(OSError):
+            sys.stderr.write(text)
+            sys.stderr.flush()
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
