@@ -5,7 +5,8 @@
   amnesia score answers/sft --scorer flexible --json
 
 strict takes an answer from its last box alone; flexible takes a number or formula where there is
-no box. The programs of livecodebench run in a sandbox: see `amnesia sandbox`. Results are in scored_SCORER inside the folder. Needs no GPU; run it as often as you like.
+no box. Programs run in the sandbox that `amnesia sandbox` tries. Results are in scored_SCORER
+inside the folder. Needs no GPU; run it as often as you like.
 """
 
 from __future__ import annotations

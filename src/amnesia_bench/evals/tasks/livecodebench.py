@@ -1,4 +1,4 @@
-"""LiveCodeBench v5: programming contests' problems; a program must pass all tests of its problem."""
+"""LiveCodeBench v5: problems of programming contests; right is what passes all tests."""
 
 from __future__ import annotations
 
