@@ -87,7 +87,7 @@ def test_lm_eval_reports_what_amnesia_score_does(
         model=AmnesiaLM(FakeEngine(says), byte_tokenizer()),
         tasks=[f"amnesia_{name}"],
         task_manager=TaskManager(include_path=str(local), include_defaults=False),
-        bootstrap_iters=0,
+        bootstrap_iters=1,
         log_samples=False,
         apply_chat_template=True,
     )["results"][f"amnesia_{name}"]

@@ -58,8 +58,10 @@ def plain(answer: str) -> str:
 
 
 def _without_wrapper(answer: str) -> str:
-    """Return an answer without the dollars, boxes and braces around the whole of it."""
-    plain = re.sub(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])", "", answer).strip()
+    """Return an answer without the dollars and braces around it, boxes and bold print."""
+    plain = re.sub(
+        r"\\(?:boxed|fbox|framebox|mathbf|boldsymbol|bm)(?![A-Za-z])", "", answer
+    ).strip()
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         if plain.startswith(left) and plain.endswith(right) and len(plain) > len(left + right):
             plain = plain[len(left) : -len(right)].strip()
