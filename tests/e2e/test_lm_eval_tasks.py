@@ -28,7 +28,7 @@ def says(request: Request) -> str:
     doc, repeat = request.key.doc, request.key.repeat
     right = doc + 2
     forms = ("It is \\boxed{%d}.", "<think>\\boxed{0}</think>So \\boxed{%d.0}", "No idea, %d?")
-    return forms[(doc + repeat) % 3] % (right if (doc * repeat) % 4 < 3 else right + 1)
+    return forms[(doc + repeat) % 3] % (right if doc != 3 and (doc * repeat) % 4 < 3 else right + 1)
 
 
 def task_file(name: str) -> dict[str, Any]:
