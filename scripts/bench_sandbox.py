@@ -12,9 +12,11 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from amnesia_bench.evals.code.livecodebench import load_problems, score
+from amnesia_bench.evals.code.livecodebench import score
+from amnesia_bench.evals.code.problems import load_problems
+from amnesia_bench.evals.judging import Attempt
 from amnesia_bench.evals.sandbox import Launcher, Limits, open_launcher
-from amnesia_bench.records.evaluation import FinishReason, Generation, Outcome, SampleKey
+from amnesia_bench.records.evaluation import Outcome, SampleKey
 
 TESTS = 20
 PROGRAM = "n = int(input())\nprint(sum(map(int, input().split())))"
@@ -60,13 +62,9 @@ def write_problem(path: Path) -> Path:
 def programs_per_second(launcher: Launcher, path: Path, workers: int) -> float:
     problems = load_problems(369, path=path) * 4
     answers = [
-        Generation(
+        Attempt(
             key=SampleKey(task="livecodebench", doc=doc, repeat=repeat),
             text=f"```python\n{PROGRAM}\n```",
-            tokens=(),
-            prompt_tokens=1,
-            finish_reason=FinishReason.EOS,
-            seed=None,
         )
         for doc in range(len(problems))
         for repeat in range(4)

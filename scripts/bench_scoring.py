@@ -1,6 +1,7 @@
 """Judging 8,000 answers to 500 mathematical problems, eight of them made to stall a grader."""
 
 import os
+import resource
 import time
 
 import numpy as np
@@ -16,11 +17,11 @@ HOSTILE = (
     "10^{10^{10^{10}}}",
     "7^{7^{7^{7^{7}}}}",
     "9^{9^{9^{9}}} + 1",
-    "\\{1, 8^{8^{8^{8}}}\\}",
+    "\\sqrt[3]{5^{5^{5^{5^{5}}}}}",
     "\\frac{1}{11^{11^{11^{11}}}}",
     "x^2 + 12^{12^{12^{12}}}",
     "\\sqrt{6^{6^{6^{6^{6}}}}}",
-    "((10^{9})!)!",
+    "5^{5^{5^{5^{5}}}}",
 )
 
 
@@ -45,6 +46,12 @@ def forms(kind: int, n: int) -> tuple[str, ...]:
     )
 
 
+def cpu_seconds() -> float:
+    """Return what this process and those that it has waited for have used."""
+    whose = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(sum(resource.getrusage(who)[:2]) for who in whose)
+
+
 def main() -> None:
     generator = np.random.default_rng(0)
     golds, attempts = [], []
@@ -65,9 +72,9 @@ def main() -> None:
             )
             key = SampleKey(task="bench", doc=doc, repeat=repeat)
             attempts.append(Attempt(key=key, text=boxed))
-    started = time.perf_counter()
+    started, used = time.perf_counter(), cpu_seconds()
     judged = MathScorer(gold=lambda row: str(row["gold"]))(golds, attempts)
-    seconds = time.perf_counter() - started
+    seconds, used = time.perf_counter() - started, cpu_seconds() - used
     count = {kind: sum(v.outcome is kind for v in judged.verdicts) for kind in Outcome}
     listed = sum(v.detail is not None for v in judged.verdicts)
     print("## Scoring\n")
@@ -76,12 +83,12 @@ def main() -> None:
         f"Verdicts and votes, {len(os.sched_getaffinity(0))} cores, "
         f"{ANSWER_SECONDS:g} s of CPU time per comparison at most.\n"
     )
-    print("| answers | right | wrong | none | out of time | listed | s | target |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| answers | right | wrong | none | out of time | listed | s | CPU s | target |")
+    print("|---|---|---|---|---|---|---|---|---|")
     print(
         f"| {len(attempts):,} | {count[Outcome.CORRECT]:,} | {count[Outcome.WRONG]:,} "
         f"| {count[Outcome.NO_ANSWER]:,} | {count[Outcome.TIME_LIMIT]} | {listed} "
-        f"| {seconds:.1f} | below 60 |"
+        f"| {seconds:.1f} | {used:.1f} | below 60 s |"
     )
 
 

@@ -10,7 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.records.evaluation import FinishReason, Generation, Outcome, SampleKey
+from amnesia_bench.config.eval_schema import Think
+from amnesia_bench.evals.chat import without_thinking
+from amnesia_bench.evals.judging import Attempt
+from amnesia_bench.records.evaluation import Outcome, SampleKey
+
+THINK = Think(open="<think>", close="</think>")
 
 
 def encode(tests: list[dict[str, str]]) -> str:
@@ -83,13 +88,12 @@ def read_cases() -> list[Case]:
     return cases
 
 
-def generation(number: int, code: str, doc: int) -> Generation:
+def answer_text(code: str) -> str:
     """An answer with reasoning, some prose, and the program in a fence."""
-    return Generation(
-        key=SampleKey(task="livecodebench", doc=doc, repeat=number),
-        text=f"<think>\n```\nprint('a draft')\n```\n</think>\nSo:\n```python\n{code}\n```\n",
-        tokens=(),
-        prompt_tokens=1,
-        finish_reason=FinishReason.EOS,
-        seed=None,
-    )
+    return f"<think>\n```\nprint('a draft')\n```\n</think>\nSo:\n```python\n{code}\n```\n"
+
+
+def attempt(number: int, code: str, doc: int) -> Attempt:
+    """What is judged of such an answer."""
+    key = SampleKey(task="livecodebench", doc=doc, repeat=number)
+    return Attempt(key=key, text=without_thinking(answer_text(code), THINK, opened=False))

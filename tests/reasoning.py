@@ -12,11 +12,12 @@ from transformers import PreTrainedTokenizerFast
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.load import load_option
 from amnesia_bench.evals.chat import prompt_format
-from amnesia_bench.evals.documents import load_documents
+from amnesia_bench.evals.documents import task_documents
 from amnesia_bench.evals.engines.protocol import Engine, Request
-from amnesia_bench.evals.reasoning import AnswerPlan, ModelUnderTest, generate_answers
+from amnesia_bench.evals.reasoning import AnswerPlan, ModelUnderTest, generate_answers, window_of
 from amnesia_bench.evals.tasks import task_named
 from amnesia_bench.records.evaluation import Generation
+from tests import lcb
 
 PROBLEMS = 8
 CHATML = (
@@ -29,7 +30,7 @@ SPECIAL = ("<|end|>", "<|im_start|>", "<|im_end|>")
 
 
 def problem(task: str, i: int) -> dict[str, Any]:
-    """Return a problem whose answer is i + 2; IFEval's asks for so many words at least."""
+    """Return a problem whose answer is i + 2, or a program that adds it, or so many words."""
     if task == "gsm8k":
         return {"question": f"What is {i} + 2?", "answer": f"{i} + 2 = {i + 2}\n#### {i + 2}"}
     if task == "ifeval":
@@ -39,6 +40,8 @@ def problem(task: str, i: int) -> dict[str, Any]:
             "instruction_id_list": ["length_constraints:number_words", "punctuation:no_comma"],
             "kwargs": [{"relation": "at least", "num_words": i + 2}, {}],
         }
+    if task == "livecodebench":
+        return lcb.row(f"add {i + 2}", [("1\n", f"{i + 3}\n"), ("5\n", f"{i + 7}\n")])
     return {"problem": f"What is ${i} + 2$?", "answer": f"{i + 2}", "solution": "It is.", "id": i}
 
 
@@ -65,7 +68,7 @@ def byte_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
 def config_of(task: str, *overrides: str) -> EvalConfig:
     """Load a task's config; with three repeats where it has several."""
     fewer = [] if task == "ifeval" else ["eval.repeats=3"]
-    return load_option("eval", task, [*fewer, *overrides], EvalConfig)
+    return load_option("eval", task, [*fewer, *overrides], task_named(task).config)
 
 
 def answer(request: Request) -> str:
@@ -75,6 +78,9 @@ def answer(request: Request) -> str:
         return "one two three four five six" if key.doc % 2 else "one, two"
     turn = (request.seed or 0) % 4
     right = key.doc + 2
+    if key.task == "livecodebench":
+        added = (right, right, right + 1, 0)[turn]
+        return f"So:\n```python\nprint(int(input()) + {added})\n```" if added else "No idea."
     return (
         f"It is \\boxed{{{right}}}.",
         f"It is \\boxed{{{2 * right}/2}}.",
@@ -97,5 +103,5 @@ def run_task(
     )
     model = ModelUnderTest(name="fake", method="+SFT", checkpoint="sha256:0")
     plan = AnswerPlan(model=model, config=config, layout=layout)
-    documents = load_documents(known.source, data, None)
+    documents = task_documents(known, data, None, window_of(config))
     return generate_answers(engine, tokenizer, known, documents, plan, folder)

@@ -13,13 +13,19 @@ from amnesia_bench.records.evaluation import SampleKey
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "eval"
 # From the issue and Appendix K: answers per problem, new tokens.
-SIZES = {"math500": (16, 8192), "gsm8k": (16, 2048), "aime24": (16, 16384), "ifeval": (1, 1280)}
+SIZES = {
+    "math500": (16, 8192),
+    "gsm8k": (16, 2048),
+    "aime24": (16, 16384),
+    "ifeval": (1, 1280),
+    "livecodebench": (8, 16384),
+}
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_a_task_has_a_config_and_each_value_its_source(task: str) -> None:
     assert task in options("eval")
-    config = load_option("eval", task, [], EvalConfig)
+    config = load_option("eval", task, [], TASKS[task].config)
     assert (config.repeats, config.max_new_tokens) == SIZES[task]
     assert config.top_k is None
     assert (config.temperature, config.top_p) == ((0, 1) if task == "ifeval" else (0.6, 0.95))

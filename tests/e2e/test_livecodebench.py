@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from amnesia_bench.evals.code.livecodebench import load_problems, score
+from amnesia_bench.evals.code.livecodebench import score
+from amnesia_bench.evals.code.problems import load_problems
 from amnesia_bench.evals.sandbox import Launcher, Limits
 from amnesia_bench.records.evaluation import Outcome, Verdict
-from tests.lcb import INDEX, ROWS, generation, read_cases, write_rows
+from tests.lcb import INDEX, ROWS, attempt, read_cases, write_rows
 
 CASES = read_cases()
 # Short for those that reach it; a slow machine must not make a wrong verdict of the others.
@@ -17,7 +18,7 @@ SHORT = Limits(seconds_per_test=1.5)
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory: pytest.TempPathFactory, sandbox: Launcher) -> list[Verdict]:
     problems = load_problems(369, path=write_rows(tmp_path_factory.mktemp("lcb") / "p", ROWS))
-    answers = [generation(i, case.code, INDEX[case.problem]) for i, case in enumerate(CASES)]
+    answers = [attempt(i, case.code, INDEX[case.problem]) for i, case in enumerate(CASES)]
     late = [a for a, case in zip(answers, CASES, strict=True) if case.outcome is Outcome.TIME_LIMIT]
     found = score(problems, late, sandbox, limits=SHORT)
     found += score(problems, [a for a in answers if a not in late], sandbox)

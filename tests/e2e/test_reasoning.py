@@ -131,6 +131,31 @@ def test_results_that_cannot_be_written_leave_the_answers(tmp_path: Path) -> Non
         score(tmp_path / "run")
 
 
+def test_programs_are_not_run_without_a_sandbox_unless_that_is_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_problems("livecodebench", tmp_path / "data.jsonl", count=2)
+    run_task("livecodebench", data, tmp_path / "run", FakeEngine(answer))
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", "/nowhere")
+        assert main(["score", str(tmp_path / "run")]) == 6
+        assert "--unsafe-no-sandbox" in capsys.readouterr().err
+        assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [GENERATIONS, RUN]
+    assert main(["score", str(tmp_path / "run"), "--unsafe-no-sandbox"]) == 0
+    settings = read_cells(tmp_path / "run" / "scored_strict")[0].settings
+    assert (settings["sandbox"], settings["seconds_per_test"]) == ("none", "6")
+
+
+def test_a_program_drafted_in_thinking_that_the_template_opened_is_none(tmp_path: Path) -> None:
+    data = write_problems("livecodebench", tmp_path / "data.jsonl", count=1)
+    block = "```python\nprint(int(input()) + 2)\n```"
+    texts = [f"Hm.</think>{block}", f"{block} but", f"```\nx\n```</think>{block}"]
+    engine = FakeEngine(lambda request: texts[request.key.repeat])
+    run_task("livecodebench", data, tmp_path / "run", engine, template=THINKING)
+    outcomes = [v.outcome for v in score(tmp_path / "run", unsafe_no_sandbox=True).verdicts]
+    assert outcomes == [Outcome.CORRECT, Outcome.NO_ANSWER, Outcome.CORRECT]
+
+
 # -- bad input -------------------------------------------------------------------------------
 
 

@@ -11,11 +11,12 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
-from amnesia_bench.evals.code.livecodebench import load_problems, score
+from amnesia_bench.evals.code.livecodebench import score
+from amnesia_bench.evals.code.problems import load_problems
 from amnesia_bench.evals.sandbox import Launcher, Limits, SandboxError, open_launcher
 from amnesia_bench.evals.sandbox.interpreter import Interpreter
 from amnesia_bench.records.evaluation import Outcome
-from tests.lcb import INDEX, ROWS, generation, write_rows
+from tests.lcb import INDEX, ROWS, attempt, write_rows
 
 RIGHT = "print(2 * int(input()))"
 
@@ -73,7 +74,7 @@ class TestRefusing:
         with pytest.raises(SandboxError), broken.started(Limits(), 5):
             pass
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
-        (verdict,) = score(problems, [generation(0, RIGHT, INDEX["double"])], broken)
+        (verdict,) = score(problems, [attempt(0, RIGHT, INDEX["double"])], broken)
         assert verdict.outcome is Outcome.UNSCORED
         assert verdict.detail is not None
         assert verdict.detail.startswith("no sandbox: ")
@@ -106,7 +107,7 @@ class TestUnsafeOverride:
     def test_verdicts_are_the_same(self, unsafe: Launcher, tmp_path: Path) -> None:
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
         codes = [RIGHT, "print(6)", "while True: pass", "1/0"]
-        answers = [generation(i, code, INDEX["double"]) for i, code in enumerate(codes)]
+        answers = [attempt(i, code, INDEX["double"]) for i, code in enumerate(codes)]
         limits = Limits(seconds_per_test=1.5)
         found = [verdict.outcome for verdict in score(problems, answers, unsafe, limits=limits)]
         assert found == [Outcome.CORRECT, Outcome.WRONG, Outcome.TIME_LIMIT, Outcome.WRONG]
@@ -117,7 +118,7 @@ class TestScoring:
         self, sandbox: Launcher, tmp_path: Path
     ) -> None:
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
-        unfinished = replace(generation(0, RIGHT, 0), text="<think>\nHm")
+        unfinished = replace(attempt(0, RIGHT, 0), text=None)
         (verdict,) = score(problems, [unfinished], sandbox)
         assert (verdict.outcome, verdict.answer) == (Outcome.NO_ANSWER, None)
 
@@ -126,7 +127,7 @@ class TestScoring:
     ) -> None:
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
         codes = [RIGHT, "print(6)"] * 3
-        answers = [generation(i, code, i % 3) for i, code in enumerate(codes)]
+        answers = [attempt(i, code, i % 3) for i, code in enumerate(codes)]
         one = score(problems, answers, sandbox, workers=1)
         assert one == score(problems, answers[::-1], sandbox)
         assert [verdict.key for verdict in one] == sorted(answer.key for answer in answers)
@@ -134,7 +135,7 @@ class TestScoring:
     def test_a_key_beyond_the_problems_is_refused(self, sandbox: Launcher, tmp_path: Path) -> None:
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
         with pytest.raises(UserError, match=f"there are {len(ROWS)} problems"):
-            score(problems, [generation(0, RIGHT, len(ROWS))], sandbox)
+            score(problems, [attempt(0, RIGHT, len(ROWS))], sandbox)
 
     @pytest.mark.parametrize("workers", [0, 10000])
     def test_more_programs_than_cores_are_refused(self, sandbox: Launcher, workers: int) -> None:

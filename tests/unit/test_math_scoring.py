@@ -266,6 +266,13 @@ def test_workers_end_with_their_parent() -> None:
     process.stdout.close()
 
 
+def test_the_time_limit_holds_where_the_parent_ignores_its_signal() -> None:
+    command = ["sh", "-c", f"trap '' PROF; exec {sys.executable} -m {worker.__name__} 0.2"]
+    request = json.dumps(["numbers", "9^{9^{9^{9}}} + 1"]).encode() + b"\n"
+    done = subprocess.run(command, input=request, capture_output=True, timeout=120)
+    assert done.returncode == -signal.SIGPROF
+
+
 def test_an_answer_longer_than_any_real_one_is_not_compared() -> None:
     (verdict,) = judge(MathScorer(gold=gold_of), [("1", "\\boxed{" + "x+" * 2000 + "1}")]).verdicts
     assert verdict.outcome is Outcome.WRONG

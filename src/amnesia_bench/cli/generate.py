@@ -18,10 +18,15 @@ from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the model")
-    parser.add_argument("--task", required=True, help="math500, gsm8k, aime24 or ifeval")
+    parser.add_argument(
+        "--task", required=True, help="math500, gsm8k, aime24, livecodebench or ifeval"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the answers")
     parser.add_argument(
-        "--data", type=Path, help="the problems as .jsonl or .parquet, in place of the hub's"
+        "--data",
+        type=Path,
+        help="the problems in place of the hub's: .jsonl or .parquet; of livecodebench .jsonl, or "
+        "a folder of them",
     )
     parser.add_argument("--method", default="", help="the row's label in a table: +QK-Restore")
     parser.add_argument("--limit", type=int, help="the first so many problems only")
@@ -43,29 +48,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import say
-    from amnesia_bench.config.eval_schema import EvalConfig
     from amnesia_bench.config.load import load_option
-    from amnesia_bench.evals.documents import load_documents
+    from amnesia_bench.evals.documents import task_documents
     from amnesia_bench.evals.tasks import task_named
 
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: must be at least 1")
     task = task_named(args.task)
     off = ["eval.chat_template=false"] if args.no_chat_template else []
-    config = load_option("eval", task.name, [*args.overrides, *off], EvalConfig)
+    config = load_option("eval", task.name, [*args.overrides, *off], task.config)
     template = None if args.chat_template is None else _read(args.chat_template)
-    documents = load_documents(task.source, args.data, args.limit)
     try:
         from amnesia_bench.evals.chat import prompt_format
         from amnesia_bench.evals.check_inputs import open_candidates
         from amnesia_bench.evals.engines.opening import open_engine
         from amnesia_bench.evals.engines.options import EngineOptions
-        from amnesia_bench.evals.reasoning import AnswerPlan, ModelUnderTest, generate_answers
+        from amnesia_bench.evals.reasoning import (
+            AnswerPlan,
+            ModelUnderTest,
+            generate_answers,
+            window_of,
+        )
     except ImportError as error:
         raise MissingEnvironmentError(
             f"generate needs torch and transformers ({error}).",
             hint='pip install "amnesia-bench[eval]"',
         ) from error
+    documents = task_documents(task, args.data, args.limit, window_of(config))
     (candidate,), tokenizer = open_candidates({"checkpoint": args.checkpoint})
     layout = prompt_format(
         tokenizer, use_template=config.chat_template, template=template, think=config.think

@@ -5,7 +5,8 @@
   amnesia score answers/sft --scorer flexible --json
 
 strict takes an answer from its last box alone; flexible takes a number or formula where there is
-no box. Results are in scored_SCORER inside the folder. Needs no GPU; run it as often as you like.
+no box. Programs run in the sandbox that `amnesia sandbox` tries. Results are in scored_SCORER
+inside the folder. Needs no GPU; run it as often as you like.
 """
 
 from __future__ import annotations
@@ -36,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OTHER",
         help="compare with these answers, problem by problem",
     )
+    parser.add_argument(
+        "--unsafe-no-sandbox",
+        action="store_true",
+        help="run the programs of code tasks outside a sandbox: they may do what you may",
+    )
     parser.add_argument("--json", action="store_true", help="print cells and differences as JSON")
 
 
@@ -44,7 +50,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.evals.score import compare, score
     from amnesia_bench.records.codec import to_json
 
-    scored = score(args.folder, args.scorer, args.data)
+    scored = score(args.folder, args.scorer, args.data, unsafe_no_sandbox=args.unsafe_no_sandbox)
     compared = () if args.against is None else compare(scored, args.against)
     if args.json:
         print_json({"cells": to_json(scored.cells), "differences": to_json(compared)})

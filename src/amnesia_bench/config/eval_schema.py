@@ -37,3 +37,10 @@ class EvalConfig(Frozen):
         if self.repeats > 1 and self.temperature == 0:
             raise ValueError(f"{self.repeats} repeats of a greedy answer are one answer")
         return self
+
+
+class CodeEvalConfig(EvalConfig):
+    """Also which of LiveCodeBench's windows, by its number of problems, and the time per test."""
+
+    window: PositiveInt
+    seconds_per_test: Annotated[float, Field(gt=0)]

@@ -5,28 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.evals.judging import Row
-from amnesia_bench.evals.tasks.task import Source
+from amnesia_bench.evals.tasks.task import Documents, ReasoningTask, Source
 
 
-@dataclass(frozen=True, kw_only=True)
-class Documents:
-    """Problems in their order.
-
-    `origin` is where they came from, `sha256` the hash of the fields that are read: one data set
-    has one hash, as parquet, as JSON lines or with other columns beside these. `available` counts
-    the problems before a limit was applied.
-    """
-
-    rows: tuple[Row, ...]
-    origin: str
-    sha256: str
-    available: int
+def task_documents(
+    task: ReasoningTask, data: Path | None, limit: int | None, window: int | None
+) -> Documents:
+    """Read and check a task's problems; see `load_documents`. `window`: of a task that has some."""
+    if task.load is None or window is None:
+        return load_documents(task.source, data, limit)
+    return task.load(data, limit, window)
 
 
 def load_documents(source: Source, data: Path | None, limit: int | None) -> Documents:

@@ -9,13 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.config.eval_schema import EvalConfig
+from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.chat import PromptFormat, prompt_tokens
-from amnesia_bench.evals.documents import Documents
 from amnesia_bench.evals.engines.protocol import Engine, Request
 from amnesia_bench.evals.generate import RUN, generate
-from amnesia_bench.evals.tasks.task import ReasoningTask
+from amnesia_bench.evals.tasks.task import Documents, ReasoningTask
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.records.reasoning import ReasoningRun
@@ -52,6 +51,11 @@ def generate_answers(
     run = _describe(task, documents, plan)
     requests = _requests(tokenizer, task, documents, plan)
     return generate(engine, requests, folder, identity=run_identity(run))
+
+
+def window_of(config: EvalConfig) -> int | None:
+    """Return which problems of its benchmark a config asks for; None where there is no choice."""
+    return config.window if isinstance(config, CodeEvalConfig) else None
 
 
 def sample_seed(seed: int, key: SampleKey) -> int:
@@ -112,7 +116,7 @@ def _describe(task: ReasoningTask, documents: Documents, plan: AnswerPlan) -> Re
         documents_sha256=documents.sha256,
         documents=len(documents.rows),
         documents_available=documents.available,
-        benchmark_documents=task.source.rows,
+        benchmark_documents=window_of(config) or task.source.rows,
         repeats=config.repeats,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
@@ -123,6 +127,8 @@ def _describe(task: ReasoningTask, documents: Documents, plan: AnswerPlan) -> Re
         think_open=None if think is None else think.open,
         think_close=None if think is None else think.close,
         thinking_opened=plan.layout.opens_thinking,
+        window=window_of(config),
+        seconds_per_test=(config.seconds_per_test if isinstance(config, CodeEvalConfig) else None),
     )
 
 

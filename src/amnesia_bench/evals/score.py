@@ -24,13 +24,15 @@ from amnesia_bench.evals.cells import (
     run_settings,
 )
 from amnesia_bench.evals.chat import without_thinking
-from amnesia_bench.evals.documents import Documents, load_documents
+from amnesia_bench.evals.code.livecodebench import ProgramScorer
+from amnesia_bench.evals.documents import task_documents
 from amnesia_bench.evals.generate import GENERATIONS, read_generations
-from amnesia_bench.evals.judging import Attempt, Judged
+from amnesia_bench.evals.judging import Attempt, Judged, Scorer
 from amnesia_bench.evals.paired import differences
 from amnesia_bench.evals.reasoning import read_run
+from amnesia_bench.evals.sandbox import Limits, open_launcher
 from amnesia_bench.evals.tasks import task_named
-from amnesia_bench.evals.tasks.task import ReasoningTask
+from amnesia_bench.evals.tasks.task import Documents, ReasoningTask
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
@@ -62,17 +64,25 @@ class Scored:
         return tuple(v for v in self.verdicts if v.outcome is Outcome.TIME_LIMIT)
 
 
-def score(folder: Path, scorer: str | None = None, data: Path | None = None) -> Scored:
+def score(
+    folder: Path,
+    scorer: str | None = None,
+    data: Path | None = None,
+    *,
+    unsafe_no_sandbox: bool = False,
+) -> Scored:
     """Judge the answers in a folder and sum them up.
 
     Args:
         folder: that `generate_answers` wrote, finished or not.
         scorer: one of the task's; None is its first.
         data: where the problems are now, if not where they were.
+        unsafe_no_sandbox: run the programs that answers hold as plain processes.
 
     Raises:
         UserError: no answers, a damaged file, other problems than were answered, no such scorer.
-        MissingEnvironmentError: what judges is not installed, or the hub cannot be reached.
+        MissingEnvironmentError: what judges is not installed, the hub cannot be reached, or there
+            is no sandbox. Nothing was written.
     """
     run, engine = read_run(folder)
     task = task_named(run.task)
@@ -90,11 +100,12 @@ def score(folder: Path, scorer: str | None = None, data: Path | None = None) -> 
         )
         for generation in generations
     ]
-    judged = task.scorers[name](documents.rows, attempts)
+    judge, judge_settings = _opened(task, name, run, unsafe_no_sandbox)
+    judged = judge(documents.rows, attempts)
     incomplete = missing_answers(run, generations, judged)
     problems = () if incomplete else problem_values(task, run, generations, judged)
     source = CellSource(
-        settings={**engine, **run_settings(run), "scorer": name},
+        settings={**engine, **run_settings(run), **judge_settings, "scorer": name},
         parents=_parents(run, documents, folder),
     )
     cells = cells_of(task, run, problems, incomplete, source)
@@ -155,9 +166,26 @@ def _scorer_name(task: ReasoningTask, scorer: str | None) -> str:
     return name
 
 
+def _opened(
+    task: ReasoningTask, name: str, run: ReasoningRun, unsafe_no_sandbox: bool
+) -> tuple[Scorer, Mapping[str, str]]:
+    """Return a scorer ready to judge, and what its verdicts depend on besides its name."""
+    scorer = task.scorers[name]
+    if not isinstance(scorer, ProgramScorer):
+        if unsafe_no_sandbox:
+            raise UserError(f"--unsafe-no-sandbox: answers to {task.name} are no programs")
+        return scorer, {}
+    if run.seconds_per_test is None:
+        raise UserError(f"{task.name}: its run.json says no seconds_per_test")
+    limits = Limits(seconds_per_test=run.seconds_per_test)
+    launcher = open_launcher(unsafe_no_sandbox=unsafe_no_sandbox)
+    opened = ProgramScorer(launcher=launcher, limits=limits)
+    return opened, opened.settings
+
+
 def _documents(task: ReasoningTask, run: ReasoningRun, data: Path | None) -> Documents:
     local = data or (None if run.data.startswith(f"{task.source.hub_id}@") else Path(run.data))
-    documents = load_documents(task.source, local, run.documents)
+    documents = task_documents(task, local, run.documents, run.window)
     if documents.sha256 != run.documents_sha256:
         raise UserError(
             f"{documents.origin}: not the problems that were answered "

@@ -15,6 +15,8 @@ class ReasoningRun:
     `documents_available` counts the problems before a limit, `benchmark_documents` those of the
     benchmark. `chat_template` is the template's sha256, None without one. `think_open` and
     `think_close` are the marks around thinking, `thinking_opened` whether prompts end inside it.
+    `window` says which problems where a benchmark has several sets of them, by their number;
+    `seconds_per_test` is what a program may take. Both are None for tasks without.
     """
 
     task: str
@@ -36,6 +38,8 @@ class ReasoningRun:
     think_open: str | None
     think_close: str | None
     thinking_opened: bool
+    window: int | None
+    seconds_per_test: float | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,43 +1,69 @@
-"""LiveCodeBench: its problems, its prompt, and verdicts on many programs, a few at a time."""
+"""LiveCodeBench: verdicts on many programs, a few at a time."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from threading import Event
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.code.grading import grade
-from amnesia_bench.evals.code.problems import Problem, load_problems, problems_identity
-from amnesia_bench.evals.code.prompt import extract, prompt
-from amnesia_bench.evals.sandbox import Launcher, Limits
-from amnesia_bench.records.evaluation import Generation, Outcome, SampleKey, Verdict
+from amnesia_bench.evals.code.problems import Problem
+from amnesia_bench.evals.code.prompt import extract
+from amnesia_bench.evals.judging import Attempt, Judged, Row
+from amnesia_bench.evals.sandbox import Launcher, Limits, open_launcher
+from amnesia_bench.records.evaluation import Outcome, Verdict
 
-__all__ = ["extract", "load_problems", "problems_identity", "prompt", "score"]
+# The field of a row that a problem stands in.
+PROBLEM = "problem"
 
 
-@dataclass(frozen=True)
-class _Answer:
-    key: SampleKey
-    text: str
+@dataclass(frozen=True, kw_only=True)
+class ProgramScorer:
+    """Judges the program in an answer by all tests of its problem.
+
+    `launcher` None: a sandbox, tried and opened when there is something to judge.
+    """
+
+    launcher: Launcher | None = None
+    limits: Limits = field(default_factory=Limits)
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """What verdicts may depend on, for the record."""
+        seconds = {"seconds_per_test": f"{self.limits.seconds_per_test:g}"}
+        return seconds if self.launcher is None else {**self.launcher.settings, **seconds}
+
+    def __call__(self, rows: Sequence[Row], attempts: Sequence[Attempt]) -> Judged:
+        launcher = self.launcher or open_launcher()
+        problems = [problem_of(row) for row in rows]
+        verdicts = score(problems, attempts, launcher, limits=self.limits)
+        return Judged(verdicts=verdicts, votes=None)
+
+
+def problem_of(row: Row) -> Problem:
+    """Return the problem in a row."""
+    problem = row[PROBLEM]
+    assert isinstance(problem, Problem)
+    return problem
 
 
 def score(
     problems: Sequence[Problem],
-    generations: Iterable[Generation],
+    attempts: Iterable[Attempt],
     launcher: Launcher,
     *,
     limits: Limits | None = None,
     workers: int | None = None,
 ) -> tuple[Verdict, ...]:
-    """Return a verdict on each generation, in the order of the keys.
+    """Return a verdict on each attempt, in the order of the keys.
 
     Args:
         problems: `doc` of a key is an index into them.
-        generations: may come from a stream; of each its key and text are kept.
+        attempts: in any order.
         launcher: of `evals.sandbox.open_launcher`.
         limits: of LiveCodeBench when None.
         workers: programs at once; a program per core when None.
@@ -53,7 +79,7 @@ def score(
             f"workers={workers}: programs at once, on {cores} cores",
             hint="More than a program per core would cost each other their time limit.",
         )
-    answers = sorted((_Answer(g.key, g.text) for g in generations), key=lambda a: a.key)
+    answers = sorted(attempts, key=lambda attempt: attempt.key)
     for answer in answers:
         if not 0 <= answer.key.doc < len(problems):
             raise UserError(f"{answer.key}: there are {len(problems)} problems")
@@ -61,14 +87,14 @@ def score(
     groups = [list(group) for _, group in groupby(answers, lambda a: (a.key.task, a.key.doc))]
     stopped = Event()
 
-    def score_group(group: Sequence[_Answer]) -> list[Verdict]:
+    def score_group(group: Sequence[Attempt]) -> list[Verdict]:
         problem = problems[group[0].key.doc]
         tests = problem.tests()
         verdicts = []
         for answer in group:
             if stopped.is_set():
                 break
-            code = extract(answer.text)
+            code = None if answer.text is None else extract(answer.text)
             outcome, detail = Outcome.NO_ANSWER, None
             if code is not None:
                 result = grade(code, problem, tests, launcher, limits or Limits())

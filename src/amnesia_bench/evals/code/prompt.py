@@ -31,15 +31,11 @@ def prompt(problem: Problem) -> str:
 
 
 def extract(text: str) -> str | None:
-    """Return the program in an answer; None if there is none.
+    """Return the program in what follows the thinking; None if there is none.
 
-    It is what lies between the last two lines with a fence, after the reasoning. Reasoning that
-    never ends has no answer, whatever programs it drafts.
+    It is what lies between the last two lines with a fence.
     """
-    _, ended, answer = text.rpartition("</think>")
-    if not ended and "<think>" in text:
-        return None
-    lines = answer.split("\n")
+    lines = text.split("\n")
     fences = [number for number, line in enumerate(lines) if _FENCE in line]
     if len(fences) < 2:
         return None

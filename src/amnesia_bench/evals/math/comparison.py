@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
+from functools import lru_cache
 
 # Nobody's answer is longer, and parsing takes more than linear time.
 MAX_CHARACTERS = 2000
@@ -28,7 +29,7 @@ _RELATIVE_ERROR = Fraction(1, 2_000_000)
 
 def glance(gold: str, answer: str) -> bool | None:
     """Return whether two answers are equal, or None where only computer algebra can tell."""
-    if _plain(gold) == _plain(answer):
+    if plain(gold) == plain(answer):
         return True
     if (as_text := _same_text(gold, answer)) is not None:
         return as_text
@@ -40,24 +41,27 @@ def glance(gold: str, answer: str) -> bool | None:
 
 def number(answer: str) -> Fraction | None:
     r"""Read a plain number, such as `1,234`, `\$5`, `-.5`, `50\%`, `90^\circ` or `4.5e33`."""
-    plain = _plain(answer).replace("{,}", ",").replace("\\$", "").replace("$", "")
-    match = _NUMBER.fullmatch(_UNIT.sub("", plain).removesuffix("."))
+    bare = plain(answer).replace("{,}", ",").replace("\\$", "").replace("$", "")
+    match = _NUMBER.fullmatch(_UNIT.sub("", bare).removesuffix("."))
     if match is None:
         return None
     value = Fraction(match["digits"].replace(",", ""))
     return value * Fraction(10) ** int(match["exponent"] or 0)
 
 
-def _plain(answer: str) -> str:
+@lru_cache(maxsize=1 << 14)
+def plain(answer: str) -> str:
     """Return an answer without what only its looks depend on."""
-    plain = _LAYOUT.sub("", _without_wrapper(answer))
-    plain = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", plain)
-    return plain.replace("\\varnothing", "\\emptyset").replace("\\infin", "\\inf").rstrip(".")
+    bare = _LAYOUT.sub("", _without_wrapper(answer))
+    bare = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", bare)
+    return bare.replace("\\varnothing", "\\emptyset").replace("\\infin", "\\inf").rstrip(".")
 
 
 def _without_wrapper(answer: str) -> str:
-    """Return an answer without the dollars, boxes and braces around the whole of it."""
-    plain = re.sub(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])", "", answer).strip()
+    """Return an answer without the dollars and braces around it, boxes and bold print."""
+    plain = re.sub(
+        r"\\(?:boxed|fbox|framebox|mathbf|boldsymbol|bm)(?![A-Za-z])", "", answer
+    ).strip()
     for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
         if plain.startswith(left) and plain.endswith(right) and len(plain) > len(left + right):
             plain = plain[len(left) : -len(right)].strip()

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from amnesia_bench.evals.math.comparison import MAX_CHARACTERS, glance, number
+from amnesia_bench.evals.math.comparison import MAX_CHARACTERS, glance, number, plain
 from amnesia_bench.evals.math.pool import ComparisonPool, Failure
 from amnesia_bench.records.evaluation import Outcome
 
@@ -25,32 +25,39 @@ class Equality:
 
     def __init__(self, pool: ComparisonPool, answers: Iterable[str]) -> None:
         self._pool = pool
+        # What differs in its looks alone is one answer, in the form that was seen first.
+        self._forms: dict[str, str] = {}
+        for answer in answers:
+            self._forms.setdefault(plain(answer), answer)
         self._numbers: dict[str, Any] = {}
         parsed = []
-        for answer in dict.fromkeys(answers):
-            if (value := number(answer)) is not None:
-                self._numbers[answer] = [[_float(value), 0.0]]
-            elif len(answer) <= MAX_CHARACTERS:
-                parsed.append(answer)
-        replies = pool.run([("numbers", answer) for answer in parsed])
+        for form in self._forms.values():
+            if (value := number(form)) is not None:
+                self._numbers[form] = [[_float(value), 0.0]]
+            elif len(form) <= MAX_CHARACTERS:
+                parsed.append(form)
+        replies = pool.run([("numbers", form) for form in parsed])
         self._numbers |= zip(parsed, replies, strict=True)
 
     def known(self, first: str, second: str) -> bool | None:
         """Return whether two answers are equal, or None where only algebra can tell."""
         equal = glance(first, second)
-        if equal is None and _differ(self._numbers.get(first), self._numbers.get(second)):
-            return False
-        return equal
+        numbers = self._numbers.get(self._form(first)), self._numbers.get(self._form(second))
+        return False if equal is None and _differ(*numbers) else equal
 
     def obstacle(self, answer: str) -> Obstacle | None:
         """Return what keeps an answer from being compared by algebra; None when nothing does."""
-        if answer not in self._numbers:
+        form = self._form(answer)
+        if form not in self._numbers:
             return Outcome.WRONG, f"longer than {MAX_CHARACTERS} characters"
-        return obstacle_of(self._numbers[answer])
+        return obstacle_of(self._numbers[form])
 
     def ask(self, how: str, pairs: Sequence[tuple[str, str]]) -> list[Any]:
         """Compare pairs by algebra; `how` is a request of `worker`."""
-        return self._pool.run([(how, *pair) for pair in pairs])
+        return self._pool.run([(how, self._form(a), self._form(b)) for a, b in pairs])
+
+    def _form(self, answer: str) -> str:
+        return self._forms[plain(answer)]
 
 
 def obstacle_of(reply: Any) -> Obstacle | None:

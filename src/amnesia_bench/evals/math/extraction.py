@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 
 # Any other escaped character is skipped, so that `\{` and `\}` are no braces.
-_MARKS = re.compile(r"\\+(?:boxed|fbox|framebox)\s*\{|\\.|[{}]", re.DOTALL)
+_MARKS = re.compile(
+    r"\\+(?:boxed|fbox|framebox)(?:\s*\{| +(?P<bare>[-+]?[.\d][^\s{}$\\]*))|\\.|[{}]", re.DOTALL
+)
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
 
 
@@ -13,7 +15,7 @@ def last_boxed(text: str) -> str | None:
     r"""Return what the last closed `\boxed{...}` (or `\fbox`, `\framebox`) holds; None without one.
 
     A box that was cut off does not count; of nested ones the outermost closed one does. An empty
-    box is no answer. One pass, whatever the text.
+    box is no answer; `\boxed 5` is 5. One pass, whatever the text.
     """
     opened: list[int | None] = []  # per open brace, where a box's content begins
     found = None
@@ -27,6 +29,8 @@ def last_boxed(text: str) -> str | None:
                 found = text[start : mark.start()]
         elif token.endswith("{") and len(token) > 2:
             opened.append(mark.end())
+        elif mark["bare"]:
+            found = mark["bare"].rstrip(".,;:")
     return found.strip() or None if found is not None else None
 
 

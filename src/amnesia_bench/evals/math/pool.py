@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from importlib.util import find_spec
+from itertools import pairwise
 from types import TracebackType
 from typing import Any, Self
 
@@ -23,7 +24,7 @@ from amnesia_bench.evals.math import worker as worker_module
 
 # CPU time of one comparison: a verdict must not depend on what else the machine is doing. Real
 # answers take milliseconds.
-ANSWER_SECONDS = 3.0
+ANSWER_SECONDS = 2.0
 # A process that has not used its CPU time up after so much longer is stuck otherwise.
 _WALL_FACTOR = 20
 _START_SECONDS = 300.0
@@ -38,11 +39,36 @@ class Failure(Enum):
     DIED = "died"
 
 
+class _Backlog:
+    """The requests nobody has, in a stretch per process.
+
+    Neighbours share answers, and a process parses an answer once. Who is through with its own
+    stretch takes from the far end of the longest.
+    """
+
+    def __init__(self, requests: int, processes: int) -> None:
+        ends = [requests * i // processes for i in range(processes + 1)]
+        self._stretches = [deque(range(*pair)) for pair in pairwise(ends)]
+
+    def take(self, place: int) -> int | None:
+        if own := self._stretches[place % len(self._stretches)]:
+            return own.popleft()
+        longest = max(self._stretches, key=len)
+        return longest.pop() if longest else None
+
+    def put_back(self, requests: deque[int]) -> None:
+        self._stretches[0].extendleft(reversed(requests))
+
+
 @dataclass(eq=False)
 class _Worker:
-    """A process, the requests it has, and since when it owes the reply to the first of them."""
+    """A process, the requests it has, and since when it owes the reply to the first of them.
+
+    `place` numbers the processes at work at one time.
+    """
 
     process: subprocess.Popen[bytes]
+    place: int
     since: float
     ready: bool = False
     held: deque[int] = field(default_factory=deque)
@@ -82,10 +108,11 @@ class ComparisonPool:
             StageFailedError: the processes cannot be started.
         """
         replies: list[Any] = [None] * len(requests)
-        waiting = deque(range(len(requests)))
+        cores = len(os.sched_getaffinity(0))
+        waiting = _Backlog(len(requests), cores)
         open_requests = len(requests)
         while open_requests:
-            self._start(min(open_requests, len(os.sched_getaffinity(0))))
+            self._start(min(open_requests, cores))
             for worker in list(self._workers):
                 self._hand_out(worker, requests, waiting)
             for key, _ in self._selector.select(timeout=1.0):
@@ -109,19 +136,23 @@ class ComparisonPool:
                 # sympy's order of terms, and with it now and then its verdict, follows hashes.
                 env={**os.environ, "PYTHONHASHSEED": "0"},
             )
-            worker = _Worker(process=process, since=time.monotonic())
+            taken = {worker.place for worker in self._workers}
+            place = next(i for i in range(count) if i not in taken)
+            worker = _Worker(process=process, place=place, since=time.monotonic())
             self._workers.append(worker)
             assert process.stdout is not None
             self._selector.register(process.stdout, selectors.EVENT_READ, worker)
 
     def _hand_out(
-        self, worker: _Worker, requests: Sequence[Sequence[str]], waiting: deque[int]
+        self, worker: _Worker, requests: Sequence[Sequence[str]], waiting: _Backlog
     ) -> None:
-        while worker.ready and waiting and len(worker.held) < _AT_HAND:
+        while worker.ready and len(worker.held) < _AT_HAND:
+            if (request := waiting.take(worker.place)) is None:
+                return
             if not worker.held:
                 worker.since = time.monotonic()
-            worker.held.append(waiting.popleft())
-            line = json.dumps(list(requests[worker.held[-1]])) + "\n"
+            worker.held.append(request)
+            line = json.dumps(list(requests[request])) + "\n"
             assert worker.process.stdin is not None
             try:
                 worker.process.stdin.write(line.encode())
@@ -129,7 +160,7 @@ class ComparisonPool:
             except BrokenPipeError:  # it just died: its end of file is about to be read
                 return
 
-    def _take(self, worker: _Worker, replies: list[Any], waiting: deque[int]) -> int:
+    def _take(self, worker: _Worker, replies: list[Any], waiting: _Backlog) -> int:
         """Read what a worker has written; return how many requests that settles."""
         assert worker.process.stdout is not None
         data = os.read(worker.process.stdout.fileno(), 1 << 16)
@@ -147,7 +178,7 @@ class ComparisonPool:
             settled += 1
         return settled
 
-    def _bury(self, worker: _Worker, replies: list[Any], waiting: deque[int]) -> int:
+    def _bury(self, worker: _Worker, replies: list[Any], waiting: _Backlog) -> int:
         code = worker.process.wait()
         self._end(worker)
         if not worker.ready:
@@ -161,7 +192,7 @@ class ComparisonPool:
         late = code == -signal.SIGPROF or worker.overdue
         failure = Failure.TIME_LIMIT if late else Failure.DIED
         replies[worker.held.popleft()] = failure
-        waiting.extendleft(reversed(worker.held))
+        waiting.put_back(worker.held)
         return 1
 
     def _end(self, worker: _Worker) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 
 from amnesia_bench.evals.judging import Attempt, Judged, Row
 from amnesia_bench.evals.math.equality import Equality, obstacle_of
@@ -33,11 +33,19 @@ class MathScorer:
 
     def __call__(self, rows: Sequence[Row], attempts: Sequence[Attempt]) -> Judged:
         with ComparisonPool() as pool:
-            answers = self._extract(attempts, pool)
-            golds = [self.gold(rows[attempt.key.doc]) for attempt in attempts]
-            equality = Equality(pool, [*golds, *filter(None, answers)])
-            judged = _judge(golds, answers, equality)
-            votes = _vote(attempts, answers, equality)
+            return self.judge(rows, attempts, pool)
+
+    def judge(
+        self, rows: Sequence[Row], attempts: Sequence[Attempt], pool: ComparisonPool
+    ) -> Judged:
+        """Judge as a call does, in processes that outlive it."""
+        answers = self._extract(attempts, pool)
+        golds = [self.gold(rows[attempt.key.doc]) for attempt in attempts]
+        # Problem by problem, as they are compared.
+        together = chain.from_iterable(zip(golds, answers, strict=True))
+        equality = Equality(pool, filter(None, together))
+        judged = _judge(golds, answers, equality)
+        votes = _vote(attempts, answers, equality)
         verdicts = tuple(
             Verdict(key=attempt.key, outcome=outcome, answer=answer, detail=detail)
             for attempt, answer, (outcome, detail) in zip(attempts, answers, judged, strict=True)

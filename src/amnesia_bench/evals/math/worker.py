@@ -24,6 +24,9 @@ READY = "ready"
 def main() -> None:
     """Serve until the parent closes its end; the one argument is the CPU seconds per request."""
     seconds = float(sys.argv[1])
+    # Both are inherited: a parent that ignores the signal would switch the time limit off.
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.CRITICAL)

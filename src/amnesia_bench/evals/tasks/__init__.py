@@ -10,11 +10,12 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.evals.tasks.aime24 import AIME24
 from amnesia_bench.evals.tasks.gsm8k import GSM8K
 from amnesia_bench.evals.tasks.ifeval import IFEVAL
+from amnesia_bench.evals.tasks.livecodebench import LIVECODEBENCH
 from amnesia_bench.evals.tasks.math500 import MATH500
 from amnesia_bench.evals.tasks.task import ReasoningTask
 
 TASKS: Mapping[str, ReasoningTask] = MappingProxyType(
-    {task.name: task for task in (MATH500, GSM8K, AIME24, IFEVAL)}
+    {task.name: task for task in (MATH500, GSM8K, AIME24, LIVECODEBENCH, IFEVAL)}
 )
 
 

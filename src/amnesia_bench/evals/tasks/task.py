@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
+from pathlib import Path
+from typing import Protocol
 
+from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.evals.judging import Row, Scorer
 
 
@@ -23,6 +26,29 @@ class Source:
     revision: str
     fields: Mapping[str, type]
     rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documents:
+    """Problems in their order.
+
+    `origin` is where they came from, `sha256` the hash of the fields that are read: one data set
+    has one hash, as parquet, as JSON lines or with other columns beside these. `available` counts
+    the problems before a limit was applied.
+    """
+
+    rows: tuple[Row, ...]
+    origin: str
+    sha256: str
+    available: int
+
+
+class Loader(Protocol):
+    """Reads the problems of one window of a benchmark that has several."""
+
+    def __call__(self, data: Path | None, limit: int | None, window: int) -> Documents:
+        """Read the problems; see `evals.documents.load_documents`."""
+        ...
 
 
 class Reducer(Enum):
@@ -47,6 +73,8 @@ class ReasoningTask:
         message: the user's message for a problem.
         scorers: by name; the first is the default, and the one compared with the paper.
         reducers: which numbers are reported.
+        config: what `configs/eval/<name>.yaml` must be.
+        load: reads the problems where they are no plain table; None reads `source.fields`.
         metric: the benchmark's own name of the average where each problem is answered once.
     """
 
@@ -55,4 +83,6 @@ class ReasoningTask:
     message: Callable[[Row], str]
     scorers: Mapping[str, Scorer]
     reducers: tuple[Reducer, ...]
+    config: type[EvalConfig] = EvalConfig
+    load: Loader | None = None
     metric: str | None = None
