@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,7 +114,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
             hint='pip install "amnesia-bench[train]"',
         ) from error
     try:
-        with _unknown_model_types():
+        with _config_unseen():
             whole = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{folder}: holds no tokenizer that transformers can load ({error})") from (
@@ -125,13 +126,15 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 @contextmanager
-def _unknown_model_types() -> Iterator[None]:
-    """Keep transformers from warning of a HypeNet, which nobody has registered here."""
+def _config_unseen() -> Iterator[None]:
+    """Keep transformers from warning of a config that matters to models only, and is read here."""
     logger = logging.getLogger("transformers.configuration_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logger.setLevel(level)
 
