@@ -37,8 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
+    from amnesia_bench.cli.progress import Progress
+
     if args.samples is not None and args.samples < 1:
         raise UserError(f"--samples {args.samples}: must be at least 1")
+    progress = Progress()
     try:
         from amnesia_bench.evals.lm_eval_bridge.ranking import rank_checkpoint
     except ImportError as error:
@@ -47,7 +50,10 @@ def run(args: argparse.Namespace) -> ExitCode:
             hint='pip install "amnesia-bench[eval]"',
         ) from error
     tasks = tuple(dict.fromkeys(task.strip() for task in args.tasks.split(",")))
-    _print(rank_checkpoint(args.checkpoint, tasks, args.samples, args.data, args.out), args.out)
+    ranking = rank_checkpoint(
+        args.checkpoint, tasks, args.samples, args.data, args.out, progress.say
+    )
+    _print(ranking, args.out)
     return ExitCode.DONE
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -19,7 +19,12 @@ from amnesia_bench.weights.checkpoint import open_checkpoint
 
 
 def rank_checkpoint(
-    checkpoint: Path, tasks: Sequence[str], samples: int | None, data: Path | None, out: Path
+    checkpoint: Path,
+    tasks: Sequence[str],
+    samples: int | None,
+    data: Path | None,
+    out: Path,
+    progress: Callable[[str], None],
 ) -> LayerRanking:
     """Rank the softmax layers of a checkpoint by leaving each out, and write the ranking.
 
@@ -29,6 +34,7 @@ def rank_checkpoint(
         samples: how many documents of each task at most; None for all.
         data: a folder of data, or None to fetch them.
         out: the JSON file to write.
+        progress: told one line before each measurement.
 
     Raises:
         UserError: anything about the inputs is wrong; nothing was written.
@@ -42,6 +48,7 @@ def rank_checkpoint(
     lm = AmnesiaLM(engine, tokenizer)
 
     def measure(layer: int | None) -> Mapping[str, float]:
+        progress("the whole model answers" if layer is None else f"without layer {layer}")
         ablation = (
             nullcontext() if layer is None else without_attention(engine.module, projections[layer])
         )
