@@ -22,8 +22,8 @@ from amnesia_bench.records.evaluation import Generation, SampleKey
 
 log = logging.getLogger(__name__)
 
-# Logits carry the rounding of the last product and of what came before it. Sound bfloat16 models
-# were seen to move single logits by one rounding of the largest.
+# Logits carry the rounding of the last product and of what came before it. How much more than one
+# rounding a deep model adds is not measured: this is a choice.
 _TIE_ROUNDINGS = 4
 
 
