@@ -17,11 +17,11 @@ from amnesia_bench.evals.engines.protocol import Engine, Request
 from amnesia_bench.evals.generate import generate
 from amnesia_bench.evals.niah.scoring import score
 from amnesia_bench.evals.special_tokens import with_special_tokens
-from amnesia_bench.evals.statistics import wilson
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Outcome, SampleKey, Sampling
 from amnesia_bench.records.recall import Recall, RecallSample
+from amnesia_bench.statistics import wilson
 
 
 class NamedCell(Protocol):

@@ -23,11 +23,11 @@ from amnesia_bench.evals.lm_eval_bridge.niah_task import (
 from amnesia_bench.evals.niah.scoring import score
 from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING, SEED
 from amnesia_bench.evals.recall import Candidate, NamedCell, recall_cell, sampling_settings
-from amnesia_bench.evals.statistics import wilson
 from amnesia_bench.evals.tokenizers import tokenizer_identity
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.recall import Recall
+from amnesia_bench.statistics import wilson
 from amnesia_bench.store.files import explain_write_error, replace_text
 
 CELL = "cell.json"
