@@ -12,7 +12,7 @@ import numpy as np
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING
-from amnesia_bench.evals.recall import CellRequests, recall_cell, recall_of, recall_samples
+from amnesia_bench.evals.recall import CellRequests, recall_cell, recall_of, recall_sample
 from amnesia_bench.evals.reduce import estimate
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent
@@ -71,8 +71,7 @@ def write_recall(
             prompts = FakeCell(task=task, context_tokens=length, size=samples)
             engine = PlantedEngine(accuracy(task, length), seed)
             requests = CellRequests(prompts, samples, NIAH_SAMPLING, BareTokenizer())
-            work = folder.with_name(f"{folder.name}.answers")
-            answers = recall_samples(engine, tested, requests, prompts, work / task)
+            answers = [recall_sample(each, tested, prompts) for each in engine.generate(requests)]
             cells.append(recall_cell(recall_of(answers), tested, prompts, {"engine": "planted"}))
             found += answers
     return publish(folder, {"cells.json": cells, "samples.jsonl": found}, dirty=dirty)
@@ -116,9 +115,7 @@ def write_scores(
 
 def publish(folder: Path, files: dict[str, Sequence[object]], *, dirty: bool = False) -> Path:
     """Publish records as an artifact, from a clean tree unless said otherwise."""
-    provenance = replace(
-        collect_provenance(["amnesia", "test"], {}), commit="0" * 40, dirty=dirty
-    )
+    provenance = replace(collect_provenance(["amnesia", "test"], {}), commit="0" * 40, dirty=dirty)
     with publishing(folder) as work:
         for name, records in files.items():
             plain = [codec.to_json(record) for record in records]

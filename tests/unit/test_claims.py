@@ -132,9 +132,7 @@ def test_coverage_of_the_interval_is_near_its_level() -> None:
         ("table10", {"qwen-keeps-recall"}),
     ],
 )
-def test_the_papers_claims_are_held_against_its_own_numbers(
-    table: str, failing: set[str]
-) -> None:
+def test_the_papers_claims_are_held_against_its_own_numbers(table: str, failing: set[str]) -> None:
     config = load_option("report", table, [], TableConfig)
     found = decide(config.claims, config, {})
     assert all(each.verdict is OPEN for each in found)

@@ -13,7 +13,8 @@ from amnesia_bench.report.layout import length_label, task_label
 _PANEL, _HEIGHT = 250.0, 170.0
 _LEFT, _TOP, _BOTTOM = 44.0, 26.0, 34.0
 _COLUMNS = 4
-_TILE_WIDTH, _TILE_HEIGHT = 46.0, 22.0
+_MARGIN = 0.25  # octaves, so that the first point does not lie on the axis
+_TILE_WIDTH, _TILE_HEIGHT = 54.0, 22.0
 
 
 def recall_figure(table: ReportTable, model: str) -> str | None:
@@ -29,7 +30,7 @@ def recall_figure(table: ReportTable, model: str) -> str | None:
             top=_TOP,
             width=_PANEL - 40,
             height=_HEIGHT,
-            x_range=(math.log2(min(lengths)), math.log2(max(lengths))),
+            x_range=(math.log2(min(lengths)) - _MARGIN, math.log2(max(lengths)) + _MARGIN),
             y_range=(0, 1),
         )
         parts += [

@@ -75,13 +75,15 @@ def _claims(claims: Sequence[DecidedClaim]) -> str:
     rows = []
     for claim in claims:
         name, sign = _SIGNS[claim.verdict]
+        holding = sum(each.verdict is ClaimVerdict.HOLDS for each in claim.conditions)
         numbers = "".join(
             f"<li><b>{_SIGNS[each.verdict][1]}</b> {escape(each.model)}, {escape(each.column)}: "
             f"{escape(condition(each))}</li>"
             for each in claim.conditions
         )
         rows.append(
-            f'<tr><td class="verdict {name}">{sign} {claim.verdict}</td>'
+            f'<tr><td class="verdict {name}">{sign} {claim.verdict}'
+            f"<small>{holding} of {len(claim.conditions)}</small></td>"
             f"<td>{escape(claim.text)}<details><summary>{escape(claim.formula)}</summary>"
             f"<ul>{numbers}</ul></details></td>"
             f"<td>{claim.in_paper}</td><td class=muted>{escape(claim.place)}</td></tr>"
@@ -90,8 +92,8 @@ def _claims(claims: Sequence[DecidedClaim]) -> str:
         "<table class=claims><thead><tr><th>ours<th>claim<th>the paper's own numbers<th>place"
         f"</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         "<p class=muted>A claim holds where the 95 % interval of its inequality lies above the "
-        "bound in every row it names, and does not hold where it lies below in one. The interval "
-        "speaks of these checkpoints on other prompts, not of other trainings.</p>"
+        "bound for every model and column it names, and does not hold where it lies below for one. "
+        "The interval speaks of these checkpoints on other prompts, not of other trainings.</p>"
     )
 
 

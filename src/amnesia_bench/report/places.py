@@ -6,7 +6,6 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.config.report_schema import TableConfig
@@ -26,9 +25,13 @@ Place = tuple[str, str, str]
 
 @dataclass(frozen=True)
 class Placed:
-    """The cells of one place, one per seed, all of them with values or none."""
+    """The cells of one place, one per seed.
+
+    `answers` are the single answers behind them; empty unless those of every seed are known.
+    """
 
     cells: tuple[FoundCell, ...]
+    answers: Answers
 
     @property
     def incomplete(self) -> str | None:
@@ -86,12 +89,6 @@ class Placed:
         low, high = value - _Z * stderr, value + _Z * stderr
         return Interval(low=low, high=high, level=_LEVEL, method="normal")
 
-    @cached_property
-    def answers(self) -> Answers:
-        """The single answers; empty unless those of every seed are known."""
-        known = [answers_of(found) for found in self.cells]
-        return {key: value for each in known for key, value in each.items()} if all(known) else {}
-
 
 def place_cells(
     found: Iterable[FoundCell], table: TableConfig, columns: Sequence[Column]
@@ -102,7 +99,7 @@ def place_cells(
     metrics than a table shows.
 
     Raises:
-        UserError: two different cells for one place.
+        UserError: two different cells for one place, or answers that are not the cell's.
     """
     methods = {*table.methods, *(name for claim in table.claims for name in claim.weights)}
     places: defaultdict[Place, dict[str | None, FoundCell]] = defaultdict(dict)
@@ -122,13 +119,19 @@ def place_cells(
                 seeds = places[each.model, each.method, column.key]
                 seeds[each.seed] = _one_of(seeds.get(each.seed), each)
     ordered = {
-        place: Placed(tuple(places[place].values()))
+        place: _placed(tuple(places[place].values()))
         for model in table.models
         for method in (*table.methods, *sorted(methods - set(table.methods)))
         for column in columns
         if (place := (model, method, column.key)) in places
     }
     return ordered, tuple(notes)
+
+
+def _placed(cells: tuple[FoundCell, ...]) -> Placed:
+    known = [answers_of(found) for found in cells]
+    answers = {key: value for each in known for key, value in each.items()}
+    return Placed(cells, answers if all(known) else {})
 
 
 def _belongs(found: FoundCell, column: Column) -> bool:

@@ -121,7 +121,7 @@ def shade(share: float) -> str:
 
 def tile_text(x: float, y: float, words: str, share: float) -> str:
     """Return a text that can be read on the tile of a share."""
-    colour = "#ffffff" if share < 0.55 else "#000000"
+    colour = "#ffffff" if share < 0.47 else "#000000"
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" fill="{colour}">{escape(words)}</text>'
     )
