@@ -271,7 +271,7 @@ def test_bad_input_is_named_and_nothing_is_written(
     )
 
 
-def test_a_file_in_the_way_and_a_full_disk_are_named(
+def test_a_file_in_the_way_of_the_folder_is_named(
     tmp_path: Path, cells: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").write_text("")

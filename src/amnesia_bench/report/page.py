@@ -83,7 +83,7 @@ def _claims(claims: Sequence[DecidedClaim]) -> str:
         )
         rows.append(
             f'<tr><td class="verdict {name}">{sign} {claim.verdict}'
-            f"<small>{holding} of {len(claim.conditions)}</small></td>"
+            f"<small>{holding} of {len(claim.conditions)} hold</small></td>"
             f"<td>{escape(claim.text)}<details><summary>{escape(claim.formula)}</summary>"
             f"<ul>{numbers}</ul></details></td>"
             f"<td>{claim.in_paper}</td><td class=muted>{escape(claim.place)}</td></tr>"

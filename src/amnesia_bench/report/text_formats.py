@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
+from urllib.parse import quote
 
 from amnesia_bench.records.report import (
     Origin,
@@ -124,15 +125,14 @@ def made_by(report: Report) -> str:
 
 def link(origin: Origin, out: Path) -> str:
     """Return the address of what vouches for a number: its manifest, else its cell."""
-    return Path(os.path.relpath(origin.manifest or origin.cell, out)).as_posix()
+    return quote(Path(os.path.relpath(origin.manifest or origin.cell, out)).as_posix())
 
 
 def _sources(table: ReportTable, out: Path) -> list[str]:
     rows: dict[tuple[str, ...], None] = {}
     for cell in table.cells:
         for origin in cell.origins:
-            address = link(origin, out).replace(" ", "%20")
-            stage = f"[{origin.stage}]({address})"
+            stage = f"[{origin.stage}]({link(origin, out)})"
             row = (cell.model, cell.method, origin.seed or "-", stage, origin.commit or "-")
             rows[(*row, ", ".join(origin.dirty) or "no")] = None
     if not rows:
