@@ -21,7 +21,7 @@ from amnesia_bench.report.wording import LEGEND, both, condition, ours, percent
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
     | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
-    | {"†": r"$^\dagger$", "*": "$^*$"}
+    | {"†": r"$^\dagger$", "*": "$^*$", "<": "$<$", ">": "$>$"}
 )
 _CSV_HEADS = (
     *("table", "model", "method", "column", "task", "metric", "context_tokens"),
