@@ -14,8 +14,8 @@ import numpy as np
 
 from amnesia_bench.cli.check import ERROR_RATE, SAMPLES
 from amnesia_bench.evals.sequential import judge, looks
-from amnesia_bench.evals.statistics import PairedCounts
 from amnesia_bench.records.recall import CheckVerdict, Rule
+from amnesia_bench.statistics import PairedCounts
 
 TRIALS = 2000
 RULE = Rule(samples=SAMPLES, margin=0.0, error_rate=ERROR_RATE)

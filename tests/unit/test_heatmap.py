@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from amnesia_bench.evals.heatmap import heat_map, heat_rows
+from amnesia_bench.evals.heatmap import heat_rows
 from amnesia_bench.records.evaluation import FinishReason, Outcome, SampleKey
-from amnesia_bench.records.recall import RecallSample
+from amnesia_bench.records.recall import RecallSample, heat_map
 
 
 def sample(depth: float, length: int, *, correct: bool, role: str = "pre") -> RecallSample:

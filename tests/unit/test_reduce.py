@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.evals.paired import difference, differences, sign_flip_p_value
+from amnesia_bench.evals.paired import difference, differences
 from amnesia_bench.evals.reduce import (
     average,
     bootstrap,
@@ -19,8 +19,8 @@ from amnesia_bench.evals.reduce import (
     majority_expected,
     pass_at,
 )
-from amnesia_bench.evals.statistics import mcnemar_exact, wilson
 from amnesia_bench.records.reasoning import ProblemValues
+from amnesia_bench.statistics import mcnemar_exact, sign_flip_p_value, wilson
 
 RIGHT = 0  # the class that is right in generated votes
 CLASSES = st.none() | st.integers(0, 4)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia_bench.evals.statistics import (
+from amnesia_bench.statistics import (
     PairedCounts,
     mcnemar_exact,
     paired_difference,

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from amnesia_bench.evals.engines.protocol import Engine
-from amnesia_bench.evals.heatmap import heat_map
 from amnesia_bench.evals.recall import (
     Candidate,
     CellRequests,
@@ -26,7 +25,6 @@ from amnesia_bench.evals.recall import (
     sampling_settings,
 )
 from amnesia_bench.evals.sequential import judge, looks
-from amnesia_bench.evals.statistics import PairedCounts, mcnemar_exact, paired_difference
 from amnesia_bench.records.evaluation import Cell, Sampling
 from amnesia_bench.records.recall import (
     CheckedCell,
@@ -35,7 +33,9 @@ from amnesia_bench.records.recall import (
     Comparison,
     RecallSample,
     Rule,
+    heat_map,
 )
+from amnesia_bench.statistics import PairedCounts, mcnemar_exact, paired_difference
 
 Samples = tuple[RecallSample, ...]
 

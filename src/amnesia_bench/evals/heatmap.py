@@ -1,39 +1,10 @@
-"""Recall by depth and context length, from the records of single samples."""
+"""Heat maps of recall as rows of a text table."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from amnesia_bench.records.recall import HeatMap, RecallSample
-
-ROWS = 5
-
-
-def heat_map(samples: Sequence[RecallSample], role: str) -> HeatMap:
-    """Count the samples of one checkpoint by depth (fifths of the context) and length.
-
-    Raises:
-        ValueError: a depth lies outside 0 to 100 per cent.
-    """
-    mine = [sample for sample in samples if sample.role == role]
-    lengths = tuple(sorted({sample.context_tokens for sample in mine}))
-    correct = [[0] * len(lengths) for _ in range(ROWS)]
-    n = [[0] * len(lengths) for _ in range(ROWS)]
-    for sample in mine:
-        if not 0 <= sample.depth_percent <= 100:
-            raise ValueError(f"{sample.key}: depth of {sample.depth_percent} %")
-        # The last row includes its upper edge.
-        row = min(int(sample.depth_percent * ROWS / 100), ROWS - 1)
-        column = lengths.index(sample.context_tokens)
-        n[row][column] += 1
-        correct[row][column] += sample.correct
-    return HeatMap(
-        role=role,
-        depth_edges=tuple(100 * i / ROWS for i in range(ROWS + 1)),
-        context_tokens=lengths,
-        correct=tuple(map(tuple, correct)),
-        n=tuple(map(tuple, n)),
-    )
+from amnesia_bench.records.recall import HeatMap
 
 
 def heat_rows(maps: Sequence[HeatMap]) -> list[list[str]]:

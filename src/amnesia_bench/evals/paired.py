@@ -9,6 +9,7 @@ import numpy as np
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.reduce import bootstrap
 from amnesia_bench.records.reasoning import Difference, ProblemValues
+from amnesia_bench.statistics import sign_flip_p_value
 
 
 def differences(
@@ -53,29 +54,6 @@ def difference(
         p_value=sign_flip_p_value(first, second, answers),
         n=len(ahead),
     )
-
-
-def sign_flip_p_value(first: Sequence[float], second: Sequence[float], answers: int) -> float:
-    """Return the two-sided p-value of the exact sign-flip test of paired values.
-
-    If both methods are equally good, each problem's difference might as well have the other sign.
-    All sign patterns count, however many: the distribution of their sum is built up problem by
-    problem in steps of 1/`answers`, which all values are multiples of. With values 0 and 1 this
-    is McNemar's exact test.
-    """
-    steps = [round((a - b) * answers) for a, b in zip(first, second, strict=True)]
-    # Sum s lies at index s + reach.
-    reach = sum(map(abs, steps))
-    chances = np.zeros(2 * reach + 1)
-    chances[reach] = 1.0
-    for step in filter(None, map(abs, steps)):
-        moved = np.zeros_like(chances)
-        moved[step:] += chances[: len(chances) - step] / 2
-        moved[: len(chances) - step] += chances[step:] / 2
-        chances = moved
-    observed = abs(sum(steps))
-    tail = chances[: reach - observed + 1].sum() + chances[reach + observed :].sum()
-    return float(min(1.0, tail))
 
 
 def _by_doc(problems: Sequence[ProblemValues]) -> dict[int, Mapping[str, float]]:

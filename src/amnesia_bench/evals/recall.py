@@ -17,11 +17,11 @@ from amnesia_bench.evals.engines.protocol import Engine, Request
 from amnesia_bench.evals.generate import generate
 from amnesia_bench.evals.niah.scoring import score
 from amnesia_bench.evals.special_tokens import with_special_tokens
-from amnesia_bench.evals.statistics import wilson
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
-from amnesia_bench.records.evaluation import Cell, Outcome, SampleKey, Sampling
+from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKey, Sampling
 from amnesia_bench.records.recall import Recall, RecallSample
+from amnesia_bench.statistics import wilson
 
 
 class NamedCell(Protocol):
@@ -114,24 +114,24 @@ def recall_samples(
     name = hashlib.sha256(depends.encode()).hexdigest()[:16]
     folder = work / "generations" / cell.name / name
     generations = generate(engine, requests, folder, identity=identity)
-    samples = []
-    for generation in generations:
-        doc = generation.key.doc
-        samples.append(
-            RecallSample(
-                role=candidate.role,
-                key=generation.key,
-                context_tokens=cell.context_tokens,
-                depth_percent=cell.depth_percent(doc),
-                needle=tuple(int(position) for position in cell.needle_span(doc)),
-                prompt_tokens=generation.prompt_tokens,
-                value=cell.value(doc),
-                text=generation.text,
-                outcome=score(generation, cell.value(doc)).outcome,
-                finish_reason=generation.finish_reason,
-            )
-        )
-    return tuple(samples)
+    return tuple(recall_sample(generation, candidate, cell) for generation in generations)
+
+
+def recall_sample(generation: Generation, candidate: Candidate, cell: PromptCell) -> RecallSample:
+    """Judge one answer to a prompt of a cell."""
+    doc = generation.key.doc
+    return RecallSample(
+        role=candidate.role,
+        key=generation.key,
+        context_tokens=cell.context_tokens,
+        depth_percent=cell.depth_percent(doc),
+        needle=tuple(int(position) for position in cell.needle_span(doc)),
+        prompt_tokens=generation.prompt_tokens,
+        value=cell.value(doc),
+        text=generation.text,
+        outcome=score(generation, cell.value(doc)).outcome,
+        finish_reason=generation.finish_reason,
+    )
 
 
 def recall_of(outcomes: Sequence[Outcome]) -> Recall:

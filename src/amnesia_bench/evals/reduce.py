@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amnesia_bench.evals.statistics import wilson
 from amnesia_bench.records.evaluation import Interval
+from amnesia_bench.statistics import wilson
 
 BOOTSTRAP_SAMPLES = 10_000
 _LEVEL = 0.95

@@ -35,8 +35,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from amnesia_bench.evals.statistics import PairedCounts, paired_difference
 from amnesia_bench.records.recall import CheckVerdict, Rule
+from amnesia_bench.statistics import PairedCounts, paired_difference
 
 FIRST_LOOK = 25
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -10,6 +10,7 @@ from amnesia_bench.records.evaluation import FinishReason, Interval, Outcome, Sa
 
 # "No regression" is said when a drop this far above the margin is excluded.
 TOLERATED_DROP = 0.05
+DEPTH_ROWS = 5
 
 
 class CheckVerdict(Enum):
@@ -124,6 +125,33 @@ class HeatMap:
     context_tokens: tuple[int, ...]
     correct: tuple[tuple[int, ...], ...]
     n: tuple[tuple[int, ...], ...]
+
+
+def heat_map(samples: Sequence[RecallSample], role: str) -> HeatMap:
+    """Count the samples of one checkpoint by depth (fifths of the context) and length.
+
+    Raises:
+        ValueError: a depth lies outside 0 to 100 per cent.
+    """
+    mine = [sample for sample in samples if sample.role == role]
+    lengths = tuple(sorted({sample.context_tokens for sample in mine}))
+    correct = [[0] * len(lengths) for _ in range(DEPTH_ROWS)]
+    n = [[0] * len(lengths) for _ in range(DEPTH_ROWS)]
+    for sample in mine:
+        if not 0 <= sample.depth_percent <= 100:
+            raise ValueError(f"{sample.key}: depth of {sample.depth_percent} %")
+        # The last row includes its upper edge.
+        row = min(int(sample.depth_percent * DEPTH_ROWS / 100), DEPTH_ROWS - 1)
+        column = lengths.index(sample.context_tokens)
+        n[row][column] += 1
+        correct[row][column] += sample.correct
+    return HeatMap(
+        role=role,
+        depth_edges=tuple(100 * i / DEPTH_ROWS for i in range(DEPTH_ROWS + 1)),
+        context_tokens=lengths,
+        correct=tuple(map(tuple, correct)),
+        n=tuple(map(tuple, n)),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,15 +27,18 @@ from amnesia_bench.evals.recall import (
     NamedCell,
     recall_cell,
     recall_of,
+    recall_sample,
     sampling_settings,
 )
 from amnesia_bench.evals.tokenizers import tokenizer_identity
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
+from amnesia_bench.records.recall import RecallSample
 from amnesia_bench.store.files import explain_write_error, replace_text
 
 CELL = "cell.json"
 VERDICTS = "verdicts.jsonl"
+SAMPLES = "samples.jsonl"
 
 
 class RecordingEngine:
@@ -74,7 +77,8 @@ class OfficialCell:
 class NiahEvaluation:
     """Evaluates one checkpoint cell by cell into a folder.
 
-    `<out>/<cell>/` holds `generations.jsonl`, `verdicts.jsonl` and, written last, `cell.json`.
+    `<out>/<cell>/` holds `generations.jsonl`, `verdicts.jsonl` and, written last, `cell.json`; of
+    prompts of our own also `samples.jsonl`, which knows how deep each needle was.
 
     Args:
         engine: with the checkpoint in it.
@@ -147,20 +151,32 @@ class NiahEvaluation:
         }
         recall = recall_of([verdict.outcome for verdict in verdicts])
         found = recall_cell(recall, self._candidate, named, settings)
-        _write(folder, verdicts, found)
+        samples = [
+            recall_sample(generation, self._candidate, cell)
+            for generation in engine.generations
+            if cell is not None
+        ]
+        _write(folder, verdicts, samples, found)
         return found
 
 
-def _write(folder: Path, verdicts: Sequence[Verdict], cell: Cell) -> None:
-    lines = [json.dumps(codec.to_json(verdict)) + "\n" for verdict in verdicts]
+def _write(
+    folder: Path, verdicts: Sequence[Verdict], samples: Sequence[RecallSample], cell: Cell
+) -> None:
     try:
-        replace_text(folder / VERDICTS, "".join(lines))
+        replace_text(folder / VERDICTS, _lines(verdicts))
+        if samples:
+            replace_text(folder / SAMPLES, _lines(samples))
         replace_text(folder / CELL, json.dumps(codec.to_json(cell), indent=2) + "\n")
     except OSError as error:
         explained = explain_write_error(error, folder, "the answers are kept")
         if explained is None:
             raise
         raise explained from error
+
+
+def _lines(records: Sequence[object]) -> str:
+    return "".join(json.dumps(codec.to_json(record)) + "\n" for record in records)
 
 
 def _verdict(generation: Generation, judged: Sequence[Judged]) -> Verdict:

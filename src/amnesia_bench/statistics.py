@@ -1,11 +1,13 @@
-"""What counts of right and wrong answers say: intervals and exact tests, standard library only."""
+"""What right and wrong answers say: intervals and exact tests."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
+
+import numpy as np
 
 from amnesia_bench.records.evaluation import Interval
 
@@ -60,6 +62,29 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
     flips = only_first + only_second
     tail = sum(math.comb(flips, i) for i in range(min(only_first, only_second) + 1))
     return float(min(1.0, 2 * tail / 2**flips))
+
+
+def sign_flip_p_value(first: Sequence[float], second: Sequence[float], answers: int) -> float:
+    """Return the two-sided p-value of the exact sign-flip test of paired values.
+
+    If both methods are equally good, each problem's difference might as well have the other sign.
+    All sign patterns count, however many: the distribution of their sum is built up problem by
+    problem in steps of 1/`answers`, which all values are multiples of. With values 0 and 1 this
+    is McNemar's exact test.
+    """
+    steps = [round((a - b) * answers) for a, b in zip(first, second, strict=True)]
+    # Sum s lies at index s + reach.
+    reach = sum(map(abs, steps))
+    chances = np.zeros(2 * reach + 1)
+    chances[reach] = 1.0
+    for step in filter(None, map(abs, steps)):
+        moved = np.zeros_like(chances)
+        moved[step:] += chances[: len(chances) - step] / 2
+        moved[: len(chances) - step] += chances[step:] / 2
+        chances = moved
+    observed = abs(sum(steps))
+    tail = chances[: reach - observed + 1].sum() + chances[reach + observed :].sum()
+    return float(min(1.0, tail))
 
 
 def paired_difference(counts: PairedCounts, level: float = 0.95) -> Interval:

@@ -1,0 +1,97 @@
+"""The single answers behind a cell, read from the files that lie beside it.
+
+Methods are compared on the same prompts or problems, so an answer's key names its seed, the
+identity of the prompts and its number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import cache
+from pathlib import Path
+from typing import TypeVar
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.records import codec
+from amnesia_bench.records.evaluation import Cell, Outcome, Verdict
+from amnesia_bench.records.reasoning import ProblemValues
+from amnesia_bench.records.recall import RecallSample
+from amnesia_bench.report.sources import FoundCell
+
+AnswerKey = tuple[str | None, str, int]
+Answers = Mapping[AnswerKey, float]
+Record = TypeVar("Record")
+
+SAMPLES, VERDICTS, PROBLEMS = "samples.jsonl", "verdicts.jsonl", "problems.jsonl"
+_PROMPT_ROLES = ("prompts", "problems")
+_ROUNDING = 1e-9
+
+
+def answers_of(found: FoundCell) -> Answers:
+    """Return the value of every answer (a problem's mean, where it has several); empty if unknown.
+
+    Raises:
+        UserError: a line is cut off, or the answers do not make up the cell's value.
+    """
+    cell = found.cell
+    if cell.value is None:
+        return {}
+    identity = next((p.identity for p in cell.parents if p.role in _PROMPT_ROLES), None)
+    values = _values(found)
+    if identity is None or not values:
+        return {}
+    mean = sum(values.values()) / len(values)
+    if len(values) != cell.n or abs(mean - cell.value) > _ROUNDING:
+        raise UserError(
+            f"{found.path}: {cell.task} {cell.metric} is {cell.value} of {cell.n}, but the answers "
+            f"beside it make {mean} of {len(values)}",
+            hint="They are of two runs: remove the folder and run the evaluation again.",
+        )
+    return {(found.seed, identity, doc): value for doc, value in values.items()}
+
+
+def recall_samples_of(found: FoundCell) -> tuple[RecallSample, ...]:
+    """Return the judged answers to a cell's prompts, with depths; empty where none are kept."""
+    cell = found.cell
+    task = f"{cell.task}@{cell.context_tokens}"
+    return tuple(
+        sample
+        for sample in _records(RecallSample, found.path.with_name(SAMPLES))
+        if sample.role == cell.method and sample.key.task == task
+    )
+
+
+def _values(found: FoundCell) -> dict[int, float]:
+    cell = found.cell
+    if cell.context_tokens is None:
+        problems = _records(ProblemValues, found.path.with_name(PROBLEMS))
+        return {p.doc: p.values[cell.metric] for p in problems if cell.metric in p.values}
+    if samples := recall_samples_of(found):
+        return {sample.key.doc: float(sample.correct) for sample in samples}
+    return {
+        verdict.key.doc: float(verdict.outcome is Outcome.CORRECT)
+        for verdict in _records(Verdict, found.path.with_name(VERDICTS))
+        if _belongs(verdict, cell)
+    }
+
+
+def _belongs(verdict: Verdict, cell: Cell) -> bool:
+    return verdict.key.task == f"{cell.task}@{cell.context_tokens}"
+
+
+@cache
+def _records(kind: type[Record], path: Path) -> tuple[Record, ...]:
+    return tuple(_read_lines(kind, path)) if path.is_file() else ()
+
+
+def _read_lines(kind: type[Record], path: Path) -> Iterator[Record]:
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        try:
+            data = json.loads(line)
+        except ValueError as error:
+            raise UserError(
+                f"{path}, line {number}: not JSON ({error})",
+                hint="It was cut off: remove its folder and run the evaluation again.",
+            ) from error
+        yield codec.from_json(kind, data, f"{path}, line {number}")

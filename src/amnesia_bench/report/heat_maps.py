@@ -1,0 +1,34 @@
+"""Recall by depth and length of every row of a table, from the records of single answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from amnesia_bench.records.recall import heat_map
+from amnesia_bench.records.report import Column, TaskHeatMap
+from amnesia_bench.report.answers import recall_samples_of
+from amnesia_bench.report.places import Place, Placed
+
+
+def heat_maps_of(
+    places: Mapping[Place, Placed], columns: Sequence[Column]
+) -> tuple[TaskHeatMap, ...]:
+    """Return a map per model, task and method; those without kept answers are left out."""
+    tasks = dict.fromkeys(column.task for column in columns if column.context_tokens is not None)
+    rows = dict.fromkeys((model, method) for model, method, _ in places)
+    models = [model for model, _ in rows]
+    maps = []
+    for task in tasks:
+        for model, method in rows:
+            samples = [
+                replace(sample, role=method)
+                for column in columns
+                if column.task == task and (model, method, column.key) in places
+                for found in places[model, method, column.key].cells
+                if found.cell.context_tokens is not None
+                for sample in recall_samples_of(found)
+            ]
+            if samples:
+                maps.append(TaskHeatMap(model=model, task=task, map=heat_map(samples, method)))
+    return tuple(sorted(maps, key=lambda each: models.index(each.model)))

@@ -1,0 +1,127 @@
+"""The few shapes our figures need, as SVG text: no library, nothing fetched, nothing that runs.
+
+Text and axes take the page's colour (`currentColor`); coordinates are in CSS pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+# Okabe and Ito (2008): told apart by colour-blind readers. Markers and dashes tell the same.
+PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+DASHES = ("", "5 3", "", "2 3", "8 3 2 3", "1 2")
+FONT = "font-family:system-ui,sans-serif;font-size:11px"
+# cividis (Nunez, Anderton and Renslow 2018), dark for low: even in grey.
+_CIVIDIS = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Box:
+    """The part of a picture that data are drawn in, and the range of values it covers."""
+
+    left: float
+    top: float
+    width: float
+    height: float
+    x_range: tuple[float, float]
+    y_range: tuple[float, float]
+
+    def x(self, value: float) -> float:
+        """Return where a value lies from the left."""
+        low, high = self.x_range
+        return self.left + self.width * ((value - low) / (high - low) if high > low else 0.5)
+
+    def y(self, value: float) -> float:
+        """Return where a value lies from the top; larger ones are higher."""
+        low, high = self.y_range
+        return self.top + self.height * (1 - (value - low) / (high - low))
+
+
+def picture(width: float, height: float, title: str, parts: Sequence[str]) -> str:
+    """Return an `<svg>` that scales down with the page; `title` is what a screen reader says."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
+        f'width="{width:g}" role="img" style="max-width:100%;height:auto;{FONT}">'
+        f"<title>{escape(title)}</title>{''.join(parts)}</svg>"
+    )
+
+
+def text(x: float, y: float, words: str, *, anchor: str = "middle", style: str = "") -> str:
+    """Return a line of text with its baseline at y."""
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="currentColor" '
+        f'style="{escape(style)}">{escape(words)}</text>'
+    )
+
+
+def line(
+    x1: float, y1: float, x2: float, y2: float, *, colour: str = "", faint: bool = False
+) -> str:
+    """Return a straight line; without a colour the page's."""
+    return (
+        f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
+        f'stroke="{colour or "currentColor"}" stroke-opacity="{0.2 if faint else 1}"/>'
+    )
+
+
+def curve(points: Sequence[tuple[float, float]], series: int) -> str:
+    """Return a line through points with a marker at each, in the colours of a series."""
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    colour, dash = PALETTE[series % len(PALETTE)], DASHES[series % len(DASHES)]
+    drawn = (
+        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" '
+        f'stroke-dasharray="{dash}"/>'
+    )
+    return drawn + "".join(marker(x, y, series) for x, y in points)
+
+
+def marker(x: float, y: float, series: int) -> str:
+    """Return the mark of a series: circle, square, triangle, diamond, in turn."""
+    colour, r = PALETTE[series % len(PALETTE)], 4.0
+    corners = (
+        None,
+        ((-r, -r), (r, -r), (r, r), (-r, r)),
+        ((0, -r - 1), (r + 1, r), (-r - 1, r)),
+        ((0, -r - 1), (r + 1, 0), (0, r + 1), (-r - 1, 0)),
+    )[series % 4]
+    if corners is None:
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:g}" fill="{colour}"/>'
+    path = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
+    return f'<polygon points="{path}" fill="{colour}"/>'
+
+
+def error_bar(x: float, low: float, high: float, series: int) -> str:
+    """Return a vertical bar between two heights."""
+    return line(x, low, x, high, colour=PALETTE[series % len(PALETTE)])
+
+
+def tile(x: float, y: float, width: float, height: float, share: float | None) -> str:
+    """Return a field of a heat map, coloured by a share; None is an empty frame."""
+    if share is None:
+        return (
+            f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="none" '
+            'stroke="currentColor" stroke-opacity="0.3" stroke-dasharray="3 3"/>'
+        )
+    return (
+        f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" '
+        f'fill="{shade(share)}"/>'
+    )
+
+
+def shade(share: float) -> str:
+    """Return the colour of a share from 0 to 1."""
+    position = min(max(share, 0.0), 1.0) * (len(_CIVIDIS) - 1)
+    i = min(int(position), len(_CIVIDIS) - 2)
+    low, high = ([int(colour[k : k + 2], 16) for k in (1, 3, 5)] for colour in _CIVIDIS[i : i + 2])
+    mixed = (round(a + (b - a) * (position - i)) for a, b in zip(low, high, strict=True))
+    return "#" + "".join(f"{channel:02x}" for channel in mixed)
+
+
+def tile_text(x: float, y: float, words: str, share: float) -> str:
+    """Return a text that can be read on the tile of a share."""
+    colour = "#ffffff" if share < 0.47 else "#000000"
+    return (
+        f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" fill="{colour}">{escape(words)}</text>'
+    )

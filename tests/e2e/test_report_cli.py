@@ -1,0 +1,323 @@
+"""`amnesia report`: from folders of cells to files, and every input that is not as it should be."""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from amnesia_bench.cli.main import main
+from amnesia_bench.store.hashing import read_manifest
+from tests.report_cells import (
+    METHODS,
+    forgetful,
+    publish,
+    tiny_overrides,
+    write_all,
+    write_recall,
+    write_scores,
+)
+
+
+@pytest.fixture(scope="module")
+def cells(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return write_all(tmp_path_factory.mktemp("cells"))
+
+
+def drift_file(folder: Path) -> Path:
+    """Return a file as `amnesia diff --json` prints it, of two layers."""
+    tensors = [
+        {
+            "name": f"model.layers.{layer}.self_attn.{role}_proj.weight",
+            "layer": layer,
+            "role": role,
+            "shape_a": [4, 4],
+            "shape_b": [4, 4],
+            "dtype_a": "F32",
+            "dtype_b": "F32",
+            "values": 16,
+            "changed_values": 16,
+            "norm_a": 2.0,
+            "norm_b_minus_a": moved,
+        }
+        for layer, role, moved in ((3, "q", 0.5), (3, "k", 0.2), (7, "q", 0.1), (7, "v", 1.0))
+    ]
+    whole = {"a": "pre", "b": "post", "family": "hypenet", "softmax_layers": [3, 7]}
+    whole |= {"only_in_a": [], "only_in_b": [], "identical": 0, "different": tensors}
+    path = folder / "drift.json"
+    path.write_text(json.dumps(whole))
+    return path
+
+
+def report(out: Path, labelled: list[str], *more: str, table: str = "table1") -> int:
+    given = [part for text in labelled for part in ("--cells", text)]
+    return main(["report", "--table", table, "--out", str(out), *given, *more, *tiny_overrides()])
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory, cells: list[str]) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    drift = drift_file(folder)
+    assert report(folder / "out", cells, "--drift", f"tiny={drift}") == 0
+    return folder / "out"
+
+
+def test_all_formats_hold_the_same_numbers(written: Path) -> None:
+    rows = list(csv.DictReader((written / "table1.csv").open()))
+    assert len(rows) == 3 * 12
+    data = json.loads((written / "table1.json").read_text())["table"]
+    by_place = {(c["method"], c["column"]): c for c in data["cells"]}
+    text = (written / "table1.md").read_text()
+    latex = (written / "table1.tex").read_text()
+    page = (written / "report.html").read_text()
+    for row in rows:
+        cell = by_place[row["method"], row["column"]]
+        assert row["status"] == cell["status"]
+        if row["status"] == "missing":
+            assert row["task"] == "aime24"
+            assert row["value"] == ""
+            continue
+        assert float(row["value"]) == cell["value"]
+        assert float(row["low"]) <= float(row["value"]) <= float(row["high"])
+        shown = f"{100 * cell['value']:.1f}"
+        assert all(shown in each for each in (text, latex, page))
+    assert latex.count(r"\\") == 2 + 3
+    for rule in (r"\toprule", r"\midrule", r"\bottomrule", r"\cmidrule(lr){3-4}"):
+        assert rule in latex
+    line = next(line for line in text.splitlines() if line.startswith("| tiny | +SFT"))
+    assert line.endswith("| - | - |")
+
+
+def test_the_loss_and_the_repair_are_significant_and_the_claims_follow(written: Path) -> None:
+    data = json.loads((written / "table1.json").read_text())
+    cells = {(c["method"], c["column"]): c for c in data["table"]["cells"]}
+    for method in ("pre", "restored"):
+        test = cells[method, "niah_single_3@4096"]["against_post"]
+        assert test["n"] == 60
+        assert test["p_value"] < 0.05
+        assert test["difference"] > 0
+    assert cells["post", "niah_single_3@4096"]["against_post"] is None
+    assert cells["restored", "niah_single_1@4096"]["against_post"]["p_value"] == 1
+    verdicts = {claim["id"]: claim["verdict"] for claim in data["claims"]}
+    assert verdicts["cot-sft-loses-recall"] == "holds"
+    assert verdicts["qk-restore-recovers"] == "holds"
+    assert verdicts["sft-gains-reasoning"] == "holds"
+    assert "| CoT-SFT raises mathematics. | **holds** |" in (written / "table1.md").read_text()
+
+
+def test_every_number_leads_to_its_manifest(written: Path) -> None:
+    page = (written / "report.html").read_text()
+    numbers = re.findall(r'<td[^>]*><a href="([^"]+)">[\d.]+</a>', page)
+    assert len(numbers) == 3 * (6 + 4)
+    for address in set(numbers):
+        assert read_manifest((written / address).resolve().parent).kind == "test"
+    rows = csv.DictReader((written / "table1.csv").open())
+    assert all(Path(row["manifest"]).is_file() for row in rows if row["status"] == "done")
+
+
+def test_the_same_cells_give_the_same_pictures_and_table(
+    written: Path, cells: list[str], tmp_path: Path
+) -> None:
+    drift = written.parent / "drift.json"
+    assert report(tmp_path / "again", cells, "--drift", f"tiny={drift}") == 0
+    pictures = [path for path in sorted(written.iterdir()) if path.suffix in (".svg", ".tex")]
+    assert {path.name for path in pictures} == {
+        "drift.svg",
+        "recall_tiny.svg",
+        "table1.tex",
+        *(f"heat_map_tiny_niah_single_{i}.svg" for i in (1, 2, 3)),
+    }
+    for path in pictures:
+        assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
+
+
+def test_drift_is_put_together_by_layer(written: Path) -> None:
+    (curve,) = json.loads((written / "table1.json").read_text())["drift"]
+    assert curve["layers"] == [
+        {"layer": 3, "role": "k", "drift": pytest.approx(0.1)},
+        {"layer": 3, "role": "q", "drift": pytest.approx(0.25)},
+        {"layer": 7, "role": "q", "drift": pytest.approx(0.05)},
+    ]
+
+
+def test_without_cells_everything_looks_missing(tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    (empty / "run").mkdir(parents=True)
+    (empty / "run" / "generations.jsonl").write_text("")
+    assert report(tmp_path / "out", [f"tiny={empty}"]) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "table1.csv").open()))
+    assert {row["status"] for row in rows} == {"missing"}
+    assert "answers but no cells" in (tmp_path / "out" / "table1.md").read_text()
+    assert not list((tmp_path / "out").glob("*.svg"))
+
+
+def test_an_incomplete_cell_says_why(tmp_path: Path) -> None:
+    folder = write_recall(tmp_path / "a", "post", forgetful("post"), samples=5)
+    cells = json.loads((folder / "cells.json").read_text())
+    for cell in cells:
+        cell |= {"value": None, "interval": None, "stderr": None, "n": 0}
+        cell["incomplete"] = "3 answers are missing"
+    publish(tmp_path / "b", {"cells.json": cells})
+    assert report(tmp_path / "out", [f"tiny={tmp_path / 'b'}"]) == 0
+    for name in ("table1.md", "report.html", "table1.csv"):
+        assert "3 answers are missing" in (tmp_path / "out" / name).read_text()
+    assert "| incomplete |" in (tmp_path / "out" / "table1.md").read_text()
+
+
+def test_a_cell_of_a_dirty_tree_is_marked_also_through_its_parents(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = publish(tmp_path / "model", {"x.jsonl": []}, dirty=True)
+    write_recall(tmp_path / "post", "post", forgetful("post"), samples=5, dirty=True)
+    clean = write_recall(tmp_path / "clean", "pre", forgetful("pre"), samples=5)
+    cells = json.loads((clean / "cells.json").read_text())
+    for cell in cells:
+        cell["parents"][0]["location"] = str(model)
+    publish(tmp_path / "pre", {"cells.json": cells})
+    labelled = [f"tiny={tmp_path / method}" for method in ("pre", "post")]
+    assert report(tmp_path / "out", labelled) == 0
+    rows = list(csv.DictReader((tmp_path / "out" / "table1.csv").open()))
+    dirty = {row["method"]: row["dirty"] for row in rows if row["column"] == "niah_single_1@1024"}
+    assert dirty["pre"] == str(model / "manifest.json")
+    assert dirty["post"] == str(tmp_path / "post" / "manifest.json")
+    assert "100.0†" in (tmp_path / "out" / "table1.md").read_text()
+
+
+def test_seeds_are_pooled_and_each_is_told(tmp_path: Path) -> None:
+    labelled = []
+    for seed in (0, 1, 2):
+        for method in METHODS:
+            folder = tmp_path / f"{method}{seed}"
+            write_recall(folder, method, forgetful(method), samples=20, seed=seed)
+            labelled.append(f"tiny/{method}/{seed}={folder}")
+    assert report(tmp_path / "out", labelled) == 0
+    data = json.loads((tmp_path / "out" / "table1.json").read_text())["table"]["cells"]
+    cell = next(c for c in data if (c["method"], c["column"]) == ("post", "niah_single_3@4096"))
+    assert cell["n"] == 60
+    assert set(cell["by_seed"]) == {"0", "1", "2"}
+    assert cell["value"] == pytest.approx(sum(cell["by_seed"].values()) / 3)
+    assert cell["interval"]["method"] == "wilson"
+    restored = next(
+        c for c in data if (c["method"], c["column"]) == ("restored", "niah_single_3@4096")
+    )
+    assert restored["against_post"]["n"] == 60
+
+
+def test_a_flexible_score_does_not_take_the_place_of_a_strict_one(tmp_path: Path) -> None:
+    write_scores(tmp_path / "flexible", "post", {"math500": 0.9}, scorer="flexible")
+    write_scores(tmp_path / "strict", "post", {"math500": 0.4})
+    labelled = [f"tiny={tmp_path / name}" for name in ("flexible", "strict")]
+    assert report(tmp_path / "out", labelled) == 0
+    rows = csv.DictReader((tmp_path / "out" / "table1.csv").open())
+    (row,) = [r for r in rows if (r["method"], r["column"]) == ("post", "math500 avg@16")]
+    assert float(row["value"]) < 0.6
+
+
+def refused(capsys: pytest.CaptureFixture[str], out: Path, *given: str) -> str:
+    """Run a report that is refused, writes nothing, and return what it says."""
+    code = main(["report", "--out", str(out), *given, *tiny_overrides()])
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert not out.exists()
+    assert "Traceback" not in said
+    return said
+
+
+def test_bad_input_is_named_and_nothing_is_written(
+    tmp_path: Path, cells: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    good = write_recall(tmp_path / "good", "post", forgetful("post"), samples=5)
+    other = write_recall(tmp_path / "other", "post", forgetful("pre"), samples=5)
+    cut = shutil.copytree(good, tmp_path / "cut")
+    (cut / "cells.json").write_text((good / "cells.json").read_text()[:200])
+    torn = shutil.copytree(good, tmp_path / "torn")
+    (torn / "samples.jsonl").write_text((good / "samples.jsonl").read_text()[:-40])
+    mixed = shutil.copytree(good, tmp_path / "mixed")
+    shutil.copy(other / "samples.jsonl", mixed / "samples.jsonl")
+    changed = shutil.copytree(good, tmp_path / "changed")
+    text = (good / "cells.json").read_text()
+    (changed / "cells.json").write_text(text.replace('"repeats": 1', '"repeats": 2', 1))
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    (loose / "cell.json").write_text('{"model": "tiny", "method": "post"}')
+
+    def said(*labelled: str, table: str = "table1") -> str:
+        given = [part for text in labelled for part in ("--cells", text)]
+        return refused(capsys, out, "--table", table, *given)
+
+    assert "Did you mean table1?" in said(table="tabel1")
+    both = said(f"tiny={good}", f"tiny={other}")
+    assert f"{good}/cells.json" in both
+    assert f"{other}/cells.json" in both
+    assert "two cells for one place (tiny, post, niah_single_2 recall at 4096)" in both
+    assert f"{cut}/cells.json" in said(f"tiny={cut}")
+    assert f"{torn}/samples.jsonl, line 30: not JSON" in said(f"tiny={torn}")
+    assert "the answers beside it make" in said(f"tiny={mixed}")
+    assert "it was changed since" in said(f"tiny={changed}")
+    assert "missing key 'task'" in said(f"tiny={loose}")
+    assert "no such folder" in said(f"tiny={tmp_path / 'nowhere'}")
+    assert "expected DIR, or MODEL/METHOD/SEED=DIR" in said("tiny//0=nowhere")
+    assert "Did you mean tiny?" in said(f"tinny={good}")
+    assert "no method 'pst' in this table" in said(f"tiny/pst={good}")
+    assert "neither a restoration.json" in refused(
+        capsys, out, "--table", "table1", "--drift", str(good / "manifest.json")
+    )
+    assert "report.recal: unknown key" in refused(
+        capsys, out, "--table", "table1", "report.recal.lengths=[5]"
+    )
+
+
+def test_a_file_in_the_way_of_the_folder_is_named(
+    tmp_path: Path, cells: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert report(tmp_path / "file", cells) == 2
+    assert "exists and is not a folder" in capsys.readouterr().err
+
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs headless Chromium: apt-get install chromium")
+def test_the_page_asks_for_nothing_says_nothing_and_fits_a_laptop(
+    written: Path, tmp_path: Path
+) -> None:
+    assert CHROMIUM is not None
+    page = written / "report.html"
+    text = page.read_text()
+    assert "<script" not in text
+    assert not re.search(r"(?:src|srcset|data-src)=|url\(|@import", text)
+    # A copy that measures itself, as the page runs no script.
+    probe = tmp_path / "probe.html"
+    measure = (
+        "<script>document.title = document.documentElement.scrollWidth + ' '"
+        " + performance.getEntriesByType('resource').length</script></body>"
+    )
+    probe.write_text(text.replace("</body>", measure))
+    done = subprocess.run(
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--enable-logging=stderr",
+            f"--user-data-dir={tmp_path / 'profile'}",
+            "--window-size=1366,768",
+            "--dump-dom",
+            probe.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
+    assert "CONSOLE" not in done.stderr
+    title = re.search(r"<title>(\d+) (\d+)</title>", done.stdout)
+    assert title is not None
+    assert int(title.group(1)) <= 1366
+    assert int(title.group(2)) == 0
