@@ -31,6 +31,7 @@ COMMANDS = {
     "score": "judge such answers; compare them with another model's",
     "sandbox": "try the sandbox that programs written by models are run in",
     "data": "prepare training data once, or look at what was prepared",
+    "init": "make a model with random weights, to pretrain",
     "convert": "make a HypeNet checkpoint out of a Qwen3 teacher",
     "train": "train a stage of HypeNet, or fine-tune; estimate what that takes",
 }
