@@ -131,6 +131,8 @@ def _synthesize(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.config.load import check
     from amnesia_bench.data.synthesize import ROWS, synthesize_rows, synthesize_tokenizer
 
+    if args.tokenizer or args.input or args.overrides or args.json or args.sequence is not None:
+        raise UserError("`amnesia data synthesize` takes only a name, --rows, --words, --seed, --out")
     if args.out is None:
         raise UserError("--out is missing: where should it go?")
     if args.what == "tokenizer":
