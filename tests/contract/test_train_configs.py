@@ -67,7 +67,10 @@ def test_a_tiny_stage_fits_its_data(name: str) -> None:
 def test_tiny_fine_tunes_differ_in_their_data_only() -> None:
     runs = [load_training(name, []).train for name in TINY if name.startswith("tiny_sft")]
     assert len(runs) == 4
-    same = {run.model_copy(update={"name": "x", "mixture": {"x": 1.0}}).model_dump_json() for run in runs}
+    same = {
+        run.model_copy(update={"name": "x", "mixture": {"x": 1.0}}).model_dump_json()
+        for run in runs
+    }
     assert len(same) == 1
 
 

@@ -46,7 +46,9 @@ def test_whatever_is_generated_or_not_comes_back(folder: Path) -> None:
     texts = [text for name in (*SIZED, *UNSIZED) for text in strings(rows_of(name, 20, seed=9))]
     texts += ["Ünïcode, 漢字 and\ttabs\n\n  spaces 007", "abrasive-lecture: 6b1c9a0e"]
     for text in texts:
-        assert tokenizer.decode(tokenizer(text).input_ids, clean_up_tokenization_spaces=False) == text
+        assert (
+            tokenizer.decode(tokenizer(text).input_ids, clean_up_tokenization_spaces=False) == text
+        )
 
 
 def test_every_digit_is_a_token_and_common_words_are(folder: Path) -> None:

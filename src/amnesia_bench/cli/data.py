@@ -7,11 +7,12 @@
   amnesia data synthesize tokenizer --out data/tokenizer
   amnesia data synthesize test_problems --rows 200 --seed 1 --out data/problems
 
-`prepare` takes a file of configs/data; those of generated data need no download and no input. Killed, the same command goes on with the input files that
-are not done. `inspect` holds the files against their hashes and prints the counts; with
---sequence it prints one sequence instead, trained tokens coloured and the others dim.
-`synthesize` writes what training does not read through `prepare`: the tokenizer for generated
-texts, problems to evaluate on, a haystack; or the rows of any generator, to look at.
+`prepare` takes a file of configs/data; those of generated data need no download and no input.
+Killed, the same command goes on with the input files that are not done. `inspect` holds the files
+against their hashes and prints the counts; with --sequence it prints one sequence instead, trained
+tokens coloured and the others dim. `synthesize` writes what training does not read through
+`prepare`: the tokenizer for generated texts, problems to evaluate on, a haystack; or the rows of
+any generator, to look at.
 """
 
 from __future__ import annotations
@@ -53,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="read this Parquet or JSON-lines file, or folder of them, instead of the config's source; may be "
-        "given many times",
+        help="read this Parquet or JSON-lines file, or folder of them, instead of the config's "
+        "source; may be given many times",
     )
     preparing.add_argument(
         "overrides",
@@ -132,7 +133,9 @@ def _synthesize(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.data.synthesize import ROWS, synthesize_rows, synthesize_tokenizer
 
     if args.tokenizer or args.input or args.overrides or args.json or args.sequence is not None:
-        raise UserError("`amnesia data synthesize` takes only a name, --rows, --words, --seed, --out")
+        raise UserError(
+            "`amnesia data synthesize` takes only a name, --rows, --words, --seed, --out"
+        )
     if args.out is None:
         raise UserError("--out is missing: where should it go?")
     if args.what == "tokenizer":

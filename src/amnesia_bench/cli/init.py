@@ -1,6 +1,6 @@
 """Make a model that has learned nothing yet, to be pretrained with `amnesia train`.
 
-  amnesia init --model qwen3_laptop --tokenizer TOKENIZER --seed 0 --out teacher0
+amnesia init --model qwen3_laptop --tokenizer TOKENIZER --seed 0 --out teacher0
 """
 
 from __future__ import annotations

@@ -51,7 +51,5 @@ def _publish(kind: str, seed: int, write: Callable[[Path], None], out: Path) -> 
             file_entry(work.folder, name, sha256=sha256_of(work.folder / name)) for name in names
         ]
         work.finish(
-            Manifest(
-                kind=kind, parents=(), files=tuple(files), provenance=ended_now(provenance)
-            )
+            Manifest(kind=kind, parents=(), files=tuple(files), provenance=ended_now(provenance))
         )

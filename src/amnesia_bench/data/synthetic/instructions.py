@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from amnesia_bench.data.synthetic.prose import filler
-from amnesia_bench.data.synthetic.words import ADJECTIVES, OBJECTS, PLACES, pick, shuffled
+from amnesia_bench.data.synthetic.words import ADJECTIVES, OBJECTS, PLACES, below, pick, shuffled
 
 _ORDINALS = ("first", "second", "third", "fourth")
 
@@ -38,8 +38,8 @@ def long_range(rng: np.random.Generator, words: int) -> dict[str, object]:
 
 
 def _draw(rng: np.random.Generator, words: int) -> _Parts:
-    items = shuffled(rng, OBJECTS + PLACES + ADJECTIVES)[: int(rng.integers(4, 8))]
-    position = int(rng.integers(len(_ORDINALS)))
+    items = shuffled(rng, OBJECTS + PLACES + ADJECTIVES)[: 4 + below(rng, 4)]
+    position = below(rng, len(_ORDINALS))
     task, answer = pick(
         rng,
         (

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from amnesia_bench.data.synthetic.words import GOODS, NAMES, PLACES, pick
+from amnesia_bench.data.synthetic.words import GOODS, NAMES, PLACES, below, pick
 
 # Verbs by what they do to the count.
 GAINS = ("bought", "found", "won", "received")
@@ -83,8 +83,8 @@ def draw_problem(rng: np.random.Generator, *, test: bool) -> Problem:
     while True:
         problem = Problem(
             tuple(
-                Event(pick(rng, GAINS + LOSSES), 1 + int(rng.integers(9)))
-                for _ in range(int(rng.integers(_MIN_EVENTS, _MAX_EVENTS + 1)))
+                Event(pick(rng, GAINS + LOSSES), 1 + below(rng, 9))
+                for _ in range(_MIN_EVENTS + below(rng, _MAX_EVENTS - _MIN_EVENTS + 1))
             )
         )
         if problem.is_test is test:
@@ -144,10 +144,10 @@ def mathematics(rng: np.random.Generator, words: int) -> dict[str, str]:
     parts: list[str] = []
     count = 0
     while count < words:
-        if int(rng.integers(3)) == 0:
+        if below(rng, 3) == 0:
             parts.append(told_with_solution(rng))
         else:
-            event, before = draw_problem(rng, test=False).events[0], int(rng.integers(10))
+            event, before = draw_problem(rng, test=False).events[0], below(rng, 10)
             parts.append(f"{before} {event.sign} {event.amount} = {event.after(before)}.")
         count += parts[-1].count(" ") + 1
     return {"content": " ".join(parts)}

@@ -20,7 +20,7 @@ from amnesia_bench.data.synthetic.words import (
     PLACES,
     TIMES,
     VERBS,
-    chance,
+    below,
     digits,
     invented_word,
     pick,
@@ -40,7 +40,7 @@ def sentence(rng: np.random.Generator) -> str:
     person, place = pick(rng, PEOPLE), pick(rng, PLACES)
     adjective, thing = pick(rng, ADJECTIVES), pick(rng, OBJECTS)
     verb, time = pick(rng, VERBS), pick(rng, TIMES)
-    match int(rng.integers(7)):
+    match below(rng, 7):
         case 0:
             return f"The {adjective} {person} {verb} a {thing} near the {place}."
         case 1:
@@ -84,7 +84,7 @@ class Needle:
         """Return one of the ways to ask for it, with the answer."""
         about = f"the special magic {self.noun} for {self.key}"
         mentioned = f"{about} mentioned in the provided text"
-        if chance(rng, 0.3):
+        if rng.random() < 0.3:
             return f"\nWhat is {mentioned}? T{mentioned[1:]} is {self.value}.\n"
         return f"Again, {about} is {self.value}."
 
@@ -92,19 +92,19 @@ class Needle:
 def draw_needle(rng: np.random.Generator, taken: set[str]) -> Needle:
     """Return a needle whose key is not taken yet, and take it."""
     while True:
-        if chance(rng, 0.5):
+        if rng.random() < 0.5:
             key = f"{pick(rng, ADJECTIVES)}-{pick(rng, OBJECTS)}"
         else:
             key = f"{invented_word(rng)}-{invented_word(rng)}"
         if key not in taken:
             break
     taken.add(key)
-    if chance(rng, 0.6):
-        return Needle("number", key, digits(rng, int(rng.integers(4, 8))))
-    value = f"{int(rng.integers(1 << 32)):08x}"
-    if chance(rng, 0.2):
-        value += "".join(f"-{int(rng.integers(1 << 16)):04x}" for _ in range(3))
-        value += f"-{int(rng.integers(1 << 48)):012x}"
+    if rng.random() < 0.6:
+        return Needle("number", key, digits(rng, 4 + below(rng, 4)))
+    value = f"{below(rng, 1 << 32):08x}"
+    if rng.random() < 0.2:
+        value += "".join(f"-{below(rng, 1 << 16):04x}" for _ in range(3))
+        value += f"-{below(rng, 1 << 48):012x}"
     return Needle("uuid", key, value)
 
 
@@ -113,18 +113,18 @@ def document(rng: np.random.Generator, words: int) -> dict[str, str]:
 
     It tells needles and asks for each of them once or more, or has none at all.
     """
-    if chance(rng, _PLAIN_DOCUMENTS):
+    if rng.random() < _PLAIN_DOCUMENTS:
         return {"text": filler(rng, words)}
-    noise = chance(rng, _NOISE_DOCUMENTS)
-    untold, taken = 1 + int(rng.integers(max(1, words // _WORDS_PER_NEEDLE))), set[str]()
+    noise = rng.random() < _NOISE_DOCUMENTS
+    untold, taken = 1 + below(rng, max(1, words // _WORDS_PER_NEEDLE)), set[str]()
     told: list[Needle] = []
     unasked: list[Needle] = []
     parts: list[str] = []
-    if chance(rng, 0.3):
+    if rng.random() < 0.3:
         parts.append(_HEAD)
     count = 0
     while count < words:
-        draw = int(rng.integers(1000)) / 1000
+        draw = rng.random()
         if untold and draw < _TELL:
             untold -= 1
             told.append(draw_needle(rng, taken))

@@ -37,19 +37,20 @@ _CONSONANTS = "bcdfghjklmnprstvwz"
 _VOWELS = "aeiou"
 
 
+def below(rng: np.random.Generator, end: int) -> int:
+    """Return a whole number from 0 to before `end`, which is far below 2**53."""
+    # `integers` takes several times as long for a single number.
+    return int(rng.random() * end)
+
+
 def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
     """Return one of the items, each as likely as the others."""
-    return items[int(rng.integers(len(items)))]
-
-
-def chance(rng: np.random.Generator, probability: float) -> bool:
-    """Return True with this probability, in steps of 1/1000."""
-    return int(rng.integers(1000)) < round(1000 * probability)
+    return items[below(rng, len(items))]
 
 
 def digits(rng: np.random.Generator, count: int) -> str:
     """Return a number of so many digits, which does not begin with 0."""
-    return str(int(rng.integers(10 ** (count - 1), 10**count)))
+    return str(10 ** (count - 1) + below(rng, 9 * 10 ** (count - 1)))
 
 
 def shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:
@@ -59,5 +60,5 @@ def shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:
 
 def invented_word(rng: np.random.Generator) -> str:
     """Return a word that nobody knows: two or three syllables."""
-    syllables = int(rng.integers(2, 4))
+    syllables = 2 + below(rng, 2)
     return "".join(pick(rng, _CONSONANTS) + pick(rng, _VOWELS) for _ in range(syllables))
