@@ -110,7 +110,8 @@ def test_preparing_from_the_config_and_from_the_written_rows_is_the_same(
 ) -> None:
     amnesia("data", "synthesize", "word_problems", "--rows", 60, "--out", tmp_path / "rows")
     amnesia("data", "prepare", "tiny_cot", "--tokenizer", work / "tokenizer",
-            "--input", tmp_path / "rows" / ROWS, "--out", tmp_path / "data")  # fmt: skip
+            "--input", tmp_path / "rows" / ROWS, "--out", tmp_path / "data",
+            *SMALL["tiny_cot"])  # fmt: skip
     assert open_store(tmp_path / "data").sha256 == open_store(work / "tiny_cot").sha256
     manifests: list[Manifest] = [read_manifest(p) for p in (tmp_path / "data", work / "tiny_cot")]
     assert manifests[0].parents[0].identity == manifests[1].parents[0].identity

@@ -17,7 +17,7 @@ from tests.synthetic import rows_of, source_of
 NAMES = (*SIZED, *UNSIZED)
 # Changed knowingly only: every result of the tiny profile changes with them.
 GOLDEN = {
-    "prose": "3d6496158aff64b0",
+    "prose": "821ad0b22ad7fd5a",
     "haystack": "1de4c9c59251688c",
     "mathematics": "cd1b8b74c78aaa2f",
     "short_instructions": "b64090cc4960aaf4",

@@ -31,8 +31,9 @@ NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. The
 
 _PLAIN_DOCUMENTS = 0.15
 _NOISE_DOCUMENTS = 0.2
-_WORDS_PER_NEEDLE = 50
-_TELL, _ASK, _PROBLEM = 0.2, 0.35, 0.05
+_WORDS_PER_NEEDLE = 25
+# What is drawn next: below the first a needle, below the second a question, at the end a problem.
+_TELL, _ASK, _PROBLEM = 0.35, 0.75, 0.05
 
 
 def sentence(rng: np.random.Generator) -> str:

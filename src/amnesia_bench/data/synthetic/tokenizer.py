@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from amnesia_bench.config.data_schema import SyntheticSource
 from amnesia_bench.data.synthetic.generators import SIZED, UNSIZED, generate
@@ -75,7 +76,7 @@ def write_tokenizer(folder: Path, seed: int) -> None:
     backend.train_from_iterator(_texts(seed), trainer)
     backend.add_special_tokens([AddedToken(mark, normalized=False) for mark in SPECIALS])
     backend.add_tokens([AddedToken(mark, normalized=False) for mark in MARKS])
-    whole = PreTrainedTokenizerFast(
+    whole: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
     )
     whole.chat_template = CHAT_TEMPLATE
