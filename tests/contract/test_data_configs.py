@@ -4,7 +4,7 @@ from itertools import pairwise
 
 import pytest
 
-from amnesia_bench.config.data_schema import DataConfig, HubSource
+from amnesia_bench.config.data_schema import DataConfig, HubSource, SyntheticSource
 from amnesia_bench.config.load import load_option, options
 from amnesia_bench.errors import UserError
 
@@ -22,7 +22,7 @@ def test_every_config_loads_and_has_the_name_of_its_file(name: str) -> None:
     assert DataConfig.model_validate_json(config.model_dump_json()) == config
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("tiny_")])
 def test_pretraining_joins_documents_and_fine_tuning_keeps_them_apart(name: str) -> None:
     config = load(name)
     pretraining = "stage" in name
@@ -33,9 +33,28 @@ def test_pretraining_joins_documents_and_fine_tuning_keeps_them_apart(name: str)
     assert config.sequence_tokens == (512 if name.endswith(("stage1", "stage2")) else 16384)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("tiny_")])
+def test_the_tiny_profile_downloads_nothing(name: str) -> None:
+    config = load(name)
+    assert isinstance(config.source, SyntheticSource)
+    assert config.max_dropped == 0
+    assert config.isolate_documents is (config.chat is not None)
+
+
+def test_the_controls_differ_in_reach_only() -> None:
+    short, long = load("tiny_instruct_short"), load("tiny_instruct_long")
+    assert isinstance(short.source, SyntheticSource)
+    as_long = short.source.model_copy(update={"generator": "long_instructions"})
+    assert short.model_copy(update={"name": long.name, "source": as_long}) == long
+
+
 @pytest.mark.parametrize("source", ["fineweb_edu", "ultradata_math"])
 def test_no_two_stages_read_the_same_file(source: str) -> None:
-    sources: list[HubSource] = [load(f"{source}_stage{stage}").source for stage in (1, 2, 3)]
+    sources: list[HubSource] = []
+    for stage in (1, 2, 3):
+        read = load(f"{source}_stage{stage}").source
+        assert isinstance(read, HubSource)
+        sources.append(read)
     for before, after in pairwise(sources):
         assert before.subsets == after.subsets
         assert before.take_files is not None
@@ -52,6 +71,11 @@ def test_no_two_stages_read_the_same_file(source: str) -> None:
         ("fineweb_edu_stage1", "data.over_length=drop", "pack concat cuts documents anywhere"),
         ("miromind", "data.chat.style=qwen4", "data.chat.style=qwen4: unknown"),
         ("miromind", "data.sequence_tokens=0", "data.sequence_tokens=0"),
+        ("tiny_prose", "data.source.generator=prosa", "data.source.generator=prosa"),
+        ("tiny_prose", "data.source.words=null", "generator prose needs words"),
+        ("tiny_cot", "data.source.words=5", "generator word_problems takes no words"),
+        ("tiny_cot", "data.source.kind=hubb", "data.source.kind=hubb: unknown"),
+        ("tiny_cot", "data.source.dataset=x", "data.source.dataset: unknown key"),
         ("miromind", "data.sample_rows=0", "data.sample_rows=0"),
         ("miromind", "data.sequence_token=512", "data.sequence_token: unknown key"),
     ],

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from amnesia_bench.config.load import options
+from amnesia_bench.config.data_schema import DataConfig
+from amnesia_bench.config.load import load_option, options
 from amnesia_bench.config.train_schema import Recipe, TrainConfig, load_training
 from amnesia_bench.errors import UserError
 
@@ -35,6 +36,8 @@ SFT = {
     "sft_miromind_jet_nemotron_2b": TABLE_9,
 }
 
+TINY = [name for name in options("train") if name.startswith("tiny_")]
+
 
 def table_row(train: TrainConfig) -> tuple[float, float, int, int, int]:
     adam = train.optimizer
@@ -48,7 +51,27 @@ def table_row(train: TrainConfig) -> tuple[float, float, int, int, int]:
 
 
 def test_every_committed_stage_is_a_row_of_the_paper() -> None:
-    assert set(options("train")) == PRETRAINING.keys() | SFT.keys()
+    assert set(options("train")) == PRETRAINING.keys() | SFT.keys() | set(TINY)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_a_tiny_stage_fits_its_data(name: str) -> None:
+    train = load_training(name, []).train
+    assert train.name == name
+    for source in train.mixture:
+        data = load_option("data", source, [], DataConfig)
+        assert data.sequence_tokens == train.sequence_tokens
+        assert data.isolate_documents == train.isolate_documents
+
+
+def test_tiny_fine_tunes_differ_in_their_data_only() -> None:
+    runs = [load_training(name, []).train for name in TINY if name.startswith("tiny_sft")]
+    assert len(runs) == 4
+    same = {
+        run.model_copy(update={"name": "x", "mixture": {"x": 1.0}}).model_dump_json()
+        for run in runs
+    }
+    assert len(same) == 1
 
 
 @pytest.mark.parametrize(("name", "row"), (PRETRAINING | SFT).items())

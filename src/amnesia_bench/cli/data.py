@@ -1,13 +1,18 @@
-"""Prepare training data once, or look at what was prepared.
+"""Prepare training data once, look at what was prepared, or make texts to go with it.
 
   amnesia data prepare miromind --tokenizer HYPENET --out data/miromind
   amnesia data prepare miromind --tokenizer HYPENET --out data/mine --input rows.jsonl \
       data.sequence_tokens=4096
   amnesia data inspect data/miromind --sequence 0
+  amnesia data synthesize tokenizer --out data/tokenizer
+  amnesia data synthesize test_problems --rows 200 --seed 1 --out data/problems
 
-`prepare` takes a file of configs/data. Killed, the same command goes on with the input files that
-are not done. `inspect` holds the files against their hashes and prints the counts; with
---sequence it prints one sequence instead, trained tokens coloured and the others dim.
+`prepare` takes a file of configs/data; those of generated data need no download and no input.
+Killed, the same command goes on with the input files that are not done. `inspect` holds the files
+against their hashes and prints the counts; with --sequence it prints one sequence instead, trained
+tokens coloured and the others dim. `synthesize` writes what training does not read through
+`prepare`: the tokenizer for generated texts, problems to evaluate on, a haystack; or the rows of
+any generator, to look at.
 """
 
 from __future__ import annotations
@@ -30,22 +35,27 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("prepare", "inspect"), help="see above")
+    parser.add_argument("action", choices=("prepare", "inspect", "synthesize"), help="see above")
     parser.add_argument(
-        "what", metavar="CONFIG|DIR", help="prepare: a file of configs/data; inspect: a data folder"
+        "what",
+        metavar="CONFIG|DIR|NAME",
+        help="prepare: a file of configs/data; inspect: a data folder; synthesize: tokenizer, or a "
+        "generator",
     )
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     preparing = parser.add_argument_group("prepare")
     preparing.add_argument("--tokenizer", type=Path, help="folder of the checkpoint to train")
-    preparing.add_argument("--out", type=Path, help="folder to write; must not exist yet")
+    preparing.add_argument(
+        "--out", type=Path, help="folder to write, of synthesize too; must not exist yet"
+    )
     preparing.add_argument(
         "--input",
         type=Path,
         action="append",
         default=[],
         metavar="PATH",
-        help="read this Parquet or JSON-lines file, or folder of them, instead of the hub; may be "
-        "given many times",
+        help="read this Parquet or JSON-lines file, or folder of them, instead of the config's "
+        "source; may be given many times",
     )
     preparing.add_argument(
         "overrides",
@@ -53,6 +63,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="change a value of the config: data.sequence_tokens=4096",
     )
+    making = parser.add_argument_group("synthesize")
+    making.add_argument("--rows", type=int, metavar="N", help="how many rows")
+    making.add_argument(
+        "--words", type=int, metavar="N", help="about how many words a row has (where it may vary)"
+    )
+    making.add_argument("--seed", type=int, default=0, help="another seed, other rows (0)")
     inspecting = parser.add_argument_group("inspect")
     inspecting.add_argument("--sequence", type=int, metavar="N", help="print this one, from 0")
 
@@ -60,6 +76,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> ExitCode:
     if args.action == "inspect":
         return _inspect(args)
+    if args.action == "synthesize":
+        return _synthesize(args)
     if args.tokenizer is None:
         raise UserError("--tokenizer is missing: the folder of the checkpoint to train")
     if args.out is None:
@@ -106,6 +124,28 @@ def _inspect(args: argparse.Namespace) -> ExitCode:
             say(f"{finding.path} {finding.problem}")
         say("Files: changed since they were written" if findings else "Files: intact")
     return ExitCode.STAGE_FAILED if findings else ExitCode.DONE
+
+
+def _synthesize(args: argparse.Namespace) -> ExitCode:
+    from amnesia_bench.cli.output import say
+    from amnesia_bench.config.data_schema import SyntheticSource
+    from amnesia_bench.config.load import check
+    from amnesia_bench.data.synthesize import ROWS, synthesize_rows, synthesize_tokenizer
+
+    if args.tokenizer or args.input or args.overrides or args.json or args.sequence is not None:
+        raise UserError(
+            "`amnesia data synthesize` takes only a name, --rows, --words, --seed, --out"
+        )
+    if args.out is None:
+        raise UserError("--out is missing: where should it go?")
+    if args.what == "tokenizer":
+        synthesize_tokenizer(args.seed, args.out)
+        say(f"{args.out}: the tokenizer for generated texts")
+        return ExitCode.DONE
+    asked = {"generator": args.what, "rows": args.rows, "words": args.words, "seed": args.seed}
+    synthesize_rows(check(SyntheticSource, asked), args.out)
+    say(f"{args.out / ROWS}: {args.rows:,} rows of {args.what}")
+    return ExitCode.DONE
 
 
 def _coloured(store: SequenceStore, number: int) -> Text:

@@ -32,6 +32,7 @@ COMMANDS = {
     "report": "lay results out in the paper's tables, next to the paper's numbers",
     "sandbox": "try the sandbox that programs written by models are run in",
     "data": "prepare training data once, or look at what was prepared",
+    "init": "make a model with random weights, to pretrain",
     "convert": "make a HypeNet checkpoint out of a Qwen3 teacher",
     "train": "train a stage of HypeNet, or fine-tune; estimate what that takes",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
@@ -17,12 +17,41 @@ class HubSource(Frozen):
     all that remain), so that stages can read different files of one dataset.
     """
 
+    kind: Literal["hub"] = "hub"
     dataset: str
     subsets: Annotated[tuple[str, ...], Field(min_length=1)]
     split: str
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
     skip_files: NonNegativeInt
     take_files: PositiveInt | None
+
+
+# Generators of `amnesia_bench.data.synthetic`; those of the first line make rows of any length.
+Sized = Literal["prose", "haystack", "mathematics", "short_instructions", "long_instructions"]
+Unsized = Literal["word_problems", "programs", "test_problems"]
+
+
+class SyntheticSource(Frozen):
+    """Rows made on the spot, the same on every machine.
+
+    `words` is about how many a row has, null for generators whose rows have a length of their own.
+    """
+
+    kind: Literal["synthetic"] = "synthetic"
+    generator: Literal[Sized, Unsized]
+    rows: PositiveInt
+    words: PositiveInt | None
+    seed: NonNegativeInt
+
+    @model_validator(mode="after")
+    def _words_where_they_count(self) -> Self:
+        if (self.words is not None) != (self.generator in get_args(Sized)):
+            needs = "takes no words: null" if self.words is not None else "needs words"
+            raise ValueError(f"generator {self.generator} {needs}")
+        return self
+
+
+Source = Annotated[HubSource | SyntheticSource, Field(discriminator="kind")]
 
 
 class TextRows(Frozen):
@@ -108,7 +137,7 @@ class DataConfig(Frozen):
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
-    source: HubSource
+    source: Source
     rows: Rows
     chat: Chat | None
     pack: Pack

@@ -8,7 +8,7 @@ judged here.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -88,6 +88,18 @@ def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Sc
     whole = create_model("Option", __base__=Frozen, **{group: (schema, ...)})  # type: ignore[call-overload]
     loaded = _load(f"{group}/{name}", overrides, whole, [group])
     return cast("Schema", getattr(loaded, group))
+
+
+def check(schema: type[Schema], values: Mapping[str, object]) -> Schema:
+    """Return values that were typed one by one as what they must be.
+
+    Raises:
+        UserError: one of them is wrong.
+    """
+    try:
+        return schema.model_validate(values)
+    except ValidationError as error:
+        raise describe(error, schema, values, ()) from error
 
 
 def load_variant(name: str, overrides: Sequence[str] = ()) -> Variant:

@@ -32,7 +32,7 @@ from amnesia_bench.data.packing import (
 )
 from amnesia_bench.data.parts import Corpus, PartsFolder, PartSummary, dropped_by_reason
 from amnesia_bench.data.sequence_store import DESCRIPTION, KIND, TOKENIZER, ShardWriter
-from amnesia_bench.data.sources import InputFile, hub_files, local_files, read_rows
+from amnesia_bench.data.sources import InputFile, local_files, read_rows, source_files
 from amnesia_bench.data.tokenizer import Tokenizer, load_tokenizer
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.records import codec
@@ -82,7 +82,7 @@ def prepare(
         tokenizer_folder: the checkpoint that will be trained, or a folder with its tokenizer.
         out: folder to write; must not exist yet.
         inputs: Parquet or JSON-lines files with the dataset's fields, or folders of them, instead
-            of the hub.
+            of the config's source.
         report: told about progress, often.
 
     Raises:
@@ -93,7 +93,7 @@ def prepare(
     if config.chat is not None:
         check_template(config.chat, tokenizer)
     maker = DocumentMaker(config, tokenizer)
-    files = local_files(inputs) if inputs else hub_files(config.source)
+    files = local_files(inputs) if inputs else source_files(config.source)
     provenance = collect_provenance(sys.argv, seeds={"packing and sampling": config.seed})
     token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     kept = resumable_path(out)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from amnesia_bench.config.data_schema import HubSource
+from amnesia_bench.config.data_schema import HubSource, SyntheticSource
 from amnesia_bench.data.conversation import Row
+from amnesia_bench.data.synthetic.generators import generate, sha256_of_rows
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.store.hashing import sha256_of
 
@@ -20,10 +21,15 @@ _SUFFIXES = (".parquet", ".jsonl", ".json")
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file of rows. `identity` pins its contents: a hash, or a path at a commit of the hub."""
+    """A file of rows. `identity` pins its contents: a hash, or a path at a commit of the hub.
+
+    Where rows are made on the spot there is no file: `made_by` says how, and `identity` is that of
+    the file that `amnesia data synthesize` would write.
+    """
 
     location: str
     identity: str
+    made_by: SyntheticSource | None = None
 
     @property
     def is_local(self) -> bool:
@@ -100,6 +106,18 @@ def hub_files(source: HubSource) -> list[InputFile]:
     return [InputFile(name, f"commit:{source.revision}:{name}") for name in chosen]
 
 
+def source_files(source: HubSource | SyntheticSource) -> list[InputFile]:
+    """Return the files of a source, or what stands for them where its rows are made on the spot.
+
+    Raises:
+        UserError, MissingEnvironmentError: as `hub_files`.
+    """
+    if isinstance(source, HubSource):
+        return hub_files(source)
+    identity = f"sha256:{sha256_of_rows(source)}"
+    return [InputFile(f"synthetic://{source.generator}", identity, made_by=source)]
+
+
 def read_rows(file: InputFile, columns: Sequence[Sequence[str]]) -> Iterator[tuple[int, Row]]:
     """Yield the rows of a file with their numbers, from 1; memory is that of a few rows.
 
@@ -111,6 +129,9 @@ def read_rows(file: InputFile, columns: Sequence[Sequence[str]]) -> Iterator[tup
         UserError: a field is missing, or a line is not JSON; names file and line.
         StageFailedError: the file cannot be read to its end, or changes meanwhile.
     """
+    if file.made_by is not None:
+        yield from enumerate(generate(file.made_by), 1)
+        return
     before = _state(file)
     with _reading(file.location), _opened(file) as stream:
         reader = _parquet_rows if file.location.endswith(".parquet") else _json_rows

@@ -17,11 +17,11 @@ from amnesia_bench.errors import UserError
 
 from .configuration_hypenet import HypeNetConfig
 
-SIZES = ("2b", "5b", "9b", "tiny")
+SIZES = ("2b", "5b", "9b", "laptop", "tiny")
 
 
 def load_model_config(size_or_path: str | Path) -> HypeNetConfig:
-    """Return the config of a size ("2b", "5b", "9b", "tiny") or of a .yaml or .json file.
+    """Return the config of a size ("2b", "5b", "9b", "laptop", "tiny") or of a .yaml or .json file.
 
     Raises:
         UserError: no such size or file, an unreadable file, or values that do not fit.

@@ -1,0 +1,55 @@
+"""Generated rows, or the tokenizer for them, as a finished folder."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from amnesia_bench.config.data_schema import SyntheticSource
+from amnesia_bench.data.synthetic.generators import lines
+from amnesia_bench.data.synthetic.tokenizer import write_tokenizer
+from amnesia_bench.records.artifacts import Manifest
+from amnesia_bench.store.hashing import file_entry, sha256_of
+from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.publish import publishing
+
+ROWS = "rows.jsonl"
+
+
+def synthesize_rows(source: SyntheticSource, out: Path) -> None:
+    """Write the rows of a source to `out`/rows.jsonl, whole or not at all.
+
+    Raises:
+        UserError: `out` exists.
+        StageFailedError: the disk is full.
+    """
+
+    def write(folder: Path) -> None:
+        with (folder / ROWS).open("wb") as file:
+            file.writelines(lines(source))
+
+    _publish("rows", source.seed, write, out)
+
+
+def synthesize_tokenizer(seed: int, out: Path) -> None:
+    """Train the tokenizer for generated texts and write it to `out`, whole or not at all.
+
+    Raises:
+        UserError: `out` exists.
+        MissingEnvironmentError: transformers is not installed.
+    """
+    _publish("tokenizer", seed, lambda folder: write_tokenizer(folder, seed), out)
+
+
+def _publish(kind: str, seed: int, write: Callable[[Path], None], out: Path) -> None:
+    provenance = collect_provenance(sys.argv, seeds={"rows": seed})
+    with publishing(out) as work:
+        write(work.folder)
+        names = sorted(path.name for path in work.folder.iterdir())
+        files = [
+            file_entry(work.folder, name, sha256=sha256_of(work.folder / name)) for name in names
+        ]
+        work.finish(
+            Manifest(kind=kind, parents=(), files=tuple(files), provenance=ended_now(provenance))
+        )

@@ -1,0 +1,57 @@
+"""The generators by name, and their rows: the same bytes on every machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+
+from amnesia_bench.config.data_schema import SyntheticSource
+from amnesia_bench.data.conversation import Row
+from amnesia_bench.data.synthetic import instructions, problems, prose
+
+# Of as many words as are asked for.
+SIZED: Mapping[str, Callable[[np.random.Generator, int], Row]] = {
+    "prose": prose.document,
+    "haystack": prose.haystack,
+    "mathematics": problems.mathematics,
+    "short_instructions": instructions.short_range,
+    "long_instructions": instructions.long_range,
+}
+UNSIZED: Mapping[str, Callable[[np.random.Generator], Row]] = {
+    "word_problems": problems.word_problem,
+    "programs": problems.program,
+    "test_problems": problems.test_problem,
+}
+# Both controls draw the same numbers: their rows differ in the order of their parts only.
+_STREAMS = {"long_instructions": "short_instructions"}
+
+
+def generate(source: SyntheticSource) -> Iterator[Row]:
+    """Yield the rows of a source. Row i depends on generator, seed, words and i alone."""
+    name = source.generator
+    stream = zlib.crc32(_STREAMS.get(name, name).encode())
+    for i in range(source.rows):
+        rng = np.random.default_rng([source.seed, stream, i])
+        if name in SIZED:
+            assert source.words is not None
+            yield SIZED[name](rng, source.words)
+        else:
+            yield UNSIZED[name](rng)
+
+
+def lines(source: SyntheticSource) -> Iterator[bytes]:
+    """Yield the rows as lines of JSON."""
+    for row in generate(source):
+        yield f"{json.dumps(row)}\n".encode()
+
+
+def sha256_of_rows(source: SyntheticSource) -> str:
+    """Return the hash of the rows as a file of JSON lines, in hex."""
+    digest = hashlib.sha256()
+    for line in lines(source):
+        digest.update(line)
+    return digest.hexdigest()

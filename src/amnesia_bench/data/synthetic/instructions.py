@@ -1,0 +1,66 @@
+"""Instructions without chains of thought: stand-ins for Tulu-3, in two controls.
+
+Both have the same texts and the same answers, row by row. In the short-range control the list
+that an instruction is about stands right before it; in the long-range one it stands at the
+beginning, with all other text between. Whatever differs after training on them is reach.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from amnesia_bench.data.synthetic.prose import filler
+from amnesia_bench.data.synthetic.words import ADJECTIVES, OBJECTS, PLACES, below, pick, shuffled
+
+_ORDINALS = ("first", "second", "third", "fourth")
+
+
+@dataclass(frozen=True)
+class _Parts:
+    listed: str
+    other: str
+    task: str
+    answer: str
+
+
+def short_range(rng: np.random.Generator, words: int) -> dict[str, object]:
+    """Return a row of Tulu-3's schema: other text of about so many words, the list, the task."""
+    parts = _draw(rng, words)
+    return _row(f"{parts.other}\n{parts.listed}\n{parts.task}", parts.answer)
+
+
+def long_range(rng: np.random.Generator, words: int) -> dict[str, object]:
+    """Return a row of Tulu-3's schema: the list, other text of about so many words, the task."""
+    parts = _draw(rng, words)
+    return _row(f"{parts.listed}\n{parts.other}\n{parts.task}", parts.answer)
+
+
+def _draw(rng: np.random.Generator, words: int) -> _Parts:
+    items = shuffled(rng, OBJECTS + PLACES + ADJECTIVES)[: 4 + below(rng, 4)]
+    position = below(rng, len(_ORDINALS))
+    task, answer = pick(
+        rng,
+        (
+            ("Repeat the list.", items),
+            ("Say the list backwards.", items[::-1]),
+            (f"What is the {_ORDINALS[position]} word of the list?", [items[position]]),
+            (f"Say the list from {items[position]} on.", items[position:]),
+        ),
+    )
+    return _Parts(
+        listed=f"The list: {', '.join(items)}.",
+        other=filler(rng, words),
+        task=task,
+        answer=f"{', '.join(answer)}.",
+    )
+
+
+def _row(asked: str, answer: str) -> dict[str, object]:
+    return {
+        "messages": [
+            {"role": "user", "content": asked},
+            {"role": "assistant", "content": answer},
+        ]
+    }

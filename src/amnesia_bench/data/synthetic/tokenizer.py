@@ -1,0 +1,109 @@
+"""A tokenizer for generated texts: byte-level BPE, every digit a token of its own.
+
+What is no word of the generators, such as the keys of NIAH's needles, falls into shorter pieces,
+down to bytes: every text can be written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from amnesia_bench.config.data_schema import SyntheticSource
+from amnesia_bench.data.synthetic.generators import SIZED, UNSIZED, generate
+from amnesia_bench.errors import MissingEnvironmentError
+
+VOCABULARY = 1024
+SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+MARKS = ("<think>", "</think>")
+
+_ROWS, _WORDS = 400, 150
+
+# ChatML as Qwen3 writes it: only the last answer thinks, an empty block where it does not.
+CHAT_TEMPLATE = """\
+{%- set asked = namespace(last=-1) %}
+{%- for message in messages %}
+    {%- if message.role == 'user' %}{%- set asked.last = loop.index0 %}{%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.role == 'assistant' %}
+        {%- set answer = message.content.split('</think>')[-1].lstrip('\\n') %}
+        {%- if loop.index0 > asked.last %}
+            {%- set thought = message.content.split('</think>')[0].split('<think>')[-1] %}
+            {%- if '</think>' not in message.content %}{%- set thought = '' %}{%- endif %}
+            {{- '<think>\\n' + thought.strip('\\n') + '\\n</think>\\n\\n' }}
+        {%- endif %}
+        {{- answer }}
+    {%- else %}
+        {{- message.content }}
+    {%- endif %}
+    {{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}
+"""
+
+
+def write_tokenizer(folder: Path, seed: int) -> None:
+    """Train a tokenizer on rows of all generators and write it as a fast one.
+
+    Raises:
+        MissingEnvironmentError: transformers is not installed.
+    """
+    try:
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+        from transformers import PreTrainedTokenizerFast
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"training a tokenizer needs transformers ({error})",
+            hint='pip install "amnesia-bench[train]"',
+        ) from error
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
+    )
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY - len(SPECIALS) - len(MARKS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(_texts(seed), trainer)
+    backend.add_special_tokens([AddedToken(mark, normalized=False) for mark in SPECIALS])
+    backend.add_tokens([AddedToken(mark, normalized=False) for mark in MARKS])
+    whole: Any = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    whole.chat_template = CHAT_TEMPLATE
+    whole.save_pretrained(folder)
+
+
+def _texts(seed: int) -> Iterator[str]:
+    for generator in (*SIZED, *UNSIZED):
+        source = SyntheticSource.model_validate(
+            {
+                "generator": generator,
+                "rows": _ROWS,
+                "words": _WORDS if generator in SIZED else None,
+                "seed": seed,
+            }
+        )
+        for row in generate(source):
+            yield from _strings(json.loads(json.dumps(row)))
+
+
+def _strings(value: object) -> Iterator[str]:
+    """Yield every text inside a row."""
+    if isinstance(value, str):
+        yield value.replace("<think>", "").replace("</think>", "")
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _strings(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from _strings(item)

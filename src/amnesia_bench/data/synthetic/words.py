@@ -1,0 +1,64 @@
+"""The words that texts are made of, and how one is drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import numpy as np
+
+Item = TypeVar("Item")
+
+ADJECTIVES = (
+    "rusty", "young", "quiet", "bright", "heavy", "small", "tall", "warm", "cold", "busy",
+    "dusty", "gentle", "golden", "modest", "narrow", "plain", "rapid", "silent", "tidy", "wild",
+)  # fmt: skip
+PEOPLE = (
+    "baker", "teacher", "farmer", "sailor", "doctor", "painter", "miller", "guard", "singer",
+    "writer", "driver", "tailor",
+)  # fmt: skip
+PLACES = (
+    "harbor", "market", "garden", "station", "library", "bridge", "village", "forest", "castle",
+    "river", "museum", "valley",
+)  # fmt: skip
+OBJECTS = (
+    "lantern", "basket", "letter", "mirror", "hammer", "candle", "blanket", "kettle", "violin",
+    "ladder", "pencil", "bottle", "window", "table", "barrel", "compass",
+)  # fmt: skip
+VERBS = (
+    "carried", "painted", "repaired", "dropped", "borrowed", "cleaned", "noticed", "hid", "lifted",
+    "sketched",
+)  # fmt: skip
+TIMES = ("morning", "evening", "summer", "winter", "spring", "night")
+NAMES = ("Mira", "Tom", "Anna", "Paul", "Nora", "Erik", "Lena", "Omar")
+GOODS = ("apples", "coins", "books", "stones", "shells", "stamps", "marbles", "tickets")
+
+_CONSONANTS = "bcdfghjklmnprstvwz"
+_VOWELS = "aeiou"
+
+
+def below(rng: np.random.Generator, end: int) -> int:
+    """Return a whole number from 0 to before `end`, which is far below 2**53."""
+    # `integers` takes several times as long for a single number.
+    return int(rng.random() * end)
+
+
+def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
+    """Return one of the items, each as likely as the others."""
+    return items[below(rng, len(items))]
+
+
+def digits(rng: np.random.Generator, count: int) -> str:
+    """Return a number of so many digits, which does not begin with 0."""
+    return str(10 ** (count - 1) + below(rng, 9 * 10 ** (count - 1)))
+
+
+def shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:
+    """Return the items in another order."""
+    return [items[int(i)] for i in rng.permutation(len(items))]
+
+
+def invented_word(rng: np.random.Generator) -> str:
+    """Return a word that nobody knows: two or three syllables."""
+    syllables = 2 + below(rng, 2)
+    return "".join(pick(rng, _CONSONANTS) + pick(rng, _VOWELS) for _ in range(syllables))
