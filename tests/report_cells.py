@@ -12,7 +12,7 @@ import numpy as np
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING
-from amnesia_bench.evals.recall import CellRequests, recall_cell, recall_of, recall_sample
+from amnesia_bench.evals.recall import cell_requests, recall_cell, recall_of, recall_sample
 from amnesia_bench.evals.reduce import estimate
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent
@@ -70,7 +70,7 @@ def write_recall(
         for length in lengths:
             prompts = FakeCell(task=task, context_tokens=length, size=samples)
             engine = PlantedEngine(accuracy(task, length), seed)
-            requests = CellRequests(prompts, samples, NIAH_SAMPLING, BareTokenizer())
+            requests = cell_requests(prompts, samples, NIAH_SAMPLING, BareTokenizer())
             answers = [recall_sample(each, tested, prompts) for each in engine.generate(requests)]
             cells.append(recall_cell(recall_of(answers), tested, prompts, {"engine": "planted"}))
             found += answers

@@ -7,7 +7,7 @@ import pytest
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.load import load_option, options
 from amnesia_bench.errors import UserError
-from amnesia_bench.evals.reasoning import sample_seed
+from amnesia_bench.evals.engines.protocol import sample_seed
 from amnesia_bench.evals.tasks import TASKS
 from amnesia_bench.records.evaluation import SampleKey
 

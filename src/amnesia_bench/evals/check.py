@@ -17,8 +17,8 @@ from typing import Any
 from amnesia_bench.evals.engines.protocol import Engine
 from amnesia_bench.evals.recall import (
     Candidate,
-    CellRequests,
     PromptCell,
+    cell_requests,
     recall_cell,
     recall_of,
     recall_samples,
@@ -153,7 +153,7 @@ class _Run:
         self.progress(f"{cell.name}: {candidate.role} answers {num_prompts} prompts")
         engine = self.engine[1]
         self.settings[candidate.role] = dict(engine.settings)
-        requests = CellRequests(cell, num_prompts, self.plan.sampling, self.plan.tokenizer)
+        requests = cell_requests(cell, num_prompts, self.plan.sampling, self.plan.tokenizer)
         self.samples[candidate.role, cell.name] = recall_samples(
             engine, candidate, requests, cell, self.work
         )

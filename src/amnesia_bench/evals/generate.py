@@ -14,10 +14,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import overload
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.evals.engines.protocol import Engine, Request, UntrustedAnswersError
+from amnesia_bench.evals.engines.protocol import Engine, OnDemand, Request, UntrustedAnswersError
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Generation, SampleKey
 from amnesia_bench.store.files import (
@@ -74,7 +73,7 @@ def generate(
             wanted = _wanted(requests, answers, folder)
             missing = [i for i, key in enumerate(wanted) if key not in answers]
             if missing:
-                unanswered = engine.generate(_Subset(requests, missing))
+                unanswered = engine.generate(OnDemand(requests.__getitem__, missing))
                 try:
                     _append(path, unanswered, wanted, answers, lease)
                 except UntrustedAnswersError:
@@ -99,28 +98,6 @@ def read_generations(folder: Path) -> tuple[Generation, ...]:
         raise UserError(f"{folder}: holds no {GENERATIONS}")
     answers, _ = _read(path)
     return tuple(answers[key].generation for key in sorted(answers))
-
-
-class _Subset(Sequence[Request]):
-    """Some of the requests, each built only when it is asked for."""
-
-    def __init__(self, requests: Sequence[Request], positions: Sequence[int]) -> None:
-        self._requests = requests
-        self._positions = positions
-
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    @overload
-    def __getitem__(self, index: int) -> Request: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Request]: ...
-
-    def __getitem__(self, index: int | slice) -> Request | Sequence[Request]:
-        if isinstance(index, slice):
-            return _Subset(self._requests, self._positions[index])
-        return self._requests[self._positions[index]]
 
 
 @contextmanager

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -12,7 +11,7 @@ from typing import Any
 from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.chat import PromptFormat, prompt_tokens
-from amnesia_bench.evals.engines.protocol import Engine, Request
+from amnesia_bench.evals.engines.protocol import Engine, Request, sample_seed
 from amnesia_bench.evals.generate import RUN, generate
 from amnesia_bench.evals.tasks.task import Documents, ReasoningTask
 from amnesia_bench.records import codec
@@ -56,12 +55,6 @@ def generate_answers(
 def window_of(config: EvalConfig) -> int | None:
     """Return which problems of its benchmark a config asks for; None where there is no choice."""
     return config.window if isinstance(config, CodeEvalConfig) else None
-
-
-def sample_seed(seed: int, key: SampleKey) -> int:
-    """Return the seed of one answer, 63 bits: a hash, so that no other answer moves it."""
-    text = json.dumps([seed, key.task, key.doc, key.repeat])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 def run_identity(run: ReasoningRun) -> dict[str, str]:

@@ -8,12 +8,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, overload
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amnesia_bench.evals.engines.protocol import Engine, Request
+from amnesia_bench.evals.engines.protocol import Engine, OnDemand, Request
 from amnesia_bench.evals.generate import generate
 from amnesia_bench.evals.niah.scoring import score
 from amnesia_bench.evals.special_tokens import with_special_tokens
@@ -67,40 +67,24 @@ class Candidate:
     parent: Parent
 
 
-class CellRequests(Sequence[Request]):
-    """The first `n` prompts of a cell as requests, each tokenised only when it is asked for.
+def cell_requests(cell: PromptCell, n: int, sampling: Sampling, tokenizer: Any) -> OnDemand:
+    """Return the first `n` prompts of a cell as requests.
 
     With the special tokens that `tokenizer` puts around a text, as lm-eval's models see it.
     """
 
-    def __init__(self, cell: PromptCell, n: int, sampling: Sampling, tokenizer: Any) -> None:
-        self._cell = cell
-        self._tokenizer = tokenizer
-        self._positions = range(n)
-        self._sampling = sampling
+    def request(doc: int) -> Request:
+        key = SampleKey(task=cell.name, doc=doc, repeat=0)
+        tokens = with_special_tokens(tokenizer, cell.tokens(doc))
+        return Request(key=key, tokens=tokens, sampling=sampling, seed=None)
 
-    def __len__(self) -> int:
-        return len(self._positions)
-
-    @overload
-    def __getitem__(self, index: int) -> Request: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Request]: ...
-
-    def __getitem__(self, index: int | slice) -> Request | Sequence[Request]:
-        if isinstance(index, slice):
-            return [self[i] for i in self._positions[index]]
-        i = self._positions[index]
-        key = SampleKey(task=self._cell.name, doc=i, repeat=0)
-        tokens = with_special_tokens(self._tokenizer, self._cell.tokens(i))
-        return Request(key=key, tokens=tokens, sampling=self._sampling, seed=None)
+    return OnDemand(request, range(n))
 
 
 def recall_samples(
     engine: Engine,
     candidate: Candidate,
-    requests: CellRequests,
+    requests: Sequence[Request],
     cell: PromptCell,
     work: Path,
 ) -> tuple[RecallSample, ...]:

@@ -14,12 +14,12 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, cast
 
 from amnesia_bench.errors import AmnesiaError, StageFailedError
 from amnesia_bench.evals.engines.options import EngineOptions
 from amnesia_bench.evals.engines.prefix_tree import PromptDigest, partition
-from amnesia_bench.evals.engines.protocol import Request
+from amnesia_bench.evals.engines.protocol import OnDemand, Request
 from amnesia_bench.evals.tokenizers import load_tokenizer
 from amnesia_bench.records.evaluation import Generation
 
@@ -130,29 +130,6 @@ class DataParallelEngine:
         self.close()
 
 
-class _RemoteRequests(Sequence[Request]):
-    """Requests that the parent builds, one at a time."""
-
-    def __init__(self, connection: Connection, count: int) -> None:
-        self._connection = connection
-        self._count = count
-
-    def __len__(self) -> int:
-        return self._count
-
-    @overload
-    def __getitem__(self, index: int) -> Request: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Request]: ...
-    def __getitem__(self, index: int | slice) -> Request | Sequence[Request]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(self._count))]
-        if not 0 <= index < self._count:
-            raise IndexError(index)
-        self._connection.send(("want", index))
-        return cast("Request", self._connection.recv()[1])
-
-
 def load_engine(
     checkpoint: Path, options: EngineOptions
 ) -> TransformersEngine | DataParallelEngine:
@@ -174,6 +151,10 @@ def load_engine(
 def _work(connection: Connection, checkpoint: Path, options: EngineOptions) -> None:
     from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
 
+    def ask(index: int) -> Request:
+        connection.send(("want", index))
+        return cast("Request", connection.recv()[1])
+
     # The parent is gone, or wants no more: nobody is left to tell.
     with suppress(EOFError, ConnectionError, KeyboardInterrupt):
         try:
@@ -181,7 +162,7 @@ def _work(connection: Connection, checkpoint: Path, options: EngineOptions) -> N
             connection.send(("ready", dict(engine.settings)))
             while True:
                 _, count = connection.recv()
-                for generation in engine.generate(_RemoteRequests(connection, count)):
+                for generation in engine.generate(OnDemand(ask, range(count))):
                     connection.send(("generation", generation))
                 connection.send(("done", None))
         except AmnesiaError as error:

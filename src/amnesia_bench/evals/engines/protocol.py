@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +30,41 @@ class Request:
 
 class UntrustedAnswersError(StageFailedError):
     """A check failed: no answer of this run is to be kept, those given before included."""
+
+
+class OnDemand(Sequence[Request]):
+    """Requests that are built whenever they are asked for, and not kept.
+
+    500 prompts of 256K tokens are half a gigabyte.
+
+    Args:
+        build: makes the request at a position.
+        positions: which of them there are, in order.
+    """
+
+    def __init__(self, build: Callable[[int], Request], positions: Sequence[int]) -> None:
+        self._build = build
+        self._positions = positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    @overload
+    def __getitem__(self, index: int) -> Request: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Request]: ...
+
+    def __getitem__(self, index: int | slice) -> Request | Sequence[Request]:
+        if isinstance(index, slice):
+            return OnDemand(self._build, self._positions[index])
+        return self._build(self._positions[index])
+
+
+def sample_seed(seed: int, key: SampleKey) -> int:
+    """Return the seed of one answer, 63 bits: a hash, so that no other answer moves it."""
+    text = json.dumps([seed, key.task, key.doc, key.repeat])
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 class Engine(Protocol):

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NoReturn, overload
+from typing import Any, NoReturn
 
 import numpy as np
 from lm_eval.api.model import TemplateLM
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.engines.opening import open_engine
 from amnesia_bench.evals.engines.options import EngineOptions
-from amnesia_bench.evals.engines.protocol import Engine, Request
+from amnesia_bench.evals.engines.protocol import Engine, OnDemand, Request, sample_seed
 from amnesia_bench.evals.lm_eval_bridge.gen_kwargs import sampling_of
 from amnesia_bench.evals.lm_eval_bridge.niah_task import DocumentCell
 from amnesia_bench.evals.special_tokens import with_special_tokens
@@ -105,11 +104,19 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
             UserError: a prompt with its answer is too long, or kwargs that no engine has.
         """
         prompts = _prompts(requests)
+        tokenised = OnDemand(lambda i: self._request(prompts[i]), range(len(prompts)))
         answers = {
-            generation.key: generation.text
-            for generation in self._engine.generate(_Requests(prompts, self._tokens))
+            generation.key: generation.text for generation in self._engine.generate(tokenised)
         }
         return [answers[prompt.key] for prompt in prompts]
+
+    def _request(self, prompt: _Prompt) -> Request:
+        return Request(
+            key=prompt.key,
+            tokens=self._tokens(prompt),
+            sampling=prompt.sampling,
+            seed=prompt.seed,
+        )
 
     def _tokens(self, prompt: _Prompt) -> NDArray[np.int32]:
         cell = self._cell
@@ -178,36 +185,6 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         raise _scores_no_text()
 
 
-class _Requests(Sequence[Request]):
-    """Requests that are tokenised when they are asked for."""
-
-    def __init__(
-        self, prompts: Sequence[_Prompt], tokens: Callable[[_Prompt], NDArray[np.int32]]
-    ) -> None:
-        self._prompts = prompts
-        self._tokens = tokens
-
-    def __len__(self) -> int:
-        return len(self._prompts)
-
-    @overload
-    def __getitem__(self, index: int) -> Request: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Request]: ...
-
-    def __getitem__(self, index: int | slice) -> Request | Sequence[Request]:
-        if isinstance(index, slice):
-            return _Requests(self._prompts[index], self._tokens)
-        prompt = self._prompts[index]
-        return Request(
-            key=prompt.key,
-            tokens=self._tokens(prompt),
-            sampling=prompt.sampling,
-            seed=prompt.seed,
-        )
-
-
 def _prompts(requests: Sequence[Any]) -> list[_Prompt]:
     seen: Counter[tuple[str, int]] = Counter()
     prompts = []
@@ -217,15 +194,9 @@ def _prompts(requests: Sequence[Any]) -> list[_Prompt]:
         asked = (request.task_name, request.doc_id)
         key = SampleKey(task=asked[0], doc=asked[1], repeat=seen[asked])
         seen[asked] += 1
-        own_seed = None if sampling.greedy else _seed(seed, key)
+        own_seed = None if sampling.greedy else sample_seed(seed, key)
         prompts.append(_Prompt(key=key, text=text, sampling=sampling, seed=own_seed))
     return prompts
-
-
-def _seed(base: int, key: SampleKey) -> int:
-    """Return a seed of this sample alone, whatever is asked beside it. 63 bits."""
-    name = f"{base}/{key.task}/{key.doc}/{key.repeat}"
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) >> 1
 
 
 def _scores_no_text() -> UserError:
