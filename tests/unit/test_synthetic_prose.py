@@ -55,10 +55,8 @@ def test_needles_and_questions_are_worded_as_in_niah() -> None:
         assert TOLD.fullmatch(task.needle("a-key", "123"))
     number = TASKS["niah_single_2"]
     assert number.head in whole
-    key = next(told[2] for told in TOLD.finditer(whole) if told[1] == "number")
-    asked = f"{number.question(key)} {number.gen_prefix(key)} "
     keys = {told[2] for told in TOLD.finditer(whole) if told[1] == "number"}
-    assert any(f"{number.question(k)} {number.gen_prefix(k)} " in whole for k in keys), asked
+    assert any(f"{number.question(k)} {number.gen_prefix(k)} " in whole for k in keys)
 
 
 def test_a_haystack_holds_no_needle_and_ends_in_full_sentences() -> None:
