@@ -55,10 +55,12 @@ def recall_samples_of(found: FoundCell) -> tuple[RecallSample, ...]:
     """Return the judged answers to a cell's prompts, with depths; empty where none are kept."""
     cell = found.cell
     task = f"{cell.task}@{cell.context_tokens}"
+    # A check keeps several checkpoints' answers side by side; each is a parent of its own cells.
+    roles = {parent.role for parent in cell.parents}
     return tuple(
         sample
         for sample in _records(RecallSample, found.path.with_name(SAMPLES))
-        if sample.role == cell.method and sample.key.task == task
+        if sample.role in roles and sample.key.task == task
     )
 
 
