@@ -72,7 +72,14 @@ def write_recall(
             engine = PlantedEngine(accuracy(task, length), seed)
             requests = cell_requests(prompts, samples, NIAH_SAMPLING, BareTokenizer())
             answers = [recall_sample(each, tested, prompts) for each in engine.generate(requests)]
-            cells.append(recall_cell(recall_of([each.outcome for each in answers]), tested, prompts, {"engine": "planted"}))
+            cells.append(
+                recall_cell(
+                    recall_of([each.outcome for each in answers]),
+                    tested,
+                    prompts,
+                    {"engine": "planted"},
+                )
+            )
             found += answers
     return publish(folder, {"cells.json": cells, "samples.jsonl": found}, dirty=dirty)
 
