@@ -28,6 +28,8 @@ from amnesia_bench.weights.checkpoint import Checkpoint
 
 PIECE_BYTES = 1 << 20
 BUFFERS = 4
+# The kernel would leave gigabytes to the fsync at the end, while the disk only reads.
+FLUSH_BYTES = 1 << 26
 CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP)
 FICLONE = 0x40049409  # linux/fs.h
 
@@ -115,14 +117,21 @@ def _write_shard(job: _Job, spool: Path) -> WrittenShard:
             spool=_open(stack, spool, os.O_RDONLY),
             target=_open(stack, job.target, os.O_RDWR | os.O_CREAT | os.O_EXCL),
         )
-        hasher = stack.enter_context(ThreadPoolExecutor(max_workers=1))
-        sha256 = _write_and_prove(files, job, num_bytes, hasher)
+        hasher, flusher = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
+        sha256 = _write_and_prove(files, job, num_bytes, (hasher, flusher))
         os.fsync(files.target)
     return WrittenShard(name=job.target.name, num_bytes=num_bytes, sha256=sha256)
 
 
-def _write_and_prove(files: _Files, job: _Job, num_bytes: int, hasher: Executor) -> str:
-    """Return the sha256 of the target, written, read again and found to be as planned."""
+def _write_and_prove(
+    files: _Files, job: _Job, num_bytes: int, beside: tuple[Executor, Executor]
+) -> str:
+    """Return the sha256 of the target, written, read again and found to be as planned.
+
+    `beside` are threads that hash and that let the disk write while the next pieces are read.
+    """
+    hasher, flusher = beside
+    flushed = _done()
     cloned = _cloned(files)
     digest = hashlib.sha256()
     # A buffer is filled again only when the hasher is done with it.
@@ -149,8 +158,12 @@ def _write_and_prove(files: _Files, job: _Job, num_bytes: int, hasher: Executor)
                 hint="Do not trust this disk or this memory; nothing was published.",
             )
         buffers.append((got, hasher.submit(digest.update, got)))
+        if start % FLUSH_BYTES == 0 and start and flushed.done():
+            flushed.result()
+            flushed = flusher.submit(os.fsync, files.target)
     for _, hashed in buffers:
         hashed.result()
+    flushed.result()
     return digest.hexdigest()
 
 
