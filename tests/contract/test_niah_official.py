@@ -94,7 +94,7 @@ def test_keys_and_depths_are_those_of_lm_eval() -> None:
 
 def test_prompts_are_those_of_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tokenizer = shared_path("data", "qwen2_tokenizer")
-    comparison = Comparison(tokenizer=tokenizer, lengths=(300, 1024, 4096, 5000), samples=12)
+    comparison = Comparison(tokenizer=tokenizer, lengths=(300, 1024, 5000), samples=10)
     records = comparison.build(tmp_path / "prompts", monkeypatch)
     assert all(record.spliced for record in records)
 

@@ -47,5 +47,6 @@ def test_other_words_than_those_of_the_official_prompts_are_refused(
             self._categories = {"adjectives": ["old"], "nouns": ["fox"]}
 
     monkeypatch.setattr(wonderwords, "RandomWord", Fewer)
+    needle_keys.cache_clear()
     with pytest.raises(MissingEnvironmentError, match=r"wonderwords==3\.0\.1"):
         needle_keys()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
+from functools import cache
 from itertools import accumulate
 from typing import overload
 
@@ -61,6 +62,7 @@ class WordPairs(Sequence[str]):
         return self._shared[block[0]] if len(block) > 1 else self._nouns
 
 
+@cache
 def needle_keys() -> WordPairs:
     """Return the keys that lm-eval draws from.
 
