@@ -60,8 +60,8 @@ def data_config(**changes: Any) -> DataConfig:
     """Return a small config of CoT rows, with changes."""
     values = {
         "name": "small",
-        "source": {"dataset": "a/b", "subsets": ["default"], "split": "train", "revision": None,
-                   "skip_files": 0, "take_files": None},
+        "source": {"kind": "hub", "dataset": "a/b", "subsets": ["default"], "split": "train",
+                   "revision": None, "skip_files": 0, "take_files": None},
         "rows": {"kind": "question_response"},
         "chat": {"style": "qwen3", "loss_on": "assistant"},
         "pack": "best_fit", "over_length": "drop", "sequence_tokens": 256,

@@ -112,11 +112,14 @@ def test_failures_never_reach_the_run_and_three_end_the_attempts(fail: str, logs
     assert len([call for call in module.calls if call[0] == "log"]) == logs
 
 
-def test_a_missing_package_does_no_harm(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_told_and_does_no_harm(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)
     sink = WandbSink(RUN)
     sink.log({"loss": 1.0}, 1)
     sink.finish(0)
+    assert "wandb" in caplog.text
 
 
 def test_the_mode_is_online_only_with_a_key(tmp_path: Path) -> None:
