@@ -197,7 +197,7 @@ def restored(
     pre: Stage, post: Stage, variant: Variant, overrides: Sequence[str], top: Input | None
 ) -> Stage:
     """Put weights of `pre` back into `post`; `top` says in how many layers of which ranking."""
-    layers = () if top is None else ("--layers", top)
+    layers: tuple[Argument, ...] = () if top is None else ("--layers", top)
     return Stage(
         kind="restored",
         name=f"{post.name}-{variant.name}",

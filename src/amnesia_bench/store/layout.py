@@ -6,7 +6,7 @@
 <store>/<kind>/.<id>.parts/         finished parts of the work, which the next attempt goes on from
 <store>/<kind>/.<id>.lease/         who is working on <id>
 <store>/<kind>/<id>.training/       saves and metrics of a training run that will become <id>
-<store>/stages/<id>/                what a pipeline knows of the stage that makes <id>
+<store>/stages/<id>/                orders and logs of the stage that makes <id>
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def artifact_path(root: Path, kind: str, artifact_id: str) -> Path:
 
 
 def stage_path(root: Path, artifact_id: str) -> Path:
-    """Return the folder of what a pipeline knows of the stage that makes an artifact."""
+    """Return the folder of orders and logs of the stage that makes an artifact."""
     return artifact_path(root, "stages", artifact_id)
 
 
