@@ -29,6 +29,7 @@ COMMANDS = {
     "rank-layers": "rank softmax layers by what retrieval loses without them",
     "generate": "let a model answer a reasoning benchmark, resumable",
     "score": "judge such answers; compare them with another model's",
+    "run": "run an experiment: all its stages that are not done yet, and its report",
     "report": "lay results out in the paper's tables, next to the paper's numbers",
     "sandbox": "try the sandbox that programs written by models are run in",
     "data": "prepare training data once, or look at what was prepared",

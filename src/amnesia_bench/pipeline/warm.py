@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import runpy
 import select
 import signal
 import socket
@@ -23,10 +22,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+_MAIN = "amnesia_bench.cli.main"
 _PRELOADED = (
-    "amnesia_bench.cli.main",
+    _MAIN,
     "amnesia_bench.config.train_schema",
     "amnesia_bench.data.prepare",
     "amnesia_bench.evals.engines.transformers_engine",
@@ -106,7 +106,7 @@ def _start(connection: socket.socket, listener: socket.socket, others: Any) -> i
 
 
 def _child(asked: dict[str, Any]) -> int:
-    """Become the command."""
+    """Become the command, and return its exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with Path(os.devnull).open("rb") as nothing, Path(asked["log"]).open("ab") as log:
         os.dup2(nothing.fileno(), 0)
@@ -116,8 +116,7 @@ def _child(asked: dict[str, Any]) -> int:
         torch.set_num_threads(asked["threads"])
     sys.argv = ["amnesia", *asked["command"]]
     try:
-        runpy.run_module("amnesia_bench.cli.main", run_name="__main__", alter_sys=False)
-        code = 0
+        code = cast("int", import_module(_MAIN).main())
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:

@@ -93,13 +93,14 @@ def _check_inputs(store: Path, order: StageOrder) -> None:
 
 
 def _run(order: StageOrder, log: Path, socket: str | None) -> None:
-    artifact = order.command
-    for _ in range(_REQUEUES):
-        code = run_command(artifact, log, order.threads, order.gpus, socket)
-        while code == ExitCode.BUSY:  # an attempt whose worker was killed goes on by itself
+    requeues = 0
+    while True:
+        code = run_command(order.command, log, order.threads, order.gpus, socket)
+        if code == ExitCode.REQUEUE and requeues < _REQUEUES:
+            requeues += 1
+        elif code == ExitCode.BUSY:  # an attempt whose worker was killed goes on by itself
             time.sleep(_WAIT_SECONDS)
-            code = run_command(artifact, log, order.threads, order.gpus, socket)
-        if code != ExitCode.REQUEUE:
+        else:
             break
     if code != ExitCode.DONE:
         how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
