@@ -59,20 +59,13 @@ class Claim(Frozen):
 class TradeOff(Frozen):
     """A figure of recall against reasoning: a point per row (name to label), with intervals.
 
-    Each of `lines` joins the rows that it names, in that order.
+    `rows` null: those of the table. Each of `lines` joins the rows that it names, in that order.
     """
 
     recall: Name
     score: Name
-    rows: Annotated[Mapping[str, Name], Field(min_length=1)]
+    rows: Annotated[Mapping[str, Name], Field(min_length=1)] | None = None
     lines: tuple[tuple[Name, ...], ...] = ()
-
-    @model_validator(mode="after")
-    def _lines_join_rows(self) -> Self:
-        for row in (row for line in self.lines for row in line):
-            if row not in self.rows:
-                raise ValueError(f"lines: no row {row}")
-        return self
 
 
 class TableConfig(Frozen):
@@ -105,7 +98,15 @@ class TableConfig(Frozen):
         if self.trade_off is not None:
             self._check_column(self.trade_off.recall, "trade_off.recall")
             self._check_column(self.trade_off.score, "trade_off.score")
+            for row in (row for line in self.trade_off.lines for row in line):
+                if row not in self.points:
+                    raise ValueError(f"trade_off.lines: no row {row}")
         return self
+
+    @property
+    def points(self) -> Mapping[str, str]:
+        """The rows that the trade-off shows, and their labels; none without one."""
+        return {} if self.trade_off is None else self.trade_off.rows or self.methods
 
     def _check_column(self, column: str, where: str) -> None:
         task, _, length = column.partition("@")
@@ -117,7 +118,7 @@ class TableConfig(Frozen):
     @model_validator(mode="after")
     def _own_rows_are_named_by_method(self) -> Self:
         claimed = [row for claim in self.claims.values() for row in claim.weights]
-        for row in (*self.methods, *claimed, *(self.trade_off.rows if self.trade_off else ())):
+        for row in (*self.methods, *claimed, *self.points):
             method, at, sft = row.partition("@")
             if not method or (at and sft in ("", self.sft)):
                 raise ValueError(f"row {row}: expected METHOD, or METHOD@SFT of another fine-tune")

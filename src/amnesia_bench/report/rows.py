@@ -31,9 +31,8 @@ def row_of(name: str, sft: str) -> Row:
 def rows_of(table: TableConfig) -> tuple[Row, ...]:
     """Return the rows that are shown, then those that only claims and figures need."""
     needed = [name for claim in table.claims.values() for name in claim.weights]
-    if table.trade_off is not None:
-        needed += table.trade_off.rows
-    return tuple(row_of(name, table.sft) for name in dict.fromkeys([*table.methods, *needed]))
+    names = dict.fromkeys([*table.methods, *needed, *table.points])
+    return tuple(row_of(name, table.sft) for name in names)
 
 
 def after_sft(name: str, sft: str) -> str | None:

@@ -54,7 +54,7 @@ def build_trade_offs(config: TableConfig, places: Places) -> tuple[TradeOffCurve
                 recall=_cell((model, row, recall.key), config, places),
                 score=_cell((model, row, score.key), config, places),
             )
-            for row, label in asked.rows.items()
+            for row, label in config.points.items()
         ]
         there = tuple(p for p in points if None not in (p.recall.value, p.score.value))
         if len(there) > 1:
