@@ -89,8 +89,9 @@ def _print(report: Report, written: Path) -> None:
         grid = table(each.table.title, ("claim", "ours", "the paper's own numbers"), left=3)
         for claim in each.claims:
             grid.add_row(claim.text, str(claim.verdict), claim.in_paper)
-        show(grid)
-        say(summary(each))
+        if each.claims:
+            show(grid)
+        say(f"{each.table.name}: {summary(each)}")
         notes += each.notes
     for note in dict.fromkeys(notes):
         sys.stderr.write(f"note: {note}\n")

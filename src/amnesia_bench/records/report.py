@@ -104,10 +104,14 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportTable:
-    """A table in the paper's layout; `cells` by model, then method, then column."""
+    """A table in the paper's layout; `cells` by model, then method, then column.
+
+    Of `methods` those without `@` are after the fine-tune `sft`.
+    """
 
     name: str
     title: str
+    sft: str
     models: tuple[str, ...]
     methods: Mapping[str, str]
     columns: tuple[Column, ...]

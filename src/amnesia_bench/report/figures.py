@@ -158,7 +158,7 @@ def _recall_axes(box: svg.Box, lengths: Sequence[int]) -> list[str]:
     parts = []
     for percent in (0, 25, 50, 75, 100):
         y = box.y(percent / 100)
-        parts.append(svg.line(box.left, y, box.left + box.width, y, faint=True))
+        parts.append(svg.line(box.left, y, box.left + box.width, y, opacity=svg.FAINT))
         parts.append(svg.text(box.left - 6, y + 4, f"{percent}", anchor="end"))
     for length in lengths:
         x = box.x(math.log2(length))
@@ -201,7 +201,7 @@ def _drift_axes(box: svg.Box, layers: Sequence[int], highest: float) -> list[str
     parts = []
     for share in (0.0, 0.5, 1.0):
         y = box.y(share * highest)
-        parts.append(svg.line(box.left, y, box.left + box.width, y, faint=True))
+        parts.append(svg.line(box.left, y, box.left + box.width, y, opacity=svg.FAINT))
         parts.append(svg.text(box.left - 6, y + 4, f"{100 * share * highest:.2g} %", anchor="end"))
     step = math.ceil(len(layers) / 10)
     for layer in layers[::step]:

@@ -10,7 +10,7 @@ from amnesia_bench.records.report import ClaimVerdict, DecidedClaim, Report, Tab
 from amnesia_bench.report.figures import drift_figures, figures_on, heat_maps_on
 from amnesia_bench.report.page_tables import Anchors, anchors_of, results, sources
 from amnesia_bench.report.text_formats import incomplete
-from amnesia_bench.report.wording import condition, counted, legend, made_by, summary
+from amnesia_bench.report.wording import condition, counted, estimate, legend, made_by, summary
 
 # Signs besides colours: a page may be printed, or read by someone who sees no red.
 _SIGNS = {
@@ -65,11 +65,11 @@ def _claims(tables: Sequence[TableReport]) -> str:
     bodies = []
     for each in tables:
         rows = "".join(_claim(claim) for claim in each.claims)
-        head = f"<tr class=model><th colspan=4>{escape(each.table.title)}</th></tr>"
+        head = f"<tr class=model><th colspan=5>{escape(each.table.title)}</th></tr>"
         bodies.append(f"<tbody>{head if len(tables) > 1 else ''}{rows}</tbody>" if rows else "")
     return (
-        "<table class=claims><thead><tr><th>ours<th>claim<th>the paper's own numbers<th>place"
-        f"</tr></thead>{''.join(bodies)}</table>"
+        "<table class=claims><thead><tr><th>ours<th>points<th>claim<th>the paper's own numbers"
+        f"<th>place</tr></thead>{''.join(bodies)}</table>"
         "<p class=muted>A claim holds where the 95 % interval of its inequality lies above the "
         "bound for every model and column it names, and does not hold where it lies below for one. "
         "The interval speaks of these checkpoints on other prompts, not of other trainings: how "
@@ -79,15 +79,18 @@ def _claims(tables: Sequence[TableReport]) -> str:
 
 def _claim(claim: DecidedClaim) -> str:
     name, sign = _SIGNS[claim.verdict]
-    holding = sum(each.verdict is ClaimVerdict.HOLDS for each in claim.conditions)
+    estimates = "".join(
+        f"<div>{_SIGNS[each.verdict][1]} {escape(estimate(each) or '-')}</div>"
+        for each in claim.conditions
+    )
     numbers = "".join(
         f"<li><b>{_SIGNS[each.verdict][1]}</b> {escape(each.model)}, {escape(each.column)}: "
         f"{escape(condition(each))}</li>"
         for each in claim.conditions
     )
     return (
-        f'<tr><td class="verdict {name}">{sign} {claim.verdict}'
-        f"<small>{holding} of {len(claim.conditions)} hold</small></td>"
+        f'<tr><td class="verdict {name}">{sign} {claim.verdict}</td>'
+        f"<td class=estimates>{estimates}</td>"
         f"<td>{escape(claim.text)}<details><summary>{escape(claim.formula)}</summary>"
         f"<ul>{numbers}</ul></details></td>"
         f"<td>{claim.in_paper}</td><td class=muted>{escape(claim.place)}</td></tr>"

@@ -14,6 +14,7 @@ from amnesia_bench.records.report import (
     ReportedCell,
     ReportTable,
 )
+from amnesia_bench.report.rows import full_name
 from amnesia_bench.report.text_formats import address
 from amnesia_bench.report.wording import beside, marks, number, percent, points, test_result
 
@@ -99,7 +100,8 @@ def sources(tables: Sequence[ReportTable], anchors: Anchors) -> str:
     for table in tables:
         for cell in table.cells:
             for origin in cell.origins:
-                rows_of.setdefault(origin, {})[f"{cell.model} {cell.method}"] = None
+                row = f"{cell.model} {full_name(cell.method, table.sft)}"
+                rows_of.setdefault(origin, {})[row] = None
     if not rows_of:
         return "<p>Nothing was measured yet.</p>"
     listed = []

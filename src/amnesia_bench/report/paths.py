@@ -27,8 +27,8 @@ def relative(path: Path, folder: Path) -> str | None:
 
 
 def shown(path: Path, folder: Path) -> str:
-    """Return a path as seen from a folder, or else its last two names."""
-    return relative(path, folder) or "/".join((OUTSIDE, *path.absolute().parts[-2:]))
+    """Return a path as seen from a folder, or else its last two names, without the first of all."""
+    return relative(path, folder) or "/".join((OUTSIDE, *path.absolute().parts[2:][-2:]))
 
 
 def typed(path: Path | str) -> str:

@@ -13,7 +13,7 @@ from amnesia_bench.report.answers import answers_of
 from amnesia_bench.report.layout import columns_of
 from amnesia_bench.report.paths import typed
 from amnesia_bench.report.pooling import Placed
-from amnesia_bench.report.rows import BEFORE_SFT, row_of, rows_of
+from amnesia_bench.report.rows import BEFORE_SFT, full_name, row_of, rows_of
 from amnesia_bench.report.sources import FoundCell
 
 # Model, name of the row, key of the column.
@@ -92,9 +92,8 @@ def _why_not(found: FoundCell, tables: Mapping[str, TableConfig]) -> str:
 
 def _labels(table: TableConfig) -> set[str]:
     """Return every METHOD and METHOD@SFT that means a row of a table."""
-    rows = rows_of(table)
-    full = {f"{row.method}@{row.sft}" for row in rows if row.sft is not None}
-    return full | {row.name for row in rows}
+    names = [row.name for row in rows_of(table)]
+    return {*names, *(full_name(name, table.sft) for name in names)}
 
 
 def _row_for(found: FoundCell, table: TableConfig) -> str | None:

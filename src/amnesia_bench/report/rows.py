@@ -28,6 +28,12 @@ def row_of(name: str, sft: str) -> Row:
     return Row(name=name, method=method, sft=None if method == BEFORE_SFT else own or sft)
 
 
+def full_name(name: str, sft: str) -> str:
+    """Return METHOD@SFT of any row, METHOD of that before all."""
+    row = row_of(name, sft)
+    return row.method if row.sft is None else f"{row.method}@{row.sft}"
+
+
 def rows_of(table: TableConfig) -> tuple[Row, ...]:
     """Return the rows that are shown, then those that only claims and figures need."""
     needed = [name for claim in table.claims.values() for name in claim.weights]

@@ -11,6 +11,7 @@ from enum import StrEnum
 from html import escape
 
 INK = "currentColor"
+FAINT, PALE = 0.2, 0.5  # of a grid, of a line that joins what is drawn
 FONT = "font-family:system-ui,sans-serif;font-size:11px"
 # cividis (Nunez, Anderton and Renslow 2018), dark for low: even in grey.
 _CIVIDIS = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")
@@ -90,12 +91,12 @@ def text(x: float, y: float, words: str, *, anchor: str = "middle", style: str =
 
 
 def line(
-    x1: float, y1: float, x2: float, y2: float, *, colour: str = "", faint: bool = False
+    x1: float, y1: float, x2: float, y2: float, *, colour: str = INK, opacity: float = 1.0
 ) -> str:
-    """Return a straight line; without a colour the page's."""
+    """Return a straight line."""
     return (
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
-        f'stroke="{colour or "currentColor"}" stroke-opacity="{0.2 if faint else 1}"/>'
+        f'stroke="{colour}" stroke-opacity="{opacity:g}"/>'
     )
 
 

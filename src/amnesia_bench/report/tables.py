@@ -31,6 +31,7 @@ def build_table(name: str, config: TableConfig, places: Places) -> ReportTable:
     return ReportTable(
         name=name,
         title=config.title,
+        sft=config.sft,
         models=config.models,
         methods=config.methods,
         columns=columns,

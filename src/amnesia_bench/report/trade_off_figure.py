@@ -29,20 +29,22 @@ def trade_off_figure(curve: TradeOffCurve) -> str:
     recall = f"{curve.recall.group} at {curve.recall.label}"
     score = f"{curve.score.group} {curve.score.label}".strip()
     parts = [*_axes(box, score, recall)]
+    busy: list[Rectangle] = []
     for rows in curve.lines:
         there = [at[row] for row in rows if row in at]
-        parts += [svg.line(*start, *end, faint=True) for start, end in pairwise(there)]
-    bars = [bar for point in curve.points for bar in _bars(box, point)]
-    for point, (level, upright) in zip(curve.points, _pairs(bars), strict=True):
-        mark = _mark(point.row)
-        for bar in (level, upright):
-            drawn = svg.line(bar.left, bar.top, bar.right, bar.bottom, colour=mark.colour)
-            parts.append(drawn)
+        for start, end in pairwise(there):
+            parts.append(svg.line(*start, *end, opacity=svg.PALE))
+            busy += _along(start, end)
+    for point in curve.points:
+        for bar in _bars(box, point):
+            ends = (bar.left, bar.top, bar.right, bar.bottom)
+            parts.append(svg.line(*ends, colour=_mark(point.row).colour))
+            busy.append(bar)
     for point in curve.points:
         parts.append(svg.marker(*at[point.row], _mark(point.row)))
     area = Rectangle(box.left, box.top, box.left + box.width, box.top + box.height)
     labelled = [(*at[point.row], point.label) for point in curve.points]
-    for (x, y, words), place in zip(labelled, place_labels(labelled, area, bars), strict=True):
+    for (x, y, words), place in zip(labelled, place_labels(labelled, area, busy), strict=True):
         parts += _label(x, y, words, place)
     return svg.picture(_WIDTH, _HEIGHT, f"{curve.model}: recall against reasoning", parts)
 
@@ -79,18 +81,22 @@ def _bars(box: svg.Box, point: TradeOffPoint) -> Iterator[Rectangle]:
     yield Rectangle(x, top, x, bottom)
 
 
-def _pairs(bars: list[Rectangle]) -> list[tuple[Rectangle, Rectangle]]:
-    return list(zip(bars[::2], bars[1::2], strict=True))
+def _along(start: tuple[float, float], end: tuple[float, float]) -> Iterator[Rectangle]:
+    """Yield small fields on a line, where no label should stand."""
+    steps = max(1, round(math.dist(start, end) / 6))
+    for i in range(steps + 1):
+        x, y = (a + (b - a) * i / steps for a, b in zip(start, end, strict=True))
+        yield Rectangle(x - 1, y - 1, x + 1, y + 1)
 
 
 def _axes(box: svg.Box, score: str, recall: str) -> Iterator[str]:
     for tenth in range(round(10 * box.x_range[0]), round(10 * box.x_range[1]) + 1):
         x = box.x(tenth / 10)
-        yield svg.line(x, box.top, x, box.top + box.height, faint=True)
+        yield svg.line(x, box.top, x, box.top + box.height, opacity=svg.FAINT)
         yield svg.text(x, box.top + box.height + 16, f"{10 * tenth}")
     for tenth in range(round(10 * box.y_range[0]), round(10 * box.y_range[1]) + 1):
         y = box.y(tenth / 10)
-        yield svg.line(box.left, y, box.left + box.width, y, faint=True)
+        yield svg.line(box.left, y, box.left + box.width, y, opacity=svg.FAINT)
         yield svg.text(box.left - 6, y + 4, f"{10 * tenth}", anchor="end")
     yield svg.text(box.left + box.width / 2, box.top + box.height + 34, f"{score}, per cent")
     middle = box.top + box.height / 2
@@ -103,5 +109,5 @@ def _label(x: float, y: float, words: str, place: Rectangle) -> Iterator[str]:
     nearest_x = min(max(x, place.left), place.right)
     nearest_y = min(max(y, place.top), place.bottom)
     if math.hypot(nearest_x - x, nearest_y - y) > LINE:
-        yield svg.line(x, y, nearest_x, nearest_y, faint=True)
+        yield svg.line(x, y, nearest_x, nearest_y, opacity=svg.PALE)
     yield svg.text(middle, place.bottom - 3, words)

@@ -33,13 +33,14 @@ def legend(table: ReportTable) -> str:
 
 def counted(table: ReportTable) -> str:
     """Say over how many prompts, answers and seeds the numbers of a table are."""
-    parts = []
-    for task in dict.fromkeys(column.task for column in table.columns):
-        keys = {column.key for column in table.columns if column.task == task}
+    groups: dict[str, list[str]] = {}
+    for group in dict.fromkeys(column.group for column in table.columns):
+        keys = {column.key for column in table.columns if column.group == group}
         cells = [cell for cell in table.cells if cell.column in keys and cell.value is not None]
-        if cells:
-            sizes = dict.fromkeys(number(c.n, c.prompts, c.repeats) for c in cells)
-            parts.append(f"{task} {' or '.join(sizes)}")
+        sizes = sorted({number(c.n, c.prompts, c.repeats) for c in cells})
+        if sizes:
+            groups.setdefault(" or ".join(sizes), []).append(group)
+    parts = [f"{', '.join(names)}: {sizes}" for sizes, names in groups.items()]
     seeds = sorted({seed for cell in table.cells for seed in cell.by_seed}, key=_by_number)
     if seeds:
         parts.append(f"seeds {', '.join(seeds)}: values, intervals and tests are pooled")
@@ -96,16 +97,22 @@ def test_result(test: PairedTest) -> str:
     return f"{points(test.difference)} from after SFT, p {test.p_value:.2g}, {pairs} pairs: {clear}"
 
 
+def estimate(found: Condition) -> str:
+    """Return what was estimated and its interval, in points; empty where nothing was."""
+    if found.estimate is None or found.low is None or found.high is None:
+        return ""
+    return f"{points(found.estimate)} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
 def condition(found: Condition) -> str:
     """Return a condition's numbers in one line."""
     if found.missing:
         measured = f"not measured: {', '.join(found.missing)}"
-    elif found.estimate is None or found.low is None or found.high is None:
-        measured = "no error is known"
-    else:
+    elif measured := estimate(found):
         how = "paired" if found.paired else "unpaired"
-        interval = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
-        measured = f"{points(found.estimate)} ({interval}, {number(found.n, found.prompts)}, {how})"
+        measured += f", {number(found.n, found.prompts)}, {how}"
+    else:
+        measured = "no error is known"
     if found.by_seed:
         seeds = sorted(found.by_seed, key=_by_number)
         measured += "; by seed " + ", ".join(f"{s} {points(found.by_seed[s])}" for s in seeds)
@@ -118,10 +125,14 @@ def summary(report: TableReport) -> str:
     cells = report.table.cells
     count = {status: sum(c.status is status for c in cells) for status in CellStatus}
     verdicts = [claim.verdict for claim in report.claims]
-    return (
+    measured = (
         f"{count[CellStatus.DONE]} of {len(cells)} cells measured, "
-        f"{count[CellStatus.INCOMPLETE]} incomplete, {count[CellStatus.MISSING]} missing. "
-        f"Claims: {verdicts.count(ClaimVerdict.HOLDS)} hold, "
+        f"{count[CellStatus.INCOMPLETE]} incomplete, {count[CellStatus.MISSING]} missing."
+    )
+    if not verdicts:
+        return measured
+    return (
+        f"{measured} Claims: {verdicts.count(ClaimVerdict.HOLDS)} hold, "
         f"{verdicts.count(ClaimVerdict.DOES_NOT_HOLD)} do not, "
         f"{verdicts.count(ClaimVerdict.NOT_SHOWN)} are not shown either way."
     )
