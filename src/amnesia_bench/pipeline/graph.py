@@ -120,8 +120,10 @@ class _Models:
         plan = self.plan
         if not isinstance(plan.base, Pretraining):
             return stages.download(plan.base, plan.shape)
-        init = stages.initial(plan.shape, self._tokenizer, self.seed)
-        return self._trained(plan.base.step, init, None)
+        checkpoint = stages.initial(plan.shape, self._tokenizer, self.seed)
+        for step in plan.base.steps:
+            checkpoint = self._trained(step, checkpoint, None)
+        return checkpoint
 
     @cached_property
     def _pre(self) -> Stage:
