@@ -39,9 +39,12 @@ def test_every_field_is_either_deciding_or_neutral(
 
 
 def trained(*overrides: str) -> Stage:
-    step = TrainingStep(train="tiny_sft_cot", overrides=overrides)
+    seeds = [o.partition("=")[2] for o in overrides if o.startswith("train.seed=")]
+    others = tuple(o for o in overrides if not o.startswith("train.seed="))
+    step = TrainingStep(train="tiny_sft_cot", overrides=others)
     source = stages.data("tiny_cot", (), TOKENIZER)
-    return stages.trained(step, (), START, {"tiny_cot": source}, None)
+    seed = int(seeds[0]) if seeds else 0
+    return stages.trained(step, (), seed, START, {"tiny_cot": source}, None)
 
 
 @pytest.mark.parametrize(

@@ -179,10 +179,13 @@ class _Models:
         return stages.top_layers(self.plan.top_layers, order)
 
     def _trained(self, step: TrainingStep, init: Stage, teacher: Stage | None) -> Stage:
-        overrides = (*self.profile.training_overrides, f"train.seed={self.seed}")
-        sources = {
-            source: stages.data(config, self.profile.data_overrides, self._tokenizer)
-            for source, config in stages.mixture(step, overrides).items()
+        profile = self.profile
+        overrides = profile.training_overrides
+        data = {
+            source: stages.data(
+                step.data.get(source, source), profile.data_overrides, self._tokenizer
+            )
+            for source in stages.training_of(step, overrides, self.seed).train.mixture
         }
-        stage = stages.trained(step, overrides, init, sources, teacher)
-        return replace(stage, gpus=self.profile.gpus)
+        stage = stages.trained(step, overrides, self.seed, init, data, teacher)
+        return replace(stage, gpus=profile.gpus)
