@@ -13,9 +13,9 @@ import shutil
 from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.records import codec
 from amnesia_bench.records.stages import StageFailure, StageOrder
 from amnesia_bench.store.files import make_folder, read_json, replace_text
@@ -28,6 +28,9 @@ from amnesia_bench.store.layout import (
     training_path,
 )
 from amnesia_bench.store.lease import current_holder
+
+if TYPE_CHECKING:  # a worker of a second must not wait for the config packages
+    from amnesia_bench.pipeline.stage import Stage
 
 ORDER, LOG, FAILURE = "stage.json", "log.txt", "failure.json"
 

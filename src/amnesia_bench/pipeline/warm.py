@@ -18,7 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
@@ -75,35 +75,39 @@ def serve(listener: socket.socket) -> None:
         with suppress(ImportError):
             import_module(module)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    running: dict[int, socket.socket] = {}
+    running: dict[int, socket.socket | None] = {}
     open_for_more = True
     while open_for_more or running:
-        waited = [*running.values(), *([listener, sys.stdin] if open_for_more else [])]
+        listening = [each for each in running.values() if each is not None]
+        waited = [*listening, *([listener, sys.stdin] if open_for_more else [])]
         ready, _, _ = select.select(waited, [], [], _POLL_SECONDS if running else None)
         if sys.stdin in ready:
             open_for_more = False
         elif listener in ready:
             connection, _ = listener.accept()
-            pid = _start(connection, listener, running.values())
-            running[pid] = connection
-        for pid, connection in list(running.items()):
-            if connection in ready:  # the worker went away
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGTERM)
+            running[_start(connection, [listener, *listening])] = connection
+        for pid, asker in list(running.items()):
+            if asker in ready:  # the worker went away, which ends its command
+                os.kill(pid, signal.SIGTERM)
+                running[pid] = None
             ended, status = os.waitpid(pid, os.WNOHANG)
             if ended:
-                with suppress(OSError):
-                    connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
-                connection.close()
-                del running[pid]
+                _answer(running.pop(pid), os.waitstatus_to_exitcode(status))
 
 
-def _start(connection: socket.socket, listener: socket.socket, others: Any) -> int:
+def _answer(asker: socket.socket | None, code: int) -> None:
+    if asker is None:
+        return
+    with asker, suppress(OSError):
+        asker.sendall(b"%d\n" % code)
+
+
+def _start(connection: socket.socket, others: Sequence[socket.socket]) -> int:
     asked = json.loads(connection.makefile("rb").readline())
     pid = os.fork()
     if pid:
         return pid
-    for each in (connection, listener, *others):
+    for each in (connection, *others):
         each.close()
     os._exit(_child(asked))
 

@@ -142,6 +142,8 @@ def main(arguments: Sequence[str]) -> int:
     except AmnesiaError as error:
         sys.stderr.write(f"{stage_id}: {error}\n")
         return int(error.exit_code)
+    except KeyboardInterrupt:  # Ctrl-C reaches the whole group; the driver speaks for all
+        return 128 + signal.SIGINT
     return int(ExitCode.DONE)
 
 
