@@ -4,7 +4,6 @@ import csv
 import json
 import re
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -292,47 +291,3 @@ def test_a_file_in_the_way_of_the_folder_is_named(
     (tmp_path / "file").write_text("")
     assert report(tmp_path / "file", cells) == 2
     assert "exists and is not a folder" in capsys.readouterr().err
-
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
-
-
-@pytest.mark.skipif(CHROMIUM is None, reason="needs headless Chromium: apt-get install chromium")
-def test_the_page_asks_for_nothing_says_nothing_and_fits_a_laptop(
-    written: Path, tmp_path: Path
-) -> None:
-    assert CHROMIUM is not None
-    page = written / "report.html"
-    text = page.read_text()
-    assert "<script" not in text
-    assert not re.search(r"(?:src|srcset|data-src)=|url\(|@import", text)
-    # A copy that measures itself, as the page runs no script.
-    probe = tmp_path / "probe.html"
-    measure = (
-        "<script>document.title = document.documentElement.scrollWidth + ' '"
-        " + performance.getEntriesByType('resource').length</script></body>"
-    )
-    probe.write_text(text.replace("</body>", measure))
-    done = subprocess.run(
-        [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--hide-scrollbars",
-            "--enable-logging=stderr",
-            f"--user-data-dir={tmp_path / 'profile'}",
-            "--window-size=1366,768",
-            "--dump-dom",
-            probe.as_uri(),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=True,
-    )
-    assert "CONSOLE" not in done.stderr
-    title = re.search(r"<title>(\d+) (\d+)</title>", done.stdout)
-    assert title is not None
-    assert int(title.group(1)) <= 1366
-    assert int(title.group(2)) == 0
