@@ -159,6 +159,18 @@ def test_without_cells_everything_looks_missing(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*.svg"))
 
 
+def test_a_folder_that_was_made_again_is_read_again(tmp_path: Path) -> None:
+    found = []
+    for method in ("pre", "post"):
+        shutil.rmtree(tmp_path / "cells", ignore_errors=True)
+        write_recall(tmp_path / "cells", "post", forgetful(method), samples=20)
+        assert report(tmp_path / "out", [f"tiny={tmp_path / 'cells'}"]) == 0
+        rows = csv.DictReader((tmp_path / "out" / "table1.csv").open())
+        (row,) = [r for r in rows if (r["method"], r["column"]) == ("post", "niah_single_3@4096")]
+        found.append(float(row["value"]))
+    assert found[0] > found[1]
+
+
 def test_an_incomplete_cell_says_why(tmp_path: Path) -> None:
     folder = write_recall(tmp_path / "a", "post", forgetful("post"), samples=5)
     cells = json.loads((folder / "cells.json").read_text())
@@ -254,6 +266,8 @@ def test_bad_input_is_named_and_nothing_is_written(
     changed = shutil.copytree(good, tmp_path / "changed")
     text = (good / "cells.json").read_text()
     (changed / "cells.json").write_text(text.replace('"repeats": 1', '"repeats": 2', 1))
+    unsigned = shutil.copytree(good, tmp_path / "unsigned")
+    (unsigned / "manifest.json").write_text((good / "manifest.json").read_text()[:100])
     loose = tmp_path / "loose"
     loose.mkdir()
     (loose / "cell.json").write_text('{"model": "tiny", "method": "post"}')
@@ -272,6 +286,7 @@ def test_bad_input_is_named_and_nothing_is_written(
     assert f"{flipped}/samples.jsonl: is not what" in said(f"tiny={flipped}")
     assert "the answers beside it make" in said(f"tiny={mixed}")
     assert "it was changed since" in said(f"tiny={changed}")
+    assert f"{unsigned}/manifest.json" in said(f"tiny={unsigned}")
     assert "missing key 'task'" in said(f"tiny={loose}")
     assert "no such folder" in said(f"tiny={tmp_path / 'nowhere'}")
     assert "expected DIR, or MODEL/METHOD@SFT/SEED=DIR" in said("tiny//0=nowhere")

@@ -53,7 +53,9 @@ def test_one_page_holds_every_table_and_each_has_its_files(written: Path) -> Non
             assert (written / f"{name}.{suffix}").stat().st_size > 100
         assert (written / f"{name}_recall_tiny.svg").is_file()
     for name in ("tiny_table4", "tiny_controls", "tiny_trade_off"):
-        assert (written / f"{name}_trade_off_tiny.svg").read_text() in page
+        drawn = (written / f"{name}_trade_off_tiny.svg").read_text()
+        assert "background:#ffffff" in drawn
+        assert drawn.replace("color:#1a1a1a;background:#ffffff;", "") in page
 
 
 def test_cells_are_shared_by_the_tables_and_each_takes_its_own(written: Path) -> None:
@@ -106,7 +108,10 @@ def test_claims_tell_seeds_apart_and_what_the_paper_shows(written: Path) -> None
         cell["theirs"] is None
         for cell in json.loads((written / "tiny_table1.json").read_text())["table"]["cells"]
     )
-    assert "by seed 100 +" in (written / "tiny_table1.md").read_text()
+    assert (
+        ", 2 of 2 seeds, n 24 (12 prompts), paired; by seed 100 +"
+        in (written / "tiny_table1.md").read_text()
+    )
 
 
 def test_every_number_has_its_sources_on_the_page(written: Path) -> None:

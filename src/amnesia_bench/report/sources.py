@@ -159,6 +159,11 @@ def _manifest(folder: Path) -> Manifest:
     return read_manifest(folder)
 
 
+def forget_manifests() -> None:
+    """Forget every manifest read so far."""
+    _manifest.cache_clear()
+
+
 def check_hash(path: Path, artifact: Path | None) -> None:
     """Compare a file with the manifest of the artifact that holds it, if one does.
 

@@ -56,7 +56,8 @@ def markdown(each: TableReport, report: Report) -> str:
         for method, label in table.methods.items()
     ]
     lines = [f"## {table.title}", "", *_markdown_table(heads, rows, left=2), "", legend(table), ""]
-    lines += [f"Numbers: {counted(table)}.", ""]
+    if numbers := counted(table):
+        lines += [f"Numbers: {numbers}.", ""]
     lines += [f"- {reason}" for reason in incomplete(table)]
     lines += ["", "### Claims", ""]
     lines += _markdown_table(
@@ -67,7 +68,7 @@ def markdown(each: TableReport, report: Report) -> str:
     for claim in each.claims:
         lines += ["", f"{claim.text} `{claim.formula}`", ""]
         lines += [
-            f"- {found.model}, {found.column}: {found.verdict}. {condition(found)}"
+            f"- {found.model}, {found.column}: {found.verdict}. {condition(found, claim.above)}"
             for found in claim.conditions
         ]
     lines += ["", "### Sources", "", *_sources(table), ""]
