@@ -6,7 +6,7 @@
 
 strict takes an answer from its last box alone; flexible takes a number or formula where there is
 no box. Programs run in the sandbox that `amnesia sandbox` tries. Results are in scored_SCORER
-inside the folder. Needs no GPU; run it as often as you like.
+inside the folder, or inside --out. Needs no GPU; run it as often as you like.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="answers of `amnesia generate`")
     parser.add_argument("--scorer", help="strict (default) or flexible")
     parser.add_argument("--data", type=Path, help="the problems, if they are no longer there")
+    parser.add_argument("--out", type=Path, help="folder for the results (that of the answers)")
     parser.add_argument(
         "--against",
         type=Path,
@@ -50,7 +51,13 @@ def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.evals.score import compare, score
     from amnesia_bench.records.codec import to_json
 
-    scored = score(args.folder, args.scorer, args.data, unsafe_no_sandbox=args.unsafe_no_sandbox)
+    scored = score(
+        args.folder,
+        args.scorer,
+        args.data,
+        args.out,
+        unsafe_no_sandbox=args.unsafe_no_sandbox,
+    )
     compared = () if args.against is None else compare(scored, args.against)
     if args.json:
         print_json({"cells": to_json(scored.cells), "differences": to_json(compared)})

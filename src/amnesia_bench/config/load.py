@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TypeVar, cast
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException, MissingConfigException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -21,7 +23,7 @@ from pydantic import BaseModel, ValidationError, create_model
 
 import amnesia_bench
 from amnesia_bench.config.messages import describe, nearest
-from amnesia_bench.config.schema import ExperimentConfig, Frozen, Variant
+from amnesia_bench.config.schema import Frozen, Variant
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -49,18 +51,38 @@ def options(group: str) -> tuple[str, ...]:
     return tuple(sorted(path.stem for path in (config_dir() / group).glob("*.yaml")))
 
 
-def load_config(overrides: Sequence[str]) -> ExperimentConfig:
-    """Compose and check a config.
+def load_root(overrides: Sequence[str], schema: type[Schema]) -> Schema:
+    """Compose configs/config.yaml and check it; each field of `schema` is a group.
 
     Args:
         overrides: as typed on the command line: `restore=qk_blend`, `restore.rule.alpha=0.3`.
+        schema: what the whole must be.
 
     Raises:
         UserError: a key, a value or an option is wrong; the message names its path.
     """
-    # configs/model is no group of experiments: nothing composed reads it, `convert --size` does.
-    groups = [*ExperimentConfig.model_fields, "experiment"]
-    return _load("config", overrides, ExperimentConfig, groups)
+    return _load("config", overrides, schema, list(schema.model_fields))
+
+
+def expand_sweep(overrides: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the overrides of every job of a sweep: each combination of `key=a,b` choices.
+
+    Raises:
+        UserError: an override that Hydra cannot read.
+    """
+    parser, parsed = OverridesParser.create(), []
+    for typed in overrides:
+        try:
+            parsed.append(parser.parse_override(typed))
+        except (HydraException, ValueError) as error:
+            raise _no_override(typed) from error
+    choices = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_discrete_sweep()
+        else [typed]
+        for typed, override in zip(overrides, parsed, strict=True)
+    ]
+    return tuple(product(*choices))
 
 
 def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:
@@ -122,12 +144,16 @@ def _load(
 def _for_hydra(override: str, groups: Sequence[str]) -> str:
     key, equals, _ = override.lstrip("+~").partition("=")
     if not key or not (equals or override.startswith("~")):
-        raise UserError(f"{override!r}: expected key=value", hint="For example restore=qk_pro.")
+        raise _no_override(override)
     if key.partition(".")[0].partition("/")[0] == "hydra":
         raise UserError(f"{override}: Hydra's own settings have no effect here")
     if key.partition("@")[0] in groups or override.startswith("~"):
         return override
     return "++" + override.lstrip("+")
+
+
+def _no_override(typed: str) -> UserError:
+    return UserError(f"{typed!r}: expected key=value", hint="For example restore=qk_pro.")
 
 
 def _compose(root: str, overrides: list[str]) -> object:

@@ -35,7 +35,8 @@ class Frozen(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def _unique(items: Items) -> Items:
+def unique(items: Items) -> Items:
+    """Refuse what is listed twice."""
     twice = [str(item) for item in dict.fromkeys(items) if items.count(item) > 1]
     if twice:
         raise ValueError(f"listed twice: {', '.join(twice)}")
@@ -61,7 +62,7 @@ class TopDrift(Frozen):
 
 
 _Indices = Annotated[
-    tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(_unique), Tag("list")
+    tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(unique), Tag("list")
 ]
 _All = Annotated[Literal["all"], Tag("name")]
 Layers = Annotated[
@@ -90,7 +91,7 @@ class Select(Frozen):
     softmax layers with a window.
     """
 
-    roles: Annotated[tuple[Role, ...], Field(min_length=1), AfterValidator(_unique)]
+    roles: Annotated[tuple[Role, ...], Field(min_length=1), AfterValidator(unique)]
     layers: Layers
     heads: Heads
     include_sliding: bool
@@ -162,9 +163,3 @@ def _refuse_roles(what: str, roles: tuple[Role, ...], allowed: tuple[Role, ...])
     refused = [role for role in roles if role not in allowed]
     if refused:
         raise ValueError(f"{what} takes roles {', '.join(allowed)} only, not {', '.join(refused)}")
-
-
-class ExperimentConfig(Frozen):
-    """Everything an experiment is made of."""
-
-    restore: Variant

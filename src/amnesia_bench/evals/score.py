@@ -68,6 +68,7 @@ def score(
     folder: Path,
     scorer: str | None = None,
     data: Path | None = None,
+    out: Path | None = None,
     *,
     unsafe_no_sandbox: bool = False,
 ) -> Scored:
@@ -77,6 +78,7 @@ def score(
         folder: that `generate_answers` wrote, finished or not.
         scorer: one of the task's; None is its first.
         data: where the problems are now, if not where they were.
+        out: where the results go; None is the folder of the answers.
         unsafe_no_sandbox: run the programs that answers hold as plain processes.
 
     Raises:
@@ -109,9 +111,9 @@ def score(
         parents=_parents(run, documents, folder),
     )
     cells = cells_of(task, run, problems, incomplete, source)
-    out = folder / f"scored_{name}"
-    _write(out, judged, problems, cells)
-    return Scored(folder=out, run=run, scorer=name, verdicts=judged.verdicts, cells=cells)
+    scored = (out or folder) / f"scored_{name}"
+    _write(scored, judged, problems, cells)
+    return Scored(folder=scored, run=run, scorer=name, verdicts=judged.verdicts, cells=cells)
 
 
 def compare(first: Scored, other: Path) -> tuple[Difference, ...]:

@@ -96,6 +96,24 @@ def compare_sizes(folder: Path, manifest: Manifest) -> list[Finding]:
     return findings
 
 
+def compare_changed(folder: Path, manifest: Manifest) -> list[Finding]:
+    """Compare a folder with its manifest, reading only files that were touched since."""
+    findings = compare_sizes(folder, manifest)
+    broken = {finding.path for finding in findings}
+    for entry in manifest.files:
+        if entry.path in broken or (folder / entry.path).stat().st_mtime_ns == entry.mtime_ns:
+            continue
+        finding = _compare_contents(folder, entry)
+        findings += [] if finding is None else [finding]
+    return findings
+
+
+def hashed_entries(folder: Path) -> tuple[FileEntry, ...]:
+    """Describe every file of a folder but its manifest, with its hash."""
+    names = sorted(path for path, _ in _walk(folder))
+    return tuple(file_entry(folder, name, sha256=sha256_of(folder / name)) for name in names)
+
+
 def _compare_contents(folder: Path, entry: FileEntry) -> Finding | None:
     path = folder / entry.path
     try:

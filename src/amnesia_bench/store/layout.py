@@ -6,6 +6,7 @@
 <store>/<kind>/.<id>.parts/         finished parts of the work, which the next attempt goes on from
 <store>/<kind>/.<id>.lease/         who is working on <id>
 <store>/<kind>/<id>.training/       saves and metrics of a training run that will become <id>
+<store>/stages/<id>/                orders and logs of the stage that makes <id>
 """
 
 from __future__ import annotations
@@ -47,6 +48,11 @@ def artifact_path(root: Path, kind: str, artifact_id: str) -> Path:
                 f"not opening with a dot, at most {_MAX_NAME_BYTES} characters"
             )
     return root / kind / artifact_id
+
+
+def stage_path(root: Path, artifact_id: str) -> Path:
+    """Return the folder of orders and logs of the stage that makes an artifact."""
+    return artifact_path(root, "stages", artifact_id)
 
 
 def check_final(final: Path) -> None:

@@ -126,6 +126,23 @@ def holding_lease(
         lease.release()
 
 
+def current_holder(final: Path, *, stale_seconds: float = STALE_SECONDS) -> Holder | None:
+    """Return who is writing a final folder now; None when nobody is, or a dead process was."""
+    try:
+        descriptor = os.open(lease_path(final), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        last = _last_claim(descriptor)
+    except OSError:  # released meanwhile
+        return None
+    finally:
+        os.close(descriptor)
+    if last is None or _is_stale(last, time.time() - last.heartbeat, stale_seconds):
+        return None
+    return last.holder
+
+
 def _take(final: Path, stale_seconds: float, clock: Callable[[], float]) -> tuple[int, int]:
     folder = lease_path(final)
     while True:

@@ -10,7 +10,7 @@ from pathlib import Path
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Parent
-from amnesia_bench.store.hashing import compare_sizes, read_manifest, sha256_of
+from amnesia_bench.store.hashing import compare_changed, read_manifest, sha256_of
 from amnesia_bench.training.batches import TokenStore
 from amnesia_bench.weights.checkpoint import Checkpoint
 from amnesia_bench.weights.identity import as_parent, identify
@@ -25,12 +25,7 @@ def data_parent(source: str, folder: Path) -> Parent:
         UserError: the folder is not a finished artifact, or not what its manifest says.
     """
     manifest = read_manifest(folder)
-    problems = [f"{found.path} {found.problem}" for found in compare_sizes(folder, manifest)]
-    for entry in manifest.files:
-        path = folder / entry.path
-        untouched = problems or path.stat().st_mtime_ns == entry.mtime_ns
-        if not untouched and (entry.sha256 is None or sha256_of(path) != entry.sha256):
-            problems.append(f"{entry.path} has other contents")
+    problems = [f"{found.path} {found.problem}" for found in compare_changed(folder, manifest)]
     if problems:
         raise UserError(
             f"{folder}: is not what was prepared: {'; '.join(problems)}",

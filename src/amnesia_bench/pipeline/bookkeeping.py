@@ -1,0 +1,127 @@
+"""What is known on disk of the stages of a store.
+
+<store>/<kind>/<id>/manifest.json   the stage is done: every file of the folder, with its hash
+<store>/stages/<id>/stage.json      what it is to do: a StageOrder
+<store>/stages/<id>/log.txt         what its attempts said
+<store>/stages/<id>/failure.json    how the last attempt failed
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.records import codec
+from amnesia_bench.records.stages import StageFailure, StageOrder
+from amnesia_bench.store.files import make_folder, read_json, replace_text
+from amnesia_bench.store.hashing import Finding, compare_changed, read_manifest
+from amnesia_bench.store.layout import (
+    MANIFEST,
+    artifact_path,
+    resumable_path,
+    stage_path,
+    training_path,
+)
+from amnesia_bench.store.lease import current_holder
+
+ORDER, LOG, FAILURE = "stage.json", "log.txt", "failure.json"
+
+
+class StageState(StrEnum):
+    """What is to be done about a stage."""
+
+    CACHED = "cached"
+    RUNNING = "running"
+    FAILED = "failed"
+    WAITING = "to run"
+
+
+def state_of(store: Path, kind: str, stage_id: str) -> StageState:
+    """Return the state of a stage; whether its files are intact is not looked at."""
+    if (artifact_path(store, kind, stage_id) / MANIFEST).is_file():
+        return StageState.CACHED
+    folder = stage_path(store, stage_id)
+    if current_holder(folder) is not None:
+        return StageState.RUNNING
+    return StageState.FAILED if (folder / FAILURE).is_file() else StageState.WAITING
+
+
+def damage(store: Path, stage: Stage) -> list[Finding]:
+    """Return how a finished artifact differs from its manifest; touched files are read again.
+
+    Raises:
+        UserError: its manifest is damaged.
+    """
+    folder = stage.folder(store)
+    return compare_changed(folder, read_manifest(folder))
+
+
+def remove(store: Path, stage: Stage) -> None:
+    """Remove an artifact, what its attempts left, and what is known of it."""
+    # Without its manifest it is no artifact any more, whatever happens to the removal.
+    (stage.folder(store) / MANIFEST).unlink(missing_ok=True)
+    for path in _paths(store, stage):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def removable(store: Path, stages: Sequence[Stage]) -> list[Stage]:
+    """Return the stages that have anything on disk and that nobody is working on."""
+    return [
+        stage
+        for stage in stages
+        if state_of(store, stage.kind, stage.id) is not StageState.RUNNING
+        and any(path.exists() for path in _paths(store, stage))
+    ]
+
+
+def bytes_of(store: Path, stage: Stage) -> int:
+    """Return how much disk a stage takes, hardlinks counted in full."""
+    files = (path for top in _paths(store, stage) for path in top.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
+def _paths(store: Path, stage: Stage) -> tuple[Path, ...]:
+    folder = stage.folder(store)
+    left = (training_path(folder), resumable_path(folder))
+    return (folder, *left, stage_path(store, stage.id))
+
+
+def write_orders(store: Path, orders: Sequence[StageOrder]) -> None:
+    """Write down what stages are to do."""
+    for order in orders:
+        folder = stage_path(store, order.id)
+        make_folder(folder)
+        text = json.dumps(codec.to_json(order), indent=2) + "\n"
+        path = folder / ORDER
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            replace_text(path, text)
+
+
+def read_order(store: Path, stage_id: str) -> StageOrder:
+    """Read what a stage is to do.
+
+    Raises:
+        UserError: there is no such stage.
+    """
+    path = stage_path(store, stage_id) / ORDER
+    if not path.is_file():
+        raise UserError(f"{stage_id}: no such stage in {store}", hint="amnesia status lists them.")
+    return codec.from_json(StageOrder, read_json(path), str(path))
+
+
+def known_orders(store: Path) -> list[StageOrder]:
+    """Return the orders of all stages of a store, sorted by id."""
+    return [read_order(store, path.parent.name) for path in sorted(store.glob(f"stages/*/{ORDER}"))]
+
+
+def read_failure(store: Path, stage_id: str) -> StageFailure | None:
+    """Return how the last attempt at a stage failed; None if it did not."""
+    path = stage_path(store, stage_id) / FAILURE
+    if not path.is_file():
+        return None
+    return codec.from_json(StageFailure, read_json(path), str(path))

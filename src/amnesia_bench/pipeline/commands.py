@@ -1,0 +1,73 @@
+"""A command of a stage in a process of its own: forked from a warm server, or started anew."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from amnesia_bench.errors import StageFailedError
+
+_MAIN = "amnesia_bench.cli.main"
+_LAUNCH = "amnesia_bench.training.launch"
+# Threads that wait must not spin: on two cores with other work beside them, two threads that do
+# take four times as long as one.
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def run_command(
+    command: Sequence[str], log: Path, threads: int, gpus: int, server: str | None
+) -> int:
+    """Run `amnesia` with these arguments and wait for it; its output is appended to `log`.
+
+    Args:
+        command: the arguments.
+        log: the file.
+        threads: how many it computes with.
+        gpus: more than one starts as many processes of a training.
+        server: the socket of a warm server.
+
+    Returns:
+        Its exit code; negative is the signal that ended it.
+    """
+    with log.open("a", encoding="utf-8") as file:
+        file.write(f"$ amnesia {' '.join(command)}\n")
+    if server is not None and gpus <= 1:
+        return _ask(server, command, log, threads)
+    start = ["-m", _MAIN]
+    if gpus > 1 and command[0] == "train":
+        start = ["-m", _LAUNCH, "--nproc-per-node", str(gpus), *start]
+    environment = {**os.environ, **PASSIVE, "OMP_NUM_THREADS": str(threads)}
+    with (
+        log.open("ab") as output,
+        subprocess.Popen(
+            [sys.executable, *start, *command],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+        ) as process,
+    ):
+        try:
+            return process.wait()
+        except BaseException:
+            process.terminate()
+            raise
+
+
+def _ask(server: str, command: Sequence[str], log: Path, threads: int) -> int:
+    asked = {"command": list(command), "log": str(log.resolve()), "threads": threads}
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(server)
+            connection.sendall(json.dumps(asked).encode() + b"\n")
+            answer = connection.makefile("rb").readline()
+        except OSError as error:
+            raise StageFailedError(f"the server of warm processes is gone ({error})") from error
+    if not answer:
+        raise StageFailedError("the server of warm processes is gone")
+    return int(answer)

@@ -1,0 +1,140 @@
+"""Snakemake, in this process: it orders the stages, keeps the cores busy, and tries again once.
+
+What is done, and by whom, is ours (`worker`): Snakemake sees the stages that are not done yet, in
+a folder of its own that is removed in the end, and never what an earlier run knew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+
+from amnesia_bench.errors import MissingEnvironmentError
+from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.store.files import make_folder, write_json
+
+_SNAKEFILE = Path(__file__).with_name("Snakefile")
+_WORKER = "amnesia_bench.pipeline.worker"
+_FOLDER = "engine-"
+LOG = "snakemake.log"
+
+
+def run_stages(
+    store: Path, stages: Sequence[Stage], threads: Mapping[str, int], cores: int, server: str | None
+) -> bool:
+    """Run stages, each after those it reads.
+
+    Args:
+        store: the folder of all artifacts; the orders of the stages are there.
+        stages: what is to be done.
+        threads: how many cores each of them takes, by id.
+        cores: how many there are.
+        server: the socket of a warm server.
+
+    Returns:
+        Whether all of them ended well.
+
+    Raises:
+        MissingEnvironmentError: Snakemake is not installed.
+    """
+    try:
+        from snakemake.api import SnakemakeApi
+        from snakemake.exceptions import WorkflowError
+        from snakemake.scheduling.greedy import SchedulerSettings
+        from snakemake.settings import types
+        from snakemake.settings.enums import Quietness, RerunTrigger
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"running a pipeline needs Snakemake ({error}).",
+            hint='pip install "amnesia-bench[pipeline]"',
+        ) from error
+    gpus = max((stage.gpus for stage in stages), default=0)
+    with _working_folder(store) as folder, _quiet(folder / LOG):
+        write_json(folder / "plan.json", _plan(store, stages, threads, server))
+        try:
+            with SnakemakeApi(
+                types.OutputSettings(quiet={Quietness.ALL}, enable_file_logging=False)
+            ) as api:
+                workflow = api.workflow(
+                    types.ResourceSettings(cores=cores, resources={"gpu": gpus}),
+                    snakefile=_SNAKEFILE,
+                    workdir=folder,
+                )
+                graph = workflow.dag(
+                    types.DAGSettings(rerun_triggers=frozenset({RerunTrigger.INPUT}))
+                )
+                graph.execute_workflow(
+                    executor="local",
+                    execution_settings=types.ExecutionSettings(
+                        lock=False, keep_going=True, retries=1, latency_wait=60
+                    ),
+                    scheduling_settings=types.SchedulingSettings(scheduler="greedy"),
+                    scheduler_settings=SchedulerSettings(),
+                    greedy_scheduler_settings=SchedulerSettings(),
+                )
+        except WorkflowError:  # which stage failed, and why, is on disk
+            return False
+    return True
+
+
+def _plan(
+    store: Path, stages: Sequence[Stage], threads: Mapping[str, int], server: str | None
+) -> list[dict[str, object]]:
+    ids = {stage.id for stage in stages}
+    steps = _steps_after(stages)
+    given = [] if server is None else [server]
+    return [
+        {
+            "name": f"stage_{number}",
+            "stamp": f"{stage.id}.done",
+            "inputs": [f"{each.id}.done" for each in stage.inputs if each.id in ids],
+            "threads": threads[stage.id],
+            "gpus": stage.gpus,
+            # What most others wait for comes first.
+            "priority": steps[stage.id],
+            "command": shlex.join([sys.executable, "-m", _WORKER, str(store), stage.id, *given]),
+        }
+        for number, stage in enumerate(stages)
+    ]
+
+
+def _steps_after(stages: Sequence[Stage]) -> dict[str, int]:
+    """Return the length of the longest chain of stages that begins with each."""
+    steps = {stage.id: 1 for stage in stages}
+    for stage in reversed(stages):
+        for each in stage.inputs:
+            if each.id in steps:
+                steps[each.id] = max(steps[each.id], steps[stage.id] + 1)
+    return steps
+
+
+@contextmanager
+def _working_folder(store: Path) -> Iterator[Path]:
+    make_folder(store / "stages")
+    for left in (store / "stages").glob(f".{_FOLDER}*"):
+        pid = left.name.removeprefix(f".{_FOLDER}").partition("-")[0]
+        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
+            shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(
+        prefix=f".{_FOLDER}{os.getpid()}-", dir=store / "stages", ignore_cleanup_errors=True
+    ) as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """Send what Snakemake says into a file; it changes the working folder and the handlers."""
+    before = Path.cwd()
+    with log.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        try:
+            yield
+        finally:
+            os.chdir(before)
+            logging.getLogger("snakemake").handlers.clear()

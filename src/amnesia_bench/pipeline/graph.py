@@ -1,0 +1,186 @@
+"""From an experiment to its stages: how each row's checkpoint comes to be, and what it is asked."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from amnesia_bench.config.data_schema import SyntheticSource
+from amnesia_bench.config.experiment_schema import (
+    ExperimentConfig,
+    Job,
+    ModelPlan,
+    Pretraining,
+    Profile,
+    TrainingStep,
+)
+from amnesia_bench.config.load import load_variant
+from amnesia_bench.evals.tasks import task_named
+from amnesia_bench.pipeline import stages
+from amnesia_bench.pipeline.stage import Input, Stage, closure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row of a table for one seed: its checkpoint and what is known of it."""
+
+    model: str
+    finetune: str
+    method: str
+    seed: int
+    checkpoint: Stage
+    measured: tuple[Stage, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """The rows of an experiment, and the reports they are for."""
+
+    job: Job
+    rows: tuple[Row, ...]
+
+    @property
+    def reports(self) -> tuple[str, ...]:
+        """The files of configs/report."""
+        return self.job.config.scope.reports
+
+
+def build(job: Job) -> Graph:
+    """Return the graph of one experiment."""
+    config = job.config
+    rows = [
+        row
+        for model in config.scope.models
+        for seed in config.profile.seeds
+        for row in _rows(_Models(config.profile, config.profile.models[model], seed), job)
+    ]
+    return Graph(job=job, rows=tuple(rows))
+
+
+def stages_of(graphs: Iterable[Graph]) -> tuple[Stage, ...]:
+    """Return all stages of several graphs, each once, inputs before their readers."""
+    return closure(stage for graph in graphs for row in graph.rows for stage in row.measured)
+
+
+def _rows(models: _Models, job: Job) -> Iterator[Row]:
+    config = job.config
+    for finetune in config.scope.finetunes:
+        for method in config.experiment.methods:
+            checkpoint = models.checkpoint(finetune, method, job)
+            yield Row(
+                model=models.plan.label,
+                finetune=finetune,
+                method=method,
+                seed=models.seed,
+                checkpoint=checkpoint,
+                measured=tuple(_measured(checkpoint, models, config)),
+            )
+
+
+def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> Iterator[Stage]:
+    profile = config.profile
+    yield replace(
+        stages.recall(checkpoint, models.prompts, profile.recall), gpus=min(1, profile.gpus)
+    )
+    for name in config.scope.reasoning:
+        plan, task = profile.reasoning[name], task_named(name)
+        settings = stages.option("eval", name, plan.overrides, task.config)
+        problems = None
+        if plan.generated_problems is not None:
+            problems = stages.rows(
+                SyntheticSource(
+                    generator="test_problems",
+                    rows=plan.generated_problems,
+                    words=None,
+                    seed=models.seed,
+                )
+            )
+        answered = stages.answers(checkpoint, task, settings, plan.overrides, problems)
+        yield stages.scores(replace(answered, gpus=min(1, profile.gpus)))
+
+
+class _Models:
+    """The checkpoints of one model and seed."""
+
+    def __init__(self, profile: Profile, plan: ModelPlan, seed: int) -> None:
+        self.profile = profile
+        self.plan = plan
+        self.seed = seed
+
+    @cached_property
+    def _tokenizer(self) -> Stage:
+        """The stage whose folder holds the tokenizer."""
+        if self.profile.tokenizer_seed is not None:
+            return stages.tokenizer(self.profile.tokenizer_seed)
+        return self._base
+
+    @cached_property
+    def _base(self) -> Stage:
+        plan = self.plan
+        if not isinstance(plan.base, Pretraining):
+            return stages.download(plan.base, plan.shape)
+        init = stages.initial(plan.shape, self._tokenizer, self.seed)
+        return self._trained(plan.base.step, init, None)
+
+    @cached_property
+    def _pre(self) -> Stage:
+        steps = self.plan.distillation
+        if steps is None:
+            return self._base
+        teacher = self._base
+        student = stages.converted(steps.size, steps.shape, teacher, None, self.seed)
+        student = self._trained(steps.align, student, teacher)
+        hybrid = stages.converted(steps.size, steps.shape, teacher, student, self.seed)
+        hybrid = self._trained(steps.distill, hybrid, teacher)
+        return self._trained(steps.lengthen, hybrid, None)
+
+    @cached_property
+    def prompts(self) -> Stage:
+        """The prompts that all its checkpoints are asked."""
+        plan = self.profile.recall
+        haystack = None
+        if plan.haystack != "hub":
+            haystack = stages.rows(
+                SyntheticSource(
+                    generator="haystack",
+                    rows=plan.haystack.rows,
+                    words=plan.haystack.words,
+                    seed=self.seed,
+                )
+            )
+        return stages.prompts(plan, self._tokenizer, haystack)
+
+    def checkpoint(self, finetune: str, method: str, job: Job) -> Stage:
+        """Return the checkpoint of a row."""
+        if method == "pre":
+            return self._pre
+        if method == "qk_frozen":
+            return self._trained(self.plan.frozen[finetune], self._pre, None)
+        post = self._trained(self.plan.finetunes[finetune], self._pre, None)
+        if method == "post":
+            return post
+        chosen = method == "restored"
+        return stages.restored(
+            self._pre,
+            post,
+            job.config.restore if chosen else load_variant(method),
+            job.restore_overrides if chosen else (),
+            self._top,
+        )
+
+    @cached_property
+    def _top(self) -> Input | None:
+        if self.plan.top_layers is None:
+            return None
+        order = replace(stages.ranking(self._pre), gpus=min(1, self.profile.gpus))
+        return stages.top_layers(self.plan.top_layers, order)
+
+    def _trained(self, step: TrainingStep, init: Stage, teacher: Stage | None) -> Stage:
+        overrides = (*self.profile.training_overrides, f"train.seed={self.seed}")
+        sources = {
+            source: stages.data(config, self.profile.data_overrides, self._tokenizer)
+            for source, config in stages.mixture(step, overrides).items()
+        }
+        stage = stages.trained(step, overrides, init, sources, teacher)
+        return replace(stage, gpus=self.profile.gpus)

@@ -1,0 +1,135 @@
+"""From a command line to finished stages: what is to be done, and who watches it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from amnesia_bench.errors import StageFailedError
+from amnesia_bench.pipeline.bookkeeping import (
+    LOG,
+    StageState,
+    damage,
+    read_failure,
+    remove,
+    state_of,
+    write_orders,
+)
+from amnesia_bench.pipeline.engine import run_stages
+from amnesia_bench.pipeline.progress import Watcher
+from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.pipeline.warm import warm_server
+from amnesia_bench.records.stages import StageOrder
+from amnesia_bench.store.files import explain_write_error
+from amnesia_bench.store.layout import stage_path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How many stages were done before, and how many by this run."""
+
+    cached: int
+    done: int
+
+
+def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcome:
+    """Run what is not done yet of a graph.
+
+    Args:
+        store: the folder of all artifacts.
+        stages: the graph, inputs before their readers.
+        repair: make damaged artifacts anew instead of refusing them.
+
+    Raises:
+        StageFailedError: an artifact is damaged, or a stage failed; what was done is kept.
+        MissingEnvironmentError: the store cannot be written.
+    """
+    store = store.resolve()
+    _check_artifacts(store, stages, repair=repair)
+    missing = [
+        stage for stage in stages if state_of(store, stage.kind, stage.id) != StageState.CACHED
+    ]
+    if not missing:
+        return Outcome(cached=len(stages), done=0)
+    cores = os.cpu_count() or 1
+    threads = threads_of(stages, cores)
+    try:
+        write_orders(store, [_order(store, stage, threads[stage.id]) for stage in missing])
+        # Importing on a machine with GPUs would hold them.
+        warm = all(stage.gpus == 0 for stage in missing)
+        with Watcher(store, missing, of=len(stages)) as watcher:
+            if warm:
+                with warm_server() as server:
+                    done = run_stages(store, missing, threads, cores, server)
+            else:
+                done = run_stages(store, missing, threads, cores, None)
+            watcher.look()
+    except OSError as error:
+        explained = explain_write_error(error, store, "finished stages are kept")
+        if explained is None:
+            raise
+        raise explained from error
+    if not done:
+        raise _failed(store, missing)
+    return Outcome(cached=len(stages) - len(missing), done=len(missing))
+
+
+def threads_of(stages: Sequence[Stage], cores: int) -> dict[str, int]:
+    """Return how many cores each stage takes: a training that runs alone takes all.
+
+    It follows from the whole graph, not from what is left of it: a run that was interrupted goes
+    on with as many threads, and so to the same bits.
+    """
+    depth: dict[str, int] = {}
+    for stage in stages:
+        depth[stage.id] = 1 + max((depth[each.id] for each in stage.inputs), default=0)
+    trainings = [depth[stage.id] for stage in stages if stage.kind == "trained"]
+    return {
+        stage.id: max(1, cores // trainings.count(depth[stage.id]))
+        if stage.kind == "trained"
+        else 1
+        for stage in stages
+    }
+
+
+def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> None:
+    for stage in stages:
+        if state_of(store, stage.kind, stage.id) != StageState.CACHED:
+            continue
+        if not (findings := damage(store, stage)):
+            continue
+        if not repair:
+            what = "; ".join(f"{finding.path} {finding.problem}" for finding in findings)
+            raise StageFailedError(
+                f"{stage.folder(store)}: was damaged since it was made: {what}",
+                hint="The same command with --repair makes it anew.",
+            )
+        remove(store, stage)
+
+
+def _order(store: Path, stage: Stage, threads: int) -> StageOrder:
+    return StageOrder(
+        id=stage.id,
+        kind=stage.kind,
+        command=stage.command(store),
+        inputs={each.id: each.kind for each in stage.inputs},
+        settings=stage.settings,
+        threads=threads,
+        gpus=stage.gpus,
+    )
+
+
+def _failed(store: Path, stages: Sequence[Stage]) -> StageFailedError:
+    for stage in stages:
+        if (failure := read_failure(store, stage.id)) is not None:
+            return StageFailedError(
+                f"{stage.kind} {stage.id}: {failure.said}",
+                hint=f"Its log: {stage_path(store, stage.id) / LOG}\n"
+                "The same command goes on with what is left.",
+            )
+    return StageFailedError(
+        "the engine stopped before all stages were done",
+        hint="The same command goes on with what is left.",
+    )

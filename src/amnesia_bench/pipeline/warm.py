@@ -1,0 +1,136 @@
+"""Processes that have imported everything already.
+
+Importing torch and transformers takes seconds, and a pipeline on a laptop runs a hundred commands
+of a few seconds each. So one server imports them and forks a child per command. It computes
+nothing itself: a library that has started its threads does not survive a fork.
+
+A worker that goes away ends its command. When the driver goes away, the server finishes what is
+running and ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import Any, cast
+
+from amnesia_bench.pipeline.commands import PASSIVE
+
+_MAIN = "amnesia_bench.cli.main"
+_PRELOADED = (
+    _MAIN,
+    "amnesia_bench.config.train_schema",
+    "amnesia_bench.data.prepare",
+    "amnesia_bench.evals.engines.transformers_engine",
+    "amnesia_bench.evals.lm_eval_bridge.evaluation",
+    "amnesia_bench.evals.niah.build",
+    "amnesia_bench.evals.reasoning",
+    "amnesia_bench.evals.score",
+    "amnesia_bench.conversion",
+    "amnesia_bench.surgery",
+    "amnesia_bench.training.run",
+)
+_POLL_SECONDS = 0.05
+
+
+@contextmanager
+def warm_server() -> Iterator[str]:
+    """Start a server; yields its socket. It takes commands as soon as it is ready."""
+    # Paths of sockets are short by law, and those of stores are not.
+    with tempfile.TemporaryDirectory(prefix="amnesia-") as folder:
+        path = str(Path(folder) / "warm")
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(path)
+            listener.listen(64)
+            process = subprocess.Popen(
+                [sys.executable, "-m", __name__, str(listener.fileno())],
+                pass_fds=[listener.fileno()],
+                stdin=subprocess.PIPE,
+                env={**os.environ, **PASSIVE},
+                # Ctrl-C reaches the whole group; the driver alone decides what ends.
+                start_new_session=True,
+            )
+        try:
+            yield path
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()
+            process.wait()
+
+
+def serve(listener: socket.socket) -> None:
+    """Fork a child for each command that is asked for, until stdin ends and all are done."""
+    for module in _PRELOADED:
+        # What an installation lacks, its commands will say.
+        with suppress(ImportError):
+            import_module(module)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    running: dict[int, socket.socket] = {}
+    open_for_more = True
+    while open_for_more or running:
+        waited = [*running.values(), *([listener, sys.stdin] if open_for_more else [])]
+        ready, _, _ = select.select(waited, [], [], _POLL_SECONDS if running else None)
+        if sys.stdin in ready:
+            open_for_more = False
+        elif listener in ready:
+            connection, _ = listener.accept()
+            pid = _start(connection, listener, running.values())
+            running[pid] = connection
+        for pid, connection in list(running.items()):
+            if connection in ready:  # the worker went away
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGTERM)
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                with suppress(OSError):
+                    connection.sendall(b"%d\n" % os.waitstatus_to_exitcode(status))
+                connection.close()
+                del running[pid]
+
+
+def _start(connection: socket.socket, listener: socket.socket, others: Any) -> int:
+    asked = json.loads(connection.makefile("rb").readline())
+    pid = os.fork()
+    if pid:
+        return pid
+    for each in (connection, listener, *others):
+        each.close()
+    os._exit(_child(asked))
+
+
+def _child(asked: dict[str, Any]) -> int:
+    """Become the command, and return its exit code."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with Path(os.devnull).open("rb") as nothing, Path(asked["log"]).open("ab") as log:
+        os.dup2(nothing.fileno(), 0)
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(asked["threads"])
+    sys.argv = ["amnesia", *asked["command"]]
+    try:
+        code = cast("int", import_module(_MAIN).main())
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 1
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+        code = 1
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return code
+
+
+if __name__ == "__main__":
+    with socket.socket(fileno=int(sys.argv[1])) as inherited:
+        serve(inherited)

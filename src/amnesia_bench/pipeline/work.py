@@ -1,0 +1,45 @@
+"""What a stage will have to do, in the terms that estimates are made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from amnesia_bench.config.train_schema import TrainingRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Weights:
+    """A checkpoint is written; `shape` is a file of configs/model."""
+
+    shape: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training, from a checkpoint of this shape."""
+
+    run: TrainingRun
+    shape: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering:
+    """A model of this shape answers.
+
+    `prompts` holds for each kind of prompt its length in tokens and how many there are;
+    `new_tokens` is how many it answers at most.
+    """
+
+    shape: str
+    prompts: tuple[tuple[int, int], ...]
+    new_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """A small stage of the CPU that writes about so many bytes."""
+
+    bytes: float
+
+
+Work = Weights | Training | Answering | Writing

@@ -1,0 +1,149 @@
+"""One stage: wait for the right to do it, do it once, and say when it is done.
+
+Called by the engine as `python -m amnesia_bench.pipeline.worker STORE ID [SOCKET]`, at once on
+many machines if it must be. What is done already is not done again.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+from amnesia_bench.errors import AmnesiaError, BusyError, ExitCode, StageFailedError
+from amnesia_bench.pipeline.bookkeeping import FAILURE, LOG, StageState, read_order, state_of
+from amnesia_bench.pipeline.commands import run_command
+from amnesia_bench.records import codec
+from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
+from amnesia_bench.records.stages import StageFailure, StageOrder
+from amnesia_bench.store.files import explain_write_error, make_folder, replace_text
+from amnesia_bench.store.hashing import compare_changed, hashed_entries, read_manifest
+from amnesia_bench.store.layout import MANIFEST, artifact_path, stage_path
+from amnesia_bench.store.lease import Lease, holding_lease
+from amnesia_bench.store.provenance import collect_provenance, ended_now
+
+_WAIT_SECONDS = 0.3
+_SAID_CHARACTERS = 1500
+_REQUEUES = 3  # how often a command may ask to be started again
+
+
+def run_stage(store: Path, stage_id: str, socket: str | None) -> None:
+    """Do a stage, or wait until another process has done it.
+
+    Args:
+        store: the folder of all artifacts.
+        stage_id: of a stage whose order is there.
+        socket: of a warm server that runs commands; None starts each anew.
+
+    Raises:
+        StageFailedError: its command failed, or an input is not what it was.
+    """
+    order = read_order(store, stage_id)
+    folder = stage_path(store, stage_id)
+    while state_of(store, order.kind, stage_id) is not StageState.CACHED:
+        with ExitStack() as stack:
+            try:
+                lease = stack.enter_context(holding_lease(folder))
+            except BusyError:
+                time.sleep(_WAIT_SECONDS)
+                continue
+            if state_of(store, order.kind, stage_id) is not StageState.CACHED:
+                _attempt(store, order, socket, lease)
+
+
+def _attempt(store: Path, order: StageOrder, socket: str | None, lease: Lease) -> None:
+    folder = stage_path(store, order.id)
+    artifact = artifact_path(store, order.kind, order.id)
+    failure = folder / FAILURE
+    failure.unlink(missing_ok=True)
+    try:
+        _check_inputs(store, order)
+        make_folder(artifact.parent)
+        provenance = collect_provenance(["amnesia", *order.command], seeds={})
+        _run(order, folder / LOG, socket)
+        lease.check()
+        _finish(store, order, artifact, provenance)
+    except (AmnesiaError, OSError) as error:
+        explained = explain_write_error(error, artifact) if isinstance(error, OSError) else error
+        if explained is None:
+            raise
+        said = StageFailure(
+            exit_code=int(explained.exit_code),
+            ended=datetime.now(UTC).isoformat(timespec="seconds"),
+            said=str(explained)[-_SAID_CHARACTERS:],
+        )
+        replace_text(failure, json.dumps(codec.to_json(said), indent=2) + "\n")
+        raise explained from error
+
+
+def _check_inputs(store: Path, order: StageOrder) -> None:
+    for stage_id, kind in order.inputs.items():
+        folder = artifact_path(store, kind, stage_id)
+        if findings := compare_changed(folder, read_manifest(folder)):
+            what = "; ".join(f"{finding.path} {finding.problem}" for finding in findings)
+            raise StageFailedError(
+                f"{folder}: was damaged since it was made: {what}",
+                hint="The same command with --repair makes it anew.",
+            )
+
+
+def _run(order: StageOrder, log: Path, socket: str | None) -> None:
+    requeues = 0
+    while True:
+        code = run_command(order.command, log, order.threads, order.gpus, socket)
+        if code == ExitCode.REQUEUE and requeues < _REQUEUES:
+            requeues += 1
+        elif code == ExitCode.BUSY:  # an attempt whose worker was killed goes on by itself
+            time.sleep(_WAIT_SECONDS)
+        else:
+            break
+    if code != ExitCode.DONE:
+        how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+        raise StageFailedError(f"amnesia {order.command[0]} {how}: {_last_words(log)}")
+
+
+def _last_words(log: Path) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    return "\n".join(lines[-6:])[-_SAID_CHARACTERS:]
+
+
+def _finish(store: Path, order: StageOrder, artifact: Path, provenance: Provenance) -> None:
+    """Give the artifact a manifest where its command wrote none."""
+    if (artifact / MANIFEST).is_file():
+        return
+    inputs = (
+        Parent(role=kind, location=str(artifact_path(store, kind, id)), identity=f"stage:{id}")
+        for id, kind in order.inputs.items()
+    )
+    manifest = Manifest(
+        kind=order.kind,
+        parents=tuple(inputs),
+        files=hashed_entries(artifact),
+        provenance=ended_now(provenance),
+    )
+    replace_text(artifact / MANIFEST, json.dumps(manifest.to_json(), indent=2) + "\n")
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Do the stage that the arguments name, and return an exit code."""
+
+    def terminate(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, terminate)
+    store, stage_id, *socket = arguments
+    try:
+        run_stage(Path(store), stage_id, socket[0] if socket else None)
+    except AmnesiaError as error:
+        sys.stderr.write(f"{stage_id}: {error}\n")
+        return int(error.exit_code)
+    return int(ExitCode.DONE)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
