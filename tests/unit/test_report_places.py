@@ -1,5 +1,6 @@
 """Which table and row a label means: fine-tunes keep apart what has the same method."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,6 +91,24 @@ def test_what_fits_nowhere_is_said_once_with_the_nearest_name(
     assert "no method 'post@miromnd' in table1, table2, table3, table4" in said[0]
     assert "Did you mean post@miromind?" in said[0]
     assert "no model 'tinny'" in said[2]
+
+
+def test_an_artifact_that_is_used_in_part_is_not_spoken_of(
+    tables: dict[str, TableConfig], tmp_path: Path
+) -> None:
+    write_recall(tmp_path / "a", "pre", forgetful("pre"), samples=2, lengths=(512, 1024))
+    # As an evaluation writes them: a folder and a file for each cell.
+    written = json.loads((tmp_path / "a" / "cells.json").read_text())
+    manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
+    for i, cell in enumerate(written):
+        (tmp_path / "a" / str(i)).mkdir()
+        (tmp_path / "a" / str(i) / "cell.json").write_text(json.dumps(cell))
+    (tmp_path / "a" / "cells.json").unlink()
+    (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest | {"files": []}))
+    found = cells(tmp_path / "a", "tiny/pre")
+    placed = [place_cells(found, table) for table in tables.values()]
+    assert len(found) == 6
+    assert left_out(found, placed, tables) == ()
 
 
 def test_cells_of_other_lengths_are_said_to_have_no_column(
