@@ -120,7 +120,7 @@ def test_every_number_leads_to_its_manifest(written: Path) -> None:
         assert f"<code>{sha256_of(manifest)[:12]}</code>" in row
     rows = csv.DictReader((written / "table1.csv").open())
     for line in (row for row in rows if row["status"] == "done"):
-        assert sha256_of(written / line["manifest"]) == line["manifest_sha256"]
+        assert sha256_of(written / line["path"]) == line["manifest_sha256"]
 
 
 def test_the_same_cells_give_the_same_pictures_and_table(

@@ -4,6 +4,7 @@ import csv
 import html
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -124,6 +125,23 @@ def test_every_number_has_its_sources_on_the_page(written: Path) -> None:
     for row in listed.values():
         (address,) = re.findall(r'<a href="([^"]+)">', row)
         assert (written / address).is_file()
+
+
+def test_a_stage_of_many_files_is_one_source(cells: list[str], tmp_path: Path) -> None:
+    label, _, folder = cells[0].partition("=")
+    stage = shutil.copytree(folder, tmp_path / "stage")
+    manifest = json.loads((stage / "manifest.json").read_text())
+    # As an evaluation writes them: a folder for each cell.
+    for i, cell in enumerate(json.loads((stage / "cells.json").read_text())):
+        (stage / str(i)).mkdir()
+        (stage / str(i) / "cell.json").write_text(json.dumps(cell))
+    (stage / "cells.json").unlink()
+    (stage / "manifest.json").write_text(json.dumps(manifest | {"files": []}))
+    given_here = given([f"{label}={stage}"], ("tiny_table1",))
+    assert amnesia("report", "--out", tmp_path / "out", *given_here) == 0
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert len(re.findall(r'<td[^>]*><a href="#source-1">', page)) == 6
+    assert "source-2" not in page
 
 
 def test_nothing_that_is_written_tells_of_this_machine(root: Path, written: Path) -> None:

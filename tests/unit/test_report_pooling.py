@@ -41,8 +41,7 @@ def placed(by_seed: Values, *, shared: bool, answers: bool = True, repeats: int 
         )
         origin = Origin(
             seed=seed,
-            cell="c",
-            manifest=None,
+            path="c",
             manifest_sha256=None,
             stage="s",
             commit=None,

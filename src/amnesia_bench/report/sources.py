@@ -135,8 +135,7 @@ def _origin(seed: str | None, path: Path, artifact: Path | None, cell: Cell, out
     _collect_dirty(parents, dirty, set())
     return Origin(
         seed=seed,
-        cell=shown(path, out),
-        manifest=None if artifact is None else shown(artifact / MANIFEST, out),
+        path=shown(path if artifact is None else artifact / MANIFEST, out),
         manifest_sha256=None if artifact is None else sha256_of(artifact / MANIFEST),
         stage=(artifact or path.parent).name,
         commit=None if manifest is None else manifest.provenance.commit,
