@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from amnesia_bench.statistics import (
     PairedCounts,
+    clustered_mean,
     mcnemar_exact,
     paired_difference,
     wilson,
@@ -43,6 +44,35 @@ def test_wilson_at_the_ends_is_neither_empty_nor_outside() -> None:
 def test_impossible_counts_are_refused(successes: int, n: int) -> None:
     with pytest.raises(ValueError, match="successes"):
         wilson(successes, n)
+
+
+def test_clusters_of_one_are_plain_values() -> None:
+    values = np.random.default_rng(0).random(30)
+    mean, variance = clustered_mean([[value] for value in values])
+    assert mean == pytest.approx(values.mean())
+    assert variance == pytest.approx(values.var(ddof=1) / 30)
+
+
+def test_clusters_of_equals_are_as_many_values_as_clusters() -> None:
+    values = np.random.default_rng(1).random(30)
+    single = clustered_mean([[value] for value in values])
+    assert clustered_mean([[value] * 4 for value in values]) == pytest.approx(single)
+
+
+def test_the_variance_of_a_clustered_mean_is_what_repeating_it_shows() -> None:
+    random, means, variances = np.random.default_rng(2), [], []
+    for _ in range(2000):
+        sizes = random.integers(1, 5, 40)
+        clusters = [(random.normal() + random.normal(size=size)).tolist() for size in sizes]
+        mean, variance = clustered_mean(clusters)
+        means.append(mean)
+        variances.append(variance)
+    assert np.mean(variances) == pytest.approx(np.var(means), rel=0.1)
+
+
+def test_one_cluster_has_no_variance() -> None:
+    with pytest.raises(ValueError, match="1 clusters"):
+        clustered_mean([[1.0, 0.0]])
 
 
 @pytest.mark.parametrize(

@@ -22,15 +22,14 @@ class CellStatus(StrEnum):
 class Origin:
     """Where one measured number comes from.
 
-    `stage` is the folder that was published and `manifest` its manifest, with the sha256 of that;
-    both are None when nothing published the cell. `dirty` names every manifest, its own or a
-    parent's, whose code had uncommitted changes; `commit` is that of its own. Paths are as
-    `report.paths` writes them.
+    `stage` is the folder that was published and `path` its manifest, with the sha256 of that; of
+    a cell that nothing published `path` is its own file, and there is no hash. `dirty` names every
+    manifest, its own or a parent's, whose code had uncommitted changes; `commit` is that of its
+    own. Paths are as `report.paths` writes them.
     """
 
     seed: str | None
-    cell: str
-    manifest: str | None
+    path: str
     manifest_sha256: str | None
     stage: str
     commit: str | None

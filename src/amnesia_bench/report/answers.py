@@ -17,7 +17,7 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Outcome, Verdict
 from amnesia_bench.records.reasoning import ProblemValues
 from amnesia_bench.records.recall import RecallSample
-from amnesia_bench.report.sources import FoundCell, check_hash
+from amnesia_bench.report.sources import FoundCell, check_hash, forget_manifests
 
 AnswerKey = tuple[str | None, str, int]
 Answers = Mapping[AnswerKey, float]
@@ -49,6 +49,12 @@ def answers_of(found: FoundCell) -> Answers:
             hint="They are of two runs: remove the folder and run the evaluation again.",
         )
     return {(found.seed, identity, doc): value for doc, value in values.items()}
+
+
+def read_anew() -> None:
+    """Forget every file read so far: what lies on disk may have been made again since."""
+    _records.cache_clear()
+    forget_manifests()
 
 
 def prompts_identity(cell: Cell) -> str | None:

@@ -11,6 +11,7 @@ from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Provenance
 from amnesia_bench.records.report import DecidedClaim, Making, Report, TableReport
+from amnesia_bench.report.answers import read_anew
 from amnesia_bench.report.claims import decide
 from amnesia_bench.report.drift import read_drift
 from amnesia_bench.report.figures import figures_of
@@ -25,6 +26,7 @@ from amnesia_bench.report.places import (
     refuse_ambiguous,
 )
 from amnesia_bench.report.sources import Source, read_source
+from amnesia_bench.report.svg import standalone
 from amnesia_bench.report.tables import build_table, build_trade_offs
 from amnesia_bench.report.text_formats import csv_text, json_text, latex, markdown
 from amnesia_bench.store.files import explain_write_error, make_folder, replace_text
@@ -55,6 +57,7 @@ def build_report(request: ReportRequest, provenance: Provenance) -> Report:
     """
     tables = {name: _table(name, request.overrides) for name in request.tables}
     out = request.out
+    read_anew()
     read = [read_source(source, out) for source in request.sources]
     found = [cell for cells, _ in read for cell in cells]
     refuse_ambiguous(found, tables)
@@ -101,7 +104,7 @@ def write_report(report: Report, out: Path) -> Path:
         }
     if report.drift:
         files["drift.json"] = json_text(report.drift)
-    files |= {f"{figure}.svg": drawn for figure, drawn in figures_of(report).items()}
+    files |= {f"{figure}.svg": standalone(drawn) for figure, drawn in figures_of(report).items()}
     files[REPORT] = page(report)
     try:
         make_folder(out)

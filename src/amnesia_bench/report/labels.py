@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 CHARACTER, LINE = 6.2, 14.0  # CSS pixels of our 11 px type, on the safe side
-_DISTANCES = (9.0, 16.0, 26.0, 38.0, 52.0, 70.0, 90.0)
+_DISTANCES = (9.0, 16.0, 26.0, 38.0, 52.0, 70.0, 90.0, 115.0, 145.0, 180.0)
 _DIRECTIONS = tuple(2 * math.pi * i / 16 for i in range(16))  # the right-hand side first
 
 

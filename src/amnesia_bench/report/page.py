@@ -80,12 +80,12 @@ def _claims(tables: Sequence[TableReport]) -> str:
 def _claim(claim: DecidedClaim) -> str:
     name, sign = _SIGNS[claim.verdict]
     estimates = "".join(
-        f"<div>{_SIGNS[each.verdict][1]} {escape(estimate(each) or '-')}</div>"
+        f"<div>{_SIGNS[each.verdict][1]} {escape(estimate(each, claim.above) or '-')}</div>"
         for each in claim.conditions
     )
     numbers = "".join(
         f"<li><b>{_SIGNS[each.verdict][1]}</b> {escape(each.model)}, {escape(each.column)}: "
-        f"{escape(condition(each))}</li>"
+        f"{escape(condition(each, claim.above))}</li>"
         for each in claim.conditions
     )
     return (

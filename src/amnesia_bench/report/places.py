@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.config.report_schema import TableConfig
@@ -69,15 +70,18 @@ def refuse_ambiguous(found: Iterable[FoundCell], tables: Mapping[str, TableConfi
 def left_out(
     found: Iterable[FoundCell], placed: Sequence[Places], tables: Mapping[str, TableConfig]
 ) -> tuple[str, ...]:
-    """Say once of each file and row why none of its cells is in any table."""
-    used = {
-        (cell.path, cell.model, cell.method)
-        for places in placed
-        for place in places.values()
-        for cell in place.cells
-    }
-    unused = [each for each in found if (each.path, each.model, each.method) not in used]
-    return tuple(dict.fromkeys(f"{typed(each.path)}: {_why_not(each, tables)}" for each in unused))
+    """Say once of each artifact and row why none of its cells is in any table."""
+    used = {_key(cell) for places in placed for place in places.values() for cell in place.cells}
+    unused = [each for each in found if _key(each) not in used]
+    return tuple(
+        dict.fromkeys(
+            f"{typed(each.artifact or each.path)}: {_why_not(each, tables)}" for each in unused
+        )
+    )
+
+
+def _key(found: FoundCell) -> tuple[Path, str, str]:
+    return (found.artifact or found.path, found.model, found.method)
 
 
 def _why_not(found: FoundCell, tables: Mapping[str, TableConfig]) -> str:

@@ -135,8 +135,7 @@ def _origin(seed: str | None, path: Path, artifact: Path | None, cell: Cell, out
     _collect_dirty(parents, dirty, set())
     return Origin(
         seed=seed,
-        cell=shown(path, out),
-        manifest=None if artifact is None else shown(artifact / MANIFEST, out),
+        path=shown(path if artifact is None else artifact / MANIFEST, out),
         manifest_sha256=None if artifact is None else sha256_of(artifact / MANIFEST),
         stage=(artifact or path.parent).name,
         commit=None if manifest is None else manifest.provenance.commit,
@@ -157,6 +156,11 @@ def _artifact_of(path: Path, top: Path) -> Path | None:
 @cache
 def _manifest(folder: Path) -> Manifest:
     return read_manifest(folder)
+
+
+def forget_manifests() -> None:
+    """Forget every manifest read so far."""
+    _manifest.cache_clear()
 
 
 def check_hash(path: Path, artifact: Path | None) -> None:

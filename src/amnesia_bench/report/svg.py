@@ -82,6 +82,11 @@ def picture(width: float, height: float, title: str, parts: Sequence[str]) -> st
     )
 
 
+def standalone(drawing: str) -> str:
+    """Return a picture that can be read on any page, with colours of its own."""
+    return drawing.replace('style="', 'style="color:#1a1a1a;background:#ffffff;', 1)
+
+
 def text(x: float, y: float, words: str, *, anchor: str = "middle", style: str = "") -> str:
     """Return a line of text with its baseline at y."""
     return (

@@ -37,7 +37,7 @@ _CSV_HEADS = (
     *("table", "model", "method", "column", "task", "metric", "context_tokens"),
     *("status", "reason", "value", "theirs", "difference", "low", "high", "interval_method"),
     *("n", "prompts", "repeats", "seeds", "against_post", "p_value", "pairs", "dirty"),
-    *("stage", "manifest", "manifest_sha256"),
+    *("stage", "path", "manifest_sha256"),
 )
 
 
@@ -56,7 +56,8 @@ def markdown(each: TableReport, report: Report) -> str:
         for method, label in table.methods.items()
     ]
     lines = [f"## {table.title}", "", *_markdown_table(heads, rows, left=2), "", legend(table), ""]
-    lines += [f"Numbers: {counted(table)}.", ""]
+    if numbers := counted(table):
+        lines += [f"Numbers: {numbers}.", ""]
     lines += [f"- {reason}" for reason in incomplete(table)]
     lines += ["", "### Claims", ""]
     lines += _markdown_table(
@@ -67,7 +68,7 @@ def markdown(each: TableReport, report: Report) -> str:
     for claim in each.claims:
         lines += ["", f"{claim.text} `{claim.formula}`", ""]
         lines += [
-            f"- {found.model}, {found.column}: {found.verdict}. {condition(found)}"
+            f"- {found.model}, {found.column}: {found.verdict}. {condition(found, claim.above)}"
             for found in claim.conditions
         ]
     lines += ["", "### Sources", "", *_sources(table), ""]
@@ -95,7 +96,7 @@ def csv_text(table: ReportTable) -> str:
             + ([test.difference, test.p_value, test.n] if test else [None] * 3)
             + [" ".join(manifest for o in cell.origins for manifest in o.dirty)]
             + [" ".join(origin.stage for origin in cell.origins)]
-            + [" ".join(o.manifest for o in cell.origins if o.manifest)]
+            + [" ".join(origin.path for origin in cell.origins)]
             + [" ".join(o.manifest_sha256 for o in cell.origins if o.manifest_sha256)]
         )
     return file.getvalue()
@@ -140,8 +141,7 @@ def address(origin: Origin) -> str | None:
 
     None where it cannot be reached from the report's folder: then stage and hash must do.
     """
-    path = origin.manifest or origin.cell
-    return None if path.startswith(f"{OUTSIDE}/") else quote(path)
+    return None if origin.path.startswith(f"{OUTSIDE}/") else quote(origin.path)
 
 
 def _sources(table: ReportTable) -> list[str]:

@@ -97,18 +97,21 @@ def test_result(test: PairedTest) -> str:
     return f"{points(test.difference)} from after SFT, p {test.p_value:.2g}, {pairs} pairs: {clear}"
 
 
-def estimate(found: Condition) -> str:
-    """Return what was estimated and its interval, in points; empty where nothing was."""
+def estimate(found: Condition, above: float) -> str:
+    """Return an estimate, its interval, and in how many seeds it is `above`; empty without one."""
     if found.estimate is None or found.low is None or found.high is None:
         return ""
-    return f"{points(found.estimate)} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+    interval = f"({100 * found.low:.1f} to {100 * found.high:.1f})"
+    seeds = [value > above for value in found.by_seed.values()]
+    counted = f", {sum(seeds)} of {len(seeds)} seeds" if len(seeds) > 1 else ""
+    return f"{points(found.estimate)} {interval}{counted}"
 
 
-def condition(found: Condition) -> str:
-    """Return a condition's numbers in one line."""
+def condition(found: Condition, above: float) -> str:
+    """Return a condition's numbers in one line; `above` is the bound of its claim."""
     if found.missing:
         measured = f"not measured: {', '.join(found.missing)}"
-    elif measured := estimate(found):
+    elif measured := estimate(found, above):
         how = "paired" if found.paired else "unpaired"
         measured += f", {number(found.n, found.prompts)}, {how}"
     else:
