@@ -63,12 +63,32 @@ def damage(store: Path, stage: Stage) -> list[Finding]:
 
 def remove(store: Path, stage: Stage) -> None:
     """Remove an artifact, what its attempts left, and what is known of it."""
-    folder = stage.folder(store)
     # Without its manifest it is no artifact any more, whatever happens to the removal.
-    (folder / MANIFEST).unlink(missing_ok=True)
-    leftovers = (folder, training_path(folder), resumable_path(folder))
-    for path in (*leftovers, stage_path(store, stage.id)):
+    (stage.folder(store) / MANIFEST).unlink(missing_ok=True)
+    for path in _paths(store, stage):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def removable(store: Path, stages: Sequence[Stage]) -> list[Stage]:
+    """Return the stages that have anything on disk and that nobody is working on."""
+    return [
+        stage
+        for stage in stages
+        if state_of(store, stage.kind, stage.id) is not StageState.RUNNING
+        and any(path.exists() for path in _paths(store, stage))
+    ]
+
+
+def bytes_of(store: Path, stage: Stage) -> int:
+    """Return how much disk a stage takes, hardlinks counted in full."""
+    files = (path for top in _paths(store, stage) for path in top.rglob("*") if path.is_file())
+    return sum(path.stat().st_size for path in files)
+
+
+def _paths(store: Path, stage: Stage) -> tuple[Path, ...]:
+    folder = stage.folder(store)
+    left = (training_path(folder), resumable_path(folder))
+    return (folder, *left, stage_path(store, stage.id))
 
 
 def write_orders(store: Path, orders: Sequence[StageOrder]) -> None:

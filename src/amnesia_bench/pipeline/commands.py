@@ -14,6 +14,9 @@ from amnesia_bench.errors import StageFailedError
 
 _MAIN = "amnesia_bench.cli.main"
 _LAUNCH = "amnesia_bench.training.launch"
+# Threads that wait must not spin: on two cores with other work beside them, two threads that do
+# take four times as long as one.
+PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def run_command(
@@ -38,7 +41,7 @@ def run_command(
     start = ["-m", _MAIN]
     if gpus > 1 and command[0] == "train":
         start = ["-m", _LAUNCH, "--nproc-per-node", str(gpus), *start]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, **PASSIVE, "OMP_NUM_THREADS": str(threads)}
     with (
         log.open("ab") as output,
         subprocess.Popen(

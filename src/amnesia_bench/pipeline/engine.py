@@ -47,6 +47,7 @@ def run_stages(
     try:
         from snakemake.api import SnakemakeApi
         from snakemake.exceptions import WorkflowError
+        from snakemake.scheduling.greedy import SchedulerSettings
         from snakemake.settings import types
         from snakemake.settings.enums import Quietness, RerunTrigger
     except ImportError as error:
@@ -75,6 +76,8 @@ def run_stages(
                         lock=False, keep_going=True, retries=1, latency_wait=60
                     ),
                     scheduling_settings=types.SchedulingSettings(scheduler="greedy"),
+                    scheduler_settings=SchedulerSettings(),
+                    greedy_scheduler_settings=SchedulerSettings(),
                 )
         except WorkflowError:  # which stage failed, and why, is on disk
             return False

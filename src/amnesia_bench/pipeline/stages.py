@@ -265,8 +265,8 @@ def answers(
         kind="answers",
         name=f"{checkpoint.name}-{task.name}",
         arguments=(
-            *("generate", "--checkpoint", Input(stage=checkpoint), "--task", task.name, *given),
-            *(*_OUT, *overrides),
+            *("generate", "--checkpoint", Input(stage=checkpoint), "--task", task.name),
+            *(*given, *_OUT, *overrides),
         ),
         settings={"task": task.name, "eval": deciding(config)},
         work=Answering(

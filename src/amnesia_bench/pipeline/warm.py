@@ -24,6 +24,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from amnesia_bench.pipeline.commands import PASSIVE
+
 _MAIN = "amnesia_bench.cli.main"
 _PRELOADED = (
     _MAIN,
@@ -54,6 +56,7 @@ def warm_server() -> Iterator[str]:
                 [sys.executable, "-m", __name__, str(listener.fileno())],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,
+                env={**os.environ, **PASSIVE},
                 # Ctrl-C reaches the whole group; the driver alone decides what ends.
                 start_new_session=True,
             )

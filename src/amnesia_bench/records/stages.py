@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +18,7 @@ class StageOrder:
     kind: str
     command: tuple[str, ...]
     inputs: Mapping[str, str]
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
     threads: int
     gpus: int
 
