@@ -32,21 +32,22 @@ _STATE_CHUNK_TOKENS = 64
 _RESERVE_BYTES = 4e9
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Gpu:
-    """A GPU: dense bf16 peak in FLOP/s and memory in bytes, from its maker's data sheet."""
+    """A GPU: dense bf16 peak, memory and its bandwidth, from its maker's data sheet (SXM)."""
 
     name: str
     flops_per_second: float
     memory_bytes: float
+    bytes_per_second: float
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu(name="a100", flops_per_second=312e12, memory_bytes=80e9),
-        Gpu(name="h100", flops_per_second=989e12, memory_bytes=80e9),
-        Gpu(name="h200", flops_per_second=989e12, memory_bytes=141e9),
+        Gpu("a100", 312e12, memory_bytes=80e9, bytes_per_second=2.039e12),
+        Gpu("h100", 989e12, memory_bytes=80e9, bytes_per_second=3.35e12),
+        Gpu("h200", 989e12, memory_bytes=141e9, bytes_per_second=4.8e12),
     )
 }
 # Share of the peak that the hardware does, recomputation included: short sequences, long ones.

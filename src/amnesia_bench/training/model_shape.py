@@ -97,10 +97,23 @@ class ModelShape:
         Softmax: the logits and the weighted sum over the tokens that one sees on average. Linear:
         the update of the state and the read-out.
         """
-        softmax = self.softmax_layers * self.softmax.flops(_seen(tokens, tokens))
-        sliding = self.sliding_layers * self.softmax.flops(_seen(tokens, self.window))
+        return self._mixing(_seen(tokens, tokens), _seen(tokens, self.window))
+
+    def mixing_flops_at(self, tokens: int) -> float:
+        """The same of one more token, behind `tokens` others."""
+        return self._mixing(tokens + 1, min(tokens + 1, self.window))
+
+    def _mixing(self, seen: float, seen_sliding: float) -> float:
+        softmax = self.softmax_layers * self.softmax.flops(seen)
+        sliding = self.sliding_layers * self.softmax.flops(seen_sliding)
         linear = self.linear_layers * self.linear.flops if self.linear else 0.0
         return softmax + sliding + linear
+
+    def cache_bytes(self, tokens: int) -> float:
+        """Bytes of the cache of a sequence: keys and values in 16 bits, states in float32."""
+        kept = self.softmax_layers * tokens + self.sliding_layers * min(tokens, self.window)
+        states = self.linear_layers * self.linear.state if self.linear else 0
+        return 2.0 * kept * self.softmax.cached + 4.0 * states
 
 
 def _seen(tokens: int, window: int) -> float:
@@ -132,8 +145,8 @@ def shape_of(config: Mapping[str, object]) -> ModelShape:
         norms=kind in ("hypenet", "qwen3"),
         biases=kind in ("jet_nemotron", "qwen2"),
     )
-    linear, kinds = None, ["attn"] * integer(config, "num_hidden_layers")
-    window = 0
+    linear: LightningMixer | JetMixer | None = None
+    kinds, window = ["attn"] * integer(config, "num_hidden_layers"), 0
     if kind == "hypenet":
         linear = _lightning(config, softmax)
         kinds = string_list(config, "mixer_types") if config.get("mixer_types") else kinds
