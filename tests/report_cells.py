@@ -85,13 +85,19 @@ def write_recall(
 
 
 def write_scores(
-    folder: Path, method: str, means: dict[str, float], *, scorer: str = "strict"
+    folder: Path,
+    method: str,
+    means: dict[str, float],
+    *,
+    scorer: str = "strict",
+    repeats: int = 16,
+    seed: int = 0,
 ) -> Path:
-    """Publish the cells of avg@16 and maj@16 of reasoning tasks; 40 problems each."""
+    """Publish the cells of avg@k and maj@k of reasoning tasks; 40 problems each."""
     for task, mean in means.items():
-        random = np.random.default_rng(len(task))
-        average = (random.random((40, 16)) < mean).mean(axis=1)
-        values = {"avg@16": average, "maj@16": (average > 0.5).astype(float)}
+        random = np.random.default_rng(len(task) + seed)
+        average = (random.random((40, repeats)) < mean).mean(axis=1)
+        values = {f"avg@{repeats}": average, f"maj@{repeats}": (average > 0.5).astype(float)}
         problems = [
             ProblemValues(doc=i, values={name: float(v[i]) for name, v in values.items()})
             for i in range(40)
@@ -108,7 +114,7 @@ def write_scores(
                     metric=name,
                     value=summed.value,
                     n=summed.n,
-                    repeats=16,
+                    repeats=repeats,
                     stderr=summed.stderr,
                     interval=summed.interval,
                     incomplete=None,
@@ -146,4 +152,57 @@ def write_all(root: Path) -> list[str]:
         mean = 0.05 if method == "pre" else 0.6
         write_scores(root / f"{method}_scores", method, {"math500": mean, "gsm8k": mean})
         labelled += [f"tiny/{method}={root / method}", f"tiny/{method}={root / method}_scores"]
+    return labelled
+
+
+TINY_TABLES = (
+    *(f"tiny_table{i}" for i in (1, 2, 3, 4)),
+    *("tiny_controls", "tiny_trade_off"),
+)
+# Of every row of the tiny profile's tables: recall of the hardest needle at the longest context,
+# and of word problems. Made up, after what a prototype measured.
+TINY_ROWS = {
+    "pre": (0.90, 0.02),
+    "post@tiny_cot": (0.30, 0.80),
+    "restored@tiny_cot": (0.65, 0.76),
+    "qk_pro@tiny_cot": (0.55, 0.79),
+    "q@tiny_cot": (0.48, 0.78),
+    "k@tiny_cot": (0.42, 0.78),
+    "v@tiny_cot": (0.31, 0.77),
+    "qk_frozen@tiny_cot": (0.35, 0.60),
+    "post@tiny_cot_half": (0.55, 0.50),
+    "restored@tiny_cot_half": (0.75, 0.48),
+    "post@tiny_cot_double": (0.15, 0.95),
+    "restored@tiny_cot_double": (0.35, 0.60),
+    "post@tiny_programs": (0.38, 0.10),
+    "restored@tiny_programs": (0.62, 0.09),
+    "post@tiny_instruct_short": (0.40, 0.02),
+    "restored@tiny_instruct_short": (0.58, 0.02),
+    "post@tiny_instruct_long": (0.88, 0.02),
+    "restored@tiny_instruct_long": (0.89, 0.02),
+}
+
+
+def write_tiny(
+    root: Path, *, seeds: Sequence[int], samples: int, lengths: Sequence[int] = (1024, 2048, 4096)
+) -> list[str]:
+    """Publish all rows of the tiny profile and return the labelled folders, as for --cells.
+
+    All seeds share their prompts.
+    """
+    labelled = []
+    for seed in seeds:
+        for i, (row, (hardest, mean)) in enumerate(TINY_ROWS.items()):
+
+            def accuracy(task: str, length: int, hardest: float = hardest) -> float:
+                far = lengths.index(length) / max(1, len(lengths) - 1)
+                hard = {"niah_single_1": 0.1, "niah_single_2": 0.6, "niah_single_3": 1.0}[task]
+                return 1 - (1 - hardest) * hard * (0.2 + 0.8 * far)
+
+            folder = root / str(seed) / row.replace("@", "_")
+            luck = 100 * seed + i
+            write_recall(folder, row, accuracy, samples=samples, seed=luck, lengths=lengths)
+            scores = folder.with_name(f"{folder.name}_scores")
+            write_scores(scores, row, {"gsm8k": mean}, repeats=4, seed=luck)
+            labelled += [f"tiny/{row}/{seed}={each}" for each in (folder, scores)]
     return labelled

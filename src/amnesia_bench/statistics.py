@@ -35,8 +35,10 @@ class PairedCounts:
         return (self.only_first - self.only_second) / self.n
 
 
-def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
+def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     """Return the score interval of a fraction (Wilson, JASA 22, 1927).
+
+    `n` is no whole number where trials belong together and say as much as so many that do not.
 
     Raises:
         ValueError: no trials, or more successes than trials.
@@ -52,6 +54,23 @@ def wilson(successes: int, n: int, level: float = 0.95) -> Interval:
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == n else (centre + half) / scale
     return Interval(low=low, high=high, level=level, method="wilson")
+
+
+def clustered_mean(clusters: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """Return the mean of all values, and its variance when those of a cluster belong together.
+
+    The variance of a ratio of cluster totals to cluster sizes (Cochran, Sampling Techniques, 3rd
+    ed. 1977, chapter 6); with clusters of one it is the plain variance of a mean.
+
+    Raises:
+        ValueError: fewer than two clusters.
+    """
+    if len(clusters) < 2:
+        raise ValueError(f"{len(clusters)} clusters have no variance")
+    n = sum(map(len, clusters))
+    mean = sum(map(sum, clusters)) / n
+    squares = sum((sum(each) - len(each) * mean) ** 2 for each in clusters)
+    return mean, squares * len(clusters) / (len(clusters) - 1) / n**2
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:

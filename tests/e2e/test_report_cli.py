@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.cli.main import main
-from amnesia_bench.store.hashing import read_manifest
+from amnesia_bench.store.hashing import read_manifest, sha256_of
 from tests.report_cells import (
     METHODS,
     forgetful,
@@ -110,12 +110,18 @@ def test_the_loss_and_the_repair_are_significant_and_the_claims_follow(written: 
 
 def test_every_number_leads_to_its_manifest(written: Path) -> None:
     page = (written / "report.html").read_text()
-    numbers = re.findall(r'<td[^>]*><a href="([^"]+)">[\d.]+</a>', page)
+    numbers = re.findall(r'<td[^>]*><a href="#([^"]+)">[\d.]+</a>', page)
     assert len(numbers) == 3 * (6 + 4)
-    for address in set(numbers):
-        assert read_manifest((written / address).resolve().parent).kind == "test"
+    for anchor in set(numbers):
+        (row,) = re.findall(rf"<tr id={anchor}>(.*?)</tr>", page)
+        address, stage = re.findall(r'<a href="([^"]+)">([^<]+)</a>', row)[0]
+        manifest = (written / address).resolve()
+        assert read_manifest(manifest.parent).kind == "test"
+        assert manifest.parent.name == stage
+        assert f"<code>{sha256_of(manifest)[:12]}</code>" in row
     rows = csv.DictReader((written / "table1.csv").open())
-    assert all(Path(row["manifest"]).is_file() for row in rows if row["status"] == "done")
+    for line in (row for row in rows if row["status"] == "done"):
+        assert sha256_of(written / line["manifest"]) == line["manifest_sha256"]
 
 
 def test_the_same_cells_give_the_same_pictures_and_table(
@@ -126,16 +132,16 @@ def test_the_same_cells_give_the_same_pictures_and_table(
     pictures = [path for path in sorted(written.iterdir()) if path.suffix in (".svg", ".tex")]
     assert {path.name for path in pictures} == {
         "drift.svg",
-        "recall_tiny.svg",
+        "table1_recall_tiny.svg",
         "table1.tex",
-        *(f"heat_map_tiny_niah_single_{i}.svg" for i in (1, 2, 3)),
+        *(f"table1_heat_map_tiny_niah_single_{i}.svg" for i in (1, 2, 3)),
     }
     for path in pictures:
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
 def test_drift_is_put_together_by_layer(written: Path) -> None:
-    (curve,) = json.loads((written / "table1.json").read_text())["drift"]
+    (curve,) = json.loads((written / "drift.json").read_text())
     assert curve["layers"] == [
         {"layer": 3, "role": "k", "drift": pytest.approx(0.1)},
         {"layer": 3, "role": "q", "drift": pytest.approx(0.25)},
@@ -181,8 +187,8 @@ def test_a_cell_of_a_dirty_tree_is_marked_also_through_its_parents(
     assert report(tmp_path / "out", labelled) == 0
     rows = list(csv.DictReader((tmp_path / "out" / "table1.csv").open()))
     dirty = {row["method"]: row["dirty"] for row in rows if row["column"] == "niah_single_1@1024"}
-    assert dirty["pre"] == str(model / "manifest.json")
-    assert dirty["post"] == str(tmp_path / "post" / "manifest.json")
+    assert dirty["pre"] == "../model/manifest.json"
+    assert dirty["post"] == "../post/manifest.json"
     assert "100.0†" in (tmp_path / "out" / "table1.md").read_text()
 
 
@@ -234,9 +240,17 @@ def test_bad_input_is_named_and_nothing_is_written(
     other = write_recall(tmp_path / "other", "post", forgetful("pre"), samples=5)
     cut = shutil.copytree(good, tmp_path / "cut")
     (cut / "cells.json").write_text((good / "cells.json").read_text()[:200])
+    flipped = shutil.copytree(good, tmp_path / "flipped")
+    text = (good / "samples.jsonl").read_text()
+    (flipped / "samples.jsonl").write_text(
+        text.replace('"depth_percent": ', '"depth_percent": 1', 1)
+    )
+    # Without a manifest nothing but the contents can tell.
     torn = shutil.copytree(good, tmp_path / "torn")
+    (torn / "manifest.json").unlink()
     (torn / "samples.jsonl").write_text((good / "samples.jsonl").read_text()[:-40])
     mixed = shutil.copytree(good, tmp_path / "mixed")
+    (mixed / "manifest.json").unlink()
     shutil.copy(other / "samples.jsonl", mixed / "samples.jsonl")
     changed = shutil.copytree(good, tmp_path / "changed")
     text = (good / "cells.json").read_text()
@@ -256,13 +270,14 @@ def test_bad_input_is_named_and_nothing_is_written(
     assert "two cells for one place (tiny, post, niah_single_2 recall at 4096)" in both
     assert f"{cut}/cells.json" in said(f"tiny={cut}")
     assert f"{torn}/samples.jsonl, line 30: not JSON" in said(f"tiny={torn}")
+    assert f"{flipped}/samples.jsonl: is not what" in said(f"tiny={flipped}")
     assert "the answers beside it make" in said(f"tiny={mixed}")
     assert "it was changed since" in said(f"tiny={changed}")
     assert "missing key 'task'" in said(f"tiny={loose}")
     assert "no such folder" in said(f"tiny={tmp_path / 'nowhere'}")
-    assert "expected DIR, or MODEL/METHOD/SEED=DIR" in said("tiny//0=nowhere")
+    assert "expected DIR, or MODEL/METHOD@SFT/SEED=DIR" in said("tiny//0=nowhere")
     assert "Did you mean tiny?" in said(f"tinny={good}")
-    assert "no method 'pst' in this table" in said(f"tiny/pst={good}")
+    assert "no method 'pst' in table1" in said(f"tiny/pst={good}")
     assert "neither a restoration.json" in refused(
         capsys, out, "--table", "table1", "--drift", str(good / "manifest.json")
     )

@@ -9,9 +9,9 @@ from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import Claim, TableConfig
 from amnesia_bench.records.report import ClaimVerdict, DecidedClaim
 from amnesia_bench.report.claims import decide
-from amnesia_bench.report.layout import columns_of
-from amnesia_bench.report.places import Place, Placed, place_cells
+from amnesia_bench.report.places import Places, place_cells
 from amnesia_bench.report.sources import parse_source, read_source
+from amnesia_bench.statistics import clustered_mean
 from tests.report_cells import LENGTHS, forgetful, tiny_table, write_all, write_recall
 
 HOLDS, FAILS, OPEN = ClaimVerdict.HOLDS, ClaimVerdict.DOES_NOT_HOLD, ClaimVerdict.NOT_SHOWN
@@ -19,7 +19,6 @@ HOLDS, FAILS, OPEN = ClaimVerdict.HOLDS, ClaimVerdict.DOES_NOT_HOLD, ClaimVerdic
 
 def claim(weights: dict[str, float], above: float = 0.0, than: str | None = None) -> Claim:
     return Claim(
-        id="c",
         text="c",
         place="p",
         columns=("niah_single_3@longest",),
@@ -29,22 +28,22 @@ def claim(weights: dict[str, float], above: float = 0.0, than: str | None = None
     )
 
 
-def places_of(labelled: list[str]) -> dict[Place, Placed]:
-    table = tiny_table()
-    cells = [cell for text in labelled for cell in read_source(parse_source(text))[0]]
-    return place_cells(cells, table, columns_of(table))[0]
+def places_of(labelled: list[str]) -> Places:
+    cells = [cell for text in labelled for cell in read_source(parse_source(text), Path())[0]]
+    return place_cells(cells, tiny_table())
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> dict[Place, Placed]:
+def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
     return places_of(write_all(tmp_path_factory.mktemp("cells")))
 
 
-def decided(places: dict[Place, Placed], *claims: Claim) -> list[DecidedClaim]:
-    return list(decide(claims, tiny_table(), places))
+def decided(places: Places, *claims: Claim) -> list[DecidedClaim]:
+    named = {f"c{i}": claim for i, claim in enumerate(claims)}
+    return list(decide(tiny_table().model_copy(update={"claims": named}), places))
 
 
-def test_the_interval_decides(places: dict[Place, Placed]) -> None:
+def test_the_interval_decides(places: Places) -> None:
     loss = {"pre": 1.0, "post": -1.0}
     found = decided(places, claim(loss), claim(loss, 0.95), claim(loss, 0.65))
     assert [each.verdict for each in found] == [HOLDS, FAILS, OPEN]
@@ -58,7 +57,7 @@ def test_the_interval_decides(places: dict[Place, Placed]) -> None:
     assert found[0].formula == "pre - post > 0"
 
 
-def test_the_interval_of_a_difference_is_bonett_and_prices(places: dict[Place, Placed]) -> None:
+def test_the_interval_of_a_difference_is_bonett_and_prices(places: Places) -> None:
     (found,) = decided(places, claim({"pre": 1.0, "post": -1.0}))
     rows = [places["tiny", method, "niah_single_3@4096"].answers for method in ("pre", "post")]
     only_pre = sum(rows[0][key] > rows[1][key] for key in rows[0])
@@ -72,7 +71,7 @@ def test_the_interval_of_a_difference_is_bonett_and_prices(places: dict[Place, P
 
 
 def test_a_loss_that_grows_with_length_is_one_sum_less_another(
-    places: dict[Place, Placed],
+    places: Places,
 ) -> None:
     grows = claim({"pre": 1.0, "post": -1.0}, than="niah_single_3@shortest")
     (found,) = decided(places, grows)
@@ -90,7 +89,7 @@ def test_a_loss_that_grows_with_length_is_one_sum_less_another(
     assert found.conditions[0].estimate == pytest.approx(expected)
 
 
-def test_a_missing_cell_is_named_and_nothing_is_shown(places: dict[Place, Placed]) -> None:
+def test_a_missing_cell_is_named_and_nothing_is_shown(places: Places) -> None:
     (found,) = decided(places, claim({"qk_frozen": 1.0, "post": -1.0}))
     assert found.verdict is OPEN
     assert found.conditions[0].missing == ("qk_frozen niah_single_3@4096",)
@@ -109,14 +108,11 @@ def test_without_the_answers_the_cells_decide_as_if_independent(tmp_path: Path) 
 
 
 def test_coverage_of_the_interval_is_near_its_level() -> None:
-    from amnesia_bench.report.claims import _mean_and_variance
-
     random, weights, hits = np.random.default_rng(0), np.array([1.0, -0.6, -0.4]), 0
     chances = np.array([0.6, 0.3, 0.95])
     for _ in range(1000):
         rows = random.random((100, 3)) < chances
-        values = [*(rows @ weights), 1.0, -1.0]
-        mean, variance = _mean_and_variance(values)
+        mean, variance = clustered_mean([[value] for value in (*(rows @ weights), 1.0, -1.0)])
         hits += abs(mean - chances @ weights) <= 1.96 * np.sqrt(variance)
     assert 920 <= hits <= 985
 
@@ -134,7 +130,7 @@ def test_coverage_of_the_interval_is_near_its_level() -> None:
 )
 def test_the_papers_claims_are_held_against_its_own_numbers(table: str, failing: set[str]) -> None:
     config = load_option("report", table, [], TableConfig)
-    found = decide(config.claims, config, {})
+    found = decide(config, {})
     assert all(each.verdict is OPEN for each in found)
     judged = [each for each in found if not each.aim]
     assert all(each.holds_in_paper is not None for each in judged)

@@ -9,7 +9,7 @@ from amnesia_bench.records.recall import HeatMap
 from amnesia_bench.records.report import DriftCurve, LayerDrift, TaskHeatMap
 from amnesia_bench.report import svg
 from amnesia_bench.report.figures import drift_figure, heat_map_figure, recall_figure
-from amnesia_bench.report.layout import columns_of, length_label
+from amnesia_bench.report.layout import length_label
 from amnesia_bench.report.places import place_cells
 from amnesia_bench.report.sources import Source, read_source
 from amnesia_bench.report.tables import build_table
@@ -55,10 +55,9 @@ def test_a_heat_map_says_recall_and_n_and_leaves_empty_fields_empty() -> None:
 
 def test_a_curve_of_recall_is_higher_where_recall_is(tmp_path: Path) -> None:
     table = tiny_table()
-    columns = columns_of(table)
     folder = write_recall(tmp_path / "post", "post", forgetful("post"))
-    cells, _ = read_source(Source(folder=folder, model="tiny"))
-    built = build_table("table1", table, columns, place_cells(cells, table, columns)[0])
+    cells, _ = read_source(Source(folder=folder, model="tiny"), tmp_path)
+    built = build_table("table1", table, place_cells(cells, table))
     drawn = recall_figure(built, "tiny")
     assert drawn is not None
     root = ElementTree.fromstring(drawn)

@@ -1,11 +1,19 @@
-"""Lay measured cells out in one of the paper's tables, next to the paper's numbers.
+r"""Lay measured cells out in the paper's tables, next to the paper's numbers, on one page.
 
   amnesia report --table table1 --out results --cells HypeNet-2B=checks/3f2a
-  amnesia report --table table1 --out results --cells HypeNet-2B/pre/0=eval/pre ...
+  amnesia report --table table1 --table table2 --out results --cells HypeNet-5B/pre=eval/pre \
+      --cells HypeNet-5B/post@miromind=eval/a --cells HypeNet-5B/post@tulu3=eval/b
 
---cells takes what `check`, `eval` and `score` wrote. A label says where in the table it belongs:
-MODEL/METHOD/SEED=DIR, from the left as far as needed; without it the names in the cells count.
-Tables are files of configs/report. Writes Markdown, CSV, LaTeX, JSON and report.html.
+--cells takes what `check`, `eval` and `score` wrote. A label says what the cells are of, from the
+left as far as needed; without it the names in the cells count:
+
+  MODEL/METHOD@SFT/SEED=DIR
+
+METHOD is a row of the table: pre, post, restored, q, ... @SFT says after which fine-tune: a table
+takes the cells of its own (`sft` in its file) and of those that its rows name. It may be left out
+where all the tables asked for are of the same; `pre` comes before any and goes into all. Seeds are
+pooled. Tables are files of configs/report. Writes Markdown, CSV, LaTeX and JSON of each table, the
+figures as SVG, and report.html with all of it.
 """
 
 from __future__ import annotations
@@ -22,13 +30,19 @@ if TYPE_CHECKING:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--table", required=True, help="table1 to table4, table10")
+    parser.add_argument(
+        "--table",
+        action="append",
+        required=True,
+        metavar="TABLE",
+        help="a file of configs/report: table1, table10, tiny_table1; may be given many times",
+    )
     parser.add_argument(
         "--cells",
         action="append",
         default=[],
         metavar="[LABEL=]DIR",
-        help="folder of cells, for MODEL/METHOD/SEED; may be given many times",
+        help="folder of cells, of MODEL/METHOD@SFT/SEED; may be given many times",
     )
     parser.add_argument(
         "--drift",
@@ -42,21 +56,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="change a value of the table: report.models=[tiny], report.recall.lengths=[256,1024]",
+        help="change a value of every table: report.models=[tiny], report.recall.lengths=[1024]",
     )
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.config.load import load_option
-    from amnesia_bench.config.report_schema import TableConfig
     from amnesia_bench.report.building import ReportRequest, build_report, write_report
     from amnesia_bench.report.sources import parse_source
     from amnesia_bench.store.provenance import collect_provenance
 
     request = ReportRequest(
-        name=args.table,
-        table=load_option("report", args.table, args.overrides, TableConfig),
+        tables=tuple(dict.fromkeys(args.table)),
         sources=tuple(parse_source(text) for text in args.cells),
+        out=args.out,
+        overrides=tuple(args.overrides),
         drift=tuple(args.drift),
     )
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
@@ -70,12 +83,16 @@ def _print(report: Report, written: Path) -> None:
     from amnesia_bench.cli.output import say, show, table
     from amnesia_bench.report.wording import summary
 
-    # The table itself is wider than a terminal; it is in the files.
-    grid = table(report.table.title, ("claim", "ours", "the paper's own numbers"), left=3)
-    for claim in report.claims:
-        grid.add_row(claim.text, str(claim.verdict), claim.in_paper)
-    show(grid)
-    for note in report.notes:
+    # The tables themselves are wider than a terminal; they are in the files.
+    notes = list(report.notes)
+    for each in report.tables:
+        grid = table(each.table.title, ("claim", "ours", "the paper's own numbers"), left=3)
+        for claim in each.claims:
+            grid.add_row(claim.text, str(claim.verdict), claim.in_paper)
+        if each.claims:
+            show(grid)
+        say(f"{each.table.name}: {summary(each)}")
+        notes += each.notes
+    for note in dict.fromkeys(notes):
         sys.stderr.write(f"note: {note}\n")
-    say(summary(report))
     say(f"Report: {written}")

@@ -102,36 +102,44 @@ class Profile(Frozen):
     """Which models there are, and how they are trained and measured.
 
     Attributes:
+        scope: which of an experiment's scopes is meant.
         tokenizer_seed: of the tokenizer of generated texts; null where models bring theirs.
         gpus: how many a stage of training or generation takes, 0 on a laptop.
         training_overrides: of every training.
         data_overrides: of every source of data.
+        report_overrides: of every report.
     """
 
     name: Name
+    scope: Name
     seeds: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1), AfterValidator(unique)]
     tokenizer_seed: NonNegativeInt | None
     gpus: NonNegativeInt
     training_overrides: Overrides = ()
     data_overrides: Overrides = ()
+    report_overrides: Overrides = ()
     models: Mapping[Name, ModelPlan]
     recall: RecallPlan
     reasoning: Mapping[Name, ReasoningPlan]
 
 
 class Scope(Frozen):
-    """What an experiment means under one profile; `reports` are files of configs/report."""
+    """What an experiment means at one scale.
+
+    `finetunes` are the names of the profile's models, and those that reports know them by;
+    `reports` are files of configs/report.
+    """
 
     models: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(unique)]
+    finetunes: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(unique)]
     reasoning: tuple[Name, ...]
     reports: Annotated[tuple[Name, ...], Field(min_length=1)]
 
 
 class Experiment(Frozen):
-    """A table or a figure: its rows for each fine-tune, by profile."""
+    """A table or a figure: its rows for each fine-tune, by scope."""
 
     name: Name
-    finetunes: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(unique)]
     methods: Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(unique)]
     scopes: Annotated[Mapping[Name, Scope], Field(min_length=1)]
 
@@ -146,12 +154,12 @@ class ExperimentConfig(Frozen):
     @property
     def scope(self) -> Scope:
         """What the experiment means under the profile."""
-        return self.experiment.scopes[self.profile.name]
+        return self.experiment.scopes[self.profile.scope]
 
     @model_validator(mode="after")
     def _the_profile_has_what_is_asked(self) -> Self:
         profile, experiment = self.profile, self.experiment
-        if profile.name not in experiment.scopes:
+        if profile.scope not in experiment.scopes:
             raise ValueError(
                 f"experiment {experiment.name} is not defined for profile={profile.name}, only for "
                 f"{', '.join(experiment.scopes)}"
@@ -165,7 +173,7 @@ class ExperimentConfig(Frozen):
                     raise ValueError(f"profile {profile.name} has no {what} {name}")
         for model in self.scope.models:
             plan = profile.models[model]
-            for finetune in experiment.finetunes:
+            for finetune in self.scope.finetunes:
                 if finetune not in plan.finetunes:
                     raise ValueError(f"model {model} has no fine-tune {finetune}")
                 if "qk_frozen" in experiment.methods and finetune not in plan.frozen:

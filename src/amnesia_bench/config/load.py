@@ -70,16 +70,18 @@ def expand_sweep(overrides: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     Raises:
         UserError: an override that Hydra cannot read.
     """
-    try:
-        parsed = OverridesParser.create().parse_overrides(list(overrides))
-        choices = [
-            [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-            if override.is_discrete_sweep()
-            else [typed]
-            for typed, override in zip(overrides, parsed, strict=True)
-        ]
-    except HydraException as error:
-        raise UserError(_first_line(error)) from error
+    parser, parsed = OverridesParser.create(), []
+    for typed in overrides:
+        try:
+            parsed.append(parser.parse_override(typed))
+        except (HydraException, ValueError) as error:
+            raise _no_override(typed) from error
+    choices = [
+        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
+        if override.is_discrete_sweep()
+        else [typed]
+        for typed, override in zip(overrides, parsed, strict=True)
+    ]
     return tuple(product(*choices))
 
 
@@ -142,12 +144,16 @@ def _load(
 def _for_hydra(override: str, groups: Sequence[str]) -> str:
     key, equals, _ = override.lstrip("+~").partition("=")
     if not key or not (equals or override.startswith("~")):
-        raise UserError(f"{override!r}: expected key=value", hint="For example restore=qk_pro.")
+        raise _no_override(override)
     if key.partition(".")[0].partition("/")[0] == "hydra":
         raise UserError(f"{override}: Hydra's own settings have no effect here")
     if key.partition("@")[0] in groups or override.startswith("~"):
         return override
     return "++" + override.lstrip("+")
+
+
+def _no_override(typed: str) -> UserError:
+    return UserError(f"{typed!r}: expected key=value", hint="For example restore=qk_pro.")
 
 
 def _compose(root: str, overrides: list[str]) -> object:

@@ -10,7 +10,8 @@ from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 from amnesia_bench.config.schema import Frozen
 
 Name = Annotated[str, Field(min_length=1)]
-# `niah_single_3@longest` means the same column whatever lengths a table has.
+# `niah_single_3@longest` means the same column whatever lengths a table has, as a task alone means
+# its first score.
 LONGEST, SHORTEST = "longest", "shortest"
 
 
@@ -38,14 +39,13 @@ class Recall(Frozen):
 
 
 class Claim(Frozen):
-    """An inequality between the values of one row of models: sum of weight * value > `above`.
+    """An inequality between the rows of a model: sum of weight * value > `above`.
 
     Values are fractions. It must hold in each of `columns` for each of `models` (null: all of the
     table). With `than`, what the same sum is in that column is subtracted. `place` says where the
     paper makes the claim, `aim` that it is one of ours and not the paper's.
     """
 
-    id: Name
     text: Name
     place: Name
     models: tuple[Name, ...] | None = None
@@ -56,31 +56,70 @@ class Claim(Frozen):
     aim: bool = False
 
 
-class TableConfig(Frozen):
-    """Rows are `models` x `methods` (id to label), columns recall, then scores.
+class TradeOff(Frozen):
+    """A figure of recall against reasoning: a point per row (name to label), with intervals.
 
-    `published` names the paper's tables that hold the same runs; a value is looked up in them in
-    this order.
+    `rows` null: those of the table. Each of `lines` joins the rows that it names, in that order.
+    """
+
+    recall: Name
+    score: Name
+    rows: Annotated[Mapping[str, Name], Field(min_length=1)] | None = None
+    lines: tuple[tuple[Name, ...], ...] = ()
+
+
+class TableConfig(Frozen):
+    """Rows are `models` x `methods` (row to label), columns recall, then scores.
+
+    A row is METHOD, after the fine-tune `sft`, or METHOD@SFT after another. `published` names the
+    paper's tables that hold the same runs; a value is looked up in them in this order. A table of
+    other runs has none; `stands_for` then is the table whose claims of the same id it repeats.
     """
 
     title: Name
+    sft: Name
     models: Annotated[tuple[Name, ...], Field(min_length=1)]
     methods: Annotated[Mapping[str, Name], Field(min_length=1)]
     recall: Recall
     scores: tuple[Score, ...]
     published: tuple[Name, ...]
-    claims: tuple[Claim, ...]
+    stands_for: Name | None = None
+    trade_off: TradeOff | None = None
+    claims: Mapping[Name, Claim]
 
     @model_validator(mode="after")
-    def _claims_have_columns(self) -> Self:
-        known = {score.key for score in self.scores}
-        lengths = {LONGEST, SHORTEST, *map(str, self.recall.lengths)}
-        for claim in self.claims:
+    def _columns_and_models_exist(self) -> Self:
+        for name, claim in self.claims.items():
             for column in (*claim.columns, *([claim.than] if claim.than else [])):
-                task, _, length = column.partition("@")
-                if column not in known and (task not in self.recall.tasks or length not in lengths):
-                    raise ValueError(f"claim {claim.id}: no column {column}")
+                self._check_column(column, f"claim {name}")
             for model in claim.models or ():
                 if model not in self.models:
-                    raise ValueError(f"claim {claim.id}: no model {model}")
+                    raise ValueError(f"claim {name}: no model {model}")
+        if self.trade_off is not None:
+            self._check_column(self.trade_off.recall, "trade_off.recall")
+            self._check_column(self.trade_off.score, "trade_off.score")
+            for row in (row for line in self.trade_off.lines for row in line):
+                if row not in self.points:
+                    raise ValueError(f"trade_off.lines: no row {row}")
+        return self
+
+    @property
+    def points(self) -> Mapping[str, str]:
+        """The rows that the trade-off shows, and their labels; none without one."""
+        return {} if self.trade_off is None else self.trade_off.rows or self.methods
+
+    def _check_column(self, column: str, where: str) -> None:
+        task, _, length = column.partition("@")
+        lengths = {LONGEST, SHORTEST, *map(str, self.recall.lengths)}
+        scores = {name for score in self.scores for name in (score.key, score.task)}
+        if column not in scores and (task not in self.recall.tasks or length not in lengths):
+            raise ValueError(f"{where}: no column {column}")
+
+    @model_validator(mode="after")
+    def _own_rows_are_named_by_method(self) -> Self:
+        claimed = [row for claim in self.claims.values() for row in claim.weights]
+        for row in (*self.methods, *claimed, *self.points):
+            method, at, sft = row.partition("@")
+            if not method or (at and sft in ("", self.sft)):
+                raise ValueError(f"row {row}: expected METHOD, or METHOD@SFT of another fine-tune")
         return self

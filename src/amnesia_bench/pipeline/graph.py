@@ -65,7 +65,7 @@ def stages_of(graphs: Iterable[Graph]) -> tuple[Stage, ...]:
 
 def _rows(models: _Models, job: Job) -> Iterator[Row]:
     config = job.config
-    for finetune in config.experiment.finetunes:
+    for finetune in config.scope.finetunes:
         for method in config.experiment.methods:
             checkpoint = models.checkpoint(finetune, method, job)
             yield Row(

@@ -6,6 +6,7 @@ import types
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from functools import cache
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from amnesia_bench.errors import UserError
@@ -74,7 +75,7 @@ def _decode_optional(expected: Any, value: object, at: str) -> object:
 
 def _decode_record(record: Any, value: object, at: str) -> object:
     data = _typed(dict, value, at)
-    hints = get_type_hints(record)
+    hints = _hints(record)
     names = [field.name for field in fields(record)]
     for problem, keys in (
         ("unknown key", sorted(set(data) - set(names))),
@@ -87,6 +88,12 @@ def _decode_record(record: Any, value: object, at: str) -> object:
         return record(**decoded)
     except ValueError as error:
         raise _error(at, str(error)) from error
+
+
+@cache
+def _hints(record: Any) -> dict[str, Any]:
+    # Slow, and asked for once a line of a file.
+    return get_type_hints(record)
 
 
 def _typed(kind: Any, value: object, at: str) -> Any:

@@ -20,16 +20,18 @@ class CellStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where one measured number comes from; paths are as they were given.
+    """Where one measured number comes from.
 
-    `manifest` is that of the artifact which holds the cell, None when nothing published it.
-    `dirty` names every manifest, its own or a parent's, whose code had uncommitted changes;
-    `commit` is that of its own.
+    `stage` is the folder that was published and `manifest` its manifest, with the sha256 of that;
+    both are None when nothing published the cell. `dirty` names every manifest, its own or a
+    parent's, whose code had uncommitted changes; `commit` is that of its own. Paths are as
+    `report.paths` writes them.
     """
 
     seed: str | None
     cell: str
     manifest: str | None
+    manifest_sha256: str | None
     stage: str
     commit: str | None
     dirty: tuple[str, ...]
@@ -37,15 +39,16 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """A method less the row after SFT, on the `n` prompts or problems that both answered.
+    """A method less the row after its SFT, on the `n` prompts or problems that both answered.
 
     `p_value` is two-sided, of the exact sign-flip test: McNemar's where answers are right or
-    wrong.
+    wrong and no two seeds share a prompt. `prompts` counts each once, whatever seeds share it.
     """
 
     difference: float
     p_value: float
     n: int
+    prompts: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +57,7 @@ class ReportedCell:
 
     Values are fractions; `theirs` is the paper's, `difference` ours less theirs. `reason` says
     why an incomplete cell has no value. With several seeds `value` is their mean, weighted by n,
-    and `by_seed` holds each.
+    and `by_seed` holds each; `n` counts all their answers, `prompts` those that differ.
     """
 
     model: str
@@ -65,6 +68,7 @@ class ReportedCell:
     value: float | None
     interval: Interval | None
     n: int
+    prompts: int
     repeats: int
     by_seed: Mapping[str, float]
     theirs: float | None
@@ -100,10 +104,14 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportTable:
-    """A table in the paper's layout; `cells` by model, then method, then column."""
+    """A table in the paper's layout; `cells` by model, then method, then column.
+
+    Of `methods` those without `@` are after the fine-tune `sft`.
+    """
 
     name: str
     title: str
+    sft: str
     models: tuple[str, ...]
     methods: Mapping[str, str]
     columns: tuple[Column, ...]
@@ -132,8 +140,8 @@ class Condition:
     """A claim for one model in one column.
 
     `estimate` is what must be above the claim's bound; None where a cell is missing, then
-    `missing` names it. `paired` says whether the answers themselves were compared, or only cells.
-    `theirs` is the estimate from the paper's numbers.
+    `missing` names it. `paired` says whether the answers themselves were compared, or only cells;
+    if so `by_seed` holds the estimate of each seed. `theirs` is that of the paper's numbers.
     """
 
     model: str
@@ -142,6 +150,8 @@ class Condition:
     low: float | None
     high: float | None
     n: int
+    prompts: int
+    by_seed: Mapping[str, float]
     paired: bool
     missing: tuple[str, ...]
     verdict: ClaimVerdict
@@ -201,16 +211,53 @@ class TaskHeatMap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Report:
-    """A table, the claims it decides, its figures' data, and what could not be used and why."""
+class TradeOffPoint:
+    """One row of a table as a point: its recall and its reasoning, with their intervals."""
+
+    row: str
+    label: str
+    recall: ReportedCell
+    score: ReportedCell
+
+
+@dataclass(frozen=True, kw_only=True)
+class TradeOffCurve:
+    """Recall against reasoning of one model; each of `lines` names the rows that it joins."""
+
+    model: str
+    recall: Column
+    score: Column
+    points: tuple[TradeOffPoint, ...]
+    lines: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableReport:
+    """A table, the claims that it decides, the data of its figures, and notes on its cells."""
+
+    table: ReportTable
+    claims: tuple[DecidedClaim, ...]
+    heat_maps: tuple[TaskHeatMap, ...]
+    trade_offs: tuple[TradeOffCurve, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Making:
+    """Which code wrote a report, by which command, and when (UTC)."""
 
     tool_version: str
     command: tuple[str, ...]
     commit: str | None
     dirty: bool | None
     created: str
-    table: ReportTable
-    claims: tuple[DecidedClaim, ...]
-    heat_maps: tuple[TaskHeatMap, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Tables, the drift of weights, and what was given and could not be used, and why."""
+
+    made: Making
+    tables: tuple[TableReport, ...]
     drift: tuple[DriftCurve, ...]
     notes: tuple[str, ...]

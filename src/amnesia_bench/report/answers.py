@@ -17,7 +17,7 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Outcome, Verdict
 from amnesia_bench.records.reasoning import ProblemValues
 from amnesia_bench.records.recall import RecallSample
-from amnesia_bench.report.sources import FoundCell
+from amnesia_bench.report.sources import FoundCell, check_hash
 
 AnswerKey = tuple[str | None, str, int]
 Answers = Mapping[AnswerKey, float]
@@ -37,7 +37,7 @@ def answers_of(found: FoundCell) -> Answers:
     cell = found.cell
     if cell.value is None:
         return {}
-    identity = next((p.identity for p in cell.parents if p.role in _PROMPT_ROLES), None)
+    identity = prompts_identity(cell)
     values = _values(found)
     if identity is None or not values:
         return {}
@@ -51,6 +51,11 @@ def answers_of(found: FoundCell) -> Answers:
     return {(found.seed, identity, doc): value for doc, value in values.items()}
 
 
+def prompts_identity(cell: Cell) -> str | None:
+    """Return the identity of the prompts or problems that a cell is of; None where unknown."""
+    return next((p.identity for p in cell.parents if p.role in _PROMPT_ROLES), None)
+
+
 def recall_samples_of(found: FoundCell) -> tuple[RecallSample, ...]:
     """Return the judged answers to a cell's prompts, with depths; empty where none are kept."""
     cell = found.cell
@@ -59,7 +64,7 @@ def recall_samples_of(found: FoundCell) -> tuple[RecallSample, ...]:
     roles = {parent.role for parent in cell.parents}
     return tuple(
         sample
-        for sample in _records(RecallSample, found.path.with_name(SAMPLES))
+        for sample in _records(RecallSample, *_beside(found, SAMPLES))
         if sample.role in roles and sample.key.task == task
     )
 
@@ -67,13 +72,13 @@ def recall_samples_of(found: FoundCell) -> tuple[RecallSample, ...]:
 def _values(found: FoundCell) -> dict[int, float]:
     cell = found.cell
     if cell.context_tokens is None:
-        problems = _records(ProblemValues, found.path.with_name(PROBLEMS))
+        problems = _records(ProblemValues, *_beside(found, PROBLEMS))
         return {p.doc: p.values[cell.metric] for p in problems if cell.metric in p.values}
     if samples := recall_samples_of(found):
         return {sample.key.doc: float(sample.correct) for sample in samples}
     return {
         verdict.key.doc: float(verdict.outcome is Outcome.CORRECT)
-        for verdict in _records(Verdict, found.path.with_name(VERDICTS))
+        for verdict in _records(Verdict, *_beside(found, VERDICTS))
         if _belongs(verdict, cell)
     }
 
@@ -82,9 +87,16 @@ def _belongs(verdict: Verdict, cell: Cell) -> bool:
     return verdict.key.task == f"{cell.task}@{cell.context_tokens}"
 
 
+def _beside(found: FoundCell, name: str) -> tuple[Path, Path | None]:
+    return found.path.with_name(name), found.artifact
+
+
 @cache
-def _records(kind: type[Record], path: Path) -> tuple[Record, ...]:
-    return tuple(_read_lines(kind, path)) if path.is_file() else ()
+def _records(kind: type[Record], path: Path, artifact: Path | None) -> tuple[Record, ...]:
+    if not path.is_file():
+        return ()
+    check_hash(path, artifact)
+    return tuple(_read_lines(kind, path))
 
 
 def _read_lines(kind: type[Record], path: Path) -> Iterator[Record]:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Provenance
-from amnesia_bench.records.report import Report
+from amnesia_bench.records.report import DecidedClaim, Making, Report, TableReport
 from amnesia_bench.report.claims import decide
 from amnesia_bench.report.drift import read_drift
+from amnesia_bench.report.figures import figures_of
 from amnesia_bench.report.heat_maps import heat_maps_of
-from amnesia_bench.report.layout import columns_of
-from amnesia_bench.report.page import figures, json_text, page
-from amnesia_bench.report.places import differing_settings, place_cells
+from amnesia_bench.report.page import page
+from amnesia_bench.report.paths import portable
+from amnesia_bench.report.places import (
+    Places,
+    differing_settings,
+    left_out,
+    place_cells,
+    refuse_ambiguous,
+)
 from amnesia_bench.report.sources import Source, read_source
-from amnesia_bench.report.tables import build_table
-from amnesia_bench.report.text_formats import csv_text, latex, markdown
+from amnesia_bench.report.tables import build_table, build_trade_offs
+from amnesia_bench.report.text_formats import csv_text, json_text, latex, markdown
 from amnesia_bench.store.files import explain_write_error, make_folder, replace_text
 
 REPORT = "report.html"
@@ -25,11 +34,15 @@ REPORT = "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRequest:
-    """What to report: the name and config of a table, its cells, and files of drift."""
+    """What to report: tables (files of configs/report), their cells, files of drift, and where.
 
-    name: str
-    table: TableConfig
+    `overrides` change every table: `report.models=[tiny]`.
+    """
+
+    tables: tuple[str, ...]
     sources: tuple[Source, ...]
+    out: Path
+    overrides: tuple[str, ...] = ()
     drift: tuple[str, ...] = ()
 
 
@@ -37,34 +50,36 @@ def build_report(request: ReportRequest, provenance: Provenance) -> Report:
     """Read everything a report says.
 
     Raises:
-        UserError: a folder or file is missing or damaged, or two cells are for one place.
+        UserError: a table, folder or file is missing or damaged, two cells are for one place, or
+            a cell may belong to several fine-tunes.
     """
-    read = [read_source(source) for source in request.sources]
-    notes = [note for _, said in read for note in said]
-    columns = columns_of(request.table)
+    tables = {name: _table(name, request.overrides) for name in request.tables}
+    out = request.out
+    read = [read_source(source, out) for source in request.sources]
     found = [cell for cells, _ in read for cell in cells]
-    places, unknown = place_cells(found, request.table, columns)
-    if found and not places:
+    refuse_ambiguous(found, tables)
+    placed = {name: place_cells(found, table) for name, table in tables.items()}
+    unused = left_out(found, list(placed.values()), tables)
+    if found and not any(placed.values()):
         raise UserError(
-            f"none of {len(found)} cells belongs into {request.name}",
-            hint="\n".join(unknown) or "They are of other tasks, lengths, metrics or scorers.",
+            f"none of {len(found)} cells belongs into {', '.join(tables)}", hint="\n".join(unused)
         )
     return Report(
-        tool_version=provenance.tool_version,
-        command=provenance.command,
-        commit=provenance.commit,
-        dirty=provenance.dirty,
-        created=provenance.started,
-        table=build_table(request.name, request.table, columns, places),
-        claims=decide(request.table.claims, request.table, places),
-        heat_maps=heat_maps_of(places, columns),
-        drift=tuple(read_drift(each) for each in request.drift),
-        notes=(*notes, *unknown, *differing_settings(places)),
+        made=Making(
+            tool_version=provenance.tool_version,
+            command=portable(provenance.command),
+            commit=provenance.commit,
+            dirty=provenance.dirty,
+            created=provenance.started,
+        ),
+        tables=tuple(_report_on(name, tables[name], placed[name]) for name in tables),
+        drift=tuple(read_drift(each, out) for each in request.drift),
+        notes=(*(note for _, said in read for note in said), *unused),
     )
 
 
 def write_report(report: Report, out: Path) -> Path:
-    """Write a report in all formats: `<table>.md`, `.csv`, `.tex`, `.json` and `report.html`.
+    """Write `<table>.md`, `.csv`, `.tex`, `.json` of each table, all figures, and `report.html`.
 
     Each file appears whole, the page last: reading a report while it is written anew is safe.
     Files of the same names are replaced.
@@ -75,15 +90,19 @@ def write_report(report: Report, out: Path) -> Path:
     Raises:
         UserError, StageFailedError, MissingEnvironmentError: it cannot be written there.
     """
-    name = report.table.name
-    files = {
-        f"{name}.md": markdown(report, out),
-        f"{name}.csv": csv_text(report),
-        f"{name}.tex": latex(report.table),
-        f"{name}.json": json_text(report),
-        **{f"{figure}.svg": drawn for figure, drawn in figures(report).items()},
-        REPORT: page(report, out),
-    }
+    files: dict[str, str] = {}
+    for each in report.tables:
+        name = each.table.name
+        files |= {
+            f"{name}.md": markdown(each, report),
+            f"{name}.csv": csv_text(each.table),
+            f"{name}.tex": latex(each.table),
+            f"{name}.json": json_text(each, made=report.made),
+        }
+    if report.drift:
+        files["drift.json"] = json_text(report.drift)
+    files |= {f"{figure}.svg": drawn for figure, drawn in figures_of(report).items()}
+    files[REPORT] = page(report)
     try:
         make_folder(out)
         for file, text in files.items():
@@ -94,3 +113,26 @@ def write_report(report: Report, out: Path) -> Path:
             raise
         raise explained from error
     return out / REPORT
+
+
+def _table(name: str, overrides: Sequence[str]) -> TableConfig:
+    return load_option("report", name, overrides, TableConfig)
+
+
+def _report_on(name: str, table: TableConfig, places: Places) -> TableReport:
+    return TableReport(
+        table=build_table(name, table, places),
+        claims=_claims(table, places),
+        heat_maps=heat_maps_of(table, places),
+        trade_offs=build_trade_offs(table, places),
+        notes=differing_settings(places),
+    )
+
+
+def _claims(table: TableConfig, places: Places) -> tuple[DecidedClaim, ...]:
+    """Decide a table's claims; of other runs than the paper's, say what its own table shows."""
+    decided = decide(table, places)
+    if table.stands_for is None:
+        return decided
+    paper = {each.id: each.holds_in_paper for each in decide(_table(table.stands_for, ()), {})}
+    return tuple(replace(each, holds_in_paper=paper.get(each.id)) for each in decided)

@@ -2,22 +2,26 @@
 
 Above the bound the claim holds, below it does not, across it is not shown either way. Where the
 answers to the same prompts are known the sum is taken prompt by prompt, so that what the rows
-have in common cancels. The interval is Bonett and Price's (2012) for paired proportions, taken
-over to any weights: one imagined prompt at each extreme, then the normal one. It speaks of these
-checkpoints on other prompts, not of other trainings.
+have in common cancels; of several seeds all answers to one prompt are one draw. The interval is
+Bonett and Price's (2012) for paired proportions, taken over to any weights: one imagined prompt
+at each extreme, then the normal one. It speaks of these checkpoints on other prompts, not of
+other trainings: those are seen in the estimates by seed.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from amnesia_bench.config.report_schema import Claim, TableConfig
 from amnesia_bench.records.report import ClaimVerdict, Condition, DecidedClaim
 from amnesia_bench.report.layout import resolved
-from amnesia_bench.report.places import Place, Placed
+from amnesia_bench.report.places import Places
+from amnesia_bench.report.pooling import Placed, by_prompt, in_common, seed_means
 from amnesia_bench.report.published import published_value
+from amnesia_bench.statistics import clustered_mean
 
 _Z = 1.959963984540054  # of a two-sided 95 %
 _TIE = 1e-9  # the paper's numbers are decimals: 0.342 - 0.342 is not always 0
@@ -31,14 +35,14 @@ class _Sum:
     centre: float
     variance: float
     n: int
+    prompts: int
     paired: bool
+    by_seed: Mapping[str, float] = field(default_factory=dict)
 
 
-def decide(
-    claims: Sequence[Claim], table: TableConfig, places: Mapping[Place, Placed]
-) -> tuple[DecidedClaim, ...]:
-    """Hold each claim against our numbers and against the paper's own."""
-    return tuple(_decide(claim, table, places) for claim in claims)
+def decide(table: TableConfig, places: Places) -> tuple[DecidedClaim, ...]:
+    """Hold each claim of a table against our numbers and against the paper's own."""
+    return tuple(_decide(name, claim, table, places) for name, claim in table.claims.items())
 
 
 def overall(conditions: Sequence[Condition]) -> ClaimVerdict:
@@ -49,7 +53,7 @@ def overall(conditions: Sequence[Condition]) -> ClaimVerdict:
     return ClaimVerdict.HOLDS if verdicts == {ClaimVerdict.HOLDS} else ClaimVerdict.NOT_SHOWN
 
 
-def _decide(claim: Claim, table: TableConfig, places: Mapping[Place, Placed]) -> DecidedClaim:
+def _decide(name: str, claim: Claim, table: TableConfig, places: Places) -> DecidedClaim:
     conditions = tuple(
         _condition(claim, table, places, model, resolved(column, table))
         for model in claim.models or table.models
@@ -58,7 +62,7 @@ def _decide(claim: Claim, table: TableConfig, places: Mapping[Place, Placed]) ->
     in_paper = [condition.theirs for condition in conditions]
     known = [value for value in in_paper if value is not None]
     return DecidedClaim(
-        id=claim.id,
+        id=name,
         text=claim.text,
         place=claim.place,
         formula=_formula(claim, table),
@@ -73,7 +77,7 @@ def _decide(claim: Claim, table: TableConfig, places: Mapping[Place, Placed]) ->
 
 
 def _condition(
-    claim: Claim, table: TableConfig, places: Mapping[Place, Placed], model: str, column: str
+    claim: Claim, table: TableConfig, places: Places, model: str, column: str
 ) -> Condition:
     signs = {column: 1.0} | ({resolved(claim.than, table): -1.0} if claim.than else {})
     sums, missing, theirs = [], [], 0.0
@@ -96,6 +100,8 @@ def _condition(
         low=None if found is None else found.centre - half,
         high=None if found is None else found.centre + half,
         n=0 if found is None else found.n,
+        prompts=0 if found is None else found.prompts,
+        by_seed={} if found is None else found.by_seed,
         paired=found is not None and found.paired,
         missing=tuple(missing),
         verdict=ClaimVerdict.NOT_SHOWN
@@ -113,37 +119,43 @@ def _verdict(low: float, high: float, above: float) -> ClaimVerdict:
 
 def _weighted(rows: Mapping[str, Placed], weights: Mapping[str, float]) -> _Sum | None:
     """Return the sum over the answers in common, else over the cells as if independent."""
-    common = set.intersection(*(set(row.answers) for row in rows.values()))
-    values = [
-        sum(weight * rows[method].answers[key] for method, weight in weights.items())
-        for key in sorted(common, key=str)
-    ]
-    if values:
-        extremes = [
-            sum(weight for weight in weights.values() if weight > 0),
-            sum(weight for weight in weights.values() if weight < 0),
-        ]
-        centre, variance = _mean_and_variance([*values, *extremes])
-        estimate = sum(values) / len(values)
-        return _Sum(estimate=estimate, centre=centre, variance=variance, n=len(values), paired=True)
+    answers = in_common([rows[method] for method in weights])
+    sums = {
+        key: sum(weight * value for weight, value in zip(weights.values(), values, strict=True))
+        for key, values in answers.items()
+    }
+    if sums:
+        prompts = list(by_prompt(sums).values())
+        size = round(len(sums) / len(prompts))
+        highest = sum(weight for weight in weights.values() if weight > 0)
+        lowest = sum(weight for weight in weights.values() if weight < 0)
+        centre, variance = clustered_mean([*prompts, [highest] * size, [lowest] * size])
+        return _Sum(
+            estimate=sum(sums.values()) / len(sums),
+            centre=centre,
+            variance=variance,
+            n=len(sums),
+            prompts=len(prompts),
+            paired=True,
+            by_seed=seed_means(sums),
+        )
     estimate = variance = 0.0
     for method, weight in weights.items():
         value, stderr = rows[method].value, rows[method].stderr
         if value is None or stderr is None:
             return None
         # At 0 and 1 the error of a share is 0 by the formula, and not in truth.
-        floor = 1 / (rows[method].n + 2)
+        floor = 1 / (rows[method].prompts + 2)
         estimate += weight * value
         variance += (weight * max(stderr, floor)) ** 2
-    n = min(row.n for row in rows.values())
-    return _Sum(estimate=estimate, centre=estimate, variance=variance, n=n, paired=False)
-
-
-def _mean_and_variance(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean, and its variance."""
-    mean = sum(values) / len(values)
-    squares = sum((value - mean) ** 2 for value in values)
-    return mean, squares / (len(values) - 1) / len(values)
+    return _Sum(
+        estimate=estimate,
+        centre=estimate,
+        variance=variance,
+        n=min(row.n for row in rows.values()),
+        prompts=min(row.prompts for row in rows.values()),
+        paired=False,
+    )
 
 
 def _added(sums: Sequence[_Sum | None]) -> _Sum | None:
@@ -151,12 +163,19 @@ def _added(sums: Sequence[_Sum | None]) -> _Sum | None:
     known = [each for each in sums if each is not None]
     if len(known) != len(sums):
         return None
+    seeds = Counter(seed for each in known for seed in each.by_seed)
     return _Sum(
         estimate=sum(each.estimate for each in known),
         centre=sum(each.centre for each in known),
         variance=sum(each.variance for each in known),
         n=min(each.n for each in known),
+        prompts=min(each.prompts for each in known),
         paired=all(each.paired for each in known),
+        by_seed={
+            seed: sum(each.by_seed[seed] for each in known)
+            for seed, count in seeds.items()
+            if count == len(known)
+        },
     )
 
 

@@ -13,19 +13,22 @@ from amnesia_bench.records.difference import CheckpointDifference
 from amnesia_bench.records.report import DriftCurve, LayerDrift
 from amnesia_bench.records.restoration import Restoration
 from amnesia_bench.records.roles import Role
+from amnesia_bench.report.paths import shown
 from amnesia_bench.store.files import read_json
 
 _ROLES = (Role.Q.value, Role.K.value)
 
 
-def read_drift(text: str) -> DriftCurve:
+def read_drift(text: str, out: Path) -> DriftCurve:
     """Read `[LABEL=]FILE`: a restoration.json, or what `amnesia diff PRE POST --json` printed.
+
+    Its path is told from the report's folder `out`.
 
     Raises:
         UserError: the file is neither, or holds no W_Q and W_K.
     """
-    label, equals, name = text.partition("=")
-    path = Path(name) if equals and not Path(text).exists() else Path(text)
+    label, equals, file = text.partition("=")
+    path = Path(file) if equals and not Path(text).exists() else Path(text)
     data = read_json(path)
     if isinstance(data, dict) and "variant" in data:
         norms = _of_restoration(codec.from_json(Restoration, data, str(path)))
@@ -39,8 +42,8 @@ def read_drift(text: str) -> DriftCurve:
     layers = _layers(norms)
     if not layers:
         raise UserError(f"{path}: no drift of W_Q or W_K in it")
-    shown = label if path != Path(text) else path.parent.name or path.stem
-    return DriftCurve(label=shown, source=str(path), layers=layers)
+    name = label if path != Path(text) else path.parent.name or path.stem
+    return DriftCurve(label=name, source=shown(path, out), layers=layers)
 
 
 # Layer, role, |a| and |b - a|.

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.records.recall import heat_map
-from amnesia_bench.records.report import Column, TaskHeatMap
+from amnesia_bench.records.report import TaskHeatMap
 from amnesia_bench.report.answers import recall_samples_of
-from amnesia_bench.report.places import Place, Placed
+from amnesia_bench.report.layout import columns_of
+from amnesia_bench.report.places import Places
 
 
-def heat_maps_of(
-    places: Mapping[Place, Placed], columns: Sequence[Column]
-) -> tuple[TaskHeatMap, ...]:
-    """Return a map per model, task and method; those without kept answers are left out."""
+def heat_maps_of(table: TableConfig, places: Places) -> tuple[TaskHeatMap, ...]:
+    """Return a map per model, task and row shown; those without kept answers are left out."""
+    columns = columns_of(table)
     tasks = dict.fromkeys(column.task for column in columns if column.context_tokens is not None)
-    rows = dict.fromkeys((model, method) for model, method, _ in places)
-    models = [model for model, _ in rows]
+    rows = [(model, method) for model in table.models for method in table.methods]
     maps = []
     for task in tasks:
         for model, method in rows:
@@ -31,4 +30,4 @@ def heat_maps_of(
             ]
             if samples:
                 maps.append(TaskHeatMap(model=model, task=task, map=heat_map(samples, method)))
-    return tuple(sorted(maps, key=lambda each: models.index(each.model)))
+    return tuple(sorted(maps, key=lambda each: table.models.index(each.model)))

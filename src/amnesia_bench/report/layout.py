@@ -42,7 +42,10 @@ def recall_key(task: str, context_tokens: int) -> str:
 
 
 def resolved(column: str, table: TableConfig) -> str:
-    """Return a column's key with the table's own length for `longest` and `shortest`."""
+    """Return a column's key with the table's own length for `longest`, its score for a task."""
+    for score in table.scores:
+        if column == score.task:
+            return score.key
     task, _, length = column.partition("@")
     ends = {LONGEST: max(table.recall.lengths), SHORTEST: min(table.recall.lengths)}
     return recall_key(task, ends[length]) if length in ends else column

@@ -1,134 +1,120 @@
-"""Which cell belongs where in a table, and what the cells of one place say together."""
+"""Which cell belongs where in which table."""
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
-from amnesia_bench.records.evaluation import Interval
 from amnesia_bench.records.report import Column
-from amnesia_bench.report.answers import Answers, answers_of
+from amnesia_bench.report.answers import answers_of
+from amnesia_bench.report.layout import columns_of
+from amnesia_bench.report.paths import typed
+from amnesia_bench.report.pooling import Placed
+from amnesia_bench.report.rows import BEFORE_SFT, full_name, row_of, rows_of
 from amnesia_bench.report.sources import FoundCell
-from amnesia_bench.statistics import wilson
 
-_Z = 1.959963984540054  # of a two-sided 95 %
-_LEVEL = 0.95
-
-# Model, method, key of the column.
+# Model, name of the row, key of the column.
 Place = tuple[str, str, str]
+Places = Mapping[Place, Placed]
 
 
-@dataclass(frozen=True)
-class Placed:
-    """The cells of one place, one per seed.
+def place_cells(found: Iterable[FoundCell], table: TableConfig) -> Places:
+    """Sort cells into a table.
 
-    `answers` are the single answers behind them; empty unless those of every seed are known.
-    """
-
-    cells: tuple[FoundCell, ...]
-    answers: Answers
-
-    @property
-    def incomplete(self) -> str | None:
-        """Why there is no value; None when there is."""
-        reasons = [found.cell.incomplete for found in self.cells if found.cell.incomplete]
-        return "; ".join(dict.fromkeys(reasons)) or None
-
-    @property
-    def n(self) -> int:
-        """Prompts or problems, all seeds together."""
-        return sum(found.cell.n for found in self.cells)
-
-    @property
-    def repeats(self) -> int:
-        return self.cells[0].cell.repeats
-
-    @property
-    def by_seed(self) -> dict[str, float]:
-        """The value of each seed that has one and a name."""
-        return {
-            found.seed: found.cell.value
-            for found in self.cells
-            if found.seed is not None and found.cell.value is not None
-        }
-
-    @property
-    def value(self) -> float | None:
-        """The mean of the seeds, weighted by n."""
-        if self.incomplete is not None:
-            return None
-        return sum((found.cell.value or 0.0) * found.cell.n for found in self.cells) / self.n
-
-    @property
-    def stderr(self) -> float | None:
-        """The standard error of `value`; over prompts or problems, not over trainings."""
-        errors = [found.cell.stderr for found in self.cells]
-        if self.incomplete is not None or None in errors:
-            return None
-        squares = ((e or 0.0) * f.cell.n for e, f in zip(errors, self.cells, strict=True))
-        return math.sqrt(sum(square**2 for square in squares)) / self.n
-
-    @property
-    def interval(self) -> Interval | None:
-        """The cell's own; of several seeds Wilson's where answers are right or wrong."""
-        if len(self.cells) == 1:
-            return self.cells[0].cell.interval
-        value, stderr = self.value, self.stderr
-        if value is None:
-            return None
-        methods = {found.cell.interval.method for found in self.cells if found.cell.interval}
-        if methods == {"wilson"}:
-            return wilson(round(value * self.n), self.n, _LEVEL)
-        if stderr is None:
-            return None
-        low, high = value - _Z * stderr, value + _Z * stderr
-        return Interval(low=low, high=high, level=_LEVEL, method="normal")
-
-
-def place_cells(
-    found: Iterable[FoundCell], table: TableConfig, columns: Sequence[Column]
-) -> tuple[dict[Place, Placed], tuple[str, ...]]:
-    """Sort cells into a table, and say which models and methods it does not know.
-
-    Cells of the table's rows in columns it does not have are left out: an evaluation writes more
-    metrics than a table shows.
+    Cells of other models and rows, and of columns that the table lacks, are left out: an
+    evaluation writes more metrics than a table shows.
 
     Raises:
         UserError: two different cells for one place, or answers that are not the cell's.
     """
-    methods = {*table.methods, *(name for claim in table.claims for name in claim.weights)}
-    places: defaultdict[Place, dict[str | None, FoundCell]] = defaultdict(dict)
-    notes: dict[str, None] = {}
+    columns = columns_of(table)
+    sorted_: defaultdict[Place, dict[str | None, FoundCell]] = defaultdict(dict)
     for each in found:
-        for kind, name, known in (
-            ("model", each.model, table.models),
-            ("method", each.method, sorted(methods)),
-        ):
-            if name not in known:
-                hint = nearest(name, known)
-                notes[f"{each.path}: no {kind} {name!r} in this table, left out. {hint}"] = None
-        if each.model not in table.models or each.method not in methods:
-            continue
-        for column in columns:
-            if _belongs(each, column):
-                seeds = places[each.model, each.method, column.key]
+        row = _row_for(each, table)
+        for column in columns if row is not None else ():
+            if row is not None and _belongs(each, column):
+                seeds = sorted_[each.model, row, column.key]
                 seeds[each.seed] = _one_of(seeds.get(each.seed), each)
-    ordered = {
-        place: _placed(tuple(places[place].values()))
+    return {
+        place: _placed(tuple(sorted_[place].values()))
         for model in table.models
-        for method in (*table.methods, *sorted(methods - set(table.methods)))
+        for row in rows_of(table)
         for column in columns
-        if (place := (model, method, column.key)) in places
+        if (place := (model, row.name, column.key)) in sorted_
     }
-    return ordered, tuple(notes)
+
+
+def refuse_ambiguous(found: Iterable[FoundCell], tables: Mapping[str, TableConfig]) -> None:
+    """Refuse cells without a fine-tune's name that would fit into tables of several.
+
+    Raises:
+        UserError: there are such cells.
+    """
+    for each in found:
+        if "@" in each.method or each.method == BEFORE_SFT:
+            continue
+        fitting = {name: t.sft for name, t in tables.items() if _row_for(each, t) is not None}
+        if len(set(fitting.values())) > 1:
+            listed = ", ".join(f"{sft} ({name})" for name, sft in fitting.items())
+            label = f"{each.model}/{each.method}"
+            raise UserError(
+                f"{each.path}: {label} after which fine-tune? {listed}",
+                hint=f"Name it: --cells {label}@{next(iter(fitting.values()))}=DIR",
+            )
+
+
+def left_out(
+    found: Iterable[FoundCell], placed: Sequence[Places], tables: Mapping[str, TableConfig]
+) -> tuple[str, ...]:
+    """Say once of each file and row why none of its cells is in any table."""
+    used = {
+        (cell.path, cell.model, cell.method)
+        for places in placed
+        for place in places.values()
+        for cell in place.cells
+    }
+    unused = [each for each in found if (each.path, each.model, each.method) not in used]
+    return tuple(dict.fromkeys(f"{typed(each.path)}: {_why_not(each, tables)}" for each in unused))
+
+
+def _why_not(found: FoundCell, tables: Mapping[str, TableConfig]) -> str:
+    where = ", ".join(tables)
+    models = sorted({model for table in tables.values() for model in table.models})
+    rows = sorted({row for table in tables.values() for row in _labels(table)})
+    for kind, name, known in (("model", found.model, models), ("method", found.method, rows)):
+        if name not in known:
+            return f"no {kind} {typed(name)!r} in {where}, left out. {nearest(name, known)}"
+    return f"in {where} this row has no column for its task, length, metric and scorer, left out"
+
+
+def _labels(table: TableConfig) -> set[str]:
+    """Return every METHOD and METHOD@SFT that means a row of a table."""
+    names = [row.name for row in rows_of(table)]
+    return {*names, *(full_name(name, table.sft) for name in names)}
+
+
+def _row_for(found: FoundCell, table: TableConfig) -> str | None:
+    """Return the name of the row that a cell belongs to; None where the table has none."""
+    wanted = row_of(found.method, table.sft)
+    if found.model not in table.models:
+        return None
+    rows = rows_of(table)
+    return next(
+        (row.name for row in rows if (row.method, row.sft) == (wanted.method, wanted.sft)), None
+    )
 
 
 def _placed(cells: tuple[FoundCell, ...]) -> Placed:
+    seeds = [found.seed for found in cells]
+    if None in seeds and len(seeds) > 1:
+        paths = "\n  ".join(str(found.path) for found in cells)
+        raise UserError(
+            f"cells with and without a seed for one place:\n  {paths}",
+            hint="Name the seed of each, or of none: --cells MODEL/METHOD/SEED=DIR.",
+        )
     known = [answers_of(found) for found in cells]
     answers = {key: value for each in known for key, value in each.items()}
     return Placed(cells, answers if all(known) else {})
@@ -158,13 +144,13 @@ def _one_of(known: FoundCell | None, new: FoundCell) -> FoundCell:
     )
 
 
-def differing_settings(places: Mapping[Place, Placed]) -> tuple[str, ...]:
+def differing_settings(places: Places) -> tuple[str, ...]:
     """Say where the rows of one model were measured with different settings in one column."""
     values: defaultdict[tuple[str, str, str], set[str]] = defaultdict(set)
     for (model, _, column), placed in places.items():
         for found in placed.cells:
             for name, value in found.cell.settings.items():
-                values[model, column, name].add(value)
+                values[model, column, name].add(typed(value))
     differing: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
     for (model, column, name), seen in values.items():
         if len(seen) > 1:

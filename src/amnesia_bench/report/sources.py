@@ -12,6 +12,7 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
+from amnesia_bench.report.paths import shown, typed
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, sha256_of
 from amnesia_bench.store.layout import MANIFEST
@@ -25,6 +26,7 @@ class Source:
     """A folder of cells, and the place in a table they are meant for.
 
     Where `model`, `method` or `seed` is None the cells' own names count; they have no seed.
+    `method` may name the fine-tune too: `restored@tulu3`.
     """
 
     folder: Path
@@ -35,18 +37,22 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True)
 class FoundCell:
-    """A cell under the names that the report knows it by, and where it lies."""
+    """A cell under the names that the report knows it by, and where it lies.
+
+    `artifact` is the finished folder that holds it, None when nothing published it.
+    """
 
     model: str
     method: str
     seed: str | None
     cell: Cell
     path: Path
+    artifact: Path | None
     origin: Origin
 
 
 def parse_source(text: str) -> Source:
-    """Parse `[MODEL[/METHOD[/SEED]]=]DIR`.
+    """Parse `[MODEL[/METHOD[@SFT][/SEED]]=]DIR`.
 
     Raises:
         UserError: the label has an empty part, or too many.
@@ -55,40 +61,49 @@ def parse_source(text: str) -> Source:
     if not equals or Path(text).exists():
         return Source(folder=Path(text))
     parts = label.split("/")
-    if not folder or not all(parts) or len(parts) > 3:
+    named = [name for part in parts for name in part.split("@")]
+    if not folder or not all(named) or len(parts) > 3:
         raise UserError(
-            f"--cells {text}: expected DIR, or MODEL/METHOD/SEED=DIR",
-            hint="For example HypeNet-2B/restored=results/qk; METHOD and SEED may be left out.",
+            f"--cells {text}: expected DIR, or MODEL/METHOD@SFT/SEED=DIR",
+            hint="For example HypeNet-5B/restored@tulu3=results/qk; from the left as needed.",
         )
     model, method, seed = (*parts, None, None)[:3]
     return Source(folder=Path(folder), model=model, method=method, seed=seed)
 
 
-def read_source(source: Source) -> tuple[tuple[FoundCell, ...], tuple[str, ...]]:
+def read_source(source: Source, out: Path) -> tuple[tuple[FoundCell, ...], tuple[str, ...]]:
     """Read every cell below a folder; without cells say why there are none.
+
+    Args:
+        source: the folder, and what its cells are called.
+        out: the report's folder, which paths are told from.
 
     Raises:
         UserError: no such folder, a file is cut off, or is not what its manifest says.
     """
     if not source.folder.is_dir():
         raise UserError(f"{source.folder}: no such folder of cells")
-    found = tuple(
-        FoundCell(
-            model=source.model or cell.model,
-            method=source.method or cell.method,
-            seed=source.seed,
-            cell=cell,
-            path=path,
-            origin=_origin(source, path, cell),
+    found: list[FoundCell] = []
+    for path in _visible(source.folder, *CELL_FILES):
+        artifact = _artifact_of(path, source.folder)
+        check_hash(path, artifact)
+        found += (
+            FoundCell(
+                model=source.model or cell.model,
+                method=source.method or cell.method,
+                seed=source.seed,
+                cell=cell,
+                path=path,
+                artifact=artifact,
+                origin=_origin(source.seed, path, artifact, cell, out),
+            )
+            for cell in _read_cells(path)
         )
-        for path in _visible(source.folder, *CELL_FILES)
-        for cell in _read_cells(path)
-    )
     if found:
-        return found, ()
+        return tuple(found), ()
     answers = any(_visible(source.folder, ANSWERS))
     why = "answers but no cells: not finished, or not scored" if answers else "no cells yet"
-    return (), (f"{source.folder}: {why}",)
+    return (), (f"{typed(source.folder)}: {why}",)
 
 
 def _visible(folder: Path, *names: str) -> Iterator[Path]:
@@ -111,23 +126,21 @@ def _read_cells(path: Path) -> Iterator[Cell]:
         raise UserError(error.what, hint=hint) from error
 
 
-def _origin(source: Source, path: Path, cell: Cell) -> Origin:
-    folder = _artifact_of(path, source.folder)
-    manifest = None if folder is None else _manifest(folder)
-    if folder is not None and manifest is not None:
-        _check_hash(path, folder, manifest)
+def _origin(seed: str | None, path: Path, artifact: Path | None, cell: Cell, out: Path) -> Origin:
+    manifest = None if artifact is None else _manifest(artifact)
     parents = (*cell.parents, *(manifest.parents if manifest else ()))
-    dirty: dict[str, None] = {}
-    if folder is not None and manifest is not None and manifest.provenance.dirty:
-        dirty[str(folder / MANIFEST)] = None
+    dirty: dict[Path, None] = {}
+    if artifact is not None and manifest is not None and manifest.provenance.dirty:
+        dirty[artifact / MANIFEST] = None
     _collect_dirty(parents, dirty, set())
     return Origin(
-        seed=source.seed,
-        cell=str(path),
-        manifest=None if folder is None else str(folder / MANIFEST),
-        stage=(folder or path.parent).name,
+        seed=seed,
+        cell=shown(path, out),
+        manifest=None if artifact is None else shown(artifact / MANIFEST, out),
+        manifest_sha256=None if artifact is None else sha256_of(artifact / MANIFEST),
+        stage=(artifact or path.parent).name,
         commit=None if manifest is None else manifest.provenance.commit,
-        dirty=tuple(dirty),
+        dirty=tuple(shown(each, out) for each in dirty),
     )
 
 
@@ -146,17 +159,24 @@ def _manifest(folder: Path) -> Manifest:
     return read_manifest(folder)
 
 
-def _check_hash(path: Path, folder: Path, manifest: Manifest) -> None:
-    name = path.relative_to(folder).as_posix()
-    for entry in manifest.files:
+def check_hash(path: Path, artifact: Path | None) -> None:
+    """Compare a file with the manifest of the artifact that holds it, if one does.
+
+    Raises:
+        UserError: it is not what was published.
+    """
+    if artifact is None:
+        return
+    name = path.relative_to(artifact).as_posix()
+    for entry in _manifest(artifact).files:
         if entry.path == name and entry.sha256 not in (None, sha256_of(path)):
             raise UserError(
-                f"{path}: is not what {folder / MANIFEST} says: it was changed since",
+                f"{path}: is not what {artifact / MANIFEST} says: it was changed since",
                 hint="Remove that folder and run its stage again.",
             )
 
 
-def _collect_dirty(parents: tuple[Parent, ...], dirty: dict[str, None], seen: set[Path]) -> None:
+def _collect_dirty(parents: tuple[Parent, ...], dirty: dict[Path, None], seen: set[Path]) -> None:
     for parent in parents:
         place = Path(parent.location)
         folder = place.parent if place.is_file() else place
@@ -165,5 +185,5 @@ def _collect_dirty(parents: tuple[Parent, ...], dirty: dict[str, None], seen: se
         seen.add(folder)
         manifest = _manifest(folder)
         if manifest.provenance.dirty:
-            dirty[str(folder / MANIFEST)] = None
+            dirty[folder / MANIFEST] = None
         _collect_dirty(manifest.parents, dirty, seen)

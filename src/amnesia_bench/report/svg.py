@@ -7,14 +7,48 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from html import escape
 
-# Okabe and Ito (2008): told apart by colour-blind readers. Markers and dashes tell the same.
-PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-DASHES = ("", "5 3", "", "2 3", "8 3 2 3", "1 2")
+INK = "currentColor"
+FAINT, PALE = 0.2, 0.5  # of a grid, of a line that joins what is drawn
 FONT = "font-family:system-ui,sans-serif;font-size:11px"
 # cividis (Nunez, Anderton and Renslow 2018), dark for low: even in grey.
 _CIVIDIS = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")
+
+
+class Shape(StrEnum):
+    """The forms of a marker."""
+
+    CIRCLE = "circle"
+    SQUARE = "square"
+    TRIANGLE = "triangle"
+    DIAMOND = "diamond"
+    CROSS = "cross"
+
+
+@dataclass(frozen=True)
+class Mark:
+    """How a series is drawn: marker and dashes tell the same as the colour."""
+
+    colour: str
+    shape: Shape
+    dashes: str
+
+
+# Okabe and Ito's palette (2008), which colour-blind readers tell apart, without its yellow, which
+# no one sees on white. A method looks the same in every figure.
+MARKS = {
+    "pre": Mark(INK, Shape.CIRCLE, ""),
+    "post": Mark("#d55e00", Shape.SQUARE, "5 3"),
+    "restored": Mark("#0072b2", Shape.TRIANGLE, ""),
+    "qk_pro": Mark("#009e73", Shape.DIAMOND, "8 3 2 3"),
+    "q": Mark("#cc79a7", Shape.CIRCLE, "2 3"),
+    "k": Mark("#e69f00", Shape.SQUARE, "2 3"),
+    "v": Mark("#56b4e9", Shape.TRIANGLE, "1 3"),
+    "qk_frozen": Mark(INK, Shape.CROSS, "1 3"),
+}
+OTHER_MARK = Mark(INK, Shape.DIAMOND, "8 3")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,44 +91,48 @@ def text(x: float, y: float, words: str, *, anchor: str = "middle", style: str =
 
 
 def line(
-    x1: float, y1: float, x2: float, y2: float, *, colour: str = "", faint: bool = False
+    x1: float, y1: float, x2: float, y2: float, *, colour: str = INK, opacity: float = 1.0
 ) -> str:
-    """Return a straight line; without a colour the page's."""
+    """Return a straight line."""
     return (
         f'<line x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}" '
-        f'stroke="{colour or "currentColor"}" stroke-opacity="{0.2 if faint else 1}"/>'
+        f'stroke="{colour}" stroke-opacity="{opacity:g}"/>'
     )
 
 
-def curve(points: Sequence[tuple[float, float]], series: int) -> str:
-    """Return a line through points with a marker at each, in the colours of a series."""
+def curve(points: Sequence[tuple[float, float]], mark: Mark) -> str:
+    """Return a line through points with a marker at each."""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-    colour, dash = PALETTE[series % len(PALETTE)], DASHES[series % len(DASHES)]
     drawn = (
-        f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2" '
-        f'stroke-dasharray="{dash}"/>'
+        f'<polyline points="{path}" fill="none" stroke="{mark.colour}" stroke-width="2" '
+        f'stroke-dasharray="{mark.dashes}"/>'
     )
-    return drawn + "".join(marker(x, y, series) for x, y in points)
+    return drawn + "".join(marker(x, y, mark) for x, y in points)
 
 
-def marker(x: float, y: float, series: int) -> str:
-    """Return the mark of a series: circle, square, triangle, diamond, in turn."""
-    colour, r = PALETTE[series % len(PALETTE)], 4.0
-    corners = (
-        None,
-        ((-r, -r), (r, -r), (r, r), (-r, r)),
-        ((0, -r - 1), (r + 1, r), (-r - 1, r)),
-        ((0, -r - 1), (r + 1, 0), (0, r + 1), (-r - 1, 0)),
-    )[series % 4]
-    if corners is None:
-        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{r:g}" fill="{colour}"/>'
-    path = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in corners)
-    return f'<polygon points="{path}" fill="{colour}"/>'
+_CORNERS = {
+    Shape.SQUARE: ((-4, -4), (4, -4), (4, 4), (-4, 4)),
+    Shape.TRIANGLE: ((0, -5), (5, 4), (-5, 4)),
+    Shape.DIAMOND: ((0, -5), (5, 0), (0, 5), (-5, 0)),
+}
 
 
-def error_bar(x: float, low: float, high: float, series: int) -> str:
+def marker(x: float, y: float, mark: Mark) -> str:
+    """Return a marker with its centre at a point."""
+    if mark.shape is Shape.CIRCLE:
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{mark.colour}"/>'
+    if mark.shape is Shape.CROSS:
+        strokes = ((-4, -4, 4, 4), (-4, 4, 4, -4))
+        return "".join(
+            line(x + x1, y + y1, x + x2, y + y2, colour=mark.colour) for x1, y1, x2, y2 in strokes
+        )
+    path = " ".join(f"{x + dx:.1f},{y + dy:.1f}" for dx, dy in _CORNERS[mark.shape])
+    return f'<polygon points="{path}" fill="{mark.colour}"/>'
+
+
+def error_bar(x: float, low: float, high: float, mark: Mark) -> str:
     """Return a vertical bar between two heights."""
-    return line(x, low, x, high, colour=PALETTE[series % len(PALETTE)])
+    return line(x, low, x, high, colour=mark.colour)
 
 
 def tile(x: float, y: float, width: float, height: float, share: float | None) -> str:

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.records.report import (
     CellStatus,
-    Column,
     PairedTest,
     ReportedCell,
     ReportTable,
+    TradeOffCurve,
+    TradeOffPoint,
 )
-from amnesia_bench.report.places import Place, Placed
+from amnesia_bench.report.layout import columns_of, resolved
+from amnesia_bench.report.places import Place, Places
+from amnesia_bench.report.pooling import Placed, by_prompt, in_common
 from amnesia_bench.report.published import published_value, remarks_on
+from amnesia_bench.report.rows import after_sft
 from amnesia_bench.statistics import sign_flip_p_value
 
-AFTER_SFT = "post"
 
-
-def build_table(
-    name: str, config: TableConfig, columns: Sequence[Column], places: Mapping[Place, Placed]
-) -> ReportTable:
+def build_table(name: str, config: TableConfig, places: Places) -> ReportTable:
     """Lay out a table; every place is there, whether it was measured or not."""
+    columns = columns_of(config)
     cells = tuple(
         _cell((model, method, column.key), config, places)
         for model in config.models
@@ -32,35 +31,67 @@ def build_table(
     return ReportTable(
         name=name,
         title=config.title,
+        sft=config.sft,
         models=config.models,
         methods=config.methods,
-        columns=tuple(columns),
+        columns=columns,
         cells=cells,
         remarks=remarks_on(config.published[0]) if config.published else (),
     )
 
 
+def build_trade_offs(config: TableConfig, places: Places) -> tuple[TradeOffCurve, ...]:
+    """Return recall against reasoning of each model that has both in two rows or more."""
+    if (asked := config.trade_off) is None:
+        return ()
+    columns = {column.key: column for column in columns_of(config)}
+    recall, score = (columns[resolved(name, config)] for name in (asked.recall, asked.score))
+    curves = []
+    for model in config.models:
+        points = [
+            TradeOffPoint(
+                row=row,
+                label=label,
+                recall=_cell((model, row, recall.key), config, places),
+                score=_cell((model, row, score.key), config, places),
+            )
+            for row, label in config.points.items()
+        ]
+        there = tuple(p for p in points if None not in (p.recall.value, p.score.value))
+        if len(there) > 1:
+            curves.append(
+                TradeOffCurve(
+                    model=model, recall=recall, score=score, points=there, lines=asked.lines
+                )
+            )
+    return tuple(curves)
+
+
 def paired_test(first: Placed, second: Placed) -> PairedTest | None:
     """Compare two rows on the answers that both gave; None where there are none in common."""
-    common = sorted(first.answers.keys() & second.answers.keys(), key=str)
-    if not common or first.repeats != second.repeats:
+    answers = in_common((first, second))
+    if not answers or first.repeats != second.repeats:
         return None
-    ours = [first.answers[key] for key in common]
-    theirs = [second.answers[key] for key in common]
+    # Seeds may share a prompt: what is flipped is a prompt with all its answers.
+    ours, theirs = (
+        [sum(values) for values in by_prompt({key: v[i] for key, v in answers.items()}).values()]
+        for i in (0, 1)
+    )
     return PairedTest(
-        difference=(sum(ours) - sum(theirs)) / len(common),
+        difference=(sum(ours) - sum(theirs)) / len(answers),
         p_value=sign_flip_p_value(ours, theirs, first.repeats),
-        n=len(common),
+        n=len(answers),
+        prompts=len(ours),
     )
 
 
-def _cell(place: Place, config: TableConfig, places: Mapping[Place, Placed]) -> ReportedCell:
+def _cell(place: Place, config: TableConfig, places: Places) -> ReportedCell:
     model, method, column = place
     placed = places.get(place)
     theirs = published_value(config.published, model, method, column)
     value = None if placed is None else placed.value
-    after_sft = places.get((model, AFTER_SFT, column))
-    compared = placed is not None and after_sft is not None and method != AFTER_SFT
+    other = after_sft(method, config.sft)
+    compared = None if other is None else places.get((model, other, column))
     return ReportedCell(
         model=model,
         method=method,
@@ -70,11 +101,12 @@ def _cell(place: Place, config: TableConfig, places: Mapping[Place, Placed]) -> 
         value=value,
         interval=None if placed is None else placed.interval,
         n=0 if placed is None else placed.n,
+        prompts=0 if placed is None else placed.prompts,
         repeats=1 if placed is None else placed.repeats,
         by_seed={} if placed is None else placed.by_seed,
         theirs=theirs,
         difference=None if value is None or theirs is None else value - theirs,
-        against_post=paired_test(placed, after_sft) if compared and placed and after_sft else None,
+        against_post=paired_test(placed, compared) if placed and compared else None,
         origins=() if placed is None else tuple(found.origin for found in placed.cells),
     )
 

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import csv
 import io
-import os
+import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
-from pathlib import Path
 from urllib.parse import quote
 
+from amnesia_bench.records import codec
 from amnesia_bench.records.report import (
     Origin,
     Report,
     ReportedCell,
     ReportTable,
+    TableReport,
 )
-from amnesia_bench.report.wording import LEGEND, both, condition, ours, percent
+from amnesia_bench.report.paths import OUTSIDE
+from amnesia_bench.report.wording import (
+    beside,
+    condition,
+    counted,
+    legend,
+    made_by,
+    ours,
+    percent,
+)
 
 _LATEX = str.maketrans(
     {c: f"\\{c}" for c in "&%$#_{}"}
@@ -26,58 +36,67 @@ _LATEX = str.maketrans(
 _CSV_HEADS = (
     *("table", "model", "method", "column", "task", "metric", "context_tokens"),
     *("status", "reason", "value", "theirs", "difference", "low", "high", "interval_method"),
-    *("n", "repeats", "against_post", "p_value", "pairs", "dirty", "cell", "manifest"),
+    *("n", "prompts", "repeats", "seeds", "against_post", "p_value", "pairs", "dirty"),
+    *("stage", "manifest", "manifest_sha256"),
 )
 
 
-def markdown(report: Report, out: Path) -> str:
-    """Return the report as Markdown; links are relative to the folder `out`."""
-    table = report.table
+def markdown(each: TableReport, report: Report) -> str:
+    """Return what a report says on one of its tables, as Markdown."""
+    table = each.table
+    published = any(cell.theirs is not None for cell in table.cells)
     heads = ["model", "method", *(f"{c.group} {c.label}".strip() for c in table.columns)]
     rows = [
-        [model, label, *(both(table.cell(model, method, c.key)) for c in table.columns)]
+        [model, label]
+        + [
+            f"{ours(cell)} {beside(cell, published=published)}".rstrip()
+            for cell in (table.cell(model, method, c.key) for c in table.columns)
+        ]
         for model in table.models
         for method, label in table.methods.items()
     ]
-    lines = [f"## {table.title}", "", *_markdown_table(heads, rows, left=2), "", LEGEND, ""]
+    lines = [f"## {table.title}", "", *_markdown_table(heads, rows, left=2), "", legend(table), ""]
+    lines += [f"Numbers: {counted(table)}.", ""]
     lines += [f"- {reason}" for reason in incomplete(table)]
     lines += ["", "### Claims", ""]
     lines += _markdown_table(
         ["claim", "ours", "the paper's own numbers", "place"],
-        [[c.text, f"**{c.verdict}**", c.in_paper, c.place] for c in report.claims],
+        [[c.text, f"**{c.verdict}**", c.in_paper, c.place] for c in each.claims],
         left=4,
     )
-    for claim in report.claims:
+    for claim in each.claims:
         lines += ["", f"{claim.text} `{claim.formula}`", ""]
         lines += [
-            f"- {each.model}, {each.column}: {each.verdict}. {condition(each)}"
-            for each in claim.conditions
+            f"- {found.model}, {found.column}: {found.verdict}. {condition(found)}"
+            for found in claim.conditions
         ]
-    lines += ["", "### Sources", "", *_sources(table, out), ""]
-    for title, said in (("Of the paper's numbers", table.remarks), ("Notes", report.notes)):
+    lines += ["", "### Sources", "", *_sources(table), ""]
+    notes = (*each.notes, *report.notes)
+    for title, said in (("Of the paper's numbers", table.remarks), ("Notes", notes)):
         if said:
-            lines += [f"### {title}", "", *(f"- {each}" for each in said), ""]
-    return "\n".join([*lines, made_by(report)]) + "\n"
+            lines += [f"### {title}", "", *(f"- {line}" for line in said), ""]
+    return "\n".join([*lines, made_by(report.made)]) + "\n"
 
 
-def csv_text(report: Report) -> str:
+def csv_text(table: ReportTable) -> str:
     """Return one line per place in the table, fractions at full precision."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(_CSV_HEADS)
-    columns = {column.key: column for column in report.table.columns}
-    for cell in report.table.cells:
+    columns = {column.key: column for column in table.columns}
+    for cell in table.cells:
         column, interval, test = columns[cell.column], cell.interval, cell.against_post
         writer.writerow(
-            [report.table.name, cell.model, cell.method, cell.column, column.task, column.metric]
+            [table.name, cell.model, cell.method, cell.column, column.task, column.metric]
             + [column.context_tokens, cell.status, cell.reason, cell.value, cell.theirs]
             + [cell.difference]
             + ([interval.low, interval.high, interval.method] if interval else [None] * 3)
-            + [cell.n, cell.repeats]
+            + [cell.n, cell.prompts, cell.repeats, " ".join(cell.by_seed)]
             + ([test.difference, test.p_value, test.n] if test else [None] * 3)
             + [" ".join(manifest for o in cell.origins for manifest in o.dirty)]
-            + [" ".join(o.cell for o in cell.origins)]
+            + [" ".join(origin.stage for origin in cell.origins)]
             + [" ".join(o.manifest for o in cell.origins if o.manifest)]
+            + [" ".join(o.manifest_sha256 for o in cell.origins if o.manifest_sha256)]
         )
     return file.getvalue()
 
@@ -93,7 +112,7 @@ def latex(table: ReportTable) -> str:
     top = [rf"\multicolumn{{{count}}}{{c}}{{{_tex(name)}}}" for name, count in groups]
     lines = [
         r"\begin{table*}",
-        rf"\caption{{{_tex(table.title)}. {_tex(LEGEND)}}}",
+        rf"\caption{{{_tex(table.title)}. {_tex(legend(table))}}}",
         r"\centering\resizebox{\textwidth}{!}{%",
         rf"\begin{{tabular}}{{ll{'r' * len(table.columns)}}}",
         r"\toprule",
@@ -116,28 +135,30 @@ def incomplete(table: ReportTable) -> Iterator[str]:
             yield f"{cell.model}, {cell.method}, {cell.column}: {cell.reason}"
 
 
-def made_by(report: Report) -> str:
-    """Say which code wrote the report, and when."""
-    commit = report.commit or "unknown commit"
-    changed = " with uncommitted changes" if report.dirty else ""
-    return f"amnesia_bench {report.tool_version}, {commit}{changed}, {report.created}"
+def address(origin: Origin) -> str | None:
+    """Return the address of what vouches for a number, its manifest or else its cell.
+
+    None where it cannot be reached from the report's folder: then stage and hash must do.
+    """
+    path = origin.manifest or origin.cell
+    return None if path.startswith(f"{OUTSIDE}/") else quote(path)
 
 
-def link(origin: Origin, out: Path) -> str:
-    """Return the address of what vouches for a number: its manifest, else its cell."""
-    return quote(Path(os.path.relpath(origin.manifest or origin.cell, out)).as_posix())
-
-
-def _sources(table: ReportTable, out: Path) -> list[str]:
+def _sources(table: ReportTable) -> list[str]:
     rows: dict[tuple[str, ...], None] = {}
     for cell in table.cells:
         for origin in cell.origins:
-            stage = f"[{origin.stage}]({link(origin, out)})"
-            row = (cell.model, cell.method, origin.seed or "-", stage, origin.commit or "-")
+            link = address(origin)
+            row = (
+                *(cell.model, cell.method, origin.seed or "-"),
+                origin.stage if link is None else f"[{origin.stage}]({link})",
+                *((origin.manifest_sha256 or "-")[:12], origin.commit or "-"),
+            )
             rows[(*row, ", ".join(origin.dirty) or "no")] = None
     if not rows:
         return ["Nothing was measured yet."]
-    heads = ["model", "method", "seed", "stage", "commit", "uncommitted changes"]
+    heads = ["model", "method", "seed", "stage", "sha256 of its manifest", "commit"]
+    heads.append("uncommitted changes")
     return _markdown_table(heads, [list(row) for row in rows], left=len(heads))
 
 
@@ -145,6 +166,14 @@ def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left
     rule = ["---" if i < left else "--:" for i in range(len(heads))]
     safe = [[cell.replace("|", r"\|") for cell in row] for row in (heads, rule, *rows)]
     return [f"| {' | '.join(row)} |" for row in safe]
+
+
+def json_text(record: object, **more: object) -> str:
+    """Return records as JSON; those with a name stand beside the fields of the first."""
+    data = codec.to_json(record)
+    for name, each in more.items():
+        data[name] = codec.to_json(each)
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _tex(text: str) -> str:

@@ -6,16 +6,55 @@ from amnesia_bench.records.report import (
     CellStatus,
     ClaimVerdict,
     Condition,
-    Report,
+    Making,
+    PairedTest,
     ReportedCell,
+    ReportTable,
+    TableReport,
 )
 
 SIGNIFICANT = 0.05
-LEGEND = (
-    "Values in per cent. Behind ours, in parentheses: the paper's. - was not measured; "
-    "* differs from the row after SFT on the same prompts (exact paired test, p < 0.05); "
-    "† was made by code with uncommitted changes."
-)
+
+
+def legend(table: ReportTable) -> str:
+    """Explain the marks of a table, and what stands behind its numbers."""
+    published = any(cell.theirs is not None for cell in table.cells)
+    beside = (
+        "In parentheses: the paper's."
+        if published
+        else "In brackets: the 95 % interval. The paper's numbers are of other models: not shown."
+    )
+    return (
+        f"Values in per cent. {beside} - was not measured; * differs from the row after the same "
+        "SFT on the same prompts (exact paired test, p < 0.05); † was made by code with "
+        "uncommitted changes."
+    )
+
+
+def counted(table: ReportTable) -> str:
+    """Say over how many prompts, answers and seeds the numbers of a table are."""
+    groups: dict[str, list[str]] = {}
+    for group in dict.fromkeys(column.group for column in table.columns):
+        keys = {column.key for column in table.columns if column.group == group}
+        cells = [cell for cell in table.cells if cell.column in keys and cell.value is not None]
+        sizes = sorted({number(c.n, c.prompts, c.repeats) for c in cells})
+        if sizes:
+            groups.setdefault(" or ".join(sizes), []).append(group)
+    parts = [f"{', '.join(names)}: {sizes}" for sizes, names in groups.items()]
+    seeds = sorted({seed for cell in table.cells for seed in cell.by_seed}, key=_by_number)
+    if seeds:
+        parts.append(f"seeds {', '.join(seeds)}: values, intervals and tests are pooled")
+    return "; ".join(parts)
+
+
+def _by_number(seed: str) -> tuple[int, str]:
+    return (int(seed), "") if seed.isdecimal() else (-1, seed)
+
+
+def number(n: int, prompts: int, repeats: int = 1) -> str:
+    """Return n, and how many prompts and answers to each are behind it."""
+    shared = f" ({prompts} prompts)" if prompts != n else ""
+    return f"n {n}{shared}" + (f" x {repeats} answers" if repeats > 1 else "")
 
 
 def percent(value: float | None) -> str:
@@ -42,34 +81,65 @@ def marks(cell: ReportedCell) -> str:
     return ("*" if starred else "") + ("†" if cell.dirty else "")
 
 
-def both(cell: ReportedCell) -> str:
-    """Return our value and the paper's."""
-    return ours(cell) if cell.theirs is None else f"{ours(cell)} ({percent(cell.theirs)})"
+def beside(cell: ReportedCell, *, published: bool) -> str:
+    """Return what stands beside our value: the paper's; in a table without those, the interval."""
+    if published:
+        return "" if cell.theirs is None else f"({percent(cell.theirs)})"
+    if cell.interval is None:
+        return ""
+    return f"[{percent(cell.interval.low)}, {percent(cell.interval.high)}]"
+
+
+def test_result(test: PairedTest) -> str:
+    """Return a paired test in one line."""
+    clear = "significant" if test.p_value < SIGNIFICANT else "not significant"
+    pairs = number(test.n, test.prompts).removeprefix("n ")
+    return f"{points(test.difference)} from after SFT, p {test.p_value:.2g}, {pairs} pairs: {clear}"
+
+
+def estimate(found: Condition) -> str:
+    """Return what was estimated and its interval, in points; empty where nothing was."""
+    if found.estimate is None or found.low is None or found.high is None:
+        return ""
+    return f"{points(found.estimate)} ({100 * found.low:.1f} to {100 * found.high:.1f})"
 
 
 def condition(found: Condition) -> str:
     """Return a condition's numbers in one line."""
     if found.missing:
         measured = f"not measured: {', '.join(found.missing)}"
-    elif found.estimate is None or found.low is None or found.high is None:
-        measured = "no error is known"
-    else:
+    elif measured := estimate(found):
         how = "paired" if found.paired else "unpaired"
-        interval = f"{100 * found.low:.1f} to {100 * found.high:.1f}"
-        measured = f"{points(found.estimate)} ({interval}, n {found.n}, {how})"
+        measured += f", {number(found.n, found.prompts)}, {how}"
+    else:
+        measured = "no error is known"
+    if found.by_seed:
+        seeds = sorted(found.by_seed, key=_by_number)
+        measured += "; by seed " + ", ".join(f"{s} {points(found.by_seed[s])}" for s in seeds)
     theirs = "" if found.theirs is None else f"; paper {points(found.theirs)}"
     return f"{measured}{theirs}"
 
 
-def summary(report: Report) -> str:
+def summary(report: TableReport) -> str:
     """Say how much was measured, and how many claims hold."""
     cells = report.table.cells
     count = {status: sum(c.status is status for c in cells) for status in CellStatus}
     verdicts = [claim.verdict for claim in report.claims]
-    return (
+    measured = (
         f"{count[CellStatus.DONE]} of {len(cells)} cells measured, "
-        f"{count[CellStatus.INCOMPLETE]} incomplete, {count[CellStatus.MISSING]} missing. "
-        f"Claims: {verdicts.count(ClaimVerdict.HOLDS)} hold, "
+        f"{count[CellStatus.INCOMPLETE]} incomplete, {count[CellStatus.MISSING]} missing."
+    )
+    if not verdicts:
+        return measured
+    return (
+        f"{measured} Claims: {verdicts.count(ClaimVerdict.HOLDS)} hold, "
         f"{verdicts.count(ClaimVerdict.DOES_NOT_HOLD)} do not, "
         f"{verdicts.count(ClaimVerdict.NOT_SHOWN)} are not shown either way."
     )
+
+
+def made_by(made: Making) -> str:
+    """Say which code wrote the report, and when."""
+    changed = " with uncommitted changes" if made.dirty else ""
+    commit = made.commit or "unknown commit"
+    return f"amnesia_bench {made.tool_version}, {commit}{changed}, {made.created}"
