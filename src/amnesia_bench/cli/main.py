@@ -29,6 +29,7 @@ COMMANDS = {
     "rank-layers": "rank softmax layers by what retrieval loses without them",
     "generate": "let a model answer a reasoning benchmark, resumable",
     "score": "judge such answers; compare them with another model's",
+    "plan": "say what an experiment will take, before anything starts",
     "run": "run an experiment: all its stages that are not done yet, and its report",
     "status": "say how far the stages of an experiment are",
     "logs": "print what a stage said",

@@ -14,11 +14,10 @@ n tokens of a prompt, m of its answer at most, B rows of a batch.
                       from the GPU's memory, and launching the kernels of L layers. B is what the
                       transformers engine lets into a batch: 2^18 tokens, prompts with answers.
                       That questions of equal length fill it is assumed.
-    disk              what stays: checkpoints in bf16, those of random weights in float32, answers
-                      at 4 bytes a token. What `restore` hardlinks is counted as if it were copied:
-                      with W_Q and W_K of a few layers, most shards change. A training's saves are
-                      gone when it is done: they are counted apart. Prepared data of the hub are a
-                      guess of 10^9 tokens a source.
+    disk              what stays: checkpoints in bf16 (the tiny profile's are float32, twice that),
+                      answers at 4 bytes a token. Shards that `restore` hardlinks are counted as if
+                      it copied them. A training's saves are gone when it is done: they are counted
+                      apart. Prepared data of the hub are a guess of 10^9 tokens a source.
 
 Utilisations and the time of a launch are assumed, not measured.
 """
@@ -63,6 +62,11 @@ class Cost:
     disk_bytes: float = 0.0
     transient_bytes: float = 0.0
 
+    @property
+    def tokens(self) -> int:
+        """All tokens, whatever was done to them."""
+        return self.trained_tokens + self.read_tokens + self.new_tokens
+
 
 def cost_of(stage: Stage, gpu: Gpu) -> Cost:
     """Return what a stage takes on GPUs of a kind."""
@@ -90,7 +94,7 @@ def _cost(work: Work, gpus: int, gpu: Gpu) -> Cost:
     if isinstance(work, Answering):
         return _answering(work, named_shape(work.shape), gpu)
     if isinstance(work, Weights):
-        return Cost(disk_bytes=float(work.bytes_per_value * named_shape(work.shape).parameters))
+        return Cost(disk_bytes=2.0 * named_shape(work.shape).parameters)
     return Cost(disk_bytes=work.bytes)
 
 

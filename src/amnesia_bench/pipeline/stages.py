@@ -85,7 +85,7 @@ def initial(shape: str, tokenizer: Stage, seed: int) -> Stage:
         ),
         settings={"model": model_file(shape), "seed": seed},
         shape=shape,
-        work=Weights(shape=shape, bytes_per_value=4),
+        work=Weights(shape=shape),
     )
 
 

@@ -12,7 +12,6 @@ class Weights:
     """A checkpoint is written; `shape` is a file of configs/model."""
 
     shape: str
-    bytes_per_value: int = 2
 
 
 @dataclass(frozen=True, kw_only=True)
