@@ -36,6 +36,7 @@ COMMANDS = {
     "clean": "remove the stages of an experiment",
     "report": "lay results out in the paper's tables, next to the paper's numbers",
     "sandbox": "try the sandbox that programs written by models are run in",
+    "download": "fetch a model from the Hugging Face hub, every file proven",
     "data": "prepare training data once, or look at what was prepared",
     "init": "make a model with random weights, to pretrain",
     "convert": "make a HypeNet checkpoint out of a Qwen3 teacher",
