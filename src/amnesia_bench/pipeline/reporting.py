@@ -66,7 +66,7 @@ def mark_current(call: ReportCall) -> None:
 
 
 def _stamp(call: ReportCall) -> str:
-    """Return the arguments, whose paths hold the ids of stages, and a hash of what lays them out."""
+    """Return the arguments, which hold the ids of stages, and a hash of what lays them out."""
     package = Path(amnesia_bench.__file__).parent
     digest = hashlib.sha256()
     for folder in (package / "report", package / "records", config_dir() / "report"):

@@ -123,7 +123,7 @@ def trained(
     teacher: Stage | None,
 ) -> Stage:  # fmt: skip
     """Train a stage of HypeNet, or fine-tune."""
-    overrides = (*overrides, *step.overrides)
+    overrides = (*step.overrides, *overrides)
     run = _training(step.train, overrides)
     given: list[Argument] = []
     for source, stage in sources.items():
@@ -153,7 +153,7 @@ def _data_bytes(config: DataConfig) -> float:
 
 def mixture(step: TrainingStep, overrides: Sequence[str]) -> dict[str, str]:
     """Return the file of configs/data behind each source of a training."""
-    run = _training(step.train, (*overrides, *step.overrides))
+    run = _training(step.train, (*step.overrides, *overrides))
     return {source: step.data.get(source, source) for source in run.train.mixture}
 
 
