@@ -4,11 +4,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
+# Of the reproductions: where artifacts and reports go, the scale, SMOKE=1 (seconds, nothing is
+# learned), DRY=1 (only say what there is to do), SEEDS=3 (so many seeds of the laptop profile).
+STORE ?= results/store
+PROFILE ?= paper
+TINY := $(if $(SMOKE),smoke,tiny)
+SEEDS ?= 1
+ALL := table1,table2,table3,table4,table10,controls,figures
+AMNESIA := AMNESIA_STORE=$(STORE) $(BIN)/amnesia $(if $(DRY),plan,run)
+TABLES := table1 table2 table3 table4 table10
+
 .DEFAULT_GOAL := help
 .PHONY: help setup check format test test-slow test-gpu test-vllm bench lock clean
+.PHONY: reproduce-tiny $(TABLES:%=reproduce-%) figures
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 16
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 20
 
 $(VENV)/installed: pyproject.toml constraints/cpu.txt
 	$(PYTHON) -m venv $(VENV)
@@ -16,6 +27,21 @@ $(VENV)/installed: pyproject.toml constraints/cpu.txt
 	@touch $@
 
 setup: $(VENV)/installed ## make .venv with everything that tests and checks need (CPU)
+
+reproduce-tiny: setup ## the whole paper on a laptop: minutes (SEEDS=3 SMOKE=1 DRY=1)
+	$(AMNESIA) experiment=$(ALL) profile=$(TINY) "profile.seeds=[$$(seq -s, 100 $$((99 + $(SEEDS))))]"
+
+$(TABLES:%=reproduce-%): setup
+	$(AMNESIA) experiment=$(@:reproduce-%=%) profile=$(PROFILE)
+
+reproduce-table1: ## QK-Restore after CoT-SFT, at full scale (DRY=1, PROFILE=tiny)
+reproduce-table2: ## SFT without chains of thought
+reproduce-table3: ## CoT-SFT on code
+reproduce-table4: ## which projections are restored
+reproduce-table10: ## models of softmax attention alone
+
+figures: setup ## recall against length, drift of Q and K by layer
+	$(AMNESIA) experiment=figures profile=$(PROFILE)
 
 check: setup ## ruff, ruff format, mypy --strict, import-linter, size caps
 	$(BIN)/ruff check .

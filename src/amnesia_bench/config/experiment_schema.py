@@ -38,7 +38,7 @@ class TrainingStep(Frozen):
 class Pretraining(Frozen):
     """A base that is trained on the spot, from random weights of the model's shape."""
 
-    step: TrainingStep
+    steps: Annotated[tuple[TrainingStep, ...], Field(min_length=1)]
 
 
 class Distillation(Frozen):

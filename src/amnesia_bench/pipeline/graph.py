@@ -120,8 +120,10 @@ class _Models:
         plan = self.plan
         if not isinstance(plan.base, Pretraining):
             return stages.download(plan.base, plan.shape)
-        init = stages.initial(plan.shape, self._tokenizer, self.seed)
-        return self._trained(plan.base.step, init, None)
+        checkpoint = stages.initial(plan.shape, self._tokenizer, self.seed)
+        for step in plan.base.steps:
+            checkpoint = self._trained(step, checkpoint, None)
+        return checkpoint
 
     @cached_property
     def _pre(self) -> Stage:
@@ -177,10 +179,13 @@ class _Models:
         return stages.top_layers(self.plan.top_layers, order)
 
     def _trained(self, step: TrainingStep, init: Stage, teacher: Stage | None) -> Stage:
-        overrides = (*self.profile.training_overrides, f"train.seed={self.seed}")
-        sources = {
-            source: stages.data(config, self.profile.data_overrides, self._tokenizer)
-            for source, config in stages.mixture(step, overrides).items()
+        profile = self.profile
+        overrides = profile.training_overrides
+        data = {
+            source: stages.data(
+                step.data.get(source, source), profile.data_overrides, self._tokenizer
+            )
+            for source in stages.training_of(step, overrides, self.seed).train.mixture
         }
-        stage = stages.trained(step, overrides, init, sources, teacher)
-        return replace(stage, gpus=self.profile.gpus)
+        stage = stages.trained(step, overrides, self.seed, init, data, teacher)
+        return replace(stage, gpus=profile.gpus)

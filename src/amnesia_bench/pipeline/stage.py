@@ -69,7 +69,6 @@ class Stage:
         shape: the file of configs/model whose shape the checkpoint has that it makes, if it does.
         work: what estimates are made of.
         gpus: how many it takes; 0 for a stage of the CPU.
-        whole: whether its command needs all cores of a machine without GPUs.
     """
 
     kind: str
@@ -79,7 +78,6 @@ class Stage:
     work: Work
     shape: str | None = None
     gpus: int = 0
-    whole: bool = False
 
     @cached_property
     def inputs(self) -> tuple[Stage, ...]:

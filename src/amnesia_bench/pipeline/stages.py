@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -13,7 +13,7 @@ from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.experiment_schema import RecallPlan, TrainingStep
 from amnesia_bench.config.load import config_dir, load_option
 from amnesia_bench.config.schema import Variant
-from amnesia_bench.config.train_schema import load_training
+from amnesia_bench.config.train_schema import TrainingRun, load_training
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.tasks.task import ReasoningTask
 from amnesia_bench.pipeline.fields import deciding
@@ -118,24 +118,29 @@ def data(config: str, overrides: Sequence[str], tokenizer: Stage) -> Stage:
     )
 
 
+def training_of(step: TrainingStep, overrides: Sequence[str], seed: int) -> TrainingRun:
+    """Return what a step trains, with what its profile changes and a seed."""
+    run = _training(step.train, (*step.overrides, *overrides))
+    return run.model_copy(update={"train": run.train.model_copy(update={"seed": seed})})
+
+
 def trained(
-    step: TrainingStep, overrides: Sequence[str], init: Stage, sources: dict[str, Stage],
+    step: TrainingStep, overrides: Sequence[str], seed: int, init: Stage, data: Mapping[str, Stage],
     teacher: Stage | None,
 ) -> Stage:  # fmt: skip
-    """Train a stage of HypeNet, or fine-tune."""
-    overrides = (*step.overrides, *overrides)
-    run = _training(step.train, overrides)
+    """Train a stage of HypeNet, or fine-tune; `data` by source."""
+    run = training_of(step, overrides, seed)
     given: list[Argument] = []
-    for source, stage in sources.items():
+    for source, stage in data.items():
         given += ["--data", Input(stage=stage, prefix=f"{source}=")]
     if teacher is not None:
         given += ["--teacher", Input(stage=teacher)]
     return Stage(
         kind="trained",
-        name=f"{step.train}-s{run.train.seed}",
+        name=f"{step.train}-s{seed}",
         arguments=(
             *("train", "--config", step.train, "--init", Input(stage=init), *given, *_OUT),
-            *overrides,
+            *(*step.overrides, *overrides, f"train.seed={seed}"),
         ),
         settings=deciding(run),
         shape=init.shape,
@@ -149,12 +154,6 @@ def _data_bytes(config: DataConfig) -> float:
     if isinstance(source, SyntheticSource):
         return 8.0 * source.rows * (source.words or _WORDS_PER_PROBLEM)
     return 4.0 * _HUB_TOKENS
-
-
-def mixture(step: TrainingStep, overrides: Sequence[str]) -> dict[str, str]:
-    """Return the file of configs/data behind each source of a training."""
-    run = _training(step.train, (*step.overrides, *overrides))
-    return {source: step.data.get(source, source) for source in run.train.mixture}
 
 
 def converted(size: str, shape: str, teacher: Stage, student: Stage | None, seed: int) -> Stage:

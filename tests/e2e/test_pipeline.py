@@ -1,0 +1,170 @@
+"""Stages run once, whoever is killed, whoever else runs them, whatever was damaged."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from amnesia_bench.cli.main import main
+from amnesia_bench.errors import StageFailedError
+from amnesia_bench.pipeline.bookkeeping import LOG, StageState, read_failure, state_of
+from amnesia_bench.pipeline.commands import run_command
+from amnesia_bench.pipeline.run import run
+from amnesia_bench.pipeline.stage import Output, Stage
+from amnesia_bench.pipeline.warm import warm_server
+from amnesia_bench.pipeline.work import Writing
+from amnesia_bench.store.hashing import read_manifest, verify_manifest
+from amnesia_bench.store.layout import stage_path
+from tests.pipelines import finished, small_driver, small_graph, starts
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store in which the small graph was run by one driver."""
+    store = tmp_path_factory.mktemp("made") / "store"
+    outcome = run(store, small_graph())
+    assert (outcome.cached, outcome.done) == (0, 3)
+    return store
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(made, tmp_path / "store", copy_function=shutil.copy2))
+
+
+def test_every_stage_is_done_and_proven(made: Path) -> None:
+    for stage in small_graph():
+        assert state_of(made, stage.kind, stage.id) is StageState.CACHED
+        assert verify_manifest(stage.folder(made)) == []
+        assert starts(made, stage) == 1
+    left = [path for path in made.rglob(".*") if path.name != ".gitignore"]
+    assert left == []
+
+
+def test_a_second_run_does_nothing(store: Path) -> None:
+    before = finished(store)
+    outcome = run(store, small_graph())
+    assert (outcome.cached, outcome.done) == (3, 0)
+    assert finished(store) == before
+
+
+def test_what_is_missing_alone_is_done(store: Path) -> None:
+    last = small_graph()[-1]
+    shutil.rmtree(last.folder(store))
+    outcome = run(store, small_graph())
+    assert (outcome.cached, outcome.done) == (2, 1)
+    assert [starts(store, stage) for stage in small_graph()] == [1, 1, 2]
+
+
+def test_two_drivers_at_once_run_each_stage_once(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    drivers = [small_driver(store) for _ in range(2)]
+    said = [driver.communicate(timeout=120)[0] for driver in drivers]
+    assert [driver.returncode for driver in drivers] == [0, 0], said
+    assert [starts(store, stage) for stage in small_graph()] == [1, 1, 1]
+
+
+def test_a_killed_driver_is_followed_by_one_that_finishes(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    first = small_driver(store)
+    while len(finished(store)) < 1:
+        assert first.poll() is None
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate()
+    before = finished(store)
+    outcome = run(store, small_graph())
+    assert outcome.cached + outcome.done == 3
+    assert finished(store).items() >= before.items()
+
+
+def test_a_flipped_byte_is_found_and_repaired(
+    store: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stage = small_graph()[-1]
+    path = next(stage.folder(store).glob("tokens*"))
+    contents = bytearray(path.read_bytes())
+    contents[7] ^= 1
+    path.write_bytes(contents)
+    with pytest.raises(StageFailedError, match=rf"{path.name} has other contents") as caught:
+        run(store, small_graph())
+    assert "--repair" in str(caught.value.hint)
+    outcome = run(store, small_graph(), repair=True)
+    assert (outcome.cached, outcome.done) == (2, 1)
+    assert verify_manifest(stage.folder(store)) == []
+
+
+def test_a_stage_refuses_an_input_that_was_damaged_meanwhile(store: Path) -> None:
+    tokenizer, *_, last = small_graph()
+    shutil.rmtree(last.folder(store))
+    path = tokenizer.folder(store) / "tokenizer.json"
+    path.write_text(path.read_text() + " ")
+    worker = [sys.executable, "-m", "amnesia_bench.pipeline.worker", str(store), last.id]
+    done = subprocess.run(worker, capture_output=True, text=True)
+    assert done.returncode == 4
+    assert "tokenizer.json" in done.stderr
+    assert state_of(store, last.kind, last.id) is StageState.FAILED
+    failure = read_failure(store, last.id)
+    assert failure is not None
+    assert "was damaged" in failure.said
+
+
+def broken() -> Stage:
+    return Stage(
+        kind="rows",
+        name="broken",
+        arguments=("data", "synthesize", "proze", "--rows", "3", "--out", Output()),
+        settings={},
+        work=Writing(bytes=1),
+    )
+
+
+def test_a_failed_stage_is_named_with_its_words_and_the_others_are_done(store: Path) -> None:
+    last = small_graph()[-1]
+    shutil.rmtree(last.folder(store))
+    with pytest.raises(StageFailedError, match=r"rows broken-\w+: amnesia data ended with 2") as e:
+        run(store, [broken(), *small_graph()])
+    assert "generator=proze" in e.value.what
+    assert str(stage_path(store.resolve(), broken().id) / LOG) in str(e.value.hint)
+    assert state_of(store, last.kind, last.id) is StageState.CACHED
+    assert state_of(store, "rows", broken().id) is StageState.FAILED
+    assert starts(store, broken()) == 2, "Snakemake tries a second time"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_store_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(Exception, match="no permission"):
+        run(tmp_path / "store", small_graph())
+
+
+def test_a_store_that_is_a_file_is_one_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "store").write_text("")
+    code = main(["run", "experiment=table1", "profile=smoke", f"--store={tmp_path / 'store'}"])
+    assert code == 2
+    assert "is not a folder" in capsys.readouterr().err
+
+
+def test_a_warm_process_says_what_a_cold_one_does(tmp_path: Path) -> None:
+    command = ["data", "synthesize", "proze", "--rows", "3", "--out", str(tmp_path / "x")]
+    logs = []
+    with warm_server() as server:
+        for name, socket in (("warm", server), ("cold", None)):
+            log = tmp_path / name
+            assert run_command(command, log, 1, 0, socket) == 2
+            logs.append(log.read_text())
+    assert logs[0] == logs[1]
+
+
+def test_a_manifest_names_the_stages_that_were_read(made: Path) -> None:
+    tokenizer, *others = small_graph()
+    for stage in others:
+        order = (made / "stages" / stage.id / "stage.json").read_text()
+        assert tokenizer.id in order
+        assert read_manifest(stage.folder(made)).provenance.ended is not None

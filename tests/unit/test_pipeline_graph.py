@@ -1,0 +1,123 @@
+"""From experiments to stages: the paper's chain of them, and what several experiments share."""
+
+from pathlib import Path
+
+import pytest
+
+from amnesia_bench.config.experiment_schema import load_jobs
+from amnesia_bench.pipeline.graph import Graph, Row, build, stages_of
+from amnesia_bench.pipeline.reporting import report_calls
+from amnesia_bench.pipeline.run import threads_of
+from amnesia_bench.pipeline.stage import Stage
+
+
+def graphs(*overrides: str) -> list[Graph]:
+    return [build(job) for job in load_jobs(overrides)]
+
+
+def row(graph: Graph, method: str, model: str = "tiny") -> Row:
+    return next(row for row in graph.rows if (row.method, row.model) == (method, model))
+
+
+def trainings(stage: Stage) -> list[str]:
+    """The stages that a checkpoint came from, by name without seed, the last first."""
+    inputs = [each for each in stage.inputs if each.kind in ("trained", "converted")]
+    before = trainings(inputs[-1]) if inputs else []
+    return [*([stage.name.rpartition("-s")[0]] if stage.kind == "trained" else []), *before]
+
+
+@pytest.fixture(scope="module")
+def paper() -> Graph:
+    (graph,) = graphs("experiment=table1")
+    return graph
+
+
+def test_a_row_of_the_paper_goes_through_three_stages_and_sft(paper: Graph) -> None:
+    post = row(paper, "post", "HypeNet-9B").checkpoint
+    assert trainings(post) == [
+        "sft_miromind_9b", "stage3_9b", "stage2_9b", "stage1_9b"
+    ]  # fmt: skip
+    restored = row(paper, "restored", "HypeNet-9B").checkpoint
+    pre = row(paper, "pre", "HypeNet-9B").checkpoint
+    assert [each.id for each in restored.inputs] == [pre.id, post.id]
+
+
+def test_a_table_of_the_paper_has_all_its_rows(paper: Graph) -> None:
+    rows = {(row.model, row.method) for row in paper.rows}
+    models = ("Jet-Nemotron-2B", "HypeNet-2B", "HypeNet-5B", "HypeNet-9B")
+    assert rows == {(model, method) for model in models for method in ("pre", "post", "restored")}
+    kinds = [[stage.kind for stage in row.measured] for row in paper.rows]
+    assert kinds == [["recall", "scores", "scores", "scores"]] * 12
+
+
+def test_softmax_models_are_restored_where_the_ranking_says() -> None:
+    (graph,) = graphs("experiment=table10")
+    restored = row(graph, "restored", "Qwen2.5-7B").checkpoint
+    assert "--layers" in restored.arguments
+    assert [each.kind for each in restored.inputs] == ["download", "trained", "ranking"]
+    (top,) = [text for text in restored.command(Path("store")) if text.startswith("top7@")]
+    assert top.endswith("/ranking.json")
+
+
+def test_tables_share_stages_and_seeds_share_data() -> None:
+    whole = ("experiment=table1,table4", "profile=tiny")
+    both = stages_of(graphs(*whole))
+    parts = [stages_of([graph]) for graph in graphs(*whole)]
+    assert {stage.id for stage in parts[0]} < {stage.id for stage in parts[1]}
+    assert len(both) == len(parts[1])
+    seeds = stages_of(graphs(*whole, "profile.seeds=[0,1]"))
+    data = [stage.id for stage in seeds if stage.kind == "data"]
+    assert sorted(data) == sorted(stage.id for stage in both if stage.kind == "data")
+    trained = [stage for stage in both if stage.kind == "trained"]
+    assert sum(stage.kind == "trained" for stage in seeds) == 2 * len(trained)
+
+
+def test_a_sweep_over_restore_variants_is_one_graph() -> None:
+    jobs = ("experiment=table1", "profile=tiny")
+    swept = graphs(*jobs, "restore=qk,qk_blend,qk_low_rank")
+    assert len(swept) == 3
+    whole = stages_of(swept)
+    one = stages_of(swept[:1])
+    new = {stage.id for stage in whole} - {stage.id for stage in one}
+    # For each further variant: the checkpoint, its recall, its answers, their scores.
+    assert len(new) == 2 * 4
+    calls = report_calls(swept, Path("store"), Path("results"))
+    assert [str(call.out) for call in calls] == [
+        f"results/tiny/table1/restore={name}" for name in ("qk", "qk_blend", "qk_low_rank")
+    ]
+
+
+def test_a_changed_value_of_the_variant_reaches_its_command() -> None:
+    (graph,) = graphs(
+        "experiment=table1", "profile=tiny", "restore=qk_blend", "restore.rule.alpha=0.3"
+    )
+    command = row(graph, "restored").checkpoint.command(Path("store"))
+    assert "restore.rule.alpha=0.3" in command
+    assert command[command.index("--variant") + 1] == "qk_blend"
+
+
+def test_a_report_gets_every_folder_of_cells_under_its_label() -> None:
+    both = graphs("experiment=table1,table2", "profile=tiny", "profile.seeds=[0,3]")
+    (call,) = report_calls(both, Path("store"), Path("results"))
+    assert call.out == Path("results/tiny")
+    assert call.arguments[:2] == ("--table=tiny_table1", "--table=tiny_table2")
+    labels = [text.split("=")[1] for text in call.arguments if text.startswith("--cells=")]
+    # Recall and one reasoning task each; `pre` is the same for both tables.
+    assert {label: labels.count(label) for label in labels} == {
+        f"tiny/{method}/{seed}": 2
+        for seed in (0, 3)
+        for method in (
+            "pre", "post@tiny_cot", "restored@tiny_cot",
+            "post@tiny_instruct_short", "restored@tiny_instruct_short",
+        )
+    }  # fmt: skip
+
+
+def test_a_training_that_runs_alone_takes_all_cores_and_others_share() -> None:
+    whole = stages_of(graphs("experiment=table1,table2", "profile=tiny"))
+    threads = threads_of(whole, 4)
+    by_name = {stage.name: threads[stage.id] for stage in whole if stage.kind == "trained"}
+    assert by_name["tiny_stage3-s0"] == 4
+    assert by_name["tiny_sft_cot-s0"] == by_name["tiny_sft_instruct_short-s0"] == 2
+    assert {threads[stage.id] for stage in whole if stage.kind == "recall"} == {1}
+    assert set(threads_of(whole, 1).values()) == {1}
