@@ -307,6 +307,27 @@ def test_a_tiny_model_runs_a_task_from_command_to_cells(
     assert main(["score", str(tmp_path / "answers"), "--against", str(tmp_path / "answers")]) == 0
 
 
+def test_another_logit_scale_stands_in_the_cells_and_is_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
+    from tests.training_runs import TINY
+
+    folder, out = tmp_path / "tiny", tmp_path / "answers"
+    config = HypeNetConfig(**(TINY | {"vocab_size": 259, "max_position_embeddings": 4096}))
+    HypeNetForCausalLM(config).save_pretrained(folder)
+    reasoning.byte_tokenizer().save_pretrained(folder)
+    data = write_problems("gsm8k", tmp_path / "data.jsonl", count=2)
+    command = ["generate", "--checkpoint", str(folder), "--task", "gsm8k", "--data", str(data)]
+    command += ["--out", str(out), "eval.max_new_tokens=4", "eval.repeats=1"]
+    assert main([*command, "--attn-logits-scaling", "hype 500"]) == 0
+    assert main(["score", str(out), "--json"]) == 0
+    said = capsys.readouterr().out
+    cells = json.loads(said[said.index("{") :])["cells"]
+    assert {cell["settings"]["attn_logits_scaling"] for cell in cells} == {"hype 500"}
+    assert "attn_logits_scaling" in refused(command, capsys)
+
+
 def refused(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
     assert main(list(command)) == 2
     return capsys.readouterr().err

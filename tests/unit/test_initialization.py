@@ -47,6 +47,8 @@ def test_a_mistake_is_named_and_nothing_is_written(
     with pytest.raises(UserError, match="no such file of configs/model") as caught:
         initialize("qwen3_lap", tokenizer, 0, out)
     assert "Did you mean qwen3_laptop?" in str(caught.value.hint)
+    with pytest.raises(UserError, match="transformers has no code for jet_nemotron"):
+        initialize("jet_nemotron_2b", tokenizer, 0, out)
     with pytest.raises(UserError, match=r"holds no tokenizer\.json"):
         initialize("qwen3_laptop", tmp_path, 0, out)
     with pytest.raises(UserError, match="hypenet_tiny has room for 257 tokens"):

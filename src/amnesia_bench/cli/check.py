@@ -80,7 +80,9 @@ def run(args: argparse.Namespace) -> ExitCode:
 
     choice = chosen_cells(args)
     _rule(args, choice.samples or SAMPLES)
-    options = EngineOptions(max_context_tokens=args.max_context_tokens)
+    options = EngineOptions(
+        max_context_tokens=args.max_context_tokens, attn_logits_scaling=args.attn_logits_scaling
+    )
     for file in (args.json, args.markdown):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}")

@@ -74,7 +74,9 @@ def run(args: argparse.Namespace) -> ExitCode:
             hint='pip install "amnesia-bench[eval]"',
         ) from error
     options = EngineOptions(
-        max_context_tokens=args.max_context_tokens, verify_prefix=args.verify_prefix
+        max_context_tokens=args.max_context_tokens,
+        verify_prefix=args.verify_prefix,
+        attn_logits_scaling=args.attn_logits_scaling,
     )
     (candidate,), tokenizer = open_candidates({"checkpoint": args.checkpoint})
     candidate = replace(candidate, method=args.method)

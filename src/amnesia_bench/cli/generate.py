@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from amnesia_bench.cli.engine_options import add_engine_arguments
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 
@@ -37,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     template.add_argument(
         "--no-chat-template", action="store_true", help="send the problems as they are"
     )
-    parser.add_argument("--engine", default="transformers", help="what runs it (transformers)")
+    add_engine_arguments(parser)
     parser.add_argument(
         "overrides",
         nargs="*",
@@ -85,7 +86,8 @@ def run(args: argparse.Namespace) -> ExitCode:
         checkpoint=candidate.parent.identity,
     )
     plan = AnswerPlan(model=model, config=config, layout=layout)
-    engine = open_engine(args.engine, args.checkpoint, EngineOptions())
+    options = EngineOptions(attn_logits_scaling=args.attn_logits_scaling)
+    engine = open_engine(args.engine, args.checkpoint, options)
     answers = generate_answers(engine, tokenizer, task, documents, plan, args.out)
     say(
         f"{args.out}: {len(answers)} answers to {len(documents.rows)} problems of {task.name}. "

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
+from amnesia_bench.cli.engine_options import add_engine_arguments
 from amnesia_bench.errors import UserError
-from amnesia_bench.evals.engines import ENGINES
 
 if TYPE_CHECKING:
     from amnesia_bench.evals.check_inputs import CellChoice
@@ -29,9 +29,7 @@ def add_cell_arguments(parser: argparse.ArgumentParser, lengths: str, otherwise:
     parser.add_argument(
         "--samples", type=int, help=f"prompts per task and length at most ({held} {SAMPLES})"
     )
-    parser.add_argument(
-        "--engine", choices=ENGINES, default=ENGINES[0], help=f"what runs it ({ENGINES[0]})"
-    )
+    add_engine_arguments(parser)
     parser.add_argument(
         "--max-context-tokens", type=int, help="in place of the limit in the model's config"
     )

@@ -23,7 +23,7 @@ from amnesia_bench.errors import AmnesiaError, ExitCode, MissingEnvironmentError
 if TYPE_CHECKING:
     from amnesia_bench.config.train_schema import TrainingRun
 
-_GPUS = ("a100", "h100", "h200")
+GPU_NAMES = ("a100", "h100", "h200")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,7 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", type=Path, help="stages 1 and 2: folder of the teacher")
     parser.add_argument("--out", type=Path, help="folder to write; must not exist yet")
     parser.add_argument("--processes", type=int, default=8, help="estimate: number of GPUs (8)")
-    parser.add_argument("--gpu", choices=_GPUS, default="h100", help="estimate: their kind (h100)")
+    parser.add_argument(
+        "--gpu", choices=GPU_NAMES, default="h100", help="estimate: their kind (h100)"
+    )
     parser.add_argument("--json", action="store_true", help="estimate: print it as JSON")
     parser.add_argument(
         "words",

@@ -18,6 +18,7 @@ from amnesia_bench.errors import UserError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 Text = Annotated[str, Field(min_length=1)]
 Overrides = tuple[Text, ...]
+LogitsScaling = Annotated[str, Field(pattern=r"^hype \d+(\.\d+)?$")]
 # The rows of the paper's tables: `post` is the fine-tune, `restored` it with the variant of
 # `restore`, `qk_frozen` a fine-tune of its own, the others are restore variants by name.
 Method = Literal["pre", "post", "restored", "qk_pro", "q", "k", "v", "qk_frozen"]
@@ -64,6 +65,7 @@ class ModelPlan(Frozen):
         finetunes: by the name that experiments use.
         frozen: the fine-tune of the row QK-Frozen, by the fine-tune it is compared with.
         top_layers: of how many softmax layers, by importance, W_Q and W_K are restored; null: all.
+        attn_logits_scaling: of a HypeNet's softmax layers where it answers; null: its config's.
     """
 
     label: Text
@@ -73,6 +75,7 @@ class ModelPlan(Frozen):
     finetunes: Mapping[Name, TrainingStep]
     frozen: Mapping[Name, TrainingStep] = {}
     top_layers: PositiveInt | None = None
+    attn_logits_scaling: LogitsScaling | None = None
 
 
 class Haystack(Frozen):

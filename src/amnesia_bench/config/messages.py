@@ -68,7 +68,8 @@ def _problem(
         case "union_tag_not_found" if isinstance(detail["input"], dict):
             return f"{path}.{detail['ctx']['discriminator'].strip(chr(39))}: missing", None
         case "value_error":
-            return f"{path}: {detail['ctx']['error']}", None
+            error = str(detail["ctx"]["error"])
+            return f"{path}: {error}" if path else error, None
     message = _PLAIN.get(detail["type"], detail["msg"])
     return f"{path}={_shown(detail['input'])}: {message}", None
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformers' auto classes
 from amnesia_bench.config.load import config_dir, options
@@ -42,6 +42,8 @@ def initialize(model: str, tokenizer: Path, seed: int, out: Path) -> int:
     if model not in known:
         raise UserError(f"model {model}: no such file of configs/model", hint=nearest(model, known))
     values = read_mapping(config_dir() / "model" / f"{model}.yaml")
+    if values["model_type"] not in CONFIG_MAPPING:
+        raise UserError(f"model {model}: transformers has no code for {values['model_type']}")
     files = _tokenizer_files(tokenizer)
     loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
     if len(loaded) > values["vocab_size"]:

@@ -80,9 +80,9 @@ def _rows(models: _Models, job: Job) -> Iterator[Row]:
 
 def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> Iterator[Stage]:
     profile = config.profile
-    yield replace(
-        stages.recall(checkpoint, models.prompts, profile.recall), gpus=min(1, profile.gpus)
-    )
+    scaling = models.plan.attn_logits_scaling
+    asked = stages.recall(checkpoint, models.prompts, profile.recall, scaling)
+    yield replace(asked, gpus=min(1, profile.gpus))
     for name in config.scope.reasoning:
         plan, task = profile.reasoning[name], task_named(name)
         settings = stages.option("eval", name, plan.overrides, task.config)
@@ -96,7 +96,7 @@ def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> I
                     seed=models.seed,
                 )
             )
-        answered = stages.answers(checkpoint, task, settings, plan.overrides, problems)
+        answered = stages.answers(checkpoint, task, settings, plan.overrides, problems, scaling)
         yield stages.scores(replace(answered, gpus=min(1, profile.gpus)))
 
 

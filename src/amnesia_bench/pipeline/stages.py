@@ -231,8 +231,8 @@ def prompts(plan: RecallPlan, tokenizer: Stage, haystack: Stage | None) -> Stage
     )
 
 
-def recall(checkpoint: Stage, asked: Stage, plan: RecallPlan) -> Stage:
-    """Let a checkpoint look for needles."""
+def recall(checkpoint: Stage, asked: Stage, plan: RecallPlan, scaling: str | None) -> Stage:
+    """Let a checkpoint look for needles, with another logit scale than that of its config."""
     count = len(plan.tasks) * plan.samples
     return Stage(
         kind="recall",
@@ -240,8 +240,9 @@ def recall(checkpoint: Stage, asked: Stage, plan: RecallPlan) -> Stage:
         arguments=(
             *("eval", "niah", "--checkpoint", Input(stage=checkpoint)),
             *("--prompts", Input(stage=asked), *_OUT),
+            *_scaled(scaling),
         ),
-        settings={},
+        settings=_scaling_settings(scaling),
         work=Answering(
             shape=shape_of(checkpoint),
             prompts=tuple((length, count) for length in plan.lengths),
@@ -250,9 +251,17 @@ def recall(checkpoint: Stage, asked: Stage, plan: RecallPlan) -> Stage:
     )
 
 
+def _scaled(scaling: str | None) -> tuple[str, ...]:
+    return () if scaling is None else ("--attn-logits-scaling", scaling)
+
+
+def _scaling_settings(scaling: str | None) -> dict[str, str]:
+    return {} if scaling is None else {"attn_logits_scaling": scaling}
+
+
 def answers(
     checkpoint: Stage, task: ReasoningTask, config: EvalConfig, overrides: Sequence[str],
-    problems: Stage | None,
+    problems: Stage | None, scaling: str | None,
 ) -> Stage:  # fmt: skip
     """Let a checkpoint answer a benchmark; without `problems` they are the hub's."""
     given: tuple[Argument, ...] = ()
@@ -266,8 +275,9 @@ def answers(
         arguments=(
             *("generate", "--checkpoint", Input(stage=checkpoint), "--task", task.name),
             *(*given, *_OUT, *overrides),
+            *_scaled(scaling),
         ),
-        settings={"task": task.name, "eval": deciding(config)},
+        settings={"task": task.name, "eval": deciding(config), **_scaling_settings(scaling)},
         work=Answering(
             shape=shape_of(checkpoint),
             prompts=((_QUESTION_TOKENS, count * config.repeats),),

@@ -20,10 +20,11 @@ process's micro-batch, W processes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from amnesia_bench.config.train_schema import Dtype, TrainingRun
 from amnesia_bench.errors import UserError
+from amnesia_bench.training.mixer_shapes import JetMixer, LightningMixer
 from amnesia_bench.training.model_shape import ModelShape
 
 _BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
@@ -31,21 +32,22 @@ _STATE_CHUNK_TOKENS = 64
 _RESERVE_BYTES = 4e9
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Gpu:
-    """A GPU: dense bf16 peak in FLOP/s and memory in bytes, from its maker's data sheet."""
+    """A GPU: dense bf16 peak, memory and its bandwidth, from its maker's data sheet (SXM)."""
 
     name: str
     flops_per_second: float
     memory_bytes: float
+    bytes_per_second: float
 
 
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        Gpu(name="a100", flops_per_second=312e12, memory_bytes=80e9),
-        Gpu(name="h100", flops_per_second=989e12, memory_bytes=80e9),
-        Gpu(name="h200", flops_per_second=989e12, memory_bytes=141e9),
+        Gpu("a100", 312e12, memory_bytes=80e9, bytes_per_second=2.039e12),
+        Gpu("h100", 989e12, memory_bytes=80e9, bytes_per_second=3.35e12),
+        Gpu("h200", 989e12, memory_bytes=141e9, bytes_per_second=4.8e12),
     )
 }
 # Share of the peak that the hardware does, recomputation included: short sequences, long ones.
@@ -127,9 +129,15 @@ def estimate(run: TrainingRun, shape: ModelShape, processes: int, gpu: Gpu) -> E
 
 def teacher_of(shape: ModelShape) -> ModelShape:
     """Return the softmax model of the same size that a HypeNet is made from."""
-    values = {**vars(shape), "gated": False, "linear_layers": 0, "softmax_layers": shape.layers}
     # Its head may be untied where the student's is not (9B): the larger case is counted.
-    return ModelShape(**{**values, "tied": False})
+    return replace(
+        shape,
+        tied=False,
+        softmax=replace(shape.softmax, gated=False),
+        softmax_layers=shape.layers,
+        linear=None,
+        linear_layers=0,
+    )
 
 
 def _aligned_layers(run: TrainingRun, shape: ModelShape) -> int:
@@ -137,14 +145,24 @@ def _aligned_layers(run: TrainingRun, shape: ModelShape) -> int:
     return shape.layers if chosen == "all" else len(chosen)
 
 
+def _linear(shape: ModelShape) -> LightningMixer | JetMixer:
+    if shape.linear is None:
+        raise UserError(
+            "alignment trains linear mixers, and this architecture has none",
+            hint="`amnesia convert` makes a HypeNet of a Qwen3.",
+        )
+    return shape.linear
+
+
 def _trained(run: TrainingRun, shape: ModelShape) -> int:
     if run.train.objective == "align":
-        return _aligned_layers(run, shape) * shape.linear_mixer
+        return _aligned_layers(run, shape) * _linear(shape).parameters
     frozen = 0
     if (rule := run.train.freeze) is not None:
         layers = shape.softmax_layers if rule.layers == "all" else len(rule.layers)
-        heads = {"q": shape.query_heads, "k": shape.kv_heads, "v": shape.kv_heads}
-        rows = sum(heads.get(role, 0) for role in rule.roles) * shape.head_dim
+        softmax = shape.softmax
+        heads = {"q": softmax.heads, "k": softmax.kv_heads, "v": softmax.kv_heads}
+        rows = sum(heads.get(role, 0) for role in rule.roles) * softmax.head_dim
         frozen = layers * shape.hidden * rows
     return shape.parameters - frozen
 
@@ -155,8 +173,8 @@ def _flops(run: TrainingRun, shape: ModelShape) -> tuple[float, float]:
     teacher = teacher_of(shape)
     layers = 2 * shape.body + shape.mixing_flops(tokens)
     if run.train.objective == "align":
-        state = 4 * shape.linear_heads * shape.linear_head_dim**2
-        mixers = _aligned_layers(run, shape) * (2 * shape.linear_mixer + state)
+        linear = _linear(shape)
+        mixers = _aligned_layers(run, shape) * (2 * linear.parameters + linear.flops)
         return 2 * teacher.body + teacher.mixing_flops(tokens) + 3 * mixers, 0.0
     flops = 3 * (layers + 2 * shape.embedding)
     if run.train.objective == "distill":
@@ -172,19 +190,18 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
     held = trained if align else shape.parameters
     teacher = teacher_of(shape).parameters if align or distill else 0
     heads = (1 if shape.tied else 2) * shape.embedding
-    block = shape.linear_mixer if align else shape.largest_block
+    block = _linear(shape).parameters if align else shape.largest_block
     gathered = 2.0 * compute * (2 * block + (0 if align else heads))
     if teacher:
         gathered += compute * (2 * teacher_of(shape).largest_block + 2 * shape.embedding)
-    wide = max(shape.query_heads * shape.head_dim, shape.linear_heads * shape.linear_head_dim)
+    wide = shape.widest
     kept = compute * (5 * shape.hidden + 10 * wide + 4 * shape.mlp) + 4 * 4 * wide
     if align:  # the teacher's graph is not kept, and mixers have no MLP
         kept = compute * (2 * shape.hidden + 10 * wide) + 4 * 4 * wide
     layer_input = compute * shape.hidden if train.activation_checkpointing else kept
     states = 0.0
-    if shape.linear_layers or align:
-        state = 4 * shape.linear_heads * shape.linear_head_dim**2
-        states = 2.0 * state * tokens / _STATE_CHUNK_TOKENS
+    if shape.linear is not None and (shape.linear_layers or align):
+        states = 2.0 * 4 * shape.linear.state * tokens / _STATE_CHUNK_TOKENS
     backward = 4 * 4 * wide + 2 * compute * shape.mlp
     rows = min(train.loss_chunk_rows, tokens)
     logits = rows * shape.vocab * (4 + 2 * compute) * (2 if distill else 1)

@@ -39,6 +39,18 @@ def optional_integer(config: Config, key: str) -> int | None:
     return None if lookup(config, key) is None else integer(config, key)
 
 
+def number(config: Config, key: str) -> float:
+    """Return a positive number.
+
+    Raises:
+        UserError: the key is missing or holds something else.
+    """
+    value = lookup(config, key)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise UserError(f"config.json: {key} should be a positive number, found {value!r}")
+    return float(value)
+
+
 def string_list(config: Config, key: str) -> list[str]:
     """Return a list of strings.
 
@@ -46,7 +58,7 @@ def string_list(config: Config, key: str) -> list[str]:
         UserError: the value is something else.
     """
     value = lookup(config, key)
-    if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):
+    if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
         raise UserError(f"config.json: {key} should be a list of strings, found {value!r}")
     return list(value)
 

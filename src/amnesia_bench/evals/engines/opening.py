@@ -9,6 +9,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.evals.engines import ENGINES
 from amnesia_bench.evals.engines.options import EngineOptions
 from amnesia_bench.evals.engines.protocol import Engine
+from amnesia_bench.store.files import read_json
 
 
 def open_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
@@ -17,11 +18,13 @@ def open_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
     transformers runs on all GPUs unless the options name one; vLLM on one, the first it sees.
 
     Raises:
-        UserError: no engine of this name, or the folder holds no model.
+        UserError: no engine of this name, or the folder holds no model, or options of another.
         MissingEnvironmentError: vLLM is not installed.
     """
     if name not in ENGINES:
         raise UserError(f"engine {name}: not known", hint=nearest(name, ENGINES))
+    if options.attn_logits_scaling is not None:
+        _check_hypenet(checkpoint)
     if name == "vllm":
         from amnesia_bench.evals.engines.vllm_engine import VllmEngine
 
@@ -29,3 +32,13 @@ def open_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
     from amnesia_bench.evals.engines.data_parallel import load_engine
 
     return load_engine(checkpoint, options)
+
+
+def _check_hypenet(checkpoint: Path) -> None:
+    config = read_json(checkpoint / "config.json")
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "hypenet":
+        raise UserError(
+            f"{checkpoint}: attn_logits_scaling is of HypeNets, and this is a {kind}",
+            hint="Leave it out.",
+        )

@@ -25,6 +25,8 @@ class EngineOptions:
         verify_prefix: how many answers to compute a second time, without sharing.
         max_context_tokens: in place of the limit in the model's config, which may be wrong
             (Jet-Nemotron's says 131,072) or a limit of training only.
+        attn_logits_scaling: in place of that in a HypeNet's config, such as "hype 500": off in
+            training, it stands in the config of no checkpoint that was trained.
     """
 
     dtype: str = "auto"
@@ -34,6 +36,7 @@ class EngineOptions:
     share_prefixes: bool = True
     verify_prefix: int = 0
     max_context_tokens: int | None = None
+    attn_logits_scaling: str | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:

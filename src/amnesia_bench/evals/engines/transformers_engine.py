@@ -68,9 +68,15 @@ class TransformersEngine:
         from amnesia_bench.evals.tokenizers import load_tokenizer
 
         tokenizer, device = load_tokenizer(checkpoint), _device(options.device)
+        scaling = options.attn_logits_scaling
+        changes = {} if scaling is None else {"attn_logits_scaling": scaling}
         try:
             loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                checkpoint, dtype=options.dtype, local_files_only=True, output_loading_info=True
+                checkpoint,
+                dtype=options.dtype,
+                local_files_only=True,
+                output_loading_info=True,
+                **changes,
             )
             model, missing = loaded[0].to(device), loaded[1]["missing_keys"]
         except UserError:

@@ -1,0 +1,138 @@
+"""What experiments will take, by model and by step of the paper's pipeline; nothing is started."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.pipeline.bookkeeping import StageState, state_of
+from amnesia_bench.pipeline.cost import Cost, cost_of, total
+from amnesia_bench.pipeline.graph import Graph, stages_of
+from amnesia_bench.pipeline.stage import Stage, closure
+from amnesia_bench.pipeline.work import Training
+from amnesia_bench.training.estimate import Gpu
+
+SHARED = "shared"
+
+
+class Step(StrEnum):
+    """A step of the paper's pipeline; `FILES` are data, prompts and checkpoints that are copied."""
+
+    PRETRAINING = "pretraining"
+    STAGE_1 = "stage 1"
+    STAGE_2 = "stage 2"
+    STAGE_3 = "stage 3"
+    SFT = "SFT"
+    RANKING = "ranking"
+    RECALL = "recall"
+    REASONING = "reasoning"
+    FILES = "files"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedStage:
+    """A stage; `model` is the label of the rows that need it, or SHARED."""
+
+    stage: Stage
+    state: StageState
+    step: Step
+    model: str
+    cost: Cost
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """All stages of some experiments, inputs before their readers."""
+
+    stages: tuple[PlannedStage, ...]
+
+    @property
+    def left(self) -> tuple[PlannedStage, ...]:
+        """The stages that are not done."""
+        return tuple(each for each in self.stages if each.state is not StageState.CACHED)
+
+    @property
+    def states(self) -> dict[StageState, int]:
+        """How many stages are in each state that occurs."""
+        counts = {state: sum(each.state is state for each in self.stages) for state in StageState}
+        return {state: count for state, count in counts.items() if count}
+
+
+def plan(graphs: Sequence[Graph], store: Path, gpu: Gpu) -> Plan:
+    """Return what there is to do for some experiments, and what it takes on GPUs of a kind.
+
+    Raises:
+        UserError: the store cannot be a folder, or a training cannot be spread over its GPUs.
+    """
+    _check_store(store)
+    models = _models(graphs)
+    return Plan(
+        stages=tuple(
+            PlannedStage(
+                stage=stage,
+                state=state_of(store, stage.kind, stage.id),
+                step=step_of(stage),
+                model=models[stage.id],
+                cost=cost_of(stage, gpu),
+            )
+            for stage in stages_of(graphs)
+        )
+    )
+
+
+def by_model(stages: Iterable[PlannedStage]) -> dict[str, dict[Step, Cost]]:
+    """Return what each model takes in each step that it has; what models share comes last."""
+    groups: dict[str, dict[Step, list[Cost]]] = {}
+    for each in stages:
+        groups.setdefault(each.model, {}).setdefault(each.step, []).append(each.cost)
+    return {
+        model: {step: total(groups[model][step]) for step in Step if step in groups[model]}
+        for model in sorted(groups, key=lambda model: model == SHARED)
+    }
+
+
+def step_of(stage: Stage) -> Step:
+    """Return the step of the paper's pipeline that a stage belongs to."""
+    if isinstance(stage.work, Training):
+        return _training_step(stage, stage.work)
+    kinds = {
+        "ranking": Step.RANKING,
+        "recall": Step.RECALL,
+        "answers": Step.REASONING,
+        "scores": Step.REASONING,
+    }
+    return kinds.get(stage.kind, Step.FILES)
+
+
+def _training_step(stage: Stage, work: Training) -> Step:
+    objective = work.run.train.objective
+    if objective != "next_token":
+        return Step.STAGE_1 if objective == "align" else Step.STAGE_2
+    init = stage.inputs[0]
+    if init.kind == "initial":
+        return Step.PRETRAINING
+    distilled = isinstance(init.work, Training) and init.work.run.train.objective == "distill"
+    return Step.STAGE_3 if distilled else Step.SFT
+
+
+def _models(graphs: Sequence[Graph]) -> dict[str, str]:
+    """Return the model of each stage by its id."""
+    rows = [row for graph in graphs for row in graph.rows]
+    found: dict[str, str] = {}
+    for model in dict.fromkeys(row.model for row in rows):
+        mine = (stage for row in rows if row.model == model for stage in row.measured)
+        for stage in closure(mine):
+            found[stage.id] = SHARED if stage.id in found else model
+    return found
+
+
+def _check_store(store: Path) -> None:
+    there = next(path for path in (store, *store.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(
+            f"{there}: a file, where the store was to be a folder",
+            hint="Name another with --store or $AMNESIA_STORE.",
+        )

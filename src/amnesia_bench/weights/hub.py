@@ -1,0 +1,271 @@
+"""A model of the Hugging Face hub as a checkpoint folder: whole and proven, or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
+from amnesia_bench.records.artifacts import Manifest, Parent
+from amnesia_bench.store.hashing import file_entry, sha256_of
+from amnesia_bench.store.layout import MANIFEST, resumable_path
+from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.publish import publishing
+from amnesia_bench.weights.checkpoint import CONFIG, INDEX, PICKLE_SUFFIXES, SINGLE_FILE
+
+KIND = "downloaded"
+_SIDE_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja"})  # tokenizer, templates
+_LICENCES = ("LICENSE", "LICENCE", "NOTICE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Downloaded:
+    """What was fetched: the commit, bytes in all, and files of code, which were not run."""
+
+    commit: str
+    files: int
+    bytes: int
+    code: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Listing:
+    """A repository at a commit: its files at the root by name."""
+
+    repository: str
+    commit: str
+    files: Mapping[str, _RemoteFile]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RemoteFile:
+    """A file of the hub: its size, and its sha256 (large files) or its id in git."""
+
+    bytes: int
+    sha256: str | None
+    git_id: str | None
+
+
+def download(repository: str, revision: str | None, out: Path) -> Downloaded:
+    """Fetch config, tokenizer, code and safetensors of a model into a folder.
+
+    Pickles, other formats and subfolders are left out. No code is run. What is there is kept if
+    this is killed, shard by shard, for the same call again.
+
+    Args:
+        repository: its name on the hub, `Qwen/Qwen3-1.7B`.
+        revision: a commit, a branch or a tag; None is the newest commit of the main branch.
+        out: folder to write.
+
+    Raises:
+        UserError: no such repository or revision, no access, no safetensors; or `out` exists.
+        MissingEnvironmentError: huggingface_hub is not installed, or the hub cannot be reached.
+        StageFailedError: no space left, or a file is not what the hub says it is.
+    """
+    provenance = collect_provenance(sys.argv, seeds={})
+    listing = _listing(repository, revision)
+    _check_model(listing)
+    kept = resumable_path(out)
+    if (out / MANIFEST).is_file():  # killed between publishing and clearing up
+        shutil.rmtree(kept, ignore_errors=True)
+    with publishing(out, kept="finished files are kept for the next attempt") as work:
+        hashes = _fetch(listing, [CONFIG], kept)
+        code = _code(listing, kept)
+        hashes |= _fetch(listing, [*_side_files(listing), *code], kept)
+        shards = _shards(listing, kept)
+        _check_space(listing, shards, kept)
+        hashes |= _fetch(listing, shards, kept)
+        for name in hashes:
+            (kept / name).rename(work.folder / name)
+        work.finish(
+            Manifest(
+                kind=KIND,
+                parents=(
+                    Parent(
+                        role="model",
+                        location=f"hf://{repository}",
+                        identity=f"commit:{listing.commit}",
+                    ),
+                ),
+                files=tuple(
+                    file_entry(work.folder, name, sha256=digest) for name, digest in hashes.items()
+                ),
+                provenance=ended_now(provenance),
+            )
+        )
+    shutil.rmtree(kept, ignore_errors=True)
+    return Downloaded(
+        commit=listing.commit,
+        files=len(hashes),
+        bytes=sum(listing.files[name].bytes for name in hashes),
+        code=code,
+    )
+
+
+def _listing(repository: str, revision: str | None) -> _Listing:
+    with _asking(repository, revision):
+        found = _hub().model_info(repository, revision=revision, files_metadata=True)
+    files = {
+        file.rfilename: _RemoteFile(
+            bytes=file.size or 0,
+            sha256=None if file.lfs is None else file.lfs.sha256,
+            git_id=file.blob_id,
+        )
+        for file in found.siblings or ()
+        # Subfolders hold the same weights in other forms: original/, onnx/.
+        if PurePosixPath(file.rfilename).name == file.rfilename
+    }
+    return _Listing(repository=repository, commit=found.sha, files=files)
+
+
+def _check_model(listing: _Listing) -> None:
+    names = sorted(listing.files)
+    if CONFIG not in names:
+        raise UserError(f"{listing.repository}: holds no {CONFIG}, so it is no model")
+    if SINGLE_FILE not in names and INDEX not in names:
+        pickles = [name for name in names if Path(name).suffix in PICKLE_SUFFIXES]
+        raise UserError(
+            f"{listing.repository}: holds neither {SINGLE_FILE} nor {INDEX}"
+            + (f"; {pickles[0]} is a pickle, which can run code when read" if pickles else ""),
+            hint="Look for another --revision, or for the same model with safetensors.",
+        )
+
+
+def _side_files(listing: _Listing) -> list[str]:
+    """Return what to fetch besides config, code and weights."""
+    return [
+        name
+        for name in sorted(listing.files)
+        if (Path(name).suffix in _SIDE_SUFFIXES or name.startswith(_LICENCES))
+        and not name.startswith(".")
+        and name not in (CONFIG, MANIFEST)
+    ]
+
+
+def _code(listing: _Listing, folder: Path) -> tuple[str, ...]:
+    """Return the Python files, if the config says that the architecture is made of them."""
+    try:
+        brings = "auto_map" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{listing.repository}: {CONFIG} is not JSON ({error})") from error
+    return tuple(name for name in sorted(listing.files) if brings and name.endswith(".py"))
+
+
+def _shards(listing: _Listing, folder: Path) -> list[str]:
+    if INDEX not in listing.files:
+        return [SINGLE_FILE]
+    try:
+        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        shards = set(index["weight_map"].values())
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise UserError(f"{listing.repository}: {INDEX} is not an index ({error!r})") from error
+    for name in shards:
+        if name not in listing.files or Path(name).suffix != ".safetensors":
+            raise UserError(
+                f"{listing.repository}: {INDEX} names {name!r}, which is no file of weights there"
+            )
+    return sorted(shards)
+
+
+def _check_space(listing: _Listing, names: Sequence[str], folder: Path) -> None:
+    missing = sum(listing.files[name].bytes for name in names if not (folder / name).is_file())
+    free = shutil.disk_usage(folder).free
+    if missing > free:
+        raise StageFailedError(
+            f"{listing.repository}: {missing:,} bytes are needed and {free:,} are free",
+            hint="Free some space, or choose another --out.",
+        )
+
+
+def _fetch(listing: _Listing, names: Sequence[str], folder: Path) -> dict[str, str]:
+    """Fetch files into a folder and return their hashes; those that are there are not fetched."""
+    hashes = {}
+    for name in names:
+        with _asking(listing.repository, listing.commit):
+            _hub().hf_hub_download(
+                listing.repository, name, revision=listing.commit, local_dir=folder
+            )
+        hashes[name] = _proven(listing, name, folder / name)
+    return hashes
+
+
+def _proven(listing: _Listing, name: str, path: Path) -> str:
+    """Return the sha256 of a file that is what the hub says it is; remove any other."""
+    remote, digest = listing.files[name], sha256_of(path)
+    if remote.sha256 is not None:
+        same = digest == remote.sha256
+    else:
+        same = remote.git_id is None or _git_id(path) == remote.git_id
+    if not same:
+        path.unlink()
+        raise StageFailedError(
+            f"{listing.repository}: {name} is not what the hub says it is; it was removed",
+            hint="The same command fetches it again and keeps the others.",
+        )
+    return digest
+
+
+def _git_id(path: Path) -> str:
+    data = path.read_bytes()
+    return hashlib.sha1(b"blob %d\0" % len(data) + data, usedforsecurity=False).hexdigest()
+
+
+def _hub() -> Any:
+    from huggingface_hub import HfApi
+
+    return HfApi()
+
+
+@contextmanager
+def _asking(repository: str, revision: str | None) -> Iterator[None]:
+    """Say what the hub's refusals mean; a disk that is full is none of them."""
+    try:
+        from huggingface_hub import errors
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's own
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"a download needs huggingface_hub ({error})", hint='pip install "amnesia-bench[eval]"'
+        ) from error
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise UserError(f"{repository}: not a repository's name", hint="OWNER/NAME") from error
+    except errors.GatedRepoError as error:
+        raise UserError(
+            f"{repository}: its owners want to know who downloads it",
+            hint=f"Agree at https://huggingface.co/{repository}, then: hf auth login",
+        ) from error
+    except errors.RepositoryNotFoundError as error:
+        raise _no_access(repository) from error
+    except errors.RevisionNotFoundError as error:
+        raise UserError(f"{repository}: has no revision {revision}") from error
+    except errors.OfflineModeIsEnabled as error:
+        raise MissingEnvironmentError(
+            f"{repository}: HF_HUB_OFFLINE forbids to ask the hub", hint="unset HF_HUB_OFFLINE"
+        ) from error
+    except (
+        HTTPError,
+        errors.EntryNotFoundError,
+        errors.XetDownloadError,
+        ConnectionError,
+    ) as error:
+        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise _no_access(repository) from error
+        raise MissingEnvironmentError(
+            f"{repository}: the hub cannot be reached ({str(error).partition(chr(10))[0]})",
+            hint="The same command again keeps the files that are complete.",
+        ) from error
+
+
+def _no_access(repository: str) -> UserError:
+    return UserError(
+        f"{repository}: the hub has no such model, or does not show it to you",
+        hint="Is it spelled OWNER/NAME? For a private one: hf auth login",
+    )
