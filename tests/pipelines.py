@@ -12,6 +12,7 @@ from amnesia_bench.pipeline import stages
 from amnesia_bench.pipeline.stage import Stage, closure
 from amnesia_bench.store.layout import MANIFEST
 
+ROOT = Path(__file__).resolve().parents[1]
 ROWS = ("data.source.rows=30",)
 
 
@@ -39,9 +40,14 @@ except AmnesiaError as error:
 """
 
 
+def small_command(store: Path) -> list[str]:
+    """Return the command that runs the small graph."""
+    return [sys.executable, "-c", _RUN, str(store)]
+
+
 def small_driver(store: Path) -> subprocess.Popen[str]:
     """Start a driver of the small graph."""
-    return _started([sys.executable, "-c", _RUN, str(store)])
+    return _started(small_command(store))
 
 
 def driver(store: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -56,7 +62,7 @@ def _started(command: list[str]) -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         env={**os.environ, "AMNESIA_DEBUG": ""},
         start_new_session=True,
     )

@@ -19,7 +19,7 @@ from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.pipeline.work import Writing
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import stage_path
-from tests.pipelines import finished, small_driver, small_graph, starts
+from tests.pipelines import ROOT, finished, small_command, small_driver, small_graph, starts
 
 
 @pytest.fixture(scope="module")
@@ -135,11 +135,32 @@ def test_a_failed_stage_is_named_with_its_words_and_the_others_are_done(store: P
     assert starts(store, broken()) == 2, "Snakemake tries a second time"
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def boxed(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """Run the small graph where a file system is not what one hopes for."""
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        pytest.skip("bubblewrap is not installed: no file systems to spoil")
+    command = [bwrap, "--dev-bind", "/", "/", *options, "--"]
+    driver = small_command(tmp_path / "disk" / "store")
+    return subprocess.run([*command, *driver], capture_output=True, text=True, cwd=ROOT)
+
+
 def test_a_store_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
-    tmp_path.chmod(0o500)
-    with pytest.raises(Exception, match="no permission"):
-        run(tmp_path / "store", small_graph())
+    (tmp_path / "disk").mkdir()
+    disk = str(tmp_path / "disk")
+    done = boxed(tmp_path, "--ro-bind", disk, disk)
+    assert done.returncode == 1
+    assert "no permission" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "disk").iterdir()) == []
+
+
+def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    done = boxed(tmp_path, "--size", str(160 << 10), "--tmpfs", str(tmp_path / "disk"))
+    assert done.returncode == 1
+    assert "No space left" in done.stderr or "no space left" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_a_store_that_is_a_file_is_one_message(
