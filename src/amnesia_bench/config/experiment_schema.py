@@ -65,6 +65,7 @@ class ModelPlan(Frozen):
         finetunes: by the name that experiments use.
         frozen: the fine-tune of the row QK-Frozen, by the fine-tune it is compared with.
         top_layers: of how many softmax layers, by importance, W_Q and W_K are restored; null: all.
+        max_context_tokens: in place of the limit in its config.
         attn_logits_scaling: of a HypeNet's softmax layers where it answers; null: its config's.
     """
 
@@ -75,6 +76,7 @@ class ModelPlan(Frozen):
     finetunes: Mapping[Name, TrainingStep]
     frozen: Mapping[Name, TrainingStep] = {}
     top_layers: PositiveInt | None = None
+    max_context_tokens: PositiveInt | None = None
     attn_logits_scaling: LogitsScaling | None = None
 
 
@@ -86,10 +88,11 @@ class Haystack(Frozen):
 
 
 class RecallPlan(Frozen):
-    """NIAH: `haystack` is `hub`, or generated."""
+    """NIAH: `haystack` is `hub`, or generated; a stage asks `lengths_per_stage` of the lengths."""
 
     tasks: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(unique)]
     lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(unique)]
+    lengths_per_stage: PositiveInt
     samples: PositiveInt
     haystack: Literal["hub"] | Haystack
 
@@ -130,11 +133,14 @@ class Scope(Frozen):
     """What an experiment means at one scale.
 
     `finetunes` are the names of the profile's models, and those that reports know them by;
-    `reports` are files of configs/report.
+    `tasks` and `lengths` are those of recall, null for all of the profile; `reports` are files of
+    configs/report.
     """
 
     models: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(unique)]
     finetunes: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(unique)]
+    tasks: Annotated[tuple[Name, ...], Field(min_length=1)] | None = None
+    lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] | None = None
     reasoning: tuple[Name, ...]
     reports: Annotated[tuple[Name, ...], Field(min_length=1)]
 
@@ -167,8 +173,11 @@ class ExperimentConfig(Frozen):
                 f"experiment {experiment.name} is not defined for profile={profile.name}, only for "
                 f"{', '.join(experiment.scopes)}"
             )
+        recall = profile.recall
         for what, asked, known in (
             ("model", self.scope.models, profile.models),
+            ("task of recall", self.scope.tasks or (), recall.tasks),
+            ("length of recall", self.scope.lengths or (), recall.lengths),
             ("reasoning task", self.scope.reasoning, profile.reasoning),
         ):
             for name in asked:

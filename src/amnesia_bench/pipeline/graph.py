@@ -13,6 +13,7 @@ from amnesia_bench.config.experiment_schema import (
     ModelPlan,
     Pretraining,
     Profile,
+    RecallPlan,
     TrainingStep,
 )
 from amnesia_bench.config.load import load_variant
@@ -80,9 +81,9 @@ def _rows(models: _Models, job: Job) -> Iterator[Row]:
 
 def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> Iterator[Stage]:
     profile = config.profile
-    scaling = models.plan.attn_logits_scaling
-    asked = stages.recall(checkpoint, models.prompts, profile.recall, scaling)
-    yield replace(asked, gpus=min(1, profile.gpus))
+    for part in _parts(config):
+        asked = stages.recall(checkpoint, models.prompts, part, models.recall_options)
+        yield replace(asked, gpus=min(1, profile.gpus))
     for name in config.scope.reasoning:
         plan, task = profile.reasoning[name], task_named(name)
         settings = stages.option("eval", name, plan.overrides, task.config)
@@ -96,8 +97,21 @@ def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> I
                     seed=models.seed,
                 )
             )
-        answered = stages.answers(checkpoint, task, settings, plan.overrides, problems, scaling)
+        answered = stages.answers(
+            checkpoint, task, settings, plan.overrides, problems, models.options
+        )
         yield stages.scores(replace(answered, gpus=min(1, profile.gpus)))
+
+
+def _parts(config: ExperimentConfig) -> Iterator[RecallPlan]:
+    """Yield what of the prompts each stage of recall asks: the same parts for all experiments."""
+    plan, scope = config.profile.recall, config.scope
+    size = plan.lengths_per_stage
+    for begin in range(0, len(plan.lengths), size):
+        lengths = plan.lengths[begin : begin + size]
+        if scope.lengths is None or set(lengths) & set(scope.lengths):
+            changes = {"lengths": lengths, "tasks": scope.tasks or plan.tasks}
+            yield plan.model_copy(update=changes)
 
 
 class _Models:
@@ -107,6 +121,18 @@ class _Models:
         self.profile = profile
         self.plan = plan
         self.seed = seed
+
+    @property
+    def options(self) -> dict[str, str]:
+        """What its engine is told when it answers."""
+        scaling = self.plan.attn_logits_scaling
+        return {} if scaling is None else {"--attn-logits-scaling": scaling}
+
+    @property
+    def recall_options(self) -> dict[str, str]:
+        """What its engine is told when it looks for needles."""
+        limit = self.plan.max_context_tokens
+        return self.options | ({} if limit is None else {"--max-context-tokens": str(limit)})
 
     @cached_property
     def _tokenizer(self) -> Stage:

@@ -29,6 +29,8 @@ RANKING_PROMPTS = ((2048, 28 * 4300),)
 _HUB_TOKENS = 1e9
 _QUESTION_TOKENS = 128  # for estimates: most questions are shorter
 _OUT = ("--out", Output())
+# Of the engine, as they are typed: {"--attn-logits-scaling": "hype 500"}.
+Options = Mapping[str, str]
 
 # Composing takes 50 ms, and many stages share a config.
 option, _training = cache(load_option), cache(load_training)
@@ -231,37 +233,36 @@ def prompts(plan: RecallPlan, tokenizer: Stage, haystack: Stage | None) -> Stage
     )
 
 
-def recall(checkpoint: Stage, asked: Stage, plan: RecallPlan, scaling: str | None) -> Stage:
-    """Let a checkpoint look for needles, with another logit scale than that of its config."""
-    count = len(plan.tasks) * plan.samples
+def recall(checkpoint: Stage, asked: Stage, part: RecallPlan, options: Options) -> Stage:
+    """Let a checkpoint look for the needles of a part of the prompts."""
+    count = len(part.tasks) * part.samples
+    tasks, lengths = ",".join(part.tasks), ",".join(map(str, part.lengths))
     return Stage(
         kind="recall",
         name=checkpoint.name,
         arguments=(
             *("eval", "niah", "--checkpoint", Input(stage=checkpoint)),
-            *("--prompts", Input(stage=asked), *_OUT),
-            *_scaled(scaling),
+            *("--prompts", Input(stage=asked)),
+            *("--tasks", tasks, "--lengths", lengths),
+            *_OUT,
+            *_typed(options),
         ),
-        settings=_scaling_settings(scaling),
+        settings={"tasks": part.tasks, "lengths": part.lengths, "options": dict(options)},
         work=Answering(
             shape=shape_of(checkpoint),
-            prompts=tuple((length, count) for length in plan.lengths),
+            prompts=tuple((length, count) for length in part.lengths),
             new_tokens=NIAH_NEW_TOKENS,
         ),
     )
 
 
-def _scaled(scaling: str | None) -> tuple[str, ...]:
-    return () if scaling is None else ("--attn-logits-scaling", scaling)
-
-
-def _scaling_settings(scaling: str | None) -> dict[str, str]:
-    return {} if scaling is None else {"attn_logits_scaling": scaling}
+def _typed(options: Options) -> tuple[str, ...]:
+    return tuple(word for option in options.items() for word in option)
 
 
 def answers(
     checkpoint: Stage, task: ReasoningTask, config: EvalConfig, overrides: Sequence[str],
-    problems: Stage | None, scaling: str | None,
+    problems: Stage | None, options: Options,
 ) -> Stage:  # fmt: skip
     """Let a checkpoint answer a benchmark; without `problems` they are the hub's."""
     given: tuple[Argument, ...] = ()
@@ -274,10 +275,12 @@ def answers(
         name=f"{checkpoint.name}-{task.name}",
         arguments=(
             *("generate", "--checkpoint", Input(stage=checkpoint), "--task", task.name),
-            *(*given, *_OUT, *overrides),
-            *_scaled(scaling),
+            *given,
+            *_OUT,
+            *overrides,
+            *_typed(options),
         ),
-        settings={"task": task.name, "eval": deciding(config), **_scaling_settings(scaling)},
+        settings={"task": task.name, "eval": deciding(config), "options": dict(options)},
         work=Answering(
             shape=shape_of(checkpoint),
             prompts=((_QUESTION_TOKENS, count * config.repeats),),
