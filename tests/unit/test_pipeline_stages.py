@@ -10,10 +10,11 @@ from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.pipeline.work import Answering
 
 
-def answering(*overrides: str) -> dict[tuple[str, str], Stage]:
+def answering(*overrides: str) -> dict[tuple[str, str, str], Stage]:
     graphs = [build(job) for job in load_jobs(["experiment=table1", *overrides])]
     kinds = ("recall", "answers")
-    return {(s.kind, s.name): s for s in stages_of(graphs) if s.kind in kinds}
+    found = (s for s in stages_of(graphs) if s.kind in kinds)
+    return {(s.kind, s.name, str(s.settings.get("lengths"))): s for s in found}
 
 
 def test_only_hypenet_2b_answers_with_the_published_logit_scale(tmp_path: Path) -> None:
@@ -21,10 +22,10 @@ def test_only_hypenet_2b_answers_with_the_published_logit_scale(tmp_path: Path) 
         command = stage.command(tmp_path)
         assert isinstance(stage.work, Answering)
         if stage.work.shape == "hypenet_2b":
-            assert stage.settings["attn_logits_scaling"] == "hype 500"
+            assert stage.settings["options"]["--attn-logits-scaling"] == "hype 500"
             assert command[command.index("--attn-logits-scaling") + 1] == "hype 500"
         else:
-            assert "attn_logits_scaling" not in stage.settings
+            assert "--attn-logits-scaling" not in stage.settings["options"]
             assert "--attn-logits-scaling" not in command
 
 
@@ -33,6 +34,6 @@ def test_the_logit_scale_decides_answers_and_no_weights() -> None:
     after = answering("profile.models.hypenet_2b.attn_logits_scaling=null")
     assert before.keys() == after.keys()
     for key, stage in before.items():
-        same = "attn_logits_scaling" not in stage.settings
+        same = "--attn-logits-scaling" not in stage.settings["options"]
         assert (after[key].id == stage.id) == same
         assert after[key].inputs[0].id == stage.inputs[0].id

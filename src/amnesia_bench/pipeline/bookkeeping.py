@@ -8,7 +8,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from enum import StrEnum
@@ -18,11 +17,12 @@ from typing import TYPE_CHECKING
 from amnesia_bench.errors import UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.stages import StageFailure, StageOrder
-from amnesia_bench.store.files import make_folder, read_json, replace_text
+from amnesia_bench.store.files import make_folder, read_json, write_json
 from amnesia_bench.store.hashing import Finding, compare_changed, read_manifest
 from amnesia_bench.store.layout import (
     MANIFEST,
     artifact_path,
+    new_working_path,
     resumable_path,
     stage_path,
     training_path,
@@ -99,10 +99,13 @@ def write_orders(store: Path, orders: Sequence[StageOrder]) -> None:
     for order in orders:
         folder = stage_path(store, order.id)
         make_folder(folder)
-        text = json.dumps(codec.to_json(order), indent=2) + "\n"
-        path = folder / ORDER
-        if not path.is_file() or path.read_text(encoding="utf-8") != text:
-            replace_text(path, text)
+        path, said = folder / ORDER, codec.to_json(order)
+        if path.is_file() and read_json(path) == said:
+            continue
+        # Another driver may be writing the same at this moment.
+        work = new_working_path(path)
+        write_json(work, said)
+        work.replace(path)
 
 
 def read_order(store: Path, stage_id: str) -> StageOrder:

@@ -14,6 +14,7 @@ from amnesia_bench.errors import StageFailedError
 
 _MAIN = "amnesia_bench.cli.main"
 _LAUNCH = "amnesia_bench.training.launch"
+STARTED = "$ amnesia "
 # Threads that wait must not spin: on two cores with other work beside them, two threads that do
 # take four times as long as one.
 PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
@@ -35,7 +36,7 @@ def run_command(
         Its exit code; negative is the signal that ended it.
     """
     with log.open("a", encoding="utf-8") as file:
-        file.write(f"$ amnesia {' '.join(command)}\n")
+        file.write(f"{STARTED}{' '.join(command)}\n")
     if server is not None and gpus <= 1:
         return _ask(server, command, log, threads)
     start = ["-m", _MAIN]

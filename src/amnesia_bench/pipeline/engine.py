@@ -23,12 +23,12 @@ from amnesia_bench.store.files import make_folder, write_json
 _SNAKEFILE = Path(__file__).with_name("Snakefile")
 _WORKER = "amnesia_bench.pipeline.worker"
 _FOLDER = "engine-"
-LOG = "snakemake.log"
+LOG, WORKERS = "snakemake.log", "workers.log"
 
 
 def run_stages(
     store: Path, stages: Sequence[Stage], threads: Mapping[str, int], cores: int, server: str | None
-) -> bool:
+) -> str | None:
     """Run stages, each after those it reads.
 
     Args:
@@ -39,7 +39,7 @@ def run_stages(
         server: the socket of a warm server.
 
     Returns:
-        Whether all of them ended well.
+        None if all of them ended well, else what was said of those that did not.
 
     Raises:
         MissingEnvironmentError: Snakemake is not installed.
@@ -79,9 +79,14 @@ def run_stages(
                     scheduler_settings=SchedulerSettings(),
                     greedy_scheduler_settings=SchedulerSettings(),
                 )
-        except WorkflowError:  # which stage failed, and why, is on disk
-            return False
-    return True
+        except WorkflowError:
+            return _tail(folder / WORKERS) or _tail(folder / LOG)
+    return None
+
+
+def _tail(log: Path) -> str:
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    return "\n".join(text.rstrip().splitlines()[-8:])
 
 
 def _plan(
@@ -99,7 +104,8 @@ def _plan(
             "gpus": stage.gpus,
             # What most others wait for comes first.
             "priority": steps[stage.id],
-            "command": shlex.join([sys.executable, "-m", _WORKER, str(store), stage.id, *given]),
+            "command": shlex.join([sys.executable, "-m", _WORKER, str(store), stage.id, *given])
+            + f" 2>> {WORKERS}",
         }
         for number, stage in enumerate(stages)
     ]

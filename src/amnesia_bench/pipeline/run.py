@@ -62,17 +62,17 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
         with Watcher(store, missing, of=len(stages)) as watcher:
             if warm:
                 with warm_server() as server:
-                    done = run_stages(store, missing, threads, cores, server)
+                    failed = run_stages(store, missing, threads, cores, server)
             else:
-                done = run_stages(store, missing, threads, cores, None)
+                failed = run_stages(store, missing, threads, cores, None)
             watcher.look()
     except OSError as error:
         explained = explain_write_error(error, store, "finished stages are kept")
         if explained is None:
             raise
         raise explained from error
-    if not done:
-        raise _failed(store, missing)
+    if failed is not None:
+        raise _failed(store, missing, failed)
     return Outcome(cached=len(stages) - len(missing), done=len(missing))
 
 
@@ -121,7 +121,7 @@ def _order(store: Path, stage: Stage, threads: int) -> StageOrder:
     )
 
 
-def _failed(store: Path, stages: Sequence[Stage]) -> StageFailedError:
+def _failed(store: Path, stages: Sequence[Stage], said: str) -> StageFailedError:
     for stage in stages:
         if (failure := read_failure(store, stage.id)) is not None:
             return StageFailedError(
@@ -130,6 +130,6 @@ def _failed(store: Path, stages: Sequence[Stage]) -> StageFailedError:
                 "The same command goes on with what is left.",
             )
     return StageFailedError(
-        "the engine stopped before all stages were done",
+        f"the run ended before all stages were done. {said}".rstrip(),
         hint="The same command goes on with what is left.",
     )

@@ -11,13 +11,13 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
 from amnesia_bench.errors import AmnesiaError, BusyError, ExitCode, StageFailedError
 from amnesia_bench.pipeline.bookkeeping import FAILURE, LOG, StageState, read_order, state_of
-from amnesia_bench.pipeline.commands import run_command
+from amnesia_bench.pipeline.commands import STARTED, run_command
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
 from amnesia_bench.records.stages import StageFailure, StageOrder
@@ -77,7 +77,8 @@ def _attempt(store: Path, order: StageOrder, socket: str | None, lease: Lease) -
             ended=datetime.now(UTC).isoformat(timespec="seconds"),
             said=str(explained)[-_SAID_CHARACTERS:],
         )
-        replace_text(failure, json.dumps(codec.to_json(said), indent=2) + "\n")
+        with suppress(OSError):  # on a full disk stderr has to do
+            replace_text(failure, json.dumps(codec.to_json(said), indent=2) + "\n")
         raise explained from error
 
 
@@ -108,7 +109,9 @@ def _run(order: StageOrder, log: Path, socket: str | None) -> None:
 
 
 def _last_words(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").rstrip().splitlines()
+    """Return the end of what the last attempt said."""
+    said = log.read_text(encoding="utf-8", errors="replace").rpartition(STARTED)[2]
+    lines = said.rstrip().splitlines()[1:]
     return "\n".join(lines[-6:])[-_SAID_CHARACTERS:]
 
 
@@ -142,6 +145,12 @@ def main(arguments: Sequence[str]) -> int:
     except AmnesiaError as error:
         sys.stderr.write(f"{stage_id}: {error}\n")
         return int(error.exit_code)
+    except OSError as error:
+        explained = explain_write_error(error, Path(store))
+        if explained is None:
+            raise
+        sys.stderr.write(f"{stage_id}: {explained}\n")
+        return int(explained.exit_code)
     except KeyboardInterrupt:  # Ctrl-C reaches the whole group; the driver speaks for all
         return 128 + signal.SIGINT
     return int(ExitCode.DONE)
