@@ -51,7 +51,6 @@ def run_stages(
         from snakemake.scheduling.greedy import SchedulerSettings
         from snakemake.settings import types
         from snakemake.settings.enums import Quietness, RerunTrigger
-        from snakemake_interface_executor_plugins.settings import SharedFSUsage
     except ImportError as error:
         raise MissingEnvironmentError(
             f"running a pipeline needs Snakemake ({error}).",
@@ -73,7 +72,8 @@ def run_stages(
                     types.ResourceSettings(cores=cores, resources={"gpu": gpus}),
                     # Nothing in the user's cache, which may be read-only.
                     storage_settings=types.StorageSettings(
-                        shared_fs_usage=SharedFSUsage.all() - {SharedFSUsage.SOURCE_CACHE}
+                        shared_fs_usage=types.SharedFSUsage.all()
+                        - {types.SharedFSUsage.SOURCE_CACHE}
                     ),
                     workflow_settings=types.WorkflowSettings(runtime_source_cache_path=folder),
                     snakefile=_SNAKEFILE,
@@ -117,7 +117,7 @@ def _plan(
             # What most others wait for comes first.
             "priority": steps[stage.id],
             # Where the driver was started, as its environment may name paths from there.
-            "command": f"(cd {shlex.quote(os.getcwd())} && "
+            "command": f"(cd {shlex.quote(str(Path.cwd()))} && "
             + shlex.join([sys.executable, "-P", "-m", _WORKER, str(store), stage.id, *given])
             + f") 2>> {_WORKERS}",
         }
@@ -155,7 +155,8 @@ def _stopping_workers() -> Iterator[None]:
         raise SystemExit  # what ends Snakemake's loop
 
     theirs = JobScheduler.exit_gracefully
-    ours = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    both = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in both.items() if handler != signal.SIG_IGN}
     JobScheduler.exit_gracefully = staticmethod(stop)
     try:
         for number in ours:
