@@ -1,4 +1,4 @@
-"""Hold a folder that `amnesia restore` wrote against its manifest.
+"""Hold a folder that amnesia wrote, of whatever stage, against its manifest.
 
 Checks every file's sha256 (of hardlinked shards, which were not read: header, size and
 modification time; copy them with cp -a), the structure of the safetensors files, and the bytes

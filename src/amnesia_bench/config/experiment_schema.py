@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from amnesia_bench.config.load import expand_sweep, load_root, options
+from amnesia_bench.config.load import expand_sweep, load_root, load_variant, options
 from amnesia_bench.config.schema import Frozen, Variant, unique
 from amnesia_bench.errors import UserError
 
@@ -42,13 +42,9 @@ class Pretraining(Frozen):
 
 
 class Distillation(Frozen):
-    """The three stages that make a HypeNet of a teacher.
+    """The three stages that make a HypeNet of a teacher; `shape` is its file of configs/model."""
 
-    `size` is that of `amnesia convert`, `shape` a file of configs/model for estimates.
-    """
-
-    size: Name
-    shape: Name
+    shape: Annotated[str, Field(pattern=r"^hypenet_[a-z0-9_]+$")]
     align: TrainingStep
     distill: TrainingStep
     lengthen: TrainingStep
@@ -219,7 +215,15 @@ def load_jobs(overrides: Sequence[str]) -> tuple[Job, ...]:
         raise UserError(
             "no experiment was named", hint=f"experiment={'|'.join(options('experiment'))}"
         )
-    return tuple(
+    jobs = tuple(
         Job(config=load_root(job, ExperimentConfig), overrides=job)
         for job in expand_sweep(overrides)
     )
+    for job in jobs:
+        # `amnesia restore` is told the name and the changed values: they must say it all.
+        if load_variant(job.config.restore.name, job.restore_overrides) != job.config.restore:
+            raise UserError(
+                f"restore is not {job.config.restore.name} with {list(job.restore_overrides)}",
+                hint="Choose restore=NAME, and change values below restore.select and restore.rule.",
+            )
+    return jobs

@@ -70,19 +70,17 @@ def expand_sweep(overrides: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     Raises:
         UserError: an override that Hydra cannot read.
     """
-    parser, parsed = OverridesParser.create(), []
-    for typed in overrides:
-        try:
-            parsed.append(parser.parse_override(typed))
-        except (HydraException, ValueError) as error:
-            raise _no_override(typed) from error
-    choices = [
-        [f"{override.get_key_element()}={value}" for value in override.sweep_string_iterator()]
-        if override.is_discrete_sweep()
-        else [typed]
-        for typed, override in zip(overrides, parsed, strict=True)
-    ]
-    return tuple(product(*choices))
+    return tuple(product(*map(_choices, overrides)))
+
+
+def _choices(typed: str) -> list[str]:
+    try:
+        override = OverridesParser.create().parse_override(typed)
+        if not override.is_discrete_sweep():
+            return [typed]
+        return [f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()]
+    except (HydraException, ValueError) as error:
+        raise _no_override(typed) from error
 
 
 def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:

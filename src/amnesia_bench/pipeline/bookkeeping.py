@@ -11,6 +11,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -44,6 +45,11 @@ class StageState(StrEnum):
     RUNNING = "running"
     FAILED = "failed"
     WAITING = "to run"
+
+
+def now() -> str:
+    """Return the time as failures name it: UTC, in whole seconds."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def state_of(store: Path, kind: str, stage_id: str) -> StageState:

@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +26,18 @@ from amnesia_bench.store.files import write_json
 _SNAKEFILE = Path(__file__).with_name("Snakefile")
 _WORKER = "amnesia_bench.pipeline.worker"
 _LOG, _WORKERS = "snakemake.log", "workers.log"
+
+
+def check_installed() -> None:
+    """Refuse to begin where Snakemake is not installed.
+
+    Raises:
+        MissingEnvironmentError: it is not.
+    """
+    if find_spec("snakemake") is None:
+        raise MissingEnvironmentError(
+            "running a pipeline needs Snakemake.", hint='pip install "amnesia-bench[pipeline]"'
+        )
 
 
 def run_stages(
@@ -41,21 +54,13 @@ def run_stages(
 
     Returns:
         None if all of them ended well, else what was said of those that did not.
-
-    Raises:
-        MissingEnvironmentError: Snakemake is not installed.
     """
-    try:
-        from snakemake.api import SnakemakeApi
-        from snakemake.exceptions import WorkflowError
-        from snakemake.scheduling.greedy import SchedulerSettings
-        from snakemake.settings import types
-        from snakemake.settings.enums import Quietness, RerunTrigger
-    except ImportError as error:
-        raise MissingEnvironmentError(
-            f"running a pipeline needs Snakemake ({error}).",
-            hint='pip install "amnesia-bench[pipeline]"',
-        ) from error
+    from snakemake.api import SnakemakeApi
+    from snakemake.exceptions import WorkflowError
+    from snakemake.scheduling.greedy import SchedulerSettings
+    from snakemake.settings import types
+    from snakemake.settings.enums import Quietness, RerunTrigger
+
     gpus = max((stage.gpus for stage in stages), default=0)
     with (
         _stopping_workers(),

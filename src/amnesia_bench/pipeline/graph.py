@@ -157,9 +157,9 @@ class _Models:
         if steps is None:
             return self._base
         teacher = self._base
-        student = stages.converted(steps.size, steps.shape, teacher, None, self.seed)
+        student = stages.converted(steps.shape, teacher, None, self.seed)
         student = self._trained(steps.align, student, teacher)
-        hybrid = stages.converted(steps.size, steps.shape, teacher, student, self.seed)
+        hybrid = stages.converted(steps.shape, teacher, student, self.seed)
         hybrid = self._trained(steps.distill, hybrid, teacher)
         return self._trained(steps.lengthen, hybrid, None)
 

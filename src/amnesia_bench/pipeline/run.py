@@ -13,12 +13,13 @@ from amnesia_bench.pipeline.bookkeeping import (
     StageState,
     check_intact,
     damage,
+    now,
     read_failure,
     remove,
     state_of,
     write_orders,
 )
-from amnesia_bench.pipeline.engine import run_stages
+from amnesia_bench.pipeline.engine import check_installed, run_stages
 from amnesia_bench.pipeline.progress import Watcher
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.pipeline.warm import warm_server
@@ -45,7 +46,7 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
 
     Raises:
         StageFailedError: an artifact is damaged, or a stage failed; what was done is kept.
-        MissingEnvironmentError: the store cannot be written.
+        MissingEnvironmentError: the store cannot be written, or Snakemake is not installed.
     """
     store = store.resolve()
     _check_artifacts(store, stages, repair=repair)
@@ -54,7 +55,8 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
     ]
     if not missing:
         return Outcome(cached=len(stages), done=0)
-    cores = os.cpu_count() or 1
+    check_installed()
+    began, cores = now(), os.cpu_count() or 1
     threads = threads_of(stages, cores)
     try:
         write_orders(store, [_order(store, stage, threads[stage.id]) for stage in missing])
@@ -72,7 +74,7 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
             raise
         raise explained from error
     if failed is not None:
-        raise _failed(store, missing, failed)
+        raise _failed(store, missing, began, failed)
     return Outcome(cached=len(stages) - len(missing), done=len(missing))
 
 
@@ -117,15 +119,17 @@ def _order(store: Path, stage: Stage, threads: int) -> StageOrder:
     )
 
 
-def _failed(store: Path, stages: Sequence[Stage], said: str) -> StageFailedError:
-    for stage in stages:
-        if (failure := read_failure(store, stage.id)) is not None:
-            return StageFailedError(
-                f"{stage.kind} {stage.id}: {failure.said}",
-                hint=f"Its log: {stage_path(store, stage.id) / LOG}\n"
-                "The same command goes on with what is left.",
-            )
+def _failed(store: Path, stages: Sequence[Stage], began: str, said: str) -> StageFailedError:
+    found = ((stage, read_failure(store, stage.id)) for stage in stages)
+    failures = [(stage, each) for stage, each in found if each is not None and each.ended >= began]
+    hint = "The same command goes on with what is left."
+    if not failures:
+        return StageFailedError(
+            f"the run ended before all stages were done. {said}".rstrip(), hint=hint
+        )
+    (stage, failure), *others = failures
+    more = f"{len(others)} more failed: amnesia status lists them.\n" if others else ""
     return StageFailedError(
-        f"the run ended before all stages were done. {said}".rstrip(),
-        hint="The same command goes on with what is left.",
+        f"{stage.kind} {stage.id}: {failure.said}",
+        hint=f"Its log: {stage_path(store, stage.id) / LOG}\n{more}{hint}",
     )

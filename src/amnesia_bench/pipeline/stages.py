@@ -158,13 +158,14 @@ def _data_bytes(config: DataConfig) -> float:
     return 4.0 * _HUB_TOKENS
 
 
-def converted(size: str, shape: str, teacher: Stage, student: Stage | None, seed: int) -> Stage:
+def converted(shape: str, teacher: Stage, student: Stage | None, seed: int) -> Stage:
     """Make the student of alignment, or with its mixers the hybrid."""
+    size = shape.removeprefix("hypenet_")
     step = "1" if student is None else "2"
     given = () if student is None else ("--student", Input(stage=student))
     return Stage(
         kind="converted",
-        name=f"hypenet_{size}-stage{step}-s{seed}",
+        name=f"{shape}-stage{step}-s{seed}",
         arguments=(
             *("convert", "--teacher", Input(stage=teacher), "--size", size, "--stage", step),
             *(*given, "--seed", str(seed), *_OUT),

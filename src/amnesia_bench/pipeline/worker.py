@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from datetime import UTC, datetime
 from pathlib import Path
 
 from amnesia_bench.errors import AmnesiaError, BusyError, ExitCode, StageFailedError
@@ -21,6 +20,7 @@ from amnesia_bench.pipeline.bookkeeping import (
     LOG,
     StageState,
     check_intact,
+    now,
     read_order,
     state_of,
     write_orders,
@@ -83,7 +83,7 @@ def _attempt(store: Path, order: StageOrder, socket: str | None, lease: Lease) -
             raise
         said = StageFailure(
             exit_code=int(explained.exit_code),
-            ended=datetime.now(UTC).isoformat(timespec="seconds"),
+            ended=now(),
             said=str(explained)[-_SAID_CHARACTERS:],
         )
         with suppress(OSError):  # on a full disk stderr has to do
