@@ -224,6 +224,6 @@ def load_jobs(overrides: Sequence[str]) -> tuple[Job, ...]:
         if load_variant(job.config.restore.name, job.restore_overrides) != job.config.restore:
             raise UserError(
                 f"restore is not {job.config.restore.name} with {list(job.restore_overrides)}",
-                hint="Choose restore=NAME, and change values below restore.select and restore.rule.",
+                hint="Choose restore=NAME; change values of restore.select and restore.rule only.",
             )
     return jobs

@@ -1,0 +1,115 @@
+"""What a store knows of its stages survives what is half written, and what is removed stays whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from amnesia_bench.errors import BusyError, StageFailedError
+from amnesia_bench.pipeline import stages
+from amnesia_bench.pipeline.bookkeeping import (
+    FAILURE,
+    ORDER,
+    StageState,
+    check_intact,
+    known_orders,
+    read_failure,
+    read_order,
+    removable,
+    remove,
+    state_of,
+    write_orders,
+)
+from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.records.stages import StageOrder
+from amnesia_bench.store.layout import (
+    MANIFEST,
+    leftover_paths,
+    new_working_path,
+    stage_path,
+    training_path,
+)
+from amnesia_bench.store.lease import holding_lease
+
+TOKENIZER = stages.tokenizer(0)
+DATA = stages.data("tiny_cot", (), TOKENIZER)
+OTHER = stages.data("tiny_programs", (), TOKENIZER)
+GRAPH = (TOKENIZER, DATA, OTHER)
+
+
+def order(stage: Stage) -> StageOrder:
+    return StageOrder(
+        id=stage.id,
+        kind=stage.kind,
+        command=("x",),
+        inputs={each.id: each.kind for each in stage.inputs},
+        settings={},
+        threads=1,
+        gpus=0,
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    """A store in which the folders of three stages lie, without a manifest."""
+    write_orders(tmp_path, [order(stage) for stage in GRAPH])
+    for stage in GRAPH:
+        stage.folder(tmp_path).mkdir(parents=True)
+        (stage.folder(tmp_path) / "file").write_text("x")
+    return tmp_path
+
+
+def test_an_order_that_is_half_written_is_written_anew(store: Path) -> None:
+    path = stage_path(store, DATA.id) / ORDER
+    path.write_text(path.read_text()[:30])
+    assert [each.id for each in known_orders(store)] == sorted([TOKENIZER.id, OTHER.id])
+    write_orders(store, [order(DATA)])
+    assert read_order(store, DATA.id) == order(DATA)
+    assert len(known_orders(store)) == 3
+
+
+def test_a_failure_that_is_half_written_is_a_failure(store: Path) -> None:
+    (stage_path(store, DATA.id) / FAILURE).write_text('{"exit_')
+    assert state_of(store, DATA.kind, DATA.id) is StageState.FAILED
+    failure = read_failure(store, DATA.id)
+    assert failure is not None
+    assert "not JSON" in failure.said
+
+
+def test_a_manifest_that_is_half_written_is_damage(store: Path) -> None:
+    (DATA.folder(store) / MANIFEST).write_text('{"kind": "da')
+    with pytest.raises(StageFailedError, match=r"manifest.json is damaged") as caught:
+        check_intact(store, DATA.kind, DATA.id)
+    assert "--repair" in str(caught.value.hint)
+
+
+def test_what_attempts_left_goes_with_the_artifact(store: Path) -> None:
+    folder = DATA.folder(store)
+    new_working_path(folder).mkdir()
+    training_path(folder).mkdir()
+    remove(store, DATA)
+    assert [path.name for path in folder.parent.iterdir()] == [OTHER.id]
+    assert not stage_path(store, DATA.id).exists()
+    assert removable(store, GRAPH) == [TOKENIZER, OTHER]
+    remove(store, DATA)
+
+
+def test_a_removal_that_was_killed_leaves_nothing_in_the_way(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.rmtree", lambda path, **_: None)
+    remove(store, DATA)
+    assert not DATA.folder(store).exists()
+    # The next attempt at it clears these.
+    (left,) = leftover_paths(DATA.folder(store))
+    assert (left / "file").is_file()
+
+
+def test_what_runs_and_what_it_reads_is_not_removed(store: Path) -> None:
+    with holding_lease(stage_path(store, DATA.id)):
+        assert removable(store, GRAPH) == [OTHER]
+        with pytest.raises(BusyError):
+            remove(store, DATA)
+    assert (DATA.folder(store) / "file").is_file()
+    assert removable(store, GRAPH) == list(GRAPH)

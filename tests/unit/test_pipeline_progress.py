@@ -1,0 +1,30 @@
+"""A run says of each stage once that it is done."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from amnesia_bench.pipeline import progress, stages
+from amnesia_bench.pipeline.progress import Watcher
+from amnesia_bench.store.layout import MANIFEST
+
+GRAPH = tuple(stages.tokenizer(seed) for seed in range(8))
+
+
+def test_each_stage_is_named_once_however_late_it_ends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
+    monkeypatch.setattr(progress, "_LOOK_SECONDS", 1e-4)
+    with Watcher(tmp_path, GRAPH, of=10):
+        for stage in GRAPH:
+            stage.folder(tmp_path).mkdir(parents=True)
+            (stage.folder(tmp_path) / MANIFEST).write_text("")
+    lines = said.getvalue().splitlines()
+    assert [line.partition("]")[0] for line in lines] == [f"[{n}/10" for n in range(3, 11)]
+    assert {line.split()[2] for line in lines} == {stage.id for stage in GRAPH}
+    assert "\x1b" not in said.getvalue()
