@@ -3,10 +3,12 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from amnesia_bench.cli.main import main
@@ -17,15 +19,16 @@ from amnesia_bench.pipeline.run import run
 from amnesia_bench.pipeline.stage import Output, Stage
 from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.pipeline.work import Writing
+from amnesia_bench.pipeline.worker import run_stage
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
-from amnesia_bench.store.layout import stage_path
-from tests.pipelines import ROOT, finished, small_command, small_driver, small_graph, starts
+from amnesia_bench.store.layout import MANIFEST, stage_path
+from tests.pipelines import ROOT, driver, finished, small_command, small_driver, small_graph, starts
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store in which the small graph was run by one driver."""
-    store = tmp_path_factory.mktemp("made") / "store"
+    """A store in which the small graph was run by one driver, at a path that shells dislike."""
+    store = tmp_path_factory.mktemp("made") / "a {store} of 'ü' \"$x\""
     outcome = run(store, small_graph())
     assert (outcome.cached, outcome.done) == (0, 3)
     return store
@@ -42,8 +45,7 @@ def test_every_stage_is_done_and_proven(made: Path) -> None:
         assert state_of(made, stage.kind, stage.id) is StageState.CACHED
         assert verify_manifest(stage.folder(made)) == []
         assert starts(made, stage) == 1
-    left = [path for path in made.rglob(".*") if path.name != ".gitignore"]
-    assert left == []
+    assert list(made.rglob(".*")) == []
 
 
 def test_a_second_run_does_nothing(store: Path) -> None:
@@ -93,8 +95,9 @@ def test_a_flipped_byte_is_found_and_repaired(
     with pytest.raises(StageFailedError, match=rf"{path.name} has other contents") as caught:
         run(store, small_graph())
     assert "--repair" in str(caught.value.hint)
+    (small_graph()[0].folder(store) / MANIFEST).write_text('{"kind"')
     outcome = run(store, small_graph(), repair=True)
-    assert (outcome.cached, outcome.done) == (2, 1)
+    assert (outcome.cached, outcome.done) == (1, 2)
     assert verify_manifest(stage.folder(store)) == []
 
 
@@ -181,6 +184,83 @@ def test_a_warm_process_says_what_a_cold_one_does(tmp_path: Path) -> None:
             assert run_command(command, log, 1, 0, socket) == 2
             logs.append(log.read_text())
     assert logs[0] == logs[1]
+
+
+def test_a_warm_server_outlives_a_worker_and_a_command_the_server(tmp_path: Path) -> None:
+    command = ["data", "synthesize", "proze", "--rows", "3", "--out", str(tmp_path / "x")]
+    before = psutil.Process().children()
+    with warm_server() as server:
+        with socket.socket(socket.AF_UNIX) as hasty:
+            hasty.connect(server)
+        assert run_command(command, tmp_path / "log", 1, 0, server) == 2
+        (process,) = set(psutil.Process().children()) - set(before)
+        assert process.is_running()
+        process.kill()
+        assert run_command(command, tmp_path / "log", 1, 0, server) == 2
+
+
+def test_a_stage_that_another_attempt_has_ended_meanwhile_is_done(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = small_graph()[-1]
+    aside = last.folder(store).rename(store / "aside")
+
+    def beaten(*_: object) -> int:
+        aside.rename(last.folder(store))
+        return 2
+
+    monkeypatch.setattr("amnesia_bench.pipeline.worker.run_command", beaten)
+    run_stage(store, last.id, None)
+    assert state_of(store, last.kind, last.id) is StageState.CACHED
+    assert read_failure(store, last.id) is None
+
+
+def test_workers_have_the_environment_of_the_driver_and_leave_no_files(tmp_path: Path) -> None:
+    cwd, home = tmp_path / "cwd", tmp_path / "home"
+    for folder in (cwd / "modules", home):
+        folder.mkdir(parents=True)
+    (cwd / "modules" / "sitecustomize.py").write_text(
+        "import os, sys\nopen(os.environ['MARKS'], 'a').write(' '.join(sys.orig_argv) + '\\n')\n"
+    )
+    (cwd / "random.py").write_text("raise RuntimeError('not a module of ours')")
+    marks, here = tmp_path / "marks", os.environ.get("PYTHONPATH", "")
+    paths = ["modules", *(str(Path(path).resolve()) for path in here.split(os.pathsep)), str(ROOT)]
+    done = subprocess.run(
+        [sys.executable, "-P", *small_command(Path("store"))[1:]],
+        cwd=cwd,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(home),
+            "PYTHONPATH": os.pathsep.join(paths),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "MARKS": str(marks),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert marks.read_text().count("amnesia_bench.pipeline.worker") == 3
+    assert sorted(path.name for path in cwd.iterdir()) == ["modules", "random.py", "store"]
+    assert list(home.iterdir()) == []
+
+
+@pytest.mark.parametrize(("signal_", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_to_the_driver_alone_ends_all_it_started(
+    signal_: signal.Signals, code: int, tmp_path: Path
+) -> None:
+    store = tmp_path / "store"
+    first = driver(store, "experiment=table1", "profile=smoke")
+    while not list(store.glob("stages/.*.lease")):
+        assert first.poll() is None
+    begun = [each for each in psutil.Process(first.pid).children(recursive=True)]
+    os.kill(first.pid, signal_)
+    said, _ = first.communicate(timeout=60)
+    assert first.returncode == code
+    assert said.splitlines()[-1] in ("amnesia run: terminated", "amnesia run: interrupted")
+    assert "Traceback" not in said
+    assert psutil.wait_procs(begun, timeout=30)[1] == []
+    assert list(store.glob("stages/.*.lease")) == []
+    assert list(store.glob("stages/*/failure.json")) == []
 
 
 def test_a_manifest_names_the_stages_that_were_read(made: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a store knows of its stages survives what is half written, and what is removed stays whole."""
+"""What a store knows of its stages survives what is half written; what is removed goes whole."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.config.experiment_schema import load_jobs
+from amnesia_bench.errors import UserError
 from amnesia_bench.pipeline.graph import Graph, Row, build, stages_of
 from amnesia_bench.pipeline.reporting import report_calls
 from amnesia_bench.pipeline.run import threads_of
@@ -94,6 +95,12 @@ def test_a_changed_value_of_the_variant_reaches_its_command() -> None:
     command = row(graph, "restored").checkpoint.command(Path("store"))
     assert "restore.rule.alpha=0.3" in command
     assert command[command.index("--variant") + 1] == "qk_blend"
+
+
+@pytest.mark.parametrize("override", ["restore.name=v", "experiment=glob(*)", "experiment=table1,"])
+def test_what_no_command_could_be_told_is_refused(override: str) -> None:
+    with pytest.raises(UserError):
+        load_jobs(["experiment=table1", "profile=tiny", override])
 
 
 def test_a_report_gets_every_folder_of_cells_under_its_label() -> None:
