@@ -28,6 +28,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import ceil
 
+from amnesia_bench.evals.engines.batches import MOST_ROWS
 from amnesia_bench.evals.engines.options import EngineOptions
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.pipeline.work import Answering, Training, Weights, Work
@@ -120,7 +121,7 @@ def _answering(work: Answering, shape: ModelShape, gpu: Gpu) -> Cost:
         new += count * work.new_tokens
         flops += count * (reading + work.new_tokens * answer)
         seconds += count * reading / gpu.flops_per_second / READING_UTILISATION
-        rows = min(count, max(1, _BATCH_TOKENS // (tokens + work.new_tokens)))
+        rows = min(count, MOST_ROWS, max(1, _BATCH_TOKENS // (tokens + work.new_tokens)))
         seconds += ceil(count / rows) * work.new_tokens * _step_seconds(shape, rows, middle, gpu)
     return Cost(
         read_tokens=read,

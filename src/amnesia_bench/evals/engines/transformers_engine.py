@@ -2,12 +2,14 @@
 
 What prompts begin with in common is read once (`prefix_tree`): one cache walks the cuts in
 ascending order, each prompt resumes at its own and overwrites what the one before wrote behind
-it. So keys and values are never copied, and one set of linear states per open cut is kept.
+it. So keys and values are not copied on the way, and one set of linear states per open cut is kept.
+Once read, prompts are copied into a batch and wait there until it is full (`batches`,
+`joined_rows`); then all go on together, and leave as they are finished (`decoding`).
 
 A full run makes the same calls: all prompts are read in pieces of `prefill_chunk_tokens`, and cuts
 are multiples of it. Answers of single rows are then equal bit by bit where the kernels are
-deterministic. Rows of a batch are equal mathematically: matrix products of other shapes round
-otherwise, and where two tokens are likely to within rounding, either may be chosen.
+deterministic. Rows of a batch are equal mathematically: products of other shapes and sums over
+padding round otherwise, and where two tokens are likely to within rounding, either may be chosen.
 """
 
 from __future__ import annotations
