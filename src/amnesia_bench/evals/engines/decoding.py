@@ -117,10 +117,12 @@ def decode(model: LanguageModel, batch: ReadRows, stopping: Stopping) -> Iterato
 
 def _next_tokens(logits: Tensor, rows: Sequence[Row]) -> Tensor:
     """Return the next token of each row [B], each chosen as its own sampling says."""
-    tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
     places: dict[Sampling, list[int]] = {}
     for i, row in enumerate(rows):
         places.setdefault(row.request.sampling, []).append(i)
+    if len(places) == 1:
+        return choose(logits, rows[0].request.sampling, [row.generator for row in rows])
+    tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
     for sampling, chosen in places.items():
         generators = [rows[i].generator for i in chosen]
         tokens[chosen] = choose(logits[chosen], sampling, generators)

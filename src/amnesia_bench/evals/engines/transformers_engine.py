@@ -222,9 +222,11 @@ class TransformersEngine:
                 # The walk starts over: what was read of their prompts may be overwritten by now.
                 walker = PrefixWalker(self._model, chunk, nodes, requests)
                 release_memory()
-                count = len(batch) // 2
-                self._batch_tokens = count * columns_of(batch)
-                log.warning("out of memory: %d rows a batch from now on", count)
+                count, columns = len(batch) // 2, columns_of(batch)
+                self._batch_tokens = count * columns
+                log.warning(
+                    "out of memory: %d rows of %d tokens a batch from now on", count, columns
+                )
 
 
 def _device(name: str | None) -> torch.device:
