@@ -12,8 +12,9 @@ n tokens of a prompt, m of its answer at most, B rows of a batch.
                       attention over what is there. A step takes as long as the slower of two:
                       reading all weights and B caches (recurrent states are written back as well)
                       from the GPU's memory, and launching the kernels of L layers. B is what the
-                      transformers engine lets into a batch: 2^18 tokens, prompts with answers.
-                      That questions of equal length fill it is assumed.
+                      transformers engine lets into a batch: 64 rows, and 2^18 tokens, prompts with
+                      answers. A model whose rows cannot be padded fills it only with questions of
+                      equal length: that they are is assumed.
     disk              what stays: checkpoints in bf16 (the tiny profile's are float32, twice that),
                       answers at 4 bytes a token. Shards that `restore` hardlinks are counted as if
                       it copied them. A training's saves are gone when it is done: they are counted
