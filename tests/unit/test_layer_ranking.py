@@ -92,12 +92,18 @@ def test_what_was_measured_for_another_ranking_is_not_used(tmp_path: Path) -> No
     assert measure.asked == []
 
 
-def test_a_finished_ranking_is_not_overwritten(tmp_path: Path) -> None:
-    rank_layers(PLAN, LAYERS, Measured(), tmp_path / "a.json")
+def test_a_finished_ranking_is_returned_and_never_overwritten(tmp_path: Path) -> None:
+    first = rank_layers(PLAN, LAYERS, Measured(), tmp_path / "a.json")
+    written = (tmp_path / "a.json").read_bytes()
+    # As if it had been killed between the two.
+    (tmp_path / ".a.json.measured").mkdir()
     measure = Measured()
-    with pytest.raises(UserError, match="already exists"):
-        rank_layers(PLAN, LAYERS, measure, tmp_path / "a.json")
+    assert rank_layers(PLAN, LAYERS, measure, tmp_path / "a.json") == first
+    assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
+    with pytest.raises(UserError, match="already exists, with another"):
+        rank_layers(replace(PLAN, ablation="another"), LAYERS, measure, tmp_path / "a.json")
     assert measure.asked == []
+    assert (tmp_path / "a.json").read_bytes() == written
 
 
 @pytest.mark.parametrize("count", [0, 5])

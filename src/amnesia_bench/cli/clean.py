@@ -4,7 +4,7 @@
   amnesia clean experiment=table1 profile=tiny --yes
 
 Says what would go; --yes removes it. A stage that another experiment shares goes too, and is made
-anew when that is run. Stages that are being worked on stay.
+anew when that is run. Stages that are being worked on stay, and what these read.
 """
 
 from __future__ import annotations

@@ -79,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: str, run: Callable[[], ExitCode]) -> int:
-    if sys.stdout is None:  # the caller closed it
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for the rest of the process
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - to the very end
     try:
         return int(run())
     except AmnesiaError as error:

@@ -29,16 +29,24 @@ def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import say
     from amnesia_bench.config.experiment_schema import load_jobs
     from amnesia_bench.pipeline.graph import build, stages_of
-    from amnesia_bench.pipeline.reporting import is_current, mark_current, report_calls
+    from amnesia_bench.pipeline.reporting import (
+        check_writable,
+        is_current,
+        mark_current,
+        report_calls,
+    )
     from amnesia_bench.pipeline.run import run as run_graph
     from amnesia_bench.store.layout import store_root
 
     store = args.store or store_root()
     graphs = [build(job) for job in load_jobs(args.overrides)]
     stages = stages_of(graphs)
+    calls = report_calls(graphs, store, args.out)
+    for call in calls:
+        check_writable(call)
     outcome = run_graph(store, stages, repair=args.repair)
     say(f"{len(stages)} stages: {outcome.cached} were done, {outcome.done} done now.")
-    for call in report_calls(graphs, store, args.out):
+    for call in calls:
         if is_current(call):
             say(f"Report: {call.out}, as it was.")
             continue

@@ -25,7 +25,7 @@ def rank_layers(
     """Measure the model whole and without each layer, and write the ranking.
 
     What was measured is kept beside `out` until it is written: a killed ranking goes on with the
-    next layer.
+    next layer, and one that is written already is returned as it is.
 
     Args:
         plan: the ranking, still without accuracies and layers.
@@ -34,16 +34,18 @@ def rank_layers(
         out: the JSON file to write.
 
     Raises:
-        UserError: `out` exists, or what is kept beside it is of another ranking.
+        UserError: `out` holds another ranking, or what is kept beside it is of another.
         BusyError: another process is writing it.
         StageFailedError: the disk is full; what was measured is kept.
     """
     try:
         make_folder(out.parent)
         with holding_lease(out) as lease:
-            if out.exists():
-                raise UserError(f"{out}: already exists", hint="Choose another file.")
             work = out.with_name(f".{out.name}.measured")
+            if out.exists():
+                ranking = _written_before(out, plan)
+                shutil.rmtree(work, ignore_errors=True)
+                return ranking
             make_folder(work)
             _check_run(work, plan, layers)
             measured = {layer: _measured(work, layer, measure) for layer in (None, *layers)}
@@ -56,6 +58,13 @@ def rank_layers(
         if explained is None:
             raise
         raise explained from error
+    return ranking
+
+
+def _written_before(out: Path, plan: LayerRanking) -> LayerRanking:
+    ranking = codec.from_json(LayerRanking, read_json(out), str(out))
+    if replace(ranking, accuracy={}, layers=()) != plan:
+        raise UserError(f"{out}: already exists, with another ranking", hint="Choose another file.")
     return ranking
 
 

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from amnesia_bench.errors import StageFailedError
-
 _MAIN = "amnesia_bench.cli.main"
 _LAUNCH = "amnesia_bench.training.launch"
 STARTED = "$ amnesia "
@@ -30,15 +28,15 @@ def run_command(
         log: the file.
         threads: how many it computes with.
         gpus: more than one starts as many processes of a training.
-        server: the socket of a warm server.
+        server: the socket of a warm server; None starts the command anew.
 
     Returns:
         Its exit code; negative is the signal that ended it.
     """
     with log.open("a", encoding="utf-8") as file:
         file.write(f"{STARTED}{' '.join(command)}\n")
-    if server is not None and gpus <= 1:
-        return _ask(server, command, log, threads)
+    if server is not None and (code := _ask(server, command, log, threads)) is not None:
+        return code
     start = ["-m", _MAIN]
     if gpus > 1 and command[0] == "train":
         start = ["-m", _LAUNCH, "--nproc-per-node", str(gpus), *start]
@@ -46,7 +44,7 @@ def run_command(
     with (
         log.open("ab") as output,
         subprocess.Popen(
-            [sys.executable, *start, *command],
+            [sys.executable, "-P", *start, *command],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -60,15 +58,14 @@ def run_command(
             raise
 
 
-def _ask(server: str, command: Sequence[str], log: Path, threads: int) -> int:
+def _ask(server: str, command: Sequence[str], log: Path, threads: int) -> int | None:
+    """Return the exit code of a command that the server runs; None if there is no server."""
     asked = {"command": list(command), "log": str(log.resolve()), "threads": threads}
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(server)
             connection.sendall(json.dumps(asked).encode() + b"\n")
             answer = connection.makefile("rb").readline()
-        except OSError as error:
-            raise StageFailedError(f"the server of warm processes is gone ({error})") from error
-    if not answer:
-        raise StageFailedError("the server of warm processes is gone")
-    return int(answer)
+        except OSError:  # it was killed, and the command is started anew
+            return None
+    return int(answer) if answer else None

@@ -1,7 +1,8 @@
 """Snakemake, in this process: it orders the stages, keeps the cores busy, and tries again once.
 
 What is done, and by whom, is ours (`worker`): Snakemake sees the stages that are not done yet, in
-a folder of its own that is removed in the end, and never what an earlier run knew.
+a folder of its own that is removed in the end, and never what an earlier run knew. That folder
+is this machine's: no driver elsewhere can take it for what a dead one left.
 """
 
 from __future__ import annotations
@@ -9,21 +10,21 @@ from __future__ import annotations
 import logging
 import os
 import shlex
-import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
+from types import FrameType
 
 from amnesia_bench.errors import MissingEnvironmentError
 from amnesia_bench.pipeline.stage import Stage
-from amnesia_bench.store.files import make_folder, write_json
+from amnesia_bench.store.files import write_json
 
 _SNAKEFILE = Path(__file__).with_name("Snakefile")
 _WORKER = "amnesia_bench.pipeline.worker"
-_FOLDER = "engine-"
-LOG, WORKERS = "snakemake.log", "workers.log"
+_LOG, _WORKERS = "snakemake.log", "workers.log"
 
 
 def run_stages(
@@ -56,7 +57,12 @@ def run_stages(
             hint='pip install "amnesia-bench[pipeline]"',
         ) from error
     gpus = max((stage.gpus for stage in stages), default=0)
-    with _working_folder(store) as folder, _quiet(folder / LOG):
+    with (
+        _stopping_workers(),
+        tempfile.TemporaryDirectory(prefix="amnesia-", ignore_cleanup_errors=True) as name,
+        _quiet(Path(name) / _LOG),
+    ):
+        folder = Path(name)
         write_json(folder / "plan.json", _plan(store, stages, threads, server))
         try:
             with SnakemakeApi(
@@ -64,6 +70,12 @@ def run_stages(
             ) as api:
                 workflow = api.workflow(
                     types.ResourceSettings(cores=cores, resources={"gpu": gpus}),
+                    # Nothing in the user's cache, which may be read-only.
+                    storage_settings=types.StorageSettings(
+                        shared_fs_usage=types.SharedFSUsage.all()
+                        - {types.SharedFSUsage.SOURCE_CACHE}
+                    ),
+                    workflow_settings=types.WorkflowSettings(runtime_source_cache_path=folder),
                     snakefile=_SNAKEFILE,
                     workdir=folder,
                 )
@@ -79,8 +91,8 @@ def run_stages(
                     scheduler_settings=SchedulerSettings(),
                     greedy_scheduler_settings=SchedulerSettings(),
                 )
-        except WorkflowError:
-            return _tail(folder / WORKERS) or _tail(folder / LOG)
+        except WorkflowError as error:
+            return _tail(folder / _WORKERS) or _tail(folder / _LOG) or str(error)
     return None
 
 
@@ -104,8 +116,10 @@ def _plan(
             "gpus": stage.gpus,
             # What most others wait for comes first.
             "priority": steps[stage.id],
-            "command": shlex.join([sys.executable, "-m", _WORKER, str(store), stage.id, *given])
-            + f" 2>> {WORKERS}",
+            # Where the driver was started, as its environment may name paths from there.
+            "command": f"(cd {shlex.quote(str(Path.cwd()))} && "
+            + shlex.join([sys.executable, "-P", "-m", _WORKER, str(store), stage.id, *given])
+            + f") 2>> {_WORKERS}",
         }
         for number, stage in enumerate(stages)
     ]
@@ -122,16 +136,38 @@ def _steps_after(stages: Sequence[Stage]) -> dict[str, int]:
 
 
 @contextmanager
-def _working_folder(store: Path) -> Iterator[Path]:
-    make_folder(store / "stages")
-    for left in (store / "stages").glob(f".{_FOLDER}*"):
-        pid = left.name.removeprefix(f".{_FOLDER}").partition("-")[0]
-        if pid.isdecimal() and not Path(f"/proc/{pid}").exists():
-            shutil.rmtree(left, ignore_errors=True)
-    with tempfile.TemporaryDirectory(
-        prefix=f".{_FOLDER}{os.getpid()}-", dir=store / "stages", ignore_cleanup_errors=True
-    ) as folder:
-        yield Path(folder)
+def _stopping_workers() -> Iterator[None]:
+    """Let a signal to this process end its workers, then do what it did before.
+
+    Snakemake would wait for them, and would not say that there was a signal.
+    """
+    import psutil  # type: ignore[import-untyped]
+    from snakemake.scheduling.job_scheduler import JobScheduler
+
+    received: list[int] = []
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for process in psutil.Process().children(recursive=True):
+            with suppress(psutil.Error):
+                if any(_WORKER in word for word in process.cmdline()):
+                    process.terminate()
+        raise SystemExit  # what ends Snakemake's loop
+
+    theirs = JobScheduler.exit_gracefully
+    both = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    ours = {number: handler for number, handler in both.items() if handler != signal.SIG_IGN}
+    JobScheduler.exit_gracefully = staticmethod(stop)
+    try:
+        for number in ours:
+            signal.signal(number, stop)
+        yield
+    finally:
+        JobScheduler.exit_gracefully = theirs
+        for number, handler in ours.items():
+            signal.signal(number, handler)
+        if received:
+            signal.raise_signal(received[0])
 
 
 @contextmanager

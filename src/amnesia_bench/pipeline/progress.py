@@ -53,10 +53,11 @@ class Watcher:
     ) -> None:
         self._stop.set()
         self._thread.join()
+        self._look()
         if self._terminal:
             self._write(_ERASE)
 
-    def look(self) -> None:
+    def _look(self) -> None:
         """Say which stages have ended since the last look."""
         now = time.monotonic()
         for stage in list(self._left.values()):
@@ -74,7 +75,7 @@ class Watcher:
 
     def _watch(self) -> None:
         while not self._stop.wait(_LOOK_SECONDS):
-            self.look()
+            self._look()
             if self._terminal:
                 names = ", ".join(self._running)
                 self._write(f"{_ERASE}  {self._left_over()}{names}"[:200])

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import amnesia_bench
 from amnesia_bench.config.load import config_dir
+from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.pipeline.graph import Graph, Row
-from amnesia_bench.store.files import make_folder, replace_text
+from amnesia_bench.store.files import replace_text
+from amnesia_bench.store.layout import MANIFEST
 
 _STAMP = ".report.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCall:
-    """One page: its folder, and the arguments of `amnesia report` without it."""
+    """One page: its folder, the arguments of `amnesia report` without it, and what it reads."""
 
     out: Path
     arguments: tuple[str, ...]
+    sources: tuple[Path, ...]
 
 
 def report_calls(graphs: Sequence[Graph], store: Path, results: Path) -> list[ReportCall]:
@@ -48,31 +52,50 @@ def report_calls(graphs: Sequence[Graph], store: Path, results: Path) -> list[Re
             ReportCall(
                 out=out / choice if choice else out,
                 arguments=(*arguments, *profile.report_overrides),
+                sources=tuple(dict.fromkeys(s.folder(store) for row in rows for s in row.measured)),
             )
         )
     return calls
 
 
+def check_writable(call: ReportCall) -> None:
+    """Refuse a folder that no report can be written to, before the work of days for it begins.
+
+    Raises:
+        UserError: there is a file in the way.
+        MissingEnvironmentError: no permission, or a read-only file system.
+    """
+    there = next(path for path in (call.out, *call.out.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise UserError(f"{there}: a file, where reports were to go", hint="Name another --out.")
+    if not os.access(there, os.W_OK):
+        raise MissingEnvironmentError(
+            f"{there}: no report can be written there", hint="Name another --out."
+        )
+
+
 def is_current(call: ReportCall) -> bool:
-    """Return whether a page was made of the same cells by the same code."""
+    """Return whether a page is there, made of the same cells by the same code."""
     stamp = call.out / _STAMP
-    return stamp.is_file() and stamp.read_text(encoding="utf-8") == _stamp(call)
+    return stamp.is_file() and stamp.read_bytes() == _stamp(call).encode()
 
 
 def mark_current(call: ReportCall) -> None:
     """Remember what a page was made of."""
-    make_folder(call.out)
     replace_text(call.out / _STAMP, _stamp(call))
 
 
 def _stamp(call: ReportCall) -> str:
-    """Return the arguments, which hold the ids of stages, and a hash of what lays them out."""
+    """Return the arguments, the files of the page, and a hash of cells, code and configs."""
     package = Path(amnesia_bench.__file__).parent
     digest = hashlib.sha256()
-    for folder in (package / "report", package / "records", config_dir() / "report"):
-        for path in sorted(path for path in folder.rglob("*") if path.suffix != ".pyc"):
-            digest.update(path.read_bytes() if path.is_file() else b"")
-    return json.dumps([*call.arguments, digest.hexdigest()], indent=1)
+    for path in sorted([*package.rglob("*"), *(config_dir() / "report").rglob("*")]):
+        if path.is_file() and path.suffix != ".pyc":
+            digest.update(path.read_bytes())
+    for folder in call.sources:
+        digest.update((folder / MANIFEST).read_bytes())
+    files = (path.name for path in call.out.iterdir() if path.is_file() and path.name != _STAMP)
+    return json.dumps([*call.arguments, *sorted(files), digest.hexdigest()], indent=1)
 
 
 def _choice(graph: Graph, graphs: Sequence[Graph]) -> str:

@@ -11,6 +11,7 @@ from amnesia_bench.errors import StageFailedError
 from amnesia_bench.pipeline.bookkeeping import (
     LOG,
     StageState,
+    check_intact,
     damage,
     read_failure,
     remove,
@@ -59,13 +60,12 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
         write_orders(store, [_order(store, stage, threads[stage.id]) for stage in missing])
         # Importing on a machine with GPUs would hold them.
         warm = all(stage.gpus == 0 for stage in missing)
-        with Watcher(store, missing, of=len(stages)) as watcher:
+        with Watcher(store, missing, of=len(stages)):
             if warm:
                 with warm_server() as server:
                     failed = run_stages(store, missing, threads, cores, server)
             else:
                 failed = run_stages(store, missing, threads, cores, None)
-            watcher.look()
     except OSError as error:
         explained = explain_write_error(error, store, "finished stages are kept")
         if explained is None:
@@ -98,15 +98,11 @@ def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> N
     for stage in stages:
         if state_of(store, stage.kind, stage.id) != StageState.CACHED:
             continue
-        if not (findings := damage(store, stage)):
-            continue
-        if not repair:
-            what = "; ".join(f"{finding.path} {finding.problem}" for finding in findings)
-            raise StageFailedError(
-                f"{stage.folder(store)}: was damaged since it was made: {what}",
-                hint="The same command with --repair makes it anew.",
-            )
-        remove(store, stage)
+        if repair:
+            if damage(store, stage.kind, stage.id):
+                remove(store, stage)
+        else:
+            check_intact(store, stage.kind, stage.id)
 
 
 def _order(store: Path, stage: Stage, threads: int) -> StageOrder:

@@ -53,7 +53,7 @@ def warm_server() -> Iterator[str]:
             listener.bind(path)
             listener.listen(64)
             process = subprocess.Popen(
-                [sys.executable, "-m", __name__, str(listener.fileno())],
+                [sys.executable, "-P", "-m", __name__, str(listener.fileno())],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,
                 env={**os.environ, **PASSIVE},
@@ -85,7 +85,8 @@ def serve(listener: socket.socket) -> None:
             open_for_more = False
         elif listener in ready:
             connection, _ = listener.accept()
-            running[_start(connection, [listener, *listening])] = connection
+            if pid := _start(connection, [listener, *listening]):
+                running[pid] = connection
         for pid, asker in list(running.items()):
             if asker in ready:  # the worker went away, which ends its command
                 os.kill(pid, signal.SIGTERM)
@@ -102,8 +103,13 @@ def _answer(asker: socket.socket | None, code: int) -> None:
         asker.sendall(b"%d\n" % code)
 
 
-def _start(connection: socket.socket, others: Sequence[socket.socket]) -> int:
-    asked = json.loads(connection.makefile("rb").readline())
+def _start(connection: socket.socket, others: Sequence[socket.socket]) -> int | None:
+    """Fork a child for what a worker asks; None if it went away before it had."""
+    try:
+        asked = json.loads(connection.makefile("rb").readline())
+    except (OSError, ValueError):
+        connection.close()
+        return None
     pid = os.fork()
     if pid:
         return pid

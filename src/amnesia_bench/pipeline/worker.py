@@ -16,18 +16,26 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from amnesia_bench.errors import AmnesiaError, BusyError, ExitCode, StageFailedError
-from amnesia_bench.pipeline.bookkeeping import FAILURE, LOG, StageState, read_order, state_of
+from amnesia_bench.pipeline.bookkeeping import (
+    FAILURE,
+    LOG,
+    StageState,
+    check_intact,
+    read_order,
+    state_of,
+    write_orders,
+)
 from amnesia_bench.pipeline.commands import STARTED, run_command
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
 from amnesia_bench.records.stages import StageFailure, StageOrder
 from amnesia_bench.store.files import explain_write_error, make_folder, replace_text
-from amnesia_bench.store.hashing import compare_changed, hashed_entries, read_manifest
+from amnesia_bench.store.hashing import hashed_entries
 from amnesia_bench.store.layout import MANIFEST, artifact_path, stage_path
 from amnesia_bench.store.lease import Lease, holding_lease
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 
-_WAIT_SECONDS = 0.3
+_WAIT_SECONDS, _MAX_PAUSE_SECONDS = 0.3, 30.0
 _SAID_CHARACTERS = 1500
 _REQUEUES = 3  # how often a command may ask to be started again
 
@@ -59,13 +67,14 @@ def run_stage(store: Path, stage_id: str, socket: str | None) -> None:
 def _attempt(store: Path, order: StageOrder, socket: str | None, lease: Lease) -> None:
     folder = stage_path(store, order.id)
     artifact = artifact_path(store, order.kind, order.id)
+    write_orders(store, [order])  # somebody may have cleaned while this one waited
     failure = folder / FAILURE
     failure.unlink(missing_ok=True)
     try:
         _check_inputs(store, order)
         make_folder(artifact.parent)
         provenance = collect_provenance(["amnesia", *order.command], seeds={})
-        _run(order, folder / LOG, socket)
+        _run(order, folder / LOG, artifact, socket)
         lease.check()
         _finish(store, order, artifact, provenance)
     except (AmnesiaError, OSError) as error:
@@ -84,26 +93,22 @@ def _attempt(store: Path, order: StageOrder, socket: str | None, lease: Lease) -
 
 def _check_inputs(store: Path, order: StageOrder) -> None:
     for stage_id, kind in order.inputs.items():
-        folder = artifact_path(store, kind, stage_id)
-        if findings := compare_changed(folder, read_manifest(folder)):
-            what = "; ".join(f"{finding.path} {finding.problem}" for finding in findings)
-            raise StageFailedError(
-                f"{folder}: was damaged since it was made: {what}",
-                hint="The same command with --repair makes it anew.",
-            )
+        check_intact(store, kind, stage_id)
 
 
-def _run(order: StageOrder, log: Path, socket: str | None) -> None:
-    requeues = 0
+def _run(order: StageOrder, log: Path, artifact: Path, socket: str | None) -> None:
+    requeues, pause = 0, _WAIT_SECONDS
     while True:
         code = run_command(order.command, log, order.threads, order.gpus, socket)
         if code == ExitCode.REQUEUE and requeues < _REQUEUES:
             requeues += 1
         elif code == ExitCode.BUSY:  # an attempt whose worker was killed goes on by itself
-            time.sleep(_WAIT_SECONDS)
+            time.sleep(pause)
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)  # it may be a training of days
         else:
             break
-    if code != ExitCode.DONE:
+    # With a manifest, the command of an attempt whose worker was killed has come to its end.
+    if code != ExitCode.DONE and not (artifact / MANIFEST).is_file():
         how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
         raise StageFailedError(f"amnesia {order.command[0]} {how}: {_last_words(log)}")
 
