@@ -1,4 +1,4 @@
-"""Time of answers with and without shared prefixes: python scripts/bench_engines.py [--gpu SIZE].
+"""Time of answers, alone or in batches, prefixes shared or not: bench_engines.py [--gpu SIZE].
 
 Prints Markdown. Without `--gpu`: small models on one core, and the prompts of niah_single_2. With
 it: random weights of a HypeNet of that size, prompts of random tokens shaped as those, and
