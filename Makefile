@@ -4,14 +4,15 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-# Of the reproductions: where artifacts and reports go, the scale, SMOKE=1 (seconds, nothing is
+# Of the reproductions: where artifacts and reports go (RESULTS=results/published is committed), the scale, SMOKE=1 (seconds, nothing is
 # learned), DRY=1 (only say what there is to do), SEEDS=3 (so many seeds of the laptop profile).
 STORE ?= results/store
+RESULTS ?= results
 PROFILE ?= paper
 TINY := $(if $(SMOKE),smoke,tiny)
 SEEDS ?= 1
 ALL := table1,table2,table3,table4,table10,controls,figures
-AMNESIA := AMNESIA_STORE=$(STORE) $(BIN)/amnesia $(if $(DRY),plan,run)
+AMNESIA := AMNESIA_STORE=$(STORE) $(BIN)/amnesia $(if $(DRY),plan,run --out $(RESULTS))
 TABLES := table1 table2 table3 table4 table10
 
 .DEFAULT_GOAL := help

@@ -1,4 +1,4 @@
-"""Time of answers with and without shared prefixes: python scripts/bench_engines.py [--gpu SIZE].
+"""Time of answers, alone or in batches, prefixes shared or not: bench_engines.py [--gpu SIZE].
 
 Prints Markdown. Without `--gpu`: small models on one core, and the prompts of niah_single_2. With
 it: random weights of a HypeNet of that size, prompts of random tokens shaped as those, and
@@ -6,6 +6,7 @@ lm-eval's own `hf` model on the same prompts.
 """
 
 import argparse
+import dataclasses
 import gc
 import multiprocessing
 import os
@@ -53,6 +54,8 @@ SHAPE: dict[str, Any] = {
 }
 # A needle's value is answered in about ten tokens. 64 of 2,048 tokens: as 1,024 of 32,768.
 SMALL_CHUNK, SMALL_NEW_TOKENS, SMALL_SAMPLES = 64, 10, 40
+ALONE = EngineOptions(device="cpu", prefill_chunk_tokens=SMALL_CHUNK, max_batch_tokens=1)
+LAPTOP_VOCAB = 1024
 # lm-eval fills a length in steps of 500 words and leaves room for its answer: these make prompts of
 # about 2K, 4K and 8K tokens.
 SMALL_LENGTHS = (2500, 4500, 8600)
@@ -63,6 +66,10 @@ def small_model(name: str) -> Any:
     torch.manual_seed(0)
     if name == "Qwen2":
         return Qwen2ForCausalLM(Qwen2Config(**SHAPE)).eval()
+    if name == "laptop":
+        laptop = load_model_config("laptop")
+        laptop.eos_token_id = None  # random weights end at random
+        return HypeNetForCausalLM(laptop).eval()
     mixers = ["lightning-attn", "attn", "lightning-attn", "lightning-attn"]
     config = HypeNetConfig(**SHAPE, mixer_types=mixers, lightning_nkv=6, attn_use_rope=False)
     return HypeNetForCausalLM(config).eval()
@@ -139,14 +146,30 @@ def real_requests(lengths: Sequence[int]) -> dict[int, list[Request]]:
     }
 
 
-def answer_in_turn(turns: Connection, name: str, requests: Sequence[Request], share: bool) -> None:
+def unequal_requests() -> list[Request]:
+    """Return greedy requests of 1,000 to 2,000 random tokens for the laptop's HypeNet."""
+    rng = np.random.default_rng(0)
+    how = Sampling(max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=None, stop=())
+    return [
+        Request(
+            key=SampleKey(task="unequal", doc=i, repeat=0),
+            tokens=rng.integers(0, LAPTOP_VOCAB, length).astype(np.int32),
+            sampling=how,
+            seed=None,
+        )
+        for i, length in enumerate(rng.integers(1000, 2000, 36).tolist())
+    ]
+
+
+def answer_in_turn(
+    turns: Connection, name: str, requests: Sequence[Request], how: EngineOptions
+) -> None:
     """Give one answer per message, and what it cost; at the end what memory they took in all."""
     torch.set_num_threads(1)
-    options = EngineOptions(
-        device="cpu", share_prefixes=share, prefill_chunk_tokens=SMALL_CHUNK, max_batch_tokens=1
-    )
-    engine = TransformersEngine(small_model(name), word_tokenizer(VOCAB), options)
-    list(engine.generate(needle_requests(2, 4 * SMALL_CHUNK, VOCAB, SMALL_NEW_TOKENS)))  # warm
+    engine = TransformersEngine(small_model(name), word_tokenizer(VOCAB), how)
+    list(
+        engine.generate(needle_requests(2, 4 * SMALL_CHUNK, LAPTOP_VOCAB, SMALL_NEW_TOKENS))
+    )  # warm
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = peak_rss_mib()
     answers = engine.generate(requests)
@@ -162,11 +185,11 @@ def answer_in_turn(turns: Connection, name: str, requests: Sequence[Request], sh
 class Way:
     """A process of its own that answers all requests one way, when it is its turn."""
 
-    def __init__(self, name: str, requests: Sequence[Request], *, share: bool) -> None:
+    def __init__(self, name: str, requests: Sequence[Request], how: EngineOptions) -> None:
         context = multiprocessing.get_context("fork")
         self._turns, theirs = context.Pipe()
         self._process = context.Process(
-            target=answer_in_turn, args=(theirs, name, requests, share), daemon=True
+            target=answer_in_turn, args=(theirs, name, requests, how), daemon=True
         )
         self._process.start()
         self.wall = self.cpu = 0.0
@@ -208,7 +231,10 @@ def print_cpu(lengths: Sequence[int]) -> None:
                 prefill_tokens(digests, plan_prefixes(digests, SMALL_CHUNK, share=share))
                 for share in (False, True)
             ]
-            full, shared = (Way(name, requests, share=share) for share in (False, True))
+            full, shared = (
+                Way(name, requests, dataclasses.replace(ALONE, share_prefixes=share))
+                for share in (False, True)
+            )
             for _ in requests:
                 full.answer()
                 shared.answer()
@@ -222,6 +248,29 @@ def print_cpu(lengths: Sequence[int]) -> None:
                 f"{full.peak_mib():.0f} | {shared.peak_mib():.0f} |",
                 flush=True,
             )
+
+
+def print_batches() -> None:
+    """Answer prompts of unequal length one at a time, and side by side."""
+    requests = unequal_requests()
+    options = EngineOptions(device="cpu", prefill_chunk_tokens=512)
+    alone = Way("laptop", requests, dataclasses.replace(options, max_batch_tokens=1))
+    together = Way("laptop", requests, options)
+    for _ in requests:
+        alone.answer()
+        together.answer()
+    equal = sum(together.tokens[key] == tokens for key, tokens in alone.tokens.items())
+    print(
+        f"\n{len(requests)} prompts of 1,000 to 2,000 random tokens, 128 new tokens each, laptop "
+        "HypeNet, random weights, float32, one thread: one row at a time, and in batches.\n\n"
+        "| wall s one by one | in batches | ratio | CPU s one by one | in batches | ratio | "
+        "equal answers | peak MiB one by one | in batches |\n"
+        "|---|---|---|---|---|---|---|---|---|\n"
+        f"| {alone.wall:.1f} | {together.wall:.1f} | {together.wall / alone.wall:.2f} | "
+        f"{alone.cpu:.1f} | {together.cpu:.1f} | {together.cpu / alone.cpu:.2f} | "
+        f"{equal} of {len(requests)} | {alone.peak_mib():.0f} | {together.peak_mib():.0f} |",
+        flush=True,
+    )
 
 
 def lm_eval_answers(model: Any, vocab: int, requests: Sequence[Request]) -> list[str]:
@@ -320,6 +369,7 @@ def main() -> None:
     print("## Engines")
     if arguments.gpu is None:
         print_cpu(arguments.lengths or SMALL_LENGTHS)
+        print_batches()
         return
     if not torch.cuda.is_available() and arguments.gpu != "tiny":
         parser.error("--gpu needs a CUDA GPU; this machine has none")

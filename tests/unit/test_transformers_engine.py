@@ -247,7 +247,7 @@ def test_a_batch_that_does_not_fit_is_halved_once_and_for_all(name, caplog):
     with caplog.at_level(logging.WARNING):
         assert answers(engine_of(model, max_batch_tokens=10**6), requests) == expected
     assert memory.failures == 2  # 12 rows, then 6
-    assert "out of memory: 3 rows a batch from now on" in caplog.text
+    assert "out of memory: 3 rows of 203 tokens a batch from now on" in caplog.text
 
 
 @pytest.mark.parametrize("share", [True, False])

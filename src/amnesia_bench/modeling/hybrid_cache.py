@@ -215,12 +215,7 @@ class HypeNetCache(Cache):
     """
 
     def __init__(self, config: HypeNetConfig) -> None:
-        super().__init__(
-            layers=[
-                BlockLayer() if kind == "full_attention" else LightningLayer()
-                for kind in config.layer_types
-            ]
-        )
+        super().__init__(layers=[make() for make in _layer_classes(config)])
         # Weak: a snapshot that nobody keeps gives its states back.
         self._live_snapshots: weakref.WeakSet[PrefixSnapshot] = weakref.WeakSet()
 
@@ -297,6 +292,11 @@ class HypeNetCache(Cache):
         self._live_snapshots.clear()
 
 
+def _layer_classes(config: HypeNetConfig) -> list[type[BlockLayer | LightningLayer]]:
+    softmax = "full_attention"
+    return [BlockLayer if kind == softmax else LightningLayer for kind in config.layer_types]
+
+
 def adopt_cache(cache: Any, config: HypeNetConfig, batch: int) -> Cache:
     """Make an empty cache of transformers fit this model, in place; leave ours alone.
 
@@ -307,8 +307,8 @@ def adopt_cache(cache: Any, config: HypeNetConfig, batch: int) -> Cache:
         raise InvalidModelInputError(
             f"past_key_values is a {type(cache).__name__}", hint="Pass a HypeNetCache(config)."
         )
-    ours = HypeNetCache(config).layers
-    if [type(layer) for layer in cache.layers] == [type(layer) for layer in ours]:
+    ours = _layer_classes(config)
+    if [type(layer) for layer in cache.layers] == ours:
         rows = _cached_rows(cache)
         if rows not in (None, batch):
             raise InvalidModelInputError(
@@ -326,7 +326,7 @@ def adopt_cache(cache: Any, config: HypeNetConfig, batch: int) -> Cache:
             f"past_key_values is a {type(cache).__name__} that other layers have filled",
             hint="Start with HypeNetCache(config), or leave past_key_values out.",
         )
-    cache.layers = ours
+    cache.layers = [make() for make in ours]
     cache.layer_class_to_replicate = None
     return cache
 

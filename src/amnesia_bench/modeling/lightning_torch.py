@@ -84,6 +84,8 @@ def _chunked(
         plan = _chunk_plan(rows, scale, 0, num_tokens)
         output, end = _chunks_recorded(qkv, plan, state.flatten(0, 1))
         return output, end.unflatten(0, (batch, heads))
+    if num_tokens == 1:
+        return _one_token(qkv, log_decay, scale, state)
     state = state.clone(memory_format=torch.contiguous_format)
     output = torch.empty_like(v, memory_format=torch.contiguous_format)
     span = min(_MAX_SPAN, _SPAN_STATE_NUMBERS // state.numel())
@@ -97,6 +99,13 @@ def _chunked(
     plan = _chunk_plan(rows, scale, done, num_tokens)
     _chunks_in_place(qkv, plan, state.flatten(0, 1), output)
     return output, state
+
+
+def _one_token(qkv: Qkv, log_decay: Tensor, scale: float, state: Tensor) -> tuple[Tensor, Tensor]:
+    """The recurrence itself: a tenth of the calls of a chunk of one token."""
+    q, k, v = (x.transpose(1, 2) for x in qkv)  # [B, H, 1, D]
+    state = torch.addcmul(state * log_decay.exp()[:, None, None], k.mT, v)
+    return ((q * scale) @ state).transpose(1, 2), state
 
 
 def _chunk_plan(

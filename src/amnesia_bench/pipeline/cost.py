@@ -12,8 +12,9 @@ n tokens of a prompt, m of its answer at most, B rows of a batch.
                       attention over what is there. A step takes as long as the slower of two:
                       reading all weights and B caches (recurrent states are written back as well)
                       from the GPU's memory, and launching the kernels of L layers. B is what the
-                      transformers engine lets into a batch: 2^18 tokens, prompts with answers.
-                      That questions of equal length fill it is assumed.
+                      transformers engine lets into a batch: 64 rows, and 2^18 tokens, prompts with
+                      answers. A model whose rows cannot be padded fills it only with questions of
+                      equal length: that they are is assumed.
     disk              what stays: checkpoints in bf16 (the tiny profile's are float32, twice that),
                       answers at 4 bytes a token. Shards that `restore` hardlinks are counted as if
                       it copied them. A training's saves are gone when it is done: they are counted
@@ -28,6 +29,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import ceil
 
+from amnesia_bench.evals.engines.batches import MOST_ROWS
 from amnesia_bench.evals.engines.options import EngineOptions
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.pipeline.work import Answering, Training, Weights, Work
@@ -120,7 +122,7 @@ def _answering(work: Answering, shape: ModelShape, gpu: Gpu) -> Cost:
         new += count * work.new_tokens
         flops += count * (reading + work.new_tokens * answer)
         seconds += count * reading / gpu.flops_per_second / READING_UTILISATION
-        rows = min(count, max(1, _BATCH_TOKENS // (tokens + work.new_tokens)))
+        rows = min(count, MOST_ROWS, max(1, _BATCH_TOKENS // (tokens + work.new_tokens)))
         seconds += ceil(count / rows) * work.new_tokens * _step_seconds(shape, rows, middle, gpu)
     return Cost(
         read_tokens=read,

@@ -5,7 +5,8 @@ Shapes: B rows, E vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,7 +19,7 @@ from amnesia_bench.evals.engines.language_model import LanguageModel
 from amnesia_bench.evals.engines.out_of_memory import reaching
 from amnesia_bench.evals.engines.protocol import Request
 from amnesia_bench.evals.engines.sampling import choose, generator_of
-from amnesia_bench.records.evaluation import FinishReason, Generation
+from amnesia_bench.records.evaluation import FinishReason, Generation, Sampling
 
 # End tokens, and what turns tokens into text.
 Stopping = tuple[frozenset[int], Decode]
@@ -64,40 +65,65 @@ class Row:
         return generation_of(self.request, self.tokens, self.finish_reason, decode)
 
 
-def finish(
-    model: LanguageModel,
-    cache: Cache | None,
-    logits: Tensor,
-    rows: Sequence[Row],
-    stopping: Stopping,
-) -> None:
-    """Complete all rows, in place.
+@dataclass(frozen=True, eq=False)
+class ReadRows:
+    """Rows whose prompts have been read, and all that decoding goes on from.
+
+    `logits` are those of the prompts' last tokens [B, E]. `cache` has one row per prompt, and is
+    of no use to anyone afterwards unless there is one row only: then it holds the prompt and the
+    answer. `padding` counts the tokens of padding before each prompt [B], None without any.
+    """
+
+    rows: Sequence[Row]
+    logits: Tensor
+    cache: Cache | None
+    padding: Tensor | None = None
+
+
+@torch.inference_mode()
+def decode(model: LanguageModel, batch: ReadRows, stopping: Stopping) -> Iterator[Row]:
+    """Complete all rows, in place; give each back as soon as it is finished.
 
     Args:
         model: the model.
-        cache: has read the prompts, one per row; of no use to anyone afterwards, unless there is
-            one row only: then it holds the prompt and the answer.
-        logits: of the prompts' last tokens [B, E].
-        rows: with the same sampling.
+        batch: rows at the ends of their prompts.
         stopping: end tokens, and what turns tokens into text.
+
+    Raises:
+        MemoryExhaustedError: some rows were not finished.
     """
-    eos_ids, decode = stopping
-    sampling = rows[0].request.sampling
-    active = list(rows)
-    while True:
-        tokens = choose(logits, sampling, [row.generator for row in active])
+    active, cache, logits, padding = list(batch.rows), batch.cache, batch.logits, batch.padding
+    longest = max(len(row.request.tokens) for row in active)
+    for step in itertools.count():
+        tokens = _next_tokens(logits, active)
         for row, token in zip(active, tokens.tolist(), strict=True):
             if row.finish_reason is None:
-                row.take(token, eos_ids, decode)
+                row.take(token, *stopping)
+                if row.finish_reason is not None:
+                    yield row
         running = [i for i, row in enumerate(active) if row.finish_reason is None]
         if not running:
             return
-        # Each time the copies cost as much as one step, and save half of all later ones.
-        if model.cache_class is not None and len(running) <= len(active) // 2:
-            assert cache is not None
-            index: Any = torch.tensor(running, device=tokens.device)
-            with reaching(len(rows[0].request.tokens)):
+        with reaching(longest + step):
+            # Each time the copies cost as much as one step, and save half of all later ones.
+            if model.cache_class is not None and len(running) <= len(active) // 2:
+                assert cache is not None
+                index: Any = torch.tensor(running, device=tokens.device)
                 cache.reorder_cache(index)
-            tokens, active = tokens[index], [active[i] for i in running]
-        with reaching(len(rows[0].request.tokens) + len(active[0].tokens)):
-            logits, cache = model.advance(cache, tokens[:, None])
+                tokens, active = tokens[index], [active[i] for i in running]
+                padding = None if padding is None else padding[index]
+            logits, cache = model.advance(cache, tokens[:, None], padding)
+
+
+def _next_tokens(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+    """Return the next token of each row [B], each chosen as its own sampling says."""
+    places: dict[Sampling, list[int]] = {}
+    for i, row in enumerate(rows):
+        places.setdefault(row.request.sampling, []).append(i)
+    if len(places) == 1:
+        return choose(logits, rows[0].request.sampling, [row.generator for row in rows])
+    tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
+    for sampling, chosen in places.items():
+        generators = [rows[i].generator for i in chosen]
+        tokens[chosen] = choose(logits[chosen], sampling, generators)
+    return tokens

@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.engines.cache_snapshots import ResumableCache, can_resume
+from amnesia_bench.evals.engines.joined_rows import JoinedRows, can_join
 from amnesia_bench.evals.engines.out_of_memory import reaching
 from amnesia_bench.modeling import HypeNetCache, HypeNetConfig
 from amnesia_bench.modeling.causal_attention import CAUSAL_SDPA
@@ -29,6 +30,8 @@ log = logging.getLogger(__name__)
 # Long enough to cross a chunk of 64 of the linear layers before the cut and behind it. Right behind
 # the cut a lost convolution tail shows most.
 _PROBE_TOKENS, _CUT_TOKENS, _NEAR_TOKENS = 160, 70, 2
+# Their frequencies follow the longest row of a batch: its neighbours would change.
+_RESCALED_ROPE = frozenset(("dynamic", "longrope"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +39,15 @@ class LanguageModel:
     """A model, and what was found out about its cache.
 
     `full_reason` says why prompts cannot share a prefix, None where they can. `in_pieces` is
-    whether a prompt may be read piece by piece.
+    whether a prompt may be read piece by piece, `joins_rows` whether prompts of unequal length may
+    go on side by side in one cache.
     """
 
     module: Any
     cache_class: type[Cache] | None
     in_pieces: bool
     full_reason: str | None
+    joins_rows: bool
 
     @property
     def device(self) -> torch.device:
@@ -51,20 +56,37 @@ class LanguageModel:
         return device
 
     @functools.cached_property
-    def _keeps_logits(self) -> bool:
-        return "logits_to_keep" in inspect.signature(self.module.forward).parameters
+    def takes(self) -> frozenset[str]:
+        """The names of what the model's forward takes."""
+        return frozenset(inspect.signature(self.module.forward).parameters)
 
     def new_cache(self) -> Cache | None:
         """Return an empty cache; None where only the model knows how to make its own."""
         return None if self.cache_class is None else self.cache_class(self.module.config)
 
-    def advance(self, cache: Cache | None, tokens: Tensor) -> tuple[Tensor, Cache | None]:
+    def advance(
+        self, cache: Cache | None, tokens: Tensor, padding: Tensor | None = None
+    ) -> tuple[Tensor, Cache | None]:
         """Read tokens [B, T] behind what the cache holds.
+
+        Args:
+            cache: what was read before.
+            tokens: the new ones.
+            padding: how many of the first tokens in each row of the cache are padding [B].
 
         Returns:
             The logits of the last one [B, E], float32, and the cache.
         """
-        options = {"logits_to_keep": 1} if self._keeps_logits else {}
+        options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in self.takes else {}
+        if padding is not None:
+            assert cache is not None
+            held = cache.get_seq_length()
+            column = torch.arange(held + tokens.shape[1], device=padding.device)
+            position = column - padding[:, None]
+            options |= {
+                "attention_mask": (position >= 0).long(),
+                "position_ids": position[:, held:],
+            }
         output = self.module(
             input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True, **options
         )
@@ -110,7 +132,7 @@ def examine(module: Any, limit: int | None = None) -> LanguageModel:
     name = type(module).__name__
     if module.config._attn_implementation == "sdpa":
         module.set_attn_implementation(CAUSAL_SDPA)
-    bare = LanguageModel(module, None, in_pieces=False, full_reason=None)
+    bare = LanguageModel(module, None, in_pieces=False, full_reason=None, joins_rows=False)
     vocabulary = module.get_input_embeddings().weight.shape[0]
     generator = torch.Generator("cpu").manual_seed(0)
     probe = torch.randint(0, vocabulary, (1, _PROBE_TOKENS), generator=generator)[:, :limit]
@@ -121,7 +143,7 @@ def examine(module: Any, limit: int | None = None) -> LanguageModel:
             hint="Models that keep their states in modules are not supported.",
         )
     kind = _own_cache_class(cache)
-    model = LanguageModel(module, kind, in_pieces=False, full_reason=None)
+    model = LanguageModel(module, kind, in_pieces=False, full_reason=None, joins_rows=False)
     near = _CUT_TOKENS + _NEAR_TOKENS
     head, *pieces = probe.tensor_split([_CUT_TOKENS, near], dim=1)
     expected = [bare.advance(None, probe[:, :near])[0], whole]
@@ -145,7 +167,42 @@ def examine(module: Any, limit: int | None = None) -> LanguageModel:
         log.warning("prompts will not share prefixes: %s", reason)
     if not in_pieces:
         log.warning("prompts will be read in one piece: long ones need much memory")
-    return LanguageModel(module, kind, in_pieces=in_pieces, full_reason=reason)
+    joins = in_pieces and _joins(model, probe, tolerance)
+    return LanguageModel(module, kind, in_pieces=in_pieces, full_reason=reason, joins_rows=joins)
+
+
+def _joins(model: LanguageModel, probe: Tensor, tolerance: float) -> bool:
+    """Whether rows of unequal length say side by side what they say alone."""
+    rope = _rope_types(model.module.config)
+    if rope & _RESCALED_ROPE or not model.takes >= {"attention_mask", "position_ids"}:
+        return False
+    tail = torch.split(probe[:, :2], 1, dim=1)  # two tokens [1, 1]
+    heads = [probe[:, : probe.shape[1] // part] for part in (2, 4)]
+    joined: JoinedRows | None = None
+    alone = []
+    for head in heads:
+        cache = model.advance(model.new_cache(), head)[1]
+        if not can_join(cache):
+            return False
+        joined = joined or JoinedRows(model.new_cache(), len(heads), heads[0].shape[1])
+        joined.add(cache, 1)
+        alone.append(_continued(model, cache, tail))
+    assert joined is not None
+    padding = torch.tensor([heads[0].shape[1] - head.shape[1] for head in heads])
+    cache = joined.cache
+    for i, token in enumerate(tail):
+        expected = torch.cat([logits[i] for logits in alone])
+        logits, _ = model.advance(cache, token.expand(len(heads), 1), padding.to(model.device))
+        if not _equal([logits], [expected], tolerance):
+            return False
+    return True
+
+
+def _rope_types(config: Any) -> set[str]:
+    """Return the kinds of RoPE of a model; some have one per kind of layer."""
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
+    return {kind["rope_type"] for kind in kinds if "rope_type" in kind}
 
 
 def _own_cache_class(cache: Cache) -> type[Cache] | None:

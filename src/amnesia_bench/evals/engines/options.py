@@ -16,8 +16,8 @@ class EngineOptions:
     Args:
         dtype: of weights and activations; "auto" is the checkpoint's own.
         device: "cpu", "cuda", "cuda:1", ...; None takes a GPU where there is one.
-        max_batch_tokens: rows of a batch times the tokens of a row, new ones included. One row
-            alone may be longer.
+        max_batch_tokens: rows of a batch times the tokens of its longest row, new ones included.
+            One row alone may be longer.
         prefill_chunk_tokens: prompts are read in pieces of this size, and shared prefixes end at
             its multiples: so that a shared and a full run make the very same calls. A sliding
             window needs 5 bytes per token of a piece and token of the window.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.evals.engines.decoding import Row, Stopping, finish
+from amnesia_bench.evals.engines.decoding import ReadRows, Row, Stopping, decode
 from amnesia_bench.evals.engines.language_model import LanguageModel, token_rows
 from amnesia_bench.evals.engines.protocol import Request, UntrustedAnswersError
 from amnesia_bench.records.evaluation import Generation, SampleKey
@@ -71,8 +71,8 @@ class PrefixCheck:
         row = Row.of(request)
         prompt = token_rows([request.tokens])
         logits, cache = self._model.read(self._model.new_cache(), prompt, self._chunk)
-        finish(self._model, cache, logits, [row], self._stopping)
-        return tuple(row.tokens)
+        [answered] = decode(self._model, ReadRows([row], logits, cache), self._stopping)
+        return tuple(answered.tokens)
 
     def compare(self, generation: Generation) -> None:
         """Compare an answer of the shared run, if it is one of those computed in full.

@@ -1,22 +1,22 @@
-"""One cache on its way through the tree of prefixes, and the answers it gives there."""
+"""One cache on its way through the tree of prefixes, and the prompts it reads there."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers.cache_utils import Cache
 
+from amnesia_bench.evals.engines.batches import Leaf
 from amnesia_bench.evals.engines.cache_snapshots import fork
-from amnesia_bench.evals.engines.decoding import Row, Stopping, finish
+from amnesia_bench.evals.engines.decoding import ReadRows, Row
+from amnesia_bench.evals.engines.joined_rows import JoinedRows
 from amnesia_bench.evals.engines.language_model import LanguageModel, token_rows
-from amnesia_bench.evals.engines.out_of_memory import (
-    MemoryExhaustedError,
-    reaching,
-    release_memory,
-)
+from amnesia_bench.evals.engines.out_of_memory import reaching
 from amnesia_bench.evals.engines.prefix_tree import PrefixNode
 from amnesia_bench.evals.engines.protocol import Request
 
@@ -31,16 +31,26 @@ class _Cut:
 
 
 class PrefixWalker:
-    """Holds the cache; enter nodes in the order of the plan, and answer at each.
+    """Holds the cache. Batches must come in the order of the tree: what one overwrites is lost.
 
     Args:
-        model: the model. One whose prompts cannot share prefixes needs a plan without cuts.
+        model: the model. One whose prompts cannot share prefixes needs a tree without cuts.
         chunk: tokens per piece of a prompt.
+        nodes: the tree.
+        requests: what its leaves and sources count.
     """
 
-    def __init__(self, model: LanguageModel, chunk: int) -> None:
+    def __init__(
+        self,
+        model: LanguageModel,
+        chunk: int,
+        nodes: Sequence[PrefixNode],
+        requests: Sequence[Request],
+    ) -> None:
         self._model = model
         self._chunk = chunk
+        self._nodes = nodes
+        self._requests = requests
         self._cache = model.new_cache()
         self._path = [_Cut(None, 0, self._snapshot())]
 
@@ -57,48 +67,56 @@ class PrefixWalker:
         return self._cache
 
     @torch.inference_mode()
-    def enter(self, nodes: Sequence[PrefixNode], index: int, requests: Sequence[Request]) -> None:
-        """Bring the cache to the cut of a node, whose parent was entered before.
+    def read(self, batch: Sequence[Leaf], rows: Sequence[Row]) -> ReadRows:
+        """Read the prompts of a batch, each from the cut where it leaves the common text.
 
         Raises:
-            MemoryExhaustedError: it is too long.
+            MemoryExhaustedError: memory did not reach for all of them.
         """
-        node = nodes[index]
-        while self._path[-1].node != node.parent:
+        pairs = zip(batch, rows, strict=True)
+        groups = [
+            (node, [row.request for _, row in group])
+            for (node, _), group in itertools.groupby(pairs, key=lambda pair: pair[0].reading)
+        ]
+        if len(groups) == 1:
+            return ReadRows(rows, *self._read(*groups[0]))
+        longest = max(leaf.num_tokens for leaf in batch)
+        joined = JoinedRows(self._model.new_cache(), len(batch), longest)
+        found = []
+        for node, requests in groups:
+            logits, cache = self._read(node, requests)
+            with reaching(longest):
+                joined.add(cache, len(requests))
+            found.append(logits)
+        padding = torch.tensor([longest - leaf.num_tokens for leaf in batch])
+        return ReadRows(rows, torch.cat(found), joined.cache, padding.to(self._model.device))
+
+    def _read(self, node: int, requests: Sequence[Request]) -> tuple[Tensor, Cache | None]:
+        """Read prompts of equal length that leave the common text at one node."""
+        self._enter(node)
+        start = self._path[-1].num_tokens
+        cache = self._resume()
+        if len(requests) > 1:
+            cache = self._forked(len(requests), start)
+        tokens = token_rows([request.tokens[start:] for request in requests])
+        return self._model.read(cache, tokens, self._chunk, start)
+
+    def _enter(self, index: int) -> None:
+        """Bring the path to a node, by way of those of its ancestors that are not on it."""
+        way = [index]
+        while (parent := self._nodes[way[-1]].parent) is not None:
+            way.append(parent)
+        while self._path[-1].node not in (None, *way):
             self._path.pop()
-        start = self._path[-1].num_tokens
-        if node.cut > start:
-            tokens = token_rows([requests[node.source].tokens[start : node.cut]])
-            self._model.read(self._resume(), tokens, self._chunk, start)
-        self._path.append(_Cut(index, node.cut, self._snapshot()))
-
-    @torch.inference_mode()
-    def answer(self, rows: Sequence[Row], stopping: Stopping) -> bool:
-        """Complete rows of equal length and sampling whose prompts go on from the present cut.
-
-        Returns:
-            False when there was not enough memory for more than one row; nothing is lost but
-            time.
-
-        Raises:
-            MemoryExhaustedError: it did not reach for one row.
-        """
-        start = self._path[-1].num_tokens
-        try:
-            cache = self._resume()
-            if len(rows) > 1:
-                cache = self._forked(len(rows), start)
-            tokens = token_rows([row.request.tokens[start:] for row in rows])
-            logits, cache = self._model.read(cache, tokens, self._chunk, start)
-            finish(self._model, cache, logits, rows, stopping)
-        except MemoryExhaustedError:
-            if len(rows) == 1:
-                raise
-            cache = None
-        else:
-            return True
-        release_memory()
-        return False
+        entered = {cut.node for cut in self._path}
+        for here in reversed(way):
+            if here in entered:
+                continue
+            node, start = self._nodes[here], self._path[-1].num_tokens
+            if node.cut > start:
+                tokens = token_rows([self._requests[node.source].tokens[start : node.cut]])
+                self._model.read(self._resume(), tokens, self._chunk, start)
+            self._path.append(_Cut(here, node.cut, self._snapshot()))
 
     def _forked(self, rows: int, start: int) -> Cache | None:
         empty = self._model.new_cache()

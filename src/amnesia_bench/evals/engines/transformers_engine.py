@@ -2,19 +2,20 @@
 
 What prompts begin with in common is read once (`prefix_tree`): one cache walks the cuts in
 ascending order, each prompt resumes at its own and overwrites what the one before wrote behind
-it. So keys and values are never copied, and one set of linear states per open cut is kept.
+it. So keys and values are not copied on the way, and one set of linear states per open cut is kept.
+Once read, prompts are copied into a batch and wait there until it is full (`batches`,
+`joined_rows`); then all go on together, and leave as they are finished (`decoding`).
 
 A full run makes the same calls: all prompts are read in pieces of `prefill_chunk_tokens`, and cuts
 are multiples of it. Answers of single rows are then equal bit by bit where the kernels are
-deterministic. Rows of a batch are equal mathematically: matrix products of other shapes round
-otherwise, and where two tokens are likely to within rounding, either may be chosen.
+deterministic. Rows of a batch are equal mathematically: products of other shapes and sums over
+padding round otherwise, and where two tokens are likely to within rounding, either may be chosen.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +24,27 @@ import transformers
 
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.evals.engines.answers import check_room, decoder, end_tokens
-from amnesia_bench.evals.engines.decoding import Row, Stopping
+from amnesia_bench.evals.engines.batches import (
+    BatchLimits,
+    Leaf,
+    columns_of,
+    first_batch,
+    leaves_of,
+)
+from amnesia_bench.evals.engines.decoding import Row, Stopping, decode
 from amnesia_bench.evals.engines.language_model import context_limit, examine
 from amnesia_bench.evals.engines.options import EngineOptions
-from amnesia_bench.evals.engines.out_of_memory import MemoryExhaustedError, is_out_of_memory
+from amnesia_bench.evals.engines.out_of_memory import (
+    MemoryExhaustedError,
+    is_out_of_memory,
+    release_memory,
+)
 from amnesia_bench.evals.engines.prefix_check import PrefixCheck
 from amnesia_bench.evals.engines.prefix_tree import PrefixNode, PromptDigest, plan_prefixes
 from amnesia_bench.evals.engines.prefix_walk import PrefixWalker
 from amnesia_bench.evals.engines.protocol import Request
 from amnesia_bench.modeling import HypeNetConfig
-from amnesia_bench.records.evaluation import Generation, Sampling
+from amnesia_bench.records.evaluation import Generation
 
 log = logging.getLogger(__name__)
 
@@ -143,12 +155,13 @@ class TransformersEngine:
             UntrustedAnswersError: a checked answer came out otherwise.
         """
         prompts = [self._survey(requests[i]) for i in range(len(requests))]
-        digests = [prompt.digest for prompt in prompts]
+        digests = [digest for digest, _ in prompts]
         chunk, shared = self._options.prefill_chunk_tokens, self._prefixes == "shared"
         nodes = plan_prefixes(digests, chunk, share=shared)
+        leaves = leaves_of(nodes, [(digest.num_tokens, new) for digest, new in prompts])
         try:
             check = self._check(requests, nodes) if shared else None
-            for generation in self._walk(requests, prompts, nodes):
+            for generation in self._walk(requests, leaves, nodes):
                 if check is not None:
                     check.compare(generation)
                 self._longest = max(
@@ -180,49 +193,40 @@ class TransformersEngine:
     def _stopping(self) -> Stopping:
         return self._eos_ids, self._decode
 
-    def _survey(self, request: Request) -> _Prompt:
+    def _survey(self, request: Request) -> tuple[PromptDigest, int]:
+        """Return what is kept of a request until it is asked for again."""
         check_room(request, self._limit)
         digest = PromptDigest.of(request.tokens, self._options.prefill_chunk_tokens)
-        return _Prompt(digest, request.sampling)
+        return digest, request.sampling.max_new_tokens
 
     def _walk(
-        self, requests: Sequence[Request], prompts: Sequence[_Prompt], nodes: Sequence[PrefixNode]
+        self, requests: Sequence[Request], waiting: Sequence[Leaf], nodes: Sequence[PrefixNode]
     ) -> Iterator[Generation]:
-        walker = PrefixWalker(self._model, self._options.prefill_chunk_tokens)
-        for index, node in enumerate(nodes):
-            walker.enter(nodes, index, requests)
-            for waiting in _equal_rows(prompts, node.leaves):
-                num_tokens = prompts[waiting[0]].most_tokens
-                while waiting:
-                    count = min(len(waiting), max(1, self._batch_tokens // num_tokens))
-                    batch = [Row.of(requests[i]) for i in waiting[:count]]
-                    if walker.answer(batch, self._stopping):
-                        yield from (row.generation(self._decode) for row in batch)
-                        del waiting[:count]
-                    else:
-                        self._batch_tokens = count // 2 * num_tokens
-                        log.warning("out of memory: %d rows a batch from now on", count // 2)
-
-
-@dataclass(frozen=True)
-class _Prompt:
-    """What is kept of a request between its two uses."""
-
-    digest: PromptDigest
-    sampling: Sampling
-
-    @property
-    def most_tokens(self) -> int:
-        """Tokens of the prompt and of the longest answer."""
-        return self.digest.num_tokens + self.sampling.max_new_tokens
-
-
-def _equal_rows(prompts: Sequence[_Prompt], indices: Sequence[int]) -> list[list[int]]:
-    """Group requests that can be rows of one batch: no row needs padding."""
-    groups: dict[tuple[int, Sampling], list[int]] = {}
-    for i in indices:
-        groups.setdefault((prompts[i].digest.num_tokens, prompts[i].sampling), []).append(i)
-    return list(groups.values())
+        chunk = self._options.prefill_chunk_tokens
+        walker = PrefixWalker(self._model, chunk, nodes, requests)
+        while waiting:
+            limits = BatchLimits(self._batch_tokens, self._limit, unequal=self._model.joins_rows)
+            batch = first_batch(waiting, limits)
+            rows = [Row.of(requests[leaf.index]) for leaf in batch]
+            try:
+                for row in decode(self._model, walker.read(batch, rows), self._stopping):
+                    yield row.generation(self._decode)
+            except MemoryExhaustedError:
+                if len(batch) == 1:
+                    raise
+            left = [
+                leaf for leaf, row in zip(batch, rows, strict=True) if row.finish_reason is None
+            ]
+            waiting = [*left, *waiting[len(batch) :]]
+            if left:
+                # The walk starts over: what was read of their prompts may be overwritten by now.
+                walker = PrefixWalker(self._model, chunk, nodes, requests)
+                release_memory()
+                count, columns = len(batch) // 2, columns_of(batch)
+                self._batch_tokens = count * columns
+                log.warning(
+                    "out of memory: %d rows of %d tokens a batch from now on", count, columns
+                )
 
 
 def _device(name: str | None) -> torch.device:
