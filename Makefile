@@ -12,7 +12,7 @@ PROFILE ?= paper
 TINY := $(if $(SMOKE),smoke,tiny)
 SEEDS ?= 1
 ALL := table1,table2,table3,table4,table10,controls,figures
-AMNESIA := AMNESIA_STORE=$(STORE) $(BIN)/amnesia $(if $(DRY),plan,run --out $(RESULTS))
+AMNESIA := AMNESIA_STORE="$(STORE)" $(BIN)/amnesia $(if $(DRY),plan,run --out $(RESULTS))
 TABLES := table1 table2 table3 table4 table10
 
 .DEFAULT_GOAL := help

@@ -47,23 +47,24 @@ def small_command(store: Path) -> list[str]:
 
 def small_driver(store: Path) -> subprocess.Popen[str]:
     """Start a driver of the small graph."""
-    return _started(small_command(store))
+    return _started(store, small_command(store))
 
 
 def driver(store: Path, *overrides: str) -> subprocess.Popen[str]:
     """Start `amnesia run`."""
     command = [sys.executable, "-m", "amnesia_bench.cli.main", "run", *overrides]
-    return _started([*command, f"--store={store}", f"--out={store.parent / 'results'}"])
+    return _started(store, [*command, f"--out={store.parent / 'results'}"])
 
 
-def _started(command: list[str]) -> subprocess.Popen[str]:
+def _started(store: Path, command: list[str]) -> subprocess.Popen[str]:
     return subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        env={**os.environ, "AMNESIA_DEBUG": ""},
+        # All that it starts can be told by this from what others run.
+        env={**os.environ, "AMNESIA_DEBUG": "", "AMNESIA_STORE": str(store)},
         start_new_session=True,
     )
 

@@ -1,5 +1,5 @@
-"""kill -9 of the driver and of workers at random points: the same command finishes, and the cells
-are those of a run that nobody disturbed."""
+"""kill -9 of the driver and all it started at random points: the same command finishes, and the
+cells are those of a run that nobody disturbed."""
 
 import json
 import os
@@ -7,6 +7,7 @@ import random
 import re
 import signal
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,27 +16,35 @@ from tests.pipelines import driver, finished
 
 EXPERIMENT = ("experiment=table1", "profile=smoke")
 KILLS = 12
+STAGES = 27
 
 
 def processes_of(store: Path) -> dict[str, list[int]]:
-    """Return the pids of the drivers, workers and commands of a store."""
-    found: dict[str, list[int]] = {"driver": [], "worker": [], "command": []}
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            words = path.read_bytes().decode(errors="replace").split("\0")
-            parent = int((path.parent / "stat").read_text().rpartition(")")[2].split()[1])
-        except (OSError, ValueError):
-            continue
-        pid = int(path.parent.name)
-        if "amnesia_bench.pipeline.worker" in words and str(store) in words:
-            found["worker"].append(pid)
-        elif "run" in words and f"--store={store}" in words:
-            found["driver"].append(pid)
-        elif "amnesia_bench.pipeline.warm" in words and parent not in (0, 1):
-            grandparent = Path(f"/proc/{parent}/cmdline").read_bytes().decode(errors="replace")
-            if "amnesia_bench.pipeline.warm" in grandparent.split("\0"):
-                found["command"].append(pid)
+    """Return the pids of the drivers, servers, workers and commands of a store, and of no other."""
+    found: dict[str, list[int]] = {"driver": [], "server": [], "worker": [], "command": []}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            if f"AMNESIA_STORE={store}" not in words(folder / "environ"):
+                continue
+            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+            if kind := _kind(words(folder / "cmdline"), words(Path(f"/proc/{parent}/cmdline"))):
+                found[kind].append(int(folder.name))
     return found
+
+
+def words(path: Path) -> list[str]:
+    """Return the parts of a file of /proc."""
+    return path.read_bytes().decode(errors="replace").split("\0")
+
+
+def _kind(command: list[str], parent: list[str]) -> str | None:
+    if "amnesia_bench.pipeline.warm" in command:  # a child of the server has its command line
+        return "command" if "amnesia_bench.pipeline.warm" in parent else "server"
+    if "amnesia_bench.pipeline.worker" in command:
+        return "worker"
+    if "amnesia_bench.cli.main" in command:
+        return "driver" if "run" in command else "command"
+    return None
 
 
 def cells(store: Path) -> dict[str, object]:
@@ -68,19 +77,19 @@ def test_the_cells_of_a_run_that_was_killed_many_times_are_those_of_one_that_was
     kills, before = 0, dict[str, str]()
     running = driver(wild, *EXPERIMENT)
     while True:
-        time.sleep(rng.uniform(0.5, 12))
+        time.sleep(rng.uniform(0.5, 9))
         if running.poll() is not None and kills >= KILLS:
             break
         assert finished(wild).items() >= before.items(), "a stage was done twice"
         before = finished(wild)
-        kind = rng.choice(["driver", "worker", "command"])
+        kind = rng.choice(["driver", "server", "worker", "command"])
         for pid in rng.sample(pids := processes_of(wild)[kind], min(1, len(pids))):
             os.kill(pid, signal.SIGKILL)
             kills += 1
         if running.poll() is not None:
             running.communicate()
             running = driver(wild, *EXPERIMENT)
-        if len(before) >= 27 and kills < KILLS:
+        if len(before) >= STAGES and kills < KILLS:
             pytest.fail(f"all was done after {kills} kills: kill faster")
     running.communicate()
     last = driver(wild, *EXPERIMENT)

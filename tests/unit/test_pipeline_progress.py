@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from amnesia_bench.pipeline import progress, stages
 from amnesia_bench.pipeline.progress import Watcher
-from amnesia_bench.store.layout import MANIFEST
+from amnesia_bench.store.files import make_folder
+from amnesia_bench.store.layout import MANIFEST, stage_path
+from amnesia_bench.store.lease import holding_lease
 
 GRAPH = tuple(stages.tokenizer(seed) for seed in range(8))
 
@@ -28,3 +31,28 @@ def test_each_stage_is_named_once_however_late_it_ends(
     assert [line.partition("]")[0] for line in lines] == [f"[{n}/10" for n in range(3, 11)]
     assert {line.split()[2] for line in lines} == {stage.id for stage in GRAPH}
     assert "\x1b" not in said.getvalue()
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def widest(said: Terminal) -> int:
+    return max(len(line) for line in said.getvalue().split("\r\x1b[K"))
+
+
+def test_the_line_that_moves_is_never_wider_than_the_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", said := Terminal())
+    monkeypatch.setattr(progress, "_LOOK_SECONDS", 1e-4)
+    monkeypatch.setenv("COLUMNS", "60")
+    with ExitStack() as running, Watcher(tmp_path, GRAPH, of=8):
+        for stage in GRAPH:
+            make_folder(stage_path(tmp_path, stage.id))
+            running.enter_context(holding_lease(stage_path(tmp_path, stage.id)))
+        while widest(said) < 59:
+            pass
+    assert widest(said) == 59
+    assert said.getvalue().endswith("\r\x1b[K")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import threading
 import time
@@ -77,8 +78,9 @@ class Watcher:
         while not self._stop.wait(_LOOK_SECONDS):
             self._look()
             if self._terminal:
-                names = ", ".join(self._running)
-                self._write(f"{_ERASE}  {self._left_over()}{names}"[:200])
+                line = f"  {self._left_over()}{', '.join(self._running)}"
+                # A line that wraps cannot be erased.
+                self._write(_ERASE + line[: shutil.get_terminal_size().columns - 1])
 
     def _left_over(self) -> str:
         """Return how much time is left, by the work of what was done and what was not."""
