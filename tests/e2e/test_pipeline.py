@@ -181,7 +181,7 @@ def test_a_warm_process_says_what_a_cold_one_does(tmp_path: Path) -> None:
     with warm_server() as server:
         for name, socket in (("warm", server), ("cold", None)):
             log = tmp_path / name
-            assert run_command(command, log, 1, 0, socket) == 2
+            assert run_command(command, log, 1, (), socket) == 2
             logs.append(log.read_text())
     assert logs[0] == logs[1]
 
@@ -192,11 +192,11 @@ def test_a_warm_server_outlives_a_worker_and_a_command_the_server(tmp_path: Path
     with warm_server() as server:
         with socket.socket(socket.AF_UNIX) as hasty:
             hasty.connect(server)
-        assert run_command(command, tmp_path / "log", 1, 0, server) == 2
+        assert run_command(command, tmp_path / "log", 1, (), server) == 2
         (process,) = set(psutil.Process().children()) - set(before)
         assert process.is_running()
         process.kill()
-        assert run_command(command, tmp_path / "log", 1, 0, server) == 2
+        assert run_command(command, tmp_path / "log", 1, (), server) == 2
 
 
 def test_a_stage_that_another_attempt_has_ended_meanwhile_is_done(

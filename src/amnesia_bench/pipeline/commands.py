@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from amnesia_bench.pipeline.devices import VARIABLE
+
 _MAIN = "amnesia_bench.cli.main"
 _LAUNCH = "amnesia_bench.training.launch"
 STARTED = "$ amnesia "
@@ -19,7 +21,7 @@ PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def run_command(
-    command: Sequence[str], log: Path, threads: int, gpus: int, server: str | None
+    command: Sequence[str], log: Path, threads: int, gpus: Sequence[str], server: str | None
 ) -> int:
     """Run `amnesia` with these arguments and wait for it; its output is appended to `log`.
 
@@ -27,7 +29,8 @@ def run_command(
         command: the arguments.
         log: the file.
         threads: how many it computes with.
-        gpus: more than one starts as many processes of a training.
+        gpus: those it may see, or none: then whatever is there. More than one start as many
+            processes of a training.
         server: the socket of a warm server; None starts the command anew.
 
     Returns:
@@ -38,9 +41,11 @@ def run_command(
     if server is not None and (code := _ask(server, command, log, threads)) is not None:
         return code
     start = ["-m", _MAIN]
-    if gpus > 1 and command[0] == "train":
-        start = ["-m", _LAUNCH, "--nproc-per-node", str(gpus), *start]
+    if len(gpus) > 1 and command[0] == "train":
+        start = ["-m", _LAUNCH, "--nproc-per-node", str(len(gpus)), *start]
     environment = {**os.environ, **PASSIVE, "OMP_NUM_THREADS": str(threads)}
+    if gpus:
+        environment[VARIABLE] = ",".join(gpus)
     with (
         log.open("ab") as output,
         subprocess.Popen(

@@ -10,8 +10,8 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from amnesia_bench.errors import AmnesiaError, BusyError, ExitCode, StageFailedError
@@ -26,6 +26,7 @@ from amnesia_bench.pipeline.bookkeeping import (
     write_orders,
 )
 from amnesia_bench.pipeline.commands import STARTED, run_command
+from amnesia_bench.pipeline.devices import holding_gpus, lending_folder, visible_gpus
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
 from amnesia_bench.records.stages import StageFailure, StageOrder
@@ -74,7 +75,8 @@ def _attempt(store: Path, order: StageOrder, socket: str | None, lease: Lease) -
         _check_inputs(store, order)
         make_folder(artifact.parent)
         provenance = collect_provenance(["amnesia", *order.command], seeds={})
-        _run(order, folder / LOG, artifact, socket)
+        with _gpus(order) as gpus:
+            _run(order, folder / LOG, gpus, artifact, socket)
         lease.check()
         _finish(store, order, artifact, provenance)
     except (AmnesiaError, OSError) as error:
@@ -96,10 +98,21 @@ def _check_inputs(store: Path, order: StageOrder) -> None:
         check_intact(store, kind, stage_id)
 
 
-def _run(order: StageOrder, log: Path, artifact: Path, socket: str | None) -> None:
+@contextmanager
+def _gpus(order: StageOrder) -> Iterator[tuple[str, ...]]:
+    if order.gpus == 0:
+        yield ()
+        return
+    with holding_gpus(order.gpus, visible_gpus(), lending_folder()) as gpus:
+        yield gpus
+
+
+def _run(
+    order: StageOrder, log: Path, gpus: Sequence[str], artifact: Path, socket: str | None
+) -> None:
     requeues, pause = 0, _WAIT_SECONDS
     while True:
-        code = run_command(order.command, log, order.threads, order.gpus, socket)
+        code = run_command(order.command, log, order.threads, gpus, socket)
         if code == ExitCode.REQUEUE and requeues < _REQUEUES:
             requeues += 1
         elif code == ExitCode.BUSY:  # an attempt whose worker was killed goes on by itself

@@ -1,0 +1,70 @@
+"""A GPU is lent to one stage at a time, and its command sees no other."""
+
+from __future__ import annotations
+
+import threading
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from amnesia_bench.errors import MissingEnvironmentError
+from amnesia_bench.pipeline import devices
+from amnesia_bench.pipeline.commands import run_command
+from amnesia_bench.pipeline.devices import holding_gpus, visible_gpus
+
+
+def test_stages_at_once_get_gpus_of_their_own(tmp_path: Path) -> None:
+    with ExitStack() as running:
+        held = [
+            running.enter_context(holding_gpus(count, ("0", "1", "GPU-f"), tmp_path))
+            for count in (1, 2)
+        ]
+        assert held == [("0",), ("1", "GPU-f")]
+    with holding_gpus(3, ("0", "1", "GPU-f"), tmp_path) as all_of_them:
+        assert len(all_of_them) == 3
+
+
+def test_a_stage_waits_until_enough_are_free_and_holds_none_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(devices, "_WAIT_SECONDS", 1e-3)
+    got = []
+
+    def wait_for_both() -> None:
+        with holding_gpus(2, ("0", "1"), tmp_path) as both:
+            got.append(both)
+
+    waiting = threading.Thread(target=wait_for_both)
+    with holding_gpus(1, ("1",), tmp_path):
+        waiting.start()
+        with holding_gpus(1, ("0",), tmp_path):
+            assert got == []
+    waiting.join(timeout=60)
+    assert got == [("0", "1")]
+
+
+def test_more_than_there_are_is_said(tmp_path: Path) -> None:
+    with (
+        pytest.raises(MissingEnvironmentError, match="takes 8 GPUs, and 1 can"),
+        holding_gpus(8, ("0",), tmp_path),
+    ):
+        pass
+
+
+def test_what_the_driver_may_see_is_all_there_is() -> None:
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3, GPU-a"}) == ("3", "GPU-a")
+
+
+@pytest.mark.parametrize(("gpus", "seen"), [(("2", "5"), "2,5"), ((), "None")])
+def test_a_command_sees_its_gpus_only(
+    gpus: tuple[str, ...], seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    (tmp_path / "seen.py").write_text(
+        "import os; print('sees', os.environ.get('CUDA_VISIBLE_DEVICES'))"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr("amnesia_bench.pipeline.commands._MAIN", "seen")
+    assert run_command(["score"], tmp_path / "log", 1, gpus, None) == 0
+    assert f"sees {seen}" in (tmp_path / "log").read_text()
