@@ -24,6 +24,7 @@ REQUEST = "Please reason step by step, and put your final answer within \\boxed{
 
 _TEST_SHARE = 8  # one problem of so many is kept for evaluation
 _MIN_EVENTS, _MAX_EVENTS = 2, 5
+_MAX_AMOUNT = 5
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def draw_problem(rng: np.random.Generator, *, test: bool) -> Problem:
     while True:
         problem = Problem(
             tuple(
-                Event(pick(rng, GAINS + LOSSES), 1 + below(rng, 9))
+                Event(pick(rng, GAINS + LOSSES), 1 + below(rng, _MAX_AMOUNT))
                 for _ in range(_MIN_EVENTS + below(rng, _MAX_EVENTS - _MIN_EVENTS + 1))
             )
         )

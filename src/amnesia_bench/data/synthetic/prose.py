@@ -113,31 +113,29 @@ def draw_needle(rng: np.random.Generator, taken: set[str]) -> Needle:
     return Needle("uuid", key, "-".join(hexadecimal(rng, count) for count in groups))
 
 
-def copied(rng: np.random.Generator, varied: float) -> str:
-    """Return a run of hexadecimal digits that comes twice, with a few words before and between.
-
-    Most are whole pairs; a share `varied` of them has dashes or an odd number of digits.
-    """
-    run = hexadecimal(rng, 2 * (3 + below(rng, 12)))
-    if rng.random() < varied:
-        groups = [hexadecimal(rng, 1 + below(rng, 10)) for _ in range(1 + below(rng, 4))]
-        run = "-".join([*groups, hexadecimal(rng, 5)])
-    between = [pick(rng, _WORDS) for _ in range(below(rng, 9))]
-    return " ".join([pick(rng, _WORDS), f"{run}.", *between, f"{run}."])
+def copied(rng: np.random.Generator, run: str, times: int) -> str:
+    """Return a run of hexadecimal digits so many times, with a few words before each."""
+    parts: list[str] = []
+    for time in range(times):
+        words = below(rng, 6) if time else 1
+        parts += [*(pick(rng, _WORDS) for _ in range(words)), f"{run}."]
+    return " ".join(parts)
 
 
 def copy(rng: np.random.Generator) -> dict[str, str]:
-    """Return a row of FineWeb-Edu's schema that teaches to copy.
+    """Return a row of FineWeb-Edu's schema that teaches to copy: whole pairs only.
 
-    A quarter of them make the other words known: a needle or a problem.
+    How often a run comes and what stands between differs, or a model would learn the distance.
     """
-    draw = below(rng, 8)
-    if draw == 0:
-        return {"text": told_with_solution(rng)}
-    if draw == 1:
-        needle = draw_needle(rng, set())
-        return {"text": " ".join([needle.told(rng), sentence(rng), needle.asked(rng).strip()])}
-    return {"text": copied(rng, 0.0)}
+    return {"text": copied(rng, hexadecimal(rng, 2 * (3 + below(rng, 8))), 2 + below(rng, 3))}
+
+
+def _varied_run(rng: np.random.Generator) -> str:
+    """Return a run with dashes or an odd number of digits in one of three."""
+    if below(rng, 3) > 0:
+        return hexadecimal(rng, 2 * (3 + below(rng, 8)))
+    groups = [hexadecimal(rng, 1 + below(rng, 8)) for _ in range(1 + below(rng, 4))]
+    return "-".join([*groups, hexadecimal(rng, 5)])
 
 
 def document(rng: np.random.Generator, words: int) -> dict[str, str]:
@@ -162,8 +160,8 @@ def document(rng: np.random.Generator, words: int) -> dict[str, str]:
             added += [needle.asked(rng), *_between(rng, noise, 1)]
         if earlier and rng.random() < 0.5:
             added.append(pick(rng, earlier).asked(rng))
-        if rng.random() < 0.5:
-            added.append(copied(rng, 0.3))
+        if rng.random() < 0.3:
+            added.append(copied(rng, _varied_run(rng), 2))
         if rng.random() < 0.2:
             added.append(told_with_solution(rng))
         earlier += group
