@@ -64,11 +64,14 @@ def test_needles_and_questions_are_worded_as_in_niah() -> None:
     assert any(f"{number.question(k)} {number.gen_prefix(k)} " in whole for k in keys)
 
 
-def test_a_run_to_copy_comes_twice_and_is_made_of_whole_pairs() -> None:
+def test_a_run_to_copy_comes_two_to_four_times_and_is_made_of_whole_pairs() -> None:
+    times = set()
     for row in rows_of("copies", 200):
-        first, second = re.findall(r"\b([0-9a-f]{6,})\.", row["text"])
-        assert first == second
-        assert len(first) in range(6, 30, 2)
+        runs = re.findall(r"\b([0-9a-f]{6,})\.", row["text"])
+        assert len(set(runs)) == 1
+        assert len(runs[0]) in range(6, 22, 2)
+        times.add(len(runs))
+    assert times == {2, 3, 4}
 
 
 def test_a_haystack_holds_no_needle_and_ends_in_full_sentences() -> None:
