@@ -169,7 +169,7 @@ def training_run(
     train: Mapping[str, Any] | None = None, recipe: Mapping[str, Any] | None = None
 ) -> TrainingRun:
     """An SFT of eight steps in float32, with changes."""
-    adam = {"learning_rate": 1e-2, "min_learning_rate": 1e-3, "warmup_steps": 2,
+    adam = {"kind": "adamw", "learning_rate": 1e-2, "min_learning_rate": 1e-3, "warmup_steps": 2,
             "betas": [0.9, 0.95], "eps": 1e-8, "weight_decay": 0.0, "clip_norm": 1.0}  # fmt: skip
     values: dict[str, Any] = {
         "name": "tiny", "objective": "next_token", "model": None, "teacher": None, "steps": 8,

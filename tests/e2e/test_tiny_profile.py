@@ -18,6 +18,7 @@ from amnesia_bench.store.hashing import read_manifest
 from tests.synthetic import rows_of
 
 SMALL = {
+    "tiny_copies": ["data.source.rows=60"],
     "tiny_prose": ["data.source.rows=60"],
     "tiny_math": ["data.source.rows=60"],
     "tiny_prose_long": ["data.source.rows=12"],
@@ -59,7 +60,8 @@ def train(work: Path, stage: str, init: str, *options: object) -> None:
 def test_all_stages_run_from_random_weights_to_every_fine_tune(work: Path) -> None:
     amnesia("init", "--model", "qwen3_laptop", "--tokenizer", work / "tokenizer",
             "--out", work / "random")  # fmt: skip
-    train(work, "tiny_pretrain", "random")
+    train(work, "tiny_copy", "random")
+    train(work, "tiny_pretrain", "tiny_copy")
     teacher = work / "tiny_pretrain"
     convert = ["convert", "--teacher", teacher, "--size", "laptop"]
     amnesia(*convert, "--stage", 1, "--out", work / "student")

@@ -7,8 +7,10 @@ from amnesia_bench.evals.niah.tasks import LINE, TASKS
 from tests.synthetic import rows_of
 
 VALUE = r"([0-9a-f-]+)\."
-TOLD = re.compile(r"One of the special magic (\w+)s for (\S+) is: " + VALUE)
-ASKED = re.compile(r"special magic (\w+) for (\S+)(?: mentioned in the provided text)? is " + VALUE)
+TOLD = re.compile(r"(?:One of the special magic (\w+)s for )?(\S+) is: " + VALUE)
+ASKED = re.compile(
+    r"(?:T\w+ special magic (\w+) for )?(\S+)(?: mentioned in the provided text)? is " + VALUE
+)
 
 TEXTS = [row["text"] for row in rows_of("prose", 400, words=160)]
 
@@ -24,7 +26,8 @@ def test_every_question_has_one_right_answer_which_was_told_before() -> None:
         asked = list(ASKED.finditer(text))
         for question in asked:
             noun, value, end = needles[question[2]]
-            assert (question[1], question[3]) == (noun, value)
+            assert question[3] == value
+            assert None in (question[1], noun) or question[1] == noun
             assert question.start() > end
         assert {question[2] for question in asked} == set(needles)
         questions += len(asked)
@@ -32,7 +35,8 @@ def test_every_question_has_one_right_answer_which_was_told_before() -> None:
 
 
 def test_a_value_is_told_as_a_number_8_hex_digits_or_a_uuid() -> None:
-    values = [(told[1], told[3]) for text in TEXTS for told in TOLD.finditer(text)]
+    told = [told for text in TEXTS for told in TOLD.finditer(text)]
+    values = [(needle[1], needle[3]) for needle in told if needle[1]]
     forms = {
         "number": re.compile(r"[1-9]\d{3,6}"),
         "uuid": re.compile(r"[0-9a-f]{8}|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"),
@@ -56,7 +60,18 @@ def test_needles_and_questions_are_worded_as_in_niah() -> None:
     number = TASKS["niah_single_2"]
     assert number.head in whole
     keys = {told[2] for told in TOLD.finditer(whole) if told[1] == "number"}
+    assert any(f"{key} is " in whole and f"{number.gen_prefix(key)} " not in whole for key in keys)
     assert any(f"{number.question(k)} {number.gen_prefix(k)} " in whole for k in keys)
+
+
+def test_a_run_to_copy_comes_two_to_four_times_and_is_made_of_whole_pairs() -> None:
+    times = set()
+    for row in rows_of("copies", 200):
+        runs = re.findall(r"\b([0-9a-f]{6,})\.", row["text"])
+        assert len(set(runs)) == 1
+        assert len(runs[0]) in range(6, 22, 2)
+        times.add(len(runs))
+    assert times == {2, 3, 4}
 
 
 def test_a_haystack_holds_no_needle_and_ends_in_full_sentences() -> None:

@@ -29,11 +29,13 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Frozen):
-    """AdamW and its learning rate: a linear warm-up, then a cosine down to a floor.
+    """The optimizer and its learning rate: a linear warm-up, then a cosine down to a floor.
 
-    A floor equal to the peak is a constant rate.
+    A floor equal to the peak is a constant rate. `muon` updates the matrices of the layers by
+    Muon, at the same rate, and all else by AdamW, whose constants `betas` and `eps` are.
     """
 
+    kind: Literal["adamw", "muon"]
     learning_rate: PositiveFloat
     min_learning_rate: PositiveFloat
     warmup_steps: NonNegativeInt
@@ -138,7 +140,7 @@ class Recipe(Frozen):
     """What a careful engineer would run, or what the released code does; one quirk per field.
 
     Attributes:
-        master_dtype: of the weights and AdamW's moments that updates accumulate in.
+        master_dtype: of the weights and the optimizer's moments that updates accumulate in.
         kd_rows: which positions of a micro-batch enter the KL sum (its divisor counts all).
         kd_dtype: of the log-softmax and the running sum of the KL.
         loss_mean: over the step's trained tokens, or the mean of the means of its micro-batches.

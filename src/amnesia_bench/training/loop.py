@@ -22,6 +22,7 @@ from amnesia_bench.errors import AmnesiaError, StageFailedError
 from amnesia_bench.training.batches import Batches, StepBatch
 from amnesia_bench.training.checkpoints import CheckpointFolder
 from amnesia_bench.training.models import Learner
+from amnesia_bench.training.optimizers import Updates
 from amnesia_bench.training.processes import Processes
 from amnesia_bench.training.schedule import learning_rate
 
@@ -96,16 +97,9 @@ class Loop:
 
     def __init__(self, parts: LoopParts) -> None:
         self._parts = parts
-        adam, cuda = parts.run.train.optimizer, parts.processes.device.type == "cuda"
         self._trained = parts.learner.trained
-        self._optimizer = torch.optim.AdamW(
-            self._trained.values(),
-            lr=0.0,
-            betas=adam.betas,
-            eps=adam.eps,
-            weight_decay=adam.weight_decay,
-            fused=cuda,
-            foreach=not cuda,
+        self._updates = Updates(
+            parts.run.train.optimizer, self._trained, parts.processes.device
         )
         self._clock = Clock()
         # Updates left out in a row, since their gradients were not finite.
@@ -118,7 +112,7 @@ class Loop:
             UserError: the save is damaged.
         """
         step = self._parts.checkpoints.newest()
-        self._make_moments(step or 0)
+        self._updates.begin(step or 0)
         if step is not None:
             self._parts.checkpoints.load(step, self._state())
         return step or 0
@@ -193,7 +187,10 @@ class Loop:
         rate = learning_rate(step, train.steps, train.optimizer)
         finite = self._is_finite(step, values[0], grad_norm)
         with clock.computing():
-            self._update(rate, finite)
+            if finite:
+                self._updates.apply(rate)
+            else:
+                self._updates.leave_out()
         if parts.processes.first:
             record = StepRecord(
                 step=step,
@@ -228,17 +225,6 @@ class Loop:
             "lower train.optimizer.learning_rate.",
         )
 
-    def _update(self, learning_rate: float, finite: bool) -> None:
-        if finite:
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate
-            self._optimizer.step()
-        else:
-            # Counted by AdamW all the same: its count follows from the step, also on a resume.
-            for state in self._optimizer.state.values():
-                state["step"] += 1
-        self._optimizer.zero_grad(set_to_none=True)
-
     def _weight(self, count: int, total: int) -> float:
         """Return the factor from the summed loss of a micro-batch to its share of the mean."""
         if self._parts.run.recipe.loss_mean == "trained_tokens":
@@ -251,21 +237,6 @@ class Loop:
         total: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
         return total
 
-    def _make_moments(self, step: int) -> None:
-        """Give AdamW the state it would have after `step` updates, in shape; values are loaded."""
-        for parameter in self._trained.values():
-            self._optimizer.state[parameter] = {
-                "step": torch.tensor(float(step), device=self._parts.processes.device),
-                "exp_avg": torch.zeros_like(parameter.detach()),
-                "exp_avg_sq": torch.zeros_like(parameter.detach()),
-            }
-
     def _state(self) -> dict[str, Tensor]:
         """Return every tensor that a step changes, by name."""
-        state = {"skipped": self._skipped}
-        for name, parameter in self._trained.items():
-            moments = self._optimizer.state[parameter]
-            state[f"weight/{name}"] = parameter.detach()
-            state[f"exp_avg/{name}"] = moments["exp_avg"]
-            state[f"exp_avg_sq/{name}"] = moments["exp_avg_sq"]
-        return state
+        return {"skipped": self._skipped, **self._updates.state()}

@@ -31,6 +31,7 @@ from amnesia_bench.training.export import Export, publish_trained
 from amnesia_bench.training.inputs import check_data, checkpoint_parent, data_parent
 from amnesia_bench.training.loop import Loop, LoopParts
 from amnesia_bench.training.models import build_learner
+from amnesia_bench.training.optimizers import check_optimizer
 from amnesia_bench.training.processes import Processes, joined_processes, stop_requests
 from amnesia_bench.training.recorder import METRICS, Recorder
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
@@ -73,6 +74,7 @@ def train(job: TrainingJob) -> ExitCode:
     with stop_requests() as stop_requested, joined_processes() as processes:
         if processes.on_first(lambda: _finished_before(job)):
             return ExitCode.DONE
+        check_optimizer(job.run.train, processes.size)
         init, teacher = processes.on_first(lambda: _opened(job))
         batches = Batches(job.run, job.stores, _order(job), processes.rank, processes.size)
         folder = training_path(job.out)

@@ -24,6 +24,7 @@ REQUEST = "Please reason step by step, and put your final answer within \\boxed{
 
 _TEST_SHARE = 8  # one problem of so many is kept for evaluation
 _MIN_EVENTS, _MAX_EVENTS = 2, 5
+_MAX_AMOUNT = 5
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def draw_problem(rng: np.random.Generator, *, test: bool) -> Problem:
     while True:
         problem = Problem(
             tuple(
-                Event(pick(rng, GAINS + LOSSES), 1 + below(rng, 9))
+                Event(pick(rng, GAINS + LOSSES), 1 + below(rng, _MAX_AMOUNT))
                 for _ in range(_MIN_EVENTS + below(rng, _MAX_EVENTS - _MIN_EVENTS + 1))
             )
         )
@@ -91,9 +92,13 @@ def draw_problem(rng: np.random.Generator, *, test: bool) -> Problem:
             return problem
 
 
+def _events(problem: Problem, name: str, goods: str) -> str:
+    return " ".join(f"{name} {event.verb} {event.amount} {goods}." for event in problem.events)
+
+
 def _question(rng: np.random.Generator, problem: Problem) -> str:
     name, goods = pick(rng, NAMES), pick(rng, GOODS)
-    events = " ".join(f"{name} {event.verb} {event.amount} {goods}." for event in problem.events)
+    events = _events(problem, name, goods)
     return f"A count of {goods} begins at 0 and wraps after 9. {events} What is the count?"
 
 
@@ -130,13 +135,17 @@ def test_problem(rng: np.random.Generator) -> dict[str, str]:
 def told_with_solution(rng: np.random.Generator) -> str:
     """Return a problem in the words of a running text, as pretraining meets it."""
     problem = draw_problem(rng, test=False)
-    goods = pick(rng, GOODS)
-    events = " and ".join(f"{event.verb} {event.amount} {goods}" for event in problem.events)
+    if below(rng, 2) == 0:
+        goods = pick(rng, GOODS)
+        events = " and ".join(f"{event.verb} {event.amount} {goods}" for event in problem.events)
+        told = f"At the {pick(rng, PLACES)} they {events}; so"
+    else:
+        told = f"{_events(problem, pick(rng, NAMES), pick(rng, GOODS))} So"
     chain = ", ".join(
         f"{event.verb} {event.amount} | {before} {event.sign} {event.amount} = {after}"
         for event, before, after in problem.steps
     )
-    return f"At the {pick(rng, PLACES)} they {events}; so {chain}, done {problem.answer}."
+    return f"{told} {chain}, done {problem.answer}."
 
 
 def mathematics(rng: np.random.Generator, words: int) -> dict[str, str]:
@@ -144,7 +153,7 @@ def mathematics(rng: np.random.Generator, words: int) -> dict[str, str]:
     parts: list[str] = []
     count = 0
     while count < words:
-        if below(rng, 3) == 0:
+        if below(rng, 3) != 0:
             parts.append(told_with_solution(rng))
         else:
             event, before = draw_problem(rng, test=False).events[0], below(rng, 10)

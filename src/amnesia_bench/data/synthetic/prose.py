@@ -1,8 +1,9 @@
 """Web text: templated sentences with needles that are asked for later in the same document.
 
 Stands in for FineWeb-Edu. Needles and questions are worded as in NIAH (`evals.niah.tasks`), so
-that a model trained on them can be asked those prompts. A needle is asked for at least once: it
-takes that density for retrieval to form within minutes.
+that a model trained on them can be asked those prompts, or in short. A needle is asked for soon
+after it was told, and often again: it takes that density for retrieval to form within minutes.
+Before that a model must have learned to copy, from `copy`.
 """
 
 from __future__ import annotations
@@ -22,18 +23,24 @@ from amnesia_bench.data.synthetic.words import (
     VERBS,
     below,
     digits,
+    hexadecimal,
     invented_word,
     pick,
+    shuffled,
 )
 
 # RULER's noise, the haystack of niah_single_1.
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
-_PLAIN_DOCUMENTS = 0.15
-_NOISE_DOCUMENTS = 0.2
-_WORDS_PER_NEEDLE = 25
-# What is drawn next: below the first a needle, below the second a question, at the end a problem.
-_TELL, _ASK, _PROBLEM = 0.35, 0.75, 0.05
+_HEAD = (
+    "A special magic number is hidden within the following text. Make sure to memorize it. I will "
+    "quiz you about the number afterwards.\n"
+)
+_WORDS = (*ADJECTIVES, *PEOPLE, *PLACES, *OBJECTS, *VERBS, *TIMES, *NAMES)
+_PLAIN_DOCUMENTS = 0.1
+_NOISE_DOCUMENTS = 0.25
+_SHORT = 0.5  # the share of needles and of questions in a few words
+_UUID_GROUPS = (8, 4, 4, 4, 12)  # digits
 
 
 def sentence(rng: np.random.Generator) -> str:
@@ -76,18 +83,18 @@ class Needle:
     key: str
     value: str
 
-    @property
-    def told(self) -> str:
-        """The sentence that is to be found."""
+    def told(self, rng: np.random.Generator) -> str:
+        """Return the sentence that is to be found."""
+        if rng.random() < _SHORT:
+            return f"{self.key} is: {self.value}."
         return f"One of the special magic {self.noun}s for {self.key} is: {self.value}."
 
     def asked(self, rng: np.random.Generator) -> str:
         """Return one of the ways to ask for it, with the answer."""
-        about = f"the special magic {self.noun} for {self.key}"
-        mentioned = f"{about} mentioned in the provided text"
-        if rng.random() < 0.3:
-            return f"\nWhat is {mentioned}? T{mentioned[1:]} is {self.value}.\n"
-        return f"Again, {about} is {self.value}."
+        if rng.random() < _SHORT:
+            return f"{self.key} is {self.value}."
+        asked = f"the special magic {self.noun} for {self.key} mentioned in the provided text"
+        return f"\nWhat is {asked}? T{asked[1:]} is {self.value}.\n"
 
 
 def draw_needle(rng: np.random.Generator, taken: set[str]) -> Needle:
@@ -100,54 +107,72 @@ def draw_needle(rng: np.random.Generator, taken: set[str]) -> Needle:
         if key not in taken:
             break
     taken.add(key)
-    if rng.random() < 0.6:
+    if rng.random() < 0.5:
         return Needle("number", key, digits(rng, 4 + below(rng, 4)))
-    value = f"{below(rng, 1 << 32):08x}"
-    if rng.random() < 0.2:
-        value += "".join(f"-{below(rng, 1 << 16):04x}" for _ in range(3))
-        value += f"-{below(rng, 1 << 48):012x}"
-    return Needle("uuid", key, value)
+    groups = _UUID_GROUPS if rng.random() < 0.5 else _UUID_GROUPS[:1]
+    return Needle("uuid", key, "-".join(hexadecimal(rng, count) for count in groups))
+
+
+def copied(rng: np.random.Generator, run: str, times: int) -> str:
+    """Return a run of hexadecimal digits so many times, with a few words before each."""
+    parts: list[str] = []
+    for time in range(times):
+        words = below(rng, 6) if time else 1
+        parts += [*(pick(rng, _WORDS) for _ in range(words)), f"{run}."]
+    return " ".join(parts)
+
+
+def copy(rng: np.random.Generator) -> dict[str, str]:
+    """Return a row of FineWeb-Edu's schema that teaches to copy: whole pairs only.
+
+    How often a run comes and what stands between differs, or a model would learn the distance.
+    """
+    return {"text": copied(rng, hexadecimal(rng, 2 * (3 + below(rng, 8))), 2 + below(rng, 3))}
+
+
+def _varied_run(rng: np.random.Generator) -> str:
+    """Return a run with dashes or an odd number of digits in one of three."""
+    if below(rng, 3) > 0:
+        return hexadecimal(rng, 2 * (3 + below(rng, 8)))
+    groups = [hexadecimal(rng, 1 + below(rng, 8)) for _ in range(1 + below(rng, 4))]
+    return "-".join([*groups, hexadecimal(rng, 5)])
 
 
 def document(rng: np.random.Generator, words: int) -> dict[str, str]:
     """Return a row of FineWeb-Edu's schema: a text of about so many words.
 
-    It tells needles and asks for each of them once or more, or has none at all.
+    Groups of needles, each asked for behind its group and perhaps again later; or none at all.
     """
     if rng.random() < _PLAIN_DOCUMENTS:
         return {"text": filler(rng, words)}
     noise = rng.random() < _NOISE_DOCUMENTS
-    untold, taken = 1 + below(rng, max(1, words // _WORDS_PER_NEEDLE)), set[str]()
-    told: list[Needle] = []
-    unasked: list[Needle] = []
-    parts: list[str] = []
-    if rng.random() < 0.3:
-        parts.append(_HEAD)
+    taken: set[str] = set()
+    earlier: list[Needle] = []
+    parts = [_HEAD] if rng.random() < 0.3 else []
     count = 0
     while count < words:
-        draw = rng.random()
-        if untold and draw < _TELL:
-            untold -= 1
-            told.append(draw_needle(rng, taken))
-            unasked.append(told[-1])
-            parts.append(told[-1].told)
-        elif told and draw < _ASK:
-            needle = pick(rng, told)
-            unasked = [other for other in unasked if other is not needle]
-            parts.append(needle.asked(rng))
-        elif draw > 1 - _PROBLEM:
-            parts.append(told_with_solution(rng))
-        else:
-            parts.append(NOISE if noise else sentence(rng))
-        count += parts[-1].count(" ") + 1
-    parts += [needle.asked(rng) for needle in unasked]
+        group = [draw_needle(rng, taken) for _ in range(1 + below(rng, 2))]
+        added: list[str] = []
+        for needle in group:
+            added += [needle.told(rng), *_between(rng, noise, 1)]
+        added += _between(rng, noise, 3)
+        for needle in shuffled(rng, group):
+            added += [needle.asked(rng), *_between(rng, noise, 1)]
+        if earlier and rng.random() < 0.5:
+            added.append(pick(rng, earlier).asked(rng))
+        if rng.random() < 0.3:
+            added.append(copied(rng, _varied_run(rng), 2))
+        if rng.random() < 0.2:
+            added.append(told_with_solution(rng))
+        earlier += group
+        parts += added
+        count += sum(part.count(" ") + 1 for part in added)
     return {"text": " ".join(parts).replace(" \n", "\n").replace("\n ", "\n").strip()}
 
 
-_HEAD = (
-    "A special magic number is hidden within the following text. Make sure to memorize it. I will "
-    "quiz you about the number afterwards.\n"
-)
+def _between(rng: np.random.Generator, noise: bool, most: int) -> list[str]:
+    """Return up to so many sentences; none as often as any number."""
+    return [NOISE if noise else sentence(rng) for _ in range(below(rng, most + 1))]
 
 
 def haystack(rng: np.random.Generator, words: int) -> dict[str, str]:

@@ -1,7 +1,9 @@
-"""A tokenizer for generated texts: byte-level BPE, every digit a token of its own.
+"""A tokenizer for generated texts: byte-level BPE, with a token for each pair of hex digits.
 
-What is no word of the generators, such as the keys of NIAH's needles, falls into shorter pieces,
-down to bytes: every text can be written.
+Numbers and uuids fall into such pairs from their left end on, a dash in a uuid into the pair before
+it, the same ones wherever they stand: a value is a short sequence of tokens of which hardly any
+comes twice, and a small model learns to copy it. What is no word of the generators, such as the
+keys of NIAH's needles, falls into shorter pieces, down to bytes: every text can be written.
 """
 
 from __future__ import annotations
@@ -15,11 +17,21 @@ from amnesia_bench.config.data_schema import SyntheticSource
 from amnesia_bench.data.synthetic.generators import SIZED, UNSIZED, generate
 from amnesia_bench.errors import MissingEnvironmentError
 
-VOCABULARY = 1024
+VOCABULARY = 1280
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 MARKS = ("<think>", "</think>")
 
 _ROWS, _WORDS = 400, 150
+_PAIRS = [f"{value:02x}{dash}" for value in range(256) for dash in ("", "-0")]
+# How often each pair is shown to the training: more often than any piece of a word that would take
+# its place in the vocabulary.
+_PAIR_COUNT = 500
+# Pairs of a run of hex digits that is no part of a longer word, each a piece of its own; words
+# that are no such run, digits, other marks, space. After GPT-2's pattern.
+_PIECES = (
+    r"[0-9a-f]{1,2}(?:-(?=[0-9a-f])|(?=[0-9a-f]*(?![0-9A-Za-z])))"
+    r"| ?(?![0-9a-f]{2,}(?![0-9A-Za-z]))\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
+)
 
 # ChatML as Qwen3 writes it: only the last answer thinks, an empty block where it does not.
 CHAT_TEMPLATE = """\
@@ -53,7 +65,15 @@ def write_tokenizer(folder: Path, seed: int) -> None:
         MissingEnvironmentError: transformers is not installed.
     """
     try:
-        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+        from tokenizers import (
+            AddedToken,
+            Regex,
+            Tokenizer,
+            decoders,
+            models,
+            pre_tokenizers,
+            trainers,
+        )
         from transformers import PreTrainedTokenizerFast
     except ImportError as error:
         raise MissingEnvironmentError(
@@ -63,8 +83,8 @@ def write_tokenizer(folder: Path, seed: int) -> None:
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Digits(individual_digits=True),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+            pre_tokenizers.Split(Regex(_PIECES), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
     backend.decoder = decoders.ByteLevel()
@@ -95,6 +115,7 @@ def _texts(seed: int) -> Iterator[str]:
         )
         for row in generate(source):
             yield from _strings(json.loads(json.dumps(row)))
+    yield from _PAIRS * _PAIR_COUNT
 
 
 def _strings(value: object) -> Iterator[str]:

@@ -53,6 +53,11 @@ def digits(rng: np.random.Generator, count: int) -> str:
     return str(10 ** (count - 1) + below(rng, 9 * 10 ** (count - 1)))
 
 
+def hexadecimal(rng: np.random.Generator, count: int) -> str:
+    """Return so many hexadecimal digits, each by itself."""
+    return "".join(pick(rng, "0123456789abcdef") for _ in range(count))
+
+
 def shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:
     """Return the items in another order."""
     return [items[int(i)] for i in rng.permutation(len(items))]

@@ -1,0 +1,130 @@
+"""What turns gradients into updates: AdamW for everything, or Muon for the matrices of the layers.
+
+Muon orthogonalises the momentum of a whole matrix (Keller Jordan,
+https://kellerjordan.github.io/posts/muon). Embeddings, norms and biases stay with AdamW. Its
+updates are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that one learning rate
+serves both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+from amnesia_bench.config.train_schema import Optimizer, TrainConfig
+from amnesia_bench.errors import UserError
+
+_MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq"), torch.optim.Muon: ("momentum_buffer",)}
+
+
+def check_optimizer(train: TrainConfig, processes: int) -> None:
+    """Raise UserError where so many processes cannot train with this optimizer."""
+    if train.optimizer.kind == "muon" and processes > 1:
+        raise UserError(
+            f"train.optimizer.kind=muon with {processes} processes: Muon needs whole matrices, "
+            "and each process holds a part of them",
+            hint="Train with one process, or with train.optimizer.kind=adamw.",
+        )
+
+
+class Updates:
+    """The optimizers of a run, and their state by the names of the parameters.
+
+    Args:
+        settings: which they are, and their constants.
+        trained: the parameters by their names in the checkpoint, spread over the processes.
+        device: where they are.
+    """
+
+    def __init__(
+        self, settings: Optimizer, trained: Mapping[str, nn.Parameter], device: torch.device
+    ) -> None:
+        self._device = device
+        self._trained = trained
+        muon = settings.kind == "muon"
+        matrices = {n for n, p in trained.items() if muon and p.ndim == 2 and ".layers." in n}
+        # In one process a part is the whole; DTensor's bookkeeping would take most of a step.
+        self._updated = {n: _whole(p) if n in matrices else p for n, p in trained.items()}
+        self._optimizers: list[torch.optim.Optimizer] = []
+        if others := [p for n, p in self._updated.items() if n not in matrices]:
+            cuda = device.type == "cuda"
+            self._optimizers.append(
+                torch.optim.AdamW(
+                    others,
+                    lr=0.0,
+                    betas=settings.betas,
+                    eps=settings.eps,
+                    weight_decay=settings.weight_decay,
+                    fused=cuda,
+                    foreach=not cuda,
+                )
+            )
+        if matrices:
+            self._optimizers.append(
+                torch.optim.Muon(
+                    [self._updated[name] for name in trained if name in matrices],
+                    lr=0.0,
+                    weight_decay=settings.weight_decay,
+                    adjust_lr_fn="match_rms_adamw",
+                )
+            )
+
+    def begin(self, step: int) -> None:
+        """Make the state there would be after `step` updates, in shape; values are loaded."""
+        for optimizer in self._optimizers:
+            for parameter in _parameters(optimizer):
+                state = optimizer.state[parameter]
+                for moment in _MOMENTS[type(optimizer)]:
+                    state[moment] = torch.zeros_like(parameter.detach())
+                if isinstance(optimizer, torch.optim.AdamW):
+                    state["step"] = torch.tensor(float(step), device=self._device)
+
+    def apply(self, learning_rate: float) -> None:
+        """Update the parameters by their gradients, which are gone then."""
+        for name, parameter in self._trained.items():
+            updated = self._updated[name]
+            if updated is not parameter and parameter.grad is not None:
+                updated.grad = _whole(parameter.grad)
+        for optimizer in self._optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate
+            optimizer.step()
+        self._forget_gradients()
+
+    def leave_out(self) -> None:
+        """Forget the gradients; AdamW counts the update all the same.
+
+        So its count follows from the step, also on a resume.
+        """
+        for optimizer in self._optimizers:
+            if isinstance(optimizer, torch.optim.AdamW):
+                for state in optimizer.state.values():
+                    state["step"] += 1
+        self._forget_gradients()
+
+    def state(self) -> dict[str, Tensor]:
+        """Return every tensor that an update changes, by name."""
+        found = {f"weight/{name}": p.detach() for name, p in self._trained.items()}
+        names = {parameter: name for name, parameter in self._updated.items()}
+        for optimizer in self._optimizers:
+            for parameter in _parameters(optimizer):
+                for moment in _MOMENTS[type(optimizer)]:
+                    found[f"{moment}/{names[parameter]}"] = optimizer.state[parameter][moment]
+        return found
+
+    def _forget_gradients(self) -> None:
+        for parameter in (*self._trained.values(), *self._updated.values()):
+            parameter.grad = None
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """Return the memory of a tensor that one process holds all of."""
+    local = tensor.detach()
+    return local.to_local() if isinstance(local, DTensor) else local
