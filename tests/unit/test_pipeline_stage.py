@@ -66,7 +66,7 @@ def test_how_the_work_is_cut_up_and_told_changes_no_id(override: str) -> None:
         "train.steps=70",
         "train.seed=1",
         "train.optimizer.learning_rate=1.0e-5",
-        "train.compute_dtype=bf16",
+        "train.optimizer.clip_norm=0.5",
         "recipe=halo_parity",
     ],
 )

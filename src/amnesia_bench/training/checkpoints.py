@@ -4,7 +4,8 @@
     checkpoints/step-00000100/complete.json    written last: a folder without it does not count
     checkpoints/.step-00000100.tmp             a save in progress, or one that was killed
 
-Trained tensors and the optimizer's moments only: the rest comes from the checkpoint the run began with.
+Trained tensors and the optimizer's moments only: the rest comes from the checkpoint that the run
+began with.
 """
 
 from __future__ import annotations

@@ -98,9 +98,7 @@ class Loop:
     def __init__(self, parts: LoopParts) -> None:
         self._parts = parts
         self._trained = parts.learner.trained
-        self._updates = Updates(
-            parts.run.train.optimizer, self._trained, parts.processes.device
-        )
+        self._updates = Updates(parts.run.train.optimizer, self._trained, parts.processes.device)
         self._clock = Clock()
         # Updates left out in a row, since their gradients were not finite.
         self._skipped = torch.zeros((), dtype=torch.int64)
