@@ -19,6 +19,8 @@ from tests.synthetic import rows_of
 
 SMALL = {
     "tiny_copies": ["data.source.rows=60"],
+    "tiny_rehearsal": ["data.source.rows=60"],
+    "tiny_copies": ["data.source.rows=60"],
     "tiny_prose": ["data.source.rows=60"],
     "tiny_math": ["data.source.rows=60"],
     "tiny_prose_long": ["data.source.rows=12"],
