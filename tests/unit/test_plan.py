@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -121,7 +122,7 @@ def test_when_all_is_done_nothing_is_left(
         for stage in stages:
             finish(tmp_path, stage)
     assert main(["plan", "experiment=table1", "profile=tiny", "--store", str(tmp_path)]) == 0
-    assert capsys.readouterr().out == "27 stages: 27 cached.\n"
+    assert re.fullmatch(r"(\d+) stages: \1 cached\.\n", capsys.readouterr().out)
 
 
 def test_stages_are_listed_behind_what_they_read(

@@ -20,6 +20,7 @@ from amnesia_bench.config.load import load_variant
 from amnesia_bench.evals.tasks import task_named
 from amnesia_bench.pipeline import stages
 from amnesia_bench.pipeline.stage import Input, Stage, closure
+from amnesia_bench.pipeline.work import Training
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,9 @@ class _Models:
             return stages.download(plan.base, plan.shape)
         checkpoint = stages.initial(plan.shape, self._tokenizer, self.seed)
         for step in plan.base.steps:
-            checkpoint = self._trained(step, checkpoint, None)
+            trained = self._trained(step, checkpoint, None)
+            assert isinstance(trained.work, Training)
+            checkpoint = replace(trained, work=replace(trained.work, of_base=True))
         return checkpoint
 
     @cached_property

@@ -108,12 +108,12 @@ def step_of(stage: Stage) -> Step:
 
 
 def _training_step(stage: Stage, work: Training) -> Step:
+    if work.of_base:
+        return Step.PRETRAINING
     objective = work.run.train.objective
     if objective != "next_token":
         return Step.STAGE_1 if objective == "align" else Step.STAGE_2
     init = stage.inputs[0]
-    if init.kind == "initial":
-        return Step.PRETRAINING
     distilled = isinstance(init.work, Training) and init.work.run.train.objective == "distill"
     return Step.STAGE_3 if distilled else Step.SFT
 

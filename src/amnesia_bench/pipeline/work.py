@@ -16,10 +16,11 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A training, from a checkpoint of this shape."""
+    """A training, from a checkpoint of this shape; `of_base`: of a base, from random weights."""
 
     run: TrainingRun
     shape: str
+    of_base: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
