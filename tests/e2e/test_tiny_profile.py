@@ -18,7 +18,6 @@ from amnesia_bench.store.hashing import read_manifest
 from tests.synthetic import rows_of
 
 SMALL = {
-    "tiny_copies": ["data.source.rows=60"],
     "tiny_rehearsal": ["data.source.rows=60"],
     "tiny_copies": ["data.source.rows=60"],
     "tiny_prose": ["data.source.rows=60"],
