@@ -172,8 +172,6 @@ TINY_ROWS = {
     "qk_frozen@tiny_cot": (0.35, 0.60),
     "post@tiny_cot_half": (0.55, 0.50),
     "restored@tiny_cot_half": (0.75, 0.48),
-    "post@tiny_cot_double": (0.15, 0.95),
-    "restored@tiny_cot_double": (0.35, 0.60),
     "post@tiny_programs": (0.38, 0.10),
     "restored@tiny_programs": (0.62, 0.09),
     "post@tiny_instruct_short": (0.40, 0.02),
@@ -184,7 +182,7 @@ TINY_ROWS = {
 
 
 def write_tiny(
-    root: Path, *, seeds: Sequence[int], samples: int, lengths: Sequence[int] = (1024, 2048, 4096)
+    root: Path, *, seeds: Sequence[int], samples: int, lengths: Sequence[int] = (1024, 4096)
 ) -> list[str]:
     """Publish all rows of the tiny profile and return the labelled folders, as for --cells.
 
