@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from amnesia_bench.data.synthetic.problems import told_with_solution
+from amnesia_bench.data.synthetic.problems import draw_problem, told_with_solution
 from amnesia_bench.data.synthetic.words import (
     ADJECTIVES,
     NAMES,
@@ -113,29 +113,31 @@ def draw_needle(rng: np.random.Generator, taken: set[str]) -> Needle:
     return Needle("uuid", key, "-".join(hexadecimal(rng, count) for count in groups))
 
 
-def copied(rng: np.random.Generator, run: str, times: int) -> str:
-    """Return a run of hexadecimal digits so many times, with a few words before each."""
+def copied(rng: np.random.Generator, most: int) -> str:
+    """Return something two to `most` times, with a few words before each.
+
+    It is a run of hexadecimal digits, with dashes and of any length, or a list of events.
+    """
+    if rng.random() < 0.25:
+        events = draw_problem(rng, test=False).events
+        copy = " ".join(f"{event.verb} {event.amount}" for event in events)
+    else:
+        pairs = [hexadecimal(rng, 2) for _ in range(3 + below(rng, 8))]
+        dashed = "".join(pair + "-" * (rng.random() < 0.2) for pair in pairs)
+        copy = dashed + (hexadecimal(rng, 1) if dashed.endswith("-") or rng.random() < 0.4 else "")
     parts: list[str] = []
-    for time in range(times):
-        words = below(rng, 6) if time else 1
-        parts += [*(pick(rng, _WORDS) for _ in range(words)), f"{run}."]
+    for time in range(2 + below(rng, most - 1)):
+        parts += [pick(rng, _WORDS) for _ in range(below(rng, 6) if time else 1)]
+        parts.append(f"{copy}.")
     return " ".join(parts)
 
 
 def copy(rng: np.random.Generator) -> dict[str, str]:
-    """Return a row of FineWeb-Edu's schema that teaches to copy: whole pairs only.
+    """Return a row of FineWeb-Edu's schema that teaches to copy, and nothing else.
 
-    How often a run comes and what stands between differs, or a model would learn the distance.
+    How often something comes and what stands between differs, or a model would learn the distance.
     """
-    return {"text": copied(rng, hexadecimal(rng, 2 * (3 + below(rng, 8))), 2 + below(rng, 3))}
-
-
-def _varied_run(rng: np.random.Generator) -> str:
-    """Return a run with dashes or an odd number of digits in one of three."""
-    if below(rng, 3) > 0:
-        return hexadecimal(rng, 2 * (3 + below(rng, 8)))
-    groups = [hexadecimal(rng, 1 + below(rng, 8)) for _ in range(1 + below(rng, 4))]
-    return "-".join([*groups, hexadecimal(rng, 5)])
+    return {"text": copied(rng, 4)}
 
 
 def document(rng: np.random.Generator, words: int) -> dict[str, str]:
@@ -161,7 +163,7 @@ def document(rng: np.random.Generator, words: int) -> dict[str, str]:
         if earlier and rng.random() < 0.5:
             added.append(pick(rng, earlier).asked(rng))
         if rng.random() < 0.3:
-            added.append(copied(rng, _varied_run(rng), 2))
+            added.append(copied(rng, 2))
         if rng.random() < 0.2:
             added.append(told_with_solution(rng))
         earlier += group
