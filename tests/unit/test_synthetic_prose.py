@@ -64,14 +64,22 @@ def test_needles_and_questions_are_worded_as_in_niah() -> None:
     assert any(f"{number.question(k)} {number.gen_prefix(k)} " in whole for k in keys)
 
 
-def test_a_run_to_copy_comes_two_to_four_times_and_is_made_of_whole_pairs() -> None:
-    times = set()
-    for row in rows_of("copies", 200):
-        runs = re.findall(r"\b([0-9a-f]{6,})\.", row["text"])
-        assert len(set(runs)) == 1
-        assert len(runs[0]) in range(6, 22, 2)
-        times.add(len(runs))
+def test_what_is_copied_comes_two_to_four_times_and_is_of_every_form() -> None:
+    times, forms = set(), dict.fromkeys(("pairs", "odd", "dashed", "events"), 0)
+    for row in rows_of("copies", 300):
+        runs = re.findall(r"\b((?:[a-z]+ \d )*(?:[a-z]+ \d|[0-9a-f-]*\d[0-9a-f-]*))\.", row["text"])
+        repeated = row["text"].count(f"{runs[-1]}.")
+        assert repeated >= 2, row
+        times.add(repeated)
+        digits = runs[-1].replace("-", "")
+        if " " in runs[-1]:
+            forms["events"] += 1
+        elif "-" in runs[-1]:
+            forms["dashed"] += 1
+        else:
+            forms["odd" if len(digits) % 2 else "pairs"] += 1
     assert times == {2, 3, 4}
+    assert min(forms.values()) > 10
 
 
 def test_a_haystack_holds_no_needle_and_ends_in_full_sentences() -> None:
