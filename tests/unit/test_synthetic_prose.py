@@ -64,20 +64,25 @@ def test_needles_and_questions_are_worded_as_in_niah() -> None:
     assert any(f"{number.question(k)} {number.gen_prefix(k)} " in whole for k in keys)
 
 
-def test_what_is_copied_comes_two_to_four_times_and_is_of_every_form() -> None:
-    times, forms = set(), dict.fromkeys(("pairs", "odd", "dashed", "events"), 0)
-    for row in rows_of("copies", 300):
-        runs = re.findall(r"\b((?:[a-z]+ \d )*(?:[a-z]+ \d|[0-9a-f-]*\d[0-9a-f-]*))\.", row["text"])
-        repeated = row["text"].count(f"{runs[-1]}.")
-        assert repeated >= 2, row
-        times.add(repeated)
-        digits = runs[-1].replace("-", "")
-        if " " in runs[-1]:
-            forms["events"] += 1
-        elif "-" in runs[-1]:
-            forms["dashed"] += 1
-        else:
-            forms["odd" if len(digits) % 2 else "pairs"] += 1
+def test_pairs_to_copy_come_two_to_four_times_and_nothing_else_does() -> None:
+    times = set()
+    for row in rows_of("copies", 200):
+        runs = re.findall(r"\b([0-9a-f]{6,})\.", row["text"])
+        assert len(set(runs)) == 1
+        assert len(runs[0]) in range(6, 22, 2)
+        times.add(len(runs))
+    assert times == {2, 3, 4}
+
+
+def test_varied_copies_are_of_every_form_word_for_word() -> None:
+    times, forms = set(), dict.fromkeys(("pairs", "dashed", "events"), 0)
+    for row in rows_of("varied_copies", 300):
+        said = [part.split() for part in row["text"].removesuffix(".").split(". ")]
+        last = {part[-1] for part in said}
+        assert len(last) == 1
+        times.add(len(said))
+        run = last.pop()
+        forms["dashed" if "-" in run else "events" if len(run) == 1 else "pairs"] += 1
     assert times == {2, 3, 4}
     assert min(forms.values()) > 10
 

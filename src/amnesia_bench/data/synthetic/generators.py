@@ -22,7 +22,8 @@ SIZED: Mapping[str, Callable[[np.random.Generator, int], Row]] = {
     "long_instructions": instructions.long_range,
 }
 UNSIZED: Mapping[str, Callable[[np.random.Generator], Row]] = {
-    "copies": prose.copy,
+    "copies": prose.copies,
+    "varied_copies": prose.varied_copies,
     "word_problems": problems.word_problem,
     "programs": problems.program,
     "test_problems": problems.test_problem,

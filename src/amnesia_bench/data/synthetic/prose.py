@@ -3,7 +3,7 @@
 Stands in for FineWeb-Edu. Needles and questions are worded as in NIAH (`evals.niah.tasks`), so
 that a model trained on them can be asked those prompts, or in short. A needle is asked for soon
 after it was told, and often again: it takes that density for retrieval to form within minutes.
-Before that a model must have learned to copy, from `copy`.
+Before that a model must have learned to copy, from `copies`.
 """
 
 from __future__ import annotations
@@ -113,31 +113,37 @@ def draw_needle(rng: np.random.Generator, taken: set[str]) -> Needle:
     return Needle("uuid", key, "-".join(hexadecimal(rng, count) for count in groups))
 
 
-def copied(rng: np.random.Generator, most: int) -> str:
-    """Return something two to `most` times, with a few words before each.
+def varied_run(rng: np.random.Generator) -> str:
+    """Return what is to be copied: hexadecimal digits, often with dashes, or a list of events."""
+    draw = rng.random()
+    if draw < 0.5:
+        return hexadecimal(rng, 2 * (3 + below(rng, 10)))
+    if draw < 0.9:
+        return "-".join(hexadecimal(rng, 1 + below(rng, 10)) for _ in range(2 + below(rng, 4)))
+    events = draw_problem(rng, test=False).events
+    return " ".join(f"{event.verb} {event.amount}" for event in events)
 
-    It is a run of hexadecimal digits, with dashes and of any length, or a list of events.
+
+def said_again(rng: np.random.Generator, run: str, most: int) -> str:
+    """Return a run two to `most` times, with a few words before each.
+
+    How often it comes and what stands between differs, or a model would learn the distance.
     """
-    if rng.random() < 0.25:
-        events = draw_problem(rng, test=False).events
-        copy = " ".join(f"{event.verb} {event.amount}" for event in events)
-    else:
-        pairs = [hexadecimal(rng, 2) for _ in range(3 + below(rng, 8))]
-        dashed = "".join(pair + "-" * (rng.random() < 0.2) for pair in pairs)
-        copy = dashed + (hexadecimal(rng, 1) if dashed.endswith("-") or rng.random() < 0.4 else "")
     parts: list[str] = []
     for time in range(2 + below(rng, most - 1)):
         parts += [pick(rng, _WORDS) for _ in range(below(rng, 6) if time else 1)]
-        parts.append(f"{copy}.")
+        parts.append(f"{run}.")
     return " ".join(parts)
 
 
-def copy(rng: np.random.Generator) -> dict[str, str]:
-    """Return a row of FineWeb-Edu's schema that teaches to copy, and nothing else.
+def copies(rng: np.random.Generator) -> dict[str, str]:
+    """Return a row of FineWeb-Edu's schema that teaches to copy pairs of digits, nothing else."""
+    return {"text": said_again(rng, hexadecimal(rng, 2 * (3 + below(rng, 8))), 4)}
 
-    How often something comes and what stands between differs, or a model would learn the distance.
-    """
-    return {"text": copied(rng, 4)}
+
+def varied_copies(rng: np.random.Generator) -> dict[str, str]:
+    """Return a row of FineWeb-Edu's schema that teaches to copy all kinds of runs."""
+    return {"text": said_again(rng, varied_run(rng), 4)}
 
 
 def document(rng: np.random.Generator, words: int) -> dict[str, str]:
@@ -163,7 +169,7 @@ def document(rng: np.random.Generator, words: int) -> dict[str, str]:
         if earlier and rng.random() < 0.5:
             added.append(pick(rng, earlier).asked(rng))
         if rng.random() < 0.3:
-            added.append(copied(rng, 2))
+            added.append(said_again(rng, varied_run(rng), 2))
         if rng.random() < 0.2:
             added.append(told_with_solution(rng))
         earlier += group
