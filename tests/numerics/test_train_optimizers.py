@@ -1,0 +1,103 @@
+"""Muon in the loop: torch's own update of matrices, saved whole, in one process only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.training.optimizers import Updates, check_optimizer
+from tests.checkpoints import tensor_bytes
+from tests.training_runs import TinyJob, train_here, training_run, write_data, write_hypenet
+
+MUON = {"optimizer": {"kind": "muon"}}
+NAMES = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight")
+
+
+def parameters() -> dict[str, nn.Parameter]:
+    rng = torch.Generator().manual_seed(0)
+    shapes = ((20, 8), (12, 8), (8,))
+    return {
+        name: nn.Parameter(torch.randn(shape, generator=rng))
+        for name, shape in zip(NAMES, shapes, strict=True)
+    }
+
+
+def give_gradients(trained: dict[str, nn.Parameter], step: int) -> None:
+    rng = torch.Generator().manual_seed(step)
+    for parameter in trained.values():
+        parameter.grad = torch.randn(parameter.shape, generator=rng)
+
+
+def test_matrices_of_layers_are_updated_by_muon_and_all_else_by_adamw() -> None:
+    settings = training_run(MUON).train.optimizer
+    ours, theirs = parameters(), parameters()
+    updates = Updates(settings, ours, torch.device("cpu"))
+    updates.begin(0)
+    embedding, matrix, norm = theirs.values()
+    muon = torch.optim.Muon([matrix], lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+    adamw = torch.optim.AdamW([embedding, norm], lr=1e-2, betas=settings.betas, weight_decay=0.0)
+    for step in range(3):
+        give_gradients(ours, step)
+        give_gradients(theirs, step)
+        updates.apply(1e-2)
+        muon.step()
+        adamw.step()
+    assert all(torch.equal(ours[name], theirs[name]) for name in NAMES)
+    assert all(parameter.grad is None for parameter in ours.values())
+    momentum = muon.state[matrix]["momentum_buffer"]
+    assert torch.equal(updates.state()[f"momentum_buffer/{NAMES[1]}"], momentum)
+
+
+def test_an_update_that_is_left_out_changes_nothing_that_is_saved() -> None:
+    trained = parameters()
+    updates = Updates(training_run(MUON).train.optimizer, trained, torch.device("cpu"))
+    updates.begin(0)
+    before = {name: value.clone() for name, value in updates.state().items()}
+    give_gradients(trained, 0)
+    updates.leave_out()
+    assert all(torch.equal(value, before[name]) for name, value in updates.state().items())
+    assert all(parameter.grad is None for parameter in trained.values())
+
+
+def test_a_resumed_run_with_muon_is_the_run_that_was_not_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from amnesia_bench.training.loop import Loop
+
+    def job(out: str) -> TinyJob:
+        return TinyJob(
+            run=training_run(MUON),
+            init=tmp_path / "init",
+            data={"sft": tmp_path / "data"},
+            out=tmp_path / out,
+        )
+
+    write_hypenet(tmp_path / "init")
+    write_data(tmp_path / "data")
+    assert train_here(job("whole")) == 0
+    honest = Loop._step
+
+    def until_five(self: Loop, step: int, *args: object) -> None:
+        if step == 5:
+            raise StageFailedError("the machine is gone")
+        honest(self, step, *args)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_step", until_five)
+        with pytest.raises(StageFailedError, match="gone"):
+            train_here(job("resumed"))
+    assert train_here(job("resumed")) == 0
+    assert tensor_bytes(tmp_path / "resumed") == tensor_bytes(tmp_path / "whole")
+    assert tensor_bytes(tmp_path / "whole") != tensor_bytes(tmp_path / "init")
+
+
+def test_muon_is_refused_for_more_than_one_process() -> None:
+    train = training_run(MUON).train
+    check_optimizer(train, 1)
+    check_optimizer(training_run().train, 8)
+    with pytest.raises(UserError, match="kind=muon with 2 processes"):
+        check_optimizer(train, 2)
