@@ -106,8 +106,8 @@ def test_a_reaped_process_loses_it_at_once(final: Path, sleeper: subprocess.Pope
     claim(final, of(sleeper))
     sleeper.kill()
     sleeper.communicate()
-    with holding_lease(final):
-        pass
+    with holding_lease(final) as held:
+        assert held.number == 2
 
 
 def test_a_recycled_pid_is_not_taken_for_the_holder(

@@ -148,18 +148,13 @@ def _rule(args: argparse.Namespace, samples: int) -> Rule:
 
 
 def _write(args: argparse.Namespace, records: Path) -> None:
-    from amnesia_bench.store.files import explain_write_error, replace_text
+    from amnesia_bench.store.files import explaining_write_errors, replace_text
 
     for file, record in ((args.json, "check.json"), (args.markdown, "summary.md")):
         if file is None:
             continue
-        try:
+        with explaining_write_errors(file, f"the records are in {records}"):
             replace_text(file, (records / record).read_text(encoding="utf-8"))
-        except OSError as error:
-            explained = explain_write_error(error, file, f"the records are in {records}")
-            if explained is None:
-                raise
-            raise explained from error
 
 
 def _print(report: CheckReport, records: Path, progress: Progress) -> None:

@@ -11,7 +11,7 @@ import json
 from collections.abc import Mapping, Sequence
 from itertools import product
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import yaml  # type: ignore[import-untyped]
 from hydra import compose, initialize_config_dir
@@ -49,6 +49,19 @@ def config_dir() -> Path:
 def options(group: str) -> tuple[str, ...]:
     """Return the names that a config group offers; empty when there is no such group."""
     return tuple(sorted(path.stem for path in (config_dir() / group).glob("*.yaml")))
+
+
+def load_model_file(name: str) -> dict[str, Any]:
+    """Return what a file of configs/model says, in the keys of a config.json.
+
+    Raises:
+        UserError: no such file.
+    """
+    known = options("model")
+    if name not in known:
+        raise UserError(f"model {name}: no such file of configs/model", hint=nearest(name, known))
+    path = config_dir() / "model" / f"{name}.yaml"
+    return cast("dict[str, Any]", yaml.safe_load(path.read_text(encoding="utf-8")))
 
 
 def load_root(overrides: Sequence[str], schema: type[Schema]) -> Schema:

@@ -13,10 +13,8 @@ import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformers' auto classes
-from amnesia_bench.config.load import config_dir, options
-from amnesia_bench.config.messages import nearest
+from amnesia_bench.config.load import load_model_file
 from amnesia_bench.errors import UserError
-from amnesia_bench.modeling.named_configs import read_mapping
 from amnesia_bench.records.artifacts import Manifest, Parent
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.provenance import collect_provenance, ended_now
@@ -38,10 +36,7 @@ def initialize(model: str, tokenizer: Path, seed: int, out: Path) -> int:
     Raises:
         UserError: no such model, the tokenizer does not fit it, or `out` exists.
     """
-    known = options("model")
-    if model not in known:
-        raise UserError(f"model {model}: no such file of configs/model", hint=nearest(model, known))
-    values = read_mapping(config_dir() / "model" / f"{model}.yaml")
+    values = load_model_file(model)
     if values["model_type"] not in CONFIG_MAPPING:
         raise UserError(f"model {model}: transformers has no code for {values['model_type']}")
     files = _tokenizer_files(tokenizer)

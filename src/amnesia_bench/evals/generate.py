@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from amnesia_bench.evals.engines.protocol import Engine, OnDemand, Request, Untr
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Generation, SampleKey
 from amnesia_bench.store.files import (
-    explain_write_error,
+    explaining_write_errors,
     make_folder,
     read_json,
     replace_text,
@@ -31,6 +30,7 @@ from amnesia_bench.store.lease import Lease, holding_lease
 
 RUN = "run.json"
 GENERATIONS = "generations.jsonl"
+_KEPT = "the answers so far are kept: the same command goes on with the rest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def generate(
             the engine found that its answers are not to be trusted.
         MissingEnvironmentError: the folder may not be written.
     """
-    with _explaining_write_errors(folder):
+    with explaining_write_errors(folder, _KEPT):
         make_folder(folder.parent)
         with holding_lease(folder) as lease:
             make_folder(folder)
@@ -98,18 +98,6 @@ def read_generations(folder: Path) -> tuple[Generation, ...]:
         raise UserError(f"{folder}: holds no {GENERATIONS}")
     answers, _ = _read(path)
     return tuple(answers[key].generation for key in sorted(answers))
-
-
-@contextmanager
-def _explaining_write_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        kept = "the answers so far are kept: the same command goes on with the rest"
-        explained = explain_write_error(error, folder, kept)
-        if explained is None:
-            raise
-        raise explained from error
 
 
 def _check_run(folder: Path, run: Mapping[str, str]) -> None:

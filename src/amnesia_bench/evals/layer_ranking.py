@@ -11,7 +11,7 @@ from pathlib import Path
 from amnesia_bench.errors import UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.layer_ranking import LayerImportance, LayerRanking
-from amnesia_bench.store.files import explain_write_error, make_folder, read_json, replace_text
+from amnesia_bench.store.files import explaining_write_errors, make_folder, read_json, replace_text
 from amnesia_bench.store.lease import holding_lease
 
 # The accuracy of each task (and of metrics that do not count) without a layer; None: of all.
@@ -38,7 +38,7 @@ def rank_layers(
         BusyError: another process is writing it.
         StageFailedError: the disk is full; what was measured is kept.
     """
-    try:
+    with explaining_write_errors(out, "what was measured is kept"):
         make_folder(out.parent)
         with holding_lease(out) as lease:
             work = out.with_name(f".{out.name}.measured")
@@ -53,11 +53,6 @@ def rank_layers(
             lease.check()
             replace_text(out, json.dumps(codec.to_json(ranking), indent=2) + "\n")
             shutil.rmtree(work)
-    except OSError as error:
-        explained = explain_write_error(error, out, "what was measured is kept")
-        if explained is None:
-            raise
-        raise explained from error
     return ranking
 
 

@@ -37,7 +37,7 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.reasoning import Difference, ProblemValues, ReasoningRun
-from amnesia_bench.store.files import explain_write_error, make_folder, read_json, replace_text
+from amnesia_bench.store.files import explaining_write_errors, make_folder, read_json, replace_text
 from amnesia_bench.store.hashing import sha256_of
 
 VERDICTS, PROBLEMS, CELLS = "verdicts.jsonl", "problems.jsonl", "cells.json"
@@ -223,18 +223,13 @@ def _write(
     out: Path, judged: Judged, problems: Sequence[ProblemValues], cells: Sequence[Cell]
 ) -> None:
     text = json.dumps(codec.to_json(list(cells)), indent=2, allow_nan=False) + "\n"
-    try:
+    with explaining_write_errors(out, "the answers are as they were"):
         make_folder(out)
         # The cells vouch for the rest: of two scorings no mixture may look finished.
         (out / CELLS).unlink(missing_ok=True)
         replace_text(out / VERDICTS, _lines(judged.verdicts))
         replace_text(out / PROBLEMS, _lines(problems))
         replace_text(out / CELLS, text)
-    except OSError as error:
-        explained = explain_write_error(error, out, "the answers are as they were")
-        if explained is None:
-            raise
-        raise explained from error
 
 
 def _lines(records: Sequence[Any]) -> str:

@@ -13,6 +13,7 @@ from amnesia_bench.pipeline.cost import Cost, cost_of, total
 from amnesia_bench.pipeline.graph import Graph, stages_of
 from amnesia_bench.pipeline.stage import Stage, closure
 from amnesia_bench.pipeline.work import Training
+from amnesia_bench.store.files import nearest_existing
 from amnesia_bench.training.estimate import Gpu
 
 SHARED = "shared"
@@ -130,7 +131,7 @@ def _models(graphs: Sequence[Graph]) -> dict[str, str]:
 
 
 def _check_store(store: Path) -> None:
-    there = next(path for path in (store, *store.absolute().parents) if path.exists())
+    there = nearest_existing(store)
     if not there.is_dir():
         raise UserError(
             f"{there}: a file, where the store was to be a folder",

@@ -13,7 +13,7 @@ import amnesia_bench
 from amnesia_bench.config.load import config_dir
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.pipeline.graph import Graph, Row
-from amnesia_bench.store.files import replace_text
+from amnesia_bench.store.files import nearest_existing, replace_text
 from amnesia_bench.store.layout import MANIFEST
 
 _STAMP = ".report.json"
@@ -65,7 +65,7 @@ def check_writable(call: ReportCall) -> None:
         UserError: there is a file in the way.
         MissingEnvironmentError: no permission, or a read-only file system.
     """
-    there = next(path for path in (call.out, *call.out.absolute().parents) if path.exists())
+    there = nearest_existing(call.out)
     if not there.is_dir():
         raise UserError(f"{there}: a file, where reports were to go", hint="Name another --out.")
     if not os.access(there, os.W_OK):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from amnesia_bench.pipeline.progress import Watcher
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.records.stages import StageOrder
-from amnesia_bench.store.files import explain_write_error
+from amnesia_bench.store.files import explaining_write_errors
 from amnesia_bench.store.layout import stage_path
 
 
@@ -58,21 +59,15 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
     check_installed()
     began, cores = now(), os.cpu_count() or 1
     threads = threads_of(stages, cores)
-    try:
+    with explaining_write_errors(store, "finished stages are kept"):
         write_orders(store, [_order(store, stage, threads[stage.id]) for stage in missing])
         # Importing on a machine with GPUs would hold them.
         warm = all(stage.gpus == 0 for stage in missing)
-        with Watcher(store, missing, of=len(stages)):
-            if warm:
-                with warm_server() as server:
-                    failed = run_stages(store, missing, threads, cores, server)
-            else:
-                failed = run_stages(store, missing, threads, cores, None)
-    except OSError as error:
-        explained = explain_write_error(error, store, "finished stages are kept")
-        if explained is None:
-            raise
-        raise explained from error
+        with (
+            Watcher(store, missing, of=len(stages)),
+            warm_server() if warm else nullcontext() as server,
+        ):
+            failed = run_stages(store, missing, threads, cores, server)
     if failed is not None:
         raise _failed(store, missing, began, failed)
     return Outcome(cached=len(stages) - len(missing), done=len(missing))

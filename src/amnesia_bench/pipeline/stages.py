@@ -4,25 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any
-
-import yaml  # type: ignore[import-untyped]
 
 from amnesia_bench.config.data_schema import DataConfig, SyntheticSource
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.experiment_schema import RecallPlan, TrainingStep
-from amnesia_bench.config.load import config_dir, load_option
+from amnesia_bench.config.load import load_model_file, load_option
 from amnesia_bench.config.schema import Variant
 from amnesia_bench.config.train_schema import TrainingRun, load_training
-from amnesia_bench.errors import UserError
+from amnesia_bench.data.synthesize import ROWS
+from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING
 from amnesia_bench.evals.tasks.task import ReasoningTask
 from amnesia_bench.pipeline.fields import deciding
 from amnesia_bench.pipeline.stage import Argument, Input, Output, Stage
 from amnesia_bench.pipeline.work import Answering, Training, Weights, Writing
 
-ROWS = "rows.jsonl"  # what `amnesia data synthesize` writes
 RANKING = "ranking.json"
-NIAH_NEW_TOKENS = 128  # lm-eval's limit for all NIAH tasks
 _BYTES_PER_WORD, _WORDS_PER_PROBLEM = 6, 80
 # FDA, SWDE and Ruler-QA-SQuAD for each layer ablated; documents of about 2,000 tokens.
 RANKING_PROMPTS = ((2048, 28 * 4300),)
@@ -85,18 +81,10 @@ def initial(shape: str, tokenizer: Stage, seed: int) -> Stage:
             *("init", "--model", shape, "--tokenizer", Input(stage=tokenizer)),
             *("--seed", str(seed), *_OUT),
         ),
-        settings={"model": model_file(shape), "seed": seed},
+        settings={"model": load_model_file(shape), "seed": seed},
         shape=shape,
         work=Weights(shape=shape),
     )
-
-
-def model_file(shape: str) -> Any:
-    """Return what a file of configs/model says."""
-    path = config_dir() / "model" / f"{shape}.yaml"
-    if not path.is_file():
-        raise UserError(f"model {shape}: no such file in {path.parent}")
-    return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
 def shape_of(checkpoint: Stage) -> str:
@@ -151,7 +139,7 @@ def trained(
 
 
 def _data_bytes(config: DataConfig) -> float:
-    """Return about how much prepared data take: 4 bytes a token and its mask."""
+    """Return about how many bytes prepared data take."""
     source = config.source
     if isinstance(source, SyntheticSource):
         return 8.0 * source.rows * (source.words or _WORDS_PER_PROBLEM)
@@ -170,7 +158,7 @@ def converted(shape: str, teacher: Stage, student: Stage | None, seed: int) -> S
             *("convert", "--teacher", Input(stage=teacher), "--size", size, "--stage", step),
             *(*given, "--seed", str(seed), *_OUT),
         ),
-        settings={"model": model_file(shape), "stage": step, "seed": seed},
+        settings={"model": load_model_file(shape), "stage": step, "seed": seed},
         shape=shape,
         work=Weights(shape=shape),
     )
@@ -252,7 +240,7 @@ def recall(checkpoint: Stage, asked: Stage, part: RecallPlan, options: Options) 
         work=Answering(
             shape=shape_of(checkpoint),
             prompts=tuple((length, count) for length in part.lengths),
-            new_tokens=NIAH_NEW_TOKENS,
+            new_tokens=NIAH_SAMPLING.max_new_tokens,
         ),
     )
 

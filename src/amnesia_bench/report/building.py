@@ -29,7 +29,7 @@ from amnesia_bench.report.sources import Source, read_source
 from amnesia_bench.report.svg import standalone
 from amnesia_bench.report.tables import build_table, build_trade_offs
 from amnesia_bench.report.text_formats import csv_text, json_text, latex, markdown
-from amnesia_bench.store.files import explain_write_error, make_folder, replace_text
+from amnesia_bench.store.files import explaining_write_errors, make_folder, replace_text
 
 REPORT = "report.html"
 
@@ -106,15 +106,10 @@ def write_report(report: Report, out: Path) -> Path:
         files["drift.json"] = json_text(report.drift)
     files |= {f"{figure}.svg": standalone(drawn) for figure, drawn in figures_of(report).items()}
     files[REPORT] = page(report)
-    try:
+    with explaining_write_errors(out, "files written before it are whole"):
         make_folder(out)
         for file, text in files.items():
             replace_text(out / file, text)
-    except OSError as error:
-        explained = explain_write_error(error, out, "files written before it are whole")
-        if explained is None:
-            raise
-        raise explained from error
     return out / REPORT
 
 

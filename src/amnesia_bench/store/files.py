@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +115,24 @@ def explain_write_error(
     if error.errno in _BAD_PATH:
         return UserError(f"cannot write {final} ({what}); {kept}")
     return None
+
+
+@contextmanager
+def explaining_write_errors(final: Path, kept: str) -> Iterator[None]:
+    """Turn an OSError inside the block into what it means to the user; see `explain_write_error`.
+
+    Raises:
+        UserError, StageFailedError, MissingEnvironmentError: in place of the OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        explained = explain_write_error(error, final, kept)
+        if explained is None:
+            raise
+        raise explained from error
+
+
+def nearest_existing(path: Path) -> Path:
+    """Return the path itself, or the innermost folder above it that is there."""
+    return next(each for each in (path, *path.absolute().parents) if each.exists())

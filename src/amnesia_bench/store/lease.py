@@ -29,6 +29,8 @@ HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 300.0
 # A claim is written at once after it is created: one that stays empty has lost its process.
 _UNWRITTEN_SECONDS = 5.0
+# A slow process may add its claim to a folder while that is being removed.
+_REMOVALS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +94,8 @@ class Lease:
             # A lease that cannot be removed is dead as soon as this process is.
             with contextlib.suppress(OSError):
                 self._folder.rename(discarded)
-            shutil.rmtree(discarded, ignore_errors=True)
+            for _ in range(_REMOVALS):
+                shutil.rmtree(discarded, ignore_errors=True)
         os.close(self._descriptor)
 
     def _beat(self) -> None:

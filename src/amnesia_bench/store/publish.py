@@ -17,7 +17,7 @@ from pathlib import Path
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records.artifacts import Manifest
 from amnesia_bench.store.files import (
-    explain_write_error,
+    explaining_write_errors,
     make_folder,
     sync_file,
     sync_folder,
@@ -80,7 +80,7 @@ def publishing(final: Path, kept: str = "nothing of it was kept") -> Iterator[Wo
     """
     check_final(final)
     _refuse_existing(final)
-    try:
+    with explaining_write_errors(final, kept):
         make_folder(final.parent)
         with holding_lease(final) as lease:
             _refuse_existing(final)
@@ -93,11 +93,6 @@ def publishing(final: Path, kept: str = "nothing of it was kept") -> Iterator[Wo
                     raise RuntimeError(f"{final}: the block ended without finish()")
             finally:
                 shutil.rmtree(work.folder, ignore_errors=True)
-    except OSError as error:
-        explained = explain_write_error(error, final, kept)
-        if explained is None:
-            raise
-        raise explained from error
 
 
 def _refuse_existing(final: Path) -> None:

@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import yaml  # type: ignore[import-untyped]
-
-from amnesia_bench.config.load import config_dir
+from amnesia_bench.config.load import load_model_file
 from amnesia_bench.errors import UserError
 from amnesia_bench.training.mixer_shapes import JetMixer, LightningMixer, SoftmaxMixer
 from amnesia_bench.weights.config_keys import (
@@ -194,7 +192,4 @@ def _jet(config: Mapping[str, object], hidden: int) -> JetMixer:
 
 def named_shape(model: str) -> ModelShape:
     """Return the shape of a file of configs/model."""
-    path = config_dir() / "model" / f"{model}.yaml"
-    if not path.is_file():
-        raise UserError(f"model {model}: no such file in {path.parent}")
-    return shape_of(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return shape_of(load_model_file(model))

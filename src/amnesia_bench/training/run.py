@@ -22,7 +22,7 @@ from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
-from amnesia_bench.store.files import explain_write_error, make_folder, read_json, write_json
+from amnesia_bench.store.files import explaining_write_errors, make_folder, read_json, write_json
 from amnesia_bench.store.layout import MANIFEST, check_final, training_path
 from amnesia_bench.store.lease import Lease, holding_lease
 from amnesia_bench.training.batches import Batches, FileOrder, SampleOrder, TokenStore
@@ -37,6 +37,7 @@ from amnesia_bench.training.recorder import METRICS, Recorder
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 
 SETTINGS = "training.json"
+_KEPT = "complete saves are kept"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +79,7 @@ def train(job: TrainingJob) -> ExitCode:
         init, teacher = processes.on_first(lambda: _opened(job))
         batches = Batches(job.run, job.stores, _order(job), processes.rank, processes.size)
         folder = training_path(job.out)
-        with _owned(folder, processes) as check_lease, _explained(job.out):
+        with _owned(folder, processes) as check_lease, explaining_write_errors(job.out, _KEPT):
             parents = processes.on_first(lambda: _agree_with_earlier(job, folder, init, teacher))
             learner = build_learner(job.run, init, teacher, processes)
             with ExitStack() as stack:
@@ -169,7 +170,7 @@ def _owned(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
         held: list[Lease] = []
 
         def take() -> None:
-            with _explained(folder):
+            with explaining_write_errors(folder, _KEPT):
                 make_folder(folder)
                 make_folder(folder / "checkpoints")
                 held.append(stack.enter_context(holding_lease(folder)))
@@ -182,18 +183,6 @@ def _owned(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
             if processes.first and not any((folder / "checkpoints").iterdir()):
                 shutil.rmtree(folder, ignore_errors=True)
             raise
-
-
-@contextmanager
-def _explained(final: Path) -> Iterator[None]:
-    """Turn a full disk or a missing permission into one message."""
-    try:
-        yield
-    except OSError as error:
-        explained = explain_write_error(error, final, "complete saves are kept")
-        if explained is None:
-            raise
-        raise explained from error
 
 
 def _agree_with_earlier(

@@ -34,7 +34,7 @@ from amnesia_bench.evals.tokenizers import tokenizer_identity
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.recall import RecallSample
-from amnesia_bench.store.files import explain_write_error, replace_text
+from amnesia_bench.store.files import explaining_write_errors, replace_text
 
 CELL = "cell.json"
 VERDICTS = "verdicts.jsonl"
@@ -163,16 +163,11 @@ class NiahEvaluation:
 def _write(
     folder: Path, verdicts: Sequence[Verdict], samples: Sequence[RecallSample], cell: Cell
 ) -> None:
-    try:
+    with explaining_write_errors(folder, "the answers are kept"):
         replace_text(folder / VERDICTS, _lines(verdicts))
         if samples:
             replace_text(folder / SAMPLES, _lines(samples))
         replace_text(folder / CELL, json.dumps(codec.to_json(cell), indent=2) + "\n")
-    except OSError as error:
-        explained = explain_write_error(error, folder, "the answers are kept")
-        if explained is None:
-            raise
-        raise explained from error
 
 
 def _lines(records: Sequence[object]) -> str:
