@@ -9,17 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import AmnesiaError, StageFailedError
-from amnesia_bench.training.batches import Batches, StepBatch
+from amnesia_bench.training.batches import Batches, MicroBatch, StepBatch
 from amnesia_bench.training.checkpoints import CheckpointFolder
 from amnesia_bench.training.models import Learner
 from amnesia_bench.training.optimizers import Updates
@@ -28,6 +29,11 @@ from amnesia_bench.training.schedule import learning_rate
 
 # Updates in a row that may be left out before the run is given up.
 MAX_SKIPPED = 3
+
+
+# On a CPU the backward pass of the fused kernel takes twice as long as plain matrices do where
+# sequences are this short (docs/benchmarks.md); the matrices grow with the square of the length.
+_SHORT_TOKENS = 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +92,14 @@ class LoopParts:
     processes: Processes
     record: Callable[[StepRecord, tuple[float, float]], None]
     stop_requested: Callable[[], bool]
+
+
+def _attention_kernels(batch: MicroBatch) -> AbstractContextManager[None]:
+    """Let attention take the faster way for documents of this length."""
+    tokens = batch.input_ids.shape[1] if batch.packed is None else batch.packed.longest
+    if batch.input_ids.device.type == "cpu" and tokens <= _SHORT_TOKENS:
+        return sdpa_kernel(SDPBackend.MATH)
+    return nullcontext()
 
 
 class Loop:
@@ -174,7 +188,7 @@ class Loop:
         for micro in batch.micro_batches:
             weight = self._weight(objective.count(micro), totals["trained"])
             micro = micro.to(device)
-            with clock.computing():
+            with clock.computing(), _attention_kernels(micro):
                 loss, by_layer = objective(micro)
                 (loss * weight).backward()
             sums += torch.cat([loss.detach()[None], by_layer]).double() * weight
