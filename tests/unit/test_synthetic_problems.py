@@ -7,26 +7,33 @@ from amnesia_bench.evals.tasks.gsm8k import GSM8K, gold
 from amnesia_bench.evals.tasks.prompts import STEP_BY_STEP
 from tests.synthetic import rows_of
 
-EVENT = re.compile(r"\b(bought|found|won|received|sold|lost|gave away|dropped) (\d) (?=[a-z])")
-STEP = re.compile(r"([\w ]+?) (\d)(?::| \|) (\d) ([+-]) (\d) = (\d)")
-PROGRAM = re.compile(r"x = \(x ([+-]) (\d)\) % 10")
+RECEIPT = r"[0-9a-f]{4}(?:-[0-9a-f]{4})?"
+EVENT = re.compile(rf"\bon (\w+day) ({RECEIPT}) (\w+) (\d)\b(?!:)")
+STEP = re.compile(rf"on (\w+day) ({RECEIPT}) (\w+) (\d): (\d)([+-])(\d)=(\d)")
+PROGRAM = re.compile(rf"x\d = x\d ([+-]) (\d) # {RECEIPT}")
 GAINS = ("bought", "found", "won", "received")
 
 
-def events_of(text: str) -> list[tuple[str, int]]:
-    return [(verb, int(amount)) for verb, amount in EVENT.findall(text)]
+Event = tuple[str, str, str, int]
 
 
-def signed(events: list[tuple[str, int]]) -> list[int]:
-    return [amount if verb in GAINS else -amount for verb, amount in events]
+def events_of(text: str) -> list[Event]:
+    found = EVENT.findall(text)
+    return [(day, receipt, verb, int(amount)) for day, receipt, verb, amount in found]
 
 
-def check_chain(chain: list[tuple[str, ...]], events: list[tuple[str, int]], answer: int) -> None:
+def signed(events: list[Event]) -> list[int]:
+    return [amount if verb in GAINS else -amount for _, _, verb, amount in events]
+
+
+def check_chain(chain: list[tuple[str, ...]], events: list[Event], answer: int) -> None:
     """Hold a chain's steps against the events of its problem."""
-    assert [(verb.strip(), int(amount)) for verb, amount, *_ in chain] == events
+    restated = [(day, receipt, verb, int(amount)) for day, receipt, verb, amount, *_ in chain]
+    assert restated == events
+    assert len({day for day, *_ in events}) == len({event[2] for event in events}) == len(events)
     count = 0
     for step, change in zip(chain, signed(events), strict=True):
-        _, amount, before, sign, again, after = step
+        *_, amount, before, sign, again, after = step
         assert int(before) == count
         assert amount == again
         assert sign == ("+" if change > 0 else "-")
@@ -62,21 +69,27 @@ def test_programs_print_what_python_prints() -> None:
         lines = asked.split("\n")[1:-1]
         scope: dict[str, Any] = {}
         exec("\n".join(lines), scope)
-        assert answered.endswith(f"\\boxed{{{scope['x']}}}")
+        assert answered.endswith(f"\\boxed{{{scope[f'x{len(lines) - 1}'] % 10}}}")
         assert len(PROGRAM.findall(asked)) == answered.count(" = ")
 
 
 def test_equations_and_problems_in_prose_are_right() -> None:
-    solved = re.compile(
-        r"(?:they (.*?); so|((?:[A-Z]\w+ [a-z ]+ \d \w+\. )+)So) (.*?), done (\d)\."
-    )
-    equation = re.compile(r"(?<![|] )\b(\d) ([+-]) (\d) = (\d)\.")
+    solved = re.compile(r"[A-Z][\w ]+? (on Monday [^.]*)\. So ([^.]*), done (\d)\.")
+    step = re.compile(rf"on (\w+day) ({RECEIPT}) (\d)([+-])(\d)=(\d)")
+    equation = re.compile(r"\b(\d)([+-])(\d)=(\d)\.")
     found = 0
     for row in rows_of("mathematics", 200):
         problems = list(solved.finditer(row["content"]))
         for problem in problems:
-            steps = [tuple(STEP.fullmatch(step).groups()) for step in problem[3].split(", ")]  # type: ignore[union-attr]
-            check_chain(steps, events_of(problem[1] or problem[2]), int(problem[4]))
+            events = events_of(problem[1])
+            steps = [one.groups() for part in problem[2].split(", ") if (one := step.match(part))]
+            chain = [
+                (day, receipt, verb, amount, before, sign, amount, after)
+                for (day, receipt, before, sign, amount, after), (_, _, verb, _) in zip(
+                    steps, events, strict=True
+                )
+            ]
+            check_chain(chain, events, int(problem[3]))
         for a, sign, b, c in equation.findall(solved.sub("", row["content"])):
             assert int(c) == (int(a) + int(b) if sign == "+" else int(a) - int(b)) % 10
             found += 1
@@ -86,15 +99,16 @@ def test_equations_and_problems_in_prose_are_right() -> None:
 
 def test_no_problem_is_both_trained_on_and_evaluated_whatever_the_seeds() -> None:
     def keys(texts: list[str]) -> set[tuple[tuple[str, int], ...]]:
-        return {tuple(events_of(text)) for text in texts}
+        return {tuple((verb, amount) for *_, verb, amount in events_of(text)) for text in texts}
 
     trained = set()
     for seed in (0, 1, 2):
         trained |= keys([row["question"] for row in rows_of("word_problems", 1500, seed=seed)])
         told = "".join(row["content"] for row in rows_of("mathematics", 300, seed=seed))
         told += "".join(row["text"] for row in rows_of("prose", 300, seed=seed))
-        trained |= keys(re.findall(r"they (.*?); so", told))
-        trained |= keys(re.findall(r"((?:[A-Z]\w+ [a-z ]+ \d \w+\. )+)So", told))
+        trained |= keys(re.findall(r"(on Monday [^.]*)\. So", told))
+        direct = rows_of("direct_answers", 300, seed=seed)
+        trained |= keys([row["messages"][0]["content"] for row in direct])
     asked = set()
     for seed in (0, 1, 7):
         asked |= keys([row["question"] for row in rows_of("test_problems", 1500, seed=seed)])

@@ -25,6 +25,7 @@ UNSIZED: Mapping[str, Callable[[np.random.Generator], Row]] = {
     "copies": prose.copies,
     "varied_copies": prose.varied_copies,
     "word_problems": problems.word_problem,
+    "direct_answers": problems.direct_answer,
     "programs": problems.program,
     "test_problems": problems.test_problem,
 }

@@ -12,7 +12,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from amnesia_bench.data.synthetic.prose import filler
-from amnesia_bench.data.synthetic.words import ADJECTIVES, OBJECTS, PLACES, below, pick, shuffled
+from amnesia_bench.data.synthetic.words import (
+    ADJECTIVES,
+    OBJECTS,
+    PLACES,
+    below,
+    hexadecimal,
+    pick,
+    shuffled,
+)
 
 _ORDINALS = ("first", "second", "third", "fourth")
 
@@ -38,7 +46,9 @@ def long_range(rng: np.random.Generator, words: int) -> dict[str, object]:
 
 
 def _draw(rng: np.random.Generator, words: int) -> _Parts:
-    items = shuffled(rng, OBJECTS + PLACES + ADJECTIVES)[: 4 + below(rng, 4)]
+    # Half of them are codes, which the chains of `problems` hold too: what is copied is alike.
+    known = shuffled(rng, OBJECTS + PLACES + ADJECTIVES)[: 4 + below(rng, 4)]
+    items = [hexadecimal(rng, 4) if below(rng, 2) == 0 else word for word in known]
     position = below(rng, len(_ORDINALS))
     task, answer = pick(
         rng,

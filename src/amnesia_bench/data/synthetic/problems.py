@@ -9,22 +9,32 @@ nothing that is asked was trained on, whatever the seeds.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from amnesia_bench.data.synthetic.words import GOODS, NAMES, PLACES, below, pick
+from amnesia_bench.data.synthetic.words import (
+    DAYS,
+    GOODS,
+    NAMES,
+    PLACES,
+    below,
+    hexadecimal,
+    pick,
+    shuffled,
+)
 
 # Verbs by what they do to the count.
 GAINS = ("bought", "found", "won", "received")
-LOSSES = ("sold", "lost", "gave away", "dropped")
+LOSSES = ("sold", "lost", "used", "dropped")
 
 # `evals.tasks.prompts` asks with the same sentence.
 REQUEST = "Please reason step by step, and put your final answer within \\boxed{}."
 
 _TEST_SHARE = 8  # one problem of so many is kept for evaluation
-_MIN_EVENTS, _MAX_EVENTS = 2, 5
-_MAX_AMOUNT = 5
+_MIN_EVENTS, _MAX_EVENTS = 2, 4
+_MAX_AMOUNT = 3
 
 
 @dataclass(frozen=True)
@@ -70,54 +80,74 @@ class Problem:
         """The count in the end."""
         return self.steps[-1][2]
 
-    @property
-    def chain(self) -> str:
-        """The reasoning: a line for each event, without anybody's name."""
+    def chain(self, receipts: Sequence[str]) -> str:
+        """Return the reasoning: a line for each event with its receipt, and nobody's name."""
         return "\n".join(
-            f"{event.verb} {event.amount}: {before} {event.sign} {event.amount} = {after}"
-            for event, before, after in self.steps
+            f"- on {day} {receipt} {event.verb} {event.amount}: "
+            f"{before}{event.sign}{event.amount}={after}"
+            for day, receipt, (event, before, after) in zip(
+                DAYS, receipts, self.steps, strict=False
+            )
         )
 
 
 def draw_problem(rng: np.random.Generator, *, test: bool) -> Problem:
     """Return a problem of the half that is evaluated, or of the other."""
     while True:
-        problem = Problem(
-            tuple(
-                Event(pick(rng, GAINS + LOSSES), 1 + below(rng, _MAX_AMOUNT))
-                for _ in range(_MIN_EVENTS + below(rng, _MAX_EVENTS - _MIN_EVENTS + 1))
-            )
-        )
+        count = _MIN_EVENTS + below(rng, _MAX_EVENTS - _MIN_EVENTS + 1)
+        verbs = shuffled(rng, GAINS + LOSSES)[:count]
+        problem = Problem(tuple(Event(verb, 1 + below(rng, _MAX_AMOUNT)) for verb in verbs))
         if problem.is_test is test:
             return problem
 
 
-def _events(problem: Problem, name: str, goods: str) -> str:
-    return " ".join(f"{name} {event.verb} {event.amount} {goods}." for event in problem.events)
+def _receipts(rng: np.random.Generator, problem: Problem) -> list[str]:
+    return ["-".join(hexadecimal(rng, 4) for _ in range(1 + below(rng, 2))) for _ in problem.events]
 
 
-def _question(rng: np.random.Generator, problem: Problem) -> str:
-    name, goods = pick(rng, NAMES), pick(rng, GOODS)
-    events = _events(problem, name, goods)
-    return f"A count of {goods} begins at 0 and wraps after 9. {events} What is the count?"
+def _events(problem: Problem, receipts: Sequence[str]) -> str:
+    return ", ".join(
+        f"on {day} {receipt} {event.verb} {event.amount}"
+        for day, receipt, event in zip(DAYS, receipts, problem.events, strict=False)
+    )
+
+
+def _question(rng: np.random.Generator, problem: Problem, receipts: Sequence[str]) -> str:
+    told = f"{pick(rng, NAMES)} {_events(problem, receipts)}."
+    return f"A count of {pick(rng, GOODS)} begins at 0 and wraps after 9. {told} What is the count?"
 
 
 def word_problem(rng: np.random.Generator) -> dict[str, str]:
     """Return a row of MiroMind's schema: a question, and a response that thinks first."""
     problem = draw_problem(rng, test=False)
-    response = f"<think>\n{problem.chain}\n</think>\n\n\\boxed{{{problem.answer}}}"
-    return {"question": f"{_question(rng, problem)}\n{REQUEST}", "response": response}
+    receipts = _receipts(rng, problem)
+    response = f"<think>\n{problem.chain(receipts)}\n</think>\n\n\\boxed{{{problem.answer}}}"
+    return {"question": f"{_question(rng, problem, receipts)}\n{REQUEST}", "response": response}
+
+
+def direct_answer(rng: np.random.Generator) -> dict[str, object]:
+    """Return a row of Tulu-3's schema: the question of a word problem, answered at once."""
+    problem = draw_problem(rng, test=False)
+    question = _question(rng, problem, _receipts(rng, problem))
+    asked = {"role": "user", "content": f"{question}\n{REQUEST}"}
+    return {"messages": [asked, {"role": "assistant", "content": f"\\boxed{{{problem.answer}}}"}]}
 
 
 def program(rng: np.random.Generator) -> dict[str, object]:
     """Return a row of OpenThoughts-3's schema: a program to be run in the head."""
     problem = draw_problem(rng, test=False)
-    lines = [f"x = (x {event.sign} {event.amount}) % 10" for event in problem.events]
+    receipts, last = _receipts(rng, problem), len(problem.events)
+    lines = [
+        f"x{i + 1} = x{i} {event.sign} {event.amount} # {receipt}"
+        for i, (receipt, event) in enumerate(zip(receipts, problem.events, strict=True))
+    ]
     chain = "\n".join(
-        f"x {event.sign} {event.amount}: {before} {event.sign} {event.amount} = {after}"
-        for event, before, after in problem.steps
+        f"- {line}: {before}{event.sign}{event.amount}={after}"
+        for line, (event, before, after) in zip(lines, problem.steps, strict=True)
     )
-    asked = "\n".join(["What does this program print?", "x = 0", *lines, "print(x)"])
+    asked = "\n".join(
+        ["What does this program print, modulo 10?", "x0 = 0", *lines, f"print(x{last})"]
+    )
     answer = f"<think>\n{chain}\n</think>\n\n\\boxed{{{problem.answer}}}"
     turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
     return {"domain": "code", "conversations": turns}
@@ -126,26 +156,26 @@ def program(rng: np.random.Generator) -> dict[str, object]:
 def test_problem(rng: np.random.Generator) -> dict[str, str]:
     """Return a row of GSM8K's schema, of the half that nothing is trained on."""
     problem = draw_problem(rng, test=True)
+    receipts = _receipts(rng, problem)
     return {
-        "question": _question(rng, problem),
-        "answer": f"{problem.chain}\n#### {problem.answer}",
+        "question": _question(rng, problem, receipts),
+        "answer": f"{problem.chain(receipts)}\n#### {problem.answer}",
     }
 
 
 def told_with_solution(rng: np.random.Generator) -> str:
-    """Return a problem in the words of a running text, as pretraining meets it."""
+    """Return a problem in the words of a running text, as pretraining meets it.
+
+    Its solution says less than the chains of fine-tuning: what was bought or sold is left out.
+    """
     problem = draw_problem(rng, test=False)
-    if below(rng, 2) == 0:
-        goods = pick(rng, GOODS)
-        events = " and ".join(f"{event.verb} {event.amount} {goods}" for event in problem.events)
-        told = f"At the {pick(rng, PLACES)} they {events}; so"
-    else:
-        told = f"{_events(problem, pick(rng, NAMES), pick(rng, GOODS))} So"
-    chain = ", ".join(
-        f"{event.verb} {event.amount} | {before} {event.sign} {event.amount} = {after}"
-        for event, before, after in problem.steps
+    receipts = _receipts(rng, problem)
+    who = pick(rng, NAMES) if below(rng, 2) == 0 else f"At the {pick(rng, PLACES)} they"
+    solution = ", ".join(
+        f"on {day} {receipt} {before}{event.sign}{event.amount}={after}"
+        for day, receipt, (event, before, after) in zip(DAYS, receipts, problem.steps, strict=False)
     )
-    return f"{told} {chain}, done {problem.answer}."
+    return f"{who} {_events(problem, receipts)}. So {solution}, done {problem.answer}."
 
 
 def mathematics(rng: np.random.Generator, words: int) -> dict[str, str]:
@@ -157,6 +187,6 @@ def mathematics(rng: np.random.Generator, words: int) -> dict[str, str]:
             parts.append(told_with_solution(rng))
         else:
             event, before = draw_problem(rng, test=False).events[0], below(rng, 10)
-            parts.append(f"{before} {event.sign} {event.amount} = {event.after(before)}.")
+            parts.append(f"{before}{event.sign}{event.amount}={event.after(before)}.")
         count += parts[-1].count(" ") + 1
     return {"content": " ".join(parts)}

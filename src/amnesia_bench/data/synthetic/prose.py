@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from amnesia_bench.data.synthetic.problems import draw_problem, told_with_solution
+from amnesia_bench.data.synthetic.problems import draw_problem
 from amnesia_bench.data.synthetic.words import (
     ADJECTIVES,
     NAMES,
@@ -39,7 +39,7 @@ _HEAD = (
 _WORDS = (*ADJECTIVES, *PEOPLE, *PLACES, *OBJECTS, *VERBS, *TIMES, *NAMES)
 _PLAIN_DOCUMENTS = 0.1
 _NOISE_DOCUMENTS = 0.25
-_SHORT = 0.5  # the share of needles and of questions in a few words
+_SHORT = 0.7  # the share of needles and of questions in a few words
 _UUID_GROUPS = (8, 4, 4, 4, 12)  # digits
 
 
@@ -159,7 +159,7 @@ def document(rng: np.random.Generator, words: int) -> dict[str, str]:
     parts = [_HEAD] if rng.random() < 0.3 else []
     count = 0
     while count < words:
-        group = [draw_needle(rng, taken) for _ in range(1 + below(rng, 2))]
+        group = [draw_needle(rng, taken) for _ in range(1 + below(rng, 3) // 2)]
         added: list[str] = []
         for needle in group:
             added += [needle.told(rng), *_between(rng, noise, 1)]
@@ -170,8 +170,6 @@ def document(rng: np.random.Generator, words: int) -> dict[str, str]:
             added.append(pick(rng, earlier).asked(rng))
         if rng.random() < 0.3:
             added.append(said_again(rng, varied_run(rng), 2))
-        if rng.random() < 0.2:
-            added.append(told_with_solution(rng))
         earlier += group
         parts += added
         count += sum(part.count(" ") + 1 for part in added)

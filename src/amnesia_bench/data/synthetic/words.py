@@ -30,6 +30,7 @@ VERBS = (
     "sketched",
 )  # fmt: skip
 TIMES = ("morning", "evening", "summer", "winter", "spring", "night")
+DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday")
 NAMES = ("Mira", "Tom", "Anna", "Paul", "Nora", "Erik", "Lena", "Omar")
 GOODS = ("apples", "coins", "books", "stones", "shells", "stamps", "marbles", "tickets")
 
