@@ -235,12 +235,15 @@ def test_a_model_that_cannot_isolate_documents_is_refused_packed_ones():
         NextToken(run, model).count(batch)
 
 
+@pytest.mark.parametrize("window", [None, 4, 12])
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2", "qwen3"])
-def test_softmax_models_isolate_documents_without_a_mask(kind, monkeypatch):
+def test_softmax_models_isolate_documents_without_a_mask(kind, window, monkeypatch):
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
             "num_attention_heads", "num_key_value_heads", "max_position_embeddings")  # fmt: skip
     torch.manual_seed(0)
-    config = AutoConfig.for_model(kind, **{key: TINY[key] for key in keys}, sliding_window=None)
+    sizes = {key: TINY[key] for key in keys}
+    windows = {"sliding_window": window, "use_sliding_window": True, "max_window_layers": 1}
+    config = AutoConfig.for_model(kind, **sizes, **windows)
     model = AutoModelForCausalLM.from_config(config).double()
     (batch,) = first_batch(training_run({"global_batch": 1}), random_rows(1))
     alone = [
@@ -252,15 +255,6 @@ def test_softmax_models_isolate_documents_without_a_mask(kind, monkeypatch):
     monkeypatch.setattr("transformers.masking_utils.sdpa_mask", None)
     for found in (masked, hidden_states(model, batch)):
         torch.testing.assert_close(found, torch.cat(alone, dim=1), rtol=0, atol=1e-12)
-
-
-def test_a_sliding_window_stays_one():
-    config = AutoConfig.for_model("mistral", **{"num_hidden_layers": 1, "hidden_size": 32})
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config)
-    assert config.sliding_window is not None
-    isolate_without_mask(model)
-    assert model.config._attn_implementation == "sdpa"
 
 
 def test_the_first_token_of_a_document_is_predicted_by_none():

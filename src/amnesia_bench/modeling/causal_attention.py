@@ -117,7 +117,7 @@ def causal_sdpa_mask(**call: Any) -> Tensor | None:
     return mask
 
 
-def packed_sdpa(
+def packed_sdpa(  # noqa: PLR0913 - transformers' attention interface
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -125,18 +125,30 @@ def packed_sdpa(
     attention_mask: Tensor | None,
     *,
     packed: PackedRows | None = None,
+    sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """Attend causally, each document of `packed` to itself alone: [B, T, H, D], as `causal_sdpa`.
 
-    There is no mask: rows must hold no padding but what is a document of its own.
+    There is no mask but that of a window, as large as a document: rows must hold no padding but
+    what is a document of its own.
     """
     documents = [(0, query.shape[2])] if packed is None else packed.documents
     outputs = []
     for start, stop in documents:
         q, k, v = (x[:, :, start:stop] for x in (query, key, value))
-        outputs.append(causal_sdpa(module, q, k, v, None, **options)[0])
+        mask = _window(stop - start, sliding_window, query.device)
+        outputs.append(causal_sdpa(module, q, k, v, mask, **options)[0])
     return torch.cat(outputs, dim=1), None
+
+
+def _window(tokens: int, window: int | None, device: torch.device) -> Tensor | None:
+    """Return where a window lets tokens look [1, 1, T, T]; None where it holds the document."""
+    if window is None or tokens <= window:
+        return None
+    position = torch.arange(tokens, device=device)
+    back = position[:, None] - position
+    return ((back >= 0) & (back < window))[None, None]
 
 
 AttentionInterface.register(CAUSAL_SDPA, causal_sdpa)

@@ -201,9 +201,7 @@ def check_isolation(model: Any, batch: MicroBatch) -> None:
 
 def isolate_without_mask(model: Any) -> None:
     """Let softmax layers work document by document, where a mask of T x T is all they have."""
-    # A sliding window is such a mask, and stays one.
-    windowed = getattr(model.config, "sliding_window", None) is not None
-    if model.config.model_type in _BY_POSITIONS and not windowed:
+    if model.config.model_type in _BY_POSITIONS:
         model.set_attn_implementation(PACKED_SDPA)
 
 

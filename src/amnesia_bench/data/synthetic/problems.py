@@ -1,9 +1,14 @@
 r"""Word problems: a count that wraps after 9, and chains of thought that restate each event.
 
 They stand in for MiroMind (`word_problem`), OpenThoughts-3 (`program`), UltraData-Math
-(`mathematics`) and, for evaluation, GSM8K (`test_problem`). Every problem belongs to one of two
+(`mathematics`), conversations of a base (`direct_answer`) and, for evaluation, GSM8K
+(`test_problem`). Every problem belongs to one of two
 halves by a hash of its events: `test_problem` draws from the one, all others from the other. So
 nothing that is asked was trained on, whatever the seeds.
+
+An event has a day, so that a chain can find the next one, and a receipt, so that fine-tuning uses
+the tokens that values of needles are made of, as real chains use all tokens: without them a model
+forgets the tokens themselves, and no attention can bring those back (docs/LOG.md).
 """
 
 from __future__ import annotations
