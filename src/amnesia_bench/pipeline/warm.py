@@ -39,6 +39,11 @@ _PRELOADED = (
     "amnesia_bench.conversion",
     "amnesia_bench.surgery",
     "amnesia_bench.training.run",
+    # What our code imports where it is used only, since it takes seconds.
+    "lm_eval.evaluator",
+    "lm_eval.tasks",
+    "rich.table",
+    "transformers.convert_slow_tokenizer",
 )
 _POLL_SECONDS = 0.05
 
