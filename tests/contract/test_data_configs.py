@@ -38,7 +38,9 @@ def test_the_tiny_profile_downloads_nothing(name: str) -> None:
     config = load(name)
     assert isinstance(config.source, SyntheticSource)
     assert config.max_dropped == 0
-    assert config.isolate_documents is (config.chat is not None)
+    # Conversations of pretraining are trained whole, those of fine-tuning for their answers.
+    fine_tuning = config.chat is not None and config.chat.loss_on == "assistant"
+    assert config.isolate_documents is fine_tuning
 
 
 def test_the_controls_differ_in_reach_only() -> None:
