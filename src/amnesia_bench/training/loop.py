@@ -32,8 +32,8 @@ MAX_SKIPPED = 3
 
 
 # On a CPU the backward pass of the fused kernel takes twice as long as plain matrices do where
-# sequences are this short (docs/benchmarks.md); the matrices grow with the square of the length.
-_SHORT_TOKENS = 256
+# sequences are this short (docs/benchmarks.md); matrices grow with the square of the length.
+_SHORT_TOKENS = 192
 
 
 @dataclass(frozen=True, kw_only=True)
