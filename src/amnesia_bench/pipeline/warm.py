@@ -76,6 +76,8 @@ def warm_server() -> Iterator[str]:
 def serve(listener: socket.socket) -> None:
     """Fork a child for each command that is asked for, until stdin ends and all are done."""
     for module in _PRELOADED:
+        if select.select([sys.stdin], [], [], 0)[0]:
+            return  # the driver has ended before there was anything to do
         # What an installation lacks, its commands will say.
         with suppress(ImportError):
             import_module(module)
