@@ -3,12 +3,14 @@
 import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -188,6 +190,33 @@ def test_a_claim_on_a_lease_that_was_just_released_does_not_count(
     with pytest.raises(BusyError, match=f"process {sleeper.pid}"), holding_lease(final):
         pytest.fail("taken from a live process")
     assert [path.name for path in lease_path(final).iterdir()] == ["1"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("where", ["_last_claim", "_write_claim", "new_working_path", "Lease"])
+def test_a_signal_while_it_is_taken_or_given_back_leaves_nothing_behind(
+    where: str, number: signal.Signals, final: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ended(BaseException):
+        pass
+
+    def end(number: int, frame: object) -> None:
+        raise Ended
+
+    def signalled(*arguments: Any) -> Any:
+        signal.raise_signal(number)
+        return real(*arguments)
+
+    real = getattr(lease, where)
+    monkeypatch.setattr(lease, where, signalled)
+    before = signal.signal(number, end)
+    try:
+        with pytest.raises(Ended), holding_lease(final):
+            assert where == "new_working_path"  # the others end before anything is done
+        assert signal.getsignal(number) is end
+    finally:
+        signal.signal(number, before)
+    assert list(final.parent.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", ["file", "link"])

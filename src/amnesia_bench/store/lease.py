@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -121,12 +122,35 @@ def holding_lease(
     Raises:
         BusyError: a live process holds it.
     """
-    descriptor, number = _take(final, stale_seconds, clock)
-    lease = Lease(final, descriptor, number, heartbeat_seconds)
+    lease = None
     try:
+        with _signals_wait():
+            descriptor, number = _take(final, stale_seconds, clock)
+            lease = Lease(final, descriptor, number, heartbeat_seconds)
         yield lease
     finally:
-        lease.release()
+        if lease is not None:
+            with _signals_wait():
+                lease.release()
+
+
+@contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Let what ends a process do so after this block: half a lease would stay behind."""
+    if threading.current_thread() is not threading.main_thread():  # no signal comes to others
+        yield
+        return
+    received: list[int] = []
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
+        signal.signal(number, lambda number, _: received.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for each in received:
+            signal.raise_signal(each)
 
 
 def current_holder(final: Path, *, stale_seconds: float = STALE_SECONDS) -> Holder | None:
