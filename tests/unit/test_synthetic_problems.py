@@ -7,7 +7,8 @@ from amnesia_bench.evals.tasks.gsm8k import GSM8K, gold
 from amnesia_bench.evals.tasks.prompts import STEP_BY_STEP
 from tests.synthetic import rows_of
 
-RECEIPT = r"[0-9a-f]{4}(?:-[0-9a-f]{4})?"
+GROUP = r"(?:[0-9a-f]{2}){1,4}"
+RECEIPT = rf"{GROUP}(?:-{GROUP}){{0,2}}"
 EVENT = re.compile(rf"\bon (\w+day) ({RECEIPT}) (\w+) (\d)\b(?!:)")
 STEP = re.compile(rf"on (\w+day) ({RECEIPT}) (\w+) (\d): (\d)([+-])(\d)=(\d)")
 PROGRAM = re.compile(rf"x\d = x\d ([+-]) (\d) # {RECEIPT}")
@@ -97,6 +98,21 @@ def test_equations_and_problems_in_prose_are_right() -> None:
     assert found > 800
 
 
+def test_one_conversation_of_four_has_a_chain_and_every_answer_is_right() -> None:
+    chains = 0
+    for row in rows_of("conversations", 400):
+        asked, answered = (message["content"] for message in row["messages"])
+        events = events_of(asked)
+        form = r"(?:<think>\n(.*)\n</think>\n\n)?\\boxed\{(\d)\}"
+        answer = re.fullmatch(form, answered, re.DOTALL)
+        assert answer is not None
+        assert int(answer[2]) == sum(signed(events)) % 10
+        if answer[1] is not None:
+            check_chain(STEP.findall(answer[1]), events, int(answer[2]))
+            chains += 1
+    assert 70 < chains < 130
+
+
 def test_no_problem_is_both_trained_on_and_evaluated_whatever_the_seeds() -> None:
     def keys(texts: list[str]) -> set[tuple[tuple[str, int], ...]]:
         return {tuple((verb, amount) for *_, verb, amount in events_of(text)) for text in texts}
@@ -107,7 +123,7 @@ def test_no_problem_is_both_trained_on_and_evaluated_whatever_the_seeds() -> Non
         told = "".join(row["content"] for row in rows_of("mathematics", 300, seed=seed))
         told += "".join(row["text"] for row in rows_of("prose", 300, seed=seed))
         trained |= keys(re.findall(r"(on Monday [^.]*)\. So", told))
-        direct = rows_of("direct_answers", 300, seed=seed)
+        direct = rows_of("conversations", 300, seed=seed)
         trained |= keys([row["messages"][0]["content"] for row in direct])
     asked = set()
     for seed in (0, 1, 7):

@@ -65,13 +65,15 @@ def test_needles_and_questions_are_worded_as_in_niah() -> None:
 
 
 def test_pairs_to_copy_come_two_to_four_times_and_nothing_else_does() -> None:
-    times = set()
+    times, dashed = set(), 0
     for row in rows_of("copies", 200):
-        runs = re.findall(r"\b([0-9a-f]{6,})\.", row["text"])
+        runs = re.findall(r"(?<!\S)((?:[0-9a-f]{2}-?)+[0-9a-f]{2})\.", row["text"])
         assert len(set(runs)) == 1
-        assert len(runs[0]) in range(6, 22, 2)
+        assert len(runs[0].replace("-", "")) in range(6, 22, 2)
         times.add(len(runs))
+        dashed += "-" in runs[0]
     assert times == {2, 3, 4}
+    assert 40 < dashed < 90
 
 
 def test_varied_copies_are_of_every_form_word_for_word() -> None:

@@ -27,7 +27,7 @@ from amnesia_bench.cli.niah_options import (
     lengths_of,
     tasks_of,
 )
-from amnesia_bench.errors import ExitCode, MissingEnvironmentError
+from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
     from amnesia_bench.evals.check_inputs import CellChoice
@@ -47,6 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", default="", help="the row's label in a table: +QK-Restore")
     add_cell_arguments(parser, LENGTHS, "--official-data")
     parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        help="of an answer (lm-eval's own 128)",
+    )
+    parser.add_argument(
         "--verify-prefix",
         type=int,
         default=0,
@@ -61,6 +66,8 @@ def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.progress import Progress
 
     choice = chosen_cells(args)
+    if args.max_new_tokens is not None and args.max_new_tokens < 1:
+        raise UserError(f"--max-new-tokens {args.max_new_tokens}: must be at least 1")
     progress = Progress()
     try:
         from amnesia_bench.evals.check_inputs import open_candidates
@@ -68,6 +75,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         from amnesia_bench.evals.engines.options import EngineOptions
         from amnesia_bench.evals.engines.watched import WatchedEngine
         from amnesia_bench.evals.lm_eval_bridge.evaluation import NiahEvaluation
+        from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING
     except ImportError as error:
         raise MissingEnvironmentError(
             f"eval needs lm-eval, torch and transformers ({error}).",
@@ -82,7 +90,9 @@ def run(args: argparse.Namespace) -> ExitCode:
     candidate = replace(candidate, method=args.method)
     samples, asked = _asked(args, choice, tokenizer)
     engine = WatchedEngine(open_engine(args.engine, args.checkpoint, options), progress.count)
-    evaluation = NiahEvaluation(engine, tokenizer, candidate, samples, args.out)
+    longest = args.max_new_tokens or NIAH_SAMPLING.max_new_tokens
+    sampling = replace(NIAH_SAMPLING, max_new_tokens=longest)
+    evaluation = NiahEvaluation(engine, tokenizer, candidate, samples, args.out, sampling)
     cells = []
     for name, evaluate in asked:
         progress.say(f"{name}: {samples} prompts")

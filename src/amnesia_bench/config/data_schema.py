@@ -29,7 +29,7 @@ class HubSource(Frozen):
 # Generators of `amnesia_bench.data.synthetic`; those of the first line make rows of any length.
 Sized = Literal["prose", "haystack", "mathematics", "short_instructions", "long_instructions"]
 Unsized = Literal[
-    "copies", "varied_copies", "word_problems", "direct_answers", "programs", "test_problems"
+    "copies", "varied_copies", "word_problems", "conversations", "programs", "test_problems"
 ]
 
 

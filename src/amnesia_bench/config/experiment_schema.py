@@ -84,12 +84,16 @@ class Haystack(Frozen):
 
 
 class RecallPlan(Frozen):
-    """NIAH: `haystack` is `hub`, or generated; a stage asks `lengths_per_stage` of the lengths."""
+    """NIAH: `haystack` is `hub`, or generated; a stage asks `lengths_per_stage` of the lengths.
+
+    `max_new_tokens` is of an answer.
+    """
 
     tasks: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(unique)]
     lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(unique)]
     lengths_per_stage: PositiveInt
     samples: PositiveInt
+    max_new_tokens: PositiveInt
     haystack: Literal["hub"] | Haystack
 
 

@@ -12,7 +12,6 @@ from amnesia_bench.config.load import load_model_file, load_option
 from amnesia_bench.config.schema import Variant
 from amnesia_bench.config.train_schema import TrainingRun, load_training
 from amnesia_bench.data.synthesize import ROWS
-from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING
 from amnesia_bench.evals.tasks.task import ReasoningTask
 from amnesia_bench.pipeline.fields import deciding
 from amnesia_bench.pipeline.stage import Argument, Input, Output, Stage
@@ -233,14 +232,19 @@ def recall(checkpoint: Stage, asked: Stage, part: RecallPlan, options: Options) 
             *("eval", "niah", "--checkpoint", Input(stage=checkpoint)),
             *("--prompts", Input(stage=asked)),
             *("--tasks", tasks, "--lengths", lengths),
-            *_OUT,
+            *("--max-new-tokens", str(part.max_new_tokens), *_OUT),
             *_typed(options),
         ),
-        settings={"tasks": part.tasks, "lengths": part.lengths, "options": dict(options)},
+        settings={
+            "tasks": part.tasks,
+            "lengths": part.lengths,
+            "max_new_tokens": part.max_new_tokens,
+            "options": dict(options),
+        },
         work=Answering(
             shape=shape_of(checkpoint),
             prompts=tuple((length, count) for length in part.lengths),
-            new_tokens=NIAH_SAMPLING.max_new_tokens,
+            new_tokens=part.max_new_tokens,
         ),
     )
 

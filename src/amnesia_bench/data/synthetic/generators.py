@@ -25,7 +25,7 @@ UNSIZED: Mapping[str, Callable[[np.random.Generator], Row]] = {
     "copies": prose.copies,
     "varied_copies": prose.varied_copies,
     "word_problems": problems.word_problem,
-    "direct_answers": problems.direct_answer,
+    "conversations": problems.conversation,
     "programs": problems.program,
     "test_problems": problems.test_problem,
 }

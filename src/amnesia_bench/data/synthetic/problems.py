@@ -1,7 +1,7 @@
 r"""Word problems: a count that wraps after 9, and chains of thought that restate each event.
 
 They stand in for MiroMind (`word_problem`), OpenThoughts-3 (`program`), UltraData-Math
-(`mathematics`), conversations of a base (`direct_answer`) and, for evaluation, GSM8K
+(`mathematics`), conversations of a base (`conversation`) and, for evaluation, GSM8K
 (`test_problem`). Every problem belongs to one of two
 halves by a hash of its events: `test_problem` draws from the one, all others from the other. So
 nothing that is asked was trained on, whatever the seeds.
@@ -107,7 +107,11 @@ def draw_problem(rng: np.random.Generator, *, test: bool) -> Problem:
 
 
 def _receipts(rng: np.random.Generator, problem: Problem) -> list[str]:
-    return ["-".join(hexadecimal(rng, 4) for _ in range(1 + below(rng, 2))) for _ in problem.events]
+    # Of all shapes: of receipts that were all short, models learned to stop early, in uuids too.
+    return [
+        "-".join(hexadecimal(rng, 2 * (1 + below(rng, 4))) for _ in range(1 + below(rng, 3)))
+        for _ in problem.events
+    ]
 
 
 def _events(problem: Problem, receipts: Sequence[str]) -> str:
@@ -130,12 +134,19 @@ def word_problem(rng: np.random.Generator) -> dict[str, str]:
     return {"question": f"{_question(rng, problem, receipts)}\n{REQUEST}", "response": response}
 
 
-def direct_answer(rng: np.random.Generator) -> dict[str, object]:
-    """Return a row of Tulu-3's schema: the question of a word problem, answered at once."""
+def conversation(rng: np.random.Generator) -> dict[str, object]:
+    """Return a row of Tulu-3's schema: a problem, answered at once or, one in four, by a chain.
+
+    A base that has met the format needs a smaller change to reason in it: the first steps of a
+    fine-tuning that began without did most of the damage (docs/LOG.md).
+    """
     problem = draw_problem(rng, test=False)
-    question = _question(rng, problem, _receipts(rng, problem))
-    asked = {"role": "user", "content": f"{question}\n{REQUEST}"}
-    return {"messages": [asked, {"role": "assistant", "content": f"\\boxed{{{problem.answer}}}"}]}
+    receipts = _receipts(rng, problem)
+    answer = f"\\boxed{{{problem.answer}}}"
+    if below(rng, 4) == 0:
+        answer = f"<think>\n{problem.chain(receipts)}\n</think>\n\n{answer}"
+    asked = {"role": "user", "content": f"{_question(rng, problem, receipts)}\n{REQUEST}"}
+    return {"messages": [asked, {"role": "assistant", "content": answer}]}
 
 
 def program(rng: np.random.Generator) -> dict[str, object]:

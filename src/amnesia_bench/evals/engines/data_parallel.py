@@ -45,7 +45,7 @@ class DataParallelEngine:
 
     def __init__(self, checkpoint: Path, options: EngineOptions, devices: Sequence[str]) -> None:
         self.tokenizer = load_tokenizer(checkpoint)
-        self._chunk = options.prefill_chunk_tokens
+        self._chunk = options.chunk_on(devices[0].partition(":")[0])
         self._workers: list[tuple[Any, Connection]] = []
         context = multiprocessing.get_context("spawn")
         checks = -(-options.verify_prefix // len(devices))

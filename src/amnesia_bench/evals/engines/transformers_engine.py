@@ -64,6 +64,7 @@ class TransformersEngine:
         model.eval()
         self._limit = context_limit(model.config, options.max_context_tokens)
         self._model = examine(model, self._limit)
+        self._chunk = options.chunk_on(self._model.device.type)
         self._eos_ids = end_tokens(tokenizer, getattr(model, "generation_config", None))
         self._decode = decoder(tokenizer)
         # Shrinks when memory runs out, so that it runs out once and not at every batch.
@@ -120,7 +121,7 @@ class TransformersEngine:
     def settings(self) -> Mapping[str, str]:
         """Everything that may change an answer; neither the batch size nor the checks do."""
         module = self._model.module
-        chunk = self._options.prefill_chunk_tokens if self._model.in_pieces else None
+        chunk = self._chunk if self._model.in_pieces else None
         found = {
             "engine": "transformers",
             "transformers": transformers.__version__,
@@ -156,7 +157,7 @@ class TransformersEngine:
         """
         prompts = [self._survey(requests[i]) for i in range(len(requests))]
         digests = [digest for digest, _ in prompts]
-        chunk, shared = self._options.prefill_chunk_tokens, self._prefixes == "shared"
+        chunk, shared = self._chunk, self._prefixes == "shared"
         nodes = plan_prefixes(digests, chunk, share=shared)
         leaves = leaves_of(nodes, [(digest.num_tokens, new) for digest, new in prompts])
         try:
@@ -184,7 +185,7 @@ class TransformersEngine:
     ) -> PrefixCheck | None:
         if not self._options.verify_prefix:
             return None
-        check = PrefixCheck(self._model, self._options.prefill_chunk_tokens, self._stopping)
+        check = PrefixCheck(self._model, self._chunk, self._stopping)
         order = [i for node in nodes for i in node.leaves]
         check.prepare(requests, order, self._options.verify_prefix)
         return check
@@ -196,14 +197,13 @@ class TransformersEngine:
     def _survey(self, request: Request) -> tuple[PromptDigest, int]:
         """Return what is kept of a request until it is asked for again."""
         check_room(request, self._limit)
-        digest = PromptDigest.of(request.tokens, self._options.prefill_chunk_tokens)
+        digest = PromptDigest.of(request.tokens, self._chunk)
         return digest, request.sampling.max_new_tokens
 
     def _walk(
         self, requests: Sequence[Request], waiting: Sequence[Leaf], nodes: Sequence[PrefixNode]
     ) -> Iterator[Generation]:
-        chunk = self._options.prefill_chunk_tokens
-        walker = PrefixWalker(self._model, chunk, nodes, requests)
+        walker = PrefixWalker(self._model, self._chunk, nodes, requests)
         while waiting:
             limits = BatchLimits(self._batch_tokens, self._limit, unequal=self._model.joins_rows)
             batch = first_batch(waiting, limits)
@@ -220,7 +220,7 @@ class TransformersEngine:
             waiting = [*left, *waiting[len(batch) :]]
             if left:
                 # The walk starts over: what was read of their prompts may be overwritten by now.
-                walker = PrefixWalker(self._model, chunk, nodes, requests)
+                walker = PrefixWalker(self._model, self._chunk, nodes, requests)
                 release_memory()
                 count, columns = len(batch) // 2, columns_of(batch)
                 self._batch_tokens = count * columns

@@ -32,7 +32,7 @@ from amnesia_bench.evals.recall import (
 )
 from amnesia_bench.evals.tokenizers import tokenizer_identity
 from amnesia_bench.records import codec
-from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
+from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Sampling, Verdict
 from amnesia_bench.records.recall import RecallSample
 from amnesia_bench.store.files import explaining_write_errors, replace_text
 
@@ -86,10 +86,17 @@ class NiahEvaluation:
         candidate: the checkpoint.
         samples: how many prompts of each cell, from the first.
         out: the folder to write.
+        sampling: how it answers.
     """
 
     def __init__(
-        self, engine: Engine, tokenizer: Any, candidate: Candidate, samples: int, out: Path
+        self,
+        engine: Engine,
+        tokenizer: Any,
+        candidate: Candidate,
+        samples: int,
+        out: Path,
+        sampling: Sampling = NIAH_SAMPLING,
     ) -> None:
         if samples < 1:
             raise UserError(f"--samples {samples}: must be at least 1")
@@ -98,6 +105,7 @@ class NiahEvaluation:
         self._candidate = candidate
         self._samples = samples
         self._out = out
+        self._sampling = sampling
 
     def cell(self, cell: DocumentCell) -> Cell:
         """Evaluate prompts of our own.
@@ -141,11 +149,12 @@ class NiahEvaluation:
         folder = self._out / named.name
         identity = {"checkpoint": self._candidate.parent.identity, "prompts": named.sha256}
         engine = RecordingEngine(self._engine, folder, identity)
-        judged = make_task().run(AmnesiaLM(engine, self._tokenizer, cell), self._samples)
+        lm = AmnesiaLM(engine, self._tokenizer, cell)
+        judged = make_task().run(lm, self._samples, self._sampling.max_new_tokens)
         verdicts = [_verdict(generation, judged) for generation in engine.generations]
         settings = {
             **engine.settings,
-            **sampling_settings(NIAH_SAMPLING),
+            **sampling_settings(self._sampling),
             "chat_template": "none",
             "scorer": f"lm-eval {metadata.version('lm-eval')}",
         }

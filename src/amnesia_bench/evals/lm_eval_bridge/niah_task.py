@@ -94,14 +94,16 @@ class NiahTask:
             "fewshot_config": {"samples": []},
         }
 
-    def run(self, lm: Any, samples: int) -> Sequence[Judged]:
+    def run(self, lm: Any, samples: int, max_new_tokens: int) -> Sequence[Judged]:
         """Let lm-eval put the first `samples` prompts to a model; return what it made of each.
 
         Raises:
             StageFailedError: lm-eval scored fewer: it skips what it cannot make, and only warns.
         """
         self._judged.clear()
-        results = evaluate_one(lm, self.specification, samples)
+        asked = {**self.specification["generation_kwargs"], "max_gen_toks": max_new_tokens}
+        changed = {**self.specification, "generation_kwargs": asked}
+        results = evaluate_one(lm, changed, samples)
         scores = [judged.score for judged in self._judged]
         if len(scores) != samples or results["n-samples"][self.name]["effective"] != samples:
             raise StageFailedError(
