@@ -232,6 +232,19 @@ def test_a_prompt_too_long_for_the_model_is_refused_not_truncated(
     assert "do not fit the model's context of 1,024" in capsys.readouterr().err
 
 
+def test_an_answer_is_as_long_as_asked_for(
+    inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert evaluate(inputs, out, *ours(inputs), "--max-new-tokens", "5") == 0
+    answers = [line["generation"] for line in lines(out / CELL / "generations.jsonl")]
+    assert {len(answer["tokens"]) for answer in answers} == {5}
+    assert json.loads((out / CELL / "cell.json").read_text())["settings"]["max_new_tokens"] == "5"
+    assert evaluate(inputs, out, *ours(inputs)) == 2  # lm-eval's 128 are another run
+    assert evaluate(inputs, out, *ours(inputs), "--max-new-tokens", "0") == 2
+    assert "--max-new-tokens 0: must be at least 1" in capsys.readouterr().err
+
+
 def test_fewer_samples_than_asked_for_are_no_result(
     inputs: Inputs,
     install: Callable[[Engine], None],

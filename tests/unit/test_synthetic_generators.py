@@ -19,15 +19,15 @@ NAMES = (*SIZED, *UNSIZED)
 GOLDEN = {
     "prose": "509973cbaa271d5d",
     "haystack": "1de4c9c59251688c",
-    "mathematics": "cecb147f913d685f",
+    "mathematics": "c10775fb0762eabe",
     "short_instructions": "62e4562e251fb093",
     "long_instructions": "6cee4578cc112155",
     "copies": "a36e235c95605a98",
     "varied_copies": "d9e366c708973689",
-    "word_problems": "48b8529e9c6d973e",
-    "conversations": "c73a4b8388213609",
-    "programs": "d7ec760e77777aef",
-    "test_problems": "4bd0c40137c51b60",
+    "word_problems": "22a94e0a7008a90e",
+    "conversations": "2bb0d487f04b6d43",
+    "programs": "4d78f85cf2051426",
+    "test_problems": "c6cb0d43b9b08d69",
 }
 
 

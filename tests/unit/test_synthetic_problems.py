@@ -7,8 +7,7 @@ from amnesia_bench.evals.tasks.gsm8k import GSM8K, gold
 from amnesia_bench.evals.tasks.prompts import STEP_BY_STEP
 from tests.synthetic import rows_of
 
-GROUP = r"(?:[0-9a-f]{2}){1,4}"
-RECEIPT = rf"{GROUP}(?:-{GROUP}){{0,2}}"
+RECEIPT = r"[0-9a-f]{4}(?:-[0-9a-f]{4})?"
 EVENT = re.compile(rf"\bon (\w+day) ({RECEIPT}) (\w+) (\d)\b(?!:)")
 STEP = re.compile(rf"on (\w+day) ({RECEIPT}) (\w+) (\d): (\d)([+-])(\d)=(\d)")
 PROGRAM = re.compile(rf"x\d = x\d ([+-]) (\d) # {RECEIPT}")

@@ -107,11 +107,7 @@ def draw_problem(rng: np.random.Generator, *, test: bool) -> Problem:
 
 
 def _receipts(rng: np.random.Generator, problem: Problem) -> list[str]:
-    # Of all shapes: of receipts that were all short, models learned to stop early, in uuids too.
-    return [
-        "-".join(hexadecimal(rng, 2 * (1 + below(rng, 4))) for _ in range(1 + below(rng, 3)))
-        for _ in problem.events
-    ]
+    return ["-".join(hexadecimal(rng, 4) for _ in range(1 + below(rng, 2))) for _ in problem.events]
 
 
 def _events(problem: Problem, receipts: Sequence[str]) -> str:
