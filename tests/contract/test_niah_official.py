@@ -84,7 +84,6 @@ class Comparison:
             assert cell.value(i) in tokenizer.decode(tokens[start:end])
 
 
-@pytest.mark.slow
 def test_keys_and_depths_are_those_of_lm_eval() -> None:
     _, prepare_niah = lm_eval_niah()
     keys = needle_keys()

@@ -163,12 +163,7 @@ class Dies(Models):
         return engine
 
 
-SLOW = pytest.mark.slow
-
-
-@pytest.mark.parametrize(
-    "after", [0, pytest.param(30, marks=SLOW), 60, pytest.param(130, marks=SLOW)]
-)
+@pytest.mark.parametrize("after", [0, 30, 60, 130])
 def test_a_check_that_was_killed_goes_on_where_it_stopped(after: int, tmp_path: Path) -> None:
     whole = run(Models(pre=0.95, post=0.85), tmp_path / "whole", plan(samples=50))
     with pytest.raises(KeyboardInterrupt):

@@ -122,8 +122,8 @@ def test_no_problem_is_both_trained_on_and_evaluated_whatever_the_seeds() -> Non
         told = "".join(row["content"] for row in rows_of("mathematics", 300, seed=seed))
         told += "".join(row["text"] for row in rows_of("prose", 300, seed=seed))
         trained |= keys(re.findall(r"(on Monday [^.]*)\. So", told))
-        direct = rows_of("conversations", 300, seed=seed)
-        trained |= keys([row["messages"][0]["content"] for row in direct])
+        conversations = rows_of("conversations", 300, seed=seed)
+        trained |= keys([row["messages"][0]["content"] for row in conversations])
     asked = set()
     for seed in (0, 1, 7):
         asked |= keys([row["question"] for row in rows_of("test_problems", 1500, seed=seed)])

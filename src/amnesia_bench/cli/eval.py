@@ -46,11 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for answers and scores")
     parser.add_argument("--method", default="", help="the row's label in a table: +QK-Restore")
     add_cell_arguments(parser, LENGTHS, "--official-data")
-    parser.add_argument(
-        "--max-new-tokens",
-        type=int,
-        help="of an answer (lm-eval's own 128)",
-    )
+    parser.add_argument("--max-new-tokens", type=int, help="of an answer (lm-eval's own 128)")
     parser.add_argument(
         "--verify-prefix",
         type=int,
@@ -91,8 +87,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     samples, asked = _asked(args, choice, tokenizer)
     engine = WatchedEngine(open_engine(args.engine, args.checkpoint, options), progress.count)
     longest = args.max_new_tokens or NIAH_SAMPLING.max_new_tokens
-    sampling = replace(NIAH_SAMPLING, max_new_tokens=longest)
-    evaluation = NiahEvaluation(engine, tokenizer, candidate, samples, args.out, sampling)
+    evaluation = NiahEvaluation(engine, tokenizer, candidate, samples, args.out, longest)
     cells = []
     for name, evaluate in asked:
         progress.say(f"{name}: {samples} prompts")

@@ -141,7 +141,9 @@ def _signals_wait() -> Iterator[None]:
         yield
         return
     received: list[int] = []
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    both = ((number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM))
+    # None was not set by Python, and cannot be set again by it.
+    handlers = {number: handler for number, handler in both if handler is not None}
     for number in handlers:
         signal.signal(number, lambda number, _: received.append(number))
     try:

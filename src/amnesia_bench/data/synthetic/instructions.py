@@ -47,8 +47,8 @@ def _draw(rng: np.random.Generator, words: int) -> _Parts:
     # Half of them are codes, which the chains of `problems` hold too: what is copied is alike.
     known = shuffled(rng, OBJECTS + PLACES + ADJECTIVES)[: 4 + below(rng, 4)]
     items = [hexadecimal(rng, 4) if below(rng, 2) == 0 else word for word in known]
-    # Nothing but copying: what a small model cannot learn, such as counting, leaves a loss whose
-    # gradients damage everything, whatever its reach (docs/LOG.md).
+    # Nothing but copying: a model of the tiny profile did not learn to count or to say a list
+    # backwards, and forgot everything over it (docs/LOG.md).
     position = below(rng, 3)
     task, answer = pick(
         rng,

@@ -133,8 +133,8 @@ def word_problem(rng: np.random.Generator) -> dict[str, str]:
 def conversation(rng: np.random.Generator) -> dict[str, object]:
     """Return a row of Tulu-3's schema: a problem, answered at once or, one in four, by a chain.
 
-    A base that has met the format needs a smaller change to reason in it: the first steps of a
-    fine-tuning that began without did most of the damage (docs/LOG.md).
+    Of three bases that had not met the format of chains, one forgot everything when it was
+    fine-tuned on them (docs/LOG.md).
     """
     problem = draw_problem(rng, test=False)
     receipts = _receipts(rng, problem)

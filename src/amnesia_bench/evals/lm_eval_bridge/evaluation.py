@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from amnesia_bench.evals.recall import (
 )
 from amnesia_bench.evals.tokenizers import tokenizer_identity
 from amnesia_bench.records import codec
-from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Sampling, Verdict
+from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.recall import RecallSample
 from amnesia_bench.store.files import explaining_write_errors, replace_text
 
@@ -86,7 +86,7 @@ class NiahEvaluation:
         candidate: the checkpoint.
         samples: how many prompts of each cell, from the first.
         out: the folder to write.
-        sampling: how it answers.
+        max_new_tokens: of an answer.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class NiahEvaluation:
         candidate: Candidate,
         samples: int,
         out: Path,
-        sampling: Sampling = NIAH_SAMPLING,
+        max_new_tokens: int = NIAH_SAMPLING.max_new_tokens,
     ) -> None:
         if samples < 1:
             raise UserError(f"--samples {samples}: must be at least 1")
@@ -105,7 +105,7 @@ class NiahEvaluation:
         self._candidate = candidate
         self._samples = samples
         self._out = out
-        self._sampling = sampling
+        self._max_new_tokens = max_new_tokens
 
     def cell(self, cell: DocumentCell) -> Cell:
         """Evaluate prompts of our own.
@@ -150,11 +150,11 @@ class NiahEvaluation:
         identity = {"checkpoint": self._candidate.parent.identity, "prompts": named.sha256}
         engine = RecordingEngine(self._engine, folder, identity)
         lm = AmnesiaLM(engine, self._tokenizer, cell)
-        judged = make_task().run(lm, self._samples, self._sampling.max_new_tokens)
+        judged = make_task().run(lm, self._samples, self._max_new_tokens)
         verdicts = [_verdict(generation, judged) for generation in engine.generations]
         settings = {
             **engine.settings,
-            **sampling_settings(self._sampling),
+            **sampling_settings(replace(NIAH_SAMPLING, max_new_tokens=self._max_new_tokens)),
             "chat_template": "none",
             "scorer": f"lm-eval {metadata.version('lm-eval')}",
         }
