@@ -84,6 +84,8 @@ def test_packed_documents_equal_separate_calls_bit_for_bit(bounds, record):
     packed, final = lightning_attention(q, k, v, decay, None, states, torch.tensor(bounds))
     if record:
         gradients = torch.autograd.grad(packed.square().sum(), inputs)
+        # Another order of memory would be another order of the sums behind it.
+        assert all(gradient.is_contiguous() for gradient in gradients)
     for n, (start, stop) in enumerate(documents):
         alone = [x[:, start:stop].detach().requires_grad_(record) for x in inputs]
         output, state = lightning_attention(*alone, decay, None, states[n : n + 1])

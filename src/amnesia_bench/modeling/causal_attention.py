@@ -133,11 +133,11 @@ def packed_sdpa(  # noqa: PLR0913 - transformers' attention interface
     There is no mask but that of a window, as large as a document: rows must hold no padding but
     what is a document of its own.
     """
-    documents = [(0, query.shape[2])] if packed is None else packed.documents
+    qkv = (query, key, value)
+    rows = ((x,) if packed is None else packed.split(x, dim=2) for x in qkv)
     outputs = []
-    for start, stop in documents:
-        q, k, v = (x[:, :, start:stop] for x in (query, key, value))
-        mask = _window(stop - start, sliding_window, query.device)
+    for q, k, v in zip(*rows, strict=True):
+        mask = _window(q.shape[2], sliding_window, query.device)
         outputs.append(causal_sdpa(module, q, k, v, mask, **options)[0])
     return torch.cat(outputs, dim=1), None
 

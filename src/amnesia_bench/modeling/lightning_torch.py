@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .packing import PackedRows
+from .packing import PackedRows, split_rows
 
 # fla's kernels are tuned for 64; on a CPU 64 beat 32, 128 and 256 at H=16, K=V=128.
 CHUNK = 64
@@ -40,10 +40,10 @@ def torch_lightning(
     if packed is None:
         return _chunked(qkv, log_decay, scale, initial_state)
     outputs, states = [], []
-    for n, (start, stop) in enumerate(packed.documents):
+    documents = zip(*(packed.split(x, dim=1) for x in qkv), strict=True)
+    for n, (q, k, v) in enumerate(documents):
         state = None if initial_state is None else initial_state[n : n + 1]
-        document = tuple(x[:, start:stop] for x in qkv)
-        output, state = _chunked((document[0], document[1], document[2]), log_decay, scale, state)
+        output, state = _chunked((q, k, v), log_decay, scale, state)
         outputs.append(output)
         states.append(state)
     return torch.cat(outputs, dim=1), torch.cat(states, dim=0)
@@ -127,8 +127,11 @@ def _chunks_recorded(
     """The chunks, for autograd; state [B * H, K, V]."""
     batch = qkv[0].shape[0]
     outputs = []
-    for part, decays in plan:
-        q, k, v = (x[:, part].transpose(1, 2).flatten(0, 1) for x in qkv)  # [B * H, C, D]
+    chunks = list(plan)
+    tokens = [part.stop - part.start for part, _ in chunks]
+    parts = zip(*(split_rows(x, tokens, dim=1) for x in qkv), strict=True)
+    for (_, decays), each in zip(chunks, parts, strict=True):
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in each)  # [B * H, C, D]
         scores = torch.bmm(q, k.mT) * decays.inside
         output = torch.baddbmm(torch.bmm(q, state) * decays.from_state, scores, v)
         outputs.append(output.unflatten(0, (batch, -1)).transpose(1, 2))

@@ -199,10 +199,8 @@ class SoftmaxMixer(nn.Module):
         packed: PackedRows,
         options: dict[str, Any],
     ) -> Tensor:
-        outputs = [
-            attend(self, *(x[:, :, start:stop] for x in qkv), None, **options)[0]
-            for start, stop in packed.documents
-        ]
+        documents = zip(*(packed.split(x, dim=2) for x in qkv), strict=True)
+        outputs = [attend(self, *document, None, **options)[0] for document in documents]
         return torch.cat(outputs, dim=1)
 
 

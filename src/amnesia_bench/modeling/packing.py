@@ -94,6 +94,10 @@ class PackedRows:
         """(start, stop) per document."""
         return tuple(itertools.pairwise(self.bounds))
 
+    def split(self, row: Tensor, dim: int) -> tuple[Tensor, ...]:
+        """Return the documents of a row that lie along `dim`."""
+        return split_rows(row, [stop - start for start, stop in self.documents], dim)
+
     @property
     def longest(self) -> int:
         """Tokens of the longest document."""
@@ -133,6 +137,17 @@ class PaddedRows:
             row_index=row_index,
             packed=PackedRows(tuple(bounds.tolist()), bounds.to(torch.int32)),
         )
+
+
+def split_rows(row: Tensor, tokens: Sequence[int], dim: int) -> tuple[Tensor, ...]:
+    """Cut the tokens along `dim` into runs.
+
+    Not into slices: the gradient of each would be as large as the row. And not with four
+    dimensions, where the gradients would be put together in an order of memory of their own.
+    """
+    behind = row.shape[dim + 1 :]
+    runs = row.flatten(dim + 1).split(list(tokens), dim=dim)
+    return tuple(run.unflatten(dim + 1, behind) for run in runs)
 
 
 def _shown(bounds: tuple[int, ...]) -> str:
