@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -318,3 +319,24 @@ def test_a_file_in_the_way_is_a_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="not a folder"):
         generate(PlantedEngine(0.5), requests(1), tmp_path / "run", identity=IDENTITY)
+
+
+def test_answers_are_on_disk_within_a_second_and_when_all_are_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[int] = []
+    sync, now = os.fsync, itertools.count()
+
+    def seen(descriptor: int) -> None:
+        if Path(f"/proc/self/fd/{descriptor}").resolve().name == GENERATIONS:
+            synced.append(os.fstat(descriptor).st_size)
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", seen)
+    # Each look at the clock is 0.6 s after the one before: every other answer is due.
+    clock = SimpleNamespace(monotonic=lambda: 0.6 * next(now))
+    monkeypatch.setattr("amnesia_bench.evals.generate.time", clock)
+    generate(PlantedEngine(0.5), requests(6), tmp_path / "out", identity=IDENTITY)
+    lines = files(tmp_path / "out")[GENERATIONS].splitlines(keepends=True)
+    ends = list(itertools.accumulate(map(len, lines)))
+    assert synced == [ends[1], ends[3], ends[5], ends[5]]

@@ -1,8 +1,8 @@
-"""Answers that outlive their process: one line per sample, on disk before the next is begun.
+"""Answers that outlive their process: one line per sample, written before the next is begun.
 
 A folder holds `run.json` (what the answers depend on) and `generations.jsonl`. A run that was
 killed, at whatever byte, goes on where it stopped; one that is through leaves the same bytes as
-if it had never been disturbed.
+if it had never been disturbed. The machine itself may take the last second with it.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +31,7 @@ from amnesia_bench.store.lease import Lease, holding_lease
 
 RUN = "run.json"
 GENERATIONS = "generations.jsonl"
+_SYNC_SECONDS = 1.0  # a sync takes milliseconds, and a small model answers as fast
 _KEPT = "the answers so far are kept: the same command goes on with the rest"
 
 
@@ -194,14 +196,18 @@ def _append(
     lease: Lease,
 ) -> None:
     with path.open("ab", buffering=0) as file:
+        synced = time.monotonic()
         for generation in generations:
             answer = Answer(request_sha256=wanted[generation.key], generation=generation)
             lease.check()
             rest = _line(answer)
             while rest:
                 rest = rest[file.write(rest) or 0 :]
-            os.fsync(file.fileno())
             answers[generation.key] = answer
+            if time.monotonic() - synced > _SYNC_SECONDS:
+                os.fsync(file.fileno())
+                synced = time.monotonic()
+        os.fsync(file.fileno())
 
 
 def _line(answer: Answer) -> bytes:
