@@ -47,7 +47,7 @@ class Updates:
         muon = settings.kind == "muon"
         matrices = {n for n, p in trained.items() if muon and p.ndim == 2 and ".layers." in n}
         # In one process a part is the whole; DTensor's bookkeeping would take most of a step.
-        self._updated = {n: _whole(p) if n in matrices else p for n, p in trained.items()}
+        self._updated = {n: _whole(p) if _is_whole(p) else p for n, p in trained.items()}
         self._optimizers: list[torch.optim.Optimizer] = []
         if others := [p for n, p in self._updated.items() if n not in matrices]:
             cuda = device.type == "cuda"
@@ -122,6 +122,10 @@ class Updates:
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return not isinstance(tensor, DTensor) or tensor.device_mesh.size() == 1
 
 
 def _whole(tensor: Tensor) -> Tensor:
