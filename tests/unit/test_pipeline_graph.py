@@ -120,11 +120,18 @@ def test_a_report_gets_every_folder_of_cells_under_its_label() -> None:
     }  # fmt: skip
 
 
-def test_a_training_that_runs_alone_takes_all_cores_and_others_share() -> None:
-    whole = stages_of(graphs("experiment=table1,table2", "profile=tiny"))
-    threads = threads_of(whole, 4)
-    by_name = {stage.name: threads[stage.id] for stage in whole if stage.kind == "trained"}
-    assert by_name["tiny_stage3-s0"] == 4
-    assert by_name["tiny_sft_cot-s0"] == by_name["tiny_sft_instruct_short-s0"] == 2
-    assert {threads[stage.id] for stage in whole if stage.kind == "recall"} == {1}
-    assert set(threads_of(whole, 1).values()) == {1}
+def test_a_training_takes_all_cores_where_nothing_could_run_beside_it() -> None:
+    def threads_by_name(seeds: str, cores: int) -> dict[str, int]:
+        whole = stages_of(
+            graphs("experiment=table1,table10", "profile=tiny", f"profile.seeds={seeds}")
+        )
+        threads = threads_of(whole, cores)
+        assert {threads[stage.id] for stage in whole if stage.kind != "trained"} == {1}
+        return {stage.name: threads[stage.id] for stage in whole if stage.kind == "trained"}
+
+    alone = threads_by_name("[0]", 4)
+    assert alone["tiny_copy-s0"] == alone["tiny_pretrain-s0"] == 4
+    # The teacher is evaluated and fine-tuned beside all that comes after it.
+    assert alone["tiny_stage1-s0"] == alone["tiny_stage3-s0"] == alone["tiny_sft_cot-s0"] == 1
+    assert set(threads_by_name("[0,3]", 4).values()) == {1}
+    assert set(threads_by_name("[0]", 1).values()) == {1}

@@ -15,9 +15,16 @@ from amnesia_bench.pipeline.devices import VARIABLE
 _MAIN = "amnesia_bench.cli.main"
 _LAUNCH = "amnesia_bench.training.launch"
 STARTED = "$ amnesia "
-# Threads that wait must not spin: on two cores with other work beside them, two threads that do
-# take four times as long as one.
-PASSIVE = {"OMP_WAIT_POLICY": "PASSIVE"}
+# What the GNU libraries are told; others do not read it. Measured in docs/benchmarks.md.
+COMPUTING = {
+    # How long a thread that waits for others keeps its core. The default takes 13 times as long as
+    # one thread where another process wants that core; not to wait at all takes longer than one
+    # thread even where none does.
+    "GOMP_SPINCOUNT": "10000",
+    # Memory that is given back to the system costs page faults at the next call.
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:"
+    "glibc.malloc.trim_threshold=4294967296",
+}
 
 
 def run_command(
@@ -43,7 +50,7 @@ def run_command(
     start = ["-m", _MAIN]
     if len(gpus) > 1 and command[0] == "train":
         start = ["-m", _LAUNCH, "--nproc-per-node", str(len(gpus)), *start]
-    environment = {**os.environ, **PASSIVE, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, **COMPUTING, "OMP_NUM_THREADS": str(threads)}
     if gpus:
         environment[VARIABLE] = ",".join(gpus)
     with (

@@ -28,6 +28,8 @@ from amnesia_bench.records.stages import StageOrder
 from amnesia_bench.store.files import explaining_write_errors
 from amnesia_bench.store.layout import stage_path
 
+_COMPUTING = ("trained", "recall", "answers")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -74,18 +76,19 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
 
 
 def threads_of(stages: Sequence[Stage], cores: int) -> dict[str, int]:
-    """Return how many cores each stage takes: a training that runs alone takes all.
+    """Return how many cores each stage takes: a training takes all where nothing could run beside.
 
     It follows from the whole graph, not from what is left of it: a run that was interrupted goes
     on with as many threads, and so to the same bits.
     """
-    depth: dict[str, int] = {}
+    before: dict[str, set[str]] = {}
     for stage in stages:
-        depth[stage.id] = 1 + max((depth[each.id] for each in stage.inputs), default=0)
-    trainings = [depth[stage.id] for stage in stages if stage.kind == "trained"]
+        before[stage.id] = {stage.id}.union(*(before[each.id] for each in stage.inputs))
+    computing = [stage.id for stage in stages if stage.kind in _COMPUTING]
     return {
-        stage.id: max(1, cores // trainings.count(depth[stage.id]))
+        stage.id: cores
         if stage.kind == "trained"
+        and all(stage.id in before[each] or each in before[stage.id] for each in computing)
         else 1
         for stage in stages
     }

@@ -24,7 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from amnesia_bench.pipeline.commands import PASSIVE
+from amnesia_bench.pipeline.commands import COMPUTING
 
 _MAIN = "amnesia_bench.cli.main"
 _PRELOADED = (
@@ -61,7 +61,7 @@ def warm_server() -> Iterator[str]:
                 [sys.executable, "-P", "-m", __name__, str(listener.fileno())],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,
-                env={**os.environ, **PASSIVE},
+                env={**os.environ, **COMPUTING},
                 # Ctrl-C reaches the whole group; the driver alone decides what ends.
                 start_new_session=True,
             )
