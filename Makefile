@@ -56,7 +56,7 @@ format: setup ## rewrite the code in the house style
 	$(BIN)/ruff format .
 
 test: setup ## the normal suite: CPU, offline, minutes
-	$(PYTEST)
+	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist worksteal
 
 test-slow: setup ## the tests that take minutes each
 	$(PYTEST) -m slow --timeout 3600

@@ -273,6 +273,7 @@ class TestReachingOut:
             "os.killpg(0, 9)",
             f"os.kill({os.getpid()}, 9)",
         ],
+        ids=["parent", "first", "all", "group", "tests"],
     )
     def test_no_process_outside_can_be_killed(
         self, layer: str, code: str, request: pytest.FixtureRequest
