@@ -15,27 +15,23 @@ from amnesia_bench.pipeline.devices import VARIABLE
 _MAIN = "amnesia_bench.cli.main"
 _LAUNCH = "amnesia_bench.training.launch"
 STARTED = "$ amnesia "
-# What the GNU libraries are told; others do not read it. Measured in docs/benchmarks.md.
 COMPUTING = {
-    # How long a thread that waits for others keeps its core. The default takes 13 times as long as
-    # one thread where another process wants that core; not to wait at all takes longer than one
-    # thread even where none does.
-    "GOMP_SPINCOUNT": "10000",
-    # Memory that is given back to the system costs page faults at the next call.
+    # Sums of other numbers of threads are rounded otherwise, and a result is to follow from its
+    # settings: not from what ran beside it, nor from the machine's cores.
+    "OMP_NUM_THREADS": "1",
+    # For glibc. Memory that is given back to the system costs page faults at the next call
+    # (docs/benchmarks.md).
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:"
     "glibc.malloc.trim_threshold=4294967296",
 }
 
 
-def run_command(
-    command: Sequence[str], log: Path, threads: int, gpus: Sequence[str], server: str | None
-) -> int:
+def run_command(command: Sequence[str], log: Path, gpus: Sequence[str], server: str | None) -> int:
     """Run `amnesia` with these arguments and wait for it; its output is appended to `log`.
 
     Args:
         command: the arguments.
         log: the file.
-        threads: how many it computes with.
         gpus: those it may see, or none: then whatever is there. More than one start as many
             processes of a training.
         server: the socket of a warm server; None starts the command anew.
@@ -45,12 +41,12 @@ def run_command(
     """
     with log.open("a", encoding="utf-8") as file:
         file.write(f"{STARTED}{' '.join(command)}\n")
-    if server is not None and (code := _ask(server, command, log, threads)) is not None:
+    if server is not None and (code := _ask(server, command, log)) is not None:
         return code
     start = ["-m", _MAIN]
     if len(gpus) > 1 and command[0] == "train":
         start = ["-m", _LAUNCH, "--nproc-per-node", str(len(gpus)), *start]
-    environment = {**os.environ, **COMPUTING, "OMP_NUM_THREADS": str(threads)}
+    environment = {**os.environ, **COMPUTING}
     if gpus:
         environment[VARIABLE] = ",".join(gpus)
     with (
@@ -70,9 +66,9 @@ def run_command(
             raise
 
 
-def _ask(server: str, command: Sequence[str], log: Path, threads: int) -> int | None:
+def _ask(server: str, command: Sequence[str], log: Path) -> int | None:
     """Return the exit code of a command that the server runs; None if there is no server."""
-    asked = {"command": list(command), "log": str(log.resolve()), "threads": threads}
+    asked = {"command": list(command), "log": str(log.resolve())}
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(server)

@@ -132,8 +132,6 @@ def _child(asked: dict[str, Any]) -> int:
         os.dup2(nothing.fileno(), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(asked["threads"])
     sys.argv = ["amnesia", *asked["command"]]
     try:
         code = cast("int", import_module(_MAIN).main())
