@@ -103,19 +103,20 @@ def test_killed_at_random_moments_equals_uninterrupted(
         assert_same(folder / f"whole{size}", mine.out)
 
 
-def test_fewer_processes_go_on_where_more_were_killed(folder: Path) -> None:
-    mine = job(folder, "fewer")
-    assert run_and_die(mine, Deadly("step", 6), 2)
-    started = Started(mine, 1)
-    assert started.wait() == [0], started.said
+@pytest.mark.parametrize(("killed", "left"), [(2, 1), (1, 2)])
+def test_another_number_of_processes_goes_on(folder: Path, killed: int, left: int) -> None:
+    mine = job(folder, f"{killed}to{left}")
+    assert run_and_die(mine, Deadly("step", 6), killed)
+    started = Started(mine, left)
+    assert started.wait() == [0] * left, started.said
     lines = [
         [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
         for out in (folder / "whole2", mine.out)
     ]
-    for two, one in zip(*lines, strict=True):
-        assert one["batch_checksum"] == two["batch_checksum"]
-        assert one["loss"] == pytest.approx(two["loss"], rel=1e-5)
-        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
+    for whole, resumed in zip(*lines, strict=True):
+        assert resumed["batch_checksum"] == whole["batch_checksum"]
+        assert resumed["loss"] == pytest.approx(whole["loss"], rel=1e-5)
+        assert resumed["grad_norm"] == pytest.approx(whole["grad_norm"], rel=1e-4)
 
 
 def test_what_changes_no_result_may_change_between_starts(folder: Path) -> None:

@@ -45,6 +45,7 @@ def order(stage: Stage) -> StageOrder:
         command=("x",),
         inputs={each.id: each.kind for each in stage.inputs},
         settings={},
+        threads=1,
         gpus=0,
     )
 

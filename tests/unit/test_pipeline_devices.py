@@ -62,9 +62,14 @@ def test_a_command_sees_its_gpus_only(
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     (tmp_path / "seen.py").write_text(
-        "import os; print('sees', os.environ.get('CUDA_VISIBLE_DEVICES'))"
+        "import os; print('sees', os.environ.get('CUDA_VISIBLE_DEVICES'), 'on', "
+        "os.environ['OMP_NUM_THREADS'], os.environ['GLIBC_TUNABLES'])"
     )
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.perturb=0")
     monkeypatch.setattr("amnesia_bench.pipeline.commands._MAIN", "seen")
     assert run_command(["score"], tmp_path / "log", 1, gpus, None) == 0
-    assert f"sees {seen}" in (tmp_path / "log").read_text()
+    said = (tmp_path / "log").read_text()
+    assert f"sees {seen} on 1 glibc.malloc." in said
+    assert said.endswith(":glibc.malloc.perturb=0\n")  # of the user, behind ours

@@ -8,6 +8,7 @@ from amnesia_bench.config.experiment_schema import load_jobs
 from amnesia_bench.errors import UserError
 from amnesia_bench.pipeline.graph import Graph, Row, build, stages_of
 from amnesia_bench.pipeline.reporting import report_calls
+from amnesia_bench.pipeline.run import threads_of
 from amnesia_bench.pipeline.stage import Stage
 
 
@@ -117,3 +118,20 @@ def test_a_report_gets_every_folder_of_cells_under_its_label() -> None:
             "post@tiny_instruct_short", "restored@tiny_instruct_short",
         )
     }  # fmt: skip
+
+
+def test_a_training_takes_all_cores_where_nothing_could_run_beside_it() -> None:
+    def threads_by_name(seeds: str, cores: int) -> dict[str, int]:
+        whole = stages_of(
+            graphs("experiment=table1,table10", "profile=tiny", f"profile.seeds={seeds}")
+        )
+        threads = threads_of(whole, cores)
+        assert {threads[stage.id] for stage in whole if stage.kind != "trained"} == {1}
+        return {stage.name: threads[stage.id] for stage in whole if stage.kind == "trained"}
+
+    alone = threads_by_name("[0]", 4)
+    assert alone["tiny_copy-s0"] == alone["tiny_pretrain-s0"] == 4
+    # The teacher is evaluated and fine-tuned beside all that comes after it.
+    assert alone["tiny_stage1-s0"] == alone["tiny_stage3-s0"] == alone["tiny_sft_cot-s0"] == 1
+    assert set(threads_by_name("[0,3]", 4).values()) == {1}
+    assert set(threads_by_name("[0]", 1).values()) == {1}

@@ -4,7 +4,7 @@ r"""Let a model answer a reasoning benchmark, k times per problem.
   amnesia generate --checkpoint BASE --task gsm8k --data test.jsonl --out answers/base \
       --chat-template finetune.jinja eval.repeats=4
 
-What was answered is on disk at once: the same command goes on where one was killed. How answers
+Answers are written one by one: the same command goes on where one was killed. How answers
 are drawn stands in configs/eval. Judge them with `amnesia score`.
 """
 

@@ -2,7 +2,7 @@
 
 A folder holds `run.json` (what the answers depend on) and `generations.jsonl`. A run that was
 killed, at whatever byte, goes on where it stopped; one that is through leaves the same bytes as
-if it had never been disturbed. The machine itself may take the last second with it.
+if it had never been disturbed. A crash of the machine may take what came since the last sync.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def _resume(path: Path) -> dict[SampleKey, Answer]:
     answers, whole_bytes = _read(path)
     if whole_bytes < path.stat().st_size:
         os.truncate(path, whole_bytes)
-        sync_file(path)
+    sync_file(path)  # who wrote them may have been killed before
     return answers
 
 
@@ -195,19 +195,21 @@ def _append(
     answers: dict[SampleKey, Answer],
     lease: Lease,
 ) -> None:
+    synced = time.monotonic()
     with path.open("ab", buffering=0) as file:
-        synced = time.monotonic()
-        for generation in generations:
-            answer = Answer(request_sha256=wanted[generation.key], generation=generation)
-            lease.check()
-            rest = _line(answer)
-            while rest:
-                rest = rest[file.write(rest) or 0 :]
-            answers[generation.key] = answer
-            if time.monotonic() - synced > _SYNC_SECONDS:
-                os.fsync(file.fileno())
-                synced = time.monotonic()
-        os.fsync(file.fileno())
+        try:
+            for generation in generations:
+                answer = Answer(request_sha256=wanted[generation.key], generation=generation)
+                lease.check()
+                rest = _line(answer)
+                while rest:
+                    rest = rest[file.write(rest) or 0 :]
+                answers[generation.key] = answer
+                if time.monotonic() - synced > _SYNC_SECONDS:
+                    os.fsync(file.fileno())
+                    synced = time.monotonic()
+        finally:
+            os.fsync(file.fileno())
 
 
 def _line(answer: Answer) -> bytes:

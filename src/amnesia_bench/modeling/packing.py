@@ -142,8 +142,9 @@ class PaddedRows:
 def split_rows(row: Tensor, tokens: Sequence[int], dim: int) -> tuple[Tensor, ...]:
     """Cut the tokens along `dim` into runs.
 
-    Not into slices: the gradient of each would be as large as the row. And not with four
-    dimensions, where the gradients would be put together in an order of memory of their own.
+    Not into slices: the gradient of each would be as large as the row. Of [B, T, H, D] the runs'
+    gradients could be put together channels-last, another order of memory: so what is behind T is
+    one dimension meanwhile.
     """
     behind = row.shape[dim + 1 :]
     runs = row.flatten(dim + 1).split(list(tokens), dim=dim)

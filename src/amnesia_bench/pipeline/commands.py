@@ -15,23 +15,34 @@ from amnesia_bench.pipeline.devices import VARIABLE
 _MAIN = "amnesia_bench.cli.main"
 _LAUNCH = "amnesia_bench.training.launch"
 STARTED = "$ amnesia "
-COMPUTING = {
-    # Sums of other numbers of threads are rounded otherwise, and a result is to follow from its
-    # settings: not from what ran beside it, nor from the machine's cores.
-    "OMP_NUM_THREADS": "1",
-    # For glibc. Memory that is given back to the system costs page faults at the next call
-    # (docs/benchmarks.md).
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:"
-    "glibc.malloc.trim_threshold=4294967296",
-}
+# How long a thread that waits for others keeps its core, for GNU's OpenMP. By default two threads
+# take ten times as long as one where another process wants a core; where they do not wait at all
+# they take longer than one even if none does (docs/benchmarks.md).
+_SPINS = "10000"
+# For glibc: memory that is given back to the system costs page faults at the next call. So it keeps
+# all (4 GiB) of what it does not map for itself (32 MiB, the most it takes), in huge pages.
+_TUNABLES = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:"
+    "glibc.malloc.trim_threshold=4294967296"
+)
 
 
-def run_command(command: Sequence[str], log: Path, gpus: Sequence[str], server: str | None) -> int:
+def stage_environment() -> dict[str, str]:
+    """Return the environment of commands: that of this process, and what makes them faster."""
+    given = os.environ.get("GLIBC_TUNABLES")
+    tunables = _TUNABLES if given is None else f"{_TUNABLES}:{given}"
+    return {"GOMP_SPINCOUNT": _SPINS, **os.environ, "GLIBC_TUNABLES": tunables}
+
+
+def run_command(
+    command: Sequence[str], log: Path, threads: int, gpus: Sequence[str], server: str | None
+) -> int:
     """Run `amnesia` with these arguments and wait for it; its output is appended to `log`.
 
     Args:
         command: the arguments.
         log: the file.
+        threads: how many it computes with.
         gpus: those it may see, or none: then whatever is there. More than one start as many
             processes of a training.
         server: the socket of a warm server; None starts the command anew.
@@ -41,12 +52,13 @@ def run_command(command: Sequence[str], log: Path, gpus: Sequence[str], server: 
     """
     with log.open("a", encoding="utf-8") as file:
         file.write(f"{STARTED}{' '.join(command)}\n")
-    if server is not None and (code := _ask(server, command, log)) is not None:
+    if server is not None and (code := _ask(server, command, log, threads)) is not None:
         return code
     start = ["-m", _MAIN]
     if len(gpus) > 1 and command[0] == "train":
         start = ["-m", _LAUNCH, "--nproc-per-node", str(len(gpus)), *start]
-    environment = {**os.environ, **COMPUTING}
+    counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(threads))
+    environment = {**stage_environment(), **counts}
     if gpus:
         environment[VARIABLE] = ",".join(gpus)
     with (
@@ -66,9 +78,9 @@ def run_command(command: Sequence[str], log: Path, gpus: Sequence[str], server: 
             raise
 
 
-def _ask(server: str, command: Sequence[str], log: Path) -> int | None:
+def _ask(server: str, command: Sequence[str], log: Path, threads: int) -> int | None:
     """Return the exit code of a command that the server runs; None if there is no server."""
-    asked = {"command": list(command), "log": str(log.resolve())}
+    asked = {"command": list(command), "log": str(log.resolve()), "threads": threads}
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(server)

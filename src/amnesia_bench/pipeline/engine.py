@@ -13,7 +13,7 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,13 +40,16 @@ def check_installed() -> None:
         )
 
 
-def run_stages(store: Path, stages: Sequence[Stage], cores: int, server: str | None) -> str | None:
+def run_stages(
+    store: Path, stages: Sequence[Stage], threads: Mapping[str, int], cores: int, server: str | None
+) -> str | None:
     """Run stages, each after those it reads.
 
     Args:
         store: the folder of all artifacts; the orders of the stages are there.
         stages: what is to be done.
-        cores: how many there are; a stage takes one.
+        threads: how many cores each of them takes, by id.
+        cores: how many there are.
         server: the socket of a warm server.
 
     Returns:
@@ -65,7 +68,7 @@ def run_stages(store: Path, stages: Sequence[Stage], cores: int, server: str | N
         _quiet(Path(name) / _LOG),
     ):
         folder = Path(name)
-        write_json(folder / "plan.json", _plan(store, stages, server))
+        write_json(folder / "plan.json", _plan(store, stages, threads, server))
         try:
             with SnakemakeApi(
                 types.OutputSettings(quiet={Quietness.ALL}, enable_file_logging=False)
@@ -103,7 +106,9 @@ def _tail(log: Path) -> str:
     return "\n".join(text.rstrip().splitlines()[-8:])
 
 
-def _plan(store: Path, stages: Sequence[Stage], server: str | None) -> list[dict[str, object]]:
+def _plan(
+    store: Path, stages: Sequence[Stage], threads: Mapping[str, int], server: str | None
+) -> list[dict[str, object]]:
     ids = {stage.id for stage in stages}
     steps = _steps_after(stages)
     given = [] if server is None else [server]
@@ -112,6 +117,7 @@ def _plan(store: Path, stages: Sequence[Stage], server: str | None) -> list[dict
             "name": f"stage_{number}",
             "stamp": f"{stage.id}.done",
             "inputs": [f"{each.id}.done" for each in stage.inputs if each.id in ids],
+            "threads": threads[stage.id],
             "gpus": stage.gpus,
             # What most others wait for comes first.
             "priority": steps[stage.id],

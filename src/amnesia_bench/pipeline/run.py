@@ -28,6 +28,8 @@ from amnesia_bench.records.stages import StageOrder
 from amnesia_bench.store.files import explaining_write_errors
 from amnesia_bench.store.layout import stage_path
 
+_COMPUTING = ("trained", "recall", "answers")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
@@ -57,19 +59,39 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
     if not missing:
         return Outcome(cached=len(stages), done=0)
     check_installed()
-    began = now()
+    began, cores = now(), os.cpu_count() or 1
+    threads = threads_of(stages, cores)
     with explaining_write_errors(store, "finished stages are kept"):
-        write_orders(store, [_order(store, stage) for stage in missing])
+        write_orders(store, [_order(store, stage, threads[stage.id]) for stage in missing])
         # Importing on a machine with GPUs would hold them.
         warm = all(stage.gpus == 0 for stage in missing)
         with (
             Watcher(store, missing, of=len(stages)),
             warm_server() if warm else nullcontext() as server,
         ):
-            failed = run_stages(store, missing, os.cpu_count() or 1, server)
+            failed = run_stages(store, missing, threads, cores, server)
     if failed is not None:
         raise _failed(store, missing, began, failed)
     return Outcome(cached=len(stages) - len(missing), done=len(missing))
+
+
+def threads_of(stages: Sequence[Stage], cores: int) -> dict[str, int]:
+    """Return how many cores each stage takes: a training takes all where nothing could run beside.
+
+    It follows from the whole graph, not from what is left of it: a run that was interrupted goes
+    on with as many threads, and so to the same bits.
+    """
+    before: dict[str, set[str]] = {}
+    for stage in stages:
+        before[stage.id] = {stage.id}.union(*(before[each.id] for each in stage.inputs))
+    computing = [stage.id for stage in stages if stage.kind in _COMPUTING]
+    return {
+        stage.id: cores
+        if stage.kind == "trained"
+        and all(stage.id in before[each] or each in before[stage.id] for each in computing)
+        else 1
+        for stage in stages
+    }
 
 
 def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> None:
@@ -83,13 +105,14 @@ def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> N
             check_intact(store, stage.kind, stage.id)
 
 
-def _order(store: Path, stage: Stage) -> StageOrder:
+def _order(store: Path, stage: Stage, threads: int) -> StageOrder:
     return StageOrder(
         id=stage.id,
         kind=stage.kind,
         command=stage.command(store),
         inputs={each.id: each.kind for each in stage.inputs},
         settings=stage.settings,
+        threads=threads,
         gpus=stage.gpus,
     )
 

@@ -24,7 +24,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from amnesia_bench.pipeline.commands import COMPUTING
+from amnesia_bench.pipeline.commands import stage_environment
 
 _MAIN = "amnesia_bench.cli.main"
 _PRELOADED = (
@@ -61,7 +61,7 @@ def warm_server() -> Iterator[str]:
                 [sys.executable, "-P", "-m", __name__, str(listener.fileno())],
                 pass_fds=[listener.fileno()],
                 stdin=subprocess.PIPE,
-                env={**os.environ, **COMPUTING},
+                env=stage_environment(),
                 # Ctrl-C reaches the whole group; the driver alone decides what ends.
                 start_new_session=True,
             )
@@ -132,6 +132,8 @@ def _child(asked: dict[str, Any]) -> int:
         os.dup2(nothing.fileno(), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    if (torch := sys.modules.get("torch")) is not None:
+        torch.set_num_threads(asked["threads"])
     sys.argv = ["amnesia", *asked["command"]]
     try:
         code = cast("int", import_module(_MAIN).main())

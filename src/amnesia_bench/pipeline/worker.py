@@ -112,7 +112,7 @@ def _run(
 ) -> None:
     requeues, pause = 0, _WAIT_SECONDS
     while True:
-        code = run_command(order.command, log, gpus, socket)
+        code = run_command(order.command, log, order.threads, gpus, socket)
         if code == ExitCode.REQUEUE and requeues < _REQUEUES:
             requeues += 1
         elif code == ExitCode.BUSY:  # an attempt whose worker was killed goes on by itself

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 class StageOrder:
     """One call of `amnesia`, resolved.
 
-    `inputs` are the stages whose folders it reads: id to kind. `gpus` above 1 starts as many
-    processes.
+    `inputs` are the stages whose folders it reads: id to kind. `threads` is how many it computes
+    with; `gpus` above 1 starts as many processes.
     """
 
     id: str
@@ -19,6 +19,7 @@ class StageOrder:
     command: tuple[str, ...]
     inputs: Mapping[str, str]
     settings: Mapping[str, object]
+    threads: int
     gpus: int
 
 

@@ -46,7 +46,7 @@ class Updates:
         self._trained = trained
         muon = settings.kind == "muon"
         matrices = {n for n, p in trained.items() if muon and p.ndim == 2 and ".layers." in n}
-        # In one process a part is the whole; DTensor's bookkeeping would take most of a step.
+        # In one process a part is the whole; DTensor's bookkeeping would take most of Muon's step.
         self._updated = {n: _whole(p) if _is_whole(p) else p for n, p in trained.items()}
         self._optimizers: list[torch.optim.Optimizer] = []
         if others := [p for n, p in self._updated.items() if n not in matrices]:
