@@ -76,7 +76,7 @@ def test_the_cells_of_a_run_that_was_killed_many_times_are_those_of_one_that_was
     kills, before = 0, dict[str, str]()
     running = driver(wild, *EXPERIMENT)
     while True:
-        time.sleep(rng.uniform(0.5, 9))
+        time.sleep(rng.uniform(0.5, 6))
         if running.poll() is not None and kills >= KILLS:
             break
         assert finished(wild).items() >= before.items(), "a stage was done twice"
