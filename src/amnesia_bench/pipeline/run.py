@@ -28,7 +28,7 @@ from amnesia_bench.records.stages import StageOrder
 from amnesia_bench.store.files import explaining_write_errors
 from amnesia_bench.store.layout import stage_path
 
-_COMPUTING = ("trained", "recall", "answers")
+_COMPUTING = ("trained", "ranking", "recall", "answers")
 
 
 @dataclass(frozen=True, kw_only=True)
