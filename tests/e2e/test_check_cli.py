@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from amnesia_bench.cli.main import main
-from tests.checkpoints import config, drifted, random_model, save
+from tests.checkpoints import drifted, random_model, save
 from tests.fake_cells import FakeCell, PlantedEngine
 
 Run = Callable[..., int]

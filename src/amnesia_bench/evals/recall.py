@@ -22,8 +22,8 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKey, Sampling
 from amnesia_bench.records.recall import Recall, RecallSample
-from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.statistics import wilson
+from amnesia_bench.store.held_files import HeldFiles
 
 
 class NamedCell(Protocol):
