@@ -17,7 +17,8 @@ from amnesia_bench.config.eval_schema import Think
 from amnesia_bench.evals.chat import without_thinking
 from amnesia_bench.evals.judging import Attempt, Judged
 from amnesia_bench.evals.math import worker
-from amnesia_bench.evals.math.comparison import glance, number
+from amnesia_bench.evals.math.comparison import glance
+from amnesia_bench.evals.math.reading import read
 from amnesia_bench.evals.math.equality import Equality
 from amnesia_bench.evals.math.extraction import last_boxed, last_number
 from amnesia_bench.evals.math.pool import ComparisonPool, Failure
@@ -176,12 +177,12 @@ def test_integers_are_equal_however_they_are_written(value: int) -> None:
 @given(st.fractions(min_value=-1000, max_value=1000, max_denominator=1000))
 def test_a_plain_number_is_read_exactly(value: Fraction) -> None:
     decimal = Fraction(round(value * 1000), 1000)
-    assert number(f"{float(decimal):.3f}") == decimal
+    assert read(f"{float(decimal):.3f}").number == decimal
 
 
 @pytest.mark.parametrize("text", ["", "x", "1/2", "1,23", "1.2.3", "--1", "1e9999", "1,2", "\\pi"])
 def test_what_is_no_plain_number(text: str) -> None:
-    assert number(text) is None
+    assert read(text).number is None
 
 
 def test_one_half_is_parsed_with_this_version_of_antlr() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import resource
 import signal
 import sys
@@ -19,6 +20,12 @@ from typing import Any
 
 MEMORY_BYTES = 2 << 30
 READY = "ready"
+_VARIABLE = re.compile(
+    "(?:[a-z]|alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma"
+    "|tau|upsilon|phi|chi|psi|omega)(?:_.*)?",
+    re.IGNORECASE,
+)
+_MIN_BITS = 40
 
 
 def main() -> None:
@@ -61,29 +68,60 @@ def _answer(request: list[str]) -> Any:
 def _verify(gold: str, answer: str) -> bool:
     from math_verify import verify
 
-    return bool(
-        verify(_parse(gold), _parse(answer), float_rounding=6, strict=True, timeout_seconds=None)
-    )
+    golds, answers = _parse(gold), _parse(answer)
+    if any(map(_is_set, golds)) or any(map(_is_set, answers)):
+        golds, answers = _as_sets(golds), _as_sets(answers)
+    return bool(verify(golds, answers, float_rounding=6, strict=True, timeout_seconds=None))
 
 
-def numbers(parsed: list[Any]) -> list[list[float]] | None:
+def _is_set(value: Any) -> bool:
+    import sympy
+
+    return isinstance(value, sympy.Interval | sympy.Union | sympy.Complement)
+
+
+def _as_sets(parsed: list[Any]) -> list[Any]:
+    """Return inequalities as the sets of their solutions, for a comparison with such a set."""
+    return [_as_set(value) for value in parsed]
+
+
+def _as_set(value: Any) -> Any:
+    import sympy
+    from math_verify.grader import unwrap_fcs
+
+    try:
+        if isinstance(value, sympy.FiniteSet) and value.args:
+            solutions = [unwrap_fcs(item).as_set() for item in value.args]
+            both = sympy.Intersection(*solutions)
+            return sympy.Union(*solutions) if both.is_empty else both
+        return value if isinstance(value, str | sympy.Set) else unwrap_fcs(value).as_set()
+    except Exception:  # not inequalities in one variable
+        return value
+
+
+def numbers(parsed: list[Any]) -> dict[str, Any] | None:
     """Return the numbers that a parsed answer is made of, each as real and imaginary part.
 
     They are those of an expression, a set, an interval, a tuple or a matrix, sorted, with a fixed
-    value for every symbol. None of anything else, of relations above all: `x=5` may equal 5.
+    value for every symbol; `exact` says that there is no decimal fraction among them. None of
+    anything else, of relations above all, as `x=5` may equal 5, and of what cannot be evaluated to
+    all its digits.
     """
+    import sympy
+
     values = [item for item in parsed if not isinstance(item, str)]
     if len(values) != 1:
         return None
     try:
-        found = [complex(leaf) for leaf in _leaves(values[0])]
-    except (TypeError, ValueError, OverflowError):
+        found = sorted(map(_parts, _leaves(values[0])), key=_rounded)
+    except Exception:  # what sympy cannot do is no verdict: algebra is asked
         return None
-    return sorted([value.real, value.imag] for value in found)
+    exact = not (hasattr(values[0], "has") and values[0].has(sympy.Float))
+    return {"exact": exact, "values": found}
 
 
 def _leaves(value: Any) -> list[Any]:
-    import sympy  # type: ignore[import-untyped]
+    import sympy
 
     if isinstance(value, sympy.Interval):
         return [*_leaves(value.start), *_leaves(value.end)]
@@ -91,14 +129,41 @@ def _leaves(value: Any) -> list[Any]:
         return [leaf for item in value.args for leaf in _leaves(item)]
     if isinstance(value, tuple | sympy.MatrixBase):
         return [leaf for item in value for leaf in _leaves(item)]
+    if isinstance(value, sympy.MatrixExpr):
+        return _leaves(value.doit().as_explicit())
     if not isinstance(value, sympy.Expr):
         raise TypeError(f"{type(value).__name__} is not made of numbers")
     # Anything will do that no expression of a benchmark is an identity at by chance.
-    symbols = sorted(value.free_symbols, key=str)
-    points = {
-        symbol: sympy.Float(0.3 + zlib.crc32(str(symbol).encode()) / 2**33) for symbol in symbols
-    }
+    points = {}
+    for symbol in value.free_symbols:
+        if not _VARIABLE.fullmatch(str(symbol)):
+            raise TypeError("a word, which may be another answer's product of letters")
+        points[symbol] = sympy.Float(0.3 + zlib.crc32(str(symbol).encode()) / 2**33)
     return [value.xreplace(points).evalf(15)]
+
+
+def _parts(leaf: Any) -> list[str]:
+    """Return real and imaginary part as decimal strings."""
+    import sympy
+
+    parts = []
+    for part in leaf.as_real_imag():
+        if isinstance(part, sympy.core.numbers.Infinity | sympy.core.numbers.NegativeInfinity):
+            parts.append("Infinity" if part > 0 else "-Infinity")
+            continue
+        if not part.is_number or part is sympy.nan or part is sympy.zoo:
+            raise TypeError("not a number")
+        number = sympy.Float(part, 15) if part.is_Rational else part
+        # Digits that cancelled: it may be zero.
+        if not isinstance(number, sympy.Float) or (number != 0 and number._prec < _MIN_BITS):
+            raise TypeError("not evaluated to all digits")
+        parts.append(str(number))
+    return parts
+
+
+def _rounded(parts: list[str]) -> list[tuple[float, float]]:
+    # Noise in the last digits must not decide which numbers are compared.
+    return [(float(f"{float(part):.9g}"), 0.0) for part in parts]
 
 
 def _find(text: str) -> str | None:
@@ -111,9 +176,20 @@ def _find(text: str) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _parse(answer: str) -> list[Any]:
+    """Parse LaTeX that `reading` has stripped of units; `i` is the imaginary unit."""
+    import sympy
+    from latex2sympy2_extended.math_normalization import NormalizationConfig
     from math_verify import parse
+    from math_verify.parser import LatexExtractionConfig
 
-    return list(parse(f"${answer}$", parsing_timeout=None))
+    rules = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
+    how = [LatexExtractionConfig(normalization_config=rules)]
+    parsed = list(parse(f"${answer}$", how, parsing_timeout=None))
+    imaginary = {sympy.Symbol("i", real=real): sympy.I for real in (True, False)}
+    return [
+        item.xreplace(imaginary) if isinstance(item, sympy.Basic | sympy.MatrixBase) else item
+        for item in parsed
+    ]
 
 
 def _send(replies: Any, reply: Any) -> None:
