@@ -237,7 +237,7 @@ def test_hostile_answers_end_in_time_and_leave_their_neighbours_alone(
         else:
             assert verdict.outcome is Outcome.CORRECT
     assert verdicts[0].outcome is Outcome.TIME_LIMIT
-    assert verdicts[0].detail == "the comparison ran out of time"
+    assert verdicts[0].detail == "judging it ran out of time"
 
 
 def test_a_process_that_dies_costs_its_own_answer_only() -> None:

@@ -86,7 +86,9 @@ def run(args: argparse.Namespace) -> ExitCode:
         checkpoint=candidate.parent.identity,
     )
     plan = AnswerPlan(model=model, config=config, layout=layout)
-    options = EngineOptions(attn_logits_scaling=args.attn_logits_scaling)
+    options = EngineOptions(
+        max_context_tokens=args.max_context_tokens, attn_logits_scaling=args.attn_logits_scaling
+    )
     engine = open_engine(args.engine, args.checkpoint, options)
     answers = generate_answers(engine, tokenizer, task, documents, plan, args.out)
     say(

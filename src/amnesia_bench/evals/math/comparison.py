@@ -35,6 +35,11 @@ def glance(gold: str, answer: str) -> bool | None:
     return False if _of_other_kinds(first, second) else None
 
 
+def is_list(answer: str) -> bool:
+    """Return whether an answer has several elements in no order."""
+    return _kind(read(answer).form) in ("list", "set")
+
+
 def forms_to_compare(first: str, second: str) -> tuple[str, str]:
     """Return what algebra compares of two answers; a list is a tuple where the other is one."""
     forms = read(first).form, read(second).form

@@ -64,9 +64,9 @@ class Equality:
 def obstacle_of(reply: Any) -> Obstacle | None:
     """Return what a reply says went wrong; None of a reply that is an answer."""
     if reply is Failure.TIME_LIMIT:
-        return Outcome.TIME_LIMIT, "the comparison ran out of time"
+        return Outcome.TIME_LIMIT, "judging it ran out of time"
     if reply is Failure.DIED:
-        return Outcome.WRONG, "the comparison ran out of memory or stack"
+        return Outcome.WRONG, "judging it ran out of memory or stack"
     if isinstance(reply, dict) and "error" in reply:
         return Outcome.WRONG, f"cannot be compared ({reply['error']})"
     return None
@@ -81,7 +81,7 @@ def _differ(first: Any, second: Any) -> bool:
         return True
     exact = first["exact"] and second["exact"]
     return any(
-        _apart(Decimal(a), Decimal(b), exact=exact)
+        _apart(_CONTEXT.create_decimal(a), _CONTEXT.create_decimal(b), exact=exact)
         for pair in zip(left, right, strict=True)
         for a, b in zip(*pair, strict=True)
     )
@@ -89,7 +89,7 @@ def _differ(first: Any, second: Any) -> bool:
 
 def _apart(a: Decimal, b: Decimal, *, exact: bool) -> bool:
     if not (a.is_finite() and b.is_finite()):
-        return a.compare(b) != 0
+        return not (a.is_nan() or b.is_nan()) and a != b  # NaN: the exponent has too many digits
     largest = _CONTEXT.max_mag(a, b).copy_abs()
     distance = _CONTEXT.subtract(a, b).copy_abs()
     allowed = _RELATIVE if exact else _ROUNDED

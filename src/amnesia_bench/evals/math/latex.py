@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - signs that look like others are what this is about
 r"""One way to write an answer, in plain LaTeX, without what only its looks depend on.
 
 `canonical` changes how an answer is written, never what it says. Words are marked by `\text`
@@ -8,45 +9,42 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable
 
-Rule = tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]
+Rule = tuple[re.Pattern[str], str]
 
 _GREEK = "αβγδεζηθικλμνξπρστυφχψωΓΔΘΛΞΠΣΦΨΩ"
-_SYMBOLS = str.maketrans(
-    {
-        **dict.fromkeys("−–—‒﹣－", "-"),
-        **dict.fromkeys("·⋅∙", "\\cdot "),
-        **dict.fromkeys("\u2009\u202f", "\\,"),
-        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),
-        **dict.fromkeys("’‘′", "'"),
-        **{sign: f"\\{name} " for sign, name in zip(
-            "×÷±∞≤≥≠≈∪∩∈∅∠⟨⟩√£€₹¥", "times div pm infty le ge ne approx cup cap in emptyset"
-            " angle langle rangle sqrt pounds euro rupee yen".split(), strict=True)},
-        "°": "^\\circ ",
-        "ℝ": "\\mathbb{R}",
-        "ℤ": "\\mathbb{Z}",
-        **{letter: "\\" + _name for letter in _GREEK
-           for _name in [unicodedata.name(letter).split()[-1].lower().replace("lamda", "lambda") + " "]},
-    }
-)  # fmt: skip
-_SCRIPTS = {
-    "^": str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-"),
-    "_": str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789"),
+_SIGNS = {
+    **dict.fromkeys("−–—‒﹣－", "-"),
+    **dict.fromkeys("·⋅∙", "\\cdot "),
+    **dict.fromkeys("\u2009\u202f", "\\,"),
+    **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),
+    **dict.fromkeys("’‘′", "'"),
+    **{"×": "\\times ", "÷": "\\div ", "±": "\\pm ", "√": "\\sqrt ", "∞": "\\infty "},
+    **{"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∠": "\\angle "},
+    **{"∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "°": "^\\circ "},
+    **{"⟨": "\\langle ", "⟩": "\\rangle ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}"},
+    **{"£": "\\pounds ", "€": "\\euro ", "₹": "\\rupee ", "¥": "\\yen ", "¢": "\\text{ cents}"},
 }
+
+
+def _greek_name(letter: str) -> str:
+    r"""Return a letter's command: `\lambda`."""
+    return f"\\{unicodedata.name(letter).split()[-1].lower().replace('lamda', 'lambda')} "
+
+
+_SYMBOLS = str.maketrans(_SIGNS | {letter: _greek_name(letter) for letter in _GREEK})
+_SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
+_SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
 # What a command does to the group after it. A colour is the first of two groups.
 _COMMANDS = {
-    **dict.fromkeys(
-        "boxed fbox framebox mathbf boldsymbol bm pmb mathit mathsf mathtt emph underline"
-        " displaystyle textstyle limits left right big Big bigl bigr Bigl Bigr bigg Bigg biggl"
-        " biggr Biggl Biggr bf rm it boldmath normalsize large Large".split(),
-        "style",
+    "style": re.compile(
+        "boxed|fbox|framebox|mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|emph|underline"
+        "|displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?|bf|rm|it|boldmath|normalsize"
+        "|large|Large"
     ),
-    **dict.fromkeys(
-        "text textbf textit textrm textsf texttt textnormal mbox hbox mathrm".split(), "text"
-    ),
-    **dict.fromkeys("color textcolor colorbox hspace phantom".split(), "skip"),
+    "text": re.compile("text(?:bf|it|rm|sf|tt|normal)?|[mh]box|mathrm"),
+    "skip": re.compile("color|textcolor|colorbox|hspace|phantom"),
 }
 _TOKEN = re.compile(r"\\([A-Za-z]+)\*?\s*|\\.|[{}]|[^\\{}]+|\\$", re.DOTALL)
 # What mathematics may be set upright: numbers, and the constants of that name.
@@ -67,6 +65,8 @@ _RULES: tuple[Rule, ...] = tuple(
         (r"\\(?:leq|leqslant)(?![A-Za-z])|<=|=<", r"\\le "),
         (r"\\(?:geq|geqslant)(?![A-Za-z])|>=", r"\\ge "),
         (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
+        (r"\\lt(?![A-Za-z])", "<"),
+        (r"\\gt(?![A-Za-z])", ">"),
         (r"\\(?:infin|infinity)(?![A-Za-z])", r"\\infty "),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset "),
         (r"\\lbrace(?![A-Za-z])", r"\\{"),
@@ -89,13 +89,10 @@ _SYNONYMS = {"infinity": "infty", "inf": "infty", "oo": "infty"}
 _RUN = re.compile(r"(?<![\d.,_^])\d+(?:(?:,\\!\s*|\{,\}|\\,|\\!|,| )\d+)+")
 _SEPARATOR = re.compile(r",\\!\s*|\{,\}|\\,|\\!|,| ")
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(?: \d{3})+")
+_REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
 _NUMBERS: tuple[Rule, ...] = (
     (re.compile(r"\\!"), ""),
     (re.compile(r"\\,"), " "),
-    (
-        re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?"),
-        lambda match: _repeating(*match.groups()),
-    ),
     (re.compile(r"\\sqrt\s*\(((?:[^()]|\([^()]*\))*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![\w.}^])(\d+) (\d+)/(\d+)(?![\d.])"), r"\1\\frac{\2}{\3}"),
 )
@@ -109,6 +106,7 @@ def canonical(answer: str) -> str:
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
     text = _NAMES.sub(_named, _RUN.sub(_grouped, text))
+    text = _REPEATING.sub(_repeating, text)
     for pattern, replacement in _NUMBERS:
         text = pattern.sub(replacement, text)
     text = re.sub(r"\s+", " ", text)
@@ -119,9 +117,8 @@ def _ascii(text: str) -> str:
     """Return mathematical signs as LaTeX, and the digits of every script as ASCII's."""
     if text.isascii():
         return text
-    for mark, table in _SCRIPTS.items():
-        signs = "".join(map(chr, table))
-        text = re.sub(f"[{signs}]+", lambda m, k=mark, t=table: f"{k}{{{m[0].translate(t)}}}", text)
+    text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
+    text = re.sub("[₀₁₂₃₄₅₆₇₈₉]+", lambda m: f"_{{{m[0].translate(_SUBSCRIPTS)}}}", text)
     text = re.sub(r"√\s*(\d+)", r"\\sqrt{\1}", text)
     return "".join(map(_ascii_character, text.translate(_SYMBOLS)))
 
@@ -143,8 +140,8 @@ def _without_style(text: str) -> str:
     pending = ""
     for match in _TOKEN.finditer(text):
         token, command = match.group(), match.group(1)
-        if command in _COMMANDS:
-            pending = _COMMANDS[command]
+        if command and (effect := _effect(command)):
+            pending = effect
         elif token == "{":
             groups.append((pending or "group", []))
             pending = ""
@@ -156,6 +153,10 @@ def _without_style(text: str) -> str:
             groups[-1][1].append(token)
             pending = "" if token.strip() else pending
     return "".join(piece for _, pieces in groups for piece in pieces)
+
+
+def _effect(command: str) -> str | None:
+    return next((name for name, names in _COMMANDS.items() if names.fullmatch(command)), None)
 
 
 def _group(kind: str, content: str) -> str:
@@ -219,8 +220,9 @@ def _bracketed(text: str, start: int, end: int) -> str | None:
     return None
 
 
-def _repeating(whole: str, fixed: str, period: str) -> str:
+def _repeating(match: re.Match[str]) -> str:
     r"""Return `0.1\overline{6}` as a fraction."""
+    whole, fixed, period = match.groups()
     scale, nines = 10 ** len(fixed), 10 ** len(period) - 1
     digits = int(f"{whole}{fixed}" or "0") * nines + int(period)
     return f"\\frac{{{digits}}}{{{scale * nines}}}"

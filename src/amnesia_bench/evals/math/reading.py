@@ -44,7 +44,7 @@ class Reading:
 
 @dataclass(kw_only=True)
 class _Piece:
-    """A stretch of mathematics, or of words; `marked` by `\\text`."""
+    r"""A stretch of mathematics, or of words; `marked` by `\text`."""
 
     text: str
     is_words: bool
@@ -58,7 +58,7 @@ _TOKEN = re.compile(
 _OPENING, _CLOSING = frozenset(("(", "[", "{", "\\{")), frozenset((")", "]", "}", "\\}"))
 _CONNECTIVES = frozenset(("and", "or", "and/or"))
 # Words of two letters are variables, but for these before another word.
-_SHORT = frozenset("no is to of at on in we it an by as so sq cu".split())
+_SHORT = re.compile("no|is|to|of|at|on|in|we|it|an|by|as|so|sq|cu")
 _POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _CONDITION = re.compile(r"(?:for|where|when|if|with|such that|as)\b")
 # What may end the words before an answer, if they are not marked as text.
@@ -149,7 +149,7 @@ def _is_word(run: str, text: str, start: int, pieces: list[_Piece]) -> bool:
     plain = run.casefold()
     last = pieces[-1] if pieces else None
     after = text[start + len(run) :][:2]
-    if plain in _CONNECTIVES or (plain in _SHORT and re.fullmatch(" [A-Za-z]", after)):
+    if plain in _CONNECTIVES or (_SHORT.fullmatch(plain) and re.fullmatch(" [A-Za-z]", after)):
         return True
     if last and last.is_words and last.text.casefold().strip(" ,") not in _CONNECTIVES:
         return len(run) > 1 or plain == "a"

@@ -1,5 +1,7 @@
 """A process that compares answers by computer algebra, one line of JSON each way.
 
+`serve` is the loop of any such process.
+
 The parent closes its end when it is done, or dies: either ends this process. An answer that takes
 more CPU time than allowed ends it too, by a signal of the kernel's that no code here can miss or
 catch: math-verify's own time limits are signal handlers, which wait for long operations to end.
@@ -15,6 +17,7 @@ import resource
 import signal
 import sys
 import zlib
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -28,40 +31,54 @@ _VARIABLE = re.compile(
 _MIN_BITS = 40
 
 
-def main() -> None:
-    """Serve until the parent closes its end; the one argument is the CPU seconds per request."""
-    seconds = float(sys.argv[1])
+def serve(
+    seconds: float,
+    memory_bytes: int,
+    prepare: Callable[[], object],
+    answer: Callable[[list[str]], Any],
+) -> None:
+    """Answer requests until the parent closes its end.
+
+    Args:
+        seconds: CPU time per request; taking more ends the process.
+        memory_bytes: how much address space there is.
+        prepare: loads what is slow to load, before the first request and off its clock.
+        answer: returns the reply to a request, as JSON can write it; what it raises is a reply too.
+    """
     # Both are inherited: a parent that ignores the signal would switch the time limit off.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.CRITICAL)
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # whatever a library prints is no reply
-    import math_verify  # noqa: F401 - loaded once, and not on the clock of the first request
-
+    prepare()
     _send(replies, READY)
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        reply = _answer(json.loads(line))
+        try:
+            reply = answer(json.loads(line))
+        except Exception as error:  # whatever a hostile answer makes of a parser
+            reply = {"error": type(error).__name__}
         signal.setitimer(signal.ITIMER_PROF, 0)
         _send(replies, reply)
 
 
+def _load() -> None:
+    import math_verify  # noqa: F401
+
+
 def _answer(request: list[str]) -> Any:
-    try:
-        match request:
-            case ["verify", gold, answer]:
-                return _verify(gold, answer)
-            case ["same", first, second]:
-                return _verify(first, second) or _verify(second, first)
-            case ["numbers", answer]:
-                return numbers(_parse(answer))
-            case ["find", text]:
-                return _find(text)
-    except Exception as error:  # whatever hostile LaTeX makes of a parser
-        return {"error": type(error).__name__}
+    match request:
+        case ["verify", gold, answer]:
+            return _verify(gold, answer)
+        case ["same", first, second]:
+            return _verify(first, second) or _verify(second, first)
+        case ["numbers", answer]:
+            return numbers(_parse(answer))
+        case ["find", text]:
+            return _find(text)
     raise ValueError(f"unknown request {request[0]}")
 
 
@@ -75,7 +92,7 @@ def _verify(gold: str, answer: str) -> bool:
 
 
 def _is_set(value: Any) -> bool:
-    import sympy
+    import sympy  # type: ignore[import-untyped]
 
     return isinstance(value, sympy.Interval | sympy.Union | sympy.Complement)
 
@@ -178,9 +195,8 @@ def _find(text: str) -> str | None:
 def _parse(answer: str) -> list[Any]:
     """Parse LaTeX that `reading` has stripped of units; `i` is the imaginary unit."""
     import sympy
-    from latex2sympy2_extended.math_normalization import NormalizationConfig
     from math_verify import parse
-    from math_verify.parser import LatexExtractionConfig
+    from math_verify.parser import LatexExtractionConfig, NormalizationConfig
 
     rules = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
     how = [LatexExtractionConfig(normalization_config=rules)]
@@ -198,4 +214,4 @@ def _send(replies: Any, reply: Any) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(float(sys.argv[1]), MEMORY_BYTES, _load, _answer)
