@@ -27,9 +27,11 @@ _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d
 
 @dataclass(frozen=True, kw_only=True)
 class _Box:
+    """Where a box is in a text, and where in it its content."""
+
     start: int
     end: int
-    content: str
+    content: slice
 
 
 def last_boxed(text: str, *, several: bool = False) -> str | None:
@@ -44,13 +46,13 @@ def last_boxed(text: str, *, several: bool = False) -> str | None:
         several: the gold answer is a list, so neighbouring boxes at the end are its elements:
             `\boxed{1} and \boxed{-2}` is `1,-2`.
     """
-    found = [box for box in _boxes(text) if not _is_placeholder(box.content)]
+    found = [box for box in _boxes(text) if not _is_placeholder(text[box.content].strip())]
     if not found:
         return None
     last = len(found) - 1
     while several and last and _BETWEEN.fullmatch(text, found[last - 1].end, found[last].start):
         last -= 1
-    return ",".join(dict.fromkeys(box.content for box in found[last:]))
+    return ",".join(dict.fromkeys(text[box.content].strip() for box in found[last:]))
 
 
 def _boxes(text: str) -> list[_Box]:
@@ -65,13 +67,15 @@ def _boxes(text: str) -> list[_Box]:
             if place := opened.pop() if opened else None:
                 while found and found[-1].start > place[0]:
                     found.pop()
-                content = text[place[1] : mark.start()].strip()
-                found.append(_Box(start=place[0], end=mark.end(), content=content))
+                inside = slice(place[1], mark.start())
+                found.append(_Box(start=place[0], end=mark.end(), content=inside))
         elif token.endswith("{") and len(token) > 2:
             opened.append((mark.start(), mark.end()))
         elif mark["bare"]:
-            content = mark["bare"].rstrip(".,;:")
-            found.append(_Box(start=mark.start(), end=mark.end(), content=content))
+            inside = slice(
+                mark.start("bare"), mark.start("bare") + len(mark["bare"].rstrip(".,;:"))
+            )
+            found.append(_Box(start=mark.start(), end=mark.end(), content=inside))
     return found
 
 
