@@ -46,7 +46,7 @@ def last_boxed(text: str, *, several: bool = False) -> str | None:
         several: the gold answer is a list, so neighbouring boxes at the end are its elements:
             `\boxed{1} and \boxed{-2}` is `1,-2`.
     """
-    found = [box for box in _boxes(text) if not _is_placeholder(text[box.content].strip())]
+    found = [box for box in _boxes(text) if not is_placeholder(text[box.content].strip())]
     if not found:
         return None
     last = len(found) - 1
@@ -79,8 +79,8 @@ def _boxes(text: str) -> list[_Box]:
     return found
 
 
-def _is_placeholder(content: str) -> bool:
-    """Return whether a box repeats the request for an answer, and holds none."""
+def is_placeholder(content: str) -> bool:
+    """Return whether an answer repeats the request for an answer, and holds none."""
     if len(content) > _PLACEHOLDER_CHARACTERS:
         return False
     return _PLACEHOLDER.fullmatch(content) is not None

@@ -74,6 +74,9 @@ _RULES: tuple[Rule, ...] = tuple(
         (r"\\(?:lvert|rvert|vert)(?![A-Za-z])", "|"),
         (r"\\colon(?![A-Za-z])|\{:\}", ":"),
         (r"\\degrees?(?![A-Za-z])|\^\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])", r"^\\circ "),
+        (r"(?<=\d)\s*\^?\s*\{?\s*\\text\{\s*(?:st|nd|rd|th)\s*\}\s*\}?", " "),
+        (r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", " "),
+        (r"\\frac\s*\{\\text\{([^{}]*)\}\}\s*\{\\text\{([^{}]*)\}\}", r"\\text{\1/\2}"),
         (r"\*\*", "^"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
@@ -90,11 +93,14 @@ _RUN = re.compile(r"(?<![\d.,_^])\d+(?:(?:,\\!\s*|\{,\}|\\,|\\!|,| )\d+)+")
 _SEPARATOR = re.compile(r",\\!\s*|\{,\}|\\,|\\!|,| ")
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(?: \d{3})+")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
+# The last two: to math-verify `2(3)` is a mixed number, 5.
 _NUMBERS: tuple[Rule, ...] = (
     (re.compile(r"\\!"), ""),
     (re.compile(r"\\,"), " "),
     (re.compile(r"\\sqrt\s*\(((?:[^()]|\([^()]*\))*)\)"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![\w.}^])(\d+) (\d+)/(\d+)(?![\d.])"), r"\1\\frac{\2}{\3}"),
+    (re.compile(r"(?<![\w.}^])(\d+(?:\.\d+)?)\s*\((?=\s*[-\d\\])"), r"\1\\cdot("),
+    (re.compile(r"(?<=\d)\)\s*\((?=\s*[-\d])"), r")\\cdot("),
 )
 
 

@@ -9,7 +9,7 @@ from itertools import chain, groupby
 from amnesia_bench.evals.judging import Attempt, Judged, Row
 from amnesia_bench.evals.math.comparison import is_list
 from amnesia_bench.evals.math.equality import Equality, obstacle_of
-from amnesia_bench.evals.math.extraction import last_boxed, last_number
+from amnesia_bench.evals.math.extraction import is_placeholder, last_boxed, last_number
 from amnesia_bench.evals.math.pool import ComparisonPool
 from amnesia_bench.records.evaluation import Outcome, Verdict
 
@@ -67,7 +67,8 @@ class MathScorer:
             searched = {i: tail for i, tail in tails.items() if tail.strip()}
             found = pool.run([("find", tail) for tail in searched.values()])
             for i, answer in zip(searched, found, strict=True):
-                answers[i] = (answer.strip() or None) if isinstance(answer, str) else None
+                if isinstance(answer, str) and not is_placeholder(answer.strip()):
+                    answers[i] = answer.strip()
         return answers
 
 

@@ -194,18 +194,24 @@ def _find(text: str) -> str | None:
 @lru_cache(maxsize=4096)
 def _parse(answer: str) -> list[Any]:
     """Parse LaTeX that `reading` has stripped of units; `i` is the imaginary unit."""
-    import sympy
     from math_verify import parse
     from math_verify.parser import LatexExtractionConfig, NormalizationConfig
 
     rules = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
     how = [LatexExtractionConfig(normalization_config=rules)]
-    parsed = list(parse(f"${answer}$", how, parsing_timeout=None))
-    imaginary = {sympy.Symbol("i", real=real): sympy.I for real in (True, False)}
-    return [
-        item.xreplace(imaginary) if isinstance(item, sympy.Basic | sympy.MatrixBase) else item
-        for item in parsed
-    ]
+    return list(map(_with_imaginary_unit, parse(f"${answer}$", how, parsing_timeout=None)))
+
+
+def _with_imaginary_unit(item: Any) -> Any:
+    import sympy
+
+    if isinstance(item, str):
+        return item
+    units = {sympy.Symbol("i", real=real): sympy.I for real in (True, False)}
+    if isinstance(item, sympy.Interval) and item.free_symbols & set(units):
+        # Two complex numbers in parentheses are a pair.
+        return sympy.Tuple(item.start.xreplace(units), item.end.xreplace(units))
+    return item.xreplace(units)
 
 
 def _send(replies: Any, reply: Any) -> None:
