@@ -46,13 +46,20 @@ def last_boxed(text: str, *, several: bool = False) -> str | None:
         several: the gold answer is a list, so neighbouring boxes at the end are its elements:
             `\boxed{1} and \boxed{-2}` is `1,-2`.
     """
-    found = [box for box in _boxes(text) if not is_placeholder(text[box.content].strip())]
+    found = [box for box in _boxes(text) if not _is_placeholder(text[box.content].strip())]
     if not found:
         return None
     last = len(found) - 1
     while several and last and _BETWEEN.fullmatch(text, found[last - 1].end, found[last].start):
         last -= 1
     return ",".join(dict.fromkeys(text[box.content].strip() for box in found[last:]))
+
+
+def without_boxes(text: str) -> str:
+    """Return a text without its closed boxes, to be searched for an answer outside of them."""
+    starts = [0, *(box.end for box in _boxes(text))]
+    ends = [*(box.start for box in _boxes(text)), len(text)]
+    return " ".join(text[start:end] for start, end in zip(starts, ends, strict=True))
 
 
 def _boxes(text: str) -> list[_Box]:
@@ -79,7 +86,7 @@ def _boxes(text: str) -> list[_Box]:
     return found
 
 
-def is_placeholder(content: str) -> bool:
+def _is_placeholder(content: str) -> bool:
     """Return whether an answer repeats the request for an answer, and holds none."""
     if len(content) > _PLACEHOLDER_CHARACTERS:
         return False

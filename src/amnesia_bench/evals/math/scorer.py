@@ -9,7 +9,7 @@ from itertools import chain, groupby
 from amnesia_bench.evals.judging import Attempt, Judged, Row
 from amnesia_bench.evals.math.comparison import is_list
 from amnesia_bench.evals.math.equality import Equality, obstacle_of
-from amnesia_bench.evals.math.extraction import is_placeholder, last_boxed, last_number
+from amnesia_bench.evals.math.extraction import last_boxed, last_number, without_boxes
 from amnesia_bench.evals.math.pool import ComparisonPool
 from amnesia_bench.records.evaluation import Outcome, Verdict
 
@@ -63,12 +63,12 @@ class MathScorer:
         if self.unboxed == "number":
             return [last_number(t) if a is None else a for t, a in zip(texts, answers, strict=True)]
         if self.unboxed == "any":
-            tails = {i: texts[i][-_TAIL_CHARACTERS:] for i, a in enumerate(answers) if a is None}
+            rest = {i: without_boxes(texts[i]) for i, a in enumerate(answers) if a is None}
+            tails = {i: text[-_TAIL_CHARACTERS:] for i, text in rest.items()}
             searched = {i: tail for i, tail in tails.items() if tail.strip()}
             found = pool.run([("find", tail) for tail in searched.values()])
             for i, answer in zip(searched, found, strict=True):
-                if isinstance(answer, str) and not is_placeholder(answer.strip()):
-                    answers[i] = answer.strip()
+                answers[i] = (answer.strip() or None) if isinstance(answer, str) else None
         return answers
 
 
