@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -121,6 +121,63 @@ def test_a_comparison_with_scores_of_other_answers_is_refused(tmp_path: Path) ->
         file.write(b"torn")
     with pytest.raises(UserError, match="has other answers than when it was scored"):
         compare(score(tmp_path / "first"), tmp_path / "second")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("1.0", "0.0", 1), "changed since its cells were made"),
+        (lambda text: "".join(text.splitlines(True)[:-1]), "changed since its cells were made"),
+        (lambda text: None, "cannot be read"),
+    ],
+)
+def test_values_of_problems_that_changed_are_not_compared(
+    change: Callable[[str], str | None], message: str, tmp_path: Path
+) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    for name in ("first", "second"):
+        run_task("gsm8k", data, tmp_path / name, FakeEngine(answer))
+    first, second = (score(tmp_path / name) for name in ("first", "second"))
+    path = second.folder / PROBLEMS
+    changed = change(path.read_text())
+    path.unlink() if changed is None else path.write_text(changed)
+    with pytest.raises(UserError, match=message):
+        compare(first, tmp_path / "second")
+    score(tmp_path / "second")
+    assert [d.difference for d in compare(first, tmp_path / "second")] == [0.0, 0.0]
+
+
+def test_cells_that_do_not_vouch_for_their_problems_are_scored_again(tmp_path: Path) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    run_task("gsm8k", data, tmp_path / "run", FakeEngine(answer))
+    scored = score(tmp_path / "run")
+    path = scored.folder / "cells.json"
+    cells = json.loads(path.read_text())
+    for cell in cells:
+        cell["parents"] = [p for p in cell["parents"] if p["role"] != "problem_values"]
+    path.write_text(json.dumps(cells))
+    with pytest.raises(UserError, match="do not say what it held") as raised:
+        compare(scored, tmp_path / "run")
+    assert "amnesia score" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize("scorer", ["strict", "flexible"])
+@pytest.mark.parametrize("task", ["math500", "gsm8k", "aime24"])
+def test_a_number_of_any_length_is_one_wrong_answer(task: str, scorer: str, tmp_path: Path) -> None:
+    data = write_problems(task, tmp_path / "data.jsonl")
+    long = [
+        "9" * 309,
+        "1e999",
+        "-" + "9" * 400,
+        "0." + "3" * 4400,
+        "1" * 5000,
+        "1,000" + ",000" * 150,
+    ]
+    texts = [f"\\boxed{{{number}}}" for number in long] + ["so 1" + "0" * 5000, "\\boxed{9}"]
+    run_task(task, data, tmp_path / "run", FakeEngine(lambda request: texts[request.key.doc]))
+    outcomes = [v.outcome for v in score(tmp_path / "run", scorer).verdicts[::3]]
+    unboxed = Outcome.WRONG if scorer == "flexible" else Outcome.NO_ANSWER
+    assert outcomes == [Outcome.WRONG] * 6 + [unboxed, Outcome.CORRECT]
 
 
 def test_results_that_cannot_be_written_leave_the_answers(tmp_path: Path) -> None:

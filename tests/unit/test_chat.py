@@ -22,6 +22,13 @@ THINK = Think(open="<think>", close="</think>")
         ("<think>a</think>b", False, "b"),
         ("<think>a</think>b<think>c", False, None),
         ("a</think>b<think>c</think>d", True, "d"),
+        # Blank lines after thinking, as Qwen3 writes them, are no first paragraph.
+        ("a</think>\n\n b\n", True, "b\n"),
+        ("<think>\n\n</think>\n\nb", False, "b"),
+        ("\n\nb", False, "b"),
+        # A closing mark that closes nothing is quoted.
+        ("a</think>b, after </think>", True, "b, after </think>"),
+        ("a</think>\n</think>\nb", False, "b"),
         ("<think>a", False, None),
         ("a</think>", True, ""),
         ("", False, ""),

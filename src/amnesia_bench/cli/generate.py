@@ -90,7 +90,9 @@ def run(args: argparse.Namespace) -> ExitCode:
         checkpoint=candidate.parent.identity,
     )
     plan = AnswerPlan(model=model, config=config, layout=layout)
-    options = EngineOptions(attn_logits_scaling=args.attn_logits_scaling)
+    options = EngineOptions(
+        max_context_tokens=args.max_context_tokens, attn_logits_scaling=args.attn_logits_scaling
+    )
     engine = HeldEngine(open_engine(args.engine, args.checkpoint, options), candidate.held)
     answers = generate_answers(engine, candidate.tokenizer, task, documents, plan, args.out)
     say(

@@ -30,9 +30,6 @@ def add_cell_arguments(parser: argparse.ArgumentParser, lengths: str, otherwise:
         "--samples", type=int, help=f"prompts per task and length at most ({held} {SAMPLES})"
     )
     add_engine_arguments(parser)
-    parser.add_argument(
-        "--max-context-tokens", type=int, help="in place of the limit in the model's config"
-    )
 
 
 def chosen_cells(args: argparse.Namespace) -> CellChoice:

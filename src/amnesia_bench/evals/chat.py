@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -68,19 +69,28 @@ def prompt_tokens(tokenizer: Any, layout: PromptFormat, message: str) -> NDArray
 
 
 def without_thinking(text: str, think: Think | None, *, opened: bool) -> str | None:
-    """Return what follows the thinking in an answer; None when the thinking never ended.
+    """Return what follows the thinking in an answer; as in lm-eval, without the blanks before it.
+
+    A closing mark ends the block that is open, or, as the first one, a block that the prompt may
+    have opened; any other is text that the answer quotes.
 
     Args:
         text: the answer.
         think: the marks around thinking; None takes the whole text.
         opened: the prompt ended inside a thinking block.
+
+    Returns:
+        None when the thinking never ended.
     """
     if think is None:
         return text
-    if think.close in text:
-        text, opened = text.rpartition(think.close)[2], False
-    # A block that was opened again, or only now, and not closed.
-    return None if opened or _is_open(text, think) else text
+    start, closed = 0, False
+    for mark in re.finditer(f"{re.escape(think.open)}|{re.escape(think.close)}", text):
+        if mark.group() == think.open:
+            opened = True
+        elif opened or not closed or not text[start : mark.start()].strip():
+            start, closed, opened = mark.end(), True, False
+    return None if opened else text[start:].lstrip()
 
 
 def _is_open(text: str, think: Think) -> bool:

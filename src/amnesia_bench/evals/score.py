@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from amnesia_bench.config.eval_schema import Think
 from amnesia_bench.errors import UserError
@@ -36,11 +35,17 @@ from amnesia_bench.evals.tasks.task import Documents, ReasoningTask
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
-from amnesia_bench.records.reasoning import Difference, ProblemValues, ReasoningRun
+from amnesia_bench.records.reasoning import Difference, ReasoningRun
 from amnesia_bench.store.files import explaining_write_errors, make_folder, read_json, replace_text
 from amnesia_bench.store.hashing import sha256_of
+from amnesia_bench.store.problem_values import (
+    PROBLEMS,
+    problems_parent,
+    problems_text,
+    read_problems,
+)
 
-VERDICTS, PROBLEMS, CELLS = "verdicts.jsonl", "problems.jsonl", "cells.json"
+VERDICTS, CELLS = "verdicts.jsonl", "cells.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,13 +111,14 @@ def score(
     judged = judge(documents.rows, attempts)
     incomplete = missing_answers(run, generations, judged)
     problems = () if incomplete else problem_values(task, run, generations, judged)
+    values = problems_text(problems)
     source = CellSource(
         settings={**engine, **run_settings(run), **judge_settings, "scorer": name},
-        parents=_parents(run, documents, folder),
+        parents=(*_parents(run, documents, folder), problems_parent(values)),
     )
     cells = cells_of(task, run, problems, incomplete, source)
     scored = (out or folder) / f"scored_{name}"
-    _write(scored, judged, problems, cells)
+    _write(scored, judged, values, cells)
     return Scored(folder=scored, run=run, scorer=name, verdicts=judged.verdicts, cells=cells)
 
 
@@ -120,7 +126,8 @@ def compare(first: Scored, other: Path) -> tuple[Difference, ...]:
     """Compare scored answers with those in another folder, scored by the same scorer before.
 
     Raises:
-        UserError: the other folder is not scored, or answers other problems or other often.
+        UserError: the other folder is not scored, has changed since, or answers other problems or
+            other often.
     """
     folder = other / first.folder.name
     if not (folder / CELLS).is_file():
@@ -142,7 +149,7 @@ def compare(first: Scored, other: Path) -> tuple[Difference, ...]:
     for where, cells in ((first.folder, first.cells), (folder, others)):
         if reason := next((cell.incomplete for cell in cells if cell.incomplete), None):
             raise UserError(f"{where}: cannot be compared, it is incomplete: {reason}")
-    ours, theirs = _read_problems(first.folder), _read_problems(folder)
+    ours, theirs = read_problems(first.folder, first.cells), read_problems(folder, others)
     metrics = compared_metrics(task_named(run.task), run.repeats)
     return differences(ours, theirs, list(metrics), run.repeats)
 
@@ -219,27 +226,13 @@ def _parents_of_answers(cells: Sequence[Cell]) -> set[str]:
     return {p.identity for cell in cells for p in cell.parents if p.role == "generations"}
 
 
-def _write(
-    out: Path, judged: Judged, problems: Sequence[ProblemValues], cells: Sequence[Cell]
-) -> None:
+def _write(out: Path, judged: Judged, problems: str, cells: Sequence[Cell]) -> None:
     text = json.dumps(codec.to_json(list(cells)), indent=2, allow_nan=False) + "\n"
+    verdicts = (json.dumps(codec.to_json(v), allow_nan=False) + "\n" for v in judged.verdicts)
     with explaining_write_errors(out, "the answers are as they were"):
         make_folder(out)
         # The cells vouch for the rest: of two scorings no mixture may look finished.
         (out / CELLS).unlink(missing_ok=True)
-        replace_text(out / VERDICTS, _lines(judged.verdicts))
-        replace_text(out / PROBLEMS, _lines(problems))
+        replace_text(out / VERDICTS, "".join(verdicts))
+        replace_text(out / PROBLEMS, problems)
         replace_text(out / CELLS, text)
-
-
-def _lines(records: Sequence[Any]) -> str:
-    return "".join(json.dumps(codec.to_json(record), allow_nan=False) + "\n" for record in records)
-
-
-def _read_problems(folder: Path) -> list[ProblemValues]:
-    path = folder / PROBLEMS
-    try:
-        lines = path.read_bytes().splitlines()
-        return [codec.from_json(ProblemValues, json.loads(line), str(path)) for line in lines]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
