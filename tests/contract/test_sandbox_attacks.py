@@ -32,7 +32,7 @@ PROBLEM = Problem(
     offset=0,
 )
 TESTS = (ProgramTest(input="first\n", output=f"{SECRET}\n"), ProgramTest(input="2\n", output="4\n"))
-LIMITS = Limits(seconds_per_test=1.0, memory_bytes=512 * MIB, tmp_bytes=4 * MIB)
+LIMITS = Limits(seconds_per_test=1.0, wall_factor=3.0, memory_bytes=512 * MIB)
 HONEST = f"x = input()\nprint('{SECRET}' if x == 'first' else 2 * int(x))"
 # What the driver's own frames look like, for programs that write some.
 FRAME = """
@@ -59,7 +59,7 @@ def attack(sandbox: Launcher, code: str, limits: Limits = LIMITS) -> Grade:
 
 def printed(sandbox: Launcher, code: str, text: str = "first\n") -> str:
     """Return what a program prints: what it has found out."""
-    with sandbox.started(Limits(tmp_bytes=4 * MIB), 20) as session:
+    with sandbox.started(Limits(), 20) as session:
         deadline = time.monotonic() + 20
         assert session.ask({"code": code, "function": None}, deadline) == {"loaded": True}
         answer = session.ask(text, deadline)
@@ -99,7 +99,7 @@ class TestUsingTooMuch:
         ],
     )
     def test_it_ends_at_the_limit(self, sandbox: Launcher, code: str, detail: str) -> None:
-        roomy = Limits(seconds_per_test=20.0, memory_bytes=512 * MIB, tmp_bytes=4 * MIB)
+        roomy = Limits(seconds_per_test=20.0, memory_bytes=512 * MIB)
         assert attack(sandbox, code, roomy) == Grade(Outcome.WRONG, f"test 1 of 2: {detail}")
 
     @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tests.lcb import INDEX, ROWS, attempt, read_cases, write_rows
 
 CASES = read_cases()
 # Short for those that reach it; a slow machine must not make a wrong verdict of the others.
-SHORT = Limits(seconds_per_test=1.5)
+SHORT = Limits(seconds_per_test=1.5, wall_factor=3.0)
 
 
 @pytest.fixture(scope="module")

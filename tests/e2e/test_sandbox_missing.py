@@ -85,7 +85,14 @@ class TestRefusing:
     ) -> None:
         assert main(["sandbox"]) == ExitCode.DONE
         listed = capsys.readouterr().out
-        for name in ("network", "host files", "environment", "second process", "memory", "disk"):
+        for name in (
+            "network",
+            "host files",
+            "environment",
+            "second process",
+            "memory",
+            "shared memory",
+        ):
             assert name in listed
         assert "sandbox: bubblewrap" in listed
 

@@ -252,10 +252,8 @@ def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
     for descriptor, standard in ((source, 0), (sink, 1)):
         os.dup2(descriptor, standard)
         os.close(descriptor)
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = open(  # type: ignore[misc]
-        1, "w", encoding="utf-8", errors="surrogateescape", closefd=False
-    )
+    sys.stdin = sys.__stdin__ = text_file(0, "r")  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = text_file(1, "w")  # type: ignore[misc]
     sys.argv = [SCRIPT_NAME]
     module = sys.modules["__main__"] = ModuleType("__main__")
     try:
@@ -271,6 +269,10 @@ def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
         pass
     except BaseException as error:
         channel.send({"error": type(error).__name__})
+
+
+def text_file(descriptor: int, mode: str) -> Any:
+    return open(descriptor, mode, encoding="utf-8", errors="surrogateescape", closefd=False)
 
 
 def run_call(program: Any, text: str, *, lenient: bool = False) -> dict[str, Any]:

@@ -103,6 +103,8 @@ class Launcher:
             command = self._bwrap_command(info_out.fileno(), calls.fileno())
             if script is not None:
                 command += ["--ro-bind-data", str(script.copied), "/dev/stdin"]
+                for other in ("/dev/fd/0", "/proc/self/fd/0"):
+                    command += ["--symlink", "/dev/stdin", other]
                 passed = (*passed, script.copied)
             # After what is written into it. There is no place to write: the kernel's memory for
             # files, links, their names and attributes has no limit that a program cannot pass.
