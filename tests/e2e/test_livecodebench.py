@@ -11,6 +11,8 @@ from amnesia_bench.records.evaluation import Outcome, Verdict
 from amnesia_bench.records.reasoning import Checker
 from tests.lcb import INDEX, ROWS, attempt, read_cases, read_two_verdicts, write_rows
 
+pytestmark = pytest.mark.programs
+
 CASES = read_cases()
 TWO = read_two_verdicts()
 # Short for those that reach it; a slow machine must not make a wrong verdict of the others.
@@ -18,12 +20,12 @@ SHORT = Limits(seconds_per_test=1.5, wall_factor=3.0)
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory: pytest.TempPathFactory, sandbox: Launcher) -> list[Verdict]:
+def verdicts(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> list[Verdict]:
     problems = load_problems(369, path=write_rows(tmp_path_factory.mktemp("lcb") / "p", ROWS))
     answers = [attempt(i, case.code, INDEX[case.problem]) for i, case in enumerate(CASES)]
     late = [a for a, case in zip(answers, CASES, strict=True) if case.outcome is Outcome.TIME_LIMIT]
-    found = score(problems, late, sandbox, limits=SHORT)
-    found += score(problems, [a for a in answers if a not in late], sandbox)
+    found = score(problems, late, launcher, limits=SHORT)
+    found += score(problems, [a for a in answers if a not in late], launcher)
     return sorted(found, key=lambda verdict: verdict.key.repeat)
 
 
@@ -37,11 +39,11 @@ def test_verdict_is_that_of_the_official_checker(number: int, verdicts: list[Ver
 
 @pytest.fixture(scope="module", params=list(Checker), ids=lambda checker: checker.value)
 def by_checker(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, sandbox: Launcher
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, launcher: Launcher
 ) -> tuple[Checker, list[Verdict]]:
     problems = load_problems(369, path=write_rows(tmp_path_factory.mktemp("lcb") / "p", ROWS))
     answers = [attempt(i, case.code, INDEX[case.problem]) for i, case in enumerate(TWO)]
-    found = score(problems, answers, sandbox, limits=SHORT, checker=request.param)
+    found = score(problems, answers, launcher, limits=SHORT, checker=request.param)
     return request.param, sorted(found, key=lambda verdict: verdict.key.repeat)
 
 

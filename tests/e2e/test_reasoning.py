@@ -20,8 +20,19 @@ from amnesia_bench.evals.score import CELLS, PROBLEMS, VERDICTS, compare, read_c
 from amnesia_bench.evals.tasks import TASKS
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome
 from tests import reasoning
+from tests.conftest import no_sandbox
 from tests.reasoning import PROBLEMS as COUNT
 from tests.reasoning import THINKING, answer, run_task, write_problems
+
+EACH_TASK = [
+    pytest.param(task, marks=pytest.mark.programs) if task == "livecodebench" else task
+    for task in TASKS
+]
+
+
+def unsafe(task: str) -> bool:
+    """Whether the tests' own programs have to run without a sandbox."""
+    return task == "livecodebench" and no_sandbox() is not None
 
 
 def by_metric(cells: Sequence[Cell]) -> dict[str, Cell]:
@@ -42,7 +53,7 @@ class KilledEngine(FakeEngine):
             yield generation
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EACH_TASK)
 def test_three_kills_leave_the_files_of_a_run_that_was_left_alone(
     task: str, tmp_path: Path
 ) -> None:
@@ -61,7 +72,9 @@ def test_three_kills_leave_the_files_of_a_run_that_was_left_alone(
         whole = (tmp_path / "whole" / name).read_bytes()
         assert (tmp_path / "killed" / name).read_bytes() == whole
 
-    scored = [score(tmp_path / name) for name in ("whole", "killed")]
+    scored = [
+        score(tmp_path / name, unsafe_no_sandbox=unsafe(task)) for name in ("whole", "killed")
+    ]
     assert scored[0].verdicts == scored[1].verdicts
     cells = by_metric(scored[0].cells)
     repeats = 1 if task == "ifeval" else 3
@@ -70,7 +83,7 @@ def test_three_kills_leave_the_files_of_a_run_that_was_left_alone(
     assert read_cells(scored[0].folder) == scored[0].cells
     right = sum(v.outcome is Outcome.CORRECT for v in scored[0].verdicts)
     assert scored[0].cells[0].value == pytest.approx(right / (COUNT * repeats))
-    again = score(tmp_path / "whole")
+    again = score(tmp_path / "whole", unsafe_no_sandbox=unsafe(task))
     assert again == scored[0]
 
 
@@ -285,7 +298,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL = ("eval.max_new_tokens=8", "--limit", "8")
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EACH_TASK)
 def test_a_tiny_model_runs_a_task_from_command_to_cells(
     task: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,7 +307,9 @@ def test_a_tiny_model_runs_a_task_from_command_to_cells(
     command = ["generate", "--checkpoint", str(checkpoint), "--task", task, "--data", str(data)]
     command += ["--method", "+SFT", *SMALL, *repeats]
     assert main([*command, "--out", str(tmp_path / "answers")]) == 0
-    assert main(["score", str(tmp_path / "answers"), "--json"]) == 0
+    answers = str(tmp_path / "answers")
+    judge = ["score", answers, *(["--unsafe-no-sandbox"] if unsafe(task) else [])]
+    assert main([*judge, "--json"]) == 0
     said = capsys.readouterr().out
     cells = json.loads(said[said.index("{") :])["cells"]
     assert {(c["model"], c["method"], c["task"], c["n"]) for c in cells} == {
@@ -304,7 +319,7 @@ def test_a_tiny_model_runs_a_task_from_command_to_cells(
     assert (settings["documents"], settings["documents_available"]) == ("8", "10")
     assert len(settings["chat_template"]) == 64
     assert settings["max_new_tokens"] == "8"
-    assert main(["score", str(tmp_path / "answers"), "--against", str(tmp_path / "answers")]) == 0
+    assert main([*judge, "--against", answers]) == 0
 
 
 def test_another_logit_scale_stands_in_the_cells_and_is_another_run(

@@ -20,6 +20,7 @@ these as standard input and output. The end of the process is then the answer.
 from __future__ import annotations
 
 import ast
+import builtins
 import gc
 import io
 import json
@@ -42,6 +43,7 @@ MAX_INT_DIGITS = 50000
 STACK_BYTES = 8 << 20
 SET_THP_DISABLE = 41  # of linux/prctl.h
 SCRIPT_NAME = "program.py"
+NO_MEMORY, TOO_LONG = b'{"error": "MemoryError"}', b'{"error": "OutputLimit"}'
 
 
 class Channel:
@@ -73,6 +75,13 @@ class Channel:
             parts.append(part)
             count -= len(part)
         return b"".join(parts)
+
+
+def named(error: BaseException) -> bytes:
+    """Return the answer that names an exception; of memory that ran out without needing any."""
+    if isinstance(error, MemoryError):
+        return NO_MEMORY
+    return json.dumps({"error": type(error).__name__}).encode()
 
 
 class MockedBuffer:
@@ -143,11 +152,8 @@ def prepare_interpreter(packages: list[str]) -> None:
 
 def take_away_names() -> None:
     """Take away what LiveCodeBench's checker takes away."""
-    import builtins
-
     builtins.quit = None  # type: ignore[assignment]
-    for name in ("ipdb", "joblib", "resource", "psutil", "tkinter"):
-        sys.modules[name] = None  # type: ignore[assignment]
+    sys.modules.update(dict.fromkeys(("ipdb", "joblib", "resource", "psutil", "tkinter")))  # type: ignore[arg-type]
 
 
 def prelude() -> str:
@@ -184,11 +190,8 @@ def _is_main_block(statement: ast.stmt) -> bool:
 def load(code: str, function: str | None, *, lenient: bool = False) -> Any:
     """Execute the program's text and return what each test calls.
 
-    Args:
-        code: the program.
-        function: the name of what each test calls; None for a program that reads stdin.
-        lenient: return a fresh object's method each time it is called, from a program that may
-            begin with imports from the future.
+    Lenient: a method of a fresh object each time, of a program that may begin with an import from
+    the future.
 
     Raises:
         Exception: whatever the program raises; AttributeError: it lacks the function.
@@ -245,10 +248,7 @@ def join_threads() -> None:
 
 
 def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
-    """Run the program as `__main__`; an exception that it does not catch is told.
-
-    When this returns Python ends as it always does: it waits for threads and empties buffers.
-    """
+    """Run the program as `__main__`; then Python ends as ever, with its threads and buffers."""
     for descriptor, standard in ((source, 0), (sink, 1)):
         os.dup2(descriptor, standard)
         os.close(descriptor)
@@ -260,7 +260,7 @@ def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
         program = compile(code, SCRIPT_NAME, "exec", dont_inherit=True)
         execute(prelude(), module)
     except BaseException as error:
-        channel.send({"error": type(error).__name__})
+        channel.send_bytes(named(error))
         return
     channel.send({"loaded": True})
     try:
@@ -268,7 +268,7 @@ def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
     except SystemExit:
         pass
     except BaseException as error:
-        channel.send({"error": type(error).__name__})
+        channel.send_bytes(named(error))
 
 
 def text_file(descriptor: int, mode: str) -> Any:
@@ -310,8 +310,7 @@ def plain(value: Any, *, tuples: bool = False) -> Any:
 def main() -> None:
     script = [int(descriptor) for descriptor in sys.argv[1:]]
     channel = Channel()
-    version = ".".join(map(str, sys.version_info[:3]))
-    channel.send({"python": version})
+    channel.send({"python": ".".join(map(str, sys.version_info[:3]))})
     setup = channel.receive()
     set_limits(setup["limits"])
     disable_huge_pages()
@@ -332,22 +331,19 @@ def run_tests(channel: Channel, job: dict[str, Any], most: int) -> None:
     try:
         program = load(job["code"], function, lenient=lenient)
     except BaseException as error:
-        channel.send({"error": type(error).__name__})
+        channel.send_bytes(named(error))
         return
     channel.send({"loaded": True})
     while True:
         text = channel.receive()
         try:
             if function is None:
-                answer = run_on_stdin(program, text)
+                data = json.dumps(run_on_stdin(program, text)).encode()
             else:
-                answer = run_call(program, text, lenient=lenient)
-            data = json.dumps(answer).encode()
+                data = json.dumps(run_call(program, text, lenient=lenient)).encode()
         except BaseException as error:
-            data = json.dumps({"error": type(error).__name__}).encode()
-        if len(data) > most:
-            data = json.dumps({"error": "OutputLimit"}).encode()
-        channel.send_bytes(data)
+            data = named(error)
+        channel.send_bytes(data if len(data) <= most else TOO_LONG)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -69,7 +69,8 @@ class Launcher:
         source = files(__package__).joinpath("driver.py").read_text("utf-8")
         # -s -S: nothing of the user's and no site-packages.
         python = [str(self.interpreter.executable), "-s", "-S", "-B", "-c", source]
-        setup = _setup(limits, cpu_seconds, self._packages())
+        threads = limits.threads if self.bwrap is not None else _others_threads() + limits.threads
+        setup = _setup(limits, threads, cpu_seconds, self._packages())
         with ExitStack() as stack:
             script = None
             if script_input is not None:
@@ -156,13 +157,13 @@ def find_launcher(*, unsafe_no_sandbox: bool = False) -> Launcher:
     return Launcher(interpreter=interpreter, bwrap=Path(bwrap).resolve())
 
 
-def _setup(limits: Limits, cpu_seconds: float, packages: list[str]) -> dict[str, Any]:
+def _setup(limits: Limits, threads: int, cpu_seconds: float, packages: list[str]) -> dict[str, Any]:
     """Return the first part of the job: what the driver does before it sees the program."""
     return {
         "limits": {
             "RLIMIT_AS": limits.memory_bytes,
             "RLIMIT_CPU": int(cpu_seconds) + 1,
-            "RLIMIT_NPROC": limits.threads,
+            "RLIMIT_NPROC": threads,
             "RLIMIT_FSIZE": limits.file_bytes,
             "RLIMIT_NOFILE": limits.open_files,
             "RLIMIT_SIGPENDING": limits.signals,
@@ -173,6 +174,19 @@ def _setup(limits: Limits, cpu_seconds: float, packages: list[str]) -> dict[str,
         "output_bytes": limits.output_bytes,
         "packages": packages,
     }
+
+
+def _others_threads() -> int:
+    """Return how many threads the user of programs may soon have besides one program's.
+
+    Outside a user namespace the kernel counts all of a user's threads.
+    """
+    user, threads = (os.geteuid() or NOBODY), 0
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            if process.name.isdecimal() and process.stat().st_uid == user:
+                threads += len(list((process / "task").iterdir()))
+    return threads + Limits().threads * len(os.sched_getaffinity(0))
 
 
 def _prepared(process: Process, setup: dict[str, Any]) -> Session:
