@@ -23,6 +23,7 @@ HEADER_BYTES = 8
 READ_BYTES = 1 << 20
 DIAGNOSTICS_BYTES = 2000
 LEAST_WAIT_SECONDS = 0.01
+NAME_BYTES = 1 << 16  # of an answer that only names an exception
 
 
 class Stop(Enum):
@@ -119,7 +120,7 @@ class Session:
         """
         until = self._until(deadline, cpu_seconds)
         try:
-            return self._answer(until, self._output_bytes)
+            return self._answer(until, NAME_BYTES)
         except ProgramStoppedError as error:
             if error.stop is not Stop.ENDED:
                 raise
