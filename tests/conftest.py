@@ -41,7 +41,7 @@ def no_sandbox() -> str | None:
     try:
         open_launcher()
     except MissingEnvironmentError as error:
-        return f"{error}: apt-get install bubblewrap"
+        return f"{str(error).splitlines()[0]}: apt-get install bubblewrap"
     return None
 
 

@@ -256,6 +256,7 @@ def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
     sys.stdout = sys.__stdout__ = text_file(1, "w")  # type: ignore[misc]
     sys.argv = [SCRIPT_NAME]
     module = sys.modules["__main__"] = ModuleType("__main__")
+    module.__file__ = SCRIPT_NAME
     try:
         program = compile(code, SCRIPT_NAME, "exec", dont_inherit=True)
         execute(prelude(), module)
@@ -318,9 +319,8 @@ def main() -> None:
     channel.send({"prepared": True})
     job = channel.receive()
     if script:
-        run_script(channel, job["code"], *script)
-    else:
-        run_tests(channel, job, setup["output_bytes"])
+        return run_script(channel, job["code"], *script)
+    return run_tests(channel, job, setup["output_bytes"])
 
 
 def run_tests(channel: Channel, job: dict[str, Any], most: int) -> None:
