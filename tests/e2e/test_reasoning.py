@@ -169,6 +169,63 @@ def test_a_program_drafted_in_thinking_that_the_template_opened_is_none(tmp_path
     assert outcomes == [Outcome.CORRECT, Outcome.NO_ANSWER, Outcome.CORRECT]
 
 
+@pytest.mark.programs
+def test_the_checker_is_chosen_by_the_config_or_the_command_and_recorded(tmp_path: Path) -> None:
+    data = write_problems("livecodebench", tmp_path / "data.jsonl", count=2)
+    code = "```python\nprint(int(open(0).read()) + {})\n```"
+    engine = FakeEngine(lambda request: code.format(request.key.doc + 2))
+    found = {}
+    for checker in ("lcb", "lenient"):
+        folder = tmp_path / checker
+        run_task("livecodebench", data, folder, engine, f"eval.checker={checker}")
+        for scorer in (None, "strict", "lenient"):
+            scored = score(folder, scorer, unsafe_no_sandbox=unsafe("livecodebench"))
+            settings = {cell.settings["checker"] for cell in scored.cells}
+            found[checker, scorer] = (scored.folder.name, settings, scored.cells[0].value)
+            limit = scored.cells[0].settings["time_limit"]
+            assert limit == "6 s of CPU time, 60 s of wall-clock time"
+    strict, lenient = ("scored_strict", {"lcb"}, 0.0), ("scored_lenient", {"lenient"}, 1.0)
+    assert found == {
+        ("lcb", None): strict,
+        ("lcb", "strict"): strict,
+        ("lcb", "lenient"): lenient,
+        ("lenient", None): lenient,
+        ("lenient", "strict"): strict,
+        ("lenient", "lenient"): lenient,
+    }
+
+
+@pytest.mark.programs
+def test_answers_of_before_there_was_a_choice_are_judged_as_published(tmp_path: Path) -> None:
+    data = write_problems("livecodebench", tmp_path / "data.jsonl", count=1)
+    run_task("livecodebench", data, tmp_path / "run", FakeEngine(answer))
+    path = tmp_path / "run" / RUN
+    run = json.loads(path.read_text())
+    assert run.pop("checker") == "lcb"
+    path.write_text(json.dumps(run))
+    scored = score(tmp_path / "run", unsafe_no_sandbox=unsafe("livecodebench"))
+    assert scored.cells[0].settings["checker"] == "lcb"
+
+
+@pytest.mark.programs
+def test_more_workers_than_cores_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_problems("livecodebench", tmp_path / "data.jsonl", count=1)
+    run_task("livecodebench", data, tmp_path / "run", FakeEngine(answer))
+    judge = ["score", str(tmp_path / "run"), "--unsafe-no-sandbox"]
+    assert "workers=1000" in refused([*judge, "--workers", "1000"], capsys)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [GENERATIONS, RUN]
+    assert main([*judge, "--workers", "1"]) == 0
+
+
+def test_only_answers_with_programs_record_a_checker(tmp_path: Path) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    run_task("gsm8k", data, tmp_path / "run", FakeEngine(answer))
+    assert "checker" not in json.loads((tmp_path / "run" / RUN).read_text())
+    assert "checker" not in score(tmp_path / "run").cells[0].settings
+
+
 # -- bad input -------------------------------------------------------------------------------
 
 
