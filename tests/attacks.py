@@ -26,7 +26,7 @@ PROBLEM = Problem(
     offset=0,
 )
 TESTS = (ProgramTest(input="first\n", output=f"{SECRET}\n"), ProgramTest(input="2\n", output="4\n"))
-LIMITS = Limits(seconds_per_test=1.0, wall_factor=3.0, memory_bytes=512 * MIB)
+LIMITS = Limits(seconds_per_test=1.0, wall_factor=6.0, memory_bytes=512 * MIB)
 HONEST = f"x = input()\nprint('{SECRET}' if x == 'first' else 2 * int(x))"
 # What the driver's own frames look like, for programs that write some.
 FRAME = """
