@@ -140,14 +140,12 @@ def test_a_failed_stage_is_named_with_its_words_and_the_others_are_done(store: P
 
 def boxed(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
     """Run the small graph where a file system is not what one hopes for."""
-    bwrap = shutil.which("bwrap")
-    if bwrap is None:
-        pytest.skip("bubblewrap is not installed: no file systems to spoil")
-    command = [bwrap, "--dev-bind", "/", "/", *options, "--"]
+    command = ["bwrap", "--dev-bind", "/", "/", *options, "--"]
     driver = small_command(tmp_path / "disk" / "store")
     return subprocess.run([*command, *driver], capture_output=True, text=True, cwd=ROOT)
 
 
+@pytest.mark.bubblewrap
 def test_a_store_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     disk = str(tmp_path / "disk")
@@ -158,6 +156,7 @@ def test_a_store_that_cannot_be_written_is_one_message(tmp_path: Path) -> None:
     assert list((tmp_path / "disk").iterdir()) == []
 
 
+@pytest.mark.bubblewrap
 def test_a_full_disk_is_one_message(tmp_path: Path) -> None:
     (tmp_path / "disk").mkdir()
     done = boxed(tmp_path, "--size", str(160 << 10), "--tmpfs", str(tmp_path / "disk"))

@@ -20,8 +20,19 @@ from amnesia_bench.evals.score import CELLS, PROBLEMS, VERDICTS, compare, read_c
 from amnesia_bench.evals.tasks import TASKS
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome
 from tests import reasoning
+from tests.conftest import no_sandbox
 from tests.reasoning import PROBLEMS as COUNT
 from tests.reasoning import THINKING, answer, run_task, write_problems
+
+EACH_TASK = [
+    pytest.param(task, marks=pytest.mark.programs) if task == "livecodebench" else task
+    for task in TASKS
+]
+
+
+def unsafe(task: str) -> bool:
+    """Whether the tests' own programs have to run without a sandbox."""
+    return task == "livecodebench" and no_sandbox() is not None
 
 
 def by_metric(cells: Sequence[Cell]) -> dict[str, Cell]:
@@ -42,7 +53,7 @@ class KilledEngine(FakeEngine):
             yield generation
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EACH_TASK)
 def test_three_kills_leave_the_files_of_a_run_that_was_left_alone(
     task: str, tmp_path: Path
 ) -> None:
@@ -61,7 +72,9 @@ def test_three_kills_leave_the_files_of_a_run_that_was_left_alone(
         whole = (tmp_path / "whole" / name).read_bytes()
         assert (tmp_path / "killed" / name).read_bytes() == whole
 
-    scored = [score(tmp_path / name) for name in ("whole", "killed")]
+    scored = [
+        score(tmp_path / name, unsafe_no_sandbox=unsafe(task)) for name in ("whole", "killed")
+    ]
     assert scored[0].verdicts == scored[1].verdicts
     cells = by_metric(scored[0].cells)
     repeats = 1 if task == "ifeval" else 3
@@ -70,7 +83,7 @@ def test_three_kills_leave_the_files_of_a_run_that_was_left_alone(
     assert read_cells(scored[0].folder) == scored[0].cells
     right = sum(v.outcome is Outcome.CORRECT for v in scored[0].verdicts)
     assert scored[0].cells[0].value == pytest.approx(right / (COUNT * repeats))
-    again = score(tmp_path / "whole")
+    again = score(tmp_path / "whole", unsafe_no_sandbox=unsafe(task))
     assert again == scored[0]
 
 
@@ -213,6 +226,63 @@ def test_a_program_drafted_in_thinking_that_the_template_opened_is_none(tmp_path
     assert outcomes == [Outcome.CORRECT, Outcome.NO_ANSWER, Outcome.CORRECT]
 
 
+@pytest.mark.programs
+def test_the_checker_is_chosen_by_the_config_or_the_command_and_recorded(tmp_path: Path) -> None:
+    data = write_problems("livecodebench", tmp_path / "data.jsonl", count=2)
+    code = "```python\nprint(int(open(0).read()) + {})\n```"
+    engine = FakeEngine(lambda request: code.format(request.key.doc + 2))
+    found = {}
+    for checker in ("lcb", "lenient"):
+        folder = tmp_path / checker
+        run_task("livecodebench", data, folder, engine, f"eval.checker={checker}")
+        for scorer in (None, "strict", "lenient"):
+            scored = score(folder, scorer, unsafe_no_sandbox=unsafe("livecodebench"))
+            settings = {cell.settings["checker"] for cell in scored.cells}
+            found[checker, scorer] = (scored.folder.name, settings, scored.cells[0].value)
+            limit = scored.cells[0].settings["time_limit"]
+            assert limit == "6 s of CPU time, 60 s of wall-clock time"
+    strict, lenient = ("scored_strict", {"lcb"}, 0.0), ("scored_lenient", {"lenient"}, 1.0)
+    assert found == {
+        ("lcb", None): strict,
+        ("lcb", "strict"): strict,
+        ("lcb", "lenient"): lenient,
+        ("lenient", None): lenient,
+        ("lenient", "strict"): strict,
+        ("lenient", "lenient"): lenient,
+    }
+
+
+@pytest.mark.programs
+def test_answers_of_before_there_was_a_choice_are_judged_as_published(tmp_path: Path) -> None:
+    data = write_problems("livecodebench", tmp_path / "data.jsonl", count=1)
+    run_task("livecodebench", data, tmp_path / "run", FakeEngine(answer))
+    path = tmp_path / "run" / RUN
+    run = json.loads(path.read_text())
+    assert run.pop("checker") == "lcb"
+    path.write_text(json.dumps(run))
+    scored = score(tmp_path / "run", unsafe_no_sandbox=unsafe("livecodebench"))
+    assert scored.cells[0].settings["checker"] == "lcb"
+
+
+@pytest.mark.programs
+def test_more_workers_than_cores_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_problems("livecodebench", tmp_path / "data.jsonl", count=1)
+    run_task("livecodebench", data, tmp_path / "run", FakeEngine(answer))
+    judge = ["score", str(tmp_path / "run"), "--unsafe-no-sandbox"]
+    assert "workers=1000" in refused([*judge, "--workers", "1000"], capsys)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [GENERATIONS, RUN]
+    assert main([*judge, "--workers", "1"]) == 0
+
+
+def test_only_answers_with_programs_record_a_checker(tmp_path: Path) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    run_task("gsm8k", data, tmp_path / "run", FakeEngine(answer))
+    assert "checker" not in json.loads((tmp_path / "run" / RUN).read_text())
+    assert "checker" not in score(tmp_path / "run").cells[0].settings
+
+
 # -- bad input -------------------------------------------------------------------------------
 
 
@@ -342,7 +412,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL = ("eval.max_new_tokens=8", "--limit", "8")
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EACH_TASK)
 def test_a_tiny_model_runs_a_task_from_command_to_cells(
     task: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -351,7 +421,9 @@ def test_a_tiny_model_runs_a_task_from_command_to_cells(
     command = ["generate", "--checkpoint", str(checkpoint), "--task", task, "--data", str(data)]
     command += ["--method", "+SFT", *SMALL, *repeats]
     assert main([*command, "--out", str(tmp_path / "answers")]) == 0
-    assert main(["score", str(tmp_path / "answers"), "--json"]) == 0
+    answers = str(tmp_path / "answers")
+    judge = ["score", answers, *(["--unsafe-no-sandbox"] if unsafe(task) else [])]
+    assert main([*judge, "--json"]) == 0
     said = capsys.readouterr().out
     cells = json.loads(said[said.index("{") :])["cells"]
     assert {(c["model"], c["method"], c["task"], c["n"]) for c in cells} == {
@@ -361,7 +433,7 @@ def test_a_tiny_model_runs_a_task_from_command_to_cells(
     assert (settings["documents"], settings["documents_available"]) == ("8", "10")
     assert len(settings["chat_template"]) == 64
     assert settings["max_new_tokens"] == "8"
-    assert main(["score", str(tmp_path / "answers"), "--against", str(tmp_path / "answers")]) == 0
+    assert main([*judge, "--against", answers]) == 0
 
 
 def test_another_logit_scale_stands_in_the_cells_and_is_another_run(

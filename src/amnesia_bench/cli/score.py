@@ -5,8 +5,9 @@
   amnesia score answers/sft --scorer flexible --json
 
 strict takes an answer from its last box alone; flexible takes a number or formula where there is
-no box. Programs run in the sandbox that `amnesia sandbox` tries. Results are in scored_SCORER
-inside the folder, or inside --out. Needs no GPU; run it as often as you like.
+no box. Programs run in the sandbox that `amnesia sandbox` tries: strict judges them as
+LiveCodeBench's published checker does, lenient as plain Python runs them. Results are in
+scored_SCORER inside the folder, or inside --out. Needs no GPU; run it as often as you like.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _LISTED = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="answers of `amnesia generate`")
-    parser.add_argument("--scorer", help="strict (default) or flexible")
+    parser.add_argument("--scorer", help="strict (default), flexible, or lenient for programs")
     parser.add_argument("--data", type=Path, help="the problems, if they are no longer there")
     parser.add_argument("--out", type=Path, help="folder for the results (that of the answers)")
     parser.add_argument(
@@ -42,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unsafe-no-sandbox",
         action="store_true",
         help="run the programs of code tasks outside a sandbox: they may do what you may",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="programs that run at once (one per CPU core)"
     )
     parser.add_argument("--json", action="store_true", help="print cells and differences as JSON")
 
@@ -57,6 +61,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         args.data,
         args.out,
         unsafe_no_sandbox=args.unsafe_no_sandbox,
+        workers=args.workers,
     )
     compared = () if args.against is None else compare(scored, args.against)
     if args.json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amnesia_bench.config.eval_schema import Think
@@ -76,15 +76,18 @@ def score(
     out: Path | None = None,
     *,
     unsafe_no_sandbox: bool = False,
+    workers: int | None = None,
 ) -> Scored:
     """Judge the answers in a folder and sum them up.
 
     Args:
         folder: that `generate_answers` wrote, finished or not.
-        scorer: one of the task's; None is its first.
+        scorer: one of the task's; None is its first, or that of the `checker` which the answers
+            were generated for.
         data: where the problems are now, if not where they were.
         out: where the results go; None is the folder of the answers.
         unsafe_no_sandbox: run the programs that answers hold as plain processes.
+        workers: programs that run at once; None is one per core.
 
     Raises:
         UserError: no answers, a damaged file, other problems than were answered, no such scorer.
@@ -93,7 +96,7 @@ def score(
     """
     run, engine = read_run(folder)
     task = task_named(run.task)
-    name = _scorer_name(task, scorer)
+    name = _scorer_name(task, scorer, run)
     generations = read_generations(folder)
     documents = _documents(task, run, data)
     _check_keys(generations, run, folder)
@@ -107,7 +110,7 @@ def score(
         )
         for generation in generations
     ]
-    judge, judge_settings = _opened(task, name, run, unsafe_no_sandbox)
+    judge, judge_settings = _opened(task, name, run, unsafe_no_sandbox, workers)
     judged = judge(documents.rows, attempts)
     incomplete = missing_answers(run, generations, judged)
     problems = () if incomplete else problem_values(task, run, generations, judged)
@@ -166,8 +169,13 @@ class _Cells:
     cells: tuple[Cell, ...]
 
 
-def _scorer_name(task: ReasoningTask, scorer: str | None) -> str:
-    name = scorer or next(iter(task.scorers))
+def _scorer_name(task: ReasoningTask, scorer: str | None, run: ReasoningRun) -> str:
+    asked = (
+        each
+        for each, judge in task.scorers.items()
+        if isinstance(judge, ProgramScorer) and judge.checker.value == run.checker
+    )
+    name = scorer or next(asked, next(iter(task.scorers)))
     if name not in task.scorers:
         raise UserError(
             f"{task.name}: no scorer {name!r}", hint=f"It has {', '.join(task.scorers)}."
@@ -176,7 +184,11 @@ def _scorer_name(task: ReasoningTask, scorer: str | None) -> str:
 
 
 def _opened(
-    task: ReasoningTask, name: str, run: ReasoningRun, unsafe_no_sandbox: bool
+    task: ReasoningTask,
+    name: str,
+    run: ReasoningRun,
+    unsafe_no_sandbox: bool,
+    workers: int | None,
 ) -> tuple[Scorer, Mapping[str, str]]:
     """Return a scorer ready to judge, and what its verdicts depend on besides its name."""
     scorer = task.scorers[name]
@@ -188,7 +200,7 @@ def _opened(
         raise UserError(f"{task.name}: its run.json says no seconds_per_test")
     limits = Limits(seconds_per_test=run.seconds_per_test)
     launcher = open_launcher(unsafe_no_sandbox=unsafe_no_sandbox)
-    opened = ProgramScorer(launcher=launcher, limits=limits)
+    opened = replace(scorer, launcher=launcher, limits=limits, workers=workers)
     return opened, opened.settings
 
 
