@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -158,6 +158,8 @@ def test_model_code_that_nobody_vouched_for(folder: Path) -> None:
     config.write_text(config.read_text().replace('"hypenet"', '"jet_nemotron"'))
     refused(job(folder), UserError, "a model of a type that transformers does not know")
     (folder / "init/modeling_jet_nemotron.py").write_text("raise SystemExit('ran')")
+    with_code = json.loads(config.read_text()) | {"auto_map": {"AutoModelForCausalLM": "a.B"}}
+    config.write_text(json.dumps(with_code))
     refused(job(folder), UserError, "brings model code of its own", "train.trusted_code_sha256")
 
 
@@ -173,7 +175,7 @@ def test_a_resumed_run_with_other_data_another_start_or_other_settings(folder: P
         "recipe.kd_rows was all": {"run": training_run({}, {"kd_rows": "first512"})},
     }
     for said, change in changes.items():
-        refused(replace(mine, **change), UserError, said, "another --out to begin anew")  # type: ignore[arg-type]
+        refused(replace(mine, **change), UserError, said, "another --out to begin again")  # type: ignore[arg-type]
     assert saves(folder) == ["step-00000003"]
     assert train_here(mine) == 0
 
@@ -297,8 +299,7 @@ def test_what_a_kill_after_publishing_left_is_cleared_by_the_next_start(
 ) -> None:
     mine, left = job(folder, {"steps": 3}), folder / "out.training"
     with monkeypatch.context() as patch:
-        killed = SimpleNamespace(rmtree=lambda *_, **__: None)
-        patch.setattr("amnesia_bench.training.run.shutil", killed)
+        patch.setattr("amnesia_bench.training.run.remove_run", lambda _: [])
         assert train_here(mine) == 0
     other = replace(mine, run=training_run({"steps": 4}))
     refused(other, UserError, "already exists")
