@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from amnesia_bench.errors import AmnesiaError, MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.tracking.metrics_file import read_metrics
@@ -163,6 +164,52 @@ def test_model_code_that_nobody_vouched_for(folder: Path) -> None:
     refused(job(folder), UserError, "brings model code of its own", "train.trusted_code_sha256")
 
 
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("qwen3_next", {}),
+        ("jamba", {}),
+        ("nemotron_h", {}),
+        ("mixtral", {}),
+        ("qwen3_5", {"text_config": {"model_type": "qwen3_5_text", "vocab_size": 97}}),
+        ("gpt2", {}),
+    ],
+)
+def test_a_model_that_is_not_trained_here_is_called_that(
+    folder: Path, kind: str, changes: dict[str, object]
+) -> None:
+    path = folder / "init/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": kind} | changes))
+    said = f"training models of type {kind} is not supported"
+    refused(job(folder), UserError, said, "Supported: arcee, bamba,")
+
+
+def test_tensors_of_other_names_or_shapes_are_named(folder: Path) -> None:
+    path = folder / "init/model.safetensors"
+    honest, name = load_file(path), "model.layers.1.mlp.up_proj.weight"
+    renamed = {("x." + k if k == name else k): v for k, v in honest.items()}
+    save_file(renamed, path, metadata={"format": "pt"})
+    mine = job(folder)
+    said = (f"parameter {name} of a hypenet is not there under this name", "is not supported")
+    refused(mine, UserError, *said)
+    save_file(honest | {name: honest[name][:-1].clone()}, path, metadata={"format": "pt"})
+    refused(mine, UserError, f"{name} has shape [47, 32], config.json makes it [48, 32]")
+    config = folder / "init/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": "wide"}))
+    refused(mine, UserError, "transformers makes no model of its config.json")
+
+
+@pytest.mark.parametrize("rows", [96, 40])
+def test_tokens_without_a_row_in_the_embeddings(folder: Path, rows: int) -> None:
+    write_hypenet(folder / "init", vocab_size=rows)
+    refused(
+        job(folder),
+        UserError,
+        f"has tokens up to 96; the embeddings have {rows} rows",
+        "m.resize_token_embeddings(97)",
+    )
+
+
 def test_a_resumed_run_with_other_data_another_start_or_other_settings(folder: Path) -> None:
     mine = job(folder)
     assert run_and_die(mine, Deadly("step", 4), 1)
@@ -188,7 +235,9 @@ def test_a_save_that_was_damaged_is_told_and_the_one_before_it_serves(folder: Pa
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"damaged since it was saved\nRemove .*step-00000006"):
+    with pytest.raises(
+        UserError, match=r"damaged since it was saved: has other contents\nRemove .*step-00000006"
+    ):
         train_here(mine)
     path.unlink()
     for file in path.parent.iterdir():

@@ -35,7 +35,7 @@ def asked_for(folder: Path) -> str:
 def test_the_hash_that_is_asked_for_is_the_one_that_is_taken(folder: Path) -> None:
     digest = asked_for(folder)
     check_trust(folder, digest)
-    with pytest.raises(UserError, match="set train.trusted_code_sha256"):
+    with pytest.raises(UserError, match=r"set train.trusted_code_sha256"):
         check_trust(folder, digest[::-1])
 
 
@@ -60,7 +60,7 @@ def test_every_change_of_the_code_or_of_what_runs_changes_the_hash(folder: Path)
     for change in changes:
         change()
         seen.append(asked_for(folder))
-        with pytest.raises(UserError, match="is not train.trusted_code_sha256"):
+        with pytest.raises(UserError, match=r"is not train.trusted_code_sha256"):
             check_trust(folder, seen[-2])
     assert len(set(seen)) == len(seen)
 

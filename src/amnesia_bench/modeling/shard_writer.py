@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from pathlib import Path
 
-from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
@@ -32,11 +29,7 @@ class ShardWriter:
         self._shards: list[tuple[Path, list[str]]] = []
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take the next tensor.
-
-        Raises:
-            OSError: a shard could not be written.
-        """
+        """Take the next tensor."""
         size = tensor.numel() * tensor.element_size()
         if self._pending and self._pending_bytes + size > self._shard_bytes:
             self._flush()
@@ -62,13 +55,6 @@ class ShardWriter:
         if not self._pending:
             return
         path = self._folder / f"shard-{len(self._shards)}.safetensors"
-        try:
-            save_file(self._pending, path, metadata={"format": "pt"})
-        except SafetensorError as error:
-            # The only trace that it keeps of what the system said.
-            if said := re.search(r"\(os error (\d+)\)", str(error)):
-                number = int(said[1])
-                raise OSError(number, os.strerror(number), str(path)) from error
-            raise
+        save_file(self._pending, path, metadata={"format": "pt"})
         self._shards.append((path, list(self._pending)))
         self._pending, self._pending_bytes = {}, 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +71,18 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     sync_folder(folder.parent)
+
+
+def remove_files(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove files of these names from a folder, and the folder if nothing else is in it.
+
+    Whatever else is there is somebody's own. What cannot be removed stays.
+    """
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if names.fullmatch(path.name):
+                path.unlink()
+        folder.rmdir()
 
 
 def sync_file(path: Path) -> None:

@@ -28,7 +28,13 @@ from amnesia_bench.config.train_schema import Checkpoints
 from amnesia_bench.errors import AmnesiaError, StageFailedError, UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import FileEntry
-from amnesia_bench.store.files import explain_write_error, read_json, sync_folder, write_json
+from amnesia_bench.store.files import (
+    explain_write_error,
+    read_json,
+    remove_files,
+    sync_folder,
+    write_json,
+)
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.tracking.metrics_file import Written
 from amnesia_bench.training.metadata_reader import METADATA, TensorReader, read_metadata
@@ -98,10 +104,9 @@ class CheckpointFolder:
         try:
             load(state, storage_reader=TensorReader(folder))
         except CheckpointException as error:
-            cause = next(failure for failure, _ in error.failures.values())
-            raise _damaged(
-                folder, folder, f"holds other tensors than this run has ({cause})"
-            ) from error
+            causes = [str(failure) for failure, _ in error.failures.values()] or [str(error)]
+            how = f"its tensors are not those of this run ({causes[0]})"
+            raise _damaged(folder, folder, how) from error
 
     def save(self, step: int, state: dict[str, torch.Tensor]) -> None:
         """Save; when asynchronous, only copy, and write behind the loop's back.
@@ -217,12 +222,7 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def _remove(save: Path) -> None:
-    """Remove what a save consists of; with anything else in it the folder stays."""
-    with contextlib.suppress(OSError):
-        for path in save.iterdir():
-            if _OURS.fullmatch(path.name):
-                path.unlink()
-        save.rmdir()
+    remove_files(save, _OURS)
 
 
 def _verified(folder: Path) -> SavedStep:
@@ -234,7 +234,8 @@ def _verified(folder: Path) -> SavedStep:
         raise UserError(error.what, hint=_remove_hint(folder)) from error
     expected = {entry.path: entry.sha256 for entry in saved.files}
     found = {each.name for each in folder.iterdir()} - {COMPLETE}
-    for name in sorted(expected.keys() | {METADATA}):
+    written = {name for name in found if _OURS.fullmatch(name)}
+    for name in sorted(expected.keys() | written | {METADATA}):
         if name not in found:
             raise _damaged(folder, folder / name, "is missing")
         if name not in expected:

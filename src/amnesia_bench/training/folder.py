@@ -12,8 +12,8 @@ ever removed.
 
 from __future__ import annotations
 
-import contextlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +26,7 @@ from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
-from amnesia_bench.store.files import read_json, write_json
+from amnesia_bench.store.files import read_json, remove_files, sync_folder, write_json
 from amnesia_bench.training.checkpoints import remove_saves
 from amnesia_bench.training.recorder import RECORDS
 
@@ -121,18 +121,18 @@ def agree_with_earlier(folder: Path, beginning: Beginning) -> None:
     Raises:
         UserError: a setting that decides the result, or an input, is another one.
     """
-    path = folder / SETTINGS
-    if not any((folder / CHECKPOINTS).glob("step-*")):
-        fresh = folder / _FRESH_SETTINGS
-        fresh.unlink(missing_ok=True)
-        write_json(fresh, _json(beginning))
-        fresh.rename(path)
-        return
-    if differences := read_beginning(path).differences(beginning):
+    path, fresh = folder / SETTINGS, folder / _FRESH_SETTINGS
+    if any((folder / CHECKPOINTS).glob("step-*")) and (
+        differences := read_beginning(path).differences(beginning)
+    ):
         raise UserError(
             f"{folder} holds a run that began with something else: {'; '.join(differences)}",
             hint="Give what it began with to go on, or another --out to begin again.",
         )
+    fresh.unlink(missing_ok=True)
+    write_json(fresh, _json(beginning))
+    fresh.rename(path)
+    sync_folder(folder)
 
 
 def remove_run(folder: Path) -> list[str]:
@@ -140,10 +140,7 @@ def remove_run(folder: Path) -> list[str]:
     remove_saves(folder / CHECKPOINTS)
     # What says that the folder is ours goes last.
     for name in (*RECORDS, _FRESH_SETTINGS, SETTINGS):
-        with contextlib.suppress(OSError):
-            (folder / name).unlink()
-    with contextlib.suppress(OSError):
-        folder.rmdir()
+        remove_files(folder, re.compile(re.escape(name)))
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 

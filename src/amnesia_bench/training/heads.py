@@ -64,19 +64,13 @@ TRAINABLE: Mapping[str, Trainable] = {
 }
 
 
-def trainable(kind: object, folder: object) -> Trainable:
-    """Return the row of a model type.
+# What the code of a checkpoint is taken to do until `loss_check` has seen it.
+_UNKNOWN = Trainable(documents="alone")
 
-    Raises:
-        UserError: models of this type are not trained here.
-    """
-    row = TRAINABLE.get(kind) if isinstance(kind, str) else None
-    if row is None:
-        raise UserError(
-            f"{folder}: training models of type {kind} is not supported",
-            hint=f"Supported: {', '.join(sorted(TRAINABLE))}.",
-        )
-    return row
+
+def trainable(model: Any) -> Trainable:
+    """Return the row of a model."""
+    return TRAINABLE.get(model.config.model_type, _UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -114,9 +108,9 @@ def head_of(model: Any) -> Head:
     """Return the head of a causal LM, its weights as they are now.
 
     Raises:
-        UserError: its type is not supported, or its config holds no number where one is needed.
+        UserError: its config holds no number where one is needed.
     """
-    output, row = model.get_output_embeddings(), trainable(model.config.model_type, "the model")
+    output, row = model.get_output_embeddings(), trainable(model)
     scale = 1.0 if row.times is None else _number(model, row.times)
     if row.over is not None:
         scale /= _number(model, row.over)

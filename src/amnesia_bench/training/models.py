@@ -16,6 +16,7 @@ from amnesia_bench.config.train_schema import Dtype, TrainingRun
 from amnesia_bench.errors import UserError
 from amnesia_bench.modeling.mixers import LightningMixer
 from amnesia_bench.training.freezing import frozen_tensors
+from amnesia_bench.training.heads import TRAINABLE
 from amnesia_bench.training.loss_check import check_loss
 from amnesia_bench.training.objectives import (
     Align,
@@ -109,6 +110,20 @@ def _aligned(run: TrainingRun, student: Any, teacher: Teacher, processes: Proces
         _, layer, rest = name.split(".", 2)
         names[name] = f"model.layers.{layer}.self_attn.{rest}"
     return Learner(objective=objective, names=names)
+
+
+def check_supported(checkpoint: Checkpoint) -> None:
+    """Refuse models of transformers' own of whose training nothing is known.
+
+    Raises:
+        UserError: models of this type are not trained here.
+    """
+    kind = checkpoint.config.get("model_type")
+    if kind in CONFIG_MAPPING and kind not in TRAINABLE:
+        raise UserError(
+            f"{checkpoint.folder}: training models of type {kind} is not supported",
+            hint=f"Supported: {', '.join(sorted(TRAINABLE))}.",
+        )
 
 
 def load_model(

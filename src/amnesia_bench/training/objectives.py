@@ -23,7 +23,7 @@ from amnesia_bench.modeling.mixers import MixerInputs
 from amnesia_bench.modeling.token_layout import TokenInputs, lay_out
 from amnesia_bench.training.batches import MicroBatch
 from amnesia_bench.training.chunked_loss import chunked_cross_entropy, chunked_kl
-from amnesia_bench.training.heads import TRAINABLE, Documents, Head, head_of
+from amnesia_bench.training.heads import Head, head_of, trainable
 
 # Rows of a micro-batch that the released code's KL took in, until its commit 5438a19.
 PARITY_KD_ROWS = 512
@@ -195,7 +195,7 @@ def check_isolation(model: Any, batch: MicroBatch) -> None:
         return
     kind, rope = model.config.model_type, getattr(model.config, "rope_parameters", None) or {}
     why = None
-    if _documents(model) == "alone":
+    if trainable(model).documents == "alone":
         why = f"models of type {kind} cannot keep packed documents apart"
     elif rope.get("rope_type") in _ROPE_OF_THE_ROW:
         why = f"with rope_type {rope['rope_type']} packed documents change each other's positions"
@@ -207,7 +207,7 @@ def check_isolation(model: Any, batch: MicroBatch) -> None:
 
 def isolate_without_mask(model: Any) -> None:
     """Let softmax layers work document by document, where a mask of T x T is all they have."""
-    if _documents(model) == "positions":
+    if trainable(model).documents == "positions":
         model.set_attn_implementation(PACKED_SDPA)
 
 
@@ -215,14 +215,10 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     """Return the hidden states before the head [B, T, M]; documents are isolated as packed."""
     where: dict[str, Any] = {}
     if batch.packed is not None:
-        if _documents(model) == "positions":
+        if trainable(model).documents == "positions":
             where = {"position_ids": batch.packed.positions(), "packed": batch.packed}
         else:
             where = {"cu_seqlens": batch.packed}
     output = model.base_model(batch.input_ids, use_cache=False, **where)
     hidden: Tensor = output.last_hidden_state
     return hidden
-
-
-def _documents(model: Any) -> Documents:
-    return TRAINABLE[model.config.model_type].documents

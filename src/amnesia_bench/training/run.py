@@ -31,7 +31,6 @@ from amnesia_bench.training.folder import (
     read_beginning,
     remove_run,
 )
-from amnesia_bench.training.heads import trainable
 from amnesia_bench.training.inputs import (
     check_data,
     check_vocabulary,
@@ -39,7 +38,7 @@ from amnesia_bench.training.inputs import (
     data_parent,
 )
 from amnesia_bench.training.loop import Loop, LoopParts
-from amnesia_bench.training.models import build_learner
+from amnesia_bench.training.models import build_learner, check_supported
 from amnesia_bench.training.optimizers import check_optimizer
 from amnesia_bench.training.processes import Processes, joined_processes, stop_requests
 from amnesia_bench.training.recorder import METRICS, Recorder
@@ -168,7 +167,7 @@ def _opened(job: TrainingJob) -> tuple[Checkpoint, Checkpoint | None]:
     init = open_checkpoint(job.init)
     teacher = None if job.teacher is None else open_checkpoint(job.teacher)
     for checkpoint in (init,) if teacher is None else (init, teacher):
-        trainable(checkpoint.config.get("model_type"), checkpoint.folder)
+        check_supported(checkpoint)
     check_vocabulary(job.stores, init)
     check_folder(training_path(job.out))
     return init, teacher
