@@ -20,6 +20,7 @@ from amnesia_bench.store.hashing import verify_manifest
 from amnesia_bench.tracking.metrics_file import read_metrics
 from tests.checkpoints import tensor_bytes
 from tests.deadly_training import Deadly, run_and_die
+from tests.mutations import mutated
 from tests.training_runs import TinyJob, train_here, training_run, write_data, write_hypenet
 
 STEPS, SAVED = 8, "checkpoints/step-00000006"
@@ -292,25 +293,6 @@ def test_metadata_of_other_tensors_are_named(half: tuple[TinyJob, Path]) -> None
     vouch(folder, pickle.dumps(metadata))
     with pytest.raises(UserError, match="its tensors are not those of this run"):
         train_here(mine)
-
-
-def mutated(value: Any, rng: random.Random) -> Any:
-    """Return JSON with one thing in it changed: a key, a value, a type, an element."""
-    odd = [None, True, -1, 1e400, 10**400, "", "\0", "x" * 300, [], {}, [[]], {"a": None}, 0.5]
-    if isinstance(value, dict) and value and rng.random() < 0.9:
-        key = rng.choice(list(value))
-        how = rng.randrange(4)
-        if how == 0:
-            return {k: v for k, v in value.items() if k != key}
-        if how == 1:
-            return {(rng.choice(["", "step", k + "_"]) if k == key else k): v
-                    for k, v in value.items()}  # fmt: skip
-        return value | {key: mutated(value[key], rng)}
-    if isinstance(value, list) and value and rng.random() < 0.8:
-        at = rng.randrange(len(value))
-        return [*value[:at], *([] if rng.random() < 0.3 else [mutated(value[at], rng)]),
-                *value[at + 1 :]]  # fmt: skip
-    return rng.choice(odd)
 
 
 @pytest.mark.parametrize("name", [COMPLETE, "training.json"])

@@ -119,6 +119,8 @@ def check_supported(checkpoint: Checkpoint) -> None:
         UserError: models of this type are not trained here.
     """
     kind = checkpoint.config.get("model_type")
+    if not isinstance(kind, str):
+        raise UserError(f"{checkpoint.folder}: model_type in config.json is {kind!r:.80}")
     if kind in CONFIG_MAPPING and kind not in TRAINABLE:
         raise UserError(
             f"{checkpoint.folder}: training models of type {kind} is not supported",
