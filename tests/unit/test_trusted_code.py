@@ -98,3 +98,13 @@ def test_no_code_or_nothing_that_names_it(folder: Path) -> None:
         path.unlink()
     with pytest.raises(UserError, match="no code for it"):
         check_trust(folder, None)
+
+
+def test_a_link_to_a_folder_is_refused(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "evil.py").write_text("x = 1")
+    (folder / "linked").symlink_to(elsewhere)
+    with pytest.raises(UserError, match="linked: a link to a folder"):
+        check_trust(folder, None)

@@ -20,6 +20,10 @@ class Written:
     bytes: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.bytes < 1 << 63:
+            raise ValueError(f"a file of {self.bytes:.3g} bytes")
+
 
 NOTHING = Written(bytes=0, sha256=hashlib.sha256().hexdigest())
 

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from amnesia_bench.config.train_schema import TrainingRun
+from amnesia_bench.errors import UserError
 from amnesia_bench.tracking.metrics_file import NOTHING, MetricsFile, Written
 from amnesia_bench.tracking.progress import progress
 from amnesia_bench.tracking.wandb_sink import WandbRun, WandbSink
@@ -31,7 +32,7 @@ class Recorder:
 
     @contextmanager
     def open(self, done: int, kept: Mapping[str, Written]) -> Iterator[None]:
-        """Go on after `done` steps, behind what was `kept` of the records by then.
+        """Go on after `done` steps, behind what the records held by then (empty for 0).
 
         Only the first process writes.
 
@@ -44,6 +45,11 @@ class Recorder:
         train = self._run.train
         with ExitStack() as stack:
             for name in RECORDS:
+                if done and name not in kept:
+                    raise UserError(
+                        f"{self._folder}: the save of step {done} does not say what {name} held",
+                        hint="Remove that save to go on from the one before it.",
+                    )
                 file = MetricsFile(self._folder / name, keep=kept.get(name, NOTHING))
                 self._files[name] = stack.enter_context(file)
             self._show = stack.enter_context(progress(train.name, train.steps, done))

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.store.files import read_json
-from amnesia_bench.weights.checkpoint import CONFIG
+from amnesia_bench.weights.checkpoint import CONFIG, files_below
 
 _NAMING = (CONFIG, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 # module.Class, a file beside config.json
@@ -38,7 +38,13 @@ def check_trust(folder: Path, trusted_sha256: str | None) -> None:
                     "Python file of this folder",
                     hint="Copy the code into the folder, and name it as FILE.CLASS.",
                 )
-    files = sorted(path for path in folder.rglob("*.py") if path.is_file())
+    found = [folder / path for path in files_below(folder)]
+    if links := [path for path in found if path.is_dir()]:
+        raise UserError(
+            f"{links[0]}: a link to a folder, whose code the hash would not cover",
+            hint=f"Make a copy without links first: cp -rL {folder} COPY",
+        )
+    files = [path for path in found if path.suffix == ".py"]
     if not files or not maps[CONFIG]:
         raise UserError(
             f"{folder}: a model of a type that transformers does not know, and no code for it",
