@@ -1,8 +1,8 @@
 """How each family that can be trained turns hidden states into logits and tells documents apart.
 
-A row here is a promise: tests hold its loss and gradients against the model's own forward pass,
-documents packed in a row against documents alone. A start of a run holds them against each other
-once more for the model at hand (`loss_check`).
+A row here is a promise: tests compare our loss and gradients with those of the model's own forward
+pass, and documents packed in a row with documents alone. `loss_check` compares once more when a run
+starts, for the model at hand.
 
 Shapes: N positions, M hidden size, V vocabulary.
 """

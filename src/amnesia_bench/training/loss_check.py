@@ -29,7 +29,7 @@ _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 0.03, t
 
 @torch.no_grad()
 def check_loss(model: Any, folder: Path) -> None:
-    """Hold our logits and loss of a few positions against those of the model's forward pass.
+    """Compare our logits and loss of a few positions with those of the model's own forward pass.
 
     Args:
         model: a causal LM that is not spread over processes yet.

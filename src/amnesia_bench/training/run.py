@@ -31,18 +31,14 @@ from amnesia_bench.training.folder import (
     read_beginning,
     remove_run,
 )
-from amnesia_bench.training.inputs import (
-    check_data,
-    check_vocabulary,
-    checkpoint_parent,
-    data_parent,
-)
+from amnesia_bench.training.inputs import check_data, check_vocabulary, data_parent
 from amnesia_bench.training.loop import Loop, LoopParts
 from amnesia_bench.training.models import build_learner, check_supported
 from amnesia_bench.training.optimizers import check_optimizer
 from amnesia_bench.training.processes import Processes, joined_processes, stop_requests
 from amnesia_bench.training.recorder import METRICS, Recorder
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
+from amnesia_bench.weights.identity import parent_by_contents
 
 _KEPT = "complete saves are kept"
 
@@ -209,9 +205,9 @@ def _owned(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
 def _begin(
     job: TrainingJob, folder: Path, init: Checkpoint, teacher: Checkpoint | None
 ) -> Beginning:
-    """Identify what is read, and write it down or hold it against what was written down."""
-    parents = [checkpoint_parent("init", init)]
-    parents += [] if teacher is None else [checkpoint_parent("teacher", teacher)]
+    """Identify what is read, and write it down, or compare it with what was written down."""
+    parents = [parent_by_contents("init", init)]
+    parents += [] if teacher is None else [parent_by_contents("teacher", teacher)]
     parents += [data_parent(name, path) for name, path in job.data.items()]
     beginning = Beginning(run=job.run, parents=tuple(parents))
     agree_with_earlier(folder, beginning)
