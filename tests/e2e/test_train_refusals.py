@@ -9,6 +9,7 @@ import signal
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -391,6 +392,35 @@ def test_a_disk_that_fills_during_a_save(folder: Path, asynchronous: bool) -> No
     assert "the saves before it are kept" in started.said
     assert saves(folder) == ["step-00000003"]
     assert train_here(mine) == 0
+
+
+def full_at_the_export(job: TinyJob, rank: int, size: int, port: int, log: Path) -> None:
+    """Be a process whose disk is full when the result is written."""
+    import amnesia_bench.training.export as module
+
+    honest = module.ShardWriter.close
+
+    def close(self: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        honest(self)
+
+    module.ShardWriter.close = close  # type: ignore[method-assign]
+    as_process(job, rank, size, port, log)
+
+
+def test_a_disk_that_fills_at_the_export(folder: Path) -> None:
+    mine = job(folder)
+    whole = replace(mine, out=folder / "whole")
+    assert train_here(whole) == 0
+    started = Started(mine, 1, full_at_the_export)
+    assert started.wait() == [4], started.said
+    assert "no space left while making" in started.said, started.said
+    assert "complete saves are kept" in started.said
+    assert "Traceback" not in started.said
+    assert not mine.out.exists()
+    assert list(folder.glob(".out*")) == []
+    assert train_here(mine) == 0
+    assert tensor_bytes(mine.out) == tensor_bytes(whole.out)
 
 
 @pytest.mark.parametrize(("size", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])
