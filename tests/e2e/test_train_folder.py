@@ -95,6 +95,8 @@ def test_notes_in_the_folder_of_a_run_outlive_it(
     place: Path, half: tuple[TinyJob, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine, folder = half
+    saves = {"every_steps": 1, "keep": 1, "asynchronous": False}  # the older ones are removed
+    mine = replace(mine, run=training_run({"steps": STEPS, "checkpoints": saves}))
     own = {"notes.txt": b"mine", "checkpoints/step-00000003/best.txt": b"this one"}
     own |= {"checkpoints/last.txt": b"6", f"{SAVED}/a/b.bin": b"\0"}
     for name, content in own.items():
@@ -103,6 +105,11 @@ def test_notes_in_the_folder_of_a_run_outlive_it(
     assert train_here(mine) == 0
     assert_same_as_whole(place, mine.out)
     assert contents(folder) == own
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == [
+        "last.txt",
+        "step-00000003",
+        "step-00000006",
+    ]
     assert "kept, with what this run did not write: checkpoints, notes.txt" in (
         capsys.readouterr().err
     )

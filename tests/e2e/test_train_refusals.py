@@ -185,6 +185,15 @@ def test_a_model_that_is_not_trained_here_is_called_that(
     refused(job(folder), UserError, said, "Supported: arcee, bamba,")
 
 
+def test_quantised_weights(folder: Path) -> None:
+    path = folder / "init/config.json"
+    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | quantised))
+    refused(
+        job(folder), UserError, "training quantised weights is not supported", "remove that key"
+    )
+
+
 def test_tensors_of_other_names_or_shapes_are_named(folder: Path) -> None:
     path = folder / "init/model.safetensors"
     honest, name = load_file(path), "model.layers.1.mlp.up_proj.weight"

@@ -189,6 +189,8 @@ class CheckpointFolder:
             discarded = self._temporary(old)
             self._path(old).rename(discarded)
             _remove(discarded)
+            if discarded.exists():  # with something of the user's own in it
+                discarded.rename(self._path(old))
 
     def _steps(self) -> list[int]:
         matches = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
@@ -254,7 +256,7 @@ def _remove_hint(folder: Path) -> str:
 
 
 def _entries(folder: Path) -> tuple[FileEntry, ...]:
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir() if _OURS.fullmatch(path.name))
     return tuple(file_entry(folder, name, sha256=sha256_of(folder / name)) for name in names)
 
 

@@ -108,14 +108,16 @@ def head_of(model: Any) -> Head:
     """Return the head of a causal LM, its weights as they are now.
 
     Raises:
-        UserError: its config holds no number where one is needed.
+        UserError: it has no head of one matrix, or its config no number where one is needed.
     """
     output, row = model.get_output_embeddings(), trainable(model)
+    if getattr(output, "weight", None) is None:
+        raise UserError(f"a {model.config.model_type} has no head that is one matrix")
     scale = 1.0 if row.times is None else _number(model, row.times)
     if row.over is not None:
         scale /= _number(model, row.over)
     cap = None if row.cap is None or _value(model, row.cap) is None else _number(model, row.cap)
-    return Head(output.weight, output.bias, scale, cap)
+    return Head(output.weight, getattr(output, "bias", None), scale, cap)
 
 
 def _number(model: Any, key: str) -> float:

@@ -30,11 +30,6 @@ from amnesia_bench.training.sharding import DTYPES, shard
 from amnesia_bench.training.trusted_code import check_trust
 from amnesia_bench.weights.checkpoint import Checkpoint
 
-_RESAVE = (
-    'python -c "from transformers import AutoModelForCausalLM as M; '
-    "M.from_pretrained('FOLDER').save_pretrained('COPY')\""
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
@@ -126,6 +121,12 @@ def check_supported(checkpoint: Checkpoint) -> None:
             f"{checkpoint.folder}: training models of type {kind} is not supported",
             hint=f"Supported: {', '.join(sorted(TRAINABLE))}.",
         )
+    if checkpoint.config.get("quantization_config"):
+        raise UserError(
+            f"{checkpoint.folder}: config.json names a quantization_config; training quantised "
+            "weights is not supported",
+            hint="If the weights are plain, remove that key from a copy of config.json.",
+        )
 
 
 def load_model(
@@ -168,7 +169,8 @@ def _check_parameters(model: Any, checkpoint: Checkpoint) -> None:
             raise UserError(
                 f"{checkpoint.folder}: parameter {name} of a {kind} is not there under this name; "
                 "training such a checkpoint is not supported",
-                hint=f"If AutoModelForCausalLM loads it, it can save it in that form: {_RESAVE}",
+                hint="transformers renames or fuses tensors of this form while it loads them, such "
+                "as experts that are stored one by one, and they could not be written back.",
             )
         if stored[name] != tuple(parameter.shape):
             raise UserError(
