@@ -40,6 +40,7 @@ class Store:
     def __init__(self, folder: Path) -> None:
         settings = json.loads((folder / "settings.json").read_text())
         self.tokenizer_sha256 = settings["tokenizer_sha256"]
+        self.vocab_size = settings["vocab_size"]
         self.sequence_tokens = settings["sequence_tokens"]
         self.isolate_documents = settings["isolate_documents"]
         self._lengths = settings["document_lengths"]
@@ -96,6 +97,7 @@ def write_data(
         np.save(work.folder / "mask.npy", mask)
         settings = {
             "tokenizer_sha256": tokenizer_sha256,
+            "vocab_size": VOCAB,
             "sequence_tokens": tokens,
             "isolate_documents": isolate,
             "document_lengths": lengths,

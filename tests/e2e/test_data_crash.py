@@ -155,3 +155,16 @@ def test_what_a_kill_after_publishing_left_is_cleared_by_the_next_attempt(
     with pytest.raises(UserError, match="already exists"):
         prepare(tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_what_is_not_ours_in_a_hidden_folder_stays(
+    prepare: Callable[[Path], None], tmp_path: Path
+) -> None:
+    own = tmp_path / ".out.parts/notes.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    prepare(tmp_path / "out")
+    with pytest.raises(UserError, match="already exists"):
+        prepare(tmp_path / "out")
+    assert [path.name for path in own.parent.iterdir()] == ["notes.txt"]
+    assert own.read_text() == "mine"

@@ -137,6 +137,17 @@ def test_a_killed_download_goes_on_with_what_is_missing(tmp_path: Path, open_hub
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
+def test_what_is_not_ours_beside_a_download_stays(tmp_path: Path, open_hub: Start) -> None:
+    hub = open_hub(files())
+    own = resumable_path(tmp_path / "out") / "notes.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    download(MODEL, None, tmp_path / "out")
+    assert verify_manifest(tmp_path / "out") == []
+    assert [path.name for path in own.parent.iterdir()] == ["notes.txt"]
+    assert hub.fetched.count(ONE) == 1
+
+
 @pytest.mark.parametrize("name", [TWO, "tokenizer.json"])
 def test_a_file_that_is_not_what_the_hub_says_is_fetched_again(
     tmp_path: Path, open_hub: Start, monkeypatch: pytest.MonkeyPatch, name: str

@@ -106,6 +106,15 @@ def test_a_finished_ranking_is_returned_and_never_overwritten(tmp_path: Path) ->
     assert (tmp_path / "a.json").read_bytes() == written
 
 
+def test_what_is_not_ours_beside_a_ranking_stays(tmp_path: Path) -> None:
+    own = tmp_path / ".a.json.measured/notes.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    for _ in range(2):
+        rank_layers(PLAN, LAYERS, Measured(), tmp_path / "a.json")
+        assert [path.name for path in own.parent.iterdir()] == ["notes.txt"]
+
+
 @pytest.mark.parametrize("count", [0, 5])
 def test_more_layers_than_there_are_is_an_error(count: int, tmp_path: Path) -> None:
     ranking = rank_layers(PLAN, LAYERS, Measured(), tmp_path / "a.json")

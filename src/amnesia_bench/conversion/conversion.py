@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -139,8 +139,30 @@ def _qwen3_config(teacher: Checkpoint) -> PreTrainedConfig:
             f"{teacher.folder} holds a model of type {model_type}",
             hint="HypeNet starts from dense Qwen3 checkpoints (Qwen3-1.7B, -4B, -8B).",
         )
-    config: PreTrainedConfig = AutoConfig.from_pretrained(teacher.folder)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(
+        teacher.folder, local_files_only=True, trust_remote_code=False
+    )
+    rope = config.rope_parameters or {}
+    if rope.get("rope_type", "default") != "default":
+        raise UserError(
+            f"{teacher.folder}: its config.json scales positions ({_shown(rope)}), which a HypeNet "
+            "cannot take over",
+            hint="Published Qwen3 weights were trained without: YaRN is added for serving. To "
+            "convert them as trained, remove rope_scaling (or all but rope_theta of "
+            "rope_parameters) from a copy of that config.json.",
+        )
+    if getattr(config, "use_sliding_window", False):
+        raise UserError(
+            f"{teacher.folder}: its config.json sets use_sliding_window, and the softmax layers of "
+            "a HypeNet have no window",
+            hint="To convert it with full attention, set use_sliding_window to false in a copy of "
+            "that config.json.",
+        )
     return config
+
+
+def _shown(rope: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {rope[key]}" for key in sorted(rope) if key != "rope_theta")
 
 
 def _student_config(conversion: Conversion, teacher: PreTrainedConfig) -> HypeNetConfig:

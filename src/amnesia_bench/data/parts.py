@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,9 +25,11 @@ from amnesia_bench.data.documents import Documents
 from amnesia_bench.data.packing import Pieces
 from amnesia_bench.errors import UserError
 from amnesia_bench.records import codec
-from amnesia_bench.store.files import read_json, sync_folder, write_json
+from amnesia_bench.store.files import read_json, remove_files, sync_folder, write_json
 
 _LAYOUT = 1
+# Files of parts, by `_prefix` and `_file`. Anything else is somebody's own and stays.
+_OURS = re.compile(r"[0-9a-f]{32}\.[a-z]+")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +131,7 @@ class PartsFolder:
     def tidy(self) -> None:
         """Remove what no later attempt can use: parts that are not finished."""
         for path in self.folder.iterdir():
-            if not path.with_suffix(".json").exists():
+            if _OURS.fullmatch(path.name) and not path.with_suffix(".json").exists():
                 path.unlink()
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
@@ -136,6 +139,11 @@ class PartsFolder:
     def _prefix(self, identity: str) -> Path:
         key = hashlib.sha256(f"{self._settings}\n{identity}".encode()).hexdigest()
         return self.folder / key[:32]
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove all parts, and their folder if nothing else is in it."""
+    remove_files(folder, _OURS)
 
 
 class Corpus:

@@ -7,7 +7,6 @@ it publishes is the same to the byte. Memory holds a few batches of rows and, wh
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -30,7 +29,13 @@ from amnesia_bench.data.packing import (
     pack_single,
     whole_documents,
 )
-from amnesia_bench.data.parts import Corpus, PartsFolder, PartSummary, dropped_by_reason
+from amnesia_bench.data.parts import (
+    Corpus,
+    PartsFolder,
+    PartSummary,
+    dropped_by_reason,
+    remove_parts,
+)
 from amnesia_bench.data.sequence_store import DESCRIPTION, KIND, TOKENIZER, ShardWriter
 from amnesia_bench.data.sources import InputFile, local_files, read_rows, source_files
 from amnesia_bench.data.tokenizer import Tokenizer, load_tokenizer
@@ -98,7 +103,7 @@ def prepare(
     token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     kept = resumable_path(out)
     if (out / MANIFEST).is_file():  # killed between publishing and clearing up
-        shutil.rmtree(kept, ignore_errors=True)
+        remove_parts(kept)
     with publishing(out, kept="finished input files are kept for the next attempt") as work:
         parts = PartsFolder(kept, _settings(config, tokenizer), token_bytes)
         try:
@@ -110,7 +115,7 @@ def prepare(
         (work.folder / TOKENIZER).write_text(tokenizer.serialized, encoding="utf-8")
         write_json(work.folder / DESCRIPTION, codec.to_json(description))
         work.finish(_manifest(work.folder, files, provenance))
-    shutil.rmtree(kept, ignore_errors=True)
+    remove_parts(kept)
     return description
 
 

@@ -58,6 +58,7 @@ class SequenceStore:
         self.description = description
         self.sha256 = sha256
         self.tokenizer_sha256 = description.tokenizer_sha256
+        self.vocab_size = description.vocab_size
         self.sequence_tokens = description.sequence_tokens
         self.isolate_documents = description.isolate_documents
         self.num_sequences = description.num_sequences

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +11,19 @@ from pathlib import Path
 from amnesia_bench.errors import UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.layer_ranking import LayerImportance, LayerRanking
-from amnesia_bench.store.files import explaining_write_errors, make_folder, read_json, replace_text
+from amnesia_bench.store.files import (
+    explaining_write_errors,
+    make_folder,
+    read_json,
+    remove_files,
+    replace_text,
+)
 from amnesia_bench.store.lease import holding_lease
 
 # The accuracy of each task (and of metrics that do not count) without a layer; None: of all.
 Measure = Callable[[int | None], Mapping[str, float]]
 _RUN = "run.json"
+_MEASURED = re.compile(r"run\.json|whole\.json|without_layer_[0-9]+\.json|\..*\.json\.new")
 
 
 def rank_layers(
@@ -44,7 +51,7 @@ def rank_layers(
             work = out.with_name(f".{out.name}.measured")
             if out.exists():
                 ranking = _written_before(out, plan)
-                shutil.rmtree(work, ignore_errors=True)
+                remove_files(work, _MEASURED)
                 return ranking
             make_folder(work)
             _check_run(work, plan, layers)
@@ -52,7 +59,7 @@ def rank_layers(
             ranking = _ranked(plan, layers, measured)
             lease.check()
             replace_text(out, json.dumps(codec.to_json(ranking), indent=2) + "\n")
-            shutil.rmtree(work)
+            remove_files(work, _MEASURED)
     return ranking
 
 

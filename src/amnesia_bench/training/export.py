@@ -69,7 +69,7 @@ def publish_trained(export: Export, learner: Learner, processes: Processes, out:
 
 def _publish(export: Export, tensors: Mapping[str, Tensor | None], out: Path) -> None:
     provenance = collect_provenance(sys.argv, seeds={"training": export.seed})
-    with publishing(out) as work:
+    with publishing(out, kept="complete saves are kept") as work:
         writer = ShardWriter(work.folder)
         for name, tensor in _tensors(export.init, tensors):
             writer.add(name, tensor)

@@ -12,6 +12,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.store.hashing import compare_changed, read_manifest
 from amnesia_bench.training.batches import TokenStore
+from amnesia_bench.weights.checkpoint import Checkpoint
 
 
 def data_parent(source: str, folder: Path) -> Parent:
@@ -69,4 +70,27 @@ def check_data(run: TrainingRun, stores: Mapping[str, TokenStore], tokenizer_sha
             raise UserError(
                 f"data {name} were prepared for documents that are {kept}; here they are {wanted}",
                 hint="Prepare them for this stage, or change train.isolate_documents.",
+            )
+
+
+def check_vocabulary(stores: Mapping[str, TokenStore], init: Checkpoint) -> None:
+    """Refuse tokens that have no row in the embeddings.
+
+    Raises:
+        UserError: the tokenizer of the data, which is that of `init`, is larger.
+    """
+    tables = (s[0] for n, s in init.shapes.items() if n.endswith("embed_tokens.weight") and s)
+    rows = min(tables, default=None)
+    for name, store in stores.items():
+        if rows is not None and store.vocab_size > rows:
+            resize = (
+                "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+                f"m = M.from_pretrained('{init.folder}'); "
+                f"m.resize_token_embeddings({store.vocab_size}); m.save_pretrained('COPY'); "
+                f"T.from_pretrained('{init.folder}').save_pretrained('COPY')"
+            )
+            raise UserError(
+                f"the tokenizer of {init.folder}, with which data {name} were prepared, has tokens "
+                f"up to {store.vocab_size - 1:,}; the embeddings have {rows:,} rows",
+                hint=f'Resize the embeddings, and train COPY: python -c "{resize}"',
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.records.artifacts import Manifest, Parent
+from amnesia_bench.store.files import remove_files
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST, resumable_path
 from amnesia_bench.store.provenance import collect_provenance, ended_now
@@ -74,7 +76,7 @@ def download(repository: str, revision: str | None, out: Path) -> Downloaded:
     _check_model(listing)
     kept = resumable_path(out)
     if (out / MANIFEST).is_file():  # killed between publishing and clearing up
-        shutil.rmtree(kept, ignore_errors=True)
+        _clear(kept)
     with publishing(out, kept="finished files are kept for the next attempt") as work:
         hashes = _fetch(listing, [CONFIG], kept)
         code = _code(listing, kept)
@@ -100,13 +102,22 @@ def download(repository: str, revision: str | None, out: Path) -> Downloaded:
                 provenance=ended_now(provenance),
             )
         )
-    shutil.rmtree(kept, ignore_errors=True)
+    _clear(kept)
     return Downloaded(
         commit=listing.commit,
         files=len(hashes),
         bytes=sum(listing.files[name].bytes for name in hashes),
         code=code,
     )
+
+
+def _clear(kept: Path) -> None:
+    """Remove what the hub's library fetched into a folder, by its own record, and that record."""
+    record = kept / ".cache" / "huggingface"
+    fetched = [path.name.removesuffix(".metadata") for path in record.glob("download/*.metadata")]
+    shutil.rmtree(record, ignore_errors=True)
+    for folder in (record.parent, kept):
+        remove_files(folder, re.compile("|".join(map(re.escape, fetched)) or "(?!)"))
 
 
 def _listing(repository: str, revision: str | None) -> _Listing:
