@@ -23,7 +23,7 @@ def test_each_stage_is_named_once_however_late_it_ends(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", said := io.StringIO())
     monkeypatch.setattr(progress, "_LOOK_SECONDS", 1e-4)
-    with Watcher(tmp_path, GRAPH, of=10):
+    with Watcher(tmp_path, GRAPH, (), of=10):
         for stage in GRAPH:
             stage.folder(tmp_path).mkdir(parents=True)
             (stage.folder(tmp_path) / MANIFEST).write_text("")
@@ -48,7 +48,7 @@ def test_the_line_that_moves_is_never_wider_than_the_terminal(
     monkeypatch.setattr(sys, "stderr", said := Terminal())
     monkeypatch.setattr(progress, "_LOOK_SECONDS", 1e-4)
     monkeypatch.setenv("COLUMNS", "60")
-    with ExitStack() as running, Watcher(tmp_path, GRAPH, of=8):
+    with ExitStack() as running, Watcher(tmp_path, GRAPH, (), of=8):
         for stage in GRAPH:
             make_folder(stage_path(tmp_path, stage.id))
             running.enter_context(holding_lease(stage_path(tmp_path, stage.id)))

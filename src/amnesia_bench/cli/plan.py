@@ -57,6 +57,11 @@ def run(args: argparse.Namespace) -> ExitCode:
     say(f"{len(found.stages)} stages: {states}.")
     if found.left:
         say(_summary(found, args.gpu))
+    if found.following:
+        say(
+            f"{len(found.following)} stages that are done follow from these, and are made again "
+            "if these come out with other contents."
+        )
     return ExitCode.DONE
 
 

@@ -45,7 +45,8 @@ def run(args: argparse.Namespace) -> ExitCode:
     for call in calls:
         check_writable(call)
     outcome = run_graph(store, stages, repair=args.repair)
-    say(f"{len(stages)} stages: {outcome.cached} were done, {outcome.done} done now.")
+    others = f", {outcome.by_others} by other runs meanwhile" if outcome.by_others else ""
+    say(f"{len(stages)} stages: {outcome.cached} were done, {outcome.done} done now{others}.")
     for call in calls:
         if is_current(call):
             say(f"Report: {call.out}, as it was.")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import TopologicalSorter
@@ -94,6 +94,11 @@ class Stage:
         digest = hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
         return f"{re.sub(r'[^A-Za-z0-9._=+-]+', '-', self.name)}-{digest}"
 
+    @property
+    def title(self) -> str:
+        """Kind and id for people, and what tells it from others of its name."""
+        return title_of(self.kind, self.id, self.settings)
+
     def folder(self, store: Path) -> Path:
         """Return where its artifact lies."""
         return artifact_path(store, self.kind, self.id)
@@ -110,6 +115,13 @@ class Stage:
         return argument
 
 
+def title_of(kind: str, stage_id: str, settings: Mapping[str, Any]) -> str:
+    """Return kind and id of a stage; of recall also the lengths, as a name may have several."""
+    lengths = settings.get("lengths")
+    at = f" at {', '.join(map(str, lengths))}" if kind == "recall" and lengths else ""
+    return f"{kind} {stage_id}{at}"
+
+
 def closure(stages: Iterable[Stage]) -> tuple[Stage, ...]:
     """Return the stages and all that they read, each id once, inputs before their readers."""
     known: dict[str, Stage] = {}
@@ -117,6 +129,18 @@ def closure(stages: Iterable[Stage]) -> tuple[Stage, ...]:
         known.update((each.id, each) for each in _with_inputs(stage, known))
     order = TopologicalSorter({id: [i.id for i in s.inputs] for id, s in known.items()})
     return tuple(known[id] for id in order.static_order())
+
+
+def unsettled(stages: Sequence[Stage], cached: Collection[str]) -> list[Stage]:
+    """Return the stages that are not done, and all that were made of these before.
+
+    What these hold when they are done decides if those are stale.
+    """
+    found: dict[str, Stage] = {}
+    for stage in stages:
+        if stage.id not in cached or any(each.id in found for each in stage.inputs):
+            found[stage.id] = stage
+    return list(found.values())
 
 
 def _with_inputs(stage: Stage, known: Mapping[str, Stage]) -> Iterator[Stage]:

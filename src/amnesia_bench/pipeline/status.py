@@ -10,6 +10,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.pipeline.bookkeeping import (
     LOG,
     StageState,
+    changed_inputs,
     known_orders,
     read_failure,
     state_of,
@@ -23,7 +24,7 @@ _TAIL_BYTES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """A stage; `holder` is who works on it, `said` the last line of its log or its failure."""
+    """A stage: who works on it, and the end of its log, its failure, or why it is stale."""
 
     id: str
     kind: str
@@ -67,6 +68,8 @@ def _status(store: Path, kind: str, stage_id: str) -> StageStatus:
     holder = current_holder(stage_path(store, stage_id)) if state is StageState.RUNNING else None
     failure = read_failure(store, stage_id) if state is StageState.FAILED else None
     said = _last_line(stage_path(store, stage_id) / LOG) if failure is None else failure.said
+    if state is StageState.STALE:
+        said = f"made of another {', '.join(changed_inputs(store, stage_id))}"
     return StageStatus(
         id=stage_id,
         kind=kind,

@@ -65,10 +65,23 @@ def is_alive(holder: Holder) -> bool:
 
 def process_start(pid: int) -> int | None:
     """Return when a process started, in ticks since boot: -1 for a zombie, None when unknown."""
+    fields = _fields(pid)
+    if fields is None:
+        return None
+    return -1 if fields[0] in "ZX" else int(fields[19])
+
+
+def parent_of(pid: int) -> int | None:
+    """Return the process that started another; None when unknown."""
+    fields = _fields(pid)
+    return None if fields is None else int(fields[1])
+
+
+def _fields(pid: int) -> list[str] | None:
+    """Return what the kernel says of a process, from its state on (proc_pid_stat(5), field 3)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
     # The command's name comes second, in parentheses, and may hold anything.
-    fields = stat.rpartition(")")[2].split()
-    return -1 if fields[0] in "ZX" else int(fields[19])
+    return stat.rpartition(")")[2].split()
