@@ -61,7 +61,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.report.building import ReportRequest, build_report, write_report
+    from amnesia_bench.pipeline.producers import check_columns
+    from amnesia_bench.report.building import (
+        ReportRequest,
+        build_report,
+        load_table,
+        write_report,
+    )
     from amnesia_bench.report.sources import parse_source
     from amnesia_bench.store.provenance import collect_provenance
 
@@ -72,6 +78,8 @@ def run(args: argparse.Namespace) -> ExitCode:
         overrides=tuple(args.overrides),
         drift=tuple(args.drift),
     )
+    for name in request.tables:
+        check_columns(name, load_table(name, request.overrides))
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
     report = build_report(request, provenance)
     written = write_report(report, args.out)
