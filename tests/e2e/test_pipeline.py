@@ -16,6 +16,7 @@ from amnesia_bench.errors import StageFailedError
 from amnesia_bench.pipeline.bookkeeping import LOG, StageState, read_failure, state_of
 from amnesia_bench.pipeline.commands import run_command
 from amnesia_bench.pipeline.run import run
+from amnesia_bench.pipeline.scratch import scratch_folder
 from amnesia_bench.pipeline.stage import Output, Stage
 from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.pipeline.work import Writing
@@ -178,7 +179,7 @@ def test_a_store_that_is_a_file_is_one_message(
 def test_a_warm_process_says_what_a_cold_one_does(tmp_path: Path) -> None:
     command = ["data", "synthesize", "proze", "--rows", "3", "--out", str(tmp_path / "x")]
     logs = []
-    with warm_server(tmp_path) as server:
+    with scratch_folder() as folder, warm_server(folder) as server:
         for name, socket in (("warm", server), ("cold", None)):
             log = tmp_path / name
             assert run_command(command, log, 1, (), socket) == 2
@@ -189,7 +190,7 @@ def test_a_warm_process_says_what_a_cold_one_does(tmp_path: Path) -> None:
 def test_a_warm_server_outlives_a_worker_and_a_command_the_server(tmp_path: Path) -> None:
     command = ["data", "synthesize", "proze", "--rows", "3", "--out", str(tmp_path / "x")]
     before = psutil.Process().children()
-    with warm_server(tmp_path) as server:
+    with scratch_folder() as folder, warm_server(folder) as server:
         with socket.socket(socket.AF_UNIX) as hasty:
             hasty.connect(server)
         assert run_command(command, tmp_path / "log", 1, (), server) == 2

@@ -107,8 +107,13 @@ def test_a_report_gets_every_folder_of_cells_under_its_label() -> None:
     both = graphs("experiment=table1,table2", "profile=tiny", "profile.seeds=[0,3]")
     (call,) = report_calls(both, Path("store"), Path("results"))
     assert call.out == Path("results/tiny")
-    assert call.arguments[:2] == ("--table=tiny_table1", "--table=tiny_table2")
-    labels = [text.split("=")[1] for text in call.arguments if text.startswith("--cells=")]
+    request = call.request
+    assert request.tables == ("tiny_table1", "tiny_table2")
+    labels = [f"{each.model}/{each.method}/{each.seed}" for each in request.sources]
+    assert {each.folder for each in request.sources} == set(call.sources)
+    restored = row(both[0], "restored").checkpoint.folder(Path("store")) / "restoration.json"
+    assert f"tiny/restored@tiny_cot/0={restored}" in request.drift
+    assert len(request.drift) == 4
     # Recall and one reasoning task each; `pre` is the same for both tables.
     assert {label: labels.count(label) for label in labels} == {
         f"tiny/{method}/{seed}": 2

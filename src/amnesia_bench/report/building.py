@@ -86,14 +86,14 @@ def build_report(request: ReportRequest, provenance: Provenance) -> Report:
     )
 
 
-def write_report(report: Report, out: Path) -> Path:
+def write_report(report: Report, out: Path) -> tuple[Path, ...]:
     """Write `<table>.md`, `.csv`, `.tex`, `.json` of each table, all figures, and `report.html`.
 
     Each file appears whole, the page last: reading a report while it is written anew is safe.
     Files of the same names are replaced.
 
     Returns:
-        The page.
+        What was written, the page last.
 
     Raises:
         UserError, StageFailedError, MissingEnvironmentError: it cannot be written there.
@@ -115,7 +115,7 @@ def write_report(report: Report, out: Path) -> Path:
         make_folder(out)
         for file, text in files.items():
             replace_text(out / file, text)
-    return out / REPORT
+    return tuple(out / file for file in files)
 
 
 def load_table(name: str, overrides: Sequence[str]) -> TableConfig:
