@@ -27,12 +27,12 @@ from amnesia_bench.pipeline.bookkeeping import (
 )
 from amnesia_bench.pipeline.engine import check_installed, run_stages
 from amnesia_bench.pipeline.progress import Watcher
-from amnesia_bench.pipeline.scratch import scratch_folder
 from amnesia_bench.pipeline.stage import Stage, unsettled
 from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.records.stages import StageOrder
 from amnesia_bench.store.files import explaining_write_errors
 from amnesia_bench.store.layout import stage_path
+from amnesia_bench.store.scratch import scratch_folder
 
 _COMPUTING = ("trained", "ranking", "recall", "answers")
 

@@ -1,4 +1,4 @@
-"""A driver leaves nothing on its machine, and removes what a killed one left."""
+"""A process leaves nothing on its machine, and removes what a killed one left."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from amnesia_bench.pipeline.scratch import scratch_folder
+from amnesia_bench.store.scratch import scratch_folder
 
 HOLD = """
-from amnesia_bench.pipeline.scratch import scratch_folder
+from amnesia_bench.store.scratch import scratch_folder
 with scratch_folder() as folder:
     (folder / "file").touch()
     print(folder, flush=True)
@@ -47,7 +47,7 @@ def test_it_is_private_short_and_gone_afterwards(top: Path) -> None:
     assert list(top.iterdir()) == []
 
 
-def test_what_a_killed_driver_left_is_removed_by_the_next_and_what_a_live_one_has_stays(
+def test_what_a_killed_process_left_is_removed_by_the_next_and_what_a_live_one_has_stays(
     top: Path,
 ) -> None:
     killed, alive = holder(top), holder(top)
@@ -65,7 +65,20 @@ def test_what_a_killed_driver_left_is_removed_by_the_next_and_what_a_live_one_ha
     alive.communicate("\n")
 
 
-def test_a_link_of_that_name_is_not_followed(top: Path, tmp_path_factory: object) -> None:
+def test_one_that_lasts_is_gone_with_its_process(top: Path) -> None:
+    code = "from amnesia_bench.store.scratch import lasting_scratch_folder as new; print(new())"
+    child = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": str(top), "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert Path(child.stdout.strip()).parent == top
+    assert list(top.iterdir()) == []
+
+
+def test_a_link_of_that_name_is_not_followed(top: Path) -> None:
     child = holder(top)
     left = Path(child.stdout.readline().strip())
     child.kill()

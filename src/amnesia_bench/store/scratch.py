@@ -1,7 +1,8 @@
-"""The folder that a driver has on its own machine while it runs."""
+"""Folders of temporary files that are gone with their process, however it ends."""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import os
 import re
@@ -22,16 +23,30 @@ _NAME = re.compile(
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Make a folder that only this user can read, and remove it in the end.
+    """Make a folder on this machine that only this user can read, and remove it in the end.
 
-    Folders of drivers that were killed, and so could not remove theirs, are removed first. The name
-    is short, as the paths of sockets must be.
+    Folders of processes that were killed, and so could not remove theirs, are removed first.
     """
+    folder = _new_folder()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def lasting_scratch_folder() -> Path:
+    """Make such a folder for as long as this process lasts."""
+    folder = _new_folder()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _new_folder() -> Path:
     _remove_those_of_the_dead(Path(tempfile.gettempdir()))
     me = this_process()
+    # Short, as the paths of sockets must be.
     prefix = f"amnesia-run-{_short(me.machine)}-{me.pid}-{me.process_start or 0}-"
-    with tempfile.TemporaryDirectory(prefix=prefix, ignore_cleanup_errors=True) as name:
-        yield Path(name)
+    return Path(tempfile.mkdtemp(prefix=prefix))
 
 
 def _remove_those_of_the_dead(top: Path) -> None:
