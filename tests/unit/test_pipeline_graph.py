@@ -140,3 +140,17 @@ def test_a_training_takes_all_cores_where_nothing_could_run_beside_it() -> None:
     assert alone["tiny_stage1-s0"] == alone["tiny_stage3-s0"] == alone["tiny_sft_cot-s0"] == 1
     assert set(threads_by_name("[0,3]", 4).values()) == {1}
     assert set(threads_by_name("[0]", 1).values()) == {1}
+
+
+def test_programs_are_judged_by_as_many_workers_as_the_stage_has_cores(tmp_path: Path) -> None:
+    (graph,) = graphs("experiment=table3")
+    whole = stages_of([graph])
+    scores = [stage for stage in whole if stage.kind == "scores"]
+    for cores, workers in ((64, 32), (2, 1), (1, 1)):
+        threads = threads_of(whole, cores)
+        assert {threads[stage.id] for stage in scores} == {workers}
+        for stage in scores:
+            assert stage.command(tmp_path, threads[stage.id])[-2:] == ("--workers", str(workers))
+    (laptop,) = graphs("experiment=table3", "profile=tiny")
+    (judged,) = row(laptop, "pre").measured[-1:]
+    assert "--workers" not in judged.command(tmp_path, 4)

@@ -43,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="run the programs of code tasks outside a sandbox: they may do what you may",
     )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="programs that run at once (one per CPU core)"
+    )
     parser.add_argument("--json", action="store_true", help="print cells and differences as JSON")
 
 
@@ -57,6 +60,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         args.data,
         args.out,
         unsafe_no_sandbox=args.unsafe_no_sandbox,
+        workers=args.workers,
     )
     compared = () if args.against is None else compare(scored, args.against)
     if args.json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,7 @@ def score(
     out: Path | None = None,
     *,
     unsafe_no_sandbox: bool = False,
+    workers: int | None = None,
 ) -> Scored:
     """Judge the answers in a folder and sum them up.
 
@@ -80,6 +81,7 @@ def score(
         data: where the problems are now, if not where they were.
         out: where the results go; None is the folder of the answers.
         unsafe_no_sandbox: run the programs that answers hold as plain processes.
+        workers: programs that run at once; None is one per core.
 
     Raises:
         UserError: no answers, a damaged file, other problems than were answered, no such scorer.
@@ -102,7 +104,7 @@ def score(
         )
         for generation in generations
     ]
-    judge, judge_settings = _opened(task, name, run, unsafe_no_sandbox)
+    judge, judge_settings = _opened(task, name, run, unsafe_no_sandbox, workers)
     judged = judge(documents.rows, attempts)
     incomplete = missing_answers(run, generations, judged)
     problems = () if incomplete else problem_values(task, run, generations, judged)
@@ -169,7 +171,11 @@ def _scorer_name(task: ReasoningTask, scorer: str | None) -> str:
 
 
 def _opened(
-    task: ReasoningTask, name: str, run: ReasoningRun, unsafe_no_sandbox: bool
+    task: ReasoningTask,
+    name: str,
+    run: ReasoningRun,
+    unsafe_no_sandbox: bool,
+    workers: int | None,
 ) -> tuple[Scorer, Mapping[str, str]]:
     """Return a scorer ready to judge, and what its verdicts depend on besides its name."""
     scorer = task.scorers[name]
@@ -181,7 +187,7 @@ def _opened(
         raise UserError(f"{task.name}: its run.json says no seconds_per_test")
     limits = Limits(seconds_per_test=run.seconds_per_test)
     launcher = open_launcher(unsafe_no_sandbox=unsafe_no_sandbox)
-    opened = ProgramScorer(launcher=launcher, limits=limits)
+    opened = replace(scorer, launcher=launcher, limits=limits, workers=workers)
     return opened, opened.settings
 
 

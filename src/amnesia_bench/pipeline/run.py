@@ -109,22 +109,24 @@ def _tell_stale(store: Path, stages: Sequence[Stage]) -> None:
 
 
 def threads_of(stages: Sequence[Stage], cores: int) -> dict[str, int]:
-    """Return how many cores each stage takes: a training takes all where nothing could run beside.
+    """Return how many cores each stage takes.
 
-    It follows from the whole graph, not from what is left of it: a run that was interrupted goes
-    on with as many threads, and so to the same bits.
+    A training takes all where nothing could run beside it, and what runs several processes at once
+    takes half, so that something else can. It follows from the whole graph, not from what is left
+    of it: a run that was interrupted goes on with as many threads, and so to the same bits.
     """
     before: dict[str, set[str]] = {}
     for stage in stages:
         before[stage.id] = {stage.id}.union(*(before[each.id] for each in stage.inputs))
     computing = [stage.id for stage in stages if stage.kind in _COMPUTING]
-    return {
-        stage.id: cores
-        if stage.kind == "trained"
-        and all(stage.id in before[each] or each in before[stage.id] for each in computing)
-        else 1
-        for stage in stages
-    }
+
+    def threads(stage: Stage) -> int:
+        if stage.workers_option is not None:
+            return max(1, cores // 2)
+        alone = all(stage.id in before[each] or each in before[stage.id] for each in computing)
+        return cores if stage.kind == "trained" and alone else 1
+
+    return {stage.id: threads(stage) for stage in stages}
 
 
 def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> None:
@@ -144,7 +146,8 @@ def _order(store: Path, stage: Stage, threads: int) -> StageOrder:
     return StageOrder(
         id=stage.id,
         kind=stage.kind,
-        command=stage.command(store),
+        # Not more than this process may use, which a container or SLURM may have limited.
+        command=stage.command(store, min(threads, len(os.sched_getaffinity(0)))),
         inputs={each.id: each.kind for each in stage.inputs},
         settings=stage.settings,
         threads=threads,

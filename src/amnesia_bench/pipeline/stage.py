@@ -69,6 +69,8 @@ class Stage:
         shape: the file of configs/model whose shape the checkpoint has that it makes, if it does.
         work: what estimates are made of.
         gpus: how many it takes; 0 for a stage of the CPU.
+        workers_option: how its command is told how many processes it may run at once; None where
+            it runs one.
     """
 
     kind: str
@@ -78,6 +80,7 @@ class Stage:
     work: Work
     shape: str | None = None
     gpus: int = 0
+    workers_option: str | None = None
 
     @cached_property
     def inputs(self) -> tuple[Stage, ...]:
@@ -103,9 +106,10 @@ class Stage:
         """Return where its artifact lies."""
         return artifact_path(store, self.kind, self.id)
 
-    def command(self, store: Path) -> tuple[str, ...]:
-        """Return the arguments of `amnesia` with the folders of a store in them."""
-        return tuple(self._typed(argument, store) for argument in self.arguments)
+    def command(self, store: Path, threads: int = 1) -> tuple[str, ...]:
+        """Return the arguments of `amnesia`, with the folders of a store and its share of cores."""
+        workers = () if self.workers_option is None else (self.workers_option, str(threads))
+        return (*(self._typed(argument, store) for argument in self.arguments), *workers)
 
     def _typed(self, argument: Argument, store: Path) -> str:
         if isinstance(argument, Input):

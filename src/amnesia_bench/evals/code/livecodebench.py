@@ -25,11 +25,13 @@ PROBLEM = "problem"
 class ProgramScorer:
     """Judges the program in an answer by all tests of its problem.
 
-    `launcher` None: a sandbox, tried and opened when there is something to judge.
+    `launcher` None: a sandbox, tried and opened when there is something to judge. `workers` None:
+    a program per core.
     """
 
     launcher: Launcher | None = None
     limits: Limits = field(default_factory=Limits)
+    workers: int | None = None
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -40,7 +42,7 @@ class ProgramScorer:
     def __call__(self, rows: Sequence[Row], attempts: Sequence[Attempt]) -> Judged:
         launcher = self.launcher or open_launcher()
         problems = [problem_of(row) for row in rows]
-        verdicts = score(problems, attempts, launcher, limits=self.limits)
+        verdicts = score(problems, attempts, launcher, limits=self.limits, workers=self.workers)
         return Judged(verdicts=verdicts, votes=None)
 
 
