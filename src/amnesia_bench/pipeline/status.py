@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 
 from amnesia_bench.errors import UserError
@@ -15,7 +16,8 @@ from amnesia_bench.pipeline.bookkeeping import (
     read_failure,
     state_of,
 )
-from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.pipeline.stage import Stage, title_of
+from amnesia_bench.records.stages import StageOrder
 from amnesia_bench.store.layout import stage_path
 from amnesia_bench.store.lease import current_holder
 
@@ -43,24 +45,50 @@ def status_of_store(store: Path) -> list[StageStatus]:
     return [_status(store, order.kind, order.id) for order in known_orders(store)]
 
 
-def log_of(store: Path, name: str) -> Path:
-    """Return the log of the stage whose id begins with `name`.
+def log_of(store: Path, name: str) -> tuple[StageOrder, Path]:
+    """Return the stage that a name means, and its log.
+
+    Args:
+        store: the folder of all artifacts.
+        name: an id, or how it begins; KIND/ before it, as in `trained/sft_miromind_9b-s0`, narrows
+            it down. Of several stages of a name it means the one that the others were made of: a
+            training, and not the evaluations of what it trained.
 
     Raises:
         UserError: there is none, or there are several.
     """
-    found = sorted(path for path in store.glob(f"stages/{_literal(name)}*/{LOG}"))
-    if len(found) == 1 or (found and found[0].parent.name == name):
-        return found[0]
-    several = ", ".join(path.parent.name for path in found[:5])
+    kind, _, begin = name.rpartition("/")
+    orders = {order.id: order for order in known_orders(store)}
+    logged = [each for each in orders.values() if (stage_path(store, each.id) / LOG).is_file()]
+    found = [each for each in logged if each.id.startswith(begin) and kind in ("", each.kind)]
+    named = [each for each in found if begin in (each.id, each.id.rpartition("-")[0])]
+    if named:
+        first = [e for e in named if all(_is_made_of(other, e, orders) for other in named)]
+        found = first or named
+    if len(found) == 1:
+        return found[0], stage_path(store, found[0].id) / LOG
+    if found:
+        listed = "\n".join(f"  {order.kind}/{order.id}{_lengths(order)}" for order in found)
+        raise UserError(
+            f"{name}: begins the names of {len(found)} stages", hint=f"One of\n{listed}"
+        )
+    close = get_close_matches(begin, [order.id for order in logged], n=5, cutoff=0.3)
+    hint = "Did you mean\n" + "\n".join(f"  {orders[id].kind}/{id}" for id in close)
     raise UserError(
-        f"{name}: {f'begins the ids of {several}' if found else f'no stage with a log in {store}'}",
-        hint="amnesia status lists them." if not found else "Type more of it.",
+        f"{name}: no stage with a log in {store}",
+        hint=hint if close else "amnesia plan experiment=NAME --stages lists the stages.",
     )
 
 
-def _literal(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+def _is_made_of(order: StageOrder, other: StageOrder, orders: Mapping[str, StageOrder]) -> bool:
+    """Return whether a stage is another, or reads it, or reads what was made of it."""
+    inputs = (orders[id] for id in order.inputs if id in orders)
+    return order.id == other.id or any(_is_made_of(each, other, orders) for each in inputs)
+
+
+def _lengths(order: StageOrder) -> str:
+    kind_and_id = f"{order.kind} {order.id}"
+    return title_of(order.kind, order.id, order.settings).removeprefix(kind_and_id)
 
 
 def _status(store: Path, kind: str, stage_id: str) -> StageStatus:
