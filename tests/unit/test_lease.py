@@ -168,11 +168,14 @@ def test_where_the_clock_of_the_file_system_cannot_be_read_ours_is_asked(
     assert current_holder(final, stale_seconds=400) == ELSEWHERE
 
 
-def test_a_heartbeat_of_the_future_is_said_and_becomes_an_age(final: Path) -> None:
+def test_a_heartbeat_of_the_future_is_said_and_becomes_an_age(
+    final: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     path = claim(final, ELSEWHERE, age_seconds=-86400)
     with pytest.raises(BusyError, match=r"86\d{3} s in the future") as caught:
         holding_lease(final).__enter__()
     assert "it can be followed in 300 s" in caught.value.what
+    assert f"process {HERE.pid} on elsewhere last showed itself 86" in caplog.text
     # A dead holder does not renew it, and so it ages from now on.
     assert abs(path.stat().st_mtime - time.time()) < 60
     os.utime(path, (time.time() - 310,) * 2)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -32,6 +33,8 @@ from amnesia_bench.errors import BusyError, StageFailedError, UserError
 from amnesia_bench.records import codec
 from amnesia_bench.store.layout import lease_path, new_working_path
 from amnesia_bench.store.processes import Holder, is_alive, is_here, this_process
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 300.0
@@ -277,6 +280,12 @@ def _is_stale(
         return not is_alive(holder)
     ahead = _seconds_ahead(descriptor, claim, clock)
     if ahead > _FUTURE_SECONDS:
+        who = "a process" if holder is None else f"process {holder.pid} on {holder.host}"
+        log.warning(
+            "%s last showed itself %.0f s in the future of this file system: its clock, or this "
+            "one, was wrong. If it is dead, it can be followed in %.0f s.",
+            who, ahead, STALE_SECONDS,
+        )  # fmt: skip
         with contextlib.suppress(OSError):  # of another user, or released
             os.utime(str(claim.number), dir_fd=descriptor, follow_symlinks=False)
         return False
