@@ -16,6 +16,7 @@ from amnesia_bench.pipeline.bookkeeping import (
     INPUTS,
     StageState,
     changed_inputs,
+    contents_of,
     read_inputs,
     state_of,
 )
@@ -82,6 +83,23 @@ def test_what_was_made_again_to_the_same_bits_makes_nothing_stale(store: Path) -
     assert run(store, small_graph()) == Outcome(cached=2, done=1)
     after = finished(store)
     assert {id for id in after if after[id] != before[id]} == {TOKENIZER.id}
+
+
+def test_a_store_that_was_moved_is_not_stale_where_records_name_the_old_place(
+    store: Path, tmp_path: Path
+) -> None:
+    record = TOKENIZER.folder(store) / "record.json"
+    manifest = json.loads((TOKENIZER.folder(store) / MANIFEST).read_text())
+    contents = []
+    for place, value in (("/old/place", 1), ('/a \\"new\\" place', 1), ("/old/place", 2)):
+        folder = f"{place}/data/tiny_cot-0123456789ab"
+        record.write_text(f'{{"a": "{folder}", "b": "{folder}/x.json", "c": {value}}}')
+        entry = {"path": "record.json", "bytes": record.stat().st_size, "mtime_ns": 1}
+        entry["sha256"] = hashlib.sha256(record.read_bytes()).hexdigest()
+        files = [*manifest["files"], entry]
+        (TOKENIZER.folder(store) / MANIFEST).write_text(json.dumps(manifest | {"files": files}))
+        contents += contents_of(store, {TOKENIZER.id: TOKENIZER.kind}).values()
+    assert contents[0] == contents[1] != contents[2]
 
 
 def test_what_comes_out_otherwise_makes_stale_what_follows_in_the_same_run(store: Path) -> None:

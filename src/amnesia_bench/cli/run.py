@@ -55,6 +55,6 @@ def run(args: argparse.Namespace) -> ExitCode:
             say(f"Report: {call.out}, as it was.")
             continue
         if edited := edited_files(call):
-            say(f"Changed by hand since they were written: {', '.join(edited)}. Written again:")
+            say(f"Changed or removed since they were written: {', '.join(edited)}. Written again:")
         mark_current(call, report.write(call.request))
     return ExitCode.DONE

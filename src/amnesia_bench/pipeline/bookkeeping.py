@@ -9,10 +9,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
@@ -27,6 +30,7 @@ from amnesia_bench.errors import (
     UserError,
 )
 from amnesia_bench.records import codec
+from amnesia_bench.records.artifacts import FileEntry
 from amnesia_bench.records.stages import StageFailure, StageOrder
 from amnesia_bench.store.files import make_folder, read_json, replace_text, write_json
 from amnesia_bench.store.hashing import (
@@ -50,6 +54,9 @@ from amnesia_bench.store.lease import current_holder, holding_lease
 if TYPE_CHECKING:  # a worker of a second must not wait for the config packages
     from amnesia_bench.pipeline.stage import Stage
 
+# The path of a stage's folder, or of a file in it, in a record: <store>/<kind>/<id>.
+_STAGE_FOLDER = re.compile(rb'"(?:[^"\\]|\\.)*/([a-z]+/[A-Za-z0-9._=+-]+-[0-9a-f]{12}[/"])')
+_RECORD_BYTES = 1 << 20
 ORDER, INPUTS, LOG, FAILURE = "stage.json", "inputs.json", "log.txt", "failure.json"
 
 
@@ -127,7 +134,17 @@ def _content_of(folder: Path) -> str | None:
 @lru_cache(maxsize=4096)
 def _content_at(path: Path, *_: int) -> str:
     # Asked twice a second for each stage that is watched, and a manifest never changes in place.
-    return content_sha256(read_manifest(path.parent))
+    manifest = read_manifest(path.parent)
+    entries = (_wherever(path.parent, entry) for entry in manifest.files)
+    return content_sha256(replace(manifest, files=tuple(entries)))
+
+
+def _wherever(folder: Path, entry: FileEntry) -> FileEntry:
+    """Return what a file would be in any store: records name folders by their whole path."""
+    if not entry.path.endswith(".json") or entry.bytes > _RECORD_BYTES:
+        return entry
+    text = _STAGE_FOLDER.sub(rb'"\1', (folder / entry.path).read_bytes())
+    return replace(entry, bytes=len(text), sha256=hashlib.sha256(text).hexdigest())
 
 
 def damage(store: Path, kind: str, stage_id: str) -> list[Finding]:

@@ -95,8 +95,11 @@ def _note_inputs(store: Path, stages: Sequence[Stage]) -> None:
         for stage in stages:
             inputs = {each.id: each.kind for each in stage.inputs}
             done = state_of(store, stage.kind, stage.id) is StageState.CACHED
-            if inputs and done and read_inputs(store, stage.id) is None:
-                write_inputs(store, stage.id, contents_of(store, inputs))
+            contents = contents_of(store, inputs)
+            # What an input held that is not there now, nobody knows.
+            known = bool(contents) and None not in contents.values()
+            if done and known and read_inputs(store, stage.id) is None:
+                write_inputs(store, stage.id, contents)
 
 
 def _tell_stale(store: Path, stages: Sequence[Stage]) -> None:
