@@ -108,7 +108,8 @@ def _stages(found: Plan, gpu: str) -> Table:
     for each in found.stages:
         cost = each.cost
         amount = _hour(cost.gpu_hours) if on_gpus else _tokens(cost.tokens)
-        grid.add_row(each.state, each.stage.kind, each.stage.id, amount, size(cost.disk_bytes))
+        kind, title = each.stage.title.split(" ", 1)
+        grid.add_row(each.state, kind, title, amount, size(cost.disk_bytes))
     return grid
 
 

@@ -100,7 +100,7 @@ class Stage:
     @property
     def title(self) -> str:
         """Kind and id for people, and what tells it from others of its name."""
-        return title_of(self.kind, self.id, self.settings)
+        return f"{self.kind} {self.id}{about(self.kind, self.settings)}"
 
     def folder(self, store: Path) -> Path:
         """Return where its artifact lies."""
@@ -119,11 +119,10 @@ class Stage:
         return argument
 
 
-def title_of(kind: str, stage_id: str, settings: Mapping[str, Any]) -> str:
-    """Return kind and id of a stage; of recall also the lengths, as a name may have several."""
+def about(kind: str, settings: Mapping[str, Any]) -> str:
+    """Return what tells a stage from others of its name: of recall the lengths, else nothing."""
     lengths = settings.get("lengths")
-    at = f" at {', '.join(map(str, lengths))}" if kind == "recall" and lengths else ""
-    return f"{kind} {stage_id}{at}"
+    return f" at {', '.join(map(str, lengths))}" if kind == "recall" and lengths else ""
 
 
 def closure(stages: Iterable[Stage]) -> tuple[Stage, ...]:

@@ -16,7 +16,7 @@ from amnesia_bench.pipeline.bookkeeping import (
     read_failure,
     state_of,
 )
-from amnesia_bench.pipeline.stage import Stage, title_of
+from amnesia_bench.pipeline.stage import Stage, about
 from amnesia_bench.records.stages import StageOrder
 from amnesia_bench.store.layout import stage_path
 from amnesia_bench.store.lease import current_holder
@@ -26,10 +26,14 @@ _TAIL_BYTES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """A stage: who works on it, and the end of its log, its failure, or why it is stale."""
+    """A stage: who works on it, and the end of its log, its failure, or why it is stale.
+
+    `about` tells it from others of its name.
+    """
 
     id: str
     kind: str
+    about: str
     state: StageState
     holder: str
     said: str
@@ -37,12 +41,12 @@ class StageStatus:
 
 def status_of_graph(store: Path, stages: Sequence[Stage]) -> list[StageStatus]:
     """Return the status of every stage of a graph, in its order."""
-    return [_status(store, stage.kind, stage.id) for stage in stages]
+    return [_status(store, stage) for stage in stages]
 
 
 def status_of_store(store: Path) -> list[StageStatus]:
     """Return the status of every stage that was ever begun in a store."""
-    return [_status(store, order.kind, order.id) for order in known_orders(store)]
+    return [_status(store, order) for order in known_orders(store)]
 
 
 def log_of(store: Path, name: str) -> tuple[StageOrder, Path]:
@@ -68,7 +72,9 @@ def log_of(store: Path, name: str) -> tuple[StageOrder, Path]:
     if len(found) == 1:
         return found[0], stage_path(store, found[0].id) / LOG
     if found:
-        listed = "\n".join(f"  {order.kind}/{order.id}{_lengths(order)}" for order in found)
+        listed = "\n".join(
+            f"  {order.kind}/{order.id}{about(order.kind, order.settings)}" for order in found
+        )
         raise UserError(
             f"{name}: begins the names of {len(found)} stages", hint=f"One of\n{listed}"
         )
@@ -86,12 +92,8 @@ def _is_made_of(order: StageOrder, other: StageOrder, orders: Mapping[str, Stage
     return order.id == other.id or any(_is_made_of(each, other, orders) for each in inputs)
 
 
-def _lengths(order: StageOrder) -> str:
-    kind_and_id = f"{order.kind} {order.id}"
-    return title_of(order.kind, order.id, order.settings).removeprefix(kind_and_id)
-
-
-def _status(store: Path, kind: str, stage_id: str) -> StageStatus:
+def _status(store: Path, stage: Stage | StageOrder) -> StageStatus:
+    kind, stage_id = stage.kind, stage.id
     state = state_of(store, kind, stage_id)
     holder = current_holder(stage_path(store, stage_id)) if state is StageState.RUNNING else None
     failure = read_failure(store, stage_id) if state is StageState.FAILED else None
@@ -101,6 +103,7 @@ def _status(store: Path, kind: str, stage_id: str) -> StageStatus:
     return StageStatus(
         id=stage_id,
         kind=kind,
+        about=about(kind, stage.settings).strip(),
         state=state,
         holder="" if holder is None else f"process {holder.pid} on {holder.host}",
         said=said,
