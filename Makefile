@@ -87,7 +87,6 @@ bench: setup .bench/mergekit/installed ## measure speed and memory into docs/ben
 
 lock: setup ## resolve constraints/ anew
 	$(BIN)/python scripts/lock.py cpu
-	$(BIN)/python scripts/lock.py orchestrate
 	$(BIN)/python scripts/lock.py gpu
 
 clean: ## remove .venv and caches

@@ -1,6 +1,7 @@
 """The command as its users meet it: output, exit codes, messages without tracebacks."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -160,7 +161,7 @@ def test_paths_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFix
     pre, post = save(odd / "pre", model), save(odd / "post[bold]", drifted(model, 1))
     out = odd / "out[" / "]"
     assert main(["restore", "--pre", str(pre), "--post", str(post), "--out", str(out)]) == 0
-    assert f"amnesia verify {out}\n" in capsys.readouterr().out
+    assert f"amnesia verify {shlex.quote(str(out))}\n" in capsys.readouterr().out
     (out / "[red]").write_text("x")
     assert main(["verify", str(out)]) == 4
     assert "[red]: is not in the manifest" in capsys.readouterr().out

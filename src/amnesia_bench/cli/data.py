@@ -1,4 +1,4 @@
-"""Prepare training data once, look at what was prepared, or make texts to go with it.
+r"""Prepare training data once, look at what was prepared, or make texts to go with it.
 
   amnesia data prepare miromind --tokenizer HYPENET --out data/miromind
   amnesia data prepare miromind --tokenizer HYPENET --out data/mine --input rows.jsonl \

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
 from amnesia_bench.cli.engine_options import add_engine_arguments
+from amnesia_bench.cli.output import shortened
 from amnesia_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -72,8 +74,9 @@ def lengths_of(typed: str) -> tuple[int, ...]:
         UserError: it is no list of positive whole numbers.
     """
     parts = [part.strip() for part in typed.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,11}", part) for part in parts):
         raise UserError(
-            f"--lengths {typed!r}: not a list of lengths in tokens", hint="--lengths 32768,262144"
+            f"--lengths {shortened(typed)!r}: not a list of lengths in tokens",
+            hint="--lengths 32768,262144",
         )
     return tuple(dict.fromkeys(map(int, parts)))

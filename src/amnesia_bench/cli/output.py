@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import shlex
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -16,6 +17,8 @@ from amnesia_bench.errors import MissingEnvironmentError
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
+
+_SHOWN_CHARACTERS = 80
 
 
 def show(renderable: Table | Text) -> None:
@@ -112,3 +115,13 @@ def size(num_bytes: float) -> str:
 def percent(fraction: float | None) -> str:
     """Return a fraction as a percentage; "-" where there is none."""
     return "-" if fraction is None else f"{100 * fraction:.3g} %"
+
+
+def typed(*words: object) -> str:
+    """Return a command of ours as it can be typed into a shell, whatever the names in it."""
+    return shlex.join(["amnesia", *map(str, words)])
+
+
+def shortened(text: str) -> str:
+    """Return what was typed, cut where it is too long for a message."""
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

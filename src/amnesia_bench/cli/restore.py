@@ -16,10 +16,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amnesia_bench.cli.output import shortened
 from amnesia_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from amnesia_bench.records.restoration import Restoration
+
+# No model has more layers, and int() refuses a text of thousands of digits.
+_NUMBER = r"[0-9]{1,6}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,14 +91,15 @@ def _layer_override(layers: str | None) -> list[str]:
         return []
     if layers == "all":
         return ["restore.select.layers=all"]
-    if top := re.fullmatch(r"top([1-9]\d*)", layers):
-        return [f"restore.select.layers={{top_drift: {int(top.group(1))}}}"]
-    if ranked := re.fullmatch(r"top(\d+)@(.+)", layers, re.DOTALL):
+    if top := re.fullmatch(r"top([1-9][0-9]{0,5})", layers):
+        return [f"restore.select.layers={{top_drift: {int(top[1])}}}"]
+    if ranked := re.fullmatch(rf"top({_NUMBER})@(.+)", layers, re.DOTALL):
         return [f"restore.select.layers={_top_ranked(Path(ranked[2]), int(ranked[1]))}"]
     numbers = [number for number in re.split(r"[,\s]+", layers.strip("[] ")) if number]
-    if not numbers or not all(number.isdecimal() for number in numbers):
+    if not numbers or not all(re.fullmatch(_NUMBER, number) for number in numbers):
         raise UserError(
-            f"--layers {layers!r}: is neither all, nor a list such as 2,3,6, nor top7 or top7@FILE."
+            f"--layers {shortened(layers)!r}: is neither all, nor a list such as 2,3,6, "
+            "nor top7 or top7@FILE."
         )
     return [f"restore.select.layers=[{','.join(str(int(number)) for number in numbers)}]"]
 
@@ -112,7 +117,7 @@ def _top_ranked(file: Path, count: int) -> list[int]:
 
 
 def _print(record: Restoration) -> None:
-    from amnesia_bench.cli.output import percent, say, show, size, table
+    from amnesia_bench.cli.output import percent, say, show, size, table, typed
 
     grid = table(
         f"{record.variant['name']}: {len(record.tensors)} tensors in "
@@ -145,4 +150,4 @@ def _print(record: Restoration) -> None:
     )
     if record.left_out:
         say(f"Not taken over from post: {', '.join(record.left_out)}")
-    say(f"Check it again at any time: amnesia verify {record.out}")
+    say(f"Check it again at any time: {typed('verify', record.out)}")

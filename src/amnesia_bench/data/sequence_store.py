@@ -86,20 +86,6 @@ class SequenceStore:
         tokens = self._tokens[shard][row].astype(np.int32)
         return PackedSequence(tokens, bits.astype(np.bool_), lengths, padding)
 
-    def check_tokenizer(self, sha256: str, whose: str) -> None:
-        """Refuse a tokenizer that splits texts otherwise than these were.
-
-        Raises:
-            UserError: the hashes differ.
-        """
-        if sha256 != self.tokenizer_sha256:
-            raise UserError(
-                f"{self.folder}: prepared with another tokenizer than that of {whose} "
-                f"(sha256 {self.tokenizer_sha256[:12]} and {sha256[:12]})",
-                hint=f"Prepare the data again: amnesia data prepare "
-                f"{self.description.name} --tokenizer {whose} --out NEW",
-            )
-
 
 def open_store(folder: Path) -> SequenceStore:
     """Open a data store that `amnesia data prepare` finished.

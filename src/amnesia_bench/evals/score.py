@@ -7,6 +7,7 @@ for paired comparisons) and `cells.json`, which is written last.
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -136,7 +137,7 @@ def compare(first: Scored, other: Path) -> tuple[Difference, ...]:
     if not (folder / CELLS).is_file():
         raise UserError(
             f"{other}: not scored by {first.scorer}",
-            hint=f"amnesia score {other} --scorer {first.scorer}",
+            hint=shlex.join(["amnesia", "score", str(other), "--scorer", first.scorer]),
         )
     run, _ = read_run(other)
     for name in ("task", "documents_sha256", "repeats"):
@@ -147,7 +148,7 @@ def compare(first: Scored, other: Path) -> tuple[Difference, ...]:
     if _parents_of_answers(others) != {f"sha256:{sha256_of(other / GENERATIONS)}"}:
         raise UserError(
             f"{other}: has other answers than when it was scored",
-            hint=f"amnesia score {other} --scorer {first.scorer}",
+            hint=shlex.join(["amnesia", "score", str(other), "--scorer", first.scorer]),
         )
     for where, cells in ((first.folder, first.cells), (folder, others)):
         if reason := next((cell.incomplete for cell in cells if cell.incomplete), None):

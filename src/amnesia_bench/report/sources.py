@@ -97,7 +97,7 @@ def read_source(source: Source, out: Path) -> tuple[tuple[FoundCell, ...], tuple
                 artifact=artifact,
                 origin=_origin(source.seed, path, artifact, cell, out),
             )
-            for cell in _read_cells(path)
+            for cell in _read_cells(path, artifact)
         )
     if found:
         return tuple(found), ()
@@ -113,7 +113,7 @@ def _visible(folder: Path, *names: str) -> Iterator[Path]:
             yield path
 
 
-def _read_cells(path: Path) -> Iterator[Cell]:
+def _read_cells(path: Path, artifact: Path | None) -> Iterator[Cell]:
     try:
         data = read_json(path)
         if isinstance(data, list):
@@ -122,7 +122,12 @@ def _read_cells(path: Path) -> Iterator[Cell]:
         else:
             yield codec.from_json(Cell, data, str(path))
     except UserError as error:
-        hint = "It was cut off or changed by hand: remove it and run its evaluation again."
+        hint = (
+            "It was cut off or changed by hand: remove it and run its evaluation again."
+            if artifact is None
+            # Its hash is right.
+            else "It is as it was written, so another version of amnesia-bench wrote it: use that."
+        )
         raise UserError(error.what, hint=hint) from error
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -167,8 +168,8 @@ def _described(
             raise UserError(
                 f"{pair.pre.folder}: restoring {tensor.name!r} would write NaN or infinity; "
                 "nothing was written.",
-                hint=f"See which tensors diverged: amnesia diff {pair.pre.folder} "
-                f"{pair.post.folder}",
+                hint="See which tensors diverged: "
+                + shlex.join(["amnesia", "diff", str(pair.pre.folder), str(pair.post.folder)]),
             )
         with np.errstate(invalid="ignore"):  # a diverged post may hold infinity
             moved, undone = post_values - pre_values, new_values - post_values
