@@ -13,6 +13,7 @@ from amnesia_bench.records.roles import HeadRows, LayerKind, Role
 from amnesia_bench.weights.attention_map import attention_map
 from amnesia_bench.weights.families import FAMILIES, REFUSED
 from amnesia_bench.weights.family import Family
+from amnesia_bench.weights.names import by_place
 
 Config = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -421,7 +422,7 @@ MISTAKES = {
     ),
     "extra": (
         lambda config, shapes: shapes.update({"model.layers.1.self_attn.q_proj.scales": (4,)}),
-        r"unexpected tensor model.layers.1.self_attn.q_proj.scales of shape \[4\]",
+        r"unexpected tensor 'model.layers.1.self_attn.q_proj.scales' of shape \[4\]",
     ),
     "head count": (
         lambda config, shapes: config.update(num_key_value_heads=4),
@@ -455,18 +456,40 @@ MISTAKES = {
         lambda config, shapes: config.pop("hidden_size"),
         "hidden_size should be a positive whole number, found None",
     ),
-    "another root": (
+    "another path": (
         lambda config, shapes: [
-            shapes.setdefault(name.replace("model.", "decoder."), shapes.pop(name))
+            shapes.setdefault(name.replace("layers.", "blocks."), shapes.pop(name))
             for name in list(shapes)
         ],
-        "found under none of them",
+        "found under no name",
+    ),
+    "q and k in one": (
+        lambda config, shapes: shapes.update(
+            {
+                "model.layers.3.self_attn.qkv_proj.weight": (128, 64),
+                "model.layers.3.self_attn.q_proj.weight": (1, 1),
+            }
+        )
+        or shapes.pop("model.layers.3.self_attn.q_proj.weight"),
+        r"layers.3.self_attn.q_proj.weight is missing.*there are '.*qkv_proj.weight'",
+    ),
+    "one tensor under two names": (
+        lambda config, shapes: shapes.update({"module.model.norm.weight": (64,)}),
+        "the same tensor twice",
+    ),
+    "more layers than tensors": (
+        lambda config, shapes: config.update(num_hidden_layers=10**12),
+        "num_hidden_layers is 1000000000000, but there are only",
+    ),
+    "no width of heads": (
+        lambda config, shapes: config.update(head_dim=None, hidden_size=1),
+        "4 query heads do not fit",
     ),
     "stored twice": (
         lambda config, shapes: shapes.update(
             {name.removeprefix("model."): shape for name, shape in list(shapes.items())}
         ),
-        "should be stored once",
+        "should be stored once; found under '', 'model.'",
     ),
 }
 
@@ -485,6 +508,49 @@ def test_buffers_of_old_checkpoints_are_no_extra_tensors() -> None:
     shapes = _plain_shapes("llama", 8)
     shapes["model.layers.0.self_attn.rotary_emb.inv_freq"] = (4,)
     assert len(attention_map(config, shapes).tensors) == 16
+
+
+WRAPPED = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "DDP": lambda name: f"module.{name}",
+    "DDP of a compiled model": lambda name: f"module._orig_mod.{name}",
+    "compiled DDP": lambda name: f"_orig_mod.module.{name}",
+    "PEFT": lambda name: f"base_model.model.{name}",
+    "PEFT under DDP": lambda name: f"module.base_model.model.{name}",
+    "each layer compiled": lambda name: name.replace(".self_attn.", "._orig_mod.self_attn."),
+    "FSDP": lambda name: f"_fsdp_wrapped_module.{name}".replace(
+        ".self_attn.", "._fsdp_wrapped_module._checkpoint_wrapped_module.self_attn."
+    ),
+    "another root": lambda name: name.replace("model.", "some.decoder.", 1),
+    "a bare decoder": lambda name: name.removeprefix("model."),
+    "a wrapper for images": lambda name: name.replace("model.", "model.language_model.", 1),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_the_map_does_not_hang_on_what_stands_before_the_layers(wrapped: str) -> None:
+    config, shapes = _hypenet(4, (1, 3))
+    plain = attention_map(config, shapes)
+    names = {name: WRAPPED[wrapped](name) for name in shapes}
+    renamed = attention_map(config, {names[name]: shape for name, shape in shapes.items()})
+    assert [tensor.name for tensor in renamed.tensors] == [names[t.name] for t in plain.tensors]
+    assert [(t.layer, t.role, t.rows) for t in renamed.tensors] == [
+        (t.layer, t.role, t.rows) for t in plain.tensors
+    ]
+    places = by_place(names.values(), renamed.root)
+    assert places.keys() == by_place(shapes, plain.root).keys()
+    assert all(names[by_place(shapes, plain.root)[place]] == places[place] for place in places)
+
+
+def test_of_several_decoders_the_one_with_all_softmax_layers_is_the_model() -> None:
+    config: Config = {"model_type": "llama", "num_hidden_layers": 4} | LLAMA_LIKE
+    shapes = _plain_shapes("llama", 8)
+    plain = attention_map(config, shapes)
+    predictor = {
+        name.replace("model.", "mtp."): s for name, s in shapes.items() if ".layers.0." in name
+    }
+    tower = {name.replace("model.", "vision.encoder."): (4, 4) for name in shapes}
+    assert attention_map(config, shapes | predictor | tower) == plain
 
 
 def test_attention_outside_the_decoder_is_not_looked_at() -> None:

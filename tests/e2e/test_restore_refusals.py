@@ -11,7 +11,15 @@ import pytest
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.errors import UserError
 from amnesia_bench.surgery import restore, verify
-from tests.checkpoints import drifted, random_model, save, tree_bytes, write_raw
+from tests.checkpoints import (
+    MIXERS,
+    SOFTMAX_LAYERS,
+    drifted,
+    random_model,
+    save,
+    tree_bytes,
+    write_raw,
+)
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 Change = Callable[[Path, Path], None]
@@ -74,21 +82,74 @@ def test_layer_marks_that_differ_on_both_sides(tmp_path: Path) -> None:
     assert "layer marks" in refused(pre, post, tmp_path / "out").what
 
 
-def test_a_missing_an_extra_and_a_reshaped_tensor(tmp_path: Path) -> None:
+def test_w_q_is_missing(tmp_path: Path) -> None:
     model = random_model(0)
-    pre = save(tmp_path / "pre", model)
-    fewer = {n: x for n, x in drifted(model, 1).items() if n != "model.norm.weight"}
-    more = drifted(model, 1) | {"lm_head.weight": np.ones((4, 4))}
-    reshaped = drifted(model, 1) | {"model.embed_tokens.weight": np.ones((34, 16))}
-    for name, other, says in (
-        ("fewer", fewer, "'model.norm.weight' is in"),
-        ("more", more, "'lm_head.weight' is in"),
-        ("reshaped", reshaped, "shapes of 'model.embed_tokens.weight'"),
-    ):
-        post = save(tmp_path / name, other)
-        assert says in refused(pre, post, tmp_path / "out").what
+    post = save(tmp_path / "post", drifted(model, 1))
     del model[Q1]
-    assert Q1 in refused(save(tmp_path / "no_q", model), pre, tmp_path / "out").what
+    error = refused(save(tmp_path / "no_q", model), post, tmp_path / "out")
+    assert Q1 in error.what
+    assert str(tmp_path / "no_q") in error.what
+
+
+def test_w_q_has_a_bias_on_one_side(tmp_path: Path) -> None:
+    model = random_model(0)
+    biases = {
+        f"model.layers.{layer}.self_attn.{name}_proj.bias": np.zeros(rows)
+        for layer in SOFTMAX_LAYERS
+        for name, rows in (("q", 32), ("k", 16), ("v", 16), ("o", 16))
+    }
+    plain = save(tmp_path / "plain", model)
+    other = drifted(model, 1) | biases
+    biased = save(tmp_path / "biased", other, config_changes={"attention_bias": True})
+    for pre, post in ((plain, biased), (biased, plain)):
+        what = refused(pre, post, tmp_path / "out").what
+        assert f"{biased} has 'model.layers.1.self_attn.k_proj.bias'" in what
+        assert f"{plain} has not" in what
+
+
+@pytest.mark.parametrize(
+    ("layers", "changes", "says"),
+    [
+        (4, {"num_hidden_layers": 4, "mixer_types": list(MIXERS[:4])}, "numbers of layers"),
+        (5, {"hidden_size": 32}, "hidden_size"),
+        (5, {"num_attention_heads": 2, "num_key_value_heads": 1}, "num_kv_heads"),
+        (5, {"head_dim": 4}, "head_dim"),
+    ],
+)
+def test_a_model_of_another_size(
+    layers: int, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    post = save(tmp_path / "post", random_model(0))
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    sizes |= {key: changes[key] for key in changes if key in sizes}
+    rows = {
+        "q_proj": sizes["num_attention_heads"] * sizes["head_dim"],
+        "k_proj": sizes["num_key_value_heads"] * sizes["head_dim"],
+    }
+    model = {
+        f"model.layers.{layer}.self_attn.{name}.weight": np.ones((count, sizes["hidden_size"]))
+        for layer in SOFTMAX_LAYERS
+        if layer < layers
+        for name, count in rows.items()
+    }
+    error = refused(
+        save(tmp_path / "pre", model, config_changes=changes), post, tmp_path / "out"
+    )
+    assert f"Different {says}" in error.what
+    assert "--pre" in str(error.hint)
+
+
+def test_an_adapter_that_is_not_merged(tmp_path: Path) -> None:
+    model = random_model(0)
+    post = {f"base_model.model.{name}": value for name, value in drifted(model, 1).items()}
+    for name in [name for name in post if "q_proj" in name]:
+        post[name.replace("weight", "base_layer.weight")] = post.pop(name)
+        post[name.replace("weight", "lora_A.default.weight")] = np.ones((2, 16))
+        post[name.replace("weight", "lora_B.default.weight")] = np.ones((32, 2))
+    folders = save(tmp_path / "pre", model), save(tmp_path / "post", post)
+    error = refused(*folders, tmp_path / "out")
+    assert "not merged" in error.what
+    assert "merge_and_unload" in str(error.hint)
 
 
 @pytest.mark.parametrize("side", ["pre", "post"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,18 +19,25 @@ from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import FileEntry, Manifest
 from amnesia_bench.records.restoration import Proof, Restoration
-from amnesia_bench.records.roles import AttentionMap, LayerKind
+from amnesia_bench.records.roles import AttentionMap, LayerKind, Role
 from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.surgery.compat import check_compatible, check_float, check_not_quantised
+from amnesia_bench.surgery.compat import (
+    check_compatible,
+    check_dtypes,
+    check_float,
+    check_merged,
+    check_not_quantised,
+)
 from amnesia_bench.surgery.edits import Edits, compute_edits, measure_drift
 from amnesia_bench.surgery.layer_values import Pair
+from amnesia_bench.surgery.pairing import in_posts_names, notes_on_others, pair_tensors
 from amnesia_bench.surgery.plan import LayerPlan, candidate_layers, make_plan
 from amnesia_bench.surgery.shards import WrittenShard, bytes_to_copy, check_tensors, write_shards
-from amnesia_bench.weights.attention_map import attention_map
+from amnesia_bench.weights.attention_map import ROUTING, attention_map
 from amnesia_bench.weights.checkpoint import (
     INDEX,
     Checkpoint,
@@ -136,14 +143,22 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
     checkpoints = open_checkpoint(pre), open_checkpoint(post)
     for checkpoint in checkpoints:
         check_not_quantised(checkpoint)
-    maps = [_map_of(checkpoint) for checkpoint in checkpoints]
-    check_compatible(*checkpoints, (maps[0], maps[1]), cast=cast)
-    pair = Pair(pre=checkpoints[0], post=checkpoints[1], attention=maps[1])
+        check_merged(checkpoint)
+    roles = {*ROUTING, *variant.select.roles}
+    maps = _map_of(checkpoints[0], roles), _map_of(checkpoints[1], roles)
+    notes = check_compatible(*checkpoints, maps, roles)
+    pairing = pair_tensors(*checkpoints, maps)
+    pair = Pair(
+        pre=in_posts_names(checkpoints[0], pairing), post=checkpoints[1], attention=maps[1]
+    )
     layers = candidate_layers(variant.select, pair.attention)
     plans = make_plan(variant.select, pair.attention, pair.post, layers)
-    for checkpoint in checkpoints:
-        for plan in plans:
-            check_float(checkpoint, [tensor.name for tensor in plan.tensors])
+    planned = [tensor.name for plan in plans for tensor in plan.tensors]
+    for checkpoint in (pair.pre, pair.post):
+        check_float(checkpoint, planned)
+    if not cast:
+        check_dtypes(pair.pre, pair.post, planned)
+    notes += notes_on_others(pair.pre, pair.post, pairing, set(planned))
     if isinstance(variant.select.layers, TopDrift):
         drift = measure_drift(pair, plans)
         keep = sorted(drift, key=lambda layer: -drift[layer])[: variant.select.layers.top_drift]
@@ -153,13 +168,13 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
         variant=variant,
         cast=cast,
         plans=plans,
-        warnings=_warnings(variant, pair, plans),
+        warnings=(*_warnings(variant, pair, plans), *notes),
     )
 
 
-def _map_of(checkpoint: Checkpoint) -> AttentionMap:
+def _map_of(checkpoint: Checkpoint, roles: Collection[Role]) -> AttentionMap:
     try:
-        return attention_map(checkpoint.config, checkpoint.shapes)
+        return attention_map(checkpoint.config, checkpoint.shapes, roles)
     except UserError as error:  # which of the two it is, only the caller knows
         raise UserError(f"{checkpoint.folder}: {error.what}", hint=error.hint) from None
 

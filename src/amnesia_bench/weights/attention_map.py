@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import difflib
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.records.roles import AttentionMap, LayerKind
+from amnesia_bench.records.roles import AttentionMap, LayerKind, Role
 from amnesia_bench.weights.config_keys import Config, integer, optional_integer
 from amnesia_bench.weights.expected import (
     Block,
@@ -20,27 +21,42 @@ from amnesia_bench.weights.expected import (
 )
 from amnesia_bench.weights.families import FAMILIES, REFUSED
 from amnesia_bench.weights.family import Family
+from amnesia_bench.weights.names import plain_name
 from amnesia_bench.weights.routing import routing_of
 from amnesia_bench.weights.row_layouts import Heads
 
 
-def attention_map(config: Mapping[str, object], shapes: Mapping[str, Shape]) -> AttentionMap:
+ROUTING = (Role.Q, Role.K)
+
+
+def attention_map(
+    config: Mapping[str, object],
+    shapes: Mapping[str, Shape],
+    roles: Collection[Role] = tuple(Role),
+) -> AttentionMap:
     """Find the softmax layers of a checkpoint and the tensors that are their W_Q, W_K, ...
 
     Args:
         config: the parsed config.json, in the spelling of any transformers version; the
             `text_config` of a vision-language wrapper is found inside.
         shapes: disk name -> shape of every tensor of the checkpoint.
+        roles: the roles whose tensors must be there; those of other roles may be missing.
 
     Returns:
-        The map. Every softmax layer owns exactly the tensors of its family in the expected
-        shapes, and no other layer does. Where layers share one block (zamba2), its tensors are
-        listed under the first layer that uses it; the others list none.
+        The map. Every softmax layer owns the tensors of its family in the expected shapes and
+        no others, and no other layer owns such a set. Where layers share one block (zamba2),
+        its tensors are listed under the first layer that uses it; the others list none.
 
     Raises:
         UserError: an unknown or refused architecture, or tensors that do not fit the config.
     """
     family, config = _family(config)
+    disk_names = {plain_name(name): name for name in shapes}
+    if len(disk_names) < len(shapes):
+        twice = sorted(shapes.keys() - disk_names.values())[0]
+        raise UserError(f"{twice!r} and {disk_names[plain_name(twice)]!r} are the same tensor twice")
+    shapes = {plain: tuple(shapes[name]) for plain, name in disk_names.items()}
+    _check_layer_count(config, shapes)
     kinds = family.layer_kinds(config)
     softmax = [i for i, kind in enumerate(kinds) if kind in (LayerKind.FULL, LayerKind.SLIDING)]
     if not softmax:
@@ -48,14 +64,15 @@ def attention_map(config: Mapping[str, object], shapes: Mapping[str, Shape]) -> 
     heads = _heads(family, config)
     owners = _owners(family, config, softmax)
     names = sorted(shapes)
-    block = Block(family=family, config=config, heads=heads, root=_root(family, owners, names))
+    block = Block(family=family, config=config, heads=heads, root="")
+    block = replace(block, root=_root(block, owners, names, shapes))
     tensors = []
     for layer, kind in enumerate(kinds):
         found = _below(block.prefix(layer), names, shapes, family.buffers)
         if layer in owners:
             expected = _expected(block, layer, owners, softmax)
-            check(expected, found, f"layer {layer} ({kind.value} attention, {family.name})")
-            tensors += role_tensors(layer, expected)
+            check(expected, found, f"layer {layer} ({kind.value} attention, {family.name})", roles)
+            tensors += role_tensors(layer, [tensor for tensor in expected if tensor.name in found])
         elif fits(list(block.tensors(layer)), found):
             raise UserError(
                 f"layer {layer} is not a softmax layer of its own according to config.json "
@@ -68,7 +85,8 @@ def attention_map(config: Mapping[str, object], shapes: Mapping[str, Shape]) -> 
         num_query_heads=heads.query,
         num_kv_heads=heads.kv,
         head_dim=heads.dim,
-        tensors=tuple(tensors),
+        root=block.root,
+        tensors=tuple(replace(tensor, name=disk_names[tensor.name]) for tensor in tensors),
         routing=routing_of(family, config, heads, kinds),
     )
 
@@ -102,6 +120,8 @@ def _heads(family: Family, config: Config) -> Heads:
     kv = optional_integer(config, family.num_kv_heads) or query
     inner = hidden * family.inner_multiple
     dim = optional_integer(config, family.head_dim) or inner // query
+    if not dim:
+        raise UserError(f"config.json: {query} query heads do not fit into a width of {inner}")
     if query % kv:
         raise UserError(
             f"config.json: {query} query heads cannot share {kv} key/value heads evenly"
@@ -117,17 +137,41 @@ def _owners(family: Family, config: Config, softmax: Sequence[int]) -> Sequence[
     return softmax[: 1 if key is None else integer(config, key)]
 
 
-def _root(family: Family, owners: Sequence[int], names: Sequence[str]) -> str:
-    """Return the one path prefix under which the first softmax layer is stored."""
-    blocks = {root: root + family.block.format(layer=owners[0]) for root in family.roots}
-    roots = [root for root, prefix in blocks.items() if _range(prefix, names)]
+def _check_layer_count(config: Config, shapes: Shapes) -> None:
+    layers = optional_integer(config, "num_hidden_layers")
+    if layers is not None and layers > len(shapes):
+        raise UserError(
+            f"config.json: num_hidden_layers is {layers}, but there are only {len(shapes)} tensors",
+            hint="is the checkpoint complete, and config.json its own?",
+        )
+
+
+def _root(block: Block, owners: Sequence[int], names: Sequence[str], shapes: Shapes) -> str:
+    """Return the path prefix under which the decoder is stored.
+
+    Any will do. Where several hold the first softmax layer (a vision tower and a multi-token
+    predictor have blocks of the same names), it is the one that holds W_Q and W_K of all.
+    """
+    below = block.prefix(owners[0])
+    before = {name.partition(below)[0] for name in names if below in name}
+    stored = sorted(root for root in before if not root or root.endswith("."))
+    roots = [r for r in stored if len(stored) == 1 or _holds(replace(block, root=r), owners, shapes)]
     if len(roots) != 1:
         raise UserError(
-            f"{family.name}: the softmax layer {owners[0]} should be stored once, under one of "
-            f"{', '.join(blocks.values())}; found under {', '.join(roots) or 'none of them'}",
+            f"{block.family.name}: the softmax layer {owners[0]} (...{below}) should be stored "
+            f"once; found under {', '.join(map(repr, roots or stored)) or 'no name'}",
             hint="config.json and the weights may be of two different models",
         )
     return roots[0]
+
+
+def _holds(block: Block, layers: Sequence[int], shapes: Shapes) -> bool:
+    return all(
+        shapes.get(tensor.name) == tensor.shape
+        for layer in layers
+        for tensor in block.tensors(layer)
+        if tensor.has_role(ROUTING)
+    )
 
 
 def _range(prefix: str, names: Sequence[str]) -> Sequence[str]:

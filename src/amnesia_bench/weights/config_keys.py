@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from amnesia_bench.errors import UserError
 
 Config = Mapping[str, object]
+LARGEST_INTEGER = 1 << 53  # that JSON carries between programs (RFC 8259, section 6)
 
 
 def lookup(config: Config, key: str) -> object | None:
@@ -26,7 +27,7 @@ def integer(config: Config, key: str) -> int:
         UserError: the key is missing or holds something else.
     """
     value = lookup(config, key)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < LARGEST_INTEGER:
         raise UserError(
             f"config.json: {key} should be a positive whole number, found {value!r}",
             hint="check that this is the config.json the checkpoint was saved with",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from amnesia_bench.errors import UserError
@@ -23,6 +23,10 @@ class ExpectedTensor:
     name: str
     shape: Shape
     shares: tuple[tuple[Role, HeadRows | None], ...]
+
+    def has_role(self, roles: Collection[Role]) -> bool:
+        """Return whether some rows play one of these roles."""
+        return any(role in roles for role, _ in self.shares)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,32 +77,42 @@ class Block:
                     )
 
 
-def check(expected: list[ExpectedTensor], found: Shapes, where: str) -> None:
+def check(
+    expected: list[ExpectedTensor], found: Shapes, where: str, roles: Collection[Role]
+) -> None:
     """Compare the tensors below one attention block with the expected ones.
 
     Args:
         expected: what the family's block holds.
         found: every tensor below the block, buffers left out.
         where: how to call the block.
+        roles: the roles whose tensors must be there.
 
     Raises:
-        UserError: naming the first tensor that is missing, extra, or of another shape.
+        UserError: naming the first tensor that is missing, of another shape, or unknown.
     """
+    unknown = sorted(found.keys() - {tensor.name for tensor in expected})
     for tensor in expected:
+        if tensor.name not in found and not tensor.has_role(roles):
+            continue
         if tensor.name not in found:
+            instead = f"; there are {', '.join(map(repr, unknown))}" if unknown else ""
             raise UserError(
-                f"{where}: {tensor.name} is missing (expected shape {list(tensor.shape)})",
-                hint="is the checkpoint complete, and config.json its own?",
+                f"{where}: {tensor.name} is missing (expected shape {list(tensor.shape)}){instead}",
+                hint="save the checkpoint with transformers' save_pretrained, which neither splits "
+                "nor joins projections in another way and merges adapters"
+                if unknown
+                else "is the checkpoint complete, and config.json its own?",
             )
-        if tuple(found[tensor.name]) != tensor.shape:
+        if found[tensor.name] != tensor.shape:
             raise UserError(
                 f"{where}: {tensor.name} should have shape {list(tensor.shape)}, "
                 f"found {list(found[tensor.name])}",
                 hint="head counts, head_dim and hidden size come from config.json",
             )
-    if extra := sorted(found.keys() - {tensor.name for tensor in expected}):
+    if unknown:
         raise UserError(
-            f"{where}: unexpected tensor {extra[0]} of shape {list(found[extra[0]])}",
+            f"{where}: unexpected tensor {unknown[0]!r} of shape {list(found[unknown[0]])}",
             hint="merge adapters first; quantised weights cannot be restored",
         )
 

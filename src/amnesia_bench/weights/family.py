@@ -90,8 +90,7 @@ class Family:
         model_types: the `model_type` values of config.json it covers.
         layer_kinds: config -> kind of every decoder layer.
         modules: the modules of a softmax attention block.
-        block: the block's path below the root; `{layer}` is the layer index.
-        roots: path prefixes under which the decoder may be stored; exactly one must fit.
+        block: the block's path in the decoder, whatever that is called; `{layer}` is the index.
         num_query_heads, num_kv_heads, head_dim, window, rope_theta: config keys (dotted where
             nested; head_dim "" where no key may change inner / heads).
         inner_multiple: width of the block's input in hidden sizes.
@@ -109,9 +108,6 @@ class Family:
     layer_kinds: LayerKinds
     modules: tuple[Module, ...]
     block: str = "layers.{layer}.self_attn."
-    # `model.` is a causal LM; the next two are the text tower inside a vision-language wrapper
-    # (as saved by transformers >= 4.52 and before); "" is a bare decoder.
-    roots: tuple[str, ...] = ("model.", "model.language_model.", "language_model.model.", "")
     num_query_heads: str = "num_attention_heads"
     num_kv_heads: str = "num_key_value_heads"
     head_dim: str = "head_dim"

@@ -61,7 +61,6 @@ def _query_with_gate() -> tuple[Module, ...]:
 def _fla(
     name: str,
     model_types: tuple[str, ...],
-    roots: tuple[str, ...] = ("model.", ""),
     block: str = "layers.{layer}.attn.",
 ) -> Family:
     """Models of flash-linear-attention whose blocks look at config.attn["layers"]."""
@@ -70,7 +69,6 @@ def _fla(
         model_types=model_types,
         layer_kinds=attn_dict,  # the linear mixers have the same path and the same names
         modules=separate(bias=flag("attn.qkv_bias"), output_bias=never),
-        roots=roots,
         block=block,
         num_query_heads="attn.num_heads",
         num_kv_heads="attn.num_kv_heads",
@@ -158,9 +156,7 @@ HYBRID_FAMILIES = (
         model_types=("nemotron_h",),
         layer_kinds=by_marks("layers_block_type", otherwise=by_pattern),
         modules=separate(),
-        # Attention, Mamba, MLP and MoE blocks are all called mixer; "model." is the name of the
-        # module in transformers 5, which writes "backbone." back to disk.
-        roots=("backbone.", "model."),
+        # Attention, Mamba, MLP and MoE blocks are all called mixer.
         block="layers.{layer}.mixer.",
         rotates=never,
         defaults={"head_dim": 128},
@@ -297,5 +293,5 @@ HYBRID_FAMILIES = (
             "rwkv7",
         ),
     ),
-    _fla("samba", ("samba",), roots=("backbone.", ""), block="layers.{layer}.mixer."),
+    _fla("samba", ("samba",), block="layers.{layer}.mixer."),
 )

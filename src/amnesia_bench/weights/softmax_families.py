@@ -142,7 +142,6 @@ SOFTMAX_FAMILIES = (
             ),
             output_projection("dense", bias=ATTENTION_BIAS),
         ),
-        roots=("gpt_neox.", ""),
         block="layers.{layer}.attention.",
         aliases={"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"},
         defaults={"attention_bias": True, "partial_rotary_factor": 0.25},
