@@ -1,0 +1,125 @@
+"""Which tensor of one checkpoint is which of another, whatever they are called.
+
+A fine-tune often stores its tensors in another way than its base: without multi-token predictor
+or vision tower, under another prefix, a tied head once instead of twice, experts one by one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.records.roles import AttentionMap, Role
+from amnesia_bench.weights.checkpoint import Checkpoint
+from amnesia_bench.weights.names import by_place, plain_name
+
+NAMED = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pairing:
+    """Names of A -> names of B for the tensors that both have, and the names of the others."""
+
+    common: Mapping[str, str]
+    only_in_a: tuple[str, ...]
+    only_in_b: tuple[str, ...]
+
+
+def pair_tensors(
+    a: Checkpoint, b: Checkpoint, maps: tuple[AttentionMap | None, AttentionMap | None]
+) -> Pairing:
+    """Pair the tensors by their place in the decoder or, where a map is missing, by their names."""
+    roots = [found.root if None not in maps and found is not None else None for found in maps]
+    in_a, in_b = by_place(a.tensors, roots[0]), by_place(b.tensors, roots[1])
+    return Pairing(
+        common={name: in_b[place] for place, name in in_a.items() if place in in_b},
+        only_in_a=tuple(sorted(in_a[place] for place in in_a.keys() - in_b.keys())),
+        only_in_b=tuple(sorted(in_b[place] for place in in_b.keys() - in_a.keys())),
+    )
+
+
+def in_posts_names(pre: Checkpoint, pairing: Pairing) -> Checkpoint:
+    """Return `pre` with the tensors that post has too, called as post calls them."""
+    tensors = {ours: pre.tensors[theirs] for theirs, ours in pairing.common.items()}
+    return replace(pre, tensors=tensors)
+
+
+def check_roles(
+    pre: Checkpoint,
+    post: Checkpoint,
+    maps: tuple[AttentionMap, AttentionMap],
+    roles: Collection[Role],
+) -> None:
+    """Raise UserError unless both have the same tensors of these roles, in equal shapes."""
+    in_pre, in_post = (
+        by_place((t.name for t in found.tensors if t.role in roles), found.root) for found in maps
+    )
+    for place in sorted(in_pre.keys() ^ in_post.keys()):
+        have, lack = (pre, post) if place in in_pre else (post, pre)
+        name = in_pre.get(place) or in_post[place]
+        raise _other_form(f"{have.folder} has {name!r} and {lack.folder} has not")
+    for place, name in sorted(in_post.items()):
+        shapes = [list(c.shapes[n]) for c, n in ((pre, in_pre[place]), (post, name))]
+        if shapes[0] != shapes[1]:
+            raise _other_form(f"{name!r} has shape {shapes[0]} in pre and {shapes[1]} in post")
+
+
+def notes_on_others(
+    pre: Checkpoint, post: Checkpoint, pairing: Pairing, planned: Collection[str]
+) -> Iterator[str]:
+    """Say in what the two differ besides what is planned. `pre` is called by post's names."""
+    renamed = [(a, b) for a, b in pairing.common.items() if a != b]
+    if renamed:
+        theirs, ours = next(((a, b) for a, b in renamed if b in planned), renamed[0])
+        yield (
+            f"Pre calls {theirs!r} what post calls {ours!r}: they are paired by their place in the "
+            "model, and post's names are written."
+        )
+    wrapped = [name for name in post.tensors if plain_name(name) != name]
+    if wrapped:
+        yield (
+            f"Post's names keep a wrapper of its training ({wrapped[0]!r}), under which "
+            "transformers and vLLM do not find them; the restored checkpoint has them too."
+        )
+    for where, names in (("pre", pairing.only_in_a), ("post", pairing.only_in_b)):
+        if names:
+            yield f"Only in {where}, and of no matter here: {shortened(names)}."
+    others = [name for name in pre.tensors if name not in planned]
+    entries = {name: (pre.tensors[name][1], post.tensors[name][1]) for name in others}
+    reshaped = [name for name, (a, b) in entries.items() if a.shape != b.shape]
+    if reshaped:
+        a, b = entries[reshaped[0]]
+        yield (
+            f"Of another shape, and left as in post: {shortened(reshaped)} "
+            f"(the first: pre {list(a.shape)}, post {list(b.shape)})."
+        )
+    recast = [name for name, (a, b) in entries.items() if a.dtype != b.dtype]
+    if recast:
+        yield f"Of another dtype, and left as in post: {shortened(recast)}."
+
+
+def shortened(names: Iterable[str]) -> str:
+    """Return a few of the names, those that differ in numbers only as one, and how many there are.
+
+    `mtp.layers.*.q_proj.weight, mtp.norm.weight (3 tensors)`
+    """
+    names = list(names)
+    patterns = list(dict.fromkeys(printable(re.sub(r"(?<=\.)\d+(?=\.)", "*", n)) for n in names))
+    more = f", and {len(patterns) - NAMED} more" if len(patterns) > NAMED else ""
+    count = f"{len(names)} tensors" if len(names) > 1 else "1 tensor"
+    return f"{', '.join(patterns[:NAMED])}{more} ({count})"
+
+
+def printable(name: str) -> str:
+    """Return a name of a file in a form that a terminal can show."""
+    return name if name.isprintable() else repr(name)
+
+
+def _other_form(what: str) -> UserError:
+    return UserError(
+        f"W_Q and W_K of pre and post are of different forms: {what}.",
+        hint="Give as --pre the checkpoint that post was fine-tuned from, or convert one of the "
+        "two into the form of the other (load it in transformers, save_pretrained).",
+    )
