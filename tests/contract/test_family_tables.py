@@ -464,13 +464,15 @@ MISTAKES = {
         "found under no name",
     ),
     "q and k in one": (
-        lambda config, shapes: shapes.update(
-            {
-                "model.layers.3.self_attn.qkv_proj.weight": (128, 64),
-                "model.layers.3.self_attn.q_proj.weight": (1, 1),
-            }
-        )
-        or shapes.pop("model.layers.3.self_attn.q_proj.weight"),
+        lambda config, shapes: (
+            shapes.update(
+                {
+                    "model.layers.3.self_attn.qkv_proj.weight": (128, 64),
+                    "model.layers.3.self_attn.q_proj.weight": (1, 1),
+                }
+            )
+            or shapes.pop("model.layers.3.self_attn.q_proj.weight")
+        ),
         r"layers.3.self_attn.q_proj.weight is missing.*there are '.*qkv_proj.weight'",
     ),
     "one tensor under two names": (

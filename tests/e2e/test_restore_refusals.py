@@ -132,9 +132,7 @@ def test_a_model_of_another_size(
         if layer < layers
         for name, count in rows.items()
     }
-    error = refused(
-        save(tmp_path / "pre", model, config_changes=changes), post, tmp_path / "out"
-    )
+    error = refused(save(tmp_path / "pre", model, config_changes=changes), post, tmp_path / "out")
     assert f"Different {says}" in error.what
     assert "--pre" in str(error.hint)
 

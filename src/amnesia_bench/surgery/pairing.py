@@ -1,7 +1,7 @@
-"""Which tensor of one checkpoint is which of another, whatever they are called.
+"""Match the tensors of two checkpoints of one model, whatever their names.
 
-A fine-tune often stores its tensors in another way than its base: without multi-token predictor
-or vision tower, under another prefix, a tied head once instead of twice, experts one by one.
+A fine-tune often stores its tensors differently from its base: without the multi-token predictor
+or the vision tower, under another prefix, a tied head once instead of twice, experts fused.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ NAMED = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """Names of A -> names of B for the tensors that both have, and the names of the others."""
+    """The tensors that both have, as name in A -> name in B, and the names of the others."""
 
     common: Mapping[str, str]
     only_in_a: tuple[str, ...]
@@ -30,7 +30,7 @@ class Pairing:
 def pair_tensors(
     a: Checkpoint, b: Checkpoint, maps: tuple[AttentionMap | None, AttentionMap | None]
 ) -> Pairing:
-    """Pair the tensors by their place in the decoder or, where a map is missing, by their names."""
+    """Match tensors by their place in the decoder, or by name if either has no map."""
     roots = [found.root if None not in maps and found is not None else None for found in maps]
     in_a, in_b = by_place(a.tensors, roots[0]), by_place(b.tensors, roots[1])
     return Pairing(
@@ -41,7 +41,7 @@ def pair_tensors(
 
 
 def in_posts_names(pre: Checkpoint, pairing: Pairing) -> Checkpoint:
-    """Return `pre` with the tensors that post has too, called as post calls them."""
+    """Return `pre` with only the tensors that post also has, under post's names."""
     tensors = {ours: pre.tensors[theirs] for theirs, ours in pairing.common.items()}
     return replace(pre, tensors=tensors)
 
@@ -69,51 +69,54 @@ def check_roles(
 def notes_on_others(
     pre: Checkpoint, post: Checkpoint, pairing: Pairing, planned: Collection[str]
 ) -> Iterator[str]:
-    """Say in what the two differ besides what is planned. `pre` is called by post's names."""
+    """Yield how the two differ outside the plan; `pre` goes by post's names."""
     renamed = [(a, b) for a, b in pairing.common.items() if a != b]
     if renamed:
         theirs, ours = next(((a, b) for a, b in renamed if b in planned), renamed[0])
         yield (
-            f"Pre calls {theirs!r} what post calls {ours!r}: they are paired by their place in the "
-            "model, and post's names are written."
+            f"Tensor names differ (pre {printable(theirs)}, post {printable(ours)}): tensors were "
+            "matched by layer and role, and the output keeps post's names."
         )
     wrapped = [name for name in post.tensors if plain_name(name) != name]
     if wrapped:
         yield (
-            f"Post's names keep a wrapper of its training ({wrapped[0]!r}), under which "
-            "transformers and vLLM do not find them; the restored checkpoint has them too."
+            f"Post's tensor names carry a training wrapper ({printable(wrapped[0])}), which "
+            "transformers and vLLM do not recognise; the output keeps them."
         )
     for where, names in (("pre", pairing.only_in_a), ("post", pairing.only_in_b)):
         if names:
-            yield f"Only in {where}, and of no matter here: {shortened(names)}."
+            yield f"Only in {where}, not needed for the repair: {shortened(names)}."
     others = [name for name in pre.tensors if name not in planned]
     entries = {name: (pre.tensors[name][1], post.tensors[name][1]) for name in others}
     reshaped = [name for name, (a, b) in entries.items() if a.shape != b.shape]
     if reshaped:
         a, b = entries[reshaped[0]]
         yield (
-            f"Of another shape, and left as in post: {shortened(reshaped)} "
-            f"(the first: pre {list(a.shape)}, post {list(b.shape)})."
+            f"Different shape, the output keeps post's: {shortened(reshaped)}; the first is "
+            f"{list(a.shape)} in pre and {list(b.shape)} in post."
         )
     recast = [name for name, (a, b) in entries.items() if a.dtype != b.dtype]
     if recast:
-        yield f"Of another dtype, and left as in post: {shortened(recast)}."
+        yield f"Different dtype, the output keeps post's: {shortened(recast)}."
 
 
 def shortened(names: Iterable[str]) -> str:
-    """Return a few of the names, those that differ in numbers only as one, and how many there are.
+    """Return the first few names and their number; names that differ only in numbers become one.
 
-    `mtp.layers.*.q_proj.weight, mtp.norm.weight (3 tensors)`
+    Example: `mtp.layers.*.q_proj.weight, mtp.norm.weight (3 tensors)`
     """
-    names = list(names)
-    patterns = list(dict.fromkeys(printable(re.sub(r"(?<=\.)\d+(?=\.)", "*", n)) for n in names))
-    more = f", and {len(patterns) - NAMED} more" if len(patterns) > NAMED else ""
-    count = f"{len(names)} tensors" if len(names) > 1 else "1 tensor"
-    return f"{', '.join(patterns[:NAMED])}{more} ({count})"
+    patterns: dict[str, list[str]] = {}
+    for name in names:
+        patterns.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
+    shown = [printable(p if len(same) > 1 else same[0]) for p, same in patterns.items()]
+    more = f", and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
+    total = sum(map(len, patterns.values()))
+    count = f"{total} tensors" if total > 1 else "1 tensor"
+    return f"{', '.join(shown[:NAMED])}{more} ({count})"
 
 
 def printable(name: str) -> str:
-    """Return a name of a file in a form that a terminal can show."""
+    """Return a tensor name without characters that a terminal would obey."""
     return name if name.isprintable() else repr(name)
 
 

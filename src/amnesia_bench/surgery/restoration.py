@@ -148,9 +148,7 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
     maps = _map_of(checkpoints[0], roles), _map_of(checkpoints[1], roles)
     notes = check_compatible(*checkpoints, maps, roles)
     pairing = pair_tensors(*checkpoints, maps)
-    pair = Pair(
-        pre=in_posts_names(checkpoints[0], pairing), post=checkpoints[1], attention=maps[1]
-    )
+    pair = Pair(pre=in_posts_names(checkpoints[0], pairing), post=checkpoints[1], attention=maps[1])
     layers = candidate_layers(variant.select, pair.attention)
     plans = make_plan(variant.select, pair.attention, pair.post, layers)
     planned = [tensor.name for plan in plans for tensor in plan.tensors]

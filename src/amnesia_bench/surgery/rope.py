@@ -1,4 +1,4 @@
-"""Do W_Q and W_K of two checkpoints expect the same rotations? If not, does it matter?"""
+"""Compare the rotary embeddings of two checkpoints: which differences change W_Q and W_K?"""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from amnesia_bench.errors import UserError
 from amnesia_bench.weights.checkpoint import CONFIG, Checkpoint
 
-# What users add to a config.json to serve longer contexts than the model was trained on.
+# Rope types that users add to config.json to serve longer contexts than in training.
 SERVING_TYPES = ("yarn", "dynamic")
-# What training fixes, whatever is added for serving.
+# Keys fixed by training; a serving-time scaling leaves them alone.
 TRAINED_KEYS = ("rope_theta", "partial_rotary_factor")
 
 Rope = Mapping[str, object]
@@ -35,16 +35,15 @@ def check_rope(
     sections = [key for key in keys if _last(key).startswith("mrope_")]
     if sections:
         notes.append(
-            f"{', '.join(sections)} differ: they give positions to images and video, and text is "
-            "attended to in the same way with and without them."
+            f"Different {', '.join(sections)}: these keys only affect images and video, so text is "
+            "attended to in the same way."
         )
     served = [key for key in keys if key not in sections and _is_for_serving(key, ropes)]
     if served:
         notes.append(
-            f"Only one config.json stretches the rope ({_listed(served, ropes)}). This is taken "
-            "for a setting of serving, which leaves W_Q and W_K what they are; the restored "
-            "checkpoint keeps post's. If one side was trained with it, the recall of pre may not "
-            "come back in full."
+            f"Only one config.json scales the rope ({_listed(served, ropes)}). This is taken for a "
+            "serving-time setting, which does not change W_Q and W_K; the output keeps post's. If "
+            "one side was trained with it, pre's recall may not come back in full."
         )
     trained = [key for key in keys if key not in sections and key not in served]
     if trained:
@@ -58,7 +57,7 @@ def _last(key: str) -> str:
 
 
 def _is_for_serving(key: str, ropes: tuple[Rope | None, Rope | None]) -> bool:
-    """Does this key belong to a stretched rope that one side has, on top of the same training?"""
+    """Return whether only one side scales this rope, and both were trained with the same one."""
     kind = key[: -len(_last(key))]
     a, b = (
         {_last(k): v for k, v in (rope or {}).items() if k[: -len(_last(k))] == kind}
@@ -88,12 +87,11 @@ def _row(key: str, in_pre: object, in_post: object) -> str:
 
 def _different(pre: Checkpoint, post: Checkpoint, rows: list[str], key: str | None) -> UserError:
     lines = "\n".join(rows)
-    edited = f"put the {key or 'rope'} of training back into that {CONFIG}"
     return UserError(
         f"Different rope:\n{lines}\n  (pre {pre.folder}, post {post.folder})\n"
-        "W_Q and W_K are trained for one rotation per position: under another they look at other "
-        "distances, so pre's would not bring pre's recall back.",
-        hint="If post was trained with its rope, give as --pre the checkpoint that has this rope "
-        "too: the one in which it was changed, before the fine-tune. If a config.json was edited "
-        f"after training, {edited}.",
+        "W_Q and W_K only work with the rotations that they were trained with: in post, pre's "
+        "would attend at wrong distances.",
+        hint="If post was trained with its rope, give as --pre a checkpoint with the same rope "
+        "(after the rope was changed, before the fine-tune); the one given cannot repair it. If a "
+        f"{CONFIG} was edited after training, set {key or 'its rope'} there to the trained value.",
     )

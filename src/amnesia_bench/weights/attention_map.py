@@ -54,7 +54,9 @@ def attention_map(
     disk_names = {plain_name(name): name for name in shapes}
     if len(disk_names) < len(shapes):
         twice = sorted(shapes.keys() - disk_names.values())[0]
-        raise UserError(f"{twice!r} and {disk_names[plain_name(twice)]!r} are the same tensor twice")
+        raise UserError(
+            f"{twice!r} and {disk_names[plain_name(twice)]!r} are the same tensor twice"
+        )
     shapes = {plain: tuple(shapes[name]) for plain, name in disk_names.items()}
     _check_layer_count(config, shapes)
     kinds = family.layer_kinds(config)
@@ -155,7 +157,9 @@ def _root(block: Block, owners: Sequence[int], names: Sequence[str], shapes: Sha
     below = block.prefix(owners[0])
     before = {name.partition(below)[0] for name in names if below in name}
     stored = sorted(root for root in before if not root or root.endswith("."))
-    roots = [r for r in stored if len(stored) == 1 or _holds(replace(block, root=r), owners, shapes)]
+    roots = [
+        r for r in stored if len(stored) == 1 or _holds(replace(block, root=r), owners, shapes)
+    ]
     if len(roots) != 1:
         raise UserError(
             f"{block.family.name}: the softmax layer {owners[0]} (...{below}) should be stored "
