@@ -25,7 +25,6 @@ from amnesia_bench.weights.names import plain_name
 from amnesia_bench.weights.routing import routing_of
 from amnesia_bench.weights.row_layouts import Heads
 
-
 ROUTING = (Role.Q, Role.K)
 
 
