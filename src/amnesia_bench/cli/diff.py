@@ -44,21 +44,8 @@ def _print(difference: CheckpointDifference) -> None:
     from amnesia_bench.cli.output import percent, say, show, table
     from amnesia_bench.surgery.pairing import printable, shortened
 
-    in_layers = [d for d in difference.different if d.role is not None]
+    _print_softmax_layers(difference)
     others = [d for d in difference.different if d.role is None]
-    if in_layers:
-        grid = table(
-            f"softmax layers of {difference.family}: |B - A| / |A|",
-            ("layer", "role", "tensors", "values changed", "drift"),
-            left=2,
-        )
-        groups: dict[tuple[int | None, str | None], list[TensorDifference]] = {}
-        for d in in_layers:
-            groups.setdefault((d.layer, d.role), []).append(d)
-        for (layer, role), group in groups.items():
-            cells = (str(layer), str(role), str(len(group)))
-            grid.add_row(*cells, _changed(group), percent(_drift(group)))
-        show(grid)
     if others:
         grid = table("other tensors, most moved first", ("tensor", "values changed", "drift"))
         ranked = sorted(others, key=lambda d: -(d.relative_drift or math.inf))
@@ -82,6 +69,25 @@ def _print(difference: CheckpointDifference) -> None:
         f"{len({d.name for d in difference.different})} tensors differ, {difference.identical} are "
         "identical byte for byte."
     )
+
+
+def _print_softmax_layers(difference: CheckpointDifference) -> None:
+    from amnesia_bench.cli.output import percent, show, table
+
+    groups: dict[tuple[int | None, str], list[TensorDifference]] = {}
+    for d in difference.different:
+        if d.role is not None:
+            groups.setdefault((d.layer, d.role), []).append(d)
+    if groups:
+        grid = table(
+            f"softmax layers of {difference.family}: |B - A| / |A|",
+            ("layer", "role", "tensors", "values changed", "drift"),
+            left=2,
+        )
+        for (layer, role), group in groups.items():
+            cells = (str(layer), role, str(len(group)))
+            grid.add_row(*cells, _changed(group), percent(_drift(group)))
+        show(grid)
 
 
 def _changed(group: Iterable[TensorDifference]) -> str:

@@ -113,6 +113,7 @@ def _top_ranked(file: Path, count: int) -> list[int]:
 
 def _print(record: Restoration) -> None:
     from amnesia_bench.cli.output import percent, say, show, size, table
+    from amnesia_bench.surgery.pairing import printable
 
     grid = table(
         f"{record.variant['name']}: {len(record.tensors)} tensors in "
@@ -125,7 +126,7 @@ def _print(record: Restoration) -> None:
         grid.add_row(
             str(tensor.layer),
             tensor.role.value,
-            tensor.name,
+            printable(tensor.name),
             f"{sum(stop - start for start, stop in tensor.rows):,}",
             percent(tensor.relative_drift),
             percent(tensor.relative_repair),

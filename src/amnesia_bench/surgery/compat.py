@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
+from typing import cast
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import AttentionMap, Role
 from amnesia_bench.surgery.pairing import check_roles
-from amnesia_bench.surgery.rope import check_rope
+from amnesia_bench.surgery.rope import Rope, check_rope
 from amnesia_bench.weights.checkpoint import CONFIG, Checkpoint
 from amnesia_bench.weights.header import DTYPE_BITS
 from amnesia_bench.weights.numbers import FLOAT_DTYPES
@@ -72,7 +73,7 @@ def check_compatible(
     for key in sorted(pre_routing.keys() | post_routing.keys()):
         if pre_routing.get(key) != post_routing.get(key):
             raise _mismatch(key, pre_routing.get(key), post_routing.get(key), pre, post)
-    notes = check_rope(pre, post, ropes)
+    notes = check_rope(pre, post, cast("tuple[Rope | None, Rope | None]", ropes))
     check_roles(pre, post, maps, roles)
     return notes
 

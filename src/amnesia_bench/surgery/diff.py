@@ -127,15 +127,17 @@ def _compare(two: _Two, roles: Mapping[str, Sequence[RoleTensor]]) -> list[Tenso
     if same_shape and a.dtype == b.dtype and all(x == y for x, y in two.pieces()):
         return []
     tensors = roles.get(two.name_a, [])
+    names: list[str | None] = [tensor.role.value for tensor in tensors]
+    names = names or [None]
     comparable = same_shape and {a.dtype, b.dtype} <= FLOAT_DTYPES.keys()
-    sums = _sums(two, tensors) if comparable else [None] * max(len(tensors), 1)
+    sums = _sums(two, tensors) if comparable else [None] * len(names)
     number = LAYER_NUMBER.search(two.name_a)
     return [
         TensorDifference(
             name=two.name_a,
             name_b=two.name_b,
             layer=int(number.group(1)) if number else None,
-            role=tensor.role.value if tensor is not None else None,
+            role=role,
             shape_a=a.shape,
             shape_b=b.shape,
             dtype_a=a.dtype,
@@ -145,7 +147,7 @@ def _compare(two: _Two, roles: Mapping[str, Sequence[RoleTensor]]) -> list[Tenso
             norm_a=found.norms()[0] if found else None,
             norm_b_minus_a=found.norms()[1] if found else None,
         )
-        for tensor, found in zip(tensors or [None], sums, strict=True)
+        for role, found in zip(names, sums, strict=True)
     ]
 
 

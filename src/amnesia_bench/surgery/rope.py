@@ -26,10 +26,10 @@ def check_rope(
     Raises:
         UserError: their W_Q and W_K were trained for different rotations.
     """
-    if ropes[0] is None or ropes[1] is None:
-        if ropes[0] is not ropes[1]:
-            raise _different(pre, post, [_row("rotary embedding", *map(_present, ropes))], None)
+    if ropes[0] is None and ropes[1] is None:
         return []
+    if ropes[0] is None or ropes[1] is None:
+        raise _different(pre, post, [_row("rotary embedding", *map(_present, ropes))], None)
     keys = [k for k in sorted({*ropes[0], *ropes[1]}) if ropes[0].get(k) != ropes[1].get(k)]
     notes = []
     sections = [key for key in keys if _last(key).startswith("mrope_")]
@@ -72,21 +72,21 @@ def _is_for_serving(key: str, ropes: tuple[Rope | None, Rope | None]) -> bool:
 
 
 def _listed(keys: list[str], ropes: tuple[Rope | None, Rope | None]) -> str:
-    values = [(key, a, b) for key in keys for a, b in [[(r or {}).get(key) for r in ropes]]]
-    return ", ".join(f"{key}: pre {a or '-'}, post {b or '-'}" for key, a, b in values)
+    a, b = (rope or {} for rope in ropes)
+    return ", ".join(_row(key, a.get(key), b.get(key)) for key in keys)
 
 
-def _present(rope: Rope | None) -> str:
-    return "none" if rope is None else f"rope_theta {rope.get('rope_theta')}"
+def _present(rope: Rope | None) -> object:
+    return None if rope is None else {"rope_theta": rope.get("rope_theta")}
 
 
 def _row(key: str, in_pre: object, in_post: object) -> str:
-    a, b = ("absent" if value is None else value for value in (in_pre, in_post))
-    return f"  {key}: pre {a}, post {b}"
+    a, b = ("none" if value is None else repr(value) for value in (in_pre, in_post))
+    return f"{key}: pre {a}, post {b}"
 
 
 def _different(pre: Checkpoint, post: Checkpoint, rows: list[str], key: str | None) -> UserError:
-    lines = "\n".join(rows)
+    lines = "\n".join(f"  {row}" for row in rows)
     return UserError(
         f"Different rope:\n{lines}\n  (pre {pre.folder}, post {post.folder})\n"
         "W_Q and W_K only work with the rotations that they were trained with: in post, pre's "

@@ -50,12 +50,7 @@ def attention_map(
         UserError: an unknown or refused architecture, or tensors that do not fit the config.
     """
     family, config = _family(config)
-    disk_names = {plain_name(name): name for name in shapes}
-    if len(disk_names) < len(shapes):
-        twice = sorted(shapes.keys() - disk_names.values())[0]
-        raise UserError(
-            f"{twice!r} and {disk_names[plain_name(twice)]!r} are the same tensor twice"
-        )
+    disk_names = _disk_names(shapes)
     shapes = {plain: tuple(shapes[name]) for plain, name in disk_names.items()}
     _check_layer_count(config, shapes)
     kinds = family.layer_kinds(config)
@@ -138,6 +133,16 @@ def _owners(family: Family, config: Config, softmax: Sequence[int]) -> Sequence[
     return softmax[: 1 if key is None else integer(config, key)]
 
 
+def _disk_names(names: Collection[str]) -> dict[str, str]:
+    """Return plain name -> name on disk."""
+    disk_names = {plain_name(name): name for name in names}
+    if len(disk_names) < len(names):
+        name = min(set(names) - set(disk_names.values()))
+        other = disk_names[plain_name(name)]
+        raise UserError(f"{name!r} and {other!r} are the same tensor twice")
+    return disk_names
+
+
 def _check_layer_count(config: Config, shapes: Shapes) -> None:
     layers = optional_integer(config, "num_hidden_layers")
     if layers is not None and layers > len(shapes):
@@ -156,9 +161,9 @@ def _root(block: Block, owners: Sequence[int], names: Sequence[str], shapes: Sha
     below = block.prefix(owners[0])
     before = {name.partition(below)[0] for name in names if below in name}
     stored = sorted(root for root in before if not root or root.endswith("."))
-    roots = [
-        r for r in stored if len(stored) == 1 or _holds(replace(block, root=r), owners, shapes)
-    ]
+    roots = stored
+    if len(stored) > 1:
+        roots = [root for root in stored if _holds(replace(block, root=root), owners, shapes)]
     if len(roots) != 1:
         raise UserError(
             f"{block.family.name}: the softmax layer {owners[0]} (...{below}) should be stored "
