@@ -73,7 +73,7 @@ def check_compatible(
     for key in sorted(pre_routing.keys() | post_routing.keys()):
         if pre_routing.get(key) != post_routing.get(key):
             raise _mismatch(key, pre_routing.get(key), post_routing.get(key), pre, post)
-    notes = check_rope(pre, post, cast("tuple[Rope | None, Rope | None]", ropes))
+    notes = check_rope(pre.folder, post.folder, cast("tuple[Rope | None, Rope | None]", ropes))
     check_roles(pre, post, maps, roles)
     return notes
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.weights.checkpoint import CONFIG, Checkpoint
 
 # Rope types that users add to config.json to serve longer contexts than in training.
 SERVING_TYPES = ("yarn", "dynamic")
@@ -15,10 +15,8 @@ TRAINED_KEYS = ("rope_theta", "partial_rotary_factor")
 Rope = Mapping[str, object]
 
 
-def check_rope(
-    pre: Checkpoint, post: Checkpoint, ropes: tuple[Rope | None, Rope | None]
-) -> list[str]:
-    """Compare the ropes of two configs, as `routing_of` gives them.
+def check_rope(pre: Path, post: Path, ropes: tuple[Rope | None, Rope | None]) -> list[str]:
+    """Compare the ropes of the configs in two folders, as `routing_of` gives them.
 
     Returns:
         Notes on differences that leave W_Q and W_K what they are.
@@ -85,13 +83,14 @@ def _row(key: str, in_pre: object, in_post: object) -> str:
     return f"{key}: pre {a}, post {b}"
 
 
-def _different(pre: Checkpoint, post: Checkpoint, rows: list[str], key: str | None) -> UserError:
+def _different(pre: Path, post: Path, rows: list[str], key: str | None) -> UserError:
     lines = "\n".join(f"  {row}" for row in rows)
     return UserError(
-        f"Different rope:\n{lines}\n  (pre {pre.folder}, post {post.folder})\n"
+        f"Different rope:\n{lines}\n  (pre {pre}, post {post})\n"
         "W_Q and W_K only work with the rotations that they were trained with: in post, pre's "
         "would attend at wrong distances.",
         hint="If post was trained with its rope, give as --pre a checkpoint with the same rope "
         "(after the rope was changed, before the fine-tune); the one given cannot repair it. If a "
-        f"{CONFIG} was edited after training, set {key or 'its rope'} there to the trained value.",
+        "config.json was edited after training, put the trained value of "
+        f"{key or 'its rope'} back.",
     )

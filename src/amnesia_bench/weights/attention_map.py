@@ -20,7 +20,7 @@ from amnesia_bench.weights.expected import (
     role_tensors,
 )
 from amnesia_bench.weights.families import FAMILIES, REFUSED
-from amnesia_bench.weights.family import Family
+from amnesia_bench.weights.family import BUFFERS, Family
 from amnesia_bench.weights.names import plain_name
 from amnesia_bench.weights.routing import routing_of
 from amnesia_bench.weights.row_layouts import Heads
@@ -64,7 +64,7 @@ def attention_map(
     block = replace(block, root=_root(block, owners, names, shapes))
     tensors = []
     for layer, kind in enumerate(kinds):
-        found = _below(block.prefix(layer), names, shapes, family.buffers)
+        found = _below(block.prefix(layer), names, shapes)
         if layer in owners:
             expected = _expected(block, layer, owners, softmax)
             check(expected, found, f"layer {layer} ({kind.value} attention, {family.name})", roles)
@@ -188,12 +188,10 @@ def _range(prefix: str, names: Sequence[str]) -> Sequence[str]:
     return names[first : bisect_left(names, prefix + "\U0010ffff", first)]
 
 
-def _below(
-    prefix: str, names: Sequence[str], shapes: Shapes, buffers: Sequence[str]
-) -> dict[str, Shape]:
+def _below(prefix: str, names: Sequence[str], shapes: Shapes) -> dict[str, Shape]:
     """Return the tensors of one block, leaving out the buffers of old checkpoints."""
-    ignored = {prefix + buffer for buffer in buffers}
-    return {name: tuple(shapes[name]) for name in _range(prefix, names) if name not in ignored}
+    ignored = {prefix + buffer for buffer in BUFFERS}
+    return {name: shapes[name] for name in _range(prefix, names) if name not in ignored}
 
 
 def _expected(

@@ -81,6 +81,17 @@ class SharedBlocks:
     adapters: tuple[tuple[Role, str], ...] = ()
 
 
+# Tables of angles and causal masks that older code saved beside the weights.
+BUFFERS = (
+    "rotary_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+    "rotary.inv_freq",  # flash-linear-attention
+    "bias",
+    "masked_bias",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """Where the softmax layers of one kind of checkpoint are, and what their tensors are called.
@@ -99,7 +110,6 @@ class Family:
         routing: further config keys that change what a logit q.k means -> value if unset.
         defaults: what the family's config class fills in for keys a config.json may omit.
         aliases: old spelling of a config key -> new spelling.
-        buffers: tensors of old checkpoints beside the weights that play no role.
         shared: set where several layers use one block.
     """
 
@@ -119,7 +129,6 @@ class Family:
     routing: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     defaults: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     shared: SharedBlocks | None = None
 
 

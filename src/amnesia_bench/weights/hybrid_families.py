@@ -75,7 +75,6 @@ def _fla(
         head_dim="",  # always hidden / heads; the config's own head_dim is the linear mixers'
         window="attn.window_size",
         rope_theta="attn.rope_theta",
-        buffers=("rotary.inv_freq",),
     )
 
 

@@ -145,8 +145,6 @@ SOFTMAX_FAMILIES = (
         block="layers.{layer}.attention.",
         aliases={"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"},
         defaults={"attention_bias": True, "partial_rotary_factor": 0.25},
-        # Causal-mask buffers of checkpoints saved before transformers 4.30.
-        buffers=("rotary_emb.inv_freq", "bias", "masked_bias"),
     ),
     Family(
         name="minimax_m2",
