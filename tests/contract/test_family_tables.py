@@ -479,9 +479,9 @@ MISTAKES = {
         lambda config, shapes: shapes.update({"module.model.norm.weight": (64,)}),
         "the same tensor twice",
     ),
-    "more layers than tensors": (
+    "a count of layers that is damaged": (
         lambda config, shapes: config.update(num_hidden_layers=10**12),
-        "num_hidden_layers is 1000000000000, but there are only",
+        "num_hidden_layers is 1000000000000, more than",
     ),
     "no width of heads": (
         lambda config, shapes: config.update(head_dim=None, hidden_size=1),

@@ -61,7 +61,8 @@ def check_roles(
         name = in_pre.get(place) or in_post[place]
         raise _other_form(f"{have.folder} has {name!r} and {lack.folder} has not")
     for place, name in sorted(in_post.items()):
-        shapes = [list(c.shapes[n]) for c, n in ((pre, in_pre[place]), (post, name))]
+        entries = pre.tensors[in_pre[place]][1], post.tensors[name][1]
+        shapes = [list(entry.shape) for entry in entries]
         if shapes[0] != shapes[1]:
             raise _other_form(f"{name!r} has shape {shapes[0]} in pre and {shapes[1]} in post")
 
