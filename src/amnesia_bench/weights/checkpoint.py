@@ -174,7 +174,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
     if not isinstance(weight_map, dict) or not weight_map:
         raise UserError(f"{index}: has no weight_map.")
     for name, shard in weight_map.items():
-        plain = isinstance(shard, str) and shard and "\0" not in shard
+        plain = isinstance(shard, str) and shard and shard.isprintable()
         if not plain or Path(shard).name != shard:
             raise UserError(
                 f"{index}: maps {name!r} to {shard!r}, which is not the name of a file beside it."

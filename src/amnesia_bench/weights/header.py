@@ -102,6 +102,8 @@ def read_header(path: Path) -> Header:
 
 
 def _entry(path: Path, name: str, field: Any, data_start: int) -> TensorEntry:
+    if name.encode("utf-8", "replace").decode("utf-8") != name:  # JSON can spell half a character
+        raise _damaged(path, f"holds a tensor whose name is not valid Unicode, {name!r}")
     try:
         dtype, shape, (begin, end) = field["dtype"], tuple(field["shape"]), field["data_offsets"]
         numbers = (*shape, begin, end)
