@@ -75,7 +75,7 @@ def test_hypenet_layers(size: str) -> None:
     assert {tensor.layer for tensor in mapped.tensors} == set(HYPENET[size][1])
     keys = [tensor for tensor in mapped.tensors if tensor.role is Role.K]
     assert all(t.rows == HeadRows(start=0, stride=16, head_dim=16, num_heads=2) for t in keys)
-    assert {t.role for t in mapped.tensors} == set(Role)
+    assert {t.role for t in mapped.tensors} == set(Role) - {Role.SINK}
     assert dict(mapped.routing)["rope"] is None
 
 
@@ -347,7 +347,7 @@ def test_defaults_are_those_of_the_config_class(family: Family, model_type: str)
     theirs = AutoConfig.for_model(model_type).get_text_config()
     for key, value in {**family.routing, **family.defaults}.items():
         if key not in NO_FIELDS:
-            found = getattr(theirs, key)
+            found = theirs.to_dict()[key]  # gemma4's forbids to ask for its head_dim
             assert list(found) == list(value) if isinstance(value, tuple) else found == value, key
     assert family.rotates(theirs.to_dict()) is (_theirs_rope(theirs) is not None)
     if (rope := _theirs_rope(theirs)) is not None:

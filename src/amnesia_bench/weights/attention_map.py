@@ -8,7 +8,12 @@ from collections.abc import Mapping, Sequence
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import AttentionMap, LayerKind
-from amnesia_bench.weights.config_keys import Config, integer, optional_integer
+from amnesia_bench.weights.config_keys import (
+    Config,
+    decoder_config,
+    integer,
+    optional_integer,
+)
 from amnesia_bench.weights.expected import (
     Block,
     ExpectedTensor,
@@ -29,7 +34,7 @@ def attention_map(config: Mapping[str, object], shapes: Mapping[str, Shape]) -> 
 
     Args:
         config: the parsed config.json, in the spelling of any transformers version; the
-            `text_config` of a vision-language wrapper is found inside.
+            decoder's config of a vision-language wrapper is found inside.
         shapes: disk name -> shape of every tensor of the checkpoint.
 
     Returns:
@@ -48,10 +53,11 @@ def attention_map(config: Mapping[str, object], shapes: Mapping[str, Shape]) -> 
     heads = _heads(family, config)
     owners = _owners(family, config, softmax)
     names = sorted(shapes)
-    block = Block(family=family, config=config, heads=heads, root=_root(family, owners, names))
+    root = _root(family, owners, names)
+    block = Block(family=family, config=config, heads=heads, kinds=kinds, root=root)
     tensors = []
     for layer, kind in enumerate(kinds):
-        found = _below(block.prefix(layer), names, shapes, family.buffers)
+        found = _below(block, layer, names, shapes)
         if layer in owners:
             expected = _expected(block, layer, owners, softmax)
             check(expected, found, f"layer {layer} ({kind.value} attention, {family.name})")
@@ -75,9 +81,8 @@ def attention_map(config: Mapping[str, object], shapes: Mapping[str, Shape]) -> 
 
 def _family(config: Config) -> tuple[Family, Config]:
     """Return the family and the config of its decoder, defaults filled in, old keys renamed."""
-    outer, text = config.get("model_type"), config.get("text_config")
-    inner = text if isinstance(text, Mapping) else config
-    model_type = inner.get("model_type") or outer
+    inner = decoder_config(config)
+    model_type = inner.get("model_type")
     by_type = {name: family for family in FAMILIES for name in family.model_types}
     if isinstance(model_type, str) and model_type in REFUSED:
         raise UserError(
@@ -93,7 +98,11 @@ def _family(config: Config) -> tuple[Family, Config]:
         )
     family = by_type[model_type]
     renamed = {family.aliases.get(key, key): value for key, value in inner.items()}
-    return family, {**family.defaults, **renamed}
+    full = {**family.defaults, **renamed}
+    for condition, reason in family.refusals:
+        if condition(full):
+            raise UserError(f"{model_type}: {reason}")
+    return family, full
 
 
 def _heads(family: Family, config: Config) -> Heads:
@@ -136,12 +145,14 @@ def _range(prefix: str, names: Sequence[str]) -> Sequence[str]:
     return names[first : bisect_left(names, prefix + "\U0010ffff", first)]
 
 
-def _below(
-    prefix: str, names: Sequence[str], shapes: Shapes, buffers: Sequence[str]
-) -> dict[str, Shape]:
-    """Return the tensors of one block, leaving out the buffers of old checkpoints."""
-    ignored = {prefix + buffer for buffer in buffers}
-    return {name: tuple(shapes[name]) for name in _range(prefix, names) if name not in ignored}
+def _below(block: Block, layer: int, names: Sequence[str], shapes: Shapes) -> dict[str, Shape]:
+    """Return the tensors of one block, leaving out those that nothing reads."""
+    unread = block.unread(layer)
+    return {
+        name: tuple(shapes[name])
+        for name in _range(block.prefix(layer), names)
+        if name not in unread
+    }
 
 
 def _expected(

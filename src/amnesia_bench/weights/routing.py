@@ -31,6 +31,10 @@ def routing_of(
         "layer_kinds": tuple(kind.value for kind in kinds),
         "rope": _rope(family, config, heads) if family.rotates(config) else None,
     }
+    if dims := family.head_dims(config, kinds):
+        entries["head_dims_of_layers"] = _frozen(dims)
+    if unrotated := family.unrotated(config, kinds):
+        entries["layers_without_rope"] = unrotated
     if LayerKind.SLIDING in kinds:
         entries["sliding_window"] = lookup(config, family.window)
     for key, default in family.routing.items():
@@ -69,6 +73,8 @@ def _one_rope(
     rope.pop("type", None)
     if rope_type == "su":  # the name longrope had in the first Phi-3 configs
         rope_type = rope["rope_type"] = "longrope"
+    if rope_type == "mrope":  # the name that Qwen2-VL's first configs gave their sections
+        rope_type = rope["rope_type"] = "default"
     rope.setdefault("rope_theta", 10_000.0 if theta is None else theta)
     rope.setdefault("partial_rotary_factor", _partial_rotary_factor(config, heads))
     if rope_type in SCALED_FROM_A_LENGTH:
