@@ -227,6 +227,7 @@ MIXED_FAMILIES = (
         model_types=("olmo3",),
         layer_kinds=by_marks("layer_types", otherwise=every_nth(4, SLIDING)),
         modules=(*separate(bias=ATTENTION_BIAS), *flat_norms()),
+        local_rope_theta="rope_theta",  # rope_scaling is for the full layers (Olmo3Config)
         defaults={"sliding_window": 4096, "rope_theta": 500_000.0},
         routing={"rms_norm_eps": 1e-5},
     ),

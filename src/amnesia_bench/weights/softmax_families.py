@@ -36,11 +36,20 @@ from amnesia_bench.weights.row_layouts import (
 ATTENTION_BIAS = flag("attention_bias")
 USE_BIAS = flag("use_bias")
 QK_LAYERNORM = flag("qk_layernorm")
+# The text_config of LLaVA's kin leaves out what the config class has anyway.
+SIZES_OF_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 
 SOFTMAX_FAMILIES = (
     Family(
         name="llama",
-        model_types=("llama", "arcee", "iquestcoder", "jais2"),
+        model_types=("llama",),
+        layer_kinds=all_full,
+        modules=separate(bias=ATTENTION_BIAS),
+        defaults=SIZES_OF_7B,
+    ),
+    Family(
+        name="arcee",
+        model_types=("arcee", "iquestcoder", "jais2"),
         layer_kinds=all_full,
         modules=separate(bias=ATTENTION_BIAS),
     ),
@@ -50,6 +59,7 @@ SOFTMAX_FAMILIES = (
         # MistralModel ignores layer_types: one window for the whole model, null since v0.3.
         layer_kinds=one_window,
         modules=separate(),
+        defaults={**SIZES_OF_7B, "num_key_value_heads": 8, "sliding_window": 4096},
     ),
     Family(
         name="mixtral",
