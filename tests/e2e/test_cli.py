@@ -73,7 +73,8 @@ def test_variant_layers_and_overrides(
     ("arguments", "code", "says"),
     [
         (["restore", "--pre", "PRE", "--post", "POST"], 2, "--out is missing"),
-        (["restore", "--pre", "PRE", "--post", "nowhere", "--out", "OUT"], 2, "hf download"),
+        (["restore", "--pre", "PRE", "--post", "nowhere", "--out", "OUT"], 2,
+         "amnesia download OWNER/nowhere --out nowhere"),
         (["restore", "--pre", "PRE", "--post", "POST", "--out", "PRE"], 2, "inside"),
         (["restore", "--pre", "PRE", "--post", "PRE", "--out", "OUT"], 2, "--allow-noop"),
         (["restore", "--pre", "PRE", "--post", "POST", "--out", "OUT", "--variant", "qk_pr"],

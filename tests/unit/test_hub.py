@@ -22,7 +22,8 @@ from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, User
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import resumable_path
 from amnesia_bench.weights import hub as hub_module
-from amnesia_bench.weights.checkpoint import INDEX, open_checkpoint
+from amnesia_bench.weights.checkpoint import open_checkpoint
+from amnesia_bench.weights.file_names import INDEX
 from amnesia_bench.weights.hub import download
 from tests.fake_hub import COMMIT, FakeHub, serving
 

@@ -2,30 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import AttentionMap
 from amnesia_bench.weights.checkpoint import Checkpoint
-from amnesia_bench.weights.header import DTYPE_BITS
-from amnesia_bench.weights.numbers import FLOAT_DTYPES
-
-QUANTISATION_KEYS = ("quantization_config", "compression_config", "quant_method")
-QUANTISED_DTYPES = {name for name, bits in DTYPE_BITS.items() if name[0] == "F" and bits <= 8}
-QUANTISED_SUFFIXES = (".qweight", ".qzeros", ".weight_scale", ".weight_packed", ".absmax")
-
-
-def check_not_quantised(checkpoint: Checkpoint) -> None:
-    """Raise UserError when the weights are codes of a quantiser rather than numbers."""
-    for config in (checkpoint.config, checkpoint.config.get("text_config") or {}):
-        for key in QUANTISATION_KEYS:
-            if config.get(key):
-                raise _quantised(checkpoint, f"its config.json has {key}")
-    for name, (_, entry) in checkpoint.tensors.items():
-        if name.endswith(QUANTISED_SUFFIXES):
-            raise _quantised(checkpoint, f"it holds {name!r}")
-        if entry.dtype in QUANTISED_DTYPES:
-            raise _quantised(checkpoint, f"{name!r} has dtype {entry.dtype}")
 
 
 def check_compatible(
@@ -65,21 +44,6 @@ def _check_tensors(pre: Checkpoint, post: Checkpoint, *, cast: bool) -> None:
             error = _mismatch(f"dtypes of {name!r}", pre_entry.dtype, post_entry.dtype, pre, post)
             error.hint = f"--cast rounds what is taken from pre to {post_entry.dtype}."
             raise error
-
-
-def check_float(checkpoint: Checkpoint, names: Iterable[str]) -> None:
-    """Raise UserError unless these tensors hold floating-point weights."""
-    for name in names:
-        _, entry = checkpoint.tensors[name]
-        if entry.dtype not in FLOAT_DTYPES:
-            raise _quantised(checkpoint, f"{name!r} has dtype {entry.dtype}")
-
-
-def _quantised(checkpoint: Checkpoint, sign: str) -> UserError:
-    return UserError(
-        f"{checkpoint.folder}: holds quantised weights ({sign}).",
-        hint="Restore the unquantised checkpoint, then quantise the result again.",
-    )
 
 
 def _mismatch(

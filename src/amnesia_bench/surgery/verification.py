@@ -13,7 +13,8 @@ from amnesia_bench.records.restoration import Restoration
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.surgery.restoration import RESTORATION, RESTORED
-from amnesia_bench.weights.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
+from amnesia_bench.weights.file_names import CONFIG
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST, resumable_path
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.weights.checkpoint import CONFIG, INDEX, PICKLE_SUFFIXES, SINGLE_FILE
+from amnesia_bench.weights.file_names import CONFIG, INDEX, PICKLE_SUFFIXES, SINGLE_FILE
 
 KIND = "downloaded"
 _SIDE_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja"})  # tokenizer, templates
