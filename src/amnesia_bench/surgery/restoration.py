@@ -33,6 +33,7 @@ from amnesia_bench.surgery.shards import WrittenShard, bytes_to_copy, check_tens
 from amnesia_bench.weights.attention_map import attention_map
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.file_names import ADAPTER_CONFIG, INDEX
+from amnesia_bench.weights.folder_kinds import merge_command
 from amnesia_bench.weights.identity import as_parent, identify
 from amnesia_bench.weights.quantisation import (
     note_on_config,
@@ -229,10 +230,18 @@ def _fill(
 def _computed(job: _Job, spool: Path, *, allow_noop: bool) -> Edits:
     edits = compute_edits(job.pair, job.plans, job.variant.rule, spool)
     if edits.changes_nothing and not allow_noop:
+        post = job.pair.post.folder
+        unmerged = (
+            "The adapter beside its weights is not merged into them. With peft installed:\n"
+            f"{merge_command(post)}\n"
+            if (post / ADAPTER_CONFIG).exists()
+            else ""
+        )
         raise UserError(
             f"Nothing to do: {job.variant.name!r} changes no bit of {job.pair.post.folder}; "
             f"the planned tensors are already those of {job.pair.pre.folder}.",
-            hint="Check that --pre and --post are what you mean; --allow-noop writes a copy.",
+            hint=f"{unmerged}Check that --pre and --post are what you mean; --allow-noop writes a "
+            "copy.",
         )
     return edits
 

@@ -106,24 +106,37 @@ def _cached_repository(folder: Path) -> UserError | None:
 def _adapter(folder: Path) -> UserError | None:
     if not (folder / ADAPTER_CONFIG).exists() and not any(folder.glob("adapter_model.*")):
         return None
+    base, kind = _adapter_of(folder)
+    return UserError(
+        f"{folder}: is an adapter ({kind}) of {base or 'a model that it does not name'}, not a "
+        "model.",
+        hint=f"Merge it into its base model first, with peft installed:\n{merge_command(folder)}",
+    )
+
+
+def merge_command(adapter: Path) -> str:
+    """Return the command that merges an adapter into the base model that it names."""
+    base, _ = _adapter_of(adapter)
+    tokenizer = adapter if (adapter / "tokenizer_config.json").exists() else base or "BASE"
+    merged = f"{adapter}-merged"
+    return (
+        'python -c "from peft import AutoPeftModelForCausalLM as M; '
+        "from transformers import AutoTokenizer as T; "
+        f"M.from_pretrained('{adapter}', dtype='auto').merge_and_unload()"
+        f".save_pretrained('{merged}'); T.from_pretrained('{tokenizer}')"
+        f".save_pretrained('{merged}')\""
+    )
+
+
+def _adapter_of(folder: Path) -> tuple[str | None, str]:
+    """Return the base model that an adapter names, if it does, and its kind."""
     try:
         content = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        content = {}
+        content = None
     content = content if isinstance(content, dict) else {}
-    base, kind = content.get("base_model_name_or_path"), content.get("peft_type")
-    tokenizer = folder if (folder / "tokenizer_config.json").exists() else base or "BASE"
-    merged = f"{folder}-merged"
-    return UserError(
-        f"{folder}: is an adapter ({kind or 'LoRA'}) of {base or 'a model that it does not name'}, "
-        "not a model.",
-        hint="Merge it into its base model first, with peft installed:\n"
-        f"""python -c "from peft import AutoPeftModelForCausalLM as M; """
-        """from transformers import AutoTokenizer as T; """
-        f"M.from_pretrained('{folder}', dtype='auto').merge_and_unload()"
-        f".save_pretrained('{merged}'); T.from_pretrained('{tokenizer}')"
-        f""".save_pretrained('{merged}')\"""",
-    )
+    base = content.get("base_model_name_or_path")
+    return base if isinstance(base, str) else None, str(content.get("peft_type") or "LoRA")
 
 
 def _deepspeed(folder: Path) -> UserError | None:
