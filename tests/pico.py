@@ -7,6 +7,7 @@ row or a wrong layer shows.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -93,6 +94,23 @@ QWEN_TOKENS = {
     "vision_end_token_id": 8,
 }
 MROPE = {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": [1, 1, 2]}
+QWEN_AUDIO = {
+    "d_model": 16,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "num_mel_bins": 8,
+    "output_dim": 32,
+}
+GLM_VISION = {**QWEN_VISION, "out_hidden_size": 32, "image_size": 28, "patch_size": 14}
+GLM_TOKENS = {
+    "image_token_id": 5,
+    "video_token_id": 6,
+    "image_start_token_id": 7,
+    "image_end_token_id": 8,
+    "video_start_token_id": 9,
+    "video_end_token_id": 10,
+}
 LOCAL_EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
 ROUTED_EXPERTS = {
     "n_routed_experts": 4,
@@ -483,6 +501,101 @@ PICOS = {
         },
         auto=AutoModelForImageTextToText,
     ),
+    "qwen2_5_omni": Pico(
+        model_type="qwen2_5_omni_thinker",
+        attention="Qwen2_5OmniAttention",
+        softmax=(0, 1, 2, 3),
+        config={
+            "text_config": {**SMALL, "rope_parameters": MROPE},
+            "vision_config": {**QWEN_VISION, "out_hidden_size": 32, "fullatt_block_indexes": [0]},
+            "audio_config": QWEN_AUDIO,
+            "image_token_index": 5,
+            "video_token_index": 6,
+            "audio_token_index": 7,
+        },
+        auto=AutoModelForImageTextToText,
+    ),
+    "qwen3_omni_moe": Pico(
+        model_type="qwen3_omni_moe_thinker",
+        attention="Qwen3OmniMoeThinkerTextAttention",
+        softmax=(0, 1, 2, 3),
+        config={
+            "text_config": {**SMALL, **MOE, "rope_parameters": MROPE},
+            "vision_config": {**QWEN_VISION, "deepstack_visual_indexes": [0]},
+            "audio_config": QWEN_AUDIO,
+            "image_token_id": 5,
+            "video_token_id": 6,
+            "audio_token_id": 7,
+        },
+        auto=AutoModelForImageTextToText,
+    ),
+    "glm4v": Pico(
+        model_type="glm4v",
+        attention="Glm4vTextAttention",
+        softmax=(0, 1, 2, 3),
+        config={
+            "text_config": {**SMALL, "rope_parameters": MROPE},
+            "vision_config": GLM_VISION,
+            **GLM_TOKENS,
+        },
+        auto=AutoModelForImageTextToText,
+    ),
+    "glm4v_moe": Pico(
+        model_type="glm4v_moe",
+        attention="Glm4vMoeTextAttention",
+        softmax=(0, 1, 2, 3),
+        config={
+            "text_config": {**SMALL, **ROUTED_EXPERTS, "head_dim": 16, "rope_parameters": MROPE},
+            "vision_config": GLM_VISION,
+            **GLM_TOKENS,
+        },
+        auto=AutoModelForImageTextToText,
+    ),
+    "ernie4_5_vl_moe": Pico(
+        model_type="ernie4_5_vl_moe",
+        attention="Ernie4_5_VLMoeTextAttention",
+        softmax=(0, 1, 2, 3),
+        config={
+            "text_config": {
+                **SMALL,
+                "moe_num_experts": 4,
+                "moe_k": 2,
+                "moe_intermediate_size": [16, 16],
+                "moe_num_shared_experts": 1,
+                "rope_parameters": MROPE,
+            },
+            "vision_config": {**QWEN_VISION, "embed_dim": 16},
+            "image_token_id": 5,
+            "video_token_id": 6,
+        },
+        auto=AutoModelForImageTextToText,
+    ),
+    "mllama": Pico(
+        model_type="mllama",
+        attention="MllamaTextSelfAttention",
+        softmax=(0, 1, 3),
+        config={
+            "text_config": {
+                **SMALL,
+                "cross_attention_layers": [2],
+                "rope_parameters": {"rope_type": "default", "rope_theta": 500_000.0},
+            },
+            "vision_config": {
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_hidden_layers": 1,
+                "num_global_layers": 1,
+                "attention_heads": 2,
+                "image_size": 28,
+                "patch_size": 14,
+                "max_num_tiles": 1,
+                "vision_output_dim": 32,
+                "intermediate_layers_indices": [0],
+                "supported_aspect_ratios": [[1, 1]],
+            },
+        },
+        auto=AutoModelForImageTextToText,
+    ),
     "gemma": Pico(
         model_type="gemma",
         attention="GemmaAttention",
@@ -832,7 +945,8 @@ def build(family: str, folder: Path, seed: int, dtype: torch.dtype = torch.float
     """Save a checkpoint of random weights, every parameter (norms and biases too) its own."""
     pico = PICOS[family]
     torch.manual_seed(seed)
-    model = pico.auto.from_config(AutoConfig.for_model(pico.model_type, **pico.config))
+    values = copy.deepcopy(dict(pico.config))  # configs write into the dicts that they are given
+    model = pico.auto.from_config(AutoConfig.for_model(pico.model_type, **values))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.add_(torch.randn_like(parameter) * _noise(name, parameter))

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 from amnesia_bench.records.roles import LayerKind, Role
 from amnesia_bench.weights.config_keys import Config, lookup
-from amnesia_bench.weights.layer_kinds import LayerKinds
+from amnesia_bench.weights.layer_kinds import LayerKinds, without_rope
 from amnesia_bench.weights.row_layouts import (
     Heads,
     RowLayout,
@@ -53,6 +53,11 @@ def no_sizes(config: Config, kinds: tuple[LayerKind, ...]) -> Mapping[int, int]:
 def full_layers(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
     """Choose the layers without a window."""
     return tuple(layer for layer, kind in enumerate(kinds) if kind is LayerKind.FULL)
+
+
+def marked_without_rope(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
+    """Choose the layers that the config marks as unrotated; smollm3, llama4."""
+    return without_rope(config)
 
 
 class Form(StrEnum):

@@ -19,15 +19,14 @@ from amnesia_bench.weights.family import (
     flag,
     flat_norms,
     full_layers,
+    marked_without_rope,
     never,
     separate,
     shared_norms,
     sinks,
 )
 from amnesia_bench.weights.layer_kinds import (
-    all_but,
     by_marks,
-    chunks_with_rope,
     every_nth,
     first_of_four,
     last_is_full,
@@ -36,7 +35,6 @@ from amnesia_bench.weights.layer_kinds import (
     upper_layers_slide,
     upper_layers_slide_if_window,
     window_without_rope,
-    without_rope,
 )
 from amnesia_bench.weights.row_layouts import per_query_head
 
@@ -47,10 +45,6 @@ SLIDING = LayerKind.SLIDING
 def _full_layers_if_others_slide(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
     # Exaone4Attention rotates everywhere where the config has no window at all.
     return full_layers(config, kinds) if lookup(config, "sliding_window") else ()
-
-
-def _marked(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
-    return without_rope(config)
 
 
 def _gemma4_head_dims(config: Config, kinds: tuple[LayerKind, ...]) -> dict[int, int]:
@@ -112,22 +106,6 @@ MIXED_FAMILIES = (
         layer_kinds=by_marks("layer_types", otherwise=lower_even_layers_slide),
         modules=separate(bias=flag("qkv_bias"), output_bias=never),
         defaults={"qkv_bias": True, "max_window_layers": 28},
-    ),
-    Family(
-        name="qwen2_vl",
-        # Before transformers 4.52 the decoder's keys lay beside vision_config.
-        model_types=("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"),
-        layer_kinds=by_marks("layer_types", otherwise=upper_layers_slide),
-        modules=separate(bias=always, output_bias=never),
-        head_dim="",
-        defaults={"rope_theta": 1_000_000.0, "max_window_layers": 80},
-    ),
-    Family(
-        name="qwen2_5_omni",
-        model_types=("qwen2_5_omni_text",),
-        layer_kinds=by_marks("layer_types", otherwise=upper_layers_slide),
-        modules=separate(bias=always, output_bias=never),
-        defaults={"rope_theta": 1_000_000.0, "max_window_layers": 28},
     ),
     Family(
         name="qwen3",
@@ -236,7 +214,7 @@ MIXED_FAMILIES = (
         model_types=("smollm3",),
         layer_kinds=by_marks("layer_types", otherwise=window_without_rope),
         modules=separate(bias=ATTENTION_BIAS),
-        unrotated=_marked,
+        unrotated=marked_without_rope,
         defaults={
             "num_key_value_heads": 4,
             "no_rope_layer_interval": 4,
@@ -306,37 +284,5 @@ MIXED_FAMILIES = (
             "global_attn_every_n_layers": 4,
         },
         routing={"rms_norm_eps": 1e-5},
-    ),
-    Family(
-        name="llama4",
-        model_types=("llama4_text", "llama4"),
-        layer_kinds=by_marks("layer_types", otherwise=chunks_with_rope),
-        modules=separate(bias=ATTENTION_BIAS),  # its q/k norm has no weights
-        unrotated=_marked,
-        window="attention_chunk_size",
-        defaults={
-            "head_dim": 128,
-            "num_key_value_heads": 8,
-            "no_rope_layer_interval": 4,
-            "attention_chunk_size": 8192,
-            "rope_theta": 500_000.0,
-        },
-        routing={
-            "use_qk_norm": True,
-            "attn_temperature_tuning": True,
-            "attn_scale": 0.1,
-            "floor_scale": 8192,
-            "rms_norm_eps": 1e-5,
-        },
-    ),
-    Family(
-        name="mllama",
-        model_types=("mllama_text_model", "mllama"),
-        layer_kinds=all_but("cross_attention_layers"),
-        modules=separate(),
-        defaults={
-            "cross_attention_layers": (3, 8, 13, 18, 23, 28, 33, 38),
-            "rope_theta": 500_000.0,
-        },
     ),
 )

@@ -122,30 +122,6 @@ SOFTMAX_FAMILIES = (
         routing={"rms_norm_eps": 1e-6},
     ),
     Family(
-        name="qwen3_vl",
-        model_types=("qwen3_vl_text",),
-        layer_kinds=all_full,
-        modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),
-        defaults={"head_dim": 128, "rope_theta": 500_000.0},
-        routing={"rms_norm_eps": 1e-6},
-    ),
-    Family(
-        name="qwen3_vl_moe",
-        model_types=("qwen3_vl_moe_text",),
-        layer_kinds=all_full,
-        modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),
-        defaults={"rope_theta": 500_000.0},
-        routing={"rms_norm_eps": 1e-6},
-    ),
-    Family(
-        name="qwen3_omni_moe",
-        model_types=("qwen3_omni_moe_text",),
-        layer_kinds=all_full,
-        modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),
-        defaults={"rope_theta": 1_000_000.0},
-        routing={"rms_norm_eps": 1e-6},
-    ),
-    Family(
         name="gemma",
         model_types=("gemma",),
         layer_kinds=all_full,
@@ -191,7 +167,7 @@ SOFTMAX_FAMILIES = (
     ),
     Family(
         name="glm4_moe",
-        model_types=("glm4_moe", "glm4v_moe_text"),
+        model_types=("glm4_moe",),
         layer_kinds=all_full,
         modules=(
             *separate(bias=ATTENTION_BIAS, output_bias=never),
