@@ -186,8 +186,9 @@ def test_a_name_that_the_hubs_cache_knows(tmp_path: Path, monkeypatch: pytest.Mo
     for age, name in ((10, "new"), (90, "old")):
         filled(repository / name, "config.json")
         os.utime(repository / name, (1e9 - age, 1e9 - age))
-    found = refusal(Path("Qwen/Qwen3-1.7B")).hint
-    assert found == f"The hub's cache has it: give {repository / 'new'}"
+    for name in ("Qwen/Qwen3-1.7B", "Qwen3-1.7B"):
+        found = refusal(Path(name)).hint
+        assert found == f"The hub's cache has it: give {repository / 'new'}"
 
 
 COMMANDS: dict[str, Callable[[str, str], list[str]]] = {
@@ -198,6 +199,34 @@ COMMANDS: dict[str, Callable[[str, str], list[str]]] = {
         *("convert", "--teacher", bad, "--size", "2b", "--stage", "1", "--out", f"{good}-out")
     ],
 }
+
+
+NAMES: dict[str, list[str]] = {
+    "restore": ["restore", "--pre", "org/base", "--post", "org/sft", "--dry-run"],
+    "diff": ["diff", "org/base", "org/sft"],
+    "verify": ["verify", "org/base"],
+    "niah build": [
+        *("niah", "build", "--tokenizer", "org/base", "--lengths", "1024", "--out", "prompts"),
+        *("--tasks", "niah_single_1"),
+    ],
+    "data prepare": ["data", "prepare", "tulu3", "--tokenizer", "org/base", "--out", "data"],
+    "generate": ["generate", "--checkpoint", "org/base", "--task", "aime24", "--out", "answers"],
+}
+
+
+@pytest.mark.parametrize("command", NAMES)
+def test_every_command_says_how_a_name_of_the_hub_becomes_a_folder(
+    command: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    data = ["--data", str(tmp_path / "problems.jsonl")] if command == "generate" else []
+    (tmp_path / "problems.jsonl").write_text('{"problem": "1+1", "answer": "2"}\n')
+    assert main([*NAMES[command], *data]) == 2
+    assert "amnesia download org/base --out base" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("command", COMMANDS)

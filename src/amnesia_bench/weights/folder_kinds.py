@@ -7,13 +7,13 @@ asks here first.
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from amnesia_bench.errors import UserError
+from amnesia_bench.store.missing_folder import newest_snapshot, no_folder
 from amnesia_bench.weights.file_names import (
     ADAPTER_CONFIG,
     CONFIG,
@@ -23,7 +23,6 @@ from amnesia_bench.weights.file_names import (
     is_weights,
 )
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 
 
@@ -55,48 +54,10 @@ def _there(path: Path) -> bool:
     return path.exists() or path.is_symlink()
 
 
-def no_folder(path: Path) -> UserError:
-    """Return what to say of a path that is no folder."""
-    if path.exists():
-        return UserError(
-            f"{path}: is not a folder.", hint=f"Give the folder that it lies in: {path.parent}"
-        )
-    name = str(path)
-    if path.is_symlink():
-        return UserError(f"{path}: is a link that leads to nothing.")
-    if not _HUB_NAME.fullmatch(name) or ("/" in name and path.parent.is_dir()):
-        return UserError(
-            f"{path}: is not a folder.", hint="There is nothing of that name. Is the path right?"
-        )
-    owner_and_name = name if "/" in name else f"OWNER/{name}"
-    there = _in_cache(owner_and_name)
-    hint = (
-        f"The hub's cache has it: give {there}"
-        if there is not None
-        else f"A model of the hub is fetched first: amnesia download {owner_and_name} "
-        f"--out {path.name}"
-    )
-    return UserError(f"{path}: is not a folder, and this command reads folders only.", hint=hint)
-
-
-def _in_cache(repository: str) -> Path | None:
-    """Return the newest snapshot that the hub's client keeps of a model (its own variables)."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    home = os.environ.get("HF_HOME") or f"{home}/huggingface"
-    cache = os.environ.get("HF_HUB_CACHE") or f"{home}/hub"
-    folder = Path(cache).expanduser() / f"models--{repository.replace('/', '--')}"
-    return _newest_snapshot(folder)
-
-
-def _newest_snapshot(repository: Path) -> Path | None:
-    snapshots = [path.parent for path in repository.glob(f"snapshots/*/{CONFIG}")]
-    return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)
-
-
 def _cached_repository(folder: Path) -> UserError | None:
     if not (folder / "snapshots").is_dir():
         return None
-    newest = _newest_snapshot(folder)
+    newest = newest_snapshot(folder)
     return UserError(
         f"{folder}: is a repository of the hub's cache; its models are in snapshots/.",
         hint=f"Give {newest}" if newest is not None else "None of them is complete.",
