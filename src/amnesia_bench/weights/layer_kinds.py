@@ -263,6 +263,8 @@ def attn_type_list(config: Config) -> tuple[LayerKind, ...]:
 def cycled_blocks(config: Config) -> tuple[LayerKind, ...]:
     """`block_types` repeated over the layers; recurrent_gemma, whose attention is always local."""
     blocks = string_list(config, "block_types")
+    if not blocks:
+        raise UserError("config.json: block_types names no blocks")
     return tuple(
         LayerKind.SLIDING if blocks[layer % len(blocks)] == "attention" else LayerKind.LINEAR
         for layer in range(integer(config, "num_hidden_layers"))

@@ -54,7 +54,11 @@ def _gemma4_head_dims(config: Config, kinds: tuple[LayerKind, ...]) -> dict[int,
     if not isinstance(by_layer, Mapping):
         size = optional_integer(config, "global_head_dim") or 512
         return dict.fromkeys(full_layers(config, kinds), size)
-    sizes = {int(layer): optional_integer(own, "head_dim") for layer, own in by_layer.items()}
+    sizes = {
+        int(layer): optional_integer(own, "head_dim")
+        for layer, own in by_layer.items()
+        if str(layer).isdecimal() and isinstance(own, Mapping)
+    }
     return {layer: size for layer, size in sizes.items() if size is not None}
 
 
