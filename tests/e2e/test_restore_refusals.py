@@ -17,6 +17,7 @@ from tests.checkpoints import (
     drifted,
     random_model,
     save,
+    tensor_bytes,
     tree_bytes,
     write_raw,
 )
@@ -53,7 +54,6 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
         ({"num_attention_heads": 2, "head_dim": 16, "num_key_value_heads": 1}, "norm"),
         ({"model_type": "hypernet"}, "hypenet"),
         ({"model_type": "deepseek_v3"}, "latent"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"num_attention_heads": "4"}, "num_attention_heads"),
         ({"hidden_size": None}, "hidden_size"),
     ],
@@ -285,13 +285,15 @@ def test_quantised_tensors(dtype: str, tmp_path: Path) -> None:
     assert f"has dtype {dtype}" in refused(pre, post, tmp_path / "out").what
 
 
-def test_one_quantised_tensor_anywhere(tmp_path: Path) -> None:
-    model = random_model(0) | {"model.layers.0.mlp.gate_proj.qweight": np.ones((2, 2))}
+@pytest.mark.parametrize("name", ["q_proj.qweight", "q_proj.weight_scale_inv"])
+def test_a_part_of_a_quantiser_beside_what_is_planned(name: str, tmp_path: Path) -> None:
+    model = random_model(0) | {f"model.layers.1.self_attn.{name}": np.ones((2, 2))}
     pre, post = save(tmp_path / "pre", model), save(tmp_path / "post", drifted(model, 1))
-    assert "qweight" in refused(pre, post, tmp_path / "out").what
+    error = refused(pre, post, tmp_path / "out")
+    assert f"holds quantised weights (it holds 'model.layers.1.self_attn.{name}')" in error.what
 
 
-def test_an_8_bit_tensor_that_is_not_planned(tmp_path: Path) -> None:
+def test_a_quantised_tensor_that_is_not_planned_stays_as_it_is(tmp_path: Path) -> None:
     model = random_model(0)
     pre, post = save(tmp_path / "pre", model), save(tmp_path / "post", drifted(model, 1))
     for folder in (pre, post):
@@ -302,15 +304,29 @@ def test_an_8_bit_tensor_that_is_not_planned(tmp_path: Path) -> None:
         field = header["model.embed_tokens.weight"]
         field |= {"dtype": "F8_E4M3", "shape": [field["shape"][0] * 2, field["shape"][1]]}
         write_raw(path, header, blob[start:])
-    assert "has dtype F8_E4M3" in refused(pre, post, tmp_path / "out").what
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "fp8"}
+        (folder / "config.json").write_text(json.dumps(config))
+    record = restore(pre, post, tmp_path / "out")
+    said = f"{post}: some of its weights are quantised ('model.embed_tokens.weight' has dtype F8"
+    assert any(warning.startswith(said) for warning in record.warnings)
+    before, after = tensor_bytes(post), tensor_bytes(tmp_path / "out")
+    assert after["model.embed_tokens.weight"] == before["model.embed_tokens.weight"]
+    assert after[Q1] == tensor_bytes(pre)[Q1]
 
 
-def test_a_quantised_model_inside_a_wrapper(folders: tuple[Path, Path, Path]) -> None:
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_quantization_config_that_outlived_its_weights(
+    wrapped: bool, folders: tuple[Path, Path, Path]
+) -> None:
     pre, post, out = folders
     config = json.loads((post / "config.json").read_text())
-    inner = config | {"quantization_config": {"quant_method": "awq"}}
-    (post / "config.json").write_text(json.dumps({"model_type": "wrapper", "text_config": inner}))
-    assert "quantised" in refused(pre, post, out).what
+    inner = config | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    config = {"model_type": "wrapper", "text_config": inner} if wrapped else inner
+    (post / "config.json").write_text(json.dumps(config))
+    record = restore(pre, post, out)
+    assert tensor_bytes(out)[Q1] == tensor_bytes(pre)[Q1]
+    assert [warning for warning in record.warnings if "all weights are plain numbers" in warning]
 
 
 def test_two_architectures_with_the_same_tensors(tmp_path: Path) -> None:

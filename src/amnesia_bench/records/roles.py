@@ -16,6 +16,7 @@ class Role(StrEnum):
     Q_NORM = "q_norm"
     K_NORM = "k_norm"
     GATE = "gate"
+    SINK = "sink"  # a logit per head that no key has: part of the softmax, of neither W_Q nor W_K
 
 
 class LayerKind(StrEnum):

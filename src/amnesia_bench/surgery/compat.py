@@ -2,35 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from typing import cast
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import AttentionMap, Role
 from amnesia_bench.surgery.pairing import check_roles
 from amnesia_bench.surgery.rope import Rope, check_rope
-from amnesia_bench.weights.checkpoint import CONFIG, Checkpoint
-from amnesia_bench.weights.header import DTYPE_BITS
-from amnesia_bench.weights.numbers import FLOAT_DTYPES
+from amnesia_bench.weights.checkpoint import Checkpoint
+from amnesia_bench.weights.file_names import CONFIG
 
-QUANTISATION_KEYS = ("quantization_config", "compression_config", "quant_method")
-QUANTISED_DTYPES = {name for name, bits in DTYPE_BITS.items() if name[0] == "F" and bits <= 8}
-QUANTISED_SUFFIXES = (".qweight", ".qzeros", ".weight_scale", ".weight_packed", ".absmax")
 # What PEFT puts beside and around a weight until it is merged.
 ADAPTER_PARTS = (".lora_A.", ".lora_B.", ".base_layer.", ".modules_to_save.")
-
-
-def check_not_quantised(checkpoint: Checkpoint) -> None:
-    """Raise UserError when the weights are codes of a quantiser rather than numbers."""
-    for config in (checkpoint.config, checkpoint.config.get("text_config")):
-        for key in QUANTISATION_KEYS:
-            if isinstance(config, Mapping) and config.get(key):
-                raise _quantised(checkpoint, f"its config.json has {key}")
-    for name, (_, entry) in checkpoint.tensors.items():
-        if name.endswith(QUANTISED_SUFFIXES):
-            raise _quantised(checkpoint, f"it holds {name!r}")
-        if entry.dtype in QUANTISED_DTYPES:
-            raise _quantised(checkpoint, f"{name!r} has dtype {entry.dtype}")
 
 
 def check_merged(checkpoint: Checkpoint) -> None:
@@ -88,21 +71,6 @@ def check_dtypes(pre: Checkpoint, post: Checkpoint, names: Iterable[str]) -> Non
                 f"post {post_dtype} ({post.folder}).",
                 hint=f"--cast rounds what is taken from pre to {post_dtype}.",
             )
-
-
-def check_float(checkpoint: Checkpoint, names: Iterable[str]) -> None:
-    """Raise UserError unless these tensors hold floating-point weights."""
-    for name in names:
-        _, entry = checkpoint.tensors[name]
-        if entry.dtype not in FLOAT_DTYPES:
-            raise _quantised(checkpoint, f"{name!r} has dtype {entry.dtype}")
-
-
-def _quantised(checkpoint: Checkpoint, sign: str) -> UserError:
-    return UserError(
-        f"{checkpoint.folder}: holds quantised weights ({sign}).",
-        hint="Restore the unquantised checkpoint, then quantise the result again.",
-    )
 
 
 def _mismatch(

@@ -9,7 +9,12 @@ from dataclasses import replace
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import AttentionMap, LayerKind, Role
-from amnesia_bench.weights.config_keys import Config, integer, optional_integer
+from amnesia_bench.weights.config_keys import (
+    Config,
+    decoder_config,
+    integer,
+    optional_integer,
+)
 from amnesia_bench.weights.expected import (
     Block,
     ExpectedTensor,
@@ -20,12 +25,13 @@ from amnesia_bench.weights.expected import (
     role_tensors,
 )
 from amnesia_bench.weights.families import FAMILIES, REFUSED
-from amnesia_bench.weights.family import BUFFERS, Family
+from amnesia_bench.weights.family import Family
 from amnesia_bench.weights.names import plain_name
 from amnesia_bench.weights.routing import routing_of
 from amnesia_bench.weights.row_layouts import Heads
 
 ROUTING = (Role.Q, Role.K)
+SPEECH = "talker."  # Qwen-Omni speaks with a decoder of its own
 MAX_LAYERS = 1 << 16  # a damaged config must not make us allocate its layers
 
 
@@ -38,7 +44,7 @@ def attention_map(
 
     Args:
         config: the parsed config.json, in the spelling of any transformers version; the
-            `text_config` of a vision-language wrapper is found inside.
+            decoder's config of a vision-language wrapper is found inside.
         shapes: disk name -> shape of every tensor of the checkpoint.
         roles: the roles whose tensors must be there; those of other roles may be missing.
 
@@ -61,11 +67,11 @@ def attention_map(
     heads = _heads(family, config)
     owners = _owners(family, config, softmax)
     names = sorted(shapes)
-    block = Block(family=family, config=config, heads=heads, root="")
+    block = Block(family=family, config=config, heads=heads, kinds=kinds, root="")
     block = replace(block, root=_root(block, owners, names, shapes))
     tensors = []
     for layer, kind in enumerate(kinds):
-        found = _below(block.prefix(layer), names, shapes)
+        found = _below(block, layer, names, shapes)
         if layer in owners:
             expected = _expected(block, layer, owners, softmax)
             check(expected, found, f"layer {layer} ({kind.value} attention, {family.name})", roles)
@@ -90,9 +96,8 @@ def attention_map(
 
 def _family(config: Config) -> tuple[Family, Config]:
     """Return the family and the config of its decoder, defaults filled in, old keys renamed."""
-    outer, text = config.get("model_type"), config.get("text_config")
-    inner = text if isinstance(text, Mapping) else config
-    model_type = inner.get("model_type") or outer
+    inner = decoder_config(config)
+    model_type = inner.get("model_type")
     by_type = {name: family for family in FAMILIES for name in family.model_types}
     if isinstance(model_type, str) and model_type in REFUSED:
         raise UserError(
@@ -108,7 +113,11 @@ def _family(config: Config) -> tuple[Family, Config]:
         )
     family = by_type[model_type]
     renamed = {family.aliases.get(key, key): value for key, value in inner.items()}
-    return family, {**family.defaults, **renamed}
+    full = {**family.defaults, **renamed}
+    for condition, reason in family.refusals:
+        if condition(full):
+            raise UserError(f"{model_type}: {reason}")
+    return family, full
 
 
 def _heads(family: Family, config: Config) -> Heads:
@@ -158,7 +167,9 @@ def _root(block: Block, owners: Sequence[int], names: Sequence[str], shapes: Sha
     """
     below = block.prefix(owners[0])
     before = {name.partition(below)[0] for name in names if below in name}
-    stored = sorted(root for root in before if not root or root.endswith("."))
+    stored = sorted(
+        root for root in before if not root or (root.endswith(".") and SPEECH not in root)
+    )
     roots = stored
     if len(stored) > 1:
         roots = [root for root in stored if _holds(replace(block, root=root), owners, shapes)]
@@ -186,10 +197,10 @@ def _range(prefix: str, names: Sequence[str]) -> Sequence[str]:
     return names[first : bisect_left(names, prefix + "\U0010ffff", first)]
 
 
-def _below(prefix: str, names: Sequence[str], shapes: Shapes) -> dict[str, Shape]:
-    """Return the tensors of one block, leaving out the buffers of old checkpoints."""
-    ignored = {prefix + buffer for buffer in BUFFERS}
-    return {name: shapes[name] for name in _range(prefix, names) if name not in ignored}
+def _below(block: Block, layer: int, names: Sequence[str], shapes: Shapes) -> dict[str, Shape]:
+    """Return the tensors of one block, leaving out those that nothing reads."""
+    unread = block.unread(layer)
+    return {name: shapes[name] for name in _range(block.prefix(layer), names) if name not in unread}
 
 
 def _expected(

@@ -8,6 +8,9 @@ from amnesia_bench.errors import UserError
 
 Config = Mapping[str, object]
 LARGEST_INTEGER = 1 << 53  # that JSON carries between programs (RFC 8259, section 6)
+# Where wrappers for images and sound keep the config of their decoder: transformers' own,
+# Qwen-Omni's, the remote code of InternVL and Nemotron, DeepSeek-VL2.
+DECODER_KEYS = ("text_config", "thinker_config", "llm_config", "language_config")
 
 
 def lookup(config: Config, key: str) -> object | None:
@@ -18,6 +21,19 @@ def lookup(config: Config, key: str) -> object | None:
             return None
         value = value.get(part)
     return value
+
+
+def decoder_config(config: Config) -> Config:
+    """Return the config of the decoder inside a wrapper's; one of a decoder is its own.
+
+    A decoder's config without `model_type` has its wrapper's.
+    """
+    for key in DECODER_KEYS:
+        inner = config.get(key)
+        if isinstance(inner, Mapping):
+            named = {"model_type": config.get("model_type"), **inner}
+            return decoder_config(named)
+    return config
 
 
 def integer(config: Config, key: str) -> int:

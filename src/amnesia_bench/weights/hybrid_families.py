@@ -152,7 +152,14 @@ HYBRID_FAMILIES = (
     ),
     Family(
         name="nemotron_h",
-        model_types=("nemotron_h",),
+        model_types=(
+            "nemotron_h",
+            # The wrappers for images and sound: of transformers, and as the remote code of the
+            # released ones calls itself, where llm_config names no model_type.
+            "nemotron_h_omni",
+            "NemotronH_Nano_VL_V2",
+            "NemotronH_Nano_Omni_Reasoning_V3",
+        ),
         layer_kinds=by_marks("layers_block_type", otherwise=by_pattern),
         modules=separate(),
         # Attention, Mamba, MLP and MoE blocks are all called mixer.
@@ -250,7 +257,10 @@ HYBRID_FAMILIES = (
     ),
     Family(
         name="minimax",
-        model_types=("minimax", "minimax_text_01"),
+        # The last two are remote code (config.json and modeling_minimax_m1.py of
+        # MiniMaxAI/MiniMax-M1-80k): attn_type_list, q_proj ... o_proj in the layers marked 1,
+        # qkv_proj in the others.
+        model_types=("minimax", "minimax_text_01", "minimax_m1"),
         layer_kinds=by_marks("layer_types", otherwise=attn_type_list),
         modules=separate(),
         defaults={"rope_theta": 1_000_000.0},

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from amnesia_bench.records.artifacts import CheckpointIdentity, Parent
 from amnesia_bench.store.hashing import sha256_of
-from amnesia_bench.weights.checkpoint import CONFIG, Checkpoint
+from amnesia_bench.weights.checkpoint import Checkpoint
+from amnesia_bench.weights.file_names import CONFIG
 
 
 def identify(checkpoint: Checkpoint) -> CheckpointIdentity:

@@ -32,6 +32,10 @@ def routing_of(
         "layer_kinds": tuple(kind.value for kind in kinds),
         "rope": _rope(family, config, heads) if family.rotates(config) else None,
     }
+    if dims := family.head_dims(config, kinds):
+        entries["head_dims_of_layers"] = _frozen(dims)
+    if unrotated := family.unrotated(config, kinds):
+        entries["layers_without_rope"] = unrotated
     if LayerKind.SLIDING in kinds:
         entries["sliding_window"] = lookup(config, family.window)
     for key, default in family.routing.items():
