@@ -98,7 +98,7 @@ VALUES = st.recursive(
     ),
     max_leaves=6,
 )  # fmt: skip
-PREFIXES = ("", "_orig_mod.", "module.", "base_model.model.", "a.b.", "model.", "\x1b[2J.", "\ud800.")
+PREFIXES = ("", "_orig_mod.", "module.", "base_model.model.", "a.", "model.", "\x1b[2J.", "\ud800.")
 NAMES = st.sampled_from(
     [
         "mtp.layers.0.self_attn.q_proj.weight",
