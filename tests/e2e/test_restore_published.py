@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from amnesia_bench.config.load import load_variant
@@ -36,11 +36,18 @@ PREDICTOR = {
     "mtp.layers.0.self_attn.k_proj.weight": (32, 32),
     "mtp.norm.weight": (32,),
 }
+
+
+def _loads_as_text(model_type: str) -> bool:
+    """Can AutoModelForCausalLM take the text model out of this wrapper?"""
+    text = AutoConfig.for_model(model_type).get_text_config()
+    return {model_type, text.model_type} <= MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.keys()
+
+
 WRAPPERS = [
     family
     for family, small in pico.PICOS.items()
-    if small.auto is not AutoModelForCausalLM
-    and small.model_type in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    if small.auto is not AutoModelForCausalLM and _loads_as_text(small.model_type)
 ]
 State = dict[str, torch.Tensor]
 
@@ -53,7 +60,7 @@ def publish(family: str, folder: Path) -> Path:
     config = json.loads((folder / "config.json").read_text())
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     first = attention_map(config, shapes).tensors[0].name
-    embedding = next(name for name in tensors if "embed" in name and name.endswith("weight"))
+    embedding = next(n for n, shape in shapes.items() if "embed" in n and shape == (pico.VOCAB, 32))
     tensors[embedding] = tensors[embedding].bfloat16()
     if not any(name.endswith("lm_head.weight") for name in tensors):
         tensors["lm_head.weight"] = tensors[embedding].clone()
