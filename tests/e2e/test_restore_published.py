@@ -60,7 +60,11 @@ def publish(family: str, folder: Path) -> Path:
     config = json.loads((folder / "config.json").read_text())
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     first = attention_map(config, shapes).tensors[0].name
-    embedding = next(n for n, shape in shapes.items() if "embed" in n and shape == (pico.VOCAB, 32))
+    embedding = next(
+        name
+        for name, shape in shapes.items()
+        if "embed" in name and shape[1:] == (32,) and shape[0] >= pico.VOCAB
+    )
     tensors[embedding] = tensors[embedding].bfloat16()
     if not any(name.endswith("lm_head.weight") for name in tensors):
         tensors["lm_head.weight"] = tensors[embedding].clone()
