@@ -1,13 +1,15 @@
 """A base as hubs publish it, a fine-tune as transformers saves it: restored, compared, verified.
 
 The base has the config spelling of transformers 4, tensors that no fine-tune keeps (a multi-token
-predictor, buffers, a tied head stored twice), an embedding of another dtype and other shards. The
-fine-tune is that base loaded by an auto class, trained for a step and saved. What must be restored
-follows from transformers' own modules and their forward code, not from our table.
+predictor, buffers, a tied head stored twice), an embedding of another dtype, other shards, and lies
+in the hub's cache. The fine-tune is that base loaded by an auto class, trained for a step and saved.
+What must be restored follows from transformers' own modules and their forward code, not from our
+table.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -80,7 +82,19 @@ def publish(family: str, folder: Path) -> Path:
     old = _in_v4_spelling(config) | {"transformers_version": "4.51.0"}
     old["torch_dtype"] = old.pop("dtype", "float32")
     (folder / "config.json").write_text(json.dumps(old))
-    return folder
+    return in_cache(folder)
+
+
+def in_cache(folder: Path) -> Path:
+    """Move the files where the hub's cache keeps them; return the snapshot, a folder of links."""
+    model = folder.with_name("models--authors--base")
+    blobs, snapshot = model / "blobs", model / "snapshots" / "0123456789abcdef"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for path in sorted(folder.iterdir()):
+        blob = path.rename(blobs / hashlib.sha256(path.name.encode()).hexdigest())
+        (snapshot / path.name).symlink_to(Path("../..") / "blobs" / blob.name)
+    return snapshot
 
 
 def fine_tune(model: PreTrainedModel, folder: Path) -> None:
