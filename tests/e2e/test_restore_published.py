@@ -2,7 +2,7 @@
 
 The base has the config spelling of transformers 4, tensors that no fine-tune keeps (a multi-token
 predictor, buffers, a tied head stored twice), an embedding of another dtype, other shards, and lies
-in the hub's cache. The fine-tune is that base loaded by an auto class, trained for a step and saved.
+in the hub's cache. The fine-tune is that base, loaded by an auto class, trained for a step, saved.
 What must be restored follows from transformers' own modules and their forward code, not from our
 table.
 """
