@@ -74,7 +74,8 @@ def test_variant_layers_and_overrides(
     ("arguments", "code", "says"),
     [
         (["restore", "--pre", "PRE", "--post", "POST"], 2, "--out is missing"),
-        (["restore", "--pre", "PRE", "--post", "nowhere", "--out", "OUT"], 2, "hf download"),
+        (["restore", "--pre", "PRE", "--post", "nowhere", "--out", "OUT"], 2,
+         "amnesia download OWNER/nowhere --out nowhere"),
         (["restore", "--pre", "PRE", "--post", "POST", "--out", "PRE"], 2, "inside"),
         (["restore", "--pre", "PRE", "--post", "PRE", "--out", "OUT"], 2, "--allow-noop"),
         (["restore", "--pre", "PRE", "--post", "POST", "--out", "OUT", "--variant", "qk_pr"],
@@ -84,7 +85,7 @@ def test_variant_layers_and_overrides(
         (["restore", "--pre", "PRE", "--post", "POST", "--out", "OUT", "restore.rule.alfa=1"],
          2, "alfa"),
         (["verify", "PRE"], 2, "manifest.json"),
-        (["diff", "PRE", "nowhere"], 2, "is not a folder"),
+        (["diff", "PRE", "nowhere"], 2, "no such folder"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_message(
@@ -105,7 +106,7 @@ def test_the_traceback_is_there_for_who_asks(
     folders: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMNESIA_DEBUG", "1")
-    with pytest.raises(Exception, match="is not a folder"):
+    with pytest.raises(Exception, match="no such folder"):
         main(["diff", folders[0], "nowhere"])
 
 

@@ -66,6 +66,7 @@ BROKEN: dict[str, tuple[Any, bytes, str]] = {
     "negative": ({"a": FLOATS | {"data_offsets": [-24, 0]}}, b"", "'a' in a malformed way"),
     "no shape": ({"a": {"dtype": "F32", "data_offsets": [0, 4]}}, bytes(4), "malformed way"),
     "list": ([FLOATS], b"", "not a JSON object"),
+    "half a character": ({"a\ud800": FLOATS}, bytes(24), "not valid Unicode, 'a\\ud800'"),
     "no json": (b"{]", b"", "not valid JSON"),
     "twice": (b'{"a":' + json.dumps(FLOATS).encode() * 1 + b',"a":{}}', bytes(24), "occurs twice"),
     "not utf-8": (b'{"\xff": 1}', b"", "not valid JSON"),

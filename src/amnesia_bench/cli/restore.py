@@ -148,6 +148,4 @@ def _print(record: Restoration) -> None:
         f"{len(proof.compared_files)} shards ({size(proof.compared_bytes)}) written and compared, "
         f"{len(proof.linked_files)} ({size(proof.linked_bytes)}) hardlinked."
     )
-    if record.left_out:
-        say(f"Not taken over from post: {', '.join(record.left_out)}")
     say(f"Check it again at any time: {typed('verify', record.out)}")

@@ -32,8 +32,9 @@ from amnesia_bench.records.artifacts import Manifest
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint, side_files
+from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import parent_by_contents
+from amnesia_bench.weights.side_files import side_files
 
 _COPIED = (
     "tokenizer*",

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.store.missing_folder import no_folder
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -105,7 +106,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         MissingEnvironmentError: transformers is not installed.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder", hint="Give the folder of a checkpoint.")
+        raise no_folder(folder)
     try:
         from transformers import AutoTokenizer
     except ImportError as error:

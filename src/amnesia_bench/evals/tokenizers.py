@@ -11,6 +11,7 @@ from typing import Any
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.records.niah import TokenizerParts
 from amnesia_bench.store.files import read_json
+from amnesia_bench.store.missing_folder import no_folder
 
 
 def load_tokenizer(checkpoint: Path) -> Any:
@@ -31,9 +32,7 @@ def load_tokenizer(checkpoint: Path) -> Any:
             hint='pip install "amnesia-bench[eval]"',
         ) from error
     if not checkpoint.is_dir():
-        raise UserError(
-            f"{checkpoint}: no such folder", hint="Give a checkpoint's folder, or its tokenizer's."
-        )
+        raise no_folder(checkpoint)
     _register_hypenet(checkpoint)
     try:
         tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)

@@ -69,7 +69,11 @@ class Proof:
 
 @dataclass(frozen=True, kw_only=True)
 class Restoration:
-    """A finished (or, under dry run, planned) restore. `out` and `proof` are None if planned."""
+    """A finished (or, under dry run, planned) restore. `out` and `proof` are None if planned.
+
+    `left_out` names what lies at the top of post and is not, or not all, in out. Folders end in a
+    slash.
+    """
 
     schema_version: int
     tool_version: str

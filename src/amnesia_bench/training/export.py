@@ -23,7 +23,8 @@ from amnesia_bench.training.models import Learner
 from amnesia_bench.training.objectives import Align
 from amnesia_bench.training.processes import Processes
 from amnesia_bench.training.sharding import whole
-from amnesia_bench.weights.checkpoint import Checkpoint, side_files
+from amnesia_bench.weights.checkpoint import Checkpoint
+from amnesia_bench.weights.side_files import side_files
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ from amnesia_bench.errors import UserError
 # The format's own limit, so that a damaged length cannot make us allocate the file.
 MAX_HEADER_BYTES = 100_000_000
 LENGTH_BYTES = 8
+LFS_POINTER = b"version "  # its first 8 bytes; as a length they are 2e18
 
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -76,6 +77,11 @@ def read_header(path: Path) -> Header:
         length_field = file.read(LENGTH_BYTES)
         if len(length_field) < LENGTH_BYTES:
             raise _damaged(path, f"is {file_bytes} bytes long, too short for a safetensors file")
+        if length_field == LFS_POINTER:
+            raise UserError(
+                f"{path}: is a pointer of Git LFS, not the file itself.",
+                hint=f"Fetch it: git -C {path.parent} lfs pull",
+            )
         header_bytes = int.from_bytes(length_field, "little")
         data_start = LENGTH_BYTES + header_bytes
         if header_bytes > MAX_HEADER_BYTES or data_start > file_bytes:
@@ -102,6 +108,8 @@ def read_header(path: Path) -> Header:
 
 
 def _entry(path: Path, name: str, field: Any, data_start: int) -> TensorEntry:
+    if name.encode("utf-8", "replace").decode("utf-8") != name:  # JSON can spell half a character
+        raise _damaged(path, f"holds a tensor whose name is not valid Unicode, {name!r}")
     try:
         dtype, shape, (begin, end) = field["dtype"], tuple(field["shape"]), field["data_offsets"]
         numbers = (*shape, begin, end)

@@ -20,10 +20,15 @@ from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST, resumable_path
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.weights.checkpoint import CONFIG, INDEX, PICKLE_SUFFIXES, SINGLE_FILE
+from amnesia_bench.weights.file_names import CONFIG, INDEX, PICKLE_SUFFIXES, SINGLE_FILE
 
 KIND = "downloaded"
-_SIDE_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja"})  # tokenizer, templates
+# Tokenizers and templates, those of remote code too: qwen.tiktoken, vocab.bpe, bpe.codes.
+_SIDE_SUFFIXES = frozenset(
+    {".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".codes", ".spm", ".vocab"}
+)
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_IN_URL = re.compile(r"huggingface\.co/([^/]+/[^/?#]+)")
 _LICENCES = ("LICENSE", "LICENCE", "NOTICE")
 
 
@@ -78,7 +83,8 @@ def download(repository: str, revision: str | None, out: Path) -> Downloaded:
     if (out / MANIFEST).is_file():  # killed between publishing and clearing up
         _clear(kept)
     with publishing(out, kept="finished files are kept for the next attempt") as work:
-        hashes = _fetch(listing, [CONFIG], kept)
+        settings = [name for name in (CONFIG, _TOKENIZER_CONFIG) if name in listing.files]
+        hashes = _fetch(listing, settings, kept)
         code = _code(listing, kept)
         hashes |= _fetch(listing, [*_side_files(listing), *code], kept)
         shards = _shards(listing, kept)
@@ -161,11 +167,14 @@ def _side_files(listing: _Listing) -> list[str]:
 
 
 def _code(listing: _Listing, folder: Path) -> tuple[str, ...]:
-    """Return the Python files, if the config says that the architecture is made of them."""
-    try:
-        brings = "auto_map" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{listing.repository}: {CONFIG} is not JSON ({error})") from error
+    """Return the Python files, if the model or its tokenizer says that it is made of them."""
+    brings = False
+    for name in (CONFIG, _TOKENIZER_CONFIG):
+        if name in listing.files:
+            try:
+                brings |= "auto_map" in json.loads((folder / name).read_text(encoding="utf-8"))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{listing.repository}: {name} is not JSON ({error})") from error
     return tuple(name for name in sorted(listing.files) if brings and name.endswith(".py"))
 
 
@@ -247,7 +256,10 @@ def _asking(repository: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except errors.HFValidationError as error:
-        raise UserError(f"{repository}: not a repository's name", hint="OWNER/NAME") from error
+        url = _IN_URL.search(repository)
+        raise UserError(
+            f"{repository}: not a repository's name", hint=f"Give {url[1] if url else 'OWNER/NAME'}"
+        ) from error
     except errors.GatedRepoError as error:
         raise UserError(
             f"{repository}: its owners want to know who downloads it",
@@ -267,7 +279,8 @@ def _asking(repository: str, revision: str | None) -> Iterator[None]:
         errors.XetDownloadError,
         ConnectionError,
     ) as error:
-        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+        response = getattr(error, "response", None)
+        if response is not None and response.status_code in (401, 403, 404):
             raise _no_access(repository) from error
         raise MissingEnvironmentError(
             f"{repository}: the hub cannot be reached ({str(error).partition(chr(10))[0]})",
@@ -278,5 +291,10 @@ def _asking(repository: str, revision: str | None) -> Iterator[None]:
 def _no_access(repository: str) -> UserError:
     return UserError(
         f"{repository}: the hub has no such model, or does not show it to you",
-        hint="Is it spelled OWNER/NAME? For a private one: hf auth login",
+        hint=(
+            "Is it spelled right?"
+            if "/" in repository
+            else f"It needs its owner's name too: amnesia download OWNER/{repository}"
+        )
+        + " For a private one: hf auth login",
     )

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from amnesia_bench.records.artifacts import CheckpointIdentity, Parent
 from amnesia_bench.store.hashing import sha256_of
-from amnesia_bench.weights.checkpoint import CONFIG, Checkpoint
+from amnesia_bench.weights.checkpoint import Checkpoint
+from amnesia_bench.weights.file_names import CONFIG
 
 _HASHERS = 4
 
