@@ -99,6 +99,11 @@ KINDS: dict[str, tuple[tuple[str, ...], str, str]] = {
         "holds its weights as pickle (pytorch_model.bin), which can run code",
         "M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')",
     ),
+    "FSDP, all in one pickle": (
+        ("config.json", "pytorch_model_fsdp.bin", "random_states_0.pkl", "scheduler.bin"),
+        "holds its weights as pickle (pytorch_model_fsdp.bin), which can run code",
+        "t = torch.load('{folder}/pytorch_model_fsdp.bin', weights_only=True); ",
+    ),
     "Flax": (
         ("config.json", "flax_model.msgpack"),
         "for another framework (flax_model.msgpack)",

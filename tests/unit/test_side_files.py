@@ -20,6 +20,7 @@ MODEL = (
     "layers/block.py",
     "merges.txt",
     "modeling_x.py",
+    "optimizer.py",
     "preprocessor_config.json",
     "qwen.tiktoken",
     "README.md",
@@ -79,9 +80,7 @@ def test_a_run_is_left_behind_and_a_model_is_not(tmp_path: Path) -> None:
     assert others.files == len(RUN)
     assert others.bytes == 5 * len(RUN)
     assert {"checkpoint-100/", "final_merged/", "optimizer.pt", "wandb/"} <= set(others.names)
-    assert others.described().startswith(
-        f"{len(RUN)} files of 0.0 MB that are no part of the model"
-    )
+    assert others.described().startswith(f"{len(RUN)} files of 0.0 MB, no part of the model (.git/")
 
 
 def snapshot(tmp_path: Path) -> Path:
@@ -101,6 +100,9 @@ def test_links_into_the_blobs_of_the_cache_are_side_files(tmp_path: Path) -> Non
     assert [str(path) for path in side_files(cached)] == ["config.json", "tokenizer.json"]
     (tmp_path / "by_name").symlink_to(cached)
     assert len(side_files(tmp_path / "by_name")) == 2
+    (cached / "sub").mkdir()  # of a repository with a model in a folder
+    (cached / "sub" / "config.json").symlink_to("../../../blobs/config.json")
+    assert [str(path) for path in side_files(cached / "sub")] == ["config.json"]
 
 
 @pytest.mark.parametrize("in_cache", [False, True])

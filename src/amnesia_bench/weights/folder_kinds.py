@@ -203,11 +203,19 @@ def _pickles(folder: Path) -> UserError | None:
     ]
     if not signs:
         return None
+    usual = any(name.startswith("pytorch_model") and "fsdp" not in name for name in signs)
+    converter = (
+        "from transformers import AutoModelForCausalLM as M; "
+        f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')"
+        if usual
+        else "import torch; from safetensors.torch import save_file as s; "
+        f"t = torch.load('{folder / signs[0]}', weights_only=True); "
+        f"s({{n: x.clone() for n, x in t.items()}}, '{folder / SINGLE_FILE}')"
+    )
     return UserError(
         f"{folder}: holds its weights as pickle ({', '.join(signs[:3])}), which can run code "
         "when it is read; only safetensors are.",
-        hint='Convert it: python -c "from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"",
+        hint=f'Convert it: python -c "{converter}"',
     )
 
 
