@@ -104,7 +104,19 @@ def check(expected: list[ExpectedTensor], found: Shapes, where: str) -> None:
     Raises:
         UserError: naming the first tensor that is missing, extra, or of another shape.
     """
+    if unmerged := [name for name in found if ".lora_" in name or ".base_layer." in name]:
+        raise UserError(
+            f"{where}: {unmerged[0]} is part of an adapter that is not merged into the weights",
+            hint="Merge it first: merge_and_unload() of peft, then save_pretrained",
+        )
     for tensor in expected:
+        if tensor.name in found and 0 in found[tensor.name]:
+            raise UserError(
+                f"{where}: {tensor.name} is empty",
+                hint="DeepSpeed's ZeRO-3 saves empty tensors unless it gathers them "
+                "(stage3_gather_16bit_weights_on_model_save); its shards still hold them: "
+                "python zero_to_fp32.py FOLDER OUT --safe_serialization",
+            )
         if tensor.name not in found:
             raise UserError(
                 f"{where}: {tensor.name} is missing (expected shape {list(tensor.shape)})",

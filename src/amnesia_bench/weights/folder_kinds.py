@@ -178,8 +178,9 @@ def _original_format(folder: Path) -> UserError | None:
         return None
     return UserError(
         f"{folder}: holds its weights in the form of Mistral's or Meta's own code ({signs[0]}).",
-        hint="Only Hugging Face form is read. On the hub it lies beside that file or in a "
-        "repository named -hf: amnesia download OWNER/NAME --out FOLDER. transformers 4 converts: "
+        hint="Give the model in Hugging Face form (model.safetensors), which the hub has beside "
+        "that file or in a repository whose name ends in -hf: amnesia download OWNER/NAME --out "
+        "FOLDER. Or convert it with transformers 4: "
         "python -m transformers.models.mistral.convert_mistral_weights_to_hf (or llama)",
     )
 
