@@ -171,6 +171,11 @@ def test_a_checkpoint_of_a_trainer_is_a_checkpoint(tmp_path: Path) -> None:
     assert open_checkpoint(folder).tensors
 
 
+def test_a_snapshot_without_its_weights(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "models--Qwen--Qwen3-1.7B/snapshots/abc", "config.json")
+    assert "hf download Qwen/Qwen3-1.7B" in str(refusal(folder))
+
+
 def test_names_that_are_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     fetch = "A model of the hub is fetched first: amnesia download "

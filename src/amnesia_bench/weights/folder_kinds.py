@@ -39,9 +39,13 @@ def check_folder(folder: Path) -> None:
     for recognise in _KINDS:
         if (error := recognise(folder)) is not None:
             raise error
+    partial = folder.resolve()
+    name = partial.parent.parent.name.removeprefix("models--").replace("--", "/")
     raise UserError(
         f"{folder}: holds neither {SINGLE_FILE} nor {INDEX}.",
-        hint="Give the folder that save_pretrained wrote.",
+        hint=f"The hub's cache holds a part of this model only. Fetch all: hf download {name}"
+        if partial.parent.name == "snapshots"
+        else "Give the folder that save_pretrained wrote.",
     )
 
 
