@@ -59,6 +59,11 @@ KINDS: dict[str, tuple[tuple[str, ...], str, str]] = {
         "holds the shards of a DeepSpeed run",
         "zero_to_fp32.py {folder} {folder}-whole --safe_serialization",
     ),
+    "DeepSpeed without its script": (
+        ("global_step100/bf16_zero_pp_rank_0.pt",),
+        "holds the shards of a DeepSpeed run (global_step100)",
+        "python -m deepspeed.utils.zero_to_fp32 {folder} {folder}-whole",
+    ),
     "FSDP of accelerate": (
         ("config.json", "pytorch_model_fsdp_0/__0_0.distcp", "optimizer_0/__0_0.distcp"),
         "holds the shards of an FSDP run (pytorch_model_fsdp_0/)",

@@ -109,7 +109,8 @@ def _deepspeed(folder: Path) -> UserError | None:
     if not signs:
         return None
     script = folder / "zero_to_fp32.py"
-    command = f"python {_quoted(script)} {_quoted(folder)} {_quoted(folder)}-whole"
+    program = _quoted(script) if script.exists() else "-m deepspeed.utils.zero_to_fp32"
+    command = f"python {program} {_quoted(folder)} {_quoted(folder)}-whole"
     return UserError(
         f"{folder}: holds the shards of a DeepSpeed run ({signs[0]}), not a model.",
         hint=f"Put them together: {command} --safe_serialization\nThen copy config.json and the "
