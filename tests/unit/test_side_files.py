@@ -142,3 +142,21 @@ def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.txt")).write_text("x")
     with pytest.raises(UserError, match=r"udcff\.txt"):
         side_files(folder)
+
+
+def test_a_run_that_removes_its_steps_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "c", random_model(0))
+    (folder / "checkpoint-1").mkdir()
+    (folder / "checkpoint-1" / "optimizer.pt").write_text("x")
+    honest = os.scandir
+
+    def vanishing(path: str) -> object:
+        if Path(path).name == "checkpoint-1":
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return honest(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert "config.json" in map(str, side_files(folder))
+    assert left_out(folder, ["config.json", "tokenizer.json", "model.safetensors"]).files == 0

@@ -68,8 +68,15 @@ def left_out(folder: Path, kept: Iterable[str]) -> LeftOut:
     return LeftOut(
         names=tuple(sorted(tops)),
         files=len(others),
-        bytes=sum((folder / path).lstat().st_size for path in others),
+        bytes=sum(_size(folder / path) for path in others),
     )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:  # of a run that goes on and removes its oldest step
+        return 0
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -80,6 +87,8 @@ def files_below(folder: Path) -> list[Path]:
     """
 
     def fail(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):  # removed meanwhile
+            return
         raise MissingEnvironmentError(
             f"{error.filename}: may not be listed ({error.strerror}).",
             hint="Check its permissions.",
