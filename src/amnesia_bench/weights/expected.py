@@ -104,19 +104,8 @@ def check(expected: list[ExpectedTensor], found: Shapes, where: str) -> None:
     Raises:
         UserError: naming the first tensor that is missing, extra, or of another shape.
     """
-    if unmerged := [name for name in found if ".lora_" in name or ".base_layer." in name]:
-        raise UserError(
-            f"{where}: {unmerged[0]} is part of an adapter that is not merged into the weights",
-            hint="Merge it first: merge_and_unload() of peft, then save_pretrained",
-        )
+    _refuse_unfinished(found, where)
     for tensor in expected:
-        if tensor.name in found and 0 in found[tensor.name]:
-            raise UserError(
-                f"{where}: {tensor.name} is empty",
-                hint="DeepSpeed's ZeRO-3 saves empty tensors unless it gathers them "
-                "(stage3_gather_16bit_weights_on_model_save); its shards still hold them: "
-                "python zero_to_fp32.py FOLDER OUT --safe_serialization",
-            )
         if tensor.name not in found:
             raise UserError(
                 f"{where}: {tensor.name} is missing (expected shape {list(tensor.shape)})",
@@ -133,6 +122,23 @@ def check(expected: list[ExpectedTensor], found: Shapes, where: str) -> None:
             f"{where}: unexpected tensor {extra[0]} of shape {list(found[extra[0]])}",
             hint="merge adapters first; quantised weights cannot be restored",
         )
+
+
+def _refuse_unfinished(found: Shapes, where: str) -> None:
+    """Name what a run saved before its weights were whole: an adapter apart, or nothing at all."""
+    for name, shape in found.items():
+        if ".lora_" in name or ".base_layer." in name:
+            raise UserError(
+                f"{where}: {name} is part of an adapter that is not merged into the weights",
+                hint="Merge it first: merge_and_unload() of peft, then save_pretrained",
+            )
+        if 0 in shape:
+            raise UserError(
+                f"{where}: {name} is empty",
+                hint="DeepSpeed's ZeRO-3 saves empty tensors unless it gathers them "
+                "(stage3_gather_16bit_weights_on_model_save); its shards still hold them: "
+                "python zero_to_fp32.py FOLDER OUT --safe_serialization",
+            )
 
 
 def fits(expected: list[ExpectedTensor], found: Shapes) -> bool:
