@@ -16,7 +16,8 @@ from pathlib import Path
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.store.files import read_json
-from amnesia_bench.weights.checkpoint import CONFIG, files_below
+from amnesia_bench.weights.file_names import CONFIG
+from amnesia_bench.weights.side_files import files_below
 
 _NAMING = (CONFIG, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 # module.Class, a file beside config.json
