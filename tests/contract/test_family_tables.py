@@ -229,6 +229,8 @@ WINDOWS = {
     ),
     "gemma3 pattern": ({"model_type": "gemma3_text", "sliding_window_pattern": 2}, {0, 2}),
     "gemma3 default": ({"model_type": "gemma3_text"}, {0, 1, 2, 3}),
+    "exaone4": ({"model_type": "exaone4", "sliding_window": 16}, {0, 1, 2}),
+    "exaone4 without a window": ({"model_type": "exaone4", "sliding_window": None}, set()),
     "gemma3 layer_types": (
         {
             "model_type": "gemma3_text",
@@ -246,7 +248,7 @@ def _plain_shapes(model_type: str, head_dim: int) -> Shapes:
         shapes |= _projections(
             block, 32, 4 * head_dim, 2 * head_dim, bias=model_type.startswith("qwen2")
         ) | {f"{block}o_proj.weight": (32, 4 * head_dim)}
-        if model_type in ("qwen3", "qwen3_moe", "gemma3_text"):
+        if model_type in ("qwen3", "qwen3_moe", "gemma3_text", "exaone4"):
             shapes |= {f"{block}q_norm.weight": (head_dim,), f"{block}k_norm.weight": (head_dim,)}
     return shapes
 
@@ -588,6 +590,20 @@ MISTAKES = {
     "extra": (
         lambda config, shapes: shapes.update({"model.layers.1.self_attn.q_proj.scales": (4,)}),
         r"unexpected tensor 'model.layers.1.self_attn.q_proj.scales' of shape \[4\]",
+    ),
+    "an adapter that is not merged": (
+        lambda config, shapes: shapes.update(
+            {
+                "model.layers.1.self_attn.q_proj.base_layer.weight": shapes.pop(
+                    "model.layers.1.self_attn.q_proj.weight"
+                )
+            }
+        ),
+        r"q_proj.base_layer.weight is part of an adapter that is not merged",
+    ),
+    "empty tensors of ZeRO-3": (
+        lambda config, shapes: shapes.update({name: (0,) for name in shapes}),
+        r"q_proj.weight is empty",
     ),
     "head count": (
         lambda config, shapes: config.update(num_key_value_heads=4),

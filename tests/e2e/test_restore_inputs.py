@@ -72,7 +72,7 @@ def test_the_folder_of_a_training_run_gives_a_model_only(
     assert {path.name for path in out.iterdir()} == {*names, "manifest.json", "restoration.json"}
     files = 2 * (len(names) + 2) + 3
     assert (
-        f"Not taken over from post: {files} files of 4.1 MB that are no part of the model "
+        f"Not taken over from post: {files} files of 4.1 MB, no part of the model "
         "(checkpoint-100/, checkpoint-200/, optimizer.pt, runs/, wandb/)."
     ) in " ".join(capsys.readouterr().err.split())
 

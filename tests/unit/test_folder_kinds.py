@@ -59,6 +59,11 @@ KINDS: dict[str, tuple[tuple[str, ...], str, str]] = {
         "holds the shards of a DeepSpeed run",
         "zero_to_fp32.py {folder} {folder}-whole --safe_serialization",
     ),
+    "DeepSpeed without its script": (
+        ("global_step100/bf16_zero_pp_rank_0.pt",),
+        "holds the shards of a DeepSpeed run (global_step100)",
+        "python -m deepspeed.utils.zero_to_fp32 {folder} {folder}-whole",
+    ),
     "FSDP of accelerate": (
         ("config.json", "pytorch_model_fsdp_0/__0_0.distcp", "optimizer_0/__0_0.distcp"),
         "holds the shards of an FSDP run (pytorch_model_fsdp_0/)",
@@ -98,6 +103,11 @@ KINDS: dict[str, tuple[tuple[str, ...], str, str]] = {
         ("config.json", "pytorch_model.bin", "training_args.bin", "rng_state.pth"),
         "holds its weights as pickle (pytorch_model.bin), which can run code",
         "M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')",
+    ),
+    "FSDP, all in one pickle": (
+        ("config.json", "pytorch_model_fsdp.bin", "random_states_0.pkl", "scheduler.bin"),
+        "holds its weights as pickle (pytorch_model_fsdp.bin), which can run code",
+        "t = torch.load('{folder}/pytorch_model_fsdp.bin', weights_only=True); ",
     ),
     "Flax": (
         ("config.json", "flax_model.msgpack"),
@@ -164,6 +174,11 @@ def test_a_checkpoint_of_a_trainer_is_a_checkpoint(tmp_path: Path) -> None:
     folder = save(tmp_path / "checkpoint-500", random_model(0))
     filled(folder, "optimizer.pt", "zero_to_fp32.py", "global_step500/x.pt", "adapter_config.json")
     assert open_checkpoint(folder).tensors
+
+
+def test_a_snapshot_without_its_weights(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "models--Qwen--Qwen3-1.7B/snapshots/abc", "config.json")
+    assert "hf download Qwen/Qwen3-1.7B" in str(refusal(folder))
 
 
 def test_names_that_are_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ MODEL = (
     "layers/block.py",
     "merges.txt",
     "modeling_x.py",
+    "optimizer.py",
     "preprocessor_config.json",
     "qwen.tiktoken",
     "README.md",
@@ -79,9 +80,7 @@ def test_a_run_is_left_behind_and_a_model_is_not(tmp_path: Path) -> None:
     assert others.files == len(RUN)
     assert others.bytes == 5 * len(RUN)
     assert {"checkpoint-100/", "final_merged/", "optimizer.pt", "wandb/"} <= set(others.names)
-    assert others.described().startswith(
-        f"{len(RUN)} files of 0.0 MB that are no part of the model"
-    )
+    assert others.described().startswith(f"{len(RUN)} files of 0.0 MB, no part of the model (.git/")
 
 
 def snapshot(tmp_path: Path) -> Path:
@@ -101,6 +100,9 @@ def test_links_into_the_blobs_of_the_cache_are_side_files(tmp_path: Path) -> Non
     assert [str(path) for path in side_files(cached)] == ["config.json", "tokenizer.json"]
     (tmp_path / "by_name").symlink_to(cached)
     assert len(side_files(tmp_path / "by_name")) == 2
+    (cached / "sub").mkdir()  # of a repository with a model in a folder
+    (cached / "sub" / "config.json").symlink_to("../../../blobs/config.json")
+    assert [str(path) for path in side_files(cached / "sub")] == ["config.json"]
 
 
 @pytest.mark.parametrize("in_cache", [False, True])
@@ -140,3 +142,21 @@ def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(folder) + b"/\xff.txt")).write_text("x")
     with pytest.raises(UserError, match=r"udcff\.txt"):
         side_files(folder)
+
+
+def test_a_run_that_removes_its_steps_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tmp_path / "c", random_model(0))
+    (folder / "checkpoint-1").mkdir()
+    (folder / "checkpoint-1" / "optimizer.pt").write_text("x")
+    honest = os.scandir
+
+    def vanishing(path: str) -> object:
+        if Path(path).name == "checkpoint-1":
+            raise FileNotFoundError(2, "No such file or directory", path)
+        return honest(path)
+
+    monkeypatch.setattr(os, "scandir", vanishing)
+    assert "config.json" in map(str, side_files(folder))
+    assert left_out(folder, ["config.json", "tokenizer.json", "model.safetensors"]).files == 0

@@ -109,7 +109,10 @@ def plain_file(folder: Path, name: str) -> Path:
             hint="Was the cache that it leads to cleared? Download or save this checkpoint again.",
         )
     if not path.is_file():
-        raise UserError(f"{path}: is missing or not a file.")
+        raise UserError(
+            f"{path}: is missing or not a file.",
+            hint="Is the checkpoint complete?",
+        )
     return path
 
 

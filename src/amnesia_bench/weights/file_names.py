@@ -18,13 +18,13 @@ OTHER_WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
 # Megatron leave beside the model that they trained. trainer_state.json and the results describe
 # the run that made POST, and would be untrue of what is restored from it.
 _OF_A_RUN = re.compile(
-    r"(checkpoint|global_step|epoch|step|iter)[-_]?\d+"
-    r"|checkpoint-.+|checkpoints|pytorch_model_fsdp_\d+|optimizer(_\d+|\.\w+)?|scheduler(_\d+|\.\w+)?"
+    r"(checkpoint|global_step|epoch|step|iter)[-_]?\d+|checkpoint-.+|checkpoints"
+    r"|pytorch_model_fsdp_\d+|(optimizer|scheduler)(_\d+|\.(pt|bin|pth))?|adapter_(config|model).*"
     r"|runs|wandb|logs?|tensorboard|tb_logs|mlruns|lightning_logs|swanlog|__pycache__"
     r"|events\.out\.tfevents.*|.*\.(log|lock|tmp|incomplete|wandb|out)"
-    r"|trainer_state\.json|trainer_log\.jsonl|training_args\.\w+|training_(loss|eval_loss).*\.png"
-    r"|(all|train|eval|test|predict)_results\.json|rng_state.*|scaler\.\w+|random_states_.*"
-    r"|zero_to_fp32\.py|latest|latest_checkpointed_iteration\.txt|adapter_.*"
+    r"|trainer_state\.json|trainer_log\.jsonl|training_args\.(bin|json|ya?ml)|training_.*loss.*\.png"
+    r"|(all|train|eval|test|predict)_results\.json|(rng_state|random_states)_?\w*\.(pth|pkl|pt)"
+    r"|scaler\.pt|zero_to_fp32\.py|latest|latest_checkpointed_iteration\.txt"
 )
 
 

@@ -39,9 +39,13 @@ def check_folder(folder: Path) -> None:
     for recognise in _KINDS:
         if (error := recognise(folder)) is not None:
             raise error
+    partial = folder.resolve()
+    name = partial.parent.parent.name.removeprefix("models--").replace("--", "/")
     raise UserError(
         f"{folder}: holds neither {SINGLE_FILE} nor {INDEX}.",
-        hint="Give the folder that save_pretrained wrote.",
+        hint=f"The hub's cache holds a part of this model only. Fetch all: hf download {name}"
+        if partial.parent.name == "snapshots"
+        else "Give the folder that save_pretrained wrote.",
     )
 
 
@@ -105,7 +109,8 @@ def _deepspeed(folder: Path) -> UserError | None:
     if not signs:
         return None
     script = folder / "zero_to_fp32.py"
-    command = f"python {_quoted(script)} {_quoted(folder)} {_quoted(folder)}-whole"
+    program = _quoted(script) if script.exists() else "-m deepspeed.utils.zero_to_fp32"
+    command = f"python {program} {_quoted(folder)} {_quoted(folder)}-whole"
     return UserError(
         f"{folder}: holds the shards of a DeepSpeed run ({signs[0]}), not a model.",
         hint=f"Put them together: {command} --safe_serialization\nThen copy config.json and the "
@@ -178,8 +183,9 @@ def _original_format(folder: Path) -> UserError | None:
         return None
     return UserError(
         f"{folder}: holds its weights in the form of Mistral's or Meta's own code ({signs[0]}).",
-        hint="Only Hugging Face form is read. On the hub it lies beside that file or in a "
-        "repository named -hf: amnesia download OWNER/NAME --out FOLDER. transformers 4 converts: "
+        hint="Give the model in Hugging Face form (model.safetensors), which the hub has beside "
+        "that file or in a repository whose name ends in -hf: amnesia download OWNER/NAME --out "
+        "FOLDER. Or convert it with transformers 4: "
         "python -m transformers.models.mistral.convert_mistral_weights_to_hf (or llama)",
     )
 
@@ -203,11 +209,19 @@ def _pickles(folder: Path) -> UserError | None:
     ]
     if not signs:
         return None
+    usual = any(name.startswith("pytorch_model") and "fsdp" not in name for name in signs)
+    converter = (
+        "from transformers import AutoModelForCausalLM as M; "
+        f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')"
+        if usual
+        else "import torch; from safetensors.torch import save_file as s; "
+        f"t = torch.load('{folder / signs[0]}', weights_only=True); "
+        f"s({{n: x.clone() for n, x in t.items()}}, '{folder / SINGLE_FILE}')"
+    )
     return UserError(
         f"{folder}: holds its weights as pickle ({', '.join(signs[:3])}), which can run code "
         "when it is read; only safetensors are.",
-        hint='Convert it: python -c "from transformers import AutoModelForCausalLM as M; '
-        f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"",
+        hint=f'Convert it: python -c "{converter}"',
     )
 
 

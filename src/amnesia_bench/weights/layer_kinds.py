@@ -133,6 +133,11 @@ def every_nth(interval: str | int, others: LayerKind) -> LayerKinds:
     return kinds
 
 
+def if_windowed(rule: LayerKinds) -> LayerKinds:
+    """As `rule`, but all full where the config has no `sliding_window`; exaone4."""
+    return lambda config: rule(config) if lookup(config, "sliding_window") else all_full(config)
+
+
 def first_of_four(config: Config) -> tuple[LayerKind, ...]:
     """Full attention at the layers 0, 4, 8, ..., a window in the rest; cwm."""
     return tuple(

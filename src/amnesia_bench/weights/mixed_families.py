@@ -29,6 +29,7 @@ from amnesia_bench.weights.layer_kinds import (
     by_marks,
     every_nth,
     first_of_four,
+    if_windowed,
     last_is_full,
     lower_even_layers_slide,
     one_window,
@@ -237,7 +238,9 @@ MIXED_FAMILIES = (
     Family(
         name="exaone4",
         model_types=("exaone4", "exaone_moe"),
-        layer_kinds=by_marks("layer_types", otherwise=every_nth("sliding_window_pattern", SLIDING)),
+        layer_kinds=by_marks(
+            "layer_types", otherwise=if_windowed(every_nth("sliding_window_pattern", SLIDING))
+        ),
         modules=(*separate(), *shared_norms()),
         unrotated=_full_layers_if_others_slide,
         defaults={"sliding_window": 4096, "sliding_window_pattern": 4},

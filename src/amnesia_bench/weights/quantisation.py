@@ -10,7 +10,7 @@ from amnesia_bench.weights.config_keys import decoder_config
 from amnesia_bench.weights.numbers import FLOAT_DTYPES
 
 _CONFIG_KEYS = ("quantization_config", "compression_config", "quant_method")
-# What GPTQ and AWQ, compressed-tensors, FP8, bitsandbytes, HQQ and MXFP4 call their parts.
+# What GPTQ and AWQ, compressed-tensors, FP8, bitsandbytes, HQQ, quanto and MXFP4 call their parts.
 _SUFFIXES = (
     ".qweight",
     ".qzeros",
@@ -21,8 +21,9 @@ _SUFFIXES = (
     ".quant_map",
     ".SCB",
     ".W_q",
-    "_blocks",
-    "_scales",
+    ".weight._data",
+    "_proj_blocks",
+    "_proj_scales",
 )
 
 
@@ -38,12 +39,14 @@ def sign_of_codes(checkpoint: Checkpoint) -> str | None:
     """Return what shows that some tensor is quantised, or None where all are plain numbers.
 
     The tensors decide and not the config, whose quantization_config often outlives them: merging a
-    QLoRA adapter writes plain weights and keeps it. Integers of one dimension may be buffers.
+    QLoRA adapter writes plain weights and keeps it. Integers may be buffers, such as position_ids
+    and causal masks, unless they are called weights.
     """
     for name, (_, entry) in checkpoint.tensors.items():
         if name.endswith(_SUFFIXES):
             return f"it holds {name!r}"
-        if entry.dtype not in FLOAT_DTYPES and len(entry.shape) > 1:
+        weight = entry.dtype.startswith("F") or name.endswith(".weight")
+        if entry.dtype not in FLOAT_DTYPES and weight:
             return f"{name!r} has dtype {entry.dtype}"
     return None
 

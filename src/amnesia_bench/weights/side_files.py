@@ -26,8 +26,8 @@ class LeftOut:
         """Say in one line what and how much it is."""
         some = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
         return (
-            f"{self.files:,} files of {self.bytes / 1e6:,.1f} MB that are no part of the model "
-            f"({some})."
+            f"{self.files:,} file{'' if self.files == 1 else 's'} of "
+            f"{self.bytes / 1e6:,.1f} MB, no part of the model ({some})."
         )
 
 
@@ -68,8 +68,15 @@ def left_out(folder: Path, kept: Iterable[str]) -> LeftOut:
     return LeftOut(
         names=tuple(sorted(tops)),
         files=len(others),
-        bytes=sum((folder / path).lstat().st_size for path in others),
+        bytes=sum(_size(folder / path) for path in others),
     )
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.lstat().st_size
+    except FileNotFoundError:  # of a run that goes on and removes its oldest step
+        return 0
 
 
 def files_below(folder: Path) -> list[Path]:
@@ -80,6 +87,8 @@ def files_below(folder: Path) -> list[Path]:
     """
 
     def fail(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):  # removed meanwhile
+            return
         raise MissingEnvironmentError(
             f"{error.filename}: may not be listed ({error.strerror}).",
             hint="Check its permissions.",
@@ -123,7 +132,8 @@ def _check_belongs(folder: Path, path: Path) -> None:
         raise UserError(f"{link}: is a link that leads to itself.") from None
     hint = f"Make a copy without links first: cp -rL {folder} COPY"
     top = folder.resolve()
-    places = [top] if top.parent.name != "snapshots" else [top, top.parent.parent / "blobs"]
+    snapshots = (parent for parent in top.parents if parent.name == "snapshots")
+    places = [top, *(parent.parent / "blobs" for parent in snapshots)]
     if not any(target.is_relative_to(place.resolve()) for place in places):
         raise UserError(f"{link}: leads out of the checkpoint folder, to {target}.", hint=hint)
     if not link.is_file():

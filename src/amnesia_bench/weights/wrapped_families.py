@@ -1,7 +1,8 @@
 """Rows of the architecture table for decoders released inside a wrapper for images or sound.
 
 The wrapper's own config and towers are passed over (config_keys.decoder_config, family.ROOTS).
-Wrappers around a decoder of another row, such as LLaVA, SmolVLM and InternVL, need no row.
+A wrapper's own model_type stands for a text_config that has none. Wrappers around a decoder of
+another row, such as LLaVA, SmolVLM and InternVL, need no row.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ WRAPPED_FAMILIES = (
     ),
     Family(
         name="qwen2_5_omni",
-        model_types=("qwen2_5_omni_text",),
+        model_types=("qwen2_5_omni_text", "qwen2_5_omni_thinker"),
         layer_kinds=by_marks("layer_types", otherwise=upper_layers_slide),
         modules=separate(bias=always, output_bias=never),
         defaults={"rope_theta": 1_000_000.0, "max_window_layers": 28},
     ),
     Family(
         name="qwen3_vl",
-        model_types=("qwen3_vl_text",),
+        model_types=("qwen3_vl_text", "qwen3_vl"),
         layer_kinds=all_full,
         modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),
         defaults={"head_dim": 128, "rope_theta": 500_000.0},
@@ -52,7 +53,7 @@ WRAPPED_FAMILIES = (
     ),
     Family(
         name="qwen3_vl_moe",
-        model_types=("qwen3_vl_moe_text",),
+        model_types=("qwen3_vl_moe_text", "qwen3_vl_moe"),
         layer_kinds=all_full,
         modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),
         defaults={"rope_theta": 500_000.0},
@@ -60,7 +61,7 @@ WRAPPED_FAMILIES = (
     ),
     Family(
         name="qwen3_omni_moe",
-        model_types=("qwen3_omni_moe_text",),
+        model_types=("qwen3_omni_moe_text", "qwen3_omni_moe_thinker"),
         layer_kinds=all_full,
         modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),
         defaults={"rope_theta": 1_000_000.0},
@@ -100,14 +101,14 @@ WRAPPED_FAMILIES = (
     ),
     Family(
         name="glm4v",
-        model_types=("glm4v_text",),
+        model_types=("glm4v_text", "glm4v"),
         layer_kinds=all_full,
         modules=separate(bias=always, output_bias=never),
         head_dim="",
     ),
     Family(
         name="glm4v_moe",
-        model_types=("glm4v_moe_text",),
+        model_types=("glm4v_moe_text", "glm4v_moe"),
         layer_kinds=all_full,
         modules=separate(bias=ATTENTION_BIAS, output_bias=never),
         defaults={"attention_bias": True, "partial_rotary_factor": 0.5},
