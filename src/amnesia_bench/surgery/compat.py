@@ -12,19 +12,6 @@ from amnesia_bench.surgery.rope import Rope, check_rope
 from amnesia_bench.weights.checkpoint import Checkpoint
 from amnesia_bench.weights.file_names import CONFIG
 
-# What PEFT puts beside and around a weight until it is merged.
-ADAPTER_PARTS = (".lora_A.", ".lora_B.", ".base_layer.", ".modules_to_save.")
-
-
-def check_merged(checkpoint: Checkpoint) -> None:
-    """Raise UserError when adapters lie beside the weights that they change."""
-    for name in checkpoint.tensors:
-        if any(part in name for part in ADAPTER_PARTS):
-            raise UserError(
-                f"{checkpoint.folder}: holds an adapter that is not merged ({name!r}).",
-                hint="Merge it first (model.merge_and_unload() of PEFT, then save_pretrained).",
-            )
-
 
 def check_compatible(
     pre: Checkpoint,

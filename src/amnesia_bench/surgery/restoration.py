@@ -26,7 +26,7 @@ from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.surgery.compat import check_compatible, check_dtypes, check_merged
+from amnesia_bench.surgery.compat import check_compatible, check_dtypes
 from amnesia_bench.surgery.edits import Edits, compute_edits, measure_drift
 from amnesia_bench.surgery.layer_values import Pair
 from amnesia_bench.surgery.pairing import in_posts_names, notes_on_others, pair_tensors
@@ -149,8 +149,6 @@ def _chosen(variant: str | Variant, layers: Sequence[int] | None) -> Variant:
 
 def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
     checkpoints = open_checkpoint(pre), open_checkpoint(post)
-    for checkpoint in checkpoints:
-        check_merged(checkpoint)
     roles = {*ROUTING, *variant.select.roles}
     maps = _map_of(checkpoints[0], roles), _map_of(checkpoints[1], roles)
     notes = check_compatible(*checkpoints, maps, roles)
