@@ -15,7 +15,7 @@ from amnesia_bench.surgery import restoration, restore
 from tests.checkpoints import drifted, random_model, save
 
 # The steps of a restore, in their order, by the functions that do them.
-STEPS = ("compute_edits", "write_shards", "check_tensors", "_copy_side_files", "write_json")
+STEPS = ("compute_edits", "write_shards", "check_tensors", "_record", "write_json")
 
 
 @pytest.fixture
