@@ -22,6 +22,7 @@ from amnesia_bench.pipeline.bookkeeping import (
 )
 from amnesia_bench.pipeline.run import Outcome, run
 from amnesia_bench.pipeline.stage import unsettled
+from amnesia_bench.pipeline.worker import run_stage
 from amnesia_bench.store import hashing
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import MANIFEST, stage_path
@@ -157,6 +158,21 @@ def test_what_a_newer_version_made_is_neither_damaged_nor_removed(
     with pytest.raises(NewerVersionError, match="schema 99, this version reads 1") as caught:
         run(store, small_graph(), repair=repair)
     assert "repair" not in str(caught.value)
+    assert finished(store) == before
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_what_a_newer_version_made_is_not_removed_as_stale_either(
+    store: Path, repair: bool
+) -> None:
+    change(TOKENIZER.folder(store), "tokenizer.json")
+    as_newer(DATA[0].folder(store))
+    before = finished(store)
+    with pytest.raises(NewerVersionError):
+        run(store, small_graph(), repair=repair)
+    # A worker that another driver has sent leaves it too.
+    with pytest.raises(NewerVersionError):
+        run_stage(store, DATA[0].id, None)
     assert finished(store) == before
 
 

@@ -152,6 +152,22 @@ def test_ages_are_by_the_clock_of_the_file_system_and_not_by_ours(
     assert list(final.parent.iterdir()) == []
 
 
+def test_a_process_that_cannot_be_is_dead(final: Path) -> None:
+    claim(final, replace(HERE, pid=10**30))
+    with holding_lease(final) as held:
+        assert held.number == 2
+
+
+def test_a_heartbeat_of_no_year_is_said_too(final: Path) -> None:
+    path = claim(final, ELSEWHERE)
+    try:
+        os.utime(path, (1e12, 1e12))
+    except OSError:
+        pytest.skip("this file system knows no such time")
+    with pytest.raises(BusyError, match="in the future"):
+        holding_lease(final).__enter__()
+
+
 def test_where_the_clock_of_the_file_system_cannot_be_read_ours_is_asked(
     final: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -234,7 +250,9 @@ def test_a_lease_that_is_always_lost_to_others_ends_in_a_message(
         pass
 
 
-@pytest.mark.parametrize("data", [b"", b'{"host":', b"\xff", b"{}"])
+@pytest.mark.parametrize(
+    "data", [b"", b'{"host":', b"\xff", b"{}", b"[" * 100_000, b" " * 100_000 + b"{}", b"9" * 5000]
+)
 def test_a_claim_without_a_name_is_busy_for_a_moment_and_then_dead(
     final: Path, data: bytes
 ) -> None:

@@ -201,7 +201,13 @@ def remove(store: Path, stage: Stage) -> None:
 
 
 def discard_made(store: Path, kind: str, stage_id: str) -> None:
-    """Remove an artifact and what attempts at it left, on behalf of who holds its lease."""
+    """Remove an artifact and what attempts at it left, on behalf of who holds its lease.
+
+    Raises:
+        NewerVersionError, MissingEnvironmentError: it is left as it is; see `damage`.
+    """
+    if is_finished(artifact_path(store, kind, stage_id)):
+        damage(store, kind, stage_id)
     for path in _made(store, kind, stage_id):
         _discard(path, stage_id)
 

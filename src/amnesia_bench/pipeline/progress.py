@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
+from amnesia_bench.errors import AmnesiaError
 from amnesia_bench.pipeline.bookkeeping import StageState, state_of
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.pipeline.work import Training
@@ -63,7 +64,8 @@ class Watcher:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        self._look()
+        with suppress(AmnesiaError):
+            self._look()
         if self._terminal:
             self._write(_ERASE)
 
@@ -100,7 +102,8 @@ class Watcher:
 
     def _watch(self) -> None:
         while not self._stop.wait(_LOOK_SECONDS):
-            self._look()
+            with suppress(AmnesiaError):  # the stage itself will say what cannot be read
+                self._look()
             if self._terminal:
                 line = f"  {self._left_over()}{', '.join(self._running)}"
                 # A line that wraps cannot be erased.
@@ -130,9 +133,9 @@ def _is_below(driver: int, holder: Holder) -> bool:
     if not is_here(holder):
         return False
     pid: int | None = holder.pid
-    while pid not in (None, 0, driver):
+    while pid is not None and pid not in (0, driver):
         pid = parent_of(pid)
-    return pid == driver
+    return pid != 0  # None: it has just ended, and there is nothing to wait for
 
 
 def _weight(stage: Stage) -> float:

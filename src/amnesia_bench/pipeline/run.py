@@ -134,15 +134,15 @@ def threads_of(stages: Sequence[Stage], cores: int) -> dict[str, int]:
 
 def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> None:
     for stage in stages:
-        if state_of(store, stage.kind, stage.id) != StageState.CACHED:
-            continue
-        if repair:
-            if found := damage(store, stage.kind, stage.id):
-                what = "; ".join(f"{finding.path} {finding.problem}" for finding in found)
-                sys.stderr.write(f"{stage.kind} {stage.id}: {what}: it is made again\n")
-                remove(store, stage)
-        else:
+        state = state_of(store, stage.kind, stage.id)
+        if state is StageState.STALE:
+            damage(store, stage.kind, stage.id)  # is made again, unless that cannot be known
+        elif state is StageState.CACHED and not repair:
             check_intact(store, stage.kind, stage.id)
+        elif state is StageState.CACHED and (found := damage(store, stage.kind, stage.id)):
+            what = "; ".join(f"{finding.path} {finding.problem}" for finding in found)
+            sys.stderr.write(f"{stage.kind} {stage.id}: {what}: it is made again\n")
+            remove(store, stage)
 
 
 def _order(store: Path, stage: Stage, threads: int) -> StageOrder:

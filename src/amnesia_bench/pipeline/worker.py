@@ -156,9 +156,10 @@ def _finish(
         return
     store = artifact.parents[1]
     inputs = (
-        Parent(role=kind, location=str(store / kind / id), identity=f"sha256:{contents[name]}")
-        for id, kind in order.inputs.items()
-        if (name := f"{kind}/{id}")
+        Parent(
+            role=name.partition("/")[0], location=str(store / name), identity=f"sha256:{content}"
+        )
+        for name, content in contents.items()
     )
     manifest = Manifest(
         kind=order.kind,

@@ -48,6 +48,7 @@ _REMOVALS = 3
 _ATTEMPTS, _PAUSE_SECONDS = 1000, 0.001
 # Anything else in the folder is not ours, whatever int() makes of its name.
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+_CLAIM_CHARACTERS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,8 +267,9 @@ def _last_claim(descriptor: int) -> Claim | None:
     for _ in range(10):  # its owner may be between creating and writing it
         with os.fdopen(os.open(str(number), os.O_RDONLY, dir_fd=descriptor)) as file:
             claim = replace(claim, heartbeat=os.fstat(file.fileno()).st_mtime)
-            with contextlib.suppress(ValueError, UserError):
-                return replace(claim, holder=codec.from_json(Holder, json.load(file), "lease"))
+            with contextlib.suppress(ValueError, UserError, RecursionError):
+                said = json.loads(file.read(_CLAIM_CHARACTERS))
+                return replace(claim, holder=codec.from_json(Holder, said, "lease"))
         time.sleep(0.01)
     return claim
 
@@ -287,7 +289,7 @@ def _is_stale(
             who, ahead, STALE_SECONDS,
         )  # fmt: skip
         with contextlib.suppress(OSError):  # of another user, or released
-            os.utime(str(claim.number), dir_fd=descriptor, follow_symlinks=False)
+            os.utime(str(claim.number), dir_fd=descriptor)
         return False
     # Whoever was slow to write a claim looks afterwards if it is still the highest.
     return -ahead > (_UNWRITTEN_SECONDS if holder is None else stale_seconds)
@@ -321,7 +323,9 @@ def _busy(final: Path, folder: Path, claim: Claim, seconds_ahead: float) -> Busy
         who = f"process {claim.holder.pid} on {claim.holder.host}"
         who += f" (SLURM job {job})" if job else ""
         who += f" since {claim.holder.since}"
-    beat = datetime.fromtimestamp(claim.heartbeat, UTC).isoformat(timespec="seconds")
+    beat = f"{claim.heartbeat:.0f} s after 1970"
+    with contextlib.suppress(ValueError, OverflowError):  # no year of four digits
+        beat = datetime.fromtimestamp(claim.heartbeat, UTC).isoformat(timespec="seconds")
     if seconds_ahead > _FUTURE_SECONDS:
         beat += (
             f", which is {seconds_ahead:.0f} s in the future of this file system; if it is dead, "

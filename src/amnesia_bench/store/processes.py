@@ -55,7 +55,7 @@ def is_alive(holder: Holder) -> bool:
     """Return whether a process of this machine still runs; see `is_here`."""
     try:
         os.kill(holder.pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # the latter: no process can have this number
         return False
     except PermissionError:  # alive, and another user's
         pass
