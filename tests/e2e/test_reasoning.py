@@ -187,7 +187,8 @@ def test_a_number_of_any_length_is_one_wrong_answer(task: str, scorer: str, tmp_
         "1,000" + ",000" * 150,
     ]
     texts = [f"\\boxed{{{number}}}" for number in long] + ["so 1" + "0" * 5000, "\\boxed{9}"]
-    run_task(task, data, tmp_path / "run", FakeEngine(lambda request: texts[request.key.doc]))
+    engine = FakeEngine(lambda request: texts[request.key.doc])
+    run_task(task, data, tmp_path / "run", engine, "eval.max_new_tokens=8000")
     outcomes = [v.outcome for v in score(tmp_path / "run", scorer).verdicts[::3]]
     unboxed = Outcome.WRONG if scorer == "flexible" else Outcome.NO_ANSWER
     assert outcomes == [Outcome.WRONG] * 6 + [unboxed, Outcome.CORRECT]

@@ -30,6 +30,10 @@ from tests.answers import LATEX
         ("sqrt(2(3+x))", "\\sqrt{2\\cdot(3+x)}"),
         ("0.1\\overline{6}", "\\frac{15}{90}"),
         ("1 4/5", "1\\frac{4}{5}"),
+        ("\\text{5 and 7}", "5 and 7"),
+        ("\\text{18 miles}", "18\\text{ miles}"),
+        ("12^{\\text{th}}", "12"),
+        ("\\frac{5\\text{th}}{2}", "\\frac{5 }{2}"),
         ("20{,}000\\pi", "20000\\pi"),
         ("11,\\! 111,\\! 111,\\! 100", "11111111100"),
         ("32, 349", "32, 349"),
@@ -157,6 +161,11 @@ def test_a_longer_answer_than_anybody_gives_is_not_read() -> None:
     assert glance(long, long) is True
     assert read("1" * MAX_CHARACTERS).number == Fraction(int("1" * MAX_CHARACTERS))
     assert read("\N{MATHEMATICAL DOUBLE-STRUCK DIGIT EIGHT}" * 9).number == Fraction(888888888)
+
+
+def test_no_pattern_takes_exponential_time() -> None:
+    for text in ("\\text{" + "1" * 1900 + "x}", "\\text{" + "1 and " * 300 + "}", "1 and " * 300):
+        read(text)
 
 
 @given(LATEX)

@@ -50,9 +50,8 @@ _TOKEN = re.compile(r"\\([A-Za-z]+)\*?\s*|\\.|[{}]|[^\\{}]+|\\$", re.DOTALL)
 # What mathematics may be set upright: numbers, and the constants of that name.
 _UPRIGHT_MATH = re.compile(r"[^A-Za-z]*|\s*[ieTP]\s*")
 # A number and its noun, or several numbers: `18 miles`, `5 and 7`.
-_COUNTED = re.compile(
-    r"((?:\s*[-+]?(?:\\?\$)?\d[\d.,]*%?(?:\s*,?\s+(?:and|or)\s+(?=[-+$\d\\]))?)+)(\s+[^\d\\{}]+)?"
-)
+_AMOUNT = r"\s*[-+]?(?:\\?\$)?\d[\d.,]*%?"
+_COUNTED = re.compile(rf"({_AMOUNT}(?:\s+(?:and|or){_AMOUNT})*)(\s+[^\d\\{{}}]+)?")
 
 # In this order: spaces, signs with several names, delimiters, fractions.
 _RULES: tuple[Rule, ...] = tuple(
@@ -74,7 +73,8 @@ _RULES: tuple[Rule, ...] = tuple(
         (r"\\(?:lvert|rvert|vert)(?![A-Za-z])", "|"),
         (r"\\colon(?![A-Za-z])|\{:\}", ":"),
         (r"\\degrees?(?![A-Za-z])|\^\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])", r"^\\circ "),
-        (r"(?<=\d)\s*\^?\s*\{?\s*\\text\{\s*(?:st|nd|rd|th)\s*\}\s*\}?", " "),
+        (r"(?<=\d)\s*\^\s*\{\s*\\text\{\s*(?:st|nd|rd|th)\s*\}\s*\}", " "),
+        (r"(?<=\d)\s*\^?\s*\\text\{\s*(?:st|nd|rd|th)\s*\}", " "),
         (r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", " "),
         (r"\\frac\s*\{\\text\{([^{}]*)\}\}\s*\{\\text\{([^{}]*)\}\}", r"\\text{\1/\2}"),
         (r"\*\*", "^"),

@@ -14,7 +14,6 @@ _SYNONYMS = (
     "mg milligram",
     "g gram gm",
     "kg kilogram",
-    "lb",
     "oz ounce",
     "ml milliliter millilitre",
     "l liter litre",
@@ -27,7 +26,7 @@ _SYNONYMS = (
     "year yr",
     "dollar usd buck",
     "euro eur",
-    "pound gbp",
+    "pound lb gbp",  # of weight or of money
     "yen jpy",
     "cent",
     "rupee rs inr",
