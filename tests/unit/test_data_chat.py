@@ -8,8 +8,9 @@ import pytest
 from pydantic import TypeAdapter
 
 from amnesia_bench.config.data_schema import Chat, MessageRows, QuestionResponseRows, ShareGptRows
-from amnesia_bench.data.chat import Segment, check_template, render
+from amnesia_bench.data.chat import Segment, render
 from amnesia_bench.data.conversation import DroppedRow, Reason, conversation
+from amnesia_bench.data.rendering import check_template
 from amnesia_bench.data.tokenizer import load_tokenizer
 from amnesia_bench.errors import UserError
 from tests.small_data import CHATML_TEMPLATE, MISTRAL_TEMPLATE, QWEN3_TEMPLATE, save_tokenizer
@@ -140,7 +141,7 @@ def test_chains_of_thought_are_read_from_question_and_response_and_from_sharegpt
     said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": answer}]
     from_list = conversation(ShareGptRows(domain=None), {"conversations": said}, "row")
     assert from_pair == from_list
-    assert [message.role for message in from_pair] == ["user", "assistant"]
+    assert [message.role for message in from_pair.messages] == ["user", "assistant"]
     for rows, row in [
         (QuestionResponseRows(), {"question": "q", "response": "no thought"}),
         (ShareGptRows(domain=None), {"conversations": [said[0], {"from": "gpt", "value": "a"}]}),

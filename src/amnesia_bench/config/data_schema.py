@@ -97,8 +97,18 @@ Rows = Annotated[
 LossOn = Literal["assistant", "all"]
 
 
+class TemplateChat(Frozen):
+    """The tokenizer's own chat template, whatever it writes."""
+
+    style: Literal["template"] = "template"
+    loss_on: LossOn
+
+
 class Qwen3Chat(Frozen):
-    """ChatML as Qwen3 writes it: only the last answer thinks, an empty block where it does not."""
+    """ChatML as Qwen3 writes it: answers after the last user message think, the last one always.
+
+    It has an empty block where it does not.
+    """
 
     style: Literal["qwen3"] = "qwen3"
     loss_on: LossOn
@@ -108,7 +118,7 @@ class ChatML(Frozen):
     """ChatML with answers as they are; `default_system` opens conversations that have no system."""
 
     style: Literal["chatml"] = "chatml"
-    default_system: str | None
+    default_system: str | None = None
     loss_on: LossOn
 
 
@@ -119,7 +129,16 @@ class MistralChat(Frozen):
     loss_on: LossOn
 
 
-Chat = Annotated[Qwen3Chat | ChatML | MistralChat, Field(discriminator="style")]
+class Llama3Chat(Frozen):
+    """`<|start_header_id|>role<|end_header_id|>` and `<|eot_id|>`, as Llama 3.0 writes it."""
+
+    style: Literal["llama3"] = "llama3"
+    loss_on: LossOn
+
+
+Chat = Annotated[
+    TemplateChat | Qwen3Chat | ChatML | MistralChat | Llama3Chat, Field(discriminator="style")
+]
 
 # best_fit: whole documents, best fit decreasing within windows of shuffled documents. concat:
 # documents one after another, cut wherever a sequence is full. single: one document a sequence,

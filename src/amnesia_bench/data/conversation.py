@@ -27,6 +27,9 @@ class Reason(StrEnum):
     OTHER_DOMAIN = "another domain"
     ROLE_ORDER = "roles out of order"
     SYSTEM = "system message in a style without one"
+    TOOLS = "tools, tool calls or tool results, which only --chat template writes"
+    TEMPLATE = "the tokenizer's chat template writes it differently"
+    NOT_WRITTEN = "the tokenizer's chat template does not write it whole"
     THINK_BLOCK = "not exactly one think block at the beginning"
     MARKUP = "special tokens of the chat in a message"
     NOT_UNICODE = "half a surrogate pair"
@@ -41,14 +44,24 @@ class DroppedRow(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Message:
     """One turn. `content` is the whole text; `reasoning` and `answer` split an assistant's."""
 
-    role: str
+    role: str  # system, user, assistant, or tool
     content: str
-    reasoning: str | None
+    reasoning: str | None = None  # from a think block of the content or from a field of its own
     answer: str
+    tool_calls: tuple[Mapping[str, object], ...] = ()  # an assistant's {"name": str, "arguments"}
+    trained: bool = True  # an assistant turn that counts in the loss
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """Turns, and the JSON schemas of the functions on offer."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, object], ...] = ()
 
 
 def columns_of(rows: QuestionResponseRows | ShareGptRows | MessageRows) -> tuple[str, ...]:
@@ -62,7 +75,7 @@ def columns_of(rows: QuestionResponseRows | ShareGptRows | MessageRows) -> tuple
 
 def conversation(
     rows: QuestionResponseRows | ShareGptRows | MessageRows, row: Row, where: str
-) -> list[Message]:
+) -> Conversation:
     """Return a row as turns: an optional system, then user and assistant in turn.
 
     Raises:
@@ -83,7 +96,9 @@ def conversation(
         turns = _turns(row, "messages", ("role", "content"), where)
     _check_order([role for role, _ in turns])
     thinks = not isinstance(rows, MessageRows)
-    return [_message(role, content, must_think=thinks) for role, content in turns]
+    return Conversation(
+        messages=tuple(_message(role, content, must_think=thinks) for role, content in turns)
+    )
 
 
 def string(row: Row, field: str, where: str) -> str:
@@ -133,14 +148,14 @@ def _message(role: str, content: str, *, must_think: bool) -> Message:
         raise DroppedRow(Reason.EMPTY)
     check_unicode(content)
     if role != "assistant":
-        return Message(role, content, None, content)
+        return Message(role=role, content=content, answer=content)
     opened, closed = content.count(THINK), content.count(END_THINK)
     if (opened, closed) == (0, 0) and not must_think:
-        return Message(role, content, None, content)
+        return Message(role=role, content=content, answer=content)
     before, _, rest = content.partition(THINK)
     reasoning, end, answer = rest.partition(END_THINK)
     if (opened, closed) != (1, 1) or before.strip() or not end:
         raise DroppedRow(Reason.THINK_BLOCK)
     if not reasoning.strip() or not answer.strip():
         raise DroppedRow(Reason.EMPTY)
-    return Message(role, content, reasoning, answer)
+    return Message(role=role, content=content, reasoning=reasoning, answer=answer)

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnesia_bench.config.data_schema import DataConfig, TextRows
-from amnesia_bench.data.chat import Segment, render
+from amnesia_bench.data.chat import Segment
 from amnesia_bench.data.conversation import (
     DroppedRow,
     Reason,
@@ -20,6 +20,7 @@ from amnesia_bench.data.conversation import (
     conversation,
     string,
 )
+from amnesia_bench.data.rendering import Renderer
 from amnesia_bench.data.tokenizer import Tokenizer
 
 
@@ -36,12 +37,18 @@ class DocumentMaker:
     """Turns rows into tokens as a config says."""
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer) -> None:
+        """Prepare for the rows of a config.
+
+        Raises:
+            UserError: its separator or chat style does not fit the tokenizer.
+        """
         self._config = config
         self._tokenizer = tokenizer
         rows = config.rows
         self._separator = (
             tokenizer.separator(rows.separator) if isinstance(rows, TextRows) else None
         )
+        self._renderer = Renderer(config.chat, tokenizer) if config.chat is not None else None
 
     @property
     def columns(self) -> tuple[tuple[str, ...], ...]:
@@ -67,9 +74,9 @@ class DocumentMaker:
             DroppedRow: the row is of no use.
             UserError: a field holds the wrong type.
         """
-        rows, chat = self._config.rows, self._config.chat
-        if chat is not None and not isinstance(rows, TextRows):
-            return render(conversation(rows, row, where), chat)
+        rows = self._config.rows
+        if self._renderer is not None and not isinstance(rows, TextRows):
+            return self._renderer.segments(conversation(rows, row, where))
         field = next(name for name in self.columns[0] if name in row)
         text = string(row, field, where)
         if not text.strip():

@@ -20,7 +20,7 @@ import numpy as np
 
 import amnesia_bench
 from amnesia_bench.config.data_schema import DataConfig
-from amnesia_bench.data.chat import Segment, check_template
+from amnesia_bench.data.chat import Segment
 from amnesia_bench.data.conversation import DroppedRow, Reason
 from amnesia_bench.data.documents import DocumentMaker, Documents, batches
 from amnesia_bench.data.packing import (
@@ -90,8 +90,6 @@ def prepare(
         StageFailedError: too many rows are unusable, nothing is left, or the disk is full.
     """
     tokenizer = load_tokenizer(tokenizer_folder)
-    if config.chat is not None:
-        check_template(config.chat, tokenizer)
     maker = DocumentMaker(config, tokenizer)
     files = local_files(inputs) if inputs else source_files(config.source)
     provenance = collect_provenance(sys.argv, seeds={"packing and sampling": config.seed})
@@ -130,7 +128,8 @@ def _settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, object]:
     """Return all that decides how a row becomes tokens."""
     chosen = config.model_dump(mode="json", include={"rows", "chat", "sample_rows", "seed"})
     versions = {"code": amnesia_bench.__version__, "tokenizers": metadata.version("tokenizers")}
-    return {**chosen, **versions, "tokenizer": tokenizer.sha256}
+    template = tokenizer.chat_template if config.chat is not None else None
+    return {**chosen, **versions, "tokenizer": tokenizer.sha256, "template": template}
 
 
 def _tokenise_files(
@@ -209,7 +208,7 @@ class _Rows:
                 self.dropped[dropped.reason] += 1
                 # Rows of other domains are not bad, only not asked for.
                 if dropped.reason is not Reason.OTHER_DOMAIN:
-                    self.example = self.example or f"{where}: {dropped.reason.value}"
+                    self.example = self.example or f"{where}: {dropped}"
 
 
 def _refuse_useless(config: DataConfig, summaries: Sequence[PartSummary]) -> None:
@@ -218,11 +217,13 @@ def _refuse_useless(config: DataConfig, summaries: Sequence[PartSummary]) -> Non
     dropped = dropped_by_reason(summaries)
     bad = sum(n for reason, n in dropped.items() if reason != Reason.OTHER_DOMAIN)
     reasons = ", ".join(f"{reason}: {n:,}" for reason, n in dropped.items())
+    examples = [summary.example for summary in summaries if summary.example]
+    first = f". The first is {examples[0]}" if examples else ""
     if not sum(summary.documents for summary in summaries):
-        raise StageFailedError(f"none of {rows:,} rows gives a document ({reasons or 'no rows'})")
+        raise StageFailedError(
+            f"none of {rows:,} rows gives a document ({reasons or 'no rows'}){first}"
+        )
     if bad > config.max_dropped * rows:
-        examples = [summary.example for summary in summaries if summary.example]
-        first = f". The first is {examples[0]}" if examples else ""
         raise StageFailedError(
             f"{bad:,} of {rows:,} rows are unusable, more than max_dropped={config.max_dropped}: "
             f"{reasons}{first}",
