@@ -3,6 +3,7 @@
   amnesia data prepare miromind --tokenizer HYPENET --out data/miromind
   amnesia data prepare miromind --tokenizer HYPENET --out data/mine --input rows.jsonl \
       data.sequence_tokens=4096
+  amnesia data prepare tulu3 --tokenizer LLAMA --out data/tulu3 --chat template
   amnesia data inspect data/miromind --sequence 0
   amnesia data synthesize tokenizer --out data/tokenizer
   amnesia data synthesize test_problems --rows 200 --seed 1 --out data/problems
@@ -49,6 +50,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, help="folder to write, of synthesize too; must not exist yet"
     )
     preparing.add_argument(
+        "--chat",
+        metavar="STYLE",
+        help="how conversations are written: template (the tokenizer's own chat template), qwen3, "
+        "chatml, llama3 or mistral, instead of the config's style",
+    )
+    preparing.add_argument(
         "--input",
         type=Path,
         action="append",
@@ -85,11 +92,13 @@ def run(args: argparse.Namespace) -> ExitCode:
     if args.sequence is not None:
         raise UserError("--sequence belongs to `amnesia data inspect`")
     from amnesia_bench.cli.output import print_json
-    from amnesia_bench.config.data_schema import DataConfig
-    from amnesia_bench.config.load import load_option
+    from amnesia_bench.config.data_schema import DataConfig, with_style
+    from amnesia_bench.config.load import check, load_option
     from amnesia_bench.data.prepare import prepare
 
     config = load_option("data", args.what, args.overrides, DataConfig)
+    if args.chat is not None:
+        config = check(DataConfig, with_style(config, args.chat))
     with _reporting() as report:
         description = prepare(config, args.tokenizer, args.out, args.input, report)
     if args.json:
@@ -104,7 +113,7 @@ def _inspect(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.data.sequence_store import open_store
     from amnesia_bench.store.hashing import verify_manifest
 
-    if args.tokenizer or args.out or args.input or args.overrides:
+    if args.tokenizer or args.out or args.input or args.chat or args.overrides:
         raise UserError("`amnesia data inspect` takes only a folder, --sequence and --json")
     store = open_store(Path(args.what))
     if args.sequence is not None:
@@ -132,7 +141,8 @@ def _synthesize(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.config.load import check
     from amnesia_bench.data.synthesize import ROWS, synthesize_rows, synthesize_tokenizer
 
-    if args.tokenizer or args.input or args.overrides or args.json or args.sequence is not None:
+    given = args.tokenizer or args.input or args.chat or args.overrides or args.json
+    if given or args.sequence is not None:
         raise UserError(
             "`amnesia data synthesize` takes only a name, --rows, --words, --seed, --out"
         )

@@ -181,3 +181,12 @@ class DataConfig(Frozen):
                 else f"pack {self.pack} needs over_length: drop, truncate or split"
             )
         return self
+
+
+def with_style(config: DataConfig, style: str) -> dict[str, object]:
+    """Return the values of a config with another chat style, to be checked."""
+    values = config.model_dump()
+    if config.chat is None or config.chat.style != style:
+        loss_on = "assistant" if config.chat is None else config.chat.loss_on
+        values["chat"] = {"style": style, "loss_on": loss_on}
+    return values

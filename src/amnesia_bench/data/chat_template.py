@@ -51,6 +51,7 @@ class ChatTemplate:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._reasoning_field = self._takes_reasoning_field()
+        self._arguments_as_text = self._takes_arguments_as_text()
         self._ends: frozenset[str] = frozenset()
         self._markup = tokenizer.special_tokens
         self._learn_tokens()
@@ -151,11 +152,25 @@ class ChatTemplate:
             plain["tool_calls"] = [
                 {
                     "type": "function",
-                    "function": {**call, "name": put("tool call", str(call["name"]))},
+                    "function": {
+                        "name": put("tool call", str(call["name"])),
+                        "arguments": self._arguments(call.get("arguments")),
+                    },
                 }
                 for call in message.tool_calls
             ]
         return plain
+
+    def _arguments(self, arguments: object) -> object:
+        """Return the arguments of a call as the template takes them: an object, or its JSON."""
+        if isinstance(arguments, str) and not self._arguments_as_text:
+            try:
+                return json.loads(arguments)
+            except ValueError:
+                return arguments
+        if self._arguments_as_text and not isinstance(arguments, str):
+            return json.dumps(arguments, ensure_ascii=False)
+        return arguments
 
     def _write(
         self,
@@ -182,7 +197,7 @@ class ChatTemplate:
         if conversation.tools and whole == self.text(Conversation(messages=messages)):
             raise NotWritten("it leaves out the tools")
         without = tuple(
-            replace(m, tool_calls=tuple({**c, "arguments": {}} for c in m.tool_calls))
+            replace(m, tool_calls=tuple({**call, "arguments": {}} for call in m.tool_calls))
             for m in messages
         )
         called = any(call.get("arguments") for m in messages for call in m.tool_calls)
@@ -199,6 +214,19 @@ class ChatTemplate:
                 text = ""
             shown[self._reasoning_field] = "A chain." in text
         return shown[True] or not shown[False]
+
+    def _takes_arguments_as_text(self) -> bool:
+        """Whether the template fails on the arguments of a call unless they are a text."""
+        calls = ({"name": "add", "arguments": {"a": 1}},)
+        called = replace(talk("Hi!", "").messages[1], tool_calls=calls)
+        conversation = Conversation(messages=(*talk("Hi!").messages, called))
+        for self._arguments_as_text in (False, True):
+            try:
+                self.text(conversation)
+            except DroppedRow:
+                continue
+            return self._arguments_as_text
+        return False
 
     def _learn_tokens(self) -> None:
         """Find the tokens that end answers, and those that make the structure of a chat."""
