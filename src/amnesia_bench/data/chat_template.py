@@ -38,10 +38,9 @@ def talk(*turns: str, reasoning: str | None = None) -> Conversation:
         for i, text in enumerate(turns)
     ]
     if reasoning is not None:
-        content = f"{THINK}\n{reasoning}\n{END_THINK}\n\n{turns[-1]}"
-        messages[-1] = Message(
-            role="assistant", content=content, reasoning=f"\n{reasoning}\n", answer=f"\n\n{turns[-1]}"
-        )
+        chain, answer = f"\n{reasoning}\n", f"\n\n{turns[-1]}"
+        content = f"{THINK}{chain}{END_THINK}{answer}"
+        messages[-1] = replace(messages[-1], content=content, reasoning=chain, answer=answer)
     return Conversation(messages=tuple(messages))
 
 
@@ -56,15 +55,14 @@ class ChatTemplate:
         self._markup = tokenizer.special_tokens
         self._learn_tokens()
 
-    def check_trainable(self) -> None:
-        """Refuse a template that no conversation can be trained with.
+    def probe(self) -> list[Segment]:
+        """Return a question and an answer as segments.
 
         Raises:
-            UserError: it cannot write a question and an answer, or ends no answer with a special
-                token.
+            UserError: the template cannot write them, or ends the answer with no special token.
         """
         try:
-            self.segments(talk("Hi!", "Hello!"), "assistant")
+            return self.segments(talk("Hi!", "Hello!"), "assistant")
         except DroppedRow as dropped:
             raise UserError(
                 f"{self._tokenizer.folder}: no loss mask can be made with its chat template "

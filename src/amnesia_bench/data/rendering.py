@@ -7,8 +7,8 @@ that only one of them keeps, a system message, whitespace) is dropped and counte
 
 from __future__ import annotations
 
-import os.path
-from typing import get_args
+from itertools import pairwise, takewhile
+from operator import eq
 
 from amnesia_bench.config.data_schema import (
     Chat,
@@ -29,6 +29,12 @@ from amnesia_bench.errors import UserError
 # both common, so what only one of them uses is left to the rows.
 _PROBES = (talk("Hi.", "Hello!"), talk("Hi.", "Hello!", "What is 2 + 2?", "The answer is 4."))
 _SHOWN_CHARACTERS = 40
+_PLAIN: dict[StyleName, Style] = {
+    "qwen3": Qwen3Chat(loss_on="assistant"),
+    "chatml": ChatML(default_system=None, loss_on="assistant"),
+    "mistral": MistralChat(loss_on="assistant"),
+    "llama3": Llama3Chat(loss_on="assistant"),
+}
 
 
 class Renderer:
@@ -73,10 +79,22 @@ def check_template(chat: Chat, tokenizer: Tokenizer) -> None:
         if tokenizer.chat_template is None:
             raise UserError(
                 f"chat.style=template: the tokenizer of {tokenizer.folder} has no chat template",
-                hint=f"Choose a style: --chat {' or '.join(_styles_with_tokens(tokenizer))}.",
+                hint=_what_fits(tokenizer),
             )
-        ChatTemplate(tokenizer).check_trainable()
-        return
+        segments = ChatTemplate(tokenizer).probe()
+    else:
+        _check_style(chat, tokenizer)
+        segments = render(_PROBES[1], chat)
+    for before, segment in pairwise(segments):
+        alone = tokenizer.encode(segment.text)
+        if tokenizer.encode(before.text + segment.text)[-len(alone) :] != alone:
+            raise UserError(
+                f"{tokenizer.folder}: this tokenizer treats the beginning of a text as special; "
+                "answers cannot be tokenised apart from their prompts with it"
+            )
+
+
+def _check_style(chat: Style, tokenizer: Tokenizer) -> None:
     missing = _missing(chat.style, tokenizer)
     if missing:
         raise UserError(
@@ -91,13 +109,6 @@ def check_template(chat: Chat, tokenizer: Tokenizer) -> None:
             f"chat.style={chat.style} is not what the tokenizer of {tokenizer.folder} uses.\n"
             f"Its template gives {theirs!r}\nthe style gives      {ours!r}",
             hint=_what_fits(tokenizer),
-        )
-    texts = [segment.text for segment in render(_PROBES[1], chat)]
-    pieces = [token for text in texts for token in tokenizer.encode(text)]
-    if pieces != tokenizer.encode("".join(texts)):
-        raise UserError(
-            f"{tokenizer.folder}: this tokenizer treats the beginning of a text as special; "
-            "answers cannot be tokenised apart from their prompts with it"
         )
 
 
@@ -125,18 +136,17 @@ def _what_fits(tokenizer: Tokenizer) -> str:
     """Return what to type for this tokenizer."""
     styles = _styles_with_tokens(tokenizer)
     if tokenizer.chat_template is None:
-        return f"It has the tokens of --chat {' or '.join(styles)}." if styles else (
-            "Its tokens are of no style known here; a chat template in its folder would be used "
-            "by --chat template."
-        )
-    fitting = [f"--chat {style}" for style in styles if _differs(_plain(style), tokenizer) is None]
+        if not styles:
+            return "Put the chat template of that model into its folder: --chat template."
+        return f"It has the tokens of --chat {' or '.join(styles)}."
+    fitting = [f"--chat {style}" for style in styles if _differs(_PLAIN[style], tokenizer) is None]
     system = _default_system(tokenizer)
     if system is not None:
         named = ChatML(default_system=system, loss_on="assistant")
         if "chatml" in styles and _differs(named, tokenizer) is None:
             fitting.append(f"data.chat.style=chatml 'data.chat.default_system=\"{system}\"'")
     try:
-        ChatTemplate(tokenizer).check_trainable()
+        ChatTemplate(tokenizer).probe()
         fitting.append("--chat template, which trains on what its template writes")
     except UserError as error:
         if not fitting:
@@ -145,14 +155,7 @@ def _what_fits(tokenizer: Tokenizer) -> str:
 
 
 def _styles_with_tokens(tokenizer: Tokenizer) -> list[StyleName]:
-    return [style for style in get_args(StyleName) if not _missing(style, tokenizer)]
-
-
-def _plain(style: StyleName) -> Style:
-    if style == "chatml":
-        return ChatML(default_system=None, loss_on="assistant")
-    makers = {"qwen3": Qwen3Chat, "mistral": MistralChat, "llama3": Llama3Chat}
-    return makers[style](loss_on="assistant")
+    return [style for style in _PLAIN if not _missing(style, tokenizer)]
 
 
 def _default_system(tokenizer: Tokenizer) -> str | None:
@@ -168,6 +171,7 @@ def _default_system(tokenizer: Tokenizer) -> str | None:
 
 def _difference(ours: str, theirs: str) -> str:
     """Show where two texts begin to differ."""
-    begin = max(0, len(os.path.commonprefix([ours, theirs])) - _SHOWN_CHARACTERS // 2)
+    same = sum(1 for _ in takewhile(bool, map(eq, ours, theirs)))
+    begin = max(0, same - _SHOWN_CHARACTERS // 2)
     shown = [repr(text[begin : begin + _SHOWN_CHARACTERS]) for text in (theirs, ours)]
     return f"{shown[0]}, the style {shown[1]}; --chat template trains on what it writes"

@@ -71,12 +71,15 @@ class Tokenizer:
     @property
     def special_tokens(self) -> frozenset[str]:
         """The texts of the tokens that are no text: those that begin and end turns and others."""
-        return frozenset(str(t) for t in self._backend.get_added_tokens_decoder().values() if t.special)
+        return frozenset(
+            str(t) for t in self._backend.get_added_tokens_decoder().values() if t.special
+        )
 
     @property
     def added_tokens(self) -> frozenset[str]:
         """The texts of all tokens that are found before a text is split, special or not."""
-        return frozenset(str(t) for t in self._backend.get_added_tokens_decoder().values())
+        added = self._backend.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added)
 
     def apply_template(
         self,
