@@ -2,7 +2,7 @@
 
 Segments are tokenised one by one, so no token straddles the border of what is trained, and what
 precedes an answer is tokenised as at inference. Each style writes what the chat template of its
-models writes; `rendering.Renderer` compares the two on every row.
+models writes; `rendering.Renderer` compares the two on every row, and leaves tools to it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def render(conversation: Conversation, chat: Style) -> list[Segment]:
     """
     messages = conversation.messages
     refuse_markup((message.content for message in messages), MARKUP[chat.style])
-    if conversation.tools or any(m.role == "tool" or m.tool_calls for m in messages):
+    if uses_tools(conversation):
         raise DroppedRow(Reason.TOOLS)
     if isinstance(chat, MistralChat):
         parts = _mistral(messages)
@@ -70,6 +70,12 @@ def render(conversation: Conversation, chat: Style) -> list[Segment]:
     else:
         parts = _qwen3(messages)
     return segments_of(parts, chat.loss_on)
+
+
+def uses_tools(conversation: Conversation) -> bool:
+    """Whether functions are offered or called, which no style here writes."""
+    called = any(each.role == "tool" or each.tool_calls for each in conversation.messages)
+    return called or bool(conversation.tools)
 
 
 def refuse_markup(texts: Iterable[str], markup: Collection[str]) -> None:

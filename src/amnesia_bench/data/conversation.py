@@ -27,7 +27,7 @@ class Reason(StrEnum):
     OTHER_DOMAIN = "another domain"
     ROLE_ORDER = "roles out of order"
     SYSTEM = "system message in a style without one"
-    TOOLS = "tools, tool calls or tool results, which only --chat template writes"
+    TOOLS = "tools, tool calls or tool results, and the tokenizer has no chat template"
     TEMPLATE = "the tokenizer's chat template writes it differently"
     NOT_WRITTEN = "the tokenizer's chat template does not write it whole"
     THINK_BLOCK = "not exactly one think block at the beginning"

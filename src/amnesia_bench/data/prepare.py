@@ -128,8 +128,9 @@ def _settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, object]:
     """Return all that decides how a row becomes tokens."""
     chosen = config.model_dump(mode="json", include={"rows", "chat", "sample_rows", "seed"})
     versions = {"code": amnesia_bench.__version__, "tokenizers": metadata.version("tokenizers")}
-    template = tokenizer.chat_template if config.chat is not None else None
-    return {**chosen, **versions, "tokenizer": tokenizer.sha256, "template": template}
+    if config.chat is not None:
+        chosen["templates"] = tokenizer.templates_sha256
+    return {**chosen, **versions, "tokenizer": tokenizer.sha256}
 
 
 def _tokenise_files(

@@ -2,7 +2,8 @@
 
 At the start a few plain conversations are written by the style and by the template; if they
 differ, the style is another model's. Later every row is written by both: one that differs (chains
-that only one of them keeps, a system message, whitespace) is dropped and counted.
+that only one of them keeps, a system message, whitespace) is dropped and counted. Tools are
+written by the template alone.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from amnesia_bench.config.data_schema import (
     Qwen3Chat,
     TemplateChat,
 )
-from amnesia_bench.data.chat import MARKUP, Segment, Style, StyleName, render
+from amnesia_bench.data.chat import MARKUP, Segment, Style, StyleName, render, uses_tools
 from amnesia_bench.data.chat_template import ChatTemplate, talk
 from amnesia_bench.data.conversation import Conversation, DroppedRow, Reason
 from amnesia_bench.data.template_marks import NotWritten
@@ -56,9 +57,11 @@ class Renderer:
         Raises:
             DroppedRow: it cannot be written, or the style writes it unlike the template.
         """
-        if isinstance(self._chat, TemplateChat):
-            assert self._template is not None, "checked at the start"
+        if self._template is not None and (
+            isinstance(self._chat, TemplateChat) or uses_tools(conversation)
+        ):
             return self._template.segments(conversation, self._chat.loss_on)
+        assert not isinstance(self._chat, TemplateChat), "checked at the start"
         segments = render(conversation, self._chat)
         if self._template is not None:
             ours = "".join(segment.text for segment in segments)

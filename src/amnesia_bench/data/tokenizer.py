@@ -69,6 +69,12 @@ class Tokenizer:
         return self._template(tools=False)
 
     @property
+    def templates_sha256(self) -> str:
+        """A hash of all chat templates, for conversations with tools and without."""
+        templates = json.dumps(self._whole.chat_template, sort_keys=True)
+        return hashlib.sha256(templates.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
     def special_tokens(self) -> frozenset[str]:
         """The texts of the tokens that are no text: those that begin and end turns and others."""
         return frozenset(
