@@ -186,7 +186,7 @@ _QWEN3_5 = (
 {%- endfor -%}
 {%- if add_generation_prompt -%}
   {{- '<|im_start|>assistant\\n<think>\\n' -}}
-  {%- if enable_thinking is defined and not enable_thinking -%}{{- '\\n</think>\\n\\n' -}}{%- endif -%}
+  {{- '\\n</think>\\n\\n' if enable_thinking is defined and not enable_thinking else '' -}}
 {%- endif -%}
 """
 )
@@ -194,7 +194,8 @@ _QWEN3_5 = (
 _LLAMA3 = """
 {%- for m in messages -%}
   {{- bos_token if loop.first else '' -}}
-  {{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content | trim + '<|eot_id|>' -}}
+  {{- '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' -}}
+  {{- m.content | trim + '<|eot_id|>' -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}
   {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n' -}}
@@ -213,7 +214,7 @@ _LLAMA3_2 = """
 {{- system + '<|eot_id|>' -}}
 {%- for m in rest -%}
   {%- if 'tool_calls' in m -%}
-    {%- if m.tool_calls | length != 1 -%}{{- raise_exception('only one call at once') -}}{%- endif -%}
+    {{- raise_exception('only one call at once') if m.tool_calls | length != 1 else '' -}}
     {%- set call = m.tool_calls[0].function -%}
     {{- '<|start_header_id|>assistant<|end_header_id|>\\n\\n{"name": "' + call.name -}}
     {{- '", "parameters": ' + call.arguments | tojson + '}<|eot_id|>' -}}

@@ -106,7 +106,7 @@ class ChatTemplate:
                 continue
             own = [i for i, each in enumerate(scaffold.placed) if each.mark.turn == turn]
             if not own[0] or own[-1] - own[0] != len(own) - 1:
-                raise NotWritten(f"it mixes message {turn} with others")
+                raise NotWritten(f"it mixes messages[{turn}] with others")
             prompts = [
                 self._write(marked[:turn], tools, prompt=True, **options)
                 for options in ({"enable_thinking": False}, {})
@@ -114,7 +114,7 @@ class ChatTemplate:
             begin = filled.place(_begin(scaffold, own[0], prompts))
             end = scaffold.first(self._ends, own[-1])
             if end is None:
-                raise NotWritten(f"it ends message {turn} with no special token")
+                raise NotWritten(f"it ends messages[{turn}] with no special token")
             yield whole[done:begin], None
             done = filled.place(end[0]) + len(end[1])
             yield whole[begin:done], message.trained
@@ -214,16 +214,18 @@ class ChatTemplate:
         return shown[True] or not shown[False]
 
     def _takes_arguments_as_text(self) -> bool:
-        """Whether the template fails on the arguments of a call unless they are a text."""
-        calls = ({"name": "add", "arguments": {"a": 1}},)
-        called = replace(talk("Hi!", "").messages[1], tool_calls=calls)
-        conversation = Conversation(messages=(*talk("Hi!").messages, called))
+        """Whether the template writes the arguments of a call as JSON only if they are a text."""
+        arguments = {"a": "b"}
+        calls = ({"name": "add", "arguments": arguments},)
+        question, answer = talk("Hi!", "").messages
+        conversation = Conversation(messages=(question, replace(answer, tool_calls=calls)))
         for self._arguments_as_text in (False, True):
             try:
-                self.text(conversation)
+                written = self.text(conversation)
             except DroppedRow:
                 continue
-            return self._arguments_as_text
+            if str(arguments) not in written:  # Python's way to write an object
+                return self._arguments_as_text
         return False
 
     def _learn_tokens(self) -> None:
@@ -268,7 +270,7 @@ def _begin(scaffold: Scaffold, first: int, prompts: Sequence[str]) -> int:
     if own.mark.part == "answer":
         return own.begin
     raise NotWritten(
-        f"it writes {gap!r} before the {own.mark.part} of message {own.mark.turn}, and another "
+        f"it writes {gap!r} before the {own.mark.part} of messages[{own.mark.turn}], and another "
         "text when it asks for an answer"
     )
 

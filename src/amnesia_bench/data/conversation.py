@@ -29,7 +29,7 @@ class Reason(StrEnum):
     SYSTEM = "system message in a style without one"
     TOOLS = "tools, tool calls or tool results, and the tokenizer has no chat template"
     TEMPLATE = "the tokenizer's chat template writes it differently"
-    NOT_WRITTEN = "the tokenizer's chat template does not write it whole"
+    NOT_WRITTEN = "the tokenizer's chat template cannot write it"
     THINK_BLOCK = "not exactly one think block at the beginning"
     MARKUP = "special tokens of the chat in a message"
     NOT_UNICODE = "half a surrogate pair"

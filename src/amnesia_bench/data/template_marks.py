@@ -83,7 +83,7 @@ class Scaffold:
                 placed.append(Placed(begin, begin + len(mark.text), mark))
             elif times or mark.part != "reasoning" or mark.turn > query:
                 does = "writes twice" if times else "leaves out"
-                raise NotWritten(f"it {does} the {mark.part} of message {mark.turn}")
+                raise NotWritten(f"it {does} the {mark.part} of messages[{mark.turn}]")
         self.placed = sorted(placed, key=lambda each: each.begin)
 
     def limit(self, i: int) -> int:
@@ -115,7 +115,7 @@ class Scaffold:
                 if whole.startswith(text + following, at):
                     break
             else:
-                raise NotWritten(f"it changes the {each.mark.part} of message {each.mark.turn}")
+                raise NotWritten(f"it changes the {each.mark.part} of messages[{each.mark.turn}]")
             at += len(text)
             begins.append(done)
             moved.append(at - done)

@@ -77,9 +77,8 @@ class Tokenizer:
     @property
     def special_tokens(self) -> frozenset[str]:
         """The texts of the tokens that are no text: those that begin and end turns and others."""
-        return frozenset(
-            str(t) for t in self._backend.get_added_tokens_decoder().values() if t.special
-        )
+        added = self._backend.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
 
     @property
     def added_tokens(self) -> frozenset[str]:
