@@ -216,6 +216,12 @@ def test_tools_are_left_to_the_template_and_refused_without_one(tmp_path: Path) 
     for name in ("tools", "calls"):
         with pytest.raises(DroppedRow, match="tools, tool calls or tool results"):
             bare.segments(CONVERSATIONS[name])
+    # Results alone are a turn of the user's.
+    results = talk(HI, answers("call", "r1"), says("tool", "5"), says("tool", "6"), answers("d"))
+    by_template = Renderer(TEMPLATE, tokenizer("qwen3")).segments(results)
+    assert bare.segments(results) == by_template
+    with pytest.raises(DroppedRow, match="tools, tool calls or tool results"):
+        render(results, Llama3Chat(loss_on="assistant"))
 
 
 def test_a_row_that_the_template_writes_otherwise_is_dropped_and_shown(tmp_path: Path) -> None:

@@ -59,7 +59,8 @@ def render(conversation: Conversation, chat: Style) -> list[Segment]:
     """
     messages = conversation.messages
     refuse_markup((message.content for message in messages), MARKUP[chat.style])
-    if uses_tools(conversation):
+    writes_results = isinstance(chat, Qwen3Chat | ChatML)
+    if calls_tools(conversation) or (uses_tools(conversation) and not writes_results):
         raise DroppedRow(Reason.TOOLS)
     if isinstance(chat, MistralChat):
         parts = _mistral(messages)
@@ -73,9 +74,13 @@ def render(conversation: Conversation, chat: Style) -> list[Segment]:
 
 
 def uses_tools(conversation: Conversation) -> bool:
-    """Whether functions are offered or called, which no style here writes."""
-    called = any(each.role == "tool" or each.tool_calls for each in conversation.messages)
-    return called or bool(conversation.tools)
+    """Whether there are tools, calls of them, or their results."""
+    return calls_tools(conversation) or any(each.role == "tool" for each in conversation.messages)
+
+
+def calls_tools(conversation: Conversation) -> bool:
+    """Whether there are tools or calls of them, which no style writes."""
+    return bool(conversation.tools) or any(each.tool_calls for each in conversation.messages)
 
 
 def refuse_markup(texts: Iterable[str], markup: Collection[str]) -> None:
@@ -111,10 +116,10 @@ def is_tool_response(content: str) -> bool:
 def _qwen3(messages: Sequence[Message]) -> Iterator[Part]:
     query = last_query(messages)
     for i, message in enumerate(messages):
-        yield f"<|im_start|>{message.role}\n", None
         if message.role != "assistant":
-            yield f"{message.content}<|im_end|>\n", None
+            yield _chatml_turn(messages, i), None
             continue
+        yield "<|im_start|>assistant\n", None
         reasoning = (message.reasoning or "").strip("\n")
         split = message.answer != message.content
         answer = message.answer.lstrip("\n") if split else message.content
@@ -131,13 +136,24 @@ def _qwen3(messages: Sequence[Message]) -> Iterator[Part]:
 def _chatml(messages: Sequence[Message], default_system: str | None) -> Iterator[Part]:
     if default_system is not None and messages[0].role != "system":
         yield f"<|im_start|>system\n{default_system}<|im_end|>\n", None
-    for message in messages:
-        yield f"<|im_start|>{message.role}\n", None
-        if message.role == "assistant":
-            yield f"{message.content}<|im_end|>", message.trained
-            yield "\n", None
-        else:
-            yield f"{message.content}<|im_end|>\n", None
+    for i, message in enumerate(messages):
+        if message.role != "assistant":
+            yield _chatml_turn(messages, i), None
+            continue
+        yield "<|im_start|>assistant\n", None
+        yield f"{message.content}<|im_end|>", message.trained
+        yield "\n", None
+
+
+def _chatml_turn(messages: Sequence[Message], i: int) -> str:
+    """Return a turn that is not the assistant's; results of tools share one of the user's."""
+    message = messages[i]
+    if message.role != "tool":
+        return f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n"
+    roles = [each.role for each in messages]
+    begin = "" if roles[i - 1] == "tool" else "<|im_start|>user"
+    end = "" if roles[i + 1 : i + 2] == ["tool"] else "<|im_end|>\n"
+    return f"{begin}\n<tool_response>\n{message.content}\n</tool_response>{end}"
 
 
 def _mistral(messages: Sequence[Message]) -> Iterator[Part]:
