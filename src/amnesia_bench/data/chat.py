@@ -7,13 +7,20 @@ chat template gives; `check_template` holds it against the tokenizer at hand.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 from amnesia_bench.config.data_schema import Chat, ChatML, MistralChat
-from amnesia_bench.data.conversation import END_THINK, THINK, DroppedRow, Message, Reason
+from amnesia_bench.data.conversation import (
+    END_THINK,
+    THINK,
+    Conversation,
+    DroppedRow,
+    Message,
+    Reason,
+)
 from amnesia_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -37,7 +44,7 @@ _MARKUP = {
 _EMPTY_THINK = f"{THINK}\n\n{END_THINK}\n\n"
 
 
-def render(messages: list[Message], chat: Chat) -> list[Segment]:
+def render(conversation: Conversation, chat: Chat) -> list[Segment]:
     """Return a conversation as segments.
 
     Trained are the answers from their first character through the token that ends the turn. An
@@ -46,7 +53,7 @@ def render(messages: list[Message], chat: Chat) -> list[Segment]:
     Raises:
         DroppedRow: the style cannot say it.
     """
-    markup = _MARKUP[chat.style]
+    markup, messages = _MARKUP[chat.style], conversation.messages
     if any(mark in message.content for message in messages for mark in markup):
         raise DroppedRow(Reason.MARKUP)
     if isinstance(chat, MistralChat):
@@ -62,41 +69,41 @@ def render(messages: list[Message], chat: Chat) -> list[Segment]:
 
 
 def _chatml(
-    messages: list[Message], answer: Callable[[Message, bool], Iterable[Segment]]
+    messages: Sequence[Message], answer: Callable[[Message, bool], Iterable[Segment]]
 ) -> Iterable[Segment]:
     for i, message in enumerate(messages):
         yield Segment(f"<|im_start|>{message.role}\n", False)
         if message.role == "assistant":
             yield from answer(message, i == len(messages) - 1)
-            yield Segment("<|im_end|>", True)
+            yield Segment("<|im_end|>", message.trained)
             yield Segment("\n", False)
         else:
             yield Segment(f"{message.content}<|im_end|>\n", False)
 
 
 def _as_written(message: Message, last: bool) -> Iterable[Segment]:
-    return [Segment(message.content, True)]
+    return [Segment(message.content, message.trained)]
 
 
 def _qwen3_answer(message: Message, last: bool) -> Iterable[Segment]:
-    answer = message.answer.lstrip("\n")
+    answer, trained = message.answer.lstrip("\n"), message.trained
     if message.reasoning is None:
         if last:
-            return [Segment(_EMPTY_THINK, False), Segment(answer, True)]
-        return _as_written(message, last)
+            return [Segment(_EMPTY_THINK, False), Segment(answer, trained)]
+        return [Segment(message.answer, trained)]
     if not last:
-        return [Segment(answer, True)]
+        return [Segment(answer, trained)]
     reasoning = message.reasoning.strip("\n")
-    return [Segment(f"{THINK}\n{reasoning}\n{END_THINK}\n\n{answer}", True)]
+    return [Segment(f"{THINK}\n{reasoning}\n{END_THINK}\n\n{answer}", trained)]
 
 
-def _with_system(messages: list[Message], default: str | None) -> list[Message]:
+def _with_system(messages: Sequence[Message], default: str | None) -> Sequence[Message]:
     if default is None or messages[0].role == "system":
         return messages
-    return [Message("system", default, None, default), *messages]
+    return [Message(role="system", content=default, answer=default), *messages]
 
 
-def _mistral(messages: list[Message]) -> Iterable[Segment]:
+def _mistral(messages: Sequence[Message]) -> Iterable[Segment]:
     if messages[0].role == "system":
         raise DroppedRow(Reason.SYSTEM)
     yield Segment("<s>", False)
@@ -104,7 +111,7 @@ def _mistral(messages: list[Message]) -> Iterable[Segment]:
         if message.role == "user":
             yield Segment(f"[INST] {message.content}[/INST]", False)
         else:
-            yield Segment(f" {message.content.strip()}</s>", True)
+            yield Segment(f" {message.content.strip()}</s>", message.trained)
 
 
 def _joined(parts: Iterable[Segment]) -> list[Segment]:
@@ -115,20 +122,18 @@ def _joined(parts: Iterable[Segment]) -> list[Segment]:
     ]
 
 
-def _probe(style: str) -> list[Message]:
-    thought = "Two and two make four."
-    answers = ["Hello!", "The answer is 4."]
+def _probe(style: str) -> Conversation:
+    answer, thought, written = "The answer is 4.", None, "The answer is 4."
     if style == "qwen3":
-        last = Message("assistant", f"{THINK}\n{thought}\n{END_THINK}\n\n{answers[1]}", thought,
-                       answers[1])  # fmt: skip
-    else:
-        last = Message("assistant", answers[1], None, answers[1])
-    return [
-        Message("user", "Hi.", None, "Hi."),
-        Message("assistant", answers[0], None, answers[0]),
-        Message("user", "What is 2 + 2?", None, "What is 2 + 2?"),
-        last,
-    ]
+        thought = "Two and two make four."
+        written = f"{THINK}\n{thought}\n{END_THINK}\n\n{answer}"
+    messages = (
+        Message(role="user", content="Hi.", answer="Hi."),
+        Message(role="assistant", content="Hello!", answer="Hello!"),
+        Message(role="user", content="What is 2 + 2?", answer="What is 2 + 2?"),
+        Message(role="assistant", content=written, reasoning=thought, answer=answer),
+    )
+    return Conversation(messages=messages)
 
 
 def check_template(chat: Chat, tokenizer: Tokenizer) -> None:
@@ -144,9 +149,11 @@ def check_template(chat: Chat, tokenizer: Tokenizer) -> None:
             f"{', '.join(missing)}",
             hint="Choose the style of that model, such as data.chat.style=chatml.",
         )
-    messages = _probe(chat.style)
-    segments = render(messages, chat)
-    expected = tokenizer.apply_template([{"role": m.role, "content": m.content} for m in messages])
+    probe = _probe(chat.style)
+    segments = render(probe, chat)
+    expected = tokenizer.apply_template(
+        [{"role": m.role, "content": m.content} for m in probe.messages]
+    )
     if expected is None:
         return
     ours = "".join(segment.text for segment in segments)
