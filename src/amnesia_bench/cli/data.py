@@ -241,6 +241,9 @@ def _print_finished(progress: Progress) -> None:
 
 
 def _line(progress: Progress) -> str:
+    if progress.held_out:
+        path = printable(progress.step)
+        return f"{path}: not read, its name is that of a held-out split; --input {path} reads it"
     line = printable(f"{progress.step}: {_counted(progress)}")
     if progress.unread:
         more = len(progress.unread) - _MAX_COLUMNS

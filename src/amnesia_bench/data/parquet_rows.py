@@ -136,7 +136,8 @@ def _bytes(array: Any) -> NDArray[np.int64]:
         return sizes[indices] if len(sizes) else np.full(length, 8)
     if types.is_struct(kind):
         children = [_bytes(array.field(i)) for i in range(kind.num_fields)]
-        return np.sum([np.full(length, 8), *children], axis=0, dtype=np.int64)
+        total: NDArray[np.int64] = np.sum([np.full(length, 8), *children], axis=0, dtype=np.int64)
+        return total
     if types.is_fixed_size_list(kind):
         return _sums(array.values, (array.offset + np.arange(length + 1)) * kind.list_size)
     if types.is_list(kind) or types.is_large_list(kind) or types.is_map(kind):

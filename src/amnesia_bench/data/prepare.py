@@ -31,7 +31,13 @@ from amnesia_bench.data.packing import (
 )
 from amnesia_bench.data.parts import Corpus, PartsFolder, PartSummary, dropped_by_reason
 from amnesia_bench.data.sequence_store import DESCRIPTION, KIND, TOKENIZER, ShardWriter
-from amnesia_bench.data.sources import InputFile, local_files, read_rows, source_files
+from amnesia_bench.data.sources import (
+    InputFile,
+    held_out_files,
+    local_files,
+    read_rows,
+    source_files,
+)
 from amnesia_bench.data.tokenizer import Tokenizer, load_tokenizer
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records import codec
@@ -54,8 +60,9 @@ class Progress:
     """How far a step is: one per input file, then the packing.
 
     `done` counts documents while tokenising and sequences while packing. `reused` is an input
-    file that an earlier attempt finished. `unread` are the columns of all files that did not
-    count, once packing is finished.
+    file that an earlier attempt finished, `held_out` one that is not read since its name says
+    that it is for tests. `unread` are the columns of all files that did not count, once packing is
+    finished.
     """
 
     step: str
@@ -63,6 +70,7 @@ class Progress:
     tokens: int = 0
     finished: bool = False
     reused: bool = False
+    held_out: bool = False
     unread: tuple[str, ...] = ()
 
 
@@ -95,6 +103,8 @@ def prepare(
         check_template(config.chat, tokenizer)
     maker = DocumentMaker(config, tokenizer)
     files = local_files(inputs) if inputs else source_files(config.source)
+    for path in held_out_files(inputs):
+        report(Progress(step=str(path), finished=True, held_out=True))
     provenance = collect_provenance(sys.argv, seeds={"packing and sampling": config.seed})
     token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     kept = resumable_path(out)

@@ -126,8 +126,16 @@ def _one_of(fields: Mapping[str, object], names: Sequence[str], where: str) -> t
 
 
 def _turns(column: tuple[str, object], speaker: str, where: str) -> list[Turn]:
-    """Return a list of turns; one of bare texts begins with `speaker`."""
+    """Return a list of turns; one of bare texts begins with `speaker`.
+
+    An object of lists is read too: `datasets` stores a Sequence of objects so.
+    """
     name, value = column
+    if isinstance(value, Mapping) and all(isinstance(each, list) for each in value.values()):
+        lengths = {len(each) for each in value.values()}
+        if len(lengths) > 1:
+            raise UserError(f"{where}: the lists of {name} are not equally long")
+        value = [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
     listed = items(value, f"{where}: {name}")
     if not all(isinstance(item, str) for item in listed):
         return [read_turn(item, f"{where}: {name}[{i}]") for i, item in enumerate(listed)]

@@ -54,7 +54,10 @@ class InputFile:
 
 
 def local_files(paths: Sequence[Path]) -> list[InputFile]:
-    """Return files of this machine, each with the hash of its contents; of a folder, all in it.
+    """Return files of this machine, each with the hash of its contents.
+
+    Of a folder all Parquet and JSON-lines files are meant, those of held-out splits
+    (`held_out_files`) and hidden ones aside.
 
     Raises:
         UserError: a file is missing, empty, listed twice, or of a format that is not read.
@@ -167,32 +170,44 @@ def read_rows(file: InputFile, columns: Columns, unread: set[str]) -> Iterator[t
         )
 
 
+def held_out_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the files of folders that `local_files` leaves out, by what their names say."""
+    below = [file for folder in paths if folder.is_dir() for file in _readable(folder)[1]]
+    return [file for file in below if file not in paths]
+
+
 def _inside(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such file")
+    found, held_out = _readable(folder)
+    if found:
+        return found
+    raise UserError(
+        f"{folder}: holds no .parquet and no .jsonl files"
+        + (f" but held-out ones ({held_out[0].relative_to(folder)})" if held_out else ""),
+        hint="A file that --input names itself is read, whatever its name; JSON arrays (.json) are "
+        "read only so.",
+    )
+
+
+def _readable(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files of a folder to train on, and those that are held out for tests.
+
+    Raises:
+        UserError: it also holds data in formats that are not read.
+    """
     below = [
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not any(part.startswith(".") for part in _parts(path, folder))
     ]
-    # Not .json: that is also how settings are written.
-    found = [path for path in below if path.suffix in (".parquet", ".jsonl")]
     for path in below:
         if path.suffix in (*_PACKED, *_TABLES):
             _check_format(str(path))
-    if not found:
-        raise UserError(
-            f"{folder}: holds no .parquet and no .jsonl files",
-            hint="Files of JSON arrays (.json) are read where --input names each.",
-        )
+    # Not .json: that is also how settings are written.
+    found = [path for path in below if path.suffix in (".parquet", ".jsonl")]
     held_out = [path for path in found if _is_held_out(_parts(path, folder))]
-    if held_out:
-        raise UserError(
-            f"{folder}: {held_out[0].relative_to(folder)} does not look like training data",
-            hint="Name the files to train on, one by one or by their folder: --input PATH --input "
-            "PATH. A file that --input names itself is read whatever its name.",
-        )
-    return found
+    return [path for path in found if path not in held_out], held_out
 
 
 def _parts(path: Path, folder: Path) -> tuple[str, ...]:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from amnesia_bench.data.dropped import DroppedRow, Reason
 from amnesia_bench.errors import UserError
 from amnesia_bench.printable import printable
+
+_OF_LOSS = re.compile("loss|train|mask|weight|label|grad|scale", re.IGNORECASE)
 
 
 def absent(value: object) -> bool:
@@ -75,13 +78,17 @@ def names(fields: Mapping[str, object]) -> str:
 
 
 def refuse_unknown(fields: Mapping[str, object], known: frozenset[str], at: str) -> None:
-    """Raise UserError for a field that says something and is not known."""
-    for key in sorted(present(fields)):
-        if key not in known:
-            name = printable(key)[:80]
-            raise UserError(
-                f"{at}: {name} is a field that this program does not know; "
-                f"its value is {fields[key]!r:.80}",
-                hint="It might change what the text means, so it is not ignored. If it does not, "
-                f"remove it from the rows, such as with\n  jq -c 'del(..|.{name}?)' FILE",
-            )
+    """Raise UserError for a field that is not known and may change what an object means.
+
+    A number is taken for a measure of it, such as a length, unless its name speaks of a loss.
+    """
+    for key, value in sorted(present(fields).items()):
+        measure = isinstance(value, int | float) and not isinstance(value, bool)
+        if key in known or (measure and not _OF_LOSS.search(key)):
+            continue
+        name = printable(key)[:80]
+        raise UserError(
+            f"{at}: {name} is a field that this program does not know; its value is {value!r:.80}",
+            hint="It might change what the text means, so it is not ignored. If it does not, "
+            f"remove it from the rows, such as with\n  jq -c 'del(..|.{name}?)' FILE",
+        )
