@@ -8,17 +8,19 @@ import pytest
 from pyarrow import parquet
 
 from amnesia_bench.config.data_schema import HubSource
-from amnesia_bench.data.sources import hub_files, local_files, read_rows
+from amnesia_bench.data.json_rows import MAX_ROW_BYTES
+from amnesia_bench.data.row_forms import Columns
+from amnesia_bench.data.sources import held_out_files, hub_files, local_files, read_rows
 from amnesia_bench.errors import StageFailedError, UserError
 from tests.small_data import write_rows
 
-COLUMNS = (("question",), ("response", "answer"))
+COLUMNS = Columns(required=(("question",), ("response", "answer")), optional=("system",))
 ROWS = [{"question": f"q{i}", "answer": f"ä{i}", "more": i} for i in range(600)]
 
 
 def rows_of(path: Path) -> list[tuple[int, Any]]:
     (file,) = local_files([path])
-    return list(read_rows(file, COLUMNS))
+    return list(read_rows(file, COLUMNS, set()))
 
 
 def save_parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
@@ -99,7 +101,7 @@ def test_a_folder_stands_for_the_files_in_it(tmp_path: Path) -> None:
 def test_a_file_that_changes_while_it_is_read_is_an_error(tmp_path: Path) -> None:
     path = write_rows(tmp_path / "a.jsonl", ROWS)
     (file,) = local_files([path])
-    rows = read_rows(file, COLUMNS)
+    rows = read_rows(file, COLUMNS, set())
     next(rows)
     write_rows(path, [*ROWS, ROWS[0]])
     with pytest.raises(StageFailedError, match=r"a.jsonl: changed while it was read"):
@@ -111,7 +113,7 @@ def test_a_file_that_vanished_is_an_error_of_reading_not_of_writing(tmp_path: Pa
     (file,) = local_files([path])
     path.unlink()
     with pytest.raises(StageFailedError, match=r"a.jsonl: cannot be read"):
-        list(read_rows(file, COLUMNS))
+        list(read_rows(file, COLUMNS, set()))
 
 
 def source(dataset: str, **changes: Any) -> HubSource:
@@ -152,7 +154,7 @@ def test_the_files_of_each_subset_are_taken_in_order(dataset: str) -> None:
         "x/1.parquet"
     ]
     files = hub_files(source(dataset, subsets=("y",)))
-    assert [row["question"] for _, row in read_rows(files[0], COLUMNS)] == ["q0", "q1"]
+    assert [row["question"] for _, row in read_rows(files[0], COLUMNS, set())] == ["q0", "q1"]
 
 
 def test_a_subset_a_split_or_a_file_that_is_not_there_is_named(dataset: str) -> None:
