@@ -1,14 +1,15 @@
 """Prepare training data once, look at what was prepared, or make texts to go with it.
 
   amnesia data prepare miromind --tokenizer HYPENET --out data/miromind
-  amnesia data prepare miromind --tokenizer HYPENET --out data/mine --input rows.jsonl \
+  amnesia data prepare messages --tokenizer HYPENET --out data/mine --input rows.jsonl \
       data.sequence_tokens=4096
   amnesia data prepare tulu3 --tokenizer LLAMA --out data/tulu3 --chat template
   amnesia data inspect data/miromind --sequence 0
   amnesia data synthesize tokenizer --out data/tokenizer
   amnesia data synthesize test_problems --rows 200 --seed 1 --out data/problems
 
-`prepare` takes a file of configs/data; those of generated data need no download and no input.
+`prepare` takes a file of configs/data. For files of your own there are messages, sharegpt, alpaca
+and prompt_response; generated data need no download and no input.
 Killed, the same command goes on with the input files that are not done. `inspect` holds the files
 against their hashes and prints the counts; with --sequence it prints one sequence instead, trained
 tokens coloured and the others dim. `synthesize` writes what training does not read through
@@ -26,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.printable import printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -33,6 +35,9 @@ if TYPE_CHECKING:
     from amnesia_bench.data.prepare import Progress, Report
     from amnesia_bench.data.sequence_store import SequenceStore
     from amnesia_bench.records.data import DataDescription
+
+
+_MAX_COLUMNS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,8 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="read this Parquet or JSON-lines file, or folder of them, instead of the config's "
-        "source; may be given many times",
+        help="read this file (Parquet, JSON lines, a JSON array) or folder, whole, instead of the "
+        "config's source; may be given many times",
     )
     preparing.add_argument(
         "overrides",
@@ -96,7 +101,9 @@ def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.config.load import check, load_option
     from amnesia_bench.data.prepare import prepare
 
-    config = load_option("data", args.what, args.overrides, DataConfig)
+    # A config's share is of its own source; files of the user's own are read whole.
+    whole = ["data.sample_rows=1.0"] if args.input else []
+    config = load_option("data", args.what, [*whole, *args.overrides], DataConfig)
     if args.chat is not None:
         config = check(DataConfig, with_style(config, args.chat))
     with _reporting() as report:
@@ -177,7 +184,8 @@ def _coloured(store: SequenceStore, number: int) -> Text:
         text.append(f"--- document {i}: {length:,} tokens, {trained_tokens:,} trained\n", "bold")
         for trained, run in groupby(range(length), key=lambda t: bool(mask[t])):
             tokens = [int(sequence.tokens[begin + t]) for t in run]
-            text.append(decode(tokens), "green" if trained else "dim")
+            shown = printable(decode(tokens), keep="\n\t")
+            text.append(shown, "green" if trained else "dim")
         text.append("\n")
         begin += length
     text.append(f"--- {sequence.padding:,} tokens of padding", "bold")
@@ -243,7 +251,15 @@ def _print_finished(progress: Progress) -> None:
 
 
 def _line(progress: Progress) -> str:
-    return f"{progress.step}: {_counted(progress)}"
+    if progress.held_out:
+        path = printable(progress.step)
+        return f"{path}: not read, its name is that of a held-out split; --input {path} reads it"
+    line = printable(f"{progress.step}: {_counted(progress)}")
+    if progress.unread:
+        more = len(progress.unread) - _MAX_COLUMNS
+        columns = ", ".join(printable(name)[:80] for name in progress.unread[:_MAX_COLUMNS])
+        line += f"\ncolumns that were not read: {columns}{f' and {more} more' if more > 0 else ''}"
+    return line
 
 
 def _counted(progress: Progress) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 from amnesia_bench import __version__
 from amnesia_bench.errors import AmnesiaError, ExitCode
+from amnesia_bench.printable import printable
 
 COMMANDS = {
     "check": "say whether a fine-tune lost long-range recall: the regression gate",
@@ -87,7 +88,8 @@ def _run(command: str, run: Callable[[], ExitCode]) -> int:
     except AmnesiaError as error:
         if os.environ.get("AMNESIA_DEBUG") == "1":
             raise
-        sys.stderr.write(f"amnesia {command}: {error}\n")
+        # Names and values out of files are in it.
+        sys.stderr.write(printable(f"amnesia {command}: {error}\n", keep="\n"))
         return int(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write(f"amnesia {command}: interrupted\n")

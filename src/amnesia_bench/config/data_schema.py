@@ -53,7 +53,13 @@ class SyntheticSource(Frozen):
         return self
 
 
-Source = Annotated[HubSource | SyntheticSource, Field(discriminator="kind")]
+class FilesSource(Frozen):
+    """Files of the user's own, which `--input` names."""
+
+    kind: Literal["files"] = "files"
+
+
+Source = Annotated[HubSource | SyntheticSource | FilesSource, Field(discriminator="kind")]
 
 
 class TextRows(Frozen):
@@ -74,7 +80,7 @@ class QuestionResponseRows(Frozen):
 
 
 class ShareGptRows(Frozen):
-    """A row has `conversations`, a list of {from: human|gpt|system, value}; each answer thinks.
+    """A row has `conversations`, a list of turns as for `messages`; each answer thinks.
 
     `domain` keeps only rows with that value in their field `domain`; null keeps all.
     """
@@ -84,14 +90,37 @@ class ShareGptRows(Frozen):
 
 
 class MessageRows(Frozen):
-    """A row has `messages`, a list of {role, content}; answers may open with a think block."""
+    """A row has `messages`, `conversations` or `conversation`, a list of turns.
+
+    A turn is {role, content} or {from, value}. Answers may think.
+    """
 
     kind: Literal["messages"] = "messages"
 
 
-Rows = Annotated[
-    TextRows | QuestionResponseRows | ShareGptRows | MessageRows, Field(discriminator="kind")
-]
+class AlpacaRows(Frozen):
+    """A row has `instruction`, `output`, and perhaps `input` and `history`. Answers may think.
+
+    The question is the instruction, and on the next line the input. `history` is a list of
+    earlier [question, answer] pairs.
+    """
+
+    kind: Literal["alpaca"] = "alpaca"
+
+
+class PromptResponseRows(Frozen):
+    """A row has one of the fields in `prompt` and one of those in `response`. Answers may think.
+
+    Either is a text or a list of turns.
+    """
+
+    kind: Literal["prompt_response"] = "prompt_response"
+    prompt: Annotated[tuple[str, ...], Field(min_length=1)]
+    response: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+ChatRows = QuestionResponseRows | ShareGptRows | MessageRows | AlpacaRows | PromptResponseRows
+Rows = Annotated[TextRows | ChatRows, Field(discriminator="kind")]
 
 # Which tokens of a conversation are trained: the answers, or everything.
 LossOn = Literal["assistant", "all"]

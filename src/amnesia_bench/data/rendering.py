@@ -177,4 +177,4 @@ def _difference(ours: str, theirs: str) -> str:
     same = sum(1 for _ in takewhile(bool, map(eq, ours, theirs)))
     begin = max(0, same - _SHOWN_CHARACTERS // 2)
     shown = [repr(text[begin : begin + _SHOWN_CHARACTERS]) for text in (theirs, ours)]
-    return f"{shown[0]}, the style {shown[1]}; --chat template trains on what it writes"
+    return f"{shown[0]}, the style {shown[1]}"

@@ -21,8 +21,7 @@ class NotWritten(DroppedRow):
     """The tokenizer's template cannot write a conversation, or writes it differently."""
 
     def __init__(self, detail: str, reason: Reason = Reason.NOT_WRITTEN) -> None:
-        super().__init__(reason)
-        self.args = (f"{reason.value}: {detail}",)
+        super().__init__(reason, detail)
 
 
 @dataclass(frozen=True)
