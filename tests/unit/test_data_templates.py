@@ -1,5 +1,6 @@
 """Training on what a tokenizer's own template writes: the same text, and masks that are exact."""
 
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
 from amnesia_bench.config.data_schema import Chat, ChatML, Llama3Chat, Qwen3Chat, TemplateChat
-from amnesia_bench.data.chat import Segment, render
+from amnesia_bench.data.chat import Segment, render, results_as_user_turns
 from amnesia_bench.data.chat_template import ChatTemplate
 from amnesia_bench.data.conversation import Conversation, DroppedRow, Message, Reason
 from amnesia_bench.data.rendering import Renderer, check_template
@@ -214,14 +215,16 @@ def test_tools_are_left_to_the_template_and_refused_without_one(tmp_path: Path) 
     )
     bare = Renderer(style, tokenizer_with(tmp_path, Template("")))
     for name in ("tools", "calls"):
-        with pytest.raises(DroppedRow, match="tools, tool calls or tool results"):
+        with pytest.raises(DroppedRow, match="tools or calls of them"):
             bare.segments(CONVERSATIONS[name])
     # Results alone are a turn of the user's.
     results = talk(HI, answers("call", "r1"), says("tool", "5"), says("tool", "6"), answers("d"))
     by_template = Renderer(TEMPLATE, tokenizer("qwen3")).segments(results)
     assert bare.segments(results) == by_template
-    with pytest.raises(DroppedRow, match="tools, tool calls or tool results"):
-        render(results, Llama3Chat(loss_on="assistant"))
+    response = "<tool_response>\n5\n</tool_response>\n<tool_response>\n6\n</tool_response>"
+    for style, name in ((Llama3Chat(loss_on="assistant"), "llama3"), (TEMPLATE, "gemma3")):
+        segments = Renderer(style, tokenizer(name)).segments(results)
+        assert response in "".join(segment.text for segment in segments)
 
 
 def test_a_row_that_the_template_writes_otherwise_is_dropped_and_shown(tmp_path: Path) -> None:
@@ -349,7 +352,11 @@ def test_any_conversation_is_written_exactly_or_refused(data: st.DataObject) -> 
             segments = renderer.segments(conversation)
         except DroppedRow:
             continue
-        assert "".join(segment.text for segment in segments) == template.text(conversation)
+        texts = []
+        for either in (conversation, results_as_user_turns(conversation)):
+            with suppress(DroppedRow):
+                texts.append(template.text(either))
+        assert "".join(segment.text for segment in segments) in texts
         end = TEMPLATES[name].eos if name != "gemma3" else "<end_of_turn>"
         wanted = [message for message in conversation.messages if message.trained]
         written = trained(segments)

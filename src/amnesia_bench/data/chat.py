@@ -2,13 +2,14 @@
 
 Segments are tokenised one by one, so no token straddles the border of what is trained, and what
 precedes an answer is tokenised as at inference. Each style writes what the chat template of its
-models writes; `rendering.Renderer` compares the two on every row, and leaves tools to it.
+models writes; `rendering.Renderer` compares the two on every row, and leaves calls of tools to
+the template.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Literal
 
@@ -57,11 +58,10 @@ def render(conversation: Conversation, chat: Style) -> list[Segment]:
     Raises:
         DroppedRow: the style cannot write it.
     """
-    messages = conversation.messages
-    refuse_markup((message.content for message in messages), MARKUP[chat.style])
-    writes_results = isinstance(chat, Qwen3Chat | ChatML)
-    if calls_tools(conversation) or (uses_tools(conversation) and not writes_results):
+    if calls_tools(conversation):
         raise DroppedRow(Reason.TOOLS)
+    messages = results_as_user_turns(conversation).messages
+    refuse_markup((message.content for message in messages), MARKUP[chat.style])
     if isinstance(chat, MistralChat):
         parts = _mistral(messages)
     elif isinstance(chat, Llama3Chat):
@@ -73,14 +73,21 @@ def render(conversation: Conversation, chat: Style) -> list[Segment]:
     return segments_of(parts, chat.loss_on)
 
 
-def uses_tools(conversation: Conversation) -> bool:
-    """Whether there are tools, calls of them, or their results."""
-    return calls_tools(conversation) or any(each.role == "tool" for each in conversation.messages)
-
-
 def calls_tools(conversation: Conversation) -> bool:
     """Whether there are tools or calls of them, which no style writes."""
     return bool(conversation.tools) or any(each.tool_calls for each in conversation.messages)
+
+
+def results_as_user_turns(conversation: Conversation) -> Conversation:
+    """Return a conversation with results of tools in turns of the user, as agent traces of Qwen."""
+    messages: list[Message] = []
+    for is_result, run in groupby(conversation.messages, key=lambda each: each.role == "tool"):
+        if not is_result:
+            messages.extend(run)
+            continue
+        text = "\n".join(f"<tool_response>\n{each.content}\n</tool_response>" for each in run)
+        messages.append(Message(role="user", content=text, answer=text))
+    return replace(conversation, messages=tuple(messages))
 
 
 def refuse_markup(texts: Iterable[str], markup: Collection[str]) -> None:
@@ -117,7 +124,7 @@ def _qwen3(messages: Sequence[Message]) -> Iterator[Part]:
     query = last_query(messages)
     for i, message in enumerate(messages):
         if message.role != "assistant":
-            yield _chatml_turn(messages, i), None
+            yield f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n", None
             continue
         yield "<|im_start|>assistant\n", None
         reasoning = (message.reasoning or "").strip("\n")
@@ -136,24 +143,11 @@ def _qwen3(messages: Sequence[Message]) -> Iterator[Part]:
 def _chatml(messages: Sequence[Message], default_system: str | None) -> Iterator[Part]:
     if default_system is not None and messages[0].role != "system":
         yield f"<|im_start|>system\n{default_system}<|im_end|>\n", None
-    for i, message in enumerate(messages):
-        if message.role != "assistant":
-            yield _chatml_turn(messages, i), None
-            continue
-        yield "<|im_start|>assistant\n", None
-        yield f"{message.content}<|im_end|>", message.trained
+    for message in messages:
+        yield f"<|im_start|>{message.role}\n", None
+        answer = message.trained if message.role == "assistant" else None
+        yield f"{message.content}<|im_end|>", answer
         yield "\n", None
-
-
-def _chatml_turn(messages: Sequence[Message], i: int) -> str:
-    """Return a turn that is not the assistant's; results of tools share one of the user's."""
-    message = messages[i]
-    if message.role != "tool":
-        return f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n"
-    roles = [each.role for each in messages]
-    begin = "" if roles[i - 1] == "tool" else "<|im_start|>user"
-    end = "" if roles[i + 1 : i + 2] == ["tool"] else "<|im_end|>\n"
-    return f"{begin}\n<tool_response>\n{message.content}\n</tool_response>{end}"
 
 
 def _mistral(messages: Sequence[Message]) -> Iterator[Part]:

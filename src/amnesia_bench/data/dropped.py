@@ -22,7 +22,7 @@ class Reason(StrEnum):
     THINK_BLOCK = "not exactly one think block at the beginning"
     NOT_JSON = "a text that should be JSON and is not"
     MARKUP = "special tokens of the chat in a message"
-    TOOLS = "tools, tool calls or tool results, and the tokenizer has no chat template"
+    TOOLS = "tools or calls of them, and the tokenizer has no chat template"
     TEMPLATE = "the tokenizer's chat template writes it differently"
     NOT_WRITTEN = "the tokenizer's chat template cannot write it"
     NOT_UNICODE = "half a surrogate pair"

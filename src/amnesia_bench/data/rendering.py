@@ -2,8 +2,8 @@
 
 At the start a few plain conversations are written by the style and by the template; if they
 differ, the style is another model's. Later every row is written by both: one that differs (chains
-that only one of them keeps, a system message, whitespace) is dropped and counted. Tools are
-written by the template alone.
+that only one of them keeps, a system message, whitespace) is dropped and counted. Calls of tools
+are written by the template alone; results alone, where it cannot, as turns of the user.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from amnesia_bench.config.data_schema import (
     Qwen3Chat,
     TemplateChat,
 )
-from amnesia_bench.data.chat import MARKUP, Segment, Style, StyleName, render, uses_tools
+from amnesia_bench.data.chat import (
+    MARKUP,
+    Segment,
+    Style,
+    StyleName,
+    calls_tools,
+    render,
+    results_as_user_turns,
+)
 from amnesia_bench.data.chat_template import ChatTemplate, talk
 from amnesia_bench.data.conversation import Conversation, DroppedRow, Reason
 from amnesia_bench.data.template_marks import NotWritten
@@ -57,15 +65,22 @@ class Renderer:
         Raises:
             DroppedRow: it cannot be written, or the style writes it unlike the template.
         """
-        if self._template is not None and (
-            isinstance(self._chat, TemplateChat) or uses_tools(conversation)
-        ):
-            return self._template.segments(conversation, self._chat.loss_on)
-        assert not isinstance(self._chat, TemplateChat), "checked at the start"
-        segments = render(conversation, self._chat)
-        if self._template is not None:
+        template, chat = self._template, self._chat
+        if template is not None and calls_tools(conversation):
+            return template.segments(conversation, chat.loss_on)
+        plain = results_as_user_turns(conversation)
+        if isinstance(chat, TemplateChat):
+            assert template is not None, "checked at the start"
+            try:
+                return template.segments(conversation, chat.loss_on)
+            except NotWritten:
+                if plain == conversation:
+                    raise
+                return template.segments(plain, chat.loss_on)
+        segments = render(conversation, chat)
+        if template is not None:
             ours = "".join(segment.text for segment in segments)
-            theirs = self._template.text(conversation)
+            theirs = template.text(plain)
             if ours != theirs:
                 raise NotWritten(_difference(ours, theirs), Reason.TEMPLATE)
         return segments
