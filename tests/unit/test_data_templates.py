@@ -55,6 +55,14 @@ def tokenizer(name: str) -> Tokenizer:
     return tokenizer_with(Path(mkdtemp()), TEMPLATES[name])
 
 
+@cache
+def fitting_renderer(style: Chat, name: str) -> Renderer | None:
+    try:
+        return Renderer(style, tokenizer(name))
+    except UserError:
+        return None
+
+
 def trained(segments: list[Segment]) -> list[str]:
     return [segment.text for segment in segments if segment.trained]
 
@@ -344,9 +352,8 @@ def test_any_conversation_is_written_exactly_or_refused(data: st.DataObject) -> 
     template = ChatTemplate(tokenizer(name))
     styles = [TEMPLATE, Qwen3Chat(loss_on="assistant"), ChatML(loss_on="assistant")]
     for style in styles:
-        try:
-            renderer = Renderer(style, tokenizer(name))
-        except UserError:
+        renderer = fitting_renderer(style, name)
+        if renderer is None:
             continue  # another model's
         try:
             segments = renderer.segments(conversation)

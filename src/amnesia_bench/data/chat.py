@@ -8,8 +8,10 @@ the template.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
 from typing import Literal
 
@@ -61,7 +63,7 @@ def render(conversation: Conversation, chat: Style) -> list[Segment]:
     if calls_tools(conversation):
         raise DroppedRow(Reason.TOOLS)
     messages = results_as_user_turns(conversation).messages
-    refuse_markup((message.content for message in messages), MARKUP[chat.style])
+    refuse_markup((message.content for message in messages), frozenset(MARKUP[chat.style]))
     if isinstance(chat, MistralChat):
         parts = _mistral(messages)
     elif isinstance(chat, Llama3Chat):
@@ -90,10 +92,17 @@ def results_as_user_turns(conversation: Conversation) -> Conversation:
     return replace(conversation, messages=tuple(messages))
 
 
-def refuse_markup(texts: Iterable[str], markup: Collection[str]) -> None:
+def refuse_markup(texts: Iterable[str], markup: frozenset[str]) -> None:
     """Refuse texts that hold tokens of a chat's structure."""
-    if any(mark in text for text in texts for mark in markup):
+    any_mark = _any_of(markup)
+    if any(any_mark.search(text) for text in texts):
         raise DroppedRow(Reason.MARKUP)
+
+
+@lru_cache
+def _any_of(marks: frozenset[str]) -> re.Pattern[str]:
+    """Return a pattern that finds any mark; a tokenizer may have a thousand."""
+    return re.compile("|".join(map(re.escape, sorted(marks))) or "(?!)")
 
 
 def segments_of(parts: Iterable[Part], loss_on: LossOn) -> list[Segment]:
