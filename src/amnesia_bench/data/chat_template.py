@@ -28,8 +28,6 @@ from amnesia_bench.errors import UserError
 if TYPE_CHECKING:
     from amnesia_bench.data.tokenizer import Tokenizer
 
-Messages = list[dict[str, object]]
-
 
 def talk(*turns: str, reasoning: str | None = None) -> Conversation:
     """Return a conversation of user and assistant in turn; the last answer has the reasoning."""
@@ -88,8 +86,8 @@ class ChatTemplate:
         """
         messages, tools = conversation.messages, conversation.tools
         calls = [call for message in messages for call in message.tool_calls]
-        said = [*(message.content for message in messages), json.dumps([tools, calls], default=str)]
-        refuse_markup(said, self._markup)
+        written = json.dumps([tools, calls], ensure_ascii=False, default=str)
+        refuse_markup([*(message.content for message in messages), written], self._markup)
         whole = self.text(conversation)
         self._refuse_lost_tools(conversation, whole)
         return segments_of(self._parts(conversation, whole), loss_on)

@@ -184,7 +184,8 @@ def _default_system(tokenizer: Tokenizer) -> str | None:
     except DroppedRow:
         return None
     system, found, _ = text.removeprefix(opening).partition(closing)
-    return system if text.startswith(opening) and found else None
+    typeable = not set(system) & set("\"'\n\\")
+    return system if text.startswith(opening) and found and typeable else None
 
 
 def _difference(ours: str, theirs: str) -> str:
