@@ -1,20 +1,24 @@
-"""Texts of others, made safe to print: what a terminal would act on is shown, not sent."""
+"""Texts of others, made safe to print and to store: what a terminal would act on is spelled out."""
 
 from __future__ import annotations
 
+import unicodedata
 
-def printable(text: str, *, keep: str = "") -> str:
-    r"""Return a text with its control and format characters, and lone surrogates, as escapes.
 
-    Escape sequences (`\x1b[2J`), carriage returns, and characters that turn the direction of
-    writing (`\u202e`) are written as Python writes them; all else stays as it is.
+def printable(text: str) -> str:
+    r"""Return a text with its control and formatting characters spelled out, such as `\x1b`.
 
-    Args:
-        text: any text: a name out of a file, a training document, an answer.
-        keep: characters to leave alone, such as "\n\t" in a text of several lines.
+    Names of tensors and files, and texts of data sets, come from strangers: sent as they are, an
+    escape sequence in one could clear the screen or rename the window, and a bidirectional
+    override could turn a name around. Half of a surrogate pair could not be written at all. Line
+    breaks and tabs stay.
     """
-    if text.isprintable():
-        return text
-    return "".join(
-        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
-    )
+    return "".join(c if c in "\n\t" or not _is_control(c) else _spelled(c) for c in text)
+
+
+def _is_control(character: str) -> bool:
+    return not character.isprintable() and unicodedata.category(character) in ("Cc", "Cf", "Cs")
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")

@@ -103,7 +103,7 @@ def test_one_document_a_sequence_with_pack_single(tmp_path: Path, tokenizer: Pat
     assert {len(store.sequence(i).document_lengths) for i in range(9)} == {2}
 
 
-LONG = {"question": "q", "response": "<think>\n{'r' * 600}\n</think>\n\na"}
+LONG = {"question": "q", "response": f"<think>\n{'r' * 600}\n</think>\n\na"}
 LONG_QUESTION = {"question": "q" * 300, "response": "<think>\nr\n</think>\n\na"}
 
 
@@ -207,6 +207,8 @@ def test_escape_sequences_in_texts_and_names_do_not_reach_the_terminal(
                str(tmp_path / "out"), "--input", str(rows), "data.sequence_tokens=256"]  # fmt: skip
     assert main(command) == 0
     assert main(["data", "inspect", str(tmp_path / "out"), "--sequence", "0"]) == 0
+    rows.write_text(json.dumps(row | {"half \ud800": 1}) + "\n")  # which no file could hold
+    assert main([*command, f"--out={tmp_path / 'again'}"]) == 0
     wrong = write_rows(tmp_path / f"wrong{evil}.jsonl", [{f"column{evil}": 1}])
     assert main([*command[:-2], str(wrong), f"--out={tmp_path / 'other'}"]) == 2
     shown = capsys.readouterr()
@@ -214,6 +216,7 @@ def test_escape_sequences_in_texts_and_names_do_not_reach_the_terminal(
     assert "a\\u202e" in shown.out
     assert "b\\rc" in shown.out
     assert "columns that were not read: column\\x1b]0;pwned\\x07" in shown.err
+    assert r"half \ud800" in shown.err
     assert r"wrong\x1b" in shown.err
     assert not {"\x1b", "\x07", "\u202e", "\r"} & {*shown.out, *shown.err}
 

@@ -184,8 +184,7 @@ def _coloured(store: SequenceStore, number: int) -> Text:
         text.append(f"--- document {i}: {length:,} tokens, {trained_tokens:,} trained\n", "bold")
         for trained, run in groupby(range(length), key=lambda t: bool(mask[t])):
             tokens = [int(sequence.tokens[begin + t]) for t in run]
-            shown = printable(decode(tokens), keep="\n\t")
-            text.append(shown, "green" if trained else "dim")
+            text.append(printable(decode(tokens)), "green" if trained else "dim")
         text.append("\n")
         begin += length
     text.append(f"--- {sequence.padding:,} tokens of padding", "bold")
@@ -251,15 +250,15 @@ def _print_finished(progress: Progress) -> None:
 
 
 def _line(progress: Progress) -> str:
+    line = f"{progress.step}: {_counted(progress)}"
     if progress.held_out:
-        path = printable(progress.step)
-        return f"{path}: not read, its name is that of a held-out split; --input {path} reads it"
-    line = printable(f"{progress.step}: {_counted(progress)}")
+        path = progress.step
+        line = f"{path}: not read, its name is that of a held-out split; --input {path} reads it"
     if progress.unread:
-        more = len(progress.unread) - _MAX_COLUMNS
-        columns = ", ".join(printable(name)[:80] for name in progress.unread[:_MAX_COLUMNS])
-        line += f"\ncolumns that were not read: {columns}{f' and {more} more' if more > 0 else ''}"
-    return line
+        columns, more = progress.unread[:_MAX_COLUMNS], len(progress.unread) - _MAX_COLUMNS
+        line += f"\ncolumns that were not read: {', '.join(columns)}"
+        line += f" and {more} more" if more > 0 else ""
+    return printable(line)
 
 
 def _counted(progress: Progress) -> str:

@@ -88,8 +88,7 @@ def _run(command: str, run: Callable[[], ExitCode]) -> int:
     except AmnesiaError as error:
         if os.environ.get("AMNESIA_DEBUG") == "1":
             raise
-        # Names and values out of files are in it.
-        sys.stderr.write(printable(f"amnesia {command}: {error}\n", keep="\n"))
+        sys.stderr.write(printable(f"amnesia {command}: {error}\n"))
         return int(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write(f"amnesia {command}: interrupted\n")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from amnesia_bench.errors import MissingEnvironmentError
+from amnesia_bench.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,7 +38,7 @@ def show(renderable: Table | Text) -> None:
 
 def say(sentence: str) -> None:
     """Print a sentence as it is, whatever the width: paths in it are there to be copied."""
-    _write(f"{sentence}\n")
+    _write(f"{printable(sentence)}\n")
 
 
 def _write(text: str) -> None:
@@ -58,7 +59,12 @@ def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    class PrintableTable(Table):
+        def add_row(self, *cells: Any, **style: Any) -> None:
+            shown = (printable(cell) if isinstance(cell, str) else cell for cell in cells)
+            super().add_row(*shown, **style)
+
+    grid = PrintableTable(title=printable(title), title_justify="left", box=SIMPLE, pad_edge=False)
     for i, column in enumerate(columns):
         grid.add_column(column, justify="left" if i < left else "right", overflow="fold")
     return grid

@@ -11,7 +11,6 @@ from amnesia_bench.data.conversation import Row
 from amnesia_bench.data.row_forms import Columns
 from amnesia_bench.data.values import names
 from amnesia_bench.errors import UserError
-from amnesia_bench.printable import printable
 
 # Of a row as it is written: some four million tokens, for which a tokenizer takes 1 GB.
 MAX_ROW_BYTES = 16 << 20
@@ -66,7 +65,7 @@ def too_large(where: str) -> UserError:
 def _not_json(where: str, error: Exception) -> UserError:
     if isinstance(error, UnicodeDecodeError):
         return UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})")
-    return UserError(f"{where}: not JSON ({printable(str(error))})", hint=_JSON_HINT)
+    return UserError(f"{where}: not JSON ({error})", hint=_JSON_HINT)
 
 
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -137,7 +136,7 @@ class _Array:
         """Pass one character, which must come next."""
         found = self.next_character()
         if found != character:
-            what = printable(found) if found else "the end of the file"
+            what = found or "the end of the file"
             raise UserError(
                 f"{self._location}: not JSON (expected {character}, found {what})", hint=_JSON_HINT
             )

@@ -17,7 +17,6 @@ from amnesia_bench.data.conversation import Row
 from amnesia_bench.data.json_rows import MAX_ROW_BYTES, check_columns, too_large
 from amnesia_bench.data.row_forms import Columns
 from amnesia_bench.errors import UserError
-from amnesia_bench.printable import printable
 
 _BATCH_ROWS, _BATCH_BYTES = 256, 64 << 20
 # Text compresses tenfold at best; a page, up to all of a column chunk, is decompressed at once.
@@ -56,7 +55,7 @@ def parquet_rows(
     except UnicodeDecodeError as error:
         raise UserError(f"{location}: row {number + 1} or later: not UTF-8") from error
     except pyarrow.ArrowException as error:
-        what = printable(str(error))[:300]
+        what = str(error)[:300]
         raise UserError(f"{location}: not Parquet, or damaged ({what})") from error
 
 
@@ -84,7 +83,7 @@ def _measured_leaves(table: Any, location: str, wanted: list[str]) -> tuple[list
             too_wide = fixed and table.schema.column(j).length > _MAX_FIXED_BYTES
             if expands or too_wide or chunk.num_values > _MAX_CHUNK_VALUES:
                 raise UserError(
-                    f"{location}: row group {i} of column {printable(path)} expands to "
+                    f"{location}: row group {i} of column {path} expands to "
                     f"{chunk.num_values:,} values of {size:,} bytes: no training text does"
                 )
             if chunk.physical_type == "BYTE_ARRAY":
@@ -110,7 +109,7 @@ def _python_rows(batch: Any, where: str, before: int) -> Iterator[Row]:
             # A date of the year 300,000, a time zone that nobody knows.
             raise UserError(
                 f"{where}{before + begin + 1} or later: a value that Python cannot hold "
-                f"({printable(str(error))[:80]})"
+                f"({error!s:.80})"
             ) from error
         yield from map(_without_nulls, rows)
 

@@ -40,6 +40,7 @@ from amnesia_bench.data.sources import (
 )
 from amnesia_bench.data.tokenizer import Tokenizer, load_tokenizer
 from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.printable import printable
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
 from amnesia_bench.records.data import DataCounts, DataDescription
@@ -189,7 +190,7 @@ def _tokenise(
             dropped={reason.value: rows.dropped[reason] for reason in sorted(rows.dropped)},
             example=rows.example,
             way_out=rows.way_out,
-            unread=tuple(sorted(rows.unread)),
+            unread=tuple(sorted({printable(name)[:80] for name in rows.unread})),
             documents=writer.documents,
             tokens=writer.tokens,
         )
@@ -230,7 +231,7 @@ class _Rows:
         self.dropped[dropped.reason] += 1
         # Rows of other domains are not bad, only not asked for.
         if dropped.reason is not Reason.OTHER_DOMAIN and self.example is None:
-            self.example = f"{where}: {dropped}"
+            self.example = printable(f"{where}: {dropped}")
             self.way_out = WAYS_OUT.get(dropped.reason)
 
 

@@ -23,8 +23,8 @@ _SPLITTING = ("normalizer", "pre_tokenizer", "model")
 # Templates of Llama 3.2, SmolLM3 and others write today's date into the system message. Data and
 # prompts must not depend on the day: this is the date of templates that have a fixed one.
 _FIXED_DATE = {
-    "%d": "26", "%-d": "26", "%-m": "7", "%b": "Jul", "%B": "July", "%m": "07", "%Y": "2024", "%y": "24", "%A": "Friday",
-    "%a": "Fri", "%H": "00", "%M": "00", "%S": "00",
+    "%-d": "26", "%d": "26", "%-m": "7", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024",
+    "%y": "24", "%A": "Friday", "%a": "Fri", "%H": "00", "%M": "00", "%S": "00",
 }  # fmt: skip
 
 

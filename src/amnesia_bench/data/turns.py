@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from amnesia_bench.data.tool_calls import Call, tool_calls
 from amnesia_bench.data.values import names, present, refuse_unknown, text
 from amnesia_bench.errors import UserError
-from amnesia_bench.printable import printable
 
 END_THINK = "</think>"
 
@@ -146,7 +145,7 @@ def _role(name: str, at: str) -> str:
     role = ROLES.get(name.strip().lower())
     if role is None:
         raise UserError(
-            f"{at}: role {printable(name)!r:.80} is not known",
+            f"{at}: role {name!r:.80} is not known",
             hint=f"Known: {', '.join(ROLES)}.",
         )
     return role
@@ -172,7 +171,7 @@ def _part(part: object, at: str) -> tuple[str, str]:
     kind = text(part.get("type"), f"{at}: type") or "text"
     if kind not in _TEXT_PARTS | _CHAIN_PARTS:
         raise UserError(
-            f"{at}: a part of type {printable(kind):.80}; only text can be trained on",
+            f"{at}: a part of type {kind:.80}; only text can be trained on",
             hint="Leave rows with images, audio and files out.",
         )
     fields = present(part)

@@ -9,7 +9,6 @@ from typing import Any
 
 from amnesia_bench.data.dropped import DroppedRow, Reason
 from amnesia_bench.errors import UserError
-from amnesia_bench.printable import printable
 
 _OF_LOSS = re.compile("loss|train|mask|weight|label|grad|scale", re.IGNORECASE)
 
@@ -69,12 +68,12 @@ def from_json(value: str, at: str) -> object:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as error:
-        raise DroppedRow(Reason.NOT_JSON, printable(f"{at}: {value:.80}")) from error
+        raise DroppedRow(Reason.NOT_JSON, f"{at}: {value:.80}") from error
 
 
 def names(fields: Mapping[str, object]) -> str:
     """List the fields of an object, for messages."""
-    return ", ".join(f"{printable(str(key)):.80}" for key in list(fields)[:20]) or "nothing"
+    return ", ".join(f"{key!s:.80}" for key in list(fields)[:20]) or "nothing"
 
 
 def refuse_unknown(fields: Mapping[str, object], known: frozenset[str], at: str) -> None:
@@ -86,7 +85,7 @@ def refuse_unknown(fields: Mapping[str, object], known: frozenset[str], at: str)
         measure = isinstance(value, int | float) and not isinstance(value, bool)
         if key in known or (measure and not _OF_LOSS.search(key)):
             continue
-        name = printable(key)[:80]
+        name = key[:80]
         raise UserError(
             f"{at}: {name} is a field that this program does not know; its value is {value!r:.80}",
             hint="It might change what the text means, so it is not ignored. If it does not, "
