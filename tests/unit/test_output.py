@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia_bench.cli.output import printable
+from amnesia_bench.printable import printable
 from tests.checkpoints import drifted, random_model, save
 
 HOSTILE = ["\x1b[2J\x1b]0;pwned\x07x", "\x9b2Jx", "\u202egnp.exe", "[red]x[/red]", "a\r\x08b"]

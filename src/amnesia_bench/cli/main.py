@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import cast
 
 from amnesia_bench import __version__
-from amnesia_bench.cli.output import printable
 from amnesia_bench.errors import AmnesiaError, ExitCode, UserError
+from amnesia_bench.printable import printable
 from amnesia_bench.store.layout import MANIFEST
 
 COMMANDS = {

@@ -8,11 +8,11 @@ import json
 import os
 import shlex
 import sys
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from amnesia_bench.errors import MissingEnvironmentError
+from amnesia_bench.printable import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -42,24 +42,6 @@ def show(renderable: Table | Text) -> None:
 def say(sentence: str) -> None:
     """Print a sentence as it is, whatever the width: paths in it are there to be copied."""
     _write(f"{printable(sentence)}\n")
-
-
-def printable(text: str) -> str:
-    r"""Return a text with its control and formatting characters spelled out, such as `\x1b`.
-
-    Names of tensors and files, and texts of data sets, come from strangers: sent as they are, an
-    escape sequence in one could clear the screen or rename the window, and a bidirectional
-    override could turn a name around. Line breaks and tabs stay.
-    """
-    return "".join(c if c in "\n\t" or not _is_control(c) else _spelled(c) for c in text)
-
-
-def _is_control(character: str) -> bool:
-    return not character.isprintable() and unicodedata.category(character) in ("Cc", "Cf", "Cs")
-
-
-def _spelled(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
 
 
 def _write(text: str) -> None:

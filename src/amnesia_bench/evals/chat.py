@@ -12,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnesia_bench.config.eval_schema import Think
+from amnesia_bench.data.tokenizer_files import with_fixed_date
 from amnesia_bench.errors import UserError
+from amnesia_bench.evals.special_tokens import with_beginning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +60,14 @@ def prompt_format(
 def prompt_tokens(tokenizer: Any, layout: PromptFormat, message: str) -> NDArray[np.int32]:
     """Return the token ids, int32 [T], of a prompt with one user message.
 
-    A template writes its special tokens itself; without one the tokenizer adds its own.
+    A template writes its special tokens itself; without one the tokenizer adds those that begin a
+    text.
     """
-    if layout.template is None:
-        ids = tokenizer(message, add_special_tokens=True).input_ids
-    else:
+    text = message
+    if layout.template is not None:
         text = _render(tokenizer, layout.template, message, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False).input_ids
-    return np.asarray(ids, dtype=np.int32)
+    ids = np.asarray(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)
+    return with_beginning(tokenizer, ids) if layout.template is None else ids
 
 
 def without_thinking(text: str, think: Think | None, *, opened: bool) -> str | None:
@@ -114,7 +116,7 @@ def _render(tokenizer: Any, template: str, message: str, *, add_generation_promp
     try:
         rendered = tokenizer.apply_chat_template(
             [{"role": "user", "content": message}],
-            chat_template=template,
+            chat_template=with_fixed_date(template),
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )
