@@ -35,7 +35,10 @@ _WEIGHTS = (*WEIGHT_FIELDS, "sample_weight")
 # Arguments of SmolLM3's template. Whether to think shows in the answers themselves.
 _TEMPLATE = "chat_template_kwargs"
 _TEMPLATE_FIELDS = frozenset({"custom_instructions", "xml_tools", "tools", "enable_thinking"})
-_EVERYWHERE = (*_SYSTEMS, *_TOOLS, *_MEDIA, *_WEIGHTS, _TEMPLATE)
+# Whether an answer is good, in data for KTO; a class, and of no account here, if not true or false.
+_LABEL = "label"
+_EVERYWHERE = (*_SYSTEMS, *_TOOLS, *_MEDIA, *_WEIGHTS, _LABEL, _TEMPLATE)
+_HISTORY = "history"
 _INPUTS, _OUTPUTS = ("input", "context"), ("output", "response")
 _TOOLS_IN_SYSTEM = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 OWN_FILES = (
@@ -69,10 +72,9 @@ def columns_of(rows: ChatRows) -> Columns:
     if isinstance(rows, ShareGptRows):
         domain = () if rows.domain is None else (("domain",),)
         return Columns(required=(_LISTS, *domain), optional=_EVERYWHERE)
-    more = (*CHAIN_FIELDS, *_EVERYWHERE)
+    more = (_HISTORY, *CHAIN_FIELDS, *_EVERYWHERE)
     if isinstance(rows, AlpacaRows):
-        optional = (*_INPUTS, "history", *more)
-        return Columns(required=(("instruction",), _OUTPUTS), optional=optional)
+        return Columns(required=(("instruction",), _OUTPUTS), optional=(*_INPUTS, *more))
     return Columns(required=_pair(rows), optional=more)
 
 
@@ -93,10 +95,13 @@ def read_row(
         if domain is not None and text(fields.get("domain"), f"{where}: domain") != domain:
             raise DroppedRow(Reason.OTHER_DOMAIN)
         turns = _turns(_one_of(fields, _LISTS, where), "user", where)
-    elif isinstance(rows, AlpacaRows):
-        turns = _instruction(fields, where)
     else:
-        turns = _prompt_and_response(fields, _pair(rows), where)
+        last = (
+            _instruction(fields, where)
+            if isinstance(rows, AlpacaRows)
+            else _prompt_and_response(fields, _pair(rows), where)
+        )
+        turns = [*_history(fields, where), *last]
     offered = [tools(fields.get(name), f"{where}: {name}") for name in _TOOLS]
     turns = _with_system(turns, fields, where)
     return turns, _not_in_system(turns, tuple(schema for some in offered for schema in some))
@@ -163,9 +168,19 @@ def _prompt_and_response(
 
 
 def _instruction(fields: Mapping[str, object], where: str) -> list[Turn]:
+    given = text(_one_of(fields, _INPUTS, where)[1], f"{where}: input")
+    instruction = text(fields.get("instruction"), f"{where}: instruction")
+    question = "\n".join(part for part in (instruction, given) if part)
+    answer = text(_one_of(fields, _OUTPUTS, where)[1], f"{where}: output")
+    turns = [Turn(role="user", text=question), Turn(role="assistant", text=answer)]
+    return _with_chains(turns, fields, where)
+
+
+def _history(fields: Mapping[str, object], where: str) -> list[Turn]:
+    """Return earlier turns, which LLaMA-Factory and ms-swift write as pairs."""
     turns = []
-    for i, pair in enumerate(items(fields.get("history"), f"{where}: history")):
-        at = f"{where}: history[{i}]"
+    for i, pair in enumerate(items(fields.get(_HISTORY), f"{where}: {_HISTORY}")):
+        at = f"{where}: {_HISTORY}[{i}]"
         said = items(pair, at)
         if len(said) != 2:
             raise UserError(f"{at}: {len(said)} items, expected a question and an answer")
@@ -173,12 +188,7 @@ def _instruction(fields: Mapping[str, object], where: str) -> list[Turn]:
             Turn(role=role, text=text(each, at))
             for role, each in zip(("user", "assistant"), said, strict=True)
         ]
-    given = text(_one_of(fields, _INPUTS, where)[1], f"{where}: input")
-    instruction = text(fields.get("instruction"), f"{where}: instruction")
-    question = "\n".join(part for part in (instruction, given) if part)
-    answer = text(_one_of(fields, _OUTPUTS, where)[1], f"{where}: output")
-    turns += [Turn(role="user", text=question), Turn(role="assistant", text=answer)]
-    return _with_chains(turns, fields, where)
+    return turns
 
 
 def _with_chains(turns: list[Turn], fields: Mapping[str, object], where: str) -> list[Turn]:
@@ -226,8 +236,11 @@ def _refuse_what_is_not_text(fields: Mapping[str, object], where: str) -> None:
                 f"{where}: has {name}; only text can be trained on",
                 hint="Leave rows with images, audio and video out.",
             )
-    for name in _WEIGHTS:
-        if name in fields and not weight(fields[name], f"{where}: {name}"):
+    for name in (*_WEIGHTS, _LABEL):
+        value = fields.get(name, True)
+        if name == _LABEL and not isinstance(value, bool):
+            continue
+        if not weight(value, f"{where}: {name}"):
             raise UserError(
-                f"{where}: {name} is 0", hint="Leave rows out that are not to be trained on."
+                f"{where}: {name} is {value}", hint="Leave rows out that are not to be trained on."
             )
