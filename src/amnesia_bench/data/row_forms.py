@@ -89,7 +89,7 @@ def read_row(
     """
     fields = present(row)
     fields = {**_template(fields, where), **fields}
-    _refuse_what_is_not_text(fields, where)
+    _refuse_what_is_not_trained_on(fields, where)
     if isinstance(rows, MessageRows | ShareGptRows):
         domain = rows.domain if isinstance(rows, ShareGptRows) else None
         if domain is not None and text(fields.get("domain"), f"{where}: domain") != domain:
@@ -201,20 +201,20 @@ def _with_chains(turns: list[Turn], fields: Mapping[str, object], where: str) ->
 def _with_system(turns: list[Turn], fields: Mapping[str, object], where: str) -> list[Turn]:
     """Put the system message of a column before the turns."""
     named = {name: text(fields.get(name), f"{where}: {name}") for name in _SYSTEMS}
-    systems = dict.fromkeys(system for system in named.values() if system.strip())
-    if not systems:
-        return turns
-    has_own = bool(turns) and turns[0].role == "system"
-    if len({*systems, *([turns[0].text] if has_own else [])}) > 1:
+    systems = [system for system in named.values() if system.strip()]
+    own = [turn.text for turn in turns[:1] if turn.role == "system"]
+    if len({system.strip() for system in (*systems, *own)}) > 1:
         raise DroppedRow(Reason.TWO_SYSTEMS)
-    return turns if has_own else [Turn(role="system", text=next(iter(systems))), *turns]
+    if own or not systems:
+        return turns
+    return [Turn(role="system", text=systems[0]), *turns]
 
 
 def _not_in_system(turns: list[Turn], offered: tuple[Schema, ...]) -> tuple[Schema, ...]:
     """Return the tools, none where the system message lists them all, as Hermes' sets do."""
     system = turns[0].text if turns and turns[0].role == "system" else ""
-    listed = "".join(_TOOLS_IN_SYSTEM.findall(system))
-    return () if all(name_of(tool) in listed for tool in offered) else offered
+    listed = "".join(_TOOLS_IN_SYSTEM.findall(system)).replace("'", '"')
+    return () if all(f'"{name_of(tool)}"' in listed for tool in offered) else offered
 
 
 def _template(fields: Mapping[str, object], where: str) -> dict[str, object]:
@@ -229,18 +229,19 @@ def _template(fields: Mapping[str, object], where: str) -> dict[str, object]:
     return present(value)
 
 
-def _refuse_what_is_not_text(fields: Mapping[str, object], where: str) -> None:
+def _refuse_what_is_not_trained_on(fields: Mapping[str, object], where: str) -> None:
     for name in _MEDIA:
         if name in fields:
             raise UserError(
                 f"{where}: has {name}; only text can be trained on",
                 hint="Leave rows with images, audio and video out.",
             )
-    for name in (*_WEIGHTS, _LABEL):
-        value = fields.get(name, True)
-        if name == _LABEL and not isinstance(value, bool):
-            continue
-        if not weight(value, f"{where}: {name}"):
-            raise UserError(
-                f"{where}: {name} is {value}", hint="Leave rows out that are not to be trained on."
-            )
+    off = [
+        name for name in _WEIGHTS if name in fields and not weight(fields[name], f"{where}: {name}")
+    ]
+    off += [_LABEL] if fields.get(_LABEL) is False else []
+    if off:
+        raise UserError(
+            f"{where}: {off[0]} is {fields[off[0]]}",
+            hint="Leave rows out that are not to be trained on.",
+        )
