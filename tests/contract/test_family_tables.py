@@ -603,7 +603,7 @@ MISTAKES = {
     ),
     "empty tensors of ZeRO-3": (
         lambda config, shapes: shapes.update({name: (0,) for name in shapes}),
-        r"q_proj.weight is empty",
+        r"layers.1.self_attn.* is empty",
     ),
     "head count": (
         lambda config, shapes: config.update(num_key_value_heads=4),

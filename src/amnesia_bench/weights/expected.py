@@ -111,20 +111,9 @@ def check(
     Raises:
         UserError: naming the first tensor that is missing, of another shape, or unknown.
     """
-    if unmerged := [name for name in found if ".lora_" in name or ".base_layer." in name]:
-        raise UserError(
-            f"{where}: {unmerged[0]} is part of an adapter that is not merged into the weights",
-            hint="Merge it first: merge_and_unload() of peft, then save_pretrained",
-        )
+    _refuse_unfinished(found, where)
     unknown = sorted(found.keys() - {tensor.name for tensor in expected})
     for tensor in expected:
-        if tensor.name in found and 0 in found[tensor.name]:
-            raise UserError(
-                f"{where}: {tensor.name} is empty",
-                hint="DeepSpeed's ZeRO-3 saves empty tensors unless it gathers them "
-                "(stage3_gather_16bit_weights_on_model_save); its shards still hold them: "
-                "python zero_to_fp32.py FOLDER OUT --safe_serialization",
-            )
         if tensor.name not in found and not tensor.has_role(roles):
             continue
         if tensor.name not in found:
@@ -147,6 +136,23 @@ def check(
             f"{where}: unexpected tensor {unknown[0]!r} of shape {list(found[unknown[0]])}",
             hint="merge adapters first; quantised weights cannot be restored",
         )
+
+
+def _refuse_unfinished(found: Shapes, where: str) -> None:
+    """Name what a run saved before its weights were whole: an adapter apart, or nothing at all."""
+    for name, shape in found.items():
+        if ".lora_" in name or ".base_layer." in name:
+            raise UserError(
+                f"{where}: {name} is part of an adapter that is not merged into the weights",
+                hint="Merge it first: merge_and_unload() of peft, then save_pretrained",
+            )
+        if 0 in shape:
+            raise UserError(
+                f"{where}: {name} is empty",
+                hint="DeepSpeed's ZeRO-3 saves empty tensors unless it gathers them "
+                "(stage3_gather_16bit_weights_on_model_save); its shards still hold them: "
+                "python zero_to_fp32.py FOLDER OUT --safe_serialization",
+            )
 
 
 def fits(expected: list[ExpectedTensor], found: Shapes) -> bool:
