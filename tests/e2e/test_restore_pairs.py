@@ -246,6 +246,22 @@ def test_diff_pairs_by_place_and_names_both(
     assert "1 tensors differ" in text
 
 
+def test_norms_that_overflow_are_left_out_of_the_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = random_model(0)
+    pre = save(tmp_path / "pre", {n: x * 1e200 for n, x in model.items()}, dtype="F64")
+    post = save(tmp_path / "post", model, dtype="F64")
+    out = tmp_path / "out"
+    assert main(["restore", "--pre", str(pre), "--post", str(post), "--out", str(out)]) == 0
+    assert not verify(out).findings
+    tensor = json.loads((out / "restoration.json").read_text())["tensors"][0]
+    assert tensor["norm_pre"] is None
+    assert tensor["changed_values"] == tensor["values"]
+    assert main(["diff", str(pre), str(post)]) == 0
+    assert "Warning" not in capsys.readouterr().err
+
+
 PHI = {
     "model_type": "phi3",
     "hidden_size": HIDDEN,
