@@ -19,6 +19,7 @@ from amnesia_bench.evals.niah import NiahBuild, build_cells, open_cells
 from amnesia_bench.evals.recall import Candidate
 from amnesia_bench.evals.tokenizers import load_tokenizer
 from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.store.held_files import HeldFiles
 
 SHARED = Path(os.environ.get("AMNESIA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 TOKENIZER = SHARED / "data" / "qwen2_tokenizer"
@@ -65,10 +66,17 @@ def measure(prompts: Path, samples: int) -> None:
     tokenizer = load_tokenizer(TOKENIZER)
     (cell,) = open_cells(prompts, tokenizer)
     parent = Parent(role="checkpoint", location="none", identity="none")
-    candidate = Candidate(role="checkpoint", method="", folder=TOKENIZER, parent=parent)
+    candidate = Candidate(
+        role="checkpoint",
+        method="",
+        folder=TOKENIZER,
+        parent=parent,
+        held=HeldFiles(()),
+        tokenizer=tokenizer,
+    )
     engine = FakeEngine(lambda request: cell.value(request.key.doc))
     out = prompts.parent / "out"
-    found = NiahEvaluation(engine, tokenizer, candidate, samples, out).cell(cell)
+    found = NiahEvaluation(engine, candidate, samples, out).cell(cell)
     if found.value != 1:
         raise RuntimeError(f"an engine that knows all answers scored {found.value}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

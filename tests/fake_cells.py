@@ -14,6 +14,7 @@ from amnesia_bench.evals.engines.protocol import Request
 from amnesia_bench.evals.recall import Candidate
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import FinishReason, Generation
+from amnesia_bench.store.held_files import HeldFiles
 
 
 @dataclass(frozen=True)
@@ -87,9 +88,12 @@ def candidate(role: str) -> Candidate:
         method=role,
         folder=Path(f"models/{role}"),
         parent=Parent(role=role, location=f"models/{role}", identity=f"sha256:{role}"),
+        held=HeldFiles(()),
+        tokenizer=BareTokenizer(),
     )
 
 
+@dataclass(frozen=True)
 class BareTokenizer:
     """Puts nothing around a text."""
 

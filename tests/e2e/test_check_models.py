@@ -27,13 +27,12 @@ def pre(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(work: Path, **folders: Path) -> CheckResult:
-    candidates, tokenizer = open_candidates(folders)
+    candidates = open_candidates(folders)
     plan = CheckPlan(
         pre=candidates[0],
         post=candidates[1],
         restored=candidates[2] if len(candidates) > 2 else None,
         cells=CELLS,
-        tokenizer=tokenizer,
         sampling=ONE_TOKEN,
         rule=Rule(samples=500, margin=0.0, error_rate=0.025),
     )

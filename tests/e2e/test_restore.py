@@ -261,8 +261,8 @@ def test_what_happens_after_the_comparison_is_found_too(
 ) -> None:
     honest = shards._write_shard
 
-    def spoils(job: Any, spool: Path) -> shards.WrittenShard:
-        written = honest(job, spool)
+    def spoils(job: Any, *arguments: Any) -> shards.WrittenShard:
+        written = honest(job, *arguments)
         if job.patches:
             with job.target.open("r+b") as file:
                 file.seek(job.patches[0].start)

@@ -18,7 +18,7 @@ from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Sampling
 from amnesia_bench.records.recall import CheckReport, CheckVerdict, RecallSample, Rule
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.provenance import collect_provenance
-from tests.fake_cells import BareTokenizer, FakeCell, PlantedEngine, candidate
+from tests.fake_cells import FakeCell, PlantedEngine, candidate
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0, top_p=1.0, top_k=None, stop=())
 LENGTHS = (1024, 8192)
@@ -36,7 +36,6 @@ def plan(*, samples: int = 100, restored: bool = False, post: str = "post") -> C
         post=candidate(post),
         restored=candidate("restored") if restored else None,
         cells=tuple(FakeCell(context_tokens=length, size=samples) for length in LENGTHS),
-        tokenizer=BareTokenizer(),
         sampling=GREEDY,
         rule=Rule(samples=samples, margin=0.0, error_rate=0.025),
     )

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from amnesia_bench.errors import StageFailedError
 from amnesia_bench.evals.engines.joined_rows import JoinedRows
 from amnesia_bench.evals.engines.options import EngineOptions
 from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
@@ -191,3 +192,43 @@ def test_a_prompt_of_one_token_beside_a_long_one_sees_no_padding():
     assert answers(engine_of(model, max_batch_tokens=10**6), requests) == answers(
         engine_of(model), requests
     )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("temperature", [0.0, 0.6])
+def test_logits_that_are_not_finite_are_an_error_and_no_answer(value, temperature):
+    model = tiny_model("llama")
+    with torch.no_grad():
+        model.model.norm.weight[0] = value
+    requests = unequal_requests(temperature=temperature)
+    with pytest.raises(StageFailedError, match=r"document \d: the model's logits are NaN or inf"):
+        answers(engine_of(model, max_batch_tokens=10**6), requests)
+
+
+def test_answers_before_logits_that_are_not_finite_stand():
+    model = tiny_model("llama")
+    found = []
+
+    def answer_three():
+        for generation in engine_of(model).generate(unequal_requests()):
+            found.append(generation.key)
+            if len(found) == 3:
+                model.lm_head.weight.data[:] = float("nan")
+
+    with pytest.raises(StageFailedError, match="logits are NaN"):
+        answer_three()
+    assert len(found) == 3
+
+
+def test_single_logits_of_minus_infinity_are_no_fault():
+    model, plain = tiny_model("llama"), tiny_model("llama")
+    requests = unequal_requests()
+    expected = answers(engine_of(plain), requests)
+    said = {token for generation in expected.values() for token in generation.tokens}
+    unsaid = next(token for token in range(plain.config.vocab_size) if token not in {*said, EOS})
+
+    def rule_out(_, args, output):
+        output[..., unsaid] = float("-inf")
+
+    model.lm_head.register_forward_hook(rule_out)
+    assert answers(engine_of(model), requests) == expected

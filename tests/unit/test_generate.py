@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,9 +19,16 @@ import pytest
 
 from amnesia_bench.errors import BusyError, StageFailedError, UserError
 from amnesia_bench.evals.engines.protocol import Request, UntrustedAnswersError
-from amnesia_bench.evals.generate import GENERATIONS, RUN, generate, read_generations
+from amnesia_bench.evals.generate import (
+    GENERATIONS,
+    RUN,
+    generate,
+    read_generations,
+    read_run_record,
+)
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.store.lease import holding_lease
+from amnesia_bench.store.sealed_lines import unseal
 from tests.fake_cells import PlantedEngine
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0, top_p=1.0, top_k=None, stop=())
@@ -247,6 +255,43 @@ def test_a_damaged_line_is_named_and_nothing_is_touched(tmp_path: Path) -> None:
         assert files(folder) == before
 
 
+def test_every_flipped_bit_is_refused_or_its_answer_generated_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # thousands of them
+    folder, asked = tmp_path / "run", requests(6)
+    expected = generate(PlantedEngine(0.5), asked, folder, identity=IDENTITY)
+    whole, drawn = files(folder), Random(0)
+    refused = again = 0
+    for name, times in ((GENERATIONS, 700), (RUN, 200)):
+        for _ in range(times):
+            content = bytearray(whole[name])
+            content[drawn.randrange(len(content))] ^= 1 << drawn.randrange(8)
+            for each, unchanged in whole.items():
+                (folder / each).write_bytes(unchanged)
+            (folder / name).write_bytes(content)
+            engine = PlantedEngine(0.5)
+            try:
+                found = generate(engine, asked, folder, identity=IDENTITY)
+            except UserError:
+                refused += 1
+                continue
+            assert found == expected
+            again += bool(engine.answered)
+    assert refused + again > 850
+
+
+def test_answers_without_checksums_are_scored_but_not_resumed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    expected = generate(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
+    lines = [unseal(line.decode()) for line in (folder / GENERATIONS).read_bytes().splitlines()]
+    (folder / GENERATIONS).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (folder / RUN).write_text(json.dumps(dict(read_run_record(folder).depends)))
+    assert read_generations(folder) == expected
+    with pytest.raises(UserError, match="have no checksums"):
+        generate(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
+
+
 def test_answers_without_a_record_of_whose_they_are_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     generate(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
@@ -312,7 +357,9 @@ def test_a_finished_folder_asks_the_engine_nothing(tmp_path: Path) -> None:
 
 def test_the_record_of_a_run_says_what_the_answers_depend_on(tmp_path: Path) -> None:
     generate(PlantedEngine(0.5), requests(1), tmp_path / "run", identity=IDENTITY)
-    assert json.loads((tmp_path / "run" / RUN).read_text()) == {"engine": "planted", **IDENTITY}
+    record = read_run_record(tmp_path / "run")
+    assert record.depends == {"engine": "planted", **IDENTITY}
+    assert record.sealed
 
 
 def test_a_file_in_the_way_is_a_users_mistake(tmp_path: Path) -> None:

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amnesia_bench.cli.niah_options import (
     SAMPLES,
@@ -31,7 +32,7 @@ from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 if TYPE_CHECKING:
     from amnesia_bench.cli.progress import Progress
     from amnesia_bench.evals.check_inputs import CellChoice
-    from amnesia_bench.evals.recall import PromptCell
+    from amnesia_bench.evals.recall import Candidate, PromptCell
     from amnesia_bench.records.recall import CheckReport, Rule
 
 LENGTHS = "32768,262144"
@@ -96,15 +97,14 @@ def run(args: argparse.Namespace) -> ExitCode:
     folders = {"pre": args.pre, "post": args.post}
     if args.restored is not None:
         folders["restored"] = args.restored
-    candidates, tokenizer = open_candidates(folders)
+    candidates = open_candidates(folders)
     work = args.work or store_root()
-    cells = _cells(args, tokenizer, choice, work)
+    cells = _cells(args, candidates, choice, work)
     plan = CheckPlan(
         pre=candidates[0],
         post=candidates[1],
         restored=candidates[2] if len(candidates) > 2 else None,
         cells=cells,
-        tokenizer=tokenizer,
         sampling=NIAH_SAMPLING,
         rule=_rule(args, choice.samples or min(map(len, cells))),
     )
@@ -121,13 +121,13 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _cells(
-    args: argparse.Namespace, tokenizer: Any, choice: CellChoice, work: Path
+    args: argparse.Namespace, candidates: Sequence[Candidate], choice: CellChoice, work: Path
 ) -> tuple[PromptCell, ...]:
     from amnesia_bench.evals.check_inputs import build_cells_of, open_cells_of
     from amnesia_bench.evals.niah.build import NiahBuild
 
     if args.prompts is not None:
-        return open_cells_of(args.prompts, tokenizer, choice)
+        return open_cells_of(args.prompts, candidates, choice)
     build = NiahBuild(
         tokenizer=args.pre,
         lengths=choice.lengths or lengths_of(LENGTHS),
@@ -135,7 +135,7 @@ def _cells(
         haystack=args.haystack,
         samples=choice.samples or SAMPLES,
     )
-    return build_cells_of(build, work, tokenizer)
+    return build_cells_of(build, work, candidates)
 
 
 def _rule(args: argparse.Namespace, samples: int) -> Rule:

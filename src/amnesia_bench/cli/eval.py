@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from amnesia_bench.cli.niah_options import (
     SAMPLES,
@@ -32,6 +32,7 @@ from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 if TYPE_CHECKING:
     from amnesia_bench.evals.check_inputs import CellChoice
     from amnesia_bench.evals.lm_eval_bridge.evaluation import NiahEvaluation
+    from amnesia_bench.evals.recall import Candidate
     from amnesia_bench.records.evaluation import Cell
 
 LENGTHS = "32768,65536,131072,262144"
@@ -82,12 +83,12 @@ def run(args: argparse.Namespace) -> ExitCode:
         verify_prefix=args.verify_prefix,
         attn_logits_scaling=args.attn_logits_scaling,
     )
-    (candidate,), tokenizer = open_candidates({"checkpoint": args.checkpoint})
+    (candidate,) = open_candidates({"checkpoint": args.checkpoint})
     candidate = replace(candidate, method=args.method)
-    samples, asked = _asked(args, choice, tokenizer)
+    samples, asked = _asked(args, choice, candidate)
     engine = WatchedEngine(open_engine(args.engine, args.checkpoint, options), progress.count)
     longest = args.max_new_tokens or NIAH_SAMPLING.max_new_tokens
-    evaluation = NiahEvaluation(engine, tokenizer, candidate, samples, args.out, longest)
+    evaluation = NiahEvaluation(engine, candidate, samples, args.out, longest)
     cells = []
     for name, evaluate in asked:
         progress.say(f"{name}: {samples} prompts")
@@ -99,13 +100,13 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _asked(
-    args: argparse.Namespace, choice: CellChoice, tokenizer: Any
+    args: argparse.Namespace, choice: CellChoice, candidate: Candidate
 ) -> tuple[int, list[tuple[str, Callable[[NiahEvaluation], Cell]]]]:
     """Return how many prompts of each cell to ask, and the cells by name."""
     from amnesia_bench.evals.check_inputs import open_cells_of
 
     if args.prompts is not None:
-        held = open_cells_of(args.prompts, tokenizer, choice)
+        held = open_cells_of(args.prompts, [candidate], choice)
         samples = choice.samples or min(map(len, held))
         return samples, [(cell.name, methodcaller("cell", cell)) for cell in held]
     lengths, tasks = choice.lengths or lengths_of(LENGTHS), choice.tasks or tasks_of(TASKS)

@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     try:
         from amnesia_bench.evals.chat import prompt_format
         from amnesia_bench.evals.check_inputs import open_candidates
+        from amnesia_bench.evals.engines.held_engine import HeldEngine
         from amnesia_bench.evals.engines.opening import open_engine
         from amnesia_bench.evals.engines.options import EngineOptions
         from amnesia_bench.evals.reasoning import (
@@ -76,9 +77,12 @@ def run(args: argparse.Namespace) -> ExitCode:
             hint='pip install "amnesia-bench[eval]"',
         ) from error
     documents = task_documents(task, args.data, args.limit, window_of(config))
-    (candidate,), tokenizer = open_candidates({"checkpoint": args.checkpoint})
+    (candidate,) = open_candidates({"checkpoint": args.checkpoint})
     layout = prompt_format(
-        tokenizer, use_template=config.chat_template, template=template, think=config.think
+        candidate.tokenizer,
+        use_template=config.chat_template,
+        template=template,
+        think=config.think,
     )
     model = ModelUnderTest(
         name=args.checkpoint.resolve().name,
@@ -89,8 +93,8 @@ def run(args: argparse.Namespace) -> ExitCode:
     options = EngineOptions(
         max_context_tokens=args.max_context_tokens, attn_logits_scaling=args.attn_logits_scaling
     )
-    engine = open_engine(args.engine, args.checkpoint, options)
-    answers = generate_answers(engine, tokenizer, task, documents, plan, args.out)
+    engine = HeldEngine(open_engine(args.engine, args.checkpoint, options), candidate.held)
+    answers = generate_answers(engine, candidate.tokenizer, task, documents, plan, args.out)
     say(
         f"{args.out}: {len(answers)} answers to {len(documents.rows)} problems of {task.name}. "
         f"Next: amnesia score {args.out}"

@@ -17,6 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from amnesia_bench import __version__
+from amnesia_bench.cli.output import printable
 from amnesia_bench.errors import AmnesiaError, ExitCode
 
 COMMANDS = {
@@ -87,7 +88,7 @@ def _run(command: str, run: Callable[[], ExitCode]) -> int:
     except AmnesiaError as error:
         if os.environ.get("AMNESIA_DEBUG") == "1":
             raise
-        sys.stderr.write(f"amnesia {command}: {error}\n")
+        sys.stderr.write(printable(f"amnesia {command}: {error}\n"))
         return int(error.exit_code)
     except KeyboardInterrupt:
         sys.stderr.write(f"amnesia {command}: interrupted\n")

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import sys
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,25 @@ def show(renderable: Table | Text) -> None:
 
 def say(sentence: str) -> None:
     """Print a sentence as it is, whatever the width: paths in it are there to be copied."""
-    _write(f"{sentence}\n")
+    _write(f"{printable(sentence)}\n")
+
+
+def printable(text: str) -> str:
+    r"""Return a text with its control and formatting characters spelled out, such as `\x1b`.
+
+    Names of tensors and files, and texts of data sets, come from strangers: sent as they are, an
+    escape sequence in one could clear the screen or rename the window, and a bidirectional
+    override could turn a name around. Line breaks and tabs stay.
+    """
+    return "".join(c if c in "\n\t" or not _is_control(c) else _spelled(c) for c in text)
+
+
+def _is_control(character: str) -> bool:
+    return not character.isprintable() and unicodedata.category(character) in ("Cc", "Cf", "Cs")
+
+
+def _spelled(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def _write(text: str) -> None:
@@ -58,7 +77,12 @@ def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
     from rich.box import SIMPLE
     from rich.table import Table
 
-    grid = Table(title=title, title_justify="left", box=SIMPLE, pad_edge=False)
+    class PrintableTable(Table):
+        def add_row(self, *cells: Any, **style: Any) -> None:
+            shown = (printable(cell) if isinstance(cell, str) else cell for cell in cells)
+            super().add_row(*shown, **style)
+
+    grid = PrintableTable(title=printable(title), title_justify="left", box=SIMPLE, pad_edge=False)
     for i, column in enumerate(columns):
         grid.add_column(column, justify="left" if i < left else "right", overflow="fold")
     return grid

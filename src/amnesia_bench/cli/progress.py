@@ -7,6 +7,8 @@ import sys
 import time
 from contextlib import suppress
 
+from amnesia_bench.cli.output import printable
+
 _REDRAW_SECONDS = 0.2
 _ERASE = "\r\x1b[K"
 
@@ -25,7 +27,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """Write a line."""
-        self._write(f"{_ERASE if self._terminal else ''}{line}\n")
+        self._write(f"{_ERASE if self._terminal else ''}{printable(line)}\n")
 
     def count(self, done: int, total: int) -> None:
         """Show how many answers are there, and how long the others will take."""

@@ -28,12 +28,12 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import load_model_config
 from amnesia_bench.modeling.shard_writer import ShardWriter
-from amnesia_bench.records.artifacts import Manifest, Parent
+from amnesia_bench.records.artifacts import Manifest
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint, side_files
-from amnesia_bench.weights.identity import as_parent, identify
+from amnesia_bench.weights.identity import parent_by_contents
 
 _COPIED = (
     "tokenizer*",
@@ -120,7 +120,7 @@ def convert(conversion: Conversion, out: Path | str) -> HypeNetConfig:
         work.finish(
             Manifest(
                 kind="converted",
-                parents=tuple(_parent(role, source) for role, source in sources.items()),
+                parents=tuple(parent_by_contents(role, source) for role, source in sources.items()),
                 files=tuple(
                     file_entry(work.folder, name, sha256=sha256_of(work.folder / name))
                     for name in names
@@ -129,11 +129,6 @@ def convert(conversion: Conversion, out: Path | str) -> HypeNetConfig:
             )
         )
     return config
-
-
-def _parent(role: str, source: Checkpoint) -> Parent:
-    read = {name: sha256_of(header.path) for name, header in source.shards.items()}
-    return as_parent(role, identify(source), read)
 
 
 def _qwen3_config(teacher: Checkpoint) -> PreTrainedConfig:

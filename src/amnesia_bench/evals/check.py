@@ -12,7 +12,6 @@ import shlex
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from amnesia_bench.evals.engines.protocol import Engine
 from amnesia_bench.evals.recall import (
@@ -48,7 +47,6 @@ class CheckPlan:
     post: Candidate
     restored: Candidate | None
     cells: tuple[PromptCell, ...]
-    tokenizer: Any
     sampling: Sampling
     rule: Rule
 
@@ -76,7 +74,8 @@ def check(
     """Compare the checkpoints of a plan until the verdict is clear or the prompts are used up.
 
     Args:
-        plan: with checkpoints of one tokenizer, and cells of at least `rule.samples` prompts.
+        plan: with checkpoints whose tokenizers agree on the prompts, and cells of at least
+            `rule.samples` prompts.
         load: makes the engine of a checkpoint folder; one is held at a time.
         work: folder for the answers; those already in it are used.
         progress: told one line before a checkpoint answers, and one when a cell was judged.
@@ -153,7 +152,7 @@ class _Run:
         self.progress(f"{cell.name}: {candidate.role} answers {num_prompts} prompts")
         engine = self.engine[1]
         self.settings[candidate.role] = dict(engine.settings)
-        requests = cell_requests(cell, num_prompts, self.plan.sampling, self.plan.tokenizer)
+        requests = cell_requests(cell, num_prompts, self.plan.sampling, candidate.tokenizer)
         self.samples[candidate.role, cell.name] = recall_samples(
             engine, candidate, requests, cell, self.work
         )

@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.recall import Candidate, PromptCell
+from amnesia_bench.evals.special_tokens import with_special_tokens
 from amnesia_bench.evals.tokenizers import load_tokenizer, tokenizer_identity
-from amnesia_bench.store.hashing import sha256_of
+from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
-from amnesia_bench.weights.identity import as_parent, identify
+from amnesia_bench.weights.identity import parent_by_contents
 
 if TYPE_CHECKING:
     from amnesia_bench.evals.niah.build import NiahBuild
@@ -25,41 +27,33 @@ if TYPE_CHECKING:
 _Cell = TypeVar("_Cell", bound=PromptCell)
 # Read by transformers' generate: it names the end tokens.
 GENERATION_CONFIG = "generation_config.json"
+# What an engine reads of a folder besides config and weights: the end tokens and the tokenizer.
+READ_BESIDE = (
+    GENERATION_CONFIG,
+    "*token*.json",  # tokenizer, tokenizer_config, special_tokens_map, added_tokens
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+)
 
 
-def open_candidates(folders: Mapping[str, Path]) -> tuple[tuple[Candidate, ...], Any]:
-    """Identify checkpoints by their whole contents, and hold their vocabularies together.
+def open_candidates(folders: Mapping[str, Path]) -> tuple[Candidate, ...]:
+    """Identify checkpoints by their whole contents.
 
     Args:
         folders: role (pre, post, restored) -> checkpoint folder.
 
     Returns:
-        The candidates in the order given, and their common tokenizer.
+        The candidates in the order given, each with its tokenizer. Tokenizers may differ here;
+        `open_cells_of` refuses prompts of which they make different tokens.
 
     Raises:
-        UserError: a folder is no checkpoint, or the tokenizers or vocabularies differ: the same
-            prompts would not be the same.
+        UserError: a folder is no checkpoint, or holds no tokenizer.
+        StageFailedError: a file was changed while it was hashed.
     """
     checkpoints = {role: open_checkpoint(folder) for role, folder in folders.items()}
-    tokenizers = {role: load_tokenizer(folder) for role, folder in folders.items()}
-    first = next(iter(folders))
-    for role in folders:
-        for what, of in (
-            ("tokenizer", {each: tokenizer_identity(tokenizers[each]) for each in (first, role)}),
-            ("vocabulary size", {each: _vocab_size(checkpoints[each]) for each in (first, role)}),
-        ):
-            if of[first] != of[role]:
-                raise UserError(
-                    f"{first} and {role} have not the same {what}: {of[first]:.12} in "
-                    f"{folders[first]}, {of[role]:.12} in {folders[role]}",
-                    hint="Recall is compared on the same tokens. Was the vocabulary changed by "
-                    "the fine-tune? Then give both checkpoints the tokenizer of the fine-tune.",
-                )
-    candidates = tuple(
-        Candidate(role=role, method=role, folder=folder, parent=_parent(role, checkpoints[role]))
-        for role, folder in folders.items()
-    )
-    return candidates, tokenizers[first]
+    return tuple(_candidate(role, checkpoint) for role, checkpoint in checkpoints.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,30 +92,50 @@ def pick_cells(held: Sequence[_Cell], choice: CellChoice) -> tuple[_Cell, ...]:
     return tuple(picked)
 
 
-def open_cells_of(folder: Path, tokenizer: Any, choice: CellChoice) -> tuple[NiahCell, ...]:
+def open_cells_of(
+    folder: Path, candidates: Sequence[Candidate], choice: CellChoice
+) -> tuple[NiahCell, ...]:
     """Open the prompts that `amnesia niah build` wrote, and take those chosen; see `pick_cells`.
 
     Raises:
-        UserError: it holds no prompts, or of another tokenizer.
+        UserError: the folder holds no prompts, or the tokenizer of a candidate makes other tokens
+            of them, or puts others around them.
     """
     from amnesia_bench.evals.niah.cells import open_cells
 
-    return pick_cells(open_cells(folder, tokenizer), choice)
+    tokenizers = {tokenizer_identity(each.tokenizer): each.tokenizer for each in candidates}
+    cells = [open_cells(folder, tokenizer) for tokenizer in tokenizers.values()]
+    first = candidates[0]
+    bare = np.zeros(0, dtype=np.int32)
+    for other in candidates[1:]:
+        around = [with_special_tokens(each.tokenizer, bare).tolist() for each in (first, other)]
+        if around[0] != around[1]:
+            raise UserError(
+                f"the tokenizers of {first.role} and {other.role} put different special tokens "
+                f"around a prompt: {around[0]} in {first.folder}, {around[1]} in {other.folder}",
+                hint="Recall is compared on the same tokens: give both folders the tokenizer of "
+                "the fine-tune.",
+            )
+    return pick_cells(cells[0], choice)
 
 
-def build_cells_of(build: NiahBuild, work: Path, tokenizer: Any) -> tuple[PromptCell, ...]:
+def build_cells_of(
+    build: NiahBuild, work: Path, candidates: Sequence[Candidate]
+) -> tuple[NiahCell, ...]:
     """Build prompts into `work`, or take those that an earlier check has built there.
 
+    They are built for the tokenizer of the first candidate.
+
     Raises:
-        UserError: they cannot be built: a haystack that is too short, ...
+        UserError: they cannot be built (a haystack that is too short, ...), or see
+            `open_cells_of`.
         MissingEnvironmentError: words, sentence model or hub are not to be had.
     """
     from amnesia_bench.evals.niah.build import build_cells
-    from amnesia_bench.evals.niah.cells import open_cells
     from amnesia_bench.evals.niah.haystack import read_haystack
 
     depends = {
-        "tokenizer": tokenizer_identity(tokenizer),
+        "tokenizer": tokenizer_identity(candidates[0].tokenizer),
         "lengths": build.lengths,
         "tasks": build.tasks,
         "haystack": None if build.haystack is None else read_haystack(build.haystack).sha256,
@@ -132,19 +146,17 @@ def build_cells_of(build: NiahBuild, work: Path, tokenizer: Any) -> tuple[Prompt
     if not (folder / MANIFEST).is_file():
         build_cells(build, folder)
     choice = CellChoice(tasks=build.tasks, lengths=build.lengths, samples=build.samples)
-    return pick_cells(open_cells(folder, tokenizer), choice)
+    return open_cells_of(folder, candidates, choice)
 
 
-def _vocab_size(checkpoint: Checkpoint) -> str:
-    config = checkpoint.config
-    text = config.get("text_config")
-    return str((text if isinstance(text, dict) else config).get("vocab_size"))
-
-
-def _parent(role: str, checkpoint: Checkpoint) -> Any:
-    names = [*checkpoint.shards]
-    if (checkpoint.folder / GENERATION_CONFIG).is_file():
-        names.append(GENERATION_CONFIG)
-    with ThreadPoolExecutor(4) as readers:
-        hashes = readers.map(lambda name: sha256_of(checkpoint.folder / name), names)
-        return as_parent(role, identify(checkpoint), dict(zip(names, hashes, strict=True)))
+def _candidate(role: str, checkpoint: Checkpoint) -> Candidate:
+    folder = checkpoint.folder
+    beside = [path for name in READ_BESIDE for path in sorted(folder.glob(name))]
+    held = checkpoint.held + HeldFiles.hold(beside)
+    tokenizer = load_tokenizer(folder)
+    hashed = [GENERATION_CONFIG] if (folder / GENERATION_CONFIG).is_file() else []
+    parent = parent_by_contents(role, checkpoint, hashed)
+    held.check()
+    return Candidate(
+        role=role, method=role, folder=folder, parent=parent, held=held, tokenizer=tokenizer
+    )

@@ -1,8 +1,9 @@
 """Answers that outlive their process: one line per sample, written before the next is begun.
 
-A folder holds `run.json` (what the answers depend on) and `generations.jsonl`. A run that was
-killed, at whatever byte, goes on where it stopped; one that is through leaves the same bytes as
-if it had never been disturbed. A crash of the machine may take what came since the last sync.
+A folder holds `run.json` (what the answers depend on) and `generations.jsonl`, both with
+checksums. A run that was killed, at whatever byte, resumes where it stopped; a finished one leaves
+the same bytes as if it had never been interrupted. A crash of the machine may take what came since
+the last sync.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import json
 import os
 import time
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,11 +30,13 @@ from amnesia_bench.store.files import (
     sync_folder,
 )
 from amnesia_bench.store.lease import Lease, holding_lease
+from amnesia_bench.store.sealed_lines import seal, unseal
 
 RUN = "run.json"
 GENERATIONS = "generations.jsonl"
+_CHECKSUM = "crc32"  # in run.json: of the rest of it, and the sign that lines carry theirs
 _SYNC_SECONDS = 1.0  # a sync takes milliseconds, and a small model answers as fast
-_KEPT = "the answers so far are kept: the same command goes on with the rest"
+_KEPT = "the answers so far are kept: the same command resumes with the rest"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +102,41 @@ def read_generations(folder: Path) -> tuple[Generation, ...]:
     path = folder / GENERATIONS
     if not path.is_file():
         raise UserError(f"{folder}: holds no {GENERATIONS}")
-    answers, _ = _read(path)
+    answers, _ = _read(path, sealed=read_run_record(folder).sealed)
     return tuple(answers[key].generation for key in sorted(answers))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunRecord:
+    """What answers depend on, by name; `sealed` says whether their lines carry checksums."""
+
+    depends: Mapping[str, str]
+    sealed: bool
+
+
+def read_run_record(folder: Path) -> RunRecord:
+    """Read the record of a folder of answers.
+
+    Folders that were not written by `generate`, or by a version without checksums, have none.
+
+    Raises:
+        UserError: there is no such record, or it is damaged.
+    """
+    path = folder / RUN
+    found = read_json(path)
+    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+        raise UserError(f"{path}: is not an object of strings")
+    depends = {name: value for name, value in found.items() if name != _CHECKSUM}
+    if _CHECKSUM in found and found[_CHECKSUM] != _checksum(depends):
+        raise UserError(
+            f"{path}: is damaged (its checksum does not fit)",
+            hint="Remove the folder, and generate its answers again.",
+        )
+    return RunRecord(depends=depends, sealed=_CHECKSUM in found)
+
+
+def _checksum(depends: Mapping[str, str]) -> str:
+    return f"{zlib.crc32(json.dumps(depends, sort_keys=True).encode()):08x}"
 
 
 def _check_run(folder: Path, run: Mapping[str, str]) -> None:
@@ -111,11 +148,17 @@ def _check_run(folder: Path, run: Mapping[str, str]) -> None:
                 f"{folder}: holds answers, but no {RUN} that says whose they are",
                 hint="Remove the folder, or choose another.",
             )
-        replace_text(path, json.dumps(dict(sorted(run.items())), indent=2) + "\n")
+        record = {**dict(sorted(run.items())), _CHECKSUM: _checksum(run)}
+        replace_text(path, json.dumps(record, indent=2) + "\n")
         return
-    before = read_json(path)
-    if not isinstance(before, dict):
-        raise UserError(f"{path}: not a JSON object")
+    found = read_run_record(folder)
+    before = found.depends
+    if not found.sealed:
+        raise UserError(
+            f"{folder}: its answers have no checksums: an older version wrote them, or {RUN} is "
+            "damaged",
+            hint="`amnesia score` still reads them. To generate more, choose another folder.",
+        )
     changes = [
         f"{name} was {before.get(name, 'absent')} and is now {run.get(name, 'absent')}"
         for name in sorted(before.keys() | run.keys())
@@ -141,15 +184,18 @@ def _resume(path: Path) -> dict[SampleKey, Answer]:
     if not path.exists():
         path.touch()
         sync_folder(path.parent)
-    answers, whole_bytes = _read(path)
+    answers, whole_bytes = _read(path, sealed=True)
     if whole_bytes < path.stat().st_size:
         os.truncate(path, whole_bytes)
     sync_file(path)  # who wrote them may have been killed before
     return answers
 
 
-def _read(path: Path) -> tuple[dict[SampleKey, Answer], int]:
-    """Return the answers of a file in its order, and how many bytes its whole lines take."""
+def _read(path: Path, *, sealed: bool) -> tuple[dict[SampleKey, Answer], int]:
+    """Return the answers of a file in its order, and how many bytes its whole lines take.
+
+    Only a last line without a line break may be incomplete: a process died while it wrote it.
+    """
     answers: dict[SampleKey, Answer] = {}
     whole_bytes = 0
     with path.open("rb") as file:
@@ -158,7 +204,8 @@ def _read(path: Path) -> tuple[dict[SampleKey, Answer], int]:
                 break
             whole_bytes += len(line)
             try:
-                answer = codec.from_json(Answer, json.loads(line), f"{path}, line {number}")
+                parsed = unseal(line[:-1].decode("ascii")) if sealed else json.loads(line)
+                answer = codec.from_json(Answer, parsed, f"{path}, line {number}")
             except (ValueError, RecursionError, UserError) as error:
                 raise UserError(
                     f"{path}: line {number} is damaged ({error})",
@@ -213,8 +260,7 @@ def _append(
 
 
 def _line(answer: Answer) -> bytes:
-    # ASCII: a text may hold half a surrogate pair, which UTF-8 has no bytes for.
-    return json.dumps(codec.to_json(answer), allow_nan=False).encode("ascii") + b"\n"
+    return f"{seal(codec.to_json(answer))}\n".encode("ascii")
 
 
 def _sort(path: Path, answers: Mapping[SampleKey, Answer]) -> None:

@@ -12,12 +12,11 @@ from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.chat import PromptFormat, prompt_tokens
 from amnesia_bench.evals.engines.protocol import Engine, Request, sample_seed
-from amnesia_bench.evals.generate import RUN, generate
+from amnesia_bench.evals.generate import RUN, generate, read_run_record
 from amnesia_bench.evals.tasks.task import Documents, ReasoningTask
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.records.reasoning import ReasoningRun
-from amnesia_bench.store.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,16 +76,11 @@ def read_run(folder: Path) -> tuple[ReasoningRun, Mapping[str, str]]:
         raise UserError(
             f"{folder}: holds no {RUN}", hint="Give a folder that `amnesia generate` wrote."
         )
-    raw = codec.from_json(_Strings, {"values": read_json(path)}, str(path)).values
+    raw = read_run_record(folder).depends
     hints = {field.name: str(field.type) for field in fields(ReasoningRun)}
     flat = {n: _value(v, hints[n], f"{path}: {n}") for n, v in raw.items() if n in hints}
     engine = {name: value for name, value in raw.items() if name not in hints}
     return codec.from_json(ReasoningRun, flat, str(path)), engine
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Strings:
-    values: Mapping[str, str]
 
 
 def _value(text: str, hint: str, where: str) -> Any:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from amnesia_bench.evals.engines.held_engine import HeldEngine
 from amnesia_bench.evals.engines.protocol import Engine, OnDemand, Request
 from amnesia_bench.evals.generate import generate
 from amnesia_bench.evals.niah.scoring import score
@@ -22,6 +23,7 @@ from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKey, Sampling
 from amnesia_bench.records.recall import Recall, RecallSample
 from amnesia_bench.statistics import wilson
+from amnesia_bench.store.held_files import HeldFiles
 
 
 class NamedCell(Protocol):
@@ -58,13 +60,16 @@ class PromptCell(NamedCell, Protocol):
 class Candidate:
     """A checkpoint under test: its role (pre, post, restored), folder and identity.
 
-    `method` is that of its cells: the label of a table's row, such as +QK-Restore.
+    `method` is that of its cells: the label of a table's row, such as +QK-Restore. `held` are the
+    files that its identity was computed from, and its tokenizer's.
     """
 
     role: str
     method: str
     folder: Path
     parent: Parent
+    held: HeldFiles
+    tokenizer: Any
 
 
 def cell_requests(cell: PromptCell, n: int, sampling: Sampling, tokenizer: Any) -> OnDemand:
@@ -97,7 +102,7 @@ def recall_samples(
     depends = json.dumps({**engine.settings, **identity}, sort_keys=True)
     name = hashlib.sha256(depends.encode()).hexdigest()[:16]
     folder = work / "generations" / cell.name / name
-    generations = generate(engine, requests, folder, identity=identity)
+    generations = generate(HeldEngine(engine, candidate.held), requests, folder, identity=identity)
     return tuple(recall_sample(generation, candidate, cell) for generation in generations)
 
 

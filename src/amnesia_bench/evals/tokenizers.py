@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.records.niah import TokenizerParts
 from amnesia_bench.store.files import read_json
 
 
@@ -79,3 +81,19 @@ def tokenizer_identity(tokenizer: Any) -> str:
     backend.no_truncation()
     backend.no_padding()
     return hashlib.sha256(backend.to_str().encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def tokenizer_parts(tokenizer: Any) -> TokenizerParts:
+    """Return what decides how a tokenizer splits a text, its added tokens apart from the rest.
+
+    Unlike `tokenizer_identity` this leaves out how tokens become text again, and what is put
+    around a prompt.
+    """
+    whole = json.loads(tokenizer.backend_tokenizer.to_str())
+    splitting = {name: whole.get(name) for name in ("normalizer", "pre_tokenizer", "model")}
+    return TokenizerParts(
+        sha256=hashlib.sha256(json.dumps(splitting, sort_keys=True).encode()).hexdigest(),
+        added_tokens={
+            entry["content"]: json.dumps(entry, sort_keys=True) for entry in whole["added_tokens"]
+        },
+    )

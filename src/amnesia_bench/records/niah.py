@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -36,6 +37,19 @@ class NiahPrompts:
     seed: int
     haystack: HaystackSource | None
     cells: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerParts:
+    """What decides how a tokenizer splits a text, in two parts.
+
+    `sha256` covers its normaliser, pre-tokeniser and vocabulary. `added_tokens` maps the content
+    of each added token to its entry in tokenizer.json, as JSON: a fine-tune often adds some, which
+    change no text that does not hold one.
+    """
+
+    sha256: str
+    added_tokens: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)

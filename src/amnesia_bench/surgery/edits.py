@@ -123,7 +123,7 @@ def _prefetch(pair: Pair, plans: Iterable[LayerPlan]) -> None:
     for checkpoint in (pair.pre, pair.post):
         for name in names:
             shard, entry = checkpoint.tensors[name]
-            with checkpoint.shards[shard].path.open("rb") as file:
+            with checkpoint.held.reading(checkpoint.shards[shard].path) as file:
                 os.posix_fadvise(
                     file.fileno(), entry.start, entry.num_bytes, os.POSIX_FADV_WILLNEED
                 )

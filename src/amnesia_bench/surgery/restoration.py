@@ -22,6 +22,7 @@ from amnesia_bench.records.restoration import Proof, Restoration
 from amnesia_bench.records.roles import AttentionMap, LayerKind
 from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
+from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
@@ -73,7 +74,8 @@ def restore(  # noqa: PLR0913 - the public entry; every argument is a flag of th
 
     Raises:
         UserError: the inputs do not belong together, or the plan would change nothing.
-        StageFailedError: the disk is full, or a written byte could not be proven.
+        StageFailedError: the disk is full, a written byte could not be proven, or something
+            wrote to pre or post meanwhile.
         BusyError: another process is writing `out`.
     """
     out = Path(out)
@@ -111,7 +113,9 @@ def plan_restore(
         UserError: as `restore`.
     """
     job = _prepare(Path(pre), Path(post), _chosen(variant, layers), cast=cast)
-    return _record(job, _computed(job, Path(os.devnull), allow_noop=allow_noop))
+    record = _record(job, _computed(job, Path(os.devnull), allow_noop=allow_noop))
+    job.check_unchanged()
+    return record
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +125,11 @@ class _Job:
     cast: bool
     plans: tuple[LayerPlan, ...]
     warnings: tuple[str, ...]
+
+    def check_unchanged(self) -> None:
+        """Make sure that what was read of pre and post is what their hashes were taken of."""
+        for checkpoint in (self.pair.pre, self.pair.post):
+            checkpoint.held.check()
 
 
 def _chosen(variant: str | Variant, layers: Sequence[int] | None) -> Variant:
@@ -189,7 +198,7 @@ def _fill(
     post = job.pair.post
     edits = _computed(job, work / SPOOL, allow_noop=allow_noop)
     _check_space(job, edits, work)
-    shards = write_shards([header.path for header in post.shards.values()], edits, work)
+    shards = write_shards(post, edits, work)
     check_tensors(post, edits, work)
     edits.spool.unlink()
     copied, left_out = _copy_side_files(post.folder, work)
@@ -203,7 +212,10 @@ def _fill(
     hashed = {shard.name: shard.sha256 for shard in shards} | {
         name: sha256_of(work / name) for name in (*copied, RESTORATION)
     }
-    return record, tuple(file_entry(work, name, sha256=sha) for name, sha in hashed.items())
+    entries = tuple(file_entry(work, name, sha256=sha) for name, sha in hashed.items())
+    # After the entries: a hardlink that is written through from now on differs from its entry.
+    job.check_unchanged()
+    return record, entries
 
 
 def _computed(job: _Job, spool: Path, *, allow_noop: bool) -> Edits:
@@ -243,9 +255,11 @@ def _copy_side_files(post: Path, work: Path) -> tuple[list[str], tuple[str, ...]
     wanted = [str(path) for path in side_files(post) if str(path) not in OWN_RECORDS]
     if (post / INDEX).exists():
         wanted.append(INDEX)
+    held = HeldFiles.hold(post / name for name in wanted)
     for name in wanted:
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(post / name, work / name)
+    held.check()
     left_out = set(files_below(post)) - set(files_below(work))
     return wanted, tuple(sorted(map(str, left_out)))
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia_bench.errors import StageFailedError
+from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.surgery.edits import Edits, Patch
 from amnesia_bench.weights.checkpoint import Checkpoint
 
@@ -59,11 +60,12 @@ class _Files:
     target: int
 
 
-def write_shards(sources: Iterable[Path], edits: Edits, work: Path) -> list[WrittenShard]:
-    """Write every shard of post into `work`, repaired and proven, in the order given.
+def write_shards(post: Checkpoint, edits: Edits, work: Path) -> list[WrittenShard]:
+    """Write every shard of post into `work`, repaired and proven, in its order.
 
     Raises:
-        StageFailedError: a written byte is not what the plan says.
+        StageFailedError: a written byte is not what the plan says, or a shard of post was
+            changed since its header was read.
         OSError: the disk is full, or not to be read or written.
     """
     jobs = [
@@ -72,10 +74,10 @@ def write_shards(sources: Iterable[Path], edits: Edits, work: Path) -> list[Writ
             target=work / source.name,
             patches=edits.patches.get(source.name, ()),
         )
-        for source in sources
+        for source in (header.path for header in post.shards.values())
     ]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        return list(pool.map(lambda job: _write_shard(job, edits.spool), jobs))
+        return list(pool.map(lambda job: _write_shard(job, post.held, edits.spool), jobs))
 
 
 def check_tensors(post: Checkpoint, edits: Edits, work: Path) -> None:
@@ -107,13 +109,14 @@ def bytes_to_copy(sources: Iterable[Path], edits: Edits, work: Path) -> int:
     return sum(sizes)
 
 
-def _write_shard(job: _Job, spool: Path) -> WrittenShard:
+def _write_shard(job: _Job, held: HeldFiles, spool: Path) -> WrittenShard:
     num_bytes = job.source.stat().st_size
     if not job.patches and _hardlinked(job):
+        held.check_link(job.source, job.target)
         return WrittenShard(name=job.target.name, num_bytes=num_bytes, sha256=None)
     with ExitStack() as stack:
         files = _Files(
-            source=_open(stack, job.source, os.O_RDONLY),
+            source=stack.enter_context(held.reading(job.source)).fileno(),
             spool=_open(stack, spool, os.O_RDONLY),
             target=_open(stack, job.target, os.O_RDWR | os.O_CREAT | os.O_EXCL),
         )

@@ -58,7 +58,7 @@ def verify(folder: Path) -> Verification:
 def _wrong_tensors(checkpoint: Checkpoint, record: Restoration) -> Iterator[str]:
     # Hardlinked shards have no sha256 of their own, but their headers have.
     for name, header in checkpoint.shards.items():
-        if header.sha256() != record.post.headers_sha256.get(name):
+        if header.sha256 != record.post.headers_sha256.get(name):
             yield f"{name}: has another header than post's"
     for tensor in record.tensors:
         if tensor.name not in checkpoint.tensors:

@@ -10,10 +10,8 @@ from pathlib import Path
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Parent
-from amnesia_bench.store.hashing import compare_changed, read_manifest, sha256_of
+from amnesia_bench.store.hashing import compare_changed, read_manifest
 from amnesia_bench.training.batches import TokenStore
-from amnesia_bench.weights.checkpoint import Checkpoint
-from amnesia_bench.weights.identity import as_parent, identify
 
 
 def data_parent(source: str, folder: Path) -> Parent:
@@ -34,12 +32,6 @@ def data_parent(source: str, folder: Path) -> Parent:
     hashes = {entry.path: entry.sha256 for entry in manifest.files}
     digest = hashlib.sha256(json.dumps(hashes, sort_keys=True).encode()).hexdigest()
     return Parent(role=f"data:{source}", location=str(folder), identity=f"sha256:{digest}")
-
-
-def checkpoint_parent(role: str, checkpoint: Checkpoint) -> Parent:
-    """Identify a checkpoint by its config and the contents of its shards."""
-    shards = {name: sha256_of(header.path) for name, header in checkpoint.shards.items()}
-    return as_parent(role, identify(checkpoint), shards)
 
 
 def check_data(run: TrainingRun, stores: Mapping[str, TokenStore], tokenizer_sha256: str) -> None:

@@ -28,13 +28,14 @@ from amnesia_bench.store.lease import Lease, holding_lease
 from amnesia_bench.training.batches import Batches, FileOrder, SampleOrder, TokenStore
 from amnesia_bench.training.checkpoints import CheckpointFolder
 from amnesia_bench.training.export import Export, publish_trained
-from amnesia_bench.training.inputs import check_data, checkpoint_parent, data_parent
+from amnesia_bench.training.inputs import check_data, data_parent
 from amnesia_bench.training.loop import Loop, LoopParts
 from amnesia_bench.training.models import build_learner
 from amnesia_bench.training.optimizers import check_optimizer
 from amnesia_bench.training.processes import Processes, joined_processes, stop_requests
 from amnesia_bench.training.recorder import METRICS, Recorder
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
+from amnesia_bench.weights.identity import parent_by_contents
 
 SETTINGS = "training.json"
 _KEPT = "complete saves are kept"
@@ -189,8 +190,8 @@ def _agree_with_earlier(
     job: TrainingJob, folder: Path, init: Checkpoint, teacher: Checkpoint | None
 ) -> tuple[Parent, ...]:
     """Write down what the run is; on a resume, refuse a run that is another."""
-    parents = [checkpoint_parent("init", init)]
-    parents += [] if teacher is None else [checkpoint_parent("teacher", teacher)]
+    parents = [parent_by_contents("init", init)]
+    parents += [] if teacher is None else [parent_by_contents("teacher", teacher)]
     parents += [data_parent(name, path) for name, path in job.data.items()]
     settings: dict[str, Any] = {
         "run": job.run.model_dump(mode="json"),

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.weights.header import DTYPE_BITS, Header, TensorEntry, read_header
 
 CONFIG = "config.json"
@@ -30,13 +31,15 @@ OTHER_WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {".safetensors", ".gguf", ".h5", ".msg
 class Checkpoint:
     """The tensors of one folder, located but not read.
 
-    `shards` maps file name -> header; `tensors` maps tensor name -> (file name, entry).
+    `shards` maps file name -> header; `tensors` maps tensor name -> (file name, entry). `held`
+    are the files that were read, as they were then: who uses the folder later checks them.
     """
 
     folder: Path
     config: Mapping[str, Any]
     shards: Mapping[str, Header]
     tensors: Mapping[str, tuple[str, TensorEntry]]
+    held: HeldFiles
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -51,7 +54,7 @@ class Checkpoint:
         """Yield the raw bytes of one tensor, `num_values` values at a time."""
         shard, entry = self.tensors[name]
         piece_bytes = -(-num_values * DTYPE_BITS[entry.dtype] // 8)
-        with self.shards[shard].path.open("rb") as file:
+        with self.held.reading(self.shards[shard].path) as file:
             file.seek(entry.start)
             for start in range(entry.start, entry.end, piece_bytes):
                 wanted = min(piece_bytes, entry.end - start)
@@ -84,10 +87,15 @@ def _open(folder: Path) -> Checkpoint:
             f"{folder}: is not a folder.",
             hint="A model on the hub is fetched first: hf download ORG/NAME --local-dir FOLDER",
         )
-    config = _read_json(inside(folder, CONFIG, _no_config_hint(folder)))
+    config_path = inside(folder, CONFIG, _no_config_hint(folder))
+    read_first = [path for path in (config_path, folder / INDEX) if path.exists()]
+    held = HeldFiles.hold(read_first)
+    config = _read_json(config_path)
     weight_map = _weight_map(folder)
     names = sorted(set(weight_map.values())) if weight_map is not None else [SINGLE_FILE]
-    shards = {name: read_header(inside(folder, name)) for name in names}
+    paths = {name: inside(folder, name) for name in names}
+    held += HeldFiles.hold(paths.values())
+    shards = {name: read_header(path) for name, path in paths.items()}
     tensors: dict[str, tuple[str, TensorEntry]] = {}
     for shard, header in shards.items():
         for name, entry in header.tensors.items():
@@ -100,7 +108,8 @@ def _open(folder: Path) -> Checkpoint:
             tensors[name] = (shard, entry)
     if weight_map is not None:
         _check_index(folder, weight_map, {name: shard for name, (shard, _) in tensors.items()})
-    return Checkpoint(folder=folder, config=config, shards=shards, tensors=tensors)
+    held.check()
+    return Checkpoint(folder=folder, config=config, shards=shards, tensors=tensors, held=held)
 
 
 def side_files(folder: Path) -> list[Path]:

@@ -54,16 +54,15 @@ class TensorEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """One safetensors file: its tensors by name, in file order, and where the data begins."""
+    """One safetensors file: its tensors by name, in file order, and where the data begins.
+
+    `sha256` is that of everything before the data.
+    """
 
     path: Path
     tensors: dict[str, TensorEntry]
     data_start: int
-
-    def sha256(self) -> str:
-        """Hash everything before the data."""
-        with self.path.open("rb") as file:
-            return hashlib.sha256(file.read(self.data_start)).hexdigest()
+    sha256: str
 
 
 def read_header(path: Path) -> Header:
@@ -98,6 +97,7 @@ def read_header(path: Path) -> Header:
         path=path,
         tensors={entry.name: entry for entry in entries},
         data_start=data_start,
+        sha256=hashlib.sha256(length_field + raw).hexdigest(),
     )
 
 
@@ -142,11 +142,11 @@ def _check_coverage(
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys = dict(pairs)
-    if len(keys) != len(pairs):
-        names = [key for key, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice!r} occurs twice")
+    keys: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in keys:
+            raise ValueError(f"{key!r} occurs twice")
+        keys[key] = value
     return keys
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from amnesia_bench.records.artifacts import CheckpointIdentity, Parent
 from amnesia_bench.store.hashing import sha256_of
 from amnesia_bench.weights.checkpoint import CONFIG, Checkpoint
+
+_HASHERS = 4
 
 
 def identify(checkpoint: Checkpoint) -> CheckpointIdentity:
@@ -16,8 +19,28 @@ def identify(checkpoint: Checkpoint) -> CheckpointIdentity:
     return CheckpointIdentity(
         path=str(checkpoint.folder),
         config_sha256=sha256_of(checkpoint.folder / CONFIG),
-        headers_sha256={name: header.sha256() for name, header in checkpoint.shards.items()},
+        headers_sha256={name: header.sha256 for name, header in checkpoint.shards.items()},
     )
+
+
+def parent_by_contents(role: str, checkpoint: Checkpoint, beside: Iterable[str] = ()) -> Parent:
+    """Hash every shard of a checkpoint; return its entry in a manifest.
+
+    Args:
+        role: what it is used as.
+        checkpoint: the checkpoint; see `Checkpoint.held` for what makes sure later that the
+            files are still those that were hashed.
+        beside: names of further files of the folder that its results depend on.
+
+    Raises:
+        StageFailedError: a file was changed since the checkpoint was opened.
+    """
+    names = [*checkpoint.shards, *beside]
+    with ThreadPoolExecutor(_HASHERS) as readers:
+        hashes = readers.map(lambda name: sha256_of(checkpoint.folder / name), names)
+        parent = as_parent(role, identify(checkpoint), dict(zip(names, hashes, strict=True)))
+    checkpoint.held.check()
+    return parent
 
 
 def as_parent(role: str, identity: CheckpointIdentity, read_sha256: Mapping[str, str]) -> Parent:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.evals.engines.protocol import Request
 from amnesia_bench.records.evaluation import FinishReason, Generation
 
@@ -54,6 +54,18 @@ def generation_of(
         prompt_tokens=len(request.tokens),
         finish_reason=reason,
         seed=request.seed,
+    )
+
+
+def not_finite(request: Request, new_tokens: int) -> StageFailedError:
+    """Return the error of an answer at whose next token the model computed NaN or infinity."""
+    key = request.key
+    return StageFailedError(
+        f"{key.task} document {key.doc}: the model's logits are NaN or infinite after "
+        f"{len(request.tokens):,} prompt tokens and {new_tokens:,} new ones; such a model has no "
+        "answer, right or wrong",
+        hint="The weights hold NaN or infinity, or their products overflow the dtype. "
+        "`amnesia diff PRE POST` marks tensors whose values are not finite.",
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from amnesia_bench.evals.engines.answers import Decode, generation_of
+from amnesia_bench.evals.engines.answers import Decode, generation_of, not_finite
 from amnesia_bench.evals.engines.language_model import LanguageModel
 from amnesia_bench.evals.engines.out_of_memory import reaching
 from amnesia_bench.evals.engines.protocol import Request
@@ -91,10 +91,13 @@ def decode(model: LanguageModel, batch: ReadRows, stopping: Stopping) -> Iterato
 
     Raises:
         MemoryExhaustedError: some rows were not finished.
+        StageFailedError: a row has logits that are not finite: it has no answer, and the rows
+            that are finished keep theirs.
     """
     active, cache, logits, padding = list(batch.rows), batch.cache, batch.logits, batch.padding
     longest = max(len(row.request.tokens) for row in active)
     for step in itertools.count():
+        _check_finite(logits, active)
         tokens = _next_tokens(logits, active)
         for row, token in zip(active, tokens.tolist(), strict=True):
             if row.finish_reason is None:
@@ -113,6 +116,18 @@ def decode(model: LanguageModel, batch: ReadRows, stopping: Stopping) -> Iterato
                 tokens, active = tokens[index], [active[i] for i in running]
                 padding = None if padding is None else padding[index]
             logits, cache = model.advance(cache, tokens[:, None], padding)
+
+
+def _check_finite(logits: Tensor, rows: Sequence[Row]) -> None:
+    """Raise StageFailedError where the model computed no token: argmax would still name one.
+
+    A maximum is NaN where any logit is. Single logits of -inf (tokens that a model rules out) are
+    none of its faults.
+    """
+    broken = ~logits.amax(dim=-1).isfinite()
+    for row, bad in zip(rows, broken.tolist(), strict=True):
+        if bad and row.finish_reason is None:
+            raise not_finite(row.request, len(row.tokens))
 
 
 def _next_tokens(logits: Tensor, rows: Sequence[Row]) -> Tensor:

@@ -156,6 +156,8 @@ def examine(module: Any, limit: int | None = None) -> LanguageModel:
     in_pieces, reason = _equal(found, expected, tolerance), None
     if snapshot is None:
         reason = f"no snapshot can be taken of {_culprit(resumable)}"
+    elif not whole.isfinite().all():
+        reason = f"{name} computes NaN or infinity for random tokens"
     elif not in_pieces:
         reason = f"{name} does not continue exactly from its cache"
     else:

@@ -83,7 +83,8 @@ class Engine(Protocol):
 
         Raises:
             UserError: a prompt and its new tokens do not fit the model's context.
-            StageFailedError: out of memory even alone; says which length would fit.
+            StageFailedError: out of memory even alone (says which length would fit), or logits
+                that are NaN or infinite.
             UntrustedAnswersError: a checked answer came out otherwise.
         """
         ...

@@ -88,6 +88,7 @@ class TransformersEngine:
                 checkpoint,
                 dtype=options.dtype,
                 local_files_only=True,
+                trust_remote_code=False,  # without it transformers asks on the terminal
                 output_loading_info=True,
                 **changes,
             )
@@ -152,7 +153,7 @@ class TransformersEngine:
 
         Raises:
             UserError: a prompt is empty, or longer with its new tokens than the model's context.
-            StageFailedError: out of memory even alone.
+            StageFailedError: out of memory even alone, or logits that are not finite.
             UntrustedAnswersError: a checked answer came out otherwise.
         """
         prompts = [self._survey(requests[i]) for i in range(len(requests))]

@@ -9,6 +9,7 @@ leaves its states at its own end, where the prompts then resume.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from amnesia_bench.evals.engines.answers import (
     decoder,
     end_tokens,
     generation_of,
+    not_finite,
 )
 from amnesia_bench.evals.engines.options import EngineOptions
 from amnesia_bench.evals.engines.prefix_check import first_difference, refuse_sampled, tie_gap
@@ -92,6 +94,7 @@ class VllmEngine:
                 generation_config="vllm",
                 logprobs_mode="raw_logits",
                 disable_log_stats=True,
+                trust_remote_code=False,
             )
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(
@@ -122,6 +125,7 @@ class VllmEngine:
 
         Raises:
             UserError: a prompt is empty, or longer with its new tokens than the model's context.
+            StageFailedError: the logits of a token are not finite.
             UntrustedAnswersError: a checked answer came out otherwise without the prefix cache.
         """
         digests = []
@@ -177,6 +181,7 @@ class VllmEngine:
                 top_k=request.sampling.top_k or 0,
                 stop=list(request.sampling.stop),
                 seed=request.seed,
+                logprobs=0,  # of the chosen token alone: shows whether the model computed one
             )
             for request in batch
         ]
@@ -185,6 +190,9 @@ class VllmEngine:
 
     def _generation(self, request: Request, output: Any) -> Generation:
         tokens = list(output.token_ids)
+        for place, (token, logits) in enumerate(zip(tokens, output.logprobs, strict=True)):
+            if not math.isfinite(logits[token].logprob):
+                raise not_finite(request, place)
         reason = FinishReason.LENGTH
         if output.finish_reason == "stop":
             reason = FinishReason.STOP if isinstance(output.stop_reason, str) else FinishReason.EOS

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 from amnesia_bench.errors import UserError
+from amnesia_bench.evals.engines.held_engine import HeldEngine
 from amnesia_bench.evals.engines.protocol import Engine, Request
 from amnesia_bench.evals.generate import generate
 from amnesia_bench.evals.lm_eval_bridge.niah_task import (
@@ -82,7 +82,6 @@ class NiahEvaluation:
 
     Args:
         engine: with the checkpoint in it.
-        tokenizer: the checkpoint's.
         candidate: the checkpoint.
         samples: how many prompts of each cell, from the first.
         out: the folder to write.
@@ -92,7 +91,6 @@ class NiahEvaluation:
     def __init__(
         self,
         engine: Engine,
-        tokenizer: Any,
         candidate: Candidate,
         samples: int,
         out: Path,
@@ -101,7 +99,6 @@ class NiahEvaluation:
         if samples < 1:
             raise UserError(f"--samples {samples}: must be at least 1")
         self._engine = engine
-        self._tokenizer = tokenizer
         self._candidate = candidate
         self._samples = samples
         self._out = out
@@ -134,7 +131,7 @@ class NiahEvaluation:
             "seed": SEED,
             "task": task,
             "max_seq_length": context_tokens,
-            "tokenizer": tokenizer_identity(self._tokenizer),
+            "tokenizer": tokenizer_identity(self._candidate.tokenizer),
         }
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
         cell = OfficialCell(task=task, context_tokens=context_tokens, sha256=digest)
@@ -148,8 +145,9 @@ class NiahEvaluation:
 
         folder = self._out / named.name
         identity = {"checkpoint": self._candidate.parent.identity, "prompts": named.sha256}
-        engine = RecordingEngine(self._engine, folder, identity)
-        lm = AmnesiaLM(engine, self._tokenizer, cell)
+        held = HeldEngine(self._engine, self._candidate.held)
+        engine = RecordingEngine(held, folder, identity)
+        lm = AmnesiaLM(engine, self._candidate.tokenizer, cell)
         judged = make_task().run(lm, self._samples, self._max_new_tokens)
         verdicts = [_verdict(generation, judged) for generation in engine.generations]
         settings = {

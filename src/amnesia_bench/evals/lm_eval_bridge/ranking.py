@@ -42,10 +42,10 @@ def rank_checkpoint(
     if out.exists():
         raise UserError(f"{out}: already exists", hint="Choose another file.")
     projections = output_projections(open_checkpoint(checkpoint))
-    (candidate,), tokenizer = open_candidates({"checkpoint": checkpoint})
-    loaded = load_retrieval_tasks(tasks, tokenizer, data)
+    (candidate,) = open_candidates({"checkpoint": checkpoint})
+    loaded = load_retrieval_tasks(tasks, candidate.tokenizer, data)
     engine = TransformersEngine.load(checkpoint, EngineOptions())
-    lm = AmnesiaLM(engine, tokenizer)
+    lm = AmnesiaLM(engine, candidate.tokenizer)
 
     def measure(layer: int | None) -> Mapping[str, float]:
         progress("the whole model answers" if layer is None else f"without layer {layer}")
@@ -53,7 +53,9 @@ def rank_checkpoint(
             nullcontext() if layer is None else without_attention(engine.module, projections[layer])
         )
         with ablation:
-            return accuracies(lm, loaded, samples)
+            measured = accuracies(lm, loaded, samples)
+        candidate.held.check()
+        return measured
 
     plan = LayerRanking(
         checkpoint=candidate.parent,

@@ -16,12 +16,12 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.evals.niah.documents import Documents, Essays, Lines
 from amnesia_bench.evals.niah.generate import CellMaker, TooShortError
 from amnesia_bench.evals.niah.haystack import Haystack, read_haystack
-from amnesia_bench.evals.niah.layout import CELLS, HAYSTACK, KIND, PROMPTS, cell_name
+from amnesia_bench.evals.niah.layout import CELLS, HAYSTACK, KIND, PROMPTS, TOKENIZER, cell_name
 from amnesia_bench.evals.niah.sentences import sentence_splitter
 from amnesia_bench.evals.niah.splicing import SplicedText
 from amnesia_bench.evals.niah.tasks import SEED, NiahTask, find_task
 from amnesia_bench.evals.niah.words import WORDS_SHA256, needle_keys
-from amnesia_bench.evals.tokenizers import load_tokenizer, tokenizer_identity
+from amnesia_bench.evals.tokenizers import load_tokenizer, tokenizer_identity, tokenizer_parts
 from amnesia_bench.records.artifacts import Manifest, Parent
 from amnesia_bench.records.codec import to_json
 from amnesia_bench.records.niah import HaystackSource, NiahCellRecord, NiahPrompts
@@ -110,6 +110,7 @@ class _Maker:
         self._keys = needle_keys()
         self._bases: dict[bool, tuple[Documents, SplicedText]] = {}
         self._tokenizer_sha256 = tokenizer_identity(tokenizer)
+        self.tokenizer_parts = tokenizer_parts(tokenizer)
 
     def cell(self, task: NiahTask, length: int) -> NiahCellRecord:
         documents, base = self._base(essays=task.essays)
@@ -215,8 +216,9 @@ class _Maker:
 
 def _write(folder: Path, cells: Sequence[NiahCellRecord], maker: _Maker) -> list[str]:
     """Write all files but the manifest, and return their paths."""
-    files = [PROMPTS]
+    files = [PROMPTS, TOKENIZER]
     write_json(folder / PROMPTS, to_json(maker.prompts(cells)))
+    write_json(folder / TOKENIZER, to_json(maker.tokenizer_parts))
     text = maker.stored_haystack(cells)
     if text is not None:
         # No time of day in it: the same prompts are the same bytes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.niah.documents import Lines
-from amnesia_bench.evals.niah.layout import CELLS, HAYSTACK, KIND, PROMPTS, cell_name
+from amnesia_bench.evals.niah.layout import CELLS, HAYSTACK, KIND, PROMPTS, TOKENIZER, cell_name
 from amnesia_bench.evals.niah.prompts import prompt_pieces
 from amnesia_bench.evals.niah.splicing import (
     NotSpliceableError,
@@ -26,11 +26,14 @@ from amnesia_bench.evals.niah.splicing import (
     joined,
 )
 from amnesia_bench.evals.niah.tasks import find_task
-from amnesia_bench.evals.tokenizers import check_offsets, tokenizer_identity
+from amnesia_bench.evals.tokenizers import check_offsets, tokenizer_identity, tokenizer_parts
 from amnesia_bench.records.codec import from_json
-from amnesia_bench.records.niah import NiahCellRecord, NiahPrompts
+from amnesia_bench.records.niah import NiahCellRecord, NiahPrompts, TokenizerParts
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
+
+# Longer than any added token's content.
+_SEAM_CHARACTERS = 512
 
 
 def open_cells(folder: Path, tokenizer: Any) -> tuple[NiahCell, ...]:
@@ -38,7 +41,8 @@ def open_cells(folder: Path, tokenizer: Any) -> tuple[NiahCell, ...]:
 
     Args:
         folder: what `amnesia niah build` wrote.
-        tokenizer: the one that the prompts were built for.
+        tokenizer: the one that the prompts were built for, or one that makes the same tokens of
+            them; see `check_same_tokens`.
 
     Raises:
         UserError: the folder holds no prompts, was damaged, or is for another tokenizer.
@@ -56,23 +60,52 @@ def open_cells(folder: Path, tokenizer: Any) -> tuple[NiahCell, ...]:
         )
     prompts = from_json(NiahPrompts, read_json(folder / PROMPTS), str(folder / PROMPTS))
     check_offsets(tokenizer, type(tokenizer).__name__)
-    if tokenizer_identity(tokenizer) != prompts.tokenizer_sha256:
-        raise UserError(
-            f"{folder}: the prompts were built for another tokenizer",
-            hint="Build them for this one: amnesia niah build --tokenizer CHECKPOINT ...",
-        )
     records = []
     for name in prompts.cells:
         path = folder / CELLS / f"{name}.json"
         records.append(from_json(NiahCellRecord, read_json(path), str(path)))
     essays = _Haystack(tokenizer, _essays(folder, prompts))
     lines = _Haystack(tokenizer, _lines(records))
-    return tuple(
+    cells = tuple(
         NiahCell(
             record, essays if find_task(record.task).essays else lines, prompts.tokenizer_sha256
         )
         for record in records
     )
+    if tokenizer_identity(tokenizer) != prompts.tokenizer_sha256:
+        check_same_tokens(folder, tokenizer, [text for cell in cells for text in cell.texts()])
+    return cells
+
+
+def check_same_tokens(folder: Path, tokenizer: Any, texts: Iterable[str]) -> None:
+    """Refuse a tokenizer that may make other tokens of prompts than the one they were built for.
+
+    A fine-tune often adds tokens (`<think>`, a padding token), and those change nothing in a text
+    that holds none of them. Any other difference is refused.
+
+    Raises:
+        UserError: it is another tokenizer, or a token that only one of the two has occurs.
+    """
+    path = folder / TOKENIZER
+    built = from_json(TokenizerParts, read_json(path), str(path)) if path.is_file() else None
+    parts = tokenizer_parts(tokenizer)
+    hint = "Build them for this one: amnesia niah build --tokenizer CHECKPOINT ..."
+    if built is None or built.sha256 != parts.sha256:
+        raise UserError(f"{folder}: the prompts were built for another tokenizer", hint=hint)
+    differing = {content for content, _ in built.added_tokens.items() ^ parts.added_tokens.items()}
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    normalized = normalizer.normalize_str if normalizer is not None else str
+    # Some added tokens are looked for in the normalised text, others in the text as it is.
+    wanted = {content: normalized(content) for content in differing}
+    for text in texts:
+        normal = normalized(text)
+        for content, other in wanted.items():
+            if content in text or other in normal:
+                raise UserError(
+                    f"{folder}: the prompts were built for another tokenizer, and hold "
+                    f"{content!r}, which only one of the two treats as one token",
+                    hint=hint,
+                )
 
 
 class NiahCell:
@@ -123,6 +156,23 @@ class NiahCell:
     def prompt_tokens(self, i: int) -> int:
         """Return how many tokens `tokens(i)` has, without making them."""
         return self._samples.prompt_tokens[i]
+
+    def texts(self) -> Iterator[str]:
+        """Yield texts that together hold whatever short string occurs in some prompt.
+
+        The haystack once, and of each prompt the parts around what was inserted into it: whole
+        prompts are a megabyte each.
+        """
+        yield self._haystack.text
+        for i in range(len(self)):
+            pieces: list[Span | str] = []
+            for piece in self._prompt_pieces(i):
+                if isinstance(piece, Span) and piece.end - piece.start > 2 * _SEAM_CHARACTERS:
+                    pieces.append(Span(piece.start, piece.start + _SEAM_CHARACTERS))
+                    pieces.append(Span(piece.end - _SEAM_CHARACTERS, piece.end))
+                else:
+                    pieces.append(piece)
+            yield joined(self._haystack.text, pieces)
 
     def value(self, i: int) -> str:
         """Return the answer."""
