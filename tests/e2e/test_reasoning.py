@@ -516,3 +516,14 @@ def test_a_mistake_in_the_command_is_one_message_before_anything_is_written(
     command += ["--out", str(out), "eval.repeats=2", *change]
     assert said in refused(command, capsys)
     assert not out.exists()
+
+
+def test_generate_refuses_what_does_not_fit_and_names_an_option_that_it_has(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl", count=1)
+    command = ["generate", "--checkpoint", str(checkpoint), "--task", "gsm8k", "--data", str(data)]
+    command += ["--out", str(tmp_path / "answers"), "eval.repeats=2", "--max-context-tokens", "512"]
+    message = refused(command, capsys)
+    assert "do not fit the model's context of 512" in message
+    assert "--max-context-tokens" in message

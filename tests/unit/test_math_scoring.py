@@ -134,6 +134,11 @@ def test_extraction_takes_one_pass_over_hostile_text() -> None:
     assert last_boxed("}" * 200_000 + "\\boxed{1}" + "}" * 200_000) == "1"
 
 
+def test_the_empty_set_is_no_empty_box() -> None:
+    assert last_boxed("\\boxed{5} or \\boxed{\\{\\}}") == "\\{\\}"
+    assert last_boxed("\\boxed{5} or \\boxed{\\emptyset}") == "\\emptyset"
+
+
 @given(st.text(alphabet="abc{}\\ 1", max_size=20))
 def test_a_box_around_balanced_text_gives_it_back(inside: str) -> None:
     depth, balanced, escaped = 0, True, False
@@ -146,7 +151,9 @@ def test_a_box_around_balanced_text_gives_it_back(inside: str) -> None:
             depth += {"{": 1, "}": -1}.get(character, 0)
             balanced = balanced and depth >= 0
     if balanced and depth == 0 and not escaped and "\\\\" not in inside:
-        expected = inside.strip() if set(inside) & set("abc1") else None
+        # Without a letter, a digit or a brace of a set it repeats the request.
+        holds = set(inside) & set("abc1") or "\\{" in inside or "\\}" in inside
+        expected = inside.strip() if holds else None
         assert last_boxed(f"so \\boxed{{{inside}}} is it") == expected
 
 

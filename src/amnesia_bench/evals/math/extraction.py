@@ -11,7 +11,7 @@ _MARKS = re.compile(
 )
 # What models write where the answer is to go.
 _PLACEHOLDER = re.compile(
-    r"(?:\s|[.…?_$<>\[\]()]|\\[ ,;:!_]"
+    r"(?:\s|[.…?_$<>\[\]()]|\\(?:[ ,;:!_]|$)"
     r"|\\(?:[lc]?dots|dotsc|q?quad|square|underline|text\w*|mbox)(?![A-Za-z])|\\(?:phantom|hspace)\{[^{}]*\}|[{}]"
     r"|(?i:(?:insert |put |type )?(?:(?:the|your|final|my) )*(?:answer|result|solution)(?: here)?)"
     r")*"
