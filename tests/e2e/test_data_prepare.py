@@ -148,6 +148,14 @@ def test_rows_of_no_use_are_dropped_and_counted_by_reason(tmp_path: Path, tokeni
     assert f"none of 1 rows gives a document ({Reason.NO_CHAIN}: 1)" in caught.value.what
     assert f"The first is {source}:1: {Reason.NO_CHAIN}" in caught.value.what
     assert "messages" in str(caught.value.hint)
+    untrained = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a", "weight": 0},
+    ]
+    with pytest.raises(StageFailedError) as caught:
+        prepare(data_config(rows={"kind": "messages"}), tokenizer, tmp_path / "other",
+                [write_rows(source, [{"messages": untrained}])])  # fmt: skip
+    assert f"The first is {source}:1: {Reason.UNTRAINED}" in caught.value.what
 
 
 def test_a_share_of_the_rows_is_chosen_by_the_seed(tmp_path: Path, tokenizer: Path) -> None:
@@ -178,6 +186,7 @@ def test_files_of_the_users_own_are_read_whole_unless_a_share_is_asked_for(
     whole, share = (open_store(tmp_path / name).description for name in ("whole", "share"))
     assert whole.counts.rows == 100
     assert 2 < share.counts.rows < 25
+    assert "rows read (sample_rows=0.1)" in capsys.readouterr().out
     assert (whole.config["sample_rows"], share.config["sample_rows"]) == (1.0, 0.1)
 
 

@@ -254,6 +254,13 @@ FORMATS: dict[str, tuple[str, dict[str, Any], Conversation]] = {
          "completion": [{"role": "assistant", "content": "4"}]},
         talk(QUESTION, answered("4")),
     ),
+    "ms-swift's query and response": (
+        "prompt_response",
+        {"system": "Be brief.", "query": "What is 2 + 2?", "response": "4",
+         "history": [["Hi", "Hello"]]},
+        talk(said("system", "Be brief."), said("user", "Hi"), answered("Hello"), QUESTION,
+             answered("4")),
+    ),
     "pairs with the chain in a column": (
         "prompt_response",
         {"question": "What is 2 + 2?", "reasoning": "Two and two.", "answer": "It is 4."},

@@ -198,8 +198,9 @@ def _print(description: DataDescription) -> None:
     grid = table(f"{description.name}: {description.num_sequences:,} sequences of "
                  f"{description.sequence_tokens:,} tokens", ("", "count", "share"))  # fmt: skip
     documents, tokens = max(counts.documents, 1), counts.tokens
+    sampled = description.config["sample_rows"]
     shares = [
-        ("rows read", counts.rows, None),
+        ("rows read" if sampled == 1 else f"rows read (sample_rows={sampled})", counts.rows, None),
         *((f"  dropped: {why}", n, n / counts.rows) for why, n in counts.dropped.items()),
         ("documents", counts.documents, None),
         ("  longer than a sequence", counts.over_length, counts.over_length / documents),

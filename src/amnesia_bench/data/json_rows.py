@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import codecs
 import json
 from collections.abc import Iterable, Iterator
 from typing import IO
@@ -14,7 +14,7 @@ from amnesia_bench.errors import UserError
 
 # Of a row as it is written: some four million tokens, for which a tokenizer takes 1 GB.
 MAX_ROW_BYTES = 16 << 20
-_CHUNK_CHARACTERS = 1 << 16
+_CHUNK_BYTES = 1 << 16
 _JSON_HINT = "One object a line, or one array of objects: jq -c . FILE > rows.jsonl"
 
 
@@ -24,7 +24,7 @@ def json_rows(stream: IO[bytes], location: str, columns: Columns) -> Iterator[tu
     Raises:
         UserError: a line or an item is not a JSON object, or lacks a column; names it.
     """
-    head = stream.read(_CHUNK_CHARACTERS)
+    head = stream.read(_CHUNK_BYTES)
     stream.seek(0)
     if head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise UserError(
@@ -95,28 +95,25 @@ def _lines(stream: IO[bytes], location: str) -> Iterator[tuple[int, object]]:
 
 
 def _array_items(stream: IO[bytes], location: str) -> Iterator[tuple[int, object]]:
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig")
-    try:
-        array = _Array(text, location)
-        array.skip("[")
-        number = 0
-        while array.next_character() != "]":
-            if number:
-                array.skip(",")
-            number += 1
-            yield number, array.item(f"{location}:{number}")
-        array.skip("]")
-        if array.next_character():
-            raise UserError(f"{location}: more text after the array", hint=_JSON_HINT)
-    finally:
-        text.detach()  # the stream is its opener's to close
+    array = _Array(stream, location)
+    array.skip("[")
+    number = 0
+    while array.next_character() != "]":
+        if number:
+            array.skip(",")
+        number += 1
+        yield number, array.item(f"{location}:{number}")
+    array.skip("]")
+    if array.next_character():
+        raise UserError(f"{location}: more text after the array", hint=_JSON_HINT)
 
 
 class _Array:
     """The text of one JSON array, item by item; holds little more than one item."""
 
-    def __init__(self, text: io.TextIOWrapper, location: str) -> None:
-        self._text = text
+    def __init__(self, stream: IO[bytes], location: str) -> None:
+        self._stream = stream
+        self._text_of = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._location = location
         self._decoder = json.JSONDecoder(object_pairs_hook=_unique)
         self._buffer = ""
@@ -164,9 +161,10 @@ class _Array:
     def _read_more(self, where: str) -> bool:
         """Read as much again as is left, so that an item is parsed only a few times."""
         rest = self._buffer[self._at :]
+        data = self._stream.read(max(_CHUNK_BYTES, len(rest)))
         try:
-            more = self._text.read(max(_CHUNK_CHARACTERS, len(rest)))
+            more = self._text_of(data, final=not data)
         except UnicodeDecodeError as error:
             raise _not_json(where, error) from error
         self._buffer, self._at = rest + more, 0
-        return bool(more)
+        return bool(data)

@@ -40,13 +40,14 @@ def parquet_rows(
 
     number = 0
     try:
-        schema = parquet.ParquetFile(stream).schema_arrow.names
+        table = parquet.ParquetFile(stream)
+        schema = table.schema_arrow.names
         check_columns(location, schema, columns)
         wanted = [name for name in dict.fromkeys(columns.names) if name in schema]
         if twice := [name for name in wanted if schema.count(name) > 1]:
             raise UserError(f"{location}: two columns are named {twice[0]}")
         unread.update(set(schema) - set(wanted))
-        leaves, batch_rows = _measured_leaves(parquet.ParquetFile(stream), location, wanted)
+        leaves, batch_rows = _measured_leaves(table, location, wanted)
         table = parquet.ParquetFile(stream, read_dictionary=leaves)
         for batch in table.iter_batches(batch_size=batch_rows, columns=wanted):
             for row in _python_rows(batch, f"{location}:", number):

@@ -221,7 +221,10 @@ class _Rows:
             where = f"{self._file.location}:{number}"
             self.read += 1
             try:
-                yield self._maker.segments(row, where)
+                segments = self._maker.segments(row, where)
+                if not any(segment.trained for segment in segments):
+                    raise DroppedRow(Reason.UNTRAINED)
+                yield segments
             except DroppedRow as dropped:
                 self._count(dropped, where)
             except RecursionError as error:

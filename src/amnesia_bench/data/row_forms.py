@@ -35,7 +35,10 @@ _WEIGHTS = (*WEIGHT_FIELDS, "sample_weight")
 # Arguments of SmolLM3's template. Whether to think shows in the answers themselves.
 _TEMPLATE = "chat_template_kwargs"
 _TEMPLATE_FIELDS = frozenset({"custom_instructions", "xml_tools", "tools", "enable_thinking"})
-_EVERYWHERE = (*_SYSTEMS, *_TOOLS, *_MEDIA, *_WEIGHTS, _TEMPLATE)
+# Whether an answer is good, in data for KTO; a class, and of no account here, if not true or false.
+_LABEL = "label"
+_EVERYWHERE = (*_SYSTEMS, *_TOOLS, *_MEDIA, *_WEIGHTS, _LABEL, _TEMPLATE)
+_HISTORY = "history"
 _INPUTS, _OUTPUTS = ("input", "context"), ("output", "response")
 _TOOLS_IN_SYSTEM = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
 OWN_FILES = (
@@ -69,10 +72,9 @@ def columns_of(rows: ChatRows) -> Columns:
     if isinstance(rows, ShareGptRows):
         domain = () if rows.domain is None else (("domain",),)
         return Columns(required=(_LISTS, *domain), optional=_EVERYWHERE)
-    more = (*CHAIN_FIELDS, *_EVERYWHERE)
+    more = (_HISTORY, *CHAIN_FIELDS, *_EVERYWHERE)
     if isinstance(rows, AlpacaRows):
-        optional = (*_INPUTS, "history", *more)
-        return Columns(required=(("instruction",), _OUTPUTS), optional=optional)
+        return Columns(required=(("instruction",), _OUTPUTS), optional=(*_INPUTS, *more))
     return Columns(required=_pair(rows), optional=more)
 
 
@@ -87,16 +89,19 @@ def read_row(
     """
     fields = present(row)
     fields = {**_template(fields, where), **fields}
-    _refuse_what_is_not_text(fields, where)
+    _refuse_what_is_not_trained_on(fields, where)
     if isinstance(rows, MessageRows | ShareGptRows):
         domain = rows.domain if isinstance(rows, ShareGptRows) else None
         if domain is not None and text(fields.get("domain"), f"{where}: domain") != domain:
             raise DroppedRow(Reason.OTHER_DOMAIN)
         turns = _turns(_one_of(fields, _LISTS, where), "user", where)
-    elif isinstance(rows, AlpacaRows):
-        turns = _instruction(fields, where)
     else:
-        turns = _prompt_and_response(fields, _pair(rows), where)
+        last = (
+            _instruction(fields, where)
+            if isinstance(rows, AlpacaRows)
+            else _prompt_and_response(fields, _pair(rows), where)
+        )
+        turns = [*_history(fields, where), *last]
     offered = [tools(fields.get(name), f"{where}: {name}") for name in _TOOLS]
     turns = _with_system(turns, fields, where)
     return turns, _not_in_system(turns, tuple(schema for some in offered for schema in some))
@@ -163,9 +168,19 @@ def _prompt_and_response(
 
 
 def _instruction(fields: Mapping[str, object], where: str) -> list[Turn]:
+    given = text(_one_of(fields, _INPUTS, where)[1], f"{where}: input")
+    instruction = text(fields.get("instruction"), f"{where}: instruction")
+    question = "\n".join(part for part in (instruction, given) if part)
+    answer = text(_one_of(fields, _OUTPUTS, where)[1], f"{where}: output")
+    turns = [Turn(role="user", text=question), Turn(role="assistant", text=answer)]
+    return _with_chains(turns, fields, where)
+
+
+def _history(fields: Mapping[str, object], where: str) -> list[Turn]:
+    """Return earlier turns, which LLaMA-Factory and ms-swift write as pairs."""
     turns = []
-    for i, pair in enumerate(items(fields.get("history"), f"{where}: history")):
-        at = f"{where}: history[{i}]"
+    for i, pair in enumerate(items(fields.get(_HISTORY), f"{where}: {_HISTORY}")):
+        at = f"{where}: {_HISTORY}[{i}]"
         said = items(pair, at)
         if len(said) != 2:
             raise UserError(f"{at}: {len(said)} items, expected a question and an answer")
@@ -173,12 +188,7 @@ def _instruction(fields: Mapping[str, object], where: str) -> list[Turn]:
             Turn(role=role, text=text(each, at))
             for role, each in zip(("user", "assistant"), said, strict=True)
         ]
-    given = text(_one_of(fields, _INPUTS, where)[1], f"{where}: input")
-    instruction = text(fields.get("instruction"), f"{where}: instruction")
-    question = "\n".join(part for part in (instruction, given) if part)
-    answer = text(_one_of(fields, _OUTPUTS, where)[1], f"{where}: output")
-    turns += [Turn(role="user", text=question), Turn(role="assistant", text=answer)]
-    return _with_chains(turns, fields, where)
+    return turns
 
 
 def _with_chains(turns: list[Turn], fields: Mapping[str, object], where: str) -> list[Turn]:
@@ -191,20 +201,20 @@ def _with_chains(turns: list[Turn], fields: Mapping[str, object], where: str) ->
 def _with_system(turns: list[Turn], fields: Mapping[str, object], where: str) -> list[Turn]:
     """Put the system message of a column before the turns."""
     named = {name: text(fields.get(name), f"{where}: {name}") for name in _SYSTEMS}
-    systems = dict.fromkeys(system for system in named.values() if system.strip())
-    if not systems:
-        return turns
-    has_own = bool(turns) and turns[0].role == "system"
-    if len({*systems, *([turns[0].text] if has_own else [])}) > 1:
+    systems = [system for system in named.values() if system.strip()]
+    own = [turn.text for turn in turns[:1] if turn.role == "system"]
+    if len({system.strip() for system in (*systems, *own)}) > 1:
         raise DroppedRow(Reason.TWO_SYSTEMS)
-    return turns if has_own else [Turn(role="system", text=next(iter(systems))), *turns]
+    if own or not systems:
+        return turns
+    return [Turn(role="system", text=systems[0]), *turns]
 
 
 def _not_in_system(turns: list[Turn], offered: tuple[Schema, ...]) -> tuple[Schema, ...]:
     """Return the tools, none where the system message lists them all, as Hermes' sets do."""
     system = turns[0].text if turns and turns[0].role == "system" else ""
-    listed = "".join(_TOOLS_IN_SYSTEM.findall(system))
-    return () if all(name_of(tool) in listed for tool in offered) else offered
+    listed = "".join(_TOOLS_IN_SYSTEM.findall(system)).replace("'", '"')
+    return () if all(f'"{name_of(tool)}"' in listed for tool in offered) else offered
 
 
 def _template(fields: Mapping[str, object], where: str) -> dict[str, object]:
@@ -219,15 +229,19 @@ def _template(fields: Mapping[str, object], where: str) -> dict[str, object]:
     return present(value)
 
 
-def _refuse_what_is_not_text(fields: Mapping[str, object], where: str) -> None:
+def _refuse_what_is_not_trained_on(fields: Mapping[str, object], where: str) -> None:
     for name in _MEDIA:
         if name in fields:
             raise UserError(
                 f"{where}: has {name}; only text can be trained on",
                 hint="Leave rows with images, audio and video out.",
             )
-    for name in _WEIGHTS:
-        if name in fields and not weight(fields[name], f"{where}: {name}"):
-            raise UserError(
-                f"{where}: {name} is 0", hint="Leave rows out that are not to be trained on."
-            )
+    off = [
+        name for name in _WEIGHTS if name in fields and not weight(fields[name], f"{where}: {name}")
+    ]
+    off += [_LABEL] if fields.get(_LABEL) is False else []
+    if off:
+        raise UserError(
+            f"{where}: {off[0]} is {fields[off[0]]}",
+            hint="Leave rows out that are not to be trained on.",
+        )

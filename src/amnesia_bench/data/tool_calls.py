@@ -24,7 +24,7 @@ def tool_calls(value: object, at: str) -> tuple[Call, ...]:
 
     Raises:
         UserError: it is none of these.
-        DroppedRow: a text is no JSON.
+        DroppedRow: a text is not JSON.
     """
     if isinstance(value, str):
         value = from_json(value, at)
@@ -39,7 +39,7 @@ def tools(value: object, at: str) -> tuple[Schema, ...]:
 
     Raises:
         UserError: it is none of these, or a tool has no name.
-        DroppedRow: a text is no JSON.
+        DroppedRow: a text is not JSON.
     """
     if isinstance(value, str):
         value = from_json(value, at) if value.strip() else None

@@ -76,7 +76,7 @@ def read_turn(item: object, at: str) -> Turn:
 
     Raises:
         UserError: a field holds the wrong type, cannot be used, or is not known.
-        DroppedRow: a text is no Unicode, or should be JSON and is not.
+        DroppedRow: a text is not valid Unicode, or should be JSON and is not.
     """
     if not isinstance(item, Mapping) or not any(key in item for key in _ROLE_FIELDS):
         what = names(item) if isinstance(item, Mapping) else f"a {type(item).__name__}"

@@ -31,7 +31,7 @@ def text(value: object, at: str) -> str:
 
     Raises:
         UserError: it is something else.
-        DroppedRow: it is no Unicode.
+        DroppedRow: it is not valid Unicode.
     """
     if value is None:
         return ""
@@ -63,7 +63,7 @@ def from_json(value: str, at: str) -> object:
     """Parse JSON inside a text.
 
     Raises:
-        DroppedRow: it is none; many such texts were written by models.
+        DroppedRow: it is not JSON; many such texts were written by models.
     """
     try:
         return json.loads(value)
