@@ -1,7 +1,9 @@
 """Rows of Parquet, one by one in bounded memory.
 
 A file of 2 kB can stand for gigabytes: a dictionary repeats one text, compression one byte. So
-texts are read as indices into dictionaries, and rows are measured before Python builds them.
+texts are read as indices into dictionaries, and rows are measured before Python builds them. Such
+a dictionary grows to all texts of a row group; groups that are too large for that are read a few
+rows at a time.
 """
 
 from __future__ import annotations
@@ -18,9 +20,12 @@ from amnesia_bench.data.json_rows import MAX_ROW_BYTES, check_columns, too_large
 from amnesia_bench.data.row_forms import Columns
 from amnesia_bench.errors import UserError
 
-_BATCH_ROWS, _BATCH_BYTES = 256, 64 << 20
+_INDEXED_BYTES = 256 << 20
+# Arrow copies what its dictionary holds with every batch: few and large ones, where it has any.
+_BATCH_BYTES, _FEW_ROWS = 64 << 20, 8
+_PYTHON_BYTES = 16 << 20
 # Text compresses tenfold at best; a page, up to all of a column chunk, is decompressed at once.
-_MAX_CHUNK_BYTES, _MAX_COMPRESSION = 1 << 30, 100
+_MAX_CHUNK_BYTES, _MAX_COMPRESSION = 256 << 20, 100
 _MAX_CHUNK_VALUES = 100_000_000
 _MAX_FIXED_BYTES = 1024
 
@@ -47,12 +52,22 @@ def parquet_rows(
         if twice := [name for name in wanted if schema.count(name) > 1]:
             raise UserError(f"{location}: two columns are named {twice[0]}")
         unread.update(set(schema) - set(wanted))
-        leaves, batch_rows = _measured_leaves(table, location, wanted)
-        table = parquet.ParquetFile(stream, read_dictionary=leaves)
-        for batch in table.iter_batches(batch_size=batch_rows, columns=wanted):
-            for row in _python_rows(batch, f"{location}:", number):
-                number += 1
-                yield number, row
+        texts = [
+            leaf.path
+            for leaf in map(table.schema.column, range(len(table.schema)))
+            if leaf.physical_type == "BYTE_ARRAY" and _is_below(leaf.path, wanted)
+        ]
+        indexed = parquet.ParquetFile(stream, read_dictionary=texts)
+        for i in range(table.num_row_groups):
+            size = _expanded_bytes(table, i, location, wanted)
+            rows = table.metadata.row_group(i).num_rows
+            fits = size <= _INDEXED_BYTES
+            batch_rows = max(1, _BATCH_BYTES * rows // max(size, 1)) if fits else _FEW_ROWS
+            group = (indexed if fits else table).iter_batches(batch_rows, [i], wanted)
+            for batch in group:
+                for row in _python_rows(batch, f"{location}:", number):
+                    number += 1
+                    yield number, row
     except UnicodeDecodeError as error:
         raise UserError(f"{location}: row {number + 1} or later: not UTF-8") from error
     except pyarrow.ArrowException as error:
@@ -60,37 +75,33 @@ def parquet_rows(
         raise UserError(f"{location}: not Parquet, or damaged ({what})") from error
 
 
-def _measured_leaves(table: Any, location: str, wanted: list[str]) -> tuple[list[str], int]:
-    """Return which leaves hold texts, and how many rows to read at once.
+def _expanded_bytes(table: Any, i: int, location: str, wanted: list[str]) -> int:
+    """Return how many bytes the columns of a row group have when they are decompressed.
 
     Raises:
-        UserError: the metadata say that the file expands beyond what text does.
+        UserError: that is more than text can come to.
     """
-    texts, largest_row = set(), 1.0
-    for i in range(table.metadata.num_row_groups):
-        group = table.metadata.row_group(i)
-        group_bytes = 0
-        for j in range(group.num_columns):
-            chunk = group.column(j)
-            path = chunk.path_in_schema
-            if not any(path == name or path.startswith(f"{name}.") for name in wanted):
-                continue
-            size = chunk.total_uncompressed_size
-            group_bytes += size
-            expands = size > _MAX_CHUNK_BYTES and size > (
-                _MAX_COMPRESSION * chunk.total_compressed_size
+    group, total = table.metadata.row_group(i), 0
+    for j in range(group.num_columns):
+        chunk = group.column(j)
+        if not _is_below(chunk.path_in_schema, wanted):
+            continue
+        size, packed = chunk.total_uncompressed_size, chunk.total_compressed_size
+        expands = size > _MAX_CHUNK_BYTES and size > _MAX_COMPRESSION * packed
+        fixed = chunk.physical_type == "FIXED_LEN_BYTE_ARRAY"
+        too_wide = fixed and table.schema.column(j).length > _MAX_FIXED_BYTES
+        if expands or too_wide or chunk.num_values > _MAX_CHUNK_VALUES:
+            raise UserError(
+                f"{location}: row group {i} of column {chunk.path_in_schema} expands from "
+                f"{packed:,} bytes to {chunk.num_values:,} values of {size:,} bytes: "
+                "no training text does"
             )
-            fixed = chunk.physical_type == "FIXED_LEN_BYTE_ARRAY"
-            too_wide = fixed and table.schema.column(j).length > _MAX_FIXED_BYTES
-            if expands or too_wide or chunk.num_values > _MAX_CHUNK_VALUES:
-                raise UserError(
-                    f"{location}: row group {i} of column {path} expands to "
-                    f"{chunk.num_values:,} values of {size:,} bytes: no training text does"
-                )
-            if chunk.physical_type == "BYTE_ARRAY":
-                texts.add(path)
-        largest_row = max(largest_row, group_bytes / max(group.num_rows, 1))
-    return sorted(texts), int(min(_BATCH_ROWS, max(1, _BATCH_BYTES // largest_row)))
+        total += size
+    return total
+
+
+def _is_below(path: str, columns: list[str]) -> bool:
+    return any(path == name or path.startswith(f"{name}.") for name in columns)
 
 
 def _python_rows(batch: Any, where: str, before: int) -> Iterator[Row]:
@@ -100,7 +111,7 @@ def _python_rows(batch: Any, where: str, before: int) -> Iterator[Row]:
         sizes += _bytes(column)
     if (large := np.flatnonzero(sizes > MAX_ROW_BYTES)).size:
         raise too_large(f"{where}{before + int(large[0]) + 1}")
-    cuts = np.flatnonzero(np.diff(np.cumsum(sizes) // _BATCH_BYTES)) + 1
+    cuts = np.flatnonzero(np.diff(np.cumsum(sizes) // _PYTHON_BYTES)) + 1
     for begin, end in pairwise([0, *cuts.tolist(), batch.num_rows]):
         try:
             rows = batch.slice(begin, end - begin).to_pylist()
