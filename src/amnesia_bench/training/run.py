@@ -16,6 +16,8 @@ from pathlib import Path
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.store.files import explaining_write_errors, make_folder
+from amnesia_bench.store.hashing import read_manifest
+from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST, check_final, training_path
 from amnesia_bench.store.lease import Lease, holding_lease
 from amnesia_bench.tracking.metrics_file import Written
@@ -39,6 +41,7 @@ from amnesia_bench.training.processes import Processes, joined_processes, stop_r
 from amnesia_bench.training.recorder import METRICS, Recorder
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import parent_by_contents
+from amnesia_bench.weights.side_files import side_files
 
 _KEPT = "complete saves are kept"
 
@@ -83,10 +86,17 @@ def train(job: TrainingJob) -> ExitCode:
         batches = Batches(job.run, job.stores, _order(job), processes.rank, processes.size)
         folder = training_path(job.out)
         with _owned(folder, processes) as check_lease, explaining_write_errors(job.out, _KEPT):
+            held = processes.on_first(lambda: _held_inputs(job, init, teacher))
             beginning = processes.on_first(lambda: _begin(job, folder, init, teacher))
             learner = build_learner(job.run, init, teacher, processes)
+
+            def check_still_ours() -> None:
+                check_lease()
+                held.check()
+
+            processes.on_first(check_still_ours)
             with ExitStack() as stack:
-                recorder = Recorder(job.run, folder, processes.first, check_lease)
+                recorder = Recorder(job.run, folder, processes.first, check_still_ours)
                 checkpoints = CheckpointFolder(
                     folder / CHECKPOINTS,
                     job.run.train.checkpoints,
@@ -109,6 +119,7 @@ def train(job: TrainingJob) -> ExitCode:
                 stack.enter_context(_opened_by_first(recorder, done, kept, processes))
                 if not loop.run(done):
                     return ExitCode.REQUEUE
+            processes.on_first(check_still_ours)
             export = Export(
                 init=init,
                 parents=beginning.parents,
@@ -200,6 +211,18 @@ def _owned(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
             if made and not any((folder / CHECKPOINTS).iterdir()):
                 remove_run(folder)
             raise
+
+
+def _held_inputs(job: TrainingJob, init: Checkpoint, teacher: Checkpoint | None) -> HeldFiles:
+    """Return the files that a run reads, as they are before they are identified.
+
+    They are compared when the model is loaded, at every save, and before the result is published.
+    """
+    held = init.held + HeldFiles.hold(init.folder / name for name in side_files(init.folder))
+    if teacher is not None:
+        held += teacher.held
+    files = (path / entry.path for path in job.data.values() for entry in read_manifest(path).files)
+    return held + HeldFiles.hold(files)
 
 
 def _begin(
