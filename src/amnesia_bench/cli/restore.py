@@ -105,11 +105,9 @@ def _layer_override(layers: str | None) -> list[str]:
 
 
 def _top_ranked(file: Path, count: int) -> list[int]:
-    from amnesia_bench.records.codec import from_json
-    from amnesia_bench.records.layer_ranking import LayerRanking
-    from amnesia_bench.store.files import read_json
+    from amnesia_bench.evals.layer_ranking import read_ranking
 
-    ranking = from_json(LayerRanking, read_json(file), str(file))
+    ranking = read_ranking(file)
     try:
         return list(ranking.top(count))
     except ValueError as error:

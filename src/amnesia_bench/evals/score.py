@@ -37,6 +37,7 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.reasoning import Difference, ReasoningRun
+from amnesia_bench.store.checksums import check_checksum, write_checksums
 from amnesia_bench.store.files import explaining_write_errors, make_folder, read_json, replace_text
 from amnesia_bench.store.hashing import sha256_of
 from amnesia_bench.store.problem_values import (
@@ -159,8 +160,13 @@ def compare(first: Scored, other: Path) -> tuple[Difference, ...]:
 
 
 def read_cells(folder: Path) -> tuple[Cell, ...]:
-    """Read the cells that scoring wrote."""
+    """Read the cells that scoring wrote.
+
+    Raises:
+        UserError: they are damaged, or were changed since.
+    """
     path = folder / CELLS
+    check_checksum(path, "Score the answers again: amnesia score DIR.")
     cells = codec.from_json(_Cells, {"cells": read_json(path)}, str(path))
     return cells.cells
 
@@ -249,3 +255,4 @@ def _write(out: Path, judged: Judged, problems: str, cells: Sequence[Cell]) -> N
         replace_text(out / VERDICTS, "".join(verdicts))
         replace_text(out / PROBLEMS, problems)
         replace_text(out / CELLS, text)
+        write_checksums(out, [VERDICTS, PROBLEMS, CELLS])

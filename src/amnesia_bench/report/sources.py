@@ -13,6 +13,7 @@ from amnesia_bench.records.artifacts import Manifest, Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
 from amnesia_bench.report.paths import shown, typed
+from amnesia_bench.store.checksums import check_checksum
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, sha256_of
 from amnesia_bench.store.layout import MANIFEST
@@ -169,12 +170,13 @@ def forget_manifests() -> None:
 
 
 def check_hash(path: Path, artifact: Path | None) -> None:
-    """Compare a file with the manifest of the artifact that holds it, if one does.
+    """Compare a file with the manifest of the artifact that holds it, or the hashes beside it.
 
     Raises:
         UserError: it is not what was published.
     """
     if artifact is None:
+        check_checksum(path, "Score it again, or take the file as it was.")
         return
     name = path.relative_to(artifact).as_posix()
     for entry in _manifest(artifact).files:
