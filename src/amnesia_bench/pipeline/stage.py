@@ -31,9 +31,9 @@ VERSIONS: Mapping[str, int] = {
     "ranking": 1,
     "restored": 1,
     "prompts": 1,
-    "recall": 1,
-    "answers": 1,
-    "scores": 1,
+    "recall": 2,  # prompts no longer end in an EOS that the tokenizer appends
+    "answers": 2,  # as recall
+    "scores": 2,  # how mathematical answers, instructions and programs are judged
 }
 _HASH_DIGITS = 12
 
