@@ -246,8 +246,10 @@ def _reporting() -> Iterator[Report]:
 
 
 def _print_finished(progress: Progress) -> None:
+    from amnesia_bench.cli.output import tell
+
     if progress.finished:
-        sys.stderr.write(f"{_line(progress)}\n")
+        tell(_line(progress))
 
 
 def _line(progress: Progress) -> str:

@@ -10,7 +10,6 @@ one that the others were made of: a training, and not the evaluations of what it
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 from amnesia_bench.errors import ExitCode
@@ -22,11 +21,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import say
+    from amnesia_bench.cli.output import say, tell
     from amnesia_bench.pipeline.status import log_of
     from amnesia_bench.store.layout import store_root
 
     order, log = log_of(args.store or store_root(), args.stage)
-    sys.stderr.write(f"{order.kind}/{order.id}\n")
+    tell(f"{order.kind}/{order.id}")
     say(log.read_text(encoding="utf-8", errors="replace").rstrip("\n"))
     return ExitCode.DONE

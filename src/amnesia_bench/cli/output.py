@@ -9,6 +9,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from amnesia_bench.errors import MissingEnvironmentError
@@ -42,6 +43,12 @@ def show(renderable: Table | Text) -> None:
 def say(sentence: str) -> None:
     """Print a sentence as it is, whatever the width: paths in it are there to be copied."""
     _write(f"{printable(sentence)}\n")
+
+
+def tell(line: str) -> None:
+    """Print a line on stderr: for people, not for the program that reads stdout."""
+    with suppress(OSError):  # nobody reads it
+        sys.stderr.write(f"{printable(line)}\n")
 
 
 def _write(text: str) -> None:

@@ -92,7 +92,7 @@ def write(request: ReportRequest) -> tuple[Path, ...]:
 
 
 def _print(report: Report, written: Path) -> None:
-    from amnesia_bench.cli.output import say, show, table
+    from amnesia_bench.cli.output import say, show, table, tell
     from amnesia_bench.report.wording import summary
 
     # The tables themselves are wider than a terminal; they are in the files.
@@ -106,5 +106,5 @@ def _print(report: Report, written: Path) -> None:
         say(f"{each.table.name}: {summary(each)}")
         notes += each.notes
     for note in dict.fromkeys(notes):
-        sys.stderr.write(f"note: {note}\n")
+        tell(f"note: {note}")
     say(f"Report: {written}")

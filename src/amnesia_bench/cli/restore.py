@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amnesia_bench.cli.output import shortened
+from amnesia_bench.cli.output import shortened, tell
 from amnesia_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
@@ -78,7 +77,7 @@ def run(args: argparse.Namespace) -> ExitCode:
             args.pre, args.post, args.out, variant, cast=args.cast, allow_noop=args.allow_noop
         )
     for warning in record.warnings:
-        sys.stderr.write(f"note: {warning}\n")
+        tell(f"note: {warning}")
     if args.json:
         print_json(record)
     else:

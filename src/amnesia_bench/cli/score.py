@@ -13,7 +13,6 @@ scored_SCORER inside the folder, or inside --out. Needs no GPU; run it as often 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -74,7 +73,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _print_cells(scored: Scored) -> None:
-    from amnesia_bench.cli.output import say, show, table
+    from amnesia_bench.cli.output import say, show, table, tell
 
     run = scored.run
     title = f"{run.task}, {scored.scorer}: {run.model} {run.method}".rstrip()
@@ -97,9 +96,9 @@ def _print_cells(scored: Scored) -> None:
         say(f"{run.documents:,} problems, the benchmark has {run.benchmark_documents:,}.")
     for verdict in scored.out_of_time[:_LISTED]:
         key = verdict.key
-        sys.stderr.write(
+        tell(
             f"note: problem {key.doc}, answer {key.repeat}: {verdict.detail}: "
-            f"{(verdict.answer or '')[:60]!r}\n"
+            f"{(verdict.answer or '')[:60]!r}"
         )
 
 
