@@ -379,7 +379,7 @@ TEMPLATES = {
             "<|END_RESPONSE|>",
         ),
         eos="<|END_OF_TURN_TOKEN|>",
-    ),  # fmt: skip
+    ),
     "llama3": Template(_LLAMA3, _HEADERS, _HEADERS[0], _HEADERS[3]),
     "llama3_2": Template(_LLAMA3_2, _HEADERS, _HEADERS[0], _HEADERS[3]),
     "mistral": Template(_MISTRAL, eos="</s>"),
