@@ -39,13 +39,20 @@ def _texts(folder: Path) -> list[tuple[str, str]]:
     return sorted(texts)
 
 
-@pytest.mark.parametrize("chat", [[], ["--chat", "template"]])
+@pytest.mark.parametrize(
+    ("config", "chat", "style"),
+    [
+        ("tulu3", [], "qwen3"),
+        ("tulu3", ["--chat", "template"], "template"),
+        ("messages", [], "template"),
+    ],
+)
 def test_tool_calls_are_trained_as_the_template_writes_them(
-    tmp_path: Path, chat: list[str]
+    tmp_path: Path, config: str, chat: list[str], style: str
 ) -> None:
     tokenizer_with(tmp_path / "tokenizer", TEMPLATES["qwen3"])
     source, out = write_rows(tmp_path / "rows.jsonl", ROWS), tmp_path / "out"
-    command = ["data", "prepare", "tulu3", "--tokenizer", str(tmp_path / "tokenizer")]
+    command = ["data", "prepare", config, "--tokenizer", str(tmp_path / "tokenizer")]
     command += ["--input", str(source), "--out", str(out), "data.sequence_tokens=512"]
     assert main([*command, *chat]) == 0
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call><|im_end|>'
@@ -59,7 +66,7 @@ def test_tool_calls_are_trained_as_the_template_writes_them(
         for i in range(5)
     ]
     used = json.loads((out / "data.json").read_text())["config"]["chat"]["style"]
-    assert used == ("template" if chat else "qwen3")
+    assert used == style
 
 
 def test_a_template_that_changed_is_not_answered_from_finished_files(
