@@ -76,7 +76,8 @@ class ChatTemplate:
             raise UserError(
                 f"{self._tokenizer.folder}: no loss mask can be made with its chat template "
                 f"({dropped})",
-                hint="Correct the template in that folder, or choose a style: --chat STYLE.",
+                hint="Correct the template in that folder (it may need eos_token after each "
+                "answer), or choose a style: --chat STYLE.",
             ) from dropped
 
     def text(self, conversation: Conversation) -> str:
