@@ -1,4 +1,4 @@
-"""Chat templates of eleven model families, and tokenizers that have them.
+"""Chat templates of thirteen model families, and tokenizers that have them.
 
 Written anew from what the published templates do with texts, chains and tools; long fixed texts
 are shortened. Loops that find the last question of a user stand for rules that published
@@ -245,7 +245,12 @@ _MISTRAL = """
       {%- if call.id is not defined -%}
         {{- raise_exception('calls need ids of nine characters') -}}
       {%- endif -%}
+      {{- '[TOOL_CALLS]{"name": "' + call.function.name + '", "arguments": ' -}}
+      {{- call.function.arguments | tojson + ', "id": "' + call.id + '"}' -}}
     {%- endfor -%}
+    {{- eos_token -}}
+  {%- elif m.role == 'tool' and m.tool_call_id is defined -%}
+    {{- '[TOOL_RESULTS]{"content": ' + m.content + ', "call_id": "' + m.tool_call_id + '"}' -}}
   {%- else -%}
     {{- raise_exception('only user and assistant after the system message') -}}
   {%- endif -%}
@@ -327,6 +332,23 @@ _GPT_OSS = (
 """
 )
 
+# An answer is closed, and then the turn, by a token each.
+_COHERE2 = """
+{{- bos_token -}}
+{%- for m in messages -%}
+  {{- '<|START_OF_TURN_TOKEN|>' -}}
+  {%- if m.role == 'assistant' -%}
+    {{- '<|CHATBOT_TOKEN|><|START_RESPONSE|>' + m.content + '<|END_RESPONSE|>' -}}
+  {%- else -%}
+    {{- '<|USER_TOKEN|>' + m.content -}}
+  {%- endif -%}
+  {{- '<|END_OF_TURN_TOKEN|>' -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+  {{- '<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|><|START_RESPONSE|>' -}}
+{%- endif -%}
+"""
+
 # Ends no answer with a token.
 ALPACA = Template(
     "{%- for m in messages -%}{{- '### ' + m.role + ':\\n' + m.content + '\\n\\n' -}}{%- endfor -%}"
@@ -339,6 +361,25 @@ TEMPLATES = {
     "qwen3_2507": Template(_QWEN3_2507),
     "qwen2_5": Template(_QWEN2_5),
     "qwen3_5": Template(_QWEN3_5),
+    # The small ones think only if they are asked to.
+    "qwen3_5_small": Template(
+        _QWEN3_5.replace(
+            "if enable_thinking is defined and not enable_thinking",
+            "if enable_thinking is not defined or not enable_thinking",
+        )
+    ),
+    "cohere2": Template(
+        _COHERE2,
+        (
+            "<|START_OF_TURN_TOKEN|>",
+            "<|END_OF_TURN_TOKEN|>",
+            "<|USER_TOKEN|>",
+            "<|CHATBOT_TOKEN|>",
+            "<|START_RESPONSE|>",
+            "<|END_RESPONSE|>",
+        ),
+        eos="<|END_OF_TURN_TOKEN|>",
+    ),
     "llama3": Template(_LLAMA3, _HEADERS, _HEADERS[0], _HEADERS[3]),
     "llama3_2": Template(_LLAMA3_2, _HEADERS, _HEADERS[0], _HEADERS[3]),
     "mistral": Template(_MISTRAL, eos="</s>"),

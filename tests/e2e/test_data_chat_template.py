@@ -39,13 +39,20 @@ def _texts(folder: Path) -> list[tuple[str, str]]:
     return sorted(texts)
 
 
-@pytest.mark.parametrize("chat", [[], ["--chat", "template"]])
+@pytest.mark.parametrize(
+    ("config", "chat", "style"),
+    [
+        ("tulu3", [], "qwen3"),
+        ("tulu3", ["--chat", "template"], "template"),
+        ("messages", [], "template"),
+    ],
+)
 def test_tool_calls_are_trained_as_the_template_writes_them(
-    tmp_path: Path, chat: list[str]
+    tmp_path: Path, config: str, chat: list[str], style: str
 ) -> None:
     tokenizer_with(tmp_path / "tokenizer", TEMPLATES["qwen3"])
     source, out = write_rows(tmp_path / "rows.jsonl", ROWS), tmp_path / "out"
-    command = ["data", "prepare", "tulu3", "--tokenizer", str(tmp_path / "tokenizer")]
+    command = ["data", "prepare", config, "--tokenizer", str(tmp_path / "tokenizer")]
     command += ["--input", str(source), "--out", str(out), "data.sequence_tokens=512"]
     assert main([*command, *chat]) == 0
     call = '<tool_call>\n{"name": "weather", "arguments": {"city": "Bonn"}}\n</tool_call><|im_end|>'
@@ -59,7 +66,23 @@ def test_tool_calls_are_trained_as_the_template_writes_them(
         for i in range(5)
     ]
     used = json.loads((out / "data.json").read_text())["config"]["chat"]["style"]
-    assert used == ("template" if chat else "qwen3")
+    assert used == style
+
+
+def test_a_few_rows_that_the_template_cannot_write_are_dropped_and_the_first_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer_with(tmp_path / "tokenizer", TEMPLATES["gemma3"])
+    rows = [{"question": f"q{i}", "answer": "a<end_of_turn>" if i == 7 else "a"} for i in range(40)]
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    command = ["data", "prepare", "prompt_response", "--tokenizer", str(tmp_path / "tokenizer")]
+    command += ["--input", str(source), "--out", str(tmp_path / "out"), "data.sequence_tokens=64"]
+    assert main(command) == 0
+    assert len(_texts(tmp_path / "out")) == 39
+    shown = capsys.readouterr()
+    assert "dropped: special tokens of the chat in a message" in " ".join(shown.out.split())
+    said = f"first row that was dropped: {source}:8: special tokens of the chat in a message"
+    assert said in shown.err
 
 
 def test_a_template_that_changed_is_not_answered_from_finished_files(

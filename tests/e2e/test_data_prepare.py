@@ -194,7 +194,7 @@ def test_a_config_for_files_of_the_users_own_needs_them_and_says_what_it_leaves_
     tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["data", "prepare", "messages", "--tokenizer", str(tokenizer), "--out",
-               str(tmp_path / "out"), "data.sequence_tokens=512"]  # fmt: skip
+               str(tmp_path / "out"), "data.sequence_tokens=512", "--chat", "qwen3"]  # fmt: skip
     assert main(command) == 2
     assert "Name them: --input PATH" in capsys.readouterr().err
     (tmp_path / "in").mkdir()

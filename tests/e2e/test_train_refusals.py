@@ -18,6 +18,8 @@ from safetensors.torch import load_file, save_file
 from amnesia_bench.errors import AmnesiaError, MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.tracking.metrics_file import read_metrics
 from amnesia_bench.training.batches import Batches, FileOrder
+from amnesia_bench.training.inputs import check_documents
+from amnesia_bench.weights.checkpoint import open_checkpoint
 from tests.checkpoints import tensor_bytes
 from tests.deadly_training import Deadly, run_and_die
 from tests.training_runs import (
@@ -156,13 +158,18 @@ def test_an_untied_head_where_parity_wants_a_tied_one(folder: Path) -> None:
 
 
 def test_model_code_that_nobody_vouched_for(folder: Path) -> None:
-    config = folder / "init/config.json"
+    config, mine = folder / "init/config.json", job(folder, documents=1)
     config.write_text(config.read_text().replace('"hypenet"', '"jet_nemotron"'))
-    refused(job(folder), UserError, "a model of a type that transformers does not know")
+    refused(mine, UserError, "a model of a type that transformers does not know")
     (folder / "init/modeling_jet_nemotron.py").write_text("raise SystemExit('ran')")
     with_code = json.loads(config.read_text()) | {"auto_map": {"AutoModelForCausalLM": "a.B"}}
     config.write_text(json.dumps(with_code))
-    refused(job(folder), UserError, "brings model code of its own", "train.trusted_code_sha256")
+    refused(
+        job(folder, documents=1),
+        UserError,
+        "brings model code of its own",
+        "train.trusted_code_sha256",
+    )
 
 
 @pytest.mark.parametrize(
@@ -207,6 +214,29 @@ def test_tensors_of_other_names_or_shapes_are_named(folder: Path) -> None:
     config = folder / "init/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": "wide"}))
     refused(mine, UserError, "transformers makes no model of its config.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"model_type": "falcon_h1"}, "models of type falcon_h1 cannot keep packed documents"),
+        ({"model_type": "someones_own"}, "models of type someones_own cannot keep packed doc"),
+        ({"rope_scaling": {"type": "su"}}, "with rope_type su packed documents change each oth"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "dynamic", "rope_theta": 1e4}}},
+            "with rope_type dynamic packed documents change each other's positions",
+        ),
+    ],
+)
+def test_packed_documents_that_the_model_cannot_keep_apart(
+    folder: Path, changes: dict[str, object], why: str
+) -> None:
+    path = folder / "init/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    mine = job(folder)
+    refused(mine, UserError, why, "data sft have sequences of several documents", "pack=single")
+    single = Store(write_data(folder / "single", documents=1))
+    check_documents(mine.run, {"sft": single}, open_checkpoint(folder / "init"))
 
 
 @pytest.mark.parametrize("rows", [96, 40])

@@ -33,6 +33,10 @@ def said(role: str, content: str) -> Message:
     return Message(role=role, content=content, answer=content)
 
 
+def result(content: str, **answers: str) -> Message:
+    return Message(role="tool", content=content, answer=content, answers=answers)
+
+
 def answered(answer: str, reasoning: str | None = None, **more: Any) -> Message:
     """An answer, with a chain whose lines stand between the tags."""
     if reasoning is None:
@@ -81,8 +85,8 @@ FORMATS: dict[str, tuple[str, dict[str, Any], Conversation]] = {
             {"role": "tool", "tool_call_id": "call_1", "content": "5 C"},
             {"role": "assistant", "content": "It is 5 C.", "tool_calls": None},
         ], "tools": [WEATHER], "parallel_tool_calls": False},
-        talk(said("user", "Weather in Bonn?"), answered("", tool_calls=(CALL,)),
-             said("tool", "5 C"), answered("It is 5 C."), tools=(WEATHER,)),
+        talk(said("user", "Weather in Bonn?"), answered("", tool_calls=({"id": "call_1", **CALL},)),
+             result("5 C", tool_call_id="call_1"), answered("It is 5 C."), tools=(WEATHER,)),
     ),
     "OpenAI's older function_call": (
         "messages",
@@ -93,7 +97,7 @@ FORMATS: dict[str, tuple[str, dict[str, Any], Conversation]] = {
             {"role": "assistant", "content": "It is 5 C."},
         ], "functions": [WEATHER["function"]]},
         talk(said("user", "Weather in Bonn?"), answered("", tool_calls=(CALL,)),
-             said("tool", "5 C"), answered("It is 5 C."), tools=(WEATHER["function"],)),
+             result("5 C", name="weather"), answered("It is 5 C."), tools=(WEATHER["function"],)),
     ),
     "ShareGPT": (
         "sharegpt",

@@ -215,6 +215,8 @@ def test_a_turn_may_be_left_out_of_the_loss(flag: dict[str, Any], trained: bool)
          "messages[0].content[0]: a part of type image_url; only text can be trained on"),
         (turns("q", "a") | {"images": ["x.png"]}, "f:3: has images; only text"),
         (turns("q", "a") | {"weight": 0.2}, "f:3: weight is 0.2"),
+        (turns("q", "a") | {"loss_mask": [0, 1]}, "f:3: loss_mask is [0, 1]"),
+        (turns("q", "a") | {"train": False}, "f:3: train is False"),
         (turns("q", "a") | {"label": False}, "f:3: label is False"),
         (turns("q", "a") | {"tools": [5]}, "f:3: tools[0] is a int, expected an object"),
         (turns("q", "a") | {"tools": [{"type": "function"}]}, "f:3: tools[0]: has no name"),

@@ -1,6 +1,7 @@
 """Training on what a tokenizer's own template writes: the same text, and masks that are exact."""
 
 from contextlib import suppress
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -128,17 +129,23 @@ _QWEN3 = _chatml(
     ],
     calls=[f"{_QWEN_CALL}<|im_end|>", f"See.\n{_QWEN_CALL}\n{_QWEN_CALL}<|im_end|>"],
 )
+_QWEN3_5 = _chatml(
+    spaces=["Hello\n ü<|im_end|>"],
+    chains=["b<|im_end|>", "r2\n</think>\n\nd<|im_end|>"],
+    an_earlier_chain=["b<|im_end|>", "d<|im_end|>"],
+    results_in_user_turns=["r1\n</think>\n\ncall<|im_end|>", "r2\n</think>\n\nd<|im_end|>"],
+    calls=[f"{_TAG_CALL}<|im_end|>", f"See.{_TAG_CALL}{_TAG_CALL}<|im_end|>"],
+)
 EXPECTED = {
     "qwen3": _QWEN3,
     "qwen3_2507": _chatml(calls=_QWEN3["calls"]),
     "qwen2_5": _chatml(),
     # The prompt has opened the block.
-    "qwen3_5": _chatml(
-        spaces=["Hello\n ü<|im_end|>"],
-        chains=["b<|im_end|>", "r2\n</think>\n\nd<|im_end|>"],
-        an_earlier_chain=["b<|im_end|>", "d<|im_end|>"],
-        results_in_user_turns=["r1\n</think>\n\ncall<|im_end|>", "r2\n</think>\n\nd<|im_end|>"],
-        calls=[f"{_TAG_CALL}<|im_end|>", f"See.{_TAG_CALL}{_TAG_CALL}<|im_end|>"],
+    "qwen3_5": _QWEN3_5,
+    "qwen3_5_small": _QWEN3_5,
+    "cohere2": _ending(
+        "<|END_RESPONSE|><|END_OF_TURN_TOKEN|>",
+        spaces=["\n\n Hello\n ü \n<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"],
     ),
     "llama3": _ending("<|eot_id|>"),
     "llama3_2": _ending("<|eot_id|>", calls="it says 'only one call at once'"),
@@ -261,6 +268,34 @@ def test_arguments_of_calls_are_objects_or_texts_as_the_template_wants_them(tmp_
     )  # concatenates the arguments, as DeepSeek's does
     renderer = Renderer(TEMPLATE, tokenizer_with(tmp_path, Template(source)))
     assert [trained(renderer.segments(row)) for row in rows] == written
+
+
+def test_a_result_names_the_call_that_it_answers_where_the_template_says_so() -> None:
+    call = {"id": "call00001", **CALL}
+    result = replace(says("tool", "5"), answers={"tool_call_id": "call00001", "name": "weather"})
+    conversation = talk(HI, answers("", calls=(call,)), result, answers("Cold."))
+    segments = Renderer(TEMPLATE, tokenizer("mistral")).segments(conversation)
+    assert [segment.text for segment in segments] == [
+        "<s>[INST] \n Hi \n[/INST]",
+        '[TOOL_CALLS]{"name": "weather", "arguments": {"city": "Köln \\"x\\""}, "id": "call00001"}'
+        "</s>",
+        '[TOOL_RESULTS]{"content": 5, "call_id": "call00001"}',
+        " Cold.</s>",
+    ]
+    assert [segment.trained for segment in segments] == [False, True, False, True]
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama3"])
+def test_tags_of_a_message_may_be_special_tokens(name: str, tmp_path: Path) -> None:
+    tags = ("<think>", "</think>", "<tool_call>", "</tool_call>")
+    template = TEMPLATES[name]
+    special = tokenizer_with(tmp_path, replace(template, specials=(*template.specials, *tags)))
+    conversation = talk(HI, answers("<tool_call>\n{}\n</tool_call>", "r1"))
+    segments = Renderer(TEMPLATE, special).segments(conversation)
+    assert segments == Renderer(TEMPLATE, tokenizer(name)).segments(conversation)
+    assert trained(segments) == [
+        f"<think>\nr1\n</think>\n\n<tool_call>\n{{}}\n</tool_call>{template.eos}"
+    ]
 
 
 def test_a_template_with_a_date_writes_the_same_every_day() -> None:

@@ -257,6 +257,8 @@ def _line(progress: Progress) -> str:
     if progress.held_out:
         path = progress.step
         line = f"{path}: not read, its name is that of a held-out split; --input {path} reads it"
+    if progress.dropped:
+        line += f"\nfirst row that was dropped: {progress.dropped}"
     if progress.unread:
         columns, more = progress.unread[:_MAX_COLUMNS], len(progress.unread) - _MAX_COLUMNS
         line += f"\ncolumns that were not read: {', '.join(columns)}"

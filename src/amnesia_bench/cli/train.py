@@ -88,7 +88,9 @@ def _train(training: TrainingRun, args: argparse.Namespace) -> ExitCode:
         ) from error
     from amnesia_bench.data import SampleOrder, open_store
     from amnesia_bench.data.tokenizer import load_tokenizer
+    from amnesia_bench.weights.checkpoint import open_checkpoint
 
+    open_checkpoint(args.init)  # an adapter has no tokenizer, which is not what is wrong with it
     mixture = training.train.mixture
     data = _sources(args.data, list(mixture))
     stores = {name: open_store(folder) for name, folder in data.items()}

@@ -9,7 +9,7 @@ prompt that the template makes for an answer, through the token that ends the tu
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -27,6 +27,17 @@ from amnesia_bench.errors import UserError
 
 if TYPE_CHECKING:
     from amnesia_bench.data.tokenizer import Tokenizer
+
+# Tags inside messages, not between them. Some tokenizers have them as special tokens.
+_TAGS_IN_MESSAGES = frozenset(
+    (THINK, END_THINK, "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
+)
+# Ways to ask for an answer, best first; an answer that thinks is never the result of the first.
+_PROMPTS: tuple[Mapping[str, bool], ...] = (
+    {"enable_thinking": False},
+    {},
+    {"enable_thinking": True},
+)
 
 
 def talk(*turns: str, reasoning: str | None = None) -> Conversation:
@@ -65,7 +76,8 @@ class ChatTemplate:
             raise UserError(
                 f"{self._tokenizer.folder}: no loss mask can be made with its chat template "
                 f"({dropped})",
-                hint="Correct the template in that folder, or choose a style: --chat STYLE.",
+                hint="Correct the template in that folder (it may need eos_token after each "
+                "answer), or choose a style: --chat STYLE.",
             ) from dropped
 
     def text(self, conversation: Conversation) -> str:
@@ -86,7 +98,8 @@ class ChatTemplate:
         """
         messages, tools = conversation.messages, conversation.tools
         calls = [call for message in messages for call in message.tool_calls]
-        written = json.dumps([tools, calls], ensure_ascii=False, default=str)
+        answers = [message.answers for message in messages]
+        written = json.dumps([tools, calls, answers], ensure_ascii=False, default=str)
         refuse_markup([*(message.content for message in messages), written], self._markup)
         whole = self.text(conversation)
         self._refuse_lost_tools(conversation, whole)
@@ -105,10 +118,11 @@ class ChatTemplate:
             own = [i for i, each in enumerate(scaffold.placed) if each.mark.turn == turn]
             if not own[0] or own[-1] - own[0] != len(own) - 1:
                 raise NotWritten(f"it mixes messages[{turn}] with others")
-            prompts = [
+            thinks = scaffold.placed[own[0]].mark.part == "reasoning"
+            prompts = (
                 self._write(marked[:turn], tools, prompt=True, **options)
-                for options in ({"enable_thinking": False}, {})
-            ]
+                for options in (_PROMPTS[1:] if thinks else _PROMPTS)
+            )
             begin = filled.place(_begin(scaffold, own[0], prompts))
             end = scaffold.first(self._ends, own[-1])
             if end is None:
@@ -130,6 +144,7 @@ class ChatTemplate:
             return {
                 "role": message.role,
                 "content": put(f"{message.role} message", message.content),
+                **message.answers,
             }
         plain: dict[str, object] = {"role": message.role}
         begun, answer = "", message.content
@@ -148,6 +163,7 @@ class ChatTemplate:
             plain["tool_calls"] = [
                 {
                     "type": "function",
+                    **({"id": call["id"]} if "id" in call else {}),
                     "function": {
                         "name": put("tool call", str(call["name"])),
                         "arguments": self._arguments(call.get("arguments")),
@@ -227,7 +243,7 @@ class ChatTemplate:
         return False
 
     def _learn_tokens(self) -> None:
-        """Find the tokens that end answers, and those that make the structure of a chat."""
+        """Find the texts that end answers, and the tokens that make the structure of a chat."""
         messages = talk("Hi!", "Hello!", "Bye!", "Goodbye!").messages
         marks = Marks()
         marked = [self._message(message, marks, i) for i, message in enumerate(messages)]
@@ -235,17 +251,39 @@ class ChatTemplate:
             scaffold = Scaffold(self._write(marked), marks.made, messages)
         except DroppedRow:
             return  # `segments` says why
-        ends = [
-            scaffold.first(self._tokenizer.special_tokens, i)
+        self._ends = frozenset(
+            end
             for i, each in enumerate(scaffold.placed)
             if each.mark.part == "answer"
-        ]
-        self._ends = frozenset(end[1] for end in ends if end is not None)
+            for end in self._ends_after(scaffold, i)
+        )
         structure = {token for token in self._tokenizer.added_tokens if token in scaffold.text}
-        self._markup |= structure - {THINK, END_THINK}
+        self._markup = (self._markup | structure) - _TAGS_IN_MESSAGES
+
+    def _ends_after(self, scaffold: Scaffold, i: int) -> tuple[str, ...]:
+        """Return what ends the turn of the answer at the `i`-th mark.
+
+        It is the first special token, or all of them up to the one that ends generation where that
+        one follows without a text between: Cohere closes its answer and then the turn. A call of
+        a tool may be closed by another token before it.
+        """
+        special, last = self._tokenizer.special_tokens, self._tokenizer.eos_token
+        first = scaffold.first(special, i)
+        if first is None:
+            return ()
+        begin, token = first
+        end = begin + len(token)
+        while token != last:
+            rest = scaffold.text[end : scaffold.limit(i)]
+            following = [each for each in special if rest.startswith(each)]
+            if not following:
+                return (first[1],)
+            token = max(following, key=len)
+            end += len(token)
+        return scaffold.text[begin:end], token
 
 
-def _begin(scaffold: Scaffold, first: int, prompts: Sequence[str]) -> int:
+def _begin(scaffold: Scaffold, first: int, prompts: Iterable[str]) -> int:
     """Return where in a scaffold an answer begins: where its prompt ends.
 
     Args:
@@ -255,8 +293,7 @@ def _begin(scaffold: Scaffold, first: int, prompts: Sequence[str]) -> int:
     """
     before, own = scaffold.placed[first - 1], scaffold.placed[first]
     gap = scaffold.text[before.end : own.begin]
-    thinks = own.mark.part == "reasoning"
-    for prompt in prompts[1:] if thinks else prompts:
+    for prompt in prompts:
         opening = prompt.rpartition(before.mark.text)[2]
         if gap.startswith(opening):
             empty_block = gap.rfind(END_THINK, len(opening))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 from amnesia_bench.config.data_schema import ChatRows, QuestionResponseRows, ShareGptRows
@@ -45,7 +45,9 @@ class Message:
     `content` is the whole text. `reasoning` and `answer` split an assistant's: the chain of
     thought, from a think block of the content or from a field of its own, is in both `content` and
     `reasoning`, and None where there is none. `tool_calls` are an assistant's, {"name": str,
-    "arguments": object} each. `trained` says whether an assistant's turn counts in the loss.
+    "arguments": object} each, with an "id" if the row has it. `answers` is which call a tool's
+    turn answers, by `tool_call_id` and `name`. `trained` says whether an assistant's turn counts
+    in the loss.
     """
 
     role: str
@@ -53,6 +55,7 @@ class Message:
     reasoning: str | None = None
     answer: str
     tool_calls: tuple[Mapping[str, object], ...] = ()
+    answers: Mapping[str, str] = field(default_factory=dict)
     trained: bool = True
 
 
@@ -100,7 +103,7 @@ def _without_response_tags(turn: Turn) -> list[Turn]:
     if not (is_response and text.startswith(begin) and text.endswith(end)):
         return [turn]
     contents = text[len(begin) : -len(end)].split(f"{end}\n{begin}")
-    return [Turn(role="tool", text=content) for content in contents]
+    return [replace(turn, role="tool", text=content) for content in contents]
 
 
 def _check_order(roles: list[str]) -> None:
@@ -119,7 +122,7 @@ def _check_order(roles: list[str]) -> None:
 def _other(turn: Turn) -> Message:
     if turn.role == "user" and not turn.text.strip():
         raise DroppedRow(Reason.EMPTY)
-    return Message(role=turn.role, content=turn.text, answer=turn.text)
+    return Message(role=turn.role, content=turn.text, answer=turn.text, answers=turn.answers)
 
 
 def _answer(turn: Turn, *, must_think: bool) -> Message:

@@ -188,6 +188,7 @@ class Corpus:
         self.rows = sum(part.summary.rows for part in parts)
         self.dropped = dropped_by_reason([part.summary for part in parts])
         self.unread = unread_columns([part.summary for part in parts])
+        self.example = next(filter(None, (part.summary.example for part in parts)), None)
 
     def piece(
         self, pieces: Pieces, i: int

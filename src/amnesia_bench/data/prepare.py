@@ -68,8 +68,8 @@ class Progress:
 
     `done` counts documents while tokenising and sequences while packing. `reused` is an input
     file that an earlier attempt finished, `held_out` one that is not read since its name says
-    that it is for tests. `unread` are the columns of all files that did not count, once packing is
-    finished.
+    that it is for tests. Once packing is finished, `dropped` is the first row of all files that was
+    dropped, and why, and `unread` are the columns that did not count.
     """
 
     step: str
@@ -78,6 +78,7 @@ class Progress:
     finished: bool = False
     reused: bool = False
     held_out: bool = False
+    dropped: str | None = None
     unread: tuple[str, ...] = ()
 
 
@@ -306,7 +307,8 @@ def _pack(
             f"{config.sequence_tokens:,} tokens",
             hint="data.over_length=truncate keeps their beginnings.",
         )
-    report(replace(_packed(writer), finished=True, unread=corpus.unread))
+    end = replace(_packed(writer), dropped=corpus.example, unread=corpus.unread)
+    report(replace(end, finished=True))
     over = int((corpus.lengths > config.sequence_tokens).sum())
     return DataDescription(
         name=config.name,

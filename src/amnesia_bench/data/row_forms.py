@@ -31,7 +31,8 @@ _LISTS = ("messages", "conversations", "conversation")
 _SYSTEMS = ("system", "system_prompt", "custom_instructions")
 _TOOLS = ("tools", "functions", "xml_tools")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-_WEIGHTS = (*WEIGHT_FIELDS, "sample_weight")
+# Not `loss`, which as a column is what some model's loss was.
+_WEIGHTS = (*WEIGHT_FIELDS, "sample_weight", "loss_mask", "train", "training", "trainable")
 # Arguments of SmolLM3's template. Whether to think shows in the answers themselves.
 _TEMPLATE = "chat_template_kwargs"
 _TEMPLATE_FIELDS = frozenset({"custom_instructions", "xml_tools", "tools", "enable_thinking"})

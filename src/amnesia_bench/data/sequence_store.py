@@ -72,6 +72,11 @@ class SequenceStore:
         self._offsets = np.memmap(folder / _OFFSETS, np.dtype("<i8"), "r")
         self._lengths = np.memmap(folder / _LENGTHS, np.dtype("<i4"), "r")
 
+    @property
+    def packs_documents(self) -> bool:
+        """Whether any sequence holds more than one document."""
+        return bool((np.diff(self._offsets) > 1).any())
+
     def sequence(self, i: int) -> PackedSequence:
         """Return sequence `i`, from 0, as arrays of its own."""
         if not 0 <= i < self.num_sequences:

@@ -44,6 +44,12 @@ class Tokenizer:
                 return int(token)
         return 0
 
+    @property
+    def eos_token(self) -> str | None:
+        """The token that ends generation; None if the tokenizer names none."""
+        token: str | None = self._whole.eos_token
+        return token
+
     def id_of(self, token: str) -> int | None:
         """Return the number of a token; None when there is no such token."""
         number: int | None = self._backend.token_to_id(token)

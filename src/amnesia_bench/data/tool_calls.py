@@ -16,7 +16,7 @@ _CALL_FIELDS = frozenset({"id", "type", "index", "function", "name", "arguments"
 
 
 def tool_calls(value: object, at: str) -> tuple[Call, ...]:
-    """Return the calls of a turn as {"name": str, "arguments": object}.
+    """Return the calls of a turn as {"name": str, "arguments": object}, with an "id" if they have.
 
     Read are lists of {"type": "function", "function": {...}} as OpenAI writes them and of plain
     {"name", "arguments"}, a single one of either, and each of these as JSON in a text. Arguments
@@ -58,6 +58,7 @@ def _call(value: object, at: str) -> Call:
     if isinstance(value, str):
         value = from_json(value, at)
     call = _object(value, at)
+    named = {} if absent(call.get("id")) else {"id": text(str(call["id"]), f"{at}: id")}
     refuse_unknown(call, _CALL_FIELDS, at)
     if call.get("type") not in (None, "", "function"):
         raise UserError(f"{at}: type is {call['type']!r:.80}, expected function")
@@ -69,7 +70,8 @@ def _call(value: object, at: str) -> Call:
         arguments = from_json(arguments, f"{at}.arguments")
     if absent(arguments):
         arguments = {}
-    return {"name": _name(call, at), "arguments": _json_value(arguments, f"{at}.arguments")}
+    arguments = _json_value(arguments, f"{at}.arguments")
+    return {**named, "name": _name(call, at), "arguments": arguments}
 
 
 def _schema(value: object, at: str) -> Schema:

@@ -6,7 +6,7 @@ Every field of a turn is used, known to mean nothing for training, or refused by
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from amnesia_bench.data.tool_calls import Call, tool_calls
 from amnesia_bench.data.values import names, present, refuse_unknown, text
@@ -35,6 +35,8 @@ CHAIN_FIELDS = (
     *("thought", "thoughts", "think", "cot", "chain_of_thought"),
 )
 _CALL_FIELDS = ("tool_calls", "function_call")
+# Which call the turn of a tool answers; means nothing in turns of others.
+_RESULT_FIELDS = ("tool_call_id", "name")
 # A weight of 1 is what a turn has anyway; a flag that is on asks for this turn to be trained.
 WEIGHT_FIELDS, _FLAG_FIELDS = (
     ("weight", "loss_weight"),
@@ -44,7 +46,7 @@ _MASKED = "masked"
 # Who wrote it, when and where, and what others thought of it.
 _MEANINGLESS = frozenset(
     (
-        *("id", "uuid", "message_id", "parent_id", "tool_call_id", "name", "index", "idx"),
+        *("id", "uuid", "message_id", "parent_id", *_RESULT_FIELDS, "index", "idx"),
         *("turn", "turn_id", "turn_index", "turn_identifier", "hashed_ip", "header", "openai"),
         *("timestamp", "created_at", "create_time", "date", "language", "lang", "country", "state"),
         *("model", "model_name", "source", "finish_reason", "stop_reason", "usage"),
@@ -62,12 +64,17 @@ _CHAIN_PARTS = frozenset({"thinking", "reasoning"})
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What one turn says. `chains` are chains of thought that stand beside `text`."""
+    """What one turn says.
+
+    `chains` are chains of thought that stand beside `text`. `answers` is which call a tool's turn
+    answers, by `tool_call_id` and `name`, as far as the row says.
+    """
 
     role: str
     text: str
     chains: tuple[str, ...] = ()
     calls: tuple[Call, ...] = ()
+    answers: Mapping[str, str] = field(default_factory=dict)
     trained: bool = True
 
 
@@ -98,7 +105,11 @@ def read_turn(item: object, at: str) -> Turn:
             f"{at}: a {role} turn has {'tool calls' if calls else 'a chain of thought'}"
         )
     trained = _trained(fields, role, at)
-    return Turn(role=role, text=content, chains=chains, calls=calls, trained=trained)
+    named = _RESULT_FIELDS if role == "tool" else ()
+    answers = {key: text(str(fields[key]), f"{at}: {key}") for key in named if key in fields}
+    return Turn(
+        role=role, text=content, chains=chains, calls=calls, answers=answers, trained=trained
+    )
 
 
 def chain_fields(fields: Mapping[str, object], at: str) -> tuple[str, ...]:

@@ -68,9 +68,10 @@ TRAINABLE: Mapping[str, Trainable] = {
 _UNKNOWN = Trainable(documents="alone")
 
 
-def trainable(model: Any) -> Trainable:
-    """Return the row of a model."""
-    return TRAINABLE.get(model.config.model_type, _UNKNOWN)
+def trainable(model_type: object) -> Trainable:
+    """Return the row of a family."""
+    known = isinstance(model_type, str) and model_type in TRAINABLE
+    return TRAINABLE[str(model_type)] if known else _UNKNOWN
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def head_of(model: Any) -> Head:
     Raises:
         UserError: it has no head of one matrix, or its config no number where one is needed.
     """
-    output, row = model.get_output_embeddings(), trainable(model)
+    output, row = model.get_output_embeddings(), trainable(model.config.model_type)
     if getattr(output, "weight", None) is None:
         raise UserError(f"a {model.config.model_type} has no head that is one matrix")
     scale = 1.0 if row.times is None else _number(model, row.times)

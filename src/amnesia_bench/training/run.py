@@ -33,7 +33,12 @@ from amnesia_bench.training.folder import (
     read_beginning,
     remove_run,
 )
-from amnesia_bench.training.inputs import check_data, check_vocabulary, data_parent
+from amnesia_bench.training.inputs import (
+    check_data,
+    check_documents,
+    check_vocabulary,
+    data_parent,
+)
 from amnesia_bench.training.loop import Loop, LoopParts
 from amnesia_bench.training.models import build_learner, check_supported
 from amnesia_bench.training.optimizers import check_optimizer
@@ -176,6 +181,7 @@ def _opened(job: TrainingJob) -> tuple[Checkpoint, Checkpoint | None]:
     for checkpoint in (init,) if teacher is None else (init, teacher):
         check_supported(checkpoint)
     check_vocabulary(job.stores, init)
+    check_documents(job.run, job.stores, init)
     check_folder(training_path(job.out))
     return init, teacher
 
