@@ -116,16 +116,16 @@ def parts(tmp_path: Path) -> Written:
     return Written(folder, look, 200)
 
 
-def prompts(tmp_path: Path) -> Written:
-    byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    build = NiahBuild(
-        tokenizer=tmp_path / "tokenizer",
-        lengths=(1024,),
-        tasks=("niah_single_1",),
-        haystack=None,
-        samples=3,
+def write_prompts(tokenizer: Path, out: Path) -> None:
+    byte_tokenizer().save_pretrained(tokenizer)
+    tasks = ("niah_single_1",)
+    build_cells(
+        NiahBuild(tokenizer=tokenizer, lengths=(1024,), tasks=tasks, haystack=None, samples=3), out
     )
-    build_cells(build, tmp_path / "out")
+
+
+def prompts(tmp_path: Path) -> Written:
+    write_prompts(tmp_path / "tokenizer", tmp_path / "out")
 
     def look() -> object:
         (cell,) = open_cells(tmp_path / "out", byte_tokenizer())
@@ -155,15 +155,7 @@ def scores(tmp_path: Path) -> Written:
 
 
 def recall(tmp_path: Path) -> Written:
-    byte_tokenizer().save_pretrained(tmp_path / "tokenizer")
-    build = NiahBuild(
-        tokenizer=tmp_path / "tokenizer",
-        lengths=(1024,),
-        tasks=("niah_single_1",),
-        haystack=None,
-        samples=3,
-    )
-    build_cells(build, tmp_path / "prompts")
+    write_prompts(tmp_path / "tokenizer", tmp_path / "prompts")
     (cell,) = open_cells(tmp_path / "prompts", byte_tokenizer())
     engine = FakeEngine(lambda request: cell.value(request.key.doc))
     NiahEvaluation(engine, candidate("post"), 3, tmp_path / "out").cell(cell)

@@ -25,7 +25,7 @@ class NotWritten(DroppedRow):
 
 
 @dataclass(frozen=True)
-class Mark:
+class TextMark:
     """A mark: the turn whose `part` it stands for, and the core of that text."""
 
     text: str
@@ -38,7 +38,7 @@ class Marks:
     """Makes the marks of one conversation."""
 
     def __init__(self) -> None:
-        self.made: list[Mark] = []
+        self.made: list[TextMark] = []
 
     def put(self, turn: int, part: str, text: str) -> str:
         """Return a text with a mark instead of its core."""
@@ -48,24 +48,24 @@ class Marks:
             text = text[len(lead) : -len(tail)]
         core = text.strip()
         begin = text.index(core)
-        mark = Mark(f"zq{len(self.made)}qz", turn, part, core)
+        mark = TextMark(f"zq{len(self.made)}qz", turn, part, core)
         self.made.append(mark)
         return f"{lead}{text[:begin]}{mark.text}{text[begin + len(core) :]}{tail}"
 
 
 @dataclass(frozen=True)
-class Placed:
+class PlacedMark:
     """A mark, and from where to where it lies in the scaffold."""
 
     begin: int
     end: int
-    mark: Mark
+    mark: TextMark
 
 
 class Scaffold:
     """What a template wrote of a conversation with marks: `text`, and its marks in order."""
 
-    def __init__(self, text: str, marks: Sequence[Mark], messages: Sequence[Message]) -> None:
+    def __init__(self, text: str, marks: Sequence[TextMark], messages: Sequence[Message]) -> None:
         """Find the marks.
 
         Raises:
@@ -79,7 +79,7 @@ class Scaffold:
             times = text.count(mark.text)
             if times == 1:
                 begin = text.index(mark.text)
-                placed.append(Placed(begin, begin + len(mark.text), mark))
+                placed.append(PlacedMark(begin, begin + len(mark.text), mark))
             elif times or mark.part != "reasoning" or mark.turn > query:
                 does = "writes twice" if times else "leaves out"
                 raise NotWritten(f"it {does} the {mark.part} of messages[{mark.turn}]")
@@ -136,7 +136,7 @@ class Filled:
         return place + self.moved[bisect_right(self.begins, place) - 1]
 
 
-def _variants(mark: Mark) -> Iterator[str]:
+def _variants(mark: TextMark) -> Iterator[str]:
     """Yield how a template may write a text: as it is, or the result of a tool inside JSON."""
     yield mark.core
     if mark.part == "tool message":

@@ -40,7 +40,7 @@ from amnesia_bench.training.inputs import (
     data_parent,
 )
 from amnesia_bench.training.loop import Loop, LoopParts
-from amnesia_bench.training.models import build_learner, check_supported
+from amnesia_bench.training.models import Learner, build_learner, check_supported
 from amnesia_bench.training.optimizers import check_optimizer
 from amnesia_bench.training.processes import Processes, joined_processes, stop_requests
 from amnesia_bench.training.recorder import METRICS, Recorder
@@ -100,30 +100,8 @@ def train(job: TrainingJob) -> ExitCode:
                 held.check()
 
             processes.on_first(check_still_ours)
-            with ExitStack() as stack:
-                recorder = Recorder(job.run, folder, processes.first, check_still_ours)
-                checkpoints = CheckpointFolder(
-                    folder / CHECKPOINTS,
-                    job.run.train.checkpoints,
-                    processes,
-                    records=recorder.written,
-                )
-                loop = Loop(
-                    LoopParts(
-                        run=job.run,
-                        learner=learner,
-                        batches=batches,
-                        checkpoints=checkpoints,
-                        processes=processes,
-                        record=recorder.record,
-                        stop_requested=stop_requested,
-                    )
-                )
-                saved = loop.start()
-                done, kept = (0, {}) if saved is None else (saved.step, saved.records)
-                stack.enter_context(_opened_by_first(recorder, done, kept, processes))
-                if not loop.run(done):
-                    return ExitCode.REQUEUE
+            if not _run_steps(job, learner, batches, processes, stop_requested, check_still_ours):
+                return ExitCode.REQUEUE
             processes.on_first(check_still_ours)
             export = Export(
                 init=init,
@@ -135,6 +113,37 @@ def train(job: TrainingJob) -> ExitCode:
             if processes.first:
                 _clear(folder)
     return ExitCode.DONE
+
+
+def _run_steps(
+    job: TrainingJob,
+    learner: Learner,
+    batches: Batches,
+    processes: Processes,
+    stop_requested: Callable[[], bool],
+    check_still_ours: Callable[[], None],
+) -> bool:
+    """Run the steps that are left; return whether all are done, or a signal stopped them."""
+    folder = training_path(job.out)
+    recorder = Recorder(job.run, folder, processes.first, check_still_ours)
+    checkpoints = CheckpointFolder(
+        folder / CHECKPOINTS, job.run.train.checkpoints, processes, records=recorder.written
+    )
+    loop = Loop(
+        LoopParts(
+            run=job.run,
+            learner=learner,
+            batches=batches,
+            checkpoints=checkpoints,
+            processes=processes,
+            record=recorder.record,
+            stop_requested=stop_requested,
+        )
+    )
+    saved = loop.start()
+    done, kept = (0, {}) if saved is None else (saved.step, saved.records)
+    with _opened_by_first(recorder, done, kept, processes):
+        return loop.run(done)
 
 
 def _finished_before(job: TrainingJob) -> bool:
