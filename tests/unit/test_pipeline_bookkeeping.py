@@ -10,10 +10,10 @@ import pytest
 from amnesia_bench.errors import BusyError, StageFailedError
 from amnesia_bench.pipeline import stages
 from amnesia_bench.pipeline.bookkeeping import (
-    _wherever,
     FAILURE,
     ORDER,
     StageState,
+    _wherever,
     check_intact,
     known_orders,
     read_failure,
