@@ -245,7 +245,14 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path, teacher):
             {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}},
             r"scales positions \(factor 2.0, .*rope_type dynamic\)",
         ),
-        ({"use_sliding_window": True, "sliding_window": 8}, r"use_sliding_window"),
+        (
+            {
+                "use_sliding_window": True,
+                "sliding_window": 8,
+                "layer_types": ["full_attention", "sliding_attention"] * 2,
+            },
+            r"layers \[1\] have a sliding window.*\n.*use_sliding_window to false",
+        ),
     ],
 )
 def test_what_a_hypenet_cannot_take_over_of_a_teacher_is_named(tmp_path, teacher, changes, said):
@@ -255,6 +262,17 @@ def test_what_a_hypenet_cannot_take_over_of_a_teacher_is_named(tmp_path, teacher
         config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
     path.write_text(json.dumps(config | changes))
     _refused(tmp_path, said)
+
+
+def test_a_layer_that_becomes_a_lightning_mixer_may_have_a_window(tmp_path, teacher):
+    plain = _convert(tmp_path, 2)
+    path = tmp_path / "teacher/config.json"
+    kinds = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+    window = {"use_sliding_window": True, "sliding_window": 8, "layer_types": kinds}
+    path.write_text(json.dumps(json.loads(path.read_text()) | window))
+    windowed = _convert(tmp_path, 2, name="windowed")
+    assert plain.keys() == windowed.keys()
+    assert all(torch.equal(tensor, windowed[name]) for name, tensor in plain.items())
 
 
 def test_a_rope_scaling_that_scales_nothing_is_taken(tmp_path, teacher):

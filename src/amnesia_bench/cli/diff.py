@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 def _print(difference: CheckpointDifference) -> None:
     from amnesia_bench.cli.output import percent, say, show, table
-    from amnesia_bench.surgery.pairing import shortened
+    from amnesia_bench.surgery.pairing import grouped_names
 
     _print_softmax_layers(difference)
     others = [d for d in difference.different if d.role is None]
@@ -60,7 +60,7 @@ def _print(difference: CheckpointDifference) -> None:
         (difference.b, difference.only_in_b),
     ):
         if names:
-            say(f"only in {folder}: {shortened(names)}")
+            say(f"only in {folder}: {grouped_names(names)}")
     if difference.renamed:
         say(f"{difference.renamed} tensors have another name in B: paired by place in the model.")
     if difference.family is None:

@@ -152,13 +152,6 @@ def _qwen3_config(teacher: Checkpoint) -> PreTrainedConfig:
             "convert them as trained, remove rope_scaling (or all but rope_theta of "
             "rope_parameters) from a copy of that config.json.",
         )
-    if getattr(config, "use_sliding_window", False):
-        raise UserError(
-            f"{teacher.folder}: its config.json sets use_sliding_window, and the softmax layers of "
-            "a HypeNet have no window",
-            hint="To convert it with full attention, set use_sliding_window to false in a copy of "
-            "that config.json.",
-        )
     return config
 
 
@@ -188,6 +181,15 @@ def _student_config(conversion: Conversion, teacher: PreTrainedConfig) -> HypeNe
         raise UserError(
             f"lightning_nkv is {config.lightning_nkv}, not a multiple of the teacher's "
             f"{teacher.num_key_value_heads} key/value heads"
+        )
+    # A layer that becomes a lightning mixer may have one.
+    windows = [i for i in config.softmax_layers if teacher.layer_types[i] == "sliding_attention"]
+    if windows:
+        raise UserError(
+            f"{conversion.teacher}: its layers {windows} have a sliding window, and the softmax "
+            "layers of a HypeNet have none",
+            hint="To convert it with full attention, set use_sliding_window to false in a copy of "
+            "its config.json.",
         )
     if conversion.stage == 1:
         config = _with(config, mixer_types=["lightning-attn"] * config.num_hidden_layers)

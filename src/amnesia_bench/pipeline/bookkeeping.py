@@ -55,7 +55,8 @@ if TYPE_CHECKING:  # a worker of a second must not wait for the config packages
     from amnesia_bench.pipeline.stage import Stage
 
 # The path of a stage's folder, or of a file in it, in a record: <store>/<kind>/<id>.
-_STAGE_FOLDER = re.compile(rb'"(?:[^"\\]|\\.)*/([a-z]+/[A-Za-z0-9._=+-]+-[0-9a-f]{12}[/"])')
+_STAGE_FOLDER = re.compile(rb'\A".*/([a-z]+/[A-Za-z0-9._=+-]+-[0-9a-f]{12}[/"])', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _RECORD_BYTES = 1 << 20
 ORDER, INPUTS, LOG, FAILURE = "stage.json", "inputs.json", "log.txt", "failure.json"
 
@@ -143,7 +144,9 @@ def _wherever(folder: Path, entry: FileEntry) -> FileEntry:
     """Return what a file would be in any store: records name folders by their whole path."""
     if not entry.path.endswith(".json") or entry.bytes > _RECORD_BYTES:
         return entry
-    text = _STAGE_FOLDER.sub(rb'"\1', (folder / entry.path).read_bytes())
+    text = _STRING.sub(
+        lambda string: _STAGE_FOLDER.sub(rb'"\1', string[0]), (folder / entry.path).read_bytes()
+    )
     return replace(entry, bytes=len(text), sha256=hashlib.sha256(text).hexdigest())
 
 

@@ -86,22 +86,22 @@ def notes_on_others(
         )
     for where, names in (("pre", pairing.only_in_a), ("post", pairing.only_in_b)):
         if names:
-            yield f"Only in {where}, not needed for the repair: {shortened(names)}."
+            yield f"Only in {where}, not needed for the repair: {grouped_names(names)}."
     others = [name for name in pre.tensors if name not in planned]
     entries = {name: (pre.tensors[name][1], post.tensors[name][1]) for name in others}
     reshaped = [name for name, (a, b) in entries.items() if a.shape != b.shape]
     if reshaped:
         a, b = entries[reshaped[0]]
         yield (
-            f"Different shape, the output keeps post's: {shortened(reshaped)}; the first is "
+            f"Different shape, the output keeps post's: {grouped_names(reshaped)}; the first is "
             f"{list(a.shape)} in pre and {list(b.shape)} in post."
         )
     recast = [name for name, (a, b) in entries.items() if a.dtype != b.dtype]
     if recast:
-        yield f"Different dtype, the output keeps post's: {shortened(recast)}."
+        yield f"Different dtype, the output keeps post's: {grouped_names(recast)}."
 
 
-def shortened(names: Iterable[str]) -> str:
+def grouped_names(names: Iterable[str]) -> str:
     """Return the first few names and their number; names that differ only in numbers become one.
 
     Example: `mtp.layers.*.q_proj.weight, mtp.norm.weight (3 tensors)`

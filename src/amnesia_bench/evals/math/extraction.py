@@ -17,10 +17,11 @@ _PLACEHOLDER = re.compile(
     r")*"
 )
 _PLACEHOLDER_CHARACTERS = 60
-# Between boxes that belong together: mathematics' own marks, "and", "or", a variable.
+# Between boxes that belong together: a bullet, mathematics' own marks, "and", "or", a variable.
+# Possessive, since a newline may stand before a bullet or alone.
 _BETWEEN = re.compile(
-    r"(?:\s|[$,;.&]|\\[()\[\],;! ]|\\q?quad|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b"
-    r"|\b[A-Za-z](?:_\{?\d\}?)?\s*=)*"
+    r"(?>\n\s{0,8}(?:[-*]|\d\.)\s|\s|[$,;.&]|\\[()\[\],;! ]|\\q?quad"
+    r"|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\b[A-Za-z](?:_\{?\d\}?)?\s*=)*+"
 )
 _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
 

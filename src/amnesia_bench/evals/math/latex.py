@@ -22,6 +22,7 @@ _SIGNS = {
     **{"×": "\\times ", "÷": "\\div ", "±": "\\pm ", "√": "\\sqrt ", "∞": "\\infty "},
     **{"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "∠": "\\angle "},
     **{"∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "°": "^\\circ "},
+    **{"。": ".", "、": ","},
     **{"⟨": "\\langle ", "⟩": "\\rangle ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}"},
     **{"£": "\\pounds ", "€": "\\euro ", "₹": "\\rupee ", "¥": "\\yen ", "¢": "\\text{ cents}"},
 }
@@ -41,7 +42,7 @@ _COMMANDS = {
     "style": re.compile(
         "boxed|fbox|framebox|mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|emph|underline"
         "|displaystyle|textstyle|limits|left|right|[bB]igg?[lr]?|bf|rm|it|boldmath|normalsize"
-        "|large|Large"
+        "|tiny|scriptsize|footnotesize|small|large|Large|LARGE|huge|Huge"
     ),
     "text": re.compile("text(?:bf|it|rm|sf|tt|normal)?|[mh]box|mathrm"),
     "skip": re.compile("color|textcolor|colorbox|hspace|phantom"),
@@ -49,15 +50,18 @@ _COMMANDS = {
 _TOKEN = re.compile(r"\\([A-Za-z]+)\*?\s*|\\.|[{}]|[^\\{}]+|\\$", re.DOTALL)
 # What mathematics may be set upright: numbers, and the constants of that name.
 _UPRIGHT_MATH = re.compile(r"[^A-Za-z]*|\s*[ieTP]\s*")
-# A number and its noun, or several numbers: `18 miles`, `5 and 7`.
+# A number with its label and noun, or several numbers: `18 miles`, `Answer: 5`, `5 and 7`.
 _AMOUNT = r"\s*[-+]?(?:\\?\$)?\d[\d.,]*%?"
-_COUNTED = re.compile(rf"({_AMOUNT}(?:\s+(?:and|or){_AMOUNT})*)(\s+[^\d\\{{}}]+)?")
+_COUNTED = re.compile(
+    r"(?P<label>[^\d\\{}]*(?:[:=]|\b(?:is|are|equals)))?"
+    rf"(?P<amount>{_AMOUNT}(?:\s+(?:and|or){_AMOUNT})*)(?P<noun>\s+[^\d\\{{}}]+)?"
+)
 
 # In this order: spaces, signs with several names, delimiters, fractions.
 _RULES: tuple[Rule, ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
-        (r"\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|(?<!\\)\\[;: ]|~", " "),
+        (r"\\(?:quad|qquad|enspace|thinspace|newline)(?![A-Za-z])|(?<!\\)\\[;: ]|~", " "),
         (r"(?<!\\)\\[()\[\]]", ""),
         (r"(?<!\\)\\\$|\\textdollar(?![A-Za-z])", r"\\dollar "),
         (r"\$", ""),
@@ -73,13 +77,14 @@ _RULES: tuple[Rule, ...] = tuple(
         (r"\\(?:lvert|rvert|vert)(?![A-Za-z])", "|"),
         (r"\\colon(?![A-Za-z])|\{:\}", ":"),
         (r"\\degrees?(?![A-Za-z])|\^\{\s*\\circ\s*\}|\^\s*\\circ(?![A-Za-z])", r"^\\circ "),
-        (r"(?<=\d)\s*\^\s*\{\s*\\text\{\s*(?:st|nd|rd|th)\s*\}\s*\}", " "),
+        (r"(?<=\d)\s*\^\s*\{\s*(?:\\text\{)?\s*(?:st|nd|rd|th)\s*(?:\}\s*)?\}", " "),
         (r"(?<=\d)\s*\^?\s*\\text\{\s*(?:st|nd|rd|th)\s*\}", " "),
         (r"(?<=\d)(?:st|nd|rd|th)(?![A-Za-z])", " "),
         (r"\\frac\s*\{\\text\{([^{}]*)\}\}\s*\{\\text\{([^{}]*)\}\}", r"\\text{\1/\2}"),
         (r"\*\*", "^"),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\frac\s*(\d)\s*(\d)", r"\\frac{\1}{\2}"),
+        (r"\\frac\s*(\d|\\pi(?![A-Za-z]))(?=\s*[\d\\{])", r"\\frac{\1}"),
+        (r"(\\frac\{[^{}]*\})\s*(\d|\\pi(?![A-Za-z]))", r"\1{\2}"),
         (r"(?<=[)\]])\s*U\s*(?=[(\[])", r"\\cup "),
     )
 )
@@ -116,7 +121,7 @@ def canonical(answer: str) -> str:
     for pattern, replacement in _NUMBERS:
         text = pattern.sub(replacement, text)
     text = re.sub(r"\s+", " ", text)
-    return text.strip(" ,;:").rstrip(" .,;:").removesuffix("\\").strip()
+    return text.strip(" ,;:").rstrip(" .,;:").rstrip("\\ ")
 
 
 def _ascii(text: str) -> str:
@@ -176,8 +181,8 @@ def _group(kind: str, content: str) -> str:
     if len(outside) % 2 and len(outside) > 1:  # mathematics among words
         return "".join(p if i % 2 else _group(kind, p) for i, p in enumerate(outside))
     if counted := _COUNTED.fullmatch(content):
-        amount, noun = counted.groups()
-        return f"{amount}\\text{{{noun}}}" if noun else amount
+        words = {name: f"\\text{{{text}}}" for name, text in counted.groupdict().items() if text}
+        return words.get("label", "") + counted["amount"] + words.get("noun", "")
     content = content.replace("\\$", "$")
     return content if re.search(r"[\\^{}]", content) else f"\\text{{{content}}}"
 

@@ -52,7 +52,8 @@ class _Piece:
 
 
 _TOKEN = re.compile(
-    r"\\text\{(?P<marked>[^{}]*)\}|\\[A-Za-z]+|\\.|(?P<words>[ap]\.m\.?(?![A-Za-z])|[A-Za-z]+)|.",
+    r"\\text\{(?P<marked>[^{}]*)\}|\\[A-Za-z]+|\\.|(?P<words>[ap]\.m\.?(?![A-Za-z])|[A-Za-z]+)"
+    r"|(?P<hyphen>(?<=[A-Za-z])-(?=[A-Za-z]))|.",
     re.DOTALL,
 )
 _OPENING, _CLOSING = frozenset(("(", "[", "{", "\\{")), frozenset((")", "]", "}", "\\}"))
@@ -63,11 +64,14 @@ _POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "tril
 _CONDITION = re.compile(r"(?:for|where|when|if|with|such that|as)\b")
 # What may end the words before an answer, if they are not marked as text.
 _LABEL = re.compile(r"[:=]\s*$|\b(?:is|are|equals|about|approximately|around|roughly|exactly)\s*$")
+_BEFORE_ANSWERS = re.compile(r"^(?:\\(?:approx|therefore|Rightarrow|implies)(?![A-Za-z])|[=:])\s*")
+# Words before a number that are no label: `not 10` is not 10.
+_BOUND = re.compile(r"\b(?:not|(?:less|more|fewer|greater) than)\b")
 _NUMBER = re.compile(
     r"(?P<digits>[-+]?\d+(?:\.\d*)?|[-+]?\.\d+)"
     r"(?:(?:[eE]|(?:\\times|\\cdot|[*x])10\^)\{?(?P<exponent>[-+]?\d{1,3})\}?)?"
 )
-_POWER = re.compile(r"\^\s*\{?\s*-?\d+\s*\}?|/|\\cdot")
+_POWER = re.compile(r"(?:/\s*[A-Za-z]{1,3}(?![A-Za-z]))?(?:\s*\^\s*\{?\s*-?\d+\s*\}?)?|/|\\cdot")
 _CURRENCY = re.compile(
     r"(?:(?<![A-Za-z])(?:US|HK|NZ|A|C|S)\s?)?\\(dollar|pounds|euro|rupee|yen)(?![A-Za-z])\s*"
     r"|(?<![A-Za-z])(Rs)\.?\s*(?=\d)"
@@ -76,8 +80,12 @@ _UNIT_SIGNS = (
     (re.compile(r"(?:\\?%)+$"), "percent"),
     (re.compile(r"(?:\^\\circ\s*)+(?:[CF])?$"), "degree"),
 )
+# `\{x : x > 3\}` is `x > 3`, which algebra compares with an interval.
+_SOLUTIONS = re.compile(
+    r"^\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?:[:|]|\\mid(?![A-Za-z]))(.*)\\\}$"
+)
 _MODULUS = re.compile(r"\(?\s*\\(?:pmod|bmod|mod)\s*\{?\s*(\w+)\s*\}?\s*\)?$")
-_BASE = re.compile(r"((?=[A-F]*\d)[\dA-F]+)\s*_\s*(?:\{\s*(\d+)\s*\}|(\d+))$")
+_BASE = re.compile(r"\(?((?=[A-F]*\d)[\dA-F]+)\)?\s*_\s*(?:\{\s*(\d+)\s*\}|(\d+))$")
 
 
 @lru_cache(maxsize=1 << 14)
@@ -129,15 +137,20 @@ def _pieces(text: str) -> list[_Piece]:
         run = match["marked"] if marked else match["words"]
         if depth == 0 and run is not None and (marked or _is_word(run, text, start, pieces)):
             _append(pieces, run, is_words=True, marked=marked)
+        elif pieces and pieces[-1].is_words and (match["hyphen"] or _is_punctuation(token, pieces)):
+            pieces[-1].text += token
         elif not (marked and re.search(r"[\d)}]\s?$", text[:start][-2:])):  # no unit in brackets
             _append(pieces, token, is_words=False, marked=False)
     return [piece for piece in pieces if piece.text.strip()]
 
 
+def _is_punctuation(token: str, pieces: list[_Piece]) -> bool:
+    """Return whether a sign after words belongs to them; an equals sign does to a label."""
+    return token in (" ", "'", ",", ".", ":") or (token == "=" and len(pieces) == 1)
+
+
 def _append(pieces: list[_Piece], token: str, *, is_words: bool, marked: bool) -> None:
-    # Spaces and hyphens between words belong to them.
-    inside_words = bool(pieces) and pieces[-1].is_words and not token.strip(" '-,.:=")
-    if pieces and (pieces[-1].is_words == is_words or inside_words):
+    if pieces and pieces[-1].is_words == is_words:
         pieces[-1].text += token
         pieces[-1].marked = pieces[-1].marked or marked
     else:
@@ -156,7 +169,7 @@ def _is_word(run: str, text: str, start: int, pieces: list[_Piece]) -> bool:
     spaced = text[start - 1 : start] == " "
     maths = "".join(piece.text for piece in pieces if not piece.is_words).rpartition("=")[2]
     variables = re.search(r"(?<![\\A-Za-z])[A-Za-z]", maths)
-    counted = not variables and re.search(r"\d\s?$", text[:start][-2:]) is not None
+    counted = not variables and re.search(r"(?:[\d}]|\\pi)\s?$", text[:start][-4:]) is not None
     if canonical_unit(plain) and counted:
         return len(run) > 1 or (spaced and start + 1 == len(text))
     if len(run) < 3 or not set(plain) & set("aeiouy"):
@@ -176,10 +189,10 @@ def _joined(pieces: list[_Piece]) -> list[_Piece]:
         if piece.is_words and words in _CONNECTIVES and last and not last.is_words:
             last.text = last.text.rstrip(" ,") + ","
         elif last and last.is_words and not piece.is_words and len(joined) > 1:
-            listed = piece.text.lstrip()[:1] in (",", ";")
+            continued = piece.text.lstrip()[:1] in (",", ";", "+", "-", "=")
             if _POWER.fullmatch(piece.text.strip()):
                 last.text += piece.text.strip()
-            elif listed:
+            elif continued:
                 joined.pop()
                 joined[-1].text += piece.text
             else:
@@ -193,7 +206,7 @@ def _joined(pieces: list[_Piece]) -> list[_Piece]:
 
 def _trimmed(piece: _Piece) -> _Piece:
     if not piece.is_words:
-        piece.text = re.sub(r"^(?:\\approx|[=:])\s*", "", piece.text.strip()).strip(" ,;")
+        piece.text = _BEFORE_ANSWERS.sub("", piece.text.strip()).strip(" ,;")
     return piece
 
 
@@ -201,7 +214,7 @@ def _is_label(pieces: list[_Piece]) -> bool:
     """Return whether words at the front only announce an answer, or are its unit."""
     words = pieces[0].text.casefold()
     announced = pieces[0].marked or _LABEL.search(words) or canonical_unit(words)
-    return len(pieces) > 1 and bool(announced)
+    return len(pieces) > 1 and bool(announced) and not _BOUND.search(words)
 
 
 def _parts(pieces: list[_Piece]) -> tuple[tuple[str, str], ...]:
@@ -228,6 +241,7 @@ def _with_unit(text: str) -> tuple[str, str]:
     if base := _BASE.fullmatch(text):
         text, unit = base[1], f"base {base[2] or base[3]}"
     text = re.sub(r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*(?=[(\[\\{])", "", text)
+    text = _SOLUTIONS.sub(r"\1", text)
     return _without_braces(text), unit
 
 
@@ -239,17 +253,22 @@ def _without_braces(text: str) -> str:
 
 
 def _key(text: str) -> str:
-    bare = re.sub(r"\\text\{([^{}]*)\}", r"\1", text)
-    return re.sub(r"([\^_])\{(\w)\}", r"\1\2", re.sub(r"\s", "", bare)).rstrip(".")
+    bare = _without_spaces(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
+    return re.sub(r"([\^_])\{(\w)\}", r"\1\2", bare).rstrip(".")
+
+
+def _without_spaces(text: str) -> str:
+    """Return a text without spaces, but for those between digits: `1 8` is not 18."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
 
 
 def _words(text: str) -> str | None:
     bare = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).casefold()
-    return re.sub(r"[\W_]+", "", bare) or None
+    return re.sub(r"^(?:an?|the)\s+(?=\w\w)|[\W_]+", "", bare.strip()) or None
 
 
 def _number(form: str) -> Fraction | None:
-    match = _NUMBER.fullmatch(form.replace(" ", ""))
+    match = _NUMBER.fullmatch(_without_spaces(form))
     if match is None:
         return None
     return Fraction(match["digits"]) * Fraction(10) ** int(match["exponent"] or 0)

@@ -24,6 +24,8 @@ _SYNONYMS = (
     "week",
     "month",
     "year yr",
+    "mph",
+    "kph kmh",
     "dollar usd buck",
     "euro eur",
     "pound lb gbp",  # of weight or of money
