@@ -19,7 +19,7 @@ from typing import cast
 
 from amnesia_bench import __version__
 from amnesia_bench.errors import AmnesiaError, ExitCode, UserError
-from amnesia_bench.printable import printable
+from amnesia_bench.printable import message
 from amnesia_bench.store.layout import MANIFEST
 
 COMMANDS = {
@@ -129,14 +129,15 @@ def _run(command: str, run: Callable[[], ExitCode], output: Path | None) -> int:
     except AmnesiaError as error:
         if os.environ.get("AMNESIA_DEBUG") == "1":
             raise
-        sys.stderr.write(printable(f"amnesia {command}: {error}\n"))
+        sys.stderr.write(message(f"amnesia {command}: {error}\n"))
         return int(error.exit_code)
     except (KeyboardInterrupt, _TerminatedError) as end:
         interrupted = isinstance(end, KeyboardInterrupt)
         said = "interrupted" if interrupted else "terminated"
         if not there_before and _is_finished(output):
             # Whoever starts it again would be told that the folder is already there.
-            sys.stderr.write(f"amnesia {command}: {said}, but {output} was complete already\n")
+            complete = f"amnesia {command}: {said}, but {output} was complete already\n"
+            sys.stderr.write(message(complete))
             return int(ExitCode.DONE)
         sys.stderr.write(f"amnesia {command}: {said}\n")
         return INTERRUPTED if interrupted else TERMINATED

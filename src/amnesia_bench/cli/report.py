@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.printable import message
 
 if TYPE_CHECKING:
     from amnesia_bench.records.report import Report
@@ -106,5 +107,5 @@ def _print(report: Report, written: Path) -> None:
         say(f"{each.table.name}: {summary(each)}")
         notes += each.notes
     for note in dict.fromkeys(notes):
-        sys.stderr.write(f"note: {note}\n")
+        sys.stderr.write(message(f"note: {note}\n"))
     say(f"Report: {written}")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from amnesia_bench.cli.output import shortened
 from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.printable import message
 
 if TYPE_CHECKING:
     from amnesia_bench.records.restoration import Restoration
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> ExitCode:
             args.pre, args.post, args.out, variant, cast=args.cast, allow_noop=args.allow_noop
         )
     for warning in record.warnings:
-        sys.stderr.write(f"note: {warning}\n")
+        sys.stderr.write(message(f"note: {warning}\n"))
     if args.json:
         print_json(record)
     else:
