@@ -12,7 +12,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -107,9 +107,11 @@ def _refuse_undecodable(arguments: Sequence[str]) -> None:
     Raises:
         UserError: an argument, or the path of this folder, is not UTF-8.
     """
-    with suppress(FileNotFoundError):  # removed since
-        arguments = [*arguments, str(Path.cwd())]
-    for text in arguments:
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError as error:
+        raise UserError("The folder that you are in was removed.", hint="cd to another.") from error
+    for text in (*arguments, here):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
