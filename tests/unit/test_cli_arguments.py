@@ -73,7 +73,7 @@ def test_a_name_with_a_dash_is_given_behind_two(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["verify", "--", "-o"]) == 2
-    assert "-o: not a finished artifact" in capsys.readouterr().err
+    assert "-o: no such folder." in capsys.readouterr().err
     assert main(["diff", "--json", "--", "-o", "post"]) == 2
     assert "amnesia diff: -o" in capsys.readouterr().err
     assert main(["score", "--", "--json"]) == 2
