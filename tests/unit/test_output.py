@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amnesia_bench.cli.main import main
+from amnesia_bench.cli.output import counted
 from amnesia_bench.printable import LONGEST_LINE, message, printable
 from tests.checkpoints import drifted, random_model, save
 
@@ -64,3 +65,7 @@ def test_a_value_as_long_as_its_file_does_not_fill_the_screen() -> None:
         f"a: {'x' * (LONGEST_LINE - 3)}... (2,003 characters)\nhint\n"
     )
     assert message("\x1b[2J\n") == "\\x1b[2J\n"
+
+
+def test_one_is_no_plural() -> None:
+    assert [counted(n, "shard") for n in (0, 1, 1500)] == ["0 shards", "1 shard", "1,500 shards"]

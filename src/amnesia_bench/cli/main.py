@@ -26,7 +26,7 @@ COMMANDS = {
     "check": "say whether a fine-tune lost long-range recall: the regression gate",
     "restore": "repair POST: put back W_Q and W_K of the softmax layers from PRE",
     "diff": "say which tensors of two checkpoints differ, and by how much",
-    "verify": "hold a folder that amnesia wrote against its manifest",
+    "verify": "check a folder that amnesia wrote against its manifest",
     "niah": "build needle-in-a-haystack prompts, byte for byte those of lm-eval",
     "eval": "score a checkpoint by lm-evaluation-harness",
     "rank-layers": "rank softmax layers by what retrieval loses without them",

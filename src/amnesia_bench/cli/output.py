@@ -94,6 +94,11 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} TB"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, "1 shard" or "2 shards"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def percent(fraction: float | None) -> str:
     """Return a fraction as a percentage; "-" where there is none."""
     return "-" if fraction is None else f"{100 * fraction:.3g} %"
