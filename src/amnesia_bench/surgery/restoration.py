@@ -162,7 +162,8 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
     checkpoints = open_checkpoint(pre), open_checkpoint(post)
     roles = {*ROUTING, *variant.select.roles}
     maps = _map_of(checkpoints[0], roles), _map_of(checkpoints[1], roles)
-    notes = check_compatible(*checkpoints, maps, roles)
+    leftovers = [note for note in map(note_on_config, checkpoints) if note is not None]
+    notes = [*leftovers, *check_compatible(*checkpoints, maps, roles)]
     pairing = pair_tensors(*checkpoints, maps)
     pair = Pair(pre=in_posts_names(checkpoints[0], pairing), post=checkpoints[1], attention=maps[1])
     copied = [str(path) for path in side_files(post) if str(path) not in OWN_RECORDS]
@@ -206,8 +207,7 @@ def _warnings(
     variant: Variant, pair: Pair, plans: Sequence[LayerPlan], others: LeftOut
 ) -> tuple[str, ...]:
     kinds = pair.attention.layer_kinds
-    notes = [note_on_config(checkpoint) for checkpoint in (pair.pre, pair.post)]
-    warnings = [note for note in notes if note is not None]
+    warnings = []
     if (pair.post.folder / ADAPTER_CONFIG).exists():
         warnings.append(
             f"{pair.post.folder}: holds whole weights and an adapter beside them. The adapter is "
