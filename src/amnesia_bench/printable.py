@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import unicodedata
 
+LONGEST_LINE = 2000
+
 
 def printable(text: str) -> str:
     r"""Return a text with its control and formatting characters spelled out, such as `\x1b`.
@@ -14,6 +16,17 @@ def printable(text: str) -> str:
     breaks and tabs stay.
     """
     return "".join(c if c in "\n\t" or not _is_control(c) else _spelled(c) for c in text)
+
+
+def message(text: str) -> str:
+    """Return a message as it is printed: one value in it may be as long as the file it is from."""
+
+    def cut(line: str) -> str:
+        if len(line) <= LONGEST_LINE:
+            return line
+        return f"{line[:LONGEST_LINE]}... ({len(line):,} characters)"
+
+    return printable("\n".join(map(cut, text.split("\n"))))
 
 
 def _is_control(character: str) -> bool:

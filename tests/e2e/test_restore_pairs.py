@@ -243,7 +243,7 @@ def test_diff_pairs_by_place_and_names_both(
     text = capsys.readouterr().out
     assert f"only in {a}: vision_tower.encoder.layers.1.self_attn.q_proj.weight (1 tensor)" in text
     assert f"{len(model)} tensors have another name in B" in text
-    assert "1 tensors differ" in text
+    assert "1 tensor differs" in text
 
 
 def test_norms_that_overflow_are_left_out_of_the_record(
@@ -314,7 +314,7 @@ def test_each_role_of_a_fused_projection_has_its_own_numbers(
     text = capsys.readouterr().out
     rows = [line.split()[:4] for line in text.splitlines() if line.split()[:1] == ["1"]]
     assert rows[:3] == [["1", "q", "1", "256"], ["1", "k", "1", "0"], ["1", "v", "1", "4"]]
-    assert "1 tensors differ, 3 are identical" in text
+    assert "1 tensor differs, 3 are identical" in text
 
 
 def test_a_projection_that_one_side_fuses_is_refused_by_name(

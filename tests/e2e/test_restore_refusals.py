@@ -315,6 +315,27 @@ def test_a_quantised_tensor_that_is_not_planned_stays_as_it_is(tmp_path: Path) -
     assert after[Q1] == tensor_bytes(pre)[Q1]
 
 
+def test_a_base_whose_experts_only_are_quantised_is_not_called_a_leftover(tmp_path: Path) -> None:
+    """As gpt-oss is published: the parts of MXFP4 have no partner in a fine-tune in BF16."""
+    model = random_model(0)
+    parts = {"model.layers.0.mlp.experts.down_proj_blocks": np.ones((2, 2))}
+    config = {"quantization_config": {"quant_method": "mxfp4"}}
+    pre = save(tmp_path / "pre", model | parts, config_changes=config)
+    post = save(tmp_path / "post", drifted(model, 1))
+    warnings = restore(pre, post, tmp_path / "out").warnings
+    assert f"{pre}: some of its weights are quantised" in " ".join(warnings)
+    assert "leftover" not in " ".join(warnings)
+
+
+def test_a_model_with_a_copy_of_itself(tmp_path: Path) -> None:
+    model = random_model(0)
+    pre = save(tmp_path / "pre", model)
+    twice = drifted(model, 1) | {f"draft.{name}": value for name, value in model.items()}
+    error = refused(pre, save(tmp_path / "post", twice), tmp_path / "out")
+    assert "should be stored once; found under 'draft.model.', 'model.'" in error.what
+    assert error.hint == "save it without the copies (a draft, an average, a reference)"
+
+
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_a_quantization_config_that_outlived_its_weights(
     wrapped: bool, folders: tuple[Path, Path, Path]

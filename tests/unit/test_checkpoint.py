@@ -117,7 +117,7 @@ def test_a_shard_that_shrinks_while_it_is_read(sharded: Path) -> None:
 def test_a_config_that_is_no_json(tmp_path: Path) -> None:
     folder = save(tmp_path / "c", random_model(0))
     (folder / "config.json").write_text("{")
-    assert "not valid JSON" in refusal(folder).what
+    assert "config.json: not JSON (" in refusal(folder).what
     (folder / "config.json").write_text("[]")
     assert "not a JSON object" in refusal(folder).what
 

@@ -73,7 +73,7 @@ def test_a_name_with_a_dash_is_given_behind_two(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert main(["verify", "--", "-o"]) == 2
-    assert "-o: no such folder" in capsys.readouterr().err
+    assert "-o: no such folder." in capsys.readouterr().err
     assert main(["diff", "--json", "--", "-o", "post"]) == 2
     assert "amnesia diff: -o" in capsys.readouterr().err
     assert main(["score", "--", "--json"]) == 2
@@ -184,3 +184,13 @@ def test_a_signal_after_the_folder_was_published_is_no_failure(
 
 def test_the_way_to_a_traceback_is_told() -> None:
     assert "AMNESIA_DEBUG=1" in cli.EXIT_CODES
+
+
+def test_a_folder_that_was_removed_under_the_caller_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert main(["diff", "a", "b"]) == ExitCode.USER_ERROR
+    assert "The folder that you are in was removed.\ncd to another." in capsys.readouterr().err

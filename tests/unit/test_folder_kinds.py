@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -43,9 +45,32 @@ def test_an_adapter(tmp_path: Path, others: tuple[str, ...]) -> None:
     error = refusal(folder)
     assert error.what == f"{folder}: is an adapter (LORA) of Qwen/Qwen3-1.7B, not a model."
     assert "AutoPeftModelForCausalLM as M; from transformers" in error.hint
-    assert f"M.from_pretrained('{folder}', dtype='auto').merge_and_unload()" in error.hint
+    assert f'M.from_pretrained("{folder}", dtype="auto").merge_and_unload()' in error.hint
     tokenizer = folder if others else "Qwen/Qwen3-1.7B"
-    assert f"T.from_pretrained('{tokenizer}').save_pretrained('{folder}-merged')" in error.hint
+    assert f'T.from_pretrained("{tokenizer}").save_pretrained("{folder}-merged")' in error.hint
+
+
+@pytest.mark.parametrize("base", ["x'); import os; os.system('id')#", '"); print(1)#', "$(id)`id`"])
+def test_a_command_to_paste_holds_names_as_texts(tmp_path: Path, base: str) -> None:
+    """The base's name is a stranger's: a shell and Python must take it for a text, whatever it is.
+
+    So must they any name of a folder.
+    """
+    folder = filled(tmp_path / "it's $(id)", "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+    words = shlex.split(refusal(folder).hint.splitlines()[-1])
+    texts = [n.value for n in ast.walk(ast.parse(words[2])) if isinstance(n, ast.Constant)]
+    assert words[:2] == ["python", "-c"]
+    assert sorted(texts) == sorted([str(folder), "auto", *[f"{folder}-merged"] * 2, base])
+    (folder / "adapter_model.safetensors").rename(folder / "pytorch_model.bin")
+    (folder / "adapter_config.json").unlink()
+    assert shlex.split(refusal(folder).hint.removeprefix("Convert it: "))[:2] == words[:2]
+
+
+def test_an_adapter_whose_config_is_damaged(tmp_path: Path) -> None:
+    folder = filled(tmp_path / "a", "adapter_model.safetensors")
+    (folder / "adapter_config.json").write_text("[" * 200_000)
+    assert "is an adapter (LoRA) of a model that it does not name" in refusal(folder).what
 
 
 def test_an_adapter_that_names_no_base(tmp_path: Path) -> None:
@@ -102,12 +127,12 @@ KINDS: dict[str, tuple[tuple[str, ...], str, str]] = {
     "pickle": (
         ("config.json", "pytorch_model.bin", "training_args.bin", "rng_state.pth"),
         "holds its weights as pickle (pytorch_model.bin), which can run code",
-        "M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')",
+        'M.from_pretrained("{folder}").save_pretrained("{folder}-safetensors")',
     ),
     "FSDP, all in one pickle": (
         ("config.json", "pytorch_model_fsdp.bin", "random_states_0.pkl", "scheduler.bin"),
         "holds its weights as pickle (pytorch_model_fsdp.bin), which can run code",
-        "t = torch.load('{folder}/pytorch_model_fsdp.bin', weights_only=True); ",
+        't = torch.load("{folder}/pytorch_model_fsdp.bin", weights_only=True); ',
     ),
     "Flax": (
         ("config.json", "flax_model.msgpack"),

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _print(difference: CheckpointDifference) -> None:
-    from amnesia_bench.cli.output import percent, say, show, table
+    from amnesia_bench.cli.output import counted, percent, say, show, table
     from amnesia_bench.surgery.pairing import grouped_names
 
     _print_softmax_layers(difference)
@@ -65,9 +65,10 @@ def _print(difference: CheckpointDifference) -> None:
         say(f"{difference.renamed} tensors have another name in B: paired by place in the model.")
     if difference.family is None:
         say("No attention map for this architecture: tensors are listed without roles.")
+    differing = len({d.name for d in difference.different})
     say(
-        f"{len({d.name for d in difference.different})} tensors differ, {difference.identical} are "
-        "identical byte for byte."
+        f"{counted(differing, 'tensor')} {'differs' if differing == 1 else 'differ'}, "
+        f"{difference.identical} are identical byte for byte."
     )
 
 

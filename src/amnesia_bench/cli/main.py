@@ -12,21 +12,21 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import cast
 
 from amnesia_bench import __version__
 from amnesia_bench.errors import AmnesiaError, ExitCode, UserError
-from amnesia_bench.printable import printable
+from amnesia_bench.printable import message
 from amnesia_bench.store.layout import MANIFEST
 
 COMMANDS = {
     "check": "say whether a fine-tune lost long-range recall: the regression gate",
     "restore": "repair POST: put back W_Q and W_K of the softmax layers from PRE",
     "diff": "say which tensors of two checkpoints differ, and by how much",
-    "verify": "hold a folder that amnesia wrote against its manifest",
+    "verify": "check a folder that amnesia wrote against its manifest",
     "niah": "build needle-in-a-haystack prompts, byte for byte those of lm-eval",
     "eval": "score a checkpoint by lm-evaluation-harness",
     "rank-layers": "rank softmax layers by what retrieval loses without them",
@@ -107,9 +107,11 @@ def _refuse_undecodable(arguments: Sequence[str]) -> None:
     Raises:
         UserError: an argument, or the path of this folder, is not UTF-8.
     """
-    with suppress(FileNotFoundError):  # removed since
-        arguments = [*arguments, str(Path.cwd())]
-    for text in arguments:
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError as error:
+        raise UserError("The folder that you are in was removed.", hint="cd to another.") from error
+    for text in (*arguments, here):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
@@ -129,14 +131,15 @@ def _run(command: str, run: Callable[[], ExitCode], output: Path | None) -> int:
     except AmnesiaError as error:
         if os.environ.get("AMNESIA_DEBUG") == "1":
             raise
-        sys.stderr.write(printable(f"amnesia {command}: {error}\n"))
+        sys.stderr.write(message(f"amnesia {command}: {error}\n"))
         return int(error.exit_code)
     except (KeyboardInterrupt, _TerminatedError) as end:
         interrupted = isinstance(end, KeyboardInterrupt)
         said = "interrupted" if interrupted else "terminated"
         if not there_before and _is_finished(output):
             # Whoever starts it again would be told that the folder is already there.
-            sys.stderr.write(f"amnesia {command}: {said}, but {output} was complete already\n")
+            complete = f"amnesia {command}: {said}, but {output} was complete already\n"
+            sys.stderr.write(message(complete))
             return int(ExitCode.DONE)
         sys.stderr.write(f"amnesia {command}: {said}\n")
         return INTERRUPTED if interrupted else TERMINATED

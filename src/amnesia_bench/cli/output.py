@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from amnesia_bench.errors import MissingEnvironmentError
-from amnesia_bench.printable import printable
+from amnesia_bench.printable import message, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -48,7 +48,7 @@ def say(sentence: str) -> None:
 def tell(line: str) -> None:
     """Print a line on stderr: for people, not for the program that reads stdout."""
     with suppress(OSError):  # nobody reads it
-        sys.stderr.write(f"{printable(line)}\n")
+        sys.stderr.write(message(f"{line}\n"))
 
 
 def _write(text: str) -> None:
@@ -99,6 +99,11 @@ def size(num_bytes: float) -> str:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
         num_bytes /= 1000
     return f"{num_bytes:.3g} TB"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, "1 shard" or "2 shards"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def percent(fraction: float | None) -> str:

@@ -114,7 +114,7 @@ def _top_ranked(file: Path, count: int) -> list[int]:
 
 
 def _print(record: Restoration) -> None:
-    from amnesia_bench.cli.output import percent, say, show, size, table, typed
+    from amnesia_bench.cli.output import counted, percent, say, show, size, table, typed
 
     grid = table(
         f"{record.variant['name']}: {len(record.tensors)} tensors in "
@@ -142,7 +142,7 @@ def _print(record: Restoration) -> None:
     proof = record.proof
     say(
         f"{record.out}: {planned} replaced, all else is post's, byte for byte: "
-        f"{len(proof.compared_files)} shards ({size(proof.compared_bytes)}) written and compared, "
-        f"{len(proof.linked_files)} ({size(proof.linked_bytes)}) hardlinked."
+        f"{counted(len(proof.compared_files), 'shard')} ({size(proof.compared_bytes)}) written and "
+        f"compared, {len(proof.linked_files)} ({size(proof.linked_bytes)}) hardlinked."
     )
     say(f"Check it again at any time: {typed('verify', record.out)}")

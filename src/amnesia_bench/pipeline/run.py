@@ -29,6 +29,7 @@ from amnesia_bench.pipeline.engine import check_installed, run_stages
 from amnesia_bench.pipeline.progress import Watcher
 from amnesia_bench.pipeline.stage import Stage, unsettled
 from amnesia_bench.pipeline.warm import warm_server
+from amnesia_bench.printable import message
 from amnesia_bench.records.stages import StageOrder
 from amnesia_bench.store.files import explaining_write_errors
 from amnesia_bench.store.layout import stage_path
@@ -141,7 +142,7 @@ def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> N
             check_intact(store, stage.kind, stage.id)
         elif state is StageState.CACHED and (found := damage(store, stage.kind, stage.id)):
             what = "; ".join(f"{finding.path} {finding.problem}" for finding in found)
-            sys.stderr.write(f"{stage.kind} {stage.id}: {what}: it is made again\n")
+            sys.stderr.write(message(f"{stage.kind} {stage.id}: {what}: it is made again\n"))
             remove(store, stage)
 
 

@@ -32,6 +32,7 @@ from amnesia_bench.pipeline.bookkeeping import (
 )
 from amnesia_bench.pipeline.commands import STARTED, run_command
 from amnesia_bench.pipeline.devices import holding_gpus, lending_folder, visible_gpus
+from amnesia_bench.printable import message
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
 from amnesia_bench.records.stages import StageFailure, StageOrder
@@ -182,13 +183,13 @@ def main(arguments: Sequence[str]) -> int:
         if run_stage(Path(store), stage_id, socket[0] if socket else None):
             sys.stdout.write(f"{stage_id}\n")
     except AmnesiaError as error:
-        sys.stderr.write(f"{stage_id}: {error}\n")
+        sys.stderr.write(message(f"{stage_id}: {error}\n"))
         return int(error.exit_code)
     except OSError as error:
         explained = explain_write_error(error, Path(store))
         if explained is None:
             raise
-        sys.stderr.write(f"{stage_id}: {explained}\n")
+        sys.stderr.write(message(f"{stage_id}: {explained}\n"))
         return int(explained.exit_code)
     except KeyboardInterrupt:  # Ctrl-C reaches the whole group; the driver speaks for all
         return 128 + signal.SIGINT

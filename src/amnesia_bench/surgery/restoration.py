@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -87,7 +88,8 @@ def restore(  # noqa: PLR0913 - the public entry; every argument is a flag of th
     _check_out(out, job.pair)
     provenance = collect_provenance(sys.argv, seeds={})
     with publishing(out) as work:
-        record, entries = _fill(job, work.folder, out, allow_noop=allow_noop)
+        with job.unchanged():
+            record, entries = _fill(job, work.folder, out, allow_noop=allow_noop)
         work.finish(
             Manifest(
                 kind=RESTORED,
@@ -117,9 +119,8 @@ def plan_restore(
         UserError: as `restore`.
     """
     job = _prepare(Path(pre), Path(post), _chosen(variant, layers), cast=cast)
-    record = _record(job, _computed(job, Path(os.devnull), allow_noop=allow_noop))
-    job.check_unchanged()
-    return record
+    with job.unchanged():
+        return _record(job, _computed(job, Path(os.devnull), allow_noop=allow_noop))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,11 +132,21 @@ class _Job:
     side_files: tuple[str, ...]
     left_out: LeftOut
     warnings: tuple[str, ...]
+    held: HeldFiles
 
-    def check_unchanged(self) -> None:
-        """Make sure that what was read of pre and post is what their hashes were taken of."""
-        for checkpoint in (self.pair.pre, self.pair.post):
-            checkpoint.held.check()
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Make sure that what is read of pre and post is what their hashes were taken of.
+
+        Raises:
+            StageFailedError: a file of theirs was changed or removed; names it.
+        """
+        try:
+            yield
+        except FileNotFoundError:
+            self.held.check()
+            raise
+        self.held.check()
 
 
 def _chosen(variant: str | Variant, layers: Sequence[int] | None) -> Variant:
@@ -151,11 +162,13 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
     checkpoints = open_checkpoint(pre), open_checkpoint(post)
     roles = {*ROUTING, *variant.select.roles}
     maps = _map_of(checkpoints[0], roles), _map_of(checkpoints[1], roles)
-    notes = check_compatible(*checkpoints, maps, roles)
+    leftovers = [note for note in map(note_on_config, checkpoints) if note is not None]
+    notes = [*leftovers, *check_compatible(*checkpoints, maps, roles)]
     pairing = pair_tensors(*checkpoints, maps)
     pair = Pair(pre=in_posts_names(checkpoints[0], pairing), post=checkpoints[1], attention=maps[1])
     copied = [str(path) for path in side_files(post) if str(path) not in OWN_RECORDS]
     copied += [INDEX] if (post / INDEX).exists() else []
+    side_files_held = HeldFiles.hold(post / name for name in copied)
     others = left_out(post, [*copied, *pair.post.shards, *OWN_RECORDS])
     layers = candidate_layers(variant.select, pair.attention)
     plans = make_plan(variant.select, pair.attention, pair.post, layers)
@@ -177,6 +190,7 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
         side_files=tuple(copied),
         left_out=others,
         warnings=(*_warnings(variant, pair, plans, others), *notes),
+        held=sum((checkpoint.held for checkpoint in checkpoints), side_files_held),
     )
 
 
@@ -193,8 +207,7 @@ def _warnings(
     variant: Variant, pair: Pair, plans: Sequence[LayerPlan], others: LeftOut
 ) -> tuple[str, ...]:
     kinds = pair.attention.layer_kinds
-    notes = [note_on_config(checkpoint) for checkpoint in (pair.pre, pair.post)]
-    warnings = [note for note in notes if note is not None]
+    warnings = []
     if (pair.post.folder / ADAPTER_CONFIG).exists():
         warnings.append(
             f"{pair.post.folder}: holds whole weights and an adapter beside them. The adapter is "
@@ -227,11 +240,9 @@ def _fill(
     shards = write_shards(post, edits, work)
     check_tensors(post, edits, work)
     edits.spool.unlink()
-    side_files = HeldFiles.hold(post.folder / name for name in job.side_files)
     for name in job.side_files:
         (work / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(post.folder / name, work / name)  # follows links: out holds the files
-    side_files.check()
     record = replace(
         _record(job, edits),
         out=str(out),
@@ -241,10 +252,8 @@ def _fill(
     hashed = {shard.name: shard.sha256 for shard in shards} | {
         name: sha256_of(work / name) for name in (*job.side_files, RESTORATION)
     }
-    entries = tuple(file_entry(work, name, sha256=sha) for name, sha in hashed.items())
-    # After the entries: a hardlink that is written through from now on differs from its entry.
-    job.check_unchanged()
-    return record, entries
+    # A hardlink that is written through from now on differs from its entry.
+    return record, tuple(file_entry(work, name, sha256=sha) for name, sha in hashed.items())
 
 
 def _computed(job: _Job, spool: Path, *, allow_noop: bool) -> Edits:

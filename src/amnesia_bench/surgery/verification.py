@@ -33,7 +33,7 @@ def verify(folder: Path) -> Verification:
     """Check every file against the manifest; of a checkpoint its shards and restored tensors too.
 
     Raises:
-        UserError: no such folder, or it has no manifest: there is nothing to hold it against.
+        UserError: no such folder, or it has no manifest: there is nothing to compare it with.
     """
     if not folder.is_dir():
         raise no_folder(folder)

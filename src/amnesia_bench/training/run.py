@@ -15,6 +15,7 @@ from pathlib import Path
 
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.printable import message
 from amnesia_bench.store.files import explaining_write_errors, make_folder
 from amnesia_bench.store.hashing import read_manifest
 from amnesia_bench.store.held_files import HeldFiles
@@ -164,7 +165,8 @@ def _finished_before(job: TrainingJob) -> bool:
 
 def _clear(folder: Path) -> None:
     if left := remove_run(folder):
-        sys.stderr.write(f"{folder}: kept, with what this run did not write: {', '.join(left)}\n")
+        what = f"{folder}: kept, with what this run did not write: {', '.join(left)}\n"
+        sys.stderr.write(message(what))
 
 
 def _opened(job: TrainingJob) -> tuple[Checkpoint, Checkpoint | None]:

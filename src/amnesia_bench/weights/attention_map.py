@@ -177,7 +177,9 @@ def _root(block: Block, owners: Sequence[int], names: Sequence[str], shapes: Sha
         raise UserError(
             f"{block.family.name}: the softmax layer {owners[0]} (...{below}) should be stored "
             f"once; found under {', '.join(map(repr, roots or stored)) or 'no name'}",
-            hint="config.json and the weights may be of two different models",
+            hint="save it without the copies (a draft, an average, a reference)"
+            if roots
+            else "config.json and the weights may be of two different models",
         )
     return roots[0]
 

@@ -6,7 +6,6 @@ names, an index that disagrees with its shards) is refused here, once, for every
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.store.files import read_json
 from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.weights.file_names import CONFIG, INDEX, SINGLE_FILE
 from amnesia_bench.weights.folder_kinds import check_folder
@@ -158,10 +158,7 @@ def _check_index(folder: Path, weight_map: dict[str, str], actual: dict[str, str
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: is not valid JSON ({error}).") from None
+    content = read_json(path)
     if not isinstance(content, dict):
         raise UserError(f"{path}: is not a JSON object.")
     return content

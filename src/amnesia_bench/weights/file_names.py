@@ -12,7 +12,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
 # Weights in some other form: copied beside repaired safetensors they would be stale.
 OTHER_WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
-    ".distcp", ".gguf", ".h5", ".msgpack", ".nemo", ".npz", ".onnx", ".safetensors"
+    ".distcp", ".gguf", ".h5", ".litertlm", ".mlmodel", ".msgpack", ".nemo", ".npz", ".onnx",
+    ".ot", ".pdparams", ".safetensors", ".tflite",
 }  # fmt: skip
 # Folders and files that Trainer, TRL, accelerate, DeepSpeed, LLaMA-Factory, axolotl, NeMo and
 # Megatron leave beside the model that they trained. trainer_state.json and the results describe
@@ -31,9 +32,11 @@ _OF_A_RUN = re.compile(
 def of_a_run(path: PurePath) -> bool:
     """Return whether a path, relative to a checkpoint folder, is no part of the model in it.
 
-    That is what a training run left, anything hidden, and weights in another form.
+    That is what a training run left, anything hidden, and weights in another form with what goes
+    by their name: `x.safetensors.bak`, `x.bin.index.json`, `x.onnx_data_1`.
     """
-    return path.suffix in OTHER_WEIGHT_SUFFIXES or any(
+    suffixes = {suffix.partition("_")[0] for suffix in path.suffixes}
+    return not OTHER_WEIGHT_SUFFIXES.isdisjoint(suffixes) or any(
         part.startswith(".") or _OF_A_RUN.fullmatch(part) for part in path.parts
     )
 

@@ -12,7 +12,8 @@ import shlex
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import AmnesiaError, UserError
+from amnesia_bench.store.files import read_json
 from amnesia_bench.store.missing_folder import newest_snapshot, no_folder
 from amnesia_bench.weights.file_names import (
     ADAPTER_CONFIG,
@@ -83,21 +84,21 @@ def merge_command(adapter: Path) -> str:
     """Return the command that merges an adapter into the base model that it names."""
     base, _ = _adapter_of(adapter)
     tokenizer = adapter if (adapter / "tokenizer_config.json").exists() else base or "BASE"
-    merged = f"{adapter}-merged"
-    return (
-        'python -c "from peft import AutoPeftModelForCausalLM as M; '
+    merged = _text(f"{adapter}-merged")
+    return _python(
+        "from peft import AutoPeftModelForCausalLM as M; "
         "from transformers import AutoTokenizer as T; "
-        f"M.from_pretrained('{adapter}', dtype='auto').merge_and_unload()"
-        f".save_pretrained('{merged}'); T.from_pretrained('{tokenizer}')"
-        f".save_pretrained('{merged}')\""
+        f'M.from_pretrained({_text(adapter)}, dtype="auto").merge_and_unload()'
+        f".save_pretrained({merged}); T.from_pretrained({_text(tokenizer)})"
+        f".save_pretrained({merged})"
     )
 
 
 def _adapter_of(folder: Path) -> tuple[str | None, str]:
     """Return the base model that an adapter names, if it does, and its kind."""
     try:
-        content = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = read_json(folder / ADAPTER_CONFIG)
+    except AmnesiaError:
         content = None
     content = content if isinstance(content, dict) else {}
     base = content.get("base_model_name_or_path")
@@ -212,16 +213,16 @@ def _pickles(folder: Path) -> UserError | None:
     usual = any(name.startswith("pytorch_model") and "fsdp" not in name for name in signs)
     converter = (
         "from transformers import AutoModelForCausalLM as M; "
-        f"M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')"
+        f"M.from_pretrained({_text(folder)}).save_pretrained({_text(f'{folder}-safetensors')})"
         if usual
         else "import torch; from safetensors.torch import save_file as s; "
-        f"t = torch.load('{folder / signs[0]}', weights_only=True); "
-        f"s({{n: x.clone() for n, x in t.items()}}, '{folder / SINGLE_FILE}')"
+        f"t = torch.load({_text(folder / signs[0])}, weights_only=True); "
+        f"s({{n: x.clone() for n, x in t.items()}}, {_text(folder / SINGLE_FILE)})"
     )
     return UserError(
         f"{folder}: holds its weights as pickle ({', '.join(signs[:3])}), which can run code "
         "when it is read; only safetensors are.",
-        hint=f'Convert it: python -c "{converter}"',
+        hint=f"Convert it: {_python(converter)}",
     )
 
 
@@ -276,3 +277,13 @@ def _names(folder: Path, *patterns: str) -> Iterable[str]:
 
 def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
+
+
+def _python(code: str) -> str:
+    """Return the command that runs `code`, safe to paste whatever the names in it."""
+    return f"python -c {shlex.quote(code)}"
+
+
+def _text(name: Path | str) -> str:
+    """Return a name as a string of Python's; that of an adapter's base comes from a stranger."""
+    return json.dumps(str(name))

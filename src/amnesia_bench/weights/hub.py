@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import shutil
 import sys
@@ -15,7 +14,7 @@ from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.records.artifacts import Manifest, Parent
-from amnesia_bench.store.files import remove_files
+from amnesia_bench.store.files import read_json, remove_files
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST, resumable_path
 from amnesia_bench.store.provenance import collect_provenance, ended_now
@@ -171,10 +170,8 @@ def _code(listing: _Listing, folder: Path) -> tuple[str, ...]:
     brings = False
     for name in (CONFIG, _TOKENIZER_CONFIG):
         if name in listing.files:
-            try:
-                brings |= "auto_map" in json.loads((folder / name).read_text(encoding="utf-8"))
-            except (ValueError, TypeError) as error:
-                raise UserError(f"{listing.repository}: {name} is not JSON ({error})") from error
+            content = _json(listing, folder, name)
+            brings |= isinstance(content, dict) and "auto_map" in content
     return tuple(name for name in sorted(listing.files) if brings and name.endswith(".py"))
 
 
@@ -182,9 +179,8 @@ def _shards(listing: _Listing, folder: Path) -> list[str]:
     if INDEX not in listing.files:
         return [SINGLE_FILE]
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        shards = set(index["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        shards = set(_json(listing, folder, INDEX)["weight_map"].values())
+    except (KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{listing.repository}: {INDEX} is not an index ({error!r})") from error
     for name in shards:
         if name not in listing.files or Path(name).suffix != ".safetensors":
@@ -192,6 +188,13 @@ def _shards(listing: _Listing, folder: Path) -> list[str]:
                 f"{listing.repository}: {INDEX} names {name!r}, which is no file of weights there"
             )
     return sorted(shards)
+
+
+def _json(listing: _Listing, folder: Path, name: str) -> Any:
+    try:
+        return read_json(folder / name)
+    except UserError as error:
+        raise UserError(f"{listing.repository}: {name} is not JSON") from error
 
 
 def _check_space(listing: _Listing, names: Sequence[str], folder: Path) -> None:

@@ -73,5 +73,5 @@ def quantised(checkpoint: Checkpoint, sign: str) -> UserError:
     """Return the refusal of quantised weights."""
     return UserError(
         f"{checkpoint.folder}: holds quantised weights ({sign}).",
-        hint="Restore the unquantised checkpoint, then quantise the result again.",
+        hint="Give the same model before it was quantised, and quantise what is restored from it.",
     )

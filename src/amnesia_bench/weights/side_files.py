@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,7 +131,7 @@ def _check_belongs(folder: Path, path: Path) -> None:
         target = link.resolve()
     except RuntimeError:  # of a link that leads to itself, before Python 3.13
         raise UserError(f"{link}: is a link that leads to itself.") from None
-    hint = f"Make a copy without links first: cp -rL {folder} COPY"
+    hint = f"Make a copy without links first: cp -rL {shlex.quote(str(folder))} COPY"
     top = folder.resolve()
     snapshots = (parent for parent in top.parents if parent.name == "snapshots")
     places = [top, *(parent.parent / "blobs" for parent in snapshots)]
