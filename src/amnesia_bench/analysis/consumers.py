@@ -127,9 +127,7 @@ class PooledMaps:
                 1, columns.expand_as(alpha), alpha, "amax"
             )
             rows = self._bins(block.first_query, block.stop, torch.device("cpu"))
-            pooled.scatter_reduce_(
-                0, rows[:, None].expand(-1, self._size), by_column.cpu(), "amax"
-            )
+            pooled.scatter_reduce_(0, rows[:, None].expand(-1, self._size), by_column.cpu(), "amax")
 
     def _bins(self, start: int, stop: int, device: torch.device) -> Tensor:
         return torch.arange(start, stop, device=device) * self._size // self._tokens

@@ -6,6 +6,8 @@ Shapes: N texts, W resamplings, D distances.
 from __future__ import annotations
 
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -64,9 +66,7 @@ def draw_weights(texts: int, rng: np.random.Generator) -> Floats:
     return rng.multinomial(texts, np.full(texts, 1 / texts), size=RESAMPLINGS).astype(np.float64)
 
 
-def resample_ratio(
-    sums: Floats, counts: Floats, weights: Floats, first: int = 0
-) -> Resampled:
+def resample_ratio(sums: Floats, counts: Floats, weights: Floats, first: int = 0) -> Resampled:
     """Return sums over counts by distance, of all texts and of each resampling.
 
     Args:
@@ -139,9 +139,7 @@ def describe_tail(curve: Resampled, *, by_precision: bool = False) -> Tail:
     )
 
 
-def reach_of(
-    sums: Floats, weights: Floats, share: float
-) -> Estimate:
+def reach_of(sums: Floats, weights: Floats, share: float) -> Estimate:
     """Return the smallest distance within which a share of all magnitude lies.
 
     Args:

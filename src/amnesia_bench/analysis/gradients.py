@@ -158,9 +158,7 @@ def gradients_by_distance(
 
 
 def _reach(sums: Floats, weights: Floats) -> Reach:
-    return Reach(
-        half=reach_of(sums, weights, 0.5), nine_tenths=reach_of(sums, weights, 0.9)
-    )
+    return Reach(half=reach_of(sums, weights, 0.5), nine_tenths=reach_of(sums, weights, 0.9))
 
 
 def _backward(model: MeasuredModel, text: Text) -> None:

@@ -95,8 +95,7 @@ def open_model(folder: Path, role: str) -> tuple[MeasuredModel, Parent]:
 def _softmax_layers(checkpoint: Checkpoint) -> dict[int, LayerKind]:
     found = attention_map(checkpoint.config, checkpoint.shapes)
     return {
-        layer: found.layer_kinds[layer]
-        for layer in found.layers(LayerKind.FULL, LayerKind.SLIDING)
+        layer: found.layer_kinds[layer] for layer in found.layers(LayerKind.FULL, LayerKind.SLIDING)
     }
 
 

@@ -16,6 +16,8 @@ from transformers.masking_utils import sdpa_mask
 
 from amnesia_bench.modeling.causal_attention import is_plainly_causal
 
+_SUMMED_ROWS = 64
+
 
 @dataclass(frozen=True, eq=False)
 class RowBlock:
@@ -178,4 +180,8 @@ def sums_by_distance(values: Tensor) -> Tensor:
     outer = padded.stride()[:-2]
     size = (*values.shape[:-2], queries, keys)
     diagonals = padded.as_strided(size, (*outer, keys + queries, 1))
-    return diagonals.sum(dim=-2, dtype=torch.float64).flip(-1)
+    sums = torch.zeros(*diagonals.shape[:-2], keys, dtype=torch.float64, device=values.device)
+    # On a CPU a sum in float64 first copies what it adds up: few rows at a time stay in its cache.
+    for rows in diagonals.split(_SUMMED_ROWS, dim=-2):
+        sums += rows.sum(dim=-2, dtype=torch.float64)
+    return sums.flip(-1)
