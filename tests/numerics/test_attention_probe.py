@@ -1,5 +1,7 @@
 """The probe against full matrices and autograd, in float64, for every kind of attention."""
 
+import itertools
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -34,7 +36,7 @@ def _packed(model, bounds):
     """Positions that restart are documents to every model; HypeNet is also given boundaries."""
     if model.config.model_type == "hypenet":
         return {"cu_seqlens": bounds}
-    lengths = [stop - start for start, stop in zip(bounds, bounds[1:], strict=False)]
+    lengths = [stop - start for start, stop in itertools.pairwise(bounds)]
     return {"position_ids": torch.cat([torch.arange(n) for n in lengths])[None]}
 
 
@@ -244,7 +246,9 @@ def test_diagonals_are_added_up_by_distance():
 @pytest.mark.parametrize("family", ["zamba", "zamba2"])
 def test_attention_that_the_probe_cannot_tell_apart_is_refused_by_name(family):
     layers = dict.fromkeys(PICOS[family].softmax, LayerKind.FULL)
-    with pytest.raises(UserError, match="Zamba2?Attention: its attention does not say which layer"):
+    with pytest.raises(
+        UserError, match=r"Zamba2?Attention: its attention does not say which layer"
+    ):
         measured(tiny_model(family), "folder", layers)
 
 

@@ -5,7 +5,6 @@ Shapes: N texts, W resamplings, D distances.
 
 from __future__ import annotations
 
-
 from dataclasses import dataclass
 
 import numpy as np
@@ -150,7 +149,8 @@ def reach_of(sums: Floats, weights: Floats, share: float) -> Estimate:
 
     def reach(totals: Floats) -> NDArray[np.intp]:
         cumulated = totals.cumsum(axis=-1)
-        return (cumulated < share * cumulated[..., -1:]).sum(axis=-1)
+        distance: NDArray[np.intp] = (cumulated < share * cumulated[..., -1:]).sum(axis=-1)
+        return distance
 
     return estimate(float(reach(sums.sum(axis=0))), reach(weights @ sums).astype(np.float64))
 

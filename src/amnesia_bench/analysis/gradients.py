@@ -83,10 +83,10 @@ def histograms_of(model: MeasuredModel, texts: Texts, report: Report | None = No
             seen = DistanceHistogram(model.num_heads, len(text.tokens))
             with probing(model.module, gradients=seen):
                 _backward(model, text)
-            found = {layer: sums.cpu().numpy() for layer, sums in seen.sums.items()}
-            by_text.append({layer: sums.sum(axis=0) for layer, sums in found.items()})
-            for layer, sums in found.items():
-                head_sums[layer] = head_sums.get(layer, 0.0) + sums
+            found = {layer: each.cpu().numpy() for layer, each in seen.sums.items()}
+            by_text.append({layer: each.sum(axis=0) for layer, each in found.items()})
+            for layer, of_heads in found.items():
+                head_sums[layer] = head_sums.get(layer, 0.0) + of_heads
                 pairs[layer] = seen.pairs[layer].cpu().numpy()
     sums = {layer: np.stack([each[layer] for each in by_text]) for layer in model.softmax_layers}
     return Histograms(sums, head_sums, pairs)
@@ -118,7 +118,6 @@ def gradients_by_distance(
     found = histograms_of(model, texts, report)
     pooled = model.full_layers or model.softmax_layers
     weights = draw_weights(len(texts.taken), rng)
-    curve = slice(0, max_distance + 1)
     sums = np.sum([found.sums[layer] for layer in pooled], axis=0)
     pairs = model.num_heads * np.sum([found.pairs[layer] for layer in pooled], axis=0)
     # A window lets no pair beyond it be seen: where no layer is without one, the curve ends there.
@@ -181,7 +180,7 @@ def _backward(model: MeasuredModel, text: Text) -> None:
 
 def _loss_gradient(model: MeasuredModel, hidden: Tensor, targets: Tensor) -> Tensor:
     """Return the gradient [N, M] of the summed cross-entropy, few logits at a time."""
-    gradients = []
+    gradients: list[Tensor] = []
     for start in range(0, len(targets), _LOSS_POSITIONS):
         chunk = slice(start, start + _LOSS_POSITIONS)
         part = hidden[chunk].requires_grad_()

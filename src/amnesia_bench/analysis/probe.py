@@ -125,7 +125,8 @@ def probe_attention(  # noqa: PLR0913 - transformers' attention interface
             for block in call(query, key, value).weights():
                 probe.weights(block)
     if probe.gradients is not None and output.requires_grad:
-        output = _GradientTap.apply(output, query, key, value, (call, probe.gradients))
+        tap: Any = _GradientTap
+        output = tap.apply(output, query, key, value, (call, probe.gradients))
     return output, None
 
 
@@ -133,7 +134,7 @@ class _GradientTap(torch.autograd.Function):
     """The identity; its backward shows the gradient that comes through to a consumer."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913 - the inputs of the layer
+    def forward(
         ctx: Any, output: Tensor, query: Tensor, key: Tensor, value: Tensor, watch: Any
     ) -> Tensor:
         ctx.save_for_backward(query, key, value)

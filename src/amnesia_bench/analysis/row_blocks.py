@@ -182,6 +182,7 @@ def sums_by_distance(values: Tensor) -> Tensor:
     diagonals = padded.as_strided(size, (*outer, keys + queries, 1))
     sums = torch.zeros(*diagonals.shape[:-2], keys, dtype=torch.float64, device=values.device)
     # On a CPU a sum in float64 first copies what it adds up: few rows at a time stay in its cache.
-    for rows in diagonals.split(_SUMMED_ROWS, dim=-2):
+    for start in range(0, queries, _SUMMED_ROWS):
+        rows = diagonals[..., start : start + _SUMMED_ROWS, :]
         sums += rows.sum(dim=-2, dtype=torch.float64)
     return sums.flip(-1)
