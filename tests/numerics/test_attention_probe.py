@@ -247,7 +247,7 @@ def test_diagonals_are_added_up_by_distance():
 def test_attention_that_the_probe_cannot_tell_apart_is_refused_by_name(family):
     layers = dict.fromkeys(PICOS[family].softmax, LayerKind.FULL)
     with pytest.raises(
-        UserError, match=r"Zamba2?Attention: its attention does not say which layer"
+        UserError, match=r"Zamba2?Attention: its attention does not say which"
     ):
         measured(tiny_model(family), "folder", layers)
 

@@ -58,6 +58,20 @@ def test_independent_tokens_have_no_decay_to_fit(seed):
         assert each.chance == pytest.approx(PI @ PI, abs=0.01)
 
 
+def test_what_comes_before_the_peak_is_not_fitted():
+    """Three spellings of each token, none twice in a row: as in prose, none follows itself."""
+    rng = np.random.default_rng(3)
+    gap = 0.05
+    rows = [
+        3 * text.tokens + np.cumsum(1 + rng.integers(0, 2, len(text.tokens))) % 3
+        for text in _chains(gap, 60, 1000, rng).taken
+    ]
+    found = autocorrelations(_texts(rows), 40, DATA, rng)[0]
+    assert found.curve.high[0] < 0
+    assert (found.fit.first, found.fit.last) == (2, 40)
+    assert found.fit.rate.value == pytest.approx(-math.log(1 - gap), rel=0.2)
+
+
 def test_both_readings_are_their_formulas():
     rows = [[0, 1, 0, 0, 2, 1, 0, 1], [2, 2, 1, 0, 1, 2, 0, 0, 1]]
     rng = np.random.default_rng(0)

@@ -14,10 +14,10 @@ from amnesia_bench.analysis.decay import (
     MIN_DISTANCES,
     Floats,
     Resampled,
-    above_zero,
     describe_tail,
     draw_weights,
     fit_decay,
+    from_peak,
 )
 from amnesia_bench.analysis.texts import Texts
 from amnesia_bench.errors import UserError
@@ -63,7 +63,7 @@ def autocorrelations(
     for reading in (RATIO, MEAN):
         weight = np.ones(len(types)) if reading == RATIO else 1 / (1 - frequency)
         curve = _curve(row, of_text, weight, max_distance, resamplings)
-        decaying = curve.part(1, above_zero(curve))
+        decaying = from_peak(curve)
         enough = len(decaying.values) >= MIN_DISTANCES
         halves = len(decaying.values) >= 2 * MIN_DISTANCES
         records.append(

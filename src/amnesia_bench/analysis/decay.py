@@ -155,12 +155,18 @@ def reach_of(sums: Floats, weights: Floats, share: float) -> Estimate:
     return estimate(float(reach(sums.sum(axis=0))), reach(weights @ sums).astype(np.float64))
 
 
-def above_zero(curve: Resampled) -> int:
-    """Return how many distances, from the first on, are above zero with their whole interval."""
-    if not len(curve.resamplings):
-        return 0
-    below = np.flatnonzero(_ends(curve.resamplings)[0] <= 0)
-    return int(below[0]) if len(below) else len(curve.values)
+def from_peak(curve: Resampled) -> Resampled:
+    """Return the stretch that can be fitted: from the largest value on, as long as it is above 0.
+
+    Above with the whole interval. What comes before the peak does not decay: in prose a token
+    hardly ever follows itself. Empty where not even the peak is above zero.
+    """
+    peak = int(curve.values.argmax())
+    low = _ends(curve.resamplings)[0][peak:]
+    below = np.flatnonzero(low <= 0)
+    length = int(below[0]) if len(below) else len(low)
+    first = curve.first + peak
+    return curve.part(first, first + length - 1)
 
 
 def _ends(resamplings: Floats) -> tuple[Floats, Floats]:

@@ -224,9 +224,10 @@ class Autocorrelation:
 
     `reading` is "ratio_of_sums", (P[x_t = x_t+d] - chance) / (1 - chance) with `chance` the sum of
     squared token frequencies, or "mean_of_correlations", the mean over token types of the
-    correlation of their indicators, weighted by frequency. `curve` begins at distance 1. `fit` is
-    None where fewer than three distances from 1 on are above zero, intervals apart; else it covers
-    these. `n` texts of `tokens` tokens in all; `too_short` ones were left out.
+    correlation of their indicators, weighted by frequency. `curve` begins at distance 1. `fit`
+    goes from the peak of the curve as far as it is above zero with its whole interval, and is None
+    where those are fewer than three distances. `n` texts have `tokens` tokens in all; `too_short`
+    ones were left out.
     """
 
     source: str

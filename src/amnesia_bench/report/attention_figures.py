@@ -86,10 +86,7 @@ def _decay_figure(lines: Sequence[_Line], caption: str) -> str:
         width=_WIDTH - _LEFT - 16,
         height=_HEIGHT,
         x_range=(0, max(line.curve.first + len(line.curve.mean) - 1 for line in lines)),
-        y_range=(
-            math.floor(math.log10(low)),
-            max(math.ceil(math.log10(high)), 1 + math.floor(math.log10(low))),
-        ),
+        y_range=(lowest, max(math.ceil(math.log10(high)), lowest + 1)),
     )
     parts = [*_axes(box, "distance in tokens")]
     bottom = _TOP + _HEIGHT + _BOTTOM
