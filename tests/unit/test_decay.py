@@ -65,7 +65,8 @@ def test_what_grows_has_no_scale():
 def test_the_reach_is_the_distance_that_holds_the_mass():
     sums = np.array([[4.0, 3.0, 2.0, 1.0], [0.0, 0.0, 0.0, 10.0]])
     weights = np.array([[2.0, 0.0], [0.0, 2.0]])
-    assert reach_of(sums, weights[:0], 0.5).value == 2  # 4, 7, 9 and 20 of 20
+    assert reach_of(sums, weights[:0], 0.5).value == 3  # 4, 7, 9, 20 of 20
+    assert reach_of(sums, weights[:0], 0.45).value == 2
     assert reach_of(sums[:1], weights[:0, :1], 0.9).value == 2
     reach = reach_of(sums, weights, 0.5)
     assert reach.interval.low < 1.2

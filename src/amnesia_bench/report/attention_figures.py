@@ -161,7 +161,7 @@ def distance_figure(found: Sequence[HeadDistances], shifts: Sequence[DistanceShi
         width=max(_WIDTH - _LEFT - 16, 34.0 * len(layers)),
         height=_HEIGHT,
         x_range=(-0.5, len(layers) - 0.5),
-        y_range=(0, 1.1 * max(max(values) for values in means.values()) or 1.0),
+        y_range=(0, _round_up(max(max(values) for values in means.values()))),
     )
     parts = [*_distance_axes(box, layers)]
     for row, shift in enumerate(shifts):
@@ -185,7 +185,8 @@ def distance_figure(found: Sequence[HeadDistances], shifts: Sequence[DistanceShi
         "tokens"
     )
     parts.append(svg.text(box.left, bottom + 24, caption, anchor="start"))
-    return svg.picture(box.left + box.width + 16, bottom + 36, caption, parts)
+    width = max(box.left + box.width + 16, box.left + CHARACTER * len(caption))
+    return svg.picture(width, bottom + 36, caption, parts)
 
 
 def _distance_axes(box: svg.Box, layers: Sequence[int]) -> Iterator[str]:
@@ -197,6 +198,12 @@ def _distance_axes(box: svg.Box, layers: Sequence[int]) -> Iterator[str]:
     for i, layer in enumerate(layers):
         yield svg.text(box.x(i), box.top + box.height + 16, str(layer))
     yield svg.text(box.left + box.width / 2, box.top + box.height + 30, "layer")
+
+
+def _round_up(value: float) -> float:
+    """Return the next number above, of which a quarter is short."""
+    power = 10 ** math.floor(math.log10(value)) if value > 0 else 1.0
+    return next(power * step for step in (1.0, 2.0, 4.0, 6.0, 8.0, 10.0) if value <= power * step)
 
 
 def _mean(values: Sequence[float]) -> float:
