@@ -122,23 +122,14 @@ def gradients_by_distance(
     pairs = model.num_heads * np.sum([found.pairs[layer] for layer in pooled], axis=0)
     # A window lets no pair beyond it be seen: where no layer is without one, the curve ends there.
     curve = slice(0, min(max_distance + 1, int(np.count_nonzero(pairs))))
+    if curve.stop <= 2 * MIN_DISTANCES:
+        raise UserError(
+            f"{model.name}: every softmax layer has a window, of {curve.stop} tokens at most: too "
+            "few distances for a fit and its tail"
+        )
     counts = np.broadcast_to(pairs[curve], sums[:, curve].shape)
     means = resample_ratio(sums[:, curve], counts, weights)
     decaying = means.part(1, means.last)
-    layers = []
-    for layer in model.softmax_layers:
-        seen = np.maximum(found.pairs[layer][curve] * len(texts.taken) * model.num_heads, 1)
-        layers.append(
-            LayerGradients(
-                layer=layer,
-                mean=tuple((found.sums[layer].sum(axis=0)[curve] / seen).tolist()),
-                reach=_reach(found.sums[layer], weights),
-                head_half_reach=tuple(
-                    int(reach_of(sums[None], weights[:0, :1], 0.5).value)
-                    for sums in found.head_sums[layer]
-                ),
-            )
-        )
     return GradientsByDistance(
         source=texts.source,
         checkpoint=parents[0],
@@ -151,9 +142,30 @@ def gradients_by_distance(
         fit=fit_decay(decaying),
         tail=describe_tail(decaying),
         reach=_reach(sums, weights),
-        layers=tuple(layers),
+        layers=_by_layer(model, found, weights, curve),
         settings={**model.settings, "loss": "sum over trained tokens, nats"},
     )
+
+
+def _by_layer(
+    model: MeasuredModel, found: Histograms, weights: Floats, curve: slice
+) -> tuple[LayerGradients, ...]:
+    layers = []
+    for layer in model.softmax_layers:
+        texts = len(found.sums[layer])
+        pairs = np.maximum(found.pairs[layer][curve] * texts * model.num_heads, 1)
+        layers.append(
+            LayerGradients(
+                layer=layer,
+                mean=tuple((found.sums[layer].sum(axis=0)[curve] / pairs).tolist()),
+                reach=_reach(found.sums[layer], weights),
+                head_half_reach=tuple(
+                    int(reach_of(sums[None], np.zeros((0, 1)), 0.5).value)
+                    for sums in found.head_sums[layer]
+                ),
+            )
+        )
+    return tuple(layers)
 
 
 def _reach(sums: Floats, weights: Floats) -> Reach:
