@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from amnesia_bench.analysis.distance import Prompt, attention_maps, head_distances
 from amnesia_bench.analysis.gradients import gradients_by_distance, histograms_of
 from amnesia_bench.analysis.models import measured
 from amnesia_bench.analysis.texts import Text, Texts
@@ -86,3 +87,14 @@ def test_texts_and_windows_that_leave_nothing_to_fit_are_refused():
         gradients_by_distance(model, texts, 20, PARENTS, np.random.default_rng(0))
     with pytest.raises(UserError, match="texts of 40 tokens are too short"):
         gradients_by_distance(model, texts, 40, PARENTS, np.random.default_rng(0))
+
+
+def test_prompts_without_needles_have_no_map():
+    model, tokens = _measured("llama"), _texts(1).taken[0].tokens
+    with pytest.raises(UserError, match="the prompt has no needle"):
+        attention_maps(model, Prompt(tokens, None), [(0, 0)], 8, "pre", PARENTS)
+    for needle in ((5, 5), (30, TOKENS + 1), (-1, 3)):
+        with pytest.raises(UserError, match="is not in its prompt of 40 tokens"):
+            Prompt(tokens, needle)
+    record = head_distances(model, [Prompt(tokens, None)], "pre", PARENTS).record
+    assert {each.needle_mass for each in record.heads} == {None}

@@ -7,14 +7,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from amnesia_bench.analysis.consumers import DistanceHistogram, HeadStatistics, PooledMaps
-from amnesia_bench.analysis.models import measured
+from amnesia_bench.analysis.models import measured, open_model
 from amnesia_bench.analysis.probe import probing
 from amnesia_bench.analysis.row_blocks import sums_by_distance
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import LayerKind
 from tests.full_attention import LOWEST, full_logits, histogram
 from tests.numerics.conftest import random_ids
-from tests.pico import PICOS
+from tests.pico import PICOS, build
 from tests.tiny_models import tiny_model
 
 TOKENS = 37
@@ -243,13 +243,21 @@ def test_diagonals_are_added_up_by_distance():
     assert sums_by_distance(block).dtype == torch.float64
 
 
+@pytest.mark.parametrize("family", sorted(set(PICOS) - {"zamba", "zamba2"}))
+def test_every_mapped_family_is_measured(family, tmp_path):
+    build(family, tmp_path, seed=0)
+    model, parent = open_model(tmp_path, "pre")
+    assert model.softmax_layers == PICOS[family].softmax
+    assert model.full_layers == tuple(sorted(set(PICOS[family].softmax) - {*PICOS[family].sliding}))
+    assert model.num_heads == 4
+    assert parent.role == "pre"
+
+
 @pytest.mark.parametrize("family", ["zamba", "zamba2"])
-def test_attention_that_the_probe_cannot_tell_apart_is_refused_by_name(family):
-    layers = dict.fromkeys(PICOS[family].softmax, LayerKind.FULL)
-    with pytest.raises(
-        UserError, match=r"Zamba2?Attention: its attention does not say which"
-    ):
-        measured(tiny_model(family), "folder", layers)
+def test_attention_that_several_layers_share_is_refused_by_name(family, tmp_path):
+    build(family, tmp_path, seed=0)
+    with pytest.raises(UserError, match=r"Zamba2?Attention: its attention does not say which"):
+        open_model(tmp_path, "pre")
 
 
 def test_attention_outside_of_the_interface_is_refused_by_name(monkeypatch):
