@@ -16,7 +16,7 @@ AMNESIA := AMNESIA_STORE="$(STORE)" $(BIN)/amnesia $(if $(DRY),plan,run --out $(
 TABLES := table1 table2 table3 table4 table10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-slow test-gpu test-vllm bench lock clean
+.PHONY: help setup check format test test-programs test-slow test-gpu test-vllm bench lock clean
 .PHONY: reproduce-tiny $(TABLES:%=reproduce-%) figures
 
 help: ## list the targets
@@ -58,6 +58,9 @@ format: setup ## rewrite the code in the house style
 test: setup ## the normal suite: CPU, offline, minutes
 	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist worksteal
 
+test-programs: setup ## the tests that need bubblewrap or Chromium; fails where one is missing
+	OMP_NUM_THREADS=1 $(PYTEST) -m "(bubblewrap or chromium or programs) and not slow" --fail-on-missing
+
 test-slow: setup ## the tests that take minutes each
 	$(PYTEST) -m slow --timeout 3600
 
@@ -84,7 +87,6 @@ bench: setup .bench/mergekit/installed ## measure speed and memory into docs/ben
 
 lock: setup ## resolve constraints/ anew
 	$(BIN)/python scripts/lock.py cpu
-	$(BIN)/python scripts/lock.py orchestrate
 	$(BIN)/python scripts/lock.py gpu
 
 clean: ## remove .venv and caches

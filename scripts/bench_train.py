@@ -74,7 +74,7 @@ def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[tu
     with joined_processes() as processes, tempfile.TemporaryDirectory() as scratch:
         learner = build_learner(run, open_checkpoint(init), None, processes)
         saves = run.train.checkpoints
-        with MetricsFile(Path(scratch) / "metrics.jsonl", keep_steps=0) as metrics:
+        with MetricsFile(Path(scratch) / "metrics.jsonl") as metrics:
 
             def record(step: StepRecord, spent: tuple[float, float]) -> None:
                 metrics.append({"step": step.step, "loss": step.loss, "norm": step.grad_norm})
@@ -87,13 +87,16 @@ def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[tu
                     run=run,
                     learner=learner,
                     batches=Batches(run, {"sft": rows}, FileOrder([rows.num_sequences]), 0, 1),
-                    checkpoints=CheckpointFolder(Path(scratch), saves, processes, metrics.sync),
+                    checkpoints=CheckpointFolder(
+                        Path(scratch), saves, processes, records=lambda _: {}
+                    ),
                     processes=processes,
                     record=record,
                     stop_requested=lambda: False,
                 )
             )
-            loop.run(loop.start())
+            loop.start()
+            loop.run(0)
     return seconds[UNCOUNTED_STEPS:]
 
 

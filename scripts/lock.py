@@ -14,7 +14,6 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENTS = {
     "cpu": ("dev", "checks and the normal test suite, on a CPU"),
     "gpu": ("train,eval,vllm,wandb", "training, evaluation and vLLM on GPUs, Linux"),
-    "orchestrate": ("orchestrate", "the driver that submits to SLURM, in a venv of its own"),
 }
 
 

@@ -1,7 +1,13 @@
-"""What tests of several folders need."""
+"""What tests of several folders need, and what becomes of those that lack an installed program.
+
+Tests that need bubblewrap or Chromium are marked so. Without it they skip, and say what to
+install; with --fail-on-missing they fail. Tests marked `programs` run harmless programs of their
+own: in a sandbox where there is one, else as plain processes with limits of time and memory.
+"""
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,12 +18,51 @@ if TYPE_CHECKING:
     from amnesia_bench.evals.sandbox import Launcher
 
 
-@pytest.fixture(scope="session")
-def sandbox() -> Launcher:
-    """A sandbox that was tried and held; without one, the tests of code execution skip."""
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--fail-on-missing",
+        action="store_true",
+        help="fail where a test would skip because bubblewrap or Chromium is not installed",
+    )
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark, lacking in (("bubblewrap", no_sandbox), ("chromium", no_chromium)):
+        if item.get_closest_marker(mark) and (reason := lacking()):
+            give_up = pytest.fail if item.config.getoption("--fail-on-missing") else pytest.skip
+            give_up(reason)
+
+
+@cache
+def no_sandbox() -> str | None:
+    """Return why there is no sandbox that holds, and what to install; None if there is one."""
     from amnesia_bench.evals.sandbox import open_launcher
 
     try:
-        return open_launcher()
+        open_launcher()
     except MissingEnvironmentError as error:
-        pytest.skip(str(error))
+        return f"{str(error).splitlines()[0]}: apt-get install bubblewrap"
+    return None
+
+
+def no_chromium() -> str | None:
+    """Return what to install; None if there is a Chromium."""
+    from tests.browser import CHROMIUM
+
+    return None if CHROMIUM else "no Chromium in PATH: apt-get install chromium"
+
+
+@pytest.fixture(scope="session")
+def sandbox() -> Launcher:
+    """A sandbox that was tried and held; for tests marked `bubblewrap`."""
+    from amnesia_bench.evals.sandbox import open_launcher
+
+    return open_launcher()
+
+
+@pytest.fixture(scope="session")
+def launcher() -> Launcher:
+    """A sandbox if there is one, else plain processes; for tests marked `programs`."""
+    from amnesia_bench.evals.sandbox import open_launcher
+
+    return open_launcher(unsafe_no_sandbox=no_sandbox() is not None)

@@ -8,7 +8,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from tests.training_runs import Started, TinyJob, as_process
@@ -60,7 +59,7 @@ def _tear(after: int) -> None:
 def _keep_saves() -> None:
     import amnesia_bench.training.run as module
 
-    module.shutil = SimpleNamespace(rmtree=lambda *_, **__: None)  # type: ignore[attr-defined]
+    module.remove_run = lambda _: []  # type: ignore[attr-defined]
 
 
 def keeps_saves(job: TinyJob, rank: int, size: int, port: int, log: Path) -> None:

@@ -78,14 +78,33 @@ class Case:
 
 
 def read_cases() -> list[Case]:
-    text = (Path(__file__).parent / "golden" / "lcb_programs.txt").read_text("utf-8")
     cases = []
-    for section in text.split("==== ")[1:]:
-        header, _, code = section.partition("\n")
-        problem, name, outcome, *detail = header.split(" | ")
+    for (problem, name, outcome, *detail), code in _sections("lcb_programs.txt"):
         fault = detail[0] if detail else None
-        cases.append(Case(problem, name, code.rstrip("\n"), Outcome(outcome), fault))
+        cases.append(Case(problem, name, code, Outcome(outcome), fault))
     return cases
+
+
+@dataclass(frozen=True)
+class TwoVerdicts:
+    problem: str
+    name: str
+    code: str
+    lcb: Outcome
+    lenient: Outcome
+
+
+def read_two_verdicts() -> list[TwoVerdicts]:
+    return [
+        TwoVerdicts(problem, name, code, Outcome(lcb), Outcome(lenient))
+        for (problem, name, lcb, lenient), code in _sections("lcb_lenient.txt")
+    ]
+
+
+def _sections(name: str) -> list[tuple[list[str], str]]:
+    text = (Path(__file__).parent / "golden" / name).read_text("utf-8")
+    parts = [section.partition("\n") for section in text.split("==== ")[1:]]
+    return [(header.split(" | "), code.rstrip("\n")) for header, _, code in parts]
 
 
 def answer_text(code: str) -> str:

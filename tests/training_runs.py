@@ -40,11 +40,16 @@ class Store:
     def __init__(self, folder: Path) -> None:
         settings = json.loads((folder / "settings.json").read_text())
         self.tokenizer_sha256 = settings["tokenizer_sha256"]
+        self.vocab_size = settings["vocab_size"]
         self.sequence_tokens = settings["sequence_tokens"]
         self.isolate_documents = settings["isolate_documents"]
         self._lengths = settings["document_lengths"]
         self._tokens = np.load(folder / "tokens.npy", mmap_mode="r")
         self._mask = np.load(folder / "mask.npy", mmap_mode="r")
+
+    @property
+    def packs_documents(self) -> bool:
+        return any(len(lengths) > 1 for lengths in self._lengths)
 
     @property
     def num_sequences(self) -> int:
@@ -73,18 +78,19 @@ def write_data(
     rows: int = 24,
     tokens: int = TOKENS,
     isolate: bool = True,
+    documents: int = 3,
     seed: int = 0,
     tokenizer_sha256: str = TOKENIZER_SHA256,
     spoil: Callable[[np.ndarray, np.ndarray], None] = lambda tokens, mask: None,
 ) -> Path:
-    """Prepared data of random documents whose masks are very uneven."""
+    """Prepared data of random documents, some in each row, whose masks are very uneven."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(3, VOCAB, (rows, tokens), dtype=np.int32)
     mask = rng.random((rows, tokens)) < rng.choice([0.05, 0.3, 1.0], (rows, 1))
     mask[:, 5] = True
     lengths = []
     for _ in range(rows):
-        cuts = np.sort(rng.choice(np.arange(1, tokens), 2, replace=False))
+        cuts = np.sort(rng.choice(np.arange(1, tokens), documents - 1, replace=False))
         lengths.append(np.diff([0, *cuts, tokens]).tolist())
     for row, of_row in enumerate(lengths):
         for start in np.cumsum([0, *of_row[:-1]]):
@@ -96,6 +102,7 @@ def write_data(
         np.save(work.folder / "mask.npy", mask)
         settings = {
             "tokenizer_sha256": tokenizer_sha256,
+            "vocab_size": VOCAB,
             "sequence_tokens": tokens,
             "isolate_documents": isolate,
             "document_lengths": lengths,

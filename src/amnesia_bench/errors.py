@@ -46,6 +46,10 @@ class UserError(AmnesiaError):
     exit_code = ExitCode.USER_ERROR
 
 
+class NewerVersionError(UserError):
+    """A newer version of amnesia-bench wrote a file, and this one cannot read it."""
+
+
 class StageFailedError(AmnesiaError):
     """The work started and could not be finished or proven; nothing that looks finished is left."""
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from amnesia_bench.config.eval_schema import EvalConfig
+from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
 from amnesia_bench.config.load import load_option, options
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.engines.protocol import sample_seed
 from amnesia_bench.evals.tasks import TASKS
 from amnesia_bench.records.evaluation import SampleKey
+from amnesia_bench.records.reasoning import Checker
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "eval"
 # From the issue and Appendix K: answers per problem, new tokens.
@@ -49,6 +50,12 @@ def test_a_task_has_a_config_and_each_value_its_source(task: str) -> None:
 def test_a_value_that_makes_no_sense_is_refused(overrides: list[str], said: str) -> None:
     with pytest.raises(UserError, match=said):
         load_option("eval", "math500", overrides, EvalConfig)
+
+
+def test_an_unknown_checker_is_answered_with_those_there_are() -> None:
+    assert load_option("eval", "livecodebench", [], CodeEvalConfig).checker is Checker.LCB
+    with pytest.raises(UserError, match=r"eval\.checker=lax.*'lcb' or 'lenient'"):
+        load_option("eval", "livecodebench", ["eval.checker=lax"], CodeEvalConfig)
 
 
 def test_thinking_can_be_switched_off() -> None:

@@ -7,6 +7,7 @@ the attention modules themselves (found by class, not by our table) what changed
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from transformers import AutoConfig
 from amnesia_bench.records.roles import AttentionMap, LayerKind, Role, RoleTensor
 from amnesia_bench.weights.attention_map import attention_map
 from tests import pico
-from tests.pico import PICOS, AttentionResult
+from tests.pico import PICOS, AttentionCall, AttentionResult
 
-ROUTING_ROLES = (Role.Q, Role.K, Role.Q_NORM, Role.K_NORM)
+ROUTING_ROLES = (Role.Q, Role.K, Role.Q_NORM, Role.K_NORM, Role.SINK)
 Tensors = dict[str, torch.Tensor]
 
 
@@ -63,10 +64,12 @@ def _expected_heads(mapped: AttentionMap, tensor: RoleTensor, head: int | None) 
         return set()
     # A norm over all heads divides by a variance that every head's rows enter.
     projection = tensor.role in (Role.Q, Role.K)
-    flat_norm = any(t.role is Role.Q_NORM and t.rows is not None for t in mapped.tensors)
+    flat_norm = any(
+        t.role is Role.Q_NORM and t.rows is not None and t.rows.head_dim > 1 for t in mapped.tensors
+    )
     if head is None or (flat_norm and projection):
         return set(range(mapped.num_query_heads))
-    if tensor.role in (Role.Q, Role.Q_NORM):
+    if tensor.role in (Role.Q, Role.Q_NORM, Role.SINK):
         return {head}
     group = mapped.num_query_heads // mapped.num_kv_heads
     return set(range(head * group, (head + 1) * group))
@@ -84,11 +87,10 @@ def test_the_map_finds_the_layers_transformers_builds(family: str, tmp_path: Pat
     assert {tensor.role for tensor in mapped.tensors} >= {Role.Q, Role.K, Role.V, Role.O}
     order = [(t.layer, list(Role).index(t.role)) for t in mapped.tensors]
     assert order == sorted(order)
-    assert all(
-        module.head_dim == mapped.head_dim
-        for module in modules.values()
-        if hasattr(module, "head_dim")
-    )
+    for tensor in mapped.tensors:
+        module = modules[tensor.layer]
+        if tensor.role in (Role.Q, Role.K) and tensor.rows and hasattr(module, "head_dim"):
+            assert tensor.rows.head_dim == module.head_dim, tensor
 
 
 @pytest.mark.parametrize("family", PICOS)
@@ -153,28 +155,80 @@ def test_copying_the_routing_roles_restores_the_attention_of_pre(
         assert not torch.allclose(got[layer].output, want[layer].output, atol=1e-3)
 
 
+WITHOUT_ROPE = {
+    "llama": (),
+    "smollm3": (3,),
+    "smollm3_window": (1, 3),
+    "cohere2": (3,),
+    "exaone4": (3,),
+    "exaone_moe": (3,),
+    "afmoe": (3,),
+    "llama4": (1, 3),
+}
+
+
+@pytest.mark.parametrize("family", WITHOUT_ROPE)
+def test_layers_without_rope_do_not_feel_positions(family: str, tmp_path: Path) -> None:
+    pico.build(family, tmp_path, seed=0)
+    model = pico.load(family, tmp_path)
+    calls = pico.attention_calls(model, family, pico.prompt())
+    moved = {layer: _elsewhere(call) for layer, call in calls.items()}
+    before, after = pico.replay(model, family, calls), pico.replay(model, family, moved)
+    same = tuple(n for n in calls if torch.equal(before[n].weights, after[n].weights))
+    assert same == WITHOUT_ROPE[family]
+    assert dict(_map(tmp_path).routing).get("layers_without_rope", ()) == same
+
+
+def _elsewhere(call: AttentionCall) -> AttentionCall:
+    """The same call with the rotations of other positions."""
+    rotations = call.kwargs["position_embeddings"]
+    parts = rotations if isinstance(rotations, tuple) else (rotations,)
+    flipped = tuple(part.flip(1) for part in parts)
+    changed = flipped if isinstance(rotations, tuple) else flipped[0]
+    return replace(call, kwargs={**call.kwargs, "position_embeddings": changed})
+
+
+# Born in transformers 5, or released with the nested rope_parameters of transformers 5.
+ALWAYS_NESTED = ("lfm3", "gemma4_text")
+
+
 def _in_v4_spelling(config: dict[str, Any]) -> dict[str, Any]:
     """The same config as transformers 4 wrote it."""
     config = dict(config)
+    if config["model_type"] in ("qwen2_vl", "qwen2_5_vl"):  # no text_config before 4.52
+        text = _in_v4_spelling(config.pop("text_config"))
+        return {**text, **config, "rope_scaling": {**text["rope_scaling"], "type": "mrope"}}
     if "text_config" in config:
         return {**config, "text_config": _in_v4_spelling(config["text_config"])}
+    if "per_layer_config" in config:
+        (size,) = {own["head_dim"] for own in config.pop("per_layer_config").values()}
+        config["global_head_dim"] = size
     rope = config.pop("rope_parameters", None)
     names = {"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"}
     if config["model_type"] == "gpt_neox":
         names = {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}
-    if config["model_type"] == "gemma3_text":
+    if config["model_type"] in ("gemma3_text", "gemma3n_text"):
         config["rope_local_base_freq"] = rope["sliding_attention"]["rope_theta"]
+    if config["model_type"] in ("gemma3_text", "gemma3n_text", "olmo3"):
         rope = rope["full_attention"]
-    if rope is not None and config["model_type"] != "lfm3":  # lfm3 was born in version 5
-        config |= {names[key]: value for key, value in rope.items() if key in names}
-        config["rope_scaling"] = None
-    elif rope is not None:
+    if config["model_type"] in ALWAYS_NESTED:
         config["rope_parameters"] = rope
-    for key in ("layer_types", "layers_block_type"):
-        if config["model_type"] in ("granitemoehybrid", "zamba2", "nemotron_h") and key in config:
-            old = {"full_attention": "attention", "linear_attention": "mamba"}
-            config[key] = [old.get(mark, mark) for mark in config[key]]
-    return config
+    elif rope is not None:
+        config |= {names[key]: value for key, value in rope.items() if key in names}
+        scaling = {key: value for key, value in rope.items() if key not in names}
+        config["rope_scaling"] = None if scaling == {"rope_type": "default"} else scaling
+    return config | _old_marks(config)
+
+
+def _old_marks(config: dict[str, Any]) -> dict[str, list[str]]:
+    if config["model_type"] not in ("granitemoehybrid", "zamba2", "nemotron_h"):
+        return {}
+    old = {"full_attention": "attention", "linear_attention": "mamba"}
+    return {
+        key: [old.get(mark, mark) for mark in config[key]]
+        for key in ("layer_types", "layers_block_type")
+        if key in config
+    }
 
 
 @pytest.mark.parametrize("family", PICOS)
@@ -219,6 +273,20 @@ OLD_ROPES: dict[str, tuple[str, dict[str, Any]]] = {
     "recurrent_gemma": ("recurrent_gemma", {"rope_theta": 5e5}),
     "zamba2": ("zamba2", {"rope_theta": 5e5}),
     "falcon_h1": ("falcon_h1", {"rope_theta": 1e11}),
+    "qwen2_vl": (
+        "qwen2_vl",
+        {"rope_scaling": {"type": "mrope", "mrope_section": [2, 1, 1]}, "rope_theta": 5e5},
+    ),
+    "olmo3": (
+        "olmo3",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 8.0, "beta_fast": 32.0}},
+    ),
+    "gpt_oss": (
+        "gpt_oss",
+        {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "truncate": False}},
+    ),
+    "gemma3n": ("gemma3n", {"rope_theta": 5e5, "rope_local_base_freq": 5e3}),
+    "glm4": ("glm4", {"partial_rotary_factor": 1.0}),
 }
 
 
@@ -231,7 +299,7 @@ def test_an_old_rope_routes_as_transformers_reads_it(name: str, tmp_path: Path) 
     old = {key: value for key, value in (plain | changes).items() if value is not None}
     (tmp_path / "config.json").write_text(json.dumps(old))
     new = AutoConfig.from_pretrained(tmp_path).to_dict()
-    assert new["rope_parameters"]
+    assert new.get("text_config", new)["rope_parameters"]
     routing = dict(attention_map(old, shapes).routing)
     assert routing == dict(attention_map(new, shapes).routing)
     assert routing["rope"] != dict(attention_map(plain, shapes).routing)["rope"]

@@ -13,6 +13,7 @@ from amnesia_bench.records.roles import HeadRows, LayerKind, Role
 from amnesia_bench.weights.attention_map import attention_map
 from amnesia_bench.weights.families import FAMILIES, REFUSED
 from amnesia_bench.weights.family import Family
+from amnesia_bench.weights.names import by_place
 
 Config = dict[str, Any]
 Shapes = dict[str, tuple[int, ...]]
@@ -75,7 +76,7 @@ def test_hypenet_layers(size: str) -> None:
     assert {tensor.layer for tensor in mapped.tensors} == set(HYPENET[size][1])
     keys = [tensor for tensor in mapped.tensors if tensor.role is Role.K]
     assert all(t.rows == HeadRows(start=0, stride=16, head_dim=16, num_heads=2) for t in keys)
-    assert {t.role for t in mapped.tensors} == set(Role)
+    assert {t.role for t in mapped.tensors} == set(Role) - {Role.SINK}
     assert dict(mapped.routing)["rope"] is None
 
 
@@ -228,6 +229,8 @@ WINDOWS = {
     ),
     "gemma3 pattern": ({"model_type": "gemma3_text", "sliding_window_pattern": 2}, {0, 2}),
     "gemma3 default": ({"model_type": "gemma3_text"}, {0, 1, 2, 3}),
+    "exaone4": ({"model_type": "exaone4", "sliding_window": 16}, {0, 1, 2}),
+    "exaone4 without a window": ({"model_type": "exaone4", "sliding_window": None}, set()),
     "gemma3 layer_types": (
         {
             "model_type": "gemma3_text",
@@ -245,7 +248,7 @@ def _plain_shapes(model_type: str, head_dim: int) -> Shapes:
         shapes |= _projections(
             block, 32, 4 * head_dim, 2 * head_dim, bias=model_type.startswith("qwen2")
         ) | {f"{block}o_proj.weight": (32, 4 * head_dim)}
-        if model_type in ("qwen3", "qwen3_moe", "gemma3_text"):
+        if model_type in ("qwen3", "qwen3_moe", "gemma3_text", "exaone4"):
             shapes |= {f"{block}q_norm.weight": (head_dim,), f"{block}k_norm.weight": (head_dim,)}
     return shapes
 
@@ -291,6 +294,38 @@ RAW: dict[str, Config] = {
         "attention_window_size": 16,
     },
     "gemma3_text": {"model_type": "gemma3_text", "sliding_window_pattern": 2, "head_dim": 8},
+    "gemma2": {"model_type": "gemma2"},
+    "gemma3n_text": {
+        "model_type": "gemma3n_text",
+        "num_hidden_layers": 6,
+        "num_kv_shared_layers": 0,
+    },
+    "gemma4_text": {"model_type": "gemma4_text", "num_hidden_layers": 8, "global_head_dim": 16},
+    "gpt_oss": {"model_type": "gpt_oss"},
+    "olmo3": {"model_type": "olmo3"},
+    "smollm3": {"model_type": "smollm3"},
+    "smollm3 marked": {
+        "model_type": "smollm3",
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "no_rope_layers": [1, 0, 0, 1],
+    },
+    "cohere2": {"model_type": "cohere2", "sliding_window_pattern": 2},
+    "exaone4": {"model_type": "exaone4", "sliding_window": 8},
+    "ministral": {"model_type": "ministral"},
+    "ministral full": {"model_type": "ministral", "sliding_window": None},
+    "cwm": {"model_type": "cwm", "num_hidden_layers": 6},
+    "dots1": {"model_type": "dots1", "max_window_layers": 1},
+    "dots1 full": {"model_type": "dots1", "max_window_layers": 1, "sliding_window": None},
+    "afmoe": {"model_type": "afmoe", "global_attn_every_n_layers": 3},
+    "llama4_text": {"model_type": "llama4_text"},
+    "llama4 marked": {"model_type": "llama4_text", "no_rope_layers": [0, 1, 1, 0]},
+    "qwen2_5_vl_text": {
+        "model_type": "qwen2_5_vl_text",
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 1,
+    },
     "qwen2_moe": {
         "model_type": "qwen2_moe",
         "use_sliding_window": True,
@@ -308,6 +343,7 @@ OF_TYPE = {
     "full_attention": FULL,
     "hybrid": FULL,
     "sliding_attention": SLIDING,
+    "chunked_attention": SLIDING,
     "linear_attention": LINEAR,
     "conv": LINEAR,
     "mlp": LayerKind.NONE,
@@ -319,7 +355,7 @@ OF_TYPE = {
 def test_layer_kinds_read_as_transformers_reads_them(name: str) -> None:
     raw = LLAMA_LIKE | {"num_hidden_layers": 4, "vocab_size": 64} | RAW[name]
     theirs = AutoConfig.for_model(**json.loads(json.dumps(raw))).layer_types
-    family = next(family for family in FAMILIES if name in family.model_types)
+    family = next(family for family in FAMILIES if raw["model_type"] in family.model_types)
     ours = family.layer_kinds({**family.defaults, **raw})
     assert list(ours) == [OF_TYPE[kind] for kind in theirs]
 
@@ -347,7 +383,7 @@ def test_defaults_are_those_of_the_config_class(family: Family, model_type: str)
     theirs = AutoConfig.for_model(model_type).get_text_config()
     for key, value in {**family.routing, **family.defaults}.items():
         if key not in NO_FIELDS:
-            found = getattr(theirs, key)
+            found = theirs.to_dict()[key]  # gemma4's forbids to ask for its head_dim
             assert list(found) == list(value) if isinstance(value, tuple) else found == value, key
     assert family.rotates(theirs.to_dict()) is (_theirs_rope(theirs) is not None)
     if (rope := _theirs_rope(theirs)) is not None:
@@ -369,9 +405,10 @@ def _theirs_rope(config: Any) -> dict[str, Any] | None:
     return rope["full_attention"] if rope and "full_attention" in rope else rope
 
 
-def test_minimax_text_01_as_its_own_code_spells_it() -> None:
+@pytest.mark.parametrize("model_type", ["minimax_text_01", "minimax_m1"])
+def test_minimax_as_its_own_code_spells_it(model_type: str) -> None:
     config: Config = LLAMA_LIKE | {
-        "model_type": "minimax_text_01",
+        "model_type": model_type,
         "num_hidden_layers": 4,
         "attn_type_list": [0, 0, 0, 1],
         "head_dim": 16,
@@ -386,6 +423,118 @@ def test_minimax_text_01_as_its_own_code_spells_it() -> None:
     assert dict(dict(mapped.routing)["rope"])["partial_rotary_factor"] == 0.5
 
 
+# -- wrappers for images and sound, as released ------------------------------------------------
+
+
+def _decoder(root: str, layers: int = 2, parent: str = "self_attn", bias: bool = False) -> Shapes:
+    shapes: Shapes = {}
+    for layer in range(layers):
+        block = f"{root}layers.{layer}.{parent}."
+        shapes |= _projections(block, 32, 32, 16, bias=bias)
+    return shapes
+
+
+TWO_LAYERS: Config = LLAMA_LIKE | {"num_hidden_layers": 2}
+WRAPPERS: dict[str, tuple[Config, Shapes]] = {
+    "LLaVA": (
+        {"model_type": "llava", "text_config": {"model_type": "llama", **TWO_LAYERS}},
+        _decoder("language_model.model."),
+    ),
+    "SmolVLM": (
+        {"model_type": "smolvlm", "text_config": {"model_type": "llama", **TWO_LAYERS}},
+        _decoder("model.text_model."),
+    ),
+    "Qwen2.5-VL before text_config": (
+        {"model_type": "qwen2_5_vl", "vision_config": {"hidden_size": 9}, **TWO_LAYERS},
+        _decoder("model.", bias=True),
+    ),
+    "Qwen2.5-Omni": (
+        {
+            "model_type": "qwen2_5_omni",
+            "thinker_config": {
+                "model_type": "qwen2_5_omni_thinker",
+                "text_config": {"model_type": "qwen2_5_omni_text", **TWO_LAYERS},
+            },
+            "talker_config": {"hidden_size": 9},
+        },
+        _decoder("thinker.model.", bias=True) | _decoder("talker.model.", bias=True),
+    ),
+    "InternVL's own code": (
+        {"model_type": "internvl_chat", "llm_config": {"model_type": "qwen2", **TWO_LAYERS}},
+        _decoder("language_model.model.", bias=True),
+    ),
+    "Nemotron Omni": (
+        {
+            "model_type": "NemotronH_Nano_Omni_Reasoning_V3",
+            "llm_config": {**TWO_LAYERS, "hybrid_override_pattern": "**", "head_dim": 8},
+        },
+        _decoder("language_model.backbone.", parent="mixer"),
+    ),
+    "Llama 4": (
+        {
+            "model_type": "llama4",
+            "text_config": {
+                "model_type": "llama4_text",
+                "head_dim": 8,
+                "no_rope_layers": [0, 0],
+                **TWO_LAYERS,
+            },
+        },
+        _decoder("language_model.model."),
+    ),
+    "mllama": (
+        {
+            "model_type": "mllama",
+            "text_config": {
+                "model_type": "mllama_text_model",
+                **LLAMA_LIKE,
+                "num_hidden_layers": 3,
+                "cross_attention_layers": [2],
+            },
+        },
+        _decoder("language_model.model.")
+        | {"language_model.model.layers.2.cross_attn.q_proj.weight": (32, 32)},
+    ),
+    "a decoder without its head": ({"model_type": "llama", **TWO_LAYERS}, _decoder("")),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPERS)
+def test_the_decoder_inside_a_wrapper_is_found(name: str) -> None:
+    mapped = attention_map(*WRAPPERS[name])
+    assert mapped.layers(FULL) == (0, 1)
+    assert (mapped.num_query_heads, mapped.num_kv_heads, mapped.head_dim) == (4, 2, 8)
+    assert {tensor.layer for tensor in mapped.tensors} == {0, 1}
+    assert not [tensor for tensor in mapped.tensors if tensor.name.startswith("talker")]
+
+
+def test_sizes_that_a_wrapper_leaves_to_the_config_class() -> None:
+    config = {"model_type": "llava", "text_config": {"model_type": "llama", "vocab_size": 32064}}
+    block = "language_model.model.layers.{}.self_attn."
+    shapes: Shapes = {}
+    for layer in range(32):
+        shapes |= _projections(block.format(layer), 4096, 4096, 4096)
+    mapped = attention_map(config, shapes)
+    assert (len(mapped.layers(FULL)), mapped.num_query_heads, mapped.head_dim) == (32, 32, 128)
+
+
+def test_a_released_gemma4_and_one_saved_by_transformers_route_alike() -> None:
+    sizes = LLAMA_LIKE | {"model_type": "gemma4_text", "num_hidden_layers": 2, "head_dim": 8}
+    sizes["layer_types"] = ["sliding_attention", "full_attention"]
+    shapes = {
+        **_projections("model.layers.0.self_attn.", 32, 32, 16),
+        **_projections("model.layers.1.self_attn.", 32, 64, 32),
+        **{f"model.layers.0.self_attn.{x}_norm.weight": (8,) for x in "qk"},
+        **{f"model.layers.1.self_attn.{x}_norm.weight": (16,) for x in "qk"},
+    }
+    released = attention_map({**sizes, "global_head_dim": 16}, shapes)
+    saved = attention_map({**sizes, "per_layer_config": {"01": {"head_dim": 16}}}, shapes)
+    assert released == saved
+    assert dict(released.routing)["head_dims_of_layers"] == ((1, 16),)
+    sizes_of_q = {t.layer: t.rows.head_dim for t in released.tensors if t.role is Role.Q and t.rows}
+    assert sizes_of_q == {0: 8, 1: 16}
+
+
 # -- refusals and mistakes -------------------------------------------------------------------
 
 
@@ -396,6 +545,25 @@ def test_mla_and_indexers_are_refused_with_the_reason(model_type: str) -> None:
         attention_map({"model_type": model_type}, {})
     with pytest.raises(UserError, match=reason):
         attention_map({"model_type": "some_vl", "text_config": {"model_type": model_type}}, {})
+
+
+REFUSED_CONFIGS = {
+    "gemma4 whose keys are its values": (
+        {"model_type": "gemma4_text", "attention_k_eq_v": True},
+        "W_K is W_V too",
+    ),
+    "stablelm with a norm module per head": (
+        {"model_type": "stablelm", "qk_layernorm": True},
+        "norms of every head",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED_CONFIGS)
+def test_a_config_whose_projections_cannot_be_restored_is_refused(case: str) -> None:
+    config, reason = REFUSED_CONFIGS[case]
+    with pytest.raises(UserError, match=reason):
+        attention_map(LLAMA_LIKE | {"num_hidden_layers": 2} | config, {})
 
 
 def test_no_model_type_belongs_to_two_rows() -> None:
@@ -421,7 +589,21 @@ MISTAKES = {
     ),
     "extra": (
         lambda config, shapes: shapes.update({"model.layers.1.self_attn.q_proj.scales": (4,)}),
-        r"unexpected tensor model.layers.1.self_attn.q_proj.scales of shape \[4\]",
+        r"unexpected tensor 'model.layers.1.self_attn.q_proj.scales' of shape \[4\]",
+    ),
+    "an adapter that is not merged": (
+        lambda config, shapes: shapes.update(
+            {
+                "model.layers.1.self_attn.q_proj.base_layer.weight": shapes.pop(
+                    "model.layers.1.self_attn.q_proj.weight"
+                )
+            }
+        ),
+        r"q_proj.base_layer.weight is part of an adapter that is not merged",
+    ),
+    "empty tensors of ZeRO-3": (
+        lambda config, shapes: shapes.update({name: (0,) for name in shapes}),
+        r"layers.1.self_attn.* is empty",
     ),
     "head count": (
         lambda config, shapes: config.update(num_key_value_heads=4),
@@ -455,18 +637,42 @@ MISTAKES = {
         lambda config, shapes: config.pop("hidden_size"),
         "hidden_size should be a positive whole number, found None",
     ),
-    "another root": (
+    "another path": (
         lambda config, shapes: [
-            shapes.setdefault(name.replace("model.", "decoder."), shapes.pop(name))
+            shapes.setdefault(name.replace("layers.", "blocks."), shapes.pop(name))
             for name in list(shapes)
         ],
-        "found under none of them",
+        "found under no name",
+    ),
+    "q and k in one": (
+        lambda config, shapes: (
+            shapes.update(
+                {
+                    "model.layers.3.self_attn.qkv_proj.weight": (128, 64),
+                    "model.layers.3.self_attn.q_proj.weight": (1, 1),
+                }
+            )
+            or shapes.pop("model.layers.3.self_attn.q_proj.weight")
+        ),
+        r"layers.3.self_attn.q_proj.weight is missing.*there are '.*qkv_proj.weight'",
+    ),
+    "one tensor under two names": (
+        lambda config, shapes: shapes.update({"module.model.norm.weight": (64,)}),
+        "the same tensor twice",
+    ),
+    "a count of layers that is damaged": (
+        lambda config, shapes: config.update(num_hidden_layers=10**12),
+        "num_hidden_layers is 1000000000000, more than",
+    ),
+    "no width of heads": (
+        lambda config, shapes: config.update(head_dim=None, hidden_size=1),
+        "4 query heads do not fit",
     ),
     "stored twice": (
         lambda config, shapes: shapes.update(
             {name.removeprefix("model."): shape for name, shape in list(shapes.items())}
         ),
-        "should be stored once",
+        "should be stored once; found under '', 'model.'",
     ),
 }
 
@@ -485,6 +691,49 @@ def test_buffers_of_old_checkpoints_are_no_extra_tensors() -> None:
     shapes = _plain_shapes("llama", 8)
     shapes["model.layers.0.self_attn.rotary_emb.inv_freq"] = (4,)
     assert len(attention_map(config, shapes).tensors) == 16
+
+
+WRAPPED = {
+    "compiled": lambda name: f"_orig_mod.{name}",
+    "DDP": lambda name: f"module.{name}",
+    "DDP of a compiled model": lambda name: f"module._orig_mod.{name}",
+    "compiled DDP": lambda name: f"_orig_mod.module.{name}",
+    "PEFT": lambda name: f"base_model.model.{name}",
+    "PEFT under DDP": lambda name: f"module.base_model.model.{name}",
+    "each layer compiled": lambda name: name.replace(".self_attn.", "._orig_mod.self_attn."),
+    "FSDP": lambda name: f"_fsdp_wrapped_module.{name}".replace(
+        ".self_attn.", "._fsdp_wrapped_module._checkpoint_wrapped_module.self_attn."
+    ),
+    "another root": lambda name: name.replace("model.", "some.decoder.", 1),
+    "a bare decoder": lambda name: name.removeprefix("model."),
+    "a wrapper for images": lambda name: name.replace("model.", "model.language_model.", 1),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+def test_the_map_does_not_hang_on_what_stands_before_the_layers(wrapped: str) -> None:
+    config, shapes = _hypenet(4, (1, 3))
+    plain = attention_map(config, shapes)
+    names = {name: WRAPPED[wrapped](name) for name in shapes}
+    renamed = attention_map(config, {names[name]: shape for name, shape in shapes.items()})
+    assert [tensor.name for tensor in renamed.tensors] == [names[t.name] for t in plain.tensors]
+    assert [(t.layer, t.role, t.rows) for t in renamed.tensors] == [
+        (t.layer, t.role, t.rows) for t in plain.tensors
+    ]
+    places = by_place(names.values(), renamed.root)
+    assert places.keys() == by_place(shapes, plain.root).keys()
+    assert all(names[by_place(shapes, plain.root)[place]] == places[place] for place in places)
+
+
+def test_of_several_decoders_the_one_with_all_softmax_layers_is_the_model() -> None:
+    config: Config = {"model_type": "llama", "num_hidden_layers": 4} | LLAMA_LIKE
+    shapes = _plain_shapes("llama", 8)
+    plain = attention_map(config, shapes)
+    predictor = {
+        name.replace("model.", "mtp."): s for name, s in shapes.items() if ".layers.0." in name
+    }
+    tower = {name.replace("model.", "vision.encoder."): (4, 4) for name in shapes}
+    assert attention_map(config, shapes | predictor | tower) == plain
 
 
 def test_attention_outside_the_decoder_is_not_looked_at() -> None:

@@ -20,51 +20,9 @@ from amnesia_bench.evals.code.problems import Problem, ProgramTest
 from amnesia_bench.evals.sandbox import Launcher, Limits, ProgramStoppedError, launcher
 from amnesia_bench.evals.sandbox.limits import MIB
 from amnesia_bench.records.evaluation import Outcome
+from tests.attacks import FRAME, HONEST, LIMITS, PROBLEM, SECRET, TESTS, attack, printed
 
-SECRET = "expected-9f3c51"
-PROBLEM = Problem(
-    name="attacked",
-    question="",
-    starter_code="",
-    function=None,
-    sha256="",
-    source=Path("none"),
-    offset=0,
-)
-TESTS = (ProgramTest(input="first\n", output=f"{SECRET}\n"), ProgramTest(input="2\n", output="4\n"))
-LIMITS = Limits(seconds_per_test=1.0, memory_bytes=512 * MIB, tmp_bytes=4 * MIB)
-HONEST = f"x = input()\nprint('{SECRET}' if x == 'first' else 2 * int(x))"
-# What the driver's own frames look like, for programs that write some.
-FRAME = """
-import json, os
-def frame(data):
-    data = data if isinstance(data, bytes) else json.dumps(data).encode()
-    return len(data).to_bytes(8, "big") + data
-def everywhere(data):
-    for descriptor in range(3, 64):
-        try:
-            os.write(descriptor, data)
-        except OSError:
-            pass
-"""
-
-
-def attack(sandbox: Launcher, code: str, limits: Limits = LIMITS) -> Grade:
-    """Grade a hostile program, and after it an honest one."""
-    found = grade(code, PROBLEM, TESTS, sandbox, limits)
-    generous = Limits(seconds_per_test=20.0)
-    assert grade(HONEST, PROBLEM, TESTS, sandbox, generous).outcome is Outcome.CORRECT
-    return found
-
-
-def printed(sandbox: Launcher, code: str, text: str = "first\n") -> str:
-    """Return what a program prints: what it has found out."""
-    with sandbox.started(Limits(tmp_bytes=4 * MIB), 20) as session:
-        deadline = time.monotonic() + 20
-        assert session.ask({"code": code, "function": None}, deadline) == {"loaded": True}
-        answer = session.ask(text, deadline)
-    assert "printed" in answer, answer
-    return str(answer["printed"])
+pytestmark = pytest.mark.bubblewrap
 
 
 @pytest.fixture
@@ -99,7 +57,7 @@ class TestUsingTooMuch:
         ],
     )
     def test_it_ends_at_the_limit(self, sandbox: Launcher, code: str, detail: str) -> None:
-        roomy = Limits(seconds_per_test=20.0, memory_bytes=512 * MIB, tmp_bytes=4 * MIB)
+        roomy = Limits(seconds_per_test=20.0, memory_bytes=512 * MIB)
         assert attack(sandbox, code, roomy) == Grade(Outcome.WRONG, f"test 1 of 2: {detail}")
 
     @pytest.mark.parametrize(
@@ -118,20 +76,6 @@ class TestUsingTooMuch:
         found = attack(sandbox, code)
         assert found == Grade(Outcome.TIME_LIMIT, "test 1 of 2: time limit")
         assert time.monotonic() - start < 60  # it did end; how fast is no matter of a test
-
-    def test_disk_ends_at_its_size(self, sandbox: Launcher) -> None:
-        code = (
-            "import os\ntotal = 0\ntry:\n    for i in range(999):\n"
-            "        total += os.write(os.open(f'/tmp/{i % 60}', os.O_CREAT | os.O_WRONLY"
-            " | os.O_APPEND), b'x' * 65536)\nexcept OSError as error: print(error)\n"
-            "os.closerange(10, 64)\n"
-        )
-        assert "No space left" in printed(sandbox, code) or "Too many open" in printed(
-            sandbox, code
-        )
-        big_file = "f = open('/tmp/f', 'wb')\ntry:\n    while True: f.write(b'x' * 65536)\n"
-        big_file += "except OSError as error: print(error, f.tell() <= 4 << 20)"
-        assert printed(sandbox, big_file) == "[Errno 28] No space left on device True\n"
 
     def test_a_flood_on_stderr_is_no_fault(self, sandbox: Launcher) -> None:
         flood = "import sys\nfor _ in range(1000): sys.stderr.write('x' * 100000)\n"
@@ -197,11 +141,8 @@ class TestReading:
         paths = [str(token), "/etc/passwd", "/root", "/home", "/proc/1/root", str(Path.cwd())]
         code = (
             f"import os\nfor path in {paths!r}:\n"
-            "    os.symlink(path, '/tmp/link')\n"
-            "    for name in (path, '/tmp/link', '/tmp/../..' + path, '/dev/fd/3/..' + path):\n"
+            "    for name in (path, '/tmp/../..' + path, '/dev/fd/3/..' + path):\n"
             "        if os.path.exists(name): print(name)\n"
-            "    os.unlink('/tmp/link')\n"
-            "    try: os.link(path, '/tmp/hard')\n    except OSError: pass\n    else: print(path)\n"
         )
         assert printed(sandbox, code) == ""
 
@@ -297,10 +238,7 @@ class TestReachingOut:
             "        os.close(os.open(place + '/written', os.O_CREAT | os.O_WRONLY))\n"
             "        print(place)\n    except OSError: pass\n"
         )
-        written = printed(sandbox, code).split()
-        assert "/tmp" in written
-        assert all(place.startswith("/tmp") for place in written)  # the sandbox's own
-        assert not [place for place in written if (Path(place) / "written").exists()]
+        assert printed(sandbox, code) == ""
         assert list(tmp_path.iterdir()) == []
 
     @pytest.mark.parametrize("layer", ["sandbox", "namespaces_alone"])
@@ -394,7 +332,7 @@ class TestForging:
         "code",
         [
             "everywhere((100).to_bytes(8, 'big') + b'half of it')\nwhile True: pass",
-            "import time\nwhile True:\n    everywhere(b'\\x00')\n    time.sleep(0.5)",
+            "import time\nwhile True:\n    everywhere(b'\\x00')\n    time.sleep(2)",
         ],
     )
     def test_half_a_frame_is_no_answer(self, sandbox: Launcher, code: str) -> None:

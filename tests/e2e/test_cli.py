@@ -1,6 +1,7 @@
 """The command as its users meet it: output, exit codes, messages without tracebacks."""
 
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -73,7 +74,8 @@ def test_variant_layers_and_overrides(
     ("arguments", "code", "says"),
     [
         (["restore", "--pre", "PRE", "--post", "POST"], 2, "--out is missing"),
-        (["restore", "--pre", "PRE", "--post", "nowhere", "--out", "OUT"], 2, "hf download"),
+        (["restore", "--pre", "PRE", "--post", "nowhere", "--out", "OUT"], 2,
+         "amnesia download OWNER/nowhere --out nowhere"),
         (["restore", "--pre", "PRE", "--post", "POST", "--out", "PRE"], 2, "inside"),
         (["restore", "--pre", "PRE", "--post", "PRE", "--out", "OUT"], 2, "--allow-noop"),
         (["restore", "--pre", "PRE", "--post", "POST", "--out", "OUT", "--variant", "qk_pr"],
@@ -83,7 +85,7 @@ def test_variant_layers_and_overrides(
         (["restore", "--pre", "PRE", "--post", "POST", "--out", "OUT", "restore.rule.alfa=1"],
          2, "alfa"),
         (["verify", "PRE"], 2, "manifest.json"),
-        (["diff", "PRE", "nowhere"], 2, "is not a folder"),
+        (["diff", "PRE", "nowhere"], 2, "no such folder"),
     ],
 )  # fmt: skip
 def test_mistakes_are_one_message(
@@ -104,7 +106,7 @@ def test_the_traceback_is_there_for_who_asks(
     folders: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("AMNESIA_DEBUG", "1")
-    with pytest.raises(Exception, match="is not a folder"):
+    with pytest.raises(Exception, match="no such folder"):
         main(["diff", folders[0], "nowhere"])
 
 
@@ -160,7 +162,7 @@ def test_paths_are_printed_as_they_are(tmp_path: Path, capsys: pytest.CaptureFix
     pre, post = save(odd / "pre", model), save(odd / "post[bold]", drifted(model, 1))
     out = odd / "out[" / "]"
     assert main(["restore", "--pre", str(pre), "--post", str(post), "--out", str(out)]) == 0
-    assert f"amnesia verify {out}\n" in capsys.readouterr().out
+    assert f"amnesia verify {shlex.quote(str(out))}\n" in capsys.readouterr().out
     (out / "[red]").write_text("x")
     assert main(["verify", str(out)]) == 4
     assert "[red]: is not in the manifest" in capsys.readouterr().out

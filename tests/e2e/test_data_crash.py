@@ -155,3 +155,51 @@ def test_what_a_kill_after_publishing_left_is_cleared_by_the_next_attempt(
     with pytest.raises(UserError, match="already exists"):
         prepare(tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
+
+
+def test_what_is_not_ours_in_a_hidden_folder_stays(
+    prepare: Callable[[Path], None], tmp_path: Path
+) -> None:
+    own = tmp_path / ".out.parts/notes.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    prepare(tmp_path / "out")
+    with pytest.raises(UserError, match="already exists"):
+        prepare(tmp_path / "out")
+    assert [path.name for path in own.parent.iterdir()] == ["notes.txt"]
+    assert own.read_text() == "mine"
+
+
+def test_a_part_that_was_damaged_between_two_attempts_is_made_again(
+    inputs: Sequence[Path], prepare: Callable[[Path], None], tmp_path: Path
+) -> None:
+    prepare(tmp_path / "clean")
+    wanted = open_store(tmp_path / "clean").sha256
+    spoil, good = inputs[4], inputs[4].read_bytes()
+    flips = np.random.default_rng(0)
+    for i in range(12):
+        out = tmp_path / f"out{i}"
+        spoil.write_bytes(good + b"torn {")
+        with pytest.raises(UserError):
+            prepare(out)
+        spoil.write_bytes(good)
+        kept = sorted((tmp_path / f".out{i}.parts").iterdir())
+        assert len(kept) == 3 * 4  # of each finished file: tokens, mask, lengths, and its record
+        damaged = kept[i]
+        data = bytearray(damaged.read_bytes())
+        data[flips.integers(len(data))] ^= 1 << int(flips.integers(8))
+        damaged.write_bytes(data)
+        prepare(out)
+        assert open_store(out).sha256 == wanted, damaged.suffix
+        assert not (tmp_path / f".out{i}.parts").exists()
+
+
+def test_what_a_user_put_beside_the_parts_stays(
+    inputs: Sequence[Path], prepare: Callable[[Path], None], tmp_path: Path
+) -> None:
+    folder = tmp_path / ".out.parts"
+    (folder / "below").mkdir(parents=True)
+    (folder / "notes.txt").write_text("mine")
+    (folder / "below" / "more.json").write_text("{}")
+    prepare(tmp_path / "out")
+    assert sorted(path.name for path in folder.rglob("*")) == ["below", "more.json", "notes.txt"]

@@ -137,12 +137,25 @@ def test_rows_of_no_use_are_dropped_and_counted_by_reason(tmp_path: Path, tokeni
     prepare(data_config(max_dropped=0.04), tokenizer, tmp_path / "out", [source])
     counts = open_store(tmp_path / "out").description.counts
     assert (counts.rows, counts.documents) == (100, 96)
-    assert counts.dropped == {Reason.EMPTY: 2, Reason.THINK_BLOCK: 2}
+    assert counts.dropped == {Reason.EMPTY: 2, Reason.NO_CHAIN: 1, Reason.THINK_BLOCK: 1}
     with pytest.raises(StageFailedError) as caught:
         prepare(data_config(max_dropped=0.03), tokenizer, tmp_path / "other", [source])
     assert "4 of 100 rows are unusable, more than max_dropped=0.03" in caught.value.what
     assert f"{source}:97: {Reason.THINK_BLOCK}" in caught.value.what
     assert not (tmp_path / "other").exists()
+    with pytest.raises(StageFailedError) as caught:
+        prepare(data_config(), tokenizer, tmp_path / "other", [write_rows(source, bad[1:2])])
+    assert f"none of 1 rows gives a document ({Reason.NO_CHAIN}: 1)" in caught.value.what
+    assert f"The first is {source}:1: {Reason.NO_CHAIN}" in caught.value.what
+    assert "messages" in str(caught.value.hint)
+    untrained = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "a", "weight": 0},
+    ]
+    with pytest.raises(StageFailedError) as caught:
+        prepare(data_config(rows={"kind": "messages"}), tokenizer, tmp_path / "other",
+                [write_rows(source, [{"messages": untrained}])])  # fmt: skip
+    assert f"The first is {source}:1: {Reason.UNTRAINED}" in caught.value.what
 
 
 def test_a_share_of_the_rows_is_chosen_by_the_seed(tmp_path: Path, tokenizer: Path) -> None:
@@ -154,6 +167,67 @@ def test_a_share_of_the_rows_is_chosen_by_the_seed(tmp_path: Path, tokenizer: Pa
         assert 70 < done.counts.rows < 130
         shas.append(open_store(tmp_path / str(i)).sha256)
     assert shas[0] == shas[1] != shas[2]
+
+
+def test_files_of_the_users_own_are_read_whole_unless_a_share_is_asked_for(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        {"conversations": [{"from": "human", "value": row["question"]},
+                           {"from": "gpt", "value": row["response"]}], "id": i}
+        for i, row in enumerate(map(cot_row, range(100)))
+    ]  # fmt: skip
+    source = write_rows(tmp_path / "rows.jsonl", rows)
+    command = ["data", "prepare", "openthoughts3", "--tokenizer", str(tokenizer), "--input",
+               str(source), "data.sequence_tokens=512", "--out"]  # fmt: skip
+    assert main([*command, str(tmp_path / "whole")]) == 0
+    assert "columns that were not read: id" in capsys.readouterr().err
+    assert main([*command, str(tmp_path / "share"), "data.sample_rows=0.1"]) == 0
+    whole, share = (open_store(tmp_path / name).description for name in ("whole", "share"))
+    assert whole.counts.rows == 100
+    assert 2 < share.counts.rows < 25
+    assert "rows read (sample_rows=0.1)" in capsys.readouterr().out
+    assert (whole.config["sample_rows"], share.config["sample_rows"]) == (1.0, 0.1)
+
+
+def test_a_config_for_files_of_the_users_own_needs_them_and_says_what_it_leaves_out(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["data", "prepare", "messages", "--tokenizer", str(tokenizer), "--out",
+               str(tmp_path / "out"), "data.sequence_tokens=512", "--chat", "qwen3"]  # fmt: skip
+    assert main(command) == 2
+    assert "Name them: --input PATH" in capsys.readouterr().err
+    (tmp_path / "in").mkdir()
+    for name in ("train", "test"):
+        said = [{"role": "user", "content": name}, {"role": "assistant", "content": "a"}]
+        write_rows(tmp_path / "in" / f"{name}.jsonl", [{"messages": said}])
+    assert main([*command, "--input", str(tmp_path / "in")]) == 0
+    assert f"{tmp_path}/in/test.jsonl: not read, its name is that" in capsys.readouterr().err
+    assert open_store(tmp_path / "out").description.counts.rows == 1
+
+
+def test_escape_sequences_in_texts_and_names_do_not_reach_the_terminal(
+    tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evil = "\x1b]0;pwned\x07"
+    row = {"question": f"q{evil}", "response": "<think>\nr\n</think>\n\na\u202e\tb\rc"}
+    rows = write_rows(tmp_path / f"{evil}.jsonl", [row | {f"column{evil}": 1}])
+    command = ["data", "prepare", "miromind", "--tokenizer", str(tokenizer), "--out",
+               str(tmp_path / "out"), "--input", str(rows), "data.sequence_tokens=256"]  # fmt: skip
+    assert main(command) == 0
+    assert main(["data", "inspect", str(tmp_path / "out"), "--sequence", "0"]) == 0
+    rows.write_text(json.dumps(row | {"half \ud800": 1}) + "\n")  # which no file could hold
+    assert main([*command, f"--out={tmp_path / 'again'}"]) == 0
+    wrong = write_rows(tmp_path / f"wrong{evil}.jsonl", [{f"column{evil}": 1}])
+    assert main([*command[:-2], str(wrong), f"--out={tmp_path / 'other'}"]) == 2
+    shown = capsys.readouterr()
+    assert "q\\x1b]0;pwned\\x07" in shown.out
+    assert "a\\u202e" in shown.out
+    assert "b\\rc" in shown.out
+    assert "columns that were not read: column\\x1b]0;pwned\\x07" in shown.err
+    assert r"half \ud800" in shown.err
+    assert r"wrong\x1b" in shown.err
+    assert not {"\x1b", "\x07", "\u202e", "\r"} & {*shown.out, *shown.err}
 
 
 def test_nothing_left_is_an_error(tmp_path: Path, tokenizer: Path) -> None:

@@ -8,20 +8,24 @@ from amnesia_bench.evals.code.livecodebench import score
 from amnesia_bench.evals.code.problems import load_problems
 from amnesia_bench.evals.sandbox import Launcher, Limits
 from amnesia_bench.records.evaluation import Outcome, Verdict
-from tests.lcb import INDEX, ROWS, attempt, read_cases, write_rows
+from amnesia_bench.records.reasoning import Checker
+from tests.lcb import INDEX, ROWS, attempt, read_cases, read_two_verdicts, write_rows
+
+pytestmark = pytest.mark.programs
 
 CASES = read_cases()
+TWO = read_two_verdicts()
 # Short for those that reach it; a slow machine must not make a wrong verdict of the others.
-SHORT = Limits(seconds_per_test=1.5)
+SHORT = Limits(seconds_per_test=1.5, wall_factor=3.0)
 
 
 @pytest.fixture(scope="module")
-def verdicts(tmp_path_factory: pytest.TempPathFactory, sandbox: Launcher) -> list[Verdict]:
+def verdicts(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> list[Verdict]:
     problems = load_problems(369, path=write_rows(tmp_path_factory.mktemp("lcb") / "p", ROWS))
     answers = [attempt(i, case.code, INDEX[case.problem]) for i, case in enumerate(CASES)]
     late = [a for a, case in zip(answers, CASES, strict=True) if case.outcome is Outcome.TIME_LIMIT]
-    found = score(problems, late, sandbox, limits=SHORT)
-    found += score(problems, [a for a in answers if a not in late], sandbox)
+    found = score(problems, late, launcher, limits=SHORT)
+    found += score(problems, [a for a in answers if a not in late], launcher)
     return sorted(found, key=lambda verdict: verdict.key.repeat)
 
 
@@ -31,3 +35,23 @@ def test_verdict_is_that_of_the_official_checker(number: int, verdicts: list[Ver
     verdict = verdicts[number]
     assert (verdict.outcome, verdict.detail) == (case.outcome, case.detail)
     assert verdict.answer == case.code
+
+
+@pytest.fixture(scope="module", params=list(Checker), ids=lambda checker: checker.value)
+def by_checker(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, launcher: Launcher
+) -> tuple[Checker, list[Verdict]]:
+    problems = load_problems(369, path=write_rows(tmp_path_factory.mktemp("lcb") / "p", ROWS))
+    answers = [attempt(i, case.code, INDEX[case.problem]) for i, case in enumerate(TWO)]
+    found = score(problems, answers, launcher, limits=SHORT, checker=request.param)
+    return request.param, sorted(found, key=lambda verdict: verdict.key.repeat)
+
+
+@pytest.mark.parametrize("number", range(len(TWO)), ids=[f"{c.problem}: {c.name}" for c in TWO])
+def test_each_checker_gives_its_verdict(
+    number: int, by_checker: tuple[Checker, list[Verdict]]
+) -> None:
+    checker, verdicts = by_checker
+    case = TWO[number]
+    expected = case.lcb if checker is Checker.LCB else case.lenient
+    assert verdicts[number].outcome is expected, verdicts[number].detail

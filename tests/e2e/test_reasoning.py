@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -20,8 +20,19 @@ from amnesia_bench.evals.score import CELLS, PROBLEMS, VERDICTS, compare, read_c
 from amnesia_bench.evals.tasks import TASKS
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome
 from tests import reasoning
+from tests.conftest import no_sandbox
 from tests.reasoning import PROBLEMS as COUNT
 from tests.reasoning import THINKING, answer, run_task, write_problems
+
+EACH_TASK = [
+    pytest.param(task, marks=pytest.mark.programs) if task == "livecodebench" else task
+    for task in TASKS
+]
+
+
+def unsafe(task: str) -> bool:
+    """Whether the tests' own programs have to run without a sandbox."""
+    return task == "livecodebench" and no_sandbox() is not None
 
 
 def by_metric(cells: Sequence[Cell]) -> dict[str, Cell]:
@@ -42,7 +53,7 @@ class KilledEngine(FakeEngine):
             yield generation
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EACH_TASK)
 def test_three_kills_leave_the_files_of_a_run_that_was_left_alone(
     task: str, tmp_path: Path
 ) -> None:
@@ -61,7 +72,9 @@ def test_three_kills_leave_the_files_of_a_run_that_was_left_alone(
         whole = (tmp_path / "whole" / name).read_bytes()
         assert (tmp_path / "killed" / name).read_bytes() == whole
 
-    scored = [score(tmp_path / name) for name in ("whole", "killed")]
+    scored = [
+        score(tmp_path / name, unsafe_no_sandbox=unsafe(task)) for name in ("whole", "killed")
+    ]
     assert scored[0].verdicts == scored[1].verdicts
     cells = by_metric(scored[0].cells)
     repeats = 1 if task == "ifeval" else 3
@@ -70,7 +83,7 @@ def test_three_kills_leave_the_files_of_a_run_that_was_left_alone(
     assert read_cells(scored[0].folder) == scored[0].cells
     right = sum(v.outcome is Outcome.CORRECT for v in scored[0].verdicts)
     assert scored[0].cells[0].value == pytest.approx(right / (COUNT * repeats))
-    again = score(tmp_path / "whole")
+    again = score(tmp_path / "whole", unsafe_no_sandbox=unsafe(task))
     assert again == scored[0]
 
 
@@ -123,6 +136,64 @@ def test_a_comparison_with_scores_of_other_answers_is_refused(tmp_path: Path) ->
         compare(score(tmp_path / "first"), tmp_path / "second")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda text: text.replace("1.0", "0.0", 1), "changed since its cells were made"),
+        (lambda text: "".join(text.splitlines(True)[:-1]), "changed since its cells were made"),
+        (lambda text: None, "cannot be read"),
+    ],
+)
+def test_values_of_problems_that_changed_are_not_compared(
+    change: Callable[[str], str | None], message: str, tmp_path: Path
+) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    for name in ("first", "second"):
+        run_task("gsm8k", data, tmp_path / name, FakeEngine(answer))
+    first, second = (score(tmp_path / name) for name in ("first", "second"))
+    path = second.folder / PROBLEMS
+    changed = change(path.read_text())
+    path.unlink() if changed is None else path.write_text(changed)
+    with pytest.raises(UserError, match=message):
+        compare(first, tmp_path / "second")
+    score(tmp_path / "second")
+    assert [d.difference for d in compare(first, tmp_path / "second")] == [0.0, 0.0]
+
+
+def test_cells_that_do_not_vouch_for_their_problems_are_scored_again(tmp_path: Path) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    run_task("gsm8k", data, tmp_path / "run", FakeEngine(answer))
+    scored = score(tmp_path / "run")
+    path = scored.folder / "cells.json"
+    cells = json.loads(path.read_text())
+    for cell in cells:
+        cell["parents"] = [p for p in cell["parents"] if p["role"] != "problem_values"]
+    path.write_text(json.dumps(cells))
+    with pytest.raises(UserError, match="do not say what it held") as raised:
+        compare(scored, tmp_path / "run")
+    assert "amnesia score" in str(raised.value.hint)
+
+
+@pytest.mark.parametrize("scorer", ["strict", "flexible"])
+@pytest.mark.parametrize("task", ["math500", "gsm8k", "aime24"])
+def test_a_number_of_any_length_is_one_wrong_answer(task: str, scorer: str, tmp_path: Path) -> None:
+    data = write_problems(task, tmp_path / "data.jsonl")
+    long = [
+        "9" * 309,
+        "1e999",
+        "-" + "9" * 400,
+        "0." + "3" * 4400,
+        "1" * 5000,
+        "1,000" + ",000" * 150,
+    ]
+    texts = [f"\\boxed{{{number}}}" for number in long] + ["so 1" + "0" * 5000, "\\boxed{9}"]
+    engine = FakeEngine(lambda request: texts[request.key.doc])
+    run_task(task, data, tmp_path / "run", engine, "eval.max_new_tokens=8000")
+    outcomes = [v.outcome for v in score(tmp_path / "run", scorer).verdicts[::3]]
+    unboxed = Outcome.WRONG if scorer == "flexible" else Outcome.NO_ANSWER
+    assert outcomes == [Outcome.WRONG] * 6 + [unboxed, Outcome.CORRECT]
+
+
 def test_results_that_cannot_be_written_leave_the_answers(tmp_path: Path) -> None:
     data = write_problems("gsm8k", tmp_path / "data.jsonl")
     run_task("gsm8k", data, tmp_path / "run", FakeEngine(answer))
@@ -154,6 +225,63 @@ def test_a_program_drafted_in_thinking_that_the_template_opened_is_none(tmp_path
     run_task("livecodebench", data, tmp_path / "run", engine, template=THINKING)
     outcomes = [v.outcome for v in score(tmp_path / "run", unsafe_no_sandbox=True).verdicts]
     assert outcomes == [Outcome.CORRECT, Outcome.NO_ANSWER, Outcome.CORRECT]
+
+
+@pytest.mark.programs
+def test_the_checker_is_chosen_by_the_config_or_the_command_and_recorded(tmp_path: Path) -> None:
+    data = write_problems("livecodebench", tmp_path / "data.jsonl", count=2)
+    code = "```python\nprint(int(open(0).read()) + {})\n```"
+    engine = FakeEngine(lambda request: code.format(request.key.doc + 2))
+    found = {}
+    for checker in ("lcb", "lenient"):
+        folder = tmp_path / checker
+        run_task("livecodebench", data, folder, engine, f"eval.checker={checker}")
+        for scorer in (None, "strict", "lenient"):
+            scored = score(folder, scorer, unsafe_no_sandbox=unsafe("livecodebench"))
+            settings = {cell.settings["checker"] for cell in scored.cells}
+            found[checker, scorer] = (scored.folder.name, settings, scored.cells[0].value)
+            limit = scored.cells[0].settings["time_limit"]
+            assert limit == "6 s of CPU time, 60 s of wall-clock time"
+    strict, lenient = ("scored_strict", {"lcb"}, 0.0), ("scored_lenient", {"lenient"}, 1.0)
+    assert found == {
+        ("lcb", None): strict,
+        ("lcb", "strict"): strict,
+        ("lcb", "lenient"): lenient,
+        ("lenient", None): lenient,
+        ("lenient", "strict"): strict,
+        ("lenient", "lenient"): lenient,
+    }
+
+
+@pytest.mark.programs
+def test_answers_of_before_there_was_a_choice_are_judged_as_published(tmp_path: Path) -> None:
+    data = write_problems("livecodebench", tmp_path / "data.jsonl", count=1)
+    run_task("livecodebench", data, tmp_path / "run", FakeEngine(answer))
+    path = tmp_path / "run" / RUN
+    run = json.loads(path.read_text())
+    assert run.pop("checker") == "lcb"
+    path.write_text(json.dumps(run))
+    scored = score(tmp_path / "run", unsafe_no_sandbox=unsafe("livecodebench"))
+    assert scored.cells[0].settings["checker"] == "lcb"
+
+
+@pytest.mark.programs
+def test_more_workers_than_cores_are_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_problems("livecodebench", tmp_path / "data.jsonl", count=1)
+    run_task("livecodebench", data, tmp_path / "run", FakeEngine(answer))
+    judge = ["score", str(tmp_path / "run"), "--unsafe-no-sandbox"]
+    assert "workers=1000" in refused([*judge, "--workers", "1000"], capsys)
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == [GENERATIONS, RUN]
+    assert main([*judge, "--workers", "1"]) == 0
+
+
+def test_only_answers_with_programs_record_a_checker(tmp_path: Path) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl")
+    run_task("gsm8k", data, tmp_path / "run", FakeEngine(answer))
+    assert "checker" not in json.loads((tmp_path / "run" / RUN).read_text())
+    assert "checker" not in score(tmp_path / "run").cells[0].settings
 
 
 # -- bad input -------------------------------------------------------------------------------
@@ -285,7 +413,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 SMALL = ("eval.max_new_tokens=8", "--limit", "8")
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", EACH_TASK)
 def test_a_tiny_model_runs_a_task_from_command_to_cells(
     task: str, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -294,7 +422,9 @@ def test_a_tiny_model_runs_a_task_from_command_to_cells(
     command = ["generate", "--checkpoint", str(checkpoint), "--task", task, "--data", str(data)]
     command += ["--method", "+SFT", *SMALL, *repeats]
     assert main([*command, "--out", str(tmp_path / "answers")]) == 0
-    assert main(["score", str(tmp_path / "answers"), "--json"]) == 0
+    answers = str(tmp_path / "answers")
+    judge = ["score", answers, *(["--unsafe-no-sandbox"] if unsafe(task) else [])]
+    assert main([*judge, "--json"]) == 0
     said = capsys.readouterr().out
     cells = json.loads(said[said.index("{") :])["cells"]
     assert {(c["model"], c["method"], c["task"], c["n"]) for c in cells} == {
@@ -304,7 +434,7 @@ def test_a_tiny_model_runs_a_task_from_command_to_cells(
     assert (settings["documents"], settings["documents_available"]) == ("8", "10")
     assert len(settings["chat_template"]) == 64
     assert settings["max_new_tokens"] == "8"
-    assert main(["score", str(tmp_path / "answers"), "--against", str(tmp_path / "answers")]) == 0
+    assert main([*judge, "--against", answers]) == 0
 
 
 def test_another_logit_scale_stands_in_the_cells_and_is_another_run(
@@ -386,3 +516,14 @@ def test_a_mistake_in_the_command_is_one_message_before_anything_is_written(
     command += ["--out", str(out), "eval.repeats=2", *change]
     assert said in refused(command, capsys)
     assert not out.exists()
+
+
+def test_generate_refuses_what_does_not_fit_and_names_an_option_that_it_has(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_problems("gsm8k", tmp_path / "data.jsonl", count=1)
+    command = ["generate", "--checkpoint", str(checkpoint), "--task", "gsm8k", "--data", str(data)]
+    command += ["--out", str(tmp_path / "answers"), "eval.repeats=2", "--max-context-tokens", "512"]
+    message = refused(command, capsys)
+    assert "do not fit the model's context of 512" in message
+    assert "--max-context-tokens" in message

@@ -31,6 +31,7 @@ def drift_file(folder: Path) -> Path:
     tensors = [
         {
             "name": f"model.layers.{layer}.self_attn.{role}_proj.weight",
+            "name_b": f"model.layers.{layer}.self_attn.{role}_proj.weight",
             "layer": layer,
             "role": role,
             "shape_a": [4, 4],
@@ -45,7 +46,7 @@ def drift_file(folder: Path) -> Path:
         for layer, role, moved in ((3, "q", 0.5), (3, "k", 0.2), (7, "q", 0.1), (7, "v", 1.0))
     ]
     whole = {"a": "pre", "b": "post", "family": "hypenet", "softmax_layers": [3, 7]}
-    whole |= {"only_in_a": [], "only_in_b": [], "identical": 0, "different": tensors}
+    whole |= {"only_in_a": [], "only_in_b": [], "identical": 0, "renamed": 0, "different": tensors}
     path = folder / "drift.json"
     path.write_text(json.dumps(whole))
     return path

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.cli.main import main
-from tests.browser import needs_chromium, visit
+from tests.browser import visit
 from tests.report_cells import TINY_ROWS, TINY_TABLES, publish, write_tiny
 
 LENGTHS = (1024, 4096)
@@ -196,7 +196,7 @@ def test_a_number_made_with_uncommitted_changes_is_marked_on_the_page(
     assert "† ../dirty/manifest.json" in page
 
 
-@needs_chromium
+@pytest.mark.chromium
 def test_the_page_asks_for_nothing_says_nothing_and_fits_a_laptop(
     written: Path, tmp_path: Path
 ) -> None:
@@ -208,7 +208,7 @@ def test_the_page_asks_for_nothing_says_nothing_and_fits_a_laptop(
     assert seen.png.startswith(b"\x89PNG")
 
 
-@needs_chromium
+@pytest.mark.chromium
 def test_the_papers_widest_table_fits_a_laptop(
     written: Path, cells: list[str], tmp_path: Path
 ) -> None:
@@ -216,7 +216,7 @@ def test_the_papers_widest_table_fits_a_laptop(
     assert visit(tmp_path / "out" / "report.html", tmp_path / "profile").width <= 1280
 
 
-@needs_chromium
+@pytest.mark.chromium
 def test_the_browser_sees_what_a_page_does_wrong(tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     page.write_text(

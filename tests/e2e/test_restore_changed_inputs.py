@@ -15,7 +15,7 @@ from amnesia_bench.surgery import restoration, restore
 from tests.checkpoints import drifted, random_model, save
 
 # The steps of a restore, in their order, by the functions that do them.
-STEPS = ("compute_edits", "write_shards", "check_tensors", "_copy_side_files", "write_json")
+STEPS = ("compute_edits", "write_shards", "check_tensors", "_record", "write_json")
 
 
 @pytest.fixture
@@ -62,6 +62,22 @@ def test_a_fine_tune_that_is_saved_meanwhile_ends_in_no_mixture(
     assert not (folders / "out").exists()
     monkeypatch.setattr(restoration, step, original)
     restore(folders / "pre", folders / "post", folders / "out")
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_fine_tune_that_its_trainer_removes_meanwhile_is_named(
+    step: str, folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original: Callable[..., Any] = getattr(restoration, step)
+
+    def overtaken(*arguments: Any, **named: Any) -> Any:
+        shutil.rmtree(folders / "post")  # as save_total_limit does with the oldest checkpoint
+        return original(*arguments, **named)
+
+    monkeypatch.setattr(restoration, step, overtaken)
+    with pytest.raises(StageFailedError, match=r"post/.*: was changed"):
+        restore(folders / "pre", folders / "post", folders / "out")
+    assert not (folders / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])

@@ -1,7 +1,7 @@
 """Restore checkpoints of every family that transformers can build, and look with its own eyes.
 
-pre and post are two random models that share nothing but the norms of q and k; the restored one
-must attend like pre on equal inputs and be post everywhere else.
+pre and post are two random models that share nothing but the norms of q and k, and sinks; the
+restored one must attend like pre on equal inputs and be post everywhere else.
 """
 
 from pathlib import Path
@@ -19,6 +19,7 @@ from amnesia_bench.weights.checkpoint import open_checkpoint
 from tests import pico
 
 WITH_SLIDING = ["restore.select.include_sliding=true"]
+KEPT = (Role.Q_NORM, Role.K_NORM, Role.SINK)  # `qk` leaves post's
 ADAPTERS = "zamba2"  # low-rank adapters on W_Q and W_K: not one matrix
 
 
@@ -28,14 +29,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pair(family: str, folders: Path) -> tuple[Path, Path]:
-    """Build pre and post once per family; post gets pre's q/k norms, which `qk` does not touch."""
+    """Build pre and post once per family; post gets the norms and sinks of pre."""
     pre, post = folders / family / "pre", folders / family / "post"
     if not post.exists():
         pico.build(family, pre, seed=1)
         pico.build(family, post, seed=2)
         checkpoint = open_checkpoint(pre)
         mapped = attention_map(checkpoint.config, checkpoint.shapes)
-        norms = {t.name for t in mapped.tensors if t.role in (Role.Q_NORM, Role.K_NORM)}
+        norms = {t.name for t in mapped.tensors if t.role in KEPT}
         for shard in post.glob("*.safetensors"):
             theirs = load_file(pre / shard.name)
             ours = load_file(shard)
@@ -77,7 +78,9 @@ def test_restored_layers_attend_like_pre_and_nothing_else_changes(
 
 
 @pytest.mark.parametrize("variant", ["qk_pro", "qk_procrustes", "qk_blend", "qk_low_rank", "v"])
-@pytest.mark.parametrize("family", ["qwen3_next", "phi3", "gpt_neox", "qwen2", "olmo_hybrid"])
+@pytest.mark.parametrize(
+    "family", ["qwen3_next", "phi3", "gpt_neox", "qwen2", "olmo_hybrid", "gemma4"]
+)
 def test_every_rule_moves_only_the_rows_of_its_roles(
     family: str, variant: str, folders: Path, tmp_path: Path
 ) -> None:
@@ -128,3 +131,54 @@ def test_adapters_of_shared_blocks_move_whole_or_not_at_all(folders: Path, tmp_p
             restore(pre, post, tmp_path / variant, variant)
         assert refused.value.hint is not None
         assert not (tmp_path / variant).exists()
+
+
+@pytest.mark.parametrize("layer", [1, 2])  # with a window: head_dim 8; without: 16
+def test_heads_have_the_size_of_their_layer(layer: int, folders: Path, tmp_path: Path) -> None:
+    pre, post = pair("gemma4", folders)
+    choice = [*WITH_SLIDING, f"restore.select.layers=[{layer}]"]
+    restore(pre, post, tmp_path / "out", load_variant("qk_procrustes", choice))
+
+    def products(folder: Path) -> torch.Tensor:
+        """W_Q^T W_K of every query head: what a rotation of both leaves as it is."""
+        tensors = load_file(folder / "model.safetensors")
+        block, size = f"model.layers.{layer}.self_attn.", {1: 8, 2: 16}[layer]
+        q, k = (tensors[f"{block}{x}_proj.weight"].double().view(-1, size, 32) for x in "qk")
+        return torch.einsum("hdi,hdj->hij", q, k.repeat_interleave(2, 0))
+
+    torch.testing.assert_close(products(tmp_path / "out"), products(pre), rtol=0, atol=1e-5)
+    assert (products(post) - products(pre)).abs().max() > 0.1
+
+
+def test_layers_that_read_the_keys_of_others(folders: Path, tmp_path: Path) -> None:
+    pre, post = pair("gemma4_shared", folders)
+    record = restore(pre, post, tmp_path / "out")
+    roles = {(tensor.layer, tensor.role) for tensor in record.tensors}
+    assert roles == {(2, Role.Q), (2, Role.K), (5, Role.Q)}
+    for rule in ("qk_pro", "qk_procrustes"):
+        with pytest.raises(UserError, match="Layer 5 reads the keys of an earlier layer"):
+            restore(pre, post, tmp_path / rule, rule)
+    with_old_keys = load_file(post / "model.safetensors")  # released ones hold them, unread
+    for name in ("k_proj.weight", "v_proj.weight", "k_norm.weight"):
+        block = "model.layers.{}.self_attn." + name
+        with_old_keys[block.format(5)] = with_old_keys[block.format(2)].clone()
+    released = tmp_path / "released"
+    released.mkdir()
+    (released / "config.json").write_text((post / "config.json").read_text())
+    save_file(with_old_keys, released / "model.safetensors")
+    checkpoint = open_checkpoint(released)
+    mapped = attention_map(checkpoint.config, checkpoint.shapes)
+    assert {t.role for t in mapped.tensors if t.layer == 5} == {Role.Q, Role.O, Role.Q_NORM}
+
+
+def test_sinks_stay_unless_they_are_named(folders: Path, tmp_path: Path) -> None:
+    pre, post = folders / "sinks_pre", folders / "sinks_post"
+    pico.build("gpt_oss", pre, seed=3)
+    pico.build("gpt_oss", post, seed=4)
+    name = "model.layers.1.self_attn.sinks"
+    before, after = (load_file(folder / "model.safetensors")[name] for folder in (pre, post))
+    assert not torch.equal(before, after)
+    restore(pre, post, tmp_path / "out")
+    assert torch.equal(load_file(tmp_path / "out" / "model.safetensors")[name], after)
+    restore(pre, post, tmp_path / "named", load_variant("qk", ["restore.select.roles=[q,k,sink]"]))
+    assert torch.equal(load_file(tmp_path / "named" / "model.safetensors")[name], before)

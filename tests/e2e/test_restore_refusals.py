@@ -11,7 +11,16 @@ import pytest
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.errors import UserError
 from amnesia_bench.surgery import restore, verify
-from tests.checkpoints import drifted, random_model, save, tree_bytes, write_raw
+from tests.checkpoints import (
+    MIXERS,
+    SOFTMAX_LAYERS,
+    drifted,
+    random_model,
+    save,
+    tensor_bytes,
+    tree_bytes,
+    write_raw,
+)
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 Change = Callable[[Path, Path], None]
@@ -45,7 +54,6 @@ def folders(tmp_path: Path) -> tuple[Path, Path, Path]:
         ({"num_attention_heads": 2, "head_dim": 16, "num_key_value_heads": 1}, "norm"),
         ({"model_type": "hypernet"}, "hypenet"),
         ({"model_type": "deepseek_v3"}, "latent"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "quantised"),
         ({"num_attention_heads": "4"}, "num_attention_heads"),
         ({"hidden_size": None}, "hidden_size"),
     ],
@@ -74,21 +82,72 @@ def test_layer_marks_that_differ_on_both_sides(tmp_path: Path) -> None:
     assert "layer marks" in refused(pre, post, tmp_path / "out").what
 
 
-def test_a_missing_an_extra_and_a_reshaped_tensor(tmp_path: Path) -> None:
+def test_w_q_is_missing(tmp_path: Path) -> None:
     model = random_model(0)
-    pre = save(tmp_path / "pre", model)
-    fewer = {n: x for n, x in drifted(model, 1).items() if n != "model.norm.weight"}
-    more = drifted(model, 1) | {"lm_head.weight": np.ones((4, 4))}
-    reshaped = drifted(model, 1) | {"model.embed_tokens.weight": np.ones((34, 16))}
-    for name, other, says in (
-        ("fewer", fewer, "'model.norm.weight' is in"),
-        ("more", more, "'lm_head.weight' is in"),
-        ("reshaped", reshaped, "shapes of 'model.embed_tokens.weight'"),
-    ):
-        post = save(tmp_path / name, other)
-        assert says in refused(pre, post, tmp_path / "out").what
+    post = save(tmp_path / "post", drifted(model, 1))
     del model[Q1]
-    assert Q1 in refused(save(tmp_path / "no_q", model), pre, tmp_path / "out").what
+    error = refused(save(tmp_path / "no_q", model), post, tmp_path / "out")
+    assert Q1 in error.what
+    assert str(tmp_path / "no_q") in error.what
+
+
+def test_w_q_has_a_bias_on_one_side(tmp_path: Path) -> None:
+    model = random_model(0)
+    biases = {
+        f"model.layers.{layer}.self_attn.{name}_proj.bias": np.zeros(rows)
+        for layer in SOFTMAX_LAYERS
+        for name, rows in (("q", 32), ("k", 16), ("v", 16), ("o", 16))
+    }
+    plain = save(tmp_path / "plain", model)
+    other = drifted(model, 1) | biases
+    biased = save(tmp_path / "biased", other, config_changes={"attention_bias": True})
+    for pre, post in ((plain, biased), (biased, plain)):
+        what = refused(pre, post, tmp_path / "out").what
+        assert f"{biased} has 'model.layers.1.self_attn.k_proj.bias'" in what
+        assert f"{plain} has not" in what
+
+
+@pytest.mark.parametrize(
+    ("layers", "changes", "says"),
+    [
+        (4, {"num_hidden_layers": 4, "mixer_types": list(MIXERS[:4])}, "numbers of layers"),
+        (5, {"hidden_size": 32}, "hidden_size"),
+        (5, {"num_attention_heads": 2, "num_key_value_heads": 1}, "num_kv_heads"),
+        (5, {"head_dim": 4}, "head_dim"),
+    ],
+)
+def test_a_model_of_another_size(
+    layers: int, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    post = save(tmp_path / "post", random_model(0))
+    sizes = {"hidden_size": 16, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
+    sizes |= {key: changes[key] for key in changes if key in sizes}
+    rows = {
+        "q_proj": sizes["num_attention_heads"] * sizes["head_dim"],
+        "k_proj": sizes["num_key_value_heads"] * sizes["head_dim"],
+    }
+    model = {
+        f"model.layers.{layer}.self_attn.{name}.weight": np.ones((count, sizes["hidden_size"]))
+        for layer in SOFTMAX_LAYERS
+        if layer < layers
+        for name, count in rows.items()
+    }
+    error = refused(save(tmp_path / "pre", model, config_changes=changes), post, tmp_path / "out")
+    assert f"Different {says}" in error.what
+    assert "--pre" in str(error.hint)
+
+
+def test_an_adapter_that_is_not_merged(tmp_path: Path) -> None:
+    model = random_model(0)
+    post = {f"base_model.model.{name}": value for name, value in drifted(model, 1).items()}
+    for name in [name for name in post if "q_proj" in name]:
+        post[name.replace("weight", "base_layer.weight")] = post.pop(name)
+        post[name.replace("weight", "lora_A.default.weight")] = np.ones((2, 16))
+        post[name.replace("weight", "lora_B.default.weight")] = np.ones((32, 2))
+    folders = save(tmp_path / "pre", model), save(tmp_path / "post", post)
+    error = refused(*folders, tmp_path / "out")
+    assert "not merged" in error.what
+    assert "merge_and_unload" in str(error.hint)
 
 
 @pytest.mark.parametrize("side", ["pre", "post"])
@@ -226,13 +285,15 @@ def test_quantised_tensors(dtype: str, tmp_path: Path) -> None:
     assert f"has dtype {dtype}" in refused(pre, post, tmp_path / "out").what
 
 
-def test_one_quantised_tensor_anywhere(tmp_path: Path) -> None:
-    model = random_model(0) | {"model.layers.0.mlp.gate_proj.qweight": np.ones((2, 2))}
+@pytest.mark.parametrize("name", ["q_proj.qweight", "q_proj.weight_scale_inv"])
+def test_a_part_of_a_quantiser_beside_what_is_planned(name: str, tmp_path: Path) -> None:
+    model = random_model(0) | {f"model.layers.1.self_attn.{name}": np.ones((2, 2))}
     pre, post = save(tmp_path / "pre", model), save(tmp_path / "post", drifted(model, 1))
-    assert "qweight" in refused(pre, post, tmp_path / "out").what
+    error = refused(pre, post, tmp_path / "out")
+    assert f"holds quantised weights (it holds 'model.layers.1.self_attn.{name}')" in error.what
 
 
-def test_an_8_bit_tensor_that_is_not_planned(tmp_path: Path) -> None:
+def test_a_quantised_tensor_that_is_not_planned_stays_as_it_is(tmp_path: Path) -> None:
     model = random_model(0)
     pre, post = save(tmp_path / "pre", model), save(tmp_path / "post", drifted(model, 1))
     for folder in (pre, post):
@@ -243,15 +304,50 @@ def test_an_8_bit_tensor_that_is_not_planned(tmp_path: Path) -> None:
         field = header["model.embed_tokens.weight"]
         field |= {"dtype": "F8_E4M3", "shape": [field["shape"][0] * 2, field["shape"][1]]}
         write_raw(path, header, blob[start:])
-    assert "has dtype F8_E4M3" in refused(pre, post, tmp_path / "out").what
+        config = json.loads((folder / "config.json").read_text())
+        config["quantization_config"] = {"quant_method": "fp8"}
+        (folder / "config.json").write_text(json.dumps(config))
+    record = restore(pre, post, tmp_path / "out")
+    said = f"{post}: some of its weights are quantised ('model.embed_tokens.weight' has dtype F8"
+    assert any(warning.startswith(said) for warning in record.warnings)
+    before, after = tensor_bytes(post), tensor_bytes(tmp_path / "out")
+    assert after["model.embed_tokens.weight"] == before["model.embed_tokens.weight"]
+    assert after[Q1] == tensor_bytes(pre)[Q1]
 
 
-def test_a_quantised_model_inside_a_wrapper(folders: tuple[Path, Path, Path]) -> None:
+def test_a_base_whose_experts_only_are_quantised_is_not_called_a_leftover(tmp_path: Path) -> None:
+    """As gpt-oss is published: the parts of MXFP4 have no partner in a fine-tune in BF16."""
+    model = random_model(0)
+    parts = {"model.layers.0.mlp.experts.down_proj_blocks": np.ones((2, 2))}
+    config = {"quantization_config": {"quant_method": "mxfp4"}}
+    pre = save(tmp_path / "pre", model | parts, config_changes=config)
+    post = save(tmp_path / "post", drifted(model, 1))
+    warnings = restore(pre, post, tmp_path / "out").warnings
+    assert f"{pre}: some of its weights are quantised" in " ".join(warnings)
+    assert "leftover" not in " ".join(warnings)
+
+
+def test_a_model_with_a_copy_of_itself(tmp_path: Path) -> None:
+    model = random_model(0)
+    pre = save(tmp_path / "pre", model)
+    twice = drifted(model, 1) | {f"draft.{name}": value for name, value in model.items()}
+    error = refused(pre, save(tmp_path / "post", twice), tmp_path / "out")
+    assert "should be stored once; found under 'draft.model.', 'model.'" in error.what
+    assert error.hint == "save it without the copies (a draft, an average, a reference)"
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_a_quantization_config_that_outlived_its_weights(
+    wrapped: bool, folders: tuple[Path, Path, Path]
+) -> None:
     pre, post, out = folders
     config = json.loads((post / "config.json").read_text())
-    inner = config | {"quantization_config": {"quant_method": "awq"}}
-    (post / "config.json").write_text(json.dumps({"model_type": "wrapper", "text_config": inner}))
-    assert "quantised" in refused(pre, post, out).what
+    inner = config | {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    config = {"model_type": "wrapper", "text_config": inner} if wrapped else inner
+    (post / "config.json").write_text(json.dumps(config))
+    record = restore(pre, post, out)
+    assert tensor_bytes(out)[Q1] == tensor_bytes(pre)[Q1]
+    assert [warning for warning in record.warnings if "all weights are plain numbers" in warning]
 
 
 def test_two_architectures_with_the_same_tensors(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ class TestRefusing:
         assert "host files (visible: /etc" in str(refused.value)
         assert "second process" in str(refused.value)
 
+    @pytest.mark.bubblewrap
     def test_a_sandbox_that_breaks_later_leaves_programs_unscored(
         self, sandbox: Launcher, tmp_path: Path
     ) -> None:
@@ -80,12 +81,20 @@ class TestRefusing:
         assert verdict.detail is not None
         assert verdict.detail.startswith("no sandbox: ")
 
+    @pytest.mark.bubblewrap
     def test_the_command_lists_what_is_contained(
         self, sandbox: Launcher, capsys: pytest.CaptureFixture[str]
     ) -> None:
         assert main(["sandbox"]) == ExitCode.DONE
         listed = capsys.readouterr().out
-        for name in ("network", "host files", "environment", "second process", "memory", "disk"):
+        for name in (
+            "network",
+            "host files",
+            "environment",
+            "second process",
+            "memory",
+            "shared memory",
+        ):
             assert name in listed
         assert "sandbox: bubblewrap" in listed
 
@@ -114,31 +123,32 @@ class TestUnsafeOverride:
         assert found == [Outcome.CORRECT, Outcome.WRONG, Outcome.TIME_LIMIT, Outcome.WRONG]
 
 
+@pytest.mark.programs
 class TestScoring:
     def test_answers_without_a_program_are_told_from_wrong_ones(
-        self, sandbox: Launcher, tmp_path: Path
+        self, launcher: Launcher, tmp_path: Path
     ) -> None:
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
         unfinished = replace(attempt(0, RIGHT, 0), text=None)
-        (verdict,) = score(problems, [unfinished], sandbox)
+        (verdict,) = score(problems, [unfinished], launcher)
         assert (verdict.outcome, verdict.answer) == (Outcome.NO_ANSWER, None)
 
     def test_verdicts_come_in_the_order_of_keys_however_many_workers(
-        self, sandbox: Launcher, tmp_path: Path
+        self, launcher: Launcher, tmp_path: Path
     ) -> None:
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
         codes = [RIGHT, "print(6)"] * 3
         answers = [attempt(i, code, i % 3) for i, code in enumerate(codes)]
-        one = score(problems, answers, sandbox, workers=1)
-        assert one == score(problems, answers[::-1], sandbox)
+        one = score(problems, answers, launcher, workers=1)
+        assert one == score(problems, answers[::-1], launcher)
         assert [verdict.key for verdict in one] == sorted(answer.key for answer in answers)
 
-    def test_a_key_beyond_the_problems_is_refused(self, sandbox: Launcher, tmp_path: Path) -> None:
+    def test_a_key_beyond_the_problems_is_refused(self, launcher: Launcher, tmp_path: Path) -> None:
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
         with pytest.raises(UserError, match=f"there are {len(ROWS)} problems"):
-            score(problems, [attempt(0, RIGHT, len(ROWS))], sandbox)
+            score(problems, [attempt(0, RIGHT, len(ROWS))], launcher)
 
     @pytest.mark.parametrize("workers", [0, 10000])
-    def test_more_programs_than_cores_are_refused(self, sandbox: Launcher, workers: int) -> None:
+    def test_more_programs_than_cores_are_refused(self, launcher: Launcher, workers: int) -> None:
         with pytest.raises(UserError, match=f"workers={workers}"):
-            score([], [], sandbox, workers=workers)
+            score([], [], launcher, workers=workers)

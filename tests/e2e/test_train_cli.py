@@ -61,6 +61,18 @@ def test_rows_become_a_checkpoint_that_names_its_parents(
     assert "already exists; nothing was written" in capsys.readouterr().err
 
 
+def test_an_adapter_is_called_one_and_not_a_folder_without_a_tokenizer(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    (tmp_path / "adapter_model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    assert main([*command(folder, out="of_adapter"), "--init", str(tmp_path)]) == 2
+    said = capsys.readouterr().err
+    assert "adapter" in said
+    assert "no tokenizer" not in said
+    assert not (folder / "of_adapter").exists()
+
+
 def test_sigterm_saves_and_asks_to_be_started_again(folder: Path) -> None:
     words = command(folder, "train.steps=100000", out="endless")
     started = subprocess.Popen([sys.executable, "-m", "amnesia_bench.cli.main", *words],

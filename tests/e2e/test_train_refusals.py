@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import signal
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 from amnesia_bench.errors import AmnesiaError, MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.tracking.metrics_file import read_metrics
 from amnesia_bench.training.batches import Batches, FileOrder
+from amnesia_bench.training.inputs import check_documents
+from amnesia_bench.weights.checkpoint import open_checkpoint
 from tests.checkpoints import tensor_bytes
 from tests.deadly_training import Deadly, run_and_die
 from tests.training_runs import (
@@ -154,11 +158,96 @@ def test_an_untied_head_where_parity_wants_a_tied_one(folder: Path) -> None:
 
 
 def test_model_code_that_nobody_vouched_for(folder: Path) -> None:
-    config = folder / "init/config.json"
+    config, mine = folder / "init/config.json", job(folder, documents=1)
     config.write_text(config.read_text().replace('"hypenet"', '"jet_nemotron"'))
-    refused(job(folder), UserError, "a model of a type that transformers does not know")
+    refused(mine, UserError, "a model of a type that transformers does not know")
     (folder / "init/modeling_jet_nemotron.py").write_text("raise SystemExit('ran')")
-    refused(job(folder), UserError, "brings model code of its own", "train.trusted_code_sha256")
+    with_code = json.loads(config.read_text()) | {"auto_map": {"AutoModelForCausalLM": "a.B"}}
+    config.write_text(json.dumps(with_code))
+    refused(
+        job(folder, documents=1),
+        UserError,
+        "brings model code of its own",
+        "train.trusted_code_sha256",
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        ("qwen3_next", {}),
+        ("jamba", {}),
+        ("nemotron_h", {}),
+        ("mixtral", {}),
+        ("qwen3_5", {"text_config": {"model_type": "qwen3_5_text", "vocab_size": 97}}),
+        ("gpt2", {}),
+    ],
+)
+def test_a_model_that_is_not_trained_here_is_called_that(
+    folder: Path, kind: str, changes: dict[str, object]
+) -> None:
+    path = folder / "init/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_type": kind} | changes))
+    said = f"training models of type {kind} is not supported"
+    refused(job(folder), UserError, said, "Supported: arcee, bamba,")
+
+
+def test_quantised_weights(folder: Path) -> None:
+    path = folder / "init/config.json"
+    quantised = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
+    path.write_text(json.dumps(json.loads(path.read_text()) | quantised))
+    refused(
+        job(folder), UserError, "training quantised weights is not supported", "remove that key"
+    )
+
+
+def test_tensors_of_other_names_or_shapes_are_named(folder: Path) -> None:
+    path = folder / "init/model.safetensors"
+    honest, name = load_file(path), "model.layers.1.mlp.up_proj.weight"
+    renamed = {("x." + k if k == name else k): v for k, v in honest.items()}
+    save_file(renamed, path, metadata={"format": "pt"})
+    mine = job(folder)
+    said = (f"parameter {name} of a hypenet is not there under this name", "is not supported")
+    refused(mine, UserError, *said)
+    save_file(honest | {name: honest[name][:-1].clone()}, path, metadata={"format": "pt"})
+    refused(mine, UserError, f"{name} has shape [47, 32], config.json makes it [48, 32]")
+    config = folder / "init/config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": "wide"}))
+    refused(mine, UserError, "transformers makes no model of its config.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"model_type": "falcon_h1"}, "models of type falcon_h1 cannot keep packed documents"),
+        ({"model_type": "someones_own"}, "models of type someones_own cannot keep packed doc"),
+        ({"rope_scaling": {"type": "su"}}, "with rope_type su packed documents change each oth"),
+        (
+            {"rope_parameters": {"full_attention": {"rope_type": "dynamic", "rope_theta": 1e4}}},
+            "with rope_type dynamic packed documents change each other's positions",
+        ),
+    ],
+)
+def test_packed_documents_that_the_model_cannot_keep_apart(
+    folder: Path, changes: dict[str, object], why: str
+) -> None:
+    path = folder / "init/config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    mine = job(folder)
+    refused(mine, UserError, why, "data sft have sequences of several documents", "pack=single")
+    single = Store(write_data(folder / "single", documents=1))
+    check_documents(mine.run, {"sft": single}, open_checkpoint(folder / "init"))
+
+
+@pytest.mark.parametrize("rows", [96, 40])
+def test_tokens_without_a_row_in_the_embeddings(folder: Path, rows: int) -> None:
+    write_hypenet(folder / "init", vocab_size=rows)
+    refused(
+        job(folder),
+        UserError,
+        f"has tokens up to 96; the embeddings have {rows} rows",
+        "m.resize_token_embeddings(97)",
+    )
 
 
 def test_a_resumed_run_with_other_data_another_start_or_other_settings(folder: Path) -> None:
@@ -173,7 +262,7 @@ def test_a_resumed_run_with_other_data_another_start_or_other_settings(folder: P
         "recipe.kd_rows was all": {"run": training_run({}, {"kd_rows": "first512"})},
     }
     for said, change in changes.items():
-        refused(replace(mine, **change), UserError, said, "another --out to begin anew")  # type: ignore[arg-type]
+        refused(replace(mine, **change), UserError, said, "another --out to begin again")  # type: ignore[arg-type]
     assert saves(folder) == ["step-00000003"]
     assert train_here(mine) == 0
 
@@ -186,7 +275,9 @@ def test_a_save_that_was_damaged_is_told_and_the_one_before_it_serves(folder: Pa
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"damaged since it was saved\nRemove .*step-00000006"):
+    with pytest.raises(
+        UserError, match=r"damaged since it was saved: has other contents\nRemove .*step-00000006"
+    ):
         train_here(mine)
     path.unlink()
     for file in path.parent.iterdir():
@@ -297,8 +388,7 @@ def test_what_a_kill_after_publishing_left_is_cleared_by_the_next_start(
 ) -> None:
     mine, left = job(folder, {"steps": 3}), folder / "out.training"
     with monkeypatch.context() as patch:
-        killed = SimpleNamespace(rmtree=lambda *_, **__: None)
-        patch.setattr("amnesia_bench.training.run.shutil", killed)
+        patch.setattr("amnesia_bench.training.run.remove_run", lambda _: [])
         assert train_here(mine) == 0
     other = replace(mine, run=training_run({"steps": 4}))
     refused(other, UserError, "already exists")
@@ -341,6 +431,35 @@ def test_a_disk_that_fills_during_a_save(folder: Path, asynchronous: bool) -> No
     assert "the saves before it are kept" in started.said
     assert saves(folder) == ["step-00000003"]
     assert train_here(mine) == 0
+
+
+def full_at_the_export(job: TinyJob, rank: int, size: int, port: int, log: Path) -> None:
+    """Be a process whose disk is full when the result is written."""
+    import amnesia_bench.training.export as module
+
+    honest = module.ShardWriter.close
+
+    def close(self: Any) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        honest(self)
+
+    module.ShardWriter.close = close  # type: ignore[method-assign]
+    as_process(job, rank, size, port, log)
+
+
+def test_a_disk_that_fills_at_the_export(folder: Path) -> None:
+    mine = job(folder)
+    whole = replace(mine, out=folder / "whole")
+    assert train_here(whole) == 0
+    started = Started(mine, 1, full_at_the_export)
+    assert started.wait() == [4], started.said
+    assert "no space left while making" in started.said, started.said
+    assert "complete saves are kept" in started.said
+    assert "Traceback" not in started.said
+    assert not mine.out.exists()
+    assert list(folder.glob(".out*")) == []
+    assert train_here(mine) == 0
+    assert tensor_bytes(mine.out) == tensor_bytes(whole.out)
 
 
 @pytest.mark.parametrize(("size", "number"), [(1, signal.SIGUSR1), (2, signal.SIGTERM)])

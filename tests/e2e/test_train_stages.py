@@ -23,7 +23,9 @@ from amnesia_bench.tracking.metrics_file import read_metrics
 from tests.training_runs import (
     TINY,
     TOKENIZER,
+    Shuffled,
     Started,
+    Store,
     TinyJob,
     as_process,
     train_here,
@@ -301,14 +303,14 @@ def test_launch_ends_with_what_the_workers_say(folder: Path) -> None:
     assert done.returncode == 2
 
 
-def write_transformer(folder: Path, kind: str) -> Path:
+def write_transformer(folder: Path, kind: str, **changes: object) -> Path:
     """A random model of softmax layers only."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
     keys = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers",
             "num_attention_heads", "num_key_value_heads", "max_position_embeddings")  # fmt: skip
-    config = AutoConfig.for_model(kind, **{key: TINY[key] for key in keys})
+    config = AutoConfig.for_model(kind, **({key: TINY[key] for key in keys} | changes))
     AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     (folder / "tokenizer.json").write_bytes(TOKENIZER)
     return folder
@@ -329,6 +331,45 @@ def test_models_of_softmax_layers_only_are_tuned_and_frozen_by_layer(
     }
     metrics = read_metrics(folder / f"sft_{kind}/metrics.jsonl")
     assert metrics[-1]["loss"] < metrics[0]["loss"]
+
+
+SCALED = {
+    "granite": {"logits_scaling": 8.0},
+    "gemma2": {"final_logit_softcapping": 2.0, "head_dim": 8},
+    "phi": {},
+}
+
+
+@pytest.mark.parametrize("kind", SCALED)
+@pytest.mark.parametrize("size", [1, 2])
+def test_models_that_scale_or_cap_logits_are_trained_on_their_own_loss(
+    folder: Path, kind: str, size: int
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    name = f"{kind}{size}"
+    init = write_transformer(folder / name, kind, **SCALED[kind])
+    out = f"sft_{name}"
+    train = {"isolate_documents": False, "steps": 3, "global_batch": 2, "micro_batch": 1}
+    mine = job(folder, out, train, init=name, data="web")
+    started = Started(mine, size)
+    assert started.wait() == [0] * size, started.said
+    model = AutoModelForCausalLM.from_pretrained(init)
+    store, order = Store(folder / "web"), Shuffled([Store(folder / "web").num_sequences], 0)
+    total, count = 0.0, 0
+    for index in range(2):
+        row = store.sequence(order.sample(index)[1])
+        tokens = torch.tensor(row.tokens.astype("int64"))[None]
+        labels = torch.where(torch.tensor(row.loss_mask)[None], tokens, -100)
+        trained = int((labels[0, 1:] != -100).sum())
+        total += model(tokens, labels=labels).loss.item() * trained
+        count += trained
+    metrics = read_metrics(folder / out / "metrics.jsonl")
+    assert metrics[0]["trained_tokens"] == count
+    assert metrics[0]["loss"] == pytest.approx(total / count, rel=1e-5)
+    again = AutoModelForCausalLM.from_pretrained(folder / out)
+    assert type(again) is type(model)
+    assert tensors(folder / out).keys() == tensors(init).keys()
 
 
 OWN_CODE = """
@@ -360,3 +401,21 @@ def test_a_checkpoint_with_code_of_its_own_is_tuned_once_its_hash_is_trusted(
     trusted = train | {"trusted_code_sha256": found[0]}
     assert train_here(job(folder, "sft_own", trusted, init="own", data="web")) == 0
     assert (folder / "sft_own/modeling_own.py").read_text() == OWN_CODE
+    code = (
+        OWN_CODE
+        + """
+    def forward(self, **inputs):
+        output = super().forward(**inputs)
+        output.logits = output.logits * 2
+        return output
+"""
+    )
+    (init / "modeling_own.py").write_text(code)
+    with pytest.raises(UserError, match="brings model code of its own") as caught:
+        train_here(job(folder, "sft_other", trusted, init="own", data="web"))
+    found = re.search("[0-9a-f]{64}", caught.value.what)
+    assert found is not None
+    trusted["trusted_code_sha256"] = found[0]
+    with pytest.raises(UserError, match=r"not that of a own_kind: its own logits are not 1 \(W h"):
+        train_here(job(folder, "sft_other", trusted, init="own", data="web"))
+    assert list(folder.glob("sft_other*")) == []

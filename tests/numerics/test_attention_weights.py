@@ -2,10 +2,7 @@
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from amnesia_bench.modeling.attention_rows import attention_rows
-from amnesia_bench.modeling.input_errors import InvalidModelInputError
 from tests.numerics.conftest import random_ids
 
 
@@ -72,51 +69,3 @@ def test_weights_come_with_generate(make_model):
         (1, 4, 1, 12),
     ]
     assert out.attentions[0][0] is None
-
-
-@torch.no_grad()
-@pytest.mark.parametrize("shape", ["base", "logit_scale", "rope_everywhere_and_bias"])
-def test_rows_equal_the_full_matrices(make_model, shape):
-    model = make_model(shape)
-    ids = random_ids(3, 50)
-    mask = torch.ones(3, 50).long()
-    mask[1, :13] = 0
-    full = model(ids, attention_mask=mask, output_attentions=True).attentions
-    rows = attention_rows(model, ids, [-1, 20, 49], attention_mask=mask)
-    assert list(rows) == [1, 2]
-    for layer, weights in rows.items():
-        assert weights.shape == (3, 4, 3, 50)
-        expected = full[layer][:, :, [49, 20, 49]]
-        torch.testing.assert_close(weights, expected, rtol=0, atol=1e-5)
-    assert list(attention_rows(model.model, ids, [0], layers=[2])) == [2]
-
-
-class _LargestTensor(TorchDispatchMode):
-    largest = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, tuple) else (out,):
-            if isinstance(x, torch.Tensor):
-                self.largest = max(self.largest, x.numel())
-        return out
-
-
-def test_rows_at_8k_tokens_never_build_a_square(make_model):
-    model = make_model()
-    ids = random_ids(1, 8192)
-    with _LargestTensor() as seen:
-        rows = attention_rows(model, ids, [8191, 5000])
-    torch.testing.assert_close(rows[1].sum(-1), torch.ones(1, 4, 2), rtol=0, atol=1e-4)
-    assert rows[1][0, :, 1, 5001:].abs().max() == 0
-    # The embeddings of 97 words and the logits are small; a square would be 67 million numbers.
-    assert seen.largest <= 8192 * 97
-
-
-def test_bad_questions_are_refused(make_model):
-    model, ids = make_model(), random_ids(1, 10)
-    with pytest.raises(InvalidModelInputError, match="layers contains 0, which is not a softmax"):
-        attention_rows(model, ids, [0], layers=[0])
-    for queries in ([10], [-11], []):
-        with pytest.raises(InvalidModelInputError, match="queries"):
-            attention_rows(model, ids, queries)

@@ -7,14 +7,10 @@ import torch
 from transformers import (
     AttentionInterface,
     DynamicCache,
-    LogitsProcessorList,
-    TemperatureLogitsWarper,
-    TopPLogitsWarper,
 )
 
 from amnesia_bench.modeling import HypeNetCache, HypeNetConfig, PackedRows
 from amnesia_bench.modeling.input_errors import InvalidModelInputError
-from amnesia_bench.modeling.row_sampling import SeededRowSampling
 from tests.numerics.conftest import SHAPES, random_ids
 
 LENGTHS = [1, 30, 70, 64, 7]
@@ -101,45 +97,6 @@ def test_generate_from_left_padding_equals_single_rows(make_model, shape):
     for row in range(len(LENGTHS)):
         alone = ids[row, mask[row].bool()][None]
         assert torch.equal(model.generate(alone, **options)[0, alone.shape[1] :], together[row])
-
-
-def test_sampling_with_a_seed_per_row_does_not_depend_on_the_batch(make_model):
-    model = _quiet(make_model)
-    ids, mask = _padded("left")
-    seeds = [11, 22, 33, 44, 55]
-
-    def sample(rows: list[int]) -> torch.Tensor:
-        warpers = LogitsProcessorList([TemperatureLogitsWarper(0.6), TopPLogitsWarper(0.95)])
-        sampler = SeededRowSampling([seeds[row] for row in rows], warpers)
-        first = int(mask[rows].sum(0).nonzero()[0])
-        generated = model.generate(
-            ids[rows, first:],
-            attention_mask=mask[rows, first:],
-            max_new_tokens=16,
-            min_new_tokens=16,
-            do_sample=False,
-            pad_token_id=0,
-            logits_processor=LogitsProcessorList([sampler]),
-        )
-        return generated[:, -16:]
-
-    together = sample([0, 1, 2, 3, 4])
-    assert torch.equal(together, sample([0, 1, 2, 3, 4]))
-    for row in range(5):
-        assert torch.equal(sample([row])[0], together[row])
-    assert torch.equal(sample([4, 1]), together[[4, 1]])
-    seeds[1] = 23
-    assert not torch.equal(sample([1])[0], together[1])
-
-
-def test_seeded_sampling_draws_from_the_softmax():
-    logits = torch.tensor([0.0, 1.0, 2.0, float("-inf")])
-    sampler = SeededRowSampling(range(1))
-    draws = torch.stack([sampler(None, logits[None])[0].argmax() for _ in range(4000)])
-    share = torch.bincount(draws, minlength=4) / 4000
-    torch.testing.assert_close(share, logits.softmax(0), rtol=0, atol=0.03)
-    with pytest.raises(InvalidModelInputError, match="1 seeds for 2 rows"):
-        sampler(None, torch.zeros(2, 4))
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

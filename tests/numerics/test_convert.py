@@ -230,6 +230,60 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path, teacher):
     _refused(tmp_path, "stage 1 takes no student", stage=1, student=tmp_path / "teacher")
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            r"scales positions \(factor 4.0, .*rope_type yarn\).*\n.*remove rope_scaling",
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0}},
+            r"scales positions \(factor 2.0, .*linear.*\)",
+        ),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e6}},
+            r"scales positions \(factor 2.0, .*rope_type dynamic\)",
+        ),
+        (
+            {
+                "use_sliding_window": True,
+                "sliding_window": 8,
+                "layer_types": ["full_attention", "sliding_attention"] * 2,
+            },
+            r"layers \[1\] have a sliding window.*\n.*use_sliding_window to false",
+        ),
+    ],
+)
+def test_what_a_hypenet_cannot_take_over_of_a_teacher_is_named(tmp_path, teacher, changes, said):
+    path = tmp_path / "teacher/config.json"
+    config = json.loads(path.read_text())
+    if "rope_scaling" in changes:  # as published configs of transformers 4 have it
+        config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    path.write_text(json.dumps(config | changes))
+    _refused(tmp_path, said)
+
+
+def test_a_layer_that_becomes_a_lightning_mixer_may_have_a_window(tmp_path, teacher):
+    plain = _convert(tmp_path, 2)
+    path = tmp_path / "teacher/config.json"
+    kinds = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+    window = {"use_sliding_window": True, "sliding_window": 8, "layer_types": kinds}
+    path.write_text(json.dumps(json.loads(path.read_text()) | window))
+    windowed = _convert(tmp_path, 2, name="windowed")
+    assert plain.keys() == windowed.keys()
+    assert all(torch.equal(tensor, windowed[name]) for name, tensor in plain.items())
+
+
+def test_a_rope_scaling_that_scales_nothing_is_taken(tmp_path, teacher):
+    path = tmp_path / "teacher/config.json"
+    config = json.loads(path.read_text())
+    config["rope_theta"] = config.pop("rope_parameters")["rope_theta"]
+    path.write_text(json.dumps(config | {"rope_scaling": None}))
+    _convert(tmp_path, 2)
+    assert (tmp_path / "out/manifest.json").is_file()
+
+
 def test_an_existing_folder_is_left_alone(tmp_path, teacher):
     (tmp_path / "out").mkdir()
     with pytest.raises(UserError, match="already exists"):
@@ -253,7 +307,7 @@ def test_pickles_missing_and_foreign_checkpoints_are_refused(tmp_path, teacher):
     (tmp_path / "teacher" / "config.json").write_text(json.dumps(config | {"model_type": "rwkv9"}))
     _refused(tmp_path, "holds a model of type rwkv9")
     (tmp_path / "teacher" / "config.json").write_text("{")
-    _refused(tmp_path, "config.json: is not valid JSON")
+    _refused(tmp_path, "config.json: not JSON")
     (tmp_path / "teacher" / "config.json").unlink()
     _refused(tmp_path, "config.json: is missing")
 

@@ -4,11 +4,13 @@ import hashlib
 
 import numpy as np
 import pytest
+from tokenizers import processors
 
 from amnesia_bench.config.eval_schema import Think
 from amnesia_bench.errors import UserError
 from amnesia_bench.evals.chat import prompt_format, prompt_tokens, without_thinking
-from tests.reasoning import CHATML, THINKING, byte_tokenizer
+from amnesia_bench.evals.special_tokens import with_beginning, with_special_tokens
+from tests.reasoning import CHATML, SPECIAL, THINKING, byte_tokenizer
 
 THINK = Think(open="<think>", close="</think>")
 
@@ -22,6 +24,13 @@ THINK = Think(open="<think>", close="</think>")
         ("<think>a</think>b", False, "b"),
         ("<think>a</think>b<think>c", False, None),
         ("a</think>b<think>c</think>d", True, "d"),
+        # Blank lines after thinking, as Qwen3 writes them, are no first paragraph.
+        ("a</think>\n\n b\n", True, "b\n"),
+        ("<think>\n\n</think>\n\nb", False, "b"),
+        ("\n\nb", False, "b"),
+        # A closing mark that closes nothing is quoted.
+        ("a</think>b, after </think>", True, "b, after </think>"),
+        ("a</think>\n</think>\nb", False, "b"),
         ("<think>a", False, None),
         ("a</think>", True, ""),
         ("", False, ""),
@@ -81,6 +90,28 @@ def test_without_a_template_the_message_goes_as_it_is() -> None:
     layout = prompt_format(tokenizer, use_template=False, template=None, think=THINK)
     assert (layout.sha256, layout.opens_thinking) == (None, False)
     assert tokenizer.decode(prompt_tokens(tokenizer, layout, "What?")) == "What?"
+
+
+def test_a_prompt_never_ends_in_the_eos_that_a_tokenizer_appends() -> None:
+    tokenizer = byte_tokenizer(None)
+    begin, end = SPECIAL[1], SPECIAL[0]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin} $A {end}",
+        special_tokens=[(each, tokenizer.convert_tokens_to_ids(each)) for each in (begin, end)],
+    )
+    assert tokenizer("What?").input_ids[-1] == tokenizer.eos_token_id
+    layout = prompt_format(tokenizer, use_template=False, template=None, think=None)
+    assert tokenizer.decode(prompt_tokens(tokenizer, layout, "What?")) == f"{begin}What?"
+    bare = np.asarray(tokenizer("What?", add_special_tokens=False).input_ids, np.int32)
+    assert tokenizer.decode(with_beginning(tokenizer, bare)) == f"{begin}What?"
+    # lm-eval's own models send it.
+    assert with_special_tokens(tokenizer, bare).tolist() == tokenizer("What?").input_ids
+
+
+def test_a_template_with_a_date_asks_the_same_every_day() -> None:
+    tokenizer = byte_tokenizer("{{- strftime_now('%d %b %Y') + ': ' + messages[0].content -}}")
+    layout = prompt_format(tokenizer, use_template=True, template=None, think=None)
+    assert tokenizer.decode(prompt_tokens(tokenizer, layout, "Hi")) == "26 Jul 2024: Hi"
 
 
 @pytest.mark.parametrize("template", ["{% if x %}", "{{ 1 / 0 }}", "{{ raise_exception('no') }}"])

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
-from amnesia_bench.weights.checkpoint import open_checkpoint, side_files
+from amnesia_bench.weights.checkpoint import open_checkpoint
+from amnesia_bench.weights.side_files import side_files
 from tests.checkpoints import random_model, save, tensor_bytes, write_index, write_safetensors
 
 SHARD = "model-00001-of-00003.safetensors"
@@ -77,14 +78,32 @@ def test_a_single_file_beside_an_index_that_does_not_name_it(sharded: Path) -> N
     assert "holds both" in refusal(sharded).what
 
 
-def test_links_out_of_the_folder(tmp_path: Path, sharded: Path) -> None:
-    outside = tmp_path / "blob"
-    (sharded / SHARD).rename(outside)
-    (sharded / SHARD).symlink_to(outside)
-    error = refusal(sharded)
-    assert "leads out of the checkpoint folder" in error.what
-    assert error.hint is not None
-    assert "cp -rL" in error.hint
+@pytest.mark.parametrize("name", [SHARD, "model.safetensors.index.json", "config.json"])
+def test_links_are_followed_wherever_they_lead(tmp_path: Path, sharded: Path, name: str) -> None:
+    expected = tensor_bytes(sharded)
+    outside = tmp_path / "blobs" / "abc"
+    outside.parent.mkdir()
+    (sharded / name).rename(outside)
+    (sharded / name).symlink_to(outside)
+    checkpoint = open_checkpoint(sharded)
+    assert {name: checkpoint.read(name) for name in checkpoint.tensors} == expected
+    outside.unlink()
+    assert f"{name}: is a link that leads to nothing" in refusal(sharded).what
+
+
+def test_links_to_something_that_is_no_checkpoint(sharded: Path) -> None:
+    for target, says in (
+        ("/dev/zero", "is missing or not a file"),
+        ("/etc/passwd", SHARD),
+        (SHARD, "leads to itself"),
+        (sharded, "is missing or not a file"),
+    ):
+        (sharded / SHARD).unlink()
+        (sharded / SHARD).symlink_to(target)
+        assert says in str(refusal(sharded))
+    (sharded / SHARD).unlink()
+    os.mkfifo(sharded / SHARD)
+    assert "is missing or not a file" in refusal(sharded).what
 
 
 def test_a_shard_that_shrinks_while_it_is_read(sharded: Path) -> None:
@@ -95,69 +114,21 @@ def test_a_shard_that_shrinks_while_it_is_read(sharded: Path) -> None:
         checkpoint.read("model.norm.weight")
 
 
-def test_links_inside_the_folder_are_followed(sharded: Path) -> None:
-    (sharded / SHARD).rename(sharded / "blob")
-    (sharded / SHARD).symlink_to("blob")
-    assert open_checkpoint(sharded).read("model.norm.weight")
-
-
-def test_pickles_are_refused_with_the_command_that_converts_them(tmp_path: Path) -> None:
-    folder = save(tmp_path / "c", random_model(0))
-    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    error = refusal(folder)
-    assert "pytorch_model.bin" in error.what
-    assert error.hint is not None
-    assert f"from_pretrained('{folder}').save_pretrained(" in error.hint
-
-
-def test_folders_that_are_no_checkpoints(tmp_path: Path) -> None:
-    assert "is not a folder" in refusal(tmp_path / "org" / "name").what
-    assert "config.json" in refusal(tmp_path).what
+def test_a_config_that_is_no_json(tmp_path: Path) -> None:
     folder = save(tmp_path / "c", random_model(0))
     (folder / "config.json").write_text("{")
-    assert "not valid JSON" in refusal(folder).what
+    assert "config.json: not JSON (" in refusal(folder).what
     (folder / "config.json").write_text("[]")
     assert "not a JSON object" in refusal(folder).what
-    (folder / "config.json").unlink()
-    (folder / "adapter_config.json").write_text("{}")
-    assert "LoRA" in str(refusal(folder))
 
 
-def test_side_files_are_everything_but_weights_and_caches(tmp_path: Path) -> None:
-    folder = save(tmp_path / "c", random_model(0), shards=2)
-    for name in (
-        "modeling_x.py",
-        "consolidated.safetensors",
-        "optimizer.pt",
-        ".cache/x",
-        "a/b.txt",
-    ):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_text("x")
-    assert [str(path) for path in side_files(folder)] == [
-        "a/b.txt",
-        "config.json",
-        "modeling_x.py",
-        "tokenizer.json",
-    ]
-
-
-@pytest.mark.parametrize("target", ["inside", "../outside", "link"])
-def test_links_to_folders_are_refused_and_never_dropped(target: str, tmp_path: Path) -> None:
+def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
     folder = save(tmp_path / "c", random_model(0))
-    for name in ("c/inside", "outside"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "merges.txt").write_text("x")
-    (folder / "link").symlink_to(target)  # the last one leads to itself
-    with pytest.raises(UserError, match="link"):
-        side_files(folder)
-
-
-def test_a_name_that_is_not_utf8(tmp_path: Path) -> None:
-    folder = save(tmp_path / "c", random_model(0))
-    Path(os.fsdecode(os.fsencode(folder) + b"/\xff.txt")).write_text("x")
-    with pytest.raises(UserError, match=r"udcff\.txt"):
-        side_files(folder)
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
+    (folder / "model.safetensors").write_text(pointer)
+    error = refusal(folder)
+    assert "is a pointer of Git LFS" in error.what
+    assert error.hint == f"Fetch it: git -C {folder} lfs pull"
 
 
 def test_what_may_not_be_read_is_named(sharded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,5 +149,5 @@ def test_what_may_not_be_read_is_named(sharded: Path, monkeypatch: pytest.Monkey
         open_checkpoint(sharded)
     (sharded / "hidden_from_us").mkdir()
     monkeypatch.setattr(os, "scandir", may_not_list)
-    with pytest.raises(PermissionError):
+    with pytest.raises(MissingEnvironmentError, match="hidden_from_us"):
         side_files(sharded)

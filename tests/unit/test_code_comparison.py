@@ -108,6 +108,96 @@ def json_copy(value: Any) -> Any:
     return value
 
 
+# What a hostile frame may hold, and texts of all that a judge splits and converts.
+frames = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=4),
+        st.dictionaries(
+            st.one_of(st.sampled_from(["ratio", "dict", "other"]), st.text(max_size=3)), inner
+        ),
+    ),
+    max_leaves=8,
+)
+words = st.one_of(
+    st.text(max_size=6),
+    st.sampled_from(["nan", "sNaN", "-inf", "1e999999", "0x10", "1_0", "٤", "1e-400", "9" * 5000]),
+    st.integers().map(str),
+    st.floats().map(str),
+    st.sampled_from([" ", "\n", "\t", "\x00", "\u2028", "\u00a0"]),
+)
+texts = st.lists(words, max_size=12).map("".join)
+tolerances = st.sampled_from([None, 1e-6])
+
+
+class TestHostileAnswers:
+    @given(frames, jsons, tolerances)
+    def test_any_frame_is_judged(self, frame: Any, expected: Any, tolerance: float | None) -> None:
+        frame = json.loads(json.dumps(frame))
+        assert returned_equals(frame, expected, tolerance) in (True, False)
+
+    @given(texts, texts, tolerances)
+    def test_any_text_is_judged(self, text: str, expected: str, tolerance: float | None) -> None:
+        found = printed_difference(text, expected, tolerance)
+        assert found is None or "line" in found
+
+    @given(texts, texts)
+    def test_what_is_right_stays_right_with_a_tolerance(self, text: str, expected: str) -> None:
+        if printed_difference(text, expected) is None:
+            assert printed_difference(text, expected, 1e-6) is None
+
+    @given(answers, jsons)
+    def test_what_equals_stays_so_with_a_tolerance(self, answer: Any, expected: Any) -> None:
+        if returned_equals(through_the_pipe(answer), expected):
+            assert returned_equals(through_the_pipe(answer), expected, 1e-5)
+
+
+class TestTolerance:
+    @pytest.mark.parametrize(
+        ("printed", "expected", "right"),
+        [
+            ("0.3333333", "0.333333333333", True),
+            ("0.33333", "0.333333333333", False),
+            ("1000000.5", "1000000.0", True),
+            ("1000002", "1000000.0", False),
+            ("1e-9", "0.0", True),
+            ("-0.0000001", "0.0", True),
+            ("3.0000000001", "3", False),
+            ("99999999999999999", "100000000000000000", False),
+            ("Case 1: 0.50000001", "Case 1: 0.5", True),
+            ("Case  1:  0.5", "Case 1: 0.5", True),
+            ("case 1: 0.5", "Case 1: 0.5", False),
+            ("nan", "0.5", False),
+            ("inf", "1e400", True),
+            ("0.5 0.5", "0.5", False),
+            ("x.y", "x.z", False),
+        ],
+    )
+    def test_of_printed_numbers(self, printed: str, expected: str, right: bool) -> None:
+        assert (printed_difference(printed, expected, 1e-6) is None) is right
+
+    @pytest.mark.parametrize(
+        ("answer", "expected", "right"),
+        [
+            (1 / 3, 0.33333, True),
+            (0.334, 0.33333, False),
+            (1, 1.0, True),
+            (1.000000001, 1, False),
+            ([1e-9, 2.0000001], [0.0, 2.0], True),
+            ({"a": 0.1 + 0.2}, {"a": 0.3}, True),
+            (Fraction(1, 3), 0.33333, True),
+            (Decimal("0.333331"), 0.33333, True),
+            (Fraction(10**900, 3), 0.5, False),
+            ("0.5", 0.5, False),
+            (True, 1.0, True),
+            (math.nan, 0.5, False),
+            (10**400, 1.5, False),
+        ],
+    )
+    def test_of_returned_numbers(self, answer: Any, expected: Any, right: bool) -> None:
+        assert returned_equals(through_the_pipe(answer), expected, 1e-5) is right
+
+
 class TestPrinted:
     @pytest.mark.parametrize(
         ("printed", "expected"),

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import TypeAdapter
 
-from amnesia_bench.config.data_schema import Chat, MessageRows, QuestionResponseRows, ShareGptRows
-from amnesia_bench.data.chat import Segment, check_template, render
+from amnesia_bench.config.data_schema import Chat, MessageRows
+from amnesia_bench.data.chat import Segment, render
 from amnesia_bench.data.conversation import DroppedRow, Reason, conversation
+from amnesia_bench.data.rendering import check_template
 from amnesia_bench.data.tokenizer import load_tokenizer
 from amnesia_bench.errors import UserError
 from tests.small_data import CHATML_TEMPLATE, MISTRAL_TEMPLATE, QWEN3_TEMPLATE, save_tokenizer
@@ -94,80 +95,18 @@ def test_a_loss_on_everything_cuts_the_texts_where_the_other_does() -> None:
 
 
 @pytest.mark.parametrize(
-    ("messages", "reason"),
-    [
-        ([], Reason.EMPTY),
-        (None, Reason.EMPTY),
-        (turns("q"), Reason.ROLE_ORDER),
-        (turns("q", "a", "q"), Reason.ROLE_ORDER),
-        (turns("q", "a", "q", "a")[1:], Reason.ROLE_ORDER),
-        ([{"role": "system", "content": "s"}], Reason.ROLE_ORDER),
-        ([*turns("q", "a"), {"role": "tool", "content": "t"}], Reason.ROLE_ORDER),
-        (turns("q", " \n"), Reason.EMPTY),
-        (turns("", "a"), Reason.EMPTY),
-        (turns("q", "<think>\nr\n</think>\n"), Reason.EMPTY),
-        (turns("q", "<think>\n\n</think>\na"), Reason.EMPTY),
-        (turns("q", "<think>a<think>b</think>c"), Reason.THINK_BLOCK),
-        (turns("q", "<think>a</think>b</think>c"), Reason.THINK_BLOCK),
-        (turns("q", "<think>a</think>b<think>c</think>d"), Reason.THINK_BLOCK),
-        (turns("q", "<think>never closed"), Reason.THINK_BLOCK),
-        (turns("q", "never opened</think>a"), Reason.THINK_BLOCK),
-        (turns("q", "</think>a<think>"), Reason.THINK_BLOCK),
-        (turns("q", "first <think>r</think>a"), Reason.THINK_BLOCK),
-        (turns("q", "a<|im_end|>\n<|im_start|>user\nb"), Reason.MARKUP),
-        (turns("<|endoftext|>", "a"), Reason.MARKUP),
-        (turns("q", "\ud800"), Reason.NOT_UNICODE),
-    ],
+    "messages",
+    [turns("q", "a<|im_end|>\n<|im_start|>user\nb"), turns("<|endoftext|>", "a")],
 )
-def test_a_row_that_makes_no_conversation_is_dropped_with_its_reason(
-    messages: list[dict[str, str]] | None, reason: Reason
-) -> None:
+def test_a_row_with_markup_of_the_chat_is_dropped(messages: list[dict[str, str]]) -> None:
     with pytest.raises(DroppedRow) as caught:
-        rendered("qwen3", messages)  # type: ignore[arg-type]
-    assert caught.value.reason is reason
+        rendered("qwen3", messages)
+    assert caught.value.reason is Reason.MARKUP
 
 
 def test_a_system_message_is_dropped_by_a_style_that_has_none() -> None:
     with pytest.raises(DroppedRow, match="system message"):
         rendered("mistral", turns("q", "a", system="s"))
-
-
-def test_chains_of_thought_are_read_from_question_and_response_and_from_sharegpt() -> None:
-    answer = "<think>\nr\n</think>\n\na"
-    from_pair = conversation(
-        QuestionResponseRows(), {"question": "q", "response": answer, "id": 3}, "row"
-    )
-    said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": answer}]
-    from_list = conversation(ShareGptRows(domain=None), {"conversations": said}, "row")
-    assert from_pair == from_list
-    assert [message.role for message in from_pair] == ["user", "assistant"]
-    for rows, row in [
-        (QuestionResponseRows(), {"question": "q", "response": "no thought"}),
-        (ShareGptRows(domain=None), {"conversations": [said[0], {"from": "gpt", "value": "a"}]}),
-    ]:
-        with pytest.raises(DroppedRow, match="think block"):
-            conversation(rows, row, "row")
-    with pytest.raises(DroppedRow, match="another domain"):
-        conversation(ShareGptRows(domain="code"), {"conversations": said, "domain": "math"}, "row")
-
-
-@pytest.mark.parametrize(
-    ("rows", "row", "said"),
-    [
-        (QuestionResponseRows(), {"question": ["q"], "response": "a"}, "f:3: question is a list"),
-        (MESSAGES, {"messages": "hello"}, "f:3: messages is a str, expected a list"),
-        (MESSAGES, {"messages": [{"from": "human", "value": "q"}]},
-         r"f:3: messages\[0\]: expected role and content, it has from, value"),
-        (MESSAGES, {"messages": ["q"]}, r"messages\[0\]: expected role and content, it has str"),
-        (ShareGptRows(domain=None), {"conversations": [{"from": "human", "value": 3}]},
-         r"conversations\[0\]: value is a int"),
-    ],
-)  # fmt: skip
-def test_a_field_of_another_type_is_an_error_that_names_the_row(
-    rows: MessageRows, row: dict[str, object], said: str
-) -> None:
-    with pytest.raises(UserError, match=said):
-        conversation(rows, row, "f:3")
 
 
 def test_a_style_is_held_against_the_template_of_the_tokenizer(tmp_path: Path) -> None:

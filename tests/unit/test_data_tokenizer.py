@@ -48,7 +48,7 @@ def test_special_tokens_in_a_web_page_are_plain_characters(tmp_path: Path) -> No
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such folder"):
         load_tokenizer(tmp_path / "nothing")
-    with pytest.raises(UserError, match="holds no tokenizer"):
+    with pytest.raises(UserError, match="no tokenizer could be loaded"):
         load_tokenizer(tmp_path)
 
 

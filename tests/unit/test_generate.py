@@ -28,7 +28,7 @@ from amnesia_bench.evals.generate import (
 )
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.store.lease import holding_lease
-from amnesia_bench.store.sealed_lines import unseal
+from amnesia_bench.store.sealed_json import unseal
 from tests.fake_cells import PlantedEngine
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0, top_p=1.0, top_k=None, stop=())

@@ -1,13 +1,24 @@
 import hashlib
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import MissingEnvironmentError, NewerVersionError, UserError
 from amnesia_bench.records.artifacts import Manifest
 from amnesia_bench.store.files import write_json
-from amnesia_bench.store.hashing import file_entry, read_manifest, sha256_of, verify_manifest
+from amnesia_bench.store.hashing import (
+    compare_changed,
+    content_sha256,
+    file_entry,
+    hashed_entries,
+    read_manifest,
+    sha256_of,
+    verify_manifest,
+)
 from amnesia_bench.store.provenance import collect_provenance
 
 FILES = {"model.safetensors": b"weights" * 1000, "config.json": b"{}", "sub/empty": b""}
@@ -110,3 +121,54 @@ def test_a_folder_without_a_whole_manifest_is_not_an_artifact(
         read_manifest(artifact)
     with pytest.raises(UserError, match=r"manifest\.json"):
         verify_manifest(artifact)
+
+
+def test_a_small_file_that_was_edited_is_found_whatever_its_time_says(artifact: Path) -> None:
+    path = artifact / "config.json"
+    stat = path.stat()
+    path.write_bytes(b"[]")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    changed = compare_changed(artifact, read_manifest(artifact))
+    assert [(each.path, each.unreadable) for each in changed] == [("config.json", False)]
+
+
+@pytest.mark.parametrize("hidden", ["sub", "."])
+def test_what_lies_in_a_folder_that_cannot_be_read_is_not_missing(
+    artifact: Path, hidden: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.walk
+
+    def walk(top: Path, onerror: Callable[[OSError], None]) -> Iterator[Any]:
+        for parent, folders, names in real(top):
+            if Path(parent) == artifact / hidden:
+                onerror(PermissionError(13, "Permission denied", parent))
+                folders.clear()
+            else:
+                yield parent, folders, names
+
+    manifest = read_manifest(artifact)
+    monkeypatch.setattr(os, "walk", walk)
+    for findings in (compare_changed(artifact, manifest), verify_manifest(artifact)):
+        assert [(each.path, each.unreadable) for each in findings] == [(hidden, True)]
+    with pytest.raises(MissingEnvironmentError, match="cannot be read"):
+        hashed_entries(artifact)
+
+
+def test_a_manifest_of_a_newer_version_is_told_from_a_damaged_one(artifact: Path) -> None:
+    path = artifact / "manifest.json"
+    path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
+    with pytest.raises(NewerVersionError, match="schema 99") as caught:
+        read_manifest(artifact)
+    assert "newer amnesia-bench" in str(caught.value.hint)
+
+
+def test_the_content_of_an_artifact_is_its_files_and_not_its_making(artifact: Path) -> None:
+    manifest = read_manifest(artifact)
+    content = content_sha256(manifest)
+    later = [replace(each, mtime_ns=each.mtime_ns + 1) for each in manifest.files if each.sha256]
+    linked = [each for each in manifest.files if each.sha256 is None]
+    remade = replace(manifest, kind="other", files=(*linked, *reversed(later)))
+    assert content_sha256(remade) == content
+    for change in ({"sha256": "0" * 64}, {"path": "renamed"}, {"bytes": 1}):
+        other = replace(manifest, files=(replace(manifest.files[0], **change), *manifest.files[1:]))
+        assert content_sha256(other) != content

@@ -22,7 +22,8 @@ from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, User
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import resumable_path
 from amnesia_bench.weights import hub as hub_module
-from amnesia_bench.weights.checkpoint import INDEX, open_checkpoint
+from amnesia_bench.weights.checkpoint import open_checkpoint
+from amnesia_bench.weights.file_names import INDEX
 from amnesia_bench.weights.hub import download
 from tests.fake_hub import COMMIT, FakeHub, serving
 
@@ -137,6 +138,45 @@ def test_a_killed_download_goes_on_with_what_is_missing(tmp_path: Path, open_hub
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
 
 
+def test_what_is_not_ours_beside_a_download_stays(tmp_path: Path, open_hub: Start) -> None:
+    hub = open_hub(files())
+    own = resumable_path(tmp_path / "out") / "notes.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    download(MODEL, None, tmp_path / "out")
+    assert verify_manifest(tmp_path / "out") == []
+    assert [path.name for path in own.parent.iterdir()] == ["notes.txt"]
+    assert hub.fetched.count(ONE) == 1
+
+
+def test_tokenizers_of_every_age_are_fetched(tmp_path: Path, open_hub: Start) -> None:
+    tokenizer = {
+        "qwen.tiktoken": b"a",
+        "vocab.bpe": b"b",
+        "tekken.json": b"{}",
+        "spiece.model": b"c",
+        "source.spm": b"d",
+        "bpe.codes": b"e",
+        "chat_template.jinja": b"f",
+    }
+    remote = json.dumps({"auto_map": {"AutoTokenizer": ["evil.T", None]}}).encode()
+    open_hub(files() | tokenizer | {"tokenizer_config.json": remote})
+    found = download(MODEL, None, tmp_path / "out")
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names >= {*tokenizer, "tokenizer_config.json", "evil.py"}
+    assert found.code == ("evil.py",)
+
+
+def test_a_name_without_its_owner_and_a_url(tmp_path: Path, open_hub: Start) -> None:
+    open_hub(files())
+    with pytest.raises(UserError, match="the hub has no such model") as refused:
+        download("model", None, tmp_path / "out")
+    assert "amnesia download OWNER/model" in str(refused.value.hint)
+    with pytest.raises(UserError, match="not a repository's name") as refused:
+        download("https://huggingface.co/Qwen/Qwen3-1.7B/tree/main", None, tmp_path / "out")
+    assert refused.value.hint == "Give Qwen/Qwen3-1.7B"
+
+
 @pytest.mark.parametrize("name", [TWO, "tokenizer.json"])
 def test_a_file_that_is_not_what_the_hub_says_is_fetched_again(
     tmp_path: Path, open_hub: Start, monkeypatch: pytest.MonkeyPatch, name: str
@@ -157,6 +197,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_fetched_again(
     ("status", "code", "kind", "said"),
     [
         (404, "RepoNotFound", UserError, "the hub has no such model"),
+        (404, "", UserError, "the hub has no such model"),
         (401, "", UserError, "or does not show it to you"),
         (403, "GatedRepo", UserError, "its owners want to know who downloads it"),
         (404, "RevisionNotFound", UserError, "has no revision v9"),

@@ -79,3 +79,57 @@ def test_a_missing_argument_is_not_drawn_anew_each_time() -> None:
 def test_a_row_that_is_not_of_ifeval_is_named(change: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
         verdict("some text", ROW | change)
+
+
+def one(instruction: str, **arguments: object) -> dict[str, object]:
+    return {"key": 1, "prompt": "?", "instruction_id_list": [instruction], "kwargs": [arguments]}
+
+
+@pytest.mark.parametrize(
+    ("letter", "text", "outcome"),
+    [
+        ("#", "sunny day #a #b #c #d", Outcome.CORRECT),
+        ("#", "yay, my city is very yummy", Outcome.WRONG),
+        ("!", "wow!!!!", Outcome.CORRECT),
+        ("y", "yay, my city is very yummy", Outcome.CORRECT),
+        ("Y", "sunny day #a #b #c #d", Outcome.WRONG),
+    ],
+)
+def test_a_sign_that_is_no_letter_is_counted_as_the_instruction_says(
+    letter: str, text: str, outcome: Outcome
+) -> None:
+    row = one("keywords:letter_frequency", let_relation="at least", letter=letter, let_frequency=4)
+    assert verdict(text, row).outcome is outcome
+
+
+def test_an_answer_that_a_checker_fails_on_is_wrong_and_not_printed(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    json_row = one("detectable_format:json_format")
+    language_row = one("language:response_language", language="de")
+    assert verdict("[" * 5000, json_row).outcome is Outcome.WRONG
+    assert verdict('{"a": 1}', json_row).outcome is Outcome.CORRECT
+    # lm-eval counts text without a language as right, and logs all of it.
+    assert verdict("12345 67890", language_row).outcome is Outcome.CORRECT
+    assert "12345" not in "".join(capfd.readouterr()) + caplog.text
+
+
+def test_a_long_answer_is_judged_in_bounded_time_and_costs_its_own_verdict_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("amnesia_bench.evals.math.pool.ANSWER_SECONDS", 1.0)
+    row = one("detectable_content:number_placeholders", num_placeholders=1)
+    texts = ["[" * 100_000, "[name] " + "word " * 20_000, "word " * 20_000, "[name]"]
+    attempts = [
+        Attempt(key=SampleKey(task="ifeval", doc=i, repeat=0), text=text)
+        for i, text in enumerate(texts)
+    ]
+    found = TASKS["ifeval"].scorers["strict"]([row] * len(texts), attempts).verdicts
+    assert [v.outcome for v in found] == [
+        Outcome.TIME_LIMIT,
+        Outcome.CORRECT,
+        Outcome.WRONG,
+        Outcome.CORRECT,
+    ]
+    with pytest.raises(UserError, match="not an instruction"):
+        verdict("word " * 5000, one("no:such"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.evals.layer_ranking import rank_layers
+from amnesia_bench.evals.layer_ranking import rank_layers, read_ranking
 from amnesia_bench.records.artifacts import Parent
-from amnesia_bench.records.codec import from_json
 from amnesia_bench.records.layer_ranking import LayerRanking, RankingTask
 
 
@@ -64,8 +62,7 @@ def test_layers_are_ranked_by_the_mean_accuracy_that_they_carry(tmp_path: Path) 
     ]
     assert ranking.accuracy == {"fda": 0.8, "swde": 0.6, "other": 0.0}
     assert ranking.top(3) == (0, 1, 2)
-    written = json.loads((tmp_path / "ranking.json").read_text())
-    assert from_json(LayerRanking, written, "ranking.json") == ranking
+    assert read_ranking(tmp_path / "ranking.json") == ranking
     assert [path.name for path in tmp_path.iterdir()] == ["ranking.json"]
 
 
@@ -104,6 +101,15 @@ def test_a_finished_ranking_is_returned_and_never_overwritten(tmp_path: Path) ->
         rank_layers(replace(PLAN, ablation="another"), LAYERS, measure, tmp_path / "a.json")
     assert measure.asked == []
     assert (tmp_path / "a.json").read_bytes() == written
+
+
+def test_what_is_not_ours_beside_a_ranking_stays(tmp_path: Path) -> None:
+    own = tmp_path / ".a.json.measured/notes.txt"
+    own.parent.mkdir()
+    own.write_text("mine")
+    for _ in range(2):
+        rank_layers(PLAN, LAYERS, Measured(), tmp_path / "a.json")
+        assert [path.name for path in own.parent.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("count", [0, 5])

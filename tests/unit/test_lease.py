@@ -16,11 +16,13 @@ import pytest
 
 from amnesia_bench.errors import BusyError, StageFailedError, UserError
 from amnesia_bench.records import codec
-from amnesia_bench.store import lease
+from amnesia_bench.store import lease, processes
 from amnesia_bench.store.layout import lease_path
-from amnesia_bench.store.lease import Holder, holding_lease
+from amnesia_bench.store.lease import current_holder, holding_lease
+from amnesia_bench.store.processes import Holder
 
-HERE = lease._this_process()
+HERE = processes.this_process()
+ELSEWHERE = replace(HERE, host="elsewhere")
 
 
 def claim(final: Path, holder: Holder, *, number: int = 1, age_seconds: float = 0) -> Path:
@@ -58,7 +60,7 @@ def sleeper() -> Iterator[subprocess.Popen[str]]:
 
 
 def of(child: subprocess.Popen[str]) -> Holder:
-    return replace(HERE, pid=child.pid, process_start=lease._process_start(child.pid))
+    return replace(HERE, pid=child.pid, process_start=processes.process_start(child.pid))
 
 
 def test_a_lease_leaves_nothing_behind(final: Path) -> None:
@@ -126,15 +128,131 @@ def test_another_host_loses_it_by_the_age_of_its_heartbeat(
     final: Path, other: dict[str, str]
 ) -> None:
     # The pid is alive here, and means nothing there.
-    path = claim(final, replace(HERE, **other))
-    beat = path.stat().st_mtime
-    with pytest.raises(BusyError):
-        holding_lease(final, stale_seconds=60, clock=lambda: beat + 59).__enter__()
-    with holding_lease(final, stale_seconds=60, clock=lambda: beat + 61) as held:
+    claim(final, replace(HERE, **other), age_seconds=50)
+    with pytest.raises(BusyError), holding_lease(final, stale_seconds=60):
+        pytest.fail("taken from a live process")
+    claim(final, replace(HERE, **other), age_seconds=70)
+    with holding_lease(final, stale_seconds=60) as held:
         assert held.number == 2
 
 
-@pytest.mark.parametrize("data", [b"", b'{"host":', b"\xff", b"{}"])
+@pytest.mark.parametrize("skew_seconds", [310, 1e6, -1e6])
+def test_ages_are_by_the_clock_of_the_file_system_and_not_by_ours(
+    final: Path, skew_seconds: float
+) -> None:
+    def clock() -> float:
+        return time.time() + skew_seconds
+
+    claim(final, ELSEWHERE, age_seconds=10)
+    with pytest.raises(BusyError), holding_lease(final, clock=clock):
+        pytest.fail("taken since our own clock is ahead")
+    claim(final, ELSEWHERE, age_seconds=310)
+    with holding_lease(final, clock=clock) as held:
+        assert held.number == 2
+    assert list(final.parent.iterdir()) == []
+
+
+def test_a_process_that_cannot_be_is_dead(final: Path) -> None:
+    claim(final, replace(HERE, pid=10**30))
+    with holding_lease(final) as held:
+        assert held.number == 2
+
+
+def test_a_heartbeat_of_no_year_is_said_too(final: Path) -> None:
+    path = claim(final, ELSEWHERE)
+    try:
+        os.utime(path, (1e12, 1e12))
+    except OSError:
+        pytest.skip("this file system knows no such time")
+    with pytest.raises(BusyError, match="in the future"):
+        holding_lease(final).__enter__()
+
+
+def test_where_the_clock_of_the_file_system_cannot_be_read_ours_is_asked(
+    final: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim(final, ELSEWHERE, age_seconds=310)
+    real = os.open
+
+    def read_only(path: Any, flags: int, *arguments: Any, **more: Any) -> int:
+        if flags & os.O_CREAT:
+            raise PermissionError(13, "Permission denied")
+        return real(path, flags, *arguments, **more)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert current_holder(final) is None
+    assert current_holder(final, stale_seconds=400) == ELSEWHERE
+
+
+def test_a_heartbeat_of_the_future_is_said_and_becomes_an_age(
+    final: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = claim(final, ELSEWHERE, age_seconds=-86400)
+    with pytest.raises(BusyError, match=r"86\d{3} s in the future") as caught:
+        holding_lease(final).__enter__()
+    assert "it can be followed in 300 s" in caught.value.what
+    assert f"process {HERE.pid} on elsewhere last showed itself 86" in caplog.text
+    # A dead holder does not renew it, and so it ages from now on.
+    assert abs(path.stat().st_mtime - time.time()) < 60
+    os.utime(path, (time.time() - 310,) * 2)
+    with holding_lease(final) as held:
+        assert held.number == 2
+
+
+def spoil(folder: Path, kind: str, name: str) -> None:
+    """Put what is no claim into a lease folder."""
+    match kind:
+        case "file":
+            (folder / name).touch()
+        case "folder":
+            (folder / name).mkdir()
+        case "link":
+            (folder / name).symlink_to("nowhere")
+        case _:
+            os.mkfifo(folder / name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("file", ["٣", "007", "0", "-3", "1e5", "+4", " 5", "²", "9" * 200]),
+        ("folder", ["7"]),
+        ("link", ["7"]),
+        ("pipe", ["7"]),
+    ],
+)
+@pytest.mark.parametrize("holder", ["nobody", "dead", "alive"])
+def test_what_is_no_claim_hurts_nobody(
+    final: Path, kind: str, names: list[str], holder: str, sleeper: subprocess.Popen[str]
+) -> None:
+    lease_path(final).mkdir()
+    if holder != "nobody":
+        claim(final, of(sleeper) if holder == "alive" else replace(HERE, process_start=1))
+    for name in names:
+        spoil(lease_path(final), kind, name)
+    if holder == "alive":
+        with pytest.raises(BusyError, match=f"process {sleeper.pid}"):
+            holding_lease(final).__enter__()
+        return
+    with holding_lease(final) as held:
+        held.check()
+        with pytest.raises(BusyError), holding_lease(final):
+            pytest.fail("taken twice")
+    assert list(final.parent.iterdir()) == []
+
+
+def test_a_lease_that_is_always_lost_to_others_ends_in_a_message(
+    final: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lease, "_try_to_take", lambda *_: None)
+    monkeypatch.setattr(lease, "_PAUSE_SECONDS", 0)
+    with pytest.raises(BusyError, match="faster 1000 times"), holding_lease(final):
+        pass
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b'{"host":', b"\xff", b"{}", b"[" * 100_000, b" " * 100_000 + b"{}", b"9" * 5000]
+)
 def test_a_claim_without_a_name_is_busy_for_a_moment_and_then_dead(
     final: Path, data: bytes
 ) -> None:

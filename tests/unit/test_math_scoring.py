@@ -17,10 +17,11 @@ from amnesia_bench.config.eval_schema import Think
 from amnesia_bench.evals.chat import without_thinking
 from amnesia_bench.evals.judging import Attempt, Judged
 from amnesia_bench.evals.math import worker
-from amnesia_bench.evals.math.comparison import glance, number
+from amnesia_bench.evals.math.comparison import glance
 from amnesia_bench.evals.math.equality import Equality
 from amnesia_bench.evals.math.extraction import last_boxed, last_number
 from amnesia_bench.evals.math.pool import ComparisonPool, Failure
+from amnesia_bench.evals.math.reading import read
 from amnesia_bench.evals.math.scorer import MathScorer
 from amnesia_bench.evals.tasks import TASKS
 from amnesia_bench.evals.tasks.gsm8k import gold as gsm8k_gold
@@ -133,6 +134,11 @@ def test_extraction_takes_one_pass_over_hostile_text() -> None:
     assert last_boxed("}" * 200_000 + "\\boxed{1}" + "}" * 200_000) == "1"
 
 
+def test_the_empty_set_is_no_empty_box() -> None:
+    assert last_boxed("\\boxed{5} or \\boxed{\\{\\}}") == "\\{\\}"
+    assert last_boxed("\\boxed{5} or \\boxed{\\emptyset}") == "\\emptyset"
+
+
 @given(st.text(alphabet="abc{}\\ 1", max_size=20))
 def test_a_box_around_balanced_text_gives_it_back(inside: str) -> None:
     depth, balanced, escaped = 0, True, False
@@ -145,7 +151,10 @@ def test_a_box_around_balanced_text_gives_it_back(inside: str) -> None:
             depth += {"{": 1, "}": -1}.get(character, 0)
             balanced = balanced and depth >= 0
     if balanced and depth == 0 and not escaped and "\\\\" not in inside:
-        assert last_boxed(f"so \\boxed{{{inside}}} is it") == (inside.strip() or None)
+        # Without a letter, a digit or a brace of a set it repeats the request.
+        holds = set(inside) & set("abc1") or "\\{" in inside or "\\}" in inside
+        expected = inside.strip() if holds else None
+        assert last_boxed(f"so \\boxed{{{inside}}} is it") == expected
 
 
 @pytest.mark.parametrize(
@@ -176,12 +185,12 @@ def test_integers_are_equal_however_they_are_written(value: int) -> None:
 @given(st.fractions(min_value=-1000, max_value=1000, max_denominator=1000))
 def test_a_plain_number_is_read_exactly(value: Fraction) -> None:
     decimal = Fraction(round(value * 1000), 1000)
-    assert number(f"{float(decimal):.3f}") == decimal
+    assert read(f"{float(decimal):.3f}").number == decimal
 
 
 @pytest.mark.parametrize("text", ["", "x", "1/2", "1,23", "1.2.3", "--1", "1e9999", "1,2", "\\pi"])
 def test_what_is_no_plain_number(text: str) -> None:
-    assert number(text) is None
+    assert read(text).number is None
 
 
 def test_one_half_is_parsed_with_this_version_of_antlr() -> None:
@@ -206,8 +215,8 @@ def test_what_differs_in_its_numbers_is_different_to_algebra_too() -> None:
         by_numbers = [
             pair for pair in pairs if glance(*pair) is None and equality.known(*pair) is False
         ]
-        some = by_numbers[::20]
-        assert len(some) > 100
+        some = by_numbers[:: len(by_numbers) // 150]
+        assert len(some) >= 150
         found = dict(zip(some, equality.ask("same", some), strict=True))
     assert [pair for pair, equal in found.items() if equal is not False] == []
 
@@ -236,7 +245,7 @@ def test_hostile_answers_end_in_time_and_leave_their_neighbours_alone(
         else:
             assert verdict.outcome is Outcome.CORRECT
     assert verdicts[0].outcome is Outcome.TIME_LIMIT
-    assert verdicts[0].detail == "the comparison ran out of time"
+    assert verdicts[0].detail == "judging it ran out of time"
 
 
 def test_a_process_that_dies_costs_its_own_answer_only() -> None:

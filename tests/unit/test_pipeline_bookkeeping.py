@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from amnesia_bench.pipeline.bookkeeping import (
     FAILURE,
     ORDER,
     StageState,
+    _wherever,
     check_intact,
     known_orders,
     read_failure,
@@ -22,6 +24,7 @@ from amnesia_bench.pipeline.bookkeeping import (
     write_orders,
 )
 from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.records.artifacts import FileEntry
 from amnesia_bench.records.stages import StageOrder
 from amnesia_bench.store.layout import (
     MANIFEST,
@@ -113,3 +116,17 @@ def test_what_runs_and_what_it_reads_is_not_removed(store: Path) -> None:
             remove(store, DATA)
     assert (DATA.folder(store) / "file").is_file()
     assert removable(store, GRAPH) == list(GRAPH)
+
+
+def test_a_record_is_the_same_in_every_store_and_quotes_in_it_take_no_time(tmp_path: Path) -> None:
+    entry = FileEntry(path="record.json", bytes=1, sha256="0" * 64, mtime_ns=0)
+    found = []
+    for store in ("/a", '/b/with \\"quotes\\"'):
+        text = f'{{"model": "{store}/trained/sft-s0-0123456789ab/x", "note": "a/b"}}'
+        (tmp_path / "record.json").write_text(text)
+        found.append(_wherever(tmp_path, entry))
+    assert found[0] == found[1]
+    (tmp_path / "record.json").write_text('{"template": "' + '\\"' * 400_000)
+    began = time.process_time()
+    _wherever(tmp_path, entry)
+    assert time.process_time() - began < 5  # every quote was a start once: hours

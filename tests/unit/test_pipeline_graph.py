@@ -107,8 +107,13 @@ def test_a_report_gets_every_folder_of_cells_under_its_label() -> None:
     both = graphs("experiment=table1,table2", "profile=tiny", "profile.seeds=[0,3]")
     (call,) = report_calls(both, Path("store"), Path("results"))
     assert call.out == Path("results/tiny")
-    assert call.arguments[:2] == ("--table=tiny_table1", "--table=tiny_table2")
-    labels = [text.split("=")[1] for text in call.arguments if text.startswith("--cells=")]
+    request = call.request
+    assert request.tables == ("tiny_table1", "tiny_table2")
+    labels = [f"{each.model}/{each.method}/{each.seed}" for each in request.sources]
+    assert {each.folder for each in request.sources} == set(call.sources)
+    restored = row(both[0], "restored").checkpoint.folder(Path("store")) / "restoration.json"
+    assert f"tiny/restored@tiny_cot/0={restored}" in request.drift
+    assert len(request.drift) == 4
     # Recall and one reasoning task each; `pre` is the same for both tables.
     assert {label: labels.count(label) for label in labels} == {
         f"tiny/{method}/{seed}": 2
@@ -135,3 +140,17 @@ def test_a_training_takes_all_cores_where_nothing_could_run_beside_it() -> None:
     assert alone["tiny_stage1-s0"] == alone["tiny_stage3-s0"] == alone["tiny_sft_cot-s0"] == 1
     assert set(threads_by_name("[0,3]", 4).values()) == {1}
     assert set(threads_by_name("[0]", 1).values()) == {1}
+
+
+def test_programs_are_judged_by_as_many_workers_as_the_stage_has_cores(tmp_path: Path) -> None:
+    (graph,) = graphs("experiment=table3")
+    whole = stages_of([graph])
+    scores = [stage for stage in whole if stage.kind == "scores"]
+    for cores, workers in ((64, 32), (2, 1), (1, 1)):
+        threads = threads_of(whole, cores)
+        assert {threads[stage.id] for stage in scores} == {workers}
+        for stage in scores:
+            assert stage.command(tmp_path, threads[stage.id])[-2:] == ("--workers", str(workers))
+    (laptop,) = graphs("experiment=table3", "profile=tiny")
+    (judged,) = row(laptop, "pre").measured[-1:]
+    assert "--workers" not in judged.command(tmp_path, 4)

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import io
+import json
 import sys
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from amnesia_bench.pipeline import progress, stages
 from amnesia_bench.pipeline.progress import Watcher
+from amnesia_bench.records import codec
 from amnesia_bench.store.files import make_folder
-from amnesia_bench.store.layout import MANIFEST, stage_path
+from amnesia_bench.store.layout import MANIFEST, lease_path, stage_path
 from amnesia_bench.store.lease import holding_lease
+from amnesia_bench.store.processes import this_process
 
 GRAPH = tuple(stages.tokenizer(seed) for seed in range(8))
 
@@ -23,7 +27,7 @@ def test_each_stage_is_named_once_however_late_it_ends(
 ) -> None:
     monkeypatch.setattr(sys, "stderr", said := io.StringIO())
     monkeypatch.setattr(progress, "_LOOK_SECONDS", 1e-4)
-    with Watcher(tmp_path, GRAPH, of=10):
+    with Watcher(tmp_path, GRAPH, (), of=10):
         for stage in GRAPH:
             stage.folder(tmp_path).mkdir(parents=True)
             (stage.folder(tmp_path) / MANIFEST).write_text("")
@@ -48,7 +52,7 @@ def test_the_line_that_moves_is_never_wider_than_the_terminal(
     monkeypatch.setattr(sys, "stderr", said := Terminal())
     monkeypatch.setattr(progress, "_LOOK_SECONDS", 1e-4)
     monkeypatch.setenv("COLUMNS", "60")
-    with ExitStack() as running, Watcher(tmp_path, GRAPH, of=8):
+    with ExitStack() as running, Watcher(tmp_path, GRAPH, (), of=8):
         for stage in GRAPH:
             make_folder(stage_path(tmp_path, stage.id))
             running.enter_context(holding_lease(stage_path(tmp_path, stage.id)))
@@ -56,3 +60,36 @@ def test_the_line_that_moves_is_never_wider_than_the_terminal(
             pass
     assert widest(said) == 59
     assert said.getvalue().endswith("\r\x1b[K")
+
+
+def test_a_process_of_another_run_is_named_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
+    elsewhere = replace(this_process(), host="deadhost", pid=4242, since="yesterday")
+    ours = this_process()
+    for stage, holder in zip(GRAPH, (elsewhere, ours), strict=False):
+        lease = lease_path(stage_path(tmp_path, stage.id))
+        make_folder(lease)
+        (lease / "1").write_text(json.dumps(codec.to_json(holder)))
+    with Watcher(tmp_path, GRAPH[:2], (), of=2) as watcher:
+        watcher._look()
+        watcher._look()
+    assert said.getvalue().splitlines() == [
+        f"waiting for {GRAPH[0].title}: process 4242 on deadhost since yesterday"
+    ]
+
+
+def test_what_turns_out_stale_is_counted_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stderr", said := io.StringIO())
+    first, second = GRAPH[:2]
+    for stage in (first, second):
+        stage.folder(tmp_path).mkdir(parents=True)
+        (stage.folder(tmp_path) / MANIFEST).write_text("")
+    with Watcher(tmp_path, GRAPH[:2], {first.id, second.id}, of=2) as watcher:
+        aside = second.folder(tmp_path).rename(tmp_path / "aside")
+        watcher._look()
+        aside.rename(second.folder(tmp_path))
+    assert said.getvalue().splitlines() == [f"[2/2] {second.title}  0 s"]

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
-from amnesia_bench.pipeline.reporting import ReportCall, check_writable, is_current, mark_current
+from amnesia_bench.pipeline.reporting import (
+    ReportCall,
+    check_writable,
+    edited_files,
+    is_current,
+    mark_current,
+)
+from amnesia_bench.report.building import ReportRequest
 from amnesia_bench.store.layout import MANIFEST
+
+
+def call_of(out: Path, *sources: Path) -> ReportCall:
+    request = ReportRequest(tables=("x",), sources=(), out=out)
+    return ReportCall(request=request, sources=sources)
 
 
 @pytest.fixture
@@ -19,10 +32,11 @@ def call(tmp_path: Path) -> ReportCall:
     for folder in (source, out):
         folder.mkdir()
     (source / MANIFEST).write_text("{}")
-    (out / "report.html").write_text("page")
-    made = ReportCall(out=out, arguments=("--table=x",), sources=(source,))
+    for name in ("x.md", "report.html"):
+        (out / name).write_text("page")
+    made = call_of(out, source)
     assert not is_current(made)
-    mark_current(made)
+    mark_current(made, [out / "x.md", out / "report.html"])
     assert is_current(made)
     return made
 
@@ -30,6 +44,27 @@ def call(tmp_path: Path) -> ReportCall:
 def test_a_page_without_one_of_its_files_is_made_again(call: ReportCall) -> None:
     (call.out / "report.html").unlink()
     assert not is_current(call)
+    assert edited_files(call) == ["report.html"]
+
+
+def test_a_file_that_was_edited_is_named(call: ReportCall) -> None:
+    path = call.out / "x.md"
+    stat = path.stat()
+    path.write_text("pace")
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert not is_current(call)
+    assert edited_files(call) == ["x.md"]
+
+
+def test_a_file_of_somebody_elses_is_no_concern(call: ReportCall) -> None:
+    (call.out / "notes.txt").write_text("mine")
+    assert is_current(call)
+
+
+def test_another_request_is_another_page(call: ReportCall) -> None:
+    request = replace(call.request, overrides=("report.recall.lengths=[1024]",))
+    assert not is_current(replace(call, request=request))
+    assert edited_files(call) == []
 
 
 def test_cells_that_were_made_anew_are_read_again(call: ReportCall) -> None:
@@ -37,10 +72,11 @@ def test_cells_that_were_made_anew_are_read_again(call: ReportCall) -> None:
     assert not is_current(call)
 
 
-@pytest.mark.parametrize("stamp", [b"", b"[\n", b"\xff\xfe"])
+@pytest.mark.parametrize("stamp", [b"", b"[\n", b"\xff\xfe", b"[]", b"{}", b'{"files": 3}'])
 def test_a_stamp_that_is_half_written_is_none(call: ReportCall, stamp: bytes) -> None:
     (call.out / ".report.json").write_bytes(stamp)
     assert not is_current(call)
+    assert edited_files(call) == []
 
 
 def test_a_folder_that_cannot_be_is_refused_beforehand(
@@ -49,10 +85,10 @@ def test_a_folder_that_cannot_be_is_refused_beforehand(
     check_writable(call)
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="a file"):
-        check_writable(ReportCall(out=tmp_path / "file" / "x", arguments=(), sources=()))
+        check_writable(call_of(tmp_path / "file" / "x"))
     # Root may write anywhere, so nobody's permissions are asked.
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
-    new = ReportCall(out=tmp_path / "new" / "x", arguments=(), sources=())
+    new = call_of(tmp_path / "new" / "x")
     with pytest.raises(MissingEnvironmentError, match="no report can be written"):
         check_writable(new)
     assert not (tmp_path / "new").exists()

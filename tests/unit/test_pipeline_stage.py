@@ -8,11 +8,11 @@ import pytest
 from amnesia_bench.config.data_schema import DataConfig, SyntheticSource
 from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
 from amnesia_bench.config.experiment_schema import TrainingStep
+from amnesia_bench.config.fields import DECIDING, NEUTRAL
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.config.schema import Frozen, Variant
 from amnesia_bench.config.train_schema import Recipe, TrainConfig
 from amnesia_bench.pipeline import stages
-from amnesia_bench.pipeline.fields import DECIDING, NEUTRAL
 from amnesia_bench.pipeline.stage import VERSIONS, Input, Output, Stage, closure
 
 TOKENIZER = stages.tokenizer(0)

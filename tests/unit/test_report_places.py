@@ -9,7 +9,12 @@ import pytest
 from amnesia_bench.config.load import load_option, options
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
-from amnesia_bench.report.places import left_out, place_cells, refuse_ambiguous
+from amnesia_bench.report.places import (
+    left_out,
+    place_cells,
+    refuse_ambiguous,
+    without_column,
+)
 from amnesia_bench.report.rows import after_sft, full_name
 from amnesia_bench.report.sources import FoundCell, parse_source, read_source
 from tests.report_cells import forgetful, tiny_overrides, write_recall
@@ -109,6 +114,9 @@ def test_an_artifact_that_is_used_in_part_is_not_spoken_of(
     placed = [place_cells(found, table) for table in tables.values()]
     assert len(found) == 6
     assert left_out(found, placed, tables) == ()
+    names = ", ".join(tables)
+    lacking = ", ".join(f"niah_single_{n} at 512" for n in (1, 2, 3))
+    assert without_column(found, placed, tables) == (f"no column in {names}: {lacking}",)
 
 
 def test_cells_of_other_lengths_are_said_to_have_no_column(

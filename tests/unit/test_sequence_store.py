@@ -133,13 +133,6 @@ def test_another_artifact_is_no_data_store(spoiled: Path) -> None:
         open_store(spoiled)
 
 
-def test_a_tokenizer_that_splits_otherwise_is_refused(folder: Path) -> None:
-    store = open_store(folder)
-    store.check_tokenizer(store.tokenizer_sha256, "model")
-    with pytest.raises(UserError, match="prepared with another tokenizer than that of model"):
-        store.check_tokenizer("0" * 64, "model")
-
-
 def test_a_store_is_named_by_its_contents(folder: Path, tmp_path: Path) -> None:
     rows = write_rows(tmp_path / "other.jsonl", [cot_row(i) for i in range(60)])
     hashes = []

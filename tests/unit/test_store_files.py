@@ -1,5 +1,6 @@
 import errno
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, User
 from amnesia_bench.store import files
 from amnesia_bench.store.files import (
     explain_write_error,
+    explaining_write_errors,
     make_folder,
     read_json,
     replace_text,
@@ -79,6 +81,29 @@ def test_write_errors_are_told_apart(code: int, kind: type[Exception]) -> None:
 
 def test_other_os_errors_stay_what_they_are() -> None:
     assert explain_write_error(FileNotFoundError(errno.ENOENT, "x", "y"), Path("out")) is None
+
+
+def test_a_full_disk_that_a_rust_library_reports_is_the_same_message() -> None:
+    class SafetensorError(Exception):
+        pass
+
+    said = "Error while serializing: I/O error: No space left on device (os error 28)"
+    full = pytest.raises(StageFailedError, match="no space left while making out")
+    with full, explaining_write_errors(Path("out"), "the saves are kept"):
+        raise SafetensorError(said)
+    for other in ("I/O error: Permission denied (os error 13)", "InvalidHeader"):
+        with pytest.raises(SafetensorError), explaining_write_errors(Path("out"), ""):
+            raise SafetensorError(other)
+
+
+def test_a_json_file_without_end_is_refused_and_a_pipe_is_read(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"/dev/zero: not JSON \(more than 256 MiB"):
+        read_json(Path("/dev/zero"))
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=('{"x": 1}',))
+    writer.start()
+    assert read_json(tmp_path / "pipe") == {"x": 1}
+    writer.join()
 
 
 def test_a_text_is_replaced_whole_or_not_at_all(

@@ -8,6 +8,7 @@ import pytest
 
 from amnesia_bench.config.data_schema import Sized, SyntheticSource, Unsized
 from amnesia_bench.config.load import check
+from amnesia_bench.data.row_forms import Columns
 from amnesia_bench.data.sources import read_rows, source_files
 from amnesia_bench.data.synthesize import ROWS, synthesize_rows
 from amnesia_bench.data.synthetic.generators import SIZED, UNSIZED, lines, sha256_of_rows
@@ -69,7 +70,8 @@ def test_a_generated_source_is_pinned_by_the_hash_of_the_file_it_would_be(tmp_pa
     written = (tmp_path / "rows" / ROWS).read_bytes()
     assert made.identity == f"sha256:{hashlib.sha256(written).hexdigest()}"
     assert b"".join(lines(source)) == written
-    assert [number for number, _ in read_rows(made, [["text"]])] == list(range(1, 13))
+    columns = Columns(required=(("text",),))
+    assert [number for number, _ in read_rows(made, columns, set())] == list(range(1, 13))
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from amnesia_bench.config.data_schema import Qwen3Chat
-from amnesia_bench.data.chat import check_template
+from amnesia_bench.data.rendering import check_template
 from amnesia_bench.data.synthetic.generators import SIZED, UNSIZED
 from amnesia_bench.data.synthetic.tokenizer import VOCABULARY, write_tokenizer
 from amnesia_bench.data.tokenizer import load_tokenizer

@@ -1,6 +1,6 @@
 """The record of a run, and a W&B that can do no harm."""
 
-import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -9,18 +9,32 @@ from typing import Any
 
 import pytest
 
-from amnesia_bench.tracking.metrics_file import MetricsFile, read_metrics
+from amnesia_bench.errors import UserError
+from amnesia_bench.store.hashing import sha256_of
+from amnesia_bench.tracking.metrics_file import MetricsFile, Written, read_metrics
 from amnesia_bench.tracking.progress import progress
 from amnesia_bench.tracking.wandb_sink import WandbRun, WandbSink, wandb_mode
 
 
+def written(path: Path, steps: int) -> list[Written]:
+    """Write lines of steps 1, 2, ... and return what was written after each."""
+    with MetricsFile(path) as file:
+        found = []
+        for step in range(1, steps + 1):
+            file.append({"step": step, "loss": 1 / step})
+            found.append(file.written(step))
+    return found
+
+
 def test_lines_are_appended_and_read_back(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    for done in (0, 2):
-        with MetricsFile(path, keep_steps=done) as file:
-            for step in (done + 1, done + 2):
-                file.append({"step": step, "loss": 1 / step})
-            file.sync()
+    kept = written(path, 2)[-1]
+    assert kept.bytes == path.stat().st_size
+    assert kept.sha256 == sha256_of(path)
+    with MetricsFile(path, keep=kept) as file:
+        for step in (3, 4):
+            file.append({"step": step, "loss": 1 / step})
+        assert file.written(4).sha256 == sha256_of(path)
     assert [line["step"] for line in read_metrics(path)] == [1, 2, 3, 4]
     assert read_metrics(path)[2]["loss"] == 1 / 3
 
@@ -28,20 +42,47 @@ def test_lines_are_appended_and_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("torn", [b"", b'{"step": 4, "lo', b"\0\0\0\n", b'{"step": 4, "loss": 1}'])
 def test_later_steps_and_torn_lines_are_cut_off(tmp_path: Path, torn: bytes) -> None:
     path = tmp_path / "metrics.jsonl"
-    lines = b"".join(json.dumps({"step": step}).encode() + b"\n" for step in (1, 2, 3))
+    kept = written(path, 3)
+    lines = path.read_bytes()
     path.write_bytes(lines + torn)
-    with MetricsFile(path, keep_steps=2) as file:
+    with MetricsFile(path, keep=kept[1]) as file:
         file.append({"step": 3, "again": True})
-    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3, "again": True}]
+    assert read_metrics(path)[:2] == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.5}]
+    assert read_metrics(path)[2:] == [{"step": 3, "again": True}]
     path.write_bytes(lines + torn)
-    with MetricsFile(path, keep_steps=3):
+    with MetricsFile(path, keep=kept[2]):
         pass
     assert path.read_bytes() == lines
+    with MetricsFile(path):  # nothing was saved: all steps are done again
+        pass
+    assert path.read_bytes() == b""
+
+
+def test_what_was_written_up_to_a_save_must_be_there_to_the_last_bit(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    kept = written(path, 4)[2]
+    lines = path.read_bytes()
+    rng = random.Random(0)
+    changed = [lines[: kept.bytes - 1], b"", lines.replace(b'"step": 2', b'"stfp": 2')]
+    changed += [b"".join(line for line in lines.splitlines(True) if b'"step": 2' not in line)]
+    for _ in range(200):
+        flipped = bytearray(lines)
+        flipped[rng.randrange(kept.bytes)] ^= 1 << rng.randrange(8)
+        changed.append(bytes(flipped))
+    for content in changed:
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"metrics.jsonl: was changed since the last save"):
+            MetricsFile(path, keep=kept)
+        assert path.read_bytes() == content
+    path.unlink()
+    with pytest.raises(UserError, match="is not there"):
+        MetricsFile(path, keep=kept)
+    assert not path.exists()
 
 
 def test_a_number_that_json_cannot_hold_is_refused(tmp_path: Path) -> None:
     with (
-        MetricsFile(tmp_path / "metrics.jsonl", keep_steps=0) as file,
+        MetricsFile(tmp_path / "metrics.jsonl") as file,
         pytest.raises(ValueError, match="not JSON compliant"),
     ):
         file.append({"step": 1, "loss": float("nan")})

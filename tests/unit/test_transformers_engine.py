@@ -205,6 +205,13 @@ def test_a_prompt_beyond_the_context_is_refused_and_never_cut():
     assert len(answers(engine_of(model, max_context_tokens=310), requests)) == 2
 
 
+def test_a_context_too_short_to_try_the_cache_is_named():
+    with pytest.raises(UserError, match="a context of 9 tokens is too short") as refused:
+        engine_of(tiny_model("qwen2"), max_context_tokens=9)
+    assert "at least 73" in refused.value.hint
+    assert engine_of(tiny_model("qwen2"), max_context_tokens=73)
+
+
 def test_the_limit_of_a_hypenet_can_be_raised():
     model = tiny_model("hypenet")
     expected = answers(engine_of(model), requests := requests_of(needle_prompts(2, 300, depths=2)))

@@ -1,13 +1,15 @@
-"""Prepare training data once, look at what was prepared, or make texts to go with it.
+r"""Prepare training data once, look at what was prepared, or make texts to go with it.
 
   amnesia data prepare miromind --tokenizer HYPENET --out data/miromind
-  amnesia data prepare miromind --tokenizer HYPENET --out data/mine --input rows.jsonl \
+  amnesia data prepare messages --tokenizer HYPENET --out data/mine --input rows.jsonl \
       data.sequence_tokens=4096
+  amnesia data prepare tulu3 --tokenizer LLAMA --out data/tulu3 --chat template
   amnesia data inspect data/miromind --sequence 0
   amnesia data synthesize tokenizer --out data/tokenizer
   amnesia data synthesize test_problems --rows 200 --seed 1 --out data/problems
 
-`prepare` takes a file of configs/data; those of generated data need no download and no input.
+`prepare` takes a file of configs/data. For files of your own there are messages, sharegpt, alpaca
+and prompt_response; generated data need no download and no input.
 Killed, the same command goes on with the input files that are not done. `inspect` holds the files
 against their hashes and prints the counts; with --sequence it prints one sequence instead, trained
 tokens coloured and the others dim. `synthesize` writes what training does not read through
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.printable import printable
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -32,6 +35,9 @@ if TYPE_CHECKING:
     from amnesia_bench.data.prepare import Progress, Report
     from amnesia_bench.data.sequence_store import SequenceStore
     from amnesia_bench.records.data import DataDescription
+
+
+_MAX_COLUMNS = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,13 +55,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--out", type=Path, help="folder to write, of synthesize too; must not exist yet"
     )
     preparing.add_argument(
+        "--chat",
+        metavar="STYLE",
+        help="how conversations are written: template (the tokenizer's own chat template), qwen3, "
+        "chatml, llama3 or mistral, instead of the config's style",
+    )
+    preparing.add_argument(
         "--input",
         type=Path,
         action="append",
         default=[],
         metavar="PATH",
-        help="read this Parquet or JSON-lines file, or folder of them, instead of the config's "
-        "source; may be given many times",
+        help="read this file (Parquet, JSON lines, a JSON array) or folder, whole, instead of the "
+        "config's source; may be given many times",
     )
     preparing.add_argument(
         "overrides",
@@ -85,11 +97,15 @@ def run(args: argparse.Namespace) -> ExitCode:
     if args.sequence is not None:
         raise UserError("--sequence belongs to `amnesia data inspect`")
     from amnesia_bench.cli.output import print_json
-    from amnesia_bench.config.data_schema import DataConfig
-    from amnesia_bench.config.load import load_option
+    from amnesia_bench.config.data_schema import DataConfig, with_style
+    from amnesia_bench.config.load import check, load_option
     from amnesia_bench.data.prepare import prepare
 
-    config = load_option("data", args.what, args.overrides, DataConfig)
+    # A config's share is of its own source; files of the user's own are read whole.
+    whole = ["data.sample_rows=1.0"] if args.input else []
+    config = load_option("data", args.what, [*whole, *args.overrides], DataConfig)
+    if args.chat is not None:
+        config = check(DataConfig, with_style(config, args.chat))
     with _reporting() as report:
         description = prepare(config, args.tokenizer, args.out, args.input, report)
     if args.json:
@@ -104,7 +120,7 @@ def _inspect(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.data.sequence_store import open_store
     from amnesia_bench.store.hashing import verify_manifest
 
-    if args.tokenizer or args.out or args.input or args.overrides:
+    if args.tokenizer or args.out or args.input or args.chat or args.overrides:
         raise UserError("`amnesia data inspect` takes only a folder, --sequence and --json")
     store = open_store(Path(args.what))
     if args.sequence is not None:
@@ -132,7 +148,8 @@ def _synthesize(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.config.load import check
     from amnesia_bench.data.synthesize import ROWS, synthesize_rows, synthesize_tokenizer
 
-    if args.tokenizer or args.input or args.overrides or args.json or args.sequence is not None:
+    given = args.tokenizer or args.input or args.chat or args.overrides or args.json
+    if given or args.sequence is not None:
         raise UserError(
             "`amnesia data synthesize` takes only a name, --rows, --words, --seed, --out"
         )
@@ -167,7 +184,7 @@ def _coloured(store: SequenceStore, number: int) -> Text:
         text.append(f"--- document {i}: {length:,} tokens, {trained_tokens:,} trained\n", "bold")
         for trained, run in groupby(range(length), key=lambda t: bool(mask[t])):
             tokens = [int(sequence.tokens[begin + t]) for t in run]
-            text.append(decode(tokens), "green" if trained else "dim")
+            text.append(printable(decode(tokens)), "green" if trained else "dim")
         text.append("\n")
         begin += length
     text.append(f"--- {sequence.padding:,} tokens of padding", "bold")
@@ -181,8 +198,9 @@ def _print(description: DataDescription) -> None:
     grid = table(f"{description.name}: {description.num_sequences:,} sequences of "
                  f"{description.sequence_tokens:,} tokens", ("", "count", "share"))  # fmt: skip
     documents, tokens = max(counts.documents, 1), counts.tokens
+    sampled = description.config["sample_rows"]
     shares = [
-        ("rows read", counts.rows, None),
+        ("rows read" if sampled == 1 else f"rows read (sample_rows={sampled})", counts.rows, None),
         *((f"  dropped: {why}", n, n / counts.rows) for why, n in counts.dropped.items()),
         ("documents", counts.documents, None),
         ("  longer than a sequence", counts.over_length, counts.over_length / documents),
@@ -228,12 +246,24 @@ def _reporting() -> Iterator[Report]:
 
 
 def _print_finished(progress: Progress) -> None:
+    from amnesia_bench.cli.output import tell
+
     if progress.finished:
-        sys.stderr.write(f"{_line(progress)}\n")
+        tell(_line(progress))
 
 
 def _line(progress: Progress) -> str:
-    return f"{progress.step}: {_counted(progress)}"
+    line = f"{progress.step}: {_counted(progress)}"
+    if progress.held_out:
+        path = progress.step
+        line = f"{path}: not read, its name is that of a held-out split; --input {path} reads it"
+    if progress.dropped:
+        line += f"\nfirst row that was dropped: {progress.dropped}"
+    if progress.unread:
+        columns, more = progress.unread[:_MAX_COLUMNS], len(progress.unread) - _MAX_COLUMNS
+        line += f"\ncolumns that were not read: {', '.join(columns)}"
+        line += f" and {more} more" if more > 0 else ""
+    return printable(line)
 
 
 def _counted(progress: Progress) -> str:

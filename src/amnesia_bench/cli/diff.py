@@ -3,7 +3,9 @@
   amnesia diff PRE POST            drift per layer and role
   amnesia diff POST RESTORED       what a restore changed
 
-Drift is |B - A| / |A| in the Frobenius norm.
+Drift is |B - A| / |A| in the Frobenius norm. Tensors are paired by their place in the model, so a
+prefix (`model.language_model.`, `_orig_mod.`) that one side has is no difference. A projection that
+holds several roles (q and gate, or q, k and v) has a row for each.
 """
 
 from __future__ import annotations
@@ -39,22 +41,11 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _print(difference: CheckpointDifference) -> None:
-    from amnesia_bench.cli.output import percent, say, show, table
+    from amnesia_bench.cli.output import counted, percent, say, show, table
+    from amnesia_bench.surgery.pairing import grouped_names
 
-    in_layers = [d for d in difference.different if d.role is not None]
+    _print_softmax_layers(difference)
     others = [d for d in difference.different if d.role is None]
-    if in_layers:
-        grid = table(
-            f"softmax layers of {difference.family}: |B - A| / |A|",
-            ("layer", "role", "tensors", "values changed", "drift"),
-            left=2,
-        )
-        for key in sorted({(d.layer or 0, d.role or "") for d in in_layers}):
-            group = [d for d in in_layers if (d.layer or 0, d.role or "") == key]
-            grid.add_row(
-                str(key[0]), key[1], str(len(group)), _changed(group), percent(_drift(group))
-            )
-        show(grid)
     if others:
         grid = table("other tensors, most moved first", ("tensor", "values changed", "drift"))
         ranked = sorted(others, key=lambda d: -(d.relative_drift or math.inf))
@@ -64,17 +55,40 @@ def _print(difference: CheckpointDifference) -> None:
             rest = ranked[NAMED_TENSORS:]
             grid.add_row(f"({len(rest)} more)", _changed(rest), percent(_drift(rest)))
         show(grid)
-    for name, folder in [
-        *((name, difference.a) for name in difference.only_in_a),
-        *((name, difference.b) for name in difference.only_in_b),
-    ]:
-        say(f"only in {folder}: {name}")
+    for folder, names in (
+        (difference.a, difference.only_in_a),
+        (difference.b, difference.only_in_b),
+    ):
+        if names:
+            say(f"only in {folder}: {grouped_names(names)}")
+    if difference.renamed:
+        say(f"{difference.renamed} tensors have another name in B: paired by place in the model.")
     if difference.family is None:
         say("No attention map for this architecture: tensors are listed without roles.")
+    differing = len({d.name for d in difference.different})
     say(
-        f"{len(difference.different)} tensors differ, {difference.identical} are identical "
-        "byte for byte."
+        f"{counted(differing, 'tensor')} {'differs' if differing == 1 else 'differ'}, "
+        f"{difference.identical} are identical byte for byte."
     )
+
+
+def _print_softmax_layers(difference: CheckpointDifference) -> None:
+    from amnesia_bench.cli.output import percent, show, table
+
+    groups: dict[tuple[int | None, str], list[TensorDifference]] = {}
+    for d in difference.different:
+        if d.role is not None:
+            groups.setdefault((d.layer, d.role), []).append(d)
+    if groups:
+        grid = table(
+            f"softmax layers of {difference.family}: |B - A| / |A|",
+            ("layer", "role", "tensors", "values changed", "drift"),
+            left=2,
+        )
+        for (layer, role), group in groups.items():
+            cells = (str(layer), role, str(len(group)))
+            grid.add_row(*cells, _changed(group), percent(_drift(group)))
+        show(grid)
 
 
 def _changed(group: Iterable[TensorDifference]) -> str:

@@ -4,8 +4,8 @@
   amnesia download jet-ai/Jet-Nemotron-2B --revision COMMIT --out models/jet
 
 Config, tokenizer, safetensors, and the code of an architecture that brings its own: it is kept and
-not run. Every file is held against the hub's hash. Killed, the same command goes on with the files
-that are missing.
+not run. Every file is compared with the hub's hash. If it is killed, the same command resumes with
+the files that are missing.
 """
 
 from __future__ import annotations

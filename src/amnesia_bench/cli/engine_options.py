@@ -13,6 +13,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=ENGINES, default=ENGINES[0], help=f"what runs it ({ENGINES[0]})"
     )
     parser.add_argument(
+        "--max-context-tokens", type=int, help="in place of the limit in the model's config"
+    )
+    parser.add_argument(
         "--attn-logits-scaling",
         metavar='"hype A"',
         help="of a HypeNet's softmax layers, in place of that in its config (HypeNet-2B: hype 500)",

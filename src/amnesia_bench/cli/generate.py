@@ -16,6 +16,8 @@ from pathlib import Path
 from amnesia_bench.cli.engine_options import add_engine_arguments
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
+_MOST_CHARACTERS = 1 << 20  # of a template; a device has no end
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the model")
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import say
+    from amnesia_bench.cli.output import say, typed
     from amnesia_bench.config.load import load_option
     from amnesia_bench.evals.documents import task_documents
     from amnesia_bench.evals.tasks import task_named
@@ -90,18 +92,24 @@ def run(args: argparse.Namespace) -> ExitCode:
         checkpoint=candidate.parent.identity,
     )
     plan = AnswerPlan(model=model, config=config, layout=layout)
-    options = EngineOptions(attn_logits_scaling=args.attn_logits_scaling)
+    options = EngineOptions(
+        max_context_tokens=args.max_context_tokens, attn_logits_scaling=args.attn_logits_scaling
+    )
     engine = HeldEngine(open_engine(args.engine, args.checkpoint, options), candidate.held)
     answers = generate_answers(engine, candidate.tokenizer, task, documents, plan, args.out)
     say(
         f"{args.out}: {len(answers)} answers to {len(documents.rows)} problems of {task.name}. "
-        f"Next: amnesia score {args.out}"
+        f"Next: {typed('score', args.out)}"
     )
     return ExitCode.DONE
 
 
 def _read(template: Path) -> str:
     try:
-        return template.read_text(encoding="utf-8")
+        with template.open(encoding="utf-8") as file:
+            text = file.read(_MOST_CHARACTERS + 1)
+        if len(text) <= _MOST_CHARACTERS:
+            return text
+        raise UserError(f"--chat-template {template}: longer than {_MOST_CHARACTERS:,} characters")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--chat-template {template}: cannot be read ({error})") from error

@@ -15,16 +15,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import cast
 
 from amnesia_bench import __version__
-from amnesia_bench.cli.output import printable
-from amnesia_bench.errors import AmnesiaError, ExitCode
+from amnesia_bench.errors import AmnesiaError, ExitCode, UserError
+from amnesia_bench.printable import message
+from amnesia_bench.store.layout import MANIFEST
 
 COMMANDS = {
     "check": "say whether a fine-tune lost long-range recall: the regression gate",
     "restore": "repair POST: put back W_Q and W_K of the softmax layers from PRE",
     "diff": "say which tensors of two checkpoints differ, and by how much",
-    "verify": "hold a folder that amnesia wrote against its manifest",
+    "verify": "check a folder that amnesia wrote against its manifest",
     "niah": "build needle-in-a-haystack prompts, byte for byte those of lm-eval",
     "eval": "score a checkpoint by lm-evaluation-harness",
     "rank-layers": "rank softmax layers by what retrieval loses without them",
@@ -47,7 +49,8 @@ COMMANDS = {
 
 EXIT_CODES = (
     "exit codes: 0 done, 2 mistake in command, config or input, 3 recall regression, "
-    "4 stage failed, 5 busy, 6 environment, 75 saved: start again"
+    "4 stage failed, 5 busy, 6 environment, 75 saved: start again\n"
+    "With AMNESIA_DEBUG=1 in the environment an error also shows its traceback."
 )
 
 # What a shell makes of a command that one of these has ended.
@@ -75,28 +78,80 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     module.add_arguments(parser)
     # Intermixed: values of a variant may stand before, between and behind the options.
-    args = parser.parse_intermixed_args(arguments[1:])
+    args = parser.parse_intermixed_args(_without_double_dash(arguments[1:]))
+    output = getattr(args, "out", None)
+
+    def run() -> ExitCode:
+        _refuse_undecodable(arguments)
+        return cast("ExitCode", module.run(args))
+
     with _terminating():
-        return _run(command, lambda: module.run(args))
+        return _run(command, run, output)
 
 
-def _run(command: str, run: Callable[[], ExitCode]) -> int:
+def _without_double_dash(arguments: Sequence[str]) -> list[str]:
+    """Return arguments that mean the same without `--`, behind which no word is an option.
+
+    argparse drops it too early where options and other words are mixed. Words with a dash in front
+    are names of files, and those have another spelling.
+    """
+    if "--" not in arguments:
+        return list(arguments)
+    i = list(arguments).index("--")
+    behind = (f"./{word}" if word.startswith("-") else word for word in arguments[i + 1 :])
+    return [*arguments[:i], *behind]
+
+
+def _refuse_undecodable(arguments: Sequence[str]) -> None:
+    """Refuse names that no record could hold: records are UTF-8.
+
+    Raises:
+        UserError: an argument, or the path of this folder, is not UTF-8.
+    """
+    try:
+        here = str(Path.cwd())
+    except FileNotFoundError as error:
+        raise UserError("The folder that you are in was removed.", hint="cd to another.") from error
+    for text in (*arguments, here):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{text.encode('utf-8', 'backslashreplace').decode()}: not a name in UTF-8",
+                hint="Rename it, or make a link to it with another name.",
+            ) from error
+
+
+def _run(command: str, run: Callable[[], ExitCode], output: Path | None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the caller closed it
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - to the very end
+    there_before = _is_finished(output)
     try:
         return int(run())
     except AmnesiaError as error:
         if os.environ.get("AMNESIA_DEBUG") == "1":
             raise
-        sys.stderr.write(printable(f"amnesia {command}: {error}\n"))
+        sys.stderr.write(message(f"amnesia {command}: {error}\n"))
         return int(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write(f"amnesia {command}: interrupted\n")
-        return INTERRUPTED
-    except _TerminatedError:
-        sys.stderr.write(f"amnesia {command}: terminated\n")
-        return TERMINATED
+    except (KeyboardInterrupt, _TerminatedError) as end:
+        interrupted = isinstance(end, KeyboardInterrupt)
+        said = "interrupted" if interrupted else "terminated"
+        if not there_before and _is_finished(output):
+            # Whoever starts it again would be told that the folder is already there.
+            complete = f"amnesia {command}: {said}, but {output} was complete already\n"
+            sys.stderr.write(message(complete))
+            return int(ExitCode.DONE)
+        sys.stderr.write(f"amnesia {command}: {said}\n")
+        return INTERRUPTED if interrupted else TERMINATED
+
+
+def _is_finished(output: Path | None) -> bool:
+    """Return whether the folder that a command writes is there: it appears whole or not at all."""
+    try:
+        return output is not None and (output / MANIFEST).is_file()
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import re
 from typing import TYPE_CHECKING
 
 from amnesia_bench.cli.engine_options import add_engine_arguments
+from amnesia_bench.cli.output import shortened
 from amnesia_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -30,9 +32,6 @@ def add_cell_arguments(parser: argparse.ArgumentParser, lengths: str, otherwise:
         "--samples", type=int, help=f"prompts per task and length at most ({held} {SAMPLES})"
     )
     add_engine_arguments(parser)
-    parser.add_argument(
-        "--max-context-tokens", type=int, help="in place of the limit in the model's config"
-    )
 
 
 def chosen_cells(args: argparse.Namespace) -> CellChoice:
@@ -75,8 +74,9 @@ def lengths_of(typed: str) -> tuple[int, ...]:
         UserError: it is no list of positive whole numbers.
     """
     parts = [part.strip() for part in typed.split(",")]
-    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+    if not all(re.fullmatch(r"0*[1-9][0-9]{0,11}", part) for part in parts):
         raise UserError(
-            f"--lengths {typed!r}: not a list of lengths in tokens", hint="--lengths 32768,262144"
+            f"--lengths {shortened(typed)!r}: not a list of lengths in tokens",
+            hint="--lengths 32768,262144",
         )
     return tuple(dict.fromkeys(map(int, parts)))

@@ -6,16 +6,20 @@ import dataclasses
 import io
 import json
 import os
+import shlex
 import sys
-import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from amnesia_bench.errors import MissingEnvironmentError
+from amnesia_bench.printable import message, printable
 
 if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
+
+_SHOWN_CHARACTERS = 80
 
 
 def show(renderable: Table | Text) -> None:
@@ -41,22 +45,10 @@ def say(sentence: str) -> None:
     _write(f"{printable(sentence)}\n")
 
 
-def printable(text: str) -> str:
-    r"""Return a text with its control and formatting characters spelled out, such as `\x1b`.
-
-    Names of tensors and files, and texts of data sets, come from strangers: sent as they are, an
-    escape sequence in one could clear the screen or rename the window, and a bidirectional
-    override could turn a name around. Line breaks and tabs stay.
-    """
-    return "".join(c if c in "\n\t" or not _is_control(c) else _spelled(c) for c in text)
-
-
-def _is_control(character: str) -> bool:
-    return not character.isprintable() and unicodedata.category(character) in ("Cc", "Cf", "Cs")
-
-
-def _spelled(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+def tell(line: str) -> None:
+    """Print a line on stderr: for people, not for the program that reads stdout."""
+    with suppress(OSError):  # nobody reads it
+        sys.stderr.write(message(f"{line}\n"))
 
 
 def _write(text: str) -> None:
@@ -109,6 +101,21 @@ def size(num_bytes: float) -> str:
     return f"{num_bytes:.3g} TB"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun, "1 shard" or "2 shards"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def percent(fraction: float | None) -> str:
     """Return a fraction as a percentage; "-" where there is none."""
     return "-" if fraction is None else f"{100 * fraction:.3g} %"
+
+
+def typed(*words: object) -> str:
+    """Return a command of ours as it can be typed into a shell, whatever the names in it."""
+    return shlex.join(["amnesia", *map(str, words)])
+
+
+def shortened(text: str) -> str:
+    """Return what was typed, cut where it is too long for a message."""
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

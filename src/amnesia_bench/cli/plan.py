@@ -57,6 +57,11 @@ def run(args: argparse.Namespace) -> ExitCode:
     say(f"{len(found.stages)} stages: {states}.")
     if found.left:
         say(_summary(found, args.gpu))
+    if found.following:
+        say(
+            f"{len(found.following)} stages that are done follow from these, and are made again "
+            "if these come out with other contents."
+        )
     return ExitCode.DONE
 
 
@@ -103,7 +108,8 @@ def _stages(found: Plan, gpu: str) -> Table:
     for each in found.stages:
         cost = each.cost
         amount = _hour(cost.gpu_hours) if on_gpus else _tokens(cost.tokens)
-        grid.add_row(each.state, each.stage.kind, each.stage.id, amount, size(cost.disk_bytes))
+        kind, title = each.stage.title.split(" ", 1)
+        grid.add_row(each.state, kind, title, amount, size(cost.disk_bytes))
     return grid
 
 

@@ -7,7 +7,7 @@ import sys
 import time
 from contextlib import suppress
 
-from amnesia_bench.cli.output import printable
+from amnesia_bench.printable import printable
 
 _REDRAW_SECONDS = 0.2
 _ERASE = "\r\x1b[K"

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _print(ranking: LayerRanking, out: Path) -> None:
-    from amnesia_bench.cli.output import say, show, table
+    from amnesia_bench.cli.output import say, show, table, typed
 
     columns = list(ranking.accuracy)
     grid = table(ranking.checkpoint.location, ("layer", "importance", *columns))
@@ -72,4 +72,4 @@ def _print(ranking: LayerRanking, out: Path) -> None:
         "Accuracy in % without each layer; importance: what the mean of the tasks loses, in points."
     )
     say(f"Ablation: {ranking.ablation}.")
-    say(f"{out}: restore the first 7 of it by amnesia restore --layers top7@{out} ...")
+    say(f"{out}: restore the first 7 of it by {typed('restore', '--layers', f'top7@{out}')} ...")

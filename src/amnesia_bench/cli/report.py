@@ -27,6 +27,7 @@ from amnesia_bench.errors import ExitCode
 
 if TYPE_CHECKING:
     from amnesia_bench.records.report import Report
+    from amnesia_bench.report.building import ReportRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,26 +62,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.report.building import ReportRequest, build_report, write_report
+    from amnesia_bench.report.building import ReportRequest
     from amnesia_bench.report.sources import parse_source
-    from amnesia_bench.store.provenance import collect_provenance
 
-    request = ReportRequest(
-        tables=tuple(dict.fromkeys(args.table)),
-        sources=tuple(parse_source(text) for text in args.cells),
-        out=args.out,
-        overrides=tuple(args.overrides),
-        drift=tuple(args.drift),
+    write(
+        ReportRequest(
+            tables=tuple(dict.fromkeys(args.table)),
+            sources=tuple(parse_source(text) for text in args.cells),
+            out=args.out,
+            overrides=tuple(args.overrides),
+            drift=tuple(args.drift),
+        )
     )
-    provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
-    report = build_report(request, provenance)
-    written = write_report(report, args.out)
-    _print(report, written)
     return ExitCode.DONE
 
 
+def write(request: ReportRequest) -> tuple[Path, ...]:
+    """Write a report, print what it shows, and return its files."""
+    from amnesia_bench.pipeline.producers import check_columns
+    from amnesia_bench.report.building import build_report, load_table, write_report
+    from amnesia_bench.store.provenance import collect_provenance
+
+    for name in request.tables:
+        check_columns(name, load_table(name, request.overrides))
+    report = build_report(request, collect_provenance(["amnesia", *sys.argv[1:]], seeds={}))
+    written = write_report(report, request.out)
+    _print(report, written[-1])
+    return written
+
+
 def _print(report: Report, written: Path) -> None:
-    from amnesia_bench.cli.output import say, show, table
+    from amnesia_bench.cli.output import say, show, table, tell
     from amnesia_bench.report.wording import summary
 
     # The tables themselves are wider than a terminal; they are in the files.
@@ -94,5 +106,5 @@ def _print(report: Report, written: Path) -> None:
         say(f"{each.table.name}: {summary(each)}")
         notes += each.notes
     for note in dict.fromkeys(notes):
-        sys.stderr.write(f"note: {note}\n")
+        tell(f"note: {note}")
     say(f"Report: {written}")

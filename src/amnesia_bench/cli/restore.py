@@ -12,14 +12,17 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amnesia_bench.cli.output import shortened, tell
 from amnesia_bench.errors import ExitCode, UserError
 
 if TYPE_CHECKING:
     from amnesia_bench.records.restoration import Restoration
+
+# No model has more layers, and int() refuses a text of thousands of digits.
+_NUMBER = r"[0-9]{1,6}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> ExitCode:
             args.pre, args.post, args.out, variant, cast=args.cast, allow_noop=args.allow_noop
         )
     for warning in record.warnings:
-        sys.stderr.write(f"note: {warning}\n")
+        tell(f"note: {warning}")
     if args.json:
         print_json(record)
     else:
@@ -87,24 +90,23 @@ def _layer_override(layers: str | None) -> list[str]:
         return []
     if layers == "all":
         return ["restore.select.layers=all"]
-    if top := re.fullmatch(r"top([1-9]\d*)", layers):
-        return [f"restore.select.layers={{top_drift: {int(top.group(1))}}}"]
-    if ranked := re.fullmatch(r"top(\d+)@(.+)", layers, re.DOTALL):
+    if top := re.fullmatch(r"top([1-9][0-9]{0,5})", layers):
+        return [f"restore.select.layers={{top_drift: {int(top[1])}}}"]
+    if ranked := re.fullmatch(rf"top({_NUMBER})@(.+)", layers, re.DOTALL):
         return [f"restore.select.layers={_top_ranked(Path(ranked[2]), int(ranked[1]))}"]
     numbers = [number for number in re.split(r"[,\s]+", layers.strip("[] ")) if number]
-    if not numbers or not all(number.isdecimal() for number in numbers):
+    if not numbers or not all(re.fullmatch(_NUMBER, number) for number in numbers):
         raise UserError(
-            f"--layers {layers!r}: is neither all, nor a list such as 2,3,6, nor top7 or top7@FILE."
+            f"--layers {shortened(layers)!r}: is neither all, nor a list such as 2,3,6, "
+            "nor top7 or top7@FILE."
         )
     return [f"restore.select.layers=[{','.join(str(int(number)) for number in numbers)}]"]
 
 
 def _top_ranked(file: Path, count: int) -> list[int]:
-    from amnesia_bench.records.codec import from_json
-    from amnesia_bench.records.layer_ranking import LayerRanking
-    from amnesia_bench.store.files import read_json
+    from amnesia_bench.evals.layer_ranking import read_ranking
 
-    ranking = from_json(LayerRanking, read_json(file), str(file))
+    ranking = read_ranking(file)
     try:
         return list(ranking.top(count))
     except ValueError as error:
@@ -112,7 +114,7 @@ def _top_ranked(file: Path, count: int) -> list[int]:
 
 
 def _print(record: Restoration) -> None:
-    from amnesia_bench.cli.output import percent, say, show, size, table
+    from amnesia_bench.cli.output import counted, percent, say, show, size, table, typed
 
     grid = table(
         f"{record.variant['name']}: {len(record.tensors)} tensors in "
@@ -140,9 +142,7 @@ def _print(record: Restoration) -> None:
     proof = record.proof
     say(
         f"{record.out}: {planned} replaced, all else is post's, byte for byte: "
-        f"{len(proof.compared_files)} shards ({size(proof.compared_bytes)}) written and compared, "
-        f"{len(proof.linked_files)} ({size(proof.linked_bytes)}) hardlinked."
+        f"{counted(len(proof.compared_files), 'shard')} ({size(proof.compared_bytes)}) written and "
+        f"compared, {len(proof.linked_files)} ({size(proof.linked_bytes)}) hardlinked."
     )
-    if record.left_out:
-        say(f"Not taken over from post: {', '.join(record.left_out)}")
-    say(f"Check it again at any time: amnesia verify {record.out}")
+    say(f"Check it again at any time: {typed('verify', record.out)}")

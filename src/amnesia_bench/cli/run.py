@@ -21,7 +21,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="see above")
     parser.add_argument("--store", type=Path, help="folder of all artifacts ($AMNESIA_STORE)")
     parser.add_argument("--out", type=Path, default=Path("results"), help="of reports (results)")
-    parser.add_argument("--repair", action="store_true", help="make damaged artifacts anew")
+    parser.add_argument(
+        "--repair", action="store_true", help="remove damaged artifacts and make them again"
+    )
 
 
 def run(args: argparse.Namespace) -> ExitCode:
@@ -31,6 +33,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.pipeline.graph import build, stages_of
     from amnesia_bench.pipeline.reporting import (
         check_writable,
+        edited_files,
         is_current,
         mark_current,
         report_calls,
@@ -45,15 +48,13 @@ def run(args: argparse.Namespace) -> ExitCode:
     for call in calls:
         check_writable(call)
     outcome = run_graph(store, stages, repair=args.repair)
-    say(f"{len(stages)} stages: {outcome.cached} were done, {outcome.done} done now.")
+    others = f", {outcome.by_others} by other runs meanwhile" if outcome.by_others else ""
+    say(f"{len(stages)} stages: {outcome.cached} were done, {outcome.done} done now{others}.")
     for call in calls:
         if is_current(call):
             say(f"Report: {call.out}, as it was.")
             continue
-        parser = argparse.ArgumentParser(prog="amnesia report")
-        report.add_arguments(parser)
-        code = report.run(parser.parse_intermixed_args([*call.arguments, f"--out={call.out}"]))
-        if code is not ExitCode.DONE:
-            return code
-        mark_current(call)
+        if edited := edited_files(call):
+            say(f"Changed or removed since they were written: {', '.join(edited)}. Written again:")
+        mark_current(call, report.write(call.request))
     return ExitCode.DONE

@@ -5,14 +5,14 @@
   amnesia score answers/sft --scorer flexible --json
 
 strict takes an answer from its last box alone; flexible takes a number or formula where there is
-no box. Programs run in the sandbox that `amnesia sandbox` tries. Results are in scored_SCORER
-inside the folder, or inside --out. Needs no GPU; run it as often as you like.
+no box. Programs run in the sandbox that `amnesia sandbox` tries: strict judges them as
+LiveCodeBench's published checker does, lenient as plain Python runs them. Results are in
+scored_SCORER inside the folder, or inside --out. Needs no GPU; run it as often as you like.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,7 +29,7 @@ _LISTED = 20
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="answers of `amnesia generate`")
-    parser.add_argument("--scorer", help="strict (default) or flexible")
+    parser.add_argument("--scorer", help="strict (default), flexible, or lenient for programs")
     parser.add_argument("--data", type=Path, help="the problems, if they are no longer there")
     parser.add_argument("--out", type=Path, help="folder for the results (that of the answers)")
     parser.add_argument(
@@ -42,6 +42,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--unsafe-no-sandbox",
         action="store_true",
         help="run the programs of code tasks outside a sandbox: they may do what you may",
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="programs that run at once (one per CPU core)"
     )
     parser.add_argument("--json", action="store_true", help="print cells and differences as JSON")
 
@@ -57,6 +60,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         args.data,
         args.out,
         unsafe_no_sandbox=args.unsafe_no_sandbox,
+        workers=args.workers,
     )
     compared = () if args.against is None else compare(scored, args.against)
     if args.json:
@@ -69,7 +73,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _print_cells(scored: Scored) -> None:
-    from amnesia_bench.cli.output import say, show, table
+    from amnesia_bench.cli.output import say, show, table, tell
 
     run = scored.run
     title = f"{run.task}, {scored.scorer}: {run.model} {run.method}".rstrip()
@@ -92,9 +96,9 @@ def _print_cells(scored: Scored) -> None:
         say(f"{run.documents:,} problems, the benchmark has {run.benchmark_documents:,}.")
     for verdict in scored.out_of_time[:_LISTED]:
         key = verdict.key
-        sys.stderr.write(
+        tell(
             f"note: problem {key.doc}, answer {key.repeat}: {verdict.detail}: "
-            f"{(verdict.answer or '')[:60]!r}\n"
+            f"{(verdict.answer or '')[:60]!r}"
         )
 
 

@@ -4,7 +4,7 @@
   amnesia status experiment=table1 profile=tiny
 
 Without an experiment it is about every stage that was ever begun. A stage is done when its folder
-has a manifest.
+has a manifest; it is stale when its inputs hold something else than when it was made.
 """
 
 from __future__ import annotations
@@ -40,8 +40,10 @@ def run(args: argparse.Namespace) -> ExitCode:
         return ExitCode.DONE
     grid = table(str(store), ("stage", "kind", "state", "by", "last line of its log"), left=5)
     for each in found:
-        if each.state in (StageState.RUNNING, StageState.FAILED):
-            grid.add_row(each.id, each.kind, each.state, each.holder, each.said)
+        if each.state in (StageState.RUNNING, StageState.FAILED, StageState.STALE):
+            grid.add_row(
+                f"{each.id} {each.about}".rstrip(), each.kind, each.state, each.holder, each.said
+            )
     if grid.row_count:
         show(grid)
     counts = {state: sum(each.state is state for each in found) for state in StageState}

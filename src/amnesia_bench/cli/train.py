@@ -23,6 +23,7 @@ from amnesia_bench.errors import AmnesiaError, ExitCode, MissingEnvironmentError
 if TYPE_CHECKING:
     from amnesia_bench.config.train_schema import TrainingRun
 
+ESTIMATE = "estimate"  # the only action besides training
 GPU_NAMES = ("a100", "h100", "h200")
 
 
@@ -52,9 +53,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
+    from amnesia_bench.cli.output import shortened
+    from amnesia_bench.config.messages import nearest
     from amnesia_bench.config.train_schema import load_training
 
-    estimating = args.words[:1] == ["estimate"]
+    estimating = args.words[:1] == [ESTIMATE]
+    for word in args.words[estimating:]:
+        if "=" not in word and not word.startswith("~"):
+            raise UserError(
+                f"train {shortened(word)}: neither an action nor KEY=VALUE",
+                hint=nearest(word, [ESTIMATE]),
+            )
     training = load_training(args.config, args.words[1:] if estimating else args.words)
     if estimating:
         return _estimate(training, args)
@@ -79,7 +88,9 @@ def _train(training: TrainingRun, args: argparse.Namespace) -> ExitCode:
         ) from error
     from amnesia_bench.data import SampleOrder, open_store
     from amnesia_bench.data.tokenizer import load_tokenizer
+    from amnesia_bench.weights.checkpoint import open_checkpoint
 
+    open_checkpoint(args.init)  # an adapter has no tokenizer, which is not what is wrong with it
     mixture = training.train.mixture
     data = _sources(args.data, list(mixture))
     stores = {name: open_store(folder) for name, folder in data.items()}

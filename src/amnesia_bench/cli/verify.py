@@ -1,4 +1,4 @@
-"""Hold a folder that amnesia wrote, of whatever stage, against its manifest.
+"""Check a folder that amnesia wrote, by whatever command, against its manifest.
 
 Checks every file's sha256 (of hardlinked shards, which were not read: header, size and
 modification time; copy them with cp -a), the structure of the safetensors files, and the bytes
@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import print_json, say
+    from amnesia_bench.cli.output import counted, print_json, say
     from amnesia_bench.surgery import verify
 
     found = verify(args.folder)
@@ -29,9 +29,9 @@ def run(args: argparse.Namespace) -> ExitCode:
         for finding in found.findings:
             say(finding)
         say(
-            f"{len(found.hashed_files)} files held against their sha256, "
-            f"{len(found.dated_files)} hardlinked ones against size and modification time, "
-            f"{found.restored_tensors} restored tensors against theirs: "
-            + (f"{len(found.findings)} findings" if found.findings else "intact")
+            f"Checked {counted(len(found.hashed_files), 'file')} by sha256, "
+            f"{counted(len(found.dated_files), 'hardlink')} by size and modification time, "
+            f"{counted(found.restored_tensors, 'restored tensor')} by sha256: "
+            + (counted(len(found.findings), "finding") if found.findings else "intact")
         )
     return ExitCode.STAGE_FAILED if found.findings else ExitCode.DONE

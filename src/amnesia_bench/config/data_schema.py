@@ -53,7 +53,13 @@ class SyntheticSource(Frozen):
         return self
 
 
-Source = Annotated[HubSource | SyntheticSource, Field(discriminator="kind")]
+class FilesSource(Frozen):
+    """Files of the user's own, which `--input` names."""
+
+    kind: Literal["files"] = "files"
+
+
+Source = Annotated[HubSource | SyntheticSource | FilesSource, Field(discriminator="kind")]
 
 
 class TextRows(Frozen):
@@ -74,7 +80,7 @@ class QuestionResponseRows(Frozen):
 
 
 class ShareGptRows(Frozen):
-    """A row has `conversations`, a list of {from: human|gpt|system, value}; each answer thinks.
+    """A row has `conversations`, a list of turns as for `messages`; each answer thinks.
 
     `domain` keeps only rows with that value in their field `domain`; null keeps all.
     """
@@ -84,21 +90,54 @@ class ShareGptRows(Frozen):
 
 
 class MessageRows(Frozen):
-    """A row has `messages`, a list of {role, content}; answers may open with a think block."""
+    """A row has `messages`, `conversations` or `conversation`, a list of turns.
+
+    A turn is {role, content} or {from, value}. Answers may think.
+    """
 
     kind: Literal["messages"] = "messages"
 
 
-Rows = Annotated[
-    TextRows | QuestionResponseRows | ShareGptRows | MessageRows, Field(discriminator="kind")
-]
+class AlpacaRows(Frozen):
+    """A row has `instruction`, `output`, and perhaps `input` and `history`. Answers may think.
+
+    The question is the instruction, and on the next line the input. `history` is a list of
+    earlier [question, answer] pairs.
+    """
+
+    kind: Literal["alpaca"] = "alpaca"
+
+
+class PromptResponseRows(Frozen):
+    """A row has one of the fields in `prompt` and one of those in `response`. Answers may think.
+
+    Either is a text or a list of turns.
+    """
+
+    kind: Literal["prompt_response"] = "prompt_response"
+    prompt: Annotated[tuple[str, ...], Field(min_length=1)]
+    response: Annotated[tuple[str, ...], Field(min_length=1)]
+
+
+ChatRows = QuestionResponseRows | ShareGptRows | MessageRows | AlpacaRows | PromptResponseRows
+Rows = Annotated[TextRows | ChatRows, Field(discriminator="kind")]
 
 # Which tokens of a conversation are trained: the answers, or everything.
 LossOn = Literal["assistant", "all"]
 
 
+class TemplateChat(Frozen):
+    """The tokenizer's own chat template, whatever it writes."""
+
+    style: Literal["template"] = "template"
+    loss_on: LossOn
+
+
 class Qwen3Chat(Frozen):
-    """ChatML as Qwen3 writes it: only the last answer thinks, an empty block where it does not."""
+    """ChatML as Qwen3 writes it: answers after the last user message think, the last one always.
+
+    It has an empty block where it does not.
+    """
 
     style: Literal["qwen3"] = "qwen3"
     loss_on: LossOn
@@ -108,7 +147,7 @@ class ChatML(Frozen):
     """ChatML with answers as they are; `default_system` opens conversations that have no system."""
 
     style: Literal["chatml"] = "chatml"
-    default_system: str | None
+    default_system: str | None = None
     loss_on: LossOn
 
 
@@ -119,7 +158,16 @@ class MistralChat(Frozen):
     loss_on: LossOn
 
 
-Chat = Annotated[Qwen3Chat | ChatML | MistralChat, Field(discriminator="style")]
+class Llama3Chat(Frozen):
+    """`<|start_header_id|>role<|end_header_id|>` and `<|eot_id|>`, as Llama 3.0 writes it."""
+
+    style: Literal["llama3"] = "llama3"
+    loss_on: LossOn
+
+
+Chat = Annotated[
+    TemplateChat | Qwen3Chat | ChatML | MistralChat | Llama3Chat, Field(discriminator="style")
+]
 
 # best_fit: whole documents, best fit decreasing within windows of shuffled documents. concat:
 # documents one after another, cut wherever a sequence is full. single: one document a sequence,
@@ -162,3 +210,12 @@ class DataConfig(Frozen):
                 else f"pack {self.pack} needs over_length: drop, truncate or split"
             )
         return self
+
+
+def with_style(config: DataConfig, style: str) -> dict[str, object]:
+    """Return the values of a config with another chat style, to be checked."""
+    values = config.model_dump()
+    if config.chat is None or config.chat.style != style:
+        loss_on = "assistant" if config.chat is None else config.chat.loss_on
+        values["chat"] = {"style": style, "loss_on": loss_on}
+    return values

@@ -7,6 +7,7 @@ from typing import Annotated, Self
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
 
 from amnesia_bench.config.schema import Frozen
+from amnesia_bench.records.reasoning import Checker
 
 
 class Think(Frozen):
@@ -40,7 +41,11 @@ class EvalConfig(Frozen):
 
 
 class CodeEvalConfig(EvalConfig):
-    """Also which of LiveCodeBench's windows, by its number of problems, and the time per test."""
+    """Also which of LiveCodeBench's windows, by its number of problems, and how to judge programs.
+
+    `seconds_per_test` is CPU time.
+    """
 
     window: PositiveInt
     seconds_per_test: Annotated[float, Field(gt=0)]
+    checker: Checker

@@ -92,7 +92,7 @@ def _choices(typed: str) -> list[str]:
         if not override.is_discrete_sweep():
             return [typed]
         return [f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()]
-    except (HydraException, ValueError) as error:
+    except (HydraException, ValueError, RecursionError) as error:
         raise _no_override(typed) from error
 
 
@@ -180,7 +180,7 @@ def _compose(root: str, overrides: list[str]) -> object:
         raise UserError(f"{group}={option}: no such option", hint=hint) from error
     except yaml.YAMLError as error:
         raise UserError(f"a file in {config_dir()} is not YAML: {error}") from error
-    except (HydraException, OmegaConfBaseException, TypeError, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
         # Hydra answers some overrides, such as `restore=null`, with errors of Python's own.
         raise UserError(_first_line(error)) from error
 

@@ -24,7 +24,7 @@ from amnesia_bench.records.roles import Role
 
 _MATRIX_ROLES = (Role.Q, Role.K, Role.V, Role.O, Role.GATE)
 # Heads of an output projection are columns, and a norm may be shared by all heads.
-_HEAD_ROLES = (Role.Q, Role.K, Role.V, Role.GATE)
+_HEAD_ROLES = (Role.Q, Role.K, Role.V, Role.GATE, Role.SINK)
 
 Items = TypeVar("Items", bound=tuple[object, ...])
 

@@ -90,8 +90,8 @@ class TrainConfig(Frozen):
         micro_batch: sequences a process runs at a time.
         mixture: weight per source of data, in sequences.
         align_layers: layers whose mixers `align` trains.
-        trusted_code_sha256: hash of the Python files of a checkpoint that brings its own model
-            code; without it such a checkpoint is refused.
+        trusted_code_sha256: hash of the code of a checkpoint that brings its own, and of what its
+            files name of it; the message that refuses such a checkpoint gives it.
     """
 
     name: Name

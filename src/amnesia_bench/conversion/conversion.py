@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,8 +32,9 @@ from amnesia_bench.records.artifacts import Manifest
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint, side_files
+from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import parent_by_contents
+from amnesia_bench.weights.side_files import side_files
 
 _COPIED = (
     "tokenizer*",
@@ -139,8 +140,23 @@ def _qwen3_config(teacher: Checkpoint) -> PreTrainedConfig:
             f"{teacher.folder} holds a model of type {model_type}",
             hint="HypeNet starts from dense Qwen3 checkpoints (Qwen3-1.7B, -4B, -8B).",
         )
-    config: PreTrainedConfig = AutoConfig.from_pretrained(teacher.folder)
+    config: PreTrainedConfig = AutoConfig.from_pretrained(
+        teacher.folder, local_files_only=True, trust_remote_code=False
+    )
+    rope = config.rope_parameters or {}
+    if rope.get("rope_type", "default") != "default":
+        raise UserError(
+            f"{teacher.folder}: its config.json scales positions ({_shown(rope)}), which a HypeNet "
+            "cannot take over",
+            hint="Published Qwen3 weights were trained without: YaRN is added for serving. To "
+            "convert them as trained, remove rope_scaling (or all but rope_theta of "
+            "rope_parameters) from a copy of that config.json.",
+        )
     return config
+
+
+def _shown(rope: Mapping[str, object]) -> str:
+    return ", ".join(f"{key} {rope[key]}" for key in sorted(rope) if key != "rope_theta")
 
 
 def _student_config(conversion: Conversion, teacher: PreTrainedConfig) -> HypeNetConfig:
@@ -165,6 +181,15 @@ def _student_config(conversion: Conversion, teacher: PreTrainedConfig) -> HypeNe
         raise UserError(
             f"lightning_nkv is {config.lightning_nkv}, not a multiple of the teacher's "
             f"{teacher.num_key_value_heads} key/value heads"
+        )
+    # A layer that becomes a lightning mixer may have one.
+    windows = [i for i in config.softmax_layers if teacher.layer_types[i] == "sliding_attention"]
+    if windows:
+        raise UserError(
+            f"{conversion.teacher}: its layers {windows} have a sliding window, and the softmax "
+            "layers of a HypeNet have none",
+            hint="To convert it with full attention, set use_sliding_window to false in a copy of "
+            "its config.json.",
         )
     if conversion.stage == 1:
         config = _with(config, mixer_types=["lightning-attn"] * config.num_hidden_layers)

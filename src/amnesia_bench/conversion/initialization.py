@@ -40,7 +40,9 @@ def initialize(model: str, tokenizer: Path, seed: int, out: Path) -> int:
     if values["model_type"] not in CONFIG_MAPPING:
         raise UserError(f"model {model}: transformers has no code for {values['model_type']}")
     files = _tokenizer_files(tokenizer)
-    loaded = AutoTokenizer.from_pretrained(tokenizer, local_files_only=True)
+    loaded = AutoTokenizer.from_pretrained(
+        tokenizer, local_files_only=True, trust_remote_code=False
+    )
     if len(loaded) > values["vocab_size"]:
         raise UserError(
             f"{model} has room for {values['vocab_size']} tokens, the tokenizer of {tokenizer} "

@@ -1,23 +1,32 @@
 """Conversations as segments of text, each either trained or not: exact loss masks by construction.
 
 Segments are tokenised one by one, so no token straddles the border of what is trained, and what
-precedes an answer is tokenised as at inference. Their text joined is what the tokenizer's own
-chat template gives; `check_template` holds it against the tokenizer at hand.
+precedes an answer is tokenised as at inference. Each style writes what the chat template of its
+models writes; `rendering.Renderer` compares the two on every row, and leaves calls of tools to
+the template.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import Literal
 
-from amnesia_bench.config.data_schema import Chat, ChatML, MistralChat
-from amnesia_bench.data.conversation import END_THINK, THINK, DroppedRow, Message, Reason
-from amnesia_bench.errors import UserError
+from amnesia_bench.config.data_schema import ChatML, Llama3Chat, LossOn, MistralChat, Qwen3Chat
+from amnesia_bench.data.conversation import (
+    END_THINK,
+    THINK,
+    Conversation,
+    DroppedRow,
+    Message,
+    Reason,
+)
 
-if TYPE_CHECKING:
-    from amnesia_bench.data.tokenizer import Tokenizer
+Style = Qwen3Chat | ChatML | MistralChat | Llama3Chat
+StyleName = Literal["qwen3", "chatml", "mistral", "llama3"]
 
 
 @dataclass(frozen=True)
@@ -28,138 +37,142 @@ class Segment:
     trained: bool
 
 
-# What makes the structure of a chat, and so must not come out of a message.
-_MARKUP = {
+# A text, and whether it is an answer to train: None is not an answer, False one to leave out.
+Part = tuple[str, bool | None]
+
+# What makes the structure of a chat, and so must not come out of a message. A tokenizer must have
+# the first two of a style.
+MARKUP: dict[StyleName, tuple[str, ...]] = {
     "qwen3": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "chatml": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "mistral": ("<s>", "</s>", "[INST]", "[/INST]"),
+    "llama3": ("<|start_header_id|>", "<|eot_id|>", "<|end_header_id|>", "<|begin_of_text|>"),
 }
 _EMPTY_THINK = f"{THINK}\n\n{END_THINK}\n\n"
 
 
-def render(messages: list[Message], chat: Chat) -> list[Segment]:
+def render(conversation: Conversation, chat: Style) -> list[Segment]:
     """Return a conversation as segments.
 
     Trained are the answers from their first character through the token that ends the turn. An
     empty think block is not: at inference it belongs to the prompt.
 
     Raises:
-        DroppedRow: the style cannot say it.
+        DroppedRow: the style cannot write it.
     """
-    markup = _MARKUP[chat.style]
-    if any(mark in message.content for message in messages for mark in markup):
-        raise DroppedRow(Reason.MARKUP)
+    if calls_tools(conversation):
+        raise DroppedRow(Reason.TOOLS)
+    messages = results_as_user_turns(conversation).messages
+    refuse_markup((message.content for message in messages), frozenset(MARKUP[chat.style]))
     if isinstance(chat, MistralChat):
         parts = _mistral(messages)
+    elif isinstance(chat, Llama3Chat):
+        parts = _llama3(messages)
     elif isinstance(chat, ChatML):
-        parts = _chatml(_with_system(messages, chat.default_system), _as_written)
+        parts = _chatml(messages, chat.default_system)
     else:
-        parts = _chatml(messages, _qwen3_answer)
-    segments = _joined(parts)
-    if chat.loss_on == "all":
-        return [Segment(segment.text, True) for segment in segments]
-    return segments
+        parts = _qwen3(messages)
+    return segments_of(parts, chat.loss_on)
 
 
-def _chatml(
-    messages: list[Message], answer: Callable[[Message, bool], Iterable[Segment]]
-) -> Iterable[Segment]:
+def calls_tools(conversation: Conversation) -> bool:
+    """Whether there are tools or calls of them, which no style writes."""
+    return bool(conversation.tools) or any(each.tool_calls for each in conversation.messages)
+
+
+def results_as_user_turns(conversation: Conversation) -> Conversation:
+    """Return a conversation with results of tools in turns of the user, as agent traces of Qwen."""
+    messages: list[Message] = []
+    for is_result, run in groupby(conversation.messages, key=lambda each: each.role == "tool"):
+        if not is_result:
+            messages.extend(run)
+            continue
+        text = "\n".join(f"<tool_response>\n{each.content}\n</tool_response>" for each in run)
+        messages.append(Message(role="user", content=text, answer=text))
+    return replace(conversation, messages=tuple(messages))
+
+
+def refuse_markup(texts: Iterable[str], markup: frozenset[str]) -> None:
+    """Refuse texts that hold tokens of a chat's structure."""
+    any_mark = _any_of(markup)
+    if any(any_mark.search(text) for text in texts):
+        raise DroppedRow(Reason.MARKUP)
+
+
+@lru_cache
+def _any_of(marks: frozenset[str]) -> re.Pattern[str]:
+    """Return a pattern that finds any mark; a tokenizer may have a thousand."""
+    return re.compile("|".join(map(re.escape, sorted(marks))) or "(?!)")
+
+
+def segments_of(parts: Iterable[Part], loss_on: LossOn) -> list[Segment]:
+    """Join neighbours of one kind, so that they are tokenised together; decide what is trained."""
+    runs = [
+        ("".join(text for text, _ in run), answer)
+        for answer, run in groupby((part for part in parts if part[0]), key=lambda part: part[1])
+    ]
+    if loss_on == "all":
+        return [Segment(text, answer is not False) for text, answer in runs]
+    return [Segment(text, answer is True) for text, answer in runs]
+
+
+def last_query(messages: Sequence[Message]) -> int:
+    """Return the index of the last message that a user wrote, not a tool; the last one if none."""
+    for i in range(len(messages) - 1, -1, -1):
+        if messages[i].role == "user" and not is_tool_response(messages[i].content):
+            return i
+    return len(messages) - 1
+
+
+def is_tool_response(content: str) -> bool:
+    """Whether a user's message is the result of a tool, as agent traces of Qwen write it."""
+    return content.startswith("<tool_response>") and content.endswith("</tool_response>")
+
+
+def _qwen3(messages: Sequence[Message]) -> Iterator[Part]:
+    query = last_query(messages)
     for i, message in enumerate(messages):
-        yield Segment(f"<|im_start|>{message.role}\n", False)
-        if message.role == "assistant":
-            yield from answer(message, i == len(messages) - 1)
-            yield Segment("<|im_end|>", True)
-            yield Segment("\n", False)
-        else:
-            yield Segment(f"{message.content}<|im_end|>\n", False)
+        if message.role != "assistant":
+            yield f"<|im_start|>{message.role}\n{message.content}<|im_end|>\n", None
+            continue
+        yield "<|im_start|>assistant\n", None
+        reasoning = (message.reasoning or "").strip("\n")
+        split = message.answer != message.content
+        answer = message.answer.lstrip("\n") if split else message.content
+        if i > query and (reasoning or i == len(messages) - 1):
+            answer = answer.lstrip("\n")
+            if reasoning:
+                answer = f"{THINK}\n{reasoning}\n{END_THINK}\n\n{answer}"
+            else:
+                yield _EMPTY_THINK, None
+        yield f"{answer}<|im_end|>", message.trained
+        yield "\n", None
 
 
-def _as_written(message: Message, last: bool) -> Iterable[Segment]:
-    return [Segment(message.content, True)]
+def _chatml(messages: Sequence[Message], default_system: str | None) -> Iterator[Part]:
+    if default_system is not None and messages[0].role != "system":
+        yield f"<|im_start|>system\n{default_system}<|im_end|>\n", None
+    for message in messages:
+        yield f"<|im_start|>{message.role}\n", None
+        answer = message.trained if message.role == "assistant" else None
+        yield f"{message.content}<|im_end|>", answer
+        yield "\n", None
 
 
-def _qwen3_answer(message: Message, last: bool) -> Iterable[Segment]:
-    answer = message.answer.lstrip("\n")
-    if message.reasoning is None:
-        if last:
-            return [Segment(_EMPTY_THINK, False), Segment(answer, True)]
-        return _as_written(message, last)
-    if not last:
-        return [Segment(answer, True)]
-    reasoning = message.reasoning.strip("\n")
-    return [Segment(f"{THINK}\n{reasoning}\n{END_THINK}\n\n{answer}", True)]
-
-
-def _with_system(messages: list[Message], default: str | None) -> list[Message]:
-    if default is None or messages[0].role == "system":
-        return messages
-    return [Message("system", default, None, default), *messages]
-
-
-def _mistral(messages: list[Message]) -> Iterable[Segment]:
-    if messages[0].role == "system":
+def _mistral(messages: Sequence[Message]) -> Iterator[Part]:
+    if any(message.role == "system" for message in messages):
         raise DroppedRow(Reason.SYSTEM)
-    yield Segment("<s>", False)
+    yield "<s>", None
     for message in messages:
         if message.role == "user":
-            yield Segment(f"[INST] {message.content}[/INST]", False)
+            yield f"[INST] {message.content}[/INST]", None
         else:
-            yield Segment(f" {message.content.strip()}</s>", True)
+            yield f" {message.content.strip()}</s>", message.trained
 
 
-def _joined(parts: Iterable[Segment]) -> list[Segment]:
-    """Join neighbours that are both trained or both not, so that they are tokenised together."""
-    return [
-        Segment("".join(part.text for part in run), trained)
-        for trained, run in groupby(parts, key=lambda part: part.trained)
-    ]
-
-
-def _probe(style: str) -> list[Message]:
-    thought = "Two and two make four."
-    answers = ["Hello!", "The answer is 4."]
-    if style == "qwen3":
-        last = Message("assistant", f"{THINK}\n{thought}\n{END_THINK}\n\n{answers[1]}", thought,
-                       answers[1])  # fmt: skip
-    else:
-        last = Message("assistant", answers[1], None, answers[1])
-    return [
-        Message("user", "Hi.", None, "Hi."),
-        Message("assistant", answers[0], None, answers[0]),
-        Message("user", "What is 2 + 2?", None, "What is 2 + 2?"),
-        last,
-    ]
-
-
-def check_template(chat: Chat, tokenizer: Tokenizer) -> None:
-    """Render a short conversation both here and with the tokenizer's own template.
-
-    Raises:
-        UserError: they differ, or the tokenizer lacks a token of the style.
-    """
-    missing = [mark for mark in _MARKUP[chat.style][:2] if tokenizer.id_of(mark) is None]
-    if missing:
-        raise UserError(
-            f"chat.style={chat.style}: the tokenizer of {tokenizer.folder} has no token "
-            f"{', '.join(missing)}",
-            hint="Choose the style of that model, such as data.chat.style=chatml.",
-        )
-    messages = _probe(chat.style)
-    segments = render(messages, chat)
-    expected = tokenizer.apply_template([{"role": m.role, "content": m.content} for m in messages])
-    if expected is None:
-        return
-    ours = "".join(segment.text for segment in segments)
-    if ours != expected:
-        raise UserError(
-            f"chat.style={chat.style} is not what the tokenizer of {tokenizer.folder} uses.\n"
-            f"Its template gives {expected!r}\nthe style gives      {ours!r}",
-            hint="Choose the style of that model: data.chat.style=qwen3, chatml (with "
-            "data.chat.default_system=...), or mistral.",
-        )
-    pieces = [token for segment in segments for token in tokenizer.encode(segment.text)]
-    if pieces != tokenizer.encode(ours):
-        raise UserError(
-            f"{tokenizer.folder}: this tokenizer treats the beginning of a text as special; "
-            "answers cannot be tokenised apart from their prompts with it"
-        )
+def _llama3(messages: Sequence[Message]) -> Iterator[Part]:
+    yield "<|begin_of_text|>", None
+    for message in messages:
+        yield f"<|start_header_id|>{message.role}<|end_header_id|>\n\n", None
+        answer = message.trained if message.role == "assistant" else None
+        yield f"{message.content.strip()}<|eot_id|>", answer

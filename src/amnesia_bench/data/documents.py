@@ -10,17 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnesia_bench.config.data_schema import DataConfig, TextRows
-from amnesia_bench.data.chat import Segment, render
-from amnesia_bench.data.conversation import (
-    DroppedRow,
-    Reason,
-    Row,
-    check_unicode,
-    columns_of,
-    conversation,
-    string,
-)
+from amnesia_bench.data.chat import Segment
+from amnesia_bench.data.conversation import Row, conversation
+from amnesia_bench.data.dropped import DroppedRow, Reason
+from amnesia_bench.data.rendering import Renderer
+from amnesia_bench.data.row_forms import Columns, columns_of
 from amnesia_bench.data.tokenizer import Tokenizer
+from amnesia_bench.data.values import absent, text
 
 
 @dataclass(frozen=True)
@@ -36,20 +32,26 @@ class DocumentMaker:
     """Turns rows into tokens as a config says."""
 
     def __init__(self, config: DataConfig, tokenizer: Tokenizer) -> None:
+        """Prepare for the rows of a config.
+
+        Raises:
+            UserError: its separator or chat style does not fit the tokenizer.
+        """
         self._config = config
         self._tokenizer = tokenizer
         rows = config.rows
         self._separator = (
             tokenizer.separator(rows.separator) if isinstance(rows, TextRows) else None
         )
+        self._renderer = Renderer(config.chat, tokenizer) if config.chat is not None else None
 
     @property
-    def columns(self) -> tuple[tuple[str, ...], ...]:
-        """The fields that are needed; of each item one must be there."""
+    def columns(self) -> Columns:
+        """The columns of a file that decide what its rows mean."""
         rows = self._config.rows
         if isinstance(rows, TextRows):
-            return (rows.fields,)
-        return tuple((name,) for name in columns_of(rows))
+            return Columns(required=(rows.fields,), hint="Another column: data.rows.fields=[NAME]")
+        return columns_of(rows)
 
     def sampled(self, file_identity: str, number: int) -> bool:
         """Whether a row belongs to the share of rows that is read."""
@@ -67,15 +69,15 @@ class DocumentMaker:
             DroppedRow: the row is of no use.
             UserError: a field holds the wrong type.
         """
-        rows, chat = self._config.rows, self._config.chat
-        if chat is not None and not isinstance(rows, TextRows):
-            return render(conversation(rows, row, where), chat)
-        field = next(name for name in self.columns[0] if name in row)
-        text = string(row, field, where)
-        if not text.strip():
+        rows = self._config.rows
+        if self._renderer is not None and not isinstance(rows, TextRows):
+            return self._renderer.segments(conversation(rows, row, where))
+        assert isinstance(rows, TextRows)
+        field = next((name for name in rows.fields if not absent(row.get(name))), rows.fields[0])
+        document = text(row.get(field), f"{where}: {field}")
+        if not document.strip():
             raise DroppedRow(Reason.EMPTY)
-        check_unicode(text)
-        return [Segment(text, True)]
+        return [Segment(document, True)]
 
     def tokenise(self, documents: list[list[Segment]]) -> tuple[Documents, int]:
         """Return documents as tokens, and how many were left out since nothing is trained."""

@@ -3,7 +3,8 @@
 One part per input file, in a hidden folder beside the store to be. A part is named after a hash
 of everything that determines it (settings, tokenizer, contents of the input), so a changed input
 or setting simply finds no part. Its `.json` is written last: without one a part is not finished.
-The lease of the store (`publishing`) also guards this folder.
+It holds the hashes of the part's files and of itself: a part that was damaged between two attempts
+is made again. The lease of the store (`publishing`) also guards this folder.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,20 +26,37 @@ from amnesia_bench.data.documents import Documents
 from amnesia_bench.data.packing import Pieces
 from amnesia_bench.errors import UserError
 from amnesia_bench.records import codec
-from amnesia_bench.store.files import read_json, sync_folder, write_json
+from amnesia_bench.store.files import read_json, remove_files, sync_folder, write_json
+from amnesia_bench.store.hashing import sha256_of
 
-_LAYOUT = 1
+_LAYOUT = 2
+_CONTENTS = ("tokens", "mask", "lengths")
+_OURS = re.compile(rf"[0-9a-f]{{32}}\.({'|'.join(_CONTENTS)}|fresh|json)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartSummary:
-    """What tokenising one input file gave."""
+    """What tokenising one input file gave.
+
+    `example` is the first row that was dropped, `way_out` what to do about such rows. `unread` are
+    the columns that did not count.
+    """
 
     rows: int
     dropped: Mapping[str, int]
     example: str | None
+    way_out: str | None
+    unread: tuple[str, ...]
     documents: int
     tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """A finished part on disk: its summary, and the sha256 of each of its files."""
+
+    summary: PartSummary
+    sha256: Mapping[str, str]
 
 
 class Part:
@@ -57,16 +76,20 @@ class PartWriter:
         self._prefix = prefix
         self._dtype = dtype
         self._files: dict[str, IO[bytes]] = {}
-        for kind in ("tokens", "mask", "lengths"):
+        for kind in _CONTENTS:
             self._files[kind] = _file(prefix, kind).open("wb")
+        self._digests = {kind: hashlib.sha256() for kind in _CONTENTS}
         self.documents = 0
         self.tokens = 0
 
     def add(self, documents: Documents) -> None:
         """Append tokenised documents."""
-        self._files["tokens"].write(documents.tokens.astype(self._dtype).data)
-        self._files["mask"].write(documents.mask.data)
-        self._files["lengths"].write(documents.lengths.data)
+        tokens = documents.tokens.astype(self._dtype)
+        for kind, values in zip(
+            _CONTENTS, (tokens, documents.mask, documents.lengths), strict=True
+        ):
+            self._files[kind].write(values.data)
+            self._digests[kind].update(values.data)
         self.documents += len(documents.lengths)
         self.tokens += len(documents.tokens)
 
@@ -78,7 +101,9 @@ class PartWriter:
         self.close()
         fresh = _file(self._prefix, "fresh")
         fresh.unlink(missing_ok=True)
-        write_json(fresh, codec.to_json(summary))
+        hashes = {kind: digest.hexdigest() for kind, digest in self._digests.items()}
+        record = codec.to_json(_Record(summary=summary, sha256=hashes))
+        write_json(fresh, {"record": record, "sha256": _sha256_of_json(record)})
         fresh.rename(_file(self._prefix, "json"))
         sync_folder(self._prefix.parent)
 
@@ -98,17 +123,16 @@ class PartsFolder:
         folder.mkdir(exist_ok=True)
 
     def finished(self, identity: str) -> PartSummary | None:
-        """Return what the part of an input file holds; None when there is no finished part."""
+        """Return what the part of an input file holds; None when there is no intact part."""
         prefix = self._prefix(identity)
-        try:
-            data = read_json(_file(prefix, "json"))
-            summary = codec.from_json(PartSummary, data, str(prefix))
-            sizes = [_file(prefix, kind).stat().st_size for kind in ("tokens", "mask", "lengths")]
-        except (UserError, FileNotFoundError):
+        record = self._record(prefix)
+        if record is None:
             return None
-        tokens, documents = summary.tokens, summary.documents
-        expected = [tokens * self.dtype.itemsize, tokens, documents * 8]
-        return summary if sizes == expected else None
+        try:
+            hashes = {kind: sha256_of(_file(prefix, kind)) for kind in _CONTENTS}
+        except FileNotFoundError:
+            return None
+        return record.summary if hashes == record.sha256 else None
 
     def writer(self, identity: str) -> PartWriter:
         """Open a new part for an input file."""
@@ -120,22 +144,36 @@ class PartsFolder:
         Raises:
             KeyError: it is not finished.
         """
-        summary = self.finished(identity)
-        if summary is None:
+        record = self._record(self._prefix(identity))
+        if record is None:
             raise KeyError(identity)
-        return Part(self._prefix(identity), summary, self.dtype)
+        return Part(self._prefix(identity), record.summary, self.dtype)
 
     def tidy(self) -> None:
         """Remove what no later attempt can use: parts that are not finished."""
-        for path in self.folder.iterdir():
-            if not path.with_suffix(".json").exists():
+        for path in list(self.folder.iterdir()):
+            if _OURS.fullmatch(path.name) and not path.with_suffix(".json").exists():
                 path.unlink()
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
 
+    def _record(self, prefix: Path) -> _Record | None:
+        try:
+            data = read_json(_file(prefix, "json"))
+            if not isinstance(data, dict) or data.get("sha256") != _sha256_of_json(data["record"]):
+                return None
+            return codec.from_json(_Record, data["record"], str(prefix))
+        except (UserError, KeyError):
+            return None
+
     def _prefix(self, identity: str) -> Path:
         key = hashlib.sha256(f"{self._settings}\n{identity}".encode()).hexdigest()
         return self.folder / key[:32]
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove all parts, and their folder if nothing else is in it."""
+    remove_files(folder, _OURS)
 
 
 class Corpus:
@@ -149,6 +187,8 @@ class Corpus:
         self.token_bytes = parts[0].tokens.dtype.itemsize
         self.rows = sum(part.summary.rows for part in parts)
         self.dropped = dropped_by_reason([part.summary for part in parts])
+        self.unread = unread_columns([part.summary for part in parts])
+        self.example = next(filter(None, (part.summary.example for part in parts)), None)
 
     def piece(
         self, pieces: Pieces, i: int
@@ -167,6 +207,15 @@ def dropped_by_reason(summaries: Sequence[PartSummary]) -> dict[str, int]:
     for summary in summaries:
         total.update(summary.dropped)
     return dict(sorted(total.items()))
+
+
+def unread_columns(summaries: Sequence[PartSummary]) -> tuple[str, ...]:
+    """Return the columns that did not count in any part."""
+    return tuple(sorted({name for summary in summaries for name in summary.unread}))
+
+
+def _sha256_of_json(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def _file(prefix: Path, kind: str) -> Path:

@@ -7,7 +7,6 @@ it publishes is the same to the byte. Memory holds a few batches of rows and, wh
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +19,9 @@ import numpy as np
 
 import amnesia_bench
 from amnesia_bench.config.data_schema import DataConfig
-from amnesia_bench.data.chat import Segment, check_template
-from amnesia_bench.data.conversation import DroppedRow, Reason
+from amnesia_bench.data.chat import Segment
 from amnesia_bench.data.documents import DocumentMaker, Documents, batches
+from amnesia_bench.data.dropped import WAYS_OUT, DroppedRow, Reason
 from amnesia_bench.data.packing import (
     Pieces,
     concatenate,
@@ -30,11 +29,24 @@ from amnesia_bench.data.packing import (
     pack_single,
     whole_documents,
 )
-from amnesia_bench.data.parts import Corpus, PartsFolder, PartSummary, dropped_by_reason
+from amnesia_bench.data.parts import (
+    Corpus,
+    PartsFolder,
+    PartSummary,
+    dropped_by_reason,
+    remove_parts,
+)
 from amnesia_bench.data.sequence_store import DESCRIPTION, KIND, TOKENIZER, ShardWriter
-from amnesia_bench.data.sources import InputFile, local_files, read_rows, source_files
+from amnesia_bench.data.sources import (
+    InputFile,
+    held_out_files,
+    local_files,
+    read_rows,
+    source_files,
+)
 from amnesia_bench.data.tokenizer import Tokenizer, load_tokenizer
-from amnesia_bench.errors import StageFailedError
+from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.printable import printable
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
 from amnesia_bench.records.data import DataCounts, DataDescription
@@ -55,7 +67,9 @@ class Progress:
     """How far a step is: one per input file, then the packing.
 
     `done` counts documents while tokenising and sequences while packing. `reused` is an input
-    file that an earlier attempt finished.
+    file that an earlier attempt finished, `held_out` one that is not read since its name says
+    that it is for tests. Once packing is finished, `dropped` is the first row of all files that was
+    dropped, and why, and `unread` are the columns that did not count.
     """
 
     step: str
@@ -63,6 +77,9 @@ class Progress:
     tokens: int = 0
     finished: bool = False
     reused: bool = False
+    held_out: bool = False
+    dropped: str | None = None
+    unread: tuple[str, ...] = ()
 
 
 Report = Callable[[Progress], None]
@@ -81,8 +98,8 @@ def prepare(
         config: what to read and how to pack it.
         tokenizer_folder: the checkpoint that will be trained, or a folder with its tokenizer.
         out: folder to write; must not exist yet.
-        inputs: Parquet or JSON-lines files with the dataset's fields, or folders of them, instead
-            of the config's source.
+        inputs: Parquet or JSON files with the dataset's fields, or folders of them, instead of the
+            config's source.
         report: told about progress, often.
 
     Raises:
@@ -90,17 +107,18 @@ def prepare(
         StageFailedError: too many rows are unusable, nothing is left, or the disk is full.
     """
     tokenizer = load_tokenizer(tokenizer_folder)
-    if config.chat is not None:
-        check_template(config.chat, tokenizer)
     maker = DocumentMaker(config, tokenizer)
     files = local_files(inputs) if inputs else source_files(config.source)
+    for path in held_out_files(inputs):
+        report(Progress(step=str(path), finished=True, held_out=True))
     provenance = collect_provenance(sys.argv, seeds={"packing and sampling": config.seed})
     token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     kept = resumable_path(out)
+    settings = _settings(config, tokenizer)
     if (out / MANIFEST).is_file():  # killed between publishing and clearing up
-        shutil.rmtree(kept, ignore_errors=True)
+        remove_parts(kept)
     with publishing(out, kept="finished input files are kept for the next attempt") as work:
-        parts = PartsFolder(kept, _settings(config, tokenizer), token_bytes)
+        parts = PartsFolder(kept, settings, token_bytes)
         try:
             _refuse_useless(config, _tokenise_files(files, maker, parts, report))
         finally:
@@ -110,7 +128,7 @@ def prepare(
         (work.folder / TOKENIZER).write_text(tokenizer.serialized, encoding="utf-8")
         write_json(work.folder / DESCRIPTION, codec.to_json(description))
         work.finish(_manifest(work.folder, files, provenance))
-    shutil.rmtree(kept, ignore_errors=True)
+    remove_parts(kept)
     return description
 
 
@@ -130,6 +148,8 @@ def _settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, object]:
     """Return all that decides how a row becomes tokens."""
     chosen = config.model_dump(mode="json", include={"rows", "chat", "sample_rows", "seed"})
     versions = {"code": amnesia_bench.__version__, "tokenizers": metadata.version("tokenizers")}
+    if config.chat is not None:
+        chosen["templates"] = tokenizer.templates_sha256
     return {**chosen, **versions, "tokenizer": tokenizer.sha256}
 
 
@@ -176,6 +196,8 @@ def _tokenise(
             rows=rows.read,
             dropped={reason.value: rows.dropped[reason] for reason in sorted(rows.dropped)},
             example=rows.example,
+            way_out=rows.way_out,
+            unread=tuple(sorted({printable(name)[:80] for name in rows.unread})),
             documents=writer.documents,
             tokens=writer.tokens,
         )
@@ -195,21 +217,32 @@ class _Rows:
         self.read = 0
         self.dropped: Counter[Reason] = Counter()
         self.example: str | None = None
+        self.way_out: str | None = None
+        self.unread: set[str] = set()
 
     def segments(self) -> Iterator[list[Segment]]:
         """Yield each usable row as segments."""
-        for number, row in read_rows(self._file, self._maker.columns):
+        for number, row in read_rows(self._file, self._maker.columns, self.unread):
             if not self._maker.sampled(self._file.identity, number):
                 continue
             where = f"{self._file.location}:{number}"
             self.read += 1
             try:
-                yield self._maker.segments(row, where)
+                segments = self._maker.segments(row, where)
+                if not any(segment.trained for segment in segments):
+                    raise DroppedRow(Reason.UNTRAINED)
+                yield segments
             except DroppedRow as dropped:
-                self.dropped[dropped.reason] += 1
-                # Rows of other domains are not bad, only not asked for.
-                if dropped.reason is not Reason.OTHER_DOMAIN:
-                    self.example = self.example or f"{where}: {dropped.reason.value}"
+                self._count(dropped, where)
+            except RecursionError as error:
+                raise UserError(f"{where}: nested too deeply") from error
+
+    def _count(self, dropped: DroppedRow, where: str) -> None:
+        self.dropped[dropped.reason] += 1
+        # Rows of other domains are not bad, only not asked for.
+        if dropped.reason is not Reason.OTHER_DOMAIN and self.example is None:
+            self.example = printable(f"{where}: {dropped}")
+            self.way_out = WAYS_OUT.get(dropped.reason)
 
 
 def _refuse_useless(config: DataConfig, summaries: Sequence[PartSummary]) -> None:
@@ -217,17 +250,27 @@ def _refuse_useless(config: DataConfig, summaries: Sequence[PartSummary]) -> Non
     rows = sum(summary.rows for summary in summaries)
     dropped = dropped_by_reason(summaries)
     bad = sum(n for reason, n in dropped.items() if reason != Reason.OTHER_DOMAIN)
-    reasons = ", ".join(f"{reason}: {n:,}" for reason, n in dropped.items())
-    if not sum(summary.documents for summary in summaries):
-        raise StageFailedError(f"none of {rows:,} rows gives a document ({reasons or 'no rows'})")
-    if bad > config.max_dropped * rows:
-        examples = [summary.example for summary in summaries if summary.example]
-        first = f". The first is {examples[0]}" if examples else ""
+    useless = not sum(summary.documents for summary in summaries)
+    if not useless and bad <= config.max_dropped * rows:
+        return
+    reasons = ", ".join(f"{reason}: {n:,}" for reason, n in dropped.items()) or "no rows"
+    first = next((summary for summary in summaries if summary.example is not None), None)
+    example = f". The first is {first.example}" if first else ""
+    hints = [first.way_out] if first and first.way_out else []
+    if useless:
+        if config.sample_rows < 1:
+            hints.append(
+                f"Only a share of the rows was read: data.sample_rows={config.sample_rows}."
+            )
         raise StageFailedError(
-            f"{bad:,} of {rows:,} rows are unusable, more than max_dropped={config.max_dropped}: "
-            f"{reasons}{first}",
-            hint="If that is how the data is: data.max_dropped=SHARE.",
+            f"none of {rows:,} rows gives a document ({reasons}){example}",
+            hint="\n".join(hints) or None,
         )
+    raise StageFailedError(
+        f"{bad:,} of {rows:,} rows are unusable, more than max_dropped={config.max_dropped}: "
+        f"{reasons}{example}",
+        hint="\n".join([*hints, "If that is how the data is: data.max_dropped=SHARE."]),
+    )
 
 
 def _sequences(config: DataConfig, corpus: Corpus) -> tuple[Iterator[Pieces], int, int]:
@@ -264,7 +307,8 @@ def _pack(
             f"{config.sequence_tokens:,} tokens",
             hint="data.over_length=truncate keeps their beginnings.",
         )
-    report(replace(_packed(writer), finished=True))
+    end = replace(_packed(writer), dropped=corpus.example, unread=corpus.unread)
+    report(replace(end, finished=True))
     over = int((corpus.lengths > config.sequence_tokens).sum())
     return DataDescription(
         name=config.name,

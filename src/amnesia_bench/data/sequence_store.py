@@ -58,6 +58,7 @@ class SequenceStore:
         self.description = description
         self.sha256 = sha256
         self.tokenizer_sha256 = description.tokenizer_sha256
+        self.vocab_size = description.vocab_size
         self.sequence_tokens = description.sequence_tokens
         self.isolate_documents = description.isolate_documents
         self.num_sequences = description.num_sequences
@@ -70,6 +71,11 @@ class SequenceStore:
         ]
         self._offsets = np.memmap(folder / _OFFSETS, np.dtype("<i8"), "r")
         self._lengths = np.memmap(folder / _LENGTHS, np.dtype("<i4"), "r")
+
+    @property
+    def packs_documents(self) -> bool:
+        """Whether any sequence holds more than one document."""
+        return bool((np.diff(self._offsets) > 1).any())
 
     def sequence(self, i: int) -> PackedSequence:
         """Return sequence `i`, from 0, as arrays of its own."""
@@ -84,20 +90,6 @@ class SequenceStore:
             lengths = (*lengths, padding)
         tokens = self._tokens[shard][row].astype(np.int32)
         return PackedSequence(tokens, bits.astype(np.bool_), lengths, padding)
-
-    def check_tokenizer(self, sha256: str, whose: str) -> None:
-        """Refuse a tokenizer that splits texts otherwise than these were.
-
-        Raises:
-            UserError: the hashes differ.
-        """
-        if sha256 != self.tokenizer_sha256:
-            raise UserError(
-                f"{self.folder}: prepared with another tokenizer than that of {whose} "
-                f"(sha256 {self.tokenizer_sha256[:12]} and {sha256[:12]})",
-                hint=f"Prepare the data again: amnesia data prepare "
-                f"{self.description.name} --tokenizer {whose} --out NEW",
-            )
 
 
 def open_store(folder: Path) -> SequenceStore:

@@ -2,21 +2,37 @@
 
 from __future__ import annotations
 
-import json
+import io
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-from amnesia_bench.config.data_schema import HubSource, SyntheticSource
+from amnesia_bench.config.data_schema import FilesSource, HubSource, Source, SyntheticSource
 from amnesia_bench.data.conversation import Row
+from amnesia_bench.data.json_rows import json_rows
+from amnesia_bench.data.parquet_rows import parquet_rows
+from amnesia_bench.data.row_forms import Columns
 from amnesia_bench.data.synthetic.generators import generate, sha256_of_rows
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.store.hashing import sha256_of
 
-_PARQUET_BATCH_ROWS = 256
 _SUFFIXES = (".parquet", ".jsonl", ".json")
+# Data that are not read, by suffix, and what makes a file of them that is.
+_PACKED = {".gz": "gunzip -k {}", ".zst": "zstd -d {}", ".xz": "xz -dk {}", ".bz2": "bunzip2 -k {}",
+           ".zip": "unzip {}"}  # fmt: skip
+_BY_DATASETS = (
+    'python -c "from datasets import load_dataset as l; '
+    "l('{}', data_files='{}', split='train').to_json('rows.jsonl')\""
+)
+_TABLES = {".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
+# Words in the names of files and folders that are not for training.
+_HELD_OUT = frozenset({"test", "tests", "testing", "val", "valid", "validation", "dev", "eval",
+                       "evaluation", "heldout", "holdout"})  # fmt: skip
+_MAX_UNREAD = 100
+_REMOTE_BUFFER_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,10 @@ class InputFile:
 
 
 def local_files(paths: Sequence[Path]) -> list[InputFile]:
-    """Return files of this machine, each with the hash of its contents; of a folder, all in it.
+    """Return files of this machine, each with the hash of its contents.
+
+    Of a folder all Parquet and JSON-lines files are meant, those of held-out splits
+    (`held_out_files`) and hidden ones aside.
 
     Raises:
         UserError: a file is missing, empty, listed twice, or of a format that is not read.
@@ -106,55 +125,112 @@ def hub_files(source: HubSource) -> list[InputFile]:
     return [InputFile(name, f"commit:{source.revision}:{name}") for name in chosen]
 
 
-def source_files(source: HubSource | SyntheticSource) -> list[InputFile]:
+def source_files(source: Source) -> list[InputFile]:
     """Return the files of a source, or what stands for them where its rows are made on the spot.
 
     Raises:
+        UserError: the source is files of the user's own, and none were given.
         UserError, MissingEnvironmentError: as `hub_files`.
     """
+    if isinstance(source, FilesSource):
+        raise UserError("this config reads files of your own", hint="Name them: --input PATH")
     if isinstance(source, HubSource):
         return hub_files(source)
     identity = f"sha256:{sha256_of_rows(source)}"
     return [InputFile(f"synthetic://{source.generator}", identity, made_by=source)]
 
 
-def read_rows(file: InputFile, columns: Sequence[Sequence[str]]) -> Iterator[tuple[int, Row]]:
+def read_rows(file: InputFile, columns: Columns, unread: set[str]) -> Iterator[tuple[int, Row]]:
     """Yield the rows of a file with their numbers, from 1; memory is that of a few rows.
 
     Args:
         file: which file.
-        columns: fields the rows must have; each item lists names of which one must be there.
+        columns: which of its columns decide what a row means.
+        unread: the names of other columns are added to it, up to a hundred.
 
     Raises:
-        UserError: a field is missing, or a line is not JSON; names file and line.
+        UserError: a column is missing, or a line is not JSON; names file and line.
         StageFailedError: the file cannot be read to its end, or changes meanwhile.
     """
     if file.made_by is not None:
         yield from enumerate(generate(file.made_by), 1)
         return
-    before = _state(file)
+    before, known = _state(file), frozenset(columns.names)
     with _reading(file.location), _opened(file) as stream:
-        reader = _parquet_rows if file.location.endswith(".parquet") else _json_rows
-        yield from reader(file, stream, columns)
+        if file.location.endswith(".parquet"):
+            yield from parquet_rows(stream, file.location, columns, unread)
+        else:
+            for number, row in json_rows(stream, file.location, columns):
+                if len(unread) < _MAX_UNREAD:
+                    unread.update(row.keys() - known)
+                yield number, row
     if _state(file) != before:
         raise StageFailedError(
             f"{file.location}: changed while it was read", hint="Run again when it is complete."
         )
 
 
+def held_out_files(paths: Sequence[Path]) -> list[Path]:
+    """Return the files of folders that `local_files` leaves out, by what their names say."""
+    below = [file for folder in paths if folder.is_dir() for file in _readable(folder)[1]]
+    return [file for file in below if file not in paths]
+
+
 def _inside(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such file")
+    found, held_out = _readable(folder)
+    if found:
+        return found
+    raise UserError(
+        f"{folder}: holds no .parquet and no .jsonl files"
+        + (f" but held-out ones ({held_out[0].relative_to(folder)})" if held_out else ""),
+        hint="A file that --input names itself is read, whatever its name; JSON arrays (.json) are "
+        "read only so.",
+    )
+
+
+def _readable(folder: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files of a folder to train on, and those that are held out for tests.
+
+    Raises:
+        UserError: it also holds data in formats that are not read.
+    """
+    below = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(part.startswith(".") for part in _parts(path, folder))
+    ]
+    for path in below:
+        if path.suffix in (*_PACKED, *_TABLES):
+            _check_format(str(path))
     # Not .json: that is also how settings are written.
-    found = sorted(path for end in ("parquet", "jsonl") for path in folder.rglob(f"*.{end}"))
-    if not found:
-        raise UserError(f"{folder}: holds no .parquet and no .jsonl files")
-    return found
+    found = [path for path in below if path.suffix in (".parquet", ".jsonl")]
+    held_out = [path for path in found if _is_held_out(_parts(path, folder))]
+    return [path for path in found if path not in held_out], held_out
+
+
+def _parts(path: Path, folder: Path) -> tuple[str, ...]:
+    return path.relative_to(folder).parts
+
+
+def _is_held_out(parts: Sequence[str]) -> bool:
+    words = {word for part in parts for word in re.split(r"[^a-z]+", part.lower())}
+    return bool(words & _HELD_OUT) or {"held", "out"} <= words
 
 
 def _check_format(name: str) -> None:
-    if not name.endswith(_SUFFIXES):
-        raise UserError(f"{name}: not one of the formats that are read: {', '.join(_SUFFIXES)}")
+    suffix = Path(name).suffix
+    if suffix in _SUFFIXES:
+        return
+    hint = None
+    if suffix in _PACKED:
+        hint = f"Unpack it: {_PACKED[suffix].format(name)}"
+    elif suffix in _TABLES:
+        hint = f"Convert it: {_BY_DATASETS.format(_TABLES[suffix], name)}"
+    raise UserError(
+        f"{name}: not one of the formats that are read: {', '.join(_SUFFIXES)}", hint=hint
+    )
 
 
 def _state(file: InputFile) -> tuple[int, int] | None:
@@ -182,56 +258,5 @@ def _opened(file: InputFile) -> IO[bytes]:
         return Path(file.location).open("rb")
     import fsspec  # type: ignore[import-untyped]
 
-    stream: IO[bytes] = fsspec.open(file.location, "rb").open()
-    return stream
-
-
-def _json_rows(
-    file: InputFile, stream: IO[bytes], columns: Sequence[Sequence[str]]
-) -> Iterator[tuple[int, Row]]:
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        where = f"{file.location}:{number}"
-        try:
-            row = json.loads(line)
-        except UnicodeDecodeError as error:
-            raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({error})", hint="One object a line.") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: a {type(row).__name__}, expected an object with fields")
-        _check_columns(where, list(row), columns)
-        yield number, row
-
-
-def _parquet_rows(
-    file: InputFile, stream: IO[bytes], columns: Sequence[Sequence[str]]
-) -> Iterator[tuple[int, Row]]:
-    import pyarrow
-    from pyarrow import parquet
-
-    number = 0
-    try:
-        table = parquet.ParquetFile(stream)
-        there = list(table.schema_arrow.names)
-        _check_columns(file.location, there, columns)
-        wanted = [name for names in columns for name in names if name in there]
-        for batch in table.iter_batches(batch_size=_PARQUET_BATCH_ROWS, columns=wanted):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, row
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file.location}: row {number + 1} or later: not UTF-8") from error
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{file.location}: not Parquet, or damaged ({error})") from error
-
-
-def _check_columns(where: str, there: list[Any], columns: Sequence[Sequence[str]]) -> None:
-    for names in columns:
-        if not any(name in there for name in names):
-            raise UserError(
-                f"{where}: no field {' or '.join(names)}; it has {', '.join(map(str, there))}",
-                hint="Did the dataset change? Take a config (amnesia data prepare CONFIG) or a "
-                "revision that fits.",
-            )
+    # Buffered by Python's own reader: not all of fsspec's can stop a line at a limit.
+    return io.BufferedReader(fsspec.open(file.location, "rb").open(), _REMOTE_BUFFER_BYTES)

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amnesia_bench.data.tokenizer_files import load_fast_tokenizer, with_fixed_date
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
@@ -46,6 +44,12 @@ class Tokenizer:
                 return int(token)
         return 0
 
+    @property
+    def eos_token(self) -> str | None:
+        """The token that ends generation; None if the tokenizer names none."""
+        token: str | None = self._whole.eos_token
+        return token
+
     def id_of(self, token: str) -> int | None:
         """Return the number of a token; None when there is no such token."""
         number: int | None = self._backend.token_to_id(token)
@@ -65,12 +69,63 @@ class Tokenizer:
             )
         return int(number)
 
-    def apply_template(self, messages: Sequence[Mapping[str, str]]) -> str | None:
-        """Return a conversation in the tokenizer's own chat template; None without one."""
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the chat template for conversations without tools; None if none."""
+        return self._template(tools=False)
+
+    @property
+    def templates_sha256(self) -> str:
+        """A hash of all chat templates, for conversations with tools and without."""
+        templates = json.dumps(self._whole.chat_template, sort_keys=True)
+        return hashlib.sha256(templates.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """The texts of the tokens that are no text: those that begin and end turns and others."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
+
+    @property
+    def added_tokens(self) -> frozenset[str]:
+        """The texts of all tokens that are found before a text is split, special or not."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added)
+
+    def apply_template(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        tools: Sequence[Mapping[str, object]] = (),
+        *,
+        prompt: bool = False,
+        **options: bool,
+    ) -> str:
+        """Return a conversation in the tokenizer's own chat template, which there must be.
+
+        Args:
+            messages: as templates take them.
+            tools: JSON schemas of functions.
+            prompt: end where an answer begins.
+            options: of the template, such as enable_thinking.
+        """
+        text: str = self._whole.apply_chat_template(
+            list(messages),
+            tools=[dict(tool) for tool in tools] or None,
+            chat_template=with_fixed_date(self._template(tools=bool(tools)) or ""),
+            add_generation_prompt=prompt,
+            tokenize=False,
+            **options,
+        )
+        return text
+
+    def _template(self, *, tools: bool) -> str | None:
         if not self._whole.chat_template:
             return None
-        text: str = self._whole.apply_chat_template(list(messages), tokenize=False)
-        return text
+        try:
+            template: str = self._whole.get_chat_template(tools=[{}] if tools else None)
+        except ValueError as error:  # several templates, and none of them the default
+            raise UserError(f"{self.folder}: {error}") from error
+        return template
 
     def encode(self, text: str) -> list[int]:
         """Return the tokens of one text, special tokens in it understood."""
@@ -98,45 +153,13 @@ class Tokenizer:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load the tokenizer of a checkpoint folder as transformers would for inference.
+    """Load the tokenizer of a checkpoint folder, as evaluations do.
 
     Raises:
         UserError: the folder holds no tokenizer, or one without a fast implementation.
         MissingEnvironmentError: transformers is not installed.
     """
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder", hint="Give the folder of a checkpoint.")
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingEnvironmentError(
-            f"preparing data needs transformers ({error})",
-            hint='pip install "amnesia-bench[train]"',
-        ) from error
-    try:
-        with _config_unseen():
-            whole = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder}: holds no tokenizer that transformers can load ({error})") from (
-            error
-        )
-    if not getattr(whole, "is_fast", False):
-        raise UserError(f"{folder}: its tokenizer has no fast implementation (tokenizer.json)")
-    return Tokenizer(folder, whole)
-
-
-@contextmanager
-def _config_unseen() -> Iterator[None]:
-    """Keep transformers from warning of a config that matters to models only, and is read here."""
-    logger = logging.getLogger("transformers.configuration_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        logger.setLevel(level)
+    return Tokenizer(folder, load_fast_tokenizer(folder))
 
 
 def _identity(parts: Mapping[str, Any]) -> str:

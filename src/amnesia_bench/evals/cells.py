@@ -16,7 +16,10 @@ from amnesia_bench.records.evaluation import Cell, FinishReason, Generation, Out
 from amnesia_bench.records.reasoning import ProblemValues, ReasoningRun
 
 # These stand in a cell's own fields or in its parents.
-_NOT_SETTINGS = {"task", "model", "method", "checkpoint", "data", "documents_sha256", "repeats"}
+# Fields of a cell, or its parents; `checker` is what the scorer records.
+_NOT_SETTINGS = {"task", "model", "method", "checkpoint", "data", "documents_sha256", "repeats"} | {
+    "checker"
+}
 _NAMED_MISSING = 3
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
@@ -11,7 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnesia_bench.config.eval_schema import Think
+from amnesia_bench.data.tokenizer_files import with_fixed_date
 from amnesia_bench.errors import UserError
+from amnesia_bench.evals.special_tokens import with_beginning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,30 +60,39 @@ def prompt_format(
 def prompt_tokens(tokenizer: Any, layout: PromptFormat, message: str) -> NDArray[np.int32]:
     """Return the token ids, int32 [T], of a prompt with one user message.
 
-    A template writes its special tokens itself; without one the tokenizer adds its own.
+    A template writes its special tokens itself; without one the tokenizer adds those that begin a
+    text.
     """
-    if layout.template is None:
-        ids = tokenizer(message, add_special_tokens=True).input_ids
-    else:
+    text = message
+    if layout.template is not None:
         text = _render(tokenizer, layout.template, message, add_generation_prompt=True)
-        ids = tokenizer(text, add_special_tokens=False).input_ids
-    return np.asarray(ids, dtype=np.int32)
+    ids = np.asarray(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)
+    return with_beginning(tokenizer, ids) if layout.template is None else ids
 
 
 def without_thinking(text: str, think: Think | None, *, opened: bool) -> str | None:
-    """Return what follows the thinking in an answer; None when the thinking never ended.
+    """Return what follows the thinking in an answer; as in lm-eval, without the blanks before it.
+
+    A closing mark ends the block that is open, or, as the first one, a block that the prompt may
+    have opened; any other is text that the answer quotes.
 
     Args:
         text: the answer.
         think: the marks around thinking; None takes the whole text.
         opened: the prompt ended inside a thinking block.
+
+    Returns:
+        None when the thinking never ended.
     """
     if think is None:
         return text
-    if think.close in text:
-        text, opened = text.rpartition(think.close)[2], False
-    # A block that was opened again, or only now, and not closed.
-    return None if opened or _is_open(text, think) else text
+    start, closed = 0, False
+    for mark in re.finditer(f"{re.escape(think.open)}|{re.escape(think.close)}", text):
+        if mark.group() == think.open:
+            opened = True
+        elif opened or not closed or not text[start : mark.start()].strip():
+            start, closed, opened = mark.end(), True, False
+    return None if opened else text[start:].lstrip()
 
 
 def _is_open(text: str, think: Think) -> bool:
@@ -104,7 +116,7 @@ def _render(tokenizer: Any, template: str, message: str, *, add_generation_promp
     try:
         rendered = tokenizer.apply_chat_template(
             [{"role": "user", "content": message}],
-            chat_template=template,
+            chat_template=with_fixed_date(template),
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )

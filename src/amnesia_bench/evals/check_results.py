@@ -9,6 +9,7 @@ from pathlib import Path
 
 from amnesia_bench.evals.check import CheckResult
 from amnesia_bench.evals.heatmap import heat_rows
+from amnesia_bench.markdown import block, code, escape
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
 from amnesia_bench.records.recall import CheckedCell, CheckReport, CheckVerdict
@@ -129,11 +130,11 @@ def notes(report: CheckReport) -> list[str]:
 def markdown(report: CheckReport) -> str:
     """Return the report as Markdown fit for a comment on a pull request."""
     lines = [f"### Long-range recall: {headline(report)}", ""]
-    lines += [f"- {role}: `{folder}`" for role, folder in report.checkpoints.items()]
+    lines += [f"- {role}: {code(str(folder))}" for role, folder in report.checkpoints.items()]
     lines += ["", *_table(columns(report), [row(cell, report) for cell in report.cells], left=2)]
-    lines += [""] + [f"{note}\n" for note in notes(report)]
+    lines += [""] + [f"{escape(note)}\n" for note in notes(report)]
     if report.advice is not None:
-        lines += ["Put the routing of the base back:", "", "```sh", report.advice, "```", ""]
+        lines += ["Put the routing of the base back:", "", *block(report.advice, "sh"), ""]
     lengths = [str(length) for length in report.heat_maps[0].context_tokens]
     lines += [
         "<details><summary>Recall by depth and length</summary>",

@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import time
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +29,10 @@ from amnesia_bench.store.files import (
     sync_folder,
 )
 from amnesia_bench.store.lease import Lease, holding_lease
-from amnesia_bench.store.sealed_lines import seal, unseal
+from amnesia_bench.store.sealed_json import is_sealed, seal, sealed_text, unseal, unsealed
 
 RUN = "run.json"
 GENERATIONS = "generations.jsonl"
-_CHECKSUM = "crc32"  # in run.json: of the rest of it, and the sign that lines carry theirs
 _SYNC_SECONDS = 1.0  # a sync takes milliseconds, and a small model answers as fast
 _KEPT = "the answers so far are kept: the same command resumes with the rest"
 
@@ -124,19 +122,10 @@ def read_run_record(folder: Path) -> RunRecord:
     """
     path = folder / RUN
     found = read_json(path)
-    if not isinstance(found, dict) or not all(isinstance(value, str) for value in found.values()):
+    depends = unsealed(found, str(path), "Remove the folder, and generate its answers again.")
+    if not isinstance(depends, dict) or not all(isinstance(v, str) for v in depends.values()):
         raise UserError(f"{path}: is not an object of strings")
-    depends = {name: value for name, value in found.items() if name != _CHECKSUM}
-    if _CHECKSUM in found and found[_CHECKSUM] != _checksum(depends):
-        raise UserError(
-            f"{path}: is damaged (its checksum does not fit)",
-            hint="Remove the folder, and generate its answers again.",
-        )
-    return RunRecord(depends=depends, sealed=_CHECKSUM in found)
-
-
-def _checksum(depends: Mapping[str, str]) -> str:
-    return f"{zlib.crc32(json.dumps(depends, sort_keys=True).encode()):08x}"
+    return RunRecord(depends=depends, sealed=is_sealed(found))
 
 
 def _check_run(folder: Path, run: Mapping[str, str]) -> None:
@@ -148,8 +137,7 @@ def _check_run(folder: Path, run: Mapping[str, str]) -> None:
                 f"{folder}: holds answers, but no {RUN} that says whose they are",
                 hint="Remove the folder, or choose another.",
             )
-        record = {**dict(sorted(run.items())), _CHECKSUM: _checksum(run)}
-        replace_text(path, json.dumps(record, indent=2) + "\n")
+        replace_text(path, sealed_text(dict(sorted(run.items()))))
         return
     found = read_run_record(folder)
     before = found.depends

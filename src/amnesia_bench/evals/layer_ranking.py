@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import shutil
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +10,20 @@ from pathlib import Path
 from amnesia_bench.errors import UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.layer_ranking import LayerImportance, LayerRanking
-from amnesia_bench.store.files import explaining_write_errors, make_folder, read_json, replace_text
+from amnesia_bench.store.files import (
+    explaining_write_errors,
+    make_folder,
+    read_json,
+    remove_files,
+    replace_text,
+)
 from amnesia_bench.store.lease import holding_lease
+from amnesia_bench.store.sealed_json import seal, sealed_text, unseal, unsealed
 
 # The accuracy of each task (and of metrics that do not count) without a layer; None: of all.
 Measure = Callable[[int | None], Mapping[str, float]]
 _RUN = "run.json"
+_MEASURED = re.compile(r"run\.json|whole\.json|without_layer_[0-9]+\.json|\..*\.json\.new")
 
 
 def rank_layers(
@@ -44,20 +51,30 @@ def rank_layers(
             work = out.with_name(f".{out.name}.measured")
             if out.exists():
                 ranking = _written_before(out, plan)
-                shutil.rmtree(work, ignore_errors=True)
+                remove_files(work, _MEASURED)
                 return ranking
             make_folder(work)
             _check_run(work, plan, layers)
             measured = {layer: _measured(work, layer, measure) for layer in (None, *layers)}
             ranking = _ranked(plan, layers, measured)
             lease.check()
-            replace_text(out, json.dumps(codec.to_json(ranking), indent=2) + "\n")
-            shutil.rmtree(work)
+            replace_text(out, sealed_text(codec.to_json(ranking)))
+            remove_files(work, _MEASURED)
     return ranking
 
 
+def read_ranking(path: Path) -> LayerRanking:
+    """Read a ranking that `rank_layers` wrote.
+
+    Raises:
+        UserError: it is none, or was changed since.
+    """
+    content = unsealed(read_json(path), str(path), "Rank the layers again, to another file.")
+    return codec.from_json(LayerRanking, content, str(path))
+
+
 def _written_before(out: Path, plan: LayerRanking) -> LayerRanking:
-    ranking = codec.from_json(LayerRanking, read_json(out), str(out))
+    ranking = read_ranking(out)
     if replace(ranking, accuracy={}, layers=()) != plan:
         raise UserError(f"{out}: already exists, with another ranking", hint="Choose another file.")
     return ranking
@@ -67,8 +84,8 @@ def _check_run(work: Path, plan: LayerRanking, layers: Sequence[int]) -> None:
     run = {"plan": codec.to_json(plan), "layers": list(layers)}
     path = work / _RUN
     if not path.exists():
-        replace_text(path, json.dumps(run, indent=2) + "\n")
-    elif read_json(path) != run:
+        replace_text(path, sealed_text(run))
+    elif unsealed(read_json(path), str(path), "Remove that folder.") != run:
         raise UserError(
             f"{work}: holds what was measured for another ranking: another checkpoint, other "
             "data, tasks, samples or engine settings",
@@ -79,10 +96,15 @@ def _check_run(work: Path, plan: LayerRanking, layers: Sequence[int]) -> None:
 def _measured(work: Path, layer: int | None, measure: Measure) -> Mapping[str, float]:
     path = work / ("whole.json" if layer is None else f"without_layer_{layer}.json")
     if path.exists():
-        held: Mapping[str, float] = read_json(path)
+        try:
+            held: Mapping[str, float] = unseal(path.read_text(encoding="utf-8").rstrip("\n"))
+        except ValueError as error:
+            raise UserError(
+                f"{path}: is damaged ({error})", hint="Remove it: that layer is measured again."
+            ) from error
         return held
     accuracy = measure(layer)
-    replace_text(path, json.dumps(accuracy) + "\n")
+    replace_text(path, f"{seal(accuracy)}\n")
     return accuracy
 
 

@@ -59,6 +59,8 @@ def window_of(config: EvalConfig) -> int | None:
 def run_identity(run: ReasoningRun) -> dict[str, str]:
     """Return a run as the flat strings of `run.json`."""
     flat = codec.to_json(run)
+    if run.checker is None:
+        del flat["checker"]  # as in the records of before there was a choice
     return {n: v if isinstance(v, str) else json.dumps(v) for n, v in flat.items()}
 
 
@@ -80,7 +82,7 @@ def read_run(folder: Path) -> tuple[ReasoningRun, Mapping[str, str]]:
     hints = {field.name: str(field.type) for field in fields(ReasoningRun)}
     flat = {n: _value(v, hints[n], f"{path}: {n}") for n, v in raw.items() if n in hints}
     engine = {name: value for name, value in raw.items() if name not in hints}
-    return codec.from_json(ReasoningRun, flat, str(path)), engine
+    return codec.from_json(ReasoningRun, {"checker": None, **flat}, str(path)), engine
 
 
 def _value(text: str, hint: str, where: str) -> Any:
@@ -115,7 +117,8 @@ def _describe(task: ReasoningTask, documents: Documents, plan: AnswerPlan) -> Re
         think_close=None if think is None else think.close,
         thinking_opened=plan.layout.opens_thinking,
         window=window_of(config),
-        seconds_per_test=(config.seconds_per_test if isinstance(config, CodeEvalConfig) else None),
+        seconds_per_test=config.seconds_per_test if isinstance(config, CodeEvalConfig) else None,
+        checker=config.checker.value if isinstance(config, CodeEvalConfig) else None,
     )
 
 

@@ -17,7 +17,7 @@ from amnesia_bench.evals.engines.held_engine import HeldEngine
 from amnesia_bench.evals.engines.protocol import Engine, OnDemand, Request
 from amnesia_bench.evals.generate import generate
 from amnesia_bench.evals.niah.scoring import score
-from amnesia_bench.evals.special_tokens import with_special_tokens
+from amnesia_bench.evals.special_tokens import with_beginning
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKey, Sampling
@@ -75,12 +75,12 @@ class Candidate:
 def cell_requests(cell: PromptCell, n: int, sampling: Sampling, tokenizer: Any) -> OnDemand:
     """Return the first `n` prompts of a cell as requests.
 
-    With the special tokens that `tokenizer` puts around a text, as lm-eval's models see it.
+    With the special tokens that `tokenizer` puts before a text, as lm-eval's models see it.
     """
 
     def request(doc: int) -> Request:
         key = SampleKey(task=cell.name, doc=doc, repeat=0)
-        tokens = with_special_tokens(tokenizer, cell.tokens(doc))
+        tokens = with_beginning(tokenizer, cell.tokens(doc))
         return Request(key=key, tokens=tokens, sampling=sampling, seed=None)
 
     return OnDemand(request, range(n))

@@ -7,11 +7,11 @@ for paired comparisons) and `cells.json`, which is written last.
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from amnesia_bench.config.eval_schema import Think
 from amnesia_bench.errors import UserError
@@ -36,11 +36,18 @@ from amnesia_bench.evals.tasks.task import Documents, ReasoningTask
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
-from amnesia_bench.records.reasoning import Difference, ProblemValues, ReasoningRun
+from amnesia_bench.records.reasoning import Difference, ReasoningRun
+from amnesia_bench.store.checksums import check_checksum, write_checksums
 from amnesia_bench.store.files import explaining_write_errors, make_folder, read_json, replace_text
 from amnesia_bench.store.hashing import sha256_of
+from amnesia_bench.store.problem_values import (
+    PROBLEMS,
+    problems_parent,
+    problems_text,
+    read_problems,
+)
 
-VERDICTS, PROBLEMS, CELLS = "verdicts.jsonl", "problems.jsonl", "cells.json"
+VERDICTS, CELLS = "verdicts.jsonl", "cells.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,15 +78,18 @@ def score(
     out: Path | None = None,
     *,
     unsafe_no_sandbox: bool = False,
+    workers: int | None = None,
 ) -> Scored:
     """Judge the answers in a folder and sum them up.
 
     Args:
         folder: that `generate_answers` wrote, finished or not.
-        scorer: one of the task's; None is its first.
+        scorer: one of the task's; None is its first, or that of the `checker` which the answers
+            were generated for.
         data: where the problems are now, if not where they were.
         out: where the results go; None is the folder of the answers.
         unsafe_no_sandbox: run the programs that answers hold as plain processes.
+        workers: programs that run at once; None is one per core.
 
     Raises:
         UserError: no answers, a damaged file, other problems than were answered, no such scorer.
@@ -88,7 +98,7 @@ def score(
     """
     run, engine = read_run(folder)
     task = task_named(run.task)
-    name = _scorer_name(task, scorer)
+    name = _scorer_name(task, scorer, run)
     generations = read_generations(folder)
     documents = _documents(task, run, data)
     _check_keys(generations, run, folder)
@@ -102,17 +112,18 @@ def score(
         )
         for generation in generations
     ]
-    judge, judge_settings = _opened(task, name, run, unsafe_no_sandbox)
+    judge, judge_settings = _opened(task, name, run, unsafe_no_sandbox, workers)
     judged = judge(documents.rows, attempts)
     incomplete = missing_answers(run, generations, judged)
     problems = () if incomplete else problem_values(task, run, generations, judged)
+    values = problems_text(problems)
     source = CellSource(
         settings={**engine, **run_settings(run), **judge_settings, "scorer": name},
-        parents=_parents(run, documents, folder),
+        parents=(*_parents(run, documents, folder), problems_parent(values)),
     )
     cells = cells_of(task, run, problems, incomplete, source)
     scored = (out or folder) / f"scored_{name}"
-    _write(scored, judged, problems, cells)
+    _write(scored, judged, values, cells)
     return Scored(folder=scored, run=run, scorer=name, verdicts=judged.verdicts, cells=cells)
 
 
@@ -120,13 +131,14 @@ def compare(first: Scored, other: Path) -> tuple[Difference, ...]:
     """Compare scored answers with those in another folder, scored by the same scorer before.
 
     Raises:
-        UserError: the other folder is not scored, or answers other problems or other often.
+        UserError: the other folder is not scored, has changed since, or answers other problems or
+            other often.
     """
     folder = other / first.folder.name
     if not (folder / CELLS).is_file():
         raise UserError(
             f"{other}: not scored by {first.scorer}",
-            hint=f"amnesia score {other} --scorer {first.scorer}",
+            hint=shlex.join(["amnesia", "score", str(other), "--scorer", first.scorer]),
         )
     run, _ = read_run(other)
     for name in ("task", "documents_sha256", "repeats"):
@@ -137,19 +149,24 @@ def compare(first: Scored, other: Path) -> tuple[Difference, ...]:
     if _parents_of_answers(others) != {f"sha256:{sha256_of(other / GENERATIONS)}"}:
         raise UserError(
             f"{other}: has other answers than when it was scored",
-            hint=f"amnesia score {other} --scorer {first.scorer}",
+            hint=shlex.join(["amnesia", "score", str(other), "--scorer", first.scorer]),
         )
     for where, cells in ((first.folder, first.cells), (folder, others)):
         if reason := next((cell.incomplete for cell in cells if cell.incomplete), None):
             raise UserError(f"{where}: cannot be compared, it is incomplete: {reason}")
-    ours, theirs = _read_problems(first.folder), _read_problems(folder)
+    ours, theirs = read_problems(first.folder, first.cells), read_problems(folder, others)
     metrics = compared_metrics(task_named(run.task), run.repeats)
     return differences(ours, theirs, list(metrics), run.repeats)
 
 
 def read_cells(folder: Path) -> tuple[Cell, ...]:
-    """Read the cells that scoring wrote."""
+    """Read the cells that scoring wrote.
+
+    Raises:
+        UserError: they are damaged, or were changed since.
+    """
     path = folder / CELLS
+    check_checksum(path, "Score the answers again: amnesia score DIR.")
     cells = codec.from_json(_Cells, {"cells": read_json(path)}, str(path))
     return cells.cells
 
@@ -159,8 +176,13 @@ class _Cells:
     cells: tuple[Cell, ...]
 
 
-def _scorer_name(task: ReasoningTask, scorer: str | None) -> str:
-    name = scorer or next(iter(task.scorers))
+def _scorer_name(task: ReasoningTask, scorer: str | None, run: ReasoningRun) -> str:
+    asked = (
+        each
+        for each, judge in task.scorers.items()
+        if isinstance(judge, ProgramScorer) and judge.checker.value == run.checker
+    )
+    name = scorer or next(asked, next(iter(task.scorers)))
     if name not in task.scorers:
         raise UserError(
             f"{task.name}: no scorer {name!r}", hint=f"It has {', '.join(task.scorers)}."
@@ -169,7 +191,11 @@ def _scorer_name(task: ReasoningTask, scorer: str | None) -> str:
 
 
 def _opened(
-    task: ReasoningTask, name: str, run: ReasoningRun, unsafe_no_sandbox: bool
+    task: ReasoningTask,
+    name: str,
+    run: ReasoningRun,
+    unsafe_no_sandbox: bool,
+    workers: int | None,
 ) -> tuple[Scorer, Mapping[str, str]]:
     """Return a scorer ready to judge, and what its verdicts depend on besides its name."""
     scorer = task.scorers[name]
@@ -181,7 +207,7 @@ def _opened(
         raise UserError(f"{task.name}: its run.json says no seconds_per_test")
     limits = Limits(seconds_per_test=run.seconds_per_test)
     launcher = open_launcher(unsafe_no_sandbox=unsafe_no_sandbox)
-    opened = ProgramScorer(launcher=launcher, limits=limits)
+    opened = replace(scorer, launcher=launcher, limits=limits, workers=workers)
     return opened, opened.settings
 
 
@@ -219,27 +245,14 @@ def _parents_of_answers(cells: Sequence[Cell]) -> set[str]:
     return {p.identity for cell in cells for p in cell.parents if p.role == "generations"}
 
 
-def _write(
-    out: Path, judged: Judged, problems: Sequence[ProblemValues], cells: Sequence[Cell]
-) -> None:
+def _write(out: Path, judged: Judged, problems: str, cells: Sequence[Cell]) -> None:
     text = json.dumps(codec.to_json(list(cells)), indent=2, allow_nan=False) + "\n"
+    verdicts = (json.dumps(codec.to_json(v), allow_nan=False) + "\n" for v in judged.verdicts)
     with explaining_write_errors(out, "the answers are as they were"):
         make_folder(out)
         # The cells vouch for the rest: of two scorings no mixture may look finished.
         (out / CELLS).unlink(missing_ok=True)
-        replace_text(out / VERDICTS, _lines(judged.verdicts))
-        replace_text(out / PROBLEMS, _lines(problems))
+        replace_text(out / VERDICTS, "".join(verdicts))
+        replace_text(out / PROBLEMS, problems)
         replace_text(out / CELLS, text)
-
-
-def _lines(records: Sequence[Any]) -> str:
-    return "".join(json.dumps(codec.to_json(record), allow_nan=False) + "\n" for record in records)
-
-
-def _read_problems(folder: Path) -> list[ProblemValues]:
-    path = folder / PROBLEMS
-    try:
-        lines = path.read_bytes().splitlines()
-        return [codec.from_json(ProblemValues, json.loads(line), str(path)) for line in lines]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
+        write_checksums(out, [VERDICTS, PROBLEMS, CELLS])

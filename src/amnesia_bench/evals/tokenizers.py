@@ -8,7 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.data.tokenizer_files import load_fast_tokenizer
+from amnesia_bench.errors import UserError
 from amnesia_bench.records.niah import TokenizerParts
 from amnesia_bench.store.files import read_json
 
@@ -23,25 +24,8 @@ def load_tokenizer(checkpoint: Path) -> Any:
         UserError: there is none, or it cannot say which characters a token covers.
         MissingEnvironmentError: transformers is not installed.
     """
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise MissingEnvironmentError(
-            f"tokenizers are read by transformers ({error})",
-            hint='pip install "amnesia-bench[eval]"',
-        ) from error
-    if not checkpoint.is_dir():
-        raise UserError(
-            f"{checkpoint}: no such folder", hint="Give a checkpoint's folder, or its tokenizer's."
-        )
     _register_hypenet(checkpoint)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(
-            f"{checkpoint}: no tokenizer could be loaded ({str(error).partition(chr(10))[0]})",
-            hint="The folder must hold tokenizer.json, or vocab.json and merges.txt.",
-        ) from error
+    tokenizer = load_fast_tokenizer(checkpoint)
     check_offsets(tokenizer, str(checkpoint))
     return tokenizer
 

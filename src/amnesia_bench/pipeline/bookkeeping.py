@@ -2,25 +2,44 @@
 
 <store>/<kind>/<id>/manifest.json   the stage is done: every file of the folder, with its hash
 <store>/stages/<id>/stage.json      what it is to do: a StageOrder
+<store>/stages/<id>/inputs.json     what its inputs held when it was begun: "kind/id" to a hash
 <store>/stages/<id>/log.txt         what its attempts said
 <store>/stages/<id>/failure.json    how the last attempt failed
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
+import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amnesia_bench.errors import ExitCode, StageFailedError, UserError
+from amnesia_bench.errors import (
+    ExitCode,
+    MissingEnvironmentError,
+    NewerVersionError,
+    StageFailedError,
+    UserError,
+)
 from amnesia_bench.records import codec
+from amnesia_bench.records.artifacts import FileEntry
 from amnesia_bench.records.stages import StageFailure, StageOrder
-from amnesia_bench.store.files import make_folder, read_json, write_json
-from amnesia_bench.store.hashing import Finding, compare_changed, read_manifest
+from amnesia_bench.store.files import make_folder, read_json, replace_text, write_json
+from amnesia_bench.store.hashing import (
+    Finding,
+    compare_changed,
+    content_sha256,
+    is_finished,
+    read_manifest,
+)
 from amnesia_bench.store.layout import (
     MANIFEST,
     artifact_path,
@@ -35,13 +54,18 @@ from amnesia_bench.store.lease import current_holder, holding_lease
 if TYPE_CHECKING:  # a worker of a second must not wait for the config packages
     from amnesia_bench.pipeline.stage import Stage
 
-ORDER, LOG, FAILURE = "stage.json", "log.txt", "failure.json"
+# The path of a stage's folder, or of a file in it, in a record: <store>/<kind>/<id>.
+_STAGE_FOLDER = re.compile(rb'\A".*/([a-z]+/[A-Za-z0-9._=+-]+-[0-9a-f]{12}[/"])', re.DOTALL)
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_RECORD_BYTES = 1 << 20
+ORDER, INPUTS, LOG, FAILURE = "stage.json", "inputs.json", "log.txt", "failure.json"
 
 
 class StageState(StrEnum):
-    """What is to be done about a stage."""
+    """What is to be done about a stage. `STALE`: it was made of inputs that hold something else."""
 
     CACHED = "cached"
+    STALE = "stale"
     RUNNING = "running"
     FAILED = "failed"
     WAITING = "to run"
@@ -53,22 +77,103 @@ def now() -> str:
 
 
 def state_of(store: Path, kind: str, stage_id: str) -> StageState:
-    """Return the state of a stage; whether its files are intact is not looked at."""
-    if (artifact_path(store, kind, stage_id) / MANIFEST).is_file():
-        return StageState.CACHED
+    """Return the state of a stage; whether its files are intact is not looked at.
+
+    Raises:
+        MissingEnvironmentError: its folder may not be read.
+    """
+    if is_finished(artifact_path(store, kind, stage_id)):
+        return StageState.STALE if changed_inputs(store, stage_id) else StageState.CACHED
     folder = stage_path(store, stage_id)
     if current_holder(folder) is not None:
         return StageState.RUNNING
     return StageState.FAILED if (folder / FAILURE).is_file() else StageState.WAITING
 
 
+def changed_inputs(store: Path, stage_id: str) -> list[str]:
+    """Return the inputs, as "kind/id", that hold something else than when a stage was made of them.
+
+    An input that is not there may come out as it was: nothing is known of it yet.
+    """
+    return [
+        name
+        for name, made_of in (read_inputs(store, stage_id) or {}).items()
+        if _content_of(store / name) not in (None, made_of)
+    ]
+
+
+def contents_of(store: Path, inputs: Mapping[str, str]) -> dict[str, str | None]:
+    """Return what inputs (id to kind) hold now: "kind/id" to a hash, None where one is missing."""
+    return {f"{kind}/{id}": _content_of(store / kind / id) for id, kind in inputs.items()}
+
+
+def read_inputs(store: Path, stage_id: str) -> Mapping[str, str] | None:
+    """Return what the inputs of a stage held when it was begun; None where that was not noted."""
+    with suppress(UserError):
+        noted = read_json(stage_path(store, stage_id) / INPUTS)
+        return noted if isinstance(noted, dict) else None
+    return None
+
+
+def write_inputs(store: Path, stage_id: str, contents: Mapping[str, str | None]) -> None:
+    """Note what the inputs of a stage hold, before it is begun."""
+    make_folder(stage_path(store, stage_id))
+    path = stage_path(store, stage_id) / INPUTS
+    replace_text(path, json.dumps(contents, indent=2) + "\n")
+
+
+def _content_of(folder: Path) -> str | None:
+    """Return a hash of what a finished artifact holds; None where it is not known."""
+    path = folder / MANIFEST
+    try:
+        stat = path.stat()
+        return _content_at(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    except (OSError, UserError, MissingEnvironmentError):
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _content_at(path: Path, *_: int) -> str:
+    # Asked twice a second for each stage that is watched, and a manifest never changes in place.
+    manifest = read_manifest(path.parent)
+    entries = (_wherever(path.parent, entry) for entry in manifest.files)
+    return content_sha256(replace(manifest, files=tuple(entries)))
+
+
+def _wherever(folder: Path, entry: FileEntry) -> FileEntry:
+    """Return what a file would be in any store: records name folders by their whole path."""
+    if not entry.path.endswith(".json") or entry.bytes > _RECORD_BYTES:
+        return entry
+    text = _STRING.sub(
+        lambda string: _STAGE_FOLDER.sub(rb'"\1', string[0]), (folder / entry.path).read_bytes()
+    )
+    return replace(entry, bytes=len(text), sha256=hashlib.sha256(text).hexdigest())
+
+
 def damage(store: Path, kind: str, stage_id: str) -> list[Finding]:
-    """Return how a finished artifact differs from its manifest; touched files are read again."""
+    """Return how a finished artifact differs from its manifest; touched files are read again.
+
+    Raises:
+        NewerVersionError: a newer version made it.
+        MissingEnvironmentError: a file may not be read, so that nothing is known of it.
+    """
     folder = artifact_path(store, kind, stage_id)
     try:
-        return compare_changed(folder, read_manifest(folder))
+        findings = compare_changed(folder, read_manifest(folder))
+    except NewerVersionError:
+        raise
     except UserError as error:
         return [Finding(path=MANIFEST, problem=f"is damaged ({error.what})")]
+    if unreadable := [finding for finding in findings if finding.unreadable]:
+        raise MissingEnvironmentError(
+            f"{folder}: {_listed(unreadable)}",
+            hint="Check permissions and the disk. It is left as it is, with --repair too.",
+        )
+    return findings
+
+
+def _listed(findings: Iterable[Finding]) -> str:
+    return "; ".join(f"{finding.path} {finding.problem}" for finding in findings)
 
 
 def check_intact(store: Path, kind: str, stage_id: str) -> None:
@@ -76,12 +181,13 @@ def check_intact(store: Path, kind: str, stage_id: str) -> None:
 
     Raises:
         StageFailedError: it is not.
+        NewerVersionError, MissingEnvironmentError: this cannot be known; see `damage`.
     """
     if findings := damage(store, kind, stage_id):
-        what = "; ".join(f"{finding.path} {finding.problem}" for finding in findings)
+        folder = artifact_path(store, kind, stage_id)
         raise StageFailedError(
-            f"{artifact_path(store, kind, stage_id)}: was damaged since it was made: {what}",
-            hint="The same command with --repair makes it anew.",
+            f"{folder}: was damaged or edited since it was made: {_listed(findings)}",
+            hint="The same command with --repair removes it and makes it again.",
         )
 
 
@@ -94,12 +200,28 @@ def remove(store: Path, stage: Stage) -> None:
     make_folder(store / "stages")
     with holding_lease(stage_path(store, stage.id)):
         for path in _paths(store, stage):
-            # First its name: what is half removed must not be in the way of the next attempt,
-            # which clears what is left under this one.
-            discarded = new_working_path(path.with_name(stage.id))
-            with suppress(FileNotFoundError):
-                path.rename(discarded)
-            shutil.rmtree(discarded, ignore_errors=True)
+            _discard(path, stage.id)
+
+
+def discard_made(store: Path, kind: str, stage_id: str) -> None:
+    """Remove an artifact and what attempts at it left, on behalf of who holds its lease.
+
+    Raises:
+        NewerVersionError, MissingEnvironmentError: it is left as it is; see `damage`.
+    """
+    if is_finished(artifact_path(store, kind, stage_id)):
+        damage(store, kind, stage_id)
+    for path in _made(store, kind, stage_id):
+        _discard(path, stage_id)
+
+
+def _discard(path: Path, stage_id: str) -> None:
+    # First its name: what is half removed must not be in the way of the next attempt, which clears
+    # what is left under this one.
+    discarded = new_working_path(path.with_name(stage_id))
+    with suppress(FileNotFoundError):
+        path.rename(discarded)
+    shutil.rmtree(discarded, ignore_errors=True)
 
 
 def removable(store: Path, stages: Sequence[Stage]) -> list[Stage]:
@@ -122,10 +244,14 @@ def bytes_of(store: Path, stage: Stage) -> int:
 
 
 def _paths(store: Path, stage: Stage) -> tuple[Path, ...]:
-    folder = stage.folder(store)
+    return (*_made(store, stage.kind, stage.id), stage_path(store, stage.id))
+
+
+def _made(store: Path, kind: str, stage_id: str) -> tuple[Path, ...]:
+    folder = artifact_path(store, kind, stage_id)
     left = (training_path(folder), resumable_path(folder))
     killed = leftover_paths(folder) if folder.parent.is_dir() else []
-    return (folder, *left, *killed, stage_path(store, stage.id))
+    return (folder, *left, *killed)
 
 
 def write_orders(store: Path, orders: Sequence[StageOrder]) -> None:

@@ -1,8 +1,7 @@
 """Snakemake, in this process: it orders the stages, keeps the cores busy, and tries again once.
 
 What is done, and by whom, is ours (`worker`): Snakemake sees the stages that are not done yet, in
-a folder of its own that is removed in the end, and never what an earlier run knew. That folder
-is this machine's: no driver elsewhere can take it for what a dead one left.
+a folder of its own that is removed in the end, and never what an earlier run knew.
 """
 
 from __future__ import annotations
@@ -12,9 +11,9 @@ import os
 import shlex
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
@@ -25,7 +24,15 @@ from amnesia_bench.store.files import write_json
 
 _SNAKEFILE = Path(__file__).with_name("Snakefile")
 _WORKER = "amnesia_bench.pipeline.worker"
-_LOG, _WORKERS = "snakemake.log", "workers.log"
+_LOG, _WORKERS, _DONE = "snakemake.log", "workers.log", "done.txt"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ran:
+    """What became of stages: those that workers of this run did, by id, and what failed, if any."""
+
+    done: frozenset[str]
+    failed: str | None
 
 
 def check_installed() -> None:
@@ -41,19 +48,22 @@ def check_installed() -> None:
 
 
 def run_stages(
-    store: Path, stages: Sequence[Stage], threads: Mapping[str, int], cores: int, server: str | None
-) -> str | None:
+    store: Path,
+    stages: Sequence[Stage],
+    threads: Mapping[str, int],
+    cores: int,
+    server: str | None,
+    folder: Path,
+) -> Ran:
     """Run stages, each after those it reads.
 
     Args:
         store: the folder of all artifacts; the orders of the stages are there.
-        stages: what is to be done.
+        stages: what is to be done; of those that are done a worker looks if they are stale.
         threads: how many cores each of them takes, by id.
         cores: how many there are.
         server: the socket of a warm server.
-
-    Returns:
-        None if all of them ended well, else what was said of those that did not.
+        folder: an empty folder of this machine for what Snakemake writes.
     """
     from snakemake.api import SnakemakeApi
     from snakemake.exceptions import WorkflowError
@@ -62,12 +72,8 @@ def run_stages(
     from snakemake.settings.enums import Quietness, RerunTrigger
 
     gpus = max((stage.gpus for stage in stages), default=0)
-    with (
-        _stopping_workers(),
-        tempfile.TemporaryDirectory(prefix="amnesia-", ignore_cleanup_errors=True) as name,
-        _quiet(Path(name) / _LOG),
-    ):
-        folder = Path(name)
+    failed = None
+    with _stopping_workers(), _quiet(folder / _LOG):
         write_json(folder / "plan.json", _plan(store, stages, threads, server))
         try:
             with SnakemakeApi(
@@ -97,8 +103,9 @@ def run_stages(
                     greedy_scheduler_settings=SchedulerSettings(),
                 )
         except WorkflowError as error:
-            return _tail(folder / _WORKERS) or _tail(folder / _LOG) or str(error)
-    return None
+            failed = _tail(folder / _WORKERS) or _tail(folder / _LOG) or str(error)
+    done = (folder / _DONE).read_text().split() if (folder / _DONE).is_file() else []
+    return Ran(done=frozenset(done), failed=failed)
 
 
 def _tail(log: Path) -> str:
@@ -124,7 +131,7 @@ def _plan(
             # Where the driver was started, as its environment may name paths from there.
             "command": f"(cd {shlex.quote(str(Path.cwd()))} && "
             + shlex.join([sys.executable, "-P", "-m", _WORKER, str(store), stage.id, *given])
-            + f") 2>> {_WORKERS}",
+            + f") >> {_DONE} 2>> {_WORKERS}",
         }
         for number, stage in enumerate(stages)
     ]

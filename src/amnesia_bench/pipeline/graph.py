@@ -101,7 +101,7 @@ def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> I
         answered = stages.answers(
             checkpoint, task, settings, plan.overrides, problems, models.options
         )
-        yield stages.scores(replace(answered, gpus=min(1, profile.gpus)))
+        yield stages.scores(replace(answered, gpus=min(1, profile.gpus)), task)
 
 
 def _parts(config: ExperimentConfig) -> Iterator[RecallPlan]:

@@ -11,7 +11,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.pipeline.bookkeeping import StageState, state_of
 from amnesia_bench.pipeline.cost import Cost, cost_of, total
 from amnesia_bench.pipeline.graph import Graph, stages_of
-from amnesia_bench.pipeline.stage import Stage, closure
+from amnesia_bench.pipeline.stage import Stage, closure, unsettled
 from amnesia_bench.pipeline.work import Training
 from amnesia_bench.store.files import nearest_existing
 from amnesia_bench.training.estimate import Gpu
@@ -54,6 +54,13 @@ class Plan:
     def left(self) -> tuple[PlannedStage, ...]:
         """The stages that are not done."""
         return tuple(each for each in self.stages if each.state is not StageState.CACHED)
+
+    @property
+    def following(self) -> tuple[PlannedStage, ...]:
+        """The stages that are done, and are made again if what is left comes out otherwise."""
+        cached = {each.stage.id for each in self.stages if each.state is StageState.CACHED}
+        found = {stage.id for stage in unsettled([each.stage for each in self.stages], cached)}
+        return tuple(each for each in self.stages if each.stage.id in found & cached)
 
     @property
     def states(self) -> dict[StageState, int]:

@@ -1,31 +1,40 @@
-"""What `amnesia report` is asked when all stages are done, and whether it has answered before."""
+"""The reports of a run when all its stages are done, and whether they are there already."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar
 
 import amnesia_bench
 from amnesia_bench.config.load import config_dir
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.pipeline.graph import Graph, Row
+from amnesia_bench.report.building import ReportRequest
+from amnesia_bench.report.sources import Source
 from amnesia_bench.store.files import nearest_existing, replace_text
+from amnesia_bench.store.hashing import sha256_of
 from amnesia_bench.store.layout import MANIFEST
 
 _STAMP = ".report.json"
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCall:
-    """One page: its folder, the arguments of `amnesia report` without it, and what it reads."""
+    """One page, and the folders of cells that it is made of."""
 
-    out: Path
-    arguments: tuple[str, ...]
+    request: ReportRequest
     sources: tuple[Path, ...]
+
+    @property
+    def out(self) -> Path:
+        """Its folder."""
+        return self.request.out
 
 
 def report_calls(graphs: Sequence[Graph], store: Path, results: Path) -> list[ReportCall]:
@@ -45,16 +54,16 @@ def report_calls(graphs: Sequence[Graph], store: Path, results: Path) -> list[Re
         out = results / profile.name
         if len(experiments) == 1:
             out /= members[0].job.config.experiment.name
-        arguments = [f"--table={name}" for name in _unique(r for g in members for r in g.reports)]
         rows = [row for graph in members for row in graph.rows]
-        arguments += _unique(text for row in rows for text in _sources(row, store))
-        calls.append(
-            ReportCall(
-                out=out / choice if choice else out,
-                arguments=(*arguments, *profile.report_overrides),
-                sources=tuple(dict.fromkeys(s.folder(store) for row in rows for s in row.measured)),
-            )
+        request = ReportRequest(
+            tables=_unique(name for graph in members for name in graph.reports),
+            sources=_unique(source for row in rows for source in _sources(row, store)),
+            out=out / choice if choice else out,
+            overrides=profile.report_overrides,
+            drift=_unique(text for row in rows for text in _drift(row, store)),
         )
+        folders = _unique(stage.folder(store) for row in rows for stage in row.measured)
+        calls.append(ReportCall(request=request, sources=folders))
     return calls
 
 
@@ -75,27 +84,48 @@ def check_writable(call: ReportCall) -> None:
 
 
 def is_current(call: ReportCall) -> bool:
-    """Return whether a page is there, made of the same cells by the same code."""
-    stamp = call.out / _STAMP
-    return stamp.is_file() and stamp.read_bytes() == _stamp(call).encode()
+    """Return whether a page is there as it was written, of the same cells by the same code."""
+    return _stamped(call).get("made_of") == _made_of(call) and not edited_files(call)
 
 
-def mark_current(call: ReportCall) -> None:
-    """Remember what a page was made of."""
-    replace_text(call.out / _STAMP, _stamp(call))
+def edited_files(call: ReportCall) -> list[str]:
+    """Return the files of a page that hold something else than was written, or are missing."""
+    files = _stamped(call).get("files", {})
+    return [name for name, sha256 in files.items() if _sha256(call.out / name) != sha256]
 
 
-def _stamp(call: ReportCall) -> str:
-    """Return the arguments, the files of the page, and a hash of cells, code and configs."""
+def mark_current(call: ReportCall, written: Iterable[Path]) -> None:
+    """Remember what a page was made of, and what was written."""
+    stamp = {
+        "made_of": _made_of(call),
+        "files": {path.name: _sha256(path) for path in written},
+    }
+    replace_text(call.out / _STAMP, json.dumps(stamp, indent=1) + "\n")
+
+
+def _stamped(call: ReportCall) -> dict[str, Any]:
+    try:
+        stamp = json.loads((call.out / _STAMP).read_bytes())
+    except (OSError, ValueError):
+        return {}
+    right = isinstance(stamp, dict) and isinstance(stamp.get("files"), dict)
+    return stamp if right else {}
+
+
+def _sha256(path: Path) -> str | None:
+    return sha256_of(path) if path.is_file() else None
+
+
+def _made_of(call: ReportCall) -> str:
+    """Return a hash of the request, its cells, the code and the configs."""
     package = Path(amnesia_bench.__file__).parent
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr(call.request).encode())
     for path in sorted([*package.rglob("*"), *(config_dir() / "report").rglob("*")]):
         if path.is_file() and path.suffix != ".pyc":
             digest.update(path.read_bytes())
     for folder in call.sources:
         digest.update((folder / MANIFEST).read_bytes())
-    files = (path.name for path in call.out.iterdir() if path.is_file() and path.name != _STAMP)
-    return json.dumps([*call.arguments, *sorted(files), digest.hexdigest()], indent=1)
+    return digest.hexdigest()
 
 
 def _choice(graph: Graph, graphs: Sequence[Graph]) -> str:
@@ -105,14 +135,21 @@ def _choice(graph: Graph, graphs: Sequence[Graph]) -> str:
     return ",".join(o.replace("/", "-") for o in own if not o.startswith("experiment="))
 
 
-def _sources(row: Row, store: Path) -> list[str]:
-    method = row.method if row.method == "pre" else f"{row.method}@{row.finetune}"
-    label = f"{row.model}/{method}/{row.seed}"
-    found = [f"--cells={label}={stage.folder(store)}" for stage in row.measured]
+def _sources(row: Row, store: Path) -> Iterator[Source]:
+    for stage in row.measured:
+        folder = stage.folder(store)
+        yield Source(folder=folder, model=row.model, method=_method(row), seed=str(row.seed))
+
+
+def _drift(row: Row, store: Path) -> Iterator[str]:
     if row.method == "restored":
-        found.append(f"--drift={label}={row.checkpoint.folder(store) / 'restoration.json'}")
-    return found
+        label = f"{row.model}/{_method(row)}/{row.seed}"
+        yield f"{label}={row.checkpoint.folder(store) / 'restoration.json'}"
 
 
-def _unique(texts: Iterable[str]) -> list[str]:
-    return list(dict.fromkeys(texts))
+def _method(row: Row) -> str:
+    return row.method if row.method == "pre" else f"{row.method}@{row.finetune}"
+
+
+def _unique(items: Iterable[Item]) -> tuple[Item, ...]:
+    return tuple(dict.fromkeys(items))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,104 +13,145 @@ from amnesia_bench.errors import StageFailedError
 from amnesia_bench.pipeline.bookkeeping import (
     LOG,
     StageState,
+    changed_inputs,
     check_intact,
+    contents_of,
     damage,
     now,
     read_failure,
+    read_inputs,
     remove,
     state_of,
+    write_inputs,
     write_orders,
 )
 from amnesia_bench.pipeline.engine import check_installed, run_stages
 from amnesia_bench.pipeline.progress import Watcher
-from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.pipeline.stage import Stage, unsettled
 from amnesia_bench.pipeline.warm import warm_server
+from amnesia_bench.printable import message
 from amnesia_bench.records.stages import StageOrder
 from amnesia_bench.store.files import explaining_write_errors
 from amnesia_bench.store.layout import stage_path
+from amnesia_bench.store.scratch import scratch_folder
 
 _COMPUTING = ("trained", "ranking", "recall", "answers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How many stages were done before, and how many by this run."""
+    """How many stages were done before, by this run, and by other runs meanwhile."""
 
     cached: int
     done: int
+    by_others: int = 0
 
 
 def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcome:
-    """Run what is not done yet of a graph.
+    """Run what is not done yet of a graph, or was made of inputs that hold something else now.
 
     Args:
         store: the folder of all artifacts.
         stages: the graph, inputs before their readers.
-        repair: make damaged artifacts anew instead of refusing them.
+        repair: remove damaged artifacts and make them again instead of refusing them.
 
     Raises:
         StageFailedError: an artifact is damaged, or a stage failed; what was done is kept.
-        MissingEnvironmentError: the store cannot be written, or Snakemake is not installed.
+        NewerVersionError: a newer version made an artifact.
+        MissingEnvironmentError: the store cannot be read or written, or Snakemake is not installed.
     """
     store = store.resolve()
     _check_artifacts(store, stages, repair=repair)
-    missing = [
-        stage for stage in stages if state_of(store, stage.kind, stage.id) != StageState.CACHED
-    ]
-    if not missing:
+    _note_inputs(store, stages)
+    states = {stage.id: state_of(store, stage.kind, stage.id) for stage in stages}
+    cached = {id for id, state in states.items() if state is StageState.CACHED}
+    if len(cached) == len(stages):
         return Outcome(cached=len(stages), done=0)
     check_installed()
+    _tell_stale(store, [stage for stage in stages if states[stage.id] is StageState.STALE])
+    todo = unsettled(stages, cached)
     began, cores = now(), os.cpu_count() or 1
     threads = threads_of(stages, cores)
     with explaining_write_errors(store, "finished stages are kept"):
-        write_orders(store, [_order(store, stage, threads[stage.id]) for stage in missing])
+        write_orders(store, [_order(store, stage, threads[stage.id]) for stage in todo])
         # Importing on a machine with GPUs would hold them.
-        warm = all(stage.gpus == 0 for stage in missing)
+        warm = all(stage.gpus == 0 for stage in todo)
         with (
-            Watcher(store, missing, of=len(stages)),
-            warm_server() if warm else nullcontext() as server,
+            scratch_folder() as folder,
+            Watcher(store, todo, cached, of=len(stages)),
+            warm_server(folder) if warm else nullcontext() as server,
         ):
-            failed = run_stages(store, missing, threads, cores, server)
-    if failed is not None:
-        raise _failed(store, missing, began, failed)
-    return Outcome(cached=len(stages) - len(missing), done=len(missing))
+            ran = run_stages(store, todo, threads, cores, server, folder)
+    if ran.failed is not None:
+        raise _failed(store, todo, began, ran.failed)
+    before = len(cached - ran.done)
+    return Outcome(
+        cached=before, done=len(ran.done), by_others=len(stages) - before - len(ran.done)
+    )
+
+
+def _note_inputs(store: Path, stages: Sequence[Stage]) -> None:
+    """Note what the inputs of finished stages hold, where an earlier version did not."""
+    with explaining_write_errors(store, "finished stages are kept"):
+        for stage in stages:
+            inputs = {each.id: each.kind for each in stage.inputs}
+            done = state_of(store, stage.kind, stage.id) is StageState.CACHED
+            contents = contents_of(store, inputs)
+            # What an input held that is not there now, nobody knows.
+            known = bool(contents) and None not in contents.values()
+            if done and known and read_inputs(store, stage.id) is None:
+                write_inputs(store, stage.id, contents)
+
+
+def _tell_stale(store: Path, stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        others = ", ".join(changed_inputs(store, stage.id))
+        sys.stderr.write(
+            f"{stage.kind} {stage.id}: stale, since {others} holds something else than when it was "
+            "made: it is made again\n"
+        )
 
 
 def threads_of(stages: Sequence[Stage], cores: int) -> dict[str, int]:
-    """Return how many cores each stage takes: a training takes all where nothing could run beside.
+    """Return how many cores each stage takes.
 
-    It follows from the whole graph, not from what is left of it: a run that was interrupted goes
-    on with as many threads, and so to the same bits.
+    A training takes all where nothing could run beside it, and what runs several processes at once
+    takes half, so that something else can. It follows from the whole graph, not from what is left
+    of it: a run that was interrupted goes on with as many threads, and so to the same bits.
     """
     before: dict[str, set[str]] = {}
     for stage in stages:
         before[stage.id] = {stage.id}.union(*(before[each.id] for each in stage.inputs))
     computing = [stage.id for stage in stages if stage.kind in _COMPUTING]
-    return {
-        stage.id: cores
-        if stage.kind == "trained"
-        and all(stage.id in before[each] or each in before[stage.id] for each in computing)
-        else 1
-        for stage in stages
-    }
+
+    def threads(stage: Stage) -> int:
+        if stage.workers_option is not None:
+            return max(1, cores // 2)
+        alone = all(stage.id in before[each] or each in before[stage.id] for each in computing)
+        return cores if stage.kind == "trained" and alone else 1
+
+    return {stage.id: threads(stage) for stage in stages}
 
 
 def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> None:
     for stage in stages:
-        if state_of(store, stage.kind, stage.id) != StageState.CACHED:
-            continue
-        if repair:
-            if damage(store, stage.kind, stage.id):
-                remove(store, stage)
-        else:
+        state = state_of(store, stage.kind, stage.id)
+        if state is StageState.STALE:
+            damage(store, stage.kind, stage.id)  # is made again, unless that cannot be known
+        elif state is StageState.CACHED and not repair:
             check_intact(store, stage.kind, stage.id)
+        elif state is StageState.CACHED and (found := damage(store, stage.kind, stage.id)):
+            what = "; ".join(f"{finding.path} {finding.problem}" for finding in found)
+            sys.stderr.write(message(f"{stage.kind} {stage.id}: {what}: it is made again\n"))
+            remove(store, stage)
 
 
 def _order(store: Path, stage: Stage, threads: int) -> StageOrder:
     return StageOrder(
         id=stage.id,
         kind=stage.kind,
-        command=stage.command(store),
+        # Not more than this process may use, which a container or SLURM may have limited.
+        command=stage.command(store, min(threads, len(os.sched_getaffinity(0)))),
         inputs={each.id: each.kind for each in stage.inputs},
         settings=stage.settings,
         threads=threads,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from graphlib import TopologicalSorter
@@ -31,9 +31,9 @@ VERSIONS: Mapping[str, int] = {
     "ranking": 1,
     "restored": 1,
     "prompts": 1,
-    "recall": 1,
-    "answers": 1,
-    "scores": 1,
+    "recall": 2,  # prompts no longer end in an EOS that the tokenizer appends
+    "answers": 2,  # as recall
+    "scores": 2,  # how mathematical answers, instructions and programs are judged
 }
 _HASH_DIGITS = 12
 
@@ -69,6 +69,8 @@ class Stage:
         shape: the file of configs/model whose shape the checkpoint has that it makes, if it does.
         work: what estimates are made of.
         gpus: how many it takes; 0 for a stage of the CPU.
+        workers_option: how its command is told how many processes it may run at once; None where
+            it runs one.
     """
 
     kind: str
@@ -78,6 +80,7 @@ class Stage:
     work: Work
     shape: str | None = None
     gpus: int = 0
+    workers_option: str | None = None
 
     @cached_property
     def inputs(self) -> tuple[Stage, ...]:
@@ -94,13 +97,19 @@ class Stage:
         digest = hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
         return f"{re.sub(r'[^A-Za-z0-9._=+-]+', '-', self.name)}-{digest}"
 
+    @property
+    def title(self) -> str:
+        """Kind and id for people, and what tells it from others of its name."""
+        return f"{self.kind} {self.id}{about(self.kind, self.settings)}"
+
     def folder(self, store: Path) -> Path:
         """Return where its artifact lies."""
         return artifact_path(store, self.kind, self.id)
 
-    def command(self, store: Path) -> tuple[str, ...]:
-        """Return the arguments of `amnesia` with the folders of a store in them."""
-        return tuple(self._typed(argument, store) for argument in self.arguments)
+    def command(self, store: Path, threads: int = 1) -> tuple[str, ...]:
+        """Return the arguments of `amnesia`, with the folders of a store and its share of cores."""
+        workers = () if self.workers_option is None else (self.workers_option, str(threads))
+        return (*(self._typed(argument, store) for argument in self.arguments), *workers)
 
     def _typed(self, argument: Argument, store: Path) -> str:
         if isinstance(argument, Input):
@@ -110,6 +119,12 @@ class Stage:
         return argument
 
 
+def about(kind: str, settings: Mapping[str, Any]) -> str:
+    """Return what tells a stage from others of its name: of recall the lengths, else nothing."""
+    lengths = settings.get("lengths")
+    return f" at {', '.join(map(str, lengths))}" if kind == "recall" and lengths else ""
+
+
 def closure(stages: Iterable[Stage]) -> tuple[Stage, ...]:
     """Return the stages and all that they read, each id once, inputs before their readers."""
     known: dict[str, Stage] = {}
@@ -117,6 +132,18 @@ def closure(stages: Iterable[Stage]) -> tuple[Stage, ...]:
         known.update((each.id, each) for each in _with_inputs(stage, known))
     order = TopologicalSorter({id: [i.id for i in s.inputs] for id, s in known.items()})
     return tuple(known[id] for id in order.static_order())
+
+
+def unsettled(stages: Sequence[Stage], cached: Collection[str]) -> list[Stage]:
+    """Return the stages that are not done, and all that were made of these before.
+
+    What these hold when they are done decides if those are stale.
+    """
+    found: dict[str, Stage] = {}
+    for stage in stages:
+        if stage.id not in cached or any(each.id in found for each in stage.inputs):
+            found[stage.id] = stage
+    return list(found.values())
 
 
 def _with_inputs(stage: Stage, known: Mapping[str, Stage]) -> Iterator[Stage]:

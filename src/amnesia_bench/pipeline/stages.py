@@ -8,12 +8,13 @@ from functools import cache
 from amnesia_bench.config.data_schema import DataConfig, SyntheticSource
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.experiment_schema import RecallPlan, TrainingStep
+from amnesia_bench.config.fields import deciding
 from amnesia_bench.config.load import load_model_file, load_option
 from amnesia_bench.config.schema import Variant
 from amnesia_bench.config.train_schema import TrainingRun, load_training
 from amnesia_bench.data.synthesize import ROWS
+from amnesia_bench.evals.code.livecodebench import ProgramScorer
 from amnesia_bench.evals.tasks.task import ReasoningTask
-from amnesia_bench.pipeline.fields import deciding
 from amnesia_bench.pipeline.stage import Argument, Input, Output, Stage
 from amnesia_bench.pipeline.work import Answering, Training, Weights, Writing
 
@@ -282,12 +283,14 @@ def answers(
     )
 
 
-def scores(answered: Stage) -> Stage:
-    """Judge answers."""
+def scores(answered: Stage, task: ReasoningTask) -> Stage:
+    """Judge answers; programs run several at once."""
+    programs = isinstance(next(iter(task.scorers.values())), ProgramScorer)
     return Stage(
         kind="scores",
         name=answered.name,
         arguments=("score", Input(stage=answered), *_OUT),
         settings={},
         work=Writing(bytes=1e6),
+        workers_option="--workers" if programs else None,
     )

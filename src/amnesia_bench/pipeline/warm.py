@@ -17,7 +17,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -49,28 +48,29 @@ _POLL_SECONDS = 0.05
 
 
 @contextmanager
-def warm_server() -> Iterator[str]:
-    """Start a server; yields its socket. It takes commands as soon as it is ready."""
-    # Paths of sockets are short by law, and those of stores are not.
-    with tempfile.TemporaryDirectory(prefix="amnesia-") as folder:
-        path = str(Path(folder) / "warm")
-        with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(path)
-            listener.listen(64)
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-m", __name__, str(listener.fileno())],
-                pass_fds=[listener.fileno()],
-                stdin=subprocess.PIPE,
-                env=stage_environment(),
-                # Ctrl-C reaches the whole group; the driver alone decides what ends.
-                start_new_session=True,
-            )
-        try:
-            yield path
-        finally:
-            assert process.stdin is not None
-            process.stdin.close()
-            process.wait()
+def warm_server(folder: Path) -> Iterator[str]:
+    """Start a server whose socket is in a folder with a short path; yields the socket.
+
+    It takes commands as soon as it is ready.
+    """
+    path = str(folder / "warm")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen(64)
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", __name__, str(listener.fileno())],
+            pass_fds=[listener.fileno()],
+            stdin=subprocess.PIPE,
+            env=stage_environment(),
+            # Ctrl-C reaches the whole group; the driver alone decides what ends.
+            start_new_session=True,
+        )
+    try:
+        yield path
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        process.wait()
 
 
 def serve(listener: socket.socket) -> None:

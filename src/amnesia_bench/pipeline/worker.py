@@ -1,7 +1,8 @@
 """One stage: wait for the right to do it, do it once, and say when it is done.
 
 Called by the engine as `python -m amnesia_bench.pipeline.worker STORE ID [SOCKET]`, at once on
-many machines if it must be. What is done already is not done again.
+many machines if it must be. What is done already is not done again, unless its inputs hold
+something else now. The id is printed if this process did the stage.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
@@ -20,13 +21,18 @@ from amnesia_bench.pipeline.bookkeeping import (
     LOG,
     StageState,
     check_intact,
+    contents_of,
+    discard_made,
     now,
+    read_inputs,
     read_order,
     state_of,
+    write_inputs,
     write_orders,
 )
 from amnesia_bench.pipeline.commands import STARTED, run_command
 from amnesia_bench.pipeline.devices import holding_gpus, lending_folder, visible_gpus
+from amnesia_bench.printable import message
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
 from amnesia_bench.records.stages import StageFailure, StageOrder
@@ -41,7 +47,7 @@ _SAID_CHARACTERS = 1500
 _REQUEUES = 3  # how often a command may ask to be started again
 
 
-def run_stage(store: Path, stage_id: str, socket: str | None) -> None:
+def run_stage(store: Path, stage_id: str, socket: str | None) -> bool:
     """Do a stage, or wait until another process has done it.
 
     Args:
@@ -49,11 +55,15 @@ def run_stage(store: Path, stage_id: str, socket: str | None) -> None:
         stage_id: of a stage whose order is there.
         socket: of a warm server that runs commands; None starts each anew.
 
+    Returns:
+        Whether this process did it.
+
     Raises:
         StageFailedError: its command failed, or an input is not what it was.
     """
     order = read_order(store, stage_id)
     folder = stage_path(store, stage_id)
+    did = False
     while state_of(store, order.kind, stage_id) is not StageState.CACHED:
         with ExitStack() as stack:
             try:
@@ -63,6 +73,8 @@ def run_stage(store: Path, stage_id: str, socket: str | None) -> None:
                 continue
             if state_of(store, order.kind, stage_id) is not StageState.CACHED:
                 _attempt(store, order, socket, lease)
+                did = True
+    return did
 
 
 def _attempt(store: Path, order: StageOrder, socket: str | None, lease: Lease) -> None:
@@ -73,12 +85,16 @@ def _attempt(store: Path, order: StageOrder, socket: str | None, lease: Lease) -
     failure.unlink(missing_ok=True)
     try:
         _check_inputs(store, order)
+        contents = contents_of(store, order.inputs)
+        if read_inputs(store, order.id) not in (None, contents):
+            discard_made(store, order.kind, order.id)  # it, or a half of it, was made of others
+        write_inputs(store, order.id, contents)
         make_folder(artifact.parent)
         provenance = collect_provenance(["amnesia", *order.command], seeds={})
         with _gpus(order) as gpus:
             _run(order, folder / LOG, gpus, artifact, socket)
         lease.check()
-        _finish(store, order, artifact, provenance)
+        _finish(order, contents, artifact, provenance)
     except (AmnesiaError, OSError) as error:
         explained = explain_write_error(error, artifact) if isinstance(error, OSError) else error
         if explained is None:
@@ -133,13 +149,18 @@ def _last_words(log: Path) -> str:
     return "\n".join(lines[-6:])[-_SAID_CHARACTERS:]
 
 
-def _finish(store: Path, order: StageOrder, artifact: Path, provenance: Provenance) -> None:
+def _finish(
+    order: StageOrder, contents: Mapping[str, str | None], artifact: Path, provenance: Provenance
+) -> None:
     """Give the artifact a manifest where its command wrote none."""
     if (artifact / MANIFEST).is_file():
         return
+    store = artifact.parents[1]
     inputs = (
-        Parent(role=kind, location=str(artifact_path(store, kind, id)), identity=f"stage:{id}")
-        for id, kind in order.inputs.items()
+        Parent(
+            role=name.partition("/")[0], location=str(store / name), identity=f"sha256:{content}"
+        )
+        for name, content in contents.items()
     )
     manifest = Manifest(
         kind=order.kind,
@@ -159,15 +180,16 @@ def main(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, terminate)
     store, stage_id, *socket = arguments
     try:
-        run_stage(Path(store), stage_id, socket[0] if socket else None)
+        if run_stage(Path(store), stage_id, socket[0] if socket else None):
+            sys.stdout.write(f"{stage_id}\n")
     except AmnesiaError as error:
-        sys.stderr.write(f"{stage_id}: {error}\n")
+        sys.stderr.write(message(f"{stage_id}: {error}\n"))
         return int(error.exit_code)
     except OSError as error:
         explained = explain_write_error(error, Path(store))
         if explained is None:
             raise
-        sys.stderr.write(f"{stage_id}: {explained}\n")
+        sys.stderr.write(message(f"{stage_id}: {explained}\n"))
         return int(explained.exit_code)
     except KeyboardInterrupt:  # Ctrl-C reaches the whole group; the driver speaks for all
         return 128 + signal.SIGINT

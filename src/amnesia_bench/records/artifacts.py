@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Self
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import NewerVersionError
 from amnesia_bench.records import codec
 
 SCHEMA_VERSION = 1
@@ -114,11 +114,12 @@ class Manifest:
         """Build a manifest from parsed JSON; `where` names the file in messages.
 
         Raises:
-            UserError: the file is not a manifest this version can read.
+            UserError: the file is not a manifest.
+            NewerVersionError: this version cannot read it.
         """
         version = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
-            raise UserError(
+            raise NewerVersionError(
                 f"{where}: manifest of schema {version}, this version reads {SCHEMA_VERSION}",
                 hint="Read it with the newer amnesia-bench that wrote it.",
             )

@@ -7,13 +7,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TensorDifference:
-    """One tensor that is not the same in A and B.
+    """One tensor that is not the same in A and B, or the rows of one role in it.
 
-    `role` is None outside the attention layers. The numbers are None where they cannot be
-    compared: another shape, not floating-point, or (the norms) NaN or infinity in it.
+    A tensor that several roles share (a fused projection) is listed once per role, with the numbers
+    of that role's rows; one of them may not have changed. `name` is A's, `name_b` B's. `role` is
+    None outside the attention layers. The numbers are None where they cannot be compared: another
+    shape, not floating-point, or (the norms) NaN or infinity in it.
     """
 
     name: str
+    name_b: str
     layer: int | None
     role: str | None
     shape_a: tuple[int, ...]
@@ -35,7 +38,10 @@ class TensorDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointDifference:
-    """Everything in which two checkpoints differ; empty lists mean byte-identical tensors."""
+    """Everything in which two checkpoints differ; empty lists mean byte-identical tensors.
+
+    `identical` and `renamed` count tensors: byte for byte the same, and of another name in B.
+    """
 
     a: str
     b: str
@@ -44,4 +50,5 @@ class CheckpointDifference:
     only_in_a: tuple[str, ...]
     only_in_b: tuple[str, ...]
     identical: int
+    renamed: int
     different: tuple[TensorDifference, ...]

@@ -4,8 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
 from amnesia_bench.records.evaluation import Interval
+
+
+class Checker(Enum):
+    """How a program is run and judged.
+
+    LCB as LiveCodeBench's published checker does it, oddities included; LENIENT as plain Python
+    runs it, with a tolerance for floats.
+    """
+
+    LCB = "lcb"
+    LENIENT = "lenient"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,7 +28,8 @@ class ReasoningRun:
     benchmark. `chat_template` is the template's sha256, None without one. `think_open` and
     `think_close` are the marks around thinking, `thinking_opened` whether prompts end inside it.
     `window` says which problems where a benchmark has several sets of them, by their number;
-    `seconds_per_test` is what a program may take. Both are None for tasks without.
+    `seconds_per_test` is the CPU time that a program may take, `checker` how it is run and judged.
+    All three are None for tasks without.
     """
 
     task: str
@@ -40,6 +53,7 @@ class ReasoningRun:
     thinking_opened: bool
     window: int | None
     seconds_per_test: float | None
+    checker: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ class EditedTensor:
     """One tensor of which some or all rows were replaced.
 
     `rows` are half-open ranges of the first dimension; the sha256 are of the whole tensor's
-    bytes in post's dtype; the norms are Frobenius norms over the replaced rows, None where post
-    holds NaN or infinity. A fused tensor is listed once per role.
+    bytes in post's dtype; the norms are Frobenius norms over the replaced rows, None where they
+    are not finite (post holds NaN or infinity, or a sum of squares overflows). A fused tensor
+    is listed once per role.
     """
 
     layer: int
@@ -30,7 +31,7 @@ class EditedTensor:
     sha256_pre: str
     sha256_post: str
     sha256_restored: str
-    norm_pre: float
+    norm_pre: float | None
     norm_post: float | None
     norm_post_minus_pre: float | None
     norm_restored_minus_post: float | None
@@ -69,7 +70,11 @@ class Proof:
 
 @dataclass(frozen=True, kw_only=True)
 class Restoration:
-    """A finished (or, under dry run, planned) restore. `out` and `proof` are None if planned."""
+    """A finished (or, under dry run, planned) restore. `out` and `proof` are None if planned.
+
+    `left_out` names what lies at the top of post and is not, or not all, in out. Folders end in a
+    slash.
+    """
 
     schema_version: int
     tool_version: str

@@ -16,6 +16,7 @@ class Role(StrEnum):
     Q_NORM = "q_norm"
     K_NORM = "k_norm"
     GATE = "gate"
+    SINK = "sink"  # a logit per head that no key has: part of the softmax, of neither W_Q nor W_K
 
 
 class LayerKind(StrEnum):
@@ -69,6 +70,7 @@ class RoleTensor:
 class AttentionMap:
     """Where the softmax layers of a checkpoint are, and which tensors they own.
 
+    `root` is the path prefix of the decoder's tensors, without what `plain_name` cuts off.
     `layer_kinds` has one entry per decoder layer; `tensors` lists the role tensors of the FULL
     and SLIDING layers only, by layer and role; where layers share one block (zamba2), under the
     first of them, and the others list none. `routing` holds the config values that must agree
@@ -77,6 +79,7 @@ class AttentionMap:
     """
 
     family: str
+    root: str
     layer_kinds: tuple[LayerKind, ...]
     num_query_heads: int
     num_kv_heads: int

@@ -18,12 +18,13 @@ from amnesia_bench.records.evaluation import Cell, Outcome, Verdict
 from amnesia_bench.records.reasoning import ProblemValues
 from amnesia_bench.records.recall import RecallSample
 from amnesia_bench.report.sources import FoundCell, check_hash, forget_manifests
+from amnesia_bench.store.problem_values import PROBLEMS, check_problems
 
 AnswerKey = tuple[str | None, str, int]
 Answers = Mapping[AnswerKey, float]
 Record = TypeVar("Record")
 
-SAMPLES, VERDICTS, PROBLEMS = "samples.jsonl", "verdicts.jsonl", "problems.jsonl"
+SAMPLES, VERDICTS = "samples.jsonl", "verdicts.jsonl"
 _PROMPT_ROLES = ("prompts", "problems")
 _ROUNDING = 1e-9
 
@@ -79,6 +80,8 @@ def _values(found: FoundCell) -> dict[int, float]:
     cell = found.cell
     if cell.context_tokens is None:
         problems = _records(ProblemValues, *_beside(found, PROBLEMS))
+        if problems:
+            check_problems(found.path.with_name(PROBLEMS), [cell])
         return {p.doc: p.values[cell.metric] for p in problems if cell.metric in p.values}
     if samples := recall_samples_of(found):
         return {sample.key.doc: float(sample.correct) for sample in samples}

@@ -24,6 +24,7 @@ from amnesia_bench.report.places import (
     left_out,
     place_cells,
     refuse_ambiguous,
+    without_column,
 )
 from amnesia_bench.report.sources import Source, read_source
 from amnesia_bench.report.svg import standalone
@@ -55,7 +56,7 @@ def build_report(request: ReportRequest, provenance: Provenance) -> Report:
         UserError: a table, folder or file is missing or damaged, two cells are for one place, or
             a cell may belong to several fine-tunes.
     """
-    tables = {name: _table(name, request.overrides) for name in request.tables}
+    tables = {name: load_table(name, request.overrides) for name in request.tables}
     out = request.out
     read_anew()
     read = [read_source(source, out) for source in request.sources]
@@ -77,18 +78,22 @@ def build_report(request: ReportRequest, provenance: Provenance) -> Report:
         ),
         tables=tuple(_report_on(name, tables[name], placed[name]) for name in tables),
         drift=tuple(read_drift(each, out) for each in request.drift),
-        notes=(*(note for _, said in read for note in said), *unused),
+        notes=(
+            *(note for _, said in read for note in said),
+            *unused,
+            *without_column(found, list(placed.values()), tables),
+        ),
     )
 
 
-def write_report(report: Report, out: Path) -> Path:
+def write_report(report: Report, out: Path) -> tuple[Path, ...]:
     """Write `<table>.md`, `.csv`, `.tex`, `.json` of each table, all figures, and `report.html`.
 
     Each file appears whole, the page last: reading a report while it is written anew is safe.
     Files of the same names are replaced.
 
     Returns:
-        The page.
+        What was written, the page last.
 
     Raises:
         UserError, StageFailedError, MissingEnvironmentError: it cannot be written there.
@@ -110,10 +115,15 @@ def write_report(report: Report, out: Path) -> Path:
         make_folder(out)
         for file, text in files.items():
             replace_text(out / file, text)
-    return out / REPORT
+    return tuple(out / file for file in files)
 
 
-def _table(name: str, overrides: Sequence[str]) -> TableConfig:
+def load_table(name: str, overrides: Sequence[str]) -> TableConfig:
+    """Return a table of configs/report.
+
+    Raises:
+        UserError: there is none of this name, or it is not well formed.
+    """
     return load_option("report", name, overrides, TableConfig)
 
 
@@ -132,5 +142,5 @@ def _claims(table: TableConfig, places: Places) -> tuple[DecidedClaim, ...]:
     decided = decide(table, places)
     if table.stands_for is None:
         return decided
-    paper = {each.id: each.holds_in_paper for each in decide(_table(table.stands_for, ()), {})}
+    paper = {each.id: each.holds_in_paper for each in decide(load_table(table.stands_for, ()), {})}
     return tuple(replace(each, holds_in_paper=paper.get(each.id)) for each in decided)

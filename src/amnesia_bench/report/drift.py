@@ -52,7 +52,7 @@ _Norms = Iterable[tuple[int, str, float, float]]
 
 def _of_restoration(restoration: Restoration) -> _Norms:
     for tensor in restoration.tensors:
-        if tensor.norm_post_minus_pre is not None:
+        if tensor.norm_pre is not None and tensor.norm_post_minus_pre is not None:
             yield tensor.layer, tensor.role.value, tensor.norm_pre, tensor.norm_post_minus_pre
 
 

@@ -80,6 +80,31 @@ def left_out(
     )
 
 
+def without_column(
+    found: Iterable[FoundCell], placed: Sequence[Places], tables: Mapping[str, TableConfig]
+) -> tuple[str, ...]:
+    """Say which tasks and lengths of the rows that tables show have no column in any of them.
+
+    Other metrics of a task that is shown are no news: an evaluation writes more than a table takes.
+    """
+    shown = {
+        (cell.cell.task, cell.cell.context_tokens)
+        for places in placed
+        for place in places.values()
+        for cell in place.cells
+    }
+    rows = [each for each in found if any(_row_for(each, t) is not None for t in tables.values())]
+    asked = dict.fromkeys((each.cell.task, each.cell.context_tokens) for each in rows)
+    names = [
+        task if length is None else f"{task} at {length}"
+        for task, length in asked
+        if (task, length) not in shown
+    ]
+    if not names or not shown:
+        return ()
+    return (f"no column in {', '.join(tables)}: {', '.join(names)}",)
+
+
 def _key(found: FoundCell) -> tuple[Path, str, str]:
     return (found.artifact or found.path, found.model, found.method)
 

@@ -13,6 +13,7 @@ from amnesia_bench.records.artifacts import Manifest, Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
 from amnesia_bench.report.paths import shown, typed
+from amnesia_bench.store.checksums import check_checksum
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, sha256_of
 from amnesia_bench.store.layout import MANIFEST
@@ -97,7 +98,7 @@ def read_source(source: Source, out: Path) -> tuple[tuple[FoundCell, ...], tuple
                 artifact=artifact,
                 origin=_origin(source.seed, path, artifact, cell, out),
             )
-            for cell in _read_cells(path)
+            for cell in _read_cells(path, artifact)
         )
     if found:
         return tuple(found), ()
@@ -113,7 +114,7 @@ def _visible(folder: Path, *names: str) -> Iterator[Path]:
             yield path
 
 
-def _read_cells(path: Path) -> Iterator[Cell]:
+def _read_cells(path: Path, artifact: Path | None) -> Iterator[Cell]:
     try:
         data = read_json(path)
         if isinstance(data, list):
@@ -122,7 +123,12 @@ def _read_cells(path: Path) -> Iterator[Cell]:
         else:
             yield codec.from_json(Cell, data, str(path))
     except UserError as error:
-        hint = "It was cut off or changed by hand: remove it and run its evaluation again."
+        hint = (
+            "It was cut off or changed by hand: remove it and run its evaluation again."
+            if artifact is None
+            # Its hash is right.
+            else "It is as it was written, so another version of amnesia-bench wrote it: use that."
+        )
         raise UserError(error.what, hint=hint) from error
 
 
@@ -164,12 +170,13 @@ def forget_manifests() -> None:
 
 
 def check_hash(path: Path, artifact: Path | None) -> None:
-    """Compare a file with the manifest of the artifact that holds it, if one does.
+    """Compare a file with the manifest of the artifact that holds it, or the hashes beside it.
 
     Raises:
         UserError: it is not what was published.
     """
     if artifact is None:
+        check_checksum(path, "Score it again, or take the file as it was.")
         return
     name = path.relative_to(artifact).as_posix()
     for entry in _manifest(artifact).files:

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from itertools import groupby
 from urllib.parse import quote
 
+from amnesia_bench.markdown import code, escape
 from amnesia_bench.records import codec
 from amnesia_bench.records.report import (
     Origin,
@@ -45,9 +46,9 @@ def markdown(each: TableReport, report: Report) -> str:
     """Return what a report says on one of its tables, as Markdown."""
     table = each.table
     published = any(cell.theirs is not None for cell in table.cells)
-    heads = ["model", "method", *(f"{c.group} {c.label}".strip() for c in table.columns)]
+    heads = ["model", "method", *(escape(f"{c.group} {c.label}".strip()) for c in table.columns)]
     rows = [
-        [model, label]
+        [escape(model), escape(label)]
         + [
             f"{ours(cell)} {beside(cell, published=published)}".rstrip()
             for cell in (table.cell(model, method, c.key) for c in table.columns)
@@ -55,28 +56,36 @@ def markdown(each: TableReport, report: Report) -> str:
         for model in table.models
         for method, label in table.methods.items()
     ]
-    lines = [f"## {table.title}", "", *_markdown_table(heads, rows, left=2), "", legend(table), ""]
+    lines = [
+        f"## {escape(table.title)}",
+        "",
+        *_markdown_table(heads, rows, left=2),
+        "",
+        legend(table),
+        "",
+    ]
     if numbers := counted(table):
-        lines += [f"Numbers: {numbers}.", ""]
-    lines += [f"- {reason}" for reason in incomplete(table)]
+        lines += [f"Numbers: {escape(numbers)}.", ""]
+    lines += [f"- {escape(reason)}" for reason in incomplete(table)]
     lines += ["", "### Claims", ""]
     lines += _markdown_table(
         ["claim", "ours", "the paper's own numbers", "place"],
-        [[c.text, f"**{c.verdict}**", c.in_paper, c.place] for c in each.claims],
+        [[escape(c.text), f"**{c.verdict}**", c.in_paper, escape(c.place)] for c in each.claims],
         left=4,
     )
     for claim in each.claims:
-        lines += ["", f"{claim.text} `{claim.formula}`", ""]
+        lines += ["", f"{escape(claim.text)} {code(claim.formula)}", ""]
         lines += [
-            f"- {found.model}, {found.column}: {found.verdict}. {condition(found, claim.above)}"
+            f"- {escape(found.model)}, {escape(found.column)}: {found.verdict}. "
+            + escape(condition(found, claim.above))
             for found in claim.conditions
         ]
     lines += ["", "### Sources", "", *_sources(table), ""]
     notes = (*each.notes, *report.notes)
     for title, said in (("Of the paper's numbers", table.remarks), ("Notes", notes)):
         if said:
-            lines += [f"### {title}", "", *(f"- {line}" for line in said), ""]
-    return "\n".join([*lines, made_by(report.made)]) + "\n"
+            lines += [f"### {title}", "", *(f"- {escape(line)}" for line in said), ""]
+    return "\n".join([*lines, escape(made_by(report.made))]) + "\n"
 
 
 def csv_text(table: ReportTable) -> str:
@@ -149,12 +158,13 @@ def _sources(table: ReportTable) -> list[str]:
     for cell in table.cells:
         for origin in cell.origins:
             link = address(origin)
+            stage = escape(origin.stage)
             row = (
-                *(cell.model, cell.method, origin.seed or "-"),
-                origin.stage if link is None else f"[{origin.stage}]({link})",
-                *((origin.manifest_sha256 or "-")[:12], origin.commit or "-"),
+                *(escape(cell.model), escape(cell.method), escape(origin.seed or "-")),
+                stage if link is None else f"[{stage}]({link})",
+                *((origin.manifest_sha256 or "-")[:12], escape(origin.commit or "-")),
             )
-            rows[(*row, ", ".join(origin.dirty) or "no")] = None
+            rows[(*row, escape(", ".join(origin.dirty)) or "no")] = None
     if not rows:
         return ["Nothing was measured yet."]
     heads = ["model", "method", "seed", "stage", "sha256 of its manifest", "commit"]
@@ -164,8 +174,7 @@ def _sources(table: ReportTable) -> list[str]:
 
 def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
     rule = ["---" if i < left else "--:" for i in range(len(heads))]
-    safe = [[cell.replace("|", r"\|") for cell in row] for row in (heads, rule, *rows)]
-    return [f"| {' | '.join(row)} |" for row in safe]
+    return [f"| {' | '.join(row)} |" for row in (heads, rule, *rows)]
 
 
 def json_text(record: object, **more: object) -> str:

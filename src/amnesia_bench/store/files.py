@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +18,10 @@ from amnesia_bench.errors import AmnesiaError, MissingEnvironmentError, StageFai
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BAD_PATH = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
+# More than any JSON file of ours or of a checkpoint; a device such as /dev/zero has no end.
+_MOST_JSON_BYTES = 256 << 20
+# How libraries in Rust say which error of the system stopped them.
+_RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
 def write_json(path: Path, data: object) -> None:
@@ -43,11 +49,15 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        UserError: the file is missing or is not JSON.
+        UserError: the file is missing, is not JSON or has no end.
         MissingEnvironmentError: it may not be read.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(_MOST_JSON_BYTES + 1)
+        if len(data) > _MOST_JSON_BYTES:
+            raise UserError(f"{path}: not JSON (more than {_MOST_JSON_BYTES >> 20} MiB)")
+        return json.loads(data.decode("utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
     except OSError as error:
@@ -69,6 +79,18 @@ def make_folder(folder: Path) -> None:
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     sync_folder(folder.parent)
+
+
+def remove_files(folder: Path, names: re.Pattern[str]) -> None:
+    """Remove files of these names from a folder, and the folder if nothing else is in it.
+
+    Whatever else is there is somebody's own. What cannot be removed stays.
+    """
+    with contextlib.suppress(OSError):
+        for path in folder.iterdir():
+            if names.fullmatch(path.name):
+                path.unlink()
+        folder.rmdir()
 
 
 def sync_file(path: Path) -> None:
@@ -95,12 +117,18 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def explain_write_error(
-    error: OSError, final: Path, kept: str = "nothing of it was kept"
+    error: Exception, final: Path, kept: str = "nothing of it was kept"
 ) -> AmnesiaError | None:
-    """Return what an OSError while writing `final` means to the user; None when it is a bug.
+    """Return what an error while writing `final` means to the user; None when it is a bug.
 
     `kept` says in the message what has become of the work so far.
     """
+    if not isinstance(error, OSError):
+        found = _RUST_ERROR.search(str(error))
+        # Such a library also reads: of other errors nobody knows which file they are about.
+        if found is None or int(found[1]) not in _NO_SPACE:
+            return None
+        error = OSError(int(found[1]), os.strerror(int(found[1])))
     what = f"{error.filename or final}: {error.strerror}"
     if error.errno in _NO_SPACE:
         return StageFailedError(
@@ -119,14 +147,16 @@ def explain_write_error(
 
 @contextmanager
 def explaining_write_errors(final: Path, kept: str) -> Iterator[None]:
-    """Turn an OSError inside the block into what it means to the user; see `explain_write_error`.
+    """Turn an error of the system in the block into what it means; see `explain_write_error`.
 
     Raises:
-        UserError, StageFailedError, MissingEnvironmentError: in place of the OSError.
+        UserError, StageFailedError, MissingEnvironmentError: instead of the system's error.
     """
     try:
         yield
-    except OSError as error:
+    except AmnesiaError:
+        raise
+    except Exception as error:
         explained = explain_write_error(error, final, kept)
         if explained is None:
             raise

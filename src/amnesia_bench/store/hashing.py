@@ -3,38 +3,36 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.records.artifacts import FileEntry, Manifest
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.layout import MANIFEST
 
-_READ_BYTES = 4 << 20
 _MAX_READERS = 4
+# Files of results are small, and what an editor saved may keep its time: these are always read.
+_SMALL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One way in which a folder differs from its manifest."""
+    """One way in which a folder differs from its manifest; of an `unreadable` file nobody knows."""
 
     path: str
     problem: str
+    unreadable: bool = False
 
 
 def sha256_of(path: Path) -> str:
     """Return the sha256 of a file in hex; other threads run while it reads."""
-    digest = hashlib.sha256()
-    buffer = bytearray(_READ_BYTES)
-    view = memoryview(buffer)
-    with path.open("rb", buffering=0) as file:
-        while count := file.readinto(buffer):
-            digest.update(view[:count])
-    return digest.hexdigest()
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_entry(folder: Path, path: str, *, sha256: str | None) -> FileEntry:
@@ -48,14 +46,40 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         UserError: the folder is not a finished artifact, or its manifest is damaged.
+        NewerVersionError: a newer version wrote it.
+        MissingEnvironmentError: it may not be read.
     """
     path = folder / MANIFEST
-    if not path.is_file():
+    if not is_finished(folder):
         raise UserError(
             f"{folder}: not a finished artifact (it has no {MANIFEST})",
             hint="Give a folder that amnesia wrote.",
         )
     return Manifest.from_json(read_json(path), str(path))
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether a folder is a finished artifact.
+
+    Raises:
+        MissingEnvironmentError: it may not be read.
+    """
+    try:
+        return (folder / MANIFEST).is_file()
+    except OSError as error:
+        raise MissingEnvironmentError(f"{folder}: cannot be read ({error.strerror})") from error
+
+
+def content_sha256(manifest: Manifest) -> str:
+    """Return a hash of what an artifact's files hold, whenever and wherever they were made.
+
+    A file that was never read counts by its size and time, which is all that is known of it.
+    """
+    files = sorted(
+        [entry.path, entry.bytes, entry.mtime_ns if entry.sha256 is None else entry.sha256]
+        for entry in manifest.files
+    )
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
 
 
 def verify_manifest(folder: Path) -> list[Finding]:
@@ -66,8 +90,7 @@ def verify_manifest(folder: Path) -> list[Finding]:
     """
     manifest = read_manifest(folder)
     findings = compare_sizes(folder, manifest)
-    broken = {finding.path for finding in findings}
-    entries = [entry for entry in manifest.files if entry.path not in broken]
+    entries = [entry for entry in manifest.files if not _covered(entry.path, findings)]
     with ThreadPoolExecutor(min(_MAX_READERS, os.cpu_count() or 1)) as readers:
         contents = readers.map(lambda entry: _compare_contents(folder, entry), entries)
         return sorted(
@@ -79,9 +102,12 @@ def verify_manifest(folder: Path) -> list[Finding]:
 def compare_sizes(folder: Path, manifest: Manifest) -> list[Finding]:
     """Compare names, kinds and sizes of a folder's files with a manifest, without reading them."""
     expected = {entry.path: entry.bytes for entry in manifest.files}
-    found = dict(_walk(folder))
-    findings = []
+    findings: list[Finding] = []
+    found = dict(_walk(folder, findings))
+    unreadable = tuple(findings)
     for path in sorted(expected.keys() | found.keys()):
+        if _covered(path, unreadable):
+            continue
         if path not in found:
             problem = "is missing"
         elif path not in expected:
@@ -97,44 +123,79 @@ def compare_sizes(folder: Path, manifest: Manifest) -> list[Finding]:
 
 
 def compare_changed(folder: Path, manifest: Manifest) -> list[Finding]:
-    """Compare a folder with its manifest, reading only files that were touched since."""
+    """Compare a folder with its manifest, reading small files and those that were touched since."""
     findings = compare_sizes(folder, manifest)
-    broken = {finding.path for finding in findings}
-    for entry in manifest.files:
-        if entry.path in broken or (folder / entry.path).stat().st_mtime_ns == entry.mtime_ns:
-            continue
-        finding = _compare_contents(folder, entry)
-        findings += [] if finding is None else [finding]
-    return findings
+    entries = [entry for entry in manifest.files if not _covered(entry.path, findings)]
+    contents = (
+        _compare_contents(folder, entry, touched_only=entry.bytes > _SMALL_BYTES)
+        for entry in entries
+    )
+    return findings + [finding for finding in contents if finding is not None]
 
 
 def hashed_entries(folder: Path) -> tuple[FileEntry, ...]:
-    """Describe every file of a folder but its manifest, with its hash."""
-    names = sorted(path for path, _ in _walk(folder))
+    """Describe every file of a folder but its manifest, with its hash.
+
+    Raises:
+        MissingEnvironmentError: one may not be read.
+    """
+    unreadable: list[Finding] = []
+    names = sorted(path for path, _ in _walk(folder, unreadable))
+    for finding in unreadable:
+        raise MissingEnvironmentError(f"{folder / finding.path} {finding.problem}")
     return tuple(file_entry(folder, name, sha256=sha256_of(folder / name)) for name in names)
 
 
-def _compare_contents(folder: Path, entry: FileEntry) -> Finding | None:
+def _compare_contents(
+    folder: Path, entry: FileEntry, *, touched_only: bool = False
+) -> Finding | None:
     path = folder / entry.path
     try:
+        touched = path.stat().st_mtime_ns != entry.mtime_ns
         if entry.sha256 is None:
-            changed = path.stat().st_mtime_ns != entry.mtime_ns
+            changed = touched
             problem = "was changed or copied since (other mtime, and no sha256 to prove it by)"
         else:
-            changed = sha256_of(path) != entry.sha256
+            changed = (touched or not touched_only) and sha256_of(path) != entry.sha256
             problem = "has other contents (sha256 differs)"
     except OSError as error:
-        changed, problem = True, f"cannot be read ({error.strerror})"
+        return _unreadable(entry.path, error)
     return Finding(path=entry.path, problem=problem) if changed else None
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, int | None]]:
-    """Yield every file but the manifest: its path, and its size or None if it is no plain file."""
-    for parent, folders, names in os.walk(folder):
+def _walk(folder: Path, unreadable: list[Finding]) -> Iterator[tuple[str, int | None]]:
+    """Yield every file but the manifest: its path, and its size or None if it is no plain file.
+
+    What cannot be looked at is appended to `unreadable`.
+    """
+
+    def relative(path: Path) -> str:
+        return path.relative_to(folder).as_posix()
+
+    def refuse(error: OSError) -> None:
+        unreadable.append(_unreadable(relative(Path(error.filename)), error))
+
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         for name in names + links:
             path = Path(parent) / name
-            relative = path.relative_to(folder).as_posix()
-            if relative != MANIFEST:
+            if relative(path) == MANIFEST:
+                continue
+            try:
                 plain = path.is_file() and not path.is_symlink()
-                yield relative, path.stat().st_size if plain else None
+                yield relative(path), path.stat().st_size if plain else None
+            except OSError as error:
+                unreadable.append(_unreadable(relative(path), error))
+
+
+def _covered(path: str, findings: Sequence[Finding]) -> bool:
+    """Return whether a finding is about this file, or about a folder above it."""
+    return any(
+        path == finding.path
+        or (finding.unreadable and (finding.path == "." or path.startswith(f"{finding.path}/")))
+        for finding in findings
+    )
+
+
+def _unreadable(path: str, error: OSError) -> Finding:
+    return Finding(path=path, problem=f"cannot be read ({error.strerror})", unreadable=True)

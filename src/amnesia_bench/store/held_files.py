@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from amnesia_bench.errors import StageFailedError
 
@@ -63,13 +63,17 @@ class HeldFiles:
             raise _changed(path)
 
     @contextmanager
-    def reading(self, path: Path) -> Iterator[BinaryIO]:
+    def reading(self, path: Path) -> Iterator[BufferedReader]:
         """Open one of the files, and make sure that it is the one that was found.
 
         Raises:
-            StageFailedError: it is another file, or one that was written since.
+            StageFailedError: it is another file, one that was written since, or gone.
         """
-        with path.open("rb") as file:
+        try:
+            opened = path.open("rb")
+        except FileNotFoundError as error:
+            raise _changed(path) from error
+        with opened as file:
             state = _state(os.fstat(file.fileno()))
             if any(held != state for held_path, held in self.states if held_path == path):
                 raise _changed(path)

@@ -4,14 +4,21 @@ A lease is a folder of numbered claims: `.<name>.lease/1`, `2`, ... The holder i
 claim. A claim is made by creating its file with O_EXCL, so of several processes that find the
 same claim dead exactly one makes the next; its number is the fencing token. flock is not used:
 on Lustre, GPFS and NFS it may succeed for everyone.
+
+Ages are differences of file times, which on NFS and on one machine come from one clock, that of the
+file system: clocks of hosts differ, and a host must not take another's lease because its own clock
+is ahead. A heartbeat that is dated in the future says nothing about its age, so whoever finds one
+dates it back to now: a live holder renews it, a dead one does not.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
-import platform
+import re
+import secrets
 import shutil
 import signal
 import threading
@@ -25,29 +32,23 @@ from pathlib import Path
 from amnesia_bench.errors import BusyError, StageFailedError, UserError
 from amnesia_bench.records import codec
 from amnesia_bench.store.layout import lease_path, new_working_path
+from amnesia_bench.store.processes import Holder, is_alive, is_here, this_process
+
+log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 300.0
 # A claim is written at once after it is created: one that stays empty has lost its process.
 _UNWRITTEN_SECONDS = 5.0
+# A heartbeat further ahead of the file system's clock than this is not taken for an age.
+_FUTURE_SECONDS = 60.0
 # A slow process may add its claim to a folder while that is being removed.
 _REMOVALS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class Holder:
-    """The process behind a claim.
-
-    `machine` tells apart reboots and containers that share a host name; `process_start` (clock
-    ticks since boot, None where unknown) tells apart processes that got the same pid.
-    """
-
-    host: str
-    machine: str
-    pid: int
-    process_start: int | None
-    slurm_job_id: str | None
-    since: str
+# How often others may be faster, or release, before a process gives up.
+_ATTEMPTS, _PAUSE_SECONDS = 1000, 0.001
+# Anything else in the folder is not ours, whatever int() makes of its name.
+_NUMBER = re.compile(r"[1-9][0-9]{0,17}")
+_CLAIM_CHARACTERS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,8 @@ def holding_lease(
     """Hold the only right to write a final folder.
 
     A claim of a dead process of this machine is taken over at once, one of another machine when
-    its heartbeat is older than `stale_seconds`.
+    its heartbeat is older than `stale_seconds` by the file system's clock. `clock` is asked where
+    that cannot be read.
 
     Raises:
         BusyError: a live process holds it.
@@ -163,51 +165,78 @@ def current_holder(final: Path, *, stale_seconds: float = STALE_SECONDS) -> Hold
         return None
     try:
         last = _last_claim(descriptor)
+        if last is None or _is_stale(descriptor, last, stale_seconds, time.time):
+            return None
     except OSError:  # released meanwhile
         return None
     finally:
         os.close(descriptor)
-    if last is None or _is_stale(last, time.time() - last.heartbeat, stale_seconds):
-        return None
     return last.holder
 
 
 def _take(final: Path, stale_seconds: float, clock: Callable[[], float]) -> tuple[int, int]:
+    for _ in range(_ATTEMPTS):
+        if (taken := _try_to_take(final, stale_seconds, clock)) is not None:
+            return taken
+        time.sleep(_PAUSE_SECONDS)
+    raise BusyError(
+        f"{final}: other processes were faster {_ATTEMPTS} times",
+        hint=f"Run again. If nothing else is running, delete {lease_path(final)}.",
+    )
+
+
+def _try_to_take(
+    final: Path, stale_seconds: float, clock: Callable[[], float]
+) -> tuple[int, int] | None:
+    """Return the open folder and the number of a new claim; None if another process was faster."""
     folder = lease_path(final)
-    while True:
-        # Not exist_ok: pathlib looks again, and by then the folder may have been released.
-        with contextlib.suppress(FileExistsError):
-            folder.mkdir()
-        try:
-            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-        except FileNotFoundError:  # released between the two calls
-            continue
-        except NotADirectoryError as error:
-            what = f"{folder}: in the way of the lease of {final}"
-            raise UserError(what, hint="Remove it.") from error
-        taken = False
-        try:
-            last = _last_claim(descriptor)
-            if last is not None and not _is_stale(last, clock() - last.heartbeat, stale_seconds):
-                raise _busy(final, folder, last)
-            number = 1 if last is None else last.number + 1
-            _write_claim(descriptor, number)
-            taken = _is_current(folder, descriptor, number)
-            if taken:
-                return descriptor, number
-        except (FileExistsError, FileNotFoundError):  # another was faster, or released
-            continue
-        except OSError:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
-            raise
-        finally:
-            if not taken:
-                os.close(descriptor)
+    # Not exist_ok: pathlib looks again, and by then the folder may have been released.
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir()
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except FileNotFoundError:  # released between the two calls
+        return None
+    except NotADirectoryError as error:
+        what = f"{folder}: in the way of the lease of {final}"
+        raise UserError(what, hint="Remove it.") from error
+    taken = False
+    try:
+        # Before the last claim is read: one that comes in between then has this number already.
+        number = 1 + max(_names(descriptor), default=0)
+        last = _last_claim(descriptor)
+        if last is not None and not _is_stale(descriptor, last, stale_seconds, clock):
+            elsewhere = last.holder is None or not is_here(last.holder)
+            ahead = _seconds_ahead(descriptor, last, clock) if elsewhere else 0.0
+            raise _busy(final, folder, last, ahead)
+        _write_claim(descriptor, number)
+        taken = _is_current(folder, descriptor, number)
+        return (descriptor, number) if taken else None
+    except (FileExistsError, FileNotFoundError):  # another was faster, or released
+        return None
+    except OSError:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+        raise
+    finally:
+        if not taken:
+            os.close(descriptor)
 
 
-def _numbers(descriptor: int) -> list[int]:
-    return [int(name) for name in os.listdir(descriptor) if name.isdecimal()]
+def _names(descriptor: int) -> dict[int, bool]:
+    """Return every number that is taken in a lease folder, and whether it is a claim."""
+    with os.scandir(descriptor) as entries:
+        return {
+            int(entry.name): entry.is_file(follow_symlinks=False)
+            for entry in entries
+            if _NUMBER.fullmatch(entry.name)
+        }
+
+
+def _last_number(descriptor: int) -> int | None:
+    """Return the number of the highest claim; links, folders and pipes are none."""
+    names = _names(descriptor)
+    return max((number for number, is_claim in names.items() if is_claim), default=None)
 
 
 def _is_current(folder: Path, descriptor: int, number: int) -> bool:
@@ -215,17 +244,14 @@ def _is_current(folder: Path, descriptor: int, number: int) -> bool:
         there = folder.stat()
     except OSError:
         return False
-    return (
-        os.path.samestat(there, os.fstat(descriptor))
-        and max(_numbers(descriptor), default=0) == number
-    )
+    return os.path.samestat(there, os.fstat(descriptor)) and _last_number(descriptor) == number
 
 
 def _write_claim(descriptor: int, number: int) -> None:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     claim = os.open(str(number), flags, 0o644, dir_fd=descriptor)
     try:
-        os.write(claim, json.dumps(codec.to_json(_this_process())).encode())
+        os.write(claim, json.dumps(codec.to_json(this_process())).encode())
     except OSError:
         os.unlink(str(number), dir_fd=descriptor)
         raise
@@ -234,28 +260,62 @@ def _write_claim(descriptor: int, number: int) -> None:
 
 
 def _last_claim(descriptor: int) -> Claim | None:
-    number = max(_numbers(descriptor), default=None)
+    number = _last_number(descriptor)
     if number is None:
         return None
     claim = Claim(number=number, holder=None, heartbeat=0.0)
     for _ in range(10):  # its owner may be between creating and writing it
         with os.fdopen(os.open(str(number), os.O_RDONLY, dir_fd=descriptor)) as file:
             claim = replace(claim, heartbeat=os.fstat(file.fileno()).st_mtime)
-            with contextlib.suppress(ValueError, UserError):
-                return replace(claim, holder=codec.from_json(Holder, json.load(file), "lease"))
+            with contextlib.suppress(ValueError, UserError, RecursionError):
+                said = json.loads(file.read(_CLAIM_CHARACTERS))
+                return replace(claim, holder=codec.from_json(Holder, said, "lease"))
         time.sleep(0.01)
     return claim
 
 
-def _is_stale(claim: Claim, age_seconds: float, stale_seconds: float) -> bool:
-    holder, me = claim.holder, _this_process()
-    if holder is not None and (holder.host, holder.machine) == (me.host, me.machine):
-        return not _is_alive(holder)
+def _is_stale(
+    descriptor: int, claim: Claim, stale_seconds: float, clock: Callable[[], float]
+) -> bool:
+    holder = claim.holder
+    if holder is not None and is_here(holder):
+        return not is_alive(holder)
+    ahead = _seconds_ahead(descriptor, claim, clock)
+    if ahead > _FUTURE_SECONDS:
+        who = "a process" if holder is None else f"process {holder.pid} on {holder.host}"
+        log.warning(
+            "%s last showed itself %.0f s in the future of this file system: its clock, or this "
+            "one, was wrong. If it is dead, it can be followed in %.0f s.",
+            who, ahead, STALE_SECONDS,
+        )  # fmt: skip
+        with contextlib.suppress(OSError):  # of another user, or released
+            os.utime(str(claim.number), dir_fd=descriptor)
+        return False
     # Whoever was slow to write a claim looks afterwards if it is still the highest.
-    return age_seconds > (_UNWRITTEN_SECONDS if holder is None else stale_seconds)
+    return -ahead > (_UNWRITTEN_SECONDS if holder is None else stale_seconds)
 
 
-def _busy(final: Path, folder: Path, claim: Claim) -> BusyError:
+def _seconds_ahead(descriptor: int, claim: Claim, clock: Callable[[], float]) -> float:
+    """Return how far a heartbeat lies in the future of the file system; negative is its age."""
+    return claim.heartbeat - _file_system_time(descriptor, clock)
+
+
+def _file_system_time(descriptor: int, clock: Callable[[], float]) -> float:
+    """Return the time that the file system gives to what is written to a folder now."""
+    name = f".now-{secrets.token_hex(8)}"
+    try:
+        probe = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=descriptor)
+    except OSError:  # may only be read, or is full
+        return clock()
+    try:
+        return os.fstat(probe).st_mtime
+    finally:
+        os.close(probe)
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=descriptor)
+
+
+def _busy(final: Path, folder: Path, claim: Claim, seconds_ahead: float) -> BusyError:
     if claim.holder is None:
         who = "a process that has not said who it is"
     else:
@@ -263,49 +323,15 @@ def _busy(final: Path, folder: Path, claim: Claim) -> BusyError:
         who = f"process {claim.holder.pid} on {claim.holder.host}"
         who += f" (SLURM job {job})" if job else ""
         who += f" since {claim.holder.since}"
-    beat = datetime.fromtimestamp(claim.heartbeat, UTC).isoformat(timespec="seconds")
+    beat = f"{claim.heartbeat:.0f} s after 1970"
+    with contextlib.suppress(ValueError, OverflowError):  # no year of four digits
+        beat = datetime.fromtimestamp(claim.heartbeat, UTC).isoformat(timespec="seconds")
+    if seconds_ahead > _FUTURE_SECONDS:
+        beat += (
+            f", which is {seconds_ahead:.0f} s in the future of this file system; if it is dead, "
+            f"it can be followed in {STALE_SECONDS:.0f} s"
+        )
     return BusyError(
         f"{final}: being written by {who}, last heard of at {beat}",
         hint=f"Wait for it to end. If it is surely gone, delete {folder} and run again.",
     )
-
-
-def _this_process() -> Holder:
-    return Holder(
-        host=platform.node(),
-        machine=_machine(),
-        pid=os.getpid(),
-        process_start=_process_start(os.getpid()),
-        slurm_job_id=os.environ.get("SLURM_JOB_ID"),
-        since=datetime.now(UTC).isoformat(timespec="seconds"),
-    )
-
-
-def _machine() -> str:
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return platform.system()
-
-
-def _is_alive(holder: Holder) -> bool:
-    try:
-        os.kill(holder.pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # alive, and another user's
-        pass
-    start = _process_start(holder.pid)
-    return start is None or holder.process_start is None or start == holder.process_start
-
-
-def _process_start(pid: int) -> int | None:
-    """Return when a process started, in ticks since boot: -1 for a zombie, None when unknown."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return None
-    # The command's name comes second, in parentheses, and may hold anything.
-    fields = stat.rpartition(")")[2].split()
-    return -1 if fields[0] in "ZX" else int(fields[19])

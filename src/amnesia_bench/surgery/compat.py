@@ -2,89 +2,69 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+from typing import cast
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.records.roles import AttentionMap
+from amnesia_bench.records.roles import AttentionMap, Role
+from amnesia_bench.surgery.pairing import check_roles
+from amnesia_bench.surgery.rope import Rope, check_rope
 from amnesia_bench.weights.checkpoint import Checkpoint
-from amnesia_bench.weights.header import DTYPE_BITS
-from amnesia_bench.weights.numbers import FLOAT_DTYPES
-
-QUANTISATION_KEYS = ("quantization_config", "compression_config", "quant_method")
-QUANTISED_DTYPES = {name for name, bits in DTYPE_BITS.items() if name[0] == "F" and bits <= 8}
-QUANTISED_SUFFIXES = (".qweight", ".qzeros", ".weight_scale", ".weight_packed", ".absmax")
-
-
-def check_not_quantised(checkpoint: Checkpoint) -> None:
-    """Raise UserError when the weights are codes of a quantiser rather than numbers."""
-    for config in (checkpoint.config, checkpoint.config.get("text_config") or {}):
-        for key in QUANTISATION_KEYS:
-            if config.get(key):
-                raise _quantised(checkpoint, f"its config.json has {key}")
-    for name, (_, entry) in checkpoint.tensors.items():
-        if name.endswith(QUANTISED_SUFFIXES):
-            raise _quantised(checkpoint, f"it holds {name!r}")
-        if entry.dtype in QUANTISED_DTYPES:
-            raise _quantised(checkpoint, f"{name!r} has dtype {entry.dtype}")
+from amnesia_bench.weights.file_names import CONFIG
 
 
 def check_compatible(
-    pre: Checkpoint, post: Checkpoint, maps: tuple[AttentionMap, AttentionMap], *, cast: bool
-) -> None:
-    """Raise UserError unless pre and post are two states of one model.
+    pre: Checkpoint,
+    post: Checkpoint,
+    maps: tuple[AttentionMap, AttentionMap],
+    roles: Collection[Role],
+) -> list[str]:
+    """Compare what W_Q and W_K mean, and the tensors of `roles`; nothing else has to agree.
 
-    Compared: family, softmax layers, everything in the configs that changes what a logit means,
-    the set of tensors, and each tensor's shape and (unless `cast`) dtype.
+    Returns:
+        Notes on differences in the configs that do not matter.
+
+    Raises:
+        UserError: the softmax layers, or what the configs make of a logit, differ; or tensors of
+            these roles are missing on one side or have different shapes.
     """
     pre_map, post_map = maps
     if pre_map.family != post_map.family:
         raise _mismatch("architectures", pre_map.family, post_map.family, pre, post)
-    if pre_map.layer_kinds != post_map.layer_kinds:
-        kinds = [" ".join(f"{i}:{kind}" for i, kind in enumerate(m.layer_kinds)) for m in maps]
-        raise _mismatch("layer marks", kinds[0], kinds[1], pre, post)
+    kinds = pre_map.layer_kinds, post_map.layer_kinds
+    if len(kinds[0]) != len(kinds[1]):
+        raise _mismatch("numbers of layers", len(kinds[0]), len(kinds[1]), pre, post)
+    if kinds[0] != kinds[1]:
+        other = [i for i, (a, b) in enumerate(zip(*kinds, strict=True)) if a != b]
+        marks = [" ".join(f"{i}:{found[i]}" for i in other) for found in kinds]
+        raise _mismatch("layer marks", marks[0], marks[1], pre, post)
     pre_routing, post_routing = dict(pre_map.routing), dict(post_map.routing)
+    ropes = pre_routing.pop("rope"), post_routing.pop("rope")
     for key in sorted(pre_routing.keys() | post_routing.keys()):
         if pre_routing.get(key) != post_routing.get(key):
             raise _mismatch(key, pre_routing.get(key), post_routing.get(key), pre, post)
-    _check_tensors(pre, post, cast=cast)
+    notes = check_rope(pre.folder, post.folder, cast("tuple[Rope | None, Rope | None]", ropes))
+    check_roles(pre, post, maps, roles)
+    return notes
 
 
-def _check_tensors(pre: Checkpoint, post: Checkpoint, *, cast: bool) -> None:
-    for name in sorted(pre.tensors.keys() ^ post.tensors.keys()):
-        have, lack = (pre, post) if name in pre.tensors else (post, pre)
-        raise UserError(
-            f"Tensor {name!r} is in {have.folder} but not in {lack.folder}: these are not two "
-            "states of one model."
-        )
-    for name, (_, pre_entry) in pre.tensors.items():
-        _, post_entry = post.tensors[name]
-        if pre_entry.shape != post_entry.shape:
-            shapes = (list(pre_entry.shape), list(post_entry.shape))
-            raise _mismatch(f"shapes of {name!r}", *shapes, pre, post)
-        if pre_entry.dtype != post_entry.dtype and not cast:
-            error = _mismatch(f"dtypes of {name!r}", pre_entry.dtype, post_entry.dtype, pre, post)
-            error.hint = f"--cast rounds what is taken from pre to {post_entry.dtype}."
-            raise error
-
-
-def check_float(checkpoint: Checkpoint, names: Iterable[str]) -> None:
-    """Raise UserError unless these tensors hold floating-point weights."""
+def check_dtypes(pre: Checkpoint, post: Checkpoint, names: Iterable[str]) -> None:
+    """Raise UserError unless these tensors have one dtype in both."""
     for name in names:
-        _, entry = checkpoint.tensors[name]
-        if entry.dtype not in FLOAT_DTYPES:
-            raise _quantised(checkpoint, f"{name!r} has dtype {entry.dtype}")
-
-
-def _quantised(checkpoint: Checkpoint, sign: str) -> UserError:
-    return UserError(
-        f"{checkpoint.folder}: holds quantised weights ({sign}).",
-        hint="Restore the unquantised checkpoint, then quantise the result again.",
-    )
+        pre_dtype, post_dtype = (c.tensors[name][1].dtype for c in (pre, post))
+        if pre_dtype != post_dtype:
+            raise UserError(
+                f"Different dtypes of {name!r}: pre {pre_dtype} ({pre.folder}), "
+                f"post {post_dtype} ({post.folder}).",
+                hint=f"--cast rounds what is taken from pre to {post_dtype}.",
+            )
 
 
 def _mismatch(
     what: str, in_pre: object, in_post: object, pre: Checkpoint, post: Checkpoint
 ) -> UserError:
     return UserError(
-        f"Different {what}:\n  pre  {in_pre}  ({pre.folder})\n  post {in_post}  ({post.folder})"
+        f"Different {what}:\n  pre  {in_pre}  ({pre.folder})\n  post {in_post}  ({post.folder})",
+        hint=f"Give as --pre the checkpoint that {post.folder} was fine-tuned from. If it is that, "
+        f"one {CONFIG} was edited: put the value of its training back.",
     )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shlex
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -110,7 +111,8 @@ def measure_drift(pair: Pair, plans: tuple[LayerPlan, ...]) -> dict[int, float]:
                 with np.errstate(invalid="ignore", over="ignore"):
                     moved += np.vdot(post - pre, post - pre)
                 scale += np.vdot(pre, pre)
-        ratio = float(np.sqrt(moved / scale)) if scale else np.inf
+        with np.errstate(invalid="ignore"):  # both may have overflowed
+            ratio = float(np.sqrt(moved / scale)) if scale else np.inf
         drift[plan.layer] = ratio if np.isfinite(ratio) else np.inf
     return drift
 
@@ -167,10 +169,11 @@ def _described(
             raise UserError(
                 f"{pair.pre.folder}: restoring {tensor.name!r} would write NaN or infinity; "
                 "nothing was written.",
-                hint=f"See which tensors diverged: amnesia diff {pair.pre.folder} "
-                f"{pair.post.folder}",
+                hint="See which tensors diverged: "
+                + shlex.join(["amnesia", "diff", str(pair.pre.folder), str(pair.post.folder)]),
             )
-        with np.errstate(invalid="ignore"):  # a diverged post may hold infinity
+        # A diverged post may hold infinity.
+        with np.errstate(invalid="ignore", over="ignore"):
             moved, undone = post_values - pre_values, new_values - post_values
             squares += [np.vdot(a, a) for a in (pre_values, post_values, moved, undone)]
     norms = np.sqrt(squares)
@@ -187,7 +190,7 @@ def _described(
         sha256_pre=hashes[0].result(),
         sha256_post=hashes[1].result(),
         sha256_restored=hashes[2].result(),
-        norm_pre=float(norms[0]),
+        norm_pre=_finite(norms[0]),
         norm_post=_finite(norms[1]),
         norm_post_minus_pre=_finite(norms[2]),
         norm_restored_minus_post=_finite(norms[3]),

@@ -58,9 +58,10 @@ def ruled_tensors(rule: ComputedRule, pair: Pair, plan: LayerPlan) -> dict[str, 
         groups = [[_planned_rows(tensor) for tensor in plan.of_role(role)] for role in roles]
     else:
         groups = [_all_rows(pair.attention, plan.layer, role) for role in (Role.Q, Role.K)]
+        _refuse_foreign_keys(rule, plan.layer, groups[1])
     pre = [_gather(pair.pre, parts) for parts in groups]
     post = [_gather(pair.post, parts) for parts in groups]
-    new = _apply(rule, pre, post, pair.attention.head_dim)
+    new = _apply(rule, pre, post, _head_dim(pair.attention, plan.layer))
     tensors: dict[str, Float64] = {}
     for parts, matrix in zip(groups, new, strict=True):
         tensors |= _scatter(pair.post, parts, matrix, tensors)
@@ -97,6 +98,16 @@ def _all_rows(attention: AttentionMap, layer: int, role: Role) -> list[_Part]:
     return parts
 
 
+def _head_dim(attention: AttentionMap, layer: int) -> int:
+    """Return the head_dim of one layer's queries: of gemma4 it depends on the layer."""
+    sizes = (
+        t.rows.head_dim
+        for t in attention.tensors
+        if t.layer == layer and t.role is Role.Q and t.rows is not None
+    )
+    return next(sizes, attention.head_dim)
+
+
 def _planned_rows(tensor: PlannedTensor) -> _Part:
     return _Part(name=tensor.name, rows=_index(tensor.rows))
 
@@ -110,6 +121,15 @@ def _refuse_adapters(plan: LayerPlan) -> None:
                 "the other half would mean something to this rule.",
                 hint="The rule copy restores this architecture: --variant qk",
             )
+
+
+def _refuse_foreign_keys(rule: ComputedRule, layer: int, keys: Sequence[_Part]) -> None:
+    if not keys:  # gemma3n, gemma4
+        raise UserError(
+            f"Layer {layer} reads the keys of an earlier layer; rule {rule.kind} needs W_Q and W_K "
+            "of one layer.",
+            hint="The rule copy restores this architecture: --variant qk",
+        )
 
 
 def _index(ranges: Iterable[tuple[int, int]]) -> NDArray[np.intp]:

@@ -1,6 +1,6 @@
 """Which tensors, and which of their rows, a restore will replace. Reads no weights.
 
-The plan is what `--dry-run` prints and what the proof later holds the written bytes against.
+The plan is what `--dry-run` prints and what the written bytes are later compared with.
 """
 
 from __future__ import annotations

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,27 +20,31 @@ from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import FileEntry, Manifest
 from amnesia_bench.records.restoration import Proof, Restoration
-from amnesia_bench.records.roles import AttentionMap, LayerKind
+from amnesia_bench.records.roles import AttentionMap, LayerKind, Role
 from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.surgery.compat import check_compatible, check_float, check_not_quantised
+from amnesia_bench.surgery.compat import check_compatible, check_dtypes
 from amnesia_bench.surgery.edits import Edits, compute_edits, measure_drift
 from amnesia_bench.surgery.layer_values import Pair
+from amnesia_bench.surgery.pairing import in_posts_names, notes_on_others, pair_tensors
 from amnesia_bench.surgery.plan import LayerPlan, candidate_layers, make_plan
 from amnesia_bench.surgery.shards import WrittenShard, bytes_to_copy, check_tensors, write_shards
-from amnesia_bench.weights.attention_map import attention_map
-from amnesia_bench.weights.checkpoint import (
-    INDEX,
-    Checkpoint,
-    files_below,
-    open_checkpoint,
-    side_files,
-)
+from amnesia_bench.weights.attention_map import ROUTING, attention_map
+from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
+from amnesia_bench.weights.file_names import ADAPTER_CONFIG, INDEX
+from amnesia_bench.weights.folder_kinds import merge_command
 from amnesia_bench.weights.identity import as_parent, identify
+from amnesia_bench.weights.quantisation import (
+    note_on_config,
+    quantised,
+    refuse_codes,
+    sign_of_codes,
+)
+from amnesia_bench.weights.side_files import LeftOut, left_out, side_files
 
 RESTORATION = "restoration.json"
 RESTORED = "restored"  # the kind of artifact
@@ -83,7 +88,8 @@ def restore(  # noqa: PLR0913 - the public entry; every argument is a flag of th
     _check_out(out, job.pair)
     provenance = collect_provenance(sys.argv, seeds={})
     with publishing(out) as work:
-        record, entries = _fill(job, work.folder, out, allow_noop=allow_noop)
+        with job.unchanged():
+            record, entries = _fill(job, work.folder, out, allow_noop=allow_noop)
         work.finish(
             Manifest(
                 kind=RESTORED,
@@ -113,9 +119,8 @@ def plan_restore(
         UserError: as `restore`.
     """
     job = _prepare(Path(pre), Path(post), _chosen(variant, layers), cast=cast)
-    record = _record(job, _computed(job, Path(os.devnull), allow_noop=allow_noop))
-    job.check_unchanged()
-    return record
+    with job.unchanged():
+        return _record(job, _computed(job, Path(os.devnull), allow_noop=allow_noop))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +129,24 @@ class _Job:
     variant: Variant
     cast: bool
     plans: tuple[LayerPlan, ...]
+    side_files: tuple[str, ...]
+    left_out: LeftOut
     warnings: tuple[str, ...]
+    held: HeldFiles
 
-    def check_unchanged(self) -> None:
-        """Make sure that what was read of pre and post is what their hashes were taken of."""
-        for checkpoint in (self.pair.pre, self.pair.post):
-            checkpoint.held.check()
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Make sure that what is read of pre and post is what their hashes were taken of.
+
+        Raises:
+            StageFailedError: a file of theirs was changed or removed; names it.
+        """
+        try:
+            yield
+        except FileNotFoundError:
+            self.held.check()
+            raise
+        self.held.check()
 
 
 def _chosen(variant: str | Variant, layers: Sequence[int] | None) -> Variant:
@@ -143,16 +160,24 @@ def _chosen(variant: str | Variant, layers: Sequence[int] | None) -> Variant:
 
 def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
     checkpoints = open_checkpoint(pre), open_checkpoint(post)
-    for checkpoint in checkpoints:
-        check_not_quantised(checkpoint)
-    maps = [_map_of(checkpoint) for checkpoint in checkpoints]
-    check_compatible(*checkpoints, (maps[0], maps[1]), cast=cast)
-    pair = Pair(pre=checkpoints[0], post=checkpoints[1], attention=maps[1])
+    roles = {*ROUTING, *variant.select.roles}
+    maps = _map_of(checkpoints[0], roles), _map_of(checkpoints[1], roles)
+    leftovers = [note for note in map(note_on_config, checkpoints) if note is not None]
+    notes = [*leftovers, *check_compatible(*checkpoints, maps, roles)]
+    pairing = pair_tensors(*checkpoints, maps)
+    pair = Pair(pre=in_posts_names(checkpoints[0], pairing), post=checkpoints[1], attention=maps[1])
+    copied = [str(path) for path in side_files(post) if str(path) not in OWN_RECORDS]
+    copied += [INDEX] if (post / INDEX).exists() else []
+    side_files_held = HeldFiles.hold(post / name for name in copied)
+    others = left_out(post, [*copied, *pair.post.shards, *OWN_RECORDS])
     layers = candidate_layers(variant.select, pair.attention)
     plans = make_plan(variant.select, pair.attention, pair.post, layers)
-    for checkpoint in checkpoints:
-        for plan in plans:
-            check_float(checkpoint, [tensor.name for tensor in plan.tensors])
+    planned = [tensor.name for plan in plans for tensor in plan.tensors]
+    for checkpoint in (pair.pre, pair.post):
+        refuse_codes(checkpoint, planned)
+    if not cast:
+        check_dtypes(pair.pre, pair.post, planned)
+    notes += notes_on_others(pair.pre, pair.post, pairing, set(planned))
     if isinstance(variant.select.layers, TopDrift):
         drift = measure_drift(pair, plans)
         keep = sorted(drift, key=lambda layer: -drift[layer])[: variant.select.layers.top_drift]
@@ -162,20 +187,32 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
         variant=variant,
         cast=cast,
         plans=plans,
-        warnings=_warnings(variant, pair, plans),
+        side_files=tuple(copied),
+        left_out=others,
+        warnings=(*_warnings(variant, pair, plans, others), *notes),
+        held=sum((checkpoint.held for checkpoint in checkpoints), side_files_held),
     )
 
 
-def _map_of(checkpoint: Checkpoint) -> AttentionMap:
+def _map_of(checkpoint: Checkpoint, roles: Collection[Role]) -> AttentionMap:
     try:
-        return attention_map(checkpoint.config, checkpoint.shapes)
+        return attention_map(checkpoint.config, checkpoint.shapes, roles)
     except UserError as error:  # which of the two it is, only the caller knows
+        if (sign := sign_of_codes(checkpoint)) is not None:
+            raise quantised(checkpoint, sign) from error
         raise UserError(f"{checkpoint.folder}: {error.what}", hint=error.hint) from None
 
 
-def _warnings(variant: Variant, pair: Pair, plans: Sequence[LayerPlan]) -> tuple[str, ...]:
+def _warnings(
+    variant: Variant, pair: Pair, plans: Sequence[LayerPlan], others: LeftOut
+) -> tuple[str, ...]:
     kinds = pair.attention.layer_kinds
     warnings = []
+    if (pair.post.folder / ADAPTER_CONFIG).exists():
+        warnings.append(
+            f"{pair.post.folder}: holds whole weights and an adapter beside them. The adapter is "
+            "taken to be merged already and is not taken over."
+        )
     if LayerKind.LINEAR not in kinds and len(plans) == len(kinds):
         warnings.append(
             f"All {len(kinds)} layers of this model are softmax attention, and all are restored. "
@@ -188,6 +225,8 @@ def _warnings(variant: Variant, pair: Pair, plans: Sequence[LayerPlan]) -> tuple
             f"Layers {', '.join(map(str, sliding))} attend over a sliding window and stay as they "
             "are: restore.select.include_sliding=true restores them too."
         )
+    if others.files:
+        warnings.append(f"Not taken over from post: {others.described()}")
     return tuple(warnings)
 
 
@@ -201,30 +240,37 @@ def _fill(
     shards = write_shards(post, edits, work)
     check_tensors(post, edits, work)
     edits.spool.unlink()
-    copied, left_out = _copy_side_files(post.folder, work)
+    for name in job.side_files:
+        (work / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(post.folder / name, work / name)  # follows links: out holds the files
     record = replace(
         _record(job, edits),
         out=str(out),
-        left_out=left_out,
         proof=_proof(job, edits, shards),
     )
     write_json(work / RESTORATION, codec.to_json(record))
     hashed = {shard.name: shard.sha256 for shard in shards} | {
-        name: sha256_of(work / name) for name in (*copied, RESTORATION)
+        name: sha256_of(work / name) for name in (*job.side_files, RESTORATION)
     }
-    entries = tuple(file_entry(work, name, sha256=sha) for name, sha in hashed.items())
-    # After the entries: a hardlink that is written through from now on differs from its entry.
-    job.check_unchanged()
-    return record, entries
+    # A hardlink that is written through from now on differs from its entry.
+    return record, tuple(file_entry(work, name, sha256=sha) for name, sha in hashed.items())
 
 
 def _computed(job: _Job, spool: Path, *, allow_noop: bool) -> Edits:
     edits = compute_edits(job.pair, job.plans, job.variant.rule, spool)
     if edits.changes_nothing and not allow_noop:
+        post = job.pair.post.folder
+        unmerged = (
+            "The adapter beside its weights is not merged into them. With peft installed:\n"
+            f"{merge_command(post)}\n"
+            if (post / ADAPTER_CONFIG).exists()
+            else ""
+        )
         raise UserError(
             f"Nothing to do: {job.variant.name!r} changes no bit of {job.pair.post.folder}; "
             f"the planned tensors are already those of {job.pair.pre.folder}.",
-            hint="Check that --pre and --post are what you mean; --allow-noop writes a copy.",
+            hint=f"{unmerged}Check that --pre and --post are what you mean; --allow-noop writes a "
+            "copy.",
         )
     return edits
 
@@ -240,7 +286,9 @@ def _check_out(out: Path, pair: Pair) -> None:
 
 
 def _check_space(job: _Job, edits: Edits, work: Path) -> None:
-    needed = bytes_to_copy([h.path for h in job.pair.post.shards.values()], edits, work)
+    post = job.pair.post
+    needed = bytes_to_copy([h.path for h in post.shards.values()], edits, work)
+    needed += sum((post.folder / name).stat().st_size for name in job.side_files)
     free = shutil.disk_usage(work).free
     if needed > free:
         raise StageFailedError(
@@ -248,20 +296,6 @@ def _check_space(job: _Job, edits: Edits, work: Path) -> None:
             "written.",
             hint="Free some space, or choose another --out.",
         )
-
-
-def _copy_side_files(post: Path, work: Path) -> tuple[list[str], tuple[str, ...]]:
-    """Copy config, tokenizer, code and index; return them and what was left behind."""
-    wanted = [str(path) for path in side_files(post) if str(path) not in OWN_RECORDS]
-    if (post / INDEX).exists():
-        wanted.append(INDEX)
-    held = HeldFiles.hold(post / name for name in wanted)
-    for name in wanted:
-        (work / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(post / name, work / name)
-    held.check()
-    left_out = set(files_below(post)) - set(files_below(work))
-    return wanted, tuple(sorted(map(str, left_out)))
 
 
 def _record(job: _Job, edits: Edits) -> Restoration:
@@ -277,7 +311,7 @@ def _record(job: _Job, edits: Edits) -> Restoration:
         out=None,
         cast=job.cast,
         tensors=edits.tensors,
-        left_out=(),
+        left_out=job.left_out.names,
         warnings=job.warnings,
         proof=None,
     )

@@ -12,8 +12,10 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.restoration import Restoration
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
+from amnesia_bench.store.missing_folder import no_folder
 from amnesia_bench.surgery.restoration import RESTORATION, RESTORED
-from amnesia_bench.weights.checkpoint import CONFIG, Checkpoint, open_checkpoint
+from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
+from amnesia_bench.weights.file_names import CONFIG
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +33,10 @@ def verify(folder: Path) -> Verification:
     """Check every file against the manifest; of a checkpoint its shards and restored tensors too.
 
     Raises:
-        UserError: the folder has no manifest: there is nothing to hold it against.
+        UserError: no such folder, or it has no manifest: there is nothing to compare it with.
     """
+    if not folder.is_dir():
+        raise no_folder(folder)
     manifest = read_manifest(folder)
     findings = [f"{finding.path}: {finding.problem}" for finding in verify_manifest(folder)]
     restored = 0

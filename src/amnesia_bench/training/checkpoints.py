@@ -1,7 +1,7 @@
 """The state of a run on disk: saved whole or not at all, in front of the loop or behind it.
 
     checkpoints/step-00000100/                 what PyTorch's distributed checkpoint writes
-    checkpoints/step-00000100/complete.json    written last: a folder without it does not count
+    checkpoints/step-00000100/complete.json    written last: a folder without it is damaged
     checkpoints/.step-00000100.tmp             a save in progress, or one that was killed
 
 Trained tensors and the optimizer's moments only: the rest comes from the checkpoint that the run
@@ -10,9 +10,9 @@ began with.
 
 from __future__ import annotations
 
+import contextlib
 import re
-import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,20 +28,38 @@ from amnesia_bench.config.train_schema import Checkpoints
 from amnesia_bench.errors import AmnesiaError, StageFailedError, UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import FileEntry
-from amnesia_bench.store.files import explain_write_error, read_json, sync_folder, write_json
+from amnesia_bench.store.files import (
+    explain_write_error,
+    read_json,
+    remove_files,
+    sync_folder,
+    write_json,
+)
 from amnesia_bench.store.hashing import file_entry, sha256_of
+from amnesia_bench.tracking.metrics_file import Written
+from amnesia_bench.training.metadata_reader import METADATA, TensorReader, read_metadata
 from amnesia_bench.training.processes import Processes
 
 COMPLETE = "complete.json"
-_NAME = re.compile(r"step-(\d{8})")
+_NAME = re.compile(r"step-([0-9]{8})")
+_TEMPORARY = re.compile(r"\.step-[0-9]{8}\.tmp")
+# What a save writes, finished or not. Anything else is somebody's own and stays.
+_OURS = re.compile(r"__[0-9]+_[0-9]+\.distcp|\.metadata(\.tmp)?|complete\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedStep:
-    """What `complete.json` says: which step, and every file, so that damage is found."""
+    """What `complete.json` says, so that damage is found.
+
+    Attributes:
+        step: how many updates were done.
+        files: every file of the save.
+        records: what metrics.jsonl and its like held by then.
+    """
 
     step: int
     files: tuple[FileEntry, ...]
+    records: Mapping[str, Written]
 
 
 class CheckpointFolder:
@@ -51,7 +69,8 @@ class CheckpointFolder:
         folder: an existing folder, on a file system that all processes see.
         settings: how often is the loop's business; how many are kept, and whether saving waits.
         processes: all of them take part in every call.
-        before_complete: called in the first process before a save counts; may refuse by raising.
+        records: called in the first process before the save of a step counts: makes what was
+            written down by then durable, and says what it is. May refuse by raising.
     """
 
     def __init__(
@@ -59,16 +78,16 @@ class CheckpointFolder:
         folder: Path,
         settings: Checkpoints,
         processes: Processes,
-        before_complete: Callable[[], object],
+        records: Callable[[int], Mapping[str, Written]],
     ) -> None:
         self._folder, self._settings, self._processes = folder, settings, processes
-        self._before_complete = before_complete
+        self._records = records
         self._pending: tuple[int, Future[Any]] | None = None
         self._hashes: Future[tuple[FileEntry, ...]] | None = None
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="amnesia-hash")
 
-    def newest(self) -> int | None:
-        """Return the step of the newest complete save, or None. Removes what was left half done.
+    def newest(self) -> SavedStep | None:
+        """Return the newest complete save, or None. Removes what was left half done.
 
         Raises:
             UserError: it is damaged.
@@ -76,9 +95,18 @@ class CheckpointFolder:
         return self._processes.on_first(self._find_newest)
 
     def load(self, step: int, state: dict[str, torch.Tensor]) -> None:
-        """Read a save into these tensors, whose split over processes may be another one."""
-        # Only our own folders get here, verified: the metadata of this format is a pickle.
-        load(state, checkpoint_id=self._path(step))
+        """Read a save into these tensors, whose split over processes may be another one.
+
+        Raises:
+            UserError: it holds other tensors.
+        """
+        folder = self._path(step)
+        try:
+            load(state, storage_reader=TensorReader(folder))
+        except CheckpointException as error:
+            causes = [str(failure) for failure, _ in error.failures.values()] or [str(error)]
+            how = f"its tensors are not those of this run ({causes[0]})"
+            raise _damaged(folder, folder, how) from error
 
     def save(self, step: int, state: dict[str, torch.Tensor]) -> None:
         """Save; when asynchronous, only copy, and write behind the loop's back.
@@ -131,61 +159,104 @@ class CheckpointFolder:
         return self._folder / f".step-{step:08d}.tmp"
 
     def _prepare(self, temporary: Path) -> None:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
         try:
-            temporary.mkdir()
+            temporary.mkdir(exist_ok=True)
         except OSError as error:
             raise _explained(error, temporary) from error
 
     def _give_up(self, step: int, error: BaseException) -> None:
         temporary, self._hashes = self._temporary(step), None
         if self._processes.first:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
         raise _explained(error, temporary) from error
 
     def _complete(self, step: int) -> None:
         temporary, final = self._temporary(step), self._path(step)
         hashes, self._hashes = self._hashes, None
         try:
-            self._before_complete()
+            records = self._records(step)
             files = _entries(temporary) if hashes is None else hashes.result()
-            saved = SavedStep(step=step, files=files)
+            saved = SavedStep(step=step, files=files, records=records)
             write_json(temporary / COMPLETE, codec.to_json(saved))
             sync_folder(temporary)
             temporary.rename(final)
             sync_folder(self._folder)
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
+            _remove(temporary)
             raise _explained(error, temporary) from error
         for old in self._steps()[: -self._settings.keep]:
             discarded = self._temporary(old)
             self._path(old).rename(discarded)
-            shutil.rmtree(discarded, ignore_errors=True)
+            _remove(discarded)
+            if discarded.exists():  # with something of the user's own in it
+                discarded.rename(self._path(old))
 
     def _steps(self) -> list[int]:
         matches = (_NAME.fullmatch(path.name) for path in self._folder.iterdir())
         return sorted(int(match[1]) for match in matches if match is not None)
 
-    def _find_newest(self) -> int | None:
-        for leftover in self._folder.glob(".step-*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
+    def _find_newest(self) -> SavedStep | None:
+        for leftover in _leftovers(self._folder):
+            _remove(leftover)
         steps = self._steps()
         if not steps:
             return None
         folder = self._path(steps[-1])
-        saved = codec.from_json(SavedStep, read_json(folder / COMPLETE), str(folder / COMPLETE))
-        for entry in saved.files:
-            path = folder / entry.path
-            if not path.is_file() or sha256_of(path) != entry.sha256:
-                raise UserError(
-                    f"{path}: damaged since it was saved",
-                    hint=f"Remove {folder} to go on from the save before it.",
-                )
-        return saved.step
+        saved = _verified(folder)
+        if saved.step != steps[-1]:
+            raise _damaged(folder, folder / COMPLETE, f"is about step {saved.step}")
+        read_metadata(folder)
+        return saved
+
+
+def remove_saves(folder: Path) -> None:
+    """Remove the saves of a run, and the folder if nothing else is in it."""
+    complete = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
+    for path in complete + _leftovers(folder):
+        _remove(path)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _leftovers(folder: Path) -> list[Path]:
+    return [path for path in folder.glob(".step-*") if _TEMPORARY.fullmatch(path.name)]
+
+
+def _remove(save: Path) -> None:
+    remove_files(save, _OURS)
+
+
+def _verified(folder: Path) -> SavedStep:
+    """Return what a save says of itself, every file compared with it."""
+    path = folder / COMPLETE
+    try:
+        saved = codec.from_json(SavedStep, read_json(path), str(path))
+    except UserError as error:
+        raise UserError(error.what, hint=_remove_hint(folder)) from error
+    expected = {entry.path: entry.sha256 for entry in saved.files}
+    found = {each.name for each in folder.iterdir()} - {COMPLETE}
+    written = {name for name in found if _OURS.fullmatch(name)}
+    for name in sorted(expected.keys() | written | {METADATA}):
+        if name not in found:
+            raise _damaged(folder, folder / name, "is missing")
+        if name not in expected:
+            raise _damaged(folder, path, f"does not name {name}")
+        if sha256_of(folder / name) != expected[name]:
+            raise _damaged(folder, folder / name, "has other contents")
+    return saved
+
+
+def _damaged(folder: Path, path: Path, how: str) -> UserError:
+    return UserError(f"{path}: damaged since it was saved: {how}", hint=_remove_hint(folder))
+
+
+def _remove_hint(folder: Path) -> str:
+    return f"Remove {folder} to go on from the save before it."
 
 
 def _entries(folder: Path) -> tuple[FileEntry, ...]:
-    names = sorted(path.name for path in folder.iterdir())
+    names = sorted(path.name for path in folder.iterdir() if _OURS.fullmatch(path.name))
     return tuple(file_entry(folder, name, sha256=sha256_of(folder / name)) for name in names)
 
 

@@ -15,16 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from amnesia_bench.training.heads import Head
+
 # (slice of the N rows, their logits [R, V]) -> sum of their losses, gradient of it [R, V]
 _Loss = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 
 
-def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, rows: int) -> Tensor:
-    """Return the sum over positions of -log softmax(head hidden)[target], a scalar.
+def chunked_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, rows: int) -> Tensor:
+    """Return the sum over positions of -log softmax(logits)[target], a scalar.
 
     Args:
         hidden: [N, M].
-        head: [V, M].
+        head: from hidden states to logits.
         targets: token ids [N].
         rows: positions at a time.
 
@@ -44,24 +46,25 @@ def chunked_cross_entropy(hidden: Tensor, head: Tensor, targets: Tensor, rows: i
 
 
 def chunked_kl(
-    student: tuple[Tensor, Tensor],
-    teacher: tuple[Tensor, Tensor],
+    student: tuple[Tensor, Head],
+    teacher: tuple[Tensor, Head],
     rows: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Return the sum over positions of KL(teacher || student), a scalar.
 
     Args:
-        student: hidden states [N, M] and head [V, M].
-        teacher: hidden states [N, M'] and head [V, M']; they get no gradient.
+        student: hidden states [N, M] and head.
+        teacher: hidden states [N, M'] and head; they get no gradient.
         rows: positions at a time.
         dtype: of the log-softmax and of the running sum. Anything below float32 loses much.
     """
-    their_hidden, their_head = (x.detach() for x in teacher)
+    their_hidden, their_head = teacher
 
     def loss(chunk: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
         precise = torch.float64 if logits.dtype == torch.float64 else dtype
-        theirs = (their_hidden[chunk] @ their_head.mT).to(precise).log_softmax(dim=-1)
+        with torch.no_grad():
+            theirs = their_head.logits(their_hidden[chunk]).to(precise).log_softmax(dim=-1)
         ours = logits.to(precise).log_softmax(dim=-1)
         probability = theirs.exp()
         total = (probability * (theirs - ours)).sum()
@@ -70,41 +73,56 @@ def chunked_kl(
     return _summed(*student, loss, rows)
 
 
-def _summed(hidden: Tensor, head: Tensor, loss: _Loss, rows: int) -> Tensor:
+def _summed(hidden: Tensor, head: Head, loss: _Loss, rows: int) -> Tensor:
     function: Any = _ChunkedLoss
-    total: Tensor = function.apply(hidden, head, loss, rows)
+    # Apart from their head: only arguments that are tensors get gradients.
+    total: Tensor = function.apply(hidden, head.weight, head.bias, head, loss, rows)
     return total
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Sum a loss over chunks of rows; both gradients are made in forward."""
+    """Sum a loss over chunks of rows; all gradients are made in forward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, loss: _Loss, rows: int) -> Tensor:
+    def forward(  # noqa: PLR0913 - what autograd is to know of is an argument of its own
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        loss: _Loss,
+        rows: int,
+    ) -> Tensor:
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         total: Tensor | None = None
         d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
         # Float32 even for a bfloat16 head: hundreds of chunks are added up.
-        d_head = torch.zeros_like(head, dtype=precise) if ctx.needs_input_grad[1] else None
+        d_weight = torch.zeros_like(weight, dtype=precise) if ctx.needs_input_grad[1] else None
+        d_bias = torch.zeros_like(bias, dtype=precise) if ctx.needs_input_grad[2] else None  # type: ignore[arg-type]
         for start in range(0, hidden.shape[0], rows):
             chunk = slice(start, start + rows)
-            of_chunk, gradient = loss(chunk, (hidden[chunk] @ head.mT).to(precise))
+            logits = head.logits(hidden[chunk])
+            slope = head.slope(logits)
+            of_chunk, gradient = loss(chunk, logits)
             total = of_chunk if total is None else total + of_chunk
+            if not isinstance(slope, float) or slope != 1.0:
+                gradient = gradient * slope
+            if d_bias is not None:
+                d_bias += gradient.sum(dim=0)
             gradient = gradient.to(hidden.dtype)
             if d_hidden is not None:
-                d_hidden[chunk] = gradient @ head
-            if d_head is not None:
-                d_head += gradient.mT @ hidden[chunk]
-        ctx.save_for_backward(d_hidden, d_head)
-        ctx.head_dtype = head.dtype
+                d_hidden[chunk] = gradient @ weight
+            if d_weight is not None:
+                d_weight += gradient.mT @ hidden[chunk]
+        ctx.save_for_backward(d_hidden, d_weight, d_bias)
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return hidden.new_zeros((), dtype=precise) if total is None else total.to(precise)
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        d_hidden, d_head = ctx.saved_tensors
-        if d_hidden is not None:
-            # The scale is one over a token count: rounded to bfloat16 it would be 0.4 % off.
-            d_hidden = (d_hidden.to(scale.dtype) * scale).to(d_hidden.dtype)
-        if d_head is not None:
-            d_head = (d_head * scale).to(ctx.head_dtype)
-        return d_hidden, d_head, None, None
+    def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
+        # The scale is one over a token count: rounded to bfloat16 it would be 0.4 % off.
+        gradients = (
+            None if made is None else (made.to(scale.dtype) * scale).to(dtype)
+            for made, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        )
+        return *gradients, None, None, None

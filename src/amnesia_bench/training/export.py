@@ -23,7 +23,8 @@ from amnesia_bench.training.models import Learner
 from amnesia_bench.training.objectives import Align
 from amnesia_bench.training.processes import Processes
 from amnesia_bench.training.sharding import whole
-from amnesia_bench.weights.checkpoint import Checkpoint, side_files
+from amnesia_bench.weights.checkpoint import Checkpoint
+from amnesia_bench.weights.side_files import side_files
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def publish_trained(export: Export, learner: Learner, processes: Processes, out:
 
 def _publish(export: Export, tensors: Mapping[str, Tensor | None], out: Path) -> None:
     provenance = collect_provenance(sys.argv, seeds={"training": export.seed})
-    with publishing(out) as work:
+    with publishing(out, kept="complete saves are kept") as work:
         writer = ShardWriter(work.folder)
         for name, tensor in _tensors(export.init, tensors):
             writer.add(name, tensor)

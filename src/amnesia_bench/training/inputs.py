@@ -6,12 +6,19 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.store.hashing import compare_changed, read_manifest
 from amnesia_bench.training.batches import TokenStore
+from amnesia_bench.training.heads import trainable
+from amnesia_bench.weights.checkpoint import Checkpoint
+
+# Rotations that depend on the longest document of a row change with its neighbours. `su` is the
+# name that longrope had in the first Phi-3 configs.
+_ROPE_OF_THE_ROW = frozenset({"dynamic", "longrope", "su"})
 
 
 def data_parent(source: str, folder: Path) -> Parent:
@@ -69,4 +76,59 @@ def check_data(run: TrainingRun, stores: Mapping[str, TokenStore], tokenizer_sha
             raise UserError(
                 f"data {name} were prepared for documents that are {kept}; here they are {wanted}",
                 hint="Prepare them for this stage, or change train.isolate_documents.",
+            )
+
+
+def check_documents(run: TrainingRun, stores: Mapping[str, TokenStore], init: Checkpoint) -> None:
+    """Refuse documents packed into one row that the model cannot keep apart.
+
+    Raises:
+        UserError: its states run on over their boundaries, or its positions depend on the row.
+    """
+    packed = [name for name, store in stores.items() if store.packs_documents]
+    if not packed or not run.isolate_documents:
+        return
+    kind = init.config.get("model_type")
+    rope_of_row = sorted(_ROPE_OF_THE_ROW & _rope_types(init.config))
+    if trainable(kind).documents == "alone":
+        why = f"models of type {kind} cannot keep packed documents apart"
+    elif rope_of_row:
+        why = f"with rope_type {rope_of_row[0]} packed documents change each other's positions"
+    else:
+        return
+    raise UserError(
+        f"{init.folder}: {why}, and data {packed[0]} have sequences of several documents",
+        hint="Prepare the data with one document a sequence: data.pack=single.",
+    )
+
+
+def _rope_types(config: Mapping[str, Any]) -> set[Any]:
+    """Return the kinds of rotation in a config.json; families with sliding windows have two."""
+    rope = config.get("rope_scaling") or config.get("rope_parameters")
+    if not isinstance(rope, Mapping):
+        return set()
+    nested = [one for one in rope.values() if isinstance(one, Mapping)]
+    return {one.get("rope_type", one.get("type")) for one in nested or [rope]}
+
+
+def check_vocabulary(stores: Mapping[str, TokenStore], init: Checkpoint) -> None:
+    """Refuse tokens that have no row in the embeddings.
+
+    Raises:
+        UserError: the tokenizer of the data, which is that of `init`, is larger.
+    """
+    tables = (s[0] for n, s in init.shapes.items() if n.endswith("embed_tokens.weight") and s)
+    rows = min(tables, default=None)
+    for name, store in stores.items():
+        if rows is not None and store.vocab_size > rows:
+            resize = (
+                "from transformers import AutoModelForCausalLM as M, AutoTokenizer as T; "
+                f"m = M.from_pretrained('{init.folder}'); "
+                f"m.resize_token_embeddings({store.vocab_size}); m.save_pretrained('COPY'); "
+                f"T.from_pretrained('{init.folder}').save_pretrained('COPY')"
+            )
+            raise UserError(
+                f"the tokenizer of {init.folder}, with which data {name} were prepared, has tokens "
+                f"up to {store.vocab_size - 1:,}; the embeddings have {rows:,} rows",
+                hint=f'Resize the embeddings, and train COPY: python -c "{resize}"',
             )

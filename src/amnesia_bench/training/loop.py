@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import AmnesiaError, StageFailedError
 from amnesia_bench.training.batches import Batches, MicroBatch, StepBatch
-from amnesia_bench.training.checkpoints import CheckpointFolder
+from amnesia_bench.training.checkpoints import CheckpointFolder, SavedStep
 from amnesia_bench.training.models import Learner
 from amnesia_bench.training.optimizers import Updates
 from amnesia_bench.training.processes import Processes
@@ -117,17 +117,17 @@ class Loop:
         # Updates left out in a row, since their gradients were not finite.
         self._skipped = torch.zeros((), dtype=torch.int64)
 
-    def start(self) -> int:
-        """Load the newest save, if there is one, and return its step (0 for none).
+    def start(self) -> SavedStep | None:
+        """Load the newest save, if there is one, and return what it says of itself.
 
         Raises:
             UserError: the save is damaged.
         """
-        step = self._parts.checkpoints.newest()
-        self._updates.begin(step or 0)
-        if step is not None:
-            self._parts.checkpoints.load(step, self._state())
-        return step or 0
+        saved = self._parts.checkpoints.newest()
+        self._updates.begin(0 if saved is None else saved.step)
+        if saved is not None:
+            self._parts.checkpoints.load(saved.step, self._state())
+        return saved
 
     def run(self, done: int) -> bool:
         """Train on after `done` steps; return False if a signal ended it early, after a save.

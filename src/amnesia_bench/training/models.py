@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,8 @@ from amnesia_bench.config.train_schema import Dtype, TrainingRun
 from amnesia_bench.errors import UserError
 from amnesia_bench.modeling.mixers import LightningMixer
 from amnesia_bench.training.freezing import frozen_tensors
+from amnesia_bench.training.heads import TRAINABLE
+from amnesia_bench.training.loss_check import check_loss
 from amnesia_bench.training.objectives import (
     Align,
     Distill,
@@ -27,6 +27,7 @@ from amnesia_bench.training.objectives import (
 )
 from amnesia_bench.training.processes import Processes
 from amnesia_bench.training.sharding import DTYPES, shard
+from amnesia_bench.training.trusted_code import check_trust
 from amnesia_bench.weights.checkpoint import Checkpoint
 
 
@@ -64,14 +65,18 @@ def build_learner(
     """
     train, recipe = run.train, run.recipe
     frozen = frozen_tensors(train.freeze, init)
-    student = _load(init, recipe.master_dtype, train.trusted_code_sha256, processes.first).train()
+    trusted = train.trusted_code_sha256
+    student = load_model(init, recipe.master_dtype, trusted, processes.first).train()
     _check_student(student, run, init)
+    processes.on_first(lambda: check_loss(student, init.folder))
     if recipe.buffers_dtype == "bf16":
         _round_buffers(student)
     their: Teacher | None = None
     if teacher is not None:
-        their = Teacher(_load(teacher, train.compute_dtype, None, processes.first))
-        _check_teacher(student, their.model, init, teacher)
+        model = load_model(teacher, train.compute_dtype, None, processes.first)
+        _check_teacher(student, model, init, teacher)
+        processes.on_first(lambda: check_loss(model, teacher.folder))
+        their = Teacher(model)
         layers = their.model.base_model.layers
         shard(their, layers, processes, train.compute_dtype)
     if train.objective == "align":
@@ -85,11 +90,8 @@ def build_learner(
     objective = NextToken(run, student) if their is None else Distill(run, student, their)
     shard(objective, student.base_model.layers, processes, train.compute_dtype)
     names = {name: name.removeprefix("student.") for name, _ in objective.named_parameters()}
-    parameters = set(names.values())
-    if strangers := (parameters - set(init.tensors)) | (frozen - parameters):
-        raise UserError(
-            f"{init.folder}: its tensors and its model's parameters differ in {min(strangers)}"
-        )
+    if strangers := frozen - set(names.values()):
+        raise UserError(f"{init.folder}: {min(strangers)} is no parameter, and cannot be frozen")
     return Learner(objective=objective, names=names)
 
 
@@ -105,39 +107,77 @@ def _aligned(run: TrainingRun, student: Any, teacher: Teacher, processes: Proces
     return Learner(objective=objective, names=names)
 
 
-def _load(
+def check_supported(checkpoint: Checkpoint) -> None:
+    """Refuse models of transformers' own of whose training nothing is known.
+
+    Raises:
+        UserError: models of this type are not trained here.
+    """
+    kind = checkpoint.config.get("model_type")
+    if not isinstance(kind, str):
+        raise UserError(f"{checkpoint.folder}: model_type in config.json is {kind!r:.80}")
+    if kind in CONFIG_MAPPING and kind not in TRAINABLE:
+        raise UserError(
+            f"{checkpoint.folder}: training models of type {kind} is not supported",
+            hint=f"Supported: {', '.join(sorted(TRAINABLE))}.",
+        )
+    if checkpoint.config.get("quantization_config"):
+        raise UserError(
+            f"{checkpoint.folder}: config.json names a quantization_config; training quantised "
+            "weights is not supported",
+            hint="If the weights are plain, remove that key from a copy of config.json.",
+        )
+
+
+def load_model(
     checkpoint: Checkpoint, dtype: Dtype, trusted_code_sha256: str | None, first: bool
 ) -> Any:
-    """Load a model in the first process; in the others make its shell, which `shard` fills."""
+    """Load a model in the first process; in the others make its shell, which `shard` fills.
+
+    Raises:
+        UserError: transformers makes no model of its config, its code is not trusted, or its
+            tensors are not the parameters of that model.
+    """
     own_code = checkpoint.config.get("model_type") not in CONFIG_MAPPING
     if own_code:
-        _check_trust(checkpoint.folder, trusted_code_sha256)
+        check_trust(checkpoint.folder, trusted_code_sha256)
     auto: Any = AutoModelForCausalLM  # its methods are not typed
     options: Any = {"trust_remote_code": own_code, "local_files_only": True}
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.folder, **options)
+        with torch.device("meta"):
+            model = auto.from_config(config, dtype=DTYPES[dtype], trust_remote_code=own_code)
+        model.tie_weights()
+    except Exception as error:  # any value of config.json may be what it stumbles over
+        raise UserError(
+            f"{checkpoint.folder}: transformers makes no model of its config.json ({error!r:.300})"
+        ) from error
+    _check_parameters(model, checkpoint)
     if first:
         return auto.from_pretrained(checkpoint.folder, dtype=DTYPES[dtype], **options)
-    config = AutoConfig.from_pretrained(checkpoint.folder, **options)
-    with torch.device("meta"):
-        model = auto.from_config(config, dtype=DTYPES[dtype], trust_remote_code=own_code)
     # Memory that is never touched takes no place.
     model.to_empty(device="cpu")
     model.tie_weights()
     return model
 
 
-def _check_trust(folder: Path, trusted_sha256: str | None) -> None:
-    files = sorted(folder.glob("*.py"))
-    if not files:
-        raise UserError(f"{folder}: a model of a type that transformers does not know")
-    digest = hashlib.sha256()
-    for path in files:
-        digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    if digest.hexdigest() != trusted_sha256:
-        raise UserError(
-            f"{folder} brings model code of its own ({', '.join(p.name for p in files)}), which "
-            f"would run here; its hash {digest.hexdigest()} is not train.trusted_code_sha256",
-            hint="Read these files. If you trust them, set train.trusted_code_sha256 to the hash.",
-        )
+def _check_parameters(model: Any, checkpoint: Checkpoint) -> None:
+    """Refuse tensors that are not the parameters, name by name: they could not be written back."""
+    kind, stored = model.config.model_type, checkpoint.shapes
+    for name, parameter in model.named_parameters():
+        if name not in stored:
+            raise UserError(
+                f"{checkpoint.folder}: parameter {name} of a {kind} is not there under this name; "
+                "training such a checkpoint is not supported",
+                hint="transformers renames or fuses tensors of this form while it loads them, such "
+                "as experts that are stored one by one, and they could not be written back.",
+            )
+        if stored[name] != tuple(parameter.shape):
+            raise UserError(
+                f"{checkpoint.folder}: {name} has shape {list(stored[name])}, config.json makes it "
+                f"{list(parameter.shape)}",
+                hint="config.json and weights are of two models, or one of them was resized alone.",
+            )
 
 
 def _check_student(student: Any, run: TrainingRun, init: Checkpoint) -> None:

@@ -17,17 +17,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from amnesia_bench.config.train_schema import TrainingRun
-from amnesia_bench.errors import StageFailedError
 from amnesia_bench.modeling.causal_attention import PACKED_SDPA
 from amnesia_bench.modeling.mixers import MixerInputs
 from amnesia_bench.modeling.token_layout import TokenInputs, lay_out
 from amnesia_bench.training.batches import MicroBatch
 from amnesia_bench.training.chunked_loss import chunked_cross_entropy, chunked_kl
+from amnesia_bench.training.heads import Head, head_of, trainable
 
 # Rows of a micro-batch that the released code's KL took in, until its commit 5438a19.
 PARITY_KD_ROWS = 512
-# Softmax layers only, which know documents by positions that begin again.
-_BY_POSITIONS = ("llama", "mistral", "qwen2", "qwen3")
 
 
 class Teacher(nn.Module):
@@ -42,10 +40,10 @@ class Teacher(nn.Module):
         self.model = model.eval().requires_grad_(False)
 
     @torch.no_grad()
-    def forward(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the hidden states before the head [B, T, M] and the head [V, M]."""
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, Head]:
+        """Return the hidden states before the head [B, T, M] and the head."""
         hidden = self.model.base_model(input_ids, use_cache=False).last_hidden_state
-        return hidden, self.model.get_output_embeddings().weight
+        return hidden, head_of(self.model)
 
 
 class NextToken(nn.Module):
@@ -59,21 +57,14 @@ class NextToken(nn.Module):
         self._rows = run.train.loss_chunk_rows
 
     def count(self, batch: MicroBatch) -> int:
-        """Return by how much the loss of this micro-batch counts in a mean.
-
-        Raises:
-            StageFailedError: the model cannot keep its documents apart. Here and not in forward,
-                where other processes would wait for the weights of the one that failed.
-        """
-        check_isolation(self.student, batch)
+        """Return by how much the loss of this micro-batch counts in a mean."""
         return len(batch.targets)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return the summed loss, and no further metrics."""
         hidden = hidden_states(self.student, batch).flatten(0, 1)
-        head = self.student.get_output_embeddings().weight
         chosen = hidden.index_select(0, batch.targets_at)
-        loss = chunked_cross_entropy(chosen, head, batch.targets, self._rows)
+        loss = chunked_cross_entropy(chosen, head_of(self.student), batch.targets, self._rows)
         return loss, loss.new_empty(0)
 
 
@@ -100,7 +91,7 @@ class Distill(nn.Module):
         ours = hidden_states(self.student, batch)
         taken = slice(self._limit)
         loss = chunked_kl(
-            (ours.flatten(0, 1)[taken], self.student.get_output_embeddings().weight),
+            (ours.flatten(0, 1)[taken], head_of(self.student)),
             (theirs.flatten(0, 1)[taken], their_head),
             self._rows,
             self._dtype,
@@ -189,19 +180,9 @@ class Align(nn.Module):
         )
 
 
-def check_isolation(model: Any, batch: MicroBatch) -> None:
-    """Raise StageFailedError where packed documents would see each other."""
-    kind = model.config.model_type
-    if batch.packed is not None and kind not in (*_BY_POSITIONS, "hypenet"):
-        raise StageFailedError(
-            f"models of type {kind} cannot keep packed documents apart",
-            hint="Prepare the data with one document a sequence: data.pack=single.",
-        )
-
-
 def isolate_without_mask(model: Any) -> None:
     """Let softmax layers work document by document, where a mask of T x T is all they have."""
-    if model.config.model_type in _BY_POSITIONS:
+    if trainable(model.config.model_type).documents == "positions":
         model.set_attn_implementation(PACKED_SDPA)
 
 
@@ -209,7 +190,7 @@ def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
     """Return the hidden states before the head [B, T, M]; documents are isolated as packed."""
     where: dict[str, Any] = {}
     if batch.packed is not None:
-        if model.config.model_type in _BY_POSITIONS:
+        if trainable(model.config.model_type).documents == "positions":
             where = {"position_ids": batch.packed.positions(), "packed": batch.packed}
         else:
             where = {"cu_seqlens": batch.packed}

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
 from amnesia_bench.config.train_schema import TrainingRun
-from amnesia_bench.tracking.metrics_file import MetricsFile
+from amnesia_bench.errors import UserError
+from amnesia_bench.tracking.metrics_file import NOTHING, MetricsFile, Written
 from amnesia_bench.tracking.progress import progress
 from amnesia_bench.tracking.wandb_sink import WandbRun, WandbSink
 from amnesia_bench.training.loop import StepRecord
 
 METRICS = "metrics.jsonl"
 SPEED = "speed.jsonl"
+RECORDS = (METRICS, SPEED)
 
 
 class Recorder:
@@ -26,20 +28,30 @@ class Recorder:
     ) -> None:
         self._run, self._folder, self._first = run, folder, first
         self._check_lease = check_lease
-        self._metrics: MetricsFile | None = None
+        self._files: dict[str, MetricsFile] = {}
 
     @contextmanager
-    def open(self, done: int) -> Iterator[None]:
-        """Go on after `done` steps; only the first process writes."""
+    def open(self, done: int, kept: Mapping[str, Written]) -> Iterator[None]:
+        """Go on after `done` steps, behind what the records held by then (empty for 0).
+
+        Only the first process writes.
+
+        Raises:
+            UserError: a record is not what it was when the state was saved.
+        """
         if not self._first:
             yield
             return
         train = self._run.train
         with ExitStack() as stack:
-            self._metrics = stack.enter_context(
-                MetricsFile(self._folder / METRICS, keep_steps=done)
-            )
-            self._speed = stack.enter_context(MetricsFile(self._folder / SPEED, keep_steps=done))
+            for name in RECORDS:
+                if done and name not in kept:
+                    raise UserError(
+                        f"{self._folder}: the save of step {done} does not say what {name} held",
+                        hint="Remove that save to go on from the one before it.",
+                    )
+                file = MetricsFile(self._folder / name, keep=kept.get(name, NOTHING))
+                self._files[name] = stack.enter_context(file)
             self._show = stack.enter_context(progress(train.name, train.steps, done))
             self._wandb = self._sink()
             exit_code = 1
@@ -52,13 +64,12 @@ class Recorder:
 
     def record(self, step: StepRecord, seconds: tuple[float, float]) -> None:
         """Write one step."""
-        assert self._metrics is not None
         line = asdict(step)
         line |= line.pop("by_layer")
         compute, other = seconds
         speed = step.tokens / (compute + other)
-        self._metrics.append(line)
-        self._speed.append(
+        self._files[METRICS].append(line)
+        self._files[SPEED].append(
             {
                 "step": step.step,
                 "compute_seconds": compute,
@@ -71,15 +82,14 @@ class Recorder:
             known = {key: value for key, value in line.items() if value is not None}
             self._wandb.log(known | {"tokens_per_second": speed}, step.step)
 
-    def sync(self) -> None:
-        """Wait until the record is on disk: no save may be ahead of it.
+    def written(self, step: int) -> dict[str, Written]:
+        """Wait until the records are on disk, and return what they held after a step.
 
         Raises:
             StageFailedError: another process has taken over.
         """
         self._check_lease()
-        if self._metrics is not None:
-            self._metrics.sync()
+        return {name: file.written(step) for name, file in self._files.items()}
 
     def _sink(self) -> WandbSink | None:
         train = self._run.train

@@ -1,43 +1,54 @@
 """One stage of training, from checked inputs to a published checkpoint.
 
-<out>.training/training.json    what the run is and what it reads; a resumed one must agree
-<out>.training/metrics.jsonl    one line a step
-<out>.training/speed.jsonl      seconds and tokens per second, which differ from run to run
-<out>.training/checkpoints/     see `checkpoints`
-<out>/                          the trained checkpoint, when all steps are done
+<out>.training/    what the run needs to go on, see `folder`
+<out>/             the trained checkpoint, when all steps are done
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import ExitCode, UserError
-from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Parent
-from amnesia_bench.store.files import explaining_write_errors, make_folder, read_json, write_json
+from amnesia_bench.printable import message
+from amnesia_bench.store.files import explaining_write_errors, make_folder
+from amnesia_bench.store.hashing import read_manifest
+from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST, check_final, training_path
 from amnesia_bench.store.lease import Lease, holding_lease
+from amnesia_bench.tracking.metrics_file import Written
 from amnesia_bench.training.batches import Batches, FileOrder, SampleOrder, TokenStore
 from amnesia_bench.training.checkpoints import CheckpointFolder
 from amnesia_bench.training.export import Export, publish_trained
-from amnesia_bench.training.inputs import check_data, data_parent
+from amnesia_bench.training.folder import (
+    CHECKPOINTS,
+    SETTINGS,
+    Beginning,
+    agree_with_earlier,
+    check_folder,
+    read_beginning,
+    remove_run,
+)
+from amnesia_bench.training.inputs import (
+    check_data,
+    check_documents,
+    check_vocabulary,
+    data_parent,
+)
 from amnesia_bench.training.loop import Loop, LoopParts
-from amnesia_bench.training.models import build_learner
+from amnesia_bench.training.models import Learner, build_learner, check_supported
 from amnesia_bench.training.optimizers import check_optimizer
 from amnesia_bench.training.processes import Processes, joined_processes, stop_requests
 from amnesia_bench.training.recorder import METRICS, Recorder
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import parent_by_contents
+from amnesia_bench.weights.side_files import side_files
 
-SETTINGS = "training.json"
 _KEPT = "complete saves are kept"
 
 
@@ -81,41 +92,59 @@ def train(job: TrainingJob) -> ExitCode:
         batches = Batches(job.run, job.stores, _order(job), processes.rank, processes.size)
         folder = training_path(job.out)
         with _owned(folder, processes) as check_lease, explaining_write_errors(job.out, _KEPT):
-            parents = processes.on_first(lambda: _agree_with_earlier(job, folder, init, teacher))
+            held = processes.on_first(lambda: _held_inputs(job, init, teacher))
+            beginning = processes.on_first(lambda: _begin(job, folder, init, teacher))
             learner = build_learner(job.run, init, teacher, processes)
-            with ExitStack() as stack:
-                recorder = Recorder(job.run, folder, processes.first, check_lease)
-                checkpoints = CheckpointFolder(
-                    folder / "checkpoints",
-                    job.run.train.checkpoints,
-                    processes,
-                    before_complete=recorder.sync,
-                )
-                loop = Loop(
-                    LoopParts(
-                        run=job.run,
-                        learner=learner,
-                        batches=batches,
-                        checkpoints=checkpoints,
-                        processes=processes,
-                        record=recorder.record,
-                        stop_requested=stop_requested,
-                    )
-                )
-                done = loop.start()
-                stack.enter_context(recorder.open(done))
-                if not loop.run(done):
-                    return ExitCode.REQUEUE
+
+            def check_still_ours() -> None:
+                check_lease()
+                held.check()
+
+            processes.on_first(check_still_ours)
+            if not _run_steps(job, learner, batches, processes, stop_requested, check_still_ours):
+                return ExitCode.REQUEUE
+            processes.on_first(check_still_ours)
             export = Export(
                 init=init,
-                parents=parents,
+                parents=beginning.parents,
                 side_files=(folder / SETTINGS, folder / METRICS),
                 seed=job.run.train.seed,
             )
             publish_trained(export, learner, processes, job.out)
             if processes.first:
-                shutil.rmtree(folder, ignore_errors=True)
+                _clear(folder)
     return ExitCode.DONE
+
+
+def _run_steps(
+    job: TrainingJob,
+    learner: Learner,
+    batches: Batches,
+    processes: Processes,
+    stop_requested: Callable[[], bool],
+    check_still_ours: Callable[[], None],
+) -> bool:
+    """Run the steps that are left; return whether all are done, or a signal stopped them."""
+    folder = training_path(job.out)
+    recorder = Recorder(job.run, folder, processes.first, check_still_ours)
+    checkpoints = CheckpointFolder(
+        folder / CHECKPOINTS, job.run.train.checkpoints, processes, records=recorder.written
+    )
+    loop = Loop(
+        LoopParts(
+            run=job.run,
+            learner=learner,
+            batches=batches,
+            checkpoints=checkpoints,
+            processes=processes,
+            record=recorder.record,
+            stop_requested=stop_requested,
+        )
+    )
+    saved = loop.start()
+    done, kept = (0, {}) if saved is None else (saved.step, saved.records)
+    with _opened_by_first(recorder, done, kept, processes):
+        return loop.run(done)
 
 
 def _finished_before(job: TrainingJob) -> bool:
@@ -124,13 +153,20 @@ def _finished_before(job: TrainingJob) -> bool:
     ours = (path / SETTINGS for path in (job.out, folder))
     if not ((job.out / MANIFEST).is_file() and all(path.is_file() for path in ours)):
         return False
-    published, left = (read_json(path / SETTINGS) for path in (job.out, folder))
-    if published != left or left["run"] != job.run.model_dump(mode="json"):
-        return False
-    with holding_lease(folder):
-        shutil.rmtree(folder, ignore_errors=True)
-    sys.stderr.write(f"{job.out}: finished before; what was left beside it is removed\n")
-    return True
+    with suppress(UserError):  # then one of them is none of ours
+        published, left = (read_beginning(path / SETTINGS) for path in (job.out, folder))
+        if published == left and not left.differences(Beginning(run=job.run, parents=())):
+            with holding_lease(folder):
+                _clear(folder)
+            sys.stderr.write(f"{job.out}: finished before; what was left beside it is removed\n")
+            return True
+    return False
+
+
+def _clear(folder: Path) -> None:
+    if left := remove_run(folder):
+        what = f"{folder}: kept, with what this run did not write: {', '.join(left)}\n"
+        sys.stderr.write(message(what))
 
 
 def _opened(job: TrainingJob) -> tuple[Checkpoint, Checkpoint | None]:
@@ -151,8 +187,14 @@ def _opened(job: TrainingJob) -> tuple[Checkpoint, Checkpoint | None]:
             hint="Give its folder with --teacher." if wants_teacher else "Leave --teacher out.",
         )
     check_data(job.run, job.stores, job.tokenizer_sha256)
+    init = open_checkpoint(job.init)
     teacher = None if job.teacher is None else open_checkpoint(job.teacher)
-    return open_checkpoint(job.init), teacher
+    for checkpoint in (init,) if teacher is None else (init, teacher):
+        check_supported(checkpoint)
+    check_vocabulary(job.stores, init)
+    check_documents(job.run, job.stores, init)
+    check_folder(training_path(job.out))
+    return init, teacher
 
 
 def _order(job: TrainingJob) -> SampleOrder:
@@ -169,11 +211,13 @@ def _owned(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
     """
     with ExitStack() as stack:
         held: list[Lease] = []
+        made: list[Path] = []
 
         def take() -> None:
             with explaining_write_errors(folder, _KEPT):
+                made.extend([] if folder.exists() else [folder])
                 make_folder(folder)
-                make_folder(folder / "checkpoints")
+                make_folder(folder / CHECKPOINTS)
                 held.append(stack.enter_context(holding_lease(folder)))
 
         processes.on_first(take)
@@ -181,52 +225,40 @@ def _owned(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
             yield lambda: held[0].check()
         except UserError:
             # A mistake in the inputs: nothing was trained, so nothing is worth keeping.
-            if processes.first and not any((folder / "checkpoints").iterdir()):
-                shutil.rmtree(folder, ignore_errors=True)
+            if made and not any((folder / CHECKPOINTS).iterdir()):
+                remove_run(folder)
             raise
 
 
-def _agree_with_earlier(
+def _held_inputs(job: TrainingJob, init: Checkpoint, teacher: Checkpoint | None) -> HeldFiles:
+    """Return the files that a run reads, as they are before they are identified.
+
+    They are compared when the model is loaded, at every save, and before the result is published.
+    """
+    held = init.held + HeldFiles.hold(init.folder / name for name in side_files(init.folder))
+    if teacher is not None:
+        held += teacher.held
+    files = (path / entry.path for path in job.data.values() for entry in read_manifest(path).files)
+    return held + HeldFiles.hold(files)
+
+
+def _begin(
     job: TrainingJob, folder: Path, init: Checkpoint, teacher: Checkpoint | None
-) -> tuple[Parent, ...]:
-    """Write down what the run is; on a resume, refuse a run that is another."""
+) -> Beginning:
+    """Identify what is read, and write it down, or compare it with what was written down."""
     parents = [parent_by_contents("init", init)]
     parents += [] if teacher is None else [parent_by_contents("teacher", teacher)]
     parents += [data_parent(name, path) for name, path in job.data.items()]
-    settings: dict[str, Any] = {
-        "run": job.run.model_dump(mode="json"),
-        "parents": [codec.to_json(parent) for parent in parents],
-    }
-    path = folder / SETTINGS
-    if not any((folder / "checkpoints").glob("step-*")):
-        temporary = path.with_suffix(".tmp")
-        temporary.unlink(missing_ok=True)
-        write_json(temporary, settings)
-        temporary.rename(path)
-        return tuple(parents)
-    differences = _differences(read_json(path), settings)
-    if differences:
-        raise UserError(
-            f"{folder} holds a run that began with something else: {'; '.join(differences)}",
-            hint="Give what it began with to go on, or another --out to begin anew.",
-        )
-    return tuple(parents)
+    beginning = Beginning(run=job.run, parents=tuple(parents))
+    agree_with_earlier(folder, beginning)
+    return beginning
 
 
-def _differences(before: Any, now: Any) -> list[str]:
-    found = []
-    for group in ("train", "recipe"):
-        old, new = before["run"][group], now["run"][group]
-        for key in sorted(old.keys() | new.keys()):
-            # When it saves and who is told changes no result.
-            if key not in ("checkpoints", "wandb_project") and old.get(key) != new.get(key):
-                found.append(f"{group}.{key} was {old.get(key)}, now {new.get(key)}")
-    old_parents = {p["role"]: p for p in before["parents"]}
-    for parent in now["parents"]:
-        old = old_parents.get(parent["role"], {"identity": None, "location": "nothing"})
-        if old["identity"] != parent["identity"]:
-            found.append(
-                f"{parent['role']} was {old['location']}, and {parent['location']} has other "
-                "contents"
-            )
-    return found
+@contextmanager
+def _opened_by_first(
+    recorder: Recorder, done: int, kept: Mapping[str, Written], processes: Processes
+) -> Iterator[None]:
+    """Open the records; if the first process cannot, all end."""
+    with ExitStack() as stack:
+        processes.on_first(lambda: stack.enter_context(recorder.open(done, kept)))
+        yield

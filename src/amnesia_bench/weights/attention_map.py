@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import difflib
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.records.roles import AttentionMap, LayerKind
-from amnesia_bench.weights.config_keys import Config, integer, optional_integer
+from amnesia_bench.records.roles import AttentionMap, LayerKind, Role
+from amnesia_bench.weights.config_keys import (
+    Config,
+    decoder_config,
+    integer,
+    optional_integer,
+)
 from amnesia_bench.weights.expected import (
     Block,
     ExpectedTensor,
@@ -20,27 +26,40 @@ from amnesia_bench.weights.expected import (
 )
 from amnesia_bench.weights.families import FAMILIES, REFUSED
 from amnesia_bench.weights.family import Family
+from amnesia_bench.weights.names import plain_name
 from amnesia_bench.weights.routing import routing_of
 from amnesia_bench.weights.row_layouts import Heads
 
+ROUTING = (Role.Q, Role.K)
+SPEECH = "talker."  # Qwen-Omni speaks with a decoder of its own
+MAX_LAYERS = 1 << 16  # a damaged config must not make us allocate its layers
 
-def attention_map(config: Mapping[str, object], shapes: Mapping[str, Shape]) -> AttentionMap:
+
+def attention_map(
+    config: Mapping[str, object],
+    shapes: Mapping[str, Shape],
+    roles: Collection[Role] = tuple(Role),
+) -> AttentionMap:
     """Find the softmax layers of a checkpoint and the tensors that are their W_Q, W_K, ...
 
     Args:
         config: the parsed config.json, in the spelling of any transformers version; the
-            `text_config` of a vision-language wrapper is found inside.
+            decoder's config of a vision-language wrapper is found inside.
         shapes: disk name -> shape of every tensor of the checkpoint.
+        roles: the roles whose tensors must be there; those of other roles may be missing.
 
     Returns:
-        The map. Every softmax layer owns exactly the tensors of its family in the expected
-        shapes, and no other layer does. Where layers share one block (zamba2), its tensors are
-        listed under the first layer that uses it; the others list none.
+        The map. Every softmax layer owns the tensors of its family in the expected shapes and
+        no others, and no other layer owns such a set. Where layers share one block (zamba2),
+        its tensors are listed under the first layer that uses it; the others list none.
 
     Raises:
         UserError: an unknown or refused architecture, or tensors that do not fit the config.
     """
     family, config = _family(config)
+    disk_names = _disk_names(shapes)
+    shapes = {plain: tuple(shapes[name]) for plain, name in disk_names.items()}
+    _check_layer_count(config)
     kinds = family.layer_kinds(config)
     softmax = [i for i, kind in enumerate(kinds) if kind in (LayerKind.FULL, LayerKind.SLIDING)]
     if not softmax:
@@ -48,14 +67,15 @@ def attention_map(config: Mapping[str, object], shapes: Mapping[str, Shape]) -> 
     heads = _heads(family, config)
     owners = _owners(family, config, softmax)
     names = sorted(shapes)
-    block = Block(family=family, config=config, heads=heads, root=_root(family, owners, names))
+    block = Block(family=family, config=config, heads=heads, kinds=kinds, root="")
+    block = replace(block, root=_root(block, owners, names, shapes))
     tensors = []
     for layer, kind in enumerate(kinds):
-        found = _below(block.prefix(layer), names, shapes, family.buffers)
+        found = _below(block, layer, names, shapes)
         if layer in owners:
             expected = _expected(block, layer, owners, softmax)
-            check(expected, found, f"layer {layer} ({kind.value} attention, {family.name})")
-            tensors += role_tensors(layer, expected)
+            check(expected, found, f"layer {layer} ({kind.value} attention, {family.name})", roles)
+            tensors += role_tensors(layer, [tensor for tensor in expected if tensor.name in found])
         elif fits(list(block.tensors(layer)), found):
             raise UserError(
                 f"layer {layer} is not a softmax layer of its own according to config.json "
@@ -68,16 +88,16 @@ def attention_map(config: Mapping[str, object], shapes: Mapping[str, Shape]) -> 
         num_query_heads=heads.query,
         num_kv_heads=heads.kv,
         head_dim=heads.dim,
-        tensors=tuple(tensors),
+        root=block.root,
+        tensors=tuple(replace(tensor, name=disk_names[tensor.name]) for tensor in tensors),
         routing=routing_of(family, config, heads, kinds),
     )
 
 
 def _family(config: Config) -> tuple[Family, Config]:
     """Return the family and the config of its decoder, defaults filled in, old keys renamed."""
-    outer, text = config.get("model_type"), config.get("text_config")
-    inner = text if isinstance(text, Mapping) else config
-    model_type = inner.get("model_type") or outer
+    inner = decoder_config(config)
+    model_type = inner.get("model_type")
     by_type = {name: family for family in FAMILIES for name in family.model_types}
     if isinstance(model_type, str) and model_type in REFUSED:
         raise UserError(
@@ -93,7 +113,11 @@ def _family(config: Config) -> tuple[Family, Config]:
         )
     family = by_type[model_type]
     renamed = {family.aliases.get(key, key): value for key, value in inner.items()}
-    return family, {**family.defaults, **renamed}
+    full = {**family.defaults, **renamed}
+    for condition, reason in family.refusals:
+        if condition(full):
+            raise UserError(f"{model_type}: {reason}")
+    return family, full
 
 
 def _heads(family: Family, config: Config) -> Heads:
@@ -102,6 +126,8 @@ def _heads(family: Family, config: Config) -> Heads:
     kv = optional_integer(config, family.num_kv_heads) or query
     inner = hidden * family.inner_multiple
     dim = optional_integer(config, family.head_dim) or inner // query
+    if not dim:
+        raise UserError(f"config.json: {query} query heads do not fit into a width of {inner}")
     if query % kv:
         raise UserError(
             f"config.json: {query} query heads cannot share {kv} key/value heads evenly"
@@ -117,17 +143,54 @@ def _owners(family: Family, config: Config, softmax: Sequence[int]) -> Sequence[
     return softmax[: 1 if key is None else integer(config, key)]
 
 
-def _root(family: Family, owners: Sequence[int], names: Sequence[str]) -> str:
-    """Return the one path prefix under which the first softmax layer is stored."""
-    blocks = {root: root + family.block.format(layer=owners[0]) for root in family.roots}
-    roots = [root for root, prefix in blocks.items() if _range(prefix, names)]
+def _disk_names(names: Collection[str]) -> dict[str, str]:
+    """Return plain name -> name on disk."""
+    disk_names = {plain_name(name): name for name in names}
+    if len(disk_names) < len(names):
+        name = min(set(names) - set(disk_names.values()))
+        other = disk_names[plain_name(name)]
+        raise UserError(f"{name!r} and {other!r} are the same tensor twice")
+    return disk_names
+
+
+def _check_layer_count(config: Config) -> None:
+    layers = optional_integer(config, "num_hidden_layers")
+    if layers is not None and layers > MAX_LAYERS:
+        raise UserError(f"config.json: num_hidden_layers is {layers}, more than any model has")
+
+
+def _root(block: Block, owners: Sequence[int], names: Sequence[str], shapes: Shapes) -> str:
+    """Return the path prefix under which the decoder is stored.
+
+    Any will do. Where several hold the first softmax layer (a vision tower and a multi-token
+    predictor have blocks of the same names), it is the one that holds W_Q and W_K of all.
+    """
+    below = block.prefix(owners[0])
+    before = {name.partition(below)[0] for name in names if below in name}
+    stored = sorted(
+        root for root in before if not root or (root.endswith(".") and SPEECH not in root)
+    )
+    roots = stored
+    if len(stored) > 1:
+        roots = [root for root in stored if _holds(replace(block, root=root), owners, shapes)]
     if len(roots) != 1:
         raise UserError(
-            f"{family.name}: the softmax layer {owners[0]} should be stored once, under one of "
-            f"{', '.join(blocks.values())}; found under {', '.join(roots) or 'none of them'}",
-            hint="config.json and the weights may be of two different models",
+            f"{block.family.name}: the softmax layer {owners[0]} (...{below}) should be stored "
+            f"once; found under {', '.join(map(repr, roots or stored)) or 'no name'}",
+            hint="save it without the copies (a draft, an average, a reference)"
+            if roots
+            else "config.json and the weights may be of two different models",
         )
     return roots[0]
+
+
+def _holds(block: Block, layers: Sequence[int], shapes: Shapes) -> bool:
+    return all(
+        shapes.get(tensor.name) == tensor.shape
+        for layer in layers
+        for tensor in block.tensors(layer)
+        if tensor.has_role(ROUTING)
+    )
 
 
 def _range(prefix: str, names: Sequence[str]) -> Sequence[str]:
@@ -136,12 +199,10 @@ def _range(prefix: str, names: Sequence[str]) -> Sequence[str]:
     return names[first : bisect_left(names, prefix + "\U0010ffff", first)]
 
 
-def _below(
-    prefix: str, names: Sequence[str], shapes: Shapes, buffers: Sequence[str]
-) -> dict[str, Shape]:
-    """Return the tensors of one block, leaving out the buffers of old checkpoints."""
-    ignored = {prefix + buffer for buffer in buffers}
-    return {name: tuple(shapes[name]) for name in _range(prefix, names) if name not in ignored}
+def _below(block: Block, layer: int, names: Sequence[str], shapes: Shapes) -> dict[str, Shape]:
+    """Return the tensors of one block, leaving out those that nothing reads."""
+    unread = block.unread(layer)
+    return {name: shapes[name] for name in _range(block.prefix(layer), names) if name not in unread}
 
 
 def _expected(

@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from amnesia_bench.errors import UserError
 
 Config = Mapping[str, object]
+LARGEST_INTEGER = 1 << 53  # that JSON carries between programs (RFC 8259, section 6)
+# Where wrappers for images and sound keep the config of their decoder: transformers' own,
+# Qwen-Omni's, the remote code of InternVL and Nemotron, DeepSeek-VL2.
+DECODER_KEYS = ("text_config", "thinker_config", "llm_config", "language_config")
 
 
 def lookup(config: Config, key: str) -> object | None:
@@ -19,6 +23,19 @@ def lookup(config: Config, key: str) -> object | None:
     return value
 
 
+def decoder_config(config: Config) -> Config:
+    """Return the config of the decoder inside a wrapper's; one of a decoder is its own.
+
+    A decoder's config without `model_type` has its wrapper's.
+    """
+    for key in DECODER_KEYS:
+        inner = config.get(key)
+        if isinstance(inner, Mapping):
+            named = {"model_type": config.get("model_type"), **inner}
+            return decoder_config(named)
+    return config
+
+
 def integer(config: Config, key: str) -> int:
     """Return a positive whole number.
 
@@ -26,7 +43,7 @@ def integer(config: Config, key: str) -> int:
         UserError: the key is missing or holds something else.
     """
     value = lookup(config, key)
-    if isinstance(value, bool) or not isinstance(value, int) or value <= 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < LARGEST_INTEGER:
         raise UserError(
             f"config.json: {key} should be a positive whole number, found {value!r}",
             hint="check that this is the config.json the checkpoint was saved with",

@@ -3,16 +3,17 @@
 Names and keys are those of checkpoints on disk, which differ from module names in several families
 (transformers/conversion_mapping.py). Read against transformers 5.23.
 
-To add a family: add a row to softmax_families.py or hybrid_families.py, and a pico config to
-tests/pico.py.
+To add a family: add a row to one of the *_families.py, and a pico config to tests/pico.py.
 """
 
 from __future__ import annotations
 
 from amnesia_bench.weights.hybrid_families import HYBRID_FAMILIES
+from amnesia_bench.weights.mixed_families import MIXED_FAMILIES
 from amnesia_bench.weights.softmax_families import SOFTMAX_FAMILIES
+from amnesia_bench.weights.wrapped_families import WRAPPED_FAMILIES
 
-FAMILIES = (*SOFTMAX_FAMILIES, *HYBRID_FAMILIES)
+FAMILIES = (*SOFTMAX_FAMILIES, *MIXED_FAMILIES, *WRAPPED_FAMILIES, *HYBRID_FAMILIES)
 
 _MLA = (
     "W_K is not separable in multi-head latent attention: one latent projection feeds both the "

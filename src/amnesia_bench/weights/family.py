@@ -7,18 +7,22 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
 
-from amnesia_bench.records.roles import Role
+from amnesia_bench.records.roles import LayerKind, Role
 from amnesia_bench.weights.config_keys import Config, lookup
-from amnesia_bench.weights.layer_kinds import LayerKinds
+from amnesia_bench.weights.layer_kinds import LayerKinds, without_rope
 from amnesia_bench.weights.row_layouts import (
     Heads,
     RowLayout,
+    one_row_per_kv_head,
+    one_row_per_query_head,
     per_kv_head,
     per_query_head,
     whole_tensor,
 )
 
 Condition = Callable[[Config], bool]
+LayerChoice = Callable[[Config, tuple[LayerKind, ...]], tuple[int, ...]]
+LayerSizes = Callable[[Config, tuple[LayerKind, ...]], Mapping[int, int]]
 
 
 def always(config: Config) -> bool:
@@ -36,20 +40,42 @@ def flag(key: str) -> Condition:
     return lambda config: bool(lookup(config, key))
 
 
+def no_layers(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
+    """Choose none."""
+    return ()
+
+
+def no_sizes(config: Config, kinds: tuple[LayerKind, ...]) -> Mapping[int, int]:
+    """Every layer has the sizes that the config gives for all."""
+    return {}
+
+
+def full_layers(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
+    """Choose the layers without a window."""
+    return tuple(layer for layer, kind in enumerate(kinds) if kind is LayerKind.FULL)
+
+
+def marked_without_rope(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
+    """Choose the layers that the config marks as unrotated; smollm3, llama4."""
+    return without_rope(config)
+
+
 class Form(StrEnum):
     """How the shape of a module's weight follows from the heads."""
 
     INPUT = "input"  # [rows of all its shares, inner]
     OUTPUT = "output"  # [hidden, query heads * head_dim]
     NORM = "norm"  # [head_dim], or [heads * head_dim] where it spans the heads
+    HEAD_NORM = "head_norm"  # [heads, head_dim]
+    SCALARS = "scalars"  # [heads]: a parameter of its own, without ".weight" behind its name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Module:
     """A module of the attention block, and the roles its rows play.
 
-    `name` is relative to the block; the tensors are `<name>.weight` and, where `bias` holds,
-    `<name>.bias`, which has the same rows and therefore the same roles.
+    `name` is relative to the block; the tensors are `<name>.weight` (scalars: `<name>`) and, where
+    `bias` holds, `<name>.bias`, which has the same rows and therefore the same roles.
     """
 
     name: str
@@ -64,7 +90,14 @@ class Module:
             return (heads.hidden, heads.query * heads.dim)
         rows = [layout(heads) for _, layout in self.shares]
         size = sum(r.num_heads * r.head_dim if r is not None else heads.dim for r in rows)
-        return (size,) if self.form is Form.NORM else (size, heads.inner)
+        if self.form is Form.HEAD_NORM:
+            return (size, heads.dim)
+        return (size, heads.inner) if self.form is Form.INPUT else (size,)
+
+    def tensors(self, config: Config) -> tuple[str, ...]:
+        """Return the names of weight and bias, below the block."""
+        weight = self.name if self.form is Form.SCALARS else f"{self.name}.weight"
+        return (weight, f"{self.name}.bias") if self.bias(config) else (weight,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +114,17 @@ class SharedBlocks:
     adapters: tuple[tuple[Role, str], ...] = ()
 
 
+# Tables of angles and causal masks that older code saved beside the weights.
+BUFFERS = (
+    "rotary_emb.inv_freq",
+    "rotary_emb.cos_cached",
+    "rotary_emb.sin_cached",
+    "rotary.inv_freq",  # flash-linear-attention
+    "bias",
+    "masked_bias",
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """Where the softmax layers of one kind of checkpoint are, and what their tensors are called.
@@ -90,17 +134,20 @@ class Family:
         model_types: the `model_type` values of config.json it covers.
         layer_kinds: config -> kind of every decoder layer.
         modules: the modules of a softmax attention block.
-        block: the block's path below the root; `{layer}` is the layer index.
-        roots: path prefixes under which the decoder may be stored; exactly one must fit.
+        block: the block's path in the decoder, whatever that is called; `{layer}` is the index.
         num_query_heads, num_kv_heads, head_dim, window, rope_theta: config keys (dotted where
             nested; head_dim "" where no key may change inner / heads).
         inner_multiple: width of the block's input in hidden sizes.
         rotates: does the config ask for rotary embeddings in softmax layers?
+        unrotated: the softmax layers that do without, in a family that rotates in the others.
         local_rope_theta: config key of a second base for sliding layers.
+        head_dims: the layers whose head_dim is not that of the config -> their head_dim.
+        kv_shared: config key of how many of the last layers read an earlier layer's keys and
+            values. What they may hold of W_K and W_V themselves is read by nothing.
+        refusals: configs of which W_Q and W_K cannot be restored, and why.
         routing: further config keys that change what a logit q.k means -> value if unset.
         defaults: what the family's config class fills in for keys a config.json may omit.
         aliases: old spelling of a config key -> new spelling.
-        buffers: tensors of old checkpoints beside the weights that play no role.
         shared: set where several layers use one block.
     """
 
@@ -109,9 +156,6 @@ class Family:
     layer_kinds: LayerKinds
     modules: tuple[Module, ...]
     block: str = "layers.{layer}.self_attn."
-    # `model.` is a causal LM; the next two are the text tower inside a vision-language wrapper
-    # (as saved by transformers >= 4.52 and before); "" is a bare decoder.
-    roots: tuple[str, ...] = ("model.", "model.language_model.", "language_model.model.", "")
     num_query_heads: str = "num_attention_heads"
     num_kv_heads: str = "num_key_value_heads"
     head_dim: str = "head_dim"
@@ -119,11 +163,14 @@ class Family:
     rope_theta: str = "rope_theta"
     inner_multiple: int = 1
     rotates: Condition = always
+    unrotated: LayerChoice = no_layers
     local_rope_theta: str | None = None
+    head_dims: LayerSizes = no_sizes
+    kv_shared: str | None = None
+    refusals: tuple[tuple[Condition, str], ...] = ()
     routing: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     defaults: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
     aliases: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
-    buffers: tuple[str, ...] = ("rotary_emb.inv_freq",)
     shared: SharedBlocks | None = None
 
 
@@ -145,12 +192,16 @@ def output_projection(name: str, *, bias: Condition = never) -> Module:
 
 
 def shared_norms(
-    q_norm: str = "q_norm", k_norm: str = "k_norm", *, exists: Condition = always
+    q_norm: str = "q_norm",
+    k_norm: str = "k_norm",
+    *,
+    exists: Condition = always,
+    bias: Condition = never,
 ) -> tuple[Module, ...]:
     """qk-norm over head_dim: one weight vector for all heads."""
-    return (
-        Module(name=q_norm, form=Form.NORM, shares=((Role.Q_NORM, whole_tensor),), exists=exists),
-        Module(name=k_norm, form=Form.NORM, shares=((Role.K_NORM, whole_tensor),), exists=exists),
+    return tuple(
+        Module(name=name, form=Form.NORM, shares=((role, whole_tensor),), exists=exists, bias=bias)
+        for name, role in ((q_norm, Role.Q_NORM), (k_norm, Role.K_NORM))
     )
 
 
@@ -160,3 +211,17 @@ def flat_norms() -> tuple[Module, ...]:
         Module(name="q_norm", form=Form.NORM, shares=((Role.Q_NORM, per_query_head),)),
         Module(name="k_norm", form=Form.NORM, shares=((Role.K_NORM, per_kv_head),)),
     )
+
+
+def norms_of_heads(*, exists: Condition) -> tuple[Module, ...]:
+    """qk-norm over head_dim, with weights of its own for every head."""
+    q_rows, k_rows = one_row_per_query_head, one_row_per_kv_head
+    return (
+        Module(name="q_norm", form=Form.HEAD_NORM, shares=((Role.Q_NORM, q_rows),), exists=exists),
+        Module(name="k_norm", form=Form.HEAD_NORM, shares=((Role.K_NORM, k_rows),), exists=exists),
+    )
+
+
+def sinks() -> Module:
+    """A learned logit per query head, which takes part in the softmax and has no value to read."""
+    return Module(name="sinks", form=Form.SCALARS, shares=((Role.SINK, one_row_per_query_head),))

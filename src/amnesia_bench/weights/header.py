@@ -11,6 +11,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import reprlib
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,12 @@ from amnesia_bench.errors import UserError
 # The format's own limit, so that a damaged length cannot make us allocate the file.
 MAX_HEADER_BYTES = 100_000_000
 LENGTH_BYTES = 8
+# Far beyond those of any model: without bounds, one name fills a screen and one product of a
+# shape takes hours.
+MAX_NAME_CHARACTERS = 1000
+MAX_DIMENSIONS = 64
+MAX_NUMBER = 1 << 63
+LFS_POINTER = b"version "  # its first 8 bytes; as a length they are 2e18
 
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -76,6 +84,11 @@ def read_header(path: Path) -> Header:
         length_field = file.read(LENGTH_BYTES)
         if len(length_field) < LENGTH_BYTES:
             raise _damaged(path, f"is {file_bytes} bytes long, too short for a safetensors file")
+        if length_field == LFS_POINTER:
+            raise UserError(
+                f"{path}: is a pointer of Git LFS, not the file itself.",
+                hint=f"Fetch it: git -C {shlex.quote(str(path.parent))} lfs pull",
+            )
         header_bytes = int.from_bytes(length_field, "little")
         data_start = LENGTH_BYTES + header_bytes
         if header_bytes > MAX_HEADER_BYTES or data_start > file_bytes:
@@ -102,15 +115,20 @@ def read_header(path: Path) -> Header:
 
 
 def _entry(path: Path, name: str, field: Any, data_start: int) -> TensorEntry:
+    if len(name) > MAX_NAME_CHARACTERS:
+        raise _damaged(path, f"holds a tensor whose name has {len(name):,} characters")
+    if name.encode("utf-8", "replace").decode("utf-8") != name:  # JSON can spell half a character
+        raise _damaged(path, f"holds a tensor whose name is not valid Unicode, {name!r}")
     try:
         dtype, shape, (begin, end) = field["dtype"], tuple(field["shape"]), field["data_offsets"]
         numbers = (*shape, begin, end)
-        if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
+        if len(shape) > MAX_DIMENSIONS or not all(_is_count(n) for n in numbers):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise _damaged(path, f"describes tensor {name!r} in a malformed way: {field!r}") from None
+        shown = reprlib.repr(field)
+        raise _damaged(path, f"describes tensor {name!r} in a malformed way: {shown}") from None
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise _damaged(path, f"holds tensor {name!r} of the unknown dtype {dtype!r}")
+        raise _damaged(path, f"holds tensor {name!r} of the unknown dtype {reprlib.repr(dtype)}")
     needed_bytes = -(-math.prod(shape) * DTYPE_BITS[dtype] // 8)
     if end - begin != needed_bytes:
         raise _damaged(
@@ -121,6 +139,10 @@ def _entry(path: Path, name: str, field: Any, data_start: int) -> TensorEntry:
     return TensorEntry(
         name=name, dtype=dtype, shape=shape, start=data_start + begin, end=data_start + end
     )
+
+
+def _is_count(number: object) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool) and 0 <= number < MAX_NUMBER
 
 
 def _check_coverage(
@@ -145,7 +167,7 @@ def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     keys: dict[str, Any] = {}
     for key, value in pairs:
         if key in keys:
-            raise ValueError(f"{key!r} occurs twice")
+            raise ValueError(f"{reprlib.repr(key)} occurs twice")
         keys[key] = value
     return keys
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,14 +14,20 @@ from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.records.artifacts import Manifest, Parent
+from amnesia_bench.store.files import read_json, remove_files
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST, resumable_path
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.weights.checkpoint import CONFIG, INDEX, PICKLE_SUFFIXES, SINGLE_FILE
+from amnesia_bench.weights.file_names import CONFIG, INDEX, PICKLE_SUFFIXES, SINGLE_FILE
 
 KIND = "downloaded"
-_SIDE_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja"})  # tokenizer, templates
+# Tokenizers and templates, those of remote code too: qwen.tiktoken, vocab.bpe, bpe.codes.
+_SIDE_SUFFIXES = frozenset(
+    {".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".codes", ".spm", ".vocab"}
+)
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_IN_URL = re.compile(r"huggingface\.co/([^/]+/[^/?#]+)")
 _LICENCES = ("LICENSE", "LICENCE", "NOTICE")
 
 
@@ -74,9 +80,10 @@ def download(repository: str, revision: str | None, out: Path) -> Downloaded:
     _check_model(listing)
     kept = resumable_path(out)
     if (out / MANIFEST).is_file():  # killed between publishing and clearing up
-        shutil.rmtree(kept, ignore_errors=True)
+        _clear(kept)
     with publishing(out, kept="finished files are kept for the next attempt") as work:
-        hashes = _fetch(listing, [CONFIG], kept)
+        settings = [name for name in (CONFIG, _TOKENIZER_CONFIG) if name in listing.files]
+        hashes = _fetch(listing, settings, kept)
         code = _code(listing, kept)
         hashes |= _fetch(listing, [*_side_files(listing), *code], kept)
         shards = _shards(listing, kept)
@@ -100,13 +107,22 @@ def download(repository: str, revision: str | None, out: Path) -> Downloaded:
                 provenance=ended_now(provenance),
             )
         )
-    shutil.rmtree(kept, ignore_errors=True)
+    _clear(kept)
     return Downloaded(
         commit=listing.commit,
         files=len(hashes),
         bytes=sum(listing.files[name].bytes for name in hashes),
         code=code,
     )
+
+
+def _clear(kept: Path) -> None:
+    """Remove what the hub's library fetched into a folder, by its own record, and that record."""
+    record = kept / ".cache" / "huggingface"
+    fetched = [path.name.removesuffix(".metadata") for path in record.glob("download/*.metadata")]
+    shutil.rmtree(record, ignore_errors=True)
+    for folder in (record.parent, kept):
+        remove_files(folder, re.compile("|".join(map(re.escape, fetched)) or "(?!)"))
 
 
 def _listing(repository: str, revision: str | None) -> _Listing:
@@ -150,11 +166,12 @@ def _side_files(listing: _Listing) -> list[str]:
 
 
 def _code(listing: _Listing, folder: Path) -> tuple[str, ...]:
-    """Return the Python files, if the config says that the architecture is made of them."""
-    try:
-        brings = "auto_map" in json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{listing.repository}: {CONFIG} is not JSON ({error})") from error
+    """Return the Python files, if the model or its tokenizer says that it is made of them."""
+    brings = False
+    for name in (CONFIG, _TOKENIZER_CONFIG):
+        if name in listing.files:
+            content = _json(listing, folder, name)
+            brings |= isinstance(content, dict) and "auto_map" in content
     return tuple(name for name in sorted(listing.files) if brings and name.endswith(".py"))
 
 
@@ -162,9 +179,8 @@ def _shards(listing: _Listing, folder: Path) -> list[str]:
     if INDEX not in listing.files:
         return [SINGLE_FILE]
     try:
-        index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        shards = set(index["weight_map"].values())
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        shards = set(_json(listing, folder, INDEX)["weight_map"].values())
+    except (KeyError, AttributeError, TypeError) as error:
         raise UserError(f"{listing.repository}: {INDEX} is not an index ({error!r})") from error
     for name in shards:
         if name not in listing.files or Path(name).suffix != ".safetensors":
@@ -172,6 +188,13 @@ def _shards(listing: _Listing, folder: Path) -> list[str]:
                 f"{listing.repository}: {INDEX} names {name!r}, which is no file of weights there"
             )
     return sorted(shards)
+
+
+def _json(listing: _Listing, folder: Path, name: str) -> Any:
+    try:
+        return read_json(folder / name)
+    except UserError as error:
+        raise UserError(f"{listing.repository}: {name} is not JSON") from error
 
 
 def _check_space(listing: _Listing, names: Sequence[str], folder: Path) -> None:
@@ -236,7 +259,10 @@ def _asking(repository: str, revision: str | None) -> Iterator[None]:
     try:
         yield
     except errors.HFValidationError as error:
-        raise UserError(f"{repository}: not a repository's name", hint="OWNER/NAME") from error
+        url = _IN_URL.search(repository)
+        raise UserError(
+            f"{repository}: not a repository's name", hint=f"Give {url[1] if url else 'OWNER/NAME'}"
+        ) from error
     except errors.GatedRepoError as error:
         raise UserError(
             f"{repository}: its owners want to know who downloads it",
@@ -256,7 +282,8 @@ def _asking(repository: str, revision: str | None) -> Iterator[None]:
         errors.XetDownloadError,
         ConnectionError,
     ) as error:
-        if isinstance(error, errors.HfHubHTTPError) and error.response.status_code in (401, 403):
+        response = getattr(error, "response", None)
+        if response is not None and response.status_code in (401, 403, 404):
             raise _no_access(repository) from error
         raise MissingEnvironmentError(
             f"{repository}: the hub cannot be reached ({str(error).partition(chr(10))[0]})",
@@ -267,5 +294,10 @@ def _asking(repository: str, revision: str | None) -> Iterator[None]:
 def _no_access(repository: str) -> UserError:
     return UserError(
         f"{repository}: the hub has no such model, or does not show it to you",
-        hint="Is it spelled OWNER/NAME? For a private one: hf auth login",
+        hint=(
+            "Is it spelled right?"
+            if "/" in repository
+            else f"It needs its owner's name too: amnesia download OWNER/{repository}"
+        )
+        + " For a private one: hf auth login",
     )

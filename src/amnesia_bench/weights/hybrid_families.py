@@ -61,7 +61,6 @@ def _query_with_gate() -> tuple[Module, ...]:
 def _fla(
     name: str,
     model_types: tuple[str, ...],
-    roots: tuple[str, ...] = ("model.", ""),
     block: str = "layers.{layer}.attn.",
 ) -> Family:
     """Models of flash-linear-attention whose blocks look at config.attn["layers"]."""
@@ -70,14 +69,12 @@ def _fla(
         model_types=model_types,
         layer_kinds=attn_dict,  # the linear mixers have the same path and the same names
         modules=separate(bias=flag("attn.qkv_bias"), output_bias=never),
-        roots=roots,
         block=block,
         num_query_heads="attn.num_heads",
         num_kv_heads="attn.num_kv_heads",
         head_dim="",  # always hidden / heads; the config's own head_dim is the linear mixers'
         window="attn.window_size",
         rope_theta="attn.rope_theta",
-        buffers=("rotary.inv_freq",),
     )
 
 
@@ -155,12 +152,17 @@ HYBRID_FAMILIES = (
     ),
     Family(
         name="nemotron_h",
-        model_types=("nemotron_h",),
+        model_types=(
+            "nemotron_h",
+            # The wrappers for images and sound: of transformers, and as the remote code of the
+            # released ones calls itself, where llm_config names no model_type.
+            "nemotron_h_omni",
+            "NemotronH_Nano_VL_V2",
+            "NemotronH_Nano_Omni_Reasoning_V3",
+        ),
         layer_kinds=by_marks("layers_block_type", otherwise=by_pattern),
         modules=separate(),
-        # Attention, Mamba, MLP and MoE blocks are all called mixer; "model." is the name of the
-        # module in transformers 5, which writes "backbone." back to disk.
-        roots=("backbone.", "model."),
+        # Attention, Mamba, MLP and MoE blocks are all called mixer.
         block="layers.{layer}.mixer.",
         rotates=never,
         defaults={"head_dim": 128},
@@ -255,7 +257,10 @@ HYBRID_FAMILIES = (
     ),
     Family(
         name="minimax",
-        model_types=("minimax", "minimax_text_01"),
+        # The last two are remote code (config.json and modeling_minimax_m1.py of
+        # MiniMaxAI/MiniMax-M1-80k): attn_type_list, q_proj ... o_proj in the layers marked 1,
+        # qkv_proj in the others.
+        model_types=("minimax", "minimax_text_01", "minimax_m1"),
         layer_kinds=by_marks("layer_types", otherwise=attn_type_list),
         modules=separate(),
         defaults={"rope_theta": 1_000_000.0},
@@ -297,5 +302,5 @@ HYBRID_FAMILIES = (
             "rwkv7",
         ),
     ),
-    _fla("samba", ("samba",), roots=("backbone.", ""), block="layers.{layer}.mixer."),
+    _fla("samba", ("samba",), block="layers.{layer}.mixer."),
 )

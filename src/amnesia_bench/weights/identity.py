@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 from amnesia_bench.records.artifacts import CheckpointIdentity, Parent
-from amnesia_bench.store.hashing import sha256_of
-from amnesia_bench.weights.checkpoint import CONFIG, Checkpoint
+from amnesia_bench.weights.checkpoint import Checkpoint
+from amnesia_bench.weights.file_names import CONFIG
 
 _HASHERS = 4
 
@@ -18,7 +18,7 @@ def identify(checkpoint: Checkpoint) -> CheckpointIdentity:
     """Return the path, the hash of the config and the hash of each shard's header."""
     return CheckpointIdentity(
         path=str(checkpoint.folder),
-        config_sha256=sha256_of(checkpoint.folder / CONFIG),
+        config_sha256=_sha256(checkpoint, CONFIG),
         headers_sha256={name: header.sha256 for name, header in checkpoint.shards.items()},
     )
 
@@ -37,10 +37,15 @@ def parent_by_contents(role: str, checkpoint: Checkpoint, beside: Iterable[str] 
     """
     names = [*checkpoint.shards, *beside]
     with ThreadPoolExecutor(_HASHERS) as readers:
-        hashes = readers.map(lambda name: sha256_of(checkpoint.folder / name), names)
+        hashes = readers.map(lambda name: _sha256(checkpoint, name), names)
         parent = as_parent(role, identify(checkpoint), dict(zip(names, hashes, strict=True)))
     checkpoint.held.check()
     return parent
+
+
+def _sha256(checkpoint: Checkpoint, name: str) -> str:
+    with checkpoint.held.reading(checkpoint.folder / name) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def as_parent(role: str, identity: CheckpointIdentity, read_sha256: Mapping[str, str]) -> Parent:

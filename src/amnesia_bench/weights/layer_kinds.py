@@ -27,6 +27,7 @@ KIND_OF_MARK = {
     "hybrid": LayerKind.FULL,  # a softmax block and an SSM in one layer (falcon_h1, zamba2)
     "sliding_attention": LayerKind.SLIDING,
     "swa": LayerKind.SLIDING,
+    "chunked_attention": LayerKind.SLIDING,  # back to the start of a chunk only (llama4)
     "linear_attention": LayerKind.LINEAR,
     "lightning-attn": LayerKind.LINEAR,
     "lightning_attn": LayerKind.LINEAR,
@@ -114,17 +115,85 @@ def by_pattern(config: Config) -> tuple[LayerKind, ...]:
     return tuple(KIND_OF_PATTERN_CHAR[char] for char in pattern)
 
 
-def every_nth(interval_key: str, others: LayerKind) -> LayerKinds:
-    """Full attention at the layers n-1, 2n-1, ...; the rest are `others`."""
+def every_nth(interval: str | int, others: LayerKind) -> LayerKinds:
+    """Full attention at the layers n-1, 2n-1, ...; the rest are `others`.
+
+    Args:
+        interval: n, or the config key that holds it.
+        others: the kind of the rest.
+    """
 
     def kinds(config: Config) -> tuple[LayerKind, ...]:
-        interval = integer(config, interval_key)
+        n = interval if isinstance(interval, int) else integer(config, interval)
         return tuple(
-            others if (layer + 1) % interval else LayerKind.FULL
+            others if (layer + 1) % n else LayerKind.FULL
             for layer in range(integer(config, "num_hidden_layers"))
         )
 
     return kinds
+
+
+def if_windowed(rule: LayerKinds) -> LayerKinds:
+    """As `rule`, but all full where the config has no `sliding_window`; exaone4."""
+    return lambda config: rule(config) if lookup(config, "sliding_window") else all_full(config)
+
+
+def first_of_four(config: Config) -> tuple[LayerKind, ...]:
+    """Full attention at the layers 0, 4, 8, ..., a window in the rest; cwm."""
+    return tuple(
+        LayerKind.SLIDING if layer % 4 else LayerKind.FULL
+        for layer in range(integer(config, "num_hidden_layers"))
+    )
+
+
+def last_is_full(rule: LayerKinds) -> LayerKinds:
+    """As `rule`, but the last layer attends to the whole context; gemma4 (Gemma4TextConfig)."""
+    return lambda config: (*rule(config)[:-1], LayerKind.FULL)
+
+
+def all_but(key: str) -> LayerKinds:
+    """Full attention in all layers but the listed ones, which read an image only; mllama."""
+
+    def kinds(config: Config) -> tuple[LayerKind, ...]:
+        others = integer_list(config, key)
+        return tuple(
+            LayerKind.NONE if layer in others else LayerKind.FULL
+            for layer in range(integer(config, "num_hidden_layers"))
+        )
+
+    return kinds
+
+
+def without_rope(config: Config) -> tuple[int, ...]:
+    """Return the layers whose entry in `no_rope_layers` is 0 (1 means that they do rotate).
+
+    Without the list it is every `no_rope_layer_interval`-th; smollm3, llama4.
+    """
+    layers = integer(config, "num_hidden_layers")
+    if lookup(config, "no_rope_layers"):
+        marks = integer_list(config, "no_rope_layers")
+        return tuple(layer for layer, rotates in enumerate(marks[:layers]) if not rotates)
+    interval = integer(config, "no_rope_layer_interval")
+    return tuple(range(interval - 1, layers, interval))
+
+
+def window_without_rope(config: Config) -> tuple[LayerKind, ...]:
+    """A window in the layers that do not rotate, if `use_sliding_window`; SmolLM3Config."""
+    slides = bool(lookup(config, "use_sliding_window")) and bool(lookup(config, "sliding_window"))
+    chosen = without_rope(config) if slides else ()
+    return tuple(
+        LayerKind.SLIDING if layer in chosen else LayerKind.FULL
+        for layer in range(integer(config, "num_hidden_layers"))
+    )
+
+
+def chunks_with_rope(config: Config) -> tuple[LayerKind, ...]:
+    """Chunked attention in the layers that rotate; Llama4TextConfig."""
+    full = without_rope(config)
+    return tuple(
+        LayerKind.FULL if layer in full else LayerKind.SLIDING
+        for layer in range(integer(config, "num_hidden_layers"))
+    )
 
 
 def period_and_offset(config: Config) -> tuple[LayerKind, ...]:
@@ -174,6 +243,11 @@ def upper_layers_slide(config: Config) -> tuple[LayerKind, ...]:
     return tuple(LayerKind.SLIDING if layer >= first else LayerKind.FULL for layer in range(layers))
 
 
+def upper_layers_slide_if_window(config: Config) -> tuple[LayerKind, ...]:
+    """As upper_layers_slide, wherever there is a `sliding_window`; Dots1Config."""
+    return upper_layers_slide({**config, "use_sliding_window": True})
+
+
 def lower_even_layers_slide(config: Config) -> tuple[LayerKind, ...]:
     """Even layers below `max_window_layers` have a window (Qwen2MoeConfig.__post_init__)."""
     slides = bool(lookup(config, "use_sliding_window")) and bool(lookup(config, "sliding_window"))
@@ -194,6 +268,8 @@ def attn_type_list(config: Config) -> tuple[LayerKind, ...]:
 def cycled_blocks(config: Config) -> tuple[LayerKind, ...]:
     """`block_types` repeated over the layers; recurrent_gemma, whose attention is always local."""
     blocks = string_list(config, "block_types")
+    if not blocks:
+        raise UserError("config.json: block_types names no blocks")
     return tuple(
         LayerKind.SLIDING if blocks[layer % len(blocks)] == "attention" else LayerKind.LINEAR
         for layer in range(integer(config, "num_hidden_layers"))

@@ -30,7 +30,8 @@ def encode(values: Float64, dtype: str) -> bytes:
     if dtype == "BF16":
         # ml_dtypes goes through float32: two roundings, which a tie can turn the wrong way.
         return _round_to_odd(values).astype(FLOAT_DTYPES[dtype]).tobytes()
-    with np.errstate(over="ignore"):  # a value out of range becomes inf, which callers refuse
+    # A value out of range becomes inf, which callers refuse, as they do NaN.
+    with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(FLOAT_DTYPES[dtype]).tobytes()
 
 

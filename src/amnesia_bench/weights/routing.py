@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from amnesia_bench.records.roles import LayerKind
-from amnesia_bench.weights.config_keys import Config, lookup
+from amnesia_bench.weights.config_keys import Config, integer, lookup
 from amnesia_bench.weights.family import Family
 from amnesia_bench.weights.row_layouts import Heads
 
@@ -21,7 +21,8 @@ def routing_of(
 ) -> tuple[tuple[str, object], ...]:
     """Return (name, value) pairs in one spelling, whichever version of transformers wrote config.
 
-    Values are hashable and compare equal iff the two configs route alike.
+    Values compare equal iff the two configs route alike. "rope" is one flat mapping of the keys
+    (`full_attention.rope_theta` where they depend on the layer's kind), None without rope.
     """
     entries: dict[str, object] = {
         "hidden_size": heads.hidden,
@@ -31,6 +32,10 @@ def routing_of(
         "layer_kinds": tuple(kind.value for kind in kinds),
         "rope": _rope(family, config, heads) if family.rotates(config) else None,
     }
+    if dims := family.head_dims(config, kinds):
+        entries["head_dims_of_layers"] = _frozen(dims)
+    if unrotated := family.unrotated(config, kinds):
+        entries["layers_without_rope"] = unrotated
     if LayerKind.SLIDING in kinds:
         entries["sliding_window"] = lookup(config, family.window)
     for key, default in family.routing.items():
@@ -39,7 +44,7 @@ def routing_of(
     return tuple(entries.items())
 
 
-def _rope(family: Family, config: Config, heads: Heads) -> object:
+def _rope(family: Family, config: Config, heads: Heads) -> dict[str, object]:
     # transformers 4 writes rope_theta and rope_scaling, transformers 5 one rope_parameters, which
     # some families nest by layer kind.
     raw = lookup(config, "rope_scaling") or lookup(config, "rope_parameters") or {}
@@ -50,25 +55,31 @@ def _rope(family: Family, config: Config, heads: Heads) -> object:
         local_theta = lookup(config, family.local_rope_theta)
         full = nested.get("full_attention", {} if nested else raw)
         sliding = nested.get("sliding_attention", {})
-        return _frozen(
+        return _flat(
             {
                 "full_attention": _one_rope(full, config, theta, heads),
                 "sliding_attention": _one_rope(sliding, config, local_theta, heads),
             }
         )
     if nested:
-        return _frozen({k: _one_rope(v, config, theta, heads) for k, v in nested.items()})
-    return _frozen(_one_rope(raw, config, theta, heads))
+        return _flat({k: _one_rope(v, config, theta, heads) for k, v in nested.items()})
+    return _one_rope(raw, config, theta, heads)
+
+
+def _flat(ropes: Mapping[str, Mapping[str, object]]) -> dict[str, object]:
+    return {f"{kind}.{key}": value for kind, rope in ropes.items() for key, value in rope.items()}
 
 
 def _one_rope(
     raw: Mapping[str, object], config: Config, theta: object, heads: Heads
 ) -> dict[str, object]:
-    rope = {key: value for key, value in raw.items() if value is not None}
+    rope = {key: _frozen(value) for key, value in raw.items() if value is not None}
     rope_type = rope.setdefault("rope_type", rope.get("type", "default"))
     rope.pop("type", None)
     if rope_type == "su":  # the name longrope had in the first Phi-3 configs
         rope_type = rope["rope_type"] = "longrope"
+    if rope_type == "mrope":  # the name that Qwen2-VL's first configs gave their sections
+        rope_type = rope["rope_type"] = "default"
     rope.setdefault("rope_theta", 10_000.0 if theta is None else theta)
     rope.setdefault("partial_rotary_factor", _partial_rotary_factor(config, heads))
     if rope_type in SCALED_FROM_A_LENGTH:
@@ -84,9 +95,8 @@ def _one_rope(
 
 def _partial_rotary_factor(config: Config, heads: Heads) -> object:
     factor = lookup(config, "partial_rotary_factor")
-    rotary_dim = lookup(config, "rotary_dim")  # MiniMax's remote code
-    if factor is None and isinstance(rotary_dim, int):
-        return rotary_dim / heads.dim
+    if factor is None and lookup(config, "rotary_dim") is not None:  # MiniMax's remote code
+        return integer(config, "rotary_dim") / heads.dim
     return 1.0 if factor is None else factor
 
 

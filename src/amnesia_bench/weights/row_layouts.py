@@ -43,8 +43,13 @@ def per_kv_head(heads: Heads) -> HeadRows:
 
 
 def one_row_per_query_head(heads: Heads) -> HeadRows:
-    """A scalar gate per query head."""
+    """One row per query head: a scalar gate, a sink, a norm's weights."""
     return HeadRows(start=0, stride=1, head_dim=1, num_heads=heads.query)
+
+
+def one_row_per_kv_head(heads: Heads) -> HeadRows:
+    """One row per key/value head: a norm's weights."""
+    return HeadRows(start=0, stride=1, head_dim=1, num_heads=heads.kv)
 
 
 def whole_tensor(heads: Heads) -> None:

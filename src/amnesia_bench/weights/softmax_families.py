@@ -1,8 +1,11 @@
-"""Rows of the architecture table for models whose every layer is softmax attention."""
+"""Rows of the architecture table for models whose layers are all softmax attention of one kind.
+
+That kind may be attention over a window. Models whose layers differ are in mixed_families.py.
+"""
 
 from __future__ import annotations
 
-from amnesia_bench.records.roles import LayerKind, Role
+from amnesia_bench.records.roles import Role
 from amnesia_bench.weights.family import (
     Family,
     Form,
@@ -11,18 +14,15 @@ from amnesia_bench.weights.family import (
     flag,
     flat_norms,
     never,
+    norms_of_heads,
     output_projection,
     separate,
     shared_norms,
 )
 from amnesia_bench.weights.layer_kinds import (
     all_full,
-    by_marks,
-    every_nth,
-    lower_even_layers_slide,
     one_window,
     one_window_if_used,
-    upper_layers_slide,
 )
 from amnesia_bench.weights.row_layouts import (
     fused_key,
@@ -34,11 +34,22 @@ from amnesia_bench.weights.row_layouts import (
 )
 
 ATTENTION_BIAS = flag("attention_bias")
+USE_BIAS = flag("use_bias")
+QK_LAYERNORM = flag("qk_layernorm")
+# The text_config of LLaVA's kin leaves out what the config class has anyway.
+SIZES_OF_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 
 SOFTMAX_FAMILIES = (
     Family(
         name="llama",
         model_types=("llama",),
+        layer_kinds=all_full,
+        modules=separate(bias=ATTENTION_BIAS),
+        defaults=SIZES_OF_7B,
+    ),
+    Family(
+        name="arcee",
+        model_types=("arcee", "iquestcoder", "jais2"),
         layer_kinds=all_full,
         modules=separate(bias=ATTENTION_BIAS),
     ),
@@ -48,6 +59,7 @@ SOFTMAX_FAMILIES = (
         # MistralModel ignores layer_types: one window for the whole model, null since v0.3.
         layer_kinds=one_window,
         modules=separate(),
+        defaults={**SIZES_OF_7B, "num_key_value_heads": 8, "sliding_window": 4096},
     ),
     Family(
         name="mixtral",
@@ -57,60 +69,12 @@ SOFTMAX_FAMILIES = (
         defaults={"rope_theta": 1_000_000.0},
     ),
     Family(
-        name="qwen2",
-        model_types=("qwen2",),
-        layer_kinds=by_marks("layer_types", otherwise=upper_layers_slide),
-        modules=separate(bias=always, output_bias=never),
-        defaults={"max_window_layers": 28},
-    ),
-    Family(
-        name="qwen2_moe",
-        model_types=("qwen2_moe",),
-        layer_kinds=by_marks("layer_types", otherwise=lower_even_layers_slide),
-        modules=separate(bias=flag("qkv_bias"), output_bias=never),
-        defaults={"qkv_bias": True, "max_window_layers": 28},
-    ),
-    Family(
-        name="qwen3",
-        model_types=("qwen3",),
-        layer_kinds=by_marks("layer_types", otherwise=upper_layers_slide),
-        modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),
-        defaults={"head_dim": 128, "max_window_layers": 28},
-        routing={"rms_norm_eps": 1e-6},
-    ),
-    Family(
         name="qwen3_moe",
         model_types=("qwen3_moe",),
         # Unlike qwen3, a config without head_dim means hidden_size / heads.
         layer_kinds=one_window_if_used,
         modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),
         routing={"rms_norm_eps": 1e-6},
-    ),
-    Family(
-        name="gemma3",
-        model_types=("gemma3_text", "gemma3"),
-        layer_kinds=by_marks(
-            "layer_types", otherwise=every_nth("sliding_window_pattern", LayerKind.SLIDING)
-        ),
-        modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),  # norms scale by 1 + w
-        local_rope_theta="rope_local_base_freq",
-        # The text_config of the released wrappers leaves out all of these.
-        defaults={
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
-            "head_dim": 256,
-            "sliding_window": 4096,
-            "sliding_window_pattern": 6,
-            "rope_theta": 1_000_000.0,
-            "rope_local_base_freq": 10_000.0,
-        },
-        aliases={"_sliding_window_pattern": "sliding_window_pattern"},
-        routing={
-            "query_pre_attn_scalar": 256,
-            "attn_logit_softcapping": None,
-            "use_bidirectional_attention": False,
-            "rms_norm_eps": 1e-6,
-        },
     ),
     Family(
         name="phi3",
@@ -142,12 +106,9 @@ SOFTMAX_FAMILIES = (
             ),
             output_projection("dense", bias=ATTENTION_BIAS),
         ),
-        roots=("gpt_neox.", ""),
         block="layers.{layer}.attention.",
         aliases={"rotary_emb_base": "rope_theta", "rotary_pct": "partial_rotary_factor"},
         defaults={"attention_bias": True, "partial_rotary_factor": 0.25},
-        # Causal-mask buffers of checkpoints saved before transformers 4.30.
-        buffers=("rotary_emb.inv_freq", "bias", "masked_bias"),
     ),
     Family(
         name="minimax_m2",
@@ -156,5 +117,189 @@ SOFTMAX_FAMILIES = (
         modules=(*separate(), *flat_norms()),
         defaults={"head_dim": 128, "rope_theta": 5_000_000.0},
         routing={"rms_norm_eps": 1e-6},
+    ),
+    Family(
+        name="gemma",
+        model_types=("gemma",),
+        layer_kinds=all_full,
+        modules=separate(bias=ATTENTION_BIAS),
+        defaults={"head_dim": 256},
+        routing={"use_bidirectional_attention": None},
+    ),
+    Family(
+        name="olmo",
+        model_types=("olmo",),
+        layer_kinds=all_full,
+        modules=separate(bias=ATTENTION_BIAS),
+        routing={"clip_qkv": None},
+    ),
+    Family(
+        name="olmo2",
+        model_types=("olmo2",),
+        layer_kinds=all_full,
+        modules=(*separate(bias=ATTENTION_BIAS), *flat_norms()),
+        routing={"rms_norm_eps": 1e-5},
+    ),
+    Family(
+        name="olmoe",
+        model_types=("olmoe",),
+        layer_kinds=all_full,
+        modules=(*separate(bias=ATTENTION_BIAS), *flat_norms()),
+        routing={"clip_qkv": None, "rms_norm_eps": 1e-5},
+    ),
+    Family(
+        name="flex_olmo",
+        model_types=("flex_olmo",),
+        layer_kinds=all_full,
+        modules=(*separate(bias=ATTENTION_BIAS), *flat_norms()),
+        defaults={"rope_theta": 500_000.0},
+        routing={"rms_norm_eps": 1e-6},
+    ),
+    Family(
+        name="glm4",
+        model_types=("glm", "glm4"),
+        layer_kinds=all_full,
+        modules=separate(bias=ATTENTION_BIAS, output_bias=never),
+        defaults={"head_dim": 128, "attention_bias": True, "partial_rotary_factor": 0.5},
+    ),
+    Family(
+        name="glm4_moe",
+        model_types=("glm4_moe",),
+        layer_kinds=all_full,
+        modules=(
+            *separate(bias=ATTENTION_BIAS, output_bias=never),
+            *shared_norms(exists=flag("use_qk_norm")),
+        ),
+        defaults={"partial_rotary_factor": 0.5},
+        routing={"rms_norm_eps": 1e-5},
+    ),
+    Family(
+        name="solar_open",
+        model_types=("solar_open",),
+        layer_kinds=all_full,
+        modules=separate(bias=ATTENTION_BIAS, output_bias=never),
+        defaults={"head_dim": 128, "rope_theta": 1_000_000.0},
+    ),
+    Family(
+        name="granite",
+        model_types=("granite", "granitemoe", "granitemoeshared"),
+        layer_kinds=all_full,
+        modules=separate(bias=ATTENTION_BIAS),
+        routing={"attention_multiplier": 1.0},  # replaces 1/sqrt(head_dim)
+    ),
+    Family(
+        name="cohere",
+        model_types=("cohere",),
+        layer_kinds=all_full,
+        modules=(
+            *separate(bias=ATTENTION_BIAS),
+            *norms_of_heads(exists=flag("use_qk_norm")),
+        ),
+        defaults={"rope_theta": 500_000.0},
+        routing={"layer_norm_eps": 1e-5},
+    ),
+    Family(
+        name="seed_oss",
+        model_types=("seed_oss",),
+        layer_kinds=all_full,
+        modules=separate(bias=ATTENTION_BIAS, output_bias=flag("attention_out_bias")),
+        defaults={"head_dim": 128, "attention_bias": True},
+    ),
+    Family(
+        name="ernie4_5",
+        model_types=("ernie4_5",),
+        layer_kinds=all_full,
+        modules=separate(bias=USE_BIAS),
+        defaults={"head_dim": 128, "rope_theta": 500_000.0},
+    ),
+    Family(
+        name="ernie4_5_moe",
+        model_types=("ernie4_5_moe",),
+        layer_kinds=all_full,
+        modules=separate(bias=USE_BIAS),
+        defaults={"rope_theta": 500_000.0},
+    ),
+    Family(
+        name="hunyuan",
+        model_types=("hunyuan_v1_dense", "hunyuan_v1_moe"),
+        layer_kinds=all_full,
+        modules=(
+            *separate(bias=ATTENTION_BIAS),
+            *shared_norms("query_layernorm", "key_layernorm"),
+        ),
+        routing={"rms_norm_eps": 1e-5},
+    ),
+    Family(
+        name="starcoder2",
+        model_types=("starcoder2",),
+        layer_kinds=one_window,
+        modules=separate(bias=USE_BIAS),
+        defaults={"use_bias": True},
+    ),
+    Family(
+        name="stablelm",
+        model_types=("stablelm",),
+        layer_kinds=all_full,
+        modules=separate(bias=flag("use_qkv_bias"), output_bias=never),
+        head_dim="",
+        defaults={"partial_rotary_factor": 0.25},
+        refusals=((QK_LAYERNORM, "its q/k norms of every head are modules of their own"),),
+    ),
+    Family(
+        name="phi",
+        model_types=("phi",),
+        layer_kinds=all_full,
+        modules=(
+            *separate(bias=always, output="dense"),
+            *shared_norms("q_layernorm", "k_layernorm", exists=QK_LAYERNORM, bias=always),
+        ),
+        defaults={"partial_rotary_factor": 0.5},
+        routing={"layer_norm_eps": 1e-5},
+    ),
+    Family(
+        name="phimoe",
+        model_types=("phimoe",),
+        layer_kinds=one_window,
+        modules=separate(bias=ATTENTION_BIAS),
+        defaults={"rope_theta": 1_000_000.0},
+    ),
+    Family(
+        name="apertus",
+        model_types=("apertus",),
+        layer_kinds=all_full,
+        modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),
+        defaults={
+            "rope_theta": 12_000_000.0,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 12_000_000.0,
+                "factor": 8.0,
+                "original_max_position_embeddings": 8192,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            },
+        },
+        routing={"rms_norm_eps": 1e-5},
+    ),
+    Family(
+        name="nemotron",
+        model_types=("nemotron",),
+        layer_kinds=all_full,
+        modules=separate(bias=ATTENTION_BIAS),
+        defaults={"partial_rotary_factor": 0.5},
+    ),
+    Family(
+        name="helium",
+        model_types=("helium",),
+        layer_kinds=all_full,
+        modules=separate(bias=ATTENTION_BIAS, output_bias=never),
+        defaults={"head_dim": 128, "rope_theta": 100_000.0},
+    ),
+    Family(
+        name="ministral3",
+        model_types=("ministral3",),
+        layer_kinds=one_window,
+        modules=separate(),
+        defaults={"head_dim": 128, "rope_theta": 1_000_000.0},
     ),
 )

@@ -16,6 +16,7 @@ from amnesia_bench.evals.code.prompt import extract
 from amnesia_bench.evals.judging import Attempt, Judged, Row
 from amnesia_bench.evals.sandbox import Launcher, Limits, open_launcher
 from amnesia_bench.records.evaluation import Outcome, Verdict
+from amnesia_bench.records.reasoning import Checker
 
 # The field of a row that a problem stands in.
 PROBLEM = "problem"
@@ -25,22 +26,38 @@ PROBLEM = "problem"
 class ProgramScorer:
     """Judges the program in an answer by all tests of its problem.
 
-    `launcher` None: a sandbox, tried and opened when there is something to judge.
+    `launcher` None: a sandbox, tried and opened when there is something to judge. `workers` None:
+    a program per core.
     """
 
     launcher: Launcher | None = None
     limits: Limits = field(default_factory=Limits)
+    checker: Checker = Checker.LCB
+    workers: int | None = None
 
     @property
     def settings(self) -> Mapping[str, str]:
         """What verdicts may depend on, for the record."""
-        seconds = {"seconds_per_test": f"{self.limits.seconds_per_test:g}"}
-        return seconds if self.launcher is None else {**self.launcher.settings, **seconds}
+        limits = self.limits
+        settings = {
+            "checker": self.checker.value,
+            "seconds_per_test": f"{limits.seconds_per_test:g}",
+            "time_limit": f"{limits.seconds_per_test:g} s of CPU time, "
+            f"{limits.wall_seconds_per_test:g} s of wall-clock time",
+        }
+        return settings if self.launcher is None else {**self.launcher.settings, **settings}
 
     def __call__(self, rows: Sequence[Row], attempts: Sequence[Attempt]) -> Judged:
         launcher = self.launcher or open_launcher()
         problems = [problem_of(row) for row in rows]
-        verdicts = score(problems, attempts, launcher, limits=self.limits)
+        verdicts = score(
+            problems,
+            attempts,
+            launcher,
+            limits=self.limits,
+            checker=self.checker,
+            workers=self.workers,
+        )
         return Judged(verdicts=verdicts, votes=None)
 
 
@@ -57,6 +74,7 @@ def score(
     launcher: Launcher,
     *,
     limits: Limits | None = None,
+    checker: Checker = Checker.LCB,
     workers: int | None = None,
 ) -> tuple[Verdict, ...]:
     """Return a verdict on each attempt, in the order of the keys.
@@ -66,6 +84,7 @@ def score(
         attempts: in any order.
         launcher: of `evals.sandbox.open_launcher`.
         limits: of LiveCodeBench when None.
+        checker: how programs are run and judged.
         workers: programs at once; a program per core when None.
 
     Raises:
@@ -77,7 +96,7 @@ def score(
     if not 1 <= workers <= cores:
         raise UserError(
             f"workers={workers}: programs at once, on {cores} cores",
-            hint="More than a program per core would cost each other their time limit.",
+            hint="Ask for one program per core at most.",
         )
     answers = sorted(attempts, key=lambda attempt: attempt.key)
     for answer in answers:
@@ -97,7 +116,7 @@ def score(
             code = None if answer.text is None else extract(answer.text)
             outcome, detail = Outcome.NO_ANSWER, None
             if code is not None:
-                result = grade(code, problem, tests, launcher, limits or Limits())
+                result = grade(code, problem, tests, launcher, limits or Limits(), checker)
                 outcome, detail = result.outcome, result.detail
             verdicts.append(Verdict(key=answer.key, outcome=outcome, answer=code, detail=detail))
         return verdicts

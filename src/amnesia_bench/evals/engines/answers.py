@@ -29,8 +29,8 @@ def check_room(request: Request, limit: int | None) -> None:
         raise UserError(
             f"{key.task} document {key.doc}: {num_tokens:,} prompt tokens and up to {new:,} new "
             f"ones do not fit the model's context of {limit:,}",
-            hint="Nothing is truncated. Ask for a shorter context, or set max_context_tokens if "
-            "the model can do more than its config says.",
+            hint="Nothing is truncated. Ask for shorter prompts or answers; if the model can do "
+            "more than its config says: --max-context-tokens N.",
         )
 
 

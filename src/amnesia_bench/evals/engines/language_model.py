@@ -127,9 +127,15 @@ def examine(module: Any, limit: int | None = None) -> LanguageModel:
         limit: tokens that it takes, None for any number.
 
     Raises:
-        UserError: the model returns no cache.
+        UserError: the model returns no cache, or takes too few tokens to try it.
     """
     name = type(module).__name__
+    near = _CUT_TOKENS + _NEAR_TOKENS
+    if limit is not None and limit <= near:
+        raise UserError(
+            f"{name}: a context of {limit} tokens is too short to try its cache",
+            hint=f"Allow at least {near + 1}: --max-context-tokens N.",
+        )
     if module.config._attn_implementation == "sdpa":
         module.set_attn_implementation(CAUSAL_SDPA)
     bare = LanguageModel(module, None, in_pieces=False, full_reason=None, joins_rows=False)
@@ -144,7 +150,6 @@ def examine(module: Any, limit: int | None = None) -> LanguageModel:
         )
     kind = _own_cache_class(cache)
     model = LanguageModel(module, kind, in_pieces=False, full_reason=None, joins_rows=False)
-    near = _CUT_TOKENS + _NEAR_TOKENS
     head, *pieces = probe.tensor_split([_CUT_TOKENS, near], dim=1)
     expected = [bare.advance(None, probe[:, :near])[0], whole]
     resumable: Any = model.advance(model.new_cache(), head)[1]

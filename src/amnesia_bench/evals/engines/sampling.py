@@ -1,8 +1,7 @@
 """Choosing the next token of each row of a batch.
 
 A row draws one number per token from a generator of its own, so what it says depends neither on
-its neighbours nor on the order of the requests. (`modeling.row_sampling` does this inside
-`generate`, at the price of one random number per token of the vocabulary.)
+its neighbours nor on the order of the requests.
 
 Shapes: B rows, E vocabulary.
 """

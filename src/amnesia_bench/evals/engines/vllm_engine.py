@@ -190,7 +190,7 @@ class VllmEngine:
 
     def _generation(self, request: Request, output: Any) -> Generation:
         tokens = list(output.token_ids)
-        for place, (token, logits) in enumerate(zip(tokens, output.logprobs, strict=True)):
+        for place, (token, logits) in enumerate(zip(tokens, output.logprobs, strict=False)):
             if not math.isfinite(logits[token].logprob):
                 raise not_finite(request, place)
         reason = FinishReason.LENGTH

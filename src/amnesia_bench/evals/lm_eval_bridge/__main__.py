@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 
 from amnesia_bench.errors import AmnesiaError, ExitCode, UserError
+from amnesia_bench.printable import message
 
 
 def main() -> int:
@@ -28,7 +29,7 @@ def main() -> int:
         sentence_splitter()  # or NIAH tasks would try to download what they split sentences with
         cli_evaluate()
     except AmnesiaError as error:
-        sys.stderr.write(f"{error}\n")
+        sys.stderr.write(message(f"{error}\n"))
         return int(error.exit_code)
     return int(ExitCode.DONE)
 

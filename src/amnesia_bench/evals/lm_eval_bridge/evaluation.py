@@ -34,6 +34,7 @@ from amnesia_bench.evals.tokenizers import tokenizer_identity
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.recall import RecallSample
+from amnesia_bench.store.checksums import write_checksums
 from amnesia_bench.store.files import explaining_write_errors, replace_text
 
 CELL = "cell.json"
@@ -175,6 +176,7 @@ def _write(
         if samples:
             replace_text(folder / SAMPLES, _lines(samples))
         replace_text(folder / CELL, json.dumps(codec.to_json(cell), indent=2) + "\n")
+        write_checksums(folder, [VERDICTS, CELL, *([SAMPLES] if samples else [])])
 
 
 def _lines(records: Sequence[object]) -> str:

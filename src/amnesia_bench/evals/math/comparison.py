@@ -1,95 +1,91 @@
 r"""Equal at a glance: what needs no computer algebra to be told equal, or different.
 
-Decided here, in this order: equal strings, texts, plain numbers. All else is math-verify's.
-50 \% is 50, as in MATH's own grader; it is not 0.5.
+In this order: written the same, so equal; of other units, words, kinds or values, so different for
+sure; and all else is math-verify's to say. 50 \% is 50, as in MATH's own grader; it is not 0.5.
 """
 
 from __future__ import annotations
 
 import re
 from fractions import Fraction
-from functools import lru_cache
 
-# Nobody's answer is longer, and parsing takes more than linear time.
-MAX_CHARACTERS = 2000
+from amnesia_bench.evals.math.reading import Reading, read
 
-_LAYOUT = re.compile(
-    r"\\(?:left|right|bigl|bigr|Bigl|Bigr|big|Big|displaystyle|limits)(?![A-Za-z])"
-    r"|\\(?:quad|qquad|enspace|thinspace)(?![A-Za-z])|\\[,!;: ]|~|\s"
-)
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mbox|mathrm|mathbf|mathit)\s*\{([^{}]*)\}")
-_WORDS = re.compile(r"[A-Za-z][A-Za-z0-9 .,'()\-]*|\([A-Za-z]\)")
-_NUMBER = re.compile(
-    r"(?P<digits>[-+]?(?:\d{1,3}(?:,\d{3})+|\d+)(?:\.\d*)?|[-+]?\.\d+)"
-    r"(?:(?:[eE]|\\(?:times|cdot)10\^)\{?(?P<exponent>[-+]?\d{1,3})\}?)?"
-)
-_UNIT = re.compile(r"(?:\\?%|\^\{?\\circ\}?|\\degree|°)+$")
 _RELATIVE_ERROR = Fraction(1, 2_000_000)
 
 
 def glance(gold: str, answer: str) -> bool | None:
     """Return whether two answers are equal, or None where only computer algebra can tell."""
-    if plain(gold) == plain(answer):
+    first, second = read(gold), read(answer)
+    if first.key == second.key:
         return True
-    if (as_text := _same_text(gold, answer)) is not None:
-        return as_text
-    numbers = number(gold), number(answer)
-    if numbers[0] is not None and numbers[1] is not None:
-        return _same_number(numbers[0], numbers[1])
-    return None
-
-
-def number(answer: str) -> Fraction | None:
-    r"""Read a plain number, such as `1,234`, `\$5`, `-.5`, `50\%`, `90^\circ` or `4.5e33`."""
-    bare = plain(answer).replace("{,}", ",").replace("\\$", "").replace("$", "")
-    match = _NUMBER.fullmatch(_UNIT.sub("", bare).removesuffix("."))
-    if match is None:
-        return None
-    value = Fraction(match["digits"].replace(",", ""))
-    return value * Fraction(10) ** int(match["exponent"] or 0)
-
-
-@lru_cache(maxsize=1 << 14)
-def plain(answer: str) -> str:
-    """Return an answer without what only its looks depend on."""
-    bare = _LAYOUT.sub("", _without_wrapper(answer))
-    bare = re.sub(r"\\[dtc]frac(?![A-Za-z])", r"\\frac", bare)
-    return bare.replace("\\varnothing", "\\emptyset").replace("\\infin", "\\inf").rstrip(".")
-
-
-def _without_wrapper(answer: str) -> str:
-    """Return an answer without the dollars and braces around it, boxes and bold print."""
-    plain = re.sub(
-        r"\\(?:boxed|fbox|framebox|mathbf|boldsymbol|bm)(?![A-Za-z])", "", answer
-    ).strip()
-    for left, right in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]")):
-        if plain.startswith(left) and plain.endswith(right) and len(plain) > len(left + right):
-            plain = plain[len(left) : -len(right)].strip()
-    grouped = re.fullmatch(r"(\{+)([^{}]*)(\}+)", plain)
-    if grouped and len(grouped[1]) == len(grouped[3]):
-        return grouped[2].strip()
-    return plain
-
-
-def _same_text(gold: str, answer: str) -> bool | None:
-    """Compare words and letters of a choice; None unless both are, and one says it is text."""
-    words = [_words(gold), _words(answer)]
-    if words[0] is None or words[1] is None:
-        return None
-    if words[0] == words[1]:
+    if first.parts or second.parts:
+        return first.parts == second.parts
+    if first.unit and second.unit and first.unit != second.unit:
+        return False
+    if first.words is not None and second.words is not None:
+        if first.words == second.words:
+            return True
+        if first.marked or second.marked:
+            return False
+    if first.form == second.form:
         return True
-    marked = any(_TEXT.search(item) for item in (gold, answer))
-    return False if marked else None
+    if first.number is not None and second.number is not None:
+        return _same_number(first.number, second.number)
+    return False if _of_other_kinds(first, second) else None
 
 
-def _words(answer: str) -> str | None:
-    text = _TEXT.sub(r"\1", _without_wrapper(answer)).replace("\\ ", " ").replace("~", " ")
-    text = re.sub(r"\s+", " ", text).strip().rstrip(".")
-    if not _WORDS.fullmatch(text):
+def is_list(answer: str) -> bool:
+    """Return whether an answer has several elements in no order."""
+    return _kind(read(answer).form) in ("list", "set")
+
+
+def forms_to_compare(first: str, second: str) -> tuple[str, str]:
+    """Return what algebra compares of two answers; a list is a tuple where the other is one."""
+    forms = read(first).form, read(second).form
+    kinds = tuple(map(_kind, forms))
+    if set(kinds) == {"list", "tuple"}:
+        return (
+            f"({forms[0]})" if kinds[0] == "list" else forms[0],
+            f"({forms[1]})" if kinds[1] == "list" else forms[1],
+        )
+    return forms
+
+
+def _of_other_kinds(first: Reading, second: Reading) -> bool:
+    """Return whether one is a set and the other a tuple, or only one an equation."""
+    if {_kind(first.form), _kind(second.form)} == {"set", "tuple"}:
+        return True
+    forms = first.form, second.form
+    return any(map(_is_equation, forms)) and not all("=" in form for form in forms)
+
+
+def _is_equation(form: str) -> bool:
+    """Return whether an equation is itself the answer, as that of a plane: `5x-7y+11z+4=0`."""
+    left, equals, right = form.partition("=")
+    coefficients = re.search(r"(?<![\^_\d{])\d", left)
+    return bool(equals and right.strip() == "0" and coefficients and re.search("[A-Za-z]", left))
+
+
+def _kind(form: str) -> str | None:
+    """Return `list`, `set` or `tuple` of several elements, by the brackets around them."""
+    depth, lowest, commas = 0, len(form), set()
+    for token in re.findall(r"\\[A-Za-z]+|\\.|.", form, re.DOTALL):
+        if token in ("(", "[", "{", "\\{"):
+            depth += 1
+        elif token in (")", "]", "}", "\\}"):
+            depth -= 1
+        else:
+            lowest = min(lowest, depth)
+            if token == ",":
+                commas.add(depth)
+    if 0 in commas:
+        return "list"
+    if lowest != 1 or 1 not in commas:
         return None
-    if choice := re.fullmatch(r"\(?([A-Za-z])\)?", text):
-        return choice.group(1).casefold()
-    return text.casefold()
+    if form.startswith("\\{") and form.endswith("\\}"):
+        return "set"
+    return "tuple" if form.startswith("(") and form.endswith(")") else None
 
 
 def _same_number(gold: Fraction, answer: Fraction) -> bool:

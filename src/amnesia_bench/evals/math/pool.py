@@ -1,4 +1,4 @@
-"""Processes that compare answers; one that takes too long on an answer is killed and replaced."""
+"""Processes that judge answers; one that takes too long on an answer is killed and replaced."""
 
 from __future__ import annotations
 
@@ -81,9 +81,15 @@ class _Worker:
 
 
 class ComparisonPool:
-    """Workers as many as this process may use cores, started when the first request comes."""
+    """Workers as many as this process may use cores, started when the first request comes.
 
-    def __init__(self) -> None:
+    Args:
+        worker: the module that they run; see `worker.serve`.
+        needs: the package without which it cannot.
+    """
+
+    def __init__(self, worker: str = worker_module.__name__, needs: str = "math_verify") -> None:
+        self._worker, self._needs = worker, needs
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
 
@@ -123,13 +129,13 @@ class ComparisonPool:
 
     def _start(self, count: int) -> None:
         while len(self._workers) < count:
-            if find_spec("math_verify") is None:
+            if find_spec(self._needs) is None:
                 raise MissingEnvironmentError(
-                    "comparing mathematical answers needs math-verify",
+                    f"judging these answers needs {self._needs.replace('_', '-')}",
                     hint='pip install "amnesia-bench[eval]"',
                 )
             process = subprocess.Popen(
-                [sys.executable, "-P", "-m", worker_module.__name__, str(ANSWER_SECONDS)],
+                [sys.executable, "-P", "-m", self._worker, str(ANSWER_SECONDS)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
@@ -184,7 +190,7 @@ class ComparisonPool:
         if not worker.ready:
             raise StageFailedError(
                 f"a process for comparing answers ended with code {code} before it was ready",
-                hint=f"See why: {sys.executable} -m {worker_module.__name__} 5",
+                hint=f"See why: {sys.executable} -m {self._worker} 5",
             )
         if not worker.held:
             return 0

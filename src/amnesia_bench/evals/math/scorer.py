@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import chain, groupby
 
 from amnesia_bench.evals.judging import Attempt, Judged, Row
+from amnesia_bench.evals.math.comparison import is_list
 from amnesia_bench.evals.math.equality import Equality, obstacle_of
-from amnesia_bench.evals.math.extraction import last_boxed, last_number
+from amnesia_bench.evals.math.extraction import last_boxed, last_number, without_boxes
 from amnesia_bench.evals.math.pool import ComparisonPool
 from amnesia_bench.records.evaluation import Outcome, Verdict
 
@@ -39,8 +40,8 @@ class MathScorer:
         self, rows: Sequence[Row], attempts: Sequence[Attempt], pool: ComparisonPool
     ) -> Judged:
         """Judge as a call does, in processes that outlive it."""
-        answers = self._extract(attempts, pool)
         golds = [self.gold(rows[attempt.key.doc]) for attempt in attempts]
+        answers = self._extract(golds, attempts, pool)
         # Problem by problem, as they are compared.
         together = chain.from_iterable(zip(golds, answers, strict=True))
         equality = Equality(pool, filter(None, together))
@@ -52,13 +53,18 @@ class MathScorer:
         )
         return Judged(verdicts=verdicts, votes=votes)
 
-    def _extract(self, attempts: Sequence[Attempt], pool: ComparisonPool) -> list[str | None]:
+    def _extract(
+        self, golds: Sequence[str], attempts: Sequence[Attempt], pool: ComparisonPool
+    ) -> list[str | None]:
         texts = [attempt.text or "" for attempt in attempts]
-        answers = [last_boxed(text) for text in texts]
+        answers = [
+            last_boxed(text, several=is_list(gold)) for text, gold in zip(texts, golds, strict=True)
+        ]
         if self.unboxed == "number":
             return [last_number(t) if a is None else a for t, a in zip(texts, answers, strict=True)]
         if self.unboxed == "any":
-            tails = {i: texts[i][-_TAIL_CHARACTERS:] for i, a in enumerate(answers) if a is None}
+            rest = {i: without_boxes(texts[i]) for i, a in enumerate(answers) if a is None}
+            tails = {i: text[-_TAIL_CHARACTERS:] for i, text in rest.items()}
             searched = {i: tail for i, tail in tails.items() if tail.strip()}
             found = pool.run([("find", tail) for tail in searched.values()])
             for i, answer in zip(searched, found, strict=True):

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import atexit
 import hashlib
 import json
-import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from amnesia_bench.errors import MissingEnvironmentError
+from amnesia_bench.store.scratch import lasting_scratch_folder
 
 _MODEL = "tokenizers/punkt_tab/english"
 
@@ -79,8 +77,7 @@ def _install_model() -> None:
     params.collocations = set(english.COLLOCATIONS)
     params.sent_starters = set(english.SENT_STARTERS)
     params.ortho_context.update(english.ORTHO_CONTEXT)
-    root = tempfile.mkdtemp(prefix="amnesia-nltk-data-")
-    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    root = str(lasting_scratch_folder())
     # nltk writes only below its own path, and only into folders that nobody else may enter.
     nltk.data.path.append(root)
     folder = Path(root, _MODEL)

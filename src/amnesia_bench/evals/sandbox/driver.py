@@ -10,17 +10,24 @@ more than printing, since whoever reads them compares them with what only he kno
 Loading and calling follow LiveCodeBench's checker (lcb_runner/evaluation/testing_util.py at
 28fef95), its oddities included: a stdin program becomes the body of a function in a module that
 begins with star imports; `sys.stdin` cannot be iterated over, and its `read`, `readlines` and
-`buffer` never move on.
+`buffer` never move on. Threads that the program left running are waited for, as Python does at
+its end; there a verdict depends on who is faster.
+
+Given two descriptors as arguments, it runs the program as a script instead: as `__main__`, with
+these as standard input and output. The end of the process is then the answer.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
+import gc
 import io
 import json
 import os
 import resource
 import sys
+import threading
 from contextlib import suppress
 from fractions import Fraction
 from types import ModuleType
@@ -34,6 +41,9 @@ STAR_IMPORTS = (*PLAIN_IMPORTS, "builtins", "typing")
 RECURSION_LIMIT = 50000
 MAX_INT_DIGITS = 50000
 STACK_BYTES = 8 << 20
+SET_THP_DISABLE = 41  # of linux/prctl.h
+SCRIPT_NAME = "program.py"
+NO_MEMORY, TOO_LONG = b'{"error": "MemoryError"}', b'{"error": "OutputLimit"}'
 
 
 class Channel:
@@ -65,6 +75,13 @@ class Channel:
             parts.append(part)
             count -= len(part)
         return b"".join(parts)
+
+
+def named(error: BaseException) -> bytes:
+    """Return the answer that names an exception; of memory that ran out without needing any."""
+    if isinstance(error, MemoryError):
+        return NO_MEMORY
+    return json.dumps({"error": type(error).__name__}).encode()
 
 
 class MockedBuffer:
@@ -113,19 +130,30 @@ def set_limits(limits: dict[str, int]) -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
 
 
+def disable_huge_pages() -> None:
+    """Make memory be given page by page; see the system call filter for why."""
+    with suppress(ImportError, OSError, AttributeError):
+        import ctypes
+
+        number = ctypes.c_ulong
+        ctypes.CDLL(None).prctl(SET_THP_DISABLE, number(1), number(0), number(0), number(0))
+
+
 def prepare_interpreter(packages: list[str]) -> None:
-    """Make the names a program sees those that it sees under the checker."""
-    import builtins
+    """Make the names a program sees those that it sees in a Python that has read `site`."""
     import random
     import site
 
-    site.setquit()  # `exit`, which -S leaves out
-    builtins.quit = None  # type: ignore[assignment]  # so does the checker
-    for name in ("ipdb", "joblib", "resource", "psutil", "tkinter"):
-        sys.modules[name] = None  # type: ignore[assignment]
+    site.setquit()  # `exit` and `quit`, which -S leaves out
     sys.path.extend(packages)
     sys.set_int_max_str_digits(MAX_INT_DIGITS)
     random.seed(0)  # a verdict does not change from run to run
+
+
+def take_away_names() -> None:
+    """Take away what LiveCodeBench's checker takes away."""
+    builtins.quit = None  # type: ignore[assignment]
+    sys.modules.update(dict.fromkeys(("ipdb", "joblib", "resource", "psutil", "tkinter")))  # type: ignore[arg-type]
 
 
 def prelude() -> str:
@@ -159,17 +187,36 @@ def _is_main_block(statement: ast.stmt) -> bool:
     )
 
 
-def load(code: str, function: str | None) -> Any:
+def load(code: str, function: str | None, *, lenient: bool = False) -> Any:
     """Execute the program's text and return what each test calls.
+
+    Lenient: a method of a fresh object each time, of a program that may begin with an import from
+    the future.
 
     Raises:
         Exception: whatever the program raises; AttributeError: it lacks the function.
     """
-    code = as_function(code) if function is None else prelude() + "\n\n" + code
     module = ModuleType("tmp_sol", "")
-    exec(code, module.__dict__)
-    owner = module.Solution() if "class Solution" in code else module
-    return getattr(owner, function or "wrapped_function")
+    if lenient:
+        execute(prelude(), module)
+    elif function is None:
+        code = as_function(code)
+    else:
+        code = prelude() + "\n\n" + code
+    execute(code, module)
+    if not lenient:
+        owner = module.Solution() if "class Solution" in code else module
+        return getattr(owner, function or "wrapped_function")
+    assert function is not None
+    made = getattr(module, "Solution", None)
+    if made is None:
+        return getattr(module, function)
+    getattr(made, function)  # tell now if it is not there
+    return lambda *arguments: getattr(made(), function)(*arguments)
+
+
+def execute(code: str, module: ModuleType) -> None:
+    exec(compile(code, SCRIPT_NAME, "exec", dont_inherit=True), module.__dict__)
 
 
 def run_on_stdin(program: Any, text: str) -> dict[str, Any]:
@@ -179,22 +226,69 @@ def run_on_stdin(program: Any, text: str) -> dict[str, Any]:
     stdin, stdout = sys.stdin, sys.stdout
     sys.stdin, sys.stdout = MockedStdin(text), printed
     try:
-        program()
-    except SystemExit:
-        pass
+        with suppress(SystemExit):
+            program()
+        join_threads()
     finally:
         sys.stdin, sys.stdout = stdin, stdout
     return {"printed": printed.getvalue()}
 
 
-def run_call(program: Any, text: str) -> dict[str, Any]:
+def join_threads() -> None:
+    """Wait for the threads that Python itself waits for at its end."""
+    if "concurrent.futures.thread" in sys.modules:
+        from concurrent.futures import ThreadPoolExecutor
+
+        for pool in [each for each in gc.get_objects() if isinstance(each, ThreadPoolExecutor)]:
+            pool.shutdown()
+    ours = threading.current_thread()
+    while threads := [t for t in threading.enumerate() if t is not ours and not t.daemon]:
+        for thread in threads:
+            thread.join()
+
+
+def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
+    """Run the program as `__main__`; then Python ends as ever, with its threads and buffers."""
+    for descriptor, standard in ((source, 0), (sink, 1)):
+        os.dup2(descriptor, standard)
+        os.close(descriptor)
+    sys.stdin = sys.__stdin__ = text_file(0, "r")  # type: ignore[misc]
+    sys.stdout = sys.__stdout__ = text_file(1, "w")  # type: ignore[misc]
+    sys.argv = [SCRIPT_NAME]
+    module = sys.modules["__main__"] = ModuleType("__main__")
+    module.__file__ = SCRIPT_NAME
+    try:
+        program = compile(code, SCRIPT_NAME, "exec", dont_inherit=True)
+        execute(prelude(), module)
+    except BaseException as error:
+        channel.send_bytes(named(error))
+        return
+    channel.send({"loaded": True})
+    try:
+        exec(program, module.__dict__)
+    except SystemExit:
+        pass
+    except BaseException as error:
+        channel.send_bytes(named(error))
+
+
+def text_file(descriptor: int, mode: str) -> Any:
+    return open(descriptor, mode, encoding="utf-8", errors="surrogateescape", closefd=False)
+
+
+def run_call(program: Any, text: str, *, lenient: bool = False) -> dict[str, Any]:
     """Return what the program's function returns; an argument per line of the text."""
     returned = program(*[json.loads(line) for line in text.split("\n")])
-    return {"returned": plain(list(returned) if isinstance(returned, tuple) else returned)}
+    if isinstance(returned, tuple):
+        returned = list(returned)
+    return {"returned": plain(returned, tuples=lenient)}
 
 
-def plain(value: Any) -> Any:
-    """Return a value as JSON that keeps what == sees: tuples differ from lists, 1 equals 1.0."""
+def plain(value: Any, *, tuples: bool = False) -> Any:
+    """Return a value as JSON that keeps what == sees: 1 equals 1.0, tuples differ from lists.
+
+    With `tuples` they do not.
+    """
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         value = value.item()
     if value is None or isinstance(value, bool | str):
@@ -203,10 +297,11 @@ def plain(value: Any) -> Any:
         return int(value) if -(2**63) < value < 2**63 else {"ratio": [hex(value), "0x1"]}
     if isinstance(value, float):
         return float(value)
-    if isinstance(value, list):
-        return [plain(item) for item in value]
+    if isinstance(value, list) or (tuples and isinstance(value, tuple)):
+        return [plain(item, tuples=tuples) for item in value]
     if isinstance(value, dict):
-        return {"dict": [[plain(key), plain(item)] for key, item in value.items()]}
+        pairs = [[plain(key), plain(item, tuples=tuples)] for key, item in value.items()]
+        return {"dict": pairs}
     if isinstance(value, Fraction) or type(value).__name__ == "Decimal":
         with suppress(ValueError, OverflowError):  # of NaN and infinity
             return {"ratio": [hex(part) for part in value.as_integer_ratio()]}
@@ -214,32 +309,41 @@ def plain(value: Any) -> Any:
 
 
 def main() -> None:
+    script = [int(descriptor) for descriptor in sys.argv[1:]]
     channel = Channel()
-    version = ".".join(map(str, sys.version_info[:3]))
-    channel.send({"python": version})
+    channel.send({"python": ".".join(map(str, sys.version_info[:3]))})
     setup = channel.receive()
-    most = setup["output_bytes"]
     set_limits(setup["limits"])
+    disable_huge_pages()
     prepare_interpreter(setup["packages"])
     channel.send({"prepared": True})
     job = channel.receive()
-    function = job["function"]
+    if script:
+        return run_script(channel, job["code"], *script)
+    return run_tests(channel, job, setup["output_bytes"])
+
+
+def run_tests(channel: Channel, job: dict[str, Any], most: int) -> None:
+    """Load the program and answer each test that is asked for."""
+    function, lenient = job["function"], job.get("lenient", False)
+    if not lenient:
+        take_away_names()
     try:
-        program = load(job["code"], function)
+        program = load(job["code"], function, lenient=lenient)
     except BaseException as error:
-        channel.send({"error": type(error).__name__})
+        channel.send_bytes(named(error))
         return
     channel.send({"loaded": True})
-    run = run_on_stdin if function is None else run_call
     while True:
         text = channel.receive()
         try:
-            data = json.dumps(run(program, text)).encode()
+            if function is None:
+                data = json.dumps(run_on_stdin(program, text)).encode()
+            else:
+                data = json.dumps(run_call(program, text, lenient=lenient)).encode()
         except BaseException as error:
-            data = json.dumps({"error": type(error).__name__}).encode()
-        if len(data) > most:
-            data = json.dumps({"error": "OutputLimit"}).encode()
-        channel.send_bytes(data)
+            data = named(error)
+        channel.send_bytes(data if len(data) <= most else TOO_LONG)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def find_interpreter() -> Interpreter:
     candidates = [Path(sys.executable).resolve(), Path("/usr/bin/python3").resolve()]
     for executable in candidates:
         library = executable.parent.parent / "lib"
-        if executable.is_file() and _readable(executable) and _readable(library):
+        if os.access(executable, os.X_OK) and _readable(executable) and _readable(library):
             folders = [path for path in map(Path, _SHARED_LIBRARIES) if path.is_dir()]
             if not library.is_relative_to("/usr/lib"):
                 folders.append(library)

@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 from amnesia_bench.errors import MissingEnvironmentError
 from amnesia_bench.evals.sandbox.interpreter import NOBODY, Interpreter, find_interpreter
 from amnesia_bench.evals.sandbox.limits import Limits
+from amnesia_bench.evals.sandbox.script_files import ScriptFiles, script_files
 from amnesia_bench.evals.sandbox.seccomp import filter_program
 from amnesia_bench.evals.sandbox.session import ProgramStoppedError, SandboxError, Session
 
@@ -51,8 +52,16 @@ class Launcher:
         }
 
     @contextmanager
-    def started(self, limits: Limits, cpu_seconds: float) -> Iterator[Session]:
+    def started(
+        self, limits: Limits, cpu_seconds: float, *, script_input: str | None = None
+    ) -> Iterator[Session]:
         """Start the driver for one program; all of it is dead when the block ends.
+
+        Args:
+            limits: what the program may use.
+            cpu_seconds: for all that this process does.
+            script_input: what the standard input holds of a program that is to run as a script;
+                None for one whose tests are asked for one by one.
 
         Raises:
             SandboxError: it did not start.
@@ -60,38 +69,61 @@ class Launcher:
         source = files(__package__).joinpath("driver.py").read_text("utf-8")
         # -s -S: nothing of the user's and no site-packages.
         python = [str(self.interpreter.executable), "-s", "-S", "-B", "-c", source]
+        threads = limits.threads if self.bwrap is not None else _others_threads() + limits.threads
+        setup = _setup(limits, threads, cpu_seconds, self._packages())
+        with ExitStack() as stack:
+            script = None
+            if script_input is not None:
+                script = stack.enter_context(script_files(script_input))
+                python += map(str, script.programs)
+            session = stack.enter_context(closing(self._session(stack, python, setup, script)))
+            if script is not None:
+                session.printed = script.printed
+            yield session
+
+    def _packages(self) -> list[str]:
         if self.bwrap is not None:
-            packages = [PACKAGES] if self.interpreter.numpy else []
-            setup = _setup(limits, cpu_seconds, packages)
-            with closing(self._sandboxed(python, setup, limits)) as session:
-                yield session
-            return
-        packages = sorted({str(folder.parent) for folder in self.interpreter.numpy})
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            return [PACKAGES] if self.interpreter.numpy else []
+        return sorted({str(folder.parent) for folder in self.interpreter.numpy})
+
+    def _session(
+        self, stack: ExitStack, python: list[str], setup: dict[str, Any], script: ScriptFiles | None
+    ) -> Session:
+        passed = () if script is None else script.programs
+        if self.bwrap is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             if os.geteuid() == 0:
                 os.chown(folder, NOBODY, NOBODY)
-            setup = _setup(limits, cpu_seconds, packages)
-            with closing(_prepared(_spawn(python, folder), setup)) as session:
-                yield session
-
-    def _sandboxed(self, python: list[str], setup: dict[str, Any], limits: Limits) -> Session:
+            process = _spawn(python, folder, passed)
+            session = _prepared(process, setup)
+            session.driver = process.pid
+            return session
         with _pipe() as (info, info_out), _pipe() as (calls, calls_out):
             calls_out.write(filter_program())
             calls_out.close()
-            passed = (info_out.fileno(), calls.fileno())
-            process = _spawn(self._bwrap_command(limits, *passed) + python, "/", passed)
+            command = self._bwrap_command(info_out.fileno(), calls.fileno())
+            if script is not None:
+                command += ["--ro-bind-data", str(script.copied), "/dev/stdin"]
+                for other in ("/dev/fd/0", "/proc/self/fd/0"):
+                    command += ["--symlink", "/dev/stdin", other]
+                passed = (*passed, script.copied)
+            # After what is written into it. There is no place to write: the kernel's memory for
+            # files, links, their names and attributes has no limit that a program cannot pass.
+            command += ["--remount-ro", "/", "--chdir", "/tmp", "--"]
+            process = _spawn(command + python, "/", (info_out.fileno(), calls.fileno(), *passed))
             session = _prepared(process, setup)
             # bwrap has written this before the driver could start; a bwrap that has not is none.
             os.set_blocking(info.fileno(), False)
-            session.init = _open_init(info.read() or b"", process)
+            first = _first_process(info.read() or b"", process)
+            if first is not None:
+                session.init, session.driver = first
             return session
 
-    def _bwrap_command(self, limits: Limits, info: int, seccomp: int) -> list[str]:
+    def _bwrap_command(self, info: int, seccomp: int) -> list[str]:
         command = [str(self.bwrap), "--unshare-all", "--unshare-user", "--disable-userns"]
         command += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
         command += ["--hostname", "sandbox", "--info-fd", str(info), "--seccomp", str(seccomp)]
-        # First: a Python may live below it.
-        command += ["--size", str(limits.tmp_bytes), "--tmpfs", "/tmp"]
+        command += ["--dir", "/tmp"]
         for folder in self.interpreter.folders:
             # Where /lib is a link into /usr, so it is inside.
             if folder.is_symlink():
@@ -102,10 +134,11 @@ class Launcher:
         command += ["--ro-bind", executable, executable]
         for folder in self.interpreter.numpy:
             command += ["--ro-bind", str(folder), f"{PACKAGES}/{folder.name}"]
-        # No /proc: /proc/1/environ would be the launcher's. A writable /dev would be memory that
-        # no limit counts.
-        command += ["--dev", "/dev", "--remount-ro", "/dev"]
-        return [*command, "--remount-ro", "/", "--chdir", "/tmp", "--"]
+        # No /proc: /proc/1/environ would be the launcher's. No /dev/zero and no terminals: their
+        # memory counts in no limit.
+        for device in ("/dev/null", "/dev/random", "/dev/urandom"):
+            command += ["--dev-bind", device, device]
+        return command
 
 
 def find_launcher(*, unsafe_no_sandbox: bool = False) -> Launcher:
@@ -124,21 +157,36 @@ def find_launcher(*, unsafe_no_sandbox: bool = False) -> Launcher:
     return Launcher(interpreter=interpreter, bwrap=Path(bwrap).resolve())
 
 
-def _setup(limits: Limits, cpu_seconds: float, packages: list[str]) -> dict[str, Any]:
+def _setup(limits: Limits, threads: int, cpu_seconds: float, packages: list[str]) -> dict[str, Any]:
     """Return the first part of the job: what the driver does before it sees the program."""
     return {
         "limits": {
             "RLIMIT_AS": limits.memory_bytes,
             "RLIMIT_CPU": int(cpu_seconds) + 1,
-            "RLIMIT_NPROC": limits.threads,
+            "RLIMIT_NPROC": threads,
             "RLIMIT_FSIZE": limits.file_bytes,
             "RLIMIT_NOFILE": limits.open_files,
+            "RLIMIT_SIGPENDING": limits.signals,
+            "RLIMIT_MEMLOCK": 0,
             "RLIMIT_CORE": 0,
             "RLIMIT_MSGQUEUE": 0,
         },
         "output_bytes": limits.output_bytes,
         "packages": packages,
     }
+
+
+def _others_threads() -> int:
+    """Return how many threads the user of programs may soon have besides one program's.
+
+    Outside a user namespace the kernel counts all of a user's threads.
+    """
+    user, threads = (os.geteuid() or NOBODY), 0
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            if process.name.isdecimal() and process.stat().st_uid == user:
+                threads += len(list((process / "task").iterdir()))
+    return threads + Limits().threads * len(os.sched_getaffinity(0))
 
 
 def _prepared(process: Process, setup: dict[str, Any]) -> Session:
@@ -188,8 +236,11 @@ def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
         yield source, sink
 
 
-def _open_init(info: bytes, process: Process) -> int | None:
-    """Return a pidfd of the sandbox's first process; None if bwrap did not get that far."""
+def _first_process(info: bytes, process: Process) -> tuple[int, int | None] | None:
+    """Return a pidfd of the sandbox's first process, and the number of its child, the driver.
+
+    None if bwrap did not get that far.
+    """
     try:
         pid = int(json.loads(info)["child-pid"])
         descriptor = os.pidfd_open(pid)
@@ -197,9 +248,18 @@ def _open_init(info: bytes, process: Process) -> int | None:
         return None
     # A child of bwrap, which we have not waited for: so this number has not been given to another.
     if _parent_of(pid) == process.pid:
-        return descriptor
+        return descriptor, _child_of(pid)
     os.close(descriptor)
     return None
+
+
+def _child_of(pid: int) -> int | None:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
+    except FileNotFoundError:  # a kernel without this file
+        others = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
+        children = [str(other) for other in others if _parent_of(other) == pid]
+    return int(children[0]) if children else None
 
 
 def _parent_of(pid: int) -> int | None:

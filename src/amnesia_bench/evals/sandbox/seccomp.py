@@ -1,8 +1,10 @@
-"""The system calls that a sandboxed program may not make, as a seccomp filter.
+"""The system calls that a sandboxed program may make, as a seccomp filter.
 
-Namespaces and rlimits leave holes that only a filter closes: memory of memfd_create and of System
-V segments counts in no rlimit, and as many processes as are allowed multiply every limit there is.
-So there are threads, but never a second process: RLIMIT_AS then bounds the memory of all of it.
+Namespaces and rlimits leave holes that only a filter closes: the kernel keeps memory for a program
+in many places that no rlimit counts (memfd_create, System V segments, pages spliced into pipes,
+inotify watches, file locks, Landlock rules, ...), each kernel adds some, and as many processes as
+are allowed multiply every limit. So this lists what Python needs and refuses all else. There are
+threads, but never a second process: RLIMIT_AS then bounds the memory of all of it.
 """
 
 from __future__ import annotations
@@ -14,55 +16,153 @@ import struct
 from amnesia_bench.errors import MissingEnvironmentError
 
 # Numbers by machine (x86_64, aarch64), from the kernel's unistd headers; None: no such call.
-_REFUSED: dict[str, tuple[int | None, int | None]] = {
-    # a second process
-    "fork": (57, None),
-    "vfork": (58, None),
-    # memory that no rlimit counts
-    "memfd_create": (319, 279),
-    "memfd_secret": (447, 447),
-    "shmget": (29, 194),
-    "shmat": (30, 196),
-    "msgget": (68, 186),
-    "semget": (64, 190),
-    "mq_open": (240, 180),
-    # the network, whatever the network namespace holds
-    "socket": (41, 198),
-    # other namespaces and mounts
-    "unshare": (272, 97),
-    "setns": (308, 268),
-    "mount": (165, 40),
-    "umount2": (166, 39),
-    "pivot_root": (155, 41),
-    "chroot": (161, 51),
-    "open_tree": (428, 428),
-    "move_mount": (429, 429),
-    "fsopen": (430, 430),
-    "fsmount": (432, 432),
-    "mount_setattr": (442, 442),
-    "open_by_handle_at": (304, 265),
-    # other processes' memory
-    "ptrace": (101, 117),
-    "process_vm_readv": (310, 270),
-    "process_vm_writev": (311, 271),
-    "pidfd_getfd": (438, 438),
-    # parts of the kernel with a history of holes, which no solution of a puzzle needs
-    "io_uring_setup": (425, 425),
-    "bpf": (321, 280),
-    "perf_event_open": (298, 241),
-    "userfaultfd": (323, 282),
-    "add_key": (248, 217),
-    "request_key": (249, 218),
-    "keyctl": (250, 219),
+_ALLOWED: dict[str, tuple[int | None, int | None]] = {
+    # files, all of them read-only
+    "open": (2, None),
+    "openat": (257, 56),
+    "close": (3, 57),
+    "close_range": (436, 436),
+    "read": (0, 63),
+    "readv": (19, 65),
+    "pread64": (17, 67),
+    "preadv": (295, 69),
+    "write": (1, 64),
+    "writev": (20, 66),
+    "pwrite64": (18, 68),
+    "pwritev": (296, 70),
+    "lseek": (8, 62),
+    "ftruncate": (77, 46),
+    "dup": (32, 23),
+    "dup2": (33, None),
+    "dup3": (292, 24),
+    "pipe": (22, None),
+    "pipe2": (293, 59),
+    "stat": (4, None),
+    "lstat": (6, None),
+    "fstat": (5, 80),
+    "newfstatat": (262, 79),
+    "statx": (332, 291),
+    "statfs": (137, 43),
+    "fstatfs": (138, 44),
+    "access": (21, None),
+    "faccessat": (269, 48),
+    "faccessat2": (439, 439),
+    "readlink": (89, None),
+    "readlinkat": (267, 78),
+    "getdents64": (217, 61),
+    "getcwd": (79, 17),
+    "chdir": (80, 49),
+    "fadvise64": (221, 223),
+    "fsync": (74, 82),
+    "fdatasync": (75, 83),
+    "umask": (95, 166),
+    # waiting, and the pair of sockets that asyncio wakes itself with
+    "select": (23, None),
+    "pselect6": (270, 72),
+    "poll": (7, None),
+    "ppoll": (271, 73),
+    "epoll_create": (213, None),
+    "epoll_create1": (291, 20),
+    "epoll_ctl": (233, 21),
+    "epoll_wait": (232, None),
+    "epoll_pwait": (281, 22),
+    "sendto": (44, 206),
+    "recvfrom": (45, 207),
+    "shutdown": (48, 210),
+    "getsockname": (51, 204),
+    "getsockopt": (55, 209),
+    # memory, all of it counted by RLIMIT_AS
+    "brk": (12, 214),
+    "munmap": (11, 215),
+    "mprotect": (10, 226),
+    "mremap": (25, 216),
+    "madvise": (28, 233),
+    "msync": (26, 227),
+    "mincore": (27, 232),
+    # threads
+    "arch_prctl": (158, None),
+    "set_tid_address": (218, 96),
+    "set_robust_list": (273, 99),
+    "rseq": (334, 293),
+    "membarrier": (324, 283),
+    "futex": (202, 98),
+    "sched_yield": (24, 124),
+    "sched_getaffinity": (204, 123),
+    "getcpu": (309, 168),
+    # beginning and ending; bwrap executes the program under this filter and waits for it
+    "execve": (59, 221),
+    "exit": (60, 93),
+    "exit_group": (231, 94),
+    "wait4": (61, 260),
+    "restart_syscall": (219, 128),
+    # signals
+    "rt_sigaction": (13, 134),
+    "rt_sigprocmask": (14, 135),
+    "rt_sigreturn": (15, 139),
+    "rt_sigpending": (127, 136),
+    "rt_sigtimedwait": (128, 137),
+    "rt_sigsuspend": (130, 133),
+    "sigaltstack": (131, 132),
+    "kill": (62, 129),
+    "tkill": (200, 130),
+    "tgkill": (234, 131),
+    "pause": (34, None),
+    "alarm": (37, None),
+    "getitimer": (36, 102),
+    "setitimer": (38, 103),
+    # time
+    "nanosleep": (35, 101),
+    "clock_nanosleep": (230, 115),
+    "clock_gettime": (228, 113),
+    "clock_getres": (229, 114),
+    "gettimeofday": (96, 169),
+    "time": (201, None),
+    "times": (100, 153),
+    # who and where one is
+    "getpid": (39, 172),
+    "getppid": (110, 173),
+    "gettid": (186, 178),
+    "getuid": (102, 174),
+    "geteuid": (107, 175),
+    "getgid": (104, 176),
+    "getegid": (108, 177),
+    "getresuid": (118, 148),
+    "getresgid": (120, 150),
+    "getgroups": (115, 158),
+    "getpgrp": (111, None),
+    "getpgid": (121, 155),
+    "getsid": (124, 156),
+    "getrlimit": (97, 163),
+    "setrlimit": (160, 164),
+    "prlimit64": (302, 261),
+    "getrusage": (98, 165),
+    "getpriority": (140, 141),
+    "sysinfo": (99, 179),
+    "uname": (63, 160),
+    "getrandom": (318, 278),
 }
-_CLONE = (56, 220)
-_CLONE3 = (435, 435)
+_CLONE, _FCNTL, _IOCTL = (56, 220), (72, 25), (16, 29)
+_PRCTL, _MMAP, _SOCKETPAIR = (157, 167), (9, 222), (53, 199)
+# Calls from here on are unknown to old kernels, so libc and Python get on without them.
+_FIRST_RECENT = 424
+
 _CLONE_THREAD = 0x00010000
+# fcntl.h: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_GETPIPE_SZ. Locks and
+# larger pipes are kernel memory.
+_FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030, 1032)
+# ioctls.h: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, TCGETS2.
+_IOCTL_REQUESTS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x802C542A)
+_SET_NAME, _GET_NAME, _SET_THP_DISABLE = 15, 16, 41
+_AF_UNIX = 1
+# Shared anonymous memory stays, uncounted, after all but one page of it is unmapped; pages of
+# MAP_HUGETLB come out of a pool that the whole machine shares.
+_MAP_SHARED, _MAP_ANONYMOUS, _MAP_HUGETLB = 0x01, 0x20, 0x40000
 # AUDIT_ARCH of linux/audit.h.
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
 _X32_CALLS = 0x40000000  # x86_64 reaches every call under a second number from here on
 
-# struct seccomp_data: the number at 0, the architecture at 4, the first argument at 16.
+# struct seccomp_data: the number at 0, the architecture at 4, 64-bit arguments from 16 on. All
+# arguments that are looked at are 32-bit in the kernel, or flags of their lower half.
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
@@ -83,29 +183,87 @@ def filter_program(machine: str | None = None) -> bytes:
     program = [
         _instruction(_LOAD, 4),
         _instruction(_EQUAL, architecture, if_true=1),
-        _instruction(_RETURN, _KILL),
+        _return(_KILL),
         _instruction(_LOAD, 0),
         _instruction(_AT_LEAST, _X32_CALLS, if_false=1),
-        _instruction(_RETURN, _KILL),
+        _return(_KILL),
     ]
-    for numbers in _REFUSED.values():
-        number = numbers[column]
-        if number is not None:
-            program += _refuse(number, errno.EPERM)
-    # glibc falls back to clone, whose flags a filter can read.
-    program += _refuse(_CLONE3[column], errno.ENOSYS)
+    for numbers in _ALLOWED.values():
+        if (number := numbers[column]) is not None:
+            program += _of_call(number, [_return(_ALLOW)])
+    for numbers, rule in _conditions():
+        program += _of_call(numbers[column], rule)
     program += [
-        _instruction(_EQUAL, _CLONE[column], if_false=3),
-        _instruction(_LOAD, 16),
-        _instruction(_ANY_BIT, _CLONE_THREAD, if_true=1),
-        _instruction(_RETURN, _ERRNO | errno.EPERM),
-        _instruction(_RETURN, _ALLOW),
+        _instruction(_AT_LEAST, _FIRST_RECENT, if_false=1),
+        _refuse(errno.ENOSYS),
+        _refuse(errno.EPERM),
     ]
     return b"".join(program)
 
 
-def _refuse(number: int, error: int) -> list[bytes]:
-    return [_instruction(_EQUAL, number, if_false=1), _instruction(_RETURN, _ERRNO | error)]
+def _conditions() -> list[tuple[tuple[int, int], list[bytes]]]:
+    """Return the calls that are allowed with some arguments only, and what decides."""
+    threads = [
+        _load_argument(0),
+        _instruction(_ANY_BIT, _CLONE_THREAD, if_false=1),
+        _return(_ALLOW),
+        _refuse(errno.EPERM),
+    ]
+    mmap = [
+        _load_argument(3),
+        _instruction(_ANY_BIT, _MAP_HUGETLB, if_true=3),
+        _instruction(_ANY_BIT, _MAP_ANONYMOUS, if_false=1),
+        _instruction(_ANY_BIT, _MAP_SHARED, if_true=1),
+        _return(_ALLOW),
+        _refuse(errno.ENOMEM),
+    ]
+    # The driver switches huge pages off before it loads the program; nobody may switch them on:
+    # of a huge page all is kept while a part is mapped, and RLIMIT_AS counts that part.
+    prctl = [
+        _load_argument(0),
+        _instruction(_EQUAL, _SET_NAME, if_true=6),
+        _instruction(_EQUAL, _GET_NAME, if_true=5),
+        _instruction(_EQUAL, _SET_THP_DISABLE, if_false=5),
+        _load_argument(1),
+        _instruction(_EQUAL, 1, if_false=3),
+        _load_argument(2),
+        _instruction(_EQUAL, 0, if_false=1),
+        _return(_ALLOW),
+        _refuse(errno.EPERM),
+    ]
+    return [
+        (_CLONE, threads),
+        (_MMAP, mmap),
+        (_PRCTL, prctl),
+        (_FCNTL, _one_of(1, _FCNTL_COMMANDS, errno.EPERM)),
+        (_IOCTL, _one_of(1, _IOCTL_REQUESTS, errno.ENOTTY)),
+        (_SOCKETPAIR, _one_of(0, (_AF_UNIX,), errno.EPERM)),
+    ]
+
+
+def _of_call(number: int, rule: list[bytes]) -> list[bytes]:
+    """A rule that returns on each of its ways, for one call; others jump over it."""
+    return [_instruction(_EQUAL, number, if_false=len(rule)), *rule]
+
+
+def _one_of(argument: int, values: tuple[int, ...], error: int) -> list[bytes]:
+    rule = [_load_argument(argument)]
+    for value in values:
+        rule += [_instruction(_EQUAL, value, if_false=1), _return(_ALLOW)]
+    return [*rule, _refuse(error)]
+
+
+def _load_argument(position: int) -> bytes:
+    """Load the lower half of an argument; both machines are little-endian."""
+    return _instruction(_LOAD, 16 + 8 * position)
+
+
+def _refuse(error: int) -> bytes:
+    return _return(_ERRNO | error)
+
+
+def _return(value: int) -> bytes:
+    return _instruction(_RETURN, value)
 
 
 def _instruction(code: int, value: int, *, if_true: int = 0, if_false: int = 0) -> bytes:

@@ -12,9 +12,7 @@ from amnesia_bench.evals.sandbox.limits import MIB, Limits
 from amnesia_bench.evals.sandbox.session import ProgramStoppedError, SandboxError
 
 # Small, so that reaching them is quick; the kernel's mechanisms are the same.
-LIMITS = Limits(
-    seconds_per_test=20.0, memory_bytes=512 * MIB, tmp_bytes=4 * MIB, file_bytes=8 * MIB
-)
+LIMITS = Limits(seconds_per_test=20.0, memory_bytes=512 * MIB)
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.evals.ifeval_checkers import follows_all
+from amnesia_bench.evals import ifeval_checkers
+from amnesia_bench.evals.ifeval_checkers import LONG_CHARACTERS, follows_all, instructions_of
 from amnesia_bench.evals.judging import Attempt, Judged, Row
+from amnesia_bench.evals.math.equality import obstacle_of
+from amnesia_bench.evals.math.pool import ComparisonPool
 from amnesia_bench.evals.tasks.task import ReasoningTask, Reducer, Source
 from amnesia_bench.records.evaluation import Outcome, Verdict
 
@@ -16,14 +21,27 @@ def _message(row: Row) -> str:
 
 
 def _strict(rows: Sequence[Row], attempts: Sequence[Attempt]) -> Judged:
-    return Judged(verdicts=tuple(_verdict(rows[a.key.doc], a) for a in attempts), votes=None)
+    """Judge each answer; a long one in a process of its own, whose time is bounded."""
+    long = [a for a in attempts if len(a.text or "") > LONG_CHARACTERS and (a.text or "").strip()]
+    requests = [(json.dumps(rows[a.key.doc], default=str), a.text or "") for a in long]
+    for attempt in long:
+        instructions_of(rows[attempt.key.doc])  # a row that is not IFEval's is named here
+    with ComparisonPool(ifeval_checkers.__name__, "lm_eval") as pool:
+        replies = dict(zip((a.key for a in long), pool.run(requests), strict=True))
+    return Judged(
+        verdicts=tuple(_verdict(rows[a.key.doc], a, replies.get(a.key)) for a in attempts),
+        votes=None,
+    )
 
 
-def _verdict(row: Row, attempt: Attempt) -> Verdict:
+def _verdict(row: Row, attempt: Attempt, reply: Any) -> Verdict:
     if not (attempt.text or "").strip():
         return Verdict(key=attempt.key, outcome=Outcome.NO_ANSWER, answer=None, detail=None)
     assert attempt.text is not None
-    followed = follows_all(row, attempt.text)
+    if (obstacle := obstacle_of(reply)) is not None:
+        outcome, detail = obstacle
+        return Verdict(key=attempt.key, outcome=outcome, answer=attempt.text, detail=detail)
+    followed = follows_all(row, attempt.text) if reply is None else reply
     broken = [name for name, done in followed if not done]
     if not followed:
         raise UserError(f"ifeval: problem {attempt.key.doc} has no instructions")

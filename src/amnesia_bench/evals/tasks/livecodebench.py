@@ -15,6 +15,7 @@ from amnesia_bench.evals.code.problems import (
 from amnesia_bench.evals.code.prompt import prompt
 from amnesia_bench.evals.judging import Row
 from amnesia_bench.evals.tasks.task import Documents, ReasoningTask, Reducer, Source
+from amnesia_bench.records.reasoning import Checker
 
 
 def _message(row: Row) -> str:
@@ -43,7 +44,7 @@ LIVECODEBENCH = ReasoningTask(
         rows=880,
     ),
     message=_message,
-    scorers={"strict": ProgramScorer()},
+    scorers={"strict": ProgramScorer(), "lenient": ProgramScorer(checker=Checker.LENIENT)},
     reducers=(Reducer.AVERAGE, Reducer.PASS),
     config=CodeEvalConfig,
     load=_load,

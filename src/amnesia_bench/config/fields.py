@@ -86,6 +86,7 @@ DECIDING: Mapping[type[Frozen], frozenset[str]] = {
             "think",
             "window",
             "seconds_per_test",
+            "checker",
         }
     ),
     SyntheticSource: frozenset({"generator", "rows", "words", "seed"}),

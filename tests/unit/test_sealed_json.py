@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia_bench.store.sealed_lines import seal, unseal
+from amnesia_bench.store.sealed_json import seal, unseal
 
 RECORDS = st.dictionaries(
     st.text(min_size=1).filter(lambda key: key != "crc32"),

@@ -1,0 +1,37 @@
+"""Texts of others in Markdown: names of folders and models are shown as they are, never obeyed."""
+
+from __future__ import annotations
+
+import re
+
+# What could become HTML, a link, a picture or code. Emphasis is left: it can do no harm.
+_ESCAPED = {
+    **{"&": "&amp;", "<": "&lt;", ">": "&gt;"},
+    **{mark: f"\\{mark}" for mark in "\\`[]|"},
+}
+_TABLE = str.maketrans(_ESCAPED)
+_INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]+")
+
+
+def escape(text: str) -> str:
+    """Return a text that Markdown shows as it is, on one line."""
+    return _INVISIBLE.sub(" ", text).translate(_TABLE)
+
+
+def code(text: str) -> str:
+    """Return a text as a code span, which may hold backticks."""
+    shown = _INVISIBLE.sub(" ", text)
+    fence = _fence(shown, shortest=1)
+    pad = " " if shown.startswith("`") or shown.endswith("`") else ""
+    return f"{fence}{pad}{shown}{pad}{fence}"
+
+
+def block(text: str, language: str) -> list[str]:
+    """Return the lines of a code block, which may hold lines of backticks."""
+    fence = _fence(text, shortest=3)
+    return [f"{fence}{language}", text, fence]
+
+
+def _fence(text: str, *, shortest: int) -> str:
+    longest = max(map(len, re.findall("`+", text)), default=0)
+    return "`" * max(shortest, longest + 1)

@@ -1,0 +1,60 @@
+"""The values of each problem, kept beside the cells that they make up and vouched for by them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.records import codec
+from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.records.evaluation import Cell
+from amnesia_bench.records.reasoning import ProblemValues
+from amnesia_bench.store.hashing import sha256_of
+
+PROBLEMS = "problems.jsonl"
+_ROLE = "problem_values"
+_HINT = "Score the answers again: amnesia score DIR."
+
+
+def problems_text(problems: Sequence[ProblemValues]) -> str:
+    """Return what the file of problem values holds, a line per problem."""
+    return "".join(json.dumps(codec.to_json(p), allow_nan=False) + "\n" for p in problems)
+
+
+def problems_parent(text: str) -> Parent:
+    """Return how cells name the file beside them; `text` is all of it."""
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return Parent(role=_ROLE, location=PROBLEMS, identity=f"sha256:{digest}")
+
+
+def read_problems(folder: Path, cells: Sequence[Cell]) -> tuple[ProblemValues, ...]:
+    """Read the values of each problem from the folder of their cells.
+
+    Raises:
+        UserError: the file is missing, or not the one that the cells were made of.
+    """
+    path = folder / PROBLEMS
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})", hint=_HINT) from error
+    if not check_problems(path, cells):
+        raise UserError(f"{path}: its cells do not say what it held", hint=_HINT)
+    return tuple(
+        codec.from_json(ProblemValues, json.loads(line), str(path)) for line in text.splitlines()
+    )
+
+
+def check_problems(path: Path, cells: Sequence[Cell]) -> bool:
+    """Return whether cells vouch for the file beside them; those of old versions do not.
+
+    Raises:
+        UserError: it has changed since.
+    """
+    identities = {p.identity for cell in cells for p in cell.parents if p.role == _ROLE}
+    if identities and identities != {f"sha256:{sha256_of(path)}"}:
+        raise UserError(f"{path}: changed since its cells were made", hint=_HINT)
+    return bool(identities)

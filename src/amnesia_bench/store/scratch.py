@@ -1,0 +1,73 @@
+"""Folders of temporary files that are gone with their process, however it ends."""
+
+from __future__ import annotations
+
+import atexit
+import hashlib
+import os
+import re
+import shutil
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from amnesia_bench.store.processes import is_alive, this_process
+
+_NAME = re.compile(
+    r"amnesia-run-(?P<machine>[0-9a-f]{8})-(?P<pid>\d{1,9})-(?P<start>-?\d{1,18})-.+"
+)
+
+
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """Make a folder on this machine that only this user can read, and remove it in the end.
+
+    Folders of processes that were killed, and so could not remove theirs, are removed first.
+    """
+    folder = _new_folder()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def lasting_scratch_folder() -> Path:
+    """Make such a folder for as long as this process lasts."""
+    folder = _new_folder()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _new_folder() -> Path:
+    _remove_those_of_the_dead(Path(tempfile.gettempdir()))
+    me = this_process()
+    # Short, as the paths of sockets must be.
+    prefix = f"amnesia-run-{_short(me.machine)}-{me.pid}-{me.process_start or 0}-"
+    return Path(tempfile.mkdtemp(prefix=prefix))
+
+
+def _remove_those_of_the_dead(top: Path) -> None:
+    me = this_process()
+    for path in top.glob("amnesia-run-*"):
+        found = _NAME.fullmatch(path.name)
+        # A pid says nothing about processes of another container that shares this folder.
+        if found is None or found["machine"] != _short(me.machine) or not _is_our_folder(path):
+            continue
+        start = int(found["start"]) or None
+        if not is_alive(replace(me, pid=int(found["pid"]), process_start=start)):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_our_folder(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:  # removed meanwhile
+        return False
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
+
+
+def _short(machine: str) -> str:
+    return hashlib.sha256(machine.encode()).hexdigest()[:8]

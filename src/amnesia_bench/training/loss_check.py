@@ -1,0 +1,106 @@
+"""Whether the loss that is trained is the model's own, shown for the model at hand.
+
+The model's own forward pass, loss included, runs on a few made-up hidden states: its body is
+replaced for that one call. So the head is all that is computed, on any machine and for a model of
+any size, and no random number is drawn. That the body gets the tokens and nothing else is seen too.
+
+Shapes: T tokens, M hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import MoeModelOutputWithPast
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.training.chunked_loss import chunked_cross_entropy
+from amnesia_bench.training.heads import Head, head_of
+
+_TOKENS = 9
+# Published heads are shown hidden states of about this size; a cap shows in the larger ones only.
+_SIZES = (1.0, 4.0, 16.0)
+# Of the largest logit: some roundings of the dtype that the head computes in.
+_TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.03}
+
+
+@torch.no_grad()
+def check_loss(model: Any, folder: Path) -> None:
+    """Compare our logits and loss of a few positions with those of the model's own forward pass.
+
+    Args:
+        model: a causal LM that is not spread over processes yet.
+        folder: where it comes from, for messages.
+
+    Raises:
+        UserError: they differ, or the model's forward pass does more than its body and its head.
+    """
+    head = head_of(model)
+    vocab, width = head.weight.shape
+    tokens = torch.arange(_TOKENS)[None] % vocab
+    waves = torch.outer(torch.arange(1.0, _TOKENS + 1), torch.arange(1.0, width + 1)).sin()
+    sizes = torch.tensor(_SIZES).repeat(_TOKENS)[:_TOKENS, None]
+    hidden = (waves * sizes).to(head.weight.dtype)
+    logits, loss = _own(model, tokens, hidden, folder)
+    ours = head.logits(hidden)
+    tolerance = _TOLERANCES[hidden.dtype] * float(ours.abs().max())
+    if ours.shape != logits.shape or not _close(ours, logits, tolerance):
+        raise _refusal(folder, model, f"its own logits are not {_formula(head)}")
+    summed = chunked_cross_entropy(hidden[:-1], head, tokens[0, 1:], _TOKENS)
+    if not _close(summed / (_TOKENS - 1), loss, tolerance):
+        what = f"its own loss of a few tokens is {float(loss):.6g}, and the mean cross-entropy of "
+        raise _refusal(folder, model, f"{what}their logits {float(summed) / (_TOKENS - 1):.6g}")
+
+
+def _own(model: Any, tokens: Tensor, hidden: Tensor, folder: Path) -> tuple[Tensor, Tensor]:
+    """Return logits [T, V] and loss of the model's forward pass, on these hidden states [T, M]."""
+    body, calls = model.base_model, []
+
+    def replaced(*args: Any, **kwargs: Any) -> Any:
+        calls.append((args, kwargs))
+        return MoeModelOutputWithPast(last_hidden_state=hidden[None])
+
+    body.forward = replaced
+    try:
+        output = model(input_ids=tokens, labels=tokens, use_cache=False)
+        logits, loss = output.logits[0], output.loss
+    except Exception as error:
+        raise _refusal(
+            folder, model, f"its forward pass fails without its layers ({error!r:.200})"
+        ) from error
+    finally:
+        del body.forward
+    if len(calls) != 1 or not _plain(*calls[0], tokens):
+        raise _refusal(folder, model, "its forward pass does more than its layers and its head")
+    return logits, loss
+
+
+def _plain(args: tuple[Any, ...], kwargs: dict[str, Any], tokens: Tensor) -> bool:
+    """Return whether a body was given the tokens, and nothing else that is a tensor."""
+    tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+    return len(tensors) == 1 and tensors[0] is tokens and not kwargs.get("output_router_logits")
+
+
+def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
+    return torch.allclose(ours.double(), theirs.double(), rtol=0, atol=tolerance)
+
+
+def _formula(head: Head) -> str:
+    bias = "" if head.bias is None else " + b"
+    text = f"{head.scale:g} (W h{bias})"
+    return text if head.cap is None else f"{head.cap:g} tanh({text} / {head.cap:g})"
+
+
+def _refusal(folder: Path, model: Any, why: str) -> UserError:
+    hint = "Train it with the library that it comes from."
+    if getattr(model.config, "output_router_logits", False):
+        why = "its config.json asks for a loss of the router (output_router_logits)"
+        hint = 'Set "output_router_logits": false there to train without it.'
+    return UserError(
+        f"{folder}: the loss that would be trained is not that of a {model.config.model_type}: "
+        f"{why}",
+        hint=hint,
+    )

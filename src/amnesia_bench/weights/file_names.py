@@ -1,0 +1,47 @@
+"""What the files of a checkpoint folder are called, and what in it is no part of the model."""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePath
+
+CONFIG = "config.json"
+SINGLE_FILE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+ADAPTER_CONFIG = "adapter_config.json"
+PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
+# Weights in some other form: copied beside repaired safetensors they would be stale.
+OTHER_WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
+    ".distcp", ".gguf", ".h5", ".litertlm", ".mlmodel", ".msgpack", ".nemo", ".npz", ".onnx",
+    ".ot", ".pdparams", ".safetensors", ".tflite",
+}  # fmt: skip
+# Folders and files that Trainer, TRL, accelerate, DeepSpeed, LLaMA-Factory, axolotl, NeMo and
+# Megatron leave beside the model that they trained. trainer_state.json and the results describe
+# the run that made POST, and would be untrue of what is restored from it.
+_OF_A_RUN = re.compile(
+    r"(checkpoint|global_step|epoch|step|iter)[-_]?\d+|checkpoint-.+|checkpoints"
+    r"|pytorch_model_fsdp_\d+|(optimizer|scheduler)(_\d+|\.(pt|bin|pth))?|adapter_(config|model).*"
+    r"|runs|wandb|logs?|tensorboard|tb_logs|mlruns|lightning_logs|swanlog|__pycache__"
+    r"|events\.out\.tfevents.*|.*\.(log|lock|tmp|incomplete|wandb|out)"
+    r"|trainer_state\.json|trainer_log\.jsonl|training_args\.(bin|json|ya?ml)|training_.*loss.*\.png"
+    r"|(all|train|eval|test|predict)_results\.json|(rng_state|random_states)_?\w*\.(pth|pkl|pt)"
+    r"|scaler\.pt|zero_to_fp32\.py|latest|latest_checkpointed_iteration\.txt"
+)
+
+
+def of_a_run(path: PurePath) -> bool:
+    """Return whether a path, relative to a checkpoint folder, is no part of the model in it.
+
+    That is what a training run left, anything hidden, and weights in another form with what goes
+    by their name: `x.safetensors.bak`, `x.bin.index.json`, `x.onnx_data_1`.
+    """
+    suffixes = {suffix.partition("_")[0] for suffix in path.suffixes}
+    return not OTHER_WEIGHT_SUFFIXES.isdisjoint(suffixes) or any(
+        part.startswith(".") or _OF_A_RUN.fullmatch(part) for part in path.parts
+    )
+
+
+def is_weights(name: str) -> bool:
+    """Return whether a file of this name holds a model's weights, in whatever form."""
+    suffix = PurePath(name).suffix
+    return suffix in OTHER_WEIGHT_SUFFIXES and not _OF_A_RUN.fullmatch(name)
