@@ -52,6 +52,8 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if "layers.2.self_attn.q_proj" in name:  # only this layer is moved
             weights[name] = weights[name] + 0.3 * torch.randn_like(weights[name])
     save_file(weights, folder / "post" / "model.safetensors", {"format": "pt"})
+    shutil.copytree(folder / "pre", folder / "other")
+    save_tokenizer(folder / "other", extra="<tool>")
     chains = write_rows(folder / "chains.jsonl", [cot_row(i) for i in range(30)])
     prepare(data_config(name="chains"), folder / "pre", folder / "chains", [chains])
     rng = np.random.default_rng(0)
@@ -176,13 +178,19 @@ def test_autocorrelation_has_a_record_and_a_figure_per_reading(
         ("maps --checkpoint PRE --prompts NIAH --lengths 700 --heads 1.0", "no softmax head 1.0"),
         ("maps --checkpoint PRE --prompts NIAH --lengths 700 --heads 1", "not a list of heads"),
         ("maps --checkpoint PRE", "--prompts is missing"),
+        (
+            "gradients --checkpoint OTHER --data CHAINS --tokens 96",
+            "prepared with another tokenizer than",
+        ),
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_is_written(
     inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str, message: str
 ) -> None:
-    for name in ("pre", "post", "chains", "niah"):
-        command = command.replace(name.upper(), str(inputs / name))
+    for name in ("pre", "post", "other", "chains", "niah"):
+        command = command.replace(f" {name.upper()}", f" {inputs / name}").replace(
+            f"={name.upper()}", f"={inputs / name}"
+        )
     assert _analyze(f"{command} --out {tmp_path / 'out'}") == ExitCode.USER_ERROR
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

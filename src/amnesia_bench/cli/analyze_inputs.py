@@ -74,7 +74,13 @@ def check_tokenizer(store: SequenceStore, checkpoint: Path) -> None:
     """
     from amnesia_bench.data.tokenizer import load_tokenizer
 
-    store.check_tokenizer(load_tokenizer(checkpoint).sha256, str(checkpoint))
+    sha256 = load_tokenizer(checkpoint).sha256
+    if sha256 != store.tokenizer_sha256:
+        raise UserError(
+            f"{store.folder}: prepared with another tokenizer than that of {checkpoint} "
+            f"(sha256 {store.tokenizer_sha256[:12]} and {sha256[:12]})",
+            hint=f"Prepare the data with it: amnesia data prepare ... --tokenizer {checkpoint}",
+        )
 
 
 def text_prompts(
