@@ -98,3 +98,13 @@ def test_prompts_without_needles_have_no_map():
             Prompt(tokens, needle)
     record = head_distances(model, [Prompt(tokens, None)], "pre", PARENTS).record
     assert {each.needle_mass for each in record.heads} == {None}
+
+
+def test_texts_that_are_trained_at_their_beginning_only_reach_no_further():
+    model, (text,) = _measured("llama"), _texts(1).taken
+    trained = np.arange(TOKENS) == 12  # predicted at token 11: distances up to 11
+    texts = Texts("early", TOKENS, (Text(text.tokens, trained),), 0, 0)
+    with pytest.raises(UserError, match="no gradient comes from a distance of 12 tokens"):
+        gradients_by_distance(model, texts, 20, PARENTS, np.random.default_rng(0))
+    record = gradients_by_distance(model, texts, 11, PARENTS, np.random.default_rng(0))
+    assert (record.n, record.fit.rate.interval, record.curve.low) == (1, None, ())

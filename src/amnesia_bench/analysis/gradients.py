@@ -22,6 +22,7 @@ from amnesia_bench.analysis.consumers import DistanceHistogram
 from amnesia_bench.analysis.decay import (
     MIN_DISTANCES,
     Floats,
+    Resampled,
     describe_tail,
     draw_weights,
     fit_decay,
@@ -31,7 +32,7 @@ from amnesia_bench.analysis.decay import (
 from amnesia_bench.analysis.models import MeasuredModel, logits_of
 from amnesia_bench.analysis.probe import probing
 from amnesia_bench.analysis.texts import Text, Texts
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.attention import GradientsByDistance, LayerGradients, Reach
 
@@ -111,7 +112,8 @@ def gradients_by_distance(
         report: is called with how many texts are done, and of how many.
 
     Raises:
-        UserError: texts are shorter than the largest distance.
+        UserError: texts are shorter than the largest distance, or no gradient comes from there.
+        StageFailedError: gradients are not finite.
     """
     assert texts.tokens is not None
     check_distance(texts.tokens, max_distance)
@@ -130,6 +132,7 @@ def gradients_by_distance(
     counts = np.broadcast_to(pairs[curve], sums[:, curve].shape)
     means = resample_ratio(sums[:, curve], counts, weights)
     decaying = means.part(1, means.last)
+    _check_everywhere(decaying, texts.source)
     return GradientsByDistance(
         source=texts.source,
         checkpoint=parents[0],
@@ -145,6 +148,20 @@ def gradients_by_distance(
         layers=_by_layer(model, found, weights, curve),
         settings={**model.settings, "loss": "sum over trained tokens, nats"},
     )
+
+
+def _check_everywhere(curve: Resampled, source: str) -> None:
+    """Refuse a curve without a logarithm: the fit would be NaN."""
+    if not np.isfinite(curve.values).all():
+        raise StageFailedError(f"{source}: the gradients of the model are not finite numbers")
+    nothing = np.flatnonzero(curve.values <= 0)
+    if len(nothing):
+        distance = curve.first + int(nothing[0])
+        raise UserError(
+            f"{source}: no gradient comes from a distance of {distance} tokens: what is trained "
+            "lies too near the beginning of the texts",
+            hint=f"--max-distance {distance - 1}, or other data.",
+        )
 
 
 def _by_layer(
