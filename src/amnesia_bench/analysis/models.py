@@ -126,7 +126,13 @@ def measured(module: Any, name: str, layers: dict[int, LayerKind]) -> MeasuredMo
     ids = torch.arange(_TRIED_TOKENS, device=module.get_input_embeddings().weight.device)[None]
     with torch.no_grad(), probing(module, weights=count):
         logits = module(input_ids=ids, use_cache=False).logits
-        hidden = module.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        output = module.base_model(input_ids=ids, use_cache=False)
+        hidden = getattr(output, "last_hidden_state", None)
+        if hidden is None:
+            raise UserError(
+                f"{name}: {family} has no decoder below its head that gives hidden states",
+                hint="Such a model cannot be measured.",
+            )
         head_only = torch.allclose(logits, module.get_output_embeddings()(hidden))
     if sorted(heads) != sorted(layers):
         raise UserError(
