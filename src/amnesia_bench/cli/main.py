@@ -30,6 +30,7 @@ COMMANDS = {
     "niah": "build needle-in-a-haystack prompts, byte for byte those of lm-eval",
     "eval": "score a checkpoint by lm-evaluation-harness",
     "rank-layers": "rank softmax layers by what retrieval loses without them",
+    "analyze": "measure where gradients and attention reach, before and after a fine-tune",
     "generate": "let a model answer a reasoning benchmark, resumable",
     "score": "judge such answers; compare them with another model's",
     "plan": "say what an experiment will take, before anything starts",

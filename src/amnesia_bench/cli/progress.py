@@ -17,10 +17,11 @@ class Progress:
     """Lines that stay, and between them on a terminal one that moves.
 
     Libraries that are imported later draw no bars of their own. Whoever has stopped reading
-    stderr stops nothing.
+    stderr stops nothing. `counted` is what a count is of.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, counted: str = "answers") -> None:
+        self._counted = counted
         os.environ.setdefault("TQDM_DISABLE", "1")
         self._terminal = sys.stderr.isatty()
         self._began = self._drawn = 0.0
@@ -30,7 +31,7 @@ class Progress:
         self._write(f"{_ERASE if self._terminal else ''}{printable(line)}\n")
 
     def count(self, done: int, total: int) -> None:
-        """Show how many answers are there, and how long the others will take."""
+        """Show how many are there, and how long the others will take."""
         if not self._terminal:
             return
         now = time.monotonic()
@@ -40,7 +41,9 @@ class Progress:
             return
         self._drawn = now
         left = f", {_duration((now - self._began) / done * (total - done))} left" if done else ""
-        self._write(f"{_ERASE}  {done} of {total} answers{left}" if done < total else _ERASE)
+        self._write(
+            f"{_ERASE}  {done} of {total} {self._counted}{left}" if done < total else _ERASE
+        )
 
     def _write(self, text: str) -> None:
         with suppress(OSError):

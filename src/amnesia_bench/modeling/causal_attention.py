@@ -103,18 +103,22 @@ def causal_sdpa_mask(**call: Any) -> Tensor | None:
     Takes the arguments of transformers' mask functions; padding, windows and patterns of a
     model's own still get a mask.
     """
+    if is_plainly_causal(**call):
+        return None
+    mask: Tensor | None = sdpa_mask(**call)
+    return mask
+
+
+def is_plainly_causal(**call: Any) -> bool:
+    """Whether the mask of these arguments of transformers' mask functions is causality alone."""
     padding = call.get("attention_mask")
-    plain = (
+    return (
         call.get("allow_is_causal_skip", True)
         and call.get("local_size") is None
         and call.get("kv_offset", 0) == 0
         and call.get("q_offset", 0) + call["q_length"] == call["kv_length"]
         and (padding is None or bool(padding.all()))
     )
-    if plain:
-        return None
-    mask: Tensor | None = sdpa_mask(**call)
-    return mask
 
 
 def packed_sdpa(  # noqa: PLR0913 - transformers' attention interface

@@ -1,0 +1,66 @@
+"""Memory and time of measuring one softmax layer: what grows with tokens, and by block size.
+
+python scripts/bench_analysis.py                    # 16,384 tokens, blocks of 64 to 512 queries
+python scripts/bench_analysis.py --tokens 4096
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import time
+
+import torch
+
+from amnesia_bench.analysis.consumers import DistanceHistogram, HeadStatistics
+from amnesia_bench.analysis.row_blocks import AttentionCall, CausalPairs
+
+# A softmax layer of HypeNet-2B.
+HEADS, GROUPS, DIM = 16, 8, 128
+BLOCKS = (64, 128, 256, 512)
+
+
+def measure(tokens: int, block: int) -> None:
+    """Print seconds and peak memory of the weights and the gradients of one layer."""
+    generator = torch.Generator().manual_seed(0)
+    query, upstream = torch.randn(2, 1, HEADS, tokens, DIM, generator=generator)
+    key, value = torch.randn(2, 1, GROUPS, tokens, DIM, generator=generator)
+    call = AttentionCall(
+        0, query, key, value, DIM**-0.5, CausalPairs(query.device), block_queries=block
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    statistics = HeadStatistics(HEADS, tokens, None)
+    for each in call.weights():
+        statistics(each)
+    middle = time.process_time()
+    histogram = DistanceHistogram(HEADS, tokens)
+    for each in call.gradients(upstream):
+        histogram(each)
+    end = time.process_time()
+    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    print(
+        f"{tokens:>6} tokens, blocks of {block:>3}: weights {middle - start:6.1f} s, gradients "
+        f"{end - middle:6.1f} s of CPU time, {peak:5.0f} MB above the inputs"
+    )
+
+
+def main() -> None:
+    """Run each case in a process of its own, so that its peak is its own."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=16384)
+    parser.add_argument("--block", type=int, help="this one only, in this process")
+    args = parser.parse_args()
+    if args.block is not None:
+        measure(args.tokens, args.block)
+        return
+    for tokens in (args.tokens // 4, args.tokens // 2, args.tokens):
+        for block in BLOCKS:
+            command = [sys.executable, __file__, "--tokens", str(tokens), "--block", str(block)]
+            subprocess.run(command, check=True)
+
+
+if __name__ == "__main__":
+    main()

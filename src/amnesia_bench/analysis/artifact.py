@@ -1,0 +1,42 @@
+"""The folder that an analysis writes: its records as JSON, and what was drawn of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from amnesia_bench.records import codec
+from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
+from amnesia_bench.store.files import write_json
+from amnesia_bench.store.hashing import hashed_entries
+from amnesia_bench.store.provenance import ended_now
+from amnesia_bench.store.publish import publishing
+
+KIND = "analysis"
+
+
+def write_analysis(
+    out: Path,
+    records: Mapping[str, object],
+    figures: Mapping[str, str],
+    parents: Sequence[Parent],
+    provenance: Provenance,
+) -> None:
+    """Write `out`, whole or not at all: NAME.json of each record, NAME.svg of each figure.
+
+    Raises:
+        UserError: `out` exists.
+    """
+    with publishing(out) as work:
+        for name, record in records.items():
+            write_json(work.folder / f"{name}.json", codec.to_json(record))
+        for name, drawing in figures.items():
+            (work.folder / f"{name}.svg").write_text(drawing, encoding="utf-8")
+        work.finish(
+            Manifest(
+                kind=KIND,
+                parents=tuple(dict.fromkeys(parents)),
+                files=hashed_entries(work.folder),
+                provenance=ended_now(provenance),
+            )
+        )

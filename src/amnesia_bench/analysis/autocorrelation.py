@@ -1,0 +1,124 @@
+"""How much likelier than by chance a token comes again, by distance (Appendix G; Figure 3, left).
+
+Shapes: N texts, W resamplings, D distances, V token types.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amnesia_bench.analysis.decay import (
+    MIN_DISTANCES,
+    Floats,
+    Resampled,
+    describe_tail,
+    draw_weights,
+    fit_decay,
+    from_peak,
+)
+from amnesia_bench.analysis.texts import Texts
+from amnesia_bench.errors import UserError
+from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.records.attention import Autocorrelation
+
+RATIO, MEAN = "ratio_of_sums", "mean_of_correlations"
+
+
+def autocorrelations(
+    texts: Texts, max_distance: int, data: Parent, rng: np.random.Generator
+) -> tuple[Autocorrelation, ...]:
+    """Return both readings of the autocorrelation, and how fast each decays.
+
+    The formula is lost in the text of the paper that we have: hence two readings, see
+    `records.attention.Autocorrelation`. With m_v(d) the share of pairs at distance d whose tokens
+    are both v and pi_v its frequency, they are sums over v of w_v (m_v(d) - pi_v^2), divided by
+    the same sum at distance 0: w_v is 1 in the first, 1 / (1 - pi_v) in the second.
+
+    Args:
+        texts: each longer than the largest distance.
+        max_distance: the largest distance, in tokens.
+        data: the parent.
+        rng: draws the resamplings of texts.
+
+    Raises:
+        UserError: fewer than two texts, one that is too short, or a single token type.
+    """
+    tokens = [text.tokens for text in texts.taken]
+    if len(tokens) < 2:
+        raise UserError(f"{texts.source}: {len(tokens)} texts; an interval takes at least two")
+    if (shortest := min(map(len, tokens))) <= max_distance:
+        raise UserError(
+            f"{texts.source}: a text of {shortest} tokens is too short for the largest distance, "
+            f"{max_distance}"
+        )
+    types, row, of_text = _numbered(tokens)
+    if len(types) < 2:
+        raise UserError(f"{texts.source}: all tokens are the same; nothing can be correlated")
+    resamplings = draw_weights(len(tokens), rng)
+    frequency = np.bincount(row) / len(row)
+    records = []
+    for reading in (RATIO, MEAN):
+        weight = np.ones(len(types)) if reading == RATIO else 1 / (1 - frequency)
+        curve = _curve(row, of_text, weight, max_distance, resamplings)
+        decaying = from_peak(curve)
+        enough = len(decaying.values) >= MIN_DISTANCES
+        halves = len(decaying.values) >= 2 * MIN_DISTANCES
+        records.append(
+            Autocorrelation(
+                source=texts.source,
+                data=data,
+                reading=reading,
+                n=len(tokens),
+                tokens=len(row),
+                too_short=texts.too_short,
+                chance=float(frequency @ frequency),
+                curve=curve.curve(),
+                fit=fit_decay(decaying, by_precision=True) if enough else None,
+                tail=describe_tail(decaying, by_precision=True) if halves else None,
+                settings={"tokens": "from the first trained one of a document to the last"},
+            )
+        )
+    return tuple(records)
+
+
+def _numbered(
+    tokens: Sequence[NDArray[np.int32]],
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the token types [V], all texts end to end in numbers of these, and whose each is."""
+    types, row = np.unique(np.concatenate(tokens), return_inverse=True)
+    of_text = np.repeat(np.arange(len(tokens)), [len(each) for each in tokens])
+    return types, row.astype(np.int64), of_text
+
+
+def _curve(
+    row: NDArray[np.int64],
+    of_text: NDArray[np.int64],
+    weight: Floats,
+    max_distance: int,
+    resamplings: Floats,
+) -> Resampled:
+    """Return one reading at distances 1 to D, for all texts and for each resampling."""
+    num_texts = int(of_text[-1]) + 1
+    matches = np.zeros((num_texts, max_distance))
+    lengths = np.bincount(of_text)
+    pairs = lengths[:, None] - np.arange(1, max_distance + 1)
+    of_token = weight[row]
+    for d in range(1, max_distance + 1):
+        same = (row[d:] == row[:-d]) & (of_text[d:] == of_text[:-d])
+        matches[:, d - 1] = np.bincount(
+            of_text[:-d][same], weights=of_token[:-d][same], minlength=num_texts
+        )
+
+    def reading(times: Floats) -> Floats:
+        counted = np.bincount(row, weights=times[of_text], minlength=len(weight))
+        frequency = counted / counted.sum()
+        chance, whole = weight @ frequency**2, weight @ frequency
+        shares = (times @ matches) / (times @ pairs)
+        result: Floats = (shares - chance) / (whole - chance)
+        return result
+
+    replicates = np.stack([reading(times) for times in resamplings])
+    return Resampled(reading(np.ones(num_texts)), replicates, 1)

@@ -1,0 +1,133 @@
+"""What is added up of the blocks that a probe shows: histograms, head statistics, pooled maps.
+
+Shapes: B batch, T tokens, H query heads, R queries of a block, E keys of a block, S size of a map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from amnesia_bench.analysis.row_blocks import RowBlock, sums_by_distance
+
+
+class DistanceHistogram:
+    """Sums over query-key pairs by their distance, in float64.
+
+    Attributes:
+        sums: layer -> [H, T], the sum of the values of all pairs at each distance from 0.
+        pairs: layer -> [T], how many visible pairs there are at each distance (of one head).
+    """
+
+    def __init__(self, num_heads: int, tokens: int) -> None:
+        self._shape = (num_heads, tokens)
+        self.sums: dict[int, Tensor] = {}
+        self.pairs: dict[int, Tensor] = {}
+
+    def __call__(self, block: RowBlock) -> None:
+        """Add a block."""
+        values = sums_by_distance(block.values).sum(dim=0)  # [heads, E]
+        heads = slice(block.first_head, block.first_head + values.shape[0])
+        reach = slice(0, values.shape[1])
+        device = values.device
+        if block.layer not in self.sums:
+            self.sums[block.layer] = torch.zeros(self._shape, dtype=torch.float64, device=device)
+            self.pairs[block.layer] = torch.zeros(
+                self._shape[1], dtype=torch.float64, device=device
+            )
+        self.sums[block.layer][heads, reach] += values
+        if block.first_head == 0:
+            visible = sums_by_distance(block.visible.float()).sum(dim=(0, 1))
+            # The pattern of a batch whose rows all see the same stands there once.
+            times = block.values.shape[0] // block.visible.shape[0]
+            self.pairs[block.layer][reach] += visible * times
+
+
+@dataclass(frozen=True)
+class HeadTotals:
+    """Sums over the queries of a layer, by head [H]; `queries` counts them."""
+
+    distance: Tensor
+    entropy: Tensor
+    needle: Tensor
+    queries: Tensor
+
+
+class HeadStatistics:
+    """Mean attention distance (Eq. 17), entropy, and the mass that the last query has on a needle.
+
+    Args:
+        num_heads: of a layer.
+        tokens: of the prompt.
+        needle: its first token, and one past its last; None without one.
+    """
+
+    def __init__(self, num_heads: int, tokens: int, needle: tuple[int, int] | None) -> None:
+        self._num_heads, self._tokens, self._needle = num_heads, tokens, needle
+        self._totals: dict[int, HeadTotals] = {}
+
+    def __call__(self, block: RowBlock) -> None:
+        """Add a block."""
+        alpha = block.values
+        if block.layer not in self._totals:
+            zeros = [
+                torch.zeros(n, dtype=torch.float64, device=alpha.device)
+                for n in (*3 * [self._num_heads], 1)
+            ]
+            self._totals[block.layer] = HeadTotals(*zeros)
+        totals = self._totals[block.layer]
+        heads = slice(block.first_head, block.first_head + alpha.shape[1])
+        by_distance = sums_by_distance(alpha).sum(dim=0)  # [heads, E]
+        distance = torch.arange(by_distance.shape[1], device=alpha.device, dtype=torch.float64)
+        totals.distance[heads] += by_distance @ distance
+        entropy = -torch.xlogy(alpha, alpha)
+        totals.entropy[heads] += entropy.sum(dim=(0, 2, 3), dtype=torch.float64)
+        if self._needle is not None and block.stop == self._tokens:
+            first, end = (max(edge - block.first_key, 0) for edge in self._needle)
+            totals.needle[heads] += alpha[:, :, -1, first:end].sum(dim=(0, 2), dtype=torch.float64)
+        if block.first_head == 0:
+            times = alpha.shape[0] // block.visible.shape[0]
+            totals.queries.add_(block.visible.any(dim=-1).sum() * times)
+
+    def means(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return distance in tokens, entropy in nats and needle mass of a layer, each [H]."""
+        totals = self._totals[layer]
+        return (
+            (totals.distance / totals.queries).cpu(),
+            (totals.entropy / totals.queries).cpu(),
+            totals.needle.cpu(),
+        )
+
+
+class PooledMaps:
+    """Attention maps of chosen heads, max-pooled to at most S x S while they stream by.
+
+    Args:
+        heads: pairs of layer and head.
+        tokens: of the prompt.
+        size: S.
+    """
+
+    def __init__(self, heads: Sequence[tuple[int, int]], tokens: int, size: int) -> None:
+        self._size, self._tokens = min(size, tokens), tokens
+        self.maps = {key: torch.zeros(self._size, self._size) for key in heads}
+
+    def __call__(self, block: RowBlock) -> None:
+        """Add a block of one prompt."""
+        for (layer, head), pooled in self.maps.items():
+            within = head - block.first_head
+            if layer != block.layer or not 0 <= within < block.values.shape[1]:
+                continue
+            alpha = block.values[0, within].float()
+            columns = self._bins(block.first_key, block.stop, alpha.device)
+            by_column = alpha.new_zeros(alpha.shape[0], self._size).scatter_reduce_(
+                1, columns.expand_as(alpha), alpha, "amax"
+            )
+            rows = self._bins(block.first_query, block.stop, torch.device("cpu"))
+            pooled.scatter_reduce_(0, rows[:, None].expand(-1, self._size), by_column.cpu(), "amax")
+
+    def _bins(self, start: int, stop: int, device: torch.device) -> Tensor:
+        return torch.arange(start, stop, device=device) * self._size // self._tokens

@@ -1,0 +1,210 @@
+"""How far back the heads of a model look (Eq. 17), and what a fine-tune changed in that.
+
+Shapes: N prompts, H heads of all measured layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from amnesia_bench.analysis.consumers import HeadStatistics, PooledMaps
+from amnesia_bench.analysis.decay import Floats, draw_weights, estimate
+from amnesia_bench.analysis.models import MeasuredModel
+from amnesia_bench.analysis.probe import probing
+from amnesia_bench.errors import UserError
+from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.records.attention import (
+    AttentionMap,
+    DistanceShift,
+    HeadDistances,
+    HeadReading,
+    HeadShift,
+    LayerShift,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """Tokens int32 [T], and the needle's first token and one past its last; None without one."""
+
+    tokens: NDArray[np.int32]
+    needle: tuple[int, int] | None
+
+    def __post_init__(self) -> None:
+        if self.needle is not None and not 0 <= self.needle[0] < self.needle[1] <= len(self.tokens):
+            raise UserError(
+                f"a needle at tokens {self.needle[0]} to {self.needle[1]} is not in its prompt of "
+                f"{len(self.tokens)} tokens"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredHeads:
+    """The record of one checkpoint, and the distances of its heads on every prompt [N, H]."""
+
+    record: HeadDistances
+    distances: Floats
+
+
+def head_distances(
+    model: MeasuredModel,
+    prompts: Sequence[Prompt],
+    role: str,
+    parents: tuple[Parent, Parent],
+    report: Callable[[int, int], None] | None = None,
+) -> MeasuredHeads:
+    """Measure every head of every softmax layer on prompts.
+
+    Args:
+        model: the model.
+        prompts: at least one.
+        role: of the checkpoint: pre, post, restored.
+        parents: of the checkpoint and of the prompts.
+        report: is called with how many prompts are done, and of how many.
+    """
+    readings: list[Floats] = []  # [3, layers * heads] per prompt
+    for i, prompt in enumerate(prompts):
+        if report is not None:
+            report(i, len(prompts))
+        seen = HeadStatistics(model.num_heads, len(prompt.tokens), prompt.needle)
+        with torch.no_grad(), probing(model.module, weights=seen):
+            _forward(model, prompt)
+        by_layer = [torch.stack(seen.means(layer)) for layer in model.softmax_layers]
+        readings.append(torch.cat(by_layer, dim=1).numpy())
+    values = np.stack(readings)  # [N, 3, H]
+    distance, entropy, mass = values.mean(axis=0)
+    needles = all(prompt.needle is not None for prompt in prompts)
+    lengths = [len(prompt.tokens) for prompt in prompts]
+    record = HeadDistances(
+        role=role,
+        checkpoint=parents[0],
+        inputs=parents[1],
+        n=len(prompts),
+        tokens=(min(lengths), max(lengths)),
+        heads=tuple(
+            HeadReading(
+                layer=layer,
+                head=head,
+                distance=float(distance[i]),
+                entropy=float(entropy[i]),
+                needle_mass=float(mass[i]) if needles else None,
+            )
+            for i, (layer, head) in enumerate(_heads(model))
+        ),
+        settings=model.settings,
+    )
+    return MeasuredHeads(record, values[:, 0])
+
+
+def distance_shift(
+    first: MeasuredHeads, second: MeasuredHeads, rng: np.random.Generator
+) -> DistanceShift:
+    """Compare two checkpoints on the same prompts, head by head.
+
+    Raises:
+        UserError: they do not have the same heads.
+    """
+    one, other = first.record, second.record
+    heads = [(each.layer, each.head) for each in one.heads]
+    if heads != [(each.layer, each.head) for each in other.heads]:
+        raise UserError(
+            f"{one.checkpoint.location} and {other.checkpoint.location} have different softmax "
+            "layers or heads",
+            hint="Compare checkpoints of the same architecture.",
+        )
+    shifts = second.distances - first.distances  # [N, H]
+    weights = draw_weights(one.n, rng)
+    resampled = weights @ shifts / one.n
+    by_head = tuple(
+        HeadShift(layer=layer, head=head, shift=estimate(shifts[:, i].mean(), resampled[:, i]))
+        for i, (layer, head) in enumerate(heads)
+    )
+    return DistanceShift(
+        first=one.role, second=other.role, n=one.n, layers=_ranked(by_head), heads=by_head
+    )
+
+
+def _ranked(heads: Sequence[HeadShift]) -> tuple[LayerShift, ...]:
+    layers: dict[int, list[float]] = {}
+    for each in heads:
+        layers.setdefault(each.layer, []).append(each.shift.value)
+    found = [
+        LayerShift(
+            layer=layer,
+            shortened=sum(shift < 0 for shift in shifts),
+            heads=len(shifts),
+            mean_shift=sum(shifts) / len(shifts),
+        )
+        for layer, shifts in layers.items()
+    ]
+    return tuple(sorted(found, key=lambda e: (-e.shortened, e.mean_shift, e.layer)))
+
+
+def attention_maps(
+    model: MeasuredModel,
+    prompt: Prompt,
+    heads: Sequence[tuple[int, int]],
+    size: int,
+    role: str,
+    parents: tuple[Parent, Parent],
+) -> tuple[AttentionMap, ...]:
+    """Return the max-pooled attention of chosen heads on one prompt (Figure 4).
+
+    Args:
+        model: the model.
+        prompt: with a needle.
+        heads: pairs of layer and head.
+        size: rows and columns of a map, at most.
+        role: of the checkpoint.
+        parents: of the checkpoint and of the prompts.
+
+    Raises:
+        UserError: the prompt has no needle, or the model no such head.
+    """
+    if prompt.needle is None:
+        raise UserError(
+            "the prompt has no needle, and a map shows where one is found",
+            hint="Build prompts with needles: amnesia niah build",
+        )
+    there = _heads(model)
+    for layer, head in heads:
+        if (layer, head) not in there:
+            raise UserError(
+                f"{model.name}: no softmax head {layer}.{head}",
+                hint=f"Softmax layers are {list(model.softmax_layers)}, of {model.num_heads} heads "
+                "each.",
+            )
+    seen = PooledMaps(heads, len(prompt.tokens), size)
+    with torch.no_grad(), probing(model.module, weights=seen):
+        _forward(model, prompt)
+    return tuple(
+        AttentionMap(
+            role=role,
+            checkpoint=parents[0],
+            inputs=parents[1],
+            layer=layer,
+            head=head,
+            tokens=len(prompt.tokens),
+            needle=prompt.needle,
+            rows=tuple(
+                tuple(float(f"{value:.4g}") for value in row[: i + 1])
+                for i, row in enumerate(pooled.tolist())
+            ),
+            settings=model.settings,
+        )
+        for (layer, head), pooled in seen.maps.items()
+    )
+
+
+def _heads(model: MeasuredModel) -> list[tuple[int, int]]:
+    return [(layer, head) for layer in model.softmax_layers for head in range(model.num_heads)]
+
+
+def _forward(model: MeasuredModel, prompt: Prompt) -> None:
+    ids = torch.from_numpy(prompt.tokens.astype(np.int64))[None].to(model.device)
+    model.module.base_model(input_ids=ids, use_cache=False)

@@ -1,0 +1,188 @@
+"""Softmax attention a block of queries at a time: nothing of T x T is ever kept.
+
+Shapes: B batch, T tokens, H query heads, G key/value heads, D head dim, R queries of a block,
+E keys of a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.masking_utils import sdpa_mask
+
+from amnesia_bench.modeling.causal_attention import is_plainly_causal
+
+_SUMMED_ROWS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class RowBlock:
+    """Values of query-key pairs: softmax weights, or magnitudes of gradients.
+
+    Queries are `first_query` to before `stop`, keys `first_key` to before `stop`, heads
+    `first_head` and those after it. `values` is [B, heads, R, E], and zero for every pair that is
+    not `visible` [B or 1, 1, R, E]. The pairs of a query that is padding are not visible.
+    """
+
+    layer: int
+    first_head: int
+    first_query: int
+    first_key: int
+    stop: int
+    values: Tensor
+    visible: Tensor
+
+
+Consumer = Callable[[RowBlock], None]
+
+
+class VisiblePairs(Protocol):
+    """Which keys each query sees."""
+
+    def block(self, start: int, stop: int) -> tuple[int, Tensor]:
+        """Return the first key that queries [start, stop) see, and the pairs from there to `stop`.
+
+        The pairs are bool [B or 1, 1, R, E].
+        """
+        ...
+
+
+class CausalPairs:
+    """Every query sees itself and all before it."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def block(self, start: int, stop: int) -> tuple[int, Tensor]:
+        key = torch.arange(stop, device=self._device)
+        return 0, (key <= key[start:, None])[None, None]
+
+
+class MaskedPairs:
+    """What a mask of transformers lets see, made for the queries that are asked for.
+
+    Padding, windows, packed documents and patterns of a model's own: whatever `call`, the
+    arguments of transformers' mask functions, describes.
+    """
+
+    def __init__(self, call: dict[str, Any]) -> None:
+        self._call = call | {"allow_is_causal_skip": False}
+
+    def block(self, start: int, stop: int) -> tuple[int, Tensor]:
+        first = self._call.get("q_offset", 0) + start
+        call = self._call | {"q_length": stop - start, "q_offset": first, "kv_length": stop}
+        padding = call.get("attention_mask")
+        if padding is not None:
+            call["attention_mask"] = padding[:, :stop]
+        visible = sdpa_mask(**call)
+        assert visible is not None
+        if padding is not None:
+            visible = visible & padding[:, None, start:stop, None].bool()
+        columns = visible.flatten(0, 2).any(dim=0).nonzero()
+        first_key = int(columns[0]) if columns.numel() else start
+        return first_key, visible[..., first_key:]
+
+
+def visible_pairs(**call: Any) -> MaskedPairs | None:
+    """Return the mask of a forward as transformers' mask functions do; None where plain causal."""
+    window = call.get("local_size")
+    if window is not None and window >= call["kv_length"]:
+        call["local_size"] = None
+    return None if is_plainly_causal(**call) else MaskedPairs(call)
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionCall:
+    """One call of the attention of one layer: query [B, H, T, D], key and value [B, G, T, D]."""
+
+    layer: int
+    query: Tensor
+    key: Tensor
+    value: Tensor
+    scaling: float
+    pairs: VisiblePairs
+    block_queries: int
+
+    def weights(self) -> Iterator[RowBlock]:
+        """Yield the weights after the softmax, in float32 (float64 for float64 inputs)."""
+        for block, _ in self._blocks():
+            yield block
+
+    def gradients(self, upstream: Tensor) -> Iterator[RowBlock]:
+        """Yield |dL/ds| of the logits s after scale, rotation and mask.
+
+        dL/ds_ij = alpha_ij (g_i . v_j - g_i . o_i), where g_i . o_i = sum_j alpha_ij g_i . v_j.
+
+        Args:
+            upstream: g, the gradient of the output [B, H, T, D].
+        """
+        for block, heads in self._blocks():
+            alpha = block.values
+            g = upstream[:, heads, block.first_query : block.stop].to(alpha.dtype)
+            v = self.value[:, self._group(heads), block.first_key : block.stop].to(alpha.dtype)
+            dp = g @ v.mT
+            dp -= (alpha * dp).sum(dim=-1, keepdim=True)
+            yield RowBlock(
+                layer=block.layer,
+                first_head=block.first_head,
+                first_query=block.first_query,
+                first_key=block.first_key,
+                stop=block.stop,
+                values=dp.mul_(alpha).abs_(),
+                visible=block.visible,
+            )
+
+    def _blocks(self) -> Iterator[tuple[RowBlock, slice]]:
+        num_heads, num_tokens = self.query.shape[1:3]
+        shared = num_heads // self.key.shape[1]
+        precise = torch.float64 if self.query.dtype == torch.float64 else torch.float32
+        for start in range(0, num_tokens, self.block_queries):
+            stop = min(start + self.block_queries, num_tokens)
+            first_key, visible = self.pairs.block(start, stop)
+            hidden, empty = ~visible, not bool(visible.any(dim=-1).all())
+            for first_head in range(0, num_heads, shared):
+                heads = slice(first_head, first_head + shared)
+                k = self.key[:, self._group(heads), first_key:stop].to(precise)
+                logits = self.query[:, heads, start:stop].to(precise) @ k.mT
+                logits = logits.mul_(self.scaling).masked_fill_(hidden, -torch.inf)
+                alpha = logits.softmax(dim=-1)
+                del logits
+                if empty:  # a query that sees nothing
+                    alpha.nan_to_num_(nan=0.0)
+                block = RowBlock(
+                    layer=self.layer,
+                    first_head=first_head,
+                    first_query=start,
+                    first_key=first_key,
+                    stop=stop,
+                    values=alpha,
+                    visible=visible,
+                )
+                yield block, heads
+
+    def _group(self, heads: slice) -> slice:
+        group = heads.start * self.key.shape[1] // self.query.shape[1]
+        return slice(group, group + 1)
+
+
+def sums_by_distance(values: Tensor) -> Tensor:
+    """Add up a block along its diagonals: [..., R, E] to float64 [..., E], by distance from 0.
+
+    The last query sees the last key at distance 0. Each row is moved to the right by one more than
+    the row after it, through strides alone, so that a diagonal becomes a column.
+    """
+    queries, keys = values.shape[-2:]
+    padded = torch.nn.functional.pad(values, (queries - 1, 0))
+    outer = padded.stride()[:-2]
+    size = (*values.shape[:-2], queries, keys)
+    diagonals = padded.as_strided(size, (*outer, keys + queries, 1))
+    sums = torch.zeros(*diagonals.shape[:-2], keys, dtype=torch.float64, device=values.device)
+    # On a CPU a sum in float64 first copies what it adds up: few rows at a time stay in its cache.
+    for start in range(0, queries, _SUMMED_ROWS):
+        rows = diagonals[..., start : start + _SUMMED_ROWS, :]
+        sums += rows.sum(dim=-2, dtype=torch.float64)
+    return sums.flip(-1)

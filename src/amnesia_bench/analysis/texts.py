@@ -1,0 +1,128 @@
+"""What is measured on: the texts of a data store, each of the same length, and which are trained.
+
+Shapes: T tokens of a text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amnesia_bench.data.sequence_store import PackedSequence, SequenceStore
+from amnesia_bench.errors import UserError
+
+
+@dataclass(frozen=True, eq=False)
+class Text:
+    """Tokens int32 [T], and whether each is a target of the loss, bool [T]."""
+
+    tokens: NDArray[np.int32]
+    trained: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
+class Texts:
+    """Texts of equal length (of any length for a `tokens` of None) from one source of data.
+
+    `too_short` and `untrained` count those that were left out before there were enough: shorter
+    than `tokens`, or without a trained token among those taken.
+    """
+
+    source: str
+    tokens: int | None
+    taken: tuple[Text, ...]
+    too_short: int
+    untrained: int
+
+
+def texts_of(store: SequenceStore) -> Iterator[Text]:
+    """Yield the texts of a data store as a model sees them: documents, or sequences.
+
+    Documents where the store says that they are isolated; else whole sequences. Padding is no
+    part of either. The first token of a text has none before it, and is never a target.
+    """
+    for i in range(store.num_sequences):
+        sequence = store.sequence(i)
+        end = len(sequence.tokens) - sequence.padding
+        for part in _documents(sequence) if store.isolate_documents else [slice(0, end)]:
+            trained = sequence.loss_mask[part].copy()
+            trained[:1] = False
+            yield Text(sequence.tokens[part], trained)
+
+
+def _documents(sequence: PackedSequence) -> Iterator[slice]:
+    lengths = sequence.document_lengths
+    start = 0
+    for length in lengths[:-1] if sequence.padding else lengths:
+        yield slice(start, start + length)
+        start += length
+
+
+def equal_texts(store: SequenceStore, source: str, tokens: int, samples: int) -> Texts:
+    """Take the first `tokens` tokens of the first `samples` texts that have as many.
+
+    Raises:
+        UserError: no text is long enough, or none of those has a trained token among them.
+    """
+    taken: list[Text] = []
+    too_short = untrained = longest = 0
+    for text in texts_of(store):
+        longest = max(longest, len(text.tokens))
+        trained = text.trained[:tokens]
+        if len(text.tokens) < tokens:
+            too_short += 1
+        elif not trained.any():
+            untrained += 1
+        else:
+            taken.append(Text(text.tokens[:tokens], trained))
+        if len(taken) == samples:
+            break
+    if not taken and not untrained:
+        raise UserError(
+            f"{store.folder}: no text of {source} has {tokens} tokens; the longest has {longest}",
+            hint=f"--tokens {longest} takes texts of that length.",
+        )
+    if not taken:
+        raise UserError(
+            f"{store.folder}: no text of {source} has a trained token among its first {tokens}",
+            hint="Gradients come from trained tokens alone: give a larger --tokens, or data of "
+            "which more is trained.",
+        )
+    return Texts(source, tokens, tuple(taken), too_short, untrained)
+
+
+def trained_texts(store: SequenceStore, source: str, longer_than: int) -> Texts:
+    """Take from each text what lies between its first trained token and its last.
+
+    So prompts and the markup of a chat, the same in every text, do not count.
+
+    Raises:
+        UserError: fewer than two of them have more than `longer_than` tokens.
+    """
+    taken: list[Text] = []
+    too_short = untrained = longest = 0
+    for i in range(store.num_sequences):
+        sequence = store.sequence(i)
+        for part in _documents(sequence):
+            trained = sequence.loss_mask[part].nonzero()[0]
+            if not len(trained):
+                untrained += 1
+                continue
+            tokens = sequence.tokens[part][trained[0] : trained[-1] + 1]
+            longest = max(longest, len(tokens))
+            if len(tokens) <= longer_than:
+                too_short += 1
+            else:
+                taken.append(Text(tokens, np.ones(len(tokens), bool)))
+    if not longest:
+        raise UserError(f"{store.folder}: {source} has no trained token")
+    if len(taken) < 2:
+        raise UserError(
+            f"{store.folder}: {len(taken)} texts of {source} are longer than the largest distance, "
+            f"{longer_than} tokens; the longest has {longest}",
+            hint="Give a smaller --max-distance: at least two texts must be longer.",
+        )
+    return Texts(source, None, tuple(taken), too_short, untrained)
