@@ -47,7 +47,7 @@ def examples() -> Iterator[tuple[str, str]]:
         blocks = re.findall(r"^```sh\n(.*?)^```", path.read_text(), re.DOTALL | re.MULTILINE)
         texts[path.name] = "\n".join(blocks)
     for where, text in texts.items():
-        for line in text.replace("\\\n", " ").splitlines():
+        for line in re.sub(r"\\\n *", "", text).splitlines():
             # What follows many spaces is a remark; "..." is no whole command.
             if re.match(r"\s*amnesia [a-z]", line) and "..." not in line:
                 yield where, re.split(r" {3,}", line.strip())[0]
@@ -173,6 +173,8 @@ def test_a_signal_after_the_folder_was_published_is_no_failure(
         return ExitCode.DONE
 
     monkeypatch.setattr("amnesia_bench.cli.init.run", publish_and_be_ended)
+    # A shell that runs the tests in the background has SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     code = main(["init", "--model", "x", "--tokenizer", "x", "--out", str(out)])
     said = capsys.readouterr().err
     if before:
