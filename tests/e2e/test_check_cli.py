@@ -198,7 +198,7 @@ def spoil(folder: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("no checkpoint", "config.json: is missing"),
+        ("no checkpoint", "holds neither model.safetensors nor"),
         ("no tokenizer", "no tokenizer could be loaded"),
     ],
 )
