@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.training import heads
 from amnesia_bench.training.heads import TRAINABLE, head_of
@@ -236,12 +236,3 @@ def test_a_scale_that_is_no_number_above_0_is_named(value):
     model.config.logits_scaling = value
     with pytest.raises(UserError, match=r"config.json: logits_scaling is .*, not a number above 0"):
         head_of(model)
-
-
-@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
-def test_a_rotation_that_depends_on_the_row_is_not_packed(kind):
-    model = build("llama")
-    model.config.rope_parameters = {"rope_type": kind, "rope_theta": 10000.0}
-    (batch,) = first_batch(training_run({"global_batch": 1}), random_rows(1))
-    with pytest.raises(StageFailedError, match=rf"rope_type {kind} .*\n.*data.pack=single"):
-        NextToken(training_run(), model).count(batch)
