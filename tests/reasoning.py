@@ -14,9 +14,11 @@ from amnesia_bench.config.load import load_option
 from amnesia_bench.evals.chat import prompt_format
 from amnesia_bench.evals.documents import task_documents
 from amnesia_bench.evals.engines.protocol import Engine, Request
+from amnesia_bench.evals.generate import GENERATIONS, RUN, read_run_record
 from amnesia_bench.evals.reasoning import AnswerPlan, ModelUnderTest, generate_answers, window_of
 from amnesia_bench.evals.tasks import task_named
 from amnesia_bench.records.evaluation import Generation
+from amnesia_bench.store.sealed_json import unseal
 from tests import lcb
 
 PROBLEMS = 8
@@ -87,6 +89,15 @@ def answer(request: Request) -> str:
         f"It is \\boxed{{{right + 1}}}.",
         f"It is {right}, or so.",
     )[turn]
+
+
+def without_checksums(folder: Path) -> dict[str, str]:
+    """Make a folder of answers what an older version wrote; return the record of its run."""
+    run = dict(read_run_record(folder).depends)
+    lines = [unseal(line) for line in (folder / GENERATIONS).read_text().splitlines()]
+    (folder / GENERATIONS).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    (folder / RUN).write_text(json.dumps(run))
+    return run
 
 
 def run_task(

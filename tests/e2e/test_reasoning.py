@@ -19,10 +19,11 @@ from amnesia_bench.evals.generate import GENERATIONS, RUN
 from amnesia_bench.evals.score import CELLS, PROBLEMS, VERDICTS, compare, read_cells, score
 from amnesia_bench.evals.tasks import TASKS
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome
+from amnesia_bench.store.checksums import CHECKSUMS
 from tests import reasoning
 from tests.conftest import no_sandbox
 from tests.reasoning import PROBLEMS as COUNT
-from tests.reasoning import THINKING, answer, run_task, write_problems
+from tests.reasoning import THINKING, answer, run_task, without_checksums, write_problems
 
 EACH_TASK = [
     pytest.param(task, marks=pytest.mark.programs) if task == "livecodebench" else task
@@ -169,6 +170,7 @@ def test_cells_that_do_not_vouch_for_their_problems_are_scored_again(tmp_path: P
     for cell in cells:
         cell["parents"] = [p for p in cell["parents"] if p["role"] != "problem_values"]
     path.write_text(json.dumps(cells))
+    path.with_name(CHECKSUMS).unlink()  # as an older version left it
     with pytest.raises(UserError, match="do not say what it held") as raised:
         compare(scored, tmp_path / "run")
     assert "amnesia score" in str(raised.value.hint)
@@ -257,10 +259,9 @@ def test_the_checker_is_chosen_by_the_config_or_the_command_and_recorded(tmp_pat
 def test_answers_of_before_there_was_a_choice_are_judged_as_published(tmp_path: Path) -> None:
     data = write_problems("livecodebench", tmp_path / "data.jsonl", count=1)
     run_task("livecodebench", data, tmp_path / "run", FakeEngine(answer))
-    path = tmp_path / "run" / RUN
-    run = json.loads(path.read_text())
+    run = without_checksums(tmp_path / "run")
     assert run.pop("checker") == "lcb"
-    path.write_text(json.dumps(run))
+    (tmp_path / "run" / RUN).write_text(json.dumps(run))
     scored = score(tmp_path / "run", unsafe_no_sandbox=unsafe("livecodebench"))
     assert scored.cells[0].settings["checker"] == "lcb"
 
@@ -323,6 +324,7 @@ def test_a_line_damaged_in_the_middle_is_named(answered: Path) -> None:
 
 
 def test_answers_nobody_asked_for_are_an_error(answered: Path) -> None:
+    without_checksums(answered)
     lines = lines_of(answered)
     lines[0] = lines[0].replace(b'"doc": 0', b'"doc": 8')
     (answered / GENERATIONS).write_bytes(b"".join(lines))
@@ -352,7 +354,7 @@ def test_other_problems_than_were_answered_are_refused(answered: Path, tmp_path:
 
 def test_a_run_record_of_something_else_is_refused(answered: Path) -> None:
     path = answered / RUN
-    run = json.loads(path.read_text())
+    run = without_checksums(answered)
     for change, said in (
         ({"task": "math5000"}, "not known"),
         ({"repeats": "many"}, "repeats: expected int"),
@@ -384,7 +386,7 @@ def test_both_scorers_keep_their_own_results(answered: Path) -> None:
     assert rate[1] == 1.0
     for each in (strict, flexible):
         names = sorted(path.name for path in each.folder.iterdir())
-        assert names == sorted([VERDICTS, PROBLEMS, CELLS])
+        assert names == sorted([VERDICTS, PROBLEMS, CELLS, CHECKSUMS])
         assert {cell.settings["scorer"] for cell in each.cells} == {each.scorer}
 
 
