@@ -20,11 +20,11 @@ from amnesia_bench.errors import ExitCode
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.records import codec
 from amnesia_bench.records.attention import (
-    AttentionMap,
     Autocorrelation,
     DistanceShift,
     GradientsByDistance,
     HeadDistances,
+    PooledAttention,
 )
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from tests.full_attention import full_logits, histogram
@@ -142,7 +142,7 @@ def test_the_layer_that_was_moved_is_found_and_its_head_drawn(inputs: Path, tmp_
     _check_folder(tmp_path / "maps", figures=1)
     if shift.layers[0].layer == 2:
         head = min(moved, key=lambda each: moved[each])
-        drawn = _record(AttentionMap, tmp_path / "maps" / f"map_2_{head}_post.json")
+        drawn = _record(PooledAttention, tmp_path / "maps" / f"map_2_{head}_post.json")
         assert [len(row) for row in drawn.rows] == list(range(1, 33))
         assert drawn.rows[0][0] == pytest.approx(1)  # the first query sees itself alone
 

@@ -7,15 +7,15 @@ import pytest
 
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.attention import (
-    AttentionMap,
     Autocorrelation,
+    BootstrapValue,
     DecayFit,
     DistanceCurve,
     DistanceShift,
-    Estimate,
     HeadDistances,
     HeadReading,
     LayerShift,
+    PooledAttention,
 )
 from amnesia_bench.records.evaluation import Interval
 from amnesia_bench.report import svg
@@ -30,7 +30,7 @@ def _texts(drawing):
 
 
 def _map(role, rows):
-    return AttentionMap(
+    return PooledAttention(
         role=role, checkpoint=PARENT, inputs=PARENT, layer=33, head=8, tokens=8192,
         needle=(4096, 4120), rows=rows, settings={},
     )  # fmt: skip
@@ -73,7 +73,7 @@ def test_a_map_alone_has_no_ratio():
 
 @pytest.mark.parametrize("fitted", [True, False])
 def test_a_decay_says_n_and_its_scale_with_its_interval(fitted):
-    rate = Estimate(
+    rate = BootstrapValue(
         value=0.1, interval=Interval(low=0.05, high=0.2, level=0.95, method="document_bootstrap")
     )
     fit = DecayFit(amplitude=1.0, rate=rate, r_squared=1.0, first=1, last=4)

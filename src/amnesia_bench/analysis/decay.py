@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from amnesia_bench.records.attention import DecayFit, DistanceCurve, Estimate, Tail
+from amnesia_bench.records.attention import BootstrapValue, DecayFit, DistanceCurve, Tail
 from amnesia_bench.records.evaluation import Interval
 
 Floats = NDArray[np.float64]
@@ -79,13 +79,13 @@ def resample_ratio(sums: Floats, counts: Floats, weights: Floats, first: int = 0
     )
 
 
-def estimate(value: float, resamplings: Floats) -> Estimate:
+def estimate(value: float, resamplings: Floats) -> BootstrapValue:
     """Return a value with the percentiles of its resamplings [W] as interval."""
     if not len(resamplings):
-        return Estimate(value=float(value), interval=None)
+        return BootstrapValue(value=float(value), interval=None)
     low, high = _ends(resamplings[:, None])
     interval = Interval(low=float(low[0]), high=float(high[0]), level=_LEVEL, method=METHOD)
-    return Estimate(value=float(value), interval=interval)
+    return BootstrapValue(value=float(value), interval=interval)
 
 
 def fit_decay(curve: Resampled, *, by_precision: bool = False) -> DecayFit:
@@ -138,7 +138,7 @@ def describe_tail(curve: Resampled, *, by_precision: bool = False) -> Tail:
     )
 
 
-def reach_of(sums: Floats, weights: Floats, share: float) -> Estimate:
+def reach_of(sums: Floats, weights: Floats, share: float) -> BootstrapValue:
     """Return the smallest distance within which a share of all magnitude lies.
 
     Args:

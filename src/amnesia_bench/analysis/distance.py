@@ -19,12 +19,12 @@ from amnesia_bench.analysis.probe import probing
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.attention import (
-    AttentionMap,
     DistanceShift,
     HeadDistances,
     HeadReading,
     HeadShift,
     LayerShift,
+    PooledAttention,
 )
 
 
@@ -152,7 +152,7 @@ def attention_maps(
     size: int,
     role: str,
     parents: tuple[Parent, Parent],
-) -> tuple[AttentionMap, ...]:
+) -> tuple[PooledAttention, ...]:
     """Return the max-pooled attention of chosen heads on one prompt (Figure 4).
 
     Args:
@@ -183,7 +183,7 @@ def attention_maps(
     with torch.no_grad(), probing(model.module, weights=seen):
         _forward(model, prompt)
     return tuple(
-        AttentionMap(
+        PooledAttention(
             role=role,
             checkpoint=parents[0],
             inputs=parents[1],

@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from amnesia_bench.analysis.distance import MeasuredHeads, Prompt
     from amnesia_bench.cli.progress import Progress
     from amnesia_bench.records.artifacts import Parent
-    from amnesia_bench.records.attention import AttentionMap, Autocorrelation, DistanceShift
+    from amnesia_bench.records.attention import Autocorrelation, DistanceShift, PooledAttention
 
 SAMPLES, TOKENS, MAX_DISTANCE, SIZE, HEADS = 64, 1024, 512, 256, 1
 # Which action takes which option; all take --out and --seed.
@@ -83,7 +83,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-distance", type=int, help=f"largest distance, in tokens ({MAX_DISTANCE})"
     )
-    parser.add_argument("--heads", help="LAYER.HEAD,... to draw, in place of those that fell most")
+    parser.add_argument(
+        "--heads", help="heads to draw, as LAYER.HEAD,... (those whose distance fell most)"
+    )
     parser.add_argument("--size", type=int, help=f"rows and columns of a map ({SIZE})")
     parser.add_argument("--seed", type=int, default=0, help="seed of the intervals (0)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -272,7 +274,7 @@ def _maps(args: argparse.Namespace, progress: Progress) -> _Analysis:
         records[f"shift_{shift.second}"] = shift
         heads = list(shift.most_shortened(HEADS))
     parents: list[Parent] = [inputs]
-    found: list[AttentionMap] = []
+    found: list[PooledAttention] = []
     for role, folder in folders.items():
         model, parent = open_model(folder, role)
         parents.append(parent)

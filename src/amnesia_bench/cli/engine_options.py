@@ -13,7 +13,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
         "--engine", choices=ENGINES, default=ENGINES[0], help=f"what runs it ({ENGINES[0]})"
     )
     parser.add_argument(
-        "--max-context-tokens", type=int, help="in place of the limit in the model's config"
+        "--max-context-tokens", type=int, help="overrides the context limit of the model's config"
     )
     parser.add_argument(
         "--attn-logits-scaling",

@@ -138,7 +138,7 @@ def _run(command: str, run: Callable[[], ExitCode], output: Path | None) -> int:
         interrupted = isinstance(end, KeyboardInterrupt)
         said = "interrupted" if interrupted else "terminated"
         if not there_before and _is_finished(output):
-            # Whoever starts it again would be told that the folder is already there.
+            # Running it again would only fail with "already exists".
             complete = f"amnesia {command}: {said}, but {output} was complete already\n"
             sys.stderr.write(message(complete))
             return int(ExitCode.DONE)

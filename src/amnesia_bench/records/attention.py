@@ -11,7 +11,7 @@ from amnesia_bench.records.evaluation import Interval
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class BootstrapValue:
     """A value and its interval; None where there is a single text or prompt."""
 
     value: float
@@ -27,7 +27,7 @@ class DecayFit:
     """
 
     amplitude: float
-    rate: Estimate
+    rate: BootstrapValue
     r_squared: float
     first: int
     last: int
@@ -61,7 +61,7 @@ class Tail:
 
     near: DecayFit
     far: DecayFit
-    excess: Estimate
+    excess: BootstrapValue
 
     @property
     def slower(self) -> bool:
@@ -91,8 +91,8 @@ class DistanceCurve:
 class Reach:
     """Distances in tokens within which half, and 90 %, of all gradient magnitude lies."""
 
-    half: Estimate
-    nine_tenths: Estimate
+    half: BootstrapValue
+    nine_tenths: BootstrapValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,7 +165,7 @@ class HeadShift:
 
     layer: int
     head: int
-    shift: Estimate
+    shift: BootstrapValue
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -200,7 +200,7 @@ class DistanceShift:
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttentionMap:
+class PooledAttention:
     """The weights of one head on one prompt, max-pooled to a square.
 
     Row r covers queries from r * tokens / len(rows), and likewise columns and keys; a row ends

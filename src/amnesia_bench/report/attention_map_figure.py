@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 
-from amnesia_bench.records.attention import AttentionMap
+from amnesia_bench.records.attention import PooledAttention
 from amnesia_bench.report import svg
 
 _SIDE = 256.0
@@ -15,7 +15,7 @@ _LOWEST = -5.0  # log10 of the smallest weight that is told apart
 _RATIO = 2.0  # log10 of the largest ratio that is
 
 
-def map_figure(maps: Sequence[AttentionMap]) -> str:
+def map_figure(maps: Sequence[PooledAttention]) -> str:
     """Draw the maps of one head, a panel per checkpoint, and how the last two differ.
 
     Queries go downwards, keys to the right; thin lines are where the needle begins. Dark is little
@@ -50,14 +50,14 @@ def map_figure(maps: Sequence[AttentionMap]) -> str:
     return svg.picture(max(width, 640), bottom + _BOTTOM, caption, parts)
 
 
-def _weights(found: AttentionMap) -> Callable[[int, int], float]:
+def _weights(found: PooledAttention) -> Callable[[int, int], float]:
     def share(row: int, column: int) -> float:
         return 1 - _log(found.rows[row][column]) / _LOWEST
 
     return share
 
 
-def _ratios(before: AttentionMap, after: AttentionMap) -> Callable[[int, int], float]:
+def _ratios(before: PooledAttention, after: PooledAttention) -> Callable[[int, int], float]:
     def share(row: int, column: int) -> float:
         ratio = _log(after.rows[row][column]) - _log(before.rows[row][column])
         return 0.5 + ratio / (2 * _RATIO)
@@ -69,7 +69,9 @@ def _log(weight: float) -> float:
     return max(math.log10(weight), _LOWEST) if weight > 0 else _LOWEST
 
 
-def _panel(found: AttentionMap, shares: Callable[[int, int], float], left: float) -> Iterator[str]:
+def _panel(
+    found: PooledAttention, shares: Callable[[int, int], float], left: float
+) -> Iterator[str]:
     step = _SIDE / len(found.rows)
     strokes: dict[int, list[str]] = {}
     for row in range(len(found.rows)):
