@@ -13,7 +13,7 @@ import itertools
 import numpy as np
 
 from amnesia_bench.cli.check import ERROR_RATE, SAMPLES
-from amnesia_bench.evals.sequential import judge, looks
+from amnesia_bench.recall.sequential import judge, looks
 from amnesia_bench.records.recall import CheckVerdict, Rule
 from amnesia_bench.statistics import PairedCounts
 

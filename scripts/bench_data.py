@@ -23,7 +23,7 @@ from amnesia_bench.config.data_schema import DataConfig
 from amnesia_bench.config.load import load_option
 from amnesia_bench.data import prepare as preparing
 from amnesia_bench.data.sequence_store import open_store
-from amnesia_bench.data.tokenizer import Tokenizer, load_tokenizer
+from amnesia_bench.tokenizers.data_tokenizer import Tokenizer, load_tokenizer
 
 ROUNDS = 3
 DOCUMENT_ROWS = 8  # about a thousand tokens a document, as FineWeb-Edu's have

@@ -24,14 +24,14 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from amnesia_bench.evals.engines.options import EngineOptions
-from amnesia_bench.evals.engines.prefix_tree import PromptDigest, plan_prefixes, prefill_tokens
-from amnesia_bench.evals.engines.protocol import Request
-from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
-from amnesia_bench.evals.niah import NiahBuild, build_cells, open_cells
-from amnesia_bench.evals.niah.haystack import read_haystack
+from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.prefix_tree import PromptDigest, plan_prefixes, prefill_tokens
+from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import load_model_config
+from amnesia_bench.recall.niah import NiahBuild, build_cells, open_cells
+from amnesia_bench.recall.niah.haystack import read_haystack
 from amnesia_bench.records.evaluation import SampleKey, Sampling
 
 Answer = TypeVar("Answer")

@@ -13,13 +13,14 @@ import tempfile
 import time
 from pathlib import Path
 
-from amnesia_bench.evals.engines.fake import FakeEngine
-from amnesia_bench.evals.lm_eval_bridge.evaluation import NiahEvaluation
-from amnesia_bench.evals.niah import NiahBuild, build_cells, open_cells
-from amnesia_bench.evals.recall import Candidate
-from amnesia_bench.evals.tokenizers import load_tokenizer
+from tests.support.fake_engine import FakeEngine
+
+from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
+from amnesia_bench.recall.measure import Candidate
+from amnesia_bench.recall.niah import NiahBuild, build_cells, open_cells
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.store.held_files import HeldFiles
+from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
 
 SHARED = Path(os.environ.get("AMNESIA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 TOKENIZER = SHARED / "data" / "qwen2_tokenizer"

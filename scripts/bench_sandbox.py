@@ -12,11 +12,11 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from amnesia_bench.evals.code.livecodebench import score
-from amnesia_bench.evals.code.problems import load_problems
-from amnesia_bench.evals.judging import Attempt
-from amnesia_bench.evals.sandbox import Launcher, Limits, open_launcher
+from amnesia_bench.reasoning.code.livecodebench import score
+from amnesia_bench.reasoning.code.problems import load_problems
+from amnesia_bench.reasoning.judging import Attempt
 from amnesia_bench.records.evaluation import Outcome, SampleKey
+from amnesia_bench.sandbox import Launcher, Limits, open_launcher
 
 TESTS = 20
 PROGRAM = "n = int(input())\nprint(sum(map(int, input().split())))"

@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from amnesia_bench.config.train_schema import TrainingRun, load_training
+from amnesia_bench.costs.estimate import GPUS, estimate
+from amnesia_bench.costs.model_shape import named_shape
 from amnesia_bench.modeling import HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import load_model_config
 from amnesia_bench.tracking.metrics_file import MetricsFile
 from amnesia_bench.training.batches import Batches, FileOrder
 from amnesia_bench.training.checkpoints import CheckpointFolder
-from amnesia_bench.training.estimate import GPUS, estimate
 from amnesia_bench.training.loop import Loop, LoopParts, StepRecord
-from amnesia_bench.training.model_shape import named_shape
 from amnesia_bench.training.models import build_learner
 from amnesia_bench.training.processes import joined_processes
 from amnesia_bench.weights.checkpoint import open_checkpoint

@@ -15,7 +15,7 @@ import pytest
 from amnesia_bench.errors import MissingEnvironmentError
 
 if TYPE_CHECKING:
-    from amnesia_bench.evals.sandbox import Launcher
+    from amnesia_bench.sandbox import Launcher
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -36,7 +36,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 @cache
 def no_sandbox() -> str | None:
     """Return why there is no sandbox that holds, and what to install; None if there is one."""
-    from amnesia_bench.evals.sandbox import open_launcher
+    from amnesia_bench.sandbox import open_launcher
 
     try:
         open_launcher()
@@ -47,7 +47,7 @@ def no_sandbox() -> str | None:
 
 def no_chromium() -> str | None:
     """Return what to install; None if there is a Chromium."""
-    from tests.browser import CHROMIUM
+    from tests.support.browser import CHROMIUM
 
     return None if CHROMIUM else "no Chromium in PATH: apt-get install chromium"
 
@@ -55,7 +55,7 @@ def no_chromium() -> str | None:
 @pytest.fixture(scope="session")
 def sandbox() -> Launcher:
     """A sandbox that was tried and held; for tests marked `bubblewrap`."""
-    from amnesia_bench.evals.sandbox import open_launcher
+    from amnesia_bench.sandbox import open_launcher
 
     return open_launcher()
 
@@ -63,6 +63,6 @@ def sandbox() -> Launcher:
 @pytest.fixture(scope="session")
 def launcher() -> Launcher:
     """A sandbox if there is one, else plain processes; for tests marked `programs`."""
-    from amnesia_bench.evals.sandbox import open_launcher
+    from amnesia_bench.sandbox import open_launcher
 
     return open_launcher(unsafe_no_sandbox=no_sandbox() is not None)

@@ -7,8 +7,8 @@ import pytest
 from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
 from amnesia_bench.config.load import load_option, options
 from amnesia_bench.errors import UserError
-from amnesia_bench.evals.engines.protocol import sample_seed
-from amnesia_bench.evals.tasks import TASKS
+from amnesia_bench.inference.protocol import sample_seed
+from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.records.evaluation import SampleKey
 from amnesia_bench.records.reasoning import Checker
 

@@ -18,8 +18,8 @@ from transformers import AutoConfig
 
 from amnesia_bench.records.roles import AttentionMap, LayerKind, Role, RoleTensor
 from amnesia_bench.weights.attention_map import attention_map
-from tests import pico
-from tests.pico import PICOS, AttentionCall, AttentionResult
+from tests.support import pico
+from tests.support.pico import PICOS, AttentionCall, AttentionResult
 
 ROUTING_ROLES = (Role.Q, Role.K, Role.Q_NORM, Role.K_NORM, Role.SINK)
 Tensors = dict[str, torch.Tensor]

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.weights.attention_map import attention_map
-from tests import pico
-from tests.pico import PICOS
+from tests.support import pico
+from tests.support.pico import PICOS
 
 JUNK: tuple[Any, ...] = (
     None, "x", -1, 0, 7, 2.5, [], ["x"], [0, 99], {"x": 1}, {"0": {"head_dim": "b"}}

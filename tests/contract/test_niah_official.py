@@ -13,21 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-import amnesia_bench.evals.niah.build as build_module
-from amnesia_bench.evals.niah import TASKS, NiahBuild, NiahCell, build_cells, open_cells
-from amnesia_bench.evals.niah.documents import Essays
-from amnesia_bench.evals.niah.words import needle_keys
-from amnesia_bench.evals.tokenizers import load_tokenizer
+import amnesia_bench.recall.niah.build as build_module
+from amnesia_bench.recall.niah import TASKS, NiahBuild, NiahCell, build_cells, open_cells
+from amnesia_bench.recall.niah.documents import Essays
+from amnesia_bench.recall.niah.words import needle_keys
 from amnesia_bench.records.niah import NiahCellRecord
-from tests.niah_official import lm_eval_niah, official_documents
-from tests.niah_texts import made_up_essay
-from tests.niah_tokenizers import (
+from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from tests.support.niah_official import lm_eval_niah, official_documents
+from tests.support.niah_texts import made_up_essay
+from tests.support.niah_tokenizers import (
     train_byte_level,
     train_chunks_of_5,
     train_chunks_of_3000,
     train_metaspace,
 )
-from tests.shared import shared_path
+from tests.support.shared import shared_path
 
 
 @dataclass(frozen=True, kw_only=True)

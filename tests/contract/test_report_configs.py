@@ -11,10 +11,10 @@ from amnesia_bench.config.experiment_schema import Job, load_jobs
 from amnesia_bench.config.load import load_option, options
 from amnesia_bench.config.report_schema import Recall, Score, TableConfig
 from amnesia_bench.errors import UserError
-from amnesia_bench.evals.cells import metrics_of
-from amnesia_bench.evals.tasks import TASKS
 from amnesia_bench.pipeline.graph import Graph, build
 from amnesia_bench.pipeline.producers import check_columns
+from amnesia_bench.reasoning.cells import metrics_of
+from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.report.layout import columns_of
 from amnesia_bench.report.published import read_published
 from amnesia_bench.report.rows import full_name, rows_of

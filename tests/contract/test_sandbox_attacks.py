@@ -15,12 +15,12 @@ from typing import Any
 
 import pytest
 
-from amnesia_bench.evals.code.grading import Grade, grade
-from amnesia_bench.evals.code.problems import Problem, ProgramTest
-from amnesia_bench.evals.sandbox import Launcher, Limits, ProgramStoppedError, launcher
-from amnesia_bench.evals.sandbox.limits import MIB
+from amnesia_bench.reasoning.code.grading import Grade, grade
+from amnesia_bench.reasoning.code.problems import Problem, ProgramTest
 from amnesia_bench.records.evaluation import Outcome
-from tests.attacks import FRAME, HONEST, LIMITS, PROBLEM, SECRET, TESTS, attack, printed
+from amnesia_bench.sandbox import Launcher, Limits, ProgramStoppedError, launcher
+from amnesia_bench.sandbox.limits import MIB
+from tests.support.attacks import FRAME, HONEST, LIMITS, PROBLEM, SECRET, TESTS, attack, printed
 
 pytestmark = pytest.mark.bubblewrap
 
@@ -122,7 +122,7 @@ class TestReading:
             "    try: print(open(path, 'rb').read())\n    except OSError as error: print(error)\n"
         )
         script = (
-            "from amnesia_bench.evals.sandbox import *\nimport sys, time\n"
+            "from amnesia_bench.sandbox import *\nimport sys, time\n"
             "with open_launcher().started(Limits(), 20) as session:\n"
             "    deadline = time.monotonic() + 20\n"
             "    session.ask({'code': sys.argv[1], 'function': None}, deadline)\n"
@@ -286,7 +286,7 @@ class TestOutliving:
 
     def test_programs_die_with_a_killed_grader(self, sandbox: Launcher) -> None:
         script = (
-            "from amnesia_bench.evals.sandbox import *\nimport time\n"
+            "from amnesia_bench.sandbox import *\nimport time\n"
             "with open_launcher().started(Limits(), 100) as session:\n"
             "    deadline = time.monotonic() + 100\n"
             "    print(session.pid, flush=True)\n"

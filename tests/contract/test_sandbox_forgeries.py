@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from amnesia_bench.evals.sandbox import Launcher
 from amnesia_bench.records.evaluation import Outcome
 from amnesia_bench.records.reasoning import Checker
-from tests.attacks import FRAME, LIMITS, attack
+from amnesia_bench.sandbox import Launcher
+from tests.support.attacks import FRAME, LIMITS, attack
 
 pytestmark = pytest.mark.bubblewrap
 

@@ -16,12 +16,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia_bench.evals.code.grading import grade
-from amnesia_bench.evals.code.problems import ProgramTest
-from amnesia_bench.evals.sandbox import Launcher, Limits, ProgramStoppedError, Session
+from amnesia_bench.reasoning.code.grading import grade
+from amnesia_bench.reasoning.code.problems import ProgramTest
 from amnesia_bench.records.evaluation import Outcome
 from amnesia_bench.records.reasoning import Checker
-from tests.attacks import PROBLEM
+from amnesia_bench.sandbox import Launcher, Limits, ProgramStoppedError, Session
+from tests.support.attacks import PROBLEM
 
 TESTS = (ProgramTest(input="", output="done\n"),)
 LIMITS = Limits(seconds_per_test=1.0, wall_factor=30.0)
@@ -85,10 +85,10 @@ class TestTime:
 GRADER = """
 import resource
 from dataclasses import replace
-from amnesia_bench.evals.code.grading import grade
-from amnesia_bench.evals.sandbox import Limits, open_launcher
+from amnesia_bench.reasoning.code.grading import grade
+from amnesia_bench.sandbox import Limits, open_launcher
 from amnesia_bench.records.reasoning import Checker
-from tests.attacks import FRAME, PROBLEM, TESTS
+from tests.support.attacks import FRAME, PROBLEM, TESTS
 from tests.conftest import no_sandbox
 launcher = open_launcher(unsafe_no_sandbox=no_sandbox() is not None)
 function = replace(PROBLEM, function="f")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from amnesia_bench.evals.sandbox import Launcher, Limits
-from amnesia_bench.evals.sandbox.limits import MIB
 from amnesia_bench.records.evaluation import Outcome
 from amnesia_bench.records.reasoning import Checker
-from tests.attacks import attack, host_growth
+from amnesia_bench.sandbox import Launcher, Limits
+from amnesia_bench.sandbox.limits import MIB
+from tests.support.attacks import attack, host_growth
 
 pytestmark = pytest.mark.bubblewrap
 

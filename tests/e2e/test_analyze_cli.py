@@ -27,8 +27,8 @@ from amnesia_bench.records.attention import (
     PooledAttention,
 )
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
-from tests.full_attention import full_logits, histogram
-from tests.small_data import TEXT, cot_row, data_config, save_tokenizer, write_rows
+from tests.support.full_attention import full_logits, histogram
+from tests.support.small_data import TEXT, cot_row, data_config, save_tokenizer, write_rows
 
 TOKENS = 96
 

@@ -1,6 +1,6 @@
 """One flipped bit in any file that outlives its process: refused, made again, or of no effect.
 
-The same is done to answers that are being generated (tests/unit/test_generate.py, 900 bits) and to
+The same is done to answers that are being generated (tests/unit/inference/test_generate.py, 900 bits) and to
 half-done trainings (tests/e2e/test_train_folder.py, 500).
 """
 
@@ -20,21 +20,21 @@ from amnesia_bench.data.parts import PartsFolder
 from amnesia_bench.data.prepare import prepare
 from amnesia_bench.data.sequence_store import open_store
 from amnesia_bench.errors import AmnesiaError
-from amnesia_bench.evals.engines.fake import FakeEngine
-from amnesia_bench.evals.layer_ranking import rank_layers, read_ranking
-from amnesia_bench.evals.lm_eval_bridge.evaluation import NiahEvaluation
-from amnesia_bench.evals.niah import NiahBuild, build_cells, open_cells
-from amnesia_bench.evals.score import compare, read_cells, score
+from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
+from amnesia_bench.lm_eval_bridge.layer_ranking import rank_layers, read_ranking
+from amnesia_bench.reasoning.score import compare, read_cells, score
+from amnesia_bench.recall.niah import NiahBuild, build_cells, open_cells
 from amnesia_bench.report.sources import Source, read_source
 from amnesia_bench.surgery import restore
 from amnesia_bench.surgery.verification import verify
 from amnesia_bench.training.inputs import data_parent
-from tests import checkpoints
-from tests.byte_checkpoints import byte_tokenizer
-from tests.fake_cells import PlantedEngine, candidate
-from tests.reasoning import answer, run_task, write_problems
-from tests.small_data import cot_row, data_config, save_tokenizer, write_rows
-from tests.unit.test_layer_ranking import LAYERS, PLAN, Measured
+from tests.support import checkpoints
+from tests.support.byte_checkpoints import byte_tokenizer
+from tests.support.fake_cells import PlantedEngine, candidate
+from tests.support.fake_engine import FakeEngine
+from tests.support.reasoning import answer, run_task, write_problems
+from tests.support.small_data import cot_row, data_config, save_tokenizer, write_rows
+from tests.unit.lm_eval_bridge.test_layer_ranking import LAYERS, PLAN, Measured
 
 # What a command reads of a folder: numbers and texts, equal where nothing was changed.
 Look = Callable[[], object]
@@ -200,7 +200,7 @@ def half_a_ranking(tmp_path: Path) -> Written:
 
 
 class PlantedTexts(PlantedEngine):
-    """Answers as `tests.reasoning.answer` does."""
+    """Answers as `tests.support.reasoning.answer` does."""
 
     def __init__(self) -> None:
         super().__init__(1.0)

@@ -13,10 +13,10 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from amnesia_bench.cli.main import main
-from amnesia_bench.evals.niah import NiahBuild, build_cells, open_cells
-from amnesia_bench.evals.niah.layout import TOKENIZER
-from amnesia_bench.evals.tokenizers import load_tokenizer
-from tests.byte_checkpoints import byte_tokenizer, save_checkpoint, write_haystack
+from amnesia_bench.recall.niah import NiahBuild, build_cells, open_cells
+from amnesia_bench.recall.niah.layout import TOKENIZER
+from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from tests.support.byte_checkpoints import byte_tokenizer, save_checkpoint, write_haystack
 
 TASKS, LENGTH = ("niah_single_1", "niah_single_2"), 2048
 

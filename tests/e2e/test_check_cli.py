@@ -15,8 +15,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from amnesia_bench.cli.main import main
-from tests.checkpoints import drifted, random_model, save
-from tests.fake_cells import FakeCell, PlantedEngine
+from tests.support.checkpoints import drifted, random_model, save
+from tests.support.fake_cells import FakeCell, PlantedEngine
 
 Run = Callable[..., int]
 PROMPTS = ["--prompts", "prompts"]
@@ -46,8 +46,8 @@ def check(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[dict[str, float]], Run]:
     """Return what makes a command of planted accuracies; without any, loading a model fails."""
-    from amnesia_bench.evals import check_inputs
-    from amnesia_bench.evals.engines import opening
+    from amnesia_bench.inference import load_engine as opening
+    from amnesia_bench.recall import check_inputs
 
     def planted(accuracies: dict[str, float]) -> Run:
         monkeypatch.setattr(
@@ -173,7 +173,7 @@ def test_without_a_choice_all_prompts_of_the_folder_are_taken(
 def test_an_engine_is_chosen_by_name(
     check: Callable[[dict[str, float]], Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from amnesia_bench.evals.engines import opening
+    from amnesia_bench.inference import load_engine as opening
 
     run = check({})
     names: list[str] = []
@@ -219,9 +219,9 @@ def test_checkpoints_that_cannot_be_compared_are_refused_before_a_model_is_loade
 CHILD = """
 import sys, time
 from amnesia_bench.cli.main import main
-from amnesia_bench.evals import check_inputs
-from amnesia_bench.evals.engines import opening
-from tests.fake_cells import FakeCell, PlantedEngine
+from amnesia_bench.recall import check_inputs
+from amnesia_bench.inference import load_engine as opening
+from tests.support.fake_cells import FakeCell, PlantedEngine
 
 class Slow(PlantedEngine):
     def text(self, request):

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.config.load import load_variant
-from amnesia_bench.evals.check import CheckPlan, CheckResult, check
-from amnesia_bench.evals.check_inputs import open_candidates
-from amnesia_bench.evals.engines.options import EngineOptions
-from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
+from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.transformers_engine import TransformersEngine
+from amnesia_bench.recall.check import CheckPlan, CheckResult, check
+from amnesia_bench.recall.check_inputs import open_candidates
 from amnesia_bench.records.evaluation import Sampling
 from amnesia_bench.records.recall import CheckVerdict, Rule
 from amnesia_bench.surgery import restore
-from tests.tiny_retrieval import LookupCell, noised, train
+from tests.support.tiny_retrieval import LookupCell, noised, train
 
 pytestmark = pytest.mark.slow
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.cli.main import main
-from tests.checkpoints import SOFTMAX_LAYERS, drifted, random_model, save
+from tests.support.checkpoints import SOFTMAX_LAYERS, drifted, random_model, save
 
 
 @pytest.fixture

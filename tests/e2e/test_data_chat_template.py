@@ -7,9 +7,9 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.data import open_store
-from amnesia_bench.data.tokenizer import decoder
-from tests.chat_templates import TEMPLATES, tokenizer_with
-from tests.small_data import write_rows
+from amnesia_bench.tokenizers.data_tokenizer import decoder
+from tests.support.chat_templates import TEMPLATES, tokenizer_with
+from tests.support.small_data import write_rows
 
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
 ROWS = [

@@ -14,10 +14,10 @@ from amnesia_bench.cli.main import main
 from amnesia_bench.data import SequenceStore, open_store
 from amnesia_bench.data.conversation import Reason
 from amnesia_bench.data.prepare import Progress, prepare
-from amnesia_bench.data.tokenizer import decoder, load_tokenizer
 from amnesia_bench.errors import StageFailedError, UserError
-from tests.shared import shared_path
-from tests.small_data import TEXT, cot_row, data_config, save_tokenizer, write_rows
+from amnesia_bench.tokenizers.data_tokenizer import decoder, load_tokenizer
+from tests.support.shared import shared_path
+from tests.support.small_data import TEXT, cot_row, data_config, save_tokenizer, write_rows
 
 
 @pytest.fixture(scope="module")

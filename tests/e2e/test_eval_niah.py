@@ -16,13 +16,13 @@ from typing import Any
 import pytest
 
 from amnesia_bench.cli.main import main
-from amnesia_bench.evals.engines.fake import FakeEngine
-from amnesia_bench.evals.engines.protocol import Engine, Request
-from amnesia_bench.evals.lm_eval_bridge.niah_task import task_config
-from amnesia_bench.evals.niah import NiahBuild, build_cells
+from amnesia_bench.inference.protocol import Engine, Request
+from amnesia_bench.lm_eval_bridge.niah_task import task_config
+from amnesia_bench.recall.niah import NiahBuild, build_cells
 from amnesia_bench.records.evaluation import Generation
-from tests.byte_checkpoints import byte_tokenizer, save_checkpoint, write_haystack
-from tests.niah_official import lm_eval_niah
+from tests.support.byte_checkpoints import byte_tokenizer, save_checkpoint, write_haystack
+from tests.support.fake_engine import FakeEngine
+from tests.support.niah_official import lm_eval_niah
 
 TASK, LENGTH, SAMPLES = "niah_single_2", 4096, 6
 CELL = f"{TASK}@{LENGTH}"
@@ -82,8 +82,8 @@ def lm_eval_makes(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], None]:
     """Put an engine in the place of the one that runs the checkpoint."""
-    from amnesia_bench.evals.engines import opening
-    from amnesia_bench.evals.lm_eval_bridge import model
+    from amnesia_bench.inference import load_engine as opening
+    from amnesia_bench.lm_eval_bridge import model
 
     def put(engine: Engine) -> None:
         for module in (opening, model):
@@ -124,7 +124,7 @@ def texts(out: Path) -> list[str]:
 
 def run_lm_eval(inputs: Inputs, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     """Run lm-eval's own command line, with the model `amnesia` in it."""
-    from amnesia_bench.evals.lm_eval_bridge.__main__ import main as lm_eval
+    from amnesia_bench.lm_eval_bridge.__main__ import main as lm_eval
 
     arguments = f"--model amnesia --tasks {TASK} --limit {SAMPLES} --log_samples".split()
     given = ["--output_path", str(out), "--metadata", json.dumps({"max_seq_lengths": [LENGTH]})]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from amnesia_bench.evals.code.livecodebench import score
-from amnesia_bench.evals.code.problems import load_problems
-from amnesia_bench.evals.sandbox import Launcher, Limits
+from amnesia_bench.reasoning.code.livecodebench import score
+from amnesia_bench.reasoning.code.problems import load_problems
 from amnesia_bench.records.evaluation import Outcome, Verdict
 from amnesia_bench.records.reasoning import Checker
-from tests.lcb import INDEX, ROWS, attempt, read_cases, read_two_verdicts, write_rows
+from amnesia_bench.sandbox import Launcher, Limits
+from tests.support.lcb import INDEX, ROWS, attempt, read_cases, read_two_verdicts, write_rows
 
 pytestmark = pytest.mark.programs
 

@@ -10,12 +10,12 @@ import yaml
 
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.load import load_option
-from amnesia_bench.evals.engines.fake import FakeEngine
-from amnesia_bench.evals.engines.protocol import Request
-from amnesia_bench.evals.lm_eval_bridge.reasoning_tasks import INCLUDE_PATH
-from amnesia_bench.evals.score import score
-from amnesia_bench.evals.tasks import TASKS
-from tests.reasoning import byte_tokenizer, run_task, write_problems
+from amnesia_bench.inference.protocol import Request
+from amnesia_bench.lm_eval_bridge.reasoning_tasks import INCLUDE_PATH
+from amnesia_bench.reasoning.score import score
+from amnesia_bench.reasoning.tasks import TASKS
+from tests.support.fake_engine import FakeEngine
+from tests.support.reasoning import byte_tokenizer, run_task, write_problems
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("math_verify")
@@ -64,7 +64,7 @@ def test_lm_eval_reports_what_amnesia_score_does(
     from lm_eval import simple_evaluate
     from lm_eval.tasks import TaskManager
 
-    from amnesia_bench.evals.lm_eval_bridge.model import AmnesiaLM
+    from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
 
     data = write_problems(name, tmp_path / "data.jsonl")
     run_task(name, data, tmp_path / "run", FakeEngine(says), "eval.repeats=16")

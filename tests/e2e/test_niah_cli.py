@@ -8,10 +8,10 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import ExitCode
-from amnesia_bench.evals.niah import open_cells
-from amnesia_bench.evals.tokenizers import load_tokenizer
-from tests.niah_texts import made_up_essay
-from tests.niah_tokenizers import train_byte_level
+from amnesia_bench.recall.niah import open_cells
+from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from tests.support.niah_texts import made_up_essay
+from tests.support.niah_tokenizers import train_byte_level
 
 
 @pytest.fixture(scope="module")

@@ -12,18 +12,26 @@ import psutil
 import pytest
 
 from amnesia_bench.cli.main import main
+from amnesia_bench.costs.work import Writing
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.pipeline.bookkeeping import LOG, StageState, read_failure, state_of
 from amnesia_bench.pipeline.commands import run_command
 from amnesia_bench.pipeline.run import run
 from amnesia_bench.pipeline.stage import Output, Stage
 from amnesia_bench.pipeline.warm import warm_server
-from amnesia_bench.pipeline.work import Writing
 from amnesia_bench.pipeline.worker import run_stage
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import MANIFEST, stage_path
 from amnesia_bench.store.scratch import scratch_folder
-from tests.pipelines import ROOT, driver, finished, small_command, small_driver, small_graph, starts
+from tests.support.pipelines import (
+    ROOT,
+    driver,
+    finished,
+    small_command,
+    small_driver,
+    small_graph,
+    starts,
+)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.pipelines import driver, finished
+from tests.support.pipelines import driver, finished
 
 EXPERIMENT = ("experiment=table1", "profile=smoke")
 KILLS = 12

@@ -26,7 +26,7 @@ from amnesia_bench.pipeline.worker import run_stage
 from amnesia_bench.store import hashing
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import MANIFEST, stage_path
-from tests.pipelines import finished, small_driver, small_graph, starts
+from tests.support.pipelines import finished, small_driver, small_graph, starts
 
 TOKENIZER, *DATA = small_graph()
 

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import MissingEnvironmentError
-from amnesia_bench.evals.engines.fake import FakeEngine
-from amnesia_bench.evals.engines.options import EngineOptions
-from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
-from amnesia_bench.evals.lm_eval_bridge.model import AmnesiaLM
-from amnesia_bench.evals.lm_eval_bridge.retrieval_tasks import accuracies, load_retrieval_tasks
-from tests.byte_checkpoints import LAYERS, byte_tokenizer, save_checkpoint
+from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.transformers_engine import TransformersEngine
+from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
+from amnesia_bench.lm_eval_bridge.retrieval_tasks import accuracies, load_retrieval_tasks
+from tests.support.byte_checkpoints import LAYERS, byte_tokenizer, save_checkpoint
+from tests.support.fake_engine import FakeEngine
 
 SQUAD: Mapping[str, Any] = {
     "data": [

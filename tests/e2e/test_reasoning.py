@@ -13,17 +13,17 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import UserError
-from amnesia_bench.evals.engines.fake import FakeEngine
-from amnesia_bench.evals.engines.protocol import Request
-from amnesia_bench.evals.generate import GENERATIONS, RUN
-from amnesia_bench.evals.score import CELLS, PROBLEMS, VERDICTS, compare, read_cells, score
-from amnesia_bench.evals.tasks import TASKS
+from amnesia_bench.inference.generation import GENERATIONS, RUN
+from amnesia_bench.inference.protocol import Request
+from amnesia_bench.reasoning.score import CELLS, PROBLEMS, VERDICTS, compare, read_cells, score
+from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome
 from amnesia_bench.store.checksums import CHECKSUMS
-from tests import reasoning
 from tests.conftest import no_sandbox
-from tests.reasoning import PROBLEMS as COUNT
-from tests.reasoning import THINKING, answer, run_task, without_checksums, write_problems
+from tests.support import reasoning
+from tests.support.fake_engine import FakeEngine
+from tests.support.reasoning import PROBLEMS as COUNT
+from tests.support.reasoning import THINKING, answer, run_task, without_checksums, write_problems
 
 EACH_TASK = [
     pytest.param(task, marks=pytest.mark.programs) if task == "livecodebench" else task
@@ -398,7 +398,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from tests.pico import PICOS
+    from tests.support.pico import PICOS
 
     torch.manual_seed(0)
     pico = PICOS["mistral"]
@@ -443,7 +443,7 @@ def test_another_logit_scale_stands_in_the_cells_and_is_another_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
-    from tests.training_runs import TINY
+    from tests.support.training_runs import TINY
 
     folder, out = tmp_path / "tiny", tmp_path / "answers"
     config = HypeNetConfig(**(TINY | {"vocab_size": 259, "max_position_embeddings": 4096}))

@@ -10,7 +10,7 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.store.hashing import read_manifest, sha256_of
-from tests.report_cells import (
+from tests.support.report_cells import (
     METHODS,
     forgetful,
     publish,

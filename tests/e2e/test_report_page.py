@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.cli.main import main
-from tests.browser import visit
-from tests.report_cells import TINY_ROWS, TINY_TABLES, publish, write_tiny
+from tests.support.browser import visit
+from tests.support.report_cells import TINY_ROWS, TINY_TABLES, publish, write_tiny
 
 LENGTHS = (1024, 4096)
 SEEDS = (100, 101)

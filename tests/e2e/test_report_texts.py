@@ -7,7 +7,7 @@ import pytest
 
 from amnesia_bench.store.hashing import sha256_of
 from tests.e2e.test_report_cli import refused, report
-from tests.report_cells import forgetful, write_recall, write_scores
+from tests.support.report_cells import forgetful, write_recall, write_scores
 
 
 def sign(folder: Path) -> None:

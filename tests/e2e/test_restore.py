@@ -16,7 +16,7 @@ from amnesia_bench.config.load import load_variant
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.surgery import plan_restore, restore, shards, verify
 from amnesia_bench.surgery.edits import Edits
-from tests.checkpoints import (
+from tests.support.checkpoints import (
     SOFTMAX_LAYERS,
     drifted,
     random_model,

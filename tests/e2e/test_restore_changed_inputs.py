@@ -12,7 +12,7 @@ import pytest
 
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.surgery import restoration, restore
-from tests.checkpoints import drifted, random_model, save
+from tests.support.checkpoints import drifted, random_model, save
 
 # The steps of a restore, in their order, by the functions that do them.
 STEPS = ("compute_edits", "write_shards", "check_tensors", "_record", "write_json")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from amnesia_bench.surgery import restore, verify
-from tests.checkpoints import drifted, random_model, save, tensor_bytes
+from tests.support.checkpoints import drifted, random_model, save, tensor_bytes
 
 # Runs a restore in which the Nth call of one function kills its own process, as kill -9 would.
 CHILD = """

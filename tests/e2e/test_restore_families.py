@@ -16,7 +16,7 @@ from amnesia_bench.records.roles import Role
 from amnesia_bench.surgery import diff_checkpoints, restore
 from amnesia_bench.weights.attention_map import attention_map
 from amnesia_bench.weights.checkpoint import open_checkpoint
-from tests import pico
+from tests.support import pico
 
 WITH_SLIDING = ["restore.select.include_sliding=true"]
 KEPT = (Role.Q_NORM, Role.K_NORM, Role.SINK)  # `qk` leaves post's

@@ -19,8 +19,8 @@ from amnesia_bench.cli.main import main
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.weights.families import FAMILIES, REFUSED
 from amnesia_bench.weights.header import DTYPE_BITS
-from tests.checkpoints import config as hypenet_config
-from tests.checkpoints import random_model, tensor_bytes
+from tests.support.checkpoints import config as hypenet_config
+from tests.support.checkpoints import random_model, tensor_bytes
 
 HIDDEN = 8
 

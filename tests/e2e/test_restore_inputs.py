@@ -11,7 +11,7 @@ from amnesia_bench.cli.main import main
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.surgery import diff_checkpoints, plan_restore, restore, verify
 from amnesia_bench.surgery import restoration as restoration_module
-from tests.checkpoints import drifted, random_model, save, tensor_bytes
+from tests.support.checkpoints import drifted, random_model, save, tensor_bytes
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 

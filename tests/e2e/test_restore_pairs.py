@@ -14,7 +14,7 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.surgery import diff_checkpoints, plan_restore, restore, verify
 from amnesia_bench.weights.numbers import encode
-from tests.checkpoints import (
+from tests.support.checkpoints import (
     HEADS,
     HIDDEN,
     KV_HEADS,

@@ -27,9 +27,9 @@ from amnesia_bench.config.load import load_variant
 from amnesia_bench.surgery import diff_checkpoints, restore, verify
 from amnesia_bench.weights.attention_map import attention_map
 from amnesia_bench.weights.checkpoint import open_checkpoint
-from tests import pico
-from tests.checkpoints import write_index
 from tests.contract.test_families import _in_v4_spelling
+from tests.support import pico
+from tests.support.checkpoints import write_index
 
 SHARDS = 3
 PREDICTOR = {

@@ -11,7 +11,7 @@ from amnesia_bench.cli.main import main
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.codec import to_json
 from amnesia_bench.records.layer_ranking import LayerImportance, LayerRanking
-from tests.checkpoints import drifted, random_model, save
+from tests.support.checkpoints import drifted, random_model, save
 
 
 def write_ranking(path: Path, layers: list[int]) -> Path:

@@ -11,7 +11,7 @@ import pytest
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.errors import UserError
 from amnesia_bench.surgery import restore, verify
-from tests.checkpoints import (
+from tests.support.checkpoints import (
     MIXERS,
     SOFTMAX_LAYERS,
     drifted,

@@ -11,12 +11,12 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
-from amnesia_bench.evals.code.livecodebench import score
-from amnesia_bench.evals.code.problems import load_problems
-from amnesia_bench.evals.sandbox import Launcher, Limits, SandboxError, open_launcher
-from amnesia_bench.evals.sandbox.interpreter import Interpreter
+from amnesia_bench.reasoning.code.livecodebench import score
+from amnesia_bench.reasoning.code.problems import load_problems
 from amnesia_bench.records.evaluation import Outcome
-from tests.lcb import INDEX, ROWS, attempt, write_rows
+from amnesia_bench.sandbox import Launcher, Limits, SandboxError, open_launcher
+from amnesia_bench.sandbox.interpreter import Interpreter
+from tests.support.lcb import INDEX, ROWS, attempt, write_rows
 
 RIGHT = "print(2 * int(input()))"
 

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amnesia_bench.evals.judging import Attempt
-from amnesia_bench.evals.math.pool import ComparisonPool
-from amnesia_bench.evals.math.scorer import MathScorer
-from amnesia_bench.evals.tasks import TASKS
+from amnesia_bench.reasoning.judging import Attempt
+from amnesia_bench.reasoning.math.pool import ComparisonPool
+from amnesia_bench.reasoning.math.scorer import MathScorer
+from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.records.evaluation import Outcome, SampleKey
-from tests.answers import LATEX
+from tests.support.answers import LATEX
 
 pytest.importorskip("math_verify")
 pytest.importorskip("lm_eval")
@@ -59,7 +59,7 @@ def attempts_at(texts: Sequence[str | None]) -> list[Attempt]:
 @pytest.fixture(scope="module")
 def pool() -> Any:
     with pytest.MonkeyPatch.context() as patch, ComparisonPool() as pool:
-        patch.setattr("amnesia_bench.evals.math.pool.ANSWER_SECONDS", SECONDS)
+        patch.setattr("amnesia_bench.reasoning.math.pool.ANSWER_SECONDS", SECONDS)
         yield pool
 
 

@@ -13,8 +13,8 @@ import pytest
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.training import run as run_module
 from amnesia_bench.training.recorder import Recorder
-from tests.checkpoints import tensor_bytes
-from tests.training_runs import TinyJob, train_here, training_run, write_data, write_hypenet
+from tests.support.checkpoints import tensor_bytes
+from tests.support.training_runs import TinyJob, train_here, training_run, write_data, write_hypenet
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.store.hashing import verify_manifest
-from tests.small_data import cot_row, save_tokenizer, write_rows
-from tests.training_runs import write_hypenet
+from tests.support.small_data import cot_row, save_tokenizer, write_rows
+from tests.support.training_runs import write_hypenet
 
 SMALL = [
     "train.steps=3",

@@ -19,10 +19,10 @@ import pytest
 from amnesia_bench.errors import AmnesiaError, UserError
 from amnesia_bench.store.hashing import verify_manifest
 from amnesia_bench.tracking.metrics_file import read_metrics
-from tests.checkpoints import tensor_bytes
-from tests.deadly_training import Deadly, run_and_die
-from tests.mutations import mutated
-from tests.training_runs import TinyJob, train_here, training_run, write_data, write_hypenet
+from tests.support.checkpoints import tensor_bytes
+from tests.support.deadly_training import Deadly, run_and_die
+from tests.support.mutations import mutated
+from tests.support.training_runs import TinyJob, train_here, training_run, write_data, write_hypenet
 
 STEPS, SAVED = 8, "checkpoints/step-00000006"
 

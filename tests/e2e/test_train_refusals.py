@@ -20,9 +20,9 @@ from amnesia_bench.tracking.metrics_file import read_metrics
 from amnesia_bench.training.batches import Batches, FileOrder
 from amnesia_bench.training.inputs import check_documents
 from amnesia_bench.weights.checkpoint import open_checkpoint
-from tests.checkpoints import tensor_bytes
-from tests.deadly_training import Deadly, run_and_die
-from tests.training_runs import (
+from tests.support.checkpoints import tensor_bytes
+from tests.support.deadly_training import Deadly, run_and_die
+from tests.support.training_runs import (
     Started,
     Store,
     TinyJob,

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.checkpoints import tensor_bytes
-from tests.deadly_training import Deadly, keeps_saves, run_and_die
-from tests.training_runs import (
+from tests.support.checkpoints import tensor_bytes
+from tests.support.deadly_training import Deadly, keeps_saves, run_and_die
+from tests.support.training_runs import (
     Started,
     TinyJob,
     train_here,

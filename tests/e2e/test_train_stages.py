@@ -20,7 +20,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import HypeNetForCausalLM
 from amnesia_bench.store.hashing import verify_manifest
 from amnesia_bench.tracking.metrics_file import read_metrics
-from tests.training_runs import (
+from tests.support.training_runs import (
     TINY,
     TOKENIZER,
     Shuffled,
@@ -206,7 +206,7 @@ ONE_PROCESS = """
 import sys
 from pathlib import Path
 from amnesia_bench.errors import AmnesiaError
-from tests.training_runs import TinyJob, train_here, training_run
+from tests.support.training_runs import TinyJob, train_here, training_run
 folder, out = Path(sys.argv[1]), sys.argv[2]
 job = TinyJob(run=training_run({"steps": 6, "global_batch": 4}), init=folder / "init",
               data={"sft": folder / "data"}, out=folder / out)

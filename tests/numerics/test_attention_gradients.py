@@ -11,9 +11,9 @@ from amnesia_bench.analysis.texts import Text, Texts
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.roles import LayerKind
-from tests.full_attention import full_logits, histogram
-from tests.pico import PICOS
-from tests.tiny_models import tiny_model
+from tests.support.full_attention import full_logits, histogram
+from tests.support.pico import PICOS
+from tests.support.tiny_models import tiny_model
 
 TOKENS = 40
 PARENTS = (Parent(role="pre", location="a", identity="b"),) * 2

@@ -12,10 +12,10 @@ from amnesia_bench.analysis.probe import probing
 from amnesia_bench.analysis.row_blocks import sums_by_distance
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import LayerKind
-from tests.full_attention import LOWEST, full_logits, histogram
 from tests.numerics.conftest import random_ids
-from tests.pico import PICOS, build
-from tests.tiny_models import tiny_model
+from tests.support.full_attention import LOWEST, full_logits, histogram
+from tests.support.pico import PICOS, build
+from tests.support.tiny_models import tiny_model
 
 TOKENS = 37
 # HypeNet has a logit scale; Llama RoPE and GQA; Mistral and Gemma windows; Qwen3-Next gates and

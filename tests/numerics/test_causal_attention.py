@@ -7,7 +7,7 @@ from transformers import masking_utils
 from amnesia_bench.modeling import HypeNetCache, causal_attention
 from amnesia_bench.modeling.causal_attention import CAUSAL_SDPA
 from tests.numerics.conftest import random_ids
-from tests.tiny_models import tiny_model
+from tests.support.tiny_models import tiny_model
 
 
 @pytest.fixture(autouse=True)

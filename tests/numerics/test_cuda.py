@@ -6,8 +6,8 @@ from safetensors.torch import load_file
 from torch.nn.attention.bias import CausalBias
 from transformers import AutoModelForCausalLM
 
-from amnesia_bench.evals.engines.options import EngineOptions
-from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
+from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.modeling import (
     HypeNetCache,
     HypeNetForCausalLM,
@@ -19,7 +19,7 @@ from amnesia_bench.modeling.lightning_attention import fla_is_installed
 from amnesia_bench.modeling.named_configs import load_model_config
 from tests.numerics.conftest import GOLDEN, random_ids
 from tests.numerics.reference import recurrence
-from tests.tiny_models import needle_prompts, requests_of, tiny_model, tiny_tokenizer
+from tests.support.tiny_models import needle_prompts, requests_of, tiny_model, tiny_tokenizer
 
 pytestmark = [
     pytest.mark.gpu,

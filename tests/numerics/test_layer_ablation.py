@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.evals.layer_ablation import output_projections, without_attention
+from amnesia_bench.lm_eval_bridge.layer_ablation import output_projections, without_attention
 from amnesia_bench.weights.checkpoint import open_checkpoint
-from tests import checkpoints
-from tests.tiny_models import tiny_model
+from tests.support import checkpoints
+from tests.support.tiny_models import tiny_model
 
 IDS = torch.arange(3, 23).unsqueeze(0)
 

@@ -10,7 +10,7 @@ import torch
 
 from amnesia_bench.tracking.metrics_file import read_metrics
 from amnesia_bench.training import processes
-from tests.training_runs import TinyJob, train_here, training_run, write_data, write_hypenet
+from tests.support.training_runs import TinyJob, train_here, training_run, write_data, write_hypenet
 
 pytestmark = [
     pytest.mark.gpu,

@@ -13,13 +13,20 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.config.train_schema import load_training
+from amnesia_bench.costs.estimate import GPUS, estimate, teacher_of
+from amnesia_bench.costs.model_shape import named_shape, shape_of
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
-from amnesia_bench.training.estimate import GPUS, estimate, teacher_of
 from amnesia_bench.training.loop import Loop
-from amnesia_bench.training.model_shape import named_shape, shape_of
 from amnesia_bench.training.objectives import NextToken
 from tests.numerics.test_train_objectives import first_batch, random_rows
-from tests.training_runs import TINY, TinyJob, train_here, training_run, write_data, write_hypenet
+from tests.support.training_runs import (
+    TINY,
+    TinyJob,
+    train_here,
+    training_run,
+    write_data,
+    write_hypenet,
+)
 
 H100 = GPUS["h100"]
 

@@ -18,8 +18,8 @@ from amnesia_bench.training.models import load_model
 from amnesia_bench.training.objectives import NextToken, isolate_without_mask
 from amnesia_bench.weights.checkpoint import open_checkpoint
 from tests.numerics.test_train_objectives import first_batch, random_rows
-from tests.pico import GATED_DELTA, MAMBA2, SMALL
-from tests.training_runs import TINY, TOKENS, VOCAB, Row, training_run
+from tests.support.pico import GATED_DELTA, MAMBA2, SMALL
+from tests.support.training_runs import TINY, TOKENS, VOCAB, Row, training_run
 
 BASE = {**SMALL, "vocab_size": VOCAB}
 WIDE = {**BASE, "head_dim": 8}

@@ -20,7 +20,7 @@ from amnesia_bench.training.objectives import (
     isolate_without_mask,
 )
 from tests.numerics.test_model_formula import lightning_mixer
-from tests.training_runs import TINY, TOKENS, VOCAB, Row, training_run
+from tests.support.training_runs import TINY, TOKENS, VOCAB, Row, training_run
 
 
 class Rows:

@@ -10,8 +10,8 @@ from torch import nn
 
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.training.optimizers import Updates, check_optimizer
-from tests.checkpoints import tensor_bytes
-from tests.training_runs import TinyJob, train_here, training_run, write_data, write_hypenet
+from tests.support.checkpoints import tensor_bytes
+from tests.support.training_runs import TinyJob, train_here, training_run, write_data, write_hypenet
 
 MUON = {"optimizer": {"kind": "muon"}}
 NAMES = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight", "model.norm.weight")

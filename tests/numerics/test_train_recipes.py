@@ -23,7 +23,14 @@ from tests.numerics.test_train_objectives import (
     qwen3,
     random_rows,
 )
-from tests.training_runs import Row, TinyJob, train_here, training_run, write_data, write_hypenet
+from tests.support.training_runs import (
+    Row,
+    TinyJob,
+    train_here,
+    training_run,
+    write_data,
+    write_hypenet,
+)
 
 
 def metrics_of(folder: Path, recipe: dict[str, object], **train: Any) -> list[dict[str, Any]]:

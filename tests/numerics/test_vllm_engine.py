@@ -13,16 +13,16 @@ import pytest
 import torch
 
 from amnesia_bench.errors import StageFailedError, UserError
-from amnesia_bench.evals.engines.opening import open_engine
-from amnesia_bench.evals.engines.options import EngineOptions
-from amnesia_bench.evals.engines.protocol import Request
-from amnesia_bench.evals.engines.transformers_engine import TransformersEngine
+from amnesia_bench.inference.load_engine import open_engine
+from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.records.evaluation import FinishReason, Generation, SampleKey, Sampling
 
 pytestmark = pytest.mark.vllm
 pytest.importorskip("vllm", reason="vLLM is not installed in this environment")
 
-from amnesia_bench.evals.engines.vllm_engine import VllmEngine  # noqa: E402
+from amnesia_bench.inference.vllm_engine import VllmEngine  # noqa: E402
 
 VOCABULARY, CONTEXT = 512, 4096
 

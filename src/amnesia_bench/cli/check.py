@@ -31,8 +31,8 @@ from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
     from amnesia_bench.cli.progress import Progress
-    from amnesia_bench.evals.check_inputs import CellChoice
-    from amnesia_bench.evals.recall import Candidate, PromptCell
+    from amnesia_bench.recall.check_inputs import CellChoice
+    from amnesia_bench.recall.measure import Candidate, PromptCell
     from amnesia_bench.records.recall import CheckReport, Rule
 
 LENGTHS = "32768,262144"
@@ -68,13 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.progress import Progress
-    from amnesia_bench.evals.check import CheckPlan, check
-    from amnesia_bench.evals.check_inputs import open_candidates
-    from amnesia_bench.evals.check_results import publish_check
-    from amnesia_bench.evals.engines.opening import open_engine
-    from amnesia_bench.evals.engines.options import EngineOptions
-    from amnesia_bench.evals.engines.watched import WatchedEngine
-    from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING
+    from amnesia_bench.inference.load_engine import open_engine
+    from amnesia_bench.inference.options import EngineOptions
+    from amnesia_bench.inference.progress_engine import WatchedEngine
+    from amnesia_bench.recall.check import CheckPlan, check
+    from amnesia_bench.recall.check_inputs import open_candidates
+    from amnesia_bench.recall.check_results import publish_check
+    from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
     from amnesia_bench.records.recall import CheckVerdict
     from amnesia_bench.store.layout import store_root
     from amnesia_bench.store.provenance import collect_provenance
@@ -123,8 +123,8 @@ def run(args: argparse.Namespace) -> ExitCode:
 def _cells(
     args: argparse.Namespace, candidates: Sequence[Candidate], choice: CellChoice, work: Path
 ) -> tuple[PromptCell, ...]:
-    from amnesia_bench.evals.check_inputs import build_cells_of, open_cells_of
-    from amnesia_bench.evals.niah.build import NiahBuild
+    from amnesia_bench.recall.check_inputs import build_cells_of, open_cells_of
+    from amnesia_bench.recall.niah.build import NiahBuild
 
     if args.prompts is not None:
         return open_cells_of(args.prompts, candidates, choice)
@@ -159,8 +159,8 @@ def _write(args: argparse.Namespace, records: Path) -> None:
 
 def _print(report: CheckReport, records: Path, progress: Progress) -> None:
     from amnesia_bench.cli.output import say, show, table
-    from amnesia_bench.evals.check_results import columns, headline, notes, row
-    from amnesia_bench.evals.heatmap import heat_rows
+    from amnesia_bench.recall.check_results import columns, headline, notes, row
+    from amnesia_bench.recall.heatmap import heat_rows
     from amnesia_bench.records.recall import CheckVerdict
 
     grid = table("recall in per cent, drop from pre to post in points", columns(report))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from amnesia_bench.evals.engines import ENGINES
+from amnesia_bench.inference import ENGINES
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:

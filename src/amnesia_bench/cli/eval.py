@@ -7,7 +7,7 @@ Prompts are those of `amnesia niah build`, byte for byte what lm-eval's generato
 --official-data lm-eval makes them itself, which takes minutes per length and the hub. Either way
 lm-eval asks and scores. Each task and length gets a folder in OUT; a run that was killed goes on
 where it stopped when the same command is given again. lm-eval's own command line with our model
-in it: python -m amnesia_bench.evals.lm_eval_bridge --model amnesia --model_args pretrained=DIR ...
+in it: python -m amnesia_bench.lm_eval_bridge --model amnesia --model_args pretrained=DIR ...
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from amnesia_bench.cli.niah_options import (
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
-    from amnesia_bench.evals.check_inputs import CellChoice
-    from amnesia_bench.evals.lm_eval_bridge.evaluation import NiahEvaluation
-    from amnesia_bench.evals.recall import Candidate
+    from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
+    from amnesia_bench.recall.check_inputs import CellChoice
+    from amnesia_bench.recall.measure import Candidate
     from amnesia_bench.records.evaluation import Cell
 
 LENGTHS = "32768,65536,131072,262144"
@@ -67,12 +67,12 @@ def run(args: argparse.Namespace) -> ExitCode:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: must be at least 1")
     progress = Progress()
     try:
-        from amnesia_bench.evals.check_inputs import open_candidates
-        from amnesia_bench.evals.engines.opening import open_engine
-        from amnesia_bench.evals.engines.options import EngineOptions
-        from amnesia_bench.evals.engines.watched import WatchedEngine
-        from amnesia_bench.evals.lm_eval_bridge.evaluation import NiahEvaluation
-        from amnesia_bench.evals.niah.tasks import NIAH_SAMPLING
+        from amnesia_bench.inference.load_engine import open_engine
+        from amnesia_bench.inference.options import EngineOptions
+        from amnesia_bench.inference.progress_engine import WatchedEngine
+        from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
+        from amnesia_bench.recall.check_inputs import open_candidates
+        from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
     except ImportError as error:
         raise MissingEnvironmentError(
             f"eval needs lm-eval, torch and transformers ({error}).",
@@ -103,7 +103,7 @@ def _asked(
     args: argparse.Namespace, choice: CellChoice, candidate: Candidate
 ) -> tuple[int, list[tuple[str, Callable[[NiahEvaluation], Cell]]]]:
     """Return how many prompts of each cell to ask, and the cells by name."""
-    from amnesia_bench.evals.check_inputs import open_cells_of
+    from amnesia_bench.recall.check_inputs import open_cells_of
 
     if args.prompts is not None:
         held = open_cells_of(args.prompts, [candidate], choice)

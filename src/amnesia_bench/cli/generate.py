@@ -52,8 +52,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import say, typed
     from amnesia_bench.config.load import load_option
-    from amnesia_bench.evals.documents import task_documents
-    from amnesia_bench.evals.tasks import task_named
+    from amnesia_bench.reasoning.documents import task_documents
+    from amnesia_bench.reasoning.tasks import task_named
 
     if args.limit is not None and args.limit < 1:
         raise UserError(f"--limit {args.limit}: must be at least 1")
@@ -62,17 +62,17 @@ def run(args: argparse.Namespace) -> ExitCode:
     config = load_option("eval", task.name, [*args.overrides, *off], task.config)
     template = None if args.chat_template is None else _read(args.chat_template)
     try:
-        from amnesia_bench.evals.chat import prompt_format
-        from amnesia_bench.evals.check_inputs import open_candidates
-        from amnesia_bench.evals.engines.held_engine import HeldEngine
-        from amnesia_bench.evals.engines.opening import open_engine
-        from amnesia_bench.evals.engines.options import EngineOptions
-        from amnesia_bench.evals.reasoning import (
+        from amnesia_bench.inference.held_engine import HeldEngine
+        from amnesia_bench.inference.load_engine import open_engine
+        from amnesia_bench.inference.options import EngineOptions
+        from amnesia_bench.reasoning.answering import (
             AnswerPlan,
             ModelUnderTest,
             generate_answers,
             window_of,
         )
+        from amnesia_bench.recall.check_inputs import open_candidates
+        from amnesia_bench.tokenizers.chat_format import prompt_format
     except ImportError as error:
         raise MissingEnvironmentError(
             f"generate needs torch and transformers ({error}).",

@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.evals.niah.build import NiahBuild, build_cells
-    from amnesia_bench.evals.niah.layout import cell_name
+    from amnesia_bench.recall.niah.build import NiahBuild, build_cells
+    from amnesia_bench.recall.niah.layout import cell_name
 
     records = build_cells(
         NiahBuild(

@@ -11,7 +11,7 @@ from amnesia_bench.cli.output import shortened
 from amnesia_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from amnesia_bench.evals.check_inputs import CellChoice
+    from amnesia_bench.recall.check_inputs import CellChoice
 
 TASKS = "niah_single_1,niah_single_2,niah_single_3"
 SAMPLES = 500
@@ -40,7 +40,7 @@ def chosen_cells(args: argparse.Namespace) -> CellChoice:
     Raises:
         UserError: a task, a length or a number of samples that cannot be.
     """
-    from amnesia_bench.evals.check_inputs import CellChoice
+    from amnesia_bench.recall.check_inputs import CellChoice
 
     if args.samples is not None and args.samples < 1:
         raise UserError(f"--samples {args.samples}: must be at least 1")
@@ -58,7 +58,7 @@ def tasks_of(typed: str) -> tuple[str, ...]:
         UserError: one is not known.
     """
     from amnesia_bench.config.messages import nearest
-    from amnesia_bench.evals.niah.tasks import TASKS as KNOWN
+    from amnesia_bench.recall.niah.tasks import TASKS as KNOWN
 
     tasks = tuple(dict.fromkeys(task.strip() for task in typed.split(",")))
     for task in tasks:

@@ -21,7 +21,7 @@ from amnesia_bench.errors import ExitCode
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from amnesia_bench.pipeline.cost import Cost
+    from amnesia_bench.costs.stage_cost import Cost
     from amnesia_bench.pipeline.plan import Plan, PlannedStage, Step
 
 
@@ -36,10 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import print_json, say, show
     from amnesia_bench.config.experiment_schema import load_jobs
+    from amnesia_bench.costs.estimate import GPUS
     from amnesia_bench.pipeline.graph import build
     from amnesia_bench.pipeline.plan import by_model, plan
     from amnesia_bench.store.layout import store_root
-    from amnesia_bench.training.estimate import GPUS
 
     graphs = [build(job) for job in load_jobs(args.overrides)]
     found = plan(graphs, args.store or store_root(), GPUS[args.gpu])
@@ -87,7 +87,7 @@ def _hours(models: dict[str, dict[Step, Cost]], gpu: str) -> Table:
 
 def _amounts(models: dict[str, dict[Step, Cost]]) -> Table:
     from amnesia_bench.cli.output import table
-    from amnesia_bench.pipeline.cost import total
+    from amnesia_bench.costs.stage_cost import total
 
     columns = ("trained tokens", "read", "answered", "FLOP", "disk", "saves at most")
     grid = table("tokens, operations and bytes that are left", ("model", *columns))
@@ -115,7 +115,7 @@ def _stages(found: Plan, gpu: str) -> Table:
 
 def _summary(found: Plan, gpu: str) -> str:
     from amnesia_bench.cli.output import size
-    from amnesia_bench.pipeline.cost import total
+    from amnesia_bench.costs.stage_cost import total
 
     cost = total(each.cost for each in found.left)
     hours = f"{cost.gpu_hours:,.0f} {gpu}-hours, " if cost.gpu_hours else ""
@@ -147,7 +147,7 @@ def _tokens(count: int) -> str:
 
 def _json(found: Plan, gpu: str) -> dict[str, Any]:
     from amnesia_bench.cli.output import plain
-    from amnesia_bench.pipeline.cost import total
+    from amnesia_bench.costs.stage_cost import total
     from amnesia_bench.pipeline.plan import by_model
 
     return {

@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         raise UserError(f"--samples {args.samples}: must be at least 1")
     progress = Progress()
     try:
-        from amnesia_bench.evals.lm_eval_bridge.ranking import rank_checkpoint
+        from amnesia_bench.lm_eval_bridge.ranking import rank_checkpoint
     except ImportError as error:
         raise MissingEnvironmentError(
             f"rank-layers needs lm-eval, torch and transformers ({error}).",

@@ -104,7 +104,7 @@ def _layer_override(layers: str | None) -> list[str]:
 
 
 def _top_ranked(file: Path, count: int) -> list[int]:
-    from amnesia_bench.evals.layer_ranking import read_ranking
+    from amnesia_bench.lm_eval_bridge.layer_ranking import read_ranking
 
     ranking = read_ranking(file)
     try:

@@ -13,7 +13,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.evals.sandbox import find_launcher, refuse_leaks, run_checks
+    from amnesia_bench.sandbox import find_launcher, refuse_leaks, run_checks
 
     launcher = find_launcher()
     checks = run_checks(launcher)

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from amnesia_bench.errors import ExitCode
 
 if TYPE_CHECKING:
-    from amnesia_bench.evals.score import Scored
+    from amnesia_bench.reasoning.score import Scored
     from amnesia_bench.records.evaluation import Interval
     from amnesia_bench.records.reasoning import Difference
 
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import print_json
-    from amnesia_bench.evals.score import compare, score
+    from amnesia_bench.reasoning.score import compare, score
     from amnesia_bench.records.codec import to_json
 
     scored = score(

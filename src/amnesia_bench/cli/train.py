@@ -87,7 +87,7 @@ def _train(training: TrainingRun, args: argparse.Namespace) -> ExitCode:
             hint='pip install "amnesia-bench[train]"',
         ) from error
     from amnesia_bench.data import SampleOrder, open_store
-    from amnesia_bench.data.tokenizer import load_tokenizer
+    from amnesia_bench.tokenizers.data_tokenizer import load_tokenizer
     from amnesia_bench.weights.checkpoint import open_checkpoint
 
     open_checkpoint(args.init)  # an adapter has no tokenizer, which is not what is wrong with it
@@ -130,8 +130,8 @@ def _sources(given: list[str], names: list[str]) -> dict[str, Path]:
 
 def _estimate(training: TrainingRun, args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import print_json, say, show, size, table
-    from amnesia_bench.training.estimate import GPUS, estimate
-    from amnesia_bench.training.model_shape import named_shape, shape_of
+    from amnesia_bench.costs.estimate import GPUS, estimate
+    from amnesia_bench.costs.model_shape import named_shape, shape_of
     from amnesia_bench.weights.checkpoint import open_checkpoint
 
     if args.init is not None:

@@ -26,7 +26,7 @@ from amnesia_bench.data.template_marks import Marks, NotWritten, Scaffold
 from amnesia_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from amnesia_bench.data.tokenizer import Tokenizer
+    from amnesia_bench.tokenizers.data_tokenizer import Tokenizer
 
 # Tags inside messages, not between them. Some tokenizers have them as special tokens.
 _TAGS_IN_MESSAGES = frozenset(

@@ -15,8 +15,8 @@ from amnesia_bench.data.conversation import Row, conversation
 from amnesia_bench.data.dropped import DroppedRow, Reason
 from amnesia_bench.data.rendering import Renderer
 from amnesia_bench.data.row_forms import Columns, columns_of
-from amnesia_bench.data.tokenizer import Tokenizer
 from amnesia_bench.data.values import absent, text
+from amnesia_bench.tokenizers.data_tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)

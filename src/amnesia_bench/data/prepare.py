@@ -44,7 +44,6 @@ from amnesia_bench.data.sources import (
     read_rows,
     source_files,
 )
-from amnesia_bench.data.tokenizer import Tokenizer, load_tokenizer
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.printable import printable
 from amnesia_bench.records import codec
@@ -55,6 +54,7 @@ from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST, resumable_path
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
+from amnesia_bench.tokenizers.data_tokenizer import Tokenizer, load_tokenizer
 
 _BATCH_CHARACTERS = 1 << 20
 # One batch in the tokenizer's threads while Python makes and writes its neighbours.

@@ -31,8 +31,8 @@ from amnesia_bench.data.chat import (
 from amnesia_bench.data.chat_template import ChatTemplate, talk
 from amnesia_bench.data.conversation import Conversation, DroppedRow, Reason
 from amnesia_bench.data.template_marks import NotWritten
-from amnesia_bench.data.tokenizer import Tokenizer
 from amnesia_bench.errors import UserError
+from amnesia_bench.tokenizers.data_tokenizer import Tokenizer
 
 # What a style must write as the template does. Data without chains, and data of chains only, are
 # both common, so what only one of them uses is left to the rows.

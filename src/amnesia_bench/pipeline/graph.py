@@ -17,10 +17,10 @@ from amnesia_bench.config.experiment_schema import (
     TrainingStep,
 )
 from amnesia_bench.config.load import load_variant
-from amnesia_bench.evals.tasks import task_named
+from amnesia_bench.costs.work import Training
 from amnesia_bench.pipeline import stages
 from amnesia_bench.pipeline.stage import Input, Stage, closure
-from amnesia_bench.pipeline.work import Training
+from amnesia_bench.reasoning.tasks import task_named
 
 
 @dataclass(frozen=True, kw_only=True)

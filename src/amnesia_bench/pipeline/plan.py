@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from amnesia_bench.costs.estimate import Gpu
+from amnesia_bench.costs.stage_cost import Cost, cost_of, total
+from amnesia_bench.costs.work import Training
 from amnesia_bench.errors import UserError
 from amnesia_bench.pipeline.bookkeeping import StageState, state_of
-from amnesia_bench.pipeline.cost import Cost, cost_of, total
 from amnesia_bench.pipeline.graph import Graph, stages_of
 from amnesia_bench.pipeline.stage import Stage, closure, unsettled
-from amnesia_bench.pipeline.work import Training
 from amnesia_bench.store.files import nearest_existing
-from amnesia_bench.training.estimate import Gpu
 
 SHARED = "shared"
 
@@ -84,7 +84,7 @@ def plan(graphs: Sequence[Graph], store: Path, gpu: Gpu) -> Plan:
                 state=state_of(store, stage.kind, stage.id),
                 step=step_of(stage),
                 model=models[stage.id],
-                cost=cost_of(stage, gpu),
+                cost=cost_of(stage.work, stage.gpus, gpu),
             )
             for stage in stages_of(graphs)
         )

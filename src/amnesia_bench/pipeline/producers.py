@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.config.report_schema import Score, TableConfig
 from amnesia_bench.errors import UserError
-from amnesia_bench.evals.cells import metrics_of
-from amnesia_bench.evals.niah.tasks import TASKS as RECALL_TASKS
-from amnesia_bench.evals.tasks import TASKS
+from amnesia_bench.reasoning.cells import metrics_of
+from amnesia_bench.reasoning.tasks import TASKS
+from amnesia_bench.recall.niah.tasks import TASKS as RECALL_TASKS
 
 
 def check_columns(name: str, table: TableConfig) -> None:

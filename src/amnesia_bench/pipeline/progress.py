@@ -13,10 +13,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
 
+from amnesia_bench.costs.work import Training
 from amnesia_bench.errors import AmnesiaError
 from amnesia_bench.pipeline.bookkeeping import StageState, state_of
 from amnesia_bench.pipeline.stage import Stage
-from amnesia_bench.pipeline.work import Training
 from amnesia_bench.store.layout import stage_path
 from amnesia_bench.store.lease import current_holder
 from amnesia_bench.store.processes import Holder, is_here, parent_of

@@ -16,7 +16,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.pipeline.work import Work
+from amnesia_bench.costs.work import Work
 from amnesia_bench.store.layout import artifact_path
 
 # Raise a number when code changes what its kind of stage makes of the same settings.

@@ -12,11 +12,11 @@ from amnesia_bench.config.fields import deciding
 from amnesia_bench.config.load import load_model_file, load_option
 from amnesia_bench.config.schema import Variant
 from amnesia_bench.config.train_schema import TrainingRun, load_training
+from amnesia_bench.costs.work import Answering, Training, Weights, Writing
 from amnesia_bench.data.synthesize import ROWS
-from amnesia_bench.evals.code.livecodebench import ProgramScorer
-from amnesia_bench.evals.tasks.task import ReasoningTask
 from amnesia_bench.pipeline.stage import Argument, Input, Output, Stage
-from amnesia_bench.pipeline.work import Answering, Training, Weights, Writing
+from amnesia_bench.reasoning.code.livecodebench import ProgramScorer
+from amnesia_bench.reasoning.tasks.task import ReasoningTask
 
 RANKING = "ranking.json"
 _BYTES_PER_WORD, _WORDS_PER_PROBLEM = 6, 80

@@ -28,7 +28,7 @@ class NiahPrompts:
     """All cells of an artifact, and what they have in common.
 
     `generator` names the code whose prompts these are, byte by byte. `tokenizer_sha256` is that of
-    `evals.tokenizers`, another hash than that of `DataDescription`. `haystack` is None when no
+    `tokenizers`, another hash than that of `DataDescription`. `haystack` is None when no
     task needs essays.
     """
 

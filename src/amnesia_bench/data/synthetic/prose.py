@@ -1,6 +1,6 @@
 """Web text: templated sentences with needles that are asked for later in the same document.
 
-Stands in for FineWeb-Edu. Needles and questions are worded as in NIAH (`evals.niah.tasks`), so
+Stands in for FineWeb-Edu. Needles and questions are worded as in NIAH (`recall.niah.tasks`), so
 that a model trained on them can be asked those prompts, or in short. A needle is asked for soon
 after it was told, and often again: it takes that density for retrieval to form within minutes.
 Before that a model must have learned to copy, from `copies`.

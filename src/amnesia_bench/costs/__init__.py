@@ -1,0 +1,1 @@
+"""What trainings and answers take: parameters, FLOPs, bytes, hours. Needs no torch."""

@@ -1,0 +1,216 @@
+"""What a run will take, before anything starts: memory per GPU, tokens, FLOPs, GPU-hours, disk.
+
+Arithmetic on shapes, without torch. Shapes: N parameters, L layers, M hidden size, T tokens of a
+process's micro-batch, W processes.
+
+    FLOPs per token   6 N + 3 x (attention products), N without the embeddings but with the head;
+                      distilling adds the teacher's forward pass, alignment is that pass without
+                      the head plus 3 x the mixers. Activation checkpointing repeats the forward
+                      pass of the layers, which counts for time and not for model FLOPs.
+    state             weight, gradient and two moments of what is trained, in the master dtype;
+                      the weight alone of what is frozen; divided by W
+    gathered          two layers and the embeddings (and head), with gradients, in compute dtype
+    activations       one layer's input per layer with checkpointing, else all of each layer's
+    working           one layer's activations and their gradients, the kernel's float32 copies of
+                      q, k, v, o, and lightning attention's states, one per 64 tokens
+    loss              logits of one chunk of rows, in float32 and compute dtype, and the float32
+                      gradient of the head; a KL has two of each of the logits
+    reserve           communication buffers, the allocator's gaps, autotuning
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from amnesia_bench.config.train_schema import Dtype, TrainingRun
+from amnesia_bench.costs.mixer_shapes import JetMixer, LightningMixer
+from amnesia_bench.costs.model_shape import ModelShape
+from amnesia_bench.errors import UserError
+
+_BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
+_STATE_CHUNK_TOKENS = 64
+_RESERVE_BYTES = 4e9
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A GPU: dense bf16 peak, memory and its bandwidth, from its maker's data sheet (SXM)."""
+
+    name: str
+    flops_per_second: float
+    memory_bytes: float
+    bytes_per_second: float
+
+
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("a100", 312e12, memory_bytes=80e9, bytes_per_second=2.039e12),
+        Gpu("h100", 989e12, memory_bytes=80e9, bytes_per_second=3.35e12),
+        Gpu("h200", 989e12, memory_bytes=141e9, bytes_per_second=4.8e12),
+    )
+}
+# Share of the peak that the hardware does, recomputation included: short sequences, long ones.
+# Assumed, not measured.
+_UTILISATION = {"align": 0.25, "distill": 0.25, "next_token": 0.35}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on each GPU at the peak of a step."""
+
+    state: float
+    teacher: float
+    gathered: float
+    activations: float
+    working: float
+    loss: float
+    reserve: float
+
+    @property
+    def total(self) -> float:
+        parts = (self.state, self.teacher, self.gathered, self.activations)
+        return sum(parts) + self.working + self.loss + self.reserve
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """What a run takes. `save_bytes` is one save of the state, `export_bytes` what is published.
+
+    `flops_per_token` are model FLOPs; `hardware_flops_per_token` include recomputation.
+    """
+
+    parameters: int
+    trained_parameters: int
+    tokens_per_step: int
+    tokens: int
+    flops_per_token: float
+    hardware_flops_per_token: float
+    gpu_hours: float
+    utilisation: float
+    memory: Memory
+    save_bytes: float
+    export_bytes: float
+
+
+def estimate(run: TrainingRun, shape: ModelShape, processes: int, gpu: Gpu) -> Estimate:
+    """Return what a run takes on so many GPUs.
+
+    Raises:
+        UserError: they do not divide the global batch.
+    """
+    train = run.train
+    if train.global_batch % (train.micro_batch * processes):
+        raise UserError(
+            f"{processes} processes with micro-batches of {train.micro_batch} do not divide a "
+            f"global batch of {train.global_batch} sequences",
+            hint="Use a number of processes that does, or change train.micro_batch.",
+        )
+    trained = _trained(run, shape)
+    model_flops, recomputed = _flops(run, shape)
+    step_tokens = train.global_batch * train.sequence_tokens
+    tokens = step_tokens * train.steps
+    utilisation = _UTILISATION[train.objective]
+    seconds = tokens * (model_flops + recomputed) / gpu.flops_per_second
+    return Estimate(
+        parameters=shape.parameters,
+        trained_parameters=trained,
+        tokens_per_step=step_tokens,
+        tokens=tokens,
+        flops_per_token=model_flops,
+        hardware_flops_per_token=model_flops + recomputed,
+        gpu_hours=seconds / utilisation / 3600,
+        utilisation=utilisation,
+        memory=_memory(run, shape, trained, processes),
+        save_bytes=3.0 * _BYTES[run.recipe.master_dtype] * trained,
+        export_bytes=2.0 * shape.parameters,
+    )
+
+
+def teacher_of(shape: ModelShape) -> ModelShape:
+    """Return the softmax model of the same size that a HypeNet is made from."""
+    # Its head may be untied where the student's is not (9B): the larger case is counted.
+    return replace(
+        shape,
+        tied=False,
+        softmax=replace(shape.softmax, gated=False),
+        softmax_layers=shape.layers,
+        linear=None,
+        linear_layers=0,
+    )
+
+
+def _aligned_layers(run: TrainingRun, shape: ModelShape) -> int:
+    chosen = run.train.align_layers
+    return shape.layers if chosen == "all" else len(chosen)
+
+
+def _linear(shape: ModelShape) -> LightningMixer | JetMixer:
+    if shape.linear is None:
+        raise UserError(
+            "alignment trains linear mixers, and this architecture has none",
+            hint="`amnesia convert` makes a HypeNet of a Qwen3.",
+        )
+    return shape.linear
+
+
+def _trained(run: TrainingRun, shape: ModelShape) -> int:
+    if run.train.objective == "align":
+        return _aligned_layers(run, shape) * _linear(shape).parameters
+    frozen = 0
+    if (rule := run.train.freeze) is not None:
+        layers = shape.softmax_layers if rule.layers == "all" else len(rule.layers)
+        softmax = shape.softmax
+        heads = {"q": softmax.heads, "k": softmax.kv_heads, "v": softmax.kv_heads}
+        rows = sum(heads.get(role, 0) for role in rule.roles) * softmax.head_dim
+        frozen = layers * shape.hidden * rows
+    return shape.parameters - frozen
+
+
+def _flops(run: TrainingRun, shape: ModelShape) -> tuple[float, float]:
+    """Return model FLOPs and recomputed FLOPs per token."""
+    tokens = run.train.sequence_tokens
+    teacher = teacher_of(shape)
+    layers = 2 * shape.body + shape.mixing_flops(tokens)
+    if run.train.objective == "align":
+        linear = _linear(shape)
+        mixers = _aligned_layers(run, shape) * (2 * linear.parameters + linear.flops)
+        return 2 * teacher.body + teacher.mixing_flops(tokens) + 3 * mixers, 0.0
+    flops = 3 * (layers + 2 * shape.embedding)
+    if run.train.objective == "distill":
+        flops += 2 * (teacher.body + teacher.embedding) + teacher.mixing_flops(tokens)
+    return flops, layers if run.train.activation_checkpointing else 0.0
+
+
+def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -> Memory:
+    train = run.train
+    master, compute = _BYTES[run.recipe.master_dtype], _BYTES[train.compute_dtype]
+    tokens = train.micro_batch * train.sequence_tokens
+    align, distill = train.objective == "align", train.objective == "distill"
+    held = trained if align else shape.parameters
+    teacher = teacher_of(shape).parameters if align or distill else 0
+    heads = (1 if shape.tied else 2) * shape.embedding
+    block = _linear(shape).parameters if align else shape.largest_block
+    gathered = 2.0 * compute * (2 * block + (0 if align else heads))
+    if teacher:
+        gathered += compute * (2 * teacher_of(shape).largest_block + 2 * shape.embedding)
+    wide = shape.widest
+    kept = compute * (5 * shape.hidden + 10 * wide + 4 * shape.mlp) + 4 * 4 * wide
+    if align:  # the teacher's graph is not kept, and mixers have no MLP
+        kept = compute * (2 * shape.hidden + 10 * wide) + 4 * 4 * wide
+    layer_input = compute * shape.hidden if train.activation_checkpointing else kept
+    states = 0.0
+    if shape.linear is not None and (shape.linear_layers or align):
+        states = 2.0 * 4 * shape.linear.state * tokens / _STATE_CHUNK_TOKENS
+    backward = 4 * 4 * wide + 2 * compute * shape.mlp
+    rows = min(train.loss_chunk_rows, tokens)
+    logits = rows * shape.vocab * (4 + 2 * compute) * (2 if distill else 1)
+    return Memory(
+        state=(4.0 * master * trained + master * (held - trained)) / processes,
+        teacher=compute * teacher / processes,
+        gathered=gathered,
+        activations=float(shape.layers * tokens * layer_input),
+        working=tokens * (kept + backward) + states,
+        loss=0.0 if align else logits + 4.0 * shape.embedding,
+        reserve=_RESERVE_BYTES,
+    )

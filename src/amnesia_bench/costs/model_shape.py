@@ -1,0 +1,195 @@
+"""How large a model is, from its config alone: no weights, no torch.
+
+Shapes: M hidden size, I MLP size, V vocabulary, D head dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from amnesia_bench.config.load import load_model_file
+from amnesia_bench.costs.mixer_shapes import JetMixer, LightningMixer, SoftmaxMixer
+from amnesia_bench.errors import UserError
+from amnesia_bench.weights.config_keys import (
+    integer,
+    number,
+    optional_integer,
+    string_list,
+)
+
+# Softmax attention in every layer, and a gated MLP.
+_PLAIN = ("llama", "mistral", "qwen2", "qwen3")
+_KNOWN = ("hypenet", "jet_nemotron", *_PLAIN)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShape:
+    """Layers and sizes of a model.
+
+    Attributes:
+        hidden, mlp, vocab: M, I and V.
+        tied: whether the head is the embeddings.
+        softmax: the softmax layers' mixer; `softmax_layers` of them see the whole sequence,
+            `sliding_layers` a window of `window` tokens.
+        linear: the other layers' mixer; None where the architecture has none.
+    """
+
+    hidden: int
+    mlp: int
+    vocab: int
+    tied: bool
+    softmax: SoftmaxMixer
+    softmax_layers: int
+    sliding_layers: int = 0
+    window: int = 0
+    linear: LightningMixer | JetMixer | None = None
+    linear_layers: int = 0
+
+    @property
+    def layers(self) -> int:
+        return self.softmax_layers + self.sliding_layers + self.linear_layers
+
+    @property
+    def embedding(self) -> int:
+        """Parameters of the embeddings, and of the head as well."""
+        return self.vocab * self.hidden
+
+    @property
+    def widest(self) -> int:
+        """The size of all heads of the widest mixer."""
+        return max(self.softmax.width, self.linear.width if self.linear else 0)
+
+    @property
+    def block_rest(self) -> int:
+        """Parameters of a layer besides its mixer."""
+        return 3 * self.hidden * self.mlp + 2 * self.hidden
+
+    @property
+    def largest_block(self) -> int:
+        mixers = [self.softmax.parameters] * bool(self.softmax_layers + self.sliding_layers)
+        mixers += [self.linear.parameters] * bool(self.linear_layers) if self.linear else []
+        return self.block_rest + max(mixers)
+
+    @property
+    def body(self) -> int:
+        """Parameters of all layers and the final norm."""
+        mixers = (self.softmax_layers + self.sliding_layers) * self.softmax.parameters
+        if self.linear is not None:
+            mixers += self.linear_layers * self.linear.parameters
+        return mixers + self.layers * self.block_rest + self.hidden
+
+    @property
+    def parameters(self) -> int:
+        return self.body + self.embedding * (1 if self.tied else 2)
+
+    @property
+    def routing(self) -> int:
+        """Parameters of W_Q and W_K in the softmax layers that see the whole sequence."""
+        heads = self.softmax.heads + self.softmax.kv_heads
+        return self.softmax_layers * self.hidden * heads * self.softmax.head_dim
+
+    def mixing_flops(self, tokens: int) -> float:
+        """Forward FLOPs per token that are no product with a weight, in sequences of `tokens`.
+
+        Softmax: the logits and the weighted sum over the tokens that one sees on average. Linear:
+        the update of the state and the read-out.
+        """
+        return self._mixing(_seen(tokens, tokens), _seen(tokens, self.window))
+
+    def mixing_flops_at(self, tokens: int) -> float:
+        """The same of one more token, behind `tokens` others."""
+        return self._mixing(tokens + 1, min(tokens + 1, self.window))
+
+    def _mixing(self, seen: float, seen_sliding: float) -> float:
+        softmax = self.softmax_layers * self.softmax.flops(seen)
+        sliding = self.sliding_layers * self.softmax.flops(seen_sliding)
+        linear = self.linear_layers * self.linear.flops if self.linear else 0.0
+        return softmax + sliding + linear
+
+    def cache_bytes(self, tokens: int) -> float:
+        """Bytes of the cache of a sequence: keys and values in 16 bits, states in float32."""
+        kept = self.softmax_layers * tokens + self.sliding_layers * min(tokens, self.window)
+        states = self.linear_layers * self.linear.state if self.linear else 0
+        return 2.0 * kept * self.softmax.cached + 4.0 * states
+
+
+def _seen(tokens: int, window: int) -> float:
+    """Return how many tokens one sees on average, itself and at most `window` in all."""
+    most = min(tokens, window)
+    return most - most * (most - 1) / (2 * tokens)
+
+
+def shape_of(config: Mapping[str, object]) -> ModelShape:
+    """Read the shape from a config.json, or from a file of configs/model.
+
+    Raises:
+        UserError: an architecture whose shape is not known here.
+    """
+    kind = config.get("model_type")
+    if kind not in _KNOWN:
+        raise UserError(
+            f"model_type {kind!r}: its size cannot be estimated",
+            hint=f"Known: {', '.join(_KNOWN)}.",
+        )
+    heads = integer(config, "num_attention_heads")
+    hidden = integer(config, "hidden_size")
+    softmax = SoftmaxMixer(
+        hidden=hidden,
+        heads=heads,
+        kv_heads=optional_integer(config, "num_key_value_heads") or heads,
+        head_dim=optional_integer(config, "head_dim") or hidden // heads,
+        gated=bool(config.get("attn_use_output_gate", False)),
+        norms=kind in ("hypenet", "qwen3"),
+        biases=kind in ("jet_nemotron", "qwen2"),
+    )
+    linear: LightningMixer | JetMixer | None = None
+    kinds, window = ["attn"] * integer(config, "num_hidden_layers"), 0
+    if kind == "hypenet":
+        linear = _lightning(config, softmax)
+        kinds = string_list(config, "mixer_types") if config.get("mixer_types") else kinds
+    elif kind == "jet_nemotron":
+        linear, kinds = _jet(config, hidden), string_list(config, "layer_types")
+        window = integer(config, "efficient_attention_config.swa.window_size")
+    full, sliding = kinds.count("attn"), kinds.count("swa")
+    return ModelShape(
+        hidden=hidden,
+        mlp=integer(config, "intermediate_size"),
+        vocab=integer(config, "vocab_size"),
+        tied=bool(config.get("tie_word_embeddings", False)),
+        softmax=softmax,
+        softmax_layers=full,
+        sliding_layers=sliding,
+        window=window,
+        linear=linear,
+        linear_layers=len(kinds) - full - sliding,
+    )
+
+
+def _lightning(config: Mapping[str, object], softmax: SoftmaxMixer) -> LightningMixer:
+    heads = optional_integer(config, "lightning_nh") or softmax.heads
+    return LightningMixer(
+        hidden=softmax.hidden,
+        heads=heads,
+        kv_heads=optional_integer(config, "lightning_nkv") or heads,
+        head_dim=optional_integer(config, "lightning_head_dim") or softmax.head_dim,
+    )
+
+
+def _jet(config: Mapping[str, object], hidden: int) -> JetMixer:
+    block = "efficient_attention_config.jet"
+    key_dim = integer(config, f"{block}.head_dim")
+    return JetMixer(
+        hidden=hidden,
+        heads=integer(config, f"{block}.num_heads"),
+        key_dim=key_dim,
+        # 2.6666666667 in the published file
+        value_dim=round(key_dim * number(config, f"{block}.expand_v")),
+        kernel=integer(config, f"{block}.conv_size"),
+        generator_reduction=integer(config, f"{block}.dconv_generator_reduction"),
+    )
+
+
+def named_shape(model: str) -> ModelShape:
+    """Return the shape of a file of configs/model."""
+    return shape_of(load_model_file(model))

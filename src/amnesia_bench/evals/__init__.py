@@ -1,1 +1,0 @@
-"""Recall and reasoning evaluations: prompts, engines that answer them, scores, and the gate."""

@@ -1,0 +1,261 @@
+"""Answers from vLLM, in this process, with its prefix cache primed.
+
+vLLM shares the text that prompts begin with by itself, but a hybrid model's linear states are kept
+only where a request has ended or where prefixes were already seen to part. So the common text up
+to each cut is sent first, ascending, for one token: every prime resumes at the one before and
+leaves its states at its own end, where the prompts then resume.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.inference.answers import (
+    check_room,
+    decoder,
+    end_tokens,
+    generation_of,
+    not_finite,
+)
+from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.prefix_check import first_difference, refuse_sampled, tie_gap
+from amnesia_bench.inference.prefix_tree import PrefixNode, PromptDigest, plan_prefixes
+from amnesia_bench.inference.protocol import Request, UntrustedAnswersError
+from amnesia_bench.modeling import HypeNetConfig
+from amnesia_bench.records.evaluation import FinishReason, Generation
+from amnesia_bench.store.files import read_json
+from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+
+log = logging.getLogger(__name__)
+
+# A window bounds what one kill loses and what the host holds; vLLM batches within it.
+_WINDOW_TOKENS, _WINDOW_REQUESTS = 1 << 22, 1024
+# Cuts are multiples of vLLM's block, but not every block of 16 is worth a digest and a prime.
+_MIN_CHUNK_TOKENS = 256
+_TOP_LOGITS = 5
+
+
+class VllmEngine:
+    """The `Engine` that runs vLLM; see `load`."""
+
+    def __init__(self, llm: Any, tokenizer: Any, options: EngineOptions, ends: frozenset[int]):
+        self.tokenizer = tokenizer
+        self._llm = llm
+        self._options = options
+        self._ends = ends
+        self._decode = decoder(tokenizer)
+        config = llm.llm_engine.vllm_config
+        self._limit: int = config.model_config.max_model_len
+        self._dtype = str(config.model_config.dtype).removeprefix("torch.")
+        block: int = config.cache_config.block_size
+        self._chunk = block * -(-_MIN_CHUNK_TOKENS // block)
+
+    @classmethod
+    def load(cls, checkpoint: Path, options: EngineOptions) -> VllmEngine:
+        """Load a checkpoint folder. No code in the folder is run.
+
+        Raises:
+            MissingEnvironmentError: vLLM is not installed.
+            UserError: vLLM cannot run this model, or the device is not its to choose.
+        """
+        config = checkpoint / "config.json"
+        if config.is_file() and _model_type(config) == HypeNetConfig.model_type:
+            raise UserError(
+                f"{checkpoint}: a HypeNet, which vLLM does not know",
+                hint="The transformers engine runs it: --engine transformers.",
+            )
+        if options.device is not None:
+            raise UserError(
+                f"device={options.device}: vLLM takes the devices it sees",
+                hint="Set CUDA_VISIBLE_DEVICES instead.",
+            )
+        try:
+            import vllm
+            from transformers import GenerationConfig
+        except ImportError as error:
+            raise MissingEnvironmentError(
+                f"the vllm engine needs vLLM ({error})",
+                hint='In an environment of its own: pip install "amnesia-bench[eval,vllm]"',
+            ) from error
+        tokenizer = load_tokenizer(checkpoint)
+        try:
+            # Raw logits, so that a check can tell a tie from a fault; "vllm": the checkpoint's own
+            # sampling defaults must not add to what a request says.
+            llm = vllm.LLM(
+                model=str(checkpoint),
+                dtype=options.dtype,
+                max_model_len=options.max_context_tokens,
+                enable_prefix_caching=options.share_prefixes,
+                generation_config="vllm",
+                logprobs_mode="raw_logits",
+                disable_log_stats=True,
+                trust_remote_code=False,
+            )
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"{checkpoint}: vLLM cannot run it ({str(error).strip().partition(chr(10))[0]})",
+                hint="The transformers engine runs more models: --engine transformers.",
+            ) from error
+        generation_config = None
+        if (checkpoint / "generation_config.json").is_file():
+            generation_config = GenerationConfig.from_pretrained(checkpoint)
+        return cls(llm, tokenizer, options, end_tokens(tokenizer, generation_config))
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Everything that may change an answer."""
+        import vllm
+
+        return {
+            "engine": "vllm",
+            "vllm": vllm.__version__,
+            "dtype": self._dtype,
+            "prefixes": "shared" if self._options.share_prefixes else "full",
+            "max_context_tokens": str(self._limit),
+            "eos_token_ids": " ".join(map(str, sorted(self._ends))),
+        }
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+        """Answer every request, window by window, neighbours in the prefix tree together.
+
+        Raises:
+            UserError: a prompt is empty, or longer with its new tokens than the model's context.
+            StageFailedError: the logits of a token are not finite.
+            UntrustedAnswersError: a checked answer came out otherwise without the prefix cache.
+        """
+        digests = []
+        for i in range(len(requests)):
+            request = requests[i]
+            check_room(request, self._limit)
+            digests.append(PromptDigest.of(request.tokens, self._chunk))
+        nodes = plan_prefixes(digests, self._chunk, share=self._options.share_prefixes)
+        order = [(i, node) for node in nodes for i in node.leaves]
+        checked = self._spread([i for i, _ in order])
+        for i in checked:
+            refuse_sampled(requests[i])
+        primed: set[tuple[int, int]] = set()
+        for window in _windows(order, digests):
+            for node in (node for _, node in window):
+                self._prime(node, nodes, requests, primed)
+            batch = [requests[i] for i, _ in window]
+            for request, (i, _), generation in zip(
+                batch, window, self._answers(batch), strict=True
+            ):
+                if i in checked:
+                    self._check(request, generation)
+                yield generation
+
+    def _spread(self, order: Sequence[int]) -> frozenset[int]:
+        """Choose the answers to compute a second time, evenly over the cuts."""
+        count = min(self._options.verify_prefix, len(order))
+        return frozenset(order[n * len(order) // count] for n in range(count))
+
+    def _prime(
+        self,
+        node: PrefixNode,
+        nodes: Sequence[PrefixNode],
+        requests: Sequence[Request],
+        primed: set[tuple[int, int]],
+    ) -> None:
+        """Leave the states of every cut on the way to a node in vLLM's cache."""
+        path = [node]
+        while path[-1].parent is not None:
+            path.append(nodes[path[-1].parent])
+        for step in reversed(path):
+            # Cut and source tell nodes apart: nodes of one cut share no prompt.
+            if step.cut and (step.cut, step.source) not in primed:
+                primed.add((step.cut, step.source))
+                self._run([requests[step.source].tokens[: step.cut]], [self._params(max_tokens=1)])
+
+    def _answers(self, batch: Sequence[Request]) -> list[Generation]:
+        params = [
+            self._params(
+                max_tokens=request.sampling.max_new_tokens,
+                temperature=request.sampling.temperature,
+                top_p=request.sampling.top_p,
+                top_k=request.sampling.top_k or 0,
+                stop=list(request.sampling.stop),
+                seed=request.seed,
+                logprobs=0,  # of the chosen token alone: shows whether the model computed one
+            )
+            for request in batch
+        ]
+        outputs = self._run([request.tokens for request in batch], params)
+        return [self._generation(r, o.outputs[0]) for r, o in zip(batch, outputs, strict=True)]
+
+    def _generation(self, request: Request, output: Any) -> Generation:
+        tokens = list(output.token_ids)
+        for place, (token, logits) in enumerate(zip(tokens, output.logprobs, strict=False)):
+            if not math.isfinite(logits[token].logprob):
+                raise not_finite(request, place)
+        reason = FinishReason.LENGTH
+        if output.finish_reason == "stop":
+            reason = FinishReason.STOP if isinstance(output.stop_reason, str) else FinishReason.EOS
+        if tokens and tokens[-1] in self._ends:
+            tokens.pop()
+        return generation_of(request, tokens, reason, self._decode)
+
+    def _params(self, **values: Any) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(stop_token_ids=sorted(self._ends), **({"temperature": 0.0} | values))
+
+    def _run(self, prompts: Sequence[Any], params: Sequence[Any]) -> list[Any]:
+        inputs = [{"prompt_token_ids": tokens.tolist()} for tokens in prompts]
+        outputs: list[Any] = self._llm.generate(inputs, list(params), use_tqdm=False)
+        return outputs
+
+    def _check(self, request: Request, shared: Generation) -> None:
+        """Compute an answer again without reading the prefix cache, and compare."""
+        import torch
+
+        params = self._params(
+            max_tokens=request.sampling.max_new_tokens,
+            stop=list(request.sampling.stop),
+            skip_reading_prefix_cache=True,
+            logprobs=_TOP_LOGITS,
+        )
+        output = self._run([request.tokens], [params])[0].outputs[0]
+        full = self._generation(request, output)
+        if full.tokens == shared.tokens:
+            return
+        place = first_difference(full.tokens, shared.tokens)
+        logits = {token: entry.logprob for token, entry in output.logprobs[place].items()}
+        best = max(logits.values())
+        others = shared.tokens[place : place + 1] or tuple(self._ends)
+        gap = best - max(logits.get(token, float("-inf")) for token in others)
+        key = request.key
+        where = f"{key.task} document {key.doc}, token {place} of the answer"
+        if gap > tie_gap(getattr(torch, self._dtype), best):
+            raise UntrustedAnswersError(
+                f"{where}: vLLM's prefix cache gives another token than a run without it, whose "
+                f"logits lie {gap:.3g} apart",
+                hint="Set share_prefixes to false, and report this model.",
+            )
+        log.warning("%s: a tie to within rounding (%.3g), broken the other way", where, gap)
+
+
+def _model_type(config: Path) -> object:
+    content = read_json(config)
+    return content.get("model_type") if isinstance(content, dict) else None
+
+
+def _windows(
+    order: Sequence[tuple[int, PrefixNode]], digests: Sequence[PromptDigest]
+) -> Iterator[list[tuple[int, PrefixNode]]]:
+    window: list[tuple[int, PrefixNode]] = []
+    tokens = 0
+    for entry in order:
+        more = digests[entry[0]].num_tokens
+        if window and (tokens + more > _WINDOW_TOKENS or len(window) == _WINDOW_REQUESTS):
+            yield window
+            window, tokens = [], 0
+        window.append(entry)
+        tokens += more
+    if window:
+        yield window

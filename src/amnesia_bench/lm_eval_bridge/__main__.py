@@ -1,0 +1,38 @@
+"""`lm_eval` with the model `amnesia`: the same arguments, lm-eval's own code behind them.
+
+python -m amnesia_bench.lm_eval_bridge --model amnesia --model_args pretrained=DIR
+    --tasks niah_single_2 --metadata '{"max_seq_lengths": [32768]}'
+"""
+
+from __future__ import annotations
+
+import sys
+
+from amnesia_bench.errors import AmnesiaError, ExitCode, UserError
+from amnesia_bench.printable import message
+
+
+def main() -> int:
+    """Run lm-eval's command line on `sys.argv` and return an exit code."""
+    try:
+        if any(argument.partition("=")[0] == "--cache_requests" for argument in sys.argv):
+            raise UserError(
+                "--cache_requests: lm-eval keeps prompts under a name without their length and "
+                "tokenizer, so a task at another length gets the prompts of the first",
+                hint="Leave it out; `amnesia niah build` keeps prompts.",
+            )
+        from lm_eval.__main__ import cli_evaluate
+
+        from amnesia_bench.lm_eval_bridge import model  # noqa: F401  registers it
+        from amnesia_bench.tokenizers.sentences import sentence_splitter
+
+        sentence_splitter()  # or NIAH tasks would try to download what they split sentences with
+        cli_evaluate()
+    except AmnesiaError as error:
+        sys.stderr.write(message(f"{error}\n"))
+        return int(error.exit_code)
+    return int(ExitCode.DONE)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

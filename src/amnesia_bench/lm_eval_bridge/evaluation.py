@@ -1,0 +1,194 @@
+"""Recall of a checkpoint through lm-eval: one (task, length) a call, resumed where it stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import metadata
+from pathlib import Path
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.inference.generation import generate
+from amnesia_bench.inference.held_engine import HeldEngine
+from amnesia_bench.inference.protocol import Engine, Request
+from amnesia_bench.lm_eval_bridge.niah_task import (
+    DocumentCell,
+    Judged,
+    NiahTask,
+    cell_task,
+    official_task,
+)
+from amnesia_bench.recall.measure import (
+    Candidate,
+    NamedCell,
+    recall_cell,
+    recall_of,
+    recall_sample,
+    sampling_settings,
+)
+from amnesia_bench.recall.niah.scoring import score
+from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SEED
+from amnesia_bench.records import codec
+from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
+from amnesia_bench.records.recall import RecallSample
+from amnesia_bench.store.checksums import write_checksums
+from amnesia_bench.store.files import explaining_write_errors, replace_text
+from amnesia_bench.tokenizers.checkpoint_tokenizer import tokenizer_identity
+
+CELL = "cell.json"
+VERDICTS = "verdicts.jsonl"
+SAMPLES = "samples.jsonl"
+
+
+class RecordingEngine:
+    """An engine whose answers are kept in a folder, and taken from it where it holds them."""
+
+    def __init__(self, engine: Engine, folder: Path, identity: Mapping[str, str]) -> None:
+        self._engine = engine
+        self._folder = folder
+        self._identity = identity
+        self.generations: tuple[Generation, ...] = ()
+
+    @property
+    def settings(self) -> Mapping[str, str]:
+        """Those of the engine behind it."""
+        return self._engine.settings
+
+    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+        """Answer every request, as soon as all are answered and on disk."""
+        self.generations = generate(self._engine, requests, self._folder, identity=self._identity)
+        yield from self.generations
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialCell:
+    """One task at one length of lm-eval's own generator: its name, and what its prompts hang on."""
+
+    task: str
+    context_tokens: int
+    sha256: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.task}@{self.context_tokens}"
+
+
+class NiahEvaluation:
+    """Evaluates one checkpoint cell by cell into a folder.
+
+    `<out>/<cell>/` holds `generations.jsonl`, `verdicts.jsonl` and, written last, `cell.json`; of
+    prompts of our own also `samples.jsonl`, which knows how deep each needle was.
+
+    Args:
+        engine: with the checkpoint in it.
+        candidate: the checkpoint.
+        samples: how many prompts of each cell, from the first.
+        out: the folder to write.
+        max_new_tokens: of an answer.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        candidate: Candidate,
+        samples: int,
+        out: Path,
+        max_new_tokens: int = NIAH_SAMPLING.max_new_tokens,
+    ) -> None:
+        if samples < 1:
+            raise UserError(f"--samples {samples}: must be at least 1")
+        self._engine = engine
+        self._candidate = candidate
+        self._samples = samples
+        self._out = out
+        self._max_new_tokens = max_new_tokens
+
+    def cell(self, cell: DocumentCell) -> Cell:
+        """Evaluate prompts of our own.
+
+        Raises:
+            UserError: the cell has fewer prompts than asked for, a prompt is too long for the
+                model, or the folder holds the answers of another run.
+        """
+        if len(cell) < self._samples:
+            raise UserError(
+                f"--samples {self._samples}: {cell.name} has {len(cell)} prompts",
+                hint="amnesia niah build makes 500 of each.",
+            )
+        return self._evaluate(cell, lambda: cell_task(cell), cell)
+
+    def official(self, task: str, context_tokens: int) -> Cell:
+        """Evaluate prompts that lm-eval's own generator makes anew.
+
+        Raises:
+            UserError: a prompt is too long for the model, or the folder holds the answers of
+                another run.
+            StageFailedError: the generator made fewer prompts than asked for.
+        """
+        depends = {
+            "generator": f"lm-eval {metadata.version('lm-eval')}",
+            "seed": SEED,
+            "task": task,
+            "max_seq_length": context_tokens,
+            "tokenizer": tokenizer_identity(self._candidate.tokenizer),
+        }
+        digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+        cell = OfficialCell(task=task, context_tokens=context_tokens, sha256=digest)
+        folder = self._candidate.folder
+        return self._evaluate(cell, lambda: official_task(task, context_tokens, folder), None)
+
+    def _evaluate(
+        self, named: NamedCell, make_task: Callable[[], NiahTask], cell: DocumentCell | None
+    ) -> Cell:
+        from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
+
+        folder = self._out / named.name
+        identity = {"checkpoint": self._candidate.parent.identity, "prompts": named.sha256}
+        held = HeldEngine(self._engine, self._candidate.held)
+        engine = RecordingEngine(held, folder, identity)
+        lm = AmnesiaLM(engine, self._candidate.tokenizer, cell)
+        judged = make_task().run(lm, self._samples, self._max_new_tokens)
+        verdicts = [_verdict(generation, judged) for generation in engine.generations]
+        settings = {
+            **engine.settings,
+            **sampling_settings(replace(NIAH_SAMPLING, max_new_tokens=self._max_new_tokens)),
+            "chat_template": "none",
+            "scorer": f"lm-eval {metadata.version('lm-eval')}",
+        }
+        recall = recall_of([verdict.outcome for verdict in verdicts])
+        found = recall_cell(recall, self._candidate, named, settings)
+        samples = [
+            recall_sample(generation, self._candidate, cell)
+            for generation in engine.generations
+            if cell is not None
+        ]
+        _write(folder, verdicts, samples, found)
+        return found
+
+
+def _write(
+    folder: Path, verdicts: Sequence[Verdict], samples: Sequence[RecallSample], cell: Cell
+) -> None:
+    with explaining_write_errors(folder, "the answers are kept"):
+        replace_text(folder / VERDICTS, _lines(verdicts))
+        if samples:
+            replace_text(folder / SAMPLES, _lines(samples))
+        replace_text(folder / CELL, json.dumps(codec.to_json(cell), indent=2) + "\n")
+        write_checksums(folder, [VERDICTS, CELL, *([SAMPLES] if samples else [])])
+
+
+def _lines(records: Sequence[object]) -> str:
+    return "".join(json.dumps(codec.to_json(record)) + "\n" for record in records)
+
+
+def _verdict(generation: Generation, judged: Sequence[Judged]) -> Verdict:
+    """Return our verdict on an answer, held against lm-eval's."""
+    theirs = judged[generation.key.doc]
+    verdict = score(generation, theirs.value)
+    if (verdict.outcome is Outcome.CORRECT) != (theirs.score == 1):
+        raise RuntimeError(
+            f"{generation.key}: lm-eval scored {theirs.score}, we say {verdict.outcome.value}"
+        )
+    return verdict

@@ -1,0 +1,59 @@
+"""Our mathematical tasks for lm-eval's `--include_path`: our prompts, and our scorer behind them.
+
+What lm-eval does not tell a task: whether the chat template opens the thinking. Where it does,
+an answer cut off inside it is judged as if it were one; `amnesia generate` knows better.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from amnesia_bench.config.eval_schema import Think
+from amnesia_bench.reasoning.judging import Attempt, Row
+from amnesia_bench.reasoning.math.pool import ComparisonPool
+from amnesia_bench.reasoning.math.scorer import MathScorer
+from amnesia_bench.reasoning.reduce import average, majority
+from amnesia_bench.reasoning.tasks import task_named
+from amnesia_bench.records.evaluation import Outcome, SampleKey
+from amnesia_bench.tokenizers.chat_format import without_thinking
+
+# The folder for `--include_path`.
+INCLUDE_PATH = Path(__file__).parent / "tasks"
+_THINK = Think(open="<think>", close="</think>")
+
+Results = Callable[[Row, Sequence[Sequence[str]]], Mapping[str, float]]
+
+
+def functions_of(task: str) -> tuple[Callable[[Row], str], Results]:
+    """Return a task's `doc_to_text` and `process_results`."""
+    known = task_named(task)
+    scorer = known.scorers["strict"]
+    assert isinstance(scorer, MathScorer)
+
+    def results(doc: Row, answers: Sequence[Sequence[str]]) -> Mapping[str, float]:
+        """Judge all answers to one problem; lm-eval's filter gives them as one list."""
+        attempts = [
+            Attempt(
+                key=SampleKey(task=task, doc=0, repeat=repeat),
+                text=without_thinking(text, _THINK, opened=False),
+            )
+            for repeat, text in enumerate(answers[0])
+        ]
+        judged = scorer.judge([doc], attempts, _pool())
+        correct = [verdict.outcome is Outcome.CORRECT for verdict in judged.verdicts]
+        assert judged.votes is not None
+        return {"avg": average(correct), "maj": majority(correct, judged.votes)}
+
+    return known.message, results
+
+
+@cache
+def _pool() -> Any:
+    """Return processes that serve all problems: lm-eval asks for one at a time."""
+    pool = ComparisonPool()
+    atexit.register(pool.__exit__, None, None, None)
+    return pool

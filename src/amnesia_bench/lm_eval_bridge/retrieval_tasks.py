@@ -1,0 +1,261 @@
+"""The tasks that Appendix M ranks layers by, as lm-eval has them: FDA, SWDE, Ruler-QA-SQuAD.
+
+Documents come from the hub, or from a folder with files of the same fields: `fda.jsonl` and
+`swde.jsonl` (`text`, `value`), `dev-v2.0.json` (SQuAD's own). FDA and SWDE are version 1 of
+lm-eval's tasks, which strips prompts and values; published numbers of before June 2026 are of
+version 0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
+from amnesia_bench.lm_eval_bridge.niah_task import given_task, task_config
+from amnesia_bench.recall.niah.tasks import SEED
+from amnesia_bench.records.layer_ranking import RankingTask
+from amnesia_bench.store.files import read_json
+
+SQUAD = "ruler_qa_squad"
+# RULER's own metric is the best match with any of the gold answers, lm-eval's their mean.
+SQUAD_MAX = "ruler_qa_squad_max"
+_SQUAD_FILE = "dev-v2.0.json"
+_SQUAD_TOKENS = 4096
+_SQUAD_QUESTIONS = 500
+_HUB = {"fda": "hazyresearch/based-fda", "swde": "hazyresearch/based-swde-v2"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalTask:
+    """A task of lm-eval with its documents loaded, asked without examples.
+
+    `metrics` maps lm-eval's name of a metric to ours; the first counts. `source` is where the
+    documents came from, `sha256` what they are.
+    """
+
+    name: str
+    version: str
+    metrics: Mapping[str, str]
+    source: str
+    sha256: str
+    num_documents: int
+    task: Any
+
+    def asked(self, samples: int | None) -> int:
+        """Return how many documents are asked when at most `samples` are; None is no limit."""
+        return self.num_documents if samples is None else min(samples, self.num_documents)
+
+    def record(self, samples: int | None) -> RankingTask:
+        """Return what a ranking says about this task."""
+        return RankingTask(
+            name=self.name,
+            version=self.version,
+            metric=next(iter(self.metrics)),
+            n=self.asked(samples),
+            source=self.source,
+            sha256=self.sha256,
+        )
+
+
+def load_retrieval_tasks(
+    names: Sequence[str], tokenizer: Any, data: Path | None
+) -> tuple[RetrievalTask, ...]:
+    """Load tasks with all their documents.
+
+    Args:
+        names: fda, swde, ruler_qa_squad.
+        tokenizer: what Ruler-QA-SQuAD measures its 4096 tokens with.
+        data: a folder with the files named above; None fetches them.
+
+    Raises:
+        UserError: an unknown task, or a file that is missing or of another form.
+        MissingEnvironmentError: nothing can be fetched.
+    """
+    loaders: Mapping[str, Callable[[], RetrievalTask]] = {
+        "fda": lambda: _extraction("fda", data),
+        "swde": lambda: _extraction("swde", data),
+        SQUAD: lambda: _squad(tokenizer, data),
+    }
+    if unknown := [name for name in names if name not in loaders]:
+        raise UserError(f"--tasks: no task {unknown[0]!r}", hint=f"Known: {', '.join(loaders)}.")
+    return tuple(loaders[name]() for name in names)
+
+
+def accuracies(lm: Any, tasks: Sequence[RetrievalTask], samples: int | None) -> dict[str, float]:
+    """Return the accuracy of a model in each metric of each task.
+
+    Args:
+        lm: a model of lm-eval.
+        tasks: what to ask.
+        samples: how many documents of each task at most, from the first; None for all.
+
+    Raises:
+        StageFailedError: lm-eval scored fewer than that.
+    """
+    from lm_eval import evaluate
+
+    found = {}
+    for task in tasks:
+        n = task.asked(samples)
+        # Not by `simple_evaluate`: see `evaluate_one`.
+        results = evaluate(
+            lm, {"tasks": {task.name: task.task}}, limit=n, bootstrap_iters=0, log_samples=False
+        )
+        if (scored := results["n-samples"][task.name]["effective"]) != n:
+            raise StageFailedError(f"{task.name}: lm-eval scored {scored} of {n} documents")
+        for theirs, ours in task.metrics.items():
+            found[ours] = float(results["results"][task.name][f"{theirs},none"])
+    return found
+
+
+def _extraction(name: str, data: Path | None) -> RetrievalTask:
+    from datasets import Dataset
+    from lm_eval.tasks.fda.task import FDA
+    from lm_eval.tasks.swde.task import SWDE
+
+    rows, source = _hub_rows(_HUB[name]) if data is None else _file_rows(data / f"{name}.jsonl")
+    base: Any = {"fda": FDA, "swde": SWDE}[name]
+
+    class WithRows(base):  # type: ignore[misc]
+        def download(self, *_: Any, **__: Any) -> None:
+            self.dataset = {"validation": Dataset.from_list(list(rows))}
+
+    task = WithRows()
+    task.set_config("task", name)
+    return RetrievalTask(
+        name=name,
+        version=str(base.VERSION),
+        metrics={"contains": name},
+        source=source,
+        sha256=_sha256(rows),
+        num_documents=len(rows),
+        task=task,
+    )
+
+
+def _squad(tokenizer: Any, data: Path | None) -> RetrievalTask:
+    from datasets import Dataset
+    from lm_eval.tasks.ruler import common_utils, qa_utils
+
+    questions, texts, source = _squad_questions(qa_utils, data)
+    state = random.getstate()
+    # lm-eval seeds Python's own generator before a task makes its documents from it.
+    random.seed(SEED)
+    documents = qa_utils.generate_samples(
+        tokenizer=tokenizer,
+        docs=texts,
+        qas=questions,
+        max_seq_length=_SQUAD_TOKENS,
+        num_samples=min(_SQUAD_QUESTIONS, len(questions)),
+    )
+    random.setstate(state)
+    metric, best = str(_SQUAD_TOKENS), "max"
+
+    def judge(document: dict[str, Any], answers: list[str]) -> dict[str, float]:
+        score = common_utils.process_results_part(document, answers)[metric]
+        (answer,) = common_utils.postprocess_pred(answers)
+        matches = (gold.lower() in answer.lower() for gold in document["outputs"])
+        return {metric: score, best: float(any(matches))}
+
+    config = task_config("qa_squad")
+    config.update(
+        custom_dataset=lambda **_: {"test": Dataset.from_list(documents)},
+        process_results=judge,
+        metric_list=[
+            {
+                "metric": name,
+                "aggregation": common_utils.aggregate_metrics,
+                "higher_is_better": True,
+            }
+            for name in (metric, best)
+        ],
+        fewshot_config={"samples": []},
+    )
+    return RetrievalTask(
+        name=SQUAD,
+        version=str(config["metadata"]["version"]),
+        metrics={metric: SQUAD, best: SQUAD_MAX},
+        source=source,
+        sha256=_sha256(documents),
+        num_documents=len(documents),
+        task=given_task(config),
+    )
+
+
+def _hub_rows(dataset: str) -> tuple[Sequence[Mapping[str, str]], str]:
+    """Return the rows of a data set of the hub, and its name with the commit they are of."""
+    from datasets import load_dataset
+    from huggingface_hub import HfApi
+
+    try:
+        commit = HfApi().dataset_info(dataset).sha
+        loaded = load_dataset(dataset, "default", split="validation", revision=commit)
+    except (OSError, ValueError) as error:
+        raise _not_fetched(dataset, error) from error
+    rows = [{"text": row["text"], "value": row["value"]} for row in loaded]
+    return rows, f"hub:{dataset}@{commit}"
+
+
+def _file_rows(path: Path) -> tuple[Sequence[Mapping[str, str]], str]:
+    try:
+        # Not splitlines: JSON may hold line ends of Unicode's.
+        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: cannot be read ({error})",
+            hint=f"It should hold the rows of {_HUB[path.stem]} (validation), one JSON a line.",
+        ) from error
+    if lines == [""]:
+        raise UserError(f"{path}: holds no rows")
+    rows = []
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rows.append({"text": str(row["text"]), "value": str(row["value"])})
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path}, line {number}: no JSON with text and value") from error
+    return rows, f"file:{path.name}"
+
+
+def _squad_questions(
+    qa_utils: Any, data: Path | None
+) -> tuple[list[dict[str, Any]], list[str], str]:
+    """Return questions and texts as lm-eval's own reader finds them, and where they came from."""
+    if data is None:
+        try:
+            questions, texts = qa_utils.read_squad()
+        except OSError as error:
+            raise _not_fetched(_SQUAD_FILE, error) from error
+        return questions, list(texts), f"rajpurkar.github.io/{_SQUAD_FILE}"
+    path = data / _SQUAD_FILE
+    squad = read_json(path)
+    # The reader takes an address only, and asks this function for what is there.
+    fetch, qa_utils.download_json = qa_utils.download_json, lambda _: squad
+    try:
+        questions, texts = qa_utils.read_squad.__wrapped__(str(path))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: not of the form of SQuAD's {_SQUAD_FILE} ({error!r})") from error
+    finally:
+        qa_utils.download_json = fetch
+    if not questions:
+        raise UserError(f"{path}: holds no question with an answer")
+    return questions, texts, f"file:{path.name}"
+
+
+def _not_fetched(what: str, error: Exception) -> MissingEnvironmentError:
+    reason = str(error).partition("\n")[0]
+    return MissingEnvironmentError(
+        f"{what} cannot be fetched ({reason})",
+        hint="On a machine without network give a folder: --data DIR with fda.jsonl, swde.jsonl "
+        f"and {_SQUAD_FILE}.",
+    )
+
+
+def _sha256(documents: Sequence[Mapping[str, Any]]) -> str:
+    return hashlib.sha256(json.dumps(documents, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Reasoning benchmarks: generate answers, score them, compare two models."""

@@ -1,0 +1,144 @@
+"""Generating the answers to a reasoning benchmark: k per problem, resumable."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
+from amnesia_bench.errors import UserError
+from amnesia_bench.inference.generation import RUN, generate, read_run_record
+from amnesia_bench.inference.protocol import Engine, Request, sample_seed
+from amnesia_bench.reasoning.tasks.task import Documents, ReasoningTask
+from amnesia_bench.records import codec
+from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
+from amnesia_bench.records.reasoning import ReasoningRun
+from amnesia_bench.tokenizers.chat_format import PromptFormat, prompt_tokens
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelUnderTest:
+    """Who answers: the name and method for the table, and the identity of the checkpoint."""
+
+    name: str
+    method: str
+    checkpoint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerPlan:
+    """Who answers, how answers are drawn, and how problems become prompts."""
+
+    model: ModelUnderTest
+    config: EvalConfig
+    layout: PromptFormat
+
+
+def generate_answers(
+    engine: Engine,
+    tokenizer: Any,
+    task: ReasoningTask,
+    documents: Documents,
+    plan: AnswerPlan,
+    folder: Path,
+) -> tuple[Generation, ...]:
+    """Answer every problem `repeats` times; resumable, see `inference.generation`."""
+    run = _describe(task, documents, plan)
+    requests = _requests(tokenizer, task, documents, plan)
+    return generate(engine, requests, folder, identity=run_identity(run))
+
+
+def window_of(config: EvalConfig) -> int | None:
+    """Return which problems of its benchmark a config asks for; None where there is no choice."""
+    return config.window if isinstance(config, CodeEvalConfig) else None
+
+
+def run_identity(run: ReasoningRun) -> dict[str, str]:
+    """Return a run as the flat strings of `run.json`."""
+    flat = codec.to_json(run)
+    if run.checker is None:
+        del flat["checker"]  # as in the records of before there was a choice
+    return {n: v if isinstance(v, str) else json.dumps(v) for n, v in flat.items()}
+
+
+def read_run(folder: Path) -> tuple[ReasoningRun, Mapping[str, str]]:
+    """Read what the answers in a folder depend on.
+
+    Returns:
+        The run, and the settings of the engine.
+
+    Raises:
+        UserError: there is no such record, or it is not one of a reasoning task.
+    """
+    path = folder / RUN
+    if not path.is_file():
+        raise UserError(
+            f"{folder}: holds no {RUN}", hint="Give a folder that `amnesia generate` wrote."
+        )
+    raw = read_run_record(folder).depends
+    hints = {field.name: str(field.type) for field in fields(ReasoningRun)}
+    flat = {n: _value(v, hints[n], f"{path}: {n}") for n, v in raw.items() if n in hints}
+    engine = {name: value for name, value in raw.items() if name not in hints}
+    return codec.from_json(ReasoningRun, {"checker": None, **flat}, str(path)), engine
+
+
+def _value(text: str, hint: str, where: str) -> Any:
+    if hint == "str" or (hint == "str | None" and text != "null"):
+        return text
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{where}: expected {hint}, got {text!r:.60}") from error
+
+
+def _describe(task: ReasoningTask, documents: Documents, plan: AnswerPlan) -> ReasoningRun:
+    config, think = plan.config, plan.config.think
+    return ReasoningRun(
+        task=task.name,
+        model=plan.model.name,
+        method=plan.model.method,
+        checkpoint=plan.model.checkpoint,
+        data=documents.origin,
+        documents_sha256=documents.sha256,
+        documents=len(documents.rows),
+        documents_available=documents.available,
+        benchmark_documents=window_of(config) or task.source.rows,
+        repeats=config.repeats,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        seed=config.seed,
+        chat_template=plan.layout.sha256,
+        think_open=None if think is None else think.open,
+        think_close=None if think is None else think.close,
+        thinking_opened=plan.layout.opens_thinking,
+        window=window_of(config),
+        seconds_per_test=config.seconds_per_test if isinstance(config, CodeEvalConfig) else None,
+        checker=config.checker.value if isinstance(config, CodeEvalConfig) else None,
+    )
+
+
+def _requests(
+    tokenizer: Any, task: ReasoningTask, documents: Documents, plan: AnswerPlan
+) -> list[Request]:
+    """Return the requests, the repeats of a problem one after the other: equal prompts batch."""
+    config = plan.config
+    sampling = Sampling(
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_p=config.top_p,
+        top_k=config.top_k,
+        stop=(),
+    )
+    requests = []
+    for doc, row in enumerate(documents.rows):
+        tokens = prompt_tokens(tokenizer, plan.layout, task.message(row))
+        for repeat in range(config.repeats):
+            key = SampleKey(task=task.name, doc=doc, repeat=repeat)
+            seed = None if sampling.greedy else sample_seed(config.seed, key)
+            requests.append(Request(key=key, tokens=tokens, sampling=sampling, seed=seed))
+    return requests

@@ -1,0 +1,126 @@
+"""A benchmark's problems: from the hub at a pinned revision, or from a local file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.reasoning.judging import Row
+from amnesia_bench.reasoning.tasks.task import Documents, ReasoningTask, Source
+
+
+def task_documents(
+    task: ReasoningTask, data: Path | None, limit: int | None, window: int | None
+) -> Documents:
+    """Read and check a task's problems; see `load_documents`. `window`: of a task that has some."""
+    if task.load is None or window is None:
+        return load_documents(task.source, data, limit)
+    return task.load(data, limit, window)
+
+
+def load_documents(source: Source, data: Path | None, limit: int | None) -> Documents:
+    """Read and check a benchmark's problems.
+
+    Args:
+        source: where they are and what they must hold.
+        data: a .jsonl or .parquet file with the same fields, in place of the hub.
+        limit: take the first so many only.
+
+    Raises:
+        UserError: a field is missing, empty or of another type; the file cannot be read; the hub
+            has another number of problems.
+        MissingEnvironmentError: the hub cannot be reached.
+    """
+    origin = f"{source.hub_id}@{source.revision}" if data is None else str(data.resolve())
+    rows = list(_from_hub(source) if data is None else _from_file(data))
+    if not rows:
+        raise UserError(f"{origin}: holds no problems")
+    if data is None and len(rows) != source.rows:
+        raise UserError(f"{origin}: has {len(rows)} problems, expected {source.rows}")
+    checked = [_checked(row, source, f"{origin}, problem {i}") for i, row in enumerate(rows)]
+    taken = checked[:limit]
+    return Documents(rows=tuple(taken), origin=origin, sha256=_sha256(taken), available=len(rows))
+
+
+def _from_hub(source: Source) -> Iterator[Any]:
+    hint = "Give the data as a file: --data FILE (.jsonl or .parquet)."
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            "reading a benchmark from the hub needs datasets", hint=hint
+        ) from error
+    try:
+        yield from datasets.load_dataset(
+            source.hub_id, source.config, split=source.split, revision=source.revision
+        )
+    except (OSError, ValueError) as error:  # all that datasets and huggingface_hub raise
+        raise MissingEnvironmentError(
+            f"{source.hub_id}@{source.revision}: cannot be had from the hub "
+            f"({str(error).partition(chr(10))[0]})",
+            hint=hint,
+        ) from error
+
+
+def _from_file(path: Path) -> Iterator[Any]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such file")
+    if path.suffix == ".parquet":
+        yield from _from_parquet(path)
+        return
+    try:
+        # By lines that end in a newline: texts may hold other separators.
+        with path.open(encoding="utf-8", newline="\n") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _parsed(line, f"{path}, line {number}")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 ({error})") from error
+    except OSError as error:
+        raise MissingEnvironmentError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _parsed(line: str, where: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error})", hint="Is the file complete?") from error
+
+
+def _from_parquet(path: Path) -> Iterator[Any]:
+    try:
+        from pyarrow import lib, parquet
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"{path}: reading parquet needs pyarrow", hint='pip install "amnesia-bench[eval]"'
+        ) from error
+    try:
+        yield from parquet.read_table(path).to_pylist()
+    except (lib.ArrowException, OSError) as error:
+        raise UserError(f"{path}: cannot be read as parquet ({error})") from error
+
+
+def _checked(row: Any, source: Source, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: not a JSON object")
+    for name, kind in source.fields.items():
+        if name not in row:
+            raise UserError(
+                f"{where}: no field {name!r}; it has {', '.join(map(str, row))}",
+                hint=f"Name the fields as {source.hub_id} does: {', '.join(source.fields)}.",
+            )
+        value = row[name]
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{where}: {name} is {value!r:.60}, expected {kind.__name__}")
+        if value in ("", []) or (isinstance(value, str) and not value.strip()):
+            raise UserError(f"{where}: {name} is empty")
+    return {name: row[name] for name in source.fields}
+
+
+def _sha256(rows: Sequence[Row]) -> str:
+    canonical = json.dumps(rows, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,115 @@
+"""lm-eval's checkers of IFEval's instructions: deterministic, offline, silent, in bounded time.
+
+Run as a program this module is a worker of a `ComparisonPool`, for responses so long that a
+checker's regular expression may take minutes.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.reasoning.judging import Row
+from amnesia_bench.reasoning.math.worker import serve
+from amnesia_bench.tokenizers.sentences import sentence_splitter
+
+# Several checkers take time in proportion to the square of the length: here half a second.
+LONG_CHARACTERS = 10_000
+# lm-eval alone takes 1.7 GiB of addresses.
+_MEMORY_BYTES = 6 << 30
+
+
+def instructions_of(row: Row) -> list[tuple[str, Any]]:
+    """Return the instructions of a problem, each with the checker that lm-eval builds for it.
+
+    Raises:
+        UserError: the row is not one of IFEval's.
+        MissingEnvironmentError: lm-eval or what it needs is missing.
+    """
+    checkers = _checkers()
+    names: Any = row["instruction_id_list"]
+    arguments: Any = row["kwargs"]
+    if len(names) != len(arguments):
+        raise UserError(
+            f"ifeval: key {row['key']} has {len(names)} instructions and arguments for "
+            f"{len(arguments)}"
+        )
+    # A checker that misses an argument draws one.
+    state = random.getstate()
+    random.seed(0)
+    try:
+        return [
+            (name, _checker(checkers[name](name), given, str(row["prompt"])))
+            for name, given in zip(names, arguments, strict=True)
+        ]
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"ifeval: key {row['key']}: not an instruction of IFEval ({error})"
+        ) from error
+    finally:
+        random.setstate(state)
+
+
+def follows_all(row: Row, response: str) -> list[tuple[str, bool]]:
+    """Return each instruction of a problem and whether a response follows it, by the strict rule.
+
+    Raises:
+        UserError: the row is not one of IFEval's.
+        MissingEnvironmentError: lm-eval or what it needs is missing.
+    """
+    return [(name, _follows(checker, response)) for name, checker in instructions_of(row)]
+
+
+def _checker(checker: Any, given: Any, prompt: str) -> Any:
+    # The hub's table has a null for each argument that belongs to another instruction.
+    arguments = {name: value for name, value in given.items() if value}
+    checker.build_description(**arguments)
+    if "prompt" in (checker.get_instruction_args() or {}):
+        checker.build_description(prompt=prompt)
+    letter = arguments.get("letter")
+    if isinstance(letter, str) and len(letter) == 1 and hasattr(checker, "_letter"):
+        # Key 1122 asks for "#", of which lm-eval's checker makes a random letter.
+        checker._letter = letter.lower()
+    return checker
+
+
+def _follows(checker: Any, response: str) -> bool:
+    if not response.strip():
+        return False
+    try:
+        return bool(checker.check_following(response))
+    except Exception:  # a response that a checker fails on, such as 2,000 open brackets for JSON
+        return False
+
+
+@cache
+def _checkers() -> Any:
+    # lm-eval downloads this data on import where nltk cannot find it.
+    sentence_splitter()
+    try:
+        import langdetect  # type: ignore[import-untyped]
+        from lm_eval.tasks.ifeval import instructions, instructions_registry
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"judging IFEval needs lm-eval's checkers ({error})",
+            hint='pip install "amnesia-bench[eval]"',
+        ) from error
+    langdetect.DetectorFactory.seed = 0  # it draws samples of a text
+    # It logs the responses whose language it cannot tell.
+    logging.getLogger(instructions.__name__).disabled = True
+    return instructions_registry.INSTRUCTION_DICT
+
+
+def _answer(request: Sequence[str]) -> Any:
+    row, response = request
+    return follows_all(json.loads(row), response)
+
+
+if __name__ == "__main__":
+    serve(float(sys.argv[1]), _MEMORY_BYTES, _checkers, _answer)

@@ -1,0 +1,274 @@
+r"""What an answer says: mathematics, words, or a quantity with its unit.
+
+Math-verify takes what follows a number for its unit, and reads no further. Here units, labels and
+conditions are taken off before algebra sees an answer, and what is left is read as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import lru_cache
+from itertools import pairwise
+
+from amnesia_bench.reasoning.math.latex import canonical
+from amnesia_bench.reasoning.math.units import canonical_unit
+
+# Nobody's answer is longer, and parsing takes more than linear time.
+MAX_CHARACTERS = 2000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    r"""An answer, read.
+
+    Attributes:
+        form: what algebra compares, without unit, label and condition.
+        key: equal for answers that are written the same but for spaces, braces and marks of text.
+        words: letters and digits of an answer in words, or of one letter; None of mathematics.
+        marked: the author wrote it as text, so it is no product of letters.
+        unit: a known unit, a base (`base 8`) or a modulus; empty if it is none of these.
+        number: the value of a plain number.
+        parts: of a quantity in several units (6 feet 2 inches) each number and unit; else empty.
+    """
+
+    form: str
+    key: str
+    words: str | None = None
+    marked: bool = False
+    unit: str = ""
+    number: Fraction | None = None
+    parts: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(kw_only=True)
+class _Piece:
+    r"""A stretch of mathematics, or of words; `marked` by `\text`."""
+
+    text: str
+    is_words: bool
+    marked: bool = False
+
+
+_TOKEN = re.compile(
+    r"\\text\{(?P<marked>[^{}]*)\}|\\[A-Za-z]+|\\.|(?P<words>[ap]\.m\.?(?![A-Za-z])|[A-Za-z]+)"
+    r"|(?P<hyphen>(?<=[A-Za-z])-(?=[A-Za-z]))|.",
+    re.DOTALL,
+)
+_OPENING, _CLOSING = frozenset(("(", "[", "{", "\\{")), frozenset((")", "]", "}", "\\}"))
+_CONNECTIVES = frozenset(("and", "or", "and/or"))
+# Words of two letters are variables, but for these before another word.
+_SHORT = re.compile("no|is|to|of|at|on|in|we|it|an|by|as|so|sq|cu")
+_POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_CONDITION = re.compile(r"(?:for|where|when|if|with|such that|as)\b")
+# What may end the words before an answer, if they are not marked as text.
+_LABEL = re.compile(r"[:=]\s*$|\b(?:is|are|equals|about|approximately|around|roughly|exactly)\s*$")
+_BEFORE_ANSWERS = re.compile(r"^(?:\\(?:approx|therefore|Rightarrow|implies)(?![A-Za-z])|[=:])\s*")
+# Words before a number that are no label: `not 10` is not 10.
+_BOUND = re.compile(r"\b(?:not|(?:less|more|fewer|greater) than)\b")
+_NUMBER = re.compile(
+    r"(?P<digits>[-+]?\d+(?:\.\d*)?|[-+]?\.\d+)"
+    r"(?:(?:[eE]|(?:\\times|\\cdot|[*x])10\^)\{?(?P<exponent>[-+]?\d{1,3})\}?)?"
+)
+_POWER = re.compile(r"(?:/\s*[A-Za-z]{1,3}(?![A-Za-z]))?(?:\s*\^\s*\{?\s*-?\d+\s*\}?)?|/|\\cdot")
+_CURRENCY = re.compile(
+    r"(?:(?<![A-Za-z])(?:US|HK|NZ|A|C|S)\s?)?\\(dollar|pounds|euro|rupee|yen)(?![A-Za-z])\s*"
+    r"|(?<![A-Za-z])(Rs)\.?\s*(?=\d)"
+)
+_UNIT_SIGNS = (
+    (re.compile(r"(?:\\?%)+$"), "percent"),
+    (re.compile(r"(?:\^\\circ\s*)+(?:[CF])?$"), "degree"),
+)
+# `\{x : x > 3\}` is `x > 3`, which algebra compares with an interval.
+_SOLUTIONS = re.compile(
+    r"^\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?:[:|]|\\mid(?![A-Za-z]))(.*)\\\}$"
+)
+_MODULUS = re.compile(r"\(?\s*\\(?:pmod|bmod|mod)\s*\{?\s*(\w+)\s*\}?\s*\)?$")
+_BASE = re.compile(r"\(?((?=[A-F]*\d)[\dA-F]+)\)?\s*_\s*(?:\{\s*(\d+)\s*\}|(\d+))$")
+
+
+@lru_cache(maxsize=1 << 14)
+def read(answer: str) -> Reading:
+    """Read an answer, in bounded time."""
+    if len(answer) > MAX_CHARACTERS:
+        return Reading(form=answer, key=answer)
+    text = _without_braces(canonical(answer))
+    if len(text) > MAX_CHARACTERS:
+        return Reading(form=text, key=text)
+    pieces = _joined(_pieces(text))
+    key = _key(text)
+    maths = [piece for piece in pieces if not piece.is_words]
+    label_only = bool(pieces) and pieces[0].is_words and not _is_label(pieces)
+    if not maths or label_only:
+        words = _words(text)
+        marked = any(piece.marked or len(piece.text) > 1 for piece in pieces if piece.is_words)
+        return Reading(form=text, key=key, words=words, marked=marked)
+    label = canonical_unit(pieces[0].text) if pieces[0].is_words else ""
+    if pieces[0].is_words:
+        pieces = pieces[1:]
+    parts = _parts(pieces)
+    if len(parts) > 1 and len({unit for _, unit in parts}) > 1:
+        return Reading(form=text, key=key, parts=parts)
+    form, unit = _with_unit(",".join(piece.text for piece in maths))
+    if pieces[-1].is_words:
+        first, _, rest = pieces[-1].text.casefold().strip().partition(" ")
+        if first in _POWERS_OF_TEN:
+            form = f"{form}\\times10^{{{_POWERS_OF_TEN[first]}}}"
+        unit = canonical_unit(rest if first in _POWERS_OF_TEN else pieces[-1].text) or unit
+    letter = re.fullmatch(r"\(?([A-Za-z])\)?", form)
+    return Reading(
+        form=form,
+        key=key,
+        words=letter[1].casefold() if letter else None,
+        unit=unit or label,
+        number=_number(form),
+    )
+
+
+def _pieces(text: str) -> list[_Piece]:
+    """Return mathematics and words by turns; what stands in brackets is mathematics."""
+    pieces: list[_Piece] = []
+    depth = 0
+    for match in _TOKEN.finditer(text):
+        token, start = match.group(), match.start()
+        depth += (token in _OPENING) - (token in _CLOSING)
+        marked = match["marked"] is not None
+        run = match["marked"] if marked else match["words"]
+        if depth == 0 and run is not None and (marked or _is_word(run, text, start, pieces)):
+            _append(pieces, run, is_words=True, marked=marked)
+        elif pieces and pieces[-1].is_words and (match["hyphen"] or _is_punctuation(token, pieces)):
+            pieces[-1].text += token
+        elif not (marked and re.search(r"[\d)}]\s?$", text[:start][-2:])):  # no unit in brackets
+            _append(pieces, token, is_words=False, marked=False)
+    return [piece for piece in pieces if piece.text.strip()]
+
+
+def _is_punctuation(token: str, pieces: list[_Piece]) -> bool:
+    """Return whether a sign after words belongs to them; an equals sign does to a label."""
+    return token in (" ", "'", ",", ".", ":") or (token == "=" and len(pieces) == 1)
+
+
+def _append(pieces: list[_Piece], token: str, *, is_words: bool, marked: bool) -> None:
+    if pieces and pieces[-1].is_words == is_words:
+        pieces[-1].text += token
+        pieces[-1].marked = pieces[-1].marked or marked
+    else:
+        pieces.append(_Piece(text=token, is_words=is_words, marked=marked))
+
+
+def _is_word(run: str, text: str, start: int, pieces: list[_Piece]) -> bool:
+    """Return whether letters outside of brackets are a word, and no product of variables."""
+    plain = run.casefold()
+    last = pieces[-1] if pieces else None
+    after = text[start + len(run) :][:2]
+    if plain in _CONNECTIVES or (_SHORT.fullmatch(plain) and re.fullmatch(" [A-Za-z]", after)):
+        return True
+    if last and last.is_words and last.text.casefold().strip(" ,") not in _CONNECTIVES:
+        return len(run) > 1 or plain == "a"
+    spaced = text[start - 1 : start] == " "
+    maths = "".join(piece.text for piece in pieces if not piece.is_words).rpartition("=")[2]
+    variables = re.search(r"(?<![\\A-Za-z])[A-Za-z]", maths)
+    counted = not variables and re.search(r"(?:[\d}]|\\pi)\s?$", text[:start][-4:]) is not None
+    if canonical_unit(plain) and counted:
+        return len(run) > 1 or (spaced and start + 1 == len(text))
+    if len(run) < 3 or not set(plain) & set("aeiouy"):
+        return False
+    product = len(run) < 5 and all(a < b for a, b in pairwise(plain))
+    return not product or (counted and spaced)
+
+
+def _joined(pieces: list[_Piece]) -> list[_Piece]:
+    """Join what is one: the elements of a list, a unit and its power; and drop a condition."""
+    joined: list[_Piece] = []
+    for piece in pieces:
+        words = piece.text.casefold().strip(" ,")
+        if piece.is_words and _CONDITION.match(words) and joined:
+            break
+        last = joined[-1] if joined else None
+        if piece.is_words and words in _CONNECTIVES and last and not last.is_words:
+            last.text = last.text.rstrip(" ,") + ","
+        elif last and last.is_words and not piece.is_words and len(joined) > 1:
+            continued = piece.text.lstrip()[:1] in (",", ";", "+", "-", "=")
+            if _POWER.fullmatch(piece.text.strip()):
+                last.text += piece.text.strip()
+            elif continued:
+                joined.pop()
+                joined[-1].text += piece.text
+            else:
+                joined.append(piece)
+        elif last and last.is_words == piece.is_words:
+            last.text += piece.text
+        else:
+            joined.append(piece)
+    return [_trimmed(piece) for piece in joined if piece.text.strip(" ,.;")]
+
+
+def _trimmed(piece: _Piece) -> _Piece:
+    if not piece.is_words:
+        piece.text = _BEFORE_ANSWERS.sub("", piece.text.strip()).strip(" ,;")
+    return piece
+
+
+def _is_label(pieces: list[_Piece]) -> bool:
+    """Return whether words at the front only announce an answer, or are its unit."""
+    words = pieces[0].text.casefold()
+    announced = pieces[0].marked or _LABEL.search(words) or canonical_unit(words)
+    return len(pieces) > 1 and bool(announced) and not _BOUND.search(words)
+
+
+def _parts(pieces: list[_Piece]) -> tuple[tuple[str, str], ...]:
+    parts = []
+    for i, piece in enumerate(pieces):
+        if not piece.is_words:
+            after = pieces[i + 1].text if i + 1 < len(pieces) else ""
+            bare = re.sub(r"\s*\b(?:and|or)\s*$", "", after.casefold().strip(" ,"))
+            parts.append((_key(piece.text), canonical_unit(bare) or _words(bare) or ""))
+    return tuple(parts)
+
+
+def _with_unit(text: str) -> tuple[str, str]:
+    """Return mathematics without the signs of a unit, and the unit."""
+    unit = ""
+    if currency := _CURRENCY.search(text):
+        unit = canonical_unit(currency[1] or currency[2])
+        text = _CURRENCY.sub("", text)
+    for sign, name in _UNIT_SIGNS:
+        if sign.search(text):
+            text, unit = sign.sub("", text).strip(), name
+    if modulus := _MODULUS.search(text):
+        text, unit = text[: modulus.start()].strip(), f"mod {modulus[1]}"
+    if base := _BASE.fullmatch(text):
+        text, unit = base[1], f"base {base[2] or base[3]}"
+    text = re.sub(r"^[A-Za-z]\s*\\in(?![A-Za-z])\s*(?=[(\[\\{])", "", text)
+    text = _SOLUTIONS.sub(r"\1", text)
+    return _without_braces(text), unit
+
+
+def _without_braces(text: str) -> str:
+    grouped = re.fullmatch(r"(\{+)([^{}]*)(\}+)", text.strip())
+    if grouped and len(grouped[1]) == len(grouped[3]):
+        return grouped[2].strip()
+    return text.strip()
+
+
+def _key(text: str) -> str:
+    bare = _without_spaces(re.sub(r"\\text\{([^{}]*)\}", r"\1", text))
+    return re.sub(r"([\^_])\{(\w)\}", r"\1\2", bare).rstrip(".")
+
+
+def _without_spaces(text: str) -> str:
+    """Return a text without spaces, but for those between digits: `1 8` is not 18."""
+    return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
+
+
+def _words(text: str) -> str | None:
+    bare = re.sub(r"\\text\{([^{}]*)\}", r"\1", text).casefold()
+    return re.sub(r"^(?:an?|the)\s+(?=\w\w)|[\W_]+", "", bare.strip()) or None
+
+
+def _number(form: str) -> Fraction | None:
+    match = _NUMBER.fullmatch(_without_spaces(form))
+    if match is None:
+        return None
+    return Fraction(match["digits"]) * Fraction(10) ** int(match["exponent"] or 0)

@@ -1,0 +1,30 @@
+"""The reasoning tasks by name. A new one is a module here and a line below."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from amnesia_bench.config.messages import nearest
+from amnesia_bench.errors import UserError
+from amnesia_bench.reasoning.tasks.aime24 import AIME24
+from amnesia_bench.reasoning.tasks.gsm8k import GSM8K
+from amnesia_bench.reasoning.tasks.ifeval import IFEVAL
+from amnesia_bench.reasoning.tasks.livecodebench import LIVECODEBENCH
+from amnesia_bench.reasoning.tasks.math500 import MATH500
+from amnesia_bench.reasoning.tasks.task import ReasoningTask
+
+TASKS: Mapping[str, ReasoningTask] = MappingProxyType(
+    {task.name: task for task in (MATH500, GSM8K, AIME24, LIVECODEBENCH, IFEVAL)}
+)
+
+
+def task_named(name: str) -> ReasoningTask:
+    """Return a task.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in TASKS:
+        raise UserError(f"task {name}: not known", hint=nearest(name, list(TASKS)))
+    return TASKS[name]

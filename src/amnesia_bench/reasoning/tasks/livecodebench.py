@@ -1,0 +1,51 @@
+"""LiveCodeBench v5: problems of programming contests; right is what passes all tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from amnesia_bench.config.eval_schema import CodeEvalConfig
+from amnesia_bench.reasoning.code.livecodebench import PROBLEM, ProgramScorer, problem_of
+from amnesia_bench.reasoning.code.problems import (
+    REPOSITORY,
+    REVISION,
+    load_problems,
+    problems_identity,
+)
+from amnesia_bench.reasoning.code.prompt import prompt
+from amnesia_bench.reasoning.judging import Row
+from amnesia_bench.reasoning.tasks.task import Documents, ReasoningTask, Reducer, Source
+from amnesia_bench.records.reasoning import Checker
+
+
+def _message(row: Row) -> str:
+    return prompt(problem_of(row))
+
+
+def _load(data: Path | None, limit: int | None, window: int) -> Documents:
+    problems = load_problems(window, path=data)
+    taken = problems[:limit]
+    return Documents(
+        rows=tuple({PROBLEM: problem} for problem in taken),
+        origin=f"{REPOSITORY}@{REVISION}" if data is None else str(data.resolve()),
+        sha256=problems_identity(taken),
+        available=len(problems),
+    )
+
+
+LIVECODEBENCH = ReasoningTask(
+    name="livecodebench",
+    source=Source(
+        hub_id=REPOSITORY,
+        config=None,
+        split="test",
+        revision=REVISION,
+        fields={},
+        rows=880,
+    ),
+    message=_message,
+    scorers={"strict": ProgramScorer(), "lenient": ProgramScorer(checker=Checker.LENIENT)},
+    reducers=(Reducer.AVERAGE, Reducer.PASS),
+    config=CodeEvalConfig,
+    load=_load,
+)

@@ -1,0 +1,88 @@
+"""What a reasoning task is made of; one module of this package per task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Protocol
+
+from amnesia_bench.config.eval_schema import EvalConfig
+from amnesia_bench.reasoning.judging import Row, Scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a task's problems come from.
+
+    `revision` is a commit of the data set on the hub. `fields` are those that are read, with
+    their types; a local file must have them too. `rows` is how many problems the benchmark has.
+    """
+
+    hub_id: str
+    config: str | None
+    split: str
+    revision: str
+    fields: Mapping[str, type]
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Documents:
+    """Problems in their order.
+
+    `origin` is where they came from, `sha256` the hash of the fields that are read: one data set
+    has one hash, as parquet, as JSON lines or with other columns beside these. `available` counts
+    the problems before a limit was applied.
+    """
+
+    rows: tuple[Row, ...]
+    origin: str
+    sha256: str
+    available: int
+
+
+class Loader(Protocol):
+    """Reads the problems of one window of a benchmark that has several."""
+
+    def __call__(self, data: Path | None, limit: int | None, window: int) -> Documents:
+        """Read the problems; see `reasoning.documents.load_documents`."""
+        ...
+
+
+class Reducer(Enum):
+    """How the verdicts on a problem's k answers become one number.
+
+    `AVERAGE`: the share that is right. `MAJORITY`: whether the answer with most votes is right.
+    `PASS`: the chance that of some of them at least one is right.
+    """
+
+    AVERAGE = "avg"
+    MAJORITY = "maj"
+    PASS = "pass"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReasoningTask:
+    """A benchmark: its problems, how they are asked, how answers are judged and summed up.
+
+    How answers are drawn (repeats, sampling, template) is config: `configs/eval/<name>.yaml`.
+
+    Attributes:
+        message: the user's message for a problem.
+        scorers: by name; the first is the default, and the one compared with the paper.
+        reducers: which numbers are reported.
+        config: what `configs/eval/<name>.yaml` must be.
+        load: reads the problems where they are no plain table; None reads `source.fields`.
+        metric: the benchmark's own name of the average where each problem is answered once.
+    """
+
+    name: str
+    source: Source
+    message: Callable[[Row], str]
+    scorers: Mapping[str, Scorer]
+    reducers: tuple[Reducer, ...]
+    config: type[EvalConfig] = EvalConfig
+    load: Loader | None = None
+    metric: str | None = None

@@ -1,0 +1,1 @@
+"""Long-range recall: needle prompts, how a checkpoint answers them, and the regression gate."""

@@ -1,0 +1,289 @@
+"""The regression gate: has a fine-tune lost long-range recall?
+
+Pre and post answer the same prompts. The longest contexts come first and few prompts at a time;
+after each look the rule of `recall.sequential` says which cells are clear. All answers go through
+`inference.generation`, so a check that was killed goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import gc
+import shlex
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from amnesia_bench.inference.protocol import Engine
+from amnesia_bench.recall.measure import (
+    Candidate,
+    PromptCell,
+    cell_requests,
+    recall_cell,
+    recall_of,
+    recall_samples,
+    sampling_settings,
+)
+from amnesia_bench.recall.sequential import judge, looks
+from amnesia_bench.records.evaluation import Cell, Sampling
+from amnesia_bench.records.recall import (
+    CheckedCell,
+    CheckReport,
+    CheckVerdict,
+    Comparison,
+    RecallSample,
+    Rule,
+    heat_map,
+)
+from amnesia_bench.statistics import PairedCounts, mcnemar_exact, paired_difference
+
+Samples = tuple[RecallSample, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckPlan:
+    """What to compare, on which prompts, by which rule."""
+
+    pre: Candidate
+    post: Candidate
+    restored: Candidate | None
+    cells: tuple[PromptCell, ...]
+    sampling: Sampling
+    rule: Rule
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Two or three: pre, post and what was restored."""
+        return (self.pre, self.post, *([self.restored] if self.restored else []))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """The verdict, and the records it was made from."""
+
+    report: CheckReport
+    cells: tuple[Cell, ...]
+    samples: Samples
+
+
+def check(
+    plan: CheckPlan,
+    load: Callable[[Path], Engine],
+    work: Path,
+    progress: Callable[[str], None],
+) -> CheckResult:
+    """Compare the checkpoints of a plan until the verdict is clear or the prompts are used up.
+
+    Args:
+        plan: with checkpoints whose tokenizers agree on the prompts, and cells of at least
+            `rule.samples` prompts.
+        load: makes the engine of a checkpoint folder; one is held at a time.
+        work: folder for the answers; those already in it are used.
+        progress: told one line before a checkpoint answers, and one when a cell was judged.
+    """
+    run = _Run(plan, load, work, progress)
+    run.compare()
+    if plan.restored is not None:
+        for cell in plan.cells:
+            if history := run.history[cell.name]:
+                run.answer(plan.restored, cell, history[-1].n)
+    return run.result()
+
+
+class _Run:
+    def __init__(
+        self,
+        plan: CheckPlan,
+        load: Callable[[Path], Engine],
+        work: Path,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.plan = plan
+        self.work = work
+        self.progress = progress
+        self.load = load
+        self.engine: tuple[Candidate, Engine] | None = None
+        self.settings: dict[str, dict[str, str]] = {}
+        self.samples: dict[tuple[str, str], Samples] = {}
+        self.history: dict[str, list[PairedCounts]] = {cell.name: [] for cell in plan.cells}
+        self.verdicts = {cell.name: CheckVerdict.UNDECIDED for cell in plan.cells}
+
+    def compare(self) -> None:
+        """Look at ever more prompts, the longest first, until all cells are clear or one is bad."""
+        lengths = sorted({cell.context_tokens for cell in self.plan.cells}, reverse=True)
+        for look in looks(self.plan.rule.samples):
+            for length in lengths:
+                open_cells = [
+                    cell
+                    for cell in self.plan.cells
+                    if cell.context_tokens == length
+                    and self.verdicts[cell.name] is CheckVerdict.UNDECIDED
+                ]
+                self.look(open_cells, look)
+                if CheckVerdict.REGRESSION in self.verdicts.values():
+                    return
+
+    def look(self, cells: Sequence[PromptCell], num_prompts: int) -> None:
+        """Let pre and post answer the first prompts of some cells, and judge each cell."""
+        pair = [self.plan.pre, self.plan.post]
+        # Whoever is loaded goes first: half as many loads.
+        if self.engine is not None and self.engine[0] is self.plan.post:
+            pair.reverse()
+        for candidate in pair:
+            for cell in cells:
+                self.answer(candidate, cell, num_prompts)
+        for cell in cells:
+            pre, post = (self.samples[role, cell.name] for role in ("pre", "post"))
+            self.history[cell.name].append(paired_counts(pre, post))
+            verdict = judge(self.history[cell.name], self.plan.rule, len(self.plan.cells))
+            self.verdicts[cell.name] = verdict
+            found = ", ".join(
+                f"{role} {sum(sample.correct for sample in samples)}"
+                for role, samples in (("pre", pre), ("post", post))
+            )
+            self.progress(f"{cell.name}: {found} of {num_prompts}: {verdict.value}")
+
+    def answer(self, candidate: Candidate, cell: PromptCell, num_prompts: int) -> None:
+        """Let one checkpoint answer the first prompts of a cell."""
+        if self.engine is None or self.engine[0] is not candidate:
+            # Let go of one model before the next is loaded: both may not fit.
+            self.engine = None
+            gc.collect()
+            self.engine = (candidate, self.load(candidate.folder))
+        self.progress(f"{cell.name}: {candidate.role} answers {num_prompts} prompts")
+        engine = self.engine[1]
+        self.settings[candidate.role] = dict(engine.settings)
+        requests = cell_requests(cell, num_prompts, self.plan.sampling, candidate.tokenizer)
+        self.samples[candidate.role, cell.name] = recall_samples(
+            engine, candidate, requests, cell, self.work
+        )
+
+    def result(self) -> CheckResult:
+        """Sum up."""
+        plan = self.plan
+        samples = tuple(
+            sample
+            for candidate in plan.candidates
+            for cell in plan.cells
+            for sample in self.samples.get((candidate.role, cell.name), ())
+        )
+        checked = tuple(self.checked(cell) for cell in plan.cells)
+        verdict = overall(self.verdicts.values())
+        advice = None
+        if verdict is CheckVerdict.REGRESSION:
+            advice = restore_command(plan.pre.folder, plan.post.folder)
+        return CheckResult(
+            report=CheckReport(
+                verdict=verdict,
+                rule=plan.rule,
+                checkpoints={each.role: str(each.folder) for each in plan.candidates},
+                cells=checked,
+                heat_maps=tuple(heat_map(samples, each.role) for each in plan.candidates),
+                generations=len(samples),
+                generations_planned=len(plan.candidates) * len(plan.cells) * plan.rule.samples,
+                warnings=_warnings(plan, checked),
+                advice=advice,
+            ),
+            cells=tuple(
+                recall_cell(
+                    each.recall.get(candidate.role),
+                    candidate,
+                    cell,
+                    {
+                        **self.settings[candidate.role],
+                        **sampling_settings(plan.sampling),
+                        "chat_template": "none",
+                        "scorer": "string_match_all",
+                    },
+                )
+                for candidate in plan.candidates
+                for cell, each in zip(plan.cells, checked, strict=True)
+            ),
+            samples=samples,
+        )
+
+    def checked(self, cell: PromptCell) -> CheckedCell:
+        """Sum up one cell."""
+        found = {
+            candidate.role: self.samples[candidate.role, cell.name]
+            for candidate in self.plan.candidates
+            if (candidate.role, cell.name) in self.samples
+        }
+        pairs = [("pre", "post"), ("restored", "post"), ("pre", "restored")]
+        return CheckedCell(
+            task=cell.task,
+            context_tokens=cell.context_tokens,
+            n=max(map(len, found.values()), default=0),
+            verdict=self.verdicts[cell.name],
+            recall={
+                role: recall_of([sample.outcome for sample in samples])
+                for role, samples in found.items()
+            },
+            comparisons=tuple(
+                compare(first, second, paired_counts(found[first], found[second]))
+                for first, second in pairs
+                if first in found and second in found
+            ),
+        )
+
+
+def paired_counts(first: Samples, second: Samples) -> PairedCounts:
+    """Count how two checkpoints answered the same prompts."""
+    pairs = [(a.correct, b.correct) for a, b in zip(first, second, strict=True)]
+    return PairedCounts(
+        both=pairs.count((True, True)),
+        only_first=pairs.count((True, False)),
+        only_second=pairs.count((False, True)),
+        neither=pairs.count((False, False)),
+    )
+
+
+def compare(first: str, second: str, counts: PairedCounts) -> Comparison:
+    """Describe the difference of two checkpoints by these counts alone."""
+    return Comparison(
+        first=first,
+        second=second,
+        n=counts.n,
+        only_first=counts.only_first,
+        only_second=counts.only_second,
+        difference=counts.difference,
+        interval=paired_difference(counts),
+        p_value=mcnemar_exact(counts.only_first, counts.only_second),
+    )
+
+
+def overall(verdicts: Collection[CheckVerdict]) -> CheckVerdict:
+    """Return the verdict on all cells: one that regressed is enough, the all-clear needs each."""
+    if CheckVerdict.REGRESSION in verdicts:
+        return CheckVerdict.REGRESSION
+    if set(verdicts) == {CheckVerdict.NO_REGRESSION}:
+        return CheckVerdict.NO_REGRESSION
+    return CheckVerdict.UNDECIDED
+
+
+def restore_command(pre: Path, post: Path) -> str:
+    """Return the command that repairs a fine-tune."""
+    named = post if post.name not in ("", "..") else post.resolve()
+    out = named.with_name(f"{named.name}-restored")
+    return shlex.join(
+        ["amnesia", "restore", "--pre", str(pre), "--post", str(post), "--out", str(out)]
+    )
+
+
+def _warnings(plan: CheckPlan, checked: Sequence[CheckedCell]) -> tuple[str, ...]:
+    warnings = []
+    if plan.pre.parent.identity == plan.post.parent.identity:
+        warnings.append("pre and post hold the same weights")
+    for cell in checked:
+        for role, recall in cell.recall.items():
+            if recall.empty:
+                warnings.append(
+                    f"{role}: {recall.empty} of {recall.n} answers to "
+                    f"{cell.task}@{cell.context_tokens} are empty; they count as wrong"
+                )
+        pre = cell.recall.get("pre")
+        if pre is not None and pre.correct / pre.n < plan.rule.excluded_drop:
+            warnings.append(
+                f"pre itself finds only {pre.correct} of {pre.n} needles of {cell.task}@"
+                f"{cell.context_tokens}: there is no recall to lose"
+            )
+    return tuple(warnings)

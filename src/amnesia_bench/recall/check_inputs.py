@@ -1,0 +1,162 @@
+"""Everything about the inputs of a check that can be wrong, found before a model is loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.recall.measure import Candidate, PromptCell
+from amnesia_bench.store.held_files import HeldFiles
+from amnesia_bench.store.layout import MANIFEST
+from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer, tokenizer_identity
+from amnesia_bench.tokenizers.special_tokens import with_special_tokens
+from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
+from amnesia_bench.weights.identity import parent_by_contents
+
+if TYPE_CHECKING:
+    from amnesia_bench.recall.niah.build import NiahBuild
+    from amnesia_bench.recall.niah.cells import NiahCell
+
+_Cell = TypeVar("_Cell", bound=PromptCell)
+# Read by transformers' generate: it names the end tokens.
+GENERATION_CONFIG = "generation_config.json"
+# What an engine reads of a folder besides config and weights: the end tokens and the tokenizer.
+READ_BESIDE = (
+    GENERATION_CONFIG,
+    "*token*.json",  # tokenizer, tokenizer_config, special_tokens_map, added_tokens
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+)
+
+
+def open_candidates(folders: Mapping[str, Path]) -> tuple[Candidate, ...]:
+    """Identify checkpoints by their whole contents.
+
+    Args:
+        folders: role (pre, post, restored) -> checkpoint folder.
+
+    Returns:
+        The candidates in the order given, each with its tokenizer. Tokenizers may differ here;
+        `open_cells_of` refuses prompts of which they make different tokens.
+
+    Raises:
+        UserError: a folder is no checkpoint, or holds no tokenizer.
+        StageFailedError: a file was changed while it was hashed.
+    """
+    checkpoints = {role: open_checkpoint(folder) for role, folder in folders.items()}
+    return tuple(_candidate(role, checkpoint) for role, checkpoint in checkpoints.items())
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellChoice:
+    """Which prompts of a folder; None takes all tasks, lengths or prompts that it holds."""
+
+    tasks: tuple[str, ...] | None
+    lengths: tuple[int, ...] | None
+    samples: int | None
+
+
+def pick_cells(held: Sequence[_Cell], choice: CellChoice) -> tuple[_Cell, ...]:
+    """Return the chosen cells, the longest first.
+
+    Raises:
+        UserError: one is not there, or holds fewer prompts than are asked for.
+    """
+    tasks = choice.tasks or tuple(sorted({cell.task for cell in held}))
+    lengths = choice.lengths or {cell.context_tokens for cell in held}
+    by_name = {(cell.task, cell.context_tokens): cell for cell in held}
+    picked = []
+    for length in sorted(lengths, reverse=True):
+        for task in tasks:
+            cell = by_name.get((task, length))
+            if cell is None:
+                raise UserError(
+                    f"no prompts of {task} at {length} tokens",
+                    hint=f"There are: {', '.join(sorted(cell.name for cell in held)) or 'none'}.",
+                )
+            if choice.samples is not None and len(cell) < choice.samples:
+                raise UserError(
+                    f"{cell.name} holds {len(cell)} prompts, {choice.samples} are asked for",
+                    hint=f"--samples {len(cell)}, or build more prompts.",
+                )
+            picked.append(cell)
+    return tuple(picked)
+
+
+def open_cells_of(
+    folder: Path, candidates: Sequence[Candidate], choice: CellChoice
+) -> tuple[NiahCell, ...]:
+    """Open the prompts that `amnesia niah build` wrote, and take those chosen; see `pick_cells`.
+
+    Raises:
+        UserError: the folder holds no prompts, or the tokenizer of a candidate makes other tokens
+            of them, or puts others around them.
+    """
+    from amnesia_bench.recall.niah.cells import open_cells
+
+    tokenizers = {tokenizer_identity(each.tokenizer): each.tokenizer for each in candidates}
+    cells = [open_cells(folder, tokenizer) for tokenizer in tokenizers.values()]
+    first = candidates[0]
+    bare = np.zeros(0, dtype=np.int32)
+    for other in candidates[1:]:
+        around = [with_special_tokens(each.tokenizer, bare).tolist() for each in (first, other)]
+        if around[0] != around[1]:
+            raise UserError(
+                f"the tokenizers of {first.role} and {other.role} put different special tokens "
+                f"around a prompt: {around[0]} in {first.folder}, {around[1]} in {other.folder}",
+                hint="Recall is compared on the same tokens: give both folders the tokenizer of "
+                "the fine-tune.",
+            )
+    return pick_cells(cells[0], choice)
+
+
+def build_cells_of(
+    build: NiahBuild, work: Path, candidates: Sequence[Candidate]
+) -> tuple[NiahCell, ...]:
+    """Build prompts into `work`, or take those that an earlier check has built there.
+
+    They are built for the tokenizer of the first candidate.
+
+    Raises:
+        UserError: they cannot be built (a haystack that is too short, ...), or see
+            `open_cells_of`.
+        MissingEnvironmentError: words, sentence model or hub are not to be had.
+    """
+    from amnesia_bench.recall.niah.build import build_cells
+    from amnesia_bench.recall.niah.haystack import read_haystack
+
+    depends = {
+        "tokenizer": tokenizer_identity(candidates[0].tokenizer),
+        "lengths": build.lengths,
+        "tasks": build.tasks,
+        "haystack": None if build.haystack is None else read_haystack(build.haystack).sha256,
+        "samples": build.samples,
+    }
+    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+    folder = work / "prompts" / digest[:16]
+    if not (folder / MANIFEST).is_file():
+        build_cells(build, folder)
+    choice = CellChoice(tasks=build.tasks, lengths=build.lengths, samples=build.samples)
+    return open_cells_of(folder, candidates, choice)
+
+
+def _candidate(role: str, checkpoint: Checkpoint) -> Candidate:
+    folder = checkpoint.folder
+    beside = [path for name in READ_BESIDE for path in sorted(folder.glob(name))]
+    held = checkpoint.held + HeldFiles.hold(beside)
+    tokenizer = load_tokenizer(folder)
+    hashed = [GENERATION_CONFIG] if (folder / GENERATION_CONFIG).is_file() else []
+    parent = parent_by_contents(role, checkpoint, hashed)
+    held.check()
+    return Candidate(
+        role=role, method=role, folder=folder, parent=parent, held=held, tokenizer=tokenizer
+    )

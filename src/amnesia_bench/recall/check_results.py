@@ -1,0 +1,164 @@
+"""What a check leaves behind: an artifact of its records, and a summary in Markdown."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from amnesia_bench.markdown import block, code, escape
+from amnesia_bench.recall.check import CheckResult
+from amnesia_bench.recall.heatmap import heat_rows
+from amnesia_bench.records import codec
+from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
+from amnesia_bench.records.recall import CheckedCell, CheckReport, CheckVerdict
+from amnesia_bench.store.files import sync_file
+from amnesia_bench.store.hashing import file_entry, sha256_of
+from amnesia_bench.store.layout import MANIFEST
+from amnesia_bench.store.provenance import ended_now
+from amnesia_bench.store.publish import publishing
+
+HEADLINES = {
+    CheckVerdict.REGRESSION: "recall regression",
+    CheckVerdict.NO_REGRESSION: "no recall regression",
+    CheckVerdict.UNDECIDED: "undecided",
+}
+
+
+def publish_check(result: CheckResult, work: Path, provenance: Provenance) -> Path:
+    """Write the records of a check into a folder named by their contents.
+
+    `check.json` is the report, `cells.json` one `Cell` per checkpoint, task and length,
+    `samples.jsonl` one judged answer per line, `summary.md` what a CI comment shows. The same
+    check, run again, finds its folder finished and leaves it as it is.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BusyError, StageFailedError, MissingEnvironmentError: see `publishing`.
+    """
+    files = {
+        "check.json": _json(codec.to_json(result.report)),
+        "cells.json": _json(codec.to_json(result.cells)),
+        "samples.jsonl": "".join(
+            json.dumps(codec.to_json(sample)) + "\n" for sample in result.samples
+        ),
+        "summary.md": markdown(result.report),
+    }
+    content = "".join(files.values()).encode()
+    final = work / "checks" / hashlib.sha256(content).hexdigest()[:16]
+    if (final / MANIFEST).is_file():
+        return final
+    with publishing(final) as publication:
+        for name, text in files.items():
+            (publication.folder / name).write_text(text, encoding="utf-8")
+            sync_file(publication.folder / name)
+        publication.finish(
+            Manifest(
+                kind="check",
+                parents=_parents(result),
+                files=tuple(
+                    file_entry(
+                        publication.folder, name, sha256=sha256_of(publication.folder / name)
+                    )
+                    for name in sorted(files)
+                ),
+                provenance=ended_now(provenance),
+            )
+        )
+    return final
+
+
+def headline(report: CheckReport) -> str:
+    """Return the verdict in one line, with what it took."""
+    saved = report.generations_planned - report.generations
+    share = saved / report.generations_planned
+    return (
+        f"{HEADLINES[report.verdict]}: {report.generations:,} of {report.generations_planned:,} "
+        f"answers were needed, {saved:,} ({100 * share:.0f} %) saved"
+    )
+
+
+def columns(report: CheckReport) -> list[str]:
+    """Return the heads of the columns of `row`."""
+    return ["task", "length", *report.checkpoints, "n", "drop", "95 % interval", "p", "verdict"]
+
+
+def row(cell: CheckedCell, report: CheckReport) -> list[str]:
+    """Return one line of the table: recall in per cent, the drop from pre to post in points."""
+    drop = next((c for c in cell.comparisons if (c.first, c.second) == ("pre", "post")), None)
+    recalls = [
+        f"{100 * recall.correct / recall.n:.1f}" if (recall := cell.recall.get(role)) else "-"
+        for role in report.checkpoints
+    ]
+    if drop is None:
+        return [cell.task, str(cell.context_tokens), *recalls, "0", "-", "-", "-", "not run"]
+    return [
+        cell.task,
+        str(cell.context_tokens),
+        *recalls,
+        str(cell.n),
+        f"{100 * drop.difference:.1f}",
+        f"{100 * drop.interval.low:.1f} to {100 * drop.interval.high:.1f}",
+        f"{drop.p_value:.2g}",
+        HEADLINES[cell.verdict],
+    ]
+
+
+def notes(report: CheckReport) -> list[str]:
+    """Return what the table does not say: the repair, the rule, the warnings."""
+    rule = report.rule
+    said = [
+        f"Rule: a drop above {100 * rule.margin:g} points at an error rate of "
+        f"{100 * rule.error_rate:g} % over all looks and cells; all clear once a drop of "
+        f"{100 * rule.excluded_drop:g} points is excluded. Interval (Tango) and p (McNemar, "
+        "exact) are those of the counts in the table by themselves."
+    ]
+    for cell in report.cells:
+        for each in cell.comparisons:
+            if (each.first, each.second) == ("restored", "post"):
+                said.append(
+                    f"{cell.task} at {cell.context_tokens}: restored is "
+                    f"{100 * each.difference:+.1f} points from post ({100 * each.interval.low:.1f} "
+                    f"to {100 * each.interval.high:.1f}, p {each.p_value:.2g})."
+                )
+    return [*said, *(f"Warning: {warning}." for warning in report.warnings)]
+
+
+def markdown(report: CheckReport) -> str:
+    """Return the report as Markdown fit for a comment on a pull request."""
+    lines = [f"### Long-range recall: {headline(report)}", ""]
+    lines += [f"- {role}: {code(str(folder))}" for role, folder in report.checkpoints.items()]
+    lines += ["", *_table(columns(report), [row(cell, report) for cell in report.cells], left=2)]
+    lines += [""] + [f"{escape(note)}\n" for note in notes(report)]
+    if report.advice is not None:
+        lines += ["Put the routing of the base back:", "", *block(report.advice, "sh"), ""]
+    lengths = [str(length) for length in report.heat_maps[0].context_tokens]
+    lines += [
+        "<details><summary>Recall by depth and length</summary>",
+        "",
+        f"In per cent, {' > '.join(report.checkpoints)} (n).",
+        "",
+        *_table(["depth", *lengths], heat_rows(report.heat_maps), left=1),
+        "",
+        "</details>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    rule = ["---" if i < left else "--:" for i in range(len(heads))]
+    return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _parents(result: CheckResult) -> tuple[Parent, ...]:
+    found = {
+        (parent.role, parent.location): parent for cell in result.cells for parent in cell.parents
+    }
+    return tuple(found.values())

@@ -1,0 +1,235 @@
+"""`amnesia niah build`: all cells for one tokenizer, into one artifact."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.recall.niah.documents import Documents, Essays, Lines
+from amnesia_bench.recall.niah.generate import CellMaker, TooShortError
+from amnesia_bench.recall.niah.haystack import Haystack, read_haystack
+from amnesia_bench.recall.niah.layout import CELLS, HAYSTACK, KIND, PROMPTS, TOKENIZER, cell_name
+from amnesia_bench.recall.niah.splicing import SplicedText
+from amnesia_bench.recall.niah.tasks import SEED, NiahTask, find_task
+from amnesia_bench.recall.niah.words import WORDS_SHA256, needle_keys
+from amnesia_bench.records.artifacts import Manifest, Parent
+from amnesia_bench.records.codec import to_json
+from amnesia_bench.records.niah import HaystackSource, NiahCellRecord, NiahPrompts
+from amnesia_bench.store.files import write_json
+from amnesia_bench.store.hashing import file_entry, sha256_of
+from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.publish import publishing
+from amnesia_bench.tokenizers.checkpoint_tokenizer import (
+    load_tokenizer,
+    tokenizer_identity,
+    tokenizer_parts,
+)
+from amnesia_bench.tokenizers.sentences import sentence_splitter
+
+_GENERATOR = "lm-eval 0.4.13"
+_FIRST_GUESS_UNITS = 1000
+
+
+@dataclass(frozen=True, kw_only=True)
+class NiahBuild:
+    """What to build: every task at every length, `samples` prompts each.
+
+    `tokenizer` is the folder of a tokenizer or checkpoint. `lengths` are lm-eval's
+    max_seq_lengths, in tokens. `haystack` is as for `read_haystack`; None will do where no task
+    needs essays. `repeat` lets a haystack that is too short be repeated.
+    """
+
+    tokenizer: Path
+    lengths: tuple[int, ...]
+    tasks: tuple[str, ...]
+    haystack: str | None
+    samples: int = 500
+    repeat: bool = False
+
+
+def build_cells(build: NiahBuild, out: Path) -> tuple[NiahCellRecord, ...]:
+    """Write the prompts to `out`, whole or not at all, and return their records.
+
+    Raises:
+        UserError: the request cannot be met (an unknown task, a haystack that is too short, a
+            length without room for the words around it, ...), or `out` exists.
+        MissingEnvironmentError: words, sentence model or hub are not to be had.
+    """
+    tasks = tuple(find_task(name) for name in dict.fromkeys(build.tasks))
+    haystack = _read_inputs(build, tasks)
+    provenance = collect_provenance(sys.argv, seeds={"prompts": SEED})
+    maker = _Maker(build, load_tokenizer(build.tokenizer), haystack)
+    with publishing(out) as work:
+        # The longest first: it is where a haystack turns out too short.
+        lengths = sorted(set(build.lengths), reverse=True)
+        cells = tuple(maker.cell(task, length) for task in tasks for length in lengths)
+        files = _write(work.folder, cells, maker)
+        work.finish(
+            Manifest(
+                kind=KIND,
+                parents=maker.parents(),
+                files=tuple(
+                    file_entry(work.folder, name, sha256=sha256_of(work.folder / name))
+                    for name in sorted(files)
+                ),
+                provenance=ended_now(provenance),
+            )
+        )
+    return cells
+
+
+def _read_inputs(build: NiahBuild, tasks: Sequence[NiahTask]) -> Haystack | None:
+    """Check what was asked for, and read the haystack if a task needs one."""
+    if build.samples < 1:
+        raise UserError(f"samples is {build.samples}", hint="A cell has at least one (500).")
+    if not build.lengths or not tasks:
+        raise UserError("nothing to build: give at least one task and one length")
+    if min(build.lengths) < 1:
+        raise UserError(f"a length of {min(build.lengths)} tokens", hint="For example 32768.")
+    if not any(task.essays for task in tasks):
+        return None
+    if build.haystack is None:
+        raise UserError(
+            "niah_single_2 and niah_single_3 hide their needles in essays",
+            hint="Say which: --haystack hub, or --haystack PATH.",
+        )
+    return read_haystack(build.haystack)
+
+
+class _Maker:
+    """Makes cells; those of one kind of haystack share its tokens."""
+
+    def __init__(self, build: NiahBuild, tokenizer: Any, haystack: Haystack | None) -> None:
+        self._build = build
+        self._tokenizer = tokenizer
+        self._haystack = haystack
+        self._keys = needle_keys()
+        self._bases: dict[bool, tuple[Documents, SplicedText]] = {}
+        self._tokenizer_sha256 = tokenizer_identity(tokenizer)
+        self.tokenizer_parts = tokenizer_parts(tokenizer)
+
+    def cell(self, task: NiahTask, length: int) -> NiahCellRecord:
+        documents, base = self._base(essays=task.essays)
+        maker = CellMaker(
+            task=task,
+            context_tokens=length,
+            haystack=documents,
+            tokenizer=self._tokenizer,
+            base=base,
+            keys=self._keys,
+        )
+        try:
+            return maker.make(self._build.samples, Random(SEED))
+        except TooShortError as error:
+            assert self._haystack is not None
+            raise UserError(
+                f"{self._haystack.source}: its {len(self._haystack.words)} words reach "
+                f"{error.tokens} tokens, {length} were asked for",
+                hint=f"Ask for less than {error.tokens}, give a longer haystack, or --repeat.",
+            ) from error
+
+    def stored_haystack(self, cells: Sequence[NiahCellRecord]) -> str | None:
+        """Return as much of the essays as the prompts need; None when they need none."""
+        if self._haystack is None:
+            return None
+        _, base = self._base(essays=True)
+        shared = [
+            document.shared
+            for cell in cells
+            if find_task(cell.task).essays
+            for document in cell.documents
+        ]
+        return base.text[: max(shared)]
+
+    def prompts(self, cells: Sequence[NiahCellRecord]) -> NiahPrompts:
+        """Return what the cells have in common."""
+        return NiahPrompts(
+            generator=_GENERATOR,
+            tokenizer_sha256=self._tokenizer_sha256,
+            words_sha256=WORDS_SHA256,
+            seed=SEED,
+            haystack=self._source(),
+            cells=tuple(cell_name(cell.task, cell.context_tokens) for cell in cells),
+        )
+
+    def parents(self) -> tuple[Parent, ...]:
+        """Return the tokenizer and the haystack, by their hashes."""
+        tokenizer = Parent(
+            role="tokenizer",
+            location=str(self._build.tokenizer),
+            identity=f"sha256:{self._tokenizer_sha256}",
+        )
+        if self._haystack is None:
+            return (tokenizer,)
+        haystack = Parent(
+            role="haystack",
+            location=self._haystack.source,
+            identity=f"sha256:{self._haystack.sha256}",
+        )
+        return tokenizer, haystack
+
+    def _source(self) -> HaystackSource | None:
+        if self._haystack is None:
+            return None
+        splitter = sentence_splitter()
+        return HaystackSource(
+            source=self._haystack.source,
+            sha256=self._haystack.sha256,
+            words=len(self._haystack.words),
+            copies=self._haystack.copies,
+            splitter=splitter.origin,
+            splitter_sha256=splitter.sha256,
+        )
+
+    def _base(self, *, essays: bool) -> tuple[Documents, SplicedText]:
+        if essays not in self._bases:
+            self._bases[essays] = self._essays() if essays else self._tokenised(Lines())
+        return self._bases[essays]
+
+    def _essays(self) -> tuple[Documents, SplicedText]:
+        assert self._haystack is not None
+        split = sentence_splitter().split
+        documents, base = self._tokenised(Essays(self._haystack.words, split))
+        tokens, longest = len(base.tokens.ids), max(self._build.lengths)
+        if tokens >= longest or not self._build.repeat:
+            return documents, base
+        self._haystack = self._haystack.repeated(longest // tokens + 2)
+        return self._tokenised(Essays(self._haystack.words, split))
+
+    def _tokenised(self, documents: Documents) -> tuple[Documents, SplicedText]:
+        """Return documents with one, tokenised, that goes a step beyond the longest length."""
+        longest = max(self._build.lengths)
+        step = documents.increment(longest)
+        available = documents.available or sys.maxsize
+        units = _FIRST_GUESS_UNITS
+        while True:
+            base = SplicedText(self._tokenizer, documents.text(min(units + step, available)))
+            tokens = base.tokens_before(documents.characters(units))
+            if tokens >= longest or units + step >= available:
+                return documents, base
+            units = math.ceil(1.02 * units * longest / max(1, tokens))
+
+
+def _write(folder: Path, cells: Sequence[NiahCellRecord], maker: _Maker) -> list[str]:
+    """Write all files but the manifest, and return their paths."""
+    files = [PROMPTS, TOKENIZER]
+    write_json(folder / PROMPTS, to_json(maker.prompts(cells)))
+    write_json(folder / TOKENIZER, to_json(maker.tokenizer_parts))
+    text = maker.stored_haystack(cells)
+    if text is not None:
+        # No time of day in it: the same prompts are the same bytes.
+        (folder / HAYSTACK).write_bytes(gzip.compress(text.encode(), mtime=0))
+        files.append(HAYSTACK)
+    (folder / CELLS).mkdir()
+    for cell in cells:
+        files.append(f"{CELLS}/{cell_name(cell.task, cell.context_tokens)}.json")
+        (folder / files[-1]).write_text(json.dumps(to_json(cell), separators=(",", ":")) + "\n")
+    return files

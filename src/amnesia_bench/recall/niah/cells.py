@@ -1,0 +1,242 @@
+"""Prompts read back: texts, tokens, answers and where the needles are."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.recall.niah.documents import Lines
+from amnesia_bench.recall.niah.layout import CELLS, HAYSTACK, KIND, PROMPTS, TOKENIZER, cell_name
+from amnesia_bench.recall.niah.prompts import prompt_pieces
+from amnesia_bench.recall.niah.splicing import (
+    NotSpliceableError,
+    Span,
+    SplicedText,
+    WholeText,
+    joined,
+)
+from amnesia_bench.recall.niah.tasks import find_task
+from amnesia_bench.records.codec import from_json
+from amnesia_bench.records.niah import NiahCellRecord, NiahPrompts, TokenizerParts
+from amnesia_bench.store.files import read_json
+from amnesia_bench.store.hashing import read_manifest, verify_manifest
+from amnesia_bench.tokenizers.checkpoint_tokenizer import (
+    check_offsets,
+    tokenizer_identity,
+    tokenizer_parts,
+)
+
+# Longer than any added token's content.
+_SEAM_CHARACTERS = 512
+
+
+def open_cells(folder: Path, tokenizer: Any) -> tuple[NiahCell, ...]:
+    """Open an artifact of prompts; nothing but the artifact is needed.
+
+    Args:
+        folder: what `amnesia niah build` wrote.
+        tokenizer: the one that the prompts were built for, or one that makes the same tokens of
+            them; see `check_same_tokens`.
+
+    Raises:
+        UserError: the folder holds no prompts, was damaged, or is for another tokenizer.
+    """
+    manifest = read_manifest(folder)
+    if manifest.kind != KIND:
+        raise UserError(
+            f"{folder}: an artifact of kind {manifest.kind}, not of NIAH prompts",
+            hint="Give a folder that `amnesia niah build` wrote.",
+        )
+    if findings := verify_manifest(folder):
+        raise UserError(
+            f"{folder}: damaged: " + "; ".join(f"{f.path} {f.problem}" for f in findings),
+            hint="Build the prompts again, into another folder.",
+        )
+    prompts = from_json(NiahPrompts, read_json(folder / PROMPTS), str(folder / PROMPTS))
+    check_offsets(tokenizer, type(tokenizer).__name__)
+    records = []
+    for name in prompts.cells:
+        path = folder / CELLS / f"{name}.json"
+        records.append(from_json(NiahCellRecord, read_json(path), str(path)))
+    essays = _Haystack(tokenizer, _essays(folder, prompts))
+    lines = _Haystack(tokenizer, _lines(records))
+    cells = tuple(
+        NiahCell(
+            record, essays if find_task(record.task).essays else lines, prompts.tokenizer_sha256
+        )
+        for record in records
+    )
+    if tokenizer_identity(tokenizer) != prompts.tokenizer_sha256:
+        check_same_tokens(folder, tokenizer, [text for cell in cells for text in cell.texts()])
+    return cells
+
+
+def check_same_tokens(folder: Path, tokenizer: Any, texts: Iterable[str]) -> None:
+    """Refuse a tokenizer that may make other tokens of prompts than the one they were built for.
+
+    A fine-tune often adds tokens (`<think>`, a padding token), and those change nothing in a text
+    that holds none of them. Any other difference is refused.
+
+    Raises:
+        UserError: it is another tokenizer, or a token that only one of the two has occurs.
+    """
+    path = folder / TOKENIZER
+    built = from_json(TokenizerParts, read_json(path), str(path)) if path.is_file() else None
+    parts = tokenizer_parts(tokenizer)
+    hint = "Build them for this one: amnesia niah build --tokenizer CHECKPOINT ..."
+    if built is None or built.sha256 != parts.sha256:
+        raise UserError(f"{folder}: the prompts were built for another tokenizer", hint=hint)
+    differing = {content for content, _ in built.added_tokens.items() ^ parts.added_tokens.items()}
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    normalized = normalizer.normalize_str if normalizer is not None else str
+    # Some added tokens are looked for in the normalised text, others in the text as it is.
+    wanted = {content: normalized(content) for content in differing}
+    for text in texts:
+        normal = normalized(text)
+        for content, other in wanted.items():
+            if content in text or other in normal:
+                raise UserError(
+                    f"{folder}: the prompts were built for another tokenizer, and hold "
+                    f"{content!r}, which only one of the two treats as one token",
+                    hint=hint,
+                )
+
+
+class NiahCell:
+    """The prompts of one task at one length, all that lm-eval knows of them and a little more.
+
+    Texts and tokens are made when they are asked for: a cell at 256K would take a gigabyte.
+    """
+
+    def __init__(self, record: NiahCellRecord, haystack: _Haystack, tokenizer_sha256: str) -> None:
+        self.task = record.task
+        self.context_tokens = record.context_tokens
+        self.name = cell_name(record.task, record.context_tokens)
+        self._task = find_task(record.task)
+        self._record = record
+        self._samples = record.samples
+        self._haystack = haystack
+        self._tokenizer_sha256 = tokenizer_sha256
+
+    def __len__(self) -> int:
+        return len(self._samples.key)
+
+    @cached_property
+    def sha256(self) -> str:
+        """Return the identity of the prompts and their tokens, in hex."""
+        identity = [self.name, self._tokenizer_sha256, *self._samples.prompt_sha256]
+        return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+    def document(self, i: int) -> dict[str, Any]:
+        """Return lm-eval's document, every field as its own generator makes it."""
+        key = self._samples.key[i]
+        return {
+            "index": i,
+            "input": joined(self._haystack.text, self._pieces(i)),
+            "outputs": [self.value(i)],
+            "length": self._samples.length[i],
+            "max_length": self.context_tokens,
+            "gen_prefix": self._task.gen_prefix(key),
+        }
+
+    def prompt(self, i: int) -> str:
+        """Return the text that a model is to continue."""
+        return joined(self._haystack.text, self._prompt_pieces(i))
+
+    def tokens(self, i: int) -> NDArray[np.int32]:
+        """Return the tokens of `prompt(i)`, int32 [T], without special tokens."""
+        return self._haystack.ids(self._prompt_pieces(i), spliced=self._record.spliced)
+
+    def prompt_tokens(self, i: int) -> int:
+        """Return how many tokens `tokens(i)` has, without making them."""
+        return self._samples.prompt_tokens[i]
+
+    def texts(self) -> Iterator[str]:
+        """Yield texts that together hold whatever short string occurs in some prompt.
+
+        The haystack once, and of each prompt the parts around what was inserted into it: whole
+        prompts are a megabyte each.
+        """
+        yield self._haystack.text
+        for i in range(len(self)):
+            pieces: list[Span | str] = []
+            for piece in self._prompt_pieces(i):
+                if isinstance(piece, Span) and piece.end - piece.start > 2 * _SEAM_CHARACTERS:
+                    pieces.append(Span(piece.start, piece.start + _SEAM_CHARACTERS))
+                    pieces.append(Span(piece.end - _SEAM_CHARACTERS, piece.end))
+                else:
+                    pieces.append(piece)
+            yield joined(self._haystack.text, pieces)
+
+    def value(self, i: int) -> str:
+        """Return the answer."""
+        return self._samples.value[i]
+
+    def depth_percent(self, i: int) -> float:
+        """Return how deep in the haystack the needle is: 0 at its beginning, 100 at its end."""
+        return self._samples.depth_percent[i]
+
+    def needle_span(self, i: int) -> tuple[int, int]:
+        """Return the needle's first token in `tokens(i)`, and one past its last."""
+        return self._samples.needle_start[i], self._samples.needle_end[i]
+
+    def prompt_sha256(self, i: int) -> str:
+        """Return the sha256, in hex, of the prompt's UTF-8, as lm-eval logs it."""
+        return self._samples.prompt_sha256[i]
+
+    def _pieces(self, i: int) -> list[Span | str]:
+        samples = self._samples
+        document = self._record.documents[samples.document[i]]
+        return prompt_pieces(
+            self._task, document, samples.position[i], samples.key[i], samples.value[i]
+        )
+
+    def _prompt_pieces(self, i: int) -> list[Span | str]:
+        return [*self._pieces(i), " " + self._task.gen_prefix(self._samples.key[i])]
+
+
+class _Haystack:
+    """The text that cells share, tokenised when some cell first needs its tokens."""
+
+    def __init__(self, tokenizer: Any, text: str) -> None:
+        self.text = text
+        self._tokenizer = tokenizer
+
+    def ids(self, pieces: Sequence[Span | str], *, spliced: bool) -> NDArray[np.int32]:
+        """Return the tokens of pieces of the text, int32 [T]."""
+        if spliced:
+            # The text ends earlier than the one that the prompts were checked with: should that
+            # make a difference, the pieces are tokenised whole.
+            with suppress(NotSpliceableError):
+                return self._spliced.compose(pieces).ids()
+        return WholeText(self._tokenizer, self.text).compose(pieces).ids()
+
+    @cached_property
+    def _spliced(self) -> SplicedText:
+        return SplicedText(self._tokenizer, self.text)
+
+
+def _essays(folder: Path, prompts: NiahPrompts) -> str:
+    if prompts.haystack is None:
+        return ""
+    return gzip.decompress((folder / HAYSTACK).read_bytes()).decode()
+
+
+def _lines(records: Sequence[NiahCellRecord]) -> str:
+    units = [
+        document.units
+        for record in records
+        if not find_task(record.task).essays
+        for document in record.documents
+    ]
+    return Lines().text(max(units, default=0))

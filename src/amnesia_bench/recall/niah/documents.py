@@ -1,0 +1,178 @@
+"""Haystacks cut to a number of units: words of the essays, or lines.
+
+How lm-eval cuts, splits and joins is followed to the letter, down to the spaces at either end.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import accumulate
+from typing import Protocol
+
+from amnesia_bench.recall.niah.tasks import LINE
+
+Split = Callable[[str], list[str]]
+
+# Characters before the end of a cut text whose sentences are found anew, and how many of these
+# must be known ones.
+_SPLIT_AGAIN = 4000
+_AGREEING = 3
+
+
+class Documents(Protocol):
+    """Documents of one kind of haystack, by their number of units. Characters count from 0."""
+
+    @property
+    def available(self) -> int | None:
+        """How many units there are; None when there is no end to them."""
+        ...
+
+    def increment(self, context_tokens: int) -> int:
+        """Return the step, in units, in which a prompt of this length is searched for."""
+        ...
+
+    def text(self, units: int) -> str:
+        """Return the document of so many units."""
+        ...
+
+    def places(self, units: int) -> Sequence[int]:
+        """Return what one place for a needle is drawn from."""
+        ...
+
+    def position(self, units: int, place: int) -> int:
+        """Return the character of the document that a needle at this place stands before."""
+        ...
+
+    def depth_percent(self, units: int, place: int) -> float:
+        """Return how deep a place is: 0 at the beginning of the document, 100 at its end."""
+        ...
+
+    def characters(self, units: int) -> int:
+        """Return about how many characters a document has, without making it."""
+        ...
+
+
+class Lines:
+    """niah_single_1: one line, as often as it takes. A needle goes before a line."""
+
+    available = None
+
+    def increment(self, context_tokens: int) -> int:
+        return 5 if context_tokens < 4096 else 25
+
+    def text(self, units: int) -> str:
+        return "\n".join([LINE] * units)
+
+    def places(self, units: int) -> Sequence[int]:
+        return range(units)
+
+    def position(self, units: int, place: int) -> int:
+        return place * (len(LINE) + 1)
+
+    def depth_percent(self, units: int, place: int) -> float:
+        return 100 * place / units
+
+    def characters(self, units: int) -> int:
+        return units * (len(LINE) + 1)
+
+
+class Essays:
+    """niah_single_2 and _3: the first words of the essays. A needle goes between sentences.
+
+    Sentences are joined by one space: the text can differ from the essays where Punkt splits at a
+    point that no space follows.
+    """
+
+    # From 0 to 100 %, rounded to whole ones.
+    _DEPTHS = tuple(round(100 * step / 39) for step in range(40))
+
+    def __init__(self, words: Sequence[str], split: Split) -> None:
+        self._words = words
+        self._split = split
+        self._ends = list(accumulate(len(word) + 1 for word in words))
+        self._cut = lru_cache(maxsize=8)(self._cut_anew)
+        self._longest = _SplitText(text="", sentences=[], starts=[], added=[])
+
+    @property
+    def available(self) -> int:
+        return len(self._words)
+
+    def increment(self, context_tokens: int) -> int:
+        return 500
+
+    def text(self, units: int) -> str:
+        return self._cut(units)[0]
+
+    def places(self, units: int) -> Sequence[int]:
+        return self._DEPTHS
+
+    def position(self, units: int, place: int) -> int:
+        text, starts = self._cut(units)
+        sentence = int(len(starts) * (place / 100))
+        return starts[sentence] if sentence < len(starts) else len(text)
+
+    def depth_percent(self, units: int, place: int) -> float:
+        return float(place)
+
+    def characters(self, units: int) -> int:
+        end = self._ends[min(units, len(self._words)) - 1]
+        before = bisect_right(self._longest.starts, end) - 1
+        return end + (self._longest.added[before] if before >= 0 else 0)
+
+    def _cut_anew(self, units: int) -> tuple[str, list[int]]:
+        """Return a document and where its sentences begin."""
+        sentences = self._sentences(" ".join(self._words[:units]).strip())
+        ends = accumulate(len(sentence) + 1 for sentence in sentences)
+        return " ".join(sentences), [0, *ends][: len(sentences)]
+
+    def _sentences(self, text: str) -> list[str]:
+        """Split a text; where it is the beginning of one that was split, only its end.
+
+        Punkt judges a full stop by the words beside it. A cut can change the last sentences only,
+        and the first ones that are split again must come out as they were.
+        """
+        longest = self._longest
+        if longest.text.startswith(text):
+            resume = bisect_right(longest.starts, len(text) - _SPLIT_AGAIN) - 1
+            if resume > 0:
+                end = self._split(text[longest.starts[resume] :])
+                if end[:_AGREEING] == longest.sentences[resume : resume + _AGREEING]:
+                    return longest.sentences[:resume] + end
+        sentences = self._split(text)
+        if len(text) > len(longest.text):
+            self._longest = _SplitText.of(text, sentences)
+        return sentences
+
+
+@dataclass(frozen=True, kw_only=True)
+class _SplitText:
+    """A text, its sentences and where they begin in it.
+
+    `added` is by how many characters each moves when they are joined by spaces: a sentence may
+    follow the one before without any.
+    """
+
+    text: str
+    sentences: list[str]
+    starts: list[int]
+    added: list[int]
+
+    @classmethod
+    def of(cls, text: str, sentences: list[str]) -> _SplitText:
+        starts, added = [], []
+        at = joined = 0
+        for sentence in sentences:
+            starts.append(text.index(sentence, at))
+            added.append(joined - starts[-1])
+            at = starts[-1] + len(sentence)
+            joined += len(sentence) + 1
+        return cls(text=text, sentences=sentences, starts=starts, added=added)
+
+
+def shared_characters(one: str, other: str) -> int:
+    """Return how many characters two texts have in common at their beginning."""
+    shorter = min(len(one), len(other))
+    return bisect_left(range(shorter), True, key=lambda n: one[: n + 1] != other[: n + 1])

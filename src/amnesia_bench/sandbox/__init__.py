@@ -1,0 +1,20 @@
+"""Run programs that nobody has read: no network, no files, no environment, hard limits."""
+
+from amnesia_bench.sandbox.launcher import Launcher, find_launcher
+from amnesia_bench.sandbox.limits import Limits
+from amnesia_bench.sandbox.selftest import Check, open_launcher, refuse_leaks, run_checks
+from amnesia_bench.sandbox.session import ProgramStoppedError, SandboxError, Session, Stop
+
+__all__ = [
+    "Check",
+    "Launcher",
+    "Limits",
+    "ProgramStoppedError",
+    "SandboxError",
+    "Session",
+    "Stop",
+    "find_launcher",
+    "open_launcher",
+    "refuse_leaks",
+    "run_checks",
+]

@@ -1,0 +1,270 @@
+"""How programs are started: in a bubblewrap sandbox or, when that is typed, without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from amnesia_bench.errors import MissingEnvironmentError
+from amnesia_bench.sandbox.interpreter import NOBODY, Interpreter, find_interpreter
+from amnesia_bench.sandbox.limits import Limits
+from amnesia_bench.sandbox.script_files import ScriptFiles, script_files
+from amnesia_bench.sandbox.seccomp import filter_program
+from amnesia_bench.sandbox.session import ProgramStoppedError, SandboxError, Session
+
+PACKAGES = "/packages"  # where the sandbox sees numpy
+# All that programs find in their environment. Sets of strings get one order in every run.
+ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
+START_SECONDS = 60.0  # of a loaded machine; a quiet one needs a twentieth of one
+
+Process = subprocess.Popen[bytes]
+
+INSTALL = (
+    "Install bubblewrap 0.8 or later (Debian: apt install bubblewrap) and allow unprivileged user "
+    "namespaces, or type --unsafe-no-sandbox inside a container without network or secrets."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launcher:
+    """Starts programs: in a sandbox of `bwrap`, or without one where that is None."""
+
+    interpreter: Interpreter
+    bwrap: Path | None
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """What verdicts may depend on, for the record."""
+        return {
+            "sandbox": "none" if self.bwrap is None else "bubblewrap",
+            "sandbox_python": self.interpreter.executable.name,
+            "sandbox_numpy": "no" if not self.interpreter.numpy else "yes",
+        }
+
+    @contextmanager
+    def started(
+        self, limits: Limits, cpu_seconds: float, *, script_input: str | None = None
+    ) -> Iterator[Session]:
+        """Start the driver for one program; all of it is dead when the block ends.
+
+        Args:
+            limits: what the program may use.
+            cpu_seconds: for all that this process does.
+            script_input: what the standard input holds of a program that is to run as a script;
+                None for one whose tests are asked for one by one.
+
+        Raises:
+            SandboxError: it did not start.
+        """
+        source = files(__package__).joinpath("driver.py").read_text("utf-8")
+        # -s -S: nothing of the user's and no site-packages.
+        python = [str(self.interpreter.executable), "-s", "-S", "-B", "-c", source]
+        threads = limits.threads if self.bwrap is not None else _others_threads() + limits.threads
+        setup = _setup(limits, threads, cpu_seconds, self._packages())
+        with ExitStack() as stack:
+            script = None
+            if script_input is not None:
+                script = stack.enter_context(script_files(script_input))
+                python += map(str, script.programs)
+            session = stack.enter_context(closing(self._session(stack, python, setup, script)))
+            if script is not None:
+                session.printed = script.printed
+            yield session
+
+    def _packages(self) -> list[str]:
+        if self.bwrap is not None:
+            return [PACKAGES] if self.interpreter.numpy else []
+        return sorted({str(folder.parent) for folder in self.interpreter.numpy})
+
+    def _session(
+        self, stack: ExitStack, python: list[str], setup: dict[str, Any], script: ScriptFiles | None
+    ) -> Session:
+        passed = () if script is None else script.programs
+        if self.bwrap is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
+            if os.geteuid() == 0:
+                os.chown(folder, NOBODY, NOBODY)
+            process = _spawn(python, folder, passed)
+            session = _prepared(process, setup)
+            session.driver = process.pid
+            return session
+        with _pipe() as (info, info_out), _pipe() as (calls, calls_out):
+            calls_out.write(filter_program())
+            calls_out.close()
+            command = self._bwrap_command(info_out.fileno(), calls.fileno())
+            if script is not None:
+                command += ["--ro-bind-data", str(script.copied), "/dev/stdin"]
+                for other in ("/dev/fd/0", "/proc/self/fd/0"):
+                    command += ["--symlink", "/dev/stdin", other]
+                passed = (*passed, script.copied)
+            # After what is written into it. There is no place to write: the kernel's memory for
+            # files, links, their names and attributes has no limit that a program cannot pass.
+            command += ["--remount-ro", "/", "--chdir", "/tmp", "--"]
+            process = _spawn(command + python, "/", (info_out.fileno(), calls.fileno(), *passed))
+            session = _prepared(process, setup)
+            # bwrap has written this before the driver could start; a bwrap that has not is none.
+            os.set_blocking(info.fileno(), False)
+            first = _first_process(info.read() or b"", process)
+            if first is not None:
+                session.init, session.driver = first
+            return session
+
+    def _bwrap_command(self, info: int, seccomp: int) -> list[str]:
+        command = [str(self.bwrap), "--unshare-all", "--unshare-user", "--disable-userns"]
+        command += ["--die-with-parent", "--new-session", "--cap-drop", "ALL"]
+        command += ["--hostname", "sandbox", "--info-fd", str(info), "--seccomp", str(seccomp)]
+        command += ["--dir", "/tmp"]
+        for folder in self.interpreter.folders:
+            # Where /lib is a link into /usr, so it is inside.
+            if folder.is_symlink():
+                command += ["--symlink", str(folder.readlink()), str(folder)]
+            else:
+                command += ["--ro-bind", str(folder), str(folder)]
+        executable = str(self.interpreter.executable)
+        command += ["--ro-bind", executable, executable]
+        for folder in self.interpreter.numpy:
+            command += ["--ro-bind", str(folder), f"{PACKAGES}/{folder.name}"]
+        # No /proc: /proc/1/environ would be the launcher's. No /dev/zero and no terminals: their
+        # memory counts in no limit.
+        for device in ("/dev/null", "/dev/random", "/dev/urandom"):
+            command += ["--dev-bind", device, device]
+        return command
+
+
+def find_launcher(*, unsafe_no_sandbox: bool = False) -> Launcher:
+    """Return how programs are started on this machine; it is not tried yet.
+
+    Raises:
+        MissingEnvironmentError: there is no bubblewrap, or no Python to run programs with.
+    """
+    interpreter = find_interpreter()
+    if unsafe_no_sandbox:
+        return Launcher(interpreter=interpreter, bwrap=None)
+    bwrap = shutil.which("bwrap")
+    if bwrap is None:
+        raise MissingEnvironmentError("no sandbox: bwrap is not in PATH", hint=INSTALL)
+    filter_program()  # raises where there is none for this machine
+    return Launcher(interpreter=interpreter, bwrap=Path(bwrap).resolve())
+
+
+def _setup(limits: Limits, threads: int, cpu_seconds: float, packages: list[str]) -> dict[str, Any]:
+    """Return the first part of the job: what the driver does before it sees the program."""
+    return {
+        "limits": {
+            "RLIMIT_AS": limits.memory_bytes,
+            "RLIMIT_CPU": int(cpu_seconds) + 1,
+            "RLIMIT_NPROC": threads,
+            "RLIMIT_FSIZE": limits.file_bytes,
+            "RLIMIT_NOFILE": limits.open_files,
+            "RLIMIT_SIGPENDING": limits.signals,
+            "RLIMIT_MEMLOCK": 0,
+            "RLIMIT_CORE": 0,
+            "RLIMIT_MSGQUEUE": 0,
+        },
+        "output_bytes": limits.output_bytes,
+        "packages": packages,
+    }
+
+
+def _others_threads() -> int:
+    """Return how many threads the user of programs may soon have besides one program's.
+
+    Outside a user namespace the kernel counts all of a user's threads.
+    """
+    user, threads = (os.geteuid() or NOBODY), 0
+    for process in Path("/proc").iterdir():
+        with suppress(OSError):
+            if process.name.isdecimal() and process.stat().st_uid == user:
+                threads += len(list((process / "task").iterdir()))
+    return threads + Limits().threads * len(os.sched_getaffinity(0))
+
+
+def _prepared(process: Process, setup: dict[str, Any]) -> Session:
+    """Return a session whose driver has greeted, and has set its limits.
+
+    Raises:
+        SandboxError: it has not; says what was written to stderr.
+    """
+    session = Session(process, setup["output_bytes"])
+    deadline = time.monotonic() + START_SECONDS
+    try:
+        session.answer(deadline)
+        session.ask(setup, deadline)
+    except BaseException as error:
+        session.kill()
+        said = session.diagnostics()
+        session.close()
+        if isinstance(error, ProgramStoppedError):
+            raise SandboxError(said or str(error)) from error
+        raise
+    return session
+
+
+def _spawn(command: list[str], folder: str, passed: tuple[int, ...] = ()) -> Process:
+    options: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        options = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command,
+        stdin=pipe,
+        stdout=pipe,
+        stderr=pipe,
+        env=ENVIRONMENT,
+        cwd=folder,
+        pass_fds=passed,
+        start_new_session=True,
+        bufsize=0,
+        **options,
+    )
+
+
+@contextmanager
+def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as source, os.fdopen(writing, "wb", buffering=0) as sink:
+        yield source, sink
+
+
+def _first_process(info: bytes, process: Process) -> tuple[int, int | None] | None:
+    """Return a pidfd of the sandbox's first process, and the number of its child, the driver.
+
+    None if bwrap did not get that far.
+    """
+    try:
+        pid = int(json.loads(info)["child-pid"])
+        descriptor = os.pidfd_open(pid)
+    except (ValueError, KeyError, ProcessLookupError):
+        return None
+    # A child of bwrap, which we have not waited for: so this number has not been given to another.
+    if _parent_of(pid) == process.pid:
+        return descriptor, _child_of(pid)
+    os.close(descriptor)
+    return None
+
+
+def _child_of(pid: int) -> int | None:
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
+    except FileNotFoundError:  # a kernel without this file
+        others = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
+        children = [str(other) for other in others if _parent_of(other) == pid]
+    return int(children[0]) if children else None
+
+
+def _parent_of(pid: int) -> int | None:
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return None
+    return int(status.rpartition(")")[2].split()[1])

@@ -1,0 +1,1 @@
+"""Tokenizers: loading, identity, special tokens and the chat format."""

@@ -1,0 +1,66 @@
+"""One process per device: the same answers, and failures that reach the caller."""
+
+import os
+import signal
+
+import pytest
+
+from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.inference.data_parallel import DataParallelEngine, load_engine
+from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.transformers_engine import TransformersEngine
+from tests.support.tiny_models import needle_prompts, requests_of, tiny_model, tiny_tokenizer
+
+OPTIONS = EngineOptions(
+    dtype="float32", device="cpu", prefill_chunk_tokens=64, max_batch_tokens=1, verify_prefix=2
+)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    tiny_model("hypenet").save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+class Counted(list):
+    """Requests built on demand; must not be copied to the processes as a whole."""
+
+    def __reduce__(self):
+        raise AssertionError("the sequence itself was sent")
+
+
+def test_two_processes_answer_as_one_and_tell_their_mistakes(checkpoint):
+    requests = Counted(requests_of(needle_prompts(12, 400, depths=6), new=4))
+    alone = TransformersEngine.load(checkpoint, OPTIONS)
+    expected = {each.key: each for each in alone.generate(requests)}
+    with DataParallelEngine(checkpoint, OPTIONS, ["cpu", "cpu"]) as engine:
+        assert engine.settings == alone.settings
+        for _ in range(2):
+            found = list(engine.generate(requests))
+            assert len(found) == len(requests)
+            assert {each.key: each for each in found} == expected
+        # One request leaves a process without work.
+        assert [each.key for each in engine.generate(requests[:1])] == [requests[0].key]
+        with pytest.raises(UserError, match="do not fit the model's context"):
+            list(engine.generate(requests_of(needle_prompts(2, 400, depths=2), new=10**6)))
+
+
+@pytest.mark.slow
+def test_a_killed_process_is_an_error_and_not_a_wait(checkpoint):
+    with DataParallelEngine(checkpoint, OPTIONS, ["cpu"]) as engine:
+        answers = engine.generate(requests_of(needle_prompts(4, 400, depths=2), new=200))
+        next(answers)
+        os.kill(engine._workers[0][0].pid, signal.SIGKILL)
+        with pytest.raises(StageFailedError, match="ended by itself"):
+            list(answers)
+
+
+def test_one_device_needs_no_other_process(checkpoint):
+    assert isinstance(load_engine(checkpoint, OPTIONS), TransformersEngine)
+
+
+def test_a_folder_without_a_model_is_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="no such folder"):
+        DataParallelEngine(tmp_path / "absent", OPTIONS, ["cpu"])
