@@ -1,26 +1,24 @@
 """Entry point of `amnesia`: find the command, run it, turn failures into exit codes.
 
-A command is a module of this package with `add_arguments(parser)` and `run(args) -> ExitCode`.
-Only the one that was typed is imported, and each imports what it needs when it runs: `--help`
-must not wait for torch, hydra or rich.
+A command is a module of this package with `add_arguments(parser)` and `run(args) -> ExitCode`,
+with SUBCOMMANDS, or with both. It parses, makes a request, calls a front door and prints. Only the
+module that was typed is imported, and `amnesia_bench` imports a front door where it is used:
+`--help` must not wait for torch, hydra or rich.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from types import ModuleType
 
 from amnesia_bench import __version__
-from amnesia_bench.errors import AmnesiaError, ExitCode, UserError
-from amnesia_bench.printable import message
-from amnesia_bench.store.layout import MANIFEST
+from amnesia_bench.cli.command import Subcommand
+from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.guard import guarded
 
 COMMANDS = {
     "check": "say whether a fine-tune lost long-range recall: the regression gate",
@@ -53,40 +51,52 @@ EXIT_CODES = (
     "With AMNESIA_DEBUG=1 in the environment an error also shows its traceback."
 )
 
-# What a shell makes of a command that one of these has ended.
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
-
-
-class _TerminatedError(BaseException):
-    """SIGTERM as an exception, so that what was half written is removed on the way out."""
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `amnesia` with these arguments and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    top_level = _top_level_parser()
     if not arguments:
-        top_level.print_help(sys.stderr)
+        _top_level_parser().print_help(sys.stderr)
         return int(ExitCode.USER_ERROR)
-    command = top_level.parse_args(arguments[:1]).command
-    module = import_module(f"amnesia_bench.cli.{command.replace('-', '_')}")
-    parser = argparse.ArgumentParser(
-        prog=f"amnesia {command}",
+    name = _top_level_parser().parse_args(arguments[:1]).command
+    module = import_module(f"amnesia_bench.cli.{name.replace('-', '_')}")
+    title, command, rest = _command(module, f"amnesia {name}", arguments[1:])
+    parser = _parser(title, module)
+    command.add_arguments(parser)
+    # Intermixed: values of a config may stand before, between and behind the options.
+    args = parser.parse_intermixed_args(_without_double_dash(rest))
+
+    def run() -> ExitCode:
+        _refuse_undecodable(arguments)
+        return command.run(args)
+
+    return guarded(title, run, getattr(args, "out", None))
+
+
+def _command(
+    module: ModuleType, title: str, arguments: list[str]
+) -> tuple[str, Subcommand, list[str]]:
+    """Return what was typed: its title, what runs it, and the arguments that are left."""
+    subcommands: Mapping[str, Subcommand] = getattr(module, "SUBCOMMANDS", {})
+    if arguments and arguments[0] in subcommands:
+        return f"{title} {arguments[0]}", subcommands[arguments[0]], arguments[1:]
+    if hasattr(module, "run"):
+        return title, Subcommand("", module.add_arguments, module.run), arguments
+    parser = _parser(title, module)
+    choices = parser.add_subparsers(required=True, metavar="SUBCOMMAND")
+    for name, subcommand in subcommands.items():
+        choices.add_parser(name, help=subcommand.help)
+    parser.parse_args(arguments)  # prints help, or an error that lists the sub-commands
+    raise AssertionError(arguments)
+
+
+def _parser(title: str, module: ModuleType) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(
+        prog=title,
         description=module.__doc__,
         epilog=EXIT_CODES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    module.add_arguments(parser)
-    # Intermixed: values of a variant may stand before, between and behind the options.
-    args = parser.parse_intermixed_args(_without_double_dash(arguments[1:]))
-    output = getattr(args, "out", None)
-
-    def run() -> ExitCode:
-        _refuse_undecodable(arguments)
-        return cast("ExitCode", module.run(args))
-
-    with _terminating():
-        return _run(command, run, output)
 
 
 def _without_double_dash(arguments: Sequence[str]) -> list[str]:
@@ -120,50 +130,6 @@ def _refuse_undecodable(arguments: Sequence[str]) -> None:
                 f"{text.encode('utf-8', 'backslashreplace').decode()}: not a name in UTF-8",
                 hint="Rename it, or make a link to it with another name.",
             ) from error
-
-
-def _run(command: str, run: Callable[[], ExitCode], output: Path | None) -> int:
-    for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:  # the caller closed it
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - to the very end
-    there_before = _is_finished(output)
-    try:
-        return int(run())
-    except AmnesiaError as error:
-        if os.environ.get("AMNESIA_DEBUG") == "1":
-            raise
-        sys.stderr.write(message(f"amnesia {command}: {error}\n"))
-        return int(error.exit_code)
-    except (KeyboardInterrupt, _TerminatedError) as end:
-        interrupted = isinstance(end, KeyboardInterrupt)
-        said = "interrupted" if interrupted else "terminated"
-        if not there_before and _is_finished(output):
-            # Running it again would only fail with "already exists".
-            complete = f"amnesia {command}: {said}, but {output} was complete already\n"
-            sys.stderr.write(message(complete))
-            return int(ExitCode.DONE)
-        sys.stderr.write(f"amnesia {command}: {said}\n")
-        return INTERRUPTED if interrupted else TERMINATED
-
-
-def _is_finished(output: Path | None) -> bool:
-    """Return whether the folder that a command writes is there: it appears whole or not at all."""
-    try:
-        return output is not None and (output / MANIFEST).is_file()
-    except OSError:
-        return False
-
-
-@contextmanager
-def _terminating() -> Iterator[None]:
-    def terminate(number: int, frame: object) -> None:
-        raise _TerminatedError
-
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _top_level_parser() -> argparse.ArgumentParser:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self, get_args
 
 from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
+from amnesia_bench.config.cache_key import NEUTRAL
 from amnesia_bench.config.schema import Frozen
 
 
@@ -186,7 +187,7 @@ class DataConfig(Frozen):
     be unusable before the preparation fails; documents that are too long do not count.
     """
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$"), NEUTRAL]
     source: Source
     rows: Rows
     chat: Chat | None

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from amnesia_bench.config.load import expand_sweep, load_root, load_variant, options
+from amnesia_bench.config.load import expand_sweep, load_root, options
 from amnesia_bench.config.schema import Frozen, Variant, unique
 from amnesia_bench.errors import UserError
 
@@ -199,12 +199,6 @@ class Job(Frozen):
     config: ExperimentConfig
     overrides: Overrides
 
-    @property
-    def restore_overrides(self) -> Overrides:
-        """What was changed of the restore variant."""
-        changed = (override.lstrip("+") for override in self.overrides)
-        return tuple(each for each in changed if each.startswith("restore."))
-
 
 def load_jobs(overrides: Sequence[str]) -> tuple[Job, ...]:
     """Compose the experiments that a command line asks for; `a,b` behind a key asks for several.
@@ -219,15 +213,7 @@ def load_jobs(overrides: Sequence[str]) -> tuple[Job, ...]:
         raise UserError(
             "no experiment was named", hint=f"experiment={'|'.join(options('experiment'))}"
         )
-    jobs = tuple(
+    return tuple(
         Job(config=load_root(job, ExperimentConfig), overrides=job)
         for job in expand_sweep(overrides)
     )
-    for job in jobs:
-        # `amnesia restore` is told the name and the changed values: they must say it all.
-        if load_variant(job.config.restore.name, job.restore_overrides) != job.config.restore:
-            raise UserError(
-                f"restore is not {job.config.restore.name} with {list(job.restore_overrides)}",
-                hint="Choose restore=NAME; change values of restore.select and restore.rule only.",
-            )
-    return jobs

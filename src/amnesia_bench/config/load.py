@@ -22,8 +22,9 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError, create_model
 
 import amnesia_bench
+from amnesia_bench.config.data_schema import DataConfig
 from amnesia_bench.config.messages import describe, nearest
-from amnesia_bench.config.schema import Frozen, Variant
+from amnesia_bench.config.schema import Frozen, ModelFile, Variant
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -133,6 +134,20 @@ def check(schema: type[Schema], values: Mapping[str, object]) -> Schema:
         return schema.model_validate(values)
     except ValidationError as error:
         raise describe(error, schema, values, ()) from error
+
+
+def load_data(name: str, overrides: Sequence[str] = ()) -> DataConfig:
+    """Load a source of data by its name; see `load_option`."""
+    return load_option("data", name, overrides, DataConfig)
+
+
+def load_model(name: str) -> ModelFile:
+    """Load a model's shape by the name of its file of configs/model.
+
+    Raises:
+        UserError: no such file.
+    """
+    return ModelFile(name=name, values=load_model_file(name))
 
 
 def load_variant(name: str, overrides: Sequence[str] = ()) -> Variant:

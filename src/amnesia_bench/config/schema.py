@@ -6,6 +6,7 @@ makes sense before any checkpoint is opened.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import (
@@ -14,12 +15,14 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
+    JsonValue,
     NonNegativeInt,
     PositiveInt,
     Tag,
     model_validator,
 )
 
+from amnesia_bench.config.cache_key import NEUTRAL
 from amnesia_bench.records.roles import Role
 
 _MATRIX_ROLES = (Role.Q, Role.K, Role.V, Role.O, Role.GATE)
@@ -136,7 +139,7 @@ Rule = Annotated[Copy | Blend | QKPro | QKProcrustes | LowRank, Field(discrimina
 class Variant(Frozen):
     """A repair: which tensors, and what becomes of them."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$"), NEUTRAL]
     select: Select
     rule: Rule
 
@@ -163,3 +166,13 @@ def _refuse_roles(what: str, roles: tuple[Role, ...], allowed: tuple[Role, ...])
     refused = [role for role in roles if role not in allowed]
     if refused:
         raise ValueError(f"{what} takes roles {', '.join(allowed)} only, not {', '.join(refused)}")
+
+
+class ModelFile(Frozen):
+    """A model's shape, as a file of configs/model or a config.json says it.
+
+    `values` are in the keys of a config.json.
+    """
+
+    name: Annotated[str, NEUTRAL]
+    values: Mapping[str, JsonValue]

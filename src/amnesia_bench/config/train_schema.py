@@ -17,6 +17,7 @@ from pydantic import (
     model_validator,
 )
 
+from amnesia_bench.config.cache_key import NEUTRAL
 from amnesia_bench.config.load import load_option, options
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.config.schema import Frozen
@@ -94,10 +95,10 @@ class TrainConfig(Frozen):
             files name of it; the message that refuses such a checkpoint gives it.
     """
 
-    name: Name
+    name: Annotated[Name, NEUTRAL]
     objective: Literal["align", "distill", "next_token"]
-    model: Name | None
-    teacher: str | None
+    model: Annotated[Name | None, NEUTRAL]  # for estimates only
+    teacher: Annotated[str | None, NEUTRAL]  # the checkpoint itself is an input
     steps: PositiveInt
     global_batch: PositiveInt
     micro_batch: PositiveInt
@@ -108,11 +109,11 @@ class TrainConfig(Frozen):
     freeze: Freeze | None
     optimizer: Optimizer
     compute_dtype: Dtype
-    activation_checkpointing: bool
-    loss_chunk_rows: PositiveInt
-    checkpoints: Checkpoints
+    activation_checkpointing: Annotated[bool, NEUTRAL]
+    loss_chunk_rows: Annotated[PositiveInt, NEUTRAL]
+    checkpoints: Annotated[Checkpoints, NEUTRAL]
     trusted_code_sha256: str | None
-    wandb_project: str | None
+    wandb_project: Annotated[str | None, NEUTRAL]
     seed: NonNegativeInt
 
     @model_validator(mode="after")
@@ -150,7 +151,7 @@ class Recipe(Frozen):
         buffers_dtype: what decays and rotary frequencies are rounded to.
     """
 
-    name: Name
+    name: Annotated[Name, NEUTRAL]
     master_dtype: Dtype
     kd_rows: Literal["all", "first512"]
     kd_dtype: Dtype

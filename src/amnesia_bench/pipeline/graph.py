@@ -19,8 +19,9 @@ from amnesia_bench.config.experiment_schema import (
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.costs.work import Training
 from amnesia_bench.pipeline import stages
-from amnesia_bench.pipeline.stage import Input, Stage, closure
+from amnesia_bench.pipeline.stage import Stage, closure
 from amnesia_bench.reasoning.tasks import task_named
+from amnesia_bench.requests.engines import EngineChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,11 +84,10 @@ def _rows(models: _Models, job: Job) -> Iterator[Row]:
 def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> Iterator[Stage]:
     profile = config.profile
     for part in _parts(config):
-        asked = stages.recall(checkpoint, models.prompts, part, models.recall_options)
+        asked = stages.recall(checkpoint, models.prompts, part, models.recall_engine)
         yield replace(asked, gpus=min(1, profile.gpus))
     for name in config.scope.reasoning:
         plan, task = profile.reasoning[name], task_named(name)
-        settings = stages.option("eval", name, plan.overrides, task.config)
         problems = None
         if plan.generated_problems is not None:
             problems = stages.rows(
@@ -98,9 +98,8 @@ def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> I
                     seed=models.seed,
                 )
             )
-        answered = stages.answers(
-            checkpoint, task, settings, plan.overrides, problems, models.options
-        )
+        settings = stages.evaluation(task, plan.overrides)
+        answered = stages.answers(checkpoint, task, settings, problems, models.engine)
         yield stages.scores(replace(answered, gpus=min(1, profile.gpus)), task)
 
 
@@ -124,16 +123,15 @@ class _Models:
         self.seed = seed
 
     @property
-    def options(self) -> dict[str, str]:
-        """What its engine is told when it answers."""
-        scaling = self.plan.attn_logits_scaling
-        return {} if scaling is None else {"--attn-logits-scaling": scaling}
+    def engine(self) -> EngineChoice:
+        """What answers benchmarks of reasoning."""
+        return EngineChoice(attn_logits_scaling=self.plan.attn_logits_scaling)
 
     @property
-    def recall_options(self) -> dict[str, str]:
-        """What its engine is told when it looks for needles."""
+    def recall_engine(self) -> EngineChoice:
+        """What looks for needles, which may lie further back than the config's limit."""
         limit = self.plan.max_context_tokens
-        return self.options | ({} if limit is None else {"--max-context-tokens": str(limit)})
+        return self.engine.model_copy(update={"max_context_tokens": limit})
 
     @cached_property
     def _tokenizer(self) -> Stage:
@@ -191,30 +189,23 @@ class _Models:
         post = self._trained(self.plan.finetunes[finetune], self._pre, None)
         if method == "post":
             return post
-        chosen = method == "restored"
-        return stages.restored(
-            self._pre,
-            post,
-            job.config.restore if chosen else load_variant(method),
-            job.restore_overrides if chosen else (),
-            self._top,
-        )
+        variant = job.config.restore if method == "restored" else load_variant(method)
+        return stages.restored(self._pre, post, variant, self.plan.top_layers, self._ranking)
 
     @cached_property
-    def _top(self) -> Input | None:
+    def _ranking(self) -> Stage | None:
         if self.plan.top_layers is None:
             return None
-        order = replace(stages.ranking(self._pre), gpus=min(1, self.profile.gpus))
-        return stages.top_layers(self.plan.top_layers, order)
+        return replace(stages.ranking(self._pre), gpus=min(1, self.profile.gpus))
 
     def _trained(self, step: TrainingStep, init: Stage, teacher: Stage | None) -> Stage:
         profile = self.profile
-        overrides = profile.training_overrides
+        run = stages.training_of(step, profile.training_overrides, self.seed)
         data = {
             source: stages.data(
                 step.data.get(source, source), profile.data_overrides, self._tokenizer
             )
-            for source in stages.training_of(step, overrides, self.seed).train.mixture
+            for source in run.train.mixture
         }
-        stage = stages.trained(step, overrides, self.seed, init, data, teacher)
+        stage = stages.trained(step, run, init, data, teacher)
         return replace(stage, gpus=profile.gpus)

@@ -1,7 +1,7 @@
-"""A stage: one call of `amnesia` that makes one folder of others, under an id of its contents.
+"""A stage: one request of a front door that turns input artifacts into one output artifact.
 
-The id covers what decides the result and nothing else: kind, version, settings, and the ids of
-the stages that it reads. Two experiments that need the same folder mean the same stage.
+Its id names the kind, what it is of, and a hash of the request's cache-key fields, in which the
+inputs stand by their ids. Two experiments that need the same artifact mean the same stage.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from graphlib import TopologicalSorter
 from pathlib import Path
-from typing import Any
 
+from amnesia_bench.config.cache_key import cache_key
 from amnesia_bench.costs.work import Work
+from amnesia_bench.requests.base import StageRequest
 from amnesia_bench.store.layout import artifact_path
 
-# Raise a number when code changes what its kind of stage makes of the same settings.
+# Raise a number when code changes what its kind of stage makes of the same request.
 VERSIONS: Mapping[str, int] = {
     "tokenizer": 1,
     "rows": 1,
@@ -38,91 +39,46 @@ VERSIONS: Mapping[str, int] = {
 _HASH_DIGITS = 12
 
 
-@dataclass(frozen=True, kw_only=True)
-class Input:
-    """An argument that names a folder of another stage, or a file in it."""
-
-    stage: Stage
-    prefix: str = ""
-    file: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """The argument that names the folder to write, or a file in it."""
-
-    file: str = ""
-
-
-Argument = str | Input | Output
-
-
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stage:
-    """One call of `amnesia`.
+    """One request, and what running it takes.
 
     Attributes:
         kind: a key of VERSIONS, and the folder of the store.
-        name: for people; part of the id.
-        arguments: of the command.
-        settings: everything besides the inputs that decides the result, as JSON values.
-        shape: the file of configs/model whose shape the checkpoint has that it makes, if it does.
-        work: what estimates are made of.
+        name: what tells it from others of its kind, for people; part of the id.
+        request: what is asked, with its inputs at their places in a store.
+        inputs: the stages whose artifacts the request reads, each once.
+        work: the amounts that estimates are made of.
+        shape: the file of configs/model whose shape the checkpoint has that it makes, if any.
         gpus: how many it takes; 0 for a stage of the CPU.
-        workers_option: how its command is told how many processes it may run at once; None where
-            it runs one.
+        many_processes: whether its request has `workers`, processes that run at once.
     """
 
     kind: str
     name: str
-    arguments: tuple[Argument, ...]
-    settings: Mapping[str, Any]
+    request: StageRequest
+    inputs: tuple[Stage, ...]
     work: Work
     shape: str | None = None
     gpus: int = 0
-    workers_option: str | None = None
-
-    @cached_property
-    def inputs(self) -> tuple[Stage, ...]:
-        """The stages it reads, each once, in the order of its arguments."""
-        found = {a.stage.id: a.stage for a in self.arguments if isinstance(a, Input)}
-        return tuple(found.values())
+    many_processes: bool = False
 
     @cached_property
     def id(self) -> str:
-        """Its name and a hash of what decides the result."""
-        inputs = [[a.prefix, a.stage.id, a.file] for a in self.arguments if isinstance(a, Input)]
-        said = [self.kind, VERSIONS[self.kind], inputs, self.settings]
-        text = json.dumps(said, sort_keys=True, separators=(",", ":"), allow_nan=False)
+        """Kind, name, and a hash of everything that decides the result."""
+        key = [VERSIONS[self.kind], self.request.front_door, cache_key(self.request)]
+        text = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
         digest = hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
-        return f"{re.sub(r'[^A-Za-z0-9._=+-]+', '-', self.name)}-{digest}"
+        return f"{self.kind}.{re.sub(r'[^A-Za-z0-9._=+-]+', '-', self.name)}-{digest}"
 
     @property
-    def title(self) -> str:
-        """Kind and id for people, and what tells it from others of its name."""
-        return f"{self.kind} {self.id}{about(self.kind, self.settings)}"
+    def location(self) -> Path:
+        """Its artifact's folder, relative to a store."""
+        return Path(self.kind, self.id)
 
     def folder(self, store: Path) -> Path:
         """Return where its artifact lies."""
         return artifact_path(store, self.kind, self.id)
-
-    def command(self, store: Path, threads: int = 1) -> tuple[str, ...]:
-        """Return the arguments of `amnesia`, with the folders of a store and its share of cores."""
-        workers = () if self.workers_option is None else (self.workers_option, str(threads))
-        return (*(self._typed(argument, store) for argument in self.arguments), *workers)
-
-    def _typed(self, argument: Argument, store: Path) -> str:
-        if isinstance(argument, Input):
-            return f"{argument.prefix}{argument.stage.folder(store) / argument.file}"
-        if isinstance(argument, Output):
-            return str(self.folder(store) / argument.file)
-        return argument
-
-
-def about(kind: str, settings: Mapping[str, Any]) -> str:
-    """Return what tells a stage from others of its name: of recall the lengths, else nothing."""
-    lengths = settings.get("lengths")
-    return f" at {', '.join(map(str, lengths))}" if kind == "recall" and lengths else ""
 
 
 def closure(stages: Iterable[Stage]) -> tuple[Stage, ...]:
@@ -141,7 +97,7 @@ def unsettled(stages: Sequence[Stage], cached: Collection[str]) -> list[Stage]:
     """
     found: dict[str, Stage] = {}
     for stage in stages:
-        if stage.id not in cached or any(each.id in found for each in stage.inputs):
+        if stage.id not in cached or any(read.id in found for read in stage.inputs):
             found[stage.id] = stage
     return list(found.values())
 
@@ -149,5 +105,5 @@ def unsettled(stages: Sequence[Stage], cached: Collection[str]) -> list[Stage]:
 def _with_inputs(stage: Stage, known: Mapping[str, Stage]) -> Iterator[Stage]:
     if stage.id not in known:
         yield stage
-        for each in stage.inputs:
-            yield from _with_inputs(each, known)
+        for read in stage.inputs:
+            yield from _with_inputs(read, known)

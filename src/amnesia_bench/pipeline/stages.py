@@ -1,35 +1,54 @@
-"""The stages by kind: each the command that is typed by hand, and the settings that decide it."""
+"""The stages by kind: each holds the request that a user would make by hand, and its amounts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from typing import Literal
 
 from amnesia_bench.config.data_schema import DataConfig, SyntheticSource
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.experiment_schema import RecallPlan, TrainingStep
-from amnesia_bench.config.fields import deciding
-from amnesia_bench.config.load import load_model_file, load_option
+from amnesia_bench.config.load import load_data, load_model
 from amnesia_bench.config.schema import Variant
 from amnesia_bench.config.train_schema import TrainingRun, load_training
 from amnesia_bench.costs.work import Answering, Training, Weights, Writing
 from amnesia_bench.data.synthesize import ROWS
-from amnesia_bench.pipeline.stage import Argument, Input, Output, Stage
+from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.reasoning.code.livecodebench import ProgramScorer
+from amnesia_bench.reasoning.tasks import load_eval
 from amnesia_bench.reasoning.tasks.task import ReasoningTask
+from amnesia_bench.requests.checkpoints import (
+    ConvertRequest,
+    DownloadRequest,
+    InitializeRequest,
+    RankedLayers,
+    RestoreRequest,
+)
+from amnesia_bench.requests.data import (
+    PrepareRequest,
+    SynthesizeRowsRequest,
+    SynthesizeTokenizerRequest,
+)
+from amnesia_bench.requests.engines import EngineChoice
+from amnesia_bench.requests.reasoning import GenerateRequest, ScoreRequest
+from amnesia_bench.requests.recall import (
+    BuildPromptsRequest,
+    EvaluateRequest,
+    HubEssays,
+    RankLayersRequest,
+)
+from amnesia_bench.requests.training import TrainRequest
 
-RANKING = "ranking.json"
 _BYTES_PER_WORD, _WORDS_PER_PROBLEM = 6, 80
 # FDA, SWDE and Ruler-QA-SQuAD for each layer ablated; documents of about 2,000 tokens.
 RANKING_PROMPTS = ((2048, 28 * 4300),)
 _HUB_TOKENS = 1e9
 _QUESTION_TOKENS = 128  # for estimates: most questions are shorter
-_OUT = ("--out", Output())
-# Of the engine, as they are typed: {"--attn-logits-scaling": "hype 500"}.
-Options = Mapping[str, str]
 
 # Composing takes 50 ms, and many stages share a config.
-option, _training = cache(load_option), cache(load_training)
+_data, _eval = cache(load_data), cache(load_eval)
+_model, _training = cache(load_model), cache(load_training)
 
 
 def tokenizer(seed: int) -> Stage:
@@ -37,26 +56,21 @@ def tokenizer(seed: int) -> Stage:
     return Stage(
         kind="tokenizer",
         name=f"generated-s{seed}",
-        arguments=("data", "synthesize", "tokenizer", "--seed", str(seed), *_OUT),
-        settings={"seed": seed},
+        request=SynthesizeTokenizerRequest(seed=seed),
+        inputs=(),
         work=Writing(bytes=1e5),
     )
 
 
 def rows(source: SyntheticSource) -> Stage:
     """Write generated rows."""
-    words = () if source.words is None else ("--words", str(source.words))
+    words = source.words or _WORDS_PER_PROBLEM
     return Stage(
         kind="rows",
         name=f"{source.generator}-s{source.seed}",
-        arguments=(
-            *("data", "synthesize", source.generator, "--rows", str(source.rows), *words),
-            *("--seed", str(source.seed), *_OUT),
-        ),
-        settings=deciding(source),
-        work=Writing(
-            bytes=float(source.rows * (source.words or _WORDS_PER_PROBLEM) * _BYTES_PER_WORD)
-        ),
+        request=SynthesizeRowsRequest(source=source),
+        inputs=(),
+        work=Writing(bytes=float(source.rows * words * _BYTES_PER_WORD)),
     )
 
 
@@ -65,8 +79,8 @@ def download(repository: str, shape: str) -> Stage:
     return Stage(
         kind="download",
         name=repository.rpartition("/")[2],
-        arguments=("download", repository, *_OUT),
-        settings={"repository": repository},
+        request=DownloadRequest(repository=repository),
+        inputs=(),
         shape=shape,
         work=Weights(shape=shape),
     )
@@ -77,11 +91,8 @@ def initial(shape: str, tokenizer: Stage, seed: int) -> Stage:
     return Stage(
         kind="initial",
         name=f"{shape}-s{seed}",
-        arguments=(
-            *("init", "--model", shape, "--tokenizer", Input(stage=tokenizer)),
-            *("--seed", str(seed), *_OUT),
-        ),
-        settings={"model": load_model_file(shape), "seed": seed},
+        request=InitializeRequest(model=_model(shape), tokenizer=tokenizer.location, seed=seed),
+        inputs=(tokenizer,),
         shape=shape,
         work=Weights(shape=shape),
     )
@@ -95,15 +106,12 @@ def shape_of(checkpoint: Stage) -> str:
 
 def data(config: str, overrides: Sequence[str], tokenizer: Stage) -> Stage:
     """Turn a source of data into sequences of tokens."""
-    loaded = option("data", config, tuple(overrides), DataConfig)
+    loaded = _data(config, tuple(overrides))
     return Stage(
         kind="data",
         name=config,
-        arguments=(
-            *("data", "prepare", config, "--tokenizer", Input(stage=tokenizer), *_OUT),
-            *overrides,
-        ),
-        settings=deciding(loaded),
+        request=PrepareRequest(config=loaded, tokenizer=tokenizer.location),
+        inputs=(tokenizer,),
         work=Writing(bytes=_data_bytes(loaded)),
     )
 
@@ -115,27 +123,27 @@ def training_of(step: TrainingStep, overrides: Sequence[str], seed: int) -> Trai
 
 
 def trained(
-    step: TrainingStep, overrides: Sequence[str], seed: int, init: Stage, data: Mapping[str, Stage],
+    step: TrainingStep, run: TrainingRun, init: Stage, data: Mapping[str, Stage],
     teacher: Stage | None,
 ) -> Stage:  # fmt: skip
     """Train a stage of HypeNet, or fine-tune; `data` by source."""
-    run = training_of(step, overrides, seed)
-    given: list[Argument] = []
-    for source, stage in data.items():
-        given += ["--data", Input(stage=stage, prefix=f"{source}=")]
-    if teacher is not None:
-        given += ["--teacher", Input(stage=teacher)]
     return Stage(
         kind="trained",
-        name=f"{step.train}-s{seed}",
-        arguments=(
-            *("train", "--config", step.train, "--init", Input(stage=init), *given, *_OUT),
-            *(*step.overrides, *overrides, f"train.seed={seed}"),
+        name=f"{step.train}-s{run.train.seed}",
+        request=TrainRequest(
+            run=run,
+            init=init.location,
+            data={source: stage.location for source, stage in data.items()},
+            teacher=None if teacher is None else teacher.location,
         ),
-        settings=deciding(run),
+        inputs=_once(init, *data.values(), *([] if teacher is None else [teacher])),
         shape=init.shape,
         work=Training(run=run, shape=shape_of(init)),
     )
+
+
+def _once(*stages: Stage) -> tuple[Stage, ...]:
+    return tuple({stage.id: stage for stage in stages}.values())
 
 
 def _data_bytes(config: DataConfig) -> float:
@@ -148,17 +156,18 @@ def _data_bytes(config: DataConfig) -> float:
 
 def converted(shape: str, teacher: Stage, student: Stage | None, seed: int) -> Stage:
     """Make the student of alignment, or with its mixers the hybrid."""
-    size = shape.removeprefix("hypenet_")
-    step = "1" if student is None else "2"
-    given = () if student is None else ("--student", Input(stage=student))
+    stage: Literal[1, 2] = 1 if student is None else 2
     return Stage(
         kind="converted",
-        name=f"{shape}-stage{step}-s{seed}",
-        arguments=(
-            *("convert", "--teacher", Input(stage=teacher), "--size", size, "--stage", step),
-            *(*given, "--seed", str(seed), *_OUT),
+        name=f"{shape}-stage{stage}-s{seed}",
+        request=ConvertRequest(
+            teacher=teacher.location,
+            model=_model(shape),
+            stage=stage,
+            student=None if student is None else student.location,
+            seed=seed,
         ),
-        settings={"model": load_model_file(shape), "stage": step, "seed": seed},
+        inputs=_once(teacher, *([] if student is None else [student])),
         shape=shape,
         work=Weights(shape=shape),
     )
@@ -169,33 +178,27 @@ def ranking(checkpoint: Stage) -> Stage:
     return Stage(
         kind="ranking",
         name=checkpoint.name,
-        arguments=(
-            *("rank-layers", "--checkpoint", Input(stage=checkpoint)),
-            *("--out", Output(file=RANKING)),
-        ),
-        settings={},
+        request=RankLayersRequest(checkpoint=checkpoint.location),
+        inputs=(checkpoint,),
         work=Answering(shape=shape_of(checkpoint), prompts=RANKING_PROMPTS, new_tokens=48),
     )
 
 
-def top_layers(count: int, order: Stage) -> Input:
-    """Return the argument that chooses the first layers of a ranking."""
-    return Input(stage=order, prefix=f"top{count}@", file=RANKING)
-
-
 def restored(
-    pre: Stage, post: Stage, variant: Variant, overrides: Sequence[str], top: Input | None
+    pre: Stage, post: Stage, variant: Variant, count: int | None, ranked: Stage | None
 ) -> Stage:
-    """Put weights of `pre` back into `post`; `top` says in how many layers of which ranking."""
-    layers: tuple[Argument, ...] = () if top is None else ("--layers", top)
+    """Put weights of `pre` back into `post`; in the first `count` layers of a ranking, if any."""
+    layers = None
+    if count is not None and ranked is not None:
+        file = ranked.location / RankLayersRequest.out_file
+        layers = RankedLayers(count=count, file=file)
     return Stage(
         kind="restored",
         name=f"{post.name}-{variant.name}",
-        arguments=(
-            *("restore", "--pre", Input(stage=pre), "--post", Input(stage=post)),
-            *("--variant", variant.name, *layers, *_OUT, *overrides),
+        request=RestoreRequest(
+            pre=pre.location, post=post.location, variant=variant, ranked_layers=layers
         ),
-        settings=deciding(variant),
+        inputs=_once(pre, post, *([] if ranked is None else [ranked])),
         shape=post.shape,
         work=Weights(shape=shape_of(post)),
     )
@@ -203,45 +206,36 @@ def restored(
 
 def prompts(plan: RecallPlan, tokenizer: Stage, haystack: Stage | None) -> Stage:
     """Build the NIAH prompts that all checkpoints with a tokenizer share."""
-    hay: Argument = "hub" if haystack is None else Input(stage=haystack, file=ROWS)
-    tasks, lengths = ",".join(plan.tasks), ",".join(map(str, plan.lengths))
     return Stage(
         kind="prompts",
         name=f"niah-{'hub' if haystack is None else haystack.name}",
-        arguments=(
-            *("niah", "build", "--tokenizer", Input(stage=tokenizer), "--haystack", hay),
-            *("--tasks", tasks, "--lengths", lengths, "--samples", str(plan.samples), *_OUT),
+        request=BuildPromptsRequest(
+            tokenizer=tokenizer.location,
+            tasks=plan.tasks,
+            lengths=plan.lengths,
+            samples=plan.samples,
+            haystack=HubEssays() if haystack is None else haystack.location / ROWS,
         ),
-        settings={
-            "tasks": plan.tasks,
-            "lengths": plan.lengths,
-            "samples": plan.samples,
-            "haystack": None if haystack is not None else "hub",
-        },
+        inputs=_once(tokenizer, *([] if haystack is None else [haystack])),
         work=Writing(bytes=8e4 * len(plan.tasks) * len(plan.lengths)),
     )
 
 
-def recall(checkpoint: Stage, asked: Stage, part: RecallPlan, options: Options) -> Stage:
+def recall(checkpoint: Stage, asked: Stage, part: RecallPlan, engine: EngineChoice) -> Stage:
     """Let a checkpoint look for the needles of a part of the prompts."""
     count = len(part.tasks) * part.samples
-    tasks, lengths = ",".join(part.tasks), ",".join(map(str, part.lengths))
     return Stage(
         kind="recall",
-        name=checkpoint.name,
-        arguments=(
-            *("eval", "niah", "--checkpoint", Input(stage=checkpoint)),
-            *("--prompts", Input(stage=asked)),
-            *("--tasks", tasks, "--lengths", lengths),
-            *("--max-new-tokens", str(part.max_new_tokens), *_OUT),
-            *_typed(options),
+        name=f"{checkpoint.name}.{'+'.join(map(str, part.lengths))}",
+        request=EvaluateRequest(
+            checkpoint=checkpoint.location,
+            prompts=asked.location,
+            tasks=part.tasks,
+            lengths=part.lengths,
+            max_new_tokens=part.max_new_tokens,
+            engine=engine,
         ),
-        settings={
-            "tasks": part.tasks,
-            "lengths": part.lengths,
-            "max_new_tokens": part.max_new_tokens,
-            "options": dict(options),
-        },
+        inputs=_once(checkpoint, asked),
         work=Answering(
             shape=shape_of(checkpoint),
             prompts=tuple((length, count) for length in part.lengths),
@@ -250,31 +244,26 @@ def recall(checkpoint: Stage, asked: Stage, part: RecallPlan, options: Options) 
     )
 
 
-def _typed(options: Options) -> tuple[str, ...]:
-    return tuple(word for option in options.items() for word in option)
-
-
 def answers(
-    checkpoint: Stage, task: ReasoningTask, config: EvalConfig, overrides: Sequence[str],
-    problems: Stage | None, options: Options,
+    checkpoint: Stage, task: ReasoningTask, config: EvalConfig, problems: Stage | None,
+    engine: EngineChoice,
 ) -> Stage:  # fmt: skip
     """Let a checkpoint answer a benchmark; without `problems` they are the hub's."""
-    given: tuple[Argument, ...] = ()
     count = task.source.rows
     if problems is not None:
-        given = ("--data", Input(stage=problems, file=ROWS))
-        count = problems.settings["rows"]
+        assert isinstance(problems.request, SynthesizeRowsRequest)
+        count = problems.request.source.rows
     return Stage(
         kind="answers",
-        name=f"{checkpoint.name}-{task.name}",
-        arguments=(
-            *("generate", "--checkpoint", Input(stage=checkpoint), "--task", task.name),
-            *given,
-            *_OUT,
-            *overrides,
-            *_typed(options),
+        name=f"{checkpoint.name}.{task.name}",
+        request=GenerateRequest(
+            checkpoint=checkpoint.location,
+            task=task.name,
+            config=config,
+            data=None if problems is None else problems.location / ROWS,
+            engine=engine,
         ),
-        settings={"task": task.name, "eval": deciding(config), "options": dict(options)},
+        inputs=_once(checkpoint, *([] if problems is None else [problems])),
         work=Answering(
             shape=shape_of(checkpoint),
             prompts=((_QUESTION_TOKENS, count * config.repeats),),
@@ -285,12 +274,16 @@ def answers(
 
 def scores(answered: Stage, task: ReasoningTask) -> Stage:
     """Judge answers; programs run several at once."""
-    programs = isinstance(next(iter(task.scorers.values())), ProgramScorer)
     return Stage(
         kind="scores",
         name=answered.name,
-        arguments=("score", Input(stage=answered), *_OUT),
-        settings={},
+        request=ScoreRequest(answers=answered.location),
+        inputs=(answered,),
         work=Writing(bytes=1e6),
-        workers_option="--workers" if programs else None,
+        many_processes=isinstance(next(iter(task.scorers.values())), ProgramScorer),
     )
+
+
+def evaluation(task: ReasoningTask, overrides: Sequence[str]) -> EvalConfig:
+    """Return how the answers to a benchmark are drawn."""
+    return _eval(task.name, tuple(overrides))

@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from amnesia_bench.config.fields import deciding
+from amnesia_bench.config.cache_key import cache_key
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import UserError
 from amnesia_bench.records import codec
@@ -51,7 +51,7 @@ class Beginning:
     def differences(self, other: Beginning) -> list[str]:
         """Return what decides the result and is not the same now, in `other`."""
         found = []
-        before, now = deciding(self.run), deciding(other.run)
+        before, now = cache_key(self.run), cache_key(other.run)
         for group, old in before.items():
             for key, value in now[group].items():
                 if old[key] != value:

@@ -4,11 +4,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from amnesia_bench.config.fields import DECIDING, NEUTRAL
 
 from amnesia_bench.config.data_schema import DataConfig, SyntheticSource
 from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
 from amnesia_bench.config.experiment_schema import TrainingStep
-from amnesia_bench.config.fields import DECIDING, NEUTRAL
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.config.schema import Frozen, Variant
 from amnesia_bench.config.train_schema import Recipe, TrainConfig

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
+from amnesia_bench.config.eval_schema import EvalConfig
+from amnesia_bench.config.load import load_option
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.errors import UserError
 from amnesia_bench.reasoning.tasks.aime24 import AIME24
@@ -28,3 +30,12 @@ def task_named(name: str) -> ReasoningTask:
     if name not in TASKS:
         raise UserError(f"task {name}: not known", hint=nearest(name, list(TASKS)))
     return TASKS[name]
+
+
+def load_eval(task: str, overrides: Sequence[str] = ()) -> EvalConfig:
+    """Load how the answers to a benchmark are drawn: configs/eval/TASK.yaml.
+
+    Raises:
+        UserError: no such task, or an override is wrong.
+    """
+    return load_option("eval", task, overrides, task_named(task).config)

@@ -1,0 +1,76 @@
+"""Run a command or a stage: failures become exit codes, and nothing is left half-written."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from amnesia_bench.errors import AmnesiaError, ExitCode
+from amnesia_bench.printable import message
+from amnesia_bench.store.layout import MANIFEST
+
+# What a shell makes of a command that one of these has ended.
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM as an exception, so that what was half written is removed on the way out."""
+
+
+def guarded(title: str, run: Callable[[], ExitCode], output: Path | None) -> int:
+    """Run a command and return its exit code.
+
+    Args:
+        title: what the messages on stderr begin with: "amnesia restore".
+        run: the command.
+        output: the folder that it writes, if it writes one.
+    """
+    with _terminating():
+        return _guarded(title, run, output)
+
+
+def _guarded(title: str, run: Callable[[], ExitCode], output: Path | None) -> int:
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # the caller closed it
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - to the very end
+    there_before = _is_finished(output)
+    try:
+        return int(run())
+    except AmnesiaError as error:
+        if os.environ.get("AMNESIA_DEBUG") == "1":
+            raise
+        sys.stderr.write(message(f"{title}: {error}\n"))
+        return int(error.exit_code)
+    except (KeyboardInterrupt, _TerminatedError) as end:
+        interrupted = isinstance(end, KeyboardInterrupt)
+        how = "interrupted" if interrupted else "terminated"
+        if not there_before and _is_finished(output):
+            # Running it again would only fail with "already exists".
+            sys.stderr.write(message(f"{title}: {how}, but {output} was complete already\n"))
+            return int(ExitCode.DONE)
+        sys.stderr.write(f"{title}: {how}\n")
+        return INTERRUPTED if interrupted else TERMINATED
+
+
+def _is_finished(output: Path | None) -> bool:
+    """Return whether the folder that a command writes is there: it appears whole or not at all."""
+    try:
+        return output is not None and (output / MANIFEST).is_file()
+    except OSError:
+        return False
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    def terminate(number: int, frame: object) -> None:
+        raise _TerminatedError
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,39 @@
+"""Requests for data: prepare training data, or generate rows and a tokenizer."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from pydantic import NonNegativeInt
+
+from amnesia_bench.config.data_schema import DataConfig, SyntheticSource
+from amnesia_bench.requests.base import Location, StageRequest
+
+
+class PrepareRequest(StageRequest):
+    """`prepare`: turn a source of data into packed sequences of tokens.
+
+    Attributes:
+        config: the source, and how its rows become sequences; `load_data("miromind")`.
+        tokenizer: folder of the checkpoint to train, or of its tokenizer.
+        inputs: files or folders to read whole instead of the config's source.
+    """
+
+    front_door: ClassVar[str] = "prepare"
+    config: DataConfig
+    tokenizer: Location
+    inputs: tuple[Location, ...] = ()
+
+
+class SynthesizeRowsRequest(StageRequest):
+    """`synthesize_rows`: generate the rows of a synthetic source."""
+
+    front_door: ClassVar[str] = "synthesize_rows"
+    source: SyntheticSource
+
+
+class SynthesizeTokenizerRequest(StageRequest):
+    """`synthesize_tokenizer`: train the tokenizer of generated texts."""
+
+    front_door: ClassVar[str] = "synthesize_tokenizer"
+    seed: NonNegativeInt = 0

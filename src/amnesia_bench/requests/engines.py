@@ -1,0 +1,24 @@
+"""How a model is run while it answers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import PositiveInt
+
+from amnesia_bench.config.schema import Frozen
+
+
+class EngineChoice(Frozen):
+    """Which inference engine answers, and what of the model's config it overrides.
+
+    Attributes:
+        name: the engine.
+        max_context_tokens: overrides the context limit of the model's config, which may be wrong
+            or a limit of training only.
+        attn_logits_scaling: overrides that of a HypeNet's config: "hype 500".
+    """
+
+    name: Literal["transformers", "vllm"] = "transformers"
+    max_context_tokens: PositiveInt | None = None
+    attn_logits_scaling: str | None = None

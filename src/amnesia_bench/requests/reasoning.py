@@ -1,0 +1,67 @@
+"""Requests for reasoning: generate answers to a benchmark, score them, compare two models."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar
+
+from pydantic import PositiveInt
+
+from amnesia_bench.config.cache_key import NEUTRAL
+from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
+from amnesia_bench.requests.base import Location, Request, StageRequest
+from amnesia_bench.requests.engines import EngineChoice
+
+
+class GenerateRequest(StageRequest):
+    """`generate`: let a model answer a reasoning benchmark; resumable.
+
+    Attributes:
+        checkpoint: folder of the model.
+        task: math500, gsm8k, aime24, livecodebench or ifeval.
+        config: how answers are drawn; `load_eval("math500")`.
+        data: a file (livecodebench: or a folder) with the problems instead of the hub's.
+        limit: only the first `limit` problems.
+        method: the row's label in a table.
+        chat_template: a Jinja file instead of the tokenizer's template.
+        engine: what runs the model.
+    """
+
+    front_door: ClassVar[str] = "generate"
+    checkpoint: Location
+    task: str
+    config: EvalConfig | CodeEvalConfig
+    data: Location | None = None
+    limit: PositiveInt | None = None
+    method: str = ""
+    chat_template: Location | None = None
+    engine: EngineChoice = EngineChoice()
+
+
+class ScoreRequest(StageRequest):
+    """`score`: judge the answers that `generate` wrote.
+
+    Attributes:
+        answers: their folder.
+        scorer: a scorer of the task; None is its strict one.
+        data: the problems, if they are no longer where they were.
+        unsafe_no_sandbox: run programs outside a sandbox.
+        workers: programs that run at once; None is one per CPU core.
+    """
+
+    front_door: ClassVar[str] = "score"
+    answers: Location
+    scorer: str | None = None
+    data: Location | None = None
+    unsafe_no_sandbox: Annotated[bool, NEUTRAL] = False
+    workers: Annotated[PositiveInt | None, NEUTRAL] = None
+
+
+class CompareRequest(Request):
+    """`compare`: is one model better than another on the same problems?
+
+    `first` and `second` are folders of scored answers; `scorer` as for `score`.
+    """
+
+    first: Location
+    second: Location
+    scorer: str | None = None
