@@ -25,6 +25,7 @@ import amnesia_bench
 from amnesia_bench.config.data_schema import DataConfig
 from amnesia_bench.config.messages import describe, nearest
 from amnesia_bench.config.schema import Frozen, ModelFile, Variant
+from amnesia_bench.config.train_schema import Recipe, TrainConfig, TrainingRun
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
@@ -153,6 +154,36 @@ def load_model(name: str) -> ModelFile:
 def load_variant(name: str, overrides: Sequence[str] = ()) -> Variant:
     """Load a restore variant by its name; see `load_option`."""
     return load_option("restore", name, overrides, Variant)
+
+
+def load_training(name: str, overrides: Sequence[str] = ()) -> TrainingRun:
+    """Load a stage of configs/train by name.
+
+    Args:
+        name: a file of configs/train.
+        overrides: `recipe=halo_parity`, `recipe.kd_rows=all`, `train.steps=20`, ...
+
+    Raises:
+        UserError: no such stage or recipe, or an override is wrong; the message names its path.
+    """
+    chosen = [o.partition("=")[2] for o in overrides if o.startswith("recipe=")]
+    values = [o for o in overrides if not o.startswith("recipe=")]
+    groups = {"train": [], "recipe": []}  # type: dict[str, list[str]]
+    for override in values:
+        group = override.lstrip("+~").partition("=")[0].partition(".")[0]
+        if group not in groups:
+            raise UserError(f"{override}: unknown key", hint=nearest(group, list(groups)))
+        if override.lstrip("+").startswith("train.mixture="):
+            # Hydra would add to the sources of the stage; these are meant instead of them.
+            groups[group].append("~train.mixture")
+        groups[group].append(override)
+    recipe = chosen[-1] if chosen else "fixed"
+    if recipe not in options("recipe"):
+        raise UserError(f"recipe={recipe}: no such option", hint=nearest(recipe, options("recipe")))
+    return TrainingRun(
+        train=load_option("train", name, groups["train"], TrainConfig),
+        recipe=load_option("recipe", recipe, groups["recipe"], Recipe),
+    )
 
 
 def _load(
