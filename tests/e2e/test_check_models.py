@@ -11,7 +11,7 @@ from amnesia_bench.recall.check import CheckPlan, CheckResult, check
 from amnesia_bench.recall.check_inputs import open_candidates
 from amnesia_bench.records.evaluation import Sampling
 from amnesia_bench.records.recall import CheckVerdict, Rule
-from amnesia_bench.surgery import restore
+from tests.support.surgery import restore
 from tests.support.tiny_retrieval import LookupCell, noised, train
 
 pytestmark = pytest.mark.slow
