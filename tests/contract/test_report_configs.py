@@ -9,7 +9,7 @@ import pytest
 
 from amnesia_bench.config.experiment_schema import Job, load_jobs
 from amnesia_bench.config.load import load_option, options
-from amnesia_bench.config.report_schema import Recall, Score, TableConfig
+from amnesia_bench.config.report_schema import RecallColumns, Score, TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.pipeline.graph import Graph, build
 from amnesia_bench.pipeline.producers import check_columns
@@ -124,7 +124,7 @@ def test_a_column_that_no_evaluation_fills_is_refused(
 
 def test_recall_of_a_task_that_there_is_not_is_refused() -> None:
     table = load_option("report", "table1", [], TableConfig)
-    recall = Recall(tasks=("niah_single_1", "niah_single_4"), lengths=(1024,))
+    recall = RecallColumns(tasks=("niah_single_1", "niah_single_4"), lengths=(1024,))
     with pytest.raises(UserError, match=r"recall\.tasks\[1\]=niah_single_4"):
         check_columns("table1", table.model_copy(update={"recall": recall}))
 

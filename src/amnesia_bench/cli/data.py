@@ -32,7 +32,7 @@ from amnesia_bench.printable import printable
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from amnesia_bench.data.prepare import Progress, Report
+    from amnesia_bench.data.prepare import PreparationProgress, Report
     from amnesia_bench.data.sequence_store import SequenceStore
     from amnesia_bench.records.data import DataDescription
 
@@ -233,7 +233,7 @@ def _reporting() -> Iterator[Report]:
     tasks = {}
     with Bars(*columns, console=Console(stderr=True)) as bars:
 
-        def report(progress: Progress) -> None:
+        def report(progress: PreparationProgress) -> None:
             if progress.step not in tasks:
                 # Nobody knows how many rows a file has: the bar only shows that it moves.
                 tasks[progress.step] = bars.add_task(progress.step, total=None, counted="")
@@ -245,14 +245,14 @@ def _reporting() -> Iterator[Report]:
         yield report
 
 
-def _print_finished(progress: Progress) -> None:
+def _print_finished(progress: PreparationProgress) -> None:
     from amnesia_bench.cli.output import tell
 
     if progress.finished:
         tell(_line(progress))
 
 
-def _line(progress: Progress) -> str:
+def _line(progress: PreparationProgress) -> str:
     line = f"{progress.step}: {_counted(progress)}"
     if progress.held_out:
         path = progress.step
@@ -266,7 +266,7 @@ def _line(progress: Progress) -> str:
     return printable(line)
 
 
-def _counted(progress: Progress) -> str:
+def _counted(progress: PreparationProgress) -> str:
     unit = "sequences" if progress.step == "packing" else "documents"
     done = ", done before" if progress.reused else ""
     return f"{progress.done:,} {unit}, {progress.tokens:,} tokens{done}"

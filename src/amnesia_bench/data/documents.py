@@ -20,7 +20,7 @@ from amnesia_bench.tokenizers.data_tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Documents:
+class TokenizedDocuments:
     """Tokenised documents end to end: tokens uint32 [N], mask bool [N], lengths int64 [D]."""
 
     tokens: NDArray[np.uint32]
@@ -79,7 +79,7 @@ class DocumentMaker:
             raise DroppedRow(Reason.EMPTY)
         return [Segment(document, True)]
 
-    def tokenise(self, documents: list[list[Segment]]) -> tuple[Documents, int]:
+    def tokenise(self, documents: list[list[Segment]]) -> tuple[TokenizedDocuments, int]:
         """Return documents as tokens, and how many were left out since nothing is trained."""
         segments = [segment for document in documents for segment in document]
         tokens, lengths = self._tokenizer.encode_batch(
@@ -97,7 +97,7 @@ class DocumentMaker:
         if not trained.all():
             kept = np.repeat(trained, lengths)
             tokens, mask = tokens[kept], mask[kept]
-        return Documents(tokens, mask, lengths[trained]), int((~trained).sum())
+        return TokenizedDocuments(tokens, mask, lengths[trained]), int((~trained).sum())
 
 
 def _sums(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:

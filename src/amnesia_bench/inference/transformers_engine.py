@@ -31,7 +31,7 @@ from amnesia_bench.inference.batches import (
     first_batch,
     leaves_of,
 )
-from amnesia_bench.inference.decoding import Row, Stopping, decode
+from amnesia_bench.inference.decoding import DecodingRow, Stopping, decode
 from amnesia_bench.inference.language_model import context_limit, examine
 from amnesia_bench.inference.options import EngineOptions
 from amnesia_bench.inference.out_of_memory import (
@@ -208,7 +208,7 @@ class TransformersEngine:
         while waiting:
             limits = BatchLimits(self._batch_tokens, self._limit, unequal=self._model.joins_rows)
             batch = first_batch(waiting, limits)
-            rows = [Row.of(requests[leaf.index]) for leaf in batch]
+            rows = [DecodingRow.of(requests[leaf.index]) for leaf in batch]
             try:
                 for row in decode(self._model, walker.read(batch, rows), self._stopping):
                     yield row.generation(self._decode)

@@ -15,8 +15,8 @@ from amnesia_bench.inference.held_engine import HeldEngine
 from amnesia_bench.inference.protocol import Engine, Request
 from amnesia_bench.lm_eval_bridge.niah_task import (
     DocumentCell,
-    Judged,
-    NiahTask,
+    LmEvalNiahTask,
+    ScoredAnswer,
     cell_task,
     official_task,
 )
@@ -140,7 +140,7 @@ class NiahEvaluation:
         return self._evaluate(cell, lambda: official_task(task, context_tokens, folder), None)
 
     def _evaluate(
-        self, named: NamedCell, make_task: Callable[[], NiahTask], cell: DocumentCell | None
+        self, named: NamedCell, make_task: Callable[[], LmEvalNiahTask], cell: DocumentCell | None
     ) -> Cell:
         from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
 
@@ -183,7 +183,7 @@ def _lines(records: Sequence[object]) -> str:
     return "".join(json.dumps(codec.to_json(record)) + "\n" for record in records)
 
 
-def _verdict(generation: Generation, judged: Sequence[Judged]) -> Verdict:
+def _verdict(generation: Generation, judged: Sequence[ScoredAnswer]) -> Verdict:
     """Return our verdict on an answer, held against lm-eval's."""
     theirs = judged[generation.key.doc]
     verdict = score(generation, theirs.value)

@@ -10,7 +10,7 @@ from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Provenance
-from amnesia_bench.records.report import DecidedClaim, Making, Report, TableReport
+from amnesia_bench.records.report import DecidedClaim, Report, ReportProvenance, TableReport
 from amnesia_bench.report.answers import read_anew
 from amnesia_bench.report.claims import decide
 from amnesia_bench.report.drift import read_drift
@@ -26,7 +26,7 @@ from amnesia_bench.report.places import (
     refuse_ambiguous,
     without_column,
 )
-from amnesia_bench.report.sources import Source, read_source
+from amnesia_bench.report.sources import CellFolder, read_source
 from amnesia_bench.report.svg import standalone
 from amnesia_bench.report.tables import build_table, build_trade_offs
 from amnesia_bench.report.text_formats import csv_text, json_text, latex, markdown
@@ -43,7 +43,7 @@ class ReportRequest:
     """
 
     tables: tuple[str, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[CellFolder, ...]
     out: Path
     overrides: tuple[str, ...] = ()
     drift: tuple[str, ...] = ()
@@ -69,7 +69,7 @@ def build_report(request: ReportRequest, provenance: Provenance) -> Report:
             f"none of {len(found)} cells belongs into {', '.join(tables)}", hint="\n".join(unused)
         )
     return Report(
-        made=Making(
+        made=ReportProvenance(
             tool_version=provenance.tool_version,
             command=portable(provenance.command),
             commit=provenance.commit,

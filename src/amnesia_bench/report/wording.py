@@ -6,9 +6,9 @@ from amnesia_bench.records.report import (
     CellStatus,
     ClaimVerdict,
     Condition,
-    Making,
     PairedTest,
     ReportedCell,
+    ReportProvenance,
     ReportTable,
     TableReport,
 )
@@ -141,7 +141,7 @@ def summary(report: TableReport) -> str:
     )
 
 
-def made_by(made: Making) -> str:
+def made_by(made: ReportProvenance) -> str:
     """Say which code wrote the report, and when."""
     changed = " with uncommitted changes" if made.dirty else ""
     commit = made.commit or "unknown commit"

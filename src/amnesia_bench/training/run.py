@@ -22,7 +22,7 @@ from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST, check_final, training_path
 from amnesia_bench.store.lease import Lease, holding_lease
 from amnesia_bench.tracking.metrics_file import Written
-from amnesia_bench.training.batches import Batches, FileOrder, SampleOrder, TokenStore
+from amnesia_bench.training.batches import Batches, FileOrder, SequenceOrder, TokenStore
 from amnesia_bench.training.checkpoints import CheckpointFolder
 from amnesia_bench.training.export import Export, publish_trained
 from amnesia_bench.training.folder import (
@@ -65,7 +65,7 @@ class TrainingJob:
     teacher: Path | None
     data: Mapping[str, Path]
     stores: Mapping[str, TokenStore]
-    order: SampleOrder
+    order: SequenceOrder
     tokenizer_sha256: str
     out: Path
 
@@ -197,7 +197,7 @@ def _opened(job: TrainingJob) -> tuple[Checkpoint, Checkpoint | None]:
     return init, teacher
 
 
-def _order(job: TrainingJob) -> SampleOrder:
+def _order(job: TrainingJob) -> SequenceOrder:
     if job.run.recipe.shuffle:
         return job.order
     return FileOrder([store.num_sequences for store in job.stores.values()])
