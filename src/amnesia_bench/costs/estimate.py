@@ -93,7 +93,9 @@ class TrainingEstimate:
     export_bytes: float
 
 
-def estimate(run: TrainingRun, shape: ModelShape, processes: int, gpu: Gpu) -> TrainingEstimate:
+def estimate_training(
+    run: TrainingRun, shape: ModelShape, processes: int, gpu: Gpu
+) -> TrainingEstimate:
     """Return what a run takes on so many GPUs.
 
     Raises:

@@ -120,7 +120,7 @@ def _seen(tokens: int, window: int) -> float:
     return most - most * (most - 1) / (2 * tokens)
 
 
-def shape_of(config: Mapping[str, object]) -> ModelShape:
+def read_model_shape(config: Mapping[str, object]) -> ModelShape:
     """Read the shape from a config.json, or from a file of configs/model.
 
     Raises:
@@ -192,4 +192,4 @@ def _jet(config: Mapping[str, object], hidden: int) -> JetMixerShape:
 
 def named_shape(model: str) -> ModelShape:
     """Return the shape of a file of configs/model."""
-    return shape_of(load_model_file(model))
+    return read_model_shape(load_model_file(model))

@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 
 from amnesia_bench.config.data_schema import DataConfig, TextRows
 from amnesia_bench.data.chat import Segment
-from amnesia_bench.data.conversation import Row, conversation
+from amnesia_bench.data.conversation import Row, read_conversation
 from amnesia_bench.data.dropped import DroppedRow, Reason
 from amnesia_bench.data.rendering import Renderer
-from amnesia_bench.data.row_forms import Columns, columns_of
-from amnesia_bench.data.values import absent, text
+from amnesia_bench.data.row_forms import Columns, row_columns
+from amnesia_bench.data.values import absent, text_value
 from amnesia_bench.tokenizers.data_tokenizer import Tokenizer
 
 
@@ -51,7 +51,7 @@ class DocumentMaker:
         rows = self._config.rows
         if isinstance(rows, TextRows):
             return Columns(required=(rows.fields,), hint="Another column: data.rows.fields=[NAME]")
-        return columns_of(rows)
+        return row_columns(rows)
 
     def sampled(self, file_identity: str, number: int) -> bool:
         """Whether a row belongs to the share of rows that is read."""
@@ -71,10 +71,10 @@ class DocumentMaker:
         """
         rows = self._config.rows
         if self._renderer is not None and not isinstance(rows, TextRows):
-            return self._renderer.segments(conversation(rows, row, where))
+            return self._renderer.segments(read_conversation(rows, row, where))
         assert isinstance(rows, TextRows)
         field = next((name for name in rows.fields if not absent(row.get(name))), rows.fields[0])
-        document = text(row.get(field), f"{where}: {field}")
+        document = text_value(row.get(field), f"{where}: {field}")
         if not document.strip():
             raise DroppedRow(Reason.EMPTY)
         return [Segment(document, True)]

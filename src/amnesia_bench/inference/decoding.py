@@ -81,7 +81,9 @@ class ReadRows:
 
 
 @torch.inference_mode()
-def decode(model: LanguageModel, batch: ReadRows, stopping: Stopping) -> Iterator[DecodingRow]:
+def decode_batch(
+    model: LanguageModel, batch: ReadRows, stopping: Stopping
+) -> Iterator[DecodingRow]:
     """Complete all rows, in place; give each back as soon as it is finished.
 
     Args:

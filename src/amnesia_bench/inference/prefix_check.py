@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.decoding import DecodingRow, ReadRows, Stopping, decode
+from amnesia_bench.inference.decoding import DecodingRow, ReadRows, Stopping, decode_batch
 from amnesia_bench.inference.language_model import LanguageModel, token_rows
 from amnesia_bench.inference.protocol import Request, UntrustedAnswersError
 from amnesia_bench.records.evaluation import Generation, SampleKey
@@ -71,7 +71,7 @@ class PrefixCheck:
         row = DecodingRow.of(request)
         prompt = token_rows([request.tokens])
         logits, cache = self._model.read(self._model.new_cache(), prompt, self._chunk)
-        [answered] = decode(self._model, ReadRows([row], logits, cache), self._stopping)
+        [answered] = decode_batch(self._model, ReadRows([row], logits, cache), self._stopping)
         return tuple(answered.tokens)
 
     def compare(self, generation: Generation) -> None:

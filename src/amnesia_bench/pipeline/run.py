@@ -47,7 +47,7 @@ class StageCounts:
     by_others: int = 0
 
 
-def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> StageCounts:
+def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> StageCounts:
     """Run what is not done yet of a graph, or was made of inputs that hold something else now.
 
     Args:

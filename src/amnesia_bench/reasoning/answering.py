@@ -10,7 +10,7 @@ from typing import Any
 
 from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.generation import RUN, generate, read_run_record
+from amnesia_bench.inference.generation import RUN, generate_missing, read_run_record
 from amnesia_bench.inference.protocol import Engine, Request, sample_seed
 from amnesia_bench.reasoning.tasks.task import ProblemSet, ReasoningTask
 from amnesia_bench.records import codec
@@ -48,7 +48,7 @@ def generate_answers(
     """Answer every problem `repeats` times; resumable, see `inference.generation`."""
     run = _describe(task, documents, plan)
     requests = _requests(tokenizer, task, documents, plan)
-    return generate(engine, requests, folder, identity=run_identity(run))
+    return generate_missing(engine, requests, folder, identity=run_identity(run))
 
 
 def window_of(config: EvalConfig) -> int | None:

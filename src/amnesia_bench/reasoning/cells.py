@@ -8,7 +8,13 @@ from dataclasses import dataclass
 from itertools import groupby
 
 from amnesia_bench.reasoning.judging import ScoringResult
-from amnesia_bench.reasoning.reduce import average, estimate, majority, majority_expected, pass_at
+from amnesia_bench.reasoning.reduce import (
+    average,
+    majority,
+    majority_expected,
+    mean_estimate,
+    pass_at,
+)
 from amnesia_bench.reasoning.tasks.task import ReasoningTask, Reducer
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
@@ -120,7 +126,9 @@ def cells_of(
     """Return a cell per metric; without values when the run is incomplete."""
     cells = []
     for name in metrics_of(task, run.repeats):
-        found = None if incomplete else estimate([problem.values[name] for problem in problems])
+        found = (
+            None if incomplete else mean_estimate([problem.values[name] for problem in problems])
+        )
         cells.append(
             Cell(
                 model=run.model,

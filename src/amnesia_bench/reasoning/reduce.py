@@ -80,7 +80,7 @@ def _winners(correct: Sequence[bool], votes: Sequence[int | None]) -> list[bool]
     return [right for vote, right in first_right.items() if counts[vote] == most]
 
 
-def estimate(values: Sequence[float], *, seed: int = 0) -> MeanEstimate:
+def mean_estimate(values: Sequence[float], *, seed: int = 0) -> MeanEstimate:
     """Return the mean of one value per problem.
 
     The interval is Wilson's where problems are right or wrong, else a percentile bootstrap over

@@ -12,7 +12,7 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
-from amnesia_bench.report.paths import shown, typed
+from amnesia_bench.report.paths import shown, typed_path
 from amnesia_bench.store.checksums import check_checksum
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, sha256_of
@@ -104,7 +104,7 @@ def read_source(source: CellFolder, out: Path) -> tuple[tuple[FoundCell, ...], t
         return tuple(found), ()
     answers = any(_visible(source.folder, ANSWERS))
     why = "answers but no cells: not finished, or not scored" if answers else "no cells yet"
-    return (), (f"{typed(source.folder)}: {why}",)
+    return (), (f"{typed_path(source.folder)}: {why}",)
 
 
 def _visible(folder: Path, *names: str) -> Iterator[Path]:

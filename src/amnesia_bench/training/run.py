@@ -29,8 +29,8 @@ from amnesia_bench.training.folder import (
     CHECKPOINTS,
     SETTINGS,
     Beginning,
-    agree_with_earlier,
-    check_folder,
+    check_resume_matches,
+    check_run_folder,
     read_beginning,
     remove_run,
 )
@@ -193,7 +193,7 @@ def _opened(job: TrainingJob) -> tuple[Checkpoint, Checkpoint | None]:
         check_supported(checkpoint)
     check_vocabulary(job.stores, init)
     check_documents(job.run, job.stores, init)
-    check_folder(training_path(job.out))
+    check_run_folder(training_path(job.out))
     return init, teacher
 
 
@@ -250,7 +250,7 @@ def _begin(
     parents += [] if teacher is None else [parent_by_contents("teacher", teacher)]
     parents += [data_parent(name, path) for name, path in job.data.items()]
     beginning = Beginning(run=job.run, parents=tuple(parents))
-    agree_with_earlier(folder, beginning)
+    check_resume_matches(folder, beginning)
     return beginning
 
 

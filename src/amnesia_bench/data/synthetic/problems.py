@@ -130,7 +130,7 @@ def word_problem(rng: np.random.Generator) -> dict[str, str]:
     return {"question": f"{_question(rng, problem, receipts)}\n{REQUEST}", "response": response}
 
 
-def conversation(rng: np.random.Generator) -> dict[str, object]:
+def draw_conversation(rng: np.random.Generator) -> dict[str, object]:
     """Return a row of Tulu-3's schema: a problem, answered at once or, one in four, by a chain.
 
     Of three bases that had not met the format of chains, one forgot everything when it was

@@ -50,7 +50,7 @@ class ProgramScorer:
     def __call__(self, rows: Sequence[Row], attempts: Sequence[Attempt]) -> ScoringResult:
         launcher = self.launcher or open_launcher()
         problems = [problem_of(row) for row in rows]
-        verdicts = score(
+        verdicts = score_programs(
             problems,
             attempts,
             launcher,
@@ -68,7 +68,7 @@ def problem_of(row: Row) -> CodeProblem:
     return problem
 
 
-def score(
+def score_programs(
     problems: Sequence[CodeProblem],
     attempts: Iterable[Attempt],
     launcher: Launcher,
