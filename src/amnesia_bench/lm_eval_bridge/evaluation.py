@@ -80,8 +80,8 @@ class OfficialPromptSetId:
 class NiahEvaluation:
     """Evaluates one checkpoint, one prompt set at a time, into a folder.
 
-    `<out>/<prompt set>/` holds `generations.jsonl`, `verdicts.jsonl` and, written last, `cell.json`; of
-    prompts of our own also `samples.jsonl`, which knows how deep each needle was.
+    `<out>/<prompt set>/` holds `generations.jsonl`, `verdicts.jsonl` and, written last,
+    `cell.json`; of prompts of our own also `samples.jsonl`, which knows how deep each needle was.
 
     Args:
         engine: with the checkpoint in it.
