@@ -30,6 +30,8 @@ from amnesia_bench.errors import MissingEnvironmentError, UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
+HYPENET_SIZES = ("2b", "5b", "9b", "laptop", "tiny")
+
 
 def config_dir() -> Path:
     """Return the folder of the config groups: inside the package, or at the repository's root.
@@ -151,6 +153,24 @@ def load_model(name: str) -> ModelFile:
     return ModelFile(name=name, values=load_model_file(name))
 
 
+def load_hypenet(size_or_path: str | Path) -> ModelFile:
+    """Load a HypeNet's shape by its size (2b, 5b, 9b, laptop, tiny), or from a .yaml or .json file.
+
+    Raises:
+        UserError: no such size or file, or an unreadable file.
+    """
+    size = str(size_or_path).lower()
+    if size in HYPENET_SIZES:
+        return load_model(f"hypenet_{size}")
+    path = Path(size_or_path)
+    if not path.is_file():
+        raise UserError(
+            f"{size_or_path} is neither a size of HypeNet nor a config file",
+            hint=f"Use one of {', '.join(HYPENET_SIZES)}, or the path of a .yaml or config.json.",
+        )
+    return validate_values(ModelFile, {"name": str(path), "values": _read_mapping(path)})
+
+
 def load_variant(name: str, overrides: Sequence[str] = ()) -> Variant:
     """Load a restore variant by its name; see `load_option`."""
     return load_option("restore", name, overrides, Variant)
@@ -245,3 +265,20 @@ def _refuse_targets(data: object, path: str) -> None:
     elif isinstance(data, list):
         for index, value in enumerate(data):
             _refuse_targets(value, f"{path}{index}.")
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".json":
+            values = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            raise UserError(f"{path} is not YAML: {error}") from error
+        raise
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold keys and values")
+    return {str(key): value for key, value in values.items()}
