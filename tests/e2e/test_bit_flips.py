@@ -17,7 +17,6 @@ from random import Random
 import pytest
 
 from amnesia_bench.data.parts import PartsFolder
-from amnesia_bench.data.prepare import prepare
 from amnesia_bench.data.sequence_store import open_store
 from amnesia_bench.errors import AmnesiaError
 from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
@@ -32,7 +31,7 @@ from tests.support.byte_checkpoints import byte_tokenizer
 from tests.support.fake_engine import FakeEngine
 from tests.support.fake_prompt_sets import PlantedEngine, candidate
 from tests.support.reasoning import answer, run_task, write_problems
-from tests.support.small_data import cot_row, data_config, save_tokenizer, write_rows
+from tests.support.small_data import cot_row, data_config, prepare, save_tokenizer, write_rows
 from tests.support.surgery import restore, verify
 from tests.unit.lm_eval_bridge.test_layer_ranking import LAYERS, PLAN, Measured
 

@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import print_json, say, show
     from amnesia_bench.config.experiment_schema import load_jobs
-    from amnesia_bench.costs.estimate import GPUS
+    from amnesia_bench.costs.gpus import GPUS
     from amnesia_bench.pipeline.graph import build
     from amnesia_bench.pipeline.plan import by_model, plan
     from amnesia_bench.store.layout import store_root
