@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amnesia_bench.cli.train import GPU_NAMES
+from amnesia_bench.costs.gpus import GPUS
 from amnesia_bench.errors import ExitCode
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as of `amnesia run`")
     parser.add_argument("--store", type=Path, help="folder of all artifacts ($AMNESIA_STORE)")
-    parser.add_argument("--gpu", choices=GPU_NAMES, default="h100", help="kind of GPU (h100)")
+    parser.add_argument("--gpu", choices=GPUS, default="h100", help="kind of GPU (h100)")
     parser.add_argument("--stages", action="store_true", help="list every stage with its state")
     parser.add_argument("--json", action="store_true", help="print stages and totals as JSON")
 
@@ -36,7 +36,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import print_json, say, show
     from amnesia_bench.config.experiment_schema import load_jobs
-    from amnesia_bench.costs.gpus import GPUS
     from amnesia_bench.pipeline.graph import build
     from amnesia_bench.pipeline.plan import by_model, plan
     from amnesia_bench.store.layout import store_root
