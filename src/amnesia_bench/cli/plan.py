@@ -103,13 +103,12 @@ def _stages(found: Plan, gpu: str) -> Table:
     from amnesia_bench.cli.output import size, table
 
     on_gpus = any(each.cost.gpu_hours for each in found.stages)
-    columns = ("state", "kind", "id", f"{gpu}-hours" if on_gpus else "tokens", "disk")
-    grid = table("stages, each behind what it reads", columns, left=3)
+    columns = ("state", "stage", f"{gpu}-hours" if on_gpus else "tokens", "disk")
+    grid = table("stages, each behind what it reads", columns, left=2)
     for each in found.stages:
         cost = each.cost
         amount = _hour(cost.gpu_hours) if on_gpus else _tokens(cost.tokens)
-        kind, title = each.stage.title.split(" ", 1)
-        grid.add_row(each.state, kind, title, amount, size(cost.disk_bytes))
+        grid.add_row(each.state, each.stage.id, amount, size(cost.disk_bytes))
     return grid
 
 

@@ -38,12 +38,10 @@ def run(args: argparse.Namespace) -> ExitCode:
     if args.json:
         print_json([each.__dict__ for each in found])
         return ExitCode.DONE
-    grid = table(str(store), ("stage", "kind", "state", "by", "last line of its log"), left=5)
+    grid = table(str(store), ("stage", "state", "by", "last line of its log"), left=4)
     for each in found:
         if each.state in (StageState.RUNNING, StageState.FAILED, StageState.STALE):
-            grid.add_row(
-                f"{each.id} {each.about}".rstrip(), each.kind, each.state, each.holder, each.said
-            )
+            grid.add_row(each.id, each.state, each.holder, each.said)
     if grid.row_count:
         show(grid)
     counts = {state: sum(each.state is state for each in found) for state in StageState}

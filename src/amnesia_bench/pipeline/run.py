@@ -23,14 +23,15 @@ from amnesia_bench.pipeline.bookkeeping import (
     remove,
     state_of,
     write_inputs,
-    write_orders,
+    write_specs,
 )
+from amnesia_bench.pipeline.command_lines import command_line
 from amnesia_bench.pipeline.engine import check_installed, run_stages
 from amnesia_bench.pipeline.progress import Watcher
 from amnesia_bench.pipeline.stage import Stage, unsettled
 from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.printable import message
-from amnesia_bench.records.stages import StageOrder
+from amnesia_bench.records.stages import StageSpec
 from amnesia_bench.store.files import explaining_write_errors
 from amnesia_bench.store.layout import stage_path
 from amnesia_bench.store.scratch import scratch_folder
@@ -73,7 +74,7 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
     began, cores = now(), os.cpu_count() or 1
     threads = threads_of(stages, cores)
     with explaining_write_errors(store, "finished stages are kept"):
-        write_orders(store, [_order(store, stage, threads[stage.id]) for stage in todo])
+        write_specs(store, [_spec(store, stage, threads[stage.id]) for stage in todo])
         # Importing on a machine with GPUs would hold them.
         warm = all(stage.gpus == 0 for stage in todo)
         with (
@@ -125,7 +126,7 @@ def threads_of(stages: Sequence[Stage], cores: int) -> dict[str, int]:
     computing = [stage.id for stage in stages if stage.kind in _COMPUTING]
 
     def threads(stage: Stage) -> int:
-        if stage.workers_option is not None:
+        if stage.many_processes:
             return max(1, cores // 2)
         alone = all(stage.id in before[each] or each in before[stage.id] for each in computing)
         return cores if stage.kind == "trained" and alone else 1
@@ -146,14 +147,20 @@ def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> N
             remove(store, stage)
 
 
-def _order(store: Path, stage: Stage, threads: int) -> StageOrder:
-    return StageOrder(
+def _spec(store: Path, stage: Stage, threads: int) -> StageSpec:
+    # Not more than this process may use, which a container or SLURM may have limited.
+    threads = min(threads, len(os.sched_getaffinity(0)))
+    request = stage.request
+    if stage.many_processes:
+        request = request.model_copy(update={"workers": threads})
+    out = stage.location / request.out_file
+    return StageSpec(
         id=stage.id,
         kind=stage.kind,
-        # Not more than this process may use, which a container or SLURM may have limited.
-        command=stage.command(store, min(threads, len(os.sched_getaffinity(0)))),
-        inputs={each.id: each.kind for each in stage.inputs},
-        settings=stage.settings,
+        front_door=request.front_door,
+        request=request.model_dump(mode="json"),
+        command=command_line(request.below(store), store / out),
+        inputs={read.id: read.kind for read in stage.inputs},
         threads=threads,
         gpus=stage.gpus,
     )
