@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -70,6 +71,13 @@ class StageState(StrEnum):
     RUNNING = "running"
     FAILED = "failed"
     WAITING = "to run"
+
+
+class OlderStage(NamedTuple):
+    """A stage as earlier versions named it."""
+
+    kind: str
+    id: str
 
 
 def now() -> str:
@@ -192,7 +200,7 @@ def check_intact(store: Path, kind: str, stage_id: str) -> None:
         )
 
 
-def remove(store: Path, stage: Stage) -> None:
+def remove(store: Path, stage: Stage | OlderStage) -> None:
     """Remove an artifact, what its attempts left, and what is known of it.
 
     Raises:
@@ -238,13 +246,13 @@ def removable(store: Path, stages: Sequence[Stage]) -> list[Stage]:
     ]
 
 
-def bytes_of(store: Path, stage: Stage) -> int:
+def bytes_of(store: Path, stage: Stage | OlderStage) -> int:
     """Return how much disk a stage takes, hardlinks counted in full."""
     files = (path for top in _paths(store, stage) for path in top.rglob("*") if path.is_file())
     return sum(path.stat().st_size for path in files)
 
 
-def _paths(store: Path, stage: Stage) -> tuple[Path, ...]:
+def _paths(store: Path, stage: Stage | OlderStage) -> tuple[Path, ...]:
     return (*_made(store, stage.kind, stage.id), stage_path(store, stage.id))
 
 
@@ -305,10 +313,32 @@ def known_specs(store: Path) -> list[StageSpec]:
     return found
 
 
-def older_stages(store: Path) -> list[str]:
-    """Return the ids of stages that versions before 0.2 wrote: theirs do not begin with a kind."""
-    ids = (path.parent.name for path in sorted(store.glob(f"stages/*/{SPEC}")))
-    return [id for id in ids if "." not in id or id.partition(".")[0] not in VERSIONS]
+def older_stages(store: Path) -> list[OlderStage]:
+    """Return the stages that earlier versions wrote, whose ids do not begin with a kind.
+
+    Those that a process still works on are left out.
+    """
+    found = []
+    for path in sorted(store.glob(f"stages/*/{SPEC}")):
+        stage_id = path.parent.name
+        with suppress(UserError):
+            record = read_json(path)
+            kind = str(record.get("kind")) if isinstance(record, dict) else ""
+            named = stage_id.startswith(f"{kind}.")
+            if kind in VERSIONS and not named and current_holder(path.parent) is None:
+                found.append(OlderStage(kind, stage_id))
+    return found
+
+
+def older_note(store: Path) -> str | None:
+    """Return what to say of the stages that an earlier version wrote; None where there are none."""
+    if not (older := older_stages(store)):
+        return None
+    return (
+        f"{store} holds {len(older)} stages of an earlier version. Stage ids have changed since, "
+        "so these are not used: the same experiment makes its stages again. They take disk until "
+        "they are removed: amnesia clean --earlier-versions"
+    )
 
 
 def read_failure(store: Path, stage_id: str) -> StageFailure | None:

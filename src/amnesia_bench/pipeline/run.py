@@ -1,4 +1,4 @@
-"""From a command line to finished stages: what is to be done, and who watches it."""
+"""From a graph to finished stages: what is to be done, by whom, and who watches."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from amnesia_bench.pipeline.bookkeeping import (
     contents_of,
     damage,
     now,
+    older_note,
     read_failure,
     read_inputs,
     remove,
@@ -48,7 +49,7 @@ class Outcome:
     by_others: int = 0
 
 
-def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcome:
+def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcome:
     """Run what is not done yet of a graph, or was made of inputs that hold something else now.
 
     Args:
@@ -69,6 +70,8 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
     if len(cached) == len(stages):
         return Outcome(cached=len(stages), done=0)
     check_installed()
+    if not cached and (note := older_note(store)) is not None:
+        sys.stderr.write(message(f"note: {note}\n"))
     _tell_stale(store, [stage for stage in stages if states[stage.id] is StageState.STALE])
     todo = unsettled(stages, cached)
     began, cores = now(), os.cpu_count() or 1
@@ -108,7 +111,7 @@ def _tell_stale(store: Path, stages: Sequence[Stage]) -> None:
     for stage in stages:
         others = ", ".join(changed_inputs(store, stage.id))
         sys.stderr.write(
-            f"{stage.kind} {stage.id}: stale, since {others} holds something else than when it was "
+            f"{stage.id}: stale, since {others} holds something else than when it was "
             "made: it is made again\n"
         )
 
@@ -143,7 +146,7 @@ def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> N
             check_intact(store, stage.kind, stage.id)
         elif state is StageState.CACHED and (found := damage(store, stage.kind, stage.id)):
             what = "; ".join(f"{finding.path} {finding.problem}" for finding in found)
-            sys.stderr.write(message(f"{stage.kind} {stage.id}: {what}: it is made again\n"))
+            sys.stderr.write(message(f"{stage.id}: {what}: it is made again\n"))
             remove(store, stage)
 
 
@@ -177,6 +180,6 @@ def _failed(store: Path, stages: Sequence[Stage], began: str, said: str) -> Stag
     (stage, failure), *others = failures
     more = f"{len(others)} more failed: amnesia status lists them.\n" if others else ""
     return StageFailedError(
-        f"{stage.kind} {stage.id}: {failure.said}",
+        f"{stage.id}: {failure.said}",
         hint=f"Its log: {stage_path(store, stage.id) / LOG}\n{more}{hint}",
     )
