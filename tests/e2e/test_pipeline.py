@@ -21,10 +21,10 @@ from amnesia_bench.pipeline.bookkeeping import (
     state_of,
     write_specs,
 )
+from amnesia_bench.pipeline.fork_server import fork_server
 from amnesia_bench.pipeline.run import run_graph
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.pipeline.stage_process import run_spec
-from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.pipeline.worker import run_stage
 from amnesia_bench.records.stages import StageSpec
 from amnesia_bench.requests.reasoning import ScoreRequest
@@ -208,7 +208,7 @@ def unreadable(store: Path) -> StageSpec:
 def test_a_forked_stage_says_what_a_started_one_does(tmp_path: Path) -> None:
     spec = unreadable(tmp_path)
     logs = []
-    with scratch_folder() as folder, warm_server(folder) as server:
+    with scratch_folder() as folder, fork_server(folder) as server:
         for name, socket in (("forked", server), ("started", None)):
             log = tmp_path / name
             assert run_spec(tmp_path, spec, log, (), socket) == 2
@@ -220,7 +220,7 @@ def test_a_forked_stage_says_what_a_started_one_does(tmp_path: Path) -> None:
 def test_a_fork_server_outlives_a_worker_and_a_stage_the_server(tmp_path: Path) -> None:
     spec = unreadable(tmp_path)
     before = psutil.Process().children()
-    with scratch_folder() as folder, warm_server(folder) as server:
+    with scratch_folder() as folder, fork_server(folder) as server:
         with socket.socket(socket.AF_UNIX) as hasty:
             hasty.connect(server)
         assert run_spec(tmp_path, spec, tmp_path / "log", (), server) == 2
@@ -275,7 +275,7 @@ def test_workers_have_the_environment_of_the_driver_and_leave_no_files(tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert marks.read_text().count("amnesia_bench.pipeline.worker") == 3
-    (warm,) = [line for line in marks.read_text().splitlines() if "pipeline.warm" in line]
+    (warm,) = [line for line in marks.read_text().splitlines() if "pipeline.fork_server" in line]
     assert warm.startswith("77 glibc.malloc.")  # what the user says goes before what we do
     assert sorted(path.name for path in cwd.iterdir()) == ["modules", "random.py", "store"]
     assert list(home.iterdir()) == []

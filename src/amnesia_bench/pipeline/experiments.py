@@ -11,7 +11,7 @@ from amnesia_bench.config.experiment_schema import load_jobs
 from amnesia_bench.costs.estimate import GPUS
 from amnesia_bench.pipeline.graph import Graph, build, stages_of
 from amnesia_bench.pipeline.plan import Plan, plan_graphs
-from amnesia_bench.pipeline.producers import check_columns
+from amnesia_bench.pipeline.producers import check_table_columns
 from amnesia_bench.pipeline.reporting import (
     ReportCall,
     check_writable,
@@ -20,7 +20,7 @@ from amnesia_bench.pipeline.reporting import (
     mark_current,
     report_calls,
 )
-from amnesia_bench.pipeline.run import Outcome, run_graph
+from amnesia_bench.pipeline.run import StageCounts, run_graph
 from amnesia_bench.records.report import Report
 from amnesia_bench.report.building import build_report, load_table, write_report
 from amnesia_bench.requests.experiments import PlanRequest, RunRequest
@@ -49,7 +49,7 @@ class ReportPage:
 class RunResult:
     """What a run did: the counts of its stages, and its pages."""
 
-    outcome: Outcome
+    outcome: StageCounts
     pages: tuple[ReportPage, ...]
 
 
@@ -96,7 +96,7 @@ def _page(call: ReportCall) -> ReportPage:
         return ReportPage(out=call.out, report=None, files=(), edited=())
     edited = tuple(edited_files(call))
     for name in call.request.tables:
-        check_columns(name, load_table(name, call.request.overrides))
+        check_table_columns(name, load_table(name, call.request.overrides))
     report = build_report(call.request, collect_provenance(sys.argv, seeds={}))
     files = write_report(report, call.out)
     mark_current(call, files)

@@ -28,9 +28,9 @@ from amnesia_bench.pipeline.bookkeeping import (
 )
 from amnesia_bench.pipeline.command_lines import command_line
 from amnesia_bench.pipeline.engine import check_installed, run_stages
+from amnesia_bench.pipeline.fork_server import fork_server
 from amnesia_bench.pipeline.progress import Watcher
 from amnesia_bench.pipeline.stage import Stage, unsettled
-from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.printable import message
 from amnesia_bench.records.stages import StageSpec
 from amnesia_bench.store.files import explaining_write_errors
@@ -41,7 +41,7 @@ _COMPUTING = ("trained", "ranking", "recall", "answers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class StageCounts:
     """How many stages were done before, by this run, and by other runs meanwhile."""
 
     cached: int
@@ -49,7 +49,7 @@ class Outcome:
     by_others: int = 0
 
 
-def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcome:
+def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> StageCounts:
     """Run what is not done yet of a graph, or was made of inputs that hold something else now.
 
     Args:
@@ -68,7 +68,7 @@ def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> 
     states = {stage.id: state_of(store, stage.kind, stage.id) for stage in stages}
     cached = {id for id, state in states.items() if state is StageState.CACHED}
     if len(cached) == len(stages):
-        return Outcome(cached=len(stages), done=0)
+        return StageCounts(cached=len(stages), done=0)
     check_installed()
     if not cached and (note := older_note(store)) is not None:
         sys.stderr.write(message(f"note: {note}\n"))
@@ -83,13 +83,13 @@ def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> 
         with (
             scratch_folder() as folder,
             Watcher(store, todo, cached, of=len(stages)),
-            warm_server(folder) if warm else nullcontext() as server,
+            fork_server(folder) if warm else nullcontext() as server,
         ):
             ran = run_stages(store, todo, threads, cores, server, folder)
     if ran.failed is not None:
         raise _failed(store, todo, began, ran.failed)
     before = len(cached - ran.done)
-    return Outcome(
+    return StageCounts(
         cached=before, done=len(ran.done), by_others=len(stages) - before - len(ran.done)
     )
 

@@ -18,7 +18,7 @@ from amnesia_bench.pipeline.stage import Stage
 EVERYTHING = "experiment=table1,table2,table3,table4,table10,figures"
 
 
-class _Answered(BaseException):  # noqa: N818 - not an error: the test ends the command with it
+class _Answered(BaseException):
     pass
 
 
