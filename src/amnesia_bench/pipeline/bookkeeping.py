@@ -117,7 +117,7 @@ def contents_of(store: Path, inputs: Mapping[str, str]) -> dict[str, str | None]
 
 
 def read_inputs(store: Path, stage_id: str) -> Mapping[str, str] | None:
-    """Return the content hashes of a stage's inputs when it began; None if they were not recorded."""
+    """Return the content hashes of a stage's inputs when it began; None if not recorded."""
     with suppress(UserError):
         noted = read_json(stage_path(store, stage_id) / INPUTS)
         return noted if isinstance(noted, dict) else None

@@ -26,7 +26,7 @@ _TAIL_BYTES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """A stage, the process that works on it, and its last words: log, failure, or why it is stale."""
+    """A stage, the process that works on it, and its last log line, failure or reason."""
 
     id: str
     kind: str
