@@ -87,11 +87,11 @@ def write(request: ReportRequest) -> tuple[Path, ...]:
         check_table_columns(name, load_table(name, request.overrides))
     report = build_report(request, collect_provenance(["amnesia", *sys.argv[1:]], seeds={}))
     written = write_report(report, request.out)
-    _print(report, written[-1])
+    print_report(report, written[-1])
     return written
 
 
-def _print(report: Report, written: Path) -> None:
+def print_report(report: Report, written: Path) -> None:
     from amnesia_bench.cli.output import say, show, table, tell
     from amnesia_bench.report.wording import summary
 

@@ -26,7 +26,7 @@ from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.costs.gpus import GPUS
 from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.guard import first_speaks
-from amnesia_bench.requests.training import EstimateRequest, TrainRequest
+from amnesia_bench.requests.training import GPU_NAMES, EstimateRequest, TrainRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -105,7 +105,7 @@ def _add_estimate_arguments(parser: argparse.ArgumentParser) -> None:
         "--init", type=Path, help="take the size of this checkpoint, and not of the config's model"
     )
     parser.add_argument("--processes", type=int, default=8, help="number of GPUs (8)")
-    parser.add_argument("--gpu", choices=GPUS, default="h100", help="kind of the GPUs (h100)")
+    parser.add_argument("--gpu", choices=GPU_NAMES, default="h100", help="kind of the GPUs (h100)")
     parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
 
 
