@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 from amnesia_bench.errors import UserError
+from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.inference.generation import generate_missing
-from amnesia_bench.inference.held_engine import HeldEngine
 from amnesia_bench.inference.protocol import Engine, Request
 from amnesia_bench.lm_eval_bridge.niah_task import (
     DocumentCell,
@@ -21,7 +21,6 @@ from amnesia_bench.lm_eval_bridge.niah_task import (
     official_task,
 )
 from amnesia_bench.recall.measure import (
-    Candidate,
     NamedCell,
     recall_cell,
     recall_of,
@@ -148,8 +147,7 @@ class NiahEvaluation:
 
         folder = self._out / named.name
         identity = {"checkpoint": self._candidate.parent.identity, "prompts": named.sha256}
-        held = HeldEngine(self._engine, self._candidate.held)
-        engine = RecordingEngine(held, folder, identity)
+        engine = RecordingEngine(self._engine, folder, identity)
         lm = AmnesiaLM(engine, self._candidate.tokenizer, cell)
         judged = make_task().run(lm, self._samples, self._max_new_tokens)
         verdicts = [_verdict(generation, judged) for generation in engine.generations]

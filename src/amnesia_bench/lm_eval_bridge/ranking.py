@@ -17,7 +17,7 @@ from amnesia_bench.lm_eval_bridge.layer_ablation import (
 from amnesia_bench.lm_eval_bridge.layer_ranking import rank_layers
 from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
 from amnesia_bench.lm_eval_bridge.retrieval_tasks import accuracies, load_retrieval_tasks
-from amnesia_bench.recall.check_inputs import open_candidates
+from amnesia_bench.inference.candidates import open_candidates
 from amnesia_bench.records.layer_ranking import LayerRanking
 from amnesia_bench.weights.checkpoint import open_checkpoint
 
