@@ -128,7 +128,7 @@ def test_no_regression_exits_with_0_and_undecided_with_a_warning(
         (["--lengths", "0"], "not a list of lengths"),
         (["--lengths", "32K"], "not a list of lengths"),
         (["--json", "absent/check.json"], "there is no folder absent"),
-        (["--samples", "5", "--max-context-tokens", "0"], "max_context_tokens=0"),
+        (["--samples", "5", "--max-context-tokens", "0"], "--max-context-tokens 0: must be at least 1"),
     ],
 )
 def test_a_mistake_is_told_before_a_model_is_loaded(

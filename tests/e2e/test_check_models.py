@@ -5,10 +5,10 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.config.load import load_variant
+from amnesia_bench.inference.candidates import open_candidates
 from amnesia_bench.inference.options import EngineOptions
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.recall.check import CheckPlan, CheckResult, check
-from amnesia_bench.inference.candidates import open_candidates
 from amnesia_bench.records.evaluation import Sampling
 from amnesia_bench.records.recall import CheckVerdict, Rule
 from amnesia_bench.surgery import restore

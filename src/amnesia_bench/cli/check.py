@@ -32,9 +32,9 @@ from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
     from amnesia_bench.cli.progress import TerminalProgress
-    from amnesia_bench.recall.check_inputs import CellChoice
     from amnesia_bench.inference.candidates import Candidate
     from amnesia_bench.inference.protocol import Engine
+    from amnesia_bench.recall.check_inputs import CellChoice
     from amnesia_bench.recall.measure import PromptCell
     from amnesia_bench.records.recall import CheckReport, Rule
 
@@ -71,9 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.progress import TerminalProgress
+    from amnesia_bench.inference.candidates import open_candidates
     from amnesia_bench.inference.load_engine import open_engine
     from amnesia_bench.recall.check import CheckPlan, check
-    from amnesia_bench.inference.candidates import open_candidates
     from amnesia_bench.recall.check_results import publish_check
     from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
     from amnesia_bench.records.recall import CheckVerdict

@@ -31,9 +31,9 @@ from amnesia_bench.cli.niah_options import (
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
+    from amnesia_bench.inference.candidates import Candidate
     from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
     from amnesia_bench.recall.check_inputs import CellChoice
-    from amnesia_bench.inference.candidates import Candidate
     from amnesia_bench.records.evaluation import Cell
 
 LENGTHS = "32768,65536,131072,262144"
@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> ExitCode:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: must be at least 1")
     progress = TerminalProgress()
     try:
+        from amnesia_bench.inference.candidates import open_candidates
         from amnesia_bench.inference.load_engine import open_engine
         from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
-        from amnesia_bench.inference.candidates import open_candidates
         from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
     except ImportError as error:
         raise MissingEnvironmentError(

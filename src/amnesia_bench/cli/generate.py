@@ -62,6 +62,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     config = load_option("eval", task.name, [*args.overrides, *off], task.config)
     template = None if args.chat_template is None else _read(args.chat_template)
     try:
+        from amnesia_bench.inference.candidates import open_candidates
         from amnesia_bench.inference.load_engine import open_engine
         from amnesia_bench.reasoning.answering import (
             AnswerPlan,
@@ -69,7 +70,6 @@ def run(args: argparse.Namespace) -> ExitCode:
             generate_answers,
             window_of,
         )
-        from amnesia_bench.inference.candidates import open_candidates
         from amnesia_bench.tokenizers.chat_format import prompt_format
     except ImportError as error:
         raise MissingEnvironmentError(

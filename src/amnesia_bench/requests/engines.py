@@ -8,7 +8,6 @@ from pydantic import PositiveInt
 
 from amnesia_bench.config.schema import Frozen
 
-
 EngineName = Literal["transformers", "vllm"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 

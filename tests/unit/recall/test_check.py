@@ -295,9 +295,9 @@ def test_a_whole_check_of_equal_models_rarely_raises_an_alarm(
         seeds = {"pre": 2 * trial, "post": 2 * trial + 1}
 
         def load(
-            folder: Path, accuracy: float = accuracy, seeds: Mapping[str, int] = seeds
+            each: Candidate, accuracy: float = accuracy, seeds: Mapping[str, int] = seeds
         ) -> PlantedEngine:
-            return PlantedEngine(accuracy, seed=seeds[folder.name])
+            return PlantedEngine(accuracy, seed=seeds[each.folder.name])
 
         result = check(plan(samples=50), load, tmp_path, lambda line: None)
         alarms += result.report.verdict is CheckVerdict.REGRESSION
