@@ -23,8 +23,9 @@ from amnesia_bench.errors import AmnesiaError
 from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
 from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers, read_ranking
 from amnesia_bench.reasoning.score import compare, read_cells, score
-from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
+from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
 from amnesia_bench.report.sources import CellFolder, read_source
+from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.surgery import restore
 from amnesia_bench.surgery.verification import verify
 from amnesia_bench.training.inputs import data_parent
@@ -119,8 +120,11 @@ def parts(tmp_path: Path) -> Written:
 def write_prompts(tokenizer: Path, out: Path) -> None:
     byte_tokenizer().save_pretrained(tokenizer)
     tasks = ("niah_single_1",)
-    build_prompt_sets(
-        NiahBuild(tokenizer=tokenizer, lengths=(1024,), tasks=tasks, haystack=None, samples=3), out
+    build_prompts(
+        BuildPromptsRequest(
+            tokenizer=tokenizer, lengths=(1024,), tasks=tasks, haystack=None, samples=3
+        ),
+        out,
     )
 
 

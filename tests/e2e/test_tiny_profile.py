@@ -128,7 +128,7 @@ def test_problems_and_haystack_are_read_where_the_evaluations_read_them(tmp_path
     assert len(documents.rows) == 20
     amnesia("data", "synthesize", "haystack", "--rows", 3, "--words", 100, "--seed", 5,
             "--out", tmp_path / "haystack")  # fmt: skip
-    assert len(read_haystack(str(tmp_path / "haystack" / ROWS)).words) >= 300
+    assert len(read_haystack(tmp_path / "haystack" / ROWS).words) >= 300
 
 
 @pytest.mark.parametrize(
