@@ -21,13 +21,12 @@ from amnesia_bench.data.prepare import prepare
 from amnesia_bench.data.sequence_store import open_store
 from amnesia_bench.errors import AmnesiaError
 from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
-from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers, read_ranking
+from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers
 from amnesia_bench.reasoning.score import compare, read_cells, score
 from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
 from amnesia_bench.report.sources import CellFolder, read_source
 from amnesia_bench.requests.recall import BuildPromptsRequest
-from amnesia_bench.surgery import restore
-from amnesia_bench.surgery.verification import verify
+from amnesia_bench.surgery.ranked_layers import read_ranking
 from amnesia_bench.training.inputs import data_parent
 from tests.support import checkpoints
 from tests.support.byte_checkpoints import byte_tokenizer
@@ -35,6 +34,7 @@ from tests.support.fake_engine import FakeEngine
 from tests.support.fake_prompt_sets import PlantedEngine, candidate
 from tests.support.reasoning import answer, run_task, write_problems
 from tests.support.small_data import cot_row, data_config, save_tokenizer, write_rows
+from tests.support.surgery import restore, verify
 from tests.unit.lm_eval_bridge.test_layer_ranking import LAYERS, PLAN, Measured
 
 # What a command reads of a folder: numbers and texts, equal where nothing was changed.

@@ -11,7 +11,7 @@ from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.recall.sequential_check import CheckPlan, CheckResult, compare_checkpoints
 from amnesia_bench.records.evaluation import Sampling
 from amnesia_bench.records.recall import CheckVerdict, Rule
-from amnesia_bench.surgery import restore
+from tests.support.surgery import restore
 from tests.support.tiny_retrieval import LookupPromptSet, noised, train
 
 pytestmark = pytest.mark.slow

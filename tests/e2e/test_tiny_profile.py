@@ -51,7 +51,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(work: Path, stage: str, init: str, *options: object) -> None:
     small = ["train.steps=3", "train.global_batch=2", "train.micro_batch=2",
              "train.optimizer.warmup_steps=1"]  # fmt: skip
-    from amnesia_bench.config.train_schema import load_training
+    from amnesia_bench.config.load import load_training
 
     data = []
     for source in load_training(stage, []).train.mixture:
