@@ -20,7 +20,7 @@ from amnesia_bench.recall.measure import Candidate
 from amnesia_bench.recall.niah import NiahBuild, build_cells, open_cells
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.store.held_files import HeldFiles
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 SHARED = Path(os.environ.get("AMNESIA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 TOKENIZER = SHARED / "data" / "qwen2_tokenizer"

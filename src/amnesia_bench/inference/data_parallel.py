@@ -21,7 +21,7 @@ from amnesia_bench.inference.options import EngineOptions
 from amnesia_bench.inference.prefix_tree import PromptDigest, partition
 from amnesia_bench.inference.protocol import OnDemand, Request
 from amnesia_bench.records.evaluation import Generation
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 if TYPE_CHECKING:
     from amnesia_bench.inference.transformers_engine import TransformersEngine

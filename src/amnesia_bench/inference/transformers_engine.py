@@ -78,7 +78,7 @@ class TransformersEngine:
         Raises:
             UserError: it holds no causal LM or tokenizer, or there is no such device.
         """
-        from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+        from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
         tokenizer, device = load_tokenizer(checkpoint), _device(options.device)
         scaling = options.attn_logits_scaling

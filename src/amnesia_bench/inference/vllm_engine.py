@@ -29,7 +29,7 @@ from amnesia_bench.inference.protocol import Request, UntrustedAnswersError
 from amnesia_bench.modeling import HypeNetConfig
 from amnesia_bench.records.evaluation import FinishReason, Generation
 from amnesia_bench.store.files import read_json
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 

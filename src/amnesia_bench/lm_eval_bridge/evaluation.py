@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.generation import generate
 from amnesia_bench.inference.held_engine import HeldEngine
@@ -35,7 +37,7 @@ from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.recall import RecallSample
 from amnesia_bench.store.checksums import write_checksums
 from amnesia_bench.store.files import explaining_write_errors, replace_text
-from amnesia_bench.tokenizers.checkpoint_tokenizer import tokenizer_identity
+from amnesia_bench.tokenizers.tokenizer import tokenizer_identity, with_special_tokens
 
 CELL = "cell.json"
 VERDICTS = "verdicts.jsonl"
@@ -127,12 +129,15 @@ class NiahEvaluation:
                 another run.
             StageFailedError: the generator made fewer prompts than asked for.
         """
+        tokenizer = self._candidate.tokenizer
         depends = {
             "generator": f"lm-eval {metadata.version('lm-eval')}",
             "seed": SEED,
             "task": task,
             "max_seq_length": context_tokens,
-            "tokenizer": tokenizer_identity(self._candidate.tokenizer),
+            "tokenizer": tokenizer_identity(tokenizer),
+            # lm-eval counts them when it fills a context.
+            "around": with_special_tokens(tokenizer, np.zeros(0, np.int32)).tolist(),
         }
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
         cell = OfficialCell(task=task, context_tokens=context_tokens, sha256=digest)

@@ -20,8 +20,7 @@ from amnesia_bench.inference.protocol import Engine, OnDemand, Request, sample_s
 from amnesia_bench.lm_eval_bridge.gen_kwargs import sampling_of
 from amnesia_bench.lm_eval_bridge.niah_task import DocumentCell
 from amnesia_bench.records.evaluation import SampleKey, Sampling
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
-from amnesia_bench.tokenizers.special_tokens import with_special_tokens
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer, with_special_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

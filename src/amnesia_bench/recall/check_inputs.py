@@ -15,8 +15,12 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.recall.measure import Candidate, PromptCell
 from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer, tokenizer_identity
-from amnesia_bench.tokenizers.special_tokens import with_special_tokens
+from amnesia_bench.tokenizers.tokenizer import (
+    identity_of_older_prompts,
+    load_tokenizer,
+    tokenizer_identity,
+    with_special_tokens,
+)
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import parent_by_contents
 
@@ -135,18 +139,27 @@ def build_cells_of(
     from amnesia_bench.recall.niah.haystack import read_haystack
 
     depends = {
-        "tokenizer": tokenizer_identity(candidates[0].tokenizer),
         "lengths": build.lengths,
         "tasks": build.tasks,
         "haystack": None if build.haystack is None else read_haystack(build.haystack).sha256,
         "samples": build.samples,
     }
-    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-    folder = work / "prompts" / digest[:16]
-    if not (folder / MANIFEST).is_file():
+    tokenizer = candidates[0].tokenizer
+    # Older versions named the folder by another hash; a check that they began resumes.
+    folder, older = (
+        work / "prompts" / _short_digest({**depends, "tokenizer": identity(tokenizer)})
+        for identity in (tokenizer_identity, identity_of_older_prompts)
+    )
+    if (older / MANIFEST).is_file():
+        folder = older
+    elif not (folder / MANIFEST).is_file():
         build_cells(build, folder)
     choice = CellChoice(tasks=build.tasks, lengths=build.lengths, samples=build.samples)
     return open_cells_of(folder, candidates, choice)
+
+
+def _short_digest(depends: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _candidate(role: str, checkpoint: Checkpoint) -> Candidate:

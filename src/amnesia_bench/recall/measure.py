@@ -23,7 +23,7 @@ from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKe
 from amnesia_bench.records.recall import Recall, RecallSample
 from amnesia_bench.statistics import wilson
 from amnesia_bench.store.held_files import HeldFiles
-from amnesia_bench.tokenizers.special_tokens import with_beginning
+from amnesia_bench.tokenizers.tokenizer import with_beginning
 
 
 class NamedCell(Protocol):

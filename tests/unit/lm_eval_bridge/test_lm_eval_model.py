@@ -16,7 +16,7 @@ from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
 from amnesia_bench.lm_eval_bridge.niah_task import cell_task, evaluate_one, task_config
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, TASKS
 from amnesia_bench.records.evaluation import Generation, SampleKey
-from amnesia_bench.tokenizers.special_tokens import with_special_tokens
+from amnesia_bench.tokenizers.tokenizer import with_special_tokens
 from tests.support.byte_checkpoints import byte_tokenizer
 from tests.support.fake_engine import FakeEngine
 

@@ -16,7 +16,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.recall.niah import TASKS, NiahBuild, build_cells, open_cells
 from amnesia_bench.recall.niah.splicing import NotSpliceableError, SplicedText
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.niah_texts import made_up_essay
 from tests.support.niah_tokenizers import train_byte_level, train_metaspace
 

@@ -27,12 +27,12 @@ from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.tokenizers.checkpoint_tokenizer import (
+from amnesia_bench.tokenizers.sentences import sentence_splitter
+from amnesia_bench.tokenizers.tokenizer import (
     load_tokenizer,
     tokenizer_identity,
     tokenizer_parts,
 )
-from amnesia_bench.tokenizers.sentences import sentence_splitter
 
 _GENERATOR = "lm-eval 0.4.13"
 _FIRST_GUESS_UNITS = 1000

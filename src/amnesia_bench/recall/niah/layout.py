@@ -3,7 +3,7 @@
 KIND = "niah_prompts"
 PROMPTS = "prompts.json"
 HAYSTACK = "haystack.txt.gz"  # as much of the joined sentences as some prompt needs
-TOKENIZER = "tokenizer_parts.json"  # absent in folders of older versions
+TOKENIZER = "tokenizer_parts.json"  # absent in folders of older versions, with another hash
 CELLS = "cells"
 
 
