@@ -24,7 +24,7 @@ from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
 from amnesia_bench.lm_eval_bridge.layer_ranking import rank_layers, read_ranking
 from amnesia_bench.reasoning.score import compare, read_cells, score
 from amnesia_bench.recall.niah import NiahBuild, build_cells, open_cells
-from amnesia_bench.report.sources import Source, read_source
+from amnesia_bench.report.sources import CellFolder, read_source
 from amnesia_bench.surgery import restore
 from amnesia_bench.surgery.verification import verify
 from amnesia_bench.training.inputs import data_parent
@@ -144,7 +144,7 @@ def scores(tmp_path: Path) -> Written:
 
     def look() -> object:
         cells = read_cells(folder)
-        found, _ = read_source(Source(folder=folder), tmp_path)
+        found, _ = read_source(CellFolder(folder=folder), tmp_path)
         return (
             [cell.value for cell in cells],
             [each.cell.value for each in found],
@@ -162,7 +162,7 @@ def recall(tmp_path: Path) -> Written:
     folder = tmp_path / "out" / cell.name
 
     def look() -> object:
-        found, _ = read_source(Source(folder=folder), tmp_path)
+        found, _ = read_source(CellFolder(folder=folder), tmp_path)
         return [each.cell.value for each in found]
 
     return Written(folder, look, 100)

@@ -124,7 +124,7 @@ def texts(out: Path) -> list[str]:
 
 def run_lm_eval(inputs: Inputs, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     """Run lm-eval's own command line, with the model `amnesia` in it."""
-    from amnesia_bench.lm_eval_bridge.__main__ import main as lm_eval
+    from amnesia_bench.lm_eval_bridge.__main__ import run_lm_eval as lm_eval
 
     arguments = f"--model amnesia --tasks {TASK} --limit {SAMPLES} --log_samples".split()
     given = ["--output_path", str(out), "--metadata", json.dumps({"max_seq_lengths": [LENGTH]})]

@@ -11,7 +11,7 @@ import numpy as np
 
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
-from amnesia_bench.reasoning.reduce import estimate
+from amnesia_bench.reasoning.reduce import mean_estimate
 from amnesia_bench.recall.measure import cell_requests, recall_cell, recall_of, recall_sample
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
 from amnesia_bench.records import codec
@@ -104,7 +104,7 @@ def write_scores(
         ]
         cells = []
         for name, each in values.items():
-            summed = estimate(each.tolist())
+            summed = mean_estimate(each.tolist())
             cells.append(
                 Cell(
                     model=f"models/{method}",

@@ -30,7 +30,7 @@ from amnesia_bench.cli.niah_options import (
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
-    from amnesia_bench.cli.progress import Progress
+    from amnesia_bench.cli.progress import TerminalProgress
     from amnesia_bench.recall.check_inputs import CellChoice
     from amnesia_bench.recall.measure import Candidate, PromptCell
     from amnesia_bench.records.recall import CheckReport, Rule
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.progress import Progress
+    from amnesia_bench.cli.progress import TerminalProgress
     from amnesia_bench.inference.load_engine import open_engine
     from amnesia_bench.inference.options import EngineOptions
     from amnesia_bench.inference.progress_engine import WatchedEngine
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> ExitCode:
             f"check needs {' and '.join(missing)}, which are not installed",
             hint='pip install "amnesia-bench[eval]"',
         )
-    progress = Progress()
+    progress = TerminalProgress()
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
     folders = {"pre": args.pre, "post": args.post}
     if args.restored is not None:
@@ -157,7 +157,7 @@ def _write(args: argparse.Namespace, records: Path) -> None:
             replace_text(file, (records / record).read_text(encoding="utf-8"))
 
 
-def _print(report: CheckReport, records: Path, progress: Progress) -> None:
+def _print(report: CheckReport, records: Path, progress: TerminalProgress) -> None:
     from amnesia_bench.cli.output import say, show, table
     from amnesia_bench.recall.check_results import columns, headline, notes, row
     from amnesia_bench.recall.heatmap import heat_rows

@@ -60,12 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import percent
-    from amnesia_bench.cli.progress import Progress
+    from amnesia_bench.cli.progress import TerminalProgress
 
     choice = chosen_cells(args)
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: must be at least 1")
-    progress = Progress()
+    progress = TerminalProgress()
     try:
         from amnesia_bench.inference.load_engine import open_engine
         from amnesia_bench.inference.options import EngineOptions

@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.generation import generate
+from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.held_engine import HeldEngine
 from amnesia_bench.inference.protocol import Engine, Request
 from amnesia_bench.lm_eval_bridge.niah_task import (
     DocumentCell,
-    Judged,
-    NiahTask,
+    LmEvalNiahTask,
+    ScoredAnswer,
     cell_task,
     official_task,
 )
@@ -30,7 +30,7 @@ from amnesia_bench.recall.measure import (
     recall_sample,
     sampling_settings,
 )
-from amnesia_bench.recall.niah.scoring import score
+from amnesia_bench.recall.niah.scoring import score_needle
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SEED
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
@@ -60,7 +60,9 @@ class RecordingEngine:
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
         """Answer every request, as soon as all are answered and on disk."""
-        self.generations = generate(self._engine, requests, self._folder, identity=self._identity)
+        self.generations = generate_missing(
+            self._engine, requests, self._folder, identity=self._identity
+        )
         yield from self.generations
 
 
@@ -145,7 +147,7 @@ class NiahEvaluation:
         return self._evaluate(cell, lambda: official_task(task, context_tokens, folder), None)
 
     def _evaluate(
-        self, named: NamedCell, make_task: Callable[[], NiahTask], cell: DocumentCell | None
+        self, named: NamedCell, make_task: Callable[[], LmEvalNiahTask], cell: DocumentCell | None
     ) -> Cell:
         from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
 
@@ -188,10 +190,10 @@ def _lines(records: Sequence[object]) -> str:
     return "".join(json.dumps(codec.to_json(record)) + "\n" for record in records)
 
 
-def _verdict(generation: Generation, judged: Sequence[Judged]) -> Verdict:
+def _verdict(generation: Generation, judged: Sequence[ScoredAnswer]) -> Verdict:
     """Return our verdict on an answer, held against lm-eval's."""
     theirs = judged[generation.key.doc]
-    verdict = score(generation, theirs.value)
+    verdict = score_needle(generation, theirs.value)
     if (verdict.outcome is Outcome.CORRECT) != (theirs.score == 1):
         raise RuntimeError(
             f"{generation.key}: lm-eval scored {theirs.score}, we say {verdict.outcome.value}"

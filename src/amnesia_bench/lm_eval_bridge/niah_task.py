@@ -28,14 +28,14 @@ class DocumentCell(PromptCell, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class ScoredAnswer:
     """What lm-eval made of one answer: its score (0 or 1), and the value that was to be found."""
 
     score: float
     value: str
 
 
-class Documents:
+class DocumentDataset:
     """A cell as the data set of a task: each document is made when it is asked for."""
 
     def __init__(self, cell: DocumentCell) -> None:
@@ -56,7 +56,7 @@ class Documents:
         return (self[i] for i in range(len(self)))
 
 
-class NiahTask:
+class LmEvalNiahTask:
     """One task at one length, as a specification for `evaluate_one`.
 
     Args:
@@ -69,14 +69,14 @@ class NiahTask:
         from lm_eval.tasks.ruler.common_utils import aggregate_metrics, process_results
 
         self.name = name
-        self._judged: list[Judged] = []
+        self._judged: list[ScoredAnswer] = []
         self._metric = str(context_tokens)
 
         # A function and no bound method: lm-eval copies a specification with all that it holds.
         def judge(document: dict[str, Any], answers: list[str]) -> dict[str, float]:
             score = process_results(document, answers)[self._metric]
             (value,) = document["outputs"]
-            self._judged.append(Judged(score=score, value=value))
+            self._judged.append(ScoredAnswer(score=score, value=value))
             return {self._metric: score}
 
         self.specification: Mapping[str, Any] = {
@@ -94,7 +94,7 @@ class NiahTask:
             "fewshot_config": {"samples": []},
         }
 
-    def run(self, lm: Any, samples: int, max_new_tokens: int) -> Sequence[Judged]:
+    def run(self, lm: Any, samples: int, max_new_tokens: int) -> Sequence[ScoredAnswer]:
         """Let lm-eval put the first `samples` prompts to a model; return what it made of each.
 
         Raises:
@@ -153,18 +153,18 @@ def given_task(config: Mapping[str, Any]) -> Any:
     return GivenTask(config=dict(config))
 
 
-def cell_task(cell: DocumentCell) -> NiahTask:
+def cell_task(cell: DocumentCell) -> LmEvalNiahTask:
     """Return a task whose documents are those of a cell."""
 
-    def documents(**_: Any) -> dict[str, Documents]:
-        return {"test": Documents(cell)}
+    def documents(**_: Any) -> dict[str, DocumentDataset]:
+        return {"test": DocumentDataset(cell)}
 
     # Unresolved, since the generator that it names makes six million words when it is imported.
     config = task_config(cell.task)
-    return NiahTask(cell.name, cell.context_tokens, {**config, "custom_dataset": documents})
+    return LmEvalNiahTask(cell.name, cell.context_tokens, {**config, "custom_dataset": documents})
 
 
-def official_task(task: str, context_tokens: int, tokenizer: Path) -> NiahTask:
+def official_task(task: str, context_tokens: int, tokenizer: Path) -> LmEvalNiahTask:
     """Return a task whose documents lm-eval's own generator makes, from essays of the hub.
 
     Args:
@@ -192,7 +192,7 @@ def official_task(task: str, context_tokens: int, tokenizer: Path) -> NiahTask:
 
     asked = {"tokenizer": str(tokenizer), "max_seq_lengths": [context_tokens]}
     changes = {"custom_dataset": documents, "metadata": {**config["metadata"], **asked}}
-    return NiahTask(f"{task}@{context_tokens}", context_tokens, {**config, **changes})
+    return LmEvalNiahTask(f"{task}@{context_tokens}", context_tokens, {**config, **changes})
 
 
 def _refuse_code(tokenizer: Path) -> None:

@@ -39,7 +39,7 @@ _COMPUTING = ("trained", "ranking", "recall", "answers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class StageCounts:
     """How many stages were done before, by this run, and by other runs meanwhile."""
 
     cached: int
@@ -47,7 +47,7 @@ class Outcome:
     by_others: int = 0
 
 
-def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcome:
+def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> StageCounts:
     """Run what is not done yet of a graph, or was made of inputs that hold something else now.
 
     Args:
@@ -66,7 +66,7 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
     states = {stage.id: state_of(store, stage.kind, stage.id) for stage in stages}
     cached = {id for id, state in states.items() if state is StageState.CACHED}
     if len(cached) == len(stages):
-        return Outcome(cached=len(stages), done=0)
+        return StageCounts(cached=len(stages), done=0)
     check_installed()
     _tell_stale(store, [stage for stage in stages if states[stage.id] is StageState.STALE])
     todo = unsettled(stages, cached)
@@ -85,7 +85,7 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
     if ran.failed is not None:
         raise _failed(store, todo, began, ran.failed)
     before = len(cached - ran.done)
-    return Outcome(
+    return StageCounts(
         cached=before, done=len(ran.done), by_others=len(stages) - before - len(ran.done)
     )
 

@@ -167,7 +167,7 @@ class _Run:
             for sample in self.samples.get((candidate.role, cell.name), ())
         )
         checked = tuple(self.checked(cell) for cell in plan.cells)
-        verdict = overall(self.verdicts.values())
+        verdict = overall_verdict(self.verdicts.values())
         advice = None
         if verdict is CheckVerdict.REGRESSION:
             advice = restore_command(plan.pre.folder, plan.post.folder)
@@ -219,7 +219,7 @@ class _Run:
                 for role, samples in found.items()
             },
             comparisons=tuple(
-                compare(first, second, paired_counts(found[first], found[second]))
+                paired_comparison(first, second, paired_counts(found[first], found[second]))
                 for first, second in pairs
                 if first in found and second in found
             ),
@@ -237,7 +237,7 @@ def paired_counts(first: Samples, second: Samples) -> PairedCounts:
     )
 
 
-def compare(first: str, second: str, counts: PairedCounts) -> Comparison:
+def paired_comparison(first: str, second: str, counts: PairedCounts) -> Comparison:
     """Describe the difference of two checkpoints by these counts alone."""
     return Comparison(
         first=first,
@@ -251,7 +251,7 @@ def compare(first: str, second: str, counts: PairedCounts) -> Comparison:
     )
 
 
-def overall(verdicts: Collection[CheckVerdict]) -> CheckVerdict:
+def overall_verdict(verdicts: Collection[CheckVerdict]) -> CheckVerdict:
     """Return the verdict on all cells: one that regressed is enough, the all-clear needs each."""
     if CheckVerdict.REGRESSION in verdicts:
         return CheckVerdict.REGRESSION

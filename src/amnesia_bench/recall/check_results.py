@@ -45,7 +45,7 @@ def publish_check(result: CheckResult, work: Path, provenance: Provenance) -> Pa
         "samples.jsonl": "".join(
             json.dumps(codec.to_json(sample)) + "\n" for sample in result.samples
         ),
-        "summary.md": markdown(result.report),
+        "summary.md": check_markdown(result.report),
     }
     content = "".join(files.values()).encode()
     final = work / "checks" / hashlib.sha256(content).hexdigest()[:16]
@@ -127,7 +127,7 @@ def notes(report: CheckReport) -> list[str]:
     return [*said, *(f"Warning: {warning}." for warning in report.warnings)]
 
 
-def markdown(report: CheckReport) -> str:
+def check_markdown(report: CheckReport) -> str:
     """Return the report as Markdown fit for a comment on a pull request."""
     lines = [f"### Long-range recall: {headline(report)}", ""]
     lines += [f"- {role}: {code(str(folder))}" for role, folder in report.checkpoints.items()]

@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from amnesia_bench.inference.generation import generate
+from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.held_engine import HeldEngine
 from amnesia_bench.inference.protocol import Engine, OnDemand, Request
-from amnesia_bench.recall.niah.scoring import score
+from amnesia_bench.recall.niah.scoring import score_needle
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKey, Sampling
@@ -102,7 +102,9 @@ def recall_samples(
     depends = json.dumps({**engine.settings, **identity}, sort_keys=True)
     name = hashlib.sha256(depends.encode()).hexdigest()[:16]
     folder = work / "generations" / cell.name / name
-    generations = generate(HeldEngine(engine, candidate.held), requests, folder, identity=identity)
+    generations = generate_missing(
+        HeldEngine(engine, candidate.held), requests, folder, identity=identity
+    )
     return tuple(recall_sample(generation, candidate, cell) for generation in generations)
 
 
@@ -118,7 +120,7 @@ def recall_sample(generation: Generation, candidate: Candidate, cell: PromptCell
         prompt_tokens=generation.prompt_tokens,
         value=cell.value(doc),
         text=generation.text,
-        outcome=score(generation, cell.value(doc)).outcome,
+        outcome=score_needle(generation, cell.value(doc)).outcome,
         finish_reason=generation.finish_reason,
     )
 

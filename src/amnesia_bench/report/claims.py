@@ -45,7 +45,7 @@ def decide(table: TableConfig, places: Places) -> tuple[DecidedClaim, ...]:
     return tuple(_decide(name, claim, table, places) for name, claim in table.claims.items())
 
 
-def overall(conditions: Sequence[Condition]) -> ClaimVerdict:
+def claim_verdict(conditions: Sequence[Condition]) -> ClaimVerdict:
     """Return the verdict on all: one that fails is enough, to hold takes each."""
     verdicts = {condition.verdict for condition in conditions}
     if ClaimVerdict.DOES_NOT_HOLD in verdicts:
@@ -68,7 +68,7 @@ def _decide(name: str, claim: Claim, table: TableConfig, places: Places) -> Deci
         formula=_formula(claim, table),
         above=claim.above,
         aim=claim.aim,
-        verdict=overall(conditions),
+        verdict=claim_verdict(conditions),
         holds_in_paper=all(value > claim.above + _TIE for value in known)
         if len(known) == len(in_paper)
         else None,

@@ -11,8 +11,14 @@ import pytest
 
 from amnesia_bench.inference.protocol import Request
 from amnesia_bench.recall import measure as recall
-from amnesia_bench.recall.check import CheckPlan, CheckResult, check, overall, restore_command
-from amnesia_bench.recall.check_results import headline, markdown, publish_check
+from amnesia_bench.recall.check import (
+    CheckPlan,
+    CheckResult,
+    check,
+    overall_verdict,
+    restore_command,
+)
+from amnesia_bench.recall.check_results import check_markdown, headline, publish_check
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Sampling
 from amnesia_bench.records.recall import CheckReport, CheckVerdict, RecallSample, Rule
@@ -138,7 +144,7 @@ def test_restored_answers_the_same_prompts_and_its_gain_is_measured(tmp_path: Pa
     assert gain["restored", "post"].p_value < 0.01
     prompts = {role: [s.key for s in result.samples if s.role == role] for role in cell.recall}
     assert prompts["pre"] == prompts["post"] == prompts["restored"]
-    assert "restored is +" in markdown(result.report)
+    assert "restored is +" in check_markdown(result.report)
 
 
 class Dies(Models):
@@ -229,7 +235,7 @@ def test_records_are_published_once_and_read_back(tmp_path: Path) -> None:
 
 def test_the_summary_says_the_verdict_the_table_and_the_command(tmp_path: Path) -> None:
     report = run(Models(pre=0.95, post=0.3), tmp_path).report
-    text = markdown(report)
+    text = check_markdown(report)
     assert text.startswith("### Long-range recall: recall regression: 50 of 400 answers")
     assert f"```sh\n{report.advice}\n```" in text
     assert "| niah_single_2 | 1024 | - | - | 0 | - | - | - | not run |" in text
@@ -262,9 +268,9 @@ def test_a_base_that_recalls_nothing_is_warned_of(tmp_path: Path) -> None:
 
 def test_the_verdict_on_all_cells() -> None:
     bad, good, open_ = CheckVerdict.REGRESSION, CheckVerdict.NO_REGRESSION, CheckVerdict.UNDECIDED
-    assert overall([good, bad, open_]) is bad
-    assert overall([good, good]) is good
-    assert overall([good, open_]) is open_
+    assert overall_verdict([good, bad, open_]) is bad
+    assert overall_verdict([good, good]) is good
+    assert overall_verdict([good, open_]) is open_
 
 
 def test_the_advice_can_be_typed_whatever_the_folders_are_called(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from amnesia_bench.config.load import load_option, options
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.report.places import (
-    left_out,
     place_cells,
     refuse_ambiguous,
+    unused_cells,
     without_column,
 )
 from amnesia_bench.report.rows import after_sft, full_name
@@ -91,7 +91,7 @@ def test_what_fits_nowhere_is_said_once_with_the_nearest_name(
 ) -> None:
     found = cells(folder, "tiny/post@miromnd", "tiny/pst@tulu3", "tinny/pre", "tiny/pre")
     placed = [place_cells(found, table) for table in tables.values()]
-    said = left_out(found, placed, tables)
+    said = unused_cells(found, placed, tables)
     assert len(said) == 3
     assert "no method 'post@miromnd' in table1, table2, table3, table4" in said[0]
     assert "Did you mean post@miromind?" in said[0]
@@ -113,7 +113,7 @@ def test_an_artifact_that_is_used_in_part_is_not_spoken_of(
     found = cells(tmp_path / "a", "tiny/pre")
     placed = [place_cells(found, table) for table in tables.values()]
     assert len(found) == 6
-    assert left_out(found, placed, tables) == ()
+    assert unused_cells(found, placed, tables) == ()
     names = ", ".join(tables)
     lacking = ", ".join(f"niah_single_{n} at 512" for n in (1, 2, 3))
     assert without_column(found, placed, tables) == (f"no column in {names}: {lacking}",)
@@ -125,7 +125,7 @@ def test_cells_of_other_lengths_are_said_to_have_no_column(
     write_recall(tmp_path / "a", "pre", forgetful("pre"), samples=2, lengths=(512,))
     found = cells(tmp_path / "a", "tiny/pre")
     placed = [place_cells(found, table) for table in tables.values()]
-    (said,) = left_out(found, placed, tables)
+    (said,) = unused_cells(found, placed, tables)
     assert "no column" in said
 
 

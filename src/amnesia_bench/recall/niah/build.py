@@ -13,7 +13,7 @@ from random import Random
 from typing import Any
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.recall.niah.documents import Documents, Essays, Lines
+from amnesia_bench.recall.niah.documents import Essays, HaystackDocuments, Lines
 from amnesia_bench.recall.niah.generate import CellMaker, TooShortError
 from amnesia_bench.recall.niah.haystack import Haystack, read_haystack
 from amnesia_bench.recall.niah.layout import CELLS, HAYSTACK, KIND, PROMPTS, TOKENIZER, cell_name
@@ -112,7 +112,7 @@ class _Maker:
         self._tokenizer = tokenizer
         self._haystack = haystack
         self._keys = needle_keys()
-        self._bases: dict[bool, tuple[Documents, SplicedText]] = {}
+        self._bases: dict[bool, tuple[HaystackDocuments, SplicedText]] = {}
         self._tokenizer_sha256 = tokenizer_identity(tokenizer)
         self.tokenizer_parts = tokenizer_parts(tokenizer)
 
@@ -189,12 +189,12 @@ class _Maker:
             splitter_sha256=splitter.sha256,
         )
 
-    def _base(self, *, essays: bool) -> tuple[Documents, SplicedText]:
+    def _base(self, *, essays: bool) -> tuple[HaystackDocuments, SplicedText]:
         if essays not in self._bases:
             self._bases[essays] = self._essays() if essays else self._tokenised(Lines())
         return self._bases[essays]
 
-    def _essays(self) -> tuple[Documents, SplicedText]:
+    def _essays(self) -> tuple[HaystackDocuments, SplicedText]:
         assert self._haystack is not None
         split = sentence_splitter().split
         documents, base = self._tokenised(Essays(self._haystack.words, split))
@@ -204,7 +204,7 @@ class _Maker:
         self._haystack = self._haystack.repeated(longest // tokens + 2)
         return self._tokenised(Essays(self._haystack.words, split))
 
-    def _tokenised(self, documents: Documents) -> tuple[Documents, SplicedText]:
+    def _tokenised(self, documents: HaystackDocuments) -> tuple[HaystackDocuments, SplicedText]:
         """Return documents with one, tokenised, that goes a step beyond the longest length."""
         longest = max(self._build.lengths)
         step = documents.increment(longest)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.recall.niah.documents import Documents, shared_characters
+from amnesia_bench.recall.niah.documents import HaystackDocuments, shared_characters
 from amnesia_bench.recall.niah.prompts import prompt_pieces, surrounded
 from amnesia_bench.recall.niah.splicing import (
     NotSpliceableError,
@@ -89,7 +89,7 @@ class CellMaker:
         self,
         task: NiahTask,
         context_tokens: int,
-        haystack: Documents,
+        haystack: HaystackDocuments,
         tokenizer: Any,
         base: SplicedText,
         keys: Sequence[str],
