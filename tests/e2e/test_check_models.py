@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.config.load import load_variant
-from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.protocol import EngineOptions
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.recall.check import CheckPlan, CheckResult, check
 from amnesia_bench.recall.check_inputs import open_candidates

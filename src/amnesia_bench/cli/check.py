@@ -69,8 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.progress import TerminalProgress
     from amnesia_bench.inference.load_engine import open_engine
-    from amnesia_bench.inference.options import EngineOptions
-    from amnesia_bench.inference.progress_engine import WatchedEngine
+    from amnesia_bench.inference.protocol import EngineOptions, WatchedEngine
     from amnesia_bench.recall.check import CheckPlan, check
     from amnesia_bench.recall.check_inputs import open_candidates
     from amnesia_bench.recall.check_results import publish_check

@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     progress = TerminalProgress()
     try:
         from amnesia_bench.inference.load_engine import open_engine
-        from amnesia_bench.inference.options import EngineOptions
-        from amnesia_bench.inference.progress_engine import WatchedEngine
+        from amnesia_bench.inference.protocol import EngineOptions, WatchedEngine
         from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
         from amnesia_bench.recall.check_inputs import open_candidates
         from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING

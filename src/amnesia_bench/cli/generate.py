@@ -62,9 +62,8 @@ def run(args: argparse.Namespace) -> ExitCode:
     config = load_option("eval", task.name, [*args.overrides, *off], task.config)
     template = None if args.chat_template is None else _read(args.chat_template)
     try:
-        from amnesia_bench.inference.held_engine import HeldEngine
         from amnesia_bench.inference.load_engine import open_engine
-        from amnesia_bench.inference.options import EngineOptions
+        from amnesia_bench.inference.protocol import EngineOptions, HeldEngine
         from amnesia_bench.reasoning.answering import (
             AnswerPlan,
             ModelUnderTest,

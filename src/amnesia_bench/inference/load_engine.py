@@ -1,4 +1,4 @@
-"""Engines by name."""
+"""Load a checkpoint into the engine that the user named, on one device or on all GPUs."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from pathlib import Path
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference import ENGINES
-from amnesia_bench.inference.options import EngineOptions
-from amnesia_bench.inference.protocol import Engine
+from amnesia_bench.inference.protocol import Engine, EngineOptions
 from amnesia_bench.store.files import read_json
 
 
@@ -29,9 +28,16 @@ def open_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
         from amnesia_bench.inference.vllm_engine import VllmEngine
 
         return VllmEngine.load(checkpoint, options)
-    from amnesia_bench.inference.data_parallel import load_engine
+    import torch
 
-    return load_engine(checkpoint, options)
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if options.device is None and len(gpus) > 1:
+        from amnesia_bench.inference.data_parallel import DataParallelEngine
+
+        return DataParallelEngine(checkpoint, options, gpus)
+    from amnesia_bench.inference.transformers_engine import TransformersEngine
+
+    return TransformersEngine.load(checkpoint, options)
 
 
 def _check_hypenet(checkpoint: Path) -> None:

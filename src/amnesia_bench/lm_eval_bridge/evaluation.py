@@ -13,8 +13,7 @@ import numpy as np
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.generation import generate_missing
-from amnesia_bench.inference.held_engine import HeldEngine
-from amnesia_bench.inference.protocol import Engine, Request
+from amnesia_bench.inference.protocol import Engine, HeldEngine, Request
 from amnesia_bench.lm_eval_bridge.niah_task import (
     DocumentCell,
     LmEvalNiahTask,

@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.load_engine import open_engine
-from amnesia_bench.inference.options import EngineOptions
-from amnesia_bench.inference.protocol import Engine, OnDemand, Request, sample_seed
+from amnesia_bench.inference.protocol import Engine, EngineOptions, OnDemand, Request, sample_seed
 from amnesia_bench.lm_eval_bridge.gen_kwargs import sampling_of
 from amnesia_bench.lm_eval_bridge.niah_task import DocumentCell
 from amnesia_bench.records.evaluation import SampleKey, Sampling

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.protocol import EngineOptions
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.lm_eval_bridge.layer_ablation import (
     ABLATION,

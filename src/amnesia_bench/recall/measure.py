@@ -14,8 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnesia_bench.inference.generation import generate_missing
-from amnesia_bench.inference.held_engine import HeldEngine
-from amnesia_bench.inference.protocol import Engine, OnDemand, Request
+from amnesia_bench.inference.protocol import Engine, HeldEngine, OnDemand, Request
 from amnesia_bench.recall.niah.scoring import score_needle
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
