@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 import amnesia_bench.recall.check_inputs as check_inputs
 import amnesia_bench.recall.niah.build as build_module
 from amnesia_bench.cli.main import main
-from amnesia_bench.recall.niah import NiahBuild, build_cells, open_cells
+from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
 from amnesia_bench.recall.niah.layout import PROMPTS, TOKENIZER
 from amnesia_bench.store.hashing import sha256_of
 from amnesia_bench.tokenizers.tokenizer import identity_of_older_prompts, load_tokenizer
@@ -32,7 +32,7 @@ def pre(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(tokenizer: Path, out: Path) -> Path:
     write_haystack(out.with_suffix(".json"))
     haystack = str(out.with_suffix(".json"))
-    build_cells(
+    build_prompt_sets(
         NiahBuild(
             tokenizer=tokenizer, lengths=(LENGTH,), tasks=TASKS, haystack=haystack, samples=3
         ),
@@ -81,8 +81,8 @@ def test_more_tokens_that_no_prompt_holds_change_nothing(
     assert [cell["n"] for cell in report["cells"]] == [3, 3]
     arguments = ["eval", "niah", "--checkpoint", str(post), "--prompts", str(prompts)]
     assert main([*arguments, "--out", str(tmp_path / "scores")]) == 0
-    ours = open_cells(prompts, load_tokenizer(pre))
-    theirs = open_cells(prompts, load_tokenizer(post))
+    ours = open_prompt_sets(prompts, load_tokenizer(pre))
+    theirs = open_prompt_sets(prompts, load_tokenizer(post))
     for a, b in zip(ours, theirs, strict=True):
         for i in range(3):
             whole = load_tokenizer(post)(b.prompt(i), add_special_tokens=False).input_ids

@@ -18,7 +18,7 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.inference.protocol import Engine, Request
 from amnesia_bench.lm_eval_bridge.niah_task import task_config
-from amnesia_bench.recall.niah import NiahBuild, build_cells
+from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets
 from amnesia_bench.records.evaluation import Generation
 from tests.support.byte_checkpoints import byte_tokenizer, save_checkpoint, write_haystack
 from tests.support.fake_engine import FakeEngine
@@ -47,7 +47,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
         haystack=str(folder / "essays.json"),
         samples=SAMPLES,
     )
-    build_cells(build, folder / "prompts")
+    build_prompt_sets(build, folder / "prompts")
     return Inputs(checkpoint, folder / "prompts", texts)
 
 

@@ -16,9 +16,9 @@ from amnesia_bench.costs.work import Writing
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.pipeline.bookkeeping import LOG, StageState, read_failure, state_of
 from amnesia_bench.pipeline.commands import run_command
+from amnesia_bench.pipeline.fork_server import fork_server
 from amnesia_bench.pipeline.run import run_graph
 from amnesia_bench.pipeline.stage import Output, Stage
-from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.pipeline.worker import run_stage
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import MANIFEST, stage_path
@@ -183,10 +183,10 @@ def test_a_store_that_is_a_file_is_one_message(
     assert "is not a folder" in capsys.readouterr().err
 
 
-def test_a_warm_process_says_what_a_cold_one_does(tmp_path: Path) -> None:
+def test_a_forked_process_says_what_a_cold_one_does(tmp_path: Path) -> None:
     command = ["data", "synthesize", "proze", "--rows", "3", "--out", str(tmp_path / "x")]
     logs = []
-    with scratch_folder() as folder, warm_server(folder) as server:
+    with scratch_folder() as folder, fork_server(folder) as server:
         for name, socket in (("warm", server), ("cold", None)):
             log = tmp_path / name
             assert run_command(command, log, 1, (), socket) == 2
@@ -194,10 +194,10 @@ def test_a_warm_process_says_what_a_cold_one_does(tmp_path: Path) -> None:
     assert logs[0] == logs[1]
 
 
-def test_a_warm_server_outlives_a_worker_and_a_command_the_server(tmp_path: Path) -> None:
+def test_a_fork_server_outlives_a_worker_and_a_command_the_server(tmp_path: Path) -> None:
     command = ["data", "synthesize", "proze", "--rows", "3", "--out", str(tmp_path / "x")]
     before = psutil.Process().children()
-    with scratch_folder() as folder, warm_server(folder) as server:
+    with scratch_folder() as folder, fork_server(folder) as server:
         with socket.socket(socket.AF_UNIX) as hasty:
             hasty.connect(server)
         assert run_command(command, tmp_path / "log", 1, (), server) == 2
@@ -252,7 +252,7 @@ def test_workers_have_the_environment_of_the_driver_and_leave_no_files(tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert marks.read_text().count("amnesia_bench.pipeline.worker") == 3
-    (warm,) = [line for line in marks.read_text().splitlines() if "pipeline.warm" in line]
+    (warm,) = [line for line in marks.read_text().splitlines() if "pipeline.fork_server" in line]
     assert warm.startswith("77 glibc.malloc.")  # what the user says goes before what we do
     assert sorted(path.name for path in cwd.iterdir()) == ["modules", "random.py", "store"]
     assert list(home.iterdir()) == []

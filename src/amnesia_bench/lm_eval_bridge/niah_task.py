@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
-from amnesia_bench.recall.measure import PromptCell
+from amnesia_bench.recall.measure import PromptSet
 from amnesia_bench.recall.niah.tasks import SEED
 from amnesia_bench.store.files import read_json
 from amnesia_bench.tokenizers.sentences import sentence_splitter
 
 
-class DocumentCell(PromptCell, Protocol):
+class DocumentPromptSet(PromptSet, Protocol):
     """Prompts of one task at one length that can be had as lm-eval's documents."""
 
     def document(self, i: int) -> dict[str, Any]: ...
@@ -36,21 +36,21 @@ class ScoredAnswer:
 
 
 class DocumentDataset:
-    """A cell as the data set of a task: each document is made when it is asked for."""
+    """A prompt set as the data set of a task: each document is made when it is asked for."""
 
-    def __init__(self, cell: DocumentCell) -> None:
-        self._cell = cell
+    def __init__(self, prompt_set: DocumentPromptSet) -> None:
+        self._prompt_set = prompt_set
 
     @property
     def features(self) -> Mapping[str, Any]:
         """The names of a document's fields, as `datasets.Dataset.features` has them."""
-        return dict.fromkeys(self._cell.document(0))
+        return dict.fromkeys(self._prompt_set.document(0))
 
     def __len__(self) -> int:
-        return len(self._cell)
+        return len(self._prompt_set)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return self._cell.document(i)
+        return self._prompt_set.document(i)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
@@ -60,7 +60,7 @@ class LmEvalNiahTask:
     """One task at one length, as a specification for `evaluate_one`.
 
     Args:
-        name: of the cell, such as niah_single_2@262144.
+        name: of the prompt set, such as niah_single_2@262144.
         context_tokens: lm-eval's max_seq_length.
         config: of lm-eval's task file.
     """
@@ -153,15 +153,17 @@ def given_task(config: Mapping[str, Any]) -> Any:
     return GivenTask(config=dict(config))
 
 
-def cell_task(cell: DocumentCell) -> LmEvalNiahTask:
-    """Return a task whose documents are those of a cell."""
+def prompt_set_task(prompt_set: DocumentPromptSet) -> LmEvalNiahTask:
+    """Return a task whose documents are those of a prompt set."""
 
     def documents(**_: Any) -> dict[str, DocumentDataset]:
-        return {"test": DocumentDataset(cell)}
+        return {"test": DocumentDataset(prompt_set)}
 
     # Unresolved, since the generator that it names makes six million words when it is imported.
-    config = task_config(cell.task)
-    return LmEvalNiahTask(cell.name, cell.context_tokens, {**config, "custom_dataset": documents})
+    config = task_config(prompt_set.task)
+    return LmEvalNiahTask(
+        prompt_set.name, prompt_set.context_tokens, {**config, "custom_dataset": documents}
+    )
 
 
 def official_task(task: str, context_tokens: int, tokenizer: Path) -> LmEvalNiahTask:

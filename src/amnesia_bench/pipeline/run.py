@@ -26,9 +26,9 @@ from amnesia_bench.pipeline.bookkeeping import (
     write_orders,
 )
 from amnesia_bench.pipeline.engine import check_installed, run_stages
+from amnesia_bench.pipeline.fork_server import fork_server
 from amnesia_bench.pipeline.progress import Watcher
 from amnesia_bench.pipeline.stage import Stage, unsettled
-from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.printable import message
 from amnesia_bench.records.stages import StageOrder
 from amnesia_bench.store.files import explaining_write_errors
@@ -75,11 +75,11 @@ def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> 
     with explaining_write_errors(store, "finished stages are kept"):
         write_orders(store, [_order(store, stage, threads[stage.id]) for stage in todo])
         # Importing on a machine with GPUs would hold them.
-        warm = all(stage.gpus == 0 for stage in todo)
+        forking = all(stage.gpus == 0 for stage in todo)
         with (
             scratch_folder() as folder,
             Watcher(store, todo, cached, of=len(stages)),
-            warm_server(folder) if warm else nullcontext() as server,
+            fork_server(folder) if forking else nullcontext() as server,
         ):
             ran = run_stages(store, todo, threads, cores, server, folder)
     if ran.failed is not None:

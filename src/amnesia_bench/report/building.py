@@ -18,16 +18,16 @@ from amnesia_bench.report.figures import figures_of
 from amnesia_bench.report.heat_maps import heat_maps_of
 from amnesia_bench.report.page import page
 from amnesia_bench.report.paths import portable
-from amnesia_bench.report.places import (
+from amnesia_bench.report.sources import CellFolder, read_source
+from amnesia_bench.report.svg import standalone
+from amnesia_bench.report.table_slots import (
     Places,
     differing_settings,
-    place_cells,
+    fill_slots,
     refuse_ambiguous,
     unused_cells,
     without_column,
 )
-from amnesia_bench.report.sources import CellFolder, read_source
-from amnesia_bench.report.svg import standalone
 from amnesia_bench.report.tables import build_table, build_trade_offs
 from amnesia_bench.report.text_formats import csv_text, json_text, latex, table_markdown
 from amnesia_bench.store.files import explaining_write_errors, make_folder, replace_text
@@ -62,7 +62,7 @@ def build_report(request: ReportRequest, provenance: Provenance) -> Report:
     read = [read_source(source, out) for source in request.sources]
     found = [cell for cells, _ in read for cell in cells]
     refuse_ambiguous(found, tables)
-    placed = {name: place_cells(found, table) for name, table in tables.items()}
+    placed = {name: fill_slots(found, table) for name, table in tables.items()}
     unused = unused_cells(found, list(placed.values()), tables)
     if found and not any(placed.values()):
         raise UserError(

@@ -29,7 +29,7 @@ from amnesia_bench.inference.protocol import Request, UntrustedAnswersError
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.store.lease import holding_lease
 from amnesia_bench.store.sealed_json import unseal
-from tests.support.fake_cells import PlantedEngine
+from tests.support.fake_prompt_sets import PlantedEngine
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0, top_p=1.0, top_k=None, stop=())
 DRAWN = Sampling(max_new_tokens=8, temperature=0.6, top_p=0.95, top_k=None, stop=("\n",))
@@ -117,8 +117,8 @@ def test_a_tail_of_zeros_as_a_power_cut_leaves_it_is_cut_off(tmp_path: Path) -> 
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-from amnesia_bench.inference.generation import generate
-from tests.support.fake_cells import PlantedEngine
+from amnesia_bench.inference.generation import generate_missing
+from tests.support.fake_prompt_sets import PlantedEngine
 from tests.unit.inference.test_generation import IDENTITY, requests
 
 class Slow(PlantedEngine):
@@ -127,7 +127,7 @@ class Slow(PlantedEngine):
             time.sleep(0.005)
             yield generation
 
-generate(Slow(0.5), requests(40), Path(sys.argv[1]), identity=IDENTITY)
+generate_missing(Slow(0.5), requests(40), Path(sys.argv[1]), identity=IDENTITY)
 """
 
 

@@ -24,7 +24,7 @@ from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Sampling
 from amnesia_bench.records.recall import CheckReport, CheckVerdict, RecallSample, Rule
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.provenance import collect_provenance
-from tests.support.fake_cells import FakeCell, PlantedEngine, candidate
+from tests.support.fake_prompt_sets import FakePromptSet, PlantedEngine, candidate
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0, top_p=1.0, top_k=None, stop=())
 LENGTHS = (1024, 8192)
@@ -41,7 +41,7 @@ def plan(*, samples: int = 100, restored: bool = False, post: str = "post") -> C
         pre=candidate("pre"),
         post=candidate(post),
         restored=candidate("restored") if restored else None,
-        cells=tuple(FakeCell(context_tokens=length, size=samples) for length in LENGTHS),
+        prompt_sets=tuple(FakePromptSet(context_tokens=length, size=samples) for length in LENGTHS),
         sampling=GREEDY,
         rule=Rule(samples=samples, margin=0.0, error_rate=0.025),
     )

@@ -22,7 +22,7 @@ Place = tuple[str, str, str]
 Places = Mapping[Place, Placed]
 
 
-def place_cells(found: Iterable[FoundCell], table: TableConfig) -> Places:
+def fill_slots(found: Iterable[FoundCell], table: TableConfig) -> Places:
     """Sort cells into a table.
 
     Cells of other models and rows, and of columns that the table lacks, are left out: an
