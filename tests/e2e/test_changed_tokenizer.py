@@ -16,7 +16,7 @@ import amnesia_bench.recall.check_inputs as check_inputs
 import amnesia_bench.recall.niah.build as build_module
 from amnesia_bench.cli.main import main
 from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
-from amnesia_bench.recall.niah.layout import PROMPTS, TOKENIZER
+from amnesia_bench.recall.niah.prompt_sets import PROMPTS, TOKENIZER
 from amnesia_bench.store.hashing import sha256_of
 from amnesia_bench.tokenizers.tokenizer import identity_of_older_prompts, load_tokenizer
 from tests.support.byte_checkpoints import byte_tokenizer, save_checkpoint, write_haystack

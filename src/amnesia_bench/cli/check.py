@@ -158,8 +158,7 @@ def _write(args: argparse.Namespace, records: Path) -> None:
 
 def _print(report: CheckReport, records: Path, progress: TerminalProgress) -> None:
     from amnesia_bench.cli.output import say, show, table
-    from amnesia_bench.recall.check_results import columns, headline, notes, row
-    from amnesia_bench.recall.heatmap import heat_rows
+    from amnesia_bench.recall.check_results import columns, headline, heat_rows, notes, row
     from amnesia_bench.records.recall import CheckVerdict
 
     grid = table("recall in per cent, drop from pre to post in points", columns(report))

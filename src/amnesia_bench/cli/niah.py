@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.recall.niah.build import NiahBuild, build_prompt_sets
-    from amnesia_bench.recall.niah.layout import prompt_set_name
+    from amnesia_bench.recall.niah.prompt_sets import prompt_set_name
 
     records = build_prompt_sets(
         NiahBuild(

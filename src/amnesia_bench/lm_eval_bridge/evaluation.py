@@ -29,8 +29,7 @@ from amnesia_bench.recall.measure import (
     recall_sample,
     sampling_settings,
 )
-from amnesia_bench.recall.niah.scoring import score_needle
-from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SEED
+from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SEED, score_needle
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.recall import RecallSample

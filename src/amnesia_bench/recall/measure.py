@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.protocol import Engine, HeldEngine, OnDemand, Request
-from amnesia_bench.recall.niah.scoring import score_needle
+from amnesia_bench.recall.niah.tasks import score_needle
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKey, Sampling

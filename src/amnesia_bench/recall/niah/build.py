@@ -16,7 +16,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.recall.niah.documents import Essays, HaystackDocuments, Lines
 from amnesia_bench.recall.niah.generate import PromptSetMaker, TooShortError
 from amnesia_bench.recall.niah.haystack import Haystack, read_haystack
-from amnesia_bench.recall.niah.layout import (
+from amnesia_bench.recall.niah.prompt_sets import (
     HAYSTACK,
     KIND,
     PROMPT_SETS,

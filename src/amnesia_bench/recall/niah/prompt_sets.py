@@ -1,4 +1,4 @@
-"""Prompts read back: texts, tokens, answers and where the needles are."""
+"""A folder of prompts, read back: texts, tokens, answers and where the needles are."""
 
 from __future__ import annotations
 
@@ -16,15 +16,6 @@ from numpy.typing import NDArray
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.recall.niah.documents import Lines
-from amnesia_bench.recall.niah.layout import (
-    HAYSTACK,
-    KIND,
-    PROMPT_SETS,
-    PROMPTS,
-    TOKENIZER,
-    prompt_set_name,
-)
-from amnesia_bench.recall.niah.prompts import prompt_pieces
 from amnesia_bench.recall.niah.splicing import (
     NotSpliceableError,
     Span,
@@ -32,15 +23,27 @@ from amnesia_bench.recall.niah.splicing import (
     WholeText,
     joined,
 )
-from amnesia_bench.recall.niah.tasks import find_task
+from amnesia_bench.recall.niah.tasks import find_task, prompt_pieces
 from amnesia_bench.records.codec import from_json
 from amnesia_bench.records.niah import NiahPrompts, PromptSetRecord, TokenizerParts
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.tokenizers.tokenizer import identity_of_older_prompts, tokenizer_parts
 
+# Names of the files in a folder of prompts.
+KIND = "niah_prompts"
+PROMPTS = "prompts.json"
+HAYSTACK = "haystack.txt.gz"  # as much of the joined sentences as some prompt needs
+TOKENIZER = "tokenizer_parts.json"  # absent in folders of older versions, with another hash
+PROMPT_SETS = "cells"
+
 # Longer than any added token's content.
 _SEAM_CHARACTERS = 512
+
+
+def prompt_set_name(task: str, context_tokens: int) -> str:
+    """Return the name of a prompt set, which is also that of its task in samples' keys."""
+    return f"{task}@{context_tokens}"
 
 
 def open_prompt_sets(folder: Path, tokenizer: Any) -> tuple[NiahPromptSet, ...]:
