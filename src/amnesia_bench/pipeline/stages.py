@@ -16,7 +16,7 @@ from amnesia_bench.costs.work import Answering, Training, Weights, Writing
 from amnesia_bench.data.synthesize import ROWS
 from amnesia_bench.pipeline.stage import Argument, Input, Output, Stage
 from amnesia_bench.reasoning.code.livecodebench import ProgramScorer
-from amnesia_bench.reasoning.tasks.task import ReasoningTask
+from amnesia_bench.reasoning.task import ReasoningTask
 
 RANKING = "ranking.json"
 _BYTES_PER_WORD, _WORDS_PER_PROBLEM = 6, 80

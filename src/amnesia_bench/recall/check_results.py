@@ -11,7 +11,7 @@ from amnesia_bench.markdown import block, code, escape
 from amnesia_bench.recall.check import CheckResult
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
-from amnesia_bench.records.recall import CheckedPromptSet, CheckReport, CheckVerdict
+from amnesia_bench.records.recall import CheckedPromptSet, CheckReport, CheckVerdict, HeatMap
 from amnesia_bench.store.files import sync_file
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST
