@@ -156,9 +156,7 @@ def token_rows(prompts: Sequence[NDArray[np.int32]]) -> Tensor:
 
 @torch.inference_mode()
 def prepare_model(module: Any, limit: int | None = None) -> LanguageModel:
-    """Replace the model's sdpa attention by `causal_sdpa`, and try what its cache can do.
-
-    It is tried on a few random tokens.
+    """Replace sdpa attention by `causal_sdpa`, and try the model's cache on a few random tokens.
 
     Whether a model continues from its cache cannot be told from its class: linear layers of some
     models start again from zero when more than one token follows, and say nothing.
