@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from amnesia_bench.config.eval_schema import Think
 from amnesia_bench.reasoning.math import worker
 from amnesia_bench.reasoning.math.equality import Equality, glance
-from amnesia_bench.reasoning.math.extraction import last_boxed, last_number
 from amnesia_bench.reasoning.math.pool import ComparisonPool, Failure
 from amnesia_bench.reasoning.math.reading import read
-from amnesia_bench.reasoning.math.scorer import MathScorer
+from amnesia_bench.reasoning.math.scorer import MathScorer, last_boxed, last_number
 from amnesia_bench.reasoning.task import Attempt, ScoringResult
 from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.reasoning.tasks.mathematics import gsm8k_gold
