@@ -1,6 +1,6 @@
 """One flipped bit in any file that outlives its process: refused, made again, or of no effect.
 
-The same is done to answers that are being generated (tests/unit/inference/test_generate.py, 900
+The same is done to answers that are being generated (tests/unit/inference/test_generation.py, 900
 bits) and to half-done trainings (tests/e2e/test_train_folder.py, 500).
 """
 
@@ -20,10 +20,11 @@ from amnesia_bench.data.parts import PartsFolder
 from amnesia_bench.data.sequence_store import open_store
 from amnesia_bench.errors import AmnesiaError
 from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
-from amnesia_bench.lm_eval_bridge.layer_ranking import rank_layers
+from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers
 from amnesia_bench.reasoning.score import compare, read_cells, score
-from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
+from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
 from amnesia_bench.report.sources import CellFolder, read_source
+from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.surgery.ranked_layers import read_ranking
 from amnesia_bench.training.inputs import data_parent
 from tests.support import checkpoints
@@ -118,8 +119,11 @@ def parts(tmp_path: Path) -> Written:
 def write_prompts(tokenizer: Path, out: Path) -> None:
     byte_tokenizer().save_pretrained(tokenizer)
     tasks = ("niah_single_1",)
-    build_prompt_sets(
-        NiahBuild(tokenizer=tokenizer, lengths=(1024,), tasks=tasks, haystack=None, samples=3), out
+    build_prompts(
+        BuildPromptsRequest(
+            tokenizer=tokenizer, lengths=(1024,), tasks=tasks, haystack=None, samples=3
+        ),
+        out,
     )
 
 
@@ -172,7 +176,7 @@ def recall(tmp_path: Path) -> Written:
 def ranking(tmp_path: Path) -> Written:
     folder = tmp_path / "out"
     folder.mkdir()
-    rank_layers(PLAN, LAYERS, Measured(), folder / "ranking.json")
+    measure_layers(PLAN, LAYERS, Measured(), folder / "ranking.json")
 
     def look() -> object:
         found = read_ranking(folder / "ranking.json")
@@ -184,13 +188,13 @@ def ranking(tmp_path: Path) -> Written:
 def half_a_ranking(tmp_path: Path) -> Written:
     folder = tmp_path / ".ranking.json.measured"
     with pytest.raises(KeyboardInterrupt):
-        rank_layers(PLAN, LAYERS, Measured(dies_before=5), tmp_path / "ranking.json")
+        measure_layers(PLAN, LAYERS, Measured(dies_before=5), tmp_path / "ranking.json")
     content = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def look() -> object:
         now = {path.name: path.read_bytes() for path in folder.iterdir()}
         try:
-            return rank_layers(PLAN, LAYERS, Measured(), tmp_path / "ranking.json").layers
+            return measure_layers(PLAN, LAYERS, Measured(), tmp_path / "ranking.json").layers
         finally:
             (tmp_path / "ranking.json").unlink(missing_ok=True)
             folder.mkdir(exist_ok=True)

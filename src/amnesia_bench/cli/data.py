@@ -30,6 +30,7 @@ from amnesia_bench.cli.command import Subcommand
 from amnesia_bench.cli.output import percent, print_json, say, show, table, tell
 from amnesia_bench.cli.requests import make
 from amnesia_bench.config.data_schema import SyntheticSource
+from amnesia_bench.data.data_tokenizer import decoder
 from amnesia_bench.data.sequence_store import TOKENIZER, SequenceStore, open_store
 from amnesia_bench.data.synthesize import ROWS
 from amnesia_bench.errors import ExitCode, UserError
@@ -41,7 +42,6 @@ from amnesia_bench.requests.data import (
     SynthesizeTokenizerRequest,
 )
 from amnesia_bench.store.hashing import verify_manifest
-from amnesia_bench.tokenizers.data_tokenizer import decoder
 
 if TYPE_CHECKING:
     from rich.text import Text

@@ -27,7 +27,7 @@ _RUN = "run.json"
 _MEASURED = re.compile(r"run\.json|whole\.json|without_layer_[0-9]+\.json|\..*\.json\.new")
 
 
-def rank_layers(
+def measure_layers(
     plan: LayerRanking, layers: Sequence[int], measure: Measure, out: Path
 ) -> LayerRanking:
     """Measure the model whole and without each layer, and write the ranking.

@@ -12,7 +12,7 @@ from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.generation import RUN, generate_missing, read_run_record
 from amnesia_bench.inference.protocol import Engine, Request, sample_seed
-from amnesia_bench.reasoning.tasks.task import ProblemSet, ReasoningTask
+from amnesia_bench.reasoning.task import ProblemSet, ReasoningTask
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.records.reasoning import ReasoningRun

@@ -24,7 +24,7 @@ from amnesia_bench.store.hashing import read_manifest
 from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST, check_final, training_path
 from amnesia_bench.store.lease import Lease, holding_lease
-from amnesia_bench.tokenizers.data_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer, tokenizer_identity
 from amnesia_bench.tracking.metrics_file import Written
 from amnesia_bench.training.batches import Batches, FileOrder, SequenceOrder, TokenStore
 from amnesia_bench.training.checkpoints import CheckpointFolder
@@ -61,7 +61,7 @@ class TrainingJob:
     """A request with its data opened.
 
     `order` says which sequence of which of `stores` is which sample, when they are shuffled.
-    `tokenizer_sha256` is that of the tokenizer in `init`, hashed as the stores hash theirs.
+    `tokenizer_sha256` is the identity of the tokenizer in `init`.
     """
 
     request: TrainRequest
@@ -98,7 +98,7 @@ def train(request: TrainRequest, out: Path) -> None:
             request=request,
             stores=stores,
             order=SampleOrder(sizes, list(mixture.values()), request.run.train.seed),
-            tokenizer_sha256=load_tokenizer(request.init).sha256,
+            tokenizer_sha256=tokenizer_identity(load_tokenizer(request.init)),
             out=out,
         )
     )

@@ -30,10 +30,10 @@ ROOT = Path(__file__).resolve().parents[3]
 LONG = "9" * 5000
 
 
-def parser_of(words: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
-    """The parser of a command or sub-command, and the words that it parses."""
-    module = import_module(f"amnesia_bench.cli.{words[0].replace('-', '_')}")
-    _, command, rest = cli._command(module, words[0], words[1:])
+def parser_of(name: str, arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
+    """Return the parser of a command or sub-command, and the words that are left for it."""
+    module = import_module(f"amnesia_bench.cli.{name.replace('-', '_')}")
+    _, command, rest = cli._command(module, f"amnesia {name}", arguments)
     parser = argparse.ArgumentParser(exit_on_error=False)
     command.add_arguments(parser)
     return parser, rest
@@ -60,7 +60,7 @@ def examples() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(("where", "line"), sorted(set(examples())))
 def test_every_command_that_is_shown_can_be_typed(where: str, line: str) -> None:
     words = shlex.split(line, comments=True)
-    parser, rest = parser_of(words[1:])
+    parser, rest = parser_of(words[1], words[2:])
     given = parser.parse_intermixed_args(rest)
     required = {action.dest for action in parser._actions if action.required}
     assert all(getattr(given, name) is not None for name in required)
