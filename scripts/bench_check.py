@@ -1,9 +1,9 @@
 """What the sequential rule of `amnesia check` finds, misses and saves, by simulation.
 
-Each row is 2,000 simulated checks of one cell with at most 500 prompts. *lost* and *won* are the
-chances that only the checkpoint before, or only the one after the fine-tune answers a prompt; their
-difference is the drop. *share of the error rate* is 1 / cells: a check of six cells (three tasks
-at two lengths) judges each with a sixth. No model runs.
+Each row is 2,000 simulated checks of one prompt set with at most 500 prompts. *lost* and *won* are
+the chances that only the checkpoint before, or only the one after the fine-tune answers a prompt;
+their difference is the drop. *share of the error rate* is 1 / sets: a check of six prompt sets
+(three tasks at two lengths) judges each with a sixth. No model runs.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ CASES = (
 
 
 def simulate(
-    lost: float, won: float, num_cells: int, rng: np.random.Generator
+    lost: float, won: float, num_prompt_sets: int, rng: np.random.Generator
 ) -> tuple[CheckVerdict, int]:
-    """Return the verdict on one simulated cell, and how many prompts it took."""
+    """Return the verdict on one simulated prompt set, and how many prompts it took."""
     rest = (1 - lost - won) / 2
     total = np.zeros(4, int)
     history: list[PairedCounts] = []
@@ -40,7 +40,7 @@ def simulate(
         history.append(
             PairedCounts(both=both, only_first=only_pre, only_second=only_post, neither=neither)
         )
-        verdict = judge(history, RULE, num_cells)
+        verdict = judge(history, RULE, num_prompt_sets)
         if verdict is not CheckVerdict.UNDECIDED:
             break
     return verdict, history[-1].n
@@ -52,17 +52,17 @@ def main() -> None:
     print(
         f"Error rate {100 * ERROR_RATE:g} %, looks after {', '.join(map(str, looks(SAMPLES)))}.\n"
     )
-    print("| lost | won | drop | cells | regression | no regression | undecided | prompts (mean) |")
+    print("| lost | won | drop | sets | regression | no regression | undecided | prompts (mean) |")
     print("|---|---|---|---|---|---|---|---|")
-    for num_cells in (1, 6):
+    for num_prompt_sets in (1, 6):
         for lost, won in CASES:
             rng = np.random.default_rng(0)
-            found = [simulate(lost, won, num_cells, rng) for _ in range(TRIALS)]
+            found = [simulate(lost, won, num_prompt_sets, rng) for _ in range(TRIALS)]
             verdicts = [verdict for verdict, _ in found]
             shares = " | ".join(f"{100 * verdicts.count(v) / TRIALS:.1f} %" for v in CheckVerdict)
             mean = sum(n for _, n in found) / TRIALS
             row = " | ".join(f"{100 * x:.0f} %" for x in (lost, won, lost - won))
-            print(f"| {row} | {num_cells} | {shares} | {mean:.0f} |")
+            print(f"| {row} | {num_prompt_sets} | {shares} | {mean:.0f} |")
 
 
 if __name__ == "__main__":

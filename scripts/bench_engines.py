@@ -30,7 +30,7 @@ from amnesia_bench.inference.protocol import Request
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import load_model_config
-from amnesia_bench.recall.niah import NiahBuild, build_cells, open_cells
+from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
 from amnesia_bench.recall.niah.haystack import read_haystack
 from amnesia_bench.records.evaluation import SampleKey, Sampling
 
@@ -129,20 +129,20 @@ def real_requests(lengths: Sequence[int]) -> dict[int, list[Request]]:
             haystack=str(HAYSTACK),
             samples=SMALL_SAMPLES,
         )
-        build_cells(build, Path(folder, "prompts"))
-        cells = open_cells(Path(folder, "prompts"), tokenizer)
+        build_prompt_sets(build, Path(folder, "prompts"))
+        prompt_sets = open_prompt_sets(Path(folder, "prompts"), tokenizer)
     how = Sampling(max_new_tokens=SMALL_NEW_TOKENS, temperature=0.0, top_p=1.0, top_k=None, stop=())
     return {
-        cell.context_tokens: [
+        prompt_set.context_tokens: [
             Request(
-                key=SampleKey(task=cell.name, doc=i, repeat=0),
-                tokens=cell.tokens(i),
+                key=SampleKey(task=prompt_set.name, doc=i, repeat=0),
+                tokens=prompt_set.tokens(i),
                 sampling=how,
                 seed=None,
             )
-            for i in range(len(cell))
+            for i in range(len(prompt_set))
         ]
-        for cell in cells
+        for prompt_set in prompt_sets
     }
 
 

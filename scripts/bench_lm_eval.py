@@ -17,7 +17,7 @@ from tests.support.fake_engine import FakeEngine
 
 from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
 from amnesia_bench.recall.measure import Candidate
-from amnesia_bench.recall.niah import NiahBuild, build_cells, open_cells
+from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
@@ -44,7 +44,7 @@ def main() -> None:
     for length in map(int, args.lengths.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             prompts = Path(folder) / "prompts"
-            build_cells(
+            build_prompt_sets(
                 NiahBuild(
                     tokenizer=TOKENIZER,
                     lengths=(length,),
@@ -65,7 +65,7 @@ def main() -> None:
 def measure(prompts: Path, samples: int) -> None:
     start = time.perf_counter()
     tokenizer = load_tokenizer(TOKENIZER)
-    (cell,) = open_cells(prompts, tokenizer)
+    (prompt_set,) = open_prompt_sets(prompts, tokenizer)
     parent = Parent(role="checkpoint", location="none", identity="none")
     candidate = Candidate(
         role="checkpoint",
@@ -75,9 +75,9 @@ def measure(prompts: Path, samples: int) -> None:
         held=HeldFiles(()),
         tokenizer=tokenizer,
     )
-    engine = FakeEngine(lambda request: cell.value(request.key.doc))
+    engine = FakeEngine(lambda request: prompt_set.value(request.key.doc))
     out = prompts.parent / "out"
-    found = NiahEvaluation(engine, candidate, samples, out).cell(cell)
+    found = NiahEvaluation(engine, candidate, samples, out).evaluate(prompt_set)
     if found.value != 1:
         raise RuntimeError(f"an engine that knows all answers scored {found.value}")
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

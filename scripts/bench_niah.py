@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.recall.niah import TASKS, NiahBuild, build_cells
+from amnesia_bench.recall.niah import TASKS, NiahBuild, build_prompt_sets
 from amnesia_bench.recall.niah.haystack import read_haystack
 from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
 from amnesia_bench.tokenizers.sentences import sentence_splitter
@@ -31,12 +31,12 @@ TABLE_1 = (32768, 65536, 131072, 262144)
 
 
 def time_ours(folder: Path) -> tuple[float, float]:
-    """Return wall and CPU seconds of building a cell, from loading the tokenizer to the disk."""
+    """Return wall and CPU seconds of building a prompt set, tokenizer and disk included."""
     request = NiahBuild(
         tokenizer=TOKENIZER, lengths=(LENGTH,), tasks=("niah_single_2",), haystack=str(HAYSTACK)
     )
     wall, cpu = time.perf_counter(), time.process_time()
-    build_cells(request, folder)
+    build_prompt_sets(request, folder)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -74,7 +74,7 @@ def time_lm_eval(samples: int) -> tuple[float, float, float, float]:
     return w1 - w0, c1 - c0, w2 - w1, c2 - c1
 
 
-def bench_one_cell(folder: Path, *, full: bool) -> None:
+def bench_one_prompt_set(folder: Path, *, full: bool) -> None:
     samples = SAMPLES if full else 20
     ours_wall, ours_cpu = time_ours(folder / "one")
     search_wall, search_cpu, sample_wall, sample_cpu = time_lm_eval(samples)
@@ -101,13 +101,13 @@ def bench_table_1(folder: Path) -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     wall = time.perf_counter() - start
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    cells = sorted(path.stat().st_size for path in (out / "cells").iterdir())
+    sizes = sorted(path.stat().st_size for path in (out / "cells").iterdir())
     whole = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(
-        f"All {len(cells)} cells of Table 1 (three tasks at 32K, 64K, 128K and 256K, {SAMPLES} "
-        f"samples each) by the command, one core: {wall:.1f} s wall, "
+        f"All {len(sizes)} prompt sets of Table 1 (three tasks at 32K, 64K, 128K and 256K, "
+        f"{SAMPLES} samples each) by the command, one core: {wall:.1f} s wall, "
         f"{used.ru_utime + used.ru_stime:.1f} s CPU, peak memory {used.ru_maxrss / 1e6:.2f} GB. "
-        f"On disk: {cells[0] / 1e3:.0f} to {cells[-1] / 1e3:.0f} kB per cell, "
+        f"On disk: {sizes[0] / 1e3:.0f} to {sizes[-1] / 1e3:.0f} kB per set, "
         f"{whole / 1e6:.2f} MB with the haystack.\n"
     )
 
@@ -125,7 +125,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         # First: the children's peak memory would else be that of a fork of this process.
         bench_table_1(Path(folder))
-        bench_one_cell(Path(folder), full=args.full)
+        bench_one_prompt_set(Path(folder), full=args.full)
 
 
 if __name__ == "__main__":

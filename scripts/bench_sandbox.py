@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
-from amnesia_bench.reasoning.code.livecodebench import score
+from amnesia_bench.reasoning.code.livecodebench import score_programs
 from amnesia_bench.reasoning.code.problems import load_problems
 from amnesia_bench.reasoning.judging import Attempt
 from amnesia_bench.records.evaluation import Outcome, SampleKey
@@ -71,7 +71,7 @@ def programs_per_second(launcher: Launcher, path: Path, workers: int) -> float:
     ]
 
     def run() -> None:
-        verdicts = score(problems, answers, launcher, workers=workers)
+        verdicts = score_programs(problems, answers, launcher, workers=workers)
         if any(verdict.outcome is not Outcome.CORRECT for verdict in verdicts):
             raise RuntimeError("a right program was not graded right")
 

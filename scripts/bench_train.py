@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from amnesia_bench.config.train_schema import TrainingRun, load_training
-from amnesia_bench.costs.estimate import GPUS, estimate
+from amnesia_bench.costs.estimate import GPUS, estimate_training
 from amnesia_bench.costs.model_shape import named_shape
 from amnesia_bench.modeling import HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import load_model_config
@@ -176,7 +176,7 @@ def bench_gpu() -> None:
     tokens, batch, steps = 16_384, 4, 10
     run = sft("sft_miromind_2b", [f"train.global_batch={batch}"], steps)
     rows = RandomRows(batch, tokens, 151_936, 4096)
-    flops = estimate(run, named_shape("hypenet_2b"), 1, GPUS["h200"]).flops_per_token
+    flops = estimate_training(run, named_shape("hypenet_2b"), 1, GPUS["h200"]).flops_per_token
     peak = GPUS["h200"].flops_per_second
     figures: dict[str, Any] = {"device": torch.cuda.get_device_name(), "assumed_peak_flops": peak}
     with tempfile.TemporaryDirectory() as scratch:

@@ -14,10 +14,16 @@ import numpy as np
 import pytest
 
 import amnesia_bench.recall.niah.build as build_module
-from amnesia_bench.recall.niah import TASKS, NiahBuild, NiahCell, build_cells, open_cells
+from amnesia_bench.recall.niah import (
+    TASKS,
+    NiahBuild,
+    NiahPromptSet,
+    build_prompt_sets,
+    open_prompt_sets,
+)
 from amnesia_bench.recall.niah.documents import Essays
 from amnesia_bench.recall.niah.words import needle_keys
-from amnesia_bench.records.niah import NiahCellRecord
+from amnesia_bench.records.niah import PromptSetRecord
 from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
 from tests.support.niah_official import lm_eval_niah, official_documents
 from tests.support.niah_texts import made_up_essay
@@ -32,15 +38,15 @@ from tests.support.shared import shared_path
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Cells of all three tasks, as many samples of each, to be made by lm-eval and by us."""
+    """Prompt sets of all three tasks, as many samples of each, to be made by lm-eval and by us."""
 
     tokenizer: Path
     lengths: tuple[int, ...]
     samples: int
     haystack: Path = field(default_factory=lambda: shared_path("data", "pg_essays_ruler.json"))
 
-    def build(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[NiahCellRecord, ...]:
-        """Build our cells, and hold each against lm-eval's."""
+    def build(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PromptSetRecord, ...]:
+        """Build our prompt sets, and hold each against lm-eval's."""
         streams: list[random.Random] = []
 
         class Recorded(random.Random):
@@ -56,32 +62,32 @@ class Comparison:
             haystack=str(self.haystack),
             samples=self.samples,
         )
-        records = build_cells(request, folder)
+        records = build_prompt_sets(request, folder)
         loaded = load_tokenizer(self.tokenizer)
-        cells = open_cells(folder, loaded)
-        assert len(cells) == len(streams) == len(TASKS) * len(self.lengths)
-        for cell, stream in zip(cells, streams, strict=True):
-            self._compare(cell, stream, loaded)
+        prompt_sets = open_prompt_sets(folder, loaded)
+        assert len(prompt_sets) == len(streams) == len(TASKS) * len(self.lengths)
+        for prompt_set, stream in zip(prompt_sets, streams, strict=True):
+            self._compare(prompt_set, stream, loaded)
         return records
 
-    def _compare(self, cell: NiahCell, stream: random.Random, tokenizer: Any) -> None:
+    def _compare(self, prompt_set: NiahPromptSet, stream: random.Random, tokenizer: Any) -> None:
         texts = [json.loads(self.haystack.read_text())["text"]]
         theirs, state = official_documents(
-            self.tokenizer, cell.task, cell.context_tokens, self.samples, texts
+            self.tokenizer, prompt_set.task, prompt_set.context_tokens, self.samples, texts
         )
-        assert len(cell) == len(theirs) == self.samples
+        assert len(prompt_set) == len(theirs) == self.samples
         for i, document in enumerate(theirs):
-            assert cell.document(i) == document
+            assert prompt_set.document(i) == document
         assert stream.getstate() == state
         for i in range(0, self.samples, max(1, self.samples // 5)):
             prompt = theirs[i]["input"] + " " + theirs[i]["gen_prefix"]
-            assert cell.prompt(i) == prompt
-            assert cell.prompt_sha256(i) == hashlib.sha256(prompt.encode()).hexdigest()
+            assert prompt_set.prompt(i) == prompt
+            assert prompt_set.prompt_sha256(i) == hashlib.sha256(prompt.encode()).hexdigest()
             tokens = tokenizer(prompt, add_special_tokens=False).input_ids
-            assert np.array_equal(cell.tokens(i), tokens)
-            assert cell.prompt_tokens(i) == len(tokens)
-            start, end = cell.needle_span(i)
-            assert cell.value(i) in tokenizer.decode(tokens[start:end])
+            assert np.array_equal(prompt_set.tokens(i), tokens)
+            assert prompt_set.prompt_tokens(i) == len(tokens)
+            start, end = prompt_set.needle_span(i)
+            assert prompt_set.value(i) in tokenizer.decode(tokens[start:end])
 
 
 def test_keys_and_depths_are_those_of_lm_eval() -> None:

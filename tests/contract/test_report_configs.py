@@ -9,13 +9,13 @@ import pytest
 
 from amnesia_bench.config.experiment_schema import Job, load_jobs
 from amnesia_bench.config.load import load_option, options
-from amnesia_bench.config.report_schema import Recall, Score, TableConfig
+from amnesia_bench.config.report_schema import RecallColumns, Score, TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.pipeline.graph import Graph, build
-from amnesia_bench.pipeline.producers import check_columns
+from amnesia_bench.pipeline.producers import check_table_columns
 from amnesia_bench.reasoning.cells import metrics_of
 from amnesia_bench.reasoning.tasks import TASKS
-from amnesia_bench.report.layout import columns_of
+from amnesia_bench.report.layout import table_columns
 from amnesia_bench.report.published import read_published
 from amnesia_bench.report.rows import full_name, rows_of
 
@@ -53,7 +53,7 @@ def missing(graph: Graph, table: TableConfig) -> list[str]:
     produced = produced_columns(graph)
     found = [
         column.key
-        for column in columns_of(table)
+        for column in table_columns(table)
         if (column.task, column.metric, column.scorer, column.context_tokens) not in produced
     ]
     labels = {row.model for row in graph.rows}
@@ -86,7 +86,7 @@ def test_every_report_is_named_by_an_experiment() -> None:
 @pytest.mark.parametrize("report", options("report"))
 def test_the_papers_numbers_stand_under_the_columns_of_a_report(report: str) -> None:
     table = load_option("report", report, [], TableConfig)
-    columns = {column.key for column in columns_of(table)}
+    columns = {column.key for column in table_columns(table)}
     if table.published:
         assert columns == {column for _, _, column in read_published(table.published[0])}
 
@@ -118,17 +118,17 @@ def test_a_column_that_no_evaluation_fills_is_refused(
     score: tuple[str, ...], said: str, hint: str
 ) -> None:
     with pytest.raises(UserError, match=said) as caught:
-        check_columns("table1", with_score(*score))
+        check_table_columns("table1", with_score(*score))
     assert hint in str(caught.value.hint)
 
 
 def test_recall_of_a_task_that_there_is_not_is_refused() -> None:
     table = load_option("report", "table1", [], TableConfig)
-    recall = Recall(tasks=("niah_single_1", "niah_single_4"), lengths=(1024,))
+    recall = RecallColumns(tasks=("niah_single_1", "niah_single_4"), lengths=(1024,))
     with pytest.raises(UserError, match=r"recall\.tasks\[1\]=niah_single_4"):
-        check_columns("table1", table.model_copy(update={"recall": recall}))
+        check_table_columns("table1", table.model_copy(update={"recall": recall}))
 
 
 @pytest.mark.parametrize("metric", ["pass@8", "maj_expected@4", "extraction_rate", "avg@1"])
 def test_every_metric_that_is_written_can_be_a_column(metric: str) -> None:
-    check_columns("table1", with_score("gsm8k", metric, "flexible"))
+    check_table_columns("table1", with_score("gsm8k", metric, "flexible"))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from amnesia_bench.reasoning.code.grading import Grade, grade
-from amnesia_bench.reasoning.code.problems import Problem, ProgramTest
+from amnesia_bench.reasoning.code.problems import CodeProblem, ProgramTest
 from amnesia_bench.records.evaluation import Outcome
 from amnesia_bench.sandbox import Launcher, Limits, ProgramStoppedError, launcher
 from amnesia_bench.sandbox.limits import MIB
@@ -356,7 +356,7 @@ class TestForging:
             "class Equal(int):\n    def __eq__(self, other): return True\n    __hash__ = None\n"
             "class Solution:\n    def f(self, x): return [Equal(7), Equal(8)]\n"
         )
-        problem = Problem(
+        problem = CodeProblem(
             name="", question="", starter_code="", function="f", sha256="", source=Path(), offset=0
         )
         tests = (ProgramTest(input="1", output=json.dumps([7, 9])),)

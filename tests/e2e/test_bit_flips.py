@@ -23,15 +23,15 @@ from amnesia_bench.errors import AmnesiaError
 from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
 from amnesia_bench.lm_eval_bridge.layer_ranking import rank_layers, read_ranking
 from amnesia_bench.reasoning.score import compare, read_cells, score
-from amnesia_bench.recall.niah import NiahBuild, build_cells, open_cells
-from amnesia_bench.report.sources import Source, read_source
+from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
+from amnesia_bench.report.sources import CellFolder, read_source
 from amnesia_bench.surgery import restore
 from amnesia_bench.surgery.verification import verify
 from amnesia_bench.training.inputs import data_parent
 from tests.support import checkpoints
 from tests.support.byte_checkpoints import byte_tokenizer
-from tests.support.fake_cells import PlantedEngine, candidate
 from tests.support.fake_engine import FakeEngine
+from tests.support.fake_prompt_sets import PlantedEngine, candidate
 from tests.support.reasoning import answer, run_task, write_problems
 from tests.support.small_data import cot_row, data_config, save_tokenizer, write_rows
 from tests.unit.lm_eval_bridge.test_layer_ranking import LAYERS, PLAN, Measured
@@ -119,7 +119,7 @@ def parts(tmp_path: Path) -> Written:
 def write_prompts(tokenizer: Path, out: Path) -> None:
     byte_tokenizer().save_pretrained(tokenizer)
     tasks = ("niah_single_1",)
-    build_cells(
+    build_prompt_sets(
         NiahBuild(tokenizer=tokenizer, lengths=(1024,), tasks=tasks, haystack=None, samples=3), out
     )
 
@@ -128,8 +128,10 @@ def prompts(tmp_path: Path) -> Written:
     write_prompts(tmp_path / "tokenizer", tmp_path / "out")
 
     def look() -> object:
-        (cell,) = open_cells(tmp_path / "out", byte_tokenizer())
-        return [(cell.prompt(i), cell.value(i), cell.needle_span(i)) for i in range(3)]
+        (prompt_set,) = open_prompt_sets(tmp_path / "out", byte_tokenizer())
+        return [
+            (prompt_set.prompt(i), prompt_set.value(i), prompt_set.needle_span(i)) for i in range(3)
+        ]
 
     return Written(tmp_path / "out", look, 100)
 
@@ -144,7 +146,7 @@ def scores(tmp_path: Path) -> Written:
 
     def look() -> object:
         cells = read_cells(folder)
-        found, _ = read_source(Source(folder=folder), tmp_path)
+        found, _ = read_source(CellFolder(folder=folder), tmp_path)
         return (
             [cell.value for cell in cells],
             [each.cell.value for each in found],
@@ -156,13 +158,13 @@ def scores(tmp_path: Path) -> Written:
 
 def recall(tmp_path: Path) -> Written:
     write_prompts(tmp_path / "tokenizer", tmp_path / "prompts")
-    (cell,) = open_cells(tmp_path / "prompts", byte_tokenizer())
-    engine = FakeEngine(lambda request: cell.value(request.key.doc))
-    NiahEvaluation(engine, candidate("post"), 3, tmp_path / "out").cell(cell)
-    folder = tmp_path / "out" / cell.name
+    (prompt_set,) = open_prompt_sets(tmp_path / "prompts", byte_tokenizer())
+    engine = FakeEngine(lambda request: prompt_set.value(request.key.doc))
+    NiahEvaluation(engine, candidate("post"), 3, tmp_path / "out").evaluate(prompt_set)
+    folder = tmp_path / "out" / prompt_set.name
 
     def look() -> object:
-        found, _ = read_source(Source(folder=folder), tmp_path)
+        found, _ = read_source(CellFolder(folder=folder), tmp_path)
         return [each.cell.value for each in found]
 
     return Written(folder, look, 100)

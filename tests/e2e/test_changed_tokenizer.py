@@ -13,7 +13,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from amnesia_bench.cli.main import main
-from amnesia_bench.recall.niah import NiahBuild, build_cells, open_cells
+from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
 from amnesia_bench.recall.niah.layout import TOKENIZER
 from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
 from tests.support.byte_checkpoints import byte_tokenizer, save_checkpoint, write_haystack
@@ -29,7 +29,7 @@ def pre(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def build(tokenizer: Path, out: Path) -> Path:
     write_haystack(out.with_suffix(".json"))
     haystack = str(out.with_suffix(".json"))
-    build_cells(
+    build_prompt_sets(
         NiahBuild(
             tokenizer=tokenizer, lengths=(LENGTH,), tasks=TASKS, haystack=haystack, samples=3
         ),
@@ -78,8 +78,8 @@ def test_more_tokens_that_no_prompt_holds_change_nothing(
     assert [cell["n"] for cell in report["cells"]] == [3, 3]
     arguments = ["eval", "niah", "--checkpoint", str(post), "--prompts", str(prompts)]
     assert main([*arguments, "--out", str(tmp_path / "scores")]) == 0
-    ours = open_cells(prompts, load_tokenizer(pre))
-    theirs = open_cells(prompts, load_tokenizer(post))
+    ours = open_prompt_sets(prompts, load_tokenizer(pre))
+    theirs = open_prompt_sets(prompts, load_tokenizer(post))
     for a, b in zip(ours, theirs, strict=True):
         for i in range(3):
             whole = load_tokenizer(post)(b.prompt(i), add_special_tokens=False).input_ids

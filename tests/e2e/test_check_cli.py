@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 
 from amnesia_bench.cli.main import main
 from tests.support.checkpoints import drifted, random_model, save
-from tests.support.fake_cells import FakeCell, PlantedEngine
+from tests.support.fake_prompt_sets import FakePromptSet, PlantedEngine
 
 Run = Callable[..., int]
 PROMPTS = ["--prompts", "prompts"]
@@ -52,9 +52,9 @@ def check(
     def planted(accuracies: dict[str, float]) -> Run:
         monkeypatch.setattr(
             check_inputs,
-            "open_cells_of",
-            lambda folder, tokenizer, choice: check_inputs.pick_cells(
-                [FakeCell("niah_single_2", length, 100) for length in (1024, 8192)],
+            "open_prompt_sets_for",
+            lambda folder, tokenizer, choice: check_inputs.pick_prompt_sets(
+                [FakePromptSet("niah_single_2", length, 100) for length in (1024, 8192)],
                 choice,
             ),
         )
@@ -221,15 +221,15 @@ import sys, time
 from amnesia_bench.cli.main import main
 from amnesia_bench.recall import check_inputs
 from amnesia_bench.inference import load_engine as opening
-from tests.support.fake_cells import FakeCell, PlantedEngine
+from tests.support.fake_prompt_sets import FakePromptSet, PlantedEngine
 
 class Slow(PlantedEngine):
     def text(self, request):
         time.sleep(0.01)
         return super().text(request)
 
-cells = [FakeCell("niah_single_2", length, 100) for length in (1024, 8192)]
-check_inputs.open_cells_of = lambda *args: check_inputs.pick_cells(cells, args[2])
+held = [FakePromptSet("niah_single_2", length, 100) for length in (1024, 8192)]
+check_inputs.open_prompt_sets_for = lambda *args: check_inputs.pick_prompt_sets(held, args[2])
 opening.open_engine = lambda name, folder, options: Slow(0.9, seed=len(folder.name))
 sys.exit(main(sys.argv[1:]))
 """

@@ -12,13 +12,13 @@ from amnesia_bench.recall.check_inputs import open_candidates
 from amnesia_bench.records.evaluation import Sampling
 from amnesia_bench.records.recall import CheckVerdict, Rule
 from amnesia_bench.surgery import restore
-from tests.support.tiny_retrieval import LookupCell, noised, train
+from tests.support.tiny_retrieval import LookupPromptSet, noised, train
 
 pytestmark = pytest.mark.slow
 
 ONE_TOKEN = Sampling(max_new_tokens=1, temperature=0.0, top_p=1.0, top_k=None, stop=())
 CPU = EngineOptions(device="cpu")
-CELLS = (LookupCell(12, 500), LookupCell(24, 500))
+CELLS = (LookupPromptSet(12, 500), LookupPromptSet(24, 500))
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def run(work: Path, **folders: Path) -> CheckResult:
         pre=candidates[0],
         post=candidates[1],
         restored=candidates[2] if len(candidates) > 2 else None,
-        cells=CELLS,
+        prompt_sets=CELLS,
         sampling=ONE_TOKEN,
         rule=Rule(samples=500, margin=0.0, error_rate=0.025),
     )

@@ -13,7 +13,7 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.data import SequenceStore, open_store
 from amnesia_bench.data.conversation import Reason
-from amnesia_bench.data.prepare import Progress, prepare
+from amnesia_bench.data.prepare import PreparationProgress, prepare
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.tokenizers.data_tokenizer import decoder, load_tokenizer
 from tests.support.shared import shared_path
@@ -253,7 +253,7 @@ def test_a_wrong_line_is_named_and_what_came_before_is_not_done_again(
         prepare(data_config(), tokenizer, tmp_path / "out", [good, other])
     assert not (tmp_path / "out").exists()
     write_rows(other, [cot_row(i) for i in range(30, 40)])
-    told: list[Progress] = []
+    told: list[PreparationProgress] = []
     prepare(data_config(), tokenizer, tmp_path / "out", [good, other], told.append)
     finished = {progress.step: progress for progress in told if progress.finished}
     assert finished["1/2 good.jsonl"].reused

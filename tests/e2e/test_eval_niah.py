@@ -18,7 +18,7 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.inference.protocol import Engine, Request
 from amnesia_bench.lm_eval_bridge.niah_task import task_config
-from amnesia_bench.recall.niah import NiahBuild, build_cells
+from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets
 from amnesia_bench.records.evaluation import Generation
 from tests.support.byte_checkpoints import byte_tokenizer, save_checkpoint, write_haystack
 from tests.support.fake_engine import FakeEngine
@@ -47,7 +47,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
         haystack=str(folder / "essays.json"),
         samples=SAMPLES,
     )
-    build_cells(build, folder / "prompts")
+    build_prompt_sets(build, folder / "prompts")
     return Inputs(checkpoint, folder / "prompts", texts)
 
 
@@ -124,7 +124,7 @@ def texts(out: Path) -> list[str]:
 
 def run_lm_eval(inputs: Inputs, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     """Run lm-eval's own command line, with the model `amnesia` in it."""
-    from amnesia_bench.lm_eval_bridge.__main__ import main as lm_eval
+    from amnesia_bench.lm_eval_bridge.__main__ import run_lm_eval as lm_eval
 
     arguments = f"--model amnesia --tasks {TASK} --limit {SAMPLES} --log_samples".split()
     given = ["--output_path", str(out), "--metadata", json.dumps({"max_seq_lengths": [LENGTH]})]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from amnesia_bench.reasoning.code.livecodebench import score
+from amnesia_bench.reasoning.code.livecodebench import score_programs
 from amnesia_bench.reasoning.code.problems import load_problems
 from amnesia_bench.records.evaluation import Outcome, Verdict
 from amnesia_bench.records.reasoning import Checker
@@ -24,8 +24,8 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory, launcher: Launcher) -> li
     problems = load_problems(369, path=write_rows(tmp_path_factory.mktemp("lcb") / "p", ROWS))
     answers = [attempt(i, case.code, INDEX[case.problem]) for i, case in enumerate(CASES)]
     late = [a for a, case in zip(answers, CASES, strict=True) if case.outcome is Outcome.TIME_LIMIT]
-    found = score(problems, late, launcher, limits=SHORT)
-    found += score(problems, [a for a in answers if a not in late], launcher)
+    found = score_programs(problems, late, launcher, limits=SHORT)
+    found += score_programs(problems, [a for a in answers if a not in late], launcher)
     return sorted(found, key=lambda verdict: verdict.key.repeat)
 
 
@@ -43,7 +43,7 @@ def by_checker(
 ) -> tuple[Checker, list[Verdict]]:
     problems = load_problems(369, path=write_rows(tmp_path_factory.mktemp("lcb") / "p", ROWS))
     answers = [attempt(i, case.code, INDEX[case.problem]) for i, case in enumerate(TWO)]
-    found = score(problems, answers, launcher, limits=SHORT, checker=request.param)
+    found = score_programs(problems, answers, launcher, limits=SHORT, checker=request.param)
     return request.param, sorted(found, key=lambda verdict: verdict.key.repeat)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import ExitCode
-from amnesia_bench.recall.niah import open_cells
+from amnesia_bench.recall.niah import open_prompt_sets
 from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
 from tests.support.niah_texts import made_up_essay
 from tests.support.niah_tokenizers import train_byte_level
@@ -27,10 +27,10 @@ def test_prompts_are_built_and_listed(
     command += f" --tasks niah_single_1,niah_single_3 --haystack {tmp_path / 'essay.md'}"
     assert main([*command.split(), "--out", str(tmp_path / "out")]) == ExitCode.DONE
     listed = capsys.readouterr().out
-    cells = open_cells(tmp_path / "out", load_tokenizer(tokenizer))
-    assert len(cells) == 4
-    for cell in cells:
-        assert cell.name in listed
+    prompt_sets = open_prompt_sets(tmp_path / "out", load_tokenizer(tokenizer))
+    assert len(prompt_sets) == 4
+    for prompt_set in prompt_sets:
+        assert prompt_set.name in listed
     assert listed.count("splicing") == 4
 
 

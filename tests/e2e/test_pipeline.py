@@ -16,9 +16,9 @@ from amnesia_bench.costs.work import Writing
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.pipeline.bookkeeping import LOG, StageState, read_failure, state_of
 from amnesia_bench.pipeline.commands import run_command
-from amnesia_bench.pipeline.run import run
+from amnesia_bench.pipeline.fork_server import fork_server
+from amnesia_bench.pipeline.run import run_graph
 from amnesia_bench.pipeline.stage import Output, Stage
-from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.pipeline.worker import run_stage
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import MANIFEST, stage_path
@@ -38,7 +38,7 @@ from tests.support.pipelines import (
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store in which the small graph was run by one driver, at a path that shells dislike."""
     store = tmp_path_factory.mktemp("made") / "a {store} of 'ü' \"$x\""
-    outcome = run(store, small_graph())
+    outcome = run_graph(store, small_graph())
     assert (outcome.cached, outcome.done) == (0, 3)
     return store
 
@@ -59,7 +59,7 @@ def test_every_stage_is_done_and_proven(made: Path) -> None:
 
 def test_a_second_run_does_nothing(store: Path) -> None:
     before = finished(store)
-    outcome = run(store, small_graph())
+    outcome = run_graph(store, small_graph())
     assert (outcome.cached, outcome.done) == (3, 0)
     assert finished(store) == before
 
@@ -67,7 +67,7 @@ def test_a_second_run_does_nothing(store: Path) -> None:
 def test_what_is_missing_alone_is_done(store: Path) -> None:
     last = small_graph()[-1]
     shutil.rmtree(last.folder(store))
-    outcome = run(store, small_graph())
+    outcome = run_graph(store, small_graph())
     assert (outcome.cached, outcome.done) == (2, 1)
     assert [starts(store, stage) for stage in small_graph()] == [1, 1, 2]
 
@@ -88,7 +88,7 @@ def test_a_killed_driver_is_followed_by_one_that_finishes(tmp_path: Path) -> Non
     os.kill(first.pid, signal.SIGKILL)
     first.communicate()
     before = finished(store)
-    outcome = run(store, small_graph())
+    outcome = run_graph(store, small_graph())
     assert outcome.cached + outcome.done == 3
     assert finished(store).items() >= before.items()
 
@@ -102,10 +102,10 @@ def test_a_flipped_byte_is_found_and_repaired(
     contents[7] ^= 1
     path.write_bytes(contents)
     with pytest.raises(StageFailedError, match=rf"{path.name} has other contents") as caught:
-        run(store, small_graph())
+        run_graph(store, small_graph())
     assert "--repair" in str(caught.value.hint)
     (small_graph()[0].folder(store) / MANIFEST).write_text('{"kind"')
-    outcome = run(store, small_graph(), repair=True)
+    outcome = run_graph(store, small_graph(), repair=True)
     assert (outcome.cached, outcome.done) == (1, 2)
     assert verify_manifest(stage.folder(store)) == []
 
@@ -139,7 +139,7 @@ def test_a_failed_stage_is_named_with_its_words_and_the_others_are_done(store: P
     last = small_graph()[-1]
     shutil.rmtree(last.folder(store))
     with pytest.raises(StageFailedError, match=r"rows broken-\w+: amnesia data ended with 2") as e:
-        run(store, [broken(), *small_graph()])
+        run_graph(store, [broken(), *small_graph()])
     assert "generator=proze" in e.value.what
     assert str(stage_path(store.resolve(), broken().id) / LOG) in str(e.value.hint)
     assert state_of(store, last.kind, last.id) is StageState.CACHED
@@ -183,10 +183,10 @@ def test_a_store_that_is_a_file_is_one_message(
     assert "is not a folder" in capsys.readouterr().err
 
 
-def test_a_warm_process_says_what_a_cold_one_does(tmp_path: Path) -> None:
+def test_a_forked_process_says_what_a_cold_one_does(tmp_path: Path) -> None:
     command = ["data", "synthesize", "proze", "--rows", "3", "--out", str(tmp_path / "x")]
     logs = []
-    with scratch_folder() as folder, warm_server(folder) as server:
+    with scratch_folder() as folder, fork_server(folder) as server:
         for name, socket in (("warm", server), ("cold", None)):
             log = tmp_path / name
             assert run_command(command, log, 1, (), socket) == 2
@@ -194,10 +194,10 @@ def test_a_warm_process_says_what_a_cold_one_does(tmp_path: Path) -> None:
     assert logs[0] == logs[1]
 
 
-def test_a_warm_server_outlives_a_worker_and_a_command_the_server(tmp_path: Path) -> None:
+def test_a_fork_server_outlives_a_worker_and_a_command_the_server(tmp_path: Path) -> None:
     command = ["data", "synthesize", "proze", "--rows", "3", "--out", str(tmp_path / "x")]
     before = psutil.Process().children()
-    with scratch_folder() as folder, warm_server(folder) as server:
+    with scratch_folder() as folder, fork_server(folder) as server:
         with socket.socket(socket.AF_UNIX) as hasty:
             hasty.connect(server)
         assert run_command(command, tmp_path / "log", 1, (), server) == 2
@@ -252,7 +252,7 @@ def test_workers_have_the_environment_of_the_driver_and_leave_no_files(tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert marks.read_text().count("amnesia_bench.pipeline.worker") == 3
-    (warm,) = [line for line in marks.read_text().splitlines() if "pipeline.warm" in line]
+    (warm,) = [line for line in marks.read_text().splitlines() if "pipeline.fork_server" in line]
     assert warm.startswith("77 glibc.malloc.")  # what the user says goes before what we do
     assert sorted(path.name for path in cwd.iterdir()) == ["modules", "random.py", "store"]
     assert list(home.iterdir()) == []

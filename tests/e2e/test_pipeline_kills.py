@@ -37,8 +37,10 @@ def words(path: Path) -> list[str]:
 
 
 def _kind(command: list[str], parent: list[str]) -> str | None:
-    if "amnesia_bench.pipeline.warm" in command:  # a child of the server has its command line
-        return "command" if "amnesia_bench.pipeline.warm" in parent else "server"
+    if (
+        "amnesia_bench.pipeline.fork_server" in command
+    ):  # a child of the server has its command line
+        return "command" if "amnesia_bench.pipeline.fork_server" in parent else "server"
     if "amnesia_bench.pipeline.worker" in command:
         return "worker"
     if "amnesia_bench.cli.main" in command:

@@ -20,7 +20,7 @@ from amnesia_bench.pipeline.bookkeeping import (
     read_inputs,
     state_of,
 )
-from amnesia_bench.pipeline.run import Outcome, run
+from amnesia_bench.pipeline.run import StageCounts, run_graph
 from amnesia_bench.pipeline.stage import unsettled
 from amnesia_bench.pipeline.worker import run_stage
 from amnesia_bench.store import hashing
@@ -35,7 +35,7 @@ TOKENIZER, *DATA = small_graph()
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store in which the small graph was run."""
     store = tmp_path_factory.mktemp("made") / "store"
-    assert run(store, small_graph()) == Outcome(cached=0, done=3)
+    assert run_graph(store, small_graph()) == StageCounts(cached=0, done=3)
     return store
 
 
@@ -69,19 +69,19 @@ def test_what_was_made_of_something_else_is_made_again_and_said(
     assert states(store) == [StageState.CACHED, StageState.STALE, StageState.STALE]
     name = f"tokenizer/{TOKENIZER.id}"
     assert changed_inputs(store, DATA[0].id) == [name]
-    assert run(store, small_graph()) == Outcome(cached=1, done=2)
+    assert run_graph(store, small_graph()) == StageCounts(cached=1, done=2)
     assert [starts(store, stage) for stage in small_graph()] == [1, 2, 2]
     said = capfd.readouterr().err
     assert f"data {DATA[0].id}: stale, since {name} holds something else" in said
     assert states(store) == [StageState.CACHED] * 3
-    assert run(store, small_graph()) == Outcome(cached=3, done=0)
+    assert run_graph(store, small_graph()) == StageCounts(cached=3, done=0)
 
 
 def test_what_was_made_again_to_the_same_bits_makes_nothing_stale(store: Path) -> None:
     before = finished(store)
     shutil.rmtree(TOKENIZER.folder(store))
     assert states(store)[1:] == [StageState.CACHED] * 2  # nothing is known yet
-    assert run(store, small_graph()) == Outcome(cached=2, done=1)
+    assert run_graph(store, small_graph()) == StageCounts(cached=2, done=1)
     after = finished(store)
     assert {id for id in after if after[id] != before[id]} == {TOKENIZER.id}
 
@@ -109,7 +109,7 @@ def test_what_comes_out_otherwise_makes_stale_what_follows_in_the_same_run(store
         path = stage_path(store, stage.id) / INPUTS
         path.write_text(json.dumps({f"tokenizer/{TOKENIZER.id}": "0" * 64}))
     shutil.rmtree(TOKENIZER.folder(store))
-    assert run(store, small_graph()) == Outcome(cached=0, done=3)
+    assert run_graph(store, small_graph()) == StageCounts(cached=0, done=3)
     assert states(store) == [StageState.CACHED] * 3
 
 
@@ -120,14 +120,14 @@ def test_half_done_work_on_other_inputs_is_not_gone_on_with(store: Path) -> None
     parts.mkdir()
     (parts / "x").touch()
     (stage_path(store, stage.id) / INPUTS).write_text('{"tokenizer/x": "0"}')
-    assert run(store, small_graph()) == Outcome(cached=2, done=1)
+    assert run_graph(store, small_graph()) == StageCounts(cached=2, done=1)
     assert not parts.exists()
 
 
 def test_a_store_of_an_earlier_version_is_noted_and_not_made_again(store: Path) -> None:
     for stage in DATA:
         (stage_path(store, stage.id) / INPUTS).unlink()
-    assert run(store, small_graph()) == Outcome(cached=3, done=0)
+    assert run_graph(store, small_graph()) == StageCounts(cached=3, done=0)
     assert read_inputs(store, DATA[0].id) is not None
     change(TOKENIZER.folder(store), "tokenizer.json")
     assert states(store)[1:] == [StageState.STALE] * 2
@@ -156,7 +156,7 @@ def test_what_a_newer_version_made_is_neither_damaged_nor_removed(
     as_newer(TOKENIZER.folder(store))
     before = finished(store)
     with pytest.raises(NewerVersionError, match="schema 99, this version reads 1") as caught:
-        run(store, small_graph(), repair=repair)
+        run_graph(store, small_graph(), repair=repair)
     assert "repair" not in str(caught.value)
     assert finished(store) == before
 
@@ -169,7 +169,7 @@ def test_what_a_newer_version_made_is_not_removed_as_stale_either(
     as_newer(DATA[0].folder(store))
     before = finished(store)
     with pytest.raises(NewerVersionError):
-        run(store, small_graph(), repair=repair)
+        run_graph(store, small_graph(), repair=repair)
     # A worker that another driver has sent leaves it too.
     with pytest.raises(NewerVersionError):
         run_stage(store, DATA[0].id, None)
@@ -205,8 +205,8 @@ def test_what_cannot_be_read_is_neither_damaged_nor_removed(
     with monkeypatch.context() as spoiled:
         spoil(spoiled)
         with pytest.raises(MissingEnvironmentError, match="cannot be read"):
-            run(store, small_graph(), repair=repair)
-    assert run(store, small_graph()) == Outcome(cached=3, done=0)
+            run_graph(store, small_graph(), repair=repair)
+    assert run_graph(store, small_graph()) == StageCounts(cached=3, done=0)
     assert [starts(store, stage) for stage in small_graph()] == [1, 1, 1]
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
-from amnesia_bench.reasoning.code.livecodebench import score
+from amnesia_bench.reasoning.code.livecodebench import score_programs
 from amnesia_bench.reasoning.code.problems import load_problems
 from amnesia_bench.records.evaluation import Outcome
 from amnesia_bench.sandbox import Launcher, Limits, SandboxError, open_launcher
@@ -76,7 +76,7 @@ class TestRefusing:
         with pytest.raises(SandboxError), broken.started(Limits(), 5):
             pass
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
-        (verdict,) = score(problems, [attempt(0, RIGHT, INDEX["double"])], broken)
+        (verdict,) = score_programs(problems, [attempt(0, RIGHT, INDEX["double"])], broken)
         assert verdict.outcome is Outcome.UNSCORED
         assert verdict.detail is not None
         assert verdict.detail.startswith("no sandbox: ")
@@ -119,7 +119,9 @@ class TestUnsafeOverride:
         codes = [RIGHT, "print(6)", "while True: pass", "1/0"]
         answers = [attempt(i, code, INDEX["double"]) for i, code in enumerate(codes)]
         limits = Limits(seconds_per_test=1.5)
-        found = [verdict.outcome for verdict in score(problems, answers, unsafe, limits=limits)]
+        found = [
+            verdict.outcome for verdict in score_programs(problems, answers, unsafe, limits=limits)
+        ]
         assert found == [Outcome.CORRECT, Outcome.WRONG, Outcome.TIME_LIMIT, Outcome.WRONG]
 
 
@@ -130,7 +132,7 @@ class TestScoring:
     ) -> None:
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
         unfinished = replace(attempt(0, RIGHT, 0), text=None)
-        (verdict,) = score(problems, [unfinished], launcher)
+        (verdict,) = score_programs(problems, [unfinished], launcher)
         assert (verdict.outcome, verdict.answer) == (Outcome.NO_ANSWER, None)
 
     def test_verdicts_come_in_the_order_of_keys_however_many_workers(
@@ -139,16 +141,16 @@ class TestScoring:
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
         codes = [RIGHT, "print(6)"] * 3
         answers = [attempt(i, code, i % 3) for i, code in enumerate(codes)]
-        one = score(problems, answers, launcher, workers=1)
-        assert one == score(problems, answers[::-1], launcher)
+        one = score_programs(problems, answers, launcher, workers=1)
+        assert one == score_programs(problems, answers[::-1], launcher)
         assert [verdict.key for verdict in one] == sorted(answer.key for answer in answers)
 
     def test_a_key_beyond_the_problems_is_refused(self, launcher: Launcher, tmp_path: Path) -> None:
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
         with pytest.raises(UserError, match=f"there are {len(ROWS)} problems"):
-            score(problems, [attempt(0, RIGHT, len(ROWS))], launcher)
+            score_programs(problems, [attempt(0, RIGHT, len(ROWS))], launcher)
 
     @pytest.mark.parametrize("workers", [0, 10000])
     def test_more_programs_than_cores_are_refused(self, launcher: Launcher, workers: int) -> None:
         with pytest.raises(UserError, match=f"workers={workers}"):
-            score([], [], launcher, workers=workers)
+            score_programs([], [], launcher, workers=workers)

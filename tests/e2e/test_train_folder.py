@@ -320,7 +320,7 @@ Look = Callable[[], object]
 def look(half: tuple[TinyJob, Path]) -> Iterator[Look]:
     """Return what a start of the run makes of its folder, before it loads anything."""
     from amnesia_bench.training.checkpoints import CheckpointFolder
-    from amnesia_bench.training.folder import Beginning, check_folder, read_beginning
+    from amnesia_bench.training.folder import Beginning, check_run_folder, read_beginning
     from amnesia_bench.training.processes import joined_processes
     from amnesia_bench.training.recorder import Recorder
 
@@ -329,7 +329,7 @@ def look(half: tuple[TinyJob, Path]) -> Iterator[Look]:
     with joined_processes() as processes:
 
         def start() -> object:
-            check_folder(folder)
+            check_run_folder(folder)
             now = Beginning(run=mine.run, parents=began.parents)
             if differences := read_beginning(folder / "training.json").differences(now):
                 raise UserError("; ".join(differences))

@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.config.train_schema import load_training
-from amnesia_bench.costs.estimate import GPUS, estimate, teacher_of
-from amnesia_bench.costs.model_shape import named_shape, shape_of
+from amnesia_bench.costs.estimate import GPUS, estimate_training, teacher_of
+from amnesia_bench.costs.model_shape import named_shape, read_model_shape
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.training.loop import Loop
 from amnesia_bench.training.objectives import NextToken
@@ -37,7 +37,7 @@ H100 = GPUS["h100"]
 )
 def test_parameters_are_those_of_the_model(changes: dict[str, object]) -> None:
     model = HypeNetForCausalLM(HypeNetConfig(**(TINY | changes)))
-    shape = shape_of({"model_type": "hypenet", **model.config.to_dict()})
+    shape = read_model_shape({"model_type": "hypenet", **model.config.to_dict()})
     assert shape.parameters == sum(p.numel() for p in model.parameters())
 
 
@@ -49,7 +49,7 @@ def test_published_sizes_come_out(size: str, parameters: float, routing: float) 
     shape = named_shape(f"hypenet_{size}")
     assert shape.parameters == pytest.approx(parameters, rel=1e-3)
     assert shape.routing == pytest.approx(routing, rel=5e-3)
-    frozen = estimate(load_training(f"qk_frozen_{size}", []), shape, 8, H100)
+    frozen = estimate_training(load_training(f"qk_frozen_{size}", []), shape, 8, H100)
     assert frozen.trained_parameters == shape.parameters - shape.routing
     if size == "9b":
         assert teacher_of(shape).parameters == pytest.approx(8.191e9, rel=1e-3)  # Qwen3-8B
@@ -62,7 +62,9 @@ def test_tokens_state_and_saves_are_those_of_a_run(
     init = write_hypenet(tmp_path / "init", hidden_size=128, intermediate_size=256)
     write_data(tmp_path / "data")
     run = training_run({"steps": 4, "freeze": {"roles": ["q", "k"], "layers": "all"}})
-    expected = estimate(run, shape_of(json.loads((init / "config.json").read_text())), 1, H100)
+    expected = estimate_training(
+        run, read_model_shape(json.loads((init / "config.json").read_text())), 1, H100
+    )
     seen: dict[str, float] = {}
     honest = Loop._step
 
@@ -96,7 +98,7 @@ def test_flops_are_those_that_are_counted(mixers: list[str]) -> None:
     wide = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 500, "mixer_types": mixers}
     run = training_run({"global_batch": 2, "micro_batch": 2})
     model = HypeNetForCausalLM(HypeNetConfig(**(TINY | wide)))
-    shape = shape_of({"model_type": "hypenet", **model.config.to_dict()})
+    shape = read_model_shape({"model_type": "hypenet", **model.config.to_dict()})
     (batch,) = first_batch(run, [r for r in random_rows(2)])
     everything = type(batch)(
         input_ids=batch.input_ids,
@@ -106,7 +108,7 @@ def test_flops_are_those_that_are_counted(mixers: list[str]) -> None:
     )
     with FlopCounterMode(display=False) as counter:
         NextToken(run, model)(everything)[0].backward()
-    expected = estimate(run, shape, 1, H100).flops_per_token * 64
+    expected = estimate_training(run, shape, 1, H100).flops_per_token * 64
     # SDPA is counted as if every token saw every other.
     assert counter.get_total_flops() == pytest.approx(expected, rel=0.1)
 
@@ -125,7 +127,7 @@ def test_eight_gpus_need_what_the_design_worked_out_by_hand() -> None:
     memory = {"stage3_2b": 19e9, "stage3_5b": 30e9}
     for name, expected in hours.items():
         run = load_training(name, [])
-        found = estimate(run, named_shape(str(run.train.model)), 8, H100)
+        found = estimate_training(run, named_shape(str(run.train.model)), 8, H100)
         assert found.gpu_hours / 8 == pytest.approx(expected, rel=0.25)
         if name in memory:
             assert found.memory.total == pytest.approx(memory[name], rel=0.05)

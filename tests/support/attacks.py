@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from amnesia_bench.reasoning.code.grading import Grade, grade
-from amnesia_bench.reasoning.code.problems import Problem, ProgramTest
+from amnesia_bench.reasoning.code.problems import CodeProblem, ProgramTest
 from amnesia_bench.records.evaluation import Outcome
 from amnesia_bench.records.reasoning import Checker
 from amnesia_bench.sandbox import Launcher, Limits
 from amnesia_bench.sandbox.limits import MIB
 
 SECRET = "expected-9f3c51"
-PROBLEM = Problem(
+PROBLEM = CodeProblem(
     name="attacked",
     question="",
     starter_code="",

@@ -11,8 +11,8 @@ import numpy as np
 
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
-from amnesia_bench.reasoning.reduce import estimate
-from amnesia_bench.recall.measure import cell_requests, recall_cell, recall_of, recall_sample
+from amnesia_bench.reasoning.reduce import mean_estimate
+from amnesia_bench.recall.measure import prompt_requests, recall_cell, recall_of, recall_sample
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent
@@ -21,7 +21,7 @@ from amnesia_bench.records.reasoning import ProblemValues
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
-from tests.support.fake_cells import BareTokenizer, FakeCell, PlantedEngine, candidate
+from tests.support.fake_prompt_sets import BareTokenizer, FakePromptSet, PlantedEngine, candidate
 
 LENGTHS = (1024, 4096)
 TASKS = ("niah_single_1", "niah_single_2", "niah_single_3")
@@ -68,9 +68,9 @@ def write_recall(
     found, cells, tested = [], [], candidate(method)
     for task in tasks:
         for length in lengths:
-            prompts = FakeCell(task=task, context_tokens=length, size=samples)
+            prompts = FakePromptSet(task=task, context_tokens=length, size=samples)
             engine = PlantedEngine(accuracy(task, length), seed)
-            requests = cell_requests(prompts, samples, NIAH_SAMPLING, BareTokenizer())
+            requests = prompt_requests(prompts, samples, NIAH_SAMPLING, BareTokenizer())
             answers = [recall_sample(each, tested, prompts) for each in engine.generate(requests)]
             cells.append(
                 recall_cell(
@@ -104,7 +104,7 @@ def write_scores(
         ]
         cells = []
         for name, each in values.items():
-            summed = estimate(each.tolist())
+            summed = mean_estimate(each.tolist())
             cells.append(
                 Cell(
                     model=f"models/{method}",

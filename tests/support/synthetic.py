@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 from amnesia_bench.config.data_schema import SyntheticSource
-from amnesia_bench.data.synthetic.generators import SIZED, generate
+from amnesia_bench.data.synthetic.generators import SIZED, synthetic_rows
 
 
 def source_of(generator: str, rows: int, *, words: int = 120, seed: int = 0) -> SyntheticSource:
@@ -16,4 +16,4 @@ def source_of(generator: str, rows: int, *, words: int = 120, seed: int = 0) -> 
 
 def rows_of(generator: str, rows: int, *, words: int = 120, seed: int = 0) -> list[Any]:
     source = source_of(generator, rows, words=words, seed=seed)
-    return [json.loads(json.dumps(row)) for row in generate(source)]
+    return [json.loads(json.dumps(row)) for row in synthetic_rows(source)]

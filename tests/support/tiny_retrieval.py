@@ -27,7 +27,7 @@ MAX_STEPS = 1500
 
 
 @dataclass(frozen=True)
-class LookupCell:
+class LookupPromptSet:
     """Prompts of `pairs` pairs; the length is theirs in tokens, the depth that of the pair."""
 
     pairs: int

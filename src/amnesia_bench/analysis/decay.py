@@ -79,7 +79,7 @@ def resample_ratio(sums: Floats, counts: Floats, weights: Floats, first: int = 0
     )
 
 
-def estimate(value: float, resamplings: Floats) -> BootstrapValue:
+def bootstrap_value(value: float, resamplings: Floats) -> BootstrapValue:
     """Return a value with the percentiles of its resamplings [W] as interval."""
     if not len(resamplings):
         return BootstrapValue(value=float(value), interval=None)
@@ -111,7 +111,7 @@ def fit_decay(curve: Resampled, *, by_precision: bool = False) -> DecayFit:
             rates.append(-_line(x[above], np.log(values[above]), weight[above])[1])
     return DecayFit(
         amplitude=float(np.exp(intercept)),
-        rate=estimate(-slope, np.array(rates)),
+        rate=bootstrap_value(-slope, np.array(rates)),
         r_squared=r_squared,
         first=curve.first,
         last=curve.last,
@@ -134,7 +134,7 @@ def describe_tail(curve: Resampled, *, by_precision: bool = False) -> Tail:
     return Tail(
         near=fit,
         far=fit_decay(far, by_precision=by_precision),
-        excess=estimate(excess(near.values, far.values), replicates),
+        excess=bootstrap_value(excess(near.values, far.values), replicates),
     )
 
 
@@ -152,7 +152,7 @@ def reach_of(sums: Floats, weights: Floats, share: float) -> BootstrapValue:
         distance: NDArray[np.intp] = (cumulated < share * cumulated[..., -1:]).sum(axis=-1)
         return distance
 
-    return estimate(float(reach(sums.sum(axis=0))), reach(weights @ sums).astype(np.float64))
+    return bootstrap_value(float(reach(sums.sum(axis=0))), reach(weights @ sums).astype(np.float64))
 
 
 def from_peak(curve: Resampled) -> Resampled:

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from amnesia_bench.analysis.consumers import HeadStatistics, PooledMaps
-from amnesia_bench.analysis.decay import Floats, draw_weights, estimate
+from amnesia_bench.analysis.decay import Floats, bootstrap_value, draw_weights
 from amnesia_bench.analysis.models import MeasuredModel
 from amnesia_bench.analysis.probe import probing
 from amnesia_bench.errors import UserError
@@ -121,7 +121,9 @@ def distance_shift(
     weights = draw_weights(one.n, rng)
     resampled = weights @ shifts / one.n
     by_head = tuple(
-        HeadShift(layer=layer, head=head, shift=estimate(shifts[:, i].mean(), resampled[:, i]))
+        HeadShift(
+            layer=layer, head=head, shift=bootstrap_value(shifts[:, i].mean(), resampled[:, i])
+        )
         for i, (layer, head) in enumerate(heads)
     )
     return DistanceShift(

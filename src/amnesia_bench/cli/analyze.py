@@ -38,7 +38,7 @@ from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
     from amnesia_bench.analysis.distance import MeasuredHeads, Prompt
-    from amnesia_bench.cli.progress import Progress
+    from amnesia_bench.cli.progress import TerminalProgress
     from amnesia_bench.records.artifacts import Parent
     from amnesia_bench.records.attention import Autocorrelation, DistanceShift, PooledAttention
 
@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import say
-    from amnesia_bench.cli.progress import Progress
+    from amnesia_bench.cli.progress import TerminalProgress
     from amnesia_bench.store.layout import check_final
     from amnesia_bench.store.provenance import collect_provenance
 
@@ -101,7 +101,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     check_final(args.out)
     if args.out.exists():
         raise UserError(f"{args.out}: already exists", hint="Choose another --out.")
-    progress = Progress("texts")
+    progress = TerminalProgress("texts")
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={"resampling": args.seed})
     try:
         from amnesia_bench.analysis.artifact import write_analysis
@@ -163,7 +163,7 @@ def _check_inputs(args: argparse.Namespace) -> None:
             raise UserError("--tokens belongs to --data; prompts are chosen by --lengths")
 
 
-def _gradients(args: argparse.Namespace, progress: Progress) -> _Analysis:
+def _gradients(args: argparse.Namespace, progress: TerminalProgress) -> _Analysis:
     import numpy as np
 
     from amnesia_bench.analysis.gradients import check_distance, gradients_by_distance
@@ -197,7 +197,7 @@ def _gradients(args: argparse.Namespace, progress: Progress) -> _Analysis:
     )
 
 
-def _autocorrelation(args: argparse.Namespace, progress: Progress) -> _Analysis:
+def _autocorrelation(args: argparse.Namespace, progress: TerminalProgress) -> _Analysis:
     import numpy as np
 
     from amnesia_bench.analysis.autocorrelation import autocorrelations
@@ -225,7 +225,7 @@ def _autocorrelation(args: argparse.Namespace, progress: Progress) -> _Analysis:
     )
 
 
-def _distance(args: argparse.Namespace, progress: Progress) -> _Analysis:
+def _distance(args: argparse.Namespace, progress: TerminalProgress) -> _Analysis:
     from amnesia_bench.report.attention_figures import distance_figure
 
     folders = labelled(args.checkpoint, "checkpoint")
@@ -252,7 +252,7 @@ def _distance(args: argparse.Namespace, progress: Progress) -> _Analysis:
     )
 
 
-def _maps(args: argparse.Namespace, progress: Progress) -> _Analysis:
+def _maps(args: argparse.Namespace, progress: TerminalProgress) -> _Analysis:
     from amnesia_bench.analysis.distance import attention_maps
     from amnesia_bench.analysis.models import open_model
     from amnesia_bench.report.attention_map_figure import map_figure
@@ -293,7 +293,7 @@ def _maps(args: argparse.Namespace, progress: Progress) -> _Analysis:
 
 
 def _measured(
-    role: str, folder: Path, prompts: Sequence[Prompt], inputs: Parent, progress: Progress
+    role: str, folder: Path, prompts: Sequence[Prompt], inputs: Parent, progress: TerminalProgress
 ) -> MeasuredHeads:
     from amnesia_bench.analysis.distance import head_distances
     from amnesia_bench.analysis.models import open_model

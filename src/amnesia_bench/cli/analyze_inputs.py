@@ -108,18 +108,22 @@ def needle_prompts(
             other tokens of them.
     """
     from amnesia_bench.analysis.distance import Prompt
-    from amnesia_bench.recall.check_inputs import CellChoice, open_candidates, open_cells_of
+    from amnesia_bench.recall.check_inputs import (
+        PromptSetChoice,
+        open_candidates,
+        open_prompt_sets_for,
+    )
     from amnesia_bench.records.artifacts import Parent
     from amnesia_bench.tokenizers.special_tokens import with_special_tokens
 
-    choice = CellChoice(
+    choice = PromptSetChoice(
         tasks=None if args.tasks is None else tasks_of(args.tasks),
         lengths=None if args.lengths is None else lengths_of(args.lengths),
         samples=None,
     )
     candidates = open_candidates(checkpoints)
-    cells = open_cells_of(args.prompts, candidates, choice)
-    lengths = sorted({cell.context_tokens for cell in cells})
+    prompt_sets = open_prompt_sets_for(args.prompts, candidates, choice)
+    lengths = sorted({prompt_set.context_tokens for prompt_set in prompt_sets})
     if len(lengths) > 1:
         raise UserError(
             f"{args.prompts}: prompts of {', '.join(map(str, lengths))} tokens; distances are "
@@ -129,12 +133,12 @@ def needle_prompts(
     tokenizer = candidates[0].tokenizer
     before = _before(tokenizer)
     prompts = []
-    for cell in cells:
-        for i in range(min(len(cell), args.samples or samples)):
-            first, end = (position + before for position in cell.needle_span(i))
-            whole = with_special_tokens(tokenizer, cell.tokens(i))
+    for prompt_set in prompt_sets:
+        for i in range(min(len(prompt_set), args.samples or samples)):
+            first, end = (position + before for position in prompt_set.needle_span(i))
+            whole = with_special_tokens(tokenizer, prompt_set.tokens(i))
             prompts.append(Prompt(whole, (first, end)))
-    identity = "+".join(f"{cell.name}:{cell.sha256}" for cell in cells)
+    identity = "+".join(f"{prompt_set.name}:{prompt_set.sha256}" for prompt_set in prompt_sets)
     return prompts, Parent(role="prompts", location=str(args.prompts), identity=identity)
 
 

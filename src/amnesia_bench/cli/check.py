@@ -22,17 +22,17 @@ from typing import TYPE_CHECKING
 from amnesia_bench.cli.niah_options import (
     SAMPLES,
     TASKS,
-    add_cell_arguments,
-    chosen_cells,
+    add_prompt_arguments,
+    chosen_prompt_sets,
     lengths_of,
     tasks_of,
 )
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
-    from amnesia_bench.cli.progress import Progress
-    from amnesia_bench.recall.check_inputs import CellChoice
-    from amnesia_bench.recall.measure import Candidate, PromptCell
+    from amnesia_bench.cli.progress import TerminalProgress
+    from amnesia_bench.recall.check_inputs import PromptSetChoice
+    from amnesia_bench.recall.measure import Candidate, PromptSet
     from amnesia_bench.records.recall import CheckReport, Rule
 
 LENGTHS = "32768,262144"
@@ -52,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--haystack", help="build the prompts: hub, hub@REVISION, or a file or folder of essays"
     )
-    add_cell_arguments(parser, LENGTHS, "--haystack")
+    add_prompt_arguments(parser, LENGTHS, "--haystack")
     parser.add_argument(
         "--margin",
         type=float,
@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.progress import Progress
+    from amnesia_bench.cli.progress import TerminalProgress
     from amnesia_bench.inference.load_engine import open_engine
     from amnesia_bench.inference.options import EngineOptions
     from amnesia_bench.inference.progress_engine import WatchedEngine
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.store.layout import store_root
     from amnesia_bench.store.provenance import collect_provenance
 
-    choice = chosen_cells(args)
+    choice = chosen_prompt_sets(args)
     _rule(args, choice.samples or SAMPLES)
     options = EngineOptions(
         max_context_tokens=args.max_context_tokens, attn_logits_scaling=args.attn_logits_scaling
@@ -92,21 +92,21 @@ def run(args: argparse.Namespace) -> ExitCode:
             f"check needs {' and '.join(missing)}, which are not installed",
             hint='pip install "amnesia-bench[eval]"',
         )
-    progress = Progress()
+    progress = TerminalProgress()
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
     folders = {"pre": args.pre, "post": args.post}
     if args.restored is not None:
         folders["restored"] = args.restored
     candidates = open_candidates(folders)
     work = args.work or store_root()
-    cells = _cells(args, candidates, choice, work)
+    prompt_sets = _prompt_sets(args, candidates, choice, work)
     plan = CheckPlan(
         pre=candidates[0],
         post=candidates[1],
         restored=candidates[2] if len(candidates) > 2 else None,
-        cells=cells,
+        prompt_sets=prompt_sets,
         sampling=NIAH_SAMPLING,
-        rule=_rule(args, choice.samples or min(map(len, cells))),
+        rule=_rule(args, choice.samples or min(map(len, prompt_sets))),
     )
 
     def load(folder: Path) -> WatchedEngine:
@@ -120,14 +120,14 @@ def run(args: argparse.Namespace) -> ExitCode:
     return ExitCode.RECALL_REGRESSION if regressed else ExitCode.DONE
 
 
-def _cells(
-    args: argparse.Namespace, candidates: Sequence[Candidate], choice: CellChoice, work: Path
-) -> tuple[PromptCell, ...]:
-    from amnesia_bench.recall.check_inputs import build_cells_of, open_cells_of
+def _prompt_sets(
+    args: argparse.Namespace, candidates: Sequence[Candidate], choice: PromptSetChoice, work: Path
+) -> tuple[PromptSet, ...]:
+    from amnesia_bench.recall.check_inputs import build_prompt_sets_for, open_prompt_sets_for
     from amnesia_bench.recall.niah.build import NiahBuild
 
     if args.prompts is not None:
-        return open_cells_of(args.prompts, candidates, choice)
+        return open_prompt_sets_for(args.prompts, candidates, choice)
     build = NiahBuild(
         tokenizer=args.pre,
         lengths=choice.lengths or lengths_of(LENGTHS),
@@ -135,7 +135,7 @@ def _cells(
         haystack=args.haystack,
         samples=choice.samples or SAMPLES,
     )
-    return build_cells_of(build, work, candidates)
+    return build_prompt_sets_for(build, work, candidates)
 
 
 def _rule(args: argparse.Namespace, samples: int) -> Rule:
@@ -157,15 +157,15 @@ def _write(args: argparse.Namespace, records: Path) -> None:
             replace_text(file, (records / record).read_text(encoding="utf-8"))
 
 
-def _print(report: CheckReport, records: Path, progress: Progress) -> None:
+def _print(report: CheckReport, records: Path, progress: TerminalProgress) -> None:
     from amnesia_bench.cli.output import say, show, table
     from amnesia_bench.recall.check_results import columns, headline, notes, row
     from amnesia_bench.recall.heatmap import heat_rows
     from amnesia_bench.records.recall import CheckVerdict
 
     grid = table("recall in per cent, drop from pre to post in points", columns(report))
-    for cell in report.cells:
-        grid.add_row(*row(cell, report))
+    for checked in report.cells:
+        grid.add_row(*row(checked, report))
     lengths = map(str, report.heat_maps[0].context_tokens)
     heat = table("", ("depth", *lengths))
     for cells in heat_rows(report.heat_maps):

@@ -32,7 +32,7 @@ from amnesia_bench.printable import printable
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from amnesia_bench.data.prepare import Progress, Report
+    from amnesia_bench.data.prepare import PreparationProgress, Report
     from amnesia_bench.data.sequence_store import SequenceStore
     from amnesia_bench.records.data import DataDescription
 
@@ -98,14 +98,14 @@ def run(args: argparse.Namespace) -> ExitCode:
         raise UserError("--sequence belongs to `amnesia data inspect`")
     from amnesia_bench.cli.output import print_json
     from amnesia_bench.config.data_schema import DataConfig, with_style
-    from amnesia_bench.config.load import check, load_option
+    from amnesia_bench.config.load import load_option, validate_values
     from amnesia_bench.data.prepare import prepare
 
     # A config's share is of its own source; files of the user's own are read whole.
     whole = ["data.sample_rows=1.0"] if args.input else []
     config = load_option("data", args.what, [*whole, *args.overrides], DataConfig)
     if args.chat is not None:
-        config = check(DataConfig, with_style(config, args.chat))
+        config = validate_values(DataConfig, with_style(config, args.chat))
     with _reporting() as report:
         description = prepare(config, args.tokenizer, args.out, args.input, report)
     if args.json:
@@ -145,7 +145,7 @@ def _inspect(args: argparse.Namespace) -> ExitCode:
 def _synthesize(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import say
     from amnesia_bench.config.data_schema import SyntheticSource
-    from amnesia_bench.config.load import check
+    from amnesia_bench.config.load import validate_values
     from amnesia_bench.data.synthesize import ROWS, synthesize_rows, synthesize_tokenizer
 
     given = args.tokenizer or args.input or args.chat or args.overrides or args.json
@@ -160,7 +160,7 @@ def _synthesize(args: argparse.Namespace) -> ExitCode:
         say(f"{args.out}: the tokenizer for generated texts")
         return ExitCode.DONE
     asked = {"generator": args.what, "rows": args.rows, "words": args.words, "seed": args.seed}
-    synthesize_rows(check(SyntheticSource, asked), args.out)
+    synthesize_rows(validate_values(SyntheticSource, asked), args.out)
     say(f"{args.out / ROWS}: {args.rows:,} rows of {args.what}")
     return ExitCode.DONE
 
@@ -233,7 +233,7 @@ def _reporting() -> Iterator[Report]:
     tasks = {}
     with Bars(*columns, console=Console(stderr=True)) as bars:
 
-        def report(progress: Progress) -> None:
+        def report(progress: PreparationProgress) -> None:
             if progress.step not in tasks:
                 # Nobody knows how many rows a file has: the bar only shows that it moves.
                 tasks[progress.step] = bars.add_task(progress.step, total=None, counted="")
@@ -245,14 +245,14 @@ def _reporting() -> Iterator[Report]:
         yield report
 
 
-def _print_finished(progress: Progress) -> None:
+def _print_finished(progress: PreparationProgress) -> None:
     from amnesia_bench.cli.output import tell
 
     if progress.finished:
         tell(_line(progress))
 
 
-def _line(progress: Progress) -> str:
+def _line(progress: PreparationProgress) -> str:
     line = f"{progress.step}: {_counted(progress)}"
     if progress.held_out:
         path = progress.step
@@ -266,7 +266,7 @@ def _line(progress: Progress) -> str:
     return printable(line)
 
 
-def _counted(progress: Progress) -> str:
+def _counted(progress: PreparationProgress) -> str:
     unit = "sequences" if progress.step == "packing" else "documents"
     done = ", done before" if progress.reused else ""
     return f"{progress.done:,} {unit}, {progress.tokens:,} tokens{done}"

@@ -24,9 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import say, size
-    from amnesia_bench.weights.hub import download
+    from amnesia_bench.weights.hub import download_checkpoint
 
-    found = download(args.repository, args.revision, args.out)
+    found = download_checkpoint(args.repository, args.revision, args.out)
     say(
         f"{args.out}: {args.repository} at {found.commit}, {found.files} files of "
         f"{size(found.bytes)}."

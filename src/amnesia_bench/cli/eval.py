@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from amnesia_bench.cli.niah_options import (
     SAMPLES,
     TASKS,
-    add_cell_arguments,
-    chosen_cells,
+    add_prompt_arguments,
+    chosen_prompt_sets,
     lengths_of,
     tasks_of,
 )
@@ -31,7 +31,7 @@ from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
     from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
-    from amnesia_bench.recall.check_inputs import CellChoice
+    from amnesia_bench.recall.check_inputs import PromptSetChoice
     from amnesia_bench.recall.measure import Candidate
     from amnesia_bench.records.evaluation import Cell
 
@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--official-data", action="store_true", help="let lm-eval make the prompts")
     parser.add_argument("--out", type=Path, required=True, help="folder for answers and scores")
     parser.add_argument("--method", default="", help="the row's label in a table: +QK-Restore")
-    add_cell_arguments(parser, LENGTHS, "--official-data")
+    add_prompt_arguments(parser, LENGTHS, "--official-data")
     parser.add_argument("--max-new-tokens", type=int, help="of an answer (lm-eval's own 128)")
     parser.add_argument(
         "--verify-prefix",
@@ -60,12 +60,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import percent
-    from amnesia_bench.cli.progress import Progress
+    from amnesia_bench.cli.progress import TerminalProgress
 
-    choice = chosen_cells(args)
+    choice = chosen_prompt_sets(args)
     if args.max_new_tokens is not None and args.max_new_tokens < 1:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: must be at least 1")
-    progress = Progress()
+    progress = TerminalProgress()
     try:
         from amnesia_bench.inference.load_engine import open_engine
         from amnesia_bench.inference.options import EngineOptions
@@ -100,15 +100,17 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _asked(
-    args: argparse.Namespace, choice: CellChoice, candidate: Candidate
+    args: argparse.Namespace, choice: PromptSetChoice, candidate: Candidate
 ) -> tuple[int, list[tuple[str, Callable[[NiahEvaluation], Cell]]]]:
-    """Return how many prompts of each cell to ask, and the cells by name."""
-    from amnesia_bench.recall.check_inputs import open_cells_of
+    """Return how many prompts of each prompt set to ask, and the prompt sets by name."""
+    from amnesia_bench.recall.check_inputs import open_prompt_sets_for
 
     if args.prompts is not None:
-        held = open_cells_of(args.prompts, [candidate], choice)
+        held = open_prompt_sets_for(args.prompts, [candidate], choice)
         samples = choice.samples or min(map(len, held))
-        return samples, [(cell.name, methodcaller("cell", cell)) for cell in held]
+        return samples, [
+            (prompt_set.name, methodcaller("evaluate", prompt_set)) for prompt_set in held
+        ]
     lengths, tasks = choice.lengths or lengths_of(LENGTHS), choice.tasks or tasks_of(TASKS)
     return choice.samples or SAMPLES, [
         (f"{task}@{length}", methodcaller("official", task, length))

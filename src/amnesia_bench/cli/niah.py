@@ -40,10 +40,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.recall.niah.build import NiahBuild, build_cells
-    from amnesia_bench.recall.niah.layout import cell_name
+    from amnesia_bench.recall.niah.build import NiahBuild, build_prompt_sets
+    from amnesia_bench.recall.niah.layout import prompt_set_name
 
-    records = build_cells(
+    records = build_prompt_sets(
         NiahBuild(
             tokenizer=args.tokenizer,
             lengths=lengths_of(args.lengths),
@@ -54,14 +54,16 @@ def run(args: argparse.Namespace) -> ExitCode:
         ),
         args.out,
     )
-    grid = table(str(args.out), ("cell", "made by", "samples", "units", "prompt tokens"), left=2)
-    for cell in records:
-        tokens = cell.samples.prompt_tokens
+    grid = table(
+        str(args.out), ("prompt set", "made by", "samples", "units", "prompt tokens"), left=2
+    )
+    for prompt_set in records:
+        tokens = prompt_set.samples.prompt_tokens
         grid.add_row(
-            cell_name(cell.task, cell.context_tokens),
-            "splicing" if cell.spliced else "tokenising whole prompts",
+            prompt_set_name(prompt_set.task, prompt_set.context_tokens),
+            "splicing" if prompt_set.spliced else "tokenising whole prompts",
             str(len(tokens)),
-            str(max(document.units for document in cell.documents)),
+            str(max(document.units for document in prompt_set.documents)),
             f"{min(tokens)} - {max(tokens)}",
         )
     show(grid)

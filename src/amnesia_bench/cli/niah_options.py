@@ -11,13 +11,13 @@ from amnesia_bench.cli.output import shortened
 from amnesia_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from amnesia_bench.recall.check_inputs import CellChoice
+    from amnesia_bench.recall.check_inputs import PromptSetChoice
 
 TASKS = "niah_single_1,niah_single_2,niah_single_3"
 SAMPLES = 500
 
 
-def add_cell_arguments(parser: argparse.ArgumentParser, lengths: str, otherwise: str) -> None:
+def add_prompt_arguments(parser: argparse.ArgumentParser, lengths: str, otherwise: str) -> None:
     """Add what chooses prompts and what answers them.
 
     Args:
@@ -34,17 +34,17 @@ def add_cell_arguments(parser: argparse.ArgumentParser, lengths: str, otherwise:
     add_engine_arguments(parser)
 
 
-def chosen_cells(args: argparse.Namespace) -> CellChoice:
+def chosen_prompt_sets(args: argparse.Namespace) -> PromptSetChoice:
     """Return what was typed behind these options.
 
     Raises:
         UserError: a task, a length or a number of samples that cannot be.
     """
-    from amnesia_bench.recall.check_inputs import CellChoice
+    from amnesia_bench.recall.check_inputs import PromptSetChoice
 
     if args.samples is not None and args.samples < 1:
         raise UserError(f"--samples {args.samples}: must be at least 1")
-    return CellChoice(
+    return PromptSetChoice(
         tasks=None if args.tasks is None else tasks_of(args.tasks),
         lengths=None if args.lengths is None else lengths_of(args.lengths),
         samples=args.samples,

@@ -13,7 +13,7 @@ _REDRAW_SECONDS = 0.2
 _ERASE = "\r\x1b[K"
 
 
-class Progress:
+class TerminalProgress:
     """Lines that stay, and between them on a terminal one that moves.
 
     Libraries that are imported later draw no bars of their own. Whoever has stopped reading

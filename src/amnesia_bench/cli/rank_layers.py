@@ -37,11 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.progress import Progress
+    from amnesia_bench.cli.progress import TerminalProgress
 
     if args.samples is not None and args.samples < 1:
         raise UserError(f"--samples {args.samples}: must be at least 1")
-    progress = Progress()
+    progress = TerminalProgress()
     try:
         from amnesia_bench.lm_eval_bridge.ranking import rank_checkpoint
     except ImportError as error:

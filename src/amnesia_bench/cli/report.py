@@ -79,12 +79,12 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 def write(request: ReportRequest) -> tuple[Path, ...]:
     """Write a report, print what it shows, and return its files."""
-    from amnesia_bench.pipeline.producers import check_columns
+    from amnesia_bench.pipeline.producers import check_table_columns
     from amnesia_bench.report.building import build_report, load_table, write_report
     from amnesia_bench.store.provenance import collect_provenance
 
     for name in request.tables:
-        check_columns(name, load_table(name, request.overrides))
+        check_table_columns(name, load_table(name, request.overrides))
     report = build_report(request, collect_provenance(["amnesia", *sys.argv[1:]], seeds={}))
     written = write_report(report, request.out)
     _print(report, written[-1])

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         mark_current,
         report_calls,
     )
-    from amnesia_bench.pipeline.run import run as run_graph
+    from amnesia_bench.pipeline.run import run_graph
     from amnesia_bench.store.layout import store_root
 
     store = args.store or store_root()

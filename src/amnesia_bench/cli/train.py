@@ -130,12 +130,12 @@ def _sources(given: list[str], names: list[str]) -> dict[str, Path]:
 
 def _estimate(training: TrainingRun, args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import print_json, say, show, size, table
-    from amnesia_bench.costs.estimate import GPUS, estimate
-    from amnesia_bench.costs.model_shape import named_shape, shape_of
+    from amnesia_bench.costs.estimate import GPUS, estimate_training
+    from amnesia_bench.costs.model_shape import named_shape, read_model_shape
     from amnesia_bench.weights.checkpoint import open_checkpoint
 
     if args.init is not None:
-        shape = shape_of(open_checkpoint(args.init).config)
+        shape = read_model_shape(open_checkpoint(args.init).config)
     elif training.train.model is not None:
         shape = named_shape(training.train.model)
     else:
@@ -144,7 +144,7 @@ def _estimate(training: TrainingRun, args: argparse.Namespace) -> ExitCode:
             hint="Give the folder of the checkpoint to begin with.",
         )
     gpu = GPUS[args.gpu]
-    found = estimate(training, shape, args.processes, gpu)
+    found = estimate_training(training, shape, args.processes, gpu)
     if args.json:
         print_json(found)
         return ExitCode.DONE

@@ -76,7 +76,7 @@ class ModelPlan(Frozen):
     attn_logits_scaling: LogitsScaling | None = None
 
 
-class Haystack(Frozen):
+class SyntheticHaystack(Frozen):
     """Generated texts to hide needles in, of so many rows and words."""
 
     rows: PositiveInt
@@ -94,7 +94,7 @@ class RecallPlan(Frozen):
     lengths_per_stage: PositiveInt
     samples: PositiveInt
     max_new_tokens: PositiveInt
-    haystack: Literal["hub"] | Haystack
+    haystack: Literal["hub"] | SyntheticHaystack
 
 
 class ReasoningPlan(Frozen):

@@ -124,7 +124,7 @@ def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Sc
     return cast("Schema", getattr(loaded, group))
 
 
-def check(schema: type[Schema], values: Mapping[str, object]) -> Schema:
+def validate_values(schema: type[Schema], values: Mapping[str, object]) -> Schema:
     """Return values that were typed one by one as what they must be.
 
     Raises:

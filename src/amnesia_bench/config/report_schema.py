@@ -31,7 +31,7 @@ class Score(Frozen):
         return f"{self.task} {self.metric}"
 
 
-class Recall(Frozen):
+class RecallColumns(Frozen):
     """The columns of recall: every task at every length, in tokens."""
 
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
@@ -80,7 +80,7 @@ class TableConfig(Frozen):
     sft: Name
     models: Annotated[tuple[Name, ...], Field(min_length=1)]
     methods: Annotated[Mapping[str, Name], Field(min_length=1)]
-    recall: Recall
+    recall: RecallColumns
     scores: tuple[Score, ...]
     published: tuple[Name, ...]
     stands_for: Name | None = None

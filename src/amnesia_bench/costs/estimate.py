@@ -23,7 +23,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from amnesia_bench.config.train_schema import Dtype, TrainingRun
-from amnesia_bench.costs.mixer_shapes import JetMixer, LightningMixer
+from amnesia_bench.costs.mixer_shapes import JetMixerShape, LightningMixerShape
 from amnesia_bench.costs.model_shape import ModelShape
 from amnesia_bench.errors import UserError
 
@@ -74,7 +74,7 @@ class Memory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class TrainingEstimate:
     """What a run takes. `save_bytes` is one save of the state, `export_bytes` what is published.
 
     `flops_per_token` are model FLOPs; `hardware_flops_per_token` include recomputation.
@@ -93,7 +93,9 @@ class Estimate:
     export_bytes: float
 
 
-def estimate(run: TrainingRun, shape: ModelShape, processes: int, gpu: Gpu) -> Estimate:
+def estimate_training(
+    run: TrainingRun, shape: ModelShape, processes: int, gpu: Gpu
+) -> TrainingEstimate:
     """Return what a run takes on so many GPUs.
 
     Raises:
@@ -112,7 +114,7 @@ def estimate(run: TrainingRun, shape: ModelShape, processes: int, gpu: Gpu) -> E
     tokens = step_tokens * train.steps
     utilisation = _UTILISATION[train.objective]
     seconds = tokens * (model_flops + recomputed) / gpu.flops_per_second
-    return Estimate(
+    return TrainingEstimate(
         parameters=shape.parameters,
         trained_parameters=trained,
         tokens_per_step=step_tokens,
@@ -145,7 +147,7 @@ def _aligned_layers(run: TrainingRun, shape: ModelShape) -> int:
     return shape.layers if chosen == "all" else len(chosen)
 
 
-def _linear(shape: ModelShape) -> LightningMixer | JetMixer:
+def _linear(shape: ModelShape) -> LightningMixerShape | JetMixerShape:
     if shape.linear is None:
         raise UserError(
             "alignment trains linear mixers, and this architecture has none",

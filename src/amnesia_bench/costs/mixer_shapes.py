@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftmaxMixer:
+class SoftmaxMixerShape:
     """Softmax attention with grouped queries.
 
     `gated` says whether there is an output gate, `norms` whether queries and keys are normalised,
@@ -49,7 +49,7 @@ class SoftmaxMixer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LightningMixer:
+class LightningMixerShape:
     """Lightning attention of a HypeNet, with its gate and norms."""
 
     hidden: int
@@ -79,7 +79,7 @@ class LightningMixer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class JetMixer:
+class JetMixerShape:
     """JetBlock: a gated delta rule whose values pass a convolution with generated kernels.
 
     NVlabs/Jet-Nemotron, jetai/modeling/hf/jet_block.py and dynamic_conv.py @2e05cf9.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from amnesia_bench.config.load import load_model_file
-from amnesia_bench.costs.mixer_shapes import JetMixer, LightningMixer, SoftmaxMixer
+from amnesia_bench.costs.mixer_shapes import JetMixerShape, LightningMixerShape, SoftmaxMixerShape
 from amnesia_bench.errors import UserError
 from amnesia_bench.weights.config_keys import (
     integer,
@@ -39,11 +39,11 @@ class ModelShape:
     mlp: int
     vocab: int
     tied: bool
-    softmax: SoftmaxMixer
+    softmax: SoftmaxMixerShape
     softmax_layers: int
     sliding_layers: int = 0
     window: int = 0
-    linear: LightningMixer | JetMixer | None = None
+    linear: LightningMixerShape | JetMixerShape | None = None
     linear_layers: int = 0
 
     @property
@@ -120,7 +120,7 @@ def _seen(tokens: int, window: int) -> float:
     return most - most * (most - 1) / (2 * tokens)
 
 
-def shape_of(config: Mapping[str, object]) -> ModelShape:
+def read_model_shape(config: Mapping[str, object]) -> ModelShape:
     """Read the shape from a config.json, or from a file of configs/model.
 
     Raises:
@@ -134,7 +134,7 @@ def shape_of(config: Mapping[str, object]) -> ModelShape:
         )
     heads = integer(config, "num_attention_heads")
     hidden = integer(config, "hidden_size")
-    softmax = SoftmaxMixer(
+    softmax = SoftmaxMixerShape(
         hidden=hidden,
         heads=heads,
         kv_heads=optional_integer(config, "num_key_value_heads") or heads,
@@ -143,7 +143,7 @@ def shape_of(config: Mapping[str, object]) -> ModelShape:
         norms=kind in ("hypenet", "qwen3"),
         biases=kind in ("jet_nemotron", "qwen2"),
     )
-    linear: LightningMixer | JetMixer | None = None
+    linear: LightningMixerShape | JetMixerShape | None = None
     kinds, window = ["attn"] * integer(config, "num_hidden_layers"), 0
     if kind == "hypenet":
         linear = _lightning(config, softmax)
@@ -166,9 +166,9 @@ def shape_of(config: Mapping[str, object]) -> ModelShape:
     )
 
 
-def _lightning(config: Mapping[str, object], softmax: SoftmaxMixer) -> LightningMixer:
+def _lightning(config: Mapping[str, object], softmax: SoftmaxMixerShape) -> LightningMixerShape:
     heads = optional_integer(config, "lightning_nh") or softmax.heads
-    return LightningMixer(
+    return LightningMixerShape(
         hidden=softmax.hidden,
         heads=heads,
         kv_heads=optional_integer(config, "lightning_nkv") or heads,
@@ -176,10 +176,10 @@ def _lightning(config: Mapping[str, object], softmax: SoftmaxMixer) -> Lightning
     )
 
 
-def _jet(config: Mapping[str, object], hidden: int) -> JetMixer:
+def _jet(config: Mapping[str, object], hidden: int) -> JetMixerShape:
     block = "efficient_attention_config.jet"
     key_dim = integer(config, f"{block}.head_dim")
-    return JetMixer(
+    return JetMixerShape(
         hidden=hidden,
         heads=integer(config, f"{block}.num_heads"),
         key_dim=key_dim,
@@ -192,4 +192,4 @@ def _jet(config: Mapping[str, object], hidden: int) -> JetMixer:
 
 def named_shape(model: str) -> ModelShape:
     """Return the shape of a file of configs/model."""
-    return shape_of(load_model_file(model))
+    return read_model_shape(load_model_file(model))

@@ -29,7 +29,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import ceil
 
-from amnesia_bench.costs.estimate import Gpu, estimate
+from amnesia_bench.costs.estimate import Gpu, estimate_training
 from amnesia_bench.costs.model_shape import ModelShape, named_shape
 from amnesia_bench.costs.work import Answering, Training, Weights, Work
 from amnesia_bench.inference.batches import MOST_ROWS
@@ -100,7 +100,7 @@ def _cost(work: Work, gpus: int, gpu: Gpu) -> Cost:
 
 
 def _training(work: Training, gpus: int, gpu: Gpu) -> Cost:
-    found = estimate(work.run, named_shape(work.shape), gpus, gpu)
+    found = estimate_training(work.run, named_shape(work.shape), gpus, gpu)
     return Cost(
         trained_tokens=found.tokens,
         flops=found.tokens * found.flops_per_token,

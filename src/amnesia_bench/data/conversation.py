@@ -71,7 +71,7 @@ class Conversation:
     tools: tuple[Mapping[str, object], ...] = ()
 
 
-def conversation(rows: ChatRows, row: Row, where: str) -> Conversation:
+def read_conversation(rows: ChatRows, row: Row, where: str) -> Conversation:
     """Return a row as a conversation.
 
     Raises:

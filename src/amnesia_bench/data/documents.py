@@ -11,16 +11,16 @@ from numpy.typing import NDArray
 
 from amnesia_bench.config.data_schema import DataConfig, TextRows
 from amnesia_bench.data.chat import Segment
-from amnesia_bench.data.conversation import Row, conversation
+from amnesia_bench.data.conversation import Row, read_conversation
 from amnesia_bench.data.dropped import DroppedRow, Reason
 from amnesia_bench.data.rendering import Renderer
-from amnesia_bench.data.row_forms import Columns, columns_of
-from amnesia_bench.data.values import absent, text
+from amnesia_bench.data.row_forms import Columns, row_columns
+from amnesia_bench.data.values import absent, text_value
 from amnesia_bench.tokenizers.data_tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
-class Documents:
+class TokenizedDocuments:
     """Tokenised documents end to end: tokens uint32 [N], mask bool [N], lengths int64 [D]."""
 
     tokens: NDArray[np.uint32]
@@ -51,7 +51,7 @@ class DocumentMaker:
         rows = self._config.rows
         if isinstance(rows, TextRows):
             return Columns(required=(rows.fields,), hint="Another column: data.rows.fields=[NAME]")
-        return columns_of(rows)
+        return row_columns(rows)
 
     def sampled(self, file_identity: str, number: int) -> bool:
         """Whether a row belongs to the share of rows that is read."""
@@ -71,15 +71,15 @@ class DocumentMaker:
         """
         rows = self._config.rows
         if self._renderer is not None and not isinstance(rows, TextRows):
-            return self._renderer.segments(conversation(rows, row, where))
+            return self._renderer.segments(read_conversation(rows, row, where))
         assert isinstance(rows, TextRows)
         field = next((name for name in rows.fields if not absent(row.get(name))), rows.fields[0])
-        document = text(row.get(field), f"{where}: {field}")
+        document = text_value(row.get(field), f"{where}: {field}")
         if not document.strip():
             raise DroppedRow(Reason.EMPTY)
         return [Segment(document, True)]
 
-    def tokenise(self, documents: list[list[Segment]]) -> tuple[Documents, int]:
+    def tokenise(self, documents: list[list[Segment]]) -> tuple[TokenizedDocuments, int]:
         """Return documents as tokens, and how many were left out since nothing is trained."""
         segments = [segment for document in documents for segment in document]
         tokens, lengths = self._tokenizer.encode_batch(
@@ -97,7 +97,7 @@ class DocumentMaker:
         if not trained.all():
             kept = np.repeat(trained, lengths)
             tokens, mask = tokens[kept], mask[kept]
-        return Documents(tokens, mask, lengths[trained]), int((~trained).sum())
+        return TokenizedDocuments(tokens, mask, lengths[trained]), int((~trained).sum())
 
 
 def _sums(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -36,11 +36,11 @@ def json_rows(stream: IO[bytes], location: str, columns: Columns) -> Iterator[tu
         where = f"{location}:{number}"
         if not isinstance(row, dict):
             raise UserError(f"{where}: a {type(row).__name__}, expected an object with fields")
-        check_columns(where, row, columns)
+        require_columns(where, row, columns)
         yield number, row
 
 
-def check_columns(where: str, there: Iterable[str], columns: Columns) -> None:
+def require_columns(where: str, there: Iterable[str], columns: Columns) -> None:
     """Refuse a row or a file without a column that every row must have.
 
     Raises:

@@ -42,7 +42,7 @@ class SampleOrder:
         self.seed = seed
         self._parts = _whole_parts(weights)
         self._period = sum(self._parts)
-        self._sources = spread(self._parts)
+        self._sources = interleave(self._parts)
         self._ranks = _ranks(self._sources, len(sizes))
 
     @property
@@ -81,7 +81,7 @@ def permuted(position: int, size: int, key: int) -> int:
             return value
 
 
-def spread(parts: Sequence[int]) -> list[int]:
+def interleave(parts: Sequence[int]) -> list[int]:
     """Return sources 0, 1, ... in a pattern of sum(parts), as evenly as can be.
 
     After any n samples, source i was taken n * parts[i] / sum(parts) times, give or take less

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnesia_bench.data.conversation import Row
-from amnesia_bench.data.json_rows import MAX_ROW_BYTES, check_columns, too_large
+from amnesia_bench.data.json_rows import MAX_ROW_BYTES, require_columns, too_large
 from amnesia_bench.data.row_forms import Columns
 from amnesia_bench.errors import UserError
 
@@ -47,7 +47,7 @@ def parquet_rows(
     try:
         table = parquet.ParquetFile(stream)
         schema = table.schema_arrow.names
-        check_columns(location, schema, columns)
+        require_columns(location, schema, columns)
         wanted = [name for name in dict.fromkeys(columns.names) if name in schema]
         if twice := [name for name in wanted if schema.count(name) > 1]:
             raise UserError(f"{location}: two columns are named {twice[0]}")

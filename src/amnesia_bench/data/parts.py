@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amnesia_bench.data.documents import Documents
+from amnesia_bench.data.documents import TokenizedDocuments
 from amnesia_bench.data.packing import Pieces
 from amnesia_bench.errors import UserError
 from amnesia_bench.records import codec
@@ -82,7 +82,7 @@ class PartWriter:
         self.documents = 0
         self.tokens = 0
 
-    def add(self, documents: Documents) -> None:
+    def add(self, documents: TokenizedDocuments) -> None:
         """Append tokenised documents."""
         tokens = documents.tokens.astype(self._dtype)
         for kind, values in zip(

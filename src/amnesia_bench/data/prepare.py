@@ -20,7 +20,7 @@ import numpy as np
 import amnesia_bench
 from amnesia_bench.config.data_schema import DataConfig
 from amnesia_bench.data.chat import Segment
-from amnesia_bench.data.documents import DocumentMaker, Documents, batches
+from amnesia_bench.data.documents import DocumentMaker, TokenizedDocuments, batches
 from amnesia_bench.data.dropped import WAYS_OUT, DroppedRow, Reason
 from amnesia_bench.data.packing import (
     Pieces,
@@ -36,7 +36,7 @@ from amnesia_bench.data.parts import (
     dropped_by_reason,
     remove_parts,
 )
-from amnesia_bench.data.sequence_store import DESCRIPTION, KIND, TOKENIZER, ShardWriter
+from amnesia_bench.data.sequence_store import DESCRIPTION, KIND, TOKENIZER, SequenceWriter
 from amnesia_bench.data.sources import (
     InputFile,
     held_out_files,
@@ -63,7 +63,7 @@ _REPORT_SEQUENCES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class PreparationProgress:
     """How far a step is: one per input file, then the packing.
 
     `done` counts documents while tokenising and sequences while packing. `reused` is an input
@@ -82,7 +82,7 @@ class Progress:
     unread: tuple[str, ...] = ()
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[PreparationProgress], None]
 
 
 def prepare(
@@ -110,7 +110,7 @@ def prepare(
     maker = DocumentMaker(config, tokenizer)
     files = local_files(inputs) if inputs else source_files(config.source)
     for path in held_out_files(inputs):
-        report(Progress(step=str(path), finished=True, held_out=True))
+        report(PreparationProgress(step=str(path), finished=True, held_out=True))
     provenance = collect_provenance(sys.argv, seeds={"packing and sampling": config.seed})
     token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     kept = resumable_path(out)
@@ -158,7 +158,7 @@ def _tokenise_files(
 ) -> list[PartSummary]:
     summaries = []
     for number, file in enumerate(files, 1):
-        progress = Progress(step=f"{number}/{len(files)} {Path(file.location).name}")
+        progress = PreparationProgress(step=f"{number}/{len(files)} {Path(file.location).name}")
         summary = parts.finished(file.identity)
         progress = replace(progress, reused=summary is not None)
         if summary is None:
@@ -169,12 +169,16 @@ def _tokenise_files(
 
 
 def _tokenise(
-    file: InputFile, maker: DocumentMaker, parts: PartsFolder, progress: Progress, report: Report
+    file: InputFile,
+    maker: DocumentMaker,
+    parts: PartsFolder,
+    progress: PreparationProgress,
+    report: Report,
 ) -> PartSummary:
     """Make the part of one input file."""
     rows = _Rows(file, maker)
     writer = parts.writer(file.identity)
-    waiting: deque[Future[tuple[Documents, int]]] = deque()
+    waiting: deque[Future[tuple[TokenizedDocuments, int]]] = deque()
 
     def write_next() -> None:
         documents, untrained = waiting.popleft().result()
@@ -293,7 +297,7 @@ def _pack(
 ) -> DataDescription:
     """Write the sequences of a corpus; return what to say about them."""
     sequences, fragments, untrained = _sequences(config, corpus)
-    writer = ShardWriter(folder, config.sequence_tokens, corpus.token_bytes, tokenizer.pad_token)
+    writer = SequenceWriter(folder, config.sequence_tokens, corpus.token_bytes, tokenizer.pad_token)
     try:
         for sequence in sequences:
             writer.add(corpus.piece(sequence, i) for i in range(len(sequence)))
@@ -335,6 +339,6 @@ def _pack(
     )
 
 
-def _packed(writer: ShardWriter) -> Progress:
+def _packed(writer: SequenceWriter) -> PreparationProgress:
     tokens = writer.num_sequences * writer.sequence_tokens
-    return Progress(step="packing", done=writer.num_sequences, tokens=tokens)
+    return PreparationProgress(step="packing", done=writer.num_sequences, tokens=tokens)

@@ -24,7 +24,7 @@ from amnesia_bench.data.turns import (
     read_turn,
     weight,
 )
-from amnesia_bench.data.values import from_json, items, present, refuse_unknown, text
+from amnesia_bench.data.values import items, parse_nested_json, present, refuse_unknown, text_value
 from amnesia_bench.errors import UserError
 
 _LISTS = ("messages", "conversations", "conversation")
@@ -66,7 +66,7 @@ class Columns:
         return (*(name for names in self.required for name in names), *self.optional)
 
 
-def columns_of(rows: ChatRows) -> Columns:
+def row_columns(rows: ChatRows) -> Columns:
     """Return the columns that decide what a row means."""
     if isinstance(rows, MessageRows):
         return Columns(required=(_LISTS,), optional=_EVERYWHERE)
@@ -93,7 +93,7 @@ def read_row(
     _refuse_what_is_not_trained_on(fields, where)
     if isinstance(rows, MessageRows | ShareGptRows):
         domain = rows.domain if isinstance(rows, ShareGptRows) else None
-        if domain is not None and text(fields.get("domain"), f"{where}: domain") != domain:
+        if domain is not None and text_value(fields.get("domain"), f"{where}: domain") != domain:
             raise DroppedRow(Reason.OTHER_DOMAIN)
         turns = _turns(_one_of(fields, _LISTS, where), "user", where)
     else:
@@ -147,7 +147,7 @@ def _turns(column: tuple[str, object], speaker: str, where: str) -> list[Turn]:
         return [read_turn(item, f"{where}: {name}[{i}]") for i, item in enumerate(listed)]
     roles = ("user", "assistant") if speaker == "user" else ("assistant", "user")
     return [
-        Turn(role=roles[i % 2], text=text(item, f"{where}: {name}[{i}]"))
+        Turn(role=roles[i % 2], text=text_value(item, f"{where}: {name}[{i}]"))
         for i, item in enumerate(listed)
     ]
 
@@ -163,16 +163,16 @@ def _prompt_and_response(
         if isinstance(value, Sequence) and not isinstance(value, str | bytes):
             turns += _turns((name, value), role, where)
         else:
-            turns.append(Turn(role=role, text=text(value, f"{where}: {name}")))
+            turns.append(Turn(role=role, text=text_value(value, f"{where}: {name}")))
     others = {key: value for key, value in fields.items() if key not in {*pair[0], *pair[1]}}
     return _with_chains(turns, others, where)
 
 
 def _instruction(fields: Mapping[str, object], where: str) -> list[Turn]:
-    given = text(_one_of(fields, _INPUTS, where)[1], f"{where}: input")
-    instruction = text(fields.get("instruction"), f"{where}: instruction")
+    given = text_value(_one_of(fields, _INPUTS, where)[1], f"{where}: input")
+    instruction = text_value(fields.get("instruction"), f"{where}: instruction")
     question = "\n".join(part for part in (instruction, given) if part)
-    answer = text(_one_of(fields, _OUTPUTS, where)[1], f"{where}: output")
+    answer = text_value(_one_of(fields, _OUTPUTS, where)[1], f"{where}: output")
     turns = [Turn(role="user", text=question), Turn(role="assistant", text=answer)]
     return _with_chains(turns, fields, where)
 
@@ -186,7 +186,7 @@ def _history(fields: Mapping[str, object], where: str) -> list[Turn]:
         if len(said) != 2:
             raise UserError(f"{at}: {len(said)} items, expected a question and an answer")
         turns += [
-            Turn(role=role, text=text(each, at))
+            Turn(role=role, text=text_value(each, at))
             for role, each in zip(("user", "assistant"), said, strict=True)
         ]
     return turns
@@ -201,7 +201,7 @@ def _with_chains(turns: list[Turn], fields: Mapping[str, object], where: str) ->
 
 def _with_system(turns: list[Turn], fields: Mapping[str, object], where: str) -> list[Turn]:
     """Put the system message of a column before the turns."""
-    named = {name: text(fields.get(name), f"{where}: {name}") for name in _SYSTEMS}
+    named = {name: text_value(fields.get(name), f"{where}: {name}") for name in _SYSTEMS}
     systems = [system for system in named.values() if system.strip()]
     own = [turn.text for turn in turns[:1] if turn.role == "system"]
     if len({system.strip() for system in (*systems, *own)}) > 1:
@@ -221,7 +221,7 @@ def _not_in_system(turns: list[Turn], offered: tuple[Schema, ...]) -> tuple[Sche
 def _template(fields: Mapping[str, object], where: str) -> dict[str, object]:
     value, at = fields.get(_TEMPLATE), f"{where}: {_TEMPLATE}"
     if isinstance(value, str):
-        value = from_json(value, at)
+        value = parse_nested_json(value, at)
     if value is None:
         return {}
     if not isinstance(value, Mapping):

@@ -127,7 +127,7 @@ def open_store(folder: Path) -> SequenceStore:
     return SequenceStore(folder, description, hashlib.sha256(text.encode()).hexdigest())
 
 
-class ShardWriter:
+class SequenceWriter:
     """Writes sequences into the files of a store, one after another."""
 
     def __init__(self, folder: Path, sequence_tokens: int, token_bytes: int, pad: int) -> None:

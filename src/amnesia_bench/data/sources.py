@@ -15,7 +15,7 @@ from amnesia_bench.data.conversation import Row
 from amnesia_bench.data.json_rows import json_rows
 from amnesia_bench.data.parquet_rows import parquet_rows
 from amnesia_bench.data.row_forms import Columns
-from amnesia_bench.data.synthetic.generators import generate, sha256_of_rows
+from amnesia_bench.data.synthetic.generators import sha256_of_rows, synthetic_rows
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.store.hashing import sha256_of
 
@@ -153,7 +153,7 @@ def read_rows(file: InputFile, columns: Columns, unread: set[str]) -> Iterator[t
         StageFailedError: the file cannot be read to its end, or changes meanwhile.
     """
     if file.made_by is not None:
-        yield from enumerate(generate(file.made_by), 1)
+        yield from enumerate(synthetic_rows(file.made_by), 1)
         return
     before, known = _state(file), frozenset(columns.names)
     with _reading(file.location), _opened(file) as stream:

@@ -6,7 +6,14 @@ import json
 from collections.abc import Mapping
 
 from amnesia_bench.data.dropped import DroppedRow, Reason
-from amnesia_bench.data.values import absent, from_json, items, names, refuse_unknown, text
+from amnesia_bench.data.values import (
+    absent,
+    items,
+    names,
+    parse_nested_json,
+    refuse_unknown,
+    text_value,
+)
 from amnesia_bench.errors import UserError
 
 Call = Mapping[str, object]
@@ -27,7 +34,7 @@ def tool_calls(value: object, at: str) -> tuple[Call, ...]:
         DroppedRow: a text is not JSON.
     """
     if isinstance(value, str):
-        value = from_json(value, at)
+        value = parse_nested_json(value, at)
     calls = [value] if isinstance(value, Mapping) else items(value, at)
     return tuple(_call(call, f"{at}[{i}]") for i, call in enumerate(calls))
 
@@ -42,7 +49,7 @@ def tools(value: object, at: str) -> tuple[Schema, ...]:
         DroppedRow: a text is not JSON.
     """
     if isinstance(value, str):
-        value = from_json(value, at) if value.strip() else None
+        value = parse_nested_json(value, at) if value.strip() else None
     schemas = [value] if isinstance(value, Mapping) else items(value, at)
     return tuple(_schema(schema, f"{at}[{i}]") for i, schema in enumerate(schemas))
 
@@ -56,9 +63,9 @@ def name_of(tool: Schema) -> str:
 
 def _call(value: object, at: str) -> Call:
     if isinstance(value, str):
-        value = from_json(value, at)
+        value = parse_nested_json(value, at)
     call = _object(value, at)
-    named = {} if absent(call.get("id")) else {"id": text(str(call["id"]), f"{at}: id")}
+    named = {} if absent(call.get("id")) else {"id": text_value(str(call["id"]), f"{at}: id")}
     refuse_unknown(call, _CALL_FIELDS, at)
     if call.get("type") not in (None, "", "function"):
         raise UserError(f"{at}: type is {call['type']!r:.80}, expected function")
@@ -67,7 +74,7 @@ def _call(value: object, at: str) -> Call:
         refuse_unknown(call, _CALL_FIELDS, f"{at}.function")
     arguments = call.get("arguments")
     if isinstance(arguments, str) and arguments.strip():
-        arguments = from_json(arguments, f"{at}.arguments")
+        arguments = parse_nested_json(arguments, f"{at}.arguments")
     if absent(arguments):
         arguments = {}
     arguments = _json_value(arguments, f"{at}.arguments")
@@ -76,7 +83,7 @@ def _call(value: object, at: str) -> Call:
 
 def _schema(value: object, at: str) -> Schema:
     if isinstance(value, str):
-        value = from_json(value, at)
+        value = parse_nested_json(value, at)
     schema = _object(value, at)
     function = schema.get("function")
     _name(schema if absent(function) else _object(function, f"{at}.function"), at)
@@ -91,7 +98,7 @@ def _object(value: object, at: str) -> Mapping[str, object]:
 
 
 def _name(function: Mapping[str, object], at: str) -> str:
-    name = text(function.get("name"), f"{at}: name")
+    name = text_value(function.get("name"), f"{at}: name")
     if not name:
         raise UserError(f"{at}: has no name; it has {names(function)}")
     return name

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from amnesia_bench.data.tool_calls import Call, tool_calls
-from amnesia_bench.data.values import names, present, refuse_unknown, text
+from amnesia_bench.data.values import names, present, refuse_unknown, text_value
 from amnesia_bench.errors import UserError
 
 END_THINK = "</think>"
@@ -90,7 +90,7 @@ def read_turn(item: object, at: str) -> Turn:
         raise UserError(f"{at}: expected role and content, or from and value; it has {what}")
     fields = present(item)
     refuse_unknown(fields, _KNOWN | _MEANINGLESS, at)
-    role = _role(text(_only(fields, _ROLE_FIELDS, at), f"{at}: role"), at)
+    role = _role(text_value(_only(fields, _ROLE_FIELDS, at), f"{at}: role"), at)
     content, chains = _content(_only(fields, _TEXT_FIELDS, at), at)
     chains = (*chains, *chain_fields(fields, at))
     calls = tuple(
@@ -106,7 +106,7 @@ def read_turn(item: object, at: str) -> Turn:
         )
     trained = _trained(fields, role, at)
     named = _RESULT_FIELDS if role == "tool" else ()
-    answers = {key: text(str(fields[key]), f"{at}: {key}") for key in named if key in fields}
+    answers = {key: text_value(str(fields[key]), f"{at}: {key}") for key in named if key in fields}
     return Turn(
         role=role, text=content, chains=chains, calls=calls, answers=answers, trained=trained
     )
@@ -122,7 +122,7 @@ def chain_fields(fields: Mapping[str, object], at: str) -> tuple[str, ...]:
         value = fields.get(key)
         if isinstance(value, bool) or value in ("on", "off", "true", "false"):
             continue
-        chain = text(value, f"{at}: {key}")
+        chain = text_value(value, f"{at}: {key}")
         if chain.strip():
             chains.append(chain)
     return tuple(dict.fromkeys(chains))
@@ -165,7 +165,7 @@ def _role(name: str, at: str) -> str:
 def _content(value: object, at: str) -> tuple[str, tuple[str, ...]]:
     """Return the text of a turn and its chains of thought; of parts, the texts joined."""
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        return text(value, f"{at}: content"), ()
+        return text_value(value, f"{at}: content"), ()
     texts: list[str] = []
     chains: list[str] = []
     for i, part in enumerate(value):
@@ -176,10 +176,10 @@ def _content(value: object, at: str) -> tuple[str, tuple[str, ...]]:
 
 def _part(part: object, at: str) -> tuple[str, str]:
     if isinstance(part, str):
-        return "text", text(part, at)
+        return "text", text_value(part, at)
     if not isinstance(part, Mapping):
         raise UserError(f"{at} is a {type(part).__name__}, expected a text")
-    kind = text(part.get("type"), f"{at}: type") or "text"
+    kind = text_value(part.get("type"), f"{at}: type") or "text"
     if kind not in _TEXT_PARTS | _CHAIN_PARTS:
         raise UserError(
             f"{at}: a part of type {kind:.80}; only text can be trained on",
@@ -190,7 +190,7 @@ def _part(part: object, at: str) -> tuple[str, str]:
     said = fields.get(kind if kind in fields else "text")
     if isinstance(said, list | tuple):  # the thinking of Magistral is a list of texts
         return kind, "".join(_part(each, at)[1] for each in said)
-    return kind, text(said, f"{at}: {kind}")
+    return kind, text_value(said, f"{at}: {kind}")
 
 
 def _trained(fields: Mapping[str, object], role: str, at: str) -> bool:

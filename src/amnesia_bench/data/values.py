@@ -26,7 +26,7 @@ def present(fields: Mapping[str, object]) -> dict[str, object]:
     return {str(key): value for key, value in fields.items() if not absent(value)}
 
 
-def text(value: object, at: str) -> str:
+def text_value(value: object, at: str) -> str:
     """Return a value that must be a text; a null is an empty one.
 
     Raises:
@@ -51,7 +51,7 @@ def items(value: object, at: str) -> list[Any]:
         UserError: it is something else.
     """
     if isinstance(value, str) and value.lstrip().startswith("["):
-        value = from_json(value, at)
+        value = parse_nested_json(value, at)
     if absent(value):
         return []
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
@@ -59,7 +59,7 @@ def items(value: object, at: str) -> list[Any]:
     return list(value)
 
 
-def from_json(value: str, at: str) -> object:
+def parse_nested_json(value: str, at: str) -> object:
     """Parse JSON inside a text.
 
     Raises:

@@ -69,7 +69,7 @@ def not_finite(request: Request, new_tokens: int) -> StageFailedError:
     )
 
 
-def decoder(tokenizer: Any) -> Decode:
+def answer_decoder(tokenizer: Any) -> Decode:
     """Return what turns new tokens into text: special ones do not show."""
 
     def decode(tokens: Sequence[int]) -> str:

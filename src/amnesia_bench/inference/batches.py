@@ -60,7 +60,7 @@ def first_batch(leaves: Sequence[Leaf], limits: BatchLimits) -> list[Leaf]:
     """Return the leaves at the front that go into one batch: at least one."""
     batch = list(leaves[:1])
     for leaf in leaves[1:MOST_ROWS]:
-        columns = columns_of([*batch, leaf])
+        columns = max_row_tokens([*batch, leaf])
         too_wide = limits.columns is not None and columns > limits.columns
         if too_wide or (len(batch) + 1) * columns > limits.tokens:
             break
@@ -70,6 +70,6 @@ def first_batch(leaves: Sequence[Leaf], limits: BatchLimits) -> list[Leaf]:
     return batch
 
 
-def columns_of(batch: Sequence[Leaf]) -> int:
+def max_row_tokens(batch: Sequence[Leaf]) -> int:
     """Return the most tokens that a row may get to, padding included."""
     return max(leaf.num_tokens for leaf in batch) + max(leaf.max_new_tokens for leaf in batch)

@@ -26,7 +26,7 @@ Stopping = tuple[frozenset[int], Decode]
 
 
 @dataclass(eq=False)
-class Row:
+class DecodingRow:
     """One answer in the making."""
 
     request: Request
@@ -35,7 +35,7 @@ class Row:
     finish_reason: FinishReason | None = None
 
     @classmethod
-    def of(cls, request: Request) -> Row:
+    def of(cls, request: Request) -> DecodingRow:
         """Start an answer."""
         return cls(request, generator_of(request.seed))
 
@@ -74,14 +74,16 @@ class ReadRows:
     answer. `padding` counts the tokens of padding before each prompt [B], None without any.
     """
 
-    rows: Sequence[Row]
+    rows: Sequence[DecodingRow]
     logits: Tensor
     cache: Cache | None
     padding: Tensor | None = None
 
 
 @torch.inference_mode()
-def decode(model: LanguageModel, batch: ReadRows, stopping: Stopping) -> Iterator[Row]:
+def decode_batch(
+    model: LanguageModel, batch: ReadRows, stopping: Stopping
+) -> Iterator[DecodingRow]:
     """Complete all rows, in place; give each back as soon as it is finished.
 
     Args:
@@ -118,7 +120,7 @@ def decode(model: LanguageModel, batch: ReadRows, stopping: Stopping) -> Iterato
             logits, cache = model.advance(cache, tokens[:, None], padding)
 
 
-def _check_finite(logits: Tensor, rows: Sequence[Row]) -> None:
+def _check_finite(logits: Tensor, rows: Sequence[DecodingRow]) -> None:
     """Raise StageFailedError where the model computed no token: argmax would still name one.
 
     A maximum is NaN where any logit is. Single logits of -inf (tokens that a model rules out) are
@@ -130,7 +132,7 @@ def _check_finite(logits: Tensor, rows: Sequence[Row]) -> None:
             raise not_finite(row.request, len(row.tokens))
 
 
-def _next_tokens(logits: Tensor, rows: Sequence[Row]) -> Tensor:
+def _next_tokens(logits: Tensor, rows: Sequence[DecodingRow]) -> Tensor:
     """Return the next token of each row [B], each chosen as its own sampling says."""
     places: dict[Sampling, list[int]] = {}
     for i, row in enumerate(rows):

@@ -45,7 +45,7 @@ class Answer:
     generation: Generation
 
 
-def generate(
+def generate_missing(
     engine: Engine, requests: Sequence[Request], folder: Path, *, identity: Mapping[str, str]
 ) -> tuple[Generation, ...]:
     """Answer every request that the folder does not hold an answer to.

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.decoding import ReadRows, Row, Stopping, decode
+from amnesia_bench.inference.decoding import DecodingRow, ReadRows, Stopping, decode_batch
 from amnesia_bench.inference.language_model import LanguageModel, token_rows
 from amnesia_bench.inference.protocol import Request, UntrustedAnswersError
 from amnesia_bench.records.evaluation import Generation, SampleKey
@@ -68,10 +68,10 @@ class PrefixCheck:
 
     @torch.inference_mode()
     def _full_answer(self, request: Request) -> tuple[int, ...]:
-        row = Row.of(request)
+        row = DecodingRow.of(request)
         prompt = token_rows([request.tokens])
         logits, cache = self._model.read(self._model.new_cache(), prompt, self._chunk)
-        [answered] = decode(self._model, ReadRows([row], logits, cache), self._stopping)
+        [answered] = decode_batch(self._model, ReadRows([row], logits, cache), self._stopping)
         return tuple(answered.tokens)
 
     def compare(self, generation: Generation) -> None:

@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache
 
 from amnesia_bench.inference.batches import Leaf
 from amnesia_bench.inference.cache_snapshots import fork
-from amnesia_bench.inference.decoding import ReadRows, Row
+from amnesia_bench.inference.decoding import DecodingRow, ReadRows
 from amnesia_bench.inference.joined_rows import JoinedRows
 from amnesia_bench.inference.language_model import LanguageModel, token_rows
 from amnesia_bench.inference.out_of_memory import reaching
@@ -67,7 +67,7 @@ class PrefixWalker:
         return self._cache
 
     @torch.inference_mode()
-    def read(self, batch: Sequence[Leaf], rows: Sequence[Row]) -> ReadRows:
+    def read(self, batch: Sequence[Leaf], rows: Sequence[DecodingRow]) -> ReadRows:
         """Read the prompts of a batch, each from the cut where it leaves the common text.
 
         Raises:

@@ -23,15 +23,15 @@ import torch
 import transformers
 
 from amnesia_bench.errors import StageFailedError, UserError
-from amnesia_bench.inference.answers import check_room, decoder, end_tokens
+from amnesia_bench.inference.answers import answer_decoder, check_room, end_tokens
 from amnesia_bench.inference.batches import (
     BatchLimits,
     Leaf,
-    columns_of,
     first_batch,
     leaves_of,
+    max_row_tokens,
 )
-from amnesia_bench.inference.decoding import Row, Stopping, decode
+from amnesia_bench.inference.decoding import DecodingRow, Stopping, decode_batch
 from amnesia_bench.inference.language_model import context_limit, examine
 from amnesia_bench.inference.options import EngineOptions
 from amnesia_bench.inference.out_of_memory import (
@@ -66,7 +66,7 @@ class TransformersEngine:
         self._model = examine(model, self._limit)
         self._chunk = options.chunk_on(self._model.device.type)
         self._eos_ids = end_tokens(tokenizer, getattr(model, "generation_config", None))
-        self._decode = decoder(tokenizer)
+        self._decode = answer_decoder(tokenizer)
         # Shrinks when memory runs out, so that it runs out once and not at every batch.
         self._batch_tokens = options.max_batch_tokens
         self._longest = 0
@@ -208,9 +208,9 @@ class TransformersEngine:
         while waiting:
             limits = BatchLimits(self._batch_tokens, self._limit, unequal=self._model.joins_rows)
             batch = first_batch(waiting, limits)
-            rows = [Row.of(requests[leaf.index]) for leaf in batch]
+            rows = [DecodingRow.of(requests[leaf.index]) for leaf in batch]
             try:
-                for row in decode(self._model, walker.read(batch, rows), self._stopping):
+                for row in decode_batch(self._model, walker.read(batch, rows), self._stopping):
                     yield row.generation(self._decode)
             except MemoryExhaustedError:
                 if len(batch) == 1:
@@ -223,7 +223,7 @@ class TransformersEngine:
                 # The walk starts over: what was read of their prompts may be overwritten by now.
                 walker = PrefixWalker(self._model, self._chunk, nodes, requests)
                 release_memory()
-                count, columns = len(batch) // 2, columns_of(batch)
+                count, columns = len(batch) // 2, max_row_tokens(batch)
                 self._batch_tokens = count * columns
                 log.warning(
                     "out of memory: %d rows of %d tokens a batch from now on", count, columns

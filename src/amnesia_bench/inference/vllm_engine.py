@@ -16,8 +16,8 @@ from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.inference.answers import (
+    answer_decoder,
     check_room,
-    decoder,
     end_tokens,
     generation_of,
     not_finite,
@@ -48,7 +48,7 @@ class VllmEngine:
         self._llm = llm
         self._options = options
         self._ends = ends
-        self._decode = decoder(tokenizer)
+        self._decode = answer_decoder(tokenizer)
         config = llm.llm_engine.vllm_config
         self._limit: int = config.model_config.max_model_len
         self._dtype = str(config.model_config.dtype).removeprefix("torch.")

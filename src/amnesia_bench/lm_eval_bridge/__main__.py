@@ -12,7 +12,7 @@ from amnesia_bench.errors import AmnesiaError, ExitCode, UserError
 from amnesia_bench.printable import message
 
 
-def main() -> int:
+def run_lm_eval() -> int:
     """Run lm-eval's command line on `sys.argv` and return an exit code."""
     try:
         if any(argument.partition("=")[0] == "--cache_requests" for argument in sys.argv):
@@ -35,4 +35,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_lm_eval())

@@ -10,25 +10,25 @@ from importlib import metadata
 from pathlib import Path
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.generation import generate
+from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.held_engine import HeldEngine
 from amnesia_bench.inference.protocol import Engine, Request
 from amnesia_bench.lm_eval_bridge.niah_task import (
-    DocumentCell,
-    Judged,
-    NiahTask,
-    cell_task,
+    DocumentPromptSet,
+    LmEvalNiahTask,
+    ScoredAnswer,
     official_task,
+    prompt_set_task,
 )
 from amnesia_bench.recall.measure import (
     Candidate,
-    NamedCell,
+    PromptSetId,
     recall_cell,
     recall_of,
     recall_sample,
     sampling_settings,
 )
-from amnesia_bench.recall.niah.scoring import score
+from amnesia_bench.recall.niah.scoring import score_needle
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SEED
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
@@ -58,12 +58,14 @@ class RecordingEngine:
 
     def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
         """Answer every request, as soon as all are answered and on disk."""
-        self.generations = generate(self._engine, requests, self._folder, identity=self._identity)
+        self.generations = generate_missing(
+            self._engine, requests, self._folder, identity=self._identity
+        )
         yield from self.generations
 
 
 @dataclass(frozen=True, kw_only=True)
-class OfficialCell:
+class OfficialPromptSetId:
     """One task at one length of lm-eval's own generator: its name, and what its prompts hang on."""
 
     task: str
@@ -76,15 +78,15 @@ class OfficialCell:
 
 
 class NiahEvaluation:
-    """Evaluates one checkpoint cell by cell into a folder.
+    """Evaluates one checkpoint, one prompt set at a time, into a folder.
 
-    `<out>/<cell>/` holds `generations.jsonl`, `verdicts.jsonl` and, written last, `cell.json`; of
+    `<out>/<prompt set>/` holds `generations.jsonl`, `verdicts.jsonl` and, written last, `cell.json`; of
     prompts of our own also `samples.jsonl`, which knows how deep each needle was.
 
     Args:
         engine: with the checkpoint in it.
         candidate: the checkpoint.
-        samples: how many prompts of each cell, from the first.
+        samples: how many prompts of each set, from the first.
         out: the folder to write.
         max_new_tokens: of an answer.
     """
@@ -105,19 +107,19 @@ class NiahEvaluation:
         self._out = out
         self._max_new_tokens = max_new_tokens
 
-    def cell(self, cell: DocumentCell) -> Cell:
+    def evaluate(self, prompt_set: DocumentPromptSet) -> Cell:
         """Evaluate prompts of our own.
 
         Raises:
-            UserError: the cell has fewer prompts than asked for, a prompt is too long for the
+            UserError: the prompt set has fewer prompts than asked for, a prompt is too long for the
                 model, or the folder holds the answers of another run.
         """
-        if len(cell) < self._samples:
+        if len(prompt_set) < self._samples:
             raise UserError(
-                f"--samples {self._samples}: {cell.name} has {len(cell)} prompts",
+                f"--samples {self._samples}: {prompt_set.name} has {len(prompt_set)} prompts",
                 hint="amnesia niah build makes 500 of each.",
             )
-        return self._evaluate(cell, lambda: cell_task(cell), cell)
+        return self._evaluate(prompt_set, lambda: prompt_set_task(prompt_set), prompt_set)
 
     def official(self, task: str, context_tokens: int) -> Cell:
         """Evaluate prompts that lm-eval's own generator makes anew.
@@ -135,12 +137,15 @@ class NiahEvaluation:
             "tokenizer": tokenizer_identity(self._candidate.tokenizer),
         }
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-        cell = OfficialCell(task=task, context_tokens=context_tokens, sha256=digest)
+        prompt_set = OfficialPromptSetId(task=task, context_tokens=context_tokens, sha256=digest)
         folder = self._candidate.folder
-        return self._evaluate(cell, lambda: official_task(task, context_tokens, folder), None)
+        return self._evaluate(prompt_set, lambda: official_task(task, context_tokens, folder), None)
 
     def _evaluate(
-        self, named: NamedCell, make_task: Callable[[], NiahTask], cell: DocumentCell | None
+        self,
+        named: PromptSetId,
+        make_task: Callable[[], LmEvalNiahTask],
+        prompt_set: DocumentPromptSet | None,
     ) -> Cell:
         from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
 
@@ -148,7 +153,7 @@ class NiahEvaluation:
         identity = {"checkpoint": self._candidate.parent.identity, "prompts": named.sha256}
         held = HeldEngine(self._engine, self._candidate.held)
         engine = RecordingEngine(held, folder, identity)
-        lm = AmnesiaLM(engine, self._candidate.tokenizer, cell)
+        lm = AmnesiaLM(engine, self._candidate.tokenizer, prompt_set)
         judged = make_task().run(lm, self._samples, self._max_new_tokens)
         verdicts = [_verdict(generation, judged) for generation in engine.generations]
         settings = {
@@ -160,9 +165,9 @@ class NiahEvaluation:
         recall = recall_of([verdict.outcome for verdict in verdicts])
         found = recall_cell(recall, self._candidate, named, settings)
         samples = [
-            recall_sample(generation, self._candidate, cell)
+            recall_sample(generation, self._candidate, prompt_set)
             for generation in engine.generations
-            if cell is not None
+            if prompt_set is not None
         ]
         _write(folder, verdicts, samples, found)
         return found
@@ -183,10 +188,10 @@ def _lines(records: Sequence[object]) -> str:
     return "".join(json.dumps(codec.to_json(record)) + "\n" for record in records)
 
 
-def _verdict(generation: Generation, judged: Sequence[Judged]) -> Verdict:
+def _verdict(generation: Generation, judged: Sequence[ScoredAnswer]) -> Verdict:
     """Return our verdict on an answer, held against lm-eval's."""
     theirs = judged[generation.key.doc]
-    verdict = score(generation, theirs.value)
+    verdict = score_needle(generation, theirs.value)
     if (verdict.outcome is Outcome.CORRECT) != (theirs.score == 1):
         raise RuntimeError(
             f"{generation.key}: lm-eval scored {theirs.score}, we say {verdict.outcome.value}"

@@ -18,7 +18,7 @@ from amnesia_bench.inference.load_engine import open_engine
 from amnesia_bench.inference.options import EngineOptions
 from amnesia_bench.inference.protocol import Engine, OnDemand, Request, sample_seed
 from amnesia_bench.lm_eval_bridge.gen_kwargs import sampling_of
-from amnesia_bench.lm_eval_bridge.niah_task import DocumentCell
+from amnesia_bench.lm_eval_bridge.niah_task import DocumentPromptSet
 from amnesia_bench.records.evaluation import SampleKey, Sampling
 from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
 from amnesia_bench.tokenizers.special_tokens import with_special_tokens
@@ -41,15 +41,17 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
     Args:
         engine: what answers.
         tokenizer: its model's.
-        cell: prompts whose tokens are known, so that 256K of them need not be made anew for every
+        prompt_set: its tokens are known, so that 256K of them need not be made anew for every
             sample; None if there are none.
     """
 
-    def __init__(self, engine: Engine, tokenizer: Any, cell: DocumentCell | None = None) -> None:
+    def __init__(
+        self, engine: Engine, tokenizer: Any, prompt_set: DocumentPromptSet | None = None
+    ) -> None:
         super().__init__()
         self.tokenizer = tokenizer
         self._engine = engine
-        self._cell = cell
+        self._prompt_set = prompt_set
 
     @classmethod
     def create_from_arg_string(
@@ -119,15 +121,15 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         )
 
     def _tokens(self, prompt: _Prompt) -> NDArray[np.int32]:
-        cell = self._cell
-        if cell is not None and prompt.key.task == cell.name:
+        prompt_set = self._prompt_set
+        if prompt_set is not None and prompt.key.task == prompt_set.name:
             doc = prompt.key.doc
-            if cell.prompt(doc) != prompt.text:
+            if prompt_set.prompt(doc) != prompt.text:
                 raise UserError(
-                    f"{cell.name}, document {doc}: lm-eval changed the prompt",
+                    f"{prompt_set.name}, document {doc}: lm-eval changed the prompt",
                     hint="NIAH is run without chat template, system instruction and examples.",
                 )
-            return with_special_tokens(self.tokenizer, cell.tokens(doc))
+            return with_special_tokens(self.tokenizer, prompt_set.tokens(doc))
         return np.asarray(self.tok_encode(prompt.text), dtype=np.int32)
 
     def tok_encode(

@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
-from amnesia_bench.recall.measure import PromptCell
+from amnesia_bench.recall.measure import PromptSet
 from amnesia_bench.recall.niah.tasks import SEED
 from amnesia_bench.store.files import read_json
 from amnesia_bench.tokenizers.sentences import sentence_splitter
 
 
-class DocumentCell(PromptCell, Protocol):
+class DocumentPromptSet(PromptSet, Protocol):
     """Prompts of one task at one length that can be had as lm-eval's documents."""
 
     def document(self, i: int) -> dict[str, Any]: ...
@@ -28,39 +28,39 @@ class DocumentCell(PromptCell, Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class ScoredAnswer:
     """What lm-eval made of one answer: its score (0 or 1), and the value that was to be found."""
 
     score: float
     value: str
 
 
-class Documents:
-    """A cell as the data set of a task: each document is made when it is asked for."""
+class DocumentDataset:
+    """A prompt set as the data set of a task: each document is made when it is asked for."""
 
-    def __init__(self, cell: DocumentCell) -> None:
-        self._cell = cell
+    def __init__(self, prompt_set: DocumentPromptSet) -> None:
+        self._prompt_set = prompt_set
 
     @property
     def features(self) -> Mapping[str, Any]:
         """The names of a document's fields, as `datasets.Dataset.features` has them."""
-        return dict.fromkeys(self._cell.document(0))
+        return dict.fromkeys(self._prompt_set.document(0))
 
     def __len__(self) -> int:
-        return len(self._cell)
+        return len(self._prompt_set)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        return self._cell.document(i)
+        return self._prompt_set.document(i)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[i] for i in range(len(self)))
 
 
-class NiahTask:
+class LmEvalNiahTask:
     """One task at one length, as a specification for `evaluate_one`.
 
     Args:
-        name: of the cell, such as niah_single_2@262144.
+        name: of the prompt set, such as niah_single_2@262144.
         context_tokens: lm-eval's max_seq_length.
         config: of lm-eval's task file.
     """
@@ -69,14 +69,14 @@ class NiahTask:
         from lm_eval.tasks.ruler.common_utils import aggregate_metrics, process_results
 
         self.name = name
-        self._judged: list[Judged] = []
+        self._judged: list[ScoredAnswer] = []
         self._metric = str(context_tokens)
 
         # A function and no bound method: lm-eval copies a specification with all that it holds.
         def judge(document: dict[str, Any], answers: list[str]) -> dict[str, float]:
             score = process_results(document, answers)[self._metric]
             (value,) = document["outputs"]
-            self._judged.append(Judged(score=score, value=value))
+            self._judged.append(ScoredAnswer(score=score, value=value))
             return {self._metric: score}
 
         self.specification: Mapping[str, Any] = {
@@ -94,7 +94,7 @@ class NiahTask:
             "fewshot_config": {"samples": []},
         }
 
-    def run(self, lm: Any, samples: int, max_new_tokens: int) -> Sequence[Judged]:
+    def run(self, lm: Any, samples: int, max_new_tokens: int) -> Sequence[ScoredAnswer]:
         """Let lm-eval put the first `samples` prompts to a model; return what it made of each.
 
         Raises:
@@ -153,18 +153,20 @@ def given_task(config: Mapping[str, Any]) -> Any:
     return GivenTask(config=dict(config))
 
 
-def cell_task(cell: DocumentCell) -> NiahTask:
-    """Return a task whose documents are those of a cell."""
+def prompt_set_task(prompt_set: DocumentPromptSet) -> LmEvalNiahTask:
+    """Return a task whose documents are those of a prompt set."""
 
-    def documents(**_: Any) -> dict[str, Documents]:
-        return {"test": Documents(cell)}
+    def documents(**_: Any) -> dict[str, DocumentDataset]:
+        return {"test": DocumentDataset(prompt_set)}
 
     # Unresolved, since the generator that it names makes six million words when it is imported.
-    config = task_config(cell.task)
-    return NiahTask(cell.name, cell.context_tokens, {**config, "custom_dataset": documents})
+    config = task_config(prompt_set.task)
+    return LmEvalNiahTask(
+        prompt_set.name, prompt_set.context_tokens, {**config, "custom_dataset": documents}
+    )
 
 
-def official_task(task: str, context_tokens: int, tokenizer: Path) -> NiahTask:
+def official_task(task: str, context_tokens: int, tokenizer: Path) -> LmEvalNiahTask:
     """Return a task whose documents lm-eval's own generator makes, from essays of the hub.
 
     Args:
@@ -192,7 +194,7 @@ def official_task(task: str, context_tokens: int, tokenizer: Path) -> NiahTask:
 
     asked = {"tokenizer": str(tokenizer), "max_seq_lengths": [context_tokens]}
     changes = {"custom_dataset": documents, "metadata": {**config["metadata"], **asked}}
-    return NiahTask(f"{task}@{context_tokens}", context_tokens, {**config, **changes})
+    return LmEvalNiahTask(f"{task}@{context_tokens}", context_tokens, {**config, **changes})
 
 
 def _refuse_code(tokenizer: Path) -> None:

@@ -1,4 +1,4 @@
-"""A command of a stage in a process of its own: forked from a warm server, or started anew."""
+"""A command of a stage in a process of its own: forked from a fork server, or started anew."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def run_command(
         threads: how many it computes with.
         gpus: those it may see, or none: then whatever is there. More than one start as many
             processes of a training.
-        server: the socket of a warm server; None starts the command anew.
+        server: the socket of a fork server; None starts the command anew.
 
     Returns:
         Its exit code; negative is the signal that ended it.

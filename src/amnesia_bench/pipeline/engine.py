@@ -62,7 +62,7 @@ def run_stages(
         stages: what is to be done; of those that are done a worker looks if they are stale.
         threads: how many cores each of them takes, by id.
         cores: how many there are.
-        server: the socket of a warm server.
+        server: the socket of a fork server.
         folder: an empty folder of this machine for what Snakemake writes.
     """
     from snakemake.api import SnakemakeApi

@@ -25,7 +25,7 @@ from amnesia_bench.requests.engines import EngineChoice
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ExperimentRow:
     """A row of a table for one seed: its checkpoint and what is known of it."""
 
     model: str
@@ -41,7 +41,7 @@ class Graph:
     """The rows of an experiment, and the reports they are for."""
 
     job: Job
-    rows: tuple[Row, ...]
+    rows: tuple[ExperimentRow, ...]
 
     @property
     def reports(self) -> tuple[str, ...]:
@@ -66,12 +66,12 @@ def stages_of(graphs: Iterable[Graph]) -> tuple[Stage, ...]:
     return closure(stage for graph in graphs for row in graph.rows for stage in row.measured)
 
 
-def _rows(models: _Models, job: Job) -> Iterator[Row]:
+def _rows(models: _Models, job: Job) -> Iterator[ExperimentRow]:
     config = job.config
     for finetune in config.scope.finetunes:
         for method in config.experiment.methods:
             checkpoint = models.checkpoint(finetune, method, job)
-            yield Row(
+            yield ExperimentRow(
                 model=models.plan.label,
                 finetune=finetune,
                 method=method,

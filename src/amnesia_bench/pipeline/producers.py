@@ -12,7 +12,7 @@ from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.recall.niah.tasks import TASKS as RECALL_TASKS
 
 
-def check_columns(name: str, table: TableConfig) -> None:
+def check_table_columns(name: str, table: TableConfig) -> None:
     """Refuse a table with a column that no evaluation can fill.
 
     Raises:

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 import amnesia_bench
 from amnesia_bench.config.load import config_dir
 from amnesia_bench.errors import MissingEnvironmentError, UserError
-from amnesia_bench.pipeline.graph import Graph, Row
+from amnesia_bench.pipeline.graph import ExperimentRow, Graph
 from amnesia_bench.report.building import ReportRequest
-from amnesia_bench.report.sources import Source
+from amnesia_bench.report.sources import CellFolder
 from amnesia_bench.store.files import nearest_existing, replace_text
 from amnesia_bench.store.hashing import sha256_of
 from amnesia_bench.store.layout import MANIFEST
@@ -135,19 +135,19 @@ def _choice(graph: Graph, graphs: Sequence[Graph]) -> str:
     return ",".join(o.replace("/", "-") for o in own if not o.startswith("experiment="))
 
 
-def _sources(row: Row, store: Path) -> Iterator[Source]:
+def _sources(row: ExperimentRow, store: Path) -> Iterator[CellFolder]:
     for stage in row.measured:
         folder = stage.folder(store)
-        yield Source(folder=folder, model=row.model, method=_method(row), seed=str(row.seed))
+        yield CellFolder(folder=folder, model=row.model, method=_method(row), seed=str(row.seed))
 
 
-def _drift(row: Row, store: Path) -> Iterator[str]:
+def _drift(row: ExperimentRow, store: Path) -> Iterator[str]:
     if row.method == "restored":
         label = f"{row.model}/{_method(row)}/{row.seed}"
         yield f"{label}={row.checkpoint.folder(store) / 'restoration.json'}"
 
 
-def _method(row: Row) -> str:
+def _method(row: ExperimentRow) -> str:
     return row.method if row.method == "pre" else f"{row.method}@{row.finetune}"
 
 

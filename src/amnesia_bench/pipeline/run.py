@@ -26,9 +26,9 @@ from amnesia_bench.pipeline.bookkeeping import (
     write_orders,
 )
 from amnesia_bench.pipeline.engine import check_installed, run_stages
+from amnesia_bench.pipeline.fork_server import fork_server
 from amnesia_bench.pipeline.progress import Watcher
 from amnesia_bench.pipeline.stage import Stage, unsettled
-from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.printable import message
 from amnesia_bench.records.stages import StageOrder
 from amnesia_bench.store.files import explaining_write_errors
@@ -39,7 +39,7 @@ _COMPUTING = ("trained", "ranking", "recall", "answers")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class StageCounts:
     """How many stages were done before, by this run, and by other runs meanwhile."""
 
     cached: int
@@ -47,7 +47,7 @@ class Outcome:
     by_others: int = 0
 
 
-def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcome:
+def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> StageCounts:
     """Run what is not done yet of a graph, or was made of inputs that hold something else now.
 
     Args:
@@ -66,7 +66,7 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
     states = {stage.id: state_of(store, stage.kind, stage.id) for stage in stages}
     cached = {id for id, state in states.items() if state is StageState.CACHED}
     if len(cached) == len(stages):
-        return Outcome(cached=len(stages), done=0)
+        return StageCounts(cached=len(stages), done=0)
     check_installed()
     _tell_stale(store, [stage for stage in stages if states[stage.id] is StageState.STALE])
     todo = unsettled(stages, cached)
@@ -75,17 +75,17 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
     with explaining_write_errors(store, "finished stages are kept"):
         write_orders(store, [_order(store, stage, threads[stage.id]) for stage in todo])
         # Importing on a machine with GPUs would hold them.
-        warm = all(stage.gpus == 0 for stage in todo)
+        forking = all(stage.gpus == 0 for stage in todo)
         with (
             scratch_folder() as folder,
             Watcher(store, todo, cached, of=len(stages)),
-            warm_server(folder) if warm else nullcontext() as server,
+            fork_server(folder) if forking else nullcontext() as server,
         ):
             ran = run_stages(store, todo, threads, cores, server, folder)
     if ran.failed is not None:
         raise _failed(store, todo, began, ran.failed)
     before = len(cached - ran.done)
-    return Outcome(
+    return StageCounts(
         cached=before, done=len(ran.done), by_others=len(stages) - before - len(ran.done)
     )
 

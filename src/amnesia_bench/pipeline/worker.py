@@ -53,7 +53,7 @@ def run_stage(store: Path, stage_id: str, socket: str | None) -> bool:
     Args:
         store: the folder of all artifacts.
         stage_id: of a stage whose order is there.
-        socket: of a warm server that runs commands; None starts each anew.
+        socket: of a fork server that runs commands; None starts each anew.
 
     Returns:
         Whether this process did it.

@@ -10,9 +10,9 @@ from typing import Any
 
 from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.generation import RUN, generate, read_run_record
+from amnesia_bench.inference.generation import RUN, generate_missing, read_run_record
 from amnesia_bench.inference.protocol import Engine, Request, sample_seed
-from amnesia_bench.reasoning.tasks.task import Documents, ReasoningTask
+from amnesia_bench.reasoning.tasks.task import ProblemSet, ReasoningTask
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.records.reasoning import ReasoningRun
@@ -41,14 +41,14 @@ def generate_answers(
     engine: Engine,
     tokenizer: Any,
     task: ReasoningTask,
-    documents: Documents,
+    documents: ProblemSet,
     plan: AnswerPlan,
     folder: Path,
 ) -> tuple[Generation, ...]:
     """Answer every problem `repeats` times; resumable, see `inference.generation`."""
     run = _describe(task, documents, plan)
     requests = _requests(tokenizer, task, documents, plan)
-    return generate(engine, requests, folder, identity=run_identity(run))
+    return generate_missing(engine, requests, folder, identity=run_identity(run))
 
 
 def window_of(config: EvalConfig) -> int | None:
@@ -94,7 +94,7 @@ def _value(text: str, hint: str, where: str) -> Any:
         raise UserError(f"{where}: expected {hint}, got {text!r:.60}") from error
 
 
-def _describe(task: ReasoningTask, documents: Documents, plan: AnswerPlan) -> ReasoningRun:
+def _describe(task: ReasoningTask, documents: ProblemSet, plan: AnswerPlan) -> ReasoningRun:
     config, think = plan.config, plan.config.think
     return ReasoningRun(
         task=task.name,
@@ -123,7 +123,7 @@ def _describe(task: ReasoningTask, documents: Documents, plan: AnswerPlan) -> Re
 
 
 def _requests(
-    tokenizer: Any, task: ReasoningTask, documents: Documents, plan: AnswerPlan
+    tokenizer: Any, task: ReasoningTask, documents: ProblemSet, plan: AnswerPlan
 ) -> list[Request]:
     """Return the requests, the repeats of a problem one after the other: equal prompts batch."""
     config = plan.config

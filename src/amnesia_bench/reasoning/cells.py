@@ -7,8 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from amnesia_bench.reasoning.judging import Judged
-from amnesia_bench.reasoning.reduce import average, estimate, majority, majority_expected, pass_at
+from amnesia_bench.reasoning.judging import ScoringResult
+from amnesia_bench.reasoning.reduce import (
+    average,
+    majority,
+    majority_expected,
+    mean_estimate,
+    pass_at,
+)
 from amnesia_bench.reasoning.tasks.task import ReasoningTask, Reducer
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
@@ -24,7 +30,7 @@ _NAMED_MISSING = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class ProblemAnswers:
     """The answers to one problem, in the order of their repeats."""
 
     correct: tuple[bool, ...]
@@ -42,7 +48,7 @@ class CellSource:
     parents: tuple[Parent, ...]
 
 
-Metric = Callable[[Problem], float]
+Metric = Callable[[ProblemAnswers], float]
 
 
 def metrics_of(task: ReasoningTask, repeats: int) -> dict[str, Metric]:
@@ -72,7 +78,7 @@ def compared_metrics(task: ReasoningTask, repeats: int) -> Mapping[str, Metric]:
 
 
 def missing_answers(
-    run: ReasoningRun, generations: Sequence[Generation], judged: Judged
+    run: ReasoningRun, generations: Sequence[Generation], judged: ScoringResult
 ) -> str | None:
     """Say what keeps a run from being complete; None when nothing does."""
     there = Counter(generation.key.doc for generation in generations)
@@ -89,7 +95,7 @@ def missing_answers(
 
 
 def problem_values(
-    task: ReasoningTask, run: ReasoningRun, generations: Sequence[Generation], judged: Judged
+    task: ReasoningTask, run: ReasoningRun, generations: Sequence[Generation], judged: ScoringResult
 ) -> tuple[ProblemValues, ...]:
     """Return the value of every metric on each problem of a complete run."""
     metrics = metrics_of(task, run.repeats)
@@ -98,7 +104,7 @@ def problem_values(
     found = []
     for doc, group in groupby(answers, lambda answer: answer[0].key.doc):
         ours = list(group)
-        problem = Problem(
+        problem = ProblemAnswers(
             correct=tuple(v.outcome is Outcome.CORRECT for _, v, _ in ours),
             answered=tuple(v.outcome is not Outcome.NO_ANSWER for _, v, _ in ours),
             votes=tuple(vote for _, _, vote in ours),
@@ -120,7 +126,9 @@ def cells_of(
     """Return a cell per metric; without values when the run is incomplete."""
     cells = []
     for name in metrics_of(task, run.repeats):
-        found = None if incomplete else estimate([problem.values[name] for problem in problems])
+        found = (
+            None if incomplete else mean_estimate([problem.values[name] for problem in problems])
+        )
         cells.append(
             Cell(
                 model=run.model,

@@ -10,19 +10,19 @@ from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.reasoning.judging import Row
-from amnesia_bench.reasoning.tasks.task import Documents, ReasoningTask, Source
+from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ProblemSet, ReasoningTask
 
 
 def task_documents(
     task: ReasoningTask, data: Path | None, limit: int | None, window: int | None
-) -> Documents:
+) -> ProblemSet:
     """Read and check a task's problems; see `load_documents`. `window`: of a task that has some."""
     if task.load is None or window is None:
         return load_documents(task.source, data, limit)
     return task.load(data, limit, window)
 
 
-def load_documents(source: Source, data: Path | None, limit: int | None) -> Documents:
+def load_documents(source: BenchmarkSource, data: Path | None, limit: int | None) -> ProblemSet:
     """Read and check a benchmark's problems.
 
     Args:
@@ -43,10 +43,10 @@ def load_documents(source: Source, data: Path | None, limit: int | None) -> Docu
         raise UserError(f"{origin}: has {len(rows)} problems, expected {source.rows}")
     checked = [_checked(row, source, f"{origin}, problem {i}") for i, row in enumerate(rows)]
     taken = checked[:limit]
-    return Documents(rows=tuple(taken), origin=origin, sha256=_sha256(taken), available=len(rows))
+    return ProblemSet(rows=tuple(taken), origin=origin, sha256=_sha256(taken), available=len(rows))
 
 
-def _from_hub(source: Source) -> Iterator[Any]:
+def _from_hub(source: BenchmarkSource) -> Iterator[Any]:
     hint = "Give the data as a file: --data FILE (.jsonl or .parquet)."
     try:
         import datasets
@@ -104,7 +104,7 @@ def _from_parquet(path: Path) -> Iterator[Any]:
         raise UserError(f"{path}: cannot be read as parquet ({error})") from error
 
 
-def _checked(row: Any, source: Source, where: str) -> Row:
+def _checked(row: Any, source: BenchmarkSource, where: str) -> Row:
     if not isinstance(row, dict):
         raise UserError(f"{where}: not a JSON object")
     for name, kind in source.fields.items():

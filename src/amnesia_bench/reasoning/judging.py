@@ -21,7 +21,7 @@ class Attempt:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judged:
+class ScoringResult:
     """A verdict per attempt, in their order, and how the answers vote.
 
     `votes` names the class of equal answers that an answer belongs to, numbered per problem in
@@ -36,7 +36,7 @@ class Judged:
 class Scorer(Protocol):
     """Judges the attempts of one task."""
 
-    def __call__(self, rows: Sequence[Row], attempts: Sequence[Attempt]) -> Judged:
+    def __call__(self, rows: Sequence[Row], attempts: Sequence[Attempt]) -> ScoringResult:
         """Judge every attempt; `attempt.key.doc` is the position of its problem in `rows`.
 
         Attempts come in the order of their keys, so those at one problem together.

@@ -23,7 +23,7 @@ _CHUNK = 500
 
 
 @dataclass(frozen=True, kw_only=True)
-class Estimate:
+class MeanEstimate:
     """A mean over problems, its standard error (None of one problem) and interval."""
 
     value: float
@@ -80,7 +80,7 @@ def _winners(correct: Sequence[bool], votes: Sequence[int | None]) -> list[bool]
     return [right for vote, right in first_right.items() if counts[vote] == most]
 
 
-def estimate(values: Sequence[float], *, seed: int = 0) -> Estimate:
+def mean_estimate(values: Sequence[float], *, seed: int = 0) -> MeanEstimate:
     """Return the mean of one value per problem.
 
     The interval is Wilson's where problems are right or wrong, else a percentile bootstrap over
@@ -97,7 +97,7 @@ def estimate(values: Sequence[float], *, seed: int = 0) -> Estimate:
         interval = wilson(int(data.sum()), len(data), _LEVEL)
     else:
         interval = bootstrap(data, seed=seed)
-    return Estimate(value=float(data.mean()), n=len(data), stderr=stderr, interval=interval)
+    return MeanEstimate(value=float(data.mean()), n=len(data), stderr=stderr, interval=interval)
 
 
 def bootstrap(values: NDArray[np.float64], *, seed: int) -> Interval:

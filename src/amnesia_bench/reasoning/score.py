@@ -27,10 +27,10 @@ from amnesia_bench.reasoning.cells import (
 )
 from amnesia_bench.reasoning.code.livecodebench import ProgramScorer
 from amnesia_bench.reasoning.documents import task_documents
-from amnesia_bench.reasoning.judging import Attempt, Judged, Scorer
+from amnesia_bench.reasoning.judging import Attempt, Scorer, ScoringResult
 from amnesia_bench.reasoning.paired import differences
 from amnesia_bench.reasoning.tasks import task_named
-from amnesia_bench.reasoning.tasks.task import Documents, ReasoningTask
+from amnesia_bench.reasoning.tasks.task import ProblemSet, ReasoningTask
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
@@ -211,7 +211,7 @@ def _opened(
     return opened, opened.settings
 
 
-def _documents(task: ReasoningTask, run: ReasoningRun, data: Path | None) -> Documents:
+def _documents(task: ReasoningTask, run: ReasoningRun, data: Path | None) -> ProblemSet:
     local = data or (None if run.data.startswith(f"{task.source.hub_id}@") else Path(run.data))
     documents = task_documents(task, local, run.documents, run.window)
     if documents.sha256 != run.documents_sha256:
@@ -232,7 +232,7 @@ def _check_keys(generations: Sequence[Generation], run: ReasoningRun, folder: Pa
             raise UserError(f"{folder}: holds an answer that was not asked for: {key}")
 
 
-def _parents(run: ReasoningRun, documents: Documents, folder: Path) -> tuple[Parent, ...]:
+def _parents(run: ReasoningRun, documents: ProblemSet, folder: Path) -> tuple[Parent, ...]:
     answers = folder / GENERATIONS
     return (
         Parent(role="checkpoint", location=run.model, identity=run.checkpoint),
@@ -245,7 +245,7 @@ def _parents_of_answers(cells: Sequence[Cell]) -> set[str]:
     return {p.identity for cell in cells for p in cell.parents if p.role == "generations"}
 
 
-def _write(out: Path, judged: Judged, problems: str, cells: Sequence[Cell]) -> None:
+def _write(out: Path, judged: ScoringResult, problems: str, cells: Sequence[Cell]) -> None:
     text = json.dumps(codec.to_json(list(cells)), indent=2, allow_nan=False) + "\n"
     verdicts = (json.dumps(codec.to_json(v), allow_nan=False) + "\n" for v in judged.verdicts)
     with explaining_write_errors(out, "the answers are as they were"):

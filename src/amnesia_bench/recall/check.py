@@ -1,7 +1,8 @@
 """The regression gate: has a fine-tune lost long-range recall?
 
 Pre and post answer the same prompts. The longest contexts come first and few prompts at a time;
-after each look the rule of `recall.sequential` says which cells are clear. All answers go through
+after each look the rule of `recall.sequential` says which prompt sets are clear. All answers go
+through
 `inference.generation`, so a check that was killed goes on where it stopped.
 """
 
@@ -16,8 +17,8 @@ from pathlib import Path
 from amnesia_bench.inference.protocol import Engine
 from amnesia_bench.recall.measure import (
     Candidate,
-    PromptCell,
-    cell_requests,
+    PromptSet,
+    prompt_requests,
     recall_cell,
     recall_of,
     recall_samples,
@@ -26,7 +27,7 @@ from amnesia_bench.recall.measure import (
 from amnesia_bench.recall.sequential import judge, looks
 from amnesia_bench.records.evaluation import Cell, Sampling
 from amnesia_bench.records.recall import (
-    CheckedCell,
+    CheckedPromptSet,
     CheckReport,
     CheckVerdict,
     Comparison,
@@ -46,7 +47,7 @@ class CheckPlan:
     pre: Candidate
     post: Candidate
     restored: Candidate | None
-    cells: tuple[PromptCell, ...]
+    prompt_sets: tuple[PromptSet, ...]
     sampling: Sampling
     rule: Rule
 
@@ -74,18 +75,18 @@ def check(
     """Compare the checkpoints of a plan until the verdict is clear or the prompts are used up.
 
     Args:
-        plan: with checkpoints whose tokenizers agree on the prompts, and cells of at least
+        plan: with checkpoints whose tokenizers agree on the prompts, and prompt sets of at least
             `rule.samples` prompts.
         load: makes the engine of a checkpoint folder; one is held at a time.
         work: folder for the answers; those already in it are used.
-        progress: told one line before a checkpoint answers, and one when a cell was judged.
+        progress: told one line before a checkpoint answers, and one when a prompt set was judged.
     """
     run = _Run(plan, load, work, progress)
     run.compare()
     if plan.restored is not None:
-        for cell in plan.cells:
-            if history := run.history[cell.name]:
-                run.answer(plan.restored, cell, history[-1].n)
+        for prompt_set in plan.prompt_sets:
+            if history := run.history[prompt_set.name]:
+                run.answer(plan.restored, prompt_set, history[-1].n)
     return run.result()
 
 
@@ -104,57 +105,63 @@ class _Run:
         self.engine: tuple[Candidate, Engine] | None = None
         self.settings: dict[str, dict[str, str]] = {}
         self.samples: dict[tuple[str, str], Samples] = {}
-        self.history: dict[str, list[PairedCounts]] = {cell.name: [] for cell in plan.cells}
-        self.verdicts = {cell.name: CheckVerdict.UNDECIDED for cell in plan.cells}
+        self.history: dict[str, list[PairedCounts]] = {
+            prompt_set.name: [] for prompt_set in plan.prompt_sets
+        }
+        self.verdicts = {prompt_set.name: CheckVerdict.UNDECIDED for prompt_set in plan.prompt_sets}
 
     def compare(self) -> None:
-        """Look at ever more prompts, the longest first, until all cells are clear or one is bad."""
-        lengths = sorted({cell.context_tokens for cell in self.plan.cells}, reverse=True)
+        """Look at ever more prompts, the longest first, until all sets are clear or one is bad."""
+        lengths = sorted(
+            {prompt_set.context_tokens for prompt_set in self.plan.prompt_sets}, reverse=True
+        )
         for look in looks(self.plan.rule.samples):
             for length in lengths:
-                open_cells = [
-                    cell
-                    for cell in self.plan.cells
-                    if cell.context_tokens == length
-                    and self.verdicts[cell.name] is CheckVerdict.UNDECIDED
+                undecided = [
+                    prompt_set
+                    for prompt_set in self.plan.prompt_sets
+                    if prompt_set.context_tokens == length
+                    and self.verdicts[prompt_set.name] is CheckVerdict.UNDECIDED
                 ]
-                self.look(open_cells, look)
+                self.look(undecided, look)
                 if CheckVerdict.REGRESSION in self.verdicts.values():
                     return
 
-    def look(self, cells: Sequence[PromptCell], num_prompts: int) -> None:
-        """Let pre and post answer the first prompts of some cells, and judge each cell."""
+    def look(self, prompt_sets: Sequence[PromptSet], num_prompts: int) -> None:
+        """Let pre and post answer the first prompts of some prompt sets, and judge each set."""
         pair = [self.plan.pre, self.plan.post]
         # Whoever is loaded goes first: half as many loads.
         if self.engine is not None and self.engine[0] is self.plan.post:
             pair.reverse()
         for candidate in pair:
-            for cell in cells:
-                self.answer(candidate, cell, num_prompts)
-        for cell in cells:
-            pre, post = (self.samples[role, cell.name] for role in ("pre", "post"))
-            self.history[cell.name].append(paired_counts(pre, post))
-            verdict = judge(self.history[cell.name], self.plan.rule, len(self.plan.cells))
-            self.verdicts[cell.name] = verdict
+            for prompt_set in prompt_sets:
+                self.answer(candidate, prompt_set, num_prompts)
+        for prompt_set in prompt_sets:
+            pre, post = (self.samples[role, prompt_set.name] for role in ("pre", "post"))
+            self.history[prompt_set.name].append(paired_counts(pre, post))
+            verdict = judge(
+                self.history[prompt_set.name], self.plan.rule, len(self.plan.prompt_sets)
+            )
+            self.verdicts[prompt_set.name] = verdict
             found = ", ".join(
                 f"{role} {sum(sample.correct for sample in samples)}"
                 for role, samples in (("pre", pre), ("post", post))
             )
-            self.progress(f"{cell.name}: {found} of {num_prompts}: {verdict.value}")
+            self.progress(f"{prompt_set.name}: {found} of {num_prompts}: {verdict.value}")
 
-    def answer(self, candidate: Candidate, cell: PromptCell, num_prompts: int) -> None:
-        """Let one checkpoint answer the first prompts of a cell."""
+    def answer(self, candidate: Candidate, prompt_set: PromptSet, num_prompts: int) -> None:
+        """Let one checkpoint answer the first prompts of a prompt set."""
         if self.engine is None or self.engine[0] is not candidate:
             # Let go of one model before the next is loaded: both may not fit.
             self.engine = None
             gc.collect()
             self.engine = (candidate, self.load(candidate.folder))
-        self.progress(f"{cell.name}: {candidate.role} answers {num_prompts} prompts")
+        self.progress(f"{prompt_set.name}: {candidate.role} answers {num_prompts} prompts")
         engine = self.engine[1]
         self.settings[candidate.role] = dict(engine.settings)
-        requests = cell_requests(cell, num_prompts, self.plan.sampling, candidate.tokenizer)
-        self.samples[candidate.role, cell.name] = recall_samples(
-            engine, candidate, requests, cell, self.work
+        requests = prompt_requests(prompt_set, num_prompts, self.plan.sampling, candidate.tokenizer)
+        self.samples[candidate.role, prompt_set.name] = recall_samples(
+            engine, candidate, requests, prompt_set, self.work
         )
 
     def result(self) -> CheckResult:
@@ -163,11 +170,11 @@ class _Run:
         samples = tuple(
             sample
             for candidate in plan.candidates
-            for cell in plan.cells
-            for sample in self.samples.get((candidate.role, cell.name), ())
+            for prompt_set in plan.prompt_sets
+            for sample in self.samples.get((candidate.role, prompt_set.name), ())
         )
-        checked = tuple(self.checked(cell) for cell in plan.cells)
-        verdict = overall(self.verdicts.values())
+        checked = tuple(self.checked(prompt_set) for prompt_set in plan.prompt_sets)
+        verdict = overall_verdict(self.verdicts.values())
         advice = None
         if verdict is CheckVerdict.REGRESSION:
             advice = restore_command(plan.pre.folder, plan.post.folder)
@@ -179,7 +186,9 @@ class _Run:
                 cells=checked,
                 heat_maps=tuple(heat_map(samples, each.role) for each in plan.candidates),
                 generations=len(samples),
-                generations_planned=len(plan.candidates) * len(plan.cells) * plan.rule.samples,
+                generations_planned=len(plan.candidates)
+                * len(plan.prompt_sets)
+                * plan.rule.samples,
                 warnings=_warnings(plan, checked),
                 advice=advice,
             ),
@@ -187,7 +196,7 @@ class _Run:
                 recall_cell(
                     each.recall.get(candidate.role),
                     candidate,
-                    cell,
+                    prompt_set,
                     {
                         **self.settings[candidate.role],
                         **sampling_settings(plan.sampling),
@@ -196,30 +205,30 @@ class _Run:
                     },
                 )
                 for candidate in plan.candidates
-                for cell, each in zip(plan.cells, checked, strict=True)
+                for prompt_set, each in zip(plan.prompt_sets, checked, strict=True)
             ),
             samples=samples,
         )
 
-    def checked(self, cell: PromptCell) -> CheckedCell:
-        """Sum up one cell."""
+    def checked(self, prompt_set: PromptSet) -> CheckedPromptSet:
+        """Sum up one prompt set."""
         found = {
-            candidate.role: self.samples[candidate.role, cell.name]
+            candidate.role: self.samples[candidate.role, prompt_set.name]
             for candidate in self.plan.candidates
-            if (candidate.role, cell.name) in self.samples
+            if (candidate.role, prompt_set.name) in self.samples
         }
         pairs = [("pre", "post"), ("restored", "post"), ("pre", "restored")]
-        return CheckedCell(
-            task=cell.task,
-            context_tokens=cell.context_tokens,
+        return CheckedPromptSet(
+            task=prompt_set.task,
+            context_tokens=prompt_set.context_tokens,
             n=max(map(len, found.values()), default=0),
-            verdict=self.verdicts[cell.name],
+            verdict=self.verdicts[prompt_set.name],
             recall={
                 role: recall_of([sample.outcome for sample in samples])
                 for role, samples in found.items()
             },
             comparisons=tuple(
-                compare(first, second, paired_counts(found[first], found[second]))
+                paired_comparison(first, second, paired_counts(found[first], found[second]))
                 for first, second in pairs
                 if first in found and second in found
             ),
@@ -237,7 +246,7 @@ def paired_counts(first: Samples, second: Samples) -> PairedCounts:
     )
 
 
-def compare(first: str, second: str, counts: PairedCounts) -> Comparison:
+def paired_comparison(first: str, second: str, counts: PairedCounts) -> Comparison:
     """Describe the difference of two checkpoints by these counts alone."""
     return Comparison(
         first=first,
@@ -251,8 +260,8 @@ def compare(first: str, second: str, counts: PairedCounts) -> Comparison:
     )
 
 
-def overall(verdicts: Collection[CheckVerdict]) -> CheckVerdict:
-    """Return the verdict on all cells: one that regressed is enough, the all-clear needs each."""
+def overall_verdict(verdicts: Collection[CheckVerdict]) -> CheckVerdict:
+    """Return the verdict on all prompt sets: regressed if one has, all-clear only if all are."""
     if CheckVerdict.REGRESSION in verdicts:
         return CheckVerdict.REGRESSION
     if set(verdicts) == {CheckVerdict.NO_REGRESSION}:
@@ -269,21 +278,21 @@ def restore_command(pre: Path, post: Path) -> str:
     )
 
 
-def _warnings(plan: CheckPlan, checked: Sequence[CheckedCell]) -> tuple[str, ...]:
+def _warnings(plan: CheckPlan, checked: Sequence[CheckedPromptSet]) -> tuple[str, ...]:
     warnings = []
     if plan.pre.parent.identity == plan.post.parent.identity:
         warnings.append("pre and post hold the same weights")
-    for cell in checked:
-        for role, recall in cell.recall.items():
+    for each in checked:
+        for role, recall in each.recall.items():
             if recall.empty:
                 warnings.append(
                     f"{role}: {recall.empty} of {recall.n} answers to "
-                    f"{cell.task}@{cell.context_tokens} are empty; they count as wrong"
+                    f"{each.task}@{each.context_tokens} are empty; they count as wrong"
                 )
-        pre = cell.recall.get("pre")
+        pre = each.recall.get("pre")
         if pre is not None and pre.correct / pre.n < plan.rule.excluded_drop:
             warnings.append(
-                f"pre itself finds only {pre.correct} of {pre.n} needles of {cell.task}@"
-                f"{cell.context_tokens}: there is no recall to lose"
+                f"pre itself finds only {pre.correct} of {pre.n} needles of {each.task}@"
+                f"{each.context_tokens}: there is no recall to lose"
             )
     return tuple(warnings)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.recall.measure import Candidate, PromptCell
+from amnesia_bench.recall.measure import Candidate, PromptSet
 from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST
 from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer, tokenizer_identity
@@ -22,9 +22,9 @@ from amnesia_bench.weights.identity import parent_by_contents
 
 if TYPE_CHECKING:
     from amnesia_bench.recall.niah.build import NiahBuild
-    from amnesia_bench.recall.niah.cells import NiahCell
+    from amnesia_bench.recall.niah.prompt_sets import NiahPromptSet
 
-_Cell = TypeVar("_Cell", bound=PromptCell)
+_PromptSet = TypeVar("_PromptSet", bound=PromptSet)
 # Read by transformers' generate: it names the end tokens.
 GENERATION_CONFIG = "generation_config.json"
 # What an engine reads of a folder besides config and weights: the end tokens and the tokenizer.
@@ -46,7 +46,7 @@ def open_candidates(folders: Mapping[str, Path]) -> tuple[Candidate, ...]:
 
     Returns:
         The candidates in the order given, each with its tokenizer. Tokenizers may differ here;
-        `open_cells_of` refuses prompts of which they make different tokens.
+        `open_prompt_sets_for` refuses prompts of which they make different tokens.
 
     Raises:
         UserError: a folder is no checkpoint, or holds no tokenizer.
@@ -57,7 +57,7 @@ def open_candidates(folders: Mapping[str, Path]) -> tuple[Candidate, ...]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellChoice:
+class PromptSetChoice:
     """Which prompts of a folder; None takes all tasks, lengths or prompts that it holds."""
 
     tasks: tuple[str, ...] | None
@@ -65,46 +65,47 @@ class CellChoice:
     samples: int | None
 
 
-def pick_cells(held: Sequence[_Cell], choice: CellChoice) -> tuple[_Cell, ...]:
-    """Return the chosen cells, the longest first.
+def pick_prompt_sets(held: Sequence[_PromptSet], choice: PromptSetChoice) -> tuple[_PromptSet, ...]:
+    """Return the chosen prompt sets, the longest first.
 
     Raises:
         UserError: one is not there, or holds fewer prompts than are asked for.
     """
-    tasks = choice.tasks or tuple(sorted({cell.task for cell in held}))
-    lengths = choice.lengths or {cell.context_tokens for cell in held}
-    by_name = {(cell.task, cell.context_tokens): cell for cell in held}
+    tasks = choice.tasks or tuple(sorted({prompt_set.task for prompt_set in held}))
+    lengths = choice.lengths or {prompt_set.context_tokens for prompt_set in held}
+    by_name = {(prompt_set.task, prompt_set.context_tokens): prompt_set for prompt_set in held}
     picked = []
     for length in sorted(lengths, reverse=True):
         for task in tasks:
-            cell = by_name.get((task, length))
-            if cell is None:
+            prompt_set = by_name.get((task, length))
+            if prompt_set is None:
                 raise UserError(
                     f"no prompts of {task} at {length} tokens",
-                    hint=f"There are: {', '.join(sorted(cell.name for cell in held)) or 'none'}.",
+                    hint=f"There are: {', '.join(sorted(each.name for each in held)) or 'none'}.",
                 )
-            if choice.samples is not None and len(cell) < choice.samples:
+            if choice.samples is not None and len(prompt_set) < choice.samples:
                 raise UserError(
-                    f"{cell.name} holds {len(cell)} prompts, {choice.samples} are asked for",
-                    hint=f"--samples {len(cell)}, or build more prompts.",
+                    f"{prompt_set.name} holds {len(prompt_set)} prompts, "
+                    f"{choice.samples} are asked for",
+                    hint=f"--samples {len(prompt_set)}, or build more prompts.",
                 )
-            picked.append(cell)
+            picked.append(prompt_set)
     return tuple(picked)
 
 
-def open_cells_of(
-    folder: Path, candidates: Sequence[Candidate], choice: CellChoice
-) -> tuple[NiahCell, ...]:
-    """Open the prompts that `amnesia niah build` wrote, and take those chosen; see `pick_cells`.
+def open_prompt_sets_for(
+    folder: Path, candidates: Sequence[Candidate], choice: PromptSetChoice
+) -> tuple[NiahPromptSet, ...]:
+    """Open the prompts that `amnesia niah build` wrote; see `pick_prompt_sets` for the choice.
 
     Raises:
         UserError: the folder holds no prompts, or the tokenizer of a candidate makes other tokens
             of them, or puts others around them.
     """
-    from amnesia_bench.recall.niah.cells import open_cells
+    from amnesia_bench.recall.niah.prompt_sets import open_prompt_sets
 
     tokenizers = {tokenizer_identity(each.tokenizer): each.tokenizer for each in candidates}
-    cells = [open_cells(folder, tokenizer) for tokenizer in tokenizers.values()]
+    prompt_sets = [open_prompt_sets(folder, tokenizer) for tokenizer in tokenizers.values()]
     first = candidates[0]
     bare = np.zeros(0, dtype=np.int32)
     for other in candidates[1:]:
@@ -116,22 +117,22 @@ def open_cells_of(
                 hint="Recall is compared on the same tokens: give both folders the tokenizer of "
                 "the fine-tune.",
             )
-    return pick_cells(cells[0], choice)
+    return pick_prompt_sets(prompt_sets[0], choice)
 
 
-def build_cells_of(
+def build_prompt_sets_for(
     build: NiahBuild, work: Path, candidates: Sequence[Candidate]
-) -> tuple[NiahCell, ...]:
+) -> tuple[NiahPromptSet, ...]:
     """Build prompts into `work`, or take those that an earlier check has built there.
 
     They are built for the tokenizer of the first candidate.
 
     Raises:
         UserError: they cannot be built (a haystack that is too short, ...), or see
-            `open_cells_of`.
+            `open_prompt_sets_for`.
         MissingEnvironmentError: words, sentence model or hub are not to be had.
     """
-    from amnesia_bench.recall.niah.build import build_cells
+    from amnesia_bench.recall.niah.build import build_prompt_sets
     from amnesia_bench.recall.niah.haystack import read_haystack
 
     depends = {
@@ -144,9 +145,9 @@ def build_cells_of(
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     folder = work / "prompts" / digest[:16]
     if not (folder / MANIFEST).is_file():
-        build_cells(build, folder)
-    choice = CellChoice(tasks=build.tasks, lengths=build.lengths, samples=build.samples)
-    return open_cells_of(folder, candidates, choice)
+        build_prompt_sets(build, folder)
+    choice = PromptSetChoice(tasks=build.tasks, lengths=build.lengths, samples=build.samples)
+    return open_prompt_sets_for(folder, candidates, choice)
 
 
 def _candidate(role: str, checkpoint: Checkpoint) -> Candidate:

@@ -12,7 +12,7 @@ from amnesia_bench.recall.check import CheckResult
 from amnesia_bench.recall.heatmap import heat_rows
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
-from amnesia_bench.records.recall import CheckedCell, CheckReport, CheckVerdict
+from amnesia_bench.records.recall import CheckedPromptSet, CheckReport, CheckVerdict
 from amnesia_bench.store.files import sync_file
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST
@@ -45,7 +45,7 @@ def publish_check(result: CheckResult, work: Path, provenance: Provenance) -> Pa
         "samples.jsonl": "".join(
             json.dumps(codec.to_json(sample)) + "\n" for sample in result.samples
         ),
-        "summary.md": markdown(result.report),
+        "summary.md": check_markdown(result.report),
     }
     content = "".join(files.values()).encode()
     final = work / "checks" / hashlib.sha256(content).hexdigest()[:16]
@@ -86,24 +86,33 @@ def columns(report: CheckReport) -> list[str]:
     return ["task", "length", *report.checkpoints, "n", "drop", "95 % interval", "p", "verdict"]
 
 
-def row(cell: CheckedCell, report: CheckReport) -> list[str]:
+def row(checked: CheckedPromptSet, report: CheckReport) -> list[str]:
     """Return one line of the table: recall in per cent, the drop from pre to post in points."""
-    drop = next((c for c in cell.comparisons if (c.first, c.second) == ("pre", "post")), None)
+    drop = next((c for c in checked.comparisons if (c.first, c.second) == ("pre", "post")), None)
     recalls = [
-        f"{100 * recall.correct / recall.n:.1f}" if (recall := cell.recall.get(role)) else "-"
+        f"{100 * recall.correct / recall.n:.1f}" if (recall := checked.recall.get(role)) else "-"
         for role in report.checkpoints
     ]
     if drop is None:
-        return [cell.task, str(cell.context_tokens), *recalls, "0", "-", "-", "-", "not run"]
+        return [
+            checked.task,
+            str(checked.context_tokens),
+            *recalls,
+            "0",
+            "-",
+            "-",
+            "-",
+            "not run",
+        ]
     return [
-        cell.task,
-        str(cell.context_tokens),
+        checked.task,
+        str(checked.context_tokens),
         *recalls,
-        str(cell.n),
+        str(checked.n),
         f"{100 * drop.difference:.1f}",
         f"{100 * drop.interval.low:.1f} to {100 * drop.interval.high:.1f}",
         f"{drop.p_value:.2g}",
-        HEADLINES[cell.verdict],
+        HEADLINES[checked.verdict],
     ]
 
 
@@ -112,26 +121,29 @@ def notes(report: CheckReport) -> list[str]:
     rule = report.rule
     said = [
         f"Rule: a drop above {100 * rule.margin:g} points at an error rate of "
-        f"{100 * rule.error_rate:g} % over all looks and cells; all clear once a drop of "
+        f"{100 * rule.error_rate:g} % over all looks and prompt sets; all clear once a drop of "
         f"{100 * rule.excluded_drop:g} points is excluded. Interval (Tango) and p (McNemar, "
         "exact) are those of the counts in the table by themselves."
     ]
-    for cell in report.cells:
-        for each in cell.comparisons:
+    for checked in report.cells:
+        for each in checked.comparisons:
             if (each.first, each.second) == ("restored", "post"):
                 said.append(
-                    f"{cell.task} at {cell.context_tokens}: restored is "
+                    f"{checked.task} at {checked.context_tokens}: restored is "
                     f"{100 * each.difference:+.1f} points from post ({100 * each.interval.low:.1f} "
                     f"to {100 * each.interval.high:.1f}, p {each.p_value:.2g})."
                 )
     return [*said, *(f"Warning: {warning}." for warning in report.warnings)]
 
 
-def markdown(report: CheckReport) -> str:
+def check_markdown(report: CheckReport) -> str:
     """Return the report as Markdown fit for a comment on a pull request."""
     lines = [f"### Long-range recall: {headline(report)}", ""]
     lines += [f"- {role}: {code(str(folder))}" for role, folder in report.checkpoints.items()]
-    lines += ["", *_table(columns(report), [row(cell, report) for cell in report.cells], left=2)]
+    lines += [
+        "",
+        *_table(columns(report), [row(checked, report) for checked in report.cells], left=2),
+    ]
     lines += [""] + [f"{escape(note)}\n" for note in notes(report)]
     if report.advice is not None:
         lines += ["Put the routing of the base back:", "", *block(report.advice, "sh"), ""]

@@ -1,4 +1,4 @@
-"""Recall of one checkpoint in one cell: prompts in, judged samples and a `Cell` out."""
+"""Recall of one checkpoint in one prompt set: prompts in, judged samples and a `Cell` out."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from amnesia_bench.inference.generation import generate
+from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.held_engine import HeldEngine
 from amnesia_bench.inference.protocol import Engine, OnDemand, Request
-from amnesia_bench.recall.niah.scoring import score
+from amnesia_bench.recall.niah.scoring import score_needle
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKey, Sampling
@@ -26,7 +26,7 @@ from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.tokenizers.special_tokens import with_beginning
 
 
-class NamedCell(Protocol):
+class PromptSetId(Protocol):
     """Which prompts: one task at one length, and a hash of what they are."""
 
     @property
@@ -42,7 +42,7 @@ class NamedCell(Protocol):
     def sha256(self) -> str: ...
 
 
-class PromptCell(NamedCell, Protocol):
+class PromptSet(PromptSetId, Protocol):
     """The prompts of one task at one length; see `recall.niah`."""
 
     def __len__(self) -> int: ...
@@ -72,15 +72,15 @@ class Candidate:
     tokenizer: Any
 
 
-def cell_requests(cell: PromptCell, n: int, sampling: Sampling, tokenizer: Any) -> OnDemand:
-    """Return the first `n` prompts of a cell as requests.
+def prompt_requests(prompt_set: PromptSet, n: int, sampling: Sampling, tokenizer: Any) -> OnDemand:
+    """Return the first `n` prompts of a prompt set as requests.
 
     With the special tokens that `tokenizer` puts before a text, as lm-eval's models see it.
     """
 
     def request(doc: int) -> Request:
-        key = SampleKey(task=cell.name, doc=doc, repeat=0)
-        tokens = with_beginning(tokenizer, cell.tokens(doc))
+        key = SampleKey(task=prompt_set.name, doc=doc, repeat=0)
+        tokens = with_beginning(tokenizer, prompt_set.tokens(doc))
         return Request(key=key, tokens=tokens, sampling=sampling, seed=None)
 
     return OnDemand(request, range(n))
@@ -90,41 +90,45 @@ def recall_samples(
     engine: Engine,
     candidate: Candidate,
     requests: Sequence[Request],
-    cell: PromptCell,
+    prompt_set: PromptSet,
     work: Path,
 ) -> tuple[RecallSample, ...]:
-    """Answer and judge requests of a cell, resuming what `work` already holds.
+    """Answer and judge requests of a prompt set, resuming what `work` already holds.
 
     Answers lie under a name made of all that they depend on, so several checks that share a
     checkpoint share its answers.
     """
-    identity = {"checkpoint": candidate.parent.identity, "prompts": cell.sha256}
+    identity = {"checkpoint": candidate.parent.identity, "prompts": prompt_set.sha256}
     depends = json.dumps({**engine.settings, **identity}, sort_keys=True)
     name = hashlib.sha256(depends.encode()).hexdigest()[:16]
-    folder = work / "generations" / cell.name / name
-    generations = generate(HeldEngine(engine, candidate.held), requests, folder, identity=identity)
-    return tuple(recall_sample(generation, candidate, cell) for generation in generations)
+    folder = work / "generations" / prompt_set.name / name
+    generations = generate_missing(
+        HeldEngine(engine, candidate.held), requests, folder, identity=identity
+    )
+    return tuple(recall_sample(generation, candidate, prompt_set) for generation in generations)
 
 
-def recall_sample(generation: Generation, candidate: Candidate, cell: PromptCell) -> RecallSample:
-    """Judge one answer to a prompt of a cell."""
+def recall_sample(
+    generation: Generation, candidate: Candidate, prompt_set: PromptSet
+) -> RecallSample:
+    """Judge one answer to a prompt of a set."""
     doc = generation.key.doc
     return RecallSample(
         role=candidate.role,
         key=generation.key,
-        context_tokens=cell.context_tokens,
-        depth_percent=cell.depth_percent(doc),
-        needle=tuple(int(position) for position in cell.needle_span(doc)),
+        context_tokens=prompt_set.context_tokens,
+        depth_percent=prompt_set.depth_percent(doc),
+        needle=tuple(int(position) for position in prompt_set.needle_span(doc)),
         prompt_tokens=generation.prompt_tokens,
-        value=cell.value(doc),
+        value=prompt_set.value(doc),
         text=generation.text,
-        outcome=score(generation, cell.value(doc)).outcome,
+        outcome=score_needle(generation, prompt_set.value(doc)).outcome,
         finish_reason=generation.finish_reason,
     )
 
 
 def recall_of(outcomes: Sequence[Outcome]) -> Recall:
-    """Sum up what one checkpoint answered in one cell."""
+    """Sum up what one checkpoint answered in one prompt set."""
     correct = outcomes.count(Outcome.CORRECT)
     return Recall(
         correct=correct,
@@ -135,19 +139,24 @@ def recall_of(outcomes: Sequence[Outcome]) -> Recall:
 
 
 def recall_cell(
-    recall: Recall | None, candidate: Candidate, cell: NamedCell, settings: Mapping[str, str]
+    recall: Recall | None,
+    candidate: Candidate,
+    prompt_set: PromptSetId,
+    settings: Mapping[str, str],
 ) -> Cell:
     """Return the `Cell` of one checkpoint, task and length; without a recall an incomplete one."""
     value = None if recall is None else recall.correct / recall.n
     stderr = None
     if recall is not None and value is not None and recall.n > 1:
         stderr = math.sqrt(value * (1 - value) / (recall.n - 1))  # as lm-eval's mean_stderr
-    prompts = Parent(role="prompts", location=cell.name, identity=f"sha256:{cell.sha256}")
+    prompts = Parent(
+        role="prompts", location=prompt_set.name, identity=f"sha256:{prompt_set.sha256}"
+    )
     return Cell(
         model=candidate.folder.resolve().name,
         method=candidate.method,
-        task=cell.task,
-        context_tokens=cell.context_tokens,
+        task=prompt_set.task,
+        context_tokens=prompt_set.context_tokens,
         metric="recall",
         value=value,
         n=0 if recall is None else recall.n,

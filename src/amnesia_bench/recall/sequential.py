@@ -1,6 +1,6 @@
 """When to stop comparing two models on ever more prompts, and what may then be said.
 
-The prompts of a cell are looked at a few times: after 25, 50, 100, ... and after all of them.
+The prompts of a set are looked at a few times: after 25, 50, 100, ... and after all of them.
 At each look the comparison ends if it is clear; only what is not clear goes on.
 
 - **Regression**: more prompts were lost than won. The test is exact. Where both models are equally
@@ -9,16 +9,16 @@ At each look the comparison ends if it is clear; only what is not clear goes on.
   `error_rate * n_k / n_total` (the linear spending function of Kim and DeMets, Biometrika 74,
   1987, 149-154; with a discrete walk what one look leaves the next may use). Over all looks
   the false alarms are thus at most `error_rate`, however many prompts are discordant, and fewer
-  where the second model is better. Several cells share the rate evenly (Bonferroni).
+  where the second model is better. Several prompt sets share the rate evenly (Bonferroni).
 - **No regression**: a drop of `margin` plus 5 points or more is excluded, by the upper end of
-  Tango's interval at the rate spent since the look before. Here every cell has the whole rate,
-  since the verdict on all of them needs each (Berger, Technometrics 24, 1982, 295-300).
+  Tango's interval at the rate spent since the look before. Here every prompt set has the whole
+  rate, since the verdict on all of them needs each (Berger, Technometrics 24, 1982, 295-300).
 - **Undecided** otherwise.
 
 Measured by scripts/bench_check.py, 2,000 simulated checks of at most 500 prompts a case at 2.5 %:
 false alarms 0 to 2.6 % with up to 30 % of the prompts discordant. A drop of 5 points is found in
-all checks where no prompt is won, in 79 % where 5 % are won besides; as one of six cells in 99.8
-and 54 %. Drops of 10 points are found in at least 99 %, those of 20 in all, after 66 to 126
+all checks where no prompt is won, in 79 % where 5 % are won besides; as one of six prompt sets in
+99.8 and 54 %. Drops of 10 points are found in at least 99 %, those of 20 in all, after 66 to 126
 prompts. Equal answers are cleared after 200 prompts; with 10 % discordant 90 % of equal models are
 cleared by 500 and most of the rest stays undecided, with 30 % half of them.
 
@@ -42,7 +42,7 @@ FIRST_LOOK = 25
 
 
 def looks(samples: int) -> tuple[int, ...]:
-    """Return after how many prompts of a cell to look: 25, doubled up to half of all, then all."""
+    """Return after how many prompts of a set to look: 25, doubled up to half of all, then all."""
     early = []
     look = FIRST_LOOK
     while 2 * look <= samples:
@@ -51,13 +51,13 @@ def looks(samples: int) -> tuple[int, ...]:
     return (*early, samples)
 
 
-def judge(history: Sequence[PairedCounts], rule: Rule, num_cells: int) -> CheckVerdict:
-    """Judge one cell after its latest look.
+def judge(history: Sequence[PairedCounts], rule: Rule, num_prompt_sets: int) -> CheckVerdict:
+    """Judge one prompt set after its latest look.
 
     Args:
         history: the counts at each look so far, each holding those before it; pre is the first.
         rule: how many prompts there are in all, the error rate and the margin.
-        num_cells: how many cells share the error rate.
+        num_prompt_sets: how many prompt sets share the error rate.
 
     Raises:
         ValueError: the looks are not those of `looks`.
@@ -67,9 +67,9 @@ def judge(history: Sequence[PairedCounts], rule: Rule, num_cells: int) -> CheckV
         raise ValueError(f"looks at {seen} of {rule.samples} prompts")
     before = seen[-2] if len(seen) > 1 else 0
     spent = rule.error_rate * (seen[-1] - before) / rule.samples
-    if _crossed(history, rule.samples, rule.error_rate / num_cells) and (
+    if _crossed(history, rule.samples, rule.error_rate / num_prompt_sets) and (
         rule.margin == 0
-        or paired_difference(history[-1], 1 - 2 * spent / num_cells).low > rule.margin
+        or paired_difference(history[-1], 1 - 2 * spent / num_prompt_sets).low > rule.margin
     ):
         return CheckVerdict.REGRESSION
     if paired_difference(history[-1], 1 - 2 * spent).high < rule.excluded_drop:

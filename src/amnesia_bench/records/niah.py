@@ -25,7 +25,7 @@ class HaystackSource:
 
 @dataclass(frozen=True, kw_only=True)
 class NiahPrompts:
-    """All cells of an artifact, and what they have in common.
+    """What the prompt sets of an artifact have in common; `cells` are their names.
 
     `generator` names the code whose prompts these are, byte by byte. `tokenizer_sha256` is that of
     `tokenizers`, another hash than that of `DataDescription`. `haystack` is None when no
@@ -73,9 +73,9 @@ class NiahDocument:
 
 @dataclass(frozen=True, kw_only=True)
 class NiahSamples:
-    """The samples of a cell, one item of every column for each.
+    """The samples of a prompt set, one item of every column for each.
 
-    `document` counts the cell's documents. `position` is the character of the document that the
+    `document` counts the set's documents. `position` is the character of the document that the
     needle stands before. `length` is lm-eval's: tokens of the input and 128 for the answer.
     `prompt_tokens` is that of the whole prompt without special tokens; the needle's are those
     from `needle_start` to before `needle_end`. `prompt_sha256` is that of the prompt's UTF-8,
@@ -100,7 +100,7 @@ class NiahSamples:
 
 
 @dataclass(frozen=True, kw_only=True)
-class NiahCellRecord:
+class PromptSetRecord:
     """The prompts of one task at one length.
 
     `context_tokens` is lm-eval's max_seq_length. `spliced` says that prompts put together from

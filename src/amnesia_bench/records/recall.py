@@ -14,7 +14,7 @@ DEPTH_ROWS = 5
 
 
 class CheckVerdict(Enum):
-    """What a check found, in one cell or in all."""
+    """What a check found, in one prompt set or in all."""
 
     REGRESSION = "regression"
     NO_REGRESSION = "no_regression"
@@ -25,8 +25,8 @@ class CheckVerdict(Enum):
 class Rule:
     """What a check decides by.
 
-    `samples` is the most prompts per cell. `margin` is the drop (a fraction) above which recall
-    has regressed. `error_rate` bounds the false alarms of a whole check, over all cells and
+    `samples` is the most prompts per set. `margin` is the drop (a fraction) above which recall
+    has regressed. `error_rate` bounds the false alarms of a whole check, over all prompt sets and
     looks, and in the same way its false all-clears.
     """
 
@@ -74,7 +74,7 @@ class RecallSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """How often one checkpoint found the needle in one cell; `empty` answers count as wrong."""
+    """How often one checkpoint found the needle; `empty` answers count as wrong."""
 
     correct: int
     empty: int
@@ -101,7 +101,7 @@ class Comparison:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckedCell:
+class CheckedPromptSet:
     """One task at one length. Without a sample (`n` 0) it was not run: all was clear before."""
 
     task: str
@@ -166,7 +166,7 @@ class CheckReport:
     verdict: CheckVerdict
     rule: Rule
     checkpoints: Mapping[str, str]
-    cells: tuple[CheckedCell, ...]
+    cells: tuple[CheckedPromptSet, ...]
     heat_maps: tuple[HeatMap, ...]
     generations: int
     generations_planned: int

@@ -242,7 +242,7 @@ class TableReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Making:
+class ReportProvenance:
     """Which code wrote a report, by which command, and when (UTC)."""
 
     tool_version: str
@@ -256,7 +256,7 @@ class Making:
 class Report:
     """Tables, the drift of weights, and what was given and could not be used, and why."""
 
-    made: Making
+    made: ReportProvenance
     tables: tuple[TableReport, ...]
     drift: tuple[DriftCurve, ...]
     notes: tuple[str, ...]

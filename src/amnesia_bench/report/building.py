@@ -10,7 +10,7 @@ from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Provenance
-from amnesia_bench.records.report import DecidedClaim, Making, Report, TableReport
+from amnesia_bench.records.report import DecidedClaim, Report, ReportProvenance, TableReport
 from amnesia_bench.report.answers import read_anew
 from amnesia_bench.report.claims import decide
 from amnesia_bench.report.drift import read_drift
@@ -18,18 +18,18 @@ from amnesia_bench.report.figures import figures_of
 from amnesia_bench.report.heat_maps import heat_maps_of
 from amnesia_bench.report.page import page
 from amnesia_bench.report.paths import portable
-from amnesia_bench.report.places import (
+from amnesia_bench.report.sources import CellFolder, read_source
+from amnesia_bench.report.svg import standalone
+from amnesia_bench.report.table_slots import (
     Places,
     differing_settings,
-    left_out,
-    place_cells,
+    fill_slots,
     refuse_ambiguous,
+    unused_cells,
     without_column,
 )
-from amnesia_bench.report.sources import Source, read_source
-from amnesia_bench.report.svg import standalone
 from amnesia_bench.report.tables import build_table, build_trade_offs
-from amnesia_bench.report.text_formats import csv_text, json_text, latex, markdown
+from amnesia_bench.report.text_formats import csv_text, json_text, latex, table_markdown
 from amnesia_bench.store.files import explaining_write_errors, make_folder, replace_text
 
 REPORT = "report.html"
@@ -43,7 +43,7 @@ class ReportRequest:
     """
 
     tables: tuple[str, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[CellFolder, ...]
     out: Path
     overrides: tuple[str, ...] = ()
     drift: tuple[str, ...] = ()
@@ -62,14 +62,14 @@ def build_report(request: ReportRequest, provenance: Provenance) -> Report:
     read = [read_source(source, out) for source in request.sources]
     found = [cell for cells, _ in read for cell in cells]
     refuse_ambiguous(found, tables)
-    placed = {name: place_cells(found, table) for name, table in tables.items()}
-    unused = left_out(found, list(placed.values()), tables)
+    placed = {name: fill_slots(found, table) for name, table in tables.items()}
+    unused = unused_cells(found, list(placed.values()), tables)
     if found and not any(placed.values()):
         raise UserError(
             f"none of {len(found)} cells belongs into {', '.join(tables)}", hint="\n".join(unused)
         )
     return Report(
-        made=Making(
+        made=ReportProvenance(
             tool_version=provenance.tool_version,
             command=portable(provenance.command),
             commit=provenance.commit,
@@ -102,7 +102,7 @@ def write_report(report: Report, out: Path) -> tuple[Path, ...]:
     for each in report.tables:
         name = each.table.name
         files |= {
-            f"{name}.md": markdown(each, report),
+            f"{name}.md": table_markdown(each, report),
             f"{name}.csv": csv_text(each.table),
             f"{name}.tex": latex(each.table),
             f"{name}.json": json_text(each, made=report.made),

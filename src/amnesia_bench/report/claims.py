@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from amnesia_bench.config.report_schema import Claim, TableConfig
 from amnesia_bench.records.report import ClaimVerdict, Condition, DecidedClaim
 from amnesia_bench.report.layout import resolved
-from amnesia_bench.report.places import Places
 from amnesia_bench.report.pooling import Placed, by_prompt, in_common, seed_means
 from amnesia_bench.report.published import published_value
+from amnesia_bench.report.table_slots import Places
 from amnesia_bench.statistics import clustered_mean
 
 _Z = 1.959963984540054  # of a two-sided 95 %
@@ -45,7 +45,7 @@ def decide(table: TableConfig, places: Places) -> tuple[DecidedClaim, ...]:
     return tuple(_decide(name, claim, table, places) for name, claim in table.claims.items())
 
 
-def overall(conditions: Sequence[Condition]) -> ClaimVerdict:
+def claim_verdict(conditions: Sequence[Condition]) -> ClaimVerdict:
     """Return the verdict on all: one that fails is enough, to hold takes each."""
     verdicts = {condition.verdict for condition in conditions}
     if ClaimVerdict.DOES_NOT_HOLD in verdicts:
@@ -68,7 +68,7 @@ def _decide(name: str, claim: Claim, table: TableConfig, places: Places) -> Deci
         formula=_formula(claim, table),
         above=claim.above,
         aim=claim.aim,
-        verdict=overall(conditions),
+        verdict=claim_verdict(conditions),
         holds_in_paper=all(value > claim.above + _TIE for value in known)
         if len(known) == len(in_paper)
         else None,

@@ -16,7 +16,7 @@ from amnesia_bench.records.report import (
     TaskHeatMap,
 )
 from amnesia_bench.report import svg
-from amnesia_bench.report.labels import CHARACTER, LINE, spread
+from amnesia_bench.report.labels import CHARACTER, LINE, spread_labels
 from amnesia_bench.report.layout import length_label, task_label
 from amnesia_bench.report.rows import BEFORE_SFT
 from amnesia_bench.report.trade_off_figure import trade_off_figure
@@ -131,7 +131,7 @@ def _recall_band(
                 parts += [*bars, svg.curve(drawn, _mark(row))]
                 ends[row] = drawn[-1]
     x = _LEFT + len(tasks) * _PANEL
-    heights = spread([y for _, y in ends.values()], LINE, top, top + _HEIGHT)
+    heights = spread_labels([y for _, y in ends.values()], LINE, top, top + _HEIGHT)
     for row, y in zip(rows, heights, strict=True):
         parts.append(svg.marker(x - 16, y, _mark(row)))
         parts.append(svg.text(x - 6, y + 4, table.methods[row], anchor="start"))

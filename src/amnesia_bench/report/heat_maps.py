@@ -8,13 +8,13 @@ from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.records.recall import heat_map
 from amnesia_bench.records.report import TaskHeatMap
 from amnesia_bench.report.answers import recall_samples_of
-from amnesia_bench.report.layout import columns_of
-from amnesia_bench.report.places import Places
+from amnesia_bench.report.layout import table_columns
+from amnesia_bench.report.table_slots import Places
 
 
 def heat_maps_of(table: TableConfig, places: Places) -> tuple[TaskHeatMap, ...]:
     """Return a map per model, task and row shown; those without kept answers are left out."""
-    columns = columns_of(table)
+    columns = table_columns(table)
     tasks = dict.fromkeys(column.task for column in columns if column.context_tokens is not None)
     rows = [(model, method) for model in table.models for method in table.methods]
     maps = []

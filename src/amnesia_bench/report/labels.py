@@ -73,7 +73,7 @@ def _candidates(x: float, y: float, words: str) -> list[tuple[float, Rectangle]]
     return found
 
 
-def spread(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
+def spread_labels(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
     """Move heights apart to at least `gap`, in their order, between `low` and `high`."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     moved: list[float] = []

@@ -6,7 +6,7 @@ from amnesia_bench.config.report_schema import LONGEST, SHORTEST, TableConfig
 from amnesia_bench.records.report import Column
 
 
-def columns_of(table: TableConfig) -> tuple[Column, ...]:
+def table_columns(table: TableConfig) -> tuple[Column, ...]:
     """Return recall by task and length, then the scores."""
     recall = [
         Column(

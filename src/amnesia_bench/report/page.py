@@ -10,7 +10,14 @@ from amnesia_bench.records.report import ClaimVerdict, DecidedClaim, Report, Tab
 from amnesia_bench.report.figures import drift_figures, figures_on, heat_maps_on
 from amnesia_bench.report.page_tables import Anchors, anchors_of, results, sources
 from amnesia_bench.report.text_formats import incomplete
-from amnesia_bench.report.wording import condition, counted, estimate, legend, made_by, summary
+from amnesia_bench.report.wording import (
+    format_condition,
+    format_estimate,
+    format_provenance,
+    format_sample_sizes,
+    legend,
+    summary,
+)
 
 # Signs besides colours: a page may be printed, or read by someone who sees no red.
 _SIGNS = {
@@ -35,7 +42,8 @@ def page(report: Report) -> str:
         "<h2>Sources</h2>",
         sources([each.table for each in tables], anchors),
         _list("Notes", report.notes),
-        f"<footer class=muted>{escape(made_by(report.made))}<details><summary>command</summary>"
+        f"<footer class=muted>{escape(format_provenance(report.made))}"
+        "<details><summary>command</summary>"
         f"<code>{escape(' '.join(report.made.command))}</code></details></footer>",
     ]
     return (
@@ -80,12 +88,12 @@ def _claims(tables: Sequence[TableReport]) -> str:
 def _claim(claim: DecidedClaim) -> str:
     name, sign = _SIGNS[claim.verdict]
     estimates = "".join(
-        f"<div>{_SIGNS[each.verdict][1]} {escape(estimate(each, claim.above) or '-')}</div>"
+        f"<div>{_SIGNS[each.verdict][1]} {escape(format_estimate(each, claim.above) or '-')}</div>"
         for each in claim.conditions
     )
     numbers = "".join(
         f"<li><b>{_SIGNS[each.verdict][1]}</b> {escape(each.model)}, {escape(each.column)}: "
-        f"{escape(condition(each, claim.above))}</li>"
+        f"{escape(format_condition(each, claim.above))}</li>"
         for each in claim.conditions
     )
     return (
@@ -103,7 +111,7 @@ def _section(report: TableReport, anchors: Anchors) -> str:
     parts = [
         f"<section id={escape(table.name)}><h2>{escape(table.title)}</h2>",
         results(table, anchors),
-        f"<p class=muted>{escape(legend(table))} {escape(counted(table))}</p>",
+        f"<p class=muted>{escape(legend(table))} {escape(format_sample_sizes(table))}</p>",
         *map(_figure, figures_on(report).values()),
         f"<details><summary>recall by depth and length</summary>{maps}</details>" if maps else "",
         _list("Incomplete", incomplete(table)),

@@ -16,7 +16,14 @@ from amnesia_bench.records.report import (
 )
 from amnesia_bench.report.rows import full_name
 from amnesia_bench.report.text_formats import address
-from amnesia_bench.report.wording import beside, marks, number, percent, points, test_result
+from amnesia_bench.report.wording import (
+    format_marks,
+    format_percent,
+    format_points,
+    format_reference,
+    format_sample_size,
+    format_test,
+)
 
 # The places of origins in the list of sources.
 Anchors = Mapping[Origin, str]
@@ -48,7 +55,7 @@ def results(table: ReportTable, anchors: Anchors) -> str:
             for i, column in enumerate(table.columns):
                 cell = table.cell(model, method, column.key)
                 about = escape("\n".join(_about(cell, column)), quote=True)
-                small = beside(cell, published=published)
+                small = format_reference(cell, published=published)
                 cells.append(
                     f'<td{_first(table, i)} title="{about}">{_shown(cell, anchors)}'
                     + (f"<small>{escape(small)}</small></td>" if small else "</td>")
@@ -70,7 +77,8 @@ def _shown(cell: ReportedCell, anchors: Anchors) -> str:
         return "<span class=missing>-</span>"
     if cell.status is CellStatus.INCOMPLETE:
         return "<span class=incomplete>incomplete</span>"
-    return f'<a href="#{anchors[cell.origins[0]]}">{percent(cell.value)}</a>{marks(cell)}'
+    link = f'<a href="#{anchors[cell.origins[0]]}">{format_percent(cell.value)}</a>'
+    return link + format_marks(cell)
 
 
 def _about(cell: ReportedCell, column: Column) -> Iterator[str]:
@@ -78,16 +86,17 @@ def _about(cell: ReportedCell, column: Column) -> Iterator[str]:
     if cell.reason:
         yield cell.reason
     if cell.interval is not None:
-        low, high = percent(cell.interval.low), percent(cell.interval.high)
-        counts = number(cell.n, cell.prompts, cell.repeats)
+        low, high = format_percent(cell.interval.low), format_percent(cell.interval.high)
+        counts = format_sample_size(cell.n, cell.prompts, cell.repeats)
         yield f"95 % interval {low} to {high} ({cell.interval.method}), {counts}"
     if cell.difference is not None:
         inside = "inside" if cell.theirs_inside else "outside"
-        yield f"{points(cell.difference)} from the paper, whose value lies {inside} our interval"
+        difference = format_points(cell.difference)
+        yield f"{difference} from the paper, whose value lies {inside} our interval"
     if cell.against_post is not None:
-        yield test_result(cell.against_post)
+        yield format_test(cell.against_post)
     for seed, value in cell.by_seed.items():
-        yield f"seed {seed}: {percent(value)}"
+        yield f"seed {seed}: {format_percent(value)}"
     for origin in cell.origins:
         yield f"stage {origin.stage}, commit {(origin.commit or 'unknown')[:12]}"
         for manifest in origin.dirty:

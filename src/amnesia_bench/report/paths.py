@@ -31,7 +31,7 @@ def shown(path: Path, folder: Path) -> str:
     return relative(path, folder) or "/".join((OUTSIDE, *path.absolute().parts[2:][-2:]))
 
 
-def typed(path: Path | str) -> str:
+def typed_path(path: Path | str) -> str:
     """Return a path as one would type it here; a text that is no absolute path as it is."""
     return shown(Path(path), Path()) if Path(path).is_absolute() else str(path)
 
@@ -39,4 +39,4 @@ def typed(path: Path | str) -> str:
 def portable(command: Sequence[str]) -> tuple[str, ...]:
     """Return a command line without absolute paths."""
     parts = [argument.rpartition("=") for argument in command]
-    return tuple(f"{head}{equals}{typed(path)}" for head, equals, path in parts)
+    return tuple(f"{head}{equals}{typed_path(path)}" for head, equals, path in parts)

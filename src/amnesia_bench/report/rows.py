@@ -14,7 +14,7 @@ BEFORE_SFT, AFTER_SFT = "pre", "post"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class TableRow:
     """A row: its name in the table's config, and what that means."""
 
     name: str
@@ -22,10 +22,10 @@ class Row:
     sft: str | None
 
 
-def row_of(name: str, sft: str) -> Row:
+def row_of(name: str, sft: str) -> TableRow:
     """Return the row that a name means in a table of the fine-tune `sft`."""
     method, _, own = name.partition("@")
-    return Row(name=name, method=method, sft=None if method == BEFORE_SFT else own or sft)
+    return TableRow(name=name, method=method, sft=None if method == BEFORE_SFT else own or sft)
 
 
 def full_name(name: str, sft: str) -> str:
@@ -34,7 +34,7 @@ def full_name(name: str, sft: str) -> str:
     return row.method if row.sft is None else f"{row.method}@{row.sft}"
 
 
-def rows_of(table: TableConfig) -> tuple[Row, ...]:
+def rows_of(table: TableConfig) -> tuple[TableRow, ...]:
     """Return the rows that are shown, then those that only claims and figures need."""
     needed = [name for claim in table.claims.values() for name in claim.weights]
     names = dict.fromkeys([*table.methods, *needed, *table.points])

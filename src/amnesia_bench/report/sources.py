@@ -12,7 +12,7 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
-from amnesia_bench.report.paths import shown, typed
+from amnesia_bench.report.paths import shown, typed_path
 from amnesia_bench.store.checksums import check_checksum
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, sha256_of
@@ -23,7 +23,7 @@ ANSWERS = "generations.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class CellFolder:
     """A folder of cells, and the place in a table they are meant for.
 
     Where `model`, `method` or `seed` is None the cells' own names count; they have no seed.
@@ -52,7 +52,7 @@ class FoundCell:
     origin: Origin
 
 
-def parse_source(text: str) -> Source:
+def parse_source(text: str) -> CellFolder:
     """Parse `[MODEL[/METHOD[@SFT][/SEED]]=]DIR`.
 
     Raises:
@@ -60,7 +60,7 @@ def parse_source(text: str) -> Source:
     """
     label, equals, folder = text.partition("=")
     if not equals or Path(text).exists():
-        return Source(folder=Path(text))
+        return CellFolder(folder=Path(text))
     parts = label.split("/")
     named = [name for part in parts for name in part.split("@")]
     if not folder or not all(named) or len(parts) > 3:
@@ -69,10 +69,10 @@ def parse_source(text: str) -> Source:
             hint="For example HypeNet-5B/restored@tulu3=results/qk; from the left as needed.",
         )
     model, method, seed = (*parts, None, None)[:3]
-    return Source(folder=Path(folder), model=model, method=method, seed=seed)
+    return CellFolder(folder=Path(folder), model=model, method=method, seed=seed)
 
 
-def read_source(source: Source, out: Path) -> tuple[tuple[FoundCell, ...], tuple[str, ...]]:
+def read_source(source: CellFolder, out: Path) -> tuple[tuple[FoundCell, ...], tuple[str, ...]]:
     """Read every cell below a folder; without cells say why there are none.
 
     Args:
@@ -104,7 +104,7 @@ def read_source(source: Source, out: Path) -> tuple[tuple[FoundCell, ...], tuple
         return tuple(found), ()
     answers = any(_visible(source.folder, ANSWERS))
     why = "answers but no cells: not finished, or not scored" if answers else "no cells yet"
-    return (), (f"{typed(source.folder)}: {why}",)
+    return (), (f"{typed_path(source.folder)}: {why}",)
 
 
 def _visible(folder: Path, *names: str) -> Iterator[Path]:

@@ -11,17 +11,17 @@ from amnesia_bench.records.report import (
     TradeOffCurve,
     TradeOffPoint,
 )
-from amnesia_bench.report.layout import columns_of, resolved
-from amnesia_bench.report.places import Place, Places
+from amnesia_bench.report.layout import resolved, table_columns
 from amnesia_bench.report.pooling import Placed, by_prompt, in_common
 from amnesia_bench.report.published import published_value, remarks_on
 from amnesia_bench.report.rows import after_sft
+from amnesia_bench.report.table_slots import Place, Places
 from amnesia_bench.statistics import sign_flip_p_value
 
 
 def build_table(name: str, config: TableConfig, places: Places) -> ReportTable:
     """Lay out a table; every place is there, whether it was measured or not."""
-    columns = columns_of(config)
+    columns = table_columns(config)
     cells = tuple(
         _cell((model, method, column.key), config, places)
         for model in config.models
@@ -44,7 +44,7 @@ def build_trade_offs(config: TableConfig, places: Places) -> tuple[TradeOffCurve
     """Return recall against reasoning of each model that has both in two rows or more."""
     if (asked := config.trade_off) is None:
         return ()
-    columns = {column.key: column for column in columns_of(config)}
+    columns = {column.key: column for column in table_columns(config)}
     recall, score = (columns[resolved(name, config)] for name in (asked.recall, asked.score))
     curves = []
     for model in config.models:

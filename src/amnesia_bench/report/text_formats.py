@@ -20,13 +20,13 @@ from amnesia_bench.records.report import (
 )
 from amnesia_bench.report.paths import OUTSIDE
 from amnesia_bench.report.wording import (
-    beside,
-    condition,
-    counted,
+    format_condition,
+    format_percent,
+    format_provenance,
+    format_reference,
+    format_sample_sizes,
+    format_value,
     legend,
-    made_by,
-    ours,
-    percent,
 )
 
 _LATEX = str.maketrans(
@@ -42,7 +42,7 @@ _CSV_HEADS = (
 )
 
 
-def markdown(each: TableReport, report: Report) -> str:
+def table_markdown(each: TableReport, report: Report) -> str:
     """Return what a report says on one of its tables, as Markdown."""
     table = each.table
     published = any(cell.theirs is not None for cell in table.cells)
@@ -50,7 +50,7 @@ def markdown(each: TableReport, report: Report) -> str:
     rows = [
         [escape(model), escape(label)]
         + [
-            f"{ours(cell)} {beside(cell, published=published)}".rstrip()
+            f"{format_value(cell)} {format_reference(cell, published=published)}".rstrip()
             for cell in (table.cell(model, method, c.key) for c in table.columns)
         ]
         for model in table.models
@@ -64,7 +64,7 @@ def markdown(each: TableReport, report: Report) -> str:
         legend(table),
         "",
     ]
-    if numbers := counted(table):
+    if numbers := format_sample_sizes(table):
         lines += [f"Numbers: {escape(numbers)}.", ""]
     lines += [f"- {escape(reason)}" for reason in incomplete(table)]
     lines += ["", "### Claims", ""]
@@ -77,7 +77,7 @@ def markdown(each: TableReport, report: Report) -> str:
         lines += ["", f"{escape(claim.text)} {code(claim.formula)}", ""]
         lines += [
             f"- {escape(found.model)}, {escape(found.column)}: {found.verdict}. "
-            + escape(condition(found, claim.above))
+            + escape(format_condition(found, claim.above))
             for found in claim.conditions
         ]
     lines += ["", "### Sources", "", *_sources(table), ""]
@@ -85,7 +85,7 @@ def markdown(each: TableReport, report: Report) -> str:
     for title, said in (("Of the paper's numbers", table.remarks), ("Notes", notes)):
         if said:
             lines += [f"### {title}", "", *(f"- {escape(line)}" for line in said), ""]
-    return "\n".join([*lines, escape(made_by(report.made))]) + "\n"
+    return "\n".join([*lines, escape(format_provenance(report.made))]) + "\n"
 
 
 def csv_text(table: ReportTable) -> str:
@@ -190,5 +190,5 @@ def _tex(text: str) -> str:
 
 
 def _tex_cell(cell: ReportedCell) -> str:
-    theirs = "" if cell.theirs is None else rf" {{\scriptsize({percent(cell.theirs)})}}"
-    return _tex(ours(cell)) + theirs
+    theirs = "" if cell.theirs is None else rf" {{\scriptsize({format_percent(cell.theirs)})}}"
+    return _tex(format_value(cell)) + theirs

@@ -281,10 +281,10 @@ def run_call(program: Any, text: str, *, lenient: bool = False) -> dict[str, Any
     returned = program(*[json.loads(line) for line in text.split("\n")])
     if isinstance(returned, tuple):
         returned = list(returned)
-    return {"returned": plain(returned, tuples=lenient)}
+    return {"returned": json_value(returned, tuples=lenient)}
 
 
-def plain(value: Any, *, tuples: bool = False) -> Any:
+def json_value(value: Any, *, tuples: bool = False) -> Any:
     """Return a value as JSON that keeps what == sees: 1 equals 1.0, tuples differ from lists.
 
     With `tuples` they do not.
@@ -298,9 +298,9 @@ def plain(value: Any, *, tuples: bool = False) -> Any:
     if isinstance(value, float):
         return float(value)
     if isinstance(value, list) or (tuples and isinstance(value, tuple)):
-        return [plain(item, tuples=tuples) for item in value]
+        return [json_value(item, tuples=tuples) for item in value]
     if isinstance(value, dict):
-        pairs = [[plain(key), plain(item, tuples=tuples)] for key, item in value.items()]
+        pairs = [[json_value(key), json_value(item, tuples=tuples)] for key, item in value.items()]
         return {"dict": pairs}
     if isinstance(value, Fraction) or type(value).__name__ == "Decimal":
         with suppress(ValueError, OverflowError):  # of NaN and infinity
@@ -308,7 +308,7 @@ def plain(value: Any, *, tuples: bool = False) -> Any:
     return {"other": type(value).__name__}
 
 
-def main() -> None:
+def run_programs() -> None:
     script = [int(descriptor) for descriptor in sys.argv[1:]]
     channel = Channel()
     channel.send({"python": ".".join(map(str, sys.version_info[:3]))})
@@ -347,4 +347,4 @@ def run_tests(channel: Channel, job: dict[str, Any], most: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_programs()

@@ -52,7 +52,7 @@ _CLAIM_CHARACTERS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Claim:
+class LeaseFile:
     """A numbered claim as read from disk; `holder` is None when the file is not readable yet."""
 
     number: int
@@ -259,11 +259,11 @@ def _write_claim(descriptor: int, number: int) -> None:
         os.close(claim)
 
 
-def _last_claim(descriptor: int) -> Claim | None:
+def _last_claim(descriptor: int) -> LeaseFile | None:
     number = _last_number(descriptor)
     if number is None:
         return None
-    claim = Claim(number=number, holder=None, heartbeat=0.0)
+    claim = LeaseFile(number=number, holder=None, heartbeat=0.0)
     for _ in range(10):  # its owner may be between creating and writing it
         with os.fdopen(os.open(str(number), os.O_RDONLY, dir_fd=descriptor)) as file:
             claim = replace(claim, heartbeat=os.fstat(file.fileno()).st_mtime)
@@ -275,7 +275,7 @@ def _last_claim(descriptor: int) -> Claim | None:
 
 
 def _is_stale(
-    descriptor: int, claim: Claim, stale_seconds: float, clock: Callable[[], float]
+    descriptor: int, claim: LeaseFile, stale_seconds: float, clock: Callable[[], float]
 ) -> bool:
     holder = claim.holder
     if holder is not None and is_here(holder):
@@ -295,7 +295,7 @@ def _is_stale(
     return -ahead > (_UNWRITTEN_SECONDS if holder is None else stale_seconds)
 
 
-def _seconds_ahead(descriptor: int, claim: Claim, clock: Callable[[], float]) -> float:
+def _seconds_ahead(descriptor: int, claim: LeaseFile, clock: Callable[[], float]) -> float:
     """Return how far a heartbeat lies in the future of the file system; negative is its age."""
     return claim.heartbeat - _file_system_time(descriptor, clock)
 
@@ -315,7 +315,7 @@ def _file_system_time(descriptor: int, clock: Callable[[], float]) -> float:
             os.unlink(name, dir_fd=descriptor)
 
 
-def _busy(final: Path, folder: Path, claim: Claim, seconds_ahead: float) -> BusyError:
+def _busy(final: Path, folder: Path, claim: LeaseFile, seconds_ahead: float) -> BusyError:
     if claim.holder is None:
         who = "a process that has not said who it is"
     else:

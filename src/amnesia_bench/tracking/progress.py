@@ -11,14 +11,14 @@ from typing import Protocol
 LOG_SECONDS = 30.0
 
 
-class Progress(Protocol):
+class TrainingProgress(Protocol):
     """Takes the state of the run after each step."""
 
     def __call__(self, step: int, loss: float, tokens_per_second: float) -> None: ...
 
 
 @contextmanager
-def progress(title: str, steps: int, done: int) -> Iterator[Progress]:
+def progress(title: str, steps: int, done: int) -> Iterator[TrainingProgress]:
     """Show how far a run is, on stderr."""
     if not sys.stderr.isatty():
         yield _log_lines(title, steps)
@@ -38,7 +38,7 @@ def progress(title: str, steps: int, done: int) -> Iterator[Progress]:
         yield show
 
 
-def _log_lines(title: str, steps: int) -> Progress:
+def _log_lines(title: str, steps: int) -> TrainingProgress:
     last = -LOG_SECONDS
 
     def show(step: int, loss: float, tokens_per_second: float) -> None:

@@ -50,7 +50,7 @@ class TokenStore(Protocol):
     def sequence(self, index: int, /) -> TokenSequence: ...
 
 
-class SampleOrder(Protocol):
+class SequenceOrder(Protocol):
     """An endless order over sources: sample index -> (source, sequence)."""
 
     def sample(self, index: int, /) -> tuple[int, int]: ...
@@ -127,7 +127,7 @@ class Batches:
         self,
         run: TrainingRun,
         stores: Mapping[str, TokenStore],
-        order: SampleOrder,
+        order: SequenceOrder,
         rank: int,
         size: int,
     ) -> None:

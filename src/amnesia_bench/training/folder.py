@@ -82,7 +82,7 @@ def read_beginning(path: Path) -> Beginning:
     return Beginning(run=run, parents=written.parents)
 
 
-def check_folder(folder: Path) -> None:
+def check_run_folder(folder: Path) -> None:
     """Refuse to work in a folder that is not ours.
 
     Raises:
@@ -115,7 +115,7 @@ def check_folder(folder: Path) -> None:
         )
 
 
-def agree_with_earlier(folder: Path, beginning: Beginning) -> None:
+def check_resume_matches(folder: Path, beginning: Beginning) -> None:
     """Write down what the run is; on a resume, refuse a run that is another.
 
     Raises:

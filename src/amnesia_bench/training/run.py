@@ -22,15 +22,15 @@ from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST, check_final, training_path
 from amnesia_bench.store.lease import Lease, holding_lease
 from amnesia_bench.tracking.metrics_file import Written
-from amnesia_bench.training.batches import Batches, FileOrder, SampleOrder, TokenStore
+from amnesia_bench.training.batches import Batches, FileOrder, SequenceOrder, TokenStore
 from amnesia_bench.training.checkpoints import CheckpointFolder
 from amnesia_bench.training.export import Export, publish_trained
 from amnesia_bench.training.folder import (
     CHECKPOINTS,
     SETTINGS,
     Beginning,
-    agree_with_earlier,
-    check_folder,
+    check_resume_matches,
+    check_run_folder,
     read_beginning,
     remove_run,
 )
@@ -65,7 +65,7 @@ class TrainingJob:
     teacher: Path | None
     data: Mapping[str, Path]
     stores: Mapping[str, TokenStore]
-    order: SampleOrder
+    order: SequenceOrder
     tokenizer_sha256: str
     out: Path
 
@@ -193,11 +193,11 @@ def _opened(job: TrainingJob) -> tuple[Checkpoint, Checkpoint | None]:
         check_supported(checkpoint)
     check_vocabulary(job.stores, init)
     check_documents(job.run, job.stores, init)
-    check_folder(training_path(job.out))
+    check_run_folder(training_path(job.out))
     return init, teacher
 
 
-def _order(job: TrainingJob) -> SampleOrder:
+def _order(job: TrainingJob) -> SequenceOrder:
     if job.run.recipe.shuffle:
         return job.order
     return FileOrder([store.num_sequences for store in job.stores.values()])
@@ -250,7 +250,7 @@ def _begin(
     parents += [] if teacher is None else [parent_by_contents("teacher", teacher)]
     parents += [data_parent(name, path) for name, path in job.data.items()]
     beginning = Beginning(run=job.run, parents=tuple(parents))
-    agree_with_earlier(folder, beginning)
+    check_resume_matches(folder, beginning)
     return beginning
 
 

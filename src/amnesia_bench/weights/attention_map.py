@@ -20,7 +20,7 @@ from amnesia_bench.weights.expected import (
     ExpectedTensor,
     Shape,
     Shapes,
-    check,
+    check_attention_block,
     fits,
     role_tensors,
 )
@@ -74,7 +74,9 @@ def attention_map(
         found = _below(block, layer, names, shapes)
         if layer in owners:
             expected = _expected(block, layer, owners, softmax)
-            check(expected, found, f"layer {layer} ({kind.value} attention, {family.name})", roles)
+            check_attention_block(
+                expected, found, f"layer {layer} ({kind.value} attention, {family.name})", roles
+            )
             tensors += role_tensors(layer, [tensor for tensor in expected if tensor.name in found])
         elif fits(list(block.tensors(layer)), found):
             raise UserError(

@@ -16,7 +16,7 @@ from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.weights.file_names import CONFIG, INDEX, SINGLE_FILE
-from amnesia_bench.weights.folder_kinds import check_folder
+from amnesia_bench.weights.folder_kinds import check_checkpoint_folder
 from amnesia_bench.weights.header import DTYPE_BITS, Header, TensorEntry, read_header
 
 
@@ -75,7 +75,7 @@ def open_checkpoint(folder: Path) -> Checkpoint:
 
 
 def _open(folder: Path) -> Checkpoint:
-    check_folder(folder)
+    check_checkpoint_folder(folder)
     config_path = plain_file(folder, CONFIG)
     held = HeldFiles.hold(path for path in (config_path, folder / INDEX) if path.exists())
     config = _read_json(config_path)

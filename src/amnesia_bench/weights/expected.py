@@ -97,7 +97,7 @@ class Block:
                     )
 
 
-def check(
+def check_attention_block(
     expected: list[ExpectedTensor], found: Shapes, where: str, roles: Collection[Role]
 ) -> None:
     """Compare the tensors below one attention block with the expected ones.

@@ -27,7 +27,7 @@ from amnesia_bench.weights.file_names import (
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 
 
-def check_folder(folder: Path) -> None:
+def check_checkpoint_folder(folder: Path) -> None:
     """Raise UserError unless `folder` holds config.json and safetensors as transformers names them.
 
     The message says what it is instead: a name of the hub, a file, an adapter, the state of a

@@ -59,7 +59,7 @@ class _RemoteFile:
     git_id: str | None
 
 
-def download(repository: str, revision: str | None, out: Path) -> Downloaded:
+def download_checkpoint(repository: str, revision: str | None, out: Path) -> Downloaded:
     """Fetch config, tokenizer, code and safetensors of a model into a folder.
 
     Pickles, other formats and subfolders are left out. No code is run. What is there is kept if

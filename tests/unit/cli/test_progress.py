@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from amnesia_bench.cli import progress
-from amnesia_bench.cli.progress import Progress
+from amnesia_bench.cli.progress import TerminalProgress
 
 
 class Stream(io.StringIO):
@@ -22,7 +22,7 @@ def written(monkeypatch: pytest.MonkeyPatch, *, terminal: bool) -> str:
     seconds = iter([100.0, 110.0, 111.0, 120.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(seconds))
     monkeypatch.setattr(sys, "stderr", stream := Stream(terminal))
-    shown = Progress()
+    shown = TerminalProgress()
     shown.say("begins")
     for done in range(4):
         shown.count(done, 3)
@@ -49,4 +49,4 @@ def test_a_reader_of_stderr_who_leaves_stops_nothing(monkeypatch: pytest.MonkeyP
             raise BrokenPipeError
 
     monkeypatch.setattr(sys, "stderr", Closed(terminal=False))
-    Progress().say("nobody listens")
+    TerminalProgress().say("nobody listens")

@@ -10,7 +10,7 @@ import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from amnesia_bench.config.load import config_dir, options
-from amnesia_bench.costs.model_shape import named_shape, shape_of
+from amnesia_bench.costs.model_shape import named_shape, read_model_shape
 from amnesia_bench.errors import UserError
 
 # What the model cards say, in billions.
@@ -99,7 +99,7 @@ def test_reading_a_prompt_takes_what_was_counted_before(
 )
 def test_what_cannot_be_counted_is_named(changes: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        shape_of(values_of("jet_nemotron_2b") | changes)
+        read_model_shape(values_of("jet_nemotron_2b") | changes)
 
 
 def test_a_factor_that_is_no_positive_number_is_named() -> None:
@@ -107,4 +107,4 @@ def test_a_factor_that_is_no_positive_number_is_named() -> None:
     for factor in ("2", -1, None, True):
         block = {"num_heads": 12, "head_dim": 96, "expand_v": factor}
         with pytest.raises(UserError, match="expand_v should be a positive number"):
-            shape_of(values | {"efficient_attention_config": {"jet": block}})
+            read_model_shape(values | {"efficient_attention_config": {"jet": block}})

@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 
 from amnesia_bench.config.data_schema import Chat, MessageRows
 from amnesia_bench.data.chat import Segment, render
-from amnesia_bench.data.conversation import DroppedRow, Reason, conversation
+from amnesia_bench.data.conversation import DroppedRow, Reason, read_conversation
 from amnesia_bench.data.rendering import check_template
 from amnesia_bench.errors import UserError
 from amnesia_bench.tokenizers.data_tokenizer import load_tokenizer
@@ -44,7 +44,7 @@ def turns(*contents: str, system: str | None = None) -> list[dict[str, str]]:
 def rendered(
     style: str, messages: list[dict[str, str]], loss_on: str = "assistant"
 ) -> list[Segment]:
-    return render(conversation(MESSAGES, {"messages": messages}, "row"), chat(style, loss_on))
+    return render(read_conversation(MESSAGES, {"messages": messages}, "row"), chat(style, loss_on))
 
 
 CONVERSATIONS = [

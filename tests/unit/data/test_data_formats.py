@@ -10,8 +10,8 @@ from pyarrow import parquet
 
 from amnesia_bench.config.data_schema import DataConfig
 from amnesia_bench.config.load import load_option
-from amnesia_bench.data.conversation import Conversation, Message, conversation
-from amnesia_bench.data.row_forms import columns_of
+from amnesia_bench.data.conversation import Conversation, Message, read_conversation
+from amnesia_bench.data.row_forms import row_columns
 from amnesia_bench.data.sources import local_files, read_rows
 from tests.support.small_data import write_rows
 
@@ -283,8 +283,8 @@ def read(path: Path, config: str) -> list[Conversation]:
     rows = load_option("data", config, (), DataConfig).rows
     assert rows.kind != "text"
     (file,) = local_files([path])
-    read = read_rows(file, columns_of(rows), set())
-    return [conversation(rows, row, f"row {number}") for number, row in read]
+    read = read_rows(file, row_columns(rows), set())
+    return [read_conversation(rows, row, f"row {number}") for number, row in read]
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amnesia_bench.data.order import SampleOrder, permuted, spread
+from amnesia_bench.data.order import SampleOrder, interleave, permuted
 from amnesia_bench.errors import UserError
 
 
@@ -45,7 +45,7 @@ def test_a_mixture_is_within_one_sample_of_its_weights_everywhere(
 @given(parts=st.lists(st.integers(1, 60), min_size=2, max_size=12))
 @settings(max_examples=60, deadline=None)
 def test_a_whole_pattern_holds_each_source_exactly_as_often_as_its_part(parts: list[int]) -> None:
-    pattern = spread(parts)
+    pattern = interleave(parts)
     assert [pattern.count(source) for source in range(len(parts))] == parts
 
 

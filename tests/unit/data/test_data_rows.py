@@ -15,9 +15,9 @@ from pydantic import TypeAdapter
 
 from amnesia_bench.config.data_schema import ChatRows, Qwen3Chat
 from amnesia_bench.data.chat import render
-from amnesia_bench.data.conversation import Conversation, conversation
+from amnesia_bench.data.conversation import Conversation, read_conversation
 from amnesia_bench.data.dropped import DroppedRow, Reason
-from amnesia_bench.data.row_forms import columns_of
+from amnesia_bench.data.row_forms import row_columns
 from amnesia_bench.data.sources import local_files, read_rows
 from amnesia_bench.data.turns import ROLES
 from amnesia_bench.errors import AmnesiaError, UserError
@@ -37,7 +37,7 @@ CALL = {"name": "f", "arguments": {}}
 
 
 def read(row: dict[str, Any], kind: str = "messages") -> Conversation:
-    return conversation(KINDS[kind], row, "f:3")
+    return read_conversation(KINDS[kind], row, "f:3")
 
 
 def turns(*contents: str | None, **more: Any) -> dict[str, Any]:
@@ -123,8 +123,8 @@ def test_rows_of_other_domains_are_dropped_as_such() -> None:
     said = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "<think>r</think>a"}]
     for domain in ("math", None):
         with pytest.raises(DroppedRow, match="another domain"):
-            conversation(code, {"conversations": said, "domain": domain}, "row")
-    assert conversation(code, {"conversations": said, "domain": "code"}, "row").messages
+            read_conversation(code, {"conversations": said, "domain": domain}, "row")
+    assert read_conversation(code, {"conversations": said, "domain": "code"}, "row").messages
 
 
 def test_an_empty_think_block_is_an_answer_without_a_chain_and_as_the_template_writes_it() -> None:
@@ -297,7 +297,7 @@ def turn_of(role: str) -> st.SearchStrategy[Any]:
 TURNS = st.lists(st.sampled_from(sorted(ROLES)).flatmap(turn_of) | ANYTHING, max_size=4) | (
     st.tuples(turn_of("user"), turn_of("assistant"), turn_of("tool"), turn_of("gpt")).map(list)
 )
-COLUMNS = sorted({name for rows in KINDS.values() for name in columns_of(rows).names})
+COLUMNS = sorted({name for rows in KINDS.values() for name in row_columns(rows).names})
 ROW = st.builds(
     joined,
     st.fixed_dictionaries({name: st.just("a") | SCALARS for name in ("question", "response")})
@@ -312,7 +312,7 @@ ROW = st.builds(
 @settings(max_examples=300, deadline=None)
 def test_no_row_that_json_can_hold_is_a_traceback(kind: str, row: dict[str, Any]) -> None:
     try:
-        made = conversation(KINDS[kind], row, "f:3")
+        made = read_conversation(KINDS[kind], row, "f:3")
     except (DroppedRow, UserError):
         return
     assert made.messages[-1].role == "assistant"
@@ -355,7 +355,7 @@ def sample(kind: Any) -> Any:
 def test_no_table_that_parquet_can_hold_is_a_traceback(
     columns: dict[str, Any], kind: str, tmp_path: Path
 ) -> None:
-    columns |= {names[0]: pa.string() for names in columns_of(KINDS[kind]).required
+    columns |= {names[0]: pa.string() for names in row_columns(KINDS[kind]).required
                 if not set(names) & set(columns)}  # fmt: skip
     table = pa.table({
         name: pa.array([sample(kind), None], kind) for name, kind in columns.items()
@@ -372,9 +372,9 @@ def converted(path: Path, rows: ChatRows) -> int:
     """Return how many rows of a file are conversations."""
     (file,) = local_files([path])
     used = 0
-    for number, row in read_rows(file, columns_of(rows), set()):
+    for number, row in read_rows(file, row_columns(rows), set()):
         try:
-            conversation(rows, row, f"f:{number}")
+            read_conversation(rows, row, f"f:{number}")
             used += 1
         except DroppedRow:
             continue

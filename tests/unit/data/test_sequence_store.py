@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from amnesia_bench.data import open_store, sequence_store
 from amnesia_bench.data.prepare import prepare
-from amnesia_bench.data.sequence_store import ShardWriter
+from amnesia_bench.data.sequence_store import SequenceWriter
 from amnesia_bench.errors import UserError
 from tests.support.small_data import cot_row, data_config, save_tokenizer, write_rows
 
@@ -36,7 +36,7 @@ def test_sequences_come_back_as_they_were_written(
 ) -> None:
     rng, width = np.random.default_rng(seed), 41  # not a multiple of 8
     folder = tmp_path_factory.mktemp("shards")
-    writer = ShardWriter(folder, width, 4, pad=7)
+    writer = SequenceWriter(folder, width, 4, pad=7)
     writer.sequences_per_shard = 2
     written = []
     for lengths in documents:
@@ -60,7 +60,7 @@ def test_sequences_come_back_as_they_were_written(
         assert list(read.document_lengths) == documents[i] + [read.padding] * (read.padding > 0)
 
 
-def opened(folder: Path, writer: ShardWriter) -> sequence_store.SequenceStore:
+def opened(folder: Path, writer: SequenceWriter) -> sequence_store.SequenceStore:
     counts = sequence_store.DataDescription.__dataclass_fields__
     values = dict.fromkeys(counts, 0) | {
         "token_bytes": 4,

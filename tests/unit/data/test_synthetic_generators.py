@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from amnesia_bench.config.data_schema import Sized, SyntheticSource, Unsized
-from amnesia_bench.config.load import check
+from amnesia_bench.config.load import validate_values
 from amnesia_bench.data.row_forms import Columns
 from amnesia_bench.data.sources import read_rows, source_files
 from amnesia_bench.data.synthesize import ROWS, synthesize_rows
@@ -88,5 +88,5 @@ def test_a_generated_source_is_pinned_by_the_hash_of_the_file_it_would_be(tmp_pa
 def test_what_makes_no_sense_is_refused(values: dict[str, object], said: str) -> None:
     good = {"generator": "prose", "rows": 3, "words": 20, "seed": 0}
     with pytest.raises(UserError) as caught:
-        check(SyntheticSource, good | values)
+        validate_values(SyntheticSource, good | values)
     assert said in caught.value.what

@@ -6,9 +6,9 @@ from amnesia_bench.inference.batches import (
     MOST_ROWS,
     BatchLimits,
     Leaf,
-    columns_of,
     first_batch,
     leaves_of,
+    max_row_tokens,
 )
 from amnesia_bench.inference.prefix_tree import PrefixNode
 
@@ -38,7 +38,7 @@ def test_leaves_follow_the_walk_with_equal_lengths_side_by_side():
 
 def test_rows_times_columns_stay_below_the_limit_and_padding_counts():
     waiting = leaves((10, 2), (30, 5), (10, 2), (100, 5), (10, 2))
-    assert columns_of(waiting) == 105
+    assert max_row_tokens(waiting) == 105
     limits = BatchLimits(tokens=105, columns=None, unequal=True)
     assert batch_sizes(waiting, limits) == [3, 1, 1]
     assert batch_sizes(waiting, BatchLimits(104, None, unequal=True)) == [2, 1, 1, 1]

@@ -21,7 +21,7 @@ from amnesia_bench.errors import BusyError, StageFailedError, UserError
 from amnesia_bench.inference.generation import (
     GENERATIONS,
     RUN,
-    generate,
+    generate_missing,
     read_generations,
     read_run_record,
 )
@@ -29,7 +29,7 @@ from amnesia_bench.inference.protocol import Request, UntrustedAnswersError
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.store.lease import holding_lease
 from amnesia_bench.store.sealed_json import unseal
-from tests.support.fake_cells import PlantedEngine
+from tests.support.fake_prompt_sets import PlantedEngine
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0, top_p=1.0, top_k=None, stop=())
 DRAWN = Sampling(max_new_tokens=8, temperature=0.6, top_p=0.95, top_k=None, stop=("\n",))
@@ -72,7 +72,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 def test_answers_come_in_the_order_of_the_requests_and_are_read_back(tmp_path: Path) -> None:
     asked = requests(6, repeats=2)[::-1]
-    found = generate(Shuffled(1), asked, tmp_path / "run", identity=IDENTITY)
+    found = generate_missing(Shuffled(1), asked, tmp_path / "run", identity=IDENTITY)
     assert [answer.key for answer in found] == [request.key for request in asked]
     assert read_generations(tmp_path / "run") == found[::-1]
     assert [answer.seed for answer in found] == [request.seed for request in asked]
@@ -83,42 +83,42 @@ def test_a_run_that_died_leaves_the_bytes_of_one_that_did_not(
     dies_after: int, tmp_path: Path
 ) -> None:
     asked = requests(12)
-    generate(Shuffled(1), asked, tmp_path / "whole", identity=IDENTITY)
+    generate_missing(Shuffled(1), asked, tmp_path / "whole", identity=IDENTITY)
     with pytest.raises(RuntimeError, match="died"):
-        generate(Shuffled(2, dies_after), asked, tmp_path / "broken", identity=IDENTITY)
+        generate_missing(Shuffled(2, dies_after), asked, tmp_path / "broken", identity=IDENTITY)
     resumed = Shuffled(3)
-    generate(resumed, asked, tmp_path / "broken", identity=IDENTITY)
+    generate_missing(resumed, asked, tmp_path / "broken", identity=IDENTITY)
     assert len(resumed.answered) == 12 - dies_after
     assert files(tmp_path / "broken") == files(tmp_path / "whole")
 
 
 def test_cut_off_at_any_byte_it_resumes_to_the_same_bytes(tmp_path: Path) -> None:
     asked, folder = requests(3), tmp_path / "run"
-    expected = generate(PlantedEngine(0.5), asked, folder, identity=IDENTITY)
+    expected = generate_missing(PlantedEngine(0.5), asked, folder, identity=IDENTITY)
     whole = (folder / GENERATIONS).read_bytes()
     ends = [i + 1 for i, byte in enumerate(whole) if byte == ord("\n")]
     around_ends = {end + shift for end in ends for shift in (-2, -1, 0, 1)} - {len(whole) + 1}
     for kept in sorted({*range(0, len(whole), 23), *around_ends}):
         (folder / GENERATIONS).write_bytes(whole[:kept])
         engine = PlantedEngine(0.5)
-        assert generate(engine, asked, folder, identity=IDENTITY) == expected
+        assert generate_missing(engine, asked, folder, identity=IDENTITY) == expected
         assert (folder / GENERATIONS).read_bytes() == whole
         assert len(engine.answered) == 3 - whole[:kept].count(b"\n")
 
 
 def test_a_tail_of_zeros_as_a_power_cut_leaves_it_is_cut_off(tmp_path: Path) -> None:
     asked, folder = requests(3), tmp_path / "run"
-    expected = generate(PlantedEngine(0.5), asked, folder, identity=IDENTITY)
+    expected = generate_missing(PlantedEngine(0.5), asked, folder, identity=IDENTITY)
     with (folder / GENERATIONS).open("ab") as file:
         file.write(bytes(300))
-    assert generate(PlantedEngine(0.5), asked, folder, identity=IDENTITY) == expected
+    assert generate_missing(PlantedEngine(0.5), asked, folder, identity=IDENTITY) == expected
 
 
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
 from amnesia_bench.inference.generation import generate
-from tests.support.fake_cells import PlantedEngine
+from tests.support.fake_prompt_sets import PlantedEngine
 from tests.unit.inference.test_generate import IDENTITY, requests
 
 class Slow(PlantedEngine):
@@ -151,9 +151,9 @@ def test_killed_by_the_kernel_again_and_again_it_ends_as_if_nothing_had_been(
         assert process.wait() == -signal.SIGKILL
         lines = path.read_bytes().count(b"\n")
     resumed = PlantedEngine(0.5)
-    generate(resumed, requests(40), folder, identity=IDENTITY)
+    generate_missing(resumed, requests(40), folder, identity=IDENTITY)
     assert len(resumed.answered) == 40 - lines < 40
-    generate(PlantedEngine(0.5), requests(40), tmp_path / "whole", identity=IDENTITY)
+    generate_missing(PlantedEngine(0.5), requests(40), tmp_path / "whole", identity=IDENTITY)
     assert files(folder) == files(tmp_path / "whole")
     assert {path.name for path in tmp_path.iterdir()} == {"run", "whole"}
 
@@ -161,7 +161,7 @@ def test_killed_by_the_kernel_again_and_again_it_ends_as_if_nothing_had_been(
 def test_of_two_writers_the_second_is_told_who_is_writing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with holding_lease(folder), pytest.raises(BusyError, match=str(os.getpid())):
-        generate(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
+        generate_missing(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
     assert not folder.exists()
 
 
@@ -176,7 +176,7 @@ def test_a_writer_that_lost_its_lease_writes_no_more(tmp_path: Path) -> None:
                 yield generation
 
     with pytest.raises(StageFailedError, match="another process took over"):
-        generate(Overtaken(0.5), requests(5), folder, identity=IDENTITY)
+        generate_missing(Overtaken(0.5), requests(5), folder, identity=IDENTITY)
     assert len(read_generations(folder)) == 2
 
 
@@ -188,14 +188,14 @@ class OtherSettings(PlantedEngine):
 
 def test_answers_of_another_checkpoint_or_engine_are_never_taken(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    generate(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
+    generate_missing(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
     before = files(folder)
     with pytest.raises(UserError, match="checkpoint was sha256:a and is now sha256:c"):
-        generate(
+        generate_missing(
             PlantedEngine(0.5), requests(4), folder, identity={**IDENTITY, "checkpoint": "sha256:c"}
         )
     with pytest.raises(UserError, match="dtype was absent and is now float16"):
-        generate(OtherSettings(0.5), requests(4), folder, identity=IDENTITY)
+        generate_missing(OtherSettings(0.5), requests(4), folder, identity=IDENTITY)
     assert files(folder) == before
 
 
@@ -211,10 +211,10 @@ def test_answers_to_another_prompt_sampling_or_seed_are_never_taken(
     change: dict[str, object], tmp_path: Path
 ) -> None:
     folder, asked = tmp_path / "run", requests(3)
-    generate(PlantedEngine(0.5), asked, folder, identity=IDENTITY)
+    generate_missing(PlantedEngine(0.5), asked, folder, identity=IDENTITY)
     asked[1] = replace(asked[1], **change)  # type: ignore[arg-type]
     with pytest.raises(UserError, match="document 1"):
-        generate(PlantedEngine(0.5), asked, folder, identity=IDENTITY)
+        generate_missing(PlantedEngine(0.5), asked, folder, identity=IDENTITY)
 
 
 def test_answers_of_a_run_that_failed_its_check_are_not_kept(tmp_path: Path) -> None:
@@ -225,33 +225,35 @@ def test_answers_of_a_run_that_failed_its_check_are_not_kept(tmp_path: Path) -> 
 
     folder = tmp_path / "answers"
     with pytest.raises(UntrustedAnswersError):
-        generate(Wrong(0), requests(6), folder, identity=IDENTITY)
+        generate_missing(Wrong(0), requests(6), folder, identity=IDENTITY)
     assert files(folder) == {}
-    found = generate(Shuffled(0), requests(6), folder, identity=IDENTITY | {"prefixes": "full"})
+    found = generate_missing(
+        Shuffled(0), requests(6), folder, identity=IDENTITY | {"prefixes": "full"}
+    )
     assert len(found) == 6
 
 
 def test_more_samples_asked_for_later_cost_only_the_new_ones(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    generate(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
+    generate_missing(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
     engine = PlantedEngine(0.5)
-    assert len(generate(engine, requests(8), folder, identity=IDENTITY)) == 8
+    assert len(generate_missing(engine, requests(8), folder, identity=IDENTITY)) == 8
     assert engine.answered == [3, 4, 5, 6, 7]
     # Fewer than are there: the others stay.
-    assert len(generate(engine, requests(2), folder, identity=IDENTITY)) == 2
+    assert len(generate_missing(engine, requests(2), folder, identity=IDENTITY)) == 2
     assert len(read_generations(folder)) == 8
 
 
 def test_a_damaged_line_is_named_and_nothing_is_touched(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    generate(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
+    generate_missing(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
     path = folder / GENERATIONS
     lines = path.read_bytes().splitlines(keepends=True)
     for damaged in (b"{}\n", b"\xff\n", lines[1].replace(b'"doc": 1', b'"doc": "1"'), b"\n"):
         path.write_bytes(lines[0] + damaged + lines[2])
         before = files(folder)
         with pytest.raises(UserError, match="line 2 is damaged"):
-            generate(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
+            generate_missing(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
         assert files(folder) == before
 
 
@@ -260,7 +262,7 @@ def test_every_flipped_bit_is_refused_or_its_answer_generated_again(
 ) -> None:
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # thousands of them
     folder, asked = tmp_path / "run", requests(6)
-    expected = generate(PlantedEngine(0.5), asked, folder, identity=IDENTITY)
+    expected = generate_missing(PlantedEngine(0.5), asked, folder, identity=IDENTITY)
     whole, drawn = files(folder), Random(0)
     refused = again = 0
     for name, times in ((GENERATIONS, 700), (RUN, 200)):
@@ -272,7 +274,7 @@ def test_every_flipped_bit_is_refused_or_its_answer_generated_again(
             (folder / name).write_bytes(content)
             engine = PlantedEngine(0.5)
             try:
-                found = generate(engine, asked, folder, identity=IDENTITY)
+                found = generate_missing(engine, asked, folder, identity=IDENTITY)
             except UserError:
                 refused += 1
                 continue
@@ -283,21 +285,21 @@ def test_every_flipped_bit_is_refused_or_its_answer_generated_again(
 
 def test_answers_without_checksums_are_scored_but_not_resumed(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    expected = generate(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
+    expected = generate_missing(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
     lines = [unseal(line.decode()) for line in (folder / GENERATIONS).read_bytes().splitlines()]
     (folder / GENERATIONS).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
     (folder / RUN).write_text(json.dumps(dict(read_run_record(folder).depends)))
     assert read_generations(folder) == expected
     with pytest.raises(UserError, match="have no checksums"):
-        generate(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
+        generate_missing(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
 
 
 def test_answers_without_a_record_of_whose_they_are_are_refused(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    generate(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
+    generate_missing(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
     (folder / RUN).unlink()
     with pytest.raises(UserError, match=r"no run\.json"):
-        generate(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
+        generate_missing(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
 
 
 def test_half_a_surrogate_pair_survives(tmp_path: Path) -> None:
@@ -311,7 +313,7 @@ def test_half_a_surrogate_pair_survives(tmp_path: Path) -> None:
         )
         for request in asked
     )  # fmt: skip
-    (found,) = generate(engine, requests(1), tmp_path / "run", identity=IDENTITY)
+    (found,) = generate_missing(engine, requests(1), tmp_path / "run", identity=IDENTITY)
     assert read_generations(tmp_path / "run") == (found,)
     assert found.text == engine.wrong
 
@@ -323,14 +325,14 @@ def test_a_full_disk_keeps_what_was_answered_and_goes_on_later(tmp_path: Path) -
     try:
         resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
         with pytest.raises(StageFailedError, match=r"no space left.*are kept"):
-            generate(PlantedEngine(0.5), requests(20), folder, identity=IDENTITY)
+            generate_missing(PlantedEngine(0.5), requests(20), folder, identity=IDENTITY)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         signal.signal(signal.SIGXFSZ, handler)
     kept = len(read_generations(folder))
     assert 0 < kept < 20
     engine = PlantedEngine(0.5)
-    generate(engine, requests(20), folder, identity=IDENTITY)
+    generate_missing(engine, requests(20), folder, identity=IDENTITY)
     assert len(engine.answered) == 20 - kept
 
 
@@ -340,23 +342,23 @@ def test_an_engine_that_leaves_out_or_makes_up_answers_is_our_bug(tmp_path: Path
             return super().generate(requests[:2])
 
     with pytest.raises(RuntimeError, match="answered only 2 of 3"):
-        generate(Lazy(0.5), requests(3), tmp_path / "lazy", identity=IDENTITY)
+        generate_missing(Lazy(0.5), requests(3), tmp_path / "lazy", identity=IDENTITY)
     with pytest.raises(ValueError, match="two requests"):
-        generate(PlantedEngine(0.5), requests(2) * 2, tmp_path / "twice", identity=IDENTITY)
+        generate_missing(PlantedEngine(0.5), requests(2) * 2, tmp_path / "twice", identity=IDENTITY)
 
 
 def test_a_finished_folder_asks_the_engine_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    generate(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
+    generate_missing(PlantedEngine(0.5), requests(3), folder, identity=IDENTITY)
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir()}
     engine = PlantedEngine(0.5)
-    generate(engine, requests(3), folder, identity=IDENTITY)
+    generate_missing(engine, requests(3), folder, identity=IDENTITY)
     assert engine.answered == []
     assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
 
 
 def test_the_record_of_a_run_says_what_the_answers_depend_on(tmp_path: Path) -> None:
-    generate(PlantedEngine(0.5), requests(1), tmp_path / "run", identity=IDENTITY)
+    generate_missing(PlantedEngine(0.5), requests(1), tmp_path / "run", identity=IDENTITY)
     record = read_run_record(tmp_path / "run")
     assert record.depends == {"engine": "planted", **IDENTITY}
     assert record.sealed
@@ -365,7 +367,7 @@ def test_the_record_of_a_run_says_what_the_answers_depend_on(tmp_path: Path) -> 
 def test_a_file_in_the_way_is_a_users_mistake(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(UserError, match="not a folder"):
-        generate(PlantedEngine(0.5), requests(1), tmp_path / "run", identity=IDENTITY)
+        generate_missing(PlantedEngine(0.5), requests(1), tmp_path / "run", identity=IDENTITY)
 
 
 def test_answers_are_synced_once_a_second_and_when_all_are_there(
@@ -383,7 +385,7 @@ def test_answers_are_synced_once_a_second_and_when_all_are_there(
     # Each look at the clock is 0.6 s after the one before: every other answer is due.
     clock = SimpleNamespace(monotonic=lambda: 0.6 * next(now))
     monkeypatch.setattr("amnesia_bench.inference.generation.time", clock)
-    generate(PlantedEngine(0.5), requests(6), tmp_path / "out", identity=IDENTITY)
+    generate_missing(PlantedEngine(0.5), requests(6), tmp_path / "out", identity=IDENTITY)
     lines = files(tmp_path / "out")[GENERATIONS].splitlines(keepends=True)
     ends = list(itertools.accumulate(map(len, lines)))
     assert synced == [0, ends[1], ends[3], ends[5], ends[5]]

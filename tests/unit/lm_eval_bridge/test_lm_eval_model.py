@@ -13,7 +13,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.inference.protocol import Request
 from amnesia_bench.lm_eval_bridge.gen_kwargs import sampling_of
 from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
-from amnesia_bench.lm_eval_bridge.niah_task import cell_task, evaluate_one, task_config
+from amnesia_bench.lm_eval_bridge.niah_task import evaluate_one, prompt_set_task, task_config
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, TASKS
 from amnesia_bench.records.evaluation import Generation, SampleKey
 from amnesia_bench.tokenizers.special_tokens import with_special_tokens
@@ -90,7 +90,7 @@ def test_a_greedy_request_has_no_seed() -> None:
     assert {request.sampling.stop for request in engine.asked} == {("\n",)}
 
 
-class Cell:
+class OnePrompt:
     """One prompt, said to have 262,144 tokens."""
 
     task, context_tokens, name, sha256 = "niah_single_2", 262144, "niah_single_2@262144", "0" * 64
@@ -126,26 +126,28 @@ class Cell:
 
 
 def test_the_longest_length_is_aggregated_and_no_column_of_minus_one_is_left() -> None:
-    lm = AmnesiaLM(FakeEngine(lambda _: "7654321"), byte_tokenizer(), Cell())
-    results = evaluate_one(lm, cell_task(Cell()).specification, 1)["results"]
+    lm = AmnesiaLM(FakeEngine(lambda _: "7654321"), byte_tokenizer(), OnePrompt())
+    results = evaluate_one(lm, prompt_set_task(OnePrompt()).specification, 1)["results"]
     metrics = results["niah_single_2@262144"]
     assert metrics["262144,none"] == 1.0
     assert not [name for name in metrics if name.startswith("4096")]
 
 
 @pytest.mark.parametrize("bos", [True, False])
-def test_tokens_of_a_cell_are_those_that_lm_eval_would_make_of_its_prompt(bos: bool) -> None:
+def test_tokens_of_a_prompt_set_are_those_that_lm_eval_would_make_of_its_prompt(bos: bool) -> None:
     tokenizer = byte_tokenizer(bos=bos)
-    lm = AmnesiaLM(FakeEngine(lambda _: ""), tokenizer, Cell())
-    whole = lm.tok_encode(Cell().prompt(0))
-    assert list(with_special_tokens(tokenizer, Cell().tokens(0))) == whole
+    lm = AmnesiaLM(FakeEngine(lambda _: ""), tokenizer, OnePrompt())
+    whole = lm.tok_encode(OnePrompt().prompt(0))
+    assert list(with_special_tokens(tokenizer, OnePrompt().tokens(0))) == whole
     assert (whole[0] == tokenizer.bos_token_id) is bos
 
 
-def test_a_prompt_that_lm_eval_changed_is_not_answered_from_the_cell() -> None:
-    lm = AmnesiaLM(FakeEngine(lambda _: ""), byte_tokenizer(), Cell())
+def test_a_prompt_that_lm_eval_changed_is_not_answered_from_the_prompt_set() -> None:
+    lm = AmnesiaLM(FakeEngine(lambda _: ""), byte_tokenizer(), OnePrompt())
     with pytest.raises(UserError, match="document 0: lm-eval changed the prompt"):
-        evaluate_one(lm, {**cell_task(Cell()).specification, "description": "Be brief. "}, 1)
+        evaluate_one(
+            lm, {**prompt_set_task(OnePrompt()).specification, "description": "Be brief. "}, 1
+        )
 
 
 def test_a_template_puts_one_bos_only_and_continues_a_begun_answer() -> None:

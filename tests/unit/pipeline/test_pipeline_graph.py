@@ -6,7 +6,7 @@ import pytest
 
 from amnesia_bench.config.experiment_schema import load_jobs
 from amnesia_bench.errors import UserError
-from amnesia_bench.pipeline.graph import Graph, Row, build, stages_of
+from amnesia_bench.pipeline.graph import ExperimentRow, Graph, build, stages_of
 from amnesia_bench.pipeline.reporting import report_calls
 from amnesia_bench.pipeline.run import threads_of
 from amnesia_bench.pipeline.stage import Stage
@@ -16,7 +16,7 @@ def graphs(*overrides: str) -> list[Graph]:
     return [build(job) for job in load_jobs(overrides)]
 
 
-def row(graph: Graph, method: str, model: str = "tiny") -> Row:
+def row(graph: Graph, method: str, model: str = "tiny") -> ExperimentRow:
     return next(row for row in graph.rows if (row.method, row.model) == (method, model))
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amnesia_bench.reasoning.code.comparison import printed_difference, returned_equals
-from amnesia_bench.sandbox.driver import plain
+from amnesia_bench.sandbox.driver import json_value
 
 numbers = st.one_of(
     st.booleans(),
@@ -46,7 +46,7 @@ answers = st.recursive(
 
 
 def through_the_pipe(value: Any) -> Any:
-    return json.loads(json.dumps(plain(value)))
+    return json.loads(json.dumps(json_value(value)))
 
 
 class TestReturned:

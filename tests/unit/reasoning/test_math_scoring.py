@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amnesia_bench.config.eval_schema import Think
-from amnesia_bench.reasoning.judging import Attempt, Judged
+from amnesia_bench.reasoning.judging import Attempt, ScoringResult
 from amnesia_bench.reasoning.math import worker
 from amnesia_bench.reasoning.math.comparison import glance
 from amnesia_bench.reasoning.math.equality import Equality
@@ -38,7 +38,7 @@ def gold_of(row: Any) -> str:
     return str(row["gold"])
 
 
-def judge(scorer: MathScorer, pairs: list[tuple[str, str | None]]) -> Judged:
+def judge(scorer: MathScorer, pairs: list[tuple[str, str | None]]) -> ScoringResult:
     """Judge one text per problem."""
     attempts = [
         Attempt(key=SampleKey(task="t", doc=i, repeat=0), text=text)
@@ -51,7 +51,7 @@ def judge(scorer: MathScorer, pairs: list[tuple[str, str | None]]) -> Judged:
 
 
 @pytest.fixture(scope="module", params=["strict", "flexible"])
-def judged(request: pytest.FixtureRequest) -> tuple[str, Judged]:
+def judged(request: pytest.FixtureRequest) -> tuple[str, ScoringResult]:
     unboxed = {"strict": None, "flexible": "any"}[request.param]
     texts = [
         without_thinking(case["text"], THINK, opened=case.get("thinking_opened", False))
@@ -64,7 +64,7 @@ def judged(request: pytest.FixtureRequest) -> tuple[str, Judged]:
 
 
 @pytest.mark.parametrize("i", range(len(CASES)), ids=[case["text"][-40:] for case in CASES])
-def test_a_known_verdict(judged: tuple[str, Judged], i: int) -> None:
+def test_a_known_verdict(judged: tuple[str, ScoringResult], i: int) -> None:
     scorer, found = judged
     verdict = found.verdicts[i]
     assert verdict.outcome.value == CASES[i][scorer], (CASES[i], verdict)

@@ -14,9 +14,9 @@ from amnesia_bench.reasoning.paired import difference, differences
 from amnesia_bench.reasoning.reduce import (
     average,
     bootstrap,
-    estimate,
     majority,
     majority_expected,
+    mean_estimate,
     pass_at,
 )
 from amnesia_bench.records.reasoning import ProblemValues
@@ -107,23 +107,23 @@ def test_pass_at_more_than_there_is_is_refused(k: int) -> None:
 @settings(deadline=None, max_examples=20)
 def test_value_and_standard_error_are_over_problems(counts: list[int]) -> None:
     values = [count / 16 for count in counts]
-    found = estimate(values)
+    found = mean_estimate(values)
     mean = sum(values) / len(values)
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
     assert found.n == len(values)
     assert found.value == pytest.approx(mean)
     assert found.stderr == pytest.approx(math.sqrt(variance / len(values)), abs=1e-12)
     assert found.interval.low - 1e-12 <= found.value <= found.interval.high + 1e-12
-    assert estimate(values) == found
+    assert mean_estimate(values) == found
 
 
 def test_right_or_wrong_gets_wilsons_interval_and_shares_the_bootstraps() -> None:
-    assert estimate([1.0, 0.0, 1.0]).interval == wilson(2, 3)
-    assert estimate([1.0, 0.5, 1.0]).interval.method == "cluster_bootstrap"
-    assert estimate([0.0] * 30).interval == wilson(0, 30)
-    assert estimate([1.0]).stderr is None
+    assert mean_estimate([1.0, 0.0, 1.0]).interval == wilson(2, 3)
+    assert mean_estimate([1.0, 0.5, 1.0]).interval.method == "cluster_bootstrap"
+    assert mean_estimate([0.0] * 30).interval == wilson(0, 30)
+    assert mean_estimate([1.0]).stderr is None
     with pytest.raises(ValueError, match="no problems"):
-        estimate([])
+        mean_estimate([])
 
 
 def test_the_bootstrap_interval_is_that_of_the_exact_distribution() -> None:

@@ -11,14 +11,20 @@ import pytest
 
 from amnesia_bench.inference.protocol import Request
 from amnesia_bench.recall import measure as recall
-from amnesia_bench.recall.check import CheckPlan, CheckResult, check, overall, restore_command
-from amnesia_bench.recall.check_results import headline, markdown, publish_check
+from amnesia_bench.recall.check import (
+    CheckPlan,
+    CheckResult,
+    check,
+    overall_verdict,
+    restore_command,
+)
+from amnesia_bench.recall.check_results import check_markdown, headline, publish_check
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Sampling
 from amnesia_bench.records.recall import CheckReport, CheckVerdict, RecallSample, Rule
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.provenance import collect_provenance
-from tests.support.fake_cells import FakeCell, PlantedEngine, candidate
+from tests.support.fake_prompt_sets import FakePromptSet, PlantedEngine, candidate
 
 GREEDY = Sampling(max_new_tokens=8, temperature=0.0, top_p=1.0, top_k=None, stop=())
 LENGTHS = (1024, 8192)
@@ -35,7 +41,7 @@ def plan(*, samples: int = 100, restored: bool = False, post: str = "post") -> C
         pre=candidate("pre"),
         post=candidate(post),
         restored=candidate("restored") if restored else None,
-        cells=tuple(FakeCell(context_tokens=length, size=samples) for length in LENGTHS),
+        prompt_sets=tuple(FakePromptSet(context_tokens=length, size=samples) for length in LENGTHS),
         sampling=GREEDY,
         rule=Rule(samples=samples, margin=0.0, error_rate=0.025),
     )
@@ -138,7 +144,7 @@ def test_restored_answers_the_same_prompts_and_its_gain_is_measured(tmp_path: Pa
     assert gain["restored", "post"].p_value < 0.01
     prompts = {role: [s.key for s in result.samples if s.role == role] for role in cell.recall}
     assert prompts["pre"] == prompts["post"] == prompts["restored"]
-    assert "restored is +" in markdown(result.report)
+    assert "restored is +" in check_markdown(result.report)
 
 
 class Dies(Models):
@@ -229,7 +235,7 @@ def test_records_are_published_once_and_read_back(tmp_path: Path) -> None:
 
 def test_the_summary_says_the_verdict_the_table_and_the_command(tmp_path: Path) -> None:
     report = run(Models(pre=0.95, post=0.3), tmp_path).report
-    text = markdown(report)
+    text = check_markdown(report)
     assert text.startswith("### Long-range recall: recall regression: 50 of 400 answers")
     assert f"```sh\n{report.advice}\n```" in text
     assert "| niah_single_2 | 1024 | - | - | 0 | - | - | - | not run |" in text
@@ -262,9 +268,9 @@ def test_a_base_that_recalls_nothing_is_warned_of(tmp_path: Path) -> None:
 
 def test_the_verdict_on_all_cells() -> None:
     bad, good, open_ = CheckVerdict.REGRESSION, CheckVerdict.NO_REGRESSION, CheckVerdict.UNDECIDED
-    assert overall([good, bad, open_]) is bad
-    assert overall([good, good]) is good
-    assert overall([good, open_]) is open_
+    assert overall_verdict([good, bad, open_]) is bad
+    assert overall_verdict([good, good]) is good
+    assert overall_verdict([good, open_]) is open_
 
 
 def test_the_advice_can_be_typed_whatever_the_folders_are_called(tmp_path: Path) -> None:

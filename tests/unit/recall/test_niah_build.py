@@ -13,7 +13,7 @@ import pytest
 
 import amnesia_bench.recall.niah.generate as generate_module
 from amnesia_bench.errors import UserError
-from amnesia_bench.recall.niah import TASKS, NiahBuild, build_cells, open_cells
+from amnesia_bench.recall.niah import TASKS, NiahBuild, build_prompt_sets, open_prompt_sets
 from amnesia_bench.recall.niah.splicing import NotSpliceableError, SplicedText
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
@@ -44,42 +44,42 @@ def request_of(inputs: Path) -> Callable[..., NiahBuild]:
 
 
 def opened(folder: Path, inputs: Path) -> tuple[Any, ...]:
-    return open_cells(folder, load_tokenizer(inputs / "tokenizer"))
+    return open_prompt_sets(folder, load_tokenizer(inputs / "tokenizer"))
 
 
 def test_cells_give_back_prompts_tokens_and_where_the_needle_is(
     request_of: Callable[..., NiahBuild], inputs: Path, tmp_path: Path
 ) -> None:
-    build_cells(request_of(), tmp_path / "out")
+    build_prompt_sets(request_of(), tmp_path / "out")
     tokenizer = load_tokenizer(inputs / "tokenizer")
-    cells = open_cells(tmp_path / "out", tokenizer)
-    assert [cell.name for cell in cells] == [
+    prompt_sets = open_prompt_sets(tmp_path / "out", tokenizer)
+    assert [prompt_set.name for prompt_set in prompt_sets] == [
         f"{task}@{length}" for task in TASKS for length in (2048, 1000)
     ]
-    for cell in cells:
-        assert len(cell) == 6
+    for prompt_set in prompt_sets:
+        assert len(prompt_set) == 6
         for i in range(6):
-            document, tokens = cell.document(i), cell.tokens(i)
-            assert cell.prompt(i) == f"{document['input']} {document['gen_prefix']}"
-            assert document["outputs"] == [cell.value(i)]
-            assert document["length"] <= document["max_length"] == cell.context_tokens
-            own = tokenizer(cell.prompt(i), add_special_tokens=False).input_ids
+            document, tokens = prompt_set.document(i), prompt_set.tokens(i)
+            assert prompt_set.prompt(i) == f"{document['input']} {document['gen_prefix']}"
+            assert document["outputs"] == [prompt_set.value(i)]
+            assert document["length"] <= document["max_length"] == prompt_set.context_tokens
+            own = tokenizer(prompt_set.prompt(i), add_special_tokens=False).input_ids
             assert tokens.dtype == np.int32
             assert tokens.tolist() == own
-            assert cell.prompt_tokens(i) == len(own)
-            start, end = cell.needle_span(i)
-            assert f"is: {cell.value(i)}." in tokenizer.decode(tokens[start:end])
-            assert 0 <= cell.depth_percent(i) <= 100
-            digest = hashlib.sha256(cell.prompt(i).encode()).hexdigest()
-            assert cell.prompt_sha256(i) == digest
-    assert len({cell.sha256 for cell in cells}) == len(cells)
+            assert prompt_set.prompt_tokens(i) == len(own)
+            start, end = prompt_set.needle_span(i)
+            assert f"is: {prompt_set.value(i)}." in tokenizer.decode(tokens[start:end])
+            assert 0 <= prompt_set.depth_percent(i) <= 100
+            digest = hashlib.sha256(prompt_set.prompt(i).encode()).hexdigest()
+            assert prompt_set.prompt_sha256(i) == digest
+    assert len({prompt_set.sha256 for prompt_set in prompt_sets}) == len(prompt_sets)
 
 
 def test_an_artifact_says_what_it_was_made_from_and_is_the_same_when_made_again(
     request_of: Callable[..., NiahBuild], inputs: Path, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
-        build_cells(request_of(), tmp_path / name)
+        build_prompt_sets(request_of(), tmp_path / name)
     assert verify_manifest(tmp_path / "one") == []
     manifest = read_manifest(tmp_path / "one")
     assert [parent.role for parent in manifest.parents] == ["tokenizer", "haystack"]
@@ -96,11 +96,13 @@ def test_an_artifact_says_what_it_was_made_from_and_is_the_same_when_made_again(
 def test_a_cell_does_not_depend_on_what_was_built_beside_it(
     request_of: Callable[..., NiahBuild], inputs: Path, tmp_path: Path
 ) -> None:
-    build_cells(request_of(), tmp_path / "all")
+    build_prompt_sets(request_of(), tmp_path / "all")
     alone = request_of(tasks=("niah_single_2",), lengths=(1000,))
-    build_cells(alone, tmp_path / "alone")
+    build_prompt_sets(alone, tmp_path / "alone")
     (one,) = opened(tmp_path / "alone", inputs)
-    (same,) = (cell for cell in opened(tmp_path / "all", inputs) if cell.name == one.name)
+    (same,) = (
+        prompt_set for prompt_set in opened(tmp_path / "all", inputs) if prompt_set.name == one.name
+    )
     assert [same.document(i) for i in range(6)] == [one.document(i) for i in range(6)]
     assert same.sha256 == one.sha256
 
@@ -108,8 +110,10 @@ def test_a_cell_does_not_depend_on_what_was_built_beside_it(
 def test_lines_need_no_haystack(
     request_of: Callable[..., NiahBuild], inputs: Path, tmp_path: Path
 ) -> None:
-    build_cells(request_of(tasks=("niah_single_1",), haystack=None), tmp_path / "out")
-    assert [cell.task for cell in opened(tmp_path / "out", inputs)] == ["niah_single_1"] * 2
+    build_prompt_sets(request_of(tasks=("niah_single_1",), haystack=None), tmp_path / "out")
+    assert [prompt_set.task for prompt_set in opened(tmp_path / "out", inputs)] == [
+        "niah_single_1"
+    ] * 2
     assert not (tmp_path / "out" / "haystack.txt.gz").exists()
 
 
@@ -119,13 +123,13 @@ def test_where_splicing_is_wrong_whole_prompts_are_tokenised(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    build_cells(request_of(), tmp_path / "spliced")
+    build_prompt_sets(request_of(), tmp_path / "spliced")
 
     def never(self: SplicedText, pieces: object) -> None:
         raise NotSpliceableError
 
     monkeypatch.setattr(SplicedText, "compose", never)
-    records = build_cells(request_of(), tmp_path / "whole")
+    records = build_prompt_sets(request_of(), tmp_path / "whole")
     assert not any(record.spliced for record in records)
     pairs = zip(
         opened(tmp_path / "spliced", inputs), opened(tmp_path / "whole", inputs), strict=True
@@ -143,24 +147,24 @@ def test_a_haystack_that_is_too_short_says_how_far_it_reaches(
 ) -> None:
     request = request_of(tasks=("niah_single_2",), lengths=(1000, 100_000))
     with pytest.raises(UserError, match=r"reach (\d+) tokens, 100000 were") as caught:
-        build_cells(request, tmp_path / "out")
+        build_prompt_sets(request, tmp_path / "out")
     reach = int(caught.value.what.split("reach ")[1].split()[0])
     assert 3000 < reach < 6000
     assert "--repeat" in (caught.value.hint or "")
     assert list(tmp_path.iterdir()) == []
-    build_cells(replace(request, lengths=(reach - 1,)), tmp_path / "out")
+    build_prompt_sets(replace(request, lengths=(reach - 1,)), tmp_path / "out")
 
 
 def test_a_repeated_haystack_is_that_text_written_so_often(
     request_of: Callable[..., NiahBuild], inputs: Path, tmp_path: Path
 ) -> None:
     request = request_of(tasks=("niah_single_2",), lengths=(20_000,), repeat=True)
-    build_cells(request, tmp_path / "repeated")
+    build_prompt_sets(request, tmp_path / "repeated")
     copies = json.loads((tmp_path / "repeated" / "prompts.json").read_text())["haystack"]["copies"]
     assert copies > 1
     longer = tmp_path / "longer.txt"
     longer.write_text(" ".join([ESSAY] * copies))
-    build_cells(replace(request, haystack=str(longer), repeat=False), tmp_path / "longer")
+    build_prompt_sets(replace(request, haystack=str(longer), repeat=False), tmp_path / "longer")
     (ours,), (same,) = (opened(tmp_path / name, inputs) for name in ("repeated", "longer"))
     assert ours.sha256 == same.sha256
     assert max(len(ours.tokens(i)) for i in range(6)) > 19_000
@@ -169,7 +173,7 @@ def test_a_repeated_haystack_is_that_text_written_so_often(
 def test_a_haystack_that_is_long_enough_is_not_repeated(
     request_of: Callable[..., NiahBuild], tmp_path: Path
 ) -> None:
-    build_cells(request_of(repeat=True), tmp_path / "out")
+    build_prompt_sets(request_of(repeat=True), tmp_path / "out")
     haystack = json.loads((tmp_path / "out" / "prompts.json").read_text())["haystack"]
     assert haystack["copies"] == 1
 
@@ -193,7 +197,7 @@ def test_a_request_that_cannot_be_met_is_refused_and_nothing_is_left(
     request_of: Callable[..., NiahBuild], tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError, match=message):
-        build_cells(request_of(**changes), tmp_path / "out")
+        build_prompt_sets(request_of(**changes), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -201,7 +205,7 @@ def test_an_unknown_task_names_the_nearest(
     request_of: Callable[..., NiahBuild], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"Did you mean niah_single_2\?"):
-        build_cells(request_of(tasks=("niah_singel_2",)), tmp_path / "out")
+        build_prompt_sets(request_of(tasks=("niah_singel_2",)), tmp_path / "out")
 
 
 def test_an_existing_output_is_left_alone(
@@ -209,17 +213,17 @@ def test_an_existing_output_is_left_alone(
 ) -> None:
     (tmp_path / "kept").write_text("mine")
     with pytest.raises(UserError, match="already exists"):
-        build_cells(request_of(), tmp_path)
+        build_prompt_sets(request_of(), tmp_path)
     assert (tmp_path / "kept").read_text() == "mine"
 
 
 def test_prompts_for_another_tokenizer_are_refused(
     request_of: Callable[..., NiahBuild], tmp_path: Path
 ) -> None:
-    build_cells(request_of(tasks=("niah_single_1",), lengths=(1000,)), tmp_path / "out")
+    build_prompt_sets(request_of(tasks=("niah_single_1",), lengths=(1000,)), tmp_path / "out")
     other = load_tokenizer(train_metaspace(tmp_path / "other", ESSAY))
     with pytest.raises(UserError, match="another tokenizer"):
-        open_cells(tmp_path / "out", other)
+        open_prompt_sets(tmp_path / "out", other)
 
 
 def test_damaged_prompts_and_other_folders_are_refused(
@@ -227,7 +231,7 @@ def test_damaged_prompts_and_other_folders_are_refused(
 ) -> None:
     with pytest.raises(UserError, match="not a finished artifact"):
         opened(tmp_path, inputs)
-    build_cells(request_of(tasks=("niah_single_1",), lengths=(1000,)), tmp_path / "out")
+    build_prompt_sets(request_of(tasks=("niah_single_1",), lengths=(1000,)), tmp_path / "out")
     path = tmp_path / "out" / "cells" / "niah_single_1@1000.json"
     path.write_text(path.read_text().replace("niah_single_1", "niah_single_2"))
     with pytest.raises(UserError, match=r"damaged: cells/niah_single_1@1000\.json"):
@@ -237,6 +241,8 @@ def test_damaged_prompts_and_other_folders_are_refused(
 def test_an_estimate_that_is_far_off_ends_the_splicing(
     request_of: Callable[..., NiahBuild], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate_module.CellMaker, "_estimate", lambda self, units: math.inf)
-    (record,) = build_cells(request_of(tasks=("niah_single_2",), lengths=(2048,)), tmp_path / "out")
+    monkeypatch.setattr(generate_module.PromptSetMaker, "_estimate", lambda self, units: math.inf)
+    (record,) = build_prompt_sets(
+        request_of(tasks=("niah_single_2",), lengths=(2048,)), tmp_path / "out"
+    )
     assert not record.spliced

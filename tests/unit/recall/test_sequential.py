@@ -15,9 +15,9 @@ Chances = tuple[float, float, float, float]
 
 
 def simulate(
-    chances: Chances, rng: np.random.Generator, rule: Rule = RULE, num_cells: int = 1
+    chances: Chances, rng: np.random.Generator, rule: Rule = RULE, num_prompt_sets: int = 1
 ) -> tuple[CheckVerdict, int]:
-    """Return the verdict on one simulated cell, and how many prompts it took.
+    """Return the verdict on one simulated prompt set, and how many prompts it took.
 
     `chances` are those of: both right, only pre, only post, none.
     """
@@ -28,17 +28,17 @@ def simulate(
         total = total + rng.multinomial(look - before, chances)
         both, pre, post, neither = map(int, total)
         history.append(PairedCounts(both=both, only_first=pre, only_second=post, neither=neither))
-        verdict = judge(history, rule, num_cells)
+        verdict = judge(history, rule, num_prompt_sets)
         if verdict is not CheckVerdict.UNDECIDED:
             break
     return verdict, history[-1].n
 
 
 def rate(
-    wanted: CheckVerdict, chances: Chances, trials: int, rule: Rule = RULE, num_cells: int = 1
+    wanted: CheckVerdict, chances: Chances, trials: int, rule: Rule = RULE, num_prompt_sets: int = 1
 ) -> float:
     rng = np.random.default_rng(1)
-    found = [simulate(chances, rng, rule, num_cells)[0] for _ in range(trials)]
+    found = [simulate(chances, rng, rule, num_prompt_sets)[0] for _ in range(trials)]
     return found.count(wanted) / trials
 
 
@@ -92,7 +92,7 @@ def test_false_alarms_of_a_check_of_six_cells_stay_below_it_too() -> None:
     rng = np.random.default_rng(2)
     alarms = sum(
         any(
-            simulate((0.6, 0.15, 0.15, 0.1), rng, num_cells=6)[0] is CheckVerdict.REGRESSION
+            simulate((0.6, 0.15, 0.15, 0.1), rng, num_prompt_sets=6)[0] is CheckVerdict.REGRESSION
             for _ in range(6)
         )
         for _ in range(200)

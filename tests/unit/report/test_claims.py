@@ -9,8 +9,8 @@ from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import Claim, TableConfig
 from amnesia_bench.records.report import ClaimVerdict, DecidedClaim
 from amnesia_bench.report.claims import decide
-from amnesia_bench.report.places import Places, place_cells
 from amnesia_bench.report.sources import parse_source, read_source
+from amnesia_bench.report.table_slots import Places, fill_slots
 from amnesia_bench.statistics import clustered_mean
 from tests.support.report_cells import LENGTHS, forgetful, tiny_table, write_all, write_recall
 
@@ -30,7 +30,7 @@ def claim(weights: dict[str, float], above: float = 0.0, than: str | None = None
 
 def places_of(labelled: list[str]) -> Places:
     cells = [cell for text in labelled for cell in read_source(parse_source(text), Path())[0]]
-    return place_cells(cells, tiny_table())
+    return fill_slots(cells, tiny_table())
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import pytest
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
-from amnesia_bench.report.layout import columns_of
+from amnesia_bench.report.layout import table_columns
 from amnesia_bench.report.published import (
     published_tables,
     published_value,
@@ -55,7 +55,7 @@ def printed(table: str) -> list[tuple[str, str, list[str]]]:
 
 @pytest.mark.parametrize("table", SIZES)
 def test_every_cell_is_as_the_paper_prints_it(table: str) -> None:
-    columns = [c.key for c in columns_of(load_option("report", table, [], TableConfig))]
+    columns = [c.key for c in table_columns(load_option("report", table, [], TableConfig))]
     ours = read_published(table)
     found = {}
     for model, method, fields in printed(table):
@@ -67,7 +67,7 @@ def test_every_cell_is_as_the_paper_prints_it(table: str) -> None:
 
 
 def test_the_differences_in_parentheses_are_unsigned() -> None:
-    columns = [c.key for c in columns_of(load_option("report", "table1", [], TableConfig))]
+    columns = [c.key for c in table_columns(load_option("report", "table1", [], TableConfig))]
     ours, losses = read_published("table1"), []
     for model, method, fields in printed("table1"):
         for column, field in zip(columns, fields, strict=True):
@@ -86,7 +86,7 @@ def test_the_differences_in_parentheses_are_unsigned() -> None:
 @pytest.mark.parametrize("table", SIZES)
 def test_rows_and_columns_are_those_of_the_layout(table: str) -> None:
     config = load_option("report", table, [], TableConfig)
-    keys = {column.key for column in columns_of(config)}
+    keys = {column.key for column in table_columns(config)}
     for model, method, column in read_published(table):
         assert model in config.models
         assert method in config.methods

@@ -23,8 +23,8 @@ from amnesia_bench.records.report import (
 from amnesia_bench.report import svg
 from amnesia_bench.report.figures import drift_figure, heat_map_figure, recall_figure
 from amnesia_bench.report.layout import length_label
-from amnesia_bench.report.places import place_cells
-from amnesia_bench.report.sources import Source, read_source
+from amnesia_bench.report.sources import CellFolder, read_source
+from amnesia_bench.report.table_slots import fill_slots
 from amnesia_bench.report.tables import build_table
 from amnesia_bench.report.trade_off_figure import trade_off_figure
 from tests.support.report_cells import forgetful, tiny_table, write_recall
@@ -70,8 +70,8 @@ def test_a_heat_map_says_recall_and_n_and_leaves_empty_fields_empty() -> None:
 def test_a_curve_of_recall_is_higher_where_recall_is(tmp_path: Path) -> None:
     table = tiny_table()
     folder = write_recall(tmp_path / "post", "post", forgetful("post"))
-    cells, _ = read_source(Source(folder=folder, model="tiny"), tmp_path)
-    built = build_table("table1", table, place_cells(cells, table))
+    cells, _ = read_source(CellFolder(folder=folder, model="tiny"), tmp_path)
+    built = build_table("table1", table, fill_slots(cells, table))
     drawn = recall_figure(built, "tiny")
     assert drawn is not None
     root = ElementTree.fromstring(drawn)

@@ -5,7 +5,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from amnesia_bench.report.labels import LINE, Rectangle, place_labels, spread
+from amnesia_bench.report.labels import LINE, Rectangle, place_labels, spread_labels
 
 AREA = Rectangle(50, 10, 750, 370)
 
@@ -35,13 +35,13 @@ def test_a_label_keeps_off_a_line_where_there_is_room() -> None:
 
 
 def test_heights_are_spread_in_their_order() -> None:
-    moved = spread([50.0, 52.0, 51.0, 200.0], LINE, 0, 210)
+    moved = spread_labels([50.0, 52.0, 51.0, 200.0], LINE, 0, 210)
     assert moved[0] < moved[2] < moved[1] < moved[3] == 200
     assert min(np.diff(sorted(moved))) >= LINE
-    crowded = spread([100.0] * 5, LINE, 30, 100)
+    crowded = spread_labels([100.0] * 5, LINE, 30, 100)
     assert max(crowded) == 100
     assert min(np.diff(sorted(crowded))) >= LINE
 
 
 def test_too_many_for_the_height_stay_apart_all_the_same() -> None:
-    assert min(np.diff(sorted(spread([0.0] * 9, 14, 0, 50)))) >= 14
+    assert min(np.diff(sorted(spread_labels([0.0] * 9, 14, 0, 50)))) >= 14

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from amnesia_bench.report.paths import OUTSIDE, portable, relative, shown, typed
+from amnesia_bench.report.paths import OUTSIDE, portable, relative, shown, typed_path
 
 
 def test_a_path_is_told_from_the_folder_of_the_report() -> None:
@@ -34,4 +34,4 @@ def test_a_command_is_told_as_typed_but_for_absolute_paths(
         *("amnesia", "report", "--cells", "tiny/post@x/0=store/a"),
         *("--out", f"{OUTSIDE}/deep/results", "report.models=[tiny]", "--drift=relative/file"),
     )
-    assert typed("strict") == "strict"
+    assert typed_path("strict") == "strict"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amnesia_bench.reasoning.reduce import estimate
+from amnesia_bench.reasoning.reduce import mean_estimate
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
@@ -23,7 +23,7 @@ def placed(by_seed: Values, *, shared: bool, answers: bool = True, repeats: int 
     cells, known = [], {}
     for seed, values in by_seed.items():
         identity = "same" if shared else f"of {seed}"
-        found = estimate(values)
+        found = mean_estimate(values)
         cell = Cell(
             model="tiny",
             method="post",

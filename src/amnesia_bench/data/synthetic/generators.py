@@ -25,7 +25,7 @@ UNSIZED: Mapping[str, Callable[[np.random.Generator], Row]] = {
     "copies": prose.copies,
     "varied_copies": prose.varied_copies,
     "word_problems": problems.word_problem,
-    "conversations": problems.conversation,
+    "conversations": problems.draw_conversation,
     "programs": problems.program,
     "test_problems": problems.test_problem,
 }
@@ -33,7 +33,7 @@ UNSIZED: Mapping[str, Callable[[np.random.Generator], Row]] = {
 _STREAMS = {"long_instructions": "short_instructions"}
 
 
-def generate(source: SyntheticSource) -> Iterator[Row]:
+def synthetic_rows(source: SyntheticSource) -> Iterator[Row]:
     """Yield the rows of a source. Row i depends on generator, seed, words and i alone."""
     name = source.generator
     stream = zlib.crc32(_STREAMS.get(name, name).encode())
@@ -48,7 +48,7 @@ def generate(source: SyntheticSource) -> Iterator[Row]:
 
 def lines(source: SyntheticSource) -> Iterator[bytes]:
     """Yield the rows as lines of JSON."""
-    for row in generate(source):
+    for row in synthetic_rows(source):
         yield f"{json.dumps(row)}\n".encode()
 
 

@@ -60,7 +60,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Problem:
+class CountingProblem:
     """A count from 0 through a few events."""
 
     events: tuple[Event, ...]
@@ -96,28 +96,28 @@ class Problem:
         )
 
 
-def draw_problem(rng: np.random.Generator, *, test: bool) -> Problem:
+def draw_problem(rng: np.random.Generator, *, test: bool) -> CountingProblem:
     """Return a problem of the half that is evaluated, or of the other."""
     while True:
         count = _MIN_EVENTS + below(rng, _MAX_EVENTS - _MIN_EVENTS + 1)
         verbs = shuffled(rng, GAINS + LOSSES)[:count]
-        problem = Problem(tuple(Event(verb, 1 + below(rng, _MAX_AMOUNT)) for verb in verbs))
+        problem = CountingProblem(tuple(Event(verb, 1 + below(rng, _MAX_AMOUNT)) for verb in verbs))
         if problem.is_test is test:
             return problem
 
 
-def _receipts(rng: np.random.Generator, problem: Problem) -> list[str]:
+def _receipts(rng: np.random.Generator, problem: CountingProblem) -> list[str]:
     return ["-".join(hexadecimal(rng, 4) for _ in range(1 + below(rng, 2))) for _ in problem.events]
 
 
-def _events(problem: Problem, receipts: Sequence[str]) -> str:
+def _events(problem: CountingProblem, receipts: Sequence[str]) -> str:
     return ", ".join(
         f"on {day} {receipt} {event.verb} {event.amount}"
         for day, receipt, event in zip(DAYS, receipts, problem.events, strict=False)
     )
 
 
-def _question(rng: np.random.Generator, problem: Problem, receipts: Sequence[str]) -> str:
+def _question(rng: np.random.Generator, problem: CountingProblem, receipts: Sequence[str]) -> str:
     told = f"{pick(rng, NAMES)} {_events(problem, receipts)}."
     return f"A count of {pick(rng, GOODS)} begins at 0 and wraps after 9. {told} What is the count?"
 
@@ -130,7 +130,7 @@ def word_problem(rng: np.random.Generator) -> dict[str, str]:
     return {"question": f"{_question(rng, problem, receipts)}\n{REQUEST}", "response": response}
 
 
-def conversation(rng: np.random.Generator) -> dict[str, object]:
+def draw_conversation(rng: np.random.Generator) -> dict[str, object]:
     """Return a row of Tulu-3's schema: a problem, answered at once or, one in four, by a chain.
 
     Of three bases that had not met the format of chains, one forgot everything when it was

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia_bench.config.data_schema import SyntheticSource
-from amnesia_bench.data.synthetic.generators import SIZED, UNSIZED, generate
+from amnesia_bench.data.synthetic.generators import SIZED, UNSIZED, synthetic_rows
 from amnesia_bench.errors import MissingEnvironmentError
 
 VOCABULARY = 1280
@@ -113,7 +113,7 @@ def _texts(seed: int) -> Iterator[str]:
                 "seed": seed,
             }
         )
-        for row in generate(source):
+        for row in synthetic_rows(source):
             yield from _strings(json.loads(json.dumps(row)))
     yield from _PAIRS * _PAIR_COUNT
 

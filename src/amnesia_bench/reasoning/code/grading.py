@@ -15,7 +15,7 @@ from amnesia_bench.reasoning.code.comparison import (
     printed_difference,
     returned_equals,
 )
-from amnesia_bench.reasoning.code.problems import Problem, ProblemKind, ProgramTest
+from amnesia_bench.reasoning.code.problems import CodeProblem, ProblemKind, ProgramTest
 from amnesia_bench.records.evaluation import Outcome
 from amnesia_bench.records.reasoning import Checker
 from amnesia_bench.sandbox import (
@@ -38,7 +38,7 @@ class Grade:
 
 def grade(
     code: str,
-    problem: Problem,
+    problem: CodeProblem,
     tests: Sequence[ProgramTest],
     launcher: Launcher,
     limits: Limits,
@@ -81,7 +81,7 @@ class _Grader:
 class _DriverGrader(_Grader):
     """One process answers all tests, as in LiveCodeBench's checker."""
 
-    def grade(self, code: str, problem: Problem, tests: Sequence[ProgramTest]) -> Grade:
+    def grade(self, code: str, problem: CodeProblem, tests: Sequence[ProgramTest]) -> Grade:
         lenient = self.checker is Checker.LENIENT
         job = {"code": code, "function": problem.function, "lenient": lenient}
         where = "loading"
@@ -103,7 +103,7 @@ class _DriverGrader(_Grader):
 class _ScriptGrader(_Grader):
     """A process per test, whose end is the answer: plain Python."""
 
-    def grade(self, code: str, problem: Problem, tests: Sequence[ProgramTest]) -> Grade:
+    def grade(self, code: str, problem: CodeProblem, tests: Sequence[ProgramTest]) -> Grade:
         for number, test in enumerate(tests, start=1):
             where = f"test {number} of {len(tests)}"
             try:
@@ -113,7 +113,7 @@ class _ScriptGrader(_Grader):
                 return _stopped(error, where)
         return Grade(Outcome.CORRECT, None)
 
-    def _run(self, code: str, problem: Problem, test: ProgramTest) -> str | None:
+    def _run(self, code: str, problem: CodeProblem, test: ProgramTest) -> str | None:
         most = self._most(test)
         limits = replace(self.limits, file_bytes=most)
         total = limits.total_seconds(1)
@@ -144,7 +144,7 @@ def _stopped(error: ProgramStoppedError, where: str) -> Grade:
 
 
 def _judge(
-    answer: Mapping[str, Any], test: ProgramTest, problem: Problem, checker: Checker
+    answer: Mapping[str, Any], test: ProgramTest, problem: CodeProblem, checker: Checker
 ) -> str | None:
     """Return what is wrong with an answer, None if nothing is."""
     lenient = checker is Checker.LENIENT

@@ -11,9 +11,9 @@ from threading import Event
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.reasoning.code.grading import grade
-from amnesia_bench.reasoning.code.problems import Problem
+from amnesia_bench.reasoning.code.problems import CodeProblem
 from amnesia_bench.reasoning.code.prompt import extract
-from amnesia_bench.reasoning.judging import Attempt, Judged, Row
+from amnesia_bench.reasoning.judging import Attempt, Row, ScoringResult
 from amnesia_bench.records.evaluation import Outcome, Verdict
 from amnesia_bench.records.reasoning import Checker
 from amnesia_bench.sandbox import Launcher, Limits, open_launcher
@@ -47,10 +47,10 @@ class ProgramScorer:
         }
         return settings if self.launcher is None else {**self.launcher.settings, **settings}
 
-    def __call__(self, rows: Sequence[Row], attempts: Sequence[Attempt]) -> Judged:
+    def __call__(self, rows: Sequence[Row], attempts: Sequence[Attempt]) -> ScoringResult:
         launcher = self.launcher or open_launcher()
         problems = [problem_of(row) for row in rows]
-        verdicts = score(
+        verdicts = score_programs(
             problems,
             attempts,
             launcher,
@@ -58,18 +58,18 @@ class ProgramScorer:
             checker=self.checker,
             workers=self.workers,
         )
-        return Judged(verdicts=verdicts, votes=None)
+        return ScoringResult(verdicts=verdicts, votes=None)
 
 
-def problem_of(row: Row) -> Problem:
+def problem_of(row: Row) -> CodeProblem:
     """Return the problem in a row."""
     problem = row[PROBLEM]
-    assert isinstance(problem, Problem)
+    assert isinstance(problem, CodeProblem)
     return problem
 
 
-def score(
-    problems: Sequence[Problem],
+def score_programs(
+    problems: Sequence[CodeProblem],
     attempts: Iterable[Attempt],
     launcher: Launcher,
     *,

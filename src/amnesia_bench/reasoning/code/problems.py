@@ -63,7 +63,7 @@ class ProgramTest:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Problem:
+class CodeProblem:
     """A problem, and where its tests lie. `function` is None where programs read stdin."""
 
     name: str
@@ -100,7 +100,7 @@ class Problem:
 
 def load_problems(
     window: int, *, path: Path | None = None, revision: str = REVISION
-) -> tuple[Problem, ...]:
+) -> tuple[CodeProblem, ...]:
     """Return the problems of a window in the order of the files.
 
     Args:
@@ -139,7 +139,7 @@ def load_problems(
     return problems
 
 
-def problems_identity(problems: tuple[Problem, ...]) -> str:
+def problems_identity(problems: tuple[CodeProblem, ...]) -> str:
     """Return a sha256 of the problems, tests and order included."""
     return hashlib.sha256("\n".join(problem.sha256 for problem in problems).encode()).hexdigest()
 
@@ -162,7 +162,7 @@ def _download(name: str, revision: str) -> Path:
         ) from error
 
 
-def _read(source: Path) -> Iterator[tuple[Problem, datetime]]:
+def _read(source: Path) -> Iterator[tuple[CodeProblem, datetime]]:
     offset = 0
     try:
         with source.open("rb") as file:
@@ -176,7 +176,7 @@ def _read(source: Path) -> Iterator[tuple[Problem, datetime]]:
         raise UserError(f"{source}: is empty")
 
 
-def _problem(line: bytes, source: Path, offset: int, where: str) -> tuple[Problem, datetime]:
+def _problem(line: bytes, source: Path, offset: int, where: str) -> tuple[CodeProblem, datetime]:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -192,7 +192,7 @@ def _problem(line: bytes, source: Path, offset: int, where: str) -> tuple[Proble
         date = datetime.fromisoformat(row["contest_date"]).replace(tzinfo=None)
     except (ValueError, AttributeError) as error:
         raise UserError(f"{where}: metadata or contest_date: {error}") from error
-    problem = Problem(
+    problem = CodeProblem(
         name=row["question_id"],
         question=row["question_content"],
         starter_code=row["starter_code"],

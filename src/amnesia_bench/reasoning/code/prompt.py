@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amnesia_bench.reasoning.code.problems import Problem
+from amnesia_bench.reasoning.code.problems import CodeProblem
 
 # LiveCodeBench's prompt for reasoning models (lcb_runner/prompts/code_generation.py at 28fef95).
 _TASK = (
@@ -20,7 +20,7 @@ _WITHOUT_STARTER = (
 _FENCE = "```"
 
 
-def prompt(problem: Problem) -> str:
+def prompt(problem: CodeProblem) -> str:
     """Return the text of the one user message; there is no system message."""
     sentence = _WITH_STARTER if problem.starter_code else _WITHOUT_STARTER
     code = problem.starter_code or "# YOUR CODE HERE"

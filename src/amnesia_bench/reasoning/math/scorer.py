@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 
-from amnesia_bench.reasoning.judging import Attempt, Judged, Row
+from amnesia_bench.reasoning.judging import Attempt, Row, ScoringResult
 from amnesia_bench.reasoning.math.comparison import is_list
 from amnesia_bench.reasoning.math.equality import Equality, obstacle_of
 from amnesia_bench.reasoning.math.extraction import last_boxed, last_number, without_boxes
@@ -32,13 +32,13 @@ class MathScorer:
     gold: Callable[[Row], str]
     unboxed: str | None = None
 
-    def __call__(self, rows: Sequence[Row], attempts: Sequence[Attempt]) -> Judged:
+    def __call__(self, rows: Sequence[Row], attempts: Sequence[Attempt]) -> ScoringResult:
         with ComparisonPool() as pool:
             return self.judge(rows, attempts, pool)
 
     def judge(
         self, rows: Sequence[Row], attempts: Sequence[Attempt], pool: ComparisonPool
-    ) -> Judged:
+    ) -> ScoringResult:
         """Judge as a call does, in processes that outlive it."""
         golds = [self.gold(rows[attempt.key.doc]) for attempt in attempts]
         answers = self._extract(golds, attempts, pool)
@@ -51,7 +51,7 @@ class MathScorer:
             Verdict(key=attempt.key, outcome=outcome, answer=answer, detail=detail)
             for attempt, answer, (outcome, detail) in zip(attempts, answers, judged, strict=True)
         )
-        return Judged(verdicts=verdicts, votes=votes)
+        return ScoringResult(verdicts=verdicts, votes=votes)
 
     def _extract(
         self, golds: Sequence[str], attempts: Sequence[Attempt], pool: ComparisonPool

@@ -31,7 +31,7 @@ _VARIABLE = re.compile(
 _MIN_BITS = 40
 
 
-def serve(
+def answer_requests(
     seconds: float,
     memory_bytes: int,
     prepare: Callable[[], object],
@@ -220,4 +220,4 @@ def _send(replies: Any, reply: Any) -> None:
 
 
 if __name__ == "__main__":
-    serve(float(sys.argv[1]), MEMORY_BYTES, _load, _answer)
+    answer_requests(float(sys.argv[1]), MEMORY_BYTES, _load, _answer)

@@ -6,7 +6,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.reasoning.judging import Row
 from amnesia_bench.reasoning.math.scorer import MathScorer
 from amnesia_bench.reasoning.tasks.prompts import step_by_step
-from amnesia_bench.reasoning.tasks.task import ReasoningTask, Reducer, Source
+from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ReasoningTask, Reducer
 
 _MARK = "####"
 
@@ -30,7 +30,7 @@ def gold(row: Row) -> str:
 
 GSM8K = ReasoningTask(
     name="gsm8k",
-    source=Source(
+    source=BenchmarkSource(
         hub_id="openai/gsm8k",
         config="main",
         split="test",

@@ -9,10 +9,10 @@ from typing import Any
 from amnesia_bench.errors import UserError
 from amnesia_bench.reasoning import ifeval_checkers
 from amnesia_bench.reasoning.ifeval_checkers import LONG_CHARACTERS, follows_all, instructions_of
-from amnesia_bench.reasoning.judging import Attempt, Judged, Row
+from amnesia_bench.reasoning.judging import Attempt, Row, ScoringResult
 from amnesia_bench.reasoning.math.equality import obstacle_of
 from amnesia_bench.reasoning.math.pool import ComparisonPool
-from amnesia_bench.reasoning.tasks.task import ReasoningTask, Reducer, Source
+from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ReasoningTask, Reducer
 from amnesia_bench.records.evaluation import Outcome, Verdict
 
 
@@ -20,7 +20,7 @@ def _message(row: Row) -> str:
     return str(row["prompt"])
 
 
-def _strict(rows: Sequence[Row], attempts: Sequence[Attempt]) -> Judged:
+def _strict(rows: Sequence[Row], attempts: Sequence[Attempt]) -> ScoringResult:
     """Judge each answer; a long one in a process of its own, whose time is bounded."""
     long = [a for a in attempts if len(a.text or "") > LONG_CHARACTERS and (a.text or "").strip()]
     requests = [(json.dumps(rows[a.key.doc], default=str), a.text or "") for a in long]
@@ -28,7 +28,7 @@ def _strict(rows: Sequence[Row], attempts: Sequence[Attempt]) -> Judged:
         instructions_of(rows[attempt.key.doc])  # a row that is not IFEval's is named here
     with ComparisonPool(ifeval_checkers.__name__, "lm_eval") as pool:
         replies = dict(zip((a.key for a in long), pool.run(requests), strict=True))
-    return Judged(
+    return ScoringResult(
         verdicts=tuple(_verdict(rows[a.key.doc], a, replies.get(a.key)) for a in attempts),
         votes=None,
     )
@@ -55,7 +55,7 @@ def _verdict(row: Row, attempt: Attempt, reply: Any) -> Verdict:
 
 IFEVAL = ReasoningTask(
     name="ifeval",
-    source=Source(
+    source=BenchmarkSource(
         hub_id="google/IFEval",
         config=None,
         split="train",

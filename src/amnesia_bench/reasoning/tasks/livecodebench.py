@@ -14,7 +14,7 @@ from amnesia_bench.reasoning.code.problems import (
 )
 from amnesia_bench.reasoning.code.prompt import prompt
 from amnesia_bench.reasoning.judging import Row
-from amnesia_bench.reasoning.tasks.task import Documents, ReasoningTask, Reducer, Source
+from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ProblemSet, ReasoningTask, Reducer
 from amnesia_bench.records.reasoning import Checker
 
 
@@ -22,10 +22,10 @@ def _message(row: Row) -> str:
     return prompt(problem_of(row))
 
 
-def _load(data: Path | None, limit: int | None, window: int) -> Documents:
+def _load(data: Path | None, limit: int | None, window: int) -> ProblemSet:
     problems = load_problems(window, path=data)
     taken = problems[:limit]
-    return Documents(
+    return ProblemSet(
         rows=tuple({PROBLEM: problem} for problem in taken),
         origin=f"{REPOSITORY}@{REVISION}" if data is None else str(data.resolve()),
         sha256=problems_identity(taken),
@@ -35,7 +35,7 @@ def _load(data: Path | None, limit: int | None, window: int) -> Documents:
 
 LIVECODEBENCH = ReasoningTask(
     name="livecodebench",
-    source=Source(
+    source=BenchmarkSource(
         hub_id=REPOSITORY,
         config=None,
         split="test",

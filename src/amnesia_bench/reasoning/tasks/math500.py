@@ -5,7 +5,7 @@ from __future__ import annotations
 from amnesia_bench.reasoning.judging import Row
 from amnesia_bench.reasoning.math.scorer import MathScorer
 from amnesia_bench.reasoning.tasks.prompts import step_by_step
-from amnesia_bench.reasoning.tasks.task import ReasoningTask, Reducer, Source
+from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ReasoningTask, Reducer
 
 
 def _message(row: Row) -> str:
@@ -18,7 +18,7 @@ def _gold(row: Row) -> str:
 
 MATH500 = ReasoningTask(
     name="math500",
-    source=Source(
+    source=BenchmarkSource(
         hub_id="HuggingFaceH4/MATH-500",
         config=None,
         split="test",

@@ -13,7 +13,7 @@ from amnesia_bench.reasoning.judging import Row, Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class BenchmarkSource:
     """Where a task's problems come from.
 
     `revision` is a commit of the data set on the hub. `fields` are those that are read, with
@@ -29,7 +29,7 @@ class Source:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Documents:
+class ProblemSet:
     """Problems in their order.
 
     `origin` is where they came from, `sha256` the hash of the fields that are read: one data set
@@ -46,7 +46,7 @@ class Documents:
 class Loader(Protocol):
     """Reads the problems of one window of a benchmark that has several."""
 
-    def __call__(self, data: Path | None, limit: int | None, window: int) -> Documents:
+    def __call__(self, data: Path | None, limit: int | None, window: int) -> ProblemSet:
         """Read the problems; see `reasoning.documents.load_documents`."""
         ...
 
@@ -79,7 +79,7 @@ class ReasoningTask:
     """
 
     name: str
-    source: Source
+    source: BenchmarkSource
     message: Callable[[Row], str]
     scorers: Mapping[str, Scorer]
     reducers: tuple[Reducer, ...]

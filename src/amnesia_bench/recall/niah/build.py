@@ -1,4 +1,4 @@
-"""`amnesia niah build`: all cells for one tokenizer, into one artifact."""
+"""`amnesia niah build`: all prompt sets for one tokenizer, into one artifact."""
 
 from __future__ import annotations
 
@@ -13,16 +13,23 @@ from random import Random
 from typing import Any
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.recall.niah.documents import Documents, Essays, Lines
-from amnesia_bench.recall.niah.generate import CellMaker, TooShortError
+from amnesia_bench.recall.niah.documents import Essays, HaystackDocuments, Lines
+from amnesia_bench.recall.niah.generate import PromptSetMaker, TooShortError
 from amnesia_bench.recall.niah.haystack import Haystack, read_haystack
-from amnesia_bench.recall.niah.layout import CELLS, HAYSTACK, KIND, PROMPTS, TOKENIZER, cell_name
+from amnesia_bench.recall.niah.layout import (
+    HAYSTACK,
+    KIND,
+    PROMPT_SETS,
+    PROMPTS,
+    TOKENIZER,
+    prompt_set_name,
+)
 from amnesia_bench.recall.niah.splicing import SplicedText
 from amnesia_bench.recall.niah.tasks import SEED, NiahTask, find_task
 from amnesia_bench.recall.niah.words import WORDS_SHA256, needle_keys
 from amnesia_bench.records.artifacts import Manifest, Parent
 from amnesia_bench.records.codec import to_json
-from amnesia_bench.records.niah import HaystackSource, NiahCellRecord, NiahPrompts
+from amnesia_bench.records.niah import HaystackSource, NiahPrompts, PromptSetRecord
 from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.provenance import collect_provenance, ended_now
@@ -55,7 +62,7 @@ class NiahBuild:
     repeat: bool = False
 
 
-def build_cells(build: NiahBuild, out: Path) -> tuple[NiahCellRecord, ...]:
+def build_prompt_sets(build: NiahBuild, out: Path) -> tuple[PromptSetRecord, ...]:
     """Write the prompts to `out`, whole or not at all, and return their records.
 
     Raises:
@@ -70,8 +77,8 @@ def build_cells(build: NiahBuild, out: Path) -> tuple[NiahCellRecord, ...]:
     with publishing(out) as work:
         # The longest first: it is where a haystack turns out too short.
         lengths = sorted(set(build.lengths), reverse=True)
-        cells = tuple(maker.cell(task, length) for task in tasks for length in lengths)
-        files = _write(work.folder, cells, maker)
+        prompt_sets = tuple(maker.prompt_set(task, length) for task in tasks for length in lengths)
+        files = _write(work.folder, prompt_sets, maker)
         work.finish(
             Manifest(
                 kind=KIND,
@@ -83,13 +90,13 @@ def build_cells(build: NiahBuild, out: Path) -> tuple[NiahCellRecord, ...]:
                 provenance=ended_now(provenance),
             )
         )
-    return cells
+    return prompt_sets
 
 
 def _read_inputs(build: NiahBuild, tasks: Sequence[NiahTask]) -> Haystack | None:
     """Check what was asked for, and read the haystack if a task needs one."""
     if build.samples < 1:
-        raise UserError(f"samples is {build.samples}", hint="A cell has at least one (500).")
+        raise UserError(f"samples is {build.samples}", hint="A prompt set has at least one (500).")
     if not build.lengths or not tasks:
         raise UserError("nothing to build: give at least one task and one length")
     if min(build.lengths) < 1:
@@ -105,20 +112,20 @@ def _read_inputs(build: NiahBuild, tasks: Sequence[NiahTask]) -> Haystack | None
 
 
 class _Maker:
-    """Makes cells; those of one kind of haystack share its tokens."""
+    """Makes prompt sets; those of one kind of haystack share its tokens."""
 
     def __init__(self, build: NiahBuild, tokenizer: Any, haystack: Haystack | None) -> None:
         self._build = build
         self._tokenizer = tokenizer
         self._haystack = haystack
         self._keys = needle_keys()
-        self._bases: dict[bool, tuple[Documents, SplicedText]] = {}
+        self._bases: dict[bool, tuple[HaystackDocuments, SplicedText]] = {}
         self._tokenizer_sha256 = tokenizer_identity(tokenizer)
         self.tokenizer_parts = tokenizer_parts(tokenizer)
 
-    def cell(self, task: NiahTask, length: int) -> NiahCellRecord:
+    def prompt_set(self, task: NiahTask, length: int) -> PromptSetRecord:
         documents, base = self._base(essays=task.essays)
-        maker = CellMaker(
+        maker = PromptSetMaker(
             task=task,
             context_tokens=length,
             haystack=documents,
@@ -136,28 +143,31 @@ class _Maker:
                 hint=f"Ask for less than {error.tokens}, give a longer haystack, or --repeat.",
             ) from error
 
-    def stored_haystack(self, cells: Sequence[NiahCellRecord]) -> str | None:
+    def stored_haystack(self, prompt_sets: Sequence[PromptSetRecord]) -> str | None:
         """Return as much of the essays as the prompts need; None when they need none."""
         if self._haystack is None:
             return None
         _, base = self._base(essays=True)
         shared = [
             document.shared
-            for cell in cells
-            if find_task(cell.task).essays
-            for document in cell.documents
+            for prompt_set in prompt_sets
+            if find_task(prompt_set.task).essays
+            for document in prompt_set.documents
         ]
         return base.text[: max(shared)]
 
-    def prompts(self, cells: Sequence[NiahCellRecord]) -> NiahPrompts:
-        """Return what the cells have in common."""
+    def prompts(self, prompt_sets: Sequence[PromptSetRecord]) -> NiahPrompts:
+        """Return what the prompt sets have in common."""
         return NiahPrompts(
             generator=_GENERATOR,
             tokenizer_sha256=self._tokenizer_sha256,
             words_sha256=WORDS_SHA256,
             seed=SEED,
             haystack=self._source(),
-            cells=tuple(cell_name(cell.task, cell.context_tokens) for cell in cells),
+            cells=tuple(
+                prompt_set_name(prompt_set.task, prompt_set.context_tokens)
+                for prompt_set in prompt_sets
+            ),
         )
 
     def parents(self) -> tuple[Parent, ...]:
@@ -189,12 +199,12 @@ class _Maker:
             splitter_sha256=splitter.sha256,
         )
 
-    def _base(self, *, essays: bool) -> tuple[Documents, SplicedText]:
+    def _base(self, *, essays: bool) -> tuple[HaystackDocuments, SplicedText]:
         if essays not in self._bases:
             self._bases[essays] = self._essays() if essays else self._tokenised(Lines())
         return self._bases[essays]
 
-    def _essays(self) -> tuple[Documents, SplicedText]:
+    def _essays(self) -> tuple[HaystackDocuments, SplicedText]:
         assert self._haystack is not None
         split = sentence_splitter().split
         documents, base = self._tokenised(Essays(self._haystack.words, split))
@@ -204,7 +214,7 @@ class _Maker:
         self._haystack = self._haystack.repeated(longest // tokens + 2)
         return self._tokenised(Essays(self._haystack.words, split))
 
-    def _tokenised(self, documents: Documents) -> tuple[Documents, SplicedText]:
+    def _tokenised(self, documents: HaystackDocuments) -> tuple[HaystackDocuments, SplicedText]:
         """Return documents with one, tokenised, that goes a step beyond the longest length."""
         longest = max(self._build.lengths)
         step = documents.increment(longest)
@@ -218,18 +228,22 @@ class _Maker:
             units = math.ceil(1.02 * units * longest / max(1, tokens))
 
 
-def _write(folder: Path, cells: Sequence[NiahCellRecord], maker: _Maker) -> list[str]:
+def _write(folder: Path, prompt_sets: Sequence[PromptSetRecord], maker: _Maker) -> list[str]:
     """Write all files but the manifest, and return their paths."""
     files = [PROMPTS, TOKENIZER]
-    write_json(folder / PROMPTS, to_json(maker.prompts(cells)))
+    write_json(folder / PROMPTS, to_json(maker.prompts(prompt_sets)))
     write_json(folder / TOKENIZER, to_json(maker.tokenizer_parts))
-    text = maker.stored_haystack(cells)
+    text = maker.stored_haystack(prompt_sets)
     if text is not None:
         # No time of day in it: the same prompts are the same bytes.
         (folder / HAYSTACK).write_bytes(gzip.compress(text.encode(), mtime=0))
         files.append(HAYSTACK)
-    (folder / CELLS).mkdir()
-    for cell in cells:
-        files.append(f"{CELLS}/{cell_name(cell.task, cell.context_tokens)}.json")
-        (folder / files[-1]).write_text(json.dumps(to_json(cell), separators=(",", ":")) + "\n")
+    (folder / PROMPT_SETS).mkdir()
+    for prompt_set in prompt_sets:
+        files.append(
+            f"{PROMPT_SETS}/{prompt_set_name(prompt_set.task, prompt_set.context_tokens)}.json"
+        )
+        (folder / files[-1]).write_text(
+            json.dumps(to_json(prompt_set), separators=(",", ":")) + "\n"
+        )
     return files

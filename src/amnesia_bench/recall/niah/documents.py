@@ -22,7 +22,7 @@ _SPLIT_AGAIN = 4000
 _AGREEING = 3
 
 
-class Documents(Protocol):
+class HaystackDocuments(Protocol):
     """Documents of one kind of haystack, by their number of units. Characters count from 0."""
 
     @property

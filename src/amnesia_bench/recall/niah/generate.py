@@ -1,4 +1,4 @@
-"""All prompts of a cell, drawn as lm-eval 0.4.13 draws them.
+"""All prompts of one set, drawn as lm-eval 0.4.13 draws them.
 
 lm-eval first searches for the number of haystack units that fills the length, with a sample for
 every step, then makes the samples. Every draw is made here too, in the same order, but only the
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.recall.niah.documents import Documents, shared_characters
+from amnesia_bench.recall.niah.documents import HaystackDocuments, shared_characters
 from amnesia_bench.recall.niah.prompts import prompt_pieces, surrounded
 from amnesia_bench.recall.niah.splicing import (
     NotSpliceableError,
@@ -30,7 +30,7 @@ from amnesia_bench.recall.niah.splicing import (
     tokenize,
 )
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, NiahTask
-from amnesia_bench.records.niah import NiahCellRecord, NiahDocument, NiahSamples
+from amnesia_bench.records.niah import NiahDocument, NiahSamples, PromptSetRecord
 
 _ANSWER_TOKENS = NIAH_SAMPLING.max_new_tokens
 # An estimate this far below the length, in tokens, needs no measuring. Estimates are held against
@@ -73,7 +73,7 @@ class _Row:
     prompt_sha256: str
 
 
-class CellMaker:
+class PromptSetMaker:
     """Makes the prompts of one task at one length.
 
     Args:
@@ -89,7 +89,7 @@ class CellMaker:
         self,
         task: NiahTask,
         context_tokens: int,
-        haystack: Documents,
+        haystack: HaystackDocuments,
         tokenizer: Any,
         base: SplicedText,
         keys: Sequence[str],
@@ -111,8 +111,8 @@ class CellMaker:
         # Needles in essays have 40 positions, and hashing 256K tokens takes a millisecond.
         self._hashed = lru_cache(maxsize=40)(self._hash_before)
 
-    def make(self, samples: int, rng: Random) -> NiahCellRecord:
-        """Draw a cell; `rng` is left in the state that lm-eval leaves Python's own in.
+    def make(self, samples: int, rng: Random) -> PromptSetRecord:
+        """Draw a prompt set; `rng` is left in the state that lm-eval leaves Python's own in.
 
         Raises:
             UserError: the length has no room for the words around the haystack.
@@ -126,7 +126,7 @@ class CellMaker:
             self._text = self._whole
             return self._make(samples, rng)
 
-    def _make(self, samples: int, rng: Random) -> NiahCellRecord:
+    def _make(self, samples: int, rng: Random) -> PromptSetRecord:
         units = self._search(rng)
         rows = [self._sample(units, rng) for _ in range(samples)]
         self._check(rows[0])
@@ -136,7 +136,7 @@ class CellMaker:
             for name in NiahSamples.__dataclass_fields__
             if name != "document"
         }
-        return NiahCellRecord(
+        return PromptSetRecord(
             task=self._task.name,
             context_tokens=self._context_tokens,
             spliced=self._text is self._base,

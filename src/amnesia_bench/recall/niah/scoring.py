@@ -9,7 +9,7 @@ from amnesia_bench.records.evaluation import Generation, Outcome, Verdict
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
 
-def score(generation: Generation, value: str) -> Verdict:
+def score_needle(generation: Generation, value: str) -> Verdict:
     """Judge one answer by lm-eval's `string_match_all` with one value to be found.
 
     White space around the answer and control characters in it do not count, nor does the case.

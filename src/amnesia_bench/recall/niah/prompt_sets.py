@@ -16,7 +16,14 @@ from numpy.typing import NDArray
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.recall.niah.documents import Lines
-from amnesia_bench.recall.niah.layout import CELLS, HAYSTACK, KIND, PROMPTS, TOKENIZER, cell_name
+from amnesia_bench.recall.niah.layout import (
+    HAYSTACK,
+    KIND,
+    PROMPT_SETS,
+    PROMPTS,
+    TOKENIZER,
+    prompt_set_name,
+)
 from amnesia_bench.recall.niah.prompts import prompt_pieces
 from amnesia_bench.recall.niah.splicing import (
     NotSpliceableError,
@@ -27,7 +34,7 @@ from amnesia_bench.recall.niah.splicing import (
 )
 from amnesia_bench.recall.niah.tasks import find_task
 from amnesia_bench.records.codec import from_json
-from amnesia_bench.records.niah import NiahCellRecord, NiahPrompts, TokenizerParts
+from amnesia_bench.records.niah import NiahPrompts, PromptSetRecord, TokenizerParts
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.tokenizers.checkpoint_tokenizer import (
@@ -40,7 +47,7 @@ from amnesia_bench.tokenizers.checkpoint_tokenizer import (
 _SEAM_CHARACTERS = 512
 
 
-def open_cells(folder: Path, tokenizer: Any) -> tuple[NiahCell, ...]:
+def open_prompt_sets(folder: Path, tokenizer: Any) -> tuple[NiahPromptSet, ...]:
     """Open an artifact of prompts; nothing but the artifact is needed.
 
     Args:
@@ -66,19 +73,21 @@ def open_cells(folder: Path, tokenizer: Any) -> tuple[NiahCell, ...]:
     check_offsets(tokenizer, type(tokenizer).__name__)
     records = []
     for name in prompts.cells:
-        path = folder / CELLS / f"{name}.json"
-        records.append(from_json(NiahCellRecord, read_json(path), str(path)))
+        path = folder / PROMPT_SETS / f"{name}.json"
+        records.append(from_json(PromptSetRecord, read_json(path), str(path)))
     essays = _Haystack(tokenizer, _essays(folder, prompts))
     lines = _Haystack(tokenizer, _lines(records))
-    cells = tuple(
-        NiahCell(
+    prompt_sets = tuple(
+        NiahPromptSet(
             record, essays if find_task(record.task).essays else lines, prompts.tokenizer_sha256
         )
         for record in records
     )
     if tokenizer_identity(tokenizer) != prompts.tokenizer_sha256:
-        check_same_tokens(folder, tokenizer, [text for cell in cells for text in cell.texts()])
-    return cells
+        check_same_tokens(
+            folder, tokenizer, [text for prompt_set in prompt_sets for text in prompt_set.texts()]
+        )
+    return prompt_sets
 
 
 def check_same_tokens(folder: Path, tokenizer: Any, texts: Iterable[str]) -> None:
@@ -112,16 +121,16 @@ def check_same_tokens(folder: Path, tokenizer: Any, texts: Iterable[str]) -> Non
                 )
 
 
-class NiahCell:
+class NiahPromptSet:
     """The prompts of one task at one length, all that lm-eval knows of them and a little more.
 
-    Texts and tokens are made when they are asked for: a cell at 256K would take a gigabyte.
+    Texts and tokens are made when they are asked for: a prompt set at 256K would take a gigabyte.
     """
 
-    def __init__(self, record: NiahCellRecord, haystack: _Haystack, tokenizer_sha256: str) -> None:
+    def __init__(self, record: PromptSetRecord, haystack: _Haystack, tokenizer_sha256: str) -> None:
         self.task = record.task
         self.context_tokens = record.context_tokens
-        self.name = cell_name(record.task, record.context_tokens)
+        self.name = prompt_set_name(record.task, record.context_tokens)
         self._task = find_task(record.task)
         self._record = record
         self._samples = record.samples
@@ -206,7 +215,7 @@ class NiahCell:
 
 
 class _Haystack:
-    """The text that cells share, tokenised when some cell first needs its tokens."""
+    """The text that prompt sets share, tokenised when some prompt set first needs its tokens."""
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self.text = text
@@ -232,7 +241,7 @@ def _essays(folder: Path, prompts: NiahPrompts) -> str:
     return gzip.decompress((folder / HAYSTACK).read_bytes()).decode()
 
 
-def _lines(records: Sequence[NiahCellRecord]) -> str:
+def _lines(records: Sequence[PromptSetRecord]) -> str:
     units = [
         document.units
         for record in records

@@ -9,14 +9,14 @@ import pytest
 from amnesia_bench.config.load import load_option, options
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
-from amnesia_bench.report.places import (
-    left_out,
-    place_cells,
-    refuse_ambiguous,
-    without_column,
-)
 from amnesia_bench.report.rows import after_sft, full_name
 from amnesia_bench.report.sources import FoundCell, parse_source, read_source
+from amnesia_bench.report.table_slots import (
+    fill_slots,
+    refuse_ambiguous,
+    unused_cells,
+    without_column,
+)
 from tests.support.report_cells import forgetful, tiny_overrides, write_recall
 
 PAPERS = ("table1", "table2", "table3", "table4")
@@ -40,9 +40,7 @@ def cells(folder: Path, *labels: str) -> list[FoundCell]:
 
 
 def rows(found: list[FoundCell], tables: dict[str, TableConfig]) -> dict[str, set[str]]:
-    return {
-        name: {row for _, row, _ in place_cells(found, table)} for name, table in tables.items()
-    }
+    return {name: {row for _, row, _ in fill_slots(found, table)} for name, table in tables.items()}
 
 
 def test_a_fine_tunes_cells_are_in_its_tables_and_those_before_any_in_all(
@@ -90,8 +88,8 @@ def test_what_fits_nowhere_is_said_once_with_the_nearest_name(
     tables: dict[str, TableConfig], folder: Path
 ) -> None:
     found = cells(folder, "tiny/post@miromnd", "tiny/pst@tulu3", "tinny/pre", "tiny/pre")
-    placed = [place_cells(found, table) for table in tables.values()]
-    said = left_out(found, placed, tables)
+    placed = [fill_slots(found, table) for table in tables.values()]
+    said = unused_cells(found, placed, tables)
     assert len(said) == 3
     assert "no method 'post@miromnd' in table1, table2, table3, table4" in said[0]
     assert "Did you mean post@miromind?" in said[0]
@@ -111,9 +109,9 @@ def test_an_artifact_that_is_used_in_part_is_not_spoken_of(
     (tmp_path / "a" / "cells.json").unlink()
     (tmp_path / "a" / "manifest.json").write_text(json.dumps(manifest | {"files": []}))
     found = cells(tmp_path / "a", "tiny/pre")
-    placed = [place_cells(found, table) for table in tables.values()]
+    placed = [fill_slots(found, table) for table in tables.values()]
     assert len(found) == 6
-    assert left_out(found, placed, tables) == ()
+    assert unused_cells(found, placed, tables) == ()
     names = ", ".join(tables)
     lacking = ", ".join(f"niah_single_{n} at 512" for n in (1, 2, 3))
     assert without_column(found, placed, tables) == (f"no column in {names}: {lacking}",)
@@ -124,8 +122,8 @@ def test_cells_of_other_lengths_are_said_to_have_no_column(
 ) -> None:
     write_recall(tmp_path / "a", "pre", forgetful("pre"), samples=2, lengths=(512,))
     found = cells(tmp_path / "a", "tiny/pre")
-    placed = [place_cells(found, table) for table in tables.values()]
-    (said,) = left_out(found, placed, tables)
+    placed = [fill_slots(found, table) for table in tables.values()]
+    (said,) = unused_cells(found, placed, tables)
     assert "no column" in said
 
 
@@ -134,14 +132,14 @@ def test_some_with_and_some_without_a_seed_are_refused(
 ) -> None:
     found = cells(folder, "tiny/pre", "tiny/pre/1")
     with pytest.raises(UserError, match="with and without a seed"):
-        place_cells(found, tables["table1"])
+        fill_slots(found, tables["table1"])
 
 
 def test_answers_of_one_seed_do_not_pass_for_anothers(
     tables: dict[str, TableConfig], folder: Path
 ) -> None:
     found = cells(folder, "tiny/pre/1", "tiny/pre/2")
-    places = place_cells(found, tables["table1"])
+    places = fill_slots(found, tables["table1"])
     placed = places["tiny", "pre", "niah_single_3@1024"]
     assert {seed for seed, _, _ in placed.answers} == {"1", "2"}
     assert (placed.n, placed.prompts) == (4, 2)

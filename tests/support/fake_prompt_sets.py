@@ -18,7 +18,7 @@ from amnesia_bench.store.held_files import HeldFiles
 
 
 @dataclass(frozen=True)
-class FakeCell:
+class FakePromptSet:
     """Prompt `i` is the tokens [length, i], its value `v<i>`, its depth one of 40."""
 
     task: str = "niah_single_2"

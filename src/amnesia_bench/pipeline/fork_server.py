@@ -48,12 +48,12 @@ _POLL_SECONDS = 0.05
 
 
 @contextmanager
-def warm_server(folder: Path) -> Iterator[str]:
+def fork_server(folder: Path) -> Iterator[str]:
     """Start a server whose socket is in a folder with a short path; yields the socket.
 
     It takes commands as soon as it is ready.
     """
-    path = str(folder / "warm")
+    path = str(folder / "forks")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen(64)

@@ -11,8 +11,8 @@ from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.report import Column
 from amnesia_bench.report.answers import answers_of
-from amnesia_bench.report.layout import columns_of
-from amnesia_bench.report.paths import typed
+from amnesia_bench.report.layout import table_columns
+from amnesia_bench.report.paths import typed_path
 from amnesia_bench.report.pooling import Placed
 from amnesia_bench.report.rows import BEFORE_SFT, full_name, row_of, rows_of
 from amnesia_bench.report.sources import FoundCell
@@ -22,7 +22,7 @@ Place = tuple[str, str, str]
 Places = Mapping[Place, Placed]
 
 
-def place_cells(found: Iterable[FoundCell], table: TableConfig) -> Places:
+def fill_slots(found: Iterable[FoundCell], table: TableConfig) -> Places:
     """Sort cells into a table.
 
     Cells of other models and rows, and of columns that the table lacks, are left out: an
@@ -31,7 +31,7 @@ def place_cells(found: Iterable[FoundCell], table: TableConfig) -> Places:
     Raises:
         UserError: two different cells for one place, or answers that are not the cell's.
     """
-    columns = columns_of(table)
+    columns = table_columns(table)
     sorted_: defaultdict[Place, dict[str | None, FoundCell]] = defaultdict(dict)
     for each in found:
         row = _row_for(each, table)
@@ -67,7 +67,7 @@ def refuse_ambiguous(found: Iterable[FoundCell], tables: Mapping[str, TableConfi
             )
 
 
-def left_out(
+def unused_cells(
     found: Iterable[FoundCell], placed: Sequence[Places], tables: Mapping[str, TableConfig]
 ) -> tuple[str, ...]:
     """Say once of each artifact and row why none of its cells is in any table."""
@@ -75,7 +75,7 @@ def left_out(
     unused = [each for each in found if _key(each) not in used]
     return tuple(
         dict.fromkeys(
-            f"{typed(each.artifact or each.path)}: {_why_not(each, tables)}" for each in unused
+            f"{typed_path(each.artifact or each.path)}: {_why_not(each, tables)}" for each in unused
         )
     )
 
@@ -115,7 +115,7 @@ def _why_not(found: FoundCell, tables: Mapping[str, TableConfig]) -> str:
     rows = sorted({row for table in tables.values() for row in _labels(table)})
     for kind, name, known in (("model", found.model, models), ("method", found.method, rows)):
         if name not in known:
-            return f"no {kind} {typed(name)!r} in {where}, left out. {nearest(name, known)}"
+            return f"no {kind} {typed_path(name)!r} in {where}, left out. {nearest(name, known)}"
     return f"in {where} this row has no column for its task, length, metric and scorer, left out"
 
 
@@ -179,7 +179,7 @@ def differing_settings(places: Places) -> tuple[str, ...]:
     for (model, _, column), placed in places.items():
         for found in placed.cells:
             for name, value in found.cell.settings.items():
-                values[model, column, name].add(typed(value))
+                values[model, column, name].add(typed_path(value))
     differing: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
     for (model, column, name), seen in values.items():
         if len(seen) > 1:
