@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from amnesia_bench.reasoning.tasks import load_eval as load_eval
     from amnesia_bench.recall.check import check as check
     from amnesia_bench.recall.niah.build import build_prompts as build_prompts
-    from amnesia_bench.report.building import report as report
+    from amnesia_bench.reporting.building import report as report
     from amnesia_bench.surgery.diff import diff as diff
     from amnesia_bench.surgery.restoration import restore as restore
     from amnesia_bench.surgery.verification import verify as verify
@@ -74,7 +74,7 @@ FRONT_DOORS = {
     # Experiments.
     "plan": FrontDoor("pipeline.plan"),
     "run": FrontDoor("pipeline.run"),
-    "report": FrontDoor("report.building"),
+    "report": FrontDoor("reporting.building"),
     # Configs that requests hold, by name.
     "load_variant": FrontDoor("config.load"),
     "load_data": FrontDoor("config.load"),

@@ -15,9 +15,9 @@ from amnesia_bench.pipeline.graph import Graph, build
 from amnesia_bench.pipeline.producers import check_table_columns
 from amnesia_bench.reasoning.cells import metrics_of
 from amnesia_bench.reasoning.tasks import TASKS
-from amnesia_bench.report.layout import table_columns
-from amnesia_bench.report.published import read_published
-from amnesia_bench.report.rows import full_name, rows_of
+from amnesia_bench.reporting.layout import table_columns
+from amnesia_bench.reporting.published import read_published
+from amnesia_bench.reporting.rows import full_name, rows_of
 
 # A column: task, metric, scorer and length.
 Produced = tuple[str, str, str | None, int | None]

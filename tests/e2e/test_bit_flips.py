@@ -24,7 +24,7 @@ from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
 from amnesia_bench.lm_eval_bridge.layer_ranking import rank_layers, read_ranking
 from amnesia_bench.reasoning.score import compare, read_cells, score
 from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
-from amnesia_bench.report.sources import CellFolder, read_source
+from amnesia_bench.reporting.sources import CellFolder, read_source
 from amnesia_bench.surgery import restore
 from amnesia_bench.surgery.verification import verify
 from amnesia_bench.training.inputs import data_parent

@@ -169,7 +169,7 @@ def _gradients(args: argparse.Namespace, progress: TerminalProgress) -> _Analysi
     from amnesia_bench.analysis.gradients import check_distance, gradients_by_distance
     from amnesia_bench.analysis.models import open_model
     from amnesia_bench.analysis.texts import equal_texts
-    from amnesia_bench.report.attention_figures import gradient_figure
+    from amnesia_bench.reporting.attention_figures import gradient_figure
 
     tokens = args.tokens or TOKENS
     max_distance = args.max_distance or min(MAX_DISTANCE, tokens // 2)
@@ -202,7 +202,7 @@ def _autocorrelation(args: argparse.Namespace, progress: TerminalProgress) -> _A
 
     from amnesia_bench.analysis.autocorrelation import autocorrelations
     from amnesia_bench.analysis.texts import trained_texts
-    from amnesia_bench.report.attention_figures import autocorrelation_figure
+    from amnesia_bench.reporting.attention_figures import autocorrelation_figure
 
     max_distance = args.max_distance or MAX_DISTANCE
     records: dict[str, Autocorrelation] = {}
@@ -226,7 +226,7 @@ def _autocorrelation(args: argparse.Namespace, progress: TerminalProgress) -> _A
 
 
 def _distance(args: argparse.Namespace, progress: TerminalProgress) -> _Analysis:
-    from amnesia_bench.report.attention_figures import distance_figure
+    from amnesia_bench.reporting.attention_figures import distance_figure
 
     folders = labelled(args.checkpoint, "checkpoint")
     if args.prompts:
@@ -255,7 +255,7 @@ def _distance(args: argparse.Namespace, progress: TerminalProgress) -> _Analysis
 def _maps(args: argparse.Namespace, progress: TerminalProgress) -> _Analysis:
     from amnesia_bench.analysis.distance import attention_maps
     from amnesia_bench.analysis.models import open_model
-    from amnesia_bench.report.attention_map_figure import map_figure
+    from amnesia_bench.reporting.attention_map_figure import map_figure
 
     folders = labelled(args.checkpoint, "checkpoint")
     prompts, inputs = needle_prompts(args, folders, SAMPLES)

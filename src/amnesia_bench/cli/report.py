@@ -27,7 +27,7 @@ from amnesia_bench.errors import ExitCode
 
 if TYPE_CHECKING:
     from amnesia_bench.records.report import Report
-    from amnesia_bench.report.building import ReportRequest
+    from amnesia_bench.reporting.building import ReportRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,8 +62,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.report.building import ReportRequest
-    from amnesia_bench.report.sources import parse_source
+    from amnesia_bench.reporting.building import ReportRequest
+    from amnesia_bench.reporting.sources import parse_source
 
     write(
         ReportRequest(
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 def write(request: ReportRequest) -> tuple[Path, ...]:
     """Write a report, print what it shows, and return its files."""
     from amnesia_bench.pipeline.producers import check_table_columns
-    from amnesia_bench.report.building import build_report, load_table, write_report
+    from amnesia_bench.reporting.building import build_report, load_table, write_report
     from amnesia_bench.store.provenance import collect_provenance
 
     for name in request.tables:
@@ -93,7 +93,7 @@ def write(request: ReportRequest) -> tuple[Path, ...]:
 
 def _print(report: Report, written: Path) -> None:
     from amnesia_bench.cli.output import say, show, table, tell
-    from amnesia_bench.report.wording import summary
+    from amnesia_bench.reporting.wording import summary
 
     # The tables themselves are wider than a terminal; they are in the files.
     notes = list(report.notes)

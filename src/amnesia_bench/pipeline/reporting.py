@@ -14,8 +14,8 @@ import amnesia_bench
 from amnesia_bench.config.load import config_dir
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.pipeline.graph import ExperimentRow, Graph
-from amnesia_bench.report.building import ReportRequest
-from amnesia_bench.report.sources import CellFolder
+from amnesia_bench.reporting.building import ReportRequest
+from amnesia_bench.reporting.sources import CellFolder
 from amnesia_bench.store.files import nearest_existing, replace_text
 from amnesia_bench.store.hashing import sha256_of
 from amnesia_bench.store.layout import MANIFEST

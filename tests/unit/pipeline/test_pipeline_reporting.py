@@ -16,7 +16,7 @@ from amnesia_bench.pipeline.reporting import (
     is_current,
     mark_current,
 )
-from amnesia_bench.report.building import ReportRequest
+from amnesia_bench.reporting.building import ReportRequest
 from amnesia_bench.store.layout import MANIFEST
 
 

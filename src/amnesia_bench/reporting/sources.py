@@ -12,7 +12,7 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
-from amnesia_bench.report.paths import shown, typed_path
+from amnesia_bench.reporting.paths import shown, typed_path
 from amnesia_bench.store.checksums import check_checksum
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, sha256_of

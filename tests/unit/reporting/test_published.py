@@ -7,8 +7,8 @@ import pytest
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
-from amnesia_bench.report.layout import table_columns
-from amnesia_bench.report.published import (
+from amnesia_bench.reporting.layout import table_columns
+from amnesia_bench.reporting.published import (
     published_tables,
     published_value,
     read_published,

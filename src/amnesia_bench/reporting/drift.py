@@ -13,7 +13,7 @@ from amnesia_bench.records.difference import CheckpointDifference
 from amnesia_bench.records.report import DriftCurve, LayerDrift
 from amnesia_bench.records.restoration import Restoration
 from amnesia_bench.records.roles import Role
-from amnesia_bench.report.paths import shown
+from amnesia_bench.reporting.paths import shown
 from amnesia_bench.store.files import read_json
 
 _ROLES = (Role.Q.value, Role.K.value)

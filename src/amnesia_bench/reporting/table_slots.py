@@ -10,12 +10,12 @@ from amnesia_bench.config.messages import nearest
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.report import Column
-from amnesia_bench.report.answers import answers_of
-from amnesia_bench.report.layout import table_columns
-from amnesia_bench.report.paths import typed_path
-from amnesia_bench.report.pooling import Placed
-from amnesia_bench.report.rows import BEFORE_SFT, full_name, row_of, rows_of
-from amnesia_bench.report.sources import FoundCell
+from amnesia_bench.reporting.answers import answers_of
+from amnesia_bench.reporting.layout import table_columns
+from amnesia_bench.reporting.paths import typed_path
+from amnesia_bench.reporting.pooling import Placed
+from amnesia_bench.reporting.rows import BEFORE_SFT, full_name, row_of, rows_of
+from amnesia_bench.reporting.sources import FoundCell
 
 # Model, name of the row, key of the column.
 Place = tuple[str, str, str]

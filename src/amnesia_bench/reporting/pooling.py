@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from amnesia_bench.records.evaluation import Cell, Interval
-from amnesia_bench.report.answers import AnswerKey, Answers, prompts_identity
-from amnesia_bench.report.sources import FoundCell
+from amnesia_bench.reporting.answers import AnswerKey, Answers, prompts_identity
+from amnesia_bench.reporting.sources import FoundCell
 from amnesia_bench.statistics import clustered_mean, wilson
 
 _Z = 1.959963984540054  # of a two-sided 95 %

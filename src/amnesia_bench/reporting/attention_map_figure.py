@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 
 from amnesia_bench.records.attention import PooledAttention
-from amnesia_bench.report import svg
+from amnesia_bench.reporting import svg
 
 _SIDE = 256.0
 _LEFT, _TOP, _GAP, _BOTTOM = 52.0, 26.0, 22.0, 78.0

@@ -10,9 +10,9 @@ from amnesia_bench.reasoning.reduce import mean_estimate
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
-from amnesia_bench.report.pooling import Placed, in_common
-from amnesia_bench.report.sources import FoundCell
-from amnesia_bench.report.tables import paired_test
+from amnesia_bench.reporting.pooling import Placed, in_common
+from amnesia_bench.reporting.sources import FoundCell
+from amnesia_bench.reporting.tables import paired_test
 from amnesia_bench.statistics import wilson
 
 Values = Mapping[str | None, Sequence[float]]

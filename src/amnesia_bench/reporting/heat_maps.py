@@ -7,9 +7,9 @@ from dataclasses import replace
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.records.recall import heat_map
 from amnesia_bench.records.report import TaskHeatMap
-from amnesia_bench.report.answers import recall_samples_of
-from amnesia_bench.report.layout import table_columns
-from amnesia_bench.report.table_slots import Places
+from amnesia_bench.reporting.answers import recall_samples_of
+from amnesia_bench.reporting.layout import table_columns
+from amnesia_bench.reporting.table_slots import Places
 
 
 def heat_maps_of(table: TableConfig, places: Places) -> tuple[TaskHeatMap, ...]:

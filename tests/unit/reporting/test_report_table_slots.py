@@ -9,9 +9,9 @@ import pytest
 from amnesia_bench.config.load import load_option, options
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
-from amnesia_bench.report.rows import after_sft, full_name
-from amnesia_bench.report.sources import FoundCell, parse_source, read_source
-from amnesia_bench.report.table_slots import (
+from amnesia_bench.reporting.rows import after_sft, full_name
+from amnesia_bench.reporting.sources import FoundCell, parse_source, read_source
+from amnesia_bench.reporting.table_slots import (
     fill_slots,
     refuse_ambiguous,
     unused_cells,

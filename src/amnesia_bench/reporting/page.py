@@ -7,10 +7,10 @@ from html import escape
 from pathlib import Path
 
 from amnesia_bench.records.report import ClaimVerdict, DecidedClaim, Report, TableReport
-from amnesia_bench.report.figures import drift_figures, figures_on, heat_maps_on
-from amnesia_bench.report.page_tables import Anchors, anchors_of, results, sources
-from amnesia_bench.report.text_formats import incomplete
-from amnesia_bench.report.wording import (
+from amnesia_bench.reporting.figures import drift_figures, figures_on, heat_maps_on
+from amnesia_bench.reporting.page_tables import Anchors, anchors_of, results, sources
+from amnesia_bench.reporting.text_formats import incomplete
+from amnesia_bench.reporting.wording import (
     format_condition,
     format_estimate,
     format_provenance,

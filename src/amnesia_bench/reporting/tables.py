@@ -11,11 +11,11 @@ from amnesia_bench.records.report import (
     TradeOffCurve,
     TradeOffPoint,
 )
-from amnesia_bench.report.layout import resolved, table_columns
-from amnesia_bench.report.pooling import Placed, by_prompt, in_common
-from amnesia_bench.report.published import published_value, remarks_on
-from amnesia_bench.report.rows import after_sft
-from amnesia_bench.report.table_slots import Place, Places
+from amnesia_bench.reporting.layout import resolved, table_columns
+from amnesia_bench.reporting.pooling import Placed, by_prompt, in_common
+from amnesia_bench.reporting.published import published_value, remarks_on
+from amnesia_bench.reporting.rows import after_sft
+from amnesia_bench.reporting.table_slots import Place, Places
 from amnesia_bench.statistics import sign_flip_p_value
 
 

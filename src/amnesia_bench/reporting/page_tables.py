@@ -14,9 +14,9 @@ from amnesia_bench.records.report import (
     ReportedCell,
     ReportTable,
 )
-from amnesia_bench.report.rows import full_name
-from amnesia_bench.report.text_formats import address
-from amnesia_bench.report.wording import (
+from amnesia_bench.reporting.rows import full_name
+from amnesia_bench.reporting.text_formats import address
+from amnesia_bench.reporting.wording import (
     format_marks,
     format_percent,
     format_points,

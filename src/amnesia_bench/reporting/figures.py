@@ -15,11 +15,11 @@ from amnesia_bench.records.report import (
     TableReport,
     TaskHeatMap,
 )
-from amnesia_bench.report import svg
-from amnesia_bench.report.labels import CHARACTER, LINE, spread_labels
-from amnesia_bench.report.layout import length_label, task_label
-from amnesia_bench.report.rows import BEFORE_SFT
-from amnesia_bench.report.trade_off_figure import trade_off_figure
+from amnesia_bench.reporting import svg
+from amnesia_bench.reporting.labels import CHARACTER, LINE, spread_labels
+from amnesia_bench.reporting.layout import length_label, task_label
+from amnesia_bench.reporting.rows import BEFORE_SFT
+from amnesia_bench.reporting.trade_off_figure import trade_off_figure
 
 _PANEL, _HEIGHT = 250.0, 170.0
 _LEFT, _TOP, _BOTTOM = 44.0, 26.0, 34.0

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from amnesia_bench.report.paths import OUTSIDE, portable, relative, shown, typed_path
+from amnesia_bench.reporting.paths import OUTSIDE, portable, relative, shown, typed_path
 
 
 def test_a_path_is_told_from_the_folder_of_the_report() -> None:

@@ -20,13 +20,13 @@ from amnesia_bench.records.report import (
     TradeOffCurve,
     TradeOffPoint,
 )
-from amnesia_bench.report import svg
-from amnesia_bench.report.figures import drift_figure, heat_map_figure, recall_figure
-from amnesia_bench.report.layout import length_label
-from amnesia_bench.report.sources import CellFolder, read_source
-from amnesia_bench.report.table_slots import fill_slots
-from amnesia_bench.report.tables import build_table
-from amnesia_bench.report.trade_off_figure import trade_off_figure
+from amnesia_bench.reporting import svg
+from amnesia_bench.reporting.figures import drift_figure, heat_map_figure, recall_figure
+from amnesia_bench.reporting.layout import length_label
+from amnesia_bench.reporting.sources import CellFolder, read_source
+from amnesia_bench.reporting.table_slots import fill_slots
+from amnesia_bench.reporting.tables import build_table
+from amnesia_bench.reporting.trade_off_figure import trade_off_figure
 from tests.support.report_cells import forgetful, tiny_table, write_recall
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"

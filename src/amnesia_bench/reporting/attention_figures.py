@@ -14,8 +14,8 @@ from amnesia_bench.records.attention import (
     GradientsByDistance,
     HeadDistances,
 )
-from amnesia_bench.report import svg
-from amnesia_bench.report.labels import CHARACTER
+from amnesia_bench.reporting import svg
+from amnesia_bench.reporting.labels import CHARACTER
 
 _WIDTH, _HEIGHT = 520.0, 260.0
 _LEFT, _TOP, _BOTTOM = 64.0, 20.0, 44.0

@@ -17,7 +17,7 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Outcome, Verdict
 from amnesia_bench.records.reasoning import ProblemValues
 from amnesia_bench.records.recall import RecallSample
-from amnesia_bench.report.sources import FoundCell, check_hash, forget_manifests
+from amnesia_bench.reporting.sources import FoundCell, check_hash, forget_manifests
 from amnesia_bench.store.problem_values import PROBLEMS, check_problems
 
 AnswerKey = tuple[str | None, str, int]

@@ -17,10 +17,10 @@ from dataclasses import dataclass, field
 
 from amnesia_bench.config.report_schema import Claim, TableConfig
 from amnesia_bench.records.report import ClaimVerdict, Condition, DecidedClaim
-from amnesia_bench.report.layout import resolved
-from amnesia_bench.report.pooling import Placed, by_prompt, in_common, seed_means
-from amnesia_bench.report.published import published_value
-from amnesia_bench.report.table_slots import Places
+from amnesia_bench.reporting.layout import resolved
+from amnesia_bench.reporting.pooling import Placed, by_prompt, in_common, seed_means
+from amnesia_bench.reporting.published import published_value
+from amnesia_bench.reporting.table_slots import Places
 from amnesia_bench.statistics import clustered_mean
 
 _Z = 1.959963984540054  # of a two-sided 95 %

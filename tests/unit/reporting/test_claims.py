@@ -8,9 +8,9 @@ import pytest
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import Claim, TableConfig
 from amnesia_bench.records.report import ClaimVerdict, DecidedClaim
-from amnesia_bench.report.claims import decide
-from amnesia_bench.report.sources import parse_source, read_source
-from amnesia_bench.report.table_slots import Places, fill_slots
+from amnesia_bench.reporting.claims import decide
+from amnesia_bench.reporting.sources import parse_source, read_source
+from amnesia_bench.reporting.table_slots import Places, fill_slots
 from amnesia_bench.statistics import clustered_mean
 from tests.support.report_cells import LENGTHS, forgetful, tiny_table, write_all, write_recall
 

@@ -11,16 +11,16 @@ from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Provenance
 from amnesia_bench.records.report import DecidedClaim, Report, ReportProvenance, TableReport
-from amnesia_bench.report.answers import read_anew
-from amnesia_bench.report.claims import decide
-from amnesia_bench.report.drift import read_drift
-from amnesia_bench.report.figures import figures_of
-from amnesia_bench.report.heat_maps import heat_maps_of
-from amnesia_bench.report.page import page
-from amnesia_bench.report.paths import portable
-from amnesia_bench.report.sources import CellFolder, read_source
-from amnesia_bench.report.svg import standalone
-from amnesia_bench.report.table_slots import (
+from amnesia_bench.reporting.answers import read_anew
+from amnesia_bench.reporting.claims import decide
+from amnesia_bench.reporting.drift import read_drift
+from amnesia_bench.reporting.figures import figures_of
+from amnesia_bench.reporting.heat_maps import heat_maps_of
+from amnesia_bench.reporting.page import page
+from amnesia_bench.reporting.paths import portable
+from amnesia_bench.reporting.sources import CellFolder, read_source
+from amnesia_bench.reporting.svg import standalone
+from amnesia_bench.reporting.table_slots import (
     Places,
     differing_settings,
     fill_slots,
@@ -28,8 +28,8 @@ from amnesia_bench.report.table_slots import (
     unused_cells,
     without_column,
 )
-from amnesia_bench.report.tables import build_table, build_trade_offs
-from amnesia_bench.report.text_formats import csv_text, json_text, latex, table_markdown
+from amnesia_bench.reporting.tables import build_table, build_trade_offs
+from amnesia_bench.reporting.text_formats import csv_text, json_text, latex, table_markdown
 from amnesia_bench.store.files import explaining_write_errors, make_folder, replace_text
 
 REPORT = "report.html"

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise
 
 from amnesia_bench.records.report import ReportedCell, TradeOffCurve, TradeOffPoint
-from amnesia_bench.report import svg
-from amnesia_bench.report.labels import LINE, Rectangle, place_labels
+from amnesia_bench.reporting import svg
+from amnesia_bench.reporting.labels import LINE, Rectangle, place_labels
 
 _WIDTH, _HEIGHT = 760.0, 400.0
 _LEFT, _TOP, _BOTTOM = 58.0, 14.0, 42.0

@@ -18,9 +18,9 @@ from amnesia_bench.records.attention import (
     PooledAttention,
 )
 from amnesia_bench.records.evaluation import Interval
-from amnesia_bench.report import svg
-from amnesia_bench.report.attention_figures import autocorrelation_figure, distance_figure
-from amnesia_bench.report.attention_map_figure import map_figure
+from amnesia_bench.reporting import svg
+from amnesia_bench.reporting.attention_figures import autocorrelation_figure, distance_figure
+from amnesia_bench.reporting.attention_map_figure import map_figure
 
 PARENT = Parent(role="pre", location="here", identity="sha256:0")
 

@@ -18,8 +18,8 @@ from amnesia_bench.records.report import (
     ReportTable,
     TableReport,
 )
-from amnesia_bench.report.paths import OUTSIDE
-from amnesia_bench.report.wording import (
+from amnesia_bench.reporting.paths import OUTSIDE
+from amnesia_bench.reporting.wording import (
     format_condition,
     format_percent,
     format_provenance,

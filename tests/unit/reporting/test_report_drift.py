@@ -9,7 +9,7 @@ import pytest
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.codec import to_json
-from amnesia_bench.report.drift import read_drift
+from amnesia_bench.reporting.drift import read_drift
 from amnesia_bench.surgery import restore
 from amnesia_bench.surgery.diff import diff_checkpoints
 from tests.support.checkpoints import SOFTMAX_LAYERS, drifted, random_model, save
@@ -43,7 +43,7 @@ def test_what_holds_no_drift_is_refused(tmp_path: Path) -> None:
 
 def test_a_report_needs_no_torch() -> None:
     code = (
-        "import sys, amnesia_bench.report.building, amnesia_bench.cli.report; "
+        "import sys, amnesia_bench.reporting.building, amnesia_bench.cli.report; "
         "print(sorted({'torch', 'transformers', 'matplotlib', 'jinja2'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
