@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from amnesia_bench.pipeline.plan import plan as plan
     from amnesia_bench.pipeline.run import run as run
     from amnesia_bench.reasoning.answering import generate as generate
-    from amnesia_bench.reasoning.score import compare as compare
+    from amnesia_bench.reasoning.compare import compare as compare
     from amnesia_bench.reasoning.score import score as score
     from amnesia_bench.reasoning.tasks import load_eval as load_eval
     from amnesia_bench.recall.check import check as check
@@ -61,7 +61,7 @@ FRONT_DOORS = {
     "rank_layers": FrontDoor("lm_eval_bridge.ranking", "eval"),
     "generate": FrontDoor("reasoning.answering", "eval"),
     "score": FrontDoor("reasoning.score", "eval"),
-    "compare": FrontDoor("reasoning.score", "eval"),
+    "compare": FrontDoor("reasoning.compare", "eval"),
     # Checkpoints, data and training.
     "download": FrontDoor("weights.hub"),
     "initialize": FrontDoor("conversion.initialization", "train"),

@@ -22,7 +22,7 @@ from amnesia_bench.data.sequence_store import open_store
 from amnesia_bench.errors import AmnesiaError
 from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
 from amnesia_bench.lm_eval_bridge.layer_ranking import rank_layers, read_ranking
-from amnesia_bench.reasoning.score import compare, read_cells, score
+from amnesia_bench.reasoning.score import read_cells
 from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
 from amnesia_bench.reporting.sources import CellFolder, read_source
 from amnesia_bench.surgery import restore
@@ -32,7 +32,7 @@ from tests.support import checkpoints
 from tests.support.byte_checkpoints import byte_tokenizer
 from tests.support.fake_engine import FakeEngine
 from tests.support.fake_prompt_sets import PlantedEngine, candidate
-from tests.support.reasoning import answer, run_task, write_problems
+from tests.support.reasoning import answer, compare_answers, run_task, score_answers, write_problems
 from tests.support.small_data import cot_row, data_config, save_tokenizer, write_rows
 from tests.unit.lm_eval_bridge.test_layer_ranking import LAYERS, PLAN, Measured
 
@@ -140,8 +140,8 @@ def scores(tmp_path: Path) -> Written:
     problems = write_problems("gsm8k", tmp_path / "problems.jsonl")
     for name in ("first", "other"):
         run_task("gsm8k", problems, tmp_path / name, PlantedTexts(), "eval.repeats=2")
-    first = score(tmp_path / "first")
-    score(tmp_path / "other")
+    first = score_answers(tmp_path / "first")
+    score_answers(tmp_path / "other")
     folder = tmp_path / "other" / first.folder.name
 
     def look() -> object:
@@ -150,7 +150,7 @@ def scores(tmp_path: Path) -> Written:
         return (
             [cell.value for cell in cells],
             [each.cell.value for each in found],
-            compare(first, tmp_path / "other"),
+            compare_answers(tmp_path / "first", tmp_path / "other"),
         )
 
     return Written(folder, look, 200)

@@ -19,9 +19,13 @@ from amnesia_bench.reasoning.answering import (
     generate_answers,
     window_of,
 )
+from amnesia_bench.reasoning.compare import compare
 from amnesia_bench.reasoning.documents import task_documents
+from amnesia_bench.reasoning.score import Scored, score
 from amnesia_bench.reasoning.tasks import task_named
 from amnesia_bench.records.evaluation import Generation
+from amnesia_bench.records.reasoning import Difference
+from amnesia_bench.requests.reasoning import CompareRequest, ScoreRequest
 from amnesia_bench.store.sealed_json import unseal
 from amnesia_bench.tokenizers.chat_format import prompt_format
 from tests.support import lcb
@@ -121,3 +125,13 @@ def run_task(
     plan = AnswerPlan(model=model, config=config, layout=layout)
     documents = task_documents(known, data, None, window_of(config))
     return generate_answers(engine, tokenizer, known, documents, plan, folder)
+
+
+def score_answers(folder: Path, scorer: str | None = None, **fields: Any) -> Scored:
+    """Score a folder of answers."""
+    return score(ScoreRequest(answers=folder, scorer=scorer, **fields))
+
+
+def compare_answers(first: Path, second: Path) -> tuple[Difference, ...]:
+    """Compare two folders of scored answers."""
+    return compare(CompareRequest(first=first, second=second))

@@ -59,9 +59,13 @@ class ScoreRequest(StageRequest):
 class CompareRequest(Request):
     """`compare`: is one model better than another on the same problems?
 
-    `first` and `second` are folders of scored answers; `scorer` as for `score`.
+    Attributes:
+        first, second: folders of answers, both scored before; differences are first less second.
+        scorer: whose verdicts count; None is the scorer that `score` takes by default.
+        first_scores: where `score` wrote the results of `first`; None is in that folder.
     """
 
     first: Location
     second: Location
     scorer: str | None = None
+    first_scores: Location | None = None

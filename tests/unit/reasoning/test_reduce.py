@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.reasoning.paired import difference, differences
+from amnesia_bench.reasoning.compare import difference, differences
 from amnesia_bench.reasoning.reduce import (
     average,
     bootstrap,
