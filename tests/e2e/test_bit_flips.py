@@ -21,7 +21,7 @@ from amnesia_bench.data.prepare import prepare
 from amnesia_bench.data.sequence_store import open_store
 from amnesia_bench.errors import AmnesiaError
 from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
-from amnesia_bench.lm_eval_bridge.layer_ranking import rank_layers, read_ranking
+from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers, read_ranking
 from amnesia_bench.reasoning.score import read_cells
 from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
 from amnesia_bench.reporting.sources import CellFolder, read_source
@@ -173,7 +173,7 @@ def recall(tmp_path: Path) -> Written:
 def ranking(tmp_path: Path) -> Written:
     folder = tmp_path / "out"
     folder.mkdir()
-    rank_layers(PLAN, LAYERS, Measured(), folder / "ranking.json")
+    measure_layers(PLAN, LAYERS, Measured(), folder / "ranking.json")
 
     def look() -> object:
         found = read_ranking(folder / "ranking.json")
@@ -185,13 +185,13 @@ def ranking(tmp_path: Path) -> Written:
 def half_a_ranking(tmp_path: Path) -> Written:
     folder = tmp_path / ".ranking.json.measured"
     with pytest.raises(KeyboardInterrupt):
-        rank_layers(PLAN, LAYERS, Measured(dies_before=5), tmp_path / "ranking.json")
+        measure_layers(PLAN, LAYERS, Measured(dies_before=5), tmp_path / "ranking.json")
     content = {path.name: path.read_bytes() for path in folder.iterdir()}
 
     def look() -> object:
         now = {path.name: path.read_bytes() for path in folder.iterdir()}
         try:
-            return rank_layers(PLAN, LAYERS, Measured(), tmp_path / "ranking.json").layers
+            return measure_layers(PLAN, LAYERS, Measured(), tmp_path / "ranking.json").layers
         finally:
             (tmp_path / "ranking.json").unlink(missing_ok=True)
             folder.mkdir(exist_ok=True)

@@ -61,7 +61,7 @@ def check(
         monkeypatch.setattr(
             opening,
             "open_engine",
-            lambda name, folder, options: PlantedEngine(accuracies[folder.name]),
+            lambda choice, candidate, **_: PlantedEngine(accuracies[candidate.folder.name]),
         )
 
         def run(*arguments: str) -> int:
@@ -128,7 +128,7 @@ def test_no_regression_exits_with_0_and_undecided_with_a_warning(
         (["--lengths", "0"], "not a list of lengths"),
         (["--lengths", "32K"], "not a list of lengths"),
         (["--json", "absent/check.json"], "there is no folder absent"),
-        (["--samples", "5", "--max-context-tokens", "0"], "max_context_tokens=0"),
+        (["--max-context-tokens", "0"], "--max-context-tokens 0: must be at least 1"),
     ],
 )
 def test_a_mistake_is_told_before_a_model_is_loaded(
@@ -178,7 +178,9 @@ def test_an_engine_is_chosen_by_name(
     run = check({})
     names: list[str] = []
     monkeypatch.setattr(
-        opening, "open_engine", lambda name, *_: (names.append(name), PlantedEngine(1.0))[1]
+        opening,
+        "open_engine",
+        lambda choice, *_, **__: (names.append(choice.name), PlantedEngine(1.0))[1],
     )
     assert run("--samples", "5", "--engine", "vllm") == 0
     assert set(names) == {"vllm"}
@@ -230,7 +232,7 @@ class Slow(PlantedEngine):
 
 held = [FakePromptSet("niah_single_2", length, 100) for length in (1024, 8192)]
 check_inputs.open_prompt_sets_for = lambda *args: check_inputs.pick_prompt_sets(held, args[2])
-opening.open_engine = lambda name, folder, options: Slow(0.9, seed=len(folder.name))
+opening.open_engine = lambda choice, candidate, **_: Slow(0.9, seed=len(candidate.role))
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -86,8 +86,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], None]:
     from amnesia_bench.lm_eval_bridge import model
 
     def put(engine: Engine) -> None:
-        for module in (opening, model):
-            monkeypatch.setattr(module, "open_engine", lambda *_: engine)
+        monkeypatch.setattr(opening, "open_engine", lambda *_, **__: engine)
+        monkeypatch.setattr(model, "load_engine", lambda *_: engine)
 
     return put
 

@@ -108,11 +108,8 @@ def needle_prompts(
             other tokens of them.
     """
     from amnesia_bench.analysis.distance import Prompt
-    from amnesia_bench.recall.check_inputs import (
-        PromptSetChoice,
-        open_candidates,
-        open_prompt_sets_for,
-    )
+    from amnesia_bench.inference.candidates import open_candidates
+    from amnesia_bench.recall.check_inputs import PromptSetChoice, open_prompt_sets_for
     from amnesia_bench.records.artifacts import Parent
     from amnesia_bench.tokenizers.special_tokens import with_special_tokens
 

@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amnesia_bench.cli.engine_options import engine_choice
 from amnesia_bench.cli.niah_options import (
     SAMPLES,
     TASKS,
@@ -31,8 +32,10 @@ from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
     from amnesia_bench.cli.progress import TerminalProgress
+    from amnesia_bench.inference.candidates import Candidate
+    from amnesia_bench.inference.protocol import Engine
     from amnesia_bench.recall.check_inputs import PromptSetChoice
-    from amnesia_bench.recall.measure import Candidate, PromptSet
+    from amnesia_bench.recall.measure import PromptSet
     from amnesia_bench.records.recall import CheckReport, Rule
 
 LENGTHS = "32768,262144"
@@ -68,11 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.progress import TerminalProgress
+    from amnesia_bench.inference.candidates import open_candidates
     from amnesia_bench.inference.load_engine import open_engine
-    from amnesia_bench.inference.options import EngineOptions
-    from amnesia_bench.inference.progress_engine import WatchedEngine
     from amnesia_bench.recall.check import CheckPlan, check
-    from amnesia_bench.recall.check_inputs import open_candidates
     from amnesia_bench.recall.check_results import publish_check
     from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
     from amnesia_bench.records.recall import CheckVerdict
@@ -81,9 +82,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
     choice = chosen_prompt_sets(args)
     _rule(args, choice.samples or SAMPLES)
-    options = EngineOptions(
-        max_context_tokens=args.max_context_tokens, attn_logits_scaling=args.attn_logits_scaling
-    )
+    choice_of_engine = engine_choice(args)
     for file in (args.json, args.markdown):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}")
@@ -109,8 +108,8 @@ def run(args: argparse.Namespace) -> ExitCode:
         rule=_rule(args, choice.samples or min(map(len, prompt_sets))),
     )
 
-    def load(folder: Path) -> WatchedEngine:
-        return WatchedEngine(open_engine(args.engine, folder, options), progress.count)
+    def load(candidate: Candidate) -> Engine:
+        return open_engine(choice_of_engine, candidate, count=progress.count)
 
     result = check(plan, load, work, progress.say)
     records = publish_check(result, work, provenance)

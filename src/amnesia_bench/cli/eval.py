@@ -19,6 +19,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from amnesia_bench.cli.engine_options import engine_choice
 from amnesia_bench.cli.niah_options import (
     SAMPLES,
     TASKS,
@@ -30,9 +31,9 @@ from amnesia_bench.cli.niah_options import (
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
+    from amnesia_bench.inference.candidates import Candidate
     from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
     from amnesia_bench.recall.check_inputs import PromptSetChoice
-    from amnesia_bench.recall.measure import Candidate
     from amnesia_bench.records.evaluation import Cell
 
 LENGTHS = "32768,65536,131072,262144"
@@ -67,26 +68,22 @@ def run(args: argparse.Namespace) -> ExitCode:
         raise UserError(f"--max-new-tokens {args.max_new_tokens}: must be at least 1")
     progress = TerminalProgress()
     try:
+        from amnesia_bench.inference.candidates import open_candidates
         from amnesia_bench.inference.load_engine import open_engine
-        from amnesia_bench.inference.options import EngineOptions
-        from amnesia_bench.inference.progress_engine import WatchedEngine
         from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
-        from amnesia_bench.recall.check_inputs import open_candidates
         from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
     except ImportError as error:
         raise MissingEnvironmentError(
             f"eval needs lm-eval, torch and transformers ({error}).",
             hint='pip install "amnesia-bench[eval]"',
         ) from error
-    options = EngineOptions(
-        max_context_tokens=args.max_context_tokens,
-        verify_prefix=args.verify_prefix,
-        attn_logits_scaling=args.attn_logits_scaling,
-    )
+    engine_options = engine_choice(args)
     (candidate,) = open_candidates({"checkpoint": args.checkpoint})
     candidate = replace(candidate, method=args.method)
     samples, asked = _asked(args, choice, candidate)
-    engine = WatchedEngine(open_engine(args.engine, args.checkpoint, options), progress.count)
+    engine = open_engine(
+        engine_options, candidate, verify_prefix=args.verify_prefix, count=progress.count
+    )
     longest = args.max_new_tokens or NIAH_SAMPLING.max_new_tokens
     evaluation = NiahEvaluation(engine, candidate, samples, args.out, longest)
     cells = []

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from amnesia_bench.cli.engine_options import add_engine_arguments
+from amnesia_bench.cli.engine_options import add_engine_arguments, engine_choice
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 _MOST_CHARACTERS = 1 << 20  # of a template; a device has no end
@@ -62,16 +62,14 @@ def run(args: argparse.Namespace) -> ExitCode:
     config = load_option("eval", task.name, [*args.overrides, *off], task.config)
     template = None if args.chat_template is None else _read(args.chat_template)
     try:
-        from amnesia_bench.inference.held_engine import HeldEngine
+        from amnesia_bench.inference.candidates import open_candidates
         from amnesia_bench.inference.load_engine import open_engine
-        from amnesia_bench.inference.options import EngineOptions
         from amnesia_bench.reasoning.answering import (
             AnswerPlan,
             ModelUnderTest,
             generate_answers,
             window_of,
         )
-        from amnesia_bench.recall.check_inputs import open_candidates
         from amnesia_bench.tokenizers.chat_format import prompt_format
     except ImportError as error:
         raise MissingEnvironmentError(
@@ -92,10 +90,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         checkpoint=candidate.parent.identity,
     )
     plan = AnswerPlan(model=model, config=config, layout=layout)
-    options = EngineOptions(
-        max_context_tokens=args.max_context_tokens, attn_logits_scaling=args.attn_logits_scaling
-    )
-    engine = HeldEngine(open_engine(args.engine, args.checkpoint, options), candidate.held)
+    engine = open_engine(engine_choice(args), candidate)
     answers = generate_answers(engine, candidate.tokenizer, task, documents, plan, args.out)
     say(
         f"{args.out}: {len(answers)} answers to {len(documents.rows)} problems of {task.name}. "

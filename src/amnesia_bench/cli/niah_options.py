@@ -51,6 +51,11 @@ def chosen_prompt_sets(args: argparse.Namespace) -> PromptSetChoice:
     )
 
 
+def split_list(typed: str) -> tuple[str, ...]:
+    """Return the items of a list separated by commas, each once."""
+    return tuple(dict.fromkeys(item.strip() for item in typed.split(",")))
+
+
 def tasks_of(typed: str) -> tuple[str, ...]:
     """Return the tasks of `--tasks`, each once.
 
@@ -60,7 +65,7 @@ def tasks_of(typed: str) -> tuple[str, ...]:
     from amnesia_bench.config.messages import nearest
     from amnesia_bench.recall.niah.tasks import TASKS as KNOWN
 
-    tasks = tuple(dict.fromkeys(task.strip() for task in typed.split(",")))
+    tasks = split_list(typed)
     for task in tasks:
         if task not in KNOWN:
             raise UserError(f"--tasks: no task {task!r}", hint=nearest(task, list(KNOWN)))

@@ -1,4 +1,4 @@
-"""An engine that says how far it is."""
+"""An engine that reports its progress."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from amnesia_bench.inference.protocol import Engine, Request
 from amnesia_bench.records.evaluation import Generation
+
+
+def silent(*_: object) -> None:
+    """Report nothing."""
 
 
 class WatchedEngine:

@@ -10,8 +10,8 @@ from importlib import metadata
 from pathlib import Path
 
 from amnesia_bench.errors import UserError
+from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.inference.generation import generate_missing
-from amnesia_bench.inference.held_engine import HeldEngine
 from amnesia_bench.inference.protocol import Engine, Request
 from amnesia_bench.lm_eval_bridge.niah_task import (
     DocumentPromptSet,
@@ -21,7 +21,6 @@ from amnesia_bench.lm_eval_bridge.niah_task import (
     prompt_set_task,
 )
 from amnesia_bench.recall.measure import (
-    Candidate,
     PromptSetId,
     recall_cell,
     recall_of,
@@ -80,8 +79,8 @@ class OfficialPromptSetId:
 class NiahEvaluation:
     """Evaluates one checkpoint, one prompt set at a time, into a folder.
 
-    `<out>/<prompt set>/` holds `generations.jsonl`, `verdicts.jsonl` and, written last, `cell.json`; of
-    prompts of our own also `samples.jsonl`, which knows how deep each needle was.
+    `<out>/<prompt set>/` holds `generations.jsonl`, `verdicts.jsonl` and, written last,
+    `cell.json`; of prompts of our own also `samples.jsonl`, which knows how deep each needle was.
 
     Args:
         engine: with the checkpoint in it.
@@ -151,8 +150,7 @@ class NiahEvaluation:
 
         folder = self._out / named.name
         identity = {"checkpoint": self._candidate.parent.identity, "prompts": named.sha256}
-        held = HeldEngine(self._engine, self._candidate.held)
-        engine = RecordingEngine(held, folder, identity)
+        engine = RecordingEngine(self._engine, folder, identity)
         lm = AmnesiaLM(engine, self._candidate.tokenizer, prompt_set)
         judged = make_task().run(lm, self._samples, self._max_new_tokens)
         verdicts = [_verdict(generation, judged) for generation in engine.generations]

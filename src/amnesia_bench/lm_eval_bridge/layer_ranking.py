@@ -26,7 +26,7 @@ _RUN = "run.json"
 _MEASURED = re.compile(r"run\.json|whole\.json|without_layer_[0-9]+\.json|\..*\.json\.new")
 
 
-def rank_layers(
+def measure_layers(
     plan: LayerRanking, layers: Sequence[int], measure: Measure, out: Path
 ) -> LayerRanking:
     """Measure the model whole and without each layer, and write the ranking.
@@ -64,7 +64,7 @@ def rank_layers(
 
 
 def read_ranking(path: Path) -> LayerRanking:
-    """Read a ranking that `rank_layers` wrote.
+    """Read a ranking that `amnesia rank-layers` wrote.
 
     Raises:
         UserError: it is none, or was changed since.

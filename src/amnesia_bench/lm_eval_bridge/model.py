@@ -14,7 +14,7 @@ from lm_eval.api.registry import register_model
 from numpy.typing import NDArray
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.load_engine import open_engine
+from amnesia_bench.inference.load_engine import load_engine
 from amnesia_bench.inference.options import EngineOptions
 from amnesia_bench.inference.protocol import Engine, OnDemand, Request, sample_seed
 from amnesia_bench.lm_eval_bridge.gen_kwargs import sampling_of
@@ -93,7 +93,7 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
                 hint=f"Known: pretrained, engine, max_length, {', '.join(sorted(known))}.",
             )
         checkpoint = Path(str(folder))
-        engine = open_engine(name, checkpoint, EngineOptions(**given))
+        engine = load_engine(name, checkpoint, EngineOptions(**given))
         return cls(engine, load_tokenizer(checkpoint))
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:

@@ -14,9 +14,9 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.inference.protocol import Engine
 from amnesia_bench.recall.measure import (
-    Candidate,
     PromptSet,
     prompt_requests,
     recall_cell,
@@ -68,7 +68,7 @@ class CheckResult:
 
 def check(
     plan: CheckPlan,
-    load: Callable[[Path], Engine],
+    load: Callable[[Candidate], Engine],
     work: Path,
     progress: Callable[[str], None],
 ) -> CheckResult:
@@ -77,7 +77,7 @@ def check(
     Args:
         plan: with checkpoints whose tokenizers agree on the prompts, and prompt sets of at least
             `rule.samples` prompts.
-        load: makes the engine of a checkpoint folder; one is held at a time.
+        load: makes the engine of a checkpoint; one is in memory at a time.
         work: folder for the answers; those already in it are used.
         progress: told one line before a checkpoint answers, and one when a prompt set was judged.
     """
@@ -94,7 +94,7 @@ class _Run:
     def __init__(
         self,
         plan: CheckPlan,
-        load: Callable[[Path], Engine],
+        load: Callable[[Candidate], Engine],
         work: Path,
         progress: Callable[[str], None],
     ) -> None:
@@ -155,7 +155,7 @@ class _Run:
             # Let go of one model before the next is loaded: both may not fit.
             self.engine = None
             gc.collect()
-            self.engine = (candidate, self.load(candidate.folder))
+            self.engine = (candidate, self.load(candidate))
         self.progress(f"{prompt_set.name}: {candidate.role} answers {num_prompts} prompts")
         engine = self.engine[1]
         self.settings[candidate.role] = dict(engine.settings)

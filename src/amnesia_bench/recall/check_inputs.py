@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -12,48 +12,17 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.recall.measure import Candidate, PromptSet
-from amnesia_bench.store.held_files import HeldFiles
+from amnesia_bench.inference.candidates import Candidate
+from amnesia_bench.recall.measure import PromptSet
 from amnesia_bench.store.layout import MANIFEST
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer, tokenizer_identity
+from amnesia_bench.tokenizers.checkpoint_tokenizer import tokenizer_identity
 from amnesia_bench.tokenizers.special_tokens import with_special_tokens
-from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
-from amnesia_bench.weights.identity import parent_by_contents
 
 if TYPE_CHECKING:
     from amnesia_bench.recall.niah.build import NiahBuild
     from amnesia_bench.recall.niah.prompt_sets import NiahPromptSet
 
 _PromptSet = TypeVar("_PromptSet", bound=PromptSet)
-# Read by transformers' generate: it names the end tokens.
-GENERATION_CONFIG = "generation_config.json"
-# What an engine reads of a folder besides config and weights: the end tokens and the tokenizer.
-READ_BESIDE = (
-    GENERATION_CONFIG,
-    "*token*.json",  # tokenizer, tokenizer_config, special_tokens_map, added_tokens
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.jinja",
-)
-
-
-def open_candidates(folders: Mapping[str, Path]) -> tuple[Candidate, ...]:
-    """Identify checkpoints by their whole contents.
-
-    Args:
-        folders: role (pre, post, restored) -> checkpoint folder.
-
-    Returns:
-        The candidates in the order given, each with its tokenizer. Tokenizers may differ here;
-        `open_prompt_sets_for` refuses prompts of which they make different tokens.
-
-    Raises:
-        UserError: a folder is no checkpoint, or holds no tokenizer.
-        StageFailedError: a file was changed while it was hashed.
-    """
-    checkpoints = {role: open_checkpoint(folder) for role, folder in folders.items()}
-    return tuple(_candidate(role, checkpoint) for role, checkpoint in checkpoints.items())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,16 +117,3 @@ def build_prompt_sets_for(
         build_prompt_sets(build, folder)
     choice = PromptSetChoice(tasks=build.tasks, lengths=build.lengths, samples=build.samples)
     return open_prompt_sets_for(folder, candidates, choice)
-
-
-def _candidate(role: str, checkpoint: Checkpoint) -> Candidate:
-    folder = checkpoint.folder
-    beside = [path for name in READ_BESIDE for path in sorted(folder.glob(name))]
-    held = checkpoint.held + HeldFiles.hold(beside)
-    tokenizer = load_tokenizer(folder)
-    hashed = [GENERATION_CONFIG] if (folder / GENERATION_CONFIG).is_file() else []
-    parent = parent_by_contents(role, checkpoint, hashed)
-    held.check()
-    return Candidate(
-        role=role, method=role, folder=folder, parent=parent, held=held, tokenizer=tokenizer
-    )

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.inference.protocol import Request
 from amnesia_bench.recall import measure as recall
 from amnesia_bench.recall.check import (
@@ -56,9 +57,9 @@ class Models:
         self.engines: list[weakref.ref[PlantedEngine]] = []
         self.asked: list[tuple[str, int, int]] = []
 
-    def load(self, folder: Path) -> PlantedEngine:
+    def load(self, candidate: Candidate) -> PlantedEngine:
         assert not any(engine() for engine in self.engines), "two models in memory at once"
-        name, models = folder.name, self
+        name, models = candidate.folder.name, self
         self.loads.append(name)
 
         class Watched(PlantedEngine):
@@ -93,10 +94,10 @@ def test_a_large_drop_is_found_at_the_longest_length_and_most_answers_are_saved(
 
 def test_a_drop_at_the_short_length_alone_is_found_too(tmp_path: Path) -> None:
     class Short(Models):
-        def load(self, folder: Path) -> PlantedEngine:
-            engine = super().load(folder)
+        def load(self, candidate: Candidate) -> PlantedEngine:
+            engine = super().load(candidate)
             text = engine.text
-            if folder.name == "post":
+            if candidate.folder.name == "post":
                 engine.text = lambda request: (  # type: ignore[method-assign]
                     "" if request.tokens[0] == 1024 else text(request)
                 )
@@ -154,8 +155,8 @@ class Dies(Models):
         super().__init__(**accuracies)
         self.after = after
 
-    def load(self, folder: Path) -> PlantedEngine:
-        engine = super().load(folder)
+    def load(self, candidate: Candidate) -> PlantedEngine:
+        engine = super().load(candidate)
         answers = engine.generate
 
         def generate(requests: Sequence[Request]) -> Iterator[Generation]:
@@ -246,8 +247,8 @@ def test_the_summary_says_the_verdict_the_table_and_the_command(tmp_path: Path) 
 
 def test_an_empty_answer_is_wrong(tmp_path: Path) -> None:
     class Silent(Models):
-        def load(self, folder: Path) -> PlantedEngine:
-            engine = super().load(folder)
+        def load(self, candidate: Candidate) -> PlantedEngine:
+            engine = super().load(candidate)
             engine.wrong = "\x00 "
             return engine
 
@@ -294,9 +295,9 @@ def test_a_whole_check_of_equal_models_rarely_raises_an_alarm(
         seeds = {"pre": 2 * trial, "post": 2 * trial + 1}
 
         def load(
-            folder: Path, accuracy: float = accuracy, seeds: Mapping[str, int] = seeds
+            each: Candidate, accuracy: float = accuracy, seeds: Mapping[str, int] = seeds
         ) -> PlantedEngine:
-            return PlantedEngine(accuracy, seed=seeds[folder.name])
+            return PlantedEngine(accuracy, seed=seeds[each.folder.name])
 
         result = check(plan(samples=50), load, tmp_path, lambda line: None)
         alarms += result.report.verdict is CheckVerdict.REGRESSION

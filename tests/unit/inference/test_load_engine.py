@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.load_engine import open_engine
+from amnesia_bench.inference.load_engine import load_engine
 from amnesia_bench.inference.options import EngineOptions
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
@@ -14,13 +14,13 @@ from tests.support.tiny_models import tiny_model, tiny_tokenizer
 def test_a_hypenet_is_not_for_vllm(tmp_path: Path) -> None:
     tiny_model("hypenet").config.save_pretrained(tmp_path)
     with pytest.raises(UserError, match="a HypeNet, which vLLM does not know") as failure:
-        open_engine("vllm", tmp_path, EngineOptions())
+        load_engine("vllm", tmp_path, EngineOptions())
     assert "--engine transformers" in str(failure.value)
 
 
 def test_an_unknown_engine_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="engine vlm: not known") as failure:
-        open_engine("vlm", tmp_path, EngineOptions())
+        load_engine("vlm", tmp_path, EngineOptions())
     assert "vllm" in str(failure.value)
 
 
@@ -34,7 +34,7 @@ def test_the_logit_scale_of_a_hypenet_is_taken_in_place_of_its_own(tmp_path: Pat
     folder = save_model("hypenet", tmp_path)
     before = (folder / "config.json").read_bytes()
     own, other = (
-        open_engine(
+        load_engine(
             "transformers", folder, EngineOptions(device="cpu", attn_logits_scaling=scaling)
         )
         for scaling in (None, "hype 500")
@@ -52,8 +52,8 @@ def test_a_logit_scale_that_cannot_be_is_refused(tmp_path: Path) -> None:
         ("hype 1", "is 1.0"),
     ):
         with pytest.raises(UserError, match=said):
-            open_engine("transformers", folder, EngineOptions(attn_logits_scaling=scaling))
+            load_engine("transformers", folder, EngineOptions(attn_logits_scaling=scaling))
     folder = save_model("qwen2", tmp_path / "qwen2")
     for engine in ("transformers", "vllm"):
-        with pytest.raises(UserError, match="is of HypeNets, and this is a qwen2"):
-            open_engine(engine, folder, EngineOptions(attn_logits_scaling="hype 500"))
+        with pytest.raises(UserError, match="only applies to HypeNet; this checkpoint is qwen2"):
+            load_engine(engine, folder, EngineOptions(attn_logits_scaling="hype 500"))
