@@ -21,7 +21,7 @@ from amnesia_bench.reporting.paths import portable
 from amnesia_bench.reporting.sources import CellFolder, read_source
 from amnesia_bench.reporting.svg import standalone
 from amnesia_bench.reporting.table_slots import (
-    Places,
+    FilledSlots,
     differing_settings,
     fill_slots,
     refuse_ambiguous,
@@ -127,19 +127,19 @@ def load_table(name: str, overrides: Sequence[str]) -> TableConfig:
     return load_option("report", name, overrides, TableConfig)
 
 
-def _report_on(name: str, table: TableConfig, places: Places) -> TableReport:
+def _report_on(name: str, table: TableConfig, slots: FilledSlots) -> TableReport:
     return TableReport(
-        table=build_table(name, table, places),
-        claims=_claims(table, places),
-        heat_maps=heat_maps_of(table, places),
-        trade_offs=build_trade_offs(table, places),
-        notes=differing_settings(places),
+        table=build_table(name, table, slots),
+        claims=_claims(table, slots),
+        heat_maps=heat_maps_of(table, slots),
+        trade_offs=build_trade_offs(table, slots),
+        notes=differing_settings(slots),
     )
 
 
-def _claims(table: TableConfig, places: Places) -> tuple[DecidedClaim, ...]:
+def _claims(table: TableConfig, slots: FilledSlots) -> tuple[DecidedClaim, ...]:
     """Decide a table's claims; of other runs than the paper's, say what its own table shows."""
-    decided = decide(table, places)
+    decided = decide(table, slots)
     if table.stands_for is None:
         return decided
     paper = {each.id: each.holds_in_paper for each in decide(load_table(table.stands_for, ()), {})}

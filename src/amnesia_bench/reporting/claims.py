@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from amnesia_bench.config.report_schema import Claim, TableConfig
 from amnesia_bench.records.report import ClaimVerdict, Condition, DecidedClaim
 from amnesia_bench.reporting.layout import resolved
-from amnesia_bench.reporting.pooling import Placed, by_prompt, in_common, seed_means
+from amnesia_bench.reporting.pooling import SlotCells, by_prompt, in_common, seed_means
 from amnesia_bench.reporting.published import published_value
-from amnesia_bench.reporting.table_slots import Places
+from amnesia_bench.reporting.table_slots import FilledSlots
 from amnesia_bench.statistics import clustered_mean
 
 _Z = 1.959963984540054  # of a two-sided 95 %
@@ -40,9 +40,9 @@ class _Sum:
     by_seed: Mapping[str, float] = field(default_factory=dict)
 
 
-def decide(table: TableConfig, places: Places) -> tuple[DecidedClaim, ...]:
+def decide(table: TableConfig, slots: FilledSlots) -> tuple[DecidedClaim, ...]:
     """Hold each claim of a table against our numbers and against the paper's own."""
-    return tuple(_decide(name, claim, table, places) for name, claim in table.claims.items())
+    return tuple(_decide(name, claim, table, slots) for name, claim in table.claims.items())
 
 
 def claim_verdict(conditions: Sequence[Condition]) -> ClaimVerdict:
@@ -53,9 +53,9 @@ def claim_verdict(conditions: Sequence[Condition]) -> ClaimVerdict:
     return ClaimVerdict.HOLDS if verdicts == {ClaimVerdict.HOLDS} else ClaimVerdict.NOT_SHOWN
 
 
-def _decide(name: str, claim: Claim, table: TableConfig, places: Places) -> DecidedClaim:
+def _decide(name: str, claim: Claim, table: TableConfig, slots: FilledSlots) -> DecidedClaim:
     conditions = tuple(
-        _condition(claim, table, places, model, resolved(column, table))
+        _condition(claim, table, slots, model, resolved(column, table))
         for model in claim.models or table.models
         for column in claim.columns
     )
@@ -77,13 +77,13 @@ def _decide(name: str, claim: Claim, table: TableConfig, places: Places) -> Deci
 
 
 def _condition(
-    claim: Claim, table: TableConfig, places: Places, model: str, column: str
+    claim: Claim, table: TableConfig, slots: FilledSlots, model: str, column: str
 ) -> Condition:
     signs = {column: 1.0} | ({resolved(claim.than, table): -1.0} if claim.than else {})
     sums, missing, theirs = [], [], 0.0
     for key, sign in signs.items():
         weights = {method: sign * weight for method, weight in claim.weights.items()}
-        rows = {method: places.get((model, method, key)) for method in weights}
+        rows = {method: slots.get((model, method, key)) for method in weights}
         missing += [f"{m} {key}" for m, row in rows.items() if row is None or row.value is None]
         there = {method: row for method, row in rows.items() if row is not None}
         if not missing:
@@ -117,7 +117,7 @@ def _verdict(low: float, high: float, above: float) -> ClaimVerdict:
     return ClaimVerdict.DOES_NOT_HOLD if high < above else ClaimVerdict.NOT_SHOWN
 
 
-def _weighted(rows: Mapping[str, Placed], weights: Mapping[str, float]) -> _Sum | None:
+def _weighted(rows: Mapping[str, SlotCells], weights: Mapping[str, float]) -> _Sum | None:
     """Return the sum over the answers in common, else over the cells as if independent."""
     answers = in_common([rows[method] for method in weights])
     sums = {

@@ -9,10 +9,10 @@ from amnesia_bench.records.recall import heat_map
 from amnesia_bench.records.report import TaskHeatMap
 from amnesia_bench.reporting.answers import recall_samples_of
 from amnesia_bench.reporting.layout import table_columns
-from amnesia_bench.reporting.table_slots import Places
+from amnesia_bench.reporting.table_slots import FilledSlots
 
 
-def heat_maps_of(table: TableConfig, places: Places) -> tuple[TaskHeatMap, ...]:
+def heat_maps_of(table: TableConfig, slots: FilledSlots) -> tuple[TaskHeatMap, ...]:
     """Return a map per model, task and row shown; those without kept answers are left out."""
     columns = table_columns(table)
     tasks = dict.fromkeys(column.task for column in columns if column.context_tokens is not None)
@@ -23,8 +23,8 @@ def heat_maps_of(table: TableConfig, places: Places) -> tuple[TaskHeatMap, ...]:
             samples = [
                 replace(sample, role=method)
                 for column in columns
-                if column.task == task and (model, method, column.key) in places
-                for found in places[model, method, column.key].cells
+                if column.task == task and (model, method, column.key) in slots
+                for found in slots[model, method, column.key].cells
                 if found.cell.context_tokens is not None
                 for sample in recall_samples_of(found)
             ]

@@ -1,4 +1,4 @@
-"""What the cells of one place, one per seed, say together.
+"""What the cells of one slot of a table, one per seed, say together.
 
 Answers to one prompt belong together, whichever seeds gave them: errors are over prompts. They
 speak of these trainings; each seed's own value stands beside, for a reader to see how trainings
@@ -23,8 +23,8 @@ Values = tuple[float, ...]
 
 
 @dataclass(frozen=True)
-class Placed:
-    """The cells of one place, one per seed.
+class SlotCells:
+    """The cells of one slot of a table, one per seed.
 
     `answers` are the single answers behind them; empty unless those of every seed are known.
     """
@@ -125,7 +125,7 @@ class Placed:
         }
 
 
-def in_common(rows: Sequence[Placed]) -> dict[AnswerKey, Values]:
+def in_common(rows: Sequence[SlotCells]) -> dict[AnswerKey, Values]:
     """Return, per prompt and seed that all rows answered, the value of each row."""
     seeds = {found.seed for row in rows for found in row.cells}
     spread = [row.spread_over(seeds - {None} or seeds) for row in rows]

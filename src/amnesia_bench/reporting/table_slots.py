@@ -13,26 +13,26 @@ from amnesia_bench.records.report import Column
 from amnesia_bench.reporting.answers import answers_of
 from amnesia_bench.reporting.layout import table_columns
 from amnesia_bench.reporting.paths import typed_path
-from amnesia_bench.reporting.pooling import Placed
+from amnesia_bench.reporting.pooling import SlotCells
 from amnesia_bench.reporting.rows import BEFORE_SFT, full_name, row_of, rows_of
 from amnesia_bench.reporting.sources import FoundCell
 
 # Model, name of the row, key of the column.
-Place = tuple[str, str, str]
-Places = Mapping[Place, Placed]
+TableSlot = tuple[str, str, str]
+FilledSlots = Mapping[TableSlot, SlotCells]
 
 
-def fill_slots(found: Iterable[FoundCell], table: TableConfig) -> Places:
+def fill_slots(found: Iterable[FoundCell], table: TableConfig) -> FilledSlots:
     """Sort cells into a table.
 
     Cells of other models and rows, and of columns that the table lacks, are left out: an
     evaluation writes more metrics than a table shows.
 
     Raises:
-        UserError: two different cells for one place, or answers that are not the cell's.
+        UserError: two different cells for one slot, or answers that are not the cell's.
     """
     columns = table_columns(table)
-    sorted_: defaultdict[Place, dict[str | None, FoundCell]] = defaultdict(dict)
+    sorted_: defaultdict[TableSlot, dict[str | None, FoundCell]] = defaultdict(dict)
     for each in found:
         row = _row_for(each, table)
         for column in columns if row is not None else ():
@@ -40,11 +40,11 @@ def fill_slots(found: Iterable[FoundCell], table: TableConfig) -> Places:
                 seeds = sorted_[each.model, row, column.key]
                 seeds[each.seed] = _one_of(seeds.get(each.seed), each)
     return {
-        place: _placed(tuple(sorted_[place].values()))
+        slot: _placed(tuple(sorted_[slot].values()))
         for model in table.models
         for row in rows_of(table)
         for column in columns
-        if (place := (model, row.name, column.key)) in sorted_
+        if (slot := (model, row.name, column.key)) in sorted_
     }
 
 
@@ -68,10 +68,10 @@ def refuse_ambiguous(found: Iterable[FoundCell], tables: Mapping[str, TableConfi
 
 
 def unused_cells(
-    found: Iterable[FoundCell], placed: Sequence[Places], tables: Mapping[str, TableConfig]
+    found: Iterable[FoundCell], placed: Sequence[FilledSlots], tables: Mapping[str, TableConfig]
 ) -> tuple[str, ...]:
     """Say once of each artifact and row why none of its cells is in any table."""
-    used = {_key(cell) for places in placed for place in places.values() for cell in place.cells}
+    used = {_key(cell) for filled in placed for slot in filled.values() for cell in slot.cells}
     unused = [each for each in found if _key(each) not in used]
     return tuple(
         dict.fromkeys(
@@ -81,7 +81,7 @@ def unused_cells(
 
 
 def without_column(
-    found: Iterable[FoundCell], placed: Sequence[Places], tables: Mapping[str, TableConfig]
+    found: Iterable[FoundCell], placed: Sequence[FilledSlots], tables: Mapping[str, TableConfig]
 ) -> tuple[str, ...]:
     """Say which tasks and lengths of the rows that tables show have no column in any of them.
 
@@ -89,9 +89,9 @@ def without_column(
     """
     shown = {
         (cell.cell.task, cell.cell.context_tokens)
-        for places in placed
-        for place in places.values()
-        for cell in place.cells
+        for filled in placed
+        for slot in filled.values()
+        for cell in slot.cells
     }
     rows = [each for each in found if any(_row_for(each, t) is not None for t in tables.values())]
     asked = dict.fromkeys((each.cell.task, each.cell.context_tokens) for each in rows)
@@ -136,7 +136,7 @@ def _row_for(found: FoundCell, table: TableConfig) -> str | None:
     )
 
 
-def _placed(cells: tuple[FoundCell, ...]) -> Placed:
+def _placed(cells: tuple[FoundCell, ...]) -> SlotCells:
     seeds = [found.seed for found in cells]
     if None in seeds and len(seeds) > 1:
         paths = "\n  ".join(str(found.path) for found in cells)
@@ -146,7 +146,7 @@ def _placed(cells: tuple[FoundCell, ...]) -> Placed:
         )
     known = [answers_of(found) for found in cells]
     answers = {key: value for each in known for key, value in each.items()}
-    return Placed(cells, answers if all(known) else {})
+    return SlotCells(cells, answers if all(known) else {})
 
 
 def _belongs(found: FoundCell, column: Column) -> bool:
@@ -173,10 +173,10 @@ def _one_of(known: FoundCell | None, new: FoundCell) -> FoundCell:
     )
 
 
-def differing_settings(places: Places) -> tuple[str, ...]:
+def differing_settings(slots: FilledSlots) -> tuple[str, ...]:
     """Say where the rows of one model were measured with different settings in one column."""
     values: defaultdict[tuple[str, str, str], set[str]] = defaultdict(set)
-    for (model, _, column), placed in places.items():
+    for (model, _, column), placed in slots.items():
         for found in placed.cells:
             for name, value in found.cell.settings.items():
                 values[model, column, name].add(typed_path(value))

@@ -12,18 +12,18 @@ from amnesia_bench.records.report import (
     TradeOffPoint,
 )
 from amnesia_bench.reporting.layout import resolved, table_columns
-from amnesia_bench.reporting.pooling import Placed, by_prompt, in_common
+from amnesia_bench.reporting.pooling import SlotCells, by_prompt, in_common
 from amnesia_bench.reporting.published import published_value, remarks_on
 from amnesia_bench.reporting.rows import after_sft
-from amnesia_bench.reporting.table_slots import Place, Places
+from amnesia_bench.reporting.table_slots import FilledSlots, TableSlot
 from amnesia_bench.statistics import sign_flip_p_value
 
 
-def build_table(name: str, config: TableConfig, places: Places) -> ReportTable:
-    """Lay out a table; every place is there, whether it was measured or not."""
+def build_table(name: str, config: TableConfig, slots: FilledSlots) -> ReportTable:
+    """Lay out a table; every slot is there, whether it was measured or not."""
     columns = table_columns(config)
     cells = tuple(
-        _cell((model, method, column.key), config, places)
+        _cell((model, method, column.key), config, slots)
         for model in config.models
         for method in config.methods
         for column in columns
@@ -40,7 +40,7 @@ def build_table(name: str, config: TableConfig, places: Places) -> ReportTable:
     )
 
 
-def build_trade_offs(config: TableConfig, places: Places) -> tuple[TradeOffCurve, ...]:
+def build_trade_offs(config: TableConfig, slots: FilledSlots) -> tuple[TradeOffCurve, ...]:
     """Return recall against reasoning of each model that has both in two rows or more."""
     if (asked := config.trade_off) is None:
         return ()
@@ -52,8 +52,8 @@ def build_trade_offs(config: TableConfig, places: Places) -> tuple[TradeOffCurve
             TradeOffPoint(
                 row=row,
                 label=label,
-                recall=_cell((model, row, recall.key), config, places),
-                score=_cell((model, row, score.key), config, places),
+                recall=_cell((model, row, recall.key), config, slots),
+                score=_cell((model, row, score.key), config, slots),
             )
             for row, label in config.points.items()
         ]
@@ -67,7 +67,7 @@ def build_trade_offs(config: TableConfig, places: Places) -> tuple[TradeOffCurve
     return tuple(curves)
 
 
-def paired_test(first: Placed, second: Placed) -> PairedTest | None:
+def paired_test(first: SlotCells, second: SlotCells) -> PairedTest | None:
     """Compare two rows on the answers that both gave; None where there are none in common."""
     answers = in_common((first, second))
     if not answers or first.repeats != second.repeats:
@@ -85,13 +85,13 @@ def paired_test(first: Placed, second: Placed) -> PairedTest | None:
     )
 
 
-def _cell(place: Place, config: TableConfig, places: Places) -> ReportedCell:
-    model, method, column = place
-    placed = places.get(place)
+def _cell(slot: TableSlot, config: TableConfig, slots: FilledSlots) -> ReportedCell:
+    model, method, column = slot
+    placed = slots.get(slot)
     theirs = published_value(config.published, model, method, column)
     value = None if placed is None else placed.value
     other = after_sft(method, config.sft)
-    compared = None if other is None else places.get((model, other, column))
+    compared = None if other is None else slots.get((model, other, column))
     return ReportedCell(
         model=model,
         method=method,
@@ -111,7 +111,7 @@ def _cell(place: Place, config: TableConfig, places: Places) -> ReportedCell:
     )
 
 
-def _status(placed: Placed | None) -> CellStatus:
+def _status(placed: SlotCells | None) -> CellStatus:
     if placed is None:
         return CellStatus.MISSING
     return CellStatus.DONE if placed.incomplete is None else CellStatus.INCOMPLETE

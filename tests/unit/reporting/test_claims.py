@@ -10,7 +10,7 @@ from amnesia_bench.config.report_schema import Claim, TableConfig
 from amnesia_bench.records.report import ClaimVerdict, DecidedClaim
 from amnesia_bench.reporting.claims import decide
 from amnesia_bench.reporting.sources import parse_source, read_source
-from amnesia_bench.reporting.table_slots import Places, fill_slots
+from amnesia_bench.reporting.table_slots import FilledSlots, fill_slots
 from amnesia_bench.statistics import clustered_mean
 from tests.support.report_cells import LENGTHS, forgetful, tiny_table, write_all, write_recall
 
@@ -28,24 +28,24 @@ def claim(weights: dict[str, float], above: float = 0.0, than: str | None = None
     )
 
 
-def places_of(labelled: list[str]) -> Places:
+def slots_of(labelled: list[str]) -> FilledSlots:
     cells = [cell for text in labelled for cell in read_source(parse_source(text), Path())[0]]
     return fill_slots(cells, tiny_table())
 
 
 @pytest.fixture(scope="module")
-def places(tmp_path_factory: pytest.TempPathFactory) -> Places:
-    return places_of(write_all(tmp_path_factory.mktemp("cells")))
+def slots(tmp_path_factory: pytest.TempPathFactory) -> FilledSlots:
+    return slots_of(write_all(tmp_path_factory.mktemp("cells")))
 
 
-def decided(places: Places, *claims: Claim) -> list[DecidedClaim]:
+def decided(slots: FilledSlots, *claims: Claim) -> list[DecidedClaim]:
     named = {f"c{i}": claim for i, claim in enumerate(claims)}
-    return list(decide(tiny_table().model_copy(update={"claims": named}), places))
+    return list(decide(tiny_table().model_copy(update={"claims": named}), slots))
 
 
-def test_the_interval_decides(places: Places) -> None:
+def test_the_interval_decides(slots: FilledSlots) -> None:
     loss = {"pre": 1.0, "post": -1.0}
-    found = decided(places, claim(loss), claim(loss, 0.95), claim(loss, 0.65))
+    found = decided(slots, claim(loss), claim(loss, 0.95), claim(loss, 0.65))
     assert [each.verdict for each in found] == [HOLDS, FAILS, OPEN]
     (condition,) = found[0].conditions
     assert condition.paired
@@ -57,9 +57,9 @@ def test_the_interval_decides(places: Places) -> None:
     assert found[0].formula == "pre - post > 0"
 
 
-def test_the_interval_of_a_difference_is_bonett_and_prices(places: Places) -> None:
-    (found,) = decided(places, claim({"pre": 1.0, "post": -1.0}))
-    rows = [places["tiny", method, "niah_single_3@4096"].answers for method in ("pre", "post")]
+def test_the_interval_of_a_difference_is_bonett_and_prices(slots: FilledSlots) -> None:
+    (found,) = decided(slots, claim({"pre": 1.0, "post": -1.0}))
+    rows = [slots["tiny", method, "niah_single_3@4096"].answers for method in ("pre", "post")]
     only_pre = sum(rows[0][key] > rows[1][key] for key in rows[0])
     only_post = sum(rows[0][key] < rows[1][key] for key in rows[0])
     n = len(rows[0]) + 2
@@ -71,14 +71,14 @@ def test_the_interval_of_a_difference_is_bonett_and_prices(places: Places) -> No
 
 
 def test_a_loss_that_grows_with_length_is_one_sum_less_another(
-    places: Places,
+    slots: FilledSlots,
 ) -> None:
     grows = claim({"pre": 1.0, "post": -1.0}, than="niah_single_3@shortest")
-    (found,) = decided(places, grows)
+    (found,) = decided(slots, grows)
     assert found.verdict is HOLDS
     assert found.formula.endswith(f"the same at niah_single_3@{LENGTHS[0]} > 0")
     values = {
-        (method, length): places["tiny", method, f"niah_single_3@{length}"].value
+        (method, length): slots["tiny", method, f"niah_single_3@{length}"].value
         for method in ("pre", "post")
         for length in LENGTHS
     }
@@ -89,8 +89,8 @@ def test_a_loss_that_grows_with_length_is_one_sum_less_another(
     assert found.conditions[0].estimate == pytest.approx(expected)
 
 
-def test_a_missing_cell_is_named_and_nothing_is_shown(places: Places) -> None:
-    (found,) = decided(places, claim({"qk_frozen": 1.0, "post": -1.0}))
+def test_a_missing_cell_is_named_and_nothing_is_shown(slots: FilledSlots) -> None:
+    (found,) = decided(slots, claim({"qk_frozen": 1.0, "post": -1.0}))
     assert found.verdict is OPEN
     assert found.conditions[0].missing == ("qk_frozen niah_single_3@4096",)
     assert found.conditions[0].estimate is None
@@ -102,7 +102,7 @@ def test_without_the_answers_the_cells_decide_as_if_independent(tmp_path: Path) 
         folder = write_recall(tmp_path / method, method, forgetful(method))
         (folder / "samples.jsonl").unlink()
         labelled.append(f"tiny={folder}")
-    (found,) = decided(places_of(labelled), claim({"pre": 1.0, "post": -1.0}))
+    (found,) = decided(slots_of(labelled), claim({"pre": 1.0, "post": -1.0}))
     assert not found.conditions[0].paired
     assert found.verdict is HOLDS
 

@@ -10,7 +10,7 @@ from amnesia_bench.reasoning.reduce import mean_estimate
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
-from amnesia_bench.reporting.pooling import Placed, in_common
+from amnesia_bench.reporting.pooling import SlotCells, in_common
 from amnesia_bench.reporting.sources import FoundCell
 from amnesia_bench.reporting.tables import paired_test
 from amnesia_bench.statistics import wilson
@@ -18,7 +18,7 @@ from amnesia_bench.statistics import wilson
 Values = Mapping[str | None, Sequence[float]]
 
 
-def placed(by_seed: Values, *, shared: bool, answers: bool = True, repeats: int = 1) -> Placed:
+def placed(by_seed: Values, *, shared: bool, answers: bool = True, repeats: int = 1) -> SlotCells:
     """Return a place of these answers; seeds that do not share prompts have others of their own."""
     cells, known = [], {}
     for seed, values in by_seed.items():
@@ -59,7 +59,7 @@ def placed(by_seed: Values, *, shared: bool, answers: bool = True, repeats: int 
             )
         )
         known |= {(seed, identity, doc): value for doc, value in enumerate(values)}
-    return Placed(tuple(cells), known if answers else {})
+    return SlotCells(tuple(cells), known if answers else {})
 
 
 def coin(seed: int, n: int = 200, chance: float = 0.7) -> list[float]:

@@ -139,8 +139,8 @@ def test_answers_of_one_seed_do_not_pass_for_anothers(
     tables: dict[str, TableConfig], folder: Path
 ) -> None:
     found = cells(folder, "tiny/pre/1", "tiny/pre/2")
-    places = fill_slots(found, tables["table1"])
-    placed = places["tiny", "pre", "niah_single_3@1024"]
+    slots = fill_slots(found, tables["table1"])
+    placed = slots["tiny", "pre", "niah_single_3@1024"]
     assert {seed for seed, _, _ in placed.answers} == {"1", "2"}
     assert (placed.n, placed.prompts) == (4, 2)
     assert placed.cells[0] == replace(placed.cells[1], seed="1", origin=placed.cells[0].origin)
