@@ -13,12 +13,7 @@ from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.load import load_option
 from amnesia_bench.inference.generation import GENERATIONS, RUN, read_run_record
 from amnesia_bench.inference.protocol import Engine, Request
-from amnesia_bench.reasoning.answering import (
-    AnswerPlan,
-    ModelUnderTest,
-    generate_answers,
-    window_of,
-)
+from amnesia_bench.reasoning.answering import AnswerPlan, answer_problems, window_of
 from amnesia_bench.reasoning.compare import compare
 from amnesia_bench.reasoning.documents import task_documents
 from amnesia_bench.reasoning.score import Scored, score
@@ -121,10 +116,11 @@ def run_task(
     layout = prompt_format(
         tokenizer, use_template=config.chat_template, template=None, think=config.think
     )
-    model = ModelUnderTest(name="fake", method="+SFT", checkpoint="sha256:0")
-    plan = AnswerPlan(model=model, config=config, layout=layout)
-    documents = task_documents(known, data, None, window_of(config))
-    return generate_answers(engine, tokenizer, known, documents, plan, folder)
+    plan = AnswerPlan(
+        model="fake", method="+SFT", checkpoint="sha256:0", config=config, layout=layout
+    )
+    problems = task_documents(known, data, None, window_of(config))
+    return answer_problems(engine, tokenizer, known, problems, plan, folder).generations
 
 
 def score_answers(folder: Path, scorer: str | None = None, **fields: Any) -> Scored:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from amnesia_bench.config.cache_key import NEUTRAL
 from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
@@ -35,6 +35,12 @@ class GenerateRequest(StageRequest):
     method: str = ""
     chat_template: Location | None = None
     engine: EngineChoice = EngineChoice()
+
+    @model_validator(mode="after")
+    def _a_template_is_used(self) -> Self:
+        if self.chat_template is not None and not self.config.chat_template:
+            raise ValueError("--chat-template: the config says eval.chat_template=false")
+        return self
 
 
 class ScoreRequest(StageRequest):
