@@ -10,12 +10,12 @@ import numpy as np
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.generation import GENERATIONS
-from amnesia_bench.reasoning.cells import compared_metrics
 from amnesia_bench.reasoning.reduce import bootstrap
 from amnesia_bench.reasoning.run_record import read_run
 from amnesia_bench.reasoning.score import CELLS, read_cells, scored_folder, scorer_name
 from amnesia_bench.reasoning.tasks import task_named
 from amnesia_bench.records.evaluation import Cell
+from amnesia_bench.records.ids import compared_metrics
 from amnesia_bench.records.reasoning import Difference, ProblemValues
 from amnesia_bench.requests.reasoning import CompareRequest
 from amnesia_bench.statistics import sign_flip_p_value
@@ -38,11 +38,10 @@ def compare(request: CompareRequest) -> tuple[Difference, ...]:
             raise UserError(
                 f"cannot be compared: {name} is {values[0]} in {first}, {values[1]} in {second}"
             )
-    task = task_named(run.task)
-    scorer = scorer_name(task, request.scorer, run)
+    scorer = scorer_name(task_named(run.task), request.scorer, run)
     ours = _read_values(first, request.first_scores or first, scorer)
     theirs = _read_values(second, second, scorer)
-    return differences(ours, theirs, list(compared_metrics(task, run.repeats)), run.repeats)
+    return differences(ours, theirs, compared_metrics(run.task, run.repeats), run.repeats)
 
 
 def _read_values(answers: Path, scores: Path, scorer: str) -> tuple[ProblemValues, ...]:

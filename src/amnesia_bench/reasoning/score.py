@@ -100,13 +100,13 @@ def score(request: ScoreRequest, out: Path | None = None) -> Scored:
     judge, judge_settings = _opened(task, name, run, request)
     judged = judge(documents.rows, attempts)
     incomplete = missing_answers(run, generations, judged)
-    problems = () if incomplete else problem_values(task, run, generations, judged)
+    problems = () if incomplete else problem_values(run, generations, judged)
     values = problems_text(problems)
     source = CellSource(
         settings={**engine, **run_settings(run), **judge_settings, "scorer": name},
         parents=(*_parents(run, documents, folder), problems_parent(values)),
     )
-    cells = cells_of(task, run, problems, incomplete, source)
+    cells = cells_of(run, problems, incomplete, source)
     scored = scored_folder(out or folder, name)
     _write(scored, judged, values, cells)
     return Scored(folder=scored, run=run, scorer=name, verdicts=judged.verdicts, cells=cells)

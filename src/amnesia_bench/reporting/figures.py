@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 
+from amnesia_bench.records.ids import BEFORE_SFT
 from amnesia_bench.records.recall import HeatMap
 from amnesia_bench.records.report import (
     DriftCurve,
@@ -18,7 +19,6 @@ from amnesia_bench.records.report import (
 from amnesia_bench.reporting import svg
 from amnesia_bench.reporting.labels import CHARACTER, LINE, spread_labels
 from amnesia_bench.reporting.layout import length_label, task_label
-from amnesia_bench.reporting.rows import BEFORE_SFT
 from amnesia_bench.reporting.trade_off_figure import trade_off_figure
 
 _PANEL, _HEIGHT = 250.0, 170.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from amnesia_bench.config.report_schema import LONGEST, SHORTEST, TableConfig
+from amnesia_bench.records.ids import RECALL_METRIC
 from amnesia_bench.records.report import Column
 
 
@@ -14,7 +15,7 @@ def table_columns(table: TableConfig) -> tuple[Column, ...]:
             group=task_label(task),
             label=length_label(length),
             task=task,
-            metric="recall",
+            metric=RECALL_METRIC,
             scorer=None,
             context_tokens=length,
         )

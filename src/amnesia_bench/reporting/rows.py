@@ -9,8 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from amnesia_bench.config.report_schema import TableConfig
-
-BEFORE_SFT, AFTER_SFT = "pre", "post"
+from amnesia_bench.records.ids import AFTER_SFT, BEFORE_SFT
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.reasoning.judging import Row
 from amnesia_bench.reasoning.math.scorer import MathScorer
 from amnesia_bench.reasoning.tasks.prompts import step_by_step
-from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ReasoningTask, Reducer
+from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ReasoningTask
 
 _MARK = "####"
 
@@ -43,5 +43,4 @@ GSM8K = ReasoningTask(
         "strict": MathScorer(gold=gold),
         "flexible": MathScorer(gold=gold, unboxed="number"),
     },
-    reducers=(Reducer.AVERAGE, Reducer.MAJORITY, Reducer.PASS),
 )

@@ -12,7 +12,7 @@ from amnesia_bench.reasoning.ifeval_checkers import LONG_CHARACTERS, follows_all
 from amnesia_bench.reasoning.judging import Attempt, Row, ScoringResult
 from amnesia_bench.reasoning.math.equality import obstacle_of
 from amnesia_bench.reasoning.math.pool import ComparisonPool
-from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ReasoningTask, Reducer
+from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ReasoningTask
 from amnesia_bench.records.evaluation import Outcome, Verdict
 
 
@@ -65,6 +65,4 @@ IFEVAL = ReasoningTask(
     ),
     message=_message,
     scorers={"strict": _strict},
-    reducers=(Reducer.AVERAGE,),
-    metric="prompt_level_strict_accuracy",
 )

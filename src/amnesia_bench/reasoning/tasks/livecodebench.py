@@ -14,7 +14,7 @@ from amnesia_bench.reasoning.code.problems import (
 )
 from amnesia_bench.reasoning.code.prompt import prompt
 from amnesia_bench.reasoning.judging import Row
-from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ProblemSet, ReasoningTask, Reducer
+from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ProblemSet, ReasoningTask
 from amnesia_bench.records.reasoning import Checker
 
 
@@ -45,7 +45,6 @@ LIVECODEBENCH = ReasoningTask(
     ),
     message=_message,
     scorers={"strict": ProgramScorer(), "lenient": ProgramScorer(checker=Checker.LENIENT)},
-    reducers=(Reducer.AVERAGE, Reducer.PASS),
     config=CodeEvalConfig,
     load=_load,
 )

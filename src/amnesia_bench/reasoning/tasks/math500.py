@@ -5,7 +5,7 @@ from __future__ import annotations
 from amnesia_bench.reasoning.judging import Row
 from amnesia_bench.reasoning.math.scorer import MathScorer
 from amnesia_bench.reasoning.tasks.prompts import step_by_step
-from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ReasoningTask, Reducer
+from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ReasoningTask
 
 
 def _message(row: Row) -> str:
@@ -31,5 +31,4 @@ MATH500 = ReasoningTask(
         "strict": MathScorer(gold=_gold),
         "flexible": MathScorer(gold=_gold, unboxed="any"),
     },
-    reducers=(Reducer.AVERAGE, Reducer.MAJORITY, Reducer.PASS),
 )
