@@ -24,7 +24,9 @@ from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
 from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers, read_ranking
 from amnesia_bench.reasoning.score import read_cells
 from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
-from amnesia_bench.reporting.sources import CellFolder, read_source
+from amnesia_bench.reporting.artifact_files import ArtifactFiles
+from amnesia_bench.reporting.sources import read_source
+from amnesia_bench.requests.experiments import LabelledCells
 from amnesia_bench.surgery import restore
 from amnesia_bench.surgery.verification import verify
 from amnesia_bench.training.inputs import data_parent
@@ -146,7 +148,7 @@ def scores(tmp_path: Path) -> Written:
 
     def look() -> object:
         cells = read_cells(folder)
-        found, _ = read_source(CellFolder(folder=folder), tmp_path)
+        found, _ = read_source(LabelledCells(folder=folder), tmp_path, ArtifactFiles())
         return (
             [cell.value for cell in cells],
             [each.cell.value for each in found],
@@ -164,7 +166,7 @@ def recall(tmp_path: Path) -> Written:
     folder = tmp_path / "out" / prompt_set.name
 
     def look() -> object:
-        found, _ = read_source(CellFolder(folder=folder), tmp_path)
+        found, _ = read_source(LabelledCells(folder=folder), tmp_path, ArtifactFiles())
         return [each.cell.value for each in found]
 
     return Written(folder, look, 100)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import amnesia_bench
 from amnesia_bench.errors import ExitCode
 
 
@@ -56,5 +57,7 @@ def run(args: argparse.Namespace) -> ExitCode:
             continue
         if edited := edited_files(call):
             say(f"Changed or removed since they were written: {', '.join(edited)}. Written again:")
-        mark_current(call, report.write(call.request))
+        written = amnesia_bench.report(call.request, call.out)
+        report.print_report(written.report, written.files[-1])
+        mark_current(call, written.files)
     return ExitCode.DONE

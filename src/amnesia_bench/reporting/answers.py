@@ -1,4 +1,4 @@
-"""The single answers behind a cell, read from the files that lie beside it.
+"""The single answers behind a cell, read from the files next to it.
 
 Methods are compared on the same prompts or problems, so an answer's key names its seed, the
 identity of the prompts and its number.
@@ -6,18 +6,14 @@ identity of the prompts and its number.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
-from functools import cache
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TypeVar
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Outcome, Verdict
 from amnesia_bench.records.reasoning import ProblemValues
 from amnesia_bench.records.recall import RecallSample
-from amnesia_bench.reporting.sources import FoundCell, check_hash, forget_manifests
+from amnesia_bench.reporting.sources import FoundCell
 from amnesia_bench.store.problem_values import PROBLEMS, check_problems
 
 AnswerKey = tuple[str | None, str, int]
@@ -52,12 +48,6 @@ def answers_of(found: FoundCell) -> Answers:
     return {(found.seed, identity, doc): value for doc, value in values.items()}
 
 
-def read_anew() -> None:
-    """Forget every file read so far: what lies on disk may have been made again since."""
-    _records.cache_clear()
-    forget_manifests()
-
-
 def prompts_identity(cell: Cell) -> str | None:
     """Return the identity of the prompts or problems that a cell is of; None where unknown."""
     return next((p.identity for p in cell.parents if p.role in _PROMPT_ROLES), None)
@@ -71,7 +61,7 @@ def recall_samples_of(found: FoundCell) -> tuple[RecallSample, ...]:
     roles = {parent.role for parent in cell.parents}
     return tuple(
         sample
-        for sample in _records(RecallSample, *_beside(found, SAMPLES))
+        for sample in _beside(found, RecallSample, SAMPLES)
         if sample.role in roles and sample.key.task == task
     )
 
@@ -79,7 +69,7 @@ def recall_samples_of(found: FoundCell) -> tuple[RecallSample, ...]:
 def _values(found: FoundCell) -> dict[int, float]:
     cell = found.cell
     if cell.context_tokens is None:
-        problems = _records(ProblemValues, *_beside(found, PROBLEMS))
+        problems = _beside(found, ProblemValues, PROBLEMS)
         if problems:
             check_problems(found.path.with_name(PROBLEMS), [cell])
         return {p.doc: p.values[cell.metric] for p in problems if cell.metric in p.values}
@@ -87,7 +77,7 @@ def _values(found: FoundCell) -> dict[int, float]:
         return {sample.key.doc: float(sample.correct) for sample in samples}
     return {
         verdict.key.doc: float(verdict.outcome is Outcome.CORRECT)
-        for verdict in _records(Verdict, *_beside(found, VERDICTS))
+        for verdict in _beside(found, Verdict, VERDICTS)
         if _belongs(verdict, cell)
     }
 
@@ -96,25 +86,5 @@ def _belongs(verdict: Verdict, cell: Cell) -> bool:
     return verdict.key.task == f"{cell.task}@{cell.context_tokens}"
 
 
-def _beside(found: FoundCell, name: str) -> tuple[Path, Path | None]:
-    return found.path.with_name(name), found.artifact
-
-
-@cache
-def _records(kind: type[Record], path: Path, artifact: Path | None) -> tuple[Record, ...]:
-    if not path.is_file():
-        return ()
-    check_hash(path, artifact)
-    return tuple(_read_lines(kind, path))
-
-
-def _read_lines(kind: type[Record], path: Path) -> Iterator[Record]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f"{path}, line {number}: not JSON ({error})",
-                hint="It was cut off: remove its folder and run the evaluation again.",
-            ) from error
-        yield codec.from_json(kind, data, f"{path}, line {number}")
+def _beside(found: FoundCell, kind: type[Record], name: str) -> tuple[Record, ...]:
+    return found.files.records(kind, found.path.with_name(name), found.artifact)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,14 +12,14 @@ from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Provenance
 from amnesia_bench.records.report import DecidedClaim, Report, ReportProvenance, TableReport
-from amnesia_bench.reporting.answers import read_anew
+from amnesia_bench.reporting.artifact_files import ArtifactFiles
 from amnesia_bench.reporting.claims import decide
 from amnesia_bench.reporting.drift import read_drift
 from amnesia_bench.reporting.figures import figures_of
 from amnesia_bench.reporting.heat_maps import heat_maps_of
 from amnesia_bench.reporting.page import page
 from amnesia_bench.reporting.paths import portable
-from amnesia_bench.reporting.sources import CellFolder, read_source
+from amnesia_bench.reporting.sources import read_source
 from amnesia_bench.reporting.svg import standalone
 from amnesia_bench.reporting.table_slots import (
     FilledSlots,
@@ -30,36 +31,46 @@ from amnesia_bench.reporting.table_slots import (
 )
 from amnesia_bench.reporting.tables import build_table, build_trade_offs
 from amnesia_bench.reporting.text_formats import csv_text, json_text, latex, table_markdown
+from amnesia_bench.requests.experiments import ReportRequest
 from amnesia_bench.store.files import explaining_write_errors, make_folder, replace_text
+from amnesia_bench.store.provenance import collect_provenance
 
 REPORT = "report.html"
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReportRequest:
-    """What to report: tables (files of configs/report), their cells, files of drift, and where.
+class WrittenReport:
+    """A report, and the files that hold it, the page last."""
 
-    `overrides` change every table: `report.models=[tiny]`.
-    """
-
-    tables: tuple[str, ...]
-    sources: tuple[CellFolder, ...]
-    out: Path
-    overrides: tuple[str, ...] = ()
-    drift: tuple[str, ...] = ()
+    report: Report
+    files: tuple[Path, ...]
 
 
-def build_report(request: ReportRequest, provenance: Provenance) -> Report:
-    """Read everything a report says.
+def report(request: ReportRequest, out: Path) -> WrittenReport:
+    """Lay cells out in the paper's tables, decide its claims, and write it all into a folder.
+
+    Each file appears whole, the page last: reading a report while it is written again is safe.
+    Files of the same names are replaced.
+
+    Args:
+        request: the tables, and what they are made of.
+        out: the folder.
 
     Raises:
-        UserError: a table, folder or file is missing or damaged, two cells are for one place, or
-            a cell may belong to several fine-tunes.
+        UserError: a table, folder or file is missing or damaged, two cells are for one slot, a
+            cell may belong to several fine-tunes, or there is a file in the way.
+        StageFailedError, MissingEnvironmentError: it cannot be written there.
     """
-    tables = {name: load_table(name, request.overrides) for name in request.tables}
-    out = request.out
-    read_anew()
-    read = [read_source(source, out) for source in request.sources]
+    provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
+    built = _build(request, out, provenance)
+    return WrittenReport(report=built, files=_write(built, out))
+
+
+def _build(request: ReportRequest, out: Path, provenance: Provenance) -> Report:
+    names = tuple(dict.fromkeys(request.tables))
+    tables = {name: load_table(name, request.overrides) for name in names}
+    files = ArtifactFiles()
+    read = [read_source(source, out, files) for source in request.sources]
     found = [cell for cells, _ in read for cell in cells]
     refuse_ambiguous(found, tables)
     placed = {name: fill_slots(found, table) for name, table in tables.items()}
@@ -86,18 +97,7 @@ def build_report(request: ReportRequest, provenance: Provenance) -> Report:
     )
 
 
-def write_report(report: Report, out: Path) -> tuple[Path, ...]:
-    """Write `<table>.md`, `.csv`, `.tex`, `.json` of each table, all figures, and `report.html`.
-
-    Each file appears whole, the page last: reading a report while it is written anew is safe.
-    Files of the same names are replaced.
-
-    Returns:
-        What was written, the page last.
-
-    Raises:
-        UserError, StageFailedError, MissingEnvironmentError: it cannot be written there.
-    """
+def _write(report: Report, out: Path) -> tuple[Path, ...]:
     files: dict[str, str] = {}
     for each in report.tables:
         name = each.table.name

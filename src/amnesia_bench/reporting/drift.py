@@ -14,21 +14,19 @@ from amnesia_bench.records.report import DriftCurve, LayerDrift
 from amnesia_bench.records.restoration import Restoration
 from amnesia_bench.records.roles import Role
 from amnesia_bench.reporting.paths import shown
+from amnesia_bench.requests.experiments import LabelledDrift
 from amnesia_bench.store.files import read_json
 
 _ROLES = (Role.Q.value, Role.K.value)
 
 
-def read_drift(text: str, out: Path) -> DriftCurve:
-    """Read `[LABEL=]FILE`: a restoration.json, or what `amnesia diff PRE POST --json` printed.
-
-    Its path is told from the report's folder `out`.
+def read_drift(source: LabelledDrift, out: Path) -> DriftCurve:
+    """Read the drift of each layer; the path of its file is relative to the report's folder `out`.
 
     Raises:
-        UserError: the file is neither, or holds no W_Q and W_K.
+        UserError: the file is neither of the two, or holds no W_Q and W_K.
     """
-    label, equals, file = text.partition("=")
-    path = Path(file) if equals and not Path(text).exists() else Path(text)
+    path = source.file
     data = read_json(path)
     if isinstance(data, dict) and "variant" in data:
         norms = _of_restoration(codec.from_json(Restoration, data, str(path)))
@@ -42,8 +40,8 @@ def read_drift(text: str, out: Path) -> DriftCurve:
     layers = _layers(norms)
     if not layers:
         raise UserError(f"{path}: no drift of W_Q or W_K in it")
-    name = label if path != Path(text) else path.parent.name or path.stem
-    return DriftCurve(label=name, source=shown(path, out), layers=layers)
+    label = source.label or path.parent.name or path.stem
+    return DriftCurve(label=label, source=shown(path, out), layers=layers)
 
 
 # Layer, role, |a| and |b - a|.

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Manifest, Parent
+from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
+from amnesia_bench.reporting.artifact_files import ArtifactFiles
 from amnesia_bench.reporting.paths import shown, typed_path
-from amnesia_bench.store.checksums import check_checksum
+from amnesia_bench.requests.experiments import LabelledCells
 from amnesia_bench.store.files import read_json
-from amnesia_bench.store.hashing import read_manifest, sha256_of
+from amnesia_bench.store.hashing import sha256_of
 from amnesia_bench.store.layout import MANIFEST
 
 CELL_FILES = ("cell.json", "cells.json")
@@ -23,24 +23,11 @@ ANSWERS = "generations.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellFolder:
-    """A folder of cells, and the place in a table they are meant for.
-
-    Where `model`, `method` or `seed` is None the cells' own names count; they have no seed.
-    `method` may name the fine-tune too: `restored@tulu3`.
-    """
-
-    folder: Path
-    model: str | None = None
-    method: str | None = None
-    seed: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
 class FoundCell:
     """A cell under the names that the report knows it by, and where it lies.
 
-    `artifact` is the finished folder that holds it, None when nothing published it.
+    `artifact` is the finished folder that holds it, None when nothing published it; `files` reads
+    what lies beside it.
     """
 
     model: str
@@ -50,34 +37,18 @@ class FoundCell:
     path: Path
     artifact: Path | None
     origin: Origin
+    files: ArtifactFiles = field(default_factory=ArtifactFiles, compare=False, repr=False)
 
 
-def parse_source(text: str) -> CellFolder:
-    """Parse `[MODEL[/METHOD[@SFT][/SEED]]=]DIR`.
-
-    Raises:
-        UserError: the label has an empty part, or too many.
-    """
-    label, equals, folder = text.partition("=")
-    if not equals or Path(text).exists():
-        return CellFolder(folder=Path(text))
-    parts = label.split("/")
-    named = [name for part in parts for name in part.split("@")]
-    if not folder or not all(named) or len(parts) > 3:
-        raise UserError(
-            f"--cells {text}: expected DIR, or MODEL/METHOD@SFT/SEED=DIR",
-            hint="For example HypeNet-5B/restored@tulu3=results/qk; from the left as needed.",
-        )
-    model, method, seed = (*parts, None, None)[:3]
-    return CellFolder(folder=Path(folder), model=model, method=method, seed=seed)
-
-
-def read_source(source: CellFolder, out: Path) -> tuple[tuple[FoundCell, ...], tuple[str, ...]]:
+def read_source(
+    source: LabelledCells, out: Path, files: ArtifactFiles
+) -> tuple[tuple[FoundCell, ...], tuple[str, ...]]:
     """Read every cell below a folder; without cells say why there are none.
 
     Args:
         source: the folder, and what its cells are called.
-        out: the report's folder, which paths are told from.
+        out: the report's folder; paths are relative to it.
+        files: reads the folders of this report.
 
     Raises:
         UserError: no such folder, a file is cut off, or is not what its manifest says.
@@ -87,7 +58,7 @@ def read_source(source: CellFolder, out: Path) -> tuple[tuple[FoundCell, ...], t
     found: list[FoundCell] = []
     for path in _visible(source.folder, *CELL_FILES):
         artifact = _artifact_of(path, source.folder)
-        check_hash(path, artifact)
+        files.check_hash(path, artifact)
         found += (
             FoundCell(
                 model=source.model or cell.model,
@@ -96,7 +67,8 @@ def read_source(source: CellFolder, out: Path) -> tuple[tuple[FoundCell, ...], t
                 cell=cell,
                 path=path,
                 artifact=artifact,
-                origin=_origin(source.seed, path, artifact, cell, out),
+                origin=_origin(source.seed, path, artifact, cell, out, files),
+                files=files,
             )
             for cell in _read_cells(path, artifact)
         )
@@ -132,13 +104,20 @@ def _read_cells(path: Path, artifact: Path | None) -> Iterator[Cell]:
         raise UserError(error.what, hint=hint) from error
 
 
-def _origin(seed: str | None, path: Path, artifact: Path | None, cell: Cell, out: Path) -> Origin:
-    manifest = None if artifact is None else _manifest(artifact)
+def _origin(
+    seed: str | None,
+    path: Path,
+    artifact: Path | None,
+    cell: Cell,
+    out: Path,
+    files: ArtifactFiles,
+) -> Origin:
+    manifest = None if artifact is None else files.manifest(artifact)
     parents = (*cell.parents, *(manifest.parents if manifest else ()))
     dirty: dict[Path, None] = {}
     if artifact is not None and manifest is not None and manifest.provenance.dirty:
         dirty[artifact / MANIFEST] = None
-    _collect_dirty(parents, dirty, set())
+    _collect_dirty(parents, files, dirty, set())
     return Origin(
         seed=seed,
         path=shown(path if artifact is None else artifact / MANIFEST, out),
@@ -159,42 +138,16 @@ def _artifact_of(path: Path, top: Path) -> Path | None:
     return None
 
 
-@cache
-def _manifest(folder: Path) -> Manifest:
-    return read_manifest(folder)
-
-
-def forget_manifests() -> None:
-    """Forget every manifest read so far."""
-    _manifest.cache_clear()
-
-
-def check_hash(path: Path, artifact: Path | None) -> None:
-    """Compare a file with the manifest of the artifact that holds it, or the hashes beside it.
-
-    Raises:
-        UserError: it is not what was published.
-    """
-    if artifact is None:
-        check_checksum(path, "Score it again, or take the file as it was.")
-        return
-    name = path.relative_to(artifact).as_posix()
-    for entry in _manifest(artifact).files:
-        if entry.path == name and entry.sha256 not in (None, sha256_of(path)):
-            raise UserError(
-                f"{path}: is not what {artifact / MANIFEST} says: it was changed since",
-                hint="Remove that folder and run its stage again.",
-            )
-
-
-def _collect_dirty(parents: tuple[Parent, ...], dirty: dict[Path, None], seen: set[Path]) -> None:
+def _collect_dirty(
+    parents: tuple[Parent, ...], files: ArtifactFiles, dirty: dict[Path, None], seen: set[Path]
+) -> None:
     for parent in parents:
         place = Path(parent.location)
         folder = place.parent if place.is_file() else place
         if folder in seen or not (folder / MANIFEST).is_file():
             continue
         seen.add(folder)
-        manifest = _manifest(folder)
+        manifest = files.manifest(folder)
         if manifest.provenance.dirty:
             dirty[folder / MANIFEST] = None
-        _collect_dirty(manifest.parents, dirty, seen)
+        _collect_dirty(manifest.parents, files, dirty, seen)

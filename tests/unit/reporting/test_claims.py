@@ -5,11 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from amnesia_bench.cli.report import parse_cells
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import Claim, TableConfig
 from amnesia_bench.records.report import ClaimVerdict, DecidedClaim
+from amnesia_bench.reporting.artifact_files import ArtifactFiles
 from amnesia_bench.reporting.claims import decide
-from amnesia_bench.reporting.sources import parse_source, read_source
+from amnesia_bench.reporting.sources import read_source
 from amnesia_bench.reporting.table_slots import FilledSlots, fill_slots
 from amnesia_bench.statistics import clustered_mean
 from tests.support.report_cells import LENGTHS, forgetful, tiny_table, write_all, write_recall
@@ -29,7 +31,9 @@ def claim(weights: dict[str, float], above: float = 0.0, than: str | None = None
 
 
 def slots_of(labelled: list[str]) -> FilledSlots:
-    cells = [cell for text in labelled for cell in read_source(parse_source(text), Path())[0]]
+    files = ArtifactFiles()
+    read = [read_source(parse_cells(text), Path(), files) for text in labelled]
+    cells = [cell for found, _ in read for cell in found]
     return fill_slots(cells, tiny_table())
 
 

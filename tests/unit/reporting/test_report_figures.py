@@ -21,12 +21,14 @@ from amnesia_bench.records.report import (
     TradeOffPoint,
 )
 from amnesia_bench.reporting import svg
+from amnesia_bench.reporting.artifact_files import ArtifactFiles
 from amnesia_bench.reporting.figures import drift_figure, heat_map_figure, recall_figure
 from amnesia_bench.reporting.layout import length_label
-from amnesia_bench.reporting.sources import CellFolder, read_source
+from amnesia_bench.reporting.sources import read_source
 from amnesia_bench.reporting.table_slots import fill_slots
 from amnesia_bench.reporting.tables import build_table
 from amnesia_bench.reporting.trade_off_figure import trade_off_figure
+from amnesia_bench.requests.experiments import LabelledCells
 from tests.support.report_cells import forgetful, tiny_table, write_recall
 
 NAMESPACE = "{http://www.w3.org/2000/svg}"
@@ -70,7 +72,7 @@ def test_a_heat_map_says_recall_and_n_and_leaves_empty_fields_empty() -> None:
 def test_a_curve_of_recall_is_higher_where_recall_is(tmp_path: Path) -> None:
     table = tiny_table()
     folder = write_recall(tmp_path / "post", "post", forgetful("post"))
-    cells, _ = read_source(CellFolder(folder=folder, model="tiny"), tmp_path)
+    cells, _ = read_source(LabelledCells(folder=folder, model="tiny"), tmp_path, ArtifactFiles())
     built = build_table("table1", table, fill_slots(cells, table))
     drawn = recall_figure(built, "tiny")
     assert drawn is not None

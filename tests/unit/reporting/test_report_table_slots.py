@@ -6,11 +6,13 @@ from pathlib import Path
 
 import pytest
 
+from amnesia_bench.cli.report import parse_cells
 from amnesia_bench.config.load import load_option, options
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
+from amnesia_bench.reporting.artifact_files import ArtifactFiles
 from amnesia_bench.reporting.rows import after_sft, full_name
-from amnesia_bench.reporting.sources import FoundCell, parse_source, read_source
+from amnesia_bench.reporting.sources import FoundCell, read_source
 from amnesia_bench.reporting.table_slots import (
     fill_slots,
     refuse_ambiguous,
@@ -35,7 +37,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def cells(folder: Path, *labels: str) -> list[FoundCell]:
-    read = [read_source(parse_source(f"{label}={folder}"), folder) for label in labels]
+    read = [
+        read_source(parse_cells(f"{label}={folder}"), folder, ArtifactFiles()) for label in labels
+    ]
     return [cell for found, _ in read for cell in found]
 
 
