@@ -21,7 +21,7 @@ from amnesia_bench.records.ids import (
     compared_metrics,
     reasoning_metrics,
 )
-from amnesia_bench.reporting.rows import row_of, rows_of
+from amnesia_bench.reporting.table_layout import row_of, rows_of
 
 METHODS = get_args(Method)
 

@@ -13,9 +13,8 @@ from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.pipeline.graph import Graph, build
 from amnesia_bench.records.ids import REASONING_TASKS, RECALL_METRIC, reasoning_metrics
-from amnesia_bench.reporting.layout import table_columns
 from amnesia_bench.reporting.published import read_published
-from amnesia_bench.reporting.rows import full_name, rows_of
+from amnesia_bench.reporting.table_layout import full_name, rows_of, table_columns
 from amnesia_bench.requests.reasoning import GenerateRequest
 from amnesia_bench.requests.recall import EvaluateRequest
 

@@ -16,7 +16,6 @@ from amnesia_bench.reporting.artifact_files import ArtifactFiles
 from amnesia_bench.reporting.claims import decide
 from amnesia_bench.reporting.drift import read_drift
 from amnesia_bench.reporting.figures import figures_of
-from amnesia_bench.reporting.heat_maps import heat_maps_of
 from amnesia_bench.reporting.page import page
 from amnesia_bench.reporting.paths import portable
 from amnesia_bench.reporting.sources import read_source
@@ -29,7 +28,7 @@ from amnesia_bench.reporting.table_slots import (
     unused_cells,
     without_column,
 )
-from amnesia_bench.reporting.tables import build_table, build_trade_offs
+from amnesia_bench.reporting.tables import build_table, build_trade_offs, heat_maps_of
 from amnesia_bench.reporting.text_formats import csv_text, json_text, latex, table_markdown
 from amnesia_bench.requests.experiments import ReportRequest
 from amnesia_bench.store.files import explaining_write_errors, make_folder, replace_text

@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 from amnesia_bench.config.report_schema import Claim, TableConfig
 from amnesia_bench.records.report import ClaimVerdict, Condition, DecidedClaim
-from amnesia_bench.reporting.layout import resolved
 from amnesia_bench.reporting.pooling import SlotCells, by_prompt, in_common, seed_means
 from amnesia_bench.reporting.published import published_value
+from amnesia_bench.reporting.table_layout import resolved
 from amnesia_bench.reporting.table_slots import FilledSlots
 from amnesia_bench.statistics import clustered_mean
 

@@ -18,7 +18,7 @@ from amnesia_bench.records.report import (
 )
 from amnesia_bench.reporting import svg
 from amnesia_bench.reporting.labels import CHARACTER, LINE, spread_labels
-from amnesia_bench.reporting.layout import length_label, task_label
+from amnesia_bench.reporting.table_layout import length_label, task_label
 from amnesia_bench.reporting.trade_off_figure import trade_off_figure
 
 _PANEL, _HEIGHT = 250.0, 170.0

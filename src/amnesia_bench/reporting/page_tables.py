@@ -14,7 +14,7 @@ from amnesia_bench.records.report import (
     ReportedCell,
     ReportTable,
 )
-from amnesia_bench.reporting.rows import full_name
+from amnesia_bench.reporting.table_layout import full_name
 from amnesia_bench.reporting.text_formats import address
 from amnesia_bench.reporting.wording import (
     format_marks,

@@ -1,7 +1,7 @@
 """The paper's own numbers: every cell of Tables 1-4 and 10, as printed, and remarks on them.
 
 `published/<table>.csv` has a row per model and method and the columns of configs/report; values
-are per cent. `tests/unit/test_published.py` holds them against the paper's text.
+are per cent. `tests/unit/reporting/test_published.py` compares them with the paper's text.
 """
 
 from __future__ import annotations

@@ -12,11 +12,10 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.records.ids import BEFORE_SFT
 from amnesia_bench.records.report import Column
 from amnesia_bench.reporting.answers import answers_of
-from amnesia_bench.reporting.layout import table_columns
 from amnesia_bench.reporting.paths import typed_path
 from amnesia_bench.reporting.pooling import SlotCells
-from amnesia_bench.reporting.rows import full_name, row_of, rows_of
 from amnesia_bench.reporting.sources import FoundCell
+from amnesia_bench.reporting.table_layout import full_name, row_of, rows_of, table_columns
 
 # Model, name of the row, key of the column.
 TableSlot = tuple[str, str, str]

@@ -7,13 +7,13 @@ import pytest
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
-from amnesia_bench.reporting.layout import table_columns
 from amnesia_bench.reporting.published import (
     published_tables,
     published_value,
     read_published,
     remarks_on,
 )
+from amnesia_bench.reporting.table_layout import table_columns
 from tests.support.shared import shared_path
 
 SIZES = {"table1": 12 * 18, "table2": 6 * 13, "table3": 6 * 13, "table4": 6 * 5, "table10": 8 * 4}

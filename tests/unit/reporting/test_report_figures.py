@@ -23,8 +23,8 @@ from amnesia_bench.records.report import (
 from amnesia_bench.reporting import svg
 from amnesia_bench.reporting.artifact_files import ArtifactFiles
 from amnesia_bench.reporting.figures import drift_figure, heat_map_figure, recall_figure
-from amnesia_bench.reporting.layout import length_label
 from amnesia_bench.reporting.sources import read_source
+from amnesia_bench.reporting.table_layout import length_label
 from amnesia_bench.reporting.table_slots import fill_slots
 from amnesia_bench.reporting.tables import build_table
 from amnesia_bench.reporting.trade_off_figure import trade_off_figure

@@ -11,8 +11,8 @@ from amnesia_bench.config.load import load_option, options
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.reporting.artifact_files import ArtifactFiles
-from amnesia_bench.reporting.rows import after_sft, full_name
 from amnesia_bench.reporting.sources import FoundCell, read_source
+from amnesia_bench.reporting.table_layout import after_sft, full_name
 from amnesia_bench.reporting.table_slots import (
     fill_slots,
     refuse_ambiguous,
