@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from amnesia_bench.data.synthesize import synthesize_tokenizer as synthesize_tokenizer
     from amnesia_bench.lm_eval_bridge.evaluation import evaluate as evaluate
     from amnesia_bench.lm_eval_bridge.ranking import rank_layers as rank_layers
-    from amnesia_bench.pipeline.plan import plan as plan
-    from amnesia_bench.pipeline.run import run as run
+    from amnesia_bench.pipeline.experiments import plan as plan
+    from amnesia_bench.pipeline.experiments import run as run
     from amnesia_bench.reasoning.answering import generate as generate
     from amnesia_bench.reasoning.compare import compare as compare
     from amnesia_bench.reasoning.score import score as score
@@ -72,8 +72,8 @@ FRONT_DOORS = {
     "estimate": FrontDoor("costs.estimate"),
     "train": FrontDoor("training.run", "train"),
     # Experiments.
-    "plan": FrontDoor("pipeline.plan"),
-    "run": FrontDoor("pipeline.run"),
+    "plan": FrontDoor("pipeline.experiments"),
+    "run": FrontDoor("pipeline.experiments"),
     "report": FrontDoor("reporting.building"),
     # Configs that requests hold, by name.
     "load_variant": FrontDoor("config.load"),

@@ -31,10 +31,10 @@ _RUN = """\
 import sys
 from pathlib import Path
 from amnesia_bench.errors import AmnesiaError
-from amnesia_bench.pipeline.run import run
+from amnesia_bench.pipeline.run import run_graph
 from tests.support.pipelines import small_graph
 try:
-    print(run(Path(sys.argv[1]), small_graph()))
+    print(run_graph(Path(sys.argv[1]), small_graph()))
 except AmnesiaError as error:
     sys.exit(f"{error}")
 """

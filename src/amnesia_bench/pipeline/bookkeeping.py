@@ -1,7 +1,7 @@
 """What is known on disk of the stages of a store.
 
 <store>/<kind>/<id>/manifest.json   the stage is done: every file of the folder, with its hash
-<store>/stages/<id>/stage.json      what it is to do: a StageOrder
+<store>/stages/<id>/stage.json      the stage itself: a StageSpec
 <store>/stages/<id>/inputs.json     what its inputs held when it was begun: "kind/id" to a hash
 <store>/stages/<id>/log.txt         what its attempts said
 <store>/stages/<id>/failure.json    how the last attempt failed
@@ -20,7 +20,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
+
+from pydantic import ValidationError
 
 from amnesia_bench.errors import (
     ExitCode,
@@ -29,9 +31,12 @@ from amnesia_bench.errors import (
     StageFailedError,
     UserError,
 )
+from amnesia_bench.pipeline.stage import VERSIONS, Stage
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import FileEntry
-from amnesia_bench.records.stages import StageFailure, StageOrder
+from amnesia_bench.records.stages import StageFailure, StageSpec
+from amnesia_bench.requests.base import StageRequest
+from amnesia_bench.requests.stage_requests import STAGE_REQUESTS
 from amnesia_bench.store.files import make_folder, read_json, replace_text, write_json
 from amnesia_bench.store.hashing import (
     Finding,
@@ -51,14 +56,11 @@ from amnesia_bench.store.layout import (
 )
 from amnesia_bench.store.lease import current_holder, holding_lease
 
-if TYPE_CHECKING:  # a worker of a second must not wait for the config packages
-    from amnesia_bench.pipeline.stage import Stage
-
 # The path of a stage's folder, or of a file in it, in a record: <store>/<kind>/<id>.
 _STAGE_FOLDER = re.compile(rb'\A".*/([a-z]+/[A-Za-z0-9._=+-]+-[0-9a-f]{12}[/"])', re.DOTALL)
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _RECORD_BYTES = 1 << 20
-ORDER, INPUTS, LOG, FAILURE = "stage.json", "inputs.json", "log.txt", "failure.json"
+SPEC, INPUTS, LOG, FAILURE = "stage.json", "inputs.json", "log.txt", "failure.json"
 
 
 class StageState(StrEnum):
@@ -69,6 +71,13 @@ class StageState(StrEnum):
     RUNNING = "running"
     FAILED = "failed"
     WAITING = "to run"
+
+
+class OlderStage(NamedTuple):
+    """A stage as earlier versions named it."""
+
+    kind: str
+    id: str
 
 
 def now() -> str:
@@ -191,7 +200,7 @@ def check_intact(store: Path, kind: str, stage_id: str) -> None:
         )
 
 
-def remove(store: Path, stage: Stage) -> None:
+def remove(store: Path, stage: Stage | OlderStage) -> None:
     """Remove an artifact, what its attempts left, and what is known of it.
 
     Raises:
@@ -227,9 +236,9 @@ def _discard(path: Path, stage_id: str) -> None:
 def removable(store: Path, stages: Sequence[Stage]) -> list[Stage]:
     """Return the stages that have anything on disk, but none that runs or that one reads."""
     needed: set[str] = set()
-    for order in known_orders(store):
-        if state_of(store, order.kind, order.id) is StageState.RUNNING:
-            needed.update((order.id, *order.inputs))
+    for spec in known_specs(store):
+        if state_of(store, spec.kind, spec.id) is StageState.RUNNING:
+            needed.update((spec.id, *spec.inputs))
     return [
         stage
         for stage in stages
@@ -237,13 +246,13 @@ def removable(store: Path, stages: Sequence[Stage]) -> list[Stage]:
     ]
 
 
-def bytes_of(store: Path, stage: Stage) -> int:
+def bytes_of(store: Path, stage: Stage | OlderStage) -> int:
     """Return how much disk a stage takes, hardlinks counted in full."""
     files = (path for top in _paths(store, stage) for path in top.rglob("*") if path.is_file())
     return sum(path.stat().st_size for path in files)
 
 
-def _paths(store: Path, stage: Stage) -> tuple[Path, ...]:
+def _paths(store: Path, stage: Stage | OlderStage) -> tuple[Path, ...]:
     return (*_made(store, stage.kind, stage.id), stage_path(store, stage.id))
 
 
@@ -254,40 +263,82 @@ def _made(store: Path, kind: str, stage_id: str) -> tuple[Path, ...]:
     return (folder, *left, *killed)
 
 
-def write_orders(store: Path, orders: Sequence[StageOrder]) -> None:
-    """Write down what stages are to do."""
-    for order in orders:
-        folder = stage_path(store, order.id)
+def write_specs(store: Path, specs: Sequence[StageSpec]) -> None:
+    """Write stages down for the processes that run them."""
+    for spec in specs:
+        folder = stage_path(store, spec.id)
         make_folder(folder)
-        path, said = folder / ORDER, codec.to_json(order)
+        path, record = folder / SPEC, codec.to_json(spec)
         with suppress(UserError):  # none, or half written
-            if read_json(path) == said:
+            if read_json(path) == record:
                 continue
         # Another driver may be writing the same at this moment.
         work = new_working_path(path)
-        write_json(work, said)
+        write_json(work, record)
         work.replace(path)
 
 
-def read_order(store: Path, stage_id: str) -> StageOrder:
-    """Read what a stage is to do.
+def read_spec(store: Path, stage_id: str) -> StageSpec:
+    """Read a stage.
 
     Raises:
-        UserError: there is no such stage.
+        UserError: there is no such stage, or an earlier version wrote it.
     """
-    path = stage_path(store, stage_id) / ORDER
+    path = stage_path(store, stage_id) / SPEC
     if not path.is_file():
         raise UserError(f"{stage_id}: no such stage in {store}", hint="amnesia status lists them.")
-    return codec.from_json(StageOrder, read_json(path), str(path))
+    return codec.from_json(StageSpec, read_json(path), str(path))
 
 
-def known_orders(store: Path) -> list[StageOrder]:
-    """Return the orders of all stages of a store, sorted by id; none that is half written."""
+def request_of(spec: StageSpec) -> StageRequest:
+    """Return the request of a stage; its locations are relative to the store.
+
+    Raises:
+        UserError: it is not well formed.
+    """
+    if spec.front_door not in STAGE_REQUESTS:
+        raise UserError(f"{spec.id}: {spec.front_door!r} is no front door of a stage")
+    try:
+        return STAGE_REQUESTS[spec.front_door].model_validate_json(json.dumps(spec.request))
+    except ValidationError as error:
+        raise UserError(f"{spec.id}: its request is damaged ({error})") from error
+
+
+def known_specs(store: Path) -> list[StageSpec]:
+    """Return all stages of a store, sorted by id; none that is half written or of old versions."""
     found = []
-    for path in sorted(store.glob(f"stages/*/{ORDER}")):
+    for path in sorted(store.glob(f"stages/*/{SPEC}")):
         with suppress(UserError):
-            found.append(read_order(store, path.parent.name))
+            found.append(read_spec(store, path.parent.name))
     return found
+
+
+def older_stages(store: Path) -> list[OlderStage]:
+    """Return the stages that earlier versions wrote, whose ids do not begin with a kind.
+
+    Those that a process still works on are left out.
+    """
+    found = []
+    for path in sorted(store.glob(f"stages/*/{SPEC}")):
+        stage_id = path.parent.name
+        with suppress(UserError):
+            record = read_json(path)
+            kind = str(record.get("kind")) if isinstance(record, dict) else ""
+            named = stage_id.startswith(f"{kind}.")
+            if kind in VERSIONS and not named and current_holder(path.parent) is None:
+                found.append(OlderStage(kind, stage_id))
+    return found
+
+
+def older_note(store: Path) -> str | None:
+    """Return what to say of the stages that an earlier version wrote; None where there are none."""
+    if not (older := older_stages(store)):
+        return None
+    return (
+        f"{store} holds {len(older)} stages of an earlier version. Stage ids have changed since, "
+        "so these are not used: the same experiment makes its stages again. They take disk until "
+        "they are removed: amnesia clean --earlier-versions"
+    )
 
 
 def read_failure(store: Path, stage_id: str) -> StageFailure | None:

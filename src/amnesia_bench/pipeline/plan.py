@@ -69,7 +69,7 @@ class Plan:
         return {state: count for state, count in counts.items() if count}
 
 
-def plan(graphs: Sequence[Graph], store: Path, gpu: Gpu) -> Plan:
+def plan_graphs(graphs: Sequence[Graph], store: Path, gpu: Gpu) -> Plan:
     """Return what there is to do for some experiments, and what it takes on GPUs of a kind.
 
     Raises:

@@ -117,7 +117,7 @@ def test_a_tail_of_zeros_as_a_power_cut_leaves_it_is_cut_off(tmp_path: Path) -> 
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-from amnesia_bench.inference.generation import generate
+from amnesia_bench.inference.generation import generate_missing
 from tests.support.fake_prompt_sets import PlantedEngine
 from tests.unit.inference.test_generate import IDENTITY, requests
 
@@ -127,7 +127,7 @@ class Slow(PlantedEngine):
             time.sleep(0.005)
             yield generation
 
-generate(Slow(0.5), requests(40), Path(sys.argv[1]), identity=IDENTITY)
+generate_missing(Slow(0.5), requests(40), Path(sys.argv[1]), identity=IDENTITY)
 """
 
 
