@@ -13,9 +13,10 @@ from amnesia_bench.errors import MissingEnvironmentError
 
 if TYPE_CHECKING:
     from amnesia_bench.config.load import load_data as load_data
+    from amnesia_bench.config.load import load_hypenet as load_hypenet
     from amnesia_bench.config.load import load_model as load_model
+    from amnesia_bench.config.load import load_training as load_training
     from amnesia_bench.config.load import load_variant as load_variant
-    from amnesia_bench.config.train_schema import load_training as load_training
     from amnesia_bench.conversion.conversion import convert as convert
     from amnesia_bench.conversion.initialization import initialize as initialize
     from amnesia_bench.costs.estimate import estimate as estimate
@@ -80,7 +81,8 @@ FRONT_DOORS = {
     "load_data": FrontDoor("config.load"),
     "load_eval": FrontDoor("reasoning.tasks"),
     "load_model": FrontDoor("config.load"),
-    "load_training": FrontDoor("config.train_schema"),
+    "load_hypenet": FrontDoor("config.load"),
+    "load_training": FrontDoor("config.load"),
 }
 
 

@@ -21,14 +21,14 @@ from amnesia_bench.data.prepare import prepare
 from amnesia_bench.data.sequence_store import open_store
 from amnesia_bench.errors import AmnesiaError
 from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
-from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers, read_ranking
+from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers
 from amnesia_bench.reasoning.score import read_cells
-from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
+from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
 from amnesia_bench.reporting.artifact_files import ArtifactFiles
 from amnesia_bench.reporting.sources import read_source
 from amnesia_bench.requests.experiments import LabelledCells
-from amnesia_bench.surgery import restore
-from amnesia_bench.surgery.verification import verify
+from amnesia_bench.requests.recall import BuildPromptsRequest
+from amnesia_bench.surgery.ranked_layers import read_ranking
 from amnesia_bench.training.inputs import data_parent
 from tests.support import checkpoints
 from tests.support.byte_checkpoints import byte_tokenizer
@@ -36,6 +36,7 @@ from tests.support.fake_engine import FakeEngine
 from tests.support.fake_prompt_sets import PlantedEngine, candidate
 from tests.support.reasoning import answer, compare_answers, run_task, score_answers, write_problems
 from tests.support.small_data import cot_row, data_config, save_tokenizer, write_rows
+from tests.support.surgery import restore, verify
 from tests.unit.lm_eval_bridge.test_layer_ranking import LAYERS, PLAN, Measured
 
 # What a command reads of a folder: numbers and texts, equal where nothing was changed.
@@ -121,8 +122,11 @@ def parts(tmp_path: Path) -> Written:
 def write_prompts(tokenizer: Path, out: Path) -> None:
     byte_tokenizer().save_pretrained(tokenizer)
     tasks = ("niah_single_1",)
-    build_prompt_sets(
-        NiahBuild(tokenizer=tokenizer, lengths=(1024,), tasks=tasks, haystack=None, samples=3), out
+    build_prompts(
+        BuildPromptsRequest(
+            tokenizer=tokenizer, lengths=(1024,), tasks=tasks, haystack=None, samples=3
+        ),
+        out,
     )
 
 

@@ -13,8 +13,9 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from amnesia_bench.cli.main import main
-from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
+from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
 from amnesia_bench.recall.niah.layout import TOKENIZER
+from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
 from tests.support.byte_checkpoints import byte_tokenizer, save_checkpoint, write_haystack
 
@@ -28,9 +29,9 @@ def pre(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(tokenizer: Path, out: Path) -> Path:
     write_haystack(out.with_suffix(".json"))
-    haystack = str(out.with_suffix(".json"))
-    build_prompt_sets(
-        NiahBuild(
+    haystack = out.with_suffix(".json")
+    build_prompts(
+        BuildPromptsRequest(
             tokenizer=tokenizer, lengths=(LENGTH,), tasks=TASKS, haystack=haystack, samples=3
         ),
         out,

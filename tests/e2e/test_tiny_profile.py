@@ -51,7 +51,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(work: Path, stage: str, init: str, *options: object) -> None:
     small = ["train.steps=3", "train.global_batch=2", "train.micro_batch=2",
              "train.optimizer.warmup_steps=1"]  # fmt: skip
-    from amnesia_bench.config.train_schema import load_training
+    from amnesia_bench.config.load import load_training
 
     data = []
     for source in load_training(stage, []).train.mixture:
@@ -128,7 +128,7 @@ def test_problems_and_haystack_are_read_where_the_evaluations_read_them(tmp_path
     assert len(documents.rows) == 20
     amnesia("data", "synthesize", "haystack", "--rows", 3, "--words", 100, "--seed", 5,
             "--out", tmp_path / "haystack")  # fmt: skip
-    assert len(read_haystack(str(tmp_path / "haystack" / ROWS)).words) >= 300
+    assert len(read_haystack(tmp_path / "haystack" / ROWS).words) >= 300
 
 
 @pytest.mark.parametrize(

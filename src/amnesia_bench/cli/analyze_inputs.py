@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amnesia_bench.cli.niah_options import lengths_of, tasks_of
+from amnesia_bench.cli.niah_options import lengths_of, split_list
 from amnesia_bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ def needle_prompts(
     from amnesia_bench.tokenizers.special_tokens import with_special_tokens
 
     choice = PromptSetChoice(
-        tasks=None if args.tasks is None else tasks_of(args.tasks),
+        tasks=None if args.tasks is None else split_list(args.tasks),
         lengths=None if args.lengths is None else lengths_of(args.lengths),
         samples=None,
     )

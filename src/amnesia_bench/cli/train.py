@@ -54,8 +54,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import shortened
+    from amnesia_bench.config.load import load_training
     from amnesia_bench.config.messages import nearest
-    from amnesia_bench.config.train_schema import load_training
 
     estimating = args.words[:1] == [ESTIMATE]
     for word in args.words[estimating:]:

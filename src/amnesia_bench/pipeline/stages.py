@@ -9,9 +9,9 @@ from typing import Literal
 from amnesia_bench.config.data_schema import DataConfig, SyntheticSource
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.experiment_schema import RecallPlan, TrainingStep
-from amnesia_bench.config.load import load_data, load_model
+from amnesia_bench.config.load import load_data, load_model, load_training
 from amnesia_bench.config.schema import Variant
-from amnesia_bench.config.train_schema import TrainingRun, load_training
+from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.costs.work import Answering, Training, Weights, Writing
 from amnesia_bench.data.synthesize import ROWS
 from amnesia_bench.pipeline.stage import Stage

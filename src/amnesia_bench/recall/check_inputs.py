@@ -7,20 +7,20 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.recall.measure import PromptSet
+from amnesia_bench.recall.niah.build import build_prompts
+from amnesia_bench.recall.niah.haystack import read_haystack
+from amnesia_bench.recall.niah.prompt_sets import NiahPromptSet, open_prompt_sets
+from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.store.layout import MANIFEST
 from amnesia_bench.tokenizers.checkpoint_tokenizer import tokenizer_identity
 from amnesia_bench.tokenizers.special_tokens import with_special_tokens
-
-if TYPE_CHECKING:
-    from amnesia_bench.recall.niah.build import NiahBuild
-    from amnesia_bench.recall.niah.prompt_sets import NiahPromptSet
 
 _PromptSet = TypeVar("_PromptSet", bound=PromptSet)
 
@@ -71,8 +71,6 @@ def open_prompt_sets_for(
         UserError: the folder holds no prompts, or the tokenizer of a candidate makes other tokens
             of them, or puts others around them.
     """
-    from amnesia_bench.recall.niah.prompt_sets import open_prompt_sets
-
     tokenizers = {tokenizer_identity(each.tokenizer): each.tokenizer for each in candidates}
     prompt_sets = [open_prompt_sets(folder, tokenizer) for tokenizer in tokenizers.values()]
     first = candidates[0]
@@ -90,7 +88,7 @@ def open_prompt_sets_for(
 
 
 def build_prompt_sets_for(
-    build: NiahBuild, work: Path, candidates: Sequence[Candidate]
+    build: BuildPromptsRequest, work: Path, candidates: Sequence[Candidate]
 ) -> tuple[NiahPromptSet, ...]:
     """Build prompts into `work`, or take those that an earlier check has built there.
 
@@ -101,9 +99,6 @@ def build_prompt_sets_for(
             `open_prompt_sets_for`.
         MissingEnvironmentError: words, sentence model or hub are not to be had.
     """
-    from amnesia_bench.recall.niah.build import build_prompt_sets
-    from amnesia_bench.recall.niah.haystack import read_haystack
-
     depends = {
         "tokenizer": tokenizer_identity(candidates[0].tokenizer),
         "lengths": build.lengths,
@@ -114,6 +109,6 @@ def build_prompt_sets_for(
     digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
     folder = work / "prompts" / digest[:16]
     if not (folder / MANIFEST).is_file():
-        build_prompt_sets(build, folder)
+        build_prompts(build, folder)
     choice = PromptSetChoice(tasks=build.tasks, lengths=build.lengths, samples=build.samples)
     return open_prompt_sets_for(folder, candidates, choice)

@@ -112,3 +112,8 @@ class PromptSetRecord:
     spliced: bool
     documents: tuple[NiahDocument, ...]
     samples: NiahSamples
+
+    @property
+    def name(self) -> str:
+        """The name of the prompt set, which is also that of its task in samples' keys."""
+        return f"{self.task}@{self.context_tokens}"

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers, read_ranking
+from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.layer_ranking import LayerRanking, RankingTask
+from amnesia_bench.surgery.ranked_layers import read_ranking
 
 
 def ranking_task(name: str) -> RankingTask:

@@ -12,14 +12,15 @@ import pytest
 from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.inference.protocol import Request
 from amnesia_bench.recall import measure as recall
-from amnesia_bench.recall.check import (
+from amnesia_bench.recall.check import publish_check
+from amnesia_bench.recall.check_summary import check_markdown, headline
+from amnesia_bench.recall.sequential_check import (
     CheckPlan,
     CheckResult,
-    check,
+    compare_checkpoints,
     overall_verdict,
     restore_command,
 )
-from amnesia_bench.recall.check_results import check_markdown, headline, publish_check
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Sampling
 from amnesia_bench.records.recall import CheckReport, CheckVerdict, RecallSample, Rule
@@ -73,7 +74,7 @@ class Models:
 
 
 def run(models: Models, work: Path, what: CheckPlan | None = None) -> CheckResult:
-    return check(what or plan(), models.load, work, lambda line: None)
+    return compare_checkpoints(what or plan(), models.load, work, lambda line: None)
 
 
 def test_a_large_drop_is_found_at_the_longest_length_and_most_answers_are_saved(
@@ -299,6 +300,6 @@ def test_a_whole_check_of_equal_models_rarely_raises_an_alarm(
         ) -> PlantedEngine:
             return PlantedEngine(accuracy, seed=seeds[each.folder.name])
 
-        result = check(plan(samples=50), load, tmp_path, lambda line: None)
+        result = compare_checkpoints(plan(samples=50), load, tmp_path, lambda line: None)
         alarms += result.report.verdict is CheckVerdict.REGRESSION
     assert alarms / 200 <= 0.05

@@ -12,16 +12,15 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.records.codec import to_json
 from amnesia_bench.reporting.drift import read_drift
 from amnesia_bench.requests.experiments import LabelledDrift
-from amnesia_bench.surgery import restore
-from amnesia_bench.surgery.diff import diff_checkpoints
 from tests.support.checkpoints import SOFTMAX_LAYERS, drifted, random_model, save
+from tests.support.surgery import diff, restore
 
 
 def test_restore_and_diff_tell_the_same_drift(tmp_path: Path) -> None:
     pre = save(tmp_path / "pre", random_model(0))
     post = save(tmp_path / "post", drifted(random_model(0), 1))
     restore(pre, post, tmp_path / "out")
-    (tmp_path / "diff.json").write_text(json.dumps(to_json(diff_checkpoints(pre, post))))
+    (tmp_path / "diff.json").write_text(json.dumps(to_json(diff(pre, post))))
     by_restore = read_drift(LabelledDrift(file=tmp_path / "out" / "restoration.json"), tmp_path)
     by_diff = read_drift(parse_drift(f"tiny={tmp_path / 'diff.json'}"), tmp_path)
     assert (by_restore.label, by_diff.label) == ("out", "tiny")
@@ -38,7 +37,7 @@ def test_what_holds_no_drift_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"neither a restoration\.json"):
         read_drift(LabelledDrift(file=tmp_path / "other.json"), tmp_path)
     same = save(tmp_path / "same", random_model(0))
-    (tmp_path / "diff.json").write_text(json.dumps(to_json(diff_checkpoints(same, same))))
+    (tmp_path / "diff.json").write_text(json.dumps(to_json(diff(same, same))))
     with pytest.raises(UserError, match="no drift of W_Q or W_K"):
         read_drift(LabelledDrift(file=tmp_path / "diff.json"), tmp_path)
 

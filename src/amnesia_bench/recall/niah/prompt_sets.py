@@ -22,7 +22,6 @@ from amnesia_bench.recall.niah.layout import (
     PROMPT_SETS,
     PROMPTS,
     TOKENIZER,
-    prompt_set_name,
 )
 from amnesia_bench.recall.niah.prompts import prompt_pieces
 from amnesia_bench.recall.niah.splicing import (
@@ -130,7 +129,7 @@ class NiahPromptSet:
     def __init__(self, record: PromptSetRecord, haystack: _Haystack, tokenizer_sha256: str) -> None:
         self.task = record.task
         self.context_tokens = record.context_tokens
-        self.name = prompt_set_name(record.task, record.context_tokens)
+        self.name = record.name
         self._task = find_task(record.task)
         self._record = record
         self._samples = record.samples

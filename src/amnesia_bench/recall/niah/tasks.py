@@ -11,9 +11,12 @@ from dataclasses import dataclass
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.evaluation import Sampling
+from amnesia_bench.requests.recall import NIAH_MAX_NEW_TOKENS
 
 # What lm-eval's task files ask of a model.
-NIAH_SAMPLING = Sampling(max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=None, stop=())
+NIAH_SAMPLING = Sampling(
+    max_new_tokens=NIAH_MAX_NEW_TOKENS, temperature=0.0, top_p=1.0, top_k=None, stop=()
+)
 # lm-eval seeds Python's random numbers with it before a task makes its documents.
 SEED = 0
 # The haystack of niah_single_1, as often as it takes.
@@ -69,5 +72,5 @@ def find_task(name: str) -> NiahTask:
         UserError: there is none of that name.
     """
     if name not in TASKS:
-        raise UserError(f"{name}: no such task", hint=nearest(name, list(TASKS)))
+        raise UserError(f"no task {name!r}", hint=nearest(name, list(TASKS)))
     return TASKS[name]

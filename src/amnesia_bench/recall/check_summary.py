@@ -1,74 +1,18 @@
-"""What a check leaves behind: an artifact of its records, and a summary in Markdown."""
+"""The report of a check for people: rows of a table, notes, and a summary in Markdown."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
 from amnesia_bench.markdown import block, code, escape
-from amnesia_bench.recall.check import CheckResult
 from amnesia_bench.recall.heatmap import heat_rows
-from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
 from amnesia_bench.records.recall import CheckedPromptSet, CheckReport, CheckVerdict
-from amnesia_bench.store.files import sync_file
-from amnesia_bench.store.hashing import file_entry, sha256_of
-from amnesia_bench.store.layout import MANIFEST
-from amnesia_bench.store.provenance import ended_now
-from amnesia_bench.store.publish import publishing
 
 HEADLINES = {
     CheckVerdict.REGRESSION: "recall regression",
     CheckVerdict.NO_REGRESSION: "no recall regression",
     CheckVerdict.UNDECIDED: "undecided",
 }
-
-
-def publish_check(result: CheckResult, work: Path, provenance: Provenance) -> Path:
-    """Write the records of a check into a folder named by their contents.
-
-    `check.json` is the report, `cells.json` one `Cell` per checkpoint, task and length,
-    `samples.jsonl` one judged answer per line, `summary.md` what a CI comment shows. The same
-    check, run again, finds its folder finished and leaves it as it is.
-
-    Returns:
-        The folder.
-
-    Raises:
-        BusyError, StageFailedError, MissingEnvironmentError: see `publishing`.
-    """
-    files = {
-        "check.json": _json(codec.to_json(result.report)),
-        "cells.json": _json(codec.to_json(result.cells)),
-        "samples.jsonl": "".join(
-            json.dumps(codec.to_json(sample)) + "\n" for sample in result.samples
-        ),
-        "summary.md": check_markdown(result.report),
-    }
-    content = "".join(files.values()).encode()
-    final = work / "checks" / hashlib.sha256(content).hexdigest()[:16]
-    if (final / MANIFEST).is_file():
-        return final
-    with publishing(final) as publication:
-        for name, text in files.items():
-            (publication.folder / name).write_text(text, encoding="utf-8")
-            sync_file(publication.folder / name)
-        publication.finish(
-            Manifest(
-                kind="check",
-                parents=_parents(result),
-                files=tuple(
-                    file_entry(
-                        publication.folder, name, sha256=sha256_of(publication.folder / name)
-                    )
-                    for name in sorted(files)
-                ),
-                provenance=ended_now(provenance),
-            )
-        )
-    return final
 
 
 def headline(report: CheckReport) -> str:
@@ -163,14 +107,3 @@ def check_markdown(report: CheckReport) -> str:
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
     rule = ["---" if i < left else "--:" for i in range(len(heads))]
     return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)]
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def _parents(result: CheckResult) -> tuple[Parent, ...]:
-    found = {
-        (parent.role, parent.location): parent for cell in result.cells for parent in cell.parents
-    }
-    return tuple(found.values())
