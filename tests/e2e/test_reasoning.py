@@ -406,21 +406,7 @@ def test_both_scorers_keep_their_own_results(answered: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from tests.support.pico import PICOS
-
-    torch.manual_seed(0)
-    pico = PICOS["mistral"]
-    sizes = {"vocab_size": 259, "max_position_embeddings": 32768}
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(pico.model_type, **{**pico.config, **sizes})
-    )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    model.save_pretrained(folder)
-    reasoning.byte_tokenizer().save_pretrained(folder)
-    return folder
+    return reasoning.tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
 
 
 SMALL = ("eval.max_new_tokens=8", "--limit", "8")

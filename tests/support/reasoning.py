@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.load import load_option
@@ -24,6 +25,7 @@ from amnesia_bench.requests.reasoning import CompareRequest, ScoreRequest
 from amnesia_bench.store.sealed_json import unseal
 from amnesia_bench.tokenizers.chat_format import prompt_format
 from tests.support import lcb
+from tests.support.pico import PICOS
 
 PROBLEMS = 8
 CHATML = (
@@ -69,6 +71,17 @@ def byte_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=SPECIAL[0])
     fast.chat_template = template
     return fast
+
+
+def tiny_checkpoint(folder: Path) -> Path:
+    """Save a model of random weights that reads bytes."""
+    torch.manual_seed(0)
+    pico = PICOS["mistral"]
+    sizes = {"vocab_size": 259, "max_position_embeddings": 32768}
+    config = AutoConfig.for_model(pico.model_type, **{**pico.config, **sizes})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
 
 
 def config_of(task: str, *overrides: str) -> EvalConfig:
