@@ -93,7 +93,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.cli.output import say
-    from amnesia_bench.cli.progress import TerminalProgress
+    from amnesia_bench.cli.progress import TerminalProgress, hide_library_bars
     from amnesia_bench.store.layout import check_final
     from amnesia_bench.store.provenance import collect_provenance
 
@@ -101,6 +101,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     check_final(args.out)
     if args.out.exists():
         raise UserError(f"{args.out}: already exists", hint="Choose another --out.")
+    hide_library_bars()
     progress = TerminalProgress("texts")
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={"resampling": args.seed})
     try:

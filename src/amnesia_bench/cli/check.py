@@ -19,7 +19,7 @@ import amnesia_bench
 from amnesia_bench.cli.engine_options import engine_choice
 from amnesia_bench.cli.niah_options import add_prompt_arguments, haystack_of, prompt_fields
 from amnesia_bench.cli.output import say, show, table
-from amnesia_bench.cli.progress import TerminalProgress
+from amnesia_bench.cli.progress import TerminalProgress, hide_library_bars
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.recall.check_summary import columns, headline, notes, row
@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     for file in (args.json, args.markdown):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}")
+    hide_library_bars()
     progress = TerminalProgress()
     finished = amnesia_bench.check(request, progress=progress.say, count=progress.count)
     _write(args, finished.folder)

@@ -21,7 +21,7 @@ from amnesia_bench.cli.command import Subcommand
 from amnesia_bench.cli.engine_options import engine_choice
 from amnesia_bench.cli.niah_options import add_prompt_arguments, prompt_fields
 from amnesia_bench.cli.output import print_json, say, show, table
-from amnesia_bench.cli.progress import TerminalProgress
+from amnesia_bench.cli.progress import TerminalProgress, hide_library_bars
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.records.codec import to_json
@@ -64,6 +64,7 @@ def _niah(args: argparse.Namespace) -> ExitCode:
         verify_prefix=args.verify_prefix,
         **prompt_fields(args),
     )
+    hide_library_bars()
     progress = TerminalProgress()
     cells = amnesia_bench.evaluate(request, args.out, progress=progress.say, count=progress.count)
     if args.json:

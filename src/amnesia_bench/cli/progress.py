@@ -1,4 +1,4 @@
-"""How evaluations show on stderr that they go on: a line per step, a count on a terminal."""
+"""How evaluations show their progress on stderr: a line per step, a count on a terminal."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ _REDRAW_SECONDS = 0.2
 _ERASE = "\r\x1b[K"
 
 
+def hide_library_bars() -> None:
+    """Keep libraries that are imported later from drawing bars of their own (tqdm)."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
 class TerminalProgress:
     """Lines that stay, and between them on a terminal one that moves.
 
-    Libraries that are imported later draw no bars of their own. Whoever has stopped reading
-    stderr stops nothing. `counted` is what a count is of.
+    A closed stderr stops nothing. `counted` names what is counted.
     """
 
     def __init__(self, counted: str = "answers") -> None:
         self._counted = counted
-        os.environ.setdefault("TQDM_DISABLE", "1")
         self._terminal = sys.stderr.isatty()
         self._began = self._drawn = 0.0
 
@@ -31,7 +34,7 @@ class TerminalProgress:
         self._write(f"{_ERASE if self._terminal else ''}{printable(line)}\n")
 
     def count(self, done: int, total: int) -> None:
-        """Show how many are there, and how long the others will take."""
+        """Show how many are done, and how long the others will take."""
         if not self._terminal:
             return
         now = time.monotonic()

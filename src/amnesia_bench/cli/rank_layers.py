@@ -17,7 +17,7 @@ from pathlib import Path
 import amnesia_bench
 from amnesia_bench.cli.niah_options import split_list
 from amnesia_bench.cli.output import say, show, table, typed
-from amnesia_bench.cli.progress import TerminalProgress
+from amnesia_bench.cli.progress import TerminalProgress, hide_library_bars
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.records.layer_ranking import LayerRanking
@@ -46,6 +46,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         samples=args.samples,
         data=args.data,
     )
+    hide_library_bars()
     progress = TerminalProgress()
     ranking = amnesia_bench.rank_layers(request, args.out, progress=progress.say)
     _print(ranking, args.out)
