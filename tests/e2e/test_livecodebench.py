@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from amnesia_bench.reasoning.code.livecodebench import score_programs
 from amnesia_bench.reasoning.code.problems import load_problems
-from amnesia_bench.reasoning.code.program_scorer import score_programs
 from amnesia_bench.records.evaluation import Outcome, Verdict
 from amnesia_bench.records.reasoning import Checker
 from amnesia_bench.sandbox import Launcher, Limits

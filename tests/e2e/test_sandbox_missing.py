@@ -11,8 +11,8 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
+from amnesia_bench.reasoning.code.livecodebench import score_programs
 from amnesia_bench.reasoning.code.problems import load_problems
-from amnesia_bench.reasoning.code.program_scorer import score_programs
 from amnesia_bench.records.evaluation import Outcome
 from amnesia_bench.sandbox import Launcher, Limits, SandboxError, open_launcher
 from amnesia_bench.sandbox.interpreter import Interpreter

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from amnesia_bench.reasoning.judging import ScoringResult
 from amnesia_bench.reasoning.reduce import (
     average,
     majority,
@@ -14,7 +15,6 @@ from amnesia_bench.reasoning.reduce import (
     mean_estimate,
     pass_at,
 )
-from amnesia_bench.reasoning.task import ScoringResult
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, FinishReason, Generation, Outcome

@@ -3,7 +3,8 @@
 import re
 from typing import Any
 
-from amnesia_bench.reasoning.tasks.mathematics import GSM8K, STEP_BY_STEP, gold
+from amnesia_bench.reasoning.tasks.gsm8k import GSM8K, gold
+from amnesia_bench.reasoning.tasks.prompts import STEP_BY_STEP
 from tests.support.synthetic import rows_of
 
 RECEIPT = r"[0-9a-f]{4}(?:-[0-9a-f]{4})?"

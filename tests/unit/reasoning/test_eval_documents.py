@@ -9,7 +9,7 @@ import pytest
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.reasoning.documents import load_documents
 from amnesia_bench.reasoning.tasks import TASKS
-from amnesia_bench.reasoning.tasks.mathematics import gold
+from amnesia_bench.reasoning.tasks.gsm8k import gold
 from tests.support.reasoning import problem, write_problems
 from tests.support.shared import shared_path
 

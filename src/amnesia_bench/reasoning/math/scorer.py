@@ -6,11 +6,11 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, groupby
 
+from amnesia_bench.reasoning.judging import Attempt, Row, ScoringResult
 from amnesia_bench.reasoning.math.comparison import is_list
 from amnesia_bench.reasoning.math.equality import Equality, obstacle_of
 from amnesia_bench.reasoning.math.extraction import last_boxed, last_number, without_boxes
 from amnesia_bench.reasoning.math.pool import ComparisonPool
-from amnesia_bench.reasoning.task import Attempt, Row, ScoringResult
 from amnesia_bench.records.evaluation import Outcome, Verdict
 
 # How much of a text's end is searched for an answer without a box.
