@@ -24,9 +24,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from amnesia_bench.inference.options import EngineOptions
 from amnesia_bench.inference.prefix_tree import PromptDigest, plan_prefixes, prefill_tokens
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import EngineOptions, Request
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import load_model_config

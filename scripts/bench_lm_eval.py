@@ -21,7 +21,7 @@ from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.store.held_files import HeldFiles
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 SHARED = Path(os.environ.get("AMNESIA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 TOKENIZER = SHARED / "data" / "qwen2_tokenizer"

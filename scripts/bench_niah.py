@@ -20,8 +20,8 @@ from typing import Any
 from amnesia_bench.recall.niah import TASKS, build_prompts
 from amnesia_bench.recall.niah.haystack import read_haystack
 from amnesia_bench.requests.recall import BuildPromptsRequest
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
 from amnesia_bench.tokenizers.sentences import sentence_splitter
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 SHARED = Path(os.environ.get("AMNESIA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 TOKENIZER = SHARED / "data" / "qwen2_tokenizer"

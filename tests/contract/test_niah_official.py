@@ -24,7 +24,7 @@ from amnesia_bench.recall.niah.documents import Essays
 from amnesia_bench.recall.niah.words import needle_keys
 from amnesia_bench.records.niah import PromptSetRecord
 from amnesia_bench.requests.recall import BuildPromptsRequest
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.niah_official import lm_eval_niah, official_documents
 from tests.support.niah_texts import made_up_essay
 from tests.support.niah_tokenizers import (

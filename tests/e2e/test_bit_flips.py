@@ -1,6 +1,6 @@
 """One flipped bit in any file that outlives its process: refused, made again, or of no effect.
 
-The same is done to answers that are being generated (tests/unit/inference/test_generate.py, 900
+The same is done to answers that are being generated (tests/unit/inference/test_generation.py, 900
 bits) and to half-done trainings (tests/e2e/test_train_folder.py, 500).
 """
 

@@ -6,7 +6,7 @@ import pytest
 
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.inference.candidates import open_candidates
-from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.protocol import EngineOptions
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.recall.sequential_check import CheckPlan, CheckResult, compare_checkpoints
 from amnesia_bench.records.evaluation import Sampling

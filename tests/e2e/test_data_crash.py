@@ -14,7 +14,7 @@ import pytest
 from amnesia_bench.data import open_store
 from amnesia_bench.data import prepare as preparing
 from amnesia_bench.errors import BusyError, UserError
-from amnesia_bench.tokenizers.data_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.small_data import cot_row, data_config, save_tokenizer, write_rows
 
 UNSIGNED_SECONDS = 5.5

@@ -13,9 +13,10 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.data import SequenceStore, open_store
 from amnesia_bench.data.conversation import Reason
+from amnesia_bench.data.data_tokenizer import DataTokenizer, decoder
 from amnesia_bench.data.prepare import PreparationProgress, prepare
 from amnesia_bench.errors import StageFailedError, UserError
-from amnesia_bench.tokenizers.data_tokenizer import decoder, load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.shared import shared_path
 from tests.support.small_data import TEXT, cot_row, data_config, save_tokenizer, write_rows
 
@@ -87,7 +88,8 @@ def test_concatenated_texts_are_the_texts_with_their_separators(
     sequences = [store.sequence(i) for i in range(store.num_sequences)]
     assert [s.padding for s in sequences[:-1]] == [0] * (len(sequences) - 1)
     stream = np.concatenate([s.tokens[: 256 - s.padding] for s in sequences])
-    loaded, decode = load_tokenizer(tokenizer), decoder(tmp_path / "out" / "tokenizer.json")
+    loaded = DataTokenizer(load_tokenizer(tokenizer))
+    decode = decoder(tmp_path / "out" / "tokenizer.json")
     assert decode(stream.tolist()) == "".join(f"{t}<|endoftext|>" for t in texts[::2] + texts[1::2])
     assert int((stream == loaded.separator("<|endoftext|>")).sum()) == len(texts)
     assert loaded.id_of("<|im_end|>") not in stream  # markup in a page is plain characters

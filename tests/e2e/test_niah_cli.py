@@ -9,7 +9,7 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.recall.niah import open_prompt_sets
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.niah_texts import made_up_essay
 from tests.support.niah_tokenizers import train_byte_level
 

@@ -7,14 +7,14 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.data import open_store
+from amnesia_bench.data.data_tokenizer import decoder
 from amnesia_bench.data.sequence_store import TOKENIZER
 from amnesia_bench.data.synthesize import ROWS
 from amnesia_bench.reasoning.documents import load_documents
-from amnesia_bench.reasoning.tasks.gsm8k import GSM8K
+from amnesia_bench.reasoning.tasks.mathematics import GSM8K
 from amnesia_bench.recall.niah.haystack import read_haystack
 from amnesia_bench.records.artifacts import Manifest
 from amnesia_bench.store.hashing import read_manifest
-from amnesia_bench.tokenizers.data_tokenizer import decoder
 from tests.support.synthetic import rows_of
 
 SMALL = {

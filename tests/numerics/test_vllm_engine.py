@@ -14,8 +14,7 @@ import torch
 
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.inference.load_engine import load_engine
-from amnesia_bench.inference.options import EngineOptions
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import EngineOptions, Request
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.records.evaluation import FinishReason, Generation, SampleKey, Sampling
 

@@ -72,9 +72,9 @@ def check_tokenizer(store: SequenceStore, checkpoint: Path) -> None:
     Raises:
         UserError: the tokenizers differ.
     """
-    from amnesia_bench.tokenizers.data_tokenizer import load_tokenizer
+    from amnesia_bench.tokenizers.tokenizer import load_tokenizer, tokenizer_identity
 
-    sha256 = load_tokenizer(checkpoint).sha256
+    sha256 = tokenizer_identity(load_tokenizer(checkpoint))
     if sha256 != store.tokenizer_sha256:
         raise UserError(
             f"{store.folder}: prepared with another tokenizer than that of {checkpoint} "
@@ -111,7 +111,7 @@ def needle_prompts(
     from amnesia_bench.inference.candidates import open_candidates
     from amnesia_bench.recall.check_inputs import PromptSetChoice, open_prompt_sets_for
     from amnesia_bench.records.artifacts import Parent
-    from amnesia_bench.tokenizers.special_tokens import with_special_tokens
+    from amnesia_bench.tokenizers.tokenizer import with_special_tokens
 
     choice = PromptSetChoice(
         tasks=None if args.tasks is None else split_list(args.tasks),
@@ -143,7 +143,7 @@ def _before(tokenizer: object) -> int:
     """Return how many special tokens come before a prompt."""
     import numpy as np
 
-    from amnesia_bench.tokenizers.special_tokens import with_special_tokens
+    from amnesia_bench.tokenizers.tokenizer import with_special_tokens
 
     marker = np.array([-1], dtype=np.int32)
     return int(with_special_tokens(tokenizer, marker).tolist().index(-1))

@@ -22,8 +22,7 @@ from amnesia_bench.cli.output import say, show, table
 from amnesia_bench.cli.progress import TerminalProgress, hide_library_bars
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode, UserError
-from amnesia_bench.recall.check_summary import columns, headline, notes, row
-from amnesia_bench.recall.heatmap import heat_rows
+from amnesia_bench.recall.check_summary import columns, headline, heat_rows, notes, row
 from amnesia_bench.records.recall import TOLERATED_DROP, CheckReport, CheckVerdict
 from amnesia_bench.requests.recall import CHECK_LENGTHS, CheckRequest
 from amnesia_bench.store.files import explaining_write_errors, replace_text

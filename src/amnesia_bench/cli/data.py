@@ -171,8 +171,8 @@ def _coloured(store: SequenceStore, number: int) -> Text:
 
     from rich.text import Text
 
+    from amnesia_bench.data.data_tokenizer import decoder
     from amnesia_bench.data.sequence_store import TOKENIZER
-    from amnesia_bench.tokenizers.data_tokenizer import decoder
 
     decode = decoder(store.folder / TOKENIZER)
     sequence = store.sequence(number)

@@ -87,7 +87,7 @@ def _train(training: TrainingRun, args: argparse.Namespace) -> ExitCode:
             hint='pip install "amnesia-bench[train]"',
         ) from error
     from amnesia_bench.data import SampleOrder, open_store
-    from amnesia_bench.tokenizers.data_tokenizer import load_tokenizer
+    from amnesia_bench.tokenizers.tokenizer import load_tokenizer, tokenizer_identity
     from amnesia_bench.weights.checkpoint import open_checkpoint
 
     open_checkpoint(args.init)  # an adapter has no tokenizer, which is not what is wrong with it
@@ -104,7 +104,7 @@ def _train(training: TrainingRun, args: argparse.Namespace) -> ExitCode:
             data=data,
             stores=stores,
             order=SampleOrder(sizes, weights, training.train.seed),
-            tokenizer_sha256=load_tokenizer(args.init).sha256,
+            tokenizer_sha256=tokenizer_identity(load_tokenizer(args.init)),
             out=args.out,
         )
     )

@@ -20,6 +20,7 @@ import numpy as np
 import amnesia_bench
 from amnesia_bench.config.data_schema import DataConfig
 from amnesia_bench.data.chat import Segment
+from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.documents import DocumentMaker, TokenizedDocuments, batches
 from amnesia_bench.data.dropped import WAYS_OUT, DroppedRow, Reason
 from amnesia_bench.data.packing import (
@@ -54,7 +55,7 @@ from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST, resumable_path
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.tokenizers.data_tokenizer import Tokenizer, load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 _BATCH_CHARACTERS = 1 << 20
 # One batch in the tokenizer's threads while Python makes and writes its neighbours.
@@ -106,7 +107,7 @@ def prepare(
         UserError: config, tokenizer or input are wrong; finished input files are kept.
         StageFailedError: too many rows are unusable, nothing is left, or the disk is full.
     """
-    tokenizer = load_tokenizer(tokenizer_folder)
+    tokenizer = DataTokenizer(load_tokenizer(tokenizer_folder))
     maker = DocumentMaker(config, tokenizer)
     files = local_files(inputs) if inputs else source_files(config.source)
     for path in held_out_files(inputs):
@@ -144,7 +145,7 @@ def _manifest(folder: Path, files: Sequence[InputFile], provenance: Provenance) 
     )
 
 
-def _settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, object]:
+def _settings(config: DataConfig, tokenizer: DataTokenizer) -> dict[str, object]:
     """Return all that decides how a row becomes tokens."""
     chosen = config.model_dump(mode="json", include={"rows", "chat", "sample_rows", "seed"})
     versions = {"code": amnesia_bench.__version__, "tokenizers": metadata.version("tokenizers")}
@@ -293,7 +294,7 @@ def _sequences(config: DataConfig, corpus: Corpus) -> tuple[Iterator[Pieces], in
 
 
 def _pack(
-    config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, folder: Path, report: Report
+    config: DataConfig, corpus: Corpus, tokenizer: DataTokenizer, folder: Path, report: Report
 ) -> DataDescription:
     """Write the sequences of a corpus; return what to say about them."""
     sequences, fragments, untrained = _sequences(config, corpus)

@@ -9,7 +9,7 @@ from typing import Any
 
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.store.held_files import HeldFiles
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import parent_by_contents
 

@@ -17,12 +17,11 @@ from types import TracebackType
 from typing import Any, cast
 
 from amnesia_bench.errors import AmnesiaError, StageFailedError
-from amnesia_bench.inference.options import EngineOptions
 from amnesia_bench.inference.prefix_tree import PromptDigest, partition
-from amnesia_bench.inference.protocol import OnDemand, Request
+from amnesia_bench.inference.protocol import EngineOptions, OnDemand, Request
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.records.evaluation import Generation
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 # Messages are (kind, content). To a worker: generate (how many), request. From a worker: ready
 # (settings), want (which), generation, done, error (an AmnesiaError), crash (a traceback).

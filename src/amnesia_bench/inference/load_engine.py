@@ -1,4 +1,4 @@
-"""Loading a checkpoint into an engine."""
+"""Load a checkpoint into an engine, on one device or on all GPUs."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from amnesia_bench.config.messages import nearest
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.inference.data_parallel import DataParallelEngine
-from amnesia_bench.inference.held_engine import HeldEngine
-from amnesia_bench.inference.options import EngineOptions
-from amnesia_bench.inference.progress_engine import WatchedEngine, silent
-from amnesia_bench.inference.protocol import Engine
+from amnesia_bench.inference.protocol import (
+    Engine,
+    EngineOptions,
+    HeldEngine,
+    WatchedEngine,
+    silent,
+)
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.inference.vllm_engine import VllmEngine
 from amnesia_bench.requests.engines import ENGINES, EngineChoice
@@ -67,9 +70,9 @@ def load_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
     if name == "vllm":
         return VllmEngine.load(checkpoint, options)
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if options.device is not None or len(gpus) < 2:
-        return TransformersEngine.load(checkpoint, options)
-    return DataParallelEngine(checkpoint, options, gpus)
+    if options.device is None and len(gpus) > 1:
+        return DataParallelEngine(checkpoint, options, gpus)
+    return TransformersEngine.load(checkpoint, options)
 
 
 def _check_hypenet(checkpoint: Path) -> None:

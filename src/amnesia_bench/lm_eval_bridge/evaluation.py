@@ -10,12 +10,13 @@ from importlib import metadata
 from operator import methodcaller
 from pathlib import Path
 
+import numpy as np
+
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import Candidate, open_candidate
 from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.load_engine import open_engine
-from amnesia_bench.inference.progress_engine import silent
-from amnesia_bench.inference.protocol import Engine, Request
+from amnesia_bench.inference.protocol import Engine, Request, silent
 from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
 from amnesia_bench.lm_eval_bridge.niah_task import (
     DocumentPromptSet,
@@ -32,8 +33,7 @@ from amnesia_bench.recall.measure import (
     recall_sample,
     sampling_settings,
 )
-from amnesia_bench.recall.niah.scoring import score_needle
-from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SEED, find_task
+from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SEED, find_task, score_needle
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.recall import RecallSample
@@ -45,7 +45,7 @@ from amnesia_bench.requests.recall import (
 )
 from amnesia_bench.store.checksums import write_checksums
 from amnesia_bench.store.files import explaining_write_errors, replace_text
-from amnesia_bench.tokenizers.checkpoint_tokenizer import tokenizer_identity
+from amnesia_bench.tokenizers.tokenizer import tokenizer_identity, with_special_tokens
 
 CELL = "cell.json"
 VERDICTS = "verdicts.jsonl"
@@ -202,12 +202,15 @@ class NiahEvaluation:
                 another run.
             StageFailedError: the generator made fewer prompts than asked for.
         """
+        tokenizer = self._candidate.tokenizer
         depends = {
             "generator": f"lm-eval {metadata.version('lm-eval')}",
             "seed": SEED,
             "task": task,
             "max_seq_length": context_tokens,
-            "tokenizer": tokenizer_identity(self._candidate.tokenizer),
+            "tokenizer": tokenizer_identity(tokenizer),
+            # lm-eval counts them when it fills a context.
+            "around": with_special_tokens(tokenizer, np.zeros(0, np.int32)).tolist(),
         }
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
         prompt_set = OfficialPromptSetId(task=task, context_tokens=context_tokens, sha256=digest)

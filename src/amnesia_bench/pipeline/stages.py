@@ -16,8 +16,8 @@ from amnesia_bench.costs.work import Answering, Training, Weights, Writing
 from amnesia_bench.data.synthesize import ROWS
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.reasoning.code.livecodebench import ProgramScorer
+from amnesia_bench.reasoning.task import ReasoningTask
 from amnesia_bench.reasoning.tasks import load_eval
-from amnesia_bench.reasoning.tasks.task import ReasoningTask
 from amnesia_bench.requests.checkpoints import (
     ConvertRequest,
     DownloadRequest,

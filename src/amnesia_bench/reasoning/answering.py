@@ -14,8 +14,8 @@ from amnesia_bench.inference.load_engine import open_engine
 from amnesia_bench.inference.protocol import Engine, Request, sample_seed
 from amnesia_bench.reasoning.documents import task_documents
 from amnesia_bench.reasoning.run_record import run_identity
+from amnesia_bench.reasoning.task import ProblemSet, ReasoningTask
 from amnesia_bench.reasoning.tasks import task_named
-from amnesia_bench.reasoning.tasks.task import ProblemSet, ReasoningTask
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.records.reasoning import ReasoningRun
 from amnesia_bench.requests.reasoning import GenerateRequest

@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from amnesia_bench.reasoning.judging import ScoringResult
-from amnesia_bench.reasoning.reduce import (
+from amnesia_bench.reasoning.problem_statistics import (
     average,
     majority,
     majority_expected,
     mean_estimate,
     pass_at,
 )
+from amnesia_bench.reasoning.task import ScoringResult
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, FinishReason, Generation, Outcome

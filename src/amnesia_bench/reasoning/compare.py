@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.generation import GENERATIONS
-from amnesia_bench.reasoning.reduce import bootstrap
+from amnesia_bench.reasoning.problem_statistics import differences
 from amnesia_bench.reasoning.run_record import read_run
 from amnesia_bench.reasoning.score import CELLS, read_cells, scored_folder, scorer_name
 from amnesia_bench.reasoning.tasks import task_named
@@ -18,7 +16,6 @@ from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.ids import compared_metrics
 from amnesia_bench.records.reasoning import Difference, ProblemValues
 from amnesia_bench.requests.reasoning import CompareRequest
-from amnesia_bench.statistics import sign_flip_p_value
 from amnesia_bench.store.hashing import sha256_of
 from amnesia_bench.store.problem_values import read_problems
 
@@ -27,8 +24,8 @@ def compare(request: CompareRequest) -> tuple[Difference, ...]:
     """Compare two folders of answers, both scored before, problem by problem.
 
     Raises:
-        UserError: one is not scored by this scorer, is incomplete, or has changed since; or they
-            answer other problems, or as many times not.
+        UserError: one is not scored by this scorer, is incomplete or has changed since; or their
+            task, problems or repeats differ.
     """
     first, second = request.first, request.second
     run, other = read_run(first)[0], read_run(second)[0]
@@ -62,51 +59,3 @@ def _read_values(answers: Path, scores: Path, scorer: str) -> tuple[ProblemValue
 
 def _scored_answers(cells: Sequence[Cell]) -> set[str]:
     return {p.identity for cell in cells for p in cell.parents if p.role == "generations"}
-
-
-def differences(
-    first: Sequence[ProblemValues],
-    second: Sequence[ProblemValues],
-    metrics: Sequence[str],
-    answers: int,
-) -> tuple[Difference, ...]:
-    """Compare two methods by metrics whose values are multiples of 1/`answers`.
-
-    Raises:
-        UserError: they did not answer the same problems, or lack a metric.
-    """
-    by_doc = [_by_doc(first), _by_doc(second)]
-    if by_doc[0].keys() != by_doc[1].keys():
-        raise UserError(
-            f"not the same problems: {len(by_doc[0])} and {len(by_doc[1])}, "
-            f"{len(by_doc[0].keys() & by_doc[1].keys())} of them in both"
-        )
-    return tuple(
-        difference(
-            metric,
-            [by_doc[0][doc][metric] for doc in by_doc[0]],
-            [by_doc[1][doc][metric] for doc in by_doc[0]],
-            answers,
-        )
-        for metric in metrics
-    )
-
-
-def difference(
-    metric: str, first: Sequence[float], second: Sequence[float], answers: int, *, seed: int = 0
-) -> Difference:
-    """Compare two methods by their values on the same problems, in the same order."""
-    ahead = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    return Difference(
-        metric=metric,
-        first=float(np.mean(first)),
-        second=float(np.mean(second)),
-        difference=float(ahead.mean()),
-        interval=bootstrap(ahead, seed=seed),
-        p_value=sign_flip_p_value(first, second, answers),
-        n=len(ahead),
-    )
-
-
-def _by_doc(problems: Sequence[ProblemValues]) -> dict[int, Mapping[str, float]]:
-    return {problem.doc: problem.values for problem in problems}

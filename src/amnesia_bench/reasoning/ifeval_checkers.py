@@ -15,8 +15,8 @@ from functools import cache
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
-from amnesia_bench.reasoning.judging import Row
 from amnesia_bench.reasoning.math.worker import answer_requests
+from amnesia_bench.reasoning.task import Row
 from amnesia_bench.tokenizers.sentences import sentence_splitter
 
 # Several checkers take time in proportion to the square of the length: here half a second.

@@ -24,10 +24,9 @@ from amnesia_bench.reasoning.cells import (
 )
 from amnesia_bench.reasoning.code.livecodebench import ProgramScorer
 from amnesia_bench.reasoning.documents import task_documents
-from amnesia_bench.reasoning.judging import Attempt, Scorer, ScoringResult
 from amnesia_bench.reasoning.run_record import read_run
+from amnesia_bench.reasoning.task import Attempt, ProblemSet, ReasoningTask, Scorer, ScoringResult
 from amnesia_bench.reasoning.tasks import task_named
-from amnesia_bench.reasoning.tasks.task import ProblemSet, ReasoningTask
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict

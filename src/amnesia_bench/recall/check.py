@@ -11,8 +11,7 @@ from pathlib import Path
 
 from amnesia_bench.inference.candidates import Candidate, open_candidates
 from amnesia_bench.inference.load_engine import open_engine
-from amnesia_bench.inference.progress_engine import silent
-from amnesia_bench.inference.protocol import Engine
+from amnesia_bench.inference.protocol import Engine, silent
 from amnesia_bench.recall.check_inputs import (
     PromptSetChoice,
     build_prompt_sets_for,

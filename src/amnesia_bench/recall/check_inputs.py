@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -19,8 +19,11 @@ from amnesia_bench.recall.niah.haystack import read_haystack
 from amnesia_bench.recall.niah.prompt_sets import NiahPromptSet, open_prompt_sets
 from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.store.layout import MANIFEST
-from amnesia_bench.tokenizers.checkpoint_tokenizer import tokenizer_identity
-from amnesia_bench.tokenizers.special_tokens import with_special_tokens
+from amnesia_bench.tokenizers.tokenizer import (
+    identity_of_older_prompts,
+    tokenizer_identity,
+    with_special_tokens,
+)
 
 _PromptSet = TypeVar("_PromptSet", bound=PromptSet)
 
@@ -100,15 +103,24 @@ def build_prompt_sets_for(
         MissingEnvironmentError: words, sentence model or hub are not to be had.
     """
     depends = {
-        "tokenizer": tokenizer_identity(candidates[0].tokenizer),
         "lengths": build.lengths,
         "tasks": build.tasks,
         "haystack": None if build.haystack is None else read_haystack(build.haystack).sha256,
         "samples": build.samples,
     }
-    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-    folder = work / "prompts" / digest[:16]
-    if not (folder / MANIFEST).is_file():
+    tokenizer = candidates[0].tokenizer
+    # Older versions named the folder by another hash; a check that they began resumes.
+    folder, older = (
+        work / "prompts" / _short_digest({**depends, "tokenizer": identity(tokenizer)})
+        for identity in (tokenizer_identity, identity_of_older_prompts)
+    )
+    if (older / MANIFEST).is_file():
+        folder = older
+    elif not (folder / MANIFEST).is_file():
         build_prompts(build, folder)
     choice = PromptSetChoice(tasks=build.tasks, lengths=build.lengths, samples=build.samples)
     return open_prompt_sets_for(folder, candidates, choice)
+
+
+def _short_digest(depends: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]

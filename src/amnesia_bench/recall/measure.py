@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.protocol import Engine, OnDemand, Request
-from amnesia_bench.recall.niah.scoring import score_needle
+from amnesia_bench.recall.niah.tasks import score_needle
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKey, Sampling
 from amnesia_bench.records.ids import RECALL_METRIC
 from amnesia_bench.records.recall import Recall, RecallSample
 from amnesia_bench.statistics import wilson
-from amnesia_bench.tokenizers.special_tokens import with_beginning
+from amnesia_bench.tokenizers.tokenizer import with_beginning
 
 
 class PromptSetId(Protocol):

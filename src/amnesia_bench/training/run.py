@@ -57,7 +57,7 @@ class TrainingJob:
     """What to train, on what, and where to.
 
     `order` says which sequence of which of `stores` is which sample, when they are shuffled.
-    `tokenizer_sha256` is that of the tokenizer in `init`, hashed as the stores hash theirs.
+    `tokenizer_sha256` is the identity of the tokenizer in `init`.
     """
 
     run: TrainingRun

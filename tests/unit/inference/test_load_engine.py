@@ -6,7 +6,7 @@ import pytest
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.load_engine import load_engine
-from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.protocol import EngineOptions
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 
@@ -28,6 +28,12 @@ def save_model(name: str, folder: Path) -> Path:
     tiny_model(name).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
+
+
+def test_one_device_needs_no_other_process(tmp_path: Path) -> None:
+    folder = save_model("qwen2", tmp_path)
+    engine = load_engine("transformers", folder, EngineOptions(device="cpu"))
+    assert isinstance(engine, TransformersEngine)
 
 
 def test_the_logit_scale_of_a_hypenet_is_taken_in_place_of_its_own(tmp_path: Path) -> None:

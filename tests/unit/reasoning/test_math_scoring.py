@@ -14,16 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amnesia_bench.config.eval_schema import Think
-from amnesia_bench.reasoning.judging import Attempt, ScoringResult
 from amnesia_bench.reasoning.math import worker
-from amnesia_bench.reasoning.math.comparison import glance
-from amnesia_bench.reasoning.math.equality import Equality
-from amnesia_bench.reasoning.math.extraction import last_boxed, last_number
+from amnesia_bench.reasoning.math.equality import Equality, glance
 from amnesia_bench.reasoning.math.pool import ComparisonPool, Failure
 from amnesia_bench.reasoning.math.reading import read
-from amnesia_bench.reasoning.math.scorer import MathScorer
+from amnesia_bench.reasoning.math.scorer import MathScorer, last_boxed, last_number
+from amnesia_bench.reasoning.task import Attempt, ScoringResult
 from amnesia_bench.reasoning.tasks import TASKS
-from amnesia_bench.reasoning.tasks.gsm8k import gold as gsm8k_gold
+from amnesia_bench.reasoning.tasks.mathematics import gsm8k_gold
 from amnesia_bench.records.evaluation import Outcome, SampleKey
 from amnesia_bench.tokenizers.chat_format import without_thinking
 from tests.support.shared import shared_path

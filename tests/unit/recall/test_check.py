@@ -34,7 +34,7 @@ LENGTHS = (1024, 8192)
 
 @pytest.fixture(autouse=True)
 def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of answers, and no power cut to survive: that is tested in test_generate."""
+    """Thousands of answers, and no power cut to survive: that is tested in test_generation."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 

@@ -17,7 +17,7 @@ from amnesia_bench.recall.niah import TASKS, build_prompts, open_prompt_sets
 from amnesia_bench.recall.niah.splicing import NotSpliceableError, SplicedText
 from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.niah_texts import made_up_essay
 from tests.support.niah_tokenizers import train_byte_level, train_metaspace
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amnesia_bench.reasoning.reduce import mean_estimate
+from amnesia_bench.reasoning.problem_statistics import mean_estimate
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin

@@ -15,7 +15,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.recall.niah.documents import Essays, HaystackDocuments, Lines
 from amnesia_bench.recall.niah.generate import PromptSetMaker, TooShortError
 from amnesia_bench.recall.niah.haystack import Haystack, read_haystack
-from amnesia_bench.recall.niah.layout import (
+from amnesia_bench.recall.niah.prompt_sets import (
     HAYSTACK,
     KIND,
     PROMPT_SETS,
@@ -33,12 +33,12 @@ from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.tokenizers.checkpoint_tokenizer import (
+from amnesia_bench.tokenizers.sentences import sentence_splitter
+from amnesia_bench.tokenizers.tokenizer import (
     load_tokenizer,
     tokenizer_identity,
     tokenizer_parts,
 )
-from amnesia_bench.tokenizers.sentences import sentence_splitter
 
 _GENERATOR = "lm-eval 0.4.13"
 _FIRST_GUESS_UNITS = 1000

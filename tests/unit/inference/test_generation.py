@@ -119,7 +119,7 @@ import os, signal, sys, time
 from pathlib import Path
 from amnesia_bench.inference.generation import generate_missing
 from tests.support.fake_prompt_sets import PlantedEngine
-from tests.unit.inference.test_generate import IDENTITY, requests
+from tests.unit.inference.test_generation import IDENTITY, requests
 
 class Slow(PlantedEngine):
     def generate(self, requests):

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from amnesia_bench.recall.heatmap import heat_rows
+from amnesia_bench.recall.check_summary import heat_rows
 from amnesia_bench.records.evaluation import FinishReason, Outcome, SampleKey
 from amnesia_bench.records.recall import RecallSample, heat_map
 

@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from amnesia_bench.recall.niah.scoring import score_needle
+from amnesia_bench.recall.niah.tasks import score_needle
 from amnesia_bench.records.evaluation import FinishReason, Generation, Outcome, SampleKey
 
 ANSWERS = [

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from amnesia_bench.reasoning.code.livecodebench import extract, prompt
 from amnesia_bench.reasoning.code.problems import load_problems
-from amnesia_bench.reasoning.code.prompt import extract, prompt
 from tests.support.lcb import ROWS, write_rows
 
 BLOCK = "```python\nprint(1)\n```"

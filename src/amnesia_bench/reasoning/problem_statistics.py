@@ -1,4 +1,4 @@
-"""From verdicts to numbers: the value of a problem, and what the problems together say.
+"""From verdicts to numbers: a problem's value, the mean over problems, and how two methods differ.
 
 Problems are drawn, answers to one problem belong together: errors are over problems (Miller 2024,
 arXiv 2411.00640), however many answers there are to each.
@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amnesia_bench.errors import UserError
 from amnesia_bench.records.evaluation import Interval
-from amnesia_bench.statistics import wilson
+from amnesia_bench.records.reasoning import Difference, ProblemValues
+from amnesia_bench.statistics import sign_flip_p_value, wilson
 
 BOOTSTRAP_SAMPLES = 10_000
 _LEVEL = 0.95
@@ -109,3 +111,51 @@ def bootstrap(values: NDArray[np.float64], *, seed: int) -> Interval:
         means[start : start + _CHUNK] = values[drawn].mean(axis=1)
     low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
     return Interval(low=float(low), high=float(high), level=_LEVEL, method="cluster_bootstrap")
+
+
+def differences(
+    first: Sequence[ProblemValues],
+    second: Sequence[ProblemValues],
+    metrics: Sequence[str],
+    answers: int,
+) -> tuple[Difference, ...]:
+    """Compare two methods by metrics whose values are multiples of 1/`answers`.
+
+    Raises:
+        UserError: they did not answer the same problems, or lack a metric.
+    """
+    by_doc = [_by_doc(first), _by_doc(second)]
+    if by_doc[0].keys() != by_doc[1].keys():
+        raise UserError(
+            f"not the same problems: {len(by_doc[0])} and {len(by_doc[1])}, "
+            f"{len(by_doc[0].keys() & by_doc[1].keys())} of them in both"
+        )
+    return tuple(
+        difference(
+            metric,
+            [by_doc[0][doc][metric] for doc in by_doc[0]],
+            [by_doc[1][doc][metric] for doc in by_doc[0]],
+            answers,
+        )
+        for metric in metrics
+    )
+
+
+def difference(
+    metric: str, first: Sequence[float], second: Sequence[float], answers: int, *, seed: int = 0
+) -> Difference:
+    """Compare two methods by their values on the same problems, in the same order."""
+    ahead = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    return Difference(
+        metric=metric,
+        first=float(np.mean(first)),
+        second=float(np.mean(second)),
+        difference=float(ahead.mean()),
+        interval=bootstrap(ahead, seed=seed),
+        p_value=sign_flip_p_value(first, second, answers),
+        n=len(ahead),
+    )
+
+
+def _by_doc(problems: Sequence[ProblemValues]) -> dict[int, Mapping[str, float]]:
+    return {problem.doc: problem.values for problem in problems}

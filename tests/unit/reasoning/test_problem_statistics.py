@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.reasoning.compare import difference, differences
-from amnesia_bench.reasoning.reduce import (
+from amnesia_bench.reasoning.problem_statistics import (
     average,
     bootstrap,
+    difference,
+    differences,
     majority,
     majority_expected,
     mean_estimate,

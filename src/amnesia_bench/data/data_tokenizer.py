@@ -1,4 +1,4 @@
-"""The tokenizer of a checkpoint, and a hash over all that determines how it splits a text."""
+"""How data preparation uses a tokenizer: batches of texts, chat templates, and tokens as text."""
 
 from __future__ import annotations
 
@@ -12,28 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
-from amnesia_bench.tokenizers.tokenizer_files import load_fast_tokenizer, with_fixed_date
+from amnesia_bench.tokenizers.chat_format import with_fixed_date
+from amnesia_bench.tokenizers.tokenizer import tokenizer_identity
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-# Post-processor and decoder are left out: we add special tokens ourselves, and only encode.
-_DETERMINE = ("normalizer", "pre_tokenizer", "model", "added_tokens")
 
+class DataTokenizer:
+    """A tokenizer as training data need it.
 
-class Tokenizer:
-    """A tokenizer that knows its identity.
-
-    `sha256` is equal for two tokenizers that split every text alike, whatever files they come
-    from: it covers normaliser, pre-tokeniser, vocabulary, merges and added tokens.
+    `folder` is where it was loaded from, `sha256` its `tokenizer_identity`, `serialized` its
+    tokenizer.json.
     """
 
-    def __init__(self, folder: Path, whole: Any) -> None:
-        self.folder = folder
-        self._whole = whole
-        self._backend: Backend = whole.backend_tokenizer
+    def __init__(self, tokenizer: Any) -> None:
+        self.folder = str(tokenizer.name_or_path)
+        self._whole = tokenizer
+        self._backend: Backend = tokenizer.backend_tokenizer
         self.serialized: str = self._backend.to_str()
-        self.sha256 = _identity(json.loads(self.serialized))
+        self.sha256 = tokenizer_identity(tokenizer)
         self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
 
     @property
@@ -150,28 +148,6 @@ class Tokenizer:
             begin, end = end, end + len(ids)
             tokens[begin:end] = ids
         return tokens, lengths
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """Load the tokenizer of a checkpoint folder, as evaluations do.
-
-    Raises:
-        UserError: the folder holds no tokenizer, or one without a fast implementation.
-        MissingEnvironmentError: transformers is not installed.
-    """
-    return Tokenizer(folder, load_fast_tokenizer(folder))
-
-
-def _identity(parts: Mapping[str, Any]) -> str:
-    """Hash a serialised tokenizer, whichever of its two ways merges are written in."""
-    model = dict(parts["model"])
-    if "merges" in model:
-        model["merges"] = [
-            merge if isinstance(merge, list) else merge.split(" ", 1) for merge in model["merges"]
-        ]
-    canonical = {**{name: parts.get(name) for name in _DETERMINE}, "model": model}
-    text = json.dumps(canonical, sort_keys=True, ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def decoder(path: Path) -> Callable[[Sequence[int]], str]:

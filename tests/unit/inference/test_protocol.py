@@ -1,6 +1,6 @@
 """An engine that is watched answers as before, and says how far it is."""
 
-from amnesia_bench.inference.progress_engine import WatchedEngine
+from amnesia_bench.inference.protocol import WatchedEngine
 from tests.support.fake_engine import FakeEngine
 from tests.support.tiny_models import needle_prompts, requests_of
 
