@@ -1,4 +1,4 @@
-"""How far stages are: read from manifests, leases and logs, so it holds for other machines too."""
+"""Progress of stages, read from manifests, leases and logs: so it covers other machines too."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _TAIL_BYTES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """A stage: who works on it, and the end of its log, its failure, or why it is stale."""
+    """A stage, the process that works on it, and its last log line, failure or reason."""
 
     id: str
     kind: str

@@ -13,7 +13,7 @@ from amnesia_bench.pipeline.bookkeeping import (
     FAILURE,
     SPEC,
     StageState,
-    _wherever,
+    _independent_of_store,
     bytes_of,
     check_intact,
     known_specs,
@@ -156,9 +156,9 @@ def test_a_record_is_the_same_in_every_store_and_quotes_in_it_take_no_time(tmp_p
     for store in ("/a", '/b/with \\"quotes\\"'):
         text = f'{{"model": "{store}/trained/sft-s0-0123456789ab/x", "note": "a/b"}}'
         (tmp_path / "record.json").write_text(text)
-        found.append(_wherever(tmp_path, entry))
+        found.append(_independent_of_store(tmp_path, entry))
     assert found[0] == found[1]
     (tmp_path / "record.json").write_text('{"template": "' + '\\"' * 400_000)
     began = time.process_time()
-    _wherever(tmp_path, entry)
+    _independent_of_store(tmp_path, entry)
     assert time.process_time() - began < 5  # every quote was a start once: hours
