@@ -22,12 +22,12 @@ from amnesia_bench.cli.output import print_json, say, show, table, tell
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.records.codec import to_json
+from amnesia_bench.records.evaluation import Interval
+from amnesia_bench.records.reasoning import Difference
 from amnesia_bench.requests.reasoning import CompareRequest, ScoreRequest
 
 if TYPE_CHECKING:
     from amnesia_bench.reasoning.score import Scored
-    from amnesia_bench.records.evaluation import Interval
-    from amnesia_bench.records.reasoning import Difference
 
 _LISTED = 20
 
