@@ -25,7 +25,7 @@ _MAX_TEMPLATE_CHARACTERS = 1 << 20  # a device has no end
 
 
 @dataclass(frozen=True, kw_only=True)
-class Answers:
+class BenchmarkAnswers:
     """Answers to a benchmark, in the order of the problems; `folder` holds the same."""
 
     folder: Path
@@ -47,7 +47,7 @@ class AnswerPlan:
     layout: PromptFormat
 
 
-def generate(request: GenerateRequest, out: Path) -> Answers:
+def generate(request: GenerateRequest, out: Path) -> BenchmarkAnswers:
     """Let a model answer a benchmark; the same call resumes where one was killed.
 
     Args:
@@ -93,12 +93,12 @@ def answer_problems(
     problems: ProblemSet,
     plan: AnswerPlan,
     folder: Path,
-) -> Answers:
+) -> BenchmarkAnswers:
     """Answer every problem `repeats` times; resumable, see `inference.generation`."""
     run = _describe(task, problems, plan)
     requests = _requests(tokenizer, task, problems, plan)
     generations = generate_missing(engine, requests, folder, identity=run_identity(run))
-    return Answers(folder=folder, run=run, generations=generations)
+    return BenchmarkAnswers(folder=folder, run=run, generations=generations)
 
 
 def window_of(config: EvalConfig) -> int | None:

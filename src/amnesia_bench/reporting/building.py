@@ -1,4 +1,4 @@
-"""From folders of cells to a report in a folder: one call for a command or a stage."""
+"""From folders of cells to a report in a folder: the front door `report`."""
 
 from __future__ import annotations
 
@@ -76,7 +76,8 @@ def _build(request: ReportRequest, out: Path, provenance: Provenance) -> Report:
     unused = unused_cells(found, list(placed.values()), tables)
     if found and not any(placed.values()):
         raise UserError(
-            f"none of {len(found)} cells belongs into {', '.join(tables)}", hint="\n".join(unused)
+            f"no column of {', '.join(tables)} matches any of the {len(found)} cells given",
+            hint="\n".join(unused),
         )
     return Report(
         made=ReportProvenance(
@@ -89,7 +90,7 @@ def _build(request: ReportRequest, out: Path, provenance: Provenance) -> Report:
         tables=tuple(_report_on(name, tables[name], placed[name]) for name in tables),
         drift=tuple(read_drift(each, out) for each in request.drift),
         notes=(
-            *(note for _, said in read for note in said),
+            *(note for _, notes in read for note in notes),
             *unused,
             *without_column(found, list(placed.values()), tables),
         ),
