@@ -357,7 +357,7 @@ def test_a_run_record_of_something_else_is_refused(answered: Path) -> None:
     run = without_checksums(answered)
     for change, said in (
         ({"task": "math5000"}, "not known"),
-        ({"repeats": "many"}, "repeats: expected a whole number"),
+        ({"repeats": "many"}, "repeats: expected int"),
         ({"repeats": "2"}, "not asked for"),
     ):
         path.write_text(json.dumps(run | change))

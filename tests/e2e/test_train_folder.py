@@ -173,7 +173,10 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         r"is not a path inside",
     ),
-    "complete a list": (lambda f: edit_json(f / COMPLETE, lambda _: [1]), "expected an object, got"),
+    "complete a list": (
+        lambda f: edit_json(f / COMPLETE, lambda _: [1]),
+        "expected an object, got",
+    ),
     "tensors gone": (lambda f: (f / SAVED / "__0_0.distcp").unlink(), "__0_0.distcp: .*missing"),
     "settings gone": (lambda f: (f / "training.json").unlink(), r"and no training.json"),
     "settings a list": (

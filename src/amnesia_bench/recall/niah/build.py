@@ -20,12 +20,11 @@ from amnesia_bench.recall.niah.layout import CELLS, HAYSTACK, KIND, PROMPTS, TOK
 from amnesia_bench.recall.niah.splicing import SplicedText
 from amnesia_bench.recall.niah.tasks import SEED, NiahTask, find_task
 from amnesia_bench.recall.niah.words import WORDS_SHA256, needle_keys
-from amnesia_bench.records.artifacts import Manifest, Parent
+from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.codec import to_json
 from amnesia_bench.records.niah import HaystackSource, NiahCellRecord, NiahPrompts
 from amnesia_bench.store.files import write_json
-from amnesia_bench.store.hashing import file_entry, sha256_of
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 from amnesia_bench.tokenizers.checkpoint_tokenizer import (
     load_tokenizer,
@@ -71,18 +70,8 @@ def build_cells(build: NiahBuild, out: Path) -> tuple[NiahCellRecord, ...]:
         # The longest first: it is where a haystack turns out too short.
         lengths = sorted(set(build.lengths), reverse=True)
         cells = tuple(maker.cell(task, length) for task in tasks for length in lengths)
-        files = _write(work.folder, cells, maker)
-        work.finish(
-            Manifest(
-                kind=KIND,
-                parents=maker.parents(),
-                files=tuple(
-                    file_entry(work.folder, name, sha256=sha256_of(work.folder / name))
-                    for name in sorted(files)
-                ),
-                provenance=ended_now(provenance),
-            )
-        )
+        _write(work.folder, cells, maker)
+        work.finish(KIND, maker.parents(), provenance)
     return cells
 
 
@@ -218,18 +207,15 @@ class _Maker:
             units = math.ceil(1.02 * units * longest / max(1, tokens))
 
 
-def _write(folder: Path, cells: Sequence[NiahCellRecord], maker: _Maker) -> list[str]:
-    """Write all files but the manifest, and return their paths."""
-    files = [PROMPTS, TOKENIZER]
+def _write(folder: Path, cells: Sequence[NiahCellRecord], maker: _Maker) -> None:
+    """Write all files but the manifest."""
     write_json(folder / PROMPTS, to_json(maker.prompts(cells)))
     write_json(folder / TOKENIZER, to_json(maker.tokenizer_parts))
     text = maker.stored_haystack(cells)
     if text is not None:
         # No time of day in it: the same prompts are the same bytes.
         (folder / HAYSTACK).write_bytes(gzip.compress(text.encode(), mtime=0))
-        files.append(HAYSTACK)
     (folder / CELLS).mkdir()
     for cell in cells:
-        files.append(f"{CELLS}/{cell_name(cell.task, cell.context_tokens)}.json")
-        (folder / files[-1]).write_text(json.dumps(to_json(cell), separators=(",", ":")) + "\n")
-    return files
+        path = folder / CELLS / f"{cell_name(cell.task, cell.context_tokens)}.json"
+        path.write_text(json.dumps(to_json(cell), separators=(",", ":")) + "\n")
