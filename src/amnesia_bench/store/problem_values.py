@@ -13,6 +13,7 @@ from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.reasoning import ProblemValues
 from amnesia_bench.store.hashing import sha256_of
+from amnesia_bench.store.json_rows import read_records
 
 PROBLEMS = "problems.jsonl"
 _ROLE = "problem_values"
@@ -37,15 +38,9 @@ def read_problems(folder: Path, cells: Sequence[Cell]) -> tuple[ProblemValues, .
         UserError: the file is missing, or not the one that the cells were made of.
     """
     path = folder / PROBLEMS
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})", hint=_HINT) from error
-    if not check_problems(path, cells):
+    if path.is_file() and not check_problems(path, cells):
         raise UserError(f"{path}: its cells do not say what it held", hint=_HINT)
-    return tuple(
-        codec.from_json(ProblemValues, json.loads(line), str(path)) for line in text.splitlines()
-    )
+    return tuple(read_records(ProblemValues, path, _HINT))
 
 
 def check_problems(path: Path, cells: Sequence[Cell]) -> bool:

@@ -11,8 +11,6 @@ import pytest
 from pyarrow import parquet
 
 from amnesia_bench.config.data_schema import HubSource
-from amnesia_bench.data import parquet_rows
-from amnesia_bench.data.json_rows import MAX_ROW_BYTES
 from amnesia_bench.data.row_forms import Columns
 from amnesia_bench.data.sources import (
     InputFile,
@@ -22,6 +20,8 @@ from amnesia_bench.data.sources import (
     read_rows,
 )
 from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.store import parquet_rows
+from amnesia_bench.store.json_rows import MAX_ROW_BYTES
 from tests.support.small_data import write_rows
 
 COLUMNS = Columns(required=(("question",), ("response", "answer")), optional=("system",))
