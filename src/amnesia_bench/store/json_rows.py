@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import codecs
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.records import codec
@@ -77,20 +78,23 @@ def too_large(where: str) -> UserError:
     )
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object, for `object_pairs_hook`; JSON leaves open which of two equal keys counts.
+
+    Raises:
+        ValueError: a key occurs twice.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice!r:.80} occurs twice in one object")
+    return fields
+
+
 def _not_json(where: str, error: Exception, hint: str) -> UserError:
     if isinstance(error, UnicodeDecodeError):
         return UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})")
     return UserError(f"{where}: not JSON ({error})", hint=hint)
-
-
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Build an object; JSON leaves open which of two equal keys counts."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r:.80} stands twice in one object")
-    return row
 
 
 def _lines(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[int, object]]:
@@ -103,7 +107,7 @@ def _lines(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[int, o
         if line.strip():
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = json.loads(text, object_pairs_hook=_unique)
+                row = json.loads(text, object_pairs_hook=unique_keys)
             except (ValueError, RecursionError) as error:
                 raise _not_json(where, error, hint) from error
             yield number, row
@@ -131,7 +135,7 @@ class _Array:
         self._text_of = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._location = location
         self._hint = hint
-        self._decoder = json.JSONDecoder(object_pairs_hook=_unique)
+        self._decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
         self._buffer = ""
         self._at = 0
 

@@ -52,7 +52,7 @@ def test_the_real_files_have_the_rows_and_fields_that_are_expected() -> None:
         ('{"question": "a", "answer": null}\n', "problem 0: answer is None, expected str"),
         ('{"question": "a", "answer": "b"}\n{"question": "a", "ans', "data.jsonl:2: not JSON"),
         ("[1, 2]\n", "problem 0: not a JSON object"),
-        ('{"question": "a", "answer": "b", "answer": "c"}\n', "the key 'answer' stands twice"),
+        ('{"question": "a", "answer": "b", "answer": "c"}\n', "the key 'answer' occurs twice"),
         ("", "holds no problems"),
     ],
 )
