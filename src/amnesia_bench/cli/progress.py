@@ -12,15 +12,15 @@ from rich.console import Console
 from amnesia_bench.printable import printable
 
 _REDRAWS_PER_SECOND = 4
-# Of the last answers, which may take minutes each; rich would look back 30 seconds only.
+# The window of the speed estimate: one answer may take minutes, and rich's default is 30 s.
 _SPEED_SECONDS = 3600.0
 
 
 class Progress:
-    """Lines that stay, and between them on a terminal a bar; leaving the block removes it.
+    """Prints lines that stay and, on a terminal, a bar; leaving the `with` block removes the bar.
 
-    Libraries that are imported later draw no bars of their own. Whoever has stopped reading
-    stderr stops nothing. `counted` is what a count is of.
+    Libraries that are imported later draw no bars of their own. A closed stderr stops nothing.
+    `counted` names what is counted.
     """
 
     def __init__(self, counted: str = "answers") -> None:
@@ -42,7 +42,7 @@ class Progress:
             sys.stderr.flush()
 
     def count(self, done: int, total: int) -> None:
-        """Show how many are there, and how long the others will take."""
+        """Show how many are done, and how long the rest will take."""
         if done == total:
             self._remove_bar()
         elif sys.stderr.isatty():

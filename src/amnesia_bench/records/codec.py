@@ -23,7 +23,7 @@ _EXPECTED = {
     "dict_type": "an object",
     "dataclass_type": "an object",
 }
-# A field of a newer version also has a name: that is said before all that follows from it.
+# Reported first: the other problems of a misspelled or newer file follow from its keys.
 _KEY_PROBLEMS = {"unexpected_keyword_argument": "unknown key", "missing": "missing key"}
 
 
@@ -55,17 +55,17 @@ def _validator(record: Any) -> SchemaValidator:
 
 
 def _exact(schema: Any) -> Any:
-    """Return pydantic's schema of a record, which then takes what JSON holds and nothing else.
+    """Return pydantic's schema of a record, changed to accept exactly what JSON holds.
 
-    Pydantic's own strict mode wants tuples, enums and dataclasses in parsed data, where JSON has
-    lists, texts and objects, and it parses JSON itself only without halves of surrogate pairs.
+    Pydantic's own strict mode expects tuples, enums and dataclasses in parsed data, where JSON has
+    lists, strings and objects. Its JSON mode refuses lone surrogates, which answers may hold.
     """
     if isinstance(schema, list):
         return [_exact(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     match schema.get("type"):
-        case "default":  # what a record is made with, which is no reason to leave out a key
+        case "default":  # for records made in Python: a file has every key
             return _exact(schema["schema"])
         case "float":  # 1 stays 1, and is not written again as 1.0
             numbers: list[Any] = [{"type": "int", "strict": True}, {**schema, "strict": True}]

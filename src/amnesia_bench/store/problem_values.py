@@ -36,11 +36,13 @@ def read_problems(folder: Path, cells: Sequence[Cell]) -> tuple[ProblemValues, .
 
     Raises:
         UserError: the file is missing, or not the one that the cells were made of.
+        MissingEnvironmentError: it may not be read.
     """
     path = folder / PROBLEMS
-    if path.is_file() and not check_problems(path, cells):
+    problems = tuple(read_records(ProblemValues, path, _HINT))
+    if not check_problems(path, cells):
         raise UserError(f"{path}: its cells do not say what it held", hint=_HINT)
-    return tuple(read_records(ProblemValues, path, _HINT))
+    return problems
 
 
 def check_problems(path: Path, cells: Sequence[Cell]) -> bool:
