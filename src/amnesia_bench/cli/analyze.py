@@ -112,7 +112,8 @@ def run(args: argparse.Namespace) -> ExitCode:
             "distance": _distance,
             "maps": _maps,
         }[args.action]
-        found = action(args, progress)
+        with progress:
+            found = action(args, progress)
     except ImportError as error:
         raise MissingEnvironmentError(
             f"analyze needs torch and transformers ({error}).",

@@ -112,7 +112,8 @@ def run(args: argparse.Namespace) -> ExitCode:
     def load(folder: Path) -> WatchedEngine:
         return WatchedEngine(open_engine(args.engine, folder, options), progress.count)
 
-    result = check(plan, load, work, progress.say)
+    with progress:
+        result = check(plan, load, work, progress.say)
     records = publish_check(result, work, provenance)
     _write(args, records)
     _print(result.report, records, progress)

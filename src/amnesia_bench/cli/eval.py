@@ -90,11 +90,12 @@ def run(args: argparse.Namespace) -> ExitCode:
     longest = args.max_new_tokens or NIAH_SAMPLING.max_new_tokens
     evaluation = NiahEvaluation(engine, candidate, samples, args.out, longest)
     cells = []
-    for name, evaluate in asked:
-        progress.say(f"{name}: {samples} prompts")
-        cell = evaluate(evaluation)
-        cells.append(cell)
-        progress.say(f"{name}: recall {percent(cell.value)}")
+    with progress:
+        for name, evaluate in asked:
+            progress.say(f"{name}: {samples} prompts")
+            cell = evaluate(evaluation)
+            cells.append(cell)
+            progress.say(f"{name}: recall {percent(cell.value)}")
     _print(cells, args)
     return ExitCode.DONE
 

@@ -11,12 +11,9 @@ from amnesia_bench.markdown import block, code, escape
 from amnesia_bench.recall.check import CheckResult
 from amnesia_bench.recall.heatmap import heat_rows
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
+from amnesia_bench.records.artifacts import Parent, Provenance
 from amnesia_bench.records.recall import CheckedPromptSet, CheckReport, CheckVerdict
-from amnesia_bench.store.files import sync_file
-from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST
-from amnesia_bench.store.provenance import ended_now
 from amnesia_bench.store.publish import publishing
 
 HEADLINES = {
@@ -54,20 +51,7 @@ def publish_check(result: CheckResult, work: Path, provenance: Provenance) -> Pa
     with publishing(final) as publication:
         for name, text in files.items():
             (publication.folder / name).write_text(text, encoding="utf-8")
-            sync_file(publication.folder / name)
-        publication.finish(
-            Manifest(
-                kind="check",
-                parents=_parents(result),
-                files=tuple(
-                    file_entry(
-                        publication.folder, name, sha256=sha256_of(publication.folder / name)
-                    )
-                    for name in sorted(files)
-                ),
-                provenance=ended_now(provenance),
-            )
-        )
+        publication.finish("check", _parents(result), provenance)
     return final
 
 

@@ -6,18 +6,17 @@ identity of the prompts and its number.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TypeVar
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Outcome, Verdict
 from amnesia_bench.records.reasoning import ProblemValues
 from amnesia_bench.records.recall import RecallSample
 from amnesia_bench.report.sources import FoundCell, check_hash, forget_manifests
+from amnesia_bench.store.json_rows import read_records
 from amnesia_bench.store.problem_values import PROBLEMS, check_problems
 
 AnswerKey = tuple[str | None, str, int]
@@ -27,6 +26,7 @@ Record = TypeVar("Record")
 SAMPLES, VERDICTS = "samples.jsonl", "verdicts.jsonl"
 _PROMPT_ROLES = ("prompts", "problems")
 _ROUNDING = 1e-9
+_HINT = "It was cut off: remove its folder and run the evaluation again."
 
 
 def answers_of(found: FoundCell) -> Answers:
@@ -105,16 +105,4 @@ def _records(kind: type[Record], path: Path, artifact: Path | None) -> tuple[Rec
     if not path.is_file():
         return ()
     check_hash(path, artifact)
-    return tuple(_read_lines(kind, path))
-
-
-def _read_lines(kind: type[Record], path: Path) -> Iterator[Record]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f"{path}, line {number}: not JSON ({error})",
-                hint="It was cut off: remove its folder and run the evaluation again.",
-            ) from error
-        yield codec.from_json(kind, data, f"{path}, line {number}")
+    return tuple(read_records(kind, path, _HINT))

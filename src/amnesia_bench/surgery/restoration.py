@@ -18,14 +18,14 @@ from amnesia_bench.config.load import load_variant
 from amnesia_bench.config.schema import TopDrift, Variant
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import FileEntry, Manifest
+from amnesia_bench.records.artifacts import FileEntry
 from amnesia_bench.records.restoration import Proof, Restoration
 from amnesia_bench.records.roles import AttentionMap, LayerKind, Role
 from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 from amnesia_bench.surgery.compat import check_compatible, check_dtypes
 from amnesia_bench.surgery.edits import Edits, compute_edits, measure_drift
@@ -90,17 +90,11 @@ def restore(  # noqa: PLR0913 - the public entry; every argument is a flag of th
     with publishing(out) as work:
         with job.unchanged():
             record, entries = _fill(job, work.folder, out, allow_noop=allow_noop)
-        work.finish(
-            Manifest(
-                kind=RESTORED,
-                parents=(
-                    as_parent("pre", record.pre, {t.name: t.sha256_pre for t in record.tensors}),
-                    as_parent("post", record.post, {t.name: t.sha256_post for t in record.tensors}),
-                ),
-                files=entries,
-                provenance=ended_now(provenance),
-            )
+        parents = (
+            as_parent("pre", record.pre, {t.name: t.sha256_pre for t in record.tensors}),
+            as_parent("post", record.post, {t.name: t.sha256_post for t in record.tensors}),
         )
+        work.finish(RESTORED, parents, provenance, entries)
     return record
 
 
