@@ -24,15 +24,15 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from amnesia_bench.inference.options import EngineOptions
 from amnesia_bench.inference.prefix_tree import PromptDigest, plan_prefixes, prefill_tokens
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import EngineOptions, Request
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import load_model_config
-from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
+from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
 from amnesia_bench.recall.niah.haystack import read_haystack
 from amnesia_bench.records.evaluation import SampleKey, Sampling
+from amnesia_bench.requests.recall import BuildPromptsRequest
 
 Answer = TypeVar("Answer")
 
@@ -117,19 +117,19 @@ def real_requests(lengths: Sequence[int]) -> dict[int, list[Request]]:
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=VOCAB, initial_alphabet=alphabet, show_progress=False)
-    words = read_haystack(str(HAYSTACK)).words
+    words = read_haystack(HAYSTACK).words
     backend.train_from_iterator([" ".join(words[:100_000])], trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(f"{folder}/tokenizer")
-        build = NiahBuild(
+        build = BuildPromptsRequest(
             tokenizer=Path(folder, "tokenizer"),
             lengths=tuple(lengths),
             tasks=("niah_single_2",),
-            haystack=str(HAYSTACK),
+            haystack=HAYSTACK,
             samples=SMALL_SAMPLES,
         )
-        build_prompt_sets(build, Path(folder, "prompts"))
+        build_prompts(build, Path(folder, "prompts"))
         prompt_sets = open_prompt_sets(Path(folder, "prompts"), tokenizer)
     how = Sampling(max_new_tokens=SMALL_NEW_TOKENS, temperature=0.0, top_p=1.0, top_k=None, stop=())
     return {

@@ -17,10 +17,11 @@ from tests.support.fake_engine import FakeEngine
 
 from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
 from amnesia_bench.recall.measure import Candidate
-from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
+from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
 from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.store.held_files import HeldFiles
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 SHARED = Path(os.environ.get("AMNESIA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 TOKENIZER = SHARED / "data" / "qwen2_tokenizer"
@@ -44,12 +45,12 @@ def main() -> None:
     for length in map(int, args.lengths.split(",")):
         with tempfile.TemporaryDirectory() as folder:
             prompts = Path(folder) / "prompts"
-            build_prompt_sets(
-                NiahBuild(
+            build_prompts(
+                BuildPromptsRequest(
                     tokenizer=TOKENIZER,
                     lengths=(length,),
                     tasks=(TASK,),
-                    haystack=str(HAYSTACK),
+                    haystack=HAYSTACK,
                     samples=args.samples,
                 ),
                 prompts,

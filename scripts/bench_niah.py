@@ -17,10 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.recall.niah import TASKS, NiahBuild, build_prompt_sets
+from amnesia_bench.recall.niah import TASKS, build_prompts
 from amnesia_bench.recall.niah.haystack import read_haystack
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.tokenizers.sentences import sentence_splitter
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 SHARED = Path(os.environ.get("AMNESIA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
 TOKENIZER = SHARED / "data" / "qwen2_tokenizer"
@@ -32,11 +33,15 @@ TABLE_1 = (32768, 65536, 131072, 262144)
 
 def time_ours(folder: Path) -> tuple[float, float]:
     """Return wall and CPU seconds of building a prompt set, tokenizer and disk included."""
-    request = NiahBuild(
-        tokenizer=TOKENIZER, lengths=(LENGTH,), tasks=("niah_single_2",), haystack=str(HAYSTACK)
+    request = BuildPromptsRequest(
+        tokenizer=TOKENIZER,
+        lengths=(LENGTH,),
+        tasks=("niah_single_2",),
+        samples=SAMPLES,
+        haystack=HAYSTACK,
     )
     wall, cpu = time.perf_counter(), time.process_time()
-    build_prompt_sets(request, folder)
+    build_prompts(request, folder)
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
@@ -55,7 +60,7 @@ def time_lm_eval(samples: int) -> tuple[float, float, float, float]:
         return items
 
     prepare_niah.tqdm = searched
-    haystack = list(read_haystack(str(HAYSTACK)).words)
+    haystack = list(read_haystack(HAYSTACK).words)
     tokenizer = load_tokenizer(TOKENIZER)
     random.seed(0)
     mark()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from amnesia_bench.reasoning.code.livecodebench import score_programs
 from amnesia_bench.reasoning.code.problems import load_problems
-from amnesia_bench.reasoning.judging import Attempt
+from amnesia_bench.reasoning.task import Attempt
 from amnesia_bench.records.evaluation import Outcome, SampleKey
 from amnesia_bench.sandbox import Launcher, Limits, open_launcher
 

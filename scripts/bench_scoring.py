@@ -6,9 +6,9 @@ import time
 
 import numpy as np
 
-from amnesia_bench.reasoning.judging import Attempt
 from amnesia_bench.reasoning.math.pool import ANSWER_SECONDS
 from amnesia_bench.reasoning.math.scorer import MathScorer
+from amnesia_bench.reasoning.task import Attempt
 from amnesia_bench.records.evaluation import Outcome, SampleKey
 
 PROBLEMS, REPEATS = 500, 16

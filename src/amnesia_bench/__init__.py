@@ -13,9 +13,10 @@ from amnesia_bench.errors import MissingEnvironmentError
 
 if TYPE_CHECKING:
     from amnesia_bench.config.load import load_data as load_data
+    from amnesia_bench.config.load import load_hypenet as load_hypenet
     from amnesia_bench.config.load import load_model as load_model
+    from amnesia_bench.config.load import load_training as load_training
     from amnesia_bench.config.load import load_variant as load_variant
-    from amnesia_bench.config.train_schema import load_training as load_training
     from amnesia_bench.conversion.conversion import convert as convert
     from amnesia_bench.conversion.initialization import initialize as initialize
     from amnesia_bench.costs.estimate import estimate as estimate
@@ -27,12 +28,12 @@ if TYPE_CHECKING:
     from amnesia_bench.pipeline.experiments import plan as plan
     from amnesia_bench.pipeline.experiments import run as run
     from amnesia_bench.reasoning.answering import generate as generate
-    from amnesia_bench.reasoning.score import compare as compare
+    from amnesia_bench.reasoning.compare import compare as compare
     from amnesia_bench.reasoning.score import score as score
     from amnesia_bench.reasoning.tasks import load_eval as load_eval
     from amnesia_bench.recall.check import check as check
     from amnesia_bench.recall.niah.build import build_prompts as build_prompts
-    from amnesia_bench.report.building import report as report
+    from amnesia_bench.reporting.building import report as report
     from amnesia_bench.surgery.diff import diff as diff
     from amnesia_bench.surgery.restoration import restore as restore
     from amnesia_bench.surgery.verification import verify as verify
@@ -61,7 +62,7 @@ FRONT_DOORS = {
     "rank_layers": FrontDoor("lm_eval_bridge.ranking", "eval"),
     "generate": FrontDoor("reasoning.answering", "eval"),
     "score": FrontDoor("reasoning.score", "eval"),
-    "compare": FrontDoor("reasoning.score", "eval"),
+    "compare": FrontDoor("reasoning.compare", "eval"),
     # Checkpoints, data and training.
     "download": FrontDoor("weights.hub"),
     "initialize": FrontDoor("conversion.initialization", "train"),
@@ -74,13 +75,14 @@ FRONT_DOORS = {
     # Experiments.
     "plan": FrontDoor("pipeline.experiments"),
     "run": FrontDoor("pipeline.experiments"),
-    "report": FrontDoor("report.building"),
+    "report": FrontDoor("reporting.building"),
     # Configs that requests hold, by name.
     "load_variant": FrontDoor("config.load"),
     "load_data": FrontDoor("config.load"),
     "load_eval": FrontDoor("reasoning.tasks"),
     "load_model": FrontDoor("config.load"),
-    "load_training": FrontDoor("config.train_schema"),
+    "load_hypenet": FrontDoor("config.load"),
+    "load_training": FrontDoor("config.load"),
 }
 
 

@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "src" / "amnesia_bench"
 # What every module of a command holds: `cli/main.py` finds them by these names.
 COMMAND_PROTOCOL = ("add_arguments", "run")
 # Names that still stand in several modules. Entries only leave.
-ALLOWED = ("load_tokenizer", "main")
+ALLOWED = ("main",)
 
 
 def _public_names() -> dict[str, list[str]]:

@@ -16,15 +16,15 @@ import pytest
 import amnesia_bench.recall.niah.build as build_module
 from amnesia_bench.recall.niah import (
     TASKS,
-    NiahBuild,
     NiahPromptSet,
-    build_prompt_sets,
+    build_prompts,
     open_prompt_sets,
 )
 from amnesia_bench.recall.niah.documents import Essays
 from amnesia_bench.recall.niah.words import needle_keys
 from amnesia_bench.records.niah import PromptSetRecord
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.requests.recall import BuildPromptsRequest
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.niah_official import lm_eval_niah, official_documents
 from tests.support.niah_texts import made_up_essay
 from tests.support.niah_tokenizers import (
@@ -55,14 +55,14 @@ class Comparison:
                 streams.append(self)
 
         monkeypatch.setattr(build_module, "Random", Recorded)
-        request = NiahBuild(
+        request = BuildPromptsRequest(
             tokenizer=self.tokenizer,
             lengths=self.lengths,
             tasks=tuple(TASKS),
-            haystack=str(self.haystack),
+            haystack=self.haystack,
             samples=self.samples,
         )
-        records = build_prompt_sets(request, folder)
+        records = build_prompts(request, folder)
         loaded = load_tokenizer(self.tokenizer)
         prompt_sets = open_prompt_sets(folder, loaded)
         assert len(prompt_sets) == len(streams) == len(TASKS) * len(self.lengths)

@@ -19,7 +19,7 @@ from amnesia_bench.reasoning.code.grading import Grade, grade
 from amnesia_bench.reasoning.code.problems import CodeProblem, ProgramTest
 from amnesia_bench.records.evaluation import Outcome
 from amnesia_bench.sandbox import Launcher, Limits, ProgramStoppedError, launcher
-from amnesia_bench.sandbox.limits import MIB
+from amnesia_bench.sandbox.program import MIB
 from tests.support.attacks import FRAME, HONEST, LIMITS, PROBLEM, SECRET, TESTS, attack, printed
 
 pytestmark = pytest.mark.bubblewrap

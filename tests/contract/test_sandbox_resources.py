@@ -7,7 +7,7 @@ import pytest
 from amnesia_bench.records.evaluation import Outcome
 from amnesia_bench.records.reasoning import Checker
 from amnesia_bench.sandbox import Launcher, Limits
-from amnesia_bench.sandbox.limits import MIB
+from amnesia_bench.sandbox.program import MIB
 from tests.support.attacks import attack, host_growth
 
 pytestmark = pytest.mark.bubblewrap

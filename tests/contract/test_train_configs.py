@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.config.data_schema import DataConfig
-from amnesia_bench.config.load import load_option, options
-from amnesia_bench.config.train_schema import Recipe, TrainConfig, load_training
+from amnesia_bench.config.load import load_option, load_training, options
+from amnesia_bench.config.train_schema import Recipe, TrainConfig
 from amnesia_bench.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2] / "configs"

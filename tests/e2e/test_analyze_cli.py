@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from amnesia_bench.cli.main import main
-from amnesia_bench.data.prepare import prepare
 from amnesia_bench.data.sequence_store import open_store
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
@@ -28,7 +27,7 @@ from amnesia_bench.records.attention import (
 )
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from tests.support.full_attention import full_logits, histogram
-from tests.support.small_data import TEXT, cot_row, data_config, save_tokenizer, write_rows
+from tests.support.small_data import TEXT, cot_row, data_config, prepare, save_tokenizer, write_rows
 
 TOKENS = 96
 
@@ -68,7 +67,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _analyze(command: str) -> int:
-    return main(["analyze", *command.split()])
+    try:
+        return main(["analyze", *command.split()])
+    except SystemExit as end:  # argparse names a missing or unknown option
+        return int(end.code or 0)
 
 
 def _record(kind: type, path: Path) -> Any:
@@ -162,22 +164,22 @@ def test_autocorrelation_has_a_record_and_a_figure_per_reading(
 @pytest.mark.parametrize(
     ("command", "message"),
     [
-        ("gradients --checkpoint PRE", "--data is missing"),
-        ("gradients --data CHAINS", "--checkpoint is missing"),
+        ("gradients --checkpoint PRE", "arguments are required: --data"),
+        ("gradients --data CHAINS", "arguments are required: --checkpoint"),
         ("gradients --checkpoint PRE --data CHAINS --tokens 5000", "no text of chains has 5000"),
         ("gradients --checkpoint PRE --data CHAINS --tokens 20", "no text of chains has a trained"),
         ("gradients --checkpoint PRE --data CHAINS --tokens 96 --max-distance 96", "too short"),
-        ("gradients --checkpoint PRE --data CHAINS --heads 1.1", "--heads does not belong to"),
+        ("gradients --checkpoint PRE --data CHAINS --heads 1.1", "unrecognized arguments: --heads"),
         ("gradients --checkpoint PRE --data NIAH", "not training data"),
         ("autocorrelation --data CHAINS --max-distance 4000", "longer than the largest distance"),
-        ("distance --checkpoint PRE", "give either --prompts or --data"),
+        ("distance --checkpoint PRE", "one of the arguments --prompts --data is required"),
         ("distance --checkpoint PRE --prompts NIAH", "prompts of 700, 800 tokens"),
         ("distance --checkpoint PRE --prompts CHAINS", "not of NIAH prompts"),
         ("distance --checkpoint a=PRE --checkpoint a=POST --prompts NIAH", "a is given twice"),
         ("maps --checkpoint PRE --prompts NIAH --lengths 700", "--heads is missing"),
         ("maps --checkpoint PRE --prompts NIAH --lengths 700 --heads 1.0", "no softmax head 1.0"),
         ("maps --checkpoint PRE --prompts NIAH --lengths 700 --heads 1", "not a list of heads"),
-        ("maps --checkpoint PRE", "--prompts is missing"),
+        ("maps --checkpoint PRE", "arguments are required: --prompts"),
         (
             "gradients --checkpoint OTHER --data CHAINS --tokens 96",
             "prepared with another tokenizer than",

@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
+import amnesia_bench.recall.check_inputs as check_inputs
+import amnesia_bench.recall.niah.build as build_module
 from amnesia_bench.cli.main import main
-from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets, open_prompt_sets
-from amnesia_bench.recall.niah.layout import TOKENIZER
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
+from amnesia_bench.recall.niah.prompt_sets import PROMPTS, TOKENIZER
+from amnesia_bench.requests.recall import BuildPromptsRequest
+from amnesia_bench.store.hashing import sha256_of
+from amnesia_bench.tokenizers.tokenizer import identity_of_older_prompts, load_tokenizer
 from tests.support.byte_checkpoints import byte_tokenizer, save_checkpoint, write_haystack
 
 TASKS, LENGTH = ("niah_single_1", "niah_single_2"), 2048
@@ -28,9 +32,9 @@ def pre(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(tokenizer: Path, out: Path) -> Path:
     write_haystack(out.with_suffix(".json"))
-    haystack = str(out.with_suffix(".json"))
-    build_prompt_sets(
-        NiahBuild(
+    haystack = out.with_suffix(".json")
+    build_prompts(
+        BuildPromptsRequest(
             tokenizer=tokenizer, lengths=(LENGTH,), tasks=TASKS, haystack=haystack, samples=3
         ),
         out,
@@ -129,13 +133,53 @@ def test_another_vocabulary_is_refused(
     assert "were built for another tokenizer" in capsys.readouterr().err
 
 
-def test_prompts_of_an_older_version_suit_their_own_tokenizer_only(
-    pre: Path, prompts: Path, tuned: Callable[..., Path], tmp_path: Path
-) -> None:
-    old = shutil.copytree(prompts, tmp_path / "old")
-    manifest = json.loads((old / "manifest.json").read_text())
-    manifest["files"] = [entry for entry in manifest["files"] if entry["path"] != TOKENIZER]
-    (old / "manifest.json").write_text(json.dumps(manifest))
-    (old / TOKENIZER).unlink()
+def as_older_version(prompts: Path, out: Path, tokenizer: Path, *, parts: bool) -> Path:
+    """Copy prompts as versions before the present identity wrote them, with parts or without."""
+    shutil.copytree(prompts, out)
+    record = json.loads((out / PROMPTS).read_text())
+    record["tokenizer_sha256"] = identity_of_older_prompts(load_tokenizer(tokenizer))
+    (out / PROMPTS).write_text(json.dumps(record))
+    if not parts:
+        (out / TOKENIZER).unlink()
+    manifest = json.loads((out / "manifest.json").read_text())
+    manifest["files"] = [
+        entry | {"bytes": (out / entry["path"]).stat().st_size,
+                 "sha256": sha256_of(out / entry["path"])}
+        for entry in manifest["files"]
+        if (out / entry["path"]).is_file()
+    ]  # fmt: skip
+    (out / "manifest.json").write_text(json.dumps(manifest))
+    return out
+
+
+@pytest.mark.parametrize(("parts", "suits_more_tokens"), [(True, True), (False, False)])
+def test_prompts_of_an_older_version_suit_their_own_tokenizer(
+    parts: bool, suits_more_tokens: bool, pre: Path, prompts: Path,
+    tuned: Callable[..., Path], tmp_path: Path,
+) -> None:  # fmt: skip
+    old = as_older_version(prompts, tmp_path / "old", pre, parts=parts)
     assert check(pre, pre, old, tmp_path / "same") == 0
-    assert check(pre, tuned(["<think>"]), old, tmp_path / "other") == 2
+    exit_code = 0 if suits_more_tokens else 2
+    assert check(pre, tuned(["<think>"]), old, tmp_path / "other") == exit_code
+
+
+def test_a_check_that_an_older_version_began_finds_its_prompts_and_answers(
+    pre: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+
+    def check_built() -> int:
+        return main(
+            ["check", "--pre", str(pre), "--post", str(pre), "--tasks", "niah_single_1",
+             "--lengths", str(LENGTH), "--samples", "3", "--work", str(work)]
+        )  # fmt: skip
+
+    with monkeypatch.context() as older:
+        for module in (check_inputs, build_module):
+            older.setattr(module, "tokenizer_identity", identity_of_older_prompts)
+        assert check_built() == 0
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*.jsonl")}
+    (built,) = (work / "prompts").iterdir()
+    assert check_built() == 0
+    assert list((work / "prompts").iterdir()) == [built]
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*.jsonl")} == before

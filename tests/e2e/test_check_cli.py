@@ -46,12 +46,12 @@ def check(
     folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[dict[str, float]], Run]:
     """Return what makes a command of planted accuracies; without any, loading a model fails."""
-    from amnesia_bench.inference import load_engine as opening
+    from amnesia_bench.recall import check as opening
     from amnesia_bench.recall import check_inputs
 
     def planted(accuracies: dict[str, float]) -> Run:
         monkeypatch.setattr(
-            check_inputs,
+            opening,
             "open_prompt_sets_for",
             lambda folder, tokenizer, choice: check_inputs.pick_prompt_sets(
                 [FakePromptSet("niah_single_2", length, 100) for length in (1024, 8192)],
@@ -61,7 +61,7 @@ def check(
         monkeypatch.setattr(
             opening,
             "open_engine",
-            lambda name, folder, options: PlantedEngine(accuracies[folder.name]),
+            lambda choice, candidate, **_: PlantedEngine(accuracies[candidate.folder.name]),
         )
 
         def run(*arguments: str) -> int:
@@ -119,8 +119,8 @@ def test_no_regression_exits_with_0_and_undecided_with_a_warning(
         (["--samples", "0"], "--samples 0: must be at least 1"),
         (["--samples", "-5"], "--samples -5"),
         (["--samples", "101"], "holds 100 prompts, 101 are asked for"),
-        (["--margin", "-1"], "margin=-0.01"),
-        (["--margin", "nan"], "margin=nan"),
+        (["--margin", "-1"], "--margin -1: must be from 0 to below 95 points"),
+        (["--margin", "nan"], "--margin nan: must be"),
         (["--tasks", "niah_single_9"], "no task 'niah_single_9'"),
         (["--tasks", ""], "no task ''"),
         (["--tasks", "niah_single_3", "--samples", "5"], "no prompts of niah_single_3 at 8192"),
@@ -128,7 +128,7 @@ def test_no_regression_exits_with_0_and_undecided_with_a_warning(
         (["--lengths", "0"], "not a list of lengths"),
         (["--lengths", "32K"], "not a list of lengths"),
         (["--json", "absent/check.json"], "there is no folder absent"),
-        (["--samples", "5", "--max-context-tokens", "0"], "max_context_tokens=0"),
+        (["--max-context-tokens", "0"], "--max-context-tokens 0: must be at least 1"),
     ],
 )
 def test_a_mistake_is_told_before_a_model_is_loaded(
@@ -143,16 +143,17 @@ def test_a_mistake_is_told_before_a_model_is_loaded(
     assert not (tmp_path / "work").exists()
 
 
-def test_without_torch_it_says_what_to_install(
-    check: Callable[[dict[str, float]], Run],
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    from amnesia_bench.cli import check as command
-
-    monkeypatch.setattr(command, "find_spec", lambda name: None)
-    assert check({})("--samples", "5") == 6
-    assert 'pip install "amnesia-bench[eval]"' in capsys.readouterr().err
+def test_without_torch_it_says_what_to_install(folders: dict[str, Path]) -> None:
+    without = (
+        "import sys; sys.modules['torch'] = None; "
+        "from amnesia_bench.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
+    checkpoints = ["--pre", str(folders["pre"]), "--post", str(folders["post"])]
+    command = [sys.executable, "-c", without, "check", *checkpoints, *PROMPTS]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 6
+    assert "check needs packages that are not installed" in done.stderr
+    assert 'pip install "amnesia-bench[eval]"' in done.stderr
 
 
 def test_without_a_choice_all_prompts_of_the_folder_are_taken(
@@ -173,12 +174,14 @@ def test_without_a_choice_all_prompts_of_the_folder_are_taken(
 def test_an_engine_is_chosen_by_name(
     check: Callable[[dict[str, float]], Run], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from amnesia_bench.inference import load_engine as opening
+    from amnesia_bench.recall import check as opening
 
     run = check({})
     names: list[str] = []
     monkeypatch.setattr(
-        opening, "open_engine", lambda name, *_: (names.append(name), PlantedEngine(1.0))[1]
+        opening,
+        "open_engine",
+        lambda choice, *_, **__: (names.append(choice.name), PlantedEngine(1.0))[1],
     )
     assert run("--samples", "5", "--engine", "vllm") == 0
     assert set(names) == {"vllm"}
@@ -219,8 +222,7 @@ def test_checkpoints_that_cannot_be_compared_are_refused_before_a_model_is_loade
 CHILD = """
 import sys, time
 from amnesia_bench.cli.main import main
-from amnesia_bench.recall import check_inputs
-from amnesia_bench.inference import load_engine as opening
+from amnesia_bench.recall import check as opening, check_inputs
 from tests.support.fake_prompt_sets import FakePromptSet, PlantedEngine
 
 class Slow(PlantedEngine):
@@ -229,8 +231,8 @@ class Slow(PlantedEngine):
         return super().text(request)
 
 held = [FakePromptSet("niah_single_2", length, 100) for length in (1024, 8192)]
-check_inputs.open_prompt_sets_for = lambda *args: check_inputs.pick_prompt_sets(held, args[2])
-opening.open_engine = lambda name, folder, options: Slow(0.9, seed=len(folder.name))
+opening.open_prompt_sets_for = lambda *args: check_inputs.pick_prompt_sets(held, args[2])
+opening.open_engine = lambda choice, candidate, **_: Slow(0.9, seed=len(candidate.role))
 sys.exit(main(sys.argv[1:]))
 """
 

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.config.load import load_variant
-from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.candidates import open_candidates
+from amnesia_bench.inference.protocol import EngineOptions
 from amnesia_bench.inference.transformers_engine import TransformersEngine
-from amnesia_bench.recall.check import CheckPlan, CheckResult, check
-from amnesia_bench.recall.check_inputs import open_candidates
+from amnesia_bench.recall.sequential_check import CheckPlan, CheckResult, compare_checkpoints
 from amnesia_bench.records.evaluation import Sampling
 from amnesia_bench.records.recall import CheckVerdict, Rule
-from amnesia_bench.surgery import restore
+from tests.support.surgery import restore
 from tests.support.tiny_retrieval import LookupPromptSet, noised, train
 
 pytestmark = pytest.mark.slow
@@ -36,7 +36,9 @@ def run(work: Path, **folders: Path) -> CheckResult:
         sampling=ONE_TOKEN,
         rule=Rule(samples=500, margin=0.0, error_rate=0.025),
     )
-    return check(plan, lambda folder: TransformersEngine.load(folder, CPU), work, lambda line: None)
+    return compare_checkpoints(
+        plan, lambda each: TransformersEngine.load(each.folder, CPU), work, lambda line: None
+    )
 
 
 def recalls(result: CheckResult, role: str) -> list[float | None]:

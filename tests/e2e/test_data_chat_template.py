@@ -7,7 +7,7 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.data import open_store
-from amnesia_bench.tokenizers.data_tokenizer import decoder
+from amnesia_bench.data.data_tokenizer import decoder
 from tests.support.chat_templates import TEMPLATES, tokenizer_with
 from tests.support.small_data import write_rows
 

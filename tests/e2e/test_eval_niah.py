@@ -18,8 +18,9 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.inference.protocol import Engine, Request
 from amnesia_bench.lm_eval_bridge.niah_task import task_config
-from amnesia_bench.recall.niah import NiahBuild, build_prompt_sets
+from amnesia_bench.recall.niah import build_prompts
 from amnesia_bench.records.evaluation import Generation
+from amnesia_bench.requests.recall import BuildPromptsRequest
 from tests.support.byte_checkpoints import byte_tokenizer, save_checkpoint, write_haystack
 from tests.support.fake_engine import FakeEngine
 from tests.support.niah_official import lm_eval_niah
@@ -40,14 +41,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Inputs:
     folder = tmp_path_factory.mktemp("inputs")
     checkpoint = save_checkpoint(folder / "checkpoint")
     texts = write_haystack(folder / "essays.json")
-    build = NiahBuild(
+    build = BuildPromptsRequest(
         tokenizer=checkpoint,
         lengths=(LENGTH,),
         tasks=(TASK,),
-        haystack=str(folder / "essays.json"),
+        haystack=folder / "essays.json",
         samples=SAMPLES,
     )
-    build_prompt_sets(build, folder / "prompts")
+    build_prompts(build, folder / "prompts")
     return Inputs(checkpoint, folder / "prompts", texts)
 
 
@@ -82,12 +83,11 @@ def lm_eval_makes(inputs: Inputs, monkeypatch: pytest.MonkeyPatch) -> Callable[[
 @pytest.fixture
 def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], None]:
     """Put an engine in the place of the one that runs the checkpoint."""
-    from amnesia_bench.inference import load_engine as opening
-    from amnesia_bench.lm_eval_bridge import model
+    from amnesia_bench.lm_eval_bridge import evaluation, model
 
     def put(engine: Engine) -> None:
-        for module in (opening, model):
-            monkeypatch.setattr(module, "open_engine", lambda *_: engine)
+        monkeypatch.setattr(evaluation, "open_engine", lambda *_, **__: engine)
+        monkeypatch.setattr(model, "load_engine", lambda *_: engine)
 
     return put
 

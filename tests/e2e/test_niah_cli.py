@@ -9,7 +9,7 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.recall.niah import open_prompt_sets
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.niah_texts import made_up_essay
 from tests.support.niah_tokenizers import train_byte_level
 
@@ -39,7 +39,7 @@ def test_prompts_are_built_and_listed(
     [
         ("--lengths 32K", "not a list of lengths in tokens"),
         ("--lengths ,", "not a list of lengths in tokens"),
-        ("--lengths 1000 --samples 0", "samples is 0"),
+        ("--lengths 1000 --samples 0", "--samples 0: must be at least 1"),
         ("--lengths 1000 --tasks niah_single_4", "no task 'niah_single_4'"),
         ("--lengths 1000", "--haystack hub, or --haystack PATH"),
     ],

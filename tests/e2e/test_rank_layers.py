@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import MissingEnvironmentError
-from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.protocol import EngineOptions
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
 from amnesia_bench.lm_eval_bridge.retrieval_tasks import accuracies, load_retrieval_tasks

@@ -14,7 +14,7 @@ import pytest
 
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.errors import StageFailedError, UserError
-from amnesia_bench.surgery import plan_restore, restore, shards, verify
+from amnesia_bench.surgery import shards
 from amnesia_bench.surgery.edits import Edits
 from tests.support.checkpoints import (
     SOFTMAX_LAYERS,
@@ -24,6 +24,7 @@ from tests.support.checkpoints import (
     tensor_bytes,
     tree_bytes,
 )
+from tests.support.surgery import restore, verify
 
 PLANNED = {
     f"model.layers.{i}.self_attn.{p}_proj.weight" for i in SOFTMAX_LAYERS for p in ("q", "k")
@@ -235,7 +236,7 @@ def test_cast_rounds_pre_to_posts_dtype(tmp_path: Path) -> None:
 
 def test_a_dry_run_tells_the_same_and_writes_nothing(pre: Path, post: Path, out: Path) -> None:
     before = tree_bytes(pre.parent)
-    planned = plan_restore(pre, post)
+    planned = restore(pre, post, None)
     assert tree_bytes(pre.parent) == before
     assert planned.tensors == restore(pre, post, out).tensors
     assert planned.proof is None

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from amnesia_bench.errors import StageFailedError
-from amnesia_bench.surgery import restoration, restore
+from amnesia_bench.surgery import restoration
 from tests.support.checkpoints import drifted, random_model, save
+from tests.support.surgery import restore
 
 # The steps of a restore, in their order, by the functions that do them.
 STEPS = ("compute_edits", "write_shards", "check_tensors", "_record", "write_json")

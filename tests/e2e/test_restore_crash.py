@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from amnesia_bench.surgery import restore, verify
 from tests.support.checkpoints import drifted, random_model, save, tensor_bytes
+from tests.support.surgery import restore, verify
 
 # Runs a restore in which the Nth call of one function kills its own process, as kill -9 would.
 CHILD = """
 import os, signal, sys
+from pathlib import Path
+import amnesia_bench as ab
+from amnesia_bench.requests.checkpoints import RestoreRequest
 from amnesia_bench.surgery import edits, shards
 from amnesia_bench.surgery import restoration as restoring
 import amnesia_bench.store.publish as publish
@@ -33,7 +36,8 @@ def deadly(*args, **kwargs):
     return honest(*args, **kwargs)
 
 setattr(module, name, deadly)
-restoring.restore(*sys.argv[3:])
+pre, post, out = map(Path, sys.argv[3:])
+ab.restore(RestoreRequest(pre=pre, post=post, variant=ab.load_variant("qk")), out)
 """
 
 

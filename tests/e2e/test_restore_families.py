@@ -13,10 +13,10 @@ from safetensors.torch import load_file, save_file
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import Role
-from amnesia_bench.surgery import diff_checkpoints, restore
 from amnesia_bench.weights.attention_map import attention_map
 from amnesia_bench.weights.checkpoint import open_checkpoint
 from tests.support import pico
+from tests.support.surgery import diff, restore
 
 WITH_SLIDING = ["restore.select.include_sliding=true"]
 KEPT = (Role.Q_NORM, Role.K_NORM, Role.SINK)  # `qk` leaves post's
@@ -63,7 +63,7 @@ def test_restored_layers_attend_like_pre_and_nothing_else_changes(
         assert (restored[layer].output - before[layer].output).abs().max() > 1e-4
     assert set(record.restored_layers) == {tensor.layer for tensor in record.tensors}
     edited = {tensor.name for tensor in record.tensors}
-    changed = {difference.name for difference in diff_checkpoints(post, tmp_path / "out").different}
+    changed = {difference.name for difference in diff(post, tmp_path / "out").different}
     assert changed == edited
     restored_parameters = dict(models[2].named_parameters())
     same = [

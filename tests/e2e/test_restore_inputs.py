@@ -9,9 +9,9 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import StageFailedError, UserError
-from amnesia_bench.surgery import diff_checkpoints, plan_restore, restore, verify
 from amnesia_bench.surgery import restoration as restoration_module
 from tests.support.checkpoints import drifted, random_model, save, tensor_bytes
+from tests.support.surgery import diff, restore, verify
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 
@@ -42,8 +42,8 @@ def test_snapshots_of_the_cache_on_both_sides(pre: Path, post: Path, tmp_path: P
     restore(pre, post, tmp_path / "expected")
     pre, post = cached(pre), cached(post)
     out = tmp_path / "out"
-    assert diff_checkpoints(pre, post).different
-    assert plan_restore(pre, post).out is None
+    assert diff(pre, post).different
+    assert restore(pre, post, None).out is None
     record = restore(pre, post, out)
     assert record.left_out == ()
     assert not [path for path in out.rglob("*") if path.is_symlink()]

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from amnesia_bench.cli.main import main
-from amnesia_bench.surgery import diff_checkpoints, plan_restore, restore, verify
 from amnesia_bench.weights.numbers import encode
 from tests.support.checkpoints import (
     HEADS,
@@ -27,6 +26,7 @@ from tests.support.checkpoints import (
     save,
     tensor_bytes,
 )
+from tests.support.surgery import diff, restore, verify
 
 PLANNED = [
     f"model.layers.{layer}.self_attn.{name}_proj.weight"
@@ -150,9 +150,9 @@ def test_what_is_not_needed_may_differ(case: str, tmp_path: Path) -> None:
     assert json.loads((out / "restoration.json").read_text())["warnings"] == list(record.warnings)
     assert not verify(out).findings
     # The one that was restored is pre's again, by diff too.
-    differing = {d.name_b for d in diff_checkpoints(pre, out).different}
+    differing = {d.name_b for d in diff(pre, out).different}
     assert not differing & edited
-    assert {d.name for d in diff_checkpoints(post, out).different} == edited
+    assert {d.name for d in diff(post, out).different} == edited
 
 
 @pytest.mark.parametrize("variant", ["v", "qk_norms", "qk_pro", "qk_procrustes", "qk_blend"])
@@ -173,7 +173,7 @@ def test_a_wrapper_config_and_a_text_config(tmp_path: Path) -> None:
     (pre / "config.json").write_text(json.dumps(wrapper))
     post = save(tmp_path / "post", drifted(model, 1))
     for a, b in ((pre, post), (post, pre)):
-        assert len(plan_restore(a, b).tensors) == len(PLANNED)
+        assert len(restore(a, b, None).tensors) == len(PLANNED)
 
 
 def save_mixed(folder: Path, model: Model, dtypes: dict[str, str]) -> Path:
@@ -228,7 +228,7 @@ def test_diff_pairs_by_place_and_names_both(
     moved = model | {PLANNED[0]: -model[PLANNED[0]]}
     a = save(tmp_path / "a", in_old_wrapper(model))
     b = save(tmp_path / "b", renamed(lambda n: f"_orig_mod.{n}")(moved))
-    difference = diff_checkpoints(a, b)
+    difference = diff(a, b)
     (only,) = difference.different
     assert (only.layer, only.role) == (1, "q")
     assert only.name == PLANNED[0].replace("model.", "language_model.model.", 1)
@@ -294,7 +294,7 @@ def test_each_role_of_a_fused_projection_has_its_own_numbers(
         save(tmp_path / label, weights, dtype="F64", config_changes={**PHI, "head_dim": None})
         for label, weights in (("a", model), ("b", moved))
     )
-    difference = diff_checkpoints(a, b)
+    difference = diff(a, b)
     assert [(d.role, d.changed_values, d.values) for d in difference.different] == [
         ("q", 16 * HIDDEN, 16 * HIDDEN),
         ("k", 0, 8 * HIDDEN),

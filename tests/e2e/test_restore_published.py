@@ -24,12 +24,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from amnesia_bench.config.load import load_variant
-from amnesia_bench.surgery import diff_checkpoints, restore, verify
 from amnesia_bench.weights.attention_map import attention_map
 from amnesia_bench.weights.checkpoint import open_checkpoint
 from tests.contract.test_families import _in_v4_spelling
 from tests.support import pico
 from tests.support.checkpoints import write_index
+from tests.support.surgery import diff, restore, verify
 
 SHARDS = 3
 PREDICTOR = {
@@ -174,7 +174,7 @@ def check(family: str, auto: type, tmp_path: Path) -> None:
     assert "Different dtype" in notes
     assert not verify(out).findings
 
-    difference = diff_checkpoints(base, sft)
+    difference = diff(base, sft)
     assert set(PREDICTOR) <= set(difference.only_in_a)
     found: dict[tuple[int, str], np.ndarray] = {}
     for d in difference.different:
@@ -187,10 +187,10 @@ def check(family: str, auto: type, tmp_path: Path) -> None:
     for key in norms:
         np.testing.assert_allclose(found[key], norms[key], rtol=1e-4)
     # Of a fused projection the other roles are still the fine-tune's.
-    again = [d for d in diff_checkpoints(base, out).different if d.role in ("q", "k")]
+    again = [d for d in diff(base, out).different if d.role in ("q", "k")]
     assert not any(d.changed_values for d in again)
     edited = {tensor.name for tensor in record.tensors}
-    assert {d.name for d in diff_checkpoints(sft, out).different} == edited
+    assert {d.name for d in diff(sft, out).different} == edited
     assert open_checkpoint(out).shapes == open_checkpoint(sft).shapes
 
 

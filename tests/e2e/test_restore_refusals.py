@@ -10,7 +10,6 @@ import pytest
 
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.errors import UserError
-from amnesia_bench.surgery import restore, verify
 from tests.support.checkpoints import (
     MIXERS,
     SOFTMAX_LAYERS,
@@ -21,6 +20,7 @@ from tests.support.checkpoints import (
     tree_bytes,
     write_raw,
 )
+from tests.support.surgery import restore, verify
 
 Q1 = "model.layers.1.self_attn.q_proj.weight"
 Change = Callable[[Path, Path], None]

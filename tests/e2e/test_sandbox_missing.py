@@ -15,7 +15,7 @@ from amnesia_bench.reasoning.code.livecodebench import score_programs
 from amnesia_bench.reasoning.code.problems import load_problems
 from amnesia_bench.records.evaluation import Outcome
 from amnesia_bench.sandbox import Launcher, Limits, SandboxError, open_launcher
-from amnesia_bench.sandbox.interpreter import Interpreter
+from amnesia_bench.sandbox.program import Interpreter
 from tests.support.lcb import INDEX, ROWS, attempt, write_rows
 
 RIGHT = "print(2 * int(input()))"

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from amnesia_bench.reasoning.judging import Attempt
 from amnesia_bench.reasoning.math.pool import ComparisonPool
 from amnesia_bench.reasoning.math.scorer import MathScorer
+from amnesia_bench.reasoning.task import Attempt
 from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.records.evaluation import Outcome, SampleKey
 from tests.support.answers import LATEX

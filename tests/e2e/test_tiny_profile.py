@@ -7,14 +7,14 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.data import open_store
+from amnesia_bench.data.data_tokenizer import decoder
 from amnesia_bench.data.sequence_store import TOKENIZER
 from amnesia_bench.data.synthesize import ROWS
 from amnesia_bench.reasoning.documents import load_documents
-from amnesia_bench.reasoning.tasks.gsm8k import GSM8K
+from amnesia_bench.reasoning.tasks.mathematics import GSM8K
 from amnesia_bench.recall.niah.haystack import read_haystack
 from amnesia_bench.records.artifacts import Manifest
 from amnesia_bench.store.hashing import read_manifest
-from amnesia_bench.tokenizers.data_tokenizer import decoder
 from tests.support.synthetic import rows_of
 
 SMALL = {
@@ -51,7 +51,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(work: Path, stage: str, init: str, *options: object) -> None:
     small = ["train.steps=3", "train.global_batch=2", "train.micro_batch=2",
              "train.optimizer.warmup_steps=1"]  # fmt: skip
-    from amnesia_bench.config.train_schema import load_training
+    from amnesia_bench.config.load import load_training
 
     data = []
     for source in load_training(stage, []).train.mixture:
@@ -128,18 +128,17 @@ def test_problems_and_haystack_are_read_where_the_evaluations_read_them(tmp_path
     assert len(documents.rows) == 20
     amnesia("data", "synthesize", "haystack", "--rows", 3, "--words", 100, "--seed", 5,
             "--out", tmp_path / "haystack")  # fmt: skip
-    assert len(read_haystack(str(tmp_path / "haystack" / ROWS)).words) >= 300
+    assert len(read_haystack(tmp_path / "haystack" / ROWS).words) >= 300
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["tokenizer"], "--out is missing"),
-        (["proze", "--rows", "3", "--out", "x"], "generator=proze"),
-        (["prose", "--words", "9", "--out", "x"], "rows=null"),
+        (["proze", "--rows", "3", "--out", "x"], "generator proze: must be 'prose', 'haystack'"),
+        (["prose", "--words", "9", "--out", "x"], "--rows is missing"),
+        (["prose", "--rows", "0", "--words", "9", "--out", "x"], "--rows 0: must be at least 1"),
         (["prose", "--rows", "3", "--out", "x"], "generator prose needs words"),
         (["programs", "--rows", "3", "--words", "9", "--out", "x"], "takes no words"),
-        (["programs", "--rows", "3", "--out", "x", "data.seed=3"], "takes only"),
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_is_written(

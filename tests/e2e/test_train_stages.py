@@ -15,9 +15,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from amnesia_bench.conversion import Conversion, convert
+import amnesia_bench as ab
 from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import HypeNetForCausalLM
+from amnesia_bench.requests.checkpoints import ConvertRequest
 from amnesia_bench.store.hashing import verify_manifest
 from amnesia_bench.tracking.metrics_file import read_metrics
 from tests.support.training_runs import (
@@ -47,10 +48,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     teacher = write_teacher(folder / "teacher")
     (folder / "student.json").write_text(json.dumps(TINY))
     for stage in (1, 2):
-        convert(
-            Conversion(teacher=teacher, size_or_config=folder / "student.json", stage=stage),
-            folder / f"converted{stage}",
-        )
+        student = ab.load_hypenet(folder / "student.json")
+        request = ConvertRequest(teacher=teacher, model=student, stage=stage)
+        ab.convert(request, folder / f"converted{stage}")
     return folder
 
 

@@ -5,14 +5,16 @@ import math
 
 import pytest
 import torch
+from pydantic import ValidationError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
+import amnesia_bench as ab
 from amnesia_bench.cli.main import main
-from amnesia_bench.conversion import Conversion, convert
 from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import HypeNetForCausalLM
 from amnesia_bench.modeling.shard_writer import ShardWriter
+from amnesia_bench.requests.checkpoints import ConvertRequest
 from tests.numerics.conftest import random_ids
 from tests.numerics.test_model_formula import lightning_mixer
 
@@ -65,13 +67,13 @@ def teacher(tmp_path):
 
 
 def _convert(tmp_path, stage, name="out", config=None, **options):
-    conversion = Conversion(
+    request = ConvertRequest(
         teacher=tmp_path / "teacher",
-        size_or_config=config or _config_file(tmp_path),
+        model=ab.load_hypenet(config or _config_file(tmp_path)),
         stage=stage,
         **options,
     )
-    convert(conversion, tmp_path / name)
+    ab.convert(request, tmp_path / name)
     return load_file(tmp_path / name / "model.safetensors")
 
 
@@ -220,13 +222,14 @@ def _refused(tmp_path, message, **options):
 
 
 def test_teachers_that_do_not_fit_are_refused(tmp_path, teacher):
-    _refused(tmp_path, "vocab_size: the teacher .* has 97, 2b wants 151936", config="2b")
+    _refused(tmp_path, "vocab_size: the teacher .* has 97, hypenet_2b wants 151936", config="2b")
     config = _config_file(tmp_path, rope_theta=10000)
     _refused(tmp_path, "rope_theta is 10000.0, the teacher makes it 1000000.0", config=config)
     _refused(tmp_path, "3b is neither a size", config="3b")
     config = _config_file(tmp_path, lightning_head_dim=8)
     _refused(tmp_path, "lightning_head_dim is 8", config=config)
-    _refused(tmp_path, "stage is 3", stage=3)
+    with pytest.raises(ValidationError, match="Input should be 1 or 2"):
+        _convert(tmp_path, 3)
     _refused(tmp_path, "stage 1 takes no student", stage=1, student=tmp_path / "teacher")
 
 

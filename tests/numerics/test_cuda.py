@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 from torch.nn.attention.bias import CausalBias
 from transformers import AutoModelForCausalLM
 
-from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.protocol import EngineOptions
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.modeling import (
     HypeNetCache,

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.lm_eval_bridge.layer_ablation import output_projections, without_attention
+from amnesia_bench.lm_eval_bridge.ranking import output_projections, without_attention
 from amnesia_bench.weights.checkpoint import open_checkpoint
 from tests.support import checkpoints
 from tests.support.tiny_models import tiny_model

@@ -13,9 +13,8 @@ import pytest
 import torch
 
 from amnesia_bench.errors import StageFailedError, UserError
-from amnesia_bench.inference.load_engine import open_engine
-from amnesia_bench.inference.options import EngineOptions
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.load_engine import load_engine
+from amnesia_bench.inference.protocol import EngineOptions, Request
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.records.evaluation import FinishReason, Generation, SampleKey, Sampling
 
@@ -64,7 +63,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(checkpoint: Path) -> Iterator[VllmEngine]:
-    engine = open_engine("vllm", checkpoint, EngineOptions(dtype="float32", verify_prefix=3))
+    engine = load_engine("vllm", checkpoint, EngineOptions(dtype="float32", verify_prefix=3))
     assert isinstance(engine, VllmEngine)
     yield engine
     engine._llm.llm_engine.engine_core.shutdown()

@@ -13,7 +13,7 @@ from amnesia_bench.reasoning.code.problems import CodeProblem, ProgramTest
 from amnesia_bench.records.evaluation import Outcome
 from amnesia_bench.records.reasoning import Checker
 from amnesia_bench.sandbox import Launcher, Limits
-from amnesia_bench.sandbox.limits import MIB
+from amnesia_bench.sandbox.program import MIB
 
 SECRET = "expected-9f3c51"
 PROBLEM = CodeProblem(

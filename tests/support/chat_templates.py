@@ -11,7 +11,8 @@ from pathlib import Path
 from tokenizers import AddedToken
 from transformers import AutoTokenizer
 
-from amnesia_bench.tokenizers.data_tokenizer import Tokenizer, load_tokenizer
+from amnesia_bench.data.data_tokenizer import DataTokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.small_data import save_tokenizer
 
 
@@ -392,7 +393,7 @@ TEMPLATES = {
 }
 
 
-def tokenizer_with(folder: Path, template: Template) -> Tokenizer:
+def tokenizer_with(folder: Path, template: Template) -> DataTokenizer:
     """Save a small tokenizer with a template and its tokens, and load it."""
     whole = AutoTokenizer.from_pretrained(str(save_tokenizer(folder, template=template.source)))
     # R1's marks of who speaks are tokens, and not special ones.
@@ -403,4 +404,4 @@ def tokenizer_with(folder: Path, template: Template) -> Tokenizer:
     )
     whole.bos_token, whole.eos_token = template.bos, template.eos
     whole.save_pretrained(folder)
-    return load_tokenizer(folder)
+    return DataTokenizer(load_tokenizer(folder))

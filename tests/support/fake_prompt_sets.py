@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 from numpy.typing import NDArray
 
+from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.inference.protocol import Request
-from amnesia_bench.recall.measure import Candidate
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import FinishReason, Generation
 from amnesia_bench.store.held_files import HeldFiles

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia_bench.config.eval_schema import Think
-from amnesia_bench.reasoning.judging import Attempt
+from amnesia_bench.reasoning.task import Attempt
 from amnesia_bench.records.evaluation import Outcome, SampleKey
 from amnesia_bench.tokenizers.chat_format import without_thinking
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
-from amnesia_bench.reasoning.reduce import mean_estimate
+from amnesia_bench.reasoning.problem_statistics import mean_estimate
 from amnesia_bench.recall.measure import prompt_requests, recall_cell, recall_of, recall_sample
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
 from amnesia_bench.records import codec

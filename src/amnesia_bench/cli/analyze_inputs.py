@@ -6,15 +6,23 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from amnesia_bench.cli.niah_options import lengths_of, tasks_of
+import numpy as np
+
+from amnesia_bench.analysis.distance import Prompt
+from amnesia_bench.analysis.texts import equal_texts
+from amnesia_bench.cli.niah_options import lengths_of, split_list
+from amnesia_bench.data.sequence_store import SequenceStore, open_store
 from amnesia_bench.errors import UserError
-
-if TYPE_CHECKING:
-    from amnesia_bench.analysis.distance import Prompt
-    from amnesia_bench.data.sequence_store import SequenceStore
-    from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.inference.candidates import open_candidates
+from amnesia_bench.recall.check_inputs import PromptSetChoice, open_prompt_sets_for
+from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.tokenizers.tokenizer import (
+    load_tokenizer,
+    tokenizer_identity,
+    with_special_tokens,
+)
+from amnesia_bench.training.inputs import data_parent
 
 
 def labelled(typed: Sequence[str], otherwise: str) -> dict[str, Path]:
@@ -46,8 +54,6 @@ def open_stores(typed: Sequence[str]) -> dict[str, SequenceStore]:
     Raises:
         UserError: a folder holds no prepared data, or two have one name.
     """
-    from amnesia_bench.data.sequence_store import open_store
-
     stores: dict[str, SequenceStore] = {}
     for each in typed:
         ((name, folder),) = labelled([each], "").items() if "=" in each else [("", Path(each))]
@@ -61,8 +67,6 @@ def open_stores(typed: Sequence[str]) -> dict[str, SequenceStore]:
 
 def parent_of_data(name: str, store: SequenceStore) -> Parent:
     """Return the entry of a data store in a manifest."""
-    from amnesia_bench.training.inputs import data_parent
-
     return data_parent(name, store.folder)
 
 
@@ -72,9 +76,7 @@ def check_tokenizer(store: SequenceStore, checkpoint: Path) -> None:
     Raises:
         UserError: the tokenizers differ.
     """
-    from amnesia_bench.tokenizers.data_tokenizer import load_tokenizer
-
-    sha256 = load_tokenizer(checkpoint).sha256
+    sha256 = tokenizer_identity(load_tokenizer(checkpoint))
     if sha256 != store.tokenizer_sha256:
         raise UserError(
             f"{store.folder}: prepared with another tokenizer than that of {checkpoint} "
@@ -87,9 +89,6 @@ def text_prompts(
     typed: Sequence[str], checkpoints: Mapping[str, Path], tokens: int, samples: int
 ) -> tuple[list[Prompt], Parent]:
     """Return the texts of prepared data as prompts without needles."""
-    from amnesia_bench.analysis.distance import Prompt
-    from amnesia_bench.analysis.texts import equal_texts
-
     ((name, store),) = open_stores(typed).items()
     for folder in checkpoints.values():
         check_tokenizer(store, folder)
@@ -99,7 +98,7 @@ def text_prompts(
 
 
 def needle_prompts(
-    args: argparse.Namespace, checkpoints: Mapping[str, Path], samples: int
+    args: argparse.Namespace, checkpoints: Mapping[str, Path]
 ) -> tuple[list[Prompt], Parent]:
     """Open NIAH prompts of one length, with the special tokens that the tokenizer adds.
 
@@ -107,17 +106,8 @@ def needle_prompts(
         UserError: there are none, or of several lengths, or the tokenizer of a checkpoint makes
             other tokens of them.
     """
-    from amnesia_bench.analysis.distance import Prompt
-    from amnesia_bench.recall.check_inputs import (
-        PromptSetChoice,
-        open_candidates,
-        open_prompt_sets_for,
-    )
-    from amnesia_bench.records.artifacts import Parent
-    from amnesia_bench.tokenizers.special_tokens import with_special_tokens
-
     choice = PromptSetChoice(
-        tasks=None if args.tasks is None else tasks_of(args.tasks),
+        tasks=None if args.tasks is None else split_list(args.tasks),
         lengths=None if args.lengths is None else lengths_of(args.lengths),
         samples=None,
     )
@@ -134,7 +124,7 @@ def needle_prompts(
     before = _before(tokenizer)
     prompts = []
     for prompt_set in prompt_sets:
-        for i in range(min(len(prompt_set), args.samples or samples)):
+        for i in range(min(len(prompt_set), args.samples)):
             first, end = (position + before for position in prompt_set.needle_span(i))
             whole = with_special_tokens(tokenizer, prompt_set.tokens(i))
             prompts.append(Prompt(whole, (first, end)))
@@ -144,10 +134,6 @@ def needle_prompts(
 
 def _before(tokenizer: object) -> int:
     """Return how many special tokens come before a prompt."""
-    import numpy as np
-
-    from amnesia_bench.tokenizers.special_tokens import with_special_tokens
-
     marker = np.array([-1], dtype=np.int32)
     return int(with_special_tokens(tokenizer, marker).tolist().index(-1))
 

@@ -5,38 +5,27 @@ r"""Has a fine-tune lost long-range recall? Needles in haystacks, before and aft
       --lengths 32768,262144 --tasks niah_single_2,niah_single_3 --markdown summary.md
 
 All checkpoints answer the same prompts, the longest first and few at a time, until the verdict is
-clear. Exit code 0: no regression, or undecided (said on stderr); 3: recall regressed. The verdict
-is on POST; what a repaired checkpoint wins back is reported beside it. A check that was killed goes
-on where it stopped when the same command is given again.
+clear. Exit code 0: no regression, or undecided (a warning on stderr); 3: recall regressed. The
+verdict is on POST; what a repaired checkpoint wins back is reported next to it. A check that was
+killed resumes where it stopped when the same command is given again.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
-from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from amnesia_bench.cli.niah_options import (
-    SAMPLES,
-    TASKS,
-    add_prompt_arguments,
-    chosen_prompt_sets,
-    lengths_of,
-    tasks_of,
-)
-from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
-
-if TYPE_CHECKING:
-    from amnesia_bench.cli.progress import TerminalProgress
-    from amnesia_bench.recall.check_inputs import PromptSetChoice
-    from amnesia_bench.recall.measure import Candidate, PromptSet
-    from amnesia_bench.records.recall import CheckReport, Rule
-
-LENGTHS = "32768,262144"
-ERROR_RATE = 0.025
+import amnesia_bench
+from amnesia_bench.cli.engine_options import engine_choice
+from amnesia_bench.cli.niah_options import add_prompt_arguments, haystack_of, prompt_fields
+from amnesia_bench.cli.output import say, show, table
+from amnesia_bench.cli.progress import TerminalProgress, hide_library_bars
+from amnesia_bench.cli.requests import make
+from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.recall.check_summary import columns, headline, heat_rows, notes, row
+from amnesia_bench.records.recall import TOLERATED_DROP, CheckReport, CheckVerdict
+from amnesia_bench.requests.recall import CHECK_LENGTHS, CheckRequest
+from amnesia_bench.store.files import explaining_write_errors, replace_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,12 +41,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--haystack", help="build the prompts: hub, hub@REVISION, or a file or folder of essays"
     )
-    add_prompt_arguments(parser, LENGTHS, "--haystack")
+    add_prompt_arguments(parser, CHECK_LENGTHS, "--haystack")
     parser.add_argument(
         "--margin",
         type=float,
         default=0.0,
-        help="drop in points that is not yet a regression (0: any that is significant)",
+        metavar="POINTS",
+        help="drop that is not yet a regression (0: any that is significant)",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the summary here")
@@ -67,90 +57,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.progress import TerminalProgress
-    from amnesia_bench.inference.load_engine import open_engine
-    from amnesia_bench.inference.options import EngineOptions
-    from amnesia_bench.inference.progress_engine import WatchedEngine
-    from amnesia_bench.recall.check import CheckPlan, check
-    from amnesia_bench.recall.check_inputs import open_candidates
-    from amnesia_bench.recall.check_results import publish_check
-    from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
-    from amnesia_bench.records.recall import CheckVerdict
-    from amnesia_bench.store.layout import store_root
-    from amnesia_bench.store.provenance import collect_provenance
-
-    choice = chosen_prompt_sets(args)
-    _rule(args, choice.samples or SAMPLES)
-    options = EngineOptions(
-        max_context_tokens=args.max_context_tokens, attn_logits_scaling=args.attn_logits_scaling
+    limit = 100 * (1 - TOLERATED_DROP)
+    if not 0 <= args.margin < limit:
+        raise UserError(f"--margin {args.margin:g}: must be from 0 to below {limit:g} points")
+    request = make(
+        CheckRequest,
+        pre=args.pre,
+        post=args.post,
+        restored=args.restored,
+        prompts=args.prompts,
+        haystack=haystack_of(args.haystack),
+        margin=args.margin / 100,
+        engine=engine_choice(args),
+        work=args.work,
+        **prompt_fields(args),
     )
     for file in (args.json, args.markdown):
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}")
-    if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
-        raise MissingEnvironmentError(
-            f"check needs {' and '.join(missing)}, which are not installed",
-            hint='pip install "amnesia-bench[eval]"',
-        )
-    progress = TerminalProgress()
-    provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
-    folders = {"pre": args.pre, "post": args.post}
-    if args.restored is not None:
-        folders["restored"] = args.restored
-    candidates = open_candidates(folders)
-    work = args.work or store_root()
-    prompt_sets = _prompt_sets(args, candidates, choice, work)
-    plan = CheckPlan(
-        pre=candidates[0],
-        post=candidates[1],
-        restored=candidates[2] if len(candidates) > 2 else None,
-        prompt_sets=prompt_sets,
-        sampling=NIAH_SAMPLING,
-        rule=_rule(args, choice.samples or min(map(len, prompt_sets))),
-    )
-
-    def load(folder: Path) -> WatchedEngine:
-        return WatchedEngine(open_engine(args.engine, folder, options), progress.count)
-
-    with progress:
-        result = check(plan, load, work, progress.say)
-    records = publish_check(result, work, provenance)
-    _write(args, records)
-    _print(result.report, records, progress)
-    regressed = result.report.verdict is CheckVerdict.REGRESSION
+    hide_library_bars()
+    with TerminalProgress() as progress:
+        finished = amnesia_bench.check(request, progress=progress.say, count=progress.count)
+    _write(args, finished.folder)
+    _print(finished.report, finished.folder, progress)
+    regressed = finished.report.verdict is CheckVerdict.REGRESSION
     return ExitCode.RECALL_REGRESSION if regressed else ExitCode.DONE
 
 
-def _prompt_sets(
-    args: argparse.Namespace, candidates: Sequence[Candidate], choice: PromptSetChoice, work: Path
-) -> tuple[PromptSet, ...]:
-    from amnesia_bench.recall.check_inputs import build_prompt_sets_for, open_prompt_sets_for
-    from amnesia_bench.recall.niah.build import NiahBuild
-
-    if args.prompts is not None:
-        return open_prompt_sets_for(args.prompts, candidates, choice)
-    build = NiahBuild(
-        tokenizer=args.pre,
-        lengths=choice.lengths or lengths_of(LENGTHS),
-        tasks=choice.tasks or tasks_of(TASKS),
-        haystack=args.haystack,
-        samples=choice.samples or SAMPLES,
-    )
-    return build_prompt_sets_for(build, work, candidates)
-
-
-def _rule(args: argparse.Namespace, samples: int) -> Rule:
-    from amnesia_bench.records.recall import Rule
-
-    try:
-        return Rule(samples=samples, margin=args.margin / 100, error_rate=ERROR_RATE)
-    except ValueError as error:
-        raise UserError(f"--margin {args.margin:g}: {error}") from error
-
-
 def _write(args: argparse.Namespace, records: Path) -> None:
-    from amnesia_bench.store.files import explaining_write_errors, replace_text
-
     for file, record in ((args.json, "check.json"), (args.markdown, "summary.md")):
         if file is None:
             continue
@@ -159,11 +93,6 @@ def _write(args: argparse.Namespace, records: Path) -> None:
 
 
 def _print(report: CheckReport, records: Path, progress: TerminalProgress) -> None:
-    from amnesia_bench.cli.output import say, show, table
-    from amnesia_bench.recall.check_results import columns, headline, notes, row
-    from amnesia_bench.recall.heatmap import heat_rows
-    from amnesia_bench.records.recall import CheckVerdict
-
     grid = table("recall in per cent, drop from pre to post in points", columns(report))
     for checked in report.cells:
         grid.add_row(*row(checked, report))

@@ -12,7 +12,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from amnesia_bench.errors import ExitCode, MissingEnvironmentError
+import amnesia_bench
+from amnesia_bench.cli.output import say
+from amnesia_bench.cli.requests import make
+from amnesia_bench.errors import ExitCode
+from amnesia_bench.requests.checkpoints import ConvertRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,30 +36,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="untied teacher, tied config (9B): keep the teacher's head, or drop it as the authors "
         "did (teacher)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the new gates (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the new gates (0)")
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import say
-
-    try:
-        from amnesia_bench.conversion import Conversion, convert
-    except ImportError as error:
-        raise MissingEnvironmentError(
-            f"convert needs torch and transformers ({error}).",
-            hint='pip install "amnesia-bench[train]"',
-        ) from error
-    config = convert(
-        Conversion(
-            teacher=args.teacher,
-            size_or_config=args.size,
-            stage=args.stage,
-            student=args.student,
-            tie_head=args.tie_head,
-            seed=args.seed,
-        ),
-        args.out,
+    request = make(
+        ConvertRequest,
+        teacher=args.teacher,
+        model=amnesia_bench.load_hypenet(args.size),
+        stage=args.stage,
+        student=args.student,
+        tie_head=args.tie_head,
+        seed=args.seed,
     )
+    config = amnesia_bench.convert(request, args.out)
     softmax = ", ".join(map(str, config.softmax_layers)) or "none"
     say(
         f"{args.out}: {config.num_hidden_layers} layers, softmax attention in {softmax}; "

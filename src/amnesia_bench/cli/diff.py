@@ -15,8 +15,13 @@ import math
 from collections.abc import Iterable
 from pathlib import Path
 
+import amnesia_bench
+from amnesia_bench.cli.output import counted, percent, print_json, say, show, table
+from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.records.difference import CheckpointDifference, TensorDifference
+from amnesia_bench.requests.checkpoints import DiffRequest
+from amnesia_bench.weights.names import grouped_names
 
 # Tensors outside the attention layers are summed up; this many are named one by one.
 NAMED_TENSORS = 12
@@ -29,10 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import print_json
-    from amnesia_bench.surgery.diff import diff_checkpoints
-
-    difference = diff_checkpoints(args.a, args.b)
+    difference = amnesia_bench.diff(make(DiffRequest, {"a": "A", "b": "B"}, a=args.a, b=args.b))
     if args.json:
         print_json(difference)
     else:
@@ -41,9 +43,6 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _print(difference: CheckpointDifference) -> None:
-    from amnesia_bench.cli.output import counted, percent, say, show, table
-    from amnesia_bench.surgery.pairing import grouped_names
-
     _print_softmax_layers(difference)
     others = [d for d in difference.different if d.role is None]
     if others:
@@ -73,8 +72,6 @@ def _print(difference: CheckpointDifference) -> None:
 
 
 def _print_softmax_layers(difference: CheckpointDifference) -> None:
-    from amnesia_bench.cli.output import percent, show, table
-
     groups: dict[tuple[int | None, str], list[TensorDifference]] = {}
     for d in difference.different:
         if d.role is not None:

@@ -13,7 +13,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import amnesia_bench
+from amnesia_bench.cli.output import say, size
+from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.requests.checkpoints import DownloadRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,10 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import say, size
-    from amnesia_bench.weights.hub import download_checkpoint
-
-    found = download_checkpoint(args.repository, args.revision, args.out)
+    request = make(DownloadRequest, repository=args.repository, revision=args.revision)
+    found = amnesia_bench.download(request, args.out)
     say(
         f"{args.out}: {args.repository} at {found.commit}, {found.files} files of "
         f"{size(found.bytes)}."

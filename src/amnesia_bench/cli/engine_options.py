@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 
-from amnesia_bench.inference import ENGINES
+from amnesia_bench.cli.requests import make
+from amnesia_bench.requests.engines import ENGINES, EngineChoice
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     """Add which engine runs a model, and how."""
     parser.add_argument(
-        "--engine", choices=ENGINES, default=ENGINES[0], help=f"what runs it ({ENGINES[0]})"
+        "--engine", choices=ENGINES, default=ENGINES[0], help=f"inference backend ({ENGINES[0]})"
     )
     parser.add_argument(
         "--max-context-tokens", type=int, help="overrides the context limit of the model's config"
@@ -18,5 +19,20 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attn-logits-scaling",
         metavar='"hype A"',
-        help="of a HypeNet's softmax layers, in place of that in its config (HypeNet-2B: hype 500)",
+        help="overrides the logit scale of a HypeNet's config (HypeNet-2B: hype 500)",
+    )
+
+
+def engine_choice(args: argparse.Namespace) -> EngineChoice:
+    """Return what was typed for these options.
+
+    Raises:
+        UserError: a value is impossible.
+    """
+    return make(
+        EngineChoice,
+        {"name": "--engine"},
+        name=args.engine,
+        max_context_tokens=args.max_context_tokens,
+        attn_logits_scaling=args.attn_logits_scaling,
     )

@@ -1,11 +1,11 @@
-r"""Evaluate a checkpoint by the official code: lm-evaluation-harness, with our engines behind it.
+r"""Evaluate a checkpoint by the official code: lm-evaluation-harness, running our engines.
 
   amnesia eval niah --checkpoint DIR --prompts PROMPTS --lengths 32768,262144 --out OUT
   amnesia eval niah --checkpoint DIR --official-data --lengths 32768 --out OUT
 
 Prompts are those of `amnesia niah build`, byte for byte what lm-eval's generator makes; with
 --official-data lm-eval makes them itself, which takes minutes per length and the hub. Either way
-lm-eval asks and scores. Each task and length gets a folder in OUT; a run that was killed goes on
+lm-eval asks and scores. Each task and length gets a folder in OUT; a run that was killed resumes
 where it stopped when the same command is given again. lm-eval's own command line with our model
 in it: python -m amnesia_bench.lm_eval_bridge --model amnesia --model_args pretrained=DIR ...
 """
@@ -13,41 +13,36 @@ in it: python -m amnesia_bench.lm_eval_bridge --model amnesia --model_args pretr
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from operator import methodcaller
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from amnesia_bench.cli.niah_options import (
-    SAMPLES,
-    TASKS,
-    add_prompt_arguments,
-    chosen_prompt_sets,
-    lengths_of,
-    tasks_of,
-)
-from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
-
-if TYPE_CHECKING:
-    from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
-    from amnesia_bench.recall.check_inputs import PromptSetChoice
-    from amnesia_bench.recall.measure import Candidate
-    from amnesia_bench.records.evaluation import Cell
-
-LENGTHS = "32768,65536,131072,262144"
+import amnesia_bench
+from amnesia_bench.cli.command import Subcommand
+from amnesia_bench.cli.engine_options import engine_choice
+from amnesia_bench.cli.niah_options import add_prompt_arguments, prompt_fields
+from amnesia_bench.cli.output import print_json, say, show, table
+from amnesia_bench.cli.progress import TerminalProgress, hide_library_bars
+from amnesia_bench.cli.requests import make
+from amnesia_bench.errors import ExitCode
+from amnesia_bench.records.codec import to_json
+from amnesia_bench.records.evaluation import Cell
+from amnesia_bench.requests.recall import EVALUATE_LENGTHS, NIAH_MAX_NEW_TOKENS, EvaluateRequest
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("benchmark", choices=("niah",), help="which one")
+def _add_niah_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompts", type=Path, help="folder that `amnesia niah build` wrote")
     source.add_argument("--official-data", action="store_true", help="let lm-eval make the prompts")
     parser.add_argument("--out", type=Path, required=True, help="folder for answers and scores")
     parser.add_argument("--method", default="", help="the row's label in a table: +QK-Restore")
-    add_prompt_arguments(parser, LENGTHS, "--official-data")
-    parser.add_argument("--max-new-tokens", type=int, help="of an answer (lm-eval's own 128)")
+    add_prompt_arguments(parser, EVALUATE_LENGTHS, "--official-data")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        default=NIAH_MAX_NEW_TOKENS,
+        help=f"maximum tokens per answer ({NIAH_MAX_NEW_TOKENS}, as in lm-eval)",
+    )
     parser.add_argument(
         "--verify-prefix",
         type=int,
@@ -58,75 +53,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print the cells as JSON")
 
 
-def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import percent
-    from amnesia_bench.cli.progress import TerminalProgress
-
-    choice = chosen_prompt_sets(args)
-    if args.max_new_tokens is not None and args.max_new_tokens < 1:
-        raise UserError(f"--max-new-tokens {args.max_new_tokens}: must be at least 1")
-    progress = TerminalProgress()
-    try:
-        from amnesia_bench.inference.load_engine import open_engine
-        from amnesia_bench.inference.options import EngineOptions
-        from amnesia_bench.inference.progress_engine import WatchedEngine
-        from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
-        from amnesia_bench.recall.check_inputs import open_candidates
-        from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
-    except ImportError as error:
-        raise MissingEnvironmentError(
-            f"eval needs lm-eval, torch and transformers ({error}).",
-            hint='pip install "amnesia-bench[eval]"',
-        ) from error
-    options = EngineOptions(
-        max_context_tokens=args.max_context_tokens,
+def _niah(args: argparse.Namespace) -> ExitCode:
+    request = make(
+        EvaluateRequest,
+        checkpoint=args.checkpoint,
+        prompts=args.prompts,
+        max_new_tokens=args.max_new_tokens,
+        method=args.method,
+        engine=engine_choice(args),
         verify_prefix=args.verify_prefix,
-        attn_logits_scaling=args.attn_logits_scaling,
+        **prompt_fields(args),
     )
-    (candidate,) = open_candidates({"checkpoint": args.checkpoint})
-    candidate = replace(candidate, method=args.method)
-    samples, asked = _asked(args, choice, candidate)
-    engine = WatchedEngine(open_engine(args.engine, args.checkpoint, options), progress.count)
-    longest = args.max_new_tokens or NIAH_SAMPLING.max_new_tokens
-    evaluation = NiahEvaluation(engine, candidate, samples, args.out, longest)
-    cells = []
-    with progress:
-        for name, evaluate in asked:
-            progress.say(f"{name}: {samples} prompts")
-            cell = evaluate(evaluation)
-            cells.append(cell)
-            progress.say(f"{name}: recall {percent(cell.value)}")
-    _print(cells, args)
+    hide_library_bars()
+    with TerminalProgress() as progress:
+        cells = amnesia_bench.evaluate(
+            request, args.out, progress=progress.say, count=progress.count
+        )
+    if args.json:
+        print_json(to_json(cells))
+    else:
+        _print(cells, args)
     return ExitCode.DONE
 
 
-def _asked(
-    args: argparse.Namespace, choice: PromptSetChoice, candidate: Candidate
-) -> tuple[int, list[tuple[str, Callable[[NiahEvaluation], Cell]]]]:
-    """Return how many prompts of each prompt set to ask, and the prompt sets by name."""
-    from amnesia_bench.recall.check_inputs import open_prompt_sets_for
-
-    if args.prompts is not None:
-        held = open_prompt_sets_for(args.prompts, [candidate], choice)
-        samples = choice.samples or min(map(len, held))
-        return samples, [
-            (prompt_set.name, methodcaller("evaluate", prompt_set)) for prompt_set in held
-        ]
-    lengths, tasks = choice.lengths or lengths_of(LENGTHS), choice.tasks or tasks_of(TASKS)
-    return choice.samples or SAMPLES, [
-        (f"{task}@{length}", methodcaller("official", task, length))
-        for length in lengths
-        for task in tasks
-    ]
-
-
 def _print(cells: Sequence[Cell], args: argparse.Namespace) -> None:
-    from amnesia_bench.cli.output import print_json, say, show, table
-    from amnesia_bench.records.codec import to_json
-
-    if args.json:
-        print_json(to_json(cells))
-        return
     grid = table(str(args.checkpoint), ("task", "length", "recall in %", "95 % interval", "n"))
     for cell in cells:
         assert cell.value is not None
@@ -136,3 +86,8 @@ def _print(cells: Sequence[Cell], args: argparse.Namespace) -> None:
         grid.add_row(cell.task, length, recall, f"{low:.1f} - {high:.1f}", str(cell.n))
     show(grid)
     say(f"Answers and scores: {args.out}")
+
+
+SUBCOMMANDS: Mapping[str, Subcommand] = {
+    "niah": Subcommand("needles in haystacks", _add_niah_arguments, _niah)
+}

@@ -8,7 +8,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from amnesia_bench.errors import ExitCode, MissingEnvironmentError
+import amnesia_bench
+from amnesia_bench.cli.output import say
+from amnesia_bench.cli.requests import make
+from amnesia_bench.errors import ExitCode
+from amnesia_bench.requests.checkpoints import InitializeRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,20 +20,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="folder of its tokenizer (tokenizer.json)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (0)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import say
-
-    try:
-        from amnesia_bench.conversion.initialization import initialize
-    except ImportError as error:
-        raise MissingEnvironmentError(
-            f"init needs torch and transformers ({error}).",
-            hint='pip install "amnesia-bench[train]"',
-        ) from error
-    parameters = initialize(args.model, args.tokenizer, args.seed, args.out)
+    request = make(
+        InitializeRequest,
+        model=amnesia_bench.load_model(args.model),
+        tokenizer=args.tokenizer,
+        seed=args.seed,
+    )
+    parameters = amnesia_bench.initialize(request, args.out)
     say(f"{args.out}: {args.model}, {parameters / 1e6:.2f} M parameters, random")
     return ExitCode.DONE

@@ -2,36 +2,44 @@
 
   amnesia niah build --tokenizer CHECKPOINT --lengths 32768,262144 --haystack hub --out prompts
 
-The prompts are those of lm-evaluation-harness 0.4.13, byte by byte, for each task and length by
+The prompts are those of lm-evaluation-harness 0.4.13, byte for byte, for each task and length by
 itself and its default seed.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
-from amnesia_bench.cli.niah_options import SAMPLES, TASKS, lengths_of, tasks_of
+import amnesia_bench
+from amnesia_bench.cli.command import Subcommand
+from amnesia_bench.cli.niah_options import haystack_of, lengths_of, listed, split_list
 from amnesia_bench.cli.output import show, table
+from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.requests.recall import NIAH_SAMPLES, NIAH_TASKS, BuildPromptsRequest
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("build",))
+def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="folder of a checkpoint or of its tokenizer"
     )
     parser.add_argument(
         "--lengths", required=True, help="context lengths in tokens: 32768,65536,131072,262144"
     )
-    parser.add_argument("--tasks", default=TASKS, help="which of niah_single_1, _2 and _3 (all)")
+    tasks = listed(NIAH_TASKS)
+    parser.add_argument("--tasks", default=tasks, help=f"some of {tasks} (all)")
     parser.add_argument(
         "--haystack",
         help="essays of niah_single_2 and _3: hub, hub@REVISION, a file "
         "(.json, .jsonl, .txt, .md) or a folder of texts",
     )
     parser.add_argument(
-        "--samples", type=int, default=SAMPLES, help=f"prompts per task and length ({SAMPLES})"
+        "--samples",
+        type=int,
+        default=NIAH_SAMPLES,
+        help=f"prompts per task and length ({NIAH_SAMPLES})",
     )
     parser.add_argument(
         "--repeat", action="store_true", help="repeat a haystack that is too short, and record it"
@@ -39,32 +47,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
-def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.recall.niah.build import NiahBuild, build_prompt_sets
-    from amnesia_bench.recall.niah.layout import prompt_set_name
-
-    records = build_prompt_sets(
-        NiahBuild(
-            tokenizer=args.tokenizer,
-            lengths=lengths_of(args.lengths),
-            tasks=tasks_of(args.tasks),
-            haystack=args.haystack,
-            samples=args.samples,
-            repeat=args.repeat,
-        ),
-        args.out,
+def _build(args: argparse.Namespace) -> ExitCode:
+    request = make(
+        BuildPromptsRequest,
+        tokenizer=args.tokenizer,
+        tasks=split_list(args.tasks),
+        lengths=lengths_of(args.lengths),
+        samples=args.samples,
+        haystack=haystack_of(args.haystack),
+        repeat=args.repeat,
     )
+    records = amnesia_bench.build_prompts(request, args.out)
     grid = table(
         str(args.out), ("prompt set", "made by", "samples", "units", "prompt tokens"), left=2
     )
-    for prompt_set in records:
-        tokens = prompt_set.samples.prompt_tokens
+    for record in records:
+        tokens = record.samples.prompt_tokens
         grid.add_row(
-            prompt_set_name(prompt_set.task, prompt_set.context_tokens),
-            "splicing" if prompt_set.spliced else "tokenising whole prompts",
+            record.name,
+            "splicing" if record.spliced else "tokenising whole prompts",
             str(len(tokens)),
-            str(max(document.units for document in prompt_set.documents)),
+            str(max(document.units for document in record.documents)),
             f"{min(tokens)} - {max(tokens)}",
         )
     show(grid)
     return ExitCode.DONE
+
+
+SUBCOMMANDS: Mapping[str, Subcommand] = {
+    "build": Subcommand("build the prompts for a tokenizer", _add_build_arguments, _build)
+}

@@ -1,70 +1,69 @@
-"""What several commands ask about NIAH in the same words."""
+"""Options that several commands share to choose NIAH prompts."""
 
 from __future__ import annotations
 
 import argparse
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
 
 from amnesia_bench.cli.engine_options import add_engine_arguments
 from amnesia_bench.cli.output import shortened
 from amnesia_bench.errors import UserError
-
-if TYPE_CHECKING:
-    from amnesia_bench.recall.check_inputs import PromptSetChoice
-
-TASKS = "niah_single_1,niah_single_2,niah_single_3"
-SAMPLES = 500
+from amnesia_bench.requests.recall import NIAH_SAMPLES, NIAH_TASKS, HubEssays
 
 
-def add_prompt_arguments(parser: argparse.ArgumentParser, lengths: str, otherwise: str) -> None:
+class PromptFields(TypedDict):
+    """The fields of a request that choose prompts."""
+
+    tasks: tuple[str, ...] | None
+    lengths: tuple[int, ...] | None
+    samples: int | None
+
+
+def add_prompt_arguments(
+    parser: argparse.ArgumentParser, lengths: Sequence[int], otherwise: str
+) -> None:
     """Add what chooses prompts and what answers them.
 
     Args:
         parser: of the command.
         lengths: the default where there is no folder of prompts.
-        otherwise: the option that then takes its place.
+        otherwise: the option that then takes the place of --prompts.
     """
-    held = f"all in the folder of --prompts; with {otherwise}"
-    parser.add_argument("--lengths", help=f"in tokens ({held} {lengths})")
-    parser.add_argument("--tasks", help=f"({held} {TASKS})")
+    default = f"default: all in the folder of --prompts; with {otherwise}"
+    parser.add_argument("--lengths", help=f"in tokens ({default} {listed(lengths)})")
+    parser.add_argument("--tasks", help=f"({default} {listed(NIAH_TASKS)})")
     parser.add_argument(
-        "--samples", type=int, help=f"prompts per task and length at most ({held} {SAMPLES})"
+        "--samples",
+        type=int,
+        help=f"maximum prompts per task and length ({default} {NIAH_SAMPLES})",
     )
     add_engine_arguments(parser)
 
 
-def chosen_prompt_sets(args: argparse.Namespace) -> PromptSetChoice:
-    """Return what was typed behind these options.
+def prompt_fields(args: argparse.Namespace) -> PromptFields:
+    """Return what was typed for these options.
 
     Raises:
-        UserError: a task, a length or a number of samples that cannot be.
+        UserError: lengths that are no numbers.
     """
-    from amnesia_bench.recall.check_inputs import PromptSetChoice
-
-    if args.samples is not None and args.samples < 1:
-        raise UserError(f"--samples {args.samples}: must be at least 1")
-    return PromptSetChoice(
-        tasks=None if args.tasks is None else tasks_of(args.tasks),
-        lengths=None if args.lengths is None else lengths_of(args.lengths),
-        samples=args.samples,
-    )
+    return {
+        "tasks": None if args.tasks is None else split_list(args.tasks),
+        "lengths": None if args.lengths is None else lengths_of(args.lengths),
+        "samples": args.samples,
+    }
 
 
-def tasks_of(typed: str) -> tuple[str, ...]:
-    """Return the tasks of `--tasks`, each once.
+def listed(items: Sequence[object]) -> str:
+    """Return items as they are typed: separated by commas."""
+    return ",".join(map(str, items))
 
-    Raises:
-        UserError: one is not known.
-    """
-    from amnesia_bench.config.messages import nearest
-    from amnesia_bench.recall.niah.tasks import TASKS as KNOWN
 
-    tasks = tuple(dict.fromkeys(task.strip() for task in typed.split(",")))
-    for task in tasks:
-        if task not in KNOWN:
-            raise UserError(f"--tasks: no task {task!r}", hint=nearest(task, list(KNOWN)))
-    return tasks
+def split_list(typed: str) -> tuple[str, ...]:
+    """Return the items of a list separated by commas, each once."""
+    return tuple(dict.fromkeys(item.strip() for item in typed.split(",")))
 
 
 def lengths_of(typed: str) -> tuple[int, ...]:
@@ -80,3 +79,12 @@ def lengths_of(typed: str) -> tuple[int, ...]:
             hint="--lengths 32768,262144",
         )
     return tuple(dict.fromkeys(map(int, parts)))
+
+
+def haystack_of(typed: str | None) -> HubEssays | Path | None:
+    """Return the essays of `--haystack`: hub, hub@REVISION, or a path."""
+    if typed is None:
+        return None
+    if typed == "hub" or typed.startswith("hub@"):
+        return HubEssays(revision=typed.partition("@")[2] or None)
+    return Path(typed)

@@ -5,31 +5,35 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-
-import rich.progress as bars
-from rich.console import Console
+from typing import TYPE_CHECKING, Self
 
 from amnesia_bench.printable import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _REDRAWS_PER_SECOND = 4
 # The window of the speed estimate: one answer may take minutes, and rich's default is 30 s.
 _SPEED_SECONDS = 3600.0
 
 
+def hide_library_bars() -> None:
+    """Keep libraries that are imported later from drawing bars of their own (tqdm)."""
+    os.environ.setdefault("TQDM_DISABLE", "1")
+
+
 class TerminalProgress:
     """Prints lines that stay and, on a terminal, a bar; leaving the `with` block removes the bar.
 
-    Libraries that are imported later draw no bars of their own. A closed stderr stops nothing.
-    `counted` names what is counted.
+    A closed stderr stops nothing. `counted` names what is counted.
     """
 
     def __init__(self, counted: str = "answers") -> None:
         self._counted = counted
-        os.environ.setdefault("TQDM_DISABLE", "1")
-        self._bar: bars.Progress | None = None
+        self._bar: Progress | None = None
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._remove_bar()
@@ -50,7 +54,11 @@ class TerminalProgress:
                 bar = self._bar or self._new_bar(total)
                 bar.update(bar.task_ids[0], completed=done, total=total)
 
-    def _new_bar(self, total: int) -> bars.Progress:
+    def _new_bar(self, total: int) -> Progress:
+        # Where a bar is drawn: rich takes longer to import than most commands to run.
+        import rich.progress as bars
+        from rich.console import Console
+
         self._bar = bars.Progress(
             bars.BarColumn(),
             bars.TextColumn(f"{{task.completed}} of {{task.total}} {self._counted}"),

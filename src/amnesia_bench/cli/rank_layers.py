@@ -3,9 +3,9 @@ r"""Rank the softmax layers of a model by what retrieval loses without them (App
   amnesia rank-layers --checkpoint Qwen2.5-3B --out ranking.json
   amnesia restore --pre Qwen2.5-3B --post FINETUNE --layers top9@ranking.json --out REPAIRED
 
-A layer's importance is the mean accuracy on FDA, SWDE and Ruler-QA-SQuAD of the whole model less
+A layer's importance is the mean accuracy on FDA, SWDE and Ruler-QA-SQuAD of the whole model minus
 that of the model without the layer: its attention adds nothing, in memory and never on disk. The
-paper's formula is lost in the text we have; this is our reading. A ranking that was killed goes on
+paper's formula is lost in the text we have; this is our reading. A ranking that was killed resumes
 with the next layer when the same command is given again.
 """
 
@@ -13,53 +13,47 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
-
-if TYPE_CHECKING:
-    from amnesia_bench.records.layer_ranking import LayerRanking
-
-TASKS = "fda,swde,ruler_qa_squad"
+import amnesia_bench
+from amnesia_bench.cli.niah_options import split_list
+from amnesia_bench.cli.output import say, show, table, typed
+from amnesia_bench.cli.progress import TerminalProgress, hide_library_bars
+from amnesia_bench.cli.requests import make
+from amnesia_bench.errors import ExitCode
+from amnesia_bench.records.layer_ranking import LayerRanking
+from amnesia_bench.requests.recall import RANKING_TASKS, RankLayersRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    parser.add_argument("--tasks", default=TASKS, help=f"({TASKS})")
-    parser.add_argument("--samples", type=int, help="documents of each task at most (all)")
+    tasks = ",".join(RANKING_TASKS)
+    parser.add_argument("--tasks", default=tasks, help=f"retrieval tasks ({tasks})")
+    parser.add_argument("--samples", type=int, help="maximum documents per task (all)")
     parser.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
-        help="folder with fda.jsonl, swde.jsonl, dev-v2.0.json; else they are fetched",
+        help="folder with fda.jsonl, swde.jsonl, dev-v2.0.json; default: they are fetched",
     )
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.progress import TerminalProgress
-
-    if args.samples is not None and args.samples < 1:
-        raise UserError(f"--samples {args.samples}: must be at least 1")
-    progress = TerminalProgress()
-    try:
-        from amnesia_bench.lm_eval_bridge.ranking import rank_checkpoint
-    except ImportError as error:
-        raise MissingEnvironmentError(
-            f"rank-layers needs lm-eval, torch and transformers ({error}).",
-            hint='pip install "amnesia-bench[eval]"',
-        ) from error
-    tasks = tuple(dict.fromkeys(task.strip() for task in args.tasks.split(",")))
-    ranking = rank_checkpoint(
-        args.checkpoint, tasks, args.samples, args.data, args.out, progress.say
+    request = make(
+        RankLayersRequest,
+        checkpoint=args.checkpoint,
+        tasks=split_list(args.tasks),
+        samples=args.samples,
+        data=args.data,
     )
+    hide_library_bars()
+    with TerminalProgress() as progress:
+        ranking = amnesia_bench.rank_layers(request, args.out, progress=progress.say)
     _print(ranking, args.out)
     return ExitCode.DONE
 
 
 def _print(ranking: LayerRanking, out: Path) -> None:
-    from amnesia_bench.cli.output import say, show, table, typed
-
     columns = list(ranking.accuracy)
     grid = table(ranking.checkpoint.location, ("layer", "importance", *columns))
     for entry in ranking.layers:
@@ -69,7 +63,8 @@ def _print(ranking: LayerRanking, out: Path) -> None:
     grid.add_row("none", "", *whole)
     show(grid)
     say(
-        "Accuracy in % without each layer; importance: what the mean of the tasks loses, in points."
+        "Accuracy in % without each layer; importance: how much lower the mean of the tasks is "
+        "without it, in points."
     )
     say(f"Ablation: {ranking.ablation}.")
-    say(f"{out}: restore the first 7 of it by {typed('restore', '--layers', f'top7@{out}')} ...")
+    say(f"{out}: restore its first 7 layers with {typed('restore', '--layers', f'top7@{out}')} ...")

@@ -13,16 +13,27 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from amnesia_bench.cli.output import shortened, tell
+import amnesia_bench
+from amnesia_bench.cli.output import (
+    counted,
+    percent,
+    print_json,
+    say,
+    shortened,
+    show,
+    size,
+    table,
+    tell,
+    typed,
+)
+from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode, UserError
-
-if TYPE_CHECKING:
-    from amnesia_bench.records.restoration import Restoration
+from amnesia_bench.records.restoration import Restoration
+from amnesia_bench.requests.checkpoints import RankedLayers, RestoreRequest
 
 # No model has more layers, and int() refuses a text of thousands of digits.
-_NUMBER = r"[0-9]{1,6}"
+_NUMBER, _COUNT = "[0-9]{1,6}", "[1-9][0-9]{0,5}"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,22 +71,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import print_json
-    from amnesia_bench.config.load import load_variant
-    from amnesia_bench.surgery import plan_restore, restore
-
     if args.out is None and not args.dry_run:
         raise UserError("--out is missing: where should the repaired checkpoint go?")
-    overrides = [*_layer_override(args.layers), *args.overrides]
-    variant = load_variant(args.variant, overrides)
-    if args.dry_run:
-        record = plan_restore(
-            args.pre, args.post, variant, cast=args.cast, allow_noop=args.allow_noop
-        )
-    else:
-        record = restore(
-            args.pre, args.post, args.out, variant, cast=args.cast, allow_noop=args.allow_noop
-        )
+    overrides, ranked = ([], None) if args.layers is None else _layers(args.layers)
+    request = make(
+        RestoreRequest,
+        pre=args.pre,
+        post=args.post,
+        variant=amnesia_bench.load_variant(args.variant, [*overrides, *args.overrides]),
+        ranked_layers=ranked,
+        cast=args.cast,
+        allow_noop=args.allow_noop,
+    )
+    record = amnesia_bench.restore(request, None if args.dry_run else args.out)
     for warning in record.warnings:
         tell(f"note: {warning}")
     if args.json:
@@ -85,37 +93,24 @@ def run(args: argparse.Namespace) -> ExitCode:
     return ExitCode.DONE
 
 
-def _layer_override(layers: str | None) -> list[str]:
-    if layers is None:
-        return []
-    if layers == "all":
-        return ["restore.select.layers=all"]
-    if top := re.fullmatch(r"top([1-9][0-9]{0,5})", layers):
-        return [f"restore.select.layers={{top_drift: {int(top[1])}}}"]
-    if ranked := re.fullmatch(rf"top({_NUMBER})@(.+)", layers, re.DOTALL):
-        return [f"restore.select.layers={_top_ranked(Path(ranked[2]), int(ranked[1]))}"]
-    numbers = [number for number in re.split(r"[,\s]+", layers.strip("[] ")) if number]
+def _layers(text: str) -> tuple[list[str], RankedLayers | None]:
+    """Return what --layers changes of the variant, and the layers of a ranking that it names."""
+    if text == "all":
+        return ["restore.select.layers=all"], None
+    if top := re.fullmatch(rf"top({_COUNT})", text):
+        return [f"restore.select.layers={{top_drift: {int(top[1])}}}"], None
+    if top := re.fullmatch(rf"top({_COUNT})@(.+)", text, re.DOTALL):
+        return [], RankedLayers(count=int(top[1]), file=Path(top[2]))
+    numbers = [number for number in re.split(r"[,\s]+", text.strip("[] ")) if number]
     if not numbers or not all(re.fullmatch(_NUMBER, number) for number in numbers):
         raise UserError(
-            f"--layers {shortened(layers)!r}: is neither all, nor a list such as 2,3,6, "
+            f"--layers {shortened(text)!r}: is neither all, nor a list such as 2,3,6, "
             "nor top7 or top7@FILE."
         )
-    return [f"restore.select.layers=[{','.join(str(int(number)) for number in numbers)}]"]
-
-
-def _top_ranked(file: Path, count: int) -> list[int]:
-    from amnesia_bench.lm_eval_bridge.layer_ranking import read_ranking
-
-    ranking = read_ranking(file)
-    try:
-        return list(ranking.top(count))
-    except ValueError as error:
-        raise UserError(f"--layers: {file}: {error}") from error
+    return [f"restore.select.layers=[{','.join(str(int(number)) for number in numbers)}]"], None
 
 
 def _print(record: Restoration) -> None:
-    from amnesia_bench.cli.output import counted, percent, say, show, size, table, typed
-
     grid = table(
         f"{record.variant['name']}: {len(record.tensors)} tensors in "
         f"{len(record.restored_layers)} of {len(record.softmax_layers)} softmax layers "

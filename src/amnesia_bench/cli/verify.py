@@ -10,7 +10,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+import amnesia_bench
+from amnesia_bench.cli.output import counted, print_json, say
+from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.requests.checkpoints import VerifyRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,10 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import counted, print_json, say
-    from amnesia_bench.surgery import verify
-
-    found = verify(args.folder)
+    found = amnesia_bench.verify(make(VerifyRequest, {"folder": "DIR"}, folder=args.folder))
     if args.json:
         print_json(found)
     else:

@@ -22,12 +22,15 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError, create_model
 
 import amnesia_bench
-from amnesia_bench.config.data_schema import DataConfig
+from amnesia_bench.config.data_schema import DataConfig, with_style
 from amnesia_bench.config.messages import describe, nearest
 from amnesia_bench.config.schema import Frozen, ModelFile, Variant
+from amnesia_bench.config.train_schema import Recipe, TrainConfig, TrainingRun
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
+
+HYPENET_SIZES = ("2b", "5b", "9b", "laptop", "tiny")
 
 
 def config_dir() -> Path:
@@ -136,9 +139,17 @@ def validate_values(schema: type[Schema], values: Mapping[str, object]) -> Schem
         raise describe(error, schema, values, ()) from error
 
 
-def load_data(name: str, overrides: Sequence[str] = ()) -> DataConfig:
-    """Load a source of data by its name; see `load_option`."""
-    return load_option("data", name, overrides, DataConfig)
+def load_data(
+    name: str, overrides: Sequence[str] = (), chat_style: str | None = None
+) -> DataConfig:
+    """Load a source of data by its name; see `load_option`.
+
+    `chat_style` is how conversations are written, instead of the config's style.
+    """
+    config = load_option("data", name, overrides, DataConfig)
+    if chat_style is None:
+        return config
+    return validate_values(DataConfig, with_style(config, chat_style))
 
 
 def load_model(name: str) -> ModelFile:
@@ -150,9 +161,57 @@ def load_model(name: str) -> ModelFile:
     return ModelFile(name=name, values=load_model_file(name))
 
 
+def load_hypenet(size_or_path: str | Path) -> ModelFile:
+    """Load a HypeNet's shape by its size (2b, 5b, 9b, laptop, tiny), or from a .yaml or .json file.
+
+    Raises:
+        UserError: no such size or file, or an unreadable file.
+    """
+    size = str(size_or_path).lower()
+    if size in HYPENET_SIZES:
+        return load_model(f"hypenet_{size}")
+    path = Path(size_or_path)
+    if not path.is_file():
+        raise UserError(
+            f"{size_or_path} is neither a size of HypeNet nor a config file",
+            hint=f"Use one of {', '.join(HYPENET_SIZES)}, or the path of a .yaml or config.json.",
+        )
+    return validate_values(ModelFile, {"name": str(path), "values": _read_mapping(path)})
+
+
 def load_variant(name: str, overrides: Sequence[str] = ()) -> Variant:
     """Load a restore variant by its name; see `load_option`."""
     return load_option("restore", name, overrides, Variant)
+
+
+def load_training(name: str, overrides: Sequence[str] = ()) -> TrainingRun:
+    """Load a stage of configs/train by name.
+
+    Args:
+        name: a file of configs/train.
+        overrides: `recipe=halo_parity`, `recipe.kd_rows=all`, `train.steps=20`, ...
+
+    Raises:
+        UserError: no such stage or recipe, or an override is wrong; the message names its path.
+    """
+    chosen = [o.partition("=")[2] for o in overrides if o.startswith("recipe=")]
+    values = [o for o in overrides if not o.startswith("recipe=")]
+    groups = {"train": [], "recipe": []}  # type: dict[str, list[str]]
+    for override in values:
+        group = override.lstrip("+~").partition("=")[0].partition(".")[0]
+        if group not in groups:
+            raise UserError(f"{override}: unknown key", hint=nearest(group, list(groups)))
+        if override.lstrip("+").startswith("train.mixture="):
+            # Hydra would add to the sources of the stage; these are meant instead of them.
+            groups[group].append("~train.mixture")
+        groups[group].append(override)
+    recipe = chosen[-1] if chosen else "fixed"
+    if recipe not in options("recipe"):
+        raise UserError(f"recipe={recipe}: no such option", hint=nearest(recipe, options("recipe")))
+    return TrainingRun(
+        train=load_option("train", name, groups["train"], TrainConfig),
+        recipe=load_option("recipe", recipe, groups["recipe"], Recipe),
+    )
 
 
 def _load(
@@ -214,3 +273,20 @@ def _refuse_targets(data: object, path: str) -> None:
     elif isinstance(data, list):
         for index, value in enumerate(data):
             _refuse_targets(value, f"{path}{index}.")
+
+
+def _read_mapping(path: Path) -> dict[str, Any]:
+    try:
+        if path.suffix == ".json":
+            values = json.loads(path.read_text(encoding="utf-8"))
+        else:
+            values = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except Exception as error:
+        if type(error).__module__.startswith("yaml"):
+            raise UserError(f"{path} is not YAML: {error}") from error
+        raise
+    if not isinstance(values, dict):
+        raise UserError(f"{path} does not hold keys and values")
+    return {str(key): value for key, value in values.items()}

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 from pydantic import (
@@ -18,10 +17,7 @@ from pydantic import (
 )
 
 from amnesia_bench.config.cache_key import NEUTRAL
-from amnesia_bench.config.load import load_option, options
-from amnesia_bench.config.messages import nearest
 from amnesia_bench.config.schema import Frozen
-from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import Role
 
 Dtype = Literal["fp32", "bf16"]
@@ -172,33 +168,3 @@ class TrainingRun(Frozen):
     def isolate_documents(self) -> bool:
         """Whether documents of a row see nothing of each other."""
         return self.train.isolate_documents and self.recipe.isolate_documents == "as_stage"
-
-
-def load_training(name: str, overrides: Sequence[str]) -> TrainingRun:
-    """Load a stage of configs/train by name.
-
-    Args:
-        name: a file of configs/train.
-        overrides: `recipe=halo_parity`, `recipe.kd_rows=all`, `train.steps=20`, ...
-
-    Raises:
-        UserError: no such stage or recipe, or an override is wrong; the message names its path.
-    """
-    chosen = [o.partition("=")[2] for o in overrides if o.startswith("recipe=")]
-    values = [o for o in overrides if not o.startswith("recipe=")]
-    groups = {"train": [], "recipe": []}  # type: dict[str, list[str]]
-    for override in values:
-        group = override.lstrip("+~").partition("=")[0].partition(".")[0]
-        if group not in groups:
-            raise UserError(f"{override}: unknown key", hint=nearest(group, list(groups)))
-        if override.lstrip("+").startswith("train.mixture="):
-            # Hydra would add to the sources of the stage; these are meant instead of them.
-            groups[group].append("~train.mixture")
-        groups[group].append(override)
-    recipe = chosen[-1] if chosen else "fixed"
-    if recipe not in options("recipe"):
-        raise UserError(f"recipe={recipe}: no such option", hint=nearest(recipe, options("recipe")))
-    return TrainingRun(
-        train=load_option("train", name, groups["train"], TrainConfig),
-        recipe=load_option("recipe", recipe, groups["recipe"], Recipe),
-    )

@@ -16,9 +16,7 @@ import math
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,8 +24,9 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
-from amnesia_bench.modeling.named_configs import load_model_config
+from amnesia_bench.modeling.named_configs import hypenet_config
 from amnesia_bench.modeling.shard_writer import ShardWriter
+from amnesia_bench.requests.checkpoints import ConvertRequest
 from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
@@ -66,25 +65,7 @@ _DTYPES = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conversion:
-    """What to convert.
-
-    `student` is a trained stage-1 checkpoint whose lightning mixers stage 2 takes over.
-    `tie_head` says whose word counts when the teacher's head is untied and the config's is tied
-    (9B): "teacher" keeps the teacher's head, "config" drops it as the authors did. `seed` fixes
-    the new gates.
-    """
-
-    teacher: Path
-    size_or_config: str | Path
-    stage: Literal[1, 2]
-    student: Path | None = None
-    tie_head: Literal["teacher", "config"] = "teacher"
-    seed: int = 0
-
-
-def convert(conversion: Conversion, out: Path | str) -> HypeNetConfig:
+def convert(request: ConvertRequest, out: Path) -> HypeNetConfig:
     """Write the checkpoint to `out`, whole or not at all, and return its config.
 
     Weights keep the teacher's dtype; copied ones keep their bits.
@@ -93,21 +74,18 @@ def convert(conversion: Conversion, out: Path | str) -> HypeNetConfig:
         UserError: the teacher is not a Qwen3 in safetensors, it does not fit the config, or
             `out` exists.
     """
-    out = Path(out)
-    if conversion.stage not in (1, 2):
-        raise UserError(f"stage is {conversion.stage}", hint="Conversion serves stages 1 and 2.")
-    if conversion.stage == 1 and conversion.student is not None:
+    if request.stage == 1 and request.student is not None:
         raise UserError(
-            "stage 1 takes no student", hint="Leave the student out, or ask for stage 2."
+            "stage 1 takes no student", hint="Leave --student out, or ask for --stage 2."
         )
-    teacher = open_checkpoint(Path(conversion.teacher))
+    teacher = open_checkpoint(request.teacher)
     teacher_config = _qwen3_config(teacher)
-    config = _student_config(conversion, teacher_config)
-    student = None if conversion.student is None else open_checkpoint(Path(conversion.student))
-    provenance = collect_provenance(sys.argv, seeds={"new_parameters": conversion.seed})
+    config = _student_config(request, teacher_config)
+    student = None if request.student is None else open_checkpoint(request.student)
+    provenance = collect_provenance(sys.argv, seeds={"new_parameters": request.seed})
     with publishing(out) as work:
         writer = ShardWriter(work.folder)
-        for name, tensor in _tensors(config, teacher, student, conversion.seed):
+        for name, tensor in _tensors(config, teacher, student, request.seed):
             writer.add(name, tensor)
         writer.close()
         for file in side_files(teacher.folder):
@@ -147,14 +125,14 @@ def _shown(rope: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {rope[key]}" for key in sorted(rope) if key != "rope_theta")
 
 
-def _student_config(conversion: Conversion, teacher: PreTrainedConfig) -> HypeNetConfig:
-    config = load_model_config(conversion.size_or_config)
+def _student_config(request: ConvertRequest, teacher: PreTrainedConfig) -> HypeNetConfig:
+    config = hypenet_config(request.model)
     for key in _SHARED_KEYS:
         ours, theirs = getattr(config, key), getattr(teacher, key)
         if ours != theirs:
             raise UserError(
-                f"{key}: the teacher {conversion.teacher} has {theirs}, "
-                f"{conversion.size_or_config} wants {ours}",
+                f"{key}: the teacher {request.teacher} has {theirs}, {request.model.name} wants "
+                f"{ours}",
                 hint="Sizes and teachers pair as 2b Qwen3-1.7B, 5b Qwen3-4B, 9b Qwen3-8B.",
             )
     for key, ours, theirs in (
@@ -174,15 +152,15 @@ def _student_config(conversion: Conversion, teacher: PreTrainedConfig) -> HypeNe
     windows = [i for i in config.softmax_layers if teacher.layer_types[i] == "sliding_attention"]
     if windows:
         raise UserError(
-            f"{conversion.teacher}: its layers {windows} have a sliding window, and the softmax "
+            f"{request.teacher}: its layers {windows} have a sliding window, and the softmax "
             "layers of a HypeNet have none",
             hint="To convert it with full attention, set use_sliding_window to false in a copy of "
             "its config.json.",
         )
-    if conversion.stage == 1:
+    if request.stage == 1:
         config = _with(config, mixer_types=["lightning-attn"] * config.num_hidden_layers)
     tied = config.tie_word_embeddings
-    if conversion.tie_head == "teacher" or teacher.tie_word_embeddings:
+    if request.tie_head == "teacher" or teacher.tie_word_embeddings:
         tied = bool(teacher.tie_word_embeddings)
     return _with(config, tie_word_embeddings=tied, dtype=teacher.dtype)
 

@@ -8,51 +8,50 @@ from __future__ import annotations
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformers' auto classes
-from amnesia_bench.config.load import load_model_file
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.requests.checkpoints import InitializeRequest
 from amnesia_bench.store.hashing import sha256_of
 from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 
 
-def initialize(model: str, tokenizer: Path, seed: int, out: Path) -> int:
+def initialize(request: InitializeRequest, out: Path) -> int:
     """Write a checkpoint of random float32 weights to `out`, whole or not at all.
 
-    Args:
-        model: a file of configs/model.
-        tokenizer: folder of the tokenizer, copied into the checkpoint.
-        seed: of the weights.
-        out: folder to write.
+    The tokenizer is copied into the checkpoint.
 
     Returns:
         The number of parameters.
 
     Raises:
-        UserError: no such model, the tokenizer does not fit it, or `out` exists.
+        UserError: transformers has no such model, the tokenizer does not fit it, or `out` exists.
     """
-    values = load_model_file(model)
-    if values["model_type"] not in CONFIG_MAPPING:
-        raise UserError(f"model {model}: transformers has no code for {values['model_type']}")
+    model, tokenizer = request.model, request.tokenizer
+    values: dict[str, Any] = dict(model.values)
+    kind = values.pop("model_type", None)
+    if kind not in CONFIG_MAPPING:
+        raise UserError(f"model {model.name}: transformers has no code for {kind}")
     files = _tokenizer_files(tokenizer)
     loaded = AutoTokenizer.from_pretrained(
         tokenizer, local_files_only=True, trust_remote_code=False
     )
     if len(loaded) > values["vocab_size"]:
         raise UserError(
-            f"{model} has room for {values['vocab_size']} tokens, the tokenizer of {tokenizer} "
-            f"has {len(loaded)}"
+            f"{model.name} has room for {values['vocab_size']} tokens, the tokenizer of "
+            f"{tokenizer} has {len(loaded)}"
         )
-    provenance = collect_provenance(sys.argv, seeds={"weights": seed})
+    provenance = collect_provenance(sys.argv, seeds={"weights": request.seed})
     values |= {"eos_token_id": loaded.eos_token_id, "pad_token_id": loaded.pad_token_id}
-    config = AutoConfig.for_model(values.pop("model_type"), **values)
+    config = AutoConfig.for_model(kind, **values)
     with publishing(out) as work, torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(request.seed)
         network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         network.save_pretrained(work.folder)
         for file in files:

@@ -26,7 +26,7 @@ from amnesia_bench.data.template_marks import Marks, NotWritten, Scaffold
 from amnesia_bench.errors import UserError
 
 if TYPE_CHECKING:
-    from amnesia_bench.tokenizers.data_tokenizer import Tokenizer
+    from amnesia_bench.data.data_tokenizer import DataTokenizer
 
 # Tags inside messages, not between them. Some tokenizers have them as special tokens.
 _TAGS_IN_MESSAGES = frozenset(
@@ -56,7 +56,7 @@ def talk(*turns: str, reasoning: str | None = None) -> Conversation:
 class ChatTemplate:
     """The chat template of a tokenizer that has one."""
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: DataTokenizer) -> None:
         self._tokenizer = tokenizer
         self._reasoning_field = self._takes_reasoning_field()
         self._arguments_as_text = self._takes_arguments_as_text()

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from amnesia_bench.config.data_schema import DataConfig, TextRows
 from amnesia_bench.data.chat import Segment
 from amnesia_bench.data.conversation import Row, read_conversation
+from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.dropped import DroppedRow, Reason
 from amnesia_bench.data.rendering import Renderer
 from amnesia_bench.data.row_forms import Columns, row_columns
 from amnesia_bench.data.values import absent, text_value
-from amnesia_bench.tokenizers.data_tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class TokenizedDocuments:
 class DocumentMaker:
     """Turns rows into tokens as a config says."""
 
-    def __init__(self, config: DataConfig, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: DataConfig, tokenizer: DataTokenizer) -> None:
         """Prepare for the rows of a config.
 
         Raises:

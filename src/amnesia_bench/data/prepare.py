@@ -20,6 +20,7 @@ import numpy as np
 import amnesia_bench
 from amnesia_bench.config.data_schema import DataConfig
 from amnesia_bench.data.chat import Segment
+from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.documents import DocumentMaker, TokenizedDocuments, batches
 from amnesia_bench.data.dropped import WAYS_OUT, DroppedRow, Reason
 from amnesia_bench.data.packing import (
@@ -49,11 +50,12 @@ from amnesia_bench.printable import printable
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.data import DataCounts, DataDescription
+from amnesia_bench.requests.data import PrepareRequest
 from amnesia_bench.store.files import write_json
 from amnesia_bench.store.layout import MANIFEST, resumable_path
 from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.tokenizers.data_tokenizer import Tokenizer, load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 _BATCH_CHARACTERS = 1 << 20
 # One batch in the tokenizer's threads while Python makes and writes its neighbours.
@@ -84,32 +86,28 @@ class PreparationProgress:
 Report = Callable[[PreparationProgress], None]
 
 
-def prepare(
-    config: DataConfig,
-    tokenizer_folder: Path,
-    out: Path,
-    inputs: Sequence[Path] = (),
-    report: Report = lambda progress: None,
-) -> DataDescription:
+def _silent(progress: PreparationProgress) -> None:
+    pass
+
+
+def prepare(request: PrepareRequest, out: Path, *, progress: Report = _silent) -> DataDescription:
     """Make a data store at `out`, whole or not at all.
 
     Args:
-        config: what to read and how to pack it.
-        tokenizer_folder: the checkpoint that will be trained, or a folder with its tokenizer.
+        request: what to read, for which tokenizer, and how to pack it.
         out: folder to write; must not exist yet.
-        inputs: Parquet or JSON files with the dataset's fields, or folders of them, instead of the
-            config's source.
-        report: told about progress, often.
+        progress: called often.
 
     Raises:
         UserError: config, tokenizer or input are wrong; finished input files are kept.
         StageFailedError: too many rows are unusable, nothing is left, or the disk is full.
     """
-    tokenizer = load_tokenizer(tokenizer_folder)
+    config, inputs = request.config, request.inputs
+    tokenizer = DataTokenizer(load_tokenizer(request.tokenizer))
     maker = DocumentMaker(config, tokenizer)
     files = local_files(inputs) if inputs else source_files(config.source)
     for path in held_out_files(inputs):
-        report(PreparationProgress(step=str(path), finished=True, held_out=True))
+        progress(PreparationProgress(step=str(path), finished=True, held_out=True))
     provenance = collect_provenance(sys.argv, seeds={"packing and sampling": config.seed})
     token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     kept = resumable_path(out)
@@ -119,11 +117,11 @@ def prepare(
     with publishing(out, kept="finished input files are kept for the next attempt") as work:
         parts = PartsFolder(kept, settings, token_bytes)
         try:
-            _refuse_useless(config, _tokenise_files(files, maker, parts, report))
+            _refuse_useless(config, _tokenise_files(files, maker, parts, progress))
         finally:
             parts.tidy()
         corpus = Corpus([parts.open(file.identity) for file in files])
-        description = _pack(config, corpus, tokenizer, work.folder, report)
+        description = _pack(config, corpus, tokenizer, work.folder, progress)
         (work.folder / TOKENIZER).write_text(tokenizer.serialized, encoding="utf-8")
         write_json(work.folder / DESCRIPTION, codec.to_json(description))
         parents = [
@@ -134,7 +132,7 @@ def prepare(
     return description
 
 
-def _settings(config: DataConfig, tokenizer: Tokenizer) -> dict[str, object]:
+def _settings(config: DataConfig, tokenizer: DataTokenizer) -> dict[str, object]:
     """Return all that decides how a row becomes tokens."""
     chosen = config.model_dump(mode="json", include={"rows", "chat", "sample_rows", "seed"})
     versions = {"code": amnesia_bench.__version__, "tokenizers": metadata.version("tokenizers")}
@@ -283,7 +281,7 @@ def _sequences(config: DataConfig, corpus: Corpus) -> tuple[Iterator[Pieces], in
 
 
 def _pack(
-    config: DataConfig, corpus: Corpus, tokenizer: Tokenizer, folder: Path, report: Report
+    config: DataConfig, corpus: Corpus, tokenizer: DataTokenizer, folder: Path, report: Report
 ) -> DataDescription:
     """Write the sequences of a corpus; return what to say about them."""
     sequences, fragments, untrained = _sequences(config, corpus)

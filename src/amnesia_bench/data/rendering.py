@@ -30,9 +30,9 @@ from amnesia_bench.data.chat import (
 )
 from amnesia_bench.data.chat_template import ChatTemplate, talk
 from amnesia_bench.data.conversation import Conversation, DroppedRow, Reason
+from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.template_marks import NotWritten
 from amnesia_bench.errors import UserError
-from amnesia_bench.tokenizers.data_tokenizer import Tokenizer
 
 # What a style must write as the template does. Data without chains, and data of chains only, are
 # both common, so what only one of them uses is left to the rows.
@@ -49,7 +49,7 @@ _PLAIN: dict[StyleName, Style] = {
 class Renderer:
     """Writes conversations as a config says, for one tokenizer."""
 
-    def __init__(self, chat: Chat, tokenizer: Tokenizer) -> None:
+    def __init__(self, chat: Chat, tokenizer: DataTokenizer) -> None:
         """Check that the style is the tokenizer's.
 
         Raises:
@@ -86,7 +86,7 @@ class Renderer:
         return segments
 
 
-def check_template(chat: Chat, tokenizer: Tokenizer) -> None:
+def check_template(chat: Chat, tokenizer: DataTokenizer) -> None:
     """Compare what a style and the tokenizer's own template write.
 
     Raises:
@@ -112,7 +112,7 @@ def check_template(chat: Chat, tokenizer: Tokenizer) -> None:
             )
 
 
-def _check_style(chat: Style, tokenizer: Tokenizer) -> None:
+def _check_style(chat: Style, tokenizer: DataTokenizer) -> None:
     missing = _missing(chat.style, tokenizer)
     if missing:
         raise UserError(
@@ -130,11 +130,11 @@ def _check_style(chat: Style, tokenizer: Tokenizer) -> None:
         )
 
 
-def _missing(style: StyleName, tokenizer: Tokenizer) -> list[str]:
+def _missing(style: StyleName, tokenizer: DataTokenizer) -> list[str]:
     return [mark for mark in MARKUP[style][:2] if tokenizer.id_of(mark) is None]
 
 
-def _differs(chat: Style, tokenizer: Tokenizer) -> tuple[str, str] | None:
+def _differs(chat: Style, tokenizer: DataTokenizer) -> tuple[str, str] | None:
     """Return the first plain conversation that style and template write differently, as both do."""
     if tokenizer.chat_template is None:
         return None
@@ -150,7 +150,7 @@ def _differs(chat: Style, tokenizer: Tokenizer) -> tuple[str, str] | None:
     return None
 
 
-def _what_fits(tokenizer: Tokenizer) -> str:
+def _what_fits(tokenizer: DataTokenizer) -> str:
     """Return what to type for this tokenizer."""
     styles = _styles_with_tokens(tokenizer)
     if tokenizer.chat_template is None:
@@ -172,11 +172,11 @@ def _what_fits(tokenizer: Tokenizer) -> str:
     return f"What fits is {', or '.join(fitting)}."
 
 
-def _styles_with_tokens(tokenizer: Tokenizer) -> list[StyleName]:
+def _styles_with_tokens(tokenizer: DataTokenizer) -> list[StyleName]:
     return [style for style in _PLAIN if not _missing(style, tokenizer)]
 
 
-def _default_system(tokenizer: Tokenizer) -> str | None:
+def _default_system(tokenizer: DataTokenizer) -> str | None:
     """Return the system message of a ChatML template for conversations that have none."""
     opening, closing = "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n"
     try:

@@ -1,3 +1,1 @@
 """What answers prompts: transformers, vLLM, or a fake for tests, behind one protocol."""
-
-ENGINES = ("transformers", "vllm")

@@ -14,17 +14,14 @@ from contextlib import suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from amnesia_bench.errors import AmnesiaError, StageFailedError
-from amnesia_bench.inference.options import EngineOptions
 from amnesia_bench.inference.prefix_tree import PromptDigest, partition
-from amnesia_bench.inference.protocol import OnDemand, Request
+from amnesia_bench.inference.protocol import EngineOptions, OnDemand, Request
+from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.records.evaluation import Generation
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
-
-if TYPE_CHECKING:
-    from amnesia_bench.inference.transformers_engine import TransformersEngine
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 # Messages are (kind, content). To a worker: generate (how many), request. From a worker: ready
 # (settings), want (which), generation, done, error (an AmnesiaError), crash (a traceback).
@@ -130,27 +127,7 @@ class DataParallelEngine:
         self.close()
 
 
-def load_engine(
-    checkpoint: Path, options: EngineOptions
-) -> TransformersEngine | DataParallelEngine:
-    """Load a checkpoint onto the device that the options name, or onto all GPUs there are.
-
-    Raises:
-        UserError: it holds no causal LM or tokenizer, or there is no such device.
-    """
-    import torch
-
-    from amnesia_bench.inference.transformers_engine import TransformersEngine
-
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if options.device is not None or len(gpus) < 2:
-        return TransformersEngine.load(checkpoint, options)
-    return DataParallelEngine(checkpoint, options, gpus)
-
-
 def _work(connection: Connection, checkpoint: Path, options: EngineOptions) -> None:
-    from amnesia_bench.inference.transformers_engine import TransformersEngine
-
     def ask(index: int) -> Request:
         connection.send(("want", index))
         return cast("Request", connection.recv()[1])

@@ -1,4 +1,7 @@
-"""Token by token: the loop that makes answers out of a cache that has read the prompts.
+"""Token by token: from a cache that has read the prompts to finished answers, for all engines.
+
+A row draws one number per token from a generator of its own, so what it says depends neither on
+its neighbours nor on the order of the requests.
 
 Shapes: B rows, E vocabulary.
 """
@@ -6,7 +9,7 @@ Shapes: B rows, E vocabulary.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +17,130 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from amnesia_bench.inference.answers import Decode, generation_of, not_finite
-from amnesia_bench.inference.language_model import LanguageModel
-from amnesia_bench.inference.out_of_memory import reaching
+from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.inference.language_model import LanguageModel, reaching
 from amnesia_bench.inference.protocol import Request
-from amnesia_bench.inference.sampling import choose, generator_of
 from amnesia_bench.records.evaluation import FinishReason, Generation, Sampling
+
+Decode = Callable[[Sequence[int]], str]
+
+
+def check_room(request: Request, limit: int | None) -> None:
+    """Refuse a prompt that is empty, or does not fit the model's context with its answer.
+
+    Args:
+        request: what is asked.
+        limit: tokens of prompt and answer together; None for no limit.
+
+    Raises:
+        UserError: it names the document and the numbers.
+    """
+    key, new, num_tokens = request.key, request.sampling.max_new_tokens, len(request.tokens)
+    if num_tokens == 0:
+        raise UserError(f"{key.task} document {key.doc}: the prompt has no tokens")
+    if limit is not None and num_tokens + new > limit:
+        raise UserError(
+            f"{key.task} document {key.doc}: {num_tokens:,} prompt tokens and up to {new:,} new "
+            f"ones do not fit the model's context of {limit:,}",
+            hint="Nothing is truncated. Ask for shorter prompts or answers; if the model can do "
+            "more than its config says: --max-context-tokens N.",
+        )
+
+
+def generation_of(
+    request: Request, tokens: Sequence[int], reason: FinishReason, decode: Decode
+) -> Generation:
+    """Return the finished answer; a stop string ends its text, not its tokens.
+
+    Args:
+        request: what was asked.
+        tokens: the new ones, without an end token.
+        reason: why there are no more.
+        decode: turns tokens into text.
+    """
+    text = decode(tokens)
+    ends = [text.find(stop) for stop in request.sampling.stop if stop in text]
+    return Generation(
+        key=request.key,
+        text=text[: min(ends)] if ends else text,
+        tokens=tuple(tokens),
+        prompt_tokens=len(request.tokens),
+        finish_reason=reason,
+        seed=request.seed,
+    )
+
+
+def not_finite(request: Request, new_tokens: int) -> StageFailedError:
+    """Return the error of an answer at whose next token the model computed NaN or infinity."""
+    key = request.key
+    return StageFailedError(
+        f"{key.task} document {key.doc}: the model's logits are NaN or infinite after "
+        f"{len(request.tokens):,} prompt tokens and {new_tokens:,} new ones; such a model has no "
+        "answer, right or wrong",
+        hint="The weights hold NaN or infinity, or their products overflow the dtype. "
+        "`amnesia diff PRE POST` marks tensors whose values are not finite.",
+    )
+
+
+def answer_decoder(tokenizer: Any) -> Decode:
+    """Return what turns new tokens into text: special ones do not show."""
+
+    def decode(tokens: Sequence[int]) -> str:
+        text: str = tokenizer.decode(tokens, skip_special_tokens=True)
+        return text
+
+    return decode
+
+
+def end_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
+    """Return every end token that the tokenizer or the generation config names.
+
+    They differ in published models: Jet-Nemotron's generation config knows one, its chat template
+    ends turns with another.
+    """
+    named: list[Any] = []
+    for ids in (tokenizer.eos_token_id, getattr(generation_config, "eos_token_id", None)):
+        named += ids if isinstance(ids, list) else [ids]
+    return frozenset(int(i) for i in named if i is not None)
+
+
+def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
+    """Return the next token of each row [B] for logits [B, E].
+
+    Temperature first, then top-k, then top-p of what is left, as in transformers and vLLM.
+
+    Args:
+        logits: of the last position.
+        sampling: the same for all rows.
+        generators: one per row, on the CPU so that a seed means the same on every device; unused
+            and may be empty when greedy.
+    """
+    if sampling.greedy:
+        return logits.argmax(dim=-1)
+    scaled = logits.double() / sampling.temperature
+    # Stable: equal logits keep the order of their ids.
+    ranked, ids = scaled.sort(dim=-1, descending=True, stable=True)
+    if sampling.top_k is not None:
+        ranked, ids = ranked[:, : sampling.top_k], ids[:, : sampling.top_k]
+    likely = ranked.softmax(dim=-1)
+    before = likely.cumsum(dim=-1) - likely
+    # The likeliest token always stays: nothing is before it.
+    likely = likely.masked_fill(before >= sampling.top_p, 0.0)
+    reached = likely.cumsum(dim=-1)
+    uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
+    drawn = uniform.to(logits.device)[:, None] * reached[:, -1:]
+    place = torch.searchsorted(reached, drawn, right=True)
+    # Rounding may put a draw at the very end of the sum: then the last token that may be drawn.
+    last = (likely > 0).sum(dim=-1, keepdim=True) - 1
+    return ids.gather(1, torch.minimum(place, last))[:, 0]
+
+
+def generator_of(seed: int | None) -> torch.Generator:
+    """Return the generator of one request."""
+    generator = torch.Generator("cpu")
+    generator.manual_seed(0 if seed is None else seed)
+    return generator
+
 
 # End tokens, and what turns tokens into text.
 Stopping = tuple[frozenset[int], Decode]

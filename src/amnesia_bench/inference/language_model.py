@@ -1,14 +1,18 @@
 """A causal LM of transformers behind two calls: a new cache, and more tokens into it.
 
+Where memory runs out, the error says how many tokens it reached.
+
 Shapes: B rows, T new tokens, E vocabulary.
 """
 
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +23,46 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.cache_snapshots import ResumableCache, can_resume
-from amnesia_bench.inference.joined_rows import JoinedRows, can_join
-from amnesia_bench.inference.out_of_memory import reaching
+from amnesia_bench.inference.caches import JoinedRows, ResumableCache, can_join, can_resume
 from amnesia_bench.modeling import HypeNetCache, HypeNetConfig
 from amnesia_bench.modeling.causal_attention import CAUSAL_SDPA
+
+
+class MemoryExhaustedError(Exception):
+    """Memory ran out; `fits` tokens were in the cache before.
+
+    Caught inside the engine: fewer rows may fit, and a message must name the length that does.
+    """
+
+    def __init__(self, fits: int) -> None:
+        super().__init__(f"out of memory behind token {fits:,}")
+        self.fits = fits
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error of torch says so; the CPU's allocator has no class for it."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    )
+
+
+@contextmanager
+def reaching(num_tokens: int) -> Iterator[None]:
+    """Turn torch's errors about memory into a `MemoryExhaustedError` behind `num_tokens`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        raise MemoryExhaustedError(num_tokens) from error
+
+
+def release_memory() -> None:
+    """Give back what failed work left. Call it outside of the handler, which still holds that."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
 
 log = logging.getLogger(__name__)
 
@@ -116,14 +155,14 @@ def token_rows(prompts: Sequence[NDArray[np.int32]]) -> Tensor:
 
 
 @torch.inference_mode()
-def examine(module: Any, limit: int | None = None) -> LanguageModel:
-    """Find out what a model's cache can do, by trying it on a few random tokens.
+def prepare_model(module: Any, limit: int | None = None) -> LanguageModel:
+    """Replace sdpa attention by `causal_sdpa`, and try the model's cache on a few random tokens.
 
     Whether a model continues from its cache cannot be told from its class: linear layers of some
     models start again from zero when more than one token follows, and say nothing.
 
     Args:
-        module: the model, on its device; its sdpa attention is replaced by `causal_sdpa`.
+        module: the model, on its device.
         limit: tokens that it takes, None for any number.
 
     Raises:
@@ -245,12 +284,11 @@ def context_limit(config: Any, override: int | None) -> int | None:
     Args:
         config: of the model. Its `max_position_embeddings` counts, except for a HypeNet without
             RoPE anywhere, to which positions mean nothing beyond the logit scale.
-        override: what the user says instead. A HypeNet is told so, since it checks positions.
+        override: the user's limit, in place of the config's.
     """
-    text = config.get_text_config()
+    if override is not None:
+        return override
     if isinstance(config, HypeNetConfig):
-        if override is not None:
-            config.max_position_embeddings = override
-        elif not (config.attn_use_rope or config.lightning_use_rope):
-            return None
-    return override if override is not None else getattr(text, "max_position_embeddings", None)
+        without_rope = not (config.attn_use_rope or config.lightning_use_rope)
+        return None if without_rope else config.max_position_embeddings
+    return getattr(config.get_text_config(), "max_position_embeddings", None)

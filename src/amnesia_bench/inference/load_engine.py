@@ -1,19 +1,61 @@
-"""Engines by name."""
+"""Load a checkpoint into an engine, on one device or on all GPUs."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+
+import torch
 
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference import ENGINES
-from amnesia_bench.inference.options import EngineOptions
-from amnesia_bench.inference.protocol import Engine
+from amnesia_bench.inference.candidates import Candidate
+from amnesia_bench.inference.data_parallel import DataParallelEngine
+from amnesia_bench.inference.protocol import (
+    Engine,
+    EngineOptions,
+    HeldEngine,
+    WatchedEngine,
+    silent,
+)
+from amnesia_bench.inference.transformers_engine import TransformersEngine
+from amnesia_bench.inference.vllm_engine import VllmEngine
+from amnesia_bench.requests.engines import ENGINES, EngineChoice
 from amnesia_bench.store.files import read_json
 
 
-def open_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
-    """Load a checkpoint into an engine.
+def open_engine(
+    choice: EngineChoice,
+    candidate: Candidate,
+    *,
+    verify_prefix: int = 0,
+    count: Callable[[int, int], None] = silent,
+) -> Engine:
+    """Load a checkpoint into the engine that a request chose.
+
+    Its answers count only while the checkpoint's files are those that were identified.
+
+    Args:
+        choice: which engine, and what of the model's config it overrides.
+        candidate: the checkpoint.
+        verify_prefix: how many answers to compute a second time without a shared prefix.
+        count: called with the numbers of answered and of all requests.
+
+    Raises:
+        UserError: the folder holds no model, or the choice does not suit it.
+        MissingEnvironmentError: vLLM is not installed.
+    """
+    options = EngineOptions(
+        verify_prefix=verify_prefix,
+        max_context_tokens=choice.max_context_tokens,
+        attn_logits_scaling=choice.attn_logits_scaling,
+    )
+    engine = load_engine(choice.name, candidate.folder, options)
+    return WatchedEngine(HeldEngine(engine, candidate.held), count)
+
+
+def load_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
+    """Load a checkpoint folder into an engine, with every option that there is.
 
     transformers runs on all GPUs unless the options name one; vLLM on one, the first it sees.
 
@@ -26,12 +68,11 @@ def open_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
     if options.attn_logits_scaling is not None:
         _check_hypenet(checkpoint)
     if name == "vllm":
-        from amnesia_bench.inference.vllm_engine import VllmEngine
-
         return VllmEngine.load(checkpoint, options)
-    from amnesia_bench.inference.data_parallel import load_engine
-
-    return load_engine(checkpoint, options)
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if options.device is None and len(gpus) > 1:
+        return DataParallelEngine(checkpoint, options, gpus)
+    return TransformersEngine.load(checkpoint, options)
 
 
 def _check_hypenet(checkpoint: Path) -> None:
@@ -39,6 +80,6 @@ def _check_hypenet(checkpoint: Path) -> None:
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "hypenet":
         raise UserError(
-            f"{checkpoint}: attn_logits_scaling is of HypeNets, and this is a {kind}",
+            f"{checkpoint}: attn_logits_scaling only applies to HypeNet; this checkpoint is {kind}",
             hint="Leave it out.",
         )

@@ -1,4 +1,4 @@
-"""Which prompts begin with the same tokens, as a tree of cuts in the order to compute them.
+"""In which order prompts are read, and which of them in one batch: a tree of shared beginnings.
 
 Prefixes are compared as tokens, never as text, and piece by piece: a prompt is known by the
 digests of its beginnings at every multiple of the chunk, as vLLM's prefix cache knows its blocks.
@@ -165,3 +165,71 @@ def _packed(whole: Sequence[int], added: Iterable[int], limit: int) -> list[tupl
             start, cost = i, 0
         cost += whole[i] if i == start else extra
     return [*bounds, (start, len(whole))]
+
+
+# A step of 64 rows of a small model takes little more than one of a single row, and answers come
+# out, and are kept, every so often. It also bounds the states of linear layers, which take the
+# same memory however short a prompt is.
+MOST_ROWS = 64
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A prompt as a place in the tree: what is kept of a request until it is asked for again.
+
+    `index` is that of the request, `node` that of the cut where it leaves the common text.
+    """
+
+    index: int
+    node: int
+    num_tokens: int
+    max_new_tokens: int
+
+    @property
+    def reading(self) -> tuple[int, int]:
+        """Prompts for which this is equal can be read together."""
+        return self.node, self.num_tokens
+
+
+def leaves_of(nodes: Sequence[PrefixNode], sizes: Sequence[tuple[int, int]]) -> list[Leaf]:
+    """Return all prompts in the order of the walk, those that can be read together as neighbours.
+
+    Args:
+        nodes: the tree.
+        sizes: tokens of each prompt, and of its longest answer.
+    """
+    found = [Leaf(i, n, *sizes[i]) for n, node in enumerate(nodes) for i in node.leaves]
+    return sorted(found, key=lambda leaf: leaf.reading)
+
+
+@dataclass(frozen=True)
+class BatchLimits:
+    """What a batch may be.
+
+    `tokens` bounds rows times columns (one row alone may be longer), `columns` the tokens of the
+    longest prompt and of the longest answer, None for no limit. `unequal` is whether rows may be
+    padded; else all are read together.
+    """
+
+    tokens: int
+    columns: int | None
+    unequal: bool
+
+
+def first_batch(leaves: Sequence[Leaf], limits: BatchLimits) -> list[Leaf]:
+    """Return the leaves at the front that go into one batch: at least one."""
+    batch = list(leaves[:1])
+    for leaf in leaves[1:MOST_ROWS]:
+        columns = max_row_tokens([*batch, leaf])
+        too_wide = limits.columns is not None and columns > limits.columns
+        if too_wide or (len(batch) + 1) * columns > limits.tokens:
+            break
+        if not limits.unequal and leaf.reading != batch[0].reading:
+            break
+        batch.append(leaf)
+    return batch
+
+
+def max_row_tokens(batch: Sequence[Leaf]) -> int:
+    """Return the most tokens that a row may get to, padding included."""
+    return max(leaf.num_tokens for leaf in batch) + max(leaf.max_new_tokens for leaf in batch)

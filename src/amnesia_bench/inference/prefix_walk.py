@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from amnesia_bench.inference.batches import Leaf
-from amnesia_bench.inference.cache_snapshots import fork
+from amnesia_bench.inference.caches import JoinedRows, fork
 from amnesia_bench.inference.decoding import DecodingRow, ReadRows
-from amnesia_bench.inference.joined_rows import JoinedRows
-from amnesia_bench.inference.language_model import LanguageModel, token_rows
-from amnesia_bench.inference.out_of_memory import reaching
-from amnesia_bench.inference.prefix_tree import PrefixNode
+from amnesia_bench.inference.language_model import LanguageModel, reaching, token_rows
+from amnesia_bench.inference.prefix_tree import Leaf, PrefixNode
 from amnesia_bench.inference.protocol import Request
 
 

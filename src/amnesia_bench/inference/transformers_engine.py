@@ -3,8 +3,8 @@
 What prompts begin with in common is read once (`prefix_tree`): one cache walks the cuts in
 ascending order, each prompt resumes at its own and overwrites what the one before wrote behind
 it. So keys and values are not copied on the way, and one set of linear states per open cut is kept.
-Once read, prompts are copied into a batch and wait there until it is full (`batches`,
-`joined_rows`); then all go on together, and leave as they are finished (`decoding`).
+Once read, prompts are copied into a batch and wait there until it is full (`prefix_tree`,
+`caches`); then all go on together, and leave as they are finished (`decoding`).
 
 A full run makes the same calls: all prompts are read in pieces of `prefill_chunk_tokens`, and cuts
 are multiples of it. Answers of single rows are then equal bit by bit where the kernels are
@@ -23,26 +23,34 @@ import torch
 import transformers
 
 from amnesia_bench.errors import StageFailedError, UserError
-from amnesia_bench.inference.answers import answer_decoder, check_room, end_tokens
-from amnesia_bench.inference.batches import (
-    BatchLimits,
-    Leaf,
-    first_batch,
-    leaves_of,
-    max_row_tokens,
+from amnesia_bench.inference.decoding import (
+    DecodingRow,
+    Stopping,
+    answer_decoder,
+    check_room,
+    decode_batch,
+    end_tokens,
 )
-from amnesia_bench.inference.decoding import DecodingRow, Stopping, decode_batch
-from amnesia_bench.inference.language_model import context_limit, examine
-from amnesia_bench.inference.options import EngineOptions
-from amnesia_bench.inference.out_of_memory import (
+from amnesia_bench.inference.language_model import (
     MemoryExhaustedError,
+    context_limit,
     is_out_of_memory,
+    prepare_model,
     release_memory,
 )
 from amnesia_bench.inference.prefix_check import PrefixCheck
-from amnesia_bench.inference.prefix_tree import PrefixNode, PromptDigest, plan_prefixes
+from amnesia_bench.inference.prefix_tree import (
+    BatchLimits,
+    Leaf,
+    PrefixNode,
+    PromptDigest,
+    first_batch,
+    leaves_of,
+    max_row_tokens,
+    plan_prefixes,
+)
 from amnesia_bench.inference.prefix_walk import PrefixWalker
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import EngineOptions, Request
 from amnesia_bench.modeling import HypeNetConfig
 from amnesia_bench.records.evaluation import Generation
 
@@ -63,7 +71,10 @@ class TransformersEngine:
         self._options = options
         model.eval()
         self._limit = context_limit(model.config, options.max_context_tokens)
-        self._model = examine(model, self._limit)
+        if isinstance(model.config, HypeNetConfig) and options.max_context_tokens is not None:
+            # A HypeNet refuses positions beyond its config's.
+            model.config.max_position_embeddings = options.max_context_tokens
+        self._model = prepare_model(model, self._limit)
         self._chunk = options.chunk_on(self._model.device.type)
         self._eos_ids = end_tokens(tokenizer, getattr(model, "generation_config", None))
         self._decode = answer_decoder(tokenizer)
@@ -78,7 +89,7 @@ class TransformersEngine:
         Raises:
             UserError: it holds no causal LM or tokenizer, or there is no such device.
         """
-        from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+        from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
         tokenizer, device = load_tokenizer(checkpoint), _device(options.device)
         scaling = options.attn_logits_scaling

@@ -15,21 +15,20 @@ from pathlib import Path
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
-from amnesia_bench.inference.answers import (
+from amnesia_bench.inference.decoding import (
     answer_decoder,
     check_room,
     end_tokens,
     generation_of,
     not_finite,
 )
-from amnesia_bench.inference.options import EngineOptions
 from amnesia_bench.inference.prefix_check import first_difference, refuse_sampled, tie_gap
 from amnesia_bench.inference.prefix_tree import PrefixNode, PromptDigest, plan_prefixes
-from amnesia_bench.inference.protocol import Request, UntrustedAnswersError
+from amnesia_bench.inference.protocol import EngineOptions, Request, UntrustedAnswersError
 from amnesia_bench.modeling import HypeNetConfig
 from amnesia_bench.records.evaluation import FinishReason, Generation
 from amnesia_bench.store.files import read_json
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Recall of a checkpoint through lm-eval: one (task, length) a call, resumed where it stopped."""
+"""Recall of a checkpoint through lm-eval: `evaluate`, one task and length after another."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import metadata
+from operator import methodcaller
 from pathlib import Path
 
+import numpy as np
+
 from amnesia_bench.errors import UserError
+from amnesia_bench.inference.candidates import Candidate, open_candidate
 from amnesia_bench.inference.generation import generate_missing
-from amnesia_bench.inference.held_engine import HeldEngine
-from amnesia_bench.inference.protocol import Engine, Request
+from amnesia_bench.inference.load_engine import open_engine
+from amnesia_bench.inference.protocol import Engine, Request, silent
+from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
 from amnesia_bench.lm_eval_bridge.niah_task import (
     DocumentPromptSet,
     LmEvalNiahTask,
@@ -20,26 +25,96 @@ from amnesia_bench.lm_eval_bridge.niah_task import (
     official_task,
     prompt_set_task,
 )
+from amnesia_bench.recall.check_inputs import PromptSetChoice, open_prompt_sets_for
 from amnesia_bench.recall.measure import (
-    Candidate,
     PromptSetId,
     recall_cell,
     recall_of,
     recall_sample,
     sampling_settings,
 )
-from amnesia_bench.recall.niah.scoring import score_needle
-from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SEED
+from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SEED, find_task, score_needle
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.recall import RecallSample
+from amnesia_bench.requests.recall import (
+    EVALUATE_LENGTHS,
+    NIAH_SAMPLES,
+    NIAH_TASKS,
+    EvaluateRequest,
+)
 from amnesia_bench.store.checksums import write_checksums
 from amnesia_bench.store.files import explaining_write_errors, replace_text
-from amnesia_bench.tokenizers.checkpoint_tokenizer import tokenizer_identity
+from amnesia_bench.tokenizers.tokenizer import tokenizer_identity, with_special_tokens
 
 CELL = "cell.json"
 VERDICTS = "verdicts.jsonl"
 SAMPLES = "samples.jsonl"
+
+
+def evaluate(
+    request: EvaluateRequest,
+    out: Path,
+    *,
+    progress: Callable[[str], None] = silent,
+    count: Callable[[int, int], None] = silent,
+) -> tuple[Cell, ...]:
+    """Let lm-eval ask a checkpoint needle prompts and score its answers.
+
+    Each task and length gets a folder in `out`; see `NiahEvaluation`. A run that was killed
+    resumes from the answers that they hold.
+
+    Args:
+        request: the checkpoint and the prompts.
+        out: the folder to write.
+        progress: called with one line before and after each task and length.
+        count: called with the numbers of answered and of all requests of one task and length.
+
+    Returns:
+        A cell for each task and length, in the order of their evaluation.
+
+    Raises:
+        UserError: checkpoint, prompts or engine do not fit the request, or `out` holds the
+            answers of another run.
+        MissingEnvironmentError: lm-eval's essays or vLLM are not to be had.
+        StageFailedError: the checkpoint was changed while it answered, its logits are not finite,
+            or lm-eval scored fewer prompts than asked for.
+        BusyError: another process writes to `out`.
+    """
+    for task in request.tasks or ():
+        find_task(task)
+    candidate = open_candidate(request.checkpoint, request.method)
+    samples, pending = _prompts_to_ask(request, candidate)
+    engine = open_engine(
+        request.engine, candidate, verify_prefix=request.verify_prefix, count=count
+    )
+    evaluation = NiahEvaluation(engine, candidate, samples, out, request.max_new_tokens)
+    cells = []
+    for name, evaluate_set in pending:
+        progress(f"{name}: {samples} prompts")
+        cell = evaluate_set(evaluation)
+        assert cell.value is not None
+        progress(f"{name}: recall {100 * cell.value:.3g} %")
+        cells.append(cell)
+    return tuple(cells)
+
+
+def _prompts_to_ask(
+    request: EvaluateRequest, candidate: Candidate
+) -> tuple[int, list[tuple[str, Callable[[NiahEvaluation], Cell]]]]:
+    """Return how many prompts of each set to ask, and the sets by name."""
+    if request.prompts is not None:
+        choice = PromptSetChoice(
+            tasks=request.tasks, lengths=request.lengths, samples=request.samples
+        )
+        prompt_sets = open_prompt_sets_for(request.prompts, [candidate], choice)
+        samples = request.samples or min(map(len, prompt_sets))
+        return samples, [(each.name, methodcaller("evaluate", each)) for each in prompt_sets]
+    return request.samples or NIAH_SAMPLES, [
+        (f"{task}@{length}", methodcaller("official", task, length))
+        for length in request.lengths or EVALUATE_LENGTHS
+        for task in request.tasks or NIAH_TASKS
+    ]
 
 
 class RecordingEngine:
@@ -99,8 +174,6 @@ class NiahEvaluation:
         out: Path,
         max_new_tokens: int = NIAH_SAMPLING.max_new_tokens,
     ) -> None:
-        if samples < 1:
-            raise UserError(f"--samples {samples}: must be at least 1")
         self._engine = engine
         self._candidate = candidate
         self._samples = samples
@@ -116,7 +189,7 @@ class NiahEvaluation:
         """
         if len(prompt_set) < self._samples:
             raise UserError(
-                f"--samples {self._samples}: {prompt_set.name} has {len(prompt_set)} prompts",
+                f"{prompt_set.name} has {len(prompt_set)} prompts, not {self._samples}",
                 hint="amnesia niah build makes 500 of each.",
             )
         return self._evaluate(prompt_set, lambda: prompt_set_task(prompt_set), prompt_set)
@@ -129,12 +202,15 @@ class NiahEvaluation:
                 another run.
             StageFailedError: the generator made fewer prompts than asked for.
         """
+        tokenizer = self._candidate.tokenizer
         depends = {
             "generator": f"lm-eval {metadata.version('lm-eval')}",
             "seed": SEED,
             "task": task,
             "max_seq_length": context_tokens,
-            "tokenizer": tokenizer_identity(self._candidate.tokenizer),
+            "tokenizer": tokenizer_identity(tokenizer),
+            # lm-eval counts them when it fills a context.
+            "around": with_special_tokens(tokenizer, np.zeros(0, np.int32)).tolist(),
         }
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
         prompt_set = OfficialPromptSetId(task=task, context_tokens=context_tokens, sha256=digest)
@@ -147,12 +223,9 @@ class NiahEvaluation:
         make_task: Callable[[], LmEvalNiahTask],
         prompt_set: DocumentPromptSet | None,
     ) -> Cell:
-        from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
-
         folder = self._out / named.name
         identity = {"checkpoint": self._candidate.parent.identity, "prompts": named.sha256}
-        held = HeldEngine(self._engine, self._candidate.held)
-        engine = RecordingEngine(held, folder, identity)
+        engine = RecordingEngine(self._engine, folder, identity)
         lm = AmnesiaLM(engine, self._candidate.tokenizer, prompt_set)
         judged = make_task().run(lm, self._samples, self._max_new_tokens)
         verdicts = [_verdict(generation, judged) for generation in engine.generations]

@@ -19,6 +19,7 @@ from amnesia_bench.store.files import (
 )
 from amnesia_bench.store.lease import holding_lease
 from amnesia_bench.store.sealed_json import seal, sealed_text, unseal, unsealed
+from amnesia_bench.surgery.ranked_layers import read_ranking
 
 # The accuracy of each task (and of metrics that do not count) without a layer; None: of all.
 Measure = Callable[[int | None], Mapping[str, float]]
@@ -26,7 +27,7 @@ _RUN = "run.json"
 _MEASURED = re.compile(r"run\.json|whole\.json|without_layer_[0-9]+\.json|\..*\.json\.new")
 
 
-def rank_layers(
+def measure_layers(
     plan: LayerRanking, layers: Sequence[int], measure: Measure, out: Path
 ) -> LayerRanking:
     """Measure the model whole and without each layer, and write the ranking.
@@ -61,16 +62,6 @@ def rank_layers(
             replace_text(out, sealed_text(codec.to_json(ranking)))
             remove_files(work, _MEASURED)
     return ranking
-
-
-def read_ranking(path: Path) -> LayerRanking:
-    """Read a ranking that `rank_layers` wrote.
-
-    Raises:
-        UserError: it is none, or was changed since.
-    """
-    content = unsealed(read_json(path), str(path), "Rank the layers again, to another file.")
-    return codec.from_json(LayerRanking, content, str(path))
 
 
 def _written_before(out: Path, plan: LayerRanking) -> LayerRanking:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,14 +14,59 @@ from lm_eval.api.registry import register_model
 from numpy.typing import NDArray
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.load_engine import open_engine
-from amnesia_bench.inference.options import EngineOptions
-from amnesia_bench.inference.protocol import Engine, OnDemand, Request, sample_seed
-from amnesia_bench.lm_eval_bridge.gen_kwargs import sampling_of
+from amnesia_bench.inference.load_engine import load_engine
+from amnesia_bench.inference.protocol import Engine, EngineOptions, OnDemand, Request, sample_seed
 from amnesia_bench.lm_eval_bridge.niah_task import DocumentPromptSet
 from amnesia_bench.records.evaluation import SampleKey, Sampling
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
-from amnesia_bench.tokenizers.special_tokens import with_special_tokens
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer, with_special_tokens
+
+# What lm-eval's own models take when a task names no limit.
+_DEFAULT_MAX_NEW_TOKENS = 256
+_KNOWN = frozenset({"do_sample", "max_gen_toks", "seed", "temperature", "top_k", "top_p", "until"})
+
+
+def sampling_of(gen_kwargs: Mapping[str, Any], where: str) -> tuple[Sampling, int]:
+    """Return the sampling that these kwargs ask for, and the base of its seeds.
+
+    Defaults are lm-eval's: greedy, 256 new tokens. One is not: `top_k` is off where nobody names
+    it, and not the 50 that transformers adds by itself.
+
+    Args:
+        gen_kwargs: of one request: a task's `generation_kwargs`, changed by `--gen_kwargs`.
+        where: the task, for messages.
+
+    Raises:
+        UserError: a key that no engine here has, or a value that is none.
+    """
+    from lm_eval.models.utils import normalize_gen_kwargs
+
+    normal = normalize_gen_kwargs(dict(gen_kwargs), _DEFAULT_MAX_NEW_TOKENS)
+    if unknown := sorted(set(normal) - _KNOWN):
+        raise UserError(
+            f"{where}: generation kwargs {', '.join(unknown)}: not known to the model amnesia, "
+            "and left out they would change the score",
+            hint=f"Known: {', '.join(sorted(_KNOWN))}.",
+        )
+    temperature = float(normal.get("temperature") or 0.0)
+    if normal["do_sample"] and temperature == 0:
+        raise UserError(
+            f"{where}: do_sample=true with a temperature of 0",
+            hint="--gen_kwargs do_sample=true,temperature=0.6, or do_sample=false for greedy",
+        )
+    # What a greedy choice ignores is left at off, so that it cannot tell two runs apart.
+    drawn: Mapping[str, Any] = normal if normal["do_sample"] else {}
+    top_k = drawn.get("top_k")
+    try:
+        sampling = Sampling(
+            max_new_tokens=normal["max_gen_toks"],
+            temperature=temperature if drawn else 0.0,
+            top_p=float(drawn.get("top_p") or 1.0),
+            top_k=int(top_k) if top_k is not None and int(top_k) > 0 else None,
+            stop=tuple(dict.fromkeys(stop for stop in normal["until"] if stop)),
+        )
+    except ValueError as error:
+        raise UserError(f"{where}: generation kwargs: {error}") from error
+    return sampling, int(normal.get("seed") or 0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +138,7 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
                 hint=f"Known: pretrained, engine, max_length, {', '.join(sorted(known))}.",
             )
         checkpoint = Path(str(folder))
-        engine = open_engine(name, checkpoint, EngineOptions(**given))
+        engine = load_engine(name, checkpoint, EngineOptions(**given))
         return cls(engine, load_tokenizer(checkpoint))
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:

@@ -1,54 +1,107 @@
-"""Appendix M on a checkpoint: the engine, the ablations and lm-eval's tasks brought together."""
+"""Appendix M on a checkpoint: each softmax layer is taken out in memory, and lm-eval asks again.
+
+The paper's formula for its ablated model is lost in the text we have. Our reading: the output
+projection of the layer gives zeros, so that the residual stream passes the attention block
+unchanged, and the layer's MLP stays.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.candidates import open_candidate
+from amnesia_bench.inference.protocol import EngineOptions, silent
 from amnesia_bench.inference.transformers_engine import TransformersEngine
-from amnesia_bench.lm_eval_bridge.layer_ablation import (
-    ABLATION,
-    output_projections,
-    without_attention,
-)
-from amnesia_bench.lm_eval_bridge.layer_ranking import rank_layers
+from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers
 from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
 from amnesia_bench.lm_eval_bridge.retrieval_tasks import accuracies, load_retrieval_tasks
-from amnesia_bench.recall.check_inputs import open_candidates
 from amnesia_bench.records.layer_ranking import LayerRanking
-from amnesia_bench.weights.checkpoint import open_checkpoint
+from amnesia_bench.records.roles import LayerKind, Role
+from amnesia_bench.requests.recall import RankLayersRequest
+from amnesia_bench.weights.attention_map import attention_map
+from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
+
+ABLATION = "attention output zero (our reading of Appendix M)"
 
 
-def rank_checkpoint(
-    checkpoint: Path,
-    tasks: Sequence[str],
-    samples: int | None,
-    data: Path | None,
-    out: Path,
-    progress: Callable[[str], None],
+def output_projections(checkpoint: Checkpoint) -> Mapping[int, str]:
+    """Return the module of the output projection of each softmax layer without a window.
+
+    Raises:
+        UserError: an unknown architecture, or one without such layers.
+    """
+    attention = attention_map(checkpoint.config, checkpoint.shapes)
+    layers = attention.layers(LayerKind.FULL)
+    found = {
+        tensor.layer: tensor.name.removesuffix(".weight")
+        for tensor in attention.tensors
+        if tensor.role is Role.O and tensor.layer in layers and tensor.name.endswith(".weight")
+    }
+    if not layers or set(found) != set(layers):
+        raise UserError(
+            f"{checkpoint.folder}: {attention.family} has no softmax layers over the whole "
+            "context with an output projection of their own"
+        )
+    return found
+
+
+@contextmanager
+def without_attention(model: Any, projection: str) -> Iterator[None]:
+    """Let one layer's attention add nothing to the residual stream inside the block.
+
+    Args:
+        model: a model of transformers; nothing of its weights is changed.
+        projection: the name of the layer's output projection in it.
+
+    Raises:
+        UserError: the model has no module of this name.
+    """
+    try:
+        module = model.get_submodule(projection)
+    except AttributeError as error:
+        raise UserError(
+            f"{type(model).__name__} has no module {projection}: its names differ from those of "
+            "its checkpoint"
+        ) from error
+    hook = module.register_forward_hook(
+        lambda _module, _inputs, output: output.new_zeros(output.shape)
+    )
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def rank_layers(
+    request: RankLayersRequest, out: Path, *, progress: Callable[[str], None] = silent
 ) -> LayerRanking:
     """Rank the softmax layers of a checkpoint by leaving each out, and write the ranking.
 
     Args:
-        checkpoint: the folder.
-        tasks: see `load_retrieval_tasks`.
-        samples: how many documents of each task at most; None for all.
-        data: a folder of data, or None to fetch them.
+        request: the checkpoint and the tasks.
         out: the JSON file to write.
-        progress: told one line before each measurement.
+        progress: called with one line before each measurement.
 
     Raises:
-        UserError: anything about the inputs is wrong; nothing was written.
+        UserError: anything about the inputs is wrong, or `out` exists; nothing was written.
+        BusyError: another process is writing `out`.
+        StageFailedError: the checkpoint was changed meanwhile, or the disk is full; what was
+            measured is kept.
+        MissingEnvironmentError: the tasks' data cannot be fetched.
     """
     if out.exists():
         raise UserError(f"{out}: already exists", hint="Choose another file.")
-    projections = output_projections(open_checkpoint(checkpoint))
-    (candidate,) = open_candidates({"checkpoint": checkpoint})
-    loaded = load_retrieval_tasks(tasks, candidate.tokenizer, data)
-    engine = TransformersEngine.load(checkpoint, EngineOptions())
+    projections = output_projections(open_checkpoint(request.checkpoint))
+    candidate = open_candidate(request.checkpoint, method="")
+    tasks = load_retrieval_tasks(
+        tuple(dict.fromkeys(request.tasks)), candidate.tokenizer, request.data
+    )
+    # Layers are ablated in this engine's own module: no other engine, and one process.
+    engine = TransformersEngine.load(request.checkpoint, EngineOptions())
     lm = AmnesiaLM(engine, candidate.tokenizer)
 
     def measure(layer: int | None) -> Mapping[str, float]:
@@ -57,16 +110,16 @@ def rank_checkpoint(
             nullcontext() if layer is None else without_attention(engine.module, projections[layer])
         )
         with ablation:
-            measured = accuracies(lm, loaded, samples)
+            measured = accuracies(lm, tasks, request.samples)
         candidate.held.check()
         return measured
 
     plan = LayerRanking(
         checkpoint=candidate.parent,
         ablation=ABLATION,
-        tasks=tuple(task.record(samples) for task in loaded),
+        tasks=tuple(task.record(request.samples) for task in tasks),
         accuracy={},
         layers=(),
         settings=engine.settings,
     )
-    return rank_layers(plan, sorted(projections), measure, out)
+    return measure_layers(plan, sorted(projections), measure, out)

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from amnesia_bench.config.eval_schema import Think
-from amnesia_bench.reasoning.judging import Attempt, Row
 from amnesia_bench.reasoning.math.pool import ComparisonPool
 from amnesia_bench.reasoning.math.scorer import MathScorer
-from amnesia_bench.reasoning.reduce import average, majority
+from amnesia_bench.reasoning.problem_statistics import average, majority
+from amnesia_bench.reasoning.task import Attempt, Row
 from amnesia_bench.reasoning.tasks import task_named
 from amnesia_bench.records.evaluation import Outcome, SampleKey
 from amnesia_bench.tokenizers.chat_format import without_thinking

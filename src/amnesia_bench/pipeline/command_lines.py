@@ -14,8 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from amnesia_bench.config.load import load_data, load_variant
-from amnesia_bench.config.train_schema import load_training
+from amnesia_bench.config.load import load_data, load_training, load_variant
 from amnesia_bench.reasoning.tasks import load_eval
 from amnesia_bench.requests.base import StageRequest
 from amnesia_bench.requests.checkpoints import (

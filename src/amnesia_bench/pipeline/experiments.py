@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia_bench.config.experiment_schema import load_jobs
-from amnesia_bench.costs.estimate import GPUS
+from amnesia_bench.costs.gpus import GPUS
 from amnesia_bench.pipeline.graph import Graph, build, stages_of
 from amnesia_bench.pipeline.plan import Plan, plan_graphs
-from amnesia_bench.pipeline.producers import check_table_columns
 from amnesia_bench.pipeline.reporting import (
     ReportCall,
     check_writable,
@@ -22,10 +20,9 @@ from amnesia_bench.pipeline.reporting import (
 )
 from amnesia_bench.pipeline.run import StageCounts, run_graph
 from amnesia_bench.records.report import Report
-from amnesia_bench.report.building import build_report, load_table, write_report
+from amnesia_bench.reporting.building import report
 from amnesia_bench.requests.experiments import PlanRequest, RunRequest
 from amnesia_bench.store.layout import store_root
-from amnesia_bench.store.provenance import collect_provenance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,9 +92,6 @@ def _page(call: ReportCall) -> ReportPage:
     if is_current(call):
         return ReportPage(out=call.out, report=None, files=(), edited=())
     edited = tuple(edited_files(call))
-    for name in call.request.tables:
-        check_table_columns(name, load_table(name, call.request.overrides))
-    report = build_report(call.request, collect_provenance(sys.argv, seeds={}))
-    files = write_report(report, call.out)
-    mark_current(call, files)
-    return ReportPage(out=call.out, report=report, files=files, edited=edited)
+    written = report(call.request, call.out)
+    mark_current(call, written.files)
+    return ReportPage(out=call.out, report=written.report, files=written.files, edited=edited)

@@ -28,7 +28,7 @@ from amnesia_bench.pipeline.stage_process import stage_environment
 _EXECUTE = "amnesia_bench.pipeline.execute"
 _PRELOADED = (
     _EXECUTE,
-    "amnesia_bench.config.train_schema",
+    "amnesia_bench.config.load",
     "amnesia_bench.data.prepare",
     "amnesia_bench.inference.transformers_engine",
     "amnesia_bench.lm_eval_bridge.evaluation",

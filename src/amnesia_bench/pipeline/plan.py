@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from amnesia_bench.costs.estimate import Gpu
+from amnesia_bench.costs.gpus import Gpu
 from amnesia_bench.costs.stage_cost import Cost, cost_of, total
 from amnesia_bench.costs.work import Training
 from amnesia_bench.errors import UserError

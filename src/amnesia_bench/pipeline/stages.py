@@ -9,15 +9,15 @@ from typing import Literal
 from amnesia_bench.config.data_schema import DataConfig, SyntheticSource
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.experiment_schema import RecallPlan, TrainingStep
-from amnesia_bench.config.load import load_data, load_model
+from amnesia_bench.config.load import load_data, load_model, load_training
 from amnesia_bench.config.schema import Variant
-from amnesia_bench.config.train_schema import TrainingRun, load_training
+from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.costs.work import Answering, Training, Weights, Writing
 from amnesia_bench.data.synthesize import ROWS
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.reasoning.code.livecodebench import ProgramScorer
+from amnesia_bench.reasoning.task import ReasoningTask
 from amnesia_bench.reasoning.tasks import load_eval
-from amnesia_bench.reasoning.tasks.task import ReasoningTask
 from amnesia_bench.requests.checkpoints import (
     ConvertRequest,
     DownloadRequest,

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
-from amnesia_bench.reasoning.judging import Row
-from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ProblemSet, ReasoningTask
+from amnesia_bench.reasoning.task import BenchmarkSource, ProblemSet, ReasoningTask, Row
 from amnesia_bench.store.json_rows import read_json_rows
 from amnesia_bench.store.parquet_rows import read_parquet_rows
 

@@ -15,8 +15,8 @@ from functools import cache
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
-from amnesia_bench.reasoning.judging import Row
 from amnesia_bench.reasoning.math.worker import answer_requests
+from amnesia_bench.reasoning.task import Row
 from amnesia_bench.tokenizers.sentences import sentence_splitter
 
 # Several checkers take time in proportion to the square of the length: here half a second.
@@ -112,4 +112,4 @@ def _answer(request: Sequence[str]) -> Any:
 
 
 if __name__ == "__main__":
-    answer_requests(float(sys.argv[1]), _MEMORY_BYTES, _checkers, _answer)
+    answer_requests(float(sys.argv[1]), _MEMORY_BYTES, _answer, _checkers)

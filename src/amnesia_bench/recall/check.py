@@ -1,298 +1,158 @@
-"""The regression gate: has a fine-tune lost long-range recall?
-
-Pre and post answer the same prompts. The longest contexts come first and few prompts at a time;
-after each look the rule of `recall.sequential` says which prompt sets are clear. All answers go
-through
-`inference.generation`, so a check that was killed goes on where it stopped.
-"""
+"""The regression gate: has a fine-tune lost long-range recall? `check` answers that."""
 
 from __future__ import annotations
 
-import gc
-import shlex
-from collections.abc import Callable, Collection, Sequence
+import hashlib
+import json
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from amnesia_bench.inference.protocol import Engine
-from amnesia_bench.recall.measure import (
-    Candidate,
-    PromptSet,
-    prompt_requests,
-    recall_cell,
-    recall_of,
-    recall_samples,
-    sampling_settings,
+from amnesia_bench.inference.candidates import Candidate, open_candidates
+from amnesia_bench.inference.load_engine import open_engine
+from amnesia_bench.inference.protocol import Engine, silent
+from amnesia_bench.recall.check_inputs import (
+    PromptSetChoice,
+    build_prompt_sets_for,
+    open_prompt_sets_for,
 )
-from amnesia_bench.recall.sequential import judge, looks
-from amnesia_bench.records.evaluation import Cell, Sampling
-from amnesia_bench.records.recall import (
-    CheckedPromptSet,
-    CheckReport,
-    CheckVerdict,
-    Comparison,
-    RecallSample,
-    Rule,
-    heat_map,
+from amnesia_bench.recall.check_summary import check_markdown
+from amnesia_bench.recall.measure import PromptSet
+from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, find_task
+from amnesia_bench.recall.sequential_check import CheckPlan, CheckResult, compare_checkpoints
+from amnesia_bench.records import codec
+from amnesia_bench.records.artifacts import Parent, Provenance
+from amnesia_bench.records.recall import CheckReport, Rule
+from amnesia_bench.requests.recall import (
+    CHECK_LENGTHS,
+    NIAH_SAMPLES,
+    NIAH_TASKS,
+    BuildPromptsRequest,
+    CheckRequest,
 )
-from amnesia_bench.statistics import PairedCounts, mcnemar_exact, paired_difference
+from amnesia_bench.store.layout import MANIFEST, store_root
+from amnesia_bench.store.provenance import collect_provenance
+from amnesia_bench.store.publish import publishing
 
-Samples = tuple[RecallSample, ...]
+ERROR_RATE = 0.025
 
 
 @dataclass(frozen=True, kw_only=True)
-class CheckPlan:
-    """What to compare, on which prompts, by which rule."""
-
-    pre: Candidate
-    post: Candidate
-    restored: Candidate | None
-    prompt_sets: tuple[PromptSet, ...]
-    sampling: Sampling
-    rule: Rule
-
-    @property
-    def candidates(self) -> tuple[Candidate, ...]:
-        """Two or three: pre, post and what was restored."""
-        return (self.pre, self.post, *([self.restored] if self.restored else []))
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckResult:
-    """The verdict, and the records it was made from."""
+class FinishedCheck:
+    """What a check found: the report with its verdict, and the folder of all its records."""
 
     report: CheckReport
-    cells: tuple[Cell, ...]
-    samples: Samples
+    folder: Path
 
 
 def check(
-    plan: CheckPlan,
-    load: Callable[[Path], Engine],
-    work: Path,
-    progress: Callable[[str], None],
-) -> CheckResult:
-    """Compare the checkpoints of a plan until the verdict is clear or the prompts are used up.
+    request: CheckRequest,
+    *,
+    progress: Callable[[str], None] = silent,
+    count: Callable[[int, int], None] = silent,
+) -> FinishedCheck:
+    """Compare a fine-tune with its base on needle prompts, and publish the records.
+
+    The checkpoints answer few prompts at a time until the verdict is clear. A check that was
+    killed resumes from its answers in the work folder, which checks of one checkpoint share.
 
     Args:
-        plan: with checkpoints whose tokenizers agree on the prompts, and prompt sets of at least
-            `rule.samples` prompts.
-        load: makes the engine of a checkpoint folder; one is held at a time.
-        work: folder for the answers; those already in it are used.
-        progress: told one line before a checkpoint answers, and one when a prompt set was judged.
+        request: the checkpoints, the prompts and the tolerated drop.
+        progress: called with one line before a checkpoint answers, and when a set was judged.
+        count: called with the numbers of answered and of all requests of a checkpoint.
+
+    Raises:
+        UserError: a checkpoint, its tokenizer or the prompts do not fit the request.
+        MissingEnvironmentError: the prompts cannot be built here, or vLLM is not installed.
+        StageFailedError: a checkpoint was changed while it answered, or its logits are not finite.
+        BusyError: another process writes the same answers.
     """
-    run = _Run(plan, load, work, progress)
-    run.compare()
-    if plan.restored is not None:
-        for prompt_set in plan.prompt_sets:
-            if history := run.history[prompt_set.name]:
-                run.answer(plan.restored, prompt_set, history[-1].n)
-    return run.result()
-
-
-class _Run:
-    def __init__(
-        self,
-        plan: CheckPlan,
-        load: Callable[[Path], Engine],
-        work: Path,
-        progress: Callable[[str], None],
-    ) -> None:
-        self.plan = plan
-        self.work = work
-        self.progress = progress
-        self.load = load
-        self.engine: tuple[Candidate, Engine] | None = None
-        self.settings: dict[str, dict[str, str]] = {}
-        self.samples: dict[tuple[str, str], Samples] = {}
-        self.history: dict[str, list[PairedCounts]] = {
-            prompt_set.name: [] for prompt_set in plan.prompt_sets
-        }
-        self.verdicts = {prompt_set.name: CheckVerdict.UNDECIDED for prompt_set in plan.prompt_sets}
-
-    def compare(self) -> None:
-        """Look at ever more prompts, the longest first, until all sets are clear or one is bad."""
-        lengths = sorted(
-            {prompt_set.context_tokens for prompt_set in self.plan.prompt_sets}, reverse=True
-        )
-        for look in looks(self.plan.rule.samples):
-            for length in lengths:
-                undecided = [
-                    prompt_set
-                    for prompt_set in self.plan.prompt_sets
-                    if prompt_set.context_tokens == length
-                    and self.verdicts[prompt_set.name] is CheckVerdict.UNDECIDED
-                ]
-                self.look(undecided, look)
-                if CheckVerdict.REGRESSION in self.verdicts.values():
-                    return
-
-    def look(self, prompt_sets: Sequence[PromptSet], num_prompts: int) -> None:
-        """Let pre and post answer the first prompts of some prompt sets, and judge each set."""
-        pair = [self.plan.pre, self.plan.post]
-        # Whoever is loaded goes first: half as many loads.
-        if self.engine is not None and self.engine[0] is self.plan.post:
-            pair.reverse()
-        for candidate in pair:
-            for prompt_set in prompt_sets:
-                self.answer(candidate, prompt_set, num_prompts)
-        for prompt_set in prompt_sets:
-            pre, post = (self.samples[role, prompt_set.name] for role in ("pre", "post"))
-            self.history[prompt_set.name].append(paired_counts(pre, post))
-            verdict = judge(
-                self.history[prompt_set.name], self.plan.rule, len(self.plan.prompt_sets)
-            )
-            self.verdicts[prompt_set.name] = verdict
-            found = ", ".join(
-                f"{role} {sum(sample.correct for sample in samples)}"
-                for role, samples in (("pre", pre), ("post", post))
-            )
-            self.progress(f"{prompt_set.name}: {found} of {num_prompts}: {verdict.value}")
-
-    def answer(self, candidate: Candidate, prompt_set: PromptSet, num_prompts: int) -> None:
-        """Let one checkpoint answer the first prompts of a prompt set."""
-        if self.engine is None or self.engine[0] is not candidate:
-            # Let go of one model before the next is loaded: both may not fit.
-            self.engine = None
-            gc.collect()
-            self.engine = (candidate, self.load(candidate.folder))
-        self.progress(f"{prompt_set.name}: {candidate.role} answers {num_prompts} prompts")
-        engine = self.engine[1]
-        self.settings[candidate.role] = dict(engine.settings)
-        requests = prompt_requests(prompt_set, num_prompts, self.plan.sampling, candidate.tokenizer)
-        self.samples[candidate.role, prompt_set.name] = recall_samples(
-            engine, candidate, requests, prompt_set, self.work
-        )
-
-    def result(self) -> CheckResult:
-        """Sum up."""
-        plan = self.plan
-        samples = tuple(
-            sample
-            for candidate in plan.candidates
-            for prompt_set in plan.prompt_sets
-            for sample in self.samples.get((candidate.role, prompt_set.name), ())
-        )
-        checked = tuple(self.checked(prompt_set) for prompt_set in plan.prompt_sets)
-        verdict = overall_verdict(self.verdicts.values())
-        advice = None
-        if verdict is CheckVerdict.REGRESSION:
-            advice = restore_command(plan.pre.folder, plan.post.folder)
-        return CheckResult(
-            report=CheckReport(
-                verdict=verdict,
-                rule=plan.rule,
-                checkpoints={each.role: str(each.folder) for each in plan.candidates},
-                cells=checked,
-                heat_maps=tuple(heat_map(samples, each.role) for each in plan.candidates),
-                generations=len(samples),
-                generations_planned=len(plan.candidates)
-                * len(plan.prompt_sets)
-                * plan.rule.samples,
-                warnings=_warnings(plan, checked),
-                advice=advice,
-            ),
-            cells=tuple(
-                recall_cell(
-                    each.recall.get(candidate.role),
-                    candidate,
-                    prompt_set,
-                    {
-                        **self.settings[candidate.role],
-                        **sampling_settings(plan.sampling),
-                        "chat_template": "none",
-                        "scorer": "string_match_all",
-                    },
-                )
-                for candidate in plan.candidates
-                for prompt_set, each in zip(plan.prompt_sets, checked, strict=True)
-            ),
-            samples=samples,
-        )
-
-    def checked(self, prompt_set: PromptSet) -> CheckedPromptSet:
-        """Sum up one prompt set."""
-        found = {
-            candidate.role: self.samples[candidate.role, prompt_set.name]
-            for candidate in self.plan.candidates
-            if (candidate.role, prompt_set.name) in self.samples
-        }
-        pairs = [("pre", "post"), ("restored", "post"), ("pre", "restored")]
-        return CheckedPromptSet(
-            task=prompt_set.task,
-            context_tokens=prompt_set.context_tokens,
-            n=max(map(len, found.values()), default=0),
-            verdict=self.verdicts[prompt_set.name],
-            recall={
-                role: recall_of([sample.outcome for sample in samples])
-                for role, samples in found.items()
-            },
-            comparisons=tuple(
-                paired_comparison(first, second, paired_counts(found[first], found[second]))
-                for first, second in pairs
-                if first in found and second in found
-            ),
-        )
-
-
-def paired_counts(first: Samples, second: Samples) -> PairedCounts:
-    """Count how two checkpoints answered the same prompts."""
-    pairs = [(a.correct, b.correct) for a, b in zip(first, second, strict=True)]
-    return PairedCounts(
-        both=pairs.count((True, True)),
-        only_first=pairs.count((True, False)),
-        only_second=pairs.count((False, True)),
-        neither=pairs.count((False, False)),
+    for task in request.tasks or ():
+        find_task(task)
+    provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
+    folders = {"pre": request.pre, "post": request.post}
+    if request.restored is not None:
+        folders["restored"] = request.restored
+    candidates = open_candidates(folders)
+    work = request.work or store_root()
+    prompt_sets = _prompt_sets(request, candidates, work)
+    plan = CheckPlan(
+        pre=candidates[0],
+        post=candidates[1],
+        restored=candidates[2] if len(candidates) > 2 else None,
+        prompt_sets=prompt_sets,
+        sampling=NIAH_SAMPLING,
+        rule=Rule(
+            samples=request.samples or min(map(len, prompt_sets)),
+            margin=request.margin,
+            error_rate=ERROR_RATE,
+        ),
     )
 
+    def load(candidate: Candidate) -> Engine:
+        return open_engine(request.engine, candidate, count=count)
 
-def paired_comparison(first: str, second: str, counts: PairedCounts) -> Comparison:
-    """Describe the difference of two checkpoints by these counts alone."""
-    return Comparison(
-        first=first,
-        second=second,
-        n=counts.n,
-        only_first=counts.only_first,
-        only_second=counts.only_second,
-        difference=counts.difference,
-        interval=paired_difference(counts),
-        p_value=mcnemar_exact(counts.only_first, counts.only_second),
+    result = compare_checkpoints(plan, load, work, progress)
+    return FinishedCheck(report=result.report, folder=publish_check(result, work, provenance))
+
+
+def _prompt_sets(
+    request: CheckRequest, candidates: Sequence[Candidate], work: Path
+) -> tuple[PromptSet, ...]:
+    if request.prompts is not None:
+        choice = PromptSetChoice(
+            tasks=request.tasks, lengths=request.lengths, samples=request.samples
+        )
+        return open_prompt_sets_for(request.prompts, candidates, choice)
+    build = BuildPromptsRequest(
+        tokenizer=request.pre,
+        lengths=request.lengths or CHECK_LENGTHS,
+        tasks=request.tasks or NIAH_TASKS,
+        haystack=request.haystack,
+        samples=request.samples or NIAH_SAMPLES,
     )
+    return build_prompt_sets_for(build, work, candidates)
 
 
-def overall_verdict(verdicts: Collection[CheckVerdict]) -> CheckVerdict:
-    """Return the verdict on all prompt sets: regressed if one has, all-clear only if all are."""
-    if CheckVerdict.REGRESSION in verdicts:
-        return CheckVerdict.REGRESSION
-    if set(verdicts) == {CheckVerdict.NO_REGRESSION}:
-        return CheckVerdict.NO_REGRESSION
-    return CheckVerdict.UNDECIDED
+def publish_check(result: CheckResult, work: Path, provenance: Provenance) -> Path:
+    """Write the records of a check into a folder named by their contents.
+
+    `check.json` is the report, `cells.json` one `Cell` per checkpoint, task and length,
+    `samples.jsonl` one judged answer per line, `summary.md` what a CI comment shows. The same
+    check, run again, finds its folder finished and leaves it as it is.
+
+    Returns:
+        The folder.
+
+    Raises:
+        BusyError, StageFailedError, MissingEnvironmentError: see `publishing`.
+    """
+    files = {
+        "check.json": _json(codec.to_json(result.report)),
+        "cells.json": _json(codec.to_json(result.cells)),
+        "samples.jsonl": "".join(
+            json.dumps(codec.to_json(sample)) + "\n" for sample in result.samples
+        ),
+        "summary.md": check_markdown(result.report),
+    }
+    content = "".join(files.values()).encode()
+    final = work / "checks" / hashlib.sha256(content).hexdigest()[:16]
+    if (final / MANIFEST).is_file():
+        return final
+    with publishing(final) as publication:
+        for name, text in files.items():
+            (publication.folder / name).write_text(text, encoding="utf-8")
+        publication.finish("check", _parents(result), provenance)
+    return final
 
 
-def restore_command(pre: Path, post: Path) -> str:
-    """Return the command that repairs a fine-tune."""
-    named = post if post.name not in ("", "..") else post.resolve()
-    out = named.with_name(f"{named.name}-restored")
-    return shlex.join(
-        ["amnesia", "restore", "--pre", str(pre), "--post", str(post), "--out", str(out)]
-    )
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def _warnings(plan: CheckPlan, checked: Sequence[CheckedPromptSet]) -> tuple[str, ...]:
-    warnings = []
-    if plan.pre.parent.identity == plan.post.parent.identity:
-        warnings.append("pre and post hold the same weights")
-    for each in checked:
-        for role, recall in each.recall.items():
-            if recall.empty:
-                warnings.append(
-                    f"{role}: {recall.empty} of {recall.n} answers to "
-                    f"{each.task}@{each.context_tokens} are empty; they count as wrong"
-                )
-        pre = each.recall.get("pre")
-        if pre is not None and pre.correct / pre.n < plan.rule.excluded_drop:
-            warnings.append(
-                f"pre itself finds only {pre.correct} of {pre.n} needles of {each.task}@"
-                f"{each.context_tokens}: there is no recall to lose"
-            )
-    return tuple(warnings)
+def _parents(result: CheckResult) -> tuple[Parent, ...]:
+    parents = {
+        (parent.role, parent.location): parent for cell in result.cells for parent in cell.parents
+    }
+    return tuple(parents.values())

@@ -7,53 +7,25 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.recall.measure import Candidate, PromptSet
-from amnesia_bench.store.held_files import HeldFiles
+from amnesia_bench.inference.candidates import Candidate
+from amnesia_bench.recall.measure import PromptSet
+from amnesia_bench.recall.niah.build import build_prompts
+from amnesia_bench.recall.niah.haystack import read_haystack
+from amnesia_bench.recall.niah.prompt_sets import NiahPromptSet, open_prompt_sets
+from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.store.layout import MANIFEST
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer, tokenizer_identity
-from amnesia_bench.tokenizers.special_tokens import with_special_tokens
-from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
-from amnesia_bench.weights.identity import parent_by_contents
-
-if TYPE_CHECKING:
-    from amnesia_bench.recall.niah.build import NiahBuild
-    from amnesia_bench.recall.niah.prompt_sets import NiahPromptSet
-
-_PromptSet = TypeVar("_PromptSet", bound=PromptSet)
-# Read by transformers' generate: it names the end tokens.
-GENERATION_CONFIG = "generation_config.json"
-# What an engine reads of a folder besides config and weights: the end tokens and the tokenizer.
-READ_BESIDE = (
-    GENERATION_CONFIG,
-    "*token*.json",  # tokenizer, tokenizer_config, special_tokens_map, added_tokens
-    "vocab.*",
-    "merges.txt",
-    "*.model",
-    "*.jinja",
+from amnesia_bench.tokenizers.tokenizer import (
+    identity_of_older_prompts,
+    tokenizer_identity,
+    with_special_tokens,
 )
 
-
-def open_candidates(folders: Mapping[str, Path]) -> tuple[Candidate, ...]:
-    """Identify checkpoints by their whole contents.
-
-    Args:
-        folders: role (pre, post, restored) -> checkpoint folder.
-
-    Returns:
-        The candidates in the order given, each with its tokenizer. Tokenizers may differ here;
-        `open_prompt_sets_for` refuses prompts of which they make different tokens.
-
-    Raises:
-        UserError: a folder is no checkpoint, or holds no tokenizer.
-        StageFailedError: a file was changed while it was hashed.
-    """
-    checkpoints = {role: open_checkpoint(folder) for role, folder in folders.items()}
-    return tuple(_candidate(role, checkpoint) for role, checkpoint in checkpoints.items())
+_PromptSet = TypeVar("_PromptSet", bound=PromptSet)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,8 +74,6 @@ def open_prompt_sets_for(
         UserError: the folder holds no prompts, or the tokenizer of a candidate makes other tokens
             of them, or puts others around them.
     """
-    from amnesia_bench.recall.niah.prompt_sets import open_prompt_sets
-
     tokenizers = {tokenizer_identity(each.tokenizer): each.tokenizer for each in candidates}
     prompt_sets = [open_prompt_sets(folder, tokenizer) for tokenizer in tokenizers.values()]
     first = candidates[0]
@@ -121,7 +91,7 @@ def open_prompt_sets_for(
 
 
 def build_prompt_sets_for(
-    build: NiahBuild, work: Path, candidates: Sequence[Candidate]
+    build: BuildPromptsRequest, work: Path, candidates: Sequence[Candidate]
 ) -> tuple[NiahPromptSet, ...]:
     """Build prompts into `work`, or take those that an earlier check has built there.
 
@@ -132,32 +102,25 @@ def build_prompt_sets_for(
             `open_prompt_sets_for`.
         MissingEnvironmentError: words, sentence model or hub are not to be had.
     """
-    from amnesia_bench.recall.niah.build import build_prompt_sets
-    from amnesia_bench.recall.niah.haystack import read_haystack
-
     depends = {
-        "tokenizer": tokenizer_identity(candidates[0].tokenizer),
         "lengths": build.lengths,
         "tasks": build.tasks,
         "haystack": None if build.haystack is None else read_haystack(build.haystack).sha256,
         "samples": build.samples,
     }
-    digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
-    folder = work / "prompts" / digest[:16]
-    if not (folder / MANIFEST).is_file():
-        build_prompt_sets(build, folder)
+    tokenizer = candidates[0].tokenizer
+    # Older versions named the folder by another hash; a check that they began resumes.
+    folder, older = (
+        work / "prompts" / _short_digest({**depends, "tokenizer": identity(tokenizer)})
+        for identity in (tokenizer_identity, identity_of_older_prompts)
+    )
+    if (older / MANIFEST).is_file():
+        folder = older
+    elif not (folder / MANIFEST).is_file():
+        build_prompts(build, folder)
     choice = PromptSetChoice(tasks=build.tasks, lengths=build.lengths, samples=build.samples)
     return open_prompt_sets_for(folder, candidates, choice)
 
 
-def _candidate(role: str, checkpoint: Checkpoint) -> Candidate:
-    folder = checkpoint.folder
-    beside = [path for name in READ_BESIDE for path in sorted(folder.glob(name))]
-    held = checkpoint.held + HeldFiles.hold(beside)
-    tokenizer = load_tokenizer(folder)
-    hashed = [GENERATION_CONFIG] if (folder / GENERATION_CONFIG).is_file() else []
-    parent = parent_by_contents(role, checkpoint, hashed)
-    held.check()
-    return Candidate(
-        role=role, method=role, folder=folder, parent=parent, held=held, tokenizer=tokenizer
-    )
+def _short_digest(depends: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]

@@ -6,24 +6,23 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.inference.generation import generate_missing
-from amnesia_bench.inference.held_engine import HeldEngine
 from amnesia_bench.inference.protocol import Engine, OnDemand, Request
-from amnesia_bench.recall.niah.scoring import score_needle
+from amnesia_bench.recall.niah.tasks import score_needle
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKey, Sampling
+from amnesia_bench.records.ids import RECALL_METRIC
 from amnesia_bench.records.recall import Recall, RecallSample
 from amnesia_bench.statistics import wilson
-from amnesia_bench.store.held_files import HeldFiles
-from amnesia_bench.tokenizers.special_tokens import with_beginning
+from amnesia_bench.tokenizers.tokenizer import with_beginning
 
 
 class PromptSetId(Protocol):
@@ -56,22 +55,6 @@ class PromptSet(PromptSetId, Protocol):
     def needle_span(self, i: int) -> tuple[int, int]: ...
 
 
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A checkpoint under test: its role (pre, post, restored), folder and identity.
-
-    `method` is that of its cells: the label of a table's row, such as +QK-Restore. `held` are the
-    files that its identity was computed from, and its tokenizer's.
-    """
-
-    role: str
-    method: str
-    folder: Path
-    parent: Parent
-    held: HeldFiles
-    tokenizer: Any
-
-
 def prompt_requests(prompt_set: PromptSet, n: int, sampling: Sampling, tokenizer: Any) -> OnDemand:
     """Return the first `n` prompts of a prompt set as requests.
 
@@ -102,9 +85,7 @@ def recall_samples(
     depends = json.dumps({**engine.settings, **identity}, sort_keys=True)
     name = hashlib.sha256(depends.encode()).hexdigest()[:16]
     folder = work / "generations" / prompt_set.name / name
-    generations = generate_missing(
-        HeldEngine(engine, candidate.held), requests, folder, identity=identity
-    )
+    generations = generate_missing(engine, requests, folder, identity=identity)
     return tuple(recall_sample(generation, candidate, prompt_set) for generation in generations)
 
 
@@ -157,7 +138,7 @@ def recall_cell(
         method=candidate.method,
         task=prompt_set.task,
         context_tokens=prompt_set.context_tokens,
-        metric="recall",
+        metric=RECALL_METRIC,
         value=value,
         n=0 if recall is None else recall.n,
         repeats=1,

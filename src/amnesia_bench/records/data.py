@@ -34,8 +34,8 @@ class DataDescription:
 
     Tokens are little-endian unsigned integers of `token_bytes` bytes, `sequence_tokens` a
     sequence, `sequences_per_shard` sequences a file. `config` is the DataConfig as JSON, and
-    `tokenizer_sha256` covers all that determines how a text is split, by `data.tokenizer`. It is
-    another hash than that of `NiahPrompts`.
+    `tokenizer_sha256` is the tokenizer's identity: it covers all that determines how a text is
+    split.
     """
 
     name: str

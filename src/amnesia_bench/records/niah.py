@@ -27,9 +27,9 @@ class HaystackSource:
 class NiahPrompts:
     """What the prompt sets of an artifact have in common; `cells` are their names.
 
-    `generator` names the code whose prompts these are, byte by byte. `tokenizer_sha256` is that of
-    `tokenizers`, another hash than that of `DataDescription`. `haystack` is None when no
-    task needs essays.
+    `generator` names the code whose prompts these are, byte by byte. `tokenizer_sha256` is the
+    tokenizer's identity, as that of `DataDescription`; older versions stored another hash here.
+    `haystack` is None when no task needs essays.
     """
 
     generator: str
@@ -42,7 +42,7 @@ class NiahPrompts:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerParts:
-    """What decides how a tokenizer splits a text, in two parts.
+    """What decides how a tokenizer splits a text (its identity), in two parts.
 
     `sha256` covers its normaliser, pre-tokeniser and vocabulary. `added_tokens` maps the content
     of each added token to its entry in tokenizer.json, as JSON: a fine-tune often adds some, which
@@ -112,3 +112,8 @@ class PromptSetRecord:
     spliced: bool
     documents: tuple[NiahDocument, ...]
     samples: NiahSamples
+
+    @property
+    def name(self) -> str:
+        """The name of the prompt set, which is also that of its task in samples' keys."""
+        return f"{self.task}@{self.context_tokens}"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import PositiveInt
 
 from amnesia_bench.config.schema import Frozen
+
+EngineName = Literal["transformers", "vllm"]
+ENGINES: tuple[str, ...] = get_args(EngineName)
 
 
 class EngineChoice(Frozen):
@@ -19,6 +22,6 @@ class EngineChoice(Frozen):
         attn_logits_scaling: overrides that of a HypeNet's config: "hype 500".
     """
 
-    name: Literal["transformers", "vllm"] = "transformers"
+    name: EngineName = "transformers"
     max_context_tokens: PositiveInt | None = None
     attn_logits_scaling: str | None = None

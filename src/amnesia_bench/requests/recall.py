@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from amnesia_bench.config.schema import Frozen
+from amnesia_bench.records.recall import TOLERATED_DROP
 from amnesia_bench.requests.base import Location, Request, StageRequest
 from amnesia_bench.requests.engines import EngineChoice
 
+# What is asked where neither the request nor a folder of prompts says otherwise.
+NIAH_TASKS = ("niah_single_1", "niah_single_2", "niah_single_3")
+NIAH_SAMPLES = 500
+CHECK_LENGTHS = (32768, 262144)
+EVALUATE_LENGTHS = (32768, 65536, 131072, 262144)
+# What lm-eval's task files ask of a model.
+NIAH_MAX_NEW_TOKENS = 128
 RANKING_TASKS = ("fda", "swde", "ruler_qa_squad")
 
 Tasks = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -33,7 +41,7 @@ class BuildPromptsRequest(StageRequest):
         tasks: each at every length.
         lengths: lm-eval's max_seq_lengths, in tokens.
         samples: prompts per task and length.
-        haystack: the essays; None will do where no task needs them.
+        haystack: the essays; None where no task needs them.
         repeat: repeat a haystack that is too short.
     """
 
@@ -52,7 +60,7 @@ class EvaluateRequest(StageRequest):
     Attributes:
         checkpoint: folder of the checkpoint.
         prompts: folder that `build_prompts` wrote; None lets lm-eval make the prompts itself.
-        tasks, lengths, samples: which of the prompts; None is all of them.
+        tasks, lengths, samples: which prompts; None is all of `prompts`, or the defaults.
         max_new_tokens: maximum tokens per answer.
         method: the row's label in a table.
         engine: what runs the model.
@@ -65,7 +73,7 @@ class EvaluateRequest(StageRequest):
     tasks: Tasks | None = None
     lengths: Lengths | None = None
     samples: PositiveInt | None = None
-    max_new_tokens: PositiveInt = 128
+    max_new_tokens: PositiveInt = NIAH_MAX_NEW_TOKENS
     method: str = ""
     engine: EngineChoice = EngineChoice()
     verify_prefix: NonNegativeInt = 0
@@ -93,9 +101,15 @@ class CheckRequest(Request):
     tasks: Tasks | None = None
     lengths: Lengths | None = None
     samples: PositiveInt | None = None
-    margin: NonNegativeFloat = 0.0
+    margin: Annotated[float, Field(ge=0, lt=1 - TOLERATED_DROP, allow_inf_nan=False)] = 0.0
     engine: EngineChoice = EngineChoice()
     work: Location | None = None
+
+    @model_validator(mode="after")
+    def _one_source_of_prompts(self) -> Self:
+        if self.prompts is not None and self.haystack is not None:
+            raise ValueError("give either prompts or a haystack to build them from, not both")
+        return self
 
 
 class RankLayersRequest(StageRequest):

@@ -1,7 +1,7 @@
 """Run programs that nobody has read: no network, no files, no environment, hard limits."""
 
 from amnesia_bench.sandbox.launcher import Launcher, find_launcher
-from amnesia_bench.sandbox.limits import Limits
+from amnesia_bench.sandbox.program import Limits
 from amnesia_bench.sandbox.selftest import Check, open_launcher, refuse_leaks, run_checks
 from amnesia_bench.sandbox.session import ProgramStoppedError, SandboxError, Session, Stop
 

@@ -16,9 +16,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from amnesia_bench.errors import MissingEnvironmentError
-from amnesia_bench.sandbox.interpreter import NOBODY, Interpreter, find_interpreter
-from amnesia_bench.sandbox.limits import Limits
-from amnesia_bench.sandbox.script_files import ScriptFiles, script_files
+from amnesia_bench.sandbox.program import (
+    NOBODY,
+    Interpreter,
+    Limits,
+    ScriptFiles,
+    find_interpreter,
+    script_files,
+)
 from amnesia_bench.sandbox.seccomp import filter_program
 from amnesia_bench.sandbox.session import ProgramStoppedError, SandboxError, Session
 

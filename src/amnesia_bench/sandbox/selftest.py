@@ -8,7 +8,7 @@ from importlib.resources import files
 
 from amnesia_bench.errors import MissingEnvironmentError
 from amnesia_bench.sandbox.launcher import INSTALL, Launcher, find_launcher
-from amnesia_bench.sandbox.limits import MIB, Limits
+from amnesia_bench.sandbox.program import MIB, Limits
 from amnesia_bench.sandbox.session import ProgramStoppedError, SandboxError
 
 # Small, so that reaching them is quick; the kernel's mechanisms are the same.

@@ -8,13 +8,13 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.difference import CheckpointDifference, TensorDifference
 from amnesia_bench.records.roles import AttentionMap, LayerKind, Role, RoleTensor
+from amnesia_bench.requests.checkpoints import DiffRequest
 from amnesia_bench.surgery.pairing import pair_tensors
 from amnesia_bench.weights.attention_map import ROUTING, attention_map
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
@@ -27,8 +27,8 @@ LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
 NO_ROLE = len(ROLE_ORDER)
 
 
-def diff_checkpoints(folder_a: Path, folder_b: Path) -> CheckpointDifference:
-    """Compare every tensor of two folders, by bytes first and then by values.
+def diff(request: DiffRequest) -> CheckpointDifference:
+    """Compare every tensor of two checkpoints, by bytes first and then by values.
 
     Tensors are paired by their place in the decoder, whatever it is wrapped in. Unlike a restore
     this takes any two checkpoints: other shapes and dtypes are differences, and an architecture
@@ -37,7 +37,7 @@ def diff_checkpoints(folder_a: Path, folder_b: Path) -> CheckpointDifference:
     Raises:
         UserError: one of the folders is not a whole checkpoint.
     """
-    a, b = open_checkpoint(folder_a), open_checkpoint(folder_b)
+    a, b = open_checkpoint(request.a), open_checkpoint(request.b)
     maps = _attention_or_none(a), _attention_or_none(b)
     attention = maps[0]
     roles: dict[str, list[RoleTensor]] = {}
@@ -52,8 +52,8 @@ def diff_checkpoints(folder_a: Path, folder_b: Path) -> CheckpointDifference:
             )
         )
     return CheckpointDifference(
-        a=str(folder_a),
-        b=str(folder_b),
+        a=str(request.a),
+        b=str(request.b),
         family=attention.family if attention else None,
         softmax_layers=(attention.layers(LayerKind.FULL, LayerKind.SLIDING) if attention else ()),
         only_in_a=pairing.only_in_a,

@@ -6,16 +6,13 @@ or the vision tower, under another prefix, a tied head once instead of twice, ex
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import AttentionMap, Role
 from amnesia_bench.weights.checkpoint import Checkpoint
-from amnesia_bench.weights.names import by_place, plain_name
-
-NAMED = 3
+from amnesia_bench.weights.names import by_place, grouped_names, plain_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,21 +96,6 @@ def notes_on_others(
     recast = [name for name, (a, b) in entries.items() if a.dtype != b.dtype]
     if recast:
         yield f"Different dtype, the output keeps post's: {grouped_names(recast)}."
-
-
-def grouped_names(names: Iterable[str]) -> str:
-    """Return the first few names and their number; names that differ only in numbers become one.
-
-    Example: `mtp.layers.*.q_proj.weight, mtp.norm.weight (3 tensors)`
-    """
-    patterns: dict[str, list[str]] = {}
-    for name in names:
-        patterns.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
-    shown = [p if len(same) > 1 else same[0] for p, same in patterns.items()]
-    more = f", and {len(shown) - NAMED} more" if len(shown) > NAMED else ""
-    total = sum(map(len, patterns.values()))
-    count = f"{total} tensors" if total > 1 else "1 tensor"
-    return f"{', '.join(shown[:NAMED])}{more} ({count})"
 
 
 def _other_form(what: str) -> UserError:

@@ -14,13 +14,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amnesia_bench import __version__
-from amnesia_bench.config.load import load_variant
 from amnesia_bench.config.schema import TopDrift, Variant
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import FileEntry
 from amnesia_bench.records.restoration import Proof, Restoration
 from amnesia_bench.records.roles import AttentionMap, LayerKind, Role
+from amnesia_bench.requests.checkpoints import RestoreRequest
 from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.held_files import HeldFiles
@@ -32,6 +32,7 @@ from amnesia_bench.surgery.edits import Edits, compute_edits, measure_drift
 from amnesia_bench.surgery.layer_values import Pair
 from amnesia_bench.surgery.pairing import in_posts_names, notes_on_others, pair_tensors
 from amnesia_bench.surgery.plan import LayerPlan, candidate_layers, make_plan
+from amnesia_bench.surgery.ranked_layers import top_layers
 from amnesia_bench.surgery.shards import WrittenShard, bytes_to_copy, check_tensors, write_shards
 from amnesia_bench.weights.attention_map import ROUTING, attention_map
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
@@ -53,29 +54,18 @@ SCHEMA_VERSION = 1
 OWN_RECORDS = (MANIFEST, RESTORATION)  # of a post that is itself an artifact: not copied
 
 
-def restore(  # noqa: PLR0913 - the public entry; every argument is a flag of the command
-    pre: Path | str,
-    post: Path | str,
-    out: Path | str,
-    variant: str | Variant = "qk",
-    *,
-    layers: Sequence[int] | None = None,
-    cast: bool = False,
-    allow_noop: bool = False,
-) -> Restoration:
+def restore(request: RestoreRequest, out: Path | None) -> Restoration:
     """Write `out`: post with the variant's tensors repaired from pre, everything else untouched.
 
+    Config, tokenizer and code are those of post.
+
     Args:
-        pre: folder of the checkpoint before the fine-tune.
-        post: folder of the checkpoint after it; config, tokenizer and code are taken from here.
-        out: a folder that does not exist yet.
-        variant: a name of configs/restore, or a Variant (see `load_variant` for overrides).
-        layers: restore these layers only, instead of those that the variant selects.
-        cast: round pre's values to post's dtype where the dtypes differ.
-        allow_noop: write a copy of post even if the edits change no bit.
+        request: the two checkpoints, and what of them is restored.
+        out: a folder that does not exist yet; None only plans, and writes nothing.
 
     Returns:
-        What was done and proven; the same record lies in out/restoration.json.
+        What was done and proven; the same record lies in out/restoration.json. Of a plan `out` and
+        `proof` are None.
 
     Raises:
         UserError: the inputs do not belong together, or the plan would change nothing.
@@ -83,13 +73,15 @@ def restore(  # noqa: PLR0913 - the public entry; every argument is a flag of th
             wrote to pre or post meanwhile.
         BusyError: another process is writing `out`.
     """
-    out = Path(out)
-    job = _prepare(Path(pre), Path(post), _chosen(variant, layers), cast=cast)
+    job = _prepare(request)
+    if out is None:
+        with job.unchanged():
+            return _record(job, _computed(job, Path(os.devnull)))
     _check_out(out, job.pair)
     provenance = collect_provenance(sys.argv, seeds={})
     with publishing(out) as work:
         with job.unchanged():
-            record, entries = _fill(job, work.folder, out, allow_noop=allow_noop)
+            record, entries = _fill(job, work.folder, out)
         parents = (
             as_parent("pre", record.pre, {t.name: t.sha256_pre for t in record.tensors}),
             as_parent("post", record.post, {t.name: t.sha256_post for t in record.tensors}),
@@ -98,30 +90,11 @@ def restore(  # noqa: PLR0913 - the public entry; every argument is a flag of th
     return record
 
 
-def plan_restore(
-    pre: Path | str,
-    post: Path | str,
-    variant: str | Variant = "qk",
-    *,
-    layers: Sequence[int] | None = None,
-    cast: bool = False,
-    allow_noop: bool = False,
-) -> Restoration:
-    """Do everything that `restore` does short of writing; `out` and `proof` are None.
-
-    Raises:
-        UserError: as `restore`.
-    """
-    job = _prepare(Path(pre), Path(post), _chosen(variant, layers), cast=cast)
-    with job.unchanged():
-        return _record(job, _computed(job, Path(os.devnull), allow_noop=allow_noop))
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Job:
+    request: RestoreRequest
     pair: Pair
     variant: Variant
-    cast: bool
     plans: tuple[LayerPlan, ...]
     side_files: tuple[str, ...]
     left_out: LeftOut
@@ -143,16 +116,12 @@ class _Job:
         self.held.check()
 
 
-def _chosen(variant: str | Variant, layers: Sequence[int] | None) -> Variant:
-    if isinstance(variant, str):
-        variant = load_variant(variant)
-    if layers is None:
-        return variant
-    select = variant.select.model_copy(update={"layers": tuple(layers)})
-    return variant.model_copy(update={"select": select})
-
-
-def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
+def _prepare(request: RestoreRequest) -> _Job:
+    variant = request.variant
+    if request.ranked_layers is not None:
+        select = variant.select.model_copy(update={"layers": top_layers(request.ranked_layers)})
+        variant = variant.model_copy(update={"select": select})
+    pre, post = request.pre, request.post
     checkpoints = open_checkpoint(pre), open_checkpoint(post)
     roles = {*ROUTING, *variant.select.roles}
     maps = _map_of(checkpoints[0], roles), _map_of(checkpoints[1], roles)
@@ -169,7 +138,7 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
     planned = [tensor.name for plan in plans for tensor in plan.tensors]
     for checkpoint in (pair.pre, pair.post):
         refuse_codes(checkpoint, planned)
-    if not cast:
+    if not request.cast:
         check_dtypes(pair.pre, pair.post, planned)
     notes += notes_on_others(pair.pre, pair.post, pairing, set(planned))
     if isinstance(variant.select.layers, TopDrift):
@@ -177,9 +146,9 @@ def _prepare(pre: Path, post: Path, variant: Variant, *, cast: bool) -> _Job:
         keep = sorted(drift, key=lambda layer: -drift[layer])[: variant.select.layers.top_drift]
         plans = tuple(plan for plan in plans if plan.layer in keep)
     return _Job(
+        request=request,
         pair=pair,
         variant=variant,
-        cast=cast,
         plans=plans,
         side_files=tuple(copied),
         left_out=others,
@@ -224,12 +193,10 @@ def _warnings(
     return tuple(warnings)
 
 
-def _fill(
-    job: _Job, work: Path, out: Path, *, allow_noop: bool
-) -> tuple[Restoration, tuple[FileEntry, ...]]:
+def _fill(job: _Job, work: Path, out: Path) -> tuple[Restoration, tuple[FileEntry, ...]]:
     """Write everything but the manifest into `work`; return the record and the files."""
     post = job.pair.post
-    edits = _computed(job, work / SPOOL, allow_noop=allow_noop)
+    edits = _computed(job, work / SPOOL)
     _check_space(job, edits, work)
     shards = write_shards(post, edits, work)
     check_tensors(post, edits, work)
@@ -250,9 +217,9 @@ def _fill(
     return record, tuple(file_entry(work, name, sha256=sha) for name, sha in hashed.items())
 
 
-def _computed(job: _Job, spool: Path, *, allow_noop: bool) -> Edits:
+def _computed(job: _Job, spool: Path) -> Edits:
     edits = compute_edits(job.pair, job.plans, job.variant.rule, spool)
-    if edits.changes_nothing and not allow_noop:
+    if edits.changes_nothing and not job.request.allow_noop:
         post = job.pair.post.folder
         unmerged = (
             "The adapter beside its weights is not merged into them. With peft installed:\n"
@@ -303,7 +270,7 @@ def _record(job: _Job, edits: Edits) -> Restoration:
         pre=identify(job.pair.pre),
         post=identify(job.pair.post),
         out=None,
-        cast=job.cast,
+        cast=job.request.cast,
         tensors=edits.tensors,
         left_out=job.left_out.names,
         warnings=job.warnings,

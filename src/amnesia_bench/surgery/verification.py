@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.restoration import Restoration
+from amnesia_bench.requests.checkpoints import VerifyRequest
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.missing_folder import no_folder
@@ -29,12 +29,13 @@ class Verification:
     findings: tuple[str, ...]
 
 
-def verify(folder: Path) -> Verification:
+def verify(request: VerifyRequest) -> Verification:
     """Check every file against the manifest; of a checkpoint its shards and restored tensors too.
 
     Raises:
         UserError: no such folder, or it has no manifest: there is nothing to compare it with.
     """
+    folder = request.folder
     if not folder.is_dir():
         raise no_folder(folder)
     manifest = read_manifest(folder)

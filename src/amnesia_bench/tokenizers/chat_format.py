@@ -13,8 +13,14 @@ from numpy.typing import NDArray
 
 from amnesia_bench.config.eval_schema import Think
 from amnesia_bench.errors import UserError
-from amnesia_bench.tokenizers.special_tokens import with_beginning
-from amnesia_bench.tokenizers.tokenizer_files import with_fixed_date
+from amnesia_bench.tokenizers.tokenizer import with_beginning
+
+# Templates of Llama 3.2, SmolLM3 and others write today's date into the system message. Data and
+# prompts must not depend on the day: this is the date of templates that have a fixed one.
+_FIXED_DATE = {
+    "%-d": "26", "%d": "26", "%-m": "7", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024",
+    "%y": "24", "%A": "Friday", "%a": "Fri", "%H": "00", "%M": "00", "%S": "00",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +74,16 @@ def prompt_tokens(tokenizer: Any, layout: PromptFormat, message: str) -> NDArray
         text = _render(tokenizer, layout.template, message, add_generation_prompt=True)
     ids = np.asarray(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)
     return with_beginning(tokenizer, ids) if layout.template is None else ids
+
+
+def with_fixed_date(template: str) -> str:
+    """Return a chat template that writes the same on every day."""
+    if "strftime_now" not in template:
+        return template
+    replaced = "".join(f" | replace('{code}', '{text}')" for code, text in _FIXED_DATE.items())
+    return (
+        "{%- macro strftime_now(format) -%}{{- format" + replaced + " -}}{%- endmacro %}\n"
+    ) + template
 
 
 def without_thinking(text: str, think: Think | None, *, opened: bool) -> str | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.requests.checkpoints import DownloadRequest
 from amnesia_bench.store.files import read_json, remove_files
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST, resumable_path
@@ -59,16 +60,11 @@ class _RemoteFile:
     git_id: str | None
 
 
-def download_checkpoint(repository: str, revision: str | None, out: Path) -> Downloaded:
+def download(request: DownloadRequest, out: Path) -> Downloaded:
     """Fetch config, tokenizer, code and safetensors of a model into a folder.
 
     Pickles, other formats and subfolders are left out. No code is run. What is there is kept if
     this is killed, shard by shard, for the same call again.
-
-    Args:
-        repository: its name on the hub, `Qwen/Qwen3-1.7B`.
-        revision: a commit, a branch or a tag; None is the newest commit of the main branch.
-        out: folder to write.
 
     Raises:
         UserError: no such repository or revision, no access, no safetensors; or `out` exists.
@@ -76,7 +72,7 @@ def download_checkpoint(repository: str, revision: str | None, out: Path) -> Dow
         StageFailedError: no space left, or a file is not what the hub says it is.
     """
     provenance = collect_provenance(sys.argv, seeds={})
-    listing = _listing(repository, revision)
+    listing = _listing(request.repository, request.revision)
     _check_model(listing)
     kept = resumable_path(out)
     if (out / MANIFEST).is_file():  # killed between publishing and clearing up
@@ -92,7 +88,9 @@ def download_checkpoint(repository: str, revision: str | None, out: Path) -> Dow
         for name in hashes:
             (kept / name).rename(work.folder / name)
         model = Parent(
-            role="model", location=f"hf://{repository}", identity=f"commit:{listing.commit}"
+            role="model",
+            location=f"hf://{request.repository}",
+            identity=f"commit:{listing.commit}",
         )
         entries = [file_entry(work.folder, name, sha256=digest) for name, digest in hashes.items()]
         work.finish(KIND, [model], provenance, entries)

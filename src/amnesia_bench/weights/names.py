@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 # Components that torch.compile, FSDP, activation checkpointing and Lightning put anywhere in a
@@ -10,6 +11,7 @@ WRAPPER_COMPONENTS = frozenset(
     ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 )
 WRAPPER_PREFIXES = ("module.", "base_model.model.")
+_NAMED = 3
 
 
 def plain_name(name: str) -> str:
@@ -47,3 +49,18 @@ def by_place(names: Iterable[str], root: str | None) -> dict[str, str]:
         alone = len(sharing) == 1 and place not in inside
         inside |= {place: sharing[0]} if alone else {name: name for name in sharing}
     return inside
+
+
+def grouped_names(names: Iterable[str]) -> str:
+    """Return the first few names and their number; names that differ only in numbers become one.
+
+    Example: `mtp.layers.*.q_proj.weight, mtp.norm.weight (3 tensors)`
+    """
+    patterns: dict[str, list[str]] = {}
+    for name in names:
+        patterns.setdefault(re.sub(r"(?<=\.)\d+(?=\.)", "*", name), []).append(name)
+    shown = [p if len(same) > 1 else same[0] for p, same in patterns.items()]
+    more = f", and {len(shown) - _NAMED} more" if len(shown) > _NAMED else ""
+    total = sum(map(len, patterns.values()))
+    count = f"{total} tensors" if total > 1 else "1 tensor"
+    return f"{', '.join(shown[:_NAMED])}{more} ({count})"

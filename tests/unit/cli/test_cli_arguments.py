@@ -19,20 +19,24 @@ from amnesia_bench.cli import main as cli
 from amnesia_bench.cli.main import COMMANDS, main
 from amnesia_bench.cli.niah_options import lengths_of
 from amnesia_bench.cli.output import typed
-from amnesia_bench.cli.restore import _layer_override
+from amnesia_bench.cli.restore import _layers
 from amnesia_bench.config.load import load_variant
 from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.requests.checkpoints import RankedLayers
 from amnesia_bench.store.layout import MANIFEST
+from amnesia_bench.surgery.ranked_layers import read_ranking
 
 ROOT = Path(__file__).resolve().parents[3]
 LONG = "9" * 5000
 
 
-def parser_of(command: str) -> argparse.ArgumentParser:
-    module = import_module(f"amnesia_bench.cli.{command.replace('-', '_')}")
+def parser_of(name: str, arguments: list[str]) -> tuple[argparse.ArgumentParser, list[str]]:
+    """Return the parser of a command or sub-command, and the words that are left for it."""
+    module = import_module(f"amnesia_bench.cli.{name.replace('-', '_')}")
+    _, command, rest = cli._command(module, f"amnesia {name}", arguments)
     parser = argparse.ArgumentParser(exit_on_error=False)
-    module.add_arguments(parser)
-    return parser
+    command.add_arguments(parser)
+    return parser, rest
 
 
 def examples() -> Iterator[tuple[str, str]]:
@@ -56,8 +60,8 @@ def examples() -> Iterator[tuple[str, str]]:
 @pytest.mark.parametrize(("where", "line"), sorted(set(examples())))
 def test_every_command_that_is_shown_can_be_typed(where: str, line: str) -> None:
     words = shlex.split(line, comments=True)
-    parser = parser_of(words[1])
-    given = parser.parse_intermixed_args(words[2:])
+    parser, rest = parser_of(words[1], words[2:])
+    given = parser.parse_intermixed_args(rest)
     required = {action.dest for action in parser._actions if action.required}
     assert all(getattr(given, name) is not None for name in required)
 
@@ -109,18 +113,19 @@ def test_a_folder_that_is_not_utf_8_is_one_message(tmp_path: Path) -> None:
 @pytest.mark.parametrize("layers", [LONG, f"2,{LONG}", f"top{LONG}", f"top{LONG}@x", "٣", "top٣"])
 def test_layers_of_thousands_of_digits_are_one_message(layers: str) -> None:
     with pytest.raises(UserError, match=r"--layers '.*': is neither all") as caught:
-        _layer_override(layers)
+        _layers(layers)
     assert len(caught.value.what) < 300
 
 
 def test_layers_are_read_as_they_were_meant() -> None:
-    assert _layer_override("2,03 6") == ["restore.select.layers=[2,3,6]"]
-    assert _layer_override("top7") == ["restore.select.layers={top_drift: 7}"]
+    assert _layers("2,03 6") == (["restore.select.layers=[2,3,6]"], None)
+    assert _layers("top7") == (["restore.select.layers={top_drift: 7}"], None)
+    assert _layers("top7@a@b") == ([], RankedLayers(count=7, file=Path("a@b")))
 
 
 def test_a_ranking_without_end_is_one_message() -> None:
     with pytest.raises(UserError, match="/dev/zero: not JSON"):
-        _layer_override("top3@/dev/zero")
+        read_ranking(Path("/dev/zero"))
 
 
 @pytest.mark.parametrize("lengths", [LONG, f"1024,{LONG}", "0", "-1", "١٠٢٤", "", ","])

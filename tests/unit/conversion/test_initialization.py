@@ -7,11 +7,17 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import amnesia_bench as ab
 from amnesia_bench.cli.main import main
-from amnesia_bench.conversion.initialization import initialize
 from amnesia_bench.errors import UserError
+from amnesia_bench.requests.checkpoints import InitializeRequest
 from amnesia_bench.store.hashing import verify_manifest
 from tests.support.small_data import save_tokenizer
+
+
+def initialize(model: str, tokenizer: Path, seed: int, out: Path) -> int:
+    request = InitializeRequest(model=ab.load_model(model), tokenizer=tokenizer, seed=seed)
+    return ab.initialize(request, out)
 
 
 @pytest.fixture(scope="module")

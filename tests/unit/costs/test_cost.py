@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from amnesia_bench.config.experiment_schema import load_jobs
-from amnesia_bench.costs.estimate import GPUS, Gpu
+from amnesia_bench.costs.gpus import GPUS, Gpu
 from amnesia_bench.costs.model_shape import named_shape
 from amnesia_bench.costs.stage_cost import (
     BANDWIDTH_UTILISATION,

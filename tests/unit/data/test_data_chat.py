@@ -10,9 +10,10 @@ from pydantic import TypeAdapter
 from amnesia_bench.config.data_schema import Chat, MessageRows
 from amnesia_bench.data.chat import Segment, render
 from amnesia_bench.data.conversation import DroppedRow, Reason, read_conversation
+from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.rendering import check_template
 from amnesia_bench.errors import UserError
-from amnesia_bench.tokenizers.data_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.small_data import (
     CHATML_TEMPLATE,
     MISTRAL_TEMPLATE,
@@ -66,7 +67,7 @@ def test_the_text_is_what_the_template_of_transformers_gives(
 ) -> None:
     if style == "mistral" and messages[0]["role"] == "system":
         pytest.skip("the style has no system messages")
-    tokenizer = load_tokenizer(save_tokenizer(tmp_path, template=STYLES[style][1]))
+    tokenizer = DataTokenizer(load_tokenizer(save_tokenizer(tmp_path, template=STYLES[style][1])))
     segments = rendered(style, messages)
     assert "".join(segment.text for segment in segments) == tokenizer.apply_template(messages)
     assert all(a.trained != b.trained for a, b in pairwise(segments))
@@ -116,7 +117,7 @@ def test_a_system_message_is_dropped_by_a_style_that_has_none() -> None:
 
 def test_a_style_is_held_against_the_template_of_the_tokenizer(tmp_path: Path) -> None:
     tokenizers = {
-        style: load_tokenizer(save_tokenizer(tmp_path / style, template=template))
+        style: DataTokenizer(load_tokenizer(save_tokenizer(tmp_path / style, template=template)))
         for style, (_, template) in STYLES.items()
     }
     for style in STYLES:
@@ -126,4 +127,4 @@ def test_a_style_is_held_against_the_template_of_the_tokenizer(tmp_path: Path) -
             else:
                 with pytest.raises(UserError, match=f"chat.style={style} is not what"):
                     check_template(chat(style), tokenizer)
-    check_template(chat("qwen3"), load_tokenizer(save_tokenizer(tmp_path / "none")))
+    check_template(chat("qwen3"), DataTokenizer(load_tokenizer(save_tokenizer(tmp_path / "none"))))

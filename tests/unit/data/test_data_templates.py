@@ -15,9 +15,9 @@ from amnesia_bench.config.data_schema import Chat, ChatML, Llama3Chat, Qwen3Chat
 from amnesia_bench.data.chat import Segment, render, results_as_user_turns
 from amnesia_bench.data.chat_template import ChatTemplate
 from amnesia_bench.data.conversation import Conversation, DroppedRow, Message, Reason
+from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.rendering import Renderer, check_template
 from amnesia_bench.errors import UserError
-from amnesia_bench.tokenizers.data_tokenizer import Tokenizer
 from tests.support.chat_templates import ALPACA, QWEN_SYSTEM, TEMPLATES, Template, tokenizer_with
 
 TEMPLATE = TemplateChat(loss_on="assistant")
@@ -51,7 +51,7 @@ def talk(*messages: Message, tools: tuple[dict[str, object], ...] = ()) -> Conve
 
 
 @cache
-def tokenizer(name: str) -> Tokenizer:
+def tokenizer(name: str) -> DataTokenizer:
     return tokenizer_with(Path(mkdtemp()), TEMPLATES[name])
 
 

@@ -3,8 +3,7 @@
 import re
 from typing import Any
 
-from amnesia_bench.reasoning.tasks.gsm8k import GSM8K, gold
-from amnesia_bench.reasoning.tasks.prompts import STEP_BY_STEP
+from amnesia_bench.reasoning.tasks.mathematics import GSM8K, STEP_BY_STEP, gsm8k_gold
 from tests.support.synthetic import rows_of
 
 RECEIPT = r"[0-9a-f]{4}(?:-[0-9a-f]{4})?"
@@ -60,7 +59,7 @@ def test_a_chain_names_nobody_and_a_problem_one_person() -> None:
 def test_evaluation_problems_are_gsm8k_rows_with_right_answers() -> None:
     for row in rows_of("test_problems", 500):
         assert set(row) == set(GSM8K.source.fields)
-        check_chain(STEP.findall(row["answer"]), events_of(row["question"]), int(gold(row)))
+        check_chain(STEP.findall(row["answer"]), events_of(row["question"]), int(gsm8k_gold(row)))
 
 
 def test_programs_print_what_python_prints() -> None:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 
 from amnesia_bench.config.data_schema import Qwen3Chat
+from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.rendering import check_template
 from amnesia_bench.data.synthetic.generators import SIZED, UNSIZED
 from amnesia_bench.data.synthetic.tokenizer import VOCABULARY, write_tokenizer
 from amnesia_bench.recall.niah.splicing import Span, SplicedText, joined, tokenize
 from amnesia_bench.tokenizers.chat_format import prompt_format, prompt_tokens
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer as load_for_evaluation
-from amnesia_bench.tokenizers.data_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.synthetic import rows_of
 
 
@@ -43,7 +43,7 @@ def test_the_same_seed_gives_the_same_files(folder: Path, tmp_path: Path) -> Non
 
 
 def test_whatever_is_generated_or_not_comes_back(folder: Path) -> None:
-    tokenizer = load_for_evaluation(folder)
+    tokenizer = load_tokenizer(folder)
     texts = [text for name in (*SIZED, *UNSIZED) for text in strings(rows_of(name, 20, seed=9))]
     texts += ["Ünïcode, 漢字 and\ttabs\n\n  spaces 007", "abrasive-lecture: 6b1c9a0e"]
     for text in texts:
@@ -53,7 +53,7 @@ def test_whatever_is_generated_or_not_comes_back(folder: Path) -> None:
 
 
 def test_values_fall_into_pairs_and_common_words_are_tokens(folder: Path) -> None:
-    tokenizer = load_for_evaluation(folder)
+    tokenizer = load_tokenizer(folder)
     assert len(tokenizer) == VOCABULARY
     with_digits = [token for token in tokenizer.get_vocab() if set(token) & set("0123456789")]
     assert all(re.fullmatch("[0-9a-f]{1,2}-?", token) for token in with_digits)
@@ -67,8 +67,8 @@ def test_values_fall_into_pairs_and_common_words_are_tokens(folder: Path) -> Non
 
 
 def test_the_chat_template_is_qwen3s_and_prompts_end_before_the_answer(folder: Path) -> None:
-    check_template(Qwen3Chat(loss_on="assistant"), load_tokenizer(folder))
-    tokenizer = load_for_evaluation(folder)
+    check_template(Qwen3Chat(loss_on="assistant"), DataTokenizer(load_tokenizer(folder)))
+    tokenizer = load_tokenizer(folder)
     layout = prompt_format(tokenizer, use_template=True, template=None, think=None)
     asked = tokenizer.decode(prompt_tokens(tokenizer, layout, "Hello"))
     assert asked == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
@@ -78,7 +78,7 @@ def test_the_chat_template_is_qwen3s_and_prompts_end_before_the_answer(folder: P
 
 
 def test_needles_are_spliced_into_a_haystack(folder: Path) -> None:
-    tokenizer = load_for_evaluation(folder)
+    tokenizer = load_tokenizer(folder)
     text = " ".join(row["text"] for row in rows_of("haystack", 3, words=400))
     base = SplicedText(tokenizer, text)
     assert base.moves_freely

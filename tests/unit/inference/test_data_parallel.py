@@ -6,8 +6,8 @@ import signal
 import pytest
 
 from amnesia_bench.errors import StageFailedError, UserError
-from amnesia_bench.inference.data_parallel import DataParallelEngine, load_engine
-from amnesia_bench.inference.options import EngineOptions
+from amnesia_bench.inference.data_parallel import DataParallelEngine
+from amnesia_bench.inference.protocol import EngineOptions
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from tests.support.tiny_models import needle_prompts, requests_of, tiny_model, tiny_tokenizer
 
@@ -55,10 +55,6 @@ def test_a_killed_process_is_an_error_and_not_a_wait(checkpoint):
         os.kill(engine._workers[0][0].pid, signal.SIGKILL)
         with pytest.raises(StageFailedError, match="ended by itself"):
             list(answers)
-
-
-def test_one_device_needs_no_other_process(checkpoint):
-    assert isinstance(load_engine(checkpoint, OPTIONS), TransformersEngine)
 
 
 def test_a_folder_without_a_model_is_the_users_mistake(tmp_path):

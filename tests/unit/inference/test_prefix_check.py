@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from amnesia_bench.errors import StageFailedError
-from amnesia_bench.inference.language_model import examine
+from amnesia_bench.inference.language_model import prepare_model
 from amnesia_bench.inference.prefix_check import PrefixCheck
 from amnesia_bench.records.evaluation import FinishReason, Generation
 from tests.support.tiny_models import EOS, needle_prompts, requests_of, tiny_model
@@ -30,7 +30,7 @@ def request_():
 
 def checked(model, request):
     """Return a check that knows the answer in full, and that answer."""
-    check = PrefixCheck(examine(model), CHUNK, (frozenset({EOS}), str))
+    check = PrefixCheck(prepare_model(model), CHUNK, (frozenset({EOS}), str))
     check.prepare([request], [0], 1)
     tokens = check._expected[request.key].tokens
     return check, Generation(

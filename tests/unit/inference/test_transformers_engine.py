@@ -8,10 +8,9 @@ import pytest
 import torch
 
 from amnesia_bench.errors import StageFailedError, UserError
-from amnesia_bench.inference.cache_snapshots import ResumableCache
-from amnesia_bench.inference.language_model import examine
-from amnesia_bench.inference.options import EngineOptions
-from amnesia_bench.inference.protocol import UntrustedAnswersError
+from amnesia_bench.inference.caches import ResumableCache
+from amnesia_bench.inference.language_model import prepare_model
+from amnesia_bench.inference.protocol import EngineOptions, UntrustedAnswersError
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.modeling import HypeNetCache
 from amnesia_bench.modeling.hybrid_cache import BlockLayer
@@ -330,7 +329,7 @@ def _one_token_short(cache):
 @pytest.mark.parametrize("name", ["qwen3_next", "olmo_hybrid"])
 @pytest.mark.parametrize("damage", [_without_tails, _with_fainter_states, _one_token_short])
 def test_small_damage_is_found_out_in_half_precision_too(name, damage, monkeypatch):
-    assert examine(tiny_model(name).bfloat16()).full_reason is None
+    assert prepare_model(tiny_model(name).bfloat16()).full_reason is None
     resume = ResumableCache.resume
 
     def damaged(cache, snapshot):
@@ -338,7 +337,7 @@ def test_small_damage_is_found_out_in_half_precision_too(name, damage, monkeypat
         damage(cache)
 
     monkeypatch.setattr(ResumableCache, "resume", damaged)
-    reason = examine(tiny_model(name).bfloat16()).full_reason
+    reason = prepare_model(tiny_model(name).bfloat16()).full_reason
     assert "does not come back exactly" in reason
 
 

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.lm_eval_bridge.layer_ranking import rank_layers, read_ranking
+from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.layer_ranking import LayerRanking, RankingTask
+from amnesia_bench.surgery.ranked_layers import read_ranking
 
 
 def ranking_task(name: str) -> RankingTask:
@@ -53,7 +54,7 @@ class Measured:
 
 
 def test_layers_are_ranked_by_the_mean_accuracy_that_they_carry(tmp_path: Path) -> None:
-    ranking = rank_layers(PLAN, LAYERS, Measured(), tmp_path / "ranking.json")
+    ranking = measure_layers(PLAN, LAYERS, Measured(), tmp_path / "ranking.json")
     assert [(entry.layer, entry.importance) for entry in ranking.layers] == [
         (2, 0.55),
         (0, 0.05),
@@ -70,35 +71,35 @@ def test_layers_are_ranked_by_the_mean_accuracy_that_they_carry(tmp_path: Path) 
 def test_a_killed_ranking_goes_on_with_the_layer_it_died_in(layer: int, tmp_path: Path) -> None:
     first, second = Measured(dies_before=layer), Measured()
     with pytest.raises(KeyboardInterrupt):
-        rank_layers(PLAN, LAYERS, first, tmp_path / "a.json")
+        measure_layers(PLAN, LAYERS, first, tmp_path / "a.json")
     assert not (tmp_path / "a.json").exists()
-    rank_layers(PLAN, LAYERS, second, tmp_path / "a.json")
+    measure_layers(PLAN, LAYERS, second, tmp_path / "a.json")
     assert second.asked[0] == layer
     assert [*first.asked, *second.asked] == [None, *LAYERS]
-    rank_layers(PLAN, LAYERS, Measured(), tmp_path / "b.json")
+    measure_layers(PLAN, LAYERS, Measured(), tmp_path / "b.json")
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
 
 
 def test_what_was_measured_for_another_ranking_is_not_used(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        rank_layers(PLAN, LAYERS, Measured(dies_before=2), tmp_path / "a.json")
+        measure_layers(PLAN, LAYERS, Measured(dies_before=2), tmp_path / "a.json")
     other = replace(PLAN, checkpoint=replace(PLAN.checkpoint, identity="sha256:2"))
     measure = Measured()
     with pytest.raises(UserError, match="measured for another ranking"):
-        rank_layers(other, LAYERS, measure, tmp_path / "a.json")
+        measure_layers(other, LAYERS, measure, tmp_path / "a.json")
     assert measure.asked == []
 
 
 def test_a_finished_ranking_is_returned_and_never_overwritten(tmp_path: Path) -> None:
-    first = rank_layers(PLAN, LAYERS, Measured(), tmp_path / "a.json")
+    first = measure_layers(PLAN, LAYERS, Measured(), tmp_path / "a.json")
     written = (tmp_path / "a.json").read_bytes()
     # As if it had been killed between the two.
     (tmp_path / ".a.json.measured").mkdir()
     measure = Measured()
-    assert rank_layers(PLAN, LAYERS, measure, tmp_path / "a.json") == first
+    assert measure_layers(PLAN, LAYERS, measure, tmp_path / "a.json") == first
     assert [path.name for path in tmp_path.iterdir()] == ["a.json"]
     with pytest.raises(UserError, match="already exists, with another"):
-        rank_layers(replace(PLAN, ablation="another"), LAYERS, measure, tmp_path / "a.json")
+        measure_layers(replace(PLAN, ablation="another"), LAYERS, measure, tmp_path / "a.json")
     assert measure.asked == []
     assert (tmp_path / "a.json").read_bytes() == written
 
@@ -108,12 +109,12 @@ def test_what_is_not_ours_beside_a_ranking_stays(tmp_path: Path) -> None:
     own.parent.mkdir()
     own.write_text("mine")
     for _ in range(2):
-        rank_layers(PLAN, LAYERS, Measured(), tmp_path / "a.json")
+        measure_layers(PLAN, LAYERS, Measured(), tmp_path / "a.json")
         assert [path.name for path in own.parent.iterdir()] == ["notes.txt"]
 
 
 @pytest.mark.parametrize("count", [0, 5])
 def test_more_layers_than_there_are_is_an_error(count: int, tmp_path: Path) -> None:
-    ranking = rank_layers(PLAN, LAYERS, Measured(), tmp_path / "a.json")
+    ranking = measure_layers(PLAN, LAYERS, Measured(), tmp_path / "a.json")
     with pytest.raises(ValueError, match=f"top{count}: the ranking has 4 layers"):
         ranking.top(count)

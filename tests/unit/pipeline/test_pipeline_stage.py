@@ -11,9 +11,9 @@ from amnesia_bench.config.cache_key import NEUTRAL, cache_key
 from amnesia_bench.config.data_schema import DataConfig, SyntheticSource
 from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
 from amnesia_bench.config.experiment_schema import TrainingStep
-from amnesia_bench.config.load import load_variant
+from amnesia_bench.config.load import load_training, load_variant
 from amnesia_bench.config.schema import ModelFile, Variant
-from amnesia_bench.config.train_schema import Recipe, TrainConfig, TrainingRun, load_training
+from amnesia_bench.config.train_schema import Recipe, TrainConfig, TrainingRun
 from amnesia_bench.pipeline import stages
 from amnesia_bench.pipeline.stage import VERSIONS, Stage, closure
 from amnesia_bench.requests.engines import EngineChoice

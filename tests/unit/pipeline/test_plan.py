@@ -12,7 +12,7 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.config.experiment_schema import load_jobs
-from amnesia_bench.costs.estimate import GPUS
+from amnesia_bench.costs.gpus import GPUS
 from amnesia_bench.pipeline.bookkeeping import FAILURE, StageState
 from amnesia_bench.pipeline.graph import build, stages_of
 from amnesia_bench.pipeline.plan import SHARED, Step, by_model, plan_graphs

@@ -9,7 +9,7 @@ import pytest
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.reasoning.documents import load_documents
 from amnesia_bench.reasoning.tasks import TASKS
-from amnesia_bench.reasoning.tasks.gsm8k import gold
+from amnesia_bench.reasoning.tasks.mathematics import gsm8k_gold
 from tests.support.reasoning import problem, write_problems
 from tests.support.shared import shared_path
 
@@ -80,7 +80,7 @@ def test_an_empty_list_of_instructions_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("answer", ["no mark 5", "#### ", ""])
 def test_a_gsm8k_answer_without_its_number_is_named(answer: str) -> None:
     with pytest.raises(UserError, match="no #### and number"):
-        gold({"answer": answer})
+        gsm8k_gold({"answer": answer})
 
 
 def test_a_hub_that_cannot_be_reached_says_to_give_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

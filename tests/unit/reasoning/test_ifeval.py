@@ -5,7 +5,7 @@ import random
 import pytest
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.reasoning.judging import Attempt
+from amnesia_bench.reasoning.task import Attempt
 from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.records.evaluation import Outcome, SampleKey, Verdict
 

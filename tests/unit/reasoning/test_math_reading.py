@@ -5,11 +5,10 @@ from fractions import Fraction
 import pytest
 from hypothesis import given, settings
 
-from amnesia_bench.reasoning.math.comparison import forms_to_compare, glance, is_list
-from amnesia_bench.reasoning.math.extraction import last_boxed, last_number, without_boxes
+from amnesia_bench.reasoning.math.equality import forms_to_compare, glance, is_list
 from amnesia_bench.reasoning.math.latex import canonical
-from amnesia_bench.reasoning.math.reading import MAX_CHARACTERS, read
-from amnesia_bench.reasoning.math.units import canonical_unit
+from amnesia_bench.reasoning.math.reading import MAX_CHARACTERS, canonical_unit, read
+from amnesia_bench.reasoning.math.scorer import last_boxed, last_number, without_boxes
 from tests.support.answers import LATEX
 
 

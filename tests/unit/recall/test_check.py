@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 
+from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.inference.protocol import Request
 from amnesia_bench.recall import measure as recall
-from amnesia_bench.recall.check import (
+from amnesia_bench.recall.check import publish_check
+from amnesia_bench.recall.check_summary import check_markdown, headline
+from amnesia_bench.recall.sequential_check import (
     CheckPlan,
     CheckResult,
-    check,
+    compare_checkpoints,
     overall_verdict,
     restore_command,
 )
-from amnesia_bench.recall.check_results import check_markdown, headline, publish_check
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Sampling
 from amnesia_bench.records.recall import CheckReport, CheckVerdict, RecallSample, Rule
@@ -32,7 +34,7 @@ LENGTHS = (1024, 8192)
 
 @pytest.fixture(autouse=True)
 def no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thousands of answers, and no power cut to survive: that is tested in test_generate."""
+    """Thousands of answers, and no power cut to survive: that is tested in test_generation."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
 
 
@@ -56,9 +58,9 @@ class Models:
         self.engines: list[weakref.ref[PlantedEngine]] = []
         self.asked: list[tuple[str, int, int]] = []
 
-    def load(self, folder: Path) -> PlantedEngine:
+    def load(self, candidate: Candidate) -> PlantedEngine:
         assert not any(engine() for engine in self.engines), "two models in memory at once"
-        name, models = folder.name, self
+        name, models = candidate.folder.name, self
         self.loads.append(name)
 
         class Watched(PlantedEngine):
@@ -72,7 +74,7 @@ class Models:
 
 
 def run(models: Models, work: Path, what: CheckPlan | None = None) -> CheckResult:
-    return check(what or plan(), models.load, work, lambda line: None)
+    return compare_checkpoints(what or plan(), models.load, work, lambda line: None)
 
 
 def test_a_large_drop_is_found_at_the_longest_length_and_most_answers_are_saved(
@@ -93,10 +95,10 @@ def test_a_large_drop_is_found_at_the_longest_length_and_most_answers_are_saved(
 
 def test_a_drop_at_the_short_length_alone_is_found_too(tmp_path: Path) -> None:
     class Short(Models):
-        def load(self, folder: Path) -> PlantedEngine:
-            engine = super().load(folder)
+        def load(self, candidate: Candidate) -> PlantedEngine:
+            engine = super().load(candidate)
             text = engine.text
-            if folder.name == "post":
+            if candidate.folder.name == "post":
                 engine.text = lambda request: (  # type: ignore[method-assign]
                     "" if request.tokens[0] == 1024 else text(request)
                 )
@@ -154,8 +156,8 @@ class Dies(Models):
         super().__init__(**accuracies)
         self.after = after
 
-    def load(self, folder: Path) -> PlantedEngine:
-        engine = super().load(folder)
+    def load(self, candidate: Candidate) -> PlantedEngine:
+        engine = super().load(candidate)
         answers = engine.generate
 
         def generate(requests: Sequence[Request]) -> Iterator[Generation]:
@@ -246,8 +248,8 @@ def test_the_summary_says_the_verdict_the_table_and_the_command(tmp_path: Path) 
 
 def test_an_empty_answer_is_wrong(tmp_path: Path) -> None:
     class Silent(Models):
-        def load(self, folder: Path) -> PlantedEngine:
-            engine = super().load(folder)
+        def load(self, candidate: Candidate) -> PlantedEngine:
+            engine = super().load(candidate)
             engine.wrong = "\x00 "
             return engine
 
@@ -294,10 +296,10 @@ def test_a_whole_check_of_equal_models_rarely_raises_an_alarm(
         seeds = {"pre": 2 * trial, "post": 2 * trial + 1}
 
         def load(
-            folder: Path, accuracy: float = accuracy, seeds: Mapping[str, int] = seeds
+            each: Candidate, accuracy: float = accuracy, seeds: Mapping[str, int] = seeds
         ) -> PlantedEngine:
-            return PlantedEngine(accuracy, seed=seeds[folder.name])
+            return PlantedEngine(accuracy, seed=seeds[each.folder.name])
 
-        result = check(plan(samples=50), load, tmp_path, lambda line: None)
+        result = compare_checkpoints(plan(samples=50), load, tmp_path, lambda line: None)
         alarms += result.report.verdict is CheckVerdict.REGRESSION
     assert alarms / 200 <= 0.05

@@ -4,19 +4,20 @@ import hashlib
 import json
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from pydantic import ValidationError
 
 import amnesia_bench.recall.niah.generate as generate_module
 from amnesia_bench.errors import UserError
-from amnesia_bench.recall.niah import TASKS, NiahBuild, build_prompt_sets, open_prompt_sets
+from amnesia_bench.recall.niah import TASKS, build_prompts, open_prompt_sets
 from amnesia_bench.recall.niah.splicing import NotSpliceableError, SplicedText
+from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.niah_texts import made_up_essay
 from tests.support.niah_tokenizers import train_byte_level, train_metaspace
 
@@ -32,15 +33,15 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def request_of(inputs: Path) -> Callable[..., NiahBuild]:
-    request = NiahBuild(
-        tokenizer=inputs / "tokenizer",
-        lengths=(2048, 1000),
-        tasks=tuple(TASKS),
-        haystack=str(inputs / "essay.txt"),
-        samples=6,
-    )
-    return lambda **changes: replace(request, **changes)
+def request_of(inputs: Path) -> Callable[..., BuildPromptsRequest]:
+    request: dict[str, Any] = {
+        "tokenizer": inputs / "tokenizer",
+        "lengths": (2048, 1000),
+        "tasks": tuple(TASKS),
+        "haystack": inputs / "essay.txt",
+        "samples": 6,
+    }
+    return lambda **changes: BuildPromptsRequest(**{**request, **changes})
 
 
 def opened(folder: Path, inputs: Path) -> tuple[Any, ...]:
@@ -48,9 +49,9 @@ def opened(folder: Path, inputs: Path) -> tuple[Any, ...]:
 
 
 def test_cells_give_back_prompts_tokens_and_where_the_needle_is(
-    request_of: Callable[..., NiahBuild], inputs: Path, tmp_path: Path
+    request_of: Callable[..., BuildPromptsRequest], inputs: Path, tmp_path: Path
 ) -> None:
-    build_prompt_sets(request_of(), tmp_path / "out")
+    build_prompts(request_of(), tmp_path / "out")
     tokenizer = load_tokenizer(inputs / "tokenizer")
     prompt_sets = open_prompt_sets(tmp_path / "out", tokenizer)
     assert [prompt_set.name for prompt_set in prompt_sets] == [
@@ -76,10 +77,10 @@ def test_cells_give_back_prompts_tokens_and_where_the_needle_is(
 
 
 def test_an_artifact_says_what_it_was_made_from_and_is_the_same_when_made_again(
-    request_of: Callable[..., NiahBuild], inputs: Path, tmp_path: Path
+    request_of: Callable[..., BuildPromptsRequest], inputs: Path, tmp_path: Path
 ) -> None:
     for name in ("one", "two"):
-        build_prompt_sets(request_of(), tmp_path / name)
+        build_prompts(request_of(), tmp_path / name)
     assert verify_manifest(tmp_path / "one") == []
     manifest = read_manifest(tmp_path / "one")
     assert [parent.role for parent in manifest.parents] == ["tokenizer", "haystack"]
@@ -94,11 +95,11 @@ def test_an_artifact_says_what_it_was_made_from_and_is_the_same_when_made_again(
 
 
 def test_a_cell_does_not_depend_on_what_was_built_beside_it(
-    request_of: Callable[..., NiahBuild], inputs: Path, tmp_path: Path
+    request_of: Callable[..., BuildPromptsRequest], inputs: Path, tmp_path: Path
 ) -> None:
-    build_prompt_sets(request_of(), tmp_path / "all")
+    build_prompts(request_of(), tmp_path / "all")
     alone = request_of(tasks=("niah_single_2",), lengths=(1000,))
-    build_prompt_sets(alone, tmp_path / "alone")
+    build_prompts(alone, tmp_path / "alone")
     (one,) = opened(tmp_path / "alone", inputs)
     (same,) = (
         prompt_set for prompt_set in opened(tmp_path / "all", inputs) if prompt_set.name == one.name
@@ -108,9 +109,9 @@ def test_a_cell_does_not_depend_on_what_was_built_beside_it(
 
 
 def test_lines_need_no_haystack(
-    request_of: Callable[..., NiahBuild], inputs: Path, tmp_path: Path
+    request_of: Callable[..., BuildPromptsRequest], inputs: Path, tmp_path: Path
 ) -> None:
-    build_prompt_sets(request_of(tasks=("niah_single_1",), haystack=None), tmp_path / "out")
+    build_prompts(request_of(tasks=("niah_single_1",), haystack=None), tmp_path / "out")
     assert [prompt_set.task for prompt_set in opened(tmp_path / "out", inputs)] == [
         "niah_single_1"
     ] * 2
@@ -118,18 +119,18 @@ def test_lines_need_no_haystack(
 
 
 def test_where_splicing_is_wrong_whole_prompts_are_tokenised(
-    request_of: Callable[..., NiahBuild],
+    request_of: Callable[..., BuildPromptsRequest],
     inputs: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    build_prompt_sets(request_of(), tmp_path / "spliced")
+    build_prompts(request_of(), tmp_path / "spliced")
 
     def never(self: SplicedText, pieces: object) -> None:
         raise NotSpliceableError
 
     monkeypatch.setattr(SplicedText, "compose", never)
-    records = build_prompt_sets(request_of(), tmp_path / "whole")
+    records = build_prompts(request_of(), tmp_path / "whole")
     assert not any(record.spliced for record in records)
     pairs = zip(
         opened(tmp_path / "spliced", inputs), opened(tmp_path / "whole", inputs), strict=True
@@ -143,37 +144,39 @@ def test_where_splicing_is_wrong_whole_prompts_are_tokenised(
 
 
 def test_a_haystack_that_is_too_short_says_how_far_it_reaches(
-    request_of: Callable[..., NiahBuild], tmp_path: Path
+    request_of: Callable[..., BuildPromptsRequest], tmp_path: Path
 ) -> None:
     request = request_of(tasks=("niah_single_2",), lengths=(1000, 100_000))
     with pytest.raises(UserError, match=r"reach (\d+) tokens, 100000 were") as caught:
-        build_prompt_sets(request, tmp_path / "out")
+        build_prompts(request, tmp_path / "out")
     reach = int(caught.value.what.split("reach ")[1].split()[0])
     assert 3000 < reach < 6000
     assert "--repeat" in (caught.value.hint or "")
     assert list(tmp_path.iterdir()) == []
-    build_prompt_sets(replace(request, lengths=(reach - 1,)), tmp_path / "out")
+    build_prompts(request.model_copy(update={"lengths": (reach - 1,)}), tmp_path / "out")
 
 
 def test_a_repeated_haystack_is_that_text_written_so_often(
-    request_of: Callable[..., NiahBuild], inputs: Path, tmp_path: Path
+    request_of: Callable[..., BuildPromptsRequest], inputs: Path, tmp_path: Path
 ) -> None:
     request = request_of(tasks=("niah_single_2",), lengths=(20_000,), repeat=True)
-    build_prompt_sets(request, tmp_path / "repeated")
+    build_prompts(request, tmp_path / "repeated")
     copies = json.loads((tmp_path / "repeated" / "prompts.json").read_text())["haystack"]["copies"]
     assert copies > 1
     longer = tmp_path / "longer.txt"
     longer.write_text(" ".join([ESSAY] * copies))
-    build_prompt_sets(replace(request, haystack=str(longer), repeat=False), tmp_path / "longer")
+    build_prompts(
+        request.model_copy(update={"haystack": longer, "repeat": False}), tmp_path / "longer"
+    )
     (ours,), (same,) = (opened(tmp_path / name, inputs) for name in ("repeated", "longer"))
     assert ours.sha256 == same.sha256
     assert max(len(ours.tokens(i)) for i in range(6)) > 19_000
 
 
 def test_a_haystack_that_is_long_enough_is_not_repeated(
-    request_of: Callable[..., NiahBuild], tmp_path: Path
+    request_of: Callable[..., BuildPromptsRequest], tmp_path: Path
 ) -> None:
-    build_prompt_sets(request_of(repeat=True), tmp_path / "out")
+    build_prompts(request_of(repeat=True), tmp_path / "out")
     haystack = json.loads((tmp_path / "out" / "prompts.json").read_text())["haystack"]
     assert haystack["copies"] == 1
 
@@ -181,57 +184,72 @@ def test_a_haystack_that_is_long_enough_is_not_repeated(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"samples": 0}, "samples is 0"),
-        ({"lengths": ()}, "at least one task and one length"),
-        ({"tasks": ()}, "at least one task and one length"),
-        ({"lengths": (2048, 0)}, "a length of 0 tokens"),
         ({"lengths": (200,)}, r"niah_single_1@200: .* takes \d+ tokens, 128 of them"),
         ({"lengths": (200,), "tasks": ("niah_single_3",)}, "niah_single_3@200"),
-        ({"tasks": ("niah_singel_2",)}, "niah_singel_2: no such task"),
+        ({"tasks": ("niah_singel_2",)}, "no task 'niah_singel_2'"),
         ({"haystack": None}, "hide their needles in essays"),
-        ({"haystack": "nowhere.txt"}, "no such haystack"),
+        ({"haystack": Path("nowhere.txt")}, "no such haystack"),
         ({"tokenizer": Path("nowhere")}, "nowhere: no such folder"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_refused_and_nothing_is_left(
-    request_of: Callable[..., NiahBuild], tmp_path: Path, changes: dict[str, Any], message: str
+    request_of: Callable[..., BuildPromptsRequest],
+    tmp_path: Path,
+    changes: dict[str, Any],
+    message: str,
 ) -> None:
     with pytest.raises(UserError, match=message):
-        build_prompt_sets(request_of(**changes), tmp_path / "out")
+        build_prompts(request_of(**changes), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"samples": 0}, "samples"),
+        ({"lengths": ()}, "lengths"),
+        ({"tasks": ()}, "tasks"),
+        ({"lengths": (2048, 0)}, r"lengths\.1"),
+    ],
+)
+def test_values_that_no_request_can_have_are_refused_when_it_is_made(
+    request_of: Callable[..., BuildPromptsRequest], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValidationError, match=message):
+        request_of(**changes)
+
+
 def test_an_unknown_task_names_the_nearest(
-    request_of: Callable[..., NiahBuild], tmp_path: Path
+    request_of: Callable[..., BuildPromptsRequest], tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=r"Did you mean niah_single_2\?"):
-        build_prompt_sets(request_of(tasks=("niah_singel_2",)), tmp_path / "out")
+        build_prompts(request_of(tasks=("niah_singel_2",)), tmp_path / "out")
 
 
 def test_an_existing_output_is_left_alone(
-    request_of: Callable[..., NiahBuild], tmp_path: Path
+    request_of: Callable[..., BuildPromptsRequest], tmp_path: Path
 ) -> None:
     (tmp_path / "kept").write_text("mine")
     with pytest.raises(UserError, match="already exists"):
-        build_prompt_sets(request_of(), tmp_path)
+        build_prompts(request_of(), tmp_path)
     assert (tmp_path / "kept").read_text() == "mine"
 
 
 def test_prompts_for_another_tokenizer_are_refused(
-    request_of: Callable[..., NiahBuild], tmp_path: Path
+    request_of: Callable[..., BuildPromptsRequest], tmp_path: Path
 ) -> None:
-    build_prompt_sets(request_of(tasks=("niah_single_1",), lengths=(1000,)), tmp_path / "out")
+    build_prompts(request_of(tasks=("niah_single_1",), lengths=(1000,)), tmp_path / "out")
     other = load_tokenizer(train_metaspace(tmp_path / "other", ESSAY))
     with pytest.raises(UserError, match="another tokenizer"):
         open_prompt_sets(tmp_path / "out", other)
 
 
 def test_damaged_prompts_and_other_folders_are_refused(
-    request_of: Callable[..., NiahBuild], inputs: Path, tmp_path: Path
+    request_of: Callable[..., BuildPromptsRequest], inputs: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="not a finished artifact"):
         opened(tmp_path, inputs)
-    build_prompt_sets(request_of(tasks=("niah_single_1",), lengths=(1000,)), tmp_path / "out")
+    build_prompts(request_of(tasks=("niah_single_1",), lengths=(1000,)), tmp_path / "out")
     path = tmp_path / "out" / "cells" / "niah_single_1@1000.json"
     path.write_text(path.read_text().replace("niah_single_1", "niah_single_2"))
     with pytest.raises(UserError, match=r"damaged: cells/niah_single_1@1000\.json"):
@@ -239,10 +257,10 @@ def test_damaged_prompts_and_other_folders_are_refused(
 
 
 def test_an_estimate_that_is_far_off_ends_the_splicing(
-    request_of: Callable[..., NiahBuild], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    request_of: Callable[..., BuildPromptsRequest], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(generate_module.PromptSetMaker, "_estimate", lambda self, units: math.inf)
-    (record,) = build_prompt_sets(
+    (record,) = build_prompts(
         request_of(tasks=("niah_single_2",), lengths=(2048,)), tmp_path / "out"
     )
     assert not record.spliced

@@ -5,9 +5,8 @@ import re
 import pytest
 
 from amnesia_bench.recall.niah.documents import Essays, Lines, shared_characters
-from amnesia_bench.recall.niah.prompts import prompt_pieces, surrounded
 from amnesia_bench.recall.niah.splicing import joined
-from amnesia_bench.recall.niah.tasks import LINE, TASKS
+from amnesia_bench.recall.niah.tasks import LINE, TASKS, prompt_pieces, surrounded
 from amnesia_bench.records.niah import NiahDocument
 from amnesia_bench.tokenizers.sentences import sentence_splitter
 from tests.support.niah_texts import made_up_essay

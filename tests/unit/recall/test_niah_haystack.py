@@ -10,6 +10,7 @@ import pytest
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.recall.niah.haystack import read_haystack
+from amnesia_bench.requests.recall import HubEssays
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,7 @@ from amnesia_bench.recall.niah.haystack import read_haystack
 )
 def test_every_format_gives_the_same_words(name: str, contents: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(contents)
-    haystack = read_haystack(str(tmp_path / name))
+    haystack = read_haystack(tmp_path / name)
     assert haystack.words == ("One", "two.", "Three")
     assert haystack.copies == 1
     assert haystack.source == str(tmp_path / name)
@@ -36,19 +37,19 @@ def test_a_folder_is_read_in_the_order_of_its_names(tmp_path: Path) -> None:
     (tmp_path / "b.txt").write_text("Three")
     (tmp_path / "a.md").write_text("One two.")
     (tmp_path / "c.png").write_bytes(b"\x89PNG")
-    assert read_haystack(str(tmp_path)).words == ("One", "two.", "Three")
+    assert read_haystack(tmp_path).words == ("One", "two.", "Three")
 
 
 def test_space_at_the_ends_is_kept_as_lm_eval_keeps_it(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text(" One two.\n")
-    haystack = read_haystack(str(tmp_path / "a.txt"))
+    haystack = read_haystack(tmp_path / "a.txt")
     assert haystack.words == ("", "One", "two.", "")
     assert haystack.repeated(2).words == ("", "One", "two.", "One", "two.", "")
 
 
 def test_copies_are_recorded_and_hashed_as_one(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("One two.")
-    haystack = read_haystack(str(tmp_path / "a.txt"))
+    haystack = read_haystack(tmp_path / "a.txt")
     repeated = haystack.repeated(3)
     assert (repeated.copies, len(repeated.words)) == (3, 6)
     assert repeated.sha256 == haystack.sha256
@@ -74,24 +75,24 @@ def test_what_is_no_text_is_refused(
 ) -> None:
     (tmp_path / name).write_bytes(contents)
     with pytest.raises(UserError, match=message):
-        read_haystack(str(tmp_path / name))
+        read_haystack(tmp_path / name)
 
 
 def test_a_folder_without_texts_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no \.txt or \.md file"):
-        read_haystack(str(tmp_path))
+        read_haystack(tmp_path)
 
 
 def test_a_folder_with_a_binary_text_names_the_file(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("One.")
     (tmp_path / "b.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match=r"b\.txt: not UTF-8"):
-        read_haystack(str(tmp_path))
+        read_haystack(tmp_path)
 
 
 def test_a_missing_haystack_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no such haystack"):
-        read_haystack(str(tmp_path / "none.txt"))
+        read_haystack(tmp_path / "none.txt")
 
 
 def test_the_hub_is_read_at_the_revision_that_is_recorded(
@@ -109,8 +110,8 @@ def test_the_hub_is_read_at_the_revision_that_is_recorded(
 
     monkeypatch.setattr(datasets, "load_dataset", load)
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    assert read_haystack("hub").source == "hub:baber/paul_graham_essays@newest"
-    assert read_haystack("hub@abc").source == "hub:baber/paul_graham_essays@abc"
+    assert read_haystack(HubEssays()).source == "hub:baber/paul_graham_essays@newest"
+    assert read_haystack(HubEssays(revision="abc")).source == "hub:baber/paul_graham_essays@abc"
     assert [revision for _, _, revision in asked] == ["newest", "abc"]
 
 
@@ -123,4 +124,4 @@ def test_a_hub_out_of_reach_is_the_environment_and_says_what_else_to_give(
 
     monkeypatch.setattr(huggingface_hub, "HfApi", Api)
     with pytest.raises(MissingEnvironmentError, match=r"no route to host[\s\S]*--haystack PATH"):
-        read_haystack("hub")
+        read_haystack(HubEssays())

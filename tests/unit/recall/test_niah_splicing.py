@@ -16,7 +16,7 @@ from amnesia_bench.recall.niah.splicing import (
     joined,
     tokenize,
 )
-from amnesia_bench.tokenizers.checkpoint_tokenizer import load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.niah_texts import made_up_essay
 from tests.support.niah_tokenizers import (
     train_byte_level,

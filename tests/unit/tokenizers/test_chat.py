@@ -9,7 +9,7 @@ from tokenizers import processors
 from amnesia_bench.config.eval_schema import Think
 from amnesia_bench.errors import UserError
 from amnesia_bench.tokenizers.chat_format import prompt_format, prompt_tokens, without_thinking
-from amnesia_bench.tokenizers.special_tokens import with_beginning, with_special_tokens
+from amnesia_bench.tokenizers.tokenizer import with_beginning, with_special_tokens
 from tests.support.reasoning import CHATML, SPECIAL, THINKING, byte_tokenizer
 
 THINK = Think(open="<think>", close="</think>")

@@ -17,18 +17,24 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
+import amnesia_bench as ab
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
+from amnesia_bench.requests.checkpoints import DownloadRequest
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import resumable_path
 from amnesia_bench.weights import hub as hub_module
 from amnesia_bench.weights.checkpoint import open_checkpoint
 from amnesia_bench.weights.file_names import INDEX
-from amnesia_bench.weights.hub import download_checkpoint
+from amnesia_bench.weights.hub import Downloaded
 from tests.support.fake_hub import COMMIT, FakeHub, serving
 
 MODEL = "owner/model"
 ONE, TWO = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
+
+
+def download(repository: str, revision: str | None, out: Path) -> Downloaded:
+    return ab.download(DownloadRequest(repository=repository, revision=revision), out)
 
 
 def files(**changes: bytes | None) -> dict[str, bytes]:
@@ -86,7 +92,7 @@ def in_process(hub: FakeHub, out: Path, **options: Any) -> subprocess.Popen[str]
 def test_a_checkpoint_is_fetched_and_nothing_else(tmp_path: Path, open_hub: Start) -> None:
     hub = open_hub(files())
     out = tmp_path / "out"
-    found = download_checkpoint(MODEL, None, out)
+    found = download(MODEL, None, out)
     wanted = {"config.json", "tokenizer.json", "merges.txt", "LICENSE", ONE, TWO, INDEX}
     manifest = read_manifest(out)
     assert {entry.path for entry in manifest.files} == wanted == set(hub.fetched)
@@ -132,7 +138,7 @@ def test_a_killed_download_goes_on_with_what_is_missing(tmp_path: Path, open_hub
     assert not out.exists()
     assert (resumable_path(out) / ONE).is_file()
     hub.before = None
-    download_checkpoint(MODEL, None, out)
+    download(MODEL, None, out)
     assert verify_manifest(out) == []
     assert hub.fetched.count(ONE) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"out"}
@@ -143,7 +149,7 @@ def test_what_is_not_ours_beside_a_download_stays(tmp_path: Path, open_hub: Star
     own = resumable_path(tmp_path / "out") / "notes.txt"
     own.parent.mkdir()
     own.write_text("mine")
-    download_checkpoint(MODEL, None, tmp_path / "out")
+    download(MODEL, None, tmp_path / "out")
     assert verify_manifest(tmp_path / "out") == []
     assert [path.name for path in own.parent.iterdir()] == ["notes.txt"]
     assert hub.fetched.count(ONE) == 1
@@ -161,7 +167,7 @@ def test_tokenizers_of_every_age_are_fetched(tmp_path: Path, open_hub: Start) ->
     }
     remote = json.dumps({"auto_map": {"AutoTokenizer": ["evil.T", None]}}).encode()
     open_hub(files() | tokenizer | {"tokenizer_config.json": remote})
-    found = download_checkpoint(MODEL, None, tmp_path / "out")
+    found = download(MODEL, None, tmp_path / "out")
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names >= {*tokenizer, "tokenizer_config.json", "evil.py"}
     assert found.code == ("evil.py",)
@@ -170,12 +176,10 @@ def test_tokenizers_of_every_age_are_fetched(tmp_path: Path, open_hub: Start) ->
 def test_a_name_without_its_owner_and_a_url(tmp_path: Path, open_hub: Start) -> None:
     open_hub(files())
     with pytest.raises(UserError, match="the hub has no such model") as refused:
-        download_checkpoint("model", None, tmp_path / "out")
+        download("model", None, tmp_path / "out")
     assert "amnesia download OWNER/model" in str(refused.value.hint)
     with pytest.raises(UserError, match="not a repository's name") as refused:
-        download_checkpoint(
-            "https://huggingface.co/Qwen/Qwen3-1.7B/tree/main", None, tmp_path / "out"
-        )
+        download("https://huggingface.co/Qwen/Qwen3-1.7B/tree/main", None, tmp_path / "out")
     assert refused.value.hint == "Give Qwen/Qwen3-1.7B"
 
 
@@ -188,10 +192,10 @@ def test_a_file_that_is_not_what_the_hub_says_is_fetched_again(
     hub.files[name] = hub.files[name][:-1] + b"!"
     monkeypatch.setattr(hub, "info", lambda: good)
     with pytest.raises(StageFailedError, match=f"{name} is not what the hub says it is"):
-        download_checkpoint(MODEL, None, tmp_path / "out")
+        download(MODEL, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     hub.files = files()
-    download_checkpoint(MODEL, None, tmp_path / "out")
+    download(MODEL, None, tmp_path / "out")
     assert (tmp_path / "out" / name).read_bytes() == hub.files[name]
 
 
@@ -212,7 +216,7 @@ def test_what_the_hub_refuses_is_named(
     hub = open_hub(files())
     hub.refusals["/api/models/"] = (status, code)
     with pytest.raises(kind, match=said):
-        download_checkpoint(MODEL, "v9", tmp_path / "out")
+        download(MODEL, "v9", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -220,10 +224,10 @@ def test_a_refusal_on_the_way_keeps_what_is_complete(tmp_path: Path, open_hub: S
     hub = open_hub(files())
     hub.refusals[f"/{MODEL}/resolve/{COMMIT}/{TWO}"] = (418, "")
     with pytest.raises(MissingEnvironmentError, match="the hub cannot be reached"):
-        download_checkpoint(MODEL, None, tmp_path / "out")
+        download(MODEL, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     hub.refusals.clear()
-    download_checkpoint(MODEL, None, tmp_path / "out")
+    download(MODEL, None, tmp_path / "out")
     assert hub.fetched.count(ONE) == 1
 
 
@@ -243,7 +247,7 @@ def test_what_is_no_model_of_safetensors_is_named(
 ) -> None:
     open_hub(held)
     with pytest.raises(UserError, match=said):
-        download_checkpoint(MODEL, None, tmp_path / "out")
+        download(MODEL, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -252,15 +256,15 @@ def test_no_name_and_no_hub_are_named(
 ) -> None:
     hub = open_hub(files())
     with pytest.raises(UserError, match="a b: not a repository's name"):
-        download_checkpoint("a b", None, tmp_path / "out")
+        download("a b", None, tmp_path / "out")
     with monkeypatch.context() as offline:
         offline.setattr(hub_constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(MissingEnvironmentError, match="HF_HUB_OFFLINE forbids"):
-            download_checkpoint(MODEL, None, tmp_path / "out")
+            download(MODEL, None, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setattr(hub_constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(MissingEnvironmentError, match="the hub cannot be reached"):
-        download_checkpoint(MODEL, None, tmp_path / "out")
+        download(MODEL, None, tmp_path / "out")
     assert hub.fetched == []
 
 
@@ -271,7 +275,7 @@ def test_a_disk_that_is_too_small_is_told_before_weights_are_fetched(
     usage = type("Usage", (), {"free": 10_000})
     monkeypatch.setattr(hub_module.shutil, "disk_usage", lambda _: usage)
     with pytest.raises(StageFailedError, match="bytes are needed and 10,000 are free"):
-        download_checkpoint(MODEL, None, tmp_path / "out")
+        download(MODEL, None, tmp_path / "out")
     assert ONE not in hub.fetched
 
 

@@ -9,12 +9,10 @@ from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.errors import UserError
-from amnesia_bench.reasoning.tasks.aime24 import AIME24
-from amnesia_bench.reasoning.tasks.gsm8k import GSM8K
+from amnesia_bench.reasoning.task import ReasoningTask
 from amnesia_bench.reasoning.tasks.ifeval import IFEVAL
 from amnesia_bench.reasoning.tasks.livecodebench import LIVECODEBENCH
-from amnesia_bench.reasoning.tasks.math500 import MATH500
-from amnesia_bench.reasoning.tasks.task import ReasoningTask
+from amnesia_bench.reasoning.tasks.mathematics import AIME24, GSM8K, MATH500
 
 TASKS: Mapping[str, ReasoningTask] = MappingProxyType(
     {task.name: task for task in (MATH500, GSM8K, AIME24, LIVECODEBENCH, IFEVAL)}

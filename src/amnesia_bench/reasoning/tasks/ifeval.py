@@ -9,10 +9,15 @@ from typing import Any
 from amnesia_bench.errors import UserError
 from amnesia_bench.reasoning import ifeval_checkers
 from amnesia_bench.reasoning.ifeval_checkers import LONG_CHARACTERS, follows_all, instructions_of
-from amnesia_bench.reasoning.judging import Attempt, Row, ScoringResult
 from amnesia_bench.reasoning.math.equality import obstacle_of
 from amnesia_bench.reasoning.math.pool import ComparisonPool
-from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ReasoningTask, Reducer
+from amnesia_bench.reasoning.task import (
+    Attempt,
+    BenchmarkSource,
+    ReasoningTask,
+    Row,
+    ScoringResult,
+)
 from amnesia_bench.records.evaluation import Outcome, Verdict
 
 
@@ -65,6 +70,4 @@ IFEVAL = ReasoningTask(
     ),
     message=_message,
     scorers={"strict": _strict},
-    reducers=(Reducer.AVERAGE,),
-    metric="prompt_level_strict_accuracy",
 )

@@ -5,16 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from amnesia_bench.config.eval_schema import CodeEvalConfig
-from amnesia_bench.reasoning.code.livecodebench import PROBLEM, ProgramScorer, problem_of
+from amnesia_bench.reasoning.code.livecodebench import PROBLEM, ProgramScorer, problem_of, prompt
 from amnesia_bench.reasoning.code.problems import (
     REPOSITORY,
     REVISION,
     load_problems,
     problems_identity,
 )
-from amnesia_bench.reasoning.code.prompt import prompt
-from amnesia_bench.reasoning.judging import Row
-from amnesia_bench.reasoning.tasks.task import BenchmarkSource, ProblemSet, ReasoningTask, Reducer
+from amnesia_bench.reasoning.task import BenchmarkSource, ProblemSet, ReasoningTask, Row
 from amnesia_bench.records.reasoning import Checker
 
 
@@ -45,7 +43,6 @@ LIVECODEBENCH = ReasoningTask(
     ),
     message=_message,
     scorers={"strict": ProgramScorer(), "lenient": ProgramScorer(checker=Checker.LENIENT)},
-    reducers=(Reducer.AVERAGE, Reducer.PASS),
     config=CodeEvalConfig,
     load=_load,
 )

@@ -1,14 +1,13 @@
 """NIAH (niah_single_1/2/3): the prompts that lm-evaluation-harness makes, built once, and fast."""
 
-from amnesia_bench.recall.niah.build import NiahBuild, build_prompt_sets
+from amnesia_bench.recall.niah.build import build_prompts
 from amnesia_bench.recall.niah.prompt_sets import NiahPromptSet, open_prompt_sets
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, TASKS
 
 __all__ = [
     "NIAH_SAMPLING",
     "TASKS",
-    "NiahBuild",
     "NiahPromptSet",
-    "build_prompt_sets",
+    "build_prompts",
     "open_prompt_sets",
 ]

@@ -1,4 +1,4 @@
-"""`amnesia niah build`: all prompt sets for one tokenizer, into one artifact."""
+"""`build_prompts`: all prompt sets for one tokenizer, into one artifact."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -16,13 +15,12 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.recall.niah.documents import Essays, HaystackDocuments, Lines
 from amnesia_bench.recall.niah.generate import PromptSetMaker, TooShortError
 from amnesia_bench.recall.niah.haystack import Haystack, read_haystack
-from amnesia_bench.recall.niah.layout import (
+from amnesia_bench.recall.niah.prompt_sets import (
     HAYSTACK,
     KIND,
     PROMPT_SETS,
     PROMPTS,
     TOKENIZER,
-    prompt_set_name,
 )
 from amnesia_bench.recall.niah.splicing import SplicedText
 from amnesia_bench.recall.niah.tasks import SEED, NiahTask, find_task
@@ -30,38 +28,22 @@ from amnesia_bench.recall.niah.words import WORDS_SHA256, needle_keys
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.codec import to_json
 from amnesia_bench.records.niah import HaystackSource, NiahPrompts, PromptSetRecord
+from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.store.files import write_json
 from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
-from amnesia_bench.tokenizers.checkpoint_tokenizer import (
+from amnesia_bench.tokenizers.sentences import sentence_splitter
+from amnesia_bench.tokenizers.tokenizer import (
     load_tokenizer,
     tokenizer_identity,
     tokenizer_parts,
 )
-from amnesia_bench.tokenizers.sentences import sentence_splitter
 
 _GENERATOR = "lm-eval 0.4.13"
 _FIRST_GUESS_UNITS = 1000
 
 
-@dataclass(frozen=True, kw_only=True)
-class NiahBuild:
-    """What to build: every task at every length, `samples` prompts each.
-
-    `tokenizer` is the folder of a tokenizer or checkpoint. `lengths` are lm-eval's
-    max_seq_lengths, in tokens. `haystack` is as for `read_haystack`; None will do where no task
-    needs essays. `repeat` lets a haystack that is too short be repeated.
-    """
-
-    tokenizer: Path
-    lengths: tuple[int, ...]
-    tasks: tuple[str, ...]
-    haystack: str | None
-    samples: int = 500
-    repeat: bool = False
-
-
-def build_prompt_sets(build: NiahBuild, out: Path) -> tuple[PromptSetRecord, ...]:
+def build_prompts(request: BuildPromptsRequest, out: Path) -> tuple[PromptSetRecord, ...]:
     """Write the prompts to `out`, whole or not at all, and return their records.
 
     Raises:
@@ -69,42 +51,38 @@ def build_prompt_sets(build: NiahBuild, out: Path) -> tuple[PromptSetRecord, ...
             length without room for the words around it, ...), or `out` exists.
         MissingEnvironmentError: words, sentence model or hub are not to be had.
     """
-    tasks = tuple(find_task(name) for name in dict.fromkeys(build.tasks))
-    haystack = _read_inputs(build, tasks)
+    tasks = tuple(find_task(name) for name in dict.fromkeys(request.tasks))
+    haystack = _read_essays(request, tasks)
     provenance = collect_provenance(sys.argv, seeds={"prompts": SEED})
-    maker = _Maker(build, load_tokenizer(build.tokenizer), haystack)
+    maker = _Maker(request, load_tokenizer(request.tokenizer), haystack)
     with publishing(out) as work:
         # The longest first: it is where a haystack turns out too short.
-        lengths = sorted(set(build.lengths), reverse=True)
+        lengths = sorted(set(request.lengths), reverse=True)
         prompt_sets = tuple(maker.prompt_set(task, length) for task in tasks for length in lengths)
         _write(work.folder, prompt_sets, maker)
         work.finish(KIND, maker.parents(), provenance)
     return prompt_sets
 
 
-def _read_inputs(build: NiahBuild, tasks: Sequence[NiahTask]) -> Haystack | None:
-    """Check what was asked for, and read the haystack if a task needs one."""
-    if build.samples < 1:
-        raise UserError(f"samples is {build.samples}", hint="A prompt set has at least one (500).")
-    if not build.lengths or not tasks:
-        raise UserError("nothing to build: give at least one task and one length")
-    if min(build.lengths) < 1:
-        raise UserError(f"a length of {min(build.lengths)} tokens", hint="For example 32768.")
+def _read_essays(request: BuildPromptsRequest, tasks: Sequence[NiahTask]) -> Haystack | None:
+    """Read the haystack if a task needs one."""
     if not any(task.essays for task in tasks):
         return None
-    if build.haystack is None:
+    if request.haystack is None:
         raise UserError(
             "niah_single_2 and niah_single_3 hide their needles in essays",
             hint="Say which: --haystack hub, or --haystack PATH.",
         )
-    return read_haystack(build.haystack)
+    return read_haystack(request.haystack)
 
 
 class _Maker:
     """Makes prompt sets; those of one kind of haystack share its tokens."""
 
-    def __init__(self, build: NiahBuild, tokenizer: Any, haystack: Haystack | None) -> None:
-        self._build = build
+    def __init__(
+        self, request: BuildPromptsRequest, tokenizer: Any, haystack: Haystack | None
+    ) -> None:
+        self._request = request
         self._tokenizer = tokenizer
         self._haystack = haystack
         self._keys = needle_keys()
@@ -123,7 +101,7 @@ class _Maker:
             keys=self._keys,
         )
         try:
-            return maker.make(self._build.samples, Random(SEED))
+            return maker.make(self._request.samples, Random(SEED))
         except TooShortError as error:
             assert self._haystack is not None
             raise UserError(
@@ -153,17 +131,14 @@ class _Maker:
             words_sha256=WORDS_SHA256,
             seed=SEED,
             haystack=self._source(),
-            cells=tuple(
-                prompt_set_name(prompt_set.task, prompt_set.context_tokens)
-                for prompt_set in prompt_sets
-            ),
+            cells=tuple(prompt_set.name for prompt_set in prompt_sets),
         )
 
     def parents(self) -> tuple[Parent, ...]:
         """Return the tokenizer and the haystack, by their hashes."""
         tokenizer = Parent(
             role="tokenizer",
-            location=str(self._build.tokenizer),
+            location=str(self._request.tokenizer),
             identity=f"sha256:{self._tokenizer_sha256}",
         )
         if self._haystack is None:
@@ -197,15 +172,15 @@ class _Maker:
         assert self._haystack is not None
         split = sentence_splitter().split
         documents, base = self._tokenised(Essays(self._haystack.words, split))
-        tokens, longest = len(base.tokens.ids), max(self._build.lengths)
-        if tokens >= longest or not self._build.repeat:
+        tokens, longest = len(base.tokens.ids), max(self._request.lengths)
+        if tokens >= longest or not self._request.repeat:
             return documents, base
         self._haystack = self._haystack.repeated(longest // tokens + 2)
         return self._tokenised(Essays(self._haystack.words, split))
 
     def _tokenised(self, documents: HaystackDocuments) -> tuple[HaystackDocuments, SplicedText]:
         """Return documents with one, tokenised, that goes a step beyond the longest length."""
-        longest = max(self._build.lengths)
+        longest = max(self._request.lengths)
         step = documents.increment(longest)
         available = documents.available or sys.maxsize
         units = _FIRST_GUESS_UNITS
@@ -227,9 +202,5 @@ def _write(folder: Path, prompt_sets: Sequence[PromptSetRecord], maker: _Maker) 
         (folder / HAYSTACK).write_bytes(gzip.compress(text.encode(), mtime=0))
     (folder / PROMPT_SETS).mkdir()
     for prompt_set in prompt_sets:
-        path = (
-            folder
-            / PROMPT_SETS
-            / f"{prompt_set_name(prompt_set.task, prompt_set.context_tokens)}.json"
-        )
+        path = folder / PROMPT_SETS / f"{prompt_set.name}.json"
         path.write_text(json.dumps(to_json(prompt_set), separators=(",", ":")) + "\n")

@@ -20,7 +20,6 @@ import numpy as np
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.recall.niah.documents import HaystackDocuments, shared_characters
-from amnesia_bench.recall.niah.prompts import prompt_pieces, surrounded
 from amnesia_bench.recall.niah.splicing import (
     NotSpliceableError,
     Span,
@@ -29,7 +28,7 @@ from amnesia_bench.recall.niah.splicing import (
     joined,
     tokenize,
 )
-from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, NiahTask
+from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, NiahTask, prompt_pieces, surrounded
 from amnesia_bench.records.niah import NiahDocument, NiahSamples, PromptSetRecord
 
 _ANSWER_TOKENS = NIAH_SAMPLING.max_new_tokens

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.requests.recall import HubEssays
 from amnesia_bench.store.json_rows import read_json_rows
 
 _HUB_DATASET = "baber/paul_graham_essays"
@@ -36,31 +37,30 @@ class Haystack:
         return replace(self, words=_split_words(text), copies=copies)
 
 
-def read_haystack(source: str) -> Haystack:
+def read_haystack(source: HubEssays | Path) -> Haystack:
     """Read a haystack.
 
     Args:
-        source: `hub` (its newest revision), `hub@REVISION`, or the path of a file or folder.
+        source: essays of the hub, or the path of a file or folder.
 
     Raises:
         UserError: there is no text to be found there.
         MissingEnvironmentError: the hub cannot be reached.
     """
-    if source == "hub" or source.startswith("hub@"):
-        name, texts = _read_hub(source.partition("@")[2])
+    if isinstance(source, HubEssays):
+        name, texts = _read_hub(source.revision)
+    elif source.exists():
+        name, texts = str(source), _read_folder(source) if source.is_dir() else _read_file(source)
     else:
-        path = Path(source)
-        if not path.exists():
-            raise UserError(f"{source}: no such haystack", hint=_FORMATS)
-        name, texts = source, _read_folder(path) if path.is_dir() else _read_file(path)
+        raise UserError(f"{source}: no such haystack", hint=_FORMATS)
     words = _split_words(" ".join(texts))
     if not any(words):
-        raise UserError(f"{source}: the haystack holds no words", hint=_FORMATS)
+        raise UserError(f"{name}: the haystack holds no words", hint=_FORMATS)
     try:
         digest = hashlib.sha256(" ".join(words).encode()).hexdigest()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{source}: holds a lone surrogate, which is no character (in JSON, a \\ud... escape)"
+            f"{name}: holds a lone surrogate, which is no character (in JSON, a \\ud... escape)"
         ) from error
     return Haystack(words=words, source=name, sha256=digest, copies=1)
 
@@ -70,7 +70,7 @@ def _split_words(text: str) -> tuple[str, ...]:
     return tuple(re.sub(r"\s+", " ", text).split(" "))
 
 
-def _read_hub(revision: str) -> tuple[str, Sequence[str]]:
+def _read_hub(revision: str | None) -> tuple[str, Sequence[str]]:
     hint = "Without a network: --haystack PATH, or hub@REVISION if that revision is in the cache."
     try:
         from datasets import load_dataset

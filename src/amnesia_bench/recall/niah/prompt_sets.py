@@ -1,4 +1,4 @@
-"""Prompts read back: texts, tokens, answers and where the needles are."""
+"""A folder of prompts, read back: texts, tokens, answers and where the needles are."""
 
 from __future__ import annotations
 
@@ -16,15 +16,6 @@ from numpy.typing import NDArray
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.recall.niah.documents import Lines
-from amnesia_bench.recall.niah.layout import (
-    HAYSTACK,
-    KIND,
-    PROMPT_SETS,
-    PROMPTS,
-    TOKENIZER,
-    prompt_set_name,
-)
-from amnesia_bench.recall.niah.prompts import prompt_pieces
 from amnesia_bench.recall.niah.splicing import (
     NotSpliceableError,
     Span,
@@ -32,16 +23,19 @@ from amnesia_bench.recall.niah.splicing import (
     WholeText,
     joined,
 )
-from amnesia_bench.recall.niah.tasks import find_task
+from amnesia_bench.recall.niah.tasks import find_task, prompt_pieces
 from amnesia_bench.records.codec import from_json
 from amnesia_bench.records.niah import NiahPrompts, PromptSetRecord, TokenizerParts
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
-from amnesia_bench.tokenizers.checkpoint_tokenizer import (
-    check_offsets,
-    tokenizer_identity,
-    tokenizer_parts,
-)
+from amnesia_bench.tokenizers.tokenizer import identity_of_older_prompts, tokenizer_parts
+
+# Names of the files in a folder of prompts.
+KIND = "niah_prompts"
+PROMPTS = "prompts.json"
+HAYSTACK = "haystack.txt.gz"  # as much of the joined sentences as some prompt needs
+TOKENIZER = "tokenizer_parts.json"  # absent in folders of older versions, with another hash
+PROMPT_SETS = "cells"
 
 # Longer than any added token's content.
 _SEAM_CHARACTERS = 512
@@ -70,7 +64,6 @@ def open_prompt_sets(folder: Path, tokenizer: Any) -> tuple[NiahPromptSet, ...]:
             hint="Build the prompts again, into another folder.",
         )
     prompts = from_json(NiahPrompts, read_json(folder / PROMPTS), str(folder / PROMPTS))
-    check_offsets(tokenizer, type(tokenizer).__name__)
     records = []
     for name in prompts.cells:
         path = folder / PROMPT_SETS / f"{name}.json"
@@ -83,29 +76,43 @@ def open_prompt_sets(folder: Path, tokenizer: Any) -> tuple[NiahPromptSet, ...]:
         )
         for record in records
     )
-    if tokenizer_identity(tokenizer) != prompts.tokenizer_sha256:
-        check_same_tokens(
-            folder, tokenizer, [text for prompt_set in prompt_sets for text in prompt_set.texts()]
-        )
+    texts = (text for prompt_set in prompt_sets for text in prompt_set.texts())
+    check_same_tokens(folder, prompts.tokenizer_sha256, tokenizer, texts)
     return prompt_sets
 
 
-def check_same_tokens(folder: Path, tokenizer: Any, texts: Iterable[str]) -> None:
+def check_same_tokens(
+    folder: Path, tokenizer_sha256: str, tokenizer: Any, texts: Iterable[str]
+) -> None:
     """Refuse a tokenizer that may make other tokens of prompts than the one they were built for.
 
     A fine-tune often adds tokens (`<think>`, a padding token), and those change nothing in a text
     that holds none of them. Any other difference is refused.
 
+    Args:
+        folder: of the prompts.
+        tokenizer_sha256: as their record holds it. It decides for a folder of an older version
+            without the parts of its tokenizer.
+        tokenizer: the one to tokenise them with.
+        texts: together they hold whatever short string occurs in some prompt. They are read only
+            where the added tokens differ.
+
     Raises:
         UserError: it is another tokenizer, or a token that only one of the two has occurs.
     """
     path = folder / TOKENIZER
-    built = from_json(TokenizerParts, read_json(path), str(path)) if path.is_file() else None
-    parts = tokenizer_parts(tokenizer)
     hint = "Build them for this one: amnesia niah build --tokenizer CHECKPOINT ..."
-    if built is None or built.sha256 != parts.sha256:
-        raise UserError(f"{folder}: the prompts were built for another tokenizer", hint=hint)
+    another = UserError(f"{folder}: the prompts were built for another tokenizer", hint=hint)
+    if not path.is_file():
+        if identity_of_older_prompts(tokenizer) != tokenizer_sha256:
+            raise another
+        return
+    built, parts = from_json(TokenizerParts, read_json(path), str(path)), tokenizer_parts(tokenizer)
+    if built.sha256 != parts.sha256:
+        raise another
     differing = {content for content, _ in built.added_tokens.items() ^ parts.added_tokens.items()}
+    if not differing:
+        return
     normalizer = tokenizer.backend_tokenizer.normalizer
     normalized = normalizer.normalize_str if normalizer is not None else str
     # Some added tokens are looked for in the normalised text, others in the text as it is.
@@ -130,7 +137,7 @@ class NiahPromptSet:
     def __init__(self, record: PromptSetRecord, haystack: _Haystack, tokenizer_sha256: str) -> None:
         self.task = record.task
         self.context_tokens = record.context_tokens
-        self.name = prompt_set_name(record.task, record.context_tokens)
+        self.name = record.name
         self._task = find_task(record.task)
         self._record = record
         self._samples = record.samples

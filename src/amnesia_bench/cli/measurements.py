@@ -1,0 +1,180 @@
+"""What `amnesia analyze` measures: one function per sub-command, from typed options to records."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from amnesia_bench.analysis.artifact import write_analysis
+from amnesia_bench.analysis.autocorrelation import autocorrelations
+from amnesia_bench.analysis.distance import (
+    MeasuredHeads,
+    Prompt,
+    attention_maps,
+    distance_shift,
+    head_distances,
+)
+from amnesia_bench.analysis.gradients import check_distance, gradients_by_distance
+from amnesia_bench.analysis.models import open_model
+from amnesia_bench.analysis.texts import equal_texts, trained_texts
+from amnesia_bench.cli.analyze import MAX_DISTANCE, TOKENS
+from amnesia_bench.cli.analyze_inputs import (
+    check_tokenizer,
+    heads_of,
+    labelled,
+    needle_prompts,
+    open_stores,
+    parent_of_data,
+    text_prompts,
+)
+from amnesia_bench.cli.progress import TerminalProgress
+from amnesia_bench.errors import UserError
+from amnesia_bench.records.artifacts import Parent, Provenance
+from amnesia_bench.records.attention import Autocorrelation, DistanceShift, PooledAttention
+from amnesia_bench.reporting.attention_figures import (
+    autocorrelation_figure,
+    distance_figure,
+    gradient_figure,
+)
+from amnesia_bench.reporting.attention_map_figure import map_figure
+
+_HEADS_DRAWN = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Analysis:
+    """What is written: records and figures by file name, and what they were made of."""
+
+    records: Mapping[str, object]
+    figures: Mapping[str, str]
+    parents: Sequence[Parent]
+    sentences: Sequence[str]
+
+    def publish(self, out: Path, provenance: Provenance) -> None:
+        """Write the folder, whole or not at all; see `write_analysis`."""
+        write_analysis(out, self.records, self.figures, self.parents, provenance)
+
+
+def measure_gradients(args: argparse.Namespace, progress: TerminalProgress) -> Analysis:
+    tokens = args.tokens or TOKENS
+    max_distance = args.max_distance or min(MAX_DISTANCE, tokens // 2)
+    check_distance(tokens, max_distance)
+    ((role, folder),) = labelled(args.checkpoint, "checkpoint").items()
+    stores = open_stores(args.data)
+    sources = {n: equal_texts(s, n, tokens, args.samples) for n, s in stores.items()}
+    for store in stores.values():
+        check_tokenizer(store, folder)
+    model, parent = open_model(folder, role)
+    records, sentences = {}, []
+    for name, texts in sources.items():
+        progress.say(f"{name}: {len(texts.taken)} texts of {tokens} tokens")
+        parents = (parent, parent_of_data(name, stores[name]))
+        rng = np.random.default_rng(args.seed)
+        found = gradients_by_distance(model, texts, max_distance, parents, rng, progress.count)
+        records[f"gradients_{name}"] = found
+        half = found.reach.half.value
+        sentences.append(f"{name}: half of all |dL/ds| lies within {half:.0f} tokens.")
+    return Analysis(
+        records=records,
+        figures={"gradients": gradient_figure(list(records.values()))},
+        parents=[parent, *(found.data for found in records.values())],
+        sentences=sentences,
+    )
+
+
+def measure_autocorrelation(args: argparse.Namespace, progress: TerminalProgress) -> Analysis:
+    max_distance = args.max_distance or MAX_DISTANCE
+    records: dict[str, Autocorrelation] = {}
+    by_reading: dict[str, list[Autocorrelation]] = {}
+    sentences = []
+    for name, store in open_stores(args.data).items():
+        texts = trained_texts(store, name, longer_than=max_distance)
+        progress.say(f"{name}: {len(texts.taken)} texts")
+        rng = np.random.default_rng(args.seed)
+        for found in autocorrelations(texts, max_distance, parent_of_data(name, store), rng):
+            records[f"{found.reading}_{name}"] = found
+            by_reading.setdefault(found.reading, []).append(found)
+            decay = "none" if found.fit is None else f"1/e in {found.fit.scale_tokens:.3g} tokens"
+            sentences.append(f"{name}, {found.reading}: {decay} (n = {found.n}).")
+    return Analysis(
+        records=records,
+        figures={name: autocorrelation_figure(found) for name, found in by_reading.items()},
+        parents=[found.data for found in records.values()],
+        sentences=sentences,
+    )
+
+
+def measure_distances(args: argparse.Namespace, progress: TerminalProgress) -> Analysis:
+    folders = labelled(args.checkpoint, "checkpoint")
+    if args.prompts:
+        prompts, inputs = needle_prompts(args, folders)
+    else:
+        tokens, samples = args.tokens or TOKENS, args.samples
+        prompts, inputs = text_prompts(args.data, folders, tokens, samples)
+    measured = [
+        _measured(role, folder, prompts, inputs, progress) for role, folder in folders.items()
+    ]
+    shifts = _shifts(measured, args.seed)
+    records: dict[str, object] = {f"distance_{e.record.role}": e.record for e in measured}
+    records |= {f"shift_{each.second}": each for each in shifts}
+    return Analysis(
+        records=records,
+        figures={"distance": distance_figure([each.record for each in measured], shifts)},
+        parents=[*(each.record.checkpoint for each in measured), inputs],
+        sentences=[
+            f"{each.second} against {each.first}: layer {each.layers[0].layer} first, "
+            f"{each.layers[0].shortened} of {each.layers[0].heads} heads look less far back."
+            for each in shifts
+        ],
+    )
+
+
+def draw_maps(args: argparse.Namespace, progress: TerminalProgress) -> Analysis:
+    folders = labelled(args.checkpoint, "checkpoint")
+    prompts, inputs = needle_prompts(args, folders)
+    records: dict[str, object] = {}
+    if args.heads is not None:
+        heads = heads_of(args.heads)
+    elif len(folders) < 2:
+        raise UserError(
+            "--heads is missing: with one checkpoint no head can look less far back than before",
+            hint="Give --heads 33.8 or a second --checkpoint.",
+        )
+    else:
+        pair = list(folders.items())[:2]
+        both = [_measured(role, folder, prompts, inputs, progress) for role, folder in pair]
+        (shift,) = _shifts(both, args.seed)
+        records[f"shift_{shift.second}"] = shift
+        heads = list(shift.most_shortened(_HEADS_DRAWN))
+    parents: list[Parent] = [inputs]
+    found: list[PooledAttention] = []
+    for role, folder in folders.items():
+        model, parent = open_model(folder, role)
+        parents.append(parent)
+        found += attention_maps(model, prompts[0], heads, args.size, role, (parent, inputs))
+        del model
+    figures = {}
+    for layer, head in heads:
+        mine = [each for each in found if (each.layer, each.head) == (layer, head)]
+        records |= {f"map_{layer}_{head}_{each.role}": each for each in mine}
+        figures[f"map_{layer}_{head}"] = map_figure(mine)
+    named = ", ".join(f"{layer}.{head}" for layer, head in heads)
+    return Analysis(
+        records=records, figures=figures, parents=parents, sentences=[f"Heads drawn: {named}."]
+    )
+
+
+def _measured(
+    role: str, folder: Path, prompts: Sequence[Prompt], inputs: Parent, progress: TerminalProgress
+) -> MeasuredHeads:
+    model, parent = open_model(folder, role)
+    progress.say(f"{role}: {len(prompts)} prompts")
+    return head_distances(model, prompts, role, (parent, inputs), progress.count)
+
+
+def _shifts(measured: Sequence[MeasuredHeads], seed: int) -> list[DistanceShift]:
+    return [distance_shift(measured[0], e, np.random.default_rng(seed)) for e in measured[1:]]

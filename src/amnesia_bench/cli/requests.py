@@ -1,0 +1,65 @@
+"""From options to a request; what is wrong with a value is said in the words of its option."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from amnesia_bench.errors import UserError
+
+Kind = TypeVar("Kind", bound=BaseModel)
+
+
+def make(
+    kind: type[Kind], options: Mapping[str, str] = MappingProxyType({}), /, **values: object
+) -> Kind:
+    """Return a request, or a part of one: `make(RankLayersRequest, samples=args.samples, ...)`.
+
+    Args:
+        kind: a model of `amnesia_bench.requests`.
+        options: how a field is typed where that is not `--field`: `{"folder": "DIR"}`.
+        values: the fields.
+
+    Raises:
+        UserError: values are wrong; a line for each: `--samples 0: must be at least 1`.
+    """
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        lines: dict[str, str] = {}
+        for detail in error.errors():  # a list whose items are all wrong is also called too short
+            field = str(detail["loc"][0]) if detail["loc"] else ""
+            option = options.get(field, f"--{field.replace('_', '-')}" if field else "")
+            lines.setdefault(field, _line(option, detail))
+        raise UserError("\n".join(lines.values())) from error
+
+
+def _line(option: str, detail: ErrorDetails) -> str:
+    """Return what is wrong with a value as it was typed."""
+    value, limits = detail["input"], detail.get("ctx", {})
+    match detail["type"]:
+        case _ if value is None or detail["type"] == "missing":
+            return f"{option} is missing"
+        case "value_error":
+            return f"{option}: {limits['error']}".removeprefix(": ")
+        case "greater_than" if isinstance(limits["gt"], int):
+            problem = f"must be at least {limits['gt'] + 1}"
+        case "greater_than":
+            problem = f"must be above {limits['gt']:g}"
+        case "greater_than_equal":
+            problem = f"must be at least {limits['ge']:g}"
+        case "less_than":
+            problem = f"must be below {limits['lt']:g}"
+        case "less_than_equal":
+            problem = f"must be at most {limits['le']:g}"
+        case "literal_error":
+            problem = f"must be {limits['expected']}"
+        case "too_short":
+            return f"{option}: expected at least one"
+        case _:
+            problem = detail["msg"]
+    return f"{option} {value!s:.80}: {problem}"

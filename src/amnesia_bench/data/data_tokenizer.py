@@ -1,0 +1,171 @@
+"""How data preparation uses a tokenizer: batches of texts, chat templates, and tokens as text."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.tokenizers.chat_format import with_fixed_date
+from amnesia_bench.tokenizers.tokenizer import tokenizer_identity
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
+
+
+class DataTokenizer:
+    """A tokenizer as training data need it.
+
+    `folder` is where it was loaded from, `sha256` its `tokenizer_identity`, `serialized` its
+    tokenizer.json.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.folder = str(tokenizer.name_or_path)
+        self._whole = tokenizer
+        self._backend: Backend = tokenizer.backend_tokenizer
+        self.serialized: str = self._backend.to_str()
+        self.sha256 = tokenizer_identity(tokenizer)
+        self.vocab_size: int = max(self._backend.get_vocab(with_added_tokens=True).values()) + 1
+
+    @property
+    def pad_token(self) -> int:
+        """Return a token to fill sequences with; it is never trained."""
+        for token in (self._whole.pad_token_id, self._whole.eos_token_id):
+            if token is not None:
+                return int(token)
+        return 0
+
+    @property
+    def eos_token(self) -> str | None:
+        """The token that ends generation; None if the tokenizer names none."""
+        token: str | None = self._whole.eos_token
+        return token
+
+    def id_of(self, token: str) -> int | None:
+        """Return the number of a token; None when there is no such token."""
+        number: int | None = self._backend.token_to_id(token)
+        return number
+
+    def separator(self, name: str) -> int:
+        """Return the token that ends documents: `eos` is the tokenizer's own.
+
+        Raises:
+            UserError: it has no such token.
+        """
+        number = self._whole.eos_token_id if name == "eos" else self.id_of(name)
+        if number is None:
+            raise UserError(
+                f"rows.separator={name}: the tokenizer of {self.folder} has no such token",
+                hint="data.rows.separator=eos takes the one it ends texts with.",
+            )
+        return int(number)
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja source of the chat template for conversations without tools; None if none."""
+        return self._template(tools=False)
+
+    @property
+    def templates_sha256(self) -> str:
+        """A hash of all chat templates, for conversations with tools and without."""
+        templates = json.dumps(self._whole.chat_template, sort_keys=True)
+        return hashlib.sha256(templates.encode("utf-8", "surrogatepass")).hexdigest()
+
+    @property
+    def special_tokens(self) -> frozenset[str]:
+        """The texts of the tokens that are no text: those that begin and end turns and others."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added if token.special)
+
+    @property
+    def added_tokens(self) -> frozenset[str]:
+        """The texts of all tokens that are found before a text is split, special or not."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return frozenset(token.content for token in added)
+
+    def apply_template(
+        self,
+        messages: Sequence[Mapping[str, object]],
+        tools: Sequence[Mapping[str, object]] = (),
+        *,
+        prompt: bool = False,
+        **options: bool,
+    ) -> str:
+        """Return a conversation in the tokenizer's own chat template, which there must be.
+
+        Args:
+            messages: as templates take them.
+            tools: JSON schemas of functions.
+            prompt: end where an answer begins.
+            options: of the template, such as enable_thinking.
+        """
+        text: str = self._whole.apply_chat_template(
+            list(messages),
+            tools=[dict(tool) for tool in tools] or None,
+            chat_template=with_fixed_date(self._template(tools=bool(tools)) or ""),
+            add_generation_prompt=prompt,
+            tokenize=False,
+            **options,
+        )
+        return text
+
+    def _template(self, *, tools: bool) -> str | None:
+        if not self._whole.chat_template:
+            return None
+        try:
+            template: str = self._whole.get_chat_template(tools=[{}] if tools else None)
+        except ValueError as error:  # several templates, and none of them the default
+            raise UserError(f"{self.folder}: {error}") from error
+        return template
+
+    def encode(self, text: str) -> list[int]:
+        """Return the tokens of one text, special tokens in it understood."""
+        ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_batch(
+        self, texts: list[str], *, special_tokens: bool
+    ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
+        """Return the tokens of all texts end to end, and how many each has.
+
+        Texts are divided among the machine's cores. Without `special_tokens` a `<|im_end|>` in a
+        text is plain characters.
+        """
+        self._backend.encode_special_tokens = not special_tokens
+        encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
+        lists = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+        tokens = np.empty(int(lengths.sum()), np.uint32)
+        end = 0
+        for ids in lists:
+            begin, end = end, end + len(ids)
+            tokens[begin:end] = ids
+        return tokens, lengths
+
+
+def decoder(path: Path) -> Callable[[Sequence[int]], str]:
+    """Return how to show tokens as text, from a serialised tokenizer alone.
+
+    Raises:
+        MissingEnvironmentError: tokenizers is not installed.
+    """
+    try:
+        from tokenizers import Tokenizer as Backend
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"showing tokens needs tokenizers ({error})", hint='pip install "amnesia-bench[train]"'
+        ) from error
+    backend = Backend.from_file(str(path))
+
+    def decode(tokens: Sequence[int]) -> str:
+        text: str = backend.decode(list(tokens), skip_special_tokens=False)
+        return text
+
+    return decode

@@ -1,0 +1,182 @@
+"""Caches that go back to an earlier length, are copied to more rows, and join rows read apart.
+
+HypeNet's cache can go back by itself. transformers' `DynamicCache` is given layers that grow in
+place, as HypeNet's do, and for its other layers (states, convolution tails, sliding windows) a
+snapshot holds copies: they are small, and transformers writes states in place.
+
+Joined rows all end in the same column: shorter ones are padded on the left. Padding holds zeros,
+which an attention mask must hide; to a linear state it is nothing, since only tokens went into it.
+
+Shapes: B rows of the batch, N rows of one copy, G key/value heads, L cached tokens, D head dim,
+H linear heads, K/V state dims.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+
+from amnesia_bench.modeling import HypeNetCache
+from amnesia_bench.modeling.hybrid_cache import BlockLayer, LightningLayer
+
+# Layers of transformers all of whose state lies in tensors, numbers and dicts of their own.
+_COPYABLE = frozenset(
+    (
+        "BlockLayer",
+        "DummyLayer",
+        "DynamicIndexedLayer",
+        "DynamicSlidingWindowLayer",
+        "LinearAttentionAndFullAttentionLayer",
+        "LinearAttentionAndSlidingWindowAttentionLayer",
+        "LinearAttentionLayer",
+    )
+)
+
+
+@dataclass(frozen=True, eq=False)
+class CacheSnapshot:
+    """The length of a `ResumableCache`, and copies of what its layers cannot cut back."""
+
+    length: int
+    states: tuple[dict[str, Any] | None, ...]
+
+
+class ResumableCache(DynamicCache):
+    """transformers' cache with `snapshot` and `resume`, as `HypeNetCache` has them.
+
+    Args:
+        config: of the model; tells the kind of each layer.
+    """
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config=config)
+        self.layers = [
+            BlockLayer() if type(layer) is DynamicLayer else layer for layer in self.layers
+        ]
+
+    @property
+    def foreign_layer(self) -> str | None:
+        """The class of a layer that no snapshot can be taken of, or None."""
+        names = (type(layer).__name__ for layer in self.layers)
+        return next((name for name in names if name not in _COPYABLE), None)
+
+    def snapshot(self) -> CacheSnapshot:
+        """Remember the present end of the cache, to resume from it later, more than once."""
+        states = tuple(
+            None if isinstance(layer, BlockLayer) else _copied(vars(layer)) for layer in self.layers
+        )
+        return CacheSnapshot(self.get_seq_length(), states)
+
+    def resume(self, snapshot: CacheSnapshot) -> None:
+        """Go back to a snapshot of this cache; what came after it may be overwritten."""
+        for layer, state in zip(self.layers, snapshot.states, strict=True):
+            if isinstance(layer, BlockLayer):
+                layer.crop(snapshot.length - layer.get_seq_length())
+            elif state is not None:
+                # Copied again: the layer may write into it, and the snapshot may be needed again.
+                vars(layer).update(_copied(state))
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    return value
+
+
+def fork(cache: Cache, empty: Cache, rows: int) -> Cache:
+    """Return `empty` filled with `rows` copies of the one row of `cache`, which stays as it is.
+
+    Args:
+        cache: of one row, perhaps without tokens.
+        empty: a new cache of the same kind.
+        rows: how many.
+    """
+    index: Any = torch.zeros(rows, dtype=torch.long)
+    for i, layer in enumerate(cache.layers):
+        if isinstance(layer, BlockLayer):
+            target = empty.layers[i]
+            assert isinstance(target, BlockLayer)
+            if layer.keys is not None and layer.values is not None:
+                target.update(*(x.expand(rows, -1, -1, -1) for x in (layer.keys, layer.values)))
+            continue
+        # The layer's dicts are copied too: they are written below, item by item.
+        twin = copy.copy(layer)
+        vars(twin).update({k: dict(v) for k, v in vars(layer).items() if isinstance(v, dict)})
+        twin.reorder_cache(index)
+        empty.layers[i] = twin
+    return empty
+
+
+def can_resume(cache: Cache) -> bool:
+    """Whether the engine can take snapshots of this cache."""
+    if isinstance(cache, ResumableCache):
+        return cache.foreign_layer is None
+    return isinstance(cache, HypeNetCache)
+
+
+def can_join(cache: Cache | None) -> bool:
+    """Whether rows of such caches can be put into one: all layers are ours."""
+    return cache is not None and all(
+        type(layer) in (BlockLayer, LightningLayer) for layer in cache.layers
+    )
+
+
+class JoinedRows:
+    """A batch's cache that is filled row by row.
+
+    Its memory is taken with the first rows; no row is kept twice.
+
+    Args:
+        empty: a new cache of the model.
+        num_rows: B.
+        num_tokens: of the longest row, without new tokens.
+    """
+
+    def __init__(self, empty: Cache | None, num_rows: int, num_tokens: int) -> None:
+        assert empty is not None
+        self.cache = empty
+        self._num_rows = num_rows
+        self._num_tokens = num_tokens
+        self._filled = 0
+
+    def add(self, cache: Cache | None, num_rows: int) -> None:
+        """Copy the next rows; `cache` holds N = `num_rows` of equal length, not padded."""
+        assert cache is not None
+        place = slice(self._filled, self._filled + num_rows)
+        for source, target in zip(cache.layers, self.cache.layers, strict=True):
+            if isinstance(source, BlockLayer) and isinstance(target, BlockLayer):
+                self._add_keys(source, target, place)
+            elif isinstance(source, LightningLayer) and isinstance(target, LightningLayer):
+                self._add_state(source, target, place)
+        self._filled += num_rows
+
+    def _add_keys(self, source: BlockLayer, target: BlockLayer, place: slice) -> None:
+        assert source.keys is not None
+        assert source.values is not None
+        held = (source.keys, source.values)  # [N, G, L, D]
+        if target.keys is None:
+            target.update(*(self._zeros(x) for x in held))
+        assert target.keys is not None
+        assert target.values is not None
+        start = self._num_tokens - source.get_seq_length()
+        target.keys[place, :, start:], target.values[place, :, start:] = held
+
+    def _zeros(self, like: Tensor) -> Tensor:
+        """Return [B, G, L, D] that take no memory of their own: the layer copies them."""
+        shape = (self._num_rows, like.shape[1], self._num_tokens, like.shape[3])
+        return like.new_zeros(()).expand(shape)
+
+    def _add_state(self, source: LightningLayer, target: LightningLayer, place: slice) -> None:
+        assert source.state is not None
+        if target.state is None:
+            state = source.state.new_empty(self._num_rows, *source.state.shape[1:])
+            target.restore(state, self._num_tokens)
+        assert target.state is not None
+        target.state[place] = source.state  # [N, H, K, V]

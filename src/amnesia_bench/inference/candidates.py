@@ -1,0 +1,85 @@
+"""Checkpoints under test: opened, identified by their whole contents, with their tokenizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.store.held_files import HeldFiles
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
+from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
+from amnesia_bench.weights.identity import parent_by_contents
+
+# Read by transformers' generate: it names the end tokens.
+_GENERATION_CONFIG = "generation_config.json"
+# What an engine reads of a folder besides config and weights: the end tokens and the tokenizer.
+_READ_BESIDE = (
+    _GENERATION_CONFIG,
+    "*token*.json",  # tokenizer, tokenizer_config, special_tokens_map, added_tokens
+    "vocab.*",
+    "merges.txt",
+    "*.model",
+    "*.jinja",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A checkpoint under test.
+
+    Attributes:
+        role: pre, post or restored; "checkpoint" where there is one only.
+        method: that of its cells: the label of a table's row, such as +QK-Restore.
+        folder: the checkpoint's folder.
+        parent: its identity: a hash of its whole contents.
+        held: the files that the identity was computed from, and its tokenizer's.
+        tokenizer: a `transformers.PreTrainedTokenizerFast`.
+    """
+
+    role: str
+    method: str
+    folder: Path
+    parent: Parent
+    held: HeldFiles
+    tokenizer: Any
+
+
+def open_candidates(folders: Mapping[str, Path]) -> tuple[Candidate, ...]:
+    """Identify checkpoints by their whole contents.
+
+    Args:
+        folders: role (pre, post, restored) -> checkpoint folder.
+
+    Returns:
+        The candidates in the order given; the method of each is its role. Their tokenizers may
+        differ.
+
+    Raises:
+        UserError: a folder is no checkpoint, or holds no tokenizer.
+        StageFailedError: a file was changed while it was hashed.
+    """
+    # A folder that is no checkpoint is found before gigabytes of the others are hashed.
+    checkpoints = {role: open_checkpoint(folder) for role, folder in folders.items()}
+    return tuple(_candidate(role, checkpoint) for role, checkpoint in checkpoints.items())
+
+
+def open_candidate(folder: Path, method: str) -> Candidate:
+    """Identify the one checkpoint that is evaluated; see `open_candidates`."""
+    (candidate,) = open_candidates({"checkpoint": folder})
+    return replace(candidate, method=method)
+
+
+def _candidate(role: str, checkpoint: Checkpoint) -> Candidate:
+    folder = checkpoint.folder
+    beside = [path for name in _READ_BESIDE for path in sorted(folder.glob(name))]
+    held = checkpoint.held + HeldFiles.hold(beside)
+    tokenizer = load_tokenizer(folder)
+    hashed = [_GENERATION_CONFIG] if (folder / _GENERATION_CONFIG).is_file() else []
+    parent = parent_by_contents(role, checkpoint, hashed)
+    held.check()
+    return Candidate(
+        role=role, method=role, folder=folder, parent=parent, held=held, tokenizer=tokenizer
+    )

@@ -1,0 +1,161 @@
+"""From verdicts to numbers: a problem's value, the mean over problems, and how two methods differ.
+
+Problems are drawn, answers to one problem belong together: errors are over problems (Miller 2024,
+arXiv 2411.00640), however many answers there are to each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.records.evaluation import Interval
+from amnesia_bench.records.reasoning import Difference, ProblemValues
+from amnesia_bench.statistics import sign_flip_p_value, wilson
+
+BOOTSTRAP_SAMPLES = 10_000
+_LEVEL = 0.95
+_CHUNK = 500
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeanEstimate:
+    """A mean over problems, its standard error (None of one problem) and interval."""
+
+    value: float
+    n: int
+    stderr: float | None
+    interval: Interval
+
+
+def average(correct: Sequence[bool]) -> float:
+    """Return Avg@k of one problem: the share of its answers that are right."""
+    return sum(correct) / len(correct)
+
+
+def pass_at(correct: Sequence[bool], k: int) -> float:
+    """Return the chance that of k answers, drawn without putting back, at least one is right.
+
+    Unbiased for the chance with k fresh answers (Chen et al. 2021, arXiv 2107.03374).
+
+    Raises:
+        ValueError: there are fewer than k answers.
+    """
+    if not 1 <= k <= len(correct):
+        raise ValueError(f"pass@{k} of {len(correct)} answers")
+    return 1 - math.comb(len(correct) - sum(correct), k) / math.comb(len(correct), k)
+
+
+def majority(correct: Sequence[bool], votes: Sequence[int | None]) -> float:
+    """Return Maj@k of one problem: 1.0 if the answer with most votes is right, else 0.0.
+
+    Args:
+        correct: per answer.
+        votes: per answer its class, None for no answer, which does not vote. A class is as right
+            as the answer that was seen first. Of classes with equally many votes the one seen
+            first wins. Without any vote the problem is wrong.
+    """
+    winners = _winners(correct, votes)
+    return float(bool(winners) and winners[0])
+
+
+def majority_expected(correct: Sequence[bool], votes: Sequence[int | None]) -> float:
+    """Return what Maj@k of one problem is on the average if ties are broken at random."""
+    winners = _winners(correct, votes)
+    return sum(winners) / len(winners) if winners else 0.0
+
+
+def _winners(correct: Sequence[bool], votes: Sequence[int | None]) -> list[bool]:
+    """Return of each class with most votes if it is right, in the order they were first seen."""
+    first_right: dict[int, bool] = {}
+    for right, vote in zip(correct, votes, strict=True):
+        if vote is not None:
+            first_right.setdefault(vote, right)
+    counts = Counter(vote for vote in votes if vote is not None)
+    most = max(counts.values(), default=0)
+    return [right for vote, right in first_right.items() if counts[vote] == most]
+
+
+def mean_estimate(values: Sequence[float], *, seed: int = 0) -> MeanEstimate:
+    """Return the mean of one value per problem.
+
+    The interval is Wilson's where problems are right or wrong, else a percentile bootstrap over
+    problems.
+
+    Raises:
+        ValueError: there are no problems.
+    """
+    data = np.asarray(values, dtype=np.float64)
+    if not len(data):
+        raise ValueError("no problems")
+    stderr = float(data.std(ddof=1) / math.sqrt(len(data))) if len(data) > 1 else None
+    if np.isin(data, (0.0, 1.0)).all():
+        interval = wilson(int(data.sum()), len(data), _LEVEL)
+    else:
+        interval = bootstrap(data, seed=seed)
+    return MeanEstimate(value=float(data.mean()), n=len(data), stderr=stderr, interval=interval)
+
+
+def bootstrap(values: NDArray[np.float64], *, seed: int) -> Interval:
+    """Return the percentile interval of the mean of one value per problem, float64 [N]."""
+    generator = np.random.default_rng(seed)
+    means = np.empty(BOOTSTRAP_SAMPLES)
+    for start in range(0, BOOTSTRAP_SAMPLES, _CHUNK):
+        drawn = generator.integers(len(values), size=(_CHUNK, len(values)))
+        means[start : start + _CHUNK] = values[drawn].mean(axis=1)
+    low, high = np.quantile(means, [(1 - _LEVEL) / 2, (1 + _LEVEL) / 2])
+    return Interval(low=float(low), high=float(high), level=_LEVEL, method="cluster_bootstrap")
+
+
+def differences(
+    first: Sequence[ProblemValues],
+    second: Sequence[ProblemValues],
+    metrics: Sequence[str],
+    answers: int,
+) -> tuple[Difference, ...]:
+    """Compare two methods by metrics whose values are multiples of 1/`answers`.
+
+    Raises:
+        UserError: they did not answer the same problems, or lack a metric.
+    """
+    by_doc = [_by_doc(first), _by_doc(second)]
+    if by_doc[0].keys() != by_doc[1].keys():
+        raise UserError(
+            f"not the same problems: {len(by_doc[0])} and {len(by_doc[1])}, "
+            f"{len(by_doc[0].keys() & by_doc[1].keys())} of them in both"
+        )
+    return tuple(
+        difference(
+            metric,
+            [by_doc[0][doc][metric] for doc in by_doc[0]],
+            [by_doc[1][doc][metric] for doc in by_doc[0]],
+            answers,
+        )
+        for metric in metrics
+    )
+
+
+def difference(
+    metric: str, first: Sequence[float], second: Sequence[float], answers: int, *, seed: int = 0
+) -> Difference:
+    """Compare two methods by their values on the same problems, in the same order."""
+    ahead = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    return Difference(
+        metric=metric,
+        first=float(np.mean(first)),
+        second=float(np.mean(second)),
+        difference=float(ahead.mean()),
+        interval=bootstrap(ahead, seed=seed),
+        p_value=sign_flip_p_value(first, second, answers),
+        n=len(ahead),
+    )
+
+
+def _by_doc(problems: Sequence[ProblemValues]) -> dict[int, Mapping[str, float]]:
+    return {problem.doc: problem.values for problem in problems}

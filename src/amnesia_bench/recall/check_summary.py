@@ -1,0 +1,137 @@
+"""The report of a check for people: rows of a table, notes, and a summary in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from amnesia_bench.markdown import block, code, escape
+from amnesia_bench.records.recall import CheckedPromptSet, CheckReport, CheckVerdict, HeatMap
+
+HEADLINES = {
+    CheckVerdict.REGRESSION: "recall regression",
+    CheckVerdict.NO_REGRESSION: "no recall regression",
+    CheckVerdict.UNDECIDED: "undecided",
+}
+
+
+def headline(report: CheckReport) -> str:
+    """Return the verdict in one line, with what it took."""
+    saved = report.generations_planned - report.generations
+    share = saved / report.generations_planned
+    return (
+        f"{HEADLINES[report.verdict]}: {report.generations:,} of {report.generations_planned:,} "
+        f"answers were needed, {saved:,} ({100 * share:.0f} %) saved"
+    )
+
+
+def columns(report: CheckReport) -> list[str]:
+    """Return the heads of the columns of `row`."""
+    return ["task", "length", *report.checkpoints, "n", "drop", "95 % interval", "p", "verdict"]
+
+
+def row(checked: CheckedPromptSet, report: CheckReport) -> list[str]:
+    """Return one line of the table: recall in per cent, the drop from pre to post in points."""
+    drop = next((c for c in checked.comparisons if (c.first, c.second) == ("pre", "post")), None)
+    recalls = [
+        f"{100 * recall.correct / recall.n:.1f}" if (recall := checked.recall.get(role)) else "-"
+        for role in report.checkpoints
+    ]
+    if drop is None:
+        return [
+            checked.task,
+            str(checked.context_tokens),
+            *recalls,
+            "0",
+            "-",
+            "-",
+            "-",
+            "not run",
+        ]
+    return [
+        checked.task,
+        str(checked.context_tokens),
+        *recalls,
+        str(checked.n),
+        f"{100 * drop.difference:.1f}",
+        f"{100 * drop.interval.low:.1f} to {100 * drop.interval.high:.1f}",
+        f"{drop.p_value:.2g}",
+        HEADLINES[checked.verdict],
+    ]
+
+
+def notes(report: CheckReport) -> list[str]:
+    """Return what the table does not say: the repair, the rule, the warnings."""
+    rule = report.rule
+    said = [
+        f"Rule: a drop above {100 * rule.margin:g} points at an error rate of "
+        f"{100 * rule.error_rate:g} % over all looks and prompt sets; all clear once a drop of "
+        f"{100 * rule.excluded_drop:g} points is excluded. Interval (Tango) and p (McNemar, "
+        "exact) are those of the counts in the table by themselves."
+    ]
+    for checked in report.cells:
+        for each in checked.comparisons:
+            if (each.first, each.second) == ("restored", "post"):
+                said.append(
+                    f"{checked.task} at {checked.context_tokens}: restored is "
+                    f"{100 * each.difference:+.1f} points from post ({100 * each.interval.low:.1f} "
+                    f"to {100 * each.interval.high:.1f}, p {each.p_value:.2g})."
+                )
+    return [*said, *(f"Warning: {warning}." for warning in report.warnings)]
+
+
+def check_markdown(report: CheckReport) -> str:
+    """Return the report as Markdown fit for a comment on a pull request."""
+    lines = [f"### Long-range recall: {headline(report)}", ""]
+    lines += [f"- {role}: {code(str(folder))}" for role, folder in report.checkpoints.items()]
+    lines += [
+        "",
+        *_table(columns(report), [row(checked, report) for checked in report.cells], left=2),
+    ]
+    lines += [""] + [f"{escape(note)}\n" for note in notes(report)]
+    if report.advice is not None:
+        lines += ["Put the routing of the base back:", "", *block(report.advice, "sh"), ""]
+    lengths = [str(length) for length in report.heat_maps[0].context_tokens]
+    lines += [
+        "<details><summary>Recall by depth and length</summary>",
+        "",
+        f"In per cent, {' > '.join(report.checkpoints)} (n).",
+        "",
+        *_table(["depth", *lengths], heat_rows(report.heat_maps), left=1),
+        "",
+        "</details>",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def heat_rows(maps: Sequence[HeatMap]) -> list[list[str]]:
+    """Return the rows of a table: depth, then per length the recall of each map and its n.
+
+    `92 > 40 (25)`: in per cent, one number per map in the order given.
+
+    Raises:
+        ValueError: the maps are not of the same lengths and depths.
+    """
+    first = maps[0]
+    if any(
+        (other.depth_edges, other.context_tokens) != (first.depth_edges, first.context_tokens)
+        for other in maps
+    ):
+        raise ValueError("heat maps of different lengths or depths")
+    rows = []
+    for row, (low, high) in enumerate(zip(first.depth_edges, first.depth_edges[1:], strict=False)):
+        cells = []
+        for column in range(len(first.context_tokens)):
+            recalls = [_percent(each.correct[row][column], each.n[row][column]) for each in maps]
+            counts = {each.n[row][column] for each in maps}
+            cells.append(f"{' > '.join(recalls)} ({'/'.join(map(str, sorted(counts)))})")
+        rows.append([f"{low:.0f}-{high:.0f} %", *cells])
+    return rows
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    rule = ["---" if i < left else "--:" for i in range(len(heads))]
+    return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)]
+
+
+def _percent(correct: int, n: int) -> str:
+    return f"{100 * correct / n:.0f}" if n else "-"

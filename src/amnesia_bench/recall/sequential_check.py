@@ -1,0 +1,297 @@
+"""Compare checkpoints on the same prompts, until the verdict is clear.
+
+Pre and post answer the longest contexts first and few prompts at a time; after each look the rule
+of `recall.sequential` says which prompt sets are clear. All answers go through
+`inference.generation`, so a check that was killed resumes where it stopped.
+"""
+
+from __future__ import annotations
+
+import gc
+import shlex
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from amnesia_bench.inference.candidates import Candidate
+from amnesia_bench.inference.protocol import Engine
+from amnesia_bench.recall.measure import (
+    PromptSet,
+    prompt_requests,
+    recall_cell,
+    recall_of,
+    recall_samples,
+    sampling_settings,
+)
+from amnesia_bench.recall.sequential import judge, looks
+from amnesia_bench.records.evaluation import Cell, Sampling
+from amnesia_bench.records.recall import (
+    CheckedPromptSet,
+    CheckReport,
+    CheckVerdict,
+    Comparison,
+    RecallSample,
+    Rule,
+    heat_map,
+)
+from amnesia_bench.statistics import PairedCounts, mcnemar_exact, paired_difference
+
+Samples = tuple[RecallSample, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckPlan:
+    """What to compare, on which prompts, by which rule."""
+
+    pre: Candidate
+    post: Candidate
+    restored: Candidate | None
+    prompt_sets: tuple[PromptSet, ...]
+    sampling: Sampling
+    rule: Rule
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """Two or three: pre, post and what was restored."""
+        return (self.pre, self.post, *([self.restored] if self.restored else []))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckResult:
+    """The verdict, and the records it was made from."""
+
+    report: CheckReport
+    cells: tuple[Cell, ...]
+    samples: Samples
+
+
+def compare_checkpoints(
+    plan: CheckPlan,
+    load: Callable[[Candidate], Engine],
+    work: Path,
+    progress: Callable[[str], None],
+) -> CheckResult:
+    """Compare the checkpoints of a plan until the verdict is clear or the prompts are used up.
+
+    Args:
+        plan: with checkpoints whose tokenizers agree on the prompts, and prompt sets of at least
+            `rule.samples` prompts.
+        load: makes the engine of a checkpoint; one is in memory at a time.
+        work: folder for the answers; those already in it are used.
+        progress: told one line before a checkpoint answers, and one when a prompt set was judged.
+    """
+    run = _Run(plan, load, work, progress)
+    run.compare()
+    if plan.restored is not None:
+        for prompt_set in plan.prompt_sets:
+            if history := run.history[prompt_set.name]:
+                run.answer(plan.restored, prompt_set, history[-1].n)
+    return run.result()
+
+
+class _Run:
+    def __init__(
+        self,
+        plan: CheckPlan,
+        load: Callable[[Candidate], Engine],
+        work: Path,
+        progress: Callable[[str], None],
+    ) -> None:
+        self.plan = plan
+        self.work = work
+        self.progress = progress
+        self.load = load
+        self.engine: tuple[Candidate, Engine] | None = None
+        self.settings: dict[str, dict[str, str]] = {}
+        self.samples: dict[tuple[str, str], Samples] = {}
+        self.history: dict[str, list[PairedCounts]] = {
+            prompt_set.name: [] for prompt_set in plan.prompt_sets
+        }
+        self.verdicts = {prompt_set.name: CheckVerdict.UNDECIDED for prompt_set in plan.prompt_sets}
+
+    def compare(self) -> None:
+        """Look at ever more prompts, the longest first, until all sets are clear or one is bad."""
+        lengths = sorted(
+            {prompt_set.context_tokens for prompt_set in self.plan.prompt_sets}, reverse=True
+        )
+        for look in looks(self.plan.rule.samples):
+            for length in lengths:
+                undecided = [
+                    prompt_set
+                    for prompt_set in self.plan.prompt_sets
+                    if prompt_set.context_tokens == length
+                    and self.verdicts[prompt_set.name] is CheckVerdict.UNDECIDED
+                ]
+                self.look(undecided, look)
+                if CheckVerdict.REGRESSION in self.verdicts.values():
+                    return
+
+    def look(self, prompt_sets: Sequence[PromptSet], num_prompts: int) -> None:
+        """Let pre and post answer the first prompts of some prompt sets, and judge each set."""
+        pair = [self.plan.pre, self.plan.post]
+        # Whoever is loaded goes first: half as many loads.
+        if self.engine is not None and self.engine[0] is self.plan.post:
+            pair.reverse()
+        for candidate in pair:
+            for prompt_set in prompt_sets:
+                self.answer(candidate, prompt_set, num_prompts)
+        for prompt_set in prompt_sets:
+            pre, post = (self.samples[role, prompt_set.name] for role in ("pre", "post"))
+            self.history[prompt_set.name].append(paired_counts(pre, post))
+            verdict = judge(
+                self.history[prompt_set.name], self.plan.rule, len(self.plan.prompt_sets)
+            )
+            self.verdicts[prompt_set.name] = verdict
+            found = ", ".join(
+                f"{role} {sum(sample.correct for sample in samples)}"
+                for role, samples in (("pre", pre), ("post", post))
+            )
+            self.progress(f"{prompt_set.name}: {found} of {num_prompts}: {verdict.value}")
+
+    def answer(self, candidate: Candidate, prompt_set: PromptSet, num_prompts: int) -> None:
+        """Let one checkpoint answer the first prompts of a prompt set."""
+        if self.engine is None or self.engine[0] is not candidate:
+            # Let go of one model before the next is loaded: both may not fit.
+            self.engine = None
+            gc.collect()
+            self.engine = (candidate, self.load(candidate))
+        self.progress(f"{prompt_set.name}: {candidate.role} answers {num_prompts} prompts")
+        engine = self.engine[1]
+        self.settings[candidate.role] = dict(engine.settings)
+        requests = prompt_requests(prompt_set, num_prompts, self.plan.sampling, candidate.tokenizer)
+        self.samples[candidate.role, prompt_set.name] = recall_samples(
+            engine, candidate, requests, prompt_set, self.work
+        )
+
+    def result(self) -> CheckResult:
+        """Sum up."""
+        plan = self.plan
+        samples = tuple(
+            sample
+            for candidate in plan.candidates
+            for prompt_set in plan.prompt_sets
+            for sample in self.samples.get((candidate.role, prompt_set.name), ())
+        )
+        checked = tuple(self.checked(prompt_set) for prompt_set in plan.prompt_sets)
+        verdict = overall_verdict(self.verdicts.values())
+        advice = None
+        if verdict is CheckVerdict.REGRESSION:
+            advice = restore_command(plan.pre.folder, plan.post.folder)
+        return CheckResult(
+            report=CheckReport(
+                verdict=verdict,
+                rule=plan.rule,
+                checkpoints={each.role: str(each.folder) for each in plan.candidates},
+                cells=checked,
+                heat_maps=tuple(heat_map(samples, each.role) for each in plan.candidates),
+                generations=len(samples),
+                generations_planned=len(plan.candidates)
+                * len(plan.prompt_sets)
+                * plan.rule.samples,
+                warnings=_warnings(plan, checked),
+                advice=advice,
+            ),
+            cells=tuple(
+                recall_cell(
+                    each.recall.get(candidate.role),
+                    candidate,
+                    prompt_set,
+                    {
+                        **self.settings[candidate.role],
+                        **sampling_settings(plan.sampling),
+                        "chat_template": "none",
+                        "scorer": "string_match_all",
+                    },
+                )
+                for candidate in plan.candidates
+                for prompt_set, each in zip(plan.prompt_sets, checked, strict=True)
+            ),
+            samples=samples,
+        )
+
+    def checked(self, prompt_set: PromptSet) -> CheckedPromptSet:
+        """Sum up one prompt set."""
+        found = {
+            candidate.role: self.samples[candidate.role, prompt_set.name]
+            for candidate in self.plan.candidates
+            if (candidate.role, prompt_set.name) in self.samples
+        }
+        pairs = [("pre", "post"), ("restored", "post"), ("pre", "restored")]
+        return CheckedPromptSet(
+            task=prompt_set.task,
+            context_tokens=prompt_set.context_tokens,
+            n=max(map(len, found.values()), default=0),
+            verdict=self.verdicts[prompt_set.name],
+            recall={
+                role: recall_of([sample.outcome for sample in samples])
+                for role, samples in found.items()
+            },
+            comparisons=tuple(
+                paired_comparison(first, second, paired_counts(found[first], found[second]))
+                for first, second in pairs
+                if first in found and second in found
+            ),
+        )
+
+
+def paired_counts(first: Samples, second: Samples) -> PairedCounts:
+    """Count how two checkpoints answered the same prompts."""
+    pairs = [(a.correct, b.correct) for a, b in zip(first, second, strict=True)]
+    return PairedCounts(
+        both=pairs.count((True, True)),
+        only_first=pairs.count((True, False)),
+        only_second=pairs.count((False, True)),
+        neither=pairs.count((False, False)),
+    )
+
+
+def paired_comparison(first: str, second: str, counts: PairedCounts) -> Comparison:
+    """Describe the difference of two checkpoints by these counts alone."""
+    return Comparison(
+        first=first,
+        second=second,
+        n=counts.n,
+        only_first=counts.only_first,
+        only_second=counts.only_second,
+        difference=counts.difference,
+        interval=paired_difference(counts),
+        p_value=mcnemar_exact(counts.only_first, counts.only_second),
+    )
+
+
+def overall_verdict(verdicts: Collection[CheckVerdict]) -> CheckVerdict:
+    """Return the verdict on all prompt sets: regressed if one has, all-clear only if all are."""
+    if CheckVerdict.REGRESSION in verdicts:
+        return CheckVerdict.REGRESSION
+    if set(verdicts) == {CheckVerdict.NO_REGRESSION}:
+        return CheckVerdict.NO_REGRESSION
+    return CheckVerdict.UNDECIDED
+
+
+def restore_command(pre: Path, post: Path) -> str:
+    """Return the command that repairs a fine-tune."""
+    named = post if post.name not in ("", "..") else post.resolve()
+    out = named.with_name(f"{named.name}-restored")
+    return shlex.join(
+        ["amnesia", "restore", "--pre", str(pre), "--post", str(post), "--out", str(out)]
+    )
+
+
+def _warnings(plan: CheckPlan, checked: Sequence[CheckedPromptSet]) -> tuple[str, ...]:
+    warnings = []
+    if plan.pre.parent.identity == plan.post.parent.identity:
+        warnings.append("pre and post hold the same weights")
+    for each in checked:
+        for role, recall in each.recall.items():
+            if recall.empty:
+                warnings.append(
+                    f"{role}: {recall.empty} of {recall.n} answers to "
+                    f"{each.task}@{each.context_tokens} are empty; they count as wrong"
+                )
+        pre = each.recall.get("pre")
+        if pre is not None and pre.correct / pre.n < plan.rule.excluded_drop:
+            warnings.append(
+                f"pre itself finds only {pre.correct} of {pre.n} needles of {each.task}@"
+                f"{each.context_tokens}: there is no recall to lose"
+            )
+    return tuple(warnings)

@@ -1,0 +1,139 @@
+"""What a program gets: the Python that runs it, its limits, and its standard input and output."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from amnesia_bench.errors import MissingEnvironmentError
+
+MIB = 1 << 20
+NOBODY = 65534  # user and group of programs when the launcher is root
+_SHARED_LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib64")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """Limits of one program; all are hard, and of the kernel except the times and the output.
+
+    `seconds_per_test` is CPU time, since a verdict must not depend on what else the machine does;
+    `wall_factor` times as much of wall-clock time ends programs that sleep or wait. Memory counts
+    address space, as RLIMIT_AS does. `threads` includes the first one and that of bwrap; processes
+    cannot be made at all. `output_bytes` bounds one answer on its way out.
+    """
+
+    seconds_per_test: float = 6.0
+    wall_factor: float = 10.0
+    memory_bytes: int = 4096 * MIB
+    threads: int = 16
+    file_bytes: int = 16 * MIB
+    open_files: int = 64
+    signals: int = 128
+    output_bytes: int = 16 * MIB
+
+    @property
+    def wall_seconds_per_test(self) -> float:
+        return self.wall_factor * self.seconds_per_test
+
+    def total_seconds(self, tests: int) -> float:
+        """Return the CPU time for all tests of a program; LiveCodeBench's formula."""
+        return (self.seconds_per_test + 1) * tests + 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interpreter:
+    """A Python executable. `folders` hold its standard library and the shared libraries.
+
+    `numpy` are the folders of numpy, where there is one for this Python: LiveCodeBench's own
+    environment has it, and answers use it.
+    """
+
+    executable: Path
+    folders: tuple[Path, ...]
+    numpy: tuple[Path, ...]
+
+
+def find_interpreter() -> Interpreter:
+    """Return our own Python, or the system's where programs may not read ours.
+
+    Raises:
+        MissingEnvironmentError: neither can be used.
+    """
+    candidates = [Path(sys.executable).resolve(), Path("/usr/bin/python3").resolve()]
+    for executable in candidates:
+        library = executable.parent.parent / "lib"
+        if os.access(executable, os.X_OK) and _readable(executable) and _readable(library):
+            folders = [path for path in map(Path, _SHARED_LIBRARIES) if path.is_dir()]
+            if not library.is_relative_to("/usr/lib"):
+                folders.append(library)
+            return Interpreter(
+                executable=executable, folders=tuple(folders), numpy=_numpy_folders(executable)
+            )
+    raise MissingEnvironmentError(
+        f"no Python that an unprivileged user may run: tried {', '.join(map(str, candidates))}",
+        hint="Install one for all users (Debian: apt install python3), or score as another user.",
+    )
+
+
+def _readable(path: Path) -> bool:
+    """Whether programs may read this; those of a root launcher run as nobody."""
+    if os.geteuid() != 0:
+        return os.access(path, os.R_OK)
+    return all(folder.stat().st_mode & 0o001 for folder in path.parents) and bool(
+        path.stat().st_mode & 0o004
+    )
+
+
+def _numpy_folders(executable: Path) -> tuple[Path, ...]:
+    ours = Path(sys.executable).resolve()
+    version = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    if executable != ours and executable.name != version:
+        return ()  # compiled for another version
+    spec = importlib.util.find_spec("numpy")
+    if spec is None or spec.origin is None:
+        return ()
+    package = Path(spec.origin).parent
+    folders = [package, package.with_name("numpy.libs")]  # the second: its shared libraries
+    return tuple(folder for folder in folders if folder.is_dir() and _readable(folder))
+
+
+@dataclass(frozen=True)
+class ScriptFiles:
+    """Descriptors: the program's two ends, the input for bwrap to copy, and what was printed."""
+
+    programs: tuple[int, int]
+    copied: int
+    printed: int
+
+
+@contextmanager
+def script_files(text: str) -> Iterator[ScriptFiles]:
+    """Make two files in memory; the program can only read the one and only write the other.
+
+    Files and no pipes: a program may read its input in any way that Python has, seek in it, ask
+    for its size or map it, and the grader need not read along while the program prints.
+    """
+    opened: list[int] = []
+
+    def again(descriptor: int, flags: int) -> int:
+        # A position of its own, and not the rights of the first.
+        opened.append(os.open(f"/proc/self/fd/{descriptor}", flags | os.O_CLOEXEC))
+        return opened[-1]
+
+    try:
+        for name in ("stdin", "stdout"):
+            opened.append(os.memfd_create(name))
+        source, printed = opened
+        view = memoryview(text.encode("utf-8", "surrogatepass"))
+        while view:
+            view = view[os.write(source, view) :]
+        programs = again(source, os.O_RDONLY), again(printed, os.O_WRONLY | os.O_APPEND)
+        yield ScriptFiles(programs, again(source, os.O_RDONLY), printed)
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)

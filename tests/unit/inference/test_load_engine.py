@@ -1,0 +1,65 @@
+"""Engines by name: what none of them can run is said before anything is loaded."""
+
+from pathlib import Path
+
+import pytest
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.inference.load_engine import load_engine
+from amnesia_bench.inference.protocol import EngineOptions
+from amnesia_bench.inference.transformers_engine import TransformersEngine
+from tests.support.tiny_models import tiny_model, tiny_tokenizer
+
+
+def test_a_hypenet_is_not_for_vllm(tmp_path: Path) -> None:
+    tiny_model("hypenet").config.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="a HypeNet, which vLLM does not know") as failure:
+        load_engine("vllm", tmp_path, EngineOptions())
+    assert "--engine transformers" in str(failure.value)
+
+
+def test_an_unknown_engine_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="engine vlm: not known") as failure:
+        load_engine("vlm", tmp_path, EngineOptions())
+    assert "vllm" in str(failure.value)
+
+
+def save_model(name: str, folder: Path) -> Path:
+    tiny_model(name).save_pretrained(folder)
+    tiny_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def test_one_device_needs_no_other_process(tmp_path: Path) -> None:
+    folder = save_model("qwen2", tmp_path)
+    engine = load_engine("transformers", folder, EngineOptions(device="cpu"))
+    assert isinstance(engine, TransformersEngine)
+
+
+def test_the_logit_scale_of_a_hypenet_is_taken_in_place_of_its_own(tmp_path: Path) -> None:
+    folder = save_model("hypenet", tmp_path)
+    before = (folder / "config.json").read_bytes()
+    own, other = (
+        load_engine(
+            "transformers", folder, EngineOptions(device="cpu", attn_logits_scaling=scaling)
+        )
+        for scaling in (None, "hype 500")
+    )
+    assert isinstance(other, TransformersEngine)
+    assert other.module.config.attn_logit_scale_a == 500
+    assert other.settings == {**own.settings, "attn_logits_scaling": "hype 500"} != own.settings
+    assert (folder / "config.json").read_bytes() == before
+
+
+def test_a_logit_scale_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    folder = save_model("hypenet", tmp_path / "hypenet")
+    for scaling, said in (
+        ("hype five", "attn_logits_scaling is 'hype five'"),
+        ("hype 1", "is 1.0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            load_engine("transformers", folder, EngineOptions(attn_logits_scaling=scaling))
+    folder = save_model("qwen2", tmp_path / "qwen2")
+    for engine in ("transformers", "vllm"):
+        with pytest.raises(UserError, match="only applies to HypeNet; this checkpoint is qwen2"):
+            load_engine(engine, folder, EngineOptions(attn_logits_scaling="hype 500"))
