@@ -25,8 +25,8 @@ from amnesia_bench.pipeline.bookkeeping import (
     write_inputs,
     write_orders,
 )
-from amnesia_bench.pipeline.engine import check_installed, run_stages
 from amnesia_bench.pipeline.progress import Watcher
+from amnesia_bench.pipeline.scheduler import run_stages
 from amnesia_bench.pipeline.stage import Stage, unsettled
 from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.printable import message
@@ -58,7 +58,7 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
     Raises:
         StageFailedError: an artifact is damaged, or a stage failed; what was done is kept.
         NewerVersionError: a newer version made an artifact.
-        MissingEnvironmentError: the store cannot be read or written, or Snakemake is not installed.
+        MissingEnvironmentError: the store cannot be read or written.
     """
     store = store.resolve()
     _check_artifacts(store, stages, repair=repair)
@@ -67,11 +67,11 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
     cached = {id for id, state in states.items() if state is StageState.CACHED}
     if len(cached) == len(stages):
         return Outcome(cached=len(stages), done=0)
-    check_installed()
     _tell_stale(store, [stage for stage in stages if states[stage.id] is StageState.STALE])
     todo = unsettled(stages, cached)
     began, cores = now(), os.cpu_count() or 1
     threads = threads_of(stages, cores)
+    gpus = max(stage.gpus for stage in stages)
     with explaining_write_errors(store, "finished stages are kept"):
         write_orders(store, [_order(store, stage, threads[stage.id]) for stage in todo])
         # Importing on a machine with GPUs would hold them.
@@ -81,7 +81,7 @@ def run(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> Outcom
             Watcher(store, todo, cached, of=len(stages)),
             warm_server(folder) if warm else nullcontext() as server,
         ):
-            ran = run_stages(store, todo, threads, cores, server, folder)
+            ran = run_stages(store, todo, threads, cores, gpus, server)
     if ran.failed is not None:
         raise _failed(store, todo, began, ran.failed)
     before = len(cached - ran.done)
