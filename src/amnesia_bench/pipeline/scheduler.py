@@ -18,6 +18,8 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import IO
 
 from amnesia_bench.pipeline.stage import Stage
 
@@ -138,24 +140,29 @@ def _chain_lengths(stages: Sequence[Stage]) -> dict[str, int]:
 
 
 def _run_worker(arguments: Sequence[str], pipe: int) -> WorkerExit:
-    with subprocess.Popen(
-        [sys.executable, "-P", "-m", _WORKER, *arguments, "--driver", str(pipe)],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        encoding="utf-8",
-        errors="replace",
-        pass_fds=[pipe],
-        # Ctrl-C in a terminal reaches the driver alone, which then ends its workers.
-        process_group=0,
-    ) as process:
-        printed, errors = process.communicate()
-    code = process.returncode
+    # Files and not pipes, which a command that outlives its worker would keep open.
+    with TemporaryFile() as printed, TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-m", _WORKER, *arguments, "--driver", str(pipe)],
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=errors,
+            pass_fds=[pipe],
+            # Ctrl-C in a terminal reaches the driver alone, which then ends its workers.
+            process_group=0,
+        )
+        code = process.wait()
+        did_stage, lines = bool(_lines_of(printed)), _lines_of(errors)
     if code == 0:
-        return WorkerExit(did_stage=bool(printed), failure=None)
+        return WorkerExit(did_stage=did_stage, failure=None)
     if code < 0:  # it was killed, and could not end its command
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
     how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-    message = "\n".join(errors.rstrip().splitlines()[-_MESSAGE_LINES:])
+    message = "\n".join(lines[-_MESSAGE_LINES:])
     return WorkerExit(did_stage=False, failure=message or f"The worker of {arguments[1]} {how}.")
+
+
+def _lines_of(file: IO[bytes]) -> list[str]:
+    file.seek(0)
+    return file.read().decode(errors="replace").rstrip().splitlines()
