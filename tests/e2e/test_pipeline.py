@@ -6,9 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
-import psutil
 import pytest
 
 from amnesia_bench.cli.main import main
@@ -17,20 +17,24 @@ from amnesia_bench.errors import StageFailedError
 from amnesia_bench.pipeline.bookkeeping import LOG, StageState, read_failure, state_of
 from amnesia_bench.pipeline.commands import run_command
 from amnesia_bench.pipeline.run import run
+from amnesia_bench.pipeline.scheduler import SchedulerResult, run_stages
 from amnesia_bench.pipeline.stage import Output, Stage
 from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.pipeline.worker import run_stage
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import MANIFEST, stage_path
+from amnesia_bench.store.processes import parent_of, process_start
 from amnesia_bench.store.scratch import scratch_folder
 from tests.support.pipelines import (
     ROOT,
     driver,
     finished,
+    processes_of,
     small_command,
     small_driver,
     small_graph,
     starts,
+    wait_until,
 )
 
 
@@ -144,7 +148,7 @@ def test_a_failed_stage_is_named_with_its_words_and_the_others_are_done(store: P
     assert str(stage_path(store.resolve(), broken().id) / LOG) in str(e.value.hint)
     assert state_of(store, last.kind, last.id) is StageState.CACHED
     assert state_of(store, "rows", broken().id) is StageState.FAILED
-    assert starts(store, broken()) == 2, "Snakemake tries a second time"
+    assert starts(store, broken()) == 2, "a stage that fails is tried once more"
 
 
 def boxed(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -196,14 +200,17 @@ def test_a_warm_process_says_what_a_cold_one_does(tmp_path: Path) -> None:
 
 def test_a_warm_server_outlives_a_worker_and_a_command_the_server(tmp_path: Path) -> None:
     command = ["data", "synthesize", "proze", "--rows", "3", "--out", str(tmp_path / "x")]
-    before = psutil.Process().children()
     with scratch_folder() as folder, warm_server(folder) as server:
         with socket.socket(socket.AF_UNIX) as hasty:
             hasty.connect(server)
         assert run_command(command, tmp_path / "log", 1, (), server) == 2
-        (process,) = set(psutil.Process().children()) - set(before)
-        assert process.is_running()
-        process.kill()
+        (process,) = [
+            int(folder.name)
+            for folder in Path("/proc").glob("[0-9]*")
+            if parent_of(int(folder.name)) == os.getpid()
+            and b"amnesia_bench.pipeline.warm" in (folder / "cmdline").read_bytes()
+        ]
+        os.kill(process, signal.SIGKILL)
         assert run_command(command, tmp_path / "log", 1, (), server) == 2
 
 
@@ -258,23 +265,74 @@ def test_workers_have_the_environment_of_the_driver_and_leave_no_files(tmp_path:
     assert list(home.iterdir()) == []
 
 
-@pytest.mark.parametrize(("signal_", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signal_", "code", "words"),
+    [
+        (signal.SIGTERM, 143, ["amnesia run: terminated"]),
+        (signal.SIGINT, 130, ["amnesia run: interrupted"]),
+        (signal.SIGKILL, -9, []),
+    ],
+)
 def test_a_signal_to_the_driver_alone_ends_all_it_started(
-    signal_: signal.Signals, code: int, tmp_path: Path
+    signal_: signal.Signals, code: int, words: list[str], tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
     first = driver(store, "experiment=table1", "profile=smoke")
-    while not list(store.glob("stages/.*.lease")):
-        assert first.poll() is None
-    begun = [each for each in psutil.Process(first.pid).children(recursive=True)]
+    wait_until(lambda: processes_of(store)["command"] != [])
+    assert len(processes_of(store)["driver"]) == 1
+    assert first.poll() is None
     os.kill(first.pid, signal_)
     said, _ = first.communicate(timeout=60)
     assert first.returncode == code
-    assert said.splitlines()[-1] in ("amnesia run: terminated", "amnesia run: interrupted")
-    assert "Traceback" not in said
-    assert psutil.wait_procs(begun, timeout=30)[1] == []
+    assert said.splitlines()[-1:] == words
+    wait_until(lambda: not any(processes_of(store).values()))
     assert list(store.glob("stages/.*.lease")) == []
     assert list(store.glob("stages/*/failure.json")) == []
+
+
+def test_a_command_without_a_server_ends_with_the_driver_of_its_worker(store: Path) -> None:
+    last = small_graph()[-1]
+    shutil.rmtree(last.folder(store))
+    reading, writing = os.pipe()
+    worker = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "amnesia_bench.pipeline.worker"),
+            *(str(store), last.id, "--driver", str(reading)),
+        ],
+        pass_fds=[reading],
+        env={**os.environ, "AMNESIA_STORE": str(store)},
+    )
+    wait_until(lambda: processes_of(store)["command"] != [])
+    assert processes_of(store)["worker"] == [worker.pid]
+    os.close(writing)
+    assert worker.wait(timeout=60) == 143
+    os.close(reading)
+    assert not any(processes_of(store).values())
+    assert list(store.glob("stages/.*.lease")) == []
+    assert state_of(store, last.kind, last.id) is StageState.WAITING
+
+
+def test_a_command_without_a_server_ends_when_its_worker_is_killed(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = small_graph()[-1]
+    shutil.rmtree(last.folder(store))
+    monkeypatch.setenv("AMNESIA_STORE", str(store))
+    killed: list[int] = []
+
+    def kill_the_first_worker() -> None:
+        wait_until(lambda: processes_of(store)["command"] != [])
+        killed.extend(processes_of(store)["command"])
+        os.kill(processes_of(store)["worker"][0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill_the_first_worker)
+    killer.start()
+    result = run_stages(store, [last], {last.id: 1}, 1, 0, None)
+    killer.join()
+    assert result == SchedulerResult(done=frozenset([last.id]), failed=None)
+    assert len(killed) == 1
+    assert process_start(killed[0]) in (None, -1)
+    assert starts(store, last) >= 3, "the copied attempt, the one that was ended, and the second"
 
 
 def test_a_manifest_names_the_stages_that_were_read(made: Path) -> None:

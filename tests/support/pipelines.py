@@ -6,11 +6,15 @@ import json
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from amnesia_bench.pipeline import stages
 from amnesia_bench.pipeline.stage import Stage, closure
 from amnesia_bench.store.layout import MANIFEST
+from amnesia_bench.store.processes import parent_of
 
 ROOT = Path(__file__).resolve().parents[2]
 ROWS = ("data.source.rows=30",)
@@ -77,3 +81,39 @@ def finished(store: Path) -> dict[str, str]:
         for path in manifests
         if not path.parent.name.startswith(".")
     }
+
+
+def processes_of(store: Path) -> dict[str, list[int]]:
+    """Return the pids of the drivers, servers, workers and commands of a store, and of no other."""
+    found: dict[str, list[int]] = {"driver": [], "server": [], "worker": [], "command": []}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended meanwhile
+            if f"AMNESIA_STORE={store}" not in _words(folder / "environ"):
+                continue
+            parent = parent_of(int(folder.name))
+            if kind := _kind(_words(folder / "cmdline"), _words(Path(f"/proc/{parent}/cmdline"))):
+                found[kind].append(int(folder.name))
+    return found
+
+
+def _words(path: Path) -> list[str]:
+    """Return the parts of a file of /proc."""
+    return path.read_bytes().decode(errors="replace").split("\0")
+
+
+def _kind(command: list[str], parent: list[str]) -> str | None:
+    if "amnesia_bench.pipeline.warm" in command:  # a child of the server has its command line
+        return "command" if "amnesia_bench.pipeline.warm" in parent else "server"
+    if "amnesia_bench.pipeline.worker" in command:
+        return "worker"
+    if "amnesia_bench.cli.main" in command:
+        return "driver" if "run" in command else "command"
+    return None
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Wait until something holds, and fail if it does not in that time."""
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"did not come true in {seconds:.0f} s"
+        time.sleep(0.01)

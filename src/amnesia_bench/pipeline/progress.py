@@ -14,6 +14,7 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from amnesia_bench.costs.work import Training
 from amnesia_bench.errors import AmnesiaError
@@ -140,9 +141,11 @@ def _new_bar() -> Progress:
     return Progress(
         BarColumn(bar_width=_BAR_COLUMNS),
         MofNCompleteColumn(),
-        TextColumn("{task.description}", markup=False),
+        # The text alone is cut where the terminal is too narrow.
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
         console=Console(file=sys.stderr),
         auto_refresh=False,
+        expand=True,
         transient=True,
         redirect_stdout=False,
         redirect_stderr=False,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import pytest
 from amnesia_bench.pipeline import scheduler
 from amnesia_bench.pipeline.scheduler import SchedulerResult, run_stages
 from amnesia_bench.store.processes import process_start
+from tests.support.pipelines import wait_until
 
 # A worker that does what its stage is called, in the folder that should be a store.
 WORKER = """\
@@ -58,13 +58,6 @@ def run(store: Path, *ids: str, server: str | None = None) -> SchedulerResult:
     return run_stages(store, stages, dict.fromkeys(ids, 1), len(ids), 0, server)
 
 
-def until(holds: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def names(store: Path) -> list[str]:
     return sorted(path.name for path in store.iterdir())
 
@@ -88,7 +81,7 @@ def test_the_command_of_a_worker_that_was_killed_is_ended(store: Path) -> None:
     assert result.failed == "The worker of killed was killed by signal 9."
     for attempt in range(2):
         pid = int((store / f"command{attempt}").read_text())
-        until(lambda: process_start(pid) in (None, -1))  # noqa: B023 - called at once
+        wait_until(lambda: process_start(pid) in (None, -1))  # noqa: B023 - called at once
 
 
 class TerminatedError(Exception):
@@ -110,7 +103,7 @@ def test_a_signal_ends_the_workers_and_then_does_what_it_did_before(
     number: int, handler: Callable[..., object], error: type[BaseException], store: Path
 ) -> None:
     def send() -> None:
-        until(lambda: names(store) == ["waits a.start0", "waits b.start0"])
+        wait_until(lambda: names(store) == ["waits a.start0", "waits b.start0"])
         os.kill(os.getpid(), number)
 
     before = signal.signal(number, handler)
