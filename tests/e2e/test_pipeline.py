@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -16,8 +15,7 @@ from amnesia_bench.costs.work import Writing
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.pipeline.bookkeeping import LOG, StageState, read_failure, state_of
 from amnesia_bench.pipeline.commands import run_command
-from amnesia_bench.pipeline.run import run
-from amnesia_bench.pipeline.scheduler import SchedulerResult, run_stages
+from amnesia_bench.pipeline.run import Outcome, run
 from amnesia_bench.pipeline.stage import Output, Stage
 from amnesia_bench.pipeline.warm import warm_server
 from amnesia_bench.pipeline.worker import run_stage
@@ -290,49 +288,28 @@ def test_a_signal_to_the_driver_alone_ends_all_it_started(
     assert list(store.glob("stages/*/failure.json")) == []
 
 
-def test_a_command_without_a_server_ends_with_the_driver_of_its_worker(store: Path) -> None:
-    last = small_graph()[-1]
-    shutil.rmtree(last.folder(store))
-    reading, writing = os.pipe()
-    worker = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "amnesia_bench.pipeline.worker"),
-            *(str(store), last.id, "--driver", str(reading)),
-        ],
-        pass_fds=[reading],
-        env={**os.environ, "AMNESIA_STORE": str(store)},
-    )
+def test_a_command_without_a_server_ends_when_the_driver_is_killed(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    first = small_driver(store, "--without-server")
     wait_until(lambda: processes_of(store)["command"] != [])
-    assert processes_of(store)["worker"] == [worker.pid]
-    os.close(writing)
-    assert worker.wait(timeout=60) == 143
-    os.close(reading)
-    assert not any(processes_of(store).values())
+    assert processes_of(store)["server"] == []
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate(timeout=60)
+    wait_until(lambda: not any(processes_of(store).values()))
     assert list(store.glob("stages/.*.lease")) == []
-    assert state_of(store, last.kind, last.id) is StageState.WAITING
+    assert list(store.glob("stages/*/failure.json")) == []
 
 
-def test_a_command_without_a_server_ends_when_its_worker_is_killed(
-    store: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    last = small_graph()[-1]
-    shutil.rmtree(last.folder(store))
-    monkeypatch.setenv("AMNESIA_STORE", str(store))
-    killed: list[int] = []
-
-    def kill_the_first_worker() -> None:
-        wait_until(lambda: processes_of(store)["command"] != [])
-        killed.extend(processes_of(store)["command"])
-        os.kill(processes_of(store)["worker"][0], signal.SIGKILL)
-
-    killer = threading.Thread(target=kill_the_first_worker)
-    killer.start()
-    result = run_stages(store, [last], {last.id: 1}, 1, 0, None)
-    killer.join()
-    assert result == SchedulerResult(done=frozenset([last.id]), failed=None)
-    assert len(killed) == 1
-    assert process_start(killed[0]) in (None, -1)
-    assert starts(store, last) >= 3, "the copied attempt, the one that was ended, and the second"
+def test_a_command_without_a_server_ends_when_its_worker_is_killed(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    driver = small_driver(store, "--without-server")
+    wait_until(lambda: processes_of(store)["command"] != [])
+    (command,), (worker,) = processes_of(store)["command"], processes_of(store)["worker"]
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: process_start(command) in (None, -1))
+    said, _ = driver.communicate(timeout=120)
+    assert said.splitlines()[-1] == str(Outcome(cached=0, done=3))
+    assert starts(store, small_graph()[0]) >= 2, "the command that was ended, and the next"
 
 
 def test_a_manifest_names_the_stages_that_were_read(made: Path) -> None:

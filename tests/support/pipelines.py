@@ -33,10 +33,14 @@ def starts(store: Path, stage: Stage) -> int:
 
 _RUN = """\
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from amnesia_bench.errors import AmnesiaError
+from amnesia_bench.pipeline import run as module
 from amnesia_bench.pipeline.run import run
 from tests.support.pipelines import small_graph
+if "--without-server" in sys.argv:
+    module.warm_server = nullcontext
 try:
     print(run(Path(sys.argv[1]), small_graph()))
 except AmnesiaError as error:
@@ -44,14 +48,14 @@ except AmnesiaError as error:
 """
 
 
-def small_command(store: Path) -> list[str]:
-    """Return the command that runs the small graph."""
-    return [sys.executable, "-c", _RUN, str(store)]
+def small_command(store: Path, *options: str) -> list[str]:
+    """Return the command that runs the small graph; `--without-server` as with GPUs."""
+    return [sys.executable, "-c", _RUN, str(store), *options]
 
 
-def small_driver(store: Path) -> subprocess.Popen[str]:
+def small_driver(store: Path, *options: str) -> subprocess.Popen[str]:
     """Start a driver of the small graph."""
-    return _started(store, small_command(store))
+    return _started(store, small_command(store, *options))
 
 
 def driver(store: Path, *overrides: str) -> subprocess.Popen[str]:
