@@ -49,8 +49,7 @@ class Watcher:
         self._running: dict[str, float] = {}
         self._weights = {stage.id: _weight(stage) for stage in stages}
         self._began = time.monotonic()
-        self._bar = _new_bar() if sys.stderr.isatty() else None
-        self._task = None if self._bar is None else self._bar.add_task("", total=of)
+        self._bar = _new_bar(of) if sys.stderr.isatty() else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="amnesia-watcher", daemon=True)
 
@@ -112,11 +111,12 @@ class Watcher:
             self._draw()
 
     def _draw(self) -> None:
-        if self._bar is not None and self._task is not None:
+        if self._bar is not None:
+            (task,) = self._bar.task_ids
             text = f"{self._time_left()}{', '.join(self._running)}"
             done = self._of - len(self._left)
             with suppress(OSError):
-                self._bar.update(self._task, completed=done, description=text, refresh=True)
+                self._bar.update(task, completed=done, description=text, refresh=True)
 
     def _time_left(self) -> str:
         """Return how much time is left, by the work of what was done and what was not."""
@@ -137,8 +137,8 @@ class Watcher:
                 self._bar.console.out(line, highlight=False)
 
 
-def _new_bar() -> Progress:
-    return Progress(
+def _new_bar(of: int) -> Progress:
+    bar = Progress(
         BarColumn(bar_width=_BAR_COLUMNS),
         MofNCompleteColumn(),
         # The text alone is cut where the terminal is too narrow.
@@ -150,6 +150,8 @@ def _new_bar() -> Progress:
         redirect_stdout=False,
         redirect_stderr=False,
     )
+    bar.add_task("", total=of)
+    return bar
 
 
 def _is_below(driver: int, holder: Holder) -> bool:
