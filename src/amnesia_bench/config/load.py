@@ -1,126 +1,79 @@
-"""Hydra groups and overrides in, one frozen object out.
+"""Configs and overrides in, one frozen object out.
 
-Hydra composes; pydantic alone judges keys and values. Hydra by itself accepts a wrong key inside
-a YAML file and any `+key=value`, so every value override reaches it as `++key=value` and is
-judged here.
+`files` reads what the YAML files say, `overrides` puts in what was typed, and pydantic alone judges
+keys and values. A config is chosen by its name, or by the path of a file of your own.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from itertools import product
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
-import yaml  # type: ignore[import-untyped]
-from hydra import compose, initialize_config_dir
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.errors import HydraException, MissingConfigException
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError, create_model
 
-import amnesia_bench
-from amnesia_bench.config.messages import describe, nearest
+from amnesia_bench.config.files import Config, config_dir, options, read_config, read_yaml
+from amnesia_bench.config.messages import describe
+from amnesia_bench.config.overrides import no_override, with_overrides
 from amnesia_bench.config.schema import Frozen, Variant
-from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.errors import UserError
 
 Schema = TypeVar("Schema", bound=BaseModel)
 
 
-def config_dir() -> Path:
-    """Return the folder of the config groups: inside the package, or at the repository's root.
-
-    Raises:
-        MissingEnvironmentError: the installation has none.
-    """
-    package = Path(amnesia_bench.__file__).resolve().parent
-    # An editable install does not see the mapping that puts them into a wheel.
-    for candidate in (package / "configs", package.parents[1] / "configs"):
-        if (candidate / "config.yaml").is_file():
-            return candidate
-    raise MissingEnvironmentError(
-        f"no configs/config.yaml in {package} or at its repository's root",
-        hint="Install amnesia-bench again, from a wheel or a clone.",
-    )
-
-
-def options(group: str) -> tuple[str, ...]:
-    """Return the names that a config group offers; empty when there is no such group."""
-    return tuple(sorted(path.stem for path in (config_dir() / group).glob("*.yaml")))
-
-
-def load_model_file(name: str) -> dict[str, Any]:
-    """Return what a file of configs/model says, in the keys of a config.json.
-
-    Raises:
-        UserError: no such file.
-    """
-    known = options("model")
-    if name not in known:
-        raise UserError(f"model {name}: no such file of configs/model", hint=nearest(name, known))
-    path = config_dir() / "model" / f"{name}.yaml"
-    return cast("dict[str, Any]", yaml.safe_load(path.read_text(encoding="utf-8")))
-
-
-def load_root(overrides: Sequence[str], schema: type[Schema]) -> Schema:
-    """Compose configs/config.yaml and check it; each field of `schema` is a group.
+def load_root(
+    overrides: Sequence[str], schema: type[Schema], fixed: Mapping[str, str] | None = None
+) -> Schema:
+    """Load a config of each of several groups; each field of `schema` is a group.
 
     Args:
-        overrides: as typed on the command line: `restore=qk_blend`, `restore.rule.alpha=0.3`.
+        overrides: as typed on the command line: `restore=qk_blend`, `restore=mine.yaml`,
+            `restore.rule.alpha=0.3`. What is not chosen is chosen in configs/config.yaml.
         schema: what the whole must be.
+        fixed: the configs of groups that `overrides` must not choose again.
 
     Raises:
-        UserError: a key, a value or an option is wrong; the message names its path.
+        UserError: a key, a value or a choice is wrong; the message names its path.
     """
-    return _load("config", overrides, schema, list(schema.model_fields))
-
-
-def expand_sweep(overrides: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Return the overrides of every job of a sweep: each combination of `key=a,b` choices.
-
-    Raises:
-        UserError: an override that Hydra cannot read.
-    """
-    return tuple(product(*map(_choices, overrides)))
-
-
-def _choices(typed: str) -> list[str]:
+    groups, fixed = list(schema.model_fields), fixed or {}
+    typed, changes = _split(overrides, groups, fixed)
+    chosen = {**read_yaml(config_dir() / "config.yaml"), **typed, **fixed}
+    if missing := [group for group in groups if group not in chosen]:
+        hint = f"{missing[0]}={'|'.join(options(missing[0]))}"
+        raise UserError(f"no {missing[0]} was named", hint=hint)
+    configs = {group: read_config(group, chosen[group]) for group in groups}
+    named = {
+        group: _named(config, schema.model_fields[group].annotation)
+        for group, config in configs.items()
+    }
+    data = with_overrides(named, changes)
+    _refuse_targets(data, "")
+    changed = {change.lstrip("+~").partition("=")[0] for change in changes}
     try:
-        override = OverridesParser.create().parse_override(typed)
-        if not override.is_discrete_sweep():
-            return [typed]
-        return [f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()]
-    except (HydraException, ValueError, RecursionError) as error:
-        raise _no_override(typed) from error
+        # JSON, since strict pydantic takes its arrays for tuples and a list of Python's not.
+        return schema.model_validate_json(json.dumps(data, default=str))
+    except ValidationError as error:
+        raise describe(error, schema, data, _Places(configs, changed).where) from error
 
 
 def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:
-    """Load one option of a config group by itself.
+    """Load one config of a group by itself.
 
     Args:
         group: a folder of configs.
-        name: a file in it.
+        name: a config in it, or the path of a file of your own.
         overrides: with full paths: `restore.select.layers=[3,7]`.
-        schema: what the option must be.
+        schema: what the config must be.
 
     Raises:
-        UserError: no such option, or an override is wrong; the message names its path.
+        UserError: no such config, or an override is wrong; the message names its path.
     """
-    known = options(group)
-    if name not in known:
-        raise UserError(f"{group}={name}: no such option", hint=nearest(name, known))
     for override in overrides:
         if "." not in override.lstrip("+~").partition("=")[0]:
-            raise UserError(
-                f"{override}: {group} is {name}; only its values can be changed",
-                hint=f"A value's path begins with {group}. and ends with =VALUE.",
-            )
-    # Hydra packs what lies in a group's folder under the group's name.
+            raise _chosen_already(override, group, name)
     whole = create_model("Option", __base__=Frozen, **{group: (schema, ...)})  # type: ignore[call-overload]
-    loaded = _load(f"{group}/{name}", overrides, whole, [group])
-    return cast("Schema", getattr(loaded, group))
+    loaded: Schema = getattr(load_root(overrides, whole, {group: name}), group)
+    return loaded
 
 
 def check(schema: type[Schema], values: Mapping[str, object]) -> Schema:
@@ -132,62 +85,72 @@ def check(schema: type[Schema], values: Mapping[str, object]) -> Schema:
     try:
         return schema.model_validate(values)
     except ValidationError as error:
-        raise describe(error, schema, values, ()) from error
+        raise describe(error, schema, values) from error
 
 
 def load_variant(name: str, overrides: Sequence[str] = ()) -> Variant:
-    """Load a restore variant by its name; see `load_option`."""
+    """Load a restore variant by its name or path; see `load_option`."""
     return load_option("restore", name, overrides, Variant)
 
 
-def _load(
-    root: str, overrides: Sequence[str], schema: type[Schema], groups: Sequence[str]
-) -> Schema:
-    data = _compose(root, [_for_hydra(override, groups) for override in overrides])
-    _refuse_targets(data, "")
-    try:
-        # JSON, since strict pydantic takes its arrays for tuples and a list of Python's not.
-        return schema.model_validate_json(json.dumps(data, default=str))
-    except ValidationError as error:
-        raise describe(error, schema, data, groups) from error
+def load_model_file(name: str) -> dict[str, Any]:
+    """Return a config of configs/model, by name or path, in the keys of a config.json.
+
+    Raises:
+        UserError: no such config, or a file that cannot be read.
+    """
+    return with_overrides(read_config("model", name).values, ())
 
 
-def _for_hydra(override: str, groups: Sequence[str]) -> str:
-    key, equals, _ = override.lstrip("+~").partition("=")
-    if not key or not (equals or override.startswith("~")):
-        raise _no_override(override)
-    if key.partition(".")[0].partition("/")[0] == "hydra":
-        raise UserError(f"{override}: Hydra's own settings have no effect here")
-    if key.partition("@")[0] in groups or override.startswith("~"):
-        return override
-    return "++" + override.lstrip("+")
+def _split(
+    overrides: Sequence[str], groups: Sequence[str], fixed: Mapping[str, str]
+) -> tuple[dict[str, str], list[str]]:
+    """Return which config of each group was typed, and the changes of values."""
+    chosen, changes = {}, []
+    for override in overrides:
+        key, equals, value = override.lstrip("+~").partition("=")
+        if not key or not (equals or override.startswith("~")):
+            raise no_override(override)
+        if key not in groups or override.startswith("~"):
+            changes.append(override)
+        elif key in fixed:
+            raise _chosen_already(override, key, fixed[key])
+        elif override != f"{key}={value}":
+            raise no_override(override)
+        else:
+            chosen[key] = value
+    return chosen, changes
 
 
-def _no_override(typed: str) -> UserError:
-    return UserError(f"{typed!r}: expected key=value", hint="For example restore=qk_pro.")
+def _chosen_already(override: str, group: str, name: str) -> UserError:
+    return UserError(
+        f"{override}: {group} is {name}; only its values can be changed",
+        hint=f"A value's path begins with {group}. and ends with =VALUE.",
+    )
 
 
-def _compose(root: str, overrides: list[str]) -> object:
-    try:
-        with initialize_config_dir(str(config_dir()), version_base="1.3", job_name="amnesia"):
-            config = compose(root, overrides)
-            return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except MissingConfigException as error:
-        if error.missing_cfg_file is None or not error.options:
-            raise UserError(_first_line(error)) from error
-        group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
-        hint = nearest(option, list(error.options))
-        raise UserError(f"{group}={option}: no such option", hint=hint) from error
-    except yaml.YAMLError as error:
-        raise UserError(f"a file in {config_dir()} is not YAML: {error}") from error
-    except (HydraException, OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
-        # Hydra answers some overrides, such as `restore=null`, with errors of Python's own.
-        raise UserError(_first_line(error)) from error
+def _named(config: Config, schema: Any) -> dict[str, Any]:
+    """Return a config's values, with its name where the schema has one."""
+    if "name" not in schema.model_fields:
+        return config.values
+    return {"name": config.name, **config.values}
 
 
-def _first_line(error: Exception) -> str:
-    # The lines that follow advise `+key`, which is never right here.
-    return f"config: {str(error).partition(chr(10))[0]}"
+class _Places:
+    """Where a value comes from that turned out to be wrong."""
+
+    def __init__(self, configs: Mapping[str, Config], changed: set[str]) -> None:
+        self._configs = configs
+        self._changed = changed
+
+    def where(self, keys: Sequence[str | int]) -> str | None:
+        """Return the file and line of a value; None for one that was typed."""
+        group, *inside = keys
+        path = ".".join(map(str, keys))
+        typed = any(f"{path}.".startswith(f"{key}.") for key in self._changed)
+        if typed or group not in self._configs:
+            return None
+        return self._configs[str(group)].where(inside)
 
 
 def _refuse_targets(data: object, path: str) -> None:

@@ -1,4 +1,4 @@
-"""What a training run may say: one file of configs/train and one of configs/recipe.
+"""What a training run may say: one config of configs/train and one of configs/recipe.
 
 `train` holds what the run is; `recipe` holds how faithful it is to the authors' released code.
 """
@@ -17,10 +17,8 @@ from pydantic import (
     model_validator,
 )
 
-from amnesia_bench.config.load import load_option, options
-from amnesia_bench.config.messages import nearest
+from amnesia_bench.config.load import load_root
 from amnesia_bench.config.schema import Frozen
-from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import Role
 
 Dtype = Literal["fp32", "bf16"]
@@ -61,7 +59,7 @@ class Freeze(Frozen):
     """
 
     roles: Annotated[tuple[Role, ...], Field(min_length=1)]
-    layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = "all"
 
 
 class Checkpoints(Frozen):
@@ -84,7 +82,7 @@ class TrainConfig(Frozen):
     Attributes:
         objective: `align` (stage 1, hidden states of the teacher's attention), `distill` (stage 2,
             the teacher's distribution) or `next_token` (stage 3 and SFT).
-        model: the file of configs/model whose shape `estimate` takes when no checkpoint is at hand.
+        model: the config of configs/model whose shape `estimate` takes when no checkpoint is at hand.
         teacher: the checkpoint on the hub that `align` and `distill` learn from, by name.
         global_batch: sequences per optimizer step, over all processes.
         micro_batch: sequences a process runs at a time.
@@ -96,23 +94,25 @@ class TrainConfig(Frozen):
 
     name: Name
     objective: Literal["align", "distill", "next_token"]
-    model: Name | None
-    teacher: str | None
+    model: Name | None = None
+    teacher: str | None = None
     steps: PositiveInt
     global_batch: PositiveInt
     micro_batch: PositiveInt
     sequence_tokens: PositiveInt
     mixture: Annotated[dict[str, float], AfterValidator(_weights_are_positive)]
     isolate_documents: bool
-    align_layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
-    freeze: Freeze | None
+    align_layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (
+        "all"
+    )
+    freeze: Freeze | None = None
     optimizer: Optimizer
     compute_dtype: Dtype
     activation_checkpointing: bool
     loss_chunk_rows: PositiveInt
     checkpoints: Checkpoints
-    trusted_code_sha256: str | None
-    wandb_project: str | None
+    trusted_code_sha256: str | None = None
+    wandb_project: str | None = None
     seed: NonNegativeInt
 
     @model_validator(mode="after")
@@ -174,30 +174,19 @@ class TrainingRun(Frozen):
 
 
 def load_training(name: str, overrides: Sequence[str]) -> TrainingRun:
-    """Load a stage of configs/train by name.
+    """Load a stage of configs/train by name, or a file of your own by its path.
 
     Args:
-        name: a file of configs/train.
+        name: a config of configs/train, or a path.
         overrides: `recipe=halo_parity`, `recipe.kd_rows=all`, `train.steps=20`, ...
 
     Raises:
         UserError: no such stage or recipe, or an override is wrong; the message names its path.
     """
-    chosen = [o.partition("=")[2] for o in overrides if o.startswith("recipe=")]
-    values = [o for o in overrides if not o.startswith("recipe=")]
-    groups = {"train": [], "recipe": []}  # type: dict[str, list[str]]
-    for override in values:
-        group = override.lstrip("+~").partition("=")[0].partition(".")[0]
-        if group not in groups:
-            raise UserError(f"{override}: unknown key", hint=nearest(group, list(groups)))
+    changes: list[str] = []
+    for override in overrides:
         if override.lstrip("+").startswith("train.mixture="):
-            # Hydra would add to the sources of the stage; these are meant instead of them.
-            groups[group].append("~train.mixture")
-        groups[group].append(override)
-    recipe = chosen[-1] if chosen else "fixed"
-    if recipe not in options("recipe"):
-        raise UserError(f"recipe={recipe}: no such option", hint=nearest(recipe, options("recipe")))
-    return TrainingRun(
-        train=load_option("train", name, groups["train"], TrainConfig),
-        recipe=load_option("recipe", recipe, groups["recipe"], Recipe),
-    )
+            # It would be added to the sources of the stage; these are meant instead of them.
+            changes.append("~train.mixture")
+        changes.append(override)
+    return load_root(changes, TrainingRun, {"train": name})
