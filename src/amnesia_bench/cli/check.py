@@ -15,18 +15,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amnesia_bench.cli.niah_options import (
-    SAMPLES,
-    TASKS,
-    add_cell_arguments,
-    chosen_cells,
-    lengths_of,
-    tasks_of,
-)
+from amnesia_bench.cli.niah_options import add_cell_arguments, chosen_cells, niah_defaults
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
@@ -35,7 +29,6 @@ if TYPE_CHECKING:
     from amnesia_bench.recall.measure import Candidate, PromptCell
     from amnesia_bench.records.recall import CheckReport, Rule
 
-LENGTHS = "32768,262144"
 ERROR_RATE = 0.025
 
 
@@ -52,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--haystack", help="build the prompts: hub, hub@REVISION, or a file or folder of essays"
     )
-    add_cell_arguments(parser, LENGTHS, "--haystack")
+    add_cell_arguments(parser, niah_defaults("check"), "--haystack")
     parser.add_argument(
         "--margin",
         type=float,
@@ -79,8 +72,8 @@ def run(args: argparse.Namespace) -> ExitCode:
     from amnesia_bench.store.layout import store_root
     from amnesia_bench.store.provenance import collect_provenance
 
-    choice = chosen_cells(args)
-    _rule(args, choice.samples or SAMPLES)
+    choice, defaults = chosen_cells(args), niah_defaults("check")
+    _rule(args, choice.samples or defaults.samples)
     options = EngineOptions(
         max_context_tokens=args.max_context_tokens, attn_logits_scaling=args.attn_logits_scaling
     )
@@ -105,7 +98,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         post=candidates[1],
         restored=candidates[2] if len(candidates) > 2 else None,
         cells=cells,
-        sampling=NIAH_SAMPLING,
+        sampling=replace(NIAH_SAMPLING, max_new_tokens=defaults.max_new_tokens),
         rule=_rule(args, choice.samples or min(map(len, cells))),
     )
 
@@ -128,12 +121,13 @@ def _cells(
 
     if args.prompts is not None:
         return open_cells_of(args.prompts, candidates, choice)
+    defaults = niah_defaults("check")
     build = NiahBuild(
         tokenizer=args.pre,
-        lengths=choice.lengths or lengths_of(LENGTHS),
-        tasks=choice.tasks or tasks_of(TASKS),
+        lengths=choice.lengths or defaults.lengths,
+        tasks=choice.tasks or defaults.tasks,
         haystack=args.haystack,
-        samples=choice.samples or SAMPLES,
+        samples=choice.samples or defaults.samples,
     )
     return build_cells_of(build, work, candidates)
 

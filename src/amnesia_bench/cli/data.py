@@ -8,8 +8,9 @@ r"""Prepare training data once, look at what was prepared, or make texts to go w
   amnesia data synthesize tokenizer --out data/tokenizer
   amnesia data synthesize test_problems --rows 200 --seed 1 --out data/problems
 
-`prepare` takes a file of configs/data. For files of your own there are messages, sharegpt, alpaca
-and prompt_response; generated data need no download and no input.
+`prepare` takes a name of configs/data or a config of your own (path/to/mine.yaml). For rows of your
+own there are messages, sharegpt, alpaca and prompt_response; generated data need no download and no
+input.
 Killed, the same command goes on with the input files that are not done. `inspect` holds the files
 against their hashes and prints the counts; with --sequence it prints one sequence instead, trained
 tokens coloured and the others dim. `synthesize` writes what training does not read through
@@ -45,8 +46,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "what",
         metavar="CONFIG|DIR|NAME",
-        help="prepare: a file of configs/data; inspect: a data folder; synthesize: tokenizer, or a "
-        "generator",
+        help="prepare: a name of configs/data, or path/to/mine.yaml; inspect: a data folder; "
+        "synthesize: tokenizer, or a generator",
     )
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     preparing = parser.add_argument_group("prepare")

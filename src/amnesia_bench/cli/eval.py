@@ -19,14 +19,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from amnesia_bench.cli.niah_options import (
-    SAMPLES,
-    TASKS,
-    add_cell_arguments,
-    chosen_cells,
-    lengths_of,
-    tasks_of,
-)
+from amnesia_bench.cli.niah_options import add_cell_arguments, chosen_cells, niah_defaults
 from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 
 if TYPE_CHECKING:
@@ -35,10 +28,9 @@ if TYPE_CHECKING:
     from amnesia_bench.recall.measure import Candidate
     from amnesia_bench.records.evaluation import Cell
 
-LENGTHS = "32768,65536,131072,262144"
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = niah_defaults()
     parser.add_argument("benchmark", choices=("niah",), help="which one")
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
     source = parser.add_mutually_exclusive_group(required=True)
@@ -46,8 +38,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--official-data", action="store_true", help="let lm-eval make the prompts")
     parser.add_argument("--out", type=Path, required=True, help="folder for answers and scores")
     parser.add_argument("--method", default="", help="the row's label in a table: +QK-Restore")
-    add_cell_arguments(parser, LENGTHS, "--official-data")
-    parser.add_argument("--max-new-tokens", type=int, help="of an answer (lm-eval's own 128)")
+    add_cell_arguments(parser, defaults, "--official-data")
+    parser.add_argument(
+        "--max-new-tokens",
+        type=int,
+        help=f"maximum tokens per answer (lm-eval's own {defaults.max_new_tokens})",
+    )
     parser.add_argument(
         "--verify-prefix",
         type=int,
@@ -72,7 +68,6 @@ def run(args: argparse.Namespace) -> ExitCode:
         from amnesia_bench.inference.progress_engine import WatchedEngine
         from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
         from amnesia_bench.recall.check_inputs import open_candidates
-        from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
     except ImportError as error:
         raise MissingEnvironmentError(
             f"eval needs lm-eval, torch and transformers ({error}).",
@@ -87,7 +82,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     candidate = replace(candidate, method=args.method)
     samples, asked = _asked(args, choice, candidate)
     engine = WatchedEngine(open_engine(args.engine, args.checkpoint, options), progress.count)
-    longest = args.max_new_tokens or NIAH_SAMPLING.max_new_tokens
+    longest = args.max_new_tokens or niah_defaults().max_new_tokens
     evaluation = NiahEvaluation(engine, candidate, samples, args.out, longest)
     cells = []
     for name, evaluate in asked:
@@ -109,11 +104,11 @@ def _asked(
         held = open_cells_of(args.prompts, [candidate], choice)
         samples = choice.samples or min(map(len, held))
         return samples, [(cell.name, methodcaller("cell", cell)) for cell in held]
-    lengths, tasks = choice.lengths or lengths_of(LENGTHS), choice.tasks or tasks_of(TASKS)
-    return choice.samples or SAMPLES, [
+    defaults = niah_defaults()
+    return choice.samples or defaults.samples, [
         (f"{task}@{length}", methodcaller("official", task, length))
-        for length in lengths
-        for task in tasks
+        for length in choice.lengths or defaults.lengths
+        for task in choice.tasks or defaults.tasks
     ]
 
 

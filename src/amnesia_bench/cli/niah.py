@@ -11,12 +11,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from amnesia_bench.cli.niah_options import SAMPLES, TASKS, lengths_of, tasks_of
+from amnesia_bench.cli.niah_options import lengths_of, niah_defaults, tasks_of
 from amnesia_bench.cli.output import show, table
 from amnesia_bench.errors import ExitCode
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = niah_defaults()
     parser.add_argument("action", choices=("build",))
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="folder of a checkpoint or of its tokenizer"
@@ -24,14 +25,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lengths", required=True, help="context lengths in tokens: 32768,65536,131072,262144"
     )
-    parser.add_argument("--tasks", default=TASKS, help="which of niah_single_1, _2 and _3 (all)")
+    tasks = ",".join(defaults.tasks)
+    parser.add_argument("--tasks", default=tasks, help=f"({tasks})")
     parser.add_argument(
         "--haystack",
         help="essays of niah_single_2 and _3: hub, hub@REVISION, a file "
         "(.json, .jsonl, .txt, .md) or a folder of texts",
     )
     parser.add_argument(
-        "--samples", type=int, default=SAMPLES, help=f"prompts per task and length ({SAMPLES})"
+        "--samples",
+        type=int,
+        default=defaults.samples,
+        help=f"prompts per task and length ({defaults.samples})",
     )
     parser.add_argument(
         "--repeat", action="store_true", help="repeat a haystack that is too short, and record it"

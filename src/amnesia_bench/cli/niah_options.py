@@ -11,25 +11,36 @@ from amnesia_bench.cli.output import shortened
 from amnesia_bench.errors import UserError
 
 if TYPE_CHECKING:
+    from amnesia_bench.config.eval_schema import NiahConfig
     from amnesia_bench.recall.check_inputs import CellChoice
 
-TASKS = "niah_single_1,niah_single_2,niah_single_3"
-SAMPLES = 500
+
+def niah_defaults(name: str = "niah") -> NiahConfig:
+    """Return what a command asks where nothing is typed: a config of configs/eval."""
+    from amnesia_bench.config.eval_schema import NiahConfig
+    from amnesia_bench.config.load import load_option
+
+    return load_option("eval", name, [], NiahConfig)
 
 
-def add_cell_arguments(parser: argparse.ArgumentParser, lengths: str, otherwise: str) -> None:
+def add_cell_arguments(
+    parser: argparse.ArgumentParser, defaults: NiahConfig, otherwise: str
+) -> None:
     """Add what chooses prompts and what answers them.
 
     Args:
         parser: of the command.
-        lengths: the default where there is no folder of prompts.
+        defaults: what is asked where there is no folder of prompts.
         otherwise: the option that then takes its place.
     """
     held = f"all in the folder of --prompts; with {otherwise}"
+    lengths, tasks = ",".join(map(str, defaults.lengths)), ",".join(defaults.tasks)
     parser.add_argument("--lengths", help=f"in tokens ({held} {lengths})")
-    parser.add_argument("--tasks", help=f"({held} {TASKS})")
+    parser.add_argument("--tasks", help=f"({held} {tasks})")
     parser.add_argument(
-        "--samples", type=int, help=f"prompts per task and length at most ({held} {SAMPLES})"
+        "--samples",
+        type=int,
+        help=f"prompts per task and length at most ({held} {defaults.samples})",
     )
     add_engine_arguments(parser)
 

@@ -28,7 +28,9 @@ GPU_NAMES = ("a100", "h100", "h200")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="a file of configs/train")
+    parser.add_argument(
+        "--config", required=True, help="a name of configs/train, or path/to/mine.yaml"
+    )
     parser.add_argument(
         "--data",
         action="append",

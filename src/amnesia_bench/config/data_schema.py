@@ -12,9 +12,10 @@ from amnesia_bench.config.schema import Frozen
 class HubSource(Frozen):
     """Files of a dataset on the Hugging Face hub.
 
-    `revision` is a commit, not a branch: a branch moves; preparing says how to find it. Of each subset's files, in the order of
-    their names, the first `skip_files` are left out and the next `take_files` are read (null:
-    all that remain), so that stages can read different files of one dataset.
+    `revision` is a commit, not a branch: a branch moves; preparing without one says how to find it.
+    Of each subset's files, in the order of their names, the first `skip_files` are left out and the
+    next `take_files` are read (null: all that remain), so that stages can read different files of
+    one dataset.
     """
 
     kind: Literal["hub"] = "hub"

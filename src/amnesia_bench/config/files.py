@@ -32,7 +32,7 @@ _SUFFIXES = (".yaml", ".yml")
 _EXTENDS, _CONFIGS = "extends", "configs"
 # Keys that older files have, and what to write instead.
 _MOVED = {
-    "defaults": "Write `extends: NAME` (docs: CONTRIBUTING.md); `_self_` and `@_here_` go away.",
+    "defaults": "Write `extends: NAME`; a list takes several, and the file itself comes last.",
     "name": "A config has the name of its file: leave the key out.",
 }
 
@@ -86,8 +86,11 @@ class Config:
 
     def where(self, keys: Sequence[str | int]) -> str:
         """Return file and line of what decides a value, or the file that should have it."""
+        last = self.places[-1]
+        if not keys:
+            return str(last.path)
         decides = (place for place in reversed(self.places) if place.line_of(keys) is not None)
-        return next(decides, self.places[-1]).at(keys)
+        return next(decides, last).at(keys)
 
 
 def config_dir() -> Path:
@@ -118,6 +121,11 @@ def is_path(reference: str) -> bool:
     return reference.endswith(_SUFFIXES)
 
 
+def config_name(reference: str) -> str:
+    """Return the name of a config that is given by name or by path."""
+    return Path(reference).stem if is_path(reference) else reference
+
+
 def read_config(group: str, reference: str) -> Config:
     """Return a config of a group with all that it extends.
 
@@ -129,7 +137,7 @@ def read_config(group: str, reference: str) -> Config:
     Raises:
         UserError: no such config, or a file that cannot be read; the message names it.
     """
-    return _compose(_find(group, reference, Path()), group, ())
+    return compose(_find(group, reference, Path()), group)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -142,11 +150,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
         stamp = path.stat()
         content = _parsed(path, stamp.st_mtime_ns, stamp.st_size)
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        raise UserError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not text in UTF-8") from error
+        raise UserError(f"{path} is not text in UTF-8") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: does not hold keys and values")
+        raise UserError(f"{path} does not hold keys and values")
     return content
 
 
@@ -161,8 +169,8 @@ def _parsed(path: Path, modified: int, size: int) -> object:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = path if mark is None else f"{path}:{mark.line + 1}"
-        raise UserError(f"{where}: is not YAML: {getattr(error, 'problem', error)}") from error
-    except OmegaConfBaseException as error:
+        raise UserError(f"{where} is not YAML: {getattr(error, 'problem', error)}") from error
+    except (OmegaConfBaseException, RecursionError) as error:
         raise UserError(f"{path}: {str(error).splitlines()[0]}") from error
 
 
@@ -176,26 +184,39 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _compose(place: Place, group: str, readers: tuple[Place, ...]) -> Config:
+def bases_of(place: Place, group: str) -> list[tuple[str, Place]]:
+    """Return what a config extends, and of which groups; an entry extends the rest of its file."""
+    bases = _extended(_content(place), group, place)
+    file = Place(place.path)
+    if place.entry is not None and file.path not in {base.path for _, base in bases}:
+        bases.append((group, file))
+    return bases
+
+
+def compose(place: Place, group: str, readers: tuple[Place, ...] = ()) -> Config:
+    """Return the config at a place with all that it extends; `readers` are those that extend it.
+
+    Raises:
+        UserError: it extends itself, or what is not there, or a file cannot be read.
+    """
     if place in readers:
         chain = " extends ".join(each.name for each in (*readers, place))
         raise UserError(f"{readers[-1].at([_EXTENDS])}: {chain}")
-    content = read_yaml(place.path)
-    if place.entry is not None:
-        content = content[_CONFIGS][place.entry] or {}
+    content = _content(place)
     for key in _MOVED.keys() & content.keys():
         raise UserError(f"{place.at([key])}: {key}: unknown key", hint=_MOVED[key])
-    bases = _bases(content, group, place)
-    configs = [_compose(base, of, (*readers, place)) for of, base in bases]
-    file = Place(place.path)
-    if place.entry is not None and not any(file in config.places for config in configs):
-        configs.append(_compose(file, group, (*readers, place)))
+    below = [compose(base, of, (*readers, place)) for of, base in bases_of(place, group)]
     values: dict[str, Any] = {}
-    for config in configs:
+    for config in below:
         values = merged(values, config.values)
     values = merged(values, _own(content, group, place, readers))
-    places = dict.fromkeys(each for config in configs for each in config.places)
+    places = dict.fromkeys(each for config in below for each in config.places)
     return Config(copy.deepcopy(values), (*places, place))
+
+
+def _content(place: Place) -> dict[str, Any]:
+    content = read_yaml(place.path)
+    return content if place.entry is None else content[_CONFIGS][place.entry] or {}
 
 
 def _own(
@@ -208,14 +229,14 @@ def _own(
             continue
         if isinstance(value, dict):
             block: dict[str, Any] = {}
-            for of, base in _bases(value, group, place):
-                block = merged(block, _compose(base, of, (*readers, place)).values)
+            for of, base in _extended(value, group, place):
+                block = merged(block, compose(base, of, (*readers, place)).values)
             value = merged(block, _own(value, group, place, readers))
         own[key] = value
     return own
 
 
-def _bases(content: Mapping[str, Any], group: str, place: Place) -> list[tuple[str, Place]]:
+def _extended(content: Mapping[str, Any], group: str, place: Place) -> list[tuple[str, Place]]:
     """Return the configs that a file or a block of it extends, and their groups."""
     listed = content.get(_EXTENDS, [])
     references = listed if isinstance(listed, list) else [listed]

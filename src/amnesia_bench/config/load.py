@@ -7,6 +7,7 @@ keys and values. A config is chosen by its name, or by the path of a file of you
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -133,6 +134,11 @@ def _named(config: Config, schema: Any) -> dict[str, Any]:
     """Return a config's values, with its name where the schema has one."""
     if "name" not in schema.model_fields:
         return config.values
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", config.name):
+        raise UserError(
+            f"{config.places[-1].path}: a config has the name of its file: {config.name} is none",
+            hint="A name has small letters, digits and underscores: my_run.yaml.",
+        )
     return {"name": config.name, **config.values}
 
 
@@ -147,8 +153,9 @@ class _Places:
         """Return the file and line of a value; None for one that was typed."""
         group, *inside = keys
         path = ".".join(map(str, keys))
-        typed = any(f"{path}.".startswith(f"{key}.") for key in self._changed)
-        if typed or group not in self._configs:
+        above = any(f"{path}.".startswith(f"{key}.") for key in self._changed)
+        below = any(key.startswith(f"{path}.") for key in self._changed)
+        if above or below or group not in self._configs:
             return None
         return self._configs[str(group)].where(inside)
 

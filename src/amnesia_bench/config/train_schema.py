@@ -82,7 +82,7 @@ class TrainConfig(Frozen):
     Attributes:
         objective: `align` (stage 1, hidden states of the teacher's attention), `distill` (stage 2,
             the teacher's distribution) or `next_token` (stage 3 and SFT).
-        model: the config of configs/model whose shape `estimate` takes when no checkpoint is at hand.
+        model: the config of configs/model whose shape `estimate` takes without a checkpoint.
         teacher: the checkpoint on the hub that `align` and `distill` learn from, by name.
         global_batch: sequences per optimizer step, over all processes.
         micro_batch: sequences a process runs at a time.
@@ -187,6 +187,6 @@ def load_training(name: str, overrides: Sequence[str]) -> TrainingRun:
     for override in overrides:
         if override.lstrip("+").startswith("train.mixture="):
             # It would be added to the sources of the stage; these are meant instead of them.
-            changes.append("~train.mixture")
+            changes.append("train.mixture=null")
         changes.append(override)
     return load_root(changes, TrainingRun, {"train": name})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from amnesia_bench.config.files import is_path
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.config.report_schema import Score, TableConfig
 from amnesia_bench.errors import UserError
@@ -18,7 +19,7 @@ def check_columns(name: str, table: TableConfig) -> None:
     Raises:
         UserError: a task, a metric or a scorer that there is not.
     """
-    where = f"configs/report/{name}.yaml"
+    where = name if is_path(name) else f"report={name}"
     for i, task in enumerate(table.recall.tasks):
         _one_of(task, list(RECALL_TASKS), f"{where}: recall.tasks[{i}]")
     for i, score in enumerate(table.scores):

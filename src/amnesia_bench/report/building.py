@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from amnesia_bench.config.files import config_name
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
@@ -37,9 +38,10 @@ REPORT = "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class ReportRequest:
-    """What to report: tables (files of configs/report), their cells, files of drift, and where.
+    """What to report: tables, their cells, files of drift, and where.
 
-    `overrides` change every table: `report.models=[tiny]`.
+    Tables are configs of configs/report, or files of your own by path. `overrides` change every
+    table: `report.models=[tiny]`.
     """
 
     tables: tuple[str, ...]
@@ -56,7 +58,9 @@ def build_report(request: ReportRequest, provenance: Provenance) -> Report:
         UserError: a table, folder or file is missing or damaged, two cells are for one place, or
             a cell may belong to several fine-tunes.
     """
-    tables = {name: load_table(name, request.overrides) for name in request.tables}
+    tables = {config_name(each): load_table(each, request.overrides) for each in request.tables}
+    if len(tables) < len(set(request.tables)):
+        raise UserError(f"two tables of one name: {', '.join(request.tables)}")
     out = request.out
     read_anew()
     read = [read_source(source, out) for source in request.sources]
@@ -119,7 +123,7 @@ def write_report(report: Report, out: Path) -> tuple[Path, ...]:
 
 
 def load_table(name: str, overrides: Sequence[str]) -> TableConfig:
-    """Return a table of configs/report.
+    """Return a table of configs/report, or of a file by its path.
 
     Raises:
         UserError: there is none of this name, or it is not well formed.
