@@ -107,7 +107,7 @@ def with_score(task: str, metric: str, scorer: str | None = None) -> TableConfig
 @pytest.mark.parametrize(
     ("score", "said", "hint"),
     [
-        (("lcb_v5", "avg@8"), r"table1\.yaml: scores\[0\]\.task=lcb_v5", "Known: aime24"),
+        (("lcb_v5", "avg@8"), r"report=table1: scores\[0\]\.task=lcb_v5", "Known: aime24"),
         (("gsm8k", "average@4"), r"scores\[0\]\.metric=average@4", "avg@4"),
         (("gsm8k", "avg@0"), r"scores\[0\]\.metric=avg@0", "avg@1"),
         (("gsm8k", f"avg@{'9' * 5000}"), r"scores\[0\]\.metric=avg@9", "avg@1"),

@@ -66,10 +66,15 @@ def _apply(config: Any, typed: str) -> None:
 
 
 def _choices(typed: str) -> list[str]:
+    from hydra.errors import HydraException
+
     override = _parsed(typed)
     if not override.is_discrete_sweep():
         return [typed]
-    return [f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()]
+    try:
+        return [f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()]
+    except HydraException as error:  # glob(*), which needs Hydra's own folders
+        raise no_override(typed) from error
 
 
 def _parsed(typed: str) -> Override:

@@ -25,7 +25,7 @@ def initialize(model: str, tokenizer: Path, seed: int, out: Path) -> int:
     """Write a checkpoint of random float32 weights to `out`, whole or not at all.
 
     Args:
-        model: a file of configs/model.
+        model: a config of configs/model.
         tokenizer: folder of the tokenizer, copied into the checkpoint.
         seed: of the weights.
         out: folder to write.

@@ -69,7 +69,8 @@ def restore(  # noqa: PLR0913 - the public entry; every argument is a flag of th
         pre: folder of the checkpoint before the fine-tune.
         post: folder of the checkpoint after it; config, tokenizer and code are taken from here.
         out: a folder that does not exist yet.
-        variant: a name of configs/restore, or a Variant (see `load_variant` for overrides).
+        variant: a name of configs/restore, the path of a file of your own (.yaml), or a Variant
+            (see `load_variant` for overrides).
         layers: restore these layers only, instead of those that the variant selects.
         cast: round pre's values to post's dtype where the dtypes differ.
         allow_noop: write a copy of post even if the edits change no bit.
