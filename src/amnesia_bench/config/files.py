@@ -84,6 +84,12 @@ class Config:
         """Return its name: that of its file, or of its entry in a file of several."""
         return self.places[-1].name
 
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Return the configs that share it, where it is the rest of a file of several."""
+        last = self.places[-1]
+        return () if last.entry is not None else tuple(read_yaml(last.path).get(_CONFIGS, ()))
+
     def where(self, keys: Sequence[str | int]) -> str:
         """Return file and line of what decides a value, or the file that should have it."""
         last = self.places[-1]

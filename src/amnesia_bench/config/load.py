@@ -54,7 +54,13 @@ def load_root(
         # JSON, since strict pydantic takes its arrays for tuples and a list of Python's not.
         return schema.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        raise describe(error, schema, data, _Places(configs, changed).where) from error
+        problem = describe(error, schema, data, _Places(configs, changed).where)
+        shared = [config for config in configs.values() if config.members]
+        hints = [
+            f"{each.name} is what {', '.join(each.members)} share: choose one." for each in shared
+        ]
+        hint = "\n".join([*hints, *([problem.hint] if problem.hint else [])])
+        raise UserError(problem.what, hint=hint or None) from error
 
 
 def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:

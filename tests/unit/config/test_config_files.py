@@ -55,8 +55,9 @@ def test_a_family_of_stages_is_extended_or_completed_by_hand(tmp_path: Path) -> 
     assert own.mixture == {"mine": 1.0}
     assert own.model_copy(update={"name": "sft"}) == typed
     assert "sft" not in options("train")
-    with pytest.raises(UserError, match=r"train\.mixture: missing \(.*sft\.yaml\)"):
+    with pytest.raises(UserError, match=r"train\.mixture: missing \(.*sft\.yaml\)") as caught:
         load_training("sft", [])
+    assert "sft is what sft_miromind_2b, sft_miromind_5b, " in str(caught.value.hint)
 
 
 def test_files_extend_each_other_by_paths_beside_them(tmp_path: Path) -> None:
