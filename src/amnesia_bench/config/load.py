@@ -49,18 +49,12 @@ def load_root(
     }
     data = with_overrides(named, changes)
     _refuse_targets(data, "")
-    changed = {change.lstrip("+~").partition("=")[0] for change in changes}
     try:
         # JSON, since strict pydantic takes its arrays for tuples and a list of Python's not.
         return schema.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
-        problem = describe(error, schema, data, _Places(configs, changed).where)
-        shared = [config for config in configs.values() if config.members]
-        hints = [
-            f"{each.name} is what {', '.join(each.members)} share: choose one." for each in shared
-        ]
-        hint = "\n".join([*hints, *([problem.hint] if problem.hint else [])])
-        raise UserError(problem.what, hint=hint or None) from error
+        problem = describe(error, schema, data, _Places(configs, changes).where)
+        raise UserError(problem.what, hint=_with_members(problem.hint, configs)) from error
 
 
 def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:
@@ -151,19 +145,26 @@ def _named(config: Config, schema: Any) -> dict[str, Any]:
 class _Places:
     """Where a value comes from that turned out to be wrong."""
 
-    def __init__(self, configs: Mapping[str, Config], changed: set[str]) -> None:
+    def __init__(self, configs: Mapping[str, Config], changes: Sequence[str]) -> None:
         self._configs = configs
-        self._changed = changed
+        self._typed = {change.lstrip("+~").partition("=")[0] for change in changes}
 
     def where(self, keys: Sequence[str | int]) -> str | None:
-        """Return the file and line of a value; None for one that was typed."""
+        """Return the file and line of a value; None where it, or a part of it, was typed."""
         group, *inside = keys
         path = ".".join(map(str, keys))
-        above = any(f"{path}.".startswith(f"{key}.") for key in self._changed)
-        below = any(key.startswith(f"{path}.") for key in self._changed)
-        if above or below or group not in self._configs:
+        typed = any(f"{path}.".startswith(f"{key}.") for key in self._typed)
+        typed = typed or any(key.startswith(f"{path}.") for key in self._typed)
+        if typed or group not in self._configs:
             return None
         return self._configs[str(group)].where(inside)
+
+
+def _with_members(hint: str | None, configs: Mapping[str, Config]) -> str | None:
+    """Return a hint that also names the configs of a file whose shared part was chosen."""
+    shared = (config for config in configs.values() if config.members)
+    hints = [f"{each.name} is what {', '.join(each.members)} share: choose one." for each in shared]
+    return "\n".join([*hints, *([hint] if hint else [])]) or None
 
 
 def _refuse_targets(data: object, path: str) -> None:
