@@ -49,6 +49,11 @@ class Place:
         """Return the name of the config."""
         return self.entry or self.path.stem
 
+    @property
+    def identity(self) -> tuple[Path, str | None]:
+        """Return what it shares with no other place, whatever way its path takes."""
+        return self.path.resolve(), self.entry
+
     def line_of(self, keys: Sequence[str | int]) -> int | None:
         """Return the line of a key of the config; None where this file does not have it."""
         inside = () if self.entry is None else (_CONFIGS, self.entry)
@@ -205,7 +210,7 @@ def compose(place: Place, group: str, readers: tuple[Place, ...] = ()) -> Config
     Raises:
         UserError: it extends itself, or what is not there, or a file cannot be read.
     """
-    if place in readers:
+    if place.identity in {each.identity for each in readers}:
         chain = " extends ".join(each.name for each in (*readers, place))
         raise UserError(f"{readers[-1].at([_EXTENDS])}: {chain}")
     content = _content(place)
@@ -264,8 +269,12 @@ def _extended(content: Mapping[str, Any], group: str, place: Place) -> list[tupl
 
 def _find(group: str, reference: str, folder: Path) -> Place:
     if is_path(reference):
-        path = folder / Path(reference).expanduser()
-        if not path.is_file():
+        path = folder / Path(reference)
+        try:
+            found = path.is_file()
+        except OSError as error:  # a name that is too long
+            raise UserError(f"{reference:.200}: {error.strerror}") from error
+        if not found:
             raise UserError(f"{reference}: no such file")
         if _CONFIGS in read_yaml(path):
             raise UserError(

@@ -173,6 +173,20 @@ def test_a_mistake_is_named_with_its_file_and_line(
     assert hint is None or hint in str(caught.value.hint)
 
 
+def test_files_that_extend_each_other_in_a_circle_are_named(tmp_path: Path) -> None:
+    (tmp_path / "runs").mkdir()
+    write(tmp_path / "a.yaml", "extends: runs/b.yaml\n")
+    path = write(tmp_path / "runs" / "b.yaml", "extends: ../a.yaml\n")
+    with pytest.raises(UserError, match="b extends a extends b"):
+        load_training(path, [])
+
+
+def test_a_path_that_no_file_can_have_is_refused() -> None:
+    for path in ("a" * 5000 + ".yaml", "a\0.yaml", "~nobody/a.yaml"):
+        with pytest.raises(UserError, match=r"no such file|too long"):
+            load_training(path, [])
+
+
 def test_what_was_typed_is_not_looked_for_in_a_file(tmp_path: Path) -> None:
     path = write(tmp_path / "mine.yaml", "extends: sft_tulu_2b\n")
     for override in ("train.steps=x", "train.micro_batch=5", "train.stepz=3"):
