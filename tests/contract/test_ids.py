@@ -7,7 +7,8 @@ from typing import get_args
 import pytest
 
 from amnesia_bench.config.experiment_schema import Experiment, Profile
-from amnesia_bench.config.load import load_option, options
+from amnesia_bench.config.files import options
+from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.reasoning.cells import metrics_of
 from amnesia_bench.reasoning.tasks import TASKS

@@ -12,8 +12,8 @@ left as far as needed; without it the names in the cells count:
 METHOD is a row of the table: pre, post, restored, q, ... @SFT says after which fine-tune: a table
 takes the cells of its own (`sft` in its file) and of those that its rows name. It may be left out
 where all the tables asked for are of the same; `pre` comes before any and goes into all. Seeds are
-pooled. Tables are files of configs/report. Writes Markdown, CSV, LaTeX and JSON of each table, the
-figures as SVG, and report.html with all of it.
+pooled. Tables are configs of configs/report, or files of your own by their path. Writes Markdown,
+CSV, LaTeX and JSON of each table, the figures as SVG, and report.html with all of it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="TABLE",
-        help="a file of configs/report: table1, table10, tiny_table1; may be given many times",
+        help="a name of configs/report (table1, table10, tiny_table1) or path/to/mine.yaml; may be "
+        "given many times",
     )
     parser.add_argument(
         "--cells",

@@ -6,9 +6,10 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from amnesia_bench.config.load import load_niah
 from amnesia_bench.inference.candidates import Candidate, open_candidates
 from amnesia_bench.inference.load_engine import open_engine
 from amnesia_bench.inference.protocol import Engine, silent
@@ -25,9 +26,6 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent, Provenance
 from amnesia_bench.records.recall import CheckReport, Rule
 from amnesia_bench.requests.recall import (
-    CHECK_LENGTHS,
-    NIAH_SAMPLES,
-    NIAH_TASKS,
     BuildPromptsRequest,
     CheckRequest,
 )
@@ -82,7 +80,7 @@ def check(
         post=candidates[1],
         restored=candidates[2] if len(candidates) > 2 else None,
         prompt_sets=prompt_sets,
-        sampling=NIAH_SAMPLING,
+        sampling=replace(NIAH_SAMPLING, max_new_tokens=load_niah("check").max_new_tokens),
         rule=Rule(
             samples=request.samples or min(map(len, prompt_sets)),
             margin=request.margin,
@@ -105,12 +103,13 @@ def _prompt_sets(
             tasks=request.tasks, lengths=request.lengths, samples=request.samples
         )
         return open_prompt_sets_for(request.prompts, candidates, choice)
+    defaults = load_niah("check")
     build = BuildPromptsRequest(
         tokenizer=request.pre,
-        lengths=request.lengths or CHECK_LENGTHS,
-        tasks=request.tasks or NIAH_TASKS,
+        lengths=request.lengths or defaults.lengths,
+        tasks=request.tasks or defaults.tasks,
         haystack=request.haystack,
-        samples=request.samples or NIAH_SAMPLES,
+        samples=request.samples or defaults.samples,
     )
     return build_prompt_sets_for(build, work, candidates)
 
