@@ -19,11 +19,11 @@ from pathlib import Path
 import datasets
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from amnesia_bench.config.data_schema import DataConfig
-from amnesia_bench.config.load import load_option
+from amnesia_bench.config.load import load_data
 from amnesia_bench.data import prepare as preparing
 from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.sequence_store import open_store
+from amnesia_bench.requests.data import PrepareRequest
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 ROUNDS = 3
@@ -82,17 +82,18 @@ def main() -> None:
     arguments = parser.parse_args()
     datasets.disable_progress_bars()
     ours, theirs = (load(arguments.tokenizer) for load in (load_tokenizer, plain_tokenizer))
-    config = load_option("data", "fineweb_edu_stage1", [], DataConfig)
+    config = load_data("fineweb_edu_stage1")
     # Loading transformers and the vocabulary is no part of either side.
     preparing.load_tokenizer = lambda folder: ours
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         texts = write_texts(arguments.input, folder, arguments.copies)
         out = folder / "out"
+        request = PrepareRequest(config=config, tokenizer=arguments.tokenizer, inputs=(texts,))
 
         def prepare() -> None:
             shutil.rmtree(out, ignore_errors=True)
-            preparing.prepare(config, arguments.tokenizer, out, [texts])
+            preparing.prepare(request, out)
 
         sides: dict[str, Callable[[], object]] = {
             "amnesia data prepare": prepare,

@@ -22,7 +22,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from amnesia_bench.config.load import load_training
 from amnesia_bench.config.train_schema import TrainingRun
-from amnesia_bench.costs.estimate import GPUS, estimate_training
+from amnesia_bench.costs.estimate import estimate_training
+from amnesia_bench.costs.gpus import GPUS
 from amnesia_bench.costs.model_shape import named_shape
 from amnesia_bench.modeling import HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import load_model_config

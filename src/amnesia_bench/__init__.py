@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from amnesia_bench.data.synthesize import synthesize_tokenizer as synthesize_tokenizer
     from amnesia_bench.lm_eval_bridge.evaluation import evaluate as evaluate
     from amnesia_bench.lm_eval_bridge.ranking import rank_layers as rank_layers
-    from amnesia_bench.pipeline.plan import plan as plan
-    from amnesia_bench.pipeline.run import run as run
+    from amnesia_bench.pipeline.experiments import plan as plan
+    from amnesia_bench.pipeline.experiments import run as run
     from amnesia_bench.reasoning.answering import generate as generate
-    from amnesia_bench.reasoning.score import compare as compare
+    from amnesia_bench.reasoning.compare import compare as compare
     from amnesia_bench.reasoning.score import score as score
     from amnesia_bench.reasoning.tasks import load_eval as load_eval
     from amnesia_bench.recall.check import check as check
     from amnesia_bench.recall.niah.build import build_prompts as build_prompts
-    from amnesia_bench.report.building import report as report
+    from amnesia_bench.reporting.building import report as report
     from amnesia_bench.surgery.diff import diff as diff
     from amnesia_bench.surgery.restoration import restore as restore
     from amnesia_bench.surgery.verification import verify as verify
@@ -62,7 +62,7 @@ FRONT_DOORS = {
     "rank_layers": FrontDoor("lm_eval_bridge.ranking", "eval"),
     "generate": FrontDoor("reasoning.answering", "eval"),
     "score": FrontDoor("reasoning.score", "eval"),
-    "compare": FrontDoor("reasoning.score", "eval"),
+    "compare": FrontDoor("reasoning.compare", "eval"),
     # Checkpoints, data and training.
     "download": FrontDoor("weights.hub"),
     "initialize": FrontDoor("conversion.initialization", "train"),
@@ -73,9 +73,9 @@ FRONT_DOORS = {
     "estimate": FrontDoor("costs.estimate"),
     "train": FrontDoor("training.run", "train"),
     # Experiments.
-    "plan": FrontDoor("pipeline.plan"),
-    "run": FrontDoor("pipeline.run"),
-    "report": FrontDoor("report.building"),
+    "plan": FrontDoor("pipeline.experiments"),
+    "run": FrontDoor("pipeline.experiments"),
+    "report": FrontDoor("reporting.building"),
     # Configs that requests hold, by name.
     "load_variant": FrontDoor("config.load"),
     "load_data": FrontDoor("config.load"),

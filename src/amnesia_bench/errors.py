@@ -62,6 +62,12 @@ class BusyError(AmnesiaError):
     exit_code = ExitCode.BUSY
 
 
+class StoppedError(AmnesiaError):
+    """A signal stopped the work and its state is saved: the same call, or command, resumes it."""
+
+    exit_code = ExitCode.REQUEUE
+
+
 class MissingEnvironmentError(AmnesiaError):
     """A package, a device or a permission of this machine is missing."""
 

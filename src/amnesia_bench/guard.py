@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,16 @@ def guarded(title: str, run: Callable[[], ExitCode], output: Path | None) -> int
         return _guarded(title, run, output)
 
 
+def first_speaks(run: Callable[[], ExitCode]) -> ExitCode:
+    """Run a training; of its processes only the first says what went wrong, for all of them."""
+    try:
+        return run()
+    except AmnesiaError as error:
+        if os.environ.get("RANK", "0") == "0":
+            raise
+        return error.exit_code
+
+
 def _guarded(title: str, run: Callable[[], ExitCode], output: Path | None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the caller closed it
@@ -42,7 +53,7 @@ def _guarded(title: str, run: Callable[[], ExitCode], output: Path | None) -> in
         return int(run())
     except AmnesiaError as error:
         if os.environ.get("AMNESIA_DEBUG") == "1":
-            raise
+            traceback.print_exc()
         sys.stderr.write(message(f"{title}: {error}\n"))
         return int(error.exit_code)
     except (KeyboardInterrupt, _TerminatedError) as end:

@@ -9,15 +9,14 @@ import pytest
 
 from amnesia_bench.config.experiment_schema import Job, load_jobs
 from amnesia_bench.config.load import load_option, options
-from amnesia_bench.config.report_schema import RecallColumns, Score, TableConfig
+from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.pipeline.graph import Graph, build
-from amnesia_bench.pipeline.producers import check_table_columns
-from amnesia_bench.reasoning.cells import metrics_of
-from amnesia_bench.reasoning.tasks import TASKS
-from amnesia_bench.report.layout import table_columns
-from amnesia_bench.report.published import read_published
-from amnesia_bench.report.rows import full_name, rows_of
+from amnesia_bench.records.ids import REASONING_TASKS, RECALL_METRIC, reasoning_metrics
+from amnesia_bench.reporting.published import read_published
+from amnesia_bench.reporting.table_layout import full_name, rows_of, table_columns
+from amnesia_bench.requests.reasoning import GenerateRequest
+from amnesia_bench.requests.recall import EvaluateRequest
 
 # A column: task, metric, scorer and length.
 Produced = tuple[str, str, str | None, int | None]
@@ -36,15 +35,16 @@ def produced_columns(graph: Graph) -> set[Produced]:
     """What the stages of a graph will write cells of, read from what they are told to do."""
     columns: set[Produced] = set()
     for stage in (stage for row in graph.rows for stage in row.measured):
-        if stage.kind == "recall":
-            for task in stage.settings["tasks"]:
-                columns |= {(task, "recall", None, n) for n in stage.settings["lengths"]}
+        if isinstance(stage.request, EvaluateRequest):
+            for task in stage.request.tasks or ():
+                columns |= {(task, RECALL_METRIC, None, n) for n in stage.request.lengths or ()}
         else:
-            (answers,) = stage.inputs
-            task, repeats = answers.settings["task"], answers.settings["eval"]["repeats"]
+            asked = stage.inputs[0].request
+            assert isinstance(asked, GenerateRequest)
             # `amnesia score` without --scorer takes a task's first.
-            scorer = next(iter(TASKS[task].scorers))
-            columns |= {(task, name, scorer, None) for name in metrics_of(TASKS[task], repeats)}
+            scorer = REASONING_TASKS[asked.task].scorers[0]
+            names = reasoning_metrics(asked.task, asked.config.repeats)
+            columns |= {(asked.task, name, scorer, None) for name in names}
     return columns
 
 
@@ -97,38 +97,37 @@ def test_table_3_takes_the_cells_of_livecodebench() -> None:
     assert (score.task, score.metric) == ("livecodebench", "avg@8")
 
 
-def with_score(task: str, metric: str, scorer: str | None = None) -> TableConfig:
-    table = load_option("report", "table1", [], TableConfig)
-    score = Score(task=task, metric=metric, scorer=scorer, label="x")
-    return table.model_copy(update={"scores": (score,)})
+def with_score(task: str, metric: str, scorer: str = "null") -> TableConfig:
+    score = f"{{task: {task}, metric: {metric}, scorer: {scorer}, label: x}}"
+    overrides = [f"report.scores=[{score}]", "report.claims={}"]
+    return load_option("report", "tiny_table1", overrides, TableConfig)
 
 
 @pytest.mark.parametrize(
-    ("score", "said", "hint"),
+    ("score", "message", "hint"),
     [
-        (("lcb_v5", "avg@8"), r"table1\.yaml: scores\[0\]\.task=lcb_v5", "Known: aime24"),
-        (("gsm8k", "average@4"), r"scores\[0\]\.metric=average@4", "avg@4"),
-        (("gsm8k", "avg@0"), r"scores\[0\]\.metric=avg@0", "avg@1"),
-        (("gsm8k", f"avg@{'9' * 5000}"), r"scores\[0\]\.metric=avg@9", "avg@1"),
-        (("livecodebench", "maj@8"), r"scores\[0\]\.metric=maj@8", "avg@8"),
-        (("gsm8k", "avg@4", "lenient"), r"scores\[0\]\.scorer=lenient", "flexible"),
+        (("lcb_v5", "avg@8"), r"scores\[0\]: task=lcb_v5", "Known: aime24"),
+        (("gsm8k", "average@4"), r"scores\[0\]: metric=average@4", "avg@4"),
+        (("gsm8k", "avg@0"), r"scores\[0\]: metric=avg@0", "avg@1"),
+        (("gsm8k", f"avg@{'9' * 5000}"), r"scores\[0\]: metric=avg@9", "avg@1"),
+        (("livecodebench", "maj@8"), r"scores\[0\]: metric=maj@8", "avg@8"),
+        (("gsm8k", "avg@4", "lenient"), r"scores\[0\]: scorer=lenient", "flexible"),
     ],
 )
 def test_a_column_that_no_evaluation_fills_is_refused(
-    score: tuple[str, ...], said: str, hint: str
+    score: tuple[str, ...], message: str, hint: str
 ) -> None:
-    with pytest.raises(UserError, match=said) as caught:
-        check_table_columns("table1", with_score(*score))
-    assert hint in str(caught.value.hint)
+    with pytest.raises(UserError, match=message) as caught:
+        with_score(*score)
+    assert hint in str(caught.value)
 
 
 def test_recall_of_a_task_that_there_is_not_is_refused() -> None:
-    table = load_option("report", "table1", [], TableConfig)
-    recall = RecallColumns(tasks=("niah_single_1", "niah_single_4"), lengths=(1024,))
-    with pytest.raises(UserError, match=r"recall\.tasks\[1\]=niah_single_4"):
-        check_table_columns("table1", table.model_copy(update={"recall": recall}))
+    override = "report.recall.tasks=[niah_single_1, niah_single_4]"
+    with pytest.raises(UserError, match=r"recall: tasks=niah_single_4: no evaluation writes it"):
+        load_option("report", "table1", [override], TableConfig)
 
 
 @pytest.mark.parametrize("metric", ["pass@8", "maj_expected@4", "extraction_rate", "avg@1"])
 def test_every_metric_that_is_written_can_be_a_column(metric: str) -> None:
-    check_table_columns("table1", with_score("gsm8k", metric, "flexible"))
+    assert with_score("gsm8k", metric, "flexible").scores[0].metric == metric

@@ -14,7 +14,6 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from amnesia_bench.cli.main import main
-from amnesia_bench.data.prepare import prepare
 from amnesia_bench.data.sequence_store import open_store
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
@@ -28,7 +27,7 @@ from amnesia_bench.records.attention import (
 )
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from tests.support.full_attention import full_logits, histogram
-from tests.support.small_data import TEXT, cot_row, data_config, save_tokenizer, write_rows
+from tests.support.small_data import TEXT, cot_row, data_config, prepare, save_tokenizer, write_rows
 
 TOKENS = 96
 

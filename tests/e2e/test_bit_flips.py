@@ -17,14 +17,15 @@ from random import Random
 import pytest
 
 from amnesia_bench.data.parts import PartsFolder
-from amnesia_bench.data.prepare import prepare
 from amnesia_bench.data.sequence_store import open_store
 from amnesia_bench.errors import AmnesiaError
 from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
 from amnesia_bench.lm_eval_bridge.layer_ranking import measure_layers
-from amnesia_bench.reasoning.score import compare, read_cells, score
+from amnesia_bench.reasoning.score import read_cells
 from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
-from amnesia_bench.report.sources import CellFolder, read_source
+from amnesia_bench.reporting.artifact_files import ArtifactFiles
+from amnesia_bench.reporting.sources import read_source
+from amnesia_bench.requests.experiments import LabelledCells
 from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.surgery.ranked_layers import read_ranking
 from amnesia_bench.training.inputs import data_parent
@@ -32,8 +33,8 @@ from tests.support import checkpoints
 from tests.support.byte_checkpoints import byte_tokenizer
 from tests.support.fake_engine import FakeEngine
 from tests.support.fake_prompt_sets import PlantedEngine, candidate
-from tests.support.reasoning import answer, run_task, write_problems
-from tests.support.small_data import cot_row, data_config, save_tokenizer, write_rows
+from tests.support.reasoning import answer, compare_answers, run_task, score_answers, write_problems
+from tests.support.small_data import cot_row, data_config, prepare, save_tokenizer, write_rows
 from tests.support.surgery import restore, verify
 from tests.unit.lm_eval_bridge.test_layer_ranking import LAYERS, PLAN, Measured
 
@@ -144,17 +145,17 @@ def scores(tmp_path: Path) -> Written:
     problems = write_problems("gsm8k", tmp_path / "problems.jsonl")
     for name in ("first", "other"):
         run_task("gsm8k", problems, tmp_path / name, PlantedTexts(), "eval.repeats=2")
-    first = score(tmp_path / "first")
-    score(tmp_path / "other")
+    first = score_answers(tmp_path / "first")
+    score_answers(tmp_path / "other")
     folder = tmp_path / "other" / first.folder.name
 
     def look() -> object:
         cells = read_cells(folder)
-        found, _ = read_source(CellFolder(folder=folder), tmp_path)
+        found, _ = read_source(LabelledCells(folder=folder), tmp_path, ArtifactFiles())
         return (
             [cell.value for cell in cells],
             [each.cell.value for each in found],
-            compare(first, tmp_path / "other"),
+            compare_answers(tmp_path / "first", tmp_path / "other"),
         )
 
     return Written(folder, look, 200)
@@ -168,7 +169,7 @@ def recall(tmp_path: Path) -> Written:
     folder = tmp_path / "out" / prompt_set.name
 
     def look() -> object:
-        found, _ = read_source(CellFolder(folder=folder), tmp_path)
+        found, _ = read_source(LabelledCells(folder=folder), tmp_path, ArtifactFiles())
         return [each.cell.value for each in found]
 
     return Written(folder, look, 100)

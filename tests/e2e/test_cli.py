@@ -103,11 +103,15 @@ def test_mistakes_are_one_message(
 
 
 def test_the_traceback_is_there_for_who_asks(
-    folders: tuple[str, str, str], monkeypatch: pytest.MonkeyPatch
+    folders: tuple[str, str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("AMNESIA_DEBUG", "1")
-    with pytest.raises(Exception, match="no such folder"):
-        main(["diff", folders[0], "nowhere"])
+    assert main(["diff", folders[0], "nowhere"]) == 2
+    errors = capsys.readouterr().err
+    assert "Traceback" in errors
+    assert "amnesia diff: nowhere: no such folder" in errors
 
 
 def test_damage_is_exit_code_4(

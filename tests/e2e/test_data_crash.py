@@ -14,6 +14,7 @@ import pytest
 from amnesia_bench.data import open_store
 from amnesia_bench.data import prepare as preparing
 from amnesia_bench.errors import BusyError, UserError
+from amnesia_bench.requests.data import PrepareRequest
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.small_data import cot_row, data_config, save_tokenizer, write_rows
 
@@ -38,14 +39,15 @@ def prepare(inputs: Sequence[Path], monkeypatch: pytest.MonkeyPatch) -> Callable
     # Small batches, so that there is something between the first and the last of a file.
     monkeypatch.setattr(preparing, "_BATCH_CHARACTERS", 500)
     config = data_config(over_length="truncate", sequence_tokens=192)
+    request = PrepareRequest(config=config, tokenizer=inputs[0], inputs=tuple(inputs[1:]))
 
     def run(out: Path) -> None:
         try:
-            preparing.prepare(config, inputs[0], out, inputs[1:])
+            preparing.prepare(request, out)
         except BusyError:
             # Killed between making a claim and signing it: for some seconds nobody can tell.
             time.sleep(UNSIGNED_SECONDS)
-            preparing.prepare(config, inputs[0], out, inputs[1:])
+            preparing.prepare(request, out)
 
     return run
 

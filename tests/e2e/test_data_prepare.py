@@ -14,11 +14,11 @@ from amnesia_bench.cli.main import main
 from amnesia_bench.data import SequenceStore, open_store
 from amnesia_bench.data.conversation import Reason
 from amnesia_bench.data.data_tokenizer import DataTokenizer, decoder
-from amnesia_bench.data.prepare import PreparationProgress, prepare
+from amnesia_bench.data.prepare import PreparationProgress
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.shared import shared_path
-from tests.support.small_data import TEXT, cot_row, data_config, save_tokenizer, write_rows
+from tests.support.small_data import TEXT, cot_row, data_config, prepare, save_tokenizer, write_rows
 
 
 @pytest.fixture(scope="module")
@@ -256,7 +256,7 @@ def test_a_wrong_line_is_named_and_what_came_before_is_not_done_again(
     assert not (tmp_path / "out").exists()
     write_rows(other, [cot_row(i) for i in range(30, 40)])
     told: list[PreparationProgress] = []
-    prepare(data_config(), tokenizer, tmp_path / "out", [good, other], told.append)
+    prepare(data_config(), tokenizer, tmp_path / "out", [good, other], progress=told.append)
     finished = {progress.step: progress for progress in told if progress.finished}
     assert finished["1/2 good.jsonl"].reused
     assert not finished["2/2 other.jsonl"].reused
@@ -323,8 +323,6 @@ def test_the_command_prints_counts_and_inspect_shows_what_is_trained(
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        (["prepare", "miromind"], "--tokenizer is missing"),
-        (["prepare", "miromind", "--tokenizer", "t"], "--out is missing"),
         (["prepare", "miromnd", "--tokenizer", "t", "--out", "o"], "Did you mean miromind?"),
         (["prepare", "miromind", "--tokenizer", "t", "--out", "o"], "t: no such folder"),
         (["prepare", "miromind", "--tokenizer", "t", "--out", "o", "data.pack=concat"],
@@ -332,7 +330,6 @@ def test_the_command_prints_counts_and_inspect_shows_what_is_trained(
         (["prepare", "miromind", "--tokenizer", "t", "--out", "o", "data.source.revision=main"],
          "data.source.revision=main"),
         (["inspect", "nothing"], "not a finished artifact"),
-        (["inspect", "nothing", "--out", "o"], "takes only a folder"),
     ],
 )  # fmt: skip
 def test_a_mistake_is_one_message(
@@ -343,6 +340,27 @@ def test_a_mistake_is_one_message(
     assert main(["data", *command]) == 2
     assert said in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["prepare", "miromind"], "arguments are required: --tokenizer, --out"),
+        (["prepare", "miromind", "--tokenizer", "t"], "arguments are required: --out"),
+        (["prepare", "miromind", "--tokenizer", "t", "--out", "o", "--sequence", "0"],
+         "unrecognized arguments: --sequence"),
+        (["inspect", "nothing", "--out", "o"], "unrecognized arguments: --out o"),
+        (["synthesize", "tokenizer"], "arguments are required: --out"),
+        (["synthesize", "programs", "--rows", "3", "--out", "x", "data.seed=3"],
+         "unrecognized arguments: data.seed=3"),
+    ],
+)  # fmt: skip
+def test_a_sub_command_has_its_own_options_only(
+    command: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["data", *command])
+    assert said in capsys.readouterr().err
 
 
 def test_without_a_commit_the_hub_is_not_asked(

@@ -12,10 +12,9 @@ from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.load import load_option
 from amnesia_bench.inference.protocol import Request
 from amnesia_bench.lm_eval_bridge.reasoning_tasks import INCLUDE_PATH
-from amnesia_bench.reasoning.score import score
 from amnesia_bench.reasoning.tasks import TASKS
 from tests.support.fake_engine import FakeEngine
-from tests.support.reasoning import byte_tokenizer, run_task, write_problems
+from tests.support.reasoning import byte_tokenizer, run_task, score_answers, write_problems
 
 pytest.importorskip("lm_eval")
 pytest.importorskip("math_verify")
@@ -68,7 +67,7 @@ def test_lm_eval_reports_what_amnesia_score_does(
 
     data = write_problems(name, tmp_path / "data.jsonl")
     run_task(name, data, tmp_path / "run", FakeEngine(says), "eval.repeats=16")
-    cells = {cell.metric: cell for cell in score(tmp_path / "run").cells}
+    cells = {cell.metric: cell for cell in score_answers(tmp_path / "run").cells}
 
     # The shipped file but for where the data are, and where its functions lie.
     local = tmp_path / "tasks"

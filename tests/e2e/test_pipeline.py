@@ -14,12 +14,20 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.costs.work import Writing
 from amnesia_bench.errors import StageFailedError
-from amnesia_bench.pipeline.bookkeeping import LOG, StageState, read_failure, state_of
-from amnesia_bench.pipeline.commands import run_command
+from amnesia_bench.pipeline.bookkeeping import (
+    LOG,
+    StageState,
+    read_failure,
+    state_of,
+    write_specs,
+)
 from amnesia_bench.pipeline.fork_server import fork_server
 from amnesia_bench.pipeline.run import run_graph
-from amnesia_bench.pipeline.stage import Output, Stage
+from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.pipeline.stage_process import run_spec
 from amnesia_bench.pipeline.worker import run_stage
+from amnesia_bench.records.stages import StageSpec
+from amnesia_bench.requests.reasoning import ScoreRequest
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import MANIFEST, stage_path
 from amnesia_bench.store.scratch import scratch_folder
@@ -127,10 +135,10 @@ def test_a_stage_refuses_an_input_that_was_damaged_meanwhile(store: Path) -> Non
 
 def broken() -> Stage:
     return Stage(
-        kind="rows",
+        kind="scores",
         name="broken",
-        arguments=("data", "synthesize", "proze", "--rows", "3", "--out", Output()),
-        settings={},
+        request=ScoreRequest(answers=Path("answers/none")),
+        inputs=(),
         work=Writing(bytes=1),
     )
 
@@ -138,13 +146,15 @@ def broken() -> Stage:
 def test_a_failed_stage_is_named_with_its_words_and_the_others_are_done(store: Path) -> None:
     last = small_graph()[-1]
     shutil.rmtree(last.folder(store))
-    with pytest.raises(StageFailedError, match=r"rows broken-\w+: amnesia data ended with 2") as e:
+    with pytest.raises(
+        StageFailedError, match=r"scores.broken-\w+: amnesia score ended with 2"
+    ) as e:
         run_graph(store, [broken(), *small_graph()])
-    assert "generator=proze" in e.value.what
+    assert "answers/none" in e.value.what
     assert str(stage_path(store.resolve(), broken().id) / LOG) in str(e.value.hint)
     assert state_of(store, last.kind, last.id) is StageState.CACHED
-    assert state_of(store, "rows", broken().id) is StageState.FAILED
-    assert starts(store, broken()) == 2, "Snakemake tries a second time"
+    assert state_of(store, "scores", broken().id) is StageState.FAILED
+    assert starts(store, broken()) == 2, "a failed stage is tried a second time"
 
 
 def boxed(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -183,28 +193,41 @@ def test_a_store_that_is_a_file_is_one_message(
     assert "is not a folder" in capsys.readouterr().err
 
 
-def test_a_forked_process_says_what_a_cold_one_does(tmp_path: Path) -> None:
-    command = ["data", "synthesize", "proze", "--rows", "3", "--out", str(tmp_path / "x")]
+def unreadable(store: Path) -> StageSpec:
+    """A stage whose request cannot be answered: its folder holds no answers."""
+    request = ScoreRequest(answers=Path("answers/none"))
+    spec = StageSpec(
+        id="scores.x-0123456789ab", kind="scores", front_door="score",
+        request=request.model_dump(mode="json"), command=("score", "none"), inputs={}, threads=1,
+        gpus=0,
+    )  # fmt: skip
+    write_specs(store, [spec])
+    return spec
+
+
+def test_a_forked_stage_says_what_a_started_one_does(tmp_path: Path) -> None:
+    spec = unreadable(tmp_path)
     logs = []
     with scratch_folder() as folder, fork_server(folder) as server:
-        for name, socket in (("warm", server), ("cold", None)):
+        for name, socket in (("forked", server), ("started", None)):
             log = tmp_path / name
-            assert run_command(command, log, 1, (), socket) == 2
+            assert run_spec(tmp_path, spec, log, (), socket) == 2
             logs.append(log.read_text())
     assert logs[0] == logs[1]
+    assert "amnesia score: " in logs[0]
 
 
-def test_a_fork_server_outlives_a_worker_and_a_command_the_server(tmp_path: Path) -> None:
-    command = ["data", "synthesize", "proze", "--rows", "3", "--out", str(tmp_path / "x")]
+def test_a_fork_server_outlives_a_worker_and_a_stage_the_server(tmp_path: Path) -> None:
+    spec = unreadable(tmp_path)
     before = psutil.Process().children()
     with scratch_folder() as folder, fork_server(folder) as server:
         with socket.socket(socket.AF_UNIX) as hasty:
             hasty.connect(server)
-        assert run_command(command, tmp_path / "log", 1, (), server) == 2
+        assert run_spec(tmp_path, spec, tmp_path / "log", (), server) == 2
         (process,) = set(psutil.Process().children()) - set(before)
         assert process.is_running()
         process.kill()
-        assert run_command(command, tmp_path / "log", 1, (), server) == 2
+        assert run_spec(tmp_path, spec, tmp_path / "log", (), server) == 2
 
 
 def test_a_stage_that_another_attempt_has_ended_meanwhile_is_done(
@@ -217,7 +240,7 @@ def test_a_stage_that_another_attempt_has_ended_meanwhile_is_done(
         aside.rename(last.folder(store))
         return 2
 
-    monkeypatch.setattr("amnesia_bench.pipeline.worker.run_command", beaten)
+    monkeypatch.setattr("amnesia_bench.pipeline.worker.run_spec", beaten)
     run_stage(store, last.id, None)
     assert state_of(store, last.kind, last.id) is StageState.CACHED
     assert read_failure(store, last.id) is None

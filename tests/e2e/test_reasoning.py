@@ -15,7 +15,7 @@ from amnesia_bench.cli.main import main
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.generation import GENERATIONS, RUN
 from amnesia_bench.inference.protocol import Request
-from amnesia_bench.reasoning.score import CELLS, PROBLEMS, VERDICTS, compare, read_cells, score
+from amnesia_bench.reasoning.score import CELLS, PROBLEMS, VERDICTS, read_cells
 from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome
 from amnesia_bench.store.checksums import CHECKSUMS
@@ -23,7 +23,15 @@ from tests.conftest import no_sandbox
 from tests.support import reasoning
 from tests.support.fake_engine import FakeEngine
 from tests.support.reasoning import PROBLEMS as COUNT
-from tests.support.reasoning import THINKING, answer, run_task, without_checksums, write_problems
+from tests.support.reasoning import (
+    THINKING,
+    answer,
+    compare_answers,
+    run_task,
+    score_answers,
+    without_checksums,
+    write_problems,
+)
 
 EACH_TASK = [
     pytest.param(task, marks=pytest.mark.programs) if task == "livecodebench" else task
@@ -74,7 +82,8 @@ def test_three_kills_leave_the_files_of_a_run_that_was_left_alone(
         assert (tmp_path / "killed" / name).read_bytes() == whole
 
     scored = [
-        score(tmp_path / name, unsafe_no_sandbox=unsafe(task)) for name in ("whole", "killed")
+        score_answers(tmp_path / name, unsafe_no_sandbox=unsafe(task))
+        for name in ("whole", "killed")
     ]
     assert scored[0].verdicts == scored[1].verdicts
     cells = by_metric(scored[0].cells)
@@ -84,7 +93,7 @@ def test_three_kills_leave_the_files_of_a_run_that_was_left_alone(
     assert read_cells(scored[0].folder) == scored[0].cells
     right = sum(v.outcome is Outcome.CORRECT for v in scored[0].verdicts)
     assert scored[0].cells[0].value == pytest.approx(right / (COUNT * repeats))
-    again = score(tmp_path / "whole", unsafe_no_sandbox=unsafe(task))
+    again = score_answers(tmp_path / "whole", unsafe_no_sandbox=unsafe(task))
     assert again == scored[0]
 
 
@@ -107,7 +116,7 @@ def test_an_answer_inside_unfinished_thinking_is_none(tmp_path: Path) -> None:
     texts = ["\\boxed{9}</think>\\boxed{2}", "\\boxed{2}", "</think>no box"]
     engine = FakeEngine(lambda request: texts[request.key.repeat])
     run_task("math500", data, tmp_path / "run", engine, template=THINKING)
-    outcomes = [v.outcome for v in score(tmp_path / "run").verdicts[:3]]
+    outcomes = [v.outcome for v in score_answers(tmp_path / "run").verdicts[:3]]
     assert outcomes == [Outcome.CORRECT, Outcome.NO_ANSWER, Outcome.NO_ANSWER]
 
 
@@ -116,25 +125,26 @@ def test_two_methods_are_compared_problem_by_problem(tmp_path: Path) -> None:
     right = FakeEngine(lambda request: f"\\boxed{{{request.key.doc + 2}}}")
     run_task("gsm8k", data, tmp_path / "right", right)
     run_task("gsm8k", data, tmp_path / "wrong", FakeEngine(lambda request: "\\boxed{0}"))
-    scored = score(tmp_path / "right")
+    score_answers(tmp_path / "right")
     with pytest.raises(UserError, match="not scored by strict"):
-        compare(scored, tmp_path / "wrong")
-    score(tmp_path / "wrong")
-    for found in compare(scored, tmp_path / "wrong"):
+        compare_answers(tmp_path / "right", tmp_path / "wrong")
+    score_answers(tmp_path / "wrong")
+    for found in compare_answers(tmp_path / "right", tmp_path / "wrong"):
         assert (found.difference, found.first, found.second) == (1.0, 1.0, 0.0)
         assert found.p_value == 2 / 2**COUNT
-    assert [d.difference for d in compare(scored, tmp_path / "right")] == [0.0, 0.0]
+    same = compare_answers(tmp_path / "right", tmp_path / "right")
+    assert [d.difference for d in same] == [0.0, 0.0]
 
 
 def test_a_comparison_with_scores_of_other_answers_is_refused(tmp_path: Path) -> None:
     data = write_problems("gsm8k", tmp_path / "data.jsonl")
     for name in ("first", "second"):
         run_task("gsm8k", data, tmp_path / name, FakeEngine(answer))
-        score(tmp_path / name)
+        score_answers(tmp_path / name)
     with (tmp_path / "second" / GENERATIONS).open("ab") as file:
         file.write(b"torn")
     with pytest.raises(UserError, match="has other answers than when it was scored"):
-        compare(score(tmp_path / "first"), tmp_path / "second")
+        compare_answers(tmp_path / "first", tmp_path / "second")
 
 
 @pytest.mark.parametrize(
@@ -151,20 +161,21 @@ def test_values_of_problems_that_changed_are_not_compared(
     data = write_problems("gsm8k", tmp_path / "data.jsonl")
     for name in ("first", "second"):
         run_task("gsm8k", data, tmp_path / name, FakeEngine(answer))
-    first, second = (score(tmp_path / name) for name in ("first", "second"))
+    _, second = (score_answers(tmp_path / name) for name in ("first", "second"))
     path = second.folder / PROBLEMS
     changed = change(path.read_text())
     path.unlink() if changed is None else path.write_text(changed)
     with pytest.raises(UserError, match=message):
-        compare(first, tmp_path / "second")
-    score(tmp_path / "second")
-    assert [d.difference for d in compare(first, tmp_path / "second")] == [0.0, 0.0]
+        compare_answers(tmp_path / "first", tmp_path / "second")
+    score_answers(tmp_path / "second")
+    same = compare_answers(tmp_path / "first", tmp_path / "second")
+    assert [d.difference for d in same] == [0.0, 0.0]
 
 
 def test_cells_that_do_not_vouch_for_their_problems_are_scored_again(tmp_path: Path) -> None:
     data = write_problems("gsm8k", tmp_path / "data.jsonl")
     run_task("gsm8k", data, tmp_path / "run", FakeEngine(answer))
-    scored = score(tmp_path / "run")
+    scored = score_answers(tmp_path / "run")
     path = scored.folder / "cells.json"
     cells = json.loads(path.read_text())
     for cell in cells:
@@ -172,7 +183,7 @@ def test_cells_that_do_not_vouch_for_their_problems_are_scored_again(tmp_path: P
     path.write_text(json.dumps(cells))
     path.with_name(CHECKSUMS).unlink()  # as an older version left it
     with pytest.raises(UserError, match="do not say what it held") as raised:
-        compare(scored, tmp_path / "run")
+        compare_answers(tmp_path / "run", tmp_path / "run")
     assert "amnesia score" in str(raised.value.hint)
 
 
@@ -191,7 +202,7 @@ def test_a_number_of_any_length_is_one_wrong_answer(task: str, scorer: str, tmp_
     texts = [f"\\boxed{{{number}}}" for number in long] + ["so 1" + "0" * 5000, "\\boxed{9}"]
     engine = FakeEngine(lambda request: texts[request.key.doc])
     run_task(task, data, tmp_path / "run", engine, "eval.max_new_tokens=8000")
-    outcomes = [v.outcome for v in score(tmp_path / "run", scorer).verdicts[::3]]
+    outcomes = [v.outcome for v in score_answers(tmp_path / "run", scorer).verdicts[::3]]
     unboxed = Outcome.WRONG if scorer == "flexible" else Outcome.NO_ANSWER
     assert outcomes == [Outcome.WRONG] * 6 + [unboxed, Outcome.CORRECT]
 
@@ -201,7 +212,7 @@ def test_results_that_cannot_be_written_leave_the_answers(tmp_path: Path) -> Non
     run_task("gsm8k", data, tmp_path / "run", FakeEngine(answer))
     (tmp_path / "run" / "scored_strict").write_text("in the way")
     with pytest.raises(UserError, match="exists and is not a folder"):
-        score(tmp_path / "run")
+        score_answers(tmp_path / "run")
 
 
 def test_programs_are_not_run_without_a_sandbox_unless_that_is_typed(
@@ -225,7 +236,7 @@ def test_a_program_drafted_in_thinking_that_the_template_opened_is_none(tmp_path
     texts = [f"Hm.</think>{block}", f"{block} but", f"```\nx\n```</think>{block}"]
     engine = FakeEngine(lambda request: texts[request.key.repeat])
     run_task("livecodebench", data, tmp_path / "run", engine, template=THINKING)
-    outcomes = [v.outcome for v in score(tmp_path / "run", unsafe_no_sandbox=True).verdicts]
+    outcomes = [v.outcome for v in score_answers(tmp_path / "run", unsafe_no_sandbox=True).verdicts]
     assert outcomes == [Outcome.CORRECT, Outcome.NO_ANSWER, Outcome.CORRECT]
 
 
@@ -239,7 +250,7 @@ def test_the_checker_is_chosen_by_the_config_or_the_command_and_recorded(tmp_pat
         folder = tmp_path / checker
         run_task("livecodebench", data, folder, engine, f"eval.checker={checker}")
         for scorer in (None, "strict", "lenient"):
-            scored = score(folder, scorer, unsafe_no_sandbox=unsafe("livecodebench"))
+            scored = score_answers(folder, scorer, unsafe_no_sandbox=unsafe("livecodebench"))
             settings = {cell.settings["checker"] for cell in scored.cells}
             found[checker, scorer] = (scored.folder.name, settings, scored.cells[0].value)
             limit = scored.cells[0].settings["time_limit"]
@@ -262,7 +273,7 @@ def test_answers_of_before_there_was_a_choice_are_judged_as_published(tmp_path: 
     run = without_checksums(tmp_path / "run")
     assert run.pop("checker") == "lcb"
     (tmp_path / "run" / RUN).write_text(json.dumps(run))
-    scored = score(tmp_path / "run", unsafe_no_sandbox=unsafe("livecodebench"))
+    scored = score_answers(tmp_path / "run", unsafe_no_sandbox=unsafe("livecodebench"))
     assert scored.cells[0].settings["checker"] == "lcb"
 
 
@@ -282,7 +293,7 @@ def test_only_answers_with_programs_record_a_checker(tmp_path: Path) -> None:
     data = write_problems("gsm8k", tmp_path / "data.jsonl")
     run_task("gsm8k", data, tmp_path / "run", FakeEngine(answer))
     assert "checker" not in json.loads((tmp_path / "run" / RUN).read_text())
-    assert "checker" not in score(tmp_path / "run").cells[0].settings
+    assert "checker" not in score_answers(tmp_path / "run").cells[0].settings
 
 
 # -- bad input -------------------------------------------------------------------------------
@@ -307,12 +318,12 @@ def test_missing_answers_make_incomplete_cells_and_never_a_number(
     # The last line cut inside, or missing as a whole.
     lines[-1] = lines[-1][:-cut] if cut else b""
     (answered / GENERATIONS).write_bytes(b"".join(lines))
-    scored = score(answered)
+    scored = score_answers(answered)
     assert {cell.value for cell in scored.cells} == {None}
     assert scored.cells[0].incomplete == "1 answers are missing, to problems 7 (2 of 3)"
     assert len(scored.verdicts) == 3 * COUNT - 1
     with pytest.raises(UserError, match="cannot be compared, it is incomplete"):
-        compare(scored, answered)
+        compare_answers(answered, answered)
 
 
 def test_a_line_damaged_in_the_middle_is_named(answered: Path) -> None:
@@ -320,7 +331,7 @@ def test_a_line_damaged_in_the_middle_is_named(answered: Path) -> None:
     lines[3] = lines[3][:50] + b"\xc3\n"
     (answered / GENERATIONS).write_bytes(b"".join(lines))
     with pytest.raises(UserError, match="line 4 is damaged"):
-        score(answered)
+        score_answers(answered)
 
 
 def test_answers_nobody_asked_for_are_an_error(answered: Path) -> None:
@@ -329,27 +340,27 @@ def test_answers_nobody_asked_for_are_an_error(answered: Path) -> None:
     lines[0] = lines[0].replace(b'"doc": 0', b'"doc": 8')
     (answered / GENERATIONS).write_bytes(b"".join(lines))
     with pytest.raises(UserError, match="was not asked for"):
-        score(answered)
+        score_answers(answered)
 
 
 def test_no_answers_at_all_are_an_error(answered: Path, tmp_path: Path) -> None:
     (answered / GENERATIONS).write_bytes(b"")
     with pytest.raises(UserError, match="holds no answers"):
-        score(answered)
+        score_answers(answered)
     with pytest.raises(UserError, match=f"holds no {RUN}"):
-        score(tmp_path)
+        score_answers(tmp_path)
 
 
 def test_other_problems_than_were_answered_are_refused(answered: Path, tmp_path: Path) -> None:
     data = tmp_path / "data.jsonl"
     data.write_text(data.read_text().replace('"answer": "5"', '"answer": "6"'))
     with pytest.raises(UserError, match="not the problems that were answered"):
-        score(answered)
+        score_answers(answered)
     data.unlink()
     with pytest.raises(UserError, match="no such file"):
-        score(answered)
+        score_answers(answered)
     moved = write_problems("math500", tmp_path / "moved.jsonl")
-    assert score(answered, data=moved).cells[0].value is not None
+    assert score_answers(answered, data=moved).cells[0].value is not None
 
 
 def test_a_run_record_of_something_else_is_refused(answered: Path) -> None:
@@ -362,15 +373,15 @@ def test_a_run_record_of_something_else_is_refused(answered: Path) -> None:
     ):
         path.write_text(json.dumps(run | change))
         with pytest.raises(UserError, match=said):
-            score(answered)
+            score_answers(answered)
     path.write_text(json.dumps({name: run[name] for name in run if name != "repeats"}))
     with pytest.raises(UserError, match="missing key 'repeats'"):
-        score(answered)
+        score_answers(answered)
 
 
 def test_an_unknown_scorer_is_answered_with_those_there_are(answered: Path) -> None:
     with pytest.raises(UserError, match="It has strict, flexible"):
-        score(answered, "strct")
+        score_answers(answered, "strct")
 
 
 def test_more_repeats_than_were_answered_are_another_run(answered: Path, tmp_path: Path) -> None:
@@ -379,7 +390,7 @@ def test_more_repeats_than_were_answered_are_another_run(answered: Path, tmp_pat
 
 
 def test_both_scorers_keep_their_own_results(answered: Path) -> None:
-    strict, flexible = score(answered), score(answered, "flexible")
+    strict, flexible = score_answers(answered), score_answers(answered, "flexible")
     rate = [by_metric(each.cells)["extraction_rate"].value for each in (strict, flexible)]
     assert rate[0] is not None
     assert rate[0] < 1.0
@@ -395,21 +406,7 @@ def test_both_scorers_keep_their_own_results(answered: Path) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    from tests.support.pico import PICOS
-
-    torch.manual_seed(0)
-    pico = PICOS["mistral"]
-    sizes = {"vocab_size": 259, "max_position_embeddings": 32768}
-    model = AutoModelForCausalLM.from_config(
-        AutoConfig.for_model(pico.model_type, **{**pico.config, **sizes})
-    )
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    model.save_pretrained(folder)
-    reasoning.byte_tokenizer().save_pretrained(folder)
-    return folder
+    return reasoning.tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny")
 
 
 SMALL = ("eval.max_new_tokens=8", "--limit", "8")

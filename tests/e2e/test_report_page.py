@@ -156,7 +156,7 @@ def test_nothing_that_is_written_tells_of_this_machine(root: Path, written: Path
 def test_a_source_out_of_reach_is_named_by_stage_and_hash(
     cells: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("amnesia_bench.report.paths.relative", lambda path, folder: None)
+    monkeypatch.setattr("amnesia_bench.reporting.paths.relative", lambda path, folder: None)
     assert amnesia("report", "--out", tmp_path / "out", *given(cells, ("tiny_table1",))) == 0
     page = (tmp_path / "out" / "report.html").read_text()
     assert "<td>post_tiny_cot<td><code>" in page

@@ -134,12 +134,11 @@ def test_problems_and_haystack_are_read_where_the_evaluations_read_them(tmp_path
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["tokenizer"], "--out is missing"),
-        (["proze", "--rows", "3", "--out", "x"], "generator=proze"),
-        (["prose", "--words", "9", "--out", "x"], "rows=null"),
+        (["proze", "--rows", "3", "--out", "x"], "generator proze: must be 'prose', 'haystack'"),
+        (["prose", "--words", "9", "--out", "x"], "--rows is missing"),
+        (["prose", "--rows", "0", "--words", "9", "--out", "x"], "--rows 0: must be at least 1"),
         (["prose", "--rows", "3", "--out", "x"], "generator prose needs words"),
         (["programs", "--rows", "3", "--words", "9", "--out", "x"], "takes no words"),
-        (["programs", "--rows", "3", "--out", "x", "data.seed=3"], "takes only"),
     ],
 )
 def test_a_mistake_is_one_message_and_nothing_is_written(

@@ -86,6 +86,7 @@ def test_sigterm_saves_and_asks_to_be_started_again(folder: Path) -> None:
     started.send_signal(signal.SIGTERM)
     _, said = started.communicate(timeout=60)
     assert started.returncode == 75, said
+    assert b"stopped by a signal; the state is saved in" in said
     (save,) = (folder / "endless.training/checkpoints").iterdir()
     assert save.name == f"step-{len(metrics.read_text().splitlines()):08d}"
 

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.config.load import load_training
-from amnesia_bench.costs.estimate import GPUS, estimate_training, teacher_of
+from amnesia_bench.costs.estimate import estimate_training, teacher_of
+from amnesia_bench.costs.gpus import GPUS
 from amnesia_bench.costs.model_shape import named_shape, read_model_shape
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.training.loop import Loop

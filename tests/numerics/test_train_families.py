@@ -14,7 +14,7 @@ from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.training import heads
 from amnesia_bench.training.heads import TRAINABLE, head_of
 from amnesia_bench.training.loss_check import check_loss
-from amnesia_bench.training.models import load_model
+from amnesia_bench.training.models import load_for_training
 from amnesia_bench.training.objectives import NextToken, isolate_without_mask
 from amnesia_bench.weights.checkpoint import open_checkpoint
 from tests.numerics.test_train_objectives import first_batch, random_rows
@@ -153,7 +153,7 @@ def test_loss_and_gradients_are_the_models_own(kind):
 def test_what_it_saves_is_what_it_trains(kind, tmp_path):
     build(kind).save_pretrained(tmp_path)
     checkpoint = open_checkpoint(tmp_path)
-    model = load_model(checkpoint, "fp32", None, first=True)
+    model = load_for_training(checkpoint, "fp32", None, first=True)
     assert {name for name, _ in model.named_parameters()} <= checkpoint.tensors.keys()
     assert len(model.base_model.layers) == CONFIGS[kind].get("num_hidden_layers")
 

@@ -6,25 +6,26 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.load import load_option
 from amnesia_bench.inference.generation import GENERATIONS, RUN, read_run_record
 from amnesia_bench.inference.protocol import Engine, Request
-from amnesia_bench.reasoning.answering import (
-    AnswerPlan,
-    ModelUnderTest,
-    generate_answers,
-    window_of,
-)
+from amnesia_bench.reasoning.answering import AnswerPlan, answer_problems, window_of
+from amnesia_bench.reasoning.compare import compare
 from amnesia_bench.reasoning.documents import task_documents
+from amnesia_bench.reasoning.score import Scored, score
 from amnesia_bench.reasoning.tasks import task_named
 from amnesia_bench.records.evaluation import Generation
+from amnesia_bench.records.reasoning import Difference
+from amnesia_bench.requests.reasoning import CompareRequest, ScoreRequest
 from amnesia_bench.store.sealed_json import unseal
 from amnesia_bench.tokenizers.chat_format import prompt_format
 from tests.support import lcb
+from tests.support.pico import PICOS
 
 PROBLEMS = 8
 CHATML = (
@@ -72,6 +73,17 @@ def byte_tokenizer(template: str | None = CHATML) -> PreTrainedTokenizerFast:
     return fast
 
 
+def tiny_checkpoint(folder: Path) -> Path:
+    """Save a model of random weights that reads bytes."""
+    torch.manual_seed(0)
+    pico = PICOS["mistral"]
+    sizes = {"vocab_size": 259, "max_position_embeddings": 32768}
+    config = AutoConfig.for_model(pico.model_type, **{**pico.config, **sizes})
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
 def config_of(task: str, *overrides: str) -> EvalConfig:
     """Load a task's config; with three repeats where it has several."""
     fewer = [] if task == "ifeval" else ["eval.repeats=3"]
@@ -117,7 +129,18 @@ def run_task(
     layout = prompt_format(
         tokenizer, use_template=config.chat_template, template=None, think=config.think
     )
-    model = ModelUnderTest(name="fake", method="+SFT", checkpoint="sha256:0")
-    plan = AnswerPlan(model=model, config=config, layout=layout)
-    documents = task_documents(known, data, None, window_of(config))
-    return generate_answers(engine, tokenizer, known, documents, plan, folder)
+    plan = AnswerPlan(
+        model="fake", method="+SFT", checkpoint="sha256:0", config=config, layout=layout
+    )
+    problems = task_documents(known, data, None, window_of(config))
+    return answer_problems(engine, tokenizer, known, problems, plan, folder).generations
+
+
+def score_answers(folder: Path, scorer: str | None = None, **fields: Any) -> Scored:
+    """Score a folder of answers."""
+    return score(ScoreRequest(answers=folder, scorer=scorer, **fields))
+
+
+def compare_answers(first: Path, second: Path) -> tuple[Difference, ...]:
+    """Compare two folders of scored answers."""
+    return compare(CompareRequest(first=first, second=second))

@@ -1,13 +1,17 @@
 """A tokenizer of a few hundred tokens and small files of rows, for tests of training data."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+import amnesia_bench as ab
 from amnesia_bench.config.data_schema import DataConfig
+from amnesia_bench.records.data import DataDescription
+from amnesia_bench.requests.data import PrepareRequest
 
 SPECIALS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<s>", "</s>")
 
@@ -68,6 +72,14 @@ def data_config(**changes: Any) -> DataConfig:
         "isolate_documents": True, "sample_rows": 1.0, "max_dropped": 0.05, "seed": 0,
     }  # fmt: skip
     return DataConfig.model_validate_json(json.dumps(values | changes))
+
+
+def prepare(
+    config: DataConfig, tokenizer: Path, out: Path, inputs: Sequence[Path] = (), **options: Any
+) -> DataDescription:
+    """Prepare data by the front door."""
+    request = PrepareRequest(config=config, tokenizer=tokenizer, inputs=tuple(inputs))
+    return ab.prepare(request, out, **options)
 
 
 TEXT = {"rows": {"kind": "text", "fields": ["text"], "separator": "<|endoftext|>"}, "chat": None,

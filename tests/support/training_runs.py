@@ -208,30 +208,24 @@ class TinyJob:
 
 
 def train_here(job: TinyJob) -> int:
-    """Train in this process and return the exit code."""
+    """Train in this process and return the exit code of a run that ends."""
     import torch
 
-    from amnesia_bench.training.run import TrainingJob, train
+    from amnesia_bench.requests.training import TrainRequest
+    from amnesia_bench.training.run import TrainingJob, run_job
 
     torch.set_num_threads(1)
     stores = {name: Store(folder) for name, folder in job.data.items()}
-    order = Shuffled([store.num_sequences for store in stores.values()], job.run.train.seed)
-    return int(
-        train(
-            TrainingJob(
-                run=job.run,
-                init=job.init,
-                teacher=job.teacher,
-                data=job.data,
-                stores=stores,
-                order=order,
-                tokenizer_sha256=hashlib.sha256(
-                    (job.init / "tokenizer.json").read_bytes()
-                ).hexdigest(),
-                out=job.out,
-            )
+    run_job(
+        TrainingJob(
+            request=TrainRequest(run=job.run, init=job.init, teacher=job.teacher, data=job.data),
+            stores=stores,
+            order=Shuffled([s.num_sequences for s in stores.values()], job.run.train.seed),
+            tokenizer_sha256=hashlib.sha256((job.init / "tokenizer.json").read_bytes()).hexdigest(),
+            out=job.out,
         )
     )
+    return 0
 
 
 def as_process(job: TinyJob, rank: int, size: int, port: int, log: Path) -> None:

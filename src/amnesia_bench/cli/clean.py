@@ -2,40 +2,65 @@
 
   amnesia clean experiment=table1 profile=tiny
   amnesia clean experiment=table1 profile=tiny --yes
+  amnesia clean --earlier-versions --yes
 
-Says what would go; --yes removes it. A stage that another experiment shares goes too, and is made
-anew when that is run. Stages that are being worked on stay, and what these read.
+Lists what would go; --yes removes it. A stage that another experiment shares goes too, and is made
+again when that is run. Running stages stay, and what they read.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from amnesia_bench.errors import ExitCode
+from amnesia_bench.cli.output import say, show, size, table
+from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.pipeline.bookkeeping import (
+    OlderStage,
+    bytes_of,
+    older_stages,
+    removable,
+    remove,
+)
+from amnesia_bench.pipeline.experiments import graphs_of
+from amnesia_bench.pipeline.graph import stages_of
+from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.store.layout import store_root
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help="as of `amnesia run`")
-    parser.add_argument("--store", type=Path, help="folder of all artifacts ($AMNESIA_STORE)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="an experiment, as for `amnesia run`"
+    )
+    parser.add_argument(
+        "--earlier-versions",
+        action="store_true",
+        help="the stages of versions that named them differently, instead of an experiment's",
+    )
+    parser.add_argument(
+        "--store", type=Path, help="folder of all artifacts (default: $AMNESIA_STORE)"
+    )
     parser.add_argument("--yes", action="store_true", help="remove them")
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import say, show, size, table
-    from amnesia_bench.config.experiment_schema import load_jobs
-    from amnesia_bench.pipeline.bookkeeping import bytes_of, removable, remove
-    from amnesia_bench.pipeline.graph import build, stages_of
-    from amnesia_bench.store.layout import store_root
-
     store = args.store or store_root()
-    stages = removable(store, stages_of(build(job) for job in load_jobs(args.overrides)))
-    grid = table(str(store), ("stage", "kind", "size"), left=2)
+    if bool(args.overrides) == args.earlier_versions:
+        raise UserError(
+            "name an experiment, or --earlier-versions", hint="amnesia clean experiment=table1"
+        )
+    stages: Sequence[Stage | OlderStage]
+    if args.earlier_versions:
+        stages = older_stages(store)
+    else:
+        stages = removable(store, stages_of(graphs_of(args.overrides)))
+    grid = table(str(store), ("stage", "size"), left=1)
     total = 0
     for stage in stages:
         taken = bytes_of(store, stage)
         total += taken
-        grid.add_row(stage.id, stage.kind, size(taken))
+        grid.add_row(stage.id, size(taken))
         if args.yes:
             remove(store, stage)
     if stages:

@@ -9,12 +9,10 @@ r"""Prepare training data once, look at what was prepared, or make texts to go w
   amnesia data synthesize test_problems --rows 200 --seed 1 --out data/problems
 
 `prepare` takes a file of configs/data. For files of your own there are messages, sharegpt, alpaca
-and prompt_response; generated data need no download and no input.
-Killed, the same command goes on with the input files that are not done. `inspect` holds the files
-against their hashes and prints the counts; with --sequence it prints one sequence instead, trained
-tokens coloured and the others dim. `synthesize` writes what training does not read through
-`prepare`: the tokenizer for generated texts, problems to evaluate on, a haystack; or the rows of
-any generator, to look at.
+and prompt_response; generated data need no download and no input. Killed, the same command resumes
+with the input files that are not done. `inspect` compares the files with their hashes and prints
+the counts. `synthesize` writes what training does not read through `prepare`: the tokenizer for
+generated texts, problems to evaluate on, a haystack; or the rows of any generator, to look at.
 """
 
 from __future__ import annotations
@@ -23,44 +21,52 @@ import argparse
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import amnesia_bench
+from amnesia_bench.cli.command import Subcommand
+from amnesia_bench.cli.output import percent, print_json, say, show, table, tell
+from amnesia_bench.cli.requests import make
+from amnesia_bench.config.data_schema import SyntheticSource
+from amnesia_bench.data.data_tokenizer import decoder
+from amnesia_bench.data.sequence_store import TOKENIZER, SequenceStore, open_store
+from amnesia_bench.data.synthesize import ROWS
 from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.printable import printable
+from amnesia_bench.records.data import DataDescription
+from amnesia_bench.requests.data import (
+    PrepareRequest,
+    SynthesizeRowsRequest,
+    SynthesizeTokenizerRequest,
+)
+from amnesia_bench.store.hashing import verify_manifest
 
 if TYPE_CHECKING:
     from rich.text import Text
 
     from amnesia_bench.data.prepare import PreparationProgress, Report
-    from amnesia_bench.data.sequence_store import SequenceStore
-    from amnesia_bench.records.data import DataDescription
 
 
 _MAX_COLUMNS = 20
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("action", choices=("prepare", "inspect", "synthesize"), help="see above")
+def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", metavar="CONFIG", help="a file of configs/data")
     parser.add_argument(
-        "what",
-        metavar="CONFIG|DIR|NAME",
-        help="prepare: a file of configs/data; inspect: a data folder; synthesize: tokenizer, or a "
-        "generator",
+        "--tokenizer", type=Path, required=True, help="folder of the checkpoint to train"
     )
-    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
-    preparing = parser.add_argument_group("prepare")
-    preparing.add_argument("--tokenizer", type=Path, help="folder of the checkpoint to train")
-    preparing.add_argument(
-        "--out", type=Path, help="folder to write, of synthesize too; must not exist yet"
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write; must not exist yet"
     )
-    preparing.add_argument(
+    parser.add_argument(
         "--chat",
         metavar="STYLE",
         help="how conversations are written: template (the tokenizer's own chat template), qwen3, "
         "chatml, llama3 or mistral, instead of the config's style",
     )
-    preparing.add_argument(
+    parser.add_argument(
         "--input",
         type=Path,
         action="append",
@@ -69,45 +75,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="read this file (Parquet, JSON lines, a JSON array) or folder, whole, instead of the "
         "config's source; may be given many times",
     )
-    preparing.add_argument(
+    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
+    parser.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
         help="change a value of the config: data.sequence_tokens=4096",
     )
-    making = parser.add_argument_group("synthesize")
-    making.add_argument("--rows", type=int, metavar="N", help="how many rows")
-    making.add_argument(
-        "--words", type=int, metavar="N", help="about how many words a row has (where it may vary)"
-    )
-    making.add_argument("--seed", type=int, default=0, help="another seed, other rows (0)")
-    inspecting = parser.add_argument_group("inspect")
-    inspecting.add_argument("--sequence", type=int, metavar="N", help="print this one, from 0")
 
 
-def run(args: argparse.Namespace) -> ExitCode:
-    if args.action == "inspect":
-        return _inspect(args)
-    if args.action == "synthesize":
-        return _synthesize(args)
-    if args.tokenizer is None:
-        raise UserError("--tokenizer is missing: the folder of the checkpoint to train")
-    if args.out is None:
-        raise UserError("--out is missing: where should the data go?")
-    if args.sequence is not None:
-        raise UserError("--sequence belongs to `amnesia data inspect`")
-    from amnesia_bench.cli.output import print_json
-    from amnesia_bench.config.data_schema import DataConfig, with_style
-    from amnesia_bench.config.load import load_option, validate_values
-    from amnesia_bench.data.prepare import prepare
-
+def _prepare(args: argparse.Namespace) -> ExitCode:
     # A config's share is of its own source; files of the user's own are read whole.
     whole = ["data.sample_rows=1.0"] if args.input else []
-    config = load_option("data", args.what, [*whole, *args.overrides], DataConfig)
-    if args.chat is not None:
-        config = validate_values(DataConfig, with_style(config, args.chat))
+    request = make(
+        PrepareRequest,
+        {"inputs": "--input"},
+        config=amnesia_bench.load_data(args.config, [*whole, *args.overrides], args.chat),
+        tokenizer=args.tokenizer,
+        inputs=tuple(args.input),
+    )
     with _reporting() as report:
-        description = prepare(config, args.tokenizer, args.out, args.input, report)
+        description = amnesia_bench.prepare(request, args.out, progress=report)
     if args.json:
         print_json(description)
     else:
@@ -115,14 +103,19 @@ def run(args: argparse.Namespace) -> ExitCode:
     return ExitCode.DONE
 
 
-def _inspect(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import print_json, say, show
-    from amnesia_bench.data.sequence_store import open_store
-    from amnesia_bench.store.hashing import verify_manifest
+def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, metavar="DIR", help="a data folder")
+    parser.add_argument(
+        "--sequence",
+        type=int,
+        metavar="N",
+        help="print this sequence instead, from 0: trained tokens green, the others dim",
+    )
+    parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
-    if args.tokenizer or args.out or args.input or args.chat or args.overrides:
-        raise UserError("`amnesia data inspect` takes only a folder, --sequence and --json")
-    store = open_store(Path(args.what))
+
+def _inspect(args: argparse.Namespace) -> ExitCode:
+    store = open_store(args.folder)
     if args.sequence is not None:
         if not 0 <= args.sequence < store.num_sequences:
             raise UserError(
@@ -142,37 +135,53 @@ def _inspect(args: argparse.Namespace) -> ExitCode:
     return ExitCode.STAGE_FAILED if findings else ExitCode.DONE
 
 
-def _synthesize(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import say
-    from amnesia_bench.config.data_schema import SyntheticSource
-    from amnesia_bench.config.load import validate_values
-    from amnesia_bench.data.synthesize import ROWS, synthesize_rows, synthesize_tokenizer
+def _add_synthesize_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("generator", metavar="GENERATOR", help="tokenizer, or a generator of rows")
+    parser.add_argument("--rows", type=int, metavar="N", help="number of rows")
+    parser.add_argument(
+        "--words", type=int, metavar="N", help="about how many words a row has (where it may vary)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="another seed, other rows (0)")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to write; must not exist yet"
+    )
 
-    given = args.tokenizer or args.input or args.chat or args.overrides or args.json
-    if given or args.sequence is not None:
-        raise UserError(
-            "`amnesia data synthesize` takes only a name, --rows, --words, --seed, --out"
-        )
-    if args.out is None:
-        raise UserError("--out is missing: where should it go?")
-    if args.what == "tokenizer":
-        synthesize_tokenizer(args.seed, args.out)
+
+def _synthesize(args: argparse.Namespace) -> ExitCode:
+    if args.generator == "tokenizer":
+        request = make(SynthesizeTokenizerRequest, seed=args.seed)
+        amnesia_bench.synthesize_tokenizer(request, args.out)
         say(f"{args.out}: the tokenizer for generated texts")
         return ExitCode.DONE
-    asked = {"generator": args.what, "rows": args.rows, "words": args.words, "seed": args.seed}
-    synthesize_rows(validate_values(SyntheticSource, asked), args.out)
-    say(f"{args.out / ROWS}: {args.rows:,} rows of {args.what}")
+    source = make(
+        SyntheticSource,
+        {"generator": "generator"},
+        generator=args.generator,
+        rows=args.rows,
+        words=args.words,
+        seed=args.seed,
+    )
+    amnesia_bench.synthesize_rows(SynthesizeRowsRequest(source=source), args.out)
+    say(f"{args.out / ROWS}: {args.rows:,} rows of {args.generator}")
     return ExitCode.DONE
+
+
+SUBCOMMANDS = {
+    "prepare": Subcommand(
+        "turn a source of data into sequences of tokens", _add_prepare_arguments, _prepare
+    ),
+    "inspect": Subcommand(
+        "check prepared data, print the counts or a sequence", _add_inspect_arguments, _inspect
+    ),
+    "synthesize": Subcommand(
+        "generate the rows of a source, or a tokenizer", _add_synthesize_arguments, _synthesize
+    ),
+}
 
 
 def _coloured(store: SequenceStore, number: int) -> Text:
     """Return a sequence as text, a line between documents; runs of tokens are decoded together."""
-    from itertools import groupby
-
-    from rich.text import Text
-
-    from amnesia_bench.data.data_tokenizer import decoder
-    from amnesia_bench.data.sequence_store import TOKENIZER
+    from rich.text import Text  # not for --help
 
     decode = decoder(store.folder / TOKENIZER)
     sequence = store.sequence(number)
@@ -192,8 +201,6 @@ def _coloured(store: SequenceStore, number: int) -> Text:
 
 
 def _print(description: DataDescription) -> None:
-    from amnesia_bench.cli.output import percent, say, show, table
-
     counts = description.counts
     grid = table(f"{description.name}: {description.num_sequences:,} sequences of "
                  f"{description.sequence_tokens:,} tokens", ("", "count", "share"))  # fmt: skip
@@ -224,7 +231,7 @@ def _reporting() -> Iterator[Report]:
     if not sys.stderr.isatty():
         yield _print_finished
         return
-    from rich.console import Console
+    from rich.console import Console  # not for --help
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
@@ -246,8 +253,6 @@ def _reporting() -> Iterator[Report]:
 
 
 def _print_finished(progress: PreparationProgress) -> None:
-    from amnesia_bench.cli.output import tell
-
     if progress.finished:
         tell(_line(progress))
 

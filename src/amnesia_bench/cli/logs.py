@@ -1,10 +1,10 @@
-"""Print what the attempts at a stage said.
+"""Print the log of a stage: the output of all attempts at it.
 
   amnesia logs sft_miromind_9b-s0
-  amnesia logs recall/sft_miromind_9b-s0-6ed3
+  amnesia logs recall.sft_miromind_9b-s0.262144
 
-The beginning of an id is enough, with its kind before it or without. Of several stages it means the
-one that the others were made of: a training, and not the evaluations of what it trained.
+The beginning of an id is enough, with its kind or without. Of several stages it means the one that
+the others were made of: a training, and not the evaluations of what it trained.
 """
 
 from __future__ import annotations
@@ -12,20 +12,21 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from amnesia_bench.cli.output import say, tell
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.pipeline.status import log_of
+from amnesia_bench.store.layout import store_root
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("stage", help="id of a stage, or how it begins: [KIND/]NAME")
-    parser.add_argument("--store", type=Path, help="folder of all artifacts ($AMNESIA_STORE)")
+    parser.add_argument("stage", help="id of a stage, or how it begins: [KIND.]NAME")
+    parser.add_argument(
+        "--store", type=Path, help="folder of all artifacts (default: $AMNESIA_STORE)"
+    )
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import say, tell
-    from amnesia_bench.pipeline.status import log_of
-    from amnesia_bench.store.layout import store_root
-
-    order, log = log_of(args.store or store_root(), args.stage)
-    tell(f"{order.kind}/{order.id}")
+    spec, log = log_of(args.store or store_root(), args.stage)
+    tell(spec.id)
     say(log.read_text(encoding="utf-8", errors="replace").rstrip("\n"))
     return ExitCode.DONE

@@ -35,12 +35,12 @@ from amnesia_bench.cli.progress import TerminalProgress
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.artifacts import Parent, Provenance
 from amnesia_bench.records.attention import Autocorrelation, DistanceShift, PooledAttention
-from amnesia_bench.report.attention_figures import (
+from amnesia_bench.reporting.attention_figures import (
     autocorrelation_figure,
     distance_figure,
     gradient_figure,
 )
-from amnesia_bench.report.attention_map_figure import map_figure
+from amnesia_bench.reporting.attention_map_figure import map_figure
 
 _HEADS_DRAWN = 1
 

@@ -5,7 +5,7 @@
   amnesia plan experiment=table4 profile=tiny restore=qk,qk_blend --json
 
 It counts what is not done yet. Answers are counted as long as they may become, and prompts as if
-none shared a prefix: upper bounds. Utilisations are assumed; pipeline/cost.py has the formulas.
+none shared a prefix: upper bounds. Utilisations are assumed; costs/stage_cost.py has the formulas.
 """
 
 from __future__ import annotations
@@ -15,34 +15,33 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from amnesia_bench.cli.train import GPU_NAMES
+import amnesia_bench
+from amnesia_bench.cli.output import plain, print_json, say, show, size, table
+from amnesia_bench.costs.stage_cost import Cost, total
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.pipeline.plan import Plan, PlannedStage, Step, by_model
+from amnesia_bench.requests.experiments import PlanRequest
+from amnesia_bench.requests.training import GPU_NAMES
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from amnesia_bench.costs.stage_cost import Cost
-    from amnesia_bench.pipeline.plan import Plan, PlannedStage, Step
-
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as of `amnesia run`")
-    parser.add_argument("--store", type=Path, help="folder of all artifacts ($AMNESIA_STORE)")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="what to run, as for `amnesia run`"
+    )
+    parser.add_argument(
+        "--store", type=Path, help="folder of all artifacts (default: $AMNESIA_STORE)"
+    )
     parser.add_argument("--gpu", choices=GPU_NAMES, default="h100", help="kind of GPU (h100)")
     parser.add_argument("--stages", action="store_true", help="list every stage with its state")
     parser.add_argument("--json", action="store_true", help="print stages and totals as JSON")
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import print_json, say, show
-    from amnesia_bench.config.experiment_schema import load_jobs
-    from amnesia_bench.costs.estimate import GPUS
-    from amnesia_bench.pipeline.graph import build
-    from amnesia_bench.pipeline.plan import by_model, plan
-    from amnesia_bench.store.layout import store_root
-
-    graphs = [build(job) for job in load_jobs(args.overrides)]
-    found = plan(graphs, args.store or store_root(), GPUS[args.gpu])
+    request = PlanRequest(overrides=tuple(args.overrides), gpu=args.gpu, store=args.store)
+    found = amnesia_bench.plan(request)
     if args.json:
         print_json(_json(found, args.gpu))
         return ExitCode.DONE
@@ -66,9 +65,6 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _hours(models: dict[str, dict[Step, Cost]], gpu: str) -> Table:
-    from amnesia_bench.cli.output import table
-    from amnesia_bench.pipeline.plan import Step
-
     hours = {
         model: {step: cost.gpu_hours for step, cost in steps.items() if cost.gpu_hours}
         for model, steps in models.items()
@@ -86,9 +82,6 @@ def _hours(models: dict[str, dict[Step, Cost]], gpu: str) -> Table:
 
 
 def _amounts(models: dict[str, dict[Step, Cost]]) -> Table:
-    from amnesia_bench.cli.output import table
-    from amnesia_bench.costs.stage_cost import total
-
     columns = ("trained tokens", "read", "answered", "FLOP", "disk", "saves at most")
     grid = table("tokens, operations and bytes that are left", ("model", *columns))
     costs = {model: total(steps.values()) for model, steps in models.items()}
@@ -100,23 +93,17 @@ def _amounts(models: dict[str, dict[Step, Cost]]) -> Table:
 
 
 def _stages(found: Plan, gpu: str) -> Table:
-    from amnesia_bench.cli.output import size, table
-
     on_gpus = any(each.cost.gpu_hours for each in found.stages)
-    columns = ("state", "kind", "id", f"{gpu}-hours" if on_gpus else "tokens", "disk")
-    grid = table("stages, each behind what it reads", columns, left=3)
+    columns = ("state", "stage", f"{gpu}-hours" if on_gpus else "tokens", "disk")
+    grid = table("stages, each behind what it reads", columns, left=2)
     for each in found.stages:
         cost = each.cost
         amount = _hour(cost.gpu_hours) if on_gpus else _tokens(cost.tokens)
-        kind, title = each.stage.title.split(" ", 1)
-        grid.add_row(each.state, kind, title, amount, size(cost.disk_bytes))
+        grid.add_row(each.state, each.stage.id, amount, size(cost.disk_bytes))
     return grid
 
 
 def _summary(found: Plan, gpu: str) -> str:
-    from amnesia_bench.cli.output import size
-    from amnesia_bench.costs.stage_cost import total
-
     cost = total(each.cost for each in found.left)
     hours = f"{cost.gpu_hours:,.0f} {gpu}-hours, " if cost.gpu_hours else ""
     return (
@@ -127,8 +114,6 @@ def _summary(found: Plan, gpu: str) -> str:
 
 
 def _amounts_of(cost: Cost) -> Iterable[str]:
-    from amnesia_bench.cli.output import size
-
     yield from map(_tokens, (cost.trained_tokens, cost.read_tokens, cost.new_tokens))
     yield f"{cost.flops:.1e}" if cost.flops else "-"
     yield size(cost.disk_bytes)
@@ -146,10 +131,6 @@ def _tokens(count: int) -> str:
 
 
 def _json(found: Plan, gpu: str) -> dict[str, Any]:
-    from amnesia_bench.cli.output import plain
-    from amnesia_bench.costs.stage_cost import total
-    from amnesia_bench.pipeline.plan import by_model
-
     return {
         "gpu": gpu,
         "states": found.states,
@@ -163,8 +144,6 @@ def _json(found: Plan, gpu: str) -> dict[str, Any]:
 
 
 def _stage_json(each: PlannedStage) -> dict[str, Any]:
-    from amnesia_bench.cli.output import plain
-
     stage = each.stage
     return {
         "id": stage.id,

@@ -19,15 +19,15 @@ figures as SVG, and report.html with all of it.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from amnesia_bench.errors import ExitCode
-
-if TYPE_CHECKING:
-    from amnesia_bench.records.report import Report
-    from amnesia_bench.report.building import ReportRequest
+import amnesia_bench
+from amnesia_bench.cli.output import say, show, table, tell
+from amnesia_bench.cli.requests import make
+from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.records.report import Report
+from amnesia_bench.reporting.wording import summary
+from amnesia_bench.requests.experiments import LabelledCells, LabelledDrift, ReportRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,39 +62,49 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.report.building import ReportRequest
-    from amnesia_bench.report.sources import parse_source
-
-    write(
-        ReportRequest(
-            tables=tuple(dict.fromkeys(args.table)),
-            sources=tuple(parse_source(text) for text in args.cells),
-            out=args.out,
-            overrides=tuple(args.overrides),
-            drift=tuple(args.drift),
-        )
+    request = make(
+        ReportRequest,
+        {"tables": "--table", "sources": "--cells"},
+        tables=tuple(args.table),
+        sources=tuple(parse_cells(text) for text in args.cells),
+        overrides=tuple(args.overrides),
+        drift=tuple(parse_drift(text) for text in args.drift),
     )
+    written = amnesia_bench.report(request, args.out)
+    print_report(written.report, written.files[-1])
     return ExitCode.DONE
 
 
-def write(request: ReportRequest) -> tuple[Path, ...]:
-    """Write a report, print what it shows, and return its files."""
-    from amnesia_bench.pipeline.producers import check_table_columns
-    from amnesia_bench.report.building import build_report, load_table, write_report
-    from amnesia_bench.store.provenance import collect_provenance
+def parse_cells(text: str) -> LabelledCells:
+    """Parse `[MODEL[/METHOD[@SFT][/SEED]]=]DIR`.
 
-    for name in request.tables:
-        check_table_columns(name, load_table(name, request.overrides))
-    report = build_report(request, collect_provenance(["amnesia", *sys.argv[1:]], seeds={}))
-    written = write_report(report, request.out)
-    _print(report, written[-1])
-    return written
+    Raises:
+        UserError: the label has an empty part, or too many.
+    """
+    label, equals, folder = text.partition("=")
+    if not equals or Path(text).exists():
+        return LabelledCells(folder=Path(text))
+    parts = label.split("/")
+    named = [name for part in parts for name in part.split("@")]
+    if not folder or not all(named) or len(parts) > 3:
+        raise UserError(
+            f"--cells {text}: expected DIR, or MODEL/METHOD@SFT/SEED=DIR",
+            hint="For example HypeNet-5B/restored@tulu3=results/qk; from the left as needed.",
+        )
+    model, method, seed = (*parts, None, None)[:3]
+    return LabelledCells(folder=Path(folder), model=model, method=method, seed=seed)
 
 
-def _print(report: Report, written: Path) -> None:
-    from amnesia_bench.cli.output import say, show, table, tell
-    from amnesia_bench.report.wording import summary
+def parse_drift(text: str) -> LabelledDrift:
+    """Parse `[LABEL=]FILE`."""
+    label, equals, file = text.partition("=")
+    if not equals or Path(text).exists():
+        return LabelledDrift(file=Path(text))
+    return LabelledDrift(file=Path(file), label=label)
 
+
+def print_report(report: Report, page: Path) -> None:
+    """Print what a report shows, and where its page is."""
     # The tables themselves are wider than a terminal; they are in the files.
     notes = list(report.notes)
     for each in report.tables:
@@ -107,4 +117,4 @@ def _print(report: Report, written: Path) -> None:
         notes += each.notes
     for note in dict.fromkeys(notes):
         tell(f"note: {note}")
-    say(f"Report: {written}")
+    say(f"Report: {page}")

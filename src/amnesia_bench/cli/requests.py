@@ -46,7 +46,7 @@ def _line(option: str, detail: ErrorDetails) -> str:
             return f"{option} is missing"
         case "value_error":
             return f"{option}: {limits['error']}".removeprefix(": ")
-        case "greater_than" if isinstance(value, int):
+        case "greater_than" if isinstance(limits["gt"], int):
             problem = f"must be at least {limits['gt'] + 1}"
         case "greater_than":
             problem = f"must be above {limits['gt']:g}"

@@ -1,4 +1,4 @@
-"""Try the sandbox that programs written by models are run in, and say what it holds back."""
+"""Try the sandbox that programs written by models run in, and print what it contains."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import argparse
 
 from amnesia_bench.cli.output import say, show, table
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.sandbox import find_launcher, refuse_leaks, run_checks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,8 +14,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.sandbox import find_launcher, refuse_leaks, run_checks
-
     launcher = find_launcher()
     checks = run_checks(launcher)
     grid = table("Sandbox", ("way out", "contained", "found"), left=3)

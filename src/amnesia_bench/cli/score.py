@@ -17,12 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import amnesia_bench
+from amnesia_bench.cli.output import print_json, say, show, table, tell
+from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.records.codec import to_json
+from amnesia_bench.records.evaluation import Interval
+from amnesia_bench.records.reasoning import Difference
+from amnesia_bench.requests.reasoning import CompareRequest, ScoreRequest
 
 if TYPE_CHECKING:
     from amnesia_bench.reasoning.score import Scored
-    from amnesia_bench.records.evaluation import Interval
-    from amnesia_bench.records.reasoning import Difference
 
 _LISTED = 20
 
@@ -50,19 +55,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import print_json
-    from amnesia_bench.reasoning.score import compare, score
-    from amnesia_bench.records.codec import to_json
-
-    scored = score(
-        args.folder,
-        args.scorer,
-        args.data,
-        args.out,
+    request = make(
+        ScoreRequest,
+        answers=args.folder,
+        scorer=args.scorer,
+        data=args.data,
         unsafe_no_sandbox=args.unsafe_no_sandbox,
         workers=args.workers,
     )
-    compared = () if args.against is None else compare(scored, args.against)
+    scored = amnesia_bench.score(request, args.out)
+    compared: tuple[Difference, ...] = ()
+    if args.against is not None:
+        comparison = CompareRequest(
+            first=args.folder, second=args.against, scorer=scored.scorer, first_scores=args.out
+        )
+        compared = amnesia_bench.compare(comparison)
     if args.json:
         print_json({"cells": to_json(scored.cells), "differences": to_json(compared)})
         return ExitCode.DONE
@@ -73,8 +80,6 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _print_cells(scored: Scored) -> None:
-    from amnesia_bench.cli.output import say, show, table, tell
-
     run = scored.run
     title = f"{run.task}, {scored.scorer}: {run.model} {run.method}".rstrip()
     grid = table(title, ("metric", "value", "std. error", "95 % interval", "problems"))
@@ -103,8 +108,6 @@ def _print_cells(scored: Scored) -> None:
 
 
 def _print_differences(compared: Sequence[Difference], first: Path, second: Path) -> None:
-    from amnesia_bench.cli.output import show, table
-
     grid = table(
         f"{first} less {second}, on the same problems",
         ("metric", "first", "second", "difference", "95 % interval", "p (exact)", "problems"),

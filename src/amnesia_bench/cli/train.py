@@ -8,27 +8,29 @@ r"""Train a stage, or say beforehand what it takes.
 On several GPUs: python -m amnesia_bench.training.launch --nproc-per-node 8 \
     -m amnesia_bench.cli.main train ...
 
-The same command again goes on where a run was interrupted; exit code 75 asks for that.
+The same command again resumes an interrupted run; exit code 75 asks for that.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from amnesia_bench.errors import AmnesiaError, ExitCode, MissingEnvironmentError, UserError
-
-if TYPE_CHECKING:
-    from amnesia_bench.config.train_schema import TrainingRun
-
-ESTIMATE = "estimate"  # the only action besides training
-GPU_NAMES = ("a100", "h100", "h200")
+import amnesia_bench
+from amnesia_bench.cli.command import Subcommand
+from amnesia_bench.cli.output import print_json, say, shortened, show, size, table
+from amnesia_bench.cli.requests import make
+from amnesia_bench.config.messages import nearest
+from amnesia_bench.config.train_schema import TrainingRun
+from amnesia_bench.costs.gpus import GPUS
+from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.guard import first_speaks
+from amnesia_bench.requests.training import GPU_NAMES, EstimateRequest, TrainRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="a file of configs/train")
+    _add_run_arguments(parser)
     parser.add_argument(
         "--data",
         action="append",
@@ -39,80 +41,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", type=Path, help="folder of the checkpoint to begin with")
     parser.add_argument("--teacher", type=Path, help="stages 1 and 2: folder of the teacher")
     parser.add_argument("--out", type=Path, help="folder to write; must not exist yet")
-    parser.add_argument("--processes", type=int, default=8, help="estimate: number of GPUs (8)")
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", required=True, help="a file of configs/train")
     parser.add_argument(
-        "--gpu", choices=GPU_NAMES, default="h100", help="estimate: their kind (h100)"
-    )
-    parser.add_argument("--json", action="store_true", help="estimate: print it as JSON")
-    parser.add_argument(
-        "words",
+        "overrides",
         nargs="*",
-        metavar="[estimate] KEY=VALUE",
+        metavar="KEY=VALUE",
         help="recipe=halo_parity, train.steps=20, recipe.master_dtype=bf16, ...",
     )
 
 
-def run(args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import shortened
-    from amnesia_bench.config.load import load_training
-    from amnesia_bench.config.messages import nearest
-
-    estimating = args.words[:1] == [ESTIMATE]
-    for word in args.words[estimating:]:
+def _training_run(args: argparse.Namespace) -> TrainingRun:
+    for word in args.overrides:
         if "=" not in word and not word.startswith("~"):
             raise UserError(
                 f"train {shortened(word)}: neither an action nor KEY=VALUE",
-                hint=nearest(word, [ESTIMATE]),
+                hint=f"{nearest(word, list(SUBCOMMANDS))} An action comes first.",
             )
-    training = load_training(args.config, args.words[1:] if estimating else args.words)
-    if estimating:
-        return _estimate(training, args)
+    return amnesia_bench.load_training(args.config, args.overrides)
+
+
+def run(args: argparse.Namespace) -> ExitCode:
+    return first_speaks(lambda: _train(args))
+
+
+def _train(args: argparse.Namespace) -> ExitCode:
+    training = _training_run(args)
+    # Not by argparse, which would name these where an action is misspelled.
     for option in ("init", "out", "data"):
         if not getattr(args, option):
             raise UserError(f"--{option} is missing", hint="amnesia train --help shows a command.")
-    try:
-        return _train(training, args)
-    except AmnesiaError as error:
-        if os.environ.get("RANK", "0") == "0":
-            raise
-        return error.exit_code  # the first process says it for all
-
-
-def _train(training: TrainingRun, args: argparse.Namespace) -> ExitCode:
-    try:
-        from amnesia_bench.training.run import TrainingJob, train
-    except ImportError as error:
-        raise MissingEnvironmentError(
-            f"train needs torch and transformers ({error}).",
-            hint='pip install "amnesia-bench[train]"',
-        ) from error
-    from amnesia_bench.data import SampleOrder, open_store
-    from amnesia_bench.tokenizers.tokenizer import load_tokenizer, tokenizer_identity
-    from amnesia_bench.weights.checkpoint import open_checkpoint
-
-    open_checkpoint(args.init)  # an adapter has no tokenizer, which is not what is wrong with it
-    mixture = training.train.mixture
-    data = _sources(args.data, list(mixture))
-    stores = {name: open_store(folder) for name, folder in data.items()}
-    sizes = [store.num_sequences for store in stores.values()]
-    weights = [mixture[name] for name in stores]
-    return train(
-        TrainingJob(
-            run=training,
-            init=args.init,
-            teacher=args.teacher,
-            data=data,
-            stores=stores,
-            order=SampleOrder(sizes, weights, training.train.seed),
-            tokenizer_sha256=tokenizer_identity(load_tokenizer(args.init)),
-            out=args.out,
-        )
+    request = make(
+        TrainRequest,
+        run=training,
+        init=args.init,
+        data=_sources(args.data, list(training.train.mixture)),
+        teacher=args.teacher,
     )
+    amnesia_bench.train(request, args.out)
+    return ExitCode.DONE
 
 
-def _sources(given: list[str], names: list[str]) -> dict[str, Path]:
-    """Return the folder of each source, in the order of the mixture."""
-    folders = {}
+def _sources(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+    """Return the folder of each source."""
+    folders: dict[str, Path] = {}
     for text in given:
         name, equals, folder = text.partition("=")
         if not equals and len(names) == 1:
@@ -122,29 +96,25 @@ def _sources(given: list[str], names: list[str]) -> dict[str, Path]:
                 f"--data {text}: expected NAME=FOLDER, once for each of {', '.join(names)}"
             )
         folders[name] = Path(folder)
-    missing = [name for name in names if name not in folders]
-    if missing:
-        raise UserError(f"--data {missing[0]}=FOLDER is missing")
-    return {name: folders[name] for name in names}
+    return folders
 
 
-def _estimate(training: TrainingRun, args: argparse.Namespace) -> ExitCode:
-    from amnesia_bench.cli.output import print_json, say, show, size, table
-    from amnesia_bench.costs.estimate import GPUS, estimate_training
-    from amnesia_bench.costs.model_shape import named_shape, read_model_shape
-    from amnesia_bench.weights.checkpoint import open_checkpoint
+def _add_estimate_arguments(parser: argparse.ArgumentParser) -> None:
+    _add_run_arguments(parser)
+    parser.add_argument(
+        "--init", type=Path, help="take the size of this checkpoint, and not of the config's model"
+    )
+    parser.add_argument("--processes", type=int, default=8, help="number of GPUs (8)")
+    parser.add_argument("--gpu", choices=GPU_NAMES, default="h100", help="kind of the GPUs (h100)")
+    parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
 
-    if args.init is not None:
-        shape = read_model_shape(open_checkpoint(args.init).config)
-    elif training.train.model is not None:
-        shape = named_shape(training.train.model)
-    else:
-        raise UserError(
-            f"{args.config} names no model: --init is missing",
-            hint="Give the folder of the checkpoint to begin with.",
-        )
-    gpu = GPUS[args.gpu]
-    found = estimate_training(training, shape, args.processes, gpu)
+
+def _estimate(args: argparse.Namespace) -> ExitCode:
+    training, gpu = _training_run(args), GPUS[args.gpu]
+    request = make(
+        EstimateRequest, run=training, init=args.init, processes=args.processes, gpu=args.gpu
+    )
+    found = amnesia_bench.estimate(request)
     if args.json:
         print_json(found)
         return ExitCode.DONE
@@ -172,3 +142,10 @@ def _estimate(training: TrainingRun, args: argparse.Namespace) -> ExitCode:
             "train.activation_checkpointing=true.",
         )
     return ExitCode.DONE
+
+
+SUBCOMMANDS = {
+    "estimate": Subcommand(
+        "memory, FLOPs and hours of a training", _add_estimate_arguments, _estimate
+    )
+}

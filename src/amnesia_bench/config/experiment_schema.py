@@ -14,14 +14,12 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 from amnesia_bench.config.load import expand_sweep, load_root, options
 from amnesia_bench.config.schema import Frozen, Variant, unique
 from amnesia_bench.errors import UserError
+from amnesia_bench.records.ids import Method
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 Text = Annotated[str, Field(min_length=1)]
 Overrides = tuple[Text, ...]
 LogitsScaling = Annotated[str, Field(pattern=r"^hype \d+(\.\d+)?$")]
-# The rows of the paper's tables: `post` is the fine-tune, `restored` it with the variant of
-# `restore`, `qk_frozen` a fine-tune of its own, the others are restore variants by name.
-Method = Literal["pre", "post", "restored", "qk_pro", "q", "k", "v", "qk_frozen"]
 
 
 class TrainingStep(Frozen):

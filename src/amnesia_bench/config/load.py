@@ -22,7 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError, create_model
 
 import amnesia_bench
-from amnesia_bench.config.data_schema import DataConfig
+from amnesia_bench.config.data_schema import DataConfig, with_style
 from amnesia_bench.config.messages import describe, nearest
 from amnesia_bench.config.schema import Frozen, ModelFile, Variant
 from amnesia_bench.config.train_schema import Recipe, TrainConfig, TrainingRun
@@ -139,9 +139,17 @@ def validate_values(schema: type[Schema], values: Mapping[str, object]) -> Schem
         raise describe(error, schema, values, ()) from error
 
 
-def load_data(name: str, overrides: Sequence[str] = ()) -> DataConfig:
-    """Load a source of data by its name; see `load_option`."""
-    return load_option("data", name, overrides, DataConfig)
+def load_data(
+    name: str, overrides: Sequence[str] = (), chat_style: str | None = None
+) -> DataConfig:
+    """Load a source of data by its name; see `load_option`.
+
+    `chat_style` is how conversations are written, instead of the config's style.
+    """
+    config = load_option("data", name, overrides, DataConfig)
+    if chat_style is None:
+        return config
+    return validate_values(DataConfig, with_style(config, chat_style))
 
 
 def load_model(name: str) -> ModelFile:

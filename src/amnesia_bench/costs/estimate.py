@@ -23,33 +23,18 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from amnesia_bench.config.train_schema import Dtype, TrainingRun
+from amnesia_bench.costs.gpus import GPUS, Gpu
 from amnesia_bench.costs.mixer_shapes import JetMixerShape, LightningMixerShape
-from amnesia_bench.costs.model_shape import ModelShape
+from amnesia_bench.costs.model_shape import ModelShape, named_shape, read_model_shape
 from amnesia_bench.errors import UserError
+from amnesia_bench.requests.training import EstimateRequest
+from amnesia_bench.weights.checkpoint import open_checkpoint
 
 _BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
 _STATE_CHUNK_TOKENS = 64
 _RESERVE_BYTES = 4e9
 
 
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU: dense bf16 peak, memory and its bandwidth, from its maker's data sheet (SXM)."""
-
-    name: str
-    flops_per_second: float
-    memory_bytes: float
-    bytes_per_second: float
-
-
-GPUS = {
-    gpu.name: gpu
-    for gpu in (
-        Gpu("a100", 312e12, memory_bytes=80e9, bytes_per_second=2.039e12),
-        Gpu("h100", 989e12, memory_bytes=80e9, bytes_per_second=3.35e12),
-        Gpu("h200", 989e12, memory_bytes=141e9, bytes_per_second=4.8e12),
-    )
-}
 # Share of the peak that the hardware does, recomputation included: short sequences, long ones.
 # Assumed, not measured.
 _UTILISATION = {"align": 0.25, "distill": 0.25, "next_token": 0.35}
@@ -93,10 +78,29 @@ class TrainingEstimate:
     export_bytes: float
 
 
+def estimate(request: EstimateRequest) -> TrainingEstimate:
+    """Return what a training takes on some GPUs; whether it fits them is left to the caller.
+
+    Raises:
+        UserError: no shape is known, or the processes do not divide the global batch.
+    """
+    train = request.run.train
+    if request.init is not None:
+        shape = read_model_shape(open_checkpoint(request.init).config)
+    elif train.model is not None:
+        shape = named_shape(train.model)
+    else:
+        raise UserError(
+            f"{train.name} names no model: --init is missing",
+            hint="Give the folder of the checkpoint to begin with.",
+        )
+    return estimate_training(request.run, shape, request.processes, GPUS[request.gpu])
+
+
 def estimate_training(
     run: TrainingRun, shape: ModelShape, processes: int, gpu: Gpu
 ) -> TrainingEstimate:
-    """Return what a run takes on so many GPUs.
+    """Return what a training of a model of this shape takes on some GPUs of a kind.
 
     Raises:
         UserError: they do not divide the global batch.

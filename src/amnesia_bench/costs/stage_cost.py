@@ -29,7 +29,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from math import ceil
 
-from amnesia_bench.costs.estimate import Gpu, estimate_training
+from amnesia_bench.costs.estimate import estimate_training
+from amnesia_bench.costs.gpus import Gpu
 from amnesia_bench.costs.model_shape import ModelShape, named_shape
 from amnesia_bench.costs.work import Answering, Training, Weights, Work
 from amnesia_bench.inference.prefix_tree import MOST_ROWS

@@ -50,6 +50,7 @@ from amnesia_bench.printable import printable
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
 from amnesia_bench.records.data import DataCounts, DataDescription
+from amnesia_bench.requests.data import PrepareRequest
 from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST, resumable_path
@@ -86,32 +87,28 @@ class PreparationProgress:
 Report = Callable[[PreparationProgress], None]
 
 
-def prepare(
-    config: DataConfig,
-    tokenizer_folder: Path,
-    out: Path,
-    inputs: Sequence[Path] = (),
-    report: Report = lambda progress: None,
-) -> DataDescription:
+def _silent(progress: PreparationProgress) -> None:
+    pass
+
+
+def prepare(request: PrepareRequest, out: Path, *, progress: Report = _silent) -> DataDescription:
     """Make a data store at `out`, whole or not at all.
 
     Args:
-        config: what to read and how to pack it.
-        tokenizer_folder: the checkpoint that will be trained, or a folder with its tokenizer.
+        request: what to read, for which tokenizer, and how to pack it.
         out: folder to write; must not exist yet.
-        inputs: Parquet or JSON files with the dataset's fields, or folders of them, instead of the
-            config's source.
-        report: told about progress, often.
+        progress: called often.
 
     Raises:
         UserError: config, tokenizer or input are wrong; finished input files are kept.
         StageFailedError: too many rows are unusable, nothing is left, or the disk is full.
     """
-    tokenizer = DataTokenizer(load_tokenizer(tokenizer_folder))
+    config, inputs = request.config, request.inputs
+    tokenizer = DataTokenizer(load_tokenizer(request.tokenizer))
     maker = DocumentMaker(config, tokenizer)
     files = local_files(inputs) if inputs else source_files(config.source)
     for path in held_out_files(inputs):
-        report(PreparationProgress(step=str(path), finished=True, held_out=True))
+        progress(PreparationProgress(step=str(path), finished=True, held_out=True))
     provenance = collect_provenance(sys.argv, seeds={"packing and sampling": config.seed})
     token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     kept = resumable_path(out)
@@ -121,11 +118,11 @@ def prepare(
     with publishing(out, kept="finished input files are kept for the next attempt") as work:
         parts = PartsFolder(kept, settings, token_bytes)
         try:
-            _refuse_useless(config, _tokenise_files(files, maker, parts, report))
+            _refuse_useless(config, _tokenise_files(files, maker, parts, progress))
         finally:
             parts.tidy()
         corpus = Corpus([parts.open(file.identity) for file in files])
-        description = _pack(config, corpus, tokenizer, work.folder, report)
+        description = _pack(config, corpus, tokenizer, work.folder, progress)
         (work.folder / TOKENIZER).write_text(tokenizer.serialized, encoding="utf-8")
         write_json(work.folder / DESCRIPTION, codec.to_json(description))
         work.finish(_manifest(work.folder, files, provenance))

@@ -6,10 +6,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from amnesia_bench.config.data_schema import SyntheticSource
 from amnesia_bench.data.synthetic.generators import lines
 from amnesia_bench.data.synthetic.tokenizer import write_tokenizer
 from amnesia_bench.records.artifacts import Manifest
+from amnesia_bench.requests.data import SynthesizeRowsRequest, SynthesizeTokenizerRequest
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.provenance import collect_provenance, ended_now
 from amnesia_bench.store.publish import publishing
@@ -17,7 +17,7 @@ from amnesia_bench.store.publish import publishing
 ROWS = "rows.jsonl"
 
 
-def synthesize_rows(source: SyntheticSource, out: Path) -> None:
+def synthesize_rows(request: SynthesizeRowsRequest, out: Path) -> None:
     """Write the rows of a source to `out`/rows.jsonl, whole or not at all.
 
     Raises:
@@ -27,18 +27,19 @@ def synthesize_rows(source: SyntheticSource, out: Path) -> None:
 
     def write(folder: Path) -> None:
         with (folder / ROWS).open("wb") as file:
-            file.writelines(lines(source))
+            file.writelines(lines(request.source))
 
-    _publish("rows", source.seed, write, out)
+    _publish("rows", request.source.seed, write, out)
 
 
-def synthesize_tokenizer(seed: int, out: Path) -> None:
+def synthesize_tokenizer(request: SynthesizeTokenizerRequest, out: Path) -> None:
     """Train the tokenizer for generated texts and write it to `out`, whole or not at all.
 
     Raises:
         UserError: `out` exists.
         MissingEnvironmentError: transformers is not installed.
     """
+    seed = request.seed
     _publish("tokenizer", seed, lambda folder: write_tokenizer(folder, seed), out)
 
 

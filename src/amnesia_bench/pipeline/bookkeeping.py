@@ -1,9 +1,9 @@
-"""What is known on disk of the stages of a store.
+"""The state of stages on disk, in the folders of a store.
 
 <store>/<kind>/<id>/manifest.json   the stage is done: every file of the folder, with its hash
-<store>/stages/<id>/stage.json      what it is to do: a StageOrder
-<store>/stages/<id>/inputs.json     what its inputs held when it was begun: "kind/id" to a hash
-<store>/stages/<id>/log.txt         what its attempts said
+<store>/stages/<id>/stage.json      the stage itself: a StageSpec
+<store>/stages/<id>/inputs.json     content hash of each input when the stage began, by "kind/id"
+<store>/stages/<id>/log.txt         output of all attempts
 <store>/stages/<id>/failure.json    how the last attempt failed
 """
 
@@ -20,7 +20,9 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import NamedTuple
+
+from pydantic import ValidationError
 
 from amnesia_bench.errors import (
     ExitCode,
@@ -29,9 +31,12 @@ from amnesia_bench.errors import (
     StageFailedError,
     UserError,
 )
+from amnesia_bench.pipeline.stage import VERSIONS, Stage
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import FileEntry
-from amnesia_bench.records.stages import StageFailure, StageOrder
+from amnesia_bench.records.stages import StageFailure, StageSpec
+from amnesia_bench.requests.base import StageRequest
+from amnesia_bench.requests.stage_requests import STAGE_REQUESTS
 from amnesia_bench.store.files import make_folder, read_json, replace_text, write_json
 from amnesia_bench.store.hashing import (
     Finding,
@@ -51,18 +56,15 @@ from amnesia_bench.store.layout import (
 )
 from amnesia_bench.store.lease import current_holder, holding_lease
 
-if TYPE_CHECKING:  # a worker of a second must not wait for the config packages
-    from amnesia_bench.pipeline.stage import Stage
-
 # The path of a stage's folder, or of a file in it, in a record: <store>/<kind>/<id>.
 _STAGE_FOLDER = re.compile(rb'\A".*/([a-z]+/[A-Za-z0-9._=+-]+-[0-9a-f]{12}[/"])', re.DOTALL)
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _RECORD_BYTES = 1 << 20
-ORDER, INPUTS, LOG, FAILURE = "stage.json", "inputs.json", "log.txt", "failure.json"
+SPEC, INPUTS, LOG, FAILURE = "stage.json", "inputs.json", "log.txt", "failure.json"
 
 
 class StageState(StrEnum):
-    """What is to be done about a stage. `STALE`: it was made of inputs that hold something else."""
+    """The state of a stage. `STALE`: an input has changed since the stage was made."""
 
     CACHED = "cached"
     STALE = "stale"
@@ -71,13 +73,20 @@ class StageState(StrEnum):
     WAITING = "to run"
 
 
+class OlderStage(NamedTuple):
+    """A stage as earlier versions named it."""
+
+    kind: str
+    id: str
+
+
 def now() -> str:
-    """Return the time as failures name it: UTC, in whole seconds."""
+    """Return the current time, as failures record it: UTC, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def state_of(store: Path, kind: str, stage_id: str) -> StageState:
-    """Return the state of a stage; whether its files are intact is not looked at.
+    """Return the state of a stage. It does not check whether the stage's files are intact.
 
     Raises:
         MissingEnvironmentError: its folder may not be read.
@@ -91,9 +100,9 @@ def state_of(store: Path, kind: str, stage_id: str) -> StageState:
 
 
 def changed_inputs(store: Path, stage_id: str) -> list[str]:
-    """Return the inputs, as "kind/id", that hold something else than when a stage was made of them.
+    """Return the inputs, as "kind/id", that have changed since a stage was made of them.
 
-    An input that is not there may come out as it was: nothing is known of it yet.
+    An input that is missing does not count: it may come out with the same contents.
     """
     return [
         name
@@ -103,12 +112,12 @@ def changed_inputs(store: Path, stage_id: str) -> list[str]:
 
 
 def contents_of(store: Path, inputs: Mapping[str, str]) -> dict[str, str | None]:
-    """Return what inputs (id to kind) hold now: "kind/id" to a hash, None where one is missing."""
+    """Return the content hash of inputs (id to kind) by "kind/id"; None where one is missing."""
     return {f"{kind}/{id}": _content_of(store / kind / id) for id, kind in inputs.items()}
 
 
 def read_inputs(store: Path, stage_id: str) -> Mapping[str, str] | None:
-    """Return what the inputs of a stage held when it was begun; None where that was not noted."""
+    """Return the content hashes of a stage's inputs when it began; None if not recorded."""
     with suppress(UserError):
         noted = read_json(stage_path(store, stage_id) / INPUTS)
         return noted if isinstance(noted, dict) else None
@@ -116,14 +125,14 @@ def read_inputs(store: Path, stage_id: str) -> Mapping[str, str] | None:
 
 
 def write_inputs(store: Path, stage_id: str, contents: Mapping[str, str | None]) -> None:
-    """Note what the inputs of a stage hold, before it is begun."""
+    """Record the content hashes of a stage's inputs, before the stage begins."""
     make_folder(stage_path(store, stage_id))
     path = stage_path(store, stage_id) / INPUTS
     replace_text(path, json.dumps(contents, indent=2) + "\n")
 
 
 def _content_of(folder: Path) -> str | None:
-    """Return a hash of what a finished artifact holds; None where it is not known."""
+    """Return the content hash of a finished artifact; None if it cannot be read."""
     path = folder / MANIFEST
     try:
         stat = path.stat()
@@ -134,14 +143,14 @@ def _content_of(folder: Path) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _content_at(path: Path, *_: int) -> str:
-    # Asked twice a second for each stage that is watched, and a manifest never changes in place.
+    # Called twice a second for each watched stage, and a manifest never changes in place.
     manifest = read_manifest(path.parent)
-    entries = (_wherever(path.parent, entry) for entry in manifest.files)
+    entries = (_independent_of_store(path.parent, entry) for entry in manifest.files)
     return content_sha256(replace(manifest, files=tuple(entries)))
 
 
-def _wherever(folder: Path, entry: FileEntry) -> FileEntry:
-    """Return what a file would be in any store: records name folders by their whole path."""
+def _independent_of_store(folder: Path, entry: FileEntry) -> FileEntry:
+    """Return a file's entry as in any store: records name folders by their absolute paths."""
     if not entry.path.endswith(".json") or entry.bytes > _RECORD_BYTES:
         return entry
     text = _STRING.sub(
@@ -151,11 +160,11 @@ def _wherever(folder: Path, entry: FileEntry) -> FileEntry:
 
 
 def damage(store: Path, kind: str, stage_id: str) -> list[Finding]:
-    """Return how a finished artifact differs from its manifest; touched files are read again.
+    """Return how a finished artifact differs from its manifest; files with a new time are hashed.
 
     Raises:
         NewerVersionError: a newer version made it.
-        MissingEnvironmentError: a file may not be read, so that nothing is known of it.
+        MissingEnvironmentError: a file cannot be read, so its contents are unknown.
     """
     folder = artifact_path(store, kind, stage_id)
     try:
@@ -167,7 +176,7 @@ def damage(store: Path, kind: str, stage_id: str) -> list[Finding]:
     if unreadable := [finding for finding in findings if finding.unreadable]:
         raise MissingEnvironmentError(
             f"{folder}: {_listed(unreadable)}",
-            hint="Check permissions and the disk. It is left as it is, with --repair too.",
+            hint="Check permissions and the disk. Nothing is removed, not even with --repair.",
         )
     return findings
 
@@ -177,11 +186,11 @@ def _listed(findings: Iterable[Finding]) -> str:
 
 
 def check_intact(store: Path, kind: str, stage_id: str) -> None:
-    """Refuse an artifact that is not what its manifest says.
+    """Refuse an artifact that differs from its manifest.
 
     Raises:
-        StageFailedError: it is not.
-        NewerVersionError, MissingEnvironmentError: this cannot be known; see `damage`.
+        StageFailedError: it differs.
+        NewerVersionError, MissingEnvironmentError: it cannot be compared; see `damage`.
     """
     if findings := damage(store, kind, stage_id):
         folder = artifact_path(store, kind, stage_id)
@@ -191,8 +200,8 @@ def check_intact(store: Path, kind: str, stage_id: str) -> None:
         )
 
 
-def remove(store: Path, stage: Stage) -> None:
-    """Remove an artifact, what its attempts left, and what is known of it.
+def remove(store: Path, stage: Stage | OlderStage) -> None:
+    """Remove an artifact, the leftovers of attempts at it, and its state.
 
     Raises:
         BusyError: a process is working on it.
@@ -204,10 +213,10 @@ def remove(store: Path, stage: Stage) -> None:
 
 
 def discard_made(store: Path, kind: str, stage_id: str) -> None:
-    """Remove an artifact and what attempts at it left, on behalf of who holds its lease.
+    """Remove an artifact and the leftovers of attempts at it; the caller holds its lease.
 
     Raises:
-        NewerVersionError, MissingEnvironmentError: it is left as it is; see `damage`.
+        NewerVersionError, MissingEnvironmentError: nothing was removed; see `damage`.
     """
     if is_finished(artifact_path(store, kind, stage_id)):
         damage(store, kind, stage_id)
@@ -216,8 +225,8 @@ def discard_made(store: Path, kind: str, stage_id: str) -> None:
 
 
 def _discard(path: Path, stage_id: str) -> None:
-    # First its name: what is half removed must not be in the way of the next attempt, which clears
-    # what is left under this one.
+    # Rename first: a half-removed folder must not be in the way of the next attempt, which clears
+    # leftovers of this name.
     discarded = new_working_path(path.with_name(stage_id))
     with suppress(FileNotFoundError):
         path.rename(discarded)
@@ -225,11 +234,11 @@ def _discard(path: Path, stage_id: str) -> None:
 
 
 def removable(store: Path, stages: Sequence[Stage]) -> list[Stage]:
-    """Return the stages that have anything on disk, but none that runs or that one reads."""
+    """Return the stages with anything on disk, except running ones and the inputs of those."""
     needed: set[str] = set()
-    for order in known_orders(store):
-        if state_of(store, order.kind, order.id) is StageState.RUNNING:
-            needed.update((order.id, *order.inputs))
+    for spec in known_specs(store):
+        if state_of(store, spec.kind, spec.id) is StageState.RUNNING:
+            needed.update((spec.id, *spec.inputs))
     return [
         stage
         for stage in stages
@@ -237,13 +246,13 @@ def removable(store: Path, stages: Sequence[Stage]) -> list[Stage]:
     ]
 
 
-def bytes_of(store: Path, stage: Stage) -> int:
-    """Return how much disk a stage takes, hardlinks counted in full."""
+def bytes_of(store: Path, stage: Stage | OlderStage) -> int:
+    """Return the bytes that a stage takes on disk, hard links counted in full."""
     files = (path for top in _paths(store, stage) for path in top.rglob("*") if path.is_file())
     return sum(path.stat().st_size for path in files)
 
 
-def _paths(store: Path, stage: Stage) -> tuple[Path, ...]:
+def _paths(store: Path, stage: Stage | OlderStage) -> tuple[Path, ...]:
     return (*_made(store, stage.kind, stage.id), stage_path(store, stage.id))
 
 
@@ -254,44 +263,86 @@ def _made(store: Path, kind: str, stage_id: str) -> tuple[Path, ...]:
     return (folder, *left, *killed)
 
 
-def write_orders(store: Path, orders: Sequence[StageOrder]) -> None:
-    """Write down what stages are to do."""
-    for order in orders:
-        folder = stage_path(store, order.id)
+def write_specs(store: Path, specs: Sequence[StageSpec]) -> None:
+    """Write stages to the store, for the processes that run them."""
+    for spec in specs:
+        folder = stage_path(store, spec.id)
         make_folder(folder)
-        path, said = folder / ORDER, codec.to_json(order)
+        path, record = folder / SPEC, codec.to_json(spec)
         with suppress(UserError):  # none, or half written
-            if read_json(path) == said:
+            if read_json(path) == record:
                 continue
         # Another driver may be writing the same at this moment.
         work = new_working_path(path)
-        write_json(work, said)
+        write_json(work, record)
         work.replace(path)
 
 
-def read_order(store: Path, stage_id: str) -> StageOrder:
-    """Read what a stage is to do.
+def read_spec(store: Path, stage_id: str) -> StageSpec:
+    """Read a stage.
 
     Raises:
-        UserError: there is no such stage.
+        UserError: there is no such stage, or an earlier version wrote it.
     """
-    path = stage_path(store, stage_id) / ORDER
+    path = stage_path(store, stage_id) / SPEC
     if not path.is_file():
         raise UserError(f"{stage_id}: no such stage in {store}", hint="amnesia status lists them.")
-    return codec.from_json(StageOrder, read_json(path), str(path))
+    return codec.from_json(StageSpec, read_json(path), str(path))
 
 
-def known_orders(store: Path) -> list[StageOrder]:
-    """Return the orders of all stages of a store, sorted by id; none that is half written."""
+def request_of(spec: StageSpec) -> StageRequest:
+    """Return the request of a stage; its locations are relative to the store.
+
+    Raises:
+        UserError: it is not well formed.
+    """
+    if spec.front_door not in STAGE_REQUESTS:
+        raise UserError(f"{spec.id}: {spec.front_door!r} is no front door of a stage")
+    try:
+        return STAGE_REQUESTS[spec.front_door].model_validate_json(json.dumps(spec.request))
+    except ValidationError as error:
+        raise UserError(f"{spec.id}: its request is damaged ({error})") from error
+
+
+def known_specs(store: Path) -> list[StageSpec]:
+    """Return all stages of a store, sorted by id; none that is half written or of old versions."""
     found = []
-    for path in sorted(store.glob(f"stages/*/{ORDER}")):
+    for path in sorted(store.glob(f"stages/*/{SPEC}")):
         with suppress(UserError):
-            found.append(read_order(store, path.parent.name))
+            found.append(read_spec(store, path.parent.name))
     return found
 
 
+def older_stages(store: Path) -> list[OlderStage]:
+    """Return the stages that earlier versions wrote, whose ids do not begin with a kind.
+
+    Those that a process still works on are left out.
+    """
+    found = []
+    for path in sorted(store.glob(f"stages/*/{SPEC}")):
+        stage_id = path.parent.name
+        with suppress(UserError):
+            record = read_json(path)
+            kind = str(record.get("kind")) if isinstance(record, dict) else ""
+            named = stage_id.startswith(f"{kind}.")
+            if kind in VERSIONS and not named and current_holder(path.parent) is None:
+                found.append(OlderStage(kind, stage_id))
+    return found
+
+
+def older_note(store: Path) -> str | None:
+    """Return a note about stages that an earlier version wrote; None if there are none."""
+    if not (older := older_stages(store)):
+        return None
+    return (
+        f"{store} holds {len(older)} stages of an earlier version. Stage ids have changed since, "
+        "so these are not used: the same experiment makes its stages again. They take disk until "
+        "they are removed: amnesia clean --earlier-versions"
+    )
+
+
 def read_failure(store: Path, stage_id: str) -> StageFailure | None:
-    """Return how the last attempt at a stage failed; None if it did not."""
+    """Return the failure of the last attempt at a stage; None if it did not fail."""
     path = stage_path(store, stage_id) / FAILURE
     if not path.is_file():
         return None

@@ -1,10 +1,10 @@
 """Processes that have imported everything already.
 
-Importing torch and transformers takes seconds, and a pipeline on a laptop runs a hundred commands
-of a few seconds each. So one server imports them and forks a child per command. It computes
-nothing itself: a library that has started its threads does not survive a fork.
+Importing torch and transformers takes seconds, and a pipeline on a laptop runs a hundred stages of
+a few seconds each. So one server imports them and forks a child per stage. It computes nothing
+itself: a library that has started its threads does not survive a fork.
 
-A worker that goes away ends its command. When the driver goes away, the server finishes what is
+A worker that goes away ends its stage. When the driver goes away, the server finishes what is
 running and ends.
 """
 
@@ -23,11 +23,11 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
-from amnesia_bench.pipeline.commands import stage_environment
+from amnesia_bench.pipeline.stage_process import stage_environment
 
-_MAIN = "amnesia_bench.cli.main"
+_EXECUTE = "amnesia_bench.pipeline.execute"
 _PRELOADED = (
-    _MAIN,
+    _EXECUTE,
     "amnesia_bench.config.load",
     "amnesia_bench.data.prepare",
     "amnesia_bench.inference.transformers_engine",
@@ -51,7 +51,7 @@ _POLL_SECONDS = 0.05
 def fork_server(folder: Path) -> Iterator[str]:
     """Start a server whose socket is in a folder with a short path; yields the socket.
 
-    It takes commands as soon as it is ready.
+    It takes stages as soon as it is ready.
     """
     path = str(folder / "forks")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -74,11 +74,11 @@ def fork_server(folder: Path) -> Iterator[str]:
 
 
 def serve(listener: socket.socket) -> None:
-    """Fork a child for each command that is asked for, until stdin ends and all are done."""
+    """Fork a child for each stage that is asked for, until stdin ends and all are done."""
     for module in _PRELOADED:
         if select.select([sys.stdin], [], [], 0)[0]:
             return  # the driver has ended before there was anything to do
-        # What an installation lacks, its commands will say.
+        # What an installation lacks, its stages will say.
         with suppress(ImportError):
             import_module(module)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -95,7 +95,7 @@ def serve(listener: socket.socket) -> None:
             if pid := _start(connection, [listener, *listening]):
                 running[pid] = connection
         for pid, asker in list(running.items()):
-            if asker in ready:  # the worker went away, which ends its command
+            if asker in ready:  # the worker went away, which ends its stage
                 os.kill(pid, signal.SIGTERM)
                 running[pid] = None
             ended, status = os.waitpid(pid, os.WNOHANG)
@@ -126,7 +126,7 @@ def _start(connection: socket.socket, others: Sequence[socket.socket]) -> int | 
 
 
 def _child(asked: dict[str, Any]) -> int:
-    """Become the command, and return its exit code."""
+    """Execute the stage, and return its exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with Path(os.devnull).open("rb") as nothing, Path(asked["log"]).open("ab") as log:
         os.dup2(nothing.fileno(), 0)
@@ -134,9 +134,8 @@ def _child(asked: dict[str, Any]) -> int:
         os.dup2(log.fileno(), 2)
     if (torch := sys.modules.get("torch")) is not None:
         torch.set_num_threads(asked["threads"])
-    sys.argv = ["amnesia", *asked["command"]]
     try:
-        code = cast("int", import_module(_MAIN).main())
+        code = cast("int", import_module(_EXECUTE).execute(Path(asked["store"]), asked["stage"]))
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:

@@ -1,4 +1,4 @@
-"""From an experiment to its stages: how each row's checkpoint comes to be, and what it is asked."""
+"""From an experiment to its stages: how each row's checkpoint is made, and how it is evaluated."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from amnesia_bench.requests.engines import EngineChoice
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentRow:
-    """A row of a table for one seed: its checkpoint and what is known of it."""
+    """A row of a table for one seed: its checkpoint, and the stages that measure it."""
 
     model: str
     finetune: str
@@ -38,7 +38,7 @@ class ExperimentRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """The rows of an experiment, and the reports they are for."""
+    """The rows of an experiment, and the reports that show them."""
 
     job: Job
     rows: tuple[ExperimentRow, ...]
@@ -104,7 +104,7 @@ def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> I
 
 
 def _parts(config: ExperimentConfig) -> Iterator[RecallPlan]:
-    """Yield what of the prompts each stage of recall asks: the same parts for all experiments."""
+    """Yield the tasks and lengths of each recall stage: the same parts for all experiments."""
     plan, scope = config.profile.recall, config.scope
     size = plan.lengths_per_stage
     for begin in range(0, len(plan.lengths), size):
@@ -115,7 +115,7 @@ def _parts(config: ExperimentConfig) -> Iterator[RecallPlan]:
 
 
 class _Models:
-    """The checkpoints of one model and seed."""
+    """Makes the checkpoints of one model and seed."""
 
     def __init__(self, profile: Profile, plan: ModelPlan, seed: int) -> None:
         self.profile = profile
@@ -124,12 +124,12 @@ class _Models:
 
     @property
     def engine(self) -> EngineChoice:
-        """What answers benchmarks of reasoning."""
+        """The engine for reasoning benchmarks."""
         return EngineChoice(attn_logits_scaling=self.plan.attn_logits_scaling)
 
     @property
     def recall_engine(self) -> EngineChoice:
-        """What looks for needles, which may lie further back than the config's limit."""
+        """The engine for recall: needles may lie further back than the config's context limit."""
         limit = self.plan.max_context_tokens
         return self.engine.model_copy(update={"max_context_tokens": limit})
 
@@ -166,7 +166,7 @@ class _Models:
 
     @cached_property
     def prompts(self) -> Stage:
-        """The prompts that all its checkpoints are asked."""
+        """The recall prompts of all its checkpoints."""
         plan = self.profile.recall
         haystack = None
         if plan.haystack != "hub":

@@ -1,4 +1,4 @@
-"""What experiments will take, by model and by step of the paper's pipeline; nothing is started."""
+"""The cost of experiments by model and by step of the paper's pipeline; nothing is started."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-from amnesia_bench.costs.estimate import Gpu
+from amnesia_bench.costs.gpus import Gpu
 from amnesia_bench.costs.stage_cost import Cost, cost_of, total
 from amnesia_bench.costs.work import Training
 from amnesia_bench.errors import UserError
@@ -20,7 +20,7 @@ SHARED = "shared"
 
 
 class Step(StrEnum):
-    """A step of the paper's pipeline; `FILES` are data, prompts and checkpoints that are copied."""
+    """A step of the paper's pipeline; `FILES`: data, prompts, checkpoints that are only copied."""
 
     PRETRAINING = "pretraining"
     STAGE_1 = "stage 1"
@@ -35,7 +35,7 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStage:
-    """A stage; `model` is the label of the rows that need it, or SHARED."""
+    """A stage with its cost; `model` is the label of the rows that need it, or SHARED."""
 
     stage: Stage
     state: StageState
@@ -46,7 +46,7 @@ class PlannedStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All stages of some experiments, inputs before their readers."""
+    """All stages of one or more experiments, inputs before their readers."""
 
     stages: tuple[PlannedStage, ...]
 
@@ -57,20 +57,20 @@ class Plan:
 
     @property
     def following(self) -> tuple[PlannedStage, ...]:
-        """The stages that are done, and are made again if what is left comes out otherwise."""
+        """Finished stages that become stale if the remaining ones come out with other contents."""
         cached = {each.stage.id for each in self.stages if each.state is StageState.CACHED}
         found = {stage.id for stage in unsettled([each.stage for each in self.stages], cached)}
         return tuple(each for each in self.stages if each.stage.id in found & cached)
 
     @property
     def states(self) -> dict[StageState, int]:
-        """How many stages are in each state that occurs."""
+        """Number of stages in each state that occurs."""
         counts = {state: sum(each.state is state for each in self.stages) for state in StageState}
         return {state: count for state, count in counts.items() if count}
 
 
-def plan(graphs: Sequence[Graph], store: Path, gpu: Gpu) -> Plan:
-    """Return what there is to do for some experiments, and what it takes on GPUs of a kind.
+def plan_graphs(graphs: Sequence[Graph], store: Path, gpu: Gpu) -> Plan:
+    """Return the stages of experiments with their state and their cost on one kind of GPU.
 
     Raises:
         UserError: the store cannot be a folder, or a training cannot be spread over its GPUs.
@@ -92,7 +92,7 @@ def plan(graphs: Sequence[Graph], store: Path, gpu: Gpu) -> Plan:
 
 
 def by_model(stages: Iterable[PlannedStage]) -> dict[str, dict[Step, Cost]]:
-    """Return what each model takes in each step that it has; what models share comes last."""
+    """Return the cost of each model by step; stages that models share come last."""
     groups: dict[str, dict[Step, list[Cost]]] = {}
     for each in stages:
         groups.setdefault(each.model, {}).setdefault(each.step, []).append(each.cost)

@@ -89,7 +89,7 @@ class Watcher:
         del self._left[stage.id]
         seconds = now - self._running.pop(stage.id, now)
         count = self._of - len(self._left)
-        self._say(f"[{count}/{self._of}] {stage.title}  {seconds:.0f} s")
+        self._say(f"[{count}/{self._of}] {stage.id}  {seconds:.0f} s")
 
     def _tell_if_elsewhere(self, stage: Stage) -> None:
         """Say once of each stage that a process works on it which this run did not start."""
@@ -98,7 +98,7 @@ class Watcher:
             return
         self._waits.add(stage.id)
         who = f"process {holder.pid} on {holder.host} since {holder.since}"
-        self._say(f"waiting for {stage.title}: {who}")
+        self._say(f"waiting for {stage.id}: {who}")
 
     def _watch(self) -> None:
         while not self._stop.wait(_LOOK_SECONDS):

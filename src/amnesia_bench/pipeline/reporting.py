@@ -14,8 +14,7 @@ import amnesia_bench
 from amnesia_bench.config.load import config_dir
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.pipeline.graph import ExperimentRow, Graph
-from amnesia_bench.report.building import ReportRequest
-from amnesia_bench.report.sources import CellFolder
+from amnesia_bench.requests.experiments import LabelledCells, LabelledDrift, ReportRequest
 from amnesia_bench.store.files import nearest_existing, replace_text
 from amnesia_bench.store.hashing import sha256_of
 from amnesia_bench.store.layout import MANIFEST
@@ -26,15 +25,11 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCall:
-    """One page, and the folders of cells that it is made of."""
+    """One page, its folder, and the folders of cells that it is made of."""
 
     request: ReportRequest
+    out: Path
     sources: tuple[Path, ...]
-
-    @property
-    def out(self) -> Path:
-        """Its folder."""
-        return self.request.out
 
 
 def report_calls(graphs: Sequence[Graph], store: Path, results: Path) -> list[ReportCall]:
@@ -58,12 +53,12 @@ def report_calls(graphs: Sequence[Graph], store: Path, results: Path) -> list[Re
         request = ReportRequest(
             tables=_unique(name for graph in members for name in graph.reports),
             sources=_unique(source for row in rows for source in _sources(row, store)),
-            out=out / choice if choice else out,
             overrides=profile.report_overrides,
-            drift=_unique(text for row in rows for text in _drift(row, store)),
+            drift=_unique(curve for row in rows for curve in _drift(row, store)),
         )
         folders = _unique(stage.folder(store) for row in rows for stage in row.measured)
-        calls.append(ReportCall(request=request, sources=folders))
+        page = out / choice if choice else out
+        calls.append(ReportCall(request=request, out=page, sources=folders))
     return calls
 
 
@@ -135,16 +130,16 @@ def _choice(graph: Graph, graphs: Sequence[Graph]) -> str:
     return ",".join(o.replace("/", "-") for o in own if not o.startswith("experiment="))
 
 
-def _sources(row: ExperimentRow, store: Path) -> Iterator[CellFolder]:
+def _sources(row: ExperimentRow, store: Path) -> Iterator[LabelledCells]:
     for stage in row.measured:
         folder = stage.folder(store)
-        yield CellFolder(folder=folder, model=row.model, method=_method(row), seed=str(row.seed))
+        yield LabelledCells(folder=folder, model=row.model, method=_method(row), seed=str(row.seed))
 
 
-def _drift(row: ExperimentRow, store: Path) -> Iterator[str]:
+def _drift(row: ExperimentRow, store: Path) -> Iterator[LabelledDrift]:
     if row.method == "restored":
         label = f"{row.model}/{_method(row)}/{row.seed}"
-        yield f"{label}={row.checkpoint.folder(store) / 'restoration.json'}"
+        yield LabelledDrift(file=row.checkpoint.folder(store) / "restoration.json", label=label)
 
 
 def _method(row: ExperimentRow) -> str:

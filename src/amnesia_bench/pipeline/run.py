@@ -1,4 +1,4 @@
-"""From a command line to finished stages: what is to be done, and who watches it."""
+"""From a graph to finished stages: what is to be done, by whom, and who watches."""
 
 from __future__ import annotations
 
@@ -18,19 +18,21 @@ from amnesia_bench.pipeline.bookkeeping import (
     contents_of,
     damage,
     now,
+    older_note,
     read_failure,
     read_inputs,
     remove,
     state_of,
     write_inputs,
-    write_orders,
+    write_specs,
 )
+from amnesia_bench.pipeline.command_lines import command_line
 from amnesia_bench.pipeline.engine import check_installed, run_stages
 from amnesia_bench.pipeline.fork_server import fork_server
 from amnesia_bench.pipeline.progress import Watcher
 from amnesia_bench.pipeline.stage import Stage, unsettled
 from amnesia_bench.printable import message
-from amnesia_bench.records.stages import StageOrder
+from amnesia_bench.records.stages import StageSpec
 from amnesia_bench.store.files import explaining_write_errors
 from amnesia_bench.store.layout import stage_path
 from amnesia_bench.store.scratch import scratch_folder
@@ -68,18 +70,20 @@ def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> 
     if len(cached) == len(stages):
         return StageCounts(cached=len(stages), done=0)
     check_installed()
+    if not cached and (note := older_note(store)) is not None:
+        sys.stderr.write(message(f"note: {note}\n"))
     _tell_stale(store, [stage for stage in stages if states[stage.id] is StageState.STALE])
     todo = unsettled(stages, cached)
     began, cores = now(), os.cpu_count() or 1
     threads = threads_of(stages, cores)
     with explaining_write_errors(store, "finished stages are kept"):
-        write_orders(store, [_order(store, stage, threads[stage.id]) for stage in todo])
+        write_specs(store, [_spec(store, stage, threads[stage.id]) for stage in todo])
         # Importing on a machine with GPUs would hold them.
-        forking = all(stage.gpus == 0 for stage in todo)
+        warm = all(stage.gpus == 0 for stage in todo)
         with (
             scratch_folder() as folder,
             Watcher(store, todo, cached, of=len(stages)),
-            fork_server(folder) if forking else nullcontext() as server,
+            fork_server(folder) if warm else nullcontext() as server,
         ):
             ran = run_stages(store, todo, threads, cores, server, folder)
     if ran.failed is not None:
@@ -107,7 +111,7 @@ def _tell_stale(store: Path, stages: Sequence[Stage]) -> None:
     for stage in stages:
         others = ", ".join(changed_inputs(store, stage.id))
         sys.stderr.write(
-            f"{stage.kind} {stage.id}: stale, since {others} holds something else than when it was "
+            f"{stage.id}: stale, since {others} holds something else than when it was "
             "made: it is made again\n"
         )
 
@@ -125,7 +129,7 @@ def threads_of(stages: Sequence[Stage], cores: int) -> dict[str, int]:
     computing = [stage.id for stage in stages if stage.kind in _COMPUTING]
 
     def threads(stage: Stage) -> int:
-        if stage.workers_option is not None:
+        if stage.many_processes:
             return max(1, cores // 2)
         alone = all(stage.id in before[each] or each in before[stage.id] for each in computing)
         return cores if stage.kind == "trained" and alone else 1
@@ -142,18 +146,24 @@ def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> N
             check_intact(store, stage.kind, stage.id)
         elif state is StageState.CACHED and (found := damage(store, stage.kind, stage.id)):
             what = "; ".join(f"{finding.path} {finding.problem}" for finding in found)
-            sys.stderr.write(message(f"{stage.kind} {stage.id}: {what}: it is made again\n"))
+            sys.stderr.write(message(f"{stage.id}: {what}: it is made again\n"))
             remove(store, stage)
 
 
-def _order(store: Path, stage: Stage, threads: int) -> StageOrder:
-    return StageOrder(
+def _spec(store: Path, stage: Stage, threads: int) -> StageSpec:
+    # Not more than this process may use, which a container or SLURM may have limited.
+    threads = min(threads, len(os.sched_getaffinity(0)))
+    request = stage.request
+    if stage.many_processes:
+        request = request.model_copy(update={"workers": threads})
+    out = stage.location / request.out_file
+    return StageSpec(
         id=stage.id,
         kind=stage.kind,
-        # Not more than this process may use, which a container or SLURM may have limited.
-        command=stage.command(store, min(threads, len(os.sched_getaffinity(0)))),
-        inputs={each.id: each.kind for each in stage.inputs},
-        settings=stage.settings,
+        front_door=request.front_door,
+        request=request.model_dump(mode="json"),
+        command=command_line(request.below(store), store / out),
+        inputs={read.id: read.kind for read in stage.inputs},
         threads=threads,
         gpus=stage.gpus,
     )
@@ -170,6 +180,6 @@ def _failed(store: Path, stages: Sequence[Stage], began: str, said: str) -> Stag
     (stage, failure), *others = failures
     more = f"{len(others)} more failed: amnesia status lists them.\n" if others else ""
     return StageFailedError(
-        f"{stage.kind} {stage.id}: {failure.said}",
+        f"{stage.id}: {failure.said}",
         hint=f"Its log: {stage_path(store, stage.id) / LOG}\n{more}{hint}",
     )

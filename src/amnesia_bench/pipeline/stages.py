@@ -1,4 +1,4 @@
-"""The stages by kind: each holds the request that a user would make by hand, and its amounts."""
+"""The stages by kind: each holds the request that a user would make, and its amount of work."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def data(config: str, overrides: Sequence[str], tokenizer: Stage) -> Stage:
 
 
 def training_of(step: TrainingStep, overrides: Sequence[str], seed: int) -> TrainingRun:
-    """Return what a step trains, with what its profile changes and a seed."""
+    """Return the training of a step, with the overrides of its profile and a seed."""
     run = _training(step.train, (*step.overrides, *overrides))
     return run.model_copy(update={"train": run.train.model_copy(update={"seed": seed})})
 
@@ -147,7 +147,7 @@ def _once(*stages: Stage) -> tuple[Stage, ...]:
 
 
 def _data_bytes(config: DataConfig) -> float:
-    """Return about how many bytes prepared data take."""
+    """Return roughly the bytes of prepared data."""
     source = config.source
     if isinstance(source, SyntheticSource):
         return 8.0 * source.rows * (source.words or _WORDS_PER_PROBLEM)
@@ -155,7 +155,7 @@ def _data_bytes(config: DataConfig) -> float:
 
 
 def converted(shape: str, teacher: Stage, student: Stage | None, seed: int) -> Stage:
-    """Make the student of alignment, or with its mixers the hybrid."""
+    """Make the student of alignment, or, from a trained student, the hybrid."""
     stage: Literal[1, 2] = 1 if student is None else 2
     return Stage(
         kind="converted",
@@ -222,7 +222,7 @@ def prompts(plan: RecallPlan, tokenizer: Stage, haystack: Stage | None) -> Stage
 
 
 def recall(checkpoint: Stage, asked: Stage, part: RecallPlan, engine: EngineChoice) -> Stage:
-    """Let a checkpoint look for the needles of a part of the prompts."""
+    """Evaluate a checkpoint on some tasks and lengths of the prompts."""
     count = len(part.tasks) * part.samples
     return Stage(
         kind="recall",
@@ -248,7 +248,7 @@ def answers(
     checkpoint: Stage, task: ReasoningTask, config: EvalConfig, problems: Stage | None,
     engine: EngineChoice,
 ) -> Stage:  # fmt: skip
-    """Let a checkpoint answer a benchmark; without `problems` they are the hub's."""
+    """Generate a checkpoint's answers to a benchmark; the problems are the hub's unless given."""
     count = task.source.rows
     if problems is not None:
         assert isinstance(problems.request, SynthesizeRowsRequest)
@@ -273,7 +273,7 @@ def answers(
 
 
 def scores(answered: Stage, task: ReasoningTask) -> Stage:
-    """Judge answers; programs run several at once."""
+    """Score answers; programs run in several processes."""
     return Stage(
         kind="scores",
         name=answered.name,
@@ -285,5 +285,5 @@ def scores(answered: Stage, task: ReasoningTask) -> Stage:
 
 
 def evaluation(task: ReasoningTask, overrides: Sequence[str]) -> EvalConfig:
-    """Return how the answers to a benchmark are drawn."""
+    """Return the sampling config of a benchmark."""
     return _eval(task.name, tuple(overrides))

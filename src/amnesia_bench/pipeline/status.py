@@ -1,4 +1,4 @@
-"""How far stages are: read from manifests, leases and logs, so it holds for other machines too."""
+"""Progress of stages, read from manifests, leases and logs: so it covers other machines too."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from amnesia_bench.pipeline.bookkeeping import (
     LOG,
     StageState,
     changed_inputs,
-    known_orders,
+    known_specs,
     read_failure,
     state_of,
 )
-from amnesia_bench.pipeline.stage import Stage, about
-from amnesia_bench.records.stages import StageOrder
+from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.records.stages import StageSpec
 from amnesia_bench.store.layout import stage_path
 from amnesia_bench.store.lease import current_holder
 
@@ -26,14 +26,10 @@ _TAIL_BYTES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """A stage: who works on it, and the end of its log, its failure, or why it is stale.
-
-    `about` tells it from others of its name.
-    """
+    """A stage, the process that works on it, and its last log line, failure or reason."""
 
     id: str
     kind: str
-    about: str
     state: StageState
     holder: str
     said: str
@@ -46,53 +42,57 @@ def status_of_graph(store: Path, stages: Sequence[Stage]) -> list[StageStatus]:
 
 def status_of_store(store: Path) -> list[StageStatus]:
     """Return the status of every stage that was ever begun in a store."""
-    return [_status(store, order) for order in known_orders(store)]
+    return [_status(store, spec) for spec in known_specs(store)]
 
 
-def log_of(store: Path, name: str) -> tuple[StageOrder, Path]:
+def log_of(store: Path, name: str) -> tuple[StageSpec, Path]:
     """Return the stage that a name means, and its log.
 
     Args:
         store: the folder of all artifacts.
-        name: an id, or how it begins; KIND/ before it, as in `trained/sft_miromind_9b-s0`, narrows
-            it down. Of several stages of a name it means the one that the others were made of: a
-            training, and not the evaluations of what it trained.
+        name: an id, or how it begins, with its kind or without: `recall.sft_miromind_9b-s0`,
+            `sft_miromind_9b-s0`. Of several stages of a name it means the one that the others were
+            made of: a training, and not the evaluations of what it trained.
 
     Raises:
         UserError: there is none, or there are several.
     """
-    kind, _, begin = name.rpartition("/")
-    orders = {order.id: order for order in known_orders(store)}
-    logged = [each for each in orders.values() if (stage_path(store, each.id) / LOG).is_file()]
-    found = [each for each in logged if each.id.startswith(begin) and kind in ("", each.kind)]
-    named = [each for each in found if begin in (each.id, each.id.rpartition("-")[0])]
+    begin = name.replace("/", ".")  # as versions before 0.2 named stages: KIND/NAME
+    specs = {spec.id: spec for spec in known_specs(store)}
+    logged = [spec for spec in specs.values() if (stage_path(store, spec.id) / LOG).is_file()]
+    found = [spec for spec in logged if any(n.startswith(begin) for n in _names(spec))]
+    named = [spec for spec in found if begin in _names(spec)]
     if named:
-        first = [e for e in named if all(_is_made_of(other, e, orders) for other in named)]
+        first = [s for s in named if all(_is_made_of(other, s, specs) for other in named)]
         found = first or named
     if len(found) == 1:
         return found[0], stage_path(store, found[0].id) / LOG
     if found:
-        listed = "\n".join(
-            f"  {order.kind}/{order.id}{about(order.kind, order.settings)}" for order in found
-        )
+        listed = "\n".join(f"  {spec.id}" for spec in found)
         raise UserError(
             f"{name}: begins the names of {len(found)} stages", hint=f"One of\n{listed}"
         )
-    close = get_close_matches(begin, [order.id for order in logged], n=5, cutoff=0.3)
-    hint = "Did you mean\n" + "\n".join(f"  {orders[id].kind}/{id}" for id in close)
+    close = get_close_matches(begin, [spec.id for spec in logged], n=5, cutoff=0.3)
+    hint = "Did you mean\n" + "\n".join(f"  {id}" for id in close)
     raise UserError(
         f"{name}: no stage with a log in {store}",
         hint=hint if close else "amnesia plan experiment=NAME --stages lists the stages.",
     )
 
 
-def _is_made_of(order: StageOrder, other: StageOrder, orders: Mapping[str, StageOrder]) -> bool:
+def _names(spec: StageSpec) -> tuple[str, ...]:
+    """Return what a stage may be called: its id, with and without kind and hash."""
+    visible = spec.id.rpartition("-")[0]
+    return spec.id, visible, spec.id.partition(".")[2], visible.partition(".")[2]
+
+
+def _is_made_of(spec: StageSpec, other: StageSpec, specs: Mapping[str, StageSpec]) -> bool:
     """Return whether a stage is another, or reads it, or reads what was made of it."""
-    inputs = (orders[id] for id in order.inputs if id in orders)
-    return order.id == other.id or any(_is_made_of(each, other, orders) for each in inputs)
+    inputs = (specs[id] for id in spec.inputs if id in specs)
+    return spec.id == other.id or any(_is_made_of(read, other, specs) for read in inputs)
 
 
-def _status(store: Path, stage: Stage | StageOrder) -> StageStatus:
+def _status(store: Path, stage: Stage | StageSpec) -> StageStatus:
     kind, stage_id = stage.kind, stage.id
     state = state_of(store, kind, stage_id)
     holder = current_holder(stage_path(store, stage_id)) if state is StageState.RUNNING else None
@@ -103,7 +103,6 @@ def _status(store: Path, stage: Stage | StageOrder) -> StageStatus:
     return StageStatus(
         id=stage_id,
         kind=kind,
-        about=about(kind, stage.settings).strip(),
         state=state,
         holder="" if holder is None else f"process {holder.pid} on {holder.host}",
         said=said,

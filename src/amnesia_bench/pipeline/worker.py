@@ -25,17 +25,17 @@ from amnesia_bench.pipeline.bookkeeping import (
     discard_made,
     now,
     read_inputs,
-    read_order,
+    read_spec,
     state_of,
     write_inputs,
-    write_orders,
+    write_specs,
 )
-from amnesia_bench.pipeline.commands import STARTED, run_command
 from amnesia_bench.pipeline.devices import holding_gpus, lending_folder, visible_gpus
+from amnesia_bench.pipeline.stage_process import STARTED, run_spec
 from amnesia_bench.printable import message
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
-from amnesia_bench.records.stages import StageFailure, StageOrder
+from amnesia_bench.records.stages import StageFailure, StageSpec
 from amnesia_bench.store.files import explain_write_error, make_folder, replace_text
 from amnesia_bench.store.hashing import hashed_entries
 from amnesia_bench.store.layout import MANIFEST, artifact_path, stage_path
@@ -52,7 +52,7 @@ def run_stage(store: Path, stage_id: str, socket: str | None) -> bool:
 
     Args:
         store: the folder of all artifacts.
-        stage_id: of a stage whose order is there.
+        stage_id: of a stage whose spec is there.
         socket: of a fork server that runs commands; None starts each anew.
 
     Returns:
@@ -61,40 +61,40 @@ def run_stage(store: Path, stage_id: str, socket: str | None) -> bool:
     Raises:
         StageFailedError: its command failed, or an input is not what it was.
     """
-    order = read_order(store, stage_id)
+    spec = read_spec(store, stage_id)
     folder = stage_path(store, stage_id)
     did = False
-    while state_of(store, order.kind, stage_id) is not StageState.CACHED:
+    while state_of(store, spec.kind, stage_id) is not StageState.CACHED:
         with ExitStack() as stack:
             try:
                 lease = stack.enter_context(holding_lease(folder))
             except BusyError:
                 time.sleep(_WAIT_SECONDS)
                 continue
-            if state_of(store, order.kind, stage_id) is not StageState.CACHED:
-                _attempt(store, order, socket, lease)
+            if state_of(store, spec.kind, stage_id) is not StageState.CACHED:
+                _attempt(store, spec, socket, lease)
                 did = True
     return did
 
 
-def _attempt(store: Path, order: StageOrder, socket: str | None, lease: Lease) -> None:
-    folder = stage_path(store, order.id)
-    artifact = artifact_path(store, order.kind, order.id)
-    write_orders(store, [order])  # somebody may have cleaned while this one waited
+def _attempt(store: Path, spec: StageSpec, socket: str | None, lease: Lease) -> None:
+    folder = stage_path(store, spec.id)
+    artifact = artifact_path(store, spec.kind, spec.id)
+    write_specs(store, [spec])  # somebody may have cleaned while this one waited
     failure = folder / FAILURE
     failure.unlink(missing_ok=True)
     try:
-        _check_inputs(store, order)
-        contents = contents_of(store, order.inputs)
-        if read_inputs(store, order.id) not in (None, contents):
-            discard_made(store, order.kind, order.id)  # it, or a half of it, was made of others
-        write_inputs(store, order.id, contents)
+        _check_inputs(store, spec)
+        contents = contents_of(store, spec.inputs)
+        if read_inputs(store, spec.id) not in (None, contents):
+            discard_made(store, spec.kind, spec.id)  # it, or a half of it, was made of others
+        write_inputs(store, spec.id, contents)
         make_folder(artifact.parent)
-        provenance = collect_provenance(["amnesia", *order.command], seeds={})
-        with _gpus(order) as gpus:
-            _run(order, folder / LOG, gpus, artifact, socket)
+        provenance = collect_provenance(["amnesia", *spec.command], seeds={})
+        with _gpus(spec) as gpus:
+            _run(spec, folder / LOG, gpus, artifact, socket)
         lease.check()
-        _finish(order, contents, artifact, provenance)
+        _finish(spec, contents, artifact, provenance)
     except (AmnesiaError, OSError) as error:
         explained = explain_write_error(error, artifact) if isinstance(error, OSError) else error
         if explained is None:
@@ -109,26 +109,26 @@ def _attempt(store: Path, order: StageOrder, socket: str | None, lease: Lease) -
         raise explained from error
 
 
-def _check_inputs(store: Path, order: StageOrder) -> None:
-    for stage_id, kind in order.inputs.items():
+def _check_inputs(store: Path, spec: StageSpec) -> None:
+    for stage_id, kind in spec.inputs.items():
         check_intact(store, kind, stage_id)
 
 
 @contextmanager
-def _gpus(order: StageOrder) -> Iterator[tuple[str, ...]]:
-    if order.gpus == 0:
+def _gpus(spec: StageSpec) -> Iterator[tuple[str, ...]]:
+    if spec.gpus == 0:
         yield ()
         return
-    with holding_gpus(order.gpus, visible_gpus(), lending_folder()) as gpus:
+    with holding_gpus(spec.gpus, visible_gpus(), lending_folder()) as gpus:
         yield gpus
 
 
 def _run(
-    order: StageOrder, log: Path, gpus: Sequence[str], artifact: Path, socket: str | None
+    spec: StageSpec, log: Path, gpus: Sequence[str], artifact: Path, socket: str | None
 ) -> None:
     requeues, pause = 0, _WAIT_SECONDS
     while True:
-        code = run_command(order.command, log, order.threads, gpus, socket)
+        code = run_spec(artifact.parents[1], spec, log, gpus, socket)
         if code == ExitCode.REQUEUE and requeues < _REQUEUES:
             requeues += 1
         elif code == ExitCode.BUSY:  # an attempt whose worker was killed goes on by itself
@@ -139,7 +139,7 @@ def _run(
     # With a manifest, the command of an attempt whose worker was killed has come to its end.
     if code != ExitCode.DONE and not (artifact / MANIFEST).is_file():
         how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-        raise StageFailedError(f"amnesia {order.command[0]} {how}: {_last_words(log)}")
+        raise StageFailedError(f"amnesia {spec.command[0]} {how}: {_last_words(log)}")
 
 
 def _last_words(log: Path) -> str:
@@ -150,7 +150,7 @@ def _last_words(log: Path) -> str:
 
 
 def _finish(
-    order: StageOrder, contents: Mapping[str, str | None], artifact: Path, provenance: Provenance
+    spec: StageSpec, contents: Mapping[str, str | None], artifact: Path, provenance: Provenance
 ) -> None:
     """Give the artifact a manifest where its command wrote none."""
     if (artifact / MANIFEST).is_file():
@@ -163,7 +163,7 @@ def _finish(
         for name, content in contents.items()
     )
     manifest = Manifest(
-        kind=order.kind,
+        kind=spec.kind,
         parents=tuple(inputs),
         files=hashed_entries(artifact),
         provenance=ended_now(provenance),

@@ -2,53 +2,103 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.generation import RUN, generate_missing, read_run_record
+from amnesia_bench.inference.candidates import open_candidate
+from amnesia_bench.inference.generation import generate_missing
+from amnesia_bench.inference.load_engine import open_engine
 from amnesia_bench.inference.protocol import Engine, Request, sample_seed
+from amnesia_bench.reasoning.documents import task_documents
+from amnesia_bench.reasoning.run_record import run_identity
 from amnesia_bench.reasoning.task import ProblemSet, ReasoningTask
-from amnesia_bench.records import codec
+from amnesia_bench.reasoning.tasks import task_named
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.records.reasoning import ReasoningRun
-from amnesia_bench.tokenizers.chat_format import PromptFormat, prompt_tokens
+from amnesia_bench.requests.reasoning import GenerateRequest
+from amnesia_bench.tokenizers.chat_format import PromptFormat, prompt_format, prompt_tokens
+
+_MAX_TEMPLATE_CHARACTERS = 1 << 20  # a device has no end
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelUnderTest:
-    """Who answers: the name and method for the table, and the identity of the checkpoint."""
+class BenchmarkAnswers:
+    """Answers to a benchmark, in the order of the problems; `folder` holds the same."""
 
-    name: str
-    method: str
-    checkpoint: str
+    folder: Path
+    run: ReasoningRun
+    generations: tuple[Generation, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerPlan:
-    """Who answers, how answers are drawn, and how problems become prompts."""
+    """Who answers, how answers are drawn, and how problems become prompts.
 
-    model: ModelUnderTest
+    `model` and `method` are those of the cells, `checkpoint` is the identity of the checkpoint.
+    """
+
+    model: str
+    method: str
+    checkpoint: str
     config: EvalConfig
     layout: PromptFormat
 
 
-def generate_answers(
+def generate(request: GenerateRequest, out: Path) -> BenchmarkAnswers:
+    """Let a model answer a benchmark; the same call resumes where one was killed.
+
+    Args:
+        request: the model, the benchmark, and how answers are drawn.
+        out: folder of the answers.
+
+    Raises:
+        UserError: a value of the request is wrong, a prompt does not fit the model's context, or
+            `out` holds the answers of another run; nothing was written.
+        BusyError: another process writes to `out`.
+        StageFailedError: the checkpoint was changed meanwhile; answers from before are kept.
+        MissingEnvironmentError: the hub cannot be reached, or vLLM is not installed.
+    """
+    task, config = task_named(request.task), request.config
+    if type(config) is not task.config:
+        raise UserError(
+            f"config: a {type(config).__name__}, but {task.name} takes a {task.config.__name__}",
+            hint=f"load_eval({task.name!r}) returns one.",
+        )
+    template = None if request.chat_template is None else _read_template(request.chat_template)
+    problems = task_documents(task, request.data, request.limit, window_of(config))
+    candidate = open_candidate(request.checkpoint, request.method)
+    plan = AnswerPlan(
+        model=request.checkpoint.resolve().name,
+        method=request.method,
+        checkpoint=candidate.parent.identity,
+        config=config,
+        layout=prompt_format(
+            candidate.tokenizer,
+            use_template=config.chat_template,
+            template=template,
+            think=config.think,
+        ),
+    )
+    engine = open_engine(request.engine, candidate)
+    return answer_problems(engine, candidate.tokenizer, task, problems, plan, out)
+
+
+def answer_problems(
     engine: Engine,
     tokenizer: Any,
     task: ReasoningTask,
-    documents: ProblemSet,
+    problems: ProblemSet,
     plan: AnswerPlan,
     folder: Path,
-) -> tuple[Generation, ...]:
+) -> BenchmarkAnswers:
     """Answer every problem `repeats` times; resumable, see `inference.generation`."""
-    run = _describe(task, documents, plan)
-    requests = _requests(tokenizer, task, documents, plan)
-    return generate_missing(engine, requests, folder, identity=run_identity(run))
+    run = _describe(task, problems, plan)
+    requests = _requests(tokenizer, task, problems, plan)
+    generations = generate_missing(engine, requests, folder, identity=run_identity(run))
+    return BenchmarkAnswers(folder=folder, run=run, generations=generations)
 
 
 def window_of(config: EvalConfig) -> int | None:
@@ -56,55 +106,30 @@ def window_of(config: EvalConfig) -> int | None:
     return config.window if isinstance(config, CodeEvalConfig) else None
 
 
-def run_identity(run: ReasoningRun) -> dict[str, str]:
-    """Return a run as the flat strings of `run.json`."""
-    flat = codec.to_json(run)
-    if run.checker is None:
-        del flat["checker"]  # as in the records of before there was a choice
-    return {n: v if isinstance(v, str) else json.dumps(v) for n, v in flat.items()}
-
-
-def read_run(folder: Path) -> tuple[ReasoningRun, Mapping[str, str]]:
-    """Read what the answers in a folder depend on.
-
-    Returns:
-        The run, and the settings of the engine.
-
-    Raises:
-        UserError: there is no such record, or it is not one of a reasoning task.
-    """
-    path = folder / RUN
-    if not path.is_file():
-        raise UserError(
-            f"{folder}: holds no {RUN}", hint="Give a folder that `amnesia generate` wrote."
-        )
-    raw = read_run_record(folder).depends
-    hints = {field.name: str(field.type) for field in fields(ReasoningRun)}
-    flat = {n: _value(v, hints[n], f"{path}: {n}") for n, v in raw.items() if n in hints}
-    engine = {name: value for name, value in raw.items() if name not in hints}
-    return codec.from_json(ReasoningRun, {"checker": None, **flat}, str(path)), engine
-
-
-def _value(text: str, hint: str, where: str) -> Any:
-    if hint == "str" or (hint == "str | None" and text != "null"):
-        return text
+def _read_template(path: Path) -> str:
     try:
-        return json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: expected {hint}, got {text!r:.60}") from error
+        with path.open(encoding="utf-8") as file:
+            text = file.read(_MAX_TEMPLATE_CHARACTERS + 1)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--chat-template {path}: cannot be read ({error})") from error
+    if len(text) > _MAX_TEMPLATE_CHARACTERS:
+        raise UserError(
+            f"--chat-template {path}: longer than {_MAX_TEMPLATE_CHARACTERS:,} characters"
+        )
+    return text
 
 
-def _describe(task: ReasoningTask, documents: ProblemSet, plan: AnswerPlan) -> ReasoningRun:
+def _describe(task: ReasoningTask, problems: ProblemSet, plan: AnswerPlan) -> ReasoningRun:
     config, think = plan.config, plan.config.think
     return ReasoningRun(
         task=task.name,
-        model=plan.model.name,
-        method=plan.model.method,
-        checkpoint=plan.model.checkpoint,
-        data=documents.origin,
-        documents_sha256=documents.sha256,
-        documents=len(documents.rows),
-        documents_available=documents.available,
+        model=plan.model,
+        method=plan.method,
+        checkpoint=plan.checkpoint,
+        data=problems.origin,
+        documents_sha256=problems.sha256,
+        documents=len(problems.rows),
+        documents_available=problems.available,
         benchmark_documents=window_of(config) or task.source.rows,
         repeats=config.repeats,
         max_new_tokens=config.max_new_tokens,
@@ -123,7 +148,7 @@ def _describe(task: ReasoningTask, documents: ProblemSet, plan: AnswerPlan) -> R
 
 
 def _requests(
-    tokenizer: Any, task: ReasoningTask, documents: ProblemSet, plan: AnswerPlan
+    tokenizer: Any, task: ReasoningTask, problems: ProblemSet, plan: AnswerPlan
 ) -> list[Request]:
     """Return the requests, the repeats of a problem one after the other: equal prompts batch."""
     config = plan.config
@@ -135,7 +160,7 @@ def _requests(
         stop=(),
     )
     requests = []
-    for doc, row in enumerate(documents.rows):
+    for doc, row in enumerate(problems.rows):
         tokens = prompt_tokens(tokenizer, plan.layout, task.message(row))
         for repeat in range(config.repeats):
             key = SampleKey(task=task.name, doc=doc, repeat=repeat)

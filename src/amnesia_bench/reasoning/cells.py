@@ -14,10 +14,11 @@ from amnesia_bench.reasoning.problem_statistics import (
     mean_estimate,
     pass_at,
 )
-from amnesia_bench.reasoning.task import ReasoningTask, Reducer, ScoringResult
+from amnesia_bench.reasoning.task import ScoringResult
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, FinishReason, Generation, Outcome
+from amnesia_bench.records.ids import REASONING_TASKS, reasoning_metrics
 from amnesia_bench.records.reasoning import ProblemValues, ReasoningRun
 
 # These stand in a cell's own fields or in its parents.
@@ -48,32 +49,28 @@ class CellSource:
 
 
 Metric = Callable[[ProblemAnswers], float]
+# What the name of a metric means for one problem; in those with `@k`, k is the second argument.
+_VALUES: Mapping[str, Callable[[ProblemAnswers, int], float]] = {
+    "avg": lambda p, _: average(p.correct),
+    "maj": lambda p, _: majority(p.correct, p.votes),
+    "maj_expected": lambda p, _: majority_expected(p.correct, p.votes),
+    "no_vote_rate": lambda p, _: float(not any(p.answered)),
+    "pass": lambda p, k: pass_at(p.correct, k),
+    "extraction_rate": lambda p, _: average(p.answered),
+    "length_cut_rate": lambda p, _: average(p.cut),
+    "mean_new_tokens": lambda p, _: sum(p.new_tokens) / len(p.new_tokens),
+}
 
 
-def metrics_of(task: ReasoningTask, repeats: int) -> dict[str, Metric]:
-    """Return a task's metrics by name; those that end in `_tokens` count, the others are shares."""
-    metrics: dict[str, Metric] = dict(compared_metrics(task, repeats))
-    if Reducer.MAJORITY in task.reducers:
-        metrics[f"maj_expected@{repeats}"] = lambda p: majority_expected(p.correct, p.votes)
-        metrics["no_vote_rate"] = lambda p: float(not any(p.answered))
-    if Reducer.PASS in task.reducers:
-        # A function per k: a lambda here would see only the last.
-        metrics |= {f"pass@{k}": _pass_metric(k) for k in (2, 4, 8, 16) if k <= repeats}
-    metrics["extraction_rate"] = lambda p: average(p.answered)
-    metrics["length_cut_rate"] = lambda p: average(p.cut)
-    metrics["mean_new_tokens"] = lambda p: sum(p.new_tokens) / len(p.new_tokens)
-    return metrics
+def metrics_of(task: str, repeats: int) -> dict[str, Metric]:
+    """Return a task's metrics by name; see `records.ids.reasoning_metrics`."""
+    return {name: _metric(task, name) for name in reasoning_metrics(task, repeats)}
 
 
-def compared_metrics(task: ReasoningTask, repeats: int) -> Mapping[str, Metric]:
-    """Return the metrics that methods are compared by: their values are multiples of 1/repeats."""
-    metrics: dict[str, Metric] = {}
-    if Reducer.AVERAGE in task.reducers:
-        name = task.metric if task.metric and repeats == 1 else f"avg@{repeats}"
-        metrics[name] = lambda p: average(p.correct)
-    if Reducer.MAJORITY in task.reducers:
-        metrics[f"maj@{repeats}"] = lambda p: majority(p.correct, p.votes)
-    return metrics
+def _metric(task: str, name: str) -> Metric:
+    kind, _, k = name.partition("@")
+    value = _VALUES["avg" if name == REASONING_TASKS[task].average else kind]
+    return lambda problem: value(problem, int(k or 1))
 
 
 def missing_answers(
@@ -94,10 +91,10 @@ def missing_answers(
 
 
 def problem_values(
-    task: ReasoningTask, run: ReasoningRun, generations: Sequence[Generation], judged: ScoringResult
+    run: ReasoningRun, generations: Sequence[Generation], judged: ScoringResult
 ) -> tuple[ProblemValues, ...]:
     """Return the value of every metric on each problem of a complete run."""
-    metrics = metrics_of(task, run.repeats)
+    metrics = metrics_of(run.task, run.repeats)
     votes = judged.votes or (None,) * len(generations)
     answers = zip(generations, judged.verdicts, votes, strict=True)
     found = []
@@ -116,7 +113,6 @@ def problem_values(
 
 
 def cells_of(
-    task: ReasoningTask,
     run: ReasoningRun,
     problems: Sequence[ProblemValues],
     incomplete: str | None,
@@ -124,7 +120,7 @@ def cells_of(
 ) -> tuple[Cell, ...]:
     """Return a cell per metric; without values when the run is incomplete."""
     cells = []
-    for name in metrics_of(task, run.repeats):
+    for name in metrics_of(run.task, run.repeats):
         found = (
             None if incomplete else mean_estimate([problem.values[name] for problem in problems])
         )
@@ -153,7 +149,3 @@ def run_settings(run: ReasoningRun) -> dict[str, str]:
     return {
         name: str(value) for name, value in codec.to_json(run).items() if name not in _NOT_SETTINGS
     }
-
-
-def _pass_metric(k: int) -> Metric:
-    return lambda problem: pass_at(problem.correct, k)

@@ -112,4 +112,4 @@ def _answer(request: Sequence[str]) -> Any:
 
 
 if __name__ == "__main__":
-    answer_requests(float(sys.argv[1]), _MEMORY_BYTES, _checkers, _answer)
+    answer_requests(float(sys.argv[1]), _MEMORY_BYTES, _answer, _checkers)

@@ -7,7 +7,6 @@ for paired comparisons) and `cells.json`, which is written last.
 from __future__ import annotations
 
 import json
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,24 +15,23 @@ from pathlib import Path
 from amnesia_bench.config.eval_schema import Think
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.generation import GENERATIONS, read_generations
-from amnesia_bench.reasoning.answering import read_run
 from amnesia_bench.reasoning.cells import (
     CellSource,
     cells_of,
-    compared_metrics,
     missing_answers,
     problem_values,
     run_settings,
 )
 from amnesia_bench.reasoning.code.livecodebench import ProgramScorer
 from amnesia_bench.reasoning.documents import task_documents
-from amnesia_bench.reasoning.problem_statistics import differences
+from amnesia_bench.reasoning.run_record import read_run
 from amnesia_bench.reasoning.task import Attempt, ProblemSet, ReasoningTask, Scorer, ScoringResult
 from amnesia_bench.reasoning.tasks import task_named
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
-from amnesia_bench.records.reasoning import Difference, ReasoningRun
+from amnesia_bench.records.reasoning import ReasoningRun
+from amnesia_bench.requests.reasoning import ScoreRequest
 from amnesia_bench.sandbox import Limits, open_launcher
 from amnesia_bench.store.checksums import check_checksum, write_checksums
 from amnesia_bench.store.files import explaining_write_errors, make_folder, read_json, replace_text
@@ -42,7 +40,6 @@ from amnesia_bench.store.problem_values import (
     PROBLEMS,
     problems_parent,
     problems_text,
-    read_problems,
 )
 from amnesia_bench.tokenizers.chat_format import without_thinking
 
@@ -70,36 +67,24 @@ class Scored:
         return tuple(v for v in self.verdicts if v.outcome is Outcome.TIME_LIMIT)
 
 
-def score(
-    folder: Path,
-    scorer: str | None = None,
-    data: Path | None = None,
-    out: Path | None = None,
-    *,
-    unsafe_no_sandbox: bool = False,
-    workers: int | None = None,
-) -> Scored:
-    """Judge the answers in a folder and sum them up.
+def score(request: ScoreRequest, out: Path | None = None) -> Scored:
+    """Judge the answers in a folder, finished or not, and sum them up.
 
     Args:
-        folder: that `generate_answers` wrote, finished or not.
-        scorer: one of the task's; None is its first, or that of the `checker` which the answers
-            were generated for.
-        data: where the problems are now, if not where they were.
-        out: where the results go; None is the folder of the answers.
-        unsafe_no_sandbox: run the programs that answers hold as plain processes.
-        workers: programs that run at once; None is one per core.
+        request: the answers, and how they are judged.
+        out: where `scored_<scorer>` goes; None is the folder of the answers.
 
     Raises:
         UserError: no answers, a damaged file, other problems than were answered, no such scorer.
         MissingEnvironmentError: what judges is not installed, the hub cannot be reached, or there
             is no sandbox. Nothing was written.
     """
+    folder = request.answers
     run, engine = read_run(folder)
     task = task_named(run.task)
-    name = _scorer_name(task, scorer, run)
+    name = scorer_name(task, request.scorer, run)
     generations = read_generations(folder)
-    documents = _documents(task, run, data)
+    documents = _documents(task, run, request.data)
     _check_keys(generations, run, folder)
     think = None
     if run.think_open is not None and run.think_close is not None:
@@ -111,51 +96,19 @@ def score(
         )
         for generation in generations
     ]
-    judge, judge_settings = _opened(task, name, run, unsafe_no_sandbox, workers)
+    judge, judge_settings = _opened(task, name, run, request)
     judged = judge(documents.rows, attempts)
     incomplete = missing_answers(run, generations, judged)
-    problems = () if incomplete else problem_values(task, run, generations, judged)
+    problems = () if incomplete else problem_values(run, generations, judged)
     values = problems_text(problems)
     source = CellSource(
         settings={**engine, **run_settings(run), **judge_settings, "scorer": name},
         parents=(*_parents(run, documents, folder), problems_parent(values)),
     )
-    cells = cells_of(task, run, problems, incomplete, source)
-    scored = (out or folder) / f"scored_{name}"
+    cells = cells_of(run, problems, incomplete, source)
+    scored = scored_folder(out or folder, name)
     _write(scored, judged, values, cells)
     return Scored(folder=scored, run=run, scorer=name, verdicts=judged.verdicts, cells=cells)
-
-
-def compare(first: Scored, other: Path) -> tuple[Difference, ...]:
-    """Compare scored answers with those in another folder, scored by the same scorer before.
-
-    Raises:
-        UserError: the other folder is not scored, has changed since, or answers other problems or
-            other often.
-    """
-    folder = other / first.folder.name
-    if not (folder / CELLS).is_file():
-        raise UserError(
-            f"{other}: not scored by {first.scorer}",
-            hint=shlex.join(["amnesia", "score", str(other), "--scorer", first.scorer]),
-        )
-    run, _ = read_run(other)
-    for name in ("task", "documents_sha256", "repeats"):
-        ours, theirs = getattr(first.run, name), getattr(run, name)
-        if ours != theirs:
-            raise UserError(f"cannot be compared: {name} is {ours} here, {theirs} in {other}")
-    others = read_cells(folder)
-    if _parents_of_answers(others) != {f"sha256:{sha256_of(other / GENERATIONS)}"}:
-        raise UserError(
-            f"{other}: has other answers than when it was scored",
-            hint=shlex.join(["amnesia", "score", str(other), "--scorer", first.scorer]),
-        )
-    for where, cells in ((first.folder, first.cells), (folder, others)):
-        if reason := next((cell.incomplete for cell in cells if cell.incomplete), None):
-            raise UserError(f"{where}: cannot be compared, it is incomplete: {reason}")
-    ours, theirs = read_problems(first.folder, first.cells), read_problems(folder, others)
-    metrics = compared_metrics(task_named(run.task), run.repeats)
-    return differences(ours, theirs, list(metrics), run.repeats)
 
 
 def read_cells(folder: Path) -> tuple[Cell, ...]:
@@ -175,7 +128,17 @@ class _Cells:
     cells: tuple[Cell, ...]
 
 
-def _scorer_name(task: ReasoningTask, scorer: str | None, run: ReasoningRun) -> str:
+def scored_folder(folder: Path, scorer: str) -> Path:
+    """Return where the results of a scorer are."""
+    return folder / f"scored_{scorer}"
+
+
+def scorer_name(task: ReasoningTask, scorer: str | None, run: ReasoningRun) -> str:
+    """Return the scorer that is meant: a named one, that of the run's checker, or the first.
+
+    Raises:
+        UserError: the task has none of this name.
+    """
     asked = (
         each
         for each, judge in task.scorers.items()
@@ -190,23 +153,21 @@ def _scorer_name(task: ReasoningTask, scorer: str | None, run: ReasoningRun) -> 
 
 
 def _opened(
-    task: ReasoningTask,
-    name: str,
-    run: ReasoningRun,
-    unsafe_no_sandbox: bool,
-    workers: int | None,
+    task: ReasoningTask, name: str, run: ReasoningRun, request: ScoreRequest
 ) -> tuple[Scorer, Mapping[str, str]]:
     """Return a scorer ready to judge, and what its verdicts depend on besides its name."""
     scorer = task.scorers[name]
     if not isinstance(scorer, ProgramScorer):
-        if unsafe_no_sandbox:
-            raise UserError(f"--unsafe-no-sandbox: answers to {task.name} are no programs")
+        if request.unsafe_no_sandbox:
+            raise UserError(
+                f"--unsafe-no-sandbox only applies to code tasks, and {task.name} is not one"
+            )
         return scorer, {}
     if run.seconds_per_test is None:
         raise UserError(f"{task.name}: its run.json says no seconds_per_test")
     limits = Limits(seconds_per_test=run.seconds_per_test)
-    launcher = open_launcher(unsafe_no_sandbox=unsafe_no_sandbox)
-    opened = replace(scorer, launcher=launcher, limits=limits, workers=workers)
+    launcher = open_launcher(unsafe_no_sandbox=request.unsafe_no_sandbox)
+    opened = replace(scorer, launcher=launcher, limits=limits, workers=request.workers)
     return opened, opened.settings
 
 
@@ -238,10 +199,6 @@ def _parents(run: ReasoningRun, documents: ProblemSet, folder: Path) -> tuple[Pa
         Parent(role="generations", location=str(answers), identity=f"sha256:{sha256_of(answers)}"),
         Parent(role="problems", location=documents.origin, identity=f"sha256:{documents.sha256}"),
     )
-
-
-def _parents_of_answers(cells: Sequence[Cell]) -> set[str]:
-    return {p.identity for cell in cells for p in cell.parents if p.role == "generations"}
 
 
 def _write(out: Path, judged: ScoringResult, problems: str, cells: Sequence[Cell]) -> None:

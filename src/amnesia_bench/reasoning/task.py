@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Protocol
 
@@ -86,38 +85,23 @@ class Loader(Protocol):
         ...
 
 
-class Reducer(Enum):
-    """How the verdicts on a problem's k answers become one number.
-
-    `AVERAGE`: the share that is right. `MAJORITY`: whether the answer with most votes is right.
-    `PASS`: the chance that of some of them at least one is right.
-    """
-
-    AVERAGE = "avg"
-    MAJORITY = "maj"
-    PASS = "pass"
-
-
 @dataclass(frozen=True, kw_only=True)
 class ReasoningTask:
-    """A benchmark: its problems, how they are asked, how answers are judged and summed up.
+    """A benchmark: its problems, how they are asked, and how answers are judged.
 
-    How answers are drawn (repeats, sampling, template) is config: `configs/eval/<name>.yaml`.
+    How answers are drawn (repeats, sampling, template) is config: `configs/eval/<name>.yaml`;
+    which metrics sum them up is in `records.ids`.
 
     Attributes:
         message: the user's message for a problem.
-        scorers: by name; the first is the default, and the one compared with the paper.
-        reducers: which numbers are reported.
+        scorers: by name, as `records.ids` lists them.
         config: what `configs/eval/<name>.yaml` must be.
         load: reads the problems where they are no plain table; None reads `source.fields`.
-        metric: the benchmark's own name of the average where each problem is answered once.
     """
 
     name: str
     source: BenchmarkSource
     message: Callable[[Row], str]
     scorers: Mapping[str, Scorer]
-    reducers: tuple[Reducer, ...]
     config: type[EvalConfig] = EvalConfig
     load: Loader | None = None
-    metric: str | None = None

@@ -19,6 +19,7 @@ from amnesia_bench.recall.niah.tasks import score_needle
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKey, Sampling
+from amnesia_bench.records.ids import RECALL_METRIC
 from amnesia_bench.records.recall import Recall, RecallSample
 from amnesia_bench.statistics import wilson
 from amnesia_bench.tokenizers.tokenizer import with_beginning
@@ -137,7 +138,7 @@ def recall_cell(
         method=candidate.method,
         task=prompt_set.task,
         context_tokens=prompt_set.context_tokens,
-        metric="recall",
+        metric=RECALL_METRIC,
         value=value,
         n=0 if recall is None else recall.n,
         repeats=1,

@@ -1,4 +1,4 @@
-"""What a driver tells a worker about a stage, and what a worker says when it failed."""
+"""A stage on disk: what it asks, and how an attempt at it failed."""
 
 from __future__ import annotations
 
@@ -7,18 +7,25 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageOrder:
-    """One call of `amnesia`, resolved.
+class StageSpec:
+    """A stage, ready to be run by any process that sees its store.
 
-    `inputs` are the stages whose folders it reads: id to kind. `threads` is how many it computes
-    with; `gpus` above 1 starts as many processes.
+    Attributes:
+        id, kind: of the stage.
+        front_door: the function of `amnesia_bench` that answers its request.
+        request: the request as JSON; its locations are relative to the store.
+        command: the same request as `amnesia` takes it, to type by hand.
+        inputs: the stages whose artifacts it reads: id to kind.
+        threads: CPU threads that it computes with.
+        gpus: GPUs that it takes; more than one run as many processes of a training.
     """
 
     id: str
     kind: str
+    front_door: str
+    request: Mapping[str, object]
     command: tuple[str, ...]
     inputs: Mapping[str, str]
-    settings: Mapping[str, object]
     threads: int
     gpus: int
 

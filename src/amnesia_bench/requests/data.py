@@ -16,7 +16,8 @@ class PrepareRequest(StageRequest):
     Attributes:
         config: the source, and how its rows become sequences; `load_data("miromind")`.
         tokenizer: folder of the checkpoint to train, or of its tokenizer.
-        inputs: files or folders to read whole instead of the config's source.
+        inputs: files or folders (Parquet, JSON lines, a JSON array) with the dataset's fields, to
+            read instead of the config's source; `config.sample_rows` is the share of their rows.
     """
 
     front_door: ClassVar[str] = "prepare"

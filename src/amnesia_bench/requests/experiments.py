@@ -27,6 +27,16 @@ class LabelledCells(Frozen):
     seed: str | None = None
 
 
+class LabelledDrift(Frozen):
+    """A restoration.json, or what `amnesia diff --json` printed, and its label in the figure.
+
+    `label` None is the name of the file's folder.
+    """
+
+    file: Location
+    label: str | None = None
+
+
 class ReportRequest(Request):
     """`report`: lay measured cells out in the paper's tables, next to the paper's numbers.
 
@@ -34,13 +44,13 @@ class ReportRequest(Request):
         tables: files of configs/report.
         sources: the cells.
         overrides: changes of every table: `report.models=[tiny]`.
-        drift: `[LABEL=]FILE`: restoration records, or what `amnesia diff --json` printed.
+        drift: how far W_Q and W_K moved, a curve each.
     """
 
     tables: Annotated[tuple[str, ...], Field(min_length=1)]
     sources: tuple[LabelledCells, ...] = ()
     overrides: Overrides = ()
-    drift: tuple[str, ...] = ()
+    drift: tuple[LabelledDrift, ...] = ()
 
 
 class PlanRequest(Request):

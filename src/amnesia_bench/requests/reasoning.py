@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import PositiveInt
+from pydantic import PositiveInt, model_validator
 
 from amnesia_bench.config.cache_key import NEUTRAL
 from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
@@ -36,6 +36,12 @@ class GenerateRequest(StageRequest):
     chat_template: Location | None = None
     engine: EngineChoice = EngineChoice()
 
+    @model_validator(mode="after")
+    def _a_template_is_used(self) -> Self:
+        if self.chat_template is not None and not self.config.chat_template:
+            raise ValueError("--chat-template: the config says eval.chat_template=false")
+        return self
+
 
 class ScoreRequest(StageRequest):
     """`score`: judge the answers that `generate` wrote.
@@ -59,9 +65,13 @@ class ScoreRequest(StageRequest):
 class CompareRequest(Request):
     """`compare`: is one model better than another on the same problems?
 
-    `first` and `second` are folders of scored answers; `scorer` as for `score`.
+    Attributes:
+        first, second: folders of answers, both scored before; differences are first less second.
+        scorer: whose verdicts count; None is the scorer that `score` takes by default.
+        first_scores: where `score` wrote the results of `first`; None is in that folder.
     """
 
     first: Location
     second: Location
     scorer: str | None = None
+    first_scores: Location | None = None

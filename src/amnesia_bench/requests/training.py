@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 from pydantic import PositiveInt
 
@@ -11,6 +11,7 @@ from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.requests.base import Location, Request, StageRequest
 
 GpuName = Literal["a100", "h100", "h200"]
+GPU_NAMES: tuple[str, ...] = get_args(GpuName)
 
 
 class TrainRequest(StageRequest):

@@ -11,6 +11,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
+from torch.distributed.elastic.multiprocessing.api import SignalException
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main
+
 from amnesia_bench.errors import ExitCode
 
 _SETTINGS = (
@@ -21,10 +25,6 @@ _SETTINGS = (
 
 def launch(arguments: Sequence[str]) -> int:
     """Run torchrun with these arguments and return what its first failed worker returned."""
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.run import main
-
     try:
         main([*_SETTINGS, *arguments])
     except ChildFailedError as error:

@@ -66,14 +66,14 @@ def build_learner(
     train, recipe = run.train, run.recipe
     frozen = frozen_tensors(train.freeze, init)
     trusted = train.trusted_code_sha256
-    student = load_model(init, recipe.master_dtype, trusted, processes.first).train()
+    student = load_for_training(init, recipe.master_dtype, trusted, processes.first).train()
     _check_student(student, run, init)
     processes.on_first(lambda: check_loss(student, init.folder))
     if recipe.buffers_dtype == "bf16":
         _round_buffers(student)
     their: Teacher | None = None
     if teacher is not None:
-        model = load_model(teacher, train.compute_dtype, None, processes.first)
+        model = load_for_training(teacher, train.compute_dtype, None, processes.first)
         _check_teacher(student, model, init, teacher)
         processes.on_first(lambda: check_loss(model, teacher.folder))
         their = Teacher(model)
@@ -129,7 +129,7 @@ def check_supported(checkpoint: Checkpoint) -> None:
         )
 
 
-def load_model(
+def load_for_training(
     checkpoint: Checkpoint, dtype: Dtype, trusted_code_sha256: str | None, first: bool
 ) -> Any:
     """Load a model in the first process; in the others make its shell, which `shard` fills.

@@ -14,13 +14,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia_bench.config.train_schema import TrainingRun
-from amnesia_bench.errors import ExitCode, UserError
+from amnesia_bench.data.order import SampleOrder
+from amnesia_bench.data.sequence_store import open_store
+from amnesia_bench.errors import StoppedError, UserError
 from amnesia_bench.printable import message
+from amnesia_bench.requests.training import TrainRequest
 from amnesia_bench.store.files import explaining_write_errors, make_folder
 from amnesia_bench.store.hashing import read_manifest
 from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST, check_final, training_path
 from amnesia_bench.store.lease import Lease, holding_lease
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer, tokenizer_identity
 from amnesia_bench.tracking.metrics_file import Written
 from amnesia_bench.training.batches import Batches, FileOrder, SequenceOrder, TokenStore
 from amnesia_bench.training.checkpoints import CheckpointFolder
@@ -54,39 +58,78 @@ _KEPT = "complete saves are kept"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """What to train, on what, and where to.
+    """A request with its data opened.
 
     `order` says which sequence of which of `stores` is which sample, when they are shuffled.
     `tokenizer_sha256` is the identity of the tokenizer in `init`.
     """
 
-    run: TrainingRun
-    init: Path
-    teacher: Path | None
-    data: Mapping[str, Path]
+    request: TrainRequest
     stores: Mapping[str, TokenStore]
     order: SequenceOrder
     tokenizer_sha256: str
     out: Path
 
+    @property
+    def run(self) -> TrainingRun:
+        """What is trained and how."""
+        return self.request.run
 
-def train(job: TrainingJob) -> ExitCode:
-    """Train to the end and publish, or stop on a signal.
 
-    Called by every process of the run. A run that was interrupted goes on from its newest save.
+def train(request: TrainRequest, out: Path) -> None:
+    """Train to the end and write the checkpoint to `out`.
 
-    Returns:
-        DONE, or REQUEUE after SIGTERM or SIGUSR1: the state is saved. DONE too where an earlier
-        attempt was killed after it had published.
+    Called by every process of the run. A run that was interrupted resumes from its newest save;
+    one that was killed after it had published is done.
 
     Raises:
         UserError: the inputs do not fit; nothing was written.
         BusyError: another run is writing `out`.
-        StageFailedError: the run cannot go on; its last save is intact.
+        StageFailedError: the run cannot continue; its last save is intact.
+        StoppedError: SIGTERM or SIGUSR1 stopped it and the state is saved; the same call resumes.
     """
+    open_checkpoint(request.init)  # an adapter has no tokenizer, which is not what is wrong with it
+    mixture = request.run.train.mixture
+    request = request.model_copy(update={"data": _in_order(request.data, mixture)})
+    stores = {name: open_store(folder) for name, folder in request.data.items()}
+    sizes = [store.num_sequences for store in stores.values()]
+    run_job(
+        TrainingJob(
+            request=request,
+            stores=stores,
+            order=SampleOrder(sizes, list(mixture.values()), request.run.train.seed),
+            tokenizer_sha256=tokenizer_identity(load_tokenizer(request.init)),
+            out=out,
+        )
+    )
+
+
+def run_job(job: TrainingJob) -> None:
+    """Train to the end and publish; see `train`."""
+    if not _run_to_the_end(job):
+        raise StoppedError(
+            f"{job.out}: stopped by a signal; the state is saved in {training_path(job.out)}",
+            hint="The same command resumes.",
+        )
+
+
+def _in_order(data: Mapping[str, Path], mixture: Mapping[str, float]) -> dict[str, Path]:
+    """Return the data in the order of the mixture, by which the samples are numbered."""
+    if missing := [name for name in mixture if name not in data]:
+        raise UserError(f"--data {missing[0]}=FOLDER is missing")
+    if unknown := [name for name in data if name not in mixture]:
+        raise UserError(
+            f"--data {unknown[0]}: the stage mixes {', '.join(mixture)}",
+            hint="Leave it out, or change train.mixture.",
+        )
+    return {name: data[name] for name in mixture}
+
+
+def _run_to_the_end(job: TrainingJob) -> bool:
+    """Return whether all is done, or a signal stopped it."""
     with stop_requests() as stop_requested, joined_processes() as processes:
         if processes.on_first(lambda: _finished_before(job)):
-            return ExitCode.DONE
+            return True
         check_optimizer(job.run.train, processes.size)
         init, teacher = processes.on_first(lambda: _opened(job))
         batches = Batches(job.run, job.stores, _order(job), processes.rank, processes.size)
@@ -102,7 +145,7 @@ def train(job: TrainingJob) -> ExitCode:
 
             processes.on_first(check_still_ours)
             if not _run_steps(job, learner, batches, processes, stop_requested, check_still_ours):
-                return ExitCode.REQUEUE
+                return False
             processes.on_first(check_still_ours)
             export = Export(
                 init=init,
@@ -113,7 +156,7 @@ def train(job: TrainingJob) -> ExitCode:
             publish_trained(export, learner, processes, job.out)
             if processes.first:
                 _clear(folder)
-    return ExitCode.DONE
+    return True
 
 
 def _run_steps(
@@ -178,7 +221,7 @@ def _opened(job: TrainingJob) -> tuple[Checkpoint, Checkpoint | None]:
             hint="Choose another output folder, or remove this one.",
         )
     wants_teacher = job.run.train.objective != "next_token"
-    if wants_teacher != (job.teacher is not None):
+    if wants_teacher != (job.request.teacher is not None):
         name = job.run.train.teacher
         raise UserError(
             f"{job.run.train.name} learns from a teacher ({name})"
@@ -187,8 +230,8 @@ def _opened(job: TrainingJob) -> tuple[Checkpoint, Checkpoint | None]:
             hint="Give its folder with --teacher." if wants_teacher else "Leave --teacher out.",
         )
     check_data(job.run, job.stores, job.tokenizer_sha256)
-    init = open_checkpoint(job.init)
-    teacher = None if job.teacher is None else open_checkpoint(job.teacher)
+    init = open_checkpoint(job.request.init)
+    teacher = None if job.request.teacher is None else open_checkpoint(job.request.teacher)
     for checkpoint in (init,) if teacher is None else (init, teacher):
         check_supported(checkpoint)
     check_vocabulary(job.stores, init)
@@ -238,7 +281,11 @@ def _held_inputs(job: TrainingJob, init: Checkpoint, teacher: Checkpoint | None)
     held = init.held + HeldFiles.hold(init.folder / name for name in side_files(init.folder))
     if teacher is not None:
         held += teacher.held
-    files = (path / entry.path for path in job.data.values() for entry in read_manifest(path).files)
+    files = (
+        path / entry.path
+        for path in job.request.data.values()
+        for entry in read_manifest(path).files
+    )
     return held + HeldFiles.hold(files)
 
 
@@ -248,7 +295,7 @@ def _begin(
     """Identify what is read, and write it down, or compare it with what was written down."""
     parents = [parent_by_contents("init", init)]
     parents += [] if teacher is None else [parent_by_contents("teacher", teacher)]
-    parents += [data_parent(name, path) for name, path in job.data.items()]
+    parents += [data_parent(name, path) for name, path in job.request.data.items()]
     beginning = Beginning(run=job.run, parents=tuple(parents))
     check_resume_matches(folder, beginning)
     return beginning

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from amnesia_bench.cli.requests import make
+from amnesia_bench.config.train_schema import Optimizer
 from amnesia_bench.errors import UserError
 from amnesia_bench.requests.checkpoints import ConvertRequest, VerifyRequest
 from amnesia_bench.requests.engines import EngineChoice
@@ -19,6 +20,16 @@ PROMPTS = {
     "lengths": (1024,),
     "samples": 5,
     "haystack": None,
+}
+
+OPTIMIZER = {
+    "kind": "adamw",
+    "learning_rate": 1e-3,
+    "min_learning_rate": 1e-4,
+    "warmup_steps": 1,
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
 }
 
 
@@ -45,6 +56,11 @@ def test_limits_and_choices_are_said_as_people_say_them() -> None:
         make(EngineChoice, max_context_tokens=0)
     with pytest.raises(UserError, match=r"--stage 3: must be 1 or 2"):
         make(ConvertRequest, teacher=Path("qwen"), model=None, stage=3)
+
+
+def test_a_limit_of_a_real_number_stays_what_it_is() -> None:
+    with pytest.raises(UserError, match=r"^--eps 0: must be above 0$"):
+        make(Optimizer, **OPTIMIZER | {"eps": 0})
 
 
 def test_a_field_that_is_typed_otherwise_has_that_name() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from amnesia_bench.config.experiment_schema import load_jobs
-from amnesia_bench.costs.estimate import GPUS, Gpu
+from amnesia_bench.costs.gpus import GPUS, Gpu
 from amnesia_bench.costs.model_shape import named_shape
 from amnesia_bench.costs.stage_cost import (
     BANDWIDTH_UTILISATION,
@@ -17,7 +17,7 @@ from amnesia_bench.costs.stage_cost import (
     cost_of,
     total,
 )
-from amnesia_bench.costs.work import Answering, Weights, Work, Writing
+from amnesia_bench.costs.work import Answering, Weights, Writing
 from amnesia_bench.pipeline.graph import build, stages_of
 from amnesia_bench.pipeline.stage import Stage
 
@@ -28,10 +28,6 @@ TABLE_1 = {(stage.kind, stage.name): stage for stage in stages_of([GRAPH])}
 
 def stage_cost(stage: Stage, gpu: Gpu) -> Cost:
     return cost_of(stage.work, stage.gpus, gpu)
-
-
-def stage_of(work: Work, gpus: int = 1) -> Stage:
-    return Stage(kind="recall", name="x", arguments=(), settings={}, work=work, gpus=gpus)
 
 
 def test_a_fine_tune_reads_210_million_tokens() -> None:
@@ -93,7 +89,7 @@ def recall_of(model: str) -> Cost:
 def test_the_answers_of_table_1_are_those_that_were_counted_by_hand() -> None:
     name = "sft_miromind_2b-s0"
     new = {
-        task: stage_cost(TABLE_1["answers", f"{name}-{task}"], H100).new_tokens
+        task: stage_cost(TABLE_1["answers", f"{name}.{task}"], H100).new_tokens
         for task in ("math500", "gsm8k", "aime24")
     }
     assert new == {
@@ -105,9 +101,7 @@ def test_the_answers_of_table_1_are_those_that_were_counted_by_hand() -> None:
 
 def test_reading_and_answering_by_hand() -> None:
     # Six prompts of 1,000 tokens and 200 new ones fit one batch of 2^18 tokens.
-    cost = stage_cost(
-        stage_of(Answering(shape="qwen3_1_7b", prompts=((1000, 6),), new_tokens=200)), H100
-    )
+    cost = cost_of(Answering(shape="qwen3_1_7b", prompts=((1000, 6),), new_tokens=200), 1, H100)
     body, head = 1_720_574_976 - 151_936 * 2048, 151_936 * 2048
     attended = 28 * 4 * 2048
     reading = 6 * (1000 * (2 * body + attended * 500.5) + 2 * head)
@@ -125,7 +119,7 @@ def test_a_large_batch_of_long_prompts_waits_for_memory() -> None:
     cache = 8 * 32_000 * 32 * 2 * 8 * 128 * 2
     weights = 2 * (7_248_023_552 - 32_768 * 4096)
     slow, slower = (
-        stage_cost(stage_of(work), replace(H100, bytes_per_second=speed)).gpu_hours
+        cost_of(work, 1, replace(H100, bytes_per_second=speed)).gpu_hours
         for speed in (1e12, 0.5e12)
     )
     more = 200 * (weights + cache) / BANDWIDTH_UTILISATION * (1 / 0.5e12 - 1 / 1e12)
@@ -135,14 +129,14 @@ def test_a_large_batch_of_long_prompts_waits_for_memory() -> None:
 def test_more_prompts_than_a_batch_holds_take_more_batches() -> None:
     def hours(count: int) -> float:
         work = Answering(shape="qwen3_1_7b", prompts=((2**17, count),), new_tokens=2**17)
-        return stage_cost(stage_of(work), H100).gpu_hours
+        return cost_of(work, 1, H100).gpu_hours
 
     assert hours(3) == pytest.approx(3 * hours(1))
 
 
 def test_checkpoints_take_their_bytes_and_a_laptop_has_no_gpu_hours() -> None:
-    assert stage_cost(stage_of(Weights(shape="qwen3_4b")), H100).disk_bytes == 2 * 4_022_468_096
-    assert stage_cost(stage_of(Writing(bytes=5.0)), H100) == Cost(disk_bytes=5.0)
+    assert cost_of(Weights(shape="qwen3_4b"), 1, H100).disk_bytes == 2 * 4_022_468_096
+    assert cost_of(Writing(bytes=5.0), 1, H100) == Cost(disk_bytes=5.0)
     tiny = [build(job) for job in load_jobs(["experiment=table1", "profile=tiny"])]
     cost = total(stage_cost(stage, H100) for stage in stages_of(tiny))
     assert cost.gpu_hours == 0

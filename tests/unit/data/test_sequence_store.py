@@ -10,10 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amnesia_bench.data import open_store, sequence_store
-from amnesia_bench.data.prepare import prepare
 from amnesia_bench.data.sequence_store import SequenceWriter
 from amnesia_bench.errors import UserError
-from tests.support.small_data import cot_row, data_config, save_tokenizer, write_rows
+from tests.support.small_data import cot_row, data_config, prepare, save_tokenizer, write_rows
 
 
 @pytest.fixture(scope="module")

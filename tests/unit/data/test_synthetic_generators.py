@@ -13,6 +13,7 @@ from amnesia_bench.data.sources import read_rows, source_files
 from amnesia_bench.data.synthesize import ROWS, synthesize_rows
 from amnesia_bench.data.synthetic.generators import SIZED, UNSIZED, lines, sha256_of_rows
 from amnesia_bench.errors import UserError
+from amnesia_bench.requests.data import SynthesizeRowsRequest
 from tests.support.synthetic import rows_of, source_of
 
 NAMES = (*SIZED, *UNSIZED)
@@ -66,7 +67,7 @@ def test_rows_have_about_as_many_words_as_were_asked_for(name: str, words: int) 
 def test_a_generated_source_is_pinned_by_the_hash_of_the_file_it_would_be(tmp_path) -> None:
     source = source_of("prose", 12)
     (made,) = source_files(source)
-    synthesize_rows(source, tmp_path / "rows")
+    synthesize_rows(SynthesizeRowsRequest(source=source), tmp_path / "rows")
     written = (tmp_path / "rows" / ROWS).read_bytes()
     assert made.identity == f"sha256:{hashlib.sha256(written).hexdigest()}"
     assert b"".join(lines(source)) == written

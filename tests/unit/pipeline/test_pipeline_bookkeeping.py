@@ -7,25 +7,28 @@ from pathlib import Path
 
 import pytest
 
-from amnesia_bench.errors import BusyError, StageFailedError
+from amnesia_bench.errors import BusyError, StageFailedError, UserError
 from amnesia_bench.pipeline import stages
 from amnesia_bench.pipeline.bookkeeping import (
     FAILURE,
-    ORDER,
+    SPEC,
     StageState,
-    _wherever,
+    _independent_of_store,
+    bytes_of,
     check_intact,
-    known_orders,
+    known_specs,
+    older_stages,
     read_failure,
-    read_order,
+    read_spec,
     removable,
     remove,
+    request_of,
     state_of,
-    write_orders,
+    write_specs,
 )
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.records.artifacts import FileEntry
-from amnesia_bench.records.stages import StageOrder
+from amnesia_bench.records.stages import StageSpec
 from amnesia_bench.store.layout import (
     MANIFEST,
     leftover_paths,
@@ -41,13 +44,14 @@ OTHER = stages.data("tiny_programs", (), TOKENIZER)
 GRAPH = (TOKENIZER, DATA, OTHER)
 
 
-def order(stage: Stage) -> StageOrder:
-    return StageOrder(
+def spec(stage: Stage) -> StageSpec:
+    return StageSpec(
         id=stage.id,
         kind=stage.kind,
+        front_door=stage.request.front_door,
+        request=stage.request.model_dump(mode="json"),
         command=("x",),
         inputs={each.id: each.kind for each in stage.inputs},
-        settings={},
         threads=1,
         gpus=0,
     )
@@ -56,20 +60,48 @@ def order(stage: Stage) -> StageOrder:
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     """A store in which the folders of three stages lie, without a manifest."""
-    write_orders(tmp_path, [order(stage) for stage in GRAPH])
+    write_specs(tmp_path, [spec(stage) for stage in GRAPH])
     for stage in GRAPH:
         stage.folder(tmp_path).mkdir(parents=True)
         (stage.folder(tmp_path) / "file").write_text("x")
     return tmp_path
 
 
-def test_an_order_that_is_half_written_is_written_anew(store: Path) -> None:
-    path = stage_path(store, DATA.id) / ORDER
+def test_a_spec_that_is_half_written_is_written_again(store: Path) -> None:
+    path = stage_path(store, DATA.id) / SPEC
     path.write_text(path.read_text()[:30])
-    assert [each.id for each in known_orders(store)] == sorted([TOKENIZER.id, OTHER.id])
-    write_orders(store, [order(DATA)])
-    assert read_order(store, DATA.id) == order(DATA)
-    assert len(known_orders(store)) == 3
+    assert [each.id for each in known_specs(store)] == sorted([TOKENIZER.id, OTHER.id])
+    write_specs(store, [spec(DATA)])
+    assert read_spec(store, DATA.id) == spec(DATA)
+    assert len(known_specs(store)) == 3
+
+
+def test_a_spec_holds_the_request_with_its_config(store: Path) -> None:
+    assert request_of(read_spec(store, DATA.id)) == DATA.request
+
+
+def test_a_spec_whose_request_is_damaged_is_refused(store: Path) -> None:
+    path = stage_path(store, DATA.id) / SPEC
+    path.write_text(path.read_text().replace('"tokenizer"', '"tokeniser"'))
+    with pytest.raises(UserError, match="its request is damaged"):
+        request_of(read_spec(store, DATA.id))
+
+
+def test_stages_of_earlier_versions_are_known_by_their_ids(store: Path) -> None:
+    assert older_stages(store) == []
+    old = store / "stages" / "tiny_cot-0123456789ab"
+    old.mkdir()
+    (old / SPEC).write_text('{"id": "tiny_cot-0123456789ab", "kind": "data", "settings": {}}')
+    made = store / "data" / old.name
+    made.mkdir()
+    (made / "file").write_text("xyz")
+    (stage,) = older_stages(store)
+    assert (stage.kind, stage.id) == ("data", old.name)
+    assert len(known_specs(store)) == 3
+    assert bytes_of(store, stage) > 3
+    remove(store, stage)
+    assert older_stages(store) == []
+    assert not made.exists()
 
 
 def test_a_failure_that_is_half_written_is_a_failure(store: Path) -> None:
@@ -124,9 +156,9 @@ def test_a_record_is_the_same_in_every_store_and_quotes_in_it_take_no_time(tmp_p
     for store in ("/a", '/b/with \\"quotes\\"'):
         text = f'{{"model": "{store}/trained/sft-s0-0123456789ab/x", "note": "a/b"}}'
         (tmp_path / "record.json").write_text(text)
-        found.append(_wherever(tmp_path, entry))
+        found.append(_independent_of_store(tmp_path, entry))
     assert found[0] == found[1]
     (tmp_path / "record.json").write_text('{"template": "' + '\\"' * 400_000)
     began = time.process_time()
-    _wherever(tmp_path, entry)
+    _independent_of_store(tmp_path, entry)
     assert time.process_time() - began < 5  # every quote was a start once: hours

@@ -10,8 +10,9 @@ import pytest
 
 from amnesia_bench.errors import MissingEnvironmentError
 from amnesia_bench.pipeline import devices
-from amnesia_bench.pipeline.commands import run_command
 from amnesia_bench.pipeline.devices import holding_gpus, visible_gpus
+from amnesia_bench.pipeline.stage_process import run_spec
+from amnesia_bench.records.stages import StageSpec
 
 
 def test_stages_at_once_get_gpus_of_their_own(tmp_path: Path) -> None:
@@ -68,8 +69,12 @@ def test_a_command_sees_its_gpus_only(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setenv("OMP_NUM_THREADS", "2")
     monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.perturb=0")
-    monkeypatch.setattr("amnesia_bench.pipeline.commands._MAIN", "seen")
-    assert run_command(["score"], tmp_path / "log", 1, gpus, None) == 0
+    monkeypatch.setattr("amnesia_bench.pipeline.stage_process._EXECUTE", "seen")
+    spec = StageSpec(
+        id="x", kind="scores", front_door="score", request={}, command=("score",), inputs={},
+        threads=1, gpus=len(gpus),
+    )  # fmt: skip
+    assert run_spec(tmp_path, spec, tmp_path / "log", gpus, None) == 0
     said = (tmp_path / "log").read_text()
     assert f"sees {seen} on 1 glibc.malloc." in said
     assert said.endswith(":glibc.malloc.perturb=0\n")  # of the user, behind ours

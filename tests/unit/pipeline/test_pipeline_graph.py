@@ -1,15 +1,20 @@
 """From experiments to stages: the paper's chain of them, and what several experiments share."""
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from pydantic import BaseModel
 
 from amnesia_bench.config.experiment_schema import load_jobs
+from amnesia_bench.config.schema import Blend
 from amnesia_bench.errors import UserError
+from amnesia_bench.pipeline.command_lines import command_line
 from amnesia_bench.pipeline.graph import ExperimentRow, Graph, build, stages_of
 from amnesia_bench.pipeline.reporting import report_calls
 from amnesia_bench.pipeline.run import threads_of
 from amnesia_bench.pipeline.stage import Stage
+from amnesia_bench.requests.checkpoints import RankedLayers, RestoreRequest
 
 
 def graphs(*overrides: str) -> list[Graph]:
@@ -54,10 +59,10 @@ def test_a_table_of_the_paper_has_all_its_rows(paper: Graph) -> None:
 def test_softmax_models_are_restored_where_the_ranking_says() -> None:
     (graph,) = graphs("experiment=table10")
     restored = row(graph, "restored", "Qwen2.5-7B").checkpoint
-    assert "--layers" in restored.arguments
     assert [each.kind for each in restored.inputs] == ["download", "trained", "ranking"]
-    (top,) = [text for text in restored.command(Path("store")) if text.startswith("top7@")]
-    assert top.endswith("/ranking.json")
+    assert isinstance(restored.request, RestoreRequest)
+    file = restored.inputs[2].location / "ranking.json"
+    assert restored.request.ranked_layers == RankedLayers(count=7, file=file)
 
 
 def test_tables_share_stages_and_seeds_share_data() -> None:
@@ -88,17 +93,20 @@ def test_a_sweep_over_restore_variants_is_one_graph() -> None:
     ]
 
 
-def test_a_changed_value_of_the_variant_reaches_its_command() -> None:
+def test_a_changed_value_of_the_variant_reaches_its_request_and_command() -> None:
     (graph,) = graphs(
         "experiment=table1", "profile=tiny", "restore=qk_blend", "restore.rule.alpha=0.3"
     )
-    command = row(graph, "restored").checkpoint.command(Path("store"))
+    request = row(graph, "restored").checkpoint.request
+    assert isinstance(request, RestoreRequest)
+    assert request.variant.rule == Blend(alpha=0.3)
+    command = command_line(request, Path("out"))
     assert "restore.rule.alpha=0.3" in command
     assert command[command.index("--variant") + 1] == "qk_blend"
 
 
-@pytest.mark.parametrize("override", ["restore.name=v", "experiment=glob(*)", "experiment=table1,"])
-def test_what_no_command_could_be_told_is_refused(override: str) -> None:
+@pytest.mark.parametrize("override", ["restore.nam=v", "experiment=glob(*)", "experiment=table1,"])
+def test_what_is_no_experiment_is_refused(override: str) -> None:
     with pytest.raises(UserError):
         load_jobs(["experiment=table1", "profile=tiny", override])
 
@@ -142,15 +150,39 @@ def test_a_training_takes_all_cores_where_nothing_could_run_beside_it() -> None:
     assert set(threads_by_name("[0]", 1).values()) == {1}
 
 
-def test_programs_are_judged_by_as_many_workers_as_the_stage_has_cores(tmp_path: Path) -> None:
+def test_programs_are_judged_by_as_many_workers_as_the_stage_has_cores() -> None:
     (graph,) = graphs("experiment=table3")
     whole = stages_of([graph])
     scores = [stage for stage in whole if stage.kind == "scores"]
     for cores, workers in ((64, 32), (2, 1), (1, 1)):
         threads = threads_of(whole, cores)
         assert {threads[stage.id] for stage in scores} == {workers}
-        for stage in scores:
-            assert stage.command(tmp_path, threads[stage.id])[-2:] == ("--workers", str(workers))
+    assert all(stage.many_processes for stage in scores)
     (laptop,) = graphs("experiment=table3", "profile=tiny")
     (judged,) = row(laptop, "pre").measured[-1:]
-    assert "--workers" not in judged.command(tmp_path, 4)
+    assert not judged.many_processes
+
+
+@pytest.mark.parametrize(
+    "jobs",
+    [
+        ["experiment=table1,table2,table3,table4,table10,figures"],
+        ["experiment=table1,table2,table3,table4,table10,controls", "profile=tiny"],
+    ],
+)
+def test_a_request_reads_its_inputs_and_no_other_place(jobs: list[str]) -> None:
+    for stage in stages_of(graphs(*jobs)):
+        named = {path.parts[:2] for path in locations(stage.request)}
+        assert named == {(each.kind, each.id) for each in stage.inputs}, stage.id
+
+
+def locations(value: object) -> Iterator[Path]:
+    """Every path in a request."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, BaseModel):
+        for name in type(value).model_fields:
+            yield from locations(getattr(value, name))
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from locations(item)

@@ -9,11 +9,11 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.config.experiment_schema import load_jobs
 from amnesia_bench.errors import UserError
-from amnesia_bench.pipeline.bookkeeping import LOG, write_orders
+from amnesia_bench.pipeline.bookkeeping import LOG, write_specs
 from amnesia_bench.pipeline.graph import build, stages_of
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.pipeline.status import log_of
-from amnesia_bench.records.stages import StageOrder
+from amnesia_bench.records.stages import StageSpec
 from amnesia_bench.store.layout import stage_path
 
 
@@ -26,19 +26,20 @@ def stages() -> tuple[Stage, ...]:
 def store(stages: tuple[Stage, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store in which every stage of Table 1 at full scale has a log."""
     store = tmp_path_factory.mktemp("store")
-    orders = [
-        StageOrder(
+    specs = [
+        StageSpec(
             id=stage.id,
             kind=stage.kind,
-            command=stage.command(store),
+            front_door=stage.request.front_door,
+            request={},
+            command=(),
             inputs={each.id: each.kind for each in stage.inputs},
-            settings=stage.settings,
             threads=1,
             gpus=0,
         )
         for stage in stages
     ]
-    write_orders(store, orders)
+    write_specs(store, specs)
     for stage in stages:
         (stage_path(store, stage.id) / LOG).write_text(f"$ amnesia {stage.kind}\nlog\n")
     return store
@@ -50,36 +51,37 @@ def test_the_readmes_own_command_prints_the_log_of_the_training(
     assert main(["logs", "sft_miromind_9b-s0", f"--store={store}"]) == 0
     printed = capsys.readouterr()
     assert printed.out == "$ amnesia trained\nlog\n"
-    assert printed.err.startswith("trained/sft_miromind_9b-s0-")
+    assert printed.err.startswith("trained.sft_miromind_9b-s0-")
 
 
 def test_every_stage_is_found_by_its_id_with_its_kind_or_without(
     store: Path, stages: tuple[Stage, ...]
 ) -> None:
     for stage in stages[::7]:
-        for name in (stage.id, f"{stage.kind}/{stage.id}", stage.id[:-1]):
+        for name in (stage.id, stage.id.partition(".")[2], stage.id[:-1]):
             assert log_of(store, name)[0].id == stage.id
 
 
-def test_of_several_each_is_named_so_that_it_can_be_copied(
-    store: Path, stages: tuple[Stage, ...]
-) -> None:
-    with pytest.raises(UserError, match="begins the names of 4 stages") as caught:
-        log_of(store, "recall/sft_miromind_9b-s0")
-    lines = str(caught.value.hint).splitlines()[1:]
-    assert sorted(line.split(" at ")[1] for line in lines) == ["131072", "262144", "32768", "65536"]
-    for line in lines:
-        name = line.split()[0]
-        assert f"recall/{log_of(store, name)[0].id}" == name
-    recall = [stage for stage in stages if stage.kind == "recall"]
-    # Without its hash a title still tells it from the others.
-    assert len({stage.title.replace(stage.id, stage.name) for stage in recall}) == len(recall)
+def test_of_several_each_is_named_so_that_it_can_be_copied(store: Path) -> None:
+    for name in ("recall.sft_miromind_9b-s0", "recall/sft_miromind_9b-s0"):
+        with pytest.raises(UserError, match="begins the names of 8 stages") as caught:
+            log_of(store, name)
+        lines = [line.strip() for line in str(caught.value.hint).splitlines()[1:]]
+        lengths = ["131072", "262144", "32768", "65536"]
+        visible = [line.rpartition("-")[0] for line in lines]
+        assert visible == sorted(
+            f"recall.sft_miromind_9b-s0{variant}.{length}"
+            for variant in ("", "-qk")
+            for length in lengths
+        )
+        for line in (*lines, *visible):
+            assert log_of(store, line)[0].id.startswith(line)
 
 
 def test_a_name_that_there_is_not_is_answered_with_those_that_are_close(store: Path) -> None:
     with pytest.raises(UserError, match="no stage with a log") as caught:
         log_of(store, "sft_mirmind_9b-s0")
-    assert "trained/sft_miromind_9b-s0-" in str(caught.value.hint)
+    assert "trained.sft_miromind_9b-s0-" in str(caught.value.hint)
     with pytest.raises(UserError) as caught:
         log_of(store, "*")
     assert "--stages" in str(caught.value.hint)

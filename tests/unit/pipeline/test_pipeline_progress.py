@@ -33,7 +33,7 @@ def test_each_stage_is_named_once_however_late_it_ends(
             (stage.folder(tmp_path) / MANIFEST).write_text("")
     lines = said.getvalue().splitlines()
     assert [line.partition("]")[0] for line in lines] == [f"[{n}/10" for n in range(3, 11)]
-    assert {line.split()[2] for line in lines} == {stage.id for stage in GRAPH}
+    assert {line.split()[1] for line in lines} == {stage.id for stage in GRAPH}
     assert "\x1b" not in said.getvalue()
 
 
@@ -76,7 +76,7 @@ def test_a_process_of_another_run_is_named_once(
         watcher._look()
         watcher._look()
     assert said.getvalue().splitlines() == [
-        f"waiting for {GRAPH[0].title}: process 4242 on deadhost since yesterday"
+        f"waiting for {GRAPH[0].id}: process 4242 on deadhost since yesterday"
     ]
 
 
@@ -92,4 +92,4 @@ def test_what_turns_out_stale_is_counted_again(
         aside = second.folder(tmp_path).rename(tmp_path / "aside")
         watcher._look()
         aside.rename(second.folder(tmp_path))
-    assert said.getvalue().splitlines() == [f"[2/2] {second.title}  0 s"]
+    assert said.getvalue().splitlines() == [f"[2/2] {second.id}  0 s"]

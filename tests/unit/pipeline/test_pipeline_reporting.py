@@ -16,13 +16,12 @@ from amnesia_bench.pipeline.reporting import (
     is_current,
     mark_current,
 )
-from amnesia_bench.report.building import ReportRequest
+from amnesia_bench.requests.experiments import ReportRequest
 from amnesia_bench.store.layout import MANIFEST
 
 
 def call_of(out: Path, *sources: Path) -> ReportCall:
-    request = ReportRequest(tables=("x",), sources=(), out=out)
-    return ReportCall(request=request, sources=sources)
+    return ReportCall(request=ReportRequest(tables=("x",)), out=out, sources=sources)
 
 
 @pytest.fixture
@@ -62,7 +61,8 @@ def test_a_file_of_somebody_elses_is_no_concern(call: ReportCall) -> None:
 
 
 def test_another_request_is_another_page(call: ReportCall) -> None:
-    request = replace(call.request, overrides=("report.recall.lengths=[1024]",))
+    overrides = {"overrides": ("report.recall.lengths=[1024]",)}
+    request = call.request.model_copy(update=overrides)
     assert not is_current(replace(call, request=request))
     assert edited_files(call) == []
 

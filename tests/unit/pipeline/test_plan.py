@@ -12,10 +12,10 @@ import pytest
 
 from amnesia_bench.cli.main import main
 from amnesia_bench.config.experiment_schema import load_jobs
-from amnesia_bench.costs.estimate import GPUS
+from amnesia_bench.costs.gpus import GPUS
 from amnesia_bench.pipeline.bookkeeping import FAILURE, StageState
 from amnesia_bench.pipeline.graph import build, stages_of
-from amnesia_bench.pipeline.plan import SHARED, Step, by_model, plan
+from amnesia_bench.pipeline.plan import SHARED, Step, by_model, plan_graphs
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.store.layout import MANIFEST, stage_path
 from amnesia_bench.store.lease import holding_lease
@@ -48,7 +48,7 @@ def finish(store: Path, stage: Stage) -> None:
 
 def test_hours_are_split_by_model_and_step(tmp_path: Path) -> None:
     graphs = [build(job) for job in load_jobs(["experiment=table1"])]
-    found = plan(graphs, tmp_path, H100)
+    found = plan_graphs(graphs, tmp_path, H100)
     models = by_model(found.left)
     assert list(models) == ["Jet-Nemotron-2B", "HypeNet-2B", "HypeNet-5B", "HypeNet-9B"]
     hybrid = {*Step} - {Step.PRETRAINING, Step.RANKING}
@@ -67,7 +67,7 @@ def test_a_stage_of_two_experiments_is_counted_once_and_one_of_two_models_is_sha
     tmp_path: Path,
 ) -> None:
     graphs = [build(job) for job in load_jobs(["experiment=table1,table10", "profile=tiny"])]
-    found = plan(graphs, tmp_path, H100)
+    found = plan_graphs(graphs, tmp_path, H100)
     ids = [each.stage.id for each in found.stages]
     assert len(ids) == len(set(ids)) == len(stages_of(graphs))
     owner = {each.stage.name: each.model for each in found.stages if each.stage.kind == "trained"}
@@ -83,7 +83,7 @@ def test_a_stage_of_two_experiments_is_counted_once_and_one_of_two_models_is_sha
 
 def test_ranking_of_layers_has_its_own_hours(tmp_path: Path) -> None:
     graphs = [build(job) for job in load_jobs(["experiment=table10"])]
-    models = by_model(plan(graphs, tmp_path, H100).left)
+    models = by_model(plan_graphs(graphs, tmp_path, H100).left)
     assert all(steps[Step.RANKING].gpu_hours > 0 for steps in models.values())
 
 
@@ -138,7 +138,7 @@ def test_stages_are_listed_behind_what_they_read(
         assert seen.issuperset(stage["inputs"])
         seen.add(stage["id"])
         assert stage["id"] in text
-    assert text.index(" tiny_stage1-s0") < text.index(" tiny_stage2-s0")
+    assert text.index("trained.tiny_stage1-s0") < text.index("trained.tiny_stage2-s0")
 
 
 def test_a_plan_at_full_scale_needs_no_torch(tmp_path: Path) -> None:

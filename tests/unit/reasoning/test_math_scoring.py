@@ -14,11 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from amnesia_bench.config.eval_schema import Think
-from amnesia_bench.reasoning.math import worker
 from amnesia_bench.reasoning.math.equality import Equality, glance
-from amnesia_bench.reasoning.math.pool import ComparisonPool, Failure
+from amnesia_bench.reasoning.math.pool import ALGEBRA, ComparisonPool, Failure
 from amnesia_bench.reasoning.math.reading import read
 from amnesia_bench.reasoning.math.scorer import MathScorer, last_boxed, last_number
+from amnesia_bench.reasoning.math.worker import READY
 from amnesia_bench.reasoning.task import Attempt, ScoringResult
 from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.reasoning.tasks.mathematics import gsm8k_gold
@@ -261,20 +261,20 @@ def test_a_process_that_dies_costs_its_own_answer_only() -> None:
 
 def test_workers_end_with_their_parent() -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", worker.__name__, "5"],
+        [sys.executable, "-m", ALGEBRA, "5"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
     )
     assert process.stdin is not None
     assert process.stdout is not None
-    assert json.loads(process.stdout.readline()) == worker.READY
+    assert json.loads(process.stdout.readline()) == READY
     process.stdin.close()
     assert process.wait(timeout=60) == 0
     process.stdout.close()
 
 
 def test_the_time_limit_holds_where_the_parent_ignores_its_signal() -> None:
-    command = ["sh", "-c", f"trap '' PROF; exec {sys.executable} -m {worker.__name__} 0.2"]
+    command = ["sh", "-c", f"trap '' PROF; exec {sys.executable} -m {ALGEBRA} 0.2"]
     request = json.dumps(["numbers", "9^{9^{9^{9}}} + 1"]).encode() + b"\n"
     done = subprocess.run(command, input=request, capture_output=True, timeout=120)
     assert done.returncode == -signal.SIGPROF

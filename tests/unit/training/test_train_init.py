@@ -8,7 +8,7 @@ import pytest
 
 from amnesia_bench.errors import AmnesiaError, UserError
 from amnesia_bench.training.loss_check import check_loss
-from amnesia_bench.training.models import check_supported, load_model
+from amnesia_bench.training.models import check_supported, load_for_training
 from amnesia_bench.weights.checkpoint import open_checkpoint
 from tests.support.mutations import mutated
 from tests.support.training_runs import write_hypenet, write_teacher
@@ -17,7 +17,7 @@ from tests.support.training_runs import write_hypenet, write_teacher
 def start(folder: Path) -> None:
     checkpoint = open_checkpoint(folder)
     check_supported(checkpoint)
-    check_loss(load_model(checkpoint, "fp32", None, first=True), folder)
+    check_loss(load_for_training(checkpoint, "fp32", None, first=True), folder)
 
 
 @pytest.mark.parametrize("write", [write_hypenet, write_teacher])

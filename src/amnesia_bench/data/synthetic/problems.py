@@ -34,7 +34,7 @@ from amnesia_bench.data.synthetic.words import (
 GAINS = ("bought", "found", "won", "received")
 LOSSES = ("sold", "lost", "used", "dropped")
 
-# `reasoning.tasks.prompts` asks with the same sentence.
+# `reasoning.tasks.mathematics` asks with the same sentence.
 REQUEST = "Please reason step by step, and put your final answer within \\boxed{}."
 
 _TEST_SHARE = 8  # one problem of so many is kept for evaluation

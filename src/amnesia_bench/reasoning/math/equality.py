@@ -145,7 +145,7 @@ class Equality:
         return obstacle_of(self._numbers[form])
 
     def ask(self, how: str, pairs: Sequence[tuple[str, str]]) -> list[Any]:
-        """Compare pairs by algebra; `how` is a request of `worker`."""
+        """Compare pairs by algebra; `how` is a request of `algebra`."""
         return self._pool.run([(how, *forms_to_compare(*pair)) for pair in pairs])
 
 

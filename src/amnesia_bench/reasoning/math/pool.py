@@ -20,8 +20,9 @@ from types import TracebackType
 from typing import Any, Self
 
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError
-from amnesia_bench.reasoning.math import worker as worker_module
+from amnesia_bench.reasoning.math.worker import READY
 
+ALGEBRA = "amnesia_bench.reasoning.math.algebra"
 # CPU time of one comparison: a verdict must not depend on what else the machine is doing. Real
 # answers take milliseconds.
 ANSWER_SECONDS = 2.0
@@ -84,11 +85,11 @@ class ComparisonPool:
     """Workers as many as this process may use cores, started when the first request comes.
 
     Args:
-        worker: the module that they run; see `worker.serve`.
+        worker: the module that they run; see `worker.answer_requests`.
         needs: the package without which it cannot.
     """
 
-    def __init__(self, worker: str = worker_module.__name__, needs: str = "math_verify") -> None:
+    def __init__(self, worker: str = ALGEBRA, needs: str = "math_verify") -> None:
         self._worker, self._needs = worker, needs
         self._workers: list[_Worker] = []
         self._selector = selectors.DefaultSelector()
@@ -177,7 +178,7 @@ class ComparisonPool:
         settled = 0
         for line in lines:
             reply = json.loads(line)
-            if reply == worker_module.READY and not worker.ready:
+            if reply == READY and not worker.ready:
                 worker.ready = True
                 continue
             replies[worker.held.popleft()] = reply

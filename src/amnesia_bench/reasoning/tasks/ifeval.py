@@ -15,7 +15,6 @@ from amnesia_bench.reasoning.task import (
     Attempt,
     BenchmarkSource,
     ReasoningTask,
-    Reducer,
     Row,
     ScoringResult,
 )
@@ -71,6 +70,4 @@ IFEVAL = ReasoningTask(
     ),
     message=_message,
     scorers={"strict": _strict},
-    reducers=(Reducer.AVERAGE,),
-    metric="prompt_level_strict_accuracy",
 )

@@ -12,7 +12,7 @@ from amnesia_bench.reasoning.code.problems import (
     load_problems,
     problems_identity,
 )
-from amnesia_bench.reasoning.task import BenchmarkSource, ProblemSet, ReasoningTask, Reducer, Row
+from amnesia_bench.reasoning.task import BenchmarkSource, ProblemSet, ReasoningTask, Row
 from amnesia_bench.records.reasoning import Checker
 
 
@@ -43,7 +43,6 @@ LIVECODEBENCH = ReasoningTask(
     ),
     message=_message,
     scorers={"strict": ProgramScorer(), "lenient": ProgramScorer(checker=Checker.LENIENT)},
-    reducers=(Reducer.AVERAGE, Reducer.PASS),
     config=CodeEvalConfig,
     load=_load,
 )

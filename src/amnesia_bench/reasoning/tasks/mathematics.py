@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.reasoning.math.scorer import MathScorer
-from amnesia_bench.reasoning.task import BenchmarkSource, ReasoningTask, Reducer, Row
+from amnesia_bench.reasoning.task import BenchmarkSource, ReasoningTask, Row
 
 _MARK = "####"  # before the number in an answer of GSM8K
 # Qwen2.5-Math's and Qwen3's; open-r1 says the same before the problem. The paper names none.
@@ -57,7 +57,6 @@ MATH500 = ReasoningTask(
         "strict": MathScorer(gold=_answer),
         "flexible": MathScorer(gold=_answer, unboxed="any"),
     },
-    reducers=(Reducer.AVERAGE, Reducer.MAJORITY, Reducer.PASS),
 )
 
 # 1,319 grade-school word problems whose answers are numbers (Cobbe et al. 2021).
@@ -76,7 +75,6 @@ GSM8K = ReasoningTask(
         "strict": MathScorer(gold=gsm8k_gold),
         "flexible": MathScorer(gold=gsm8k_gold, unboxed="number"),
     },
-    reducers=(Reducer.AVERAGE, Reducer.MAJORITY, Reducer.PASS),
 )
 
 # The 30 problems of the AIME I and II of 2024; answers are integers from 0 to 999.
@@ -95,5 +93,4 @@ AIME24 = ReasoningTask(
         "strict": MathScorer(gold=_answer),
         "flexible": MathScorer(gold=_answer, unboxed="number"),
     },
-    reducers=(Reducer.AVERAGE, Reducer.MAJORITY, Reducer.PASS),
 )

@@ -1,0 +1,106 @@
+"""Attention maps of one head before and after, and the logarithm of their ratio (Figure 4)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from amnesia_bench.records.attention import PooledAttention
+from amnesia_bench.reporting import svg
+
+_SIDE = 256.0
+_LEFT, _TOP, _GAP, _BOTTOM = 52.0, 26.0, 22.0, 78.0
+_LEVELS = 12  # of shade: neighbours of the same one are drawn as one stroke
+_LOWEST = -5.0  # log10 of the smallest weight that is told apart
+_RATIO = 2.0  # log10 of the largest ratio that is
+
+
+def map_figure(maps: Sequence[PooledAttention]) -> str:
+    """Draw the maps of one head, a panel per checkpoint, and how the last two differ.
+
+    Queries go downwards, keys to the right; thin lines are where the needle begins. Dark is little
+    and bright is much, in grey too; in the last panel dark is where the last checkpoint has less
+    than the one before it.
+    """
+    first = maps[0]
+    panels = [(each.role, _weights(each), each) for each in maps]
+    ratio = len(maps) > 1
+    if ratio:
+        before, after = maps[-2], maps[-1]
+        panels.append((f"log {after.role} / {before.role}", _ratios(before, after), after))
+    parts: list[str] = []
+    for i, (label, shares, of_map) in enumerate(panels):
+        left = _LEFT + i * (_SIDE + _GAP)
+        parts.append(svg.text(left + _SIDE / 2, _TOP - 8, label))
+        parts += _panel(of_map, shares, left)
+    bottom = _TOP + _SIDE
+    parts.append(svg.text(_LEFT - 6, _TOP + 10, "0", anchor="end"))
+    parts.append(svg.text(_LEFT - 6, bottom, str(first.tokens), anchor="end"))
+    parts += _scale(_LEFT, bottom + 24, ["10^-5", "attention", "1"])
+    if ratio:
+        left = _LEFT + (len(panels) - 1) * (_SIDE + _GAP)
+        parts += _scale(left, bottom + 24, ["1/100", "ratio", "100"])
+    size = len(first.rows)
+    caption = (
+        f"layer {first.layer}, head {first.head}; n = 1 prompt of {first.tokens} tokens, needle at "
+        f"{first.needle[0]}; largest weight of each of {size} x {size} tiles"
+    )
+    parts.append(svg.text(_LEFT, bottom + 66, caption, anchor="start"))
+    width = _LEFT + len(panels) * (_SIDE + _GAP)
+    return svg.picture(max(width, 640), bottom + _BOTTOM, caption, parts)
+
+
+def _weights(found: PooledAttention) -> Callable[[int, int], float]:
+    def share(row: int, column: int) -> float:
+        return 1 - _log(found.rows[row][column]) / _LOWEST
+
+    return share
+
+
+def _ratios(before: PooledAttention, after: PooledAttention) -> Callable[[int, int], float]:
+    def share(row: int, column: int) -> float:
+        ratio = _log(after.rows[row][column]) - _log(before.rows[row][column])
+        return 0.5 + ratio / (2 * _RATIO)
+
+    return share
+
+
+def _log(weight: float) -> float:
+    return max(math.log10(weight), _LOWEST) if weight > 0 else _LOWEST
+
+
+def _panel(
+    found: PooledAttention, shares: Callable[[int, int], float], left: float
+) -> Iterator[str]:
+    step = _SIDE / len(found.rows)
+    strokes: dict[int, list[str]] = {}
+    for row in range(len(found.rows)):
+        levels = [_level(shares(row, column)) for column in range(row + 1)]
+        start = 0
+        for column in range(1, row + 2):
+            if column == row + 1 or levels[column] != levels[start]:
+                x, y = left + start * step, _TOP + (row + 0.5) * step
+                stroke = f"M{x:.1f} {y:.1f}h{(column - start) * step:.1f}"
+                strokes.setdefault(levels[start], []).append(stroke)
+                start = column
+    for level, pieces in sorted(strokes.items()):
+        colour = svg.shade(level / (_LEVELS - 1))
+        yield (
+            f'<path d="{"".join(pieces)}" stroke="{colour}" stroke-width="{step + 0.1:.2f}" '
+            'fill="none"/>'
+        )
+    at = _SIDE * found.needle[0] / found.tokens
+    yield svg.line(left, _TOP + at, left + _SIDE, _TOP + at, opacity=svg.PALE)
+    yield svg.line(left + at, _TOP, left + at, _TOP + _SIDE, opacity=svg.PALE)
+
+
+def _level(share: float) -> int:
+    return round(min(max(share, 0.0), 1.0) * (_LEVELS - 1))
+
+
+def _scale(left: float, top: float, words: Sequence[str]) -> Iterator[str]:
+    width = 10.0
+    for level in range(_LEVELS):
+        yield svg.tile(left + level * width, top, width, 10, level / (_LEVELS - 1))
+    for word, x in zip(words, (0.0, 0.5, 1.0), strict=True):
+        yield svg.text(left + x * width * _LEVELS, top + 24, word)

@@ -1,0 +1,139 @@
+"""The report as one page: HTML and inline SVG in a single file, no script, nothing fetched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+from amnesia_bench.records.report import ClaimVerdict, DecidedClaim, Report, TableReport
+from amnesia_bench.reporting.figures import drift_figures, figures_on, heat_maps_on
+from amnesia_bench.reporting.page_tables import Anchors, anchors_of, results, sources
+from amnesia_bench.reporting.text_formats import incomplete
+from amnesia_bench.reporting.wording import (
+    format_condition,
+    format_estimate,
+    format_provenance,
+    format_sample_sizes,
+    legend,
+    summary,
+)
+
+# Signs besides colours: a page may be printed, or read by someone who sees no red.
+_SIGNS = {
+    ClaimVerdict.HOLDS: ("yes", "✓"),
+    ClaimVerdict.DOES_NOT_HOLD: ("no", "✗"),
+    ClaimVerdict.NOT_SHOWN: ("open", "?"),
+}
+_STYLE = Path(__file__).with_name("page.css")
+
+
+def page(report: Report) -> str:
+    """Return the page; its links are relative to the report's folder."""
+    tables, anchors = report.tables, anchors_of(report)
+    title = tables[0].table.title if len(tables) == 1 else f"Report on {len(tables)} tables"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        _contents(tables),
+        "<h2>Claims</h2>",
+        _claims(tables),
+        *(_section(each, anchors) for each in tables),
+        *_drawn("Drift of the weights", drift_figures(report)),
+        "<h2>Sources</h2>",
+        sources([each.table for each in tables], anchors),
+        _list("Notes", report.notes),
+        f"<footer class=muted>{escape(format_provenance(report.made))}"
+        "<details><summary>command</summary>"
+        f"<code>{escape(' '.join(report.made.command))}</code></details></footer>",
+    ]
+    return (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        # Without it a browser asks for favicon.ico.
+        '<link rel="icon" href="data:,">\n'
+        f"<title>{escape(title)}</title>\n<style>\n"
+        f"{_STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
+        + "\n".join(filter(None, body))
+        + "\n</body>\n</html>\n"
+    )
+
+
+def _contents(tables: Sequence[TableReport]) -> str:
+    if len(tables) == 1:
+        return f"<p class=muted>{escape(summary(tables[0]))}</p>"
+    listed = "".join(
+        f"<li><a href=#{escape(each.table.name)}>{escape(each.table.title)}</a> "
+        f"<span class=muted>{escape(summary(each))}</span></li>"
+        for each in tables
+    )
+    return f"<nav><ul>{listed}</ul></nav>"
+
+
+def _claims(tables: Sequence[TableReport]) -> str:
+    bodies = []
+    for each in tables:
+        rows = "".join(_claim(claim) for claim in each.claims)
+        head = f"<tr class=model><th colspan=5>{escape(each.table.title)}</th></tr>"
+        bodies.append(f"<tbody>{head if len(tables) > 1 else ''}{rows}</tbody>" if rows else "")
+    return (
+        "<table class=claims><thead><tr><th>ours<th>points<th>claim<th>the paper's own numbers"
+        f"<th>place</tr></thead>{''.join(bodies)}</table>"
+        "<p class=muted>A claim holds where the 95 % interval of its inequality lies above the "
+        "bound for every model and column it names, and does not hold where it lies below for one. "
+        "The interval speaks of these checkpoints on other prompts, not of other trainings: how "
+        "those differ is seen in the seeds.</p>"
+    )
+
+
+def _claim(claim: DecidedClaim) -> str:
+    name, sign = _SIGNS[claim.verdict]
+    estimates = "".join(
+        f"<div>{_SIGNS[each.verdict][1]} {escape(format_estimate(each, claim.above) or '-')}</div>"
+        for each in claim.conditions
+    )
+    numbers = "".join(
+        f"<li><b>{_SIGNS[each.verdict][1]}</b> {escape(each.model)}, {escape(each.column)}: "
+        f"{escape(format_condition(each, claim.above))}</li>"
+        for each in claim.conditions
+    )
+    return (
+        f'<tr><td class="verdict {name}">{sign} {claim.verdict}</td>'
+        f"<td class=estimates>{estimates}</td>"
+        f"<td>{escape(claim.text)}<details><summary>{escape(claim.formula)}</summary>"
+        f"<ul>{numbers}</ul></details></td>"
+        f"<td>{claim.in_paper}</td><td class=muted>{escape(claim.place)}</td></tr>"
+    )
+
+
+def _section(report: TableReport, anchors: Anchors) -> str:
+    table = report.table
+    maps = "".join(_figure(drawing) for drawing in heat_maps_on(report).values())
+    parts = [
+        f"<section id={escape(table.name)}><h2>{escape(table.title)}</h2>",
+        results(table, anchors),
+        f"<p class=muted>{escape(legend(table))} {escape(format_sample_sizes(table))}</p>",
+        *map(_figure, figures_on(report).values()),
+        f"<details><summary>recall by depth and length</summary>{maps}</details>" if maps else "",
+        _list("Incomplete", incomplete(table)),
+        _list("Of the paper's numbers", table.remarks),
+        _list("Notes on this table", report.notes),
+        "</section>",
+    ]
+    return "\n".join(filter(None, parts))
+
+
+def _drawn(title: str, drawings: dict[str, str]) -> Iterator[str]:
+    if drawings:
+        yield f"<h2>{title}</h2>"
+        yield from map(_figure, drawings.values())
+
+
+def _figure(drawing: str) -> str:
+    # The title of a picture is its caption too.
+    caption = drawing.partition("<title>")[2].partition("</title>")[0]
+    return f"<figure><figcaption>{caption}</figcaption>{drawing}</figure>"
+
+
+def _list(title: str, items: Iterable[str]) -> str:
+    listed = "".join(f"<li>{escape(item)}</li>" for item in items)
+    return f"<h3>{title}</h3><ul>{listed}</ul>" if listed else ""

@@ -1,0 +1,153 @@
+"""Cells read back from the folders that evaluations wrote, and what is known of their making."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.records import codec
+from amnesia_bench.records.artifacts import Parent
+from amnesia_bench.records.evaluation import Cell
+from amnesia_bench.records.report import Origin
+from amnesia_bench.reporting.artifact_files import ArtifactFiles
+from amnesia_bench.reporting.paths import shown, typed_path
+from amnesia_bench.requests.experiments import LabelledCells
+from amnesia_bench.store.files import read_json
+from amnesia_bench.store.hashing import sha256_of
+from amnesia_bench.store.layout import MANIFEST
+
+CELL_FILES = ("cell.json", "cells.json")
+ANSWERS = "generations.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FoundCell:
+    """A cell under the names that the report knows it by, and where it lies.
+
+    `artifact` is the finished folder that holds it, None when nothing published it; `files` reads
+    what lies beside it.
+    """
+
+    model: str
+    method: str
+    seed: str | None
+    cell: Cell
+    path: Path
+    artifact: Path | None
+    origin: Origin
+    files: ArtifactFiles = field(default_factory=ArtifactFiles, compare=False, repr=False)
+
+
+def read_source(
+    source: LabelledCells, out: Path, files: ArtifactFiles
+) -> tuple[tuple[FoundCell, ...], tuple[str, ...]]:
+    """Read every cell below a folder; without cells say why there are none.
+
+    Args:
+        source: the folder, and what its cells are called.
+        out: the report's folder; paths are relative to it.
+        files: reads the folders of this report.
+
+    Raises:
+        UserError: no such folder, a file is cut off, or is not what its manifest says.
+    """
+    if not source.folder.is_dir():
+        raise UserError(f"{source.folder}: no such folder of cells")
+    found: list[FoundCell] = []
+    for path in _visible(source.folder, *CELL_FILES):
+        artifact = _artifact_of(path, source.folder)
+        files.check_hash(path, artifact)
+        found += (
+            FoundCell(
+                model=source.model or cell.model,
+                method=source.method or cell.method,
+                seed=source.seed,
+                cell=cell,
+                path=path,
+                artifact=artifact,
+                origin=_origin(source.seed, path, artifact, cell, out, files),
+                files=files,
+            )
+            for cell in _read_cells(path, artifact)
+        )
+    if found:
+        return tuple(found), ()
+    answers = any(_visible(source.folder, ANSWERS))
+    why = "answers but no cells: not finished, or not scored" if answers else "no cells yet"
+    return (), (f"{typed_path(source.folder)}: {why}",)
+
+
+def _visible(folder: Path, *names: str) -> Iterator[Path]:
+    """Yield files of these names, in order, but none from hidden folders: those are unfinished."""
+    for path in sorted(path for name in names for path in folder.rglob(name)):
+        if not any(part.startswith(".") for part in path.relative_to(folder).parts):
+            yield path
+
+
+def _read_cells(path: Path, artifact: Path | None) -> Iterator[Cell]:
+    try:
+        data = read_json(path)
+        if isinstance(data, list):
+            for i, item in enumerate(data):
+                yield codec.from_json(Cell, item, f"{path}[{i}]")
+        else:
+            yield codec.from_json(Cell, data, str(path))
+    except UserError as error:
+        hint = (
+            "It was cut off or changed by hand: remove it and run its evaluation again."
+            if artifact is None
+            # Its hash is right.
+            else "It is as it was written, so another version of amnesia-bench wrote it: use that."
+        )
+        raise UserError(error.what, hint=hint) from error
+
+
+def _origin(
+    seed: str | None,
+    path: Path,
+    artifact: Path | None,
+    cell: Cell,
+    out: Path,
+    files: ArtifactFiles,
+) -> Origin:
+    manifest = None if artifact is None else files.manifest(artifact)
+    parents = (*cell.parents, *(manifest.parents if manifest else ()))
+    dirty: dict[Path, None] = {}
+    if artifact is not None and manifest is not None and manifest.provenance.dirty:
+        dirty[artifact / MANIFEST] = None
+    _collect_dirty(parents, files, dirty, set())
+    return Origin(
+        seed=seed,
+        path=shown(path if artifact is None else artifact / MANIFEST, out),
+        manifest_sha256=None if artifact is None else sha256_of(artifact / MANIFEST),
+        stage=(artifact or path.parent).name,
+        commit=None if manifest is None else manifest.provenance.commit,
+        dirty=tuple(shown(each, out) for each in dirty),
+    )
+
+
+def _artifact_of(path: Path, top: Path) -> Path | None:
+    """Return the innermost finished artifact that holds a file, no further up than `top`."""
+    for folder in path.parents:
+        if (folder / MANIFEST).is_file():
+            return folder
+        if folder == top:
+            break
+    return None
+
+
+def _collect_dirty(
+    parents: tuple[Parent, ...], files: ArtifactFiles, dirty: dict[Path, None], seen: set[Path]
+) -> None:
+    for parent in parents:
+        place = Path(parent.location)
+        folder = place.parent if place.is_file() else place
+        if folder in seen or not (folder / MANIFEST).is_file():
+            continue
+        seen.add(folder)
+        manifest = files.manifest(folder)
+        if manifest.provenance.dirty:
+            dirty[folder / MANIFEST] = None
+        _collect_dirty(manifest.parents, files, dirty, seen)

@@ -1,0 +1,194 @@
+"""The table as Markdown, CSV and LaTeX (booktabs)."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from urllib.parse import quote
+
+from amnesia_bench.markdown import code, escape
+from amnesia_bench.records import codec
+from amnesia_bench.records.report import (
+    Origin,
+    Report,
+    ReportedCell,
+    ReportTable,
+    TableReport,
+)
+from amnesia_bench.reporting.paths import OUTSIDE
+from amnesia_bench.reporting.wording import (
+    format_condition,
+    format_percent,
+    format_provenance,
+    format_reference,
+    format_sample_sizes,
+    format_value,
+    legend,
+)
+
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+    | {"†": r"$^\dagger$", "*": "$^*$", "<": "$<$", ">": "$>$"}
+)
+_CSV_HEADS = (
+    *("table", "model", "method", "column", "task", "metric", "context_tokens"),
+    *("status", "reason", "value", "theirs", "difference", "low", "high", "interval_method"),
+    *("n", "prompts", "repeats", "seeds", "against_post", "p_value", "pairs", "dirty"),
+    *("stage", "path", "manifest_sha256"),
+)
+
+
+def table_markdown(each: TableReport, report: Report) -> str:
+    """Return what a report says on one of its tables, as Markdown."""
+    table = each.table
+    published = any(cell.theirs is not None for cell in table.cells)
+    heads = ["model", "method", *(escape(f"{c.group} {c.label}".strip()) for c in table.columns)]
+    rows = [
+        [escape(model), escape(label)]
+        + [
+            f"{format_value(cell)} {format_reference(cell, published=published)}".rstrip()
+            for cell in (table.cell(model, method, c.key) for c in table.columns)
+        ]
+        for model in table.models
+        for method, label in table.methods.items()
+    ]
+    lines = [
+        f"## {escape(table.title)}",
+        "",
+        *_markdown_table(heads, rows, left=2),
+        "",
+        legend(table),
+        "",
+    ]
+    if numbers := format_sample_sizes(table):
+        lines += [f"Numbers: {escape(numbers)}.", ""]
+    lines += [f"- {escape(reason)}" for reason in incomplete(table)]
+    lines += ["", "### Claims", ""]
+    lines += _markdown_table(
+        ["claim", "ours", "the paper's own numbers", "place"],
+        [[escape(c.text), f"**{c.verdict}**", c.in_paper, escape(c.place)] for c in each.claims],
+        left=4,
+    )
+    for claim in each.claims:
+        lines += ["", f"{escape(claim.text)} {code(claim.formula)}", ""]
+        lines += [
+            f"- {escape(found.model)}, {escape(found.column)}: {found.verdict}. "
+            + escape(format_condition(found, claim.above))
+            for found in claim.conditions
+        ]
+    lines += ["", "### Sources", "", *_sources(table), ""]
+    notes = (*each.notes, *report.notes)
+    for title, said in (("Of the paper's numbers", table.remarks), ("Notes", notes)):
+        if said:
+            lines += [f"### {title}", "", *(f"- {escape(line)}" for line in said), ""]
+    return "\n".join([*lines, escape(format_provenance(report.made))]) + "\n"
+
+
+def csv_text(table: ReportTable) -> str:
+    """Return one line per place in the table, fractions at full precision."""
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(_CSV_HEADS)
+    columns = {column.key: column for column in table.columns}
+    for cell in table.cells:
+        column, interval, test = columns[cell.column], cell.interval, cell.against_post
+        writer.writerow(
+            [table.name, cell.model, cell.method, cell.column, column.task, column.metric]
+            + [column.context_tokens, cell.status, cell.reason, cell.value, cell.theirs]
+            + [cell.difference]
+            + ([interval.low, interval.high, interval.method] if interval else [None] * 3)
+            + [cell.n, cell.prompts, cell.repeats, " ".join(cell.by_seed)]
+            + ([test.difference, test.p_value, test.n] if test else [None] * 3)
+            + [" ".join(manifest for o in cell.origins for manifest in o.dirty)]
+            + [" ".join(origin.stage for origin in cell.origins)]
+            + [" ".join(origin.path for origin in cell.origins)]
+            + [" ".join(o.manifest_sha256 for o in cell.origins if o.manifest_sha256)]
+        )
+    return file.getvalue()
+
+
+def latex(table: ReportTable) -> str:
+    """Return a `table*` that needs the packages booktabs and graphicx."""
+    groups = [(name, len(list(each))) for name, each in groupby(c.group for c in table.columns)]
+    first = 3
+    rules = []
+    for _, count in groups:
+        rules.append(rf"\cmidrule(lr){{{first}-{first + count - 1}}}")
+        first += count
+    top = [rf"\multicolumn{{{count}}}{{c}}{{{_tex(name)}}}" for name, count in groups]
+    lines = [
+        r"\begin{table*}",
+        rf"\caption{{{_tex(table.title)}. {_tex(legend(table))}}}",
+        r"\centering\resizebox{\textwidth}{!}{%",
+        rf"\begin{{tabular}}{{ll{'r' * len(table.columns)}}}",
+        r"\toprule",
+        " & ".join(["Model", "Method", *top]) + r" \\",
+        "".join(rules),
+        " & ".join(["", "", *(_tex(column.label) for column in table.columns)]) + r" \\",
+    ]
+    for model in table.models:
+        lines.append(r"\midrule")
+        for i, (method, label) in enumerate(table.methods.items()):
+            cells = [_tex_cell(table.cell(model, method, c.key)) for c in table.columns]
+            lines.append(" & ".join([_tex(model) if i == 0 else "", _tex(label), *cells]) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}}", r"\end{table*}"]) + "\n"
+
+
+def incomplete(table: ReportTable) -> Iterator[str]:
+    """Say of each incomplete cell why it is."""
+    for cell in table.cells:
+        if cell.reason is not None:
+            yield f"{cell.model}, {cell.method}, {cell.column}: {cell.reason}"
+
+
+def address(origin: Origin) -> str | None:
+    """Return the address of what vouches for a number, its manifest or else its cell.
+
+    None where it cannot be reached from the report's folder: then stage and hash must do.
+    """
+    return None if origin.path.startswith(f"{OUTSIDE}/") else quote(origin.path)
+
+
+def _sources(table: ReportTable) -> list[str]:
+    rows: dict[tuple[str, ...], None] = {}
+    for cell in table.cells:
+        for origin in cell.origins:
+            link = address(origin)
+            stage = escape(origin.stage)
+            row = (
+                *(escape(cell.model), escape(cell.method), escape(origin.seed or "-")),
+                stage if link is None else f"[{stage}]({link})",
+                *((origin.manifest_sha256 or "-")[:12], escape(origin.commit or "-")),
+            )
+            rows[(*row, escape(", ".join(origin.dirty)) or "no")] = None
+    if not rows:
+        return ["Nothing was measured yet."]
+    heads = ["model", "method", "seed", "stage", "sha256 of its manifest", "commit"]
+    heads.append("uncommitted changes")
+    return _markdown_table(heads, [list(row) for row in rows], left=len(heads))
+
+
+def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
+    rule = ["---" if i < left else "--:" for i in range(len(heads))]
+    return [f"| {' | '.join(row)} |" for row in (heads, rule, *rows)]
+
+
+def json_text(record: object, **more: object) -> str:
+    """Return records as JSON; those with a name stand beside the fields of the first."""
+    data = codec.to_json(record)
+    for name, each in more.items():
+        data[name] = codec.to_json(each)
+    return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _tex(text: str) -> str:
+    return text.translate(_LATEX)
+
+
+def _tex_cell(cell: ReportedCell) -> str:
+    theirs = "" if cell.theirs is None else rf" {{\scriptsize({format_percent(cell.theirs)})}}"
+    return _tex(format_value(cell)) + theirs

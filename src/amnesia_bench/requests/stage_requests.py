@@ -1,0 +1,43 @@
+"""The requests that stages hold, by the front door that answers them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+from amnesia_bench.requests.base import StageRequest
+from amnesia_bench.requests.checkpoints import (
+    ConvertRequest,
+    DownloadRequest,
+    InitializeRequest,
+    RestoreRequest,
+)
+from amnesia_bench.requests.data import (
+    PrepareRequest,
+    SynthesizeRowsRequest,
+    SynthesizeTokenizerRequest,
+)
+from amnesia_bench.requests.reasoning import GenerateRequest, ScoreRequest
+from amnesia_bench.requests.recall import BuildPromptsRequest, EvaluateRequest, RankLayersRequest
+from amnesia_bench.requests.training import TrainRequest
+
+STAGE_REQUESTS: Mapping[str, type[StageRequest]] = MappingProxyType(
+    {
+        request.front_door: request
+        for request in (
+            BuildPromptsRequest,
+            ConvertRequest,
+            DownloadRequest,
+            EvaluateRequest,
+            GenerateRequest,
+            InitializeRequest,
+            PrepareRequest,
+            RankLayersRequest,
+            RestoreRequest,
+            ScoreRequest,
+            SynthesizeRowsRequest,
+            SynthesizeTokenizerRequest,
+            TrainRequest,
+        )
+    }
+)

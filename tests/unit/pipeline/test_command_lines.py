@@ -1,0 +1,68 @@
+"""The command in a stage's log, typed by hand, asks for exactly what the stage asks for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+import amnesia_bench
+from amnesia_bench.cli.main import main
+from amnesia_bench.config.cache_key import cache_key
+from amnesia_bench.pipeline.command_lines import command_line
+from amnesia_bench.pipeline.experiments import graphs_of
+from amnesia_bench.pipeline.graph import stages_of
+from amnesia_bench.pipeline.stage import Stage
+
+EVERYTHING = "experiment=table1,table2,table3,table4,table10,figures"
+
+
+class _Answered(BaseException):
+    pass
+
+
+def asked(
+    command: tuple[str, ...], front_door: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Any, Path]:
+    """Return the request and the output that a command gives to a front door."""
+    received: list[tuple[Any, Path]] = []
+
+    def record(request: Any, out: Path, **_: object) -> NoReturn:
+        received.append((request, out))
+        raise _Answered
+
+    monkeypatch.setattr(amnesia_bench, front_door, record, raising=False)
+    with pytest.raises(_Answered):
+        main(list(command))
+    (only,) = received
+    return only
+
+
+def stages(*overrides: str) -> list[Stage]:
+    """One stage of each kind, name without seed and length, of some experiments."""
+    found = {
+        (stage.kind, stage.name.partition("-s")[0], stage.request.front_door): stage
+        for stage in stages_of(graphs_of(overrides))
+    }
+    return list(found.values())
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (EVERYTHING,),
+        (EVERYTHING + ",controls", "profile=tiny"),
+        ("experiment=table1", "profile=tiny", "restore=qk_blend", "restore.rule.alpha=0.3"),
+        ("experiment=table1", "profile=tiny", "restore.select.heads=[0,1]"),
+    ],
+)
+def test_a_stages_command_parses_into_its_request(
+    overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for stage in stages(*overrides):
+        request = stage.request.below(tmp_path)
+        out = stage.folder(tmp_path) / request.out_file
+        typed, where = asked(command_line(request, out), request.front_door, monkeypatch)
+        assert cache_key(typed) == cache_key(request), stage.id
+        assert where == out
