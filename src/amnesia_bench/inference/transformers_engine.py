@@ -53,6 +53,7 @@ from amnesia_bench.inference.prefix_walk import PrefixWalker
 from amnesia_bench.inference.protocol import EngineOptions, Request
 from amnesia_bench.modeling import HypeNetConfig
 from amnesia_bench.records.evaluation import Generation
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +90,6 @@ class TransformersEngine:
         Raises:
             UserError: it holds no causal LM or tokenizer, or there is no such device.
         """
-        from amnesia_bench.tokenizers.tokenizer import load_tokenizer
-
         tokenizer, device = load_tokenizer(checkpoint), _device(options.device)
         scaling = options.attn_logits_scaling
         changes = {} if scaling is None else {"attn_logits_scaling": scaling}

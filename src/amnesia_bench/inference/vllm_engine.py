@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.inference.decoding import (
     answer_decoder,
@@ -211,8 +213,6 @@ class VllmEngine:
 
     def _check(self, request: Request, shared: Generation) -> None:
         """Compute an answer again without reading the prefix cache, and compare."""
-        import torch
-
         params = self._params(
             max_tokens=request.sampling.max_new_tokens,
             stop=list(request.sampling.stop),

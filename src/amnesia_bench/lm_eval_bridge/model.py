@@ -11,6 +11,8 @@ from typing import Any, NoReturn
 import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import simple_parse_args_string
 from numpy.typing import NDArray
 
 from amnesia_bench.errors import UserError
@@ -38,8 +40,6 @@ def sampling_of(gen_kwargs: Mapping[str, Any], where: str) -> tuple[Sampling, in
     Raises:
         UserError: a key that no engine here has, or a value that is none.
     """
-    from lm_eval.models.utils import normalize_gen_kwargs
-
     normal = normalize_gen_kwargs(dict(gen_kwargs), _DEFAULT_MAX_NEW_TOKENS)
     if unknown := sorted(set(normal) - _KNOWN):
         raise UserError(
@@ -103,8 +103,6 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         cls, arg_string: str, additional_config: dict[str, Any] | None = None
     ) -> AmnesiaLM:
         """Load a checkpoint by lm-eval's `--model_args`; see `create_from_arg_obj`."""
-        from lm_eval.utils import simple_parse_args_string
-
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod

@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lm_eval
+from datasets import Dataset
+
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.lm_eval_bridge.niah_task import given_task, task_config
 from amnesia_bench.recall.niah.tasks import SEED
@@ -99,13 +102,11 @@ def accuracies(lm: Any, tasks: Sequence[RetrievalTask], samples: int | None) -> 
     Raises:
         StageFailedError: lm-eval scored fewer than that.
     """
-    from lm_eval import evaluate
-
     found = {}
     for task in tasks:
         n = task.asked(samples)
         # Not by `simple_evaluate`: see `evaluate_one`.
-        results = evaluate(
+        results = lm_eval.evaluate(
             lm, {"tasks": {task.name: task.task}}, limit=n, bootstrap_iters=0, log_samples=False
         )
         if (scored := results["n-samples"][task.name]["effective"]) != n:
@@ -116,7 +117,6 @@ def accuracies(lm: Any, tasks: Sequence[RetrievalTask], samples: int | None) -> 
 
 
 def _extraction(name: str, data: Path | None) -> RetrievalTask:
-    from datasets import Dataset
     from lm_eval.tasks.fda.task import FDA
     from lm_eval.tasks.swde.task import SWDE
 
@@ -141,7 +141,6 @@ def _extraction(name: str, data: Path | None) -> RetrievalTask:
 
 
 def _squad(tokenizer: Any, data: Path | None) -> RetrievalTask:
-    from datasets import Dataset
     from lm_eval.tasks.ruler import common_utils, qa_utils
 
     questions, texts, source = _squad_questions(qa_utils, data)
