@@ -171,7 +171,8 @@ def _analyze(measurement: str, args: argparse.Namespace) -> ExitCode:
             f"analyze needs torch and transformers ({error}).",
             hint='pip install "amnesia-bench[eval]"',
         ) from error
-    analysis = getattr(measurements, measurement)(args, progress)
+    with progress:
+        analysis = getattr(measurements, measurement)(args, progress)
     analysis.publish(args.out, provenance)
     for sentence in analysis.sentences:
         say(sentence)

@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> ExitCode:
             raise UserError(f"{file}: there is no folder {file.parent}")
     hide_library_bars()
     progress = TerminalProgress()
-    finished = amnesia_bench.check(request, progress=progress.say, count=progress.count)
+    with progress:
+        finished = amnesia_bench.check(request, progress=progress.say, count=progress.count)
     _write(args, finished.folder)
     _print(finished.report, finished.folder, progress)
     regressed = finished.report.verdict is CheckVerdict.REGRESSION

@@ -66,7 +66,10 @@ def _niah(args: argparse.Namespace) -> ExitCode:
     )
     hide_library_bars()
     progress = TerminalProgress()
-    cells = amnesia_bench.evaluate(request, args.out, progress=progress.say, count=progress.count)
+    with progress:
+        cells = amnesia_bench.evaluate(
+            request, args.out, progress=progress.say, count=progress.count
+        )
     if args.json:
         print_json(to_json(cells))
     else:

@@ -21,6 +21,7 @@ from amnesia_bench.lm_eval_bridge.niah_task import given_task, task_config
 from amnesia_bench.recall.niah.tasks import SEED
 from amnesia_bench.records.layer_ranking import RankingTask
 from amnesia_bench.store.files import read_json
+from amnesia_bench.store.json_rows import read_json_rows
 
 SQUAD = "ruler_qa_squad"
 # RULER's own metric is the best match with any of the gold answers, lm-eval's their mean.
@@ -203,23 +204,14 @@ def _hub_rows(dataset: str) -> tuple[Sequence[Mapping[str, str]], str]:
 
 
 def _file_rows(path: Path) -> tuple[Sequence[Mapping[str, str]], str]:
-    try:
-        # Not splitlines: JSON may hold line ends of Unicode's.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error})",
-            hint=f"It should hold the rows of {_HUB[path.stem]} (validation), one JSON a line.",
-        ) from error
-    if lines == [""]:
-        raise UserError(f"{path}: holds no rows")
+    hint = f"It should hold the rows of {_HUB[path.stem]} (validation), one JSON a line."
     rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            rows.append({"text": str(row["text"]), "value": str(row["value"])})
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: no JSON with text and value") from error
+    for number, row in read_json_rows(path, hint):
+        if not isinstance(row, dict) or not {"text", "value"} <= row.keys():
+            raise UserError(f"{path}:{number}: no object with text and value", hint=hint)
+        rows.append({"text": str(row["text"]), "value": str(row["value"])})
+    if not rows:
+        raise UserError(f"{path}: holds no rows", hint=hint)
     return rows, f"file:{path.name}"
 
 

@@ -34,13 +34,13 @@ from amnesia_bench.pipeline.devices import holding_gpus, lending_folder, visible
 from amnesia_bench.pipeline.stage_process import STARTED, run_spec
 from amnesia_bench.printable import message
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
+from amnesia_bench.records.artifacts import Parent, Provenance
 from amnesia_bench.records.stages import StageFailure, StageSpec
 from amnesia_bench.store.files import explain_write_error, make_folder, replace_text
-from amnesia_bench.store.hashing import hashed_entries
 from amnesia_bench.store.layout import MANIFEST, artifact_path, stage_path
 from amnesia_bench.store.lease import Lease, holding_lease
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
+from amnesia_bench.store.publish import manifest_of
 
 _WAIT_SECONDS, _MAX_PAUSE_SECONDS = 0.3, 30.0
 _SAID_CHARACTERS = 1500
@@ -162,12 +162,7 @@ def _finish(
         )
         for name, content in contents.items()
     )
-    manifest = Manifest(
-        kind=spec.kind,
-        parents=tuple(inputs),
-        files=hashed_entries(artifact),
-        provenance=ended_now(provenance),
-    )
+    manifest = manifest_of(artifact, spec.kind, inputs, provenance)
     replace_text(artifact / MANIFEST, json.dumps(manifest.to_json(), indent=2) + "\n")
 
 

@@ -22,7 +22,7 @@ from amnesia_bench.recall.measure import PromptSet
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, find_task
 from amnesia_bench.recall.sequential_check import CheckPlan, CheckResult, compare_checkpoints
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
+from amnesia_bench.records.artifacts import Parent, Provenance
 from amnesia_bench.records.recall import CheckReport, Rule
 from amnesia_bench.requests.recall import (
     CHECK_LENGTHS,
@@ -31,10 +31,8 @@ from amnesia_bench.requests.recall import (
     BuildPromptsRequest,
     CheckRequest,
 )
-from amnesia_bench.store.files import sync_file
-from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST, store_root
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 
 ERROR_RATE = 0.025
@@ -145,20 +143,7 @@ def publish_check(result: CheckResult, work: Path, provenance: Provenance) -> Pa
     with publishing(final) as publication:
         for name, text in files.items():
             (publication.folder / name).write_text(text, encoding="utf-8")
-            sync_file(publication.folder / name)
-        publication.finish(
-            Manifest(
-                kind="check",
-                parents=_parents(result),
-                files=tuple(
-                    file_entry(
-                        publication.folder, name, sha256=sha256_of(publication.folder / name)
-                    )
-                    for name in sorted(files)
-                ),
-                provenance=ended_now(provenance),
-            )
-        )
+        publication.finish("check", _parents(result), provenance)
     return final
 
 

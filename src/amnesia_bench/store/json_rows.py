@@ -1,28 +1,37 @@
-"""Rows of JSON lines and of one JSON array, one by one in bounded memory."""
+"""Rows of JSON lines or of one JSON array, one by one in bounded memory.
+
+Answers that are still being generated have a reader of their own, for lines with checksums.
+"""
 
 from __future__ import annotations
 
 import codecs
 import json
-from collections.abc import Iterable, Iterator
-from typing import IO
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
 
-from amnesia_bench.data.conversation import Row
-from amnesia_bench.data.row_forms import Columns
-from amnesia_bench.data.values import names
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.records import codec
+
+Record = TypeVar("Record")
 
 # Of a row as it is written: some four million tokens, for which a tokenizer takes 1 GB.
 MAX_ROW_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 16
-_JSON_HINT = "One object a line, or one array of objects: jq -c . FILE > rows.jsonl"
 
 
-def json_rows(stream: IO[bytes], location: str, columns: Columns) -> Iterator[tuple[int, Row]]:
-    """Yield the objects of a file of JSON lines, or of one array, with their numbers from 1.
+def json_rows(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[int, object]]:
+    """Yield the values of JSON lines, or the items of one array, with their numbers from 1.
+
+    Args:
+        stream: a file that can seek.
+        location: what it is called in messages.
+        hint: what to do about a file that is not JSON.
 
     Raises:
-        UserError: a line or an item is not a JSON object, or lacks a column; names it.
+        UserError: a line or an item is not JSON in UTF-8, or too large; names it.
     """
     head = stream.read(_CHUNK_BYTES)
     stream.seek(0)
@@ -31,27 +40,34 @@ def json_rows(stream: IO[bytes], location: str, columns: Columns) -> Iterator[tu
             f"{location}: not UTF-8 but UTF-16", hint="iconv -f UTF-16 -t UTF-8 FILE > rows.jsonl"
         )
     is_array = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    read = _array_items if is_array else _lines
-    for number, row in read(stream, location):
-        where = f"{location}:{number}"
-        if not isinstance(row, dict):
-            raise UserError(f"{where}: a {type(row).__name__}, expected an object with fields")
-        require_columns(where, row, columns)
-        yield number, row
+    yield from (_array_items if is_array else _lines)(stream, location, hint)
 
 
-def require_columns(where: str, there: Iterable[str], columns: Columns) -> None:
-    """Refuse a row or a file without a column that every row must have.
+def read_json_rows(path: Path, hint: str) -> Iterator[tuple[int, object]]:
+    """Yield the rows of a file of this machine; see `json_rows`.
 
     Raises:
-        UserError: names what is missing and what is there.
+        UserError: there is no such file, or a row is not JSON.
+        MissingEnvironmentError: it may not be read.
     """
-    for wanted in columns.required:
-        if not any(name in there for name in wanted):
-            raise UserError(
-                f"{where}: no field {' or '.join(wanted)}; it has {names(dict.fromkeys(there))}",
-                hint=columns.hint,
-            )
+    try:
+        with path.open("rb") as stream:
+            yield from json_rows(stream, str(path), hint)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file", hint=hint) from error
+    except OSError as error:
+        raise MissingEnvironmentError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_records(record: type[Record], path: Path, hint: str) -> Iterator[Record]:
+    """Yield the records of a file, one a line; see `read_json_rows`.
+
+    Raises:
+        UserError: there is no such file, or a line is not such a record.
+        MissingEnvironmentError: it may not be read.
+    """
+    for number, row in read_json_rows(path, hint):
+        yield codec.from_json(record, row, f"{path}:{number}")
 
 
 def too_large(where: str) -> UserError:
@@ -62,23 +78,26 @@ def too_large(where: str) -> UserError:
     )
 
 
-def _not_json(where: str, error: Exception) -> UserError:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object, for `object_pairs_hook`; JSON leaves open which of two equal keys counts.
+
+    Raises:
+        ValueError: a key occurs twice.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice!r:.80} occurs twice in one object")
+    return fields
+
+
+def _not_json(where: str, error: Exception, hint: str) -> UserError:
     if isinstance(error, UnicodeDecodeError):
         return UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})")
-    return UserError(f"{where}: not JSON ({error})", hint=_JSON_HINT)
+    return UserError(f"{where}: not JSON ({error})", hint=hint)
 
 
-def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    """Build an object; JSON leaves open which of two equal keys counts."""
-    row = dict(pairs)
-    if len(row) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        raise ValueError(f"the key {twice!r:.80} stands twice in one object")
-    return row
-
-
-def _lines(stream: IO[bytes], location: str) -> Iterator[tuple[int, object]]:
+def _lines(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[int, object]]:
     number = 0
     while line := stream.readline(MAX_ROW_BYTES + 1):
         number += 1
@@ -88,14 +107,14 @@ def _lines(stream: IO[bytes], location: str) -> Iterator[tuple[int, object]]:
         if line.strip():
             try:
                 text = line.decode("utf-8-sig" if number == 1 else "utf-8")
-                row = json.loads(text, object_pairs_hook=_unique)
+                row = json.loads(text, object_pairs_hook=unique_keys)
             except (ValueError, RecursionError) as error:
-                raise _not_json(where, error) from error
+                raise _not_json(where, error, hint) from error
             yield number, row
 
 
-def _array_items(stream: IO[bytes], location: str) -> Iterator[tuple[int, object]]:
-    array = _Array(stream, location)
+def _array_items(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[int, object]]:
+    array = _Array(stream, location, hint)
     array.skip("[")
     number = 0
     while array.next_character() != "]":
@@ -105,17 +124,18 @@ def _array_items(stream: IO[bytes], location: str) -> Iterator[tuple[int, object
         yield number, array.item(f"{location}:{number}")
     array.skip("]")
     if array.next_character():
-        raise UserError(f"{location}: more text after the array", hint=_JSON_HINT)
+        raise UserError(f"{location}: more text after the array", hint=hint)
 
 
 class _Array:
     """The text of one JSON array, item by item; holds little more than one item."""
 
-    def __init__(self, stream: IO[bytes], location: str) -> None:
+    def __init__(self, stream: IO[bytes], location: str, hint: str) -> None:
         self._stream = stream
         self._text_of = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._location = location
-        self._decoder = json.JSONDecoder(object_pairs_hook=_unique)
+        self._hint = hint
+        self._decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
         self._buffer = ""
         self._at = 0
 
@@ -135,7 +155,7 @@ class _Array:
         if found != character:
             what = found or "the end of the file"
             raise UserError(
-                f"{self._location}: not JSON (expected {character}, found {what})", hint=_JSON_HINT
+                f"{self._location}: not JSON (expected {character}, found {what})", hint=self._hint
             )
         self._at += 1
 
@@ -149,9 +169,9 @@ class _Array:
                 if len(self._buffer) - self._at > MAX_ROW_BYTES:
                     raise too_large(where) from None
                 if not self._read_more(where):
-                    raise _not_json(where, error) from error
+                    raise _not_json(where, error, self._hint) from error
             except (ValueError, RecursionError) as error:
-                raise _not_json(where, error) from error
+                raise _not_json(where, error, self._hint) from error
             else:
                 if end - self._at > MAX_ROW_BYTES:
                     raise too_large(where)
@@ -165,6 +185,6 @@ class _Array:
         try:
             more = self._text_of(data, final=not data)
         except UnicodeDecodeError as error:
-            raise _not_json(where, error) from error
+            raise _not_json(where, error, self._hint) from error
         self._buffer, self._at = rest + more, 0
         return bool(data)

@@ -8,17 +8,16 @@ rows at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from amnesia_bench.data.conversation import Row
-from amnesia_bench.data.json_rows import MAX_ROW_BYTES, require_columns, too_large
-from amnesia_bench.data.row_forms import Columns
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.store.json_rows import MAX_ROW_BYTES, too_large
 
 _INDEXED_BYTES = 256 << 20
 # Arrow copies what its dictionary holds with every batch: few and large ones, where it has any.
@@ -31,27 +30,34 @@ _MAX_FIXED_BYTES = 1024
 
 
 def parquet_rows(
-    stream: IO[bytes], location: str, columns: Columns, unread: set[str]
-) -> Iterator[tuple[int, Row]]:
-    """Yield the rows of a file with their numbers, from 1; a null is an absent field.
+    stream: IO[bytes], location: str, choose: Callable[[Sequence[str]], list[str]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a file with their numbers, from 1.
 
-    Adds the columns that are not read to `unread`.
+    Args:
+        stream: a file that can seek.
+        location: what it is called in messages.
+        choose: returns which of the file's columns are to be read.
 
     Raises:
-        UserError: a column is missing, a row is too large, or the file is damaged.
+        UserError: two columns share a name, a row is too large, or the file is damaged.
+        MissingEnvironmentError: pyarrow is not installed.
     """
-    import pyarrow
-    from pyarrow import parquet
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingEnvironmentError(
+            f"{location}: reading Parquet needs pyarrow", hint="pip install pyarrow"
+        ) from error
 
     number = 0
     try:
         table = parquet.ParquetFile(stream)
         schema = table.schema_arrow.names
-        require_columns(location, schema, columns)
-        wanted = [name for name in dict.fromkeys(columns.names) if name in schema]
+        wanted = choose(schema)
         if twice := [name for name in wanted if schema.count(name) > 1]:
             raise UserError(f"{location}: two columns are named {twice[0]}")
-        unread.update(set(schema) - set(wanted))
         texts = [
             leaf.path
             for leaf in map(table.schema.column, range(len(table.schema)))
@@ -73,6 +79,24 @@ def parquet_rows(
     except pyarrow.ArrowException as error:
         what = str(error)[:300]
         raise UserError(f"{location}: not Parquet, or damaged ({what})") from error
+
+
+def read_parquet_rows(
+    path: Path, choose: Callable[[Sequence[str]], list[str]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the rows of a file of this machine; see `parquet_rows`.
+
+    Raises:
+        UserError: there is no such file, or it is not Parquet.
+        MissingEnvironmentError: it may not be read, or pyarrow is not installed.
+    """
+    try:
+        with path.open("rb") as stream:
+            yield from parquet_rows(stream, str(path), choose)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file") from error
+    except OSError as error:
+        raise MissingEnvironmentError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _expanded_bytes(table: Any, i: int, location: str, wanted: list[str]) -> int:
@@ -104,7 +128,7 @@ def _is_below(path: str, columns: list[str]) -> bool:
     return any(path == name or path.startswith(f"{name}.") for name in columns)
 
 
-def _python_rows(batch: Any, where: str, before: int) -> Iterator[Row]:
+def _python_rows(batch: Any, where: str, before: int) -> Iterator[dict[str, Any]]:
     """Yield the rows of a batch, built some at a time; `before` rows of the file came earlier."""
     sizes = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
@@ -123,14 +147,7 @@ def _python_rows(batch: Any, where: str, before: int) -> Iterator[Row]:
                 f"{where}{before + begin + 1} or later: a value that Python cannot hold "
                 f"({error!s:.80})"
             ) from error
-        yield from map(_without_nulls, rows)
-
-
-def _without_nulls(value: Any) -> Any:
-    """Leave out fields that are null: Parquet gives every object the fields of all others."""
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
+        yield from rows
 
 
 def _bytes(array: Any) -> NDArray[np.int64]:
