@@ -76,8 +76,7 @@ def run(args: argparse.Namespace) -> ExitCode:
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}")
     hide_library_bars()
-    progress = TerminalProgress()
-    with progress:
+    with TerminalProgress() as progress:
         finished = amnesia_bench.check(request, progress=progress.say, count=progress.count)
     _write(args, finished.folder)
     _print(finished.report, finished.folder, progress)

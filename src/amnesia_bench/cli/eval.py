@@ -65,8 +65,7 @@ def _niah(args: argparse.Namespace) -> ExitCode:
         **prompt_fields(args),
     )
     hide_library_bars()
-    progress = TerminalProgress()
-    with progress:
+    with TerminalProgress() as progress:
         cells = amnesia_bench.evaluate(
             request, args.out, progress=progress.say, count=progress.count
         )

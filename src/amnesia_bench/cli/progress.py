@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-
-import rich.progress as bars
-from rich.console import Console
+from typing import TYPE_CHECKING, Self
 
 from amnesia_bench.printable import printable
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 _REDRAWS_PER_SECOND = 4
 # The window of the speed estimate: one answer may take minutes, and rich's default is 30 s.
@@ -29,10 +30,10 @@ class TerminalProgress:
 
     def __init__(self, counted: str = "answers") -> None:
         self._counted = counted
-        self._bar: bars.Progress | None = None
+        self._bar: Progress | None = None
 
-    def __enter__(self) -> None:
-        pass
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_: object) -> None:
         self._remove_bar()
@@ -53,7 +54,11 @@ class TerminalProgress:
                 bar = self._bar or self._new_bar(total)
                 bar.update(bar.task_ids[0], completed=done, total=total)
 
-    def _new_bar(self, total: int) -> bars.Progress:
+    def _new_bar(self, total: int) -> Progress:
+        # Where a bar is drawn: rich takes longer to import than most commands to run.
+        import rich.progress as bars
+        from rich.console import Console
+
         self._bar = bars.Progress(
             bars.BarColumn(),
             bars.TextColumn(f"{{task.completed}} of {{task.total}} {self._counted}"),

@@ -14,6 +14,7 @@ from amnesia_bench.store.json_rows import read_records
 from amnesia_bench.store.layout import MANIFEST
 
 Record = TypeVar("Record")
+_HINT = "It was cut off: remove its folder and run the evaluation again."
 
 _HINT = "It was cut off: remove its folder and run the evaluation again."
 
