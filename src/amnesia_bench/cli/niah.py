@@ -18,7 +18,8 @@ from amnesia_bench.cli.niah_options import haystack_of, lengths_of, listed, spli
 from amnesia_bench.cli.output import show, table
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
-from amnesia_bench.requests.recall import NIAH_SAMPLES, NIAH_TASKS, BuildPromptsRequest
+from amnesia_bench.records.ids import RECALL_TASKS
+from amnesia_bench.requests.recall import NIAH_SAMPLES, BuildPromptsRequest
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +29,7 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lengths", required=True, help="context lengths in tokens: 32768,65536,131072,262144"
     )
-    tasks = listed(NIAH_TASKS)
+    tasks = listed(RECALL_TASKS)
     parser.add_argument("--tasks", default=tasks, help=f"some of {tasks} (all)")
     parser.add_argument(
         "--haystack",

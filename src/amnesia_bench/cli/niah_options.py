@@ -11,7 +11,8 @@ from typing import TypedDict
 from amnesia_bench.cli.engine_options import add_engine_arguments
 from amnesia_bench.cli.output import shortened
 from amnesia_bench.errors import UserError
-from amnesia_bench.requests.recall import NIAH_SAMPLES, NIAH_TASKS, HubEssays
+from amnesia_bench.records.ids import RECALL_TASKS
+from amnesia_bench.requests.recall import NIAH_SAMPLES, HubEssays
 
 
 class PromptFields(TypedDict):
@@ -34,7 +35,7 @@ def add_prompt_arguments(
     """
     default = f"default: all in the folder of --prompts; with {otherwise}"
     parser.add_argument("--lengths", help=f"in tokens ({default} {listed(lengths)})")
-    parser.add_argument("--tasks", help=f"({default} {listed(NIAH_TASKS)})")
+    parser.add_argument("--tasks", help=f"({default} {listed(RECALL_TASKS)})")
     parser.add_argument(
         "--samples",
         type=int,

@@ -36,11 +36,11 @@ from amnesia_bench.recall.measure import (
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SEED, find_task, score_needle
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
+from amnesia_bench.records.ids import RECALL_TASKS
 from amnesia_bench.records.recall import RecallSample
 from amnesia_bench.requests.recall import (
     EVALUATE_LENGTHS,
     NIAH_SAMPLES,
-    NIAH_TASKS,
     EvaluateRequest,
 )
 from amnesia_bench.store.checksums import write_checksums
@@ -113,7 +113,7 @@ def _prompts_to_ask(
     return request.samples or NIAH_SAMPLES, [
         (f"{task}@{length}", methodcaller("official", task, length))
         for length in request.lengths or EVALUATE_LENGTHS
-        for task in request.tasks or NIAH_TASKS
+        for task in request.tasks or RECALL_TASKS
     ]
 
 

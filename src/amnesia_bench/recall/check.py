@@ -23,11 +23,11 @@ from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, find_task
 from amnesia_bench.recall.sequential_check import CheckPlan, CheckResult, compare_checkpoints
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent, Provenance
+from amnesia_bench.records.ids import RECALL_TASKS
 from amnesia_bench.records.recall import CheckReport, Rule
 from amnesia_bench.requests.recall import (
     CHECK_LENGTHS,
     NIAH_SAMPLES,
-    NIAH_TASKS,
     BuildPromptsRequest,
     CheckRequest,
 )
@@ -108,7 +108,7 @@ def _prompt_sets(
     build = BuildPromptsRequest(
         tokenizer=request.pre,
         lengths=request.lengths or CHECK_LENGTHS,
-        tasks=request.tasks or NIAH_TASKS,
+        tasks=request.tasks or RECALL_TASKS,
         haystack=request.haystack,
         samples=request.samples or NIAH_SAMPLES,
     )

@@ -16,8 +16,6 @@ from amnesia_bench.store.layout import MANIFEST
 Record = TypeVar("Record")
 _HINT = "It was cut off: remove its folder and run the evaluation again."
 
-_HINT = "It was cut off: remove its folder and run the evaluation again."
-
 
 class ArtifactFiles:
     """Reads manifests and records; what was read is kept as long as this object.

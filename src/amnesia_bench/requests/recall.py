@@ -12,7 +12,6 @@ from amnesia_bench.requests.base import Location, Request, StageRequest
 from amnesia_bench.requests.engines import EngineChoice
 
 # What is asked where neither the request nor a folder of prompts says otherwise.
-NIAH_TASKS = ("niah_single_1", "niah_single_2", "niah_single_3")
 NIAH_SAMPLES = 500
 CHECK_LENGTHS = (32768, 262144)
 EVALUATE_LENGTHS = (32768, 65536, 131072, 262144)
