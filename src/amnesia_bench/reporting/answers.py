@@ -23,7 +23,6 @@ Record = TypeVar("Record")
 SAMPLES, VERDICTS = "samples.jsonl", "verdicts.jsonl"
 _PROMPT_ROLES = ("prompts", "problems")
 _ROUNDING = 1e-9
-_HINT = "It was cut off: remove its folder and run the evaluation again."
 
 
 def answers_of(found: FoundCell) -> Answers:
