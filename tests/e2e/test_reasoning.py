@@ -14,7 +14,7 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.generation import GENERATIONS, RUN
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import PromptRequest
 from amnesia_bench.reasoning.score import CELLS, PROBLEMS, VERDICTS, read_cells
 from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome
@@ -55,7 +55,7 @@ class KilledEngine(FakeEngine):
         super().__init__(answer)
         self._after = after
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         for count, generation in enumerate(super().generate(requests)):
             if count == self._after:
                 os.kill(os.getpid(), signal.SIGKILL)

@@ -17,7 +17,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import Candidate, open_candidate
 from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.load_engine import open_engine
-from amnesia_bench.inference.protocol import Engine, Request, silent
+from amnesia_bench.inference.protocol import Engine, PromptRequest, silent
 from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
 from amnesia_bench.lm_eval_bridge.niah_task import (
     DocumentPromptSet,
@@ -131,7 +131,7 @@ class RecordingEngine:
         """Those of the engine behind it."""
         return self._engine.settings
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         """Answer every request, as soon as all are answered and on disk."""
         self.generations = generate_missing(
             self._engine, requests, self._folder, identity=self._identity

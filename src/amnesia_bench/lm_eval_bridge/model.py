@@ -17,7 +17,13 @@ from numpy.typing import NDArray
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.load_engine import load_engine
-from amnesia_bench.inference.protocol import Engine, EngineOptions, OnDemand, Request, sample_seed
+from amnesia_bench.inference.protocol import (
+    Engine,
+    EngineOptions,
+    OnDemand,
+    PromptRequest,
+    sample_seed,
+)
 from amnesia_bench.lm_eval_bridge.niah_task import DocumentPromptSet
 from amnesia_bench.records.evaluation import SampleKey, Sampling
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer, with_special_tokens
@@ -155,8 +161,8 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         }
         return [answers[prompt.key] for prompt in prompts]
 
-    def _request(self, prompt: _Prompt) -> Request:
-        return Request(
+    def _request(self, prompt: _Prompt) -> PromptRequest:
+        return PromptRequest(
             key=prompt.key,
             tokens=self._tokens(prompt),
             sampling=prompt.sampling,
