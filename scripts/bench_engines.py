@@ -25,7 +25,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from amnesia_bench.inference.prefix_tree import PromptDigest, plan_prefixes, prefill_tokens
-from amnesia_bench.inference.protocol import EngineOptions, Request
+from amnesia_bench.inference.protocol import EngineOptions, PromptRequest
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import load_model_config
@@ -85,7 +85,9 @@ def word_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
     )
 
 
-def needle_requests(samples: int, num_tokens: int, vocab: int, new_tokens: int) -> list[Request]:
+def needle_requests(
+    samples: int, num_tokens: int, vocab: int, new_tokens: int
+) -> list[PromptRequest]:
     """Return greedy requests of `num_tokens` each, their needles spread over the depths."""
     rng = np.random.default_rng(0)
     haystack = rng.integers(0, vocab - 1, num_tokens - NEEDLE_TOKENS - QUESTION_TOKENS)
@@ -97,7 +99,9 @@ def needle_requests(samples: int, num_tokens: int, vocab: int, new_tokens: int) 
         needle, question = (rng.integers(0, vocab - 1, n) for n in (NEEDLE_TOKENS, QUESTION_TOKENS))
         tokens = np.concatenate([haystack[:place], needle, haystack[place:], question])
         key = SampleKey(task="needles", doc=sample, repeat=0)
-        requests.append(Request(key=key, tokens=tokens.astype(np.int32), sampling=how, seed=None))
+        requests.append(
+            PromptRequest(key=key, tokens=tokens.astype(np.int32), sampling=how, seed=None)
+        )
     return requests
 
 
@@ -111,7 +115,7 @@ def peak_rss_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def real_requests(lengths: Sequence[int]) -> dict[int, list[Request]]:
+def real_requests(lengths: Sequence[int]) -> dict[int, list[PromptRequest]]:
     """Return the first prompts of niah_single_2, for a tokenizer with the models' vocabulary."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -134,7 +138,7 @@ def real_requests(lengths: Sequence[int]) -> dict[int, list[Request]]:
     how = Sampling(max_new_tokens=SMALL_NEW_TOKENS, temperature=0.0, top_p=1.0, top_k=None, stop=())
     return {
         prompt_set.context_tokens: [
-            Request(
+            PromptRequest(
                 key=SampleKey(task=prompt_set.name, doc=i, repeat=0),
                 tokens=prompt_set.tokens(i),
                 sampling=how,
@@ -146,12 +150,12 @@ def real_requests(lengths: Sequence[int]) -> dict[int, list[Request]]:
     }
 
 
-def unequal_requests() -> list[Request]:
+def unequal_requests() -> list[PromptRequest]:
     """Return greedy requests of 1,000 to 2,000 random tokens for the laptop's HypeNet."""
     rng = np.random.default_rng(0)
     how = Sampling(max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=None, stop=())
     return [
-        Request(
+        PromptRequest(
             key=SampleKey(task="unequal", doc=i, repeat=0),
             tokens=rng.integers(0, LAPTOP_VOCAB, length).astype(np.int32),
             sampling=how,
@@ -162,7 +166,7 @@ def unequal_requests() -> list[Request]:
 
 
 def answer_in_turn(
-    turns: Connection, name: str, requests: Sequence[Request], how: EngineOptions
+    turns: Connection, name: str, requests: Sequence[PromptRequest], how: EngineOptions
 ) -> None:
     """Give one answer per message, and what it cost; at the end what memory they took in all."""
     torch.set_num_threads(1)
@@ -185,7 +189,7 @@ def answer_in_turn(
 class Way:
     """A process of its own that answers all requests one way, when it is its turn."""
 
-    def __init__(self, name: str, requests: Sequence[Request], how: EngineOptions) -> None:
+    def __init__(self, name: str, requests: Sequence[PromptRequest], how: EngineOptions) -> None:
         context = multiprocessing.get_context("fork")
         self._turns, theirs = context.Pipe()
         self._process = context.Process(
@@ -273,7 +277,7 @@ def print_batches() -> None:
     )
 
 
-def lm_eval_answers(model: Any, vocab: int, requests: Sequence[Request]) -> list[str]:
+def lm_eval_answers(model: Any, vocab: int, requests: Sequence[PromptRequest]) -> list[str]:
     """Answer with lm-eval's `hf` model, one row at a time."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
@@ -301,7 +305,7 @@ def lm_eval_answers(model: Any, vocab: int, requests: Sequence[Request]) -> list
 
 
 def our_answers(
-    model: Any, tokenizer: Any, requests: Sequence[Request], *, share: bool
+    model: Any, tokenizer: Any, requests: Sequence[PromptRequest], *, share: bool
 ) -> list[str]:
     engine = TransformersEngine(model, tokenizer, EngineOptions(share_prefixes=share))
     answers = {answer.key: answer.text for answer in engine.generate(requests)}

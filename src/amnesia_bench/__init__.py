@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from amnesia_bench.config.load import load_data as load_data
     from amnesia_bench.config.load import load_hypenet as load_hypenet
     from amnesia_bench.config.load import load_model as load_model
+    from amnesia_bench.config.load import load_niah as load_niah
     from amnesia_bench.config.load import load_training as load_training
     from amnesia_bench.config.load import load_variant as load_variant
     from amnesia_bench.conversion.conversion import convert as convert
@@ -81,6 +82,7 @@ FRONT_DOORS = {
     "load_data": FrontDoor("config.load"),
     "load_eval": FrontDoor("reasoning.tasks"),
     "load_model": FrontDoor("config.load"),
+    "load_niah": FrontDoor("config.load"),
     "load_hypenet": FrontDoor("config.load"),
     "load_training": FrontDoor("config.load"),
 }

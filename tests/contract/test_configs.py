@@ -2,18 +2,15 @@
 
 import re
 import shutil
-import subprocess
-import sys
-import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel, ValidationError
 
-from amnesia_bench.config import load
+from amnesia_bench.config import files, load
 from amnesia_bench.config.experiment_schema import ExperimentConfig, load_jobs
-from amnesia_bench.config.load import config_dir, load_variant, options
+from amnesia_bench.config.files import config_dir, options, read_config, read_yaml
+from amnesia_bench.config.load import load_variant
 from amnesia_bench.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -26,8 +23,69 @@ def load_config(overrides: list[str]) -> ExperimentConfig:
     return job.config
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("experiment/*.yaml")))
-@pytest.mark.parametrize("profile", sorted(path.stem for path in CONFIGS.glob("profile/*.yaml")))
+GROUPS = sorted(path.name for path in CONFIGS.iterdir() if path.is_dir())
+FILES = sorted(CONFIGS.rglob("*.yaml"))
+
+
+def test_a_name_means_one_config_and_no_file_says_what_it_is_called() -> None:
+    for group in GROUPS:
+        entries = [
+            entry
+            for path in (CONFIGS / group).iterdir()
+            for entry in read_yaml(path).get("configs", ())
+        ]
+        # A file may bear the name of one of its own entries, as miromind does.
+        elsewhere = {
+            path.stem
+            for path in (CONFIGS / group).iterdir()
+            if path.stem not in read_yaml(path).get("configs", ())
+        }
+        assert len({*entries} | elsewhere) == len(entries) + len(elsewhere), group
+        for name in options(group):
+            assert "name" not in read_config(group, name).values
+
+
+def leaves(values: object, path: tuple[str, ...] = ()) -> dict[tuple[str, ...], object]:
+    if not isinstance(values, dict) or not values:
+        return {path: values}
+    return {k: v for key in values for k, v in leaves(values[key], (*path, str(key))).items()}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_what_all_configs_of_a_file_say_is_said_once(path: Path) -> None:
+    content = read_yaml(path)
+    said = [leaves(entry or {}) for entry in content.get("configs", {}).values()]
+    # What is copied, and from where, is said of each repair: it is what a repair is.
+    if len(said) > 1 and path.parent.name != "restore":
+        same = set.intersection(*({(k, repr(v)) for k, v in each.items()} for each in said))
+        assert not same
+
+
+@pytest.mark.parametrize("group", [group for group in GROUPS if group not in ("model", "restore")])
+def test_what_all_files_of_a_group_say_is_said_once(group: str) -> None:
+    paths = list((CONFIGS / group).glob("[!_]*.yaml"))
+    said = [leaves({k: v for k, v in read_yaml(p).items() if k != "extends"}) for p in paths]
+    assert not set.intersection(*({(k, repr(v)) for k, v in each.items()} for each in said))
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_no_file_repeats_what_it_extends(path: Path) -> None:
+    if path.parent == CONFIGS:
+        return
+    content = read_yaml(path)
+    for key, entry in {None: content, **content.get("configs", {})}.items():
+        place = files.Place(path, key)
+        own = leaves({k: v for k, v in (entry or {}).items() if k not in ("extends", "configs")})
+        bases: dict[str, object] = {}
+        for group, base in files.bases_of(place, path.parent.name):
+            bases = files.merged(bases, files.compose(base, group).values)
+        inherited = leaves(bases)
+        repeated = {k for k, v in own.items() if k in inherited and inherited[k] == v and k}
+        assert not repeated, (place, repeated)
+
+
+@pytest.mark.parametrize("name", options("experiment"))
+@pytest.mark.parametrize("profile", options("profile"))
 def test_every_experiment_composes_under_every_profile_it_is_for(name: str, profile: str) -> None:
     overrides = [f"experiment={name}", f"profile={profile}"]
     if (name, profile) == ("controls", "paper"):
@@ -39,11 +97,13 @@ def test_every_experiment_composes_under_every_profile_it_is_for(name: str, prof
     assert set(job.config.scope.reports) <= set(options("report"))
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in CONFIGS.glob("restore/*.yaml")))
-def test_every_variant_is_named_like_its_file_and_says_where_it_comes_from(name: str) -> None:
+@pytest.mark.parametrize("name", options("restore"))
+def test_every_variant_has_its_name_and_says_where_it_comes_from(name: str) -> None:
     assert load_variant(name).name == name
-    comment = (CONFIGS / "restore" / f"{name}.yaml").read_text().splitlines()[0]
-    assert re.match(r"# .*(Table|section|Figure|Not in the paper)", comment)
+    text = (CONFIGS / "restore" / "variants.yaml").read_text()
+    comment = re.search(rf"((?:  #.*\n)+)  {name}:\n", text)
+    assert comment is not None
+    assert re.search(r"Table|section|Figure|Not in the paper", comment[1])
 
 
 def test_the_default_is_qk_restore() -> None:
@@ -184,17 +244,22 @@ def copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The configs in a folder where a test may spoil them."""
     folder = tmp_path / "configs"
     shutil.copytree(CONFIGS, folder)
+    monkeypatch.setattr(files, "config_dir", lambda: folder)
     monkeypatch.setattr(load, "config_dir", lambda: folder)
     return folder
 
 
 def test_a_wrong_key_inside_a_file_is_named(copied: Path) -> None:
-    path = copied / "restore" / "qk.yaml"
-    path.write_text(path.read_text().replace("layers:", "layerz:"))
+    path = copied / "restore" / "variants.yaml"
+    lines = path.read_text().splitlines()
+    line = lines.index("    select: {roles: [q, k]}")
+    lines[line] = "    select: {rolez: [q, k]}"
+    path.write_text("\n".join(lines))
     with pytest.raises(UserError) as caught:
         load_config([])
-    assert caught.value.what.startswith("restore.select.layerz: unknown key")
-    assert "Did you mean layers?" in str(caught.value.hint)
+    said = caught.value.what.splitlines()
+    assert said[0] == f"restore.select.rolez: unknown key ({path}:{line + 1})"
+    assert "Did you mean roles?" in str(caught.value.hint)
 
 
 def test_a_wrong_option_inside_a_file_is_named(copied: Path) -> None:
@@ -206,7 +271,7 @@ def test_a_wrong_option_inside_a_file_is_named(copied: Path) -> None:
 
 @pytest.mark.parametrize("text", ["name: [", "name: a\nname: b\n", "- 1\n", "\tx: 1", ""])
 def test_a_broken_file_is_an_error_of_the_user(copied: Path, text: str) -> None:
-    (copied / "restore" / "qk.yaml").write_text(text)
+    (copied / "restore" / "variants.yaml").write_text(text)
     with pytest.raises(UserError):
         load_config([])
 
@@ -232,33 +297,3 @@ def test_a_config_survives_the_way_through_json() -> None:
 
 def test_configs_are_found_at_the_root_of_the_repository() -> None:
     assert config_dir() in (CONFIGS, ROOT / "src" / "amnesia_bench" / "configs")
-
-
-def test_the_wheel_holds_the_committed_configs_and_nothing_private(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling", reason="hatchling is needed to build a wheel")
-    listed = subprocess.run(["git", "-C", ROOT, "ls-files"], capture_output=True, text=True)
-    if listed.returncode or not listed.stdout:
-        pytest.skip("not a git checkout")
-    clone = tmp_path / "clone"
-    committed = [name for name in listed.stdout.splitlines() if (ROOT / name).is_file()]
-    for name in committed:
-        (clone / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, clone / name)
-    (clone / "configs" / "local").mkdir()
-    (clone / "configs" / "local" / "me.yaml").write_text("token: private")
-
-    # By way of the sdist, as releases are made.
-    hatchling = [sys.executable, "-m", "hatchling", "build", "-d", tmp_path / "dist", "-t"]
-    subprocess.run([*hatchling, "sdist"], cwd=clone, check=True, capture_output=True)
-    (sdist,) = (tmp_path / "dist").glob("*.tar.gz")
-    with tarfile.open(sdist) as archive:
-        archive.extractall(tmp_path / "sdist", filter="data")
-    (source,) = (tmp_path / "sdist").iterdir()
-    subprocess.run([*hatchling, "wheel"], cwd=source, check=True, capture_output=True)
-    (wheel,) = (tmp_path / "dist").glob("*.whl")
-
-    prefix = "amnesia_bench/configs/"
-    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith(prefix)}
-    configs = {name for name in committed if name.startswith("configs/")}
-    assert inside == {f"amnesia_bench/{name}" for name in configs}
-    assert len(inside) > 10

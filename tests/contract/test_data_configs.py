@@ -5,7 +5,8 @@ from itertools import pairwise
 import pytest
 
 from amnesia_bench.config.data_schema import DataConfig, HubSource, SyntheticSource
-from amnesia_bench.config.load import load_option, options
+from amnesia_bench.config.files import options
+from amnesia_bench.config.load import load_option
 from amnesia_bench.errors import UserError
 
 NAMES = options("data")

@@ -4,11 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
-from amnesia_bench.config.load import load_option, options
+from amnesia_bench.cli.main import main
+from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig, NiahConfig
+from amnesia_bench.config.experiment_schema import load_jobs
+from amnesia_bench.config.files import options
+from amnesia_bench.config.load import load_option
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.protocol import sample_seed
 from amnesia_bench.reasoning.tasks import TASKS
+from amnesia_bench.recall.niah import NIAH_SAMPLING
+from amnesia_bench.recall.niah import TASKS as NIAH_TASKS
 from amnesia_bench.records.evaluation import SampleKey
 from amnesia_bench.records.reasoning import Checker
 
@@ -24,15 +29,51 @@ SIZES = {
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_a_task_has_a_config_and_each_value_its_source(task: str) -> None:
+def test_a_task_has_a_config(task: str) -> None:
     assert task in options("eval")
     config = load_option("eval", task, [], TASKS[task].config)
     assert (config.repeats, config.max_new_tokens) == SIZES[task]
     assert config.top_k is None
     assert (config.temperature, config.top_p) == ((0, 1) if task == "ifeval" else (0.6, 0.95))
-    lines = (CONFIGS / f"{task}.yaml").read_text().splitlines()
-    assert lines[0].startswith("# Table ")
-    assert all("# " in line for line in lines if not line.startswith("  "))
+    assert (CONFIGS / f"{task}.yaml").read_text().startswith("# Table ")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_each_value_has_its_source_beside_it(path: Path) -> None:
+    lines = path.read_text().splitlines()
+    assert lines[0].startswith("# ")
+    assert all("# " in line for line in lines if not line.startswith(("  ", "extends: ")))
+
+
+def test_recall_is_asked_as_in_table_1_and_checked_at_its_ends() -> None:
+    niah = load_option("eval", "niah", [], NiahConfig)
+    check = load_option("eval", "check", [], NiahConfig)
+    assert niah.tasks == tuple(NIAH_TASKS)
+    assert niah.lengths == (32768, 65536, 131072, 262144)
+    assert (niah.samples, niah.max_new_tokens) == (500, NIAH_SAMPLING.max_new_tokens)
+    assert check == niah.model_copy(update={"lengths": (niah.lengths[0], niah.lengths[-1])})
+
+
+def test_the_plan_of_the_paper_asks_recall_as_the_commands_do() -> None:
+    (job,) = load_jobs(["experiment=table1", "profile=paper"])
+    niah = load_option("eval", "niah", [], NiahConfig)
+    recall = job.config.profile.recall.model_dump(include=set(NiahConfig.model_fields))
+    assert NiahConfig.model_validate(recall) == niah
+
+
+@pytest.mark.parametrize(
+    ("command", "config"), [("check", "check"), ("eval", "niah"), ("niah", "niah")]
+)
+def test_help_shows_what_is_asked_by_default(
+    command: str, config: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    shown = "".join(capsys.readouterr().out.split())
+    niah = load_option("eval", config, [], NiahConfig)
+    assert ",".join(niah.tasks) in shown
+    assert f"{niah.samples})" in shown
+    assert command == "niah" or ",".join(map(str, niah.lengths)) in shown
 
 
 @pytest.mark.parametrize(

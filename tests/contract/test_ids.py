@@ -7,11 +7,12 @@ from typing import get_args
 import pytest
 
 from amnesia_bench.config.experiment_schema import Experiment, Profile
-from amnesia_bench.config.load import load_option, options
+from amnesia_bench.config.files import options
+from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.reasoning.cells import metrics_of
 from amnesia_bench.reasoning.tasks import TASKS
-from amnesia_bench.recall.niah.tasks import TASKS as NIAH_TASKS
+from amnesia_bench.recall.niah.tasks import TASKS as NEEDLE_TASKS
 from amnesia_bench.records.ids import (
     AFTER_SFT,
     BEFORE_SFT,
@@ -27,7 +28,7 @@ METHODS = get_args(Method)
 
 
 def test_there_is_an_evaluator_for_each_task_and_for_no_other() -> None:
-    assert tuple(NIAH_TASKS) == RECALL_TASKS
+    assert tuple(NEEDLE_TASKS) == RECALL_TASKS
     assert tuple(TASKS) == tuple(REASONING_TASKS)
     assert set(options("eval")) == set(REASONING_TASKS)
 

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from amnesia_bench.config.experiment_schema import Job, load_jobs
-from amnesia_bench.config.load import load_option, options
+from amnesia_bench.config.files import options
+from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.pipeline.graph import Graph, build

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.config.data_schema import DataConfig
-from amnesia_bench.config.load import load_option, load_training, options
+from amnesia_bench.config.files import options
+from amnesia_bench.config.load import load_option, load_training
 from amnesia_bench.config.train_schema import Recipe, TrainConfig
 from amnesia_bench.errors import UserError
 
@@ -131,7 +132,7 @@ def test_a_mixture_takes_the_place_of_that_of_the_stage() -> None:
         ("train.stepz=3", "train.stepz: unknown key", "Did you mean steps?"),
         ("recipe=halo", "recipe=halo: no such option", "Known: fixed, halo_parity"),
         ("recipe.kd_row=all", "recipe.kd_row: unknown key", "Did you mean kd_rows?"),
-        ("steps=3", "steps=3: unknown key", "Known: recipe, train."),
+        ("steps=3", "steps: unknown key", "Known: recipe, train."),
         ("train.steps=0", "train.steps=0", None),
         ("train.micro_batch=5", "global_batch 128 is not a multiple of micro_batch 5", None),
         ("train.optimizer.min_learning_rate=1", "min_learning_rate 1.0 is above", None),

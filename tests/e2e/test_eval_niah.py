@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from amnesia_bench.cli.main import main
-from amnesia_bench.inference.protocol import Engine, Request
+from amnesia_bench.inference.protocol import Engine, PromptRequest
 from amnesia_bench.lm_eval_bridge.niah_task import task_config
 from amnesia_bench.recall.niah import build_prompts
 from amnesia_bench.records.evaluation import Generation
@@ -92,7 +92,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[[Engine], None]:
     return put
 
 
-def oracle(request: Request) -> str:
+def oracle(request: PromptRequest) -> str:
     """Find the value in every prompt but each third, whose last digit comes out wrong."""
     text = byte_tokenizer().decode(request.tokens)
     (value,) = re.findall(r"One of the special magic numbers for [\w-]+ is: (\d+)\.", text)
@@ -191,7 +191,7 @@ class Dying:
         self.after = after
         self.asked: list[int] = []
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         for i, generation in enumerate(FakeEngine(oracle).generate(requests)):
             if i == self.after:
                 raise KeyboardInterrupt

@@ -10,7 +10,7 @@ import yaml
 
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.load import load_option
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import PromptRequest
 from amnesia_bench.lm_eval_bridge.reasoning_tasks import INCLUDE_PATH
 from amnesia_bench.reasoning.tasks import TASKS
 from tests.support.fake_engine import FakeEngine
@@ -22,7 +22,7 @@ pytest.importorskip("math_verify")
 NAMES = ("math500", "gsm8k", "aime24")
 
 
-def says(request: Request) -> str:
+def says(request: PromptRequest) -> str:
     """Right in one form or another, or wrong, or nothing: by document and repeat alone."""
     doc, repeat = request.key.doc, request.key.repeat
     right = doc + 2

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import psutil
 import pytest
 
 from amnesia_bench.cli.main import main
@@ -22,7 +21,7 @@ from amnesia_bench.pipeline.bookkeeping import (
     write_specs,
 )
 from amnesia_bench.pipeline.fork_server import fork_server
-from amnesia_bench.pipeline.run import run_graph
+from amnesia_bench.pipeline.run import StageCounts, run_graph
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.pipeline.stage_process import run_spec
 from amnesia_bench.pipeline.worker import run_stage
@@ -30,15 +29,18 @@ from amnesia_bench.records.stages import StageSpec
 from amnesia_bench.requests.reasoning import ScoreRequest
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.store.layout import MANIFEST, stage_path
+from amnesia_bench.store.processes import parent_of, process_start
 from amnesia_bench.store.scratch import scratch_folder
 from tests.support.pipelines import (
     ROOT,
     driver,
     finished,
+    processes_of,
     small_command,
     small_driver,
     small_graph,
     starts,
+    wait_until,
 )
 
 
@@ -154,7 +156,7 @@ def test_a_failed_stage_is_named_with_its_words_and_the_others_are_done(store: P
     assert str(stage_path(store.resolve(), broken().id) / LOG) in str(e.value.hint)
     assert state_of(store, last.kind, last.id) is StageState.CACHED
     assert state_of(store, "scores", broken().id) is StageState.FAILED
-    assert starts(store, broken()) == 2, "a failed stage is tried a second time"
+    assert starts(store, broken()) == 2, "a stage that fails is tried once more"
 
 
 def boxed(tmp_path: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -219,14 +221,17 @@ def test_a_forked_stage_says_what_a_started_one_does(tmp_path: Path) -> None:
 
 def test_a_fork_server_outlives_a_worker_and_a_stage_the_server(tmp_path: Path) -> None:
     spec = unreadable(tmp_path)
-    before = psutil.Process().children()
     with scratch_folder() as folder, fork_server(folder) as server:
         with socket.socket(socket.AF_UNIX) as hasty:
             hasty.connect(server)
         assert run_spec(tmp_path, spec, tmp_path / "log", (), server) == 2
-        (process,) = set(psutil.Process().children()) - set(before)
-        assert process.is_running()
-        process.kill()
+        (process,) = [
+            int(folder.name)
+            for folder in Path("/proc").glob("[0-9]*")
+            if parent_of(int(folder.name)) == os.getpid()
+            and b"amnesia_bench.pipeline.fork_server" in (folder / "cmdline").read_bytes()
+        ]
+        os.kill(process, signal.SIGKILL)
         assert run_spec(tmp_path, spec, tmp_path / "log", (), server) == 2
 
 
@@ -281,23 +286,53 @@ def test_workers_have_the_environment_of_the_driver_and_leave_no_files(tmp_path:
     assert list(home.iterdir()) == []
 
 
-@pytest.mark.parametrize(("signal_", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("signal_", "code", "words"),
+    [
+        (signal.SIGTERM, 143, ["amnesia run: terminated"]),
+        (signal.SIGINT, 130, ["amnesia run: interrupted"]),
+        (signal.SIGKILL, -9, []),
+    ],
+)
 def test_a_signal_to_the_driver_alone_ends_all_it_started(
-    signal_: signal.Signals, code: int, tmp_path: Path
+    signal_: signal.Signals, code: int, words: list[str], tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
     first = driver(store, "experiment=table1", "profile=smoke")
-    while not list(store.glob("stages/.*.lease")):
-        assert first.poll() is None
-    begun = [each for each in psutil.Process(first.pid).children(recursive=True)]
+    wait_until(lambda: processes_of(store)["command"] != [])
+    assert len(processes_of(store)["driver"]) == 1
+    assert first.poll() is None
     os.kill(first.pid, signal_)
     said, _ = first.communicate(timeout=60)
     assert first.returncode == code
-    assert said.splitlines()[-1] in ("amnesia run: terminated", "amnesia run: interrupted")
-    assert "Traceback" not in said
-    assert psutil.wait_procs(begun, timeout=30)[1] == []
+    assert said.splitlines()[-1:] == words
+    wait_until(lambda: not any(processes_of(store).values()))
     assert list(store.glob("stages/.*.lease")) == []
     assert list(store.glob("stages/*/failure.json")) == []
+
+
+def test_a_command_without_a_server_ends_when_the_driver_is_killed(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    first = small_driver(store, "--without-server")
+    wait_until(lambda: processes_of(store)["command"] != [])
+    assert processes_of(store)["server"] == []
+    os.kill(first.pid, signal.SIGKILL)
+    first.communicate(timeout=60)
+    wait_until(lambda: not any(processes_of(store).values()))
+    assert list(store.glob("stages/.*.lease")) == []
+    assert list(store.glob("stages/*/failure.json")) == []
+
+
+def test_a_command_without_a_server_ends_when_its_worker_is_killed(tmp_path: Path) -> None:
+    store = tmp_path / "store"
+    driver = small_driver(store, "--without-server")
+    wait_until(lambda: processes_of(store)["command"] != [])
+    (command,), (worker,) = processes_of(store)["command"], processes_of(store)["worker"]
+    os.kill(worker, signal.SIGKILL)
+    wait_until(lambda: process_start(command) in (None, -1))
+    said, _ = driver.communicate(timeout=120)
+    assert said.splitlines()[-1] == str(StageCounts(cached=0, done=3))
+    assert starts(store, small_graph()[0]) >= 2, "the command that was ended, and the next"
 
 
 def test_a_manifest_names_the_stages_that_were_read(made: Path) -> None:

@@ -7,45 +7,14 @@ import random
 import re
 import signal
 import time
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
-from tests.support.pipelines import driver, finished
+from tests.support.pipelines import driver, finished, processes_of
 
 EXPERIMENT = ("experiment=table1", "profile=smoke")
 KILLS = 12
-
-
-def processes_of(store: Path) -> dict[str, list[int]]:
-    """Return the pids of the drivers, servers, workers and commands of a store, and of no other."""
-    found: dict[str, list[int]] = {"driver": [], "server": [], "worker": [], "command": []}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended meanwhile
-            if f"AMNESIA_STORE={store}" not in words(folder / "environ"):
-                continue
-            parent = (folder / "stat").read_text().rpartition(")")[2].split()[1]
-            if kind := _kind(words(folder / "cmdline"), words(Path(f"/proc/{parent}/cmdline"))):
-                found[kind].append(int(folder.name))
-    return found
-
-
-def words(path: Path) -> list[str]:
-    """Return the parts of a file of /proc."""
-    return path.read_bytes().decode(errors="replace").split("\0")
-
-
-def _kind(command: list[str], parent: list[str]) -> str | None:
-    if (
-        "amnesia_bench.pipeline.fork_server" in command
-    ):  # a child of the server has its command line
-        return "command" if "amnesia_bench.pipeline.fork_server" in parent else "server"
-    if "amnesia_bench.pipeline.worker" in command:
-        return "worker"
-    if "amnesia_bench.cli.main" in command:
-        return "driver" if "run" in command else "command"
-    return None
 
 
 def cells(store: Path) -> dict[str, object]:

@@ -184,10 +184,10 @@ def test_without_network_the_way_out_is_named(task: str, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("file", "content", "problem"),
     [
-        ("fda.jsonl", None, "fda.jsonl: cannot be read"),
+        ("fda.jsonl", None, "fda.jsonl: no such file"),
         ("fda.jsonl", "", "fda.jsonl: holds no rows"),
-        ("fda.jsonl", '{"text": "a"}\n', "fda.jsonl, line 1: no JSON with text and value"),
-        ("swde.jsonl", '{"text": "a", "value": "b"}\n{\n', "swde.jsonl, line 2"),
+        ("fda.jsonl", '{"text": "a"}\n', "fda.jsonl:1: no object with text and value"),
+        ("swde.jsonl", '{"text": "a", "value": "b"}\n{\n', "swde.jsonl:2: not JSON"),
         ("dev-v2.0.json", None, "dev-v2.0.json: no such file"),
         ("dev-v2.0.json", '{"data": [{}]}', "not of the form of SQuAD's"),
         ("dev-v2.0.json", '{"data": []}', "holds no question with an answer"),

@@ -14,7 +14,7 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.generation import GENERATIONS, RUN
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import PromptRequest
 from amnesia_bench.reasoning.score import CELLS, PROBLEMS, VERDICTS, read_cells
 from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome
@@ -55,7 +55,7 @@ class KilledEngine(FakeEngine):
         super().__init__(answer)
         self._after = after
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         for count, generation in enumerate(super().generate(requests)):
             if count == self._after:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -152,7 +152,7 @@ def test_a_comparison_with_scores_of_other_answers_is_refused(tmp_path: Path) ->
     [
         (lambda text: text.replace("1.0", "0.0", 1), "changed since its cells were made"),
         (lambda text: "".join(text.splitlines(True)[:-1]), "changed since its cells were made"),
-        (lambda text: None, "cannot be read"),
+        (lambda text: None, r"problems\.jsonl: no such file\nScore the answers again"),
     ],
 )
 def test_values_of_problems_that_changed_are_not_compared(

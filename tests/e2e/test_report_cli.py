@@ -283,7 +283,7 @@ def test_bad_input_is_named_and_nothing_is_written(
     assert f"{other}/cells.json" in both
     assert "two cells for one place (tiny, post, niah_single_2 recall at 4096)" in both
     assert f"{cut}/cells.json" in said(f"tiny={cut}")
-    assert f"{torn}/samples.jsonl, line 30: not JSON" in said(f"tiny={torn}")
+    assert f"{torn}/samples.jsonl:30: not JSON" in said(f"tiny={torn}")
     assert f"{flipped}/samples.jsonl: is not what" in said(f"tiny={flipped}")
     assert "the answers beside it make" in said(f"tiny={mixed}")
     assert "it was changed since" in said(f"tiny={changed}")

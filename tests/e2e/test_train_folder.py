@@ -173,12 +173,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         ),
         r"is not a path inside",
     ),
-    "complete a list": (lambda f: edit_json(f / COMPLETE, lambda _: [1]), "expected dict, got"),
+    "complete a list": (
+        lambda f: edit_json(f / COMPLETE, lambda _: [1]),
+        "expected an object, got",
+    ),
     "tensors gone": (lambda f: (f / SAVED / "__0_0.distcp").unlink(), "__0_0.distcp: .*missing"),
     "settings gone": (lambda f: (f / "training.json").unlink(), r"and no training.json"),
     "settings a list": (
         lambda f: (f / "training.json").write_text("[[]]"),
-        r"training.json: expected dict, got",
+        r"training.json: expected an object, got",
     ),
     "settings without parents": (
         lambda f: edit_json(f / "training.json", renamed("parents")),

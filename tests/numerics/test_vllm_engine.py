@@ -14,7 +14,7 @@ import torch
 
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.inference.load_engine import load_engine
-from amnesia_bench.inference.protocol import EngineOptions, Request
+from amnesia_bench.inference.protocol import EngineOptions, PromptRequest
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.records.evaluation import FinishReason, Generation, SampleKey, Sampling
 
@@ -69,7 +69,7 @@ def engine(checkpoint: Path) -> Iterator[VllmEngine]:
     engine._llm.llm_engine.engine_core.shutdown()
 
 
-def prompts(sampling: Sampling, *, count: int = 6) -> list[Request]:
+def prompts(sampling: Sampling, *, count: int = 6) -> list[PromptRequest]:
     """A haystack of 1,500 tokens, a needle at a sixth, two sixths, ..., and the same question."""
     random = np.random.default_rng(1)
     haystack = random.integers(1, VOCABULARY, 1500)
@@ -79,7 +79,7 @@ def prompts(sampling: Sampling, *, count: int = 6) -> list[Request]:
         needle = random.integers(1, VOCABULARY, 9)
         tokens = np.concatenate([haystack[:cut], needle, haystack[cut:]]).astype(np.int32)
         key = SampleKey(task="niah", doc=doc, repeat=0)
-        requests.append(Request(key=key, tokens=tokens, sampling=sampling, seed=None))
+        requests.append(PromptRequest(key=key, tokens=tokens, sampling=sampling, seed=None))
     return requests
 
 
@@ -153,7 +153,7 @@ def test_sampled_answers_depend_on_their_seed_alone(engine: VllmEngine) -> None:
     plain = VllmEngine(engine._llm, engine.tokenizer, EngineOptions(), engine._ends)
     (first, *_) = prompts(sampling)
     asked = [
-        Request(
+        PromptRequest(
             key=SampleKey(task="t", doc=0, repeat=repeat),
             tokens=first.tokens,
             sampling=sampling,
@@ -171,7 +171,7 @@ def test_sampled_answers_depend_on_their_seed_alone(engine: VllmEngine) -> None:
 def test_a_prompt_that_does_not_fit_is_refused(engine: VllmEngine) -> None:
     long = np.ones(CONTEXT - 5, np.int32)
     key = SampleKey(task="niah@4096", doc=3, repeat=0)
-    request = Request(key=key, tokens=long, sampling=greedy(), seed=None)
+    request = PromptRequest(key=key, tokens=long, sampling=greedy(), seed=None)
     with pytest.raises(UserError, match="niah@4096 document 3: 4,091 prompt tokens"):
         list(engine.generate([request]))
 
@@ -181,7 +181,7 @@ def test_a_wrong_answer_out_of_the_cache_is_a_failure(
 ) -> None:
     answers = engine._answers
 
-    def corrupted(batch: Sequence[Request]) -> list[Generation]:
+    def corrupted(batch: Sequence[PromptRequest]) -> list[Generation]:
         from dataclasses import replace
 
         return [replace(g, tokens=(g.tokens[0] ^ 1, *g.tokens[1:])) for g in answers(batch)]

@@ -20,7 +20,7 @@ PLACES = {
     "hash": ("amnesia_bench.training.checkpoints", "sha256_of"),
     "complete": ("amnesia_bench.training.checkpoints", "write_json"),
     "renamed": ("amnesia_bench.training.checkpoints", "sync_folder"),
-    "export": ("amnesia_bench.training.export", "file_entry"),
+    "export": ("amnesia_bench.store.hashing", "file_entry"),
 }
 
 

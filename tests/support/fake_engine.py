@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import PromptRequest
 from amnesia_bench.records.evaluation import FinishReason, Generation
 
 
@@ -17,7 +17,7 @@ class FakeEngine:
         answer: the text that a model would say to a request, then its end token.
     """
 
-    def __init__(self, answer: Callable[[Request], str]) -> None:
+    def __init__(self, answer: Callable[[PromptRequest], str]) -> None:
         self._answer = answer
 
     @property
@@ -25,12 +25,12 @@ class FakeEngine:
         """The name of the engine; nothing else may change an answer."""
         return {"engine": "fake"}
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         """Answer every request, in order."""
         for i in range(len(requests)):
             yield self._generation(requests[i])
 
-    def _generation(self, request: Request) -> Generation:
+    def _generation(self, request: PromptRequest) -> Generation:
         text, reason = self._answer(request), FinishReason.EOS
         ends = [text.find(stop) for stop in request.sampling.stop if stop in text]
         if ends:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnesia_bench.inference.candidates import Candidate
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import PromptRequest
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import FinishReason, Generation
 from amnesia_bench.store.held_files import HeldFiles
@@ -62,12 +62,12 @@ class PlantedEngine:
     def settings(self) -> Mapping[str, str]:
         return {"engine": "planted"}
 
-    def text(self, request: Request) -> str:
+    def text(self, request: PromptRequest) -> str:
         length, i = map(int, request.tokens)
         known = np.random.default_rng([self.seed, length, i]).random() < self.accuracy
         return f" v{i}." if known else self.wrong
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         for position in range(len(requests)):
             request = requests[position]
             self.answered.append(request.key.doc)

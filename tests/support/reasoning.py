@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.load import load_option
 from amnesia_bench.inference.generation import GENERATIONS, RUN, read_run_record
-from amnesia_bench.inference.protocol import Engine, Request
+from amnesia_bench.inference.protocol import Engine, PromptRequest
 from amnesia_bench.reasoning.answering import AnswerPlan, answer_problems, window_of
 from amnesia_bench.reasoning.compare import compare
 from amnesia_bench.reasoning.documents import task_documents
@@ -90,7 +90,7 @@ def config_of(task: str, *overrides: str) -> EvalConfig:
     return load_option("eval", task, [*fewer, *overrides], task_named(task).config)
 
 
-def answer(request: Request) -> str:
+def answer(request: PromptRequest) -> str:
     """Answer right or wrong, in one form or another, or not at all: as the seed or place says."""
     key = request.key
     if key.task == "ifeval":

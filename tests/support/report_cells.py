@@ -15,11 +15,10 @@ from amnesia_bench.reasoning.problem_statistics import mean_estimate
 from amnesia_bench.recall.measure import prompt_requests, recall_cell, recall_of, recall_sample
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Manifest, Parent
+from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.reasoning import ProblemValues
-from amnesia_bench.store.hashing import file_entry, sha256_of
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 from tests.support.fake_prompt_sets import BareTokenizer, FakePromptSet, PlantedEngine, candidate
 
@@ -135,12 +134,7 @@ def publish(folder: Path, files: dict[str, Sequence[object]], *, dirty: bool = F
             lines = "".join(json.dumps(each) + "\n" for each in plain)
             text = json.dumps(plain) if name.endswith(".json") else lines
             (work.folder / name).write_text(text)
-        entries = tuple(
-            file_entry(work.folder, name, sha256=sha256_of(work.folder / name)) for name in files
-        )
-        work.finish(
-            Manifest(kind="test", parents=(), files=entries, provenance=ended_now(provenance))
-        )
+        work.finish("test", (), provenance)
     return folder
 
 

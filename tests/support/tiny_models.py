@@ -9,7 +9,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import PromptRequest
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.records.evaluation import SampleKey, Sampling
 from tests.support.pico import PICOS
@@ -85,12 +85,12 @@ def needle_prompts(
 
 def requests_of(
     prompts: list[np.ndarray[Any, np.dtype[np.int32]]], new: int = 6, **sampling: Any
-) -> list[Request]:
+) -> list[PromptRequest]:
     """Make one request per prompt; greedy unless told otherwise, with the seed of its place."""
     values: dict[str, Any] = {"temperature": 0.0, "top_p": 1.0, "top_k": None, "stop": ()}
     how = Sampling(max_new_tokens=new, **(values | sampling))
     return [
-        Request(
+        PromptRequest(
             key=SampleKey(task="needles", doc=i, repeat=0),
             tokens=tokens,
             sampling=how,

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
+from amnesia_bench.records.artifacts import Parent, Provenance
 from amnesia_bench.store.files import write_json
-from amnesia_bench.store.hashing import hashed_entries
-from amnesia_bench.store.provenance import ended_now
 from amnesia_bench.store.publish import publishing
 
 KIND = "analysis"
@@ -32,11 +30,4 @@ def write_analysis(
             write_json(work.folder / f"{name}.json", codec.to_json(record))
         for name, drawing in figures.items():
             (work.folder / f"{name}.svg").write_text(drawing, encoding="utf-8")
-        work.finish(
-            Manifest(
-                kind=KIND,
-                parents=tuple(dict.fromkeys(parents)),
-                files=hashed_entries(work.folder),
-                provenance=ended_now(provenance),
-            )
-        )
+        work.finish(KIND, dict.fromkeys(parents), provenance)

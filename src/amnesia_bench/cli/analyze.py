@@ -162,7 +162,6 @@ def _analyze(measurement: str, args: argparse.Namespace) -> ExitCode:
     if args.out.exists():
         raise UserError(f"{args.out}: already exists", hint="Choose another --out.")
     hide_library_bars()
-    progress = TerminalProgress("texts")
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={"resampling": args.seed})
     try:
         measurements = import_module("amnesia_bench.cli.measurements")  # torch, for all of them
@@ -171,7 +170,8 @@ def _analyze(measurement: str, args: argparse.Namespace) -> ExitCode:
             f"analyze needs torch and transformers ({error}).",
             hint='pip install "amnesia-bench[eval]"',
         ) from error
-    analysis = getattr(measurements, measurement)(args, progress)
+    with TerminalProgress("texts") as progress:
+        analysis = getattr(measurements, measurement)(args, progress)
     analysis.publish(args.out, provenance)
     for sentence in analysis.sentences:
         say(sentence)

@@ -24,7 +24,7 @@ from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.recall.check_summary import columns, headline, heat_rows, notes, row
 from amnesia_bench.records.recall import TOLERATED_DROP, CheckReport, CheckVerdict
-from amnesia_bench.requests.recall import CHECK_LENGTHS, CheckRequest
+from amnesia_bench.requests.recall import CheckRequest
 from amnesia_bench.store.files import explaining_write_errors, replace_text
 
 
@@ -41,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source.add_argument(
         "--haystack", help="build the prompts: hub, hub@REVISION, or a file or folder of essays"
     )
-    add_prompt_arguments(parser, CHECK_LENGTHS, "--haystack")
+    add_prompt_arguments(parser, amnesia_bench.load_niah("check"), "--haystack")
     parser.add_argument(
         "--margin",
         type=float,
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> ExitCode:
         if file is not None and not file.parent.is_dir():
             raise UserError(f"{file}: there is no folder {file.parent}")
     hide_library_bars()
-    progress = TerminalProgress()
-    finished = amnesia_bench.check(request, progress=progress.say, count=progress.count)
+    with TerminalProgress() as progress:
+        finished = amnesia_bench.check(request, progress=progress.say, count=progress.count)
     _write(args, finished.folder)
     _print(finished.report, finished.folder, progress)
     regressed = finished.report.verdict is CheckVerdict.REGRESSION

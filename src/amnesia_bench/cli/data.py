@@ -8,11 +8,12 @@ r"""Prepare training data once, look at what was prepared, or make texts to go w
   amnesia data synthesize tokenizer --out data/tokenizer
   amnesia data synthesize test_problems --rows 200 --seed 1 --out data/problems
 
-`prepare` takes a file of configs/data. For files of your own there are messages, sharegpt, alpaca
-and prompt_response; generated data need no download and no input. Killed, the same command resumes
-with the input files that are not done. `inspect` compares the files with their hashes and prints
-the counts. `synthesize` writes what training does not read through `prepare`: the tokenizer for
-generated texts, problems to evaluate on, a haystack; or the rows of any generator, to look at.
+`prepare` takes a name of configs/data or a config of your own (path/to/mine.yaml). For rows of
+your own there are messages, sharegpt, alpaca and prompt_response; generated data need no download
+and no input. Killed, the same command resumes with the input files that are not done. `inspect`
+compares the files with their hashes and prints the counts. `synthesize` writes what training does
+not read through `prepare`: the tokenizer for generated texts, problems to evaluate on, a haystack;
+or the rows of any generator, to look at.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ _MAX_COLUMNS = 20
 
 
 def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", metavar="CONFIG", help="a file of configs/data")
+    parser.add_argument(
+        "config", metavar="CONFIG", help="a name of configs/data, or path/to/mine.yaml"
+    )
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="folder of the checkpoint to train"
     )

@@ -26,22 +26,22 @@ from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.records.codec import to_json
 from amnesia_bench.records.evaluation import Cell
-from amnesia_bench.requests.recall import EVALUATE_LENGTHS, NIAH_MAX_NEW_TOKENS, EvaluateRequest
+from amnesia_bench.requests.recall import EvaluateRequest
 
 
 def _add_niah_arguments(parser: argparse.ArgumentParser) -> None:
+    defaults = amnesia_bench.load_niah()
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompts", type=Path, help="folder that `amnesia niah build` wrote")
     source.add_argument("--official-data", action="store_true", help="let lm-eval make the prompts")
     parser.add_argument("--out", type=Path, required=True, help="folder for answers and scores")
     parser.add_argument("--method", default="", help="the row's label in a table: +QK-Restore")
-    add_prompt_arguments(parser, EVALUATE_LENGTHS, "--official-data")
+    add_prompt_arguments(parser, defaults, "--official-data")
     parser.add_argument(
         "--max-new-tokens",
         type=int,
-        default=NIAH_MAX_NEW_TOKENS,
-        help=f"maximum tokens per answer ({NIAH_MAX_NEW_TOKENS}, as in lm-eval)",
+        help=f"maximum tokens per answer ({defaults.max_new_tokens}, as in lm-eval)",
     )
     parser.add_argument(
         "--verify-prefix",
@@ -65,8 +65,10 @@ def _niah(args: argparse.Namespace) -> ExitCode:
         **prompt_fields(args),
     )
     hide_library_bars()
-    progress = TerminalProgress()
-    cells = amnesia_bench.evaluate(request, args.out, progress=progress.say, count=progress.count)
+    with TerminalProgress() as progress:
+        cells = amnesia_bench.evaluate(
+            request, args.out, progress=progress.say, count=progress.count
+        )
     if args.json:
         print_json(to_json(cells))
     else:

@@ -16,7 +16,9 @@ from amnesia_bench.requests.checkpoints import InitializeRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", required=True, help="a file of configs/model")
+    parser.add_argument(
+        "--model", required=True, help="a name of configs/model, or path/to/mine.yaml"
+    )
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="folder of its tokenizer (tokenizer.json)"
     )

@@ -18,7 +18,7 @@ from amnesia_bench.cli.niah_options import haystack_of, lengths_of, listed, spli
 from amnesia_bench.cli.output import show, table
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
-from amnesia_bench.requests.recall import NIAH_SAMPLES, NIAH_TASKS, BuildPromptsRequest
+from amnesia_bench.requests.recall import BuildPromptsRequest
 
 
 def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,8 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--lengths", required=True, help="context lengths in tokens: 32768,65536,131072,262144"
     )
-    tasks = listed(NIAH_TASKS)
+    defaults = amnesia_bench.load_niah()
+    tasks = listed(defaults.tasks)
     parser.add_argument("--tasks", default=tasks, help=f"some of {tasks} (all)")
     parser.add_argument(
         "--haystack",
@@ -38,8 +39,8 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--samples",
         type=int,
-        default=NIAH_SAMPLES,
-        help=f"prompts per task and length ({NIAH_SAMPLES})",
+        default=defaults.samples,
+        help=f"prompts per task and length ({defaults.samples})",
     )
     parser.add_argument(
         "--repeat", action="store_true", help="repeat a haystack that is too short, and record it"

@@ -10,8 +10,9 @@ from typing import TypedDict
 
 from amnesia_bench.cli.engine_options import add_engine_arguments
 from amnesia_bench.cli.output import shortened
+from amnesia_bench.config.eval_schema import NiahConfig
 from amnesia_bench.errors import UserError
-from amnesia_bench.requests.recall import NIAH_SAMPLES, NIAH_TASKS, HubEssays
+from amnesia_bench.requests.recall import HubEssays
 
 
 class PromptFields(TypedDict):
@@ -23,22 +24,22 @@ class PromptFields(TypedDict):
 
 
 def add_prompt_arguments(
-    parser: argparse.ArgumentParser, lengths: Sequence[int], otherwise: str
+    parser: argparse.ArgumentParser, defaults: NiahConfig, otherwise: str
 ) -> None:
     """Add what chooses prompts and what answers them.
 
     Args:
         parser: of the command.
-        lengths: the default where there is no folder of prompts.
+        defaults: the prompts where there is no folder of them.
         otherwise: the option that then takes the place of --prompts.
     """
     default = f"default: all in the folder of --prompts; with {otherwise}"
-    parser.add_argument("--lengths", help=f"in tokens ({default} {listed(lengths)})")
-    parser.add_argument("--tasks", help=f"({default} {listed(NIAH_TASKS)})")
+    parser.add_argument("--lengths", help=f"in tokens ({default} {listed(defaults.lengths)})")
+    parser.add_argument("--tasks", help=f"({default} {listed(defaults.tasks)})")
     parser.add_argument(
         "--samples",
         type=int,
-        help=f"maximum prompts per task and length ({default} {NIAH_SAMPLES})",
+        help=f"maximum prompts per task and length ({default} {defaults.samples})",
     )
     add_engine_arguments(parser)
 

@@ -1,16 +1,20 @@
-"""How evaluations show their progress on stderr: a line per step, a count on a terminal."""
+"""How evaluations show on stderr that they advance: a line per step, a bar on a terminal."""
 
 from __future__ import annotations
 
 import os
 import sys
-import time
 from contextlib import suppress
+from typing import TYPE_CHECKING, Self
 
 from amnesia_bench.printable import printable
 
-_REDRAW_SECONDS = 0.2
-_ERASE = "\r\x1b[K"
+if TYPE_CHECKING:
+    from rich.progress import Progress
+
+_REDRAWS_PER_SECOND = 4
+# The window of the speed estimate: one answer may take minutes, and rich's default is 30 s.
+_SPEED_SECONDS = 3600.0
 
 
 def hide_library_bars() -> None:
@@ -19,42 +23,58 @@ def hide_library_bars() -> None:
 
 
 class TerminalProgress:
-    """Lines that stay, and between them on a terminal one that moves.
+    """Prints lines that stay and, on a terminal, a bar; leaving the `with` block removes the bar.
 
     A closed stderr stops nothing. `counted` names what is counted.
     """
 
     def __init__(self, counted: str = "answers") -> None:
         self._counted = counted
-        self._terminal = sys.stderr.isatty()
-        self._began = self._drawn = 0.0
+        self._bar: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._remove_bar()
 
     def say(self, line: str) -> None:
         """Write a line."""
-        self._write(f"{_ERASE if self._terminal else ''}{printable(line)}\n")
-
-    def count(self, done: int, total: int) -> None:
-        """Show how many are done, and how long the others will take."""
-        if not self._terminal:
-            return
-        now = time.monotonic()
-        if done == 0:
-            self._began = now
-        elif done < total and now - self._drawn < _REDRAW_SECONDS:
-            return
-        self._drawn = now
-        left = f", {_duration((now - self._began) / done * (total - done))} left" if done else ""
-        self._write(
-            f"{_ERASE}  {done} of {total} {self._counted}{left}" if done < total else _ERASE
-        )
-
-    def _write(self, text: str) -> None:
+        self._remove_bar()
         with suppress(OSError):
-            sys.stderr.write(text)
+            sys.stderr.write(f"{printable(line)}\n")
             sys.stderr.flush()
 
+    def count(self, done: int, total: int) -> None:
+        """Show how many are done, and how long the rest will take."""
+        if done == total:
+            self._remove_bar()
+        elif sys.stderr.isatty():
+            with suppress(OSError):
+                bar = self._bar or self._new_bar(total)
+                bar.update(bar.task_ids[0], completed=done, total=total)
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+    def _new_bar(self, total: int) -> Progress:
+        # Where a bar is drawn: rich takes longer to import than most commands to run.
+        import rich.progress as bars
+        from rich.console import Console
+
+        self._bar = bars.Progress(
+            bars.BarColumn(),
+            bars.TextColumn(f"{{task.completed}} of {{task.total}} {self._counted}"),
+            bars.TimeRemainingColumn(),
+            console=Console(stderr=True),
+            refresh_per_second=_REDRAWS_PER_SECOND,
+            speed_estimate_period=_SPEED_SECONDS,
+            transient=True,
+            redirect_stdout=False,
+        )
+        self._bar.add_task(self._counted, total=total)
+        self._bar.start()
+        return self._bar
+
+    def _remove_bar(self) -> None:
+        bar, self._bar = self._bar, None
+        if bar is not None:
+            with suppress(OSError):
+                bar.stop()

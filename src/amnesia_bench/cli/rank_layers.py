@@ -47,8 +47,8 @@ def run(args: argparse.Namespace) -> ExitCode:
         data=args.data,
     )
     hide_library_bars()
-    progress = TerminalProgress()
-    ranking = amnesia_bench.rank_layers(request, args.out, progress=progress.say)
+    with TerminalProgress() as progress:
+        ranking = amnesia_bench.rank_layers(request, args.out, progress=progress.say)
     _print(ranking, args.out)
     return ExitCode.DONE
 

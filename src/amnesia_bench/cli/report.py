@@ -4,16 +4,18 @@ r"""Lay measured cells out in the paper's tables, next to the paper's numbers, o
   amnesia report --table table1 --table table2 --out results --cells HypeNet-5B/pre=eval/pre \
       --cells HypeNet-5B/post@miromind=eval/a --cells HypeNet-5B/post@tulu3=eval/b
 
---cells takes what `check`, `eval` and `score` wrote. A label says what the cells are of, from the
-left as far as needed; without it the names in the cells count:
+--cells takes folders that `check`, `eval` and `score` wrote. A label names the model, method,
+fine-tune and seed of the cells; parts on the right may be left out. Without a label the names in
+the cells are used:
 
   MODEL/METHOD@SFT/SEED=DIR
 
-METHOD is a row of the table: pre, post, restored, q, ... @SFT says after which fine-tune: a table
-takes the cells of its own (`sft` in its file) and of those that its rows name. It may be left out
-where all the tables asked for are of the same; `pre` comes before any and goes into all. Seeds are
-pooled. Tables are files of configs/report. Writes Markdown, CSV, LaTeX and JSON of each table, the
-figures as SVG, and report.html with all of it.
+METHOD is a row of the table: pre, post, restored, q, ... @SFT names the fine-tune: a table takes
+cells of its own fine-tune (`sft` in its file) and of those that its rows name. It may be left out
+if all requested tables have the same fine-tune; `pre` comes before any and goes into all tables.
+Seeds are pooled. Tables are names of configs/report, or files of your own
+by their path. The command writes each table as Markdown,
+CSV, LaTeX and JSON, the figures as SVG, and report.html with all of it.
 """
 
 from __future__ import annotations
@@ -36,23 +38,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="TABLE",
-        help="a file of configs/report: table1, table10, tiny_table1; may be given many times",
+        help="a name of configs/report (table1, table10, tiny_table1) or path/to/mine.yaml; can be "
+        "repeated",
     )
     parser.add_argument(
         "--cells",
         action="append",
         default=[],
         metavar="[LABEL=]DIR",
-        help="folder of cells, of MODEL/METHOD@SFT/SEED; may be given many times",
+        help="a folder of cells and its label, MODEL/METHOD@SFT/SEED; can be repeated",
     )
     parser.add_argument(
         "--drift",
         action="append",
         default=[],
         metavar="[LABEL=]FILE",
-        help="a restoration.json, or what `amnesia diff PRE POST --json` printed",
+        help="a restoration.json, or the output of `amnesia diff PRE POST --json`",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
     parser.add_argument(
         "overrides",
         nargs="*",

@@ -45,7 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, help="folder to write; must not exist yet")
     parser.add_argument(
-        "--variant", default="qk", help="what to restore and how: a file of configs/restore (qk)"
+        "--variant",
+        default="qk",
+        help="what to restore and how: a variant of configs/restore, or path/to/mine.yaml (qk)",
     )
     parser.add_argument(
         "--layers",

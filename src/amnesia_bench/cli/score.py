@@ -4,8 +4,8 @@
   amnesia score answers/restored --against answers/sft
   amnesia score answers/sft --scorer flexible --json
 
-strict takes an answer from its last box alone; flexible takes a number or formula where there is
-no box. Programs run in the sandbox that `amnesia sandbox` tries: strict judges them as
+strict takes an answer from its last box only; flexible takes a number or formula where there is no
+box. Programs run in the sandbox that `amnesia sandbox` tries: strict judges them as
 LiveCodeBench's published checker does, lenient as plain Python runs them. Results are in
 scored_SCORER inside the folder, or inside --out. Needs no GPU; run it as often as you like.
 """
@@ -35,8 +35,8 @@ _LISTED = 20
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, metavar="DIR", help="answers of `amnesia generate`")
     parser.add_argument("--scorer", help="strict (default), flexible, or lenient for programs")
-    parser.add_argument("--data", type=Path, help="the problems, if they are no longer there")
-    parser.add_argument("--out", type=Path, help="folder for the results (that of the answers)")
+    parser.add_argument("--data", type=Path, help="the problems, if they have moved since")
+    parser.add_argument("--out", type=Path, help="folder for the results (default: DIR)")
     parser.add_argument(
         "--against",
         type=Path,
@@ -46,10 +46,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unsafe-no-sandbox",
         action="store_true",
-        help="run the programs of code tasks outside a sandbox: they may do what you may",
+        help="run the programs of code tasks without a sandbox, with all your permissions",
     )
     parser.add_argument(
-        "--workers", type=int, metavar="N", help="programs that run at once (one per CPU core)"
+        "--workers",
+        type=int,
+        metavar="N",
+        help="programs that run at once (default: one per CPU core)",
     )
     parser.add_argument("--json", action="store_true", help="print cells and differences as JSON")
 
@@ -109,7 +112,7 @@ def _print_cells(scored: Scored) -> None:
 
 def _print_differences(compared: Sequence[Difference], first: Path, second: Path) -> None:
     grid = table(
-        f"{first} less {second}, on the same problems",
+        f"{first} minus {second}, on the same problems",
         ("metric", "first", "second", "difference", "95 % interval", "p (exact)", "problems"),
     )
     for each in compared:

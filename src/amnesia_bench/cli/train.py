@@ -44,7 +44,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", required=True, help="a file of configs/train")
+    parser.add_argument(
+        "--config", required=True, help="a name of configs/train, or path/to/mine.yaml"
+    )
     parser.add_argument(
         "overrides",
         nargs="*",

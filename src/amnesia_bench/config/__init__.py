@@ -1,1 +1,1 @@
-"""Hydra groups in, frozen pydantic objects out."""
+"""YAML files and overrides in, frozen pydantic objects out."""

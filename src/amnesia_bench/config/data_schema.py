@@ -1,4 +1,4 @@
-"""What a file of configs/data may say: one source of data, and how it becomes sequences."""
+"""What a config of configs/data may say: one source of data, and how it becomes sequences."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from amnesia_bench.config.schema import Frozen
 class HubSource(Frozen):
     """Files of a dataset on the Hugging Face hub.
 
-    `revision` is a commit, not a branch: a branch moves. Of each subset's files, in the order of
-    their names, the first `skip_files` are left out and the next `take_files` are read (null:
-    all that remain), so that stages can read different files of one dataset.
+    `revision` is a commit, not a branch: a branch moves; preparing without one says how to find it.
+    Of each subset's files, in the order of their names, the first `skip_files` are left out and the
+    next `take_files` are read (null: all that remain), so that stages can read different files of
+    one dataset.
     """
 
     kind: Literal["hub"] = "hub"
     dataset: str
     subsets: Annotated[tuple[str, ...], Field(min_length=1)]
-    split: str
-    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None
-    skip_files: NonNegativeInt
-    take_files: PositiveInt | None
+    split: str = "train"
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    skip_files: NonNegativeInt = 0
+    take_files: PositiveInt | None = None
 
 
 # Generators of `amnesia_bench.data.synthetic`; those of the first line make rows of any length.
@@ -43,8 +44,8 @@ class SyntheticSource(Frozen):
     kind: Literal["synthetic"] = "synthetic"
     generator: Literal[Sized, Unsized]
     rows: PositiveInt
-    words: PositiveInt | None
-    seed: NonNegativeInt
+    words: PositiveInt | None = None
+    seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _words_where_they_count(self) -> Self:
@@ -190,14 +191,14 @@ class DataConfig(Frozen):
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$"), NEUTRAL]
     source: Source
     rows: Rows
-    chat: Chat | None
+    chat: Chat | None = None
     pack: Pack
-    over_length: OverLength | None
+    over_length: OverLength | None = None
     sequence_tokens: PositiveInt
     isolate_documents: bool
-    sample_rows: Annotated[float, Field(gt=0, le=1)]
-    max_dropped: Annotated[float, Field(ge=0, le=1)]
-    seed: NonNegativeInt
+    sample_rows: Annotated[float, Field(gt=0, le=1)] = 1.0
+    max_dropped: Annotated[float, Field(ge=0, le=1)] = 0.05
+    seed: NonNegativeInt = 0
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:

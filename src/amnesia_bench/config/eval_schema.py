@@ -1,13 +1,36 @@
-"""How the answers to a reasoning benchmark are drawn: one file of configs/eval each."""
+"""How a benchmark is asked, of recall or of reasoning: one config of configs/eval each."""
 
 from __future__ import annotations
 
 from typing import Annotated, Self
 
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveInt,
+    model_validator,
+)
 
-from amnesia_bench.config.schema import Frozen
+from amnesia_bench.config.schema import Frozen, unique
 from amnesia_bench.records.reasoning import Checker
+
+
+class NiahConfig(Frozen):
+    """Needles in a haystack: every task at every length, in tokens.
+
+    `samples` is the number of prompts per task and length, `max_new_tokens` the longest answer.
+    """
+
+    tasks: Annotated[
+        tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")], ...],
+        Field(min_length=1),
+        AfterValidator(unique),
+    ]
+    lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(unique)]
+    samples: PositiveInt
+    max_new_tokens: PositiveInt
 
 
 class Think(Frozen):

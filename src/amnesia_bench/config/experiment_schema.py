@@ -11,7 +11,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
-from amnesia_bench.config.load import expand_sweep, load_root, options
+from amnesia_bench.config.eval_schema import NiahConfig
+from amnesia_bench.config.files import options
+from amnesia_bench.config.load import load_root
+from amnesia_bench.config.overrides import expand_sweep
 from amnesia_bench.config.schema import Frozen, Variant, unique
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.ids import Method
@@ -23,9 +26,9 @@ LogitsScaling = Annotated[str, Field(pattern=r"^hype \d+(\.\d+)?$")]
 
 
 class TrainingStep(Frozen):
-    """One run of training: a file of configs/train and what is changed of it.
+    """One run of training: a config of configs/train and what is changed of it.
 
-    `data` names the file of configs/data of each source whose name in the mixture is another.
+    `data` names the config of configs/data of each source whose name in the mixture is another.
     """
 
     train: Name
@@ -40,7 +43,7 @@ class Pretraining(Frozen):
 
 
 class Distillation(Frozen):
-    """The three stages that make a HypeNet of a teacher; `shape` is its file of configs/model."""
+    """The three stages that make a HypeNet of a teacher; `shape` is its config of configs/model."""
 
     shape: Annotated[str, Field(pattern=r"^hypenet_[a-z0-9_]+$")]
     align: TrainingStep
@@ -53,7 +56,7 @@ class ModelPlan(Frozen):
 
     Attributes:
         label: its name in the tables.
-        shape: the file of configs/model that tells how large the base is.
+        shape: the config of configs/model that tells how large the base is.
         base: a repository of the hub, or how one is pretrained.
         distillation: null where the base itself is what is fine-tuned.
         finetunes: by the name that experiments use.
@@ -81,17 +84,10 @@ class SyntheticHaystack(Frozen):
     words: PositiveInt
 
 
-class RecallPlan(Frozen):
-    """NIAH: `haystack` is `hub`, or generated; a stage asks `lengths_per_stage` of the lengths.
+class RecallPlan(NiahConfig):
+    """NIAH: `haystack` is `hub`, or generated; a stage asks `lengths_per_stage` of the lengths."""
 
-    `max_new_tokens` is of an answer.
-    """
-
-    tasks: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(unique)]
-    lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(unique)]
     lengths_per_stage: PositiveInt
-    samples: PositiveInt
-    max_new_tokens: PositiveInt
     haystack: Literal["hub"] | SyntheticHaystack
 
 
@@ -131,7 +127,7 @@ class Scope(Frozen):
     """What an experiment means at one scale.
 
     `finetunes` are the names of the profile's models, and those that reports know them by;
-    `tasks` and `lengths` are those of recall, null for all of the profile; `reports` are files of
+    `tasks` and `lengths` are those of recall, null for all of the profile; `reports` are configs of
     configs/report.
     """
 

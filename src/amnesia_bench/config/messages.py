@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -28,8 +28,18 @@ def nearest(name: str, known: Sequence[str]) -> str:
     return f"Did you mean {close[0]}? {listed}" if close else listed
 
 
+Keys = Sequence[int | str]
+
+
+def _typed(keys: Keys) -> str | None:
+    return None
+
+
 def describe(
-    error: ValidationError, model: type[BaseModel], data: object, groups: Sequence[str]
+    error: ValidationError,
+    model: type[BaseModel],
+    data: object,
+    where: Callable[[Keys], str | None] = _typed,
 ) -> UserError:
     """Return one error for everything that is wrong with `data`.
 
@@ -37,27 +47,27 @@ def describe(
         error: what pydantic raised.
         model: what `data` was to become.
         data: the composed config.
-        groups: config groups, which are known at the top beside the model's own fields.
+        where: the file and line that a value comes from; None for one that was typed.
     """
     # A misspelled key is also a missing one: what the user typed comes first.
     details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
     # A list whose items are all wrong is also called too short.
     details = [d for d in details if d["type"] != "too_short" or not d["input"]]
-    problems = [_problem(detail, model, data, groups) for detail in details]
-    hints = [hint for _, hint in problems if hint is not None]
-    return UserError(
-        "\n".join(what for what, _ in problems), hint="\n".join(dict.fromkeys(hints)) or None
-    )
+    problems, hints = [], []
+    for detail in details:
+        keys = _typed_keys(detail["loc"], data)
+        problem, hint = _problem(detail, model, _shown_path(keys))
+        place = where(keys) if keys else None
+        problems.append(problem if place is None else f"{problem} ({place})")
+        hints += [] if hint is None else [hint]
+    return UserError("\n".join(problems), hint="\n".join(dict.fromkeys(hints)) or None)
 
 
-def _problem(
-    detail: ErrorDetails, model: type[BaseModel], data: object, groups: Sequence[str]
-) -> tuple[str, str | None]:
-    loc, path = detail["loc"], _typed_path(detail["loc"], data)
+def _problem(detail: ErrorDetails, model: type[BaseModel], path: str) -> tuple[str, str | None]:
+    loc = detail["loc"]
     match detail["type"]:
         case "extra_forbidden":
-            known = _known_keys(model, loc[:-1]) + (list(groups) if len(loc) == 1 else [])
-            return f"{path}: unknown key", nearest(str(loc[-1]), list(dict.fromkeys(known)))
+            return f"{path}: unknown key", nearest(str(loc[-1]), _known_keys(model, loc[:-1]))
         case "missing":
             return f"{path}: missing", None
         case "union_tag_invalid":
@@ -78,9 +88,9 @@ def _shown(value: object) -> str:
     return "null" if value is None else f"{value!s:.80}"
 
 
-def _typed_path(loc: Sequence[int | str], data: Any) -> str:
+def _typed_keys(loc: Keys, data: Any) -> list[int | str]:
     """Return the path as the user would type it, without pydantic's names of union members."""
-    path = ""
+    keys: list[int | str] = []
     for position, part in enumerate(loc):
         inside = (isinstance(data, dict) and part in data) or (
             isinstance(data, list) and isinstance(part, int) and part < len(data)
@@ -89,8 +99,13 @@ def _typed_path(loc: Sequence[int | str], data: Any) -> str:
             data = data[part]
         elif position < len(loc) - 1 or not isinstance(data, dict):
             continue
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return path.lstrip(".")
+        keys.append(part)
+    return keys
+
+
+def _shown_path(keys: Keys) -> str:
+    parts = (f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys)
+    return "".join(parts).lstrip(".")
 
 
 def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:

@@ -1,4 +1,4 @@
-"""A table of results and the claims it decides: one file of configs/report each."""
+"""A table of results and the claims it decides: one config of configs/report each."""
 
 from __future__ import annotations
 

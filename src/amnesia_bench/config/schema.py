@@ -95,9 +95,9 @@ class Select(Frozen):
     """
 
     roles: Annotated[tuple[Role, ...], Field(min_length=1), AfterValidator(unique)]
-    layers: Layers
-    heads: Heads
-    include_sliding: bool
+    layers: Layers = "all"
+    heads: Heads = "all"
+    include_sliding: bool = False
 
 
 class Copy(Frozen):

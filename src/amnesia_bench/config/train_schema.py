@@ -1,4 +1,4 @@
-"""What a training run may say: one file of configs/train and one of configs/recipe.
+"""What a training run may say: one config of configs/train and one of configs/recipe.
 
 `train` holds what the run is; `recipe` holds how faithful it is to the authors' released code.
 """
@@ -58,7 +58,7 @@ class Freeze(Frozen):
     """
 
     roles: Annotated[tuple[Role, ...], Field(min_length=1)]
-    layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
+    layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = "all"
 
 
 class Checkpoints(Frozen):
@@ -81,7 +81,7 @@ class TrainConfig(Frozen):
     Attributes:
         objective: `align` (stage 1, hidden states of the teacher's attention), `distill` (stage 2,
             the teacher's distribution) or `next_token` (stage 3 and SFT).
-        model: the file of configs/model whose shape `estimate` takes when no checkpoint is at hand.
+        model: the config of configs/model whose shape `estimate` takes without a checkpoint.
         teacher: the checkpoint on the hub that `align` and `distill` learn from, by name.
         global_batch: sequences per optimizer step, over all processes.
         micro_batch: sequences a process runs at a time.
@@ -93,23 +93,25 @@ class TrainConfig(Frozen):
 
     name: Annotated[Name, NEUTRAL]
     objective: Literal["align", "distill", "next_token"]
-    model: Annotated[Name | None, NEUTRAL]  # for estimates only
-    teacher: Annotated[str | None, NEUTRAL]  # the checkpoint itself is an input
+    model: Annotated[Name | None, NEUTRAL] = None  # for estimates only
+    teacher: Annotated[str | None, NEUTRAL] = None  # the checkpoint itself is an input
     steps: PositiveInt
     global_batch: PositiveInt
     micro_batch: PositiveInt
     sequence_tokens: PositiveInt
     mixture: Annotated[dict[str, float], AfterValidator(_weights_are_positive)]
     isolate_documents: bool
-    align_layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)]
-    freeze: Freeze | None
+    align_layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (
+        "all"
+    )
+    freeze: Freeze | None = None
     optimizer: Optimizer
     compute_dtype: Dtype
     activation_checkpointing: Annotated[bool, NEUTRAL]
     loss_chunk_rows: Annotated[PositiveInt, NEUTRAL]
     checkpoints: Annotated[Checkpoints, NEUTRAL]
-    trusted_code_sha256: str | None
-    wandb_project: Annotated[str | None, NEUTRAL]
+    trusted_code_sha256: str | None = None
+    wandb_project: Annotated[str | None, NEUTRAL] = None
     seed: NonNegativeInt
 
     @model_validator(mode="after")

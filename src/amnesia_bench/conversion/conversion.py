@@ -26,10 +26,8 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import hypenet_config
 from amnesia_bench.modeling.shard_writer import ShardWriter
-from amnesia_bench.records.artifacts import Manifest
 from amnesia_bench.requests.checkpoints import ConvertRequest
-from amnesia_bench.store.hashing import file_entry, sha256_of
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import parent_by_contents
@@ -94,19 +92,9 @@ def convert(request: ConvertRequest, out: Path) -> HypeNetConfig:
             if any(file.match(pattern) for pattern in _COPIED):
                 shutil.copyfile(teacher.folder / file, work.folder / file.name)
         config.save_pretrained(work.folder)
-        names = sorted(path.name for path in work.folder.iterdir())
         sources = {"teacher": teacher} | ({} if student is None else {"student": student})
-        work.finish(
-            Manifest(
-                kind="converted",
-                parents=tuple(parent_by_contents(role, source) for role, source in sources.items()),
-                files=tuple(
-                    file_entry(work.folder, name, sha256=sha256_of(work.folder / name))
-                    for name in names
-                ),
-                provenance=ended_now(provenance),
-            )
-        )
+        parents = [parent_by_contents(role, source) for role, source in sources.items()]
+        work.finish("converted", parents, provenance)
     return config
 
 

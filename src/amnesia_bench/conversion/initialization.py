@@ -15,10 +15,10 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoT
 
 import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformers' auto classes
 from amnesia_bench.errors import UserError
-from amnesia_bench.records.artifacts import Manifest, Parent
+from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.requests.checkpoints import InitializeRequest
-from amnesia_bench.store.hashing import file_entry, sha256_of
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.hashing import sha256_of
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 
 
@@ -56,24 +56,12 @@ def initialize(request: InitializeRequest, out: Path) -> int:
         network.save_pretrained(work.folder)
         for file in files:
             shutil.copyfile(file, work.folder / file.name)
-        hashes = {path.name: sha256_of(path) for path in sorted(work.folder.iterdir())}
-        work.finish(
-            Manifest(
-                kind="initialized",
-                parents=tuple(
-                    Parent(
-                        role="tokenizer",
-                        location=str(file),
-                        identity=f"sha256:{hashes[file.name]}",
-                    )
-                    for file in files
-                ),
-                files=tuple(
-                    file_entry(work.folder, name, sha256=digest) for name, digest in hashes.items()
-                ),
-                provenance=ended_now(provenance),
-            )
-        )
+        copies = {file: f"sha256:{sha256_of(work.folder / file.name)}" for file in files}
+        parents = [
+            Parent(role="tokenizer", location=str(file), identity=identity)
+            for file, identity in copies.items()
+        ]
+        work.finish("initialized", parents, provenance)
     return int(network.num_parameters())
 
 

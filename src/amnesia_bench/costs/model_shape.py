@@ -121,7 +121,7 @@ def _seen(tokens: int, window: int) -> float:
 
 
 def read_model_shape(config: Mapping[str, object]) -> ModelShape:
-    """Read the shape from a config.json, or from a file of configs/model.
+    """Read the shape from a config.json, or from a config of configs/model.
 
     Raises:
         UserError: an architecture whose shape is not known here.
@@ -191,5 +191,5 @@ def _jet(config: Mapping[str, object], hidden: int) -> JetMixerShape:
 
 
 def named_shape(model: str) -> ModelShape:
-    """Return the shape of a file of configs/model."""
+    """Return the shape of a config of configs/model."""
     return read_model_shape(load_model_file(model))

@@ -9,7 +9,7 @@ from amnesia_bench.config.train_schema import TrainingRun
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A checkpoint is written; `shape` is a file of configs/model."""
+    """A checkpoint is written; `shape` is a config of configs/model."""
 
     shape: str
 

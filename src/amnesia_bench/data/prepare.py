@@ -48,13 +48,12 @@ from amnesia_bench.data.sources import (
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.printable import printable
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
+from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.data import DataCounts, DataDescription
 from amnesia_bench.requests.data import PrepareRequest
 from amnesia_bench.store.files import write_json
-from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST, resumable_path
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
@@ -125,21 +124,12 @@ def prepare(request: PrepareRequest, out: Path, *, progress: Report = _silent) -
         description = _pack(config, corpus, tokenizer, work.folder, progress)
         (work.folder / TOKENIZER).write_text(tokenizer.serialized, encoding="utf-8")
         write_json(work.folder / DESCRIPTION, codec.to_json(description))
-        work.finish(_manifest(work.folder, files, provenance))
+        parents = [
+            Parent(role="input", location=file.location, identity=file.identity) for file in files
+        ]
+        work.finish(KIND, parents, provenance)
     remove_parts(kept)
     return description
-
-
-def _manifest(folder: Path, files: Sequence[InputFile], provenance: Provenance) -> Manifest:
-    names = sorted(path.name for path in folder.iterdir())
-    return Manifest(
-        kind=KIND,
-        parents=tuple(
-            Parent(role="input", location=file.location, identity=file.identity) for file in files
-        ),
-        files=tuple(file_entry(folder, name, sha256=sha256_of(folder / name)) for name in names),
-        provenance=ended_now(provenance),
-    )
 
 
 def _settings(config: DataConfig, tokenizer: DataTokenizer) -> dict[str, object]:

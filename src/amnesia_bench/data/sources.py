@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from amnesia_bench.config.data_schema import FilesSource, HubSource, Source, SyntheticSource
 from amnesia_bench.data.conversation import Row
-from amnesia_bench.data.json_rows import json_rows
-from amnesia_bench.data.parquet_rows import parquet_rows
 from amnesia_bench.data.row_forms import Columns
 from amnesia_bench.data.synthetic.generators import sha256_of_rows, synthetic_rows
+from amnesia_bench.data.values import names
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.store.hashing import sha256_of
+from amnesia_bench.store.json_rows import json_rows
+from amnesia_bench.store.parquet_rows import parquet_rows
 
 _SUFFIXES = (".parquet", ".jsonl", ".json")
+_JSON_HINT = "One object a line, or one array of objects: jq -c . FILE > rows.jsonl"
 # Data that are not read, by suffix, and what makes a file of them that is.
 _PACKED = {".gz": "gunzip -k {}", ".zst": "zstd -d {}", ".xz": "xz -dk {}", ".bz2": "bunzip2 -k {}",
            ".zip": "unzip {}"}  # fmt: skip
@@ -158,9 +160,9 @@ def read_rows(file: InputFile, columns: Columns, unread: set[str]) -> Iterator[t
     before, known = _state(file), frozenset(columns.names)
     with _reading(file.location), _opened(file) as stream:
         if file.location.endswith(".parquet"):
-            yield from parquet_rows(stream, file.location, columns, unread)
+            yield from _parquet_rows(stream, file.location, columns, unread)
         else:
-            for number, row in json_rows(stream, file.location, columns):
+            for number, row in _json_rows(stream, file.location, columns):
                 if len(unread) < _MAX_UNREAD:
                     unread.update(row.keys() - known)
                 yield number, row
@@ -168,6 +170,45 @@ def read_rows(file: InputFile, columns: Columns, unread: set[str]) -> Iterator[t
         raise StageFailedError(
             f"{file.location}: changed while it was read", hint="Run again when it is complete."
         )
+
+
+def _json_rows(stream: IO[bytes], location: str, columns: Columns) -> Iterator[tuple[int, Row]]:
+    for number, row in json_rows(stream, location, _JSON_HINT):
+        where = f"{location}:{number}"
+        if not isinstance(row, dict):
+            raise UserError(f"{where}: a {type(row).__name__}, expected an object with fields")
+        _check_columns(where, row, columns)
+        yield number, row
+
+
+def _parquet_rows(
+    stream: IO[bytes], location: str, columns: Columns, unread: set[str]
+) -> Iterator[tuple[int, Row]]:
+    def choose(schema: Sequence[str]) -> list[str]:
+        _check_columns(location, schema, columns)
+        wanted = [name for name in dict.fromkeys(columns.names) if name in schema]
+        unread.update(set(schema) - set(wanted))
+        return wanted
+
+    for number, row in parquet_rows(stream, location, choose):
+        yield number, _without_nulls(row)
+
+
+def _check_columns(where: str, there: Iterable[str], columns: Columns) -> None:
+    """Refuse a row or a file without a column that every row must have."""
+    for wanted in columns.required:
+        if not any(name in there for name in wanted):
+            raise UserError(
+                f"{where}: no field {' or '.join(wanted)}; it has {names(dict.fromkeys(there))}",
+                hint=columns.hint,
+            )
+
+
+def _without_nulls(value: Any) -> Any:
+    """Leave out fields that are null: Parquet gives every object the fields of all others."""
+    if isinstance(value, Mapping):
+        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def held_out_files(paths: Sequence[Path]) -> list[Path]:

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from amnesia_bench.data.synthetic.generators import lines
 from amnesia_bench.data.synthetic.tokenizer import write_tokenizer
-from amnesia_bench.records.artifacts import Manifest
 from amnesia_bench.requests.data import SynthesizeRowsRequest, SynthesizeTokenizerRequest
-from amnesia_bench.store.hashing import file_entry, sha256_of
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 
 ROWS = "rows.jsonl"
@@ -47,10 +45,4 @@ def _publish(kind: str, seed: int, write: Callable[[Path], None], out: Path) -> 
     provenance = collect_provenance(sys.argv, seeds={"rows": seed})
     with publishing(out) as work:
         write(work.folder)
-        names = sorted(path.name for path in work.folder.iterdir())
-        files = [
-            file_entry(work.folder, name, sha256=sha256_of(work.folder / name)) for name in names
-        ]
-        work.finish(
-            Manifest(kind=kind, parents=(), files=tuple(files), provenance=ended_now(provenance))
-        )
+        work.finish(kind, (), provenance)

@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from amnesia_bench.errors import AmnesiaError, StageFailedError
 from amnesia_bench.inference.prefix_tree import PromptDigest, partition
-from amnesia_bench.inference.protocol import EngineOptions, OnDemand, Request
+from amnesia_bench.inference.protocol import EngineOptions, OnDemand, PromptRequest
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.records.evaluation import Generation
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
@@ -66,7 +66,7 @@ class DataParallelEngine:
         """Those of the engine in each process: how many there are changes no answer."""
         return self._settings
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         """Answer every request, in the order in which the processes do.
 
         Raises:
@@ -128,9 +128,9 @@ class DataParallelEngine:
 
 
 def _work(connection: Connection, checkpoint: Path, options: EngineOptions) -> None:
-    def ask(index: int) -> Request:
+    def ask(index: int) -> PromptRequest:
         connection.send(("want", index))
-        return cast("Request", connection.recv()[1])
+        return cast("PromptRequest", connection.recv()[1])
 
     # The parent is gone, or wants no more: nobody is left to tell.
     with suppress(EOFError, ConnectionError, KeyboardInterrupt):

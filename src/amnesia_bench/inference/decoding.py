@@ -19,13 +19,13 @@ from transformers.cache_utils import Cache
 
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.inference.language_model import LanguageModel, reaching
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import PromptRequest
 from amnesia_bench.records.evaluation import FinishReason, Generation, Sampling
 
 Decode = Callable[[Sequence[int]], str]
 
 
-def check_room(request: Request, limit: int | None) -> None:
+def check_room(request: PromptRequest, limit: int | None) -> None:
     """Refuse a prompt that is empty, or does not fit the model's context with its answer.
 
     Args:
@@ -48,7 +48,7 @@ def check_room(request: Request, limit: int | None) -> None:
 
 
 def generation_of(
-    request: Request, tokens: Sequence[int], reason: FinishReason, decode: Decode
+    request: PromptRequest, tokens: Sequence[int], reason: FinishReason, decode: Decode
 ) -> Generation:
     """Return the finished answer; a stop string ends its text, not its tokens.
 
@@ -70,7 +70,7 @@ def generation_of(
     )
 
 
-def not_finite(request: Request, new_tokens: int) -> StageFailedError:
+def not_finite(request: PromptRequest, new_tokens: int) -> StageFailedError:
     """Return the error of an answer at whose next token the model computed NaN or infinity."""
     key = request.key
     return StageFailedError(
@@ -150,13 +150,13 @@ Stopping = tuple[frozenset[int], Decode]
 class DecodingRow:
     """One answer in the making."""
 
-    request: Request
+    request: PromptRequest
     generator: torch.Generator
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
 
     @classmethod
-    def of(cls, request: Request) -> DecodingRow:
+    def of(cls, request: PromptRequest) -> DecodingRow:
         """Start an answer."""
         return cls(request, generator_of(request.seed))
 

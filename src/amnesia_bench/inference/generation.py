@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.protocol import Engine, OnDemand, Request, UntrustedAnswersError
+from amnesia_bench.inference.protocol import Engine, OnDemand, PromptRequest, UntrustedAnswersError
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Generation, SampleKey
 from amnesia_bench.store.files import (
@@ -46,7 +46,7 @@ class Answer:
 
 
 def generate_missing(
-    engine: Engine, requests: Sequence[Request], folder: Path, *, identity: Mapping[str, str]
+    engine: Engine, requests: Sequence[PromptRequest], folder: Path, *, identity: Mapping[str, str]
 ) -> tuple[Generation, ...]:
     """Answer every request that the folder does not hold an answer to.
 
@@ -159,7 +159,7 @@ def _check_run(folder: Path, run: Mapping[str, str]) -> None:
         )
 
 
-def _request_sha256(request: Request) -> str:
+def _request_sha256(request: PromptRequest) -> str:
     tokens = request.tokens.astype("<i4", copy=False)
     digest = hashlib.sha256(tokens.tobytes())
     drawn = {"sampling": codec.to_json(request.sampling), "seed": request.seed}
@@ -205,7 +205,7 @@ def _read(path: Path, *, sealed: bool) -> tuple[dict[SampleKey, Answer], int]:
 
 
 def _wanted(
-    requests: Sequence[Request], answers: Mapping[SampleKey, Answer], folder: Path
+    requests: Sequence[PromptRequest], answers: Mapping[SampleKey, Answer], folder: Path
 ) -> dict[SampleKey, str]:
     """Return the hash of each request by its key, after holding it against the answer there is."""
     wanted: dict[SampleKey, str] = {}

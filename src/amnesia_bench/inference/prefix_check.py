@@ -17,7 +17,7 @@ import torch
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.decoding import DecodingRow, ReadRows, Stopping, decode_batch
 from amnesia_bench.inference.language_model import LanguageModel, token_rows
-from amnesia_bench.inference.protocol import Request, UntrustedAnswersError
+from amnesia_bench.inference.protocol import PromptRequest, UntrustedAnswersError
 from amnesia_bench.records.evaluation import Generation, SampleKey
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ _TIE_ROUNDINGS = 4
 
 @dataclass(frozen=True, eq=False)
 class _Expected:
-    request: Request
+    request: PromptRequest
     tokens: tuple[int, ...]
 
 
@@ -48,7 +48,7 @@ class PrefixCheck:
         self._stopping = stopping
         self._expected: dict[SampleKey, _Expected] = {}
 
-    def prepare(self, requests: Sequence[Request], order: Sequence[int], count: int) -> None:
+    def prepare(self, requests: Sequence[PromptRequest], order: Sequence[int], count: int) -> None:
         """Compute `count` answers in full, before the shared run takes its memory.
 
         Args:
@@ -67,7 +67,7 @@ class PrefixCheck:
             self._expected[request.key] = _Expected(request, self._full_answer(request))
 
     @torch.inference_mode()
-    def _full_answer(self, request: Request) -> tuple[int, ...]:
+    def _full_answer(self, request: PromptRequest) -> tuple[int, ...]:
         row = DecodingRow.of(request)
         prompt = token_rows([request.tokens])
         logits, cache = self._model.read(self._model.new_cache(), prompt, self._chunk)
@@ -121,7 +121,7 @@ def tie_gap(dtype: torch.dtype, largest: float) -> float:
     return _TIE_ROUNDINGS * torch.finfo(dtype).eps * abs(largest)
 
 
-def refuse_sampled(request: Request) -> None:
+def refuse_sampled(request: PromptRequest) -> None:
     """Refuse to check an answer that is drawn at random.
 
     Raises:

@@ -15,7 +15,7 @@ from amnesia_bench.inference.caches import JoinedRows, fork
 from amnesia_bench.inference.decoding import DecodingRow, ReadRows
 from amnesia_bench.inference.language_model import LanguageModel, reaching, token_rows
 from amnesia_bench.inference.prefix_tree import Leaf, PrefixNode
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import PromptRequest
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +42,7 @@ class PrefixWalker:
         model: LanguageModel,
         chunk: int,
         nodes: Sequence[PrefixNode],
-        requests: Sequence[Request],
+        requests: Sequence[PromptRequest],
     ) -> None:
         self._model = model
         self._chunk = chunk
@@ -88,7 +88,7 @@ class PrefixWalker:
         padding = torch.tensor([longest - leaf.num_tokens for leaf in batch])
         return ReadRows(rows, torch.cat(found), joined.cache, padding.to(self._model.device))
 
-    def _read(self, node: int, requests: Sequence[Request]) -> tuple[Tensor, Cache | None]:
+    def _read(self, node: int, requests: Sequence[PromptRequest]) -> tuple[Tensor, Cache | None]:
         """Read prompts of equal length that leave the common text at one node."""
         self._enter(node)
         start = self._path[-1].num_tokens

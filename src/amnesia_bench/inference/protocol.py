@@ -20,7 +20,7 @@ from amnesia_bench.store.held_files import HeldFiles
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Request:
+class PromptRequest:
     """One prompt, already tokenised: no engine adds, drops or truncates a token.
 
     `tokens` is int32 [T]. `seed` is that of this sample alone, None when greedy.
@@ -36,7 +36,7 @@ class UntrustedAnswersError(StageFailedError):
     """A check failed: no answer of this run is to be kept, those given before included."""
 
 
-class OnDemand(Sequence[Request]):
+class OnDemand(Sequence[PromptRequest]):
     """Requests that are built whenever they are asked for, and not kept.
 
     500 prompts of 256K tokens are half a gigabyte.
@@ -46,7 +46,7 @@ class OnDemand(Sequence[Request]):
         positions: which of them there are, in order.
     """
 
-    def __init__(self, build: Callable[[int], Request], positions: Sequence[int]) -> None:
+    def __init__(self, build: Callable[[int], PromptRequest], positions: Sequence[int]) -> None:
         self._build = build
         self._positions = positions
 
@@ -54,12 +54,12 @@ class OnDemand(Sequence[Request]):
         return len(self._positions)
 
     @overload
-    def __getitem__(self, index: int) -> Request: ...
+    def __getitem__(self, index: int) -> PromptRequest: ...
 
     @overload
-    def __getitem__(self, index: slice) -> Sequence[Request]: ...
+    def __getitem__(self, index: slice) -> Sequence[PromptRequest]: ...
 
-    def __getitem__(self, index: int | slice) -> Request | Sequence[Request]:
+    def __getitem__(self, index: int | slice) -> PromptRequest | Sequence[PromptRequest]:
         if isinstance(index, slice):
             return OnDemand(self._build, self._positions[index])
         return self._build(self._positions[index])
@@ -79,7 +79,7 @@ class Engine(Protocol):
         """Everything about the engine that may change an answer, for the record."""
         ...
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         """Answer every request, in any order, each as soon as it is done.
 
         `requests` may build its items on demand (500 prompts of 256K tokens are half a
@@ -164,7 +164,7 @@ class HeldEngine:
         """Those of the engine behind it."""
         return self._engine.settings
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         """Answer every request; see `Engine.generate`.
 
         Raises:
@@ -196,7 +196,7 @@ class WatchedEngine:
         """Those of the engine behind it."""
         return self._engine.settings
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         """Answer every request; see `Engine.generate`."""
         self._report(0, len(requests))
         for done, generation in enumerate(self._engine.generate(requests), start=1):

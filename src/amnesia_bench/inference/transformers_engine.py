@@ -50,9 +50,10 @@ from amnesia_bench.inference.prefix_tree import (
     plan_prefixes,
 )
 from amnesia_bench.inference.prefix_walk import PrefixWalker
-from amnesia_bench.inference.protocol import EngineOptions, Request
+from amnesia_bench.inference.protocol import EngineOptions, PromptRequest
 from amnesia_bench.modeling import HypeNetConfig
 from amnesia_bench.records.evaluation import Generation
+from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
@@ -89,8 +90,6 @@ class TransformersEngine:
         Raises:
             UserError: it holds no causal LM or tokenizer, or there is no such device.
         """
-        from amnesia_bench.tokenizers.tokenizer import load_tokenizer
-
         tokenizer, device = load_tokenizer(checkpoint), _device(options.device)
         scaling = options.attn_logits_scaling
         changes = {} if scaling is None else {"attn_logits_scaling": scaling}
@@ -157,7 +156,7 @@ class TransformersEngine:
         reason = self._model.full_reason
         return "shared" if reason is None else f"full ({reason})"
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         """Answer every request, those with a common prefix one after another.
 
         Each request is asked for at least twice: to compare prefixes, and to answer it.
@@ -193,7 +192,7 @@ class TransformersEngine:
             ) from error
 
     def _check(
-        self, requests: Sequence[Request], nodes: Sequence[PrefixNode]
+        self, requests: Sequence[PromptRequest], nodes: Sequence[PrefixNode]
     ) -> PrefixCheck | None:
         if not self._options.verify_prefix:
             return None
@@ -206,14 +205,17 @@ class TransformersEngine:
     def _stopping(self) -> Stopping:
         return self._eos_ids, self._decode
 
-    def _survey(self, request: Request) -> tuple[PromptDigest, int]:
+    def _survey(self, request: PromptRequest) -> tuple[PromptDigest, int]:
         """Return what is kept of a request until it is asked for again."""
         check_room(request, self._limit)
         digest = PromptDigest.of(request.tokens, self._chunk)
         return digest, request.sampling.max_new_tokens
 
     def _walk(
-        self, requests: Sequence[Request], waiting: Sequence[Leaf], nodes: Sequence[PrefixNode]
+        self,
+        requests: Sequence[PromptRequest],
+        waiting: Sequence[Leaf],
+        nodes: Sequence[PrefixNode],
     ) -> Iterator[Generation]:
         walker = PrefixWalker(self._model, self._chunk, nodes, requests)
         while waiting:

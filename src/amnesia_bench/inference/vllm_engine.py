@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.inference.decoding import (
     answer_decoder,
@@ -24,7 +26,7 @@ from amnesia_bench.inference.decoding import (
 )
 from amnesia_bench.inference.prefix_check import first_difference, refuse_sampled, tie_gap
 from amnesia_bench.inference.prefix_tree import PrefixNode, PromptDigest, plan_prefixes
-from amnesia_bench.inference.protocol import EngineOptions, Request, UntrustedAnswersError
+from amnesia_bench.inference.protocol import EngineOptions, PromptRequest, UntrustedAnswersError
 from amnesia_bench.modeling import HypeNetConfig
 from amnesia_bench.records.evaluation import FinishReason, Generation
 from amnesia_bench.store.files import read_json
@@ -119,7 +121,7 @@ class VllmEngine:
             "eos_token_ids": " ".join(map(str, sorted(self._ends))),
         }
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         """Answer every request, window by window, neighbours in the prefix tree together.
 
         Raises:
@@ -158,7 +160,7 @@ class VllmEngine:
         self,
         node: PrefixNode,
         nodes: Sequence[PrefixNode],
-        requests: Sequence[Request],
+        requests: Sequence[PromptRequest],
         primed: set[tuple[int, int]],
     ) -> None:
         """Leave the states of every cut on the way to a node in vLLM's cache."""
@@ -171,7 +173,7 @@ class VllmEngine:
                 primed.add((step.cut, step.source))
                 self._run([requests[step.source].tokens[: step.cut]], [self._params(max_tokens=1)])
 
-    def _answers(self, batch: Sequence[Request]) -> list[Generation]:
+    def _answers(self, batch: Sequence[PromptRequest]) -> list[Generation]:
         params = [
             self._params(
                 max_tokens=request.sampling.max_new_tokens,
@@ -187,7 +189,7 @@ class VllmEngine:
         outputs = self._run([request.tokens for request in batch], params)
         return [self._generation(r, o.outputs[0]) for r, o in zip(batch, outputs, strict=True)]
 
-    def _generation(self, request: Request, output: Any) -> Generation:
+    def _generation(self, request: PromptRequest, output: Any) -> Generation:
         tokens = list(output.token_ids)
         for place, (token, logits) in enumerate(zip(tokens, output.logprobs, strict=False)):
             if not math.isfinite(logits[token].logprob):
@@ -209,10 +211,8 @@ class VllmEngine:
         outputs: list[Any] = self._llm.generate(inputs, list(params), use_tqdm=False)
         return outputs
 
-    def _check(self, request: Request, shared: Generation) -> None:
+    def _check(self, request: PromptRequest, shared: Generation) -> None:
         """Compute an answer again without reading the prefix cache, and compare."""
-        import torch
-
         params = self._params(
             max_tokens=request.sampling.max_new_tokens,
             stop=list(request.sampling.stop),

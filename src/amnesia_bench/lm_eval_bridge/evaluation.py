@@ -12,11 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
+from amnesia_bench.config.load import load_niah
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import Candidate, open_candidate
 from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.load_engine import open_engine
-from amnesia_bench.inference.protocol import Engine, Request, silent
+from amnesia_bench.inference.protocol import Engine, PromptRequest, silent
 from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
 from amnesia_bench.lm_eval_bridge.niah_task import (
     DocumentPromptSet,
@@ -38,9 +39,6 @@ from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.recall import RecallSample
 from amnesia_bench.requests.recall import (
-    EVALUATE_LENGTHS,
-    NIAH_SAMPLES,
-    NIAH_TASKS,
     EvaluateRequest,
 )
 from amnesia_bench.store.checksums import write_checksums
@@ -88,7 +86,8 @@ def evaluate(
     engine = open_engine(
         request.engine, candidate, verify_prefix=request.verify_prefix, count=count
     )
-    evaluation = NiahEvaluation(engine, candidate, samples, out, request.max_new_tokens)
+    longest = request.max_new_tokens or load_niah().max_new_tokens
+    evaluation = NiahEvaluation(engine, candidate, samples, out, longest)
     cells = []
     for name, evaluate_set in pending:
         progress(f"{name}: {samples} prompts")
@@ -110,10 +109,11 @@ def _prompts_to_ask(
         prompt_sets = open_prompt_sets_for(request.prompts, [candidate], choice)
         samples = request.samples or min(map(len, prompt_sets))
         return samples, [(each.name, methodcaller("evaluate", each)) for each in prompt_sets]
-    return request.samples or NIAH_SAMPLES, [
+    defaults = load_niah()
+    return request.samples or defaults.samples, [
         (f"{task}@{length}", methodcaller("official", task, length))
-        for length in request.lengths or EVALUATE_LENGTHS
-        for task in request.tasks or NIAH_TASKS
+        for length in request.lengths or defaults.lengths
+        for task in request.tasks or defaults.tasks
     ]
 
 
@@ -131,7 +131,7 @@ class RecordingEngine:
         """Those of the engine behind it."""
         return self._engine.settings
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         """Answer every request, as soon as all are answered and on disk."""
         self.generations = generate_missing(
             self._engine, requests, self._folder, identity=self._identity

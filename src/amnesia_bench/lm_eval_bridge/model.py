@@ -11,11 +11,19 @@ from typing import Any, NoReturn
 import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
+from lm_eval.models.utils import normalize_gen_kwargs
+from lm_eval.utils import simple_parse_args_string
 from numpy.typing import NDArray
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.load_engine import load_engine
-from amnesia_bench.inference.protocol import Engine, EngineOptions, OnDemand, Request, sample_seed
+from amnesia_bench.inference.protocol import (
+    Engine,
+    EngineOptions,
+    OnDemand,
+    PromptRequest,
+    sample_seed,
+)
 from amnesia_bench.lm_eval_bridge.niah_task import DocumentPromptSet
 from amnesia_bench.records.evaluation import SampleKey, Sampling
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer, with_special_tokens
@@ -38,8 +46,6 @@ def sampling_of(gen_kwargs: Mapping[str, Any], where: str) -> tuple[Sampling, in
     Raises:
         UserError: a key that no engine here has, or a value that is none.
     """
-    from lm_eval.models.utils import normalize_gen_kwargs
-
     normal = normalize_gen_kwargs(dict(gen_kwargs), _DEFAULT_MAX_NEW_TOKENS)
     if unknown := sorted(set(normal) - _KNOWN):
         raise UserError(
@@ -103,8 +109,6 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         cls, arg_string: str, additional_config: dict[str, Any] | None = None
     ) -> AmnesiaLM:
         """Load a checkpoint by lm-eval's `--model_args`; see `create_from_arg_obj`."""
-        from lm_eval.utils import simple_parse_args_string
-
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
@@ -157,8 +161,8 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         }
         return [answers[prompt.key] for prompt in prompts]
 
-    def _request(self, prompt: _Prompt) -> Request:
-        return Request(
+    def _request(self, prompt: _Prompt) -> PromptRequest:
+        return PromptRequest(
             key=prompt.key,
             tokens=self._tokens(prompt),
             sampling=prompt.sampling,

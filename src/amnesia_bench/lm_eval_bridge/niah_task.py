@@ -12,6 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import lm_eval
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.tasks._yaml_loader import load_yaml
+from lm_eval.tasks.ruler.common_utils import aggregate_metrics, process_results
+
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.recall.measure import PromptSet
 from amnesia_bench.recall.niah.tasks import SEED
@@ -66,8 +71,6 @@ class LmEvalNiahTask:
     """
 
     def __init__(self, name: str, context_tokens: int, config: Mapping[str, Any]) -> None:
-        from lm_eval.tasks.ruler.common_utils import aggregate_metrics, process_results
-
         self.name = name
         self._judged: list[ScoredAnswer] = []
         self._metric = str(context_tokens)
@@ -126,8 +129,6 @@ def evaluate_one(lm: Any, task: Mapping[str, Any], samples: int) -> Mapping[str,
         task: its specification.
         samples: how many of its documents, from the first.
     """
-    from lm_eval import evaluate
-
     state = random.getstate()
     # A task makes its documents when it is built, from Python's own generator.
     random.seed(SEED)
@@ -135,7 +136,7 @@ def evaluate_one(lm: Any, task: Mapping[str, Any], samples: int) -> Mapping[str,
         built = given_task(task)
     finally:
         random.setstate(state)
-    results: Mapping[str, Any] = evaluate(
+    results: Mapping[str, Any] = lm_eval.evaluate(
         lm, {"tasks": {task["task"]: built}}, limit=samples, bootstrap_iters=0, log_samples=False
     )
     return results
@@ -143,7 +144,6 @@ def evaluate_one(lm: Any, task: Mapping[str, Any], samples: int) -> Mapping[str,
 
 def given_task(config: Mapping[str, Any]) -> Any:
     """Build a task of lm-eval whose documents are those of its `custom_dataset`."""
-    from lm_eval.api.task import ConfigurableTask
 
     class GivenTask(ConfigurableTask):  # type: ignore[misc]
         def download(self, *_: Any, **__: Any) -> None:
@@ -214,9 +214,6 @@ def task_config(file: str, *, resolve: bool = False) -> dict[str, Any]:
         file: its name without .yaml.
         resolve: import the functions that it names; else their places are given.
     """
-    import lm_eval
-    from lm_eval.tasks._yaml_loader import load_yaml
-
     path = Path(lm_eval.__file__).parent / "tasks" / "ruler" / f"{file}.yaml"
     config: dict[str, Any] = load_yaml(path, resolve_func=resolve)
     # A label for lm-eval's index of tasks, and no part of a task.

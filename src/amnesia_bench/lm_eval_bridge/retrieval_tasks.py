@@ -16,11 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import lm_eval
+from datasets import Dataset
+
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.lm_eval_bridge.niah_task import given_task, task_config
 from amnesia_bench.recall.niah.tasks import SEED
 from amnesia_bench.records.layer_ranking import RankingTask
 from amnesia_bench.store.files import read_json
+from amnesia_bench.store.json_rows import read_json_rows
 
 SQUAD = "ruler_qa_squad"
 # RULER's own metric is the best match with any of the gold answers, lm-eval's their mean.
@@ -98,13 +102,11 @@ def accuracies(lm: Any, tasks: Sequence[RetrievalTask], samples: int | None) -> 
     Raises:
         StageFailedError: lm-eval scored fewer than that.
     """
-    from lm_eval import evaluate
-
     found = {}
     for task in tasks:
         n = task.asked(samples)
         # Not by `simple_evaluate`: see `evaluate_one`.
-        results = evaluate(
+        results = lm_eval.evaluate(
             lm, {"tasks": {task.name: task.task}}, limit=n, bootstrap_iters=0, log_samples=False
         )
         if (scored := results["n-samples"][task.name]["effective"]) != n:
@@ -115,7 +117,6 @@ def accuracies(lm: Any, tasks: Sequence[RetrievalTask], samples: int | None) -> 
 
 
 def _extraction(name: str, data: Path | None) -> RetrievalTask:
-    from datasets import Dataset
     from lm_eval.tasks.fda.task import FDA
     from lm_eval.tasks.swde.task import SWDE
 
@@ -140,7 +141,6 @@ def _extraction(name: str, data: Path | None) -> RetrievalTask:
 
 
 def _squad(tokenizer: Any, data: Path | None) -> RetrievalTask:
-    from datasets import Dataset
     from lm_eval.tasks.ruler import common_utils, qa_utils
 
     questions, texts, source = _squad_questions(qa_utils, data)
@@ -203,23 +203,14 @@ def _hub_rows(dataset: str) -> tuple[Sequence[Mapping[str, str]], str]:
 
 
 def _file_rows(path: Path) -> tuple[Sequence[Mapping[str, str]], str]:
-    try:
-        # Not splitlines: JSON may hold line ends of Unicode's.
-        lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: cannot be read ({error})",
-            hint=f"It should hold the rows of {_HUB[path.stem]} (validation), one JSON a line.",
-        ) from error
-    if lines == [""]:
-        raise UserError(f"{path}: holds no rows")
+    hint = f"It should hold the rows of {_HUB[path.stem]} (validation), one JSON a line."
     rows = []
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            rows.append({"text": str(row["text"]), "value": str(row["value"])})
-        except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{path}, line {number}: no JSON with text and value") from error
+    for number, row in read_json_rows(path, hint):
+        if not isinstance(row, dict) or not {"text", "value"} <= row.keys():
+            raise UserError(f"{path}:{number}: no object with text and value", hint=hint)
+        rows.append({"text": str(row["text"]), "value": str(row["value"])})
+    if not rows:
+        raise UserError(f"{path}: holds no rows", hint=hint)
     return rows, f"file:{path.name}"
 
 

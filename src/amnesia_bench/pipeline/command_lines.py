@@ -148,7 +148,7 @@ def _(request: EvaluateRequest) -> Iterator[Word]:
     yield from _option("--prompts", request.prompts)
     yield from _option("--tasks", None if request.tasks is None else ",".join(request.tasks))
     yield from _option("--lengths", None if request.lengths is None else _list(request.lengths))
-    yield from ("--max-new-tokens", request.max_new_tokens)
+    yield from _option("--max-new-tokens", request.max_new_tokens)
     yield from _engine(request.engine)
 
 

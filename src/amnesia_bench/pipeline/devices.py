@@ -1,6 +1,6 @@
 """Which GPUs of this machine a stage computes on: each is lent to one stage at a time.
 
-Snakemake counts GPUs and does not say which, and a command takes all that it sees.
+The scheduler counts GPUs and does not say which, and a command takes all that it sees.
 """
 
 from __future__ import annotations

@@ -144,7 +144,7 @@ class _Models:
     def _base(self) -> Stage:
         plan = self.plan
         if not isinstance(plan.base, Pretraining):
-            return stages.download(plan.base, plan.shape)
+            return stages.downloaded(plan.base, plan.shape)
         checkpoint = stages.initial(plan.shape, self._tokenizer, self.seed)
         for step in plan.base.steps:
             trained = self._trained(step, checkpoint, None)

@@ -1,9 +1,8 @@
-"""How a run shows that it goes on: a line per finished stage, on a terminal a bar below them."""
+"""The progress of a run on stderr: a line per finished stage, on a terminal a bar below them."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 import threading
 import time
@@ -11,7 +10,11 @@ from collections.abc import Collection, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Column
 
 from amnesia_bench.costs.work import Training
 from amnesia_bench.errors import AmnesiaError
@@ -22,7 +25,7 @@ from amnesia_bench.store.lease import current_holder
 from amnesia_bench.store.processes import Holder, is_here, parent_of
 
 _LOOK_SECONDS = 0.5
-_ERASE = "\r\x1b[K"
+_BAR_COLUMNS = 20
 
 
 class Watcher:
@@ -46,13 +49,13 @@ class Watcher:
         self._running: dict[str, float] = {}
         self._weights = {stage.id: _weight(stage) for stage in stages}
         self._began = time.monotonic()
-        # Snakemake redirects sys.stderr while it runs.
-        self._out: TextIO = sys.stderr
-        self._terminal = self._out.isatty()
+        self._bar = _new_bar(of) if sys.stderr.isatty() else None
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="amnesia-watcher", daemon=True)
 
     def __enter__(self) -> Self:
+        if self._bar is not None:
+            self._bar.start()
         self._thread.start()
         return self
 
@@ -66,8 +69,9 @@ class Watcher:
         self._thread.join()
         with suppress(AmnesiaError):
             self._look()
-        if self._terminal:
-            self._write(_ERASE)
+        if self._bar is not None:
+            with suppress(OSError):
+                self._bar.stop()
 
     def _look(self) -> None:
         """Say which stages have ended since the last look."""
@@ -104,12 +108,17 @@ class Watcher:
         while not self._stop.wait(_LOOK_SECONDS):
             with suppress(AmnesiaError):  # the stage itself will say what cannot be read
                 self._look()
-            if self._terminal:
-                line = f"  {self._left_over()}{', '.join(self._running)}"
-                # A line that wraps cannot be erased.
-                self._write(_ERASE + line[: shutil.get_terminal_size().columns - 1])
+            self._draw()
 
-    def _left_over(self) -> str:
+    def _draw(self) -> None:
+        if self._bar is not None:
+            (task,) = self._bar.task_ids
+            text = f"{self._time_left()}{', '.join(self._running)}"
+            done = self._of - len(self._left)
+            with suppress(OSError):
+                self._bar.update(task, completed=done, description=text, refresh=True)
+
+    def _time_left(self) -> str:
         """Return how much time is left, by the work of what was done and what was not."""
         whole = sum(self._weights.values())
         left = sum(self._weights[id] for id in self._left)
@@ -120,12 +129,29 @@ class Watcher:
         return f"about {minutes}:{seconds:02} left; "
 
     def _say(self, line: str) -> None:
-        self._write(f"{_ERASE if self._terminal else ''}{line}\n")
+        with suppress(OSError):  # nobody reads it
+            if self._bar is None:
+                sys.stderr.write(f"{line}\n")
+                sys.stderr.flush()
+            else:
+                self._bar.console.out(line, highlight=False)
 
-    def _write(self, text: str) -> None:
-        with suppress(OSError):
-            self._out.write(text)
-            self._out.flush()
+
+def _new_bar(of: int) -> Progress:
+    bar = Progress(
+        BarColumn(bar_width=_BAR_COLUMNS),
+        MofNCompleteColumn(),
+        # The text alone is cut where the terminal is too narrow.
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+        console=Console(file=sys.stderr),
+        auto_refresh=False,
+        expand=True,
+        transient=True,
+        redirect_stdout=False,
+        redirect_stderr=False,
+    )
+    bar.add_task("", total=of)
+    return bar
 
 
 def _is_below(driver: int, holder: Holder) -> bool:

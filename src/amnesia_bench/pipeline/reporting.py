@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import amnesia_bench
-from amnesia_bench.config.load import config_dir
+from amnesia_bench.config.files import config_dir
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.pipeline.graph import ExperimentRow, Graph
 from amnesia_bench.requests.experiments import LabelledCells, LabelledDrift, ReportRequest

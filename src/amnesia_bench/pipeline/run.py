@@ -27,9 +27,9 @@ from amnesia_bench.pipeline.bookkeeping import (
     write_specs,
 )
 from amnesia_bench.pipeline.command_lines import command_line
-from amnesia_bench.pipeline.engine import check_installed, run_stages
 from amnesia_bench.pipeline.fork_server import fork_server
 from amnesia_bench.pipeline.progress import Watcher
+from amnesia_bench.pipeline.scheduler import run_stages
 from amnesia_bench.pipeline.stage import Stage, unsettled
 from amnesia_bench.printable import message
 from amnesia_bench.records.stages import StageSpec
@@ -60,7 +60,7 @@ def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> 
     Raises:
         StageFailedError: an artifact is damaged, or a stage failed; what was done is kept.
         NewerVersionError: a newer version made an artifact.
-        MissingEnvironmentError: the store cannot be read or written, or Snakemake is not installed.
+        MissingEnvironmentError: the store cannot be read or written.
     """
     store = store.resolve()
     _check_artifacts(store, stages, repair=repair)
@@ -69,13 +69,13 @@ def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> 
     cached = {id for id, state in states.items() if state is StageState.CACHED}
     if len(cached) == len(stages):
         return StageCounts(cached=len(stages), done=0)
-    check_installed()
     if not cached and (note := older_note(store)) is not None:
         sys.stderr.write(message(f"note: {note}\n"))
     _tell_stale(store, [stage for stage in stages if states[stage.id] is StageState.STALE])
     todo = unsettled(stages, cached)
     began, cores = now(), os.cpu_count() or 1
     threads = threads_of(stages, cores)
+    gpus = max(stage.gpus for stage in stages)
     with explaining_write_errors(store, "finished stages are kept"):
         write_specs(store, [_spec(store, stage, threads[stage.id]) for stage in todo])
         # Importing on a machine with GPUs would hold them.
@@ -85,7 +85,7 @@ def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> 
             Watcher(store, todo, cached, of=len(stages)),
             fork_server(folder) if warm else nullcontext() as server,
         ):
-            ran = run_stages(store, todo, threads, cores, server, folder)
+            ran = run_stages(store, todo, threads, cores, gpus, server)
     if ran.failed is not None:
         raise _failed(store, todo, began, ran.failed)
     before = len(cached - ran.done)

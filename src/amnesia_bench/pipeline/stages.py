@@ -74,7 +74,7 @@ def rows(source: SyntheticSource) -> Stage:
     )
 
 
-def download(repository: str, shape: str) -> Stage:
+def downloaded(repository: str, shape: str) -> Stage:
     """Fetch a checkpoint from the hub."""
     return Stage(
         kind="download",

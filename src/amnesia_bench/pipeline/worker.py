@@ -1,15 +1,18 @@
 """One stage: wait for the right to do it, do it once, and say when it is done.
 
-Called by the engine as `python -m amnesia_bench.pipeline.worker STORE ID [SOCKET]`, at once on
-many machines if it must be. What is done already is not done again, unless its inputs hold
-something else now. The id is printed if this process did the stage.
+The scheduler runs it as `python -m amnesia_bench.pipeline.worker STORE ID`; several processes, also
+on several machines, may be asked for one stage at once. What is done already is not done again,
+unless its inputs hold something else now. The id is printed if this process did the stage.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -34,13 +37,13 @@ from amnesia_bench.pipeline.devices import holding_gpus, lending_folder, visible
 from amnesia_bench.pipeline.stage_process import STARTED, run_spec
 from amnesia_bench.printable import message
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
+from amnesia_bench.records.artifacts import Parent, Provenance
 from amnesia_bench.records.stages import StageFailure, StageSpec
 from amnesia_bench.store.files import explain_write_error, make_folder, replace_text
-from amnesia_bench.store.hashing import hashed_entries
 from amnesia_bench.store.layout import MANIFEST, artifact_path, stage_path
 from amnesia_bench.store.lease import Lease, holding_lease
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
+from amnesia_bench.store.publish import manifest_of
 
 _WAIT_SECONDS, _MAX_PAUSE_SECONDS = 0.3, 30.0
 _SAID_CHARACTERS = 1500
@@ -53,7 +56,7 @@ def run_stage(store: Path, stage_id: str, socket: str | None) -> bool:
     Args:
         store: the folder of all artifacts.
         stage_id: of a stage whose spec is there.
-        socket: of a fork server that runs commands; None starts each anew.
+        socket: the socket of a fork server; None starts a process for each stage.
 
     Returns:
         Whether this process did it.
@@ -162,39 +165,46 @@ def _finish(
         )
         for name, content in contents.items()
     )
-    manifest = Manifest(
-        kind=spec.kind,
-        parents=tuple(inputs),
-        files=hashed_entries(artifact),
-        provenance=ended_now(provenance),
-    )
+    manifest = manifest_of(artifact, spec.kind, inputs, provenance)
     replace_text(artifact / MANIFEST, json.dumps(manifest.to_json(), indent=2) + "\n")
 
 
-def main(arguments: Sequence[str]) -> int:
+def run_worker(arguments: Sequence[str]) -> int:
     """Do the stage that the arguments name, and return an exit code."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("store", type=Path)
+    parser.add_argument("stage", metavar="ID")
+    parser.add_argument("--server", metavar="SOCKET", help="run the command in this server")
+    parser.add_argument(
+        "--driver", type=int, metavar="DESCRIPTOR", help="end when this pipe is closed"
+    )
+    args = parser.parse_args(arguments)
 
     def terminate(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
     signal.signal(signal.SIGTERM, terminate)
-    store, stage_id, *socket = arguments
+    if args.driver is not None:
+        threading.Thread(target=_end_with_driver, args=(args.driver,), daemon=True).start()
     try:
-        if run_stage(Path(store), stage_id, socket[0] if socket else None):
-            sys.stdout.write(f"{stage_id}\n")
+        if run_stage(args.store, args.stage, args.server):
+            sys.stdout.write(f"{args.stage}\n")
     except AmnesiaError as error:
-        sys.stderr.write(message(f"{stage_id}: {error}\n"))
+        sys.stderr.write(message(f"{args.stage}: {error}\n"))
         return int(error.exit_code)
     except OSError as error:
-        explained = explain_write_error(error, Path(store))
+        explained = explain_write_error(error, args.store)
         if explained is None:
             raise
-        sys.stderr.write(message(f"{stage_id}: {explained}\n"))
+        sys.stderr.write(message(f"{args.stage}: {explained}\n"))
         return int(explained.exit_code)
-    except KeyboardInterrupt:  # Ctrl-C reaches the whole group; the driver speaks for all
-        return 128 + signal.SIGINT
     return int(ExitCode.DONE)
 
 
+def _end_with_driver(pipe: int) -> None:
+    os.read(pipe, 1)  # nothing is ever written: it returns when the driver has closed its end
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_worker(sys.argv[1:]))

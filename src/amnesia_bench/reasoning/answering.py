@@ -11,7 +11,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import open_candidate
 from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.load_engine import open_engine
-from amnesia_bench.inference.protocol import Engine, Request, sample_seed
+from amnesia_bench.inference.protocol import Engine, PromptRequest, sample_seed
 from amnesia_bench.reasoning.documents import task_documents
 from amnesia_bench.reasoning.run_record import run_identity
 from amnesia_bench.reasoning.task import ProblemSet, ReasoningTask
@@ -149,7 +149,7 @@ def _describe(task: ReasoningTask, problems: ProblemSet, plan: AnswerPlan) -> Re
 
 def _requests(
     tokenizer: Any, task: ReasoningTask, problems: ProblemSet, plan: AnswerPlan
-) -> list[Request]:
+) -> list[PromptRequest]:
     """Return the requests, the repeats of a problem one after the other: equal prompts batch."""
     config = plan.config
     sampling = Sampling(
@@ -165,5 +165,5 @@ def _requests(
         for repeat in range(config.repeats):
             key = SampleKey(task=task.name, doc=doc, repeat=repeat)
             seed = None if sampling.greedy else sample_seed(config.seed, key)
-            requests.append(Request(key=key, tokens=tokens, sampling=sampling, seed=seed))
+            requests.append(PromptRequest(key=key, tokens=tokens, sampling=sampling, seed=seed))
     return requests

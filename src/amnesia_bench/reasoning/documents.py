@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.reasoning.task import BenchmarkSource, ProblemSet, ReasoningTask, Row
+from amnesia_bench.store.json_rows import read_json_rows
+from amnesia_bench.store.parquet_rows import read_parquet_rows
 
 
 def task_documents(
@@ -35,7 +37,7 @@ def load_documents(source: BenchmarkSource, data: Path | None, limit: int | None
         MissingEnvironmentError: the hub cannot be reached.
     """
     origin = f"{source.hub_id}@{source.revision}" if data is None else str(data.resolve())
-    rows = list(_from_hub(source) if data is None else _from_file(data))
+    rows = list(_from_hub(source) if data is None else _from_file(data, source))
     if not rows:
         raise UserError(f"{origin}: holds no problems")
     if data is None and len(rows) != source.rows:
@@ -65,53 +67,34 @@ def _from_hub(source: BenchmarkSource) -> Iterator[Any]:
         ) from error
 
 
-def _from_file(path: Path) -> Iterator[Any]:
+def _from_file(path: Path, source: BenchmarkSource) -> Iterator[Any]:
+    def choose(columns: Sequence[str]) -> list[str]:
+        _check_fields(columns, source, str(path))
+        return list(source.fields)
+
     if not path.is_file():
         raise UserError(f"{path}: no such file")
     if path.suffix == ".parquet":
-        yield from _from_parquet(path)
-        return
-    try:
-        # By lines that end in a newline: texts may hold other separators.
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _parsed(line, f"{path}, line {number}")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 ({error})") from error
-    except OSError as error:
-        raise MissingEnvironmentError(f"{path}: cannot be read ({error.strerror})") from error
+        rows: Iterator[tuple[int, Any]] = read_parquet_rows(path, choose)
+    else:
+        rows = read_json_rows(path, "Is the file complete?")
+    yield from (row for _, row in rows)
 
 
-def _parsed(line: str, where: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: not JSON ({error})", hint="Is the file complete?") from error
-
-
-def _from_parquet(path: Path) -> Iterator[Any]:
-    try:
-        from pyarrow import lib, parquet
-    except ImportError as error:
-        raise MissingEnvironmentError(
-            f"{path}: reading parquet needs pyarrow", hint='pip install "amnesia-bench[eval]"'
-        ) from error
-    try:
-        yield from parquet.read_table(path).to_pylist()
-    except (lib.ArrowException, OSError) as error:
-        raise UserError(f"{path}: cannot be read as parquet ({error})") from error
+def _check_fields(there: Iterable[str], source: BenchmarkSource, where: str) -> None:
+    for name in source.fields:
+        if name not in there:
+            raise UserError(
+                f"{where}: no field {name!r}; it has {', '.join(map(str, there))}",
+                hint=f"Name the fields as {source.hub_id} does: {', '.join(source.fields)}.",
+            )
 
 
 def _checked(row: Any, source: BenchmarkSource, where: str) -> Row:
     if not isinstance(row, dict):
         raise UserError(f"{where}: not a JSON object")
+    _check_fields(row, source, where)
     for name, kind in source.fields.items():
-        if name not in row:
-            raise UserError(
-                f"{where}: no field {name!r}; it has {', '.join(map(str, row))}",
-                hint=f"Name the fields as {source.hub_id} does: {', '.join(source.fields)}.",
-            )
         value = row[name]
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"{where}: {name} is {value!r:.60}, expected {kind.__name__}")

@@ -6,9 +6,10 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from amnesia_bench.config.load import load_niah
 from amnesia_bench.inference.candidates import Candidate, open_candidates
 from amnesia_bench.inference.load_engine import open_engine
 from amnesia_bench.inference.protocol import Engine, silent
@@ -22,19 +23,14 @@ from amnesia_bench.recall.measure import PromptSet
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, find_task
 from amnesia_bench.recall.sequential_check import CheckPlan, CheckResult, compare_checkpoints
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import Manifest, Parent, Provenance
+from amnesia_bench.records.artifacts import Parent, Provenance
 from amnesia_bench.records.recall import CheckReport, Rule
 from amnesia_bench.requests.recall import (
-    CHECK_LENGTHS,
-    NIAH_SAMPLES,
-    NIAH_TASKS,
     BuildPromptsRequest,
     CheckRequest,
 )
-from amnesia_bench.store.files import sync_file
-from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST, store_root
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 
 ERROR_RATE = 0.025
@@ -84,7 +80,7 @@ def check(
         post=candidates[1],
         restored=candidates[2] if len(candidates) > 2 else None,
         prompt_sets=prompt_sets,
-        sampling=NIAH_SAMPLING,
+        sampling=replace(NIAH_SAMPLING, max_new_tokens=load_niah("check").max_new_tokens),
         rule=Rule(
             samples=request.samples or min(map(len, prompt_sets)),
             margin=request.margin,
@@ -107,12 +103,13 @@ def _prompt_sets(
             tasks=request.tasks, lengths=request.lengths, samples=request.samples
         )
         return open_prompt_sets_for(request.prompts, candidates, choice)
+    defaults = load_niah("check")
     build = BuildPromptsRequest(
         tokenizer=request.pre,
-        lengths=request.lengths or CHECK_LENGTHS,
-        tasks=request.tasks or NIAH_TASKS,
+        lengths=request.lengths or defaults.lengths,
+        tasks=request.tasks or defaults.tasks,
         haystack=request.haystack,
-        samples=request.samples or NIAH_SAMPLES,
+        samples=request.samples or defaults.samples,
     )
     return build_prompt_sets_for(build, work, candidates)
 
@@ -145,20 +142,7 @@ def publish_check(result: CheckResult, work: Path, provenance: Provenance) -> Pa
     with publishing(final) as publication:
         for name, text in files.items():
             (publication.folder / name).write_text(text, encoding="utf-8")
-            sync_file(publication.folder / name)
-        publication.finish(
-            Manifest(
-                kind="check",
-                parents=_parents(result),
-                files=tuple(
-                    file_entry(
-                        publication.folder, name, sha256=sha256_of(publication.folder / name)
-                    )
-                    for name in sorted(files)
-                ),
-                provenance=ended_now(provenance),
-            )
-        )
+        publication.finish("check", _parents(result), provenance)
     return final
 
 

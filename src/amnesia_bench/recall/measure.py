@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.inference.generation import generate_missing
-from amnesia_bench.inference.protocol import Engine, OnDemand, Request
+from amnesia_bench.inference.protocol import Engine, OnDemand, PromptRequest
 from amnesia_bench.recall.niah.tasks import score_needle
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
@@ -61,10 +61,10 @@ def prompt_requests(prompt_set: PromptSet, n: int, sampling: Sampling, tokenizer
     With the special tokens that `tokenizer` puts before a text, as lm-eval's models see it.
     """
 
-    def request(doc: int) -> Request:
+    def request(doc: int) -> PromptRequest:
         key = SampleKey(task=prompt_set.name, doc=doc, repeat=0)
         tokens = with_beginning(tokenizer, prompt_set.tokens(doc))
-        return Request(key=key, tokens=tokens, sampling=sampling, seed=None)
+        return PromptRequest(key=key, tokens=tokens, sampling=sampling, seed=None)
 
     return OnDemand(request, range(n))
 
@@ -72,7 +72,7 @@ def prompt_requests(prompt_set: PromptSet, n: int, sampling: Sampling, tokenizer
 def recall_samples(
     engine: Engine,
     candidate: Candidate,
-    requests: Sequence[Request],
+    requests: Sequence[PromptRequest],
     prompt_set: PromptSet,
     work: Path,
 ) -> tuple[RecallSample, ...]:

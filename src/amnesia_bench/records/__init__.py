@@ -1,1 +1,1 @@
-"""Frozen records: whatever crosses a file boundary. Standard library only."""
+"""Frozen records: whatever crosses a file boundary. Standard library and pydantic only."""

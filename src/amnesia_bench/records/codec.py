@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import types
-from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from enum import Enum
+from collections.abc import Sequence
 from functools import cache
-from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails, SchemaValidator, core_schema, to_jsonable_python
 
 from amnesia_bench.errors import UserError
 
 Record = TypeVar("Record")
 
+# Pydantic's findings in the words of JSON.
+_EXPECTED = {
+    "string_type": "a string",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "dict_type": "an object",
+    "dataclass_type": "an object",
+}
+# Reported first: the other problems of a misspelled or newer file follow from its keys.
+_KEY_PROBLEMS = {"unexpected_keyword_argument": "unknown key", "missing": "missing key"}
+
 
 def to_json(value: object) -> Any:
     """Return a record as plain JSON values (dict, list, str, int, float, bool, None)."""
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_json(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): to_json(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
-    return value.value if isinstance(value, Enum) else value
+    return to_jsonable_python(value)
 
 
 def from_json(record: type[Record], data: object, where: str) -> Record:
@@ -36,77 +43,59 @@ def from_json(record: type[Record], data: object, where: str) -> Record:
     Raises:
         UserError: a key is unknown or missing, or a value has the wrong type.
     """
-    return cast("Record", _decode(record, data, f"{where}:"))
-
-
-def _decode(expected: Any, value: object, at: str) -> object:
-    origin = get_origin(expected)
-    if expected is object:
-        return value
-    if origin in (Union, types.UnionType):
-        return _decode_optional(expected, value, at)
-    if origin is tuple:
-        items = _typed(list, value, at)
-        return tuple(
-            _decode(get_args(expected)[0], item, f"{at}[{i}]") for i, item in enumerate(items)
-        )
-    if origin is not None and issubclass(origin, Mapping):
-        mapping = _typed(dict, value, at)
-        return {
-            key: _decode(get_args(expected)[1], item, _below(at, key))
-            for key, item in mapping.items()
-        }
-    if is_dataclass(expected):
-        return _decode_record(expected, value, at)
-    if issubclass(expected, Enum):
-        try:
-            return expected(value)
-        except ValueError as error:
-            raise _error(at, str(error)) from error
-    return _typed(expected, value, at)
-
-
-def _decode_optional(expected: Any, value: object, at: str) -> object:
-    if value is None and types.NoneType in get_args(expected):
-        return None
-    (kind,) = (arg for arg in get_args(expected) if arg is not types.NoneType)
-    return _decode(kind, value, at)
-
-
-def _decode_record(record: Any, value: object, at: str) -> object:
-    data = _typed(dict, value, at)
-    hints = _hints(record)
-    names = [field.name for field in fields(record)]
-    for problem, keys in (
-        ("unknown key", sorted(set(data) - set(names))),
-        ("missing key", [name for name in names if name not in data]),
-    ):
-        if keys:
-            raise _error(at, f"{problem} {', '.join(map(repr, keys))} in {record.__name__}")
-    decoded = {name: _decode(hints[name], data[name], _below(at, name)) for name in names}
     try:
-        return record(**decoded)
-    except ValueError as error:
-        raise _error(at, str(error)) from error
+        return cast("Record", _validator(cast("Any", record)).validate_python(data))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_problem(error.errors(include_url=False))}") from error
 
 
 @cache
-def _hints(record: Any) -> dict[str, Any]:
-    # Slow, and asked for once a line of a file.
-    return get_type_hints(record)
+def _validator(record: Any) -> SchemaValidator:
+    return SchemaValidator(_exact(TypeAdapter(record).core_schema))
 
 
-def _typed(kind: Any, value: object, at: str) -> Any:
-    # bool is an int to isinstance, never to us; an int is a fine float.
-    kinds = (float, int) if kind is float else kind
-    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
-        raise _error(at, f"expected {kind.__name__}, got {value!r:.80}")
-    return value
+def _exact(schema: Any) -> Any:
+    """Return pydantic's schema of a record, changed to accept exactly what JSON holds.
+
+    Pydantic's own strict mode expects tuples, enums and dataclasses in parsed data, where JSON has
+    lists, strings and objects. Its JSON mode refuses lone surrogates, which answers may hold.
+    """
+    if isinstance(schema, list):
+        return [_exact(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    match schema.get("type"):
+        case "default":  # for records made in Python: a file has every key
+            return _exact(schema["schema"])
+        case "float":  # 1 stays 1, and is not written again as 1.0
+            numbers: list[Any] = [{"type": "int", "strict": True}, {**schema, "strict": True}]
+            return core_schema.union_schema(
+                numbers, mode="left_to_right", custom_error_type="float_type"
+            )
+        case "int" | "str" | "bool":
+            return {**schema, "strict": True}
+        case "dataclass-args":
+            schema = {**schema, "extra_behavior": "forbid"}
+    return {key: _exact(value) for key, value in schema.items()}
 
 
-def _below(at: str, name: str) -> str:
-    return f"{at} {name}" if at.endswith(":") else f"{at}.{name}"
+def _problem(details: Sequence[ErrorDetails]) -> str:
+    for kind, problem in _KEY_PROBLEMS.items():
+        if keys := [detail["loc"] for detail in details if detail["type"] == kind]:
+            *parent, _ = keys[0]
+            names = [repr(name) for *above, name in keys if above == parent]
+            return _at(parent, f"{problem} {', '.join(names)}")
+    detail = details[0]
+    match detail["type"]:
+        case "value_error":
+            return _at(detail["loc"], str(detail["ctx"]["error"]))
+        case "enum":
+            message = f"expected {detail['ctx']['expected']}"
+        case kind:
+            message = f"expected {_EXPECTED[kind]}" if kind in _EXPECTED else detail["msg"]
+    return _at(detail["loc"], f"{message}, got {detail['input']!r:.80}")
 
 
-def _error(at: str, problem: str) -> UserError:
-    return UserError(f"{at.removesuffix(':')}: {problem}")
+def _at(loc: Sequence[int | str], problem: str) -> str:
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)
+    return f"{path.removeprefix('.')}: {problem}" if path else problem

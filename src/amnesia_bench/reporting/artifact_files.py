@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Manifest
 from amnesia_bench.store.checksums import check_checksum
 from amnesia_bench.store.hashing import read_manifest, sha256_of
+from amnesia_bench.store.json_rows import read_records
 from amnesia_bench.store.layout import MANIFEST
 
 Record = TypeVar("Record")
+_HINT = "It was cut off: remove its folder and run the evaluation again."
 
 
 class ArtifactFiles:
@@ -42,7 +41,7 @@ class ArtifactFiles:
             return ()
         if path not in self._records:
             self.check_hash(path, artifact)
-            self._records[path] = tuple(_read_lines(kind, path))
+            self._records[path] = tuple(read_records(kind, path, _HINT))
         return self._records[path]
 
     def check_hash(self, path: Path, artifact: Path | None) -> None:
@@ -61,15 +60,3 @@ class ArtifactFiles:
                     f"{path}: is not what {artifact / MANIFEST} says: it was changed since",
                     hint="Remove that folder and run its stage again.",
                 )
-
-
-def _read_lines(kind: type[Record], path: Path) -> Iterator[Record]:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        try:
-            data = json.loads(line)
-        except ValueError as error:
-            raise UserError(
-                f"{path}, line {number}: not JSON ({error})",
-                hint="It was cut off: remove its folder and run the evaluation again.",
-            ) from error
-        yield codec.from_json(kind, data, f"{path}, line {number}")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from amnesia_bench.config.files import config_name
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
@@ -66,8 +67,10 @@ def report(request: ReportRequest, out: Path) -> WrittenReport:
 
 
 def _build(request: ReportRequest, out: Path, provenance: Provenance) -> Report:
-    names = tuple(dict.fromkeys(request.tables))
-    tables = {name: load_table(name, request.overrides) for name in names}
+    asked = tuple(dict.fromkeys(request.tables))
+    tables = {config_name(table): load_table(table, request.overrides) for table in asked}
+    if len(tables) < len(asked):
+        raise UserError(f"two tables have the same name: {', '.join(asked)}")
     files = ArtifactFiles()
     read = [read_source(source, out, files) for source in request.sources]
     found = [cell for cells, _ in read for cell in cells]
@@ -119,7 +122,7 @@ def _write(report: Report, out: Path) -> tuple[Path, ...]:
 
 
 def load_table(name: str, overrides: Sequence[str]) -> TableConfig:
-    """Return a table of configs/report.
+    """Return a table of configs/report, or of a file by its path.
 
     Raises:
         UserError: there is none of this name, or it is not well formed.

@@ -11,13 +11,6 @@ from amnesia_bench.records.recall import TOLERATED_DROP
 from amnesia_bench.requests.base import Location, Request, StageRequest
 from amnesia_bench.requests.engines import EngineChoice
 
-# What is asked where neither the request nor a folder of prompts says otherwise.
-NIAH_TASKS = ("niah_single_1", "niah_single_2", "niah_single_3")
-NIAH_SAMPLES = 500
-CHECK_LENGTHS = (32768, 262144)
-EVALUATE_LENGTHS = (32768, 65536, 131072, 262144)
-# What lm-eval's task files ask of a model.
-NIAH_MAX_NEW_TOKENS = 128
 RANKING_TASKS = ("fda", "swde", "ruler_qa_squad")
 
 Tasks = Annotated[tuple[str, ...], Field(min_length=1)]
@@ -60,8 +53,8 @@ class EvaluateRequest(StageRequest):
     Attributes:
         checkpoint: folder of the checkpoint.
         prompts: folder that `build_prompts` wrote; None lets lm-eval make the prompts itself.
-        tasks, lengths, samples: which prompts; None is all of `prompts`, or the defaults.
-        max_new_tokens: maximum tokens per answer.
+        tasks, lengths, samples: which prompts; None is all of `prompts`, or configs/eval/niah.
+        max_new_tokens: maximum tokens per answer; None is that of configs/eval/niah.
         method: the row's label in a table.
         engine: what runs the model.
         verify_prefix: how many answers to compute a second time without a shared prefix.
@@ -73,7 +66,7 @@ class EvaluateRequest(StageRequest):
     tasks: Tasks | None = None
     lengths: Lengths | None = None
     samples: PositiveInt | None = None
-    max_new_tokens: PositiveInt = NIAH_MAX_NEW_TOKENS
+    max_new_tokens: PositiveInt | None = None
     method: str = ""
     engine: EngineChoice = EngineChoice()
     verify_prefix: NonNegativeInt = 0
@@ -87,7 +80,7 @@ class CheckRequest(Request):
         restored: folder of a repaired checkpoint, compared with both.
         prompts: folder that `build_prompts` wrote; None builds them from `haystack`.
         haystack: the essays for prompts that are built.
-        tasks, lengths, samples: which prompts; None is all of `prompts`, or the defaults.
+        tasks, lengths, samples: which prompts; None is all of `prompts`, or configs/eval/check.
         margin: drop of recall (0 to 1) that is not yet a regression.
         engine: what runs the models.
         work: folder of answers and records; None is the store.

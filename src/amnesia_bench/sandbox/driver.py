@@ -198,12 +198,12 @@ def load(code: str, function: str | None, *, lenient: bool = False) -> Any:
     """
     module = ModuleType("tmp_sol", "")
     if lenient:
-        execute(prelude(), module)
+        run_code(prelude(), module)
     elif function is None:
         code = as_function(code)
     else:
         code = prelude() + "\n\n" + code
-    execute(code, module)
+    run_code(code, module)
     if not lenient:
         owner = module.Solution() if "class Solution" in code else module
         return getattr(owner, function or "wrapped_function")
@@ -215,7 +215,7 @@ def load(code: str, function: str | None, *, lenient: bool = False) -> Any:
     return lambda *arguments: getattr(made(), function)(*arguments)
 
 
-def execute(code: str, module: ModuleType) -> None:
+def run_code(code: str, module: ModuleType) -> None:
     exec(compile(code, SCRIPT_NAME, "exec", dont_inherit=True), module.__dict__)
 
 
@@ -259,7 +259,7 @@ def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
     module.__file__ = SCRIPT_NAME
     try:
         program = compile(code, SCRIPT_NAME, "exec", dont_inherit=True)
-        execute(prelude(), module)
+        run_code(prelude(), module)
     except BaseException as error:
         channel.send_bytes(named(error))
         return

@@ -140,7 +140,9 @@ def hashed_entries(folder: Path) -> tuple[FileEntry, ...]:
         MissingEnvironmentError: one may not be read.
     """
     unreadable: list[Finding] = []
-    names = sorted(path for path, _ in _walk(folder, unreadable))
+    # A process that was killed while it wrote the manifest left this; the next one replaces it.
+    half_written = f".{MANIFEST}.new"
+    names = sorted(path for path, _ in _walk(folder, unreadable) if path != half_written)
     for finding in unreadable:
         raise MissingEnvironmentError(f"{folder / finding.path} {finding.problem}")
     return tuple(file_entry(folder, name, sha256=sha256_of(folder / name)) for name in names)

@@ -13,6 +13,7 @@ from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.reasoning import ProblemValues
 from amnesia_bench.store.hashing import sha256_of
+from amnesia_bench.store.json_rows import read_records
 
 PROBLEMS = "problems.jsonl"
 _ROLE = "problem_values"
@@ -35,17 +36,13 @@ def read_problems(folder: Path, cells: Sequence[Cell]) -> tuple[ProblemValues, .
 
     Raises:
         UserError: the file is missing, or not the one that the cells were made of.
+        MissingEnvironmentError: it may not be read.
     """
     path = folder / PROBLEMS
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})", hint=_HINT) from error
+    problems = tuple(read_records(ProblemValues, path, _HINT))
     if not check_problems(path, cells):
         raise UserError(f"{path}: its cells do not say what it held", hint=_HINT)
-    return tuple(
-        codec.from_json(ProblemValues, json.loads(line), str(path)) for line in text.splitlines()
-    )
+    return problems
 
 
 def check_problems(path: Path, cells: Sequence[Cell]) -> bool:

@@ -10,12 +10,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from amnesia_bench.errors import StageFailedError, UserError
-from amnesia_bench.records.artifacts import Manifest
+from amnesia_bench.records.artifacts import FileEntry, Manifest, Parent, Provenance
 from amnesia_bench.store.files import (
     explaining_write_errors,
     make_folder,
@@ -23,11 +23,39 @@ from amnesia_bench.store.files import (
     sync_folder,
     write_json,
 )
-from amnesia_bench.store.hashing import compare_sizes
+from amnesia_bench.store.hashing import compare_sizes, hashed_entries
 from amnesia_bench.store.layout import MANIFEST, check_final, leftover_paths, new_working_path
 from amnesia_bench.store.lease import Lease, holding_lease
+from amnesia_bench.store.provenance import ended_now
 
 log = logging.getLogger(__name__)
+
+
+def manifest_of(
+    folder: Path,
+    kind: str,
+    parents: Iterable[Parent],
+    provenance: Provenance,
+    files: Sequence[FileEntry] | None = None,
+) -> Manifest:
+    """Return the manifest of a folder whose work ends now.
+
+    Args:
+        folder: all of its files are in it.
+        kind: what sort of artifact it is.
+        parents: what it was made from.
+        provenance: what was collected when the work started.
+        files: its files, where they need not be read for it; otherwise each one is hashed.
+
+    Raises:
+        MissingEnvironmentError: a file may not be read.
+    """
+    return Manifest(
+        kind=kind,
+        parents=tuple(parents),
+        files=hashed_entries(folder) if files is None else tuple(files),
+        provenance=ended_now(provenance),
+    )
 
 
 class Work:
@@ -39,13 +67,22 @@ class Work:
         self.finished = False
         self._lease = lease
 
-    def finish(self, manifest: Manifest) -> None:
-        """Make the folder durable and give it its final name.
+    def finish(
+        self,
+        kind: str,
+        parents: Iterable[Parent],
+        provenance: Provenance,
+        files: Sequence[FileEntry] | None = None,
+    ) -> None:
+        """Make the folder durable, write its manifest, and give it its final name.
+
+        The arguments are those of `manifest_of`.
 
         Raises:
             StageFailedError: the folder does not hold what the manifest says, or another
                 process took over.
         """
+        manifest = manifest_of(self.folder, kind, parents, provenance, files)
         if findings := compare_sizes(self.folder, manifest):
             raise StageFailedError(
                 f"{self.final}: not published, since it is not what its manifest says: "

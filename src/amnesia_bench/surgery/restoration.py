@@ -17,7 +17,7 @@ from amnesia_bench import __version__
 from amnesia_bench.config.schema import TopDrift, Variant
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records import codec
-from amnesia_bench.records.artifacts import FileEntry, Manifest
+from amnesia_bench.records.artifacts import FileEntry
 from amnesia_bench.records.restoration import Proof, Restoration
 from amnesia_bench.records.roles import AttentionMap, LayerKind, Role
 from amnesia_bench.requests.checkpoints import RestoreRequest
@@ -25,7 +25,7 @@ from amnesia_bench.store.files import write_json
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 from amnesia_bench.surgery.compat import check_compatible, check_dtypes
 from amnesia_bench.surgery.edits import Edits, compute_edits, measure_drift
@@ -82,17 +82,11 @@ def restore(request: RestoreRequest, out: Path | None) -> Restoration:
     with publishing(out) as work:
         with job.unchanged():
             record, entries = _fill(job, work.folder, out)
-        work.finish(
-            Manifest(
-                kind=RESTORED,
-                parents=(
-                    as_parent("pre", record.pre, {t.name: t.sha256_pre for t in record.tensors}),
-                    as_parent("post", record.post, {t.name: t.sha256_post for t in record.tensors}),
-                ),
-                files=entries,
-                provenance=ended_now(provenance),
-            )
+        parents = (
+            as_parent("pre", record.pre, {t.name: t.sha256_pre for t in record.tensors}),
+            as_parent("post", record.post, {t.name: t.sha256_post for t in record.tensors}),
         )
+        work.finish(RESTORED, parents, provenance, entries)
     return record
 
 

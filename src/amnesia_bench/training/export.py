@@ -14,10 +14,9 @@ from torch import Tensor
 
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.modeling.shard_writer import ShardWriter
-from amnesia_bench.records.artifacts import Manifest, Parent
-from amnesia_bench.store.hashing import file_entry, sha256_of
+from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.store.layout import MANIFEST
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 from amnesia_bench.training.models import Learner
 from amnesia_bench.training.objectives import Align
@@ -82,19 +81,7 @@ def _publish(export: Export, tensors: Mapping[str, Tensor | None], out: Path) ->
                 shutil.copyfile(export.init.folder / file, work.folder / file)
         for path in export.side_files:
             shutil.copyfile(path, work.folder / path.name)
-        found = (path for path in work.folder.rglob("*") if path.is_file())
-        names = sorted(path.relative_to(work.folder).as_posix() for path in found)
-        work.finish(
-            Manifest(
-                kind="trained",
-                parents=export.parents,
-                files=tuple(
-                    file_entry(work.folder, name, sha256=sha256_of(work.folder / name))
-                    for name in names
-                ),
-                provenance=ended_now(provenance),
-            )
-        )
+        work.finish("trained", export.parents, provenance)
 
 
 def _tensors(

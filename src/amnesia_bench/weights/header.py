@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from amnesia_bench.errors import UserError
+from amnesia_bench.store.json_rows import unique_keys
 
 # The format's own limit, so that a damaged length cannot make us allocate the file.
 MAX_HEADER_BYTES = 100_000_000
@@ -97,7 +98,7 @@ def read_header(path: Path) -> Header:
             )
         raw = file.read(header_bytes)
     try:
-        fields = json.loads(raw.decode("utf-8"), object_pairs_hook=_unique_keys)
+        fields = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         raise _damaged(path, f"has a header that is not valid JSON ({error})") from None
     if not isinstance(fields, dict):
@@ -161,15 +162,6 @@ def _check_coverage(
         )
     if position < file_bytes:
         raise _damaged(path, f"has {file_bytes - position:,} bytes behind its last tensor")
-
-
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    keys: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in keys:
-            raise ValueError(f"{reprlib.repr(key)} occurs twice")
-        keys[key] = value
-    return keys
 
 
 def _damaged(path: Path, how: str) -> UserError:

@@ -13,12 +13,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
-from amnesia_bench.records.artifacts import Manifest, Parent
+from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.requests.checkpoints import DownloadRequest
 from amnesia_bench.store.files import read_json, remove_files
 from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.layout import MANIFEST, resumable_path
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 from amnesia_bench.weights.file_names import CONFIG, INDEX, PICKLE_SUFFIXES, SINGLE_FILE
 
@@ -87,22 +87,13 @@ def download(request: DownloadRequest, out: Path) -> Downloaded:
         hashes |= _fetch(listing, shards, kept)
         for name in hashes:
             (kept / name).rename(work.folder / name)
-        work.finish(
-            Manifest(
-                kind=KIND,
-                parents=(
-                    Parent(
-                        role="model",
-                        location=f"hf://{request.repository}",
-                        identity=f"commit:{listing.commit}",
-                    ),
-                ),
-                files=tuple(
-                    file_entry(work.folder, name, sha256=digest) for name, digest in hashes.items()
-                ),
-                provenance=ended_now(provenance),
-            )
+        model = Parent(
+            role="model",
+            location=f"hf://{request.repository}",
+            identity=f"commit:{listing.commit}",
         )
+        entries = [file_entry(work.folder, name, sha256=digest) for name, digest in hashes.items()]
+        work.finish(KIND, [model], provenance, entries)
     _clear(kept)
     return Downloaded(
         commit=listing.commit,

@@ -50,7 +50,7 @@ def test_a_mistake_is_named_and_nothing_is_written(
     tmp_path: Path, tokenizer: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="no such file of configs/model") as caught:
+    with pytest.raises(UserError, match="model=qwen3_lap: no such option") as caught:
         initialize("qwen3_lap", tokenizer, 0, out)
     assert "Did you mean qwen3_laptop?" in str(caught.value.hint)
     with pytest.raises(UserError, match="transformers has no code for jet_nemotron"):

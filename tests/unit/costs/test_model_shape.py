@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
-import yaml
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from amnesia_bench.config.load import config_dir, options
+from amnesia_bench.config.files import options
+from amnesia_bench.config.load import load_model_file
 from amnesia_bench.costs.model_shape import named_shape, read_model_shape
 from amnesia_bench.errors import UserError
 
@@ -24,15 +22,9 @@ PUBLISHED = {
 }
 
 
-def values_of(model: str) -> dict[str, object]:
-    path: Path = config_dir() / "model" / f"{model}.yaml"
-    values: dict[str, object] = yaml.safe_load(path.read_text())
-    return values
-
-
 @pytest.mark.parametrize("model", PUBLISHED)
 def test_published_sizes_come_out_and_are_those_of_transformers(model: str) -> None:
-    values = values_of(model)
+    values = load_model_file(model)
     config = AutoConfig.for_model(str(values.pop("model_type")), **values)
     with torch.device("meta"):
         built = AutoModelForCausalLM.from_config(config)
@@ -99,11 +91,11 @@ def test_reading_a_prompt_takes_what_was_counted_before(
 )
 def test_what_cannot_be_counted_is_named(changes: dict[str, object], said: str) -> None:
     with pytest.raises(UserError, match=said):
-        read_model_shape(values_of("jet_nemotron_2b") | changes)
+        read_model_shape(load_model_file("jet_nemotron_2b") | changes)
 
 
 def test_a_factor_that_is_no_positive_number_is_named() -> None:
-    values = values_of("jet_nemotron_2b")
+    values = load_model_file("jet_nemotron_2b")
     for factor in ("2", -1, None, True):
         block = {"num_heads": 12, "head_dim": 96, "expand_v": factor}
         with pytest.raises(UserError, match="expand_v should be a positive number"):

@@ -11,8 +11,6 @@ import pytest
 from pyarrow import parquet
 
 from amnesia_bench.config.data_schema import HubSource
-from amnesia_bench.data import parquet_rows
-from amnesia_bench.data.json_rows import MAX_ROW_BYTES
 from amnesia_bench.data.row_forms import Columns
 from amnesia_bench.data.sources import (
     InputFile,
@@ -22,6 +20,8 @@ from amnesia_bench.data.sources import (
     read_rows,
 )
 from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.store import parquet_rows
+from amnesia_bench.store.json_rows import MAX_ROW_BYTES
 from tests.support.small_data import write_rows
 
 COLUMNS = Columns(required=(("question",), ("response", "answer")), optional=("system",))
@@ -83,13 +83,13 @@ def test_a_json_array_gives_the_same_rows_as_json_lines(
         (b'[{"question": "q", "answer": "a', r"a.json:1: not JSON"),
         (b'[{"question": "q", "answer": "a"}, 5]', r"a.json:2: a int, expected an object"),
         (b'[{"question": "q"}]', r"a.json:1: no field response or answer; it has question"),
-        (b'[{"question": "q", "question": "r"}]', r"a.json:1: .*'question' stands twice"),
+        (b'[{"question": "q", "question": "r"}]', r"a.json:1: .*'question' occurs twice"),
         (b'[{"question": "\xff"}]', r"a.json: not UTF-8 \(invalid start byte at byte 15"),
         (b"[" * 100_000, r"a.json:1: not JSON"),
         (b"[" + b"9" * 5000 + b"]", r"a.json:1: not JSON \(Exceeds the limit"),
         ('[{"question": "q"}]'.encode("utf-16"), r"a.json: not UTF-8 but UTF-16"),
         (b'{\n "question": "q",\n "answer": "a"\n}\n', r"a.json:1: not JSON"),
-        (b'{"question": "q", "question": "r"}', r"a.json:1: .*'question' stands twice"),
+        (b'{"question": "q", "question": "r"}', r"a.json:1: .*'question' occurs twice"),
     ],
 )  # fmt: skip
 def test_what_is_no_array_of_rows_is_named(tmp_path: Path, text: bytes, said: str) -> None:

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from amnesia_bench.inference.protocol import Engine, Request
+from amnesia_bench.inference.protocol import Engine, PromptRequest
 from amnesia_bench.records.evaluation import FinishReason, SampleKey, Sampling
 from tests.support.fake_engine import FakeEngine
 
 
 def request(new=100, stop=()):
-    return Request(
+    return PromptRequest(
         key=SampleKey(task="t", doc=0, repeat=0),
         tokens=np.arange(5, dtype=np.int32),
         sampling=Sampling(max_new_tokens=new, temperature=0, top_p=1, top_k=None, stop=stop),

@@ -25,7 +25,7 @@ from amnesia_bench.inference.generation import (
     read_generations,
     read_run_record,
 )
-from amnesia_bench.inference.protocol import Request, UntrustedAnswersError
+from amnesia_bench.inference.protocol import PromptRequest, UntrustedAnswersError
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.store.lease import holding_lease
 from amnesia_bench.store.sealed_json import unseal
@@ -36,9 +36,9 @@ DRAWN = Sampling(max_new_tokens=8, temperature=0.6, top_p=0.95, top_k=None, stop
 IDENTITY = {"checkpoint": "sha256:a", "prompts": "sha256:b"}
 
 
-def requests(n: int, repeats: int = 1) -> list[Request]:
+def requests(n: int, repeats: int = 1) -> list[PromptRequest]:
     return [
-        Request(
+        PromptRequest(
             key=SampleKey(task="task", doc=doc, repeat=repeat),
             tokens=np.array([7, doc], np.int32),
             sampling=GREEDY if repeats == 1 else DRAWN,
@@ -57,7 +57,7 @@ class Shuffled(PlantedEngine):
         self.order = order
         self.dies_after = dies_after
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         positions = np.random.default_rng(self.order).permutation(len(requests))
         shuffled = [requests[int(i)] for i in positions]
         for count, generation in enumerate(super().generate(shuffled)):
@@ -169,7 +169,7 @@ def test_a_writer_that_lost_its_lease_writes_no_more(tmp_path: Path) -> None:
     folder = tmp_path / "run"
 
     class Overtaken(PlantedEngine):
-        def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+        def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
             for position, generation in enumerate(super().generate(requests)):
                 if position == 2:
                     (tmp_path / ".run.lease" / "2").write_text("{}")
@@ -219,7 +219,7 @@ def test_answers_to_another_prompt_sampling_or_seed_are_never_taken(
 
 def test_answers_of_a_run_that_failed_its_check_are_not_kept(tmp_path: Path) -> None:
     class Wrong(Shuffled):
-        def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+        def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
             yield from itertools.islice(super().generate(requests), 3)
             raise UntrustedAnswersError("another token")
 
@@ -338,7 +338,7 @@ def test_a_full_disk_keeps_what_was_answered_and_goes_on_later(tmp_path: Path) -
 
 def test_an_engine_that_leaves_out_or_makes_up_answers_is_our_bug(tmp_path: Path) -> None:
     class Lazy(PlantedEngine):
-        def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+        def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
             return super().generate(requests[:2])
 
     with pytest.raises(RuntimeError, match="answered only 2 of 3"):

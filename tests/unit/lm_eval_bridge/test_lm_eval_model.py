@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import PromptRequest
 from amnesia_bench.lm_eval_bridge.model import AmnesiaLM, sampling_of
 from amnesia_bench.lm_eval_bridge.niah_task import evaluate_one, prompt_set_task, task_config
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, TASKS
@@ -26,9 +26,9 @@ class Recording:
     settings: Mapping[str, str] = {"engine": "recording"}
 
     def __init__(self) -> None:
-        self.asked: list[Request] = []
+        self.asked: list[PromptRequest] = []
 
-    def generate(self, requests: Sequence[Request]) -> Iterator[Generation]:
+    def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         self.asked += [requests[i] for i in range(len(requests))]
         engine = FakeEngine(lambda request: f"{request.key.doc}.{request.key.repeat}")
         # An engine answers in any order.

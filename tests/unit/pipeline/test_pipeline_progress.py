@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import sys
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,6 +19,7 @@ from amnesia_bench.store.files import make_folder
 from amnesia_bench.store.layout import MANIFEST, lease_path, stage_path
 from amnesia_bench.store.lease import holding_lease
 from amnesia_bench.store.processes import this_process
+from tests.support.pipelines import wait_until
 
 GRAPH = tuple(stages.tokenizer(seed) for seed in range(8))
 
@@ -42,24 +44,26 @@ class Terminal(io.StringIO):
         return True
 
 
-def widest(said: Terminal) -> int:
-    return max(len(line) for line in said.getvalue().split("\r\x1b[K"))
+def frames(said: Terminal) -> list[str]:
+    """Return what the bar showed, one time after the other."""
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", said.getvalue())
+    return [frame for frame in plain.replace("\n", "\r").split("\r") if "/8" in frame]
 
 
-def test_the_line_that_moves_is_never_wider_than_the_terminal(
+def test_the_bar_is_one_line_that_is_never_wider_than_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", said := Terminal())
     monkeypatch.setattr(progress, "_LOOK_SECONDS", 1e-4)
     monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setenv("TERM", "xterm")
     with ExitStack() as running, Watcher(tmp_path, GRAPH, (), of=8):
         for stage in GRAPH:
             make_folder(stage_path(tmp_path, stage.id))
             running.enter_context(holding_lease(stage_path(tmp_path, stage.id)))
-        while widest(said) < 59:
-            pass
-    assert widest(said) == 59
-    assert said.getvalue().endswith("\r\x1b[K")
+        wait_until(lambda: any(frame.endswith("…") for frame in frames(said)))
+    assert {len(frame) for frame in frames(said)} == {60}
+    assert said.getvalue().endswith("\x1b[1A\x1b[2K")  # the bar is gone
 
 
 def test_a_process_of_another_run_is_named_once(

@@ -50,8 +50,9 @@ def test_the_real_files_have_the_rows_and_fields_that_are_expected() -> None:
         ('{"question": "a", "answer": 3}\n', "problem 0: answer is 3, expected str"),
         ('{"question": "a", "answer": " "}\n', "problem 0: answer is empty"),
         ('{"question": "a", "answer": null}\n', "problem 0: answer is None, expected str"),
-        ('{"question": "a", "answer": "b"}\n{"question": "a", "ans', "line 2: not JSON"),
+        ('{"question": "a", "answer": "b"}\n{"question": "a", "ans', "data.jsonl:2: not JSON"),
         ("[1, 2]\n", "problem 0: not a JSON object"),
+        ('{"question": "a", "answer": "b", "answer": "c"}\n', "the key 'answer' occurs twice"),
         ("", "holds no problems"),
     ],
 )
@@ -63,7 +64,7 @@ def test_a_file_of_another_kind_is_one_message(text: str, said: str, tmp_path: P
 
 
 def test_what_is_no_text_or_no_parquet_is_one_message(tmp_path: Path) -> None:
-    for name, said in (("data.jsonl", "not UTF-8"), ("data.parquet", "cannot be read as parquet")):
+    for name, said in (("data.jsonl", "UTF-16"), ("data.parquet", "not Parquet, or damaged")):
         (tmp_path / name).write_bytes(b"\xff\xfe\x00torn")
         with pytest.raises(UserError, match=said):
             load_documents(GSM8K, tmp_path / name, None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.inference.candidates import Candidate
-from amnesia_bench.inference.protocol import Request
+from amnesia_bench.inference.protocol import PromptRequest
 from amnesia_bench.recall import measure as recall
 from amnesia_bench.recall.check import publish_check
 from amnesia_bench.recall.check_summary import check_markdown, headline
@@ -64,7 +64,7 @@ class Models:
         self.loads.append(name)
 
         class Watched(PlantedEngine):
-            def text(self, request: Request) -> str:
+            def text(self, request: PromptRequest) -> str:
                 models.asked.append((name, *map(int, request.tokens)))
                 return super().text(request)
 
@@ -160,7 +160,7 @@ class Dies(Models):
         engine = super().load(candidate)
         answers = engine.generate
 
-        def generate(requests: Sequence[Request]) -> Iterator[Generation]:
+        def generate(requests: Sequence[PromptRequest]) -> Iterator[Generation]:
             for generation in answers(requests):
                 if len(self.asked) > self.after:
                     raise KeyboardInterrupt

@@ -20,6 +20,7 @@ from amnesia_bench.requests.recall import HubEssays
         ("a.json", json.dumps([{"text": "One  two."}, {"text": "Three"}])),
         ("a.json", json.dumps(["One two.", "Three"])),
         ("a.jsonl", '{"text": "One two."}\n\n{"text": "Three"}\n'),
+        ("a.jsonl", '{"text": "One\u2028two."}\n{"text": "Three"}\n'),  # no end of a line
         ("a.txt", "One two.\tThree"),
         ("a.md", "One\ntwo. Three"),
     ],
@@ -64,6 +65,7 @@ def test_copies_are_recorded_and_hashed_as_one(tmp_path: Path) -> None:
         ("a.json", b"{", "not JSON"),
         ("a.json", b'{"body": "x"}', "row 1 has no text"),
         ("a.jsonl", b'{"text": "x"}\n3\n', "row 2 has no text"),
+        ("a.jsonl", b'{"text": "x"}\n{\n', r"a\.jsonl:2: not JSON"),
         ("a.json", b'{"text": "\\ud800"}', "lone surrogate"),
         ("a.csv", b"a,b", "not a kind of text"),
     ],

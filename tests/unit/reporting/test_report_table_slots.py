@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.cli.report import parse_cells
-from amnesia_bench.config.load import load_option, options
+from amnesia_bench.config.files import options
+from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.reporting.artifact_files import ArtifactFiles

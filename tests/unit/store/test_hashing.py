@@ -172,3 +172,11 @@ def test_the_content_of_an_artifact_is_its_files_and_not_its_making(artifact: Pa
     for change in ({"sha256": "0" * 64}, {"path": "renamed"}, {"bytes": 1}):
         other = replace(manifest, files=(replace(manifest.files[0], **change), *manifest.files[1:]))
         assert content_sha256(other) != content
+
+
+def test_a_manifest_that_was_being_written_when_its_process_was_killed_is_no_file_of_the_artifact(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "scores.json").write_text("{}")
+    (tmp_path / ".manifest.json.new").write_text('{"kind"')
+    assert [entry.path for entry in hashed_entries(tmp_path)] == ["scores.json"]

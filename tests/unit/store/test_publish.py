@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.errors import BusyError, MissingEnvironmentError, StageFailedError, UserError
-from amnesia_bench.records.artifacts import Manifest
-from amnesia_bench.store.hashing import file_entry, sha256_of, verify_manifest
+from amnesia_bench.records.artifacts import FileEntry
+from amnesia_bench.store.hashing import hashed_entries, verify_manifest
 from amnesia_bench.store.layout import lease_path, new_working_path
 from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import Work, publishing
@@ -24,8 +24,6 @@ import os, sys
 from pathlib import Path
 sys.path[:] = {path!r}
 from amnesia_bench.errors import AmnesiaError
-from amnesia_bench.records.artifacts import Manifest
-from amnesia_bench.store.hashing import file_entry, sha256_of
 from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 provenance = collect_provenance([], {{}})
@@ -36,9 +34,7 @@ try:
         (work.folder / "sub").mkdir()
         for name in ("model.safetensors", "sub/config.json"):
             (work.folder / name).write_bytes(b"x" * int(sys.argv[2]))
-        names = ("model.safetensors", "sub/config.json")
-        files = tuple(file_entry(work.folder, n, sha256=sha256_of(work.folder / n)) for n in names)
-        work.finish(Manifest(kind="test", parents=(), files=files, provenance=provenance))
+        work.finish("test", (), provenance)
 except AmnesiaError as error:
     print(type(error).__name__, error)
     sys.exit(error.exit_code)
@@ -56,22 +52,20 @@ def run(
     return subprocess.run(command, capture_output=True, text=True, timeout=60)
 
 
-def fill(work: Work, data: bytes = b"weights") -> Manifest:
-    (work.folder / "model.safetensors").write_bytes(data)
-    digest = sha256_of(work.folder / "model.safetensors")
-    return Manifest(
-        kind="test",
-        parents=(),
-        files=(file_entry(work.folder, "model.safetensors", sha256=digest),),
-        provenance=collect_provenance([], {}),
-    )
+def fill(work: Work) -> tuple[FileEntry, ...]:
+    (work.folder / "model.safetensors").write_bytes(b"weights")
+    return hashed_entries(work.folder)
+
+
+def finish(work: Work, files: tuple[FileEntry, ...] | None = None) -> None:
+    work.finish("test", (), collect_provenance([], {}), files)
 
 
 def publish(final: Path, before_finish: Callable[[Work], object] = lambda work: None) -> None:
     with publishing(final) as work:
-        manifest = fill(work)
+        files = fill(work)
         before_finish(work)
-        work.finish(manifest)
+        finish(work, files)
 
 
 def everything_in(folder: Path) -> list[Path]:
@@ -83,7 +77,8 @@ def test_a_published_folder_is_whole_and_alone(tmp_path: Path) -> None:
     with publishing(final) as work:
         assert work.folder.parent == final.parent
         assert not final.exists()
-        work.finish(fill(work))
+        fill(work)
+        finish(work)
     assert verify_manifest(final) == []
     assert list(final.parent.iterdir()) == [final]
 
@@ -178,11 +173,11 @@ def test_everything_is_on_disk_before_the_name_is_given(
 def test_a_second_writer_is_told_busy_and_harms_nothing(tmp_path: Path) -> None:
     final = tmp_path / "out"
     with publishing(final) as work:
-        manifest = fill(work)
+        fill(work)
         second = run(final)
         assert second.returncode == BusyError.exit_code
         assert f"process {os.getpid()}" in second.stdout
-        work.finish(manifest)
+        finish(work)
     assert verify_manifest(final) == []
     assert list(tmp_path.iterdir()) == [final]
 

@@ -25,13 +25,12 @@ from amnesia_bench.recall.niah.prompt_sets import (
 from amnesia_bench.recall.niah.splicing import SplicedText
 from amnesia_bench.recall.niah.tasks import SEED, NiahTask, find_task
 from amnesia_bench.recall.niah.words import WORDS_SHA256, needle_keys
-from amnesia_bench.records.artifacts import Manifest, Parent
+from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.codec import to_json
 from amnesia_bench.records.niah import HaystackSource, NiahPrompts, PromptSetRecord
 from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.store.files import write_json
-from amnesia_bench.store.hashing import file_entry, sha256_of
-from amnesia_bench.store.provenance import collect_provenance, ended_now
+from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 from amnesia_bench.tokenizers.sentences import sentence_splitter
 from amnesia_bench.tokenizers.tokenizer import (
@@ -60,18 +59,8 @@ def build_prompts(request: BuildPromptsRequest, out: Path) -> tuple[PromptSetRec
         # The longest first: it is where a haystack turns out too short.
         lengths = sorted(set(request.lengths), reverse=True)
         prompt_sets = tuple(maker.prompt_set(task, length) for task in tasks for length in lengths)
-        files = _write(work.folder, prompt_sets, maker)
-        work.finish(
-            Manifest(
-                kind=KIND,
-                parents=maker.parents(),
-                files=tuple(
-                    file_entry(work.folder, name, sha256=sha256_of(work.folder / name))
-                    for name in sorted(files)
-                ),
-                provenance=ended_now(provenance),
-            )
-        )
+        _write(work.folder, prompt_sets, maker)
+        work.finish(KIND, maker.parents(), provenance)
     return prompt_sets
 
 
@@ -203,20 +192,15 @@ class _Maker:
             units = math.ceil(1.02 * units * longest / max(1, tokens))
 
 
-def _write(folder: Path, prompt_sets: Sequence[PromptSetRecord], maker: _Maker) -> list[str]:
-    """Write all files but the manifest, and return their paths."""
-    files = [PROMPTS, TOKENIZER]
+def _write(folder: Path, prompt_sets: Sequence[PromptSetRecord], maker: _Maker) -> None:
+    """Write all files but the manifest."""
     write_json(folder / PROMPTS, to_json(maker.prompts(prompt_sets)))
     write_json(folder / TOKENIZER, to_json(maker.tokenizer_parts))
     text = maker.stored_haystack(prompt_sets)
     if text is not None:
         # No time of day in it: the same prompts are the same bytes.
         (folder / HAYSTACK).write_bytes(gzip.compress(text.encode(), mtime=0))
-        files.append(HAYSTACK)
     (folder / PROMPT_SETS).mkdir()
     for prompt_set in prompt_sets:
-        files.append(f"{PROMPT_SETS}/{prompt_set.name}.json")
-        (folder / files[-1]).write_text(
-            json.dumps(to_json(prompt_set), separators=(",", ":")) + "\n"
-        )
-    return files
+        path = folder / PROMPT_SETS / f"{prompt_set.name}.json"
+        path.write_text(json.dumps(to_json(prompt_set), separators=(",", ":")) + "\n")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.requests.recall import HubEssays
+from amnesia_bench.store.json_rows import read_json_rows
 
 _HUB_DATASET = "baber/paul_graham_essays"
 _TEXT_SUFFIXES = (".txt", ".md")
@@ -100,14 +101,13 @@ def _read_folder(folder: Path) -> list[str]:
 def _read_file(path: Path) -> list[str]:
     if path.suffix in _TEXT_SUFFIXES:
         return [_read_text(path)]
-    try:
-        if path.suffix == ".json":
+    if path.suffix == ".jsonl":
+        return _texts_of([row for _, row in read_json_rows(path, _FORMATS)], path)
+    if path.suffix == ".json":
+        try:
             return _texts_of(json.loads(_read_text(path)), path)
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in _read_text(path).splitlines() if line.strip()]
-            return _texts_of(rows, path)
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: not JSON ({error})") from error
     raise UserError(f"{path}: not a kind of text that is known", hint=_FORMATS)
 
 

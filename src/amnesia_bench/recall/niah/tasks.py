@@ -14,12 +14,9 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.recall.niah.splicing import Span
 from amnesia_bench.records.evaluation import Generation, Outcome, Sampling, Verdict
 from amnesia_bench.records.niah import NiahDocument
-from amnesia_bench.requests.recall import NIAH_MAX_NEW_TOKENS
 
 # What lm-eval's task files ask of a model.
-NIAH_SAMPLING = Sampling(
-    max_new_tokens=NIAH_MAX_NEW_TOKENS, temperature=0.0, top_p=1.0, top_k=None, stop=()
-)
+NIAH_SAMPLING = Sampling(max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=None, stop=())
 # lm-eval seeds Python's random numbers with it before a task makes its documents.
 SEED = 0
 # The haystack of niah_single_1, as often as it takes.

@@ -1,0 +1,93 @@
+"""Values that are typed behind a command: `train.steps=20`, in Hydra's grammar.
+
+Hydra reads each override; pydantic alone judges keys and values, so an unknown key is put in here
+and refused there, with the nearest known one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import product
+from typing import TYPE_CHECKING, Any, cast
+
+from amnesia_bench.errors import UserError
+
+if TYPE_CHECKING:
+    from hydra.core.override_parser.types import Override
+
+
+def expand_sweep(overrides: Sequence[str]) -> tuple[tuple[str, ...], ...]:
+    """Return the overrides of every job of a sweep: each combination of `key=a,b` choices.
+
+    Raises:
+        UserError: an override that Hydra cannot read.
+    """
+    return tuple(product(*map(_choices, overrides)))
+
+
+def with_overrides(values: Mapping[str, object], overrides: Iterable[str]) -> dict[str, Any]:
+    """Return the values with what was typed: `key=value` sets, `~key` removes.
+
+    Raises:
+        UserError: an override that cannot be read, or does not fit the values.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        config = OmegaConf.create(dict(values))
+        for typed in overrides:
+            _apply(config, typed)
+        return cast(
+            "dict[str, Any]", OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        )
+    except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
+        # OmegaConf answers some values with errors of Python's own.
+        raise UserError(f"config: {str(error).partition(chr(10))[0]}") from error
+
+
+def _apply(config: Any, typed: str) -> None:
+    from omegaconf import OmegaConf
+
+    override = _parsed(typed)
+    key = override.key_or_group
+    if key.partition(".")[0].partition("/")[0] == "hydra":
+        raise UserError(f"{typed}: Hydra's own settings have no effect here")
+    if override.package is not None or override.is_sweep_override():
+        raise UserError(f"{typed!r}: expected one value of one key")
+    if not override.is_delete():
+        OmegaConf.update(config, key, override.value(), merge=True, force_add=True)
+        return
+    block, _, last = key.rpartition(".")
+    node = OmegaConf.select(config, block) if block else config
+    if not OmegaConf.is_dict(node) or last not in node or "=" in typed:
+        raise UserError(f"{typed}: there is no {key} to remove", hint="~KEY removes a key.")
+    del node[last]
+
+
+def _choices(typed: str) -> list[str]:
+    from hydra.errors import HydraException
+
+    override = _parsed(typed)
+    if not override.is_discrete_sweep():
+        return [typed]
+    try:
+        return [f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()]
+    except HydraException as error:  # glob(*), which needs Hydra's own folders
+        raise no_override(typed) from error
+
+
+def _parsed(typed: str) -> Override:
+    # Not at the top: it takes 0.1 s, and most commands change no value.
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        return OverridesParser.create().parse_override(typed)
+    except (HydraException, ValueError, RecursionError) as error:
+        raise no_override(typed) from error
+
+
+def no_override(typed: str) -> UserError:
+    """Return the error for something that is no override."""
+    return UserError(f"{typed!r}: expected key=value", hint="For example restore=qk_pro.")

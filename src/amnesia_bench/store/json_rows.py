@@ -1,0 +1,190 @@
+"""Rows of JSON lines or of one JSON array, one by one in bounded memory.
+
+Answers that are still being generated have a reader of their own, for lines with checksums.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.records import codec
+
+Record = TypeVar("Record")
+
+# Of a row as it is written: some four million tokens, for which a tokenizer takes 1 GB.
+MAX_ROW_BYTES = 16 << 20
+_CHUNK_BYTES = 1 << 16
+
+
+def json_rows(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[int, object]]:
+    """Yield the values of JSON lines, or the items of one array, with their numbers from 1.
+
+    Args:
+        stream: a file that can seek.
+        location: what it is called in messages.
+        hint: what to do about a file that is not JSON.
+
+    Raises:
+        UserError: a line or an item is not JSON in UTF-8, or too large; names it.
+    """
+    head = stream.read(_CHUNK_BYTES)
+    stream.seek(0)
+    if head.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise UserError(
+            f"{location}: not UTF-8 but UTF-16", hint="iconv -f UTF-16 -t UTF-8 FILE > rows.jsonl"
+        )
+    is_array = head.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    yield from (_array_items if is_array else _lines)(stream, location, hint)
+
+
+def read_json_rows(path: Path, hint: str) -> Iterator[tuple[int, object]]:
+    """Yield the rows of a file of this machine; see `json_rows`.
+
+    Raises:
+        UserError: there is no such file, or a row is not JSON.
+        MissingEnvironmentError: it may not be read.
+    """
+    try:
+        with path.open("rb") as stream:
+            yield from json_rows(stream, str(path), hint)
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file", hint=hint) from error
+    except OSError as error:
+        raise MissingEnvironmentError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def read_records(record: type[Record], path: Path, hint: str) -> Iterator[Record]:
+    """Yield the records of a file, one a line; see `read_json_rows`.
+
+    Raises:
+        UserError: there is no such file, or a line is not such a record.
+        MissingEnvironmentError: it may not be read.
+    """
+    for number, row in read_json_rows(path, hint):
+        yield codec.from_json(record, row, f"{path}:{number}")
+
+
+def too_large(where: str) -> UserError:
+    """Return the error for a row of more than MAX_ROW_BYTES."""
+    return UserError(
+        f"{where}: a row of more than {MAX_ROW_BYTES >> 20} MiB",
+        hint="Split such rows, or leave them out.",
+    )
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object, for `object_pairs_hook`; JSON leaves open which of two equal keys counts.
+
+    Raises:
+        ValueError: a key occurs twice.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {twice!r:.80} occurs twice in one object")
+    return fields
+
+
+def _not_json(where: str, error: Exception, hint: str) -> UserError:
+    if isinstance(error, UnicodeDecodeError):
+        return UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})")
+    return UserError(f"{where}: not JSON ({error})", hint=hint)
+
+
+def _lines(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[int, object]]:
+    number = 0
+    while line := stream.readline(MAX_ROW_BYTES + 1):
+        number += 1
+        where = f"{location}:{number}"
+        if len(line) > MAX_ROW_BYTES:
+            raise too_large(where)
+        if line.strip():
+            try:
+                text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+                row = json.loads(text, object_pairs_hook=unique_keys)
+            except (ValueError, RecursionError) as error:
+                raise _not_json(where, error, hint) from error
+            yield number, row
+
+
+def _array_items(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[int, object]]:
+    array = _Array(stream, location, hint)
+    array.skip("[")
+    number = 0
+    while array.next_character() != "]":
+        if number:
+            array.skip(",")
+        number += 1
+        yield number, array.item(f"{location}:{number}")
+    array.skip("]")
+    if array.next_character():
+        raise UserError(f"{location}: more text after the array", hint=hint)
+
+
+class _Array:
+    """The text of one JSON array, item by item; holds little more than one item."""
+
+    def __init__(self, stream: IO[bytes], location: str, hint: str) -> None:
+        self._stream = stream
+        self._text_of = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._location = location
+        self._hint = hint
+        self._decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
+        self._buffer = ""
+        self._at = 0
+
+    def next_character(self) -> str:
+        """Return the next character that is not blank, without passing it; "" at the end."""
+        while True:
+            while self._at < len(self._buffer):
+                if self._buffer[self._at] not in " \t\r\n":
+                    return self._buffer[self._at]
+                self._at += 1
+            if not self._read_more(self._location):
+                return ""
+
+    def skip(self, character: str) -> None:
+        """Pass one character, which must come next."""
+        found = self.next_character()
+        if found != character:
+            what = found or "the end of the file"
+            raise UserError(
+                f"{self._location}: not JSON (expected {character}, found {what})", hint=self._hint
+            )
+        self._at += 1
+
+    def item(self, where: str) -> object:
+        """Return the next item."""
+        self.next_character()
+        while True:
+            try:
+                item, end = self._decoder.raw_decode(self._buffer, self._at)
+            except json.JSONDecodeError as error:  # wrong, or its end is not here yet
+                if len(self._buffer) - self._at > MAX_ROW_BYTES:
+                    raise too_large(where) from None
+                if not self._read_more(where):
+                    raise _not_json(where, error, self._hint) from error
+            except (ValueError, RecursionError) as error:
+                raise _not_json(where, error, self._hint) from error
+            else:
+                if end - self._at > MAX_ROW_BYTES:
+                    raise too_large(where)
+                self._at = end
+                return item
+
+    def _read_more(self, where: str) -> bool:
+        """Read as much again as is left, so that an item is parsed only a few times."""
+        rest = self._buffer[self._at :]
+        data = self._stream.read(max(_CHUNK_BYTES, len(rest)))
+        try:
+            more = self._text_of(data, final=not data)
+        except UnicodeDecodeError as error:
+            raise _not_json(where, error, self._hint) from error
+        self._buffer, self._at = rest + more, 0
+        return bool(data)
