@@ -33,11 +33,11 @@ def execute(store: Path, stage_id: str) -> int:
     return guarded(f"amnesia {spec.command[0]}", run, folder)
 
 
-def main(arguments: Sequence[str]) -> int:
+def execute_arguments(arguments: Sequence[str]) -> int:
     """Execute the stage that the arguments name, STORE ID."""
     store, stage_id = arguments
     return execute(Path(store), stage_id)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(execute_arguments(sys.argv[1:]))

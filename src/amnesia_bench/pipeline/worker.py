@@ -169,7 +169,7 @@ def _finish(
     replace_text(artifact / MANIFEST, json.dumps(manifest.to_json(), indent=2) + "\n")
 
 
-def main(arguments: Sequence[str]) -> int:
+def run_worker(arguments: Sequence[str]) -> int:
     """Do the stage that the arguments name, and return an exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path)
@@ -207,4 +207,4 @@ def _end_with_driver(pipe: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_worker(sys.argv[1:]))
