@@ -1,7 +1,7 @@
 """amnesia_bench: did a fine-tune make a hybrid LLM forget how to look far back? Repair it.
 
-Each use case is one request and one function, the front doors below. Importing this package is
-fast; a function's module is imported when the function is first used.
+Each use case is one request and one function, a front door. Importing this package is fast; the
+module of a function or a request is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -35,6 +35,32 @@ if TYPE_CHECKING:
     from amnesia_bench.recall.check import check as check
     from amnesia_bench.recall.niah.build import build_prompts as build_prompts
     from amnesia_bench.reporting.building import report as report
+    from amnesia_bench.requests.checkpoints import ConvertRequest as ConvertRequest
+    from amnesia_bench.requests.checkpoints import DiffRequest as DiffRequest
+    from amnesia_bench.requests.checkpoints import DownloadRequest as DownloadRequest
+    from amnesia_bench.requests.checkpoints import InitializeRequest as InitializeRequest
+    from amnesia_bench.requests.checkpoints import RankedLayers as RankedLayers
+    from amnesia_bench.requests.checkpoints import RestoreRequest as RestoreRequest
+    from amnesia_bench.requests.checkpoints import VerifyRequest as VerifyRequest
+    from amnesia_bench.requests.data import PrepareRequest as PrepareRequest
+    from amnesia_bench.requests.data import SynthesizeRowsRequest as SynthesizeRowsRequest
+    from amnesia_bench.requests.data import SynthesizeTokenizerRequest as SynthesizeTokenizerRequest
+    from amnesia_bench.requests.engines import EngineChoice as EngineChoice
+    from amnesia_bench.requests.experiments import LabelledCells as LabelledCells
+    from amnesia_bench.requests.experiments import LabelledDrift as LabelledDrift
+    from amnesia_bench.requests.experiments import PlanRequest as PlanRequest
+    from amnesia_bench.requests.experiments import ReportRequest as ReportRequest
+    from amnesia_bench.requests.experiments import RunRequest as RunRequest
+    from amnesia_bench.requests.reasoning import CompareRequest as CompareRequest
+    from amnesia_bench.requests.reasoning import GenerateRequest as GenerateRequest
+    from amnesia_bench.requests.reasoning import ScoreRequest as ScoreRequest
+    from amnesia_bench.requests.recall import BuildPromptsRequest as BuildPromptsRequest
+    from amnesia_bench.requests.recall import CheckRequest as CheckRequest
+    from amnesia_bench.requests.recall import EvaluateRequest as EvaluateRequest
+    from amnesia_bench.requests.recall import HubEssays as HubEssays
+    from amnesia_bench.requests.recall import RankLayersRequest as RankLayersRequest
+    from amnesia_bench.requests.training import EstimateRequest as EstimateRequest
+    from amnesia_bench.requests.training import TrainRequest as TrainRequest
     from amnesia_bench.surgery.diff import diff as diff
     from amnesia_bench.surgery.restoration import restore as restore
     from amnesia_bench.surgery.verification import verify as verify
@@ -88,8 +114,41 @@ FRONT_DOORS = {
 }
 
 
+# The requests and their parts, by the module of `requests` that holds them.
+REQUESTS = {
+    "CheckRequest": "recall",
+    "BuildPromptsRequest": "recall",
+    "HubEssays": "recall",
+    "EvaluateRequest": "recall",
+    "RankLayersRequest": "recall",
+    "RestoreRequest": "checkpoints",
+    "RankedLayers": "checkpoints",
+    "DiffRequest": "checkpoints",
+    "VerifyRequest": "checkpoints",
+    "DownloadRequest": "checkpoints",
+    "InitializeRequest": "checkpoints",
+    "ConvertRequest": "checkpoints",
+    "GenerateRequest": "reasoning",
+    "ScoreRequest": "reasoning",
+    "CompareRequest": "reasoning",
+    "EngineChoice": "engines",
+    "PrepareRequest": "data",
+    "SynthesizeRowsRequest": "data",
+    "SynthesizeTokenizerRequest": "data",
+    "EstimateRequest": "training",
+    "TrainRequest": "training",
+    "PlanRequest": "experiments",
+    "RunRequest": "experiments",
+    "ReportRequest": "experiments",
+    "LabelledCells": "experiments",
+    "LabelledDrift": "experiments",
+}
+
+
 def __getattr__(name: str) -> Any:
-    """Import a front door where it is first used."""
+    """Import a front door or a request where it is first used."""
+    if name in REQUESTS:
+        return getattr(import_module(f"{__name__}.requests.{REQUESTS[name]}"), name)
     if name not in FRONT_DOORS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     door = FRONT_DOORS[name]
@@ -105,4 +164,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *FRONT_DOORS])
+    return sorted([*globals(), *FRONT_DOORS, *REQUESTS])

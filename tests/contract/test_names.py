@@ -4,7 +4,8 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
-from amnesia_bench import FRONT_DOORS
+import amnesia_bench
+from amnesia_bench import FRONT_DOORS, REQUESTS
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "amnesia_bench"
 
@@ -42,3 +43,13 @@ def test_nothing_but_a_front_door_is_called_like_one() -> None:
         assert names[name] == [f"{door.module.replace('.', '/')}.py"] or names[name] == [
             f"{door.module.replace('.', '/')}/__init__.py"
         ], name
+
+
+def test_every_request_is_exported_and_nothing_else_as_a_request() -> None:
+    exported = {f"requests/{module}.py": set() for module in REQUESTS.values()}
+    for name, module in REQUESTS.items():
+        exported[f"requests/{module}.py"].add(name)
+        assert getattr(amnesia_bench, name).__name__ == name
+    names = _public_names()
+    for path, requests in exported.items():
+        assert {n for n, modules in names.items() if modules == [path]} == requests, path
