@@ -288,7 +288,9 @@ def test_a_whole_check_of_equal_models_rarely_raises_an_alarm(
 ) -> None:
     # 200 checks of two cells, 10 to 50 % of the prompts discordant; only the disk is left out.
     monkeypatch.setattr(
-        recall, "generate", lambda engine, requests, *_, **__: tuple(engine.generate(requests))
+        recall,
+        "generate_missing",
+        lambda engine, requests, *_, **__: tuple(engine.generate(requests)),
     )
     alarms = 0
     for trial in range(200):
