@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import get_args
 
 import pytest
@@ -10,6 +11,7 @@ from amnesia_bench.config.experiment_schema import Experiment, Profile
 from amnesia_bench.config.files import options
 from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
+from amnesia_bench.errors import UserError
 from amnesia_bench.reasoning.cells import metrics_of
 from amnesia_bench.reasoning.tasks import TASKS
 from amnesia_bench.recall.niah.tasks import TASKS as NEEDLE_TASKS
@@ -30,7 +32,7 @@ METHODS = get_args(Method)
 def test_there_is_an_evaluator_for_each_task_and_for_no_other() -> None:
     assert tuple(NEEDLE_TASKS) == RECALL_TASKS
     assert tuple(TASKS) == tuple(REASONING_TASKS)
-    assert set(options("eval")) == set(REASONING_TASKS)
+    assert set(options("eval")) == {"check", "niah", *REASONING_TASKS}
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -75,8 +77,13 @@ def test_an_experiment_asks_for_tasks_that_there_are(name: str) -> None:
         assert set(scope.reasoning) <= set(REASONING_TASKS)
 
 
-@pytest.mark.parametrize("name", options("profile"))
-def test_a_profile_measures_tasks_that_there_are(name: str) -> None:
-    profile = load_option("profile", name, [], Profile)
-    assert set(profile.recall.tasks) <= set(RECALL_TASKS)
-    assert set(profile.reasoning) <= set(REASONING_TASKS)
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("profile.recall.tasks=[niah_single_9]", "profile.recall: tasks=niah_single_9: unknown"),
+        ("+profile.reasoning.gsm9k={}", "profile: reasoning=gsm9k: unknown. Did you mean gsm8k"),
+    ],
+)
+def test_a_profile_that_names_another_task_is_refused(override: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_option("profile", "tiny", [override], Profile)

@@ -125,7 +125,7 @@ def test_a_column_that_no_evaluation_fills_is_refused(
 
 def test_recall_of_a_task_that_there_is_not_is_refused() -> None:
     override = "report.recall.tasks=[niah_single_1, niah_single_4]"
-    with pytest.raises(UserError, match=r"recall: tasks=niah_single_4: no evaluation writes it"):
+    with pytest.raises(UserError, match=r"recall: tasks=niah_single_4: unknown"):
         load_option("report", "table1", [override], TableConfig)
 
 

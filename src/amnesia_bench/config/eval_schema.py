@@ -13,7 +13,9 @@ from pydantic import (
     model_validator,
 )
 
+from amnesia_bench.config.messages import check_known
 from amnesia_bench.config.schema import Frozen, unique
+from amnesia_bench.records.ids import RECALL_TASKS
 from amnesia_bench.records.reasoning import Checker
 
 
@@ -23,14 +25,16 @@ class NiahConfig(Frozen):
     `samples` is the number of prompts per task and length, `max_new_tokens` the longest answer.
     """
 
-    tasks: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")], ...],
-        Field(min_length=1),
-        AfterValidator(unique),
-    ]
+    tasks: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(unique)]
     lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1), AfterValidator(unique)]
     samples: PositiveInt
     max_new_tokens: PositiveInt
+
+    @model_validator(mode="after")
+    def _the_tasks_exist(self) -> Self:
+        for task in self.tasks:
+            check_known("tasks", task, RECALL_TASKS)
+        return self
 
 
 class Think(Frozen):

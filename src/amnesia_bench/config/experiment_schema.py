@@ -14,10 +14,11 @@ from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_v
 from amnesia_bench.config.eval_schema import NiahConfig
 from amnesia_bench.config.files import options
 from amnesia_bench.config.load import load_root
+from amnesia_bench.config.messages import check_known
 from amnesia_bench.config.overrides import expand_sweep
 from amnesia_bench.config.schema import Frozen, Variant, unique
 from amnesia_bench.errors import UserError
-from amnesia_bench.records.ids import Method
+from amnesia_bench.records.ids import REASONING_TASKS, Method
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$")]
 Text = Annotated[str, Field(min_length=1)]
@@ -121,6 +122,12 @@ class Profile(Frozen):
     models: Mapping[Name, ModelPlan]
     recall: RecallPlan
     reasoning: Mapping[Name, ReasoningPlan]
+
+    @model_validator(mode="after")
+    def _the_benchmarks_exist(self) -> Self:
+        for task in self.reasoning:
+            check_known("reasoning", task, list(REASONING_TASKS))
+        return self
 
 
 class Scope(Frozen):

@@ -35,6 +35,16 @@ def _typed(keys: Keys) -> str | None:
     return None
 
 
+def check_known(field: str, name: str, known: Sequence[str]) -> None:
+    """Accept the name of something that there is; for validators of a schema.
+
+    Raises:
+        ValueError: there is none of this name.
+    """
+    if name not in known:
+        raise ValueError(f"{field}={name:.80}: unknown. {nearest(name, known)}")
+
+
 def describe(
     error: ValidationError,
     model: type[BaseModel],

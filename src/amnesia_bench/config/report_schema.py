@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Annotated, Self
 
 from pydantic import Field, FiniteFloat, PositiveInt, model_validator
 
-from amnesia_bench.config.messages import nearest
+from amnesia_bench.config.messages import check_known
 from amnesia_bench.config.schema import Frozen
 from amnesia_bench.records.ids import REASONING_TASKS, RECALL_TASKS, known_metrics
 
@@ -34,10 +34,10 @@ class Score(Frozen):
 
     @model_validator(mode="after")
     def _an_evaluation_writes_it(self) -> Self:
-        _check_known("task", self.task, list(REASONING_TASKS))
-        _check_known("metric", self.metric, known_metrics(self.task, self.metric))
+        check_known("task", self.task, list(REASONING_TASKS))
+        check_known("metric", self.metric, known_metrics(self.task, self.metric))
         if self.scorer is not None:
-            _check_known("scorer", self.scorer, REASONING_TASKS[self.task].scorers)
+            check_known("scorer", self.scorer, REASONING_TASKS[self.task].scorers)
         return self
 
 
@@ -50,13 +50,8 @@ class RecallColumns(Frozen):
     @model_validator(mode="after")
     def _an_evaluation_writes_them(self) -> Self:
         for task in self.tasks:
-            _check_known("tasks", task, RECALL_TASKS)
+            check_known("tasks", task, RECALL_TASKS)
         return self
-
-
-def _check_known(field: str, name: str, known: Sequence[str]) -> None:
-    if name not in known:
-        raise ValueError(f"{field}={name:.80}: no evaluation writes it. {nearest(name, known)}")
 
 
 class Claim(Frozen):
