@@ -9,10 +9,10 @@ from amnesia_bench.config.data_schema import DataConfig
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.config.experiment_schema import load_jobs
 from amnesia_bench.config.files import config_name, merged, options, read_config
-from amnesia_bench.config.load import load_model_file, load_option, load_variant
+from amnesia_bench.config.load import load_model_file, load_option, load_training, load_variant
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.config.schema import Variant
-from amnesia_bench.config.train_schema import TrainConfig, load_training
+from amnesia_bench.config.train_schema import TrainConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.pipeline.graph import build, stages_of
 
