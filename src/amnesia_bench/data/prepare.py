@@ -1,6 +1,6 @@
 """Prepare training data once: rows -> tokens (one part per input file) -> packed sequences.
 
-Killed at any moment, the same command goes on with the input files that are not done, and what
+Killed at any moment, the same command resumes with the input files that are not done, and what
 it publishes is the same to the byte. Memory holds a few batches of rows and, while packing, some
 24 bytes per document.
 """

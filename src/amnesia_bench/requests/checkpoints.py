@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from amnesia_bench.config.schema import Frozen, ModelFile, Variant
-from amnesia_bench.requests.base import Location, Request, StageRequest
+from amnesia_bench.requests.base import Location, StageRequest, UseCaseRequest
 
 
 class DownloadRequest(StageRequest):
@@ -83,14 +83,14 @@ class RestoreRequest(StageRequest):
     allow_noop: bool = False
 
 
-class DiffRequest(Request):
+class DiffRequest(UseCaseRequest):
     """`diff`: compare two checkpoints tensor by tensor."""
 
     a: Location
     b: Location
 
 
-class VerifyRequest(Request):
+class VerifyRequest(UseCaseRequest):
     """`verify`: check a folder that this package wrote against its manifest."""
 
     folder: Location
