@@ -13,15 +13,10 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.costs.work import Writing
 from amnesia_bench.errors import StageFailedError
-from amnesia_bench.pipeline.bookkeeping import (
-    LOG,
-    StageState,
-    read_failure,
-    state_of,
-    write_specs,
-)
+from amnesia_bench.pipeline.bookkeeping import LOG, StageState, read_failure, state_of
 from amnesia_bench.pipeline.fork_server import fork_server
 from amnesia_bench.pipeline.run import StageCounts, run_graph
+from amnesia_bench.pipeline.specs import write_specs
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.pipeline.stage_process import run_spec
 from amnesia_bench.pipeline.worker import run_stage

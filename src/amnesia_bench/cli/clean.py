@@ -16,15 +16,10 @@ from pathlib import Path
 
 from amnesia_bench.cli.output import say, show, size, table
 from amnesia_bench.errors import ExitCode, UserError
-from amnesia_bench.pipeline.bookkeeping import (
-    OlderStage,
-    bytes_of,
-    older_stages,
-    removable,
-    remove,
-)
+from amnesia_bench.pipeline.bookkeeping import bytes_of, removable, remove
 from amnesia_bench.pipeline.experiments import graphs_of
 from amnesia_bench.pipeline.graph import stages_of
+from amnesia_bench.pipeline.specs import OlderStage, older_stages
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.store.layout import store_root
 

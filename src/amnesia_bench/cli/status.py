@@ -14,9 +14,10 @@ from pathlib import Path
 
 from amnesia_bench.cli.output import print_json, say, show, table, tell
 from amnesia_bench.errors import ExitCode
-from amnesia_bench.pipeline.bookkeeping import StageState, older_note
+from amnesia_bench.pipeline.bookkeeping import StageState
 from amnesia_bench.pipeline.experiments import graphs_of
 from amnesia_bench.pipeline.graph import stages_of
+from amnesia_bench.pipeline.specs import older_note
 from amnesia_bench.pipeline.status import status_of_graph, status_of_store
 from amnesia_bench.store.layout import store_root
 

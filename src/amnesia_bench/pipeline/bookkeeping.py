@@ -1,7 +1,7 @@
 """The state of stages on disk, in the folders of a store.
 
 <store>/<kind>/<id>/manifest.json   the stage is done: every file of the folder, with its hash
-<store>/stages/<id>/stage.json      the stage itself: a StageSpec
+<store>/stages/<id>/stage.json      the stage itself; see `specs`
 <store>/stages/<id>/inputs.json     content hash of each input when the stage began, by "kind/id"
 <store>/stages/<id>/log.txt         output of all attempts
 <store>/stages/<id>/failure.json    how the last attempt failed
@@ -20,9 +20,6 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
-
-from pydantic import ValidationError
 
 from amnesia_bench.errors import (
     ExitCode,
@@ -31,13 +28,12 @@ from amnesia_bench.errors import (
     StageFailedError,
     UserError,
 )
-from amnesia_bench.pipeline.stage import VERSIONS, Stage
+from amnesia_bench.pipeline.specs import OlderStage, known_specs
+from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import FileEntry
-from amnesia_bench.records.stages import StageFailure, StageSpec
-from amnesia_bench.requests.base import StageRequest
-from amnesia_bench.requests.stage_requests import STAGE_REQUESTS
-from amnesia_bench.store.files import make_folder, read_json, replace_text, write_json
+from amnesia_bench.records.stages import StageFailure
+from amnesia_bench.store.files import make_folder, read_json, replace_text
 from amnesia_bench.store.hashing import (
     Finding,
     compare_changed,
@@ -60,7 +56,7 @@ from amnesia_bench.store.lease import current_holder, holding_lease
 _STAGE_FOLDER = re.compile(rb'\A".*/([a-z]+/[A-Za-z0-9._=+-]+-[0-9a-f]{12}[/"])', re.DOTALL)
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _RECORD_BYTES = 1 << 20
-SPEC, INPUTS, LOG, FAILURE = "stage.json", "inputs.json", "log.txt", "failure.json"
+INPUTS, LOG, FAILURE = "inputs.json", "log.txt", "failure.json"
 
 
 class StageState(StrEnum):
@@ -71,13 +67,6 @@ class StageState(StrEnum):
     RUNNING = "running"
     FAILED = "failed"
     WAITING = "to run"
-
-
-class OlderStage(NamedTuple):
-    """A stage as earlier versions named it."""
-
-    kind: str
-    id: str
 
 
 def now() -> str:
@@ -261,84 +250,6 @@ def _made(store: Path, kind: str, stage_id: str) -> tuple[Path, ...]:
     left = (training_path(folder), resumable_path(folder))
     killed = leftover_paths(folder) if folder.parent.is_dir() else []
     return (folder, *left, *killed)
-
-
-def write_specs(store: Path, specs: Sequence[StageSpec]) -> None:
-    """Write stages to the store, for the processes that run them."""
-    for spec in specs:
-        folder = stage_path(store, spec.id)
-        make_folder(folder)
-        path, record = folder / SPEC, codec.to_json(spec)
-        with suppress(UserError):  # none, or half written
-            if read_json(path) == record:
-                continue
-        # Another driver may be writing the same at this moment.
-        work = new_working_path(path)
-        write_json(work, record)
-        work.replace(path)
-
-
-def read_spec(store: Path, stage_id: str) -> StageSpec:
-    """Read a stage.
-
-    Raises:
-        UserError: there is no such stage, or an earlier version wrote it.
-    """
-    path = stage_path(store, stage_id) / SPEC
-    if not path.is_file():
-        raise UserError(f"{stage_id}: no such stage in {store}", hint="amnesia status lists them.")
-    return codec.from_json(StageSpec, read_json(path), str(path))
-
-
-def request_of(spec: StageSpec) -> StageRequest:
-    """Return the request of a stage; its locations are relative to the store.
-
-    Raises:
-        UserError: it is not well formed.
-    """
-    if spec.front_door not in STAGE_REQUESTS:
-        raise UserError(f"{spec.id}: {spec.front_door!r} is no front door of a stage")
-    try:
-        return STAGE_REQUESTS[spec.front_door].model_validate_json(json.dumps(spec.request))
-    except ValidationError as error:
-        raise UserError(f"{spec.id}: its request is damaged ({error})") from error
-
-
-def known_specs(store: Path) -> list[StageSpec]:
-    """Return all stages of a store, sorted by id; none that is half written or of old versions."""
-    found = []
-    for path in sorted(store.glob(f"stages/*/{SPEC}")):
-        with suppress(UserError):
-            found.append(read_spec(store, path.parent.name))
-    return found
-
-
-def older_stages(store: Path) -> list[OlderStage]:
-    """Return the stages that earlier versions wrote, whose ids do not begin with a kind.
-
-    Those that a process still works on are left out.
-    """
-    found = []
-    for path in sorted(store.glob(f"stages/*/{SPEC}")):
-        stage_id = path.parent.name
-        with suppress(UserError):
-            record = read_json(path)
-            kind = str(record.get("kind")) if isinstance(record, dict) else ""
-            named = stage_id.startswith(f"{kind}.")
-            if kind in VERSIONS and not named and current_holder(path.parent) is None:
-                found.append(OlderStage(kind, stage_id))
-    return found
-
-
-def older_note(store: Path) -> str | None:
-    """Return a note about stages that an earlier version wrote; None if there are none."""
-    if not (older := older_stages(store)):
-        return None
-    return (
-        f"{store} holds {len(older)} stages of an earlier version. Stage ids have changed since, "
-        "so these are not used: the same experiment makes its stages again. They take disk until "
-        "they are removed: amnesia clean --earlier-versions"
-    )
 
 
 def read_failure(store: Path, stage_id: str) -> StageFailure | None:

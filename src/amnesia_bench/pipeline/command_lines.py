@@ -14,6 +14,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from amnesia_bench.config.files import options
 from amnesia_bench.config.load import load_data, load_training, load_variant
 from amnesia_bench.reasoning.tasks import load_eval
 from amnesia_bench.requests.base import StageRequest
@@ -88,11 +89,13 @@ def _(request: ConvertRequest) -> Iterator[Word]:
 @_words.register
 def _(request: RestoreRequest) -> Iterator[Word]:
     yield from ("restore", "--pre", request.pre, "--post", request.post)
-    yield from ("--variant", request.variant.name)
+    name = request.variant.name
+    # A variant of a user's own file is typed as QK-Restore with its changes.
+    known = name if name in options("restore") else "qk"
+    yield from ("--variant", known)
     if (ranked := request.ranked_layers) is not None:
         yield from ("--layers", f"top{ranked.count}@{ranked.file}")
-    base = _variant(request.variant.name)
-    yield from _changes({"restore": base}, {"restore": request.variant})
+    yield from _changes({"restore": _variant(known)}, {"restore": request.variant})
 
 
 @_words.register
@@ -190,8 +193,8 @@ def _list(numbers: tuple[int, ...]) -> str:
 def _changes(base: Mapping[str, BaseModel], config: Mapping[str, BaseModel]) -> Iterator[str]:
     """Yield `path=value` for each value of configs that is not what their files say."""
     for group, model in config.items():
-        before = base[group].model_dump(mode="json")
-        yield from _differing(group, before, model.model_dump(mode="json"))
+        before = base[group].model_dump(mode="json", exclude={"name"})
+        yield from _differing(group, before, model.model_dump(mode="json", exclude={"name"}))
 
 
 def _differing(path: str, before: Any, now: Any) -> Iterator[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import amnesia_bench
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.guard import guarded
-from amnesia_bench.pipeline.bookkeeping import read_spec, request_of
+from amnesia_bench.pipeline.specs import read_spec, request_of
 from amnesia_bench.store.layout import artifact_path
 
 

@@ -18,18 +18,17 @@ from amnesia_bench.pipeline.bookkeeping import (
     contents_of,
     damage,
     now,
-    older_note,
     read_failure,
     read_inputs,
     remove,
     state_of,
     write_inputs,
-    write_specs,
 )
 from amnesia_bench.pipeline.command_lines import command_line
 from amnesia_bench.pipeline.fork_server import fork_server
 from amnesia_bench.pipeline.progress import Watcher
 from amnesia_bench.pipeline.scheduler import run_stages
+from amnesia_bench.pipeline.specs import older_note, write_specs
 from amnesia_bench.pipeline.stage import Stage, unsettled
 from amnesia_bench.printable import message
 from amnesia_bench.records.stages import StageSpec

@@ -12,10 +12,10 @@ from amnesia_bench.pipeline.bookkeeping import (
     LOG,
     StageState,
     changed_inputs,
-    known_specs,
     read_failure,
     state_of,
 )
+from amnesia_bench.pipeline.specs import known_specs
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.records.stages import StageSpec
 from amnesia_bench.store.layout import stage_path

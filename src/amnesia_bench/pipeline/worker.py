@@ -28,12 +28,11 @@ from amnesia_bench.pipeline.bookkeeping import (
     discard_made,
     now,
     read_inputs,
-    read_spec,
     state_of,
     write_inputs,
-    write_specs,
 )
 from amnesia_bench.pipeline.devices import holding_gpus, lending_folder, visible_gpus
+from amnesia_bench.pipeline.specs import read_spec, write_specs
 from amnesia_bench.pipeline.stage_process import STARTED, run_spec
 from amnesia_bench.printable import message
 from amnesia_bench.records import codec

@@ -14,11 +14,11 @@ from amnesia_bench.config.schema import Frozen
 Location = Annotated[Path, Field(strict=False)]
 
 
-class UseCaseRequest(Frozen):
+class Request(Frozen):
     """One use case, described completely but for where its result goes."""
 
 
-class StageRequest(UseCaseRequest):
+class StageRequest(Request):
     """A request that a stage of a pipeline can hold: its answer is one artifact.
 
     In a stage, locations are relative to the store (`trained/ID`), so that the request says which

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import NonNegativeInt, PositiveInt
 
 from amnesia_bench.config.schema import Frozen, ModelFile, Variant
-from amnesia_bench.requests.base import Location, StageRequest, UseCaseRequest
+from amnesia_bench.requests.base import Location, Request, StageRequest
 
 
 class DownloadRequest(StageRequest):
@@ -83,14 +83,14 @@ class RestoreRequest(StageRequest):
     allow_noop: bool = False
 
 
-class DiffRequest(UseCaseRequest):
+class DiffRequest(Request):
     """`diff`: compare two checkpoints tensor by tensor."""
 
     a: Location
     b: Location
 
 
-class VerifyRequest(UseCaseRequest):
+class VerifyRequest(Request):
     """`verify`: check a folder that this package wrote against its manifest."""
 
     folder: Location

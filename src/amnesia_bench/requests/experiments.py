@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from amnesia_bench.config.schema import Frozen
-from amnesia_bench.requests.base import Location, UseCaseRequest
+from amnesia_bench.requests.base import Location, Request
 from amnesia_bench.requests.training import GpuName
 
 Overrides = tuple[str, ...]
@@ -37,7 +37,7 @@ class LabelledDrift(Frozen):
     label: str | None = None
 
 
-class ReportRequest(UseCaseRequest):
+class ReportRequest(Request):
     """`report`: lay measured cells out in the paper's tables, next to the paper's numbers.
 
     Attributes:
@@ -53,7 +53,7 @@ class ReportRequest(UseCaseRequest):
     drift: tuple[LabelledDrift, ...] = ()
 
 
-class PlanRequest(UseCaseRequest):
+class PlanRequest(Request):
     """`plan`: what experiments will take, before anything starts.
 
     `overrides` as for `run`; `store` None is $AMNESIA_STORE.
@@ -64,7 +64,7 @@ class PlanRequest(UseCaseRequest):
     store: Location | None = None
 
 
-class RunRequest(UseCaseRequest):
+class RunRequest(Request):
     """`run`: every stage of experiments that is not done yet, then their report.
 
     Attributes:

@@ -8,7 +8,7 @@ from pydantic import PositiveInt, model_validator
 
 from amnesia_bench.config.cache_key import NEUTRAL
 from amnesia_bench.config.eval_schema import CodeEvalConfig, EvalConfig
-from amnesia_bench.requests.base import Location, StageRequest, UseCaseRequest
+from amnesia_bench.requests.base import Location, Request, StageRequest
 from amnesia_bench.requests.engines import EngineChoice
 
 
@@ -62,7 +62,7 @@ class ScoreRequest(StageRequest):
     workers: Annotated[PositiveInt | None, NEUTRAL] = None
 
 
-class CompareRequest(UseCaseRequest):
+class CompareRequest(Request):
     """`compare`: is one model better than another on the same problems?
 
     Attributes:

@@ -8,7 +8,7 @@ from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
 
 from amnesia_bench.config.schema import Frozen
 from amnesia_bench.records.recall import TOLERATED_DROP
-from amnesia_bench.requests.base import Location, StageRequest, UseCaseRequest
+from amnesia_bench.requests.base import Location, Request, StageRequest
 from amnesia_bench.requests.engines import EngineChoice
 
 RANKING_TASKS = ("fda", "swde", "ruler_qa_squad")
@@ -72,7 +72,7 @@ class EvaluateRequest(StageRequest):
     verify_prefix: NonNegativeInt = 0
 
 
-class CheckRequest(UseCaseRequest):
+class CheckRequest(Request):
     """`check`: has a fine-tune lost long-range recall?
 
     Attributes:

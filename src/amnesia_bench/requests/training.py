@@ -8,7 +8,7 @@ from typing import ClassVar, Literal, get_args
 from pydantic import PositiveInt
 
 from amnesia_bench.config.train_schema import TrainingRun
-from amnesia_bench.requests.base import Location, StageRequest, UseCaseRequest
+from amnesia_bench.requests.base import Location, Request, StageRequest
 
 GpuName = Literal["a100", "h100", "h200"]
 GPU_NAMES: tuple[str, ...] = get_args(GpuName)
@@ -31,7 +31,7 @@ class TrainRequest(StageRequest):
     teacher: Location | None = None
 
 
-class EstimateRequest(UseCaseRequest):
+class EstimateRequest(Request):
     """`estimate`: memory, FLOPs and hours of a training before it starts.
 
     `init` None takes the shape that the run names.

@@ -97,11 +97,12 @@ def test_an_experiment_of_ones_own_has_the_stages_of_what_it_extends(tmp_path: P
     assert job.config.experiment.name == "mine"
 
 
-def test_a_run_takes_packaged_repairs_only(tmp_path: Path) -> None:
-    path = write(tmp_path / "mine.yaml", "extends: qk\n")
-    with pytest.raises(UserError, match=r"a run takes a variant of configs/restore") as caught:
-        load_jobs(["experiment=table1", f"restore={path}"])
-    assert "amnesia restore --variant" in str(caught.value.hint)
+def test_a_run_takes_a_repair_of_ones_own(tmp_path: Path) -> None:
+    path = write(tmp_path / "mine.yaml", "extends: qk_blend\nrule: {alpha: 0.25}\n")
+    (job,) = load_jobs(["experiment=table1", f"restore={path}"])
+    assert job.config.restore == load_variant("qk_blend", ["restore.rule.alpha=0.25"]).model_copy(
+        update={"name": "mine"}
+    )
 
 
 def test_a_model_of_ones_own(tmp_path: Path) -> None:

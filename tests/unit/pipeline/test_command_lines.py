@@ -66,3 +66,18 @@ def test_a_stages_command_parses_into_its_request(
         typed, where = asked(command_line(request, out), request.front_door, monkeypatch)
         assert cache_key(typed) == cache_key(request), stage.id
         assert where == out
+
+
+def test_a_repair_of_ones_own_is_typed_as_the_changes_of_a_packaged_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.yaml").write_text("extends: qk_blend\nrule: {alpha: 0.25}\n")
+    (stage,) = (
+        stage
+        for stage in stages("experiment=table1", "profile=tiny", f"restore={tmp_path}/mine.yaml")
+        if stage.kind == "restored"
+    )
+    assert stage.name.endswith("-mine")
+    command = command_line(stage.request, tmp_path / "out")
+    typed, _ = asked(command, "restore", monkeypatch)
+    assert cache_key(typed) == cache_key(stage.request)

@@ -11,19 +11,21 @@ from amnesia_bench.errors import BusyError, StageFailedError, UserError
 from amnesia_bench.pipeline import stages
 from amnesia_bench.pipeline.bookkeeping import (
     FAILURE,
-    SPEC,
     StageState,
     _independent_of_store,
     bytes_of,
     check_intact,
-    known_specs,
-    older_stages,
     read_failure,
-    read_spec,
     removable,
     remove,
-    request_of,
     state_of,
+)
+from amnesia_bench.pipeline.specs import (
+    SPEC,
+    known_specs,
+    older_stages,
+    read_spec,
+    request_of,
     write_specs,
 )
 from amnesia_bench.pipeline.stage import Stage

@@ -15,6 +15,7 @@ from amnesia_bench.pipeline.reporting import report_calls
 from amnesia_bench.pipeline.run import threads_of
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.requests.checkpoints import RankedLayers, RestoreRequest
+from amnesia_bench.requests.experiments import LabelledDrift
 
 
 def graphs(*overrides: str) -> list[Graph]:
@@ -120,7 +121,7 @@ def test_a_report_gets_every_folder_of_cells_under_its_label() -> None:
     labels = [f"{each.model}/{each.method}/{each.seed}" for each in request.sources]
     assert {each.folder for each in request.sources} == set(call.sources)
     restored = row(both[0], "restored").checkpoint.folder(Path("store")) / "restoration.json"
-    assert f"tiny/restored@tiny_cot/0={restored}" in request.drift
+    assert LabelledDrift(file=restored, label="tiny/restored@tiny_cot/0") in request.drift
     assert len(request.drift) == 4
     # Recall and one reasoning task each; `pre` is the same for both tables.
     assert {label: labels.count(label) for label in labels} == {

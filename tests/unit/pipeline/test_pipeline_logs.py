@@ -9,8 +9,9 @@ import pytest
 from amnesia_bench.cli.main import main
 from amnesia_bench.config.experiment_schema import load_jobs
 from amnesia_bench.errors import UserError
-from amnesia_bench.pipeline.bookkeeping import LOG, write_specs
+from amnesia_bench.pipeline.bookkeeping import LOG
 from amnesia_bench.pipeline.graph import build, stages_of
+from amnesia_bench.pipeline.specs import write_specs
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.pipeline.status import log_of
 from amnesia_bench.records.stages import StageSpec

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from amnesia_bench.pipeline import scheduler
@@ -134,6 +134,8 @@ def graphs(draw: st.DrawFn) -> tuple[list[FakeStage], dict[str, int], int, int]:
     return stages, threads, cores, gpus
 
 
+# Drawing is slow on a machine that others use.
+@settings(suppress_health_check=[HealthCheck.too_slow])
 @given(graphs(), st.data())
 def test_no_graph_takes_more_than_there_is_or_leaves_idle_what_a_stage_could_use(
     drawn: tuple[list[FakeStage], dict[str, int], int, int], data: st.DataObject

@@ -1,0 +1,108 @@
+"""Stages written to a store, for the processes that run them: one `stage.json` each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from amnesia_bench.errors import UserError
+from amnesia_bench.pipeline.stage import VERSIONS
+from amnesia_bench.records import codec
+from amnesia_bench.records.stages import StageSpec
+from amnesia_bench.requests.base import StageRequest
+from amnesia_bench.requests.stage_requests import STAGE_REQUESTS
+from amnesia_bench.store.files import make_folder, read_json, write_json
+from amnesia_bench.store.layout import new_working_path, stage_path
+from amnesia_bench.store.lease import current_holder
+
+SPEC = "stage.json"
+
+
+class OlderStage(NamedTuple):
+    """A stage as earlier versions named it."""
+
+    kind: str
+    id: str
+
+
+def write_specs(store: Path, specs: Sequence[StageSpec]) -> None:
+    """Write stages to the store, for the processes that run them."""
+    for spec in specs:
+        folder = stage_path(store, spec.id)
+        make_folder(folder)
+        path, record = folder / SPEC, codec.to_json(spec)
+        with suppress(UserError):  # none, or half written
+            if read_json(path) == record:
+                continue
+        # Another driver may be writing the same at this moment.
+        work = new_working_path(path)
+        write_json(work, record)
+        work.replace(path)
+
+
+def read_spec(store: Path, stage_id: str) -> StageSpec:
+    """Read a stage.
+
+    Raises:
+        UserError: there is no such stage, or an earlier version wrote it.
+    """
+    path = stage_path(store, stage_id) / SPEC
+    if not path.is_file():
+        raise UserError(f"{stage_id}: no such stage in {store}", hint="amnesia status lists them.")
+    return codec.from_json(StageSpec, read_json(path), str(path))
+
+
+def request_of(spec: StageSpec) -> StageRequest:
+    """Return the request of a stage; its locations are relative to the store.
+
+    Raises:
+        UserError: it is not well formed.
+    """
+    if spec.front_door not in STAGE_REQUESTS:
+        raise UserError(f"{spec.id}: {spec.front_door!r} is no front door of a stage")
+    try:
+        return STAGE_REQUESTS[spec.front_door].model_validate_json(json.dumps(spec.request))
+    except ValidationError as error:
+        raise UserError(f"{spec.id}: its request is damaged ({error})") from error
+
+
+def known_specs(store: Path) -> list[StageSpec]:
+    """Return all stages of a store, sorted by id; none that is half written or of old versions."""
+    found = []
+    for path in sorted(store.glob(f"stages/*/{SPEC}")):
+        with suppress(UserError):
+            found.append(read_spec(store, path.parent.name))
+    return found
+
+
+def older_stages(store: Path) -> list[OlderStage]:
+    """Return the stages that earlier versions wrote, whose ids do not begin with a kind.
+
+    Those that a process still works on are left out.
+    """
+    found = []
+    for path in sorted(store.glob(f"stages/*/{SPEC}")):
+        stage_id = path.parent.name
+        with suppress(UserError):
+            record = read_json(path)
+            kind = str(record.get("kind")) if isinstance(record, dict) else ""
+            named = stage_id.startswith(f"{kind}.")
+            if kind in VERSIONS and not named and current_holder(path.parent) is None:
+                found.append(OlderStage(kind, stage_id))
+    return found
+
+
+def older_note(store: Path) -> str | None:
+    """Return a note about stages that an earlier version wrote; None if there are none."""
+    if not (older := older_stages(store)):
+        return None
+    return (
+        f"{store} holds {len(older)} stages of an earlier version. Stage ids have changed since, "
+        "so these are not used: the same experiment makes its stages again. They take disk until "
+        "they are removed: amnesia clean --earlier-versions"
+    )
