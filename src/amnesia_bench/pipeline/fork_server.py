@@ -23,23 +23,16 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from amnesia_bench import FRONT_DOORS
 from amnesia_bench.pipeline.stage_process import stage_environment
+from amnesia_bench.requests.stage_requests import STAGE_REQUESTS
 
 _EXECUTE = "amnesia_bench.pipeline.execute"
 _PRELOADED = (
     _EXECUTE,
-    "amnesia_bench.config.load",
-    "amnesia_bench.data.prepare",
+    *sorted({f"amnesia_bench.{FRONT_DOORS[name].module}" for name in STAGE_REQUESTS}),
     "amnesia_bench.inference.transformers_engine",
-    "amnesia_bench.lm_eval_bridge.evaluation",
-    "amnesia_bench.recall.niah.build",
-    "amnesia_bench.reasoning.answering",
-    "amnesia_bench.reasoning.score",
-    "amnesia_bench.conversion",
-    "amnesia_bench.surgery",
-    "amnesia_bench.training.run",
-    # What our code imports where it is used only, since it takes seconds.
-    "lm_eval.evaluator",
+    # Imported by our code only where it is used, since it takes seconds.
     "lm_eval.tasks",
     "rich.table",
     "transformers.convert_slow_tokenizer",
