@@ -85,7 +85,7 @@ def build_learner(
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name not in frozen)
     if train.activation_checkpointing:
-        student.activation_checkpointing_enable({"use_reentrant": False})
+        checkpoint_activations(student)
     isolate_without_mask(student)
     objective = NextToken(run, student) if their is None else Distill(run, student, their)
     shard(objective, student.base_model.layers, processes, train.compute_dtype)
@@ -93,6 +93,16 @@ def build_learner(
     if strangers := frozen - set(names.values()):
         raise UserError(f"{init.folder}: {min(strangers)} is no parameter, and cannot be frozen")
     return Learner(objective=objective, names=names)
+
+
+def checkpoint_activations(model: Any) -> None:
+    """Recompute the activations of each layer in the backward pass instead of keeping them."""
+    arguments = {"use_reentrant": False}
+    # transformers 5.23 renamed the method; the constraints for GPUs pin an earlier release.
+    if hasattr(model, "activation_checkpointing_enable"):
+        model.activation_checkpointing_enable(arguments)
+    else:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
 
 
 def _aligned(run: TrainingRun, student: Any, teacher: Teacher, processes: Processes) -> Learner:
