@@ -1,0 +1,60 @@
+"""`plan` and `run` from Python do what the commands do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+import amnesia_bench as ab
+from amnesia_bench.cli.main import main
+
+# The softmax model of Table 10 before its fine-tune: two short trainings and its recall.
+EXPERIMENT = """\
+extends: table10
+methods: [pre]
+scopes: {tiny: {reasoning: []}}
+"""
+
+
+@pytest.fixture(scope="module")
+def overrides(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ...]:
+    path = tmp_path_factory.mktemp("configs") / "mine.yaml"
+    path.write_text(EXPERIMENT)
+    return (f"experiment={path}", "profile=smoke")
+
+
+def test_plan(
+    overrides: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan = ab.plan(ab.PlanRequest(overrides=overrides, store=tmp_path))
+    assert main(["plan", *overrides, f"--store={tmp_path}", "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["states"] == plan.states
+    for planned, shown in zip(plan.stages, printed["stages"], strict=True):
+        assert shown["id"] == planned.stage.id
+        assert shown["cost"]["trained_tokens"] == planned.cost.trained_tokens
+
+
+def test_run(
+    overrides: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    request = ab.RunRequest(overrides=overrides, store=store, results=tmp_path / "python")
+    first = ab.run(request)
+    assert (first.outcome.cached, first.outcome.by_others) == (0, 0)
+    (page,) = first.pages
+    assert page.report is not None
+    again = ab.run(request)
+    assert (again.outcome.cached, again.outcome.done) == (first.outcome.done, 0)
+    assert again.pages[0].report is None
+
+    typed = tmp_path / "typed"
+    assert main(["run", *overrides, f"--store={store}", f"--out={typed}"]) == 0
+    assert f"{first.outcome.done} were done, 0 done now" in capsys.readouterr().out
+    for file in page.files:
+        same = typed / file.relative_to(request.results)
+        if file.suffix in (".csv", ".svg"):  # the others say by which command they were made
+            assert same.read_bytes() == file.read_bytes(), file.name
+        assert same.is_file()
