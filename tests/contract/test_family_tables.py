@@ -550,11 +550,11 @@ def test_mla_and_indexers_are_refused_with_the_reason(model_type: str) -> None:
 REFUSED_CONFIGS = {
     "gemma4 whose keys are its values": (
         {"model_type": "gemma4_text", "attention_k_eq_v": True},
-        "W_K is W_V too",
+        "use W_K as W_V too",
     ),
     "stablelm with a norm module per head": (
         {"model_type": "stablelm", "qk_layernorm": True},
-        "norms of every head",
+        "norms are separate modules for each head",
     ),
 }
 
@@ -599,7 +599,7 @@ MISTAKES = {
                 )
             }
         ),
-        r"q_proj.base_layer.weight is part of an adapter that is not merged",
+        r"q_proj.base_layer.weight belongs to an adapter that is not merged",
     ),
     "empty tensors of ZeRO-3": (
         lambda config, shapes: shapes.update({name: (0,) for name in shapes}),
@@ -658,7 +658,7 @@ MISTAKES = {
     ),
     "one tensor under two names": (
         lambda config, shapes: shapes.update({"module.model.norm.weight": (64,)}),
-        "the same tensor twice",
+        "two copies of the same tensor",
     ),
     "a count of layers that is damaged": (
         lambda config, shapes: config.update(num_hidden_layers=10**12),

@@ -154,7 +154,7 @@ def test_a_dict_that_makes_a_config_stays_as_it_was():
         ({"rope_theta": -1.0}, "rope_theta is -1.0"),
         ({"rope_theta": None}, "rope_theta is None"),
         ({"rope_scaling": {"rope_type": "yarm"}}, "rope_scaling has rope_type 'yarm'"),
-        ({"layer_types": ["full_attention"] * 4}, "layer_types is .* mixer_types makes it"),
+        ({"layer_types": ["full_attention"] * 4}, "layer_types is .* mixer_types implies"),
         ({"attn_logits_scaling": float("nan")}, "attn_logits_scaling is nan"),
         ({"lightning_scale": "2/d"}, "lightning_scale is '2/d'"),
         ({"lightning_use_short_conv": True}, "lightning_use_short_conv is true"),
