@@ -68,7 +68,8 @@ _DTYPES = {
 def convert(request: ConvertRequest, out: Path) -> HypeNetConfig:
     """Write the checkpoint to `out`, complete or not at all, and return its config.
 
-    All weights get the teacher's dtype; copied weights are bit-identical.
+    Weights keep the dtype of their source, and new parameters get the teacher's. Copied weights are
+    bit-identical.
 
     Raises:
         UserError: the teacher is not a Qwen3 safetensors checkpoint or does not fit the config, or
@@ -131,7 +132,7 @@ def _student_config(request: ConvertRequest, teacher: PreTrainedConfig) -> HypeN
             raise UserError(
                 f"{key}: the teacher {request.teacher} has {in_teacher}, but {request.model.name} "
                 f"needs {in_student}",
-                hint="Sizes and teachers pair as 2b Qwen3-1.7B, 5b Qwen3-4B, 9b Qwen3-8B.",
+                hint="The teacher of 2b is Qwen3-1.7B, that of 5b Qwen3-4B, that of 9b Qwen3-8B.",
             )
     for key, in_student, in_teacher in (
         ("lightning_nh", config.lightning_nh, teacher.num_attention_heads),

@@ -3,7 +3,7 @@
 transformers' sdpa builds that mask for every chunk of a chunked prefill: 4 GB for 16K new tokens
 at 256K. Here a flag of the kernel replaces it. Importing this module registers two attention
 implementations with transformers: "causal_sdpa" with its mask, for any model, and "packed_sdpa"
-for documents packed in a row, for models that pass their keyword arguments on to attention.
+for rows of packed documents, for models that pass their keyword arguments on to attention.
 
 Shapes: B batch, T new tokens, L all tokens, H query heads, G key/value heads, D head dim.
 """
@@ -45,7 +45,7 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
         query: [B, H, T, D].
         key: [B, G, L, D], the new tokens last.
         value: [B, G, L, D].
-        attention_mask: [B, 1, T, L], or None for causal without padding.
+        attention_mask: [B, 1, T, L], or None for causal attention without padding.
         scaling: factor on the logits; D^-1/2 when None.
         dropout: dropout probability in training.
         **options: passed on to transformers' own function.
@@ -138,7 +138,7 @@ def packed_sdpa(  # noqa: PLR0913 - transformers' attention interface
     """Attend causally within each document of `packed`; return [B, T, H, D] like `causal_sdpa`.
 
     The only mask is that of a sliding window, at most as large as a document. Rows must not contain
-    padding, unless it is a document of its own.
+    padding, unless it is a separate document.
     """
     qkv = (query, key, value)
     rows = ((x,) if packed is None else packed.split(x, dim=2) for x in qkv)

@@ -211,7 +211,7 @@ class HypeNetConfig(PreTrainedConfig):
         assert self.mixer_types is not None
         if len(self.mixer_types) != self.num_hidden_layers:
             raise InvalidModelInputError(
-                f"mixer_types has {len(self.mixer_types)} entries, num_hidden_layers is "
+                f"mixer_types has {len(self.mixer_types)} entries, but num_hidden_layers is "
                 f"{self.num_hidden_layers}",
                 hint="Give one mixer per layer.",
             )

@@ -62,7 +62,7 @@ class BlockLayer(DynamicLayer):
 
     @property
     def capacity(self) -> int:
-        """Tokens that fit before the buffer is copied."""
+        """The number of tokens that fit into the buffer."""
         return 0 if self._buffers is None else self._buffers[0].shape[2]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -73,7 +73,7 @@ class BlockLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Append [B, G, T, D] each, and return all keys and values [B, G, L + T, D]."""
+        """Append keys and values [B, G, T, D], and return all of them [B, G, L + T, D]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, stop = self._length, self._length + key_states.shape[2]
@@ -123,7 +123,7 @@ class BlockLayer(DynamicLayer):
             self._buffers = (change(self._buffers[0]), change(self._buffers[1]))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take the rows of the chosen beams."""
+        """Select the rows of the chosen beams."""
         self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -131,7 +131,7 @@ class BlockLayer(DynamicLayer):
         self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the chosen rows."""
+        """Keep the selected rows."""
         self._map_rows(lambda x: x[indices.to(x.device)])
 
     def offload(self) -> None:
@@ -183,7 +183,7 @@ class LightningLayer(LinearAttentionLayer):
             self.recurrent_states[0] = change(self.state)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take the rows of the chosen beams."""
+        """Select the rows of the chosen beams."""
         self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -191,7 +191,7 @@ class LightningLayer(LinearAttentionLayer):
         self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the chosen rows."""
+        """Keep the selected rows."""
         self._map_rows(lambda x: x[indices.to(x.device)])
 
 
@@ -277,7 +277,7 @@ class HypeNetCache(Cache):
         )
 
     def reorder_cache(self, beam_idx: Any) -> None:
-        """Take the rows of the chosen beams."""
+        """Select the rows of the chosen beams."""
         super().reorder_cache(beam_idx)
         self._live_snapshots.clear()
 
@@ -287,7 +287,7 @@ class HypeNetCache(Cache):
         self._live_snapshots.clear()
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the chosen rows."""
+        """Keep the selected rows."""
         super().batch_select_indices(indices)
         self._live_snapshots.clear()
 
@@ -298,10 +298,10 @@ def _layer_classes(config: HypeNetConfig) -> list[type[BlockLayer | LightningLay
 
 
 def adopt_cache(cache: Any, config: HypeNetConfig, batch: int) -> Cache:
-    """Adapt an empty cache of transformers to this model, in place; keep a fitting one as it is.
+    """Adapt an empty cache of transformers to this model, in place; return a fitting one unchanged.
 
     Raises:
-        InvalidModelInputError: the cache is not adaptable, of another model or of other rows.
+        InvalidModelInputError: the cache cannot be adapted, or is of another model or batch.
     """
     if not isinstance(cache, Cache):
         raise InvalidModelInputError(
@@ -312,7 +312,7 @@ def adopt_cache(cache: Any, config: HypeNetConfig, batch: int) -> Cache:
         rows = _cached_rows(cache)
         if rows not in (None, batch):
             raise InvalidModelInputError(
-                f"past_key_values holds {rows} rows, the input has {batch}",
+                f"past_key_values holds {rows} rows, but the input has {batch}",
                 hint="Use batch_repeat_interleave or batch_select_indices of the cache.",
             )
         return cache
@@ -323,7 +323,7 @@ def adopt_cache(cache: Any, config: HypeNetConfig, batch: int) -> Cache:
         )
     if any(getattr(layer, "is_initialized", False) for layer in cache.layers):
         raise InvalidModelInputError(
-            f"past_key_values is a {type(cache).__name__} that other layers have filled",
+            f"past_key_values is a {type(cache).__name__} that another model has filled",
             hint="Start with HypeNetCache(config), or leave past_key_values out.",
         )
     cache.layers = [make() for make in classes]

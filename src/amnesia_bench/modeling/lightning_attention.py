@@ -4,8 +4,8 @@ Per head, with gamma = exp(log_decay):
 
     S_t = gamma * S_(t-1) + k_t v_t^T        o_t = scale * q_t^T S_t
 
-No feature map and no denominator. Source: HypeNet, arXiv 2601.22156; the chunked form is the
-usual one of Lightning Attention-2 (arXiv 2401.04658) and of fla's simple_gla.
+There is no feature map and no denominator. Source: HypeNet, arXiv 2601.22156; the chunked form is
+that of Lightning Attention-2 (arXiv 2401.04658) and of fla's simple_gla.
 
 Shapes: B batch, T tokens, H heads, K key dim, V value dim, N documents, C chunk.
 """
@@ -126,5 +126,5 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> None:
         raise InvalidModelInputError(f"q is empty: shape {tuple(q.shape)}")
     if log_decay.shape != q.shape[2:3]:
         raise InvalidModelInputError(
-            f"log_decay has shape {tuple(log_decay.shape)}, q has {q.shape[2]} heads"
+            f"log_decay has shape {tuple(log_decay.shape)}, but q has {q.shape[2]} heads"
         )

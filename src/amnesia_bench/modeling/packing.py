@@ -71,8 +71,8 @@ class PackedRows:
     def _check_end(self, num_tokens: int) -> None:
         if self.bounds[-1] != num_tokens:
             raise InvalidModelInputError(
-                f"cu_seqlens ends at {self.bounds[-1]}, the row has {num_tokens} tokens",
-                hint="Make trailing padding a document of its own.",
+                f"cu_seqlens ends at {self.bounds[-1]}, but the row has {num_tokens} tokens",
+                hint="Make trailing padding a separate document.",
             )
 
     @classmethod

@@ -137,7 +137,7 @@ def _packed_rows(inputs: TokenInputs, valid: Tensor | None) -> PackedRows | None
     if valid is not None:
         raise InvalidModelInputError(
             "cu_seqlens together with padding in attention_mask",
-            hint="Leave attention_mask out; make padding a document of its own.",
+            hint="Leave attention_mask out; make padding a separate document.",
         )
     return PackedRows.from_cu_seqlens(inputs.cu_seqlens, inputs.num_tokens, inputs.device)
 
@@ -148,7 +148,7 @@ def _check_positions(positions: Tensor, inputs: TokenInputs, config: HypeNetConf
     limit = config.max_position_embeddings
     explicit = inputs.position_ids is not None
     if not explicit and inputs.num_cached + inputs.num_tokens <= limit:
-        return  # without a copy from the device
+        return  # avoids a copy from the device
     last = int(positions.max())
     if last >= limit or int(positions.min()) < 0:
         wrong = last if last >= limit else int(positions.min())

@@ -49,7 +49,7 @@ def check_compatible(
 
 
 def check_dtypes(pre: Checkpoint, post: Checkpoint, names: Iterable[str]) -> None:
-    """Raise UserError unless these tensors have one dtype in both."""
+    """Raise UserError unless these tensors have the same dtype in both checkpoints."""
     for name in names:
         pre_dtype, post_dtype = (c.tensors[name][1].dtype for c in (pre, post))
         if pre_dtype != post_dtype:

@@ -25,7 +25,7 @@ from amnesia_bench.surgery.plan import LayerPlan, PlannedTensor
 from amnesia_bench.weights.header import TensorEntry
 from amnesia_bench.weights.numbers import FLOAT_DTYPES, decode, encode
 
-# Norms are taken in pieces, so that a copy never holds a whole tensor in float64.
+# Norms are computed in pieces, so that a copy never needs a whole tensor in float64.
 PIECE_BYTES = 1 << 16
 
 

@@ -68,7 +68,7 @@ def restore(request: RestoreRequest, out: Path | None) -> Restoration:
         a plan, `out` and `proof` are None.
 
     Raises:
-        UserError: the inputs do not belong together, or the plan would change nothing.
+        UserError: the two checkpoints do not match, or the plan would change nothing.
         StageFailedError: the disk is full, a written byte reads back wrong, or pre or post changed
             during the restore.
         BusyError: another process is writing `out`.

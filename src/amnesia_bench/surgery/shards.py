@@ -226,5 +226,5 @@ def _read(descriptor: int, into: memoryview, start: int) -> None:
     while done < len(into):
         count = os.preadv(descriptor, [into[done:]], start + done)
         if not count:
-            raise StageFailedError("A shard became shorter while it was being read.")
+            raise StageFailedError("A shard was truncated while it was being read.")
         done += count

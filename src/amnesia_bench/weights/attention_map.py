@@ -43,7 +43,7 @@ def attention_map(
     """Find the softmax layers of a checkpoint and the tensors that hold W_Q, W_K, ...
 
     Args:
-        config: the parsed config.json, as written by any transformers version; of a multimodal
+        config: the parsed config.json, as written by any transformers version; in a multimodal
             wrapper's config, the decoder's part is used.
         shapes: disk name -> shape of every tensor of the checkpoint.
         roles: the roles whose tensors must be present; tensors of other roles may be missing.
@@ -79,7 +79,7 @@ def attention_map(
             tensors += role_tensors(layer, [tensor for tensor in expected if tensor.name in stored])
         elif fits(list(block.tensors(layer)), stored):
             raise UserError(
-                f"layer {layer} is not a softmax layer with its own tensors according to config.json "
+                f"layer {layer} is not a softmax layer of its own according to config.json "
                 f"({kind.value}), but {block.prefix(layer)} holds exactly the tensors of one",
                 hint="config.json and the weights belong to two different models",
             )

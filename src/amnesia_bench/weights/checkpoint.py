@@ -54,7 +54,7 @@ class Checkpoint:
                 length = min(piece_bytes, entry.end - start)
                 data = file.read(length)
                 if len(data) != length:
-                    raise UserError(f"{file.name}: became shorter while it was being read.")
+                    raise UserError(f"{file.name}: was truncated while it was being read.")
                 yield data
 
 

@@ -40,7 +40,7 @@ def integer(config: Config, key: str) -> int:
     """Return the positive whole number under `key`.
 
     Raises:
-        UserError: the key is missing or has another value.
+        UserError: the key is missing or has a value of another kind.
     """
     value = lookup(config, key)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < LARGEST_INTEGER:
@@ -60,7 +60,7 @@ def number(config: Config, key: str) -> float:
     """Return the positive number under `key`.
 
     Raises:
-        UserError: the key is missing or has another value.
+        UserError: the key is missing or has a value of another kind.
     """
     value = lookup(config, key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
@@ -72,7 +72,7 @@ def string_list(config: Config, key: str) -> list[str]:
     """Return the list of strings under `key`.
 
     Raises:
-        UserError: the key is missing or has another value.
+        UserError: the key is missing or has a value of another kind.
     """
     value = lookup(config, key)
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
@@ -84,7 +84,7 @@ def integer_list(config: Config, key: str) -> list[int]:
     """Return the list of whole numbers under `key`.
 
     Raises:
-        UserError: the key is missing or has another value.
+        UserError: the key is missing or has a value of another kind.
     """
     value = lookup(config, key)
     if not isinstance(value, Sequence) or not all(isinstance(item, int) for item in value):

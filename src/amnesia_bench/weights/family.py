@@ -46,7 +46,7 @@ def no_layers(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
 
 
 def no_sizes(config: Config, kinds: tuple[LayerKind, ...]) -> Mapping[int, int]:
-    """Return no exceptions: every layer has the sizes in the config."""
+    """Return no overrides: every layer has the sizes in the config."""
     return {}
 
 

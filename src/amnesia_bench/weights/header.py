@@ -22,8 +22,8 @@ from amnesia_bench.store.json_rows import unique_keys
 # The format's own limit; a damaged length must not make us allocate the whole file.
 MAX_HEADER_BYTES = 100_000_000
 LENGTH_BYTES = 8
-# Far above those of any model. Without these limits one name can fill a screen, and the product of
-# one shape can take hours.
+# Far above the values of any model. Without these limits one name can fill a screen, and the
+# product of one shape can take hours.
 MAX_NAME_CHARACTERS = 1000
 MAX_DIMENSIONS = 64
 MAX_NUMBER = 1 << 63

@@ -75,19 +75,19 @@ def download(request: DownloadRequest, out: Path) -> Downloaded:
     provenance = collect_provenance(sys.argv, seeds={})
     listing = _listing(request.repository, request.revision)
     _check_model(listing)
-    kept = resumable_path(out)
+    partial_folder = resumable_path(out)
     if (out / MANIFEST).is_file():  # killed between publishing and cleaning up
-        _clear(kept)
+        _clear(partial_folder)
     with publishing(out, kept="finished files are kept for the next attempt") as work:
         config_names = [name for name in (CONFIG, _TOKENIZER_CONFIG) if name in listing.files]
-        hashes = _fetch(listing, config_names, kept)
-        code = _code(listing, kept)
-        hashes |= _fetch(listing, [*_side_files(listing), *code], kept)
-        shards = _shards(listing, kept)
-        _check_space(listing, shards, kept)
-        hashes |= _fetch(listing, shards, kept)
+        hashes = _fetch(listing, config_names, partial_folder)
+        code = _code(listing, partial_folder)
+        hashes |= _fetch(listing, [*_side_files(listing), *code], partial_folder)
+        shards = _shards(listing, partial_folder)
+        _check_space(listing, shards, partial_folder)
+        hashes |= _fetch(listing, shards, partial_folder)
         for name in hashes:
-            (kept / name).rename(work.folder / name)
+            (partial_folder / name).rename(work.folder / name)
         model = Parent(
             role="model",
             location=f"hf://{request.repository}",
@@ -95,7 +95,7 @@ def download(request: DownloadRequest, out: Path) -> Downloaded:
         )
         entries = [file_entry(work.folder, name, sha256=digest) for name, digest in hashes.items()]
         work.finish(KIND, [model], provenance, entries)
-    _clear(kept)
+    _clear(partial_folder)
     return Downloaded(
         commit=listing.commit,
         files=len(hashes),
@@ -104,14 +104,14 @@ def download(request: DownloadRequest, out: Path) -> Downloaded:
     )
 
 
-def _clear(kept: Path) -> None:
+def _clear(partial_folder: Path) -> None:
     """Remove the files that huggingface_hub's records list, and the records themselves."""
-    record = kept / ".cache" / "huggingface"
+    record = partial_folder / ".cache" / "huggingface"
     downloaded = [
         path.name.removesuffix(".metadata") for path in record.glob("download/*.metadata")
     ]
     shutil.rmtree(record, ignore_errors=True)
-    for folder in (record.parent, kept):
+    for folder in (record.parent, partial_folder):
         remove_files(folder, re.compile("|".join(map(re.escape, downloaded)) or "(?!)"))
 
 
@@ -224,7 +224,7 @@ def _verified_sha256(listing: _Listing, name: str, path: Path) -> str:
         path.unlink()
         raise StageFailedError(
             f"{listing.repository}: the hash of {name} differs from the hub's; it was removed",
-            hint="The same command downloads it again and keeps the others.",
+            hint="Run the same command again: it downloads this file and keeps the others.",
         )
     return digest
 
@@ -255,11 +255,12 @@ def _translated_errors(repository: str, revision: str | None) -> Iterator[None]:
     except errors.HFValidationError as error:
         url = _IN_URL.search(repository)
         raise UserError(
-            f"{repository}: not a repository name", hint=f"Give {url[1] if url else 'OWNER/NAME'}"
+            f"{repository}: is not a repository name",
+            hint=f"Give {url[1] if url else 'OWNER/NAME'}",
         ) from error
     except errors.GatedRepoError as error:
         raise UserError(
-            f"{repository}: gated: its owners require you to accept their terms",
+            f"{repository}: is gated: its owners require you to accept their terms",
             hint=f"Accept them at https://huggingface.co/{repository}, then: hf auth login",
         ) from error
     except errors.RepositoryNotFoundError as error:
@@ -281,7 +282,7 @@ def _translated_errors(repository: str, revision: str | None) -> Iterator[None]:
             raise _no_access(repository) from error
         raise MissingEnvironmentError(
             f"{repository}: the hub cannot be reached ({str(error).partition(chr(10))[0]})",
-            hint="The same command again keeps the files that are complete.",
+            hint="Run the same command again: it keeps the files that are complete.",
         ) from error
 
 

@@ -151,7 +151,7 @@ def first_of_four(config: Config) -> tuple[LayerKind, ...]:
 
 
 def last_is_full(rule: LayerKinds) -> LayerKinds:
-    """Apply `rule`, but full attention in the last layer; gemma4 (Gemma4TextConfig)."""
+    """Apply `rule`, but use full attention in the last layer; gemma4 (Gemma4TextConfig)."""
     return lambda config: (*rule(config)[:-1], LayerKind.FULL)
 
 

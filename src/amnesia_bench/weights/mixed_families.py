@@ -49,7 +49,7 @@ def _full_layers_if_others_slide(config: Config, kinds: tuple[LayerKind, ...]) -
 
 
 def _gemma4_head_dims(config: Config, kinds: tuple[LayerKind, ...]) -> dict[int, int]:
-    # Released configs give the layers without a window a global_head_dim; transformers instead
+    # Released configs have a global_head_dim for the layers without a window; transformers instead
     # writes a per_layer_config, {"05": {"head_dim": 512}} (Gemma4TextConfig).
     by_layer = lookup(config, "per_layer_config")
     if not isinstance(by_layer, Mapping):

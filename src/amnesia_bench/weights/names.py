@@ -1,4 +1,4 @@
-"""Tensor names without the additions of training wrappers, used to pair two checkpoints."""
+"""Strip the additions of training wrappers from tensor names, to pair two checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw tensor bytes to numpy and back, without torch."""
+"""Convert raw tensor bytes to numpy and back, without torch."""
 
 from __future__ import annotations
 
