@@ -619,7 +619,7 @@ MISTAKES = {
     ),
     "too few marks": (
         lambda config, shapes: config.update(mixer_types=["attn"]),
-        "marks 1 layers, num_hidden_layers 4",
+        "lists 1 layers, but num_hidden_layers is 4",
     ),
     "unknown mark": (
         lambda config, shapes: config.update(mixer_types=["attn", "gdn", "attn", "kda"]),
@@ -654,7 +654,7 @@ MISTAKES = {
             )
             or shapes.pop("model.layers.3.self_attn.q_proj.weight")
         ),
-        r"layers.3.self_attn.q_proj.weight is missing.*there are '.*qkv_proj.weight'",
+        r"layers.3.self_attn.q_proj.weight is missing.*found '.*qkv_proj.weight' instead",
     ),
     "one tensor under two names": (
         lambda config, shapes: shapes.update({"module.model.norm.weight": (64,)}),

@@ -300,7 +300,7 @@ def test_of_a_cloned_shard_only_the_edited_pieces_are_written(
         written.append(len(data))
         honest(descriptor, data, start)
 
-    monkeypatch.setattr(shards, "_cloned", cloned)
+    monkeypatch.setattr(shards, "_clone_extents", cloned)
     monkeypatch.setattr(shards, "_write", counted)
     monkeypatch.setattr(shards, "PIECE_BYTES", 97)
     record = restore(pre, post, tmp_path / "out")

@@ -104,7 +104,7 @@ def test_w_q_has_a_bias_on_one_side(tmp_path: Path) -> None:
     for pre, post in ((plain, biased), (biased, plain)):
         what = refused(pre, post, tmp_path / "out").what
         assert f"{biased} has 'model.layers.1.self_attn.k_proj.bias'" in what
-        assert f"{plain} has not" in what
+        assert f"{plain} does not" in what
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_a_nan_that_stays_in_post_is_not_ours_to_refuse(tmp_path: Path) -> None:
     ("overrides", "says"),
     [
         (["restore.select.layers=[0]"], "0 is not a softmax layer"),
-        (["restore.select.layers=[99]"], "those are 1, 3, 4"),
+        (["restore.select.layers=[99]"], "its softmax layers are 1, 3, 4"),
         (["restore.select.layers={top_drift: 4}"], "only 3 softmax layers"),
         (["restore.select.heads=[2]"], "2 is not a KV head"),
     ],

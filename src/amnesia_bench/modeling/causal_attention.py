@@ -77,9 +77,9 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
 def _past_and_new(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
     """Attend to past and new tokens separately, on a CPU.
 
-    Torch would expand the causal flag into masks of T x L bytes and floats there. The past needs no
-    mask, since every new token sees all of it, and for the new tokens `is_causal` is enough. The
-    outputs are weighted by their shares of the softmax denominator.
+    For the causal flag, torch would allocate masks of T x L bytes and floats on a CPU. The past
+    needs no mask, since every new token sees all of it, and for the new tokens `is_causal` is
+    enough. The outputs are weighted by their shares of the softmax denominator.
 
     Returns:
         [B, H, T, D].

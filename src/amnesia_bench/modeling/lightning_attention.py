@@ -4,7 +4,7 @@ Per head, with gamma = exp(log_decay):
 
     S_t = gamma * S_(t-1) + k_t v_t^T        o_t = scale * q_t^T S_t
 
-There is no feature map and no denominator. Source: HypeNet, arXiv 2601.22156; the chunked form is
+It uses no feature map and no denominator. Source: HypeNet, arXiv 2601.22156; the chunked form is
 that of Lightning Attention-2 (arXiv 2401.04658) and of fla's simple_gla.
 
 Shapes: B batch, T tokens, H heads, K key dim, V value dim, N documents, C chunk.
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .input_errors import InvalidModelInputError
+from .lightning_fla import fla_lightning
 from .lightning_torch import torch_lightning
 from .packing import Boundaries, PackedRows
 
@@ -85,8 +86,6 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
         queries, keys, values, decay = (x.to(precise) for x in (q, k, v, log_decay))
         state = None if initial_state is None else initial_state.to(precise)
         if q.is_cuda and precise == torch.float32 and fla_is_installed():
-            from .lightning_fla import fla_lightning
-
             output, state = fla_lightning((queries, keys, values), decay, scale, state, cu_seqlens)
         else:
             output, state = torch_lightning(

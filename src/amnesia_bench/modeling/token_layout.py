@@ -148,7 +148,7 @@ def _check_positions(positions: Tensor, inputs: TokenInputs, config: HypeNetConf
     limit = config.max_position_embeddings
     explicit = inputs.position_ids is not None
     if not explicit and inputs.num_cached + inputs.num_tokens <= limit:
-        return  # avoids a copy from the device
+        return  # this check needs no copy from the device
     last = int(positions.max())
     if last >= limit or int(positions.min()) < 0:
         wrong = last if last >= limit else int(positions.min())

@@ -125,7 +125,7 @@ class _Sums:
 def _compare(
     pair: _TensorPair, roles: Mapping[str, Sequence[RoleTensor]]
 ) -> list[TensorDifference]:
-    """Return no difference for equal bytes, else one, or one per role of a fused tensor."""
+    """Return one difference, or one per role of a fused tensor; none if the bytes are equal."""
     a, b = pair.entries
     same_shape = a.shape == b.shape
     if same_shape and a.dtype == b.dtype and all(x == y for x, y in pair.pieces()):

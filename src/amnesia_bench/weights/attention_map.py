@@ -32,7 +32,7 @@ from amnesia_bench.weights.row_layouts import Heads
 
 ROUTING = (Role.Q, Role.K)
 SPEECH = "talker."  # Qwen-Omni has a second decoder, for speech
-MAX_LAYERS = 1 << 16  # so that a damaged config cannot make us allocate billions of layers
+MAX_LAYERS = 1 << 16  # a damaged config must not make us allocate billions of layers
 
 
 def attention_map(

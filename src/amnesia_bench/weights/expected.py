@@ -32,7 +32,7 @@ class ExpectedTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Lists the expected tensors of each attention block of a checkpoint."""
+    """List the expected tensors of each attention block of a checkpoint."""
 
     family: Family
     config: Config

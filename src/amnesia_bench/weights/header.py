@@ -52,7 +52,7 @@ class TensorEntry:
 
     @property
     def num_rows(self) -> int:
-        """Length of the first dimension; a row is the part at one index of it."""
+        """Length of the first dimension; a row is one slice along it."""
         return self.shape[0] if self.shape else 1
 
     @property

@@ -242,7 +242,7 @@ def _hub() -> Any:
 
 @contextmanager
 def _translated_errors(repository: str, revision: str | None) -> Iterator[None]:
-    """Turn the hub's errors into ours; errors of the local disk pass through."""
+    """Convert the hub's errors to `AmnesiaError`; errors of the local disk pass through."""
     try:
         from huggingface_hub import errors
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's class
