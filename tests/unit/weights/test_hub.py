@@ -255,7 +255,7 @@ def test_no_name_and_no_hub_are_named(
     tmp_path: Path, open_hub: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = open_hub(files())
-    with pytest.raises(UserError, match="a b: not a repository name"):
+    with pytest.raises(UserError, match="a b: is not a repository name"):
         download("a b", None, tmp_path / "out")
     with monkeypatch.context() as offline:
         offline.setattr(hub_constants, "HF_HUB_OFFLINE", True)
