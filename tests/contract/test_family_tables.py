@@ -550,11 +550,11 @@ def test_mla_and_indexers_are_refused_with_the_reason(model_type: str) -> None:
 REFUSED_CONFIGS = {
     "gemma4 whose keys are its values": (
         {"model_type": "gemma4_text", "attention_k_eq_v": True},
-        "W_K is W_V too",
+        "use W_K as W_V too",
     ),
     "stablelm with a norm module per head": (
         {"model_type": "stablelm", "qk_layernorm": True},
-        "norms of every head",
+        "norms are separate modules for each head",
     ),
 }
 
@@ -599,7 +599,7 @@ MISTAKES = {
                 )
             }
         ),
-        r"q_proj.base_layer.weight is part of an adapter that is not merged",
+        r"q_proj.base_layer.weight belongs to an adapter that is not merged",
     ),
     "empty tensors of ZeRO-3": (
         lambda config, shapes: shapes.update({name: (0,) for name in shapes}),
@@ -619,7 +619,7 @@ MISTAKES = {
     ),
     "too few marks": (
         lambda config, shapes: config.update(mixer_types=["attn"]),
-        "marks 1 layers, num_hidden_layers 4",
+        "lists 1 layers, but num_hidden_layers is 4",
     ),
     "unknown mark": (
         lambda config, shapes: config.update(mixer_types=["attn", "gdn", "attn", "kda"]),
@@ -654,11 +654,11 @@ MISTAKES = {
             )
             or shapes.pop("model.layers.3.self_attn.q_proj.weight")
         ),
-        r"layers.3.self_attn.q_proj.weight is missing.*there are '.*qkv_proj.weight'",
+        r"layers.3.self_attn.q_proj.weight is missing.*found '.*qkv_proj.weight' instead",
     ),
     "one tensor under two names": (
         lambda config, shapes: shapes.update({"module.model.norm.weight": (64,)}),
-        "the same tensor twice",
+        "two copies of the same tensor",
     ),
     "a count of layers that is damaged": (
         lambda config, shapes: config.update(num_hidden_layers=10**12),

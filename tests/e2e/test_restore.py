@@ -252,7 +252,7 @@ def test_a_write_that_went_wrong_is_found_and_nothing_is_published(
         os.pwrite(descriptor, bytes([data[2000] ^ 1]), start + 2000)
 
     monkeypatch.setattr(shards, "_write", flips_a_bit)
-    with pytest.raises(StageFailedError, match="byte 2,000 was read back different"):
+    with pytest.raises(StageFailedError, match="byte 2,000 reads back different"):
         restore(pre, post, out)
     assert list(out.parent.iterdir()) == []
 
@@ -271,7 +271,7 @@ def test_what_happens_after_the_comparison_is_found_too(
         return written
 
     monkeypatch.setattr(shards, "_write_shard", spoils)
-    with pytest.raises(StageFailedError, match="is not what was computed"):
+    with pytest.raises(StageFailedError, match="differs from the computed one"):
         restore(pre, post, out)
     assert list(out.parent.iterdir()) == []
 
@@ -300,7 +300,7 @@ def test_of_a_cloned_shard_only_the_edited_pieces_are_written(
         written.append(len(data))
         honest(descriptor, data, start)
 
-    monkeypatch.setattr(shards, "_cloned", cloned)
+    monkeypatch.setattr(shards, "_clone_extents", cloned)
     monkeypatch.setattr(shards, "_write", counted)
     monkeypatch.setattr(shards, "PIECE_BYTES", 97)
     record = restore(pre, post, tmp_path / "out")
@@ -386,7 +386,7 @@ def test_verify_finds_a_changed_header_of_a_hardlinked_shard(
     blob = path.read_bytes()
     path.write_bytes(blob.replace(b'"format": "pt"', b'"format": "tp"', 1))
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))  # nothing else gives it away
-    assert verify(out).findings == (f"{path.name}: has another header than post's",)
+    assert verify(out).findings == (f"{path.name}: its header differs from post's",)
 
 
 def test_the_parents_of_two_restores_differ_when_their_weights_do(tmp_path: Path) -> None:

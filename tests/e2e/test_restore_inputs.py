@@ -72,8 +72,8 @@ def test_the_folder_of_a_training_run_gives_a_model_only(
     assert {path.name for path in out.iterdir()} == {*names, "manifest.json", "restoration.json"}
     files = 2 * (len(names) + 2) + 3
     assert (
-        f"Not taken over from post: {files} files of 4.1 MB, no part of the model "
-        "(checkpoint-100/, checkpoint-200/, optimizer.pt, runs/, wandb/)."
+        "Not copied from post: checkpoint-100/, checkpoint-200/, optimizer.pt, runs/, wandb/ "
+        f"({files} files, 4.1 MB), which are not part of the model."
     ) in " ".join(capsys.readouterr().err.split())
 
 
@@ -84,7 +84,7 @@ def test_an_adapter_beside_merged_weights_is_left_behind(
         (post / name).write_text("{}")
     record = restore(pre, post, tmp_path / "out")
     assert not list((tmp_path / "out").glob("adapter*"))  # transformers would load its base
-    assert [said for said in record.warnings if "taken to be merged already" in said]
+    assert [said for said in record.warnings if "assumed to be merged already" in said]
 
 
 def test_an_adapter_beside_weights_without_it_is_named(pre: Path, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_an_adapter_beside_weights_without_it_is_named(pre: Path, tmp_path: Path
     with pytest.raises(UserError, match="Nothing to do") as refused:
         restore(pre, post, tmp_path / "out")
     assert refused.value.hint is not None
-    assert "The adapter beside its weights is not merged into them" in refused.value.hint
+    assert "Its adapter is not merged into its weights" in refused.value.hint
     assert "merge_and_unload" in refused.value.hint
 
 

@@ -333,7 +333,7 @@ def test_a_projection_that_one_side_fuses_is_refused_by_name(
     assert main(["restore", "--pre", str(pre), "--post", str(post), "--dry-run"]) == 2
     message = capsys.readouterr().err
     assert "qkv_proj.weight is missing" in message
-    assert "there are 'model.layers.0.self_attn.k_proj.weight'" in message
+    assert "found 'model.layers.0.self_attn.k_proj.weight'" in message
     assert "save_pretrained" in message
     assert main(["restore", "--pre", str(pre), "--post", str(llama), "--dry-run"]) == 2
     assert "Different architectures" in capsys.readouterr().err

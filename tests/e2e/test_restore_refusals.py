@@ -104,7 +104,7 @@ def test_w_q_has_a_bias_on_one_side(tmp_path: Path) -> None:
     for pre, post in ((plain, biased), (biased, plain)):
         what = refused(pre, post, tmp_path / "out").what
         assert f"{biased} has 'model.layers.1.self_attn.k_proj.bias'" in what
-        assert f"{plain} has not" in what
+        assert f"{plain} does not" in what
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_an_adapter_that_is_not_merged(tmp_path: Path) -> None:
     ("damage", "says"),
     [
         (lambda blob: blob[:-100], "truncated"),
-        (lambda blob: (1 << 40).to_bytes(8, "little") + blob[8:], "announces a header"),
+        (lambda blob: (1 << 40).to_bytes(8, "little") + blob[8:], "declares a header"),
         (lambda blob: blob[:8] + blob[8:].replace(b'"data_offsets": [0', b'"data_offsets": [2', 1),
          "gives tensor"),
         (lambda blob: b"", "too short"),
@@ -209,7 +209,7 @@ def test_a_nan_that_stays_in_post_is_not_ours_to_refuse(tmp_path: Path) -> None:
     ("overrides", "says"),
     [
         (["restore.select.layers=[0]"], "0 is not a softmax layer"),
-        (["restore.select.layers=[99]"], "those are 1, 3, 4"),
+        (["restore.select.layers=[99]"], "its softmax layers are 1, 3, 4"),
         (["restore.select.layers={top_drift: 4}"], "only 3 softmax layers"),
         (["restore.select.heads=[2]"], "2 is not a KV head"),
     ],
@@ -248,7 +248,7 @@ def test_out_exists_or_lies_inside_an_input(folders: tuple[Path, Path, Path]) ->
         assert tree_bytes(pre.parent) == before
     link = pre.parent / "link"
     link.symlink_to(post)
-    with pytest.raises(UserError, match="lies inside"):
+    with pytest.raises(UserError, match="is inside"):
         restore(pre, post, link / "out")
     out.mkdir()
     (out / "precious").write_text("x")
@@ -262,7 +262,7 @@ def test_side_files_that_lead_out_of_post(folders: tuple[Path, Path, Path]) -> N
     secret = post.parent / "secret"
     secret.write_text("x")
     (post / "notes.txt").symlink_to(secret)
-    assert "leads out" in refused(pre, post, out).what
+    assert "outside the checkpoint folder" in refused(pre, post, out).what
 
 
 @pytest.mark.parametrize("dtype", ["I16", "U16", "F8_E4M3"])
@@ -333,7 +333,10 @@ def test_a_model_with_a_copy_of_itself(tmp_path: Path) -> None:
     twice = drifted(model, 1) | {f"draft.{name}": value for name, value in model.items()}
     error = refused(pre, save(tmp_path / "post", twice), tmp_path / "out")
     assert "should be stored once; found under 'draft.model.', 'model.'" in error.what
-    assert error.hint == "save it without the copies (a draft, an average, a reference)"
+    assert (
+        error.hint
+        == "save it without the copies (a draft model, averaged weights, a reference model)"
+    )
 
 
 @pytest.mark.parametrize("wrapped", [False, True])

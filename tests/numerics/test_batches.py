@@ -277,8 +277,8 @@ BAD_INPUTS = {
         x, attention_mask=torch.tensor([[1] * 9 + [0], [1] * 10]), max_new_tokens=2
     ),
     "cu_seqlens with 2 rows": lambda m, x: m(x, cu_seqlens=[0, 10]),
-    "cu_seqlens ends at 9, the row has 10 tokens": lambda m, x: m(x[:1], cu_seqlens=[0, 4, 9]),
-    "cu_seqlens ends at 8, the row has 10": lambda m, x: m(
+    "cu_seqlens ends at 9, but the row has 10 tokens": lambda m, x: m(x[:1], cu_seqlens=[0, 4, 9]),
+    "cu_seqlens ends at 8, but the row has 10": lambda m, x: m(
         x[:1], cu_seqlens=PackedRows.from_cu_seqlens([0, 8], 8, x.device)
     ),
     "boundaries are whole numbers": lambda m, x: m(x[:1], cu_seqlens=torch.tensor([0.0, 4.5, 10])),
@@ -298,7 +298,7 @@ BAD_INPUTS = {
         x, position_ids=torch.tensor([[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]])
     ),
     "exactly one of input_ids and inputs_embeds": lambda m, x: m(),
-    "past_key_values holds 2 rows, the input has 1": lambda m, x: m(
+    "past_key_values holds 2 rows, but the input has 1": lambda m, x: m(
         x[:1], past_key_values=m(x, use_cache=True).past_key_values
     ),
     "past_key_values was made for a model with other layers": lambda m, x: m(

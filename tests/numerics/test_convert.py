@@ -222,9 +222,9 @@ def _refused(tmp_path, message, **options):
 
 
 def test_teachers_that_do_not_fit_are_refused(tmp_path, teacher):
-    _refused(tmp_path, "vocab_size: the teacher .* has 97, hypenet_2b wants 151936", config="2b")
+    _refused(tmp_path, "vocab_size: the teacher .* has 97, but hypenet_2b needs 151936", config="2b")
     config = _config_file(tmp_path, rope_theta=10000)
-    _refused(tmp_path, "rope_theta is 10000.0, the teacher makes it 1000000.0", config=config)
+    _refused(tmp_path, "rope_theta is 10000.0, but the teacher needs 1000000.0", config=config)
     _refused(tmp_path, "3b is neither a size", config="3b")
     config = _config_file(tmp_path, lightning_head_dim=8)
     _refused(tmp_path, "lightning_head_dim is 8", config=config)
@@ -300,7 +300,7 @@ def test_pickles_missing_and_foreign_checkpoints_are_refused(tmp_path, teacher):
     save_file(weights, tmp_path / "teacher" / "model.safetensors")
     _refused(tmp_path, "the teacher has no model.layers.2.mlp.up_proj.weight")
     (tmp_path / "teacher" / "model.safetensors").write_bytes(b"nonsense")
-    _refused(tmp_path, "announces a header")
+    _refused(tmp_path, "declares a header")
     (tmp_path / "teacher" / "model.safetensors").rename(
         tmp_path / "teacher" / "pytorch_model_fsdp.bin"
     )
@@ -308,7 +308,7 @@ def test_pickles_missing_and_foreign_checkpoints_are_refused(tmp_path, teacher):
     config = json.loads((tmp_path / "teacher" / "config.json").read_text())
     save_file(weights, tmp_path / "teacher" / "model.safetensors")
     (tmp_path / "teacher" / "config.json").write_text(json.dumps(config | {"model_type": "rwkv9"}))
-    _refused(tmp_path, "holds a model of type rwkv9")
+    _refused(tmp_path, "is a model of type rwkv9")
     (tmp_path / "teacher" / "config.json").write_text("{")
     _refused(tmp_path, "config.json: not JSON")
     (tmp_path / "teacher" / "config.json").unlink()

@@ -164,8 +164,8 @@ def test_fla_is_not_imported_on_a_cpu():
     [
         ([0, 5, 5, 10], "cu_seqlens is not increasing: entry 2 is 5 after 5"),
         ([0, 7, 5, 10], "cu_seqlens is not increasing: entry 2 is 5 after 7"),
-        ([0, 5], "cu_seqlens ends at 5, the row has 10 tokens"),
-        ([0, 5, 12], "cu_seqlens ends at 12, the row has 10 tokens"),
+        ([0, 5], "cu_seqlens ends at 5, but the row has 10 tokens"),
+        ([0, 5, 12], "cu_seqlens ends at 12, but the row has 10 tokens"),
         ([1, 10], "must start with 0"),
         ([0], "must start with 0"),
         ([[0, 10]], "cu_seqlens has 2 dimensions"),

@@ -1,1 +1,1 @@
-"""From a Qwen3 teacher to the checkpoints that HypeNet's training starts from."""
+"""Make the checkpoints that HypeNet training starts from, out of a Qwen3 teacher."""

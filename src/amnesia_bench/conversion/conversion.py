@@ -1,11 +1,11 @@
-"""Make a HypeNet checkpoint out of a Qwen3 teacher.
+"""Convert a Qwen3 teacher to a HypeNet checkpoint.
 
-Stage 1 gives the student of hidden-state alignment: a lightning mixer in every layer. Stage 2
-gives the hybrid: the teacher's softmax layers where the config wants them, lightning mixers
-(fresh, or taken from a trained stage-1 student) elsewhere. Source: HALO, arXiv 2601.22156, and
-its code's initialisation (thunlp/hybrid-linear-attention @229e301).
+Stage 1 makes the student for hidden-state alignment, with a lightning mixer in every layer. Stage 2
+makes the hybrid: the teacher's softmax layers where the config has them, and lightning mixers
+(newly initialised, or from a trained stage-1 student) elsewhere. Source: HALO, arXiv 2601.22156,
+and the initialisation in its code (thunlp/hybrid-linear-attention @229e301).
 
-Tensors stream one by one from the teacher's safetensors into the shards of the new checkpoint.
+Tensors are copied one by one from the teacher's safetensors to the shards of the new checkpoint.
 
 Shapes: H lightning heads, G their key/value heads, Q teacher key/value heads, D head dim, M hidden.
 """
@@ -42,7 +42,7 @@ _COPIED = (
     "*.jinja",
     "generation_config.json",
 )
-# Must agree between teacher and student for the copied weights to mean the same.
+# Must be equal in teacher and student, so that the copied weights mean the same.
 _SHARED_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -66,18 +66,17 @@ _DTYPES = {
 
 
 def convert(request: ConvertRequest, out: Path) -> HypeNetConfig:
-    """Write the checkpoint to `out`, whole or not at all, and return its config.
+    """Write the checkpoint to `out`, complete or not at all, and return its config.
 
-    Weights keep the teacher's dtype; copied ones keep their bits.
+    Weights keep the dtype of their source, and new parameters get the teacher's. Copied weights are
+    bit-identical.
 
     Raises:
-        UserError: the teacher is not a Qwen3 in safetensors, it does not fit the config, or
+        UserError: the teacher is not a Qwen3 safetensors checkpoint or does not fit the config, or
             `out` exists.
     """
     if request.stage == 1 and request.student is not None:
-        raise UserError(
-            "stage 1 takes no student", hint="Leave --student out, or ask for --stage 2."
-        )
+        raise UserError("stage 1 takes no student", hint="Leave --student out, or use --stage 2.")
     teacher = open_checkpoint(request.teacher)
     teacher_config = _qwen3_config(teacher)
     config = _student_config(request, teacher_config)
@@ -99,11 +98,11 @@ def convert(request: ConvertRequest, out: Path) -> HypeNetConfig:
 
 
 def _qwen3_config(teacher: Checkpoint) -> PreTrainedConfig:
-    # Before transformers reads it: an unknown type would end in its own, longer message.
+    # Checked before transformers loads it, whose message for an unknown type is longer.
     model_type = teacher.config.get("model_type")
     if model_type != "qwen3":
         raise UserError(
-            f"{teacher.folder} holds a model of type {model_type}",
+            f"{teacher.folder} is a model of type {model_type}",
             hint="HypeNet starts from dense Qwen3 checkpoints (Qwen3-1.7B, -4B, -8B).",
         )
     config: PreTrainedConfig = AutoConfig.from_pretrained(
@@ -112,43 +111,43 @@ def _qwen3_config(teacher: Checkpoint) -> PreTrainedConfig:
     rope = config.rope_parameters or {}
     if rope.get("rope_type", "default") != "default":
         raise UserError(
-            f"{teacher.folder}: its config.json scales positions ({_shown(rope)}), which a HypeNet "
-            "cannot take over",
-            hint="Published Qwen3 weights were trained without: YaRN is added for serving. To "
+            f"{teacher.folder}: its config.json scales positions ({_format_scaling(rope)}), which "
+            "HypeNet does not support",
+            hint="Published Qwen3 weights were trained without it: YaRN is added for serving. To "
             "convert them as trained, remove rope_scaling (or all but rope_theta of "
             "rope_parameters) from a copy of that config.json.",
         )
     return config
 
 
-def _shown(rope: Mapping[str, object]) -> str:
+def _format_scaling(rope: Mapping[str, object]) -> str:
     return ", ".join(f"{key} {rope[key]}" for key in sorted(rope) if key != "rope_theta")
 
 
 def _student_config(request: ConvertRequest, teacher: PreTrainedConfig) -> HypeNetConfig:
     config = hypenet_config(request.model)
     for key in _SHARED_KEYS:
-        ours, theirs = getattr(config, key), getattr(teacher, key)
-        if ours != theirs:
+        in_student, in_teacher = getattr(config, key), getattr(teacher, key)
+        if in_student != in_teacher:
             raise UserError(
-                f"{key}: the teacher {request.teacher} has {theirs}, {request.model.name} wants "
-                f"{ours}",
-                hint="Sizes and teachers pair as 2b Qwen3-1.7B, 5b Qwen3-4B, 9b Qwen3-8B.",
+                f"{key}: the teacher {request.teacher} has {in_teacher}, but {request.model.name} "
+                f"needs {in_student}",
+                hint="The teacher of 2b is Qwen3-1.7B, that of 5b Qwen3-4B, that of 9b Qwen3-8B.",
             )
-    for key, ours, theirs in (
+    for key, in_student, in_teacher in (
         ("lightning_nh", config.lightning_nh, teacher.num_attention_heads),
         ("lightning_head_dim", config.lightning_head_dim, teacher.head_dim),
         ("rope_theta", _theta(config), _theta(teacher)),
     ):
-        if ours != theirs:
-            raise UserError(f"{key} is {ours}, the teacher makes it {theirs}")
+        if in_student != in_teacher:
+            raise UserError(f"{key} is {in_student}, but the teacher needs {in_teacher}")
     assert config.lightning_nkv is not None
     if config.lightning_nkv % teacher.num_key_value_heads:
         raise UserError(
             f"lightning_nkv is {config.lightning_nkv}, not a multiple of the teacher's "
             f"{teacher.num_key_value_heads} key/value heads"
         )
-    # A layer that becomes a lightning mixer may have one.
+    # A teacher layer that becomes a lightning mixer may have a sliding window.
     windows = [i for i in config.softmax_layers if teacher.layer_types[i] == "sliding_attention"]
     if windows:
         raise UserError(
@@ -158,18 +157,18 @@ def _student_config(request: ConvertRequest, teacher: PreTrainedConfig) -> HypeN
             "its config.json.",
         )
     if request.stage == 1:
-        config = _with(config, mixer_types=["lightning-attn"] * config.num_hidden_layers)
-    tied = config.tie_word_embeddings
+        config = _with_changes(config, mixer_types=["lightning-attn"] * config.num_hidden_layers)
+    tie_embeddings = config.tie_word_embeddings
     if request.tie_head == "teacher" or teacher.tie_word_embeddings:
-        tied = bool(teacher.tie_word_embeddings)
-    return _with(config, tie_word_embeddings=tied, dtype=teacher.dtype)
+        tie_embeddings = bool(teacher.tie_word_embeddings)
+    return _with_changes(config, tie_word_embeddings=tie_embeddings, dtype=teacher.dtype)
 
 
 def _theta(config: PreTrainedConfig) -> float:
     return float((config.rope_parameters or {})["rope_theta"])
 
 
-def _with(config: HypeNetConfig, **changes: object) -> HypeNetConfig:
+def _with_changes(config: HypeNetConfig, **changes: object) -> HypeNetConfig:
     return HypeNetConfig.from_dict({**config.to_dict(), "architectures": _ARCHITECTURES} | changes)
 
 
@@ -187,7 +186,7 @@ def _tensors(
         del expected["lm_head.weight"]
     softmax = {f"model.layers.{layer}" for layer in config.softmax_layers}
     generator = torch.Generator("cpu").manual_seed(seed)
-    dtype = _read(teacher, "model.embed_tokens.weight").dtype  # stands for all new parameters
+    dtype = _read(teacher, "model.embed_tokens.weight").dtype  # also the dtype of new parameters
     for name, shape in expected.items():
         mixer, dot, _ = name.partition(".self_attn.")
         lightning = bool(dot) and mixer not in softmax
@@ -201,7 +200,7 @@ def _tensors(
             tensor = _new_parameter(name, shape, config, generator).to(dtype)
         if tensor.shape != shape:
             raise UserError(
-                f"{name} has shape {tuple(tensor.shape)} in the source, the config makes it "
+                f"{name} has shape {tuple(tensor.shape)} in the source, but the config needs "
                 f"{tuple(shape)}"
             )
         yield name, tensor
@@ -213,14 +212,14 @@ def _read(checkpoint: Checkpoint, name: str) -> Tensor:
     _, entry = checkpoint.tensors[name]
     if entry.dtype not in _DTYPES:
         raise UserError(
-            f"{checkpoint.folder}: {name} has dtype {entry.dtype}, which holds no weights"
+            f"{checkpoint.folder}: {name} has dtype {entry.dtype}; weights must be floating-point"
         )
     flat = torch.frombuffer(bytearray(checkpoint.read(name)), dtype=_DTYPES[entry.dtype])
     return flat.reshape(entry.shape)
 
 
 def _expand_heads(tensor: Tensor, rows: int, config: HypeNetConfig) -> Tensor:
-    """Repeat each key/value head next to itself, as grouped-query attention shares them."""
+    """Repeat each key/value head in place, in the order in which GQA shares them."""
     assert config.lightning_head_dim is not None
     heads = tensor.unflatten(0, (-1, config.lightning_head_dim))  # [Q, D, M] or [Q, D]
     repeats = rows // tensor.shape[0]
@@ -231,7 +230,7 @@ def _expand_heads(tensor: Tensor, rows: int, config: HypeNetConfig) -> Tensor:
 def _new_parameter(
     name: str, shape: torch.Size, config: HypeNetConfig, generator: torch.Generator
 ) -> Tensor:
-    """Make what the teacher does not have: o_norm, z_proj and o_gate."""
+    """Initialise a parameter that the teacher does not have: o_norm, z_proj or o_gate."""
     kind = name.split(".")[-2]
     if kind == "o_norm":
         return torch.ones(shape)
@@ -243,5 +242,5 @@ def _new_parameter(
         return torch.empty(shape).normal_(0, config.initializer_range, generator=generator)
     raise UserError(
         f"the teacher has no {name}",
-        hint="Is its checkpoint complete? Its config.json promises this tensor.",
+        hint="Check that its checkpoint is complete; its config.json implies this tensor.",
     )

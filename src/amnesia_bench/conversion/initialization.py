@@ -1,6 +1,6 @@
-"""A model that has learned nothing yet, as a checkpoint folder with its tokenizer.
+"""Write a randomly initialised model as a checkpoint folder with its tokenizer.
 
-The tiny profile pretrains its own teacher from here; on a cluster the teacher is a Qwen3.
+The tiny profile pretrains its own teacher from it; on a cluster the teacher is a Qwen3.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from amnesia_bench.store.publish import publishing
 
 
 def initialize(request: InitializeRequest, out: Path) -> int:
-    """Write a checkpoint of random float32 weights to `out`, whole or not at all.
+    """Write a checkpoint of random float32 weights to `out`, complete or not at all.
 
     The tokenizer is copied into the checkpoint.
 
@@ -31,35 +31,39 @@ def initialize(request: InitializeRequest, out: Path) -> int:
         The number of parameters.
 
     Raises:
-        UserError: transformers has no such model, the tokenizer does not fit it, or `out` exists.
+        UserError: transformers does not have the model, the tokenizer does not fit it, or `out`
+            exists.
     """
     model, tokenizer = request.model, request.tokenizer
     values: dict[str, Any] = dict(model.values)
-    kind = values.pop("model_type", None)
-    if kind not in CONFIG_MAPPING:
-        raise UserError(f"model {model.name}: transformers has no code for {kind}")
+    model_type = values.pop("model_type", None)
+    if model_type not in CONFIG_MAPPING:
+        raise UserError(f"model {model.name}: transformers has no model_type {model_type}")
     files = _tokenizer_files(tokenizer)
-    loaded = AutoTokenizer.from_pretrained(
+    loaded_tokenizer = AutoTokenizer.from_pretrained(
         tokenizer, local_files_only=True, trust_remote_code=False
     )
-    if len(loaded) > values["vocab_size"]:
+    if len(loaded_tokenizer) > values["vocab_size"]:
         raise UserError(
-            f"{model.name} has room for {values['vocab_size']} tokens, the tokenizer of "
-            f"{tokenizer} has {len(loaded)}"
+            f"{model.name} has a vocabulary of {values['vocab_size']} tokens, but the tokenizer of "
+            f"{tokenizer} has {len(loaded_tokenizer)}"
         )
     provenance = collect_provenance(sys.argv, seeds={"weights": request.seed})
-    values |= {"eos_token_id": loaded.eos_token_id, "pad_token_id": loaded.pad_token_id}
-    config = AutoConfig.for_model(kind, **values)
+    values |= {
+        "eos_token_id": loaded_tokenizer.eos_token_id,
+        "pad_token_id": loaded_tokenizer.pad_token_id,
+    }
+    config = AutoConfig.for_model(model_type, **values)
     with publishing(out) as work, torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
         network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         network.save_pretrained(work.folder)
         for file in files:
             shutil.copyfile(file, work.folder / file.name)
-        copies = {file: f"sha256:{sha256_of(work.folder / file.name)}" for file in files}
+        tokenizer_hashes = {file: f"sha256:{sha256_of(work.folder / file.name)}" for file in files}
         parents = [
             Parent(role="tokenizer", location=str(file), identity=identity)
-            for file, identity in copies.items()
+            for file, identity in tokenizer_hashes.items()
         ]
         work.finish("initialized", parents, provenance)
     return int(network.num_parameters())
@@ -69,7 +73,7 @@ def _tokenizer_files(folder: Path) -> list[Path]:
     if not (folder / "tokenizer.json").is_file():
         raise UserError(
             f"{folder}: holds no tokenizer.json",
-            hint="amnesia data synthesize tokenizer --out DIR makes one.",
+            hint="Make one: amnesia data synthesize tokenizer --out DIR",
         )
     names = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
     return [folder / name for name in names if (folder / name).is_file()]

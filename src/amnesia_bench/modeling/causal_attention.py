@@ -1,9 +1,9 @@
-"""Causal attention of new tokens behind cached ones, without a mask of T x L.
+"""Causal attention of new tokens after cached ones, without a T x L mask.
 
-transformers' sdpa builds that mask for every piece of a chunked prefill: 4 GB for 16K new tokens
-at 256K. Here a flag of the kernel replaces it. Importing this module registers the function and
-its mask with transformers, for any model, as `attn_implementation="causal_sdpa"`; and documents
-packed in a row, for models that hand their keyword arguments on to attention, as "packed_sdpa".
+transformers' sdpa builds that mask for every chunk of a chunked prefill: 4 GB for 16K new tokens
+at 256K. Here a flag of the kernel replaces it. Importing this module registers two attention
+implementations with transformers: "causal_sdpa" with its mask, for any model, and "packed_sdpa"
+for rows of packed documents, for models that pass their keyword arguments on to attention.
 
 Shapes: B batch, T new tokens, L all tokens, H query heads, G key/value heads, D head dim.
 """
@@ -37,21 +37,21 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
 ) -> tuple[Tensor, Tensor | None]:
     """Attend with torch's fused kernels; without a mask, causally and to all of the past.
 
-    On CUDA nothing of size T x L is made in half precision, on a CPU nothing of that size in any,
-    unless there are gradients.
+    No tensor of size T x L is allocated on CUDA in half precision, nor on a CPU in any precision
+    unless gradients are enabled.
 
     Args:
-        module: the caller.
+        module: the calling module.
         query: [B, H, T, D].
         key: [B, G, L, D], the new tokens last.
         value: [B, G, L, D].
-        attention_mask: [B, 1, T, L], or None for causal without padding.
+        attention_mask: [B, 1, T, L], or None for causal attention without padding.
         scaling: factor on the logits; D^-1/2 when None.
-        dropout: probability, in training.
-        **options: for transformers' own function.
+        dropout: dropout probability in training.
+        **options: passed on to transformers' own function.
 
     Returns:
-        The output [B, T, H, D], and None: fused kernels give no weights.
+        The output [B, T, H, D], and None: fused kernels return no attention weights.
     """
     num_new, num_all = query.shape[2], key.shape[2]
     causal = options.get("is_causal") is not False and getattr(module, "is_causal", True)
@@ -75,10 +75,11 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
 
 
 def _past_and_new(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Attend on a CPU, where torch would make a mask of the flag: T x L bytes and floats of it.
+    """Attend to past and new tokens separately, on a CPU.
 
-    All of the past is seen, so it needs no mask, and none among the new tokens but `is_causal`.
-    The two are weighed by their shares of the softmax's denominator.
+    For the causal flag, torch would allocate masks of T x L bytes and floats on a CPU. The past
+    needs no mask, since every new token sees all of it, and for the new tokens `is_causal` is
+    enough. The outputs are weighted by their shares of the softmax denominator.
 
     Returns:
         [B, H, T, D].
@@ -86,22 +87,24 @@ def _past_and_new(query: Tensor, key: Tensor, value: Tensor, scaling: float | No
     num_rows, num_heads, num_new, width = query.shape
     groups, past = key.shape[1], key.shape[2] - num_new
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    # The query heads of a key/value head as more of its queries: the past is not repeated.
-    folded = query.reshape(num_rows, groups, -1, width)
-    before, log_before = attend(folded, key[:, :, :past], value[:, :, :past], scale=scaling)
+    # The query heads of one key/value head become more queries, so the past is not repeated.
+    folded_query = query.reshape(num_rows, groups, -1, width)
+    past_output, past_logsumexp = attend(
+        folded_query, key[:, :, :past], value[:, :, :past], scale=scaling
+    )
     repeats = num_heads // groups
     keys, values = (x[:, :, past:].repeat_interleave(repeats, dim=1) for x in (key, value))
-    among, log_among = attend(query, keys, values, is_causal=True, scale=scaling)
-    share = (log_among - log_before.reshape(log_among.shape)).sigmoid()[..., None]
-    mixed: Tensor = before.reshape(query.shape).lerp(among, share.to(query.dtype))
-    return mixed
+    new_output, new_logsumexp = attend(query, keys, values, is_causal=True, scale=scaling)
+    new_share = (new_logsumexp - past_logsumexp.reshape(new_logsumexp.shape)).sigmoid()[..., None]
+    output: Tensor = past_output.reshape(query.shape).lerp(new_output, new_share.to(query.dtype))
+    return output
 
 
 def causal_sdpa_mask(**call: Any) -> Tensor | None:
-    """Return the mask that `causal_sdpa` needs: none where plain causality is all it would say.
+    """Return the mask that `causal_sdpa` needs, or None if it would be purely causal.
 
-    Takes the arguments of transformers' mask functions; padding, windows and patterns of a
-    model's own still get a mask.
+    Takes the arguments of transformers' mask functions. Padding, sliding windows and model-specific
+    patterns still get a mask.
     """
     if is_plainly_causal(**call):
         return None
@@ -110,7 +113,7 @@ def causal_sdpa_mask(**call: Any) -> Tensor | None:
 
 
 def is_plainly_causal(**call: Any) -> bool:
-    """Whether the mask of these arguments of transformers' mask functions is causality alone."""
+    """Return whether transformers' mask for these arguments is purely causal."""
     padding = call.get("attention_mask")
     return (
         call.get("allow_is_causal_skip", True)
@@ -132,10 +135,10 @@ def packed_sdpa(  # noqa: PLR0913 - transformers' attention interface
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend causally, each document of `packed` to itself alone: [B, T, H, D], as `causal_sdpa`.
+    """Attend causally within each document of `packed`; return [B, T, H, D] like `causal_sdpa`.
 
-    There is no mask but that of a window, as large as a document: rows must hold no padding but
-    what is a document of its own.
+    The only mask is that of a sliding window, at most as large as a document. Rows must not contain
+    padding, unless it is a separate document.
     """
     qkv = (query, key, value)
     rows = ((x,) if packed is None else packed.split(x, dim=2) for x in qkv)
@@ -147,15 +150,15 @@ def packed_sdpa(  # noqa: PLR0913 - transformers' attention interface
 
 
 def _window(tokens: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return where a window lets tokens look [1, 1, T, T]; None where it holds the document."""
+    """Return the mask [1, 1, T, T] of a sliding window, or None if it covers the document."""
     if window is None or tokens <= window:
         return None
     position = torch.arange(tokens, device=device)
-    back = position[:, None] - position
-    return ((back >= 0) & (back < window))[None, None]
+    distance = position[:, None] - position
+    return ((distance >= 0) & (distance < window))[None, None]
 
 
 AttentionInterface.register(CAUSAL_SDPA, causal_sdpa)
-# Without a mask function of that name, transformers makes none: of T x T for packed rows.
+# No mask function has this name, so transformers builds no T x T mask for packed rows.
 AttentionInterface.register(PACKED_SDPA, packed_sdpa)
 AttentionMaskInterface.register(CAUSAL_SDPA, causal_sdpa_mask)

@@ -1,7 +1,7 @@
 """The config of HypeNet: the official `config.json` keys, checked, with a typed logit scale.
 
-Source of the keys and of their defaults: thunlp/hybrid-linear-attention @229e301. The one value
-that is not kept as it is spelled there is `attn_logits_scaling`; see `HypeNetConfig`.
+Source of the keys and of their defaults: thunlp/hybrid-linear-attention @229e301. Only
+`attn_logits_scaling` is stored in another form; see `HypeNetConfig`.
 """
 
 # No `from __future__ import annotations`: `strict` checks types only where they are not strings.
@@ -17,11 +17,11 @@ from .input_errors import InvalidModelInputError
 
 SOFTMAX_MIXERS = ("attn",)
 LIGHTNING_MIXERS = ("lightning-attn", "lightning_attn")
-# What a bare "hype" stands for in the official code.
+# The value of a bare "hype" in the official code.
 DEFAULT_LOGIT_SCALE_A = 362.0
 _LIGHTNING_SCALES = ("1/sqrt(d)", "1/d", "1")
 _LOGIT_SCALES = ("attn_logit_scale_a", "attn_logit_multiplier")
-# Kept out of config.json: an official key under another type.
+# Not written to config.json, where an official key has the value in another form.
 _NOT_WRITTEN = (*_LOGIT_SCALES, "_logit_scale_text")
 
 
@@ -36,16 +36,16 @@ def parse_logits_scaling(value: object) -> tuple[float | None, float | None]:
         (a, constant multiplier); at most one of them is not None.
 
     Raises:
-        InvalidModelInputError: anything else, naming the key.
+        InvalidModelInputError: any other value; the message names the key.
     """
     if value is None:
         return None, None
     if isinstance(value, float):
         return None, value
-    words = value.split() if isinstance(value, str) else []
-    if words and words[0] == "hype" and len(words) <= 2:
+    parts = value.split() if isinstance(value, str) else []
+    if parts and parts[0] == "hype" and len(parts) <= 2:
         try:
-            return (float(words[1]) if len(words) == 2 else DEFAULT_LOGIT_SCALE_A), None
+            return (float(parts[1]) if len(parts) == 2 else DEFAULT_LOGIT_SCALE_A), None
         except ValueError:
             pass
     raise InvalidModelInputError(
@@ -65,12 +65,12 @@ class HypeNetConfig(PreTrainedConfig):
     The inference-time logit scale of the softmax layers is the number `attn_logit_scale_a` (a in
     ln(t + a) / ln(a), arXiv 2601.22156) or `attn_logit_multiplier` (a constant). Files, and dicts
     in the format of files, carry it as `attn_logits_scaling`: "hype 500", "hype", a float or
-    null. That spelling is parsed when it comes in and is written back unchanged as long as the
-    number is.
+    null. That text is parsed when it is read, and written back unchanged unless the number
+    changes.
 
     Raises:
-        InvalidModelInputError: an unknown mixer, a list of the wrong length, heads that do not
-            divide, ...; the message starts with the key.
+        InvalidModelInputError: an unknown mixer, a list of the wrong length, head counts that do
+            not divide, ...; the message starts with the key.
     """
 
     model_type = "hypenet"
@@ -120,7 +120,7 @@ class HypeNetConfig(PreTrainedConfig):
         self._logit_scale_text: str | None = None
         if (text := kwargs.pop("attn_logits_scaling", None)) is not None:
             self.attn_logits_scaling = text
-        # A file may name the attention function its author ran; that is this machine's choice.
+        # A file may name the attention function of its author's machine; ignore it.
         kwargs.pop("_attn_implementation", None)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -138,7 +138,7 @@ class HypeNetConfig(PreTrainedConfig):
         self.mixer_types = list(self.mixer_types or ["attn"] * self.num_hidden_layers)
         self._check_mixers(kwargs.pop("layer_types", None))
         self._check_shapes()
-        # Copies: transformers completes these dicts in place, and they may be the caller's.
+        # Copied, because transformers changes these dicts in place and they may be the caller's.
         if kwargs.get("rope_scaling"):
             kwargs["rope_scaling"] = dict(kwargs["rope_scaling"])
         if self.rope_parameters is not None:
@@ -148,10 +148,10 @@ class HypeNetConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HypeNetConfig":
-        """Make a config from official keys; `kwargs` win, as `from_pretrained` passes them on.
+        """Make a config from official keys; `kwargs` from `from_pretrained` override them.
 
-        transformers sets them on the finished config, past its checks. Here they are keys like
-        all others.
+        transformers sets overrides on the finished config, after its checks. Here they are checked
+        like all other keys.
         """
         keys = {*HypeNetConfig.__annotations__, "attn_logits_scaling", "layer_types"}
         changes = {key: kwargs.pop(key) for key in keys & kwargs.keys()}
@@ -162,7 +162,7 @@ class HypeNetConfig(PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """Kind of attention per layer, under transformers' names."""
+        """The kind of attention of each layer, in transformers' names."""
         return [
             "full_attention" if mixer in SOFTMAX_MIXERS else "linear_attention"
             for mixer in self.mixer_types or ()
@@ -170,7 +170,7 @@ class HypeNetConfig(PreTrainedConfig):
 
     @property
     def attn_logits_scaling(self) -> str | float | None:
-        """The logit scale as official files spell it."""
+        """The logit scale in the form of official files."""
         if self.attn_logit_scale_a is None:
             return self.attn_logit_multiplier
         text = self._logit_scale_text
@@ -187,8 +187,8 @@ class HypeNetConfig(PreTrainedConfig):
     def lightning_scale_value(self) -> float:
         """The factor on q in the linear layers."""
         assert self.lightning_head_dim is not None
-        power = {"1/sqrt(d)": -0.5, "1/d": -1.0, "1": 0.0}[self.lightning_scale]
-        return float(self.lightning_head_dim**power)
+        exponent = {"1/sqrt(d)": -0.5, "1/d": -1.0, "1": 0.0}[self.lightning_scale]
+        return float(self.lightning_head_dim**exponent)
 
     @property
     def softmax_layers(self) -> tuple[int, ...]:
@@ -198,7 +198,7 @@ class HypeNetConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return the config under the official keys, so that the authors' code can read it."""
         scaling, rope = self.attn_logits_scaling, dict(self.rope_parameters or {})
-        # The machinery below deep-copies __dict__; the private text is not part of the config.
+        # super().to_dict() copies all of __dict__; the private text is not part of the config.
         output: dict[str, Any] = super().to_dict()
         for key in _NOT_WRITTEN:
             output.pop(key, None)
@@ -211,7 +211,7 @@ class HypeNetConfig(PreTrainedConfig):
         assert self.mixer_types is not None
         if len(self.mixer_types) != self.num_hidden_layers:
             raise InvalidModelInputError(
-                f"mixer_types has {len(self.mixer_types)} entries, num_hidden_layers is "
+                f"mixer_types has {len(self.mixer_types)} entries, but num_hidden_layers is "
                 f"{self.num_hidden_layers}",
                 hint="Give one mixer per layer.",
             )
@@ -223,7 +223,7 @@ class HypeNetConfig(PreTrainedConfig):
                 )
         if layer_types is not None and list(layer_types) != self.layer_types:
             raise InvalidModelInputError(
-                f"layer_types is {layer_types}, mixer_types makes it {self.layer_types}",
+                f"layer_types is {layer_types}, but mixer_types implies {self.layer_types}",
                 hint="Leave layer_types out; it follows from mixer_types.",
             )
         if self.lightning_use_short_conv:

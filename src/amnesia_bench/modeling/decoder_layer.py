@@ -16,7 +16,7 @@ from .mixers import HypeNetRMSNorm, LightningMixer, MixerInputs, SoftmaxMixer
 
 
 class HypeNetMLP(nn.Module):
-    """down(act(gate(x)) * up(x))."""
+    """The gated MLP down(act(gate(x)) * up(x))."""
 
     def __init__(self, config: HypeNetConfig) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class HypeNetMLP(nn.Module):
 
 
 class HypeNetDecoderLayer(GradientCheckpointingLayer):
-    """A mixer and an MLP, each after its norm and around a residual."""
+    """A mixer and an MLP, each with a pre-norm and a residual connection."""
 
     def __init__(self, config: HypeNetConfig, layer_idx: int) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class HypeNetDecoderLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: Tensor, inputs: MixerInputs, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Return [B, T, M] and the attention weights of a softmax layer, where asked."""
+        """Return [B, T, M] and, if requested, the attention weights of a softmax layer."""
         mixed, weights = self.self_attn(self.input_layernorm(hidden_states), inputs, **kwargs)
         hidden_states = hidden_states + mixed
         hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))

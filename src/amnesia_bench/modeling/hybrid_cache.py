@@ -1,4 +1,4 @@
-"""The cache of a hybrid: keys and values of softmax layers in blocks, states of linear layers.
+"""The cache of a hybrid: keys and values of softmax layers, and states of linear layers.
 
 transformers' `DynamicCache` copies all keys and values at each decoded token, and forgets the
 state of linear layers without a convolution (only its convolution path sets
@@ -27,9 +27,9 @@ BLOCK_TOKENS = 256
 
 
 class BlockLayer(DynamicLayer):
-    """Keys and values [B, G, L, D] of a softmax layer, inside a buffer with room to grow.
+    """Keys and values [B, G, L, D] of a softmax layer, in a buffer with spare room.
 
-    A full buffer grows by an eighth, at least by a block: the copies cost O(1) per token.
+    A full buffer grows by an eighth, at least by a block, so copies cost O(1) per token.
     """
 
     is_compileable = False
@@ -46,7 +46,7 @@ class BlockLayer(DynamicLayer):
 
     @keys.setter
     def keys(self, value: Tensor | None) -> None:
-        # transformers' base class assigns None when it starts or resets.
+        # transformers' base class assigns None in its constructor and on reset.
         assert value is None
         self._buffers, self._length = None, 0
 
@@ -62,18 +62,18 @@ class BlockLayer(DynamicLayer):
 
     @property
     def capacity(self) -> int:
-        """Tokens that fit before the buffer is copied."""
+        """The number of tokens that fit into the buffer."""
         return 0 if self._buffers is None else self._buffers[0].shape[2]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Remember dtype and device; the buffer comes with the first tokens."""
+        """Record dtype and device; the first tokens allocate the buffer."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Append [B, G, T, D] each, and return all keys and values [B, G, L + T, D]."""
+        """Append keys and values [B, G, T, D], and return all of them [B, G, L + T, D]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, stop = self._length, self._length + key_states.shape[2]
@@ -84,7 +84,7 @@ class BlockLayer(DynamicLayer):
             buffer[:, :, start:stop] = new.detach()
         self._length = stop
         if torch.is_grad_enabled():
-            # No views: autograd may keep them (for the queries too), and later tokens write there.
+            # Not views: autograd may keep them (also for queries), and later tokens overwrite them.
             past_keys, past_values = (buffer[:, :, :start] for buffer in self._buffers)
             return (
                 torch.cat([past_keys, key_states], dim=2),
@@ -106,7 +106,7 @@ class BlockLayer(DynamicLayer):
         self._buffers = (grown[0], grown[1])
 
     def get_seq_length(self) -> int:
-        """Cached tokens, padding included."""
+        """Return the number of cached tokens, including padding."""
         return self._length
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -123,7 +123,7 @@ class BlockLayer(DynamicLayer):
             self._buffers = (change(self._buffers[0]), change(self._buffers[1]))
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take the rows of the chosen beams."""
+        """Select the rows of the chosen beams."""
         self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -131,7 +131,7 @@ class BlockLayer(DynamicLayer):
         self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the chosen rows."""
+        """Keep the selected rows."""
         self._map_rows(lambda x: x[indices.to(x.device)])
 
     def offload(self) -> None:
@@ -144,7 +144,7 @@ class BlockLayer(DynamicLayer):
 
 
 class LightningLayer(LinearAttentionLayer):
-    """The state [B, H, K, V] of a linear layer, and how many tokens went into it.
+    """The state [B, H, K, V] of a linear layer, and the number of its tokens.
 
     Float32, or float64 for a float64 model. Its size does not depend on the context.
     """
@@ -164,18 +164,18 @@ class LightningLayer(LinearAttentionLayer):
     def update_recurrent_state(
         self, recurrent_states: Tensor, state_idx: int = 0, *, num_tokens: int = 0, **_: object
     ) -> Tensor:
-        """Take over the state after `num_tokens` more tokens."""
+        """Store the state after `num_tokens` more tokens."""
         state = recurrent_states.detach()
         self.restore(state, self.seen_tokens + num_tokens)
         return state
 
     def restore(self, state: Tensor | None, seen_tokens: int) -> None:
-        """Put a state back; None is the state before the first token."""
+        """Set the state; None is the state before the first token."""
         self.recurrent_states[0], self.seen_tokens = state, seen_tokens
         self.has_previous_state[0] = self.is_recurrent_states_initialized[0] = state is not None
 
     def reset(self) -> None:
-        """Forget everything; the tensor itself is left alone, a snapshot may hold it."""
+        """Forget everything without overwriting the tensor, which a snapshot may use."""
         self.restore(None, 0)
 
     def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -183,7 +183,7 @@ class LightningLayer(LinearAttentionLayer):
             self.recurrent_states[0] = change(self.state)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Take the rows of the chosen beams."""
+        """Select the rows of the chosen beams."""
         self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
 
     def batch_repeat_interleave(self, repeats: int) -> None:
@@ -191,13 +191,13 @@ class LightningLayer(LinearAttentionLayer):
         self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the chosen rows."""
+        """Keep the selected rows."""
         self._map_rows(lambda x: x[indices.to(x.device)])
 
 
 @dataclass(frozen=True, eq=False)
 class PrefixSnapshot:
-    """What it takes to go back to a prefix: its length and the states of the linear layers.
+    """The state needed to return to a prefix: its length and the states of the linear layers.
 
     Keys and values are not copied; they stay in the cache's buffers.
     """
@@ -208,23 +208,23 @@ class PrefixSnapshot:
 
 
 class HypeNetCache(Cache):
-    """Cache for one HypeNet; `generate` makes one by itself.
+    """The cache of a HypeNet; `generate` creates one if none is passed.
 
     Args:
-        config: tells which layers are softmax and which are linear.
+        config: determines which layers are softmax and which are linear.
     """
 
     def __init__(self, config: HypeNetConfig) -> None:
         super().__init__(layers=[make() for make in _layer_classes(config)])
-        # Weak: a snapshot that nobody keeps gives its states back.
+        # Weak references: an unused snapshot frees its states.
         self._live_snapshots: weakref.WeakSet[PrefixSnapshot] = weakref.WeakSet()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Tokens seen so far, padding included; also for a model of linear layers only."""
+        """Return the number of tokens so far, including padding, even without softmax layers."""
         return cached_length(self)
 
     def snapshot(self) -> PrefixSnapshot:
-        """Remember the present end of the cache, to resume from it later.
+        """Record the current end of the cache, to resume from it later.
 
         Returns:
             A snapshot of a few megabytes: float32 states, no keys and values.
@@ -233,21 +233,21 @@ class HypeNetCache(Cache):
         seen = []
         for layer in self.layers:
             linear = layer if isinstance(layer, LightningLayer) else None
-            # States are replaced, never written in place: no copy is needed.
+            # States are replaced, never changed in place, so no copy is needed.
             states.append(None if linear is None else linear.state)
             seen.append(0 if linear is None else linear.seen_tokens)
-        taken = PrefixSnapshot(cached_length(self), tuple(states), tuple(seen))
-        self._live_snapshots.add(taken)
-        return taken
+        snapshot = PrefixSnapshot(cached_length(self), tuple(states), tuple(seen))
+        self._live_snapshots.add(snapshot)
+        return snapshot
 
     def resume(self, snapshot: PrefixSnapshot) -> None:
-        """Go back to a snapshot of this cache; longer snapshots are void from then on.
+        """Return to a snapshot of this cache; this invalidates longer snapshots.
 
-        So with several cuts through one prefix, resume the longest first: the tokens that follow
-        a cut overwrite the keys and values behind it in place.
+        With several snapshots of one sequence, resume the longest first: the tokens that follow a
+        snapshot overwrite the keys and values after it in place.
 
         Raises:
-            InvalidModelInputError: the snapshot is not of this cache, or became void because a
+            InvalidModelInputError: the snapshot is not of this cache, or became invalid because a
                 shorter one was resumed or the rows of the batch changed.
         """
         if snapshot not in self._live_snapshots:
@@ -270,14 +270,14 @@ class HypeNetCache(Cache):
         self._live_snapshots.clear()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Refuse: the state of a linear layer cannot be taken back; use `snapshot`."""
+        """Raise an error: the state of a linear layer cannot be rolled back; use `snapshot`."""
         raise InvalidModelInputError(
             "a HypeNet cache cannot be cropped: its linear layers keep no history",
             hint="Take cache.snapshot() at the prefix and cache.resume(...) it later.",
         )
 
     def reorder_cache(self, beam_idx: Any) -> None:
-        """Take the rows of the chosen beams."""
+        """Select the rows of the chosen beams."""
         super().reorder_cache(beam_idx)
         self._live_snapshots.clear()
 
@@ -287,7 +287,7 @@ class HypeNetCache(Cache):
         self._live_snapshots.clear()
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the chosen rows."""
+        """Keep the selected rows."""
         super().batch_select_indices(indices)
         self._live_snapshots.clear()
 
@@ -298,21 +298,21 @@ def _layer_classes(config: HypeNetConfig) -> list[type[BlockLayer | LightningLay
 
 
 def adopt_cache(cache: Any, config: HypeNetConfig, batch: int) -> Cache:
-    """Make an empty cache of transformers fit this model, in place; leave ours alone.
+    """Adapt an empty cache of transformers to this model, in place; return a fitting one unchanged.
 
     Raises:
-        InvalidModelInputError: it cannot be adapted, is another model's or holds other rows.
+        InvalidModelInputError: the cache cannot be adapted, or is of another model or batch.
     """
     if not isinstance(cache, Cache):
         raise InvalidModelInputError(
             f"past_key_values is a {type(cache).__name__}", hint="Pass a HypeNetCache(config)."
         )
-    ours = _layer_classes(config)
-    if [type(layer) for layer in cache.layers] == ours:
+    classes = _layer_classes(config)
+    if [type(layer) for layer in cache.layers] == classes:
         rows = _cached_rows(cache)
         if rows not in (None, batch):
             raise InvalidModelInputError(
-                f"past_key_values holds {rows} rows, the input has {batch}",
+                f"past_key_values holds {rows} rows, but the input has {batch}",
                 hint="Use batch_repeat_interleave or batch_select_indices of the cache.",
             )
         return cache
@@ -323,19 +323,19 @@ def adopt_cache(cache: Any, config: HypeNetConfig, batch: int) -> Cache:
         )
     if any(getattr(layer, "is_initialized", False) for layer in cache.layers):
         raise InvalidModelInputError(
-            f"past_key_values is a {type(cache).__name__} that other layers have filled",
+            f"past_key_values is a {type(cache).__name__} that another model has filled",
             hint="Start with HypeNetCache(config), or leave past_key_values out.",
         )
-    cache.layers = [make() for make in ours]
+    cache.layers = [make() for make in classes]
     cache.layer_class_to_replicate = None
     return cache
 
 
 def _cached_rows(cache: Cache) -> int | None:
     for layer in cache.layers:
-        held = layer.keys if isinstance(layer, BlockLayer) else getattr(layer, "state", None)
-        if held is not None:
-            return int(held.shape[0])
+        tensor = layer.keys if isinstance(layer, BlockLayer) else getattr(layer, "state", None)
+        if tensor is not None:
+            return int(tensor.shape[0])
     return None
 
 

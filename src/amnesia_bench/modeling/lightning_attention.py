@@ -4,8 +4,8 @@ Per head, with gamma = exp(log_decay):
 
     S_t = gamma * S_(t-1) + k_t v_t^T        o_t = scale * q_t^T S_t
 
-No feature map and no denominator. Source: HypeNet, arXiv 2601.22156; the chunked form is the
-usual one of Lightning Attention-2 (arXiv 2401.04658) and of fla's simple_gla.
+It uses no feature map and no denominator. Source: HypeNet, arXiv 2601.22156; the chunked form is
+that of Lightning Attention-2 (arXiv 2401.04658) and of fla's simple_gla.
 
 Shapes: B batch, T tokens, H heads, K key dim, V value dim, N documents, C chunk.
 """
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from .input_errors import InvalidModelInputError
+from .lightning_fla import fla_lightning
 from .lightning_torch import torch_lightning
 from .packing import Boundaries, PackedRows
 
@@ -28,8 +29,8 @@ def alibi_log_decay(num_heads: int) -> Tensor:
     """Return log gamma per head, [H] float32: minus the ALiBi slopes, the same in every layer.
 
     For a power of two the slopes are the geometric series 2^(-8 (h + 1) / H). Otherwise ALiBi
-    takes the series of the next lower power of two and fills up with every other slope of the
-    series of twice that size (Press et al., arXiv 2108.12409, footnote on head counts).
+    takes the series of the next lower power of two and adds every other slope of the series of
+    twice that size (Press et al., arXiv 2108.12409, footnote on head counts).
     """
     lower = 2 ** (num_heads.bit_length() - 1)
     slopes = _geometric_slopes(lower)
@@ -52,9 +53,9 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
 ) -> tuple[Tensor, Tensor]:
     """Run the recurrence over a sequence, chunk by chunk.
 
-    On CUDA fla's kernels do the work where fla is installed; anywhere else, and for float64,
-    plain PyTorch does. The choice is made at each call. The arithmetic and the state are float32
-    (float64 for float64 inputs), also under autocast.
+    On CUDA this uses fla's kernels if fla is installed; otherwise, and for float64, it uses plain
+    PyTorch. The choice is made at each call. The arithmetic and the state are float32 (float64 for
+    float64 inputs), also under autocast.
 
     Args:
         q: queries [B, T, H, K].
@@ -72,8 +73,8 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
         document, [B or N, H, K, V].
 
     Raises:
-        InvalidModelInputError: shapes that do not fit, or boundaries that do not increase from
-            0 to T.
+        InvalidModelInputError: the shapes do not match, or the boundaries do not increase from 0
+            to T.
     """
     _check_shapes(q, k, v, log_decay)
     if cu_seqlens is not None:
@@ -85,8 +86,6 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
         queries, keys, values, decay = (x.to(precise) for x in (q, k, v, log_decay))
         state = None if initial_state is None else initial_state.to(precise)
         if q.is_cuda and precise == torch.float32 and fla_is_installed():
-            from .lightning_fla import fla_lightning
-
             output, state = fla_lightning((queries, keys, values), decay, scale, state, cu_seqlens)
         else:
             output, state = torch_lightning(
@@ -97,7 +96,7 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
 
 @functools.cache
 def fla_is_installed() -> bool:
-    """Look for flash-linear-attention without importing it: its import takes seconds."""
+    """Return whether fla is installed, without importing it, which takes seconds."""
     return importlib.util.find_spec("fla") is not None
 
 
@@ -120,11 +119,11 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor, log_decay: Tensor) -> None:
     if q.ndim != 4 or k.shape != q.shape or v.shape[:3] != q.shape[:3]:
         raise InvalidModelInputError(
             f"q, k, v have shapes {tuple(q.shape)}, {tuple(k.shape)}, {tuple(v.shape)}",
-            hint="Expected [B, T, H, K], the same, and [B, T, H, V].",
+            hint="Expected [B, T, H, K] for q and k, and [B, T, H, V] for v.",
         )
     if q.shape[0] == 0 or q.shape[1] == 0:
         raise InvalidModelInputError(f"q is empty: shape {tuple(q.shape)}")
     if log_decay.shape != q.shape[2:3]:
         raise InvalidModelInputError(
-            f"log_decay has shape {tuple(log_decay.shape)}, q has {q.shape[2]} heads"
+            f"log_decay has shape {tuple(log_decay.shape)}, but q has {q.shape[2]} heads"
         )

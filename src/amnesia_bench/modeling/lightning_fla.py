@@ -1,4 +1,4 @@
-"""The one place that calls flash-linear-attention (fla): CUDA only.
+"""The only module that calls flash-linear-attention (fla), on CUDA only.
 
 fla moves its modules between releases; `fla.ops.simple_gla` is the public path of 0.6. Do not
 use `fla.ops.lightning_attn`: its decays differ by layer and its first head never decays.
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .packing import PackedRows
 
-# Below one chunk the recurrent kernel wins (the authors switch at the same length).
+# Below one chunk the recurrent kernel is faster (the authors switch at the same length).
 RECURRENT_BELOW = 64
 
 
@@ -41,7 +41,7 @@ def fla_lightning(
         output, state = fused_recurrent_simple_gla(q, k, v, **kwargs)
     else:
         if packed is not None:
-            # Saves a copy from the device when fla works out its chunks.
+            # Saves a copy from the device when fla computes its chunks.
             kwargs["cu_seqlens_cpu"] = packed.cu_seqlens_cpu
         output, state = chunk_simple_gla(q, k, v, **kwargs)
     return output, state

@@ -1,7 +1,7 @@
 """Lightning attention in plain PyTorch: chunk by chunk, on any device, in float32 or float64.
 
-Inside a chunk tokens see each other through a masked product of decays; what came before reaches
-them through the state at the chunk's start (the chunked form of arXiv 2401.04658).
+Tokens of one chunk interact through a masked product of decays; earlier tokens contribute through
+the state at the start of the chunk (the chunked form of arXiv 2401.04658).
 
 Shapes: B batch, T tokens, H heads, K key dim, V value dim, D either, C chunk, S chunks of a span.
 """
@@ -18,8 +18,8 @@ from .packing import PackedRows, split_rows
 
 # fla's kernels are tuned for 64; on a CPU 64 beat 32, 128 and 256 at H=16, K=V=128.
 CHUNK = 64
-# Small states leave a CPU waiting for the next call: chunks then go together, as long as their
-# states stay in its cache (measured: 1 MB; beyond it, one chunk at a time is faster).
+# With small states a CPU mostly waits for the next call. Chunks are then processed together if
+# their states fit into its cache (measured: 1 MB; beyond it, one chunk at a time is faster).
 _SPAN_STATE_NUMBERS = 2**18
 _MAX_SPAN = 16
 
@@ -33,9 +33,9 @@ def torch_lightning(
     initial_state: Tensor | None,
     packed: PackedRows | None,
 ) -> tuple[Tensor, Tensor]:
-    """Chunked PyTorch back end; operands as in `lightning_attention`, already in one dtype.
+    """Run the recurrence in PyTorch; operands as in `lightning_attention`, already in one dtype.
 
-    Documents run one after another, each exactly as if it were alone: same bits.
+    Documents are processed one after another; each gives the same bits as on its own.
     """
     if packed is None:
         return _chunked(qkv, log_decay, scale, initial_state)
@@ -51,19 +51,19 @@ def torch_lightning(
 
 @dataclass(frozen=True)
 class _Decays:
-    """Decays inside a chunk of C tokens, per row and head; the scale is in those on q's side."""
+    """Decays in a chunk of C tokens, per row and head; those applied to q include the scale."""
 
     inside: Tensor  # [B * H, C, C]: from key j to query i, zero for j > i
     from_state: Tensor  # [B * H, C, 1]: from the state before the chunk to query i
     to_end: Tensor  # [B * H, C, 1]: from key j to the state after the chunk
-    whole: Tensor  # [B * H, 1, 1]: over all of the chunk
+    whole: Tensor  # [B * H, 1, 1]: over the whole chunk
 
     @classmethod
     def of(cls, log_decay: Tensor, scale: float, chunk: int) -> _Decays:
         step = torch.arange(chunk, device=log_decay.device, dtype=log_decay.dtype)
         gap = step[:, None] - step[None, :]
         rate = log_decay[:, None, None]
-        # Clamped before the exponential: the unused upper triangle would overflow for long gaps.
+        # Clamped before the exponential, because the unused upper triangle would overflow.
         return cls(
             inside=torch.exp(rate * gap.clamp(min=0)) * (gap >= 0) * scale,
             from_state=torch.exp(rate * (step[:, None] + 1)) * scale,
@@ -102,7 +102,7 @@ def _chunked(
 
 
 def _one_token(qkv: Qkv, log_decay: Tensor, scale: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    """The recurrence itself: a tenth of the calls of a chunk of one token."""
+    """Apply the recurrence directly, with a tenth of the calls of a one-token chunk."""
     q, k, v = (x.transpose(1, 2) for x in qkv)  # [B, H, 1, D]
     state = torch.addcmul(state * log_decay.exp()[:, None, None], k.mT, v)
     return ((q * scale) @ state).transpose(1, 2), state
@@ -111,7 +111,7 @@ def _one_token(qkv: Qkv, log_decay: Tensor, scale: float, state: Tensor) -> tupl
 def _chunk_plan(
     log_decay: Tensor, scale: float, start: int, stop: int
 ) -> Iterator[tuple[slice, _Decays]]:
-    """Yield the tokens of each chunk with its decays: full chunks, then what is left."""
+    """Yield the tokens of each chunk with its decays: full chunks, then the remainder."""
     full = stop - (stop - start) % CHUNK
     if start < full:
         decays = _Decays.of(log_decay, scale, CHUNK)
@@ -124,14 +124,14 @@ def _chunk_plan(
 def _chunks_recorded(
     qkv: Qkv, plan: Iterator[tuple[slice, _Decays]], state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """The chunks, for autograd; state [B * H, K, V]."""
+    """Process the chunks under autograd; state [B * H, K, V]."""
     batch = qkv[0].shape[0]
     outputs = []
     chunks = list(plan)
     tokens = [part.stop - part.start for part, _ in chunks]
     parts = zip(*(split_rows(x, tokens, dim=1) for x in qkv), strict=True)
-    for (_, decays), each in zip(chunks, parts, strict=True):
-        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in each)  # [B * H, C, D]
+    for (_, decays), chunk_qkv in zip(chunks, parts, strict=True):
+        q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in chunk_qkv)  # [B * H, C, D]
         scores = torch.bmm(q, k.mT) * decays.inside
         output = torch.baddbmm(torch.bmm(q, state) * decays.from_state, scores, v)
         outputs.append(output.unflatten(0, (batch, -1)).transpose(1, 2))
@@ -142,9 +142,9 @@ def _chunks_recorded(
 def _chunks_in_place(
     qkv: Qkv, plan: Iterator[tuple[slice, _Decays]], state: Tensor, output: Tensor
 ) -> None:
-    """The same products without autograd: a third less time, all of it memory traffic.
+    """Process the chunks without autograd, which saves a third of the time (memory traffic).
 
-    Writes `output` [B, T, H, V] and moves `state` [B * H, K, V] to the end.
+    Writes `output` [B, T, H, V] and advances `state` [B * H, K, V] to the end.
     """
     batch, heads = qkv[0].shape[0], qkv[0].shape[2]
     for part, decays in plan:
@@ -156,10 +156,10 @@ def _chunks_in_place(
 
 
 def _span_in_place(qkv: tuple[Tensor, ...], decays: _Decays, state: Tensor, output: Tensor) -> None:
-    """S full chunks with one call per product; only the states follow one another.
+    """Process S full chunks with one call per product; only the states are sequential.
 
     Takes q, k, v [B, S * C, H, D] and decays of H heads; writes `output` [B, S * C, H, V] and
-    moves `state` [B, H, K, V] to the end.
+    advances `state` [B, H, K, V] to the end.
     """
     q, k, v = (x.unflatten(1, (-1, CHUNK)).transpose(2, 3).contiguous() for x in qkv)
     added = (k * decays.to_end).mT @ v  # [B, S, H, K, V]

@@ -32,23 +32,23 @@ from .token_layout import TokenLayout
 
 @dataclass(frozen=True)
 class MixerInputs:
-    """What all layers of one forward share."""
+    """The inputs that all layers of one forward pass share."""
 
     layout: TokenLayout
     cache: Cache | None
     softmax_rotation: tuple[Tensor, Tensor] | None  # cos, sin [B, T, D]
     lightning_rotation: tuple[Tensor, Tensor] | None
     query_scale: Tensor | None  # [B or 1, T, 1, 1]: ln(t + a) / ln(a), or a constant
-    softmax_mask: Tensor | None  # as the attention implementation wants it
+    softmax_mask: Tensor | None  # in the form of the attention implementation
     want_weights: bool
 
     def to(self, device: torch.device | str | int, **kwargs: Any) -> MixerInputs:
-        """Move what is not the cache, whose layers are where their mixers are.
+        """Move everything except the cache, whose layers are on the devices of their mixers.
 
-        accelerate calls this before each layer of a model that `device_map` has spread out.
+        accelerate calls this before each layer of a model that `device_map` distributes.
         """
-        moved: MixerInputs = _moved(self, device, **kwargs)
-        return moved
+        moved_inputs: MixerInputs = _moved(self, device, **kwargs)
+        return moved_inputs
 
 
 def _moved(value: Any, device: torch.device | str | int, **kwargs: Any) -> Any:
@@ -74,7 +74,7 @@ class HypeNetRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [..., size]; rounded to the dtype of x before the weight, as trained."""
+        """Normalise [..., size], rounding to x's dtype before the weight, as in training."""
         precise = x if x.dtype == torch.float64 else x.float()
         precise = precise * torch.rsqrt(precise.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * precise.to(x.dtype)
@@ -93,13 +93,13 @@ def eager_attention(  # noqa: PLR0913 - transformers' attention interface
     """Softmax attention that also returns its weights.
 
     Args:
-        module: the mixer that calls.
+        module: the calling mixer.
         query: [B, H, T, D].
         key: [B, G, L, D].
         value: [B, G, L, D].
-        attention_mask: additive [B, 1, T, L] or None for no mask at all.
+        attention_mask: additive [B, 1, T, L], or None for no mask.
         scaling: factor on the logits.
-        dropout: probability, in training.
+        dropout: dropout probability in training.
 
     Returns:
         The output [B, T, H, D] and the weights after the softmax [B, H, T, L].
@@ -157,7 +157,7 @@ class SoftmaxMixer(nn.Module):
     def forward(
         self, hidden_states: Tensor, inputs: MixerInputs, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix [B, T, M]; return [B, T, M] and, where asked, the weights [B, H, T, L]."""
+        """Mix [B, T, M]; return [B, T, M] and, if requested, the weights [B, H, T, L]."""
         q, k = self.queries_and_keys(hidden_states, inputs)
         v = self.v_proj(hidden_states).view(*hidden_states.shape[:2], -1, self.head_dim)
         v = v.transpose(1, 2)
@@ -265,7 +265,7 @@ class LightningMixer(nn.Module):
             k, v = (x.repeat_interleave(self.num_key_value_groups, dim=2) for x in (k, v))
         state = None
         if inputs.cache is not None:
-            # Not through the cache: `Cache.get_recurrent_state` came with transformers 5.21.
+            # `Cache.get_recurrent_state` exists only from transformers 5.21 on.
             layer: Any = inputs.cache.layers[self.layer_idx]
             state = layer.state
         output, state = self._run((q, k, v), state, inputs.layout)
@@ -293,13 +293,13 @@ class LightningMixer(nn.Module):
             return torch.zeros_like(qkv[2]), state
         tokens = tuple(x.flatten(0, 1)[padding.token_index][None] for x in qkv)
         rows = None if state is None else state[padding.row_index]
-        valid, new = lightning_attention(
+        valid_output, new_states = lightning_attention(
             tokens[0], tokens[1], tokens[2], self.log_decay, self.scale, rows, padding.packed
         )
-        output = valid.new_zeros(batch * num_tokens, *valid.shape[2:])
-        output = output.index_copy(0, padding.token_index, valid[0])
-        # A row that is all padding in this chunk of a prefill keeps the state it had.
-        before = new.new_zeros(batch, *new.shape[1:]) if state is None else state
-        return output.unflatten(0, (batch, num_tokens)), before.index_copy(
-            0, padding.row_index, new
+        output = valid_output.new_zeros(batch * num_tokens, *valid_output.shape[2:])
+        output = output.index_copy(0, padding.token_index, valid_output[0])
+        # A row that is all padding in this chunk of a prefill keeps its state.
+        old_states = new_states.new_zeros(batch, *new_states.shape[1:]) if state is None else state
+        return output.unflatten(0, (batch, num_tokens)), old_states.index_copy(
+            0, padding.row_index, new_states
         )

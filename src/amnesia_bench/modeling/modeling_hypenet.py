@@ -34,7 +34,7 @@ from .token_layout import TokenInputs, TokenLayout, lay_out, refuse_rows_without
 
 
 class HypeNetPreTrainedModel(PreTrainedModel):
-    """Loading, initialisation and what transformers asks of a model."""
+    """Loading, initialisation and the class attributes that transformers requires."""
 
     config: HypeNetConfig
 
@@ -50,21 +50,21 @@ class HypeNetPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # super() also fills the rotary frequencies, which are in no checkpoint.
+        # super() also sets the rotary frequencies, which no checkpoint contains.
         super()._init_weights(module)
         if isinstance(module, LightningMixer):
             init.copy_(module.log_decay, alibi_log_decay(module.num_heads))
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
-        """Load a checkpoint; transformers' arguments.
+        """Load a checkpoint; the arguments are those of transformers.
 
         Raises:
-            InvalidModelInputError: tensors are missing, left over or of another shape.
-                transformers would warn and go on with random values.
+            InvalidModelInputError: tensors are missing, unexpected or of another shape.
+                transformers would only warn and use random values.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        # Shapes are judged below, where the message can name the tensor.
+        # Shapes are checked below, where the message can name the tensor.
         shapes_may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
@@ -78,8 +78,8 @@ class HypeNetPreTrainedModel(PreTrainedModel):
         problems += [f"unexpected tensor {name}" for name in sorted(info["unexpected_keys"])]
         if not shapes_may_differ:
             problems += [
-                f"tensor {name} of shape {list(found)}, config.json makes it {list(expected)}"
-                for name, found, expected in sorted(info["mismatched_keys"])
+                f"tensor {name} has shape {list(shape)}, but config.json implies {list(expected)}"
+                for name, shape, expected in sorted(info["mismatched_keys"])
             ]
         if problems:
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
@@ -134,61 +134,63 @@ class HypeNetModel(HypeNetPreTrainedModel):
 
         Args:
             input_ids: tokens [B, T]; or give `inputs_embeds`.
-            attention_mask: [B, P + T], 0 where a token is padding; on any side.
-            position_ids: [B, T]; by default positions count tokens that are not padding.
+            attention_mask: [B, P + T], 0 for padding, which may be on either side.
+            position_ids: [B, T]; by default positions count the tokens that are not padding.
             past_key_values: a `HypeNetCache`, or an empty cache of transformers.
-            inputs_embeds: embeddings [B, T, M] in place of tokens.
+            inputs_embeds: embeddings [B, T, M] instead of tokens.
             use_cache: whether to return a cache; never with packed rows.
-            output_attentions: return weights after the softmax [B, H, T, P + T] per softmax
-                layer, and None per linear layer.
-            cu_seqlens: boundaries [N + 1] of N documents packed in one row, from 0 to T, that see
-                nothing of each other. `position_ids` that restart at 0 do the same.
-            **kwargs: for the attention function.
+            output_attentions: whether to return weights after the softmax, [B, H, T, P + T] per
+                softmax layer and None per linear layer.
+            cu_seqlens: boundaries [N + 1] of N documents packed in one row, from 0 to T, that do
+                not attend to each other. `position_ids` that restart at 0 have the same effect.
+            **kwargs: passed on to the attention function.
         """
-        hidden_states = self._embedded(input_ids, inputs_embeds)
-        # transformers' flattening collator has its own name for the boundaries.
-        other_name = kwargs.pop("cu_seq_lens_q", None)
+        hidden_states = self._embed(input_ids, inputs_embeds)
+        # transformers' flattening collator uses this name for the boundaries.
+        boundaries = kwargs.pop("cu_seq_lens_q", None)
         if past_key_values is not None:
-            past_key_values = self._usable(past_key_values, batch=hidden_states.shape[0])
-        given = TokenInputs(
+            past_key_values = self._check_cache(past_key_values, batch=hidden_states.shape[0])
+        token_inputs = TokenInputs(
             batch=hidden_states.shape[0],
             num_tokens=hidden_states.shape[1],
             num_cached=0 if past_key_values is None else cached_length(past_key_values),
             device=hidden_states.device,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            cu_seqlens=other_name if cu_seqlens is None else cu_seqlens,
+            cu_seqlens=boundaries if cu_seqlens is None else cu_seqlens,
             has_cache=past_key_values is not None,
         )
-        layout = lay_out(given, self.config)
+        layout = lay_out(token_inputs, self.config)
         use_cache = bool(use_cache) and layout.packed is None
         if use_cache and past_key_values is None:
             past_key_values = HypeNetCache(self.config)
         want_weights = bool(output_attentions or self.config.output_attentions)
         inputs = self._mixer_inputs(hidden_states, layout, past_key_values, want_weights)
-        weights: list[Any] = []  # Tensor, or None of a linear layer
+        weights: list[Any] = []  # Tensor, or None for a linear layer
         for layer in self.layers:
-            hidden_states, of_layer = layer(hidden_states, inputs, **kwargs)
-            weights.append(of_layer)
+            hidden_states, layer_weights = layer(hidden_states, inputs, **kwargs)
+            weights.append(layer_weights)
         return BaseModelOutputWithPast(
             last_hidden_state=self.norm(hidden_states),
             past_key_values=past_key_values if use_cache else None,
             attentions=tuple(weights) if want_weights else None,
         )
 
-    def _usable(self, cache: Any, batch: int) -> Cache:
+    def _check_cache(self, cache: Any, batch: int) -> Cache:
         if self.gradient_checkpointing and self.training:
             raise InvalidModelInputError(
-                "past_key_values with gradient checkpointing: layers run, and fill it, twice",
+                "past_key_values with gradient checkpointing: layers would fill it twice",
                 hint="Leave past_key_values out in training.",
             )
         return adopt_cache(cache, self.config, batch)
 
-    def _embedded(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    def _embed(self, input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
         if (input_ids is None) == (inputs_embeds is None):
             raise InvalidModelInputError("give exactly one of input_ids and inputs_embeds")
-        embedded: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        return embedded
+        embeddings: Tensor = (
+            self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
+        )
+        return embeddings
 
     def _mixer_inputs(
         self, x: Tensor, layout: TokenLayout, cache: Cache | None, want_weights: bool
@@ -225,7 +227,7 @@ class HypeNetModel(HypeNetPreTrainedModel):
             config._attn_implementation = "eager"
         eager = config._attn_implementation == "eager"
         if layout.packed is not None and not eager:
-            return None  # documents are attended one by one, or by flash's own boundaries
+            return None  # attention runs per document, or with flash attention's boundaries
         if layout.attention_mask is None and config._attn_implementation == "sdpa":
             return None  # `causal_sdpa` needs none
         return create_causal_mask(
@@ -233,13 +235,13 @@ class HypeNetModel(HypeNetPreTrainedModel):
             inputs_embeds=x,
             attention_mask=layout.attention_mask,
             past_key_values=cache,
-            # Restarting positions are how transformers knows packed rows; ours come from `packed`.
+            # transformers detects packed rows by restarting positions, made here from `packed`.
             position_ids=None if layout.packed is None else layout.packed.positions(),
         )
 
 
 class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):
-    """HypeNet with a language-model head, tied to the embeddings or not."""
+    """HypeNet with a language-model head, which may be tied to the embeddings."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - same
 
@@ -315,7 +317,7 @@ class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):
         implementation = generation_config.cache_implementation
         if implementation not in (None, "dynamic"):
             raise InvalidModelInputError(
-                f"cache_implementation is {implementation!r}; HypeNet has a cache of its own",
+                f"cache_implementation is {implementation!r}; HypeNet uses its own cache",
                 hint="Leave cache_implementation unset.",
             )
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:

@@ -1,4 +1,4 @@
-"""A HypeNet's config from its shape, as configs/model or a config.json says it."""
+"""Build the config of a HypeNet from configs/model or from a config.json."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from .configuration_hypenet import HypeNetConfig
 
 
 def load_model_config(size_or_path: str | Path) -> HypeNetConfig:
-    """Return the config of a size or of a file; see `load_hypenet`.
+    """Return the config of a named size or of a file; see `load_hypenet`.
 
     Raises:
-        UserError: no such size or file, an unreadable file, or values that do not fit.
+        UserError: the size or file does not exist, is not readable, or has invalid values.
     """
     return hypenet_config(load_hypenet(size_or_path))
 
 
 def hypenet_config(model: ModelFile) -> HypeNetConfig:
-    """Return the config of a shape.
+    """Return the config of a model file.
 
     Raises:
-        UserError: values that do not fit.
+        UserError: the file has an unknown key or an invalid value.
     """
     values: dict[str, Any] = dict(model.values)
     values.pop("model_type", None)
     unknown = sorted(set(values) - set(HypeNetConfig().to_dict()))
     if unknown and not model.name.endswith(".json"):
-        # An official config.json carries keys of other mixers; in our own files it is a typo.
+        # An official config.json has keys of other mixers; in our own files they are typos.
         raise UserError(
             f"{model.name}: {unknown[0]} is not a key of a HypeNet config",
-            hint="Keys are those of the official config.json.",
+            hint="Use the keys of the official config.json.",
         )
     return HypeNetConfig(**values)

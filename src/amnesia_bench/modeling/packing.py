@@ -1,4 +1,4 @@
-"""Which tokens of a batch belong together: documents packed in a row, and padding.
+"""Group the tokens of a batch: documents packed in a row, and padding.
 
 Shapes: B batch, T tokens of this forward, N documents, V valid (not padding) tokens.
 """
@@ -22,7 +22,7 @@ class PackedRows:
     """Documents laid end to end in one row; document n is tokens [bounds[n], bounds[n + 1]).
 
     `cu_seqlens` holds the same boundaries as an int32 tensor on the row's device. Build one per
-    batch and hand the same object to every layer: fla caches its chunk index by identity, and
+    batch and pass the same object to every layer: fla caches its chunk index by identity, and
     `bounds` keeps the layers from copying boundaries off the device again.
     """
 
@@ -35,11 +35,11 @@ class PackedRows:
     ) -> PackedRows:
         """Check the boundaries: they start at 0, increase strictly and end at `num_tokens`.
 
-        `PackedRows` come back as they are.
+        A `PackedRows` is returned unchanged.
 
         Raises:
-            InvalidModelInputError: they do not. An empty document corrupts fla's kernels, and
-                tokens after the last boundary would get undefined gradients.
+            InvalidModelInputError: the boundaries are invalid. An empty document corrupts fla's
+                kernels, and tokens after the last boundary would get undefined gradients.
         """
         if isinstance(cu_seqlens, PackedRows):
             cu_seqlens._check_end(num_tokens)
@@ -55,7 +55,7 @@ class PackedRows:
             raise InvalidModelInputError(f"cu_seqlens is {flat}; boundaries are whole numbers")
         if len(bounds) < 2 or bounds[0] != 0:
             raise InvalidModelInputError(
-                f"cu_seqlens is {_shown(bounds)}; it must start with 0 and name at least one end",
+                f"cu_seqlens is {_format_bounds(bounds)}; it must start with 0 and have an end",
                 hint="For documents of 3 and 5 tokens pass [0, 3, 8].",
             )
         for n, (start, stop) in enumerate(itertools.pairwise(bounds)):
@@ -71,13 +71,13 @@ class PackedRows:
     def _check_end(self, num_tokens: int) -> None:
         if self.bounds[-1] != num_tokens:
             raise InvalidModelInputError(
-                f"cu_seqlens ends at {self.bounds[-1]}, the row has {num_tokens} tokens",
-                hint="Make trailing padding a document of its own.",
+                f"cu_seqlens ends at {self.bounds[-1]}, but the row has {num_tokens} tokens",
+                hint="Make trailing padding a separate document.",
             )
 
     @classmethod
     def from_restarts(cls, position_ids: Tensor) -> PackedRows | None:
-        """Read transformers' own convention: positions [1, T] that restart at 0 per document."""
+        """Read transformers' convention: positions [1, T] that restart at 0 in each document."""
         starts = (position_ids[0] == 0).nonzero().flatten().tolist()
         if len(starts) < 2 or starts[0] != 0:
             return None
@@ -91,7 +91,7 @@ class PackedRows:
 
     @property
     def documents(self) -> tuple[tuple[int, int], ...]:
-        """(start, stop) per document."""
+        """The (start, stop) of each document."""
         return tuple(itertools.pairwise(self.bounds))
 
     def split(self, row: Tensor, dim: int) -> tuple[Tensor, ...]:
@@ -100,7 +100,7 @@ class PackedRows:
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest document."""
+        """The number of tokens of the longest document."""
         return max(stop - start for start, stop in self.documents)
 
     def positions(self) -> Tensor:
@@ -109,17 +109,16 @@ class PackedRows:
         return torch.cat([torch.arange(b - a, device=device) for a, b in self.documents])[None]
 
 
-# What callers may give as boundaries.
+# Types that callers may pass as boundaries.
 Boundaries: TypeAlias = Tensor | Sequence[int] | PackedRows
 
 
 @dataclass(frozen=True)
 class PaddedRows:
-    """Where the valid tokens of a padded batch are, row after row.
+    """The positions of the valid tokens of a padded batch, row by row.
 
-    The linear layers see the valid tokens only: packed as one row of documents, each continuing
-    the state of the batch row it came from. So padding neither enters nor decays a state,
-    wherever it stands.
+    Linear layers process only the valid tokens, packed as one row of documents that each continue
+    the state of their batch row. So padding neither enters nor decays a state, on either side.
     """
 
     token_index: Tensor  # [V] positions of valid tokens in the batch flattened to B * T
@@ -128,7 +127,7 @@ class PaddedRows:
 
     @classmethod
     def from_mask(cls, valid: Tensor) -> PaddedRows:
-        """Build from a bool mask [B, T]."""
+        """Build it from a bool mask [B, T]."""
         lengths = valid.sum(dim=1)
         row_index = lengths.nonzero().flatten()
         bounds = torch.cat([lengths.new_zeros(1), lengths[row_index].cumsum(0)])
@@ -140,16 +139,16 @@ class PaddedRows:
 
 
 def split_rows(row: Tensor, tokens: Sequence[int], dim: int) -> tuple[Tensor, ...]:
-    """Cut the tokens along `dim` into runs.
+    """Split the tokens along `dim` into runs.
 
-    Not into slices: the gradient of each would be as large as the row. Of [B, T, H, D] the runs'
-    gradients could be put together channels-last, another order of memory: so what is behind T is
-    one dimension meanwhile.
+    Slicing is avoided because the gradient of every slice would be as large as the row. Autograd
+    might concatenate the gradients of runs of [B, T, H, D] in channels-last memory order, so the
+    dimensions after T are flattened for the split.
     """
-    behind = row.shape[dim + 1 :]
+    trailing_shape = row.shape[dim + 1 :]
     runs = row.flatten(dim + 1).split(list(tokens), dim=dim)
-    return tuple(run.unflatten(dim + 1, behind) for run in runs)
+    return tuple(run.unflatten(dim + 1, trailing_shape) for run in runs)
 
 
-def _shown(bounds: tuple[int, ...]) -> str:
+def _format_bounds(bounds: tuple[int, ...]) -> str:
     return str(list(bounds)) if len(bounds) <= 8 else f"[{bounds[0]}, {bounds[1]}, ...]"

@@ -1,4 +1,4 @@
-"""Rotary position embedding, half-split layout; its frequencies stay float32 whatever the model is.
+"""Rotary position embedding, half-split layout, with float32 frequencies in a model of any dtype.
 
 Shapes: B batch (or 1), T tokens, H heads, D head dim.
 """
@@ -17,10 +17,10 @@ from .configuration_hypenet import HypeNetConfig
 
 
 class HypeNetRotaryEmbedding(nn.Module):
-    """Cosines and sines for positions; frequencies follow `config.rope_parameters`.
+    """Compute cosines and sines of positions, with the frequencies of `config.rope_parameters`.
 
     The class name and the attributes follow transformers' convention: its `_init_weights` finds
-    the module by them and refills the frequencies, which no checkpoint holds.
+    the module by them and sets the frequencies, which no checkpoint contains.
 
     Args:
         config: the model's config.
@@ -63,7 +63,7 @@ class HypeNetRotaryEmbedding(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         result = super()._apply(fn, recurse)
         if self.inv_freq.dtype != torch.float32:
-            # `.to(bfloat16)` rounded the frequencies: up to 0.3 rad at a distance of 256.
+            # `.to(bfloat16)` rounded the frequencies: an error of up to 0.3 rad at distance 256.
             exact = self._frequencies()[0].to(self.inv_freq.device)
             self.inv_freq, self.original_inv_freq = exact, exact.clone()
         return result

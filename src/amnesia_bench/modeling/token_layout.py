@@ -1,4 +1,4 @@
-"""What one forward has to know about its tokens: positions, padding, documents, cached length.
+"""The layout of the tokens of one forward pass: positions, padding and documents.
 
 Shapes: B batch, T tokens of this forward, P tokens cached before it.
 """
@@ -17,7 +17,7 @@ from .packing import Boundaries, PackedRows, PaddedRows
 
 @dataclass(frozen=True)
 class TokenInputs:
-    """The arguments of a forward that say which token is where."""
+    """The arguments of a forward pass that determine the layout of its tokens."""
 
     batch: int
     num_tokens: int
@@ -26,12 +26,12 @@ class TokenInputs:
     attention_mask: Tensor | None  # [B, P + T], nonzero = token
     position_ids: Tensor | None  # [1 or B, T]
     cu_seqlens: Boundaries | None
-    has_cache: bool  # the caller passed one, perhaps empty
+    has_cache: bool  # whether the caller passed one, even an empty one
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """Checked and complete; made once per forward, shared by all layers.
+    """The checked layout, made once per forward pass and shared by all layers.
 
     `attention_mask` is None when no cached or new token is padding; `padding` is None when no
     new token is.
@@ -44,15 +44,15 @@ class TokenLayout:
 
 
 def lay_out(inputs: TokenInputs, config: HypeNetConfig) -> TokenLayout:
-    """Check the inputs and work out positions, padding and documents.
+    """Check the inputs and compute positions, padding and documents.
 
-    Without `position_ids` a token's position counts the tokens before it that are not padding
-    (and, in packed rows, those of its own document).
+    Without `position_ids`, a token's position is the number of tokens before it, in its document,
+    that are not padding.
 
     Raises:
-        InvalidModelInputError: empty input, a row of padding only, a mask of the wrong shape, an
-            impossible mix of packing with padding or a cache, boundaries that do not fit, or a
-            position at or beyond `max_position_embeddings`.
+        InvalidModelInputError: the input is empty, a row is all padding, the mask has the wrong
+            shape, packing is combined with padding or a cache, the boundaries are invalid, or a
+            position is at or beyond `max_position_embeddings`.
     """
     if inputs.batch == 0 or inputs.num_tokens == 0:
         raise InvalidModelInputError(
@@ -76,8 +76,10 @@ def lay_out(inputs: TokenInputs, config: HypeNetConfig) -> TokenLayout:
         start, stop = inputs.num_cached, inputs.num_cached + inputs.num_tokens
         positions = torch.arange(start, stop, device=inputs.device)[None]
     _check_positions(positions, inputs, config)
-    new = None if valid is None else valid[:, inputs.num_cached :]
-    padding = None if new is None or bool(new.all()) else PaddedRows.from_mask(new)
+    new_tokens = None if valid is None else valid[:, inputs.num_cached :]
+    padding = (
+        None if new_tokens is None or bool(new_tokens.all()) else PaddedRows.from_mask(new_tokens)
+    )
     return TokenLayout(positions, valid, padding, packed)
 
 
@@ -90,12 +92,12 @@ def _valid_tokens(inputs: TokenInputs) -> Tensor | None:
         shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
         raise InvalidModelInputError(
             f"attention_mask is {shape}, expected {expected}: cached and new tokens of each row",
-            hint="Linear layers can honour a mask of padding only, not one of pairs of tokens.",
+            hint="Linear layers only support padding masks, not masks over pairs of tokens.",
         )
     valid = mask.to(device=inputs.device, dtype=torch.bool)
     if bool(valid.all()):
         return None
-    # A prefill in chunks shows a row's left padding before its first token.
+    # In a chunked prefill the first chunk of a row may be all padding.
     if not inputs.has_cache:
         refuse_rows_without_tokens(valid)
     return valid
@@ -116,26 +118,26 @@ def refuse_rows_without_tokens(attention_mask: Tensor) -> None:
 
 
 def _packed_rows(inputs: TokenInputs, valid: Tensor | None) -> PackedRows | None:
-    alone = inputs.batch == 1 and not inputs.has_cache
+    is_single_row = inputs.batch == 1 and not inputs.has_cache
     if inputs.cu_seqlens is None:
         positions = inputs.position_ids
         if positions is None or inputs.has_cache or inputs.attention_mask is not None:
             return None
-        if not alone and bool((positions.diff(dim=1) < 0).any()):
+        if not is_single_row and bool((positions.diff(dim=1) < 0).any()):
             raise InvalidModelInputError(
                 f"position_ids restart inside {inputs.batch} rows",
                 hint="Pack documents into one row.",
             )
-        return PackedRows.from_restarts(positions) if alone else None
-    if not alone:
-        held = f"{inputs.batch} rows" if inputs.batch != 1 else "past_key_values"
+        return PackedRows.from_restarts(positions) if is_single_row else None
+    if not is_single_row:
+        conflict = f"{inputs.batch} rows" if inputs.batch != 1 else "past_key_values"
         raise InvalidModelInputError(
-            f"cu_seqlens with {held}", hint="Pack documents into one row, and cache none of them."
+            f"cu_seqlens with {conflict}", hint="Pack documents into one row, and use no cache."
         )
     if valid is not None:
         raise InvalidModelInputError(
             "cu_seqlens together with padding in attention_mask",
-            hint="Leave attention_mask out; make padding a document of its own.",
+            hint="Leave attention_mask out; make padding a separate document.",
         )
     return PackedRows.from_cu_seqlens(inputs.cu_seqlens, inputs.num_tokens, inputs.device)
 
@@ -144,9 +146,9 @@ def _check_positions(positions: Tensor, inputs: TokenInputs, config: HypeNetConf
     if not (config.attn_use_rope or config.lightning_use_rope):
         return
     limit = config.max_position_embeddings
-    given = inputs.position_ids is not None
-    if not given and inputs.num_cached + inputs.num_tokens <= limit:
-        return  # without a look at the device
+    explicit = inputs.position_ids is not None
+    if not explicit and inputs.num_cached + inputs.num_tokens <= limit:
+        return  # this check needs no copy from the device
     last = int(positions.max())
     if last >= limit or int(positions.min()) < 0:
         wrong = last if last >= limit else int(positions.min())

@@ -1,1 +1,1 @@
-"""QK-Restore and its variants: plan, edit and prove, on checkpoint folders."""
+"""QK-Restore and its variants on checkpoint folders: plan, edit and verify."""

@@ -1,4 +1,4 @@
-"""May W_Q and W_K of one checkpoint be put into the other? Refuse unless they mean the same."""
+"""Refuse to combine two checkpoints unless W_Q and W_K mean the same in both."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def check_compatible(
     maps: tuple[AttentionMap, AttentionMap],
     roles: Collection[Role],
 ) -> list[str]:
-    """Compare what W_Q and W_K mean, and the tensors of `roles`; nothing else has to agree.
+    """Check that W_Q and W_K mean the same in both; other parts of the models may differ.
 
     Returns:
         Notes on differences in the configs that do not matter.
 
     Raises:
-        UserError: the softmax layers, or what the configs make of a logit, differ; or tensors of
-            these roles are missing on one side or have different shapes.
+        UserError: the softmax layers or config values that affect a logit differ, or tensors of
+            `roles` are missing on one side or have different shapes.
     """
     pre_map, post_map = maps
     if pre_map.family != post_map.family:
@@ -35,8 +35,8 @@ def check_compatible(
     if len(kinds[0]) != len(kinds[1]):
         raise _mismatch("numbers of layers", len(kinds[0]), len(kinds[1]), pre, post)
     if kinds[0] != kinds[1]:
-        other = [i for i, (a, b) in enumerate(zip(*kinds, strict=True)) if a != b]
-        marks = [" ".join(f"{i}:{found[i]}" for i in other) for found in kinds]
+        differing = [i for i, (a, b) in enumerate(zip(*kinds, strict=True)) if a != b]
+        marks = [" ".join(f"{i}:{side[i]}" for i in differing) for side in kinds]
         raise _mismatch("layer marks", marks[0], marks[1], pre, post)
     pre_routing, post_routing = dict(pre_map.routing), dict(post_map.routing)
     ropes = pre_routing.pop("rope"), post_routing.pop("rope")
@@ -49,14 +49,14 @@ def check_compatible(
 
 
 def check_dtypes(pre: Checkpoint, post: Checkpoint, names: Iterable[str]) -> None:
-    """Raise UserError unless these tensors have one dtype in both."""
+    """Raise UserError unless these tensors have the same dtype in both checkpoints."""
     for name in names:
         pre_dtype, post_dtype = (c.tensors[name][1].dtype for c in (pre, post))
         if pre_dtype != post_dtype:
             raise UserError(
                 f"Different dtypes of {name!r}: pre {pre_dtype} ({pre.folder}), "
                 f"post {post_dtype} ({post.folder}).",
-                hint=f"--cast rounds what is taken from pre to {post_dtype}.",
+                hint=f"--cast rounds the tensors taken from pre to {post_dtype}.",
             )
 
 
@@ -65,6 +65,6 @@ def _mismatch(
 ) -> UserError:
     return UserError(
         f"Different {what}:\n  pre  {in_pre}  ({pre.folder})\n  post {in_post}  ({post.folder})",
-        hint=f"Give as --pre the checkpoint that {post.folder} was fine-tuned from. If it is that, "
-        f"one {CONFIG} was edited: put the value of its training back.",
+        hint=f"Give as --pre the checkpoint that {post.folder} was fine-tuned from. If it is, one "
+        f"{CONFIG} was edited: set the value back to that of training.",
     )

@@ -1,4 +1,4 @@
-"""Which tensors of two checkpoints differ, and by how much. Streams; never holds a whole tensor."""
+"""Find which tensors of two checkpoints differ, and by how much, without loading whole tensors."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ NO_ROLE = len(ROLE_ORDER)
 def diff(request: DiffRequest) -> CheckpointDifference:
     """Compare every tensor of two checkpoints, by bytes first and then by values.
 
-    Tensors are paired by their place in the decoder, whatever it is wrapped in. Unlike a restore
-    this takes any two checkpoints: other shapes and dtypes are differences, and an architecture
-    without an attention map is compared by names and without roles.
+    Tensors are paired by their place in the decoder, even if one is in a multimodal wrapper. Unlike
+    a restore, this accepts any two checkpoints: different shapes and dtypes count as differences,
+    and an architecture without an attention map is compared by tensor names, without roles.
 
     Raises:
-        UserError: one of the folders is not a whole checkpoint.
+        UserError: one of the folders is not a complete checkpoint.
     """
     a, b = open_checkpoint(request.a), open_checkpoint(request.b)
     maps = _attention_or_none(a), _attention_or_none(b)
@@ -47,7 +47,9 @@ def diff(request: DiffRequest) -> CheckpointDifference:
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         compared = list(
             pool.map(
-                lambda names: _compare(_Two(a=a, b=b, name_a=names[0], name_b=names[1]), roles),
+                lambda names: _compare(
+                    _TensorPair(a=a, b=b, name_a=names[0], name_b=names[1]), roles
+                ),
                 pairing.common.items(),
             )
         )
@@ -60,14 +62,14 @@ def diff(request: DiffRequest) -> CheckpointDifference:
         only_in_b=pairing.only_in_b,
         identical=sum(not differences for differences in compared),
         renamed=sum(name_a != name_b for name_a, name_b in pairing.common.items()),
-        different=tuple(sorted((d for found in compared for d in found), key=_order)),
+        different=tuple(sorted((d for differences in compared for d in differences), key=_order)),
     )
 
 
 def _order(difference: TensorDifference) -> tuple[bool, int, int, str]:
     layer, role = difference.layer, difference.role
-    place = NO_ROLE if role is None else ROLE_ORDER[Role(role)]
-    return layer is None, layer or 0, place, difference.name
+    role_order = NO_ROLE if role is None else ROLE_ORDER[Role(role)]
+    return layer is None, layer or 0, role_order, difference.name
 
 
 def _attention_or_none(checkpoint: Checkpoint) -> AttentionMap | None:
@@ -78,8 +80,8 @@ def _attention_or_none(checkpoint: Checkpoint) -> AttentionMap | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Two:
-    """A tensor of A and its partner of B."""
+class _TensorPair:
+    """A tensor of A and its counterpart in B."""
 
     a: Checkpoint
     b: Checkpoint
@@ -91,7 +93,7 @@ class _Two:
         return self.a.tensors[self.name_a][1], self.b.tensors[self.name_b][1]
 
     def pieces(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield the same PIECE_VALUES values of both, as raw bytes."""
+        """Yield corresponding pieces of PIECE_VALUES values of both, as raw bytes."""
         yield from zip(
             self.a.pieces(self.name_a, PIECE_VALUES),
             self.b.pieces(self.name_b, PIECE_VALUES),
@@ -101,7 +103,7 @@ class _Two:
 
 @dataclass(kw_only=True)
 class _Sums:
-    """What is added up over the values of one role."""
+    """Running sums over the values of one role."""
 
     values: int = 0
     changed: int = 0
@@ -120,65 +122,67 @@ class _Sums:
         return a, moved
 
 
-def _compare(two: _Two, roles: Mapping[str, Sequence[RoleTensor]]) -> list[TensorDifference]:
-    """Return nothing for equal bytes, else one difference, or one per role of a fused tensor."""
-    a, b = two.entries
+def _compare(
+    pair: _TensorPair, roles: Mapping[str, Sequence[RoleTensor]]
+) -> list[TensorDifference]:
+    """Return one difference, or one per role of a fused tensor; none if the bytes are equal."""
+    a, b = pair.entries
     same_shape = a.shape == b.shape
-    if same_shape and a.dtype == b.dtype and all(x == y for x, y in two.pieces()):
+    if same_shape and a.dtype == b.dtype and all(x == y for x, y in pair.pieces()):
         return []
-    tensors = roles.get(two.name_a, [])
+    tensors = roles.get(pair.name_a, [])
     names: list[str | None] = [tensor.role.value for tensor in tensors]
     names = names or [None]
     comparable = same_shape and {a.dtype, b.dtype} <= FLOAT_DTYPES.keys()
-    sums = _sums(two, tensors) if comparable else [None] * len(names)
-    number = LAYER_NUMBER.search(two.name_a)
+    sums = _sums(pair, tensors) if comparable else [None] * len(names)
+    number = LAYER_NUMBER.search(pair.name_a)
     return [
         TensorDifference(
-            name=two.name_a,
-            name_b=two.name_b,
+            name=pair.name_a,
+            name_b=pair.name_b,
             layer=int(number.group(1)) if number else None,
             role=role,
             shape_a=a.shape,
             shape_b=b.shape,
             dtype_a=a.dtype,
             dtype_b=b.dtype,
-            values=found.values if found else None,
-            changed_values=found.changed if found else None,
-            norm_a=found.norms()[0] if found else None,
-            norm_b_minus_a=found.norms()[1] if found else None,
+            values=role_sums.values if role_sums else None,
+            changed_values=role_sums.changed if role_sums else None,
+            norm_a=role_sums.norms()[0] if role_sums else None,
+            norm_b_minus_a=role_sums.norms()[1] if role_sums else None,
         )
-        for role, found in zip(names, sums, strict=True)
+        for role, role_sums in zip(names, sums, strict=True)
     ]
 
 
-def _sums(two: _Two, tensors: Sequence[RoleTensor]) -> list[_Sums]:
-    """Return the sums of each role's rows; of all values where there is one role or none."""
-    entry, partner = two.entries
+def _sums(pair: _TensorPair, tensors: Sequence[RoleTensor]) -> list[_Sums]:
+    """Return the sums over the rows of each role, or over all values if it has at most one role."""
+    entry, entry_b = pair.entries
     sums = [_Sums() for _ in range(max(len(tensors), 1))]
     spans = _spans(tensors, entry)
-    start, at = 0, 0
-    for piece_a, piece_b in two.pieces():
-        a, b = decode(piece_a, entry.dtype), decode(piece_b, partner.dtype)
-        while at < len(spans) and spans[at][0] < start + a.size:
-            first, stop, which = spans[at]
+    start, span = 0, 0
+    for piece_a, piece_b in pair.pieces():
+        a, b = decode(piece_a, entry.dtype), decode(piece_b, entry_b.dtype)
+        while span < len(spans) and spans[span][0] < start + a.size:
+            first, stop, role_index = spans[span]
             inside = slice(max(first - start, 0), min(stop - start, a.size))
-            sums[which].add(a[inside], b[inside])
+            sums[role_index].add(a[inside], b[inside])
             if stop > start + a.size:
                 break
-            at += 1
+            span += 1
         start += a.size
     return sums
 
 
 def _spans(tensors: Sequence[RoleTensor], entry: TensorEntry) -> list[tuple[int, int, int]]:
     """Return the ranges of values (start, stop, index of the role), ascending."""
-    whole = math.prod(entry.shape)
+    num_values = math.prod(entry.shape)
     if len(tensors) < 2:
-        return [(0, whole, 0)]
-    row = whole // entry.num_rows
+        return [(0, num_values, 0)]
+    row_values = num_values // entry.num_rows
     return sorted(
-        (rows.start * row, rows.stop * row, which)
-        for which, tensor in enumerate(tensors)
+        (rows.start * row_values, rows.stop * row_values, role_index)
+        for role_index, tensor in enumerate(tensors)
         if tensor.rows is not None
         for rows in map(tensor.rows.rows, range(tensor.rows.num_heads))
     )

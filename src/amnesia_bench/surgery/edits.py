@@ -1,8 +1,8 @@
-"""Compute the bytes that a plan puts in, before anything is copied.
+"""Compute the new bytes of a plan before any shard is written.
 
-The new rows go one after the other into a spool file: repairing is then nothing but splicing,
-and what could be refused (NaN, nothing to change) is known before the first shard is written.
-A `copy` moves raw bytes; every other rule computes in float64 and rounds once, to post's dtype.
+The new rows are appended to a spool file, so that writing a shard only splices bytes, and errors
+(NaN, nothing to change) are raised before the first shard is written.
+A `copy` copies raw bytes; every other rule computes in float64 and rounds once, to post's dtype.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ import numpy as np
 from amnesia_bench.config.schema import Copy, Rule
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.restoration import EditedTensor
-from amnesia_bench.surgery.layer_values import Pair, ruled_tensors
+from amnesia_bench.surgery.layer_values import Pair, apply_rule
 from amnesia_bench.surgery.plan import LayerPlan, PlannedTensor
 from amnesia_bench.weights.header import TensorEntry
 from amnesia_bench.weights.numbers import FLOAT_DTYPES, decode, encode
 
-# Norms are taken in pieces, so that a copy never holds a whole tensor in float64.
+# Norms are computed in pieces, so that a copy never needs a whole tensor in float64.
 PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """`length` bytes at `start` of a shard are to become those at `spool_start` of the spool."""
+    """Replace `length` bytes at `start` of a shard by those at `spool_start` of the spool."""
 
     start: int
     length: int
@@ -40,7 +40,7 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class Edits:
-    """The new bytes, spooled to disk: `patches` by shard, ascending; `tensors` describes them."""
+    """The new bytes, spooled to disk: ascending `patches` per shard; `tensors` describes them."""
 
     spool: Path
     patches: dict[str, tuple[Patch, ...]]
@@ -53,7 +53,7 @@ class Edits:
 
 @dataclass(frozen=True, kw_only=True)
 class _Values:
-    """One tensor's bytes, in post's dtype: before, after, and with all its planned rows new."""
+    """One tensor's bytes in post's dtype: pre, post, and post with its planned rows replaced."""
 
     pre: bytes
     post: bytes
@@ -64,19 +64,19 @@ def compute_edits(pair: Pair, plans: tuple[LayerPlan, ...], rule: Rule, spool: P
     """Apply `rule` to every planned tensor and write the new rows to `spool`.
 
     Raises:
-        UserError: NaN or infinity in what would be written, or in what a rule computes from.
+        UserError: the values to write, or the inputs of the rule, contain NaN or infinity.
     """
     patches: dict[str, list[Patch]] = {}
-    described = []
+    edited_tensors = []
     _prefetch(pair, plans)
     with spool.open("wb") as file, ThreadPoolExecutor() as hashers:
         for plan in plans:
-            ruled = {} if isinstance(rule, Copy) else ruled_tensors(rule, pair, plan)
+            computed = {} if isinstance(rule, Copy) else apply_rule(rule, pair, plan)
             for name, tensors in plan.by_name().items():
                 shard, entry = pair.post.tensors[name]
                 post = pair.post.read(name)
                 values = _Values(pre=_in_post_dtype(pair, name), post=post, new=bytearray(post))
-                donor = encode(ruled[name], entry.dtype) if name in ruled else values.pre
+                donor = encode(computed[name], entry.dtype) if name in computed else values.pre
                 for start, stop in _byte_ranges(tensors, entry):
                     values.new[start:stop] = donor[start:stop]
                     patches.setdefault(shard, []).append(
@@ -87,20 +87,22 @@ def compute_edits(pair: Pair, plans: tuple[LayerPlan, ...], rule: Rule, spool: P
                         )
                     )
                     file.write(values.new[start:stop])
-                # Three passes of sha256 take as long as everything else: other cores do them.
+                # Three passes of sha256 take as long as everything else, so other cores do them.
                 hashes = [hashers.submit(_sha256, v) for v in (values.pre, post, values.new)]
-                described += [_described(pair, tensor, values, hashes) for tensor in tensors]
+                edited_tensors += [
+                    _edited_tensor(pair, tensor, values, hashes) for tensor in tensors
+                ]
     return Edits(
         spool=spool,
         patches={s: tuple(sorted(p, key=lambda patch: patch.start)) for s, p in patches.items()},
-        tensors=tuple(described),
+        tensors=tuple(edited_tensors),
     )
 
 
 def measure_drift(pair: Pair, plans: tuple[LayerPlan, ...]) -> dict[int, float]:
-    """Return, per planned layer, how far its planned rows drifted: |post - pre| / |pre|.
+    """Return the relative drift |post - pre| / |pre| of the planned rows of each planned layer.
 
-    Infinite where that is not a number: a layer that diverged has drifted furthest.
+    It is infinite where the ratio is not finite: a diverged layer has drifted furthest.
     """
     drift = {}
     for plan in plans:
@@ -118,7 +120,7 @@ def measure_drift(pair: Pair, plans: tuple[LayerPlan, ...]) -> dict[int, float]:
 
 
 def _prefetch(pair: Pair, plans: Iterable[LayerPlan]) -> None:
-    """Let the disk read on, in the order of use, while the tensors before are computed."""
+    """Ask the kernel to read the planned tensors ahead, in the order of use."""
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
     names = [name for plan in plans for name in plan.by_name()]
@@ -153,7 +155,7 @@ def _value_pieces(
             yield [decode(memoryview(buffer)[begin:end], entry.dtype) for buffer in buffers]
 
 
-def _described(
+def _edited_tensor(
     pair: Pair, tensor: PlannedTensor, values: _Values, hashes: Sequence[Future[str]]
 ) -> EditedTensor:
     shard, entry = pair.post.tensors[tensor.name]
@@ -172,7 +174,7 @@ def _described(
                 hint="See which tensors diverged: "
                 + shlex.join(["amnesia", "diff", str(pair.pre.folder), str(pair.post.folder)]),
             )
-        # A diverged post may hold infinity.
+        # A diverged post may contain infinity.
         with np.errstate(invalid="ignore", over="ignore"):
             moved, undone = post_values - pre_values, new_values - post_values
             squares += [np.vdot(a, a) for a in (pre_values, post_values, moved, undone)]

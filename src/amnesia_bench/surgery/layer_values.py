@@ -1,7 +1,8 @@
-"""The projections of one layer as float64 matrices: gathered from the tensors, ruled, put back.
+"""Apply a rule to the projections of one layer, gathered from the tensors as float64 matrices.
 
-A role may lie in several tensors (weight and bias) or in some rows of one (fused or gated
-projections). Here it becomes one matrix [rows, M], a bias its last column, and back.
+A role may be stored in several tensors (weight and bias) or in some rows of one (fused or gated
+projections). It is gathered into one matrix [rows, M], with a bias as the last column, and
+scattered back.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ ComputedRule = Blend | LowRank | QKPro | QKProcrustes
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The two checkpoints of a restore and where their attention tensors are."""
+    """The two checkpoints of a restore and the map of their attention tensors."""
 
     pre: Checkpoint
     post: Checkpoint
@@ -40,35 +41,34 @@ class _Part:
     rows: NDArray[np.intp]
 
 
-def ruled_tensors(rule: ComputedRule, pair: Pair, plan: LayerPlan) -> dict[str, Float64]:
-    """Return, per planned tensor, its values [rows, M] with this rule applied.
+def apply_rule(rule: ComputedRule, pair: Pair, plan: LayerPlan) -> dict[str, Float64]:
+    """Return the values [rows, M] of each planned tensor after applying the rule.
 
-    Rows outside the role are post's. Q/K rules see all heads of the layer, whichever of them
-    are planned; the others see the planned rows.
+    Rows outside the role keep post's values. Q/K rules use all heads of the layer, planned or not;
+    the other rules use only the planned rows.
 
     Raises:
-        UserError: NaN or infinity in pre or post, from which no rule can compute, or a
-            projection that is not one matrix.
+        UserError: pre or post contains NaN or infinity, or a projection is not one matrix.
     """
     _refuse_adapters(plan)
-    if isinstance(rule, Blend):  # element by element: every tensor by itself
+    if isinstance(rule, Blend):  # elementwise: each tensor separately
         groups = [[_planned_rows(tensor)] for tensor in plan.tensors]
     elif isinstance(rule, LowRank):
         roles = dict.fromkeys(tensor.role for tensor in plan.tensors)
         groups = [[_planned_rows(tensor) for tensor in plan.of_role(role)] for role in roles]
     else:
         groups = [_all_rows(pair.attention, plan.layer, role) for role in (Role.Q, Role.K)]
-        _refuse_foreign_keys(rule, plan.layer, groups[1])
+        _refuse_shared_keys(rule, plan.layer, groups[1])
     pre = [_gather(pair.pre, parts) for parts in groups]
     post = [_gather(pair.post, parts) for parts in groups]
-    new = _apply(rule, pre, post, _head_dim(pair.attention, plan.layer))
+    new = _new_matrices(rule, pre, post, _head_dim(pair.attention, plan.layer))
     tensors: dict[str, Float64] = {}
     for parts, matrix in zip(groups, new, strict=True):
         tensors |= _scatter(pair.post, parts, matrix, tensors)
     return tensors
 
 
-def _apply(
+def _new_matrices(
     rule: ComputedRule, pre: list[Float64], post: list[Float64], head_dim: int
 ) -> list[Float64]:
     if isinstance(rule, Blend):
@@ -92,14 +92,14 @@ def _all_rows(attention: AttentionMap, layer: int, role: Role) -> list[_Part]:
     parts = []
     for tensor in attention.tensors:
         if tensor.layer == layer and tensor.role == role:
-            assert tensor.rows is not None, tensor  # _refuse_adapters
+            assert tensor.rows is not None, tensor  # guaranteed by _refuse_adapters
             heads = (tensor.rows.rows(h) for h in range(tensor.rows.num_heads))
             parts.append(_Part(name=tensor.name, rows=_index((r.start, r.stop) for r in heads)))
     return parts
 
 
 def _head_dim(attention: AttentionMap, layer: int) -> int:
-    """Return the head_dim of one layer's queries: of gemma4 it depends on the layer."""
+    """Return the head_dim of one layer's queries, which depends on the layer in gemma4."""
     sizes = (
         t.rows.head_dim
         for t in attention.tensors
@@ -113,22 +113,22 @@ def _planned_rows(tensor: PlannedTensor) -> _Part:
 
 
 def _refuse_adapters(plan: LayerPlan) -> None:
-    """W_Q and W_K with low-rank adapters (zamba2) are sums, not tensors that a rule could move."""
+    """Refuse low-rank adapters (zamba2), which make W_Q and W_K sums of tensors."""
     for tensor in plan.tensors:
         if tensor.adapter:
             raise UserError(
-                f"{tensor.name!r} is an adapter on top of the projection; only its product with "
-                "the other half would mean something to this rule.",
-                hint="The rule copy restores this architecture: --variant qk",
+                f"{tensor.name!r} is one half of an adapter on top of the projection; this rule "
+                "needs the product of both halves.",
+                hint="Use the copy rule for this architecture: --variant qk",
             )
 
 
-def _refuse_foreign_keys(rule: ComputedRule, layer: int, keys: Sequence[_Part]) -> None:
+def _refuse_shared_keys(rule: ComputedRule, layer: int, keys: Sequence[_Part]) -> None:
     if not keys:  # gemma3n, gemma4
         raise UserError(
             f"Layer {layer} reads the keys of an earlier layer; rule {rule.kind} needs W_Q and W_K "
             "of one layer.",
-            hint="The rule copy restores this architecture: --variant qk",
+            hint="Use the copy rule for this architecture: --variant qk",
         )
 
 
@@ -142,8 +142,8 @@ def _values(checkpoint: Checkpoint, name: str) -> Float64:
     values = decode(checkpoint.read(name), entry.dtype).reshape(entry.num_rows, -1)
     if not np.isfinite(values).all():
         raise UserError(
-            f"{checkpoint.folder}: {name!r} holds NaN or infinity; only the copy rule can go on "
-            "where that is not in the rows to be copied."
+            f"{checkpoint.folder}: {name!r} contains NaN or infinity. Only the copy rule works "
+            "here, and only if the rows to copy are finite."
         )
     return values
 
@@ -153,12 +153,12 @@ def _gather(checkpoint: Checkpoint, parts: Sequence[_Part]) -> Float64:
 
 
 def _scatter(
-    post: Checkpoint, parts: Sequence[_Part], matrix: Float64, done: dict[str, Float64]
+    post: Checkpoint, parts: Sequence[_Part], matrix: Float64, scattered: dict[str, Float64]
 ) -> dict[str, Float64]:
-    """Cut `matrix` back into its tensors, on top of `done` or else of post's values."""
+    """Split `matrix` into its tensors, starting from `scattered` or else from post's values."""
     tensors, column = {}, 0
     for part in parts:
-        values = done[part.name] if part.name in done else _values(post, part.name)
+        values = scattered[part.name] if part.name in scattered else _values(post, part.name)
         values[part.rows] = matrix[:, column : column + values.shape[1]]
         column += values.shape[1]
         tensors[part.name] = values

@@ -1,7 +1,8 @@
-"""Match the tensors of two checkpoints of one model, whatever their names.
+"""Match the tensors of two checkpoints of one model, even if their names differ.
 
 A fine-tune often stores its tensors differently from its base: without the multi-token predictor
-or the vision tower, under another prefix, a tied head once instead of twice, experts fused.
+or the vision tower, under another prefix, with a tied head once instead of twice, or with fused
+experts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from amnesia_bench.weights.names import by_place, grouped_names, plain_name
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """The tensors that both have, as name in A -> name in B, and the names of the others."""
+    """The tensors of both checkpoints, as name in A -> name in B, and the names of the others."""
 
     common: Mapping[str, str]
     only_in_a: tuple[str, ...]
@@ -28,7 +29,7 @@ def pair_tensors(
     a: Checkpoint, b: Checkpoint, maps: tuple[AttentionMap | None, AttentionMap | None]
 ) -> Pairing:
     """Match tensors by their place in the decoder, or by name if either has no map."""
-    roots = [found.root if None not in maps and found is not None else None for found in maps]
+    roots = [m.root if None not in maps and m is not None else None for m in maps]
     in_a, in_b = by_place(a.tensors, roots[0]), by_place(b.tensors, roots[1])
     return Pairing(
         common={name: in_b[place] for place, name in in_a.items() if place in in_b},
@@ -37,9 +38,9 @@ def pair_tensors(
     )
 
 
-def in_posts_names(pre: Checkpoint, pairing: Pairing) -> Checkpoint:
+def with_post_names(pre: Checkpoint, pairing: Pairing) -> Checkpoint:
     """Return `pre` with only the tensors that post also has, under post's names."""
-    tensors = {ours: pre.tensors[theirs] for theirs, ours in pairing.common.items()}
+    tensors = {in_post: pre.tensors[in_pre] for in_pre, in_post in pairing.common.items()}
     return replace(pre, tensors=tensors)
 
 
@@ -49,41 +50,43 @@ def check_roles(
     maps: tuple[AttentionMap, AttentionMap],
     roles: Collection[Role],
 ) -> None:
-    """Raise UserError unless both have the same tensors of these roles, in equal shapes."""
+    """Raise UserError unless both checkpoints have the same tensors of these roles and shapes."""
     in_pre, in_post = (
-        by_place((t.name for t in found.tensors if t.role in roles), found.root) for found in maps
+        by_place((t.name for t in m.tensors if t.role in roles), m.root) for m in maps
     )
     for place in sorted(in_pre.keys() ^ in_post.keys()):
-        have, lack = (pre, post) if place in in_pre else (post, pre)
+        having, lacking = (pre, post) if place in in_pre else (post, pre)
         name = in_pre.get(place) or in_post[place]
-        raise _other_form(f"{have.folder} has {name!r} and {lack.folder} has not")
+        raise _different_storage(f"{having.folder} has {name!r}, but {lacking.folder} does not")
     for place, name in sorted(in_post.items()):
         entries = pre.tensors[in_pre[place]][1], post.tensors[name][1]
         shapes = [list(entry.shape) for entry in entries]
         if shapes[0] != shapes[1]:
-            raise _other_form(f"{name!r} has shape {shapes[0]} in pre and {shapes[1]} in post")
+            raise _different_storage(
+                f"{name!r} has shape {shapes[0]} in pre and {shapes[1]} in post"
+            )
 
 
 def notes_on_others(
     pre: Checkpoint, post: Checkpoint, pairing: Pairing, planned: Collection[str]
 ) -> Iterator[str]:
-    """Yield how the two differ outside the plan; `pre` goes by post's names."""
+    """Yield notes on differences outside the plan; `pre` has post's tensor names."""
     renamed = [(a, b) for a, b in pairing.common.items() if a != b]
     if renamed:
-        theirs, ours = next(((a, b) for a, b in renamed if b in planned), renamed[0])
+        in_pre, in_post = next(((a, b) for a, b in renamed if b in planned), renamed[0])
         yield (
-            f"Tensor names differ (pre {theirs}, post {ours}): tensors were "
+            f"Tensor names differ (pre {in_pre}, post {in_post}): tensors were "
             "matched by layer and role, and the output keeps post's names."
         )
     wrapped = [name for name in post.tensors if plain_name(name) != name]
     if wrapped:
         yield (
-            f"Post's tensor names carry a training wrapper ({wrapped[0]}), which "
+            f"Post's tensor names contain a training wrapper ({wrapped[0]}), which "
             "transformers and vLLM do not recognise; the output keeps them."
         )
-    for where, names in (("pre", pairing.only_in_a), ("post", pairing.only_in_b)):
+    for side, names in (("pre", pairing.only_in_a), ("post", pairing.only_in_b)):
         if names:
-            yield f"Only in {where}, not needed for the repair: {grouped_names(names)}."
+            yield f"Only in {side}, not needed for the repair: {grouped_names(names)}."
     others = [name for name in pre.tensors if name not in planned]
     entries = {name: (pre.tensors[name][1], post.tensors[name][1]) for name in others}
     reshaped = [name for name, (a, b) in entries.items() if a.shape != b.shape]
@@ -98,9 +101,9 @@ def notes_on_others(
         yield f"Different dtype, the output keeps post's: {grouped_names(recast)}."
 
 
-def _other_form(what: str) -> UserError:
+def _different_storage(what: str) -> UserError:
     return UserError(
-        f"W_Q and W_K of pre and post are of different forms: {what}.",
+        f"W_Q and W_K are stored differently in pre and post: {what}.",
         hint="Give as --pre the checkpoint that post was fine-tuned from, or convert one of the "
-        "two into the form of the other (load it in transformers, save_pretrained).",
+        "two to the format of the other (load it in transformers, then save_pretrained).",
     )

@@ -1,6 +1,6 @@
-"""Which tensors, and which of their rows, a restore will replace. Reads no weights.
+"""Plan which tensors, and which of their rows, a restore replaces, without reading weights.
 
-The plan is what `--dry-run` prints and what the written bytes are later compared with.
+`--dry-run` prints the plan, and the written bytes are later compared with it.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from amnesia_bench.weights.checkpoint import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTensor:
-    """The rows of one tensor that will be replaced: half-open ranges, ascending, merged.
+    """The rows of one tensor that will be replaced, as ascending, merged, half-open ranges.
 
-    `adapter`: one half of a low-rank addition to W_Q or W_K, without rows per head.
+    `adapter` marks one half of a low-rank addition to W_Q or W_K, which has no rows per head.
     """
 
     layer: int
@@ -34,13 +34,13 @@ class PlannedTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
-    """One softmax layer: what will be replaced in it."""
+    """The tensors of one softmax layer that will be replaced."""
 
     layer: int
     tensors: tuple[PlannedTensor, ...]
 
     def by_name(self) -> dict[str, list[PlannedTensor]]:
-        """Return what is planned per tensor: a fused one plays several roles."""
+        """Group the planned tensors by name; a fused tensor has several roles."""
         tensors: dict[str, list[PlannedTensor]] = {}
         for tensor in self.tensors:
             tensors.setdefault(tensor.name, []).append(tensor)
@@ -55,17 +55,17 @@ def make_plan(
 ) -> tuple[LayerPlan, ...]:
     """Return the plan for these layers, in ascending order.
 
-    Layers that share the block of an earlier one (zamba2) own no tensors and have no plan.
+    Layers that share the block of an earlier one (zamba2) have no tensors and no plan.
 
     Raises:
-        UserError: a role that no selected layer has, or heads the model does not have.
+        UserError: no selected layer has a requested role, or a requested head does not exist.
     """
-    groups = _groups(select, attention)
+    kv_heads = _kv_heads(select, attention)
     plans = tuple(
         LayerPlan(
             layer=layer,
             tensors=tuple(
-                _planned(tensor, groups, attention, post)
+                _planned_tensor(tensor, kv_heads, attention, post)
                 for role in select.roles
                 for tensor in attention.tensors
                 if tensor.layer == layer and tensor.role == role
@@ -85,28 +85,28 @@ def make_plan(
 
 
 def candidate_layers(select: Select, attention: AttentionMap) -> tuple[int, ...]:
-    """Return the layers that may be restored; a list in `select.layers` is checked against them.
+    """Return the layers that may be restored, after checking a list in `select.layers`.
 
     Raises:
-        UserError: no softmax layer, or a listed layer that is not one.
+        UserError: the model has no softmax layer, or a listed layer is not one.
     """
     kinds = [LayerKind.FULL, LayerKind.SLIDING] if select.include_sliding else [LayerKind.FULL]
     layers = attention.layers(*kinds)
     sliding = attention.layers(LayerKind.SLIDING)
-    advice = "" if select.include_sliding or not sliding else (
+    sliding_hint = "" if select.include_sliding or not sliding else (
         f" Layers {_listed(sliding)} attend over a sliding window: select.include_sliding=true."
     )  # fmt: skip
     if not layers:
         raise UserError(
             f"This {attention.family} has no layer with full softmax attention: nothing to "
-            f"restore.{advice}"
+            f"restore.{sliding_hint}"
         )
     if isinstance(select.layers, str):
         return layers
     if isinstance(select.layers, TopDrift):
         if select.layers.top_drift > len(layers):
             raise UserError(
-                f"select.layers: top {select.layers.top_drift} asked for, but there are only "
+                f"select.layers: top_drift is {select.layers.top_drift}, but the model has only "
                 f"{len(layers)} softmax layers: {_listed(layers)}."
             )
         return layers
@@ -114,47 +114,47 @@ def candidate_layers(select: Select, attention: AttentionMap) -> tuple[int, ...]
         if layer not in layers:
             raise UserError(
                 f"select.layers: {layer} is not a softmax layer of this {attention.family}; "
-                f"those are {_listed(layers)}.{advice}"
+                f"its softmax layers are {_listed(layers)}.{sliding_hint}"
             )
     return tuple(sorted(set(select.layers)))
 
 
-def _groups(select: Select, attention: AttentionMap) -> tuple[int, ...] | None:
+def _kv_heads(select: Select, attention: AttentionMap) -> tuple[int, ...] | None:
     if isinstance(select.heads, str):
         return None
-    for group in select.heads:
-        if not 0 <= group < attention.num_kv_heads:
+    for kv_head in select.heads:
+        if not 0 <= kv_head < attention.num_kv_heads:
             raise UserError(
-                f"select.heads: {group} is not a KV head of this {attention.family}; "
+                f"select.heads: {kv_head} is not a KV head of this {attention.family}; "
                 f"it has {attention.num_kv_heads} (0..{attention.num_kv_heads - 1}). A query "
-                "head is restored with the KV head that it reads."
+                "head is restored together with its KV head."
             )
     return tuple(sorted(set(select.heads)))
 
 
-def _planned(
+def _planned_tensor(
     tensor: RoleTensor,
-    groups: tuple[int, ...] | None,
+    kv_heads: tuple[int, ...] | None,
     attention: AttentionMap,
     post: Checkpoint,
 ) -> PlannedTensor:
     adapter = tensor.role in (Role.Q, Role.K) and tensor.rows is None
-    if adapter and groups is not None:
+    if adapter and kv_heads is not None:
         raise UserError(
-            f"select.heads: {tensor.name!r} is an adapter that all heads share; only all of them "
-            "can be restored.",
+            f"select.heads: {tensor.name!r} is an adapter that all heads share, so it can only be "
+            "restored for all heads.",
             hint="restore.select.heads=all",
         )
     if tensor.rows is None:
         ranges = [(0, post.tensors[tensor.name][1].num_rows)]
     else:
-        per_group = tensor.rows.num_heads // attention.num_kv_heads
+        heads_per_kv_head = tensor.rows.num_heads // attention.num_kv_heads
         heads = range(tensor.rows.num_heads)
-        if groups is not None:
-            heads_of = (range(g * per_group, (g + 1) * per_group) for g in groups)
-            ranges = [_ends(tensor.rows.rows(h)) for heads in heads_of for h in heads]
+        if kv_heads is not None:
+            heads_of = (range(g * heads_per_kv_head, (g + 1) * heads_per_kv_head) for g in kv_heads)
+            ranges = [_bounds(tensor.rows.rows(h)) for heads in heads_of for h in heads]
         else:
-            ranges = [_ends(tensor.rows.rows(h)) for h in heads]
+            ranges = [_bounds(tensor.rows.rows(h)) for h in heads]
     return PlannedTensor(
         layer=tensor.layer,
         role=tensor.role,
@@ -164,7 +164,7 @@ def _planned(
     )
 
 
-def _ends(rows: range) -> tuple[int, int]:
+def _bounds(rows: range) -> tuple[int, int]:
     return rows.start, rows.stop
 
 

@@ -1,4 +1,4 @@
-"""The most important layers of a ranking, for models in which the paper restores only these."""
+"""Select the top layers of a ranking, for models in which the paper restores only those."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ def read_ranking(path: Path) -> LayerRanking:
     """Read a ranking that `rank_layers` wrote.
 
     Raises:
-        UserError: it is none, or was changed since.
+        UserError: the file is not a ranking, or was changed after it was written.
     """
     content = unsealed(read_json(path), str(path), "Rank the layers again, to another file.")
     return codec.from_json(LayerRanking, content, str(path))
 
 
 def top_layers(chosen: RankedLayers) -> tuple[int, ...]:
-    """Return the layers in ascending order.
+    """Return the top layers of a ranking, in ascending order.
 
     Raises:
-        UserError: the file holds no ranking, or one of fewer layers.
+        UserError: the file is not a ranking, or ranks fewer layers than requested.
     """
     try:
         return read_ranking(chosen.file).top(chosen.count)

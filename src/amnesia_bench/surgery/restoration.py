@@ -1,6 +1,6 @@
-"""QK-Restore on checkpoint folders: check, plan, compute, write, prove, publish.
+"""QK-Restore on checkpoint folders: check, plan, compute, write, verify, publish.
 
-Reads pre and post, writes one new folder in the form of post (paper section 5.2, Algorithm 1).
+Reads pre and post, and writes one new folder in post's format (paper section 5.2, Algorithm 1).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from amnesia_bench.store.publish import publishing
 from amnesia_bench.surgery.compat import check_compatible, check_dtypes
 from amnesia_bench.surgery.edits import Edits, compute_edits, measure_drift
 from amnesia_bench.surgery.layer_values import Pair
-from amnesia_bench.surgery.pairing import in_posts_names, notes_on_others, pair_tensors
+from amnesia_bench.surgery.pairing import notes_on_others, pair_tensors, with_post_names
 from amnesia_bench.surgery.plan import LayerPlan, candidate_layers, make_plan
 from amnesia_bench.surgery.ranked_layers import top_layers
 from amnesia_bench.surgery.shards import WrittenShard, bytes_to_copy, check_tensors, write_shards
@@ -41,9 +41,9 @@ from amnesia_bench.weights.folder_kinds import merge_command
 from amnesia_bench.weights.identity import as_parent, identify
 from amnesia_bench.weights.quantisation import (
     note_on_config,
-    quantised,
-    refuse_codes,
-    sign_of_codes,
+    quantisation_evidence,
+    quantised_weights_error,
+    refuse_quantised,
 )
 from amnesia_bench.weights.side_files import LeftOut, left_out, side_files
 
@@ -51,37 +51,37 @@ RESTORATION = "restoration.json"
 RESTORED = "restored"  # the kind of artifact
 SPOOL = ".edits"
 SCHEMA_VERSION = 1
-OWN_RECORDS = (MANIFEST, RESTORATION)  # of a post that is itself an artifact: not copied
+OWN_RECORDS = (MANIFEST, RESTORATION)  # not copied if post is itself an artifact
 
 
 def restore(request: RestoreRequest, out: Path | None) -> Restoration:
-    """Write `out`: post with the variant's tensors repaired from pre, everything else untouched.
+    """Write a copy of post in which the variant's tensors are restored from pre.
 
-    Config, tokenizer and code are those of post.
+    All other tensors, the config, the tokenizer and the code are those of post.
 
     Args:
-        request: the two checkpoints, and what of them is restored.
-        out: a folder that does not exist yet; None only plans, and writes nothing.
+        request: the two checkpoints and the variant to apply.
+        out: a folder that does not exist yet; None makes a plan and writes nothing.
 
     Returns:
-        What was done and proven; the same record lies in out/restoration.json. Of a plan `out` and
-        `proof` are None.
+        The record of the restore, which is also written to out/restoration.json. In the record of
+        a plan, `out` and `proof` are None.
 
     Raises:
-        UserError: the inputs do not belong together, or the plan would change nothing.
-        StageFailedError: the disk is full, a written byte could not be proven, or something
-            wrote to pre or post meanwhile.
+        UserError: the two checkpoints do not match, or the plan would change nothing.
+        StageFailedError: the disk is full, a written byte reads back wrong, or pre or post changed
+            during the restore.
         BusyError: another process is writing `out`.
     """
     job = _prepare(request)
     if out is None:
         with job.unchanged():
-            return _record(job, _computed(job, Path(os.devnull)))
+            return _record(job, _edits(job, Path(os.devnull)))
     _check_out(out, job.pair)
     provenance = collect_provenance(sys.argv, seeds={})
     with publishing(out) as work:
         with job.unchanged():
-            record, entries = _fill(job, work.folder, out)
+            record, entries = _write_contents(job, work.folder, out)
         parents = (
             as_parent("pre", record.pre, {t.name: t.sha256_pre for t in record.tensors}),
             as_parent("post", record.post, {t.name: t.sha256_post for t in record.tensors}),
@@ -103,10 +103,10 @@ class _Job:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Make sure that what is read of pre and post is what their hashes were taken of.
+        """Check that the files of pre and post do not change while they are read.
 
         Raises:
-            StageFailedError: a file of theirs was changed or removed; names it.
+            StageFailedError: a file was changed or removed; the message names it.
         """
         try:
             yield
@@ -125,19 +125,21 @@ def _prepare(request: RestoreRequest) -> _Job:
     checkpoints = open_checkpoint(pre), open_checkpoint(post)
     roles = {*ROUTING, *variant.select.roles}
     maps = _map_of(checkpoints[0], roles), _map_of(checkpoints[1], roles)
-    leftovers = [note for note in map(note_on_config, checkpoints) if note is not None]
-    notes = [*leftovers, *check_compatible(*checkpoints, maps, roles)]
+    config_notes = [note for note in map(note_on_config, checkpoints) if note is not None]
+    notes = [*config_notes, *check_compatible(*checkpoints, maps, roles)]
     pairing = pair_tensors(*checkpoints, maps)
-    pair = Pair(pre=in_posts_names(checkpoints[0], pairing), post=checkpoints[1], attention=maps[1])
-    copied = [str(path) for path in side_files(post) if str(path) not in OWN_RECORDS]
-    copied += [INDEX] if (post / INDEX).exists() else []
-    side_files_held = HeldFiles.hold(post / name for name in copied)
-    others = left_out(post, [*copied, *pair.post.shards, *OWN_RECORDS])
+    pair = Pair(
+        pre=with_post_names(checkpoints[0], pairing), post=checkpoints[1], attention=maps[1]
+    )
+    side_file_names = [str(path) for path in side_files(post) if str(path) not in OWN_RECORDS]
+    side_file_names += [INDEX] if (post / INDEX).exists() else []
+    side_files_held = HeldFiles.hold(post / name for name in side_file_names)
+    left_out_files = left_out(post, [*side_file_names, *pair.post.shards, *OWN_RECORDS])
     layers = candidate_layers(variant.select, pair.attention)
     plans = make_plan(variant.select, pair.attention, pair.post, layers)
     planned = [tensor.name for plan in plans for tensor in plan.tensors]
     for checkpoint in (pair.pre, pair.post):
-        refuse_codes(checkpoint, planned)
+        refuse_quantised(checkpoint, planned)
     if not request.cast:
         check_dtypes(pair.pre, pair.post, planned)
     notes += notes_on_others(pair.pre, pair.post, pairing, set(planned))
@@ -150,9 +152,9 @@ def _prepare(request: RestoreRequest) -> _Job:
         pair=pair,
         variant=variant,
         plans=plans,
-        side_files=tuple(copied),
-        left_out=others,
-        warnings=(*_warnings(variant, pair, plans, others), *notes),
+        side_files=tuple(side_file_names),
+        left_out=left_out_files,
+        warnings=(*_warnings(variant, pair, plans, left_out_files), *notes),
         held=sum((checkpoint.held for checkpoint in checkpoints), side_files_held),
     )
 
@@ -160,21 +162,21 @@ def _prepare(request: RestoreRequest) -> _Job:
 def _map_of(checkpoint: Checkpoint, roles: Collection[Role]) -> AttentionMap:
     try:
         return attention_map(checkpoint.config, checkpoint.shapes, roles)
-    except UserError as error:  # which of the two it is, only the caller knows
-        if (sign := sign_of_codes(checkpoint)) is not None:
-            raise quantised(checkpoint, sign) from error
+    except UserError as error:  # only the caller knows which checkpoint it is
+        if (evidence := quantisation_evidence(checkpoint)) is not None:
+            raise quantised_weights_error(checkpoint, evidence) from error
         raise UserError(f"{checkpoint.folder}: {error.what}", hint=error.hint) from None
 
 
 def _warnings(
-    variant: Variant, pair: Pair, plans: Sequence[LayerPlan], others: LeftOut
+    variant: Variant, pair: Pair, plans: Sequence[LayerPlan], left_out_files: LeftOut
 ) -> tuple[str, ...]:
     kinds = pair.attention.layer_kinds
     warnings = []
     if (pair.post.folder / ADAPTER_CONFIG).exists():
         warnings.append(
-            f"{pair.post.folder}: holds whole weights and an adapter beside them. The adapter is "
-            "taken to be merged already and is not taken over."
+            f"{pair.post.folder}: holds full weights and an adapter. The adapter is assumed to be "
+            "merged already and is not copied."
         )
     if LayerKind.LINEAR not in kinds and len(plans) == len(kinds):
         warnings.append(
@@ -185,25 +187,26 @@ def _warnings(
     sliding = pair.attention.layers(LayerKind.SLIDING)
     if sliding and not variant.select.include_sliding:
         warnings.append(
-            f"Layers {', '.join(map(str, sliding))} attend over a sliding window and stay as they "
-            "are: restore.select.include_sliding=true restores them too."
+            f"Layers {', '.join(map(str, sliding))} attend over a sliding window and are not "
+            "restored; restore.select.include_sliding=true restores them too."
         )
-    if others.files:
-        warnings.append(f"Not taken over from post: {others.described()}")
+    if left_out_files.files:
+        warnings.append(f"Not copied from post: {left_out_files.described()}")
     return tuple(warnings)
 
 
-def _fill(job: _Job, work: Path, out: Path) -> tuple[Restoration, tuple[FileEntry, ...]]:
-    """Write everything but the manifest into `work`; return the record and the files."""
+def _write_contents(job: _Job, work: Path, out: Path) -> tuple[Restoration, tuple[FileEntry, ...]]:
+    """Write everything but the manifest into `work`; return the record and the file entries."""
     post = job.pair.post
-    edits = _computed(job, work / SPOOL)
+    edits = _edits(job, work / SPOOL)
     _check_space(job, edits, work)
     shards = write_shards(post, edits, work)
     check_tensors(post, edits, work)
     edits.spool.unlink()
     for name in job.side_files:
         (work / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(post.folder / name, work / name)  # follows links: out holds the files
+        # Follows links, so that `out` has the files themselves.
+        shutil.copyfile(post.folder / name, work / name)
     record = replace(
         _record(job, edits),
         out=str(out),
@@ -213,16 +216,16 @@ def _fill(job: _Job, work: Path, out: Path) -> tuple[Restoration, tuple[FileEntr
     hashed = {shard.name: shard.sha256 for shard in shards} | {
         name: sha256_of(work / name) for name in (*job.side_files, RESTORATION)
     }
-    # A hardlink that is written through from now on differs from its entry.
+    # If anyone writes through a hardlink from now on, the file no longer matches its entry.
     return record, tuple(file_entry(work, name, sha256=sha) for name, sha in hashed.items())
 
 
-def _computed(job: _Job, spool: Path) -> Edits:
+def _edits(job: _Job, spool: Path) -> Edits:
     edits = compute_edits(job.pair, job.plans, job.variant.rule, spool)
     if edits.changes_nothing and not job.request.allow_noop:
         post = job.pair.post.folder
-        unmerged = (
-            "The adapter beside its weights is not merged into them. With peft installed:\n"
+        merge_hint = (
+            "Its adapter is not merged into its weights. With peft installed:\n"
             f"{merge_command(post)}\n"
             if (post / ADAPTER_CONFIG).exists()
             else ""
@@ -230,8 +233,7 @@ def _computed(job: _Job, spool: Path) -> Edits:
         raise UserError(
             f"Nothing to do: {job.variant.name!r} changes no bit of {job.pair.post.folder}; "
             f"the planned tensors are already those of {job.pair.pre.folder}.",
-            hint=f"{unmerged}Check that --pre and --post are what you mean; --allow-noop writes a "
-            "copy.",
+            hint=f"{merge_hint}Check --pre and --post, or write a copy anyway with --allow-noop.",
         )
     return edits
 
@@ -241,8 +243,8 @@ def _check_out(out: Path, pair: Pair) -> None:
     for checkpoint in (pair.pre, pair.post):
         if target.is_relative_to(checkpoint.folder.resolve()):
             raise UserError(
-                f"{out}: lies inside {checkpoint.folder}, which a restore only reads.",
-                hint="Choose a folder beside it.",
+                f"{out}: is inside {checkpoint.folder}, which a restore only reads.",
+                hint="Choose a folder outside it.",
             )
 
 
@@ -280,12 +282,12 @@ def _record(job: _Job, edits: Edits) -> Restoration:
 
 def _proof(job: _Job, edits: Edits, shards: Sequence[WrittenShard]) -> Proof:
     compared = [shard for shard in shards if shard.sha256 is not None]
-    linked = [shard for shard in shards if shard.sha256 is None]
+    hardlinked = [shard for shard in shards if shard.sha256 is None]
     return Proof(
         compared_files=tuple(shard.name for shard in compared),
-        linked_files=tuple(shard.name for shard in linked),
+        linked_files=tuple(shard.name for shard in hardlinked),
         compared_bytes=sum(shard.num_bytes for shard in compared),
-        linked_bytes=sum(shard.num_bytes for shard in linked),
+        linked_bytes=sum(shard.num_bytes for shard in hardlinked),
         planned_bytes=sum(tensor.planned_bytes for tensor in edits.tensors),
         planned_tensors=len(edits.tensors),
         untouched_tensors=len(job.pair.post.tensors) - len({t.name for t in edits.tensors}),

@@ -1,4 +1,4 @@
-"""Compare the rotary embeddings of two checkpoints: which differences change W_Q and W_K?"""
+"""Compare the rotary embeddings of two checkpoints and refuse differences that affect W_Q, W_K."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from amnesia_bench.errors import UserError
 
 # Rope types that users add to config.json to serve longer contexts than in training.
 SERVING_TYPES = ("yarn", "dynamic")
-# Keys fixed by training; a serving-time scaling leaves them alone.
+# Keys fixed by training; a serving-time scaling does not change them.
 TRAINED_KEYS = ("rope_theta", "partial_rotary_factor")
 
 Rope = Mapping[str, object]
 
 
 def check_rope(pre: Path, post: Path, ropes: tuple[Rope | None, Rope | None]) -> list[str]:
-    """Compare the ropes of the configs in two folders, as `routing_of` gives them.
+    """Compare the rope settings of two folders, as returned by `routing_of`.
 
     Returns:
-        Notes on differences that leave W_Q and W_K what they are.
+        Notes on differences that do not affect W_Q and W_K.
 
     Raises:
         UserError: their W_Q and W_K were trained for different rotations.
@@ -27,38 +27,40 @@ def check_rope(pre: Path, post: Path, ropes: tuple[Rope | None, Rope | None]) ->
     if ropes[0] is None and ropes[1] is None:
         return []
     if ropes[0] is None or ropes[1] is None:
-        raise _different(pre, post, [_row("rotary embedding", *map(_present, ropes))], None)
+        raise _different_rope(
+            pre, post, [_format_row("rotary embedding", *map(_summary, ropes))], None
+        )
     keys = [k for k in sorted({*ropes[0], *ropes[1]}) if ropes[0].get(k) != ropes[1].get(k)]
     notes = []
-    sections = [key for key in keys if _last(key).startswith("mrope_")]
+    sections = [key for key in keys if _bare_key(key).startswith("mrope_")]
     if sections:
         notes.append(
-            f"Different {', '.join(sections)}: these keys only affect images and video, so text is "
-            "attended to in the same way."
+            f"Different {', '.join(sections)}: these keys only affect images and video, not "
+            "attention to text."
         )
-    served = [key for key in keys if key not in sections and _is_for_serving(key, ropes)]
-    if served:
+    for_serving = [key for key in keys if key not in sections and _is_for_serving(key, ropes)]
+    if for_serving:
         notes.append(
-            f"Only one config.json scales the rope ({_listed(served, ropes)}). This is taken for a "
-            "serving-time setting, which does not change W_Q and W_K; the output keeps post's. If "
-            "one side was trained with it, pre's recall may not come back in full."
+            f"Only one config.json scales the rope ({_format_rows(for_serving, ropes)}). This "
+            "is treated as a serving-time setting, which does not change W_Q and W_K; the output "
+            "keeps post's. If one side was trained with it, pre's recall may not come back in full."
         )
-    trained = [key for key in keys if key not in sections and key not in served]
+    trained = [key for key in keys if key not in sections and key not in for_serving]
     if trained:
-        rows = [_row(key, ropes[0].get(key), ropes[1].get(key)) for key in trained]
-        raise _different(pre, post, rows, trained[0])
+        rows = [_format_row(key, ropes[0].get(key), ropes[1].get(key)) for key in trained]
+        raise _different_rope(pre, post, rows, trained[0])
     return notes
 
 
-def _last(key: str) -> str:
+def _bare_key(key: str) -> str:
     return key.rpartition(".")[2]
 
 
 def _is_for_serving(key: str, ropes: tuple[Rope | None, Rope | None]) -> bool:
-    """Return whether only one side scales this rope, and both were trained with the same one."""
-    kind = key[: -len(_last(key))]
+    """Return whether only one side scales this rope and both have the same trained keys."""
+    kind = key[: -len(_bare_key(key))]
     a, b = (
-        {_last(k): v for k, v in (rope or {}).items() if k[: -len(_last(k))] == kind}
+        {_bare_key(k): v for k, v in (rope or {}).items() if k[: -len(_bare_key(k))] == kind}
         for rope in ropes
     )
     types = {a.get("rope_type"), b.get("rope_type")}
@@ -69,28 +71,28 @@ def _is_for_serving(key: str, ropes: tuple[Rope | None, Rope | None]) -> bool:
     )
 
 
-def _listed(keys: list[str], ropes: tuple[Rope | None, Rope | None]) -> str:
+def _format_rows(keys: list[str], ropes: tuple[Rope | None, Rope | None]) -> str:
     a, b = (rope or {} for rope in ropes)
-    return ", ".join(_row(key, a.get(key), b.get(key)) for key in keys)
+    return ", ".join(_format_row(key, a.get(key), b.get(key)) for key in keys)
 
 
-def _present(rope: Rope | None) -> object:
+def _summary(rope: Rope | None) -> object:
     return None if rope is None else {"rope_theta": rope.get("rope_theta")}
 
 
-def _row(key: str, in_pre: object, in_post: object) -> str:
+def _format_row(key: str, in_pre: object, in_post: object) -> str:
     a, b = ("none" if value is None else repr(value) for value in (in_pre, in_post))
     return f"{key}: pre {a}, post {b}"
 
 
-def _different(pre: Path, post: Path, rows: list[str], key: str | None) -> UserError:
+def _different_rope(pre: Path, post: Path, rows: list[str], key: str | None) -> UserError:
     lines = "\n".join(f"  {row}" for row in rows)
     return UserError(
         f"Different rope:\n{lines}\n  (pre {pre}, post {post})\n"
         "W_Q and W_K only work with the rotations that they were trained with: in post, pre's "
         "would attend at wrong distances.",
         hint="If post was trained with its rope, give as --pre a checkpoint with the same rope "
-        "(after the rope was changed, before the fine-tune); the one given cannot repair it. If a "
+        "(after the rope was changed, before the fine-tune); this --pre cannot repair it. If a "
         "config.json was edited after training, put the trained value of "
         f"{key or 'its rope'} back.",
     )

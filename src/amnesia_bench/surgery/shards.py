@@ -1,11 +1,11 @@
-"""Write the shards of a restored checkpoint, and prove them against what they should be.
+"""Write the shards of a restored checkpoint, and verify every byte of an edited one.
 
-A shard without edits is hardlinked. A shard with edits becomes a new file, so header and layout
-stay post's: its extents are shared with post where the filesystem can do that, and else every
-byte is copied. Never write through a hardlink: it would change post.
+A shard without edits is hardlinked. A shard with edits becomes a new file with the header and
+layout of post's: it shares extents with post if the filesystem supports that; otherwise every byte
+is copied. Never write through a hardlink: it would change post.
 
-Piece by piece, what should stand in the file (post overlaid with the patches) is written, read
-again from the file, compared and hashed.
+The expected contents (post with the patches applied) are written piece by piece, read back from the
+file, compared and hashed.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from amnesia_bench.weights.checkpoint import Checkpoint
 
 PIECE_BYTES = 1 << 20
 BUFFERS = 4
-# The kernel would leave gigabytes to the fsync at the end, while the disk only reads.
+# Without flushes the kernel leaves gigabytes to the final fsync, while the disk only reads.
 FLUSH_BYTES = 1 << 26
 CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP)
 FICLONE = 0x40049409  # linux/fs.h
@@ -37,7 +37,7 @@ FICLONE = 0x40049409  # linux/fs.h
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenShard:
-    """One finished shard. `sha256` is None for a hardlink, whose bytes were not read."""
+    """A finished shard; `sha256` is None for a hardlink, whose bytes were not read."""
 
     name: str
     num_bytes: int
@@ -53,7 +53,7 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class _Files:
-    """Open file descriptors; all reads and writes give their own position."""
+    """Open file descriptors; every read and write passes its own offset."""
 
     source: int
     spool: int
@@ -61,12 +61,12 @@ class _Files:
 
 
 def write_shards(post: Checkpoint, edits: Edits, work: Path) -> list[WrittenShard]:
-    """Write every shard of post into `work`, repaired and proven, in its order.
+    """Write every shard of post into `work`, repaired and verified, in post's order.
 
     Raises:
-        StageFailedError: a written byte is not what the plan says, or a shard of post was
-            changed since its header was read.
-        OSError: the disk is full, or not to be read or written.
+        StageFailedError: a written byte differs from the plan, or a shard of post was changed
+            since its header was read.
+        OSError: the disk is full, or cannot be read or written.
     """
     jobs = [
         _Job(
@@ -81,10 +81,10 @@ def write_shards(post: Checkpoint, edits: Edits, work: Path) -> list[WrittenShar
 
 
 def check_tensors(post: Checkpoint, edits: Edits, work: Path) -> None:
-    """Hash every edited tensor in the finished shards and compare with what the rule gave.
+    """Compare the hash of every edited tensor in the finished shards with the computed one.
 
     Raises:
-        StageFailedError: a tensor is not what was computed.
+        StageFailedError: a tensor differs from the computed one.
     """
     for tensor in edits.tensors:
         _, entry = post.tensors[tensor.name]
@@ -93,13 +93,13 @@ def check_tensors(post: Checkpoint, edits: Edits, work: Path) -> None:
             sha256 = hashlib.sha256(file.read(entry.num_bytes)).hexdigest()
         if sha256 != tensor.sha256_restored:
             raise StageFailedError(
-                f"{tensor.shard}: tensor {tensor.name!r} is not what was computed; nothing was "
-                "published."
+                f"{tensor.shard}: tensor {tensor.name!r} differs from the computed one; "
+                "nothing was published."
             )
 
 
 def bytes_to_copy(sources: Iterable[Path], edits: Edits, work: Path) -> int:
-    """Return how many bytes the disk of `work` must take: edited shards, and all across devices."""
+    """Return the bytes to copy into `work`: edited shards, and shards on other devices."""
     device = work.stat().st_dev
     sizes = (
         source.stat().st_size
@@ -111,7 +111,7 @@ def bytes_to_copy(sources: Iterable[Path], edits: Edits, work: Path) -> int:
 
 def _write_shard(job: _Job, held: HeldFiles, spool: Path) -> WrittenShard:
     num_bytes = job.source.stat().st_size
-    if not job.patches and _hardlinked(job):
+    if not job.patches and _hardlink(job):
         held.check_link(job.source, job.target)
         return WrittenShard(name=job.target.name, num_bytes=num_bytes, sha256=None)
     with ExitStack() as stack:
@@ -121,46 +121,46 @@ def _write_shard(job: _Job, held: HeldFiles, spool: Path) -> WrittenShard:
             target=_open(stack, job.target, os.O_RDWR | os.O_CREAT | os.O_EXCL),
         )
         hasher, flusher = (stack.enter_context(ThreadPoolExecutor(1)) for _ in range(2))
-        sha256 = _write_and_prove(files, job, num_bytes, (hasher, flusher))
+        sha256 = _write_and_verify(files, job, num_bytes, (hasher, flusher))
         os.fsync(files.target)
     return WrittenShard(name=job.target.name, num_bytes=num_bytes, sha256=sha256)
 
 
-def _write_and_prove(
-    files: _Files, job: _Job, num_bytes: int, beside: tuple[Executor, Executor]
+def _write_and_verify(
+    files: _Files, job: _Job, num_bytes: int, background: tuple[Executor, Executor]
 ) -> str:
-    """Return the sha256 of the target, written, read again and found to be as planned.
+    """Write the target, read it back, compare it with the plan, and return its sha256.
 
-    `beside` are threads that hash and that let the disk write while the next pieces are read.
+    `background` are a thread that hashes and one that flushes while the next pieces are read.
     """
-    hasher, flusher = beside
-    flushed = _done()
-    cloned = _cloned(files)
+    hasher, flusher = background
+    flushed = _finished_future()
+    cloned = _clone_extents(files)
     digest = hashlib.sha256()
-    # A buffer is filled again only when the hasher is done with it.
-    buffers = deque((bytearray(PIECE_BYTES), _done()) for _ in range(BUFFERS))
-    wanted = bytearray(PIECE_BYTES)
+    # A buffer is reused only after the hasher has finished with it.
+    buffers = deque((bytearray(PIECE_BYTES), _finished_future()) for _ in range(BUFFERS))
+    expected = bytearray(PIECE_BYTES)
     for start in range(0, num_bytes, PIECE_BYTES):
         length = min(PIECE_BYTES, num_bytes - start)
-        got, hashed = buffers.popleft()
+        actual, hashed = buffers.popleft()
         hashed.result()
-        for buffer in (wanted, got):
+        for buffer in (expected, actual):
             del buffer[length:]  # the last piece is shorter
-        _read(files.source, memoryview(wanted), start)
+        _read(files.source, memoryview(expected), start)
         changed = list(_overlap(job.patches, start, start + length))
         for part in changed:
             offset = part.start - start
-            _read(files.spool, memoryview(wanted)[offset:][: part.length], part.spool_start)
+            _read(files.spool, memoryview(expected)[offset:][: part.length], part.spool_start)
         if changed or not cloned:
-            _write(files.target, memoryview(wanted), start)
-        _read(files.target, memoryview(got), start)
-        if wanted != got:
-            wrong = start + next(i for i in range(length) if wanted[i] != got[i])
+            _write(files.target, memoryview(expected), start)
+        _read(files.target, memoryview(actual), start)
+        if expected != actual:
+            wrong = start + next(i for i in range(length) if expected[i] != actual[i])
             raise StageFailedError(
-                f"{job.target.name}: byte {wrong:,} was read back different from what was written.",
+                f"{job.target.name}: byte {wrong:,} reads back different from what was written.",
                 hint="Do not trust this disk or this memory; nothing was published.",
             )
-        buffers.append((got, hasher.submit(digest.update, got)))
+        buffers.append((actual, hasher.submit(digest.update, actual)))
         if start % FLUSH_BYTES == 0 and start and flushed.done():
             flushed.result()
             flushed = flusher.submit(os.fsync, files.target)
@@ -170,14 +170,14 @@ def _write_and_prove(
     return digest.hexdigest()
 
 
-def _done() -> Future[None]:
+def _finished_future() -> Future[None]:
     future: Future[None] = Future()
     future.set_result(None)
     return future
 
 
-def _cloned(files: _Files) -> bool:
-    """Share the source's extents with the target, on filesystems that can (XFS, btrfs)."""
+def _clone_extents(files: _Files) -> bool:
+    """Share the source's extents with the target, if the filesystem can (XFS, btrfs)."""
     try:
         fcntl.ioctl(files.target, FICLONE, files.source)
     except OSError:
@@ -191,7 +191,7 @@ def _open(stack: ExitStack, path: Path, flags: int) -> int:
     return descriptor
 
 
-def _hardlinked(job: _Job) -> bool:
+def _hardlink(job: _Job) -> bool:
     try:
         os.link(job.source.resolve(), job.target)
     except OSError as error:
@@ -226,5 +226,5 @@ def _read(descriptor: int, into: memoryview, start: int) -> None:
     while done < len(into):
         count = os.preadv(descriptor, [into[done:]], start + done)
         if not count:
-            raise StageFailedError("A shard became shorter while it was being read.")
+            raise StageFailedError("A shard was truncated while it was being read.")
         done += count

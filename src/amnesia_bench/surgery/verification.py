@@ -1,4 +1,4 @@
-"""Is an artifact that amnesia wrote still what its manifest and its proof say?"""
+"""Check that an artifact still matches its manifest and the record of its restore."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from amnesia_bench.weights.file_names import CONFIG
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """What was checked, and what was found wrong; no findings means intact."""
+    """The files that were checked, and the findings; without findings the artifact is intact."""
 
     folder: str
     hashed_files: tuple[str, ...]
@@ -30,10 +30,10 @@ class Verification:
 
 
 def verify(request: VerifyRequest) -> Verification:
-    """Check every file against the manifest; of a checkpoint its shards and restored tensors too.
+    """Check every file against the manifest, and the shards and restored tensors of a checkpoint.
 
     Raises:
-        UserError: no such folder, or it has no manifest: there is nothing to compare it with.
+        UserError: the folder does not exist, or has no manifest to compare it with.
     """
     folder = request.folder
     if not folder.is_dir():
@@ -61,12 +61,12 @@ def verify(request: VerifyRequest) -> Verification:
 
 
 def _wrong_tensors(checkpoint: Checkpoint, record: Restoration) -> Iterator[str]:
-    # Hardlinked shards have no sha256 of their own, but their headers have.
+    # The record has no sha256 of hardlinked shards, but it has those of their headers.
     for name, header in checkpoint.shards.items():
         if header.sha256 != record.post.headers_sha256.get(name):
-            yield f"{name}: has another header than post's"
+            yield f"{name}: its header differs from post's"
     for tensor in record.tensors:
         if tensor.name not in checkpoint.tensors:
             yield f"{tensor.name}: is missing"
         elif hashlib.sha256(checkpoint.read(tensor.name)).hexdigest() != tensor.sha256_restored:
-            yield f"{tensor.name}: is not what was restored (sha256 differs)"
+            yield f"{tensor.name}: differs from the restored tensor (sha256)"

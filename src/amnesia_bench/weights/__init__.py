@@ -1,1 +1,1 @@
-"""Reading checkpoints without building a model: safetensors bytes, config, tensor roles."""
+"""Read checkpoints without building a model: safetensors bytes, config, tensor roles."""

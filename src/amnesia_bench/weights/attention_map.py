@@ -1,4 +1,4 @@
-"""From a config and the tensor shapes of a checkpoint to its softmax layers and their tensors."""
+"""Find a checkpoint's softmax layers and their tensors from its config and tensor shapes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from amnesia_bench.weights.routing import routing_of
 from amnesia_bench.weights.row_layouts import Heads
 
 ROUTING = (Role.Q, Role.K)
-SPEECH = "talker."  # Qwen-Omni speaks with a decoder of its own
-MAX_LAYERS = 1 << 16  # a damaged config must not make us allocate its layers
+SPEECH = "talker."  # Qwen-Omni has a second decoder, for speech
+MAX_LAYERS = 1 << 16  # a damaged config must not make us allocate billions of layers
 
 
 def attention_map(
@@ -40,21 +40,21 @@ def attention_map(
     shapes: Mapping[str, Shape],
     roles: Collection[Role] = tuple(Role),
 ) -> AttentionMap:
-    """Find the softmax layers of a checkpoint and the tensors that are their W_Q, W_K, ...
+    """Find the softmax layers of a checkpoint and the tensors that hold W_Q, W_K, ...
 
     Args:
-        config: the parsed config.json, in the spelling of any transformers version; the
-            decoder's config of a vision-language wrapper is found inside.
+        config: the parsed config.json, as written by any transformers version; in a multimodal
+            wrapper's config, the decoder's part is used.
         shapes: disk name -> shape of every tensor of the checkpoint.
-        roles: the roles whose tensors must be there; those of other roles may be missing.
+        roles: the roles whose tensors must be present; tensors of other roles may be missing.
 
     Returns:
-        The map. Every softmax layer owns the tensors of its family in the expected shapes and
-        no others, and no other layer owns such a set. Where layers share one block (zamba2),
-        its tensors are listed under the first layer that uses it; the others list none.
+        The map. Each softmax layer has exactly the tensors of its family, in the expected shapes,
+        and no other layer has such a set. If layers share one block (zamba2), its tensors are
+        listed under the first layer that uses it; the others list none.
 
     Raises:
-        UserError: an unknown or refused architecture, or tensors that do not fit the config.
+        UserError: the architecture is unknown or refused, or the tensors do not fit the config.
     """
     family, config = _family(config)
     disk_names = _disk_names(shapes)
@@ -71,18 +71,17 @@ def attention_map(
     block = replace(block, root=_root(block, owners, names, shapes))
     tensors = []
     for layer, kind in enumerate(kinds):
-        found = _below(block, layer, names, shapes)
+        stored = _block_tensors(block, layer, names, shapes)
         if layer in owners:
             expected = _expected(block, layer, owners, softmax)
-            check_attention_block(
-                expected, found, f"layer {layer} ({kind.value} attention, {family.name})", roles
-            )
-            tensors += role_tensors(layer, [tensor for tensor in expected if tensor.name in found])
-        elif fits(list(block.tensors(layer)), found):
+            where = f"layer {layer} ({kind.value} attention, {family.name})"
+            check_attention_block(expected, stored, where, roles)
+            tensors += role_tensors(layer, [tensor for tensor in expected if tensor.name in stored])
+        elif fits(list(block.tensors(layer)), stored):
             raise UserError(
                 f"layer {layer} is not a softmax layer of its own according to config.json "
                 f"({kind.value}), but {block.prefix(layer)} holds exactly the tensors of one",
-                hint="config.json and the weights are of two different models",
+                hint="config.json and the weights belong to two different models",
             )
     return AttentionMap(
         family=family.name,
@@ -97,7 +96,7 @@ def attention_map(
 
 
 def _family(config: Config) -> tuple[Family, Config]:
-    """Return the family and the config of its decoder, defaults filled in, old keys renamed."""
+    """Return the family and the decoder's config, with defaults filled in and old keys renamed."""
     inner = decoder_config(config)
     model_type = inner.get("model_type")
     by_type = {name: family for family in FAMILIES for name in family.model_types}
@@ -107,19 +106,19 @@ def _family(config: Config) -> tuple[Family, Config]:
             hint="no part of this checkpoint can be restored exactly",
         )
     if not isinstance(model_type, str) or model_type not in by_type:
-        near = difflib.get_close_matches(str(model_type), by_type, n=3, cutoff=0.5)
+        suggestions = difflib.get_close_matches(str(model_type), by_type, n=3, cutoff=0.5)
         raise UserError(
             f"config.json: unknown model_type {model_type!r}",
-            hint=f"nearest known: {', '.join(near) or 'none'}; all: {', '.join(sorted(by_type))}. "
-            "To add one, see amnesia_bench/weights/families.py",
+            hint=f"nearest known: {', '.join(suggestions) or 'none'}; "
+            f"all: {', '.join(sorted(by_type))}. To add one, see amnesia_bench/weights/families.py",
         )
     family = by_type[model_type]
     renamed = {family.aliases.get(key, key): value for key, value in inner.items()}
-    full = {**family.defaults, **renamed}
+    complete = {**family.defaults, **renamed}
     for condition, reason in family.refusals:
-        if condition(full):
+        if condition(complete):
             raise UserError(f"{model_type}: {reason}")
-    return family, full
+    return family, complete
 
 
 def _heads(family: Family, config: Config) -> Heads:
@@ -138,7 +137,7 @@ def _heads(family: Family, config: Config) -> Heads:
 
 
 def _owners(family: Family, config: Config, softmax: Sequence[int]) -> Sequence[int]:
-    """Return the layers that hold the tensors of an attention block."""
+    """Return the layers that store the tensors of an attention block."""
     if family.shared is None:
         return softmax
     key = family.shared.count_key
@@ -146,12 +145,12 @@ def _owners(family: Family, config: Config, softmax: Sequence[int]) -> Sequence[
 
 
 def _disk_names(names: Collection[str]) -> dict[str, str]:
-    """Return plain name -> name on disk."""
+    """Map the plain name of each tensor to its name on disk."""
     disk_names = {plain_name(name): name for name in names}
     if len(disk_names) < len(names):
         name = min(set(names) - set(disk_names.values()))
         other = disk_names[plain_name(name)]
-        raise UserError(f"{name!r} and {other!r} are the same tensor twice")
+        raise UserError(f"{name!r} and {other!r} are two copies of the same tensor")
     return disk_names
 
 
@@ -164,29 +163,34 @@ def _check_layer_count(config: Config) -> None:
 def _root(block: Block, owners: Sequence[int], names: Sequence[str], shapes: Shapes) -> str:
     """Return the path prefix under which the decoder is stored.
 
-    Any will do. Where several hold the first softmax layer (a vision tower and a multi-token
-    predictor have blocks of the same names), it is the one that holds W_Q and W_K of all.
+    Any prefix is accepted. If several contain the first softmax layer (the blocks of a vision
+    tower or a multi-token predictor can have the same names), the decoder's is the one that has
+    W_Q and W_K of every layer.
     """
-    below = block.prefix(owners[0])
-    before = {name.partition(below)[0] for name in names if below in name}
+    block_path = block.prefix(owners[0])
+    prefixes = {name.partition(block_path)[0] for name in names if block_path in name}
     stored = sorted(
-        root for root in before if not root or (root.endswith(".") and SPEECH not in root)
+        root for root in prefixes if not root or (root.endswith(".") and SPEECH not in root)
     )
     roots = stored
     if len(stored) > 1:
-        roots = [root for root in stored if _holds(replace(block, root=root), owners, shapes)]
+        roots = [
+            root
+            for root in stored
+            if _has_routing_tensors(replace(block, root=root), owners, shapes)
+        ]
     if len(roots) != 1:
         raise UserError(
-            f"{block.family.name}: the softmax layer {owners[0]} (...{below}) should be stored "
-            f"once; found under {', '.join(map(repr, roots or stored)) or 'no name'}",
-            hint="save it without the copies (a draft, an average, a reference)"
+            f"{block.family.name}: the softmax layer {owners[0]} (...{block_path}) should be "
+            f"stored once; found under {', '.join(map(repr, roots or stored)) or 'no name'}",
+            hint="save it without the copies (a draft model, averaged weights, a reference model)"
             if roots
-            else "config.json and the weights may be of two different models",
+            else "config.json and the weights may belong to two different models",
         )
     return roots[0]
 
 
-def _holds(block: Block, layers: Sequence[int], shapes: Shapes) -> bool:
+def _has_routing_tensors(block: Block, layers: Sequence[int], shapes: Shapes) -> bool:
     return all(
         shapes.get(tensor.name) == tensor.shape
         for layer in layers
@@ -195,21 +199,27 @@ def _holds(block: Block, layers: Sequence[int], shapes: Shapes) -> bool:
     )
 
 
-def _range(prefix: str, names: Sequence[str]) -> Sequence[str]:
-    # Sorted names: a checkpoint of experts has 10^5 tensors, too many to scan for every layer.
+def _names_with_prefix(prefix: str, names: Sequence[str]) -> Sequence[str]:
+    # `names` are sorted: an MoE checkpoint has 10^5 tensors, too many to scan for every layer.
     first = bisect_left(names, prefix)
     return names[first : bisect_left(names, prefix + "\U0010ffff", first)]
 
 
-def _below(block: Block, layer: int, names: Sequence[str], shapes: Shapes) -> dict[str, Shape]:
-    """Return the tensors of one block, leaving out those that nothing reads."""
+def _block_tensors(
+    block: Block, layer: int, names: Sequence[str], shapes: Shapes
+) -> dict[str, Shape]:
+    """Return name -> shape of the tensors of one block, without those that no code reads."""
     unread = block.unread(layer)
-    return {name: shapes[name] for name in _range(block.prefix(layer), names) if name not in unread}
+    return {
+        name: shapes[name]
+        for name in _names_with_prefix(block.prefix(layer), names)
+        if name not in unread
+    }
 
 
 def _expected(
     block: Block, layer: int, owners: Sequence[int], softmax: Sequence[int]
 ) -> list[ExpectedTensor]:
-    turn = owners.index(layer)
-    uses = range(turn, len(softmax), len(owners))
+    first_use = owners.index(layer)
+    uses = range(first_use, len(softmax), len(owners))
     return [*block.tensors(layer), *block.adapters(layer, uses)]

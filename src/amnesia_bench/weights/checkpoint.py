@@ -1,7 +1,7 @@
-"""A checkpoint folder in Hugging Face form: config.json and one or more safetensors files.
+"""Open a checkpoint folder in Hugging Face format: config.json and safetensors files.
 
-Reads headers only. What could make two readers of one folder see different weights (duplicate
-names, an index that disagrees with its shards) is refused here, once, for every command.
+Only headers are read. Anything that could make two loaders see different weights (duplicate names,
+an index that disagrees with its shards) is refused here, for every command.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ from amnesia_bench.weights.header import DTYPE_BITS, Header, TensorEntry, read_h
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """The tensors of one folder, located but not read.
+    """The location of every tensor of a checkpoint folder; no tensor data is loaded.
 
     `shards` maps file name -> header; `tensors` maps tensor name -> (file name, entry). `held`
-    are the files that were read, as they were then: who uses the folder later checks them.
+    records the state of the files when they were read, so that later users can check that they
+    have not changed.
     """
 
     folder: Path
@@ -50,20 +51,20 @@ class Checkpoint:
         with self.held.reading(self.shards[shard].path) as file:
             file.seek(entry.start)
             for start in range(entry.start, entry.end, piece_bytes):
-                wanted = min(piece_bytes, entry.end - start)
-                data = file.read(wanted)
-                if len(data) != wanted:
-                    raise UserError(f"{file.name}: became shorter while it was being read.")
+                length = min(piece_bytes, entry.end - start)
+                data = file.read(length)
+                if len(data) != length:
+                    raise UserError(f"{file.name}: was truncated while it was being read.")
                 yield data
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read config, index and every header of `folder`.
+    """Read the config, the index and the header of every shard in `folder`.
 
     Raises:
-        UserError: it is no checkpoint but something else, which is named with what to type then;
-            or its index does not agree with its shards.
-        MissingEnvironmentError: a file may not be read.
+        UserError: `folder` is not a checkpoint (the message says what it is and what to type), or
+            its index does not match its shards.
+        MissingEnvironmentError: a file cannot be read.
     """
     try:
         return _open(folder)
@@ -89,8 +90,8 @@ def _open(folder: Path) -> Checkpoint:
         for name, entry in header.tensors.items():
             if name in tensors:
                 raise UserError(
-                    f"{folder}: tensor {name!r} lies in both {tensors[name][0]} and {shard}; "
-                    "loaders disagree on which one counts.",
+                    f"{folder}: tensor {name!r} is in both {tensors[name][0]} and {shard}; "
+                    "loaders disagree on which one to use.",
                     hint="Save this checkpoint again with save_pretrained.",
                 )
             tensors[name] = (shard, entry)
@@ -101,20 +102,23 @@ def _open(folder: Path) -> Checkpoint:
 
 
 def plain_file(folder: Path, name: str) -> Path:
-    """Return folder/name, refusing what is no plain file. Links are followed wherever they lead.
+    """Return folder/name if it is a regular file or a link to one, wherever the link points.
 
-    That is safe for what is read as JSON or safetensors: a snapshot of the hub's cache is made of
-    links, and a file that is something else is refused by its form.
+    Links are allowed because a snapshot in the hub's cache consists of links. They are safe for
+    JSON and safetensors, because a file of any other kind fails to parse.
+
+    Raises:
+        UserError: the file is missing, a broken link, or not a regular file.
     """
     path = folder / name
     try:
         target = path.resolve()
-    except RuntimeError:  # of a link that leads to itself, before Python 3.13
-        raise UserError(f"{path}: is a link that leads to itself.") from None
+    except RuntimeError:  # a link to itself, before Python 3.13
+        raise UserError(f"{path}: is a link to itself.") from None
     if path.is_symlink() and not target.exists():
         raise UserError(
-            f"{path}: is a link that leads to nothing ({target}).",
-            hint="Was the cache that it leads to cleared? Download or save this checkpoint again.",
+            f"{path}: is a broken link: {target} does not exist.",
+            hint="Was the cache that it points to cleared? Download or save this checkpoint again.",
         )
     if not path.is_file():
         raise UserError(
@@ -136,12 +140,12 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
         plain = isinstance(shard, str) and shard and shard.isprintable()
         if not plain or Path(shard).name != shard:
             raise UserError(
-                f"{index}: maps {name!r} to {shard!r}, which is not the name of a file beside it."
+                f"{index}: maps {name!r} to {shard!r}, which is not a file name in this folder."
             )
     if single.exists() and SINGLE_FILE not in weight_map.values():
         raise UserError(
-            f"{folder}: holds both {SINGLE_FILE} and {INDEX}, which does not name it; loaders "
-            "disagree on which one counts.",
+            f"{folder}: holds both {SINGLE_FILE} and {INDEX}, which does not list it; loaders "
+            "disagree on which one to use.",
             hint="Remove the one that is stale.",
         )
     return weight_map
@@ -150,7 +154,7 @@ def _weight_map(folder: Path) -> dict[str, str] | None:
 def _check_index(folder: Path, weight_map: dict[str, str], actual: dict[str, str]) -> None:
     for name, shard in weight_map.items():
         if actual.get(name) != shard:
-            where = f"it is in {actual[name]}" if name in actual else "no shard holds it"
+            where = f"it is in {actual[name]}" if name in actual else "no shard has it"
             raise UserError(f"{folder / INDEX}: maps {name!r} to {shard}, but {where}.")
     extra = sorted(actual.keys() - weight_map.keys())
     if extra:

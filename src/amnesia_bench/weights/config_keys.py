@@ -1,4 +1,4 @@
-"""Typed reads from a raw config.json: missing and malformed values are the user's to know about."""
+"""Read typed values from a raw config.json; a missing or malformed value is a `UserError`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from amnesia_bench.errors import UserError
 
 Config = Mapping[str, object]
-LARGEST_INTEGER = 1 << 53  # that JSON carries between programs (RFC 8259, section 6)
-# Where wrappers for images and sound keep the config of their decoder: transformers' own,
-# Qwen-Omni's, the remote code of InternVL and Nemotron, DeepSeek-VL2.
+LARGEST_INTEGER = 1 << 53  # up to which JSON numbers are exact (RFC 8259, section 6)
+# Keys under which multimodal wrappers keep the config of their decoder: transformers' own,
+# Qwen-Omni's, those of the remote code of InternVL and Nemotron, DeepSeek-VL2's.
 DECODER_KEYS = ("text_config", "thinker_config", "llm_config", "language_config")
 
 
@@ -24,9 +24,9 @@ def lookup(config: Config, key: str) -> object | None:
 
 
 def decoder_config(config: Config) -> Config:
-    """Return the config of the decoder inside a wrapper's; one of a decoder is its own.
+    """Return the decoder's part of a multimodal wrapper's config; other configs are unchanged.
 
-    A decoder's config without `model_type` has its wrapper's.
+    A decoder's config without `model_type` gets the wrapper's.
     """
     for key in DECODER_KEYS:
         inner = config.get(key)
@@ -37,10 +37,10 @@ def decoder_config(config: Config) -> Config:
 
 
 def integer(config: Config, key: str) -> int:
-    """Return a positive whole number.
+    """Return the positive whole number under `key`.
 
     Raises:
-        UserError: the key is missing or holds something else.
+        UserError: the key is missing or has a value of another kind.
     """
     value = lookup(config, key)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < LARGEST_INTEGER:
@@ -52,15 +52,15 @@ def integer(config: Config, key: str) -> int:
 
 
 def optional_integer(config: Config, key: str) -> int | None:
-    """Return a positive whole number, or None where the key is absent or null."""
+    """Return the positive whole number under `key`, or None if it is absent or null."""
     return None if lookup(config, key) is None else integer(config, key)
 
 
 def number(config: Config, key: str) -> float:
-    """Return a positive number.
+    """Return the positive number under `key`.
 
     Raises:
-        UserError: the key is missing or holds something else.
+        UserError: the key is missing or has a value of another kind.
     """
     value = lookup(config, key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
@@ -69,10 +69,10 @@ def number(config: Config, key: str) -> float:
 
 
 def string_list(config: Config, key: str) -> list[str]:
-    """Return a list of strings.
+    """Return the list of strings under `key`.
 
     Raises:
-        UserError: the value is something else.
+        UserError: the key is missing or has a value of another kind.
     """
     value = lookup(config, key)
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
@@ -81,10 +81,10 @@ def string_list(config: Config, key: str) -> list[str]:
 
 
 def integer_list(config: Config, key: str) -> list[int]:
-    """Return a list of whole numbers.
+    """Return the list of whole numbers under `key`.
 
     Raises:
-        UserError: the value is something else.
+        UserError: the key is missing or has a value of another kind.
     """
     value = lookup(config, key)
     if not isinstance(value, Sequence) or not all(isinstance(item, int) for item in value):

@@ -1,4 +1,4 @@
-"""The tensors one softmax layer must own, and the comparison with what a checkpoint holds."""
+"""The tensors that a softmax layer must have, and their comparison with a checkpoint's."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ KEY_VALUE = {Role.K, Role.V, Role.K_NORM}
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedTensor:
-    """A tensor of a softmax layer: its name, its shape, and whose rows it holds."""
+    """A tensor of a softmax layer: its name, its shape, and the rows of each role in it."""
 
     name: str
     shape: Shape
     shares: tuple[tuple[Role, HeadRows | None], ...]
 
     def has_role(self, roles: Collection[Role]) -> bool:
-        """Return whether some rows play one of these roles."""
+        """Return whether some of its rows have one of these roles."""
         return any(role in roles for role, _ in self.shares)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """Makes the expected tensors of each attention block of one checkpoint."""
+    """List the expected tensors of each attention block of a checkpoint."""
 
     family: Family
     config: Config
@@ -41,7 +41,7 @@ class Block:
     root: str
 
     def prefix(self, layer: int) -> str:
-        """Return what the names of a layer's attention tensors start with."""
+        """Return the prefix of the names of a layer's attention tensors."""
         return self.root + self.family.block.format(layer=layer)
 
     def tensors(self, layer: int) -> Iterator[ExpectedTensor]:
@@ -54,12 +54,13 @@ class Block:
                 yield ExpectedTensor(name=self.prefix(layer) + name, shape=size, shares=shares)
 
     def unread(self, layer: int) -> set[str]:
-        """Return the names of tensors that a checkpoint may hold in this block and nothing reads.
+        """Return the names of tensors that may be stored in this block but that no code reads.
 
-        They are buffers of old checkpoints, and W_K and W_V of layers that read another's.
+        These are buffers of old checkpoints, and W_K and W_V of layers that read another layer's
+        keys and values.
         """
-        idle = [m.tensors(self.config) for m in self._modules(layer, used=False)]
-        names = (*BUFFERS, *(name for tensors in idle for name in tensors))
+        unused = [m.tensors(self.config) for m in self._modules(layer, used=False)]
+        names = (*BUFFERS, *(name for tensors in unused for name in tensors))
         return {self.prefix(layer) + name for name in names}
 
     def _heads_of(self, layer: int) -> Heads:
@@ -67,20 +68,24 @@ class Block:
         return replace(self.heads, dim=dim)
 
     def _modules(self, layer: int, *, used: bool) -> Iterator[Module]:
-        """Yield the modules that the layer computes with, or those that it leaves alone."""
+        """Yield the modules that the layer uses, or those that it does not."""
         key = self.family.kv_shared
         count = lookup(self.config, key) if key is not None else None
         shares = isinstance(count, int) and layer >= len(self.kinds) - count
         for module in self.family.modules:
-            idle = shares and {role for role, _ in module.shares} <= KEY_VALUE
-            if module.exists(self.config) and idle is not used:
+            is_unused = shares and {role for role, _ in module.shares} <= KEY_VALUE
+            if module.exists(self.config) and is_unused is not used:
                 yield module
 
     def adapters(self, layer: int, uses: range) -> Iterator[ExpectedTensor]:
-        """Yield the low-rank adapters of a shared block; `uses` are its turns among all layers.
+        """Yield the low-rank adapters of a shared block.
 
-        They have no rows per head: B_i A_i mixes all heads through one rank, so an adapter moves
-        whole or not at all.
+        An adapter has no rows per head: B_i A_i mixes all heads, so it is restored whole or not at
+        all.
+
+        Args:
+            layer: the first layer that uses the block, which stores the tensors.
+            uses: the indices, among all softmax layers, of those that use the block.
         """
         shared = self.family.shared
         if shared is None or not shared.adapters_if(self.config):
@@ -98,66 +103,66 @@ class Block:
 
 
 def check_attention_block(
-    expected: list[ExpectedTensor], found: Shapes, where: str, roles: Collection[Role]
+    expected: list[ExpectedTensor], stored: Shapes, where: str, roles: Collection[Role]
 ) -> None:
-    """Compare the tensors below one attention block with the expected ones.
+    """Check that an attention block has exactly the expected tensors.
 
     Args:
-        expected: what the family's block holds.
-        found: every tensor below the block, buffers left out.
-        where: how to call the block.
-        roles: the roles whose tensors must be there.
+        expected: the tensors of the family's block.
+        stored: name -> shape of the checkpoint's tensors in the block, without buffers.
+        where: the name of the block in messages.
+        roles: the roles whose tensors must be present.
 
     Raises:
-        UserError: naming the first tensor that is missing, of another shape, or unknown.
+        UserError: a tensor is missing, unknown, or of another shape; the message names the first.
     """
-    _refuse_unfinished(found, where)
-    unknown = sorted(found.keys() - {tensor.name for tensor in expected})
+    _refuse_unfinished(stored, where)
+    unknown = sorted(stored.keys() - {tensor.name for tensor in expected})
     for tensor in expected:
-        if tensor.name not in found and not tensor.has_role(roles):
+        if tensor.name not in stored and not tensor.has_role(roles):
             continue
-        if tensor.name not in found:
-            instead = f"; there are {', '.join(map(repr, unknown))}" if unknown else ""
+        if tensor.name not in stored:
+            instead = f"; found {', '.join(map(repr, unknown))} instead" if unknown else ""
             raise UserError(
                 f"{where}: {tensor.name} is missing (expected shape {list(tensor.shape)}){instead}",
-                hint="save the checkpoint with transformers' save_pretrained, which neither splits "
-                "nor joins projections in another way and merges adapters"
+                hint="merge adapters, then save the checkpoint with transformers' save_pretrained, "
+                "which neither splits nor fuses projections in another way"
                 if unknown
-                else "is the checkpoint complete, and config.json its own?",
+                else "check that the checkpoint is complete and config.json belongs to it",
             )
-        if found[tensor.name] != tensor.shape:
+        if stored[tensor.name] != tensor.shape:
             raise UserError(
                 f"{where}: {tensor.name} should have shape {list(tensor.shape)}, "
-                f"found {list(found[tensor.name])}",
+                f"found {list(stored[tensor.name])}",
                 hint="head counts, head_dim and hidden size come from config.json",
             )
     if unknown:
         raise UserError(
-            f"{where}: unexpected tensor {unknown[0]!r} of shape {list(found[unknown[0]])}",
+            f"{where}: unexpected tensor {unknown[0]!r} of shape {list(stored[unknown[0]])}",
             hint="merge adapters first; quantised weights cannot be restored",
         )
 
 
-def _refuse_unfinished(found: Shapes, where: str) -> None:
-    """Name what a run saved before its weights were whole: an adapter apart, or nothing at all."""
-    for name, shape in found.items():
+def _refuse_unfinished(stored: Shapes, where: str) -> None:
+    """Refuse weights that were saved incomplete: unmerged adapters, or empty tensors."""
+    for name, shape in stored.items():
         if ".lora_" in name or ".base_layer." in name:
             raise UserError(
-                f"{where}: {name} is part of an adapter that is not merged into the weights",
+                f"{where}: {name} belongs to an adapter that is not merged into the weights",
                 hint="Merge it first: merge_and_unload() of peft, then save_pretrained",
             )
         if 0 in shape:
             raise UserError(
                 f"{where}: {name} is empty",
                 hint="DeepSpeed's ZeRO-3 saves empty tensors unless it gathers them "
-                "(stage3_gather_16bit_weights_on_model_save); its shards still hold them: "
+                "(stage3_gather_16bit_weights_on_model_save); its shards still have the weights: "
                 "python zero_to_fp32.py FOLDER OUT --safe_serialization",
             )
 
 
-def fits(expected: list[ExpectedTensor], found: Shapes) -> bool:
+def fits(expected: list[ExpectedTensor], stored: Shapes) -> bool:
     """Return whether a block holds exactly the expected tensors."""
-    return {tensor.name: tensor.shape for tensor in expected} == found
+    return {tensor.name: tensor.shape for tensor in expected} == stored
 
 
 def role_tensors(layer: int, expected: list[ExpectedTensor]) -> list[RoleTensor]:

@@ -1,9 +1,10 @@
 """The architecture table, and the architectures that are known but refused.
 
 Names and keys are those of checkpoints on disk, which differ from module names in several families
-(transformers/conversion_mapping.py). Read against transformers 5.23.
+(transformers/conversion_mapping.py). Checked against transformers 5.23.
 
-To add a family: add a row to one of the *_families.py, and a pico config to tests/pico.py.
+To add a family: add a row to one of the *_families.py, and a pico config to
+tests/support/pico.py.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from amnesia_bench.weights.wrapped_families import WRAPPED_FAMILIES
 FAMILIES = (*SOFTMAX_FAMILIES, *MIXED_FAMILIES, *WRAPPED_FAMILIES, *HYBRID_FAMILIES)
 
 _MLA = (
-    "W_K is not separable in multi-head latent attention: one latent projection feeds both the "
-    "keys and the values, so restoring the keys would change what is read as well as where"
+    "W_K is not separable in multi-head latent attention: one latent projection produces both keys "
+    "and values, so restoring the keys would change the values too"
 )
 _INDEXER = (
-    "a trained indexer picks the keys that are read: it routes too, and W_Q and W_K alone would "
-    "not bring back what it picked"
+    "a trained indexer selects the keys that are attended to, and restoring W_Q and W_K would not "
+    "restore its selection"
 )
-# kv_b_proj in transformers 5.23 (or the model_type of a checkpoint those classes load).
+# Models with kv_b_proj in transformers 5.23, and model types whose checkpoints those classes load.
 _MLA_TYPES = (
     "axk1",
     "axk2",
@@ -47,7 +48,7 @@ _MLA_TYPES = (
     "mla",
     "youtu",
 )
-# model_type -> why W_Q and W_K cannot be restored.
+# model_type -> the reason why W_Q and W_K cannot be restored.
 REFUSED = {
     **dict.fromkeys(_MLA_TYPES, _MLA),
     **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), _INDEXER),

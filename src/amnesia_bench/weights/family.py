@@ -1,4 +1,4 @@
-"""What one row of the architecture table says: a family of checkpoints as data."""
+"""The row type of the architecture table: a family of checkpoints, described as data."""
 
 from __future__ import annotations
 
@@ -26,37 +26,37 @@ LayerSizes = Callable[[Config, tuple[LayerKind, ...]], Mapping[int, int]]
 
 
 def always(config: Config) -> bool:
-    """True whatever the config says."""
+    """Return True for every config."""
     return True
 
 
 def never(config: Config) -> bool:
-    """False whatever the config says."""
+    """Return False for every config."""
     return False
 
 
 def flag(key: str) -> Condition:
-    """True where the config sets `key`; absent and null mean off."""
+    """Return a condition that holds if the config sets `key`; absent and null mean off."""
     return lambda config: bool(lookup(config, key))
 
 
 def no_layers(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
-    """Choose none."""
+    """Return no layers."""
     return ()
 
 
 def no_sizes(config: Config, kinds: tuple[LayerKind, ...]) -> Mapping[int, int]:
-    """Every layer has the sizes that the config gives for all."""
+    """Return no overrides: every layer has the sizes in the config."""
     return {}
 
 
 def full_layers(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
-    """Choose the layers without a window."""
+    """Return the layers without a sliding window."""
     return tuple(layer for layer, kind in enumerate(kinds) if kind is LayerKind.FULL)
 
 
 def marked_without_rope(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
-    """Choose the layers that the config marks as unrotated; smollm3, llama4."""
+    """Return the layers that the config marks as having no RoPE; smollm3, llama4."""
     return without_rope(config)
 
 
@@ -67,15 +67,15 @@ class Form(StrEnum):
     OUTPUT = "output"  # [hidden, query heads * head_dim]
     NORM = "norm"  # [head_dim], or [heads * head_dim] where it spans the heads
     HEAD_NORM = "head_norm"  # [heads, head_dim]
-    SCALARS = "scalars"  # [heads]: a parameter of its own, without ".weight" behind its name
+    SCALARS = "scalars"  # [heads]: a bare parameter, without ".weight" in its name
 
 
 @dataclass(frozen=True, kw_only=True)
 class Module:
-    """A module of the attention block, and the roles its rows play.
+    """A module of the attention block, and the roles of its rows.
 
-    `name` is relative to the block; the tensors are `<name>.weight` (scalars: `<name>`) and, where
-    `bias` holds, `<name>.bias`, which has the same rows and therefore the same roles.
+    `name` is relative to the block; the tensors are `<name>.weight` (scalars: `<name>`) and, if
+    `bias` is true, `<name>.bias`, which has the same rows and therefore the same roles.
     """
 
     name: str
@@ -95,17 +95,19 @@ class Module:
         return (size, heads.inner) if self.form is Form.INPUT else (size,)
 
     def tensors(self, config: Config) -> tuple[str, ...]:
-        """Return the names of weight and bias, below the block."""
+        """Return the names of weight and bias, relative to the block."""
         weight = self.name if self.form is Form.SCALARS else f"{self.name}.weight"
         return (weight, f"{self.name}.bias") if self.bias(config) else (weight,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedBlocks:
-    """Attention blocks used by several layers: only the first `count_key` users hold tensors.
+    """Attention blocks that several layers share.
 
-    With adapters (zamba2), use i of a block adds B_i A_i to its projections; A_i and B_i are the
-    tensors `<module>.<i>.0.weight` and `<module>.<i>.1.weight`, kept in the block's first layer.
+    The config key `count_key` holds the number of blocks (None: one). Only the first softmax layer
+    of each block stores its tensors. With adapters (zamba2), softmax layer i adds B_i A_i to the
+    projections of its block; A_i and B_i are the tensors `<module>.<i>.0.weight` and
+    `<module>.<i>.1.weight` of the block's first layer.
     """
 
     count_key: str | None
@@ -114,7 +116,7 @@ class SharedBlocks:
     adapters: tuple[tuple[Role, str], ...] = ()
 
 
-# Tables of angles and causal masks that older code saved beside the weights.
+# Rotary tables and causal masks that older code saved with the weights.
 BUFFERS = (
     "rotary_emb.inv_freq",
     "rotary_emb.cos_cached",
@@ -127,28 +129,28 @@ BUFFERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Where the softmax layers of one kind of checkpoint are, and what their tensors are called.
+    """Which layers of a family of checkpoints are softmax layers, and the names of their tensors.
 
     Attributes:
-        name: how messages call it.
-        model_types: the `model_type` values of config.json it covers.
+        name: the family's name in messages.
+        model_types: the `model_type` values of config.json that the family covers.
         layer_kinds: config -> kind of every decoder layer.
         modules: the modules of a softmax attention block.
-        block: the block's path in the decoder, whatever that is called; `{layer}` is the index.
+        block: the block's path relative to the decoder; `{layer}` is the layer index.
         num_query_heads, num_kv_heads, head_dim, window, rope_theta: config keys (dotted where
-            nested; head_dim "" where no key may change inner / heads).
-        inner_multiple: width of the block's input in hidden sizes.
-        rotates: does the config ask for rotary embeddings in softmax layers?
-        unrotated: the softmax layers that do without, in a family that rotates in the others.
-        local_rope_theta: config key of a second base for sliding layers.
-        head_dims: the layers whose head_dim is not that of the config -> their head_dim.
-        kv_shared: config key of how many of the last layers read an earlier layer's keys and
-            values. What they may hold of W_K and W_V themselves is read by nothing.
-        refusals: configs of which W_Q and W_K cannot be restored, and why.
-        routing: further config keys that change what a logit q.k means -> value if unset.
-        defaults: what the family's config class fills in for keys a config.json may omit.
+            nested; head_dim is "" where it is always inner / heads).
+        inner_multiple: width of the block's input, in multiples of the hidden size.
+        rotates: whether softmax layers use rotary embeddings.
+        unrotated: the softmax layers without RoPE, in a family whose other layers use it.
+        local_rope_theta: config key of a separate RoPE base for sliding layers.
+        head_dims: layers whose head_dim differs from the config's -> their head_dim.
+        kv_shared: config key of the number of last layers that read an earlier layer's keys and
+            values. Their own W_K and W_V, if stored, are never read.
+        refusals: configs whose W_Q and W_K cannot be restored, and the reason.
+        routing: further config keys that change the meaning of a logit q.k -> value if unset.
+        defaults: the config class's defaults of keys that a config.json may omit.
         aliases: old spelling of a config key -> new spelling.
-        shared: set where several layers use one block.
+        shared: set if several layers use one block.
     """
 
     name: str
@@ -177,7 +179,7 @@ class Family:
 def separate(
     *, bias: Condition = never, output_bias: Condition | None = None, output: str = "o_proj"
 ) -> tuple[Module, ...]:
-    """q_proj, k_proj, v_proj and an output projection; `output_bias` None means as the others."""
+    """Return q_proj, k_proj, v_proj and W_O; `output_bias` None means the same as `bias`."""
     return (
         Module(name="q_proj", form=Form.INPUT, shares=((Role.Q, per_query_head),), bias=bias),
         Module(name="k_proj", form=Form.INPUT, shares=((Role.K, per_kv_head),), bias=bias),
@@ -187,7 +189,7 @@ def separate(
 
 
 def output_projection(name: str, *, bias: Condition = never) -> Module:
-    """W_O: its heads are columns."""
+    """Return W_O, whose heads are columns."""
     return Module(name=name, form=Form.OUTPUT, shares=((Role.O, whole_tensor),), bias=bias)
 
 
@@ -198,7 +200,7 @@ def shared_norms(
     exists: Condition = always,
     bias: Condition = never,
 ) -> tuple[Module, ...]:
-    """qk-norm over head_dim: one weight vector for all heads."""
+    """Return the qk-norms over head_dim, with one weight vector for all heads."""
     return tuple(
         Module(name=name, form=Form.NORM, shares=((role, whole_tensor),), exists=exists, bias=bias)
         for name, role in ((q_norm, Role.Q_NORM), (k_norm, Role.K_NORM))
@@ -206,7 +208,7 @@ def shared_norms(
 
 
 def flat_norms() -> tuple[Module, ...]:
-    """qk-norm over heads * head_dim: it has rows per head, but its variance couples the heads."""
+    """Return the qk-norms over heads * head_dim: rows per head, but one variance for all heads."""
     return (
         Module(name="q_norm", form=Form.NORM, shares=((Role.Q_NORM, per_query_head),)),
         Module(name="k_norm", form=Form.NORM, shares=((Role.K_NORM, per_kv_head),)),
@@ -214,7 +216,7 @@ def flat_norms() -> tuple[Module, ...]:
 
 
 def norms_of_heads(*, exists: Condition) -> tuple[Module, ...]:
-    """qk-norm over head_dim, with weights of its own for every head."""
+    """Return the qk-norms over head_dim, with separate weights for each head."""
     q_rows, k_rows = one_row_per_query_head, one_row_per_kv_head
     return (
         Module(name="q_norm", form=Form.HEAD_NORM, shares=((Role.Q_NORM, q_rows),), exists=exists),
@@ -223,5 +225,5 @@ def norms_of_heads(*, exists: Condition) -> tuple[Module, ...]:
 
 
 def sinks() -> Module:
-    """A learned logit per query head, which takes part in the softmax and has no value to read."""
+    """Return the attention sinks: a learned logit per query head that has no value vector."""
     return Module(name="sinks", form=Form.SCALARS, shares=((Role.SINK, one_row_per_query_head),))

@@ -1,4 +1,4 @@
-"""What the files of a checkpoint folder are called, and what in it is no part of the model."""
+"""The names of the files in a checkpoint folder, and which of them are not part of the model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
-# Weights in some other form: copied beside repaired safetensors they would be stale.
+# Weights in other formats: copied next to repaired safetensors, they would be stale.
 OTHER_WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
     ".distcp", ".gguf", ".h5", ".litertlm", ".mlmodel", ".msgpack", ".nemo", ".npz", ".onnx",
     ".ot", ".pdparams", ".safetensors", ".tflite",
 }  # fmt: skip
 # Folders and files that Trainer, TRL, accelerate, DeepSpeed, LLaMA-Factory, axolotl, NeMo and
-# Megatron leave beside the model that they trained. trainer_state.json and the results describe
-# the run that made POST, and would be untrue of what is restored from it.
-_OF_A_RUN = re.compile(
+# Megatron leave next to the model that they trained. trainer_state.json and the results
+# describe the run that made post, and would be wrong for a model restored from it.
+_TRAINING_LEFTOVERS = re.compile(
     r"(checkpoint|global_step|epoch|step|iter)[-_]?\d+|checkpoint-.+|checkpoints"
     r"|pytorch_model_fsdp_\d+|(optimizer|scheduler)(_\d+|\.(pt|bin|pth))?|adapter_(config|model).*"
     r"|runs|wandb|logs?|tensorboard|tb_logs|mlruns|lightning_logs|swanlog|__pycache__"
@@ -29,19 +29,19 @@ _OF_A_RUN = re.compile(
 )
 
 
-def of_a_run(path: PurePath) -> bool:
-    """Return whether a path, relative to a checkpoint folder, is no part of the model in it.
+def is_not_model_file(path: PurePath) -> bool:
+    """Return whether a path, relative to a checkpoint folder, is not part of the model.
 
-    That is what a training run left, anything hidden, and weights in another form with what goes
-    by their name: `x.safetensors.bak`, `x.bin.index.json`, `x.onnx_data_1`.
+    These are leftovers of a training run, hidden files, and weights in another format together
+    with files named after them: `x.safetensors.bak`, `x.bin.index.json`, `x.onnx_data_1`.
     """
     suffixes = {suffix.partition("_")[0] for suffix in path.suffixes}
     return not OTHER_WEIGHT_SUFFIXES.isdisjoint(suffixes) or any(
-        part.startswith(".") or _OF_A_RUN.fullmatch(part) for part in path.parts
+        part.startswith(".") or _TRAINING_LEFTOVERS.fullmatch(part) for part in path.parts
     )
 
 
 def is_weights(name: str) -> bool:
-    """Return whether a file of this name holds a model's weights, in whatever form."""
+    """Return whether a file of this name holds model weights, in any format."""
     suffix = PurePath(name).suffix
-    return suffix in OTHER_WEIGHT_SUFFIXES and not _OF_A_RUN.fullmatch(name)
+    return suffix in OTHER_WEIGHT_SUFFIXES and not _TRAINING_LEFTOVERS.fullmatch(name)

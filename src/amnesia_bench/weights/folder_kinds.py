@@ -1,7 +1,7 @@
-"""What a folder that should be a checkpoint is instead, and what to type then.
+"""Recognise folders that are not checkpoints, and tell the user what to type instead.
 
-Every command that takes a checkpoint folder opens it through `checkpoint.open_checkpoint`, and so
-asks here first.
+Every command opens a checkpoint folder with `checkpoint.open_checkpoint`, which runs this check
+first.
 """
 
 from __future__ import annotations
@@ -30,32 +30,32 @@ _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 def check_checkpoint_folder(folder: Path) -> None:
     """Raise UserError unless `folder` holds config.json and safetensors as transformers names them.
 
-    The message says what it is instead: a name of the hub, a file, an adapter, the state of a
-    training run, a folder of checkpoints, weights in another form.
+    The message names what the folder is instead: a model name on the hub, a file, an adapter, the
+    state of a training run, a folder of checkpoints, weights in another format.
     """
     if not folder.is_dir():
         raise no_folder(folder)
-    if _has_weights(folder) and _there(folder / CONFIG):
+    if _has_weights(folder) and _exists_or_links(folder / CONFIG):
         return
-    for recognise in _KINDS:
-        if (error := recognise(folder)) is not None:
+    for recognise_kind in _KINDS:
+        if (error := recognise_kind(folder)) is not None:
             raise error
     partial = folder.resolve()
     name = partial.parent.parent.name.removeprefix("models--").replace("--", "/")
     raise UserError(
         f"{folder}: holds neither {SINGLE_FILE} nor {INDEX}.",
-        hint=f"The hub's cache holds a part of this model only. Fetch all: hf download {name}"
+        hint=f"The hub's cache has only a part of this model. Download the rest: hf download {name}"
         if partial.parent.name == "snapshots"
         else "Give the folder that save_pretrained wrote.",
     )
 
 
 def _has_weights(folder: Path) -> bool:
-    return _there(folder / SINGLE_FILE) or _there(folder / INDEX)
+    return _exists_or_links(folder / SINGLE_FILE) or _exists_or_links(folder / INDEX)
 
 
-def _there(path: Path) -> bool:
-    """Return whether there is something of that name, be it a link that leads to nothing."""
+def _exists_or_links(path: Path) -> bool:
+    """Return whether the path exists; a broken link counts."""
     return path.exists() or path.is_symlink()
 
 
@@ -64,7 +64,7 @@ def _cached_repository(folder: Path) -> UserError | None:
         return None
     newest = newest_snapshot(folder)
     return UserError(
-        f"{folder}: is a repository of the hub's cache; its models are in snapshots/.",
+        f"{folder}: is a repository in the hub's cache; its models are in snapshots/.",
         hint=f"Give {newest}" if newest is not None else "None of them is complete.",
     )
 
@@ -84,18 +84,18 @@ def merge_command(adapter: Path) -> str:
     """Return the command that merges an adapter into the base model that it names."""
     base, _ = _adapter_of(adapter)
     tokenizer = adapter if (adapter / "tokenizer_config.json").exists() else base or "BASE"
-    merged = _text(f"{adapter}-merged")
-    return _python(
+    merged = _literal(f"{adapter}-merged")
+    return _python_command(
         "from peft import AutoPeftModelForCausalLM as M; "
         "from transformers import AutoTokenizer as T; "
-        f'M.from_pretrained({_text(adapter)}, dtype="auto").merge_and_unload()'
-        f".save_pretrained({merged}); T.from_pretrained({_text(tokenizer)})"
+        f'M.from_pretrained({_literal(adapter)}, dtype="auto").merge_and_unload()'
+        f".save_pretrained({merged}); T.from_pretrained({_literal(tokenizer)})"
         f".save_pretrained({merged})"
     )
 
 
 def _adapter_of(folder: Path) -> tuple[str | None, str]:
-    """Return the base model that an adapter names, if it does, and its kind."""
+    """Return the base model that an adapter names, or None, and the kind of adapter."""
     try:
         content = read_json(folder / ADAPTER_CONFIG)
     except AmnesiaError:
@@ -106,15 +106,15 @@ def _adapter_of(folder: Path) -> tuple[str | None, str]:
 
 
 def _deepspeed(folder: Path) -> UserError | None:
-    signs = [*_names(folder, "zero_to_fp32.py", "global_step*", "*zero_pp_rank*")]
-    if not signs:
+    matches = [*_names(folder, "zero_to_fp32.py", "global_step*", "*zero_pp_rank*")]
+    if not matches:
         return None
     script = folder / "zero_to_fp32.py"
     program = _quoted(script) if script.exists() else "-m deepspeed.utils.zero_to_fp32"
     command = f"python {program} {_quoted(folder)} {_quoted(folder)}-whole"
     return UserError(
-        f"{folder}: holds the shards of a DeepSpeed run ({signs[0]}), not a model.",
-        hint=f"Put them together: {command} --safe_serialization\nThen copy config.json and the "
+        f"{folder}: holds the shards of a DeepSpeed run ({matches[0]}), not a model.",
+        hint=f"Merge them: {command} --safe_serialization\nThen copy config.json and the "
         "tokenizer into that folder.",
     )
 
@@ -127,43 +127,47 @@ def _fsdp(folder: Path) -> UserError | None:
     models = {path for path in parents if not path.name.startswith("optimizer")}
     if not parents:
         return None
-    source = max(models or parents, key=_newness)
+    source = max(models or parents, key=_recency)
     return UserError(
         f"{folder}: holds the shards of an FSDP run ({source.name}/), not a model.",
-        hint=f"Put them together: accelerate merge-weights {_quoted(source)} "
+        hint=f"Merge them: accelerate merge-weights {_quoted(source)} "
         f"{_quoted(folder)}-whole\nThen copy config.json and the tokenizer into that folder.",
     )
 
 
 def _megatron(folder: Path) -> UserError | None:
-    signs = [*_names(folder, "latest_checkpointed_iteration.txt", "mp_rank_*", "*.nemo")]
-    if not signs:
+    matches = [*_names(folder, "latest_checkpointed_iteration.txt", "mp_rank_*", "*.nemo")]
+    if not matches:
         return None
     return UserError(
-        f"{folder}: holds a checkpoint of Megatron or NeMo ({signs[0]}).",
-        hint="Convert it to Hugging Face form with the converter of the framework that wrote it.",
+        f"{folder}: holds a Megatron or NeMo checkpoint ({matches[0]}).",
+        hint="Convert it to Hugging Face format with the converter of the framework that wrote it.",
     )
 
 
 def _folder_of_checkpoints(folder: Path) -> UserError | None:
-    found = [child for child in sorted(folder.iterdir()) if child.is_dir() and _holds_model(child)]
-    if not found:
+    checkpoints = [
+        child for child in sorted(folder.iterdir()) if child.is_dir() and _contains_model(child)
+    ]
+    if not checkpoints:
         return None
-    found.sort(key=_newness, reverse=True)
-    names = ", ".join(child.name for child in found[:5]) + (", ..." if len(found) > 5 else "")
+    checkpoints.sort(key=_recency, reverse=True)
+    names = ", ".join(child.name for child in checkpoints[:5]) + (
+        ", ..." if len(checkpoints) > 5 else ""
+    )
     return UserError(
-        f"{folder}: holds no weights itself; below it are {names}.",
-        hint=f"Give one of them: {found[0]}",
+        f"{folder}: holds no weights itself, but contains the checkpoints {names}.",
+        hint=f"Give one of them: {checkpoints[0]}",
     )
 
 
-def _newness(checkpoint: Path) -> tuple[int, float]:
-    """Order checkpoint-500 by its number, and what has none by its time."""
+def _recency(checkpoint: Path) -> tuple[int, float]:
+    """Return a sort key: the number of `checkpoint-500`, else the modification time."""
     number = re.search(r"(\d+)$", checkpoint.name)
     return int(number.group(1)) if number else -1, checkpoint.stat().st_mtime
 
 
-def _holds_model(folder: Path) -> bool:
+def _contains_model(folder: Path) -> bool:
     parts = ("adapter_model.", "global_step", "pytorch_model_fsdp_")
     return any(is_weights(name) or name.startswith(parts) for name in _names(folder, "*"))
 
@@ -179,12 +183,12 @@ def _no_config(folder: Path) -> UserError | None:
 
 
 def _original_format(folder: Path) -> UserError | None:
-    signs = [*_names(folder, "consolidated*.safetensors", "consolidated*.pth")]
-    if not signs:
+    matches = [*_names(folder, "consolidated*.safetensors", "consolidated*.pth")]
+    if not matches:
         return None
     return UserError(
-        f"{folder}: holds its weights in the form of Mistral's or Meta's own code ({signs[0]}).",
-        hint="Give the model in Hugging Face form (model.safetensors), which the hub has beside "
+        f"{folder}: holds weights in the format of Mistral's or Meta's own code ({matches[0]}).",
+        hint="Give the model in Hugging Face format (model.safetensors). The hub has it next to "
         "that file or in a repository whose name ends in -hf: amnesia download OWNER/NAME --out "
         "FOLDER. Or convert it with transformers 4: "
         "python -m transformers.models.mistral.convert_mistral_weights_to_hf (or llama)",
@@ -192,63 +196,65 @@ def _original_format(folder: Path) -> UserError | None:
 
 
 def _gguf(folder: Path) -> UserError | None:
-    signs = [*_names(folder, "*.gguf")]
-    if not signs:
+    matches = [*_names(folder, "*.gguf")]
+    if not matches:
         return None
     return UserError(
-        f"{folder}: holds its weights as GGUF ({signs[0]}), for llama.cpp; only safetensors are "
+        f"{folder}: holds its weights as GGUF ({matches[0]}), for llama.cpp; only safetensors are "
         "read.",
-        hint="Give the safetensors that it was made from, and make the GGUF of what is restored.",
+        hint="Give the safetensors that it was made from, and convert the restored model to GGUF.",
     )
 
 
 def _pickles(folder: Path) -> UserError | None:
-    signs = [
+    matches = [
         name
         for name in _names(folder, "*")
         if Path(name).suffix in PICKLE_SUFFIXES and is_weights(name)
     ]
-    if not signs:
+    if not matches:
         return None
-    usual = any(name.startswith("pytorch_model") and "fsdp" not in name for name in signs)
+    loads_in_transformers = any(
+        name.startswith("pytorch_model") and "fsdp" not in name for name in matches
+    )
     converter = (
         "from transformers import AutoModelForCausalLM as M; "
-        f"M.from_pretrained({_text(folder)}).save_pretrained({_text(f'{folder}-safetensors')})"
-        if usual
+        f"M.from_pretrained({_literal(folder)}).save_pretrained({_literal(f'{folder}-safetensors')})"
+        if loads_in_transformers
         else "import torch; from safetensors.torch import save_file as s; "
-        f"t = torch.load({_text(folder / signs[0])}, weights_only=True); "
-        f"s({{n: x.clone() for n, x in t.items()}}, {_text(folder / SINGLE_FILE)})"
+        f"t = torch.load({_literal(folder / matches[0])}, weights_only=True); "
+        f"s({{n: x.clone() for n, x in t.items()}}, {_literal(folder / SINGLE_FILE)})"
     )
     return UserError(
-        f"{folder}: holds its weights as pickle ({', '.join(signs[:3])}), which can run code "
-        "when it is read; only safetensors are.",
-        hint=f"Convert it: {_python(converter)}",
+        f"{folder}: holds its weights as pickle ({', '.join(matches[:3])}), which can run code "
+        "when it is loaded; only safetensors are read.",
+        hint=f"Convert it: {_python_command(converter)}",
     )
 
 
 def _other_frameworks(folder: Path) -> UserError | None:
-    signs = [*_names(folder, "flax_model*", "tf_model*", "*.npz", "*.onnx")]
-    if not signs:
+    matches = [*_names(folder, "flax_model*", "tf_model*", "*.npz", "*.onnx")]
+    if not matches:
         return None
     return UserError(
-        f"{folder}: holds its weights for another framework ({signs[0]}); only safetensors are "
+        f"{folder}: holds its weights for another framework ({matches[0]}); only safetensors are "
         "read.",
         hint="Look for the same model with safetensors.",
     )
 
 
 def _shards_without_index(folder: Path) -> UserError | None:
-    signs = [*_names(folder, "*.safetensors")]
-    if not signs:
+    matches = [*_names(folder, "*.safetensors")]
+    if not matches:
         return None
-    shards = [match for name in signs if (match := _SHARD.fullmatch(name))]
+    shards = [match for name in matches if (match := _SHARD.fullmatch(name))]
     if not shards:
         return UserError(
-            f"{folder}: holds {signs[0]}, but neither {SINGLE_FILE} nor {INDEX}.",
+            f"{folder}: holds {matches[0]}, but neither {SINGLE_FILE} nor {INDEX}.",
             hint=f"If that file is the whole model, name it {SINGLE_FILE}.",
         )
     return UserError(
-        f"{folder}: holds {len(shards)} of {int(shards[0].group(2))} shards and no {INDEX}, which "
+        f"{folder}: holds {len(shards)} of {int(shards[0].group(2))} shards but no {INDEX}, which "
         "lists them.",
         hint="Download or save this checkpoint again.",
     )
@@ -279,11 +285,11 @@ def _quoted(path: Path) -> str:
     return shlex.quote(str(path))
 
 
-def _python(code: str) -> str:
-    """Return the command that runs `code`, safe to paste whatever the names in it."""
+def _python_command(code: str) -> str:
+    """Return the shell command that runs `code`, quoted so that any name in it is safe."""
     return f"python -c {shlex.quote(code)}"
 
 
-def _text(name: Path | str) -> str:
-    """Return a name as a string of Python's; that of an adapter's base comes from a stranger."""
+def _literal(name: Path | str) -> str:
+    """Return a name as a Python string literal; an adapter's base name is untrusted input."""
     return json.dumps(str(name))

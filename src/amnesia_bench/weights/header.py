@@ -1,9 +1,8 @@
 """The header of a safetensors file, parsed strictly and without reading the data.
 
 Layout of the format: 8 bytes with the header's length N (little endian), N bytes of JSON, then
-the data. Everything downstream copies and patches bytes by the offsets found here, so whatever
-could make an offset lie is refused: truncation, gaps, overlaps, sizes that do not follow from
-shape and dtype.
+the data. All other code copies and patches bytes at these offsets, so anything that could make an
+offset wrong is refused: truncation, gaps, overlaps, sizes that do not match shape and dtype.
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ from typing import Any
 from amnesia_bench.errors import UserError
 from amnesia_bench.store.json_rows import unique_keys
 
-# The format's own limit, so that a damaged length cannot make us allocate the file.
+# The format's own limit; a damaged length must not make us allocate the whole file.
 MAX_HEADER_BYTES = 100_000_000
 LENGTH_BYTES = 8
-# Far beyond those of any model: without bounds, one name fills a screen and one product of a
-# shape takes hours.
+# Far above the values of any model. Without these limits one name can fill a screen, and the
+# product of one shape can take hours.
 MAX_NAME_CHARACTERS = 1000
 MAX_DIMENSIONS = 64
 MAX_NUMBER = 1 << 63
-LFS_POINTER = b"version "  # its first 8 bytes; as a length they are 2e18
+LFS_POINTER = b"version "  # the first 8 bytes of a pointer; as a length they would be 2e18
 
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -39,7 +38,7 @@ DTYPE_BITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """Where one tensor lies: absolute byte offsets [start, end) in its file."""
+    """The location of one tensor: absolute byte offsets [start, end) in its file."""
 
     name: str
     dtype: str
@@ -53,7 +52,7 @@ class TensorEntry:
 
     @property
     def num_rows(self) -> int:
-        """Length of the first dimension; a row is everything behind one index of it."""
+        """Length of the first dimension; a row is one slice along it."""
         return self.shape[0] if self.shape else 1
 
     @property
@@ -63,9 +62,9 @@ class TensorEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """One safetensors file: its tensors by name, in file order, and where the data begins.
+    """A safetensors file: its tensors by name, in file order, and the offset of its data.
 
-    `sha256` is that of everything before the data.
+    `sha256` is the hash of everything before the data.
     """
 
     path: Path
@@ -78,31 +77,35 @@ def read_header(path: Path) -> Header:
     """Parse the header of `path` and check every offset in it.
 
     Raises:
-        UserError: the file is not a whole, well-formed safetensors file; names file and tensor.
+        UserError: the file is not a complete, well-formed safetensors file; the message names the
+            file and the tensor.
     """
     file_bytes = path.stat().st_size
     with path.open("rb") as file:
         length_field = file.read(LENGTH_BYTES)
         if len(length_field) < LENGTH_BYTES:
-            raise _damaged(path, f"is {file_bytes} bytes long, too short for a safetensors file")
+            raise _damaged_file(
+                path, f"is {file_bytes} bytes long, too short for a safetensors file"
+            )
         if length_field == LFS_POINTER:
             raise UserError(
-                f"{path}: is a pointer of Git LFS, not the file itself.",
+                f"{path}: is a Git LFS pointer, not the file itself.",
                 hint=f"Fetch it: git -C {shlex.quote(str(path.parent))} lfs pull",
             )
         header_bytes = int.from_bytes(length_field, "little")
         data_start = LENGTH_BYTES + header_bytes
         if header_bytes > MAX_HEADER_BYTES or data_start > file_bytes:
-            raise _damaged(
-                path, f"announces a header of {header_bytes:,} bytes but is {file_bytes:,} long"
+            raise _damaged_file(
+                path,
+                f"declares a header of {header_bytes:,} bytes, but has only {file_bytes:,} bytes",
             )
         raw = file.read(header_bytes)
     try:
         fields = json.loads(raw.decode("utf-8"), object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
-        raise _damaged(path, f"has a header that is not valid JSON ({error})") from None
+        raise _damaged_file(path, f"has a header that is not valid JSON ({error})") from None
     if not isinstance(fields, dict):
-        raise _damaged(path, "has a header that is not a JSON object")
+        raise _damaged_file(path, "has a header that is not a JSON object")
     fields.pop("__metadata__", None)
     entries = [_entry(path, name, field, data_start) for name, field in fields.items()]
     entries.sort(key=lambda entry: (entry.start, entry.end))
@@ -117,22 +120,22 @@ def read_header(path: Path) -> Header:
 
 def _entry(path: Path, name: str, field: Any, data_start: int) -> TensorEntry:
     if len(name) > MAX_NAME_CHARACTERS:
-        raise _damaged(path, f"holds a tensor whose name has {len(name):,} characters")
-    if name.encode("utf-8", "replace").decode("utf-8") != name:  # JSON can spell half a character
-        raise _damaged(path, f"holds a tensor whose name is not valid Unicode, {name!r}")
+        raise _damaged_file(path, f"holds a tensor whose name has {len(name):,} characters")
+    if name.encode("utf-8", "replace").decode("utf-8") != name:  # JSON can encode half a character
+        raise _damaged_file(path, f"holds a tensor whose name is not valid Unicode, {name!r}")
     try:
         dtype, shape, (begin, end) = field["dtype"], tuple(field["shape"]), field["data_offsets"]
         numbers = (*shape, begin, end)
         if len(shape) > MAX_DIMENSIONS or not all(_is_count(n) for n in numbers):
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        shown = reprlib.repr(field)
-        raise _damaged(path, f"describes tensor {name!r} in a malformed way: {shown}") from None
+        entry = reprlib.repr(field)
+        raise _damaged_file(path, f"has a malformed entry for tensor {name!r}: {entry}") from None
     if not isinstance(dtype, str) or dtype not in DTYPE_BITS:
-        raise _damaged(path, f"holds tensor {name!r} of the unknown dtype {reprlib.repr(dtype)}")
+        raise _damaged_file(path, f"holds tensor {name!r} of unknown dtype {reprlib.repr(dtype)}")
     needed_bytes = -(-math.prod(shape) * DTYPE_BITS[dtype] // 8)
     if end - begin != needed_bytes:
-        raise _damaged(
+        raise _damaged_file(
             path,
             f"gives tensor {name!r} {end - begin:,} bytes (offsets {begin}..{end}), but {dtype} of "
             f"shape {list(shape)} needs {needed_bytes:,}",
@@ -154,15 +157,15 @@ def _check_coverage(
     for entry in entries:
         if entry.start != position:
             kind = "overlaps the tensor before it" if entry.start < position else "follows a gap"
-            raise _damaged(path, f"has a wrong offset table: tensor {entry.name!r} {kind}")
+            raise _damaged_file(path, f"has a wrong offset table: tensor {entry.name!r} {kind}")
         position = entry.end
     if position > file_bytes:
-        raise _damaged(
+        raise _damaged_file(
             path, f"is truncated: the tensors need {position:,} bytes, the file has {file_bytes:,}"
         )
     if position < file_bytes:
-        raise _damaged(path, f"has {file_bytes - position:,} bytes behind its last tensor")
+        raise _damaged_file(path, f"has {file_bytes - position:,} bytes after its last tensor")
 
 
-def _damaged(path: Path, how: str) -> UserError:
-    return UserError(f"{path}: {how}.", hint="Download or save this checkpoint again.")
+def _damaged_file(path: Path, problem: str) -> UserError:
+    return UserError(f"{path}: {problem}.", hint="Download or save this checkpoint again.")

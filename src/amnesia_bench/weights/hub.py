@@ -1,4 +1,4 @@
-"""A model of the Hugging Face hub as a checkpoint folder: whole and proven, or not at all."""
+"""Download a model from the Hugging Face hub: complete and verified, or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from amnesia_bench.store.publish import publishing
 from amnesia_bench.weights.file_names import CONFIG, INDEX, PICKLE_SUFFIXES, SINGLE_FILE
 
 KIND = "downloaded"
-# Tokenizers and templates, those of remote code too: qwen.tiktoken, vocab.bpe, bpe.codes.
+# Tokenizer and template files, also those of remote code: qwen.tiktoken, vocab.bpe, bpe.codes.
 _SIDE_SUFFIXES = frozenset(
     {".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".codes", ".spm", ".vocab"}
 )
@@ -34,7 +34,7 @@ _LICENCES = ("LICENSE", "LICENCE", "NOTICE")
 
 @dataclass(frozen=True, kw_only=True)
 class Downloaded:
-    """What was fetched: the commit, bytes in all, and files of code, which were not run."""
+    """A finished download: its commit, its size, and the Python files in it, which were not run."""
 
     commit: str
     files: int
@@ -44,7 +44,7 @@ class Downloaded:
 
 @dataclass(frozen=True, kw_only=True)
 class _Listing:
-    """A repository at a commit: its files at the root by name."""
+    """A repository at one commit: name -> file of its top-level folder."""
 
     repository: str
     commit: str
@@ -53,7 +53,7 @@ class _Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class _RemoteFile:
-    """A file of the hub: its size, and its sha256 (large files) or its id in git."""
+    """A file on the hub: its size, and its sha256 (large files) or its git blob id."""
 
     bytes: int
     sha256: str | None
@@ -61,32 +61,33 @@ class _RemoteFile:
 
 
 def download(request: DownloadRequest, out: Path) -> Downloaded:
-    """Fetch config, tokenizer, code and safetensors of a model into a folder.
+    """Download the config, tokenizer, code and safetensors of a model into a folder.
 
-    Pickles, other formats and subfolders are left out. No code is run. What is there is kept if
-    this is killed, shard by shard, for the same call again.
+    Pickles, other formats and subfolders are skipped. No code is run. If the download is killed,
+    the same call resumes it: complete files are kept.
 
     Raises:
-        UserError: no such repository or revision, no access, no safetensors; or `out` exists.
+        UserError: the repository or revision does not exist, is not accessible, or has no
+            safetensors; or `out` exists.
         MissingEnvironmentError: huggingface_hub is not installed, or the hub cannot be reached.
-        StageFailedError: no space left, or a file is not what the hub says it is.
+        StageFailedError: the disk is full, or a file's hash differs from the hub's.
     """
     provenance = collect_provenance(sys.argv, seeds={})
     listing = _listing(request.repository, request.revision)
     _check_model(listing)
-    kept = resumable_path(out)
-    if (out / MANIFEST).is_file():  # killed between publishing and clearing up
-        _clear(kept)
+    partial_folder = resumable_path(out)
+    if (out / MANIFEST).is_file():  # killed between publishing and cleaning up
+        _clear(partial_folder)
     with publishing(out, kept="finished files are kept for the next attempt") as work:
-        settings = [name for name in (CONFIG, _TOKENIZER_CONFIG) if name in listing.files]
-        hashes = _fetch(listing, settings, kept)
-        code = _code(listing, kept)
-        hashes |= _fetch(listing, [*_side_files(listing), *code], kept)
-        shards = _shards(listing, kept)
-        _check_space(listing, shards, kept)
-        hashes |= _fetch(listing, shards, kept)
+        config_names = [name for name in (CONFIG, _TOKENIZER_CONFIG) if name in listing.files]
+        hashes = _fetch(listing, config_names, partial_folder)
+        code = _code(listing, partial_folder)
+        hashes |= _fetch(listing, [*_side_files(listing), *code], partial_folder)
+        shards = _shards(listing, partial_folder)
+        _check_space(listing, shards, partial_folder)
+        hashes |= _fetch(listing, shards, partial_folder)
         for name in hashes:
-            (kept / name).rename(work.folder / name)
+            (partial_folder / name).rename(work.folder / name)
         model = Parent(
             role="model",
             location=f"hf://{request.repository}",
@@ -94,7 +95,7 @@ def download(request: DownloadRequest, out: Path) -> Downloaded:
         )
         entries = [file_entry(work.folder, name, sha256=digest) for name, digest in hashes.items()]
         work.finish(KIND, [model], provenance, entries)
-    _clear(kept)
+    _clear(partial_folder)
     return Downloaded(
         commit=listing.commit,
         files=len(hashes),
@@ -103,46 +104,48 @@ def download(request: DownloadRequest, out: Path) -> Downloaded:
     )
 
 
-def _clear(kept: Path) -> None:
-    """Remove what the hub's library fetched into a folder, by its own record, and that record."""
-    record = kept / ".cache" / "huggingface"
-    fetched = [path.name.removesuffix(".metadata") for path in record.glob("download/*.metadata")]
+def _clear(partial_folder: Path) -> None:
+    """Remove the files that huggingface_hub's records list, and the records themselves."""
+    record = partial_folder / ".cache" / "huggingface"
+    downloaded = [
+        path.name.removesuffix(".metadata") for path in record.glob("download/*.metadata")
+    ]
     shutil.rmtree(record, ignore_errors=True)
-    for folder in (record.parent, kept):
-        remove_files(folder, re.compile("|".join(map(re.escape, fetched)) or "(?!)"))
+    for folder in (record.parent, partial_folder):
+        remove_files(folder, re.compile("|".join(map(re.escape, downloaded)) or "(?!)"))
 
 
 def _listing(repository: str, revision: str | None) -> _Listing:
-    with _asking(repository, revision):
-        found = _hub().model_info(repository, revision=revision, files_metadata=True)
+    with _translated_errors(repository, revision):
+        model_info = _hub().model_info(repository, revision=revision, files_metadata=True)
     files = {
         file.rfilename: _RemoteFile(
             bytes=file.size or 0,
             sha256=None if file.lfs is None else file.lfs.sha256,
             git_id=file.blob_id,
         )
-        for file in found.siblings or ()
+        for file in model_info.siblings or ()
         # Subfolders hold the same weights in other forms: original/, onnx/.
         if PurePosixPath(file.rfilename).name == file.rfilename
     }
-    return _Listing(repository=repository, commit=found.sha, files=files)
+    return _Listing(repository=repository, commit=model_info.sha, files=files)
 
 
 def _check_model(listing: _Listing) -> None:
     names = sorted(listing.files)
     if CONFIG not in names:
-        raise UserError(f"{listing.repository}: holds no {CONFIG}, so it is no model")
+        raise UserError(f"{listing.repository}: has no {CONFIG}, so it is not a model")
     if SINGLE_FILE not in names and INDEX not in names:
         pickles = [name for name in names if Path(name).suffix in PICKLE_SUFFIXES]
         raise UserError(
-            f"{listing.repository}: holds neither {SINGLE_FILE} nor {INDEX}"
-            + (f"; {pickles[0]} is a pickle, which can run code when read" if pickles else ""),
+            f"{listing.repository}: has neither {SINGLE_FILE} nor {INDEX}"
+            + (f"; {pickles[0]} is a pickle, which can run code when loaded" if pickles else ""),
             hint="Look for another --revision, or for the same model with safetensors.",
         )
 
 
 def _side_files(listing: _Listing) -> list[str]:
-    """Return what to fetch besides config, code and weights."""
+    """Return the files to download besides config, code and weights."""
     return [
         name
         for name in sorted(listing.files)
@@ -153,13 +156,15 @@ def _side_files(listing: _Listing) -> list[str]:
 
 
 def _code(listing: _Listing, folder: Path) -> tuple[str, ...]:
-    """Return the Python files, if the model or its tokenizer says that it is made of them."""
-    brings = False
+    """Return the Python files, if the model or its tokenizer uses remote code."""
+    uses_remote_code = False
     for name in (CONFIG, _TOKENIZER_CONFIG):
         if name in listing.files:
             content = _json(listing, folder, name)
-            brings |= isinstance(content, dict) and "auto_map" in content
-    return tuple(name for name in sorted(listing.files) if brings and name.endswith(".py"))
+            uses_remote_code |= isinstance(content, dict) and "auto_map" in content
+    return tuple(
+        name for name in sorted(listing.files) if uses_remote_code and name.endswith(".py")
+    )
 
 
 def _shards(listing: _Listing, folder: Path) -> list[str]:
@@ -172,7 +177,7 @@ def _shards(listing: _Listing, folder: Path) -> list[str]:
     for name in shards:
         if name not in listing.files or Path(name).suffix != ".safetensors":
             raise UserError(
-                f"{listing.repository}: {INDEX} names {name!r}, which is no file of weights there"
+                f"{listing.repository}: {INDEX} lists {name!r}, which is not a weight file there"
             )
     return sorted(shards)
 
@@ -185,39 +190,41 @@ def _json(listing: _Listing, folder: Path, name: str) -> Any:
 
 
 def _check_space(listing: _Listing, names: Sequence[str], folder: Path) -> None:
-    missing = sum(listing.files[name].bytes for name in names if not (folder / name).is_file())
+    missing_bytes = sum(
+        listing.files[name].bytes for name in names if not (folder / name).is_file()
+    )
     free = shutil.disk_usage(folder).free
-    if missing > free:
+    if missing_bytes > free:
         raise StageFailedError(
-            f"{listing.repository}: {missing:,} bytes are needed and {free:,} are free",
+            f"{listing.repository}: {missing_bytes:,} bytes are needed and {free:,} are free",
             hint="Free some space, or choose another --out.",
         )
 
 
 def _fetch(listing: _Listing, names: Sequence[str], folder: Path) -> dict[str, str]:
-    """Fetch files into a folder and return their hashes; those that are there are not fetched."""
+    """Download the files that are not in the folder yet; return the hashes of all."""
     hashes = {}
     for name in names:
-        with _asking(listing.repository, listing.commit):
+        with _translated_errors(listing.repository, listing.commit):
             _hub().hf_hub_download(
                 listing.repository, name, revision=listing.commit, local_dir=folder
             )
-        hashes[name] = _proven(listing, name, folder / name)
+        hashes[name] = _verified_sha256(listing, name, folder / name)
     return hashes
 
 
-def _proven(listing: _Listing, name: str, path: Path) -> str:
-    """Return the sha256 of a file that is what the hub says it is; remove any other."""
+def _verified_sha256(listing: _Listing, name: str, path: Path) -> str:
+    """Return the sha256 of a file; remove the file and raise if its hash differs from the hub's."""
     remote, digest = listing.files[name], sha256_of(path)
     if remote.sha256 is not None:
-        same = digest == remote.sha256
+        is_identical = digest == remote.sha256
     else:
-        same = remote.git_id is None or _git_id(path) == remote.git_id
-    if not same:
+        is_identical = remote.git_id is None or _git_id(path) == remote.git_id
+    if not is_identical:
         path.unlink()
         raise StageFailedError(
-            f"{listing.repository}: {name} is not what the hub says it is; it was removed",
-            hint="The same command fetches it again and keeps the others.",
+            f"{listing.repository}: the hash of {name} differs from the hub's; it was removed",
+            hint="Run the same command again: it downloads this file and keeps the others.",
         )
     return digest
 
@@ -234,26 +241,27 @@ def _hub() -> Any:
 
 
 @contextmanager
-def _asking(repository: str, revision: str | None) -> Iterator[None]:
-    """Say what the hub's refusals mean; a disk that is full is none of them."""
+def _translated_errors(repository: str, revision: str | None) -> Iterator[None]:
+    """Convert the hub's errors to `AmnesiaError`; errors of the local disk pass through."""
     try:
         from huggingface_hub import errors
-        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's own
+        from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's class
     except ImportError as error:
         raise MissingEnvironmentError(
-            f"a download needs huggingface_hub ({error})", hint='pip install "amnesia-bench[eval]"'
+            f"downloading needs huggingface_hub ({error})", hint='pip install "amnesia-bench[eval]"'
         ) from error
     try:
         yield
     except errors.HFValidationError as error:
         url = _IN_URL.search(repository)
         raise UserError(
-            f"{repository}: not a repository's name", hint=f"Give {url[1] if url else 'OWNER/NAME'}"
+            f"{repository}: is not a repository name",
+            hint=f"Give {url[1] if url else 'OWNER/NAME'}",
         ) from error
     except errors.GatedRepoError as error:
         raise UserError(
-            f"{repository}: its owners want to know who downloads it",
-            hint=f"Agree at https://huggingface.co/{repository}, then: hf auth login",
+            f"{repository}: is gated: its owners require you to accept their terms",
+            hint=f"Accept them at https://huggingface.co/{repository}, then: hf auth login",
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise _no_access(repository) from error
@@ -261,7 +269,7 @@ def _asking(repository: str, revision: str | None) -> Iterator[None]:
         raise UserError(f"{repository}: has no revision {revision}") from error
     except errors.OfflineModeIsEnabled as error:
         raise MissingEnvironmentError(
-            f"{repository}: HF_HUB_OFFLINE forbids to ask the hub", hint="unset HF_HUB_OFFLINE"
+            f"{repository}: HF_HUB_OFFLINE forbids access to the hub", hint="unset HF_HUB_OFFLINE"
         ) from error
     except (
         HTTPError,
@@ -274,17 +282,17 @@ def _asking(repository: str, revision: str | None) -> Iterator[None]:
             raise _no_access(repository) from error
         raise MissingEnvironmentError(
             f"{repository}: the hub cannot be reached ({str(error).partition(chr(10))[0]})",
-            hint="The same command again keeps the files that are complete.",
+            hint="Run the same command again: it keeps the files that are complete.",
         ) from error
 
 
 def _no_access(repository: str) -> UserError:
     return UserError(
-        f"{repository}: the hub has no such model, or does not show it to you",
+        f"{repository}: the hub has no such model, or you have no access to it",
         hint=(
             "Is it spelled right?"
             if "/" in repository
-            else f"It needs its owner's name too: amnesia download OWNER/{repository}"
+            else f"The owner's name is missing: amnesia download OWNER/{repository}"
         )
-        + " For a private one: hf auth login",
+        + " For a private model: hf auth login",
     )

@@ -1,7 +1,7 @@
 """Rows of the architecture table for models that mix softmax attention with something else.
 
-The linear layers of hypenet, jet_nemotron and the fla models have tensors of the same names as
-their softmax layers, which is why layers come from the config and never from names.
+In hypenet, jet_nemotron and the fla models, linear and softmax layers have tensors with the same
+names. So layer kinds are read from the config and never guessed from tensor names.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ATTENTION_BIAS = flag("attention_bias")
 
 
 def _rope_not_null(config: Config) -> bool:
-    # OlmoHybridModel builds no rotary embedding where rope_parameters holds rope_theta: null.
+    # OlmoHybridModel builds no rotary embedding if rope_parameters has rope_theta: null.
     rope = lookup(config, "rope_parameters")
     return not (isinstance(rope, dict) and "rope_theta" in rope and rope["rope_theta"] is None)
 
@@ -52,7 +52,7 @@ def _position_embedding_is_rope(config: Config) -> bool:
 
 
 def _query_with_gate() -> tuple[Module, ...]:
-    """q_proj holds q and the output gate, alternating per head; the rest is separate."""
+    """Return modules whose q_proj holds q and the output gate, alternating per head."""
     both = ((Role.Q, gated_query), (Role.GATE, gated_query_gate))
     q_proj = Module(name="q_proj", form=Form.INPUT, shares=both, bias=ATTENTION_BIAS)
     return (q_proj, *separate(bias=ATTENTION_BIAS)[1:], *shared_norms())
@@ -63,16 +63,16 @@ def _fla(
     model_types: tuple[str, ...],
     block: str = "layers.{layer}.attn.",
 ) -> Family:
-    """Models of flash-linear-attention whose blocks look at config.attn["layers"]."""
+    """Return a family of flash-linear-attention, whose blocks read config.attn["layers"]."""
     return Family(
         name=name,
         model_types=model_types,
-        layer_kinds=attn_dict,  # the linear mixers have the same path and the same names
+        layer_kinds=attn_dict,  # linear mixers have the same path and tensor names
         modules=separate(bias=flag("attn.qkv_bias"), output_bias=never),
         block=block,
         num_query_heads="attn.num_heads",
         num_kv_heads="attn.num_kv_heads",
-        head_dim="",  # always hidden / heads; the config's own head_dim is the linear mixers'
+        head_dim="",  # always hidden / heads; the config's head_dim is for linear mixers
         window="attn.window_size",
         rope_theta="attn.rope_theta",
     )
@@ -95,7 +95,9 @@ HYBRID_FAMILIES = (
             ),
         ),
         rotates=flag("attn_use_rope"),
-        defaults={"attn_use_rope": True},  # the official config class's; its models say false
+        defaults={
+            "attn_use_rope": True
+        },  # of the official config class; released models set it to false
         # q is multiplied by log(position + a) / log(a); a == null means no scaling.
         routing={"attn_logits_scaling": None, "rms_norm_eps": 1e-6},
     ),
@@ -130,7 +132,7 @@ HYBRID_FAMILIES = (
     Family(
         name="falcon_h1",
         model_types=("falcon_h1",),
-        layer_kinds=all_full,  # every layer runs attention and an SSM side by side
+        layer_kinds=all_full,  # every layer runs attention and an SSM in parallel
         modules=separate(bias=ATTENTION_BIAS),
         # muP scalars outside the weights: the first multiplies k, the second the block's input.
         routing={"key_multiplier": 1.0, "attention_in_multiplier": 1.0},
@@ -154,8 +156,8 @@ HYBRID_FAMILIES = (
         name="nemotron_h",
         model_types=(
             "nemotron_h",
-            # The wrappers for images and sound: of transformers, and as the remote code of the
-            # released ones calls itself, where llm_config names no model_type.
+            # Multimodal wrappers: transformers' own, and the names in the remote code of the
+            # released ones, whose llm_config has no model_type.
             "nemotron_h_omni",
             "NemotronH_Nano_VL_V2",
             "NemotronH_Nano_Omni_Reasoning_V3",
@@ -191,7 +193,7 @@ HYBRID_FAMILIES = (
             *separate(bias=ATTENTION_BIAS),
             *shared_norms(),
             Module(
-                name="gate_proj",  # g_proj in the module
+                name="gate_proj",  # g_proj in transformers' module
                 form=Form.INPUT,
                 shares=((Role.GATE, one_row_per_query_head),),
                 exists=flag("use_attention_gate"),
@@ -219,7 +221,7 @@ HYBRID_FAMILIES = (
         modules=separate(),
         block="layers.{layer}.shared_transformer.self_attn.",
         inner_multiple=2,  # the input is [hidden states, embeddings]
-        head_dim="",  # always inner / heads, whatever the config says (Zamba2Config)
+        head_dim="",  # always inner / heads (Zamba2Config ignores the key)
         rotates=flag("use_mem_rope"),
         routing={"use_long_context": False},  # rescales the rope base
         shared=SharedBlocks(

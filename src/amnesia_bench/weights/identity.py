@@ -1,4 +1,4 @@
-"""Which checkpoint was it? Hashes of its config, its headers, and of what was read of its data."""
+"""Identify a checkpoint by hashes of its config, its headers and the data that was read."""
 
 from __future__ import annotations
 
@@ -23,19 +23,21 @@ def identify(checkpoint: Checkpoint) -> CheckpointIdentity:
     )
 
 
-def parent_by_contents(role: str, checkpoint: Checkpoint, beside: Iterable[str] = ()) -> Parent:
-    """Hash every shard of a checkpoint; return its entry in a manifest.
+def parent_by_contents(
+    role: str, checkpoint: Checkpoint, extra_files: Iterable[str] = ()
+) -> Parent:
+    """Hash every shard of a checkpoint and return its manifest entry.
 
     Args:
-        role: what it is used as.
-        checkpoint: the checkpoint; see `Checkpoint.held` for what makes sure later that the
-            files are still those that were hashed.
-        beside: names of further files of the folder that its results depend on.
+        role: what the checkpoint is used as.
+        checkpoint: the checkpoint; `Checkpoint.held` can check later that its files are still the
+            hashed ones.
+        extra_files: names of further files in the folder that affect results.
 
     Raises:
-        StageFailedError: a file was changed since the checkpoint was opened.
+        StageFailedError: a file changed since the checkpoint was opened.
     """
-    names = [*checkpoint.shards, *beside]
+    names = [*checkpoint.shards, *extra_files]
     with ThreadPoolExecutor(_HASHERS) as readers:
         hashes = readers.map(lambda name: _sha256(checkpoint, name), names)
         parent = as_parent(role, identify(checkpoint), dict(zip(names, hashes, strict=True)))
@@ -49,11 +51,11 @@ def _sha256(checkpoint: Checkpoint, name: str) -> str:
 
 
 def as_parent(role: str, identity: CheckpointIdentity, read_sha256: Mapping[str, str]) -> Parent:
-    """Return the entry of a manifest for a checkpoint that was used as `role`.
+    """Return the manifest entry of a checkpoint.
 
     Args:
-        role: what it was used as.
-        identity: its config and headers, which two fine-tunes of one model may share.
+        role: what the checkpoint was used as.
+        identity: hashes of its config and headers, which two fine-tunes of one model may share.
         read_sha256: the hash of each tensor or file whose data was read.
     """
     content = {

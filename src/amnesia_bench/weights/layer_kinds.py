@@ -1,4 +1,4 @@
-"""How a config says which decoder layers are softmax attention: one pure function per spelling."""
+"""Read the kind of each decoder layer from a config: one pure function per convention."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from amnesia_bench.weights.config_keys import (
 
 LayerKinds = Callable[[Config], tuple[LayerKind, ...]]
 
-# Every spelling of a layer's kind found in configs; no two families disagree about a word.
+# Every name of a layer kind in configs; no two families use one name for different kinds.
 # transformers 5 rewrites "attention" and "mamba" when it loads (configuration_utils.py,
-# _LEGACY_LAYER_TYPE_REMAP), so a raw config.json may hold either spelling.
+# _LEGACY_LAYER_TYPE_REMAP), so a raw config.json may contain either name.
 KIND_OF_MARK = {
     "full_attention": LayerKind.FULL,
     "attention": LayerKind.FULL,
@@ -27,7 +27,7 @@ KIND_OF_MARK = {
     "hybrid": LayerKind.FULL,  # a softmax block and an SSM in one layer (falcon_h1, zamba2)
     "sliding_attention": LayerKind.SLIDING,
     "swa": LayerKind.SLIDING,
-    "chunked_attention": LayerKind.SLIDING,  # back to the start of a chunk only (llama4)
+    "chunked_attention": LayerKind.SLIDING,  # within its own chunk only (llama4)
     "linear_attention": LayerKind.LINEAR,
     "lightning-attn": LayerKind.LINEAR,
     "lightning_attn": LayerKind.LINEAR,
@@ -46,16 +46,16 @@ KIND_OF_PATTERN_CHAR = {
 
 
 def all_full(config: Config) -> tuple[LayerKind, ...]:
-    """Every layer attends to the whole context."""
+    """Return full attention for every layer."""
     return (LayerKind.FULL,) * integer(config, "num_hidden_layers")
 
 
 def one_window(config: Config) -> tuple[LayerKind, ...]:
-    """Every layer has the same `sliding_window` (null or 0: none); mistral, mixtral, phi3."""
+    """Apply one `sliding_window` (null or 0: none) to every layer; mistral, mixtral, phi3."""
     window = (
         optional_integer(config, "sliding_window") if lookup(config, "sliding_window") else None
     )
-    # Phi-3-mini-128k has sliding_window 262144: a window over the whole context cuts nothing.
+    # Phi-3-mini-128k has sliding_window 262144: a window over the whole context has no effect.
     context = optional_integer(config, "max_position_embeddings")
     binds = window is not None and (context is None or window < context)
     kind = LayerKind.SLIDING if binds else LayerKind.FULL
@@ -63,16 +63,16 @@ def one_window(config: Config) -> tuple[LayerKind, ...]:
 
 
 def one_window_if_used(config: Config) -> tuple[LayerKind, ...]:
-    """As one_window, if `use_sliding_window`; Qwen3MoeModel, which ignores layer_types."""
+    """Apply one_window if `use_sliding_window` is set; Qwen3MoeModel, which ignores layer_types."""
     return one_window(config) if lookup(config, "use_sliding_window") else all_full(config)
 
 
 def by_marks(*keys: str, otherwise: LayerKinds | None = None) -> LayerKinds:
-    """Read one mark per layer from the first of `keys` the config has.
+    """Read one mark per layer from the first of `keys` that the config has.
 
     Args:
         keys: config keys, newest spelling first.
-        otherwise: the rule for a config without any of them; None makes that an error.
+        otherwise: the rule for a config without any of them; None raises an error.
     """
 
     def kinds(config: Config) -> tuple[LayerKind, ...]:
@@ -93,13 +93,17 @@ def _from_marks(config: Config, key: str) -> tuple[LayerKind, ...]:
             f"config.json: {key} holds unknown layer kinds {', '.join(unknown)}",
             hint="known kinds: " + ", ".join(KIND_OF_MARK),
         )
-    return _counted(config, key, tuple(KIND_OF_MARK[mark] for mark in marks))
+    return _with_checked_length(config, key, tuple(KIND_OF_MARK[mark] for mark in marks))
 
 
-def _counted(config: Config, key: str, kinds: tuple[LayerKind, ...]) -> tuple[LayerKind, ...]:
+def _with_checked_length(
+    config: Config, key: str, kinds: tuple[LayerKind, ...]
+) -> tuple[LayerKind, ...]:
     layers = optional_integer(config, "num_hidden_layers")
     if layers is not None and layers != len(kinds):
-        raise UserError(f"config.json: {key} marks {len(kinds)} layers, num_hidden_layers {layers}")
+        raise UserError(
+            f"config.json: {key} lists {len(kinds)} layers, but num_hidden_layers is {layers}"
+        )
     return kinds
 
 
@@ -111,16 +115,16 @@ def by_pattern(config: Config) -> tuple[LayerKind, ...]:
             f"config.json: hybrid_override_pattern should be a string of "
             f"{' '.join(KIND_OF_PATTERN_CHAR)}, found {pattern!r}"
         )
-    # num_hidden_layers is ignored by NemotronHConfig once the layers are named.
+    # NemotronHConfig ignores num_hidden_layers if the layers are listed.
     return tuple(KIND_OF_PATTERN_CHAR[char] for char in pattern)
 
 
 def every_nth(interval: str | int, others: LayerKind) -> LayerKinds:
-    """Full attention at the layers n-1, 2n-1, ...; the rest are `others`.
+    """Use full attention in the layers n-1, 2n-1, ... and `others` in the rest.
 
     Args:
-        interval: n, or the config key that holds it.
-        others: the kind of the rest.
+        interval: n, or its config key.
+        others: the kind of the other layers.
     """
 
     def kinds(config: Config) -> tuple[LayerKind, ...]:
@@ -134,12 +138,12 @@ def every_nth(interval: str | int, others: LayerKind) -> LayerKinds:
 
 
 def if_windowed(rule: LayerKinds) -> LayerKinds:
-    """As `rule`, but all full where the config has no `sliding_window`; exaone4."""
+    """Apply `rule` if the config has a `sliding_window`, else full attention; exaone4."""
     return lambda config: rule(config) if lookup(config, "sliding_window") else all_full(config)
 
 
 def first_of_four(config: Config) -> tuple[LayerKind, ...]:
-    """Full attention at the layers 0, 4, 8, ..., a window in the rest; cwm."""
+    """Use full attention in the layers 0, 4, 8, ... and a window in the rest; cwm."""
     return tuple(
         LayerKind.SLIDING if layer % 4 else LayerKind.FULL
         for layer in range(integer(config, "num_hidden_layers"))
@@ -147,12 +151,12 @@ def first_of_four(config: Config) -> tuple[LayerKind, ...]:
 
 
 def last_is_full(rule: LayerKinds) -> LayerKinds:
-    """As `rule`, but the last layer attends to the whole context; gemma4 (Gemma4TextConfig)."""
+    """Apply `rule`, but use full attention in the last layer; gemma4 (Gemma4TextConfig)."""
     return lambda config: (*rule(config)[:-1], LayerKind.FULL)
 
 
 def all_but(key: str) -> LayerKinds:
-    """Full attention in all layers but the listed ones, which read an image only; mllama."""
+    """Use full attention except in the listed layers, which only attend to an image; mllama."""
 
     def kinds(config: Config) -> tuple[LayerKind, ...]:
         others = integer_list(config, key)
@@ -165,9 +169,9 @@ def all_but(key: str) -> LayerKinds:
 
 
 def without_rope(config: Config) -> tuple[int, ...]:
-    """Return the layers whose entry in `no_rope_layers` is 0 (1 means that they do rotate).
+    """Return the layers whose entry in `no_rope_layers` is 0 (1 means RoPE).
 
-    Without the list it is every `no_rope_layer_interval`-th; smollm3, llama4.
+    Without the list, every `no_rope_layer_interval`-th layer has no RoPE; smollm3, llama4.
     """
     layers = integer(config, "num_hidden_layers")
     if lookup(config, "no_rope_layers"):
@@ -178,17 +182,17 @@ def without_rope(config: Config) -> tuple[int, ...]:
 
 
 def window_without_rope(config: Config) -> tuple[LayerKind, ...]:
-    """A window in the layers that do not rotate, if `use_sliding_window`; SmolLM3Config."""
+    """Use a window in the layers without RoPE, if `use_sliding_window` is set; SmolLM3Config."""
     slides = bool(lookup(config, "use_sliding_window")) and bool(lookup(config, "sliding_window"))
-    chosen = without_rope(config) if slides else ()
+    without_rotation = without_rope(config) if slides else ()
     return tuple(
-        LayerKind.SLIDING if layer in chosen else LayerKind.FULL
+        LayerKind.SLIDING if layer in without_rotation else LayerKind.FULL
         for layer in range(integer(config, "num_hidden_layers"))
     )
 
 
 def chunks_with_rope(config: Config) -> tuple[LayerKind, ...]:
-    """Chunked attention in the layers that rotate; Llama4TextConfig."""
+    """Use chunked attention in the layers with RoPE; Llama4TextConfig."""
     full = without_rope(config)
     return tuple(
         LayerKind.FULL if layer in full else LayerKind.SLIDING
@@ -197,7 +201,7 @@ def chunks_with_rope(config: Config) -> tuple[LayerKind, ...]:
 
 
 def period_and_offset(config: Config) -> tuple[LayerKind, ...]:
-    """Full attention where layer % attn_layer_period == attn_layer_offset; jamba."""
+    """Use full attention where layer % attn_layer_period == attn_layer_offset; jamba."""
     period = integer(config, "attn_layer_period")
     offset = lookup(config, "attn_layer_offset")
     return tuple(
@@ -207,32 +211,36 @@ def period_and_offset(config: Config) -> tuple[LayerKind, ...]:
 
 
 def by_indices(key: str, otherwise: LayerKinds | None = None) -> LayerKinds:
-    """Full attention at the listed layers, a linear mixer elsewhere.
+    """Use full attention in the listed layers and a linear mixer elsewhere.
 
     Args:
         key: config key of the list.
-        otherwise: the rule where the list is absent; None means no softmax layer at all.
+        otherwise: the rule if the list is absent; None means that no layer is softmax.
     """
 
     def kinds(config: Config) -> tuple[LayerKind, ...]:
         if lookup(config, key) is None and otherwise is not None:
             return otherwise(config)
         indices = integer_list(config, key) if lookup(config, key) is not None else []
-        return _at(indices, integer(config, "num_hidden_layers"), LayerKind.FULL, key)
+        return _kinds_at(indices, integer(config, "num_hidden_layers"), LayerKind.FULL, key)
 
     return kinds
 
 
-def _at(indices: Sequence[int], layers: int, kind: LayerKind, key: str) -> tuple[LayerKind, ...]:
+def _kinds_at(
+    indices: Sequence[int], layers: int, kind: LayerKind, key: str
+) -> tuple[LayerKind, ...]:
     if outside := [index for index in indices if not 0 <= index < layers]:
-        raise UserError(f"config.json: {key} names layers {outside}, but there are {layers} layers")
+        raise UserError(
+            f"config.json: {key} lists layers {outside}, but the model has {layers} layers"
+        )
     return tuple(kind if layer in indices else LayerKind.LINEAR for layer in range(layers))
 
 
 def upper_layers_slide(config: Config) -> tuple[LayerKind, ...]:
-    """Layers from `max_window_layers` on have a window, if `use_sliding_window`; qwen2, qwen3.
+    """Use a window from layer `max_window_layers` on, if `use_sliding_window` is set; qwen2, qwen3.
 
-    `max_window_layers` counts the layers below which attention stays full, despite its name
+    Despite its name, `max_window_layers` is the number of lower layers with full attention
     (Qwen2Config.__post_init__).
     """
     layers = integer(config, "num_hidden_layers")
@@ -244,32 +252,32 @@ def upper_layers_slide(config: Config) -> tuple[LayerKind, ...]:
 
 
 def upper_layers_slide_if_window(config: Config) -> tuple[LayerKind, ...]:
-    """As upper_layers_slide, wherever there is a `sliding_window`; Dots1Config."""
+    """Apply upper_layers_slide if the config has a `sliding_window`; Dots1Config."""
     return upper_layers_slide({**config, "use_sliding_window": True})
 
 
 def lower_even_layers_slide(config: Config) -> tuple[LayerKind, ...]:
-    """Even layers below `max_window_layers` have a window (Qwen2MoeConfig.__post_init__)."""
+    """Use a window in even layers below `max_window_layers` (Qwen2MoeConfig.__post_init__)."""
     slides = bool(lookup(config, "use_sliding_window")) and bool(lookup(config, "sliding_window"))
-    below = integer(config, "max_window_layers") if slides else 0
+    num_lower_layers = integer(config, "max_window_layers") if slides else 0
     return tuple(
-        LayerKind.SLIDING if layer % 2 == 0 and layer < below else LayerKind.FULL
+        LayerKind.SLIDING if layer % 2 == 0 and layer < num_lower_layers else LayerKind.FULL
         for layer in range(integer(config, "num_hidden_layers"))
     )
 
 
 def attn_type_list(config: Config) -> tuple[LayerKind, ...]:
-    """1 is softmax, 0 lightning attention; MiniMax-Text-01's remote code."""
+    """Read 1 as softmax and 0 as lightning attention; remote code of MiniMax-Text-01."""
     types = integer_list(config, "attn_type_list")
     kinds = tuple(LayerKind.FULL if kind == 1 else LayerKind.LINEAR for kind in types)
-    return _counted(config, "attn_type_list", kinds)
+    return _with_checked_length(config, "attn_type_list", kinds)
 
 
 def cycled_blocks(config: Config) -> tuple[LayerKind, ...]:
-    """`block_types` repeated over the layers; recurrent_gemma, whose attention is always local."""
+    """Repeat `block_types` over the layers; recurrent_gemma, whose attention is always local."""
     blocks = string_list(config, "block_types")
     if not blocks:
-        raise UserError("config.json: block_types names no blocks")
+        raise UserError("config.json: block_types is empty")
     return tuple(
         LayerKind.SLIDING if blocks[layer % len(blocks)] == "attention" else LayerKind.LINEAR
         for layer in range(integer(config, "num_hidden_layers"))
@@ -277,13 +285,13 @@ def cycled_blocks(config: Config) -> tuple[LayerKind, ...]:
 
 
 def attn_dict(config: Config) -> tuple[LayerKind, ...]:
-    """`attn: {layers: [...], window_size: ...}`; the hybrids of flash-linear-attention."""
+    """Read `attn: {layers: [...], window_size: ...}`; hybrids of flash-linear-attention."""
     attn = lookup(config, "attn")
     if attn is None:
         return (LayerKind.LINEAR,) * integer(config, "num_hidden_layers")
     if not isinstance(attn, Mapping):
-        # fla/models/hybrid.py also takes a list of these, each with its own heads and window.
-        raise UserError("config.json: attn should be one specification, a list is not supported")
+        # fla/models/hybrid.py also accepts a list of these with different heads and windows.
+        raise UserError("config.json: attn should be one mapping; a list is not supported")
     kind = LayerKind.FULL if lookup(config, "attn.window_size") is None else LayerKind.SLIDING
     indices = integer_list(config, "attn.layers")
-    return _at(indices, integer(config, "num_hidden_layers"), kind, "attn.layers")
+    return _kinds_at(indices, integer(config, "num_hidden_layers"), kind, "attn.layers")

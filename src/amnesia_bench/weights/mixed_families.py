@@ -1,8 +1,8 @@
 """Rows of the architecture table for softmax models whose layers differ.
 
-Some attend over a window (of qwen2 and its kin, if the config turns it on), some do without rotary
-embeddings, some read the keys of an earlier layer. The config says which, or its class where the
-config does not.
+Some layers attend over a window (in qwen2 and related models, if the config enables it), some have
+no RoPE, some read the keys of an earlier layer. The config determines which, or its config class
+where the config does not.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ SLIDING = LayerKind.SLIDING
 
 
 def _full_layers_if_others_slide(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
-    # Exaone4Attention rotates everywhere where the config has no window at all.
+    # Exaone4Attention applies RoPE in every layer if the config has no window.
     return full_layers(config, kinds) if lookup(config, "sliding_window") else ()
 
 
 def _gemma4_head_dims(config: Config, kinds: tuple[LayerKind, ...]) -> dict[int, int]:
-    # Released configs give the layers without a window a global_head_dim; transformers writes a
-    # per_layer_config, {"05": {"head_dim": 512}}, in place of it (Gemma4TextConfig).
+    # Released configs have a global_head_dim for the layers without a window; transformers instead
+    # writes a per_layer_config, {"05": {"head_dim": 512}} (Gemma4TextConfig).
     by_layer = lookup(config, "per_layer_config")
     if not isinstance(by_layer, Mapping):
         size = optional_integer(config, "global_head_dim") or 512
@@ -74,8 +74,8 @@ def _gemma4(name: str, model_types: tuple[str, ...], *, window: int) -> Family:
         refusals=(
             (
                 flag("attention_k_eq_v"),
-                "W_K is W_V too in its layers with full attention (attention_k_eq_v): restoring "
-                "the keys would change what is read as well as where",
+                "its layers with full attention use W_K as W_V too (attention_k_eq_v): restoring "
+                "the keys would change the values too",
             ),
         ),
         defaults={
@@ -144,7 +144,7 @@ MIXED_FAMILIES = (
         ),
         modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),  # norms scale by 1 + w
         local_rope_theta="rope_local_base_freq",
-        # The text_config of the released wrappers leaves out all of these.
+        # The text_config of the released wrappers omits all of these.
         defaults={
             "num_attention_heads": 8,
             "num_key_value_heads": 4,
@@ -186,7 +186,7 @@ MIXED_FAMILIES = (
         name="gpt_oss",
         model_types=("gpt_oss",),
         layer_kinds=by_marks("layer_types", otherwise=every_nth(2, SLIDING)),
-        # The sinks stay the fine-tune's unless select.roles names them.
+        # The sinks keep the fine-tune's values unless select.roles names them.
         modules=(*separate(bias=ATTENTION_BIAS), sinks()),
         defaults={
             "head_dim": 64,
@@ -210,7 +210,7 @@ MIXED_FAMILIES = (
         model_types=("olmo3",),
         layer_kinds=by_marks("layer_types", otherwise=every_nth(4, SLIDING)),
         modules=(*separate(bias=ATTENTION_BIAS), *flat_norms()),
-        local_rope_theta="rope_theta",  # rope_scaling is for the full layers (Olmo3Config)
+        local_rope_theta="rope_theta",  # rope_scaling applies to full layers only (Olmo3Config)
         defaults={"sliding_window": 4096, "rope_theta": 500_000.0},
         routing={"rms_norm_eps": 1e-5},
     ),

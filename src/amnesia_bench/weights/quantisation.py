@@ -1,4 +1,4 @@
-"""Are weights the codes of a quantiser rather than numbers?"""
+"""Detect weights that are the codes of a quantiser rather than numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from amnesia_bench.weights.config_keys import decoder_config
 from amnesia_bench.weights.numbers import FLOAT_DTYPES
 
 _CONFIG_KEYS = ("quantization_config", "compression_config", "quant_method")
-# What GPTQ and AWQ, compressed-tensors, FP8, bitsandbytes, HQQ, quanto and MXFP4 call their parts.
+# Tensor names of GPTQ and AWQ, compressed-tensors, FP8, bitsandbytes, HQQ, quanto and MXFP4.
 _SUFFIXES = (
     ".qweight",
     ".qzeros",
@@ -27,20 +27,20 @@ _SUFFIXES = (
 )
 
 
-def refuse_codes(checkpoint: Checkpoint, names: Iterable[str]) -> None:
+def refuse_quantised(checkpoint: Checkpoint, names: Iterable[str]) -> None:
     """Raise UserError unless these tensors hold floating-point weights."""
     for name in names:
         _, entry = checkpoint.tensors[name]
         if entry.dtype not in FLOAT_DTYPES:
-            raise quantised(checkpoint, f"{name!r} has dtype {entry.dtype}")
+            raise quantised_weights_error(checkpoint, f"{name!r} has dtype {entry.dtype}")
 
 
-def sign_of_codes(checkpoint: Checkpoint) -> str | None:
-    """Return what shows that some tensor is quantised, or None where all are plain numbers.
+def quantisation_evidence(checkpoint: Checkpoint) -> str | None:
+    """Return the evidence that some tensor is quantised, or None if all are plain numbers.
 
-    The tensors decide and not the config, whose quantization_config often outlives them: merging a
-    QLoRA adapter writes plain weights and keeps it. Integers may be buffers, such as position_ids
-    and causal masks, unless they are called weights.
+    The tensors decide, not the config, whose quantization_config is often stale: merging a QLoRA
+    adapter writes plain weights and keeps the key. Integer tensors may be buffers, such as
+    position_ids and causal masks, unless their name ends in ".weight".
     """
     for name, (_, entry) in checkpoint.tensors.items():
         if name.endswith(_SUFFIXES):
@@ -52,26 +52,26 @@ def sign_of_codes(checkpoint: Checkpoint) -> str | None:
 
 
 def note_on_config(checkpoint: Checkpoint) -> str | None:
-    """Return what to say of a config.json that speaks of quantisation; None where it does not."""
+    """Return a note on a config.json that mentions quantisation; None if it does not."""
     configs: list[Mapping[str, object]] = [checkpoint.config, decoder_config(checkpoint.config)]
     keys = [key for key in _CONFIG_KEYS for config in configs if config.get(key)]
     if not keys:
         return None
-    sign = sign_of_codes(checkpoint)
-    if sign is not None:
+    evidence = quantisation_evidence(checkpoint)
+    if evidence is not None:
         return (
-            f"{checkpoint.folder}: some of its weights are quantised ({sign}); those that are "
-            "restored are not, and the others stay as they are."
+            f"{checkpoint.folder}: some of its weights are quantised ({evidence}). The restored "
+            "ones are not, and the others are kept unchanged."
         )
     return (
-        f"{checkpoint.folder}: config.json has {keys[0]}, but all weights are plain numbers, so it "
-        "is taken for a leftover. Remove it if a loader quantises by it."
+        f"{checkpoint.folder}: config.json has {keys[0]}, but all weights are plain numbers, so "
+        "the key is treated as stale. Remove it if a loader quantises the weights because of it."
     )
 
 
-def quantised(checkpoint: Checkpoint, sign: str) -> UserError:
-    """Return the refusal of quantised weights."""
+def quantised_weights_error(checkpoint: Checkpoint, evidence: str) -> UserError:
+    """Return the error for quantised weights."""
     return UserError(
-        f"{checkpoint.folder}: holds quantised weights ({sign}).",
-        hint="Give the same model before it was quantised, and quantise what is restored from it.",
+        f"{checkpoint.folder}: holds quantised weights ({evidence}).",
+        hint="Give the same model before quantisation, and quantise the restored model.",
     )

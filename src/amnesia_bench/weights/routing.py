@@ -1,4 +1,4 @@
-"""The config values two checkpoints must share for their W_Q and W_K to mean the same thing."""
+"""The config values that two checkpoints must share for W_Q and W_K to mean the same in both."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from amnesia_bench.weights.config_keys import Config, integer, lookup
 from amnesia_bench.weights.family import Family
 from amnesia_bench.weights.row_layouts import Heads
 
-# These rope types depend on the context length the model was pretrained with
+# These rope types depend on the context length that the model was pretrained with
 # (modeling_rope_utils.py, standardize_rope_params).
 SCALED_FROM_A_LENGTH = ("llama3", "yarn", "longrope")
-# These also look at the current maximum length.
+# These also depend on the current maximum length.
 SCALED_TO_A_LENGTH = ("dynamic", "longrope")
 
 
 def routing_of(
     family: Family, config: Config, heads: Heads, kinds: tuple[LayerKind, ...]
 ) -> tuple[tuple[str, object], ...]:
-    """Return (name, value) pairs in one spelling, whichever version of transformers wrote config.
+    """Return (name, value) pairs in one form, whichever version of transformers wrote the config.
 
-    Values compare equal iff the two configs route alike. "rope" is one flat mapping of the keys
-    (`full_attention.rope_theta` where they depend on the layer's kind), None without rope.
+    Two configs have equal pairs iff W_Q and W_K mean the same in both. "rope" is one flat mapping
+    of the keys (`full_attention.rope_theta` if they depend on the layer's kind), or None without
+    RoPE.
     """
     entries: dict[str, object] = {
         "hidden_size": heads.hidden,
@@ -76,9 +77,9 @@ def _one_rope(
     rope = {key: _frozen(value) for key, value in raw.items() if value is not None}
     rope_type = rope.setdefault("rope_type", rope.get("type", "default"))
     rope.pop("type", None)
-    if rope_type == "su":  # the name longrope had in the first Phi-3 configs
+    if rope_type == "su":  # the name of longrope in the first Phi-3 configs
         rope_type = rope["rope_type"] = "longrope"
-    if rope_type == "mrope":  # the name that Qwen2-VL's first configs gave their sections
+    if rope_type == "mrope":  # the rope_type of the first Qwen2-VL configs
         rope_type = rope["rope_type"] = "default"
     rope.setdefault("rope_theta", 10_000.0 if theta is None else theta)
     rope.setdefault("partial_rotary_factor", _partial_rotary_factor(config, heads))

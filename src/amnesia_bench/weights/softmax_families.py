@@ -1,6 +1,6 @@
 """Rows of the architecture table for models whose layers are all softmax attention of one kind.
 
-That kind may be attention over a window. Models whose layers differ are in mixed_families.py.
+That kind may be a sliding window. Models whose layers differ are in mixed_families.py.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from amnesia_bench.weights.row_layouts import (
 ATTENTION_BIAS = flag("attention_bias")
 USE_BIAS = flag("use_bias")
 QK_LAYERNORM = flag("qk_layernorm")
-# The text_config of LLaVA's kin leaves out what the config class has anyway.
+# The text_config of LLaVA-like wrappers omits values that are defaults of the config class.
 SIZES_OF_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 
 SOFTMAX_FAMILIES = (
@@ -243,7 +243,7 @@ SOFTMAX_FAMILIES = (
         modules=separate(bias=flag("use_qkv_bias"), output_bias=never),
         head_dim="",
         defaults={"partial_rotary_factor": 0.25},
-        refusals=((QK_LAYERNORM, "its q/k norms of every head are modules of their own"),),
+        refusals=((QK_LAYERNORM, "its q/k norms are separate modules for each head"),),
     ),
     Family(
         name="phi",

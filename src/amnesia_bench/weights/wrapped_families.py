@@ -1,8 +1,8 @@
-"""Rows of the architecture table for decoders released inside a wrapper for images or sound.
+"""Rows of the architecture table for decoders that are released inside a multimodal wrapper.
 
-The wrapper's own config and towers are passed over (config_keys.decoder_config, family.ROOTS).
-A wrapper's own model_type stands for a text_config that has none. Wrappers around a decoder of
-another row, such as LLaVA, SmolVLM and InternVL, need no row.
+The wrapper's own config and towers are ignored (config_keys.decoder_config, attention_map). A
+wrapper's model_type is used if its text_config has none. Wrappers around a decoder of another row,
+such as LLaVA, SmolVLM and InternVL, need no row.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ATTENTION_BIAS = flag("attention_bias")
 WRAPPED_FAMILIES = (
     Family(
         name="qwen2_vl",
-        # Before transformers 4.52 the decoder's keys lay beside vision_config.
+        # Before transformers 4.52 the decoder's keys were on one level with vision_config.
         model_types=("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"),
         layer_kinds=by_marks("layer_types", otherwise=upper_layers_slide),
         modules=separate(bias=always, output_bias=never),

@@ -206,5 +206,5 @@ def test_crop_and_foreign_caches_are_refused(model):
         _filled(model, _ids(1, 10)).crop(-1)
     foreign = DynamicCache()
     foreign.update(torch.zeros(1, 1, 3, 8), torch.zeros(1, 1, 3, 8), 0)
-    with pytest.raises(InvalidModelInputError, match="DynamicCache that other layers have filled"):
+    with pytest.raises(InvalidModelInputError, match="DynamicCache that another model has filled"):
         model(_ids(1, 4), past_key_values=foreign)

@@ -138,7 +138,7 @@ def test_a_dict_that_makes_a_config_stays_as_it_was():
     [
         ({"mixer_types": ["attn", "mamba9", "attn", "attn"]}, r"mixer_types\[1\] is 'mamba9'"),
         ({"mixer_types": ["attn", "attn", "attn", "gdn"]}, r"mixer_types\[3\] is 'gdn'"),
-        ({"mixer_types": ["attn"]}, "mixer_types has 1 entries, num_hidden_layers is 4"),
+        ({"mixer_types": ["attn"]}, "mixer_types has 1 entries, but num_hidden_layers is 4"),
         ({"num_key_value_heads": 3}, r"num_attention_heads \(4\) .* num_key_value_heads \(3\)"),
         ({"lightning_nkv": 3}, r"lightning_nh \(4\) is not a multiple of lightning_nkv \(3\)"),
         ({"head_dim": None, "hidden_size": 65}, r"hidden_size \(65\) .* num_attention_heads"),
@@ -154,7 +154,7 @@ def test_a_dict_that_makes_a_config_stays_as_it_was():
         ({"rope_theta": -1.0}, "rope_theta is -1.0"),
         ({"rope_theta": None}, "rope_theta is None"),
         ({"rope_scaling": {"rope_type": "yarm"}}, "rope_scaling has rope_type 'yarm'"),
-        ({"layer_types": ["full_attention"] * 4}, "layer_types is .* mixer_types makes it"),
+        ({"layer_types": ["full_attention"] * 4}, "layer_types is .* mixer_types implies"),
         ({"attn_logits_scaling": float("nan")}, "attn_logits_scaling is nan"),
         ({"lightning_scale": "2/d"}, "lightning_scale is '2/d'"),
         ({"lightning_use_short_conv": True}, "lightning_use_short_conv is true"),

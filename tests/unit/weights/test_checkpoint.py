@@ -58,7 +58,7 @@ def test_path_traversal_in_an_index(sharded: Path, target: object) -> None:
     write_safetensors(sharded.parent / "elsewhere.safetensors", random_model(0), [], "F32")
     names = weight_map(sharded)
     write_index(sharded, dict.fromkeys(names, target))
-    assert "is not the name of a file beside it" in refusal(sharded).what
+    assert "is not a file name in this folder" in refusal(sharded).what
 
 
 def test_an_index_that_disagrees_with_its_shards(sharded: Path) -> None:
@@ -66,7 +66,7 @@ def test_an_index_that_disagrees_with_its_shards(sharded: Path) -> None:
     write_index(sharded, names | {"model.norm.weight": SHARD})
     assert "maps 'model.norm.weight'" in refusal(sharded).what
     write_index(sharded, names | {"invented": SHARD})
-    assert "no shard holds it" in refusal(sharded).what
+    assert "no shard has it" in refusal(sharded).what
     del names["model.norm.weight"]
     write_index(sharded, names)
     assert "does not list 'model.norm.weight'" in refusal(sharded).what
@@ -76,7 +76,7 @@ def test_a_tensor_in_two_shards(sharded: Path) -> None:
     model = random_model(0)
     first = [name for name, shard in weight_map(sharded).items() if shard == SHARD]
     write_safetensors(sharded / SHARD, model, [*first, "model.norm.weight"], "BF16")
-    assert "'model.norm.weight' lies in both" in refusal(sharded).what
+    assert "'model.norm.weight' is in both" in refusal(sharded).what
 
 
 def test_a_single_file_beside_an_index_that_does_not_name_it(sharded: Path) -> None:
@@ -94,14 +94,14 @@ def test_links_are_followed_wherever_they_lead(tmp_path: Path, sharded: Path, na
     checkpoint = open_checkpoint(sharded)
     assert {name: checkpoint.read(name) for name in checkpoint.tensors} == expected
     outside.unlink()
-    assert f"{name}: is a link that leads to nothing" in refusal(sharded).what
+    assert f"{name}: is a broken link" in refusal(sharded).what
 
 
 def test_links_to_something_that_is_no_checkpoint(sharded: Path) -> None:
     for target, says in (
         ("/dev/zero", "is missing or not a file"),
         ("/etc/passwd", SHARD),
-        (SHARD, "leads to itself"),
+        (SHARD, "is a link to itself"),
         (sharded, "is missing or not a file"),
     ):
         (sharded / SHARD).unlink()
@@ -133,7 +133,7 @@ def test_a_pointer_of_git_lfs(tmp_path: Path) -> None:
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n"
     (folder / "model.safetensors").write_text(pointer)
     error = refusal(folder)
-    assert "is a pointer of Git LFS" in error.what
+    assert "is a Git LFS pointer" in error.what
     assert error.hint == f"Fetch it: git -C {folder} lfs pull"
 
 

@@ -106,17 +106,17 @@ KINDS: dict[str, tuple[tuple[str, ...], str, str]] = {
     ),
     "Megatron": (
         ("latest_checkpointed_iteration.txt", "iter_0000100/mp_rank_00/model_optim_rng.pt"),
-        "holds a checkpoint of Megatron or NeMo",
+        "holds a Megatron or NeMo checkpoint",
         "converter of the framework",
     ),
     "Mistral's own": (
         ("params.json", "consolidated.safetensors", "tekken.json", "config.json"),
-        "form of Mistral's or Meta's own code (consolidated.safetensors)",
+        "format of Mistral's or Meta's own code (consolidated.safetensors)",
         "amnesia download OWNER/NAME",
     ),
     "Meta's own": (
         ("params.json", "consolidated.00.pth", "tokenizer.model"),
-        "form of Mistral's or Meta's own code (consolidated.00.pth)",
+        "format of Mistral's or Meta's own code (consolidated.00.pth)",
         "convert_mistral_weights_to_hf (or llama)",
     ),
     "GGUF": (
@@ -141,7 +141,7 @@ KINDS: dict[str, tuple[tuple[str, ...], str, str]] = {
     ),
     "shards whose index is missing": (
         ("config.json", "model-00001-of-00003.safetensors", "model-00003-of-00003.safetensors"),
-        "holds 2 of 3 shards and no model.safetensors.index.json",
+        "holds 2 of 3 shards but no model.safetensors.index.json",
         "again",
     ),
     "a file of another name": (
@@ -163,17 +163,18 @@ KINDS: dict[str, tuple[tuple[str, ...], str, str]] = {
             "checkpoint-1000/adapter_model.safetensors",
             "runs/events",
         ),
-        "holds no weights itself; below it are checkpoint-1000, checkpoint-500, checkpoint-90.",
+        "holds no weights itself, but contains the checkpoints checkpoint-1000, checkpoint-500, "
+        "checkpoint-90.",
         "Give one of them: {folder}/checkpoint-1000",
     ),
     "one folder too high": (
         ("final/config.json", "final/model.safetensors", "README.md"),
-        "holds no weights itself; below it are final.",
+        "holds no weights itself, but contains the checkpoints final.",
         "Give one of them: {folder}/final",
     ),
-    "a repository of the hub's cache": (
+    "a repository in the hub's cache": (
         ("refs/main", "snapshots/abc/config.json", "snapshots/abc/model.safetensors"),
-        "is a repository of the hub's cache",
+        "is a repository in the hub's cache",
         "Give {folder}/snapshots/abc",
     ),
     "a tokenizer": (

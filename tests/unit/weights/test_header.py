@@ -55,21 +55,33 @@ def test_an_empty_tensor_may_share_its_offset_with_the_next(tmp_path: Path) -> N
 
 BROKEN: dict[str, tuple[Any, bytes, str]] = {
     "truncated data": ({"a": FLOATS}, bytes(20), "is truncated: the tensors need"),
-    "bytes behind": ({"a": FLOATS}, bytes(25), "1 bytes behind its last tensor"),
+    "bytes after": ({"a": FLOATS}, bytes(25), "1 bytes after its last tensor"),
     "overlap": ({"a": FLOATS, "b": MORE | {"data_offsets": [20, 28]}}, bytes(28), "'b' overlaps"),
     "gap": ({"a": FLOATS, "b": MORE | {"data_offsets": [28, 36]}}, bytes(36), "'b' follows a gap"),
     "size": ({"a": FLOATS | {"shape": [2, 4]}}, bytes(24), "gives tensor 'a' 24 bytes"),
     "dtype": ({"a": FLOATS | {"dtype": "F31"}}, bytes(24), "unknown dtype 'F31'"),
-    "bool": ({"a": FLOATS | {"shape": [True, 6]}}, bytes(24), "'a' in a malformed way"),
+    "bool": ({"a": FLOATS | {"shape": [True, 6]}}, bytes(24), "malformed entry for tensor 'a'"),
     "dtype list": ({"a": FLOATS | {"dtype": []}}, bytes(24), "unknown dtype []"),
     "utf-16": (json.dumps({"a": FLOATS}).encode("utf-16-le"), bytes(24), "not valid JSON"),
-    "negative": ({"a": FLOATS | {"data_offsets": [-24, 0]}}, b"", "'a' in a malformed way"),
-    "no shape": ({"a": {"dtype": "F32", "data_offsets": [0, 4]}}, bytes(4), "malformed way"),
+    "negative": ({"a": FLOATS | {"data_offsets": [-24, 0]}}, b"", "malformed entry for tensor 'a'"),
+    "no shape": ({"a": {"dtype": "F32", "data_offsets": [0, 4]}}, bytes(4), "malformed entry"),
     "list": ([FLOATS], b"", "not a JSON object"),
     "long name": ({"a" * 5000: FLOATS}, bytes(24), "a tensor whose name has 5,000 characters"),
-    "many dimensions": ({"a": FLOATS | {"shape": [1 << 60] * 200_000}}, bytes(24), "malformed way"),
-    "long numbers": ({"a": FLOATS | {"shape": [10**4000] * 2}}, bytes(24), "'a' in a malformed"),
-    "long field": ({"a": FLOATS | {"shape": ["x"] * 10**6}}, bytes(24), "'a' in a malformed way"),
+    "many dimensions": (
+        {"a": FLOATS | {"shape": [1 << 60] * 200_000}},
+        bytes(24),
+        "malformed entry",
+    ),
+    "long numbers": (
+        {"a": FLOATS | {"shape": [10**4000] * 2}},
+        bytes(24),
+        "malformed entry for tensor 'a'",
+    ),
+    "long field": (
+        {"a": FLOATS | {"shape": ["x"] * 10**6}},
+        bytes(24),
+        "malformed entry for tensor 'a'",
+    ),
     "long dtype": ({"a": FLOATS | {"dtype": "F" * 10**6}}, bytes(24), "unknown dtype 'FFF"),
     "long key": (b'{"' + b"a" * 10**6 + b'":{},"' + b"a" * 10**6 + b'":{}}', b"", "occurs twice"),
     "half a character": ({"a\ud800": FLOATS}, bytes(24), "not valid Unicode, 'a\\ud800'"),
@@ -94,8 +106,8 @@ def test_broken_files_are_refused_with_the_reason(case: str, tmp_path: Path) -> 
     [
         (b"", "0 bytes long, too short"),
         (b"1234567", "7 bytes long, too short"),
-        ((1000).to_bytes(8, "little") + b"{}", "announces a header of 1,000 bytes but is 10"),
-        ((1 << 62).to_bytes(8, "little") + b"{}", "announces a header"),
+        ((1000).to_bytes(8, "little") + b"{}", "declares a header of 1,000 bytes, but has only 10"),
+        ((1 << 62).to_bytes(8, "little") + b"{}", "declares a header"),
     ],
 )
 def test_a_header_longer_than_the_file_is_refused(

@@ -178,7 +178,7 @@ def test_a_name_without_its_owner_and_a_url(tmp_path: Path, open_hub: Start) -> 
     with pytest.raises(UserError, match="the hub has no such model") as refused:
         download("model", None, tmp_path / "out")
     assert "amnesia download OWNER/model" in str(refused.value.hint)
-    with pytest.raises(UserError, match="not a repository's name") as refused:
+    with pytest.raises(UserError, match="not a repository name") as refused:
         download("https://huggingface.co/Qwen/Qwen3-1.7B/tree/main", None, tmp_path / "out")
     assert refused.value.hint == "Give Qwen/Qwen3-1.7B"
 
@@ -191,7 +191,7 @@ def test_a_file_that_is_not_what_the_hub_says_is_fetched_again(
     good = hub.info()
     hub.files[name] = hub.files[name][:-1] + b"!"
     monkeypatch.setattr(hub, "info", lambda: good)
-    with pytest.raises(StageFailedError, match=f"{name} is not what the hub says it is"):
+    with pytest.raises(StageFailedError, match=f"the hash of {name} differs from the hub's"):
         download(MODEL, None, tmp_path / "out")
     assert not (tmp_path / "out").exists()
     hub.files = files()
@@ -204,8 +204,8 @@ def test_a_file_that_is_not_what_the_hub_says_is_fetched_again(
     [
         (404, "RepoNotFound", UserError, "the hub has no such model"),
         (404, "", UserError, "the hub has no such model"),
-        (401, "", UserError, "or does not show it to you"),
-        (403, "GatedRepo", UserError, "its owners want to know who downloads it"),
+        (401, "", UserError, "or you have no access to it"),
+        (403, "GatedRepo", UserError, "gated: its owners require you to accept their terms"),
         (404, "RevisionNotFound", UserError, "has no revision v9"),
         (418, "", MissingEnvironmentError, "the hub cannot be reached"),
     ],
@@ -234,10 +234,10 @@ def test_a_refusal_on_the_way_keeps_what_is_complete(tmp_path: Path, open_hub: S
 @pytest.mark.parametrize(
     ("held", "said"),
     [
-        (files(**{"config.json": None}), "holds no config.json, so it is no model"),
+        (files(**{"config.json": None}), "has no config.json, so it is not a model"),
         (files(**{INDEX: None}), "pytorch_model.bin is a pickle, which can run code"),
-        (files(**{TWO: None}), f"names '{TWO}', which is no file of weights there"),
-        (files(**{INDEX: b'{"weight_map": {"a": "evil.py"}}'}), "names 'evil.py'"),
+        (files(**{TWO: None}), f"lists '{TWO}', which is not a weight file there"),
+        (files(**{INDEX: b'{"weight_map": {"a": "evil.py"}}'}), "lists 'evil.py'"),
         (files(**{INDEX: b"[]"}), "is not an index"),
         (files(**{"config.json": b"{"}), "config.json is not JSON"),
     ],
@@ -255,7 +255,7 @@ def test_no_name_and_no_hub_are_named(
     tmp_path: Path, open_hub: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hub = open_hub(files())
-    with pytest.raises(UserError, match="a b: not a repository's name"):
+    with pytest.raises(UserError, match="a b: is not a repository name"):
         download("a b", None, tmp_path / "out")
     with monkeypatch.context() as offline:
         offline.setattr(hub_constants, "HF_HUB_OFFLINE", True)
