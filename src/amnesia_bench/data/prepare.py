@@ -22,7 +22,7 @@ from amnesia_bench.config.data_schema import DataConfig
 from amnesia_bench.data.chat import Segment
 from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.documents import DocumentMaker, TokenizedDocuments, batches
-from amnesia_bench.data.dropped import WAYS_OUT, DroppedRow, Reason
+from amnesia_bench.data.dropped import DROP_HINTS, DroppedRow, Reason
 from amnesia_bench.data.packing import (
     Pieces,
     concatenate,
@@ -234,7 +234,7 @@ class _Rows:
         # Rows of other domains are not bad, only not asked for.
         if dropped.reason is not Reason.OTHER_DOMAIN and self.example is None:
             self.example = printable(f"{where}: {dropped}")
-            self.way_out = WAYS_OUT.get(dropped.reason)
+            self.way_out = DROP_HINTS.get(dropped.reason)
 
 
 def _refuse_useless(config: DataConfig, summaries: Sequence[PartSummary]) -> None:
