@@ -225,7 +225,7 @@ def _template(fields: Mapping[str, object], where: str) -> dict[str, object]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise UserError(f"{at} is a {type(value).__name__}, expected an object")
+        raise UserError(f"{at} is of type {type(value).__name__}, expected an object")
     refuse_unknown(value, _TEMPLATE_FIELDS, at)
     return present(value)
 

@@ -93,7 +93,7 @@ def _schema(value: object, at: str) -> Schema:
 
 def _object(value: object, at: str) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
-        raise UserError(f"{at} is a {type(value).__name__}, expected an object with a name")
+        raise UserError(f"{at} is of type {type(value).__name__}, expected an object with a name")
     return value
 
 

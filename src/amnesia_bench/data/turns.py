@@ -86,8 +86,10 @@ def read_turn(item: object, at: str) -> Turn:
         DroppedRow: a text is not valid Unicode, or must be JSON and is not.
     """
     if not isinstance(item, Mapping) or not any(key in item for key in _ROLE_FIELDS):
-        actual = names(item) if isinstance(item, Mapping) else f"a {type(item).__name__}"
-        raise UserError(f"{at}: expected role and content, or from and value; it has {actual}")
+        actual = f"is of type {type(item).__name__}"
+        if isinstance(item, Mapping):
+            actual = f"has {names(item)}"
+        raise UserError(f"{at}: expected role and content, or from and value; it {actual}")
     fields = present(item)
     refuse_unknown(fields, _KNOWN | _MEANINGLESS, at)
     role = _role(text_value(_only(fields, _ROLE_FIELDS, at), f"{at}: role"), at)
@@ -178,7 +180,7 @@ def _part(part: object, at: str) -> tuple[str, str]:
     if isinstance(part, str):
         return "text", text_value(part, at)
     if not isinstance(part, Mapping):
-        raise UserError(f"{at} is a {type(part).__name__}, expected a text")
+        raise UserError(f"{at} is of type {type(part).__name__}, expected a text")
     kind = text_value(part.get("type"), f"{at}: type") or "text"
     if kind not in _TEXT_PARTS | _CHAIN_PARTS:
         raise UserError(

@@ -36,7 +36,7 @@ def text_value(value: object, at: str) -> str:
     if value is None:
         return ""
     if not isinstance(value, str):
-        raise UserError(f"{at} is a {type(value).__name__}, expected a text")
+        raise UserError(f"{at} is of type {type(value).__name__}, expected a text")
     try:
         value.encode()
     except UnicodeEncodeError as error:  # a lone surrogate, which JSON can express and UTF-8 cannot
@@ -55,7 +55,7 @@ def items(value: object, at: str) -> list[Any]:
     if absent(value):
         return []
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
-        raise UserError(f"{at} is a {type(value).__name__}, expected a list")
+        raise UserError(f"{at} is of type {type(value).__name__}, expected a list")
     return list(value)
 
 
