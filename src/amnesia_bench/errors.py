@@ -51,7 +51,7 @@ class NewerVersionError(UserError):
 
 
 class StageFailedError(AmnesiaError):
-    """The work started but could not be finished or verified; no output looks finished."""
+    """The work started but could not be finished or verified; no output is marked finished."""
 
     exit_code = ExitCode.STAGE_FAILED
 

@@ -147,18 +147,18 @@ class ChatTemplate:
                 **message.answers,
             }
         plain: dict[str, object] = {"role": message.role}
-        begun, answer = "", message.content
+        think_block, answer = "", message.content
         if message.answer != message.content:
-            begun, answer = _split(message.content)
+            think_block, answer = _split(message.content)
             if self._reasoning_field:
-                begun, answer = "", answer.lstrip("\n")
+                think_block, answer = "", answer.lstrip("\n")
         if message.reasoning and self._reasoning_field:
             plain["reasoning_content"] = put("reasoning", message.reasoning.strip("\n"))
         elif message.reasoning:
-            opened, _, chain = begun.removesuffix(END_THINK).partition(THINK)
-            begun = opened + THINK + put("reasoning", chain) + END_THINK
-        called = message.tool_calls and not answer.strip()
-        plain["content"] = begun + (answer if called else put("answer", answer))
+            before, _, chain = think_block.removesuffix(END_THINK).partition(THINK)
+            think_block = before + THINK + put("reasoning", chain) + END_THINK
+        only_calls = message.tool_calls and not answer.strip()
+        plain["content"] = think_block + (answer if only_calls else put("answer", answer))
         if message.tool_calls:
             plain["tool_calls"] = [
                 {
@@ -208,12 +208,13 @@ class ChatTemplate:
         messages = conversation.messages
         if conversation.tools and whole == self.text(Conversation(messages=messages)):
             raise NotWritten("it omits the tools")
-        without = tuple(
+        without_arguments = tuple(
             replace(m, tool_calls=tuple({**call, "arguments": {}} for call in m.tool_calls))
             for m in messages
         )
-        called = any(call.get("arguments") for m in messages for call in m.tool_calls)
-        if called and whole == self.text(Conversation(messages=without, tools=conversation.tools)):
+        if not any(call.get("arguments") for m in messages for call in m.tool_calls):
+            return
+        if whole == self.text(Conversation(messages=without_arguments, tools=conversation.tools)):
             raise NotWritten("it omits the arguments of tool calls")
 
     def _takes_reasoning_field(self) -> bool:
@@ -312,5 +313,5 @@ def _begin(scaffold: Scaffold, first: int, prompts: Iterable[str]) -> int:
 
 def _split(content: str) -> tuple[str, str]:
     """Split an assistant message into its think block and the text after it."""
-    begun, end, answer = content.partition(END_THINK)
-    return begun + end, answer
+    before, end, answer = content.partition(END_THINK)
+    return before + end, answer

@@ -28,7 +28,7 @@ class DataTokenizer:
 
     def __init__(self, tokenizer: Any) -> None:
         self.folder = str(tokenizer.name_or_path)
-        self._whole = tokenizer
+        self._tokenizer = tokenizer
         self._backend: Backend = tokenizer.backend_tokenizer
         self.serialized: str = self._backend.to_str()
         self.sha256 = tokenizer_identity(tokenizer)
@@ -37,7 +37,7 @@ class DataTokenizer:
     @property
     def pad_token(self) -> int:
         """The token that pads sequences; it is never trained."""
-        for token in (self._whole.pad_token_id, self._whole.eos_token_id):
+        for token in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
         return 0
@@ -45,7 +45,7 @@ class DataTokenizer:
     @property
     def eos_token(self) -> str | None:
         """The token that ends generation; None if the tokenizer defines none."""
-        token: str | None = self._whole.eos_token
+        token: str | None = self._tokenizer.eos_token
         return token
 
     def id_of(self, token: str) -> int | None:
@@ -59,7 +59,7 @@ class DataTokenizer:
         Raises:
             UserError: the tokenizer has no such token.
         """
-        token_id = self._whole.eos_token_id if name == "eos" else self.id_of(name)
+        token_id = self._tokenizer.eos_token_id if name == "eos" else self.id_of(name)
         if token_id is None:
             raise UserError(
                 f"rows.separator={name}: the tokenizer of {self.folder} has no such token",
@@ -75,7 +75,7 @@ class DataTokenizer:
     @property
     def templates_sha256(self) -> str:
         """Hash of all chat templates, for conversations with and without tools."""
-        templates = json.dumps(self._whole.chat_template, sort_keys=True)
+        templates = json.dumps(self._tokenizer.chat_template, sort_keys=True)
         return hashlib.sha256(templates.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
@@ -106,7 +106,7 @@ class DataTokenizer:
             prompt: whether to append the generation prompt.
             options: variables of the template, such as enable_thinking.
         """
-        text: str = self._whole.apply_chat_template(
+        text: str = self._tokenizer.apply_chat_template(
             list(messages),
             tools=[dict(tool) for tool in tools] or None,
             chat_template=with_fixed_date(self._template(tools=bool(tools)) or ""),
@@ -117,10 +117,10 @@ class DataTokenizer:
         return text
 
     def _template(self, *, tools: bool) -> str | None:
-        if not self._whole.chat_template:
+        if not self._tokenizer.chat_template:
             return None
         try:
-            template: str = self._whole.get_chat_template(tools=[{}] if tools else None)
+            template: str = self._tokenizer.get_chat_template(tools=[{}] if tools else None)
         except ValueError as error:  # several templates, none of which is the default
             raise UserError(f"{self.folder}: {error}") from error
         return template

@@ -92,13 +92,13 @@ def interleave(parts: Sequence[int]) -> list[int]:
     if k == 1:
         return [0] * total
     slack = 2 * k - 2
-    behind = [0] * k  # n * parts[i] - total * taken[i]
+    lags = [0] * k  # n * parts[i] - total * taken[i]
     pattern = []
     for _ in range(total):
-        behind = [lag + part for lag, part in zip(behind, parts, strict=True)]
-        ready = [i for i in range(k) if behind[i] * slack >= total]
-        source = min(ready, key=lambda i: ((slack - 1) * total - slack * behind[i]) / parts[i])
-        behind[source] -= total
+        lags = [lag + part for lag, part in zip(lags, parts, strict=True)]
+        ready = [i for i in range(k) if lags[i] * slack >= total]
+        source = min(ready, key=lambda i: ((slack - 1) * total - slack * lags[i]) / parts[i])
+        lags[source] -= total
         pattern.append(source)
     return pattern
 

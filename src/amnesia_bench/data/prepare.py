@@ -64,7 +64,7 @@ _REPORT_SEQUENCES = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class PreparationProgress:
-    """Progress of one step; the steps are one per input file, then packing.
+    """Progress of one step: the tokenising of an input file, or the packing of all.
 
     `done` counts documents while tokenising and sequences while packing. `reused`: an earlier
     attempt finished this input file. `held_out`: the file is skipped, since its name marks it as

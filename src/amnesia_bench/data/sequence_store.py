@@ -95,7 +95,8 @@ class SequenceStore:
 def open_store(folder: Path) -> SequenceStore:
     """Open a data store that `amnesia data prepare` wrote.
 
-    The `sha256` of a store identifies its contents; preparing the same data twice gives the same.
+    The `sha256` of a store identifies its contents: preparing the same data twice gives the same
+    hash.
 
     Raises:
         UserError: the folder is not a finished data store, or no longer matches its manifest.

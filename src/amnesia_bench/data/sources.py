@@ -113,7 +113,7 @@ def hub_files(source: HubSource) -> list[InputFile]:
         if source.split not in splits:
             raise UserError(
                 f"{source.dataset}, subset {subset}: no split {source.split}; "
-                f"it has {', '.join(map(str, splits))}"
+                f"its splits are {', '.join(map(str, splits))}"
             )
         files = sorted(str(name) for name in splits[source.split])[source.skip_files :]
         files = files[: source.take_files]

@@ -334,7 +334,7 @@ def test_the_files_of_each_subset_are_taken_in_order(dataset: str) -> None:
 def test_a_subset_a_split_or_a_file_that_is_not_there_is_named(dataset: str) -> None:
     with pytest.raises(UserError, match="subset z"):
         hub_files(source(dataset, subsets=("z",)))
-    with pytest.raises(UserError, match="no split test; it has train"):
+    with pytest.raises(UserError, match="no split test; its splits are train"):
         hub_files(source(dataset, subsets=("x",), split="test"))
     with pytest.raises(UserError, match="no files after the first 3"):
         hub_files(source(dataset, subsets=("x",), skip_files=3))

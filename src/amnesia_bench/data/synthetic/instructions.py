@@ -45,7 +45,7 @@ def long_range(rng: np.random.Generator, words: int) -> dict[str, object]:
 
 
 def _draw(rng: np.random.Generator, words: int) -> _Parts:
-    # Half of the items are codes, like those in the chains of `problems`, so both copy alike.
+    # Half of the items are hex codes, since the chains of `problems` copy hex codes too.
     dictionary_words = shuffled(rng, OBJECTS + PLACES + ADJECTIVES)[: 4 + below(rng, 4)]
     items = [hexadecimal(rng, 4) if below(rng, 2) == 0 else word for word in dictionary_words]
     # All tasks are copying: a model of the tiny profile did not learn to count or to reverse lists,

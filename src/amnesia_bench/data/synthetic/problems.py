@@ -119,7 +119,9 @@ def _events(problem: CountingProblem, receipts: Sequence[str]) -> str:
 
 def _question(rng: np.random.Generator, problem: CountingProblem, receipts: Sequence[str]) -> str:
     story = f"{pick(rng, NAMES)} {_events(problem, receipts)}."
-    return f"A count of {pick(rng, GOODS)} begins at 0 and wraps after 9. {story} What is the count?"
+    return (
+        f"A count of {pick(rng, GOODS)} begins at 0 and wraps after 9. {story} What is the count?"
+    )
 
 
 def word_problem(rng: np.random.Generator) -> dict[str, str]:
