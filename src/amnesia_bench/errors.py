@@ -1,7 +1,7 @@
-"""What can go wrong, and the exit code each kind of failure ends with.
+"""The expected failures, and the exit code of each kind.
 
-A mistake of the user's is one message (what, where, why, what to type next). A mistake of ours
-is not caught at all: it crashes with its traceback.
+A user's mistake is reported as one message (what, where, why, what to type next). A programming
+error is not caught: it crashes with its traceback.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class ExitCode(IntEnum):
     STAGE_FAILED = 4
     BUSY = 5
     ENVIRONMENT = 6
-    REQUEUE = 75  # EX_TEMPFAIL: saved on a signal, start the same command again
+    REQUEUE = 75  # EX_TEMPFAIL: state was saved on a signal; the same command resumes
 
 
 class AmnesiaError(Exception):
@@ -26,7 +26,7 @@ class AmnesiaError(Exception):
 
     Args:
         what: what is wrong and where, with the offending name and value.
-        hint: what to type next; printed on a line of its own.
+        hint: what to type next; printed on a separate line.
     """
 
     exit_code: ExitCode = ExitCode.STAGE_FAILED
@@ -41,7 +41,7 @@ class AmnesiaError(Exception):
 
 
 class UserError(AmnesiaError):
-    """The command, the config or the input folders are wrong; nothing was written."""
+    """The command, the config or an input folder is wrong; nothing was written."""
 
     exit_code = ExitCode.USER_ERROR
 
@@ -51,7 +51,7 @@ class NewerVersionError(UserError):
 
 
 class StageFailedError(AmnesiaError):
-    """The work started and could not be finished or proven; nothing that looks finished is left."""
+    """The work started but could not be finished or verified; no output is marked finished."""
 
     exit_code = ExitCode.STAGE_FAILED
 
@@ -63,12 +63,12 @@ class BusyError(AmnesiaError):
 
 
 class StoppedError(AmnesiaError):
-    """A signal stopped the work and its state is saved: the same call, or command, resumes it."""
+    """A signal stopped the work, and its state was saved: the same call or command resumes it."""
 
     exit_code = ExitCode.REQUEUE
 
 
 class MissingEnvironmentError(AmnesiaError):
-    """A package, a device or a permission of this machine is missing."""
+    """This machine lacks a package, a device or a permission."""
 
     exit_code = ExitCode.ENVIRONMENT

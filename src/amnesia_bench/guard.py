@@ -1,4 +1,4 @@
-"""Run a command or a stage: failures become exit codes, and nothing is left half-written."""
+"""Run a command or a stage: failures become exit codes, and no output stays half-written."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from amnesia_bench.errors import AmnesiaError, ExitCode
 from amnesia_bench.printable import message
 from amnesia_bench.store.layout import MANIFEST
 
-# What a shell makes of a command that one of these has ended.
+# The exit codes that a shell reports for a command that one of these signals ended.
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
 class _TerminatedError(BaseException):
-    """SIGTERM as an exception, so that what was half written is removed on the way out."""
+    """SIGTERM as an exception: context managers remove half-written output as it passes."""
 
 
 def guarded(title: str, run: Callable[[], ExitCode], output: Path | None) -> int:
     """Run a command and return its exit code.
 
     Args:
-        title: what the messages on stderr begin with: "amnesia restore".
+        title: prefix of the messages on stderr, such as "amnesia restore".
         run: the command.
-        output: the folder that it writes, if it writes one.
+        output: the folder that the command writes; None if it writes none.
     """
     with _terminating():
         return _guarded(title, run, output)
 
 
-def first_speaks(run: Callable[[], ExitCode]) -> ExitCode:
-    """Run a training; of its processes only the first says what went wrong, for all of them."""
+def only_rank_zero_reports(run: Callable[[], ExitCode]) -> ExitCode:
+    """Run a training process; only rank 0 prints the error message, on behalf of all ranks."""
     try:
         return run()
     except AmnesiaError as error:
@@ -48,7 +48,7 @@ def _guarded(title: str, run: Callable[[], ExitCode], output: Path | None) -> in
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the caller closed it
             setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - to the very end
-    there_before = _is_finished(output)
+    finished_before = _is_finished(output)
     try:
         return int(run())
     except AmnesiaError as error:
@@ -58,17 +58,17 @@ def _guarded(title: str, run: Callable[[], ExitCode], output: Path | None) -> in
         return int(error.exit_code)
     except (KeyboardInterrupt, _TerminatedError) as end:
         interrupted = isinstance(end, KeyboardInterrupt)
-        how = "interrupted" if interrupted else "terminated"
-        if not there_before and _is_finished(output):
+        outcome = "interrupted" if interrupted else "terminated"
+        if not finished_before and _is_finished(output):
             # Running it again would only fail with "already exists".
-            sys.stderr.write(message(f"{title}: {how}, but {output} was complete already\n"))
+            sys.stderr.write(message(f"{title}: {outcome}, but {output} was complete already\n"))
             return int(ExitCode.DONE)
-        sys.stderr.write(f"{title}: {how}\n")
+        sys.stderr.write(f"{title}: {outcome}\n")
         return INTERRUPTED if interrupted else TERMINATED
 
 
 def _is_finished(output: Path | None) -> bool:
-    """Return whether the folder that a command writes is there: it appears whole or not at all."""
+    """Return whether the output folder of a command is complete: its manifest is written last."""
     try:
         return output is not None and (output / MANIFEST).is_file()
     except OSError:
@@ -80,8 +80,8 @@ def _terminating() -> Iterator[None]:
     def terminate(number: int, frame: object) -> None:
         raise _TerminatedError
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    previous = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)

@@ -1,10 +1,10 @@
-"""Texts of others in Markdown: names of folders and models are shown as they are, never obeyed."""
+"""Quote foreign text in Markdown: names of folders and models are never read as markup."""
 
 from __future__ import annotations
 
 import re
 
-# What could become HTML, a link, a picture or code. Emphasis is left: it can do no harm.
+# Characters that could start HTML, a link, an image or code. Emphasis is harmless, so it stays.
 _ESCAPED = {
     **{"&": "&amp;", "<": "&lt;", ">": "&gt;"},
     **{mark: f"\\{mark}" for mark in "\\`[]|"},
@@ -14,12 +14,12 @@ _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2
 
 
 def escape(text: str) -> str:
-    """Return a text that Markdown shows as it is, on one line."""
+    """Return a text escaped for Markdown, on one line."""
     return _INVISIBLE.sub(" ", text).translate(_TABLE)
 
 
 def code(text: str) -> str:
-    """Return a text as a code span, which may hold backticks."""
+    """Return a text as a code span; the text may contain backticks."""
     shown = _INVISIBLE.sub(" ", text)
     fence = _fence(shown, shortest=1)
     pad = " " if shown.startswith("`") or shown.endswith("`") else ""
@@ -27,7 +27,7 @@ def code(text: str) -> str:
 
 
 def block(text: str, language: str) -> list[str]:
-    """Return the lines of a code block, which may hold lines of backticks."""
+    """Return the lines of a code block; the text may contain lines of backticks."""
     fence = _fence(text, shortest=3)
     return [f"{fence}{language}", text, fence]
 

@@ -1,4 +1,4 @@
-"""What right and wrong answers say: intervals and exact tests."""
+"""Confidence intervals and exact tests for the accuracy of answers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from amnesia_bench.records.evaluation import Interval
 
 @dataclass(frozen=True, kw_only=True)
 class PairedCounts:
-    """How two models answered the same prompts: both right, only the first, only the second, none.
+    """Numbers of prompts that both models, only one of them, or neither answered correctly.
 
-    The prompts on which exactly one was right are the discordant ones; all that can be known
-    about a difference lies in them.
+    Prompts that exactly one model answered correctly are discordant; only they carry information
+    about the difference.
     """
 
     both: int
@@ -31,17 +31,17 @@ class PairedCounts:
 
     @property
     def difference(self) -> float:
-        """Accuracy of the first less that of the second: with pre and post, the drop."""
+        """Accuracy of the first model minus that of the second: the drop from pre to post."""
         return (self.only_first - self.only_second) / self.n
 
 
 def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
-    """Return the score interval of a fraction (Wilson, JASA 22, 1927).
+    """Return the score interval of a proportion (Wilson, JASA 22, 1927).
 
-    `n` is no whole number where trials belong together and say as much as so many that do not.
+    `n` is an effective sample size, and not an integer, where the trials are clustered.
 
     Raises:
-        ValueError: no trials, or more successes than trials.
+        ValueError: `n` is 0, or `successes` is not between 0 and `n`.
     """
     if not 0 <= successes <= n or n == 0:
         raise ValueError(f"{successes} successes of {n}")
@@ -50,17 +50,18 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     centre = fraction + z * z / (2 * n)
     half = z * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # At 0 and n the formula gives exactly 0 and 1, up to rounding.
+    # At 0 and n successes the formula gives 0 and 1, but for rounding.
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == n else (centre + half) / scale
     return Interval(low=low, high=high, level=level, method="wilson")
 
 
 def clustered_mean(clusters: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Return the mean of all values, and its variance when those of a cluster belong together.
+    """Return the mean of all values, and its variance under clustered sampling.
 
-    The variance of a ratio of cluster totals to cluster sizes (Cochran, Sampling Techniques, 3rd
-    ed. 1977, chapter 6); with clusters of one it is the plain variance of a mean.
+    The variance is that of the ratio of cluster totals to cluster sizes (Cochran, Sampling
+    Techniques, 3rd ed. 1977, chapter 6); with clusters of size one it is the usual variance of a
+    mean.
 
     Raises:
         ValueError: fewer than two clusters.
@@ -69,14 +70,14 @@ def clustered_mean(clusters: Sequence[Sequence[float]]) -> tuple[float, float]:
         raise ValueError(f"{len(clusters)} clusters have no variance")
     n = sum(map(len, clusters))
     mean = sum(map(sum, clusters)) / n
-    squares = sum((sum(each) - len(each) * mean) ** 2 for each in clusters)
+    squares = sum((sum(cluster) - len(cluster) * mean) ** 2 for cluster in clusters)
     return mean, squares * len(clusters) / (len(clusters) - 1) / n**2
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
     """Return the two-sided p-value of McNemar's exact test.
 
-    If both models are equally good, each discordant prompt is a fair coin.
+    Under the null hypothesis of equal accuracy, each discordant prompt is a fair coin flip.
     """
     flips = only_first + only_second
     tail = sum(math.comb(flips, i) for i in range(min(only_first, only_second) + 1))
@@ -86,31 +87,33 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 def sign_flip_p_value(first: Sequence[float], second: Sequence[float], answers: int) -> float:
     """Return the two-sided p-value of the exact sign-flip test of paired values.
 
-    If both methods are equally good, each problem's difference might as well have the other sign.
-    All sign patterns count, however many: the distribution of their sum is built up problem by
-    problem in steps of 1/`answers`, which all values are multiples of. With values 0 and 1 this
-    is McNemar's exact test.
+    Under the null hypothesis of equal accuracy, the sign of each problem's difference is random.
+    The test counts all sign patterns: the distribution of their sum is convolved problem by
+    problem, in steps of 1/`answers`. All values must be multiples of 1/`answers`. With values 0
+    and 1 this is McNemar's exact test.
     """
     steps = [round((a - b) * answers) for a, b in zip(first, second, strict=True)]
-    # Sum s lies at index s + reach.
+    # The probability of the sum s is at index s + reach.
     reach = sum(map(abs, steps))
-    chances = np.zeros(2 * reach + 1)
-    chances[reach] = 1.0
+    probabilities = np.zeros(2 * reach + 1)
+    probabilities[reach] = 1.0
     for step in filter(None, map(abs, steps)):
-        moved = np.zeros_like(chances)
-        moved[step:] += chances[: len(chances) - step] / 2
-        moved[: len(chances) - step] += chances[step:] / 2
-        chances = moved
+        convolved = np.zeros_like(probabilities)
+        convolved[step:] += probabilities[:-step] / 2
+        convolved[:-step] += probabilities[step:] / 2
+        probabilities = convolved
     observed = abs(sum(steps))
-    tail = chances[: reach - observed + 1].sum() + chances[reach + observed :].sum()
-    return float(min(1.0, tail))
+    lower_tail = probabilities[: reach - observed + 1].sum()
+    upper_tail = probabilities[reach + observed :].sum()
+    return float(min(1.0, lower_tail + upper_tail))
 
 
 def paired_difference(counts: PairedCounts, level: float = 0.95) -> Interval:
     """Return Tango's score interval of a difference (Statistics in Medicine 17, 1998, 891-908).
 
-    Unlike Wald's it stays inside [-1, 1], and is no single point when no prompt is discordant.
-    It is asymptotic: at its level on the average over what may be true, not in every case.
+    Unlike Wald's interval it stays inside [-1, 1], and has a positive width even without
+    discordant prompts. It is asymptotic: its coverage equals `level` on average over the true
+    parameters, not for each of them.
     """
     z = _quantile(level)
     observed = counts.difference
@@ -121,7 +124,7 @@ def paired_difference(counts: PairedCounts, level: float = 0.95) -> Interval:
 
 def _quantile(level: float) -> float:
     if not 0 < level < 1:
-        raise ValueError(f"level={level}: must lie between 0 and 1")
+        raise ValueError(f"level={level}: must be between 0 and 1")
     return NormalDist().inv_cdf((1 + level) / 2)
 
 
@@ -129,7 +132,7 @@ def _tango(counts: PairedCounts, delta: float) -> float:
     """Return the score statistic of a difference `delta`; it falls as delta grows."""
     n, b, c = counts.n, counts.only_first, counts.only_second
     excess = b - c - n * delta
-    # The chance of "only the second", at its likeliest value under this difference.
+    # Maximum-likelihood estimate of the probability of "only the second", given this difference.
     linear = (2 * n - b + c) * delta - b - c
     constant = -c * delta * (1 - delta)
     only_second = (math.sqrt(max(linear * linear - 8 * n * constant, 0.0)) - linear) / (4 * n)
@@ -140,7 +143,7 @@ def _tango(counts: PairedCounts, delta: float) -> float:
 
 
 def _root(falling: Callable[[float], float], low: float, high: float) -> float:
-    """Return where a falling function crosses zero, or the end nearer to it."""
+    """Return the zero of a decreasing function by bisection, or the bound nearest to it."""
     for _ in range(60):
         middle = (low + high) / 2
         if falling(middle) > 0:

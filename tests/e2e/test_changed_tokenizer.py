@@ -19,7 +19,7 @@ from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
 from amnesia_bench.recall.niah.prompt_sets import PROMPTS, TOKENIZER
 from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.store.hashing import sha256_of
-from amnesia_bench.tokenizers.tokenizer import identity_of_older_prompts, load_tokenizer
+from amnesia_bench.tokenizers.tokenizer import legacy_tokenizer_identity, load_tokenizer
 from tests.support.byte_checkpoints import byte_tokenizer, save_checkpoint, write_haystack
 
 TASKS, LENGTH = ("niah_single_1", "niah_single_2"), 2048
@@ -137,7 +137,7 @@ def as_older_version(prompts: Path, out: Path, tokenizer: Path, *, parts: bool) 
     """Copy prompts as versions before the present identity wrote them, with parts or without."""
     shutil.copytree(prompts, out)
     record = json.loads((out / PROMPTS).read_text())
-    record["tokenizer_sha256"] = identity_of_older_prompts(load_tokenizer(tokenizer))
+    record["tokenizer_sha256"] = legacy_tokenizer_identity(load_tokenizer(tokenizer))
     (out / PROMPTS).write_text(json.dumps(record))
     if not parts:
         (out / TOKENIZER).unlink()
@@ -176,7 +176,7 @@ def test_a_check_that_an_older_version_began_finds_its_prompts_and_answers(
 
     with monkeypatch.context() as older:
         for module in (check_inputs, build_module):
-            older.setattr(module, "tokenizer_identity", identity_of_older_prompts)
+            older.setattr(module, "tokenizer_identity", legacy_tokenizer_identity)
         assert check_built() == 0
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*.jsonl")}
     (built,) = (work / "prompts").iterdir()

@@ -202,7 +202,7 @@ def spoil(folder: Path, how: str) -> None:
     ("how", "message"),
     [
         ("no checkpoint", "holds neither model.safetensors nor"),
-        ("no tokenizer", "no tokenizer could be loaded"),
+        ("no tokenizer", "its tokenizer cannot be loaded"),
     ],
 )
 def test_checkpoints_that_cannot_be_compared_are_refused_before_a_model_is_loaded(

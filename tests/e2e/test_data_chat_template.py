@@ -98,7 +98,7 @@ def test_a_template_that_changed_is_not_answered_from_finished_files(
     command += ["--input", str(write_rows(tmp_path / "rows.jsonl", rows)), "--out", str(out)]
     command += ["data.sequence_tokens=256"]
     assert main(command) == 4
-    assert "leaves out the reasoning of messages[1]" in " ".join(capsys.readouterr().err.split())
+    assert "omits the reasoning of messages[1]" in " ".join(capsys.readouterr().err.split())
     template = tokenizer / "chat_template.jinja"
     template.write_text(template.read_text().replace(".split('</think>')[-1]", ""))
     assert main(command) == 0

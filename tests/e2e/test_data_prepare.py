@@ -147,7 +147,7 @@ def test_rows_of_no_use_are_dropped_and_counted_by_reason(tmp_path: Path, tokeni
     assert not (tmp_path / "other").exists()
     with pytest.raises(StageFailedError) as caught:
         prepare(data_config(), tokenizer, tmp_path / "other", [write_rows(source, bad[1:2])])
-    assert f"none of 1 rows gives a document ({Reason.NO_CHAIN}: 1)" in caught.value.what
+    assert f"none of 1 rows yields a document ({Reason.NO_CHAIN}: 1)" in caught.value.what
     assert f"The first is {source}:1: {Reason.NO_CHAIN}" in caught.value.what
     assert "messages" in str(caught.value.hint)
     untrained = [
@@ -198,7 +198,7 @@ def test_a_config_for_files_of_the_users_own_needs_them_and_says_what_it_leaves_
     command = ["data", "prepare", "messages", "--tokenizer", str(tokenizer), "--out",
                str(tmp_path / "out"), "data.sequence_tokens=512", "--chat", "qwen3"]  # fmt: skip
     assert main(command) == 2
-    assert "Name them: --input PATH" in capsys.readouterr().err
+    assert "Pass them with --input PATH" in capsys.readouterr().err
     (tmp_path / "in").mkdir()
     for name in ("train", "test"):
         said = [{"role": "user", "content": name}, {"role": "assistant", "content": "a"}]
@@ -235,7 +235,7 @@ def test_escape_sequences_in_texts_and_names_do_not_reach_the_terminal(
 def test_nothing_left_is_an_error(tmp_path: Path, tokenizer: Path) -> None:
     blank = tmp_path / "blank.jsonl"
     blank.write_text("\n\n")
-    with pytest.raises(StageFailedError, match=r"none of 0 rows gives a document"):
+    with pytest.raises(StageFailedError, match=r"none of 0 rows yields a document"):
         prepare(data_config(), tokenizer, tmp_path / "out", [blank])
     long = write_rows(tmp_path / "long.jsonl", [LONG])
     with pytest.raises(StageFailedError, match=r"all 1 documents are longer than a sequence"):

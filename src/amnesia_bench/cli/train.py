@@ -25,7 +25,7 @@ from amnesia_bench.config.messages import nearest
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.costs.gpus import GPUS
 from amnesia_bench.errors import ExitCode, UserError
-from amnesia_bench.guard import first_speaks
+from amnesia_bench.guard import only_rank_zero_reports
 from amnesia_bench.requests.training import GPU_NAMES, EstimateRequest, TrainRequest
 
 
@@ -66,7 +66,7 @@ def _training_run(args: argparse.Namespace) -> TrainingRun:
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    return first_speaks(lambda: _train(args))
+    return only_rank_zero_reports(lambda: _train(args))
 
 
 def _train(args: argparse.Namespace) -> ExitCode:

@@ -1,4 +1,4 @@
-"""Training data: prepared once, read by memory map, in an order that has no state."""
+"""Training data: prepared once, memory-mapped, and sampled in a stateless order."""
 
 from amnesia_bench.data.order import SampleOrder
 from amnesia_bench.data.sequence_store import PackedSequence, SequenceStore, open_store

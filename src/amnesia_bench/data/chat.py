@@ -1,9 +1,9 @@
-"""Conversations as segments of text, each either trained or not: exact loss masks by construction.
+"""Render conversations as text segments, each trained or not, which makes loss masks exact.
 
-Segments are tokenised one by one, so no token straddles the border of what is trained, and what
-precedes an answer is tokenised as at inference. Each style writes what the chat template of its
-models writes; `rendering.Renderer` compares the two on every row, and leaves calls of tools to
-the template.
+Segments are tokenised separately, so no token spans the border of a trained segment, and the text
+before an answer is tokenised as at inference. Each style renders the same text as the chat
+template of its models. `rendering.Renderer` compares the two on every row, and renders tool calls
+with the template only.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ StyleName = Literal["qwen3", "chatml", "mistral", "llama3"]
 
 @dataclass(frozen=True)
 class Segment:
-    """A text that is tokenised by itself, and whether its tokens count in the loss."""
+    """A text that is tokenised separately, and whether its tokens count in the loss."""
 
     text: str
     trained: bool
 
 
-# A text, and whether it is an answer to train: None is not an answer, False one to leave out.
+# A text, and whether to train on it: None is not an answer, False an answer without loss.
 Part = tuple[str, bool | None]
 
-# What makes the structure of a chat, and so must not come out of a message. A tokenizer must have
-# the first two of a style.
+# Tokens that structure a chat, and so must not occur in a message. A tokenizer needs the first two
+# tokens of a style.
 MARKUP: dict[StyleName, tuple[str, ...]] = {
     "qwen3": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "chatml": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
@@ -52,17 +52,17 @@ _EMPTY_THINK = f"{THINK}\n\n{END_THINK}\n\n"
 
 
 def render(conversation: Conversation, chat: Style) -> list[Segment]:
-    """Return a conversation as segments.
+    """Render a conversation as segments.
 
-    Trained are the answers from their first character through the token that ends the turn. An
-    empty think block is not: at inference it belongs to the prompt.
+    An answer is trained from its first character through the token that ends the turn. An empty
+    think block is not trained: at inference it belongs to the prompt.
 
     Raises:
-        DroppedRow: the style cannot write it.
+        DroppedRow: the style cannot render the conversation.
     """
     if calls_tools(conversation):
         raise DroppedRow(Reason.TOOLS)
-    messages = results_as_user_turns(conversation).messages
+    messages = tool_results_as_user_turns(conversation).messages
     refuse_markup((message.content for message in messages), frozenset(MARKUP[chat.style]))
     if isinstance(chat, MistralChat):
         parts = _mistral(messages)
@@ -76,37 +76,39 @@ def render(conversation: Conversation, chat: Style) -> list[Segment]:
 
 
 def calls_tools(conversation: Conversation) -> bool:
-    """Whether there are tools or calls of them, which no style writes."""
-    return bool(conversation.tools) or any(each.tool_calls for each in conversation.messages)
+    """Return whether a conversation has tools or tool calls, which no style can render."""
+    return bool(conversation.tools) or any(message.tool_calls for message in conversation.messages)
 
 
-def results_as_user_turns(conversation: Conversation) -> Conversation:
-    """Return a conversation with results of tools in turns of the user, as agent traces of Qwen."""
+def tool_results_as_user_turns(conversation: Conversation) -> Conversation:
+    """Return a conversation with tool results as user turns, in the format of Qwen's agents."""
     messages: list[Message] = []
-    for is_result, run in groupby(conversation.messages, key=lambda each: each.role == "tool"):
+    for is_result, run in groupby(
+        conversation.messages, key=lambda message: message.role == "tool"
+    ):
         if not is_result:
             messages.extend(run)
             continue
-        text = "\n".join(f"<tool_response>\n{each.content}\n</tool_response>" for each in run)
+        text = "\n".join(f"<tool_response>\n{result.content}\n</tool_response>" for result in run)
         messages.append(Message(role="user", content=text, answer=text))
     return replace(conversation, messages=tuple(messages))
 
 
 def refuse_markup(texts: Iterable[str], markup: frozenset[str]) -> None:
-    """Refuse texts that hold tokens of a chat's structure."""
-    any_mark = _any_of(markup)
-    if any(any_mark.search(text) for text in texts):
+    """Raise DroppedRow if a text contains a token that structures the chat."""
+    pattern = _any_of(markup)
+    if any(pattern.search(text) for text in texts):
         raise DroppedRow(Reason.MARKUP)
 
 
 @lru_cache
-def _any_of(marks: frozenset[str]) -> re.Pattern[str]:
-    """Return a pattern that finds any mark; a tokenizer may have a thousand."""
-    return re.compile("|".join(map(re.escape, sorted(marks))) or "(?!)")
+def _any_of(tokens: frozenset[str]) -> re.Pattern[str]:
+    """Return one pattern for all tokens, since a tokenizer may have a thousand."""
+    return re.compile("|".join(map(re.escape, sorted(tokens))) or "(?!)")
 
 
 def segments_of(parts: Iterable[Part], loss_on: LossOn) -> list[Segment]:
-    """Join neighbours of one kind, so that they are tokenised together; decide what is trained."""
+    """Join adjacent parts of one kind, which are tokenised together, and mark trained segments."""
     runs = [
         ("".join(text for text, _ in run), answer)
         for answer, run in groupby((part for part in parts if part[0]), key=lambda part: part[1])
@@ -117,7 +119,7 @@ def segments_of(parts: Iterable[Part], loss_on: LossOn) -> list[Segment]:
 
 
 def last_query(messages: Sequence[Message]) -> int:
-    """Return the index of the last message that a user wrote, not a tool; the last one if none."""
+    """Return the index of the last message that a user wrote (not a tool), or else of the last."""
     for i in range(len(messages) - 1, -1, -1):
         if messages[i].role == "user" and not is_tool_response(messages[i].content):
             return i
@@ -125,7 +127,7 @@ def last_query(messages: Sequence[Message]) -> int:
 
 
 def is_tool_response(content: str) -> bool:
-    """Whether a user's message is the result of a tool, as agent traces of Qwen write it."""
+    """Return whether a user message is a tool result in the format of Qwen's agents."""
     return content.startswith("<tool_response>") and content.endswith("</tool_response>")
 
 

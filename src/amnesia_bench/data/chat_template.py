@@ -1,9 +1,9 @@
-"""A tokenizer's own chat template as a writer of training conversations, with exact loss masks.
+"""Render training conversations with a tokenizer's own chat template, with exact loss masks.
 
-A template is a program, so the place of an answer is found by running it twice: on the
-conversation, and on one with marks instead of the texts. The second output with the texts put in
-must be the first, to the byte. Trained is what a model writes at inference: from the end of the
-prompt that the template makes for an answer, through the token that ends the turn.
+A template is a program, so an answer is located by rendering twice: the conversation, and a copy
+with marks instead of its texts. The second output must equal the first, to the byte, once the
+texts replace the marks. The trained part is what a model generates at inference: from the end of
+the template's generation prompt through the token that ends the turn.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from amnesia_bench.errors import UserError
 if TYPE_CHECKING:
     from amnesia_bench.data.data_tokenizer import DataTokenizer
 
-# Tags inside messages, not between them. Some tokenizers have them as special tokens.
+# Tags that occur inside messages, not between them. Some tokenizers make them special tokens.
 _TAGS_IN_MESSAGES = frozenset(
     (THINK, END_THINK, "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 )
-# Ways to ask for an answer, best first; an answer that thinks is never the result of the first.
+# Template options for the generation prompt, best first. The first never precedes thinking.
 _PROMPTS: tuple[Mapping[str, bool], ...] = (
     {"enable_thinking": False},
     {},
@@ -40,8 +40,8 @@ _PROMPTS: tuple[Mapping[str, bool], ...] = (
 )
 
 
-def talk(*turns: str, reasoning: str | None = None) -> Conversation:
-    """Return a conversation of user and assistant in turn; the last answer has the reasoning."""
+def make_conversation(*turns: str, reasoning: str | None = None) -> Conversation:
+    """Return a conversation of alternating turns; `reasoning` belongs to the last answer."""
     messages = [
         Message(role=("user", "assistant")[i % 2], content=text, answer=text)
         for i, text in enumerate(turns)
@@ -54,7 +54,7 @@ def talk(*turns: str, reasoning: str | None = None) -> Conversation:
 
 
 class ChatTemplate:
-    """The chat template of a tokenizer that has one."""
+    """Renders conversations with the chat template of a tokenizer."""
 
     def __init__(self, tokenizer: DataTokenizer) -> None:
         self._tokenizer = tokenizer
@@ -62,39 +62,39 @@ class ChatTemplate:
         self._arguments_as_text = self._takes_arguments_as_text()
         self._ends: frozenset[str] = frozenset()
         self._markup = tokenizer.special_tokens
-        self._learn_tokens()
+        self._find_tokens()
 
     def probe(self) -> list[Segment]:
-        """Return a question and an answer as segments.
+        """Render a question and an answer as segments.
 
         Raises:
-            UserError: the template cannot write them, or ends the answer with no special token.
+            UserError: the template cannot render them, or ends the answer without a special token.
         """
         try:
-            return self.segments(talk("Hi!", "Hello!"), "assistant")
+            return self.segments(make_conversation("Hi!", "Hello!"), "assistant")
         except DroppedRow as dropped:
             raise UserError(
-                f"{self._tokenizer.folder}: no loss mask can be made with its chat template "
+                f"{self._tokenizer.folder}: its chat template does not allow an exact loss mask "
                 f"({dropped})",
-                hint="Correct the template in that folder (it may need eos_token after each "
+                hint="Correct the template in that folder (it may lack eos_token after each "
                 "answer), or choose a style: --chat STYLE.",
             ) from dropped
 
     def text(self, conversation: Conversation) -> str:
-        """Return what the template writes.
+        """Render a conversation as text.
 
         Raises:
-            NotWritten: it refuses the conversation.
+            NotWritten: the template refuses the conversation.
         """
         plain = [self._message(message) for message in conversation.messages]
         return self._write(plain, conversation.tools)
 
     def segments(self, conversation: Conversation, loss_on: LossOn) -> list[Segment]:
-        """Return a conversation as segments; their joined text is what the template writes.
+        """Render a conversation as segments; their texts join to the template's output.
 
         Raises:
-            NotWritten: the template refuses the conversation, or leaves a part of it out.
-            DroppedRow: a message holds tokens of the template's structure.
+            NotWritten: the template refuses the conversation, or omits a part of it.
+            DroppedRow: a message contains tokens that structure the chat.
         """
         messages, tools = conversation.messages, conversation.tools
         calls = [call for message in messages for call in message.tool_calls]
@@ -115,9 +115,9 @@ class ChatTemplate:
         for turn, message in enumerate(messages):
             if message.role != "assistant":
                 continue
-            own = [i for i, each in enumerate(scaffold.placed) if each.mark.turn == turn]
+            own = [i for i, placed in enumerate(scaffold.placed) if placed.mark.turn == turn]
             if not own[0] or own[-1] - own[0] != len(own) - 1:
-                raise NotWritten(f"it mixes messages[{turn}] with others")
+                raise NotWritten(f"it mixes messages[{turn}] with other messages")
             thinks = scaffold.placed[own[0]].mark.part == "reasoning"
             prompts = (
                 self._write(marked[:turn], tools, prompt=True, **options)
@@ -126,7 +126,7 @@ class ChatTemplate:
             begin = filled.place(_begin(scaffold, own[0], prompts))
             end = scaffold.first(self._ends, own[-1])
             if end is None:
-                raise NotWritten(f"it ends messages[{turn}] with no special token")
+                raise NotWritten(f"it ends messages[{turn}] without a special token")
             yield whole[done:begin], None
             done = filled.place(end[0]) + len(end[1])
             yield whole[begin:done], message.trained
@@ -135,7 +135,7 @@ class ChatTemplate:
     def _message(
         self, message: Message, marks: Marks | None = None, turn: int = 0
     ) -> dict[str, object]:
-        """Return a message as templates take it; with marks instead of its texts if given."""
+        """Return a message as templates expect it; `marks`, if set, replace its texts."""
 
         def put(part: str, text: str) -> str:
             return text if marks is None else marks.put(turn, part, text)
@@ -147,18 +147,18 @@ class ChatTemplate:
                 **message.answers,
             }
         plain: dict[str, object] = {"role": message.role}
-        begun, answer = "", message.content
+        think_block, answer = "", message.content
         if message.answer != message.content:
-            begun, answer = _split(message.content)
+            think_block, answer = _split(message.content)
             if self._reasoning_field:
-                begun, answer = "", answer.lstrip("\n")
+                think_block, answer = "", answer.lstrip("\n")
         if message.reasoning and self._reasoning_field:
             plain["reasoning_content"] = put("reasoning", message.reasoning.strip("\n"))
         elif message.reasoning:
-            opened, _, chain = begun.removesuffix(END_THINK).partition(THINK)
-            begun = opened + THINK + put("reasoning", chain) + END_THINK
-        called = message.tool_calls and not answer.strip()
-        plain["content"] = begun + (answer if called else put("answer", answer))
+            before, _, chain = think_block.removesuffix(END_THINK).partition(THINK)
+            think_block = before + THINK + put("reasoning", chain) + END_THINK
+        only_calls = message.tool_calls and not answer.strip()
+        plain["content"] = think_block + (answer if only_calls else put("answer", answer))
         if message.tool_calls:
             plain["tool_calls"] = [
                 {
@@ -174,7 +174,7 @@ class ChatTemplate:
         return plain
 
     def _arguments(self, arguments: object) -> object:
-        """Return the arguments of a call as the template takes them: an object, or its JSON."""
+        """Return tool call arguments as the template expects them: an object or its JSON."""
         if isinstance(arguments, str) and not self._arguments_as_text:
             try:
                 return json.loads(arguments)
@@ -196,76 +196,77 @@ class ChatTemplate:
 
         try:
             return self._tokenizer.apply_template(messages, tools, prompt=prompt, **options)
-        # What a template computes may fail as any Python may.
+        # Expressions in a template can raise the errors of any Python expression.
         except (
             TemplateError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError,
             ValueError,
         ) as error:  # fmt: skip
-            raise NotWritten(f"it says {str(error)!r}") from error
+            raise NotWritten(f"it raises {str(error)!r}") from error
 
     def _refuse_lost_tools(self, conversation: Conversation, whole: str) -> None:
-        """Refuse a conversation whose functions, or arguments of calls, the template ignores."""
+        """Refuse a conversation if the template ignores its tools or the arguments of its calls."""
         messages = conversation.messages
         if conversation.tools and whole == self.text(Conversation(messages=messages)):
-            raise NotWritten("it leaves out the tools")
-        without = tuple(
+            raise NotWritten("it omits the tools")
+        without_arguments = tuple(
             replace(m, tool_calls=tuple({**call, "arguments": {}} for call in m.tool_calls))
             for m in messages
         )
-        called = any(call.get("arguments") for m in messages for call in m.tool_calls)
-        if called and whole == self.text(Conversation(messages=without, tools=conversation.tools)):
-            raise NotWritten("it leaves out the arguments of tool calls")
+        if not any(call.get("arguments") for m in messages for call in m.tool_calls):
+            return
+        if whole == self.text(Conversation(messages=without_arguments, tools=conversation.tools)):
+            raise NotWritten("it omits the arguments of tool calls")
 
     def _takes_reasoning_field(self) -> bool:
-        """Whether the template wants a chain in a field of its own, not in the content."""
-        shown = {}
+        """Return whether the template reads reasoning from its own field, not from the content."""
+        rendered = {}
         for self._reasoning_field in (True, False):
             try:
-                text = self.text(talk("Hi!", "Hello!", reasoning="A chain."))
+                text = self.text(make_conversation("Hi!", "Hello!", reasoning="A chain."))
             except DroppedRow:
                 text = ""
-            shown[self._reasoning_field] = "A chain." in text
-        return shown[True] or not shown[False]
+            rendered[self._reasoning_field] = "A chain." in text
+        return rendered[True] or not rendered[False]
 
     def _takes_arguments_as_text(self) -> bool:
-        """Whether the template writes the arguments of a call as JSON only if they are a text."""
+        """Return whether arguments must be a JSON text for the template to write them as JSON."""
         arguments = {"a": "b"}
         calls = ({"name": "add", "arguments": arguments},)
-        question, answer = talk("Hi!", "").messages
+        question, answer = make_conversation("Hi!", "").messages
         conversation = Conversation(messages=(question, replace(answer, tool_calls=calls)))
         for self._arguments_as_text in (False, True):
             try:
                 written = self.text(conversation)
             except DroppedRow:
                 continue
-            if str(arguments) not in written:  # Python's way to write an object
+            if str(arguments) not in written:  # Python's repr of the object
                 return self._arguments_as_text
         return False
 
-    def _learn_tokens(self) -> None:
-        """Find the texts that end answers, and the tokens that make the structure of a chat."""
-        messages = talk("Hi!", "Hello!", "Bye!", "Goodbye!").messages
+    def _find_tokens(self) -> None:
+        """Find the texts that end answers, and the tokens that structure a chat."""
+        messages = make_conversation("Hi!", "Hello!", "Bye!", "Goodbye!").messages
         marks = Marks()
         marked = [self._message(message, marks, i) for i, message in enumerate(messages)]
         try:
             scaffold = Scaffold(self._write(marked), marks.made, messages)
         except DroppedRow:
-            return  # `segments` says why
+            return  # `segments` reports the reason
         self._ends = frozenset(
             end
-            for i, each in enumerate(scaffold.placed)
-            if each.mark.part == "answer"
+            for i, placed in enumerate(scaffold.placed)
+            if placed.mark.part == "answer"
             for end in self._ends_after(scaffold, i)
         )
         structure = {token for token in self._tokenizer.added_tokens if token in scaffold.text}
         self._markup = (self._markup | structure) - _TAGS_IN_MESSAGES
 
     def _ends_after(self, scaffold: Scaffold, i: int) -> tuple[str, ...]:
-        """Return what ends the turn of the answer at the `i`-th mark.
+        """Return the texts that may end the turn of the answer at the `i`-th mark.
 
-        It is the first special token, or all of them up to the one that ends generation where that
-        one follows without a text between: Cohere closes its answer and then the turn. A call of
-        a tool may be closed by another token before it.
+        The end is the first special token. If EOS follows it with only special tokens between, the
+        end is the whole run up to EOS: Cohere closes first its answer and then the turn. EOS alone
+        is an end too, since another token may close a tool call before it.
         """
         special, last = self._tokenizer.special_tokens, self._tokenizer.eos_token
         first = scaffold.first(special, i)
@@ -275,7 +276,7 @@ class ChatTemplate:
         end = begin + len(token)
         while token != last:
             rest = scaffold.text[end : scaffold.limit(i)]
-            following = [each for each in special if rest.startswith(each)]
+            following = [candidate for candidate in special if rest.startswith(candidate)]
             if not following:
                 return (first[1],)
             token = max(following, key=len)
@@ -284,12 +285,12 @@ class ChatTemplate:
 
 
 def _begin(scaffold: Scaffold, first: int, prompts: Iterable[str]) -> int:
-    """Return where in a scaffold an answer begins: where its prompt ends.
+    """Return the position in a scaffold where an answer begins, which is where its prompt ends.
 
     Args:
-        scaffold: the conversation.
-        first: the answer's first mark.
-        prompts: what the template writes to have the answer generated, best first.
+        scaffold: the rendered conversation with marks.
+        first: the index of the answer's first mark.
+        prompts: the template's prompts up to the answer, best first.
     """
     before, own = scaffold.placed[first - 1], scaffold.placed[first]
     gap = scaffold.text[before.end : own.begin]
@@ -299,18 +300,18 @@ def _begin(scaffold: Scaffold, first: int, prompts: Iterable[str]) -> int:
             empty_block = gap.rfind(END_THINK, len(opening))
             if empty_block < 0:
                 return before.end + len(opening)
-            # An empty block is the prompt's, whether or not the template's prompt has it.
+            # An empty think block belongs to the prompt, even if the template's prompt lacks it.
             rest = gap[empty_block + len(END_THINK) :]
             return own.begin - len(rest.lstrip("\n"))
     if own.mark.part == "answer":
         return own.begin
     raise NotWritten(
-        f"it writes {gap!r} before the {own.mark.part} of messages[{own.mark.turn}], and another "
-        "text when it asks for an answer"
+        f"it writes {gap!r} before the {own.mark.part} of messages[{own.mark.turn}], but a "
+        "different text in its generation prompt"
     )
 
 
 def _split(content: str) -> tuple[str, str]:
-    """Split an answer's text after its think block."""
-    begun, end, answer = content.partition(END_THINK)
-    return begun + end, answer
+    """Split an assistant message into its think block and the text after it."""
+    before, end, answer = content.partition(END_THINK)
+    return before + end, answer

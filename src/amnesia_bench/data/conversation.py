@@ -1,8 +1,8 @@
-"""Rows of the supported datasets as conversations, and why a row may not be one.
+"""Read rows of the supported datasets as conversations.
 
-Two kinds of wrong are kept apart. A field that is missing, holds another type, or is not known
-means that the dataset is not what the config says: an error. A conversation that makes no sense
-means a bad row: it is dropped, and counted by reason.
+A field that is missing, unknown or of the wrong type means that the dataset does not match the
+config: an error. A conversation that makes no sense means a bad row: it is dropped, and counted by
+reason.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from amnesia_bench.data.turns import Turn
 Row = Mapping[str, object]
 
 THINK = "<think>"
-# How other models open a chain; in an answer without <think>, it is one that would be missed.
+# Tags that other models open a chain with. Without this check the chain would pass as an answer.
 _OTHER_TAGS = re.compile(
     r"\s*(<(think|thinking|thoughts?|reasoning|seed:think|\|begin_of_thought\|)>|\[think\]|◁think▷"
     r"|<\|channel\|>analysis)",
     re.IGNORECASE,
 )
 _RESPONSE, _END_RESPONSE = "<tool_response>", "</tool_response>"
-# Which roles may follow each.
+# The roles that may follow each role.
 _NEXT = {
     "system": {"user"},
     "user": {"assistant"},
@@ -40,14 +40,13 @@ _NEXT = {
 
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """One turn.
+    """One message of a conversation.
 
-    `content` is the whole text. `reasoning` and `answer` split an assistant's: the chain of
-    thought, from a think block of the content or from a field of its own, is in both `content` and
-    `reasoning`, and None where there is none. `tool_calls` are an assistant's, {"name": str,
-    "arguments": object} each, with an "id" if the row has it. `answers` is which call a tool's
-    turn answers, by `tool_call_id` and `name`. `trained` says whether an assistant's turn counts
-    in the loss.
+    `content` is the whole text. For an assistant, `reasoning` is the chain of thought (None
+    without one), from a think block or a separate field; it is part of `content` too. `answer` is
+    the rest. `tool_calls` are {"name": str, "arguments": object} each, with an "id" if the row has
+    one. `answers` identifies the call that a tool message answers, by `tool_call_id` and `name`.
+    `trained`: whether an assistant message counts in the loss.
     """
 
     role: str
@@ -61,10 +60,10 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """Turns in order, and the JSON schemas of the tools on offer.
+    """Messages in order, and the JSON schemas of the available tools.
 
-    An optional system message is followed by user and assistant in turn; between them the answers
-    of tools (role `tool`, without their tags) each follow an assistant or one another.
+    After an optional system message, user and assistant alternate. Tool results (role `tool`,
+    without their tags) follow an assistant message or another tool result.
     """
 
     messages: tuple[Message, ...]
@@ -72,14 +71,14 @@ class Conversation:
 
 
 def read_conversation(rows: ChatRows, row: Row, where: str) -> Conversation:
-    """Return a row as a conversation.
+    """Read a row as a conversation.
 
     Raises:
-        DroppedRow: the row is of no use.
-        UserError: a field holds the wrong type, cannot be used, or is not known; names the row.
+        DroppedRow: the row cannot be used for training.
+        UserError: a field is unknown, unusable or of the wrong type; the message names the row.
     """
-    read, tools = read_row(rows, row, where)
-    turns = [turn for each in read for turn in _without_response_tags(each)]
+    row_turns, tools = read_row(rows, row, where)
+    turns = [turn for row_turn in row_turns for turn in _without_response_tags(row_turn)]
     _check_order([turn.role for turn in turns])
     must_think = isinstance(rows, QuestionResponseRows | ShareGptRows)
     messages = tuple(
@@ -90,9 +89,9 @@ def read_conversation(rows: ChatRows, row: Row, where: str) -> Conversation:
 
 
 def _without_response_tags(turn: Turn) -> list[Turn]:
-    """Return a turn of `<tool_response>` blocks as the answers of tools that it holds.
+    """Split a turn of `<tool_response>` blocks into one tool turn per block.
 
-    A user's turn is taken for one only where the templates write the very same text for tools.
+    A user turn is split only if its text is exactly what the templates write for tool results.
     """
     text = turn.text.strip() if turn.role == "tool" else turn.text
     begin, end = f"{_RESPONSE}\n", f"\n{_END_RESPONSE}"
@@ -109,14 +108,14 @@ def _without_response_tags(turn: Turn) -> list[Turn]:
 def _check_order(roles: list[str]) -> None:
     if not roles:
         raise DroppedRow(Reason.EMPTY)
-    talk = roles[1:] if roles[0] == "system" else roles
-    if not talk or talk[0] != "user":
-        raise DroppedRow(Reason.ROLE_ORDER, f"begins with {talk[0] if talk else 'system only'}")
-    for before, after in pairwise(talk):
+    rest = roles[1:] if roles[0] == "system" else roles
+    if not rest or rest[0] != "user":
+        raise DroppedRow(Reason.ROLE_ORDER, f"begins with {rest[0] if rest else 'system only'}")
+    for before, after in pairwise(rest):
         if after not in _NEXT[before]:
             raise DroppedRow(Reason.ROLE_ORDER, f"{after} after {before}")
-    if talk[-1] != "assistant":
-        raise DroppedRow(Reason.ROLE_ORDER, f"ends with {talk[-1]}")
+    if rest[-1] != "assistant":
+        raise DroppedRow(Reason.ROLE_ORDER, f"ends with {rest[-1]}")
 
 
 def _other(turn: Turn) -> Message:
@@ -126,7 +125,7 @@ def _other(turn: Turn) -> Message:
 
 
 def _answer(turn: Turn, *, must_think: bool) -> Message:
-    """Return an assistant's turn, its chain of thought within its content and apart from it."""
+    """Return an assistant turn as a message; `content` and `reasoning` both get its chain."""
     content, inside, answer = _split(turn.text)
     chains = {chain.strip() for chain in (*turn.chains, inside or "")} - {""}
     if len(chains) > 1:
@@ -150,10 +149,10 @@ def _answer(turn: Turn, *, must_think: bool) -> Message:
 
 
 def _split(content: str) -> tuple[str, str | None, str]:
-    """Return the content, what stands in its think block (None without one), and the answer.
+    """Return the content, the text of its think block (None without one), and the answer.
 
-    Where only the end of the block is written, since the prompt held its beginning, the content
-    is returned with both.
+    If only the closing tag is present, since the opening tag was in the prompt, the returned
+    content has both.
     """
     opened, closed = content.count(THINK), content.count(END_THINK)
     if (opened, closed) == (0, 0):

@@ -1,4 +1,4 @@
-"""How data preparation uses a tokenizer: batches of texts, chat templates, and tokens as text."""
+"""The tokenizer interface of data preparation: batches of texts, chat templates, decoding."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 class DataTokenizer:
-    """A tokenizer as training data need it.
+    """A tokenizer with the operations that data preparation needs.
 
-    `folder` is where it was loaded from, `sha256` its `tokenizer_identity`, `serialized` its
-    tokenizer.json.
+    `folder` is its checkpoint folder, `sha256` its `tokenizer_identity`, `serialized` the text of
+    its tokenizer.json.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self.folder = str(tokenizer.name_or_path)
-        self._whole = tokenizer
+        self._tokenizer = tokenizer
         self._backend: Backend = tokenizer.backend_tokenizer
         self.serialized: str = self._backend.to_str()
         self.sha256 = tokenizer_identity(tokenizer)
@@ -36,57 +36,57 @@ class DataTokenizer:
 
     @property
     def pad_token(self) -> int:
-        """Return a token to fill sequences with; it is never trained."""
-        for token in (self._whole.pad_token_id, self._whole.eos_token_id):
+        """The token that pads sequences; it is never trained."""
+        for token in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
         return 0
 
     @property
     def eos_token(self) -> str | None:
-        """The token that ends generation; None if the tokenizer names none."""
-        token: str | None = self._whole.eos_token
+        """The token that ends generation; None if the tokenizer defines none."""
+        token: str | None = self._tokenizer.eos_token
         return token
 
     def id_of(self, token: str) -> int | None:
-        """Return the number of a token; None when there is no such token."""
-        number: int | None = self._backend.token_to_id(token)
-        return number
+        """Return the id of a token; None if the vocabulary lacks it."""
+        token_id: int | None = self._backend.token_to_id(token)
+        return token_id
 
     def separator(self, name: str) -> int:
-        """Return the token that ends documents: `eos` is the tokenizer's own.
+        """Return the id of the token that ends documents; `eos` means the tokenizer's EOS.
 
         Raises:
-            UserError: it has no such token.
+            UserError: the tokenizer has no such token.
         """
-        number = self._whole.eos_token_id if name == "eos" else self.id_of(name)
-        if number is None:
+        token_id = self._tokenizer.eos_token_id if name == "eos" else self.id_of(name)
+        if token_id is None:
             raise UserError(
                 f"rows.separator={name}: the tokenizer of {self.folder} has no such token",
-                hint="data.rows.separator=eos takes the one it ends texts with.",
+                hint="To use the tokenizer's EOS token: data.rows.separator=eos",
             )
-        return int(number)
+        return int(token_id)
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja source of the chat template for conversations without tools; None if none."""
+        """Jinja source of the chat template for conversations without tools; None without one."""
         return self._template(tools=False)
 
     @property
     def templates_sha256(self) -> str:
-        """A hash of all chat templates, for conversations with tools and without."""
-        templates = json.dumps(self._whole.chat_template, sort_keys=True)
+        """Hash of all chat templates, for conversations with and without tools."""
+        templates = json.dumps(self._tokenizer.chat_template, sort_keys=True)
         return hashlib.sha256(templates.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        """The texts of the tokens that are no text: those that begin and end turns and others."""
+        """The special tokens, such as those that begin and end turns."""
         added = self._backend.get_added_tokens_decoder().values()
         return frozenset(token.content for token in added if token.special)
 
     @property
     def added_tokens(self) -> frozenset[str]:
-        """The texts of all tokens that are found before a text is split, special or not."""
+        """The added tokens, special or not, which are matched before a text is split."""
         added = self._backend.get_added_tokens_decoder().values()
         return frozenset(token.content for token in added)
 
@@ -98,15 +98,15 @@ class DataTokenizer:
         prompt: bool = False,
         **options: bool,
     ) -> str:
-        """Return a conversation in the tokenizer's own chat template, which there must be.
+        """Render a conversation with the tokenizer's own chat template, which must exist.
 
         Args:
-            messages: as templates take them.
+            messages: the messages in the format of chat templates.
             tools: JSON schemas of functions.
-            prompt: end where an answer begins.
-            options: of the template, such as enable_thinking.
+            prompt: whether to append the generation prompt.
+            options: variables of the template, such as enable_thinking.
         """
-        text: str = self._whole.apply_chat_template(
+        text: str = self._tokenizer.apply_chat_template(
             list(messages),
             tools=[dict(tool) for tool in tools] or None,
             chat_template=with_fixed_date(self._template(tools=bool(tools)) or ""),
@@ -117,41 +117,41 @@ class DataTokenizer:
         return text
 
     def _template(self, *, tools: bool) -> str | None:
-        if not self._whole.chat_template:
+        if not self._tokenizer.chat_template:
             return None
         try:
-            template: str = self._whole.get_chat_template(tools=[{}] if tools else None)
-        except ValueError as error:  # several templates, and none of them the default
+            template: str = self._tokenizer.get_chat_template(tools=[{}] if tools else None)
+        except ValueError as error:  # several templates, none of which is the default
             raise UserError(f"{self.folder}: {error}") from error
         return template
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of one text, special tokens in it understood."""
+        """Return the tokens of one text; special tokens in the text are recognised."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(
         self, texts: list[str], *, special_tokens: bool
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """Return the tokens of all texts end to end, and how many each has.
+        """Return the concatenated tokens of all texts, and the number of tokens of each text.
 
-        Texts are divided among the machine's cores. Without `special_tokens` a `<|im_end|>` in a
-        text is plain characters.
+        All CPU cores share the texts. Without `special_tokens`, a `<|im_end|>` in a text is
+        tokenised as plain characters.
         """
         self._backend.encode_special_tokens = not special_tokens
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
-        lists = [encoding.ids for encoding in encodings]
-        lengths = np.fromiter(map(len, lists), np.int64, len(lists))
+        ids_by_text = [encoding.ids for encoding in encodings]
+        lengths = np.fromiter(map(len, ids_by_text), np.int64, len(ids_by_text))
         tokens = np.empty(int(lengths.sum()), np.uint32)
         end = 0
-        for ids in lists:
+        for ids in ids_by_text:
             begin, end = end, end + len(ids)
             tokens[begin:end] = ids
         return tokens, lengths
 
 
 def decoder(path: Path) -> Callable[[Sequence[int]], str]:
-    """Return how to show tokens as text, from a serialised tokenizer alone.
+    """Return a function that decodes tokens, from a serialised tokenizer alone.
 
     Raises:
         MissingEnvironmentError: tokenizers is not installed.
@@ -160,7 +160,7 @@ def decoder(path: Path) -> Callable[[Sequence[int]], str]:
         from tokenizers import Tokenizer as Backend
     except ImportError as error:
         raise MissingEnvironmentError(
-            f"showing tokens needs tokenizers ({error})", hint='pip install "amnesia-bench[train]"'
+            f"decoding tokens needs tokenizers ({error})", hint='pip install "amnesia-bench[train]"'
         ) from error
     backend = Backend.from_file(str(path))
 

@@ -1,4 +1,4 @@
-"""Rows to documents: a text with its separator, or a conversation with its mask."""
+"""Turn rows into documents: a text with its separator, or a conversation with its loss mask."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from amnesia_bench.data.values import absent, text_value
 
 @dataclass(frozen=True)
 class TokenizedDocuments:
-    """Tokenised documents end to end: tokens uint32 [N], mask bool [N], lengths int64 [D]."""
+    """Concatenated documents: tokens uint32 [N], loss mask bool [N], lengths int64 [D]."""
 
     tokens: NDArray[np.uint32]
     mask: NDArray[np.bool_]
@@ -29,13 +29,13 @@ class TokenizedDocuments:
 
 
 class DocumentMaker:
-    """Turns rows into tokens as a config says."""
+    """Turns rows into tokens according to a config."""
 
     def __init__(self, config: DataConfig, tokenizer: DataTokenizer) -> None:
-        """Prepare for the rows of a config.
+        """Check that config and tokenizer match.
 
         Raises:
-            UserError: its separator or chat style does not fit the tokenizer.
+            UserError: the tokenizer lacks the separator, or does not fit the chat style.
         """
         self._config = config
         self._tokenizer = tokenizer
@@ -47,14 +47,16 @@ class DocumentMaker:
 
     @property
     def columns(self) -> Columns:
-        """The columns of a file that decide what its rows mean."""
+        """The columns of a file that determine its documents."""
         rows = self._config.rows
         if isinstance(rows, TextRows):
-            return Columns(required=(rows.fields,), hint="Another column: data.rows.fields=[NAME]")
+            return Columns(
+                required=(rows.fields,), hint="To read another column: data.rows.fields=[NAME]"
+            )
         return row_columns(rows)
 
     def sampled(self, file_identity: str, number: int) -> bool:
-        """Whether a row belongs to the share of rows that is read."""
+        """Return whether a row is in the random sample of rows (`sample_rows`)."""
         share = self._config.sample_rows
         if share == 1:
             return True
@@ -63,11 +65,11 @@ class DocumentMaker:
         return int.from_bytes(digest, "little") < share * 2**64
 
     def segments(self, row: Row, where: str) -> list[Segment]:
-        """Return a row as texts to tokenise.
+        """Return a row as segments of text to tokenise.
 
         Raises:
-            DroppedRow: the row is of no use.
-            UserError: a field holds the wrong type.
+            DroppedRow: the row cannot be used for training.
+            UserError: a field is unknown, unusable or of the wrong type.
         """
         rows = self._config.rows
         if self._renderer is not None and not isinstance(rows, TextRows):
@@ -80,7 +82,7 @@ class DocumentMaker:
         return [Segment(document, True)]
 
     def tokenise(self, documents: list[list[Segment]]) -> tuple[TokenizedDocuments, int]:
-        """Return documents as tokens, and how many were left out since nothing is trained."""
+        """Tokenise documents; also return how many were skipped for having no trained token."""
         segments = [segment for document in documents for segment in document]
         tokens, lengths = self._tokenizer.encode_batch(
             [segment.text for segment in segments], special_tokens=self._separator is None
@@ -101,7 +103,7 @@ class DocumentMaker:
 
 
 def _sums(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the sum of each run of values; runs may be empty."""
+    """Return the sum of each run of `counts[i]` values; runs may be empty."""
     totals = np.concatenate((np.zeros(1, np.int64), np.cumsum(values)))
     ends = np.cumsum(counts)
     sums: NDArray[np.int64] = totals[ends] - totals[ends - counts]
@@ -111,7 +113,7 @@ def _sums(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.in
 def batches(
     segmented: Iterator[list[Segment]], max_characters: int
 ) -> Iterator[list[list[Segment]]]:
-    """Group documents into batches of about so many characters."""
+    """Group documents into batches of about `max_characters` characters."""
     batch: list[list[Segment]] = []
     characters = 0
     for document in segmented:

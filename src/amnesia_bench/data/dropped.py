@@ -1,4 +1,4 @@
-"""Why a row gives no document, and what a user can do about it."""
+"""Reasons to drop a row, and hints for the user."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a row gives no document."""
+    """Why a row yields no document."""
 
     EMPTY = "empty text or message"
     OTHER_DOMAIN = "another domain"
@@ -30,23 +30,23 @@ class Reason(StrEnum):
 
 
 _THINKING_OPTIONAL = (
-    "This config wants a chain in every answer. With and without: take the config messages, "
-    "sharegpt, alpaca or prompt_response, with --input."
+    "This config requires a chain of thought in every answer. For mixed answers use the "
+    "config messages, sharegpt, alpaca or prompt_response, with --input."
 )
-WAYS_OUT = {
+DROP_HINTS = {
     Reason.NO_CHAIN: _THINKING_OPTIONAL,
     Reason.EMPTY_CHAIN: _THINKING_OPTIONAL,
-    Reason.OPEN_CHAIN: "Such answers were cut off while they were generated: leave them out.",
-    Reason.OTHER_TAGS: "Write these tags as <think> and </think>.",
+    Reason.OPEN_CHAIN: "Such answers were truncated during generation: remove them.",
+    Reason.OTHER_TAGS: "Replace these tags with <think> and </think>.",
     Reason.ROLE_ORDER: "A conversation is an optional system message, then user and assistant in "
-    "turn, with the tools' answers between; it ends with an assistant.",
-    Reason.TEMPLATE: "What the template writes is trained with --chat template.",
-    Reason.UNTRAINED: "Every assistant's turn is left out of the loss (weight 0).",
+    "turn, with tool results in between; it ends with an assistant message.",
+    Reason.TEMPLATE: "To train on the template's output: --chat template.",
+    Reason.UNTRAINED: "Every assistant turn has weight 0, so it is excluded from the loss.",
 }
 
 
 class DroppedRow(Exception):
-    """This row gives no document. `detail` says where in the row, for the first example."""
+    """A row yields no document. `detail` locates the problem in the row, for the error message."""
 
     def __init__(self, reason: Reason, detail: str | None = None) -> None:
         super().__init__(reason.value)

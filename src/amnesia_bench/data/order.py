@@ -1,8 +1,8 @@
-"""Which sequence comes when: a pure function of the sample's number, with no state to save.
+"""The order of training sequences: a pure function of the sample index, with no state to save.
 
-A mixture takes its sources in a fixed periodic pattern, and within a source every epoch is a
-permutation of its own. How many processes share a step changes nothing: they only divide the
-numbers among themselves.
+A mixture cycles through its sources in a fixed pattern, and every epoch of a source is a different
+permutation. The order does not depend on the number of processes, which only divide the sample
+indices among themselves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from amnesia_bench.errors import UserError
 
-# Weights hold to one part in so many, and the pattern of a mixture repeats after as many samples.
+# Weights are rounded to 1/_PERIOD, so a mixture repeats after at most _PERIOD samples.
 _PERIOD = 10_000
 _ROUNDS = 4
 _MASK64 = (1 << 64) - 1
@@ -22,13 +22,13 @@ class SampleOrder:
     """An endless order over the sequences of one or more sources.
 
     Args:
-        sizes: sequences of each source.
+        sizes: number of sequences of each source.
         weights: share of each source in the samples, in any unit; rounded to 1/10,000 of their
-            sum, as `shares` tells.
-        seed: another seed, another permutation of every epoch.
+            sum (see `shares`).
+        seed: seed of the permutations.
 
     Raises:
-        UserError: a size or weight is not positive, or a weight is too small to be kept.
+        UserError: a size or weight is not positive, or a weight rounds to 0.
     """
 
     def __init__(self, sizes: Sequence[int], weights: Sequence[float], seed: int) -> None:
@@ -47,13 +47,13 @@ class SampleOrder:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The weights as they are kept; they add up to 1."""
+        """The weights after rounding; they add up to 1."""
         return tuple(part / self._period for part in self._parts)
 
     def sample(self, index: int) -> tuple[int, int]:
-        """Return source and sequence of the `index`-th sample, from 0."""
+        """Return source and sequence of the sample with a 0-based index."""
         if index < 0:
-            raise ValueError(f"sample {index}: counting starts at 0")
+            raise ValueError(f"sample {index}: indices start at 0")
         period, within = divmod(index, self._period)
         source = self._sources[within]
         nth = period * self._parts[source] + self._ranks[within]
@@ -63,9 +63,9 @@ class SampleOrder:
 
 
 def permuted(position: int, size: int, key: int) -> int:
-    """Return where a permutation of 0..size-1 that `key` chooses puts `position`.
+    """Return the image of `position` under the permutation of 0..size-1 that `key` selects.
 
-    A Feistel network over the next power of four, walked until the value falls below `size`:
+    It is a Feistel network over the next power of four, iterated until the value is below `size`:
     a bijection by construction (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
     """
     bits = max(1, ((size - 1).bit_length() + 1) // 2)
@@ -82,32 +82,32 @@ def permuted(position: int, size: int, key: int) -> int:
 
 
 def interleave(parts: Sequence[int]) -> list[int]:
-    """Return sources 0, 1, ... in a pattern of sum(parts), as evenly as can be.
+    """Return a pattern of sum(parts) sources (0, 1, ...), interleaved as evenly as possible.
 
-    After any n samples, source i was taken n * parts[i] / sum(parts) times, give or take less
-    than one. The rule is that of Tijdeman (The chairman assignment problem, 1980): of the sources
-    that may be taken without running ahead, the one whose turn ends first.
+    After any n samples, source i occurred n * parts[i] / sum(parts) times, to within less than
+    one. The rule is Tijdeman's (The chairman assignment problem, 1980): of the sources that may
+    come next without exceeding their share, take the one with the earliest deadline.
     """
     total, k = sum(parts), len(parts)
     if k == 1:
         return [0] * total
     slack = 2 * k - 2
-    behind = [0] * k  # n * parts[i] - total * taken[i]
+    lags = [0] * k  # n * parts[i] - total * taken[i]
     pattern = []
     for _ in range(total):
-        behind = [lag + part for lag, part in zip(behind, parts, strict=True)]
-        ready = [i for i in range(k) if behind[i] * slack >= total]
-        source = min(ready, key=lambda i: ((slack - 1) * total - slack * behind[i]) / parts[i])
-        behind[source] -= total
+        lags = [lag + part for lag, part in zip(lags, parts, strict=True)]
+        ready = [i for i in range(k) if lags[i] * slack >= total]
+        source = min(ready, key=lambda i: ((slack - 1) * total - slack * lags[i]) / parts[i])
+        lags[source] -= total
         pattern.append(source)
     return pattern
 
 
 def _whole_parts(weights: Sequence[float]) -> tuple[int, ...]:
-    """Round weights to whole parts of the period, largest remainder first."""
+    """Round weights to integer parts of the period by the largest-remainder method."""
     total = math.fsum(weights)
     exact = [weight / total * _PERIOD for weight in weights]
-    # A decimal weight such as 0.3 is a hair off in binary: it is the decimal that was meant.
+    # In binary a decimal weight such as 0.3 is slightly off; 1e-6 rounds to the intended decimal.
     parts = [math.floor(value + 1e-6) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: parts[i] - exact[i])
     for i in by_remainder[: _PERIOD - sum(parts)]:
@@ -115,19 +115,19 @@ def _whole_parts(weights: Sequence[float]) -> tuple[int, ...]:
     if 0 in parts:
         raise UserError(
             f"weights {list(weights)}: one is below 1/{_PERIOD:,} of their sum",
-            hint="Leave that source out, or give it more weight.",
+            hint="Remove that source, or increase its weight.",
         )
     common = math.gcd(*parts)
     return tuple(part // common for part in parts)
 
 
 def _ranks(pattern: Sequence[int], num_sources: int) -> list[int]:
-    """Return for each place of the pattern how often its source came before."""
-    seen = [0] * num_sources
+    """Return for each position of a pattern how often its source occurred before it."""
+    counts = [0] * num_sources
     ranks = []
     for source in pattern:
-        ranks.append(seen[source])
-        seen[source] += 1
+        ranks.append(counts[source])
+        counts[source] += 1
     return ranks
 
 

@@ -1,7 +1,7 @@
-"""Documents into sequences of fixed length, computed from their lengths alone.
+"""Pack documents into sequences of fixed length, from the documents' lengths alone.
 
-A piece is a run of tokens of one document; a sequence is a list of pieces. Nothing here touches
-a token, so a corpus of billions is packed from a few bytes per document.
+A piece is a run of tokens of one document; a sequence is a list of pieces. No function here reads
+tokens, so packing a corpus of billions of tokens needs only a few bytes per document.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WINDOW_DOCUMENTS = 50_000
 
 @dataclass(frozen=True)
 class Pieces:
-    """Runs of tokens: of which document, from which token of it, how many; each int64 [P]."""
+    """Runs of tokens: index of the document, first token, number of tokens; each int64 [P]."""
 
     document: Integers
     start: Integers
@@ -31,15 +31,15 @@ class Pieces:
     def __len__(self) -> int:
         return len(self.length)
 
-    def take(self, chosen: slice | list[int] | Integers | NDArray[np.bool_]) -> Pieces:
-        """Return the chosen pieces."""
-        return Pieces(self.document[chosen], self.start[chosen], self.length[chosen])
+    def take(self, index: slice | list[int] | Integers | NDArray[np.bool_]) -> Pieces:
+        """Return a subset of the pieces."""
+        return Pieces(self.document[index], self.start[index], self.length[index])
 
 
 def whole_documents(lengths: Integers, capacity: int, over_length: OverLength) -> Pieces:
-    """Return documents as pieces of at most `capacity` tokens, in their order.
+    """Return documents as pieces of at most `capacity` tokens, in order.
 
-    What is longer is dropped, loses its end, or is split into pieces.
+    Longer documents are dropped, truncated, or split into pieces.
     """
     documents = np.arange(len(lengths), dtype=np.int64)
     if over_length == "drop":
@@ -57,30 +57,30 @@ def whole_documents(lengths: Integers, capacity: int, over_length: OverLength) -
 def pack_best_fit(
     pieces: Pieces, capacity: int, seed: int, window: int = WINDOW_DOCUMENTS
 ) -> Iterator[Pieces]:
-    """Yield sequences of whole pieces, best fit decreasing within windows of shuffled pieces.
+    """Yield sequences of whole pieces, best-fit decreasing within windows of shuffled pieces.
 
-    Over everything at once, sequences would hold documents of like lengths only.
+    Without windows, a sequence would contain only documents of similar length.
     """
     shuffled = np.random.default_rng(seed).permutation(len(pieces))
     for begin in range(0, len(shuffled), window):
-        chosen = shuffled[begin : begin + window]
-        for members in best_fit_decreasing(pieces.length[chosen], capacity):
-            yield pieces.take(chosen[members])
+        in_window = shuffled[begin : begin + window]
+        for members in best_fit_decreasing(pieces.length[in_window], capacity):
+            yield pieces.take(in_window[members])
 
 
 def pack_single(pieces: Pieces) -> Iterator[Pieces]:
-    """Yield one piece a sequence."""
+    """Yield sequences of one piece each."""
     for i in range(len(pieces)):
         yield pieces.take(slice(i, i + 1))
 
 
 def best_fit_decreasing(lengths: Integers, capacity: int) -> list[list[int]]:
-    """Assign lengths to bins: the longest first, each to the fullest bin that still takes it.
+    """Assign lengths to bins, the longest first, each to the fullest bin that it fits into.
 
-    Returns the indices of each bin. Every length must be between 1 and `capacity`.
+    Returns the indices in each bin. Every length must be between 1 and `capacity`.
     """
     bins: list[list[int]] = []
-    # By free space: which bins have it; and as one big integer, which amounts of it exist.
+    # The bins with each amount of free space, and a bit set of the amounts that occur.
     with_space: list[list[int]] = [[] for _ in range(capacity + 1)]
     spaces = 0
     for i in np.argsort(-lengths, kind="stable").tolist():
@@ -95,19 +95,19 @@ def best_fit_decreasing(lengths: Integers, capacity: int) -> list[list[int]]:
         else:
             space, target = capacity, len(bins)
             bins.append([i])
-        left = space - length
-        if left:
-            with_space[left].append(target)
-            spaces |= 1 << left
+        free = space - length
+        if free:
+            with_space[free].append(target)
+            spaces |= 1 << free
     return bins
 
 
 def concatenate(lengths: Integers, capacity: int) -> Iterator[Pieces]:
-    """Yield sequences cut from the documents laid end to end; only the last may be short."""
+    """Yield sequences cut from the concatenated documents; only the last may be short."""
     if not len(lengths):
         return
     ends = np.cumsum(lengths)
-    # Cut where a document ends and where a sequence is full.
+    # Cut at the end of each document and of each sequence.
     full = np.arange(capacity, ends[-1], capacity, dtype=np.int64)
     cuts = np.union1d(ends, full)
     begins = np.concatenate((np.zeros(1, np.int64), cuts[:-1]))

@@ -1,10 +1,10 @@
-"""Tokenised input files, kept until the store is published: what a killed preparation goes on from.
+"""Tokenised input files, kept until the store is published so that a killed preparation can resume.
 
-One part per input file, in a hidden folder beside the store to be. A part is named after a hash
-of everything that determines it (settings, tokenizer, contents of the input), so a changed input
-or setting simply finds no part. Its `.json` is written last: without one a part is not finished.
-It holds the hashes of the part's files and of itself: a part that was damaged between two attempts
-is made again. The lease of the store (`publishing`) also guards this folder.
+Each input file becomes one part, in a hidden folder next to the future store. The name of a part is
+a hash of everything that determines it (settings, tokenizer, contents of the input), so a changed
+input or setting matches no part. The `.json` of a part is written last: a part without it is not
+finished. It contains the hashes of the part's files and of itself, so a part that was damaged
+between two attempts is recomputed. The lease of the store (`publishing`) also protects this folder.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ from amnesia_bench.store.hashing import sha256_of
 
 _LAYOUT = 2
 _CONTENTS = ("tokens", "mask", "lengths")
-_OURS = re.compile(rf"[0-9a-f]{{32}}\.({'|'.join(_CONTENTS)}|fresh|json)")
+_PART_FILE = re.compile(rf"[0-9a-f]{{32}}\.({'|'.join(_CONTENTS)}|fresh|json)")
 
 
 @dataclass(frozen=True, kw_only=True)
 class PartSummary:
-    """What tokenising one input file gave.
+    """The result of tokenising one input file.
 
-    `example` is the first row that was dropped, `way_out` what to do about such rows. `unread` are
-    the columns that did not count.
+    `example` is the first dropped row, and `way_out` the hint for such rows. `unread` are the
+    columns that were not read.
     """
 
     rows: int
@@ -60,17 +60,17 @@ class _Record:
 
 
 class Part:
-    """A finished part, memory-mapped: tokens [N], mask bool [N], lengths int64 [D]."""
+    """A finished part, memory-mapped: tokens [N], loss mask bool [N], lengths int64 [D]."""
 
     def __init__(self, prefix: Path, summary: PartSummary, dtype: np.dtype[np.unsignedinteger]):
         self.summary = summary
         self.lengths = np.fromfile(_file(prefix, "lengths"), np.int64)
-        self.tokens: NDArray[np.unsignedinteger] = _mapped(_file(prefix, "tokens"), dtype)
-        self.mask: NDArray[np.bool_] = _mapped(_file(prefix, "mask"), np.dtype(np.bool_))
+        self.tokens: NDArray[np.unsignedinteger] = _memory_map(_file(prefix, "tokens"), dtype)
+        self.mask: NDArray[np.bool_] = _memory_map(_file(prefix, "mask"), np.dtype(np.bool_))
 
 
 class PartWriter:
-    """Writes one part; nothing of it counts before `finish`."""
+    """Writes one part, which is not valid before `finish`."""
 
     def __init__(self, prefix: Path, dtype: np.dtype[np.unsignedinteger]) -> None:
         self._prefix = prefix
@@ -94,27 +94,27 @@ class PartWriter:
         self.tokens += len(documents.tokens)
 
     def finish(self, summary: PartSummary) -> None:
-        """Make the part durable, then declare it finished."""
+        """Flush the part to disk, then mark it as finished."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
         self.close()
-        fresh = _file(self._prefix, "fresh")
-        fresh.unlink(missing_ok=True)
+        unpublished = _file(self._prefix, "fresh")
+        unpublished.unlink(missing_ok=True)
         hashes = {kind: digest.hexdigest() for kind, digest in self._digests.items()}
         record = codec.to_json(_Record(summary=summary, sha256=hashes))
-        write_json(fresh, {"record": record, "sha256": _sha256_of_json(record)})
-        fresh.rename(_file(self._prefix, "json"))
+        write_json(unpublished, {"record": record, "sha256": _sha256_of_json(record)})
+        unpublished.rename(_file(self._prefix, "json"))
         sync_folder(self._prefix.parent)
 
     def close(self) -> None:
-        """Close the files; without `finish` they are overwritten by the next attempt."""
+        """Close the files; without `finish`, the next attempt overwrites them."""
         for file in self._files.values():
             file.close()
 
 
 class PartsFolder:
-    """The parts of one store, by what determines them."""
+    """The parts of one store, identified by a hash of settings and input."""
 
     def __init__(self, folder: Path, settings: Mapping[str, object], token_bytes: int) -> None:
         self.folder = folder
@@ -123,7 +123,7 @@ class PartsFolder:
         folder.mkdir(exist_ok=True)
 
     def finished(self, identity: str) -> PartSummary | None:
-        """Return what the part of an input file holds; None when there is no intact part."""
+        """Return the summary of an input file's part; None if it has no intact part."""
         prefix = self._prefix(identity)
         record = self._record(prefix)
         if record is None:
@@ -139,10 +139,10 @@ class PartsFolder:
         return PartWriter(self._prefix(identity), self.dtype)
 
     def open(self, identity: str) -> Part:
-        """Open a finished part.
+        """Open the finished part of an input file.
 
         Raises:
-            KeyError: it is not finished.
+            KeyError: the part is not finished.
         """
         record = self._record(self._prefix(identity))
         if record is None:
@@ -150,9 +150,9 @@ class PartsFolder:
         return Part(self._prefix(identity), record.summary, self.dtype)
 
     def tidy(self) -> None:
-        """Remove what no later attempt can use: parts that are not finished."""
+        """Remove unfinished parts, which no later attempt can use."""
         for path in list(self.folder.iterdir()):
-            if _OURS.fullmatch(path.name) and not path.with_suffix(".json").exists():
+            if _PART_FILE.fullmatch(path.name) and not path.with_suffix(".json").exists():
                 path.unlink()
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
@@ -172,12 +172,12 @@ class PartsFolder:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove all parts, and their folder if nothing else is in it."""
-    remove_files(folder, _OURS)
+    """Remove all parts, and their folder if it is then empty."""
+    remove_files(folder, _PART_FILE)
 
 
 class Corpus:
-    """All parts as one run of documents."""
+    """The concatenated documents of all parts."""
 
     def __init__(self, parts: list[Part]) -> None:
         self._parts = parts
@@ -193,7 +193,7 @@ class Corpus:
     def piece(
         self, pieces: Pieces, i: int
     ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.bool_]]:
-        """Return tokens and mask of the `i`-th piece."""
+        """Return the tokens and the loss mask of the `i`-th piece."""
         document = int(pieces.document[i])
         part = self._parts[int(np.searchsorted(self._first, document, side="right")) - 1]
         begin = int(self._begins[document] + pieces.start[i])
@@ -202,7 +202,7 @@ class Corpus:
 
 
 def dropped_by_reason(summaries: Sequence[PartSummary]) -> dict[str, int]:
-    """Return how many rows of all parts were dropped, by reason."""
+    """Return the number of dropped rows of all parts, by reason."""
     total: Counter[str] = Counter()
     for summary in summaries:
         total.update(summary.dropped)
@@ -210,7 +210,7 @@ def dropped_by_reason(summaries: Sequence[PartSummary]) -> dict[str, int]:
 
 
 def unread_columns(summaries: Sequence[PartSummary]) -> tuple[str, ...]:
-    """Return the columns that did not count in any part."""
+    """Return the columns that were not read, over all parts."""
     return tuple(sorted({name for summary in summaries for name in summary.unread}))
 
 
@@ -222,7 +222,7 @@ def _file(prefix: Path, kind: str) -> Path:
     return prefix.with_name(f"{prefix.name}.{kind}")
 
 
-def _mapped(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    if path.stat().st_size == 0:  # which mmap refuses
+def _memory_map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
+    if path.stat().st_size == 0:  # mmap refuses empty files
         return np.empty(0, dtype)
     return np.memmap(path, dtype, "r")

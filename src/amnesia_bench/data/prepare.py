@@ -1,8 +1,7 @@
 """Prepare training data once: rows -> tokens (one part per input file) -> packed sequences.
 
-Killed at any moment, the same command resumes with the input files that are not done, and what
-it publishes is the same to the byte. Memory holds a few batches of rows and, while packing, some
-24 bytes per document.
+After a kill at any moment, the same command resumes with the unfinished input files and publishes
+the same bytes. Memory use is a few batches of rows and, while packing, about 24 bytes per document.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from amnesia_bench.config.data_schema import DataConfig
 from amnesia_bench.data.chat import Segment
 from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.documents import DocumentMaker, TokenizedDocuments, batches
-from amnesia_bench.data.dropped import WAYS_OUT, DroppedRow, Reason
+from amnesia_bench.data.dropped import DROP_HINTS, DroppedRow, Reason
 from amnesia_bench.data.packing import (
     Pieces,
     concatenate,
@@ -58,19 +57,19 @@ from amnesia_bench.store.publish import publishing
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 _BATCH_CHARACTERS = 1 << 20
-# One batch in the tokenizer's threads while Python makes and writes its neighbours.
+# The tokenizer's threads work on one batch while Python reads the next and writes the previous one.
 _BATCHES_AHEAD = 2
 _REPORT_SEQUENCES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparationProgress:
-    """How far a step is: one per input file, then the packing.
+    """Progress of one step: the tokenising of an input file, or the packing of all.
 
-    `done` counts documents while tokenising and sequences while packing. `reused` is an input
-    file that an earlier attempt finished, `held_out` one that is not read since its name says
-    that it is for tests. Once packing is finished, `dropped` is the first row of all files that was
-    dropped, and why, and `unread` are the columns that did not count.
+    `done` counts documents while tokenising and sequences while packing. `reused`: an earlier
+    attempt finished this input file. `held_out`: the file is skipped, since its name marks it as
+    test data. After packing, `dropped` is the first dropped row of all files with its reason, and
+    `unread` are the columns that were not read.
     """
 
     step: str
@@ -91,16 +90,16 @@ def _silent(progress: PreparationProgress) -> None:
 
 
 def prepare(request: PrepareRequest, out: Path, *, progress: Report = _silent) -> DataDescription:
-    """Make a data store at `out`, whole or not at all.
+    """Write a data store to `out`, atomically.
 
     Args:
-        request: what to read, for which tokenizer, and how to pack it.
-        out: folder to write; must not exist yet.
-        progress: called often.
+        request: the inputs, the tokenizer, and the config for reading and packing.
+        out: the folder to write; must not exist yet.
+        progress: a callback for each progress update.
 
     Raises:
         UserError: config, tokenizer or input are wrong; finished input files are kept.
-        StageFailedError: too many rows are unusable, nothing is left, or the disk is full.
+        StageFailedError: too many rows are unusable, no document remains, or the disk is full.
     """
     config, inputs = request.config, request.inputs
     tokenizer = DataTokenizer(load_tokenizer(request.tokenizer))
@@ -110,14 +109,14 @@ def prepare(request: PrepareRequest, out: Path, *, progress: Report = _silent) -
         progress(PreparationProgress(step=str(path), finished=True, held_out=True))
     provenance = collect_provenance(sys.argv, seeds={"packing and sampling": config.seed})
     token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
-    kept = resumable_path(out)
+    parts_folder = resumable_path(out)
     settings = _settings(config, tokenizer)
-    if (out / MANIFEST).is_file():  # killed between publishing and clearing up
-        remove_parts(kept)
+    if (out / MANIFEST).is_file():  # killed between publishing and cleanup
+        remove_parts(parts_folder)
     with publishing(out, kept="finished input files are kept for the next attempt") as work:
-        parts = PartsFolder(kept, settings, token_bytes)
+        parts = PartsFolder(parts_folder, settings, token_bytes)
         try:
-            _refuse_useless(config, _tokenise_files(files, maker, parts, progress))
+            _check_usable_share(config, _tokenise_files(files, maker, parts, progress))
         finally:
             parts.tidy()
         corpus = Corpus([parts.open(file.identity) for file in files])
@@ -128,17 +127,17 @@ def prepare(request: PrepareRequest, out: Path, *, progress: Report = _silent) -
             Parent(role="input", location=file.location, identity=file.identity) for file in files
         ]
         work.finish(KIND, parents, provenance)
-    remove_parts(kept)
+    remove_parts(parts_folder)
     return description
 
 
 def _settings(config: DataConfig, tokenizer: DataTokenizer) -> dict[str, object]:
-    """Return all that decides how a row becomes tokens."""
-    chosen = config.model_dump(mode="json", include={"rows", "chat", "sample_rows", "seed"})
+    """Return everything that determines the tokens of a row."""
+    settings = config.model_dump(mode="json", include={"rows", "chat", "sample_rows", "seed"})
     versions = {"code": amnesia_bench.__version__, "tokenizers": metadata.version("tokenizers")}
     if config.chat is not None:
-        chosen["templates"] = tokenizer.templates_sha256
-    return {**chosen, **versions, "tokenizer": tokenizer.sha256}
+        settings["templates"] = tokenizer.templates_sha256
+    return {**settings, **versions, "tokenizer": tokenizer.sha256}
 
 
 def _tokenise_files(
@@ -163,26 +162,26 @@ def _tokenise(
     progress: PreparationProgress,
     report: Report,
 ) -> PartSummary:
-    """Make the part of one input file."""
+    """Tokenise one input file into its part."""
     rows = _Rows(file, maker)
     writer = parts.writer(file.identity)
-    waiting: deque[Future[tuple[TokenizedDocuments, int]]] = deque()
+    pending: deque[Future[tuple[TokenizedDocuments, int]]] = deque()
 
     def write_next() -> None:
-        documents, untrained = waiting.popleft().result()
+        documents, untrained = pending.popleft().result()
         writer.add(documents)
         if untrained:
             rows.dropped[Reason.UNTRAINED] += untrained
         report(replace(progress, done=writer.documents, tokens=writer.tokens))
 
-    # One thread, since the tokenizer has threads of its own: it works while Python reads rows.
+    # A single thread: the tokenizer is multithreaded itself, and runs while Python reads rows.
     tokenising = ThreadPoolExecutor(1, thread_name_prefix="amnesia-tokenise")
     try:
         for batch in batches(rows.segments(), _BATCH_CHARACTERS):
-            waiting.append(tokenising.submit(maker.tokenise, batch))
-            if len(waiting) > _BATCHES_AHEAD:
+            pending.append(tokenising.submit(maker.tokenise, batch))
+            if len(pending) > _BATCHES_AHEAD:
                 write_next()
-        while waiting:
+        while pending:
             write_next()
         summary = PartSummary(
             rows=rows.read,
@@ -201,7 +200,7 @@ def _tokenise(
 
 
 class _Rows:
-    """The rows of one file, counted as they are read."""
+    """Reads the rows of one file and counts them."""
 
     def __init__(self, file: InputFile, maker: DocumentMaker) -> None:
         self._file = file
@@ -213,7 +212,7 @@ class _Rows:
         self.unread: set[str] = set()
 
     def segments(self) -> Iterator[list[Segment]]:
-        """Yield each usable row as segments."""
+        """Yield the segments of each usable row."""
         for number, row in read_rows(self._file, self._maker.columns, self.unread):
             if not self._maker.sampled(self._file.identity, number):
                 continue
@@ -231,14 +230,14 @@ class _Rows:
 
     def _count(self, dropped: DroppedRow, where: str) -> None:
         self.dropped[dropped.reason] += 1
-        # Rows of other domains are not bad, only not asked for.
+        # Rows of other domains are valid; the config only excludes them.
         if dropped.reason is not Reason.OTHER_DOMAIN and self.example is None:
             self.example = printable(f"{where}: {dropped}")
-            self.way_out = WAYS_OUT.get(dropped.reason)
+            self.way_out = DROP_HINTS.get(dropped.reason)
 
 
-def _refuse_useless(config: DataConfig, summaries: Sequence[PartSummary]) -> None:
-    """Raise StageFailedError where too little of the data could be used."""
+def _check_usable_share(config: DataConfig, summaries: Sequence[PartSummary]) -> None:
+    """Raise StageFailedError if no row, or too small a share of the rows, is usable."""
     rows = sum(summary.rows for summary in summaries)
     dropped = dropped_by_reason(summaries)
     bad = sum(n for reason, n in dropped.items() if reason != Reason.OTHER_DOMAIN)
@@ -252,54 +251,54 @@ def _refuse_useless(config: DataConfig, summaries: Sequence[PartSummary]) -> Non
     if useless:
         if config.sample_rows < 1:
             hints.append(
-                f"Only a share of the rows was read: data.sample_rows={config.sample_rows}."
+                f"Only a sample of the rows was read: data.sample_rows={config.sample_rows}."
             )
         raise StageFailedError(
-            f"none of {rows:,} rows gives a document ({reasons}){example}",
+            f"none of {rows:,} rows yields a document ({reasons}){example}",
             hint="\n".join(hints) or None,
         )
     raise StageFailedError(
         f"{bad:,} of {rows:,} rows are unusable, more than max_dropped={config.max_dropped}: "
         f"{reasons}{example}",
-        hint="\n".join([*hints, "If that is how the data is: data.max_dropped=SHARE."]),
+        hint="\n".join([*hints, "To accept that many dropped rows: data.max_dropped=SHARE."]),
     )
 
 
 def _sequences(config: DataConfig, corpus: Corpus) -> tuple[Iterator[Pieces], int, int]:
-    """Return the sequences to write, and how many fragments were cut and left out."""
+    """Return the sequences, the number of fragments, and the number of dropped fragments."""
     capacity = config.sequence_tokens
     if config.over_length is None:
         return concatenate(corpus.lengths, capacity), 0, 0
     pieces = whole_documents(corpus.lengths, capacity, config.over_length)
     cut = np.flatnonzero(corpus.lengths[pieces.document] > capacity)
-    empty = [i for i in cut.tolist() if not corpus.piece(pieces, i)[1].any()]
-    kept = pieces.take(np.delete(np.arange(len(pieces)), empty))
+    untrained = [i for i in cut.tolist() if not corpus.piece(pieces, i)[1].any()]
+    kept = pieces.take(np.delete(np.arange(len(pieces)), untrained))
     packed = (
         pack_single(kept) if config.pack == "single" else pack_best_fit(kept, capacity, config.seed)
     )
-    return packed, len(cut), len(empty)
+    return packed, len(cut), len(untrained)
 
 
 def _pack(
     config: DataConfig, corpus: Corpus, tokenizer: DataTokenizer, folder: Path, report: Report
 ) -> DataDescription:
-    """Write the sequences of a corpus; return what to say about them."""
+    """Write the sequences of a corpus and return the description of the store."""
     sequences, fragments, untrained = _sequences(config, corpus)
     writer = SequenceWriter(folder, config.sequence_tokens, corpus.token_bytes, tokenizer.pad_token)
     try:
         for sequence in sequences:
             writer.add(corpus.piece(sequence, i) for i in range(len(sequence)))
             if writer.num_sequences % _REPORT_SEQUENCES == 0:
-                report(_packed(writer))
+                report(_packing_progress(writer))
     finally:
         writer.close()
     if not writer.num_sequences:
         raise StageFailedError(
             f"all {len(corpus.lengths):,} documents are longer than a sequence of "
             f"{config.sequence_tokens:,} tokens",
-            hint="data.over_length=truncate keeps their beginnings.",
+            hint="To keep the start of each: data.over_length=truncate",
         )
-    end = replace(_packed(writer), dropped=corpus.example, unread=corpus.unread)
+    end = replace(_packing_progress(writer), dropped=corpus.example, unread=corpus.unread)
     report(replace(end, finished=True))
     over = int((corpus.lengths > config.sequence_tokens).sum())
     return DataDescription(
@@ -327,6 +326,6 @@ def _pack(
     )
 
 
-def _packed(writer: SequenceWriter) -> PreparationProgress:
+def _packing_progress(writer: SequenceWriter) -> PreparationProgress:
     tokens = writer.num_sequences * writer.sequence_tokens
     return PreparationProgress(step="packing", done=writer.num_sequences, tokens=tokens)

@@ -1,9 +1,9 @@
-"""Conversations to segments with the tokenizer at hand: its chat template has the last word.
+"""Render conversations as segments for one tokenizer, and check them against its chat template.
 
-At the start a few plain conversations are written by the style and by the template; if they
-differ, the style is another model's. Later every row is written by both: one that differs (chains
-that only one of them keeps, a system message, whitespace) is dropped and counted. Calls of tools
-are written by the template alone; results alone, where it cannot, as turns of the user.
+At the start, style and template both render a few plain conversations; if the results differ, the
+style belongs to another model. Later both render every row; a row that differs (a chain that only
+one of them keeps, a system message, whitespace) is dropped and counted. Only the template renders
+tool calls. Tool results without calls become user turns if the template cannot render them.
 """
 
 from __future__ import annotations
@@ -26,17 +26,20 @@ from amnesia_bench.data.chat import (
     StyleName,
     calls_tools,
     render,
-    results_as_user_turns,
+    tool_results_as_user_turns,
 )
-from amnesia_bench.data.chat_template import ChatTemplate, talk
+from amnesia_bench.data.chat_template import ChatTemplate, make_conversation
 from amnesia_bench.data.conversation import Conversation, DroppedRow, Reason
 from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.template_marks import NotWritten
 from amnesia_bench.errors import UserError
 
-# What a style must write as the template does. Data without chains, and data of chains only, are
-# both common, so what only one of them uses is left to the rows.
-_PROBES = (talk("Hi.", "Hello!"), talk("Hi.", "Hello!", "What is 2 + 2?", "The answer is 4."))
+# Conversations that style and template must render alike. Data without chains and data with chains
+# only are both common, so everything that only one of them uses is checked row by row.
+_PROBES = (
+    make_conversation("Hi.", "Hello!"),
+    make_conversation("Hi.", "Hello!", "What is 2 + 2?", "The answer is 4."),
+)
 _SHOWN_CHARACTERS = 40
 _PLAIN: dict[StyleName, Style] = {
     "qwen3": Qwen3Chat(loss_on="assistant"),
@@ -47,10 +50,10 @@ _PLAIN: dict[StyleName, Style] = {
 
 
 class Renderer:
-    """Writes conversations as a config says, for one tokenizer."""
+    """Renders conversations in the chat format of a config, for one tokenizer."""
 
     def __init__(self, chat: Chat, tokenizer: DataTokenizer) -> None:
-        """Check that the style is the tokenizer's.
+        """Check that the chat format fits the tokenizer.
 
         Raises:
             UserError: see `check_template`.
@@ -60,15 +63,15 @@ class Renderer:
         self._template = ChatTemplate(tokenizer) if tokenizer.chat_template else None
 
     def segments(self, conversation: Conversation) -> list[Segment]:
-        """Return a conversation as segments.
+        """Render a conversation as segments.
 
         Raises:
-            DroppedRow: it cannot be written, or the style writes it unlike the template.
+            DroppedRow: it cannot be rendered, or style and template render it differently.
         """
         template, chat = self._template, self._chat
         if template is not None and calls_tools(conversation):
             return template.segments(conversation, chat.loss_on)
-        plain = results_as_user_turns(conversation)
+        plain = tool_results_as_user_turns(conversation)
         if isinstance(chat, TemplateChat):
             assert template is not None, "checked at the start"
             try:
@@ -79,25 +82,26 @@ class Renderer:
                 return template.segments(plain, chat.loss_on)
         segments = render(conversation, chat)
         if template is not None:
-            ours = "".join(segment.text for segment in segments)
-            theirs = template.text(plain)
-            if ours != theirs:
-                raise NotWritten(_difference(ours, theirs), Reason.TEMPLATE)
+            by_style = "".join(segment.text for segment in segments)
+            by_template = template.text(plain)
+            if by_style != by_template:
+                raise NotWritten(_difference(by_style, by_template), Reason.TEMPLATE)
         return segments
 
 
 def check_template(chat: Chat, tokenizer: DataTokenizer) -> None:
-    """Compare what a style and the tokenizer's own template write.
+    """Check that a chat format fits a tokenizer.
 
     Raises:
-        UserError: they differ, the tokenizer lacks a token of the style, or `template` was asked
-            for and there is none that can be trained on; the hint names what fits.
+        UserError: style and template render differently, the tokenizer lacks a token of the style,
+            or the format is `template` and the tokenizer's template is missing or allows no exact
+            loss mask; the hint names the formats that fit.
     """
     if isinstance(chat, TemplateChat):
         if tokenizer.chat_template is None:
             raise UserError(
                 f"chat.style=template: the tokenizer of {tokenizer.folder} has no chat template",
-                hint=_what_fits(tokenizer),
+                hint=_format_hint(tokenizer),
             )
         segments = ChatTemplate(tokenizer).probe()
     else:
@@ -107,90 +111,94 @@ def check_template(chat: Chat, tokenizer: DataTokenizer) -> None:
         alone = tokenizer.encode(segment.text)
         if tokenizer.encode(before.text + segment.text)[-len(alone) :] != alone:
             raise UserError(
-                f"{tokenizer.folder}: this tokenizer treats the beginning of a text as special; "
-                "answers cannot be tokenised apart from their prompts with it"
+                f"{tokenizer.folder}: this tokenizer treats the start of a text specially, so "
+                "answers cannot be tokenised separately from their prompts"
             )
 
 
 def _check_style(chat: Style, tokenizer: DataTokenizer) -> None:
-    missing = _missing(chat.style, tokenizer)
-    if missing:
+    missing_tokens = _missing_tokens(chat.style, tokenizer)
+    if missing_tokens:
         raise UserError(
             f"chat.style={chat.style}: the tokenizer of {tokenizer.folder} has no token "
-            f"{', '.join(missing)}",
-            hint=_what_fits(tokenizer),
+            f"{', '.join(missing_tokens)}",
+            hint=_format_hint(tokenizer),
         )
-    difference = _differs(chat, tokenizer)
+    difference = _first_difference(chat, tokenizer)
     if difference is not None:
-        ours, theirs = difference
+        by_style, by_template = difference
         raise UserError(
-            f"chat.style={chat.style} is not what the tokenizer of {tokenizer.folder} uses.\n"
-            f"Its template gives {theirs!r}\nthe style gives      {ours!r}",
-            hint=_what_fits(tokenizer),
+            f"chat.style={chat.style} does not match the chat template of {tokenizer.folder}.\n"
+            f"Its template gives {by_template!r}\nthe style gives      {by_style!r}",
+            hint=_format_hint(tokenizer),
         )
 
 
-def _missing(style: StyleName, tokenizer: DataTokenizer) -> list[str]:
+def _missing_tokens(style: StyleName, tokenizer: DataTokenizer) -> list[str]:
     return [mark for mark in MARKUP[style][:2] if tokenizer.id_of(mark) is None]
 
 
-def _differs(chat: Style, tokenizer: DataTokenizer) -> tuple[str, str] | None:
-    """Return the first plain conversation that style and template write differently, as both do."""
+def _first_difference(chat: Style, tokenizer: DataTokenizer) -> tuple[str, str] | None:
+    """Return the first probe that style and template render differently, as (style, template)."""
     if tokenizer.chat_template is None:
         return None
     template = ChatTemplate(tokenizer)
     for probe in _PROBES:
-        ours = "".join(segment.text for segment in render(probe, chat))
+        by_style = "".join(segment.text for segment in render(probe, chat))
         try:
-            theirs = template.text(probe)
+            by_template = template.text(probe)
         except DroppedRow as dropped:
-            theirs = str(dropped)
-        if ours != theirs:
-            return ours, theirs
+            by_template = str(dropped)
+        if by_style != by_template:
+            return by_style, by_template
     return None
 
 
-def _what_fits(tokenizer: DataTokenizer) -> str:
-    """Return what to type for this tokenizer."""
+def _format_hint(tokenizer: DataTokenizer) -> str:
+    """Return a hint with the chat formats that fit a tokenizer."""
     styles = _styles_with_tokens(tokenizer)
     if tokenizer.chat_template is None:
         if not styles:
-            return "Put the chat template of that model into its folder: --chat template."
-        return f"It has the tokens of --chat {' or '.join(styles)}."
-    fitting = [f"--chat {style}" for style in styles if _differs(_PLAIN[style], tokenizer) is None]
+            return "Save the model's chat template in that folder, then use --chat template."
+        return f"The tokenizer has the tokens of --chat {' or '.join(styles)}."
+    fitting = [
+        f"--chat {style}" for style in styles if _first_difference(_PLAIN[style], tokenizer) is None
+    ]
     system = _default_system(tokenizer)
     if system is not None:
-        named = ChatML(default_system=system, loss_on="assistant")
-        if "chatml" in styles and _differs(named, tokenizer) is None:
+        with_system = ChatML(default_system=system, loss_on="assistant")
+        if "chatml" in styles and _first_difference(with_system, tokenizer) is None:
             fitting.append(f"data.chat.style=chatml 'data.chat.default_system=\"{system}\"'")
     try:
         ChatTemplate(tokenizer).probe()
-        fitting.append("--chat template, which trains on what its template writes")
+        fitting.append("--chat template, which trains on the template's own output")
     except UserError as error:
         if not fitting:
-            return f"No style fits: {error}"
-    return f"What fits is {', or '.join(fitting)}."
+            return f"No chat style fits: {error}"
+    return f"Use {', or '.join(fitting)}."
 
 
 def _styles_with_tokens(tokenizer: DataTokenizer) -> list[StyleName]:
-    return [style for style in _PLAIN if not _missing(style, tokenizer)]
+    return [style for style in _PLAIN if not _missing_tokens(style, tokenizer)]
 
 
 def _default_system(tokenizer: DataTokenizer) -> str | None:
-    """Return the system message of a ChatML template for conversations that have none."""
+    """Return the default system message of a ChatML template, if it can be typed as an option."""
     opening, closing = "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n"
     try:
         text = ChatTemplate(tokenizer).text(_PROBES[0])
     except DroppedRow:
         return None
-    system, found, _ = text.removeprefix(opening).partition(closing)
+    system, separator, _ = text.removeprefix(opening).partition(closing)
     typeable = not set(system) & set("\"'\n\\")
-    return system if text.startswith(opening) and found and typeable else None
+    return system if text.startswith(opening) and separator and typeable else None
 
 
-def _difference(ours: str, theirs: str) -> str:
-    """Show where two texts begin to differ."""
-    same = sum(1 for _ in takewhile(bool, map(eq, ours, theirs)))
-    begin = max(0, same - _SHOWN_CHARACTERS // 2)
-    shown = [repr(text[begin : begin + _SHOWN_CHARACTERS]) for text in (theirs, ours)]
-    return f"{shown[0]}, the style {shown[1]}"
+def _difference(by_style: str, by_template: str) -> str:
+    """Return an excerpt of both texts around their first difference."""
+    common = sum(1 for _ in takewhile(bool, map(eq, by_style, by_template)))
+    begin = max(0, common - _SHOWN_CHARACTERS // 2)
+    template_excerpt, style_excerpt = (
+        repr(text[begin : begin + _SHOWN_CHARACTERS]) for text in (by_template, by_style)
+    )
+    return f"template {template_excerpt}, style {style_excerpt}"

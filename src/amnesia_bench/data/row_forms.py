@@ -1,4 +1,4 @@
-"""Rows of datasets as turns: lists of messages, instructions, pairs of prompt and response."""
+"""Read dataset rows as turns: lists of messages, instructions, or prompt-response pairs."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ _LISTS = ("messages", "conversations", "conversation")
 _SYSTEMS = ("system", "system_prompt", "custom_instructions")
 _TOOLS = ("tools", "functions", "xml_tools")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-# Not `loss`, which as a column is what some model's loss was.
+# Without `loss`: as a column it records the loss of some model.
 _WEIGHTS = (*WEIGHT_FIELDS, "sample_weight", "loss_mask", "train", "training", "trainable")
-# Arguments of SmolLM3's template. Whether to think shows in the answers themselves.
+# Arguments of SmolLM3's template. `enable_thinking` is visible in the answers themselves.
 _TEMPLATE = "chat_template_kwargs"
 _TEMPLATE_FIELDS = frozenset({"custom_instructions", "xml_tools", "tools", "enable_thinking"})
-# Whether an answer is good, in data for KTO; a class, and of no account here, if not true or false.
+# In data for KTO, whether an answer is good. A label that is not a boolean is a class: irrelevant.
 _LABEL = "label"
 _EVERYWHERE = (*_SYSTEMS, *_TOOLS, *_MEDIA, *_WEIGHTS, _LABEL, _TEMPLATE)
 _HISTORY = "history"
 _INPUTS, _OUTPUTS = ("input", "context"), ("output", "response")
 _TOOLS_IN_SYSTEM = re.compile(r"<tools>(.*?)</tools>", re.DOTALL)
-OWN_FILES = (
-    "Configs for files of your own: messages or sharegpt (lists of turns), alpaca (instruction, "
+OWN_FILES_HINT = (
+    "Configs for your own files: messages or sharegpt (lists of turns), alpaca (instruction, "
     "input, output), prompt_response (any two fields: data.rows.prompt=[NAME] "
     "data.rows.response=[NAME])."
 )
@@ -51,23 +51,23 @@ OWN_FILES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """Which columns of a file are read. Of each item of `required` a row has at least one.
+    """The columns of a file that are read. A row needs at least one of each group in `required`.
 
-    `hint` says what to type where there is none.
+    `hint` is the hint of the error for a missing column.
     """
 
     required: tuple[tuple[str, ...], ...]
     optional: tuple[str, ...] = ()
-    hint: str = OWN_FILES
+    hint: str = OWN_FILES_HINT
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every column that is read."""
+        """All columns that are read."""
         return (*(name for names in self.required for name in names), *self.optional)
 
 
 def row_columns(rows: ChatRows) -> Columns:
-    """Return the columns that decide what a row means."""
+    """Return the columns that determine a conversation."""
     if isinstance(rows, MessageRows):
         return Columns(required=(_LISTS,), optional=_EVERYWHERE)
     if isinstance(rows, ShareGptRows):
@@ -82,30 +82,30 @@ def row_columns(rows: ChatRows) -> Columns:
 def read_row(
     rows: ChatRows, row: Mapping[str, object], where: str
 ) -> tuple[list[Turn], tuple[Schema, ...]]:
-    """Return the turns of a row, and the tools on offer.
+    """Return the turns and the available tools of a row.
 
     Raises:
-        UserError: a field holds the wrong type, cannot be used, or is not known.
-        DroppedRow: the row is of no use.
+        UserError: a field is unknown, unusable or of the wrong type.
+        DroppedRow: the row cannot be used for training.
     """
     fields = present(row)
     fields = {**_template(fields, where), **fields}
-    _refuse_what_is_not_trained_on(fields, where)
+    _refuse_untrainable(fields, where)
     if isinstance(rows, MessageRows | ShareGptRows):
         domain = rows.domain if isinstance(rows, ShareGptRows) else None
         if domain is not None and text_value(fields.get("domain"), f"{where}: domain") != domain:
             raise DroppedRow(Reason.OTHER_DOMAIN)
         turns = _turns(_one_of(fields, _LISTS, where), "user", where)
     else:
-        last = (
+        final_turns = (
             _instruction(fields, where)
             if isinstance(rows, AlpacaRows)
             else _prompt_and_response(fields, _pair(rows), where)
         )
-        turns = [*_history(fields, where), *last]
-    offered = [tools(fields.get(name), f"{where}: {name}") for name in _TOOLS]
+        turns = [*_history(fields, where), *final_turns]
+    schemas = [schema for name in _TOOLS for schema in tools(fields.get(name), f"{where}: {name}")]
     turns = _with_system(turns, fields, where)
-    return turns, _not_in_system(turns, tuple(schema for some in offered for schema in some))
+    return turns, _not_in_system(turns, tuple(schemas))
 
 
 def _pair(rows: QuestionResponseRows | PromptResponseRows) -> tuple[tuple[str, ...], ...]:
@@ -115,40 +115,40 @@ def _pair(rows: QuestionResponseRows | PromptResponseRows) -> tuple[tuple[str, .
 
 
 def _one_of(fields: Mapping[str, object], names: Sequence[str], where: str) -> tuple[str, object]:
-    """Return the column that is used, by its name; the first name with None where none says much.
+    """Return name and value of the only column present; the first name and None if none is.
 
     Raises:
-        UserError: several of them say something.
+        UserError: more than one of the columns is present.
     """
-    there = [name for name in names if name in fields]
-    if len(there) > 1:
+    present_names = [name for name in names if name in fields]
+    if len(present_names) > 1:
         raise UserError(
-            f"{where}: has {' and '.join(there)}; only one of them can be meant",
-            hint="Of prompt_response: data.rows.prompt=[NAME] data.rows.response=[NAME]. "
-            "Otherwise leave the other one out of the file.",
+            f"{where}: has {' and '.join(present_names)}; only one of them can be used",
+            hint="With prompt_response, choose: data.rows.prompt=[NAME] data.rows.response=[NAME]. "
+            "Otherwise remove the other column from the file.",
         )
-    name = there[0] if there else names[0]
+    name = present_names[0] if present_names else names[0]
     return name, fields.get(name)
 
 
-def _turns(column: tuple[str, object], speaker: str, where: str) -> list[Turn]:
-    """Return a list of turns; one of bare texts begins with `speaker`.
+def _turns(field: tuple[str, object], speaker: str, where: str) -> list[Turn]:
+    """Read a field as turns; in a list of bare texts the first role is `speaker`.
 
-    An object of lists is read too: `datasets` stores a Sequence of objects so.
+    An object of lists is accepted too: that is how `datasets` stores a Sequence of objects.
     """
-    name, value = column
-    if isinstance(value, Mapping) and all(isinstance(each, list) for each in value.values()):
-        lengths = {len(each) for each in value.values()}
-        if len(lengths) > 1:
-            raise UserError(f"{where}: the lists of {name} are not equally long")
-        value = [dict(zip(value, each, strict=True)) for each in zip(*value.values(), strict=True)]
-    listed = items(value, f"{where}: {name}")
-    if not all(isinstance(item, str) for item in listed):
-        return [read_turn(item, f"{where}: {name}[{i}]") for i, item in enumerate(listed)]
+    name, value = field
+    if isinstance(value, Mapping) and all(isinstance(column, list) for column in value.values()):
+        columns = list(value.values())
+        if len(set(map(len, columns))) > 1:
+            raise UserError(f"{where}: the lists of {name} differ in length")
+        value = [dict(zip(value, turn, strict=True)) for turn in zip(*columns, strict=True)]
+    entries = items(value, f"{where}: {name}")
+    if not all(isinstance(entry, str) for entry in entries):
+        return [read_turn(entry, f"{where}: {name}[{i}]") for i, entry in enumerate(entries)]
     roles = ("user", "assistant") if speaker == "user" else ("assistant", "user")
     return [
-        Turn(role=roles[i % 2], text=text_value(item, f"{where}: {name}[{i}]"))
-        for i, item in enumerate(listed)
+        Turn(role=roles[i % 2], text=text_value(entry, f"{where}: {name}[{i}]"))
+        for i, entry in enumerate(entries)
     ]
 
 
@@ -169,40 +169,40 @@ def _prompt_and_response(
 
 
 def _instruction(fields: Mapping[str, object], where: str) -> list[Turn]:
-    given = text_value(_one_of(fields, _INPUTS, where)[1], f"{where}: input")
+    context = text_value(_one_of(fields, _INPUTS, where)[1], f"{where}: input")
     instruction = text_value(fields.get("instruction"), f"{where}: instruction")
-    question = "\n".join(part for part in (instruction, given) if part)
+    question = "\n".join(part for part in (instruction, context) if part)
     answer = text_value(_one_of(fields, _OUTPUTS, where)[1], f"{where}: output")
     turns = [Turn(role="user", text=question), Turn(role="assistant", text=answer)]
     return _with_chains(turns, fields, where)
 
 
 def _history(fields: Mapping[str, object], where: str) -> list[Turn]:
-    """Return earlier turns, which LLaMA-Factory and ms-swift write as pairs."""
+    """Return the earlier turns, which LLaMA-Factory and ms-swift store as pairs."""
     turns = []
     for i, pair in enumerate(items(fields.get(_HISTORY), f"{where}: {_HISTORY}")):
         at = f"{where}: {_HISTORY}[{i}]"
-        said = items(pair, at)
-        if len(said) != 2:
-            raise UserError(f"{at}: {len(said)} items, expected a question and an answer")
+        texts = items(pair, at)
+        if len(texts) != 2:
+            raise UserError(f"{at}: {len(texts)} items, expected a question and an answer")
         turns += [
-            Turn(role=role, text=text_value(each, at))
-            for role, each in zip(("user", "assistant"), said, strict=True)
+            Turn(role=role, text=text_value(text, at))
+            for role, text in zip(("user", "assistant"), texts, strict=True)
         ]
     return turns
 
 
 def _with_chains(turns: list[Turn], fields: Mapping[str, object], where: str) -> list[Turn]:
-    """Give the last turn the chains that stand in columns of their own."""
+    """Add the chains of thought from separate columns to the last turn."""
     if not (chains := chain_fields(fields, where)):
         return turns
     return [*turns[:-1], replace(turns[-1], chains=(*turns[-1].chains, *chains))]
 
 
 def _with_system(turns: list[Turn], fields: Mapping[str, object], where: str) -> list[Turn]:
-    """Put the system message of a column before the turns."""
-    named = {name: text_value(fields.get(name), f"{where}: {name}") for name in _SYSTEMS}
-    systems = [system for system in named.values() if system.strip()]
+    """Prepend the system message from a separate column."""
+    columns = [text_value(fields.get(name), f"{where}: {name}") for name in _SYSTEMS]
+    systems = [system for system in columns if system.strip()]
     own = [turn.text for turn in turns[:1] if turn.role == "system"]
     if len({system.strip() for system in (*systems, *own)}) > 1:
         raise DroppedRow(Reason.TWO_SYSTEMS)
@@ -211,11 +211,11 @@ def _with_system(turns: list[Turn], fields: Mapping[str, object], where: str) ->
     return [Turn(role="system", text=systems[0]), *turns]
 
 
-def _not_in_system(turns: list[Turn], offered: tuple[Schema, ...]) -> tuple[Schema, ...]:
-    """Return the tools, none where the system message lists them all, as Hermes' sets do."""
+def _not_in_system(turns: list[Turn], schemas: tuple[Schema, ...]) -> tuple[Schema, ...]:
+    """Return the tools, or none if the system message lists them all, as in Hermes' datasets."""
     system = turns[0].text if turns and turns[0].role == "system" else ""
     listed = "".join(_TOOLS_IN_SYSTEM.findall(system)).replace("'", '"')
-    return () if all(f'"{name_of(tool)}"' in listed for tool in offered) else offered
+    return () if all(f'"{name_of(tool)}"' in listed for tool in schemas) else schemas
 
 
 def _template(fields: Mapping[str, object], where: str) -> dict[str, object]:
@@ -225,24 +225,24 @@ def _template(fields: Mapping[str, object], where: str) -> dict[str, object]:
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise UserError(f"{at} is a {type(value).__name__}, expected an object")
+        raise UserError(f"{at} is of type {type(value).__name__}, expected an object")
     refuse_unknown(value, _TEMPLATE_FIELDS, at)
     return present(value)
 
 
-def _refuse_what_is_not_trained_on(fields: Mapping[str, object], where: str) -> None:
+def _refuse_untrainable(fields: Mapping[str, object], where: str) -> None:
     for name in _MEDIA:
         if name in fields:
             raise UserError(
                 f"{where}: has {name}; only text can be trained on",
-                hint="Leave rows with images, audio and video out.",
+                hint="Remove rows with images, audio and video.",
             )
-    off = [
+    excluded = [
         name for name in _WEIGHTS if name in fields and not weight(fields[name], f"{where}: {name}")
     ]
-    off += [_LABEL] if fields.get(_LABEL) is False else []
-    if off:
+    excluded += [_LABEL] if fields.get(_LABEL) is False else []
+    if excluded:
         raise UserError(
-            f"{where}: {off[0]} is {fields[off[0]]}",
-            hint="Leave rows out that are not to be trained on.",
+            f"{where}: {excluded[0]} is {fields[excluded[0]]}",
+            hint="Remove rows that must not be trained on.",
         )

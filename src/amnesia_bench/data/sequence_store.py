@@ -1,14 +1,14 @@
-"""A data store on disk: sequences of fixed length in shards, read by memory map.
+"""A data store on disk: memory-mapped shards of sequences of fixed length.
 
-data.json                what it is (records.data.DataDescription)
+data.json                description of the store (records.data.DataDescription)
 tokens-00000.bin         sequences of T little-endian unsigned integers
-mask-00000.bin           for each sequence ceil(T / 8) bytes, first token in the lowest bit
-document_lengths.bin     int32, the documents of all sequences in order, without padding
-document_offsets.bin     int64 [sequences + 1], where each sequence's documents begin in it
-tokenizer.json           the tokenizer, to show tokens as text
+mask-00000.bin           loss mask, ceil(T / 8) bytes per sequence, first token in the lowest bit
+document_lengths.bin     int32, document lengths of all sequences in order, without padding
+document_offsets.bin     int64 [sequences + 1], index of each sequence's first document length
+tokenizer.json           the tokenizer, to decode tokens for display
 manifest.json            written last
 
-Shapes: T tokens of a sequence.
+Shapes: T tokens per sequence.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _SHARD_BYTES = 256 << 20
 
 @dataclass(frozen=True, eq=False)
 class PackedSequence:
-    """One sequence: tokens int32 [T], loss mask bool [T] (is this token a target?).
+    """One sequence: tokens int32 [T], loss mask bool [T] (whether each token is a target).
 
-    `document_lengths` add up to T. Where documents do not fill the sequence, the last of them is
-    `padding` tokens of filling, never trained.
+    `document_lengths` add up to T. If the documents do not fill the sequence, the last entry is
+    the `padding`, which is never trained.
     """
 
     tokens: NDArray[np.int32]
@@ -51,7 +51,7 @@ class PackedSequence:
 
 
 class SequenceStore:
-    """A finished data store, open for reading; it may be shared by processes and threads."""
+    """A finished data store, open for reading; processes and threads may share it."""
 
     def __init__(self, folder: Path, description: DataDescription, sha256: str) -> None:
         self.folder = folder
@@ -74,11 +74,11 @@ class SequenceStore:
 
     @property
     def packs_documents(self) -> bool:
-        """Whether any sequence holds more than one document."""
+        """Whether any sequence contains more than one document."""
         return bool((np.diff(self._offsets) > 1).any())
 
     def sequence(self, i: int) -> PackedSequence:
-        """Return sequence `i`, from 0, as arrays of its own."""
+        """Return a copy of the sequence with 0-based index `i`."""
         if not 0 <= i < self.num_sequences:
             raise IndexError(f"sequence {i} of {self.num_sequences} in {self.folder}")
         shard, row = divmod(i, self.description.sequences_per_shard)
@@ -93,27 +93,28 @@ class SequenceStore:
 
 
 def open_store(folder: Path) -> SequenceStore:
-    """Open a data store that `amnesia data prepare` finished.
+    """Open a data store that `amnesia data prepare` wrote.
 
-    `sha256` of the store names its contents: two preparations of the same data have the same.
+    The `sha256` of a store identifies its contents: preparing the same data twice gives the same
+    hash.
 
     Raises:
-        UserError: the folder is no finished data store, or no longer what its manifest says.
+        UserError: the folder is not a finished data store, or no longer matches its manifest.
     """
     manifest = read_manifest(folder)
     if manifest.kind != KIND:
         raise UserError(
-            f"{folder}: holds {manifest.kind}, not training data",
-            hint="Make training data with: amnesia data prepare",
+            f"{folder}: contains {manifest.kind}, not training data",
+            hint="Prepare training data with: amnesia data prepare",
         )
     changed = [f"{finding.path} {finding.problem}" for finding in compare_sizes(folder, manifest)]
     hashes = {entry.path: entry.sha256 for entry in manifest.files}
-    # The shards are hashed by `amnesia data inspect`: too much to read at every start.
-    small = (DESCRIPTION, TOKENIZER, _OFFSETS)
+    # Only `amnesia data inspect` hashes the shards, which are too large to read at every start.
+    small_files = (DESCRIPTION, TOKENIZER, _OFFSETS)
     if not changed:
         changed = [
-            f"{name} has other contents"
-            for name in small
+            f"{name} has different contents"
+            for name in small_files
             if sha256_of(folder / name) != hashes.get(name)
         ]
     if changed:
@@ -128,7 +129,7 @@ def open_store(folder: Path) -> SequenceStore:
 
 
 class SequenceWriter:
-    """Writes sequences into the files of a store, one after another."""
+    """Writes sequences one by one to the files of a store."""
 
     def __init__(self, folder: Path, sequence_tokens: int, token_bytes: int, pad: int) -> None:
         self._folder = folder
@@ -146,7 +147,7 @@ class SequenceWriter:
         self._write_offset()
 
     def add(self, pieces: Iterable[tuple[NDArray[np.unsignedinteger], NDArray[np.bool_]]]) -> None:
-        """Append a sequence made of pieces (tokens, mask), at most T tokens in all."""
+        """Append a sequence made of pieces (tokens, loss mask), with at most T tokens in total."""
         tokens = np.full(self.sequence_tokens, self._pad, self._dtype)
         mask = np.zeros(self.sequence_tokens, np.bool_)
         lengths, end = [], 0

@@ -1,4 +1,4 @@
-"""Input files: which ones, what pins their contents, and their rows one by one."""
+"""Select input files, pin their contents, and read their rows one by one."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from amnesia_bench.store.json_rows import json_rows
 from amnesia_bench.store.parquet_rows import parquet_rows
 
 _SUFFIXES = (".parquet", ".jsonl", ".json")
-_JSON_HINT = "One object a line, or one array of objects: jq -c . FILE > rows.jsonl"
-# Data that are not read, by suffix, and what makes a file of them that is.
+_JSON_HINT = "Expected one object per line, or one array of objects: jq -c . FILE > rows.jsonl"
+# Unsupported formats by suffix, and the command that converts each.
 _PACKED = {".gz": "gunzip -k {}", ".zst": "zstd -d {}", ".xz": "xz -dk {}", ".bz2": "bunzip2 -k {}",
            ".zip": "unzip {}"}  # fmt: skip
 _BY_DATASETS = (
@@ -30,7 +30,7 @@ _BY_DATASETS = (
     "l('{}', data_files='{}', split='train').to_json('rows.jsonl')\""
 )
 _TABLES = {".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
-# Words in the names of files and folders that are not for training.
+# Words in the names of files and folders that mark held-out data.
 _HELD_OUT = frozenset({"test", "tests", "testing", "val", "valid", "validation", "dev", "eval",
                        "evaluation", "heldout", "holdout"})  # fmt: skip
 _MAX_UNREAD = 100
@@ -39,10 +39,10 @@ _REMOTE_BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file of rows. `identity` pins its contents: a hash, or a path at a commit of the hub.
+    """A file of rows. `identity` pins its contents: a hash, or a path at a commit of the Hub.
 
-    Where rows are made on the spot there is no file: `made_by` says how, and `identity` is that of
-    the file that `amnesia data synthesize` would write.
+    Generated rows have no file: `made_by` is their generator, and `identity` is that of the file
+    that `amnesia data synthesize` would write.
     """
 
     location: str
@@ -51,23 +51,23 @@ class InputFile:
 
     @property
     def is_local(self) -> bool:
-        """Whether it lies on this machine; else it is read from the hub as it is needed."""
+        """Whether the file is on this machine; otherwise it is streamed from the Hub."""
         return "://" not in self.location
 
 
 def local_files(paths: Sequence[Path]) -> list[InputFile]:
-    """Return files of this machine, each with the hash of its contents.
+    """Return local files, each with the hash of its contents.
 
-    Of a folder all Parquet and JSON-lines files are meant, those of held-out splits
-    (`held_out_files`) and hidden ones aside.
+    A folder stands for all its Parquet and JSON-lines files, except hidden ones and held-out
+    splits (`held_out_files`).
 
     Raises:
-        UserError: a file is missing, empty, listed twice, or of a format that is not read.
+        UserError: a file is missing, empty, listed twice, or in an unsupported format.
     """
     files = [file for path in paths for file in ([path] if path.is_file() else _inside(path))]
-    twice = [str(file) for file in dict.fromkeys(files) if files.count(file) > 1]
-    if twice:
-        raise UserError(f"--input names a file twice: {', '.join(twice)}")
+    duplicates = [str(file) for file in dict.fromkeys(files) if files.count(file) > 1]
+    if duplicates:
+        raise UserError(f"--input names a file twice: {', '.join(duplicates)}")
     for file in files:
         _check_format(str(file))
         if file.stat().st_size == 0:
@@ -77,17 +77,17 @@ def local_files(paths: Sequence[Path]) -> list[InputFile]:
 
 
 def hub_files(source: HubSource) -> list[InputFile]:
-    """Return the files of a dataset at a commit, without reading them.
+    """Return the files of a Hub dataset at a commit, without reading them.
 
     Raises:
-        UserError: no commit is given, or the hub does not know dataset, subset or split.
-        MissingEnvironmentError: `datasets` is not installed, or the hub does not answer.
+        UserError: the config has no commit, or the Hub has no such dataset, subset or split.
+        MissingEnvironmentError: `datasets` is not installed, or the Hub does not answer.
     """
     if source.revision is None:
         raise UserError(
             f"source.revision of {source.dataset} is null: without a commit the data could change",
             hint=f"`git ls-remote https://huggingface.co/datasets/{source.dataset} HEAD` prints "
-            "it. Write it into the config, or add data.source.revision=COMMIT.\n"
+            "the commit. Write it into the config, or add data.source.revision=COMMIT.\n"
             "To read files you already have: --input PATH",
         )
     try:
@@ -95,10 +95,10 @@ def hub_files(source: HubSource) -> list[InputFile]:
         from datasets.exceptions import DatasetsError
     except ImportError as error:
         raise MissingEnvironmentError(
-            f"reading from the hub needs datasets ({error})",
+            f"reading from the Hub needs datasets ({error})",
             hint='pip install "amnesia-bench[train]"',
         ) from error
-    chosen = []
+    selected: list[str] = []
     for subset in source.subsets:
         try:
             builder = load_dataset_builder(source.dataset, subset, revision=source.revision)
@@ -106,14 +106,14 @@ def hub_files(source: HubSource) -> list[InputFile]:
             raise UserError(f"{source.dataset}, subset {subset}: {error}") from error
         except OSError as error:
             raise MissingEnvironmentError(
-                f"{source.dataset}: the hub cannot be asked ({error})",
-                hint="Read files you already have: --input PATH",
+                f"{source.dataset}: the Hub cannot be reached ({error})",
+                hint="To read files you already have: --input PATH",
             ) from error
         splits = builder.config.data_files or {}
         if source.split not in splits:
             raise UserError(
                 f"{source.dataset}, subset {subset}: no split {source.split}; "
-                f"it has {', '.join(map(str, splits))}"
+                f"its splits are {', '.join(map(str, splits))}"
             )
         files = sorted(str(name) for name in splits[source.split])[source.skip_files :]
         files = files[: source.take_files]
@@ -121,21 +121,21 @@ def hub_files(source: HubSource) -> list[InputFile]:
             raise UserError(
                 f"{source.dataset}, subset {subset}: no files after the first {source.skip_files}"
             )
-        chosen += files
-    for name in chosen:
+        selected += files
+    for name in selected:
         _check_format(name)
-    return [InputFile(name, f"commit:{source.revision}:{name}") for name in chosen]
+    return [InputFile(name, f"commit:{source.revision}:{name}") for name in selected]
 
 
 def source_files(source: Source) -> list[InputFile]:
-    """Return the files of a source, or what stands for them where its rows are made on the spot.
+    """Return the files of a source; a synthetic source has one `InputFile` without a file.
 
     Raises:
-        UserError: the source is files of the user's own, and none were given.
-        UserError, MissingEnvironmentError: as `hub_files`.
+        UserError: the source is the user's own files, and `--input` was not passed.
+        UserError, MissingEnvironmentError: as in `hub_files`.
     """
     if isinstance(source, FilesSource):
-        raise UserError("this config reads files of your own", hint="Name them: --input PATH")
+        raise UserError("this config reads your own files", hint="Pass them with --input PATH")
     if isinstance(source, HubSource):
         return hub_files(source)
     identity = f"sha256:{sha256_of_rows(source)}"
@@ -143,32 +143,33 @@ def source_files(source: Source) -> list[InputFile]:
 
 
 def read_rows(file: InputFile, columns: Columns, unread: set[str]) -> Iterator[tuple[int, Row]]:
-    """Yield the rows of a file with their numbers, from 1; memory is that of a few rows.
+    """Yield the rows of a file with their 1-based numbers; only a few rows are in memory at once.
 
     Args:
-        file: which file.
-        columns: which of its columns decide what a row means.
-        unread: the names of other columns are added to it, up to a hundred.
+        file: the file to read.
+        columns: the columns to read.
+        unread: a set that the names of other columns are added to, up to a hundred.
 
     Raises:
-        UserError: a column is missing, or a line is not JSON; names file and line.
-        StageFailedError: the file cannot be read to its end, or changes meanwhile.
+        UserError: a column is missing, or a line is not JSON; the message names file and line.
+        StageFailedError: the file cannot be read to its end, or changes while it is read.
     """
     if file.made_by is not None:
         yield from enumerate(synthetic_rows(file.made_by), 1)
         return
-    before, known = _state(file), frozenset(columns.names)
+    state, known_names = _state(file), frozenset(columns.names)
     with _reading(file.location), _opened(file) as stream:
         if file.location.endswith(".parquet"):
             yield from _parquet_rows(stream, file.location, columns, unread)
         else:
             for number, row in _json_rows(stream, file.location, columns):
                 if len(unread) < _MAX_UNREAD:
-                    unread.update(row.keys() - known)
+                    unread.update(row.keys() - known_names)
                 yield number, row
-    if _state(file) != before:
+    if _state(file) != state:
         raise StageFailedError(
-            f"{file.location}: changed while it was read", hint="Run again when it is complete."
+            f"{file.location}: changed while it was read",
+            hint="Run the command again once the file is complete.",
         )
 
 
@@ -176,7 +177,9 @@ def _json_rows(stream: IO[bytes], location: str, columns: Columns) -> Iterator[t
     for number, row in json_rows(stream, location, _JSON_HINT):
         where = f"{location}:{number}"
         if not isinstance(row, dict):
-            raise UserError(f"{where}: a {type(row).__name__}, expected an object with fields")
+            raise UserError(
+                f"{where}: is of type {type(row).__name__}, expected an object with fields"
+            )
         _check_columns(where, row, columns)
         yield number, row
 
@@ -186,69 +189,69 @@ def _parquet_rows(
 ) -> Iterator[tuple[int, Row]]:
     def choose(schema: Sequence[str]) -> list[str]:
         _check_columns(location, schema, columns)
-        wanted = [name for name in dict.fromkeys(columns.names) if name in schema]
-        unread.update(set(schema) - set(wanted))
-        return wanted
+        selected = [name for name in dict.fromkeys(columns.names) if name in schema]
+        unread.update(set(schema) - set(selected))
+        return selected
 
     for number, row in parquet_rows(stream, location, choose):
         yield number, _without_nulls(row)
 
 
-def _check_columns(where: str, there: Iterable[str], columns: Columns) -> None:
-    """Refuse a row or a file without a column that every row must have."""
-    for wanted in columns.required:
-        if not any(name in there for name in wanted):
+def _check_columns(where: str, fields: Iterable[str], columns: Columns) -> None:
+    """Raise UserError if a row or a file lacks a required column."""
+    for alternatives in columns.required:
+        if not any(name in fields for name in alternatives):
             raise UserError(
-                f"{where}: no field {' or '.join(wanted)}; it has {names(dict.fromkeys(there))}",
+                f"{where}: no field {' or '.join(alternatives)}; "
+                f"it has {names(dict.fromkeys(fields))}",
                 hint=columns.hint,
             )
 
 
 def _without_nulls(value: Any) -> Any:
-    """Leave out fields that are null: Parquet gives every object the fields of all others."""
+    """Remove fields that are null: Parquet gives every object the fields of all objects."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def held_out_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files of folders that `local_files` leaves out, by what their names say."""
-    below = [file for folder in paths if folder.is_dir() for file in _readable(folder)[1]]
-    return [file for file in below if file not in paths]
+    """Return the files of folders that `local_files` skips because of their names."""
+    held_out = [file for folder in paths if folder.is_dir() for file in _readable(folder)[1]]
+    return [file for file in held_out if file not in paths]
 
 
 def _inside(folder: Path) -> list[Path]:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such file")
-    found, held_out = _readable(folder)
-    if found:
-        return found
+    files, held_out = _readable(folder)
+    if files:
+        return files
     raise UserError(
-        f"{folder}: holds no .parquet and no .jsonl files"
-        + (f" but held-out ones ({held_out[0].relative_to(folder)})" if held_out else ""),
-        hint="A file that --input names itself is read, whatever its name; JSON arrays (.json) are "
-        "read only so.",
+        f"{folder}: contains no .parquet or .jsonl files"
+        + (f" except held-out ones ({held_out[0].relative_to(folder)})" if held_out else ""),
+        hint="To read held-out files or JSON arrays (.json), pass each file by name: --input FILE",
     )
 
 
 def _readable(folder: Path) -> tuple[list[Path], list[Path]]:
-    """Return the files of a folder to train on, and those that are held out for tests.
+    """Return the training files of a folder, and its held-out files.
 
     Raises:
-        UserError: it also holds data in formats that are not read.
+        UserError: the folder also contains data in unsupported formats.
     """
-    below = [
+    paths = [
         path
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not any(part.startswith(".") for part in _parts(path, folder))
     ]
-    for path in below:
+    for path in paths:
         if path.suffix in (*_PACKED, *_TABLES):
             _check_format(str(path))
-    # Not .json: that is also how settings are written.
-    found = [path for path in below if path.suffix in (".parquet", ".jsonl")]
-    held_out = [path for path in found if _is_held_out(_parts(path, folder))]
-    return [path for path in found if path not in held_out], held_out
+    # Not .json, which is also the format of settings.
+    files = [path for path in paths if path.suffix in (".parquet", ".jsonl")]
+    held_out = [path for path in files if _is_held_out(_parts(path, folder))]
+    return [path for path in files if path not in held_out], held_out
 
 
 def _parts(path: Path, folder: Path) -> tuple[str, ...]:
@@ -269,9 +272,7 @@ def _check_format(name: str) -> None:
         hint = f"Unpack it: {_PACKED[suffix].format(name)}"
     elif suffix in _TABLES:
         hint = f"Convert it: {_BY_DATASETS.format(_TABLES[suffix], name)}"
-    raise UserError(
-        f"{name}: not one of the formats that are read: {', '.join(_SUFFIXES)}", hint=hint
-    )
+    raise UserError(f"{name}: unsupported format; supported are {', '.join(_SUFFIXES)}", hint=hint)
 
 
 def _state(file: InputFile) -> tuple[int, int] | None:
@@ -283,14 +284,14 @@ def _state(file: InputFile) -> tuple[int, int] | None:
 
 
 @contextmanager
-def _reading(what: str) -> Iterator[None]:
-    """Keep failures to read apart from failures to write, which are OSErrors too."""
+def _reading(source: str) -> Iterator[None]:
+    """Report read errors as such: errors of writing the output are OSErrors too."""
     try:
         yield
     except OSError as error:
         raise StageFailedError(
-            f"{what}: cannot be read ({error})",
-            hint="Run the same command again: files that are done are not read twice.",
+            f"{source}: cannot be read ({error})",
+            hint="Run the same command again: it resumes after the finished files.",
         ) from error
 
 
@@ -299,5 +300,5 @@ def _opened(file: InputFile) -> IO[bytes]:
         return Path(file.location).open("rb")
     import fsspec  # type: ignore[import-untyped]
 
-    # Buffered by Python's own reader: not all of fsspec's can stop a line at a limit.
+    # Python's own buffered reader: not every fsspec reader can limit the length of a line.
     return io.BufferedReader(fsspec.open(file.location, "rb").open(), _REMOTE_BUFFER_BYTES)

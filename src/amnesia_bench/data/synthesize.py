@@ -1,4 +1,4 @@
-"""Generated rows, or the tokenizer for them, as a finished folder."""
+"""Write generated rows, or a tokenizer for them, to a folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROWS = "rows.jsonl"
 
 
 def synthesize_rows(request: SynthesizeRowsRequest, out: Path) -> None:
-    """Write the rows of a source to `out`/rows.jsonl, whole or not at all.
+    """Write the rows of a synthetic source to `out`/rows.jsonl, atomically.
 
     Raises:
         UserError: `out` exists.
@@ -31,7 +31,7 @@ def synthesize_rows(request: SynthesizeRowsRequest, out: Path) -> None:
 
 
 def synthesize_tokenizer(request: SynthesizeTokenizerRequest, out: Path) -> None:
-    """Train the tokenizer for generated texts and write it to `out`, whole or not at all.
+    """Train a tokenizer for generated texts and write it to `out`, atomically.
 
     Raises:
         UserError: `out` exists.

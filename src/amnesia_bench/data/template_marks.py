@@ -1,7 +1,7 @@
-"""Marks in place of the texts of a conversation, to find where a chat template wrote each text.
+"""Replace the texts of a conversation with marks, to locate each text in a template's output.
 
-A mark stands for the core of a text; the whitespace around the core stays, so that a template
-trims both alike.
+A mark replaces the core of a text. The whitespace around the core stays, so a template trims mark
+and text alike.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _OPEN_RESPONSE, _CLOSE_RESPONSE = "<tool_response>", "</tool_response>"
 
 
 class NotWritten(DroppedRow):
-    """The tokenizer's template cannot write a conversation, or writes it differently."""
+    """The tokenizer's template cannot render a conversation, or renders it differently."""
 
     def __init__(self, detail: str, reason: Reason = Reason.NOT_WRITTEN) -> None:
         super().__init__(reason, detail)
@@ -26,7 +26,7 @@ class NotWritten(DroppedRow):
 
 @dataclass(frozen=True)
 class TextMark:
-    """A mark: the turn whose `part` it stands for, and the core of that text."""
+    """A mark `text` that replaces `core`, the stripped text of one `part` of a turn."""
 
     text: str
     turn: int
@@ -35,13 +35,13 @@ class TextMark:
 
 
 class Marks:
-    """Makes the marks of one conversation."""
+    """Creates the marks of one conversation."""
 
     def __init__(self) -> None:
         self.made: list[TextMark] = []
 
     def put(self, turn: int, part: str, text: str) -> str:
-        """Return a text with a mark instead of its core."""
+        """Return a text whose core is replaced by a new mark."""
         lead, tail = "", ""
         if part == "user message" and is_tool_response(text):
             lead, tail = _OPEN_RESPONSE, _CLOSE_RESPONSE
@@ -55,7 +55,7 @@ class Marks:
 
 @dataclass(frozen=True)
 class PlacedMark:
-    """A mark, and from where to where it lies in the scaffold."""
+    """A mark, and its position `begin` to `end` in the scaffold."""
 
     begin: int
     end: int
@@ -63,81 +63,82 @@ class PlacedMark:
 
 
 class Scaffold:
-    """What a template wrote of a conversation with marks: `text`, and its marks in order."""
+    """A template's output for a conversation with marks: `text`, and its marks in order."""
 
     def __init__(self, text: str, marks: Sequence[TextMark], messages: Sequence[Message]) -> None:
-        """Find the marks.
+        """Locate the marks.
 
         Raises:
-            NotWritten: one is missing, and is not the chain of an answer to an earlier question,
-                which templates leave out on purpose; or one occurs twice.
+            NotWritten: a mark occurs twice or is missing. Only the chain of an answer to an earlier
+                question may be missing, since templates omit those on purpose.
         """
         self.text = text
         placed = []
         query = last_query(messages)
         for mark in marks:
-            times = text.count(mark.text)
-            if times == 1:
+            count = text.count(mark.text)
+            if count == 1:
                 begin = text.index(mark.text)
                 placed.append(PlacedMark(begin, begin + len(mark.text), mark))
-            elif times or mark.part != "reasoning" or mark.turn > query:
-                does = "writes twice" if times else "leaves out"
-                raise NotWritten(f"it {does} the {mark.part} of messages[{mark.turn}]")
-        self.placed = sorted(placed, key=lambda each: each.begin)
+            elif count or mark.part != "reasoning" or mark.turn > query:
+                action = "repeats" if count else "omits"
+                raise NotWritten(f"it {action} the {mark.part} of messages[{mark.turn}]")
+        self.placed = sorted(placed, key=lambda placement: placement.begin)
 
     def limit(self, i: int) -> int:
-        """Return where the mark after the `i`-th begins, or the text ends."""
+        """Return the position where the mark after the `i`-th begins, or else the text ends."""
         return self.placed[i + 1].begin if i + 1 < len(self.placed) else len(self.text)
 
     def first(self, tokens: frozenset[str], i: int) -> tuple[int, str] | None:
-        """Return where the first of some tokens after the `i`-th mark begins, and which it is."""
+        """Return position and text of the first of `tokens` after the `i`-th mark."""
         begin, end = self.placed[i].end, self.limit(i)
-        places = [(self.text.find(token, begin, end), -len(token), token) for token in tokens]
-        found = [each for each in places if each[0] >= 0]
-        return (min(found)[0], min(found)[2]) if found else None
+        positions = [(self.text.find(token, begin, end), -len(token), token) for token in tokens]
+        matches = [match for match in positions if match[0] >= 0]
+        return (min(matches)[0], min(matches)[2]) if matches else None
 
     def filled(self, whole: str) -> Filled:
-        """Put the texts in for their marks.
+        """Replace the marks with their texts.
 
         Args:
-            whole: what the template wrote of the conversation itself.
+            whole: the template's output for the conversation itself.
 
         Raises:
-            NotWritten: the result is not `whole`; the template changes a text.
+            NotWritten: the result differs from `whole`: the template changes a text.
         """
         begins, moved, at, done = [0], [0], 0, 0
-        for i, each in enumerate(self.placed):
-            piece = self.text[done : each.begin]
-            at, done = at + len(piece), each.end
+        for i, placed in enumerate(self.placed):
+            piece = self.text[done : placed.begin]
+            at, done = at + len(piece), placed.end
             following = self.text[done : self.limit(i)]
-            for text in _variants(each.mark):
+            for text in _variants(placed.mark):
                 if whole.startswith(text + following, at):
                     break
             else:
-                raise NotWritten(f"it changes the {each.mark.part} of messages[{each.mark.turn}]")
+                mark = placed.mark
+                raise NotWritten(f"it changes the {mark.part} of messages[{mark.turn}]")
             at += len(text)
             begins.append(done)
             moved.append(at - done)
         before = self.text[: self.limit(-1)]
         if not whole.startswith(before) or len(whole) - at != len(self.text) - done:
-            raise NotWritten("it depends on what the messages say")
+            raise NotWritten("its output depends on the content of the messages")
         return Filled(begins, moved)
 
 
 @dataclass(frozen=True)
 class Filled:
-    """Where the places of a scaffold lie once the texts are in."""
+    """Maps positions of a scaffold to positions in the output with texts."""
 
     begins: list[int]
     moved: list[int]
 
-    def place(self, place: int) -> int:
-        """Return where a place outside of marks has moved to."""
-        return place + self.moved[bisect_right(self.begins, place) - 1]
+    def place(self, position: int) -> int:
+        """Return the position in the output of a scaffold position outside marks."""
+        return position + self.moved[bisect_right(self.begins, position) - 1]
 
 
 def _variants(mark: TextMark) -> Iterator[str]:
-    """Yield how a template may write a text: as it is, or the result of a tool inside JSON."""
+    """Yield the forms of a text in template output: itself, or, for a tool result, inside JSON."""
     yield mark.core
     if mark.part == "tool message":
         yield json.dumps(mark.core, ensure_ascii=False)[1:-1]

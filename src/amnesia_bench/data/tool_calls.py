@@ -1,4 +1,4 @@
-"""Tools on offer and calls of them, in the forms that datasets write."""
+"""Read tool definitions and tool calls, in the forms that datasets use."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ _CALL_FIELDS = frozenset({"id", "type", "index", "function", "name", "arguments"
 
 
 def tool_calls(value: object, at: str) -> tuple[Call, ...]:
-    """Return the calls of a turn as {"name": str, "arguments": object}, with an "id" if they have.
+    """Return the calls of a turn as {"name": str, "arguments": object}, with their "id" if present.
 
-    Read are lists of {"type": "function", "function": {...}} as OpenAI writes them and of plain
-    {"name", "arguments"}, a single one of either, and each of these as JSON in a text. Arguments
-    written as JSON in a text are parsed, since templates write objects and texts differently.
+    Accepted are OpenAI's {"type": "function", "function": {...}} and plain {"name", "arguments"},
+    one or a list of them, and each of these as JSON in a text. Arguments in a JSON text are
+    parsed, since templates render objects and texts differently.
 
     Raises:
-        UserError: it is none of these.
+        UserError: the value has none of these forms.
         DroppedRow: a text is not JSON.
     """
     if isinstance(value, str):
@@ -40,12 +40,12 @@ def tool_calls(value: object, at: str) -> tuple[Call, ...]:
 
 
 def tools(value: object, at: str) -> tuple[Schema, ...]:
-    """Return the JSON schemas of the tools of a row, as they are written.
+    """Return the JSON schemas of the tools of a row, unchanged.
 
-    Read are a list of objects, or of objects as JSON in texts, or all of it as JSON in a text.
+    Accepted are a list of objects, a list of JSON texts, and a JSON text of the whole list.
 
     Raises:
-        UserError: it is none of these, or a tool has no name.
+        UserError: the value has none of these forms, or a tool has no name.
         DroppedRow: a text is not JSON.
     """
     if isinstance(value, str):
@@ -65,7 +65,7 @@ def _call(value: object, at: str) -> Call:
     if isinstance(value, str):
         value = parse_nested_json(value, at)
     call = _object(value, at)
-    named = {} if absent(call.get("id")) else {"id": text_value(str(call["id"]), f"{at}: id")}
+    call_id = {} if absent(call.get("id")) else {"id": text_value(str(call["id"]), f"{at}: id")}
     refuse_unknown(call, _CALL_FIELDS, at)
     if call.get("type") not in (None, "", "function"):
         raise UserError(f"{at}: type is {call['type']!r:.80}, expected function")
@@ -78,7 +78,7 @@ def _call(value: object, at: str) -> Call:
     if absent(arguments):
         arguments = {}
     arguments = _json_value(arguments, f"{at}.arguments")
-    return {**named, "name": _name(call, at), "arguments": arguments}
+    return {**call_id, "name": _name(call, at), "arguments": arguments}
 
 
 def _schema(value: object, at: str) -> Schema:
@@ -93,7 +93,7 @@ def _schema(value: object, at: str) -> Schema:
 
 def _object(value: object, at: str) -> Mapping[str, object]:
     if not isinstance(value, Mapping):
-        raise UserError(f"{at} is a {type(value).__name__}, expected an object with a name")
+        raise UserError(f"{at} is of type {type(value).__name__}, expected an object with a name")
     return value
 
 
@@ -109,8 +109,8 @@ def _json_value(value: object, at: str) -> object:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     except UnicodeEncodeError as error:
         raise DroppedRow(Reason.NOT_UNICODE) from error
-    except ValueError as error:  # NaN, which Python's parser takes for JSON
+    except ValueError as error:  # NaN, which Python's JSON parser accepts
         raise DroppedRow(Reason.NOT_JSON, at) from error
-    except TypeError as error:  # a date or bytes, out of Parquet
-        raise UserError(f"{at}: not a value that JSON can hold ({error!s:.80})") from error
+    except TypeError as error:  # a date or bytes from Parquet
+        raise UserError(f"{at}: not a JSON value ({error!s:.80})") from error
     return value

@@ -1,6 +1,6 @@
-"""One turn of a conversation, in the spellings of the public chat sets.
+"""Read one turn of a conversation, with the field names of the public chat datasets.
 
-Every field of a turn is used, known to mean nothing for training, or refused by its name.
+Every field of a turn is either used, known to be irrelevant to training, or refused by name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from amnesia_bench.errors import UserError
 
 END_THINK = "</think>"
 
-# Names of ShareGPT, OpenAI, LLaMA-Factory, Vicuna, OpenAssistant and Llama 3.
+# The role names of ShareGPT, OpenAI, LLaMA-Factory, Vicuna, OpenAssistant and Llama 3.
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -26,7 +26,7 @@ ROLES: Mapping[str, str] = {
         ("tool", "function", "observation", "function_response", "tool_response", "ipython"),
         "tool",
     ),
-    # Turns of an assistant whose text is a call.
+    # Assistant turns whose text is a tool call.
     **dict.fromkeys(("function_call", "tool_call"), "call"),
 }
 _ROLE_FIELDS, _TEXT_FIELDS = ("role", "from"), ("content", "value")
@@ -35,15 +35,15 @@ CHAIN_FIELDS = (
     *("thought", "thoughts", "think", "cot", "chain_of_thought"),
 )
 _CALL_FIELDS = ("tool_calls", "function_call")
-# Which call the turn of a tool answers; means nothing in turns of others.
+# These identify the call that a tool turn answers; they mean nothing in other turns.
 _RESULT_FIELDS = ("tool_call_id", "name")
-# A weight of 1 is what a turn has anyway; a flag that is on asks for this turn to be trained.
+# Weight 1 is the default of every turn, whereas a flag that is on requests training on its turn.
 WEIGHT_FIELDS, _FLAG_FIELDS = (
     ("weight", "loss_weight"),
     ("loss_mask", "loss", "train", "training", "trainable"),
 )
 _MASKED = "masked"
-# Who wrote it, when and where, and what others thought of it.
+# Metadata: author, time, place and ratings.
 _MEANINGLESS = frozenset(
     (
         *("id", "uuid", "message_id", "parent_id", *_RESULT_FIELDS, "index", "idx"),
@@ -64,10 +64,10 @@ _CHAIN_PARTS = frozenset({"thinking", "reasoning"})
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """What one turn says.
+    """The content of one turn.
 
-    `chains` are chains of thought that stand beside `text`. `answers` is which call a tool's turn
-    answers, by `tool_call_id` and `name`, as far as the row says.
+    `chains` are the chains of thought outside `text`. `answers` identifies the call that a tool
+    turn answers, by those of `tool_call_id` and `name` that the row has.
     """
 
     role: str
@@ -79,15 +79,17 @@ class Turn:
 
 
 def read_turn(item: object, at: str) -> Turn:
-    """Return a turn of a row; `at` names its place in messages.
+    """Read a turn of a row; `at` is its location, for error messages.
 
     Raises:
-        UserError: a field holds the wrong type, cannot be used, or is not known.
-        DroppedRow: a text is not valid Unicode, or should be JSON and is not.
+        UserError: a field is unknown, unusable or of the wrong type.
+        DroppedRow: a text is not valid Unicode, or must be JSON and is not.
     """
     if not isinstance(item, Mapping) or not any(key in item for key in _ROLE_FIELDS):
-        what = names(item) if isinstance(item, Mapping) else f"a {type(item).__name__}"
-        raise UserError(f"{at}: expected role and content, or from and value; it has {what}")
+        actual = f"is of type {type(item).__name__}"
+        if isinstance(item, Mapping):
+            actual = f"has {names(item)}"
+        raise UserError(f"{at}: expected role and content, or from and value; it {actual}")
     fields = present(item)
     refuse_unknown(fields, _KNOWN | _MEANINGLESS, at)
     role = _role(text_value(_only(fields, _ROLE_FIELDS, at), f"{at}: role"), at)
@@ -97,7 +99,7 @@ def read_turn(item: object, at: str) -> Turn:
         call for key in _CALL_FIELDS for call in tool_calls(fields.get(key), f"{at}.{key}")
     )
     if role == "call":
-        # With a chain before it, the call is what follows.
+        # A chain of thought may precede the call.
         before, end, call = content.rpartition(END_THINK)
         calls, content, role = (*calls, *tool_calls(call, at)), before + end, "assistant"
     if role != "assistant" and (chains or calls):
@@ -105,17 +107,17 @@ def read_turn(item: object, at: str) -> Turn:
             f"{at}: a {role} turn has {'tool calls' if calls else 'a chain of thought'}"
         )
     trained = _trained(fields, role, at)
-    named = _RESULT_FIELDS if role == "tool" else ()
-    answers = {key: text_value(str(fields[key]), f"{at}: {key}") for key in named if key in fields}
+    keys = [key for key in _RESULT_FIELDS if role == "tool" and key in fields]
+    answers = {key: text_value(str(fields[key]), f"{at}: {key}") for key in keys}
     return Turn(
         role=role, text=content, chains=chains, calls=calls, answers=answers, trained=trained
     )
 
 
 def chain_fields(fields: Mapping[str, object], at: str) -> tuple[str, ...]:
-    """Return the chains of thought in fields of their own, each once.
+    """Return the chains of thought in separate fields, without duplicates.
 
-    A switch (true, "on") under such a name says how an answer was generated, and is no chain.
+    A switch (true, "on") under such a name is a generation setting, not a chain.
     """
     chains = []
     for key in CHAIN_FIELDS:
@@ -129,23 +131,23 @@ def chain_fields(fields: Mapping[str, object], at: str) -> tuple[str, ...]:
 
 
 def weight(value: object, at: str) -> bool:
-    """Return whether a weight is 1 and not 0.
+    """Return whether a loss weight is 1 rather than 0.
 
     Raises:
-        UserError: it is neither.
+        UserError: the weight is neither 0 nor 1.
     """
     known = {0: False, 1: True, "0": False, "1": True, "false": False, "true": True}
     key = value.lower() if isinstance(value, str) else value
     if not isinstance(key, str | bool | int | float) or key not in known:
         raise UserError(
-            f"{at} is {value!r:.80}: a turn is trained (1) or left out of the loss (0)",
-            hint="Losses are not weighted here: write 0 or 1.",
+            f"{at} is {value!r:.80}: a turn is trained (1) or excluded from the loss (0)",
+            hint="Fractional loss weights are not supported: write 0 or 1.",
         )
     return known[key]
 
 
 def _only(fields: Mapping[str, object], keys: Sequence[str], at: str) -> object:
-    """Return the field that is there under one of two names; None when there is none."""
+    """Return the field that has one of two names; None if neither is present."""
     values = [fields[key] for key in keys if key in fields]
     if len(values) == 2 and values[0] != values[1]:
         raise UserError(f"{at}: {keys[0]} and {keys[1]} differ")
@@ -156,21 +158,21 @@ def _role(name: str, at: str) -> str:
     role = ROLES.get(name.strip().lower())
     if role is None:
         raise UserError(
-            f"{at}: role {name!r:.80} is not known",
-            hint=f"Known: {', '.join(ROLES)}.",
+            f"{at}: unknown role {name!r:.80}",
+            hint=f"Supported roles: {', '.join(ROLES)}.",
         )
     return role
 
 
 def _content(value: object, at: str) -> tuple[str, tuple[str, ...]]:
-    """Return the text of a turn and its chains of thought; of parts, the texts joined."""
+    """Return the text and the chains of thought of a turn; the texts of parts are joined."""
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return text_value(value, f"{at}: content"), ()
     texts: list[str] = []
     chains: list[str] = []
     for i, part in enumerate(value):
-        kind, said = _part(part, f"{at}.content[{i}]")
-        (chains if kind in _CHAIN_PARTS else texts).append(said)
+        kind, text = _part(part, f"{at}.content[{i}]")
+        (chains if kind in _CHAIN_PARTS else texts).append(text)
     return "".join(texts), tuple(chain for chain in chains if chain.strip())
 
 
@@ -178,36 +180,36 @@ def _part(part: object, at: str) -> tuple[str, str]:
     if isinstance(part, str):
         return "text", text_value(part, at)
     if not isinstance(part, Mapping):
-        raise UserError(f"{at} is a {type(part).__name__}, expected a text")
+        raise UserError(f"{at} is of type {type(part).__name__}, expected a text")
     kind = text_value(part.get("type"), f"{at}: type") or "text"
     if kind not in _TEXT_PARTS | _CHAIN_PARTS:
         raise UserError(
             f"{at}: a part of type {kind:.80}; only text can be trained on",
-            hint="Leave rows with images, audio and files out.",
+            hint="Remove rows with images, audio and files.",
         )
     fields = present(part)
     refuse_unknown(fields, _PART_FIELDS, at)
-    said = fields.get(kind if kind in fields else "text")
-    if isinstance(said, list | tuple):  # the thinking of Magistral is a list of texts
-        return kind, "".join(_part(each, at)[1] for each in said)
-    return kind, text_value(said, f"{at}: {kind}")
+    value = fields.get(kind if kind in fields else "text")
+    if isinstance(value, list | tuple):  # the thinking of Magistral is a list of texts
+        return kind, "".join(_part(item, at)[1] for item in value)
+    return kind, text_value(value, f"{at}: {kind}")
 
 
 def _trained(fields: Mapping[str, object], role: str, at: str) -> bool:
-    """Return whether an assistant's turn counts in the loss; True for turns that never do."""
+    """Return whether an assistant turn counts in the loss; True for other roles, which never do."""
     flags = {key: weight(fields[key], f"{at}: {key}") for key in _FLAG_FIELDS if key in fields}
     weights = {key: weight(fields[key], f"{at}: {key}") for key in WEIGHT_FIELDS if key in fields}
     if _MASKED in fields:
         weights[_MASKED] = not weight(fields[_MASKED], f"{at}: {_MASKED}")
     if role == "assistant":
-        wanted = {**weights, **flags}
-        if len(set(wanted.values())) > 1:
-            raise UserError(f"{at}: {', '.join(wanted)} contradict each other")
-        return all(wanted.values())
+        settings = {**weights, **flags}
+        if len(set(settings.values())) > 1:
+            raise UserError(f"{at}: {', '.join(settings)} contradict each other")
+        return all(settings.values())
     for key, on in flags.items():
         if on:
             raise UserError(
-                f"{at}: {key} asks to train a {role} turn; only assistants' turns are trained",
-                hint="data.chat.loss_on=all trains on everything, once the flag is gone.",
+                f"{at}: {key} requests training on a {role} turn; only assistant turns are trained",
+                hint="To train on all turns, remove this flag and set data.chat.loss_on=all.",
             )
     return True

@@ -20,7 +20,7 @@ from amnesia_bench.recall.niah.prompt_sets import NiahPromptSet, open_prompt_set
 from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.store.layout import MANIFEST
 from amnesia_bench.tokenizers.tokenizer import (
-    identity_of_older_prompts,
+    legacy_tokenizer_identity,
     tokenizer_identity,
     with_special_tokens,
 )
@@ -112,7 +112,7 @@ def build_prompt_sets_for(
     # Older versions named the folder by another hash; a check that they began resumes.
     folder, older = (
         work / "prompts" / _short_digest({**depends, "tokenizer": identity(tokenizer)})
-        for identity in (tokenizer_identity, identity_of_older_prompts)
+        for identity in (tokenizer_identity, legacy_tokenizer_identity)
     )
     if (older / MANIFEST).is_file():
         folder = older

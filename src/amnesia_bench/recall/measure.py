@@ -22,7 +22,7 @@ from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKe
 from amnesia_bench.records.ids import RECALL_METRIC
 from amnesia_bench.records.recall import Recall, RecallSample
 from amnesia_bench.statistics import wilson
-from amnesia_bench.tokenizers.tokenizer import with_beginning
+from amnesia_bench.tokenizers.tokenizer import with_leading_special_tokens
 
 
 class PromptSetId(Protocol):
@@ -63,7 +63,7 @@ def prompt_requests(prompt_set: PromptSet, n: int, sampling: Sampling, tokenizer
 
     def request(doc: int) -> PromptRequest:
         key = SampleKey(task=prompt_set.name, doc=doc, repeat=0)
-        tokens = with_beginning(tokenizer, prompt_set.tokens(doc))
+        tokens = with_leading_special_tokens(tokenizer, prompt_set.tokens(doc))
         return PromptRequest(key=key, tokens=tokens, sampling=sampling, seed=None)
 
     return OnDemand(request, range(n))

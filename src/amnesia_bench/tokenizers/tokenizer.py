@@ -1,8 +1,9 @@
-"""Load a checkpoint's tokenizer, identify it, and say what it puts around a text.
+"""Load a checkpoint's tokenizer, hash what identifies it, and add its special tokens to prompts.
 
-It splits texts as its tokenizer.json says, which pretraining used. transformers 5 builds some
-classes from the vocabulary of that file alone, with a pre-tokenizer of the class
-(huggingface/transformers#45812, #45920), so what it loads is compared with the file.
+The tokenizer splits texts as tokenizer.json defines, since pretraining used that file.
+transformers 5 builds some classes from the vocabulary of the file alone, with the class's own
+pre-tokenizer (huggingface/transformers#45812, #45920), so the loaded tokenizer is compared with
+the file.
 """
 
 from __future__ import annotations
@@ -23,19 +24,19 @@ from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.records.niah import TokenizerParts
 from amnesia_bench.store.missing_folder import no_folder
 
-# What splits a text. Added tokens may also stand in tokenizer_config.json.
+# The parts that split a text. Added tokens may also come from tokenizer_config.json.
 _SPLITTING = ("normalizer", "pre_tokenizer", "model")
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Load the tokenizer of a checkpoint folder. No code in the folder is run.
+    """Load the tokenizer of a checkpoint folder, without running code from the folder.
 
     Returns:
-        A `transformers.PreTrainedTokenizerFast`; it can say which characters a token covers.
+        A `transformers.PreTrainedTokenizerFast`, which can map tokens to character offsets.
 
     Raises:
-        UserError: the folder holds no tokenizer, one without a fast implementation, one that
-            needs code of its own, or one that makes no tokens.
+        UserError: the folder has no tokenizer, or the tokenizer has no fast implementation, needs
+            remote code, or produces no tokens.
         MissingEnvironmentError: transformers is not installed.
     """
     if not folder.is_dir():
@@ -44,41 +45,41 @@ def load_tokenizer(folder: Path) -> Any:
         from transformers import AutoTokenizer, PreTrainedTokenizerFast
     except ImportError as error:
         raise MissingEnvironmentError(
-            f"tokenizers are read by transformers ({error})",
+            f"loading a tokenizer needs transformers ({error})",
             hint='pip install "amnesia-bench[train]" or "amnesia-bench[eval]"',
         ) from error
     loaded = _load(AutoTokenizer, folder)
     if not getattr(loaded, "is_fast", False):
         raise UserError(
             f"{folder}: its tokenizer ({type(loaded).__name__}) has no fast implementation",
-            hint="Save it as a fast tokenizer (tokenizer.json) beside its present files.",
+            hint="Save it in the same folder as a fast tokenizer (tokenizer.json).",
         )
-    if not _follows_file(loaded, folder):
+    if not _matches_file(loaded, folder):
         loaded = _load(PreTrainedTokenizerFast, folder)
-        if not _follows_file(loaded, folder):
+        if not _matches_file(loaded, folder):
             raise UserError(
-                f"{folder}: transformers does not split texts as tokenizer.json there says",
-                hint="Compare it with tokenizer_config.json: one of the two was changed.",
+                f"{folder}: transformers does not split texts as its tokenizer.json defines",
+                hint="Compare it with tokenizer_config.json: one of the two files was changed.",
             )
-    # A file may hold the truncation and padding of the program that saved it.
+    # The file may contain truncation and padding settings of the program that saved it.
     loaded.backend_tokenizer.no_truncation()
     loaded.backend_tokenizer.no_padding()
-    # transformers makes an empty vocabulary out of a folder whose files it does not know.
+    # transformers builds an empty vocabulary from a folder whose files it does not recognise.
     if not loaded("The quick brown fox", add_special_tokens=False).input_ids:
         raise UserError(
-            f"{folder}: the tokenizer makes no tokens out of English text",
+            f"{folder}: its tokenizer produces no tokens for English text",
             hint="Are its files complete (tokenizer.json, or vocab.json and merges.txt)?",
         )
     return loaded
 
 
 def tokenizer_identity(tokenizer: Any) -> str:
-    """Return the sha256, in hex, of all that determines how a tokenizer splits a text.
+    """Return the sha256, in hex, of everything that determines how a tokenizer splits a text.
 
-    It is equal for two tokenizers that split every text alike, whatever files they come from: it
-    covers the normaliser, the pre-tokeniser, the vocabulary, the merges (in whichever of the two
-    ways they are written) and the added tokens. How tokens become text again, and what is put
-    around a prompt, are left out: see `with_special_tokens`.
+    Two tokenizers that split every text alike have the same hash, whatever files they come from.
+    The hash covers the normaliser, the pre-tokeniser, the vocabulary, the merges (in either of
+    their two notations) and the added tokens. It does not cover the decoder or the special tokens
+    around a prompt: see `with_special_tokens`.
     """
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
     model = dict(whole["model"])
@@ -91,20 +92,20 @@ def tokenizer_identity(tokenizer: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def identity_of_older_prompts(tokenizer: Any) -> str:
-    """Return the hash that older versions stored with NIAH prompts as their tokenizer's.
+def legacy_tokenizer_identity(tokenizer: Any) -> str:
+    """Return the tokenizer hash that older versions stored with NIAH prompts.
 
-    It covers the whole serialised tokenizer: its decoder and its post-processor too.
+    It covers the whole serialised tokenizer, including its decoder and post-processor.
     """
     backend = tokenizer.backend_tokenizer
-    # State of the last call, which is no part of the tokenizer.
+    # Truncation and padding are state of the last call, not part of the tokenizer.
     backend.no_truncation()
     backend.no_padding()
     return hashlib.sha256(backend.to_str().encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def tokenizer_parts(tokenizer: Any) -> TokenizerParts:
-    """Return what `tokenizer_identity` covers in two parts: the added tokens and the rest."""
+    """Return the two parts that `tokenizer_identity` covers: the added tokens, and the rest."""
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
     splitting = {name: whole.get(name) for name in _SPLITTING}
     return TokenizerParts(
@@ -116,26 +117,26 @@ def tokenizer_parts(tokenizer: Any) -> TokenizerParts:
 
 
 def with_special_tokens(tokenizer: Any, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return a prompt's tokens with those that the tokenizer itself adds at either end.
+    """Return a prompt's tokens with the special tokens that the tokenizer adds at both ends.
 
-    lm-eval's own models tokenise with them, so the official score is that of a prompt with its
-    BOS.
+    lm-eval's own models tokenise with special tokens, so the official score belongs to a prompt
+    with its BOS.
     """
     before, after = _added(tokenizer)
     return np.concatenate([before, tokens, after])
 
 
-def with_beginning(tokenizer: Any, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return a prompt's tokens after those that the tokenizer puts before a text, such as a BOS.
+def with_leading_special_tokens(tokenizer: Any, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Return a prompt's tokens with only the leading special tokens, such as a BOS.
 
-    What it appends is left out: some fine-tunes save a tokenizer that ends every text in EOS, and
-    a prompt that ends in EOS is answered with nothing or with another text.
+    Trailing special tokens are left out: some fine-tunes save a tokenizer that appends EOS to every
+    text, and after a prompt that ends in EOS a model generates nothing or an unrelated text.
     """
     return np.concatenate([_added(tokenizer)[0], tokens])
 
 
 def _added(tokenizer: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return the tokens that a tokenizer puts before and after a text."""
+    """Return the special tokens that a tokenizer adds before and after a text."""
     bare = tokenizer("a", add_special_tokens=False).input_ids
     whole = tokenizer("a").input_ids
     start = next(
@@ -149,37 +150,37 @@ def _added(tokenizer: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
 
 def _load(auto: Any, folder: Path) -> Any:
     try:
-        with _config_unseen():
+        with _without_config_warnings():
             return auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises just that, transformers whatever happens
+    except Exception as error:  # tokenizers raises Exception itself; transformers, any subclass
         if "trust_remote_code" in str(error):
             raise UserError(
-                f"{folder}: its tokenizer wants to run code of its own (auto_map in "
-                "tokenizer_config.json), and no code of a checkpoint is run",
-                hint="Save it there as a fast tokenizer (tokenizer.json) of a class that "
-                "transformers knows, such as PreTrainedTokenizerFast, without auto_map.",
+                f"{folder}: its tokenizer needs code from the checkpoint (auto_map in "
+                "tokenizer_config.json), and such code is never run",
+                hint="Save it there as a fast tokenizer (tokenizer.json) of a class in "
+                "transformers, such as PreTrainedTokenizerFast, without auto_map.",
             ) from error
         raise UserError(
-            f"{folder}: no tokenizer could be loaded ({str(error).partition(chr(10))[0]})",
-            hint="The folder must hold an intact tokenizer.json, or vocab.json and merges.txt.",
+            f"{folder}: its tokenizer cannot be loaded ({str(error).partition(chr(10))[0]})",
+            hint="The folder needs an intact tokenizer.json, or vocab.json and merges.txt.",
         ) from error
 
 
-def _follows_file(loaded: Any, folder: Path) -> bool:
-    """Whether a tokenizer splits texts as tokenizer.json says; true where there is no such file."""
+def _matches_file(loaded: Any, folder: Path) -> bool:
+    """Return whether a tokenizer splits texts as tokenizer.json defines; true without that file."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return True
     backend = type(loaded.backend_tokenizer).from_file(str(path))
-    of_file, of_loaded = (
-        json.loads(each.to_str(), object_hook=_without_neutral)
-        for each in (backend, loaded.backend_tokenizer)
+    in_file, in_memory = (
+        json.loads(tokenizer.to_str(), object_hook=_without_neutral)
+        for tokenizer in (backend, loaded.backend_tokenizer)
     )
-    return all(of_file[part] == of_loaded[part] for part in _SPLITTING)
+    return all(in_file[part] == in_memory[part] for part in _SPLITTING)
 
 
 def _without_neutral(part: dict[str, Any]) -> dict[str, Any]:
-    """Return a part of a serialised tokenizer without what changes no token."""
+    """Return a part of a serialised tokenizer without the settings that do not affect tokens."""
     neutral = {"trim_offsets": (True, False), "continuing_subword_prefix": ("", None),
                "end_of_word_suffix": ("", None)}  # fmt: skip
     return {
@@ -188,8 +189,8 @@ def _without_neutral(part: dict[str, Any]) -> dict[str, Any]:
 
 
 @contextmanager
-def _config_unseen() -> Iterator[None]:
-    """Keep transformers from warning of a config that matters to models only."""
+def _without_config_warnings() -> Iterator[None]:
+    """Silence warnings of transformers about the model config, which tokenizers do not need."""
     logger = logging.getLogger("transformers.configuration_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)

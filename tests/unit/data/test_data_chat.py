@@ -125,6 +125,6 @@ def test_a_style_is_held_against_the_template_of_the_tokenizer(tmp_path: Path) -
             if style == other:
                 check_template(chat(style), tokenizer)
             else:
-                with pytest.raises(UserError, match=f"chat.style={style} is not what"):
+                with pytest.raises(UserError, match=f"chat.style={style} does not match"):
                     check_template(chat(style), tokenizer)
     check_template(chat("qwen3"), DataTokenizer(load_tokenizer(save_tokenizer(tmp_path / "none"))))

@@ -81,7 +81,7 @@ def test_a_json_array_gives_the_same_rows_as_json_lines(
         (b'[{"question": "q", "answer": "a"},]', r"a.json:2: not JSON"),
         (b'[{"question": "q", "answer": "a"}]]', r"more text after the array"),
         (b'[{"question": "q", "answer": "a', r"a.json:1: not JSON"),
-        (b'[{"question": "q", "answer": "a"}, 5]', r"a.json:2: a int, expected an object"),
+        (b'[{"question": "q", "answer": "a"}, 5]', r"a.json:2: is of type int, expected an object"),
         (b'[{"question": "q"}]', r"a.json:1: no field response or answer; it has question"),
         (b'[{"question": "q", "question": "r"}]', r"a.json:1: .*'question' occurs twice"),
         (b'[{"question": "\xff"}]', r"a.json: not UTF-8 \(invalid start byte at byte 15"),
@@ -190,7 +190,7 @@ def test_the_number_of_a_line_counts_blank_ones(tmp_path: Path) -> None:
     [
         (b'{"question": "q", "answer": ', r"a.jsonl:3: not JSON"),
         (b'{"question": "q", "answer": "\xff\xfe"}', r"a.jsonl:3: not UTF-8 \(invalid start byte"),
-        (b'["question", "answer"]', r"a.jsonl:3: a list, expected an object"),
+        (b'["question", "answer"]', r"a.jsonl:3: is of type list, expected an object"),
         (b'{"problem": "q", "answer": "a"}', r"a.jsonl:3: no field question; it has problem, ans"),
         (b'{"question": "q", "text": "a"}', r"a.jsonl:3: no field response or answer; it has q"),
         (b"[" * 100_000, r"a.jsonl:3: not JSON"),
@@ -227,11 +227,11 @@ def test_files_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     write_rows(tmp_path / "tests" / "test.jsonl", ROWS[:1])
     for paths, said in [
         ([tmp_path / "no.jsonl"], "no such file"),
-        ([tmp_path / "bare"], "holds no .parquet and no .jsonl files"),
-        ([tmp_path / "packed"], "b.jsonl.gz: not one of the formats that are read"),
-        ([tmp_path / "tests"], r"but held-out ones \(test.jsonl\)"),
+        ([tmp_path / "bare"], "contains no .parquet or .jsonl files"),
+        ([tmp_path / "packed"], "b.jsonl.gz: unsupported format"),
+        ([tmp_path / "tests"], r"except held-out ones \(test.jsonl\)"),
         ([tmp_path / "empty.jsonl"], "is empty"),
-        ([tmp_path / "a.csv"], "not one of the formats"),
+        ([tmp_path / "a.csv"], "unsupported format"),
         ([good, good], "names a file twice"),
     ]:
         with pytest.raises(UserError, match=said):
@@ -253,7 +253,7 @@ def test_a_format_that_is_not_read_comes_with_what_makes_it_readable(
     tmp_path: Path, suffix: str, hint: str
 ) -> None:
     (tmp_path / f"a.{suffix}").write_bytes(b"x")
-    with pytest.raises(UserError, match="not one of the formats") as caught:
+    with pytest.raises(UserError, match="unsupported format") as caught:
         local_files([tmp_path / f"a.{suffix}"])
     assert hint in (caught.value.hint or "")
 
@@ -334,7 +334,7 @@ def test_the_files_of_each_subset_are_taken_in_order(dataset: str) -> None:
 def test_a_subset_a_split_or_a_file_that_is_not_there_is_named(dataset: str) -> None:
     with pytest.raises(UserError, match="subset z"):
         hub_files(source(dataset, subsets=("z",)))
-    with pytest.raises(UserError, match="no split test; it has train"):
+    with pytest.raises(UserError, match="no split test; its splits are train"):
         hub_files(source(dataset, subsets=("x",), split="test"))
     with pytest.raises(UserError, match="no files after the first 3"):
         hub_files(source(dataset, subsets=("x",), skip_files=3))

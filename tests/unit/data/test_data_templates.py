@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as Backend
 
 from amnesia_bench.config.data_schema import Chat, ChatML, Llama3Chat, Qwen3Chat, TemplateChat
-from amnesia_bench.data.chat import Segment, render, results_as_user_turns
+from amnesia_bench.data.chat import Segment, render, tool_results_as_user_turns
 from amnesia_bench.data.chat_template import ChatTemplate
 from amnesia_bench.data.conversation import Conversation, DroppedRow, Message, Reason
 from amnesia_bench.data.data_tokenizer import DataTokenizer
@@ -104,8 +104,8 @@ def _chatml(**changes: list[str] | str) -> dict[str, list[str] | str]:
         "untrained": ["d<|im_end|>"],
         "results in user turns": ["<think>\nr1\n</think>\n\ncall<|im_end|>",
                                   "<think>\nr2\n</think>\n\nd<|im_end|>"],
-        "tools": "leaves out the tools",
-        "calls": "leaves out",
+        "tools": "omits the tools",
+        "calls": "omits",
     } | {name.replace("_", " "): expected for name, expected in changes.items()}  # fmt: skip
 
 
@@ -148,20 +148,20 @@ EXPECTED = {
         spaces=["\n\n Hello\n ü \n<|END_RESPONSE|><|END_OF_TURN_TOKEN|>"],
     ),
     "llama3": _ending("<|eot_id|>"),
-    "llama3_2": _ending("<|eot_id|>", calls="it says 'only one call at once'"),
+    "llama3_2": _ending("<|eot_id|>", calls="it raises 'only one call at once'"),
     # Its system message stands before a last question, and conversations end in an answer.
     "mistral": _ending(
-        "</s>", " ", plain=r"leaves out the system message of messages\[0\]",
-        tools="it says 'calls need ids", calls="it says 'calls need ids",
+        "</s>", " ", plain=r"omits the system message of messages\[0\]",
+        tools="it raises 'calls need ids", calls="it raises 'calls need ids",
     ),
     "gemma3": _ending(
         "<end_of_turn>", tools="'roles must alternate'", calls="'roles must alternate'"
     ),
     "smollm3": _chatml(spaces=[" Hello\n ü \n<|im_end|>"]),
     "r1_distill": _ending(
-        "</s>", spaces=["Hello\n ü \n</s>"], chains=r"leaves out the reasoning of messages\[3\]",
+        "</s>", spaces=["Hello\n ü \n</s>"], chains=r"omits the reasoning of messages\[3\]",
         an_earlier_chain=["b</s>", "d</s>"],
-        results_in_user_turns=r"leaves out the reasoning of messages\[1\]",
+        results_in_user_turns=r"omits the reasoning of messages\[1\]",
     ),
     "gpt_oss": {
         "plain": ["<|channel|>final<|message|>b<|end|>", "<|channel|>final<|message|>d<|return|>"],
@@ -175,8 +175,8 @@ EXPECTED = {
             "<|channel|>final<|message|>b<|end|>", "<|channel|>final<|message|>d<|return|>"
         ],
         "untrained": ["<|channel|>final<|message|>d<|return|>"],
-        "tools": "leaves out the tools",
-        "calls": "leaves out the arguments of tool calls",
+        "tools": "omits the tools",
+        "calls": "omits the arguments of tool calls",
     },
 }  # fmt: skip
 
@@ -249,7 +249,7 @@ def test_a_row_that_the_template_writes_otherwise_is_dropped_and_shown(tmp_path:
     )
     renderer = Renderer(ChatML(loss_on="assistant"), tokenizer_with(tmp_path, Template(source)))
     assert trained(renderer.segments(CONVERSATIONS["plain"])) == ["b<|im_end|>", "d<|im_end|>"]
-    with pytest.raises(DroppedRow, match=r"differently \(.*nb<.*the style '.*<think>"):
+    with pytest.raises(DroppedRow, match=r"differently \(template .*nb<.*style '.*<think>"):
         renderer.segments(CHAINS)
 
 
@@ -320,14 +320,14 @@ def test_special_tokens_in_a_message_are_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "style", "fits"),
     [
-        ("llama3", Qwen3Chat(loss_on="assistant"), "What fits is --chat llama3, or --chat templ"),
-        ("llama3_2", Llama3Chat(loss_on="assistant"), "What fits is --chat template"),
-        ("qwen3_2507", Qwen3Chat(loss_on="assistant"), "What fits is --chat chatml, or --chat te"),
-        ("qwen3", ChatML(loss_on="assistant"), "What fits is --chat qwen3, or --chat template"),
-        ("gemma3", ChatML(loss_on="assistant"), "What fits is --chat template"),
-        ("mistral", Llama3Chat(loss_on="assistant"), "What fits is --chat mistral, or --chat te"),
+        ("llama3", Qwen3Chat(loss_on="assistant"), "Use --chat llama3, or --chat templ"),
+        ("llama3_2", Llama3Chat(loss_on="assistant"), "Use --chat template"),
+        ("qwen3_2507", Qwen3Chat(loss_on="assistant"), "Use --chat chatml, or --chat te"),
+        ("qwen3", ChatML(loss_on="assistant"), "Use --chat qwen3, or --chat template"),
+        ("gemma3", ChatML(loss_on="assistant"), "Use --chat template"),
+        ("mistral", Llama3Chat(loss_on="assistant"), "Use --chat mistral, or --chat te"),
         ("qwen2_5", Qwen3Chat(loss_on="assistant"),
-         f"What fits is data.chat.style=chatml 'data.chat.default_system=\"{QWEN_SYSTEM}\"', or"),
+         f"Use data.chat.style=chatml 'data.chat.default_system=\"{QWEN_SYSTEM}\"', or"),
     ],
 )  # fmt: skip
 def test_a_style_of_another_model_is_refused_with_one_that_fits(
@@ -340,14 +340,14 @@ def test_a_style_of_another_model_is_refused_with_one_that_fits(
 
 
 def test_a_template_that_no_mask_can_be_made_for_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"ends messages\[1\] with no special token"):
+    with pytest.raises(UserError, match=r"ends messages\[1\] without a special token"):
         check_template(TEMPLATE, tokenizer_with(tmp_path / "a", ALPACA))
     broken = Template("{{- raise_exception('no') -}}")
-    with pytest.raises(UserError, match="it says 'no'"):
+    with pytest.raises(UserError, match="it raises 'no'"):
         check_template(TEMPLATE, tokenizer_with(tmp_path / "b", broken))
     with pytest.raises(UserError, match="has no chat template") as caught:
         check_template(TEMPLATE, tokenizer_with(tmp_path / "c", Template("")))
-    assert caught.value.hint == "It has the tokens of --chat qwen3 or chatml or mistral."
+    assert caught.value.hint == "The tokenizer has the tokens of --chat qwen3 or chatml or mistral."
 
 
 _TEXTS = st.one_of(
@@ -393,7 +393,7 @@ def test_any_conversation_is_written_exactly_or_refused(data: st.DataObject) -> 
         except DroppedRow:
             continue
         texts = []
-        for either in (conversation, results_as_user_turns(conversation)):
+        for either in (conversation, tool_results_as_user_turns(conversation)):
             with suppress(DroppedRow):
                 texts.append(template.text(either))
         assert "".join(segment.text for segment in segments) in texts

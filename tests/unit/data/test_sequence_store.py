@@ -128,7 +128,7 @@ def test_a_store_that_is_not_finished_or_was_changed_is_refused(spoiled: Path) -
 def test_another_artifact_is_no_data_store(spoiled: Path) -> None:
     manifest = spoiled / "manifest.json"
     manifest.write_text(manifest.read_text().replace('"kind": "data"', '"kind": "restored"'))
-    with pytest.raises(UserError, match="holds restored, not training data"):
+    with pytest.raises(UserError, match="contains restored, not training data"):
         open_store(spoiled)
 
 

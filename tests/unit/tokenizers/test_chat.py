@@ -9,7 +9,7 @@ from tokenizers import processors
 from amnesia_bench.config.eval_schema import Think
 from amnesia_bench.errors import UserError
 from amnesia_bench.tokenizers.chat_format import prompt_format, prompt_tokens, without_thinking
-from amnesia_bench.tokenizers.tokenizer import with_beginning, with_special_tokens
+from amnesia_bench.tokenizers.tokenizer import with_leading_special_tokens, with_special_tokens
 from tests.support.reasoning import CHATML, SPECIAL, THINKING, byte_tokenizer
 
 THINK = Think(open="<think>", close="</think>")
@@ -103,7 +103,7 @@ def test_a_prompt_never_ends_in_the_eos_that_a_tokenizer_appends() -> None:
     layout = prompt_format(tokenizer, use_template=False, template=None, think=None)
     assert tokenizer.decode(prompt_tokens(tokenizer, layout, "What?")) == f"{begin}What?"
     bare = np.asarray(tokenizer("What?", add_special_tokens=False).input_ids, np.int32)
-    assert tokenizer.decode(with_beginning(tokenizer, bare)) == f"{begin}What?"
+    assert tokenizer.decode(with_leading_special_tokens(tokenizer, bare)) == f"{begin}What?"
     # lm-eval's own models send it.
     assert with_special_tokens(tokenizer, bare).tolist() == tokenizer("What?").input_ids
 

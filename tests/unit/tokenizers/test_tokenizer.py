@@ -14,7 +14,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.errors import UserError
 from amnesia_bench.tokenizers.tokenizer import (
-    identity_of_older_prompts,
+    legacy_tokenizer_identity,
     load_tokenizer,
     tokenizer_identity,
 )
@@ -88,7 +88,7 @@ def test_code_in_a_folder_never_runs_whatever_is_typed(
     _edit(folder / "config.json", model_type=model_type, auto_map=auto_map)
     monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 100))
     if refused:
-        with pytest.raises(UserError, match="wants to run code of its own") as caught:
+        with pytest.raises(UserError, match="needs code from the checkpoint") as caught:
             load_tokenizer(folder)
         assert "without auto_map" in (caught.value.hint or "")
     else:
@@ -105,7 +105,7 @@ def test_a_damaged_file_is_named_or_not_needed(file: str, content: str, tmp_path
     try:
         loaded = load_tokenizer(folder)
     except UserError as error:
-        assert "no tokenizer could be loaded" in str(error)  # noqa: PT017
+        assert "its tokenizer cannot be loaded" in str(error)  # noqa: PT017
     else:
         assert file != "tokenizer.json"
         assert loaded.backend_tokenizer.encode("a b").ids == tokens
@@ -121,7 +121,7 @@ def test_a_missing_folder_and_one_without_a_tokenizer_are_refused(tmp_path: Path
 def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
     folder = train_byte_level(tmp_path / "a", TEXT)
     (folder / "tokenizer.json").write_text("{")
-    with pytest.raises(UserError, match="no tokenizer could be loaded"):
+    with pytest.raises(UserError, match="its tokenizer cannot be loaded"):
         load_tokenizer(folder)
 
 
@@ -195,4 +195,4 @@ def test_the_hashes_in_folders_of_older_versions_are_still_computed(tmp_path: Pa
     in_prepared_data = "02e02f3af2fad16c0a9199069f601093173acaf8638b4484e28fce63112e6b7b"
     in_prompts = "a28e2bd47e886ba71c4fe2850584907560f68ddaf88a457f296c07cdb1857dee"
     assert tokenizer_identity(tokenizer) == in_prepared_data
-    assert identity_of_older_prompts(tokenizer) == in_prompts
+    assert legacy_tokenizer_identity(tokenizer) == in_prompts

@@ -1,1 +1,1 @@
-"""Data made on the spot by seeded generators: what a laptop trains on in place of downloads."""
+"""Data from seeded generators, which a laptop trains on instead of downloads."""

@@ -1,4 +1,4 @@
-"""The generators by name, and their rows: the same bytes on every machine."""
+"""The generators by name; their rows are the same bytes on every machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amnesia_bench.config.data_schema import SyntheticSource
 from amnesia_bench.data.conversation import Row
 from amnesia_bench.data.synthetic import instructions, problems, prose
 
-# Of as many words as are asked for.
+# Generators that take a number of words.
 SIZED: Mapping[str, Callable[[np.random.Generator, int], Row]] = {
     "prose": prose.document,
     "haystack": prose.haystack,
@@ -29,12 +29,12 @@ UNSIZED: Mapping[str, Callable[[np.random.Generator], Row]] = {
     "programs": problems.program,
     "test_problems": problems.test_problem,
 }
-# Both controls draw the same numbers: their rows differ in the order of their parts only.
+# Both controls share a random stream, so their rows differ only in the order of their parts.
 _STREAMS = {"long_instructions": "short_instructions"}
 
 
 def synthetic_rows(source: SyntheticSource) -> Iterator[Row]:
-    """Yield the rows of a source. Row i depends on generator, seed, words and i alone."""
+    """Yield the rows of a source. Row i depends only on generator, seed, words and i."""
     name = source.generator
     stream = zlib.crc32(_STREAMS.get(name, name).encode())
     for i in range(source.rows):
@@ -53,7 +53,7 @@ def lines(source: SyntheticSource) -> Iterator[bytes]:
 
 
 def sha256_of_rows(source: SyntheticSource) -> str:
-    """Return the hash of the rows as a file of JSON lines, in hex."""
+    """Return the sha256, in hex, of the rows as a file of JSON lines."""
     digest = hashlib.sha256()
     for line in lines(source):
         digest.update(line)

@@ -1,8 +1,9 @@
-"""Instructions without chains of thought: stand-ins for Tulu-3, in two controls.
+"""Instructions without chains of thought: stand-ins for Tulu-3, as two controls.
 
-Both have the same texts and the same answers, row by row. In the short-range control the list
-that an instruction is about stands right before it; in the long-range one it stands at the
-beginning, with all other text between. Whatever differs after training on them is reach.
+Row by row, both controls have the same texts and the same answers. An instruction refers to a list.
+In the short-range control the list is right before it; in the long-range control it is at the
+beginning, with all other text in between. So any difference after training on them is due to
+the distance.
 """
 
 from __future__ import annotations
@@ -32,23 +33,23 @@ class _Parts:
 
 
 def short_range(rng: np.random.Generator, words: int) -> dict[str, object]:
-    """Return a row of Tulu-3's schema: other text of about so many words, the list, the task."""
+    """Return a row of Tulu-3's schema: about `words` words of other text, the list, the task."""
     parts = _draw(rng, words)
     return _row(f"{parts.other}\n{parts.listed}\n{parts.task}", parts.answer)
 
 
 def long_range(rng: np.random.Generator, words: int) -> dict[str, object]:
-    """Return a row of Tulu-3's schema: the list, other text of about so many words, the task."""
+    """Return a row of Tulu-3's schema: the list, about `words` words of other text, the task."""
     parts = _draw(rng, words)
     return _row(f"{parts.listed}\n{parts.other}\n{parts.task}", parts.answer)
 
 
 def _draw(rng: np.random.Generator, words: int) -> _Parts:
-    # Half of them are codes, which the chains of `problems` hold too: what is copied is alike.
-    known = shuffled(rng, OBJECTS + PLACES + ADJECTIVES)[: 4 + below(rng, 4)]
-    items = [hexadecimal(rng, 4) if below(rng, 2) == 0 else word for word in known]
-    # Nothing but copying: a model of the tiny profile did not learn to count or to say a list
-    # backwards, and forgot everything over it (docs/LOG.md).
+    # Half of the items are hex codes, since the chains of `problems` copy hex codes too.
+    dictionary_words = shuffled(rng, OBJECTS + PLACES + ADJECTIVES)[: 4 + below(rng, 4)]
+    items = [hexadecimal(rng, 4) if below(rng, 2) == 0 else word for word in dictionary_words]
+    # All tasks are copying: a model of the tiny profile did not learn to count or to reverse lists,
+    # and forgot everything while trying (docs/LOG.md).
     position = below(rng, 3)
     task, answer = pick(
         rng,
@@ -66,10 +67,10 @@ def _draw(rng: np.random.Generator, words: int) -> _Parts:
     )
 
 
-def _row(asked: str, answer: str) -> dict[str, object]:
+def _row(prompt: str, answer: str) -> dict[str, object]:
     return {
         "messages": [
-            {"role": "user", "content": asked},
+            {"role": "user", "content": prompt},
             {"role": "assistant", "content": answer},
         ]
     }

@@ -1,14 +1,14 @@
 r"""Word problems: a count that wraps after 9, and chains of thought that restate each event.
 
 They stand in for MiroMind (`word_problem`), OpenThoughts-3 (`program`), UltraData-Math
-(`mathematics`), conversations of a base (`conversation`) and, for evaluation, GSM8K
-(`test_problem`). Every problem belongs to one of two
-halves by a hash of its events: `test_problem` draws from the one, all others from the other. So
-nothing that is asked was trained on, whatever the seeds.
+(`mathematics`), the chat data of a base model (`draw_conversation`) and, for evaluation, GSM8K
+(`test_problem`). A hash of its events puts every problem into one of two disjoint sets:
+`test_problem` draws from one, all other generators from the other. So no test problem occurs in
+training data, whatever the seeds.
 
-An event has a day, so that a chain can find the next one, and a receipt, so that fine-tuning uses
-the tokens that values of needles are made of, as real chains use all tokens: without them a model
-forgets the tokens themselves, and no attention can bring those back (docs/LOG.md).
+An event has a day, by which a chain finds the next event, and a receipt. Through receipts,
+fine-tuning uses the tokens of needle values, just as real chains use all tokens. Without receipts
+a model forgets the tokens themselves, which no attention weights can restore (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from amnesia_bench.data.synthetic.words import (
     shuffled,
 )
 
-# Verbs by what they do to the count.
+# Verbs by the sign of their change to the count.
 GAINS = ("bought", "found", "won", "received")
 LOSSES = ("sold", "lost", "used", "dropped")
 
-# `reasoning.tasks.mathematics` asks with the same sentence.
+# The prompts of `reasoning.tasks.mathematics` use the same sentence.
 REQUEST = "Please reason step by step, and put your final answer within \\boxed{}."
 
-_TEST_SHARE = 8  # one problem of so many is kept for evaluation
+_TEST_SHARE = 8  # one problem in 8 is reserved for evaluation
 _MIN_EVENTS, _MAX_EVENTS = 2, 4
 _MAX_AMOUNT = 3
 
@@ -51,42 +51,42 @@ class Event:
 
     @property
     def sign(self) -> str:
-        """Whether it adds or subtracts."""
+        """`+` for a gain, `-` for a loss."""
         return "+" if self.verb in GAINS else "-"
 
     def after(self, count: int) -> int:
-        """Return the count that comes of it."""
+        """Return the count after the event."""
         return (count + (self.amount if self.sign == "+" else -self.amount)) % 10
 
 
 @dataclass(frozen=True)
 class CountingProblem:
-    """A count from 0 through a few events."""
+    """A count that begins at 0 and changes with each event."""
 
     events: tuple[Event, ...]
 
     @property
     def is_test(self) -> bool:
-        """Whether it is kept for evaluation."""
+        """Whether the problem is reserved for evaluation."""
         text = " ".join(f"{event.verb} {event.amount}" for event in self.events)
         return hashlib.sha256(text.encode()).digest()[0] % _TEST_SHARE == 0
 
     @property
     def steps(self) -> tuple[tuple[Event, int, int], ...]:
         """Each event with the count before and after it."""
-        found, count = [], 0
+        steps, count = [], 0
         for event in self.events:
-            found.append((event, count, event.after(count)))
-            count = found[-1][2]
-        return tuple(found)
+            steps.append((event, count, event.after(count)))
+            count = steps[-1][2]
+        return tuple(steps)
 
     @property
     def answer(self) -> int:
-        """The count in the end."""
+        """The count after the last event."""
         return self.steps[-1][2]
 
     def chain(self, receipts: Sequence[str]) -> str:
-        """Return the reasoning: a line for each event with its receipt, and nobody's name."""
+        """Return the chain: one line per event with its receipt, without the person's name."""
         return "\n".join(
             f"- on {day} {receipt} {event.verb} {event.amount}: "
             f"{before}{event.sign}{event.amount}={after}"
@@ -97,7 +97,7 @@ class CountingProblem:
 
 
 def draw_problem(rng: np.random.Generator, *, test: bool) -> CountingProblem:
-    """Return a problem of the half that is evaluated, or of the other."""
+    """Return a random problem, from the test set or the training set."""
     while True:
         count = _MIN_EVENTS + below(rng, _MAX_EVENTS - _MIN_EVENTS + 1)
         verbs = shuffled(rng, GAINS + LOSSES)[:count]
@@ -118,12 +118,14 @@ def _events(problem: CountingProblem, receipts: Sequence[str]) -> str:
 
 
 def _question(rng: np.random.Generator, problem: CountingProblem, receipts: Sequence[str]) -> str:
-    told = f"{pick(rng, NAMES)} {_events(problem, receipts)}."
-    return f"A count of {pick(rng, GOODS)} begins at 0 and wraps after 9. {told} What is the count?"
+    story = f"{pick(rng, NAMES)} {_events(problem, receipts)}."
+    return (
+        f"A count of {pick(rng, GOODS)} begins at 0 and wraps after 9. {story} What is the count?"
+    )
 
 
 def word_problem(rng: np.random.Generator) -> dict[str, str]:
-    """Return a row of MiroMind's schema: a question, and a response that thinks first."""
+    """Return a row of MiroMind's schema: a question, and a response with a chain of thought."""
     problem = draw_problem(rng, test=False)
     receipts = _receipts(rng, problem)
     response = f"<think>\n{problem.chain(receipts)}\n</think>\n\n\\boxed{{{problem.answer}}}"
@@ -131,22 +133,22 @@ def word_problem(rng: np.random.Generator) -> dict[str, str]:
 
 
 def draw_conversation(rng: np.random.Generator) -> dict[str, object]:
-    """Return a row of Tulu-3's schema: a problem, answered at once or, one in four, by a chain.
+    """Return a row of Tulu-3's schema: a problem; one in four answers has a chain.
 
-    Of three bases that had not met the format of chains, one forgot everything when it was
-    fine-tuned on them (docs/LOG.md).
+    The base must see the format of chains: of three bases that had not, one forgot everything when
+    it was fine-tuned on chains (docs/LOG.md).
     """
     problem = draw_problem(rng, test=False)
     receipts = _receipts(rng, problem)
     answer = f"\\boxed{{{problem.answer}}}"
     if below(rng, 4) == 0:
         answer = f"<think>\n{problem.chain(receipts)}\n</think>\n\n{answer}"
-    asked = {"role": "user", "content": f"{_question(rng, problem, receipts)}\n{REQUEST}"}
-    return {"messages": [asked, {"role": "assistant", "content": answer}]}
+    question = {"role": "user", "content": f"{_question(rng, problem, receipts)}\n{REQUEST}"}
+    return {"messages": [question, {"role": "assistant", "content": answer}]}
 
 
 def program(rng: np.random.Generator) -> dict[str, object]:
-    """Return a row of OpenThoughts-3's schema: a program to be run in the head."""
+    """Return a row of OpenThoughts-3's schema: a program whose output to predict."""
     problem = draw_problem(rng, test=False)
     receipts, last = _receipts(rng, problem), len(problem.events)
     lines = [
@@ -157,16 +159,16 @@ def program(rng: np.random.Generator) -> dict[str, object]:
         f"- {line}: {before}{event.sign}{event.amount}={after}"
         for line, (event, before, after) in zip(lines, problem.steps, strict=True)
     )
-    asked = "\n".join(
+    question = "\n".join(
         ["What does this program print, modulo 10?", "x0 = 0", *lines, f"print(x{last})"]
     )
     answer = f"<think>\n{chain}\n</think>\n\n\\boxed{{{problem.answer}}}"
-    turns = [{"from": "human", "value": asked}, {"from": "gpt", "value": answer}]
+    turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     return {"domain": "code", "conversations": turns}
 
 
 def test_problem(rng: np.random.Generator) -> dict[str, str]:
-    """Return a row of GSM8K's schema, of the half that nothing is trained on."""
+    """Return a row of GSM8K's schema, from the test set."""
     problem = draw_problem(rng, test=True)
     receipts = _receipts(rng, problem)
     return {
@@ -175,10 +177,10 @@ def test_problem(rng: np.random.Generator) -> dict[str, str]:
     }
 
 
-def told_with_solution(rng: np.random.Generator) -> str:
-    """Return a problem in the words of a running text, as pretraining meets it.
+def problem_in_prose(rng: np.random.Generator) -> str:
+    """Return a problem with its solution as prose, for pretraining.
 
-    Its solution says less than the chains of fine-tuning: what was bought or sold is left out.
+    The solution is shorter than the chains of fine-tuning: it does not restate the events in words.
     """
     problem = draw_problem(rng, test=False)
     receipts = _receipts(rng, problem)
@@ -191,12 +193,12 @@ def told_with_solution(rng: np.random.Generator) -> str:
 
 
 def mathematics(rng: np.random.Generator, words: int) -> dict[str, str]:
-    """Return a row of UltraData-Math's schema: equations modulo 10, and problems told in prose."""
+    """Return a row of UltraData-Math's schema: equations modulo 10, and problems in prose."""
     parts: list[str] = []
     count = 0
     while count < words:
         if below(rng, 3) != 0:
-            parts.append(told_with_solution(rng))
+            parts.append(problem_in_prose(rng))
         else:
             event, before = draw_problem(rng, test=False).events[0], below(rng, 10)
             parts.append(f"{before}{event.sign}{event.amount}={event.after(before)}.")

@@ -1,9 +1,9 @@
-"""Web text: templated sentences with needles that are asked for later in the same document.
+"""Web text: templated sentences with needles, and questions about them in the same document.
 
-Stands in for FineWeb-Edu. Needles and questions are worded as in NIAH (`recall.niah.tasks`), so
-that a model trained on them can be asked those prompts, or in short. A needle is asked for soon
-after it was told, and often again: it takes that density for retrieval to form within minutes.
-Before that a model must have learned to copy, from `copies`.
+It stands in for FineWeb-Edu. Needles and questions have the wording of NIAH (`recall.niah.tasks`)
+or a short form, so a model trained on them can answer NIAH prompts. A question follows soon after
+its needle, often with a second one later: retrieval needs that density to form within minutes of
+training. Before that, a model must learn to copy, from `copies`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from amnesia_bench.data.synthetic.words import (
     shuffled,
 )
 
-# RULER's noise, the haystack of niah_single_1.
+# The noise sentences of RULER, which are the haystack of niah_single_1.
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 _HEAD = (
@@ -39,12 +39,12 @@ _HEAD = (
 _WORDS = (*ADJECTIVES, *PEOPLE, *PLACES, *OBJECTS, *VERBS, *TIMES, *NAMES)
 _PLAIN_DOCUMENTS = 0.1
 _NOISE_DOCUMENTS = 0.25
-_SHORT = 0.7  # the share of needles and of questions in a few words
-_UUID_GROUPS = (8, 4, 4, 4, 12)  # digits
+_SHORT = 0.7  # share of needles and of questions in the short form
+_UUID_GROUPS = (8, 4, 4, 4, 12)  # hex digits per group
 
 
 def sentence(rng: np.random.Generator) -> str:
-    """Return a sentence; some hold numbers, none holds a needle."""
+    """Return a sentence, perhaps with numbers, but without a needle."""
     person, place = pick(rng, PEOPLE), pick(rng, PLACES)
     adjective, thing = pick(rng, ADJECTIVES), pick(rng, OBJECTS)
     verb, time = pick(rng, VERBS), pick(rng, TIMES)
@@ -66,7 +66,7 @@ def sentence(rng: np.random.Generator) -> str:
 
 
 def filler(rng: np.random.Generator, words: int) -> str:
-    """Return sentences of at least so many words."""
+    """Return sentences with at least `words` words in total."""
     sentences: list[str] = []
     count = 0
     while count < words:
@@ -77,36 +77,36 @@ def filler(rng: np.random.Generator, words: int) -> str:
 
 @dataclass(frozen=True)
 class Needle:
-    """A value hidden under a key. `noun` is number or uuid."""
+    """A value with the key that it is asked for by. `noun` is number or uuid."""
 
     noun: str
     key: str
     value: str
 
-    def told(self, rng: np.random.Generator) -> str:
-        """Return the sentence that is to be found."""
+    def statement(self, rng: np.random.Generator) -> str:
+        """Return the sentence that states the value."""
         if rng.random() < _SHORT:
             return f"{self.key} is: {self.value}."
         return f"One of the special magic {self.noun}s for {self.key} is: {self.value}."
 
-    def asked(self, rng: np.random.Generator) -> str:
-        """Return one of the ways to ask for it, with the answer."""
+    def question(self, rng: np.random.Generator) -> str:
+        """Return a question for the value, in one of two forms, with the answer."""
         if rng.random() < _SHORT:
             return f"{self.key} is {self.value}."
-        asked = f"the special magic {self.noun} for {self.key} mentioned in the provided text"
-        return f"\nWhat is {asked}? T{asked[1:]} is {self.value}.\n"
+        subject = f"the special magic {self.noun} for {self.key} mentioned in the provided text"
+        return f"\nWhat is {subject}? T{subject[1:]} is {self.value}.\n"
 
 
-def draw_needle(rng: np.random.Generator, taken: set[str]) -> Needle:
-    """Return a needle whose key is not taken yet, and take it."""
+def draw_needle(rng: np.random.Generator, used_keys: set[str]) -> Needle:
+    """Return a needle with an unused key, and add the key to `used_keys`."""
     while True:
         if rng.random() < 0.5:
             key = f"{pick(rng, ADJECTIVES)}-{pick(rng, OBJECTS)}"
         else:
             key = f"{invented_word(rng)}-{invented_word(rng)}"
-        if key not in taken:
+        if key not in used_keys:
             break
-    taken.add(key)
+    used_keys.add(key)
     if rng.random() < 0.5:
         return Needle("number", key, digits(rng, 4 + below(rng, 4)))
     groups = _UUID_GROUPS if rng.random() < 0.5 else _UUID_GROUPS[:1]
@@ -114,7 +114,7 @@ def draw_needle(rng: np.random.Generator, taken: set[str]) -> Needle:
 
 
 def varied_run(rng: np.random.Generator) -> str:
-    """Return what is to be copied: hexadecimal digits, often with dashes, or a list of events."""
+    """Return a run to copy: hexadecimal digits, often with dashes, or a list of events."""
     draw = rng.random()
     if draw < 0.4:
         return hexadecimal(rng, 2 * (3 + below(rng, 10)))
@@ -124,10 +124,10 @@ def varied_run(rng: np.random.Generator) -> str:
     return " ".join(f"{event.verb} {event.amount}" for event in events)
 
 
-def said_again(rng: np.random.Generator, run: str, most: int) -> str:
-    """Return a run two to `most` times, with a few words before each.
+def repeated_run(rng: np.random.Generator, run: str, most: int) -> str:
+    """Return a run repeated two to `most` times, with a few words before each repetition.
 
-    How often it comes and what stands between differs, or a model would learn the distance.
+    The number of repetitions and the words vary, since a model would otherwise learn the distance.
     """
     parts: list[str] = []
     for time in range(2 + below(rng, most - 1)):
@@ -137,46 +137,47 @@ def said_again(rng: np.random.Generator, run: str, most: int) -> str:
 
 
 def copies(rng: np.random.Generator) -> dict[str, str]:
-    """Return a row of FineWeb-Edu's schema that teaches to copy pairs of digits, nothing else.
+    """Return a row of FineWeb-Edu's schema that teaches to copy pairs of hex digits.
 
-    In every third row some end in a dash, which makes another token of a pair: those are rare
-    later on, and models went wrong at the dashes of uuids (docs/LOG.md).
+    In every third row, some pairs end in a dash, which makes them different tokens. Later data
+    rarely contain these, and models failed at the dashes of uuids (docs/LOG.md).
     """
     pairs = [hexadecimal(rng, 2) for _ in range(3 + below(rng, 8))]
     if below(rng, 3) == 0:
         pairs[:-1] = [pair + "-" if below(rng, 2) == 0 else pair for pair in pairs[:-1]]
-    return {"text": said_again(rng, "".join(pairs), 4)}
+    return {"text": repeated_run(rng, "".join(pairs), 4)}
 
 
 def varied_copies(rng: np.random.Generator) -> dict[str, str]:
     """Return a row of FineWeb-Edu's schema that teaches to copy all kinds of runs."""
-    return {"text": said_again(rng, varied_run(rng), 4)}
+    return {"text": repeated_run(rng, varied_run(rng), 4)}
 
 
 def document(rng: np.random.Generator, words: int) -> dict[str, str]:
-    """Return a row of FineWeb-Edu's schema: a text of about so many words.
+    """Return a row of FineWeb-Edu's schema: a text of about `words` words.
 
-    Groups of needles, each asked for behind its group and perhaps again later; or none at all.
+    The text has groups of needles, each followed by questions for the group and perhaps a repeated
+    question later; or it has no needles.
     """
     if rng.random() < _PLAIN_DOCUMENTS:
         return {"text": filler(rng, words)}
     noise = rng.random() < _NOISE_DOCUMENTS
-    taken: set[str] = set()
+    used_keys: set[str] = set()
     earlier: list[Needle] = []
     parts = [_HEAD] if rng.random() < 0.3 else []
     count = 0
     while count < words:
-        group = [draw_needle(rng, taken) for _ in range(1 + below(rng, 3) // 2)]
+        group = [draw_needle(rng, used_keys) for _ in range(1 + below(rng, 3) // 2)]
         added: list[str] = []
         for needle in group:
-            added += [needle.told(rng), *_between(rng, noise, 1)]
+            added += [needle.statement(rng), *_between(rng, noise, 1)]
         added += _between(rng, noise, 3)
         for needle in shuffled(rng, group):
-            added += [needle.asked(rng), *_between(rng, noise, 1)]
+            added += [needle.question(rng), *_between(rng, noise, 1)]
         if earlier and rng.random() < 0.5:
-            added.append(pick(rng, earlier).asked(rng))
+            added.append(pick(rng, earlier).question(rng))
         if rng.random() < 0.3:
-            added.append(said_again(rng, varied_run(rng), 2))
+            added.append(repeated_run(rng, varied_run(rng), 2))
         earlier += group
         parts += added
         count += sum(part.count(" ") + 1 for part in added)
@@ -184,10 +185,10 @@ def document(rng: np.random.Generator, words: int) -> dict[str, str]:
 
 
 def _between(rng: np.random.Generator, noise: bool, most: int) -> list[str]:
-    """Return up to so many sentences; none as often as any number."""
+    """Return 0 to `most` sentences, each number equally likely."""
     return [NOISE if noise else sentence(rng) for _ in range(below(rng, most + 1))]
 
 
 def haystack(rng: np.random.Generator, words: int) -> dict[str, str]:
-    """Return a row of texts to hide needles in: sentences without any."""
+    """Return a row of sentences without needles, to hide needles in."""
     return {"text": filler(rng, words)}

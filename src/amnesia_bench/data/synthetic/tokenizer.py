@@ -1,9 +1,10 @@
-"""A tokenizer for generated texts: byte-level BPE, with a token for each pair of hex digits.
+"""A tokenizer for generated texts: byte-level BPE with a token for each pair of hex digits.
 
-Numbers and uuids fall into such pairs from their left end on, a dash in a uuid into the pair before
-it, the same ones wherever they stand: a value is a short sequence of tokens of which hardly any
-comes twice, and a small model learns to copy it. What is no word of the generators, such as the
-keys of NIAH's needles, falls into shorter pieces, down to bytes: every text can be written.
+Numbers and uuids are split into such pairs from the left, and a dash in a uuid joins the pair
+before it. The split does not depend on the context. So a value is a short sequence of tokens,
+hardly any of which repeats, and a small model learns to copy it. Words outside the generators'
+vocabulary, such as the keys of NIAH's needles, are split into shorter pieces, down to bytes, so
+every text can be encoded.
 """
 
 from __future__ import annotations
@@ -23,17 +24,17 @@ MARKS = ("<think>", "</think>")
 
 _ROWS, _WORDS = 400, 150
 _PAIRS = [f"{value:02x}{dash}" for value in range(256) for dash in ("", "-0")]
-# How often each pair is shown to the training: more often than any piece of a word that would take
-# its place in the vocabulary.
+# Occurrences of each pair in the training text: more than those of any word piece that competes
+# with it for a place in the vocabulary.
 _PAIR_COUNT = 500
-# Pairs of a run of hex digits that is no part of a longer word, each a piece of its own; words
-# that are no such run, digits, other marks, space. After GPT-2's pattern.
+# In order: hex-digit pairs outside longer words, one piece each; words other than hex runs; digits;
+# other symbols; whitespace. Adapted from GPT-2's pattern.
 _PIECES = (
     r"[0-9a-f]{1,2}(?:-(?=[0-9a-f])|(?=[0-9a-f]*(?![0-9A-Za-z])))"
     r"| ?(?![0-9a-f]{2,}(?![0-9A-Za-z]))\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
 )
 
-# ChatML as Qwen3 writes it: only the last answer thinks, an empty block where it does not.
+# ChatML as in Qwen3: only the last answer has a think block, which is empty without a chain.
 CHAT_TEMPLATE = """\
 {%- set asked = namespace(last=-1) %}
 {%- for message in messages %}
@@ -59,7 +60,7 @@ CHAT_TEMPLATE = """\
 
 
 def write_tokenizer(folder: Path, seed: int) -> None:
-    """Train a tokenizer on rows of all generators and write it as a fast one.
+    """Train a tokenizer on rows of all generators and save it as a fast tokenizer.
 
     Raises:
         MissingEnvironmentError: transformers is not installed.
@@ -119,7 +120,7 @@ def _texts(seed: int) -> Iterator[str]:
 
 
 def _strings(value: object) -> Iterator[str]:
-    """Yield every text inside a row."""
+    """Yield all texts in a row."""
     if isinstance(value, str):
         yield value.replace("<think>", "").replace("</think>", "")
     elif isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The words that texts are made of, and how one is drawn."""
+"""The vocabulary of the generated texts, and random choices."""
 
 from __future__ import annotations
 
@@ -39,32 +39,32 @@ _VOWELS = "aeiou"
 
 
 def below(rng: np.random.Generator, end: int) -> int:
-    """Return a whole number from 0 to before `end`, which is far below 2**53."""
-    # `integers` takes several times as long for a single number.
+    """Return a random integer in [0, end), where `end` is far below 2**53."""
+    # `rng.integers` is several times slower for a single number.
     return int(rng.random() * end)
 
 
 def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
-    """Return one of the items, each as likely as the others."""
+    """Return a uniformly random item."""
     return items[below(rng, len(items))]
 
 
 def digits(rng: np.random.Generator, count: int) -> str:
-    """Return a number of so many digits, which does not begin with 0."""
+    """Return a random number of `count` digits, without a leading 0."""
     return str(10 ** (count - 1) + below(rng, 9 * 10 ** (count - 1)))
 
 
 def hexadecimal(rng: np.random.Generator, count: int) -> str:
-    """Return so many hexadecimal digits, each by itself."""
+    """Return `count` independent random hexadecimal digits."""
     return "".join(pick(rng, "0123456789abcdef") for _ in range(count))
 
 
 def shuffled(rng: np.random.Generator, items: Sequence[Item]) -> list[Item]:
-    """Return the items in another order."""
+    """Return the items in random order."""
     return [items[int(i)] for i in rng.permutation(len(items))]
 
 
 def invented_word(rng: np.random.Generator) -> str:
-    """Return a word that nobody knows: two or three syllables."""
+    """Return an invented word of two or three syllables."""
     syllables = 2 + below(rng, 2)
     return "".join(pick(rng, _CONSONANTS) + pick(rng, _VOWELS) for _ in range(syllables))

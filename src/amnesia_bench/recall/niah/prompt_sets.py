@@ -28,7 +28,7 @@ from amnesia_bench.records.codec import from_json
 from amnesia_bench.records.niah import NiahPrompts, PromptSetRecord, TokenizerParts
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
-from amnesia_bench.tokenizers.tokenizer import identity_of_older_prompts, tokenizer_parts
+from amnesia_bench.tokenizers.tokenizer import legacy_tokenizer_identity, tokenizer_parts
 
 # Names of the files in a folder of prompts.
 KIND = "niah_prompts"
@@ -104,7 +104,7 @@ def check_same_tokens(
     hint = "Build them for this one: amnesia niah build --tokenizer CHECKPOINT ..."
     another = UserError(f"{folder}: the prompts were built for another tokenizer", hint=hint)
     if not path.is_file():
-        if identity_of_older_prompts(tokenizer) != tokenizer_sha256:
+        if legacy_tokenizer_identity(tokenizer) != tokenizer_sha256:
             raise another
         return
     built, parts = from_json(TokenizerParts, read_json(path), str(path)), tokenizer_parts(tokenizer)
