@@ -82,7 +82,7 @@ def test_a_folder_of_the_users_own_is_refused_and_untouched(
     (folder / "sub").mkdir()
     (folder / "sub/data.bin").write_text("more")
     before = contents(folder)
-    with pytest.raises(UserError, match=r"and no training.json, so it is not the folder of a run"):
+    with pytest.raises(UserError, match=r"but no training.json, so it is not the folder"):
         train_here(mine)
     assert contents(folder) == before
     (folder / "training.json").write_text('{"epochs": 3}')  # and one of another program
@@ -176,7 +176,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "expected an object, got",
     ),
     "tensors gone": (lambda f: (f / SAVED / "__0_0.distcp").unlink(), "__0_0.distcp: .*missing"),
-    "settings gone": (lambda f: (f / "training.json").unlink(), r"and no training.json"),
+    "settings gone": (lambda f: (f / "training.json").unlink(), r"but no training.json"),
     "settings a list": (
         lambda f: (f / "training.json").write_text("[[]]"),
         r"training.json: expected an object, got",
@@ -187,7 +187,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "settings without train": (
         lambda f: edit_json(f / "training.json", lambda d: d | {"run": renamed("train")(d["run"])}),
-        r"training.json: not the settings of a run of this version",
+        r"training.json: not the settings of a training run",
     ),
     "a record that is not named": (
         lambda f: edit_json(f / COMPLETE, lambda d: d | {"records": {}}),

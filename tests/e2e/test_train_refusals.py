@@ -394,7 +394,7 @@ def test_what_a_kill_after_publishing_left_is_cleared_by_the_next_start(
     refused(other, UserError, "already exists")
     assert saves(folder) == ["step-00000003"]
     assert train_here(mine) == 0
-    assert "finished before" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
     assert not left.exists()
     refused(mine, UserError, "already exists")
 
@@ -427,7 +427,7 @@ def test_a_disk_that_fills_during_a_save(folder: Path, asynchronous: bool) -> No
     mine = job(folder, {"checkpoints": settings})
     started = Started(mine, 1, FullDisk("save"))
     assert started.wait() == [4]
-    assert "no space left while making" in started.said, started.said
+    assert "no space left while writing" in started.said, started.said
     assert "earlier checkpoints are kept" in started.said
     assert saves(folder) == ["step-00000003"]
     assert train_here(mine) == 0
@@ -453,7 +453,7 @@ def test_a_disk_that_fills_at_the_export(folder: Path) -> None:
     assert train_here(whole) == 0
     started = Started(mine, 1, full_at_the_export)
     assert started.wait() == [4], started.said
-    assert "no space left while making" in started.said, started.said
+    assert "no space left while writing" in started.said, started.said
     assert "complete checkpoints are kept" in started.said
     assert "Traceback" not in started.said
     assert not mine.out.exists()
