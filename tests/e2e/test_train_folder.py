@@ -197,7 +197,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda f: edit_json(
             f / COMPLETE, lambda d: d | {"records": {"metrics.jsonl": {"bytes": -1, "sha256": ""}}}
         ),
-        r"complete.json: records.metrics.jsonl: a file of -1 bytes",
+        r"complete.json: records.metrics.jsonl: a file cannot have -1 bytes",
     ),
     "deep settings": (
         lambda f: (f / "training.json").write_text("[" * 100_000),

@@ -73,7 +73,7 @@ class Tail:
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceCurve:
-    """A mean at each distance from `first` on, in tokens, with its 95 % interval by resampling.
+    """A mean at each distance from `first` on, in tokens, with its 95 % bootstrap interval.
 
     `low` and `high` are empty for a single text.
     """

@@ -37,7 +37,7 @@ def from_json(record: type[Record], data: object, where: str) -> Record:
 
     Args:
         record: the dataclass to build.
-        data: what `json.loads` returned.
+        data: the result of `json.loads`.
         where: the file of the data, for messages.
 
     Raises:

@@ -123,7 +123,7 @@ def _code_state(package: Path) -> _CodeState:
 
 
 def _git(folder: Path, *arguments: str) -> bytes | None:
-    """Return what git prints; None when it fails or is not installed."""
+    """Return the output of git; None if it fails or is not installed."""
     # Taking git's index lock would disturb other users of the repository.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:

@@ -22,7 +22,7 @@ class FilePrefix:
 
     def __post_init__(self) -> None:
         if not 0 <= self.bytes < 1 << 63:
-            raise ValueError(f"a file of {self.bytes:.3g} bytes")
+            raise ValueError(f"a file cannot have {self.bytes:.3g} bytes")
 
 
 EMPTY_PREFIX = FilePrefix(bytes=0, sha256=hashlib.sha256().hexdigest())

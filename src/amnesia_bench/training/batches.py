@@ -83,7 +83,7 @@ class MicroBatch:
     targets: Tensor  # [N]
 
     def to(self, device: torch.device) -> MicroBatch:
-        """Return the micro-batch on a device; on the CPU nothing is copied."""
+        """Copy the micro-batch to a device; for the CPU, return it unchanged."""
         if device.type == "cpu":
             return self
         packed = self.packed

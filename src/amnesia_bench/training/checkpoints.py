@@ -88,7 +88,7 @@ class CheckpointFolder:
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="amnesia-hash")
 
     def newest(self) -> SavedStep | None:
-        """Return the newest complete checkpoint, or None. Remove incomplete ones.
+        """Remove incomplete checkpoints, and return the newest complete one, or None.
 
         Raises:
             UserError: the newest checkpoint is damaged.

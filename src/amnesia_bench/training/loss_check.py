@@ -45,9 +45,9 @@ def check_loss(model: Any, folder: Path) -> None:
     sizes = torch.tensor(_SIZES).repeat(_TOKENS)[:_TOKENS, None]
     hidden = (waves * sizes).to(head.weight.dtype)
     logits, loss = _own_outputs(model, tokens, hidden, folder)
-    ours = head.logits(hidden)
-    tolerance = _TOLERANCES[hidden.dtype] * float(ours.abs().max())
-    if ours.shape != logits.shape or not _close(ours, logits, tolerance):
+    our_logits = head.logits(hidden)
+    tolerance = _TOLERANCES[hidden.dtype] * float(our_logits.abs().max())
+    if our_logits.shape != logits.shape or not _close(our_logits, logits, tolerance):
         raise _refusal(folder, model, f"its own logits are not {_formula(head)}")
     summed = chunked_cross_entropy(hidden[:-1], head, tokens[0, 1:], _TOKENS)
     if not _close(summed / (_TOKENS - 1), loss, tolerance):

@@ -186,7 +186,7 @@ def _check_parameters(model: Any, checkpoint: Checkpoint) -> None:
 def _check_student(student: Any, run: TrainingRun, init: Checkpoint) -> None:
     if run.recipe.head == "tied" and not student.config.tie_word_embeddings:
         raise UserError(
-            f"recipe.head=tied, and the head of {init.folder} is untied",
+            f"recipe.head=tied, but the head of {init.folder} is untied",
             hint="Convert it again with amnesia convert --tie-head config.",
         )
     if run.train.objective == "align":

@@ -67,7 +67,7 @@ class Processes:
         dist.broadcast_object_list(outcome)
         if isinstance(outcome[1], AmnesiaError):
             raise outcome[1]
-        return outcome[0]  # type: ignore[return-value]  # it is what `call` returned
+        return outcome[0]  # type: ignore[return-value]  # the result of `call`
 
     def agree(self, failure: AmnesiaError | None) -> None:
         """Raise in every process the failure of the lowest rank that has one."""
