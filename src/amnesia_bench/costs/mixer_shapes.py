@@ -69,7 +69,7 @@ class LightningMixerShape:
 
     @property
     def state(self) -> int:
-        """Values of the recurrent state of a sequence."""
+        """Numbers in the recurrent state of one sequence."""
         return self.heads * self.head_dim**2
 
     @property
@@ -107,7 +107,7 @@ class JetMixerShape:
 
     @property
     def state(self) -> int:
-        """Values of the recurrent state of a sequence."""
+        """Numbers in the recurrent state of one sequence."""
         return self.heads * self.key_dim * self.value_dim
 
     @property

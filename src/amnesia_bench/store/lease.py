@@ -153,8 +153,8 @@ def _deferred_signals() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for number in received:
-            signal.raise_signal(number)
+        for deferred in received:
+            signal.raise_signal(deferred)
 
 
 def current_holder(final: Path, *, stale_seconds: float = STALE_SECONDS) -> Holder | None:
@@ -291,7 +291,7 @@ def _is_stale(
         with contextlib.suppress(OSError):  # owned by another user, or released
             os.utime(str(claim.number), dir_fd=descriptor)
         return False
-    # A process that was slow to write its claim checks afterwards that it is still the highest.
+    # A process that was slow to write its claim checks afterwards if its claim is the highest.
     return -ahead > (_UNWRITTEN_SECONDS if holder is None else stale_seconds)
 
 

@@ -44,7 +44,7 @@ def lasting_scratch_folder() -> Path:
 def _new_folder() -> Path:
     _remove_leftovers_of_dead_processes(Path(tempfile.gettempdir()))
     me = this_process()
-    # Short, because the path of a socket is limited to about 100 bytes.
+    # Short, because Linux limits the path of a socket to 107 bytes.
     prefix = f"amnesia-run-{_short(me.machine)}-{me.pid}-{me.process_start or 0}-"
     return Path(tempfile.mkdtemp(prefix=prefix))
 

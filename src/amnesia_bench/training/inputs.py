@@ -84,7 +84,8 @@ def check_documents(run: TrainingRun, stores: Mapping[str, TokenStore], init: Ch
     """Refuse packed data if the model cannot isolate the documents of a row.
 
     Raises:
-        UserError: its states are not reset between documents, or its positions depend on the row.
+        UserError: the model does not reset its states between documents, or its positions depend on
+            the other documents of the row.
     """
     packed = [name for name, store in stores.items() if store.packs_documents]
     if not packed or not run.isolate_documents:

@@ -31,8 +31,8 @@ def launch(arguments: Sequence[str]) -> int:
         _, failure = error.get_first_failure()
         return int(failure.exitcode) if failure.exitcode > 0 else int(ExitCode.STAGE_FAILED)
     except SignalException:
-        # The workers received the signal too and had time to save. If it was too short, the job
-        # resumes from the previous checkpoint.
+        # The workers received the signal too and had time to save. If the time was too short, the
+        # job resumes from the previous checkpoint.
         return int(ExitCode.REQUEUE)
     return int(ExitCode.DONE)
 
