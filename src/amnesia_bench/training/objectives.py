@@ -57,7 +57,7 @@ class NextToken(nn.Module):
         self._rows = run.train.loss_chunk_rows
 
     def count(self, batch: MicroBatch) -> int:
-        """Return the weight of this micro-batch in the mean: the number of positions in its loss."""
+        """Return the weight of this micro-batch in the mean: the number of trained positions."""
         return len(batch.targets)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -82,7 +82,7 @@ class Distill(nn.Module):
         self._dtype = torch.bfloat16 if run.recipe.kd_dtype == "bf16" else torch.float32
 
     def count(self, batch: MicroBatch) -> int:
-        """Return the weight of this micro-batch in the mean: the number of positions in its loss."""
+        """Return the weight of this micro-batch in the mean: the number of trained positions."""
         return batch.input_ids.numel()
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -125,7 +125,7 @@ class Align(nn.Module):
             attention.register_forward_hook(self._recorder(i), with_kwargs=True)
 
     def count(self, batch: MicroBatch) -> int:
-        """Return the weight of this micro-batch in the mean: the number of positions in its loss."""
+        """Return the weight of this micro-batch in the mean: the number of trained positions."""
         return batch.input_ids.numel()
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
