@@ -150,8 +150,11 @@ def test_a_comparison_with_scores_of_other_answers_is_refused(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda text: text.replace("1.0", "0.0", 1), "changed since its cells were made"),
-        (lambda text: "".join(text.splitlines(True)[:-1]), "changed since its cells were made"),
+        (lambda text: text.replace("1.0", "0.0", 1), "was changed since its cells were written"),
+        (
+            lambda text: "".join(text.splitlines(True)[:-1]),
+            "was changed since its cells were written",
+        ),
         (lambda text: None, r"problems\.jsonl: no such file\nScore the answers again"),
     ],
 )
@@ -182,7 +185,7 @@ def test_cells_that_do_not_vouch_for_their_problems_are_scored_again(tmp_path: P
         cell["parents"] = [p for p in cell["parents"] if p["role"] != "problem_values"]
     path.write_text(json.dumps(cells))
     path.with_name(CHECKSUMS).unlink()  # as an older version left it
-    with pytest.raises(UserError, match="do not say what it held") as raised:
+    with pytest.raises(UserError, match="do not record its hash") as raised:
         compare_answers(tmp_path / "run", tmp_path / "run")
     assert "amnesia score" in str(raised.value.hint)
 

@@ -94,8 +94,8 @@ def test_sigterm_saves_and_asks_to_be_started_again(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        (["train.sequence_tokens=32"], "sequences of 256 tokens, the stage wants 32"),
-        (["recipe=halo_parity"], "prepared for documents that are isolated"),
+        (["train.sequence_tokens=32"], "sequences of 256 tokens, the stage needs 32"),
+        (["recipe=halo_parity"], "prepared with documents isolated"),
         (["--teacher", "x"], "sft_miromind_2b has no teacher"),
         (["train.stepz=1"], "Did you mean steps?"),
     ],
@@ -122,7 +122,7 @@ def test_a_tokenizer_that_splits_otherwise_is_refused(
     words = command(folder, out="refused")
     words[words.index(str(folder / "init"))] = str(other)
     assert main(words) == 2
-    assert "another tokenizer" in capsys.readouterr().err
+    assert "a different tokenizer" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

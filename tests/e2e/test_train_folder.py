@@ -82,7 +82,7 @@ def test_a_folder_of_the_users_own_is_refused_and_untouched(
     (folder / "sub").mkdir()
     (folder / "sub/data.bin").write_text("more")
     before = contents(folder)
-    with pytest.raises(UserError, match=r"and no training.json, so it is not the folder of a run"):
+    with pytest.raises(UserError, match=r"but no training.json, so it is not the folder"):
         train_here(mine)
     assert contents(folder) == before
     (folder / "training.json").write_text('{"epochs": 3}')  # and one of another program
@@ -110,9 +110,7 @@ def test_notes_in_the_folder_of_a_run_outlive_it(
         "step-00000003",
         "step-00000006",
     ]
-    assert "kept, with what this run did not write: checkpoints, notes.txt" in (
-        capsys.readouterr().err
-    )
+    assert "kept, since this run did not write checkpoints, notes.txt" in (capsys.readouterr().err)
 
 
 def test_a_mistake_on_a_second_start_takes_nothing_of_the_first(place: Path) -> None:
@@ -157,15 +155,15 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "another step": (
         lambda f: edit_json(f / COMPLETE, lambda d: d | {"step": 3}),
-        r"complete.json: damaged since it was saved: is about step 3\nRemove .*step-00000006",
+        r"complete.json: damaged since it was saved: belongs to step 3\nRemove .*step-00000006",
     ),
     "renamed folder": (
         lambda f: (f / SAVED).rename(f / "checkpoints/step-00000007"),
-        r"is about step 6\nRemove .*step-00000007",
+        r"belongs to step 6\nRemove .*step-00000007",
     ),
     "no files": (
         lambda f: edit_json(f / COMPLETE, lambda d: d | {"files": []}),
-        r"complete.json: .*does not name .metadata",
+        r"complete.json: .*does not list .metadata",
     ),
     "files elsewhere": (
         lambda f: edit_json(
@@ -178,7 +176,7 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
         "expected an object, got",
     ),
     "tensors gone": (lambda f: (f / SAVED / "__0_0.distcp").unlink(), "__0_0.distcp: .*missing"),
-    "settings gone": (lambda f: (f / "training.json").unlink(), r"and no training.json"),
+    "settings gone": (lambda f: (f / "training.json").unlink(), r"but no training.json"),
     "settings a list": (
         lambda f: (f / "training.json").write_text("[[]]"),
         r"training.json: expected an object, got",
@@ -189,32 +187,32 @@ DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "settings without train": (
         lambda f: edit_json(f / "training.json", lambda d: d | {"run": renamed("train")(d["run"])}),
-        r"training.json: not the settings of a run of this version",
+        r"training.json: not the settings of a training run",
     ),
     "a record that is not named": (
         lambda f: edit_json(f / COMPLETE, lambda d: d | {"records": {}}),
-        r"the save of step 6 does not say what metrics.jsonl held",
+        r"the checkpoint of step 6 has no record of metrics.jsonl",
     ),
     "a record of less than nothing": (
         lambda f: edit_json(
             f / COMPLETE, lambda d: d | {"records": {"metrics.jsonl": {"bytes": -1, "sha256": ""}}}
         ),
-        r"complete.json: records.metrics.jsonl: a file of -1 bytes",
+        r"complete.json: records.metrics.jsonl: a file cannot have -1 bytes",
     ),
     "deep settings": (
         lambda f: (f / "training.json").write_text("[" * 100_000),
         r"training.json: not JSON",
     ),
-    "metrics gone": (lambda f: (f / "metrics.jsonl").unlink(), r"metrics.jsonl: .*is not there"),
+    "metrics gone": (lambda f: (f / "metrics.jsonl").unlink(), r"metrics.jsonl: .*is missing"),
     "metrics emptied": (
         lambda f: (f / "metrics.jsonl").write_text(""),
-        r"metrics.jsonl: .*has 0 bytes left",
+        r"metrics.jsonl: .*now has 0 bytes",
     ),
     "a hole in the metrics": (
         lambda f: (f / "metrics.jsonl").write_bytes(
             b"".join((f / "metrics.jsonl").read_bytes().splitlines(True)[i] for i in (0, 1, 3, 4))
         ),
-        r"metrics.jsonl: was changed since the last save",
+        r"metrics.jsonl: was changed since the last checkpoint",
     ),
     "a digit of a loss": (
         lambda f: (f / "metrics.jsonl").write_bytes(
@@ -244,7 +242,7 @@ def test_of_a_damaged_record_an_earlier_save_may_still_hold(
     path = folder / "metrics.jsonl"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join([*lines[:4], b"null\n", *lines[5:]]))
-    with pytest.raises(UserError, match="remove the newest folder of checkpoints/"):
+    with pytest.raises(UserError, match="remove the newest folder in checkpoints/"):
         train_here(mine)
     shutil.rmtree(folder / SAVED)
     assert train_here(mine) == 0
@@ -312,7 +310,7 @@ def test_metadata_of_other_tensors_are_named(half: tuple[TinyJob, Path]) -> None
     metadata = pickle.loads((folder / SAVED / ".metadata").read_bytes())
     metadata.state_dict_metadata.pop(next(iter(metadata.state_dict_metadata)))
     vouch(folder, pickle.dumps(metadata))
-    with pytest.raises(UserError, match="its tensors are not those of this run"):
+    with pytest.raises(UserError, match="its tensors do not match those of this run"):
         train_here(mine)
 
 
@@ -323,18 +321,18 @@ Look = Callable[[], object]
 def look(half: tuple[TinyJob, Path]) -> Iterator[Look]:
     """Return what a start of the run makes of its folder, before it loads anything."""
     from amnesia_bench.training.checkpoints import CheckpointFolder
-    from amnesia_bench.training.folder import Beginning, check_run_folder, read_beginning
+    from amnesia_bench.training.folder import RunIdentity, check_run_folder, read_run_identity
     from amnesia_bench.training.processes import joined_processes
     from amnesia_bench.training.recorder import Recorder
 
     mine, folder = half
-    began = read_beginning(folder / "training.json")
+    began = read_run_identity(folder / "training.json")
     with joined_processes() as processes:
 
         def start() -> object:
             check_run_folder(folder)
-            now = Beginning(run=mine.run, parents=began.parents)
-            if differences := read_beginning(folder / "training.json").differences(now):
+            now = RunIdentity(run=mine.run, parents=began.parents)
+            if differences := read_run_identity(folder / "training.json").differences(now):
                 raise UserError("; ".join(differences))
             settings = mine.run.train.checkpoints
             saves = CheckpointFolder(folder / "checkpoints", settings, processes, lambda _: {})

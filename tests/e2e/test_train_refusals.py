@@ -73,18 +73,18 @@ def test_data_of_another_tokenizer(folder: Path) -> None:
     refused(
         job(folder, tokenizer_sha256="0" * 64),
         UserError,
-        "data sft were prepared with another tokenizer",
+        "data sft were prepared with a different tokenizer",
         "Prepare the data with the tokenizer in the --init folder.",
     )
 
 
 def test_data_of_another_length_or_for_another_stage(folder: Path) -> None:
     mine = job(folder, tokens=16)
-    refused(mine, UserError, "data sft have sequences of 16 tokens, the stage wants 32")
+    refused(mine, UserError, "data sft have sequences of 16 tokens, the stage needs 32")
     pretraining = replace(
         mine, run=training_run({"sequence_tokens": 16, "isolate_documents": False})
     )
-    refused(pretraining, UserError, "prepared for documents that are isolated; here they are not")
+    refused(pretraining, UserError, "prepared with documents isolated; this stage needs them not")
 
 
 def test_sources_that_are_not_those_of_the_mixture(folder: Path) -> None:
@@ -98,7 +98,7 @@ def test_data_that_are_not_what_was_prepared(folder: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
     path.write_bytes(content)
-    refused(mine, UserError, "is not what was prepared", "tokens.npy has other contents")
+    refused(mine, UserError, "was changed since it was prepared", "tokens.npy has other contents")
     path.write_bytes(content + b"more")
     refused(mine, UserError, "tokens.npy has")
 
@@ -106,7 +106,7 @@ def test_data_that_are_not_what_was_prepared(folder: Path) -> None:
 def test_processes_that_do_not_divide_the_batch(folder: Path) -> None:
     run = training_run({"global_batch": 3, "micro_batch": 1})
     store = Store(write_data(folder / "data"))
-    said = "2 processes with micro-batches of 1 do not divide a global batch of 3"
+    said = "a global batch of 3 sequences cannot be divided among 2 processes"
     with pytest.raises(UserError, match=said):
         Batches(run, {"sft": store}, FileOrder([store.num_sequences]), 0, 2)
 
@@ -160,14 +160,14 @@ def test_an_untied_head_where_parity_wants_a_tied_one(folder: Path) -> None:
 def test_model_code_that_nobody_vouched_for(folder: Path) -> None:
     config, mine = folder / "init/config.json", job(folder, documents=1)
     config.write_text(config.read_text().replace('"hypenet"', '"jet_nemotron"'))
-    refused(mine, UserError, "a model of a type that transformers does not know")
+    refused(mine, UserError, "transformers does not support this model type")
     (folder / "init/modeling_jet_nemotron.py").write_text("raise SystemExit('ran')")
     with_code = json.loads(config.read_text()) | {"auto_map": {"AutoModelForCausalLM": "a.B"}}
     config.write_text(json.dumps(with_code))
     refused(
         job(folder, documents=1),
         UserError,
-        "brings model code of its own",
+        "contains model code",
         "train.trusted_code_sha256",
     )
 
@@ -207,20 +207,20 @@ def test_tensors_of_other_names_or_shapes_are_named(folder: Path) -> None:
     renamed = {("x." + k if k == name else k): v for k, v in honest.items()}
     save_file(renamed, path, metadata={"format": "pt"})
     mine = job(folder)
-    said = (f"parameter {name} of a hypenet is not there under this name", "is not supported")
+    said = (f"tensor {name} of a hypenet model is missing", "is not supported")
     refused(mine, UserError, *said)
     save_file(honest | {name: honest[name][:-1].clone()}, path, metadata={"format": "pt"})
     refused(mine, UserError, f"{name} has shape [47, 32], but config.json implies [48, 32]")
     config = folder / "init/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": "wide"}))
-    refused(mine, UserError, "transformers makes no model of its config.json")
+    refused(mine, UserError, "transformers cannot build a model from its config.json")
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"model_type": "falcon_h1"}, "models of type falcon_h1 cannot keep packed documents"),
-        ({"model_type": "someones_own"}, "models of type someones_own cannot keep packed doc"),
+        ({"model_type": "falcon_h1"}, "models of type falcon_h1 cannot isolate packed documents"),
+        ({"model_type": "someones_own"}, "models of type someones_own cannot isolate packed doc"),
         ({"rope_scaling": {"type": "su"}}, "with rope_type su packed documents change each oth"),
         (
             {"rope_parameters": {"full_attention": {"rope_type": "dynamic", "rope_theta": 1e4}}},
@@ -262,7 +262,7 @@ def test_a_resumed_run_with_other_data_another_start_or_other_settings(folder: P
         "recipe.kd_rows was all": {"run": training_run({}, {"kd_rows": "first512"})},
     }
     for said, change in changes.items():
-        refused(replace(mine, **change), UserError, said, "another --out to begin again")  # type: ignore[arg-type]
+        refused(replace(mine, **change), UserError, said, "another --out to start a new run")  # type: ignore[arg-type]
     assert saves(folder) == ["step-00000003"]
     assert train_here(mine) == 0
 
@@ -394,7 +394,7 @@ def test_what_a_kill_after_publishing_left_is_cleared_by_the_next_start(
     refused(other, UserError, "already exists")
     assert saves(folder) == ["step-00000003"]
     assert train_here(mine) == 0
-    assert "finished before" in capsys.readouterr().err
+    assert "already finished" in capsys.readouterr().err
     assert not left.exists()
     refused(mine, UserError, "already exists")
 
@@ -427,8 +427,8 @@ def test_a_disk_that_fills_during_a_save(folder: Path, asynchronous: bool) -> No
     mine = job(folder, {"checkpoints": settings})
     started = Started(mine, 1, FullDisk("save"))
     assert started.wait() == [4]
-    assert "no space left while making" in started.said, started.said
-    assert "the saves before it are kept" in started.said
+    assert "no space left while writing" in started.said, started.said
+    assert "earlier checkpoints are kept" in started.said
     assert saves(folder) == ["step-00000003"]
     assert train_here(mine) == 0
 
@@ -453,8 +453,8 @@ def test_a_disk_that_fills_at_the_export(folder: Path) -> None:
     assert train_here(whole) == 0
     started = Started(mine, 1, full_at_the_export)
     assert started.wait() == [4], started.said
-    assert "no space left while making" in started.said, started.said
-    assert "complete saves are kept" in started.said
+    assert "no space left while writing" in started.said, started.said
+    assert "complete checkpoints are kept" in started.said
     assert "Traceback" not in started.said
     assert not mine.out.exists()
     assert list(folder.glob(".out*")) == []

@@ -394,7 +394,7 @@ def test_a_checkpoint_with_code_of_its_own_is_tuned_once_its_hash_is_trusted(
     changes = {"model_type": "own_kind", "architectures": ["OwnForCausalLM"], "auto_map": classes}
     (init / "config.json").write_text(json.dumps(config | changes))
     train = {"isolate_documents": False, "steps": 3}
-    with pytest.raises(UserError, match="brings model code of its own") as caught:
+    with pytest.raises(UserError, match="contains model code") as caught:
         train_here(job(folder, "sft_own", train, init="own", data="web"))
     found = re.search("[0-9a-f]{64}", caught.value.what)
     assert found is not None
@@ -411,11 +411,11 @@ def test_a_checkpoint_with_code_of_its_own_is_tuned_once_its_hash_is_trusted(
 """
     )
     (init / "modeling_own.py").write_text(code)
-    with pytest.raises(UserError, match="brings model code of its own") as caught:
+    with pytest.raises(UserError, match="contains model code") as caught:
         train_here(job(folder, "sft_other", trusted, init="own", data="web"))
     found = re.search("[0-9a-f]{64}", caught.value.what)
     assert found is not None
     trusted["trusted_code_sha256"] = found[0]
-    with pytest.raises(UserError, match=r"not that of a own_kind: its own logits are not 1 \(W h"):
+    with pytest.raises(UserError, match=r"own_kind model: its own logits are not 1 \(W h"):
         train_here(job(folder, "sft_other", trusted, init="own", data="web"))
     assert list(folder.glob("sft_other*")) == []

@@ -148,7 +148,7 @@ def test_more_processes_hold_less_each_and_a_gpu_that_is_too_small_is_told(
     assert "GB do not fit a h100 of 80 GB" in said.err
     assert "8.852 B parameters" in said.out
     assert main([*command, "--processes", "3"]) == 2
-    assert "3 processes with micro-batches of 1 do not divide" in capsys.readouterr().err
+    assert "cannot be divided among 3 processes with micro-batches of 1" in capsys.readouterr().err
 
 
 def test_an_estimate_needs_no_torch() -> None:

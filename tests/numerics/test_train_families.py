@@ -171,7 +171,7 @@ def test_what_it_saves_is_what_it_trains(kind, tmp_path):
 def test_a_head_that_we_have_wrong_is_refused_at_the_start(kind, row, said, dtype, monkeypatch):
     wrong = {**TRAINABLE, kind: replace(TRAINABLE[kind], **row)}
     monkeypatch.setattr(heads, "TRAINABLE", wrong)
-    with pytest.raises(UserError, match=f"INIT: the loss that would be trained is not.*{said}"):
+    with pytest.raises(UserError, match=f"INIT: the trained loss would not be.*{said}"):
         check_loss(build(kind).to(dtype), Path("INIT"))
 
 

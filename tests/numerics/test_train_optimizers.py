@@ -58,7 +58,7 @@ def test_an_update_that_is_left_out_changes_nothing_that_is_saved() -> None:
     updates.begin(0)
     before = {name: value.clone() for name, value in updates.state().items()}
     give_gradients(trained, 0)
-    updates.leave_out()
+    updates.skip()
     assert all(torch.equal(value, before[name]) for name, value in updates.state().items())
     assert all(parameter.grad is None for parameter in trained.values())
 

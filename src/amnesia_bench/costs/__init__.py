@@ -1,1 +1,1 @@
-"""What trainings and answers take: parameters, FLOPs, bytes, hours. Needs no torch."""
+"""Cost estimates of training and inference: parameters, FLOPs, bytes, hours. Needs no torch."""

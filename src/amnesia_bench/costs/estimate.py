@@ -1,21 +1,22 @@
-"""What a run will take, before anything starts: memory per GPU, tokens, FLOPs, GPU-hours, disk.
+"""Estimate a training run before it starts: memory per GPU, tokens, FLOPs, GPU-hours, disk.
 
-Arithmetic on shapes, without torch. Shapes: N parameters, L layers, M hidden size, T tokens of a
-process's micro-batch, W processes.
+Only arithmetic on shapes, without torch. Shapes: N parameters, L layers, M hidden size, T tokens
+in a micro-batch of one process, W processes.
 
-    FLOPs per token   6 N + 3 x (attention products), N without the embeddings but with the head;
-                      distilling adds the teacher's forward pass, alignment is that pass without
-                      the head plus 3 x the mixers. Activation checkpointing repeats the forward
-                      pass of the layers, which counts for time and not for model FLOPs.
-    state             weight, gradient and two moments of what is trained, in the master dtype;
-                      the weight alone of what is frozen; divided by W
+    FLOPs per token   6 N + 3 x (attention products), where N excludes the embeddings and includes
+                      the head. Distillation adds the teacher's forward pass. Alignment takes that
+                      pass without the head, plus 3 x the mixers. Activation checkpointing repeats
+                      the forward pass of the layers, which costs time but is not counted as model
+                      FLOPs.
+    state             weight, gradient and two moments of trained parameters, in the master dtype;
+                      only the weight of frozen ones; divided by W
     gathered          two layers and the embeddings (and head), with gradients, in compute dtype
-    activations       one layer's input per layer with checkpointing, else all of each layer's
-    working           one layer's activations and their gradients, the kernel's float32 copies of
-                      q, k, v, o, and lightning attention's states, one per 64 tokens
+    activations       with checkpointing the input of each layer, otherwise all its activations
+    working           activations of one layer and their gradients, the kernel's float32 copies of
+                      q, k, v, o, and the states of lightning attention, one per 64 tokens
     loss              logits of one chunk of rows, in float32 and compute dtype, and the float32
-                      gradient of the head; a KL has two of each of the logits
-    reserve           communication buffers, the allocator's gaps, autotuning
+                      gradient of the head; a KL loss needs the logits twice
+    reserve           communication buffers, allocator fragmentation, autotuning
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ _STATE_CHUNK_TOKENS = 64
 _RESERVE_BYTES = 4e9
 
 
-# Share of the peak that the hardware does, recomputation included: short sequences, long ones.
-# Assumed, not measured.
+# Hardware FLOPs utilisation (recomputation counts): lower for short sequences, higher for long
+# ones. Assumed, not measured.
 _UTILISATION = {"align": 0.25, "distill": 0.25, "next_token": 0.35}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes on each GPU at the peak of a step."""
+    """Peak memory of a training step on each GPU, in bytes."""
 
     state: float
     teacher: float
@@ -60,9 +61,10 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingEstimate:
-    """What a run takes. `save_bytes` is one save of the state, `export_bytes` what is published.
+    """The estimated cost of a training run.
 
-    `flops_per_token` are model FLOPs; `hardware_flops_per_token` include recomputation.
+    `flops_per_token` counts model FLOPs; `hardware_flops_per_token` includes recomputation.
+    `save_bytes` is the size of one training checkpoint, `export_bytes` that of the published model.
     """
 
     parameters: int
@@ -79,10 +81,11 @@ class TrainingEstimate:
 
 
 def estimate(request: EstimateRequest) -> TrainingEstimate:
-    """Return what a training takes on some GPUs; whether it fits them is left to the caller.
+    """Estimate a training run. The caller decides whether the GPUs have enough memory for it.
 
     Raises:
-        UserError: no shape is known, or the processes do not divide the global batch.
+        UserError: the shape of the model is unknown, or the global batch is not divisible by
+            processes x micro-batch.
     """
     train = request.run.train
     if request.init is not None:
@@ -92,7 +95,7 @@ def estimate(request: EstimateRequest) -> TrainingEstimate:
     else:
         raise UserError(
             f"{train.name} names no model: --init is missing",
-            hint="Give the folder of the checkpoint to begin with.",
+            hint="Give the folder of the checkpoint that training starts from.",
         )
     return estimate_training(request.run, shape, request.processes, GPUS[request.gpu])
 
@@ -100,17 +103,17 @@ def estimate(request: EstimateRequest) -> TrainingEstimate:
 def estimate_training(
     run: TrainingRun, shape: ModelShape, processes: int, gpu: Gpu
 ) -> TrainingEstimate:
-    """Return what a training of a model of this shape takes on some GPUs of a kind.
+    """Estimate a training run of a model of this shape on `processes` GPUs of one kind.
 
     Raises:
-        UserError: they do not divide the global batch.
+        UserError: the global batch is not divisible by processes x micro-batch.
     """
     train = run.train
     if train.global_batch % (train.micro_batch * processes):
         raise UserError(
-            f"{processes} processes with micro-batches of {train.micro_batch} do not divide a "
-            f"global batch of {train.global_batch} sequences",
-            hint="Use a number of processes that does, or change train.micro_batch.",
+            f"a global batch of {train.global_batch} sequences cannot be divided among {processes} "
+            f"processes with micro-batches of {train.micro_batch}",
+            hint="Use another number of processes, or change train.micro_batch.",
         )
     trained = _trained(run, shape)
     model_flops, recomputed = _flops(run, shape)
@@ -134,8 +137,8 @@ def estimate_training(
 
 
 def teacher_of(shape: ModelShape) -> ModelShape:
-    """Return the softmax model of the same size that a HypeNet is made from."""
-    # Its head may be untied where the student's is not (9B): the larger case is counted.
+    """Return the shape of the softmax model that a HypeNet of this shape is converted from."""
+    # The teacher's head may be untied where the student's is tied (9B): count the larger case.
     return replace(
         shape,
         tied=False,
@@ -155,7 +158,7 @@ def _linear(shape: ModelShape) -> LightningMixerShape | JetMixerShape:
     if shape.linear is None:
         raise UserError(
             "alignment trains linear mixers, and this architecture has none",
-            hint="`amnesia convert` makes a HypeNet of a Qwen3.",
+            hint="`amnesia convert` turns a Qwen3 model into a HypeNet.",
         )
     return shape.linear
 
@@ -174,7 +177,7 @@ def _trained(run: TrainingRun, shape: ModelShape) -> int:
 
 
 def _flops(run: TrainingRun, shape: ModelShape) -> tuple[float, float]:
-    """Return model FLOPs and recomputed FLOPs per token."""
+    """Return the model FLOPs and the recomputed FLOPs, both per token."""
     tokens = run.train.sequence_tokens
     teacher = teacher_of(shape)
     layers = 2 * shape.body + shape.mixing_flops(tokens)
@@ -193,30 +196,30 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
     master, compute = _BYTES[run.recipe.master_dtype], _BYTES[train.compute_dtype]
     tokens = train.micro_batch * train.sequence_tokens
     align, distill = train.objective == "align", train.objective == "distill"
-    held = trained if align else shape.parameters
+    loaded = trained if align else shape.parameters
     teacher = teacher_of(shape).parameters if align or distill else 0
     heads = (1 if shape.tied else 2) * shape.embedding
     block = _linear(shape).parameters if align else shape.largest_block
     gathered = 2.0 * compute * (2 * block + (0 if align else heads))
     if teacher:
         gathered += compute * (2 * teacher_of(shape).largest_block + 2 * shape.embedding)
-    wide = shape.widest
-    kept = compute * (5 * shape.hidden + 10 * wide + 4 * shape.mlp) + 4 * 4 * wide
-    if align:  # the teacher's graph is not kept, and mixers have no MLP
-        kept = compute * (2 * shape.hidden + 10 * wide) + 4 * 4 * wide
-    layer_input = compute * shape.hidden if train.activation_checkpointing else kept
+    width = shape.widest
+    layer_activations = compute * (5 * shape.hidden + 10 * width + 4 * shape.mlp) + 4 * 4 * width
+    if align:  # the teacher runs without a graph, and mixers have no MLP
+        layer_activations = compute * (2 * shape.hidden + 10 * width) + 4 * 4 * width
+    layer_input = compute * shape.hidden if train.activation_checkpointing else layer_activations
     states = 0.0
     if shape.linear is not None and (shape.linear_layers or align):
         states = 2.0 * 4 * shape.linear.state * tokens / _STATE_CHUNK_TOKENS
-    backward = 4 * 4 * wide + 2 * compute * shape.mlp
+    backward = 4 * 4 * width + 2 * compute * shape.mlp
     rows = min(train.loss_chunk_rows, tokens)
     logits = rows * shape.vocab * (4 + 2 * compute) * (2 if distill else 1)
     return Memory(
-        state=(4.0 * master * trained + master * (held - trained)) / processes,
+        state=(4.0 * master * trained + master * (loaded - trained)) / processes,
         teacher=compute * teacher / processes,
         gathered=gathered,
         activations=float(shape.layers * tokens * layer_input),
-        working=tokens * (kept + backward) + states,
+        working=tokens * (layer_activations + backward) + states,
         loss=0.0 if align else logits + 4.0 * shape.embedding,
         reserve=_RESERVE_BYTES,
     )

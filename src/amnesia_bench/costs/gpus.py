@@ -1,4 +1,4 @@
-"""The GPUs that estimates know."""
+"""The GPU models that cost estimates support."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU: dense bf16 peak, memory and its bandwidth, from its maker's data sheet (SXM)."""
+    """A GPU model: dense bf16 peak, memory and memory bandwidth, from NVIDIA's SXM data sheets."""
 
     name: str
     flops_per_second: float

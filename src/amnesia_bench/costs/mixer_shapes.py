@@ -1,4 +1,4 @@
-"""Sizes of what mixes tokens in a layer: softmax attention, lightning attention, JetBlock.
+"""Sizes of the token mixers: softmax attention, lightning attention, JetBlock.
 
 Shapes: M hidden size, D head dim.
 """
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 class SoftmaxMixerShape:
     """Softmax attention with grouped queries.
 
-    `gated` says whether there is an output gate, `norms` whether queries and keys are normalised,
-    `biases` whether their projections and that of values have biases.
+    `gated`: the mixer has an output gate. `norms`: queries and keys are normalised. `biases`: the
+    query, key and value projections have biases.
     """
 
     hidden: int
@@ -26,7 +26,7 @@ class SoftmaxMixerShape:
 
     @property
     def width(self) -> int:
-        """The size of all heads of queries together."""
+        """The total width of all query heads."""
         return self.heads * self.head_dim
 
     @property
@@ -40,17 +40,17 @@ class SoftmaxMixerShape:
 
     @property
     def cached(self) -> int:
-        """Keys and values kept per token."""
+        """Numbers that the KV cache stores per token."""
         return 2 * self.kv_heads * self.head_dim
 
-    def flops(self, seen: float) -> float:
-        """Forward FLOPs of a token's logits and weighted sum over the tokens that it sees."""
-        return 4 * self.width * seen
+    def flops(self, visible_tokens: float) -> float:
+        """Forward FLOPs per token of the attention logits and the weighted sum of values."""
+        return 4 * self.width * visible_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightningMixerShape:
-    """Lightning attention of a HypeNet, with its gate and norms."""
+    """Lightning attention of a HypeNet, including its gate and norms."""
 
     hidden: int
     heads: int
@@ -59,7 +59,7 @@ class LightningMixerShape:
 
     @property
     def width(self) -> int:
-        """The size of all heads together."""
+        """The total width of all heads."""
         return self.heads * self.head_dim
 
     @property
@@ -69,12 +69,12 @@ class LightningMixerShape:
 
     @property
     def state(self) -> int:
-        """Values of the recurrent state of a sequence."""
+        """Numbers in the recurrent state of one sequence."""
         return self.heads * self.head_dim**2
 
     @property
     def flops(self) -> float:
-        """Forward FLOPs per token of the update of the state and the read-out."""
+        """Forward FLOPs per token of the state update and the read-out."""
         return 4 * self.state
 
 
@@ -94,23 +94,23 @@ class JetMixerShape:
 
     @property
     def width(self) -> int:
-        """The size of all heads of values together."""
+        """The total width of all value heads."""
         return self.heads * self.value_dim
 
     @property
     def parameters(self) -> int:
         keys, generator = self.heads * self.key_dim, self.width // self.generator_reduction
-        # q, k; v, gate and output; decay and rate with two parameters a head; the norm.
+        # q and k; v, gate and output; decay and rate, with two parameters per head; the norm.
         products = self.hidden * (2 * keys + 3 * self.width + 2 * self.heads)
         kernels = self.hidden * generator + (generator + 1) * self.width * self.kernel
         return products + kernels + 2 * self.heads + self.value_dim
 
     @property
     def state(self) -> int:
-        """Values of the recurrent state of a sequence."""
+        """Numbers in the recurrent state of one sequence."""
         return self.heads * self.key_dim * self.value_dim
 
     @property
     def flops(self) -> float:
-        """Forward FLOPs per token: the delta rule also reads what the state holds for a key."""
+        """Forward FLOPs per token: the delta rule also reads the state's value for each key."""
         return 6 * self.state + 2 * self.width * self.kernel

@@ -1,4 +1,4 @@
-"""How large a model is, from its config alone: no weights, no torch.
+"""The size of a model, from its config alone: no weights, no torch.
 
 Shapes: M hidden size, I MLP size, V vocabulary, D head dim.
 """
@@ -18,21 +18,21 @@ from amnesia_bench.weights.config_keys import (
     string_list,
 )
 
-# Softmax attention in every layer, and a gated MLP.
-_PLAIN = ("llama", "mistral", "qwen2", "qwen3")
-_KNOWN = ("hypenet", "jet_nemotron", *_PLAIN)
+# Models with softmax attention in every layer, and a gated MLP.
+_SOFTMAX_ONLY = ("llama", "mistral", "qwen2", "qwen3")
+_SUPPORTED = ("hypenet", "jet_nemotron", *_SOFTMAX_ONLY)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelShape:
-    """Layers and sizes of a model.
+    """The number of layers of a model and their sizes.
 
     Attributes:
         hidden, mlp, vocab: M, I and V.
-        tied: whether the head is the embeddings.
-        softmax: the softmax layers' mixer; `softmax_layers` of them see the whole sequence,
-            `sliding_layers` a window of `window` tokens.
-        linear: the other layers' mixer; None where the architecture has none.
+        tied: whether the head shares the weights of the embeddings.
+        softmax: the mixer of the softmax layers. `softmax_layers` of them attend to the whole
+            sequence, `sliding_layers` to a window of `window` tokens.
+        linear: the mixer of the other layers; None if the architecture has none.
     """
 
     hidden: int
@@ -52,17 +52,17 @@ class ModelShape:
 
     @property
     def embedding(self) -> int:
-        """Parameters of the embeddings, and of the head as well."""
+        """Parameters of the embeddings; the head has the same number."""
         return self.vocab * self.hidden
 
     @property
     def widest(self) -> int:
-        """The size of all heads of the widest mixer."""
+        """The total width of all heads of the widest mixer."""
         return max(self.softmax.width, self.linear.width if self.linear else 0)
 
     @property
     def block_rest(self) -> int:
-        """Parameters of a layer besides its mixer."""
+        """Parameters of a layer without its mixer: MLP and norms."""
         return 3 * self.hidden * self.mlp + 2 * self.hidden
 
     @property
@@ -85,52 +85,54 @@ class ModelShape:
 
     @property
     def routing(self) -> int:
-        """Parameters of W_Q and W_K in the softmax layers that see the whole sequence."""
+        """Parameters of W_Q and W_K in the softmax layers with full attention."""
         heads = self.softmax.heads + self.softmax.kv_heads
         return self.softmax_layers * self.hidden * heads * self.softmax.head_dim
 
     def mixing_flops(self, tokens: int) -> float:
-        """Forward FLOPs per token that are no product with a weight, in sequences of `tokens`.
+        """Forward FLOPs per token besides weight products, averaged over a sequence of `tokens`.
 
-        Softmax: the logits and the weighted sum over the tokens that one sees on average. Linear:
-        the update of the state and the read-out.
+        Softmax: the logits and the weighted sum over the average number of visible tokens. Linear:
+        the state update and the read-out.
         """
-        return self._mixing(_seen(tokens, tokens), _seen(tokens, self.window))
+        return self._mixing(_mean_visible(tokens, tokens), _mean_visible(tokens, self.window))
 
     def mixing_flops_at(self, tokens: int) -> float:
-        """The same of one more token, behind `tokens` others."""
+        """Return the same FLOPs for a single token that follows `tokens` others."""
         return self._mixing(tokens + 1, min(tokens + 1, self.window))
 
-    def _mixing(self, seen: float, seen_sliding: float) -> float:
-        softmax = self.softmax_layers * self.softmax.flops(seen)
-        sliding = self.sliding_layers * self.softmax.flops(seen_sliding)
+    def _mixing(self, visible: float, visible_sliding: float) -> float:
+        softmax = self.softmax_layers * self.softmax.flops(visible)
+        sliding = self.sliding_layers * self.softmax.flops(visible_sliding)
         linear = self.linear_layers * self.linear.flops if self.linear else 0.0
         return softmax + sliding + linear
 
     def cache_bytes(self, tokens: int) -> float:
-        """Bytes of the cache of a sequence: keys and values in 16 bits, states in float32."""
-        kept = self.softmax_layers * tokens + self.sliding_layers * min(tokens, self.window)
+        """Bytes of the cache of one sequence: keys and values in 16 bits, states in float32."""
+        cached_tokens = self.softmax_layers * tokens + self.sliding_layers * min(
+            tokens, self.window
+        )
         states = self.linear_layers * self.linear.state if self.linear else 0
-        return 2.0 * kept * self.softmax.cached + 4.0 * states
+        return 2.0 * cached_tokens * self.softmax.cached + 4.0 * states
 
 
-def _seen(tokens: int, window: int) -> float:
-    """Return how many tokens one sees on average, itself and at most `window` in all."""
-    most = min(tokens, window)
-    return most - most * (most - 1) / (2 * tokens)
+def _mean_visible(tokens: int, window: int) -> float:
+    """Return the mean number of tokens that a token attends to, itself included."""
+    limit = min(tokens, window)
+    return limit - limit * (limit - 1) / (2 * tokens)
 
 
 def read_model_shape(config: Mapping[str, object]) -> ModelShape:
     """Read the shape from a config.json, or from a config of configs/model.
 
     Raises:
-        UserError: an architecture whose shape is not known here.
+        UserError: the architecture is not supported.
     """
     kind = config.get("model_type")
-    if kind not in _KNOWN:
+    if kind not in _SUPPORTED:
         raise UserError(
-            f"model_type {kind!r}: its size cannot be estimated",
-            hint=f"Known: {', '.join(_KNOWN)}.",
+            f"model_type {kind!r}: the size of such a model cannot be estimated",
+            hint=f"Supported: {', '.join(_SUPPORTED)}.",
         )
     heads = integer(config, "num_attention_heads")
     hidden = integer(config, "hidden_size")
@@ -183,7 +185,7 @@ def _jet(config: Mapping[str, object], hidden: int) -> JetMixerShape:
         hidden=hidden,
         heads=integer(config, f"{block}.num_heads"),
         key_dim=key_dim,
-        # 2.6666666667 in the published file
+        # expand_v is 2.6666666667 in the published config
         value_dim=round(key_dim * number(config, f"{block}.expand_v")),
         kernel=integer(config, f"{block}.conv_size"),
         generator_reduction=integer(config, f"{block}.dconv_generator_reduction"),
@@ -191,5 +193,5 @@ def _jet(config: Mapping[str, object], hidden: int) -> JetMixerShape:
 
 
 def named_shape(model: str) -> ModelShape:
-    """Return the shape of a config of configs/model."""
+    """Return the shape of a model config by its name in configs/model."""
     return read_model_shape(load_model_file(model))

@@ -1,26 +1,27 @@
-"""What a stage takes, before anything runs: tokens, FLOPs, GPU-hours, disk.
+"""Estimate the cost of a stage before it runs: tokens, FLOPs, GPU-hours, disk.
 
-Arithmetic on shapes, without torch. N parameters without embeddings and with the head, L layers,
-n tokens of a prompt, m of its answer at most, B rows of a batch.
+Only arithmetic on shapes, without torch. N parameters without embeddings and with the head, L
+layers, n tokens per prompt, at most m tokens per answer, B rows per batch.
 
-    training          `costs.estimate`: steps x sequences x tokens. FLOPs are those of the model;
-                      hours also count what activation checkpointing repeats.
-    reading           per prompt n x (2 N without the head + attention over n tokens) + the head
-                      once. Each prompt is read in full: prefixes that prompts share are read once
-                      in fact, which saves NIAH 35 to 50 %, and repeats of a question too.
-    answering         m tokens a prompt, the limit and not what a model makes of it, each 2 N and
-                      attention over what is there. A step takes as long as the slower of two:
-                      reading all weights and B caches (recurrent states are written back as well)
-                      from the GPU's memory, and launching the kernels of L layers. B is what the
-                      transformers engine lets into a batch: 64 rows, and 2^18 tokens, prompts with
-                      answers. A model whose rows cannot be padded fills it only with questions of
-                      equal length: that they are is assumed.
-    disk              what stays: checkpoints in bf16 (the tiny profile's are float32, twice that),
-                      answers at 4 bytes a token. Shards that `restore` hardlinks are counted as if
-                      it copied them. A training's saves are gone when it is done: they are counted
-                      apart. Prepared data of the hub are a guess of 10^9 tokens a source.
+    training          `costs.estimate`: steps x sequences x tokens. FLOPs are model FLOPs; hours
+                      include the recomputation of activation checkpointing.
+    prefill           per prompt n x (2 N without the head + attention over n tokens) + the head
+                      once. Each prompt is counted in full. In fact shared prefixes are prefilled
+                      once, which saves 35 to 50 % for NIAH, and so are repeats of a question.
+    decoding          m tokens per prompt: the limit, although answers may be shorter. Each token
+                      takes 2 N and attention over the context. A step takes as long as the slower
+                      of two: reading all weights and B caches from GPU memory (recurrent states are
+                      also written back), and launching the kernels of L layers. B is the batch size
+                      of the transformers engine: at most 64 rows and 2^18 tokens, prompts and
+                      answers together. A model without padding can only batch questions of equal
+                      length; the estimate assumes that they all are.
+    disk              artifacts that remain: checkpoints in bf16 (those of the tiny profile are
+                      float32, twice as large), answers at 4 bytes per token. Shards that `restore`
+                      hardlinks are counted as copies. Training checkpoints are deleted at the end
+                      of a run, so they are counted separately. Prepared data from the hub are
+                      assumed to have 10^9 tokens per source.
 
-Utilisations and the time of a launch are assumed, not measured.
+Utilisations and the launch time are assumed, not measured.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from amnesia_bench.costs.work import Answering, Training, Weights, Work
 from amnesia_bench.inference.prefix_tree import MOST_ROWS
 from amnesia_bench.inference.protocol import EngineOptions
 
-READING_UTILISATION = 0.35  # of the peak
+PREFILL_UTILISATION = 0.35  # of the peak FLOPs
 BANDWIDTH_UTILISATION = 0.6
-# 16 rows of a model of 28 layers then come to 570 tokens/s: eager kernels, no CUDA graphs.
+# With eager kernels and no CUDA graphs: 16 rows of a model with 28 layers decode 570 tokens/s.
 LAUNCH_SECONDS_PER_LAYER = 1e-3
 _BATCH_TOKENS = EngineOptions().max_batch_tokens
 _BYTES_PER_ANSWER_TOKEN = 4
@@ -46,14 +47,14 @@ _BYTES_PER_ANSWER_TOKEN = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What a stage takes, or several.
+    """The estimated cost of one stage, or of several.
 
     Attributes:
-        trained_tokens, read_tokens, new_tokens: of trainings, of prompts, of answers.
-        flops: of the model.
-        gpu_hours: 0 for a stage of the CPU.
-        disk_bytes: what stays.
-        transient_bytes: what a training needs besides while it runs; of several the largest.
+        trained_tokens, read_tokens, new_tokens: tokens in training, in prompts, in answers.
+        flops: model FLOPs.
+        gpu_hours: 0 for a stage on the CPU.
+        disk_bytes: disk space that the results take.
+        transient_bytes: additional disk space during training; of several stages, the maximum.
     """
 
     trained_tokens: int = 0
@@ -66,27 +67,27 @@ class Cost:
 
     @property
     def tokens(self) -> int:
-        """All tokens, whatever was done to them."""
+        """The number of tokens in training, prompts and answers together."""
         return self.trained_tokens + self.read_tokens + self.new_tokens
 
 
 def cost_of(work: Work, gpus: int, gpu: Gpu) -> Cost:
-    """Return what a stage's work takes on a number of GPUs of a kind; 0: on the CPU."""
+    """Estimate the cost of a stage on `gpus` GPUs of one kind; with 0 GPUs it runs on the CPU."""
     cost = _cost(work, max(1, gpus), gpu)
     return cost if gpus else replace(cost, gpu_hours=0.0)
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """Return what several stages take together."""
-    known = tuple(costs)
+    """Return the total cost of several stages."""
+    stage_costs = tuple(costs)
     return Cost(
-        trained_tokens=sum(cost.trained_tokens for cost in known),
-        read_tokens=sum(cost.read_tokens for cost in known),
-        new_tokens=sum(cost.new_tokens for cost in known),
-        flops=sum(cost.flops for cost in known),
-        gpu_hours=sum(cost.gpu_hours for cost in known),
-        disk_bytes=sum(cost.disk_bytes for cost in known),
-        transient_bytes=max((cost.transient_bytes for cost in known), default=0.0),
+        trained_tokens=sum(cost.trained_tokens for cost in stage_costs),
+        read_tokens=sum(cost.read_tokens for cost in stage_costs),
+        new_tokens=sum(cost.new_tokens for cost in stage_costs),
+        flops=sum(cost.flops for cost in stage_costs),
+        gpu_hours=sum(cost.gpu_hours for cost in stage_costs),
+        disk_bytes=sum(cost.disk_bytes for cost in stage_costs),
+        transient_bytes=max((cost.transient_bytes for cost in stage_costs), default=0.0),
     )
 
 
@@ -101,42 +102,44 @@ def _cost(work: Work, gpus: int, gpu: Gpu) -> Cost:
 
 
 def _training(work: Training, gpus: int, gpu: Gpu) -> Cost:
-    found = estimate_training(work.run, named_shape(work.shape), gpus, gpu)
+    estimate = estimate_training(work.run, named_shape(work.shape), gpus, gpu)
     return Cost(
-        trained_tokens=found.tokens,
-        flops=found.tokens * found.flops_per_token,
-        gpu_hours=found.gpu_hours,
-        disk_bytes=found.export_bytes,
-        transient_bytes=work.run.train.checkpoints.keep * found.save_bytes,
+        trained_tokens=estimate.tokens,
+        flops=estimate.tokens * estimate.flops_per_token,
+        gpu_hours=estimate.gpu_hours,
+        disk_bytes=estimate.export_bytes,
+        transient_bytes=work.run.train.checkpoints.keep * estimate.save_bytes,
     )
 
 
 def _answering(work: Answering, shape: ModelShape, gpu: Gpu) -> Cost:
-    read = new = 0
+    prompt_tokens = new_tokens = 0
     flops = seconds = 0.0
     for tokens, count in work.prompts:
-        reading = tokens * (2 * shape.body + shape.mixing_flops(tokens)) + 2 * shape.embedding
-        middle = tokens + work.new_tokens // 2
-        answer = 2 * (shape.body + shape.embedding) + shape.mixing_flops_at(middle)
-        read += count * tokens
-        new += count * work.new_tokens
-        flops += count * (reading + work.new_tokens * answer)
-        seconds += count * reading / gpu.flops_per_second / READING_UTILISATION
+        prefill = tokens * (2 * shape.body + shape.mixing_flops(tokens)) + 2 * shape.embedding
+        mean_context = tokens + work.new_tokens // 2
+        decode = 2 * (shape.body + shape.embedding) + shape.mixing_flops_at(mean_context)
+        prompt_tokens += count * tokens
+        new_tokens += count * work.new_tokens
+        flops += count * (prefill + work.new_tokens * decode)
+        seconds += count * prefill / gpu.flops_per_second / PREFILL_UTILISATION
         rows = min(count, MOST_ROWS, max(1, _BATCH_TOKENS // (tokens + work.new_tokens)))
-        seconds += ceil(count / rows) * work.new_tokens * _step_seconds(shape, rows, middle, gpu)
+        seconds += (
+            ceil(count / rows) * work.new_tokens * _step_seconds(shape, rows, mean_context, gpu)
+        )
     return Cost(
-        read_tokens=read,
-        new_tokens=new,
+        read_tokens=prompt_tokens,
+        new_tokens=new_tokens,
         flops=flops,
         gpu_hours=seconds / 3600,
-        disk_bytes=float(_BYTES_PER_ANSWER_TOKEN * new),
+        disk_bytes=float(_BYTES_PER_ANSWER_TOKEN * new_tokens),
     )
 
 
 def _step_seconds(shape: ModelShape, rows: int, tokens: int, gpu: Gpu) -> float:
-    """Return how long one step takes in which each row, of so many tokens, gets one more."""
+    """Return the seconds of one decoding step: one new token for each row of `tokens` tokens."""
     weights = 2 * (shape.body + shape.embedding)
     states = shape.cache_bytes(0)  # read with the cache, then written
-    moved = weights + rows * (shape.cache_bytes(tokens) + states)
-    memory = moved / gpu.bytes_per_second / BANDWIDTH_UTILISATION
+    bytes_moved = weights + rows * (shape.cache_bytes(tokens) + states)
+    memory = bytes_moved / gpu.bytes_per_second / BANDWIDTH_UTILISATION
     return max(memory, shape.layers * LAUNCH_SECONDS_PER_LAYER)

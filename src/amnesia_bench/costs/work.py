@@ -1,4 +1,4 @@
-"""What a stage will have to do, in the terms that estimates are made of."""
+"""The work of a stage, in the units that cost estimates are computed from."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from amnesia_bench.config.train_schema import TrainingRun
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """A checkpoint is written; `shape` is a config of configs/model."""
+    """Writing a checkpoint; `shape` is the name of a config in configs/model."""
 
     shape: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """A training, from a checkpoint of this shape; `of_base`: of a base, from random weights."""
+    """Training a model of this shape; `of_base`: a base model, trained from random weights."""
 
     run: TrainingRun
     shape: str
@@ -25,10 +25,10 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
-    """A model of this shape answers.
+    """Generating answers with a model of this shape.
 
-    `prompts` holds for each kind of prompt its length in tokens and how many there are;
-    `new_tokens` is how many it answers at most.
+    `prompts` has one entry per kind of prompt: its length in tokens and the number of prompts.
+    `new_tokens` is the maximum number of tokens per answer.
     """
 
     shape: str
@@ -38,7 +38,7 @@ class Answering:
 
 @dataclass(frozen=True, kw_only=True)
 class Writing:
-    """A small stage of the CPU that writes about so many bytes."""
+    """A short stage on the CPU; `bytes` is the approximate size of its output."""
 
     bytes: float
 

@@ -1,1 +1,1 @@
-"""Frozen records: whatever crosses a file boundary. Standard library and pydantic only."""
+"""Frozen records of all files that are written or read. Standard library and pydantic only."""

@@ -1,4 +1,4 @@
-"""What a finished artifact says about itself: its files, its parents, how it was made."""
+"""The manifest of a finished artifact: its files, its parents and its provenance."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class FileEntry:
     """One file of an artifact.
 
     `path` is relative to the artifact's folder, with forward slashes. `sha256` is None for a
-    file that was hardlinked from an input and never read: then size and `mtime_ns` (nanoseconds
-    since the epoch) are all there is to check.
+    file that was hardlinked from an input and never read; only its size and `mtime_ns` (nanoseconds
+    since the epoch) can be checked.
     """
 
     path: str
@@ -35,7 +35,7 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointIdentity:
-    """Which folder was read: its path as typed, and what its config and headers hash to."""
+    """A checkpoint folder that was read: its path as typed, and hashes of config and headers."""
 
     path: str
     config_sha256: str
@@ -44,10 +44,10 @@ class CheckpointIdentity:
 
 @dataclass(frozen=True, kw_only=True)
 class Parent:
-    """An artifact or checkpoint this one was made from.
+    """An artifact or checkpoint from which this artifact was made.
 
-    `role` is what it was used as (`pre`, `post`, ...), `location` its path or id, `identity` a
-    hash of what was read of it, named by its algorithm (`sha256:...`).
+    `role` is its role in the computation (`pre`, `post`, ...), `location` its path or id, and
+    `identity` a hash of the contents that were read, with its algorithm (`sha256:...`).
     """
 
     role: str
@@ -57,7 +57,7 @@ class Parent:
 
 @dataclass(frozen=True, kw_only=True)
 class Hardware:
-    """The machine the work was done on."""
+    """The machine on which an artifact was made."""
 
     platform: str
     cpu: str
@@ -71,9 +71,9 @@ class Hardware:
 class Provenance:
     """How an artifact was made.
 
-    `commit`, `dirty` and `dirty_diff_sha256` are None when the package does not lie in a git
-    work tree of its own. `started` and `ended` are UTC in ISO 8601; `ended` is None until the
-    work is done. `command` has its secrets masked.
+    `commit`, `dirty` and `dirty_diff_sha256` are None if the package is not tracked in a git
+    work tree. `started` and `ended` are UTC in ISO 8601; `ended` is None until the
+    artifact is complete. Secrets in `command` are masked.
     """
 
     tool_version: str
@@ -102,8 +102,8 @@ class Manifest:
     def __post_init__(self) -> None:
         paths = [entry.path for entry in self.files]
         if len(set(paths)) != len(paths):
-            twice = sorted({path for path in paths if paths.count(path) > 1})
-            raise ValueError(f"files listed twice: {', '.join(twice)}")
+            duplicates = sorted({path for path in paths if paths.count(path) > 1})
+            raise ValueError(f"files listed twice: {', '.join(duplicates)}")
 
     def to_json(self) -> dict[str, Any]:
         """Return the manifest as plain JSON values."""
@@ -115,12 +115,12 @@ class Manifest:
 
         Raises:
             UserError: the file is not a manifest.
-            NewerVersionError: this version cannot read it.
+            NewerVersionError: a newer version wrote it, and this version cannot read it.
         """
         version = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:
             raise NewerVersionError(
                 f"{where}: manifest of schema {version}, this version reads {SCHEMA_VERSION}",
-                hint="Read it with the newer amnesia-bench that wrote it.",
+                hint="Read it with the newer version of amnesia-bench that wrote it.",
             )
         return codec.from_json(cls, data, where)

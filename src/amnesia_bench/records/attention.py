@@ -1,4 +1,4 @@
-"""What `amnesia analyze` writes: where gradients and attention reach, and how texts repeat."""
+"""The output of `amnesia analyze`: reach of gradients and attention, autocorrelation of texts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from amnesia_bench.records.evaluation import Interval
 
 @dataclass(frozen=True, kw_only=True)
 class BootstrapValue:
-    """A value and its interval; None where there is a single text or prompt."""
+    """A value and its bootstrap interval, which is None for a single text or prompt."""
 
     value: float
     interval: Interval | None
@@ -22,8 +22,9 @@ class BootstrapValue:
 class DecayFit:
     """amplitude * exp(-rate * distance), fitted to the logarithms of a curve (Eq. 16).
 
-    The fit covers distances `first` to `last`. `rate` is per token; 0 or less does not decay.
-    `r_squared` is the share of the (weighted) variance of the logarithms that it explains.
+    The fit covers distances `first` to `last`. `rate` is per token; a curve with a rate of 0 or
+    less does not decay. `r_squared` is the explained share of the (weighted) variance of the
+    logarithms.
     """
 
     amplitude: float
@@ -34,12 +35,12 @@ class DecayFit:
 
     @property
     def scale_tokens(self) -> float:
-        """The distance over which the curve falls to 1/e; infinite where it does not fall."""
+        """The distance over which the curve falls to 1/e; infinite if it does not fall."""
         return 1 / self.rate.value if self.rate.value > 0 else math.inf
 
     @property
     def scale_ends(self) -> tuple[float, float] | None:
-        """The interval of `scale_tokens`: that of the rate, turned round."""
+        """The interval of `scale_tokens`: the reciprocals of the ends of the rate's interval."""
         if self.rate.interval is None:
             return None
         ends = (self.rate.interval.high, self.rate.interval.low)
@@ -53,10 +54,10 @@ class DecayFit:
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """The far half of a curve, next to what its near half promises (Figure 7).
+    """The far half of a curve compared with the extrapolation of its near half (Figure 7).
 
-    `near` and `far` are fits of the two halves. `excess` is the mean of the far half over that of
-    `near` continued there: 1 for an exponential, far above it for a flat tail.
+    `near` and `far` are fits of the two halves. `excess` is the mean of the far half divided by
+    that of `near` extrapolated to it: 1 for an exponential, much larger for a flat tail.
     """
 
     near: DecayFit
@@ -65,16 +66,16 @@ class Tail:
 
     @property
     def slower(self) -> bool:
-        """Whether the far half decays more slowly than the near one, intervals apart."""
+        """Whether the far half decays more slowly than the near one: the intervals are disjoint."""
         near, far = self.near.rate.interval, self.far.rate.interval
         return near is not None and far is not None and far.high < near.low
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceCurve:
-    """A mean at each distance from `first` on, in tokens, with its 95 % interval by resampling.
+    """A mean at each distance from `first` on, in tokens, with its 95 % bootstrap interval.
 
-    `low` and `high` are empty where there is a single text.
+    `low` and `high` are empty for a single text.
     """
 
     first: int
@@ -89,7 +90,7 @@ class DistanceCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """Distances in tokens within which half, and 90 %, of all gradient magnitude lies."""
+    """The distances in tokens that contain half, and 90 %, of the total gradient magnitude."""
 
     half: BootstrapValue
     nine_tenths: BootstrapValue
@@ -109,10 +110,10 @@ class LayerGradients:
 class GradientsByDistance:
     """|dL/ds| of the attention logits by distance (Definition 4.2, Eq. 15), on one source of data.
 
-    L is the sum over the trained tokens of a text, in nats. The mean at a distance is over all
-    visible pairs of all `n` texts, heads, and full softmax layers (all softmax layers where every
-    one has a window). All texts have `tokens` tokens; `too_short` and `untrained` texts were left
-    out on the way. Distances in `curve` and `layers` begin at 0; those of `fit` at 1.
+    L is the summed loss of the trained tokens of a text, in nats. The mean at a distance is over
+    all visible pairs of all `n` texts, heads, and full softmax layers (all softmax layers if every
+    one has a window). All texts have `tokens` tokens; `too_short` and `untrained` count skipped
+    texts. Distances in `curve` and `layers` begin at 0; those of `fit` at 1.
     """
 
     source: str
@@ -132,11 +133,11 @@ class GradientsByDistance:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadReading:
-    """One head, as a mean over prompts.
+    """The attention of one head, averaged over prompts.
 
-    `distance` is the mean attention distance in tokens (Eq. 17), `entropy` that of its weights
-    over keys in nats; both are means over queries. `needle_mass` is the weight that the last query
-    of a prompt has on the needle, None without one.
+    `distance` is the mean attention distance in tokens (Eq. 17), `entropy` the entropy of its
+    weights over keys in nats; both are means over queries. `needle_mass` is the attention weight of
+    the last query of a prompt on the needle, None without a needle.
     """
 
     layer: int
@@ -170,7 +171,7 @@ class HeadShift:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShift:
-    """How many of a layer's heads look less far than before, and the mean shift of all."""
+    """The number of heads of a layer whose distance fell, and the mean shift of all its heads."""
 
     layer: int
     shortened: int
@@ -180,10 +181,10 @@ class LayerShift:
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceShift:
-    """What changed from checkpoint `first` to `second`.
+    """The change of attention distances from checkpoint `first` to `second`.
 
-    `layers` are ranked as the paper does, by the number of heads whose distance fell; of equals
-    the one with the larger fall comes first.
+    `layers` are ranked as in the paper, by the number of heads whose distance fell; ties are broken
+    by the larger fall.
     """
 
     first: str
@@ -193,18 +194,19 @@ class DistanceShift:
     heads: tuple[HeadShift, ...]
 
     def most_shortened(self, count: int) -> tuple[tuple[int, int], ...]:
-        """Return layer and head of the largest falls in the first layer of the ranking."""
+        """Return (layer, head) of the largest falls in the first layer of the ranking."""
         layer = self.layers[0].layer
-        mine = sorted((e for e in self.heads if e.layer == layer), key=lambda e: e.shift.value)
-        return tuple((each.layer, each.head) for each in mine[:count])
+        in_layer = (entry for entry in self.heads if entry.layer == layer)
+        by_shift = sorted(in_layer, key=lambda entry: entry.shift.value)
+        return tuple((entry.layer, entry.head) for entry in by_shift[:count])
 
 
 @dataclass(frozen=True, kw_only=True)
 class PooledAttention:
     """The weights of one head on one prompt, max-pooled to a square.
 
-    Row r covers queries from r * tokens / len(rows), and likewise columns and keys; a row ends
-    with its diagonal. `needle` is the first token of the needle and one past its last.
+    Row r covers queries from r * tokens / len(rows), and likewise columns and keys; a row ends with
+    its diagonal. `needle` has the position of the needle's first token and that after its last.
     """
 
     role: str
@@ -220,14 +222,14 @@ class PooledAttention:
 
 @dataclass(frozen=True, kw_only=True)
 class Autocorrelation:
-    """How much likelier than by chance a token comes again, by distance (Appendix G).
+    """How much likelier than by chance a token recurs, by distance (Appendix G).
 
     `reading` is "ratio_of_sums", (P[x_t = x_t+d] - chance) / (1 - chance) with `chance` the sum of
     squared token frequencies, or "mean_of_correlations", the mean over token types of the
     correlation of their indicators, weighted by frequency. `curve` begins at distance 1. `fit`
-    goes from the peak of the curve as far as it is above zero with its whole interval, and is None
-    where those are fewer than three distances. `n` texts have `tokens` tokens in all; `too_short`
-    ones were left out.
+    starts at the peak of the curve and ends where its interval first includes zero; it is None for
+    fewer than three distances. The `n` texts have `tokens` tokens in total; `too_short` counts
+    skipped texts.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""Frozen dataclasses to JSON and back, exactly: no key is dropped, added or guessed."""
+"""Convert frozen dataclasses to JSON and back exactly: no key is dropped, added or guessed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amnesia_bench.errors import UserError
 
 Record = TypeVar("Record")
 
-# Pydantic's findings in the words of JSON.
+# Pydantic's error types, and the JSON types that they expect.
 _EXPECTED = {
     "string_type": "a string",
     "int_type": "a whole number",
@@ -23,7 +23,7 @@ _EXPECTED = {
     "dict_type": "an object",
     "dataclass_type": "an object",
 }
-# Reported first: the other problems of a misspelled or newer file follow from its keys.
+# Reported first: in a misspelled or newer file the other problems follow from these.
 _KEY_PROBLEMS = {"unexpected_keyword_argument": "unknown key", "missing": "missing key"}
 
 
@@ -37,8 +37,8 @@ def from_json(record: type[Record], data: object, where: str) -> Record:
 
     Args:
         record: the dataclass to build.
-        data: what `json.loads` returned.
-        where: the file it came from, for messages.
+        data: the result of `json.loads`.
+        where: the file of the data, for messages.
 
     Raises:
         UserError: a key is unknown or missing, or a value has the wrong type.
@@ -57,17 +57,17 @@ def _validator(record: Any) -> SchemaValidator:
 def _exact(schema: Any) -> Any:
     """Return pydantic's schema of a record, changed to accept exactly what JSON holds.
 
-    Pydantic's own strict mode expects tuples, enums and dataclasses in parsed data, where JSON has
-    lists, strings and objects. Its JSON mode refuses lone surrogates, which answers may hold.
+    Pydantic's strict mode expects tuples, enums and dataclasses in parsed data, but JSON has lists,
+    strings and objects. Its JSON mode refuses lone surrogates, which answers may contain.
     """
     if isinstance(schema, list):
         return [_exact(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     match schema.get("type"):
-        case "default":  # for records made in Python: a file has every key
+        case "default":  # defaults are for records made in Python: a file has every key
             return _exact(schema["schema"])
-        case "float":  # 1 stays 1, and is not written again as 1.0
+        case "float":  # 1 stays 1, and is not rewritten as 1.0
             numbers: list[Any] = [{"type": "int", "strict": True}, {**schema, "strict": True}]
             return core_schema.union_schema(
                 numbers, mode="left_to_right", custom_error_type="float_type"

@@ -1,4 +1,4 @@
-"""What a data store says about itself, beside its manifest."""
+"""The description of a data store, next to its manifest."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class DataCounts:
-    """What became of the rows.
+    """How many rows were read, and what they were turned into.
 
-    `rows` were read; `dropped` of them, by reason, gave no document. Of the `documents`,
-    `over_length` were longer than a sequence; `fragments` counts the pieces that were cut of
-    those, `untrained_fragments` the pieces left out since nothing in them is trained. `tokens`
-    are those of the sequences, of which `padding_tokens` are filling and `trained_tokens` count
-    in a loss.
+    `rows` counts the rows that were read, `dropped` those without a document, by reason. Of the
+    `documents`, `over_length` were longer than a sequence. `fragments` counts the pieces into which
+    those were split, `untrained_fragments` the dropped pieces without a trained token. `tokens`
+    counts the tokens of all sequences, including `padding_tokens`; `trained_tokens` count in the
+    loss.
     """
 
     rows: int
@@ -30,12 +30,12 @@ class DataCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class DataDescription:
-    """How to read a data store, and what it was made of.
+    """The format and the origin of a data store.
 
-    Tokens are little-endian unsigned integers of `token_bytes` bytes, `sequence_tokens` a
-    sequence, `sequences_per_shard` sequences a file. `config` is the DataConfig as JSON, and
-    `tokenizer_sha256` is the tokenizer's identity: it covers all that determines how a text is
-    split.
+    Tokens are little-endian unsigned integers of `token_bytes` bytes, with `sequence_tokens` tokens
+    per sequence and `sequences_per_shard` sequences per file. `config` is the DataConfig as JSON.
+    `tokenizer_sha256` is the tokenizer's identity: it covers everything that determines how a text
+    is split.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""How two checkpoints differ, tensor by tensor."""
+"""The difference of two checkpoints, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TensorDifference:
-    """One tensor that is not the same in A and B, or the rows of one role in it.
+    """One tensor that differs between A and B, or the rows of one role in it.
 
     A tensor that several roles share (a fused projection) is listed once per role, with the numbers
-    of that role's rows; one of them may not have changed. `name` is A's, `name_b` B's. `role` is
-    None outside the attention layers. The numbers are None where they cannot be compared: another
-    shape, not floating-point, or (the norms) NaN or infinity in it.
+    of that role's rows, which may be unchanged. `name` is its name in A, `name_b` in B. `role` is
+    None outside the attention layers. The numbers are None if they cannot be computed: the shapes
+    differ, the dtype is not floating-point, or (for norms) the tensor has NaN or infinity.
     """
 
     name: str
@@ -38,9 +38,9 @@ class TensorDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointDifference:
-    """Everything in which two checkpoints differ; empty lists mean byte-identical tensors.
+    """All differences between two checkpoints; empty lists mean byte-identical tensors.
 
-    `identical` and `renamed` count tensors: byte for byte the same, and of another name in B.
+    `identical` counts byte-identical tensors, `renamed` tensors that have another name in B.
     """
 
     a: str

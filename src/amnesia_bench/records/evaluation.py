@@ -1,7 +1,7 @@
-"""What evaluations write: generations, verdicts on them, and the cells that tables are made of.
+"""The output of evaluations: generations, their verdicts, and the cells of tables.
 
-Nothing here changes from run to run (no wall times): an evaluation that was killed and resumed
-leaves the same files as one that was not.
+The records have no wall times or other values that vary from run to run: an evaluation that was
+killed and resumed writes the same files as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from amnesia_bench.records.artifacts import Parent
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How tokens are drawn. All of it is always sent to an engine: their own defaults differ.
+    """Sampling parameters. All of them are always passed to an engine, since defaults differ.
 
-    `temperature` 0 is greedy. `top_k` None is off. A `stop` string ends the text before it.
+    `temperature` 0 is greedy decoding. `top_k` None disables it. Generation ends at a `stop`
+    string, which is not part of the text.
     """
 
     max_new_tokens: int
@@ -38,13 +39,13 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken, so that no seed is needed."""
+        """Whether decoding is greedy, which needs no seed."""
         return self.temperature == 0
 
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class SampleKey:
-    """Which sample: the `repeat`-th answer (from 0) to document `doc` of a task.
+    """The key of a sample: the `repeat`-th answer (from 0) to document `doc` of a task.
 
     A task at several context lengths has a name per length: `niah_single_2@262144`.
     """
@@ -64,7 +65,7 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """What a model answered to one prompt. `tokens` are the new ones, an end token left out."""
+    """The answer of a model to one prompt. `tokens` are the generated ones without an end token."""
 
     key: SampleKey
     text: str
@@ -75,7 +76,7 @@ class Generation:
 
 
 class Outcome(Enum):
-    """What a scorer found. Only the first is right; `UNSCORED` counts in no mean."""
+    """The outcome of scoring. Only `CORRECT` counts as right; means exclude `UNSCORED`."""
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -86,7 +87,7 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A scorer's judgement of one generation: what it took for the answer, and why it judged so."""
+    """A scorer's verdict on one generation: the extracted answer, and a detail that explains it."""
 
     key: SampleKey
     outcome: Outcome
@@ -96,7 +97,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A confidence interval of a fraction, and how it was made (`wilson`, `cluster_bootstrap`)."""
+    """A confidence interval of a fraction, and its method (`wilson`, `cluster_bootstrap`)."""
 
     low: float
     high: float
@@ -108,11 +109,11 @@ class Interval:
 class Cell:
     """One number of a table.
 
-    `value` is a fraction (0.672, never 67.2; a count where the metric's name ends in `_tokens`)
-    and None when the cell is incomplete; then `incomplete` says why. `n` counts what the mean
-    is over: prompts, or problems with `repeats` answers each. `settings` holds all that the
-    number depends on and the parents do not say: chat template, sampling, the attention logit
-    scale at inference, ...
+    `value` is a fraction (0.672, never 67.2), or a count if the metric's name ends in `_tokens`. It
+    is None if the cell is incomplete; `incomplete` then has the reason. `n` is the number of
+    prompts, or of problems with `repeats` answers each. `settings` has everything that the value
+    depends on besides the parents: chat template, sampling, the attention logit scale at inference,
+    ...
     """
 
     model: str

@@ -1,7 +1,7 @@
-"""The ids of tasks, metrics, scorers and methods: cells carry them, tables ask for them.
+"""The ids of tasks, metrics, scorers and methods, which cells and tables have in common.
 
-Evaluators write cells under these ids, configs of reports and experiments name them; an id that is
-not here is refused where a config is read.
+Evaluators write cells under these ids, and configs of reports and experiments refer to them. A
+config with an unknown id is refused when it is read.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-# The rows of the paper's tables: `post` is the fine-tune, `restored` it with the experiment's
-# restore variant, `qk_frozen` a fine-tune of its own; the others are restore variants by name.
+# The rows of the paper's tables: `post` is the fine-tune, `restored` the fine-tune with the
+# experiment's restore variant, `qk_frozen` a separate fine-tune; the others name restore variants.
 Method = Literal["pre", "post", "restored", "qk_pro", "q", "k", "v", "qk_frozen"]
 BEFORE_SFT, AFTER_SFT = "pre", "post"
 
@@ -21,10 +21,10 @@ RECALL_METRIC = "recall"
 
 
 class Reducer(Enum):
-    """How the verdicts on a problem's k answers become one number.
+    """How the verdicts on the k answers to a problem are reduced to one number.
 
-    `AVERAGE`: the share that is right. `MAJORITY`: whether the answer with most votes is right.
-    `PASS`: the chance that of some of them at least one is right.
+    `AVERAGE`: the share of correct answers. `MAJORITY`: whether the answer with most votes is
+    correct. `PASS`: the probability that at least one of a number of answers is correct.
     """
 
     AVERAGE = "avg"
@@ -33,12 +33,12 @@ class Reducer(Enum):
 
 
 class ReasoningIds(NamedTuple):
-    """What a reasoning task is measured by.
+    """The scorers and metrics of a reasoning task.
 
     Attributes:
-        scorers: the first is the default, and the one compared with the paper.
-        reducers: which numbers are reported.
-        average: the benchmark's own name of the average where each problem is answered once.
+        scorers: the scorers; the first is the default, and is compared with the paper.
+        reducers: the reducers whose values are reported.
+        average: the benchmark's own name of the average, if each problem is answered once.
     """
 
     scorers: tuple[str, ...]
@@ -68,7 +68,7 @@ _PASS_AT = (2, 4, 8, 16)
 
 
 def compared_metrics(task: str, repeats: int) -> tuple[str, ...]:
-    """Return the metrics that methods are compared by: their values are multiples of 1/repeats."""
+    """Return the metrics for comparing methods; their values are multiples of 1/repeats."""
     ids = REASONING_TASKS[task]
     names = []
     if Reducer.AVERAGE in ids.reducers:
@@ -79,7 +79,7 @@ def compared_metrics(task: str, repeats: int) -> tuple[str, ...]:
 
 
 def reasoning_metrics(task: str, repeats: int) -> tuple[str, ...]:
-    """Return a task's metrics; those that end in `_tokens` are counts, the others are shares."""
+    """Return the metrics of a task; those that end in `_tokens` are counts, the others shares."""
     reducers = REASONING_TASKS[task].reducers
     names = [*compared_metrics(task, repeats)]
     if Reducer.MAJORITY in reducers:
@@ -90,9 +90,9 @@ def reasoning_metrics(task: str, repeats: int) -> tuple[str, ...]:
 
 
 def known_metrics(task: str, metric: str) -> tuple[str, ...]:
-    """Return a task's metrics with as many repeats as the `@k` of a metric says, if it has one."""
+    """Return the metrics of a task for the number of repeats k in a metric `NAME@k`, else for 1."""
     name, _, count = metric.partition("@")
     repeats = int(count) if count.isdecimal() and len(count) < 6 and int(count) else 1
-    if name == Reducer.PASS.value:  # of any k up to the number of answers
+    if name == Reducer.PASS.value:  # pass@k exists for any k up to the number of answers
         repeats = max(repeats, *_PASS_AT)
     return reasoning_metrics(task, repeats)

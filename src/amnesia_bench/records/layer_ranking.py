@@ -1,4 +1,4 @@
-"""What `amnesia rank-layers` writes: how much retrieval each softmax layer carries."""
+"""The output of `amnesia rank-layers`: how much retrieval depends on each softmax layer."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from amnesia_bench.records.artifacts import Parent
 
 @dataclass(frozen=True, kw_only=True)
 class RankingTask:
-    """One task of a ranking: lm-eval's name and version of it, the metric taken, and its data.
+    """One task of a ranking: its name and version in lm-eval, its metric, and its data.
 
-    `n` is how many documents were asked, `sha256` the hash of all documents of the task.
+    `n` is the number of documents that were evaluated, `sha256` the hash of all documents.
     """
 
     name: str
@@ -25,9 +25,9 @@ class RankingTask:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerImportance:
-    """What is lost without one layer: accuracy of the whole model less that without it.
+    """The loss of accuracy without one layer: accuracy of the full model minus that without it.
 
-    `accuracy` (fractions) has a key per task, and those of metrics that do not count.
+    `accuracy` (fractions) has one key per task, and one per metric that is not used for ranking.
     """
 
     layer: int
@@ -37,10 +37,10 @@ class LayerImportance:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRanking:
-    """Layers by importance, the greatest first; of equals the lower layer first.
+    """Layers by importance, in descending order; ties are broken by the lower layer index.
 
-    `ablation` says what was done to a layer, `accuracy` is that of the whole model, `settings`
-    are the engine's.
+    `ablation` describes how a layer was disabled, `accuracy` is that of the full model, `settings`
+    are those of the engine.
     """
 
     checkpoint: Parent
@@ -54,7 +54,7 @@ class LayerRanking:
         """Return the `count` most important layers, in ascending order.
 
         Raises:
-            ValueError: there are not so many, or none is asked for.
+            ValueError: `count` is 0, or larger than the number of layers.
         """
         if not 0 < count <= len(self.layers):
             raise ValueError(f"top{count}: the ranking has {len(self.layers)} layers")

@@ -1,4 +1,4 @@
-"""What prompts with a needle in a haystack are stored as: texts once, few numbers per sample."""
+"""Records of needle-in-a-haystack prompts: each text is stored once, plus a few columns."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 class HaystackSource:
     """The essays of niah_single_2 and _3, and how they were split into sentences.
 
-    `source` says where they were found, `sha256` what they are: the hash of the words of one copy,
-    joined by spaces. `words` counts them in all `copies`. `splitter` says where the model
-    came from that found the sentences, `splitter_sha256` what its parameters hash to.
+    `source` is their origin, `sha256` the hash of the words of one copy, joined by spaces. `words`
+    counts the words of all `copies`. `splitter` is the origin of the sentence splitter's model,
+    `splitter_sha256` the hash of its parameters.
     """
 
     source: str
@@ -25,11 +25,11 @@ class HaystackSource:
 
 @dataclass(frozen=True, kw_only=True)
 class NiahPrompts:
-    """What the prompt sets of an artifact have in common; `cells` are their names.
+    """The common settings of the prompt sets of an artifact; `cells` are the sets' names.
 
-    `generator` names the code whose prompts these are, byte by byte. `tokenizer_sha256` is the
-    tokenizer's identity, as that of `DataDescription`; older versions stored another hash here.
-    `haystack` is None when no task needs essays.
+    `generator` names the code whose prompts are reproduced byte by byte. `tokenizer_sha256` is the
+    tokenizer's identity, as in `DataDescription`; older versions stored another hash. `haystack` is
+    None if no task needs essays.
     """
 
     generator: str
@@ -42,11 +42,11 @@ class NiahPrompts:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerParts:
-    """What decides how a tokenizer splits a text (its identity), in two parts.
+    """The identity of a tokenizer (everything that determines how it splits a text), in two parts.
 
     `sha256` covers its normaliser, pre-tokeniser and vocabulary. `added_tokens` maps the content
     of each added token to its entry in tokenizer.json, as JSON: a fine-tune often adds some, which
-    change no text that does not hold one.
+    only affect texts that contain them.
     """
 
     sha256: str
@@ -55,10 +55,10 @@ class TokenizerParts:
 
 @dataclass(frozen=True, kw_only=True)
 class NiahDocument:
-    """A haystack of `units`: words or lines.
+    """A haystack of `units` words or lines.
 
-    It is the first `shared` characters of the stored text and then `tail`, which differs from it
-    because sentences are split anew where the text is cut.
+    It consists of the first `shared` characters of the stored text and of `tail`, which differs
+    from it because sentences are split again where the text is truncated.
     """
 
     units: int
@@ -73,13 +73,13 @@ class NiahDocument:
 
 @dataclass(frozen=True, kw_only=True)
 class NiahSamples:
-    """The samples of a prompt set, one item of every column for each.
+    """The samples of a prompt set by column; every column has one item per sample.
 
-    `document` counts the set's documents. `position` is the character of the document that the
-    needle stands before. `length` is lm-eval's: tokens of the input and 128 for the answer.
-    `prompt_tokens` is that of the whole prompt without special tokens; the needle's are those
-    from `needle_start` to before `needle_end`. `prompt_sha256` is that of the prompt's UTF-8,
-    as in lm-eval's logs of samples.
+    `document` is the index of the document in the set. `position` is the character offset in the
+    document at which the needle is inserted. `length` is that of lm-eval: the tokens of the input
+    plus 128 for the answer. `prompt_tokens` is the length of the prompt without special tokens; the
+    needle's tokens are [needle_start, needle_end). `prompt_sha256` is the hash of the prompt in
+    UTF-8, as in the sample logs of lm-eval.
     """
 
     document: tuple[int, ...]
@@ -103,8 +103,8 @@ class NiahSamples:
 class PromptSetRecord:
     """The prompts of one task at one length.
 
-    `context_tokens` is lm-eval's max_seq_length. `spliced` says that prompts put together from
-    the tokens of the haystack and of what was inserted are those the tokenizer makes of the whole.
+    `context_tokens` is lm-eval's max_seq_length. `spliced`: joining the tokens of the haystack and
+    of the inserted text gives the same tokens as tokenizing the whole prompt.
     """
 
     task: str
@@ -115,5 +115,5 @@ class PromptSetRecord:
 
     @property
     def name(self) -> str:
-        """The name of the prompt set, which is also that of its task in samples' keys."""
+        """The name of the prompt set, which is also the task in the keys of its samples."""
         return f"{self.task}@{self.context_tokens}"

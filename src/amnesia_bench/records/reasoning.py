@@ -1,4 +1,4 @@
-"""What a reasoning evaluation writes besides generations, verdicts and cells."""
+"""The output of a reasoning evaluation besides generations, verdicts and cells."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from amnesia_bench.records.evaluation import Interval
 class Checker(Enum):
     """How a program is run and judged.
 
-    LCB as LiveCodeBench's published checker does it, oddities included; LENIENT as plain Python
-    runs it, with a tolerance for floats.
+    LCB: like the published checker of LiveCodeBench, including its quirks. LENIENT: like plain
+    Python, with a tolerance for floats.
     """
 
     LCB = "lcb"
@@ -22,14 +22,14 @@ class Checker(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningRun:
-    """What answers depend on besides the engine: all of it stands in `run.json`.
+    """The content of `run.json`: all settings that answers depend on, besides the engine.
 
-    `documents_available` counts the problems before a limit, `benchmark_documents` those of the
-    benchmark. `chat_template` is the template's sha256, None without one. `think_open` and
-    `think_close` are the marks around thinking, `thinking_opened` whether prompts end inside it.
-    `window` says which problems where a benchmark has several sets of them, by their number;
-    `seconds_per_test` is the CPU time that a program may take, `checker` how it is run and judged.
-    All three are None for tasks without.
+    `documents_available` counts the problems before a limit is applied, `benchmark_documents` those
+    of the benchmark. `chat_template` is the sha256 of the template, None without one. `think_open`
+    and `think_close` are the delimiters of thinking; `thinking_opened`: prompts end inside it.
+    `window` is the number of the problem set, in a benchmark with several sets. `seconds_per_test`
+    is the CPU time limit of a program, `checker` the way it is run and judged. These three are None
+    for tasks to which they do not apply.
     """
 
     task: str
@@ -58,7 +58,7 @@ class ReasoningRun:
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemValues:
-    """The value of each metric on one problem: what two methods are compared by."""
+    """The value of each metric on one problem, for paired comparisons of methods."""
 
     doc: int
     values: Mapping[str, float]
@@ -66,10 +66,10 @@ class ProblemValues:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """How far one method is ahead of another on the same problems.
+    """The difference of two methods in one metric, on the same problems.
 
-    `difference` is the mean of first less second. `p_value` is two-sided, of the exact sign-flip
-    test; where each problem is right or wrong that is McNemar's exact test.
+    `difference` is the mean of first minus second. `p_value` is that of the two-sided exact
+    sign-flip test; for binary values this is McNemar's exact test.
     """
 
     metric: str

@@ -1,4 +1,4 @@
-"""What a recall check writes: one record per sample, the heat map, and the verdict."""
+"""The output of a recall check: one record per sample, the heat maps, and the verdict."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from enum import Enum
 
 from amnesia_bench.records.evaluation import FinishReason, Interval, Outcome, SampleKey
 
-# "No regression" is said when a drop this far above the margin is excluded.
+# "No regression" is the verdict once a drop this far above the margin is ruled out.
 TOLERATED_DROP = 0.05
 DEPTH_ROWS = 5
 
 
 class CheckVerdict(Enum):
-    """What a check found, in one prompt set or in all."""
+    """The verdict of a check on one prompt set, or on all."""
 
     REGRESSION = "regression"
     NO_REGRESSION = "no_regression"
@@ -23,11 +23,11 @@ class CheckVerdict(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What a check decides by.
+    """The decision rule of a check.
 
-    `samples` is the most prompts per set. `margin` is the drop (a fraction) above which recall
-    has regressed. `error_rate` bounds the false alarms of a whole check, over all prompt sets and
-    looks, and in the same way its false all-clears.
+    `samples` is the maximum number of prompts per set. `margin` is the drop (a fraction) above
+    which recall has regressed. `error_rate` bounds the probability of a false alarm in a whole
+    check, over all prompt sets and looks, and likewise that of a false all-clear.
     """
 
     samples: int
@@ -44,16 +44,16 @@ class Rule:
 
     @property
     def excluded_drop(self) -> float:
-        """The drop that must be excluded for "no regression"."""
+        """The drop that must be ruled out for the verdict "no regression"."""
         return self.margin + TOLERATED_DROP
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecallSample:
-    """One answer to one prompt, judged.
+    """One answer to one prompt, with its outcome.
 
-    `role` is the checkpoint's (pre, post, restored), `needle` the token positions of the inserted
-    needle from first to one behind its last, `depth_percent` where lm-eval meant to put it.
+    `role` is the role of the checkpoint (pre, post, restored). `needle` has the token position of
+    the needle's first token and that after its last, `depth_percent` its nominal depth in lm-eval.
     """
 
     role: str
@@ -74,7 +74,7 @@ class RecallSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """How often one checkpoint found the needle; `empty` answers count as wrong."""
+    """The recall of one checkpoint: `correct` of `n` answers; `empty` answers count as wrong."""
 
     correct: int
     empty: int
@@ -84,10 +84,10 @@ class Recall:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two checkpoints on the same prompts; `difference` is the first's accuracy less the second's.
+    """Two checkpoints on the same prompts; `difference` is first minus second accuracy.
 
-    `interval` and `p_value` (McNemar's exact test, two-sided) are those of these counts by
-    themselves: a description. The verdict comes from the sequential rule.
+    `interval` and `p_value` (McNemar's exact test, two-sided) are descriptive: they ignore the
+    sequential looks. The verdict comes from the sequential rule.
     """
 
     first: str
@@ -102,7 +102,7 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedPromptSet:
-    """One task at one length. Without a sample (`n` 0) it was not run: all was clear before."""
+    """One task at one length. If `n` is 0 it was skipped: the verdict was already certain."""
 
     task: str
     context_tokens: int
@@ -114,10 +114,10 @@ class CheckedPromptSet:
 
 @dataclass(frozen=True, kw_only=True)
 class HeatMap:
-    """Recall of one checkpoint by depth and length, all tasks of the check together.
+    """Recall of one checkpoint by depth and length, over all tasks of the check.
 
-    `depth_edges` are percentages, one more than there are rows. `correct` and `n` are [depth,
-    length], the lengths being `context_tokens`.
+    `depth_edges` are percentages, one more than the number of rows. `correct` and `n` are [depth,
+    length], with the lengths in `context_tokens`.
     """
 
     role: str
@@ -131,13 +131,13 @@ def heat_map(samples: Sequence[RecallSample], role: str) -> HeatMap:
     """Count the samples of one checkpoint by depth (fifths of the context) and length.
 
     Raises:
-        ValueError: a depth lies outside 0 to 100 per cent.
+        ValueError: a depth is outside 0 to 100 per cent.
     """
-    mine = [sample for sample in samples if sample.role == role]
-    lengths = tuple(sorted({sample.context_tokens for sample in mine}))
+    of_role = [sample for sample in samples if sample.role == role]
+    lengths = tuple(sorted({sample.context_tokens for sample in of_role}))
     correct = [[0] * len(lengths) for _ in range(DEPTH_ROWS)]
     n = [[0] * len(lengths) for _ in range(DEPTH_ROWS)]
-    for sample in mine:
+    for sample in of_role:
         if not 0 <= sample.depth_percent <= 100:
             raise ValueError(f"{sample.key}: depth of {sample.depth_percent} %")
         # The last row includes its upper edge.
@@ -158,9 +158,9 @@ def heat_map(samples: Sequence[RecallSample], role: str) -> HeatMap:
 class CheckReport:
     """The outcome of `amnesia check`.
 
-    `checkpoints` maps role to folder. `generations` is how many answers the verdict took,
-    `generations_planned` how many it would have taken without stopping early. `advice` is the
-    command that repairs a regression.
+    `checkpoints` maps role to folder. `generations` is the number of answers until the verdict,
+    `generations_planned` the number without early stopping. `advice` is the command that repairs a
+    regression.
     """
 
     verdict: CheckVerdict

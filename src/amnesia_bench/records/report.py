@@ -1,4 +1,4 @@
-"""What a report holds: the cells of a table next to the paper's, and the claims they decide."""
+"""The content of a report: the cells of tables next to the paper's values, and the claims."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from amnesia_bench.records.recall import HeatMap
 
 
 class CellStatus(StrEnum):
-    """Whether a place in a table has its number."""
+    """Whether a cell of a table has its value."""
 
     DONE = "done"
     INCOMPLETE = "incomplete"
@@ -20,12 +20,12 @@ class CellStatus(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """Where one measured number comes from.
+    """The origin of one measured value.
 
-    `stage` is the folder that was published and `path` its manifest, with the sha256 of that; of
-    a cell that nothing published `path` is its own file, and there is no hash. `dirty` names every
-    manifest, its own or a parent's, whose code had uncommitted changes; `commit` is that of its
-    own. Paths are as `report.paths` writes them.
+    `stage` is the published folder, `path` its manifest and `manifest_sha256` the manifest's hash.
+    For a cell outside a published folder, `path` is the file of the cell, without a hash. `commit`
+    is that of its own manifest; `dirty` names every manifest, its own or a parent's, whose code had
+    uncommitted changes. Paths are relative, as written by `reporting.paths`.
     """
 
     seed: str | None
@@ -38,10 +38,11 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """A method less the row after its SFT, on the `n` prompts or problems that both answered.
+    """A method minus the row after its SFT, on the `n` prompts or problems that both answered.
 
-    `p_value` is two-sided, of the exact sign-flip test: McNemar's where answers are right or
-    wrong and no two seeds share a prompt. `prompts` counts each once, whatever seeds share it.
+    `p_value` is that of the two-sided exact sign-flip test, which is McNemar's test for binary
+    values if no two seeds share a prompt. `prompts` counts each prompt once, even if several seeds
+    share it.
     """
 
     difference: float
@@ -52,11 +53,12 @@ class PairedTest:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportedCell:
-    """One place in a table.
+    """One cell of a table.
 
-    Values are fractions; `theirs` is the paper's, `difference` ours less theirs. `reason` says
-    why an incomplete cell has no value. With several seeds `value` is their mean, weighted by n,
-    and `by_seed` holds each; `n` counts all their answers, `prompts` those that differ.
+    Values are fractions; `theirs` is the value of the paper, `difference` ours minus that. `reason`
+    explains why an incomplete cell has no value. With several seeds, `value` is their mean,
+    weighted by n, and `by_seed` has the value of each; `n` counts the answers of all seeds,
+    `prompts` the distinct prompts.
     """
 
     model: str
@@ -77,12 +79,12 @@ class ReportedCell:
 
     @property
     def dirty(self) -> bool:
-        """Whether code with uncommitted changes had a part in it."""
+        """Whether the value depends on code with uncommitted changes."""
         return any(origin.dirty for origin in self.origins)
 
     @property
     def theirs_inside(self) -> bool | None:
-        """Whether the paper's value lies in our interval."""
+        """Whether our interval contains the paper's value."""
         if self.theirs is None or self.interval is None:
             return None
         return self.interval.low <= self.theirs <= self.interval.high
@@ -90,7 +92,7 @@ class ReportedCell:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column: its key, the heading it stands under, and its own; the length in tokens if any."""
+    """A column of a table: key, group heading, label, and its context length if any."""
 
     key: str
     group: str
@@ -103,9 +105,9 @@ class Column:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportTable:
-    """A table in the paper's layout; `cells` by model, then method, then column.
+    """A table in the layout of the paper; `cells` are ordered by model, method and column.
 
-    Of `methods` those without `@` are after the fine-tune `sft`.
+    `methods` without `@` in their key are rows after the fine-tune `sft`.
     """
 
     name: str
@@ -118,7 +120,7 @@ class ReportTable:
     remarks: tuple[str, ...]
 
     def cell(self, model: str, method: str, column: str) -> ReportedCell:
-        """Return the cell of a place."""
+        """Return the cell of a model, method and column."""
         return next(
             cell
             for cell in self.cells
@@ -127,7 +129,7 @@ class ReportTable:
 
 
 class ClaimVerdict(StrEnum):
-    """What the numbers say about an inequality: its 95 % interval lies above, below, or across."""
+    """The verdict on an inequality: its 95 % interval is above, below or across the bound."""
 
     HOLDS = "holds"
     DOES_NOT_HOLD = "does not hold"
@@ -138,9 +140,9 @@ class ClaimVerdict(StrEnum):
 class Condition:
     """A claim for one model in one column.
 
-    `estimate` is what must be above the claim's bound; None where a cell is missing, then
-    `missing` names it. `paired` says whether the answers themselves were compared, or only cells;
-    if so `by_seed` holds the estimate of each seed. `theirs` is that of the paper's numbers.
+    `estimate` must be above the bound of the claim; it is None if cells are missing, which
+    `missing` lists. `paired`: the answers were compared pairwise, not only the cells; then
+    `by_seed` has the estimate of each seed. `theirs` is the estimate from the paper's values.
     """
 
     model: str
@@ -159,9 +161,9 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class DecidedClaim:
-    """A claim and what the measured numbers, and the paper's own, say about it.
+    """A claim, its verdict from the measured values, and whether it holds in the paper.
 
-    `holds_in_paper` is None when the paper lacks a number for it.
+    `holds_in_paper` is None if the paper has no value for it.
     """
 
     id: str
@@ -176,7 +178,7 @@ class DecidedClaim:
 
     @property
     def in_paper(self) -> str:
-        """Whether the numbers that the paper prints show it, as point values; "-" of our aims."""
+        """Whether the point values in the paper satisfy the claim; "-" for aims of this project."""
         if self.aim or self.holds_in_paper is None:
             return "-"
         return "hold" if self.holds_in_paper else "do not hold"
@@ -193,7 +195,7 @@ class LayerDrift:
 
 @dataclass(frozen=True, kw_only=True)
 class DriftCurve:
-    """The drift of a fine-tune by layer, and the file that it was read from."""
+    """The drift of a fine-tune by layer, and the file from which it was read."""
 
     label: str
     source: str
@@ -211,7 +213,7 @@ class TaskHeatMap:
 
 @dataclass(frozen=True, kw_only=True)
 class TradeOffPoint:
-    """One row of a table as a point: its recall and its reasoning, with their intervals."""
+    """One row of a table as a point: its recall and its reasoning score, with intervals."""
 
     row: str
     label: str
@@ -221,7 +223,7 @@ class TradeOffPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class TradeOffCurve:
-    """Recall against reasoning of one model; each of `lines` names the rows that it joins."""
+    """Recall against reasoning of one model; each of `lines` lists the rows that it connects."""
 
     model: str
     recall: Column
@@ -232,7 +234,7 @@ class TradeOffCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class TableReport:
-    """A table, the claims that it decides, the data of its figures, and notes on its cells."""
+    """A table, the claims that depend on it, the data of its figures, and notes on its cells."""
 
     table: ReportTable
     claims: tuple[DecidedClaim, ...]
@@ -243,7 +245,7 @@ class TableReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportProvenance:
-    """Which code wrote a report, by which command, and when (UTC)."""
+    """The code version and command that wrote a report, and the time (UTC)."""
 
     tool_version: str
     command: tuple[str, ...]
@@ -254,7 +256,7 @@ class ReportProvenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Tables, the drift of weights, and what was given and could not be used, and why."""
+    """Tables, weight drift, and notes on unusable inputs with the reasons."""
 
     made: ReportProvenance
     tables: tuple[TableReport, ...]

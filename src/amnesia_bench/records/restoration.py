@@ -1,4 +1,4 @@
-"""What a restore did, and the proof of it: the content of restoration.json."""
+"""The content of restoration.json: the edits of a restore, and their proof."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class EditedTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """What was measured on the written files, read again after writing.
+    """The checks of the written files, which were read back after writing.
 
-    Every byte of `compared_files` was held against post overlaid with the planned edits, and
-    each of the `planned_tensors` was hashed in the finished files; `linked_files` are the same
-    inode as post's and were not read.
+    Every byte of `compared_files` was compared with post overlaid with the planned edits, and each
+    of the `planned_tensors` was hashed in the finished files. `linked_files` are hardlinks to the
+    files of post and were not read.
     """
 
     compared_files: tuple[str, ...]
@@ -70,10 +70,10 @@ class Proof:
 
 @dataclass(frozen=True, kw_only=True)
 class Restoration:
-    """A finished (or, under dry run, planned) restore. `out` and `proof` are None if planned.
+    """A finished restore, or a planned one of a dry run, whose `out` and `proof` are None.
 
-    `left_out` names what lies at the top of post and is not, or not all, in out. Folders end in a
-    slash.
+    `left_out` lists the top-level entries of post that were not copied to out, or not completely.
+    Folders end in a slash.
     """
 
     schema_version: int

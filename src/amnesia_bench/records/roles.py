@@ -1,4 +1,4 @@
-"""The vocabulary of attention surgery: what a tensor of an attention layer is for."""
+"""The vocabulary of attention surgery: the roles of the tensors of an attention layer."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """What a parameter does in an attention layer."""
+    """The role of a parameter in an attention layer."""
 
     Q = "q"
     K = "k"
     V = "v"
-    O = "o"  # noqa: E741 - the field's own name for the output projection
+    O = "o"  # noqa: E741 - the usual name of the output projection
     Q_NORM = "q_norm"
     K_NORM = "k_norm"
     GATE = "gate"
-    SINK = "sink"  # a logit per head that no key has: part of the softmax, of neither W_Q nor W_K
+    SINK = "sink"  # one extra logit per head in the softmax, independent of W_Q and W_K
 
 
 class LayerKind(StrEnum):
-    """How a layer mixes tokens, as far as recall is concerned."""
+    """How a layer mixes tokens, as far as recall depends on it."""
 
     FULL = "full"  # softmax attention over the whole context
     SLIDING = "sliding"  # softmax attention over a window
-    LINEAR = "linear"  # anything with a state of fixed size: linear attention, SSM, convolution
-    NONE = "none"  # no token mixing (an MLP block of its own)
+    LINEAR = "linear"  # any mixer with a state of fixed size: linear attention, SSM, convolution
+    NONE = "none"  # no token mixing (a separate MLP block)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,11 +53,11 @@ class HeadRows:
 
 @dataclass(frozen=True, kw_only=True)
 class RoleTensor:
-    """One tensor (or the rows of one) that plays a role in one attention layer.
+    """One tensor, or some of its rows, with a role in one attention layer.
 
-    `rows` is None when the whole tensor plays the role and has no rows per head: an output
+    `rows` is None if the whole tensor has the role and its rows do not belong to heads: an output
     projection (its heads are columns), a norm shared by all heads, or a low-rank adapter of W_Q or
-    W_K (zamba2), which moves whole or not at all.
+    W_K (zamba2), which is restored completely or not at all.
     """
 
     layer: int
@@ -68,14 +68,14 @@ class RoleTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class AttentionMap:
-    """Where the softmax layers of a checkpoint are, and which tensors they own.
+    """The softmax layers of a checkpoint and their tensors.
 
-    `root` is the path prefix of the decoder's tensors, without what `plain_name` cuts off.
-    `layer_kinds` has one entry per decoder layer; `tensors` lists the role tensors of the FULL
-    and SLIDING layers only, by layer and role; where layers share one block (zamba2), under the
-    first of them, and the others list none. `routing` holds the config values that must agree
-    between two checkpoints for their W_Q and W_K to mean the same thing (head counts, rope,
-    logit scale, ...).
+    `root` is the name prefix of the decoder's tensors, without the part that `plain_name` removes.
+    `layer_kinds` has one entry per decoder layer. `tensors` lists the role tensors of the FULL and
+    SLIDING layers only, by layer and role; the tensors of a block that layers share (zamba2) are
+    listed for the first of these layers only. `routing` has the config values in which two
+    checkpoints must agree for their W_Q and W_K to have the same meaning (head counts, rope, logit
+    scale, ...).
     """
 
     family: str
@@ -88,5 +88,5 @@ class AttentionMap:
     routing: tuple[tuple[str, object], ...]
 
     def layers(self, *kinds: LayerKind) -> tuple[int, ...]:
-        """Return the indices of the layers of these kinds."""
+        """Return the indices of all layers of these kinds."""
         return tuple(i for i, kind in enumerate(self.layer_kinds) if kind in kinds)

@@ -1,4 +1,4 @@
-"""A stage on disk: what it asks, and how an attempt at it failed."""
+"""A stage on disk: its spec, and the failure of its last attempt."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpec:
-    """A stage, ready to be run by any process that sees its store.
+    """The spec of a stage, which any process with access to the store can run.
 
     Attributes:
-        id, kind: of the stage.
-        front_door: the function of `amnesia_bench` that answers its request.
+        id, kind: the id and the kind of the artifact that the stage writes.
+        front_door: the function of `amnesia_bench` that the stage calls with its request.
         request: the request as JSON; its locations are relative to the store.
-        command: the same request as `amnesia` takes it, to type by hand.
+        command: the equivalent `amnesia` command line, to run it by hand.
         inputs: the stages whose artifacts it reads: id to kind.
-        threads: CPU threads that it computes with.
-        gpus: GPUs that it takes; more than one run as many processes of a training.
+        threads: the number of CPU threads.
+        gpus: the number of GPUs; with more than one, training runs one process per GPU.
     """
 
     id: str
@@ -32,7 +32,7 @@ class StageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class StageFailure:
-    """How the last attempt ended; `said` is the end of its log. `ended` is UTC in ISO 8601."""
+    """The failure of the last attempt; `said` is the end of its log, `ended` UTC in ISO 8601."""
 
     exit_code: int
     ended: str

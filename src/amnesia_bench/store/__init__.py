@@ -1,1 +1,1 @@
-"""Artifacts on disk: where they lie, how they are published, and how they are proven."""
+"""Artifacts on disk: their paths, how they are published, and how they are verified."""

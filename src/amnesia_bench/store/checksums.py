@@ -1,7 +1,7 @@
-"""The hashes of result files, beside them, in the format of `sha256sum`.
+"""SHA256SUMS: the hashes of result files in the same folder, in the format of `sha256sum`.
 
-Results that are not part of an artifact with a manifest can be checked by what reads them, and by
-anyone: `sha256sum -c SHA256SUMS`.
+It covers results that are not in an artifact with a manifest. Their reader checks them, and so can
+the user: `sha256sum -c SHA256SUMS`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
-    """Write the hashes of files of a folder, when all of them are written."""
+    """Write the hashes of these files of a folder, all of which must be complete."""
     lines = (f"{sha256_of(folder / name)}  {name}\n" for name in sorted(names))
     replace_text(folder / CHECKSUMS, "".join(lines))
 
 
 def check_checksum(path: Path, hint: str) -> None:
-    """Compare a file with the hash beside it. A folder without hashes passes.
+    """Compare a file with its hash in SHA256SUMS. A folder without SHA256SUMS passes.
 
     Raises:
-        UserError: the file is not what was written, or is not listed; `hint` says what to do.
+        UserError: the file was changed or is not listed; `hint` is the hint of the error.
     """
     sums = path.with_name(CHECKSUMS)
     if not sums.is_file():

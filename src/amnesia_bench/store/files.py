@@ -1,4 +1,4 @@
-"""Files that survive a crash: fsync, atomic JSON, and what a failed write means to the user."""
+"""Durable files: fsync, atomic replacement, and write errors in the user's terms."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 from amnesia_bench.errors import AmnesiaError, MissingEnvironmentError, StageFailedError, UserError
 
-# EFBIG is what a limit on file sizes (ulimit -f) answers.
+# EFBIG is the error of a limit on file sizes (ulimit -f).
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BAD_PATH = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
-# More than any JSON file of ours or of a checkpoint; a device such as /dev/zero has no end.
-_MOST_JSON_BYTES = 256 << 20
-# How libraries in Rust say which error of the system stopped them.
+# Larger than any JSON file of this package or of a checkpoint; /dev/zero, for example, has no end.
+_MAX_JSON_BYTES = 256 << 20
+# How Rust libraries report the errno of a system error.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -34,8 +34,8 @@ def write_json(path: Path, data: object) -> None:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file under its name in one step: readers see the old one or the new one."""
-    # One name for all attempts: what a killed one left is overwritten by the next.
+    """Replace a text file atomically: a reader sees either the old or the new content."""
+    # All attempts use one name: the next one overwrites the file of a killed one.
     work = path.with_name(f".{path.name}.new")
     with work.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -49,14 +49,14 @@ def read_json(path: Path) -> Any:
     """Parse a JSON file.
 
     Raises:
-        UserError: the file is missing, is not JSON or has no end.
-        MissingEnvironmentError: it may not be read.
+        UserError: the file is missing, is not JSON or is too large.
+        MissingEnvironmentError: the file cannot be read.
     """
     try:
         with path.open("rb") as file:
-            data = file.read(_MOST_JSON_BYTES + 1)
-        if len(data) > _MOST_JSON_BYTES:
-            raise UserError(f"{path}: not JSON (more than {_MOST_JSON_BYTES >> 20} MiB)")
+            data = file.read(_MAX_JSON_BYTES + 1)
+        if len(data) > _MAX_JSON_BYTES:
+            raise UserError(f"{path}: not JSON (more than {_MAX_JSON_BYTES >> 20} MiB)")
         return json.loads(data.decode("utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file") from error
@@ -70,7 +70,7 @@ def make_folder(folder: Path) -> None:
     """Create a folder and its missing parents, and wait until they are on disk.
 
     Raises:
-        UserError: something on the way exists and is not a folder.
+        UserError: a part of the path exists and is not a folder.
     """
     if folder.is_dir():
         return
@@ -82,9 +82,9 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_files(folder: Path, names: re.Pattern[str]) -> None:
-    """Remove files of these names from a folder, and the folder if nothing else is in it.
+    """Remove files whose names match from a folder, and the folder if it is empty then.
 
-    Whatever else is there is somebody's own. What cannot be removed stays.
+    Other files belong to the user and stay, as does any file that cannot be removed.
     """
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
@@ -103,7 +103,7 @@ def sync_folder(folder: Path) -> None:
     try:
         _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
-        # Some network file systems keep names durable by themselves and refuse the call.
+        # Some network file systems refuse this call, since their folders are always durable.
         if error.errno != errno.EINVAL:
             raise
 
@@ -119,25 +119,25 @@ def _sync(path: Path, flags: int) -> None:
 def explain_write_error(
     error: Exception, final: Path, kept: str = "nothing of it was kept"
 ) -> AmnesiaError | None:
-    """Return what an error while writing `final` means to the user; None when it is a bug.
+    """Return the user-facing error for an error while writing `final`; None if it is a bug.
 
-    `kept` says in the message what has become of the work so far.
+    `kept` is the part of the message about the results so far.
     """
     if not isinstance(error, OSError):
-        found = _RUST_ERROR.search(str(error))
-        # Such a library also reads: of other errors nobody knows which file they are about.
-        if found is None or int(found[1]) not in _NO_SPACE:
+        os_error = _RUST_ERROR.search(str(error))
+        # Such a library also reads files: for other errors the file is unknown.
+        if os_error is None or int(os_error[1]) not in _NO_SPACE:
             return None
-        error = OSError(int(found[1]), os.strerror(int(found[1])))
+        error = OSError(int(os_error[1]), os.strerror(int(os_error[1])))
     what = f"{error.filename or final}: {error.strerror}"
     if error.errno in _NO_SPACE:
         return StageFailedError(
-            f"no space left while making {final} ({what}); {kept}",
+            f"no space left while writing {final} ({what}); {kept}",
             hint=f"Free space on the file system of {final.parent}, or choose another output.",
         )
     if error.errno in _NOT_ALLOWED:
         return MissingEnvironmentError(
-            f"no permission while making {final} ({what}); {kept}",
+            f"no permission while writing {final} ({what}); {kept}",
             hint="Check the permissions of that path, or choose another output.",
         )
     if error.errno in _BAD_PATH:
@@ -147,10 +147,10 @@ def explain_write_error(
 
 @contextmanager
 def explaining_write_errors(final: Path, kept: str) -> Iterator[None]:
-    """Turn an error of the system in the block into what it means; see `explain_write_error`.
+    """Replace a system error in the block by a user-facing one; see `explain_write_error`.
 
     Raises:
-        UserError, StageFailedError, MissingEnvironmentError: instead of the system's error.
+        UserError, StageFailedError, MissingEnvironmentError: the replacement of a system error.
     """
     try:
         yield
@@ -164,5 +164,6 @@ def explaining_write_errors(final: Path, kept: str) -> Iterator[None]:
 
 
 def nearest_existing(path: Path) -> Path:
-    """Return the path itself, or the innermost folder above it that is there."""
-    return next(each for each in (path, *path.absolute().parents) if each.exists())
+    """Return the path itself if it exists, or its innermost existing parent."""
+    candidates = (path, *path.absolute().parents)
+    return next(candidate for candidate in candidates if candidate.exists())

@@ -1,4 +1,4 @@
-"""Hashes of files, and whether a finished artifact still is what its manifest says."""
+"""Hash files, and compare a finished artifact with its manifest."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from amnesia_bench.store.files import read_json
 from amnesia_bench.store.layout import MANIFEST
 
 _MAX_READERS = 4
-# Files of results are small, and what an editor saved may keep its time: these are always read.
+# Files up to this size are always read: an editor can change a result and keep its mtime.
 _SMALL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """One way in which a folder differs from its manifest; of an `unreadable` file nobody knows."""
+    """A difference between a folder and its manifest, or a path that is `unreadable`."""
 
     path: str
     problem: str
@@ -30,7 +30,7 @@ class Finding:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file in hex; other threads run while it reads."""
+    """Return the sha256 of a file in hex; the GIL is released while it reads."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -47,7 +47,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         UserError: the folder is not a finished artifact, or its manifest is damaged.
         NewerVersionError: a newer version wrote it.
-        MissingEnvironmentError: it may not be read.
+        MissingEnvironmentError: the folder cannot be read.
     """
     path = folder / MANIFEST
     if not is_finished(folder):
@@ -62,7 +62,7 @@ def is_finished(folder: Path) -> bool:
     """Return whether a folder is a finished artifact.
 
     Raises:
-        MissingEnvironmentError: it may not be read.
+        MissingEnvironmentError: the folder cannot be read.
     """
     try:
         return (folder / MANIFEST).is_file()
@@ -71,9 +71,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def content_sha256(manifest: Manifest) -> str:
-    """Return a hash of what an artifact's files hold, whenever and wherever they were made.
+    """Return a hash of the contents of an artifact's files, independent of place and provenance.
 
-    A file that was never read counts by its size and time, which is all that is known of it.
+    A file without a sha256 counts by its size and mtime.
     """
     files = sorted(
         [entry.path, entry.bytes, entry.mtime_ns if entry.sha256 is None else entry.sha256]
@@ -103,19 +103,19 @@ def compare_sizes(folder: Path, manifest: Manifest) -> list[Finding]:
     """Compare names, kinds and sizes of a folder's files with a manifest, without reading them."""
     expected = {entry.path: entry.bytes for entry in manifest.files}
     findings: list[Finding] = []
-    found = dict(_walk(folder, findings))
+    sizes = dict(_walk(folder, findings))
     unreadable = tuple(findings)
-    for path in sorted(expected.keys() | found.keys()):
+    for path in sorted(expected.keys() | sizes.keys()):
         if _covered(path, unreadable):
             continue
-        if path not in found:
+        if path not in sizes:
             problem = "is missing"
         elif path not in expected:
             problem = "is not in the manifest"
-        elif found[path] is None:
+        elif sizes[path] is None:
             problem = "is not a regular file"
-        elif found[path] != expected[path]:
-            problem = f"has {found[path]} bytes, the manifest says {expected[path]}"
+        elif sizes[path] != expected[path]:
+            problem = f"has {sizes[path]} bytes, not the {expected[path]} in the manifest"
         else:
             continue
         findings.append(Finding(path=path, problem=problem))
@@ -123,7 +123,7 @@ def compare_sizes(folder: Path, manifest: Manifest) -> list[Finding]:
 
 
 def compare_changed(folder: Path, manifest: Manifest) -> list[Finding]:
-    """Compare a folder with its manifest, reading small files and those that were touched since."""
+    """Compare a folder with its manifest, reading only small files and those with a new mtime."""
     findings = compare_sizes(folder, manifest)
     entries = [entry for entry in manifest.files if not _covered(entry.path, findings)]
     contents = (
@@ -134,13 +134,13 @@ def compare_changed(folder: Path, manifest: Manifest) -> list[Finding]:
 
 
 def hashed_entries(folder: Path) -> tuple[FileEntry, ...]:
-    """Describe every file of a folder but its manifest, with its hash.
+    """Describe and hash every file of a folder except its manifest.
 
     Raises:
-        MissingEnvironmentError: one may not be read.
+        MissingEnvironmentError: a file cannot be read.
     """
     unreadable: list[Finding] = []
-    # A process that was killed while it wrote the manifest left this; the next one replaces it.
+    # Left by a process that was killed while writing the manifest; the next one replaces it.
     half_written = f".{MANIFEST}.new"
     names = sorted(path for path, _ in _walk(folder, unreadable) if path != half_written)
     for finding in unreadable:
@@ -156,7 +156,7 @@ def _compare_contents(
         touched = path.stat().st_mtime_ns != entry.mtime_ns
         if entry.sha256 is None:
             changed = touched
-            problem = "was changed or copied since (other mtime, and no sha256 to prove it by)"
+            problem = "was changed or copied since (its mtime differs, and it has no sha256)"
         else:
             changed = (touched or not touched_only) and sha256_of(path) != entry.sha256
             problem = "has other contents (sha256 differs)"
@@ -166,32 +166,32 @@ def _compare_contents(
 
 
 def _walk(folder: Path, unreadable: list[Finding]) -> Iterator[tuple[str, int | None]]:
-    """Yield every file but the manifest: its path, and its size or None if it is no plain file.
+    """Yield the path and size of every file except the manifest; no size if it is not regular.
 
-    What cannot be looked at is appended to `unreadable`.
+    Paths that cannot be read are appended to `unreadable`.
     """
 
     def relative(path: Path) -> str:
         return path.relative_to(folder).as_posix()
 
-    def refuse(error: OSError) -> None:
+    def report(error: OSError) -> None:
         unreadable.append(_unreadable(relative(Path(error.filename)), error))
 
-    for parent, folders, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in os.walk(folder, onerror=report):
         links = [name for name in folders if (Path(parent) / name).is_symlink()]
         for name in names + links:
             path = Path(parent) / name
             if relative(path) == MANIFEST:
                 continue
             try:
-                plain = path.is_file() and not path.is_symlink()
-                yield relative(path), path.stat().st_size if plain else None
+                regular = path.is_file() and not path.is_symlink()
+                yield relative(path), path.stat().st_size if regular else None
             except OSError as error:
                 unreadable.append(_unreadable(relative(path), error))
 
 
 def _covered(path: str, findings: Sequence[Finding]) -> bool:
-    """Return whether a finding is about this file, or about a folder above it."""
+    """Return whether a finding is about this file, or about an unreadable parent folder."""
     return any(
         path == finding.path
         or (finding.unreadable and (finding.path == "." or path.startswith(f"{finding.path}/")))

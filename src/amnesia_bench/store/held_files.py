@@ -1,8 +1,9 @@
-"""Input files that must stay what they are from their hash to the last byte that is read of them.
+"""Input files that must not change between the time they are hashed and the last read.
 
-A hash names contents; a path names whatever lies there now. Between the two a trainer may save, a
-download may finish, a colleague may copy. So a reader notes which file it hashed (device, inode,
-size, time of the last write) and compares before it files a result under that hash.
+A hash identifies contents, a path only a place. Between hashing and reading, a trainer may save, a
+download may finish, or a colleague may copy files. So a reader notes the state of each file
+(device, inode, size, mtime) before it hashes it, and compares before it stores a result under that
+hash.
 """
 
 from __future__ import annotations
@@ -22,28 +23,28 @@ _State = tuple[int, int, int, int]
 
 @dataclass(frozen=True)
 class HeldFiles:
-    """Files and the state in which they were found; links are followed."""
+    """Files and their state when they were first seen; links are followed."""
 
     states: tuple[tuple[Path, _State], ...]
 
     @classmethod
     def hold(cls, paths: Iterable[Path]) -> HeldFiles:
-        """Note the state of files, before anything of them is read.
+        """Note the state of files before they are read.
 
         Raises:
-            OSError: one of them is not there.
+            OSError: a file is missing.
         """
         return cls(tuple((path, _state(path.stat())) for path in sorted(set(paths))))
 
     def __add__(self, other: HeldFiles) -> HeldFiles:
-        """Return both: of a file that both hold, each state must still be its own."""
+        """Return the union; a file in both must still match both states."""
         return HeldFiles(self.states + other.states)
 
     def check(self) -> None:
-        """Compare every file with the state in which it was found.
+        """Compare every file with its noted state.
 
         Raises:
-            StageFailedError: one was replaced, written or removed since; names it.
+            StageFailedError: a file was replaced, written or removed since.
         """
         for path, state in self.states:
             try:
@@ -54,20 +55,20 @@ class HeldFiles:
                 raise _changed(path)
 
     def check_link(self, path: Path, link: Path) -> None:
-        """Make sure that a new hardlink to one of the files leads to the file that was found.
+        """Check that a new hardlink to one of the files refers to the noted file.
 
         Raises:
-            StageFailedError: it leads to another file, or to one that was written since.
+            StageFailedError: the link refers to another file, or the file was written since.
         """
         if _state(link.stat()) != dict(self.states)[path]:
             raise _changed(path)
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[BufferedReader]:
-        """Open one of the files, and make sure that it is the one that was found.
+        """Open one of the files, and check that it is the noted file.
 
         Raises:
-            StageFailedError: it is another file, one that was written since, or gone.
+            StageFailedError: the file was replaced, written or removed since.
         """
         try:
             opened = path.open("rb")
@@ -75,7 +76,7 @@ class HeldFiles:
             raise _changed(path) from error
         with opened as file:
             state = _state(os.fstat(file.fileno()))
-            if any(held != state for held_path, held in self.states if held_path == path):
+            if any(noted != state for noted_path, noted in self.states if noted_path == path):
                 raise _changed(path)
             yield file
 
@@ -87,5 +88,5 @@ def _state(stat: os.stat_result) -> _State:
 def _changed(path: Path) -> StageFailedError:
     return StageFailedError(
         f"{path}: was changed while it was in use; nothing that was read after the change is kept",
-        hint="Run the same command again when nothing else writes to this folder.",
+        hint="Run the same command again while no other program writes to this folder.",
     )

@@ -1,6 +1,6 @@
-"""Rows of JSON lines or of one JSON array, one by one in bounded memory.
+"""Read the rows of JSON lines or of a JSON array one by one, in bounded memory.
 
-Answers that are still being generated have a reader of their own, for lines with checksums.
+Files of generated answers, whose lines have checksums, are read by another module.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from amnesia_bench.records import codec
 
 Record = TypeVar("Record")
 
-# Of a row as it is written: some four million tokens, for which a tokenizer takes 1 GB.
+# Maximum size of a row in the file: about four million tokens, for which a tokenizer needs 1 GB.
 MAX_ROW_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 16
 
 
 def json_rows(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[int, object]]:
-    """Yield the values of JSON lines, or the items of one array, with their numbers from 1.
+    """Yield the values of JSON lines, or the items of one array, numbered from 1.
 
     Args:
-        stream: a file that can seek.
-        location: what it is called in messages.
-        hint: what to do about a file that is not JSON.
+        stream: a seekable file.
+        location: the name of the file in messages.
+        hint: the hint of the error if the file is not JSON.
 
     Raises:
-        UserError: a line or an item is not JSON in UTF-8, or too large; names it.
+        UserError: a line or an item is not JSON in UTF-8, or too large; the error names it.
     """
     head = stream.read(_CHUNK_BYTES)
     stream.seek(0)
@@ -44,11 +44,11 @@ def json_rows(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[int
 
 
 def read_json_rows(path: Path, hint: str) -> Iterator[tuple[int, object]]:
-    """Yield the rows of a file of this machine; see `json_rows`.
+    """Yield the rows of a local file; see `json_rows`.
 
     Raises:
-        UserError: there is no such file, or a row is not JSON.
-        MissingEnvironmentError: it may not be read.
+        UserError: the file does not exist, or a row is not JSON.
+        MissingEnvironmentError: the file cannot be read.
     """
     try:
         with path.open("rb") as stream:
@@ -60,11 +60,11 @@ def read_json_rows(path: Path, hint: str) -> Iterator[tuple[int, object]]:
 
 
 def read_records(record: type[Record], path: Path, hint: str) -> Iterator[Record]:
-    """Yield the records of a file, one a line; see `read_json_rows`.
+    """Yield the records of a file, one per line; see `read_json_rows`.
 
     Raises:
-        UserError: there is no such file, or a line is not such a record.
-        MissingEnvironmentError: it may not be read.
+        UserError: the file does not exist, or a line is not a record of this type.
+        MissingEnvironmentError: the file cannot be read.
     """
     for number, row in read_json_rows(path, hint):
         yield codec.from_json(record, row, f"{path}:{number}")
@@ -74,20 +74,20 @@ def too_large(where: str) -> UserError:
     """Return the error for a row of more than MAX_ROW_BYTES."""
     return UserError(
         f"{where}: a row of more than {MAX_ROW_BYTES >> 20} MiB",
-        hint="Split such rows, or leave them out.",
+        hint="Split such rows, or remove them.",
     )
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object, for `object_pairs_hook`; JSON leaves open which of two equal keys counts.
+    """Build an object, for `object_pairs_hook`; refuse duplicate keys, which JSON leaves undefined.
 
     Raises:
         ValueError: a key occurs twice.
     """
     fields = dict(pairs)
     if len(fields) < len(pairs):
-        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {twice!r:.80} occurs twice in one object")
+        duplicate, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {duplicate!r:.80} occurs twice in one object")
     return fields
 
 
@@ -124,15 +124,15 @@ def _array_items(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[
         yield number, array.item(f"{location}:{number}")
     array.skip("]")
     if array.next_character():
-        raise UserError(f"{location}: more text after the array", hint=hint)
+        raise UserError(f"{location}: the array is followed by more text", hint=hint)
 
 
 class _Array:
-    """The text of one JSON array, item by item; holds little more than one item."""
+    """Parses the text of a JSON array item by item; its buffer is little larger than one item."""
 
     def __init__(self, stream: IO[bytes], location: str, hint: str) -> None:
         self._stream = stream
-        self._text_of = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self._decode_utf8 = codecs.getincrementaldecoder("utf-8-sig")().decode
         self._location = location
         self._hint = hint
         self._decoder = json.JSONDecoder(object_pairs_hook=unique_keys)
@@ -140,7 +140,7 @@ class _Array:
         self._at = 0
 
     def next_character(self) -> str:
-        """Return the next character that is not blank, without passing it; "" at the end."""
+        """Return the next non-blank character without consuming it; "" at the end."""
         while True:
             while self._at < len(self._buffer):
                 if self._buffer[self._at] not in " \t\r\n":
@@ -150,22 +150,22 @@ class _Array:
                 return ""
 
     def skip(self, character: str) -> None:
-        """Pass one character, which must come next."""
-        found = self.next_character()
-        if found != character:
-            what = found or "the end of the file"
+        """Consume one character, which must be the next one."""
+        actual = self.next_character()
+        if actual != character:
+            what = actual or "the end of the file"
             raise UserError(
                 f"{self._location}: not JSON (expected {character}, found {what})", hint=self._hint
             )
         self._at += 1
 
     def item(self, where: str) -> object:
-        """Return the next item."""
+        """Parse and consume the next item."""
         self.next_character()
         while True:
             try:
                 item, end = self._decoder.raw_decode(self._buffer, self._at)
-            except json.JSONDecodeError as error:  # wrong, or its end is not here yet
+            except json.JSONDecodeError as error:  # invalid, or not read to its end yet
                 if len(self._buffer) - self._at > MAX_ROW_BYTES:
                     raise too_large(where) from None
                 if not self._read_more(where):
@@ -179,11 +179,11 @@ class _Array:
                 return item
 
     def _read_more(self, where: str) -> bool:
-        """Read as much again as is left, so that an item is parsed only a few times."""
+        """Double the unread text, so a long item is parsed only a few times."""
         rest = self._buffer[self._at :]
         data = self._stream.read(max(_CHUNK_BYTES, len(rest)))
         try:
-            more = self._text_of(data, final=not data)
+            more = self._decode_utf8(data, final=not data)
         except UnicodeDecodeError as error:
             raise _not_json(where, error, self._hint) from error
         self._buffer, self._at = rest + more, 0

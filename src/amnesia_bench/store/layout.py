@@ -1,12 +1,12 @@
-"""Where things lie: the only module that builds paths of artifacts and of work in progress.
+"""The layout of the store: the only module that builds paths of artifacts and unfinished work.
 
 <store>/<kind>/<id>/                a finished artifact
 <store>/<kind>/<id>/manifest.json   written last
-<store>/<kind>/.<id>.tmp-<token>/   work in progress, or what a killed attempt left
-<store>/<kind>/.<id>.parts/         finished parts of the work, which the next attempt goes on from
-<store>/<kind>/.<id>.lease/         who is working on <id>
-<store>/<kind>/<id>.training/       saves and metrics of a training run that will become <id>
-<store>/stages/<id>/                orders and logs of the stage that makes <id>
+<store>/<kind>/.<id>.tmp-<token>/   work in progress, or the remains of a killed attempt
+<store>/<kind>/.<id>.parts/         finished parts of the work, from which the next attempt resumes
+<store>/<kind>/.<id>.lease/         the lease of the process that writes <id>
+<store>/<kind>/<id>.training/       checkpoints and metrics of the training run that writes <id>
+<store>/stages/<id>/                specs and logs of the stage that writes <id>
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ from amnesia_bench.errors import UserError
 MANIFEST = "manifest.json"
 STORE_VARIABLE = "AMNESIA_STORE"
 
-# File systems take 255 bytes a name; the hidden siblings need some of them.
+# File systems allow 255 bytes per name; the suffixes of hidden siblings need some of them.
 _MAX_NAME_BYTES = 200
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 
 
 def store_root(environ: Mapping[str, str] = os.environ) -> Path:
     """Return the folder of all artifacts: $AMNESIA_STORE, or a folder in the user's cache."""
-    if chosen := environ.get(STORE_VARIABLE):
-        return Path(chosen).expanduser()
+    if root := environ.get(STORE_VARIABLE):
+        return Path(root).expanduser()
     cache = environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(cache).expanduser() / "amnesia_bench"
 
@@ -39,24 +39,24 @@ def artifact_path(root: Path, kind: str, artifact_id: str) -> Path:
     """Return the folder of an artifact.
 
     Raises:
-        UserError: kind or id hold anything but letters, digits and `._=+-`.
+        UserError: kind or id has characters other than letters, digits and `._=+-`.
     """
     for what, name in (("kind", kind), ("id", artifact_id)):
         if not _ID.fullmatch(name) or len(name) > _MAX_NAME_BYTES:
             raise UserError(
                 f"artifact {what} {name!r}: expected letters, digits and ._=+- only, "
-                f"not opening with a dot, at most {_MAX_NAME_BYTES} characters"
+                f"not starting with a dot, at most {_MAX_NAME_BYTES} characters"
             )
     return root / kind / artifact_id
 
 
 def stage_path(root: Path, artifact_id: str) -> Path:
-    """Return the folder of orders and logs of the stage that makes an artifact."""
+    """Return the folder of the spec and the logs of the stage that writes an artifact."""
     return artifact_path(root, "stages", artifact_id)
 
 
 def check_final(final: Path) -> None:
-    """Refuse a folder name that work in progress could be confused with.
+    """Refuse a folder name that could be confused with work in progress.
 
     Raises:
         UserError: the last part of the path is empty, `..`, hidden or too long.
@@ -71,27 +71,27 @@ def check_final(final: Path) -> None:
 
 
 def lease_path(final: Path) -> Path:
-    """Return the folder that holds the claims on a final folder."""
+    """Return the folder of the lease claims on a final folder."""
     return final.with_name(f".{final.name}.lease")
 
 
 def new_working_path(final: Path) -> Path:
-    """Return a fresh hidden sibling of a final folder, on the same file system."""
+    """Return a new hidden sibling of a final folder, on the same file system."""
     return final.with_name(f".{final.name}.tmp-{secrets.token_hex(8)}")
 
 
 def training_path(final: Path) -> Path:
-    """Return the folder in which a training run keeps what it needs to go on after a crash."""
+    """Return the folder in which a training run keeps the state from which it resumes."""
     return final.with_name(f"{final.name}.training")
 
 
 def resumable_path(final: Path) -> Path:
-    """Return the hidden sibling of a final folder whose contents outlive a killed attempt."""
+    """Return the hidden sibling of a final folder that survives a killed attempt."""
     return final.with_name(f".{final.name}.parts")
 
 
 def leftover_paths(final: Path) -> list[Path]:
-    """Return the hidden siblings that attempts at this final folder have made."""
-    # The token's fixed length keeps `a` from claiming the work of a folder named `a.tmp-b`.
+    """Return the working folders of earlier attempts at this final folder."""
+    # The token has a fixed length, so the pattern for `a` does not match those of `a.tmp-b`.
     pattern = re.compile(re.escape(f".{final.name}.tmp-") + r"[0-9a-f]{16}")
     return sorted(path for path in final.parent.iterdir() if pattern.fullmatch(path.name))

@@ -1,14 +1,14 @@
-"""One writer per artifact, on one machine or on many that share a file system.
+"""Leases: one writer per artifact, on one machine or on several that share a file system.
 
-A lease is a folder of numbered claims: `.<name>.lease/1`, `2`, ... The holder is the highest
-claim. A claim is made by creating its file with O_EXCL, so of several processes that find the
-same claim dead exactly one makes the next; its number is the fencing token. flock is not used:
-on Lustre, GPFS and NFS it may succeed for everyone.
+A lease is a folder of numbered claims: `.<name>.lease/1`, `2`, ... The process with the highest
+claim holds the lease. A claim is a file created with O_EXCL, so if several processes find the same
+claim dead, exactly one of them makes the next; its number is the fencing token. flock is not used:
+on Lustre, GPFS and NFS it may succeed for several processes at once.
 
-Ages are differences of file times, which on NFS and on one machine come from one clock, that of the
-file system: clocks of hosts differ, and a host must not take another's lease because its own clock
-is ahead. A heartbeat that is dated in the future says nothing about its age, so whoever finds one
-dates it back to now: a live holder renews it, a dead one does not.
+The age of a heartbeat is a difference of file times, which come from one clock, that of the file
+system: clocks of hosts differ, and a host must not take over a lease because its own clock is
+ahead. The age of a heartbeat in the future is unknown, so a process that reads one resets it to
+now: a live holder renews it, a dead one does not.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 300.0
-# A claim is written at once after it is created: one that stays empty has lost its process.
+# A claim is written right after it is created: if it stays empty for longer, its process died.
 _UNWRITTEN_SECONDS = 5.0
-# A heartbeat further ahead of the file system's clock than this is not taken for an age.
+# The age of a heartbeat that is further ahead of the file system's clock than this is unknown.
 _FUTURE_SECONDS = 60.0
-# A slow process may add its claim to a folder while that is being removed.
+# Attempts to remove a folder, to which a slow process may still add its claim.
 _REMOVALS = 3
-# How often others may be faster, or release, before a process gives up.
+# Attempts to take a lease while others take or release it, and the pause between them.
 _ATTEMPTS, _PAUSE_SECONDS = 1000, 0.001
-# Anything else in the folder is not ours, whatever int() makes of its name.
+# A strict pattern for the names of claims: int() would accept other names too.
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _CLAIM_CHARACTERS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseFile:
-    """A numbered claim as read from disk; `holder` is None when the file is not readable yet."""
+    """A numbered claim as read from disk; `holder` is None if the file is not written yet."""
 
     number: int
     holder: Holder | None
@@ -61,7 +61,7 @@ class LeaseFile:
 
 
 class Lease:
-    """The right to write one final folder, kept alive by a thread."""
+    """The exclusive right to write one final folder; a thread renews its heartbeat."""
 
     def __init__(self, final: Path, descriptor: int, number: int, heartbeat_seconds: float) -> None:
         self.number = number
@@ -74,26 +74,26 @@ class Lease:
         self._thread.start()
 
     def check(self) -> None:
-        """Call before anything that others will see.
+        """Check that this process still holds the lease; call it before publishing anything.
 
         Raises:
             StageFailedError: another process has taken over.
         """
         if not _is_current(self._folder, self._descriptor, self.number):
             raise StageFailedError(
-                f"{self._final}: another process took over while this one did not answer; "
+                f"{self._final}: another process took over while this one sent no heartbeat; "
                 "this attempt publishes nothing"
             )
 
     def release(self) -> None:
-        """Give the lease back; nothing happens to a lease that another process took over."""
+        """Release the lease, unless another process took it over."""
         self._stop.set()
         self._thread.join()
         if _is_current(self._folder, self._descriptor, self.number):
-            # Removed in one step and under a name that the next attempt cleans: a slow process
-            # that still looks at the old claims cannot add one to a lease of later.
+            # Renamed first, to a name that the next attempt removes: a slow process that still
+            # reads the old claims cannot add one to a later lease.
             discarded = new_working_path(self._final)
-            # A lease that cannot be removed is dead as soon as this process is.
+            # A lease that cannot be removed becomes stale when this process ends.
             with contextlib.suppress(OSError):
                 self._folder.rename(discarded)
             for _ in range(_REMOVALS):
@@ -102,7 +102,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(self._heartbeat_seconds):
-            # A beat that fails is only a late beat; `check` decides before publishing.
+            # A failed heartbeat is only a late one; `check` decides before publishing.
             with contextlib.suppress(OSError):
                 os.utime(str(self.number), dir_fd=self._descriptor)
 
@@ -115,37 +115,37 @@ def holding_lease(
     stale_seconds: float = STALE_SECONDS,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[Lease]:
-    """Hold the only right to write a final folder.
+    """Hold the exclusive right to write a final folder.
 
-    A claim of a dead process of this machine is taken over at once, one of another machine when
-    its heartbeat is older than `stale_seconds` by the file system's clock. `clock` is asked where
-    that cannot be read.
+    The lease of a dead process on this machine is taken over at once, that of a process on another
+    machine when its heartbeat is older than `stale_seconds` by the file system's clock. `clock` is
+    the fallback if that clock cannot be read.
 
     Raises:
-        BusyError: a live process holds it.
+        BusyError: a live process holds the lease.
     """
     lease = None
     try:
-        with _signals_wait():
+        with _deferred_signals():
             descriptor, number = _take(final, stale_seconds, clock)
             lease = Lease(final, descriptor, number, heartbeat_seconds)
         yield lease
     finally:
         if lease is not None:
-            with _signals_wait():
+            with _deferred_signals():
                 lease.release()
 
 
 @contextmanager
-def _signals_wait() -> Iterator[None]:
-    """Let what ends a process do so after this block: half a lease would stay behind."""
-    if threading.current_thread() is not threading.main_thread():  # no signal comes to others
+def _deferred_signals() -> Iterator[None]:
+    """Defer SIGINT and SIGTERM to the end of the block, so no half-made lease stays."""
+    if threading.current_thread() is not threading.main_thread():  # it gets no signals
         yield
         return
     received: list[int] = []
-    both = ((number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM))
-    # None was not set by Python, and cannot be set again by it.
-    handlers = {number: handler for number, handler in both if handler is not None}
+    installed = ((number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM))
+    # None: the handler was not set from Python, so Python cannot restore it.
+    handlers = {number: handler for number, handler in installed if handler is not None}
     for number in handlers:
         signal.signal(number, lambda number, _: received.append(number))
     try:
@@ -153,12 +153,12 @@ def _signals_wait() -> Iterator[None]:
     finally:
         for number, handler in handlers.items():
             signal.signal(number, handler)
-        for each in received:
-            signal.raise_signal(each)
+        for deferred in received:
+            signal.raise_signal(deferred)
 
 
 def current_holder(final: Path, *, stale_seconds: float = STALE_SECONDS) -> Holder | None:
-    """Return who is writing a final folder now; None when nobody is, or a dead process was."""
+    """Return the live process that writes a final folder; None if no process does."""
     try:
         descriptor = os.open(lease_path(final), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -180,17 +180,17 @@ def _take(final: Path, stale_seconds: float, clock: Callable[[], float]) -> tupl
             return taken
         time.sleep(_PAUSE_SECONDS)
     raise BusyError(
-        f"{final}: other processes were faster {_ATTEMPTS} times",
-        hint=f"Run again. If nothing else is running, delete {lease_path(final)}.",
+        f"{final}: other processes took its lease {_ATTEMPTS} times",
+        hint=f"Run again. If no other process is running, delete {lease_path(final)}.",
     )
 
 
 def _try_to_take(
     final: Path, stale_seconds: float, clock: Callable[[], float]
 ) -> tuple[int, int] | None:
-    """Return the open folder and the number of a new claim; None if another process was faster."""
+    """Return the descriptor of the folder and a new claim's number; None if another was faster."""
     folder = lease_path(final)
-    # Not exist_ok: pathlib looks again, and by then the folder may have been released.
+    # Not exist_ok: pathlib would then check is_dir, and the folder may be released by then.
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
     try:
@@ -198,21 +198,21 @@ def _try_to_take(
     except FileNotFoundError:  # released between the two calls
         return None
     except NotADirectoryError as error:
-        what = f"{folder}: in the way of the lease of {final}"
+        what = f"{folder}: is not a folder, and is in the way of the lease of {final}"
         raise UserError(what, hint="Remove it.") from error
     taken = False
     try:
-        # Before the last claim is read: one that comes in between then has this number already.
+        # Before the last claim is read: a claim made in between then has this number already.
         number = 1 + max(_names(descriptor), default=0)
         last = _last_claim(descriptor)
         if last is not None and not _is_stale(descriptor, last, stale_seconds, clock):
-            elsewhere = last.holder is None or not is_here(last.holder)
-            ahead = _seconds_ahead(descriptor, last, clock) if elsewhere else 0.0
+            remote = last.holder is None or not is_here(last.holder)
+            ahead = _seconds_ahead(descriptor, last, clock) if remote else 0.0
             raise _busy(final, folder, last, ahead)
         _write_claim(descriptor, number)
         taken = _is_current(folder, descriptor, number)
         return (descriptor, number) if taken else None
-    except (FileExistsError, FileNotFoundError):  # another was faster, or released
+    except (FileExistsError, FileNotFoundError):  # another process was faster, or released it
         return None
     except OSError:
         with contextlib.suppress(OSError):
@@ -224,7 +224,7 @@ def _try_to_take(
 
 
 def _names(descriptor: int) -> dict[int, bool]:
-    """Return every number that is taken in a lease folder, and whether it is a claim."""
+    """Return every numeric name in a lease folder, and whether it is a claim (a regular file)."""
     with os.scandir(descriptor) as entries:
         return {
             int(entry.name): entry.is_file(follow_symlinks=False)
@@ -234,17 +234,17 @@ def _names(descriptor: int) -> dict[int, bool]:
 
 
 def _last_number(descriptor: int) -> int | None:
-    """Return the number of the highest claim; links, folders and pipes are none."""
+    """Return the number of the highest claim; links, folders and pipes do not count."""
     names = _names(descriptor)
     return max((number for number, is_claim in names.items() if is_claim), default=None)
 
 
 def _is_current(folder: Path, descriptor: int, number: int) -> bool:
     try:
-        there = folder.stat()
+        status = folder.stat()
     except OSError:
         return False
-    return os.path.samestat(there, os.fstat(descriptor)) and _last_number(descriptor) == number
+    return os.path.samestat(status, os.fstat(descriptor)) and _last_number(descriptor) == number
 
 
 def _write_claim(descriptor: int, number: int) -> None:
@@ -264,12 +264,12 @@ def _last_claim(descriptor: int) -> LeaseFile | None:
     if number is None:
         return None
     claim = LeaseFile(number=number, holder=None, heartbeat=0.0)
-    for _ in range(10):  # its owner may be between creating and writing it
+    for _ in range(10):  # its process may have created it and not yet written it
         with os.fdopen(os.open(str(number), os.O_RDONLY, dir_fd=descriptor)) as file:
             claim = replace(claim, heartbeat=os.fstat(file.fileno()).st_mtime)
             with contextlib.suppress(ValueError, UserError, RecursionError):
-                said = json.loads(file.read(_CLAIM_CHARACTERS))
-                return replace(claim, holder=codec.from_json(Holder, said, "lease"))
+                content = json.loads(file.read(_CLAIM_CHARACTERS))
+                return replace(claim, holder=codec.from_json(Holder, content, "lease"))
         time.sleep(0.01)
     return claim
 
@@ -284,28 +284,28 @@ def _is_stale(
     if ahead > _FUTURE_SECONDS:
         who = "a process" if holder is None else f"process {holder.pid} on {holder.host}"
         log.warning(
-            "%s last showed itself %.0f s in the future of this file system: its clock, or this "
-            "one, was wrong. If it is dead, it can be followed in %.0f s.",
+            "The last heartbeat of %s is %.0f s ahead of the clock of this file system: one of the "
+            "two clocks was wrong. If the process is dead, its lease expires in %.0f s.",
             who, ahead, STALE_SECONDS,
         )  # fmt: skip
-        with contextlib.suppress(OSError):  # of another user, or released
+        with contextlib.suppress(OSError):  # owned by another user, or released
             os.utime(str(claim.number), dir_fd=descriptor)
         return False
-    # Whoever was slow to write a claim looks afterwards if it is still the highest.
+    # A process that was slow to write its claim checks afterwards if its claim is the highest.
     return -ahead > (_UNWRITTEN_SECONDS if holder is None else stale_seconds)
 
 
 def _seconds_ahead(descriptor: int, claim: LeaseFile, clock: Callable[[], float]) -> float:
-    """Return how far a heartbeat lies in the future of the file system; negative is its age."""
+    """Return how far a heartbeat is ahead of the file system's clock; its age if negative."""
     return claim.heartbeat - _file_system_time(descriptor, clock)
 
 
 def _file_system_time(descriptor: int, clock: Callable[[], float]) -> float:
-    """Return the time that the file system gives to what is written to a folder now."""
+    """Return the current time of the file system, from the mtime of a new file in a folder."""
     name = f".now-{secrets.token_hex(8)}"
     try:
         probe = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=descriptor)
-    except OSError:  # may only be read, or is full
+    except OSError:  # read-only, or full
         return clock()
     try:
         return os.fstat(probe).st_mtime
@@ -317,7 +317,7 @@ def _file_system_time(descriptor: int, clock: Callable[[], float]) -> float:
 
 def _busy(final: Path, folder: Path, claim: LeaseFile, seconds_ahead: float) -> BusyError:
     if claim.holder is None:
-        who = "a process that has not said who it is"
+        who = "a process that has not written its claim yet"
     else:
         job = claim.holder.slurm_job_id
         who = f"process {claim.holder.pid} on {claim.holder.host}"
@@ -328,10 +328,10 @@ def _busy(final: Path, folder: Path, claim: LeaseFile, seconds_ahead: float) -> 
         beat = datetime.fromtimestamp(claim.heartbeat, UTC).isoformat(timespec="seconds")
     if seconds_ahead > _FUTURE_SECONDS:
         beat += (
-            f", which is {seconds_ahead:.0f} s in the future of this file system; if it is dead, "
-            f"it can be followed in {STALE_SECONDS:.0f} s"
+            f", which is {seconds_ahead:.0f} s ahead of the clock of this file system; if the "
+            f"process is dead, its lease expires in {STALE_SECONDS:.0f} s"
         )
     return BusyError(
-        f"{final}: being written by {who}, last heard of at {beat}",
-        hint=f"Wait for it to end. If it is surely gone, delete {folder} and run again.",
+        f"{final}: is being written by {who}; its last heartbeat was at {beat}",
+        hint=f"Wait for it to end. If you are sure that it is dead, delete {folder} and run again.",
     )

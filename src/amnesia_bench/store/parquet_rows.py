@@ -1,9 +1,9 @@
-"""Rows of Parquet, one by one in bounded memory.
+"""Read the rows of a Parquet file one by one, in bounded memory.
 
-A file of 2 kB can stand for gigabytes: a dictionary repeats one text, compression one byte. So
-texts are read as indices into dictionaries, and rows are measured before Python builds them. Such
-a dictionary grows to all texts of a row group; groups that are too large for that are read a few
-rows at a time.
+A file of 2 kB can expand to gigabytes, by dictionary encoding or by compression. So texts are read
+as indices into dictionaries, and rows are measured before Python objects are built. Such a
+dictionary can contain all texts of a row group; if the group is too large, it is read a few rows at
+a time.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.store.json_rows import MAX_ROW_BYTES, too_large
 
 _INDEXED_BYTES = 256 << 20
-# Arrow copies what its dictionary holds with every batch: few and large ones, where it has any.
+# Arrow copies the dictionary with every batch, so batches of dictionary columns are large.
 _BATCH_BYTES, _FEW_ROWS = 64 << 20, 8
 _PYTHON_BYTES = 16 << 20
-# Text compresses tenfold at best; a page, up to all of a column chunk, is decompressed at once.
+# Text compresses tenfold at best. A page, up to a whole column chunk, is decompressed at once.
 _MAX_CHUNK_BYTES, _MAX_COMPRESSION = 256 << 20, 100
 _MAX_CHUNK_VALUES = 100_000_000
 _MAX_FIXED_BYTES = 1024
@@ -32,12 +32,12 @@ _MAX_FIXED_BYTES = 1024
 def parquet_rows(
     stream: IO[bytes], location: str, choose: Callable[[Sequence[str]], list[str]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a file with their numbers, from 1.
+    """Yield the rows of a file, numbered from 1.
 
     Args:
-        stream: a file that can seek.
-        location: what it is called in messages.
-        choose: returns which of the file's columns are to be read.
+        stream: a seekable file.
+        location: the name of the file in messages.
+        choose: a function from the names of all columns to those of the columns to read.
 
     Raises:
         UserError: two columns share a name, a row is too large, or the file is damaged.
@@ -55,21 +55,21 @@ def parquet_rows(
     try:
         table = parquet.ParquetFile(stream)
         schema = table.schema_arrow.names
-        wanted = choose(schema)
-        if twice := [name for name in wanted if schema.count(name) > 1]:
-            raise UserError(f"{location}: two columns are named {twice[0]}")
+        columns = choose(schema)
+        if duplicates := [name for name in columns if schema.count(name) > 1]:
+            raise UserError(f"{location}: two columns are named {duplicates[0]}")
         texts = [
             leaf.path
             for leaf in map(table.schema.column, range(len(table.schema)))
-            if leaf.physical_type == "BYTE_ARRAY" and _is_below(leaf.path, wanted)
+            if leaf.physical_type == "BYTE_ARRAY" and _is_below(leaf.path, columns)
         ]
         indexed = parquet.ParquetFile(stream, read_dictionary=texts)
         for i in range(table.num_row_groups):
-            size = _expanded_bytes(table, i, location, wanted)
+            size = _expanded_bytes(table, i, location, columns)
             rows = table.metadata.row_group(i).num_rows
             fits = size <= _INDEXED_BYTES
             batch_rows = max(1, _BATCH_BYTES * rows // max(size, 1)) if fits else _FEW_ROWS
-            group = (indexed if fits else table).iter_batches(batch_rows, [i], wanted)
+            group = (indexed if fits else table).iter_batches(batch_rows, [i], columns)
             for batch in group:
                 for row in _python_rows(batch, f"{location}:", number):
                     number += 1
@@ -84,11 +84,11 @@ def parquet_rows(
 def read_parquet_rows(
     path: Path, choose: Callable[[Sequence[str]], list[str]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a file of this machine; see `parquet_rows`.
+    """Yield the rows of a local file; see `parquet_rows`.
 
     Raises:
-        UserError: there is no such file, or it is not Parquet.
-        MissingEnvironmentError: it may not be read, or pyarrow is not installed.
+        UserError: the file does not exist, or is not Parquet.
+        MissingEnvironmentError: the file cannot be read, or pyarrow is not installed.
     """
     try:
         with path.open("rb") as stream:
@@ -99,16 +99,16 @@ def read_parquet_rows(
         raise MissingEnvironmentError(f"{path}: cannot be read ({error.strerror})") from error
 
 
-def _expanded_bytes(table: Any, i: int, location: str, wanted: list[str]) -> int:
-    """Return how many bytes the columns of a row group have when they are decompressed.
+def _expanded_bytes(table: Any, i: int, location: str, columns: list[str]) -> int:
+    """Return the decompressed size of the columns of a row group, in bytes.
 
     Raises:
-        UserError: that is more than text can come to.
+        UserError: a column expands more than text can.
     """
     group, total = table.metadata.row_group(i), 0
     for j in range(group.num_columns):
         chunk = group.column(j)
-        if not _is_below(chunk.path_in_schema, wanted):
+        if not _is_below(chunk.path_in_schema, columns):
             continue
         size, packed = chunk.total_uncompressed_size, chunk.total_compressed_size
         expands = size > _MAX_CHUNK_BYTES and size > _MAX_COMPRESSION * packed
@@ -117,8 +117,8 @@ def _expanded_bytes(table: Any, i: int, location: str, wanted: list[str]) -> int
         if expands or too_wide or chunk.num_values > _MAX_CHUNK_VALUES:
             raise UserError(
                 f"{location}: row group {i} of column {chunk.path_in_schema} expands from "
-                f"{packed:,} bytes to {chunk.num_values:,} values of {size:,} bytes: "
-                "no training text does"
+                f"{packed:,} bytes to {chunk.num_values:,} values of {size:,} bytes, "
+                "more than any training text"
             )
         total += size
     return total
@@ -129,7 +129,7 @@ def _is_below(path: str, columns: list[str]) -> bool:
 
 
 def _python_rows(batch: Any, where: str, before: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a batch, built some at a time; `before` rows of the file came earlier."""
+    """Yield the rows of a batch, built in groups; `before` rows of the file precede it."""
     sizes = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
         sizes += _bytes(column)
@@ -142,16 +142,16 @@ def _python_rows(batch: Any, where: str, before: int) -> Iterator[dict[str, Any]
         except UnicodeDecodeError:
             raise
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            # A date of the year 300,000, a time zone that nobody knows.
+            # For example a date in the year 300,000, or an unknown time zone.
             raise UserError(
-                f"{where}{before + begin + 1} or later: a value that Python cannot hold "
+                f"{where}{before + begin + 1} or later: a value that Python cannot represent "
                 f"({error!s:.80})"
             ) from error
         yield from rows
 
 
 def _bytes(array: Any) -> NDArray[np.int64]:
-    """Return about how many bytes each element takes, with all that lies below it."""
+    """Return the approximate size of each element in bytes, including nested values."""
     import pyarrow
     from pyarrow import compute, types
 
@@ -178,6 +178,6 @@ def _bytes(array: Any) -> NDArray[np.int64]:
 
 
 def _sums(values: Any, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the bytes of lists that hold the values between neighbouring offsets."""
+    """Return the size in bytes of lists whose values lie between consecutive offsets."""
     totals = np.concatenate((np.zeros(1, np.int64), np.cumsum(_bytes(values))))
     return totals[offsets[1:]] - totals[offsets[:-1]] + 8

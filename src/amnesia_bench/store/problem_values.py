@@ -1,4 +1,4 @@
-"""The values of each problem, kept beside the cells that they make up and vouched for by them."""
+"""problems.jsonl: the metric values of each problem, whose hash is in the cells next to it."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _HINT = "Score the answers again: amnesia score DIR."
 
 
 def problems_text(problems: Sequence[ProblemValues]) -> str:
-    """Return what the file of problem values holds, a line per problem."""
+    """Return the text of the file of problem values, one line per problem."""
     return "".join(json.dumps(codec.to_json(p), allow_nan=False) + "\n" for p in problems)
 
 
 def problems_parent(text: str) -> Parent:
-    """Return how cells name the file beside them; `text` is all of it."""
+    """Return the parent record by which cells refer to problems.jsonl; `text` is its content."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Parent(role=_ROLE, location=PROBLEMS, identity=f"sha256:{digest}")
 
@@ -35,23 +35,23 @@ def read_problems(folder: Path, cells: Sequence[Cell]) -> tuple[ProblemValues, .
     """Read the values of each problem from the folder of their cells.
 
     Raises:
-        UserError: the file is missing, or not the one that the cells were made of.
-        MissingEnvironmentError: it may not be read.
+        UserError: the file is missing, or is not the one that the cells were computed from.
+        MissingEnvironmentError: the file cannot be read.
     """
     path = folder / PROBLEMS
     problems = tuple(read_records(ProblemValues, path, _HINT))
     if not check_problems(path, cells):
-        raise UserError(f"{path}: its cells do not say what it held", hint=_HINT)
+        raise UserError(f"{path}: its cells do not record its hash", hint=_HINT)
     return problems
 
 
 def check_problems(path: Path, cells: Sequence[Cell]) -> bool:
-    """Return whether cells vouch for the file beside them; those of old versions do not.
+    """Return whether the cells record the hash of the file; cells of old versions do not.
 
     Raises:
-        UserError: it has changed since.
+        UserError: the file has another hash.
     """
     identities = {p.identity for cell in cells for p in cell.parents if p.role == _ROLE}
     if identities and identities != {f"sha256:{sha256_of(path)}"}:
-        raise UserError(f"{path}: changed since its cells were made", hint=_HINT)
+        raise UserError(f"{path}: was changed since its cells were written", hint=_HINT)
     return bool(identities)

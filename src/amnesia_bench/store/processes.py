@@ -1,4 +1,4 @@
-"""Processes as others know them: on which machine, since when, and whether they still run."""
+"""Identify processes across machines and reboots, and find out whether they still run."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """A process that holds something.
+    """The identity of a process that holds a lease.
 
-    `machine` tells apart reboots and containers that share a host name; `process_start` (clock
-    ticks since boot, None where unknown) tells apart processes that got the same pid.
+    `machine` distinguishes reboots, and containers that share a host name. `process_start` (clock
+    ticks since boot, None if unknown) distinguishes processes with the same pid.
     """
 
     host: str
@@ -26,7 +26,7 @@ class Holder:
 
 
 def this_process() -> Holder:
-    """Return the process that asks."""
+    """Return the identity of the calling process."""
     return Holder(
         host=platform.node(),
         machine=_machine(),
@@ -38,7 +38,7 @@ def this_process() -> Holder:
 
 
 def is_here(holder: Holder) -> bool:
-    """Return whether a process is, or was, one of this machine since it was started."""
+    """Return whether a process runs, or ran, on this machine since its last boot."""
     me = this_process()
     return (holder.host, holder.machine) == (me.host, me.machine)
 
@@ -55,16 +55,16 @@ def is_alive(holder: Holder) -> bool:
     """Return whether a process of this machine still runs; see `is_here`."""
     try:
         os.kill(holder.pid, 0)
-    except (ProcessLookupError, OverflowError):  # the latter: no process can have this number
+    except (ProcessLookupError, OverflowError):  # OverflowError: no process can have this pid
         return False
-    except PermissionError:  # alive, and another user's
+    except PermissionError:  # alive, and owned by another user
         pass
     start = process_start(holder.pid)
     return start is None or holder.process_start is None or start == holder.process_start
 
 
 def process_start(pid: int) -> int | None:
-    """Return when a process started, in ticks since boot: -1 for a zombie, None when unknown."""
+    """Return the start time of a process in ticks since boot; -1 for a zombie, None if unknown."""
     fields = _fields(pid)
     if fields is None:
         return None
@@ -72,16 +72,16 @@ def process_start(pid: int) -> int | None:
 
 
 def parent_of(pid: int) -> int | None:
-    """Return the process that started another; None when unknown."""
+    """Return the pid of the parent process; None if unknown."""
     fields = _fields(pid)
     return None if fields is None else int(fields[1])
 
 
 def _fields(pid: int) -> list[str] | None:
-    """Return what the kernel says of a process, from its state on (proc_pid_stat(5), field 3)."""
+    """Return the fields of /proc/PID/stat from the state on (proc_pid_stat(5), field 3)."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
         return None
-    # The command's name comes second, in parentheses, and may hold anything.
+    # The second field, the command name in parentheses, may contain any character.
     return stat.rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""How an artifact came to be: code, packages, machine, seeds. No environment, no secrets."""
+"""Provenance of an artifact: code, packages, machine, seeds. No environment, no secrets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import amnesia_bench
 from amnesia_bench.records.artifacts import Hardware, Provenance
 
-# What can change a number; only those installed are recorded.
+# Packages that can change a result; only installed ones are recorded.
 _PACKAGES = (
     "datasets",
     "flash-linear-attention",
@@ -53,7 +53,7 @@ def collect_provenance(command: Sequence[str], seeds: Mapping[str, int]) -> Prov
 
     Args:
         command: the command line, or a Python call written as one; secrets in it are masked.
-        seeds: every seed in use, by what it seeds.
+        seeds: every seed in use, by its purpose.
     """
     code = _code_state(Path(amnesia_bench.__file__).parent)
     return Provenance(
@@ -86,8 +86,8 @@ def _masked(command: Sequence[str]) -> tuple[str, ...]:
         if _SECRET_OPTION.fullmatch(before):
             masked.append(_MASK)
         else:
-            shown = _SECRET_ASSIGNMENT.sub(rf"\1{_MASK}", argument)
-            masked.append(_SECRET_VALUE.sub(_MASK, shown))
+            partly_masked = _SECRET_ASSIGNMENT.sub(rf"\1{_MASK}", argument)
+            masked.append(_SECRET_VALUE.sub(_MASK, partly_masked))
     return tuple(masked)
 
 
@@ -102,7 +102,7 @@ def _installed(names: Sequence[str]) -> dict[str, str]:
 
 
 def _code_state(package: Path) -> _CodeState:
-    # Tracked, not just inside a work tree: a virtual environment may lie in another project's.
+    # The file must be tracked: a virtual environment may be inside another project's work tree.
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return _CodeState()
     commit = _git(package, "rev-parse", "--verify", "HEAD")
@@ -123,8 +123,8 @@ def _code_state(package: Path) -> _CodeState:
 
 
 def _git(folder: Path, *arguments: str) -> bytes | None:
-    """Return what git prints; None when it fails or is not installed."""
-    # Taking git's index lock would disturb whoever works in the repository.
+    """Return the output of git; None if it fails or is not installed."""
+    # Taking git's index lock would disturb other users of the repository.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         done = subprocess.run(
@@ -152,7 +152,7 @@ def _hardware() -> Hardware:
 
 
 def _field(path: Path, name: str) -> str | None:
-    """Return the value of the first `name : value` line of a file of /proc."""
+    """Return the value of the first `name : value` line of a /proc file."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:

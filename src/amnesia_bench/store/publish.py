@@ -1,7 +1,7 @@
-"""All or nothing: a folder appears under its final name complete, or not at all.
+"""Publish a folder atomically: it appears under its final name complete, or not at all.
 
-Work happens in a hidden sibling. Every file is on disk before the manifest is written, the
-manifest before the rename. A killed attempt leaves a hidden folder and a lease, which the next
+Files are written into a hidden sibling. Every file is on disk before the manifest is written, and
+the manifest before the rename. A killed attempt leaves a hidden folder and a lease, which the next
 attempt removes.
 """
 
@@ -38,17 +38,17 @@ def manifest_of(
     provenance: Provenance,
     files: Sequence[FileEntry] | None = None,
 ) -> Manifest:
-    """Return the manifest of a folder whose work ends now.
+    """Return the manifest of a complete folder; its end time is now.
 
     Args:
-        folder: all of its files are in it.
-        kind: what sort of artifact it is.
-        parents: what it was made from.
-        provenance: what was collected when the work started.
-        files: its files, where they need not be read for it; otherwise each one is hashed.
+        folder: the folder with all its files.
+        kind: the kind of artifact.
+        parents: the artifacts and checkpoints that it was made from.
+        provenance: the provenance that was collected at the start.
+        files: the entries of its files if they are known; otherwise every file is hashed.
 
     Raises:
-        MissingEnvironmentError: a file may not be read.
+        MissingEnvironmentError: a file cannot be read.
     """
     return Manifest(
         kind=kind,
@@ -59,7 +59,7 @@ def manifest_of(
 
 
 class Work:
-    """An artifact in the making; write its files into `folder`, then call `finish`."""
+    """An unfinished artifact: write its files into `folder`, then call `finish`."""
 
     def __init__(self, final: Path, lease: Lease) -> None:
         self.final = final
@@ -79,17 +79,17 @@ class Work:
         The arguments are those of `manifest_of`.
 
         Raises:
-            StageFailedError: the folder does not hold what the manifest says, or another
-                process took over.
+            StageFailedError: the folder does not match the manifest, or another process took over
+                the lease.
         """
         manifest = manifest_of(self.folder, kind, parents, provenance, files)
         if findings := compare_sizes(self.folder, manifest):
             raise StageFailedError(
-                f"{self.final}: not published, since it is not what its manifest says: "
+                f"{self.final}: not published, since it does not match its manifest: "
                 + "; ".join(f"{finding.path} {finding.problem}" for finding in findings)
             )
         for entry in manifest.files:
-            # A hardlinked input is as durable as its owner made it, and may be very large.
+            # A hardlinked input was written by another program, and may be very large.
             if entry.sha256 is not None:
                 sync_file(self.folder / entry.path)
         write_json(self.folder / MANIFEST, manifest.to_json())
@@ -106,12 +106,12 @@ class Work:
 def publishing(final: Path, kept: str = "nothing of it was kept") -> Iterator[Work]:
     """Open a working folder that becomes `final` when `finish` is called inside the block.
 
-    The working folder is removed if the block ends in any other way. `kept` says in the message of
-    a failed write what has become of the work so far.
+    The working folder is removed if the block ends in any other way. `kept` is the part of a write
+    error about the results so far.
 
     Raises:
-        UserError: `final` exists, or cannot be the name of a folder; nothing was written.
-        BusyError: another process is writing it.
+        UserError: `final` exists, or is not a valid folder name; nothing was written.
+        BusyError: another process is writing `final`.
         MissingEnvironmentError: no permission, or a read-only file system.
         StageFailedError: the disk is full, or the lease was lost.
     """
@@ -142,9 +142,9 @@ def _refuse_existing(final: Path) -> None:
 
 def _remove_leftovers(final: Path) -> None:
     for leftover in leftover_paths(final):
-        # Renamed first: should its owner live after all, it fails to publish instead of
-        # publishing what is half removed.
+        # Renamed first: if its process is alive after all, it fails to publish instead of
+        # publishing a half-removed folder.
         discarded = new_working_path(final)
         leftover.rename(discarded)
         shutil.rmtree(discarded, ignore_errors=True)
-        log.info("removed %s, left by an attempt that died", leftover)
+        log.info("removed %s, left by a killed attempt", leftover)

@@ -1,4 +1,4 @@
-"""Folders of temporary files that are gone with their process, however it ends."""
+"""Temporary folders that are removed when their process ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ _NAME = re.compile(
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Make a folder on this machine that only this user can read, and remove it in the end.
+    """Create a local folder that only this user can read, and remove it after the block.
 
-    Folders of processes that were killed, and so could not remove theirs, are removed first.
+    Folders that killed processes left are removed first.
     """
     folder = _new_folder()
     try:
@@ -35,29 +35,29 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def lasting_scratch_folder() -> Path:
-    """Make such a folder for as long as this process lasts."""
+    """Create such a folder that is removed when this process exits."""
     folder = _new_folder()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
 def _new_folder() -> Path:
-    _remove_those_of_the_dead(Path(tempfile.gettempdir()))
+    _remove_leftovers_of_dead_processes(Path(tempfile.gettempdir()))
     me = this_process()
-    # Short, as the paths of sockets must be.
+    # Short, because Linux limits the path of a socket to 107 bytes.
     prefix = f"amnesia-run-{_short(me.machine)}-{me.pid}-{me.process_start or 0}-"
     return Path(tempfile.mkdtemp(prefix=prefix))
 
 
-def _remove_those_of_the_dead(top: Path) -> None:
+def _remove_leftovers_of_dead_processes(top: Path) -> None:
     me = this_process()
     for path in top.glob("amnesia-run-*"):
-        found = _NAME.fullmatch(path.name)
-        # A pid says nothing about processes of another container that shares this folder.
-        if found is None or found["machine"] != _short(me.machine) or not _is_our_folder(path):
+        match = _NAME.fullmatch(path.name)
+        # Pids of another container that shares this folder mean nothing here.
+        if match is None or match["machine"] != _short(me.machine) or not _is_our_folder(path):
             continue
-        start = int(found["start"]) or None
-        if not is_alive(replace(me, pid=int(found["pid"]), process_start=start)):
+        start = int(match["start"]) or None
+        if not is_alive(replace(me, pid=int(match["pid"]), process_start=start)):
             shutil.rmtree(path, ignore_errors=True)
 
 

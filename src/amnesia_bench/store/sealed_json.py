@@ -1,9 +1,9 @@
-"""JSON that carries a checksum of itself, for files that no manifest vouches for.
+"""JSON with its own checksum, for files that are not covered by a manifest.
 
-A finished artifact has a manifest with the hash of every file. A file that still grows, or that
-stands alone, cannot have that: its last key `crc32` is the checksum of all the others. CRC-32 finds
-every single and double bit error and every burst of up to 32 bits; it is no protection against a
-forger.
+A finished artifact has a manifest with the hash of every file. A file that still grows, or that is
+not in an artifact, has a checksum instead: its last key `crc32` covers all the others. CRC-32
+detects every single and double bit error and every burst of up to 32 bits; it does not protect
+against deliberate changes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _TAIL_CHARACTERS = len(_MARK) + 8 + len(_END)
 def seal(record: Mapping[str, Any]) -> str:
     """Return a JSON object as one line of ASCII, with its checksum and without a line break.
 
-    ASCII: a text may hold half a surrogate pair, which UTF-8 has no bytes for.
+    ASCII, because a text may contain half a surrogate pair, which UTF-8 cannot encode.
     """
     body = json.dumps(record, allow_nan=False)
     return f"{body[:-1]}{_MARK}{_crc32(body)}{_END}"
@@ -34,16 +34,16 @@ def unseal(line: str) -> Any:
     """Return the JSON object of a line that `seal` wrote.
 
     Raises:
-        ValueError: the line has no checksum, or is not what was sealed.
+        ValueError: the checksum is missing or does not match.
     """
     body = line[:-_TAIL_CHARACTERS] + "}"
     if line[-_TAIL_CHARACTERS:] != f"{_MARK}{_crc32(body)}{_END}":
-        raise ValueError("its checksum is missing or does not fit")
+        raise ValueError("its checksum is missing or does not match")
     return json.loads(body)
 
 
 def sealed_text(record: Mapping[str, Any]) -> str:
-    """Return a JSON object as the text of a file for people to read, with its checksum."""
+    """Return a JSON object as indented text, with its checksum."""
     sealed = {**record, CHECKSUM: _crc32(_canonical(record))}
     return json.dumps(sealed, indent=2, allow_nan=False) + "\n"
 
@@ -54,21 +54,21 @@ def is_sealed(content: Any) -> bool:
 
 
 def unsealed(content: Any, where: str, hint: str) -> Any:
-    """Return a parsed file without its checksum, which is compared; one without is returned as is.
+    """Check the checksum of a parsed file and return the rest; without one, return it unchanged.
 
     Args:
-        content: what `json.loads` made of the file.
+        content: the parsed content of the file.
         where: the file, for the message.
-        hint: what to do with a damaged one.
+        hint: the hint of the error for a damaged file.
 
     Raises:
-        UserError: it is not what was written.
+        UserError: the checksum does not match.
     """
     if not is_sealed(content):
         return content
     record = {key: value for key, value in content.items() if key != CHECKSUM}
     if content[CHECKSUM] != _crc32(_canonical(record)):
-        raise UserError(f"{where}: was changed since it was written (its checksum does not fit)",
+        raise UserError(f"{where}: was changed since it was written (its checksum does not match)",
                         hint=hint)  # fmt: skip
     return record
 

@@ -1,1 +1,1 @@
-"""What a run says while it goes: its record on disk, W&B, and a line for whoever watches."""
+"""Tracking of a training run: the metrics file on disk, W&B, and progress on the terminal."""

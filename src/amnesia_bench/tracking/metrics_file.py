@@ -1,4 +1,4 @@
-"""metrics.jsonl, the record of a run: one line a step, cut back to where a run is resumed."""
+"""metrics.jsonl, the record of a run: one line per step, truncated to the step that is resumed."""
 
 from __future__ import annotations
 
@@ -14,48 +14,48 @@ from amnesia_bench.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Written:
-    """The beginning of a file: how long it is, and the hash of its bytes."""
+class FilePrefix:
+    """The first bytes of a file: their number and their hash."""
 
     bytes: int
     sha256: str
 
     def __post_init__(self) -> None:
         if not 0 <= self.bytes < 1 << 63:
-            raise ValueError(f"a file of {self.bytes:.3g} bytes")
+            raise ValueError(f"a file cannot have {self.bytes:.3g} bytes")
 
 
-NOTHING = Written(bytes=0, sha256=hashlib.sha256().hexdigest())
+EMPTY_PREFIX = FilePrefix(bytes=0, sha256=hashlib.sha256().hexdigest())
 
 
 class MetricsFile:
-    """Appends lines; the file always ends after a whole one.
+    """Appends lines to the file, which always ends with a complete line.
 
     Args:
-        path: created if nothing is to be kept.
-        keep: the beginning that counts. What is behind it is cut off: lines of steps that are to
-            be done again, and a line that was torn.
+        path: the file, which is created if `keep` is empty.
+        keep: the prefix to keep. The rest is truncated: lines of steps that will be repeated, and
+            an incomplete last line.
 
     Raises:
-        UserError: the file does not begin like that.
+        UserError: the file does not begin with this prefix.
     """
 
-    def __init__(self, path: Path, *, keep: Written = NOTHING) -> None:
-        if keep == NOTHING:
+    def __init__(self, path: Path, *, keep: FilePrefix = EMPTY_PREFIX) -> None:
+        if keep == EMPTY_PREFIX:
             path.touch()
         self._path = path
         self._digest = hashlib.sha256()
         self._bytes = keep.bytes
-        self._after: dict[int, Written] = {}
+        self._prefixes: dict[int, FilePrefix] = {}
         try:
             self._file = path.open("r+b")
         except FileNotFoundError as error:
-            raise _damaged(path, keep, "is not there") from error
+            raise _damaged(path, keep, "is missing") from error
         try:
             kept = self._file.read(keep.bytes)
             self._digest.update(kept)
             if len(kept) < keep.bytes:
-                raise _damaged(path, keep, f"has {len(kept)} bytes left")
+                raise _damaged(path, keep, f"now has {len(kept)} bytes")
             if self._digest.hexdigest() != keep.sha256:
                 raise _damaged(path, keep, "has other contents")
         except BaseException:
@@ -65,22 +65,26 @@ class MetricsFile:
         self._file.seek(keep.bytes)
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Write one line, with the `step` that it is about."""
+        """Append one line, which must contain its `step`."""
         text = json.dumps(line, allow_nan=False).encode() + b"\n"
         self._file.write(text)
         self._file.flush()
         self._digest.update(text)
         self._bytes += len(text)
-        self._after[line["step"]] = Written(bytes=self._bytes, sha256=self._digest.hexdigest())
+        self._prefixes[line["step"]] = FilePrefix(
+            bytes=self._bytes, sha256=self._digest.hexdigest()
+        )
 
-    def written(self, step: int) -> Written:
-        """Wait until all lines are on disk, and return what was written up to a step.
+    def written(self, step: int) -> FilePrefix:
+        """Wait until all lines are on disk, and return the file prefix up to and including a step.
 
-        Steps before it cannot be asked for any more.
+        Prefixes of earlier steps are discarded.
         """
         os.fsync(self._file.fileno())
-        self._after = {each: kept for each, kept in self._after.items() if each >= step}
-        return self._after[step]
+        self._prefixes = {
+            after: prefix for after, prefix in self._prefixes.items() if after >= step
+        }
+        return self._prefixes[step]
 
     def __enter__(self) -> Self:
         return self
@@ -89,15 +93,14 @@ class MetricsFile:
         self._file.close()
 
 
-def _damaged(path: Path, keep: Written, how: str) -> UserError:
+def _damaged(path: Path, keep: FilePrefix, how: str) -> UserError:
     return UserError(
-        f"{path}: was changed since the last save: of the {keep.bytes} bytes written by then it "
-        f"{how}",
-        hint="Put the file back. If only its last lines were changed, the save before the last may "
-        "still fit: remove the newest folder of checkpoints/. Or choose another --out.",
+        f"{path}: was changed since the last checkpoint, when it had {keep.bytes} bytes: it {how}",
+        hint="Restore the file. If only its last lines were changed, the previous checkpoint may "
+        "still fit: remove the newest folder in checkpoints/. Or choose another --out.",
     )
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of a metrics file."""
+    """Return the parsed lines of a metrics file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -1,4 +1,4 @@
-"""A line for whoever watches: a bar on a terminal, a sentence now and then in a log."""
+"""Progress of a training run on stderr: a bar on a terminal, a line every 30 s in a log."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ LOG_SECONDS = 30.0
 
 
 class TrainingProgress(Protocol):
-    """Takes the state of the run after each step."""
+    """A callback that receives the state of the run after each step."""
 
     def __call__(self, step: int, loss: float, tokens_per_second: float) -> None: ...
 
 
 @contextmanager
 def progress(title: str, steps: int, done: int) -> Iterator[TrainingProgress]:
-    """Show how far a run is, on stderr."""
+    """Show the progress of a run on stderr; `done` steps were completed before."""
     if not sys.stderr.isatty():
         yield _log_lines(title, steps)
         return
@@ -39,13 +39,13 @@ def progress(title: str, steps: int, done: int) -> Iterator[TrainingProgress]:
 
 
 def _log_lines(title: str, steps: int) -> TrainingProgress:
-    last = -LOG_SECONDS
+    last_logged = -LOG_SECONDS
 
     def show(step: int, loss: float, tokens_per_second: float) -> None:
-        nonlocal last
+        nonlocal last_logged
         now = time.monotonic()
-        if now - last >= LOG_SECONDS or step == steps:
-            last = now
+        if now - last_logged >= LOG_SECONDS or step == steps:
+            last_logged = now
             sys.stderr.write(
                 f"{title}: step {step} of {steps}, loss {loss:.4f}, "
                 f"{tokens_per_second:,.0f} tokens/s\n"

@@ -1,6 +1,6 @@
-"""Copies of the metrics for W&B. Nothing that goes wrong here may reach the run.
+"""Copy the metrics to W&B. A failure of W&B never affects the run.
 
-The record is metrics.jsonl; W&B is told what is written there, offline where there is no account.
+The record of a run is metrics.jsonl; W&B receives the same values, offline without an account.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _HOST = "api.wandb.ai"
 
 @dataclass(frozen=True, kw_only=True)
 class WandbRun:
-    """How a run is called. The same `run_id` again continues the same run."""
+    """The name and config of a W&B run. The same `run_id` continues the same run."""
 
     project: str
     run_id: str
@@ -33,11 +33,11 @@ class WandbRun:
 
 
 class WandbSink:
-    """Sends metrics until it has failed three times.
+    """Sends metrics to W&B, and stops after three failures.
 
     Args:
-        run: how it is called.
-        module: the `wandb` package; imported when None.
+        run: the name and config of the W&B run.
+        module: the `wandb` package; None imports it.
     """
 
     def __init__(self, run: WandbRun, module: Any = None) -> None:
@@ -48,11 +48,11 @@ class WandbSink:
             self._failures = MAX_FAILURES
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        """Send the metrics of a step."""
+        """Send the metrics of one step."""
         self._guarded("log", lambda: self._run.log(dict(metrics), step=step))
 
     def finish(self, exit_code: int) -> None:
-        """Say that the run has ended."""
+        """End the W&B run with this exit code."""
         self._guarded("finish", lambda: self._run.finish(exit_code=exit_code))
 
     def _start(self, run: WandbRun, module: Any) -> None:
@@ -60,8 +60,8 @@ class WandbSink:
             import wandb as module
         mode = wandb_mode(os.environ)
         if mode == "offline":
-            log.warning("W&B: offline, in %s; `wandb sync` sends it", run.folder / "wandb")
-        for chosen in dict.fromkeys((mode, "offline")):
+            log.warning("W&B: offline run in %s; upload it with `wandb sync`", run.folder / "wandb")
+        for mode_to_try in dict.fromkeys((mode, "offline")):
             try:
                 self._run = module.init(
                     project=run.project,
@@ -71,32 +71,32 @@ class WandbSink:
                     job_type=run.job_type,
                     config=dict(run.config),
                     dir=str(run.folder),
-                    mode=chosen,
+                    mode=mode_to_try,
                     settings=module.Settings(init_timeout=INIT_SECONDS, silent=True),
                 )
                 return
             except Exception as error:
-                log.warning("W&B (%s) did not start: %s", chosen, error)
+                log.warning("W&B (%s) did not start: %s", mode_to_try, error)
 
-    def _guarded(self, doing: str, call: Callable[[], object]) -> None:
+    def _guarded(self, action: str, call: Callable[[], object]) -> None:
         if self._failures >= MAX_FAILURES:
             return
         try:
             call()
         except Exception as error:
             self._failures += 1
-            given_up = "; no more of it" if self._failures >= MAX_FAILURES else ""
-            log.warning("W&B: %s failed (%s)%s", doing, error, given_up)
+            disabled = "; W&B is disabled" if self._failures >= MAX_FAILURES else ""
+            log.warning("W&B: %s failed (%s)%s", action, error, disabled)
 
 
 def wandb_mode(environ: Mapping[str, str]) -> str:
-    """Return what WANDB_MODE says, or `online` where there is a key and `offline` elsewhere."""
-    if chosen := environ.get("WANDB_MODE"):
-        return chosen
+    """Return WANDB_MODE if it is set, else `online` if an API key is found, else `offline`."""
+    if mode := environ.get("WANDB_MODE"):
+        return mode
     if environ.get("WANDB_API_KEY"):
         return "online"
     try:
-        known = netrc.netrc(environ.get("NETRC")).authenticators(_HOST) is not None
+        has_key = netrc.netrc(environ.get("NETRC")).authenticators(_HOST) is not None
     except (OSError, netrc.NetrcParseError):
-        known = False
-    return "online" if known else "offline"
+        has_key = False
+    return "online" if has_key else "offline"

@@ -1,1 +1,1 @@
-"""Training: three HALO stages, SFT and QK-Frozen in one loop that resumes to the bit."""
+"""Training: three HALO stages, SFT and QK-Frozen in one loop with bit-exact resume."""

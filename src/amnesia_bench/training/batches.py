@@ -1,6 +1,6 @@
-"""Which sequences a step trains on, and what of them is trained: functions of the step alone.
+"""The batches of each step and their trained tokens, as pure functions of the step number.
 
-Shapes: B sequences of a micro-batch, T tokens of a sequence, N trained positions.
+Shapes: B sequences in a micro-batch, T tokens in a sequence, N trained positions.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from amnesia_bench.modeling import PackedRows
 
 
 class TokenSequence(Protocol):
-    """Documents laid end to end in a row of T tokens, perhaps with padding behind them."""
+    """Concatenated documents in a row of T tokens, perhaps with padding at the end."""
 
     @property
     def tokens(self) -> NDArray[np.int32]: ...
@@ -33,7 +33,7 @@ class TokenSequence(Protocol):
 
 
 class TokenStore(Protocol):
-    """Prepared data, read by memory map."""
+    """Prepared data, which are memory-mapped."""
 
     @property
     def tokenizer_sha256(self) -> str: ...
@@ -51,19 +51,19 @@ class TokenStore(Protocol):
 
 
 class SequenceOrder(Protocol):
-    """An endless order over sources: sample index -> (source, sequence)."""
+    """An infinite order over the sources: sample index -> (source, sequence)."""
 
     def sample(self, index: int, /) -> tuple[int, int]: ...
 
 
 class FileOrder:
-    """Sequences in the order they were written, source after source, over and over."""
+    """Sequences in the order in which they were written, source by source, epoch after epoch."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._ends = list(itertools.accumulate(sizes))
 
     def sample(self, index: int) -> tuple[int, int]:
-        """Return source and sequence of the `index`-th sample."""
+        """Return the source and the sequence of the `index`-th sample."""
         within = index % self._ends[-1]
         source = next(i for i, end in enumerate(self._ends) if within < end)
         return source, within - (self._ends[source - 1] if source else 0)
@@ -71,10 +71,10 @@ class FileOrder:
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """What one forward of one process works on.
+    """The input of one forward pass in one process.
 
-    `input_ids` is [B, T], or [1, B * T] where documents are isolated and `packed` says where they
-    are. Position `targets_at[n]` of the flattened tokens is to predict `targets[n]`.
+    `input_ids` is [B, T], or [1, B * T] if documents are isolated; then `packed` has their bounds.
+    Position `targets_at[n]` of the flattened tokens predicts `targets[n]`.
     """
 
     input_ids: Tensor
@@ -83,7 +83,7 @@ class MicroBatch:
     targets: Tensor  # [N]
 
     def to(self, device: torch.device) -> MicroBatch:
-        """Return it on a device; what is there already is not copied."""
+        """Copy the micro-batch to a device; for the CPU, return it unchanged."""
         if device.type == "cpu":
             return self
         packed = self.packed
@@ -98,10 +98,10 @@ class MicroBatch:
 
 @dataclass(frozen=True, kw_only=True)
 class StepBatch:
-    """One process's share of one step.
+    """The part of a step's batch that one process trains on.
 
-    `checksum` identifies the tokens and masks: its sum over processes does not depend on how many
-    of them share the step.
+    `checksum` identifies the tokens and masks. Its sum over all processes does not depend on their
+    number.
     """
 
     micro_batches: tuple[MicroBatch, ...]
@@ -110,17 +110,17 @@ class StepBatch:
 
 
 class Batches:
-    """Cut the endless order of samples into steps, and steps into the shares of processes.
+    """Divide the infinite order of samples into steps, and each step among the processes.
 
     Args:
         run: stage and recipe.
-        stores: one per source, in the order that `order` counts them.
-        order: which sequence is which sample.
-        rank: of this process.
+        stores: one per source, in the order by which `order` numbers them.
+        order: maps each sample index to a sequence.
+        rank: rank of this process.
         size: number of processes.
 
     Raises:
-        UserError: the processes do not divide the global batch.
+        UserError: the global batch is not divisible by processes x micro-batch.
     """
 
     def __init__(
@@ -137,17 +137,17 @@ class Batches:
         batch, micro = run.train.global_batch, run.train.micro_batch
         if batch % (micro * size):
             raise UserError(
-                f"{size} processes with micro-batches of {micro} do not divide a global batch of "
-                f"{batch} sequences",
-                hint="Use a number of processes that does, or change train.micro_batch.",
+                f"a global batch of {batch} sequences cannot be divided among {size} processes "
+                f"with micro-batches of {micro}",
+                hint="Use another number of processes, or change train.micro_batch.",
             )
         self.accumulation = batch // (micro * size)
 
     def step(self, step: int) -> StepBatch:
-        """Return this process's share of update `step` (the first is 1).
+        """Return this process's part of the batch of `step` (the first step is 1).
 
         Raises:
-            StageFailedError: a sequence cannot be read or holds nothing to train on.
+            StageFailedError: a sequence cannot be read, or has no trained token.
         """
         train = self._run.train
         start = (step - 1) * train.global_batch
@@ -170,13 +170,13 @@ class Batches:
         if self._run.train.objective == "next_token" and not trained.any():
             raise StageFailedError(
                 f"{where} has no trained token",
-                hint="Prepare the data again: a sequence without one should not be in it.",
+                hint="Prepare the data again: every sequence should have a trained token.",
             )
         return row
 
 
 def _predictable(row: TokenSequence, isolate: bool) -> NDArray[np.bool_]:
-    """Return which tokens are to be predicted: of the mask, those with a token before them."""
+    """Return the mask of predicted tokens: those in the loss mask with a token before them."""
     mask = np.array(row.loss_mask, dtype=bool)
     mask[0] = False
     if isolate:
@@ -191,7 +191,7 @@ def _collate(rows: Sequence[TokenSequence], isolate: bool) -> MicroBatch:
     predicted = trained.ravel().nonzero()[0]
     input_ids = torch.from_numpy(tokens)
     packed = None
-    # What comes behind a first document changes nothing in it: then rows are rows.
+    # Causal attention: if only the first document of each row is trained, packing is unnecessary.
     if isolate and any(
         of_row[row.document_lengths[0] :].any() for row, of_row in zip(rows, trained, strict=True)
     ):
@@ -207,7 +207,7 @@ def _collate(rows: Sequence[TokenSequence], isolate: bool) -> MicroBatch:
 
 
 def _bounds(rows: Sequence[TokenSequence]) -> list[int]:
-    """Return where documents begin in the rows laid end to end; padding is one of its own."""
+    """Return the document bounds in the concatenated rows; padding counts as a document."""
     bounds = [0]
     for row in rows:
         end = bounds[-1] + len(row.tokens)

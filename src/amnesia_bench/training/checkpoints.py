@@ -1,11 +1,11 @@
-"""The state of a run on disk: saved whole or not at all, in front of the loop or behind it.
+"""Training checkpoints: saved atomically, synchronously or in the background.
 
-    checkpoints/step-00000100/                 what PyTorch's distributed checkpoint writes
+    checkpoints/step-00000100/                 the files of PyTorch's distributed checkpoint
     checkpoints/step-00000100/complete.json    written last: a folder without it is damaged
     checkpoints/.step-00000100.tmp             a save in progress, or one that was killed
 
-Trained tensors and the optimizer's moments only: the rest comes from the checkpoint that the run
-began with.
+Only trained tensors and the optimizer's moments are saved: frozen ones come from the model
+checkpoint that the run started from.
 """
 
 from __future__ import annotations
@@ -36,41 +36,42 @@ from amnesia_bench.store.files import (
     write_json,
 )
 from amnesia_bench.store.hashing import file_entry, sha256_of
-from amnesia_bench.tracking.metrics_file import Written
+from amnesia_bench.tracking.metrics_file import FilePrefix
 from amnesia_bench.training.metadata_reader import METADATA, TensorReader, read_metadata
 from amnesia_bench.training.processes import Processes
 
 COMPLETE = "complete.json"
 _NAME = re.compile(r"step-([0-9]{8})")
 _TEMPORARY = re.compile(r"\.step-[0-9]{8}\.tmp")
-# What a save writes, finished or not. Anything else is somebody's own and stays.
-_OURS = re.compile(r"__[0-9]+_[0-9]+\.distcp|\.metadata(\.tmp)?|complete\.json")
+# Files of a save, complete or not. Any other file belongs to the user and is not removed.
+_SAVE_FILE = re.compile(r"__[0-9]+_[0-9]+\.distcp|\.metadata(\.tmp)?|complete\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedStep:
-    """What `complete.json` says, so that damage is found.
+    """The content of `complete.json`, by which damage is detected.
 
     Attributes:
-        step: how many updates were done.
-        files: every file of the save.
-        records: what metrics.jsonl and its like held by then.
+        step: number of completed updates.
+        files: every file of the checkpoint.
+        records: the contents of metrics.jsonl and speed.jsonl at this step, as file prefixes.
     """
 
     step: int
     files: tuple[FileEntry, ...]
-    records: Mapping[str, Written]
+    records: Mapping[str, FilePrefix]
 
 
 class CheckpointFolder:
     """Saves and loads the tensors of a run.
 
     Args:
-        folder: an existing folder, on a file system that all processes see.
-        settings: how often is the loop's business; how many are kept, and whether saving waits.
-        processes: all of them take part in every call.
-        records: called in the first process before the save of a step counts: makes what was
-            written down by then durable, and says what it is. May refuse by raising.
+        folder: an existing folder on a file system that all processes share.
+        settings: the number of checkpoints to keep, and whether saving is asynchronous. The loop
+            decides how often to save.
+        processes: all processes; each must take part in every call.
+        records: called in the first process before a checkpoint becomes valid. It makes the metrics
+            files durable and returns their prefixes; it prevents the save by raising.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class CheckpointFolder:
         folder: Path,
         settings: Checkpoints,
         processes: Processes,
-        records: Callable[[int], Mapping[str, Written]],
+        records: Callable[[int], Mapping[str, FilePrefix]],
     ) -> None:
         self._folder, self._settings, self._processes = folder, settings, processes
         self._records = records
@@ -87,33 +88,33 @@ class CheckpointFolder:
         self._hasher = ThreadPoolExecutor(1, thread_name_prefix="amnesia-hash")
 
     def newest(self) -> SavedStep | None:
-        """Return the newest complete save, or None. Removes what was left half done.
+        """Remove incomplete checkpoints, and return the newest complete one, or None.
 
         Raises:
-            UserError: it is damaged.
+            UserError: the newest checkpoint is damaged.
         """
         return self._processes.on_first(self._find_newest)
 
     def load(self, step: int, state: dict[str, torch.Tensor]) -> None:
-        """Read a save into these tensors, whose split over processes may be another one.
+        """Load a checkpoint into these tensors, whose sharding may differ from that of the save.
 
         Raises:
-            UserError: it holds other tensors.
+            UserError: the checkpoint has other tensors.
         """
         folder = self._path(step)
         try:
             load(state, storage_reader=TensorReader(folder))
         except CheckpointException as error:
             causes = [str(failure) for failure, _ in error.failures.values()] or [str(error)]
-            how = f"its tensors are not those of this run ({causes[0]})"
+            how = f"its tensors do not match those of this run ({causes[0]})"
             raise _damaged(folder, folder, how) from error
 
     def save(self, step: int, state: dict[str, torch.Tensor]) -> None:
-        """Save; when asynchronous, only copy, and write behind the loop's back.
+        """Save a checkpoint; if asynchronous, only copy the tensors and write in the background.
 
         Raises:
-            StageFailedError: this save, or the one before it, could not be written; nothing of
-                it is left, earlier ones are intact.
+            StageFailedError: this save or the previous one failed; its files are removed and
+                earlier checkpoints are intact.
         """
         self.wait()
         temporary = self._temporary(step)
@@ -134,15 +135,15 @@ class CheckpointFolder:
         self._processes.on_first(lambda: self._complete(step))
 
     def poll(self) -> bool:
-        """Return whether an asynchronous save waits to be completed by `wait`."""
+        """Return whether an asynchronous save is ready to be completed by `wait`."""
         written = self._pending is not None and self._pending[1].done()
         return written and (self._hashes is None or self._hashes.done())
 
     def wait(self) -> None:
-        """Wait for the save in progress, if any, and make it count.
+        """Wait for the save in progress, if any, and complete it.
 
         Raises:
-            StageFailedError: it could not be written.
+            StageFailedError: the save failed.
         """
         if self._pending is None:
             return
@@ -189,7 +190,7 @@ class CheckpointFolder:
             discarded = self._temporary(old)
             self._path(old).rename(discarded)
             _remove(discarded)
-            if discarded.exists():  # with something of the user's own in it
+            if discarded.exists():  # it contains files of the user
                 discarded.rename(self._path(old))
 
     def _steps(self) -> list[int]:
@@ -205,13 +206,13 @@ class CheckpointFolder:
         folder = self._path(steps[-1])
         saved = _verified(folder)
         if saved.step != steps[-1]:
-            raise _damaged(folder, folder / COMPLETE, f"is about step {saved.step}")
+            raise _damaged(folder, folder / COMPLETE, f"belongs to step {saved.step}")
         read_metadata(folder)
         return saved
 
 
 def remove_saves(folder: Path) -> None:
-    """Remove the saves of a run, and the folder if nothing else is in it."""
+    """Remove the checkpoints of a run, and the folder if it is empty then."""
     complete = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     for path in complete + _leftovers(folder):
         _remove(path)
@@ -224,24 +225,24 @@ def _leftovers(folder: Path) -> list[Path]:
 
 
 def _remove(save: Path) -> None:
-    remove_files(save, _OURS)
+    remove_files(save, _SAVE_FILE)
 
 
 def _verified(folder: Path) -> SavedStep:
-    """Return what a save says of itself, every file compared with it."""
+    """Return the content of a checkpoint's `complete.json`; compare every file with its hash."""
     path = folder / COMPLETE
     try:
         saved = codec.from_json(SavedStep, read_json(path), str(path))
     except UserError as error:
         raise UserError(error.what, hint=_remove_hint(folder)) from error
     expected = {entry.path: entry.sha256 for entry in saved.files}
-    found = {each.name for each in folder.iterdir()} - {COMPLETE}
-    written = {name for name in found if _OURS.fullmatch(name)}
+    names = {path.name for path in folder.iterdir()} - {COMPLETE}
+    written = {name for name in names if _SAVE_FILE.fullmatch(name)}
     for name in sorted(expected.keys() | written | {METADATA}):
-        if name not in found:
+        if name not in names:
             raise _damaged(folder, folder / name, "is missing")
         if name not in expected:
-            raise _damaged(folder, path, f"does not name {name}")
+            raise _damaged(folder, path, f"does not list {name}")
         if sha256_of(folder / name) != expected[name]:
             raise _damaged(folder, folder / name, "has other contents")
     return saved
@@ -252,21 +253,21 @@ def _damaged(folder: Path, path: Path, how: str) -> UserError:
 
 
 def _remove_hint(folder: Path) -> str:
-    return f"Remove {folder} to go on from the save before it."
+    return f"Remove {folder} to resume from the previous checkpoint."
 
 
 def _entries(folder: Path) -> tuple[FileEntry, ...]:
-    names = sorted(path.name for path in folder.iterdir() if _OURS.fullmatch(path.name))
+    names = sorted(path.name for path in folder.iterdir() if _SAVE_FILE.fullmatch(path.name))
     return tuple(file_entry(folder, name, sha256=sha256_of(folder / name)) for name in names)
 
 
 def _entries_once_written(save: Future[Any], folder: Path) -> tuple[FileEntry, ...]:
-    """Hash behind the loop's back: a large save takes minutes to read."""
+    """Hash the files in the background: reading a large checkpoint takes minutes."""
     return () if save.exception() is not None else _entries(folder)
 
 
 class _Writer(FileSystemWriter):
-    """Says why a file could not be written: torch.save covers that up with an error of its own."""
+    """Raises the OSError of a failed write, which torch.save hides behind a RuntimeError."""
 
     def write_data(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -279,13 +280,13 @@ class _Writer(FileSystemWriter):
 
 
 def _explained(error: BaseException, temporary: Path) -> AmnesiaError:
-    """Return what a failed save means to the user."""
+    """Return the error of a failed save in the user's terms."""
     causes: list[BaseException] = [error]
     if isinstance(error, CheckpointException):
         causes = [failure for failure, _ in error.failures.values()]
     for cause in causes:
         if isinstance(cause, OSError) and (
-            explained := explain_write_error(cause, temporary, "the saves before it are kept")
+            explained := explain_write_error(cause, temporary, "earlier checkpoints are kept")
         ):
             return explained
-    return StageFailedError(f"{temporary}: could not be saved ({causes[0]!r})")
+    return StageFailedError(f"{temporary}: the checkpoint could not be saved ({causes[0]!r})")

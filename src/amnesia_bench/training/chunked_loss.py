@@ -1,10 +1,10 @@
 """Cross-entropy and KL divergence over a large vocabulary, without the logits in memory.
 
-The head is applied to a few rows at a time. Their logits give the loss and, in place, its
-gradient, which is folded into the gradients of the hidden states and of the head right away;
-backward only scales them.
+The head is applied to one chunk of rows at a time. The loss and its gradient are computed from the
+logits in place, and the gradient is accumulated at once into those of the hidden states and of the
+head; backward only scales them.
 
-Shapes: N positions, R rows of a chunk, M hidden size, M' the teacher's, V vocabulary.
+Shapes: N positions, R rows per chunk, M hidden size, M' that of the teacher, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from amnesia_bench.training.heads import Head
 
-# (slice of the N rows, their logits [R, V]) -> sum of their losses, gradient of it [R, V]
+# (slice of the N rows, their logits [R, V]) -> sum of their losses, its gradient [R, V]
 _Loss = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -26,12 +26,12 @@ def chunked_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, rows: int
 
     Args:
         hidden: [N, M].
-        head: from hidden states to logits.
+        head: maps hidden states to logits.
         targets: token ids [N].
-        rows: positions at a time.
+        rows: positions per chunk.
 
     Returns:
-        In float32 (float64 for float64 inputs), whatever the dtype of `hidden`.
+        The sum in float32 (float64 for float64 inputs), whatever the dtype of `hidden`.
     """
 
     def loss(chunk: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -55,36 +55,37 @@ def chunked_kl(
 
     Args:
         student: hidden states [N, M] and head.
-        teacher: hidden states [N, M'] and head; they get no gradient.
-        rows: positions at a time.
-        dtype: of the log-softmax and of the running sum. Anything below float32 loses much.
+        teacher: hidden states [N, M'] and head; they receive no gradient.
+        rows: positions per chunk.
+        dtype: dtype of the log-softmax and of the running sum. A dtype below float32 loses much
+            precision.
     """
-    their_hidden, their_head = teacher
+    teacher_hidden, teacher_head = teacher
 
     def loss(chunk: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
         precise = torch.float64 if logits.dtype == torch.float64 else dtype
         with torch.no_grad():
-            theirs = their_head.logits(their_hidden[chunk]).to(precise).log_softmax(dim=-1)
-        ours = logits.to(precise).log_softmax(dim=-1)
-        probability = theirs.exp()
-        total = (probability * (theirs - ours)).sum()
-        return total, ours.exp_().sub_(probability)
+            reference = teacher_head.logits(teacher_hidden[chunk]).to(precise).log_softmax(dim=-1)
+        log_probability = logits.to(precise).log_softmax(dim=-1)
+        reference_probability = reference.exp()
+        total = (reference_probability * (reference - log_probability)).sum()
+        return total, log_probability.exp_().sub_(reference_probability)
 
     return _summed(*student, loss, rows)
 
 
 def _summed(hidden: Tensor, head: Head, loss: _Loss, rows: int) -> Tensor:
     function: Any = _ChunkedLoss
-    # Apart from their head: only arguments that are tensors get gradients.
+    # Weight and bias are separate arguments: autograd only differentiates tensor arguments.
     total: Tensor = function.apply(hidden, head.weight, head.bias, head, loss, rows)
     return total
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Sum a loss over chunks of rows; all gradients are made in forward."""
+    """Sum a loss over chunks of rows; all gradients are computed in forward."""
 
     @staticmethod
-    def forward(  # noqa: PLR0913 - what autograd is to know of is an argument of its own
+    def forward(  # noqa: PLR0913 - autograd needs every tensor as an argument
         ctx: Any,
         hidden: Tensor,
         weight: Tensor,
@@ -96,15 +97,15 @@ class _ChunkedLoss(torch.autograd.Function):
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         total: Tensor | None = None
         d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        # Float32 even for a bfloat16 head: hundreds of chunks are added up.
+        # Float32 even for a bfloat16 head: hundreds of chunks are accumulated.
         d_weight = torch.zeros_like(weight, dtype=precise) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias, dtype=precise) if ctx.needs_input_grad[2] else None  # type: ignore[arg-type]
         for start in range(0, hidden.shape[0], rows):
             chunk = slice(start, start + rows)
             logits = head.logits(hidden[chunk])
             slope = head.slope(logits)
-            of_chunk, gradient = loss(chunk, logits)
-            total = of_chunk if total is None else total + of_chunk
+            chunk_loss, gradient = loss(chunk, logits)
+            total = chunk_loss if total is None else total + chunk_loss
             if not isinstance(slope, float) or slope != 1.0:
                 gradient = gradient * slope
             if d_bias is not None:
@@ -120,9 +121,9 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        # The scale is one over a token count: rounded to bfloat16 it would be 0.4 % off.
+        # The scale is one over a token count: rounding it to bfloat16 would be 0.4 % off.
         gradients = (
-            None if made is None else (made.to(scale.dtype) * scale).to(dtype)
-            for made, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+            None if gradient is None else (gradient.to(scale.dtype) * scale).to(dtype)
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
         )
         return *gradients, None, None, None

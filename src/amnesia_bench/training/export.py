@@ -1,4 +1,4 @@
-"""Publish what was trained as a checkpoint in the official format, with its ancestry."""
+"""Publish the trained model as a checkpoint in the official format, with its provenance."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ from amnesia_bench.weights.side_files import side_files
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """What goes into the folder besides the trained tensors.
+    """The sources of the published folder besides the trained tensors.
 
-    Tensors of `init` that were not trained, its config and tokenizer are taken over; `side_files`
-    of the run are added.
+    Untrained tensors, config and tokenizer are copied from `init`; `side_files` of the run are
+    added.
     """
 
     init: Checkpoint
@@ -41,9 +41,9 @@ class Export:
 
 
 def publish_trained(export: Export, learner: Learner, processes: Processes, out: Path) -> None:
-    """Write the checkpoint, whole or not at all; every process must call.
+    """Write the checkpoint atomically; every process must call this function.
 
-    Trained tensors are rounded to the dtypes that `init` has.
+    Trained tensors are rounded to the dtypes of `init`.
 
     Raises:
         StageFailedError: a frozen tensor has changed.
@@ -58,25 +58,25 @@ def publish_trained(export: Export, learner: Learner, processes: Processes, out:
         if processes.first and not torch.equal(
             gathered.cpu(), _read(export.init, name).to(gathered.dtype)
         ):
-            raise StageFailedError(f"{name} was to be frozen and has changed; nothing is published")
+            raise StageFailedError(f"{name} is frozen, but it has changed; nothing is published")
     if processes.first:
-        kept = set(export.init.tensors)
+        names = set(export.init.tensors)
         if not isinstance(learner.objective, Align):
-            # A tied head that was stored a second time would be a stale copy.
-            kept &= learner.trained.keys() | learner.untouched.keys()
-        _publish(export, {name: trained.get(name) for name in kept}, out)
+            # A second copy of a tied head in `init` would be stale.
+            names &= learner.trained.keys() | learner.untouched.keys()
+        _publish(export, {name: trained.get(name) for name in names}, out)
 
 
 def _publish(export: Export, tensors: Mapping[str, Tensor | None], out: Path) -> None:
     provenance = collect_provenance(sys.argv, seeds={"training": export.seed})
-    with publishing(out, kept="complete saves are kept") as work:
+    with publishing(out, kept="complete checkpoints are kept") as work:
         writer = ShardWriter(work.folder)
         for name, tensor in _tensors(export.init, tensors):
             writer.add(name, tensor)
         writer.close()
-        ours = {path.name for path in export.side_files}
+        run_files = {path.name for path in export.side_files}
         for file in side_files(export.init.folder):
-            if file.name != MANIFEST and str(file) not in ours:
+            if file.name != MANIFEST and str(file) not in run_files:
                 (work.folder / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(export.init.folder / file, work.folder / file)
         for path in export.side_files:
@@ -87,7 +87,7 @@ def _publish(export: Export, tensors: Mapping[str, Tensor | None], out: Path) ->
 def _tensors(
     init: Checkpoint, tensors: Mapping[str, Tensor | None]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield what is published, in the order of `init`; None stands for the tensor in `init`."""
+    """Yield the published tensors in the order of `init`; None means the tensor of `init`."""
     for name in init.tensors:
         if name in tensors:
             before, after = _read(init, name), tensors[name]

@@ -1,13 +1,13 @@
-"""The folder beside the output in which a run keeps what it needs to go on.
+"""The folder next to the output that contains everything a run needs to resume.
 
-<out>.training/training.json    what the run is and what it reads; a resumed one must agree
-<out>.training/metrics.jsonl    one line a step
+<out>.training/training.json    settings and inputs of the run; those of a resumed run must match
+<out>.training/metrics.jsonl    one line per step
 <out>.training/speed.jsonl      seconds and tokens per second, which differ from run to run
 <out>.training/checkpoints/     see `checkpoints`
 
-It has a visible name, so a user may have a folder of that name, or keep notes in ours. A folder
-that does not say by its training.json that it is ours is refused, and only files of these names are
-ever removed.
+The name is visible, so a user may have another folder of that name, or add notes to this one. A
+folder without a training.json of this package is refused, and only files of these names are ever
+removed.
 """
 
 from __future__ import annotations
@@ -36,71 +36,73 @@ _FRESH_SETTINGS = "training.tmp"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Written:
+class _RunRecord:
     run: Mapping[str, object]
     parents: tuple[Parent, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Beginning:
-    """What a run is: its settings, and what it reads, by content."""
+class RunIdentity:
+    """The settings of a run, and its inputs identified by content."""
 
     run: TrainingRun
     parents: tuple[Parent, ...]
 
-    def differences(self, other: Beginning) -> list[str]:
-        """Return what decides the result and is not the same now, in `other`."""
-        found = []
+    def differences(self, other: RunIdentity) -> list[str]:
+        """Return the differences in `other` that can change the result."""
+        differences = []
         before, now = cache_key(self.run), cache_key(other.run)
         for group, old in before.items():
             for key, value in now[group].items():
                 if old[key] != value:
-                    found.append(f"{group}.{key} was {old[key]}, now {value}")
-        read_before = {parent.role: parent for parent in self.parents}
+                    differences.append(f"{group}.{key} was {old[key]}, now {value}")
+        old_parents = {parent.role: parent for parent in self.parents}
         for parent in other.parents:
-            old_parent = read_before.get(parent.role)
+            old_parent = old_parents.get(parent.role)
             if old_parent is None or old_parent.identity != parent.identity:
                 where = "nothing" if old_parent is None else old_parent.location
-                found.append(f"{parent.role} was {where}, and {parent.location} has other contents")
-        return found
+                differences.append(
+                    f"{parent.role} was {where}, and {parent.location} has other contents"
+                )
+        return differences
 
 
-def read_beginning(path: Path) -> Beginning:
+def read_run_identity(path: Path) -> RunIdentity:
     """Read a training.json.
 
     Raises:
-        UserError: it is missing, or none of ours.
+        UserError: the file is missing, or is not one of this package.
     """
-    written = codec.from_json(_Written, read_json(path), str(path))
+    record = codec.from_json(_RunRecord, read_json(path), str(path))
     try:
-        run = TrainingRun.model_validate_json(json.dumps(written.run))
+        run = TrainingRun.model_validate_json(json.dumps(record.run))
     except (ValidationError, ValueError) as error:
         first = str(error).splitlines()[:3]
         raise UserError(
-            f"{path}: not the settings of a run of this version ({' '.join(first)})"
+            f"{path}: not the settings of a training run of this version ({' '.join(first)})"
         ) from error
-    return Beginning(run=run, parents=written.parents)
+    return RunIdentity(run=run, parents=record.parents)
 
 
 def check_run_folder(folder: Path) -> None:
-    """Refuse to work in a folder that is not ours.
+    """Refuse a folder that was not made by a training run.
 
     Raises:
-        UserError: there is something in it, and no training.json of ours; nothing was written.
+        UserError: the folder has files but no valid training.json; nothing was written.
     """
     if not folder.is_dir():
         return
     path = folder / SETTINGS
-    # All that a run makes before it has said what it is.
+    # The only entries that a run creates before training.json.
     early = {folder / _FRESH_SETTINGS, folder / CHECKPOINTS}
     checkpoints = folder / CHECKPOINTS
     hint = (
-        "A run keeps its saves in a folder of this name. Move this one away, or choose another "
-        "--out."
+        "A run keeps its checkpoints in a folder of this name. Move this one away, or choose "
+        "another --out."
     )
     if path.exists():
         try:
-            read_beginning(path)
+            read_run_identity(path)
         except UserError as error:
             raise UserError(error.what, hint=error.hint or hint) from error
         return
@@ -109,43 +111,43 @@ def check_run_folder(folder: Path) -> None:
         foreign |= set(checkpoints.iterdir())
     if foreign:
         raise UserError(
-            f"{folder}: holds {min(foreign).relative_to(folder)} and no {SETTINGS}, so it is not "
-            "the folder of a run; nothing was written",
+            f"{folder}: contains {min(foreign).relative_to(folder)} but no {SETTINGS}, so it is "
+            "not the folder of a training run; nothing was written",
             hint=hint,
         )
 
 
-def check_resume_matches(folder: Path, beginning: Beginning) -> None:
-    """Write down what the run is; on a resume, refuse a run that is another.
+def check_resume_matches(folder: Path, identity: RunIdentity) -> None:
+    """Write training.json; on a resume, refuse a run that differs from the recorded one.
 
     Raises:
-        UserError: a setting that decides the result, or an input, is another one.
+        UserError: an input, or a setting that can change the result, differs.
     """
     path, fresh = folder / SETTINGS, folder / _FRESH_SETTINGS
     if any((folder / CHECKPOINTS).glob("step-*")) and (
-        differences := read_beginning(path).differences(beginning)
+        differences := read_run_identity(path).differences(identity)
     ):
         raise UserError(
-            f"{folder} holds a run that began with something else: {'; '.join(differences)}",
-            hint="Give what it began with to go on, or another --out to begin again.",
+            f"{folder} belongs to a run with other settings or inputs: {'; '.join(differences)}",
+            hint="Use the original ones to resume, or another --out to start a new run.",
         )
     fresh.unlink(missing_ok=True)
-    write_json(fresh, _json(beginning))
+    write_json(fresh, _json(identity))
     fresh.rename(path)
     sync_folder(folder)
 
 
 def remove_run(folder: Path) -> list[str]:
-    """Remove what a run wrote into its folder, and the folder; return the names of what is left."""
+    """Remove the files of a run, and its folder if empty; return the names of remaining files."""
     remove_saves(folder / CHECKPOINTS)
-    # What says that the folder is ours goes last.
+    # training.json goes last: it marks the folder as that of a run.
     for name in (*RECORDS, _FRESH_SETTINGS, SETTINGS):
         remove_files(folder, re.compile(re.escape(name)))
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
 
-def _json(beginning: Beginning) -> dict[str, Any]:
+def _json(identity: RunIdentity) -> dict[str, Any]:
     return {
-        "run": beginning.run.model_dump(mode="json"),
-        "parents": [codec.to_json(parent) for parent in beginning.parents],
+        "run": identity.run.model_dump(mode="json"),
+        "parents": [codec.to_json(parent) for parent in identity.parents],
     }

@@ -1,4 +1,4 @@
-"""Which parameters a freezing rule names: QK-Frozen is W_Q and W_K of every softmax layer."""
+"""Find the parameters that a rule freezes: for QK-Frozen, W_Q and W_K of all softmax layers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from amnesia_bench.weights.checkpoint import Checkpoint
 
 
 def frozen_tensors(rule: Freeze | None, checkpoint: Checkpoint) -> frozenset[str]:
-    """Return the names of the tensors that must not change, biases with their weights.
+    """Return the names of the frozen tensors: weights and their biases.
 
     Raises:
-        UserError: the architecture is unknown, a layer is no softmax layer, or a role shares a
-            tensor with another role.
+        UserError: the architecture is unknown, a layer is not a softmax layer, or a role shares a
+            tensor with a role that is not frozen.
     """
     if rule is None:
         return frozenset()
@@ -31,12 +31,12 @@ def frozen_tensors(rule: Freeze | None, checkpoint: Checkpoint) -> frozenset[str
     for tensor in attention.tensors:
         if tensor.layer in layers:
             roles.setdefault(tensor.name, set()).add(tensor.role)
-    chosen = {name for name, found in roles.items() if found & set(rule.roles)}
+    chosen = {name for name, in_tensor in roles.items() if in_tensor & set(rule.roles)}
     for name in sorted(chosen):
         if not roles[name] <= set(rule.roles):
             raise UserError(
-                f"{name} holds roles {', '.join(sorted(roles[name]))} in one tensor, and only "
-                f"{', '.join(rule.roles)} are to be frozen",
+                f"{name} contains roles {', '.join(sorted(roles[name]))} in one tensor, but "
+                f"train.freeze.roles only has {', '.join(rule.roles)}",
                 hint="Freeze all of these roles, or none.",
             )
     if not chosen:

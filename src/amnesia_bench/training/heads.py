@@ -1,8 +1,8 @@
-"""How each family that can be trained turns hidden states into logits and tells documents apart.
+"""How each trainable family computes logits from hidden states and isolates packed documents.
 
-A row here is a promise: tests compare our loss and gradients with those of the model's own forward
-pass, and documents packed in a row with documents alone. `loss_check` compares once more when a run
-starts, for the model at hand.
+Every row is tested: our loss and gradients are compared with those of the model's own forward pass,
+and packed documents with the same documents in rows of their own. `loss_check` repeats the
+comparison for the actual model when a run starts.
 
 Shapes: N positions, M hidden size, V vocabulary.
 """
@@ -19,17 +19,18 @@ from torch import Tensor
 
 from amnesia_bench.errors import UserError
 
-# How documents in one row are kept apart: by positions that begin again and attention that works
-# document by document; by their boundaries; or not at all, one document a row.
+# How documents in one row are isolated. `positions`: positions restart in each document, and
+# attention runs per document. `boundaries`: the model takes cu_seqlens. `alone`: not possible, so
+# each row has one document.
 Documents = Literal["positions", "boundaries", "alone"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trainable:
-    """What training has to know of a family.
+    """The properties of a family that training depends on.
 
     `times`, `over` and `cap` are keys of config.json: logits are multiplied by the first, divided
-    by the second, and bounded by the third, cap * tanh(logits / cap). Null there means no cap.
+    by the second, and soft-capped by the third, cap * tanh(logits / cap). A null cap means none.
     """
 
     documents: Documents
@@ -52,11 +53,11 @@ TRAINABLE: Mapping[str, Trainable] = {
     **_rows("positions", "cohere", "cohere2", times="logit_scale"),
     **_rows("positions", "granite", over="logits_scaling"),
     **_rows("positions", "hyperclovax", times="logits_scaling"),
-    # Its attention caps logits too, which no fused kernel does.
+    # Its attention logits are soft-capped too, which no fused kernel supports.
     **_rows("alone", "gemma2", cap="final_logit_softcapping"),
-    # The decoder layer of its own code drops what would tell documents apart.
+    # The decoder layer of the model's own code ignores the arguments that isolate documents.
     **_rows("alone", "jet_nemotron"),
-    # States that run on over the boundaries of documents.
+    # Their recurrent states are not reset at document boundaries.
     **_rows("alone", "qwen3_5_text", "bamba", "lfm2"),
     **_rows("alone", "falcon_h1", times="lm_head_multiplier"),
     **_rows("alone", "granitemoehybrid", over="logits_scaling"),
@@ -64,25 +65,25 @@ TRAINABLE: Mapping[str, Trainable] = {
 }
 
 
-# What the code of a checkpoint is taken to do until `loss_check` has seen it.
+# The assumption for model code that comes with a checkpoint, until `loss_check` has tested it.
 _UNKNOWN = Trainable(documents="alone")
 
 
 def trainable(model_type: object) -> Trainable:
-    """Return the row of a family."""
+    """Return the row of a family, by the model_type of its config."""
     known = isinstance(model_type, str) and model_type in TRAINABLE
     return TRAINABLE[str(model_type)] if known else _UNKNOWN
 
 
 @dataclass(frozen=True)
 class Head:
-    """From hidden states h to logits: cap * tanh(scale * (W h + b) / cap).
+    """The map from hidden states h to logits: cap * tanh(scale * (W h + b) / cap).
 
     Attributes:
         weight: W [V, M].
         bias: b [V].
         scale: a factor on the logits.
-        cap: what they are bounded by; None for no bound.
+        cap: the soft cap of the logits; None for no cap.
     """
 
     weight: Tensor
@@ -101,19 +102,19 @@ class Head:
         return logits if self.cap is None else (logits / self.cap).tanh_().mul_(self.cap)
 
     def slope(self, logits: Tensor) -> Tensor | float:
-        """Return the derivative of `logits` by W h + b."""
+        """Return the derivative of `logits` with respect to W h + b."""
         return self.scale if self.cap is None else (1 - (logits / self.cap).square()) * self.scale
 
 
 def head_of(model: Any) -> Head:
-    """Return the head of a causal LM, its weights as they are now.
+    """Return the head of a causal LM, with its current weights.
 
     Raises:
-        UserError: it has no head of one matrix, or its config no number where one is needed.
+        UserError: the head is not a single matrix, or a value in the config is not a number.
     """
     output, row = model.get_output_embeddings(), trainable(model.config.model_type)
     if getattr(output, "weight", None) is None:
-        raise UserError(f"a {model.config.model_type} has no head that is one matrix")
+        raise UserError(f"the head of a {model.config.model_type} model is not a single matrix")
     scale = 1.0 if row.times is None else _number(model, row.times)
     if row.over is not None:
         scale /= _number(model, row.over)

@@ -1,4 +1,4 @@
-"""What a run reads, identified by content: a resumed run must find what it began with."""
+"""The inputs of a run, identified by content: a resumed run must have the same ones."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from amnesia_bench.training.batches import TokenStore
 from amnesia_bench.training.heads import trainable
 from amnesia_bench.weights.checkpoint import Checkpoint
 
-# Rotations that depend on the longest document of a row change with its neighbours. `su` is the
-# name that longrope had in the first Phi-3 configs.
+# These rotations depend on the longest document of a row, so documents in one row change each
+# other. `su` is the name of longrope in the first Phi-3 configs.
 _ROPE_OF_THE_ROW = frozenset({"dynamic", "longrope", "su"})
 
 
 def data_parent(source: str, folder: Path) -> Parent:
-    """Identify prepared data by the hashes in its manifest, which its files are held against.
+    """Identify prepared data by the hashes in its manifest, and check its files against them.
 
-    A file whose time of change is that of the manifest is not read again.
+    A large file whose modification time is that in the manifest is not read again.
 
     Raises:
-        UserError: the folder is not a finished artifact, or not what its manifest says.
+        UserError: the folder is not a finished artifact, or does not match its manifest.
     """
     manifest = read_manifest(folder)
-    problems = [f"{found.path} {found.problem}" for found in compare_changed(folder, manifest)]
+    problems = [f"{file.path} {file.problem}" for file in compare_changed(folder, manifest)]
     if problems:
         raise UserError(
-            f"{folder}: is not what was prepared: {'; '.join(problems)}",
+            f"{folder}: was changed since it was prepared: {'; '.join(problems)}",
             hint="Prepare the data again, to another folder.",
         )
     hashes = {entry.path: entry.sha256 for entry in manifest.files}
@@ -42,10 +42,10 @@ def data_parent(source: str, folder: Path) -> Parent:
 
 
 def check_data(run: TrainingRun, stores: Mapping[str, TokenStore], tokenizer_sha256: str) -> None:
-    """Hold prepared data against the stage and the tokenizer of the checkpoint it starts from.
+    """Check that prepared data fit the stage and the tokenizer of the initial checkpoint.
 
     Raises:
-        UserError: sources are missing or left over, or their data were prepared for another
+        UserError: a source is missing or not in the mixture, or its data were prepared for another
             tokenizer, length or stage.
     """
     train = run.train
@@ -53,37 +53,39 @@ def check_data(run: TrainingRun, stores: Mapping[str, TokenStore], tokenizer_sha
         raise UserError(
             f"the stage mixes {', '.join(sorted(train.mixture))}; data were given for "
             f"{', '.join(sorted(stores)) or 'none'}",
-            hint="Give --data NAME=FOLDER once for each, or change train.mixture.",
+            hint="Give --data NAME=FOLDER once for each source, or change train.mixture.",
         )
     for name, store in stores.items():
         if store.tokenizer_sha256 != tokenizer_sha256:
             raise UserError(
-                f"data {name} were prepared with another tokenizer than that of the checkpoint "
+                f"data {name} were prepared with a different tokenizer than that of the checkpoint "
                 f"({store.tokenizer_sha256[:12]}, not {tokenizer_sha256[:12]})",
                 hint="Prepare the data with the tokenizer in the --init folder.",
             )
         if store.sequence_tokens != train.sequence_tokens:
             raise UserError(
-                f"data {name} have sequences of {store.sequence_tokens} tokens, the stage wants "
+                f"data {name} have sequences of {store.sequence_tokens} tokens, the stage needs "
                 f"{train.sequence_tokens}",
                 hint="Prepare them at that length, or change train.sequence_tokens.",
             )
         if store.isolate_documents != run.isolate_documents:
-            kept, wanted = (
+            prepared, required = (
                 "isolated" if isolated else "not isolated"
                 for isolated in (store.isolate_documents, run.isolate_documents)
             )
             raise UserError(
-                f"data {name} were prepared for documents that are {kept}; here they are {wanted}",
+                f"data {name} were prepared with documents {prepared}; this stage needs them "
+                f"{required}",
                 hint="Prepare them for this stage, or change train.isolate_documents.",
             )
 
 
 def check_documents(run: TrainingRun, stores: Mapping[str, TokenStore], init: Checkpoint) -> None:
-    """Refuse documents packed into one row that the model cannot keep apart.
+    """Refuse packed data if the model cannot isolate the documents of a row.
 
     Raises:
-        UserError: its states run on over their boundaries, or its positions depend on the row.
+        UserError: the model does not reset its states between documents, or its positions depend on
+            the other documents of the row.
     """
     packed = [name for name, store in stores.items() if store.packs_documents]
     if not packed or not run.isolate_documents:
@@ -91,31 +93,31 @@ def check_documents(run: TrainingRun, stores: Mapping[str, TokenStore], init: Ch
     kind = init.config.get("model_type")
     rope_of_row = sorted(_ROPE_OF_THE_ROW & _rope_types(init.config))
     if trainable(kind).documents == "alone":
-        why = f"models of type {kind} cannot keep packed documents apart"
+        why = f"models of type {kind} cannot isolate packed documents"
     elif rope_of_row:
         why = f"with rope_type {rope_of_row[0]} packed documents change each other's positions"
     else:
         return
     raise UserError(
         f"{init.folder}: {why}, and data {packed[0]} have sequences of several documents",
-        hint="Prepare the data with one document a sequence: data.pack=single.",
+        hint="Prepare the data with one document per sequence: data.pack=single.",
     )
 
 
 def _rope_types(config: Mapping[str, Any]) -> set[Any]:
-    """Return the kinds of rotation in a config.json; families with sliding windows have two."""
+    """Return the rope types in a config.json; families with sliding windows have two."""
     rope = config.get("rope_scaling") or config.get("rope_parameters")
     if not isinstance(rope, Mapping):
         return set()
-    nested = [one for one in rope.values() if isinstance(one, Mapping)]
-    return {one.get("rope_type", one.get("type")) for one in nested or [rope]}
+    nested = [section for section in rope.values() if isinstance(section, Mapping)]
+    return {section.get("rope_type", section.get("type")) for section in nested or [rope]}
 
 
 def check_vocabulary(stores: Mapping[str, TokenStore], init: Checkpoint) -> None:
-    """Refuse tokens that have no row in the embeddings.
+    """Refuse data with tokens that have no row in the embeddings.
 
     Raises:
-        UserError: the tokenizer of the data, which is that of `init`, is larger.
+        UserError: the tokenizer of `init` and the data has more tokens than the embeddings.
     """
     tables = (s[0] for n, s in init.shapes.items() if n.endswith("embed_tokens.weight") and s)
     rows = min(tables, default=None)

@@ -1,9 +1,9 @@
-"""torchrun, with the exit code of the workers: 75 asks a batch system to start the job again.
+"""Run torchrun and return the exit code of its workers: 75 means that the job should be requeued.
 
   python -m amnesia_bench.training.launch --nproc-per-node 8 \
       -m amnesia_bench.cli.main train --config sft_miromind_2b ...
 
-torchrun by itself ends with 1 whatever its workers said, and does not pass SIGUSR1 on to them.
+torchrun itself always exits with 1 if a worker fails, and does not forward SIGUSR1 to the workers.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from amnesia_bench.errors import ExitCode
 
 _SETTINGS = (
     "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
-    "--shutdown-timeout=600",  # seconds for a save; a batch system that waits less has its own
+    "--shutdown-timeout=600",  # seconds for saving; a batch system may allow less
 )
 
 
 def launch(arguments: Sequence[str]) -> int:
-    """Run torchrun with these arguments and return what its first failed worker returned."""
+    """Run torchrun with these arguments and return the exit code of the first failed worker."""
     try:
         main([*_SETTINGS, *arguments])
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return int(failure.exitcode) if failure.exitcode > 0 else int(ExitCode.STAGE_FAILED)
     except SignalException:
-        # The workers got the signal too and had time to save; if it was too short, the save before
-        # serves.
+        # The workers received the signal too and had time to save. If the time was too short, the
+        # job resumes from the previous checkpoint.
         return int(ExitCode.REQUEUE)
     return int(ExitCode.DONE)
 

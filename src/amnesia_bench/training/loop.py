@@ -1,7 +1,7 @@
-"""The loop: one step after another, whatever the objective and however many processes.
+"""The training loop, for every objective and any number of processes.
 
-A step is a function of the state before it and of its number: data, learning rate and seed come
-from the number. So a run that was killed and resumed goes the way of one that was not.
+A step is a function of the previous state and of the step number, which determines data, learning
+rate and seed. So a run that was killed and resumed gives the same result as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ from amnesia_bench.training.optimizers import Updates
 from amnesia_bench.training.processes import Processes
 from amnesia_bench.training.schedule import learning_rate
 
-# Updates in a row that may be left out before the run is given up.
+# After this many consecutive updates with non-finite gradients the run is aborted.
 MAX_SKIPPED = 3
 
 
-# On a CPU the backward pass of the fused kernel takes twice as long as plain matrices do where
-# sequences are this short (docs/benchmarks.md); matrices grow with the square of the length.
+# On a CPU, for sequences up to this length, the backward pass of the fused kernel takes twice as
+# long as plain matrices (docs/benchmarks.md). Matrices grow with the square of the length.
 _SHORT_TOKENS = 192
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One line of metrics.jsonl: nothing in it depends on clocks or on the machine.
+    """One line of metrics.jsonl: no value depends on clocks or on the machine.
 
-    `loss` is the mean over `trained_tokens`, `grad_norm` the norm before clipping, or None where it
-    was not finite and the update was left out; `batch_checksum` identifies what was read.
+    `loss` is the mean over `trained_tokens`. `grad_norm` is the norm before clipping, or None if it
+    was not finite and the update was skipped. `batch_checksum` identifies the tokens and masks.
     """
 
     step: int
@@ -57,7 +57,7 @@ class StepRecord:
 
 @dataclass
 class Clock:
-    """Seconds spent inside and outside of forward, backward and optimizer, since the last look."""
+    """Seconds inside and outside of forward, backward and optimizer since the last `read`."""
 
     compute: float = 0.0
     other: float = 0.0
@@ -65,7 +65,7 @@ class Clock:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Count what happens inside as compute, and what happened since the last look as other."""
+        """Count the block as compute, and the time since the previous block as other."""
         started = time.perf_counter()
         self.other += started - self._last
         yield
@@ -73,7 +73,7 @@ class Clock:
         self.compute += self._last - started
 
     def read(self) -> tuple[float, float]:
-        """Return (compute, other) and begin anew."""
+        """Return (compute, other) and reset both."""
         now = time.perf_counter()
         seconds = self.compute, self.other + now - self._last
         self.compute = self.other = 0.0
@@ -83,7 +83,7 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopParts:
-    """What the loop works with. `record` is called in the first process only."""
+    """The components of the loop. `record` is called in the first process only."""
 
     run: TrainingRun
     learner: Learner
@@ -95,7 +95,7 @@ class LoopParts:
 
 
 def _attention_kernels(batch: MicroBatch) -> AbstractContextManager[None]:
-    """Let attention take the faster way for documents of this length."""
+    """Select the attention kernel that is faster for documents of this length."""
     tokens = batch.input_ids.shape[1] if batch.packed is None else batch.packed.longest
     if batch.input_ids.device.type == "cpu" and tokens <= _SHORT_TOKENS:
         return sdpa_kernel(SDPBackend.MATH)
@@ -103,10 +103,10 @@ def _attention_kernels(batch: MicroBatch) -> AbstractContextManager[None]:
 
 
 class Loop:
-    """Trains from the newest save on.
+    """Trains from the newest checkpoint.
 
     Args:
-        parts: what it works with.
+        parts: the components of the loop.
     """
 
     def __init__(self, parts: LoopParts) -> None:
@@ -114,14 +114,14 @@ class Loop:
         self._trained = parts.learner.trained
         self._updates = Updates(parts.run.train.optimizer, self._trained, parts.processes.device)
         self._clock = Clock()
-        # Updates left out in a row, since their gradients were not finite.
+        # Consecutive updates that were skipped because of non-finite gradients.
         self._skipped = torch.zeros((), dtype=torch.int64)
 
     def start(self) -> SavedStep | None:
-        """Load the newest save, if there is one, and return what it says of itself.
+        """Load the newest checkpoint, if any, and return its description.
 
         Raises:
-            UserError: the save is damaged.
+            UserError: the checkpoint is damaged.
         """
         saved = self._parts.checkpoints.newest()
         self._updates.begin(0 if saved is None else saved.step)
@@ -130,11 +130,11 @@ class Loop:
         return saved
 
     def run(self, done: int) -> bool:
-        """Train on after `done` steps; return False if a signal ended it early, after a save.
+        """Run the steps after `done`; return False if a signal stopped it, after saving the state.
 
         Raises:
-            StageFailedError: a loss or gradient that is not finite, data that cannot be trained
-                on, or a save that failed. The last save is intact.
+            StageFailedError: the loss or too many gradients are not finite, the data cannot be
+                trained on, or a save failed. The last checkpoint is intact.
         """
         parts, train = self._parts, self._parts.run.train
         saved = done
@@ -153,7 +153,7 @@ class Loop:
         return True
 
     def _begin(self, step: int) -> tuple[bool, dict[str, int], StepBatch]:
-        """Read the batch and agree on its counts, on failures and on signals, in one exchange."""
+        """Read the batch, and synchronise its counts, failures and signals in one all-reduce."""
         parts, objective = self._parts, self._parts.learner.objective
         failure: AmnesiaError | None = None
         batch, trained = StepBatch(micro_batches=(), documents=0, checksum=0), 0
@@ -181,7 +181,7 @@ class Loop:
     def _step(self, step: int, batch: StepBatch, totals: dict[str, int]) -> None:
         parts, train = self._parts, self._parts.run.train
         objective, clock = parts.learner.objective, self._clock
-        # Should a model draw random numbers, they too follow from the step.
+        # If a model draws random numbers (dropout), they also depend on the step only.
         torch.manual_seed((train.seed * 1_000_003 + step) * 4099 + parts.processes.rank)
         device = parts.processes.device
         sums = torch.zeros(1 + len(objective.metric_names), device=device, dtype=torch.float64)
@@ -202,7 +202,7 @@ class Loop:
             if finite:
                 self._updates.apply(rate)
             else:
-                self._updates.leave_out()
+                self._updates.skip()
         if parts.processes.first:
             record = StepRecord(
                 step=step,
@@ -218,10 +218,10 @@ class Loop:
             parts.record(record, clock.read())
 
     def _is_finite(self, step: int, loss: float, grad_norm: float) -> bool:
-        """Return whether a gradient is fit for an update; one that is not is left out.
+        """Return whether the gradient is finite; otherwise the update is skipped.
 
         Raises:
-            StageFailedError: the loss is not finite, or too many gradients in a row are not.
+            StageFailedError: the loss is not finite, or too many consecutive gradients are not.
         """
         finite = math.isfinite(grad_norm)
         if finite:
@@ -233,8 +233,8 @@ class Loop:
         in_a_row = "" if finite else f" ({int(self._skipped)} in a row)"
         raise StageFailedError(
             f"step {step}: the loss is {loss}, the norm of its gradient {grad_norm}{in_a_row}",
-            hint="The last save is intact. Look at the data of this step, or begin anew with a "
-            "lower train.optimizer.learning_rate.",
+            hint="The last checkpoint is intact. Look at the data of this step, or start a new run "
+            "with a lower train.optimizer.learning_rate.",
         )
 
     def _weight(self, count: int, total: int) -> float:

@@ -1,8 +1,8 @@
-"""Whether the loss that is trained is the model's own, shown for the model at hand.
+"""Check that the trained loss equals the loss of the model's own forward pass.
 
-The model's own forward pass, loss included, runs on a few made-up hidden states: its body is
-replaced for that one call. So the head is all that is computed, on any machine and for a model of
-any size, and no random number is drawn. That the body gets the tokens and nothing else is seen too.
+The model's own forward pass, including its loss, runs on a few synthetic hidden states: its body is
+replaced for that one call. So only the head is computed, which is cheap on any machine and for any
+model size, and no random number is drawn. The check also shows that the body gets only the tokens.
 
 Shapes: T tokens, M hidden size, V vocabulary.
 """
@@ -21,9 +21,9 @@ from amnesia_bench.training.chunked_loss import chunked_cross_entropy
 from amnesia_bench.training.heads import Head, head_of
 
 _TOKENS = 9
-# Published heads are shown hidden states of about this size; a cap shows in the larger ones only.
+# Scales of the synthetic hidden states, as in published models; a cap only affects large ones.
 _SIZES = (1.0, 4.0, 16.0)
-# Of the largest logit: some roundings of the dtype that the head computes in.
+# Relative to the largest logit: a few roundings of the dtype in which the head computes.
 _TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.03}
 
 
@@ -32,11 +32,11 @@ def check_loss(model: Any, folder: Path) -> None:
     """Compare our logits and loss of a few positions with those of the model's own forward pass.
 
     Args:
-        model: a causal LM that is not spread over processes yet.
-        folder: where it comes from, for messages.
+        model: a causal LM that is not sharded yet.
+        folder: the folder of its checkpoint, for messages.
 
     Raises:
-        UserError: they differ, or the model's forward pass does more than its body and its head.
+        UserError: they differ, or the forward pass has parts besides the body and the head.
     """
     head = head_of(model)
     vocab, width = head.weight.shape
@@ -44,26 +44,26 @@ def check_loss(model: Any, folder: Path) -> None:
     waves = torch.outer(torch.arange(1.0, _TOKENS + 1), torch.arange(1.0, width + 1)).sin()
     sizes = torch.tensor(_SIZES).repeat(_TOKENS)[:_TOKENS, None]
     hidden = (waves * sizes).to(head.weight.dtype)
-    logits, loss = _own(model, tokens, hidden, folder)
-    ours = head.logits(hidden)
-    tolerance = _TOLERANCES[hidden.dtype] * float(ours.abs().max())
-    if ours.shape != logits.shape or not _close(ours, logits, tolerance):
+    logits, loss = _own_outputs(model, tokens, hidden, folder)
+    our_logits = head.logits(hidden)
+    tolerance = _TOLERANCES[hidden.dtype] * float(our_logits.abs().max())
+    if our_logits.shape != logits.shape or not _close(our_logits, logits, tolerance):
         raise _refusal(folder, model, f"its own logits are not {_formula(head)}")
     summed = chunked_cross_entropy(hidden[:-1], head, tokens[0, 1:], _TOKENS)
     if not _close(summed / (_TOKENS - 1), loss, tolerance):
         what = f"its own loss of a few tokens is {float(loss):.6g}, and the mean cross-entropy of "
-        raise _refusal(folder, model, f"{what}their logits {float(summed) / (_TOKENS - 1):.6g}")
+        raise _refusal(folder, model, f"{what}its logits is {float(summed) / (_TOKENS - 1):.6g}")
 
 
-def _own(model: Any, tokens: Tensor, hidden: Tensor, folder: Path) -> tuple[Tensor, Tensor]:
-    """Return logits [T, V] and loss of the model's forward pass, on these hidden states [T, M]."""
+def _own_outputs(model: Any, tokens: Tensor, hidden: Tensor, folder: Path) -> tuple[Tensor, Tensor]:
+    """Return logits [T, V] and loss of the model's forward pass for these hidden states [T, M]."""
     body, calls = model.base_model, []
 
-    def replaced(*args: Any, **kwargs: Any) -> Any:
+    def synthetic_forward(*args: Any, **kwargs: Any) -> Any:
         calls.append((args, kwargs))
         return MoeModelOutputWithPast(last_hidden_state=hidden[None])
 
-    body.forward = replaced
+    body.forward = synthetic_forward
     try:
         output = model(input_ids=tokens, labels=tokens, use_cache=False)
         logits, loss = output.logits[0], output.loss
@@ -73,19 +73,19 @@ def _own(model: Any, tokens: Tensor, hidden: Tensor, folder: Path) -> tuple[Tens
         ) from error
     finally:
         del body.forward
-    if len(calls) != 1 or not _plain(*calls[0], tokens):
+    if len(calls) != 1 or not _got_only_tokens(*calls[0], tokens):
         raise _refusal(folder, model, "its forward pass does more than its layers and its head")
     return logits, loss
 
 
-def _plain(args: tuple[Any, ...], kwargs: dict[str, Any], tokens: Tensor) -> bool:
-    """Return whether a body was given the tokens, and nothing else that is a tensor."""
+def _got_only_tokens(args: tuple[Any, ...], kwargs: dict[str, Any], tokens: Tensor) -> bool:
+    """Return whether the tokens are the only tensor among the arguments of the body."""
     tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     return len(tensors) == 1 and tensors[0] is tokens and not kwargs.get("output_router_logits")
 
 
-def _close(ours: Tensor, theirs: Tensor, tolerance: float) -> bool:
-    return torch.allclose(ours.double(), theirs.double(), rtol=0, atol=tolerance)
+def _close(first: Tensor, second: Tensor, tolerance: float) -> bool:
+    return torch.allclose(first.double(), second.double(), rtol=0, atol=tolerance)
 
 
 def _formula(head: Head) -> str:
@@ -97,10 +97,9 @@ def _formula(head: Head) -> str:
 def _refusal(folder: Path, model: Any, why: str) -> UserError:
     hint = "Train it with the library that it comes from."
     if getattr(model.config, "output_router_logits", False):
-        why = "its config.json asks for a loss of the router (output_router_logits)"
+        why = "its config.json enables the router loss (output_router_logits)"
         hint = 'Set "output_router_logits": false there to train without it.'
     return UserError(
-        f"{folder}: the loss that would be trained is not that of a {model.config.model_type}: "
-        f"{why}",
+        f"{folder}: the trained loss would not be that of a {model.config.model_type} model: {why}",
         hint=hint,
     )

@@ -1,8 +1,8 @@
-"""Read a save of PyTorch's distributed checkpoint without running anything that is in it.
+"""Read a checkpoint of PyTorch's distributed checkpoint format without running code from it.
 
-Its `.metadata` is a pickle, which by itself may call any function. Here it may build only the
-plain records that such metadata consist of, and these may name tensors only, in files of the save:
-PyTorch reads tensors with `weights_only`, but anything else by another pickle.
+Its `.metadata` is a pickle, which could call any function. This reader only allows the plain
+records of such metadata, and only entries that are tensors in files of the same folder: PyTorch
+loads tensors with `weights_only`, but unpickles any other entry.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RECORDS = {
         "_MEM_FORMAT_ENCODING",
     ),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "torch.serialization": ("_get_layout",),  # a layout by its name
+    "torch.serialization": ("_get_layout",),  # looks up a layout by name
     "torch": ("Size",),
     "pathlib": ("PosixPath",),
 }
@@ -37,21 +37,21 @@ _RECORDS = {
 
 class _Records(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
-        if module == "torch" and isinstance(found := getattr(torch, name, None), torch.dtype):
-            return found
+        if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
+            return dtype
         if name in _RECORDS.get(module, ()):
             return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        raise pickle.UnpicklingError(f"it refers to {module}.{name}")
 
 
 class TensorReader(FileSystemReader):
-    """Reads the tensors of a save."""
+    """Reads the tensors of a training checkpoint."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """Return what is where.
+        """Return the metadata: the location of each tensor.
 
         Raises:
-            UserError: the file is not what a save of tensors writes.
+            UserError: the file is not the metadata of a checkpoint of tensors.
         """
         metadata = read_metadata(Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
@@ -60,20 +60,20 @@ class TensorReader(FileSystemReader):
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """Return the metadata of a save.
+    """Return the metadata of a training checkpoint.
 
     Raises:
-        UserError: the file is not what a save of tensors writes.
+        UserError: the file is not the metadata of a checkpoint of tensors.
     """
     path = folder / METADATA
     try:
         with path.open("rb") as file:
             metadata = _Records(file).load()
         _check(metadata)
-    except Exception as error:  # of a pickle's instructions, which may go wrong in any way
+    except Exception as error:  # the instructions of a pickle can fail in any way
         raise UserError(
-            f"{path}: not the metadata of a save of tensors ({error})",
-            hint=f"Nothing in it was run. Remove {folder} to go on from the save before it.",
+            f"{path}: not the metadata of a checkpoint of tensors ({error})",
+            hint=f"No code in it was run. Remove {folder} to resume from the previous checkpoint.",
         ) from error
     assert isinstance(metadata, Metadata)
     return metadata
@@ -81,10 +81,10 @@ def read_metadata(folder: Path) -> Metadata:
 
 def _check(metadata: object) -> None:
     if not isinstance(metadata, Metadata):
-        raise TypeError(f"it holds a {type(metadata).__name__}")
-    for name, kept in metadata.state_dict_metadata.items():
-        if not isinstance(kept, TensorStorageMetadata):
-            raise TypeError(f"{name} is no tensor")
+        raise TypeError(f"it contains a {type(metadata).__name__}")
+    for name, entry in metadata.state_dict_metadata.items():
+        if not isinstance(entry, TensorStorageMetadata):
+            raise TypeError(f"{name} is not a tensor")
     for stored in metadata.storage_data.values():
         if Path(stored.relative_path).name != stored.relative_path:
             raise ValueError(f"it names the file {stored.relative_path}")

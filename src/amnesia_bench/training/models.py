@@ -1,4 +1,4 @@
-"""From checkpoint folders to the module that is trained, spread over the processes."""
+"""Build the trained module from checkpoint folders, sharded over the processes."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ from amnesia_bench.weights.checkpoint import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class Learner:
-    """What the loop trains.
+    """The module that the loop trains.
 
-    `names` maps the parameters of `objective` to their names in the checkpoint folder; tied ones
-    are there once.
+    `names` maps the parameters of `objective` to their names in the checkpoint folder; tied
+    parameters have one entry.
     """
 
     objective: Align | Distill | NextToken
@@ -45,20 +45,20 @@ class Learner:
     @property
     def trained(self) -> dict[str, nn.Parameter]:
         """The trained parameters by their names in the checkpoint folder."""
-        found = self.objective.named_parameters()
-        return {self.names[name]: p for name, p in found if p.requires_grad}
+        parameters = self.objective.named_parameters()
+        return {self.names[name]: p for name, p in parameters if p.requires_grad}
 
     @property
     def untouched(self) -> dict[str, nn.Parameter]:
         """The frozen parameters of the objective by their names in the checkpoint folder."""
-        found = self.objective.named_parameters()
-        return {self.names[name]: p for name, p in found if not p.requires_grad}
+        parameters = self.objective.named_parameters()
+        return {self.names[name]: p for name, p in parameters if not p.requires_grad}
 
 
 def build_learner(
     run: TrainingRun, init: Checkpoint, teacher: Checkpoint | None, processes: Processes
 ) -> Learner:
-    """Load and spread the student, and the teacher where there is one.
+    """Load and shard the student, and the teacher if the stage has one.
 
     Raises:
         UserError: a checkpoint does not fit the stage.
@@ -71,27 +71,29 @@ def build_learner(
     processes.on_first(lambda: check_loss(student, init.folder))
     if recipe.buffers_dtype == "bf16":
         _round_buffers(student)
-    their: Teacher | None = None
+    frozen_teacher: Teacher | None = None
     if teacher is not None:
         model = load_for_training(teacher, train.compute_dtype, None, processes.first)
         _check_teacher(student, model, init, teacher)
         processes.on_first(lambda: check_loss(model, teacher.folder))
-        their = Teacher(model)
-        layers = their.model.base_model.layers
-        shard(their, layers, processes, train.compute_dtype)
+        frozen_teacher = Teacher(model)
+        layers = frozen_teacher.model.base_model.layers
+        shard(frozen_teacher, layers, processes, train.compute_dtype)
     if train.objective == "align":
-        assert their is not None
-        return _aligned(run, student, their, processes)
+        assert frozen_teacher is not None
+        return _aligned(run, student, frozen_teacher, processes)
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name not in frozen)
     if train.activation_checkpointing:
         checkpoint_activations(student)
     isolate_without_mask(student)
-    objective = NextToken(run, student) if their is None else Distill(run, student, their)
+    objective = (
+        NextToken(run, student) if frozen_teacher is None else Distill(run, student, frozen_teacher)
+    )
     shard(objective, student.base_model.layers, processes, train.compute_dtype)
     names = {name: name.removeprefix("student.") for name, _ in objective.named_parameters()}
-    if strangers := frozen - set(names.values()):
-        raise UserError(f"{init.folder}: {min(strangers)} is no parameter, and cannot be frozen")
+    if unknown := frozen - set(names.values()):
+        raise UserError(f"{init.folder}: {min(unknown)} is not a parameter, so it cannot be frozen")
     return Learner(objective=objective, names=names)
 
 
@@ -118,10 +120,10 @@ def _aligned(run: TrainingRun, student: Any, teacher: Teacher, processes: Proces
 
 
 def check_supported(checkpoint: Checkpoint) -> None:
-    """Refuse models of transformers' own of whose training nothing is known.
+    """Refuse transformers models that are not in the table of trainable families.
 
     Raises:
-        UserError: models of this type are not trained here.
+        UserError: models of this type are not supported.
     """
     kind = checkpoint.config.get("model_type")
     if not isinstance(kind, str):
@@ -133,20 +135,20 @@ def check_supported(checkpoint: Checkpoint) -> None:
         )
     if checkpoint.config.get("quantization_config"):
         raise UserError(
-            f"{checkpoint.folder}: config.json names a quantization_config; training quantised "
+            f"{checkpoint.folder}: config.json has a quantization_config; training quantised "
             "weights is not supported",
-            hint="If the weights are plain, remove that key from a copy of config.json.",
+            hint="If the weights are not quantised, remove that key from a copy of config.json.",
         )
 
 
 def load_for_training(
     checkpoint: Checkpoint, dtype: Dtype, trusted_code_sha256: str | None, first: bool
 ) -> Any:
-    """Load a model in the first process; in the others make its shell, which `shard` fills.
+    """Load a model in the first process; in the others allocate it, and `shard` fills its values.
 
     Raises:
-        UserError: transformers makes no model of its config, its code is not trusted, or its
-            tensors are not the parameters of that model.
+        UserError: transformers cannot build a model from its config, its code is not trusted, or
+            its tensors do not match the parameters of the model.
     """
     own_code = checkpoint.config.get("model_type") not in CONFIG_MAPPING
     if own_code:
@@ -158,43 +160,44 @@ def load_for_training(
         with torch.device("meta"):
             model = auto.from_config(config, dtype=DTYPES[dtype], trust_remote_code=own_code)
         model.tie_weights()
-    except Exception as error:  # any value of config.json may be what it stumbles over
+    except Exception as error:  # any value of config.json may cause any error
         raise UserError(
-            f"{checkpoint.folder}: transformers makes no model of its config.json ({error!r:.300})"
+            f"{checkpoint.folder}: transformers cannot build a model from its config.json "
+            f"({error!r:.300})"
         ) from error
     _check_parameters(model, checkpoint)
     if first:
         return auto.from_pretrained(checkpoint.folder, dtype=DTYPES[dtype], **options)
-    # Memory that is never touched takes no place.
+    # Memory that is never written is not allocated by the operating system.
     model.to_empty(device="cpu")
     model.tie_weights()
     return model
 
 
 def _check_parameters(model: Any, checkpoint: Checkpoint) -> None:
-    """Refuse tensors that are not the parameters, name by name: they could not be written back."""
+    """Refuse tensors that differ from the parameters in name or shape: export needs them equal."""
     kind, stored = model.config.model_type, checkpoint.shapes
     for name, parameter in model.named_parameters():
         if name not in stored:
             raise UserError(
-                f"{checkpoint.folder}: parameter {name} of a {kind} is not there under this name; "
+                f"{checkpoint.folder}: tensor {name} of a {kind} model is missing; "
                 "training such a checkpoint is not supported",
-                hint="transformers renames or fuses tensors of this form while it loads them, such "
-                "as experts that are stored one by one, and they could not be written back.",
+                hint="transformers renames or fuses such tensors when it loads them (for example "
+                "experts that are stored one by one), and they could not be written back.",
             )
         if stored[name] != tuple(parameter.shape):
             raise UserError(
-                f"{checkpoint.folder}: {name} has shape {list(stored[name])}, config.json makes it "
+                f"{checkpoint.folder}: {name} has shape {list(stored[name])}, config.json requires "
                 f"{list(parameter.shape)}",
-                hint="config.json and weights are of two models, or one of them was resized alone.",
+                hint="They belong to different models, or only one of the two was resized.",
             )
 
 
 def _check_student(student: Any, run: TrainingRun, init: Checkpoint) -> None:
     if run.recipe.head == "tied" and not student.config.tie_word_embeddings:
         raise UserError(
-            f"recipe.head=tied, and the head of {init.folder} is untied",
-            hint="Convert it anew with amnesia convert --tie-head config.",
+            f"recipe.head=tied, but the head of {init.folder} is untied",
+            hint="Convert it again with amnesia convert --tie-head config.",
         )
     if run.train.objective == "align":
         layers = getattr(student.base_model, "layers", ())
@@ -203,15 +206,17 @@ def _check_student(student: Any, run: TrainingRun, init: Checkpoint) -> None:
             if i >= len(layers) or not isinstance(layers[i].self_attn, LightningMixer):
                 raise UserError(
                     f"{init.folder}: layer {i} has no lightning mixer to align",
-                    hint="Stage 1 starts from amnesia convert --stage 1.",
+                    hint="Stage 1 starts from the output of amnesia convert --stage 1.",
                 )
 
 
-def _check_teacher(student: Any, teacher: Any, init: Checkpoint, theirs: Checkpoint) -> None:
+def _check_teacher(student: Any, teacher: Any, init: Checkpoint, source: Checkpoint) -> None:
     for key in ("vocab_size", "hidden_size", "num_hidden_layers"):
-        ours, other = getattr(student.config, key), getattr(teacher.config, key)
-        if ours != other:
-            raise UserError(f"{key}: {init.folder} has {ours}, its teacher {theirs.folder} {other}")
+        expected, actual = getattr(student.config, key), getattr(teacher.config, key)
+        if expected != actual:
+            raise UserError(
+                f"{key}: {init.folder} has {expected}, its teacher {source.folder} has {actual}"
+            )
 
 
 @torch.no_grad()

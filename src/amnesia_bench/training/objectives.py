@@ -1,8 +1,8 @@
-"""What is learned in each stage: a module per objective, whose forward returns a summed loss.
+"""The training objectives: one module per stage, whose forward returns a summed loss.
 
-The loss lives inside the module that FSDP wraps last, where the weights of the head are whole.
-The sum is in float32; dividing by the count of the whole step is the loop's business, so that
-neither accumulation nor the number of processes changes the result.
+The loss is computed inside the module that FSDP wraps last, where the weights of the head are not
+sharded. The sum is in float32. The loop divides it by the count of the whole step, so neither
+accumulation nor the number of processes changes the result.
 
 Shapes: B batch, T tokens, M hidden size, V vocabulary, L layers.
 """
@@ -24,15 +24,15 @@ from amnesia_bench.training.batches import MicroBatch
 from amnesia_bench.training.chunked_loss import chunked_cross_entropy, chunked_kl
 from amnesia_bench.training.heads import Head, head_of, trainable
 
-# Rows of a micro-batch that the released code's KL took in, until its commit 5438a19.
+# The number of rows of a micro-batch in the KL of the released code, before its commit 5438a19.
 PARITY_KD_ROWS = 512
 
 
 class Teacher(nn.Module):
-    """A frozen causal LM that is asked for hidden states. It has an FSDP tree of its own.
+    """A frozen causal LM that provides hidden states. It is wrapped by FSDP separately.
 
-    Objectives keep it in a tuple: it is no part of them, so neither optimizer nor checkpoint
-    sees it.
+    Objectives keep it in a tuple, which hides it from PyTorch: it is not a submodule, so neither
+    optimizer nor checkpoint includes it.
     """
 
     def __init__(self, model: Any) -> None:
@@ -47,7 +47,7 @@ class Teacher(nn.Module):
 
 
 class NextToken(nn.Module):
-    """Stage 3 and SFT: cross-entropy of the next token, over the trained tokens."""
+    """Stage 3 and SFT: cross-entropy of the next token over the trained tokens."""
 
     metric_names: tuple[str, ...] = ()
 
@@ -57,7 +57,7 @@ class NextToken(nn.Module):
         self._rows = run.train.loss_chunk_rows
 
     def count(self, batch: MicroBatch) -> int:
-        """Return by how much the loss of this micro-batch counts in a mean."""
+        """Return the weight of this micro-batch in the mean: the number of trained positions."""
         return len(batch.targets)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
@@ -82,17 +82,17 @@ class Distill(nn.Module):
         self._dtype = torch.bfloat16 if run.recipe.kd_dtype == "bf16" else torch.float32
 
     def count(self, batch: MicroBatch) -> int:
-        """Return by how much the loss of this micro-batch counts in a mean."""
+        """Return the weight of this micro-batch in the mean: the number of trained positions."""
         return batch.input_ids.numel()
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return the summed loss, and no further metrics."""
-        theirs, their_head = self._teacher[0](batch.input_ids)
-        ours = hidden_states(self.student, batch)
-        taken = slice(self._limit)
+        teacher_hidden, teacher_head = self._teacher[0](batch.input_ids)
+        student_hidden = hidden_states(self.student, batch)
+        rows = slice(self._limit)
         loss = chunked_kl(
-            (ours.flatten(0, 1)[taken], head_of(self.student)),
-            (theirs.flatten(0, 1)[taken], their_head),
+            (student_hidden.flatten(0, 1)[rows], head_of(self.student)),
+            (teacher_hidden.flatten(0, 1)[rows], teacher_head),
             self._rows,
             self._dtype,
         )
@@ -102,9 +102,9 @@ class Distill(nn.Module):
 class Align(nn.Module):
     """Stage 1: each lightning mixer imitates the attention of its layer in the teacher.
 
-    It is given what the teacher's attention was given, so layers learn independently of each
-    other. The loss is the mean over layers, positions and channels of the squared error of what
-    the mixer adds to the residual stream.
+    Its input is the input of the teacher's attention, so layers learn independently of each other.
+    The loss is the squared error of the mixer's contribution to the residual stream, averaged over
+    layers, positions and channels.
     """
 
     def __init__(
@@ -119,38 +119,38 @@ class Align(nn.Module):
         self._config = student.config
         self._recompute = run.train.activation_checkpointing
         self._teacher = (teacher,)
-        self._seen: dict[int, tuple[Tensor, Tensor]] = {}
+        self._recorded: dict[int, tuple[Tensor, Tensor]] = {}
         for i in layers:
             attention = teacher.model.base_model.layers[i].self_attn
             attention.register_forward_hook(self._recorder(i), with_kwargs=True)
 
     def count(self, batch: MicroBatch) -> int:
-        """Return by how much the loss of this micro-batch counts in a mean."""
+        """Return the weight of this micro-batch in the mean: the number of trained positions."""
         return batch.input_ids.numel()
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return the loss summed over positions, and the same for each layer [L], detached."""
-        self._seen.clear()
+        self._recorded.clear()
         self._teacher[0](batch.input_ids)
         inputs: MixerInputs | None = None
         errors = []
         for layer, mixer in self.mixers.items():
-            given, wanted = self._seen.pop(int(layer))
-            inputs = self._inputs(given) if inputs is None else inputs
+            attention_input, target = self._recorded.pop(int(layer))
+            inputs = self._inputs(attention_input) if inputs is None else inputs
             if self._recompute:
-                mixed, _ = checkpoint(mixer, given, inputs, use_reentrant=False)
+                mixed, _ = checkpoint(mixer, attention_input, inputs, use_reentrant=False)
             else:
-                mixed, _ = mixer(given, inputs)
+                mixed, _ = mixer(attention_input, inputs)
             precise = torch.float64 if mixed.dtype == torch.float64 else torch.float32
-            error = (mixed.to(precise) - wanted.to(precise)).square().mean(dim=-1).sum()
+            error = (mixed.to(precise) - target.to(precise)).square().mean(dim=-1).sum()
             errors.append(error)
         by_layer = torch.stack(errors)
         return by_layer.mean(), by_layer.detach()
 
     def _recorder(self, layer: int) -> Any:
         def record(_: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
-            given = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            self._seen[layer] = given.detach(), output[0].detach()
+            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+            self._recorded[layer] = hidden.detach(), output[0].detach()
 
         return record
 
@@ -181,19 +181,19 @@ class Align(nn.Module):
 
 
 def isolate_without_mask(model: Any) -> None:
-    """Let softmax layers work document by document, where a mask of T x T is all they have."""
+    """Run softmax layers per document in models that would otherwise need a T x T mask."""
     if trainable(model.config.model_type).documents == "positions":
         model.set_attn_implementation(PACKED_SDPA)
 
 
 def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
-    """Return the hidden states before the head [B, T, M]; documents are isolated as packed."""
-    where: dict[str, Any] = {}
+    """Return the hidden states before the head [B, T, M]; packed documents are isolated."""
+    layout: dict[str, Any] = {}
     if batch.packed is not None:
         if trainable(model.config.model_type).documents == "positions":
-            where = {"position_ids": batch.packed.positions(), "packed": batch.packed}
+            layout = {"position_ids": batch.packed.positions(), "packed": batch.packed}
         else:
-            where = {"cu_seqlens": batch.packed}
-    output = model.base_model(batch.input_ids, use_cache=False, **where)
+            layout = {"cu_seqlens": batch.packed}
+    output = model.base_model(batch.input_ids, use_cache=False, **layout)
     hidden: Tensor = output.last_hidden_state
     return hidden

@@ -1,9 +1,9 @@
-"""What turns gradients into updates: AdamW for everything, or Muon for the matrices of the layers.
+"""The optimizers: AdamW for all parameters, or Muon for the matrices of the layers.
 
 Muon orthogonalises the momentum of a whole matrix (Keller Jordan,
-https://kellerjordan.github.io/posts/muon). Embeddings, norms and biases stay with AdamW. Its
-updates are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so that one learning rate
-serves both.
+https://kellerjordan.github.io/posts/muon). Embeddings, norms and biases use AdamW. Muon's
+updates are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so both use the same
+learning rate.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ _MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq"), torch.optim.Muon: ("mo
 
 
 def check_optimizer(train: TrainConfig, processes: int) -> None:
-    """Raise UserError where so many processes cannot train with this optimizer."""
+    """Raise UserError if this optimizer cannot train with this number of processes."""
     if train.optimizer.kind == "muon" and processes > 1:
         raise UserError(
             f"train.optimizer.kind=muon with {processes} processes: Muon needs whole matrices, "
-            "and each process holds a part of them",
+            "but each process has only a shard of them",
             hint="Train with one process, or with train.optimizer.kind=adamw.",
         )
 
 
 class Updates:
-    """The optimizers of a run, and their state by the names of the parameters.
+    """The optimizers of a run, and their state by parameter name.
 
     Args:
-        settings: which they are, and their constants.
-        trained: the parameters by their names in the checkpoint, spread over the processes.
-        device: where they are.
+        settings: the kind of optimizer and its hyperparameters.
+        trained: the sharded parameters by their names in the checkpoint.
+        device: the device of the parameters.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class Updates:
         self._trained = trained
         muon = settings.kind == "muon"
         matrices = {n for n, p in trained.items() if muon and p.ndim == 2 and ".layers." in n}
-        # In one process a part is the whole; DTensor's bookkeeping would take most of Muon's step.
+        # In one process a shard is the whole tensor; DTensor's overhead would dominate Muon's step.
         self._updated = {n: _whole(p) if _is_whole(p) else p for n, p in trained.items()}
         self._optimizers: list[torch.optim.Optimizer] = []
-        if others := [p for n, p in self._updated.items() if n not in matrices]:
+        if other_parameters := [p for n, p in self._updated.items() if n not in matrices]:
             cuda = device.type == "cuda"
             self._optimizers.append(
                 torch.optim.AdamW(
-                    others,
+                    other_parameters,
                     lr=0.0,
                     betas=settings.betas,
                     eps=settings.eps,
@@ -73,7 +73,7 @@ class Updates:
             )
 
     def begin(self, step: int) -> None:
-        """Make the state there would be after `step` updates, in shape; values are loaded."""
+        """Allocate the optimizer state as after `step` updates; its values are loaded later."""
         for optimizer in self._optimizers:
             for parameter in _parameters(optimizer):
                 state = optimizer.state[parameter]
@@ -83,7 +83,7 @@ class Updates:
                     state["step"] = torch.tensor(float(step), device=self._device)
 
     def apply(self, learning_rate: float) -> None:
-        """Update the parameters by their gradients, which are gone then."""
+        """Update the parameters with their gradients, and clear the gradients."""
         for name, parameter in self._trained.items():
             updated = self._updated[name]
             if updated is not parameter and parameter.grad is not None:
@@ -92,30 +92,30 @@ class Updates:
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate
             optimizer.step()
-        self._forget_gradients()
+        self._clear_gradients()
 
-    def leave_out(self) -> None:
-        """Forget the gradients; AdamW counts the update all the same.
+    def skip(self) -> None:
+        """Clear the gradients without an update, but advance AdamW's step count.
 
-        So its count follows from the step, also on a resume.
+        So the count depends on the step number only, also after a resume.
         """
         for optimizer in self._optimizers:
             if isinstance(optimizer, torch.optim.AdamW):
                 for state in optimizer.state.values():
                     state["step"] += 1
-        self._forget_gradients()
+        self._clear_gradients()
 
     def state(self) -> dict[str, Tensor]:
         """Return every tensor that an update changes, by name."""
-        found = {f"weight/{name}": p.detach() for name, p in self._trained.items()}
+        tensors = {f"weight/{name}": p.detach() for name, p in self._trained.items()}
         names = {parameter: name for name, parameter in self._updated.items()}
         for optimizer in self._optimizers:
             for parameter in _parameters(optimizer):
                 for moment in _MOMENTS[type(optimizer)]:
-                    found[f"{moment}/{names[parameter]}"] = optimizer.state[parameter][moment]
-        return found
+                    tensors[f"{moment}/{names[parameter]}"] = optimizer.state[parameter][moment]
+        return tensors
 
-    def _forget_gradients(self) -> None:
+    def _clear_gradients(self) -> None:
         for parameter in (*self._trained.values(), *self._updated.values()):
             parameter.grad = None
 
@@ -129,6 +129,6 @@ def _is_whole(tensor: Tensor) -> bool:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """Return the memory of a tensor that one process holds all of."""
+    """Return the local data of a tensor that is not split over processes."""
     local = tensor.detach()
     return local.to_local() if isinstance(local, DTensor) else local

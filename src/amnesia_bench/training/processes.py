@@ -1,6 +1,6 @@
-"""The processes of a run: who we are, what all of us agree on, and who asked us to stop.
+"""The processes of a run: ranks, collectives, errors and stop signals.
 
-One process or many, CPU or GPU: the same calls. A process alone makes a group of its own.
+The calls are the same for one process or many, on CPU or GPU. A single process is a group of one.
 """
 
 from __future__ import annotations
@@ -28,10 +28,11 @@ class Processes:
 
     Attributes:
         rank: 0 .. size - 1.
-        device: where this one computes.
-        mesh: all of them, in one dimension.
-        background: a group for what runs beside training: collectives of two threads on one group
-            would mix.
+        size: the number of processes.
+        device: the device of this process.
+        mesh: a one-dimensional mesh of all processes.
+        background: a group for work that runs concurrently with training: collectives of two
+            threads in one group would be mixed up.
     """
 
     def __init__(self) -> None:
@@ -46,17 +47,17 @@ class Processes:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that writes."""
+        """Whether this is rank 0, which writes all files."""
         return self.rank == 0
 
     def sums(self, values: Sequence[int]) -> list[int]:
-        """Return the sums of integers over all processes."""
+        """Return the sums of integers over all processes (an all-reduce)."""
         total = torch.tensor(values, dtype=torch.int64)
         dist.all_reduce(total)
         return [int(value) for value in total.tolist()]
 
     def on_first(self, call: Callable[[], Result]) -> Result:
-        """Run something in the first process; all get its result, or raise what it raised."""
+        """Run `call` in the first process; all processes return its result or raise its error."""
         outcome: list[object] = [None, None]
         if self.first:
             try:
@@ -66,21 +67,21 @@ class Processes:
         dist.broadcast_object_list(outcome)
         if isinstance(outcome[1], AmnesiaError):
             raise outcome[1]
-        return outcome[0]  # type: ignore[return-value]  # it is what `call` returned
+        return outcome[0]  # type: ignore[return-value]  # the result of `call`
 
     def agree(self, failure: AmnesiaError | None) -> None:
-        """Raise everywhere what went wrong in the lowest rank where something did."""
+        """Raise in every process the failure of the lowest rank that has one."""
         failures: list[AmnesiaError | None] = [None] * self.size
         dist.all_gather_object(failures, failure)
-        for found in failures:
-            if found is not None:
-                raise found
+        for first_failure in failures:
+            if first_failure is not None:
+                raise first_failure
 
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """Join the group that torchrun describes in the environment, or make one of one."""
-    # CPU tensors have a backend of their own: counts and saves must not wait for the GPU.
+    """Join the process group of torchrun's environment variables, or make a group of one."""
+    # CPU tensors use another backend: counts and saves must not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if "RANK" in os.environ:
         dist.init_process_group(backend)
@@ -96,13 +97,13 @@ def joined_processes() -> Iterator[Processes]:
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Turn SIGTERM and SIGUSR1 into a flag that can be asked for; give back the old handlers."""
-    asked = threading.Event()
+    """Yield a function that returns whether SIGTERM or SIGUSR1 arrived; restore handlers after."""
+    requested = threading.Event()
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: asked.set())
+        signal.signal(number, lambda *_: requested.set())
     try:
-        yield asked.is_set
+        yield requested.is_set
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -1,4 +1,4 @@
-"""Where a step is written down: the record, its speed, W&B, and the terminal."""
+"""Records each step: metrics file, speed file, W&B, and the terminal."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import UserError
-from amnesia_bench.tracking.metrics_file import NOTHING, MetricsFile, Written
+from amnesia_bench.tracking.metrics_file import EMPTY_PREFIX, FilePrefix, MetricsFile
 from amnesia_bench.tracking.progress import progress
 from amnesia_bench.tracking.wandb_sink import WandbRun, WandbSink
 from amnesia_bench.training.loop import StepRecord
@@ -21,7 +21,7 @@ RECORDS = (METRICS, SPEED)
 
 
 class Recorder:
-    """Writes what each step has to say: the record, the speed, W&B and the terminal."""
+    """Writes the metrics of each step to metrics.jsonl, speed.jsonl, W&B and the terminal."""
 
     def __init__(
         self, run: TrainingRun, folder: Path, first: bool, check_lease: Callable[[], None]
@@ -31,13 +31,13 @@ class Recorder:
         self._files: dict[str, MetricsFile] = {}
 
     @contextmanager
-    def open(self, done: int, kept: Mapping[str, Written]) -> Iterator[None]:
-        """Go on after `done` steps, behind what the records held by then (empty for 0).
+    def open(self, done: int, kept: Mapping[str, FilePrefix]) -> Iterator[None]:
+        """Open the files after `done` steps, truncated to their prefixes `kept` (empty for step 0).
 
         Only the first process writes.
 
         Raises:
-            UserError: a record is not what it was when the state was saved.
+            UserError: a file was changed since the checkpoint.
         """
         if not self._first:
             yield
@@ -47,10 +47,10 @@ class Recorder:
             for name in RECORDS:
                 if done and name not in kept:
                     raise UserError(
-                        f"{self._folder}: the save of step {done} does not say what {name} held",
-                        hint="Remove that save to go on from the one before it.",
+                        f"{self._folder}: the checkpoint of step {done} has no record of {name}",
+                        hint="Remove that checkpoint to resume from the previous one.",
                     )
-                file = MetricsFile(self._folder / name, keep=kept.get(name, NOTHING))
+                file = MetricsFile(self._folder / name, keep=kept.get(name, EMPTY_PREFIX))
                 self._files[name] = stack.enter_context(file)
             self._show = stack.enter_context(progress(train.name, train.steps, done))
             self._wandb = self._sink()
@@ -63,7 +63,7 @@ class Recorder:
                     self._wandb.finish(exit_code)
 
     def record(self, step: StepRecord, seconds: tuple[float, float]) -> None:
-        """Write one step."""
+        """Record one step; `seconds` are those of compute and of everything else."""
         line = asdict(step)
         line |= line.pop("by_layer")
         compute, other = seconds
@@ -79,14 +79,14 @@ class Recorder:
         )
         self._show(step.step, step.loss, speed)
         if self._wandb is not None:
-            known = {key: value for key, value in line.items() if value is not None}
-            self._wandb.log(known | {"tokens_per_second": speed}, step.step)
+            present = {key: value for key, value in line.items() if value is not None}
+            self._wandb.log(present | {"tokens_per_second": speed}, step.step)
 
-    def written(self, step: int) -> dict[str, Written]:
-        """Wait until the records are on disk, and return what they held after a step.
+    def written(self, step: int) -> dict[str, FilePrefix]:
+        """Wait until the files are on disk, and return their prefixes up to and including a step.
 
         Raises:
-            StageFailedError: another process has taken over.
+            StageFailedError: another process has taken over the lease.
         """
         self._check_lease()
         return {name: file.written(step) for name, file in self._files.items()}
@@ -95,14 +95,14 @@ class Recorder:
         train = self._run.train
         if train.wandb_project is None:
             return None
-        # Runs of one name in two places are two runs.
-        place = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()
+        # Two runs of one name in different folders are different runs.
+        folder_hash = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()
         run = WandbRun(
             project=train.wandb_project,
-            run_id=f"{train.name}-{self._folder.stem}-{place[:8]}",
+            run_id=f"{train.name}-{self._folder.stem}-{folder_hash[:8]}",
             group=train.model or train.name,
             job_type=train.objective,
             config=self._run.model_dump(mode="json"),
-            folder=self._folder.parent,  # what is in the folder of the run goes with it
+            folder=self._folder.parent,  # the run's own folder is removed when it ends
         )
         return WandbSink(run)

@@ -1,7 +1,7 @@
-"""One stage of training, from checked inputs to a published checkpoint.
+"""Run one training stage: check the inputs, train, publish the checkpoint.
 
-<out>.training/    what the run needs to go on, see `folder`
-<out>/             the trained checkpoint, when all steps are done
+<out>.training/    the state from which the run resumes, see `folder`
+<out>/             the trained checkpoint, once all steps are done
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from amnesia_bench.store.held_files import HeldFiles
 from amnesia_bench.store.layout import MANIFEST, check_final, training_path
 from amnesia_bench.store.lease import Lease, holding_lease
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer, tokenizer_identity
-from amnesia_bench.tracking.metrics_file import Written
+from amnesia_bench.tracking.metrics_file import FilePrefix
 from amnesia_bench.training.batches import Batches, FileOrder, SequenceOrder, TokenStore
 from amnesia_bench.training.checkpoints import CheckpointFolder
 from amnesia_bench.training.export import Export, publish_trained
 from amnesia_bench.training.folder import (
     CHECKPOINTS,
     SETTINGS,
-    Beginning,
+    RunIdentity,
     check_resume_matches,
     check_run_folder,
-    read_beginning,
+    read_run_identity,
     remove_run,
 )
 from amnesia_bench.training.inputs import (
@@ -53,14 +53,14 @@ from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import parent_by_contents
 from amnesia_bench.weights.side_files import side_files
 
-_KEPT = "complete saves are kept"
+_KEPT = "complete checkpoints are kept"
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """A request with its data opened.
+    """A training request with its data opened.
 
-    `order` says which sequence of which of `stores` is which sample, when they are shuffled.
+    `order` maps sample indices to sequences of `stores`, if the data are shuffled.
     `tokenizer_sha256` is the identity of the tokenizer in `init`.
     """
 
@@ -72,23 +72,25 @@ class TrainingJob:
 
     @property
     def run(self) -> TrainingRun:
-        """What is trained and how."""
+        """The stage and the recipe of the run."""
         return self.request.run
 
 
 def train(request: TrainRequest, out: Path) -> None:
-    """Train to the end and write the checkpoint to `out`.
+    """Train to the last step and write the checkpoint to `out`.
 
-    Called by every process of the run. A run that was interrupted resumes from its newest save;
-    one that was killed after it had published is done.
+    Every process of the run calls this function. An interrupted run resumes from its newest
+    checkpoint; if it was killed after publishing, only its temporary files are removed.
 
     Raises:
-        UserError: the inputs do not fit; nothing was written.
+        UserError: the inputs do not fit together; nothing was written.
         BusyError: another run is writing `out`.
-        StageFailedError: the run cannot continue; its last save is intact.
-        StoppedError: SIGTERM or SIGUSR1 stopped it and the state is saved; the same call resumes.
+        StageFailedError: the run cannot continue; its last checkpoint is intact.
+        StoppedError: SIGTERM or SIGUSR1 stopped the run, and its state is saved; the same call
+            resumes it.
     """
-    open_checkpoint(request.init)  # an adapter has no tokenizer, which is not what is wrong with it
+    # Opened before its tokenizer: the error for an adapter must not be that it has no tokenizer.
+    open_checkpoint(request.init)
     mixture = request.run.train.mixture
     request = request.model_copy(update={"data": _in_order(request.data, mixture)})
     stores = {name: open_store(folder) for name, folder in request.data.items()}
@@ -105,7 +107,7 @@ def train(request: TrainRequest, out: Path) -> None:
 
 
 def run_job(job: TrainingJob) -> None:
-    """Train to the end and publish; see `train`."""
+    """Train to the last step and publish; see `train`."""
     if not _run_to_the_end(job):
         raise StoppedError(
             f"{job.out}: stopped by a signal; the state is saved in {training_path(job.out)}",
@@ -114,19 +116,19 @@ def run_job(job: TrainingJob) -> None:
 
 
 def _in_order(data: Mapping[str, Path], mixture: Mapping[str, float]) -> dict[str, Path]:
-    """Return the data in the order of the mixture, by which the samples are numbered."""
+    """Return the data in the order of the mixture, which determines the order of samples."""
     if missing := [name for name in mixture if name not in data]:
         raise UserError(f"--data {missing[0]}=FOLDER is missing")
     if unknown := [name for name in data if name not in mixture]:
         raise UserError(
-            f"--data {unknown[0]}: the stage mixes {', '.join(mixture)}",
-            hint="Leave it out, or change train.mixture.",
+            f"--data {unknown[0]}: not a source of this stage, which mixes {', '.join(mixture)}",
+            hint="Omit it, or change train.mixture.",
         )
     return {name: data[name] for name in mixture}
 
 
 def _run_to_the_end(job: TrainingJob) -> bool:
-    """Return whether all is done, or a signal stopped it."""
+    """Return True if the run is finished, False if a signal stopped it."""
     with stop_requests() as stop_requested, joined_processes() as processes:
         if processes.on_first(lambda: _finished_before(job)):
             return True
@@ -135,21 +137,21 @@ def _run_to_the_end(job: TrainingJob) -> bool:
         batches = Batches(job.run, job.stores, _order(job), processes.rank, processes.size)
         folder = training_path(job.out)
         with _owned(folder, processes) as check_lease, explaining_write_errors(job.out, _KEPT):
-            held = processes.on_first(lambda: _held_inputs(job, init, teacher))
-            beginning = processes.on_first(lambda: _begin(job, folder, init, teacher))
+            input_files = processes.on_first(lambda: _note_input_files(job, init, teacher))
+            identity = processes.on_first(lambda: _record_identity(job, folder, init, teacher))
             learner = build_learner(job.run, init, teacher, processes)
 
-            def check_still_ours() -> None:
+            def check_unchanged() -> None:
                 check_lease()
-                held.check()
+                input_files.check()
 
-            processes.on_first(check_still_ours)
-            if not _run_steps(job, learner, batches, processes, stop_requested, check_still_ours):
+            processes.on_first(check_unchanged)
+            if not _run_steps(job, learner, batches, processes, stop_requested, check_unchanged):
                 return False
-            processes.on_first(check_still_ours)
+            processes.on_first(check_unchanged)
             export = Export(
                 init=init,
-                parents=beginning.parents,
+                parents=identity.parents,
                 side_files=(folder / SETTINGS, folder / METRICS),
                 seed=job.run.train.seed,
             )
@@ -165,11 +167,11 @@ def _run_steps(
     batches: Batches,
     processes: Processes,
     stop_requested: Callable[[], bool],
-    check_still_ours: Callable[[], None],
+    check_unchanged: Callable[[], None],
 ) -> bool:
-    """Run the steps that are left; return whether all are done, or a signal stopped them."""
+    """Run the remaining steps; return True if all are done, False if a signal stopped them."""
     folder = training_path(job.out)
-    recorder = Recorder(job.run, folder, processes.first, check_still_ours)
+    recorder = Recorder(job.run, folder, processes.first, check_unchanged)
     checkpoints = CheckpointFolder(
         folder / CHECKPOINTS, job.run.train.checkpoints, processes, records=recorder.written
     )
@@ -191,43 +193,44 @@ def _run_steps(
 
 
 def _finished_before(job: TrainingJob) -> bool:
-    """Clear up behind a run of this job that was killed between publishing and clearing up."""
+    """Remove the folder of a run that was killed after publishing; return whether there was one."""
     folder = training_path(job.out)
-    ours = (path / SETTINGS for path in (job.out, folder))
-    if not ((job.out / MANIFEST).is_file() and all(path.is_file() for path in ours)):
+    settings = (path / SETTINGS for path in (job.out, folder))
+    if not ((job.out / MANIFEST).is_file() and all(path.is_file() for path in settings)):
         return False
-    with suppress(UserError):  # then one of them is none of ours
-        published, left = (read_beginning(path / SETTINGS) for path in (job.out, folder))
-        if published == left and not left.differences(Beginning(run=job.run, parents=())):
+    with suppress(UserError):  # a file is not the settings of a run
+        published, resumable = (read_run_identity(path / SETTINGS) for path in (job.out, folder))
+        ours = RunIdentity(run=job.run, parents=())
+        if published == resumable and not resumable.differences(ours):
             with holding_lease(folder):
                 _clear(folder)
-            sys.stderr.write(f"{job.out}: finished before; what was left beside it is removed\n")
+            sys.stderr.write(f"{job.out}: already finished; {folder.name} is removed\n")
             return True
     return False
 
 
 def _clear(folder: Path) -> None:
-    if left := remove_run(folder):
-        what = f"{folder}: kept, with what this run did not write: {', '.join(left)}\n"
+    if foreign := remove_run(folder):
+        what = f"{folder}: kept, since this run did not write {', '.join(foreign)}\n"
         sys.stderr.write(message(what))
 
 
 def _opened(job: TrainingJob) -> tuple[Checkpoint, Checkpoint | None]:
-    """Check what can be checked before anything is written or loaded."""
+    """Open the checkpoints and check all inputs before anything is written or loaded."""
     check_final(job.out)
     if os.path.lexists(job.out):
         raise UserError(
             f"{job.out}: already exists; nothing was written",
             hint="Choose another output folder, or remove this one.",
         )
-    wants_teacher = job.run.train.objective != "next_token"
-    if wants_teacher != (job.request.teacher is not None):
+    needs_teacher = job.run.train.objective != "next_token"
+    if needs_teacher != (job.request.teacher is not None):
         name = job.run.train.teacher
         raise UserError(
             f"{job.run.train.name} learns from a teacher ({name})"
-            if wants_teacher
+            if needs_teacher
             else f"{job.run.train.name} has no teacher",
-            hint="Give its folder with --teacher." if wants_teacher else "Leave --teacher out.",
+            hint="Give its folder with --teacher." if needs_teacher else "Omit --teacher.",
         )
     check_data(job.run, job.stores, job.tokenizer_sha256)
     init = open_checkpoint(job.request.init)
@@ -248,64 +251,64 @@ def _order(job: TrainingJob) -> SequenceOrder:
 
 @contextmanager
 def _owned(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
-    """Make the folder of the run and hold the only right to write it.
+    """Create the folder of the run and hold its lease.
 
-    Yields what the first process calls to see that it still has that right.
+    Yields a function with which the first process checks that it still holds the lease.
     """
     with ExitStack() as stack:
-        held: list[Lease] = []
-        made: list[Path] = []
+        leases: list[Lease] = []
+        created: list[Path] = []
 
         def take() -> None:
             with explaining_write_errors(folder, _KEPT):
-                made.extend([] if folder.exists() else [folder])
+                created.extend([] if folder.exists() else [folder])
                 make_folder(folder)
                 make_folder(folder / CHECKPOINTS)
-                held.append(stack.enter_context(holding_lease(folder)))
+                leases.append(stack.enter_context(holding_lease(folder)))
 
         processes.on_first(take)
         try:
-            yield lambda: held[0].check()
+            yield lambda: leases[0].check()
         except UserError:
-            # A mistake in the inputs: nothing was trained, so nothing is worth keeping.
-            if made and not any((folder / CHECKPOINTS).iterdir()):
+            # The inputs are wrong: nothing was trained, so the new folder is removed.
+            if created and not any((folder / CHECKPOINTS).iterdir()):
                 remove_run(folder)
             raise
 
 
-def _held_inputs(job: TrainingJob, init: Checkpoint, teacher: Checkpoint | None) -> HeldFiles:
-    """Return the files that a run reads, as they are before they are identified.
+def _note_input_files(job: TrainingJob, init: Checkpoint, teacher: Checkpoint | None) -> HeldFiles:
+    """Note the state of all input files before they are hashed.
 
-    They are compared when the model is loaded, at every save, and before the result is published.
+    They are checked again after the model is loaded, at every save, and before publishing.
     """
-    held = init.held + HeldFiles.hold(init.folder / name for name in side_files(init.folder))
+    files = init.held + HeldFiles.hold(init.folder / name for name in side_files(init.folder))
     if teacher is not None:
-        held += teacher.held
-    files = (
+        files += teacher.held
+    data_files = (
         path / entry.path
         for path in job.request.data.values()
         for entry in read_manifest(path).files
     )
-    return held + HeldFiles.hold(files)
+    return files + HeldFiles.hold(data_files)
 
 
-def _begin(
+def _record_identity(
     job: TrainingJob, folder: Path, init: Checkpoint, teacher: Checkpoint | None
-) -> Beginning:
-    """Identify what is read, and write it down, or compare it with what was written down."""
+) -> RunIdentity:
+    """Identify the inputs, and write them to training.json or compare them with it."""
     parents = [parent_by_contents("init", init)]
     parents += [] if teacher is None else [parent_by_contents("teacher", teacher)]
     parents += [data_parent(name, path) for name, path in job.request.data.items()]
-    beginning = Beginning(run=job.run, parents=tuple(parents))
-    check_resume_matches(folder, beginning)
-    return beginning
+    identity = RunIdentity(run=job.run, parents=tuple(parents))
+    check_resume_matches(folder, identity)
+    return identity
 
 
 @contextmanager
 def _opened_by_first(
-    recorder: Recorder, done: int, kept: Mapping[str, Written], processes: Processes
+    recorder: Recorder, done: int, kept: Mapping[str, FilePrefix], processes: Processes
 ) -> Iterator[None]:
-    """Open the records; if the first process cannot, all end."""
+    """Open the metrics files in the first process; if that fails, all processes raise."""
     with ExitStack() as stack:
         processes.on_first(lambda: stack.enter_context(recorder.open(done, kept)))
         yield

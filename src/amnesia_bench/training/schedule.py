@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to restore."""
+"""The learning rate as a pure function of the step, so a checkpoint need not contain it."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from amnesia_bench.config.train_schema import Optimizer
 
 
 def learning_rate(step: int, steps: int, optimizer: Optimizer) -> float:
-    """Return the rate of update `step` (the first is 1) of a run of `steps` updates.
+    """Return the learning rate of `step` (the first is 1) in a run of `steps` updates.
 
-    Linear from 0, so that the first update changes nothing, up to the peak after `warmup_steps`
-    updates; then half a cosine, which would reach the floor one update after the last. Source:
+    Linear warmup from 0 to the peak over `warmup_steps` updates, so the first update changes
+    nothing; then half a cosine, which would reach the floor one update after the last. Source:
     the authors' code (thunlp/hybrid-linear-attention @229e301).
     """
     done, warmup = step - 1, optimizer.warmup_steps

@@ -1,6 +1,6 @@
-"""How a model is spread over the processes: FSDP2, block by block.
+"""Shard a model over the processes with FSDP2, block by block.
 
-The embeddings, the final norm and the head stay in one group, the root's: tied embeddings are
+The embeddings, the final norm and the head stay in one group, that of the root: tied embeddings are
 one parameter, which two groups cannot share.
 """
 
@@ -24,16 +24,16 @@ DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat1
 def shard(
     root: nn.Module, blocks: Iterable[nn.Module], processes: Processes, compute_dtype: Dtype
 ) -> None:
-    """Spread a module over the processes, in place: each block by itself, the rest as one.
+    """Shard a module in place: each block is one FSDP group, the rest another.
 
-    The values are those of the first process; no other holds more than its share and one block.
-    Weights keep their dtype as masters; they are gathered in `compute_dtype`. Gradients are summed
-    over processes, in float32: whoever calls divides.
+    The values are broadcast from the first process; no other process ever has more than its shards
+    and one block. Master weights keep their dtype and are gathered in `compute_dtype`. Gradients
+    are summed over processes in float32; the caller must divide them.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=DTYPES[compute_dtype],
         reduce_dtype=torch.float32,
-        # Positions, boundaries and float32 buffers are not to be rounded.
+        # Positions, document bounds and float32 buffers must not be rounded.
         cast_forward_inputs=False,
     )
     for part in (*blocks, root):
@@ -42,22 +42,22 @@ def shard(
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
-            # Without it gloo is asked for a scaled sum, which it does not know.
+            # Otherwise FSDP requests a scaled sum, which gloo does not support.
             module.set_force_sum_reduction_for_comms(True)
 
 
 @torch.no_grad()
 def _fill(part: nn.Module, processes: Processes) -> None:
-    """Move a part to where it is computed, with the values that the first process has."""
+    """Move a module to the device, and broadcast its values from the first process."""
     part.to(processes.device)
     if processes.size == 1:
         return
     for value in (*part.parameters(), *part.buffers()):
-        if not isinstance(value, DTensor):  # what is spread already has its values
+        if not isinstance(value, DTensor):  # sharded values were broadcast before
             dist.broadcast(value, src=0)
 
 
 def whole(parameter: Any) -> torch.Tensor:
-    """Return all of a parameter; every process must ask."""
+    """Return the full tensor of a parameter; every process must call this function."""
     value = parameter.detach()
     return value.full_tensor() if isinstance(value, DTensor) else value

@@ -1,9 +1,9 @@
-"""Model code that comes with a checkpoint runs only if somebody vouched for all of it by its hash.
+"""Run model code that comes with a checkpoint only if the user trusts it by its hash.
 
-transformers runs what `auto_map` of config.json or tokenizer_config.json names: a file of the
-folder, one in a subfolder, another folder or another repository on the hub. Files import others of
-their folder. So the hash covers `auto_map` and every Python file at any depth, and names that lead
-elsewhere are refused.
+transformers runs the code that `auto_map` of config.json or tokenizer_config.json refers to: a file
+of the folder, of a subfolder, of another folder or of another repository on the hub. Such files can
+import other files of the folder. So the hash covers `auto_map` and every Python file at any depth,
+and references to other places are refused.
 """
 
 from __future__ import annotations
@@ -19,36 +19,42 @@ from amnesia_bench.store.files import read_json
 from amnesia_bench.weights.file_names import CONFIG
 from amnesia_bench.weights.side_files import files_below
 
-_NAMING = (CONFIG, "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
-# module.Class, a file beside config.json
+_CONFIGS_WITH_CODE = (
+    CONFIG,
+    "tokenizer_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
+)
+# module.Class, in a file next to config.json
 _REFERENCE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_][A-Za-z0-9_]*")
 
 
 def check_trust(folder: Path, trusted_sha256: str | None) -> None:
-    """Refuse a folder whose code nobody has vouched for.
+    """Refuse a folder whose code does not have the trusted hash.
 
     Raises:
-        UserError: it brings none, names code elsewhere, or its hash is another one.
+        UserError: the folder has no code, refers to code elsewhere, or has another hash.
     """
-    maps = {name: _auto_map(folder / name) for name in _NAMING}
-    for name, found in maps.items():
-        for reference in _references(found):
+    maps = {name: _auto_map(folder / name) for name in _CONFIGS_WITH_CODE}
+    for name, auto_map in maps.items():
+        for reference in _references(auto_map):
             if not isinstance(reference, str) or not _REFERENCE.fullmatch(reference):
                 raise UserError(
-                    f"{folder / name}: auto_map names {reference!r}, which is not a class in a "
+                    f"{folder / name}: auto_map refers to {reference!r}, which is not a class in a "
                     "Python file of this folder",
-                    hint="Copy the code into the folder, and name it as FILE.CLASS.",
+                    hint="Copy the code into the folder, and refer to it as FILE.CLASS.",
                 )
-    found = [folder / path for path in files_below(folder)]
-    if links := [path for path in found if path.is_dir()]:
+    paths = [folder / path for path in files_below(folder)]
+    if links := [path for path in paths if path.is_dir()]:
         raise UserError(
-            f"{links[0]}: a link to a folder, whose code the hash would not cover",
+            f"{links[0]}: is a link to a folder, and the hash would not cover the code in it",
             hint=f"Make a copy without links first: cp -rL {folder} COPY",
         )
-    files = [path for path in found if path.suffix == ".py"]
+    files = [path for path in paths if path.suffix == ".py"]
     if not files or not maps[CONFIG]:
         raise UserError(
-            f"{folder}: a model of a type that transformers does not know, and no code for it",
+            f"{folder}: transformers does not support this model type, and the folder has no code "
+            "for it",
         )
     digest = hashlib.sha256(json.dumps(maps, sort_keys=True).encode())
     names = [path.relative_to(folder).as_posix() for path in files]
@@ -57,8 +63,8 @@ def check_trust(folder: Path, trusted_sha256: str | None) -> None:
         digest.update(f"\0{name}\0{len(content)}\0".encode() + content)
     if digest.hexdigest() != trusted_sha256:
         raise UserError(
-            f"{folder} brings model code of its own ({', '.join(names)}), which would run here; "
-            f"the hash of these files and of auto_map, {digest.hexdigest()}, is not "
+            f"{folder} contains model code ({', '.join(names)}), which would run on this machine; "
+            f"the hash of these files and of auto_map, {digest.hexdigest()}, does not match "
             "train.trusted_code_sha256",
             hint="Read these files. If you trust them, set train.trusted_code_sha256 to the hash.",
         )
@@ -72,7 +78,7 @@ def _auto_map(path: Path) -> object:
 
 
 def _references(value: object) -> Iterator[object]:
-    """Yield what an auto_map names: classes by their use, one or a list of them, or null."""
+    """Yield the references in an auto_map, whose values are references, lists of them, or null."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):

@@ -12,7 +12,7 @@ from amnesia_bench.costs.model_shape import named_shape
 from amnesia_bench.costs.stage_cost import (
     BANDWIDTH_UTILISATION,
     LAUNCH_SECONDS_PER_LAYER,
-    READING_UTILISATION,
+    PREFILL_UTILISATION,
     Cost,
     cost_of,
     total,
@@ -108,7 +108,7 @@ def test_reading_and_answering_by_hand() -> None:
     answering = 6 * 200 * (2 * (body + head) + attended * 1101)
     assert cost.flops == pytest.approx(reading + answering)
     steps = 200 * 28 * LAUNCH_SECONDS_PER_LAYER
-    seconds = reading / 989e12 / READING_UTILISATION + steps
+    seconds = reading / 989e12 / PREFILL_UTILISATION + steps
     assert cost.gpu_hours == pytest.approx(seconds / 3600)
     assert cost.disk_bytes == 4 * 6 * 200
 

@@ -84,7 +84,7 @@ def test_reading_a_prompt_takes_what_was_counted_before(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"model_type": "mamba"}, "model_type 'mamba': its size cannot be estimated"),
+        ({"model_type": "mamba"}, "model_type 'mamba': the size of such a model"),
         ({"layer_types": "jet"}, "layer_types should be a list of strings"),
         ({"efficient_attention_config": {}}, "efficient_attention_config.jet.head_dim should be"),
     ],

@@ -79,7 +79,7 @@ def test_a_json_array_gives_the_same_rows_as_json_lines(
         (b'[{"question": "q", "answer": "a"}', r"not JSON \(expected ,, found the end of the file"),
         (b'[{"question": "q", "answer": "a"} {"', r"not JSON \(expected ,, found {"),
         (b'[{"question": "q", "answer": "a"},]', r"a.json:2: not JSON"),
-        (b'[{"question": "q", "answer": "a"}]]', r"more text after the array"),
+        (b'[{"question": "q", "answer": "a"}]]', r"the array is followed by more text"),
         (b'[{"question": "q", "answer": "a', r"a.json:1: not JSON"),
         (b'[{"question": "q", "answer": "a"}, 5]', r"a.json:2: is of type int, expected an object"),
         (b'[{"question": "q"}]', r"a.json:1: no field response or answer; it has question"),

@@ -77,15 +77,15 @@ def test_truncated_missing_extra_and_changed_are_each_named(artifact: Path) -> N
     os.utime(artifact / LINKED, ns=(1, 1))
     assert found(artifact) == [
         ("config.json", "is missing"),
-        (LINKED, "was changed or copied since (other mtime, and no sha256 to prove it by)"),
-        ("model.safetensors", "has 6999 bytes, the manifest says 7000"),
+        (LINKED, "was changed or copied since (its mtime differs, and it has no sha256)"),
+        ("model.safetensors", "has 6999 bytes, not the 7000 in the manifest"),
         ("sub/extra.bin", "is not in the manifest"),
     ]
 
 
 def test_a_hardlinked_input_of_another_size_is_found(artifact: Path) -> None:
     (artifact.parent / "input").write_bytes(b"longer input")
-    assert found(artifact) == [(LINKED, "has 12 bytes, the manifest says 5")]
+    assert found(artifact) == [(LINKED, "has 12 bytes, not the 5 in the manifest")]
 
 
 def test_links_are_not_followed(artifact: Path) -> None:

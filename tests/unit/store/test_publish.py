@@ -266,7 +266,7 @@ def test_a_limit_on_file_sizes_is_a_full_disk(tmp_path: Path) -> None:
     limit = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))"
     done = run(tmp_path / "out", before=limit, size=100_000)
     assert done.returncode == StageFailedError.exit_code, done.stderr
-    assert "no space left while making" in done.stdout
+    assert "no space left while writing" in done.stdout
     assert everything_in(tmp_path) == []
     assert run(tmp_path / "out", size=100_000).returncode == 0
 
@@ -319,7 +319,7 @@ def test_a_folder_without_permission_is_named(not_writable: Path) -> None:
     drop = "os.setuid(65534) if os.getuid() == 0 else None"  # permissions do not bind root
     done = run(not_writable / "out", before=drop)
     assert done.returncode == MissingEnvironmentError.exit_code, done.stderr
-    assert "no permission while making" in done.stdout
+    assert "no permission while writing" in done.stdout
     assert str(not_writable) in done.stdout
     assert everything_in(not_writable) == []
 

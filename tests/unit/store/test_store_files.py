@@ -88,7 +88,7 @@ def test_a_full_disk_that_a_rust_library_reports_is_the_same_message() -> None:
         pass
 
     said = "Error while serializing: I/O error: No space left on device (os error 28)"
-    full = pytest.raises(StageFailedError, match="no space left while making out")
+    full = pytest.raises(StageFailedError, match="no space left while writing out")
     with full, explaining_write_errors(Path("out"), "the saves are kept"):
         raise SafetensorError(said)
     for other in ("I/O error: Permission denied (os error 13)", "InvalidHeader"):

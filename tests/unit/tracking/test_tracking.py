@@ -11,12 +11,12 @@ import pytest
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.store.hashing import sha256_of
-from amnesia_bench.tracking.metrics_file import MetricsFile, Written, read_metrics
+from amnesia_bench.tracking.metrics_file import FilePrefix, MetricsFile, read_metrics
 from amnesia_bench.tracking.progress import progress
 from amnesia_bench.tracking.wandb_sink import WandbRun, WandbSink, wandb_mode
 
 
-def written(path: Path, steps: int) -> list[Written]:
+def written(path: Path, steps: int) -> list[FilePrefix]:
     """Write lines of steps 1, 2, ... and return what was written after each."""
     with MetricsFile(path) as file:
         found = []
@@ -71,11 +71,11 @@ def test_what_was_written_up_to_a_save_must_be_there_to_the_last_bit(tmp_path: P
         changed.append(bytes(flipped))
     for content in changed:
         path.write_bytes(content)
-        with pytest.raises(UserError, match=r"metrics.jsonl: was changed since the last save"):
+        with pytest.raises(UserError, match=r"metrics.jsonl: was changed since the last"):
             MetricsFile(path, keep=kept)
         assert path.read_bytes() == content
     path.unlink()
-    with pytest.raises(UserError, match="is not there"):
+    with pytest.raises(UserError, match="is missing"):
         MetricsFile(path, keep=kept)
     assert not path.exists()
 

@@ -209,15 +209,15 @@ def test_a_snapshot_without_its_weights(tmp_path: Path) -> None:
 
 def test_names_that_are_no_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
-    fetch = "A model of the hub is fetched first: amnesia download "
+    fetch = "Download a model of the hub first: amnesia download "
     assert refusal(Path("Qwen/Qwen3-1.7B")).hint == f"{fetch}Qwen/Qwen3-1.7B --out Qwen3-1.7B"
     assert refusal(Path("Qwen3-1.7B")).hint == f"{fetch}OWNER/Qwen3-1.7B --out Qwen3-1.7B"
-    assert "Is the path right?" in str(refusal(tmp_path / "nowhere"))
+    assert "Check the path." in str(refusal(tmp_path / "nowhere"))
     file = tmp_path / "model.safetensors"
     file.write_text("x")
-    assert refusal(file).hint == f"Give the folder that it lies in: {tmp_path}"
+    assert refusal(file).hint == f"Give the folder that contains it: {tmp_path}"
     (tmp_path / "link").symlink_to("nowhere")
-    with pytest.raises(UserError, match="leads to nothing"):
+    with pytest.raises(UserError, match="is a broken link"):
         open_checkpoint(tmp_path / "link")
 
 
@@ -229,7 +229,7 @@ def test_a_name_that_the_hubs_cache_knows(tmp_path: Path, monkeypatch: pytest.Mo
         os.utime(repository / name, (1e9 - age, 1e9 - age))
     for name in ("Qwen/Qwen3-1.7B", "Qwen3-1.7B"):
         found = refusal(Path(name)).hint
-        assert found == f"The hub's cache has it: give {repository / 'new'}"
+        assert found == f"The hub's cache contains it: give {repository / 'new'}"
 
 
 COMMANDS: dict[str, Callable[[str, str], list[str]]] = {

@@ -289,5 +289,5 @@ def test_a_disk_that_is_full_on_the_way_is_told(tmp_path: Path, open_hub: Start)
     process = in_process(hub, tmp_path / "out", preexec_fn=limit)
     _, said = process.communicate()
     assert process.returncode == 4
-    assert "no space left while making" in said
+    assert "no space left while writing" in said
     assert not (tmp_path / "out").exists()
