@@ -11,7 +11,7 @@ from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
 from amnesia_bench.reporting.pooling import SlotCells, in_common
-from amnesia_bench.reporting.sources import FoundCell
+from amnesia_bench.reporting.sources import CellEntry
 from amnesia_bench.reporting.tables import paired_test
 from amnesia_bench.statistics import wilson
 
@@ -48,7 +48,7 @@ def placed(by_seed: Values, *, shared: bool, answers: bool = True, repeats: int 
             dirty=(),
         )
         cells.append(
-            FoundCell(
+            CellEntry(
                 model="tiny",
                 method="post",
                 seed=seed,
