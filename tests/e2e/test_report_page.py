@@ -179,7 +179,11 @@ def test_cells_of_no_named_fine_tune_are_refused_for_tables_of_several(
 ) -> None:
     bare = [text.replace("post@tiny_cot/", "post/") for text in cells]
     assert amnesia("report", "--out", tmp_path / "out", *given(bare)) == 2
-    assert "tiny/post after which fine-tune? tiny_cot (tiny_table1)" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "tiny/post may be after any of these fine-tunes: tiny_cot (tiny_table1)" in error
+        "tiny/post may be after any of these fine-tunes: tiny_cot (tiny_table1)"
+        in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 

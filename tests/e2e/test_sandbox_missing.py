@@ -147,7 +147,7 @@ class TestScoring:
 
     def test_a_key_beyond_the_problems_is_refused(self, launcher: Launcher, tmp_path: Path) -> None:
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
-        with pytest.raises(UserError, match=f"there are {len(ROWS)} problems"):
+        with pytest.raises(UserError, match=f"out of range for {len(ROWS)} problems"):
             score_programs(problems, [attempt(0, RIGHT, len(ROWS))], launcher)
 
     @pytest.mark.parametrize("workers", [0, 10000])

@@ -42,7 +42,7 @@ def load_documents(source: BenchmarkSource, data: Path | None, limit: int | None
         raise UserError(f"{origin}: contains no problems")
     if data is None and len(rows) != source.rows:
         raise UserError(f"{origin}: has {len(rows)} problems, expected {source.rows}")
-    checked = [_checked(row, source, f"{origin}, problem {i}") for i, row in enumerate(rows)]
+    checked = [_check_row(row, source, f"{origin}, problem {i}") for i, row in enumerate(rows)]
     used = checked[:limit]
     return ProblemSet(rows=tuple(used), origin=origin, sha256=_sha256(used), available=len(rows))
 
@@ -90,7 +90,7 @@ def _check_fields(names: Iterable[str], source: BenchmarkSource, where: str) -> 
             )
 
 
-def _checked(row: Any, source: BenchmarkSource, where: str) -> Row:
+def _check_row(row: Any, source: BenchmarkSource, where: str) -> Row:
     if not isinstance(row, dict):
         raise UserError(f"{where}: not a JSON object")
     _check_fields(row, source, where)

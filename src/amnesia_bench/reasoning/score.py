@@ -97,7 +97,7 @@ def score(request: ScoreRequest, out: Path | None = None) -> Scored:
         )
         for generation in generations
     ]
-    judge, judge_settings = _opened(task, name, run, request)
+    judge, judge_settings = _open_scorer(task, name, run, request)
     judged = judge(documents.rows, attempts)
     incomplete = missing_answers(run, generations, judged)
     problems = () if incomplete else problem_values(run, generations, judged)
@@ -153,7 +153,7 @@ def scorer_name(task: ReasoningTask, scorer: str | None, run: ReasoningRun) -> s
     return name
 
 
-def _opened(
+def _open_scorer(
     task: ReasoningTask, name: str, run: ReasoningRun, request: ScoreRequest
 ) -> tuple[Scorer, Mapping[str, str]]:
     """Return a scorer that is ready to judge, and the settings that its verdicts depend on."""

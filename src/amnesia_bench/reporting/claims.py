@@ -17,9 +17,9 @@ from dataclasses import dataclass, field
 
 from amnesia_bench.config.report_schema import Claim, TableConfig
 from amnesia_bench.records.report import ClaimVerdict, Condition, DecidedClaim
-from amnesia_bench.reporting.pooling import SlotCells, by_prompt, in_common, seed_means
+from amnesia_bench.reporting.pooling import SlotCells, by_prompt, common_answers, seed_means
 from amnesia_bench.reporting.published import published_value
-from amnesia_bench.reporting.table_layout import resolved
+from amnesia_bench.reporting.table_layout import column_key
 from amnesia_bench.reporting.table_slots import FilledSlots
 from amnesia_bench.statistics import clustered_mean
 
@@ -55,7 +55,7 @@ def claim_verdict(conditions: Sequence[Condition]) -> ClaimVerdict:
 
 def _decide(name: str, claim: Claim, table: TableConfig, slots: FilledSlots) -> DecidedClaim:
     conditions = tuple(
-        _condition(claim, table, slots, model, resolved(column, table))
+        _condition(claim, table, slots, model, column_key(column, table))
         for model in claim.models or table.models
         for column in claim.columns
     )
@@ -79,7 +79,7 @@ def _decide(name: str, claim: Claim, table: TableConfig, slots: FilledSlots) -> 
 def _condition(
     claim: Claim, table: TableConfig, slots: FilledSlots, model: str, column: str
 ) -> Condition:
-    signs = {column: 1.0} | ({resolved(claim.than, table): -1.0} if claim.than else {})
+    signs = {column: 1.0} | ({column_key(claim.than, table): -1.0} if claim.than else {})
     sums, missing, published = [], [], 0.0
     for key, sign in signs.items():
         weights = {method: sign * weight for method, weight in claim.weights.items()}
@@ -87,11 +87,11 @@ def _condition(
         missing += [f"{m} {key}" for m, row in rows.items() if row is None or row.value is None]
         measured = {method: row for method, row in rows.items() if row is not None}
         if not missing:
-            sums.append(_weighted(measured, weights))
+            sums.append(_weighted_sum(measured, weights))
         for method, weight in weights.items():
             value = published_value(table.published, model, method, key)
             published += math.nan if value is None else weight * value
-    total = _added(sums) if sums and None not in sums and not missing else None
+    total = _add_sums(sums) if sums and None not in sums and not missing else None
     half = 0.0 if total is None else _Z * math.sqrt(total.variance)
     return Condition(
         model=model,
@@ -117,9 +117,9 @@ def _verdict(low: float, high: float, above: float) -> ClaimVerdict:
     return ClaimVerdict.DOES_NOT_HOLD if high < above else ClaimVerdict.NOT_SHOWN
 
 
-def _weighted(rows: Mapping[str, SlotCells], weights: Mapping[str, float]) -> _Sum | None:
+def _weighted_sum(rows: Mapping[str, SlotCells], weights: Mapping[str, float]) -> _Sum | None:
     """Return the sum over the answers in common, or else over cells treated as independent."""
-    answers = in_common([rows[method] for method in weights])
+    answers = common_answers([rows[method] for method in weights])
     sums = {
         key: sum(weight * value for weight, value in zip(weights.values(), values, strict=True))
         for key, values in answers.items()
@@ -158,7 +158,7 @@ def _weighted(rows: Mapping[str, SlotCells], weights: Mapping[str, float]) -> _S
     )
 
 
-def _added(sums: Sequence[_Sum | None]) -> _Sum | None:
+def _add_sums(sums: Sequence[_Sum | None]) -> _Sum | None:
     """Add sums over different prompts, whose errors are independent."""
     known = [term for term in sums if term is not None]
     if len(known) != len(sums):
@@ -188,5 +188,5 @@ def _formula(claim: Claim, table: TableConfig) -> str:
         terms.append(f"{sign} {size}{method}")
     text = " ".join(terms).removeprefix("+ ")
     if claim.than:
-        text = f"({text}) - the same at {resolved(claim.than, table)}"
+        text = f"({text}) - the same at {column_key(claim.than, table)}"
     return f"{text} > {100 * claim.above:g}"

@@ -13,7 +13,7 @@ from amnesia_bench.records.difference import CheckpointDifference
 from amnesia_bench.records.report import DriftCurve, LayerDrift
 from amnesia_bench.records.restoration import Restoration
 from amnesia_bench.records.roles import Role
-from amnesia_bench.reporting.paths import shown
+from amnesia_bench.reporting.paths import display_path
 from amnesia_bench.requests.experiments import LabelledDrift
 from amnesia_bench.store.files import read_json
 
@@ -41,7 +41,7 @@ def read_drift(source: LabelledDrift, out: Path) -> DriftCurve:
     if not layers:
         raise UserError(f"{path}: contains no drift of W_Q or W_K")
     label = source.label or path.parent.name or path.stem
-    return DriftCurve(label=label, source=shown(path, out), layers=layers)
+    return DriftCurve(label=label, source=display_path(path, out), layers=layers)
 
 
 # Layer, role, |a| and |b - a|.

@@ -38,7 +38,7 @@ def page(report: Report) -> str:
         "<h2>Claims</h2>",
         _claims(tables),
         *(_section(table_report, anchors) for table_report in tables),
-        *_drawn("Drift of the weights", drift_figures(report)),
+        *_figure_section("Drift of the weights", drift_figures(report)),
         "<h2>Sources</h2>",
         sources([table_report.table for table_report in tables], anchors),
         _list("Notes", report.notes),
@@ -123,7 +123,7 @@ def _section(report: TableReport, anchors: Anchors) -> str:
     return "\n".join(filter(None, parts))
 
 
-def _drawn(title: str, drawings: dict[str, str]) -> Iterator[str]:
+def _figure_section(title: str, drawings: dict[str, str]) -> Iterator[str]:
     if drawings:
         yield f"<h2>{title}</h2>"
         yield from map(_figure, drawings.values())

@@ -41,7 +41,7 @@ def results(table: ReportTable, anchors: Anchors) -> str:
     groups = [(name, len(list(same))) for name, same in groupby(c.group for c in table.columns)]
     top = "".join(f"<th colspan={count} class=group>{escape(name)}</th>" for name, count in groups)
     heads = "".join(
-        f"<th{_first(table, i)}>{escape(column.label)}</th>"
+        f"<th{_group_border(table, i)}>{escape(column.label)}</th>"
         for i, column in enumerate(table.columns)
     )
     published = any(cell.theirs is not None for cell in table.cells)
@@ -54,10 +54,10 @@ def results(table: ReportTable, anchors: Anchors) -> str:
             cells = []
             for i, column in enumerate(table.columns):
                 cell = table.cell(model, method, column.key)
-                about = escape("\n".join(_about(cell, column)), quote=True)
+                tooltip = escape("\n".join(_tooltip_lines(cell, column)), quote=True)
                 small = format_reference(cell, published=published)
                 cells.append(
-                    f'<td{_first(table, i)} title="{about}">{_shown(cell, anchors)}'
+                    f'<td{_group_border(table, i)} title="{tooltip}">{_cell_html(cell, anchors)}'
                     + (f"<small>{escape(small)}</small></td>" if small else "</td>")
                 )
             rows.append(f"<tr><th>{escape(label)}</th>{''.join(cells)}</tr>")
@@ -67,12 +67,12 @@ def results(table: ReportTable, anchors: Anchors) -> str:
     )
 
 
-def _first(table: ReportTable, i: int) -> str:
+def _group_border(table: ReportTable, i: int) -> str:
     """Return the class of the first column under each heading, which has a thin line before it."""
     return " class=first" if i and table.columns[i].group != table.columns[i - 1].group else ""
 
 
-def _shown(cell: ReportedCell, anchors: Anchors) -> str:
+def _cell_html(cell: ReportedCell, anchors: Anchors) -> str:
     if cell.status is CellStatus.MISSING:
         return "<span class=missing>-</span>"
     if cell.status is CellStatus.INCOMPLETE:
@@ -81,7 +81,7 @@ def _shown(cell: ReportedCell, anchors: Anchors) -> str:
     return link + format_marks(cell)
 
 
-def _about(cell: ReportedCell, column: Column) -> Iterator[str]:
+def _tooltip_lines(cell: ReportedCell, column: Column) -> Iterator[str]:
     yield f"{column.group} {column.label}, {cell.method}: {cell.status}"
     if cell.reason:
         yield cell.reason

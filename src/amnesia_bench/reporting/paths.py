@@ -26,14 +26,14 @@ def relative(path: Path, folder: Path) -> str | None:
     return Path(os.path.relpath(target, start)).as_posix()
 
 
-def shown(path: Path, folder: Path) -> str:
+def display_path(path: Path, folder: Path) -> str:
     """Return a path relative to a folder, or its last two names without the top-level folder."""
     return relative(path, folder) or "/".join((OUTSIDE, *path.absolute().parts[2:][-2:]))
 
 
 def typed_path(path: Path | str) -> str:
     """Return an absolute path relative to the working directory; any other text unchanged."""
-    return shown(Path(path), Path()) if Path(path).is_absolute() else str(path)
+    return display_path(Path(path), Path()) if Path(path).is_absolute() else str(path)
 
 
 def portable(command: Sequence[str]) -> tuple[str, ...]:

@@ -113,7 +113,7 @@ class SlotCells:
             groups[prompts_identity(entry.cell) or f"unknown {i}"].append(entry.cell)
         return groups.values()
 
-    def spread_over(self, seeds: Collection[str | None]) -> Answers:
+    def repeated_for(self, seeds: Collection[str | None]) -> Answers:
         """Return the answers; those of a row without seeds are repeated for every seed."""
         if any(entry.seed is not None for entry in self.cells):
             return self.answers
@@ -124,10 +124,10 @@ class SlotCells:
         }
 
 
-def in_common(rows: Sequence[SlotCells]) -> dict[AnswerKey, Values]:
+def common_answers(rows: Sequence[SlotCells]) -> dict[AnswerKey, Values]:
     """Return the value of each row for every prompt and seed that all rows answered."""
     seeds = {entry.seed for row in rows for entry in row.cells}
-    spread = [row.spread_over(seeds - {None} or seeds) for row in rows]
+    spread = [row.repeated_for(seeds - {None} or seeds) for row in rows]
     common = set.intersection(*(set(answers) for answers in spread))
     return {key: tuple(answers[key] for answers in spread) for key in sorted(common, key=str)}
 

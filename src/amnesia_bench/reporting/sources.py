@@ -12,7 +12,7 @@ from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
 from amnesia_bench.reporting.artifact_files import ArtifactFiles
-from amnesia_bench.reporting.paths import shown, typed_path
+from amnesia_bench.reporting.paths import display_path, typed_path
 from amnesia_bench.requests.experiments import LabelledCells
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import sha256_of
@@ -120,11 +120,11 @@ def _origin(
     _collect_dirty(parents, files, dirty, set())
     return Origin(
         seed=seed,
-        path=shown(path if artifact is None else artifact / MANIFEST, out),
+        path=display_path(path if artifact is None else artifact / MANIFEST, out),
         manifest_sha256=None if artifact is None else sha256_of(artifact / MANIFEST),
         stage=(artifact or path.parent).name,
         commit=None if manifest is None else manifest.provenance.commit,
-        dirty=tuple(shown(changed, out) for changed in dirty),
+        dirty=tuple(display_path(changed, out) for changed in dirty),
     )
 
 

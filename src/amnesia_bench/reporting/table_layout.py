@@ -84,7 +84,7 @@ def recall_key(task: str, context_tokens: int) -> str:
     return f"{task}@{context_tokens}"
 
 
-def resolved(column: str, table: TableConfig) -> str:
+def column_key(column: str, table: TableConfig) -> str:
     """Return the key of a column that is named by `longest`, `shortest` or the task of a score."""
     for score in table.scores:
         if column == score.task:

@@ -38,7 +38,7 @@ def fill_slots(entries: Iterable[CellEntry], table: TableConfig) -> FilledSlots:
         for column in columns if row is not None else ():
             if row is not None and _matches(entry, column):
                 seeds = by_slot[entry.model, row, column.key]
-                seeds[entry.seed] = _one_of(seeds.get(entry.seed), entry)
+                seeds[entry.seed] = _merge_entries(seeds.get(entry.seed), entry)
     return {
         slot: _slot_cells(tuple(by_slot[slot].values()))
         for model in table.models
@@ -62,8 +62,8 @@ def refuse_ambiguous(entries: Iterable[CellEntry], tables: Mapping[str, TableCon
             choices = ", ".join(f"{sft} ({name})" for name, sft in matching.items())
             label = f"{entry.model}/{entry.method}"
             raise UserError(
-                f"{entry.path}: {label} after which fine-tune? {choices}",
-                hint=f"Name it: --cells {label}@{next(iter(matching.values()))}=DIR",
+                f"{entry.path}: {label} may be after any of these fine-tunes: {choices}",
+                hint=f"Name one: --cells {label}@{next(iter(matching.values()))}=DIR",
             )
 
 
@@ -160,7 +160,7 @@ def _matches(entry: CellEntry, column: Column) -> bool:
     )
 
 
-def _one_of(known: CellEntry | None, new: CellEntry) -> CellEntry:
+def _merge_entries(known: CellEntry | None, new: CellEntry) -> CellEntry:
     if known is None or known.cell == new.cell:
         return new if known is None else known
     if known.cell.value is None or new.cell.value is None:

@@ -16,9 +16,9 @@ from amnesia_bench.records.report import (
     TradeOffPoint,
 )
 from amnesia_bench.reporting.answers import recall_samples_of
-from amnesia_bench.reporting.pooling import SlotCells, by_prompt, in_common
+from amnesia_bench.reporting.pooling import SlotCells, by_prompt, common_answers
 from amnesia_bench.reporting.published import published_value, remarks_on
-from amnesia_bench.reporting.table_layout import after_sft, resolved, table_columns
+from amnesia_bench.reporting.table_layout import after_sft, column_key, table_columns
 from amnesia_bench.reporting.table_slots import FilledSlots, TableSlot
 from amnesia_bench.statistics import sign_flip_p_value
 
@@ -49,8 +49,8 @@ def build_trade_offs(config: TableConfig, slots: FilledSlots) -> tuple[TradeOffC
     if (trade_off := config.trade_off) is None:
         return ()
     columns = {column.key: column for column in table_columns(config)}
-    recall = columns[resolved(trade_off.recall, config)]
-    score = columns[resolved(trade_off.score, config)]
+    recall = columns[column_key(trade_off.recall, config)]
+    score = columns[column_key(trade_off.score, config)]
     curves = []
     for model in config.models:
         points = [
@@ -73,7 +73,7 @@ def build_trade_offs(config: TableConfig, slots: FilledSlots) -> tuple[TradeOffC
 
 def paired_test(first: SlotCells, second: SlotCells) -> PairedTest | None:
     """Compare two rows on their common prompts; None if they have none in common."""
-    answers = in_common((first, second))
+    answers = common_answers((first, second))
     if not answers or first.repeats != second.repeats:
         return None
     # Seeds may share a prompt, so the test flips a prompt with all its answers.

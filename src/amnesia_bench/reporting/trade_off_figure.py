@@ -34,7 +34,7 @@ def trade_off_figure(curve: TradeOffCurve) -> str:
         corners = [at[row] for row in rows if row in at]
         for start, end in pairwise(corners):
             parts.append(svg.line(*start, *end, opacity=svg.PALE))
-            busy += _along(start, end)
+            busy += _line_obstacles(start, end)
     for point in curve.points:
         for bar in _bars(box, point):
             ends = (bar.left, bar.top, bar.right, bar.bottom)
@@ -81,7 +81,7 @@ def _bars(box: svg.Box, point: TradeOffPoint) -> Iterator[Rectangle]:
     yield Rectangle(x, top, x, bottom)
 
 
-def _along(start: tuple[float, float], end: tuple[float, float]) -> Iterator[Rectangle]:
+def _line_obstacles(start: tuple[float, float], end: tuple[float, float]) -> Iterator[Rectangle]:
     """Yield small rectangles along a line, for labels to avoid."""
     steps = max(1, round(math.dist(start, end) / 6))
     for i in range(steps + 1):

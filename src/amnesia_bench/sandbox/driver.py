@@ -77,7 +77,7 @@ class Channel:
         return b"".join(parts)
 
 
-def named(error: BaseException) -> bytes:
+def error_answer(error: BaseException) -> bytes:
     """Return the answer that names an exception; for a MemoryError without allocating memory."""
     if isinstance(error, MemoryError):
         return NO_MEMORY
@@ -261,7 +261,7 @@ def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
         program = compile(code, SCRIPT_NAME, "exec", dont_inherit=True)
         run_code(prelude(), module)
     except BaseException as error:
-        channel.send_bytes(named(error))
+        channel.send_bytes(error_answer(error))
         return
     channel.send({"loaded": True})
     try:
@@ -269,7 +269,7 @@ def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
     except SystemExit:
         pass
     except BaseException as error:
-        channel.send_bytes(named(error))
+        channel.send_bytes(error_answer(error))
 
 
 def text_file(descriptor: int, mode: str) -> Any:
@@ -331,7 +331,7 @@ def run_tests(channel: Channel, job: dict[str, Any], max_bytes: int) -> None:
     try:
         program = load(job["code"], function, lenient=lenient)
     except BaseException as error:
-        channel.send_bytes(named(error))
+        channel.send_bytes(error_answer(error))
         return
     channel.send({"loaded": True})
     while True:
@@ -342,7 +342,7 @@ def run_tests(channel: Channel, job: dict[str, Any], max_bytes: int) -> None:
             else:
                 data = json.dumps(run_call(program, text, lenient=lenient)).encode()
         except BaseException as error:
-            data = named(error)
+            data = error_answer(error)
         channel.send_bytes(data if len(data) <= max_bytes else TOO_LONG)
 
 

@@ -100,7 +100,7 @@ class Launcher:
             if os.geteuid() == 0:
                 os.chown(folder, NOBODY, NOBODY)
             process = _spawn(python, folder, inherited)
-            session = _prepared(process, setup)
+            session = _prepare_session(process, setup)
             session.driver = process.pid
             return session
         with _pipe() as (info, info_out), _pipe() as (calls, calls_out):
@@ -116,7 +116,7 @@ class Launcher:
             # the kernel's memory for files, links, their names and attributes.
             command += ["--remount-ro", "/", "--chdir", "/tmp", "--"]
             process = _spawn(command + python, "/", (info_out.fileno(), calls.fileno(), *inherited))
-            session = _prepared(process, setup)
+            session = _prepare_session(process, setup)
             # bwrap writes this before the driver starts; without it, bwrap did not run.
             os.set_blocking(info.fileno(), False)
             first = _first_process(info.read() or b"", process)
@@ -183,7 +183,7 @@ def _setup(limits: Limits, threads: int, cpu_seconds: float, packages: list[str]
 
 
 def _other_threads() -> int:
-    """Return how many threads the user that runs programs may have besides those of one program.
+    """Return an upper bound on the other threads of the user that runs programs.
 
     Outside a user namespace the kernel counts all threads of a user.
     """
@@ -195,7 +195,7 @@ def _other_threads() -> int:
     return threads + Limits().threads * len(os.sched_getaffinity(0))
 
 
-def _prepared(process: Process, setup: dict[str, Any]) -> Session:
+def _prepare_session(process: Process, setup: dict[str, Any]) -> Session:
     """Return a session whose driver has sent its greeting and set its limits.
 
     Raises:

@@ -23,7 +23,7 @@ HEADER_BYTES = 8
 READ_BYTES = 1 << 20
 DIAGNOSTICS_BYTES = 2000
 LEAST_WAIT_SECONDS = 0.01
-NAME_BYTES = 1 << 16  # limit of an answer that only names an exception
+NAME_BYTES = 1 << 16  # maximum size of an answer that only names an exception
 
 
 class Stop(Enum):

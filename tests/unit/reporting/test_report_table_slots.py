@@ -67,7 +67,7 @@ def test_without_its_name_a_fine_tune_must_be_the_only_one(
     tables: dict[str, TableConfig], folder: Path
 ) -> None:
     found = cells(folder, "tiny/pre", "tiny/post")
-    with pytest.raises(UserError, match="after which fine-tune") as caught:
+    with pytest.raises(UserError, match="may be after any of these fine-tunes") as caught:
         refuse_ambiguous(found, tables)
     assert "tulu3 (table2)" in caught.value.what
     assert "--cells tiny/post@miromind=" in str(caught.value.hint)

@@ -141,7 +141,7 @@ def score_programs(
     answers = sorted(attempts, key=lambda attempt: attempt.key)
     for answer in answers:
         if not 0 <= answer.key.doc < len(problems):
-            raise UserError(f"{answer.key}: there are {len(problems)} problems")
+            raise UserError(f"{answer.key}: doc is out of range for {len(problems)} problems")
     # One group per problem: its tests, often a hundred megabytes, are decoded once and then freed.
     groups = [list(group) for _, group in groupby(answers, lambda a: (a.key.task, a.key.doc))]
     stopped = Event()

@@ -171,13 +171,13 @@ def _differ(first: Any, second: Any) -> bool:
         return True
     exact = first["exact"] and second["exact"]
     return any(
-        _apart(_CONTEXT.create_decimal(a), _CONTEXT.create_decimal(b), exact=exact)
+        _numbers_differ(_CONTEXT.create_decimal(a), _CONTEXT.create_decimal(b), exact=exact)
         for pair in zip(left, right, strict=True)
         for a, b in zip(*pair, strict=True)
     )
 
 
-def _apart(a: Decimal, b: Decimal, *, exact: bool) -> bool:
+def _numbers_differ(a: Decimal, b: Decimal, *, exact: bool) -> bool:
     if not (a.is_finite() and b.is_finite()):
         return not (a.is_nan() or b.is_nan()) and a != b  # NaN: the exponent has too many digits
     largest = _CONTEXT.max_mag(a, b).copy_abs()

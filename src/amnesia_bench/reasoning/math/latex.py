@@ -116,8 +116,8 @@ def canonical(answer: str) -> str:
     text = _without_style(_ascii(text))
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
-    text = _NAMES.sub(_named, _RUN.sub(_grouped, text))
-    text = _REPEATING.sub(_repeating, text)
+    text = _NAMES.sub(_latex_name, _RUN.sub(_join_thousands, text))
+    text = _REPEATING.sub(_repeating_decimal, text)
     for pattern, replacement in _NUMBERS:
         text = pattern.sub(replacement, text)
     text = re.sub(r"\s+", " ", text)
@@ -187,7 +187,7 @@ def _group(kind: str, content: str) -> str:
     return content if re.search(r"[\\^{}]", content) else f"\\text{{{content}}}"
 
 
-def _named(match: re.Match[str]) -> str:
+def _latex_name(match: re.Match[str]) -> str:
     words, root, digits, name = match.groups()
     if words:
         return str(words)
@@ -196,7 +196,7 @@ def _named(match: re.Match[str]) -> str:
     return f"\\{_SYNONYMS.get(name, name)} "
 
 
-def _grouped(match: re.Match[str]) -> str:
+def _join_thousands(match: re.Match[str]) -> str:
     r"""Return a run of digits without its thousands separators, or unchanged if it has none.
 
     `1,234`, `1{,}234`, `1\,234` and `1 234` are one number. So is `1{,}5`, with a decimal comma. In
@@ -231,7 +231,7 @@ def _bracketed(text: str, start: int, end: int) -> str | None:
     return None
 
 
-def _repeating(match: re.Match[str]) -> str:
+def _repeating_decimal(match: re.Match[str]) -> str:
     r"""Return a repeating decimal, such as `0.1\overline{6}`, as a fraction."""
     whole, fixed, period = match.groups()
     scale, nines = 10 ** len(fixed), 10 ** len(period) - 1

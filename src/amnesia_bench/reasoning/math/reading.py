@@ -134,7 +134,7 @@ def read(answer: str) -> Reading:
     text = _without_braces(canonical(answer))
     if len(text) > MAX_CHARACTERS:
         return Reading(form=text, key=text)
-    pieces = _joined(_pieces(text))
+    pieces = _join_pieces(_pieces(text))
     key = _key(text)
     maths = [piece for piece in pieces if not piece.is_words]
     label_only = bool(pieces) and pieces[0].is_words and not _is_label(pieces)
@@ -216,7 +216,7 @@ def _is_word(run: str, text: str, start: int, pieces: list[_Piece]) -> bool:
     return not product or (counted and spaced)
 
 
-def _joined(pieces: list[_Piece]) -> list[_Piece]:
+def _join_pieces(pieces: list[_Piece]) -> list[_Piece]:
     """Join the elements of a list, and a unit with its power; drop a condition at the end."""
     joined: list[_Piece] = []
     for piece in pieces:
@@ -239,10 +239,10 @@ def _joined(pieces: list[_Piece]) -> list[_Piece]:
             last.text += piece.text
         else:
             joined.append(piece)
-    return [_trimmed(piece) for piece in joined if piece.text.strip(" ,.;")]
+    return [_trim(piece) for piece in joined if piece.text.strip(" ,.;")]
 
 
-def _trimmed(piece: _Piece) -> _Piece:
+def _trim(piece: _Piece) -> _Piece:
     if not piece.is_words:
         piece.text = _BEFORE_ANSWERS.sub("", piece.text.strip()).strip(" ,;")
     return piece
