@@ -26,7 +26,7 @@ _ROUNDING = 1e-9
 
 
 def answers_of(entry: CellEntry) -> Answers:
-    """Return the value of every answer, or a problem's mean over several; empty if unknown.
+    """Return the value of every prompt, or the mean of every problem; empty if unknown.
 
     Raises:
         UserError: a line is cut off, or the mean of the answers is not the cell's value.

@@ -25,7 +25,7 @@ Values = tuple[float, ...]
 class SlotCells:
     """The cells of one slot of a table, one per seed.
 
-    `answers` holds the single answers to their prompts; it is empty unless all seeds have them.
+    `answers` holds the value of every prompt and seed; it is empty unless all seeds have them.
     """
 
     cells: tuple[CellEntry, ...]

@@ -34,7 +34,7 @@ _FENCE = "```"
 
 
 def prompt(problem: CodeProblem) -> str:
-    """Return the text of the single user message; LiveCodeBench has no system message here."""
+    """Return the user message of a problem; there is no system message."""
     sentence = _WITH_STARTER if problem.starter_code else _WITHOUT_STARTER
     code = problem.starter_code or "# YOUR CODE HERE"
     return (
