@@ -30,7 +30,7 @@ def instructions_of(row: Row) -> list[tuple[str, Any]]:
 
     Raises:
         UserError: the row is not one of IFEval's.
-        MissingEnvironmentError: lm-eval or what it needs is missing.
+        MissingEnvironmentError: lm-eval or one of its dependencies is missing.
     """
     checkers = _checkers()
     names: Any = row["instruction_id_list"]
@@ -61,7 +61,7 @@ def follows_all(row: Row, response: str) -> list[tuple[str, bool]]:
 
     Raises:
         UserError: the row is not one of IFEval's.
-        MissingEnvironmentError: lm-eval or what it needs is missing.
+        MissingEnvironmentError: lm-eval or one of its dependencies is missing.
     """
     return [(name, _follows(checker, response)) for name, checker in instructions_of(row)]
 
