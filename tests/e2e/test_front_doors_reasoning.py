@@ -88,6 +88,6 @@ def test_wrong_requests_are_refused_before_anything_is_opened(tmp_path: Path) ->
     with pytest.raises(ValidationError, match=r"eval\.chat_template=false"):
         GenerateRequest(**wanted, chat_template=tmp_path / "x.jinja")
     of_another_task = GenerateRequest(**wanted | {"task": "livecodebench"})
-    with pytest.raises(UserError, match="livecodebench takes a CodeEvalConfig"):
+    with pytest.raises(UserError, match="livecodebench needs a CodeEvalConfig"):
         ab.generate(of_another_task, tmp_path / "out")
     assert not (tmp_path / "out").exists()

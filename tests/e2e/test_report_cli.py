@@ -281,11 +281,11 @@ def test_bad_input_is_named_and_nothing_is_written(
     both = said(f"tiny={good}", f"tiny={other}")
     assert f"{good}/cells.json" in both
     assert f"{other}/cells.json" in both
-    assert "two cells for one place (tiny, post, niah_single_2 recall at 4096)" in both
+    assert "two cells for one slot of the table (tiny, post, niah_single_2 recall at 4096)" in both
     assert f"{cut}/cells.json" in said(f"tiny={cut}")
     assert f"{torn}/samples.jsonl:30: not JSON" in said(f"tiny={torn}")
-    assert f"{flipped}/samples.jsonl: is not what" in said(f"tiny={flipped}")
-    assert "the answers beside it make" in said(f"tiny={mixed}")
+    assert f"{flipped}/samples.jsonl: it was changed since" in said(f"tiny={flipped}")
+    assert "the answers next to it have the mean" in said(f"tiny={mixed}")
     assert "it was changed since" in said(f"tiny={changed}")
     assert f"{unsigned}/manifest.json" in said(f"tiny={unsigned}")
     assert "missing key 'task'" in said(f"tiny={loose}")

@@ -90,7 +90,7 @@ def test_a_row_is_tested_against_its_own_fine_tune_on_prompts_that_seeds_share(
     assert (restored["against_post"]["n"], restored["against_post"]["prompts"]) == (24, 12)
     assert after["against_post"] is None
     text = (written / "tiny_controls.md").read_text()
-    assert "NIAH-Single-3: n 24 (12 prompts); Problems: n 80 (40 prompts) x 4 answers" in text
+    assert "NIAH-Single-3: n = 24 (12 prompts); Problems: n = 80 (40 prompts) x 4 answers" in text
     assert "seeds 100, 101" in text
 
 
@@ -110,7 +110,7 @@ def test_claims_tell_seeds_apart_and_what_the_paper_shows(written: Path) -> None
         for cell in json.loads((written / "tiny_table1.json").read_text())["table"]["cells"]
     )
     assert (
-        ", 2 of 2 seeds, n 24 (12 prompts), paired; by seed 100 +"
+        ", 2 of 2 seeds, n = 24 (12 prompts), paired; by seed 100 +"
         in (written / "tiny_table1.md").read_text()
     )
 
@@ -179,7 +179,8 @@ def test_cells_of_no_named_fine_tune_are_refused_for_tables_of_several(
 ) -> None:
     bare = [text.replace("post@tiny_cot/", "post/") for text in cells]
     assert amnesia("report", "--out", tmp_path / "out", *given(bare)) == 2
-    assert "tiny/post after which fine-tune? tiny_cot (tiny_table1)" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "tiny/post may be after any of these fine-tunes: tiny_cot (tiny_table1)" in error
     assert not (tmp_path / "out").exists()
 
 

@@ -29,7 +29,7 @@ def test_cells_of_another_version_are_not_called_damaged(
     given = ("--table", "table1", "--cells", f"tiny={newer}")
     said = refused(capsys, tmp_path / "out", *given)
     assert "unknown key 'unit'" in said
-    assert "another version of amnesia-bench wrote it" in said
+    assert "Another version of amnesia-bench wrote this file" in said
     assert "remove" not in said
 
 

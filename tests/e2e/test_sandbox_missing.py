@@ -1,4 +1,4 @@
-"""What happens where there is no sandbox, or one that does not hold."""
+"""What happens where there is no sandbox, or one that leaks."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class TestRefusing:
     ) -> None:
         leaky = 'while [ "$1" != -- ]; do shift; done; shift; exec "$@"'
         fake_bwrap(tmp_path, leaky, monkeypatch)
-        with pytest.raises(MissingEnvironmentError, match="does not hold") as refused:
+        with pytest.raises(MissingEnvironmentError, match="the sandbox leaks") as refused:
             open_launcher()
         assert "host files (visible: /etc" in str(refused.value)
         assert "second process" in str(refused.value)
@@ -147,7 +147,7 @@ class TestScoring:
 
     def test_a_key_beyond_the_problems_is_refused(self, launcher: Launcher, tmp_path: Path) -> None:
         problems = load_problems(369, path=write_rows(tmp_path / "p", ROWS))
-        with pytest.raises(UserError, match=f"there are {len(ROWS)} problems"):
+        with pytest.raises(UserError, match=f"out of range for {len(ROWS)} problems"):
             score_programs(problems, [attempt(0, RIGHT, len(ROWS))], launcher)
 
     @pytest.mark.parametrize("workers", [0, 10000])

@@ -111,7 +111,7 @@ def print_report(report: Report, page: Path) -> None:
     # The tables themselves are wider than a terminal; they are in the files.
     notes = list(report.notes)
     for each in report.tables:
-        grid = table(each.table.title, ("claim", "ours", "the paper's own numbers"), left=3)
+        grid = table(each.table.title, ("claim", "our numbers", "the paper's numbers"), left=3)
         for claim in each.claims:
             grid.add_row(claim.text, str(claim.verdict), claim.in_paper)
         if each.claims:

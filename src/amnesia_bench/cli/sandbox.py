@@ -18,7 +18,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     checks = run_checks(launcher)
     grid = table("Sandbox", ("way out", "contained", "found"), left=3)
     for check in checks:
-        grid.add_row(check.name, "yes" if check.contained else "NO", check.found)
+        grid.add_row(check.name, "yes" if check.contained else "NO", check.result)
     show(grid)
     for name, value in launcher.settings.items():
         say(f"{name}: {value}")

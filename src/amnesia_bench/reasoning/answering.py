@@ -1,4 +1,4 @@
-"""Generating the answers to a reasoning benchmark: k per problem, resumable."""
+"""Generate the answers to a reasoning benchmark: k per problem, resumable."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from amnesia_bench.records.reasoning import ReasoningRun
 from amnesia_bench.requests.reasoning import GenerateRequest
 from amnesia_bench.tokenizers.chat_format import PromptFormat, prompt_format, prompt_tokens
 
-_MAX_TEMPLATE_CHARACTERS = 1 << 20  # a device has no end
+_MAX_TEMPLATE_CHARACTERS = 1 << 20  # the path may be a device that never ends
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkAnswers:
-    """Answers to a benchmark, in the order of the problems; `folder` holds the same."""
+    """The answers to a benchmark, in the order of the problems, as written to `folder`."""
 
     folder: Path
     run: ReasoningRun
@@ -35,9 +35,9 @@ class BenchmarkAnswers:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerPlan:
-    """Who answers, how answers are drawn, and how problems become prompts.
+    """Which checkpoint answers, how answers are sampled, and how problems become prompts.
 
-    `model` and `method` are those of the cells, `checkpoint` is the identity of the checkpoint.
+    `model` and `method` label the cells; `checkpoint` is the identity of the checkpoint.
     """
 
     model: str
@@ -48,23 +48,23 @@ class AnswerPlan:
 
 
 def generate(request: GenerateRequest, out: Path) -> BenchmarkAnswers:
-    """Let a model answer a benchmark; the same call resumes where one was killed.
+    """Generate a model's answers to a benchmark; the same call resumes an interrupted run.
 
     Args:
-        request: the model, the benchmark, and how answers are drawn.
+        request: the model, the benchmark, and how answers are sampled.
         out: folder of the answers.
 
     Raises:
         UserError: a value of the request is wrong, a prompt does not fit the model's context, or
             `out` holds the answers of another run; nothing was written.
         BusyError: another process writes to `out`.
-        StageFailedError: the checkpoint was changed meanwhile; answers from before are kept.
+        StageFailedError: the checkpoint was changed during the run; earlier answers are kept.
         MissingEnvironmentError: the hub cannot be reached, or vLLM is not installed.
     """
     task, config = task_named(request.task), request.config
     if type(config) is not task.config:
         raise UserError(
-            f"config: a {type(config).__name__}, but {task.name} takes a {task.config.__name__}",
+            f"config: is a {type(config).__name__}, but {task.name} needs a {task.config.__name__}",
             hint=f"load_eval({task.name!r}) returns one.",
         )
     template = None if request.chat_template is None else _read_template(request.chat_template)
@@ -94,7 +94,7 @@ def answer_problems(
     plan: AnswerPlan,
     folder: Path,
 ) -> BenchmarkAnswers:
-    """Answer every problem `repeats` times; resumable, see `inference.generation`."""
+    """Answer every problem `repeats` times; resumes as described in `inference.generation`."""
     run = _describe(task, problems, plan)
     requests = _requests(tokenizer, task, problems, plan)
     generations = generate_missing(engine, requests, folder, identity=run_identity(run))
@@ -102,7 +102,7 @@ def answer_problems(
 
 
 def window_of(config: EvalConfig) -> int | None:
-    """Return which problems of its benchmark a config asks for; None where there is no choice."""
+    """Return the config's window of problems, or None if its benchmark has no windows."""
     return config.window if isinstance(config, CodeEvalConfig) else None
 
 
@@ -114,7 +114,7 @@ def _read_template(path: Path) -> str:
         raise UserError(f"--chat-template {path}: cannot be read ({error})") from error
     if len(text) > _MAX_TEMPLATE_CHARACTERS:
         raise UserError(
-            f"--chat-template {path}: longer than {_MAX_TEMPLATE_CHARACTERS:,} characters"
+            f"--chat-template {path}: is longer than {_MAX_TEMPLATE_CHARACTERS:,} characters"
         )
     return text
 
@@ -150,7 +150,7 @@ def _describe(task: ReasoningTask, problems: ProblemSet, plan: AnswerPlan) -> Re
 def _requests(
     tokenizer: Any, task: ReasoningTask, problems: ProblemSet, plan: AnswerPlan
 ) -> list[PromptRequest]:
-    """Return the requests, the repeats of a problem one after the other: equal prompts batch."""
+    """Return the requests; the repeats of a problem follow each other, so equal prompts batch."""
     config = plan.config
     sampling = Sampling(
         max_new_tokens=config.max_new_tokens,

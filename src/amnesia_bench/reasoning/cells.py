@@ -1,4 +1,4 @@
-"""The cells of a reasoning task: each metric is a mean over problems, or the reason for none."""
+"""The cells of a reasoning task: per metric the mean over problems, or why there is none."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ from amnesia_bench.records.evaluation import Cell, FinishReason, Generation, Out
 from amnesia_bench.records.ids import REASONING_TASKS, reasoning_metrics
 from amnesia_bench.records.reasoning import ProblemValues, ReasoningRun
 
-# These stand in a cell's own fields or in its parents.
-# Fields of a cell, or its parents; `checker` is what the scorer records.
+# A cell has these as fields or parents; `checker` is recorded by the scorer.
 _NOT_SETTINGS = {"task", "model", "method", "checkpoint", "data", "documents_sha256", "repeats"} | {
     "checker"
 }
@@ -31,7 +30,7 @@ _NAMED_MISSING = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemAnswers:
-    """The answers to one problem, in the order of their repeats."""
+    """The verdicts, votes and lengths of the answers to one problem, in order of the repeats."""
 
     correct: tuple[bool, ...]
     answered: tuple[bool, ...]
@@ -42,14 +41,14 @@ class ProblemAnswers:
 
 @dataclass(frozen=True, kw_only=True)
 class CellSource:
-    """What every cell of a run says of where it comes from."""
+    """The settings and parents that all cells of a run share."""
 
     settings: Mapping[str, str]
     parents: tuple[Parent, ...]
 
 
 Metric = Callable[[ProblemAnswers], float]
-# What the name of a metric means for one problem; in those with `@k`, k is the second argument.
+# The value of a metric on one problem, by name; the second argument is the k of names with `@k`.
 _VALUES: Mapping[str, Callable[[ProblemAnswers, int], float]] = {
     "avg": lambda p, _: average(p.correct),
     "maj": lambda p, _: majority(p.correct, p.votes),
@@ -63,7 +62,7 @@ _VALUES: Mapping[str, Callable[[ProblemAnswers, int], float]] = {
 
 
 def metrics_of(task: str, repeats: int) -> dict[str, Metric]:
-    """Return a task's metrics by name; see `records.ids.reasoning_metrics`."""
+    """Return the metrics of a task by name; `records.ids.reasoning_metrics` lists the names."""
     return {name: _metric(task, name) for name in reasoning_metrics(task, repeats)}
 
 
@@ -76,15 +75,15 @@ def _metric(task: str, name: str) -> Metric:
 def missing_answers(
     run: ReasoningRun, generations: Sequence[Generation], judged: ScoringResult
 ) -> str | None:
-    """Say what keeps a run from being complete; None when nothing does."""
-    there = Counter(generation.key.doc for generation in generations)
-    short = [doc for doc in range(run.documents) if there[doc] < run.repeats]
-    if short:
+    """Return why a run is incomplete, or None if it is complete."""
+    answers = Counter(generation.key.doc for generation in generations)
+    incomplete = [doc for doc in range(run.documents) if answers[doc] < run.repeats]
+    if incomplete:
         missing = run.documents * run.repeats - len(generations)
         named = ", ".join(
-            f"{doc} ({there[doc]} of {run.repeats})" for doc in short[:_NAMED_MISSING]
+            f"{doc} ({answers[doc]} of {run.repeats})" for doc in incomplete[:_NAMED_MISSING]
         )
-        more = ", ..." if len(short) > _NAMED_MISSING else ""
+        more = ", ..." if len(incomplete) > _NAMED_MISSING else ""
         return f"{missing} answers are missing, to problems {named}{more}"
     unscored = sum(verdict.outcome is Outcome.UNSCORED for verdict in judged.verdicts)
     return f"{unscored} answers could not be scored" if unscored else None
@@ -97,19 +96,19 @@ def problem_values(
     metrics = metrics_of(run.task, run.repeats)
     votes = judged.votes or (None,) * len(generations)
     answers = zip(generations, judged.verdicts, votes, strict=True)
-    found = []
+    problems = []
     for doc, group in groupby(answers, lambda answer: answer[0].key.doc):
-        ours = list(group)
+        repeats = list(group)
         problem = ProblemAnswers(
-            correct=tuple(v.outcome is Outcome.CORRECT for _, v, _ in ours),
-            answered=tuple(v.outcome is not Outcome.NO_ANSWER for _, v, _ in ours),
-            votes=tuple(vote for _, _, vote in ours),
-            cut=tuple(g.finish_reason is FinishReason.LENGTH for g, _, _ in ours),
-            new_tokens=tuple(len(g.tokens) for g, _, _ in ours),
+            correct=tuple(v.outcome is Outcome.CORRECT for _, v, _ in repeats),
+            answered=tuple(v.outcome is not Outcome.NO_ANSWER for _, v, _ in repeats),
+            votes=tuple(vote for _, _, vote in repeats),
+            cut=tuple(g.finish_reason is FinishReason.LENGTH for g, _, _ in repeats),
+            new_tokens=tuple(len(g.tokens) for g, _, _ in repeats),
         )
         values = {name: metric(problem) for name, metric in metrics.items()}
-        found.append(ProblemValues(doc=doc, values=values))
-    return tuple(found)
+        problems.append(ProblemValues(doc=doc, values=values))
+    return tuple(problems)
 
 
 def cells_of(
@@ -118,12 +117,11 @@ def cells_of(
     incomplete: str | None,
     source: CellSource,
 ) -> tuple[Cell, ...]:
-    """Return a cell per metric; without values when the run is incomplete."""
+    """Return one cell per metric; the cells of an incomplete run have no values."""
     cells = []
     for name in metrics_of(run.task, run.repeats):
-        found = (
-            None if incomplete else mean_estimate([problem.values[name] for problem in problems])
-        )
+        values = [problem.values[name] for problem in problems]
+        estimate = None if incomplete else mean_estimate(values)
         cells.append(
             Cell(
                 model=run.model,
@@ -131,11 +129,11 @@ def cells_of(
                 task=run.task,
                 context_tokens=None,
                 metric=name,
-                value=None if found is None else found.value,
-                n=0 if found is None else found.n,
+                value=None if estimate is None else estimate.value,
+                n=0 if estimate is None else estimate.n,
                 repeats=run.repeats,
-                stderr=None if found is None else found.stderr,
-                interval=None if found is None else found.interval,
+                stderr=None if estimate is None else estimate.stderr,
+                interval=None if estimate is None else estimate.interval,
                 incomplete=incomplete,
                 settings=source.settings,
                 parents=source.parents,
@@ -145,7 +143,7 @@ def cells_of(
 
 
 def run_settings(run: ReasoningRun) -> dict[str, str]:
-    """Return what of a run is neither a field nor a parent of its cells."""
+    """Return the fields of a run that its cells keep as settings, not as fields or parents."""
     return {
         name: str(value) for name, value in codec.to_json(run).items() if name not in _NOT_SETTINGS
     }

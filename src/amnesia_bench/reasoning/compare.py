@@ -1,4 +1,4 @@
-"""Is one method better than another on the same problems? An exact test and an interval."""
+"""Compare two methods on the same problems, by an exact test and an interval."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from amnesia_bench.store.problem_values import read_problems
 
 
 def compare(request: CompareRequest) -> tuple[Difference, ...]:
-    """Compare two folders of answers, both scored before, problem by problem.
+    """Compare two scored folders of answers problem by problem.
 
     Raises:
-        UserError: one is not scored by this scorer, is incomplete or has changed since; or their
-            task, problems or repeats differ.
+        UserError: one was not scored by this scorer, is incomplete, or was changed since it was
+            scored; or their task, problems or repeats differ.
     """
     first, second = request.first, request.second
     run, other = read_run(first)[0], read_run(second)[0]
@@ -33,27 +33,28 @@ def compare(request: CompareRequest) -> tuple[Difference, ...]:
         values = getattr(run, name), getattr(other, name)
         if values[0] != values[1]:
             raise UserError(
-                f"cannot be compared: {name} is {values[0]} in {first}, {values[1]} in {second}"
+                f"cannot compare: {name} is {values[0]} in {first} and {values[1]} in {second}"
             )
     scorer = scorer_name(task_named(run.task), request.scorer, run)
-    ours = _read_values(first, request.first_scores or first, scorer)
-    theirs = _read_values(second, second, scorer)
-    return differences(ours, theirs, compared_metrics(run.task, run.repeats), run.repeats)
+    first_values = _read_values(first, request.first_scores or first, scorer)
+    second_values = _read_values(second, second, scorer)
+    metrics = compared_metrics(run.task, run.repeats)
+    return differences(first_values, second_values, metrics, run.repeats)
 
 
 def _read_values(answers: Path, scores: Path, scorer: str) -> tuple[ProblemValues, ...]:
-    """Read the value of each metric on each problem, as one scorer wrote them."""
+    """Read the value of each metric on each problem that a scorer wrote."""
     folder = scored_folder(scores, scorer)
     score_again = shlex.join(["amnesia", "score", str(answers), "--scorer", scorer])
     if not (folder / CELLS).is_file():
         raise UserError(f"{answers}: not scored by {scorer}", hint=score_again)
     if not (answers / GENERATIONS).is_file():
-        raise UserError(f"{answers}: holds no {GENERATIONS}")
+        raise UserError(f"{answers}: {GENERATIONS} is missing")
     cells = read_cells(folder)
     if _scored_answers(cells) != {f"sha256:{sha256_of(answers / GENERATIONS)}"}:
-        raise UserError(f"{answers}: has other answers than when it was scored", hint=score_again)
+        raise UserError(f"{answers}: the answers changed since they were scored", hint=score_again)
     if reason := next((cell.incomplete for cell in cells if cell.incomplete), None):
-        raise UserError(f"{folder}: cannot be compared, it is incomplete: {reason}")
+        raise UserError(f"{folder}: cannot compare an incomplete run: {reason}")
     return read_problems(folder, cells)
 
 

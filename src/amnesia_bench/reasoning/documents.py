@@ -1,4 +1,4 @@
-"""A benchmark's problems: from the hub at a pinned revision, or from a local file."""
+"""Read a benchmark's problems from the hub at a pinned revision, or from a local file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from amnesia_bench.store.parquet_rows import read_parquet_rows
 def task_documents(
     task: ReasoningTask, data: Path | None, limit: int | None, window: int | None
 ) -> ProblemSet:
-    """Read and check a task's problems; see `load_documents`. `window`: of a task that has some."""
+    """Read and check the problems of a task, or of one window of it; see `load_documents`."""
     if task.load is None or window is None:
         return load_documents(task.source, data, limit)
     return task.load(data, limit, window)
@@ -27,41 +27,41 @@ def load_documents(source: BenchmarkSource, data: Path | None, limit: int | None
     """Read and check a benchmark's problems.
 
     Args:
-        source: where they are and what they must hold.
-        data: a .jsonl or .parquet file with the same fields, in place of the hub.
-        limit: take the first so many only.
+        source: the data set on the hub and the fields that its rows must have.
+        data: a .jsonl or .parquet file with the same fields, to read instead of the hub.
+        limit: return only the first N problems.
 
     Raises:
-        UserError: a field is missing, empty or of another type; the file cannot be read; the hub
-            has another number of problems.
+        UserError: a field is missing, empty or of the wrong type; the file cannot be read; or the
+            hub returns an unexpected number of problems.
         MissingEnvironmentError: the hub cannot be reached.
     """
     origin = f"{source.hub_id}@{source.revision}" if data is None else str(data.resolve())
     rows = list(_from_hub(source) if data is None else _from_file(data, source))
     if not rows:
-        raise UserError(f"{origin}: holds no problems")
+        raise UserError(f"{origin}: contains no problems")
     if data is None and len(rows) != source.rows:
         raise UserError(f"{origin}: has {len(rows)} problems, expected {source.rows}")
-    checked = [_checked(row, source, f"{origin}, problem {i}") for i, row in enumerate(rows)]
-    taken = checked[:limit]
-    return ProblemSet(rows=tuple(taken), origin=origin, sha256=_sha256(taken), available=len(rows))
+    checked = [_check_row(row, source, f"{origin}, problem {i}") for i, row in enumerate(rows)]
+    used = checked[:limit]
+    return ProblemSet(rows=tuple(used), origin=origin, sha256=_sha256(used), available=len(rows))
 
 
 def _from_hub(source: BenchmarkSource) -> Iterator[Any]:
-    hint = "Give the data as a file: --data FILE (.jsonl or .parquet)."
+    hint = "Read the problems from a local file: --data FILE (.jsonl or .parquet)."
     try:
         import datasets
     except ImportError as error:
         raise MissingEnvironmentError(
-            "reading a benchmark from the hub needs datasets", hint=hint
+            "reading a benchmark from the hub needs the package datasets", hint=hint
         ) from error
     try:
         yield from datasets.load_dataset(
             source.hub_id, source.config, split=source.split, revision=source.revision
         )
-    except (OSError, ValueError) as error:  # all that datasets and huggingface_hub raise
+    except (OSError, ValueError) as error:  # datasets and huggingface_hub raise only these
         raise MissingEnvironmentError(
-            f"{source.hub_id}@{source.revision}: cannot be had from the hub "
+            f"{source.hub_id}@{source.revision}: cannot be read from the hub "
             f"({str(error).partition(chr(10))[0]})",
             hint=hint,
         ) from error
@@ -81,16 +81,16 @@ def _from_file(path: Path, source: BenchmarkSource) -> Iterator[Any]:
     yield from (row for _, row in rows)
 
 
-def _check_fields(there: Iterable[str], source: BenchmarkSource, where: str) -> None:
+def _check_fields(names: Iterable[str], source: BenchmarkSource, where: str) -> None:
     for name in source.fields:
-        if name not in there:
+        if name not in names:
             raise UserError(
-                f"{where}: no field {name!r}; it has {', '.join(map(str, there))}",
-                hint=f"Name the fields as {source.hub_id} does: {', '.join(source.fields)}.",
+                f"{where}: no field {name!r}; the fields are {', '.join(map(str, names))}",
+                hint=f"Name the fields as in {source.hub_id}: {', '.join(source.fields)}.",
             )
 
 
-def _checked(row: Any, source: BenchmarkSource, where: str) -> Row:
+def _check_row(row: Any, source: BenchmarkSource, where: str) -> Row:
     if not isinstance(row, dict):
         raise UserError(f"{where}: not a JSON object")
     _check_fields(row, source, where)

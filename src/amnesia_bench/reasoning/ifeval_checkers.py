@@ -1,7 +1,7 @@
 """lm-eval's checkers of IFEval's instructions: deterministic, offline, silent, in bounded time.
 
-Run as a program this module is a worker of a `ComparisonPool`, for responses so long that a
-checker's regular expression may take minutes.
+Run as a program, this module is a worker of a `ComparisonPool`. It judges long responses, on which
+a checker's regular expression may take minutes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from amnesia_bench.reasoning.math.worker import answer_requests
 from amnesia_bench.reasoning.task import Row
 from amnesia_bench.tokenizers.sentences import sentence_splitter
 
-# Several checkers take time in proportion to the square of the length: here half a second.
+# Several checkers take quadratic time: half a second at this length.
 LONG_CHARACTERS = 10_000
-# lm-eval alone takes 1.7 GiB of addresses.
+# lm-eval alone takes 1.7 GiB of address space.
 _MEMORY_BYTES = 6 << 30
 
 
@@ -30,7 +30,7 @@ def instructions_of(row: Row) -> list[tuple[str, Any]]:
 
     Raises:
         UserError: the row is not one of IFEval's.
-        MissingEnvironmentError: lm-eval or what it needs is missing.
+        MissingEnvironmentError: lm-eval or one of its dependencies is missing.
     """
     checkers = _checkers()
     names: Any = row["instruction_id_list"]
@@ -40,17 +40,17 @@ def instructions_of(row: Row) -> list[tuple[str, Any]]:
             f"ifeval: key {row['key']} has {len(names)} instructions and arguments for "
             f"{len(arguments)}"
         )
-    # A checker that misses an argument draws one.
+    # A checker draws a missing argument at random.
     state = random.getstate()
     random.seed(0)
     try:
         return [
-            (name, _checker(checkers[name](name), given, str(row["prompt"])))
-            for name, given in zip(names, arguments, strict=True)
+            (name, _checker(checkers[name](name), values, str(row["prompt"])))
+            for name, values in zip(names, arguments, strict=True)
         ]
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(
-            f"ifeval: key {row['key']}: not an instruction of IFEval ({error})"
+            f"ifeval: key {row['key']}: unknown instruction or argument ({error})"
         ) from error
     finally:
         random.setstate(state)
@@ -61,20 +61,20 @@ def follows_all(row: Row, response: str) -> list[tuple[str, bool]]:
 
     Raises:
         UserError: the row is not one of IFEval's.
-        MissingEnvironmentError: lm-eval or what it needs is missing.
+        MissingEnvironmentError: lm-eval or one of its dependencies is missing.
     """
     return [(name, _follows(checker, response)) for name, checker in instructions_of(row)]
 
 
-def _checker(checker: Any, given: Any, prompt: str) -> Any:
-    # The hub's table has a null for each argument that belongs to another instruction.
-    arguments = {name: value for name, value in given.items() if value}
+def _checker(checker: Any, values: Any, prompt: str) -> Any:
+    # The table on the hub has a null for each argument of the other instructions.
+    arguments = {name: value for name, value in values.items() if value}
     checker.build_description(**arguments)
     if "prompt" in (checker.get_instruction_args() or {}):
         checker.build_description(prompt=prompt)
     letter = arguments.get("letter")
     if isinstance(letter, str) and len(letter) == 1 and hasattr(checker, "_letter"):
-        # Key 1122 asks for "#", of which lm-eval's checker makes a random letter.
+        # Key 1122 requires "#", which lm-eval's checker replaces by a random letter.
         checker._letter = letter.lower()
     return checker
 
@@ -84,13 +84,13 @@ def _follows(checker: Any, response: str) -> bool:
         return False
     try:
         return bool(checker.check_following(response))
-    except Exception:  # a response that a checker fails on, such as 2,000 open brackets for JSON
+    except Exception:  # the checker fails on some responses, such as 2,000 open brackets as JSON
         return False
 
 
 @cache
 def _checkers() -> Any:
-    # lm-eval downloads this data on import where nltk cannot find it.
+    # lm-eval downloads the splitter's data on import if nltk cannot find it.
     sentence_splitter()
     try:
         import langdetect  # type: ignore[import-untyped]
@@ -100,8 +100,8 @@ def _checkers() -> Any:
             f"judging IFEval needs lm-eval's checkers ({error})",
             hint='pip install "amnesia-bench[eval]"',
         ) from error
-    langdetect.DetectorFactory.seed = 0  # it draws samples of a text
-    # It logs the responses whose language it cannot tell.
+    langdetect.DetectorFactory.seed = 0  # langdetect samples from the text
+    # lm-eval logs every response whose language is not detected.
     logging.getLogger(instructions.__name__).disabled = True
     return instructions_registry.INSTRUCTION_DICT
 

@@ -1,7 +1,7 @@
-"""From verdicts to numbers: a problem's value, the mean over problems, and how two methods differ.
+"""From verdicts to numbers: the value of a problem, the mean over problems, paired differences.
 
-Problems are drawn, answers to one problem belong together: errors are over problems (Miller 2024,
-arXiv 2411.00640), however many answers there are to each.
+Problems are the sampling unit and the answers to one problem are a cluster, so errors are over
+problems, independent of the number of answers to each (Miller 2024, arXiv 2411.00640).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _CHUNK = 500
 
 @dataclass(frozen=True, kw_only=True)
 class MeanEstimate:
-    """A mean over problems, its standard error (None of one problem) and interval."""
+    """A mean over problems, its standard error (None for a single problem) and its interval."""
 
     value: float
     n: int
@@ -35,14 +35,14 @@ class MeanEstimate:
 
 
 def average(correct: Sequence[bool]) -> float:
-    """Return Avg@k of one problem: the share of its answers that are right."""
+    """Return Avg@k of one problem: the share of its answers that are correct."""
     return sum(correct) / len(correct)
 
 
 def pass_at(correct: Sequence[bool], k: int) -> float:
-    """Return the chance that of k answers, drawn without putting back, at least one is right.
+    """Return Pass@k: the probability that k answers drawn without replacement hold a correct one.
 
-    Unbiased for the chance with k fresh answers (Chen et al. 2021, arXiv 2107.03374).
+    It is an unbiased estimate for k new answers (Chen et al. 2021, arXiv 2107.03374).
 
     Raises:
         ValueError: there are fewer than k answers.
@@ -53,40 +53,40 @@ def pass_at(correct: Sequence[bool], k: int) -> float:
 
 
 def majority(correct: Sequence[bool], votes: Sequence[int | None]) -> float:
-    """Return Maj@k of one problem: 1.0 if the answer with most votes is right, else 0.0.
+    """Return Maj@k of one problem: 1.0 if the answer with most votes is correct, else 0.0.
+
+    The first answer of a class decides whether the class is correct. The earliest class wins a tie.
+    A problem without votes is wrong.
 
     Args:
-        correct: per answer.
-        votes: per answer its class, None for no answer, which does not vote. A class is as right
-            as the answer that was seen first. Of classes with equally many votes the one seen
-            first wins. Without any vote the problem is wrong.
+        correct: whether each answer is correct.
+        votes: the class of each answer; None for no answer, which does not vote.
     """
     winners = _winners(correct, votes)
     return float(bool(winners) and winners[0])
 
 
 def majority_expected(correct: Sequence[bool], votes: Sequence[int | None]) -> float:
-    """Return what Maj@k of one problem is on the average if ties are broken at random."""
+    """Return the expected Maj@k of one problem if ties are broken at random."""
     winners = _winners(correct, votes)
     return sum(winners) / len(winners) if winners else 0.0
 
 
 def _winners(correct: Sequence[bool], votes: Sequence[int | None]) -> list[bool]:
-    """Return of each class with most votes if it is right, in the order they were first seen."""
-    first_right: dict[int, bool] = {}
-    for right, vote in zip(correct, votes, strict=True):
+    """Return whether each class with most votes is correct, in the order of first appearance."""
+    class_correct: dict[int, bool] = {}
+    for is_correct, vote in zip(correct, votes, strict=True):
         if vote is not None:
-            first_right.setdefault(vote, right)
+            class_correct.setdefault(vote, is_correct)
     counts = Counter(vote for vote in votes if vote is not None)
     most = max(counts.values(), default=0)
-    return [right for vote, right in first_right.items() if counts[vote] == most]
+    return [is_correct for vote, is_correct in class_correct.items() if counts[vote] == most]
 
 
 def mean_estimate(values: Sequence[float], *, seed: int = 0) -> MeanEstimate:
     """Return the mean of one value per problem.
 
-    The interval is Wilson's where problems are right or wrong, else a percentile bootstrap over
-    problems.
+    The interval is Wilson's if every value is 0 or 1, else a percentile bootstrap over problems.
 
     Raises:
         ValueError: there are no problems.
@@ -122,13 +122,13 @@ def differences(
     """Compare two methods by metrics whose values are multiples of 1/`answers`.
 
     Raises:
-        UserError: they did not answer the same problems, or lack a metric.
+        UserError: the methods answered different problems.
     """
     by_doc = [_by_doc(first), _by_doc(second)]
     if by_doc[0].keys() != by_doc[1].keys():
         raise UserError(
-            f"not the same problems: {len(by_doc[0])} and {len(by_doc[1])}, "
-            f"{len(by_doc[0].keys() & by_doc[1].keys())} of them in both"
+            f"the problems differ: {len(by_doc[0])} in the first, {len(by_doc[1])} in the second, "
+            f"{len(by_doc[0].keys() & by_doc[1].keys())} in both"
         )
     return tuple(
         difference(
@@ -145,15 +145,15 @@ def difference(
     metric: str, first: Sequence[float], second: Sequence[float], answers: int, *, seed: int = 0
 ) -> Difference:
     """Compare two methods by their values on the same problems, in the same order."""
-    ahead = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
+    paired = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     return Difference(
         metric=metric,
         first=float(np.mean(first)),
         second=float(np.mean(second)),
-        difference=float(ahead.mean()),
-        interval=bootstrap(ahead, seed=seed),
+        difference=float(paired.mean()),
+        interval=bootstrap(paired, seed=seed),
         p_value=sign_flip_p_value(first, second, answers),
-        n=len(ahead),
+        n=len(paired),
     )
 
 

@@ -1,4 +1,4 @@
-"""What the answers to a reasoning benchmark depend on, as `run.json` holds it."""
+"""Write and read `run.json`: the settings that the answers to a reasoning benchmark depend on."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def run_identity(run: ReasoningRun) -> dict[str, str]:
     """Return a run as the flat strings of `run.json`."""
     flat = codec.to_json(run)
     if run.checker is None:
-        del flat["checker"]  # as in the records of before there was a choice
+        del flat["checker"]  # as in records from before the checker was a setting
     return {n: v if isinstance(v, str) else json.dumps(v) for n, v in flat.items()}
 
 
 def read_run(folder: Path) -> tuple[ReasoningRun, Mapping[str, str]]:
-    """Read what the answers in a folder depend on.
+    """Read the settings that the answers in a folder depend on.
 
     Returns:
         The run, and the settings of the engine.
 
     Raises:
-        UserError: there is no such record, or it is not one of a reasoning task.
+        UserError: the record is missing, or is not that of a reasoning task.
     """
     path = folder / RUN
     if not path.is_file():
         raise UserError(
-            f"{folder}: holds no {RUN}", hint="Give a folder that `amnesia generate` wrote."
+            f"{folder}: {RUN} is missing", hint="Pass a folder that `amnesia generate` wrote."
         )
     raw = read_run_record(folder).depends
     hints = {field.name: str(field.type) for field in fields(ReasoningRun)}

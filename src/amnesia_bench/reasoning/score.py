@@ -1,7 +1,7 @@
-"""From generations to verdicts and cells: no GPU, no torch, and again as often as wanted.
+"""From generations to verdicts and cells, without GPU and torch; scoring can be repeated.
 
-`<folder>/scored_<scorer>/` gets `verdicts.jsonl`, `problems.jsonl` (the values of each problem,
-for paired comparisons) and `cells.json`, which is written last.
+It writes `verdicts.jsonl`, `problems.jsonl` (the values of each problem, for paired comparisons)
+and, last, `cells.json` to `<folder>/scored_<scorer>/`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ VERDICTS, CELLS = "verdicts.jsonl", "cells.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Scored:
-    """What scoring found; `folder` holds the same."""
+    """The result of scoring, as written to `folder`."""
 
     folder: Path
     run: ReasoningRun
@@ -58,7 +58,7 @@ class Scored:
 
     @property
     def outcomes(self) -> Mapping[Outcome, int]:
-        """How many answers had each outcome."""
+        """The number of answers with each outcome."""
         return Counter(verdict.outcome for verdict in self.verdicts)
 
     @property
@@ -68,16 +68,17 @@ class Scored:
 
 
 def score(request: ScoreRequest, out: Path | None = None) -> Scored:
-    """Judge the answers in a folder, finished or not, and sum them up.
+    """Judge the answers in a folder and summarise them; the run may be unfinished.
 
     Args:
         request: the answers, and how they are judged.
-        out: where `scored_<scorer>` goes; None is the folder of the answers.
+        out: the parent folder of `scored_<scorer>`; None for the folder of the answers.
 
     Raises:
-        UserError: no answers, a damaged file, other problems than were answered, no such scorer.
-        MissingEnvironmentError: what judges is not installed, the hub cannot be reached, or there
-            is no sandbox. Nothing was written.
+        UserError: there are no answers, a file is damaged, the problems differ from those that
+            were answered, or the task has no such scorer.
+        MissingEnvironmentError: a package is missing, the hub cannot be reached, or there is no
+            sandbox; nothing was written.
     """
     folder = request.answers
     run, engine = read_run(folder)
@@ -96,7 +97,7 @@ def score(request: ScoreRequest, out: Path | None = None) -> Scored:
         )
         for generation in generations
     ]
-    judge, judge_settings = _opened(task, name, run, request)
+    judge, judge_settings = _open_scorer(task, name, run, request)
     judged = judge(documents.rows, attempts)
     incomplete = missing_answers(run, generations, judged)
     problems = () if incomplete else problem_values(run, generations, judged)
@@ -115,10 +116,10 @@ def read_cells(folder: Path) -> tuple[Cell, ...]:
     """Read the cells that scoring wrote.
 
     Raises:
-        UserError: they are damaged, or were changed since.
+        UserError: the file is damaged or was changed since it was written.
     """
     path = folder / CELLS
-    check_checksum(path, "Score the answers again: amnesia score DIR.")
+    check_checksum(path, "Score the answers again: amnesia score DIR")
     cells = codec.from_json(_Cells, {"cells": read_json(path)}, str(path))
     return cells.cells
 
@@ -129,33 +130,33 @@ class _Cells:
 
 
 def scored_folder(folder: Path, scorer: str) -> Path:
-    """Return where the results of a scorer are."""
+    """Return the folder of a scorer's results."""
     return folder / f"scored_{scorer}"
 
 
 def scorer_name(task: ReasoningTask, scorer: str | None, run: ReasoningRun) -> str:
-    """Return the scorer that is meant: a named one, that of the run's checker, or the first.
+    """Return the name of the scorer: `scorer`, else that of the run's checker, else the first.
 
     Raises:
-        UserError: the task has none of this name.
+        UserError: the task has no scorer of this name.
     """
-    asked = (
-        each
-        for each, judge in task.scorers.items()
+    of_checker = (
+        candidate
+        for candidate, judge in task.scorers.items()
         if isinstance(judge, ProgramScorer) and judge.checker.value == run.checker
     )
-    name = scorer or next(asked, next(iter(task.scorers)))
+    name = scorer or next(of_checker, next(iter(task.scorers)))
     if name not in task.scorers:
         raise UserError(
-            f"{task.name}: no scorer {name!r}", hint=f"It has {', '.join(task.scorers)}."
+            f"{task.name}: no scorer {name!r}", hint=f"Choose one of {', '.join(task.scorers)}."
         )
     return name
 
 
-def _opened(
+def _open_scorer(
     task: ReasoningTask, name: str, run: ReasoningRun, request: ScoreRequest
 ) -> tuple[Scorer, Mapping[str, str]]:
-    """Return a scorer ready to judge, and what its verdicts depend on besides its name."""
+    """Return a scorer that is ready to judge, and the settings that its verdicts depend on."""
     scorer = task.scorers[name]
     if not isinstance(scorer, ProgramScorer):
         if request.unsafe_no_sandbox:
@@ -164,7 +165,7 @@ def _opened(
             )
         return scorer, {}
     if run.seconds_per_test is None:
-        raise UserError(f"{task.name}: its run.json says no seconds_per_test")
+        raise UserError(f"{task.name}: run.json has no seconds_per_test")
     limits = Limits(seconds_per_test=run.seconds_per_test)
     launcher = open_launcher(unsafe_no_sandbox=request.unsafe_no_sandbox)
     opened = replace(scorer, launcher=launcher, limits=limits, workers=request.workers)
@@ -176,20 +177,20 @@ def _documents(task: ReasoningTask, run: ReasoningRun, data: Path | None) -> Pro
     documents = task_documents(task, local, run.documents, run.window)
     if documents.sha256 != run.documents_sha256:
         raise UserError(
-            f"{documents.origin}: not the problems that were answered "
+            f"{documents.origin}: these are not the problems that were answered "
             f"(sha256 {documents.sha256[:12]}, answered {run.documents_sha256[:12]})",
-            hint="Give the same data set as to `amnesia generate`: --data FILE.",
+            hint="Pass the data set that `amnesia generate` read: --data FILE",
         )
     return documents
 
 
 def _check_keys(generations: Sequence[Generation], run: ReasoningRun, folder: Path) -> None:
     if not generations:
-        raise UserError(f"{folder}: {GENERATIONS} holds no answers")
+        raise UserError(f"{folder}: {GENERATIONS} contains no answers")
     for key in (generation.key for generation in generations):
         inside = 0 <= key.doc < run.documents and 0 <= key.repeat < run.repeats
         if key.task != run.task or not inside:
-            raise UserError(f"{folder}: holds an answer that was not asked for: {key}")
+            raise UserError(f"{folder}: {GENERATIONS} has an answer that the run lacks: {key}")
 
 
 def _parents(run: ReasoningRun, documents: ProblemSet, folder: Path) -> tuple[Parent, ...]:
@@ -204,9 +205,9 @@ def _parents(run: ReasoningRun, documents: ProblemSet, folder: Path) -> tuple[Pa
 def _write(out: Path, judged: ScoringResult, problems: str, cells: Sequence[Cell]) -> None:
     text = json.dumps(codec.to_json(list(cells)), indent=2, allow_nan=False) + "\n"
     verdicts = (json.dumps(codec.to_json(v), allow_nan=False) + "\n" for v in judged.verdicts)
-    with explaining_write_errors(out, "the answers are as they were"):
+    with explaining_write_errors(out, "the answers are unchanged"):
         make_folder(out)
-        # The cells vouch for the rest: of two scorings no mixture may look finished.
+        # Cells mark a finished scoring: remove them first, so that files of two are never mixed.
         (out / CELLS).unlink(missing_ok=True)
         replace_text(out / VERDICTS, "".join(verdicts))
         replace_text(out / PROBLEMS, problems)

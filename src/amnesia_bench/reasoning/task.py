@@ -1,4 +1,4 @@
-"""What a reasoning task is: its problems, how they are asked, and how answers are judged."""
+"""The parts of a reasoning task: its problems, their prompts, and how answers are judged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Row = Mapping[str, object]
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One answer to one problem. `text` is what follows the thinking, None if that never ended."""
+    """One answer to one problem; `text` follows the thinking, None if the thinking never ended."""
 
     key: SampleKey
     text: str | None
@@ -24,11 +24,11 @@ class Attempt:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringResult:
-    """A verdict per attempt, in their order, and how the answers vote.
+    """A verdict and a vote per attempt, in the order of the attempts.
 
-    `votes` names the class of equal answers that an answer belongs to, numbered per problem in
-    the order in which they were first seen; None for an attempt without an answer. It is None as
-    a whole for a task whose answers are not compared with each other.
+    A vote is the class of equal answers that an answer belongs to. Classes are numbered per problem
+    in the order of first appearance. An attempt without an answer has the vote None, and `votes` is
+    None for a task whose answers are not compared with each other.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -41,7 +41,7 @@ class Scorer(Protocol):
     def __call__(self, rows: Sequence[Row], attempts: Sequence[Attempt]) -> ScoringResult:
         """Judge every attempt; `attempt.key.doc` is the position of its problem in `rows`.
 
-        Attempts come in the order of their keys, so those at one problem together.
+        Attempts are sorted by key, so those of one problem follow each other.
         """
         ...
 
@@ -50,8 +50,8 @@ class Scorer(Protocol):
 class BenchmarkSource:
     """Where a task's problems come from.
 
-    `revision` is a commit of the data set on the hub. `fields` are those that are read, with
-    their types; a local file must have them too. `rows` is how many problems the benchmark has.
+    `revision` is a commit of the data set on the hub. `fields` lists the fields that are read, with
+    their types; a local file must have them too. `rows` is the number of problems.
     """
 
     hub_id: str
@@ -64,11 +64,11 @@ class BenchmarkSource:
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemSet:
-    """Problems in their order.
+    """Problems in the order of the benchmark.
 
-    `origin` is where they came from, `sha256` the hash of the fields that are read: one data set
-    has one hash, as parquet, as JSON lines or with other columns beside these. `available` counts
-    the problems before a limit was applied.
+    `origin` names their source. `sha256` hashes the fields that are read, so a data set has the
+    same hash as Parquet, as JSON lines, or with further columns. `available` is the number of
+    problems before a limit was applied.
     """
 
     rows: tuple[Row, ...]
@@ -87,16 +87,16 @@ class Loader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningTask:
-    """A benchmark: its problems, how they are asked, and how answers are judged.
+    """A benchmark: its problems, their prompts, and how answers are judged.
 
-    How answers are drawn (repeats, sampling, template) is config: `configs/eval/<name>.yaml`;
-    which metrics sum them up is in `records.ids`.
+    `configs/eval/<name>.yaml` sets how answers are sampled (repeats, sampling, template);
+    `records.ids` lists the metrics that summarise them.
 
     Attributes:
-        message: the user's message for a problem.
-        scorers: by name, as `records.ids` lists them.
-        config: what `configs/eval/<name>.yaml` must be.
-        load: reads the problems where they are no plain table; None reads `source.fields`.
+        message: returns the user message for a problem.
+        scorers: the scorers by name, as listed in `records.ids`.
+        config: the schema of `configs/eval/<name>.yaml`.
+        load: reads the problems if they are not a plain table; None reads `source.fields`.
     """
 
     name: str

@@ -1,1 +1,1 @@
-"""From cells to the paper's tables, figures and claims: Markdown, CSV, LaTeX, JSON, one page."""
+"""From cells to the paper's tables, figures and claims: Markdown, CSV, LaTeX, JSON and HTML."""

@@ -1,7 +1,7 @@
-"""The single answers behind a cell, read from the files next to it.
+"""Read the single answers that a cell summarises from the files next to it.
 
-Methods are compared on the same prompts or problems, so an answer's key names its seed, the
-identity of the prompts and its number.
+Methods are compared on the same prompts or problems, so the key of an answer consists of its seed,
+the identity of the prompts and its index.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.records.evaluation import Cell, Outcome, Verdict
 from amnesia_bench.records.reasoning import ProblemValues
 from amnesia_bench.records.recall import RecallSample
-from amnesia_bench.reporting.sources import FoundCell
+from amnesia_bench.reporting.sources import CellEntry
 from amnesia_bench.store.problem_values import PROBLEMS, check_problems
 
 AnswerKey = tuple[str | None, str, int]
@@ -25,66 +25,67 @@ _PROMPT_ROLES = ("prompts", "problems")
 _ROUNDING = 1e-9
 
 
-def answers_of(found: FoundCell) -> Answers:
-    """Return the value of every answer (a problem's mean, where it has several); empty if unknown.
+def answers_of(entry: CellEntry) -> Answers:
+    """Return the value of every prompt, or the mean of every problem; empty if unknown.
 
     Raises:
-        UserError: a line is cut off, or the answers do not make up the cell's value.
+        UserError: a line is cut off, or the mean of the answers is not the cell's value.
     """
-    cell = found.cell
+    cell = entry.cell
     if cell.value is None:
         return {}
     identity = prompts_identity(cell)
-    values = _values(found)
+    values = _values(entry)
     if identity is None or not values:
         return {}
     mean = sum(values.values()) / len(values)
     if len(values) != cell.n or abs(mean - cell.value) > _ROUNDING:
         raise UserError(
-            f"{found.path}: {cell.task} {cell.metric} is {cell.value} of {cell.n}, but the answers "
-            f"beside it make {mean} of {len(values)}",
-            hint="They are of two runs: remove the folder and run the evaluation again.",
+            f"{entry.path}: {cell.task} {cell.metric} is {cell.value} (n = {cell.n}), but the "
+            f"answers next to it have the mean {mean} (n = {len(values)})",
+            hint="They belong to two runs: remove the folder and run the evaluation again.",
         )
-    return {(found.seed, identity, doc): value for doc, value in values.items()}
+    return {(entry.seed, identity, doc): value for doc, value in values.items()}
 
 
 def prompts_identity(cell: Cell) -> str | None:
-    """Return the identity of the prompts or problems that a cell is of; None where unknown."""
+    """Return the identity of a cell's prompts or problems; None if unknown."""
     return next((p.identity for p in cell.parents if p.role in _PROMPT_ROLES), None)
 
 
-def recall_samples_of(found: FoundCell) -> tuple[RecallSample, ...]:
-    """Return the judged answers to a cell's prompts, with depths; empty where none are kept."""
-    cell = found.cell
+def recall_samples_of(entry: CellEntry) -> tuple[RecallSample, ...]:
+    """Return the judged answers to a cell's prompts with needle depths; empty if there are none."""
+    cell = entry.cell
     task = f"{cell.task}@{cell.context_tokens}"
-    # A check keeps several checkpoints' answers side by side; each is a parent of its own cells.
+    # A check writes the answers of several checkpoints to one file. Each checkpoint is a parent of
+    # its own cells.
     roles = {parent.role for parent in cell.parents}
     return tuple(
         sample
-        for sample in _beside(found, RecallSample, SAMPLES)
+        for sample in _records_of(entry, RecallSample, SAMPLES)
         if sample.role in roles and sample.key.task == task
     )
 
 
-def _values(found: FoundCell) -> dict[int, float]:
-    cell = found.cell
+def _values(entry: CellEntry) -> dict[int, float]:
+    cell = entry.cell
     if cell.context_tokens is None:
-        problems = _beside(found, ProblemValues, PROBLEMS)
+        problems = _records_of(entry, ProblemValues, PROBLEMS)
         if problems:
-            check_problems(found.path.with_name(PROBLEMS), [cell])
+            check_problems(entry.path.with_name(PROBLEMS), [cell])
         return {p.doc: p.values[cell.metric] for p in problems if cell.metric in p.values}
-    if samples := recall_samples_of(found):
+    if samples := recall_samples_of(entry):
         return {sample.key.doc: float(sample.correct) for sample in samples}
     return {
         verdict.key.doc: float(verdict.outcome is Outcome.CORRECT)
-        for verdict in _beside(found, Verdict, VERDICTS)
-        if _belongs(verdict, cell)
+        for verdict in _records_of(entry, Verdict, VERDICTS)
+        if _is_of_cell(verdict, cell)
     }
 
 
-def _belongs(verdict: Verdict, cell: Cell) -> bool:
+def _is_of_cell(verdict: Verdict, cell: Cell) -> bool:
     return verdict.key.task == f"{cell.task}@{cell.context_tokens}"
 
 
-def _beside(found: FoundCell, kind: type[Record], name: str) -> tuple[Record, ...]:
-    return found.files.records(kind, found.path.with_name(name), found.artifact)
+def _records_of(entry: CellEntry, kind: type[Record], name: str) -> tuple[Record, ...]:
+    return entry.files.records(kind, entry.path.with_name(name), entry.artifact)

@@ -1,4 +1,4 @@
-"""The files of artifacts as a report reads them: each once, and as it was published."""
+"""Read the files of artifacts for a report: each once, and checked against its published hash."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from amnesia_bench.store.json_rows import read_records
 from amnesia_bench.store.layout import MANIFEST
 
 Record = TypeVar("Record")
-_HINT = "It was cut off: remove its folder and run the evaluation again."
+_HINT = "The file is cut off: remove its folder and run the evaluation again."
 
 
 class ArtifactFiles:
-    """Reads manifests and records; what was read is kept as long as this object.
+    """Reads and caches manifests and records.
 
-    A report makes one: what lies on disk may be made again before the next.
+    Use one object per report, since the files may be rewritten before the next report.
     """
 
     def __init__(self) -> None:
@@ -32,10 +32,10 @@ class ArtifactFiles:
         return self._manifest(folder)
 
     def records(self, kind: type[Record], path: Path, artifact: Path | None) -> tuple[Record, ...]:
-        """Return the records in a file of JSON lines; none where there is no such file.
+        """Return the records of a JSON-lines file; empty if the file does not exist.
 
         Raises:
-            UserError: a line is cut off, or the file is not what was published.
+            UserError: a line is cut off, or the file was changed since it was published.
         """
         if not path.is_file():
             return ()
@@ -45,18 +45,19 @@ class ArtifactFiles:
         return self._records[path]
 
     def check_hash(self, path: Path, artifact: Path | None) -> None:
-        """Compare a file with the manifest of its artifact, or with the checksums next to it.
+        """Check a file against the manifest of its artifact, or the checksums next to it.
 
         Raises:
-            UserError: it is not what was published.
+            UserError: the file was changed since it was published.
         """
         if artifact is None:
-            check_checksum(path, "Score it again, or take the file as it was.")
+            check_checksum(path, "Score the answers again, or restore the original file.")
             return
         name = path.relative_to(artifact).as_posix()
         for entry in self.manifest(artifact).files:
             if entry.path == name and entry.sha256 not in (None, sha256_of(path)):
                 raise UserError(
-                    f"{path}: is not what {artifact / MANIFEST} says: it was changed since",
+                    f"{path}: it was changed since it was published (the sha256 differs from "
+                    f"{artifact / MANIFEST})",
                     hint="Remove that folder and run its stage again.",
                 )

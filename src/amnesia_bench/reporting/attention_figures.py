@@ -1,4 +1,4 @@
-"""The figures of `amnesia analyze`: decay by distance, distances of heads, attention maps."""
+"""The figures of `amnesia analyze`: decay with distance, and attention distances of heads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from amnesia_bench.reporting.labels import CHARACTER
 _WIDTH, _HEIGHT = 520.0, 260.0
 _LEFT, _TOP, _BOTTOM = 64.0, 20.0, 44.0
 _LINE = 18.0
-_MARKERS = 24  # of a curve: every distance would be a smear
+_MARKERS = 24  # per curve: markers at every distance would overlap
 _MARKS = (
     svg.MARKS["restored"],
     svg.MARKS["post"],
@@ -38,31 +38,30 @@ class _Line:
     fit: DecayFit | None
 
 
-def gradient_figure(found: Sequence[GradientsByDistance]) -> str:
-    """Draw mean |dL/ds| against distance, a line per source, with fits (Figure 3, right)."""
+def gradient_figure(measurements: Sequence[GradientsByDistance]) -> str:
+    """Draw mean |dL/ds| against distance, one line per source, with fits (Figure 3, right)."""
     lines = [
-        _Line(
-            label=f"{each.source}: n = {each.n}, {_scale(each.fit)}", curve=each.curve, fit=each.fit
-        )
-        for each in found
+        _Line(label=f"{m.source}: n = {m.n}, {_scale(m.fit)}", curve=m.curve, fit=m.fit)
+        for m in measurements
     ]
-    lengths = sorted({each.tokens for each in found})
-    caption = f"mean |dL/ds| of texts of {', '.join(map(str, lengths))} tokens"
+    lengths = sorted({m.tokens for m in measurements})
+    caption = f"mean |dL/ds| over texts of {', '.join(map(str, lengths))} tokens"
     return _decay_figure(lines, caption)
 
 
-def autocorrelation_figure(found: Sequence[Autocorrelation]) -> str:
-    """Draw one reading of the autocorrelation, a line per source (Figure 3, left)."""
+def autocorrelation_figure(measurements: Sequence[Autocorrelation]) -> str:
+    """Draw one definition of the autocorrelation, one line per source (Figure 3, left)."""
     lines = [
         _Line(
-            label=f"{each.source}: n = {each.n}, "
-            + ("no decay above chance" if each.fit is None else _scale(each.fit)),
-            curve=each.curve,
-            fit=each.fit,
+            label=f"{m.source}: n = {m.n}, "
+            + ("no decay above chance" if m.fit is None else _scale(m.fit)),
+            curve=m.curve,
+            fit=m.fit,
         )
-        for each in found
+        for m in measurements
     ]
-    return _decay_figure(lines, f"token autocorrelation, {found[0].reading.replace('_', ' ')}")
+    definition = measurements[0].reading.replace("_", " ")
+    return _decay_figure(lines, f"token autocorrelation, {definition}")
 
 
 def _scale(fit: DecayFit) -> str:
@@ -76,7 +75,7 @@ def _tokens(value: float) -> str:
 
 
 def _decay_figure(lines: Sequence[_Line], caption: str) -> str:
-    """Draw curves over a logarithmic axis: an exponential is straight. Bars are 95 % intervals."""
+    """Draw curves on a logarithmic axis, where an exponential is straight, with 95 % intervals."""
     values = [v for line in lines for v in line.curve.mean[max(0, 1 - line.curve.first) :] if v > 0]
     low, high = (min(values), max(values)) if values else (0.1, 1.0)
     lowest = math.floor(math.log10(max(low, high * 1e-6)))
@@ -114,7 +113,7 @@ def _decay_line(box: svg.Box, line: _Line, mark: svg.Mark) -> Iterator[str]:
     for distance in _spaced(max(1, curve.first), curve.first + len(curve.mean) - 1):
         i = distance - curve.first
         if curve.mean[i] <= floor:
-            continue  # a logarithm cannot show it
+            continue  # below the logarithmic axis
         x = box.x(distance)
         points.append((x, height(curve.mean[i])))
         if curve.low:
@@ -127,7 +126,7 @@ def _decay_line(box: svg.Box, line: _Line, mark: svg.Mark) -> Iterator[str]:
 
 
 def _spaced(first: int, last: int) -> list[int]:
-    """Return at most `_MARKERS` distances, both ends among them."""
+    """Return at most `_MARKERS` evenly spaced distances, including both ends."""
     steps = min(_MARKERS - 1, last - first) or 1
     return sorted({round(first + (last - first) * i / steps) for i in range(steps + 1)})
 
@@ -145,15 +144,18 @@ def _axes(box: svg.Box, label: str) -> Iterator[str]:
     yield svg.text(box.left + box.width / 2, bottom + 30, label)
 
 
-def distance_figure(found: Sequence[HeadDistances], shifts: Sequence[DistanceShift]) -> str:
-    """Draw the mean attention distance of each layer, a line per checkpoint.
+def distance_figure(checkpoints: Sequence[HeadDistances], shifts: Sequence[DistanceShift]) -> str:
+    """Draw the mean attention distance of each layer, one line per checkpoint.
 
-    Over each layer stands how many of its heads look less far than in the first checkpoint.
+    Above each layer is the number of heads with a shorter distance than in the first checkpoint.
     """
-    layers = sorted({each.layer for each in found[0].heads})
+    layers = sorted({head.layer for head in checkpoints[0].heads})
     means = {
-        each.role: [_mean([h.distance for h in each.heads if h.layer == layer]) for layer in layers]
-        for each in found
+        checkpoint.role: [
+            _mean([head.distance for head in checkpoint.heads if head.layer == layer])
+            for layer in layers
+        ]
+        for checkpoint in checkpoints
     }
     box = svg.Box(
         left=_LEFT,
@@ -166,9 +168,9 @@ def distance_figure(found: Sequence[HeadDistances], shifts: Sequence[DistanceShi
     parts = [*_distance_axes(box, layers)]
     for row, shift in enumerate(shifts):
         y = _TOP + row * 2 * _LINE
-        words = f"heads that look less far, {shift.second} against {shift.first}:"
-        parts.append(svg.text(box.left, y, words, anchor="start"))
-        by_layer = {each.layer: each for each in shift.layers}
+        heading = f"heads with a shorter distance in {shift.second} than in {shift.first}:"
+        parts.append(svg.text(box.left, y, heading, anchor="start"))
+        by_layer = {row.layer: row for row in shift.layers}
         for i, layer in enumerate(layers):
             count = f"{by_layer[layer].shortened}/{by_layer[layer].heads}"
             parts.append(svg.text(box.x(i), y + _LINE, count))
@@ -179,9 +181,10 @@ def distance_figure(found: Sequence[HeadDistances], shifts: Sequence[DistanceShi
         x = box.left + 130 * i
         parts.append(svg.curve([(x, bottom), (x + 24, bottom)], mark))
         parts.append(svg.text(x + 32, bottom + 4, role, anchor="start"))
-    tokens = "-".join(str(n) for n in sorted(set(found[0].tokens)))
+    first = checkpoints[0]
+    tokens = "-".join(str(n) for n in sorted(set(first.tokens)))
     caption = (
-        f"mean attention distance in tokens (Eq. 17) by layer, n = {found[0].n} texts of {tokens} "
+        f"mean attention distance in tokens (Eq. 17) by layer, n = {first.n} texts of {tokens} "
         "tokens"
     )
     parts.append(svg.text(box.left, bottom + 24, caption, anchor="start"))
@@ -201,7 +204,7 @@ def _distance_axes(box: svg.Box, layers: Sequence[int]) -> Iterator[str]:
 
 
 def _round_up(value: float) -> float:
-    """Return the next number above, of which a quarter is short."""
+    """Return the next larger number whose quarters have few digits."""
     power = 10 ** math.floor(math.log10(value)) if value > 0 else 1.0
     return next(power * step for step in (1.0, 2.0, 4.0, 6.0, 8.0, 10.0) if value <= power * step)
 

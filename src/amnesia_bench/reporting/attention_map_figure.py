@@ -10,20 +10,20 @@ from amnesia_bench.reporting import svg
 
 _SIDE = 256.0
 _LEFT, _TOP, _GAP, _BOTTOM = 52.0, 26.0, 22.0, 78.0
-_LEVELS = 12  # of shade: neighbours of the same one are drawn as one stroke
-_LOWEST = -5.0  # log10 of the smallest weight that is told apart
-_RATIO = 2.0  # log10 of the largest ratio that is
+_LEVELS = 12  # shades; adjacent tiles of the same shade are drawn as one stroke
+_LOWEST = -5.0  # log10 of the smallest weight on the scale
+_RATIO = 2.0  # log10 of the largest ratio on the scale
 
 
 def map_figure(maps: Sequence[PooledAttention]) -> str:
     """Draw the maps of one head, a panel per checkpoint, and how the last two differ.
 
-    Queries go downwards, keys to the right; thin lines are where the needle begins. Dark is little
-    and bright is much, in grey too; in the last panel dark is where the last checkpoint has less
-    than the one before it.
+    Rows are queries and columns are keys; thin lines mark the start of the needle. Dark tiles have
+    small weights and bright tiles large ones, also in grey. In the last panel, which shows the
+    ratio, dark tiles are those where the last checkpoint has less attention than the one before.
     """
     first = maps[0]
-    panels = [(each.role, _weights(each), each) for each in maps]
+    panels = [(attention.role, _weights(attention), attention) for attention in maps]
     ratio = len(maps) > 1
     if ratio:
         before, after = maps[-2], maps[-1]
@@ -50,9 +50,9 @@ def map_figure(maps: Sequence[PooledAttention]) -> str:
     return svg.picture(max(width, 640), bottom + _BOTTOM, caption, parts)
 
 
-def _weights(found: PooledAttention) -> Callable[[int, int], float]:
+def _weights(attention: PooledAttention) -> Callable[[int, int], float]:
     def share(row: int, column: int) -> float:
-        return 1 - _log(found.rows[row][column]) / _LOWEST
+        return 1 - _log(attention.rows[row][column]) / _LOWEST
 
     return share
 
@@ -70,11 +70,11 @@ def _log(weight: float) -> float:
 
 
 def _panel(
-    found: PooledAttention, shares: Callable[[int, int], float], left: float
+    attention: PooledAttention, shares: Callable[[int, int], float], left: float
 ) -> Iterator[str]:
-    step = _SIDE / len(found.rows)
+    step = _SIDE / len(attention.rows)
     strokes: dict[int, list[str]] = {}
-    for row in range(len(found.rows)):
+    for row in range(len(attention.rows)):
         levels = [_level(shares(row, column)) for column in range(row + 1)]
         start = 0
         for column in range(1, row + 2):
@@ -89,7 +89,7 @@ def _panel(
             f'<path d="{"".join(pieces)}" stroke="{colour}" stroke-width="{step + 0.1:.2f}" '
             'fill="none"/>'
         )
-    at = _SIDE * found.needle[0] / found.tokens
+    at = _SIDE * attention.needle[0] / attention.tokens
     yield svg.line(left, _TOP + at, left + _SIDE, _TOP + at, opacity=svg.PALE)
     yield svg.line(left + at, _TOP, left + at, _TOP + _SIDE, opacity=svg.PALE)
 

@@ -1,4 +1,4 @@
-"""From folders of cells to a report in a folder: the front door `report`."""
+"""Build a report from folders of cells and write it to a folder: the front door `report`."""
 
 from __future__ import annotations
 
@@ -40,26 +40,25 @@ REPORT = "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenReport:
-    """A report, and the files that hold it, the page last."""
+    """A report and its files; the HTML page is the last."""
 
     report: Report
     files: tuple[Path, ...]
 
 
 def report(request: ReportRequest, out: Path) -> WrittenReport:
-    """Lay cells out in the paper's tables, decide its claims, and write it all into a folder.
+    """Fill the paper's tables with cells, decide its claims, and write the report to a folder.
 
-    Each file appears whole, the page last: reading a report while it is written again is safe.
-    Files of the same names are replaced.
+    Files are replaced atomically, the page last, so a report can be read while it is rewritten.
 
     Args:
-        request: the tables, and what they are made of.
-        out: the folder.
+        request: the tables, the folders of cells and the drift files.
+        out: the folder of the report.
 
     Raises:
-        UserError: a table, folder or file is missing or damaged, two cells are for one slot, a
-            cell may belong to several fine-tunes, or there is a file in the way.
-        StageFailedError, MissingEnvironmentError: it cannot be written there.
+        UserError: a table, folder or file is missing or damaged, two cells belong to the same slot,
+            a cell may belong to several fine-tunes, or a file is where a folder must be made.
+        StageFailedError, MissingEnvironmentError: the report cannot be written to `out`.
     """
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
     built = _build(request, out, provenance)
@@ -67,19 +66,19 @@ def report(request: ReportRequest, out: Path) -> WrittenReport:
 
 
 def _build(request: ReportRequest, out: Path, provenance: Provenance) -> Report:
-    asked = tuple(dict.fromkeys(request.tables))
-    tables = {config_name(table): load_table(table, request.overrides) for table in asked}
-    if len(tables) < len(asked):
-        raise UserError(f"two tables have the same name: {', '.join(asked)}")
+    names = tuple(dict.fromkeys(request.tables))
+    tables = {config_name(table): load_table(table, request.overrides) for table in names}
+    if len(tables) < len(names):
+        raise UserError(f"two tables have the same name: {', '.join(names)}")
     files = ArtifactFiles()
-    read = [read_source(source, out, files) for source in request.sources]
-    found = [cell for cells, _ in read for cell in cells]
-    refuse_ambiguous(found, tables)
-    placed = {name: fill_slots(found, table) for name, table in tables.items()}
-    unused = unused_cells(found, list(placed.values()), tables)
-    if found and not any(placed.values()):
+    sources = [read_source(source, out, files) for source in request.sources]
+    entries = [entry for source_entries, _ in sources for entry in source_entries]
+    refuse_ambiguous(entries, tables)
+    slots = {name: fill_slots(entries, table) for name, table in tables.items()}
+    unused = unused_cells(entries, list(slots.values()), tables)
+    if entries and not any(slots.values()):
         raise UserError(
-            f"no column of {', '.join(tables)} matches any of the {len(found)} cells given",
+            f"no column of {', '.join(tables)} matches any of the {len(entries)} cells given",
             hint="\n".join(unused),
         )
     return Report(
@@ -90,31 +89,31 @@ def _build(request: ReportRequest, out: Path, provenance: Provenance) -> Report:
             dirty=provenance.dirty,
             created=provenance.started,
         ),
-        tables=tuple(_report_on(name, tables[name], placed[name]) for name in tables),
-        drift=tuple(read_drift(each, out) for each in request.drift),
+        tables=tuple(_report_on(name, tables[name], slots[name]) for name in tables),
+        drift=tuple(read_drift(source, out) for source in request.drift),
         notes=(
-            *(note for _, notes in read for note in notes),
+            *(note for _, notes in sources for note in notes),
             *unused,
-            *without_column(found, list(placed.values()), tables),
+            *without_column(entries, list(slots.values()), tables),
         ),
     )
 
 
 def _write(report: Report, out: Path) -> tuple[Path, ...]:
     files: dict[str, str] = {}
-    for each in report.tables:
-        name = each.table.name
+    for table_report in report.tables:
+        name = table_report.table.name
         files |= {
-            f"{name}.md": table_markdown(each, report),
-            f"{name}.csv": csv_text(each.table),
-            f"{name}.tex": latex(each.table),
-            f"{name}.json": json_text(each, made=report.made),
+            f"{name}.md": table_markdown(table_report, report),
+            f"{name}.csv": csv_text(table_report.table),
+            f"{name}.tex": latex(table_report.table),
+            f"{name}.json": json_text(table_report, made=report.made),
         }
     if report.drift:
         files["drift.json"] = json_text(report.drift)
     files |= {f"{figure}.svg": standalone(drawn) for figure, drawn in figures_of(report).items()}
     files[REPORT] = page(report)
-    with explaining_write_errors(out, "files written before it are whole"):
+    with explaining_write_errors(out, "the files written before it are complete"):
         make_folder(out)
         for file, text in files.items():
             replace_text(out / file, text)
@@ -122,10 +121,10 @@ def _write(report: Report, out: Path) -> tuple[Path, ...]:
 
 
 def load_table(name: str, overrides: Sequence[str]) -> TableConfig:
-    """Return a table of configs/report, or of a file by its path.
+    """Return a table config by its name in configs/report or by the path of its file.
 
     Raises:
-        UserError: there is none of this name, or it is not well formed.
+        UserError: there is no such config, or it is not valid.
     """
     return load_option("report", name, overrides, TableConfig)
 
@@ -141,9 +140,10 @@ def _report_on(name: str, table: TableConfig, slots: FilledSlots) -> TableReport
 
 
 def _claims(table: TableConfig, slots: FilledSlots) -> tuple[DecidedClaim, ...]:
-    """Decide a table's claims; of other runs than the paper's, say what its own table shows."""
+    """Decide a table's claims; `holds_in_paper` comes from the paper's table that it stands for."""
     decided = decide(table, slots)
     if table.stands_for is None:
         return decided
-    paper = {each.id: each.holds_in_paper for each in decide(load_table(table.stands_for, ()), {})}
-    return tuple(replace(each, holds_in_paper=paper.get(each.id)) for each in decided)
+    paper_claims = decide(load_table(table.stands_for, ()), {})
+    paper = {claim.id: claim.holds_in_paper for claim in paper_claims}
+    return tuple(replace(claim, holds_in_paper=paper.get(claim.id)) for claim in decided)

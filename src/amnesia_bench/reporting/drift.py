@@ -1,4 +1,4 @@
-"""The drift of W_Q and W_K by layer (Figures 5 and 6), read from what restore and diff wrote."""
+"""Read the drift of W_Q and W_K by layer (Figures 5 and 6) from files of restore and diff."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amnesia_bench.records.difference import CheckpointDifference
 from amnesia_bench.records.report import DriftCurve, LayerDrift
 from amnesia_bench.records.restoration import Restoration
 from amnesia_bench.records.roles import Role
-from amnesia_bench.reporting.paths import shown
+from amnesia_bench.reporting.paths import display_path
 from amnesia_bench.requests.experiments import LabelledDrift
 from amnesia_bench.store.files import read_json
 
@@ -21,10 +21,10 @@ _ROLES = (Role.Q.value, Role.K.value)
 
 
 def read_drift(source: LabelledDrift, out: Path) -> DriftCurve:
-    """Read the drift of each layer; the path of its file is relative to the report's folder `out`.
+    """Read the drift of each layer; its source is recorded relative to the report's folder `out`.
 
     Raises:
-        UserError: the file is neither of the two, or holds no W_Q and W_K.
+        UserError: the file is neither a restoration nor a difference, or has no W_Q and W_K.
     """
     path = source.file
     data = read_json(path)
@@ -34,14 +34,14 @@ def read_drift(source: LabelledDrift, out: Path) -> DriftCurve:
         norms = _of_difference(codec.from_json(CheckpointDifference, data, str(path)))
     else:
         raise UserError(
-            f"{path}: neither a restoration.json nor what `amnesia diff --json` prints",
+            f"{path}: neither a restoration.json nor the output of `amnesia diff --json`",
             hint="amnesia diff PRE POST --json > drift.json",
         )
     layers = _layers(norms)
     if not layers:
-        raise UserError(f"{path}: no drift of W_Q or W_K in it")
+        raise UserError(f"{path}: contains no drift of W_Q or W_K")
     label = source.label or path.parent.name or path.stem
-    return DriftCurve(label=label, source=shown(path, out), layers=layers)
+    return DriftCurve(label=label, source=display_path(path, out), layers=layers)
 
 
 # Layer, role, |a| and |b - a|.
@@ -62,14 +62,14 @@ def _of_difference(difference: CheckpointDifference) -> _Norms:
 
 
 def _layers(norms: _Norms) -> tuple[LayerDrift, ...]:
-    """Put the tensors of a layer and role together."""
+    """Combine the tensors of each layer and role."""
     squares: defaultdict[tuple[int, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
-    for layer, role, norm, moved in norms:
+    for layer, role, norm, change in norms:
         if role in _ROLES:
             squares[layer, role][0] += norm**2
-            squares[layer, role][1] += moved**2
+            squares[layer, role][1] += change**2
     return tuple(
-        LayerDrift(layer=layer, role=role, drift=math.sqrt(moved / norm))
-        for (layer, role), (norm, moved) in sorted(squares.items())
+        LayerDrift(layer=layer, role=role, drift=math.sqrt(change / norm))
+        for (layer, role), (norm, change) in sorted(squares.items())
         if norm
     )

@@ -24,25 +24,27 @@ from amnesia_bench.reporting.trade_off_figure import trade_off_figure
 _PANEL, _HEIGHT = 250.0, 170.0
 _LEFT, _TOP, _BOTTOM = 44.0, 26.0, 34.0
 _COLUMNS = 4
-_MARGIN = 0.25  # octaves, so that the first point does not lie on the axis
-_SHIFT = 5.0  # between methods, so that the bars of those with the same recall can be seen
+_MARGIN = 0.25  # octaves between the axis and the first point
+_SHIFT = 5.0  # between methods: otherwise the bars of methods with equal recall overlap
 _TILE_WIDTH, _TILE_HEIGHT = 54.0, 22.0
-_WIDEST = 1200.0  # of a figure: a laptop's screen, and a page's margins
+_MAX_WIDTH = 1200.0  # a laptop's screen without the margins of the page
 
 
 def figures_of(report: Report) -> dict[str, str]:
-    """Return every figure that there are data for as SVG, by name."""
+    """Return every figure that has data as SVG, by name."""
     drawn = drift_figures(report)
-    for each in report.tables:
-        own = figures_on(each) | heat_maps_on(each)
-        drawn |= {f"{each.table.name}_{name}": drawing for name, drawing in own.items()}
+    for table_report in report.tables:
+        figures = figures_on(table_report) | heat_maps_on(table_report)
+        prefix = table_report.table.name
+        drawn |= {f"{prefix}_{name}": drawing for name, drawing in figures.items()}
     return drawn
 
 
 def figures_on(report: TableReport) -> dict[str, str]:
-    """Return the curves that belong to a table."""
+    """Return the recall and trade-off curves of a table."""
     drawn = {
-        f"trade_off_{_file_name(each.model)}": trade_off_figure(each) for each in report.trade_offs
+        f"trade_off_{_file_name(curve.model)}": trade_off_figure(curve)
+        for curve in report.trade_offs
     }
     for model in report.table.models:
         if (figure := recall_figure(report.table, model)) is not None:
@@ -51,16 +53,16 @@ def figures_on(report: TableReport) -> dict[str, str]:
 
 
 def heat_maps_on(report: TableReport) -> dict[str, str]:
-    """Return the heat maps that belong to a table."""
-    maps = groupby(report.heat_maps, lambda each: (each.model, each.task))
+    """Return the heat maps of a table."""
+    groups = groupby(report.heat_maps, lambda task_map: (task_map.model, task_map.task))
     return {
-        f"heat_map_{_file_name(model)}_{task}": heat_map_figure(list(each), report.table.methods)
-        for (model, task), each in maps
+        f"heat_map_{_file_name(model)}_{task}": heat_map_figure(list(maps), report.table.methods)
+        for (model, task), maps in groups
     }
 
 
 def drift_figures(report: Report) -> dict[str, str]:
-    """Return the drift of all fine-tunes."""
+    """Return the drift figure of all fine-tunes, if there are drift data."""
     return {"drift": drift_figure(report.drift)} if report.drift else {}
 
 
@@ -69,9 +71,9 @@ def _file_name(model: str) -> str:
 
 
 def recall_figure(table: ReportTable, model: str) -> str | None:
-    """Draw recall against length, a panel per task, a line per method; None without any value.
+    """Draw recall against length with a panel per task and a line per method; None without values.
 
-    Fine-tunes stand below each other, each with the line before any.
+    Each fine-tune has its own row of panels, which includes the line before SFT.
     """
     tasks = list(dict.fromkeys(c.task for c in table.columns if c.context_tokens is not None))
     bands = [
@@ -92,7 +94,7 @@ def recall_figure(table: ReportTable, model: str) -> str | None:
 
 
 def _bands(table: ReportTable) -> list[list[str]]:
-    """Return the rows of each fine-tune, with those before any; the methods of a table's own."""
+    """Return the rows of each fine-tune, each with the row before SFT."""
     tunes = dict.fromkeys(row.partition("@")[2] for row in table.methods if row != BEFORE_SFT)
     return [
         [row for row in table.methods if row == BEFORE_SFT or row.partition("@")[2] == tune]
@@ -167,12 +169,12 @@ def _recall_axes(box: svg.Box, lengths: Sequence[int]) -> list[str]:
 
 
 def drift_figure(curves: Sequence[DriftCurve]) -> str:
-    """Draw |post - pre| / |pre| of W_Q and W_K by layer, a panel per fine-tune."""
-    highest = max(each.drift for curve in curves for each in curve.layers)
+    """Draw |post - pre| / |pre| of W_Q and W_K by layer, one panel per fine-tune."""
+    highest = max(layer.drift for curve in curves for layer in curve.layers)
     rows = math.ceil(len(curves) / _COLUMNS)
     parts = []
     for i, curve in enumerate(curves):
-        layers = sorted({each.layer for each in curve.layers})
+        layers = sorted({layer_drift.layer for layer_drift in curve.layers})
         box = svg.Box(
             left=_LEFT + 12 + (i % _COLUMNS) * _PANEL,
             top=_TOP + (i // _COLUMNS) * (_HEIGHT + _TOP + _BOTTOM),
@@ -211,40 +213,42 @@ def _drift_axes(box: svg.Box, layers: Sequence[int], highest: float) -> list[str
 
 
 def heat_map_figure(maps: Sequence[TaskHeatMap], methods: Mapping[str, str]) -> str:
-    """Draw maps side by side: depth downwards, length to the right, recall and n in each tile."""
-    columns = max(len(each.map.context_tokens) for each in maps)
-    rows = max(len(each.map.n) for each in maps)
+    """Draw heat maps side by side: rows are depths, columns are lengths, tiles show recall (n)."""
+    columns = max(len(task_map.map.context_tokens) for task_map in maps)
+    rows = max(len(task_map.map.n) for task_map in maps)
     panel = max(110.0, columns * _TILE_WIDTH + 22)
-    across = max(1, min(len(maps), int((_WIDEST - 58) // panel)))
+    across = max(1, min(len(maps), int((_MAX_WIDTH - 58) // panel)))
     down = _TOP + rows * _TILE_HEIGHT + 30
     parts: list[str] = []
-    for i, each in enumerate(maps):
+    for i, task_map in enumerate(maps):
         left, top = 58 + (i % across) * panel, _TOP + (i // across) * down
-        label = methods.get(each.map.role, each.map.role)
-        parts += _heat_panel(each.map, label, left, top, depths=i % across == 0)
+        label = methods.get(task_map.map.role, task_map.map.role)
+        parts += _heat_panel(task_map.map, label, left, top, depths=i % across == 0)
     title = (
         f"{maps[0].model}, {task_label(maps[0].task)}: recall by depth and length, in per cent (n)"
     )
     return svg.picture(58 + across * panel, math.ceil(len(maps) / across) * down, title, parts)
 
 
-def _heat_panel(found: HeatMap, label: str, left: float, top: float, *, depths: bool) -> list[str]:
-    width = len(found.context_tokens) * _TILE_WIDTH
+def _heat_panel(
+    heat_map: HeatMap, label: str, left: float, top: float, *, depths: bool
+) -> list[str]:
+    width = len(heat_map.context_tokens) * _TILE_WIDTH
     parts = [svg.text(left + width / 2, top - 8, label)]
-    for row, low in enumerate(found.depth_edges[:-1]):
+    for row, low in enumerate(heat_map.depth_edges[:-1]):
         y = top + row * _TILE_HEIGHT
         if depths:
-            edges = f"{low:.0f}-{found.depth_edges[row + 1]:.0f} %"
+            edges = f"{low:.0f}-{heat_map.depth_edges[row + 1]:.0f} %"
             parts.append(svg.text(left - 6, y + 15, edges, anchor="end"))
-        for column in range(len(found.context_tokens)):
-            x, n = left + column * _TILE_WIDTH, found.n[row][column]
-            share = found.correct[row][column] / n if n else None
+        for column in range(len(heat_map.context_tokens)):
+            x, n = left + column * _TILE_WIDTH, heat_map.n[row][column]
+            share = heat_map.correct[row][column] / n if n else None
             parts.append(svg.tile(x, y, _TILE_WIDTH - 1, _TILE_HEIGHT - 1, share))
             if share is not None:
                 words = f"{100 * share:.0f} ({n})"
                 parts.append(svg.tile_text(x + _TILE_WIDTH / 2, y + 15, words, share))
-    bottom = top + len(found.n) * _TILE_HEIGHT
-    for column, length in enumerate(found.context_tokens):
+    bottom = top + len(heat_map.n) * _TILE_HEIGHT
+    for column, length in enumerate(heat_map.context_tokens):
         x = left + (column + 0.5) * _TILE_WIDTH
         parts.append(svg.text(x, bottom + 14, length_label(length)))
     return parts

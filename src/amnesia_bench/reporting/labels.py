@@ -1,4 +1,4 @@
-"""Where to write labels so that none covers another, a mark, or the edge of a figure."""
+"""Place labels so that none covers another label, a mark, or the edge of a figure."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-CHARACTER, LINE = 6.2, 14.0  # CSS pixels of our 11 px type, on the safe side
+CHARACTER, LINE = 6.2, 14.0  # upper bounds for the 11 px font, in CSS pixels
 _DISTANCES = (9.0, 16.0, 26.0, 38.0, 52.0, 70.0, 90.0, 115.0, 145.0, 180.0)
-_DIRECTIONS = tuple(2 * math.pi * i / 16 for i in range(16))  # the right-hand side first
+_DIRECTIONS = tuple(2 * math.pi * i / 16 for i in range(16))  # starts to the right
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Rectangle:
     bottom: float
 
     def meets(self, other: Rectangle) -> bool:
-        """Whether two share any inner point."""
+        """Return whether two rectangles overlap."""
         return (
             self.left < other.right
             and other.left < self.right
@@ -30,7 +30,7 @@ class Rectangle:
         )
 
     def inside(self, other: Rectangle) -> bool:
-        """Whether no part lies outside another."""
+        """Return whether this rectangle is completely inside another."""
         return (
             other.left <= self.left
             and self.right <= other.right
@@ -42,19 +42,21 @@ class Rectangle:
 def place_labels(
     points: Sequence[tuple[float, float, str]], area: Rectangle, lines: Sequence[Rectangle]
 ) -> list[Rectangle]:
-    """Return where the text of each point goes: near it, on no mark, inside `area`.
+    """Return a rectangle for the label of each point: near it, inside `area`, off all marks.
 
-    `lines` are better left free, but not at the cost of the rest.
+    Labels avoid `lines` too, but with lower priority.
     """
     marks = [Rectangle(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]
     placed: list[Rectangle] = []
     for x, y, words in points:
-        taken = [*marks, *placed]
+        obstacles = [*marks, *placed]
 
-        def cost(place: tuple[float, Rectangle], taken: list[Rectangle] = taken) -> float:
-            distance, box = place
-            covers = sum(box.meets(each) for each in taken) + (not box.inside(area))
-            return 1000 * covers + 12 * sum(box.meets(each) for each in lines) + distance
+        def cost(
+            candidate: tuple[float, Rectangle], obstacles: list[Rectangle] = obstacles
+        ) -> float:
+            distance, box = candidate
+            overlaps = sum(box.meets(obstacle) for obstacle in obstacles) + (not box.inside(area))
+            return 1000 * overlaps + 12 * sum(box.meets(line) for line in lines) + distance
 
         placed.append(min(_candidates(x, y, words), key=cost)[1])
     return placed
@@ -62,15 +64,15 @@ def place_labels(
 
 def _candidates(x: float, y: float, words: str) -> list[tuple[float, Rectangle]]:
     width = CHARACTER * len(words)
-    found = []
+    candidates = []
     for distance in _DISTANCES:
         for angle in _DIRECTIONS:
             across, down = math.cos(angle), math.sin(angle)
-            # The box hangs by the side that faces the point.
+            # The side of the box that faces the point is at the given distance.
             left = x + distance * across - width * (1 - across) / 2
             top = y + distance * down - LINE * (1 - down) / 2
-            found.append((distance, Rectangle(left, top, left + width, top + LINE)))
-    return found
+            candidates.append((distance, Rectangle(left, top, left + width, top + LINE)))
+    return candidates
 
 
 def spread_labels(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:

@@ -1,4 +1,4 @@
-"""The report as one page: HTML and inline SVG in a single file, no script, nothing fetched."""
+"""The report as one HTML file with inline SVG; it has no scripts and fetches nothing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from amnesia_bench.reporting.wording import (
     summary,
 )
 
-# Signs besides colours: a page may be printed, or read by someone who sees no red.
+# Signs in addition to colours, for printed pages and colour-blind readers.
 _SIGNS = {
     ClaimVerdict.HOLDS: ("yes", "✓"),
     ClaimVerdict.DOES_NOT_HOLD: ("no", "✗"),
@@ -29,7 +29,7 @@ _STYLE = Path(__file__).with_name("page.css")
 
 
 def page(report: Report) -> str:
-    """Return the page; its links are relative to the report's folder."""
+    """Return the HTML page; its links are relative to the report's folder."""
     tables, anchors = report.tables, anchors_of(report)
     title = tables[0].table.title if len(tables) == 1 else f"Report on {len(tables)} tables"
     body = [
@@ -37,10 +37,10 @@ def page(report: Report) -> str:
         _contents(tables),
         "<h2>Claims</h2>",
         _claims(tables),
-        *(_section(each, anchors) for each in tables),
-        *_drawn("Drift of the weights", drift_figures(report)),
+        *(_section(table_report, anchors) for table_report in tables),
+        *_figure_section("Drift of the weights", drift_figures(report)),
         "<h2>Sources</h2>",
-        sources([each.table for each in tables], anchors),
+        sources([table_report.table for table_report in tables], anchors),
         _list("Notes", report.notes),
         f"<footer class=muted>{escape(format_provenance(report.made))}"
         "<details><summary>command</summary>"
@@ -49,7 +49,7 @@ def page(report: Report) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Without it a browser asks for favicon.ico.
+        # Without this link a browser requests favicon.ico.
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>\n"
         f"{_STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
@@ -61,40 +61,41 @@ def page(report: Report) -> str:
 def _contents(tables: Sequence[TableReport]) -> str:
     if len(tables) == 1:
         return f"<p class=muted>{escape(summary(tables[0]))}</p>"
-    listed = "".join(
-        f"<li><a href=#{escape(each.table.name)}>{escape(each.table.title)}</a> "
-        f"<span class=muted>{escape(summary(each))}</span></li>"
-        for each in tables
+    items = "".join(
+        f"<li><a href=#{escape(report.table.name)}>{escape(report.table.title)}</a> "
+        f"<span class=muted>{escape(summary(report))}</span></li>"
+        for report in tables
     )
-    return f"<nav><ul>{listed}</ul></nav>"
+    return f"<nav><ul>{items}</ul></nav>"
 
 
 def _claims(tables: Sequence[TableReport]) -> str:
     bodies = []
-    for each in tables:
-        rows = "".join(_claim(claim) for claim in each.claims)
-        head = f"<tr class=model><th colspan=5>{escape(each.table.title)}</th></tr>"
+    for report in tables:
+        rows = "".join(_claim(claim) for claim in report.claims)
+        head = f"<tr class=model><th colspan=5>{escape(report.table.title)}</th></tr>"
         bodies.append(f"<tbody>{head if len(tables) > 1 else ''}{rows}</tbody>" if rows else "")
     return (
-        "<table class=claims><thead><tr><th>ours<th>points<th>claim<th>the paper's own numbers"
-        f"<th>place</tr></thead>{''.join(bodies)}</table>"
-        "<p class=muted>A claim holds where the 95 % interval of its inequality lies above the "
-        "bound for every model and column it names, and does not hold where it lies below for one. "
-        "The interval speaks of these checkpoints on other prompts, not of other trainings: how "
-        "those differ is seen in the seeds.</p>"
+        "<table class=claims><thead><tr><th>our numbers<th>points<th>claim"
+        f"<th>the paper's numbers<th>place</tr></thead>{''.join(bodies)}</table>"
+        "<p class=muted>A claim holds if the 95 % interval of its inequality is above the bound "
+        "for every model and column that it names. It does not hold if the interval is below the "
+        "bound for at least one of them. The interval covers other prompts with the same "
+        "checkpoints, not other training runs; the seeds show how those differ.</p>"
     )
 
 
 def _claim(claim: DecidedClaim) -> str:
     name, sign = _SIGNS[claim.verdict]
     estimates = "".join(
-        f"<div>{_SIGNS[each.verdict][1]} {escape(format_estimate(each, claim.above) or '-')}</div>"
-        for each in claim.conditions
+        f"<div>{_SIGNS[condition.verdict][1]} "
+        f"{escape(format_estimate(condition, claim.above) or '-')}</div>"
+        for condition in claim.conditions
     )
     numbers = "".join(
-        f"<li><b>{_SIGNS[each.verdict][1]}</b> {escape(each.model)}, {escape(each.column)}: "
-        f"{escape(format_condition(each, claim.above))}</li>"
-        for each in claim.conditions
+        f"<li><b>{_SIGNS[condition.verdict][1]}</b> {escape(condition.model)}, "
+        f"{escape(condition.column)}: {escape(format_condition(condition, claim.above))}</li>"
+        for condition in claim.conditions
     )
     return (
         f'<tr><td class="verdict {name}">{sign} {claim.verdict}</td>'
@@ -115,25 +116,25 @@ def _section(report: TableReport, anchors: Anchors) -> str:
         *map(_figure, figures_on(report).values()),
         f"<details><summary>recall by depth and length</summary>{maps}</details>" if maps else "",
         _list("Incomplete", incomplete(table)),
-        _list("Of the paper's numbers", table.remarks),
+        _list("Remarks on the paper's numbers", table.remarks),
         _list("Notes on this table", report.notes),
         "</section>",
     ]
     return "\n".join(filter(None, parts))
 
 
-def _drawn(title: str, drawings: dict[str, str]) -> Iterator[str]:
+def _figure_section(title: str, drawings: dict[str, str]) -> Iterator[str]:
     if drawings:
         yield f"<h2>{title}</h2>"
         yield from map(_figure, drawings.values())
 
 
 def _figure(drawing: str) -> str:
-    # The title of a picture is its caption too.
+    # The title of a picture is also its caption.
     caption = drawing.partition("<title>")[2].partition("</title>")[0]
     return f"<figure><figcaption>{caption}</figcaption>{drawing}</figure>"
 
 
 def _list(title: str, items: Iterable[str]) -> str:
-    listed = "".join(f"<li>{escape(item)}</li>" for item in items)
-    return f"<h3>{title}</h3><ul>{listed}</ul>" if listed else ""
+    lines = "".join(f"<li>{escape(item)}</li>" for item in items)
+    return f"<h3>{title}</h3><ul>{lines}</ul>" if lines else ""

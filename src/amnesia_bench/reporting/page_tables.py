@@ -1,4 +1,4 @@
-"""A table of results in HTML; each number leads to the stage it comes from, further down."""
+"""A table of results in HTML; each number links to its stage in the list of sources."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ from amnesia_bench.reporting.wording import (
     format_test,
 )
 
-# The places of origins in the list of sources.
+# The HTML ids of origins in the list of sources.
 Anchors = Mapping[Origin, str]
 
 
 def anchors_of(report: Report) -> Anchors:
-    """Number every origin in the order in which the tables first need it."""
-    cells = [cell for each in report.tables for cell in each.table.cells]
+    """Number every origin in the order of first use in the tables."""
+    cells = [cell for table_report in report.tables for cell in table_report.table.cells]
     origins = dict.fromkeys(origin for cell in cells for origin in cell.origins)
     return {origin: f"source-{i}" for i, origin in enumerate(origins, start=1)}
 
 
 def results(table: ReportTable, anchors: Anchors) -> str:
     """Return a table in the paper's layout."""
-    groups = [(name, len(list(each))) for name, each in groupby(c.group for c in table.columns)]
+    groups = [(name, len(list(same))) for name, same in groupby(c.group for c in table.columns)]
     top = "".join(f"<th colspan={count} class=group>{escape(name)}</th>" for name, count in groups)
     heads = "".join(
-        f"<th{_first(table, i)}>{escape(column.label)}</th>"
+        f"<th{_group_border(table, i)}>{escape(column.label)}</th>"
         for i, column in enumerate(table.columns)
     )
     published = any(cell.theirs is not None for cell in table.cells)
@@ -54,10 +54,10 @@ def results(table: ReportTable, anchors: Anchors) -> str:
             cells = []
             for i, column in enumerate(table.columns):
                 cell = table.cell(model, method, column.key)
-                about = escape("\n".join(_about(cell, column)), quote=True)
+                tooltip = escape("\n".join(_tooltip_lines(cell, column)), quote=True)
                 small = format_reference(cell, published=published)
                 cells.append(
-                    f'<td{_first(table, i)} title="{about}">{_shown(cell, anchors)}'
+                    f'<td{_group_border(table, i)} title="{tooltip}">{_cell_html(cell, anchors)}'
                     + (f"<small>{escape(small)}</small></td>" if small else "</td>")
                 )
             rows.append(f"<tr><th>{escape(label)}</th>{''.join(cells)}</tr>")
@@ -67,12 +67,12 @@ def results(table: ReportTable, anchors: Anchors) -> str:
     )
 
 
-def _first(table: ReportTable, i: int) -> str:
-    """Mark the first column under each heading, where a thin line stands."""
+def _group_border(table: ReportTable, i: int) -> str:
+    """Return the class of the first column under each heading, which has a thin line before it."""
     return " class=first" if i and table.columns[i].group != table.columns[i - 1].group else ""
 
 
-def _shown(cell: ReportedCell, anchors: Anchors) -> str:
+def _cell_html(cell: ReportedCell, anchors: Anchors) -> str:
     if cell.status is CellStatus.MISSING:
         return "<span class=missing>-</span>"
     if cell.status is CellStatus.INCOMPLETE:
@@ -81,7 +81,7 @@ def _shown(cell: ReportedCell, anchors: Anchors) -> str:
     return link + format_marks(cell)
 
 
-def _about(cell: ReportedCell, column: Column) -> Iterator[str]:
+def _tooltip_lines(cell: ReportedCell, column: Column) -> Iterator[str]:
     yield f"{column.group} {column.label}, {cell.method}: {cell.status}"
     if cell.reason:
         yield cell.reason
@@ -92,7 +92,7 @@ def _about(cell: ReportedCell, column: Column) -> Iterator[str]:
     if cell.difference is not None:
         inside = "inside" if cell.theirs_inside else "outside"
         difference = format_points(cell.difference)
-        yield f"{difference} from the paper, whose value lies {inside} our interval"
+        yield f"{difference} points from the paper, whose value is {inside} our interval"
     if cell.against_post is not None:
         yield format_test(cell.against_post)
     for seed, value in cell.by_seed.items():
@@ -112,21 +112,21 @@ def sources(tables: Sequence[ReportTable], anchors: Anchors) -> str:
                 row = f"{cell.model} {full_name(cell.method, table.sft)}"
                 rows_of.setdefault(origin, {})[row] = None
     if not rows_of:
-        return "<p>Nothing was measured yet.</p>"
-    listed = []
+        return "<p>No cell is measured yet.</p>"
+    lines = []
     for origin, rows in rows_of.items():
         link = address(origin)
         stage = escape(origin.stage)
         if link is not None:
             stage = f'<a href="{escape(link, quote=True)}">{stage}</a>'
         dirty = escape("† " + ", ".join(origin.dirty)) if origin.dirty else ""
-        listed.append(
+        lines.append(
             f"<tr id={anchors[origin]}><td>{escape(', '.join(rows))}<td>"
             f"{escape(origin.seed or '-')}<td>{stage}"
             f"<td><code>{(origin.manifest_sha256 or '-')[:12]}</code>"
             f"<td><code>{escape((origin.commit or '-')[:12])}</code><td>{dirty}</tr>"
         )
     return (
-        "<table class=sources><thead><tr><th>rows<th>seed<th>stage<th>sha256 of its manifest"
-        f"<th>commit<th>uncommitted changes</tr></thead><tbody>{''.join(listed)}</tbody></table>"
+        "<table class=sources><thead><tr><th>rows<th>seed<th>stage<th>manifest sha256"
+        f"<th>commit<th>uncommitted changes</tr></thead><tbody>{''.join(lines)}</tbody></table>"
     )

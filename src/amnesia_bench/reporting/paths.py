@@ -1,8 +1,8 @@
-"""Paths as a report may show them: it is read, and committed, on other machines than it was made.
+"""Format paths for a report, which is read and committed on other machines than it was made on.
 
-A path is written relative to the report's folder; in notes and commands to the one they were typed
-in. Where the two have only the root of the file
-system in common, the last two names must do; stage and manifest hash tell the rest.
+A path is written relative to the report's folder, or in notes and commands relative to the working
+directory. If the two share only the root of the file system, the last two names are written; the
+stage and the manifest hash identify the file.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-OUTSIDE = "..."  # stands for the part of a path that is told to no one
+OUTSIDE = "..."  # replaces the part of a path that a report does not show
 
 
 def relative(path: Path, folder: Path) -> str | None:
-    """Return a path as seen from a folder; None where they share no folder but the root."""
-    target, start = (os.path.normpath(each.absolute()) for each in (path, folder))
+    """Return a path relative to a folder; None if they share no folder except the root."""
+    target, start = (os.path.normpath(p.absolute()) for p in (path, folder))
     try:
         common = os.path.commonpath((target, start))
     except ValueError:  # different drives
@@ -26,14 +26,14 @@ def relative(path: Path, folder: Path) -> str | None:
     return Path(os.path.relpath(target, start)).as_posix()
 
 
-def shown(path: Path, folder: Path) -> str:
-    """Return a path as seen from a folder, or else its last two names, without the first of all."""
+def display_path(path: Path, folder: Path) -> str:
+    """Return a path relative to a folder, or its last two names without the top-level folder."""
     return relative(path, folder) or "/".join((OUTSIDE, *path.absolute().parts[2:][-2:]))
 
 
 def typed_path(path: Path | str) -> str:
-    """Return a path as one would type it here; a text that is no absolute path as it is."""
-    return shown(Path(path), Path()) if Path(path).is_absolute() else str(path)
+    """Return an absolute path relative to the working directory; any other text unchanged."""
+    return display_path(Path(path), Path()) if Path(path).is_absolute() else str(path)
 
 
 def portable(command: Sequence[str]) -> tuple[str, ...]:

@@ -1,8 +1,7 @@
-"""What the cells of one slot of a table, one per seed, say together.
+"""Pool the cells of one slot of a table, one per seed.
 
-Answers to one prompt belong together, whichever seeds gave them: errors are over prompts. They
-speak of these trainings; each seed's own value stands beside, for a reader to see how trainings
-differ.
+All seeds' answers to one prompt are a cluster, so errors are over prompts. They apply to these
+training runs; the values by seed show how training runs differ.
 """
 
 from __future__ import annotations
@@ -14,10 +13,10 @@ from dataclasses import dataclass
 
 from amnesia_bench.records.evaluation import Cell, Interval
 from amnesia_bench.reporting.answers import AnswerKey, Answers, prompts_identity
-from amnesia_bench.reporting.sources import FoundCell
+from amnesia_bench.reporting.sources import CellEntry
 from amnesia_bench.statistics import clustered_mean, wilson
 
-_Z = 1.959963984540054  # of a two-sided 95 %
+_Z = 1.959963984540054  # two-sided 95 %
 _LEVEL = 0.95
 Values = tuple[float, ...]
 
@@ -26,26 +25,26 @@ Values = tuple[float, ...]
 class SlotCells:
     """The cells of one slot of a table, one per seed.
 
-    `answers` are the single answers behind them; empty unless those of every seed are known.
+    `answers` holds the value of every prompt and seed; it is empty unless all seeds have them.
     """
 
-    cells: tuple[FoundCell, ...]
+    cells: tuple[CellEntry, ...]
     answers: Answers
 
     @property
     def incomplete(self) -> str | None:
-        """Why there is no value; None when there is."""
-        reasons = [found.cell.incomplete for found in self.cells if found.cell.incomplete]
+        """The reason why there is no value; None if there is one."""
+        reasons = [entry.cell.incomplete for entry in self.cells if entry.cell.incomplete]
         return "; ".join(dict.fromkeys(reasons)) or None
 
     @property
     def n(self) -> int:
-        """Prompts or problems, all seeds together."""
-        return sum(found.cell.n for found in self.cells)
+        """The number of prompts or problems, summed over the seeds."""
+        return sum(entry.cell.n for entry in self.cells)
 
     @property
     def prompts(self) -> int:
-        """Prompts or problems that differ: those which seeds share count once."""
+        """The number of distinct prompts or problems; those that seeds share count once."""
         return sum(max(cell.n for cell in cells) for cells in self._by_prompts())
 
     @property
@@ -54,11 +53,11 @@ class SlotCells:
 
     @property
     def by_seed(self) -> dict[str, float]:
-        """The value of each seed that has one and a name."""
+        """The value of each named seed that has one."""
         return {
-            found.seed: found.cell.value
-            for found in self.cells
-            if found.seed is not None and found.cell.value is not None
+            entry.seed: entry.cell.value
+            for entry in self.cells
+            if entry.seed is not None and entry.cell.value is not None
         }
 
     @property
@@ -66,18 +65,18 @@ class SlotCells:
         """The mean of the seeds, weighted by n."""
         if self.incomplete is not None:
             return None
-        return sum((found.cell.value or 0.0) * found.cell.n for found in self.cells) / self.n
+        return sum((entry.cell.value or 0.0) * entry.cell.n for entry in self.cells) / self.n
 
     @property
     def stderr(self) -> float | None:
         """The standard error of `value`, over prompts or problems."""
         if len(self.cells) == 1:
             return self.cells[0].cell.stderr
-        if self.incomplete is not None or any(found.cell.stderr is None for found in self.cells):
+        if self.incomplete is not None or any(entry.cell.stderr is None for entry in self.cells):
             return None
         if self.answers and self.prompts > 1:
             return math.sqrt(clustered_mean(list(by_prompt(self.answers).values()))[1])
-        # Without the answers, seeds that share prompts count as one: the most it can be.
+        # Without the answers, treat seeds that share prompts as fully correlated: the upper bound.
         errors = (
             sum((cell.stderr or 0.0) * cell.n for cell in cells) for cells in self._by_prompts()
         )
@@ -85,13 +84,13 @@ class SlotCells:
 
     @property
     def interval(self) -> Interval | None:
-        """The cell's own; of several seeds Wilson's where answers are right or wrong."""
+        """The interval of a single cell; of several seeds Wilson's if the cells have Wilson's."""
         if len(self.cells) == 1:
             return self.cells[0].cell.interval
         value, stderr = self.value, self.stderr
         if value is None or stderr is None:
             return None
-        methods = {found.cell.interval.method for found in self.cells if found.cell.interval}
+        methods = {entry.cell.interval.method for entry in self.cells if entry.cell.interval}
         if methods == {"wilson"}:
             n = self._effective_n(value, stderr)
             return wilson(value * n, n, _LEVEL)
@@ -99,24 +98,24 @@ class SlotCells:
         return Interval(low=low, high=high, level=_LEVEL, method="normal")
 
     def _effective_n(self, value: float, stderr: float) -> float:
-        """Return how many independent prompts would say as much (Korn and Graubard 1998)."""
+        """Return the effective number of independent prompts (Korn and Graubard 1998)."""
         if self.prompts == self.n:
             return self.n
         spread = value * (1 - value)
-        if spread < 1e-12:  # all right or all wrong: nothing tells how much seeds share
+        if spread < 1e-12:  # all correct or all wrong: the correlation of seeds is unknown
             return self.prompts
         return min(float(self.n), spread / stderr**2) if stderr else self.n
 
     def _by_prompts(self) -> Iterable[Sequence[Cell]]:
-        """Yield cells that answered the same prompts; unknown prompts are no one else's."""
+        """Group the cells by their prompts; a cell with unknown prompts is its own group."""
         groups: defaultdict[str, list[Cell]] = defaultdict(list)
-        for i, found in enumerate(self.cells):
-            groups[prompts_identity(found.cell) or f"unknown {i}"].append(found.cell)
+        for i, entry in enumerate(self.cells):
+            groups[prompts_identity(entry.cell) or f"unknown {i}"].append(entry.cell)
         return groups.values()
 
-    def spread_over(self, seeds: Collection[str | None]) -> Answers:
-        """Return the answers; those of a row without seeds stand beside every seed's."""
-        if any(found.seed is not None for found in self.cells):
+    def repeated_for(self, seeds: Collection[str | None]) -> Answers:
+        """Return the answers; those of a row without seeds are repeated for every seed."""
+        if any(entry.seed is not None for entry in self.cells):
             return self.answers
         return {
             (seed, identity, doc): value
@@ -125,16 +124,16 @@ class SlotCells:
         }
 
 
-def in_common(rows: Sequence[SlotCells]) -> dict[AnswerKey, Values]:
-    """Return, per prompt and seed that all rows answered, the value of each row."""
-    seeds = {found.seed for row in rows for found in row.cells}
-    spread = [row.spread_over(seeds - {None} or seeds) for row in rows]
+def common_answers(rows: Sequence[SlotCells]) -> dict[AnswerKey, Values]:
+    """Return the value of each row for every prompt and seed that all rows answered."""
+    seeds = {entry.seed for row in rows for entry in row.cells}
+    spread = [row.repeated_for(seeds - {None} or seeds) for row in rows]
     common = set.intersection(*(set(answers) for answers in spread))
-    return {key: tuple(each[key] for each in spread) for key in sorted(common, key=str)}
+    return {key: tuple(answers[key] for answers in spread) for key in sorted(common, key=str)}
 
 
 def by_prompt(values: Mapping[AnswerKey, float]) -> dict[tuple[str, int], list[float]]:
-    """Put the values of one prompt together, whichever seeds they are of."""
+    """Group values by prompt, over all seeds."""
     prompts: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     for (_, identity, doc), value in values.items():
         prompts[identity, doc].append(value)
@@ -142,9 +141,9 @@ def by_prompt(values: Mapping[AnswerKey, float]) -> dict[tuple[str, int], list[f
 
 
 def seed_means(values: Mapping[AnswerKey, float]) -> dict[str, float]:
-    """Return the mean of each seed that has a name."""
+    """Return the mean value of each named seed."""
     seeds: defaultdict[str, list[float]] = defaultdict(list)
     for (seed, _, _), value in values.items():
         if seed is not None:
             seeds[seed].append(value)
-    return {seed: sum(each) / len(each) for seed, each in seeds.items()}
+    return {seed: sum(seed_values) / len(seed_values) for seed, seed_values in seeds.items()}

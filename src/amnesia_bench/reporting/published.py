@@ -1,7 +1,7 @@
-"""The paper's own numbers: every cell of Tables 1-4 and 10, as printed, and remarks on them.
+"""The paper's numbers: every cell of Tables 1-4 and 10, as printed, and remarks on them.
 
-`published/<table>.csv` has a row per model and method and the columns of configs/report; values
-are per cent. `tests/unit/reporting/test_published.py` compares them with the paper's text.
+`published/<table>.csv` has one row per model and method, and the columns of configs/report, with
+values in per cent. `tests/unit/reporting/test_published.py` compares them with the paper's text.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ _FOLDER = Path(__file__).parent / "published"
 
 
 def published_tables() -> tuple[str, ...]:
-    """Return the names of the tables whose numbers are known."""
+    """Return the names of the tables whose published numbers are included."""
     return tuple(sorted(path.stem for path in _FOLDER.glob("*.csv")))
 
 
 def published_value(tables: Sequence[str], model: str, method: str, column: str) -> float | None:
-    """Return the paper's number as a fraction; None where none of these tables prints one.
+    """Return the paper's number as a fraction; None if none of these tables prints it.
 
     Raises:
         UserError: no such table.
@@ -53,6 +53,6 @@ def read_published(table: str) -> dict[tuple[str, str, str], float]:
 
 
 def remarks_on(table: str) -> tuple[str, ...]:
-    """Return what a reader of the paper's table should know."""
+    """Return the remarks on a table of the paper."""
     remarks = json.loads((_FOLDER / "remarks.json").read_text(encoding="utf-8"))
     return tuple(remark["text"] for remark in remarks if remark["table"] == table)

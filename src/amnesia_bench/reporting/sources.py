@@ -1,4 +1,4 @@
-"""Cells read back from the folders that evaluations wrote, and what is known of their making."""
+"""Read cells, with their provenance, from the folders that evaluations wrote."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
 from amnesia_bench.reporting.artifact_files import ArtifactFiles
-from amnesia_bench.reporting.paths import shown, typed_path
+from amnesia_bench.reporting.paths import display_path, typed_path
 from amnesia_bench.requests.experiments import LabelledCells
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import sha256_of
@@ -23,11 +23,11 @@ ANSWERS = "generations.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True)
-class FoundCell:
-    """A cell under the names that the report knows it by, and where it lies.
+class CellEntry:
+    """A cell with its labels in the report, its file and its origin.
 
-    `artifact` is the finished folder that holds it, None when nothing published it; `files` reads
-    what lies beside it.
+    `artifact` is the published folder that contains it, or None; `files` reads the files next to
+    it.
     """
 
     model: str
@@ -42,25 +42,25 @@ class FoundCell:
 
 def read_source(
     source: LabelledCells, out: Path, files: ArtifactFiles
-) -> tuple[tuple[FoundCell, ...], tuple[str, ...]]:
-    """Read every cell below a folder; without cells say why there are none.
+) -> tuple[tuple[CellEntry, ...], tuple[str, ...]]:
+    """Read every cell below a folder; if there are none, return a note with the reason.
 
     Args:
-        source: the folder, and what its cells are called.
+        source: the folder, and the labels of its cells.
         out: the report's folder; paths are relative to it.
-        files: reads the folders of this report.
+        files: the file cache of this report.
 
     Raises:
-        UserError: no such folder, a file is cut off, or is not what its manifest says.
+        UserError: the folder does not exist, or a file is cut off or differs from its manifest.
     """
     if not source.folder.is_dir():
         raise UserError(f"{source.folder}: no such folder of cells")
-    found: list[FoundCell] = []
+    entries: list[CellEntry] = []
     for path in _visible(source.folder, *CELL_FILES):
         artifact = _artifact_of(path, source.folder)
         files.check_hash(path, artifact)
-        found += (
-            FoundCell(
+        entries += (
+            CellEntry(
                 model=source.model or cell.model,
                 method=source.method or cell.method,
                 seed=source.seed,
@@ -72,15 +72,15 @@ def read_source(
             )
             for cell in _read_cells(path, artifact)
         )
-    if found:
-        return tuple(found), ()
+    if entries:
+        return tuple(entries), ()
     answers = any(_visible(source.folder, ANSWERS))
-    why = "answers but no cells: not finished, or not scored" if answers else "no cells yet"
-    return (), (f"{typed_path(source.folder)}: {why}",)
+    reason = "answers but no cells: unfinished or not scored" if answers else "no cells yet"
+    return (), (f"{typed_path(source.folder)}: {reason}",)
 
 
 def _visible(folder: Path, *names: str) -> Iterator[Path]:
-    """Yield files of these names, in order, but none from hidden folders: those are unfinished."""
+    """Yield files with these names in order, except in hidden folders, which are unfinished."""
     for path in sorted(path for name in names for path in folder.rglob(name)):
         if not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
@@ -98,8 +98,8 @@ def _read_cells(path: Path, artifact: Path | None) -> Iterator[Cell]:
         hint = (
             "It was cut off or changed by hand: remove it and run its evaluation again."
             if artifact is None
-            # Its hash is right.
-            else "It is as it was written, so another version of amnesia-bench wrote it: use that."
+            # Its hash is correct.
+            else "Another version of amnesia-bench wrote this file: use that version."
         )
         raise UserError(error.what, hint=hint) from error
 
@@ -120,16 +120,16 @@ def _origin(
     _collect_dirty(parents, files, dirty, set())
     return Origin(
         seed=seed,
-        path=shown(path if artifact is None else artifact / MANIFEST, out),
+        path=display_path(path if artifact is None else artifact / MANIFEST, out),
         manifest_sha256=None if artifact is None else sha256_of(artifact / MANIFEST),
         stage=(artifact or path.parent).name,
         commit=None if manifest is None else manifest.provenance.commit,
-        dirty=tuple(shown(each, out) for each in dirty),
+        dirty=tuple(display_path(changed, out) for changed in dirty),
     )
 
 
 def _artifact_of(path: Path, top: Path) -> Path | None:
-    """Return the innermost finished artifact that holds a file, no further up than `top`."""
+    """Return the innermost finished artifact that contains a file, searching up to `top`."""
     for folder in path.parents:
         if (folder / MANIFEST).is_file():
             return folder

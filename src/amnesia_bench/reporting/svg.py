@@ -1,6 +1,6 @@
-"""The few shapes our figures need, as SVG text: no library, nothing fetched, nothing that runs.
+"""The shapes of the figures as SVG text, without a library, scripts or external resources.
 
-Text and axes take the page's colour (`currentColor`); coordinates are in CSS pixels.
+Text and axes have the text colour of the page (`currentColor`); coordinates are in CSS pixels.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from enum import StrEnum
 from html import escape
 
 INK = "currentColor"
-FAINT, PALE = 0.2, 0.5  # of a grid, of a line that joins what is drawn
+FAINT, PALE = 0.2, 0.5  # opacity of grid lines, and of lines that join points or labels
 FONT = "font-family:system-ui,sans-serif;font-size:11px"
-# cividis (Nunez, Anderton and Renslow 2018), dark for low: even in grey.
+# cividis (Nunez, Anderton and Renslow 2018), dark for low values, also in grey.
 _CIVIDIS = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")
 
 
 class Shape(StrEnum):
-    """The forms of a marker."""
+    """The shapes of a marker."""
 
     CIRCLE = "circle"
     SQUARE = "square"
@@ -29,15 +29,15 @@ class Shape(StrEnum):
 
 @dataclass(frozen=True)
 class Mark:
-    """How a series is drawn: marker and dashes tell the same as the colour."""
+    """The style of a series; marker and dashes identify it without the colour."""
 
     colour: str
     shape: Shape
     dashes: str
 
 
-# Okabe and Ito's palette (2008), which colour-blind readers tell apart, without its yellow, which
-# no one sees on white. A method looks the same in every figure.
+# Okabe and Ito's palette (2008), which colour-blind readers can distinguish, without its yellow,
+# which is hard to see on white. A method has the same style in every figure.
 MARKS = {
     "pre": Mark(INK, Shape.CIRCLE, ""),
     "post": Mark("#d55e00", Shape.SQUARE, "5 3"),
@@ -53,7 +53,7 @@ OTHER_MARK = Mark(INK, Shape.DIAMOND, "8 3")
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """The part of a picture that data are drawn in, and the range of values it covers."""
+    """The area of a picture that shows the data, and its ranges of values."""
 
     left: float
     top: float
@@ -63,18 +63,18 @@ class Box:
     y_range: tuple[float, float]
 
     def x(self, value: float) -> float:
-        """Return where a value lies from the left."""
+        """Return the horizontal position of a value."""
         low, high = self.x_range
         return self.left + self.width * ((value - low) / (high - low) if high > low else 0.5)
 
     def y(self, value: float) -> float:
-        """Return where a value lies from the top; larger ones are higher."""
+        """Return the vertical position of a value; larger values are higher."""
         low, high = self.y_range
         return self.top + self.height * (1 - (value - low) / (high - low))
 
 
 def picture(width: float, height: float, title: str, parts: Sequence[str]) -> str:
-    """Return an `<svg>` that scales down with the page; `title` is what a screen reader says."""
+    """Return an `<svg>` that scales down with the page; screen readers read its `title`."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
         f'width="{width:g}" role="img" style="max-width:100%;height:auto;{FONT}">'
@@ -83,7 +83,7 @@ def picture(width: float, height: float, title: str, parts: Sequence[str]) -> st
 
 
 def standalone(drawing: str) -> str:
-    """Return a picture that can be read on any page, with colours of its own."""
+    """Return a picture with its own text and background colours, for use outside of the page."""
     return drawing.replace('style="', 'style="color:#1a1a1a;background:#ffffff;', 1)
 
 
@@ -141,7 +141,7 @@ def error_bar(x: float, low: float, high: float, mark: Mark) -> str:
 
 
 def tile(x: float, y: float, width: float, height: float, share: float | None) -> str:
-    """Return a field of a heat map, coloured by a share; None is an empty frame."""
+    """Return a tile of a heat map, coloured by a share; None is an empty frame."""
     if share is None:
         return (
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="none" '
@@ -163,7 +163,7 @@ def shade(share: float) -> str:
 
 
 def tile_text(x: float, y: float, words: str, share: float) -> str:
-    """Return a text that can be read on the tile of a share."""
+    """Return a text in a colour that is readable on the tile of a share."""
     colour = "#ffffff" if share < 0.47 else "#000000"
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" fill="{colour}">{escape(words)}</text>'

@@ -1,7 +1,7 @@
-"""The rows and columns of a table, in the paper's order, and which of them a label means.
+"""The rows and columns of a table in the paper's order, and how labels refer to rows.
 
-A row is a method after a fine-tune: `restored@tulu3`. After the table's own fine-tune, `sft`, a row
-is named by its method alone. `pre` comes before any fine-tune, and so belongs to all.
+A row is a method after a fine-tune: `restored@tulu3`. The suffix is omitted for the table's own
+fine-tune, `sft`. `pre` is the checkpoint before SFT, which all fine-tunes share.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from amnesia_bench.records.report import Column
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """A row: its name in the table's config, and what that means."""
+    """A row: its name in the table's config, its method and its fine-tune."""
 
     name: str
     method: str
@@ -23,26 +23,26 @@ class TableRow:
 
 
 def row_of(name: str, sft: str) -> TableRow:
-    """Return the row that a name means in a table of the fine-tune `sft`."""
+    """Return the row that a name refers to in a table of the fine-tune `sft`."""
     method, _, own = name.partition("@")
     return TableRow(name=name, method=method, sft=None if method == BEFORE_SFT else own or sft)
 
 
 def full_name(name: str, sft: str) -> str:
-    """Return METHOD@SFT of any row, METHOD of that before all."""
+    """Return METHOD@SFT of a row, or METHOD for the row before SFT."""
     row = row_of(name, sft)
     return row.method if row.sft is None else f"{row.method}@{row.sft}"
 
 
 def rows_of(table: TableConfig) -> tuple[TableRow, ...]:
-    """Return the rows that are shown, then those that only claims and figures need."""
+    """Return the rows that the table shows, then those that only claims and figures need."""
     needed = [name for claim in table.claims.values() for name in claim.weights]
     names = dict.fromkeys([*table.methods, *needed, *table.points])
     return tuple(row_of(name, table.sft) for name in names)
 
 
 def after_sft(name: str, sft: str) -> str | None:
-    """Return the row after the same fine-tune, which a row is compared with; None for itself."""
+    """Return the row after the same SFT, with which a row is compared; None for that row itself."""
     row = row_of(name, sft)
     if row.method == AFTER_SFT:
         return None
@@ -50,7 +50,7 @@ def after_sft(name: str, sft: str) -> str | None:
 
 
 def table_columns(table: TableConfig) -> tuple[Column, ...]:
-    """Return recall by task and length, then the scores."""
+    """Return the columns: recall by task and length, then the scores."""
     recall = [
         Column(
             key=recall_key(task, length),
@@ -84,8 +84,8 @@ def recall_key(task: str, context_tokens: int) -> str:
     return f"{task}@{context_tokens}"
 
 
-def resolved(column: str, table: TableConfig) -> str:
-    """Return a column's key with the table's own length for `longest`, its score for a task."""
+def column_key(column: str, table: TableConfig) -> str:
+    """Return the key of a column that is named by `longest`, `shortest` or the task of a score."""
     for score in table.scores:
         if column == score.task:
             return score.key

@@ -1,4 +1,4 @@
-"""Which cell belongs where in which table."""
+"""Assign cells to the slots of tables."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from amnesia_bench.records.report import Column
 from amnesia_bench.reporting.answers import answers_of
 from amnesia_bench.reporting.paths import typed_path
 from amnesia_bench.reporting.pooling import SlotCells
-from amnesia_bench.reporting.sources import FoundCell
+from amnesia_bench.reporting.sources import CellEntry
 from amnesia_bench.reporting.table_layout import full_name, row_of, rows_of, table_columns
 
 # Model, name of the row, key of the column.
@@ -22,82 +22,83 @@ TableSlot = tuple[str, str, str]
 FilledSlots = Mapping[TableSlot, SlotCells]
 
 
-def fill_slots(found: Iterable[FoundCell], table: TableConfig) -> FilledSlots:
-    """Sort cells into a table.
+def fill_slots(entries: Iterable[CellEntry], table: TableConfig) -> FilledSlots:
+    """Assign cells to the slots of a table.
 
-    Cells of other models and rows, and of columns that the table lacks, are left out: an
-    evaluation writes more metrics than a table shows.
+    Cells of other models, rows and columns are skipped: an evaluation writes more metrics than a
+    table shows.
 
     Raises:
-        UserError: two different cells for one slot, or answers that are not the cell's.
+        UserError: two different cells belong to one slot, or the answers are not the cell's.
     """
     columns = table_columns(table)
-    sorted_: defaultdict[TableSlot, dict[str | None, FoundCell]] = defaultdict(dict)
-    for each in found:
-        row = _row_for(each, table)
+    by_slot: defaultdict[TableSlot, dict[str | None, CellEntry]] = defaultdict(dict)
+    for entry in entries:
+        row = _row_for(entry, table)
         for column in columns if row is not None else ():
-            if row is not None and _belongs(each, column):
-                seeds = sorted_[each.model, row, column.key]
-                seeds[each.seed] = _one_of(seeds.get(each.seed), each)
+            if row is not None and _matches(entry, column):
+                seeds = by_slot[entry.model, row, column.key]
+                seeds[entry.seed] = _merge_entries(seeds.get(entry.seed), entry)
     return {
-        slot: _placed(tuple(sorted_[slot].values()))
+        slot: _slot_cells(tuple(by_slot[slot].values()))
         for model in table.models
         for row in rows_of(table)
         for column in columns
-        if (slot := (model, row.name, column.key)) in sorted_
+        if (slot := (model, row.name, column.key)) in by_slot
     }
 
 
-def refuse_ambiguous(found: Iterable[FoundCell], tables: Mapping[str, TableConfig]) -> None:
-    """Refuse cells without a fine-tune's name that would fit into tables of several.
+def refuse_ambiguous(entries: Iterable[CellEntry], tables: Mapping[str, TableConfig]) -> None:
+    """Refuse cells whose label lacks a fine-tune and matches tables of several fine-tunes.
 
     Raises:
-        UserError: there are such cells.
+        UserError: a label is ambiguous.
     """
-    for each in found:
-        if "@" in each.method or each.method == BEFORE_SFT:
+    for entry in entries:
+        if "@" in entry.method or entry.method == BEFORE_SFT:
             continue
-        fitting = {name: t.sft for name, t in tables.items() if _row_for(each, t) is not None}
-        if len(set(fitting.values())) > 1:
-            listed = ", ".join(f"{sft} ({name})" for name, sft in fitting.items())
-            label = f"{each.model}/{each.method}"
+        matching = {name: t.sft for name, t in tables.items() if _row_for(entry, t) is not None}
+        if len(set(matching.values())) > 1:
+            choices = ", ".join(f"{sft} ({name})" for name, sft in matching.items())
+            label = f"{entry.model}/{entry.method}"
             raise UserError(
-                f"{each.path}: {label} after which fine-tune? {listed}",
-                hint=f"Name it: --cells {label}@{next(iter(fitting.values()))}=DIR",
+                f"{entry.path}: {label} may be after any of these fine-tunes: {choices}",
+                hint=f"Name one: --cells {label}@{next(iter(matching.values()))}=DIR",
             )
 
 
 def unused_cells(
-    found: Iterable[FoundCell], placed: Sequence[FilledSlots], tables: Mapping[str, TableConfig]
+    entries: Iterable[CellEntry], filled: Sequence[FilledSlots], tables: Mapping[str, TableConfig]
 ) -> tuple[str, ...]:
-    """Say once of each artifact and row why none of its cells is in any table."""
-    used = {_key(cell) for filled in placed for slot in filled.values() for cell in slot.cells}
-    unused = [each for each in found if _key(each) not in used]
+    """Return one note per artifact and row without a cell in any table, with the reason."""
+    used = {_key(cell) for slots in filled for slot in slots.values() for cell in slot.cells}
+    unused = [entry for entry in entries if _key(entry) not in used]
     return tuple(
         dict.fromkeys(
-            f"{typed_path(each.artifact or each.path)}: {_why_not(each, tables)}" for each in unused
+            f"{typed_path(entry.artifact or entry.path)}: {_why_unused(entry, tables)}"
+            for entry in unused
         )
     )
 
 
 def without_column(
-    found: Iterable[FoundCell], placed: Sequence[FilledSlots], tables: Mapping[str, TableConfig]
+    entries: Iterable[CellEntry], filled: Sequence[FilledSlots], tables: Mapping[str, TableConfig]
 ) -> tuple[str, ...]:
-    """Say which tasks and lengths of the rows that tables show have no column in any of them.
+    """Return a note on the tasks and lengths of shown rows that have no column in any table.
 
-    Other metrics of a task that is shown are no news: an evaluation writes more than a table takes.
+    Other metrics of a shown task get no note: an evaluation writes more metrics than a table shows.
     """
     shown = {
         (cell.cell.task, cell.cell.context_tokens)
-        for filled in placed
-        for slot in filled.values()
+        for slots in filled
+        for slot in slots.values()
         for cell in slot.cells
     }
-    rows = [each for each in found if any(_row_for(each, t) is not None for t in tables.values())]
-    asked = dict.fromkeys((each.cell.task, each.cell.context_tokens) for each in rows)
+    in_rows = [e for e in entries if any(_row_for(e, t) is not None for t in tables.values())]
+    measured = dict.fromkeys((e.cell.task, e.cell.context_tokens) for e in in_rows)
     names = [
         task if length is None else f"{task} at {length}"
-        for task, length in asked
+        for task, length in measured
         if (task, length) not in shown
     ]
     if not names or not shown:
@@ -105,61 +106,61 @@ def without_column(
     return (f"no column in {', '.join(tables)}: {', '.join(names)}",)
 
 
-def _key(found: FoundCell) -> tuple[Path, str, str]:
-    return (found.artifact or found.path, found.model, found.method)
+def _key(entry: CellEntry) -> tuple[Path, str, str]:
+    return (entry.artifact or entry.path, entry.model, entry.method)
 
 
-def _why_not(found: FoundCell, tables: Mapping[str, TableConfig]) -> str:
+def _why_unused(entry: CellEntry, tables: Mapping[str, TableConfig]) -> str:
     where = ", ".join(tables)
     models = sorted({model for table in tables.values() for model in table.models})
     rows = sorted({row for table in tables.values() for row in _labels(table)})
-    for kind, name, known in (("model", found.model, models), ("method", found.method, rows)):
+    for kind, name, known in (("model", entry.model, models), ("method", entry.method, rows)):
         if name not in known:
-            return f"no {kind} {typed_path(name)!r} in {where}, left out. {nearest(name, known)}"
-    return f"in {where} this row has no column for its task, length, metric and scorer, left out"
+            return f"not used, no {kind} {typed_path(name)!r} in {where}. {nearest(name, known)}"
+    return f"not used, no column in {where} for its task, length, metric and scorer"
 
 
 def _labels(table: TableConfig) -> set[str]:
-    """Return every METHOD and METHOD@SFT that means a row of a table."""
+    """Return every METHOD and METHOD@SFT that refers to a row of a table."""
     names = [row.name for row in rows_of(table)]
     return {*names, *(full_name(name, table.sft) for name in names)}
 
 
-def _row_for(found: FoundCell, table: TableConfig) -> str | None:
-    """Return the name of the row that a cell belongs to; None where the table has none."""
-    wanted = row_of(found.method, table.sft)
-    if found.model not in table.models:
+def _row_for(entry: CellEntry, table: TableConfig) -> str | None:
+    """Return the name of the row that a cell belongs to; None if the table has no such row."""
+    labelled = row_of(entry.method, table.sft)
+    if entry.model not in table.models:
         return None
     rows = rows_of(table)
     return next(
-        (row.name for row in rows if (row.method, row.sft) == (wanted.method, wanted.sft)), None
+        (row.name for row in rows if (row.method, row.sft) == (labelled.method, labelled.sft)), None
     )
 
 
-def _placed(cells: tuple[FoundCell, ...]) -> SlotCells:
-    seeds = [found.seed for found in cells]
+def _slot_cells(cells: tuple[CellEntry, ...]) -> SlotCells:
+    seeds = [entry.seed for entry in cells]
     if None in seeds and len(seeds) > 1:
-        paths = "\n  ".join(str(found.path) for found in cells)
+        paths = "\n  ".join(str(entry.path) for entry in cells)
         raise UserError(
-            f"cells with and without a seed for one place:\n  {paths}",
-            hint="Name the seed of each, or of none: --cells MODEL/METHOD/SEED=DIR.",
+            f"one slot of the table has cells with and without a seed:\n  {paths}",
+            hint="Name the seed of every folder, or of none: --cells MODEL/METHOD/SEED=DIR.",
         )
-    known = [answers_of(found) for found in cells]
-    answers = {key: value for each in known for key, value in each.items()}
-    return SlotCells(cells, answers if all(known) else {})
+    by_seed = [answers_of(entry) for entry in cells]
+    answers = {key: value for seed_answers in by_seed for key, value in seed_answers.items()}
+    return SlotCells(cells, answers if all(by_seed) else {})
 
 
-def _belongs(found: FoundCell, column: Column) -> bool:
-    cell = found.cell
-    asked = (column.task, column.metric, column.context_tokens)
-    scorer = cell.settings.get("scorer")
-    return asked == (cell.task, cell.metric, cell.context_tokens) and column.scorer in (
-        None,
-        scorer,
+def _matches(entry: CellEntry, column: Column) -> bool:
+    cell = entry.cell
+    return (
+        column.scorer in (None, cell.settings.get("scorer"))
+        and column.task == cell.task
+        and column.metric == cell.metric
+        and column.context_tokens == cell.context_tokens
     )
 
 
-def _one_of(known: FoundCell | None, new: FoundCell) -> FoundCell:
+def _merge_entries(known: CellEntry | None, new: CellEntry) -> CellEntry:
     if known is None or known.cell == new.cell:
         return new if known is None else known
     if known.cell.value is None or new.cell.value is None:
@@ -168,23 +169,23 @@ def _one_of(known: FoundCell | None, new: FoundCell) -> FoundCell:
     if new.cell.context_tokens is not None:
         where += f" at {new.cell.context_tokens}"
     raise UserError(
-        f"two cells for one place ({where}):\n  {known.path}\n  {new.path}",
-        hint="Leave one of them out, or label them by seed: --cells MODEL/METHOD/SEED=DIR.",
+        f"two cells for one slot of the table ({where}):\n  {known.path}\n  {new.path}",
+        hint="Pass only one of them, or label them by seed: --cells MODEL/METHOD/SEED=DIR.",
     )
 
 
 def differing_settings(slots: FilledSlots) -> tuple[str, ...]:
-    """Say where the rows of one model were measured with different settings in one column."""
+    """Return a note per setting that differs between the rows of one model in a column."""
     values: defaultdict[tuple[str, str, str], set[str]] = defaultdict(set)
-    for (model, _, column), placed in slots.items():
-        for found in placed.cells:
-            for name, value in found.cell.settings.items():
+    for (model, _, column), slot in slots.items():
+        for entry in slot.cells:
+            for name, value in entry.cell.settings.items():
                 values[model, column, name].add(typed_path(value))
     differing: defaultdict[tuple[str, str, str], list[str]] = defaultdict(list)
     for (model, column, name), seen in values.items():
         if len(seen) > 1:
             differing[model, name, " and ".join(sorted(seen))].append(column)
     return tuple(
-        f"{model}: {name} is {seen} in different rows of {', '.join(columns)}"
+        f"{model}: {name} differs between rows of {', '.join(columns)}: {seen}"
         for (model, name, seen), columns in differing.items()
     )

@@ -1,4 +1,4 @@
-"""A table in the paper's layout: ours next to theirs, and each row against that after SFT."""
+"""Build tables in the paper's layout, with the paper's values and tests against the SFT row."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from amnesia_bench.records.report import (
     TradeOffPoint,
 )
 from amnesia_bench.reporting.answers import recall_samples_of
-from amnesia_bench.reporting.pooling import SlotCells, by_prompt, in_common
+from amnesia_bench.reporting.pooling import SlotCells, by_prompt, common_answers
 from amnesia_bench.reporting.published import published_value, remarks_on
-from amnesia_bench.reporting.table_layout import after_sft, resolved, table_columns
+from amnesia_bench.reporting.table_layout import after_sft, column_key, table_columns
 from amnesia_bench.reporting.table_slots import FilledSlots, TableSlot
 from amnesia_bench.statistics import sign_flip_p_value
 
 
 def build_table(name: str, config: TableConfig, slots: FilledSlots) -> ReportTable:
-    """Lay out a table; every slot is there, whether it was measured or not."""
+    """Build a table; it has a cell for every slot, measured or not."""
     columns = table_columns(config)
     cells = tuple(
         _cell((model, method, column.key), config, slots)
@@ -45,11 +45,12 @@ def build_table(name: str, config: TableConfig, slots: FilledSlots) -> ReportTab
 
 
 def build_trade_offs(config: TableConfig, slots: FilledSlots) -> tuple[TradeOffCurve, ...]:
-    """Return recall against reasoning of each model that has both in two rows or more."""
-    if (asked := config.trade_off) is None:
+    """Return the recall against reasoning of each model that has both in at least two rows."""
+    if (trade_off := config.trade_off) is None:
         return ()
     columns = {column.key: column for column in table_columns(config)}
-    recall, score = (columns[resolved(name, config)] for name in (asked.recall, asked.score))
+    recall = columns[column_key(trade_off.recall, config)]
+    score = columns[column_key(trade_off.score, config)]
     curves = []
     for model in config.models:
         points = [
@@ -61,68 +62,67 @@ def build_trade_offs(config: TableConfig, slots: FilledSlots) -> tuple[TradeOffC
             )
             for row, label in config.points.items()
         ]
-        there = tuple(p for p in points if None not in (p.recall.value, p.score.value))
-        if len(there) > 1:
+        measured = tuple(p for p in points if None not in (p.recall.value, p.score.value))
+        if len(measured) > 1:
+            lines = trade_off.lines
             curves.append(
-                TradeOffCurve(
-                    model=model, recall=recall, score=score, points=there, lines=asked.lines
-                )
+                TradeOffCurve(model=model, recall=recall, score=score, points=measured, lines=lines)
             )
     return tuple(curves)
 
 
 def paired_test(first: SlotCells, second: SlotCells) -> PairedTest | None:
-    """Compare two rows on the answers that both gave; None where there are none in common."""
-    answers = in_common((first, second))
+    """Compare two rows on their common prompts; None if they have none in common."""
+    answers = common_answers((first, second))
     if not answers or first.repeats != second.repeats:
         return None
-    # Seeds may share a prompt: what is flipped is a prompt with all its answers.
-    ours, theirs = (
+    # Seeds may share a prompt, so the test flips a prompt with all its answers.
+    first_sums, second_sums = (
         [sum(values) for values in by_prompt({key: v[i] for key, v in answers.items()}).values()]
         for i in (0, 1)
     )
     return PairedTest(
-        difference=(sum(ours) - sum(theirs)) / len(answers),
-        p_value=sign_flip_p_value(ours, theirs, first.repeats),
+        difference=(sum(first_sums) - sum(second_sums)) / len(answers),
+        p_value=sign_flip_p_value(first_sums, second_sums, first.repeats),
         n=len(answers),
-        prompts=len(ours),
+        prompts=len(first_sums),
     )
 
 
 def _cell(slot: TableSlot, config: TableConfig, slots: FilledSlots) -> ReportedCell:
     model, method, column = slot
-    placed = slots.get(slot)
-    theirs = published_value(config.published, model, method, column)
-    value = None if placed is None else placed.value
+    slot_cells = slots.get(slot)
+    published = published_value(config.published, model, method, column)
+    value = None if slot_cells is None else slot_cells.value
     other = after_sft(method, config.sft)
     compared = None if other is None else slots.get((model, other, column))
     return ReportedCell(
         model=model,
         method=method,
         column=column,
-        status=_status(placed),
-        reason=None if placed is None else placed.incomplete,
+        status=_status(slot_cells),
+        reason=None if slot_cells is None else slot_cells.incomplete,
         value=value,
-        interval=None if placed is None else placed.interval,
-        n=0 if placed is None else placed.n,
-        prompts=0 if placed is None else placed.prompts,
-        repeats=1 if placed is None else placed.repeats,
-        by_seed={} if placed is None else placed.by_seed,
-        theirs=theirs,
-        difference=None if value is None or theirs is None else value - theirs,
-        against_post=paired_test(placed, compared) if placed and compared else None,
-        origins=() if placed is None else tuple(found.origin for found in placed.cells),
+        interval=None if slot_cells is None else slot_cells.interval,
+        n=0 if slot_cells is None else slot_cells.n,
+        prompts=0 if slot_cells is None else slot_cells.prompts,
+        repeats=1 if slot_cells is None else slot_cells.repeats,
+        by_seed={} if slot_cells is None else slot_cells.by_seed,
+        theirs=published,
+        difference=None if value is None or published is None else value - published,
+        against_post=paired_test(slot_cells, compared) if slot_cells and compared else None,
+        origins=() if slot_cells is None else tuple(entry.origin for entry in slot_cells.cells),
     )
 
 
-def _status(placed: SlotCells | None) -> CellStatus:
-    if placed is None:
+def _status(slot_cells: SlotCells | None) -> CellStatus:
+    if slot_cells is None:
         return CellStatus.MISSING
-    return CellStatus.DONE if placed.incomplete is None else CellStatus.INCOMPLETE
+    return CellStatus.DONE if slot_cells.incomplete is None else CellStatus.INCOMPLETE
 
 
 def heat_maps_of(table: TableConfig, slots: FilledSlots) -> tuple[TaskHeatMap, ...]:
-    """Return a map per model, task and row shown; those without kept answers are left out."""
+    """Return a heat map per model, task and row whose cells have their answers."""
     columns = table_columns(table)
     tasks = dict.fromkeys(column.task for column in columns if column.context_tokens is not None)
     rows = [(model, method) for model in table.models for method in table.methods]
@@ -133,10 +133,10 @@ def heat_maps_of(table: TableConfig, slots: FilledSlots) -> tuple[TaskHeatMap, .
                 replace(sample, role=method)
                 for column in columns
                 if column.task == task and (model, method, column.key) in slots
-                for found in slots[model, method, column.key].cells
-                if found.cell.context_tokens is not None
-                for sample in recall_samples_of(found)
+                for entry in slots[model, method, column.key].cells
+                if entry.cell.context_tokens is not None
+                for sample in recall_samples_of(entry)
             ]
             if samples:
                 maps.append(TaskHeatMap(model=model, task=task, map=heat_map(samples, method)))
-    return tuple(sorted(maps, key=lambda each: table.models.index(each.model)))
+    return tuple(sorted(maps, key=lambda task_map: table.models.index(task_map.model)))

@@ -1,4 +1,4 @@
-"""The table as Markdown, CSV and LaTeX (booktabs)."""
+"""Write a table as Markdown, CSV, LaTeX (booktabs) and JSON."""
 
 from __future__ import annotations
 
@@ -42,9 +42,9 @@ _CSV_HEADS = (
 )
 
 
-def table_markdown(each: TableReport, report: Report) -> str:
-    """Return what a report says on one of its tables, as Markdown."""
-    table = each.table
+def table_markdown(table_report: TableReport, report: Report) -> str:
+    """Return one table of a report as Markdown, with its claims, sources and notes."""
+    table = table_report.table
     published = any(cell.theirs is not None for cell in table.cells)
     heads = ["model", "method", *(escape(f"{c.group} {c.label}".strip()) for c in table.columns)]
     rows = [
@@ -64,32 +64,33 @@ def table_markdown(each: TableReport, report: Report) -> str:
         legend(table),
         "",
     ]
-    if numbers := format_sample_sizes(table):
-        lines += [f"Numbers: {escape(numbers)}.", ""]
+    if sizes := format_sample_sizes(table):
+        lines += [f"Sample sizes: {escape(sizes)}.", ""]
     lines += [f"- {escape(reason)}" for reason in incomplete(table)]
     lines += ["", "### Claims", ""]
+    claims = table_report.claims
     lines += _markdown_table(
-        ["claim", "ours", "the paper's own numbers", "place"],
-        [[escape(c.text), f"**{c.verdict}**", c.in_paper, escape(c.place)] for c in each.claims],
+        ["claim", "our numbers", "the paper's numbers", "place"],
+        [[escape(c.text), f"**{c.verdict}**", c.in_paper, escape(c.place)] for c in claims],
         left=4,
     )
-    for claim in each.claims:
+    for claim in claims:
         lines += ["", f"{escape(claim.text)} {code(claim.formula)}", ""]
         lines += [
-            f"- {escape(found.model)}, {escape(found.column)}: {found.verdict}. "
-            + escape(format_condition(found, claim.above))
-            for found in claim.conditions
+            f"- {escape(condition.model)}, {escape(condition.column)}: {condition.verdict}. "
+            + escape(format_condition(condition, claim.above))
+            for condition in claim.conditions
         ]
     lines += ["", "### Sources", "", *_sources(table), ""]
-    notes = (*each.notes, *report.notes)
-    for title, said in (("Of the paper's numbers", table.remarks), ("Notes", notes)):
-        if said:
-            lines += [f"### {title}", "", *(f"- {escape(line)}" for line in said), ""]
+    notes = (*table_report.notes, *report.notes)
+    for title, items in (("Remarks on the paper's numbers", table.remarks), ("Notes", notes)):
+        if items:
+            lines += [f"### {title}", "", *(f"- {escape(item)}" for item in items), ""]
     return "\n".join([*lines, escape(format_provenance(report.made))]) + "\n"
 
 
 def csv_text(table: ReportTable) -> str:
-    """Return one line per place in the table, fractions at full precision."""
+    """Return one line per slot of the table, with fractions at full precision."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(_CSV_HEADS)
@@ -112,8 +113,8 @@ def csv_text(table: ReportTable) -> str:
 
 
 def latex(table: ReportTable) -> str:
-    """Return a `table*` that needs the packages booktabs and graphicx."""
-    groups = [(name, len(list(each))) for name, each in groupby(c.group for c in table.columns)]
+    """Return a LaTeX `table*`, which needs the packages booktabs and graphicx."""
+    groups = [(name, len(list(same))) for name, same in groupby(c.group for c in table.columns)]
     first = 3
     rules = []
     for _, count in groups:
@@ -139,16 +140,16 @@ def latex(table: ReportTable) -> str:
 
 
 def incomplete(table: ReportTable) -> Iterator[str]:
-    """Say of each incomplete cell why it is."""
+    """Yield the reason of each incomplete cell."""
     for cell in table.cells:
         if cell.reason is not None:
             yield f"{cell.model}, {cell.method}, {cell.column}: {cell.reason}"
 
 
 def address(origin: Origin) -> str | None:
-    """Return the address of what vouches for a number, its manifest or else its cell.
+    """Return the relative URL of the manifest of a number, or of its cell file.
 
-    None where it cannot be reached from the report's folder: then stage and hash must do.
+    None if the report's folder has no relative path to it; stage and hash then identify it.
     """
     return None if origin.path.startswith(f"{OUTSIDE}/") else quote(origin.path)
 
@@ -166,8 +167,8 @@ def _sources(table: ReportTable) -> list[str]:
             )
             rows[(*row, escape(", ".join(origin.dirty)) or "no")] = None
     if not rows:
-        return ["Nothing was measured yet."]
-    heads = ["model", "method", "seed", "stage", "sha256 of its manifest", "commit"]
+        return ["No cell is measured yet."]
+    heads = ["model", "method", "seed", "stage", "manifest sha256", "commit"]
     heads.append("uncommitted changes")
     return _markdown_table(heads, [list(row) for row in rows], left=len(heads))
 
@@ -178,10 +179,10 @@ def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left
 
 
 def json_text(record: object, **more: object) -> str:
-    """Return records as JSON; those with a name stand beside the fields of the first."""
+    """Return a record as JSON, with further records added as fields by name."""
     data = codec.to_json(record)
-    for name, each in more.items():
-        data[name] = codec.to_json(each)
+    for name, value in more.items():
+        data[name] = codec.to_json(value)
     return json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -190,5 +191,5 @@ def _tex(text: str) -> str:
 
 
 def _tex_cell(cell: ReportedCell) -> str:
-    theirs = "" if cell.theirs is None else rf" {{\scriptsize({format_percent(cell.theirs)})}}"
-    return _tex(format_value(cell)) + theirs
+    published = "" if cell.theirs is None else rf" {{\scriptsize({format_percent(cell.theirs)})}}"
+    return _tex(format_value(cell)) + published

@@ -1,4 +1,4 @@
-"""Recall against reasoning: what each fine-tune and each repair costs and keeps."""
+"""Recall against reasoning: the trade-off of each fine-tune and each repair."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ROUND = 0.1  # axes end at whole tenths
 
 
 def trade_off_figure(curve: TradeOffCurve) -> str:
-    """Draw a point per row with both intervals and its label, and the lines that join them."""
+    """Draw one labelled point per row with both intervals, and the lines between points."""
     box = svg.Box(
         left=_LEFT,
         top=_TOP,
@@ -31,10 +31,10 @@ def trade_off_figure(curve: TradeOffCurve) -> str:
     parts = [*_axes(box, score, recall)]
     busy: list[Rectangle] = []
     for rows in curve.lines:
-        there = [at[row] for row in rows if row in at]
-        for start, end in pairwise(there):
+        corners = [at[row] for row in rows if row in at]
+        for start, end in pairwise(corners):
             parts.append(svg.line(*start, *end, opacity=svg.PALE))
-            busy += _along(start, end)
+            busy += _line_obstacles(start, end)
     for point in curve.points:
         for bar in _bars(box, point):
             ends = (bar.left, bar.top, bar.right, bar.bottom)
@@ -81,8 +81,8 @@ def _bars(box: svg.Box, point: TradeOffPoint) -> Iterator[Rectangle]:
     yield Rectangle(x, top, x, bottom)
 
 
-def _along(start: tuple[float, float], end: tuple[float, float]) -> Iterator[Rectangle]:
-    """Yield small fields on a line, where no label should stand."""
+def _line_obstacles(start: tuple[float, float], end: tuple[float, float]) -> Iterator[Rectangle]:
+    """Yield small rectangles along a line, for labels to avoid."""
     steps = max(1, round(math.dist(start, end) / 6))
     for i in range(steps + 1):
         x, y = (a + (b - a) * i / steps for a, b in zip(start, end, strict=True))

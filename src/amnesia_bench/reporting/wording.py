@@ -1,4 +1,4 @@
-"""Numbers as every format writes them: per cent, points, p-values."""
+"""Format numbers the same way in every output: per cent, points, p-values."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ SIGNIFICANT = 0.05
 
 
 def legend(table: ReportTable) -> str:
-    """Explain the marks of a table, and what stands behind its numbers."""
+    """Return the sentences that explain the values and marks of a table."""
     published = any(cell.theirs is not None for cell in table.cells)
-    beside = (
-        "In parentheses: the paper's."
+    reference = (
+        "In parentheses: the paper's value."
         if published
-        else "In brackets: the 95 % interval. The paper's numbers are of other models: not shown."
+        else "In brackets: the 95 % interval. The paper's values, for other models, are not shown."
     )
     return (
-        f"Values in per cent. {beside} - was not measured; * differs from the row after the same "
-        "SFT on the same prompts (exact paired test, p < 0.05); † was made by code with "
-        "uncommitted changes."
+        f"Values are in per cent. {reference} - means not measured; * means different from the row "
+        "after the same SFT on the same prompts (exact paired test, p < 0.05); † means that the "
+        "code had uncommitted changes."
     )
 
 
 def format_sample_sizes(table: ReportTable) -> str:
-    """Say over how many prompts, answers and seeds the numbers of a table are."""
+    """Return the numbers of prompts, answers and seeds that the values of a table are based on."""
     groups: dict[str, list[str]] = {}
     for group in dict.fromkeys(column.group for column in table.columns):
         keys = {column.key for column in table.columns if column.group == group}
@@ -43,7 +43,7 @@ def format_sample_sizes(table: ReportTable) -> str:
     parts = [f"{', '.join(names)}: {sizes}" for sizes, names in groups.items()]
     seeds = sorted({seed for cell in table.cells for seed in cell.by_seed}, key=_by_number)
     if seeds:
-        parts.append(f"seeds {', '.join(seeds)}: values, intervals and tests are pooled")
+        parts.append(f"values, intervals and tests are pooled over seeds {', '.join(seeds)}")
     return "; ".join(parts)
 
 
@@ -52,37 +52,37 @@ def _by_number(seed: str) -> tuple[int, str]:
 
 
 def format_sample_size(n: int, prompts: int, repeats: int = 1) -> str:
-    """Return n, and how many prompts and answers to each are behind it."""
+    """Return n, the number of distinct prompts, and the number of answers to each."""
     shared = f" ({prompts} prompts)" if prompts != n else ""
-    return f"n {n}{shared}" + (f" x {repeats} answers" if repeats > 1 else "")
+    return f"n = {n}{shared}" + (f" x {repeats} answers" if repeats > 1 else "")
 
 
 def format_percent(value: float | None) -> str:
-    """Return a fraction in per cent, to a tenth; "-" where there is none."""
+    """Return a fraction in per cent with one decimal; "-" for None."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def format_points(value: float | None) -> str:
-    """Return a difference in points, with its sign; "-" where there is none."""
+    """Return a difference in percentage points with its sign; "-" for None."""
     return "-" if value is None else f"{100 * value:+.1f}"
 
 
 def format_value(cell: ReportedCell) -> str:
-    """Return our value with its marks; an incomplete cell says so, a missing one is "-"."""
+    """Return the measured value with its marks, "incomplete", or "-" for a missing cell."""
     if cell.status is CellStatus.INCOMPLETE:
         return "incomplete"
     return format_percent(cell.value) + format_marks(cell)
 
 
 def format_marks(cell: ReportedCell) -> str:
-    """Return `*` and `†` as LEGEND explains them."""
+    """Return the marks `*` and `†`, which `legend` explains."""
     test = cell.against_post
     starred = test is not None and test.p_value < SIGNIFICANT
     return ("*" if starred else "") + ("†" if cell.dirty else "")
 
 
 def format_reference(cell: ReportedCell, *, published: bool) -> str:
-    """Return what stands beside our value: the paper's; in a table without those, the interval."""
+    """Return the paper's value, or the interval in a table without published values."""
     if published:
         return "" if cell.theirs is None else f"({format_percent(cell.theirs)})"
     if cell.interval is None:
@@ -93,41 +93,41 @@ def format_reference(cell: ReportedCell, *, published: bool) -> str:
 def format_test(test: PairedTest) -> str:
     """Return a paired test in one line."""
     clear = "significant" if test.p_value < SIGNIFICANT else "not significant"
-    pairs = format_sample_size(test.n, test.prompts).removeprefix("n ")
+    pairs = format_sample_size(test.n, test.prompts).removeprefix("n = ")
     difference = format_points(test.difference)
-    return f"{difference} from after SFT, p {test.p_value:.2g}, {pairs} pairs: {clear}"
+    return f"{difference} points from the SFT row, p = {test.p_value:.2g}, {pairs} pairs: {clear}"
 
 
-def format_estimate(found: Condition, above: float) -> str:
-    """Return an estimate, its interval, and in how many seeds it is `above`; empty without one."""
-    if found.estimate is None or found.low is None or found.high is None:
+def format_estimate(condition: Condition, above: float) -> str:
+    """Return an estimate, its interval and the number of seeds above `above`; empty if missing."""
+    if condition.estimate is None or condition.low is None or condition.high is None:
         return ""
-    interval = f"({100 * found.low:.1f} to {100 * found.high:.1f})"
-    seeds = [value > above for value in found.by_seed.values()]
+    interval = f"({100 * condition.low:.1f} to {100 * condition.high:.1f})"
+    seeds = [value > above for value in condition.by_seed.values()]
     counted = f", {sum(seeds)} of {len(seeds)} seeds" if len(seeds) > 1 else ""
-    return f"{format_points(found.estimate)} {interval}{counted}"
+    return f"{format_points(condition.estimate)} {interval}{counted}"
 
 
-def format_condition(found: Condition, above: float) -> str:
+def format_condition(condition: Condition, above: float) -> str:
     """Return a condition's numbers in one line; `above` is the bound of its claim."""
-    if found.missing:
-        measured = f"not measured: {', '.join(found.missing)}"
-    elif measured := format_estimate(found, above):
-        how = "paired" if found.paired else "unpaired"
-        measured += f", {format_sample_size(found.n, found.prompts)}, {how}"
+    if condition.missing:
+        measured = f"not measured: {', '.join(condition.missing)}"
+    elif measured := format_estimate(condition, above):
+        how = "paired" if condition.paired else "unpaired"
+        measured += f", {format_sample_size(condition.n, condition.prompts)}, {how}"
     else:
-        measured = "no error is known"
-    if found.by_seed:
-        seeds = sorted(found.by_seed, key=_by_number)
+        measured = "no standard error"
+    if condition.by_seed:
+        seeds = sorted(condition.by_seed, key=_by_number)
         measured += "; by seed " + ", ".join(
-            f"{s} {format_points(found.by_seed[s])}" for s in seeds
+            f"{s} {format_points(condition.by_seed[s])}" for s in seeds
         )
-    theirs = "" if found.theirs is None else f"; paper {format_points(found.theirs)}"
-    return f"{measured}{theirs}"
+    published = "" if condition.theirs is None else f"; paper {format_points(condition.theirs)}"
+    return f"{measured}{published}"
 
 
 def summary(report: TableReport) -> str:
-    """Say how much was measured, and how many claims hold."""
+    """Return one line with the numbers of measured cells and of claims that hold."""
     cells = report.table.cells
     count = {status: sum(c.status is status for c in cells) for status in CellStatus}
     verdicts = [claim.verdict for claim in report.claims]
@@ -139,13 +139,13 @@ def summary(report: TableReport) -> str:
         return measured
     return (
         f"{measured} Claims: {verdicts.count(ClaimVerdict.HOLDS)} hold, "
-        f"{verdicts.count(ClaimVerdict.DOES_NOT_HOLD)} do not, "
+        f"{verdicts.count(ClaimVerdict.DOES_NOT_HOLD)} do not hold, "
         f"{verdicts.count(ClaimVerdict.NOT_SHOWN)} are not shown either way."
     )
 
 
 def format_provenance(made: ReportProvenance) -> str:
-    """Say which code wrote the report, and when."""
+    """Return the version and commit of the code that wrote the report, and the date."""
     changed = " with uncommitted changes" if made.dirty else ""
     commit = made.commit or "unknown commit"
     return f"amnesia_bench {made.tool_version}, {commit}{changed}, {made.created}"

@@ -1,4 +1,4 @@
-"""Run programs that nobody has read: no network, no files, no environment, hard limits."""
+"""Run untrusted programs: no network, no files, no environment, hard limits."""
 
 from amnesia_bench.sandbox.launcher import Launcher, find_launcher
 from amnesia_bench.sandbox.program import Limits

@@ -1,20 +1,20 @@
-"""Runs inside the sandbox: loads one program, feeds it its tests, returns what it answers.
+"""Runs inside the sandbox: loads one program, passes it the test inputs, returns its answers.
 
-The launcher passes this file's text to `python -c`, so it imports the standard library alone.
-What it knows the program may know: inputs, never expected outputs. All judging is outside.
+The launcher passes the text of this file to `python -c`, so it only imports the standard library.
+The program can read everything in this process, which therefore never gets expected outputs.
 
-Frames both ways: 8 bytes of length, then JSON. In: limits, the program, then an input per test.
-Out: a greeting, then an answer to each. The program can write frames of its own; that is no
-more than printing, since whoever reads them compares them with what only he knows.
+Frames in both directions are 8 bytes of length, then JSON. Incoming: the limits, the program, then
+one input per test. Outgoing: a greeting, then one answer to each request. A program that forges
+frames gains no more than by printing, since all judging happens outside.
 
 Loading and calling follow LiveCodeBench's checker (lcb_runner/evaluation/testing_util.py at
-28fef95), its oddities included: a stdin program becomes the body of a function in a module that
+28fef95), including its oddities: a stdin program becomes the body of a function in a module that
 begins with star imports; `sys.stdin` cannot be iterated over, and its `read`, `readlines` and
-`buffer` never move on. Threads that the program left running are waited for, as Python does at
-its end; there a verdict depends on who is faster.
+`buffer` never advance. Unlike the checker, the driver joins the threads that a program left
+running, as Python does at exit; the checker's verdict on such a program depends on a race.
 
-Given two descriptors as arguments, it runs the program as a script instead: as `__main__`, with
-these as standard input and output. The end of the process is then the answer.
+With two file descriptors as arguments, the driver runs the program as a script (`__main__`) with
+these as standard input and output. The exit of the process is then the answer.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ STAR_IMPORTS = (*PLAIN_IMPORTS, "builtins", "typing")
 RECURSION_LIMIT = 50000
 MAX_INT_DIGITS = 50000
 STACK_BYTES = 8 << 20
-SET_THP_DISABLE = 41  # of linux/prctl.h
+SET_THP_DISABLE = 41  # linux/prctl.h
 SCRIPT_NAME = "program.py"
 NO_MEMORY, TOO_LONG = b'{"error": "MemoryError"}', b'{"error": "OutputLimit"}'
 
 
 class Channel:
-    """The two pipes to the launcher, taken away from where the program's own input is."""
+    """The two pipes to the launcher, moved away from the program's standard input and output."""
 
     def __init__(self) -> None:
         self._requests, self._replies = os.dup(0), os.dup(1)
         null = os.open(os.devnull, os.O_RDWR)
-        for standard in (0, 1, 2):
-            os.dup2(null, standard)
+        for descriptor in (0, 1, 2):
+            os.dup2(null, descriptor)
 
     def receive(self) -> Any:
         return json.loads(self._read(int.from_bytes(self._read(8), "big")))
@@ -71,21 +71,21 @@ class Channel:
         while count:
             part = os.read(self._requests, min(count, 1 << 20))
             if not part:
-                os._exit(0)  # the launcher has heard enough
+                os._exit(0)  # the launcher closed its end
             parts.append(part)
             count -= len(part)
         return b"".join(parts)
 
 
-def named(error: BaseException) -> bytes:
-    """Return the answer that names an exception; of memory that ran out without needing any."""
+def error_answer(error: BaseException) -> bytes:
+    """Return the answer that names an exception; for a MemoryError without allocating memory."""
     if isinstance(error, MemoryError):
         return NO_MEMORY
     return json.dumps({"error": type(error).__name__}).encode()
 
 
 class MockedBuffer:
-    """`sys.stdin.buffer` as the checker mocks it: every call begins at the first byte."""
+    """`sys.stdin.buffer` as the checker mocks it: every call starts at the first byte."""
 
     def __init__(self, text: str) -> None:
         self._data = text.encode("utf-8")
@@ -119,7 +119,7 @@ class MockedStdin:
 
 
 def set_limits(limits: dict[str, int]) -> None:
-    """Set hard limits, which an unprivileged process cannot raise again."""
+    """Set hard limits, which an unprivileged process cannot raise."""
     for name, value in limits.items():
         kind = getattr(resource, name)
         _, hard = resource.getrlimit(kind)
@@ -131,7 +131,7 @@ def set_limits(limits: dict[str, int]) -> None:
 
 
 def disable_huge_pages() -> None:
-    """Make memory be given page by page; see the system call filter for why."""
+    """Disable transparent huge pages; the system call filter explains why."""
     with suppress(ImportError, OSError, AttributeError):
         import ctypes
 
@@ -140,18 +140,18 @@ def disable_huge_pages() -> None:
 
 
 def prepare_interpreter(packages: list[str]) -> None:
-    """Make the names a program sees those that it sees in a Python that has read `site`."""
+    """Give a program the names and packages that Python's `site` module provides."""
     import random
     import site
 
     site.setquit()  # `exit` and `quit`, which -S leaves out
     sys.path.extend(packages)
     sys.set_int_max_str_digits(MAX_INT_DIGITS)
-    random.seed(0)  # a verdict does not change from run to run
+    random.seed(0)  # the same verdict in every run
 
 
-def take_away_names() -> None:
-    """Take away what LiveCodeBench's checker takes away."""
+def remove_names() -> None:
+    """Remove the names and modules that LiveCodeBench's checker removes."""
     builtins.quit = None  # type: ignore[assignment]
     sys.modules.update(dict.fromkeys(("ipdb", "joblib", "resource", "psutil", "tkinter")))  # type: ignore[arg-type]
 
@@ -163,14 +163,14 @@ def prelude() -> str:
 
 
 def as_function(code: str) -> str:
-    """Return a stdin program as a module whose `wrapped_function` is all but its imports."""
+    """Return a stdin program as a module whose `wrapped_function` holds all but its imports."""
     try:
         body = ast.parse(code).body
     except Exception:
-        return code  # it fails to load, as it should
+        return code  # loading it will fail, as it should
     if body and _is_main_block(body[-1]):
         *before, last = body
-        # Through text and back: what follows sees the block's lines at the top level.
+        # Unparse and parse again, so that the imports of the block are found at the top level.
         code = "\n".join(ast.unparse(statement) for statement in [*before, *last.body])  # type: ignore[attr-defined]
         body = ast.parse(code).body
     imports = [s for s in body if isinstance(s, ast.Import | ast.ImportFrom)]
@@ -188,13 +188,13 @@ def _is_main_block(statement: ast.stmt) -> bool:
 
 
 def load(code: str, function: str | None, *, lenient: bool = False) -> Any:
-    """Execute the program's text and return what each test calls.
+    """Execute the program's text and return the callable that each test calls.
 
-    Lenient: a method of a fresh object each time, of a program that may begin with an import from
-    the future.
+    In lenient mode each call uses a new `Solution` object, and the program may begin with an import
+    from `__future__`.
 
     Raises:
-        Exception: whatever the program raises; AttributeError: it lacks the function.
+        Exception: any exception of the program; AttributeError if it lacks the function.
     """
     module = ModuleType("tmp_sol", "")
     if lenient:
@@ -208,11 +208,11 @@ def load(code: str, function: str | None, *, lenient: bool = False) -> Any:
         owner = module.Solution() if "class Solution" in code else module
         return getattr(owner, function or "wrapped_function")
     assert function is not None
-    made = getattr(module, "Solution", None)
-    if made is None:
+    solution = getattr(module, "Solution", None)
+    if solution is None:
         return getattr(module, function)
-    getattr(made, function)  # tell now if it is not there
-    return lambda *arguments: getattr(made(), function)(*arguments)
+    getattr(solution, function)  # a missing method fails now, not in the first test
+    return lambda *arguments: getattr(solution(), function)(*arguments)
 
 
 def run_code(code: str, module: ModuleType) -> None:
@@ -220,9 +220,9 @@ def run_code(code: str, module: ModuleType) -> None:
 
 
 def run_on_stdin(program: Any, text: str) -> dict[str, Any]:
-    """Return what the program prints when it reads this text."""
+    """Run the program with a text as its standard input and return what it prints."""
     printed = io.StringIO()
-    printed.close = None  # type: ignore[assignment]  # closing is an error there
+    printed.close = None  # type: ignore[assignment]  # closing stdout is an error in the checker
     stdin, stdout = sys.stdin, sys.stdout
     sys.stdin, sys.stdout = MockedStdin(text), printed
     try:
@@ -235,20 +235,20 @@ def run_on_stdin(program: Any, text: str) -> dict[str, Any]:
 
 
 def join_threads() -> None:
-    """Wait for the threads that Python itself waits for at its end."""
+    """Join the threads that Python itself joins at exit."""
     if "concurrent.futures.thread" in sys.modules:
         from concurrent.futures import ThreadPoolExecutor
 
-        for pool in [each for each in gc.get_objects() if isinstance(each, ThreadPoolExecutor)]:
+        for pool in [item for item in gc.get_objects() if isinstance(item, ThreadPoolExecutor)]:
             pool.shutdown()
-    ours = threading.current_thread()
-    while threads := [t for t in threading.enumerate() if t is not ours and not t.daemon]:
+    current = threading.current_thread()
+    while threads := [t for t in threading.enumerate() if t is not current and not t.daemon]:
         for thread in threads:
             thread.join()
 
 
 def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
-    """Run the program as `__main__`; then Python ends as ever, with its threads and buffers."""
+    """Run the program as `__main__`; Python then exits normally: joins threads, flushes buffers."""
     for descriptor, standard in ((source, 0), (sink, 1)):
         os.dup2(descriptor, standard)
         os.close(descriptor)
@@ -261,7 +261,7 @@ def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
         program = compile(code, SCRIPT_NAME, "exec", dont_inherit=True)
         run_code(prelude(), module)
     except BaseException as error:
-        channel.send_bytes(named(error))
+        channel.send_bytes(error_answer(error))
         return
     channel.send({"loaded": True})
     try:
@@ -269,7 +269,7 @@ def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
     except SystemExit:
         pass
     except BaseException as error:
-        channel.send_bytes(named(error))
+        channel.send_bytes(error_answer(error))
 
 
 def text_file(descriptor: int, mode: str) -> Any:
@@ -277,7 +277,7 @@ def text_file(descriptor: int, mode: str) -> Any:
 
 
 def run_call(program: Any, text: str, *, lenient: bool = False) -> dict[str, Any]:
-    """Return what the program's function returns; an argument per line of the text."""
+    """Call the program's function with one argument per line of text and return its result."""
     returned = program(*[json.loads(line) for line in text.split("\n")])
     if isinstance(returned, tuple):
         returned = list(returned)
@@ -285,9 +285,9 @@ def run_call(program: Any, text: str, *, lenient: bool = False) -> dict[str, Any
 
 
 def json_value(value: Any, *, tuples: bool = False) -> Any:
-    """Return a value as JSON that keeps what == sees: 1 equals 1.0, tuples differ from lists.
+    """Return a value as JSON that preserves equality: 1 equals 1.0, tuples differ from lists.
 
-    With `tuples` they do not.
+    With `tuples`, a tuple becomes a list.
     """
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         value = value.item()
@@ -303,7 +303,7 @@ def json_value(value: Any, *, tuples: bool = False) -> Any:
         pairs = [[json_value(key), json_value(item, tuples=tuples)] for key, item in value.items()]
         return {"dict": pairs}
     if isinstance(value, Fraction) or type(value).__name__ == "Decimal":
-        with suppress(ValueError, OverflowError):  # of NaN and infinity
+        with suppress(ValueError, OverflowError):  # raised for NaN and infinity
             return {"ratio": [hex(part) for part in value.as_integer_ratio()]}
     return {"other": type(value).__name__}
 
@@ -323,15 +323,15 @@ def run_programs() -> None:
     return run_tests(channel, job, setup["output_bytes"])
 
 
-def run_tests(channel: Channel, job: dict[str, Any], most: int) -> None:
-    """Load the program and answer each test that is asked for."""
+def run_tests(channel: Channel, job: dict[str, Any], max_bytes: int) -> None:
+    """Load the program, then run it on each test input that the launcher sends."""
     function, lenient = job["function"], job.get("lenient", False)
     if not lenient:
-        take_away_names()
+        remove_names()
     try:
         program = load(job["code"], function, lenient=lenient)
     except BaseException as error:
-        channel.send_bytes(named(error))
+        channel.send_bytes(error_answer(error))
         return
     channel.send({"loaded": True})
     while True:
@@ -342,8 +342,8 @@ def run_tests(channel: Channel, job: dict[str, Any], most: int) -> None:
             else:
                 data = json.dumps(run_call(program, text, lenient=lenient)).encode()
         except BaseException as error:
-            data = named(error)
-        channel.send_bytes(data if len(data) <= most else TOO_LONG)
+            data = error_answer(error)
+        channel.send_bytes(data if len(data) <= max_bytes else TOO_LONG)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How programs are started: in a bubblewrap sandbox or, when that is typed, without one."""
+"""Start programs in a bubblewrap sandbox or, with --unsafe-no-sandbox, without one."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ from amnesia_bench.sandbox.seccomp import filter_program
 from amnesia_bench.sandbox.session import ProgramStoppedError, SandboxError, Session
 
 PACKAGES = "/packages"  # where the sandbox sees numpy
-# All that programs find in their environment. Sets of strings get one order in every run.
+# The whole environment of a program. The hash seed fixes the order of sets of strings.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
-START_SECONDS = 60.0  # of a loaded machine; a quiet one needs a twentieth of one
+START_SECONDS = 60.0  # allows for a loaded machine; an idle one needs 0.05 s
 
 Process = subprocess.Popen[bytes]
 
@@ -42,14 +42,14 @@ INSTALL = (
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """Starts programs: in a sandbox of `bwrap`, or without one where that is None."""
+    """Starts programs in a sandbox of `bwrap`, or without a sandbox if that is None."""
 
     interpreter: Interpreter
     bwrap: Path | None
 
     @property
     def settings(self) -> dict[str, str]:
-        """What verdicts may depend on, for the record."""
+        """The settings of the sandbox that verdicts may depend on."""
         return {
             "sandbox": "none" if self.bwrap is None else "bubblewrap",
             "sandbox_python": self.interpreter.executable.name,
@@ -60,21 +60,21 @@ class Launcher:
     def started(
         self, limits: Limits, cpu_seconds: float, *, script_input: str | None = None
     ) -> Iterator[Session]:
-        """Start the driver for one program; all of it is dead when the block ends.
+        """Start the driver for one program; every process of it is killed when the block ends.
 
         Args:
-            limits: what the program may use.
-            cpu_seconds: for all that this process does.
-            script_input: what the standard input holds of a program that is to run as a script;
-                None for one whose tests are asked for one by one.
+            limits: the limits of the program.
+            cpu_seconds: CPU time limit of the whole process.
+            script_input: the standard input, to run the program as a script; None to send test
+                inputs one by one.
 
         Raises:
-            SandboxError: it did not start.
+            SandboxError: the driver did not start.
         """
         source = files(__package__).joinpath("driver.py").read_text("utf-8")
-        # -s -S: nothing of the user's and no site-packages.
+        # -s -S: neither the user's packages nor site-packages.
         python = [str(self.interpreter.executable), "-s", "-S", "-B", "-c", source]
-        threads = limits.threads if self.bwrap is not None else _others_threads() + limits.threads
+        threads = limits.threads if self.bwrap is not None else _other_threads() + limits.threads
         setup = _setup(limits, threads, cpu_seconds, self._packages())
         with ExitStack() as stack:
             script = None
@@ -94,13 +94,13 @@ class Launcher:
     def _session(
         self, stack: ExitStack, python: list[str], setup: dict[str, Any], script: ScriptFiles | None
     ) -> Session:
-        passed = () if script is None else script.programs
+        inherited = () if script is None else script.programs
         if self.bwrap is None:
             folder = stack.enter_context(tempfile.TemporaryDirectory(ignore_cleanup_errors=True))
             if os.geteuid() == 0:
                 os.chown(folder, NOBODY, NOBODY)
-            process = _spawn(python, folder, passed)
-            session = _prepared(process, setup)
+            process = _spawn(python, folder, inherited)
+            session = _prepare_session(process, setup)
             session.driver = process.pid
             return session
         with _pipe() as (info, info_out), _pipe() as (calls, calls_out):
@@ -111,13 +111,13 @@ class Launcher:
                 command += ["--ro-bind-data", str(script.copied), "/dev/stdin"]
                 for other in ("/dev/fd/0", "/proc/self/fd/0"):
                     command += ["--symlink", "/dev/stdin", other]
-                passed = (*passed, script.copied)
-            # After what is written into it. There is no place to write: the kernel's memory for
-            # files, links, their names and attributes has no limit that a program cannot pass.
+                inherited = (*inherited, script.copied)
+            # Last, after bwrap has written its files. Nothing is writable, since no limit covers
+            # the kernel's memory for files, links, their names and attributes.
             command += ["--remount-ro", "/", "--chdir", "/tmp", "--"]
-            process = _spawn(command + python, "/", (info_out.fileno(), calls.fileno(), *passed))
-            session = _prepared(process, setup)
-            # bwrap has written this before the driver could start; a bwrap that has not is none.
+            process = _spawn(command + python, "/", (info_out.fileno(), calls.fileno(), *inherited))
+            session = _prepare_session(process, setup)
+            # bwrap writes this before the driver starts; without it, bwrap did not run.
             os.set_blocking(info.fileno(), False)
             first = _first_process(info.read() or b"", process)
             if first is not None:
@@ -130,7 +130,7 @@ class Launcher:
         command += ["--hostname", "sandbox", "--info-fd", str(info), "--seccomp", str(seccomp)]
         command += ["--dir", "/tmp"]
         for folder in self.interpreter.folders:
-            # Where /lib is a link into /usr, so it is inside.
+            # If /lib is a link into /usr, it is one inside the sandbox too.
             if folder.is_symlink():
                 command += ["--symlink", str(folder.readlink()), str(folder)]
             else:
@@ -139,18 +139,19 @@ class Launcher:
         command += ["--ro-bind", executable, executable]
         for folder in self.interpreter.numpy:
             command += ["--ro-bind", str(folder), f"{PACKAGES}/{folder.name}"]
-        # No /proc: /proc/1/environ would be the launcher's. No /dev/zero and no terminals: their
-        # memory counts in no limit.
+        # No /proc: /proc/1/environ would be the launcher's. No /dev/zero and no terminals: no limit
+        # covers their memory.
         for device in ("/dev/null", "/dev/random", "/dev/urandom"):
             command += ["--dev-bind", device, device]
         return command
 
 
 def find_launcher(*, unsafe_no_sandbox: bool = False) -> Launcher:
-    """Return how programs are started on this machine; it is not tried yet.
+    """Return a launcher for this machine, without testing it.
 
     Raises:
-        MissingEnvironmentError: there is no bubblewrap, or no Python to run programs with.
+        MissingEnvironmentError: bubblewrap, a Python to run programs with, or a system call filter
+            for this machine is missing.
     """
     interpreter = find_interpreter()
     if unsafe_no_sandbox:
@@ -158,12 +159,12 @@ def find_launcher(*, unsafe_no_sandbox: bool = False) -> Launcher:
     bwrap = shutil.which("bwrap")
     if bwrap is None:
         raise MissingEnvironmentError("no sandbox: bwrap is not in PATH", hint=INSTALL)
-    filter_program()  # raises where there is none for this machine
+    filter_program()  # raises if this machine has no filter
     return Launcher(interpreter=interpreter, bwrap=Path(bwrap).resolve())
 
 
 def _setup(limits: Limits, threads: int, cpu_seconds: float, packages: list[str]) -> dict[str, Any]:
-    """Return the first part of the job: what the driver does before it sees the program."""
+    """Return the setup that the driver applies before it receives the program."""
     return {
         "limits": {
             "RLIMIT_AS": limits.memory_bytes,
@@ -181,10 +182,10 @@ def _setup(limits: Limits, threads: int, cpu_seconds: float, packages: list[str]
     }
 
 
-def _others_threads() -> int:
-    """Return how many threads the user of programs may soon have besides one program's.
+def _other_threads() -> int:
+    """Return an upper bound on the other threads of the user that runs programs.
 
-    Outside a user namespace the kernel counts all of a user's threads.
+    Outside a user namespace the kernel counts all threads of a user.
     """
     user, threads = (os.geteuid() or NOBODY), 0
     for process in Path("/proc").iterdir():
@@ -194,11 +195,11 @@ def _others_threads() -> int:
     return threads + Limits().threads * len(os.sched_getaffinity(0))
 
 
-def _prepared(process: Process, setup: dict[str, Any]) -> Session:
-    """Return a session whose driver has greeted, and has set its limits.
+def _prepare_session(process: Process, setup: dict[str, Any]) -> Session:
+    """Return a session whose driver has sent its greeting and set its limits.
 
     Raises:
-        SandboxError: it has not; says what was written to stderr.
+        SandboxError: the driver did not; the message is its stderr.
     """
     session = Session(process, setup["output_bytes"])
     deadline = time.monotonic() + START_SECONDS
@@ -207,15 +208,15 @@ def _prepared(process: Process, setup: dict[str, Any]) -> Session:
         session.ask(setup, deadline)
     except BaseException as error:
         session.kill()
-        said = session.diagnostics()
+        stderr = session.diagnostics()
         session.close()
         if isinstance(error, ProgramStoppedError):
-            raise SandboxError(said or str(error)) from error
+            raise SandboxError(stderr or str(error)) from error
         raise
     return session
 
 
-def _spawn(command: list[str], folder: str, passed: tuple[int, ...] = ()) -> Process:
+def _spawn(command: list[str], folder: str, inherited: tuple[int, ...] = ()) -> Process:
     options: dict[str, Any] = {}
     if os.geteuid() == 0:
         options = {"user": NOBODY, "group": NOBODY, "extra_groups": []}
@@ -227,7 +228,7 @@ def _spawn(command: list[str], folder: str, passed: tuple[int, ...] = ()) -> Pro
         stderr=pipe,
         env=ENVIRONMENT,
         cwd=folder,
-        pass_fds=passed,
+        pass_fds=inherited,
         start_new_session=True,
         bufsize=0,
         **options,
@@ -242,16 +243,16 @@ def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 def _first_process(info: bytes, process: Process) -> tuple[int, int | None] | None:
-    """Return a pidfd of the sandbox's first process, and the number of its child, the driver.
+    """Return a pidfd of the sandbox's first process and the pid of its child, the driver.
 
-    None if bwrap did not get that far.
+    None if bwrap failed before it started that process.
     """
     try:
         pid = int(json.loads(info)["child-pid"])
         descriptor = os.pidfd_open(pid)
     except (ValueError, KeyError, ProcessLookupError):
         return None
-    # A child of bwrap, which we have not waited for: so this number has not been given to another.
+    # Still a child of bwrap, which was not waited for, so the pid was not reused.
     if _parent_of(pid) == process.pid:
         return descriptor, _child_of(pid)
     os.close(descriptor)
@@ -262,8 +263,8 @@ def _child_of(pid: int) -> int | None:
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
     except FileNotFoundError:  # a kernel without this file
-        others = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
-        children = [str(other) for other in others if _parent_of(other) == pid]
+        pids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
+        children = [str(candidate) for candidate in pids if _parent_of(candidate) == pid]
     return int(children[0]) if children else None
 
 

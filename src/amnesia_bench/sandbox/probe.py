@@ -1,7 +1,7 @@
-"""The program of the self-test: it tries each way out of the sandbox and returns what it met.
+"""The program of the self-test: it tries each way out of the sandbox and returns the results.
 
-Like the driver it runs as text, after the star imports that the driver puts before it, so it
-imports the standard library alone and nothing from __future__.
+Like the driver it runs as text, after the driver's star imports, so it only imports the standard
+library and nothing from __future__.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ MIB = 1 << 20
 def refused(attempt: Callable[[], object], *errors: type[BaseException]) -> Finding:
     """Return whether the attempt ended in one of these errors, and what happened."""
     try:
-        got = attempt()
+        result = attempt()
     except errors as error:
         return True, f"{type(error).__name__}: {error}"
-    return False, f"got {got!r}"[:100]
+    return False, f"got {result!r}"[:100]
 
 
 def network() -> Finding:
@@ -34,15 +34,15 @@ def local_socket() -> Finding:
 
 
 def host_files() -> Finding:
-    places = ("/etc", "/home", "/root", "/proc", "/sys", "/var", "/run", "/mnt", "/usr/bin/env")
-    seen = [place for place in places if os.path.lexists(place)]
-    return not seen, f"visible: {' '.join(seen) or 'none of them'}"
+    paths = ("/etc", "/home", "/root", "/proc", "/sys", "/var", "/run", "/mnt", "/usr/bin/env")
+    visible = [path for path in paths if os.path.lexists(path)]
+    return not visible, f"visible: {' '.join(visible) or 'none'}"
 
 
 def writing() -> Finding:
     written = []
-    places = ("/", "/tmp", "/dev", "/dev/shm", "/usr/lib", str(Path(os.__file__).parent))
-    for folder in places:
+    folders = ("/", "/tmp", "/dev", "/dev/shm", "/usr/lib", str(Path(os.__file__).parent))
+    for folder in folders:
         with contextlib.suppress(OSError):
             (Path(folder) / "written").touch()
             written.append(folder)
@@ -50,10 +50,10 @@ def writing() -> Finding:
 
 
 def environment() -> Finding:
-    # The first two are the launcher's, the others bwrap's and Python's own.
-    known = {"PYTHONHASHSEED", "OPENBLAS_NUM_THREADS", "PWD", "LC_CTYPE"}
-    others = sorted(set(os.environ) - known)
-    return not others, f"names: {' '.join(others) or 'only our own'}"
+    # The launcher sets the first two, bwrap and Python the others.
+    expected = {"PYTHONHASHSEED", "OPENBLAS_NUM_THREADS", "PWD", "LC_CTYPE"}
+    leaked = sorted(set(os.environ) - expected)
+    return not leaked, f"variables: {' '.join(leaked) or 'only those of the sandbox'}"
 
 
 def user() -> Finding:
@@ -70,17 +70,17 @@ def second_process() -> Finding:
 
 
 def threads() -> Finding:
-    enough = threading.Event()
+    release = threading.Event()
 
     def start_many() -> int:
         for _ in range(500):
-            threading.Thread(target=enough.wait, daemon=True).start()
+            threading.Thread(target=release.wait, daemon=True).start()
         return 500
 
     try:
         return refused(start_many, RuntimeError)
     finally:
-        enough.set()
+        release.set()
 
 
 def memory() -> Finding:
@@ -106,7 +106,9 @@ def namespaces() -> Finding:
 
 
 def probe(_: object) -> list[list[object]]:
-    """Return the name, whether it is contained, and what was found, for each way out."""
-    ways = (network, local_socket, host_files, writing, environment, user, second_process)
-    more = (threads, memory, uncounted_memory, shared_memory, namespaces)
-    return [[way.__name__.replace("_", " "), *way()] for way in (*ways, *more)]
+    """Return the name of each way out, whether it is closed, and what the attempt returned."""
+    attempts = (
+        *(network, local_socket, host_files, writing, environment, user, second_process),
+        *(threads, memory, uncounted_memory, shared_memory, namespaces),
+    )
+    return [[attempt.__name__.replace("_", " "), *attempt()] for attempt in attempts]

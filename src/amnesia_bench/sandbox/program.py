@@ -1,4 +1,4 @@
-"""What a program gets: the Python that runs it, its limits, and its standard input and output."""
+"""The Python that runs a program, the limits, and the standard input and output of a script."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ _SHARED_LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib64")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Limits of one program; all are hard, and of the kernel except the times and the output.
+    """Hard limits of one program; the kernel enforces all but the times and the output.
 
-    `seconds_per_test` is CPU time, since a verdict must not depend on what else the machine does;
-    `wall_factor` times as much of wall-clock time ends programs that sleep or wait. Memory counts
-    address space, as RLIMIT_AS does. `threads` includes the first one and that of bwrap; processes
-    cannot be made at all. `output_bytes` bounds one answer on its way out.
+    `seconds_per_test` is CPU time, since a verdict must not depend on the load of the machine;
+    programs that sleep or wait are stopped after `wall_factor` times as much wall-clock time.
+    `memory_bytes` is address space (RLIMIT_AS). `threads` includes the main thread and that of
+    bwrap; a program cannot start processes. `output_bytes` is the size of one answer.
     """
 
     seconds_per_test: float = 6.0
@@ -41,16 +41,16 @@ class Limits:
         return self.wall_factor * self.seconds_per_test
 
     def total_seconds(self, tests: int) -> float:
-        """Return the CPU time for all tests of a program; LiveCodeBench's formula."""
+        """Return the CPU time limit for all tests of a program, by LiveCodeBench's formula."""
         return (self.seconds_per_test + 1) * tests + 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interpreter:
-    """A Python executable. `folders` hold its standard library and the shared libraries.
+    """A Python executable; `folders` hold its standard library and the shared libraries.
 
-    `numpy` are the folders of numpy, where there is one for this Python: LiveCodeBench's own
-    environment has it, and answers use it.
+    `numpy` lists the folders of numpy, if it is installed for this Python: LiveCodeBench's own
+    environment has numpy, and answers use it.
     """
 
     executable: Path
@@ -59,10 +59,10 @@ class Interpreter:
 
 
 def find_interpreter() -> Interpreter:
-    """Return our own Python, or the system's where programs may not read ours.
+    """Return the running Python, or the system's if programs may not read the running one.
 
     Raises:
-        MissingEnvironmentError: neither can be used.
+        MissingEnvironmentError: programs may read neither.
     """
     candidates = [Path(sys.executable).resolve(), Path("/usr/bin/python3").resolve()]
     for executable in candidates:
@@ -81,7 +81,7 @@ def find_interpreter() -> Interpreter:
 
 
 def _readable(path: Path) -> bool:
-    """Whether programs may read this; those of a root launcher run as nobody."""
+    """Return whether programs may read a path; if the launcher is root they run as nobody."""
     if os.geteuid() != 0:
         return os.access(path, os.R_OK)
     return all(folder.stat().st_mode & 0o001 for folder in path.parents) and bool(
@@ -90,21 +90,21 @@ def _readable(path: Path) -> bool:
 
 
 def _numpy_folders(executable: Path) -> tuple[Path, ...]:
-    ours = Path(sys.executable).resolve()
+    running = Path(sys.executable).resolve()
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
-    if executable != ours and executable.name != version:
-        return ()  # compiled for another version
+    if executable != running and executable.name != version:
+        return ()  # numpy is compiled for another version
     spec = importlib.util.find_spec("numpy")
     if spec is None or spec.origin is None:
         return ()
     package = Path(spec.origin).parent
-    folders = [package, package.with_name("numpy.libs")]  # the second: its shared libraries
+    folders = [package, package.with_name("numpy.libs")]  # the latter holds its shared libraries
     return tuple(folder for folder in folders if folder.is_dir() and _readable(folder))
 
 
 @dataclass(frozen=True)
 class ScriptFiles:
-    """Descriptors: the program's two ends, the input for bwrap to copy, and what was printed."""
+    """Descriptors: stdin and stdout of the program, the input that bwrap copies, the output."""
 
     programs: tuple[int, int]
     copied: int
@@ -113,15 +113,15 @@ class ScriptFiles:
 
 @contextmanager
 def script_files(text: str) -> Iterator[ScriptFiles]:
-    """Make two files in memory; the program can only read the one and only write the other.
+    """Create the input and the output file in memory; the program can only read or write them.
 
-    Files and no pipes: a program may read its input in any way that Python has, seek in it, ask
-    for its size or map it, and the grader need not read along while the program prints.
+    These are files, not pipes: a program may seek in its input, query its size or map it, and the
+    grader need not read while the program prints.
     """
     opened: list[int] = []
 
-    def again(descriptor: int, flags: int) -> int:
-        # A position of its own, and not the rights of the first.
+    def reopen(descriptor: int, flags: int) -> int:
+        # The new descriptor has its own position and access mode.
         opened.append(os.open(f"/proc/self/fd/{descriptor}", flags | os.O_CLOEXEC))
         return opened[-1]
 
@@ -132,8 +132,8 @@ def script_files(text: str) -> Iterator[ScriptFiles]:
         view = memoryview(text.encode("utf-8", "surrogatepass"))
         while view:
             view = view[os.write(source, view) :]
-        programs = again(source, os.O_RDONLY), again(printed, os.O_WRONLY | os.O_APPEND)
-        yield ScriptFiles(programs, again(source, os.O_RDONLY), printed)
+        programs = reopen(source, os.O_RDONLY), reopen(printed, os.O_WRONLY | os.O_APPEND)
+        yield ScriptFiles(programs, reopen(source, os.O_RDONLY), printed)
     finally:
         for descriptor in opened:
             os.close(descriptor)

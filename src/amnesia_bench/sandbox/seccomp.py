@@ -1,10 +1,10 @@
 """The system calls that a sandboxed program may make, as a seccomp filter.
 
-Namespaces and rlimits leave holes that only a filter closes: the kernel keeps memory for a program
-in many places that no rlimit counts (memfd_create, System V segments, pages spliced into pipes,
-inotify watches, file locks, Landlock rules, ...), each kernel adds some, and as many processes as
-are allowed multiply every limit. So this lists what Python needs and refuses all else. There are
-threads, but never a second process: RLIMIT_AS then bounds the memory of all of it.
+Namespaces and rlimits leave holes that only a filter closes. The kernel allocates memory for a
+program in many ways that no rlimit counts (memfd_create, System V segments, pages spliced into
+pipes, inotify watches, file locks, Landlock rules, ...), every kernel adds more, and each further
+process multiplies the limits. So the filter allows what Python needs and refuses everything else.
+It allows threads but no second process, so RLIMIT_AS bounds the memory of the whole program.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import struct
 
 from amnesia_bench.errors import MissingEnvironmentError
 
-# Numbers by machine (x86_64, aarch64), from the kernel's unistd headers; None: no such call.
+# System call numbers on x86_64 and aarch64, from the kernel's unistd headers; None: no such call.
 _ALLOWED: dict[str, tuple[int | None, int | None]] = {
-    # files, all of them read-only
+    # files, all of which are read-only
     "open": (2, None),
     "openat": (257, 56),
     "close": (3, 57),
@@ -89,7 +89,7 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "sched_yield": (24, 124),
     "sched_getaffinity": (204, 123),
     "getcpu": (309, 168),
-    # beginning and ending; bwrap executes the program under this filter and waits for it
+    # start and exit; bwrap executes the program under this filter and waits for it
     "execve": (59, 221),
     "exit": (60, 93),
     "exit_group": (231, 94),
@@ -118,7 +118,7 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "gettimeofday": (96, 169),
     "time": (201, None),
     "times": (100, 153),
-    # who and where one is
+    # identity and resources
     "getpid": (39, 172),
     "getppid": (110, 173),
     "gettid": (186, 178),
@@ -143,26 +143,26 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
 }
 _CLONE, _FCNTL, _IOCTL = (56, 220), (72, 25), (16, 29)
 _PRCTL, _MMAP, _SOCKETPAIR = (157, 167), (9, 222), (53, 199)
-# Calls from here on are unknown to old kernels, so libc and Python get on without them.
+# Old kernels lack the calls from here on, so libc and Python fall back when they get ENOSYS.
 _FIRST_RECENT = 424
 
 _CLONE_THREAD = 0x00010000
 # fcntl.h: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_GETPIPE_SZ. Locks and
-# larger pipes are kernel memory.
+# larger pipes would take kernel memory.
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030, 1032)
 # ioctls.h: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, TCGETS2.
 _IOCTL_REQUESTS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x802C542A)
 _SET_NAME, _GET_NAME, _SET_THP_DISABLE = 15, 16, 41
 _AF_UNIX = 1
-# Shared anonymous memory stays, uncounted, after all but one page of it is unmapped; pages of
-# MAP_HUGETLB come out of a pool that the whole machine shares.
+# Shared anonymous memory stays allocated, uncounted, after all but one page of it is unmapped;
+# pages of MAP_HUGETLB come from a pool that the whole machine shares.
 _MAP_SHARED, _MAP_ANONYMOUS, _MAP_HUGETLB = 0x01, 0x20, 0x40000
-# AUDIT_ARCH of linux/audit.h.
+# Column of the table above, and AUDIT_ARCH of linux/audit.h.
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-_X32_CALLS = 0x40000000  # x86_64 reaches every call under a second number from here on
+_X32_CALLS = 0x40000000  # from here on x86_64 has a second number for every call
 
 # struct seccomp_data: the number at 0, the architecture at 4, 64-bit arguments from 16 on. All
-# arguments that are looked at are 32-bit in the kernel, or flags of their lower half.
+# arguments that the filter checks are 32-bit in the kernel, or flags in the lower half.
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
@@ -171,7 +171,7 @@ def filter_program(machine: str | None = None) -> bytes:
     """Return the filter as an array of struct sock_filter, which `bwrap --seccomp` reads.
 
     Raises:
-        MissingEnvironmentError: the numbers of this machine's calls are not known here.
+        MissingEnvironmentError: the table lacks the call numbers of this machine.
     """
     machine = machine or platform.machine()
     if machine not in _MACHINES:
@@ -202,7 +202,7 @@ def filter_program(machine: str | None = None) -> bytes:
 
 
 def _conditions() -> list[tuple[tuple[int, int], list[bytes]]]:
-    """Return the calls that are allowed with some arguments only, and what decides."""
+    """Return the calls that are allowed with certain arguments only, each with its rule."""
     threads = [
         _load_argument(0),
         _instruction(_ANY_BIT, _CLONE_THREAD, if_false=1),
@@ -217,8 +217,8 @@ def _conditions() -> list[tuple[tuple[int, int], list[bytes]]]:
         _return(_ALLOW),
         _refuse(errno.ENOMEM),
     ]
-    # The driver switches huge pages off before it loads the program; nobody may switch them on:
-    # of a huge page all is kept while a part is mapped, and RLIMIT_AS counts that part.
+    # The driver disables huge pages before it loads the program, and the program may not enable
+    # them: the kernel keeps a whole huge page while a part is mapped; RLIMIT_AS counts the part.
     prctl = [
         _load_argument(0),
         _instruction(_EQUAL, _SET_NAME, if_true=6),
@@ -242,7 +242,7 @@ def _conditions() -> list[tuple[tuple[int, int], list[bytes]]]:
 
 
 def _of_call(number: int, rule: list[bytes]) -> list[bytes]:
-    """A rule that returns on each of its ways, for one call; others jump over it."""
+    """Return a rule for one call, which other calls jump over; every path of it must return."""
     return [_instruction(_EQUAL, number, if_false=len(rule)), *rule]
 
 
@@ -254,7 +254,7 @@ def _one_of(argument: int, values: tuple[int, ...], error: int) -> list[bytes]:
 
 
 def _load_argument(position: int) -> bytes:
-    """Load the lower half of an argument; both machines are little-endian."""
+    """Return the load of an argument's lower half; both machines are little-endian."""
     return _instruction(_LOAD, 16 + 8 * position)
 
 
@@ -267,5 +267,5 @@ def _return(value: int) -> bytes:
 
 
 def _instruction(code: int, value: int, *, if_true: int = 0, if_false: int = 0) -> bytes:
-    """One struct sock_filter; the jumps count the instructions to leave out."""
+    """Return one struct sock_filter; the jumps count the instructions to skip."""
     return struct.pack("=HBBI", code, if_true, if_false, value)

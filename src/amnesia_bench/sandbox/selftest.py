@@ -1,4 +1,4 @@
-"""Try the sandbox before it is trusted: a program tries to get out and says how far it got."""
+"""Test the sandbox before it is used: a program tries to get out and reports how far it got."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from amnesia_bench.sandbox.launcher import INSTALL, Launcher, find_launcher
 from amnesia_bench.sandbox.program import MIB, Limits
 from amnesia_bench.sandbox.session import ProgramStoppedError, SandboxError
 
-# Small, so that reaching them is quick; the kernel's mechanisms are the same.
+# Small limits are reached quickly; the kernel's mechanisms are the same.
 LIMITS = Limits(seconds_per_test=20.0, memory_bytes=512 * MIB)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One way out, and whether it is closed. `found` says what the program met."""
+    """One way out, whether it is closed, and the result of the attempt."""
 
     name: str
     contained: bool
-    found: str
+    result: str
 
 
 def run_checks(launcher: Launcher) -> tuple[Check, ...]:
     """Run the probe in a sandbox.
 
     Raises:
-        MissingEnvironmentError: the sandbox does not start; says why.
+        MissingEnvironmentError: the sandbox does not start; the message gives the reason.
     """
     probe = files(__package__).joinpath("probe.py").read_text("utf-8")
     try:
@@ -41,30 +41,28 @@ def run_checks(launcher: Launcher) -> tuple[Check, ...]:
         raise MissingEnvironmentError(f"no sandbox: {error}", hint=INSTALL) from error
     if "returned" not in answer:
         raise MissingEnvironmentError(f"no sandbox: its probe ended in {answer.get('error')}")
-    return tuple(Check(name, contained, found) for name, contained, found in answer["returned"])
+    return tuple(Check(name, contained, result) for name, contained, result in answer["returned"])
 
 
 def refuse_leaks(checks: tuple[Check, ...]) -> None:
-    """Accept checks only if every way out is closed.
+    """Refuse a sandbox with an open way out.
 
     Raises:
-        MissingEnvironmentError: one is open.
+        MissingEnvironmentError: at least one check found an open way out.
     """
-    if leaks := [f"{check.name} ({check.found})" for check in checks if not check.contained]:
-        raise MissingEnvironmentError(
-            f"the sandbox does not hold: {'; '.join(leaks)}", hint=INSTALL
-        )
+    if leaks := [f"{check.name} ({check.result})" for check in checks if not check.contained]:
+        raise MissingEnvironmentError(f"the sandbox leaks: {'; '.join(leaks)}", hint=INSTALL)
 
 
 def open_launcher(*, unsafe_no_sandbox: bool = False) -> Launcher:
-    """Return a launcher whose sandbox was tried and held.
+    """Return a launcher whose sandbox passed the self-test.
 
     Args:
-        unsafe_no_sandbox: run programs as plain processes, with limits of memory and time but
-            free to read and send whatever their user may.
+        unsafe_no_sandbox: run programs as plain processes, which have limits of memory and time
+            but may read and send everything that their user may.
 
     Raises:
-        MissingEnvironmentError: there is no sandbox, or it does not hold; says why.
+        MissingEnvironmentError: there is no sandbox, or it leaks; the message gives the reason.
     """
     launcher = find_launcher(unsafe_no_sandbox=unsafe_no_sandbox)
     if launcher.bwrap is not None:

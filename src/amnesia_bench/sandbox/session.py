@@ -1,7 +1,7 @@
-"""A running program: ask it, wait no longer than allowed, and see it dead in the end.
+"""A running program: send it requests, wait for answers within limits, and kill it at the end.
 
-Whatever comes back was written by somebody hostile: it is length-checked, parsed as JSON and
-believed in nothing else.
+Answers come from a hostile program: they are length-checked and parsed as JSON, and nothing else
+in them is trusted.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ HEADER_BYTES = 8
 READ_BYTES = 1 << 20
 DIAGNOSTICS_BYTES = 2000
 LEAST_WAIT_SECONDS = 0.01
-NAME_BYTES = 1 << 16  # of an answer that only names an exception
+NAME_BYTES = 1 << 16  # maximum size of an answer that only names an exception
 
 
 class Stop(Enum):
-    """Why a program gave no answer."""
+    """The reason why a program gave no answer."""
 
     TIME_LIMIT = "time limit"
     OUTPUT_LIMIT = "output limit"
@@ -36,7 +36,7 @@ class Stop(Enum):
 
 
 class ProgramStoppedError(Exception):
-    """The program gave no answer, and will give none."""
+    """The program gave no answer and will not give one."""
 
     def __init__(self, stop: Stop) -> None:
         super().__init__(stop.value)
@@ -44,22 +44,22 @@ class ProgramStoppedError(Exception):
 
 
 class SandboxError(Exception):
-    """The sandbox itself did not start: nothing is known about the program."""
+    """The sandbox did not start, so the program did not run."""
 
 
 @dataclass(frozen=True)
-class _Until:
-    """When waiting ends: a moment of the monotonic clock, and CPU seconds of the program."""
+class _Deadline:
+    """When waiting ends: a time of the monotonic clock, and the CPU seconds of the program."""
 
     wall: float
     cpu: float
 
 
 class Session:
-    """Two pipes to a driver.
+    """The two pipes to a driver.
 
-    `init` is a pidfd of the sandbox's first process and `driver` the number of the process whose
-    CPU time counts, once known; `printed` is the file that a script prints to.
+    `init` is a pidfd of the sandbox's first process and `driver` the pid of the process whose CPU
+    time counts, once known; `printed` is the descriptor of the file that a script prints to.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], output_bytes: int) -> None:
@@ -78,7 +78,7 @@ class Session:
 
     @property
     def pid(self) -> int:
-        """The process that was started: bwrap, or without a sandbox the driver."""
+        """The pid of the process that was started: bwrap, or the driver if there is no sandbox."""
         return self._process.pid
 
     def ask(
@@ -87,36 +87,36 @@ class Session:
         deadline: float,
         *,
         cpu_seconds: float = math.inf,
-        most: int | None = None,
+        max_bytes: int | None = None,
     ) -> Mapping[str, Any]:
         """Send one request and return the answer to it.
 
         Args:
-            request: what JSON can hold.
+            request: a JSON value.
             deadline: in seconds of the monotonic clock.
-            cpu_seconds: that the program may use from now on, in all its threads.
-            most: bytes of the answer; None for the limit of all answers.
+            cpu_seconds: CPU time that the program may use from now on, in all its threads.
+            max_bytes: maximum size of the answer; None for the limit of all answers.
 
         Raises:
-            ProgramStoppedError: there is none.
+            ProgramStoppedError: there is no answer.
         """
         data = json.dumps(request).encode()
         until = self._until(deadline, cpu_seconds)
         self._send(len(data).to_bytes(HEADER_BYTES, "big") + data, until)
-        return self._answer(until, most or self._output_bytes)
+        return self._answer(until, max_bytes or self._output_bytes)
 
     def answer(self, deadline: float) -> Mapping[str, Any]:
         """Return the next answer; see `ask`."""
         return self._answer(self._until(deadline, math.inf), self._output_bytes)
 
     def script_end(self, deadline: float, cpu_seconds: float) -> Mapping[str, Any]:
-        """Wait for the end of a script that was loaded.
+        """Wait until a loaded script exits.
 
         Returns:
-            The exit status, or what the driver says of an exception that nobody caught.
+            The exit status, or the driver's answer about an uncaught exception.
 
         Raises:
-            ProgramStoppedError: it has not ended in time.
+            ProgramStoppedError: the script did not exit in time.
         """
         until = self._until(deadline, cpu_seconds)
         try:
@@ -124,7 +124,7 @@ class Session:
         except ProgramStoppedError as error:
             if error.stop is not Stop.ENDED:
                 raise
-        # It has let go of the pipe; it may still run.
+        # The script closed the pipe, but may still be running.
         process = os.pidfd_open(self._process.pid)
         try:
             poll = select.poll()
@@ -134,31 +134,31 @@ class Session:
             os.close(process)
         return {"status": self._process.wait()}
 
-    def output(self, most: int) -> bytes:
-        """Return the beginning of what a script has printed."""
+    def output(self, max_bytes: int) -> bytes:
+        """Return the first `max_bytes` bytes that a script printed."""
         assert self.printed is not None
-        parts, place = [], 0
-        while part := os.pread(self.printed, min(most - place, READ_BYTES), place):
+        parts, offset = [], 0
+        while part := os.pread(self.printed, min(max_bytes - offset, READ_BYTES), offset):
             parts.append(part)
-            place += len(part)
+            offset += len(part)
         return b"".join(parts)
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time of the program and its driver so far; 0 when they are gone."""
+        """Return the CPU time of the program and its driver so far; 0 after they have exited."""
         if self.driver is None:
             return 0.0
         try:
-            # The clock of another process, as clock_getcpuclockid(3) makes it.
+            # The clock id of another process, computed as clock_getcpuclockid(3) does.
             return time.clock_gettime((~self.driver << 3) | 2)
         except OSError:
             return 0.0
 
-    def _until(self, deadline: float, cpu_seconds: float) -> _Until:
-        return _Until(deadline, self.cpu_seconds() + cpu_seconds)
+    def _until(self, deadline: float, cpu_seconds: float) -> _Deadline:
+        return _Deadline(deadline, self.cpu_seconds() + cpu_seconds)
 
-    def _answer(self, until: _Until, most: int) -> Mapping[str, Any]:
+    def _answer(self, until: _Deadline, max_bytes: int) -> Mapping[str, Any]:
         size = int.from_bytes(self._receive(HEADER_BYTES, until), "big")
-        if size > most:
+        if size > max_bytes:
             raise ProgramStoppedError(Stop.OUTPUT_LIMIT)
         try:
             answer = json.loads(self._receive(size, until))
@@ -169,26 +169,26 @@ class Session:
         return answer
 
     def diagnostics(self) -> str:
-        """Return what was written to stderr; only before the program itself has run."""
+        """Return the text on stderr; only meaningful before the program itself has run."""
         assert self._process.stderr is not None
         os.set_blocking(self._process.stderr.fileno(), False)
         text = self._process.stderr.read(DIAGNOSTICS_BYTES) or b""
         return " ".join(text.decode("utf-8", "replace").split())
 
     def kill(self) -> None:
-        """Kill everything that the program is and has started, and wait until it is gone."""
+        """Kill the program and everything that it started, and wait until it has exited."""
         if self._process.returncode is not None:
-            return  # waited for: its number may be another's by now
+            return  # already waited for: the pid may be reused by now
         with suppress(ProcessLookupError):
             if self.init is not None:
-                # With it dies all of its pid namespace; bwrap, which waits for it, ends.
+                # This kills its whole pid namespace; bwrap, which waits for it, exits.
                 signal.pidfd_send_signal(self.init, signal.SIGKILL)
             else:
                 os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
 
     def close(self) -> None:
-        """Kill, and give the pipes back."""
+        """Kill the program and close the pipes."""
         self.kill()
         if self.init is not None:
             os.close(self.init)
@@ -196,28 +196,28 @@ class Session:
             assert pipe is not None
             pipe.close()
 
-    def _send(self, data: bytes, until: _Until) -> None:
+    def _send(self, data: bytes, until: _Deadline) -> None:
         view = memoryview(data)
         while view:
             try:
                 view = view[os.write(self._requests, view) :]
             except BlockingIOError:
-                # Only while there is something to send: else it is always writable.
+                # Only while there is data to send: an idle pipe is always writable.
                 self._poll.register(self._requests, select.POLLOUT)
                 try:
                     ready = self._wait(until)
                 finally:
                     self._poll.unregister(self._requests)
                 if ready == [self._replies]:
-                    # It answers what it has not heard: an answer like any other, so stop telling.
+                    # It answered before it received the request: such an answer is not valid.
                     raise ProgramStoppedError(Stop.MALFORMED) from None
             except BrokenPipeError:
                 raise ProgramStoppedError(Stop.ENDED) from None
 
-    def _receive(self, count: int, until: _Until) -> bytes:
+    def _receive(self, count: int, until: _Deadline) -> bytes:
         parts = []
         while count:
-            # In this order: an answer that lies there is in time, however late we come for it.
+            # Wait first, then read: an answer that is already in the pipe is in time.
             self._wait(until)
             part = os.read(self._replies, min(count, READ_BYTES))
             if not part:
@@ -226,13 +226,14 @@ class Session:
             count -= len(part)
         return b"".join(parts)
 
-    def _wait(self, until: _Until, poll: select.poll | None = None) -> list[int]:
+    def _wait(self, until: _Deadline, poll: select.poll | None = None) -> list[int]:
         while True:
             cpu_left = until.cpu - self.cpu_seconds()
             if cpu_left <= 0:
                 raise ProgramStoppedError(Stop.TIME_LIMIT)
             wall_left = max(0.0, until.wall - time.monotonic())
-            # One thread uses no more than a second per second; so many are looked at later.
+            # One thread uses at most one CPU second per second; with several, the loop checks the
+            # CPU time again after the wait.
             wait = min(wall_left, max(cpu_left, LEAST_WAIT_SECONDS))
             if ready := (poll or self._poll).poll(1000 * wait):
                 return [descriptor for descriptor, _ in ready]

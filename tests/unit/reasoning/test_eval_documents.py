@@ -46,14 +46,17 @@ def test_the_real_files_have_the_rows_and_fields_that_are_expected() -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('{"question": "a", "answers": "b"}\n', "problem 0: no field 'answer'; it has question"),
+        (
+            '{"question": "a", "answers": "b"}\n',
+            "no field 'answer'; the fields are question",
+        ),
         ('{"question": "a", "answer": 3}\n', "problem 0: answer is 3, expected str"),
         ('{"question": "a", "answer": " "}\n', "problem 0: answer is empty"),
         ('{"question": "a", "answer": null}\n', "problem 0: answer is None, expected str"),
         ('{"question": "a", "answer": "b"}\n{"question": "a", "ans', "data.jsonl:2: not JSON"),
         ("[1, 2]\n", "problem 0: not a JSON object"),
         ('{"question": "a", "answer": "b", "answer": "c"}\n', "the key 'answer' occurs twice"),
-        ("", "holds no problems"),
+        ("", "contains no problems"),
     ],
 )
 def test_a_file_of_another_kind_is_one_message(text: str, said: str, tmp_path: Path) -> None:
@@ -93,7 +96,7 @@ def test_a_hub_that_cannot_be_reached_says_to_give_a_file(monkeypatch: pytest.Mo
     with pytest.raises(MissingEnvironmentError, match="--data FILE"):
         load_documents(GSM8K, None, None)
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(MissingEnvironmentError, match="needs datasets"):
+    with pytest.raises(MissingEnvironmentError, match="needs the package datasets"):
         load_documents(GSM8K, None, None)
 
 

@@ -197,7 +197,7 @@ def test_it_is_exact_for_as_many_problems_as_a_benchmark_has() -> None:
 def test_other_problems_cannot_be_compared() -> None:
     one = [ProblemValues(doc=i, values={"m": 1.0}) for i in (0, 1)]
     other = [ProblemValues(doc=i, values={"m": 1.0}) for i in (1, 2)]
-    with pytest.raises(UserError, match="not the same problems: 2 and 2, 1 of them in both"):
+    with pytest.raises(UserError, match="2 in the first, 2 in the second, 1 in both"):
         differences(one, other, ["m"], 1)
     (same,) = differences(one, one[::-1], ["m"], 1)
     assert (same.difference, same.p_value) == (0.0, 1.0)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from amnesia_bench.reporting.paths import OUTSIDE, portable, relative, shown, typed_path
+from amnesia_bench.reporting.paths import OUTSIDE, display_path, portable, relative, typed_path
 
 
 def test_a_path_is_told_from_the_folder_of_the_report() -> None:
@@ -12,14 +12,14 @@ def test_a_path_is_told_from_the_folder_of_the_report() -> None:
         "../store/a/manifest.json"
     )
     assert relative(Path("/data/me/out/x"), Path("/data/me/store/../out")) == "x"
-    assert shown(Path("/data/me/out"), Path("/data/me/out")) == "."
+    assert display_path(Path("/data/me/out"), Path("/data/me/out")) == "."
 
 
 def test_where_only_the_root_is_common_the_last_names_must_do() -> None:
     assert relative(Path("/scratch/a/b/c"), Path("/data/out")) is None
-    assert shown(Path("/scratch/a/b/c"), Path("/data/out")) == f"{OUTSIDE}/b/c"
-    assert shown(Path("/scratch/b"), Path("/data/out")) == f"{OUTSIDE}/b"
-    assert shown(Path("/scratch"), Path("/data/out")) == OUTSIDE
+    assert display_path(Path("/scratch/a/b/c"), Path("/data/out")) == f"{OUTSIDE}/b/c"
+    assert display_path(Path("/scratch/b"), Path("/data/out")) == f"{OUTSIDE}/b"
+    assert display_path(Path("/scratch"), Path("/data/out")) == OUTSIDE
 
 
 def test_a_command_is_told_as_typed_but_for_absolute_paths(

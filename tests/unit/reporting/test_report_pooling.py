@@ -10,8 +10,8 @@ from amnesia_bench.reasoning.problem_statistics import mean_estimate
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell
 from amnesia_bench.records.report import Origin
-from amnesia_bench.reporting.pooling import SlotCells, in_common
-from amnesia_bench.reporting.sources import FoundCell
+from amnesia_bench.reporting.pooling import SlotCells, common_answers
+from amnesia_bench.reporting.sources import CellEntry
 from amnesia_bench.reporting.tables import paired_test
 from amnesia_bench.statistics import wilson
 
@@ -48,7 +48,7 @@ def placed(by_seed: Values, *, shared: bool, answers: bool = True, repeats: int 
             dirty=(),
         )
         cells.append(
-            FoundCell(
+            CellEntry(
                 model="tiny",
                 method="post",
                 seed=seed,
@@ -153,7 +153,7 @@ def test_a_paired_test_flips_a_prompt_with_all_its_answers() -> None:
 def test_only_seeds_and_prompts_of_both_rows_are_compared() -> None:
     first = placed({"0": coin(0), "1": coin(1)}, shared=True)
     second = placed({"1": coin(2), "2": coin(3)}, shared=True)
-    assert {seed for seed, _, _ in in_common((first, second))} == {"1"}
+    assert {seed for seed, _, _ in common_answers((first, second))} == {"1"}
     assert paired_test(first, placed({"7": coin(2)}, shared=True)) is None
 
 

@@ -12,7 +12,7 @@ from amnesia_bench.config.load import load_option
 from amnesia_bench.config.report_schema import TableConfig
 from amnesia_bench.errors import UserError
 from amnesia_bench.reporting.artifact_files import ArtifactFiles
-from amnesia_bench.reporting.sources import FoundCell, read_source
+from amnesia_bench.reporting.sources import CellEntry, read_source
 from amnesia_bench.reporting.table_layout import after_sft, full_name
 from amnesia_bench.reporting.table_slots import (
     fill_slots,
@@ -37,14 +37,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recall(folder, "any", forgetful("pre"), samples=2, tasks=["niah_single_3"])
 
 
-def cells(folder: Path, *labels: str) -> list[FoundCell]:
+def cells(folder: Path, *labels: str) -> list[CellEntry]:
     read = [
         read_source(parse_cells(f"{label}={folder}"), folder, ArtifactFiles()) for label in labels
     ]
     return [cell for found, _ in read for cell in found]
 
 
-def rows(found: list[FoundCell], tables: dict[str, TableConfig]) -> dict[str, set[str]]:
+def rows(found: list[CellEntry], tables: dict[str, TableConfig]) -> dict[str, set[str]]:
     return {name: {row for _, row, _ in fill_slots(found, table)} for name, table in tables.items()}
 
 
@@ -67,7 +67,7 @@ def test_without_its_name_a_fine_tune_must_be_the_only_one(
     tables: dict[str, TableConfig], folder: Path
 ) -> None:
     found = cells(folder, "tiny/pre", "tiny/post")
-    with pytest.raises(UserError, match="after which fine-tune") as caught:
+    with pytest.raises(UserError, match="may be after any of these fine-tunes") as caught:
         refuse_ambiguous(found, tables)
     assert "tulu3 (table2)" in caught.value.what
     assert "--cells tiny/post@miromind=" in str(caught.value.hint)

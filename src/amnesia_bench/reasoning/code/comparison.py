@@ -1,7 +1,7 @@
-"""Whether an answer is the expected one. Answers come from hostile programs.
+"""Compare the answer of a program with the expected one. Answers come from hostile programs.
 
-By default as LiveCodeBench's checker judges it: lcb_runner/evaluation/testing_util.py at 28fef95.
-With a tolerance, floats may be a little off, and white space between words makes no difference.
+The default rules are those of LiveCodeBench's checker (lcb_runner/evaluation/testing_util.py at
+28fef95). With a tolerance, floats may differ slightly, and white space between words is ignored.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-# What the problems themselves mostly ask for: AtCoder's an absolute or relative error of 1e-6,
-# LeetCode's 1e-5.
+# Absolute or relative error that most problem statements allow: 1e-6 on AtCoder, 1e-5 on LeetCode.
 PRINTED_TOLERANCE = 1e-6
 RETURNED_TOLERANCE = 1e-5
-_LONGEST_RATIO = 700  # characters; in hex a float's integers have at most 270
+_LONGEST_RATIO = 700  # characters; the two integers of a float have at most 270 in hex
 
 
 def printed_difference(printed: str, expected: str, tolerance: float | None = None) -> str | None:
-    """Return how a printed text differs from the expected one, None if it does not.
+    """Return how a printed text differs from the expected one, or None if they agree.
 
-    Line by line without the white space around them, then number by number, exactly. With a
-    tolerance word by word: a word that is expected with a decimal point or an exponent may be off
-    by so much, absolutely or relative to itself.
+    Lines are compared without surrounding white space, or else number by number, exactly. With a
+    tolerance they are compared word by word: where the expected word has a decimal point or an
+    exponent, the absolute or relative error may be up to the tolerance.
     """
     printed, expected = printed.strip(), expected.strip()
     counts = printed.count("\n") + 1, expected.count("\n") + 1
     if counts[0] != counts[1]:
         return f"{counts[0]} lines, expected {counts[1]}"
     lines = zip(_lines(printed), _lines(expected), strict=True)
-    for number, (line, wanted) in enumerate(lines, start=1):
-        if line.strip() != wanted.strip() and not _same_words(line, wanted.split(), tolerance):
+    for number, (line, reference) in enumerate(lines, start=1):
+        same_text = line.strip() == reference.strip()
+        if not same_text and not _same_words(line, reference.split(), tolerance):
             return f"line {number}"
     return None
 
 
 def _lines(text: str) -> Iterator[str]:
-    """The lines one by one: a list of millions of empty ones would take fifty times the text."""
+    """Yield the lines of a text; a list of millions of empty lines takes 50 times its memory."""
     start = 0
     while (end := text.find("\n", start)) >= 0:
         yield text[start:end]
@@ -45,52 +45,52 @@ def _lines(text: str) -> Iterator[str]:
     yield text[start:]
 
 
-def _same_words(line: str, wanted: list[str], tolerance: float | None) -> bool:
-    words = line.split(maxsplit=len(wanted))  # no more of a long line than is needed
+def _same_words(line: str, expected: list[str], tolerance: float | None) -> bool:
+    words = line.split(maxsplit=len(expected))  # do not split the rest of a long line
     if tolerance is not None:
-        return len(words) == len(wanted) and all(
+        return len(words) == len(expected) and all(
             word == other or _same_number(word, other) or _close(word, other, tolerance)
-            for word, other in zip(words, wanted, strict=True)
+            for word, other in zip(words, expected, strict=True)
         )
     try:
-        # A signalling NaN cannot even be compared.
-        return [*map(Decimal, words)] == [*map(Decimal, wanted)]
+        # Comparing a signalling NaN raises.
+        return [*map(Decimal, words)] == [*map(Decimal, expected)]
     except InvalidOperation:
         return False
 
 
-def _same_number(word: str, wanted: str) -> bool:
+def _same_number(word: str, expected: str) -> bool:
     try:
-        return Decimal(word) == Decimal(wanted)
+        return Decimal(word) == Decimal(expected)
     except InvalidOperation:
         return False
 
 
-def _close(word: str, wanted: str, tolerance: float) -> bool:
-    if not any(mark in wanted for mark in ".eE"):
+def _close(word: str, expected: str, tolerance: float) -> bool:
+    if not any(mark in expected for mark in ".eE"):
         return False  # an integer is exact
     try:
-        return math.isclose(float(word), float(wanted), rel_tol=tolerance, abs_tol=tolerance)
+        return math.isclose(float(word), float(expected), rel_tol=tolerance, abs_tol=tolerance)
     except ValueError:
         return False
 
 
 def returned_equals(returned: Any, expected: Any, tolerance: float | None = None) -> bool:
-    """Return whether what a function returned equals the expected JSON value, as Python's == does.
+    """Return whether the result of a function equals the expected JSON value, as == in Python.
 
     Args:
-        returned: as the driver's `plain` writes it. Nothing of it is built or converted: a
-            hostile answer costs no more than a walk over the expected value.
-        expected: what JSON holds.
-        tolerance: how far a number may be off where a float is expected; None for nothing.
+        returned: as the driver's `json_value` writes it. It is not converted: a hostile answer
+            costs no more than a walk over the expected value.
+        expected: a JSON value.
+        tolerance: absolute or relative error allowed where a float is expected; None for exact.
     """
     if isinstance(expected, list):
         return (
             isinstance(returned, list)
             and len(returned) == len(expected)
             and all(
-                returned_equals(item, wanted, tolerance)
-                for item, wanted in zip(returned, expected, strict=True)
+                returned_equals(item, expected_item, tolerance)
+                for item, expected_item in zip(returned, expected, strict=True)
             )
         )
     if isinstance(expected, dict):
@@ -106,18 +106,18 @@ def returned_equals(returned: Any, expected: Any, tolerance: float | None = None
 def _same_dict(returned: Any, expected: dict[str, Any], tolerance: float | None) -> bool:
     if not isinstance(returned, dict) or not isinstance(returned.get("dict"), list):
         return False
-    left = dict(expected)
+    rest = dict(expected)
     for pair in returned["dict"]:
         match pair:
-            case [str(key), item] if key in left and returned_equals(item, left[key], tolerance):
-                del left[key]
+            case [str(key), item] if key in rest and returned_equals(item, rest[key], tolerance):
+                del rest[key]
             case _:
                 return False
-    return not left
+    return not rest
 
 
 def _as_float(returned: Any) -> float:
-    """Return a number as the driver writes it; NaN for all else."""
+    """Return the float of a number as the driver writes it; NaN for anything else."""
     try:
         match returned:
             case int() | float():
@@ -130,7 +130,7 @@ def _as_float(returned: Any) -> float:
 
 
 def _as_ratio(number: Any) -> dict[str, list[str]] | None:
-    """Return a number as the driver writes large integers, Fractions and Decimals; else None."""
+    """Return a number the way the driver writes large integers, Fractions and Decimals, or None."""
     try:
         return {"ratio": [hex(part) for part in number.as_integer_ratio()]}
     except (AttributeError, OverflowError, ValueError):

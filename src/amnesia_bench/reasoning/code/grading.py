@@ -1,4 +1,4 @@
-"""One program against the tests of its problem: run inside the sandbox, judged out here."""
+"""Grade one program by the tests of its problem: run it in the sandbox, judge outside of it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from amnesia_bench.sandbox import (
 
 @dataclass(frozen=True)
 class Grade:
-    """How a program did; `detail` says which test it failed and how, None if it passed all."""
+    """The result of a program; `detail` names the failed test and why, None if it passed all."""
 
     outcome: Outcome
     detail: str | None
@@ -44,12 +44,12 @@ def grade(
     limits: Limits,
     checker: Checker = Checker.LCB,
 ) -> Grade:
-    """Run a program on tests up to the first one that it fails.
+    """Run a program on the tests of its problem up to the first that it fails.
 
-    `tests` are those of the problem, decoded once for all its programs.
+    The caller decodes `tests` once for all programs of a problem.
 
     Raises:
-        UserError: an expected output cannot be read.
+        UserError: an expected output is not JSON.
     """
     script = checker is Checker.LENIENT and problem.kind is ProblemKind.STDIN
     kind = _ScriptGrader if script else _DriverGrader
@@ -65,16 +65,16 @@ class _Grader:
     limits: Limits
     checker: Checker
 
-    def _ask(self, session: Session, request: object, most: int) -> Mapping[str, Any]:
+    def _ask(self, session: Session, request: object, max_bytes: int) -> Mapping[str, Any]:
         return session.ask(
-            request, self._deadline(), cpu_seconds=self.limits.seconds_per_test, most=most
+            request, self._deadline(), cpu_seconds=self.limits.seconds_per_test, max_bytes=max_bytes
         )
 
     def _deadline(self) -> float:
         return time.monotonic() + self.limits.wall_seconds_per_test
 
-    def _most(self, test: ProgramTest) -> int:
-        """Return how many bytes an answer may have: judging takes 25 times as much memory."""
+    def _max_bytes(self, test: ProgramTest) -> int:
+        """Return the maximum size of an answer: judging takes 25 times as much memory."""
         return min(self.limits.output_bytes, _SPARE_BYTES + _BYTES_PER_EXPECTED * len(test.output))
 
 
@@ -92,7 +92,7 @@ class _DriverGrader(_Grader):
                     return Grade(Outcome.WRONG, f"{where}: {fault}")
                 for number, test in enumerate(tests, start=1):
                     where = f"test {number} of {len(tests)}"
-                    answer = self._ask(session, test.input, self._most(test))
+                    answer = self._ask(session, test.input, self._max_bytes(test))
                     if fault := _judge(answer, test, problem, self.checker):
                         return Grade(Outcome.WRONG, f"{where}: {fault}")
             except ProgramStoppedError as error:
@@ -101,7 +101,7 @@ class _DriverGrader(_Grader):
 
 
 class _ScriptGrader(_Grader):
-    """A process per test, whose end is the answer: plain Python."""
+    """One plain Python process per test; its exit is the answer."""
 
     def grade(self, code: str, problem: CodeProblem, tests: Sequence[ProgramTest]) -> Grade:
         for number, test in enumerate(tests, start=1):
@@ -114,16 +114,16 @@ class _ScriptGrader(_Grader):
         return Grade(Outcome.CORRECT, None)
 
     def _run(self, code: str, problem: CodeProblem, test: ProgramTest) -> str | None:
-        most = self._most(test)
-        limits = replace(self.limits, file_bytes=most)
+        max_bytes = self._max_bytes(test)
+        limits = replace(self.limits, file_bytes=max_bytes)
         total = limits.total_seconds(1)
         with self.launcher.started(limits, total, script_input=test.input) as session:
             job = {"code": code, "function": None}
             if fault := _fault(self._ask(session, job, _SPARE_BYTES), "loaded"):
                 return fault
             answer = session.script_end(self._deadline(), self.limits.seconds_per_test)
-            printed = session.output(most)
-        if len(printed) == most:
+            printed = session.output(max_bytes)
+        if len(printed) == max_bytes:
             return Stop.OUTPUT_LIMIT.value
         if fault := _fault(answer, "status"):
             return fault
@@ -132,8 +132,8 @@ class _ScriptGrader(_Grader):
         return _judge({"printed": printed.decode("utf-8", "replace")}, test, problem, self.checker)
 
 
-# Of an answer: some for spaces, empty lines and frames, and as much again as is expected many
-# times over, for other ways to write the same.
+# Maximum size of an answer: a fixed part for spaces, empty lines and frames, and a multiple of the
+# expected output, which can be written in several ways.
 _SPARE_BYTES = 1 << 20
 _BYTES_PER_EXPECTED = 16
 
@@ -146,7 +146,7 @@ def _stopped(error: ProgramStoppedError, where: str) -> Grade:
 def _judge(
     answer: Mapping[str, Any], test: ProgramTest, problem: CodeProblem, checker: Checker
 ) -> str | None:
-    """Return what is wrong with an answer, None if nothing is."""
+    """Return the fault of an answer, or None if it is correct."""
     lenient = checker is Checker.LENIENT
     if problem.kind is ProblemKind.STDIN:
         if fault := _fault(answer, "printed"):
@@ -166,14 +166,14 @@ def _judge(
     return None if returned_equals(answer["returned"], expected, tolerance) else "wrong answer"
 
 
-# The driver's words for what is no exception of the program's own.
-_NAMED = {"MemoryError": "memory limit", "OutputLimit": Stop.OUTPUT_LIMIT.value}
+# Errors that the driver reports but that are not exceptions of the program.
+_LIMIT_FAULTS = {"MemoryError": "memory limit", "OutputLimit": Stop.OUTPUT_LIMIT.value}
 
 
-def _fault(answer: Mapping[str, Any], wanted: str) -> str | None:
-    if wanted in answer:
+def _fault(answer: Mapping[str, Any], field: str) -> str | None:
+    if field in answer:
         return None
     name = answer.get("error")
     if not isinstance(name, str) or not name.isidentifier():
         return Stop.MALFORMED.value
-    return _NAMED.get(name, f"runtime error: {name[:80]}")
+    return _LIMIT_FAULTS.get(name, f"runtime error: {name[:80]}")

@@ -1,4 +1,4 @@
-"""LiveCodeBench: the prompt, the program in an answer, and verdicts on many programs at once."""
+"""LiveCodeBench: the prompt, the program in an answer, and the verdicts on many programs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FENCE = "```"
 
 
 def prompt(problem: CodeProblem) -> str:
-    """Return the text of the one user message; there is no system message."""
+    """Return the user message of a problem; there is no system message."""
     sentence = _WITH_STARTER if problem.starter_code else _WITHOUT_STARTER
     code = problem.starter_code or "# YOUR CODE HERE"
     return (
@@ -44,9 +44,12 @@ def prompt(problem: CodeProblem) -> str:
 
 
 def extract(text: str) -> str | None:
-    """Return the program in what follows the thinking; None if there is none.
+    """Return the program in an answer, or None if there is none.
 
-    It is what lies between the last two lines with a fence.
+    It is the text between the last two lines with a code fence.
+
+    Args:
+        text: the answer without its thinking.
     """
     lines = text.split("\n")
     fences = [number for number, line in enumerate(lines) if _FENCE in line]
@@ -55,7 +58,7 @@ def extract(text: str) -> str | None:
     return "\n".join(lines[fences[-2] + 1 : fences[-1]])
 
 
-# The field of a row that a problem stands in.
+# The field of a row that holds the `CodeProblem`.
 PROBLEM = "problem"
 
 
@@ -63,8 +66,8 @@ PROBLEM = "problem"
 class ProgramScorer:
     """Judges the program in an answer by all tests of its problem.
 
-    `launcher` None: a sandbox, tried and opened when there is something to judge. `workers` None:
-    a program per core.
+    If `launcher` is None, a sandbox is tested and opened when scoring starts. If `workers` is None,
+    one program runs per core.
     """
 
     launcher: Launcher | None = None
@@ -74,7 +77,7 @@ class ProgramScorer:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """What verdicts may depend on, for the record."""
+        """The settings that verdicts may depend on."""
         limits = self.limits
         settings = {
             "checker": self.checker.value,
@@ -114,32 +117,32 @@ def score_programs(
     checker: Checker = Checker.LCB,
     workers: int | None = None,
 ) -> tuple[Verdict, ...]:
-    """Return a verdict on each attempt, in the order of the keys.
+    """Return a verdict on each attempt, sorted by key.
 
     Args:
-        problems: `doc` of a key is an index into them.
-        attempts: in any order.
-        launcher: of `sandbox.open_launcher`.
-        limits: of LiveCodeBench when None.
+        problems: the problems; `doc` of a key is an index into them.
+        attempts: the answers, in any order.
+        launcher: the result of `sandbox.open_launcher`.
+        limits: the limits of a program; None for LiveCodeBench's.
         checker: how programs are run and judged.
-        workers: programs at once; a program per core when None.
+        workers: number of programs to run in parallel; None for one per core.
 
     Raises:
-        UserError: a key names no problem, there are more workers than cores, or the tests of a
+        UserError: a key has no problem, there are more workers than cores, or the tests of a
             problem cannot be read.
     """
     cores = len(os.sched_getaffinity(0))
     workers = cores if workers is None else workers
     if not 1 <= workers <= cores:
         raise UserError(
-            f"workers={workers}: programs at once, on {cores} cores",
-            hint="Ask for one program per core at most.",
+            f"workers={workers}: must be from 1 to {cores}, the number of cores",
+            hint=f"--workers {cores} runs one program per core.",
         )
     answers = sorted(attempts, key=lambda attempt: attempt.key)
     for answer in answers:
         if not 0 <= answer.key.doc < len(problems):
-            raise UserError(f"{answer.key}: there are {len(problems)} problems")
-    # By problem: its tests, often a hundred megabytes, are decoded once and then let go.
+            raise UserError(f"{answer.key}: doc is out of range for {len(problems)} problems")
+    # One group per problem: its tests, often a hundred megabytes, are decoded once and then freed.
     groups = [list(group) for _, group in groupby(answers, lambda a: (a.key.task, a.key.doc))]
     stopped = Event()
 
@@ -162,4 +165,4 @@ def score_programs(
         try:
             return tuple(verdict for group in pool.map(score_group, groups) for verdict in group)
         finally:
-            stopped.set()  # Ctrl-C waits for the programs that run, not for all of them
+            stopped.set()  # Ctrl-C waits for the running programs, but not for the pending ones

@@ -1,7 +1,7 @@
-"""LiveCodeBench's problems, read line by line: the files of release_v5 hold 4.3 GB of tests.
+"""Read LiveCodeBench's problems line by line: the files of release_v5 hold 4.3 GB of tests.
 
-The hub's dataset is a script, which datasets 4 and later refuse to run, so this reads the raw
-files. Tests are decoded only when a problem is graded.
+The dataset on the hub is a script, which datasets 4 and later refuse to run, so this module reads
+the raw files. Tests are decoded only when a problem is graded.
 """
 
 from __future__ import annotations
@@ -24,21 +24,24 @@ from amnesia_bench.errors import MissingEnvironmentError, UserError
 REPOSITORY = "livecodebench/code_generation_lite"
 REVISION = "0fe84c3912ea0c4d4a78037083943e8f0c4dd505"
 FILES = ("test.jsonl", "test2.jsonl", "test3.jsonl", "test4.jsonl", "test5.jsonl")
-# Decoded tests of one problem; the largest in the dataset is far below.
+# Maximum size of one problem's decoded tests; the largest in the dataset is far smaller.
 MAX_TEST_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """Which problems. All of `files` from `first_date` on; `problems` is how many there must be."""
+    """A subset of the benchmark: all problems of `files` since `first_date`.
+
+    `problems` is the number of problems that the subset must have.
+    """
 
     files: tuple[str, ...]
     problems: int
     first_date: datetime | None = None
 
 
-# What papers call "LiveCodeBench v5". The first fits this paper's numbers (release_v5 without
-# release_v2); then release_v5, its problems since August 2024, and those new in it.
+# Subsets that papers call "LiveCodeBench v5". The first fits this paper's numbers (release_v5
+# without release_v2); then release_v5, its problems since August 2024, and those new in it.
 WINDOWS: Mapping[int, Window] = {
     369: Window(files=FILES[2:], problems=369),
     880: Window(files=FILES, problems=880),
@@ -48,7 +51,7 @@ WINDOWS: Mapping[int, Window] = {
 
 
 class ProblemKind(Enum):
-    """How a program is tested: what it prints for an input, or what its function returns."""
+    """How a program is tested: by its output for an input, or by the result of its function."""
 
     STDIN = "stdin"
     FUNCTIONAL = "functional"
@@ -56,7 +59,10 @@ class ProblemKind(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramTest:
-    """One test. Functional: an argument per line of `input`, as JSON, and `output` is JSON."""
+    """One test.
+
+    For a functional problem each line of `input` is an argument as JSON, and `output` is JSON.
+    """
 
     input: str
     output: str
@@ -64,7 +70,7 @@ class ProgramTest:
 
 @dataclass(frozen=True, kw_only=True)
 class CodeProblem:
-    """A problem, and where its tests lie. `function` is None where programs read stdin."""
+    """A problem, and the file position of its tests; `function` is None if programs read stdin."""
 
     name: str
     question: str
@@ -82,7 +88,8 @@ class CodeProblem:
         """Return all tests, the public ones first.
 
         Raises:
-            UserError: the file has changed since it was read, or its tests cannot be decoded.
+            UserError: the file was changed since the problem was read, or the tests cannot be
+                decoded.
         """
         with self.source.open("rb") as file:
             file.seek(self.offset)
@@ -106,17 +113,17 @@ def load_problems(
     Args:
         window: a key of `WINDOWS`.
         path: None for the hub; a folder with files named like the hub's; or one file of the same
-            schema, all of which is taken, whatever the window.
-        revision: of the hub's repository: a commit.
+            schema, of which all problems are returned, independent of the window.
+        revision: a commit of the hub's repository.
 
     Raises:
-        UserError: no such window or file, another schema, a torn line, or not as many problems
-            as the window has.
-        MissingEnvironmentError: the hub is wanted and its package is missing.
+        UserError: the window or a file does not exist, the schema differs, a line is cut off, or
+            the number of problems is not the window's.
+        MissingEnvironmentError: `path` is None and huggingface_hub is not installed.
     """
     if window not in WINDOWS:
         known = ", ".join(map(str, WINDOWS))
-        raise UserError(f"window={window}: no such window", hint=f"One of {known}.")
+        raise UserError(f"window={window}: no such window", hint=f"Choose one of {known}.")
     if path is not None and path.is_file():
         return tuple(problem for problem, _ in _read(path))
     chosen = WINDOWS[window]
@@ -134,13 +141,13 @@ def load_problems(
         raise UserError(
             f"window {window}: {len(problems)} problems in {', '.join(map(str, sources))}, "
             f"not {chosen.problems}",
-            hint=f"Take the files of {REPOSITORY} at {REVISION}.",
+            hint=f"Use the files of {REPOSITORY} at {REVISION}.",
         )
     return problems
 
 
 def problems_identity(problems: tuple[CodeProblem, ...]) -> str:
-    """Return a sha256 of the problems, tests and order included."""
+    """Return the sha256 of the problems, which covers their tests and order."""
     return hashlib.sha256("\n".join(problem.sha256 for problem in problems).encode()).hexdigest()
 
 
@@ -151,14 +158,14 @@ def _download(name: str, revision: str) -> Path:
     except ImportError as error:
         raise MissingEnvironmentError(
             f"{REPOSITORY}: huggingface_hub is not installed",
-            hint='pip install "amnesia-bench[eval]", or name a folder with the files.',
+            hint='pip install "amnesia-bench[eval]", or pass a folder with the files: --data DIR.',
         ) from error
     try:
         return Path(hf_hub_download(REPOSITORY, name, repo_type="dataset", revision=revision))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise UserError(
-            f"{REPOSITORY}: {name} of revision {revision} cannot be had: {error}",
-            hint="Download it where there is a network and name its folder.",
+            f"{REPOSITORY}: {name} of revision {revision} cannot be downloaded: {error}",
+            hint="Download it on a machine with a network, then pass its folder: --data DIR.",
         ) from error
 
 
@@ -180,18 +187,18 @@ def _problem(line: bytes, source: Path, offset: int, where: str) -> tuple[CodePr
     try:
         row = json.loads(line)
     except ValueError as error:
-        raise UserError(f"{where}: is not JSON, or was cut off: {error}") from error
+        raise UserError(f"{where}: not valid JSON, perhaps cut off: {error}") from error
     for name in _FIELDS:
         if not isinstance(row, dict) or not isinstance(row.get(name), str):
             raise UserError(
-                f"{where}: no text in field {name!r}",
-                hint=f"A line has the fields {', '.join(_FIELDS)}.",
+                f"{where}: field {name!r} is missing or not text",
+                hint=f"A line needs the fields {', '.join(_FIELDS)}.",
             )
     try:
         function = json.loads(row["metadata"]).get("func_name")
         date = datetime.fromisoformat(row["contest_date"]).replace(tzinfo=None)
     except (ValueError, AttributeError) as error:
-        raise UserError(f"{where}: metadata or contest_date: {error}") from error
+        raise UserError(f"{where}: metadata or contest_date is not valid: {error}") from error
     problem = CodeProblem(
         name=row["question_id"],
         question=row["question_content"],
@@ -223,7 +230,7 @@ def _tests(cases: Any, where: str) -> tuple[ProgramTest, ...]:
 
 
 def _decode(text: str, where: str) -> Any:
-    """Return private tests, which are JSON, or JSON in a pickled string, compressed, in base64."""
+    """Decode private tests: JSON, or base64 of a compressed pickle of a JSON string."""
     try:
         return json.loads(text)
     except ValueError:
@@ -232,14 +239,14 @@ def _decode(text: str, where: str) -> Any:
         unpacker = zlib.decompressobj()
         data = unpacker.decompress(base64.b64decode(text, validate=True), MAX_TEST_BYTES)
         if not unpacker.eof:
-            raise ValueError("cut off, or larger than any test is")
+            raise ValueError("cut off, or larger than any test of the dataset")
         return json.loads(_OnlyText(io.BytesIO(data)).load())
-    except Exception as error:  # what is no pickle makes pickle raise nearly anything
+    except Exception as error:  # pickle raises nearly any exception on invalid data
         raise UserError(f"{where}: private tests cannot be decoded: {error}") from error
 
 
 class _OnlyText(pickle.Unpickler):
-    """Unpickles plain values: a downloaded pickle that names a function would run it."""
+    """Unpickles plain values only: a downloaded pickle that names a function would run it."""
 
     def find_class(self, module: str, name: str) -> Any:
-        raise pickle.UnpicklingError(f"names {module}.{name}; a list of tests has no code")
+        raise pickle.UnpicklingError(f"refers to {module}.{name}; tests must not contain code")

@@ -1,6 +1,6 @@
-"""Answers compared by computer algebra, in a process of its own: see `worker`.
+"""Compare answers by computer algebra, in a worker process: see `worker`.
 
-The parent imports none of this: sympy takes a second, and some answers take it down.
+The parent does not import this module: importing sympy takes a second, and some answers crash it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _is_set(value: Any) -> bool:
 
 
 def _as_sets(parsed: list[Any]) -> list[Any]:
-    """Return inequalities as the sets of their solutions, for a comparison with such a set."""
+    """Return inequalities as their solution sets, to compare them with an interval or a set."""
     return [_as_set(value) for value in parsed]
 
 
@@ -68,22 +68,22 @@ def _as_set(value: Any) -> Any:
 
 
 def numbers(parsed: list[Any]) -> dict[str, Any] | None:
-    """Return the numbers that a parsed answer is made of, each as real and imaginary part.
+    """Return the numbers that a parsed answer consists of, each as real and imaginary part.
 
-    They are those of an expression, a set, an interval, a tuple or a matrix, sorted, with a fixed
-    value for every symbol; `exact` says that there is no decimal fraction among them. None of
-    anything else, of relations above all, as `x=5` may equal 5, and of what cannot be evaluated to
-    all its digits.
+    They are the sorted numbers of an expression, a set, an interval, a tuple or a matrix, with a
+    fixed value for every symbol; `exact` is true if none of them is a decimal fraction. The result
+    is None for anything else, such as a relation (`x=5` may equal 5), and for a number that cannot
+    be evaluated to all its digits.
     """
     values = [item for item in parsed if not isinstance(item, str)]
     if len(values) != 1:
         return None
     try:
-        found = sorted(map(_parts, _leaves(values[0])), key=_rounded)
-    except Exception:  # what sympy cannot do is no verdict: algebra is asked
+        leaves = sorted(map(_parts, _leaves(values[0])), key=_rounded)
+    except Exception:  # no verdict if sympy fails: the pair is compared by algebra
         return None
     exact = not (hasattr(values[0], "has") and values[0].has(sympy.Float))
-    return {"exact": exact, "values": found}
+    return {"exact": exact, "values": leaves}
 
 
 def _leaves(value: Any) -> list[Any]:
@@ -97,17 +97,17 @@ def _leaves(value: Any) -> list[Any]:
         return _leaves(value.doit().as_explicit())
     if not isinstance(value, sympy.Expr):
         raise TypeError(f"{type(value).__name__} is not made of numbers")
-    # Anything will do that no expression of a benchmark is an identity at by chance.
+    # Any point at which two different expressions of a benchmark are not equal by chance.
     points = {}
     for symbol in value.free_symbols:
         if not _VARIABLE.fullmatch(str(symbol)):
-            raise TypeError("a word, which may be another answer's product of letters")
+            raise TypeError("a word, which another answer may write as a product of letters")
         points[symbol] = sympy.Float(0.3 + zlib.crc32(str(symbol).encode()) / 2**33)
     return [value.xreplace(points).evalf(15)]
 
 
 def _parts(leaf: Any) -> list[str]:
-    """Return real and imaginary part as decimal strings."""
+    """Return the real and the imaginary part as decimal strings."""
     parts = []
     for part in leaf.as_real_imag():
         if isinstance(part, sympy.core.numbers.Infinity | sympy.core.numbers.NegativeInfinity):
@@ -116,7 +116,7 @@ def _parts(leaf: Any) -> list[str]:
         if not part.is_number or part is sympy.nan or part is sympy.zoo:
             raise TypeError("not a number")
         number = sympy.Float(part, 15) if part.is_Rational else part
-        # Digits that cancelled: it may be zero.
+        # Digits were lost by cancellation, so the number may be zero.
         if not isinstance(number, sympy.Float) or (number != 0 and number._prec < _MIN_BITS):
             raise TypeError("not evaluated to all digits")
         parts.append(str(number))
@@ -124,22 +124,22 @@ def _parts(leaf: Any) -> list[str]:
 
 
 def _rounded(parts: list[str]) -> list[tuple[float, float]]:
-    # Noise in the last digits must not decide which numbers are compared.
+    # Noise in the last digits must not change the order, which pairs the numbers.
     return [(float(f"{float(part):.9g}"), 0.0) for part in parts]
 
 
 def _find(text: str) -> str | None:
-    """Return what math-verify takes for the answer in running text."""
-    found = parse(text, parsing_timeout=None)
-    return str(found[-1]) if found else None
+    """Return the answer that math-verify finds in running text."""
+    matches = parse(text, parsing_timeout=None)
+    return str(matches[-1]) if matches else None
 
 
 @lru_cache(maxsize=4096)
 def _parse(answer: str) -> list[Any]:
-    """Parse LaTeX that `reading` has stripped of units; `i` is the imaginary unit."""
+    """Parse LaTeX from which `reading` removed the units; `i` is the imaginary unit."""
     rules = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
-    how = [LatexExtractionConfig(normalization_config=rules)]
-    return list(map(_with_imaginary_unit, parse(f"${answer}$", how, parsing_timeout=None)))
+    configs = [LatexExtractionConfig(normalization_config=rules)]
+    return list(map(_with_imaginary_unit, parse(f"${answer}$", configs, parsing_timeout=None)))
 
 
 def _with_imaginary_unit(item: Any) -> Any:

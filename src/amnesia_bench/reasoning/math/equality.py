@@ -1,7 +1,8 @@
-r"""Which answers are equal: at a glance, by their numbers, and else by computer algebra.
+r"""Decide which answers are equal: at a glance, by their numbers, or by computer algebra.
 
-In this order: written the same, so equal; of other units, words, kinds or values, so different for
-sure; and all else is math-verify's to say. 50 \% is 50, as in MATH's own grader; it is not 0.5.
+In this order: answers that are written the same are equal; answers with different units, words,
+kinds or values differ; math-verify decides the rest. 50 \% equals 50, as in MATH's own grader, and
+not 0.5.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _RELATIVE_ERROR = Fraction(1, 2_000_000)
 
 
 def glance(gold: str, answer: str) -> bool | None:
-    """Return whether two answers are equal, or None where only computer algebra can tell."""
+    """Return whether two answers are equal, or None if only computer algebra can decide."""
     first, second = read(gold), read(answer)
     if first.key == second.key:
         return True
@@ -41,12 +42,12 @@ def glance(gold: str, answer: str) -> bool | None:
 
 
 def is_list(answer: str) -> bool:
-    """Return whether an answer has several elements in no order."""
+    """Return whether an answer is an unordered list or set of several elements."""
     return _kind(read(answer).form) in ("list", "set")
 
 
 def forms_to_compare(first: str, second: str) -> tuple[str, str]:
-    """Return what algebra compares of two answers; a list is a tuple where the other is one."""
+    """Return the forms that algebra compares; a list becomes a tuple if the other is a tuple."""
     forms = read(first).form, read(second).form
     kinds = tuple(map(_kind, forms))
     if set(kinds) == {"list", "tuple"}:
@@ -58,7 +59,7 @@ def forms_to_compare(first: str, second: str) -> tuple[str, str]:
 
 
 def _of_other_kinds(first: Reading, second: Reading) -> bool:
-    """Return whether one is a set and the other a tuple, or only one an equation."""
+    """Return whether one is a set and the other a tuple, or only one is an equation."""
     if {_kind(first.form), _kind(second.form)} == {"set", "tuple"}:
         return True
     forms = first.form, second.form
@@ -66,14 +67,14 @@ def _of_other_kinds(first: Reading, second: Reading) -> bool:
 
 
 def _is_equation(form: str) -> bool:
-    """Return whether an equation is itself the answer, as that of a plane: `5x-7y+11z+4=0`."""
+    """Return whether the answer is an equation itself, such as that of a plane: `5x-7y+11z+4=0`."""
     left, equals, right = form.partition("=")
     coefficients = re.search(r"(?<![\^_\d{])\d", left)
     return bool(equals and right.strip() == "0" and coefficients and re.search("[A-Za-z]", left))
 
 
 def _kind(form: str) -> str | None:
-    """Return `list`, `set` or `tuple` of several elements, by the brackets around them."""
+    """Return `list`, `set` or `tuple` for several elements, by their brackets, or None."""
     depth, lowest, commas = 0, len(form), set()
     for token in re.findall(r"\\[A-Za-z]+|\\.|.", form, re.DOTALL):
         if token in ("(", "[", "{", "\\{"):
@@ -96,13 +97,14 @@ def _kind(form: str) -> str | None:
 def _same_number(gold: Fraction, answer: Fraction) -> bool:
     if gold.denominator == answer.denominator == 1:
         return gold == answer
-    # Six digits, as math-verify rounds; relative too, or all small constants would be zero.
+    # Six digits, as math-verify rounds; also relative, or all small constants would equal zero.
     return abs(gold - answer) <= _RELATIVE_ERROR * min(Fraction(1), abs(gold))
 
 
-# Exact values differ beyond it; it is far above what 15 digits are rounded to.
+# Exact values differ beyond this relative distance, which is far above the rounding to 15 digits.
 _RELATIVE = Decimal("1e-9")
-# With a decimal fraction, far above math-verify's rounding to six digits: within it, it is asked.
+# The same for decimal fractions, far above math-verify's rounding to six digits. Algebra decides
+# about closer pairs.
 _ROUNDED = Decimal("1e-5")
 
 # No exponent is too large, and no comparison raises.
@@ -112,10 +114,10 @@ Obstacle = tuple[Outcome, str]
 
 
 class Equality:
-    """What is known of some answers.
+    """Compares a collection of answers with as little computer algebra as possible.
 
-    Each distinct answer is parsed once, for the numbers it is made of. Most pairs differ in
-    those, and need no algebra: 16 answers to a problem can be 120 pairs.
+    Each distinct answer is parsed once, for the numbers that it consists of. Most pairs differ in
+    these and need no algebra, which matters because 16 answers to a problem can be 120 pairs.
     """
 
     def __init__(self, pool: ComparisonPool, answers: Iterable[str]) -> None:
@@ -132,13 +134,13 @@ class Equality:
         self._numbers |= zip(parsed, replies, strict=True)
 
     def known(self, first: str, second: str) -> bool | None:
-        """Return whether two answers are equal, or None where only algebra can tell."""
+        """Return whether two answers are equal, or None if only algebra can decide."""
         equal = glance(first, second)
         numbers = [self._numbers.get(read(answer).form) for answer in (first, second)]
         return False if equal is None and _differ(*numbers) else equal
 
     def obstacle(self, answer: str) -> Obstacle | None:
-        """Return what keeps an answer from being compared by algebra; None when nothing does."""
+        """Return why algebra cannot compare an answer, or None if it can."""
         form = read(answer).form
         if form not in self._numbers:
             return Outcome.WRONG, f"longer than {MAX_CHARACTERS} characters"
@@ -150,7 +152,7 @@ class Equality:
 
 
 def obstacle_of(reply: Any) -> Obstacle | None:
-    """Return what a reply says went wrong; None of a reply that is an answer."""
+    """Return the outcome and detail of a failed comparison, or None if the reply is a result."""
     if reply is Failure.TIME_LIMIT:
         return Outcome.TIME_LIMIT, "judging it ran out of time"
     if reply is Failure.DIED:
@@ -161,7 +163,7 @@ def obstacle_of(reply: Any) -> Obstacle | None:
 
 
 def _differ(first: Any, second: Any) -> bool:
-    """Return whether numbers say for sure that two answers differ."""
+    """Return whether two answers differ for certain because their numbers do."""
     if not all(isinstance(reply, dict) and "values" in reply for reply in (first, second)):
         return False
     left, right = first["values"], second["values"]
@@ -169,13 +171,13 @@ def _differ(first: Any, second: Any) -> bool:
         return True
     exact = first["exact"] and second["exact"]
     return any(
-        _apart(_CONTEXT.create_decimal(a), _CONTEXT.create_decimal(b), exact=exact)
+        _numbers_differ(_CONTEXT.create_decimal(a), _CONTEXT.create_decimal(b), exact=exact)
         for pair in zip(left, right, strict=True)
         for a, b in zip(*pair, strict=True)
     )
 
 
-def _apart(a: Decimal, b: Decimal, *, exact: bool) -> bool:
+def _numbers_differ(a: Decimal, b: Decimal, *, exact: bool) -> bool:
     if not (a.is_finite() and b.is_finite()):
         return not (a.is_nan() or b.is_nan()) and a != b  # NaN: the exponent has too many digits
     largest = _CONTEXT.max_mag(a, b).copy_abs()
@@ -186,6 +188,6 @@ def _apart(a: Decimal, b: Decimal, *, exact: bool) -> bool:
 
 
 def _numbers_of(form: str, number: Fraction) -> dict[str, Any]:
-    """Return what the request `numbers` replies of a plain number."""
+    """Return the reply of the request `numbers` for a plain number."""
     value = _CONTEXT.divide(Decimal(number.numerator), Decimal(number.denominator))
     return {"exact": form.isdecimal(), "values": [[str(value), "0"]]}

@@ -1,8 +1,8 @@
-# ruff: noqa: RUF001 - signs that look like others are what this is about
-r"""One way to write an answer, in plain LaTeX, without what only its looks depend on.
+# ruff: noqa: RUF001 - this module maps signs that look alike
+r"""Rewrite an answer in canonical plain LaTeX, without markup that only changes its appearance.
 
-`canonical` changes how an answer is written, never what it says. Words are marked by `\text`
-where their author marked them; what they mean is `reading`'s.
+`canonical` changes how an answer is written, never its meaning. It keeps the words that the author
+marked as text in `\text`; `reading` interprets them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _SYMBOLS = str.maketrans(_SIGNS | {letter: _greek_name(letter) for letter in _GR
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
-# What a command does to the group after it. A colour is the first of two groups.
+# The effect of a command on the group after it. A colour is the first of two groups.
 _COMMANDS = {
     "style": re.compile(
         "boxed|fbox|framebox|mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|emph|underline"
@@ -48,7 +48,7 @@ _COMMANDS = {
     "skip": re.compile("color|textcolor|colorbox|hspace|phantom"),
 }
 _TOKEN = re.compile(r"\\([A-Za-z]+)\*?\s*|\\.|[{}]|[^\\{}]+|\\$", re.DOTALL)
-# What mathematics may be set upright: numbers, and the constants of that name.
+# Mathematics that may be set upright: numbers, and constants with these names.
 _UPRIGHT_MATH = re.compile(r"[^A-Za-z]*|\s*[ieTP]\s*")
 # A number with its label and noun, or several numbers: `18 miles`, `Answer: 5`, `5 and 7`.
 _AMOUNT = r"\s*[-+]?(?:\\?\$)?\d[\d.,]*%?"
@@ -57,7 +57,7 @@ _COUNTED = re.compile(
     rf"(?P<amount>{_AMOUNT}(?:\s+(?:and|or){_AMOUNT})*)(?P<noun>\s+[^\d\\{{}}]+)?"
 )
 
-# In this order: spaces, signs with several names, delimiters, fractions.
+# Applied in this order: spaces, signs with several names, delimiters, fractions.
 _RULES: tuple[Rule, ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -93,12 +93,12 @@ _NAMES = re.compile(
     r"|arctan|pi|theta|alpha|beta|infty|infinity|inf|oo))(?![A-Za-z])"
 )
 _SYNONYMS = {"infinity": "infty", "inf": "infty", "oo": "infty"}
-# Runs of digits with what may separate thousands between them.
+# Runs of digits with possible thousands separators between them.
 _RUN = re.compile(r"(?<![\d.,_^])\d+(?:(?:,\\!\s*|\{,\}|\\,|\\!|,| )\d+)+")
 _SEPARATOR = re.compile(r",\\!\s*|\{,\}|\\,|\\!|,| ")
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(?: \d{3})+")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
-# The last two: to math-verify `2(3)` is a mixed number, 5.
+# The last two are needed because math-verify reads `2(3)` as a mixed number, 5.
 _NUMBERS: tuple[Rule, ...] = (
     (re.compile(r"\\!"), ""),
     (re.compile(r"\\,"), " "),
@@ -110,14 +110,14 @@ _NUMBERS: tuple[Rule, ...] = (
 
 
 def canonical(answer: str) -> str:
-    """Return an answer in one way of writing it; takes time in proportion to its length."""
+    """Return the canonical way to write an answer, in linear time."""
     text = answer if "\\begin" in answer else re.sub(r"\\\\+(?=[A-Za-z])", r"\\", answer)
     text = re.sub(r"\\(?:left|right)\s*\.", "", text)
     text = _without_style(_ascii(text))
     for pattern, replacement in _RULES:
         text = pattern.sub(replacement, text)
-    text = _NAMES.sub(_named, _RUN.sub(_grouped, text))
-    text = _REPEATING.sub(_repeating, text)
+    text = _NAMES.sub(_latex_name, _RUN.sub(_join_thousands, text))
+    text = _REPEATING.sub(_repeating_decimal, text)
     for pattern, replacement in _NUMBERS:
         text = pattern.sub(replacement, text)
     text = re.sub(r"\s+", " ", text)
@@ -146,7 +146,7 @@ def _ascii_character(character: str) -> str:
 
 
 def _without_style(text: str) -> str:
-    r"""Return a text without fonts, colours and sizes; upright words are all in `\text`."""
+    r"""Return a text without fonts, colours and sizes, with all upright words in `\text`."""
     groups: list[tuple[str, list[str]]] = [("", [])]
     pending = ""
     for match in _TOKEN.finditer(text):
@@ -187,7 +187,7 @@ def _group(kind: str, content: str) -> str:
     return content if re.search(r"[\\^{}]", content) else f"\\text{{{content}}}"
 
 
-def _named(match: re.Match[str]) -> str:
+def _latex_name(match: re.Match[str]) -> str:
     words, root, digits, name = match.groups()
     if words:
         return str(words)
@@ -196,12 +196,12 @@ def _named(match: re.Match[str]) -> str:
     return f"\\{_SYNONYMS.get(name, name)} "
 
 
-def _grouped(match: re.Match[str]) -> str:
-    r"""Return a run of digits without its thousands separators, or as it is.
+def _join_thousands(match: re.Match[str]) -> str:
+    r"""Return a run of digits without its thousands separators, or unchanged if it has none.
 
     `1,234`, `1{,}234`, `1\,234` and `1 234` are one number. So is `1{,}5`, with a decimal comma. In
-    brackets a bare comma separates elements, as in `(1,100)`, unless what follows has a leading
-    zero, or others separate them, as in `(1,000, 2,000)`.
+    brackets a bare comma separates elements, as in `(1,100)`, unless the next group has a leading
+    zero or other commas separate the elements, as in `(1,000, 2,000)`.
     """
     run = match.group()
     groups = _SEPARATOR.split(run)
@@ -210,13 +210,13 @@ def _grouped(match: re.Match[str]) -> str:
         return ".".join(groups) if signs == {"{,}"} and len(groups) == 2 else run
     if signs != {","} or any(group[0] == "0" for group in groups[1:]):
         return "".join(groups)
-    inside = _bracketed(match.string, match.start(), match.end())
-    listed = inside is not None and not re.search(r",(?=\D)", inside)
-    return run if listed else "".join(groups)
+    content = _bracketed(match.string, match.start(), match.end())
+    is_list = content is not None and not re.search(r",(?=\D)", content)
+    return run if is_list else "".join(groups)
 
 
 def _bracketed(text: str, start: int, end: int) -> str | None:
-    r"""Return what the innermost brackets around a stretch hold; None outside of all."""
+    r"""Return the content of the innermost brackets around a span, or None outside of brackets."""
     depth = 0
     for i in range(start - 1, -1, -1):
         if text[i] in ")]}":
@@ -231,8 +231,8 @@ def _bracketed(text: str, start: int, end: int) -> str | None:
     return None
 
 
-def _repeating(match: re.Match[str]) -> str:
-    r"""Return `0.1\overline{6}` as a fraction."""
+def _repeating_decimal(match: re.Match[str]) -> str:
+    r"""Return a repeating decimal, such as `0.1\overline{6}`, as a fraction."""
     whole, fixed, period = match.groups()
     scale, nines = 10 ** len(fixed), 10 ** len(period) - 1
     digits = int(f"{whole}{fixed}" or "0") * nines + int(period)

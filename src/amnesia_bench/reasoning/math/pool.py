@@ -1,4 +1,4 @@
-"""Processes that judge answers; one that takes too long on an answer is killed and replaced."""
+"""A pool of worker processes that judge answers; a worker that takes too long is replaced."""
 
 from __future__ import annotations
 
@@ -23,70 +23,70 @@ from amnesia_bench.errors import MissingEnvironmentError, StageFailedError
 from amnesia_bench.reasoning.math.worker import READY
 
 ALGEBRA = "amnesia_bench.reasoning.math.algebra"
-# CPU time of one comparison: a verdict must not depend on what else the machine is doing. Real
+# CPU time limit of one comparison, since a verdict must not depend on the load of the machine. Real
 # answers take milliseconds.
 ANSWER_SECONDS = 2.0
-# A process that has not used its CPU time up after so much longer is stuck otherwise.
+# After this multiple of the limit in wall-clock time, a worker is stuck without using CPU time.
 _WALL_FACTOR = 20
 _START_SECONDS = 300.0
-# Each process has its next request at hand when it is done with one.
-_AT_HAND = 2
+# Each worker has its next request in its pipe when it finishes one.
+_REQUESTS_PER_WORKER = 2
 
 
 class Failure(Enum):
-    """Why there is no reply: the time limit, or a process that died (out of memory or of stack)."""
+    """Why a request has no reply: the time limit, or the worker died (out of memory or stack)."""
 
     TIME_LIMIT = "time_limit"
     DIED = "died"
 
 
 class _Backlog:
-    """The requests nobody has, in a stretch per process.
+    """Pending requests, one contiguous range per worker; idle workers steal from the far end.
 
-    Neighbours share answers, and a process parses an answer once. Who is through with its own
-    stretch takes from the far end of the longest.
+    Neighbouring requests share answers, and a worker parses each answer only once. A worker whose
+    range is empty takes the last request of the longest range.
     """
 
-    def __init__(self, requests: int, processes: int) -> None:
-        ends = [requests * i // processes for i in range(processes + 1)]
-        self._stretches = [deque(range(*pair)) for pair in pairwise(ends)]
+    def __init__(self, requests: int, workers: int) -> None:
+        ends = [requests * i // workers for i in range(workers + 1)]
+        self._ranges = [deque(range(*pair)) for pair in pairwise(ends)]
 
-    def take(self, place: int) -> int | None:
-        if own := self._stretches[place % len(self._stretches)]:
+    def take(self, slot: int) -> int | None:
+        if own := self._ranges[slot % len(self._ranges)]:
             return own.popleft()
-        longest = max(self._stretches, key=len)
+        longest = max(self._ranges, key=len)
         return longest.pop() if longest else None
 
     def put_back(self, requests: deque[int]) -> None:
-        self._stretches[0].extendleft(reversed(requests))
+        self._ranges[0].extendleft(reversed(requests))
 
 
 @dataclass(eq=False)
 class _Worker:
-    """A process, the requests it has, and since when it owes the reply to the first of them.
+    """A worker process and its open requests; `since` is when it started on the first of them.
 
-    `place` numbers the processes at work at one time.
+    `slot` numbers the workers that run at the same time.
     """
 
     process: subprocess.Popen[bytes]
-    place: int
+    slot: int
     since: float
     ready: bool = False
-    held: deque[int] = field(default_factory=deque)
+    requests: deque[int] = field(default_factory=deque)
     unread: bytes = b""
 
     @property
     def overdue(self) -> bool:
         limit = ANSWER_SECONDS * _WALL_FACTOR if self.ready else _START_SECONDS
-        return bool(self.held or not self.ready) and time.monotonic() - self.since > limit
+        return bool(self.requests or not self.ready) and time.monotonic() - self.since > limit
 
 
 class ComparisonPool:
-    """Workers as many as this process may use cores, started when the first request comes.
+    """One worker per usable core; workers start with the first request.
 
     Args:
-        worker: the module that they run; see `worker.answer_requests`.
-        needs: the package without which it cannot.
+        worker: the module that a worker runs; see `worker.answer_requests`.
+        needs: the package that this module needs.
     """
 
     def __init__(self, worker: str = ALGEBRA, needs: str = "math_verify") -> None:
@@ -108,22 +108,22 @@ class ComparisonPool:
         self._selector.close()
 
     def run(self, requests: Sequence[Sequence[str]]) -> list[Any]:
-        """Return the reply to each request, or the `Failure` in its place; see `worker`.
+        """Return the reply or the `Failure` of each request; see `worker`.
 
         Raises:
-            MissingEnvironmentError: math-verify is not installed.
-            StageFailedError: the processes cannot be started.
+            MissingEnvironmentError: the package that the workers need is not installed.
+            StageFailedError: the workers cannot be started.
         """
         replies: list[Any] = [None] * len(requests)
         cores = len(os.sched_getaffinity(0))
-        waiting = _Backlog(len(requests), cores)
+        backlog = _Backlog(len(requests), cores)
         open_requests = len(requests)
         while open_requests:
             self._start(min(open_requests, cores))
             for worker in list(self._workers):
-                self._hand_out(worker, requests, waiting)
+                self._hand_out(worker, requests, backlog)
             for key, _ in self._selector.select(timeout=1.0):
-                open_requests -= self._take(key.data, replies, waiting)
+                open_requests -= self._read_replies(key.data, replies, backlog)
             for worker in [worker for worker in self._workers if worker.overdue]:
                 worker.process.kill()
         return replies
@@ -132,7 +132,7 @@ class ComparisonPool:
         while len(self._workers) < count:
             if find_spec(self._needs) is None:
                 raise MissingEnvironmentError(
-                    f"judging these answers needs {self._needs.replace('_', '-')}",
+                    f"judging these answers needs the package {self._needs.replace('_', '-')}",
                     hint='pip install "amnesia-bench[eval]"',
                 )
             process = subprocess.Popen(
@@ -140,66 +140,66 @@ class ComparisonPool:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                # sympy's order of terms, and with it now and then its verdict, follows hashes.
+                # sympy's order of terms, and sometimes its verdict, depends on hashes.
                 env={**os.environ, "PYTHONHASHSEED": "0"},
             )
-            taken = {worker.place for worker in self._workers}
-            place = next(i for i in range(count) if i not in taken)
-            worker = _Worker(process=process, place=place, since=time.monotonic())
+            used = {worker.slot for worker in self._workers}
+            slot = next(i for i in range(count) if i not in used)
+            worker = _Worker(process=process, slot=slot, since=time.monotonic())
             self._workers.append(worker)
             assert process.stdout is not None
             self._selector.register(process.stdout, selectors.EVENT_READ, worker)
 
     def _hand_out(
-        self, worker: _Worker, requests: Sequence[Sequence[str]], waiting: _Backlog
+        self, worker: _Worker, requests: Sequence[Sequence[str]], backlog: _Backlog
     ) -> None:
-        while worker.ready and len(worker.held) < _AT_HAND:
-            if (request := waiting.take(worker.place)) is None:
+        while worker.ready and len(worker.requests) < _REQUESTS_PER_WORKER:
+            if (request := backlog.take(worker.slot)) is None:
                 return
-            if not worker.held:
+            if not worker.requests:
                 worker.since = time.monotonic()
-            worker.held.append(request)
+            worker.requests.append(request)
             line = json.dumps(list(requests[request])) + "\n"
             assert worker.process.stdin is not None
             try:
                 worker.process.stdin.write(line.encode())
                 worker.process.stdin.flush()
-            except BrokenPipeError:  # it just died: its end of file is about to be read
+            except BrokenPipeError:  # the worker just died: the next read returns its end of file
                 return
 
-    def _take(self, worker: _Worker, replies: list[Any], waiting: _Backlog) -> int:
-        """Read what a worker has written; return how many requests that settles."""
+    def _read_replies(self, worker: _Worker, replies: list[Any], backlog: _Backlog) -> int:
+        """Read the replies of a worker and return how many requests are finished."""
         assert worker.process.stdout is not None
         data = os.read(worker.process.stdout.fileno(), 1 << 16)
         if not data:
-            return self._bury(worker, replies, waiting)
+            return self._remove_dead(worker, replies, backlog)
         *lines, worker.unread = (worker.unread + data).split(b"\n")
         worker.since = time.monotonic()
-        settled = 0
+        finished = 0
         for line in lines:
             reply = json.loads(line)
             if reply == READY and not worker.ready:
                 worker.ready = True
                 continue
-            replies[worker.held.popleft()] = reply
-            settled += 1
-        return settled
+            replies[worker.requests.popleft()] = reply
+            finished += 1
+        return finished
 
-    def _bury(self, worker: _Worker, replies: list[Any], waiting: _Backlog) -> int:
+    def _remove_dead(self, worker: _Worker, replies: list[Any], backlog: _Backlog) -> int:
         code = worker.process.wait()
         self._end(worker)
         if not worker.ready:
             raise StageFailedError(
                 f"a process for comparing answers ended with code {code} before it was ready",
-                hint=f"See why: {sys.executable} -m {self._worker} 5",
+                hint=f"To see why, run: {sys.executable} -m {self._worker} 5",
             )
-        if not worker.held:
+        if not worker.requests:
             return 0
-        # Replies come in order: the first request is the one it died of.
+        # Replies come in order, so the worker died of its first open request.
         late = code == -signal.SIGPROF or worker.overdue
         failure = Failure.TIME_LIMIT if late else Failure.DIED
-        replies[worker.held.popleft()] = failure
-        waiting.put_back(worker.held)
+        replies[worker.requests.popleft()] = failure
+        backlog.put_back(worker.requests)
         return 1
 
     def _end(self, worker: _Worker) -> None:
@@ -210,5 +210,5 @@ class ComparisonPool:
         worker.process.stdout.close()
         worker.process.kill()
         worker.process.wait()
-        with contextlib.suppress(BrokenPipeError):  # what it had not read yet
+        with contextlib.suppress(BrokenPipeError):  # flushes data that the worker did not read
             worker.process.stdin.close()

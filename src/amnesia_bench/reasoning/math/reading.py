@@ -1,7 +1,7 @@
-r"""What an answer says: mathematics, words, or a quantity with its unit.
+r"""Parse an answer as mathematics, words, or a quantity with its unit.
 
-Math-verify takes what follows a number for its unit, and reads no further. Here units, labels and
-conditions are taken off before algebra sees an answer, and what is left is read as a whole.
+Math-verify treats the text after a number as its unit and ignores the rest. This module removes
+units, labels and conditions before algebra gets an answer, so algebra parses all that remains.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from amnesia_bench.reasoning.math.latex import canonical
 
-# Nobody's answer is longer, and parsing takes more than linear time.
+# No real answer is longer, and parsing takes more than linear time.
 MAX_CHARACTERS = 2000
 # Words that name the same unit.
 _SYNONYMS = (
@@ -58,16 +58,17 @@ _KNOWN = {word: names.split()[0] for names in _SYNONYMS for word in names.split(
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    r"""An answer, read.
+    r"""A parsed answer.
 
     Attributes:
-        form: what algebra compares, without unit, label and condition.
-        key: equal for answers that are written the same but for spaces, braces and marks of text.
-        words: letters and digits of an answer in words, or of one letter; None of mathematics.
-        marked: the author wrote it as text, so it is no product of letters.
-        unit: a known unit, a base (`base 8`) or a modulus; empty if it is none of these.
+        form: the text that algebra compares, without unit, label and condition.
+        key: equal for answers that differ only in spaces, braces and `\text`.
+        words: the letters and digits of an answer in words or of a single letter; None for
+            mathematics.
+        marked: whether the author marked it as text, so it is not a product of letters.
+        unit: a known unit, a base (`base 8`) or a modulus; empty if there is none.
         number: the value of a plain number.
-        parts: of a quantity in several units (6 feet 2 inches) each number and unit; else empty.
+        parts: the numbers and units of a quantity in several units (6 feet 2 inches); else empty.
     """
 
     form: str
@@ -81,7 +82,7 @@ class Reading:
 
 @dataclass(kw_only=True)
 class _Piece:
-    r"""A stretch of mathematics, or of words; `marked` by `\text`."""
+    r"""A span of mathematics or of words; `marked` if it was in `\text`."""
 
     text: str
     is_words: bool
@@ -95,14 +96,14 @@ _TOKEN = re.compile(
 )
 _OPENING, _CLOSING = frozenset(("(", "[", "{", "\\{")), frozenset((")", "]", "}", "\\}"))
 _CONNECTIVES = frozenset(("and", "or", "and/or"))
-# Words of two letters are variables, but for these before another word.
+# Two letters are variables, except for these words before another word.
 _SHORT = re.compile("no|is|to|of|at|on|in|we|it|an|by|as|so|sq|cu")
 _POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _CONDITION = re.compile(r"(?:for|where|when|if|with|such that|as)\b")
-# What may end the words before an answer, if they are not marked as text.
+# Possible endings of the words before an answer, unless they are marked as text.
 _LABEL = re.compile(r"[:=]\s*$|\b(?:is|are|equals|about|approximately|around|roughly|exactly)\s*$")
 _BEFORE_ANSWERS = re.compile(r"^(?:\\(?:approx|therefore|Rightarrow|implies)(?![A-Za-z])|[=:])\s*")
-# Words before a number that are no label: `not 10` is not 10.
+# Words before a number that are not a label: `not 10` does not mean 10.
 _BOUND = re.compile(r"\b(?:not|(?:less|more|fewer|greater) than)\b")
 _NUMBER = re.compile(
     r"(?P<digits>[-+]?\d+(?:\.\d*)?|[-+]?\.\d+)"
@@ -127,13 +128,13 @@ _BASE = re.compile(r"\(?((?=[A-F]*\d)[\dA-F]+)\)?\s*_\s*(?:\{\s*(\d+)\s*\}|(\d+)
 
 @lru_cache(maxsize=1 << 14)
 def read(answer: str) -> Reading:
-    """Read an answer, in bounded time."""
+    """Parse an answer in bounded time."""
     if len(answer) > MAX_CHARACTERS:
         return Reading(form=answer, key=answer)
     text = _without_braces(canonical(answer))
     if len(text) > MAX_CHARACTERS:
         return Reading(form=text, key=text)
-    pieces = _joined(_pieces(text))
+    pieces = _join_pieces(_pieces(text))
     key = _key(text)
     maths = [piece for piece in pieces if not piece.is_words]
     label_only = bool(pieces) and pieces[0].is_words and not _is_label(pieces)
@@ -164,7 +165,7 @@ def read(answer: str) -> Reading:
 
 
 def _pieces(text: str) -> list[_Piece]:
-    """Return mathematics and words by turns; what stands in brackets is mathematics."""
+    """Split a text into alternating spans of mathematics and words; brackets are mathematics."""
     pieces: list[_Piece] = []
     depth = 0
     for match in _TOKEN.finditer(text):
@@ -182,7 +183,7 @@ def _pieces(text: str) -> list[_Piece]:
 
 
 def _is_punctuation(token: str, pieces: list[_Piece]) -> bool:
-    """Return whether a sign after words belongs to them; an equals sign does to a label."""
+    """Return whether a sign after words belongs to them; `=` belongs to a label at the front."""
     return token in (" ", "'", ",", ".", ":") or (token == "=" and len(pieces) == 1)
 
 
@@ -195,7 +196,7 @@ def _append(pieces: list[_Piece], token: str, *, is_words: bool, marked: bool) -
 
 
 def _is_word(run: str, text: str, start: int, pieces: list[_Piece]) -> bool:
-    """Return whether letters outside of brackets are a word, and no product of variables."""
+    """Return whether letters outside of brackets are a word, not a product of variables."""
     plain = run.casefold()
     last = pieces[-1] if pieces else None
     after = text[start + len(run) :][:2]
@@ -215,8 +216,8 @@ def _is_word(run: str, text: str, start: int, pieces: list[_Piece]) -> bool:
     return not product or (counted and spaced)
 
 
-def _joined(pieces: list[_Piece]) -> list[_Piece]:
-    """Join what is one: the elements of a list, a unit and its power; and drop a condition."""
+def _join_pieces(pieces: list[_Piece]) -> list[_Piece]:
+    """Join the elements of a list, and a unit with its power; drop a condition at the end."""
     joined: list[_Piece] = []
     for piece in pieces:
         words = piece.text.casefold().strip(" ,")
@@ -238,17 +239,17 @@ def _joined(pieces: list[_Piece]) -> list[_Piece]:
             last.text += piece.text
         else:
             joined.append(piece)
-    return [_trimmed(piece) for piece in joined if piece.text.strip(" ,.;")]
+    return [_trim(piece) for piece in joined if piece.text.strip(" ,.;")]
 
 
-def _trimmed(piece: _Piece) -> _Piece:
+def _trim(piece: _Piece) -> _Piece:
     if not piece.is_words:
         piece.text = _BEFORE_ANSWERS.sub("", piece.text.strip()).strip(" ,;")
     return piece
 
 
 def _is_label(pieces: list[_Piece]) -> bool:
-    """Return whether words at the front only announce an answer, or are its unit."""
+    """Return whether the words at the front only introduce an answer, or are its unit."""
     words = pieces[0].text.casefold()
     announced = pieces[0].marked or _LABEL.search(words) or canonical_unit(words)
     return len(pieces) > 1 and bool(announced) and not _BOUND.search(words)
@@ -265,7 +266,7 @@ def _parts(pieces: list[_Piece]) -> tuple[tuple[str, str], ...]:
 
 
 def _with_unit(text: str) -> tuple[str, str]:
-    """Return mathematics without the signs of a unit, and the unit."""
+    """Return mathematics without its unit signs, and the unit."""
     unit = ""
     if currency := _CURRENCY.search(text):
         unit = canonical_unit(currency[1] or currency[2])
@@ -295,7 +296,7 @@ def _key(text: str) -> str:
 
 
 def _without_spaces(text: str) -> str:
-    """Return a text without spaces, but for those between digits: `1 8` is not 18."""
+    """Remove the spaces of a text except those between digits: `1 8` is not 18."""
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
 
 
@@ -312,7 +313,7 @@ def _number(form: str) -> Fraction | None:
 
 
 def canonical_unit(words: str) -> str:
-    """Return the name of a known unit, with its power; empty for everything else.
+    """Return the canonical name of a known unit with its power; empty for any other text.
 
     >>> canonical_unit("centimeters^2"), canonical_unit("p.m."), canonical_unit("apples")
     ('cm^2', 'pm', '')

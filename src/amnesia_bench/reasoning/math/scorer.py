@@ -1,6 +1,6 @@
-r"""Mathematical answers: taken out of their box, compared with the gold answer, counted as votes.
+r"""Mathematical answers: extract them, compare them with the gold answer, count them as votes.
 
-The answer is what the last closed \boxed holds, or less strictly what stands for it.
+The answer is the content of the last closed \boxed. Flexible scorers accept an unboxed answer too.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from amnesia_bench.reasoning.math.pool import ComparisonPool
 from amnesia_bench.reasoning.task import Attempt, Row, ScoringResult
 from amnesia_bench.records.evaluation import Outcome, Verdict
 
-# Any other escaped character is skipped, so that `\{` and `\}` are no braces.
+# Any other escaped character is skipped, so `\{` and `\}` do not count as braces.
 _MARKS = re.compile(
     r"\\+(?:boxed|fbox|framebox)(?:\s*\{| +(?P<bare>[-+]?[.\d][^\s{}$\\]*))|\\.|[{}]", re.DOTALL
 )
-# What models write where the answer is to go.
+# Placeholders that models write instead of an answer.
 _PLACEHOLDER = re.compile(
     r"(?:\s|[.…?_$<>\[\]()]|\\(?:[ ,;:!_]|$)"
     r"|\\(?:[lc]?dots|dotsc|q?quad|square|underline|text\w*|mbox)(?![A-Za-z])|\\(?:phantom|hspace)\{[^{}]*\}|[{}]"
@@ -27,8 +27,8 @@ _PLACEHOLDER = re.compile(
     r")*"
 )
 _PLACEHOLDER_CHARACTERS = 60
-# Between boxes that belong together: a bullet, mathematics' own marks, "and", "or", a variable.
-# Possessive, since a newline may stand before a bullet or alone.
+# Text between boxes that belong together: a bullet, math delimiters, "and", "or", a variable. The
+# quantifier is possessive, since a newline can start a bullet or be plain white space.
 _BETWEEN = re.compile(
     r"(?>\n\s{0,8}(?:[-*]|\d\.)\s|\s|[$,;.&]|\\[()\[\],;! ]|\\q?quad"
     r"|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\b[A-Za-z](?:_\{?\d\}?)?\s*=)*+"
@@ -38,7 +38,7 @@ _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d
 
 @dataclass(frozen=True, kw_only=True)
 class _Box:
-    """Where a box is in a text, and where in it its content."""
+    """The position of a box in a text, and of its content."""
 
     start: int
     end: int
@@ -46,71 +46,70 @@ class _Box:
 
 
 def last_boxed(text: str, *, several: bool = False) -> str | None:
-    r"""Return what the last closed `\boxed{...}` (or `\fbox`, `\framebox`) holds; None without one.
+    r"""Return the content of the last closed `\boxed{...}` (or `\fbox`, `\framebox`), or None.
 
-    A box that was cut off does not count, nor does one that only repeats the request for an answer:
-    `\boxed{}`, `\boxed{...}`. Of nested boxes the outermost closed one counts; `\boxed 5` is 5. One
-    pass, whatever the text.
+    Boxes that are cut off or hold a placeholder (`\boxed{}`, `\boxed{...}`) are ignored. Of nested
+    boxes the outermost closed one counts. `\boxed 5` is 5. The text is scanned once.
 
     Args:
         text: an answer.
-        several: the gold answer is a list, so neighbouring boxes at the end are its elements:
+        several: whether the gold answer is a list, so adjacent boxes at the end are its elements:
             `\boxed{1} and \boxed{-2}` is `1,-2`.
     """
-    found = [box for box in _boxes(text) if not _is_placeholder(text[box.content].strip())]
-    if not found:
+    boxes = [box for box in _boxes(text) if not _is_placeholder(text[box.content].strip())]
+    if not boxes:
         return None
-    last = len(found) - 1
-    while several and last and _BETWEEN.fullmatch(text, found[last - 1].end, found[last].start):
-        last -= 1
-    return ",".join(dict.fromkeys(text[box.content].strip() for box in found[last:]))
+    first = len(boxes) - 1
+    while several and first and _BETWEEN.fullmatch(text, boxes[first - 1].end, boxes[first].start):
+        first -= 1
+    return ",".join(dict.fromkeys(text[box.content].strip() for box in boxes[first:]))
 
 
 def without_boxes(text: str) -> str:
-    """Return a text without its closed boxes, to be searched for an answer outside of them."""
+    """Remove the closed boxes from a text, to search for an answer outside of them."""
     starts = [0, *(box.end for box in _boxes(text))]
     ends = [*(box.start for box in _boxes(text)), len(text)]
     return " ".join(text[start:end] for start, end in zip(starts, ends, strict=True))
 
 
 def _boxes(text: str) -> list[_Box]:
-    """Return the outermost closed boxes in their order."""
-    opened: list[tuple[int, int] | None] = []  # per open brace: where a box and its content begin
-    found: list[_Box] = []
+    """Return the outermost closed boxes in the order of the text."""
+    # Per open brace: the start of its box and of the content; None if it is not a box.
+    opened: list[tuple[int, int] | None] = []
+    boxes: list[_Box] = []
     for mark in _MARKS.finditer(text):
         token = mark.group()
         if token == "{":
             opened.append(None)
         elif token == "}":
-            if place := opened.pop() if opened else None:
-                while found and found[-1].start > place[0]:
-                    found.pop()
-                inside = slice(place[1], mark.start())
-                found.append(_Box(start=place[0], end=mark.end(), content=inside))
+            if starts := opened.pop() if opened else None:
+                while boxes and boxes[-1].start > starts[0]:
+                    boxes.pop()
+                content = slice(starts[1], mark.start())
+                boxes.append(_Box(start=starts[0], end=mark.end(), content=content))
         elif token.endswith("{") and len(token) > 2:
             opened.append((mark.start(), mark.end()))
         elif mark["bare"]:
-            inside = slice(
-                mark.start("bare"), mark.start("bare") + len(mark["bare"].rstrip(".,;:"))
-            )
-            found.append(_Box(start=mark.start(), end=mark.end(), content=inside))
-    return found
+            start = mark.start("bare")
+            content = slice(start, start + len(mark["bare"].rstrip(".,;:")))
+            boxes.append(_Box(start=mark.start(), end=mark.end(), content=content))
+    return boxes
 
 
 def _is_placeholder(content: str) -> bool:
-    """Return whether an answer repeats the request for an answer, and holds none."""
+    """Return whether the content of a box is a placeholder, not an answer."""
     if len(content) > _PLACEHOLDER_CHARACTERS:
         return False
     return _PLACEHOLDER.fullmatch(content) is not None
 
 
 def last_number(text: str) -> str | None:
-    """Return the last number of a text, without its thousands separators; None without one."""
+    """Return the last number of a text without its thousands separators, or None."""
     numbers = _NUMBER.findall(text)
     return numbers[-1].replace(",", "") if numbers else None
 
 
-# How much of a text's end is searched for an answer without a box.
+# Length of the end of a text that is searched for an unboxed answer.
 _TAIL_CHARACTERS = 2000
 
 Votes = Generator[tuple[str, str], bool, list[int | None]]
@@ -118,12 +117,12 @@ Votes = Generator[tuple[str, str], bool, list[int | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class MathScorer:
-    r"""Judges by the last `\boxed` answer.
+    r"""Judges the last `\boxed` answer.
 
     Args:
-        gold: the gold answer of a problem.
-        unboxed: what to do without a box. None: there is no answer. `number`: take the last
-            number. `any`: take what math-verify finds in the last 2,000 characters.
+        gold: returns the gold answer of a problem.
+        unboxed: the answer of a text without a box. None: no answer. `number`: the last number.
+            `any`: the answer that math-verify finds in the last 2,000 characters.
     """
 
     gold: Callable[[Row], str]
@@ -136,12 +135,12 @@ class MathScorer:
     def judge(
         self, rows: Sequence[Row], attempts: Sequence[Attempt], pool: ComparisonPool
     ) -> ScoringResult:
-        """Judge as a call does, in processes that outlive it."""
+        """Judge attempts as `__call__` does, with the workers of an open pool."""
         golds = [self.gold(rows[attempt.key.doc]) for attempt in attempts]
         answers = self._extract(golds, attempts, pool)
-        # Problem by problem, as they are compared.
-        together = chain.from_iterable(zip(golds, answers, strict=True))
-        equality = Equality(pool, filter(None, together))
+        # Ordered by problem, as the answers are compared.
+        all_answers = chain.from_iterable(zip(golds, answers, strict=True))
+        equality = Equality(pool, filter(None, all_answers))
         judged = _judge(golds, answers, equality)
         votes = _vote(attempts, answers, equality)
         verdicts = tuple(
@@ -160,11 +159,11 @@ class MathScorer:
         if self.unboxed == "number":
             return [last_number(t) if a is None else a for t, a in zip(texts, answers, strict=True)]
         if self.unboxed == "any":
-            rest = {i: without_boxes(texts[i]) for i, a in enumerate(answers) if a is None}
-            tails = {i: text[-_TAIL_CHARACTERS:] for i, text in rest.items()}
-            searched = {i: tail for i, tail in tails.items() if tail.strip()}
-            found = pool.run([("find", tail) for tail in searched.values()])
-            for i, answer in zip(searched, found, strict=True):
+            unboxed = {i: without_boxes(texts[i]) for i, a in enumerate(answers) if a is None}
+            ends = {i: text[-_TAIL_CHARACTERS:] for i, text in unboxed.items()}
+            searched = {i: end for i, end in ends.items() if end.strip()}
+            replies = pool.run([("find", end) for end in searched.values()])
+            for i, answer in zip(searched, replies, strict=True):
                 answers[i] = (answer.strip() or None) if isinstance(answer, str) else None
         return answers
 
@@ -172,23 +171,23 @@ class MathScorer:
 def _judge(
     golds: Sequence[str], answers: Sequence[str | None], equality: Equality
 ) -> list[tuple[Outcome, str | None]]:
-    """Return outcome and detail per answer; pairs that occur more than once are compared once."""
-    found: dict[tuple[str, str], tuple[Outcome, str | None]] = {}
-    hard = []
+    """Return the outcome and detail of each answer; equal pairs are compared only once."""
+    outcomes: dict[tuple[str, str], tuple[Outcome, str | None]] = {}
+    undecided = []
     for gold, answer in dict.fromkeys(zip(golds, answers, strict=True)):
         if answer is None:
             continue
         if (equal := equality.known(gold, answer)) is not None:
-            found[gold, answer] = (Outcome.CORRECT if equal else Outcome.WRONG), None
+            outcomes[gold, answer] = (Outcome.CORRECT if equal else Outcome.WRONG), None
         elif (obstacle := equality.obstacle(answer)) is not None:
-            found[gold, answer] = obstacle
+            outcomes[gold, answer] = obstacle
         else:
-            hard.append((gold, answer))
-    for pair, reply in zip(hard, equality.ask("verify", hard), strict=True):
-        right = Outcome.CORRECT if reply is True else Outcome.WRONG
-        found[pair] = obstacle_of(reply) or (right, None)
+            undecided.append((gold, answer))
+    for pair, reply in zip(undecided, equality.ask("verify", undecided), strict=True):
+        outcome = Outcome.CORRECT if reply is True else Outcome.WRONG
+        outcomes[pair] = obstacle_of(reply) or (outcome, None)
     return [
-        (Outcome.NO_ANSWER, None) if answer is None else found[gold, answer]
+        (Outcome.NO_ANSWER, None) if answer is None else outcomes[gold, answer]
         for gold, answer in zip(golds, answers, strict=True)
     ]
 
@@ -196,10 +195,10 @@ def _judge(
 def _vote(
     attempts: Sequence[Attempt], answers: Sequence[str | None], equality: Equality
 ) -> tuple[int | None, ...]:
-    """Return the class of each answer among those to the same problem.
+    """Return the class of each answer among the answers to the same problem.
 
-    All problems go on side by side: each waits for one comparison at a time, and the processes
-    get these together.
+    Problems are classified concurrently: each waits for one comparison at a time, and the pool
+    gets the pending comparisons of all problems as one batch.
     """
     pairs = zip(attempts, answers, strict=True)
     groups = [
@@ -207,20 +206,20 @@ def _vote(
     ]
     running = {i: _classes(group) for i, group in enumerate(groups)}
     classes: dict[int, list[int | None]] = {}
-    asked: dict[int, tuple[str, str]] = {}
+    pending: dict[int, tuple[str, str]] = {}
     replies: dict[tuple[str, str], bool] = {}
     while running:
         for i, votes in list(running.items()):
             try:
-                pair = asked[i] if i in asked else next(votes)
+                pair = pending[i] if i in pending else next(votes)
                 while (equal := _equal(pair, replies, equality)) is not None:
                     pair = votes.send(equal)
-                asked[i] = pair
+                pending[i] = pair
             except StopIteration as done:
                 classes[i] = done.value
                 del running[i]
-        hard = list(dict.fromkeys(asked[i] for i in running))
-        for pair, reply in zip(hard, equality.ask("same", hard), strict=True):
+        undecided = list(dict.fromkeys(pending[i] for i in running))
+        for pair, reply in zip(undecided, equality.ask("same", undecided), strict=True):
             replies[pair] = reply is True
     return tuple(vote for i in range(len(groups)) for vote in classes[i])
 
@@ -237,9 +236,9 @@ def _equal(
 
 
 def _classes(answers: Sequence[str | None]) -> Votes:
-    """Put each answer into the first class whose first member it equals, or into a new one.
+    """Assign each answer to the first class whose first member it equals, or to a new class.
 
-    Asks for comparisons by yielding pairs.
+    The generator yields the pairs to compare and receives whether they are equal.
     """
     firsts: list[str] = []
     classes: list[int | None] = []

@@ -1,8 +1,8 @@
-"""The loop of a process that judges answers, one line of JSON each way.
+"""The loop of a worker process that judges answers: one line of JSON per request and per reply.
 
-The parent closes its end when it is done, or dies: either ends this process. An answer that takes
-more CPU time than allowed ends it too, by a signal of the kernel's that no code here can miss or
-catch: math-verify's own time limits are signal handlers, which wait for long operations to end.
+The process exits when the parent closes the pipe or dies. A request that exceeds the CPU time limit
+ends the process too, by the default action of a kernel signal, which works during any operation.
+math-verify's own time limits are Python signal handlers, which wait for long operations to finish.
 """
 
 from __future__ import annotations
@@ -28,26 +28,26 @@ def answer_requests(
     """Answer requests until the parent closes its end.
 
     Args:
-        seconds: CPU time per request; taking more ends the process.
-        memory_bytes: how much address space there is.
-        answer: returns the reply to a request, as JSON can write it; what it raises is a reply too.
-        prepare: loads what is slow to load, before the first request and off its clock.
+        seconds: CPU time limit per request; exceeding it ends the process.
+        memory_bytes: limit of the address space.
+        answer: returns the reply to a request as a JSON value; an exception becomes a reply too.
+        prepare: imports slow packages before the first request, outside its time limit.
     """
-    # Both are inherited: a parent that ignores the signal would switch the time limit off.
+    # Both settings are inherited: a parent that ignores the signal would disable the time limit.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.CRITICAL)
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints is no reply
+    os.dup2(2, 1)  # output of a library must not be read as a reply
     prepare()
     _send(replies, READY)
     for line in sys.stdin:
         signal.setitimer(signal.ITIMER_PROF, seconds)
         try:
             reply = answer(json.loads(line))
-        except Exception as error:  # whatever a hostile answer makes of a parser
+        except Exception as error:  # a hostile answer can make a parser raise anything
             reply = {"error": type(error).__name__}
         signal.setitimer(signal.ITIMER_PROF, 0)
         _send(replies, reply)

@@ -1,4 +1,4 @@
-"""The reasoning tasks by name. A new one is a module here and a line below."""
+"""The reasoning tasks by name. To add one, add a module here and a name to `TASKS`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ TASKS: Mapping[str, ReasoningTask] = MappingProxyType(
 
 
 def task_named(name: str) -> ReasoningTask:
-    """Return a task.
+    """Return the task of a name.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: there is no such task.
     """
     if name not in TASKS:
-        raise UserError(f"task {name}: not known", hint=nearest(name, list(TASKS)))
+        raise UserError(f"task {name}: no such task", hint=nearest(name, list(TASKS)))
     return TASKS[name]
 
 
 def load_eval(task: str, overrides: Sequence[str] = ()) -> EvalConfig:
-    """Load how the answers to a benchmark are drawn: configs/eval/TASK.yaml.
+    """Load the config of a benchmark, which sets how answers are sampled: configs/eval/TASK.yaml.
 
     Raises:
-        UserError: no such task, or an override is wrong.
+        UserError: there is no such task, or an override is wrong.
     """
     return load_option("eval", task, overrides, task_named(task).config)

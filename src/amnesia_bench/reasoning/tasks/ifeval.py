@@ -1,4 +1,4 @@
-"""IFEval: 541 prompts with instructions a program can check (Zhou et al. 2023)."""
+"""IFEval: 541 prompts with instructions that a program can check (Zhou et al. 2023)."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ def _message(row: Row) -> str:
 
 
 def _strict(rows: Sequence[Row], attempts: Sequence[Attempt]) -> ScoringResult:
-    """Judge each answer; a long one in a process of its own, whose time is bounded."""
+    """Judge each answer; long ones in worker processes with a time limit."""
     long = [a for a in attempts if len(a.text or "") > LONG_CHARACTERS and (a.text or "").strip()]
     requests = [(json.dumps(rows[a.key.doc], default=str), a.text or "") for a in long]
     for attempt in long:
-        instructions_of(rows[attempt.key.doc])  # a row that is not IFEval's is named here
+        instructions_of(rows[attempt.key.doc])  # raises a clear error if the row is not IFEval's
     with ComparisonPool(ifeval_checkers.__name__, "lm_eval") as pool:
         replies = dict(zip((a.key for a in long), pool.run(requests), strict=True))
     return ScoringResult(

@@ -1,4 +1,4 @@
-"""LiveCodeBench v5: problems of programming contests; right is what passes all tests."""
+"""LiveCodeBench v5: problems of programming contests; a correct program passes all tests."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def _message(row: Row) -> str:
 
 def _load(data: Path | None, limit: int | None, window: int) -> ProblemSet:
     problems = load_problems(window, path=data)
-    taken = problems[:limit]
+    used = problems[:limit]
     return ProblemSet(
-        rows=tuple({PROBLEM: problem} for problem in taken),
+        rows=tuple({PROBLEM: problem} for problem in used),
         origin=f"{REPOSITORY}@{REVISION}" if data is None else str(data.resolve()),
-        sha256=problems_identity(taken),
+        sha256=problems_identity(used),
         available=len(problems),
     )
 

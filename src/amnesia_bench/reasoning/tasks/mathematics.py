@@ -1,4 +1,4 @@
-"""The benchmarks whose answer is one number or formula: MATH500, GSM8K and AIME24."""
+"""The benchmarks whose answers are numbers or formulas: MATH500, GSM8K and AIME24."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.reasoning.math.scorer import MathScorer
 from amnesia_bench.reasoning.task import BenchmarkSource, ReasoningTask, Row
 
-_MARK = "####"  # before the number in an answer of GSM8K
-# Qwen2.5-Math's and Qwen3's; open-r1 says the same before the problem. The paper names none.
+_MARK = "####"  # precedes the number in an answer of GSM8K
+# The instruction of Qwen2.5-Math and Qwen3; open-r1 has it before the problem. The paper names no
+# instruction.
 STEP_BY_STEP = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
 def step_by_step(problem: str) -> str:
-    """Return a problem with the request to reason and to box the answer."""
+    """Append the instruction to reason step by step and to box the answer to a problem."""
     return f"{problem}\n{STEP_BY_STEP}"
 
 
@@ -29,10 +30,10 @@ def _answer(row: Row) -> str:
 
 
 def gsm8k_gold(row: Row) -> str:
-    """Return the number behind `####`, without its thousands separators.
+    """Return the number after `####`, without its thousands separators.
 
     Raises:
-        UserError: there is none.
+        UserError: the answer has no such number.
     """
     _, mark, answer = str(row["answer"]).rpartition(_MARK)
     number = answer.strip().replace(",", "")
