@@ -258,7 +258,7 @@ def test_fewer_samples_than_asked_for_are_no_result(
     assert "lm-eval scored 4 of the 6 samples asked for" in capsys.readouterr().err
     assert not (tmp_path / "out" / CELL / "cell.json").exists()
     assert evaluate(inputs, tmp_path / "more", *ours(inputs), "--samples", "7") == 2
-    assert f"{CELL} holds 6 prompts, 7 are asked for" in capsys.readouterr().err
+    assert f"{CELL} holds 6 prompts, but 7 are requested" in capsys.readouterr().err
     assert evaluate(inputs, tmp_path / "none", *ours(inputs), "--samples", "0") == 2
     assert not (tmp_path / "more").exists()
     assert not (tmp_path / "none").exists()

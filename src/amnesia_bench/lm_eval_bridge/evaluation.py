@@ -26,9 +26,10 @@ from amnesia_bench.lm_eval_bridge.niah_task import (
     official_task,
     prompt_set_task,
 )
-from amnesia_bench.recall.check_inputs import PromptSetChoice, open_prompt_sets_for
 from amnesia_bench.recall.measure import (
+    PromptSetChoice,
     PromptSetId,
+    open_prompt_sets_for,
     recall_cell,
     recall_of,
     recall_sample,

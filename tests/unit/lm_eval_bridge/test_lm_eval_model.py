@@ -175,7 +175,7 @@ def test_tasks_that_score_text_are_refused() -> None:
         ({}, "which checkpoint"),
         ({"pretrained": "m", "batch": 4}, "unknown --model_args batch"),
         ({"pretrained": "m", "dtype": "int3"}, "dtype=int3"),
-        ({"pretrained": "m", "engine": "vlm"}, "engine vlm: not known"),
+        ({"pretrained": "m", "engine": "vlm"}, "unknown engine vlm"),
         ({"pretrained": "no/such/folder"}, "no/such/folder"),
     ],
 )
