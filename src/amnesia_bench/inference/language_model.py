@@ -58,7 +58,7 @@ def catching_oom(num_tokens: int) -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Free the memory of failed work; call it after the `except` block, which still refers to it."""
+    """Free the memory of failed work; call it after the `except` block, which still holds it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
