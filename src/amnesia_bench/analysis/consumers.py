@@ -57,7 +57,7 @@ class HeadTotals:
 
 
 class HeadStatistics:
-    """Mean attention distance (Eq. 17), entropy, and attention mass of the last query on the needle.
+    """Mean attention distance (Eq. 17), entropy, and the last query's attention mass on the needle.
 
     Args:
         num_heads: heads per layer.

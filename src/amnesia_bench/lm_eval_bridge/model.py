@@ -175,7 +175,7 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
             if prompt_set.prompt(doc) != prompt.text:
                 raise UserError(
                     f"{prompt_set.name}, document {doc}: lm-eval changed the prompt",
-                    hint="Run NIAH without chat template, system instruction and few-shot examples.",
+                    hint="Run NIAH without chat template, system instruction and examples.",
                 )
             return with_special_tokens(self.tokenizer, prompt_set.tokens(doc))
         return np.asarray(self.tok_encode(prompt.text), dtype=np.int32)

@@ -189,7 +189,7 @@ def official_task(task: str, context_tokens: int, tokenizer: Path) -> LmEvalNiah
         except OSError as error:
             raise MissingEnvironmentError(
                 f"{task}: lm-eval cannot download the essays ({str(error).partition(chr(10))[0]})",
-                hint="Build the same prompts from a local file: amnesia niah build; then use --prompts.",
+                hint="Build the same prompts of a local file (amnesia niah build); use --prompts.",
             ) from error
 
     arguments = {"tokenizer": str(tokenizer), "max_seq_lengths": [context_tokens]}
@@ -203,8 +203,7 @@ def _refuse_code(tokenizer: Path) -> None:
         if file.exists() and "auto_map" in read_json(file):
             raise UserError(
                 f"{file}: refers to code (auto_map), which lm-eval's generator would run",
-                hint="Build the same prompts without running it: amnesia niah build; then use "
-                "--prompts.",
+                hint="Build the same prompts without it (amnesia niah build); use --prompts.",
             )
 
 
