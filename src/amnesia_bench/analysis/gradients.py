@@ -237,7 +237,7 @@ def _lean_backward(module: Any) -> Iterator[None]:
         for layer in layers:
             vars(layer).update(
                 gradient_checkpointing=True,
-                _gradient_checkpointing_func=checkpointing,
+                _gradient_checkpointing_func=recompute,
                 training=True,
             )
         yield
