@@ -1,4 +1,4 @@
-"""Data parallelism: one process per device, each with the model and a subtree of the prompts.
+"""Data parallelism: one process per device, each with the model and neighbouring prompts.
 
 The processes share nothing. A worker requests each prompt from its parent when it needs it, so
 prompts are still built on demand; answers are sent back one by one.

@@ -15,7 +15,7 @@ from amnesia_bench.inference.protocol import (
     Engine,
     EngineOptions,
     HeldEngine,
-    WatchedEngine,
+    ProgressEngine,
     silent,
 )
 from amnesia_bench.inference.transformers_engine import TransformersEngine
@@ -51,7 +51,7 @@ def open_engine(
         attn_logits_scaling=choice.attn_logits_scaling,
     )
     engine = load_engine(choice.name, candidate.folder, options)
-    return WatchedEngine(HeldEngine(engine, candidate.held), count)
+    return ProgressEngine(HeldEngine(engine, candidate.held), count)
 
 
 def load_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:

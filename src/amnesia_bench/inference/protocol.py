@@ -184,7 +184,7 @@ def silent(*_: object) -> None:
     """Report nothing."""
 
 
-class WatchedEngine:
+class ProgressEngine:
     """Wraps an engine, and reports its progress.
 
     Args:

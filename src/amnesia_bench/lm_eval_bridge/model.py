@@ -222,13 +222,13 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         )
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
-        """Refuse: engines only generate."""
+        """Raise UserError: engines only generate text."""
         raise _no_loglikelihood()
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> NoReturn:
-        """Refuse: engines only generate."""
+        """Raise UserError: engines only generate text."""
         raise _no_loglikelihood()
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> NoReturn:

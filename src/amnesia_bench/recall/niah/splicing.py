@@ -122,9 +122,9 @@ class SplicedText:
         """Whether the text keeps its tokens when other text is inserted before it."""
         # A short text has few places where a position-dependent tokenizer would differ.
         shifts = 1 if len(self.text) > _LONG_TEXT else len(_SHIFT)
-        return all(self._stays_behind(_SHIFT[first:]) for first in range(shifts))
+        return all(self._keeps_tokens_after(_SHIFT[first:]) for first in range(shifts))
 
-    def _stays_behind(self, shift: str) -> bool:
+    def _keeps_tokens_after(self, shift: str) -> bool:
         pieces: list[Span | str] = [shift, Span(0, len(self.text))]
         try:
             shifted = self.compose(pieces).ids()
