@@ -13,7 +13,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -177,28 +177,18 @@ def prepare_model(module: Any, limit: int | None = None) -> LanguageModel:
         UserError: the model returns no cache, or its context is too short for the test.
     """
     name = type(module).__name__
-    near = _CUT_TOKENS + _NEAR_TOKENS
-    if limit is not None and limit <= near:
-        raise UserError(
-            f"{name}: a context of {limit} tokens is too short to test its cache",
-            hint=f"Allow at least {near + 1}: --max-context-tokens N.",
-        )
+    probe = _probe_tokens(module, limit)
     if module.config._attn_implementation == "sdpa":
         module.set_attn_implementation(CAUSAL_SDPA)
     bare = LanguageModel(module, None, chunked_prefill=False, full_reason=None, joins_rows=False)
-    vocabulary = module.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator("cpu").manual_seed(0)
-    probe = torch.randint(0, vocabulary, (1, _PROBE_TOKENS), generator=generator)[:, :limit]
     whole, cache = bare.advance(None, probe)
     if cache is None:
         raise UserError(
             f"{name} returns no past_key_values: tokens cannot be generated one by one",
             hint="Models that keep their states in modules are not supported.",
         )
-    cache_class = _resumable_cache_class(cache)
-    model = LanguageModel(
-        module, cache_class, chunked_prefill=False, full_reason=None, joins_rows=False
-    )
+    model = replace(bare, cache_class=_resumable_cache_class(cache))
+    near = _CUT_TOKENS + _NEAR_TOKENS
     head, *pieces = probe.tensor_split([_CUT_TOKENS, near], dim=1)
     expected = [bare.advance(None, probe[:, :near])[0], whole]
     resumable: Any = model.advance(model.new_cache(), head)[1]
@@ -224,13 +214,21 @@ def prepare_model(module: Any, limit: int | None = None) -> LanguageModel:
         log.warning("prompts will not share prefixes: %s", reason)
     if not chunked:
         log.warning("prompts will be prefilled in one chunk: long ones need much memory")
-    return LanguageModel(
-        module,
-        cache_class,
-        chunked_prefill=chunked,
-        full_reason=reason,
-        joins_rows=chunked and _joins(model, probe, tolerance),
-    )
+    joins = chunked and _joins(model, probe, tolerance)
+    return replace(model, chunked_prefill=chunked, full_reason=reason, joins_rows=joins)
+
+
+def _probe_tokens(module: Any, limit: int | None) -> Tensor:
+    """Return random tokens [1, T] for the test of a cache."""
+    near = _CUT_TOKENS + _NEAR_TOKENS
+    if limit is not None and limit <= near:
+        raise UserError(
+            f"{type(module).__name__}: a context of {limit} tokens is too short to test its cache",
+            hint=f"Allow at least {near + 1}: --max-context-tokens N.",
+        )
+    vocabulary = module.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randint(0, vocabulary, (1, _PROBE_TOKENS), generator=generator)[:, :limit]
 
 
 def _joins(model: LanguageModel, probe: Tensor, tolerance: float) -> bool:
