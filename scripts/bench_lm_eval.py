@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tests.support.fake_engine import FakeEngine
 
+from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.lm_eval_bridge.evaluation import NiahEvaluation
-from amnesia_bench.recall.measure import Candidate
 from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.requests.recall import BuildPromptsRequest

@@ -174,7 +174,7 @@ def test_autocorrelation_has_a_record_and_a_figure_per_reading(
         ("autocorrelation --data CHAINS --max-distance 4000", "longer than the largest distance"),
         ("distance --checkpoint PRE", "one of the arguments --prompts --data is required"),
         ("distance --checkpoint PRE --prompts NIAH", "prompts of 700, 800 tokens"),
-        ("distance --checkpoint PRE --prompts CHAINS", "not of NIAH prompts"),
+        ("distance --checkpoint PRE --prompts CHAINS", "not NIAH prompts"),
         ("distance --checkpoint a=PRE --checkpoint a=POST --prompts NIAH", "a is given twice"),
         ("maps --checkpoint PRE --prompts NIAH --lengths 700", "--heads is missing"),
         ("maps --checkpoint PRE --prompts NIAH --lengths 700 --heads 1.0", "no softmax head 1.0"),

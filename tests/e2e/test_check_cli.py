@@ -47,13 +47,13 @@ def check(
 ) -> Callable[[dict[str, float]], Run]:
     """Return what makes a command of planted accuracies; without any, loading a model fails."""
     from amnesia_bench.recall import check as opening
-    from amnesia_bench.recall import check_inputs
+    from amnesia_bench.recall import measure
 
     def planted(accuracies: dict[str, float]) -> Run:
         monkeypatch.setattr(
             opening,
             "open_prompt_sets_for",
-            lambda folder, tokenizer, choice: check_inputs.pick_prompt_sets(
+            lambda folder, tokenizer, choice: measure.pick_prompt_sets(
                 [FakePromptSet("niah_single_2", length, 100) for length in (1024, 8192)],
                 choice,
             ),
@@ -118,7 +118,7 @@ def test_no_regression_exits_with_0_and_undecided_with_a_warning(
     [
         (["--samples", "0"], "--samples 0: must be at least 1"),
         (["--samples", "-5"], "--samples -5"),
-        (["--samples", "101"], "holds 100 prompts, 101 are asked for"),
+        (["--samples", "101"], "holds 100 prompts, but 101 are requested"),
         (["--margin", "-1"], "--margin -1: must be from 0 to below 95 points"),
         (["--margin", "nan"], "--margin nan: must be"),
         (["--tasks", "niah_single_9"], "no task 'niah_single_9'"),
@@ -222,7 +222,7 @@ def test_checkpoints_that_cannot_be_compared_are_refused_before_a_model_is_loade
 CHILD = """
 import sys, time
 from amnesia_bench.cli.main import main
-from amnesia_bench.recall import check as opening, check_inputs
+from amnesia_bench.recall import check as opening, measure
 from tests.support.fake_prompt_sets import FakePromptSet, PlantedEngine
 
 class Slow(PlantedEngine):
@@ -231,7 +231,7 @@ class Slow(PlantedEngine):
         return super().text(request)
 
 held = [FakePromptSet("niah_single_2", length, 100) for length in (1024, 8192)]
-opening.open_prompt_sets_for = lambda *args: check_inputs.pick_prompt_sets(held, args[2])
+opening.open_prompt_sets_for = lambda *args: measure.pick_prompt_sets(held, args[2])
 opening.open_engine = lambda choice, candidate, **_: Slow(0.9, seed=len(candidate.role))
 sys.exit(main(sys.argv[1:]))
 """

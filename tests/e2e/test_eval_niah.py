@@ -255,10 +255,10 @@ def test_fewer_samples_than_asked_for_are_no_result(
     install(FakeEngine(oracle))
     lm_eval_makes(SAMPLES - 2)
     assert evaluate(inputs, tmp_path / "out", "--official-data") == 4
-    assert "lm-eval scored 4 of the 6 samples asked for" in capsys.readouterr().err
+    assert "lm-eval scored 4 of the 6 requested samples" in capsys.readouterr().err
     assert not (tmp_path / "out" / CELL / "cell.json").exists()
     assert evaluate(inputs, tmp_path / "more", *ours(inputs), "--samples", "7") == 2
-    assert f"{CELL} holds 6 prompts, 7 are asked for" in capsys.readouterr().err
+    assert f"{CELL} holds 6 prompts, but 7 are requested" in capsys.readouterr().err
     assert evaluate(inputs, tmp_path / "none", *ours(inputs), "--samples", "0") == 2
     assert not (tmp_path / "more").exists()
     assert not (tmp_path / "none").exists()
@@ -278,13 +278,15 @@ def test_without_essays_or_with_code_the_official_generator_is_refused(
     _, prepare_niah = lm_eval_niah()
     monkeypatch.setattr(prepare_niah.datasets, "load_dataset", offline)
     assert evaluate(inputs, tmp_path / "out", "--official-data") == 6
-    assert "lm-eval cannot fetch the essays (no network)" in capsys.readouterr().err
+    assert "lm-eval cannot download the essays (no network)" in capsys.readouterr().err
     coded = Inputs(save_checkpoint(tmp_path / "coded"), inputs.prompts, inputs.texts)
     config = json.loads((coded.checkpoint / "config.json").read_text())
     config["auto_map"] = {"AutoTokenizer": [None, "evil.Tokenizer"]}
     (coded.checkpoint / "config.json").write_text(json.dumps(config))
     assert evaluate(coded, tmp_path / "out", "--official-data") == 2
-    assert "names code (auto_map), which lm-eval's generator would run" in capsys.readouterr().err
+    assert (
+        "refers to code (auto_map), which lm-eval's generator would run" in capsys.readouterr().err
+    )
     assert not (tmp_path / "out").exists()
 
 

@@ -137,7 +137,7 @@ def test_rank_layers(inputs: Path, tmp_path: Path) -> None:
     written = [(tmp_path / f"{name}.json").read_bytes() for name in ("command", "python")]
     assert written[0] == written[1]
     assert len(ranking.layers) == 3
-    assert lines[0] == "the whole model answers"
+    assert lines[0] == "evaluating the whole model"
 
 
 def test_mistakes_are_the_same_in_python(inputs: Path, tmp_path: Path) -> None:

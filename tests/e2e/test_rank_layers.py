@@ -176,7 +176,7 @@ def test_without_network_the_way_out_is_named(task: str, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(requests.Session, "request", refuse)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
-    with pytest.raises(MissingEnvironmentError, match="cannot be fetched") as caught:
+    with pytest.raises(MissingEnvironmentError, match="cannot be downloaded") as caught:
         load_retrieval_tasks((task,), byte_tokenizer(), None)
     assert "--data DIR" in str(caught.value)
 
@@ -186,11 +186,11 @@ def test_without_network_the_way_out_is_named(task: str, monkeypatch: pytest.Mon
     [
         ("fda.jsonl", None, "fda.jsonl: no such file"),
         ("fda.jsonl", "", "fda.jsonl: holds no rows"),
-        ("fda.jsonl", '{"text": "a"}\n', "fda.jsonl:1: no object with text and value"),
+        ("fda.jsonl", '{"text": "a"}\n', "fda.jsonl:1: not an object with text and value"),
         ("swde.jsonl", '{"text": "a", "value": "b"}\n{\n', "swde.jsonl:2: not JSON"),
         ("dev-v2.0.json", None, "dev-v2.0.json: no such file"),
-        ("dev-v2.0.json", '{"data": [{}]}', "not of the form of SQuAD's"),
-        ("dev-v2.0.json", '{"data": []}', "holds no question with an answer"),
+        ("dev-v2.0.json", '{"data": [{}]}', "not in the format of SQuAD's"),
+        ("dev-v2.0.json", '{"data": []}', "contains no question with an answer"),
     ],
 )
 def test_bad_data_is_named_before_anything_is_measured(

@@ -83,7 +83,7 @@ def test_the_pooled_curve_is_of_layers_without_a_window():
 
 def test_texts_and_windows_that_leave_nothing_to_fit_are_refused():
     model, texts = _measured("mistral_window"), _texts(2)
-    with pytest.raises(UserError, match="every softmax layer has a window, of 4 tokens at most"):
+    with pytest.raises(UserError, match="every softmax layer has a window of at most 4 tokens"):
         gradients_by_distance(model, texts, 20, PARENTS, np.random.default_rng(0))
     with pytest.raises(UserError, match="texts of 40 tokens are too short"):
         gradients_by_distance(model, texts, 40, PARENTS, np.random.default_rng(0))
@@ -94,7 +94,7 @@ def test_prompts_without_needles_have_no_map():
     with pytest.raises(UserError, match="the prompt has no needle"):
         attention_maps(model, Prompt(tokens, None), [(0, 0)], 8, "pre", PARENTS)
     for needle in ((5, 5), (30, TOKENS + 1), (-1, 3)):
-        with pytest.raises(UserError, match="is not in its prompt of 40 tokens"):
+        with pytest.raises(UserError, match="is outside of its prompt of 40 tokens"):
             Prompt(tokens, needle)
     record = head_distances(model, [Prompt(tokens, None)], "pre", PARENTS).record
     assert {each.needle_mass for each in record.heads} == {None}
@@ -104,7 +104,7 @@ def test_texts_that_are_trained_at_their_beginning_only_reach_no_further():
     model, (text,) = _measured("llama"), _texts(1).taken
     trained = np.arange(TOKENS) == 12  # predicted at token 11: distances up to 11
     texts = Texts("early", TOKENS, (Text(text.tokens, trained),), 0, 0)
-    with pytest.raises(UserError, match="no gradient comes from a distance of 12 tokens"):
+    with pytest.raises(UserError, match="the gradient at a distance of 12 tokens is zero"):
         gradients_by_distance(model, texts, 20, PARENTS, np.random.default_rng(0))
     record = gradients_by_distance(model, texts, 11, PARENTS, np.random.default_rng(0))
     assert (record.n, record.fit.rate.interval, record.curve.low) == (1, None, ())

@@ -289,7 +289,7 @@ def test_attention_outside_of_the_interface_is_refused_by_name(monkeypatch):
     )
     with pytest.raises(UserError, match=message) as raised:
         measured(model, "folder", layers)
-    assert "seen in layers [0, 1, 3]" in str(raised.value)
+    assert "observed in layers [0, 1, 3]" in str(raised.value)
 
 
 def test_a_model_without_softmax_layers_is_refused(make_model):

@@ -1,1 +1,1 @@
-"""Why it happens: where gradients and attention of softmax layers reach, measured exactly."""
+"""Why recall is lost: exact measurements of the gradients and attention of softmax layers."""

@@ -1,4 +1,4 @@
-"""The folder that an analysis writes: its records as JSON, and what was drawn of them."""
+"""The output folder of an analysis: its records as JSON, and their figures."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_analysis(
     parents: Sequence[Parent],
     provenance: Provenance,
 ) -> None:
-    """Write `out`, whole or not at all: NAME.json of each record, NAME.svg of each figure.
+    """Write `out` atomically: NAME.json for each record, NAME.svg for each figure.
 
     Raises:
         UserError: `out` exists.

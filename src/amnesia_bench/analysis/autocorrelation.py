@@ -1,4 +1,4 @@
-"""How much likelier than by chance a token comes again, by distance (Appendix G; Figure 3, left).
+"""Autocorrelation of tokens by distance: excess over chance (Appendix G; Figure 3, left).
 
 Shapes: N texts, W resamplings, D distances, V token types.
 """
@@ -30,25 +30,26 @@ RATIO, MEAN = "ratio_of_sums", "mean_of_correlations"
 def autocorrelations(
     texts: Texts, max_distance: int, data: Parent, rng: np.random.Generator
 ) -> tuple[Autocorrelation, ...]:
-    """Return both readings of the autocorrelation, and how fast each decays.
+    """Return both readings of the autocorrelation, and the decay of each.
 
-    The formula is lost in the text of the paper that we have: hence two readings, see
-    `records.attention.Autocorrelation`. With m_v(d) the share of pairs at distance d whose tokens
-    are both v and pi_v its frequency, they are sums over v of w_v (m_v(d) - pi_v^2), divided by
-    the same sum at distance 0: w_v is 1 in the first, 1 / (1 - pi_v) in the second.
+    The text of the paper that we have lacks the formula, hence two readings; see
+    `records.attention.Autocorrelation`. Let m_v(d) be the share of pairs at distance d whose tokens
+    are both v, and pi_v the frequency of v. Each reading is the sum over v of
+    w_v (m_v(d) - pi_v^2), divided by the same sum at distance 0. w_v is 1 in the first reading and
+    1 / (1 - pi_v) in the second.
 
     Args:
-        texts: each longer than the largest distance.
+        texts: texts that are longer than the largest distance.
         max_distance: the largest distance, in tokens.
-        data: the parent.
+        data: the data as a parent of the record.
         rng: draws the resamplings of texts.
 
     Raises:
-        UserError: fewer than two texts, one that is too short, or a single token type.
+        UserError: there are fewer than two texts, a text is too short, or all tokens are equal.
     """
     tokens = [text.tokens for text in texts.taken]
     if len(tokens) < 2:
-        raise UserError(f"{texts.source}: {len(tokens)} texts; an interval takes at least two")
+        raise UserError(f"{texts.source}: {len(tokens)} texts; an interval needs at least two")
     if (shortest := min(map(len, tokens))) <= max_distance:
         raise UserError(
             f"{texts.source}: a text of {shortest} tokens is too short for the largest distance, "
@@ -56,7 +57,9 @@ def autocorrelations(
         )
     types, row, of_text = _numbered(tokens)
     if len(types) < 2:
-        raise UserError(f"{texts.source}: all tokens are the same; nothing can be correlated")
+        raise UserError(
+            f"{texts.source}: all tokens are equal; an autocorrelation needs two token types"
+        )
     resamplings = draw_weights(len(tokens), rng)
     frequency = np.bincount(row) / len(row)
     records = []
@@ -87,9 +90,9 @@ def autocorrelations(
 def _numbered(
     tokens: Sequence[NDArray[np.int32]],
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the token types [V], all texts end to end in numbers of these, and whose each is."""
+    """Return the token types [V], and for each token of all texts its type and text index."""
     types, row = np.unique(np.concatenate(tokens), return_inverse=True)
-    of_text = np.repeat(np.arange(len(tokens)), [len(each) for each in tokens])
+    of_text = np.repeat(np.arange(len(tokens)), [len(text) for text in tokens])
     return types, row.astype(np.int64), of_text
 
 
@@ -115,9 +118,9 @@ def _curve(
     def reading(times: Floats) -> Floats:
         counted = np.bincount(row, weights=times[of_text], minlength=len(weight))
         frequency = counted / counted.sum()
-        chance, whole = weight @ frequency**2, weight @ frequency
+        chance, at_zero = weight @ frequency**2, weight @ frequency
         shares = (times @ matches) / (times @ pairs)
-        result: Floats = (shares - chance) / (whole - chance)
+        result: Floats = (shares - chance) / (at_zero - chance)
         return result
 
     replicates = np.stack([reading(times) for times in resamplings])

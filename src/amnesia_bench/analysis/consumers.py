@@ -1,4 +1,4 @@
-"""What is added up of the blocks that a probe shows: histograms, head statistics, pooled maps.
+"""Consumers that accumulate the blocks of a probe: histograms, head statistics, pooled maps.
 
 Shapes: B batch, T tokens, H query heads, R queries of a block, E keys of a block, S size of a map.
 """
@@ -19,7 +19,7 @@ class DistanceHistogram:
 
     Attributes:
         sums: layer -> [H, T], the sum of the values of all pairs at each distance from 0.
-        pairs: layer -> [T], how many visible pairs there are at each distance (of one head).
+        pairs: layer -> [T], the number of visible pairs of one head at each distance.
     """
 
     def __init__(self, num_heads: int, tokens: int) -> None:
@@ -41,7 +41,7 @@ class DistanceHistogram:
         self.sums[block.layer][heads, reach] += values
         if block.first_head == 0:
             visible = sums_by_distance(block.visible.float()).sum(dim=(0, 1))
-            # The pattern of a batch whose rows all see the same stands there once.
+            # If all rows of a batch have the same pattern, it is stored once.
             times = block.values.shape[0] // block.visible.shape[0]
             self.pairs[block.layer][reach] += visible * times
 
@@ -57,12 +57,12 @@ class HeadTotals:
 
 
 class HeadStatistics:
-    """Mean attention distance (Eq. 17), entropy, and the mass that the last query has on a needle.
+    """Mean attention distance (Eq. 17), entropy, and the last query's attention mass on the needle.
 
     Args:
-        num_heads: of a layer.
-        tokens: of the prompt.
-        needle: its first token, and one past its last; None without one.
+        num_heads: heads per layer.
+        tokens: length of the prompt.
+        needle: the needle's first token, and one past its last; None without a needle.
     """
 
     def __init__(self, num_heads: int, tokens: int, needle: tuple[int, int] | None) -> None:
@@ -103,11 +103,11 @@ class HeadStatistics:
 
 
 class PooledMaps:
-    """Attention maps of chosen heads, max-pooled to at most S x S while they stream by.
+    """Attention maps of chosen heads, max-pooled block by block to at most S x S.
 
     Args:
         heads: pairs of layer and head.
-        tokens: of the prompt.
+        tokens: length of the prompt.
         size: S.
     """
 

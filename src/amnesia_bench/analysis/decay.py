@@ -1,4 +1,4 @@
-"""Exponential fits of curves by distance, and what resampling whole texts says of them.
+"""Exponential fits of curves by distance, with bootstrap intervals over whole texts.
 
 Shapes: N texts, W resamplings, D distances.
 """
@@ -17,15 +17,15 @@ Floats = NDArray[np.float64]
 RESAMPLINGS = 1000
 _LEVEL = 0.95
 METHOD = "document_bootstrap"
-# A line through fewer points is no fit.
+# A line through fewer points is not a fit.
 MIN_DISTANCES = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """A curve [D], the same of each resampling [W, D], and the distance of its first value.
+    """A curve [D], the curve of each resampling [W, D], and the distance of the first value.
 
-    W is 0 where there is a single text.
+    W is 0 for a single text.
     """
 
     values: Floats
@@ -33,9 +33,9 @@ class Resampled:
     first: int
 
     def part(self, first: int, last: int) -> Resampled:
-        """Return distances `first` to `last`, both included."""
-        piece = slice(first - self.first, last - self.first + 1)
-        return Resampled(self.values[piece], self.resamplings[:, piece], first)
+        """Return the curve from distance `first` to `last`, both included."""
+        part = slice(first - self.first, last - self.first + 1)
+        return Resampled(self.values[part], self.resamplings[:, part], first)
 
     @property
     def distances(self) -> Floats:
@@ -59,14 +59,14 @@ class Resampled:
 
 
 def draw_weights(texts: int, rng: np.random.Generator) -> Floats:
-    """Return how often each text is in each resampling [W, N]; none for a single text."""
+    """Return the count of each text in each resampling [W, N]; W is 0 for a single text."""
     if texts < 2:
         return np.zeros((0, texts))
     return rng.multinomial(texts, np.full(texts, 1 / texts), size=RESAMPLINGS).astype(np.float64)
 
 
 def resample_ratio(sums: Floats, counts: Floats, weights: Floats, first: int = 0) -> Resampled:
-    """Return sums over counts by distance, of all texts and of each resampling.
+    """Return sums divided by counts at each distance, for all texts and each resampling.
 
     Args:
         sums: [N, D].
@@ -80,7 +80,7 @@ def resample_ratio(sums: Floats, counts: Floats, weights: Floats, first: int = 0
 
 
 def bootstrap_value(value: float, resamplings: Floats) -> BootstrapValue:
-    """Return a value with the percentiles of its resamplings [W] as interval."""
+    """Return a value with the percentile interval of its resamplings [W]."""
     if not len(resamplings):
         return BootstrapValue(value=float(value), interval=None)
     low, high = _ends(resamplings[:, None])
@@ -89,19 +89,20 @@ def bootstrap_value(value: float, resamplings: Floats) -> BootstrapValue:
 
 
 def fit_decay(curve: Resampled, *, by_precision: bool = False) -> DecayFit:
-    """Fit a line to the logarithms of a curve (Eq. 16), and to those of each resampling.
+    """Fit a line to the logarithm of a curve (Eq. 16), and to that of each resampling.
 
     Args:
-        curve: values above zero. A resampling leaves out what is not.
-        by_precision: weigh distances by the inverse variance of their logarithm (value over its
-            standard error, squared): for curves that sink into noise. Else all count the same.
+        curve: positive values. Values of a resampling that are not positive are ignored.
+        by_precision: weight distances by the inverse variance of their logarithm (value over its
+            standard error, squared), for curves that decay into noise. Otherwise all weights are
+            equal.
     """
     x = curve.distances
     weight = np.ones_like(x)
     if by_precision and len(curve.resamplings):
         error = np.maximum(curve.resamplings.std(axis=0, ddof=1), np.finfo(float).tiny)
         weight = (curve.values / error) ** 2
-        # No distance decides alone: where all texts agree exactly, its error is zero.
+        # Limits the weight of a distance at which all texts agree exactly: its error is zero.
         weight = np.minimum(weight, 1e6 * np.median(weight))
     intercept, slope, r_squared = _line(x, np.log(curve.values), weight)
     rates = []
@@ -119,7 +120,7 @@ def fit_decay(curve: Resampled, *, by_precision: bool = False) -> DecayFit:
 
 
 def describe_tail(curve: Resampled, *, by_precision: bool = False) -> Tail:
-    """Fit the two halves of a curve, and compare the far one with the near one continued."""
+    """Fit both halves of a curve, and compare the far half with the extrapolated near half."""
     middle = (curve.first + curve.last) // 2
     near, far = curve.part(curve.first, middle), curve.part(middle + 1, curve.last)
     fit = fit_decay(near, by_precision=by_precision)
@@ -139,27 +140,27 @@ def describe_tail(curve: Resampled, *, by_precision: bool = False) -> Tail:
 
 
 def reach_of(sums: Floats, weights: Floats, share: float) -> BootstrapValue:
-    """Return the smallest distance within which a share of all magnitude lies.
+    """Return the smallest distance that contains a share of the total magnitude.
 
     Args:
-        sums: magnitude by distance from 0, of each text [N, D].
+        sums: magnitude by distance from 0 for each text [N, D].
         weights: [W, N].
         share: from 0 to 1.
     """
 
     def reach(totals: Floats) -> NDArray[np.intp]:
-        cumulated = totals.cumsum(axis=-1)
-        distance: NDArray[np.intp] = (cumulated < share * cumulated[..., -1:]).sum(axis=-1)
+        cumulative = totals.cumsum(axis=-1)
+        distance: NDArray[np.intp] = (cumulative < share * cumulative[..., -1:]).sum(axis=-1)
         return distance
 
     return bootstrap_value(float(reach(sums.sum(axis=0))), reach(weights @ sums).astype(np.float64))
 
 
 def from_peak(curve: Resampled) -> Resampled:
-    """Return the stretch that can be fitted: from the largest value on, as long as it is above 0.
+    """Return the part that can be fitted: from the peak to the last distance that is above 0.
 
-    Above with the whole interval. What comes before the peak does not decay: in prose a token
-    hardly ever follows itself. Empty where not even the peak is above zero.
+    The whole interval must be above 0. Before the peak the curve does not decay: in prose, a token
+    hardly ever follows itself. The result is empty if not even the peak is above 0.
     """
     peak = int(curve.values.argmax())
     low = _ends(curve.resamplings)[0][peak:]
@@ -176,12 +177,12 @@ def _ends(resamplings: Floats) -> tuple[Floats, Floats]:
 
 
 def _line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float, float]:
-    """Return intercept, slope and R squared of the weighted least squares."""
+    """Return intercept, slope and R squared of a weighted least-squares line."""
     share = weight / weight.sum()
     mean_x, mean_y = share @ x, share @ y
     spread = share @ (x - mean_x) ** 2
     slope = float(share @ ((x - mean_x) * (y - mean_y)) / spread)
     intercept = float(mean_y - slope * mean_x)
-    left = float(share @ (y - intercept - slope * x) ** 2)
-    whole = float(share @ (y - mean_y) ** 2)
-    return intercept, slope, 1 - left / whole if whole > 0 else 1.0
+    residual = float(share @ (y - intercept - slope * x) ** 2)
+    total = float(share @ (y - mean_y) ** 2)
+    return intercept, slope, 1 - residual / total if total > 0 else 1.0

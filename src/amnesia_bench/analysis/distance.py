@@ -1,4 +1,4 @@
-"""How far back the heads of a model look (Eq. 17), and what a fine-tune changed in that.
+"""The mean attention distance of each head (Eq. 17), and its change by a fine-tune.
 
 Shapes: N prompts, H heads of all measured layers.
 """
@@ -30,7 +30,7 @@ from amnesia_bench.records.attention import (
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Tokens int32 [T], and the needle's first token and one past its last; None without one."""
+    """Tokens int32 [T], and the needle: its first token and one past its last, or None."""
 
     tokens: NDArray[np.int32]
     needle: tuple[int, int] | None
@@ -38,14 +38,14 @@ class Prompt:
     def __post_init__(self) -> None:
         if self.needle is not None and not 0 <= self.needle[0] < self.needle[1] <= len(self.tokens):
             raise UserError(
-                f"a needle at tokens {self.needle[0]} to {self.needle[1]} is not in its prompt of "
-                f"{len(self.tokens)} tokens"
+                f"the needle at tokens {self.needle[0]} to {self.needle[1]} is outside of its "
+                f"prompt of {len(self.tokens)} tokens"
             )
 
 
 @dataclass(frozen=True, eq=False)
 class MeasuredHeads:
-    """The record of one checkpoint, and the distances of its heads on every prompt [N, H]."""
+    """The record of one checkpoint, and the distances of its heads on each prompt [N, H]."""
 
     record: HeadDistances
     distances: Floats
@@ -63,18 +63,18 @@ def head_distances(
     Args:
         model: the model.
         prompts: at least one.
-        role: of the checkpoint: pre, post, restored.
-        parents: of the checkpoint and of the prompts.
-        report: is called with how many prompts are done, and of how many.
+        role: the checkpoint's role: pre, post or restored.
+        parents: the identities of the checkpoint and the prompts.
+        report: called with the number of finished prompts and the total.
     """
     readings: list[Floats] = []  # [3, layers * heads] per prompt
     for i, prompt in enumerate(prompts):
         if report is not None:
             report(i, len(prompts))
-        seen = HeadStatistics(model.num_heads, len(prompt.tokens), prompt.needle)
-        with torch.no_grad(), probing(model.module, weights=seen):
+        statistics = HeadStatistics(model.num_heads, len(prompt.tokens), prompt.needle)
+        with torch.no_grad(), probing(model.module, weights=statistics):
             _forward(model, prompt)
-        by_layer = [torch.stack(seen.means(layer)) for layer in model.softmax_layers]
+        by_layer = [torch.stack(statistics.means(layer)) for layer in model.softmax_layers]
         readings.append(torch.cat(by_layer, dim=1).numpy())
     values = np.stack(readings)  # [N, 3, H]
     distance, entropy, mass = values.mean(axis=0)
@@ -107,11 +107,11 @@ def distance_shift(
     """Compare two checkpoints on the same prompts, head by head.
 
     Raises:
-        UserError: they do not have the same heads.
+        UserError: the checkpoints have different heads.
     """
     one, other = first.record, second.record
-    heads = [(each.layer, each.head) for each in one.heads]
-    if heads != [(each.layer, each.head) for each in other.heads]:
+    heads = [(reading.layer, reading.head) for reading in one.heads]
+    if heads != [(reading.layer, reading.head) for reading in other.heads]:
         raise UserError(
             f"{one.checkpoint.location} and {other.checkpoint.location} have different softmax "
             "layers or heads",
@@ -133,9 +133,9 @@ def distance_shift(
 
 def _ranked(heads: Sequence[HeadShift]) -> tuple[LayerShift, ...]:
     layers: dict[int, list[float]] = {}
-    for each in heads:
-        layers.setdefault(each.layer, []).append(each.shift.value)
-    found = [
+    for head in heads:
+        layers.setdefault(head.layer, []).append(head.shift.value)
+    shifts_by_layer = [
         LayerShift(
             layer=layer,
             shortened=sum(shift < 0 for shift in shifts),
@@ -144,7 +144,9 @@ def _ranked(heads: Sequence[HeadShift]) -> tuple[LayerShift, ...]:
         )
         for layer, shifts in layers.items()
     ]
-    return tuple(sorted(found, key=lambda e: (-e.shortened, e.mean_shift, e.layer)))
+    return tuple(
+        sorted(shifts_by_layer, key=lambda row: (-row.shortened, row.mean_shift, row.layer))
+    )
 
 
 def attention_maps(
@@ -159,30 +161,30 @@ def attention_maps(
 
     Args:
         model: the model.
-        prompt: with a needle.
+        prompt: a prompt with a needle.
         heads: pairs of layer and head.
-        size: rows and columns of a map, at most.
-        role: of the checkpoint.
-        parents: of the checkpoint and of the prompts.
+        size: maximum number of rows and columns of a map.
+        role: the checkpoint's role.
+        parents: the identities of the checkpoint and the prompts.
 
     Raises:
-        UserError: the prompt has no needle, or the model no such head.
+        UserError: the prompt has no needle, or the model does not have a head.
     """
     if prompt.needle is None:
         raise UserError(
-            "the prompt has no needle, and a map shows where one is found",
+            "the prompt has no needle, which an attention map needs",
             hint="Build prompts with needles: amnesia niah build",
         )
-    there = _heads(model)
+    model_heads = _heads(model)
     for layer, head in heads:
-        if (layer, head) not in there:
+        if (layer, head) not in model_heads:
             raise UserError(
                 f"{model.name}: no softmax head {layer}.{head}",
-                hint=f"Softmax layers are {list(model.softmax_layers)}, of {model.num_heads} heads "
-                "each.",
+                hint=f"The softmax layers are {list(model.softmax_layers)}, with {model.num_heads} "
+                "heads each.",
             )
-    seen = PooledMaps(heads, len(prompt.tokens), size)
-    with torch.no_grad(), probing(model.module, weights=seen):
+    pooled_maps = PooledMaps(heads, len(prompt.tokens), size)
+    with torch.no_grad(), probing(model.module, weights=pooled_maps):
         _forward(model, prompt)
     return tuple(
         PooledAttention(
@@ -199,7 +201,7 @@ def attention_maps(
             ),
             settings=model.settings,
         )
-        for (layer, head), pooled in seen.maps.items()
+        for (layer, head), pooled in pooled_maps.maps.items()
     )
 
 

@@ -1,4 +1,4 @@
-"""How far back the loss of a text pulls on attention: |dL/ds| by distance (Figure 3, right).
+"""The gradients of the loss by the attention logits, |dL/ds|, by distance (Figure 3, right).
 
 Shapes: N texts, W resamplings, T tokens of a text, M hidden size, H query heads.
 """
@@ -36,7 +36,7 @@ from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.attention import GradientsByDistance, LayerGradients, Reach
 
-# Logits of this many positions at a time: 256 x 151,936 floats are 156 MB.
+# Number of positions whose logits are in memory: 256 x 151,936 floats are 156 MB.
 _LOSS_POSITIONS = 256
 Report = Callable[[int, int], None]
 
@@ -45,8 +45,8 @@ Report = Callable[[int, int], None]
 class Histograms:
     """Sums of |dL/ds| and numbers of pairs by distance.
 
-    `sums` has layer -> [N, T] over its heads, `head_sums` layer -> [H, T] over the texts, `pairs`
-    layer -> [T] of one head of one text.
+    `sums` is layer -> [N, T], summed over heads; `head_sums` is layer -> [H, T], summed over texts;
+    `pairs` is layer -> [T], for one head of one text.
     """
 
     sums: dict[int, Floats]
@@ -58,22 +58,22 @@ def check_distance(tokens: int, max_distance: int) -> None:
     """Check the largest distance of a fit.
 
     Raises:
-        UserError: texts of so many tokens do not reach that far, or it leaves nothing to fit.
+        UserError: the distance is too large for texts of `tokens` tokens, or too small for a fit.
     """
     if max_distance >= tokens:
         raise UserError(
-            f"--max-distance {max_distance}: texts of {tokens} tokens are too short for it",
+            f"--max-distance {max_distance}: texts of {tokens} tokens are too short",
             hint=f"The largest distance between two of their tokens is {tokens - 1}.",
         )
     if max_distance < 2 * MIN_DISTANCES:
         raise UserError(
             f"--max-distance {max_distance}: too few distances for a fit and its tail",
-            hint=f"Give at least {2 * MIN_DISTANCES}.",
+            hint=f"Use at least {2 * MIN_DISTANCES}.",
         )
 
 
 def histograms_of(model: MeasuredModel, texts: Texts, report: Report | None = None) -> Histograms:
-    """Run every text forward and backward through a model."""
+    """Return the histograms of a forward and backward pass over each text."""
     by_text: list[dict[int, Floats]] = []
     head_sums: dict[int, Floats] = {}
     pairs: dict[int, Floats] = {}
@@ -81,15 +81,15 @@ def histograms_of(model: MeasuredModel, texts: Texts, report: Report | None = No
         for i, text in enumerate(texts.taken):
             if report is not None:
                 report(i, len(texts.taken))
-            seen = DistanceHistogram(model.num_heads, len(text.tokens))
-            with probing(model.module, gradients=seen):
+            histogram = DistanceHistogram(model.num_heads, len(text.tokens))
+            with probing(model.module, gradients=histogram):
                 _backward(model, text)
-            found = {layer: each.cpu().numpy() for layer, each in seen.sums.items()}
-            by_text.append({layer: each.sum(axis=0) for layer, each in found.items()})
-            for layer, of_heads in found.items():
-                head_sums[layer] = head_sums.get(layer, 0.0) + of_heads
-                pairs[layer] = seen.pairs[layer].cpu().numpy()
-    sums = {layer: np.stack([each[layer] for each in by_text]) for layer in model.softmax_layers}
+            text_sums = {layer: sums.cpu().numpy() for layer, sums in histogram.sums.items()}
+            by_text.append({layer: sums.sum(axis=0) for layer, sums in text_sums.items()})
+            for layer, by_head in text_sums.items():
+                head_sums[layer] = head_sums.get(layer, 0.0) + by_head
+                pairs[layer] = histogram.pairs[layer].cpu().numpy()
+    sums = {layer: np.stack([row[layer] for row in by_text]) for layer in model.softmax_layers}
     return Histograms(sums, head_sums, pairs)
 
 
@@ -101,38 +101,38 @@ def gradients_by_distance(
     rng: np.random.Generator,
     report: Report | None = None,
 ) -> GradientsByDistance:
-    """Measure |dL/ds| by distance on texts of equal length, and how fast it decays.
+    """Measure |dL/ds| by distance on texts of equal length, and fit its decay.
 
     Args:
         model: the model.
-        texts: of equal length.
+        texts: texts of equal length.
         max_distance: the largest distance of the curve and of its fit, in tokens.
-        parents: of the checkpoint and of the data.
+        parents: the identities of the checkpoint and the data.
         rng: draws the resamplings of texts.
-        report: is called with how many texts are done, and of how many.
+        report: called with the number of finished texts and the total.
 
     Raises:
-        UserError: texts are shorter than the largest distance, or no gradient comes from there.
+        UserError: texts are too short for the largest distance, or a gradient there is zero.
         StageFailedError: gradients are not finite.
     """
     assert texts.tokens is not None
     check_distance(texts.tokens, max_distance)
-    found = histograms_of(model, texts, report)
+    histograms = histograms_of(model, texts, report)
     pooled = model.full_layers or model.softmax_layers
     weights = draw_weights(len(texts.taken), rng)
-    sums = np.sum([found.sums[layer] for layer in pooled], axis=0)
-    pairs = model.num_heads * np.sum([found.pairs[layer] for layer in pooled], axis=0)
-    # A window lets no pair beyond it be seen: where no layer is without one, the curve ends there.
+    sums = np.sum([histograms.sums[layer] for layer in pooled], axis=0)
+    pairs = model.num_heads * np.sum([histograms.pairs[layer] for layer in pooled], axis=0)
+    # Pairs beyond a sliding window are not visible: if all layers have one, the curve ends there.
     curve = slice(0, min(max_distance + 1, int(np.count_nonzero(pairs))))
     if curve.stop <= 2 * MIN_DISTANCES:
         raise UserError(
-            f"{model.name}: every softmax layer has a window, of {curve.stop} tokens at most: too "
+            f"{model.name}: every softmax layer has a window of at most {curve.stop} tokens: too "
             "few distances for a fit and its tail"
         )
     counts = np.broadcast_to(pairs[curve], sums[:, curve].shape)
     means = resample_ratio(sums[:, curve], counts, weights)
     decaying = means.part(1, means.last)
-    _check_everywhere(decaying, texts.source)
+    _check_positive(decaying, texts.source)
     return GradientsByDistance(
         source=texts.source,
         checkpoint=parents[0],
@@ -145,40 +145,40 @@ def gradients_by_distance(
         fit=fit_decay(decaying),
         tail=describe_tail(decaying),
         reach=_reach(sums, weights),
-        layers=_by_layer(model, found, weights, curve),
+        layers=_by_layer(model, histograms, weights, curve),
         settings={**model.settings, "loss": "sum over trained tokens, nats"},
     )
 
 
-def _check_everywhere(curve: Resampled, source: str) -> None:
-    """Refuse a curve without a logarithm: the fit would be NaN."""
+def _check_positive(curve: Resampled, source: str) -> None:
+    """Refuse a curve with values that have no logarithm: the fit would be NaN."""
     if not np.isfinite(curve.values).all():
-        raise StageFailedError(f"{source}: the gradients of the model are not finite numbers")
-    nothing = np.flatnonzero(curve.values <= 0)
-    if len(nothing):
-        distance = curve.first + int(nothing[0])
+        raise StageFailedError(f"{source}: the gradients of the model are NaN or infinite")
+    zeros = np.flatnonzero(curve.values <= 0)
+    if len(zeros):
+        distance = curve.first + int(zeros[0])
         raise UserError(
-            f"{source}: no gradient comes from a distance of {distance} tokens: what is trained "
-            "lies too near the beginning of the texts",
+            f"{source}: the gradient at a distance of {distance} tokens is zero: the trained "
+            "tokens are too close to the beginning of the texts",
             hint=f"--max-distance {distance - 1}, or other data.",
         )
 
 
 def _by_layer(
-    model: MeasuredModel, found: Histograms, weights: Floats, curve: slice
+    model: MeasuredModel, histograms: Histograms, weights: Floats, curve: slice
 ) -> tuple[LayerGradients, ...]:
     layers = []
     for layer in model.softmax_layers:
-        texts = len(found.sums[layer])
-        pairs = np.maximum(found.pairs[layer][curve] * texts * model.num_heads, 1)
+        sums = histograms.sums[layer]
+        pairs = np.maximum(histograms.pairs[layer][curve] * len(sums) * model.num_heads, 1)
         layers.append(
             LayerGradients(
                 layer=layer,
-                mean=tuple((found.sums[layer].sum(axis=0)[curve] / pairs).tolist()),
-                reach=_reach(found.sums[layer], weights),
+                mean=tuple((sums.sum(axis=0)[curve] / pairs).tolist()),
+                reach=_reach(sums, weights),
                 head_half_reach=tuple(
-                    int(reach_of(sums[None], np.zeros((0, 1)), 0.5).value)
-                    for sums in found.head_sums[layer]
+                    int(reach_of(head_sums[None], np.zeros((0, 1)), 0.5).value)
+                    for head_sums in histograms.head_sums[layer]
                 ),
             )
         )
@@ -190,10 +190,10 @@ def _reach(sums: Floats, weights: Floats) -> Reach:
 
 
 def _backward(model: MeasuredModel, text: Text) -> None:
-    """Compute the gradient of the summed loss of a text, for the probe to see."""
+    """Backpropagate the summed loss of a text; the probe sees the gradients."""
     ids = torch.from_numpy(text.tokens.astype(np.int64)).to(model.device)
     targets_at = torch.from_numpy(text.trained.nonzero()[0]).to(model.device)
-    # What comes behind the last target has no gradient, but its pairs are counted with the others.
+    # Tokens after the last target have no gradient, but their pairs are counted.
     embedded = model.module.get_input_embeddings()(ids[None]).detach().requires_grad_()
     if model.head_only:
         output = model.module.base_model(inputs_embeds=embedded, use_cache=False)
@@ -208,7 +208,7 @@ def _backward(model: MeasuredModel, text: Text) -> None:
 
 
 def _loss_gradient(model: MeasuredModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Return the gradient [N, M] of the summed cross-entropy, few logits at a time."""
+    """Return the gradient [N, M] of the summed cross-entropy, in chunks of positions."""
     gradients: list[Tensor] = []
     for start in range(0, len(targets), _LOSS_POSITIONS):
         chunk = slice(start, start + _LOSS_POSITIONS)
@@ -222,26 +222,28 @@ def _loss_gradient(model: MeasuredModel, hidden: Tensor, targets: Tensor) -> Ten
 
 @contextmanager
 def _lean_backward(module: Any) -> Iterator[None]:
-    """Freeze the parameters, and keep the activations of one layer at a time.
+    """Freeze the parameters, and turn on gradient checkpointing for each layer.
 
-    A layer is checkpointed where it says that it is in training. Only it does: its parts stay in
-    evaluation, without dropout.
+    transformers checkpoints only layers in training mode. The flag is set on the layer itself; its
+    submodules stay in evaluation mode, without dropout.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    layers = [each for each in module.modules() if isinstance(each, GradientCheckpointingLayer)]
-    before = [dict(vars(layer)) for layer in layers]
-    again = partial(checkpoint, use_reentrant=False)
+    layers = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]
+    saved = [dict(vars(layer)) for layer in layers]
+    recompute = partial(checkpoint, use_reentrant=False)
     try:
         for parameter in parameters:
             parameter.requires_grad_(False)
         for layer in layers:
             vars(layer).update(
-                gradient_checkpointing=True, _gradient_checkpointing_func=again, training=True
+                gradient_checkpointing=True,
+                _gradient_checkpointing_func=recompute,
+                training=True,
             )
         yield
     finally:
         for parameter in parameters:
             parameter.requires_grad_(True)
-        for layer, variables in zip(layers, before, strict=True):
+        for layer, variables in zip(layers, saved, strict=True):
             vars(layer).clear()
             vars(layer).update(variables)

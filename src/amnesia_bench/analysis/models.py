@@ -1,4 +1,4 @@
-"""A model to measure: loaded from a checkpoint, its softmax layers known and reached by the probe.
+"""Load a checkpoint as a model to measure, and check that the probe reaches its softmax layers.
 
 Shapes: B batch, T tokens, V vocabulary.
 """
@@ -23,15 +23,15 @@ from amnesia_bench.weights.attention_map import attention_map
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import parent_by_contents
 
-_TRIED_TOKENS = 4
+_PROBE_TOKENS = 4
 
 
 @dataclass(frozen=True, eq=False)
 class MeasuredModel:
-    """A causal LM in evaluation mode, and the softmax layers that the probe reaches in it.
+    """A causal LM in evaluation mode, and the softmax layers that the probe reaches.
 
-    `name` is what messages call it. `full_layers` are the softmax layers without a window.
-    `head_only` is whether its logits are those of the head alone (no scale or cap behind it).
+    `name` is its name in messages. `full_layers` are the softmax layers without a window.
+    `head_only` is whether its logits are the output of the head (without scale or cap after it).
     """
 
     module: Any
@@ -43,27 +43,27 @@ class MeasuredModel:
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go in."""
+        """The device of the input embeddings."""
         device: torch.device = self.module.get_input_embeddings().weight.device
         return device
 
     @property
     def settings(self) -> dict[str, str]:
-        """What a measurement depends on besides the checkpoint."""
+        """The settings of a measurement besides the checkpoint."""
         return {"dtype": str(self.module.dtype).removeprefix("torch."), "device": self.device.type}
 
 
 def open_model(folder: Path, role: str) -> tuple[MeasuredModel, Parent]:
-    """Load a checkpoint for measuring; on a GPU where there is one, in float32 on a CPU.
+    """Load a checkpoint for measuring, on a GPU if one is available, else in float32 on the CPU.
 
     No code in the folder is run.
 
     Returns:
-        The model, and its entry in manifests as `role`.
+        The model, and its identity as a parent with the role `role`.
 
     Raises:
-        UserError: no causal LM, an architecture that is not known, no softmax layer, or attention
-            that the probe does not reach.
+        UserError: the folder holds no causal LM, its architecture is unknown, it has no softmax
+            layer, or the probe does not reach its attention.
     """
     checkpoint = open_checkpoint(folder)
     layers = _softmax_layers(checkpoint)
@@ -93,28 +93,29 @@ def open_model(folder: Path, role: str) -> tuple[MeasuredModel, Parent]:
 
 
 def _softmax_layers(checkpoint: Checkpoint) -> dict[int, LayerKind]:
-    found = attention_map(checkpoint.config, checkpoint.shapes)
+    attention = attention_map(checkpoint.config, checkpoint.shapes)
     return {
-        layer: found.layer_kinds[layer] for layer in found.layers(LayerKind.FULL, LayerKind.SLIDING)
+        layer: attention.layer_kinds[layer]
+        for layer in attention.layers(LayerKind.FULL, LayerKind.SLIDING)
     }
 
 
 def measured(module: Any, name: str, layers: dict[int, LayerKind]) -> MeasuredModel:
-    """Try the probe in a model, with a few tokens.
+    """Test the probe on a model with a few tokens, and return the model.
 
     Args:
         module: a causal LM.
-        name: what messages call it.
+        name: its name in messages.
         layers: its softmax layers and their kinds.
 
     Raises:
-        UserError: there is no such layer, or the probe does not reach exactly these.
+        UserError: the model has no softmax layer, or the probe does not reach exactly `layers`.
     """
     family = module.config.model_type
     if not layers:
         raise UserError(
-            f"{name}: {family} has no softmax layer, whose attention could be measured",
-            hint="Give a model with at least one layer of softmax attention.",
+            f"{name}: {family} has no softmax layer to measure",
+            hint="Use a model with at least one layer of softmax attention.",
         )
     module.eval()
     heads: dict[int, int] = {}
@@ -123,21 +124,21 @@ def measured(module: Any, name: str, layers: dict[int, LayerKind]) -> MeasuredMo
         last = block.first_head + block.values.shape[1]
         heads[block.layer] = max(heads.get(block.layer, 0), last)
 
-    ids = torch.arange(_TRIED_TOKENS, device=module.get_input_embeddings().weight.device)[None]
+    ids = torch.arange(_PROBE_TOKENS, device=module.get_input_embeddings().weight.device)[None]
     with torch.no_grad(), probing(module, weights=count):
         logits = module(input_ids=ids, use_cache=False).logits
         output = module.base_model(input_ids=ids, use_cache=False)
         hidden = getattr(output, "last_hidden_state", None)
         if hidden is None:
             raise UserError(
-                f"{name}: {family} has no decoder below its head that gives hidden states",
+                f"{name}: {family} has no decoder that returns hidden states",
                 hint="Such a model cannot be measured.",
             )
         head_only = torch.allclose(logits, module.get_output_embeddings()(hidden))
     if sorted(heads) != sorted(layers):
         raise UserError(
             f"{name}: the attention of {family} does not go through transformers' attention "
-            f"interface (seen in layers {sorted(heads) or 'none'}, softmax attention is in "
+            f"interface (observed in layers {sorted(heads) or 'none'}, softmax attention is in "
             f"{sorted(layers)})",
             hint="Such a model cannot be measured.",
         )
@@ -146,6 +147,6 @@ def measured(module: Any, name: str, layers: dict[int, LayerKind]) -> MeasuredMo
 
 
 def logits_of(model: MeasuredModel, hidden: Tensor) -> Tensor:
-    """Return the logits [..., V] of hidden states, for a model whose head is all there is."""
+    """Return the logits [..., V] of hidden states, for a model with `head_only`."""
     logits: Tensor = model.module.get_output_embeddings()(hidden)
     return logits

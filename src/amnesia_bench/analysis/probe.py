@@ -1,9 +1,9 @@
 """A probe in the softmax layers of any model that uses transformers' attention interface.
 
-While `probing`, a model computes what it computes with SDPA, forward and backward. Consumers see
-the softmax weights of each layer in the forward, and the magnitudes of the gradients of its logits
-in the backward, a block of queries at a time. No tensor of a layer outlives it, and no hook is
-left behind.
+Inside `probing`, a model computes the same forward and backward pass as with SDPA. Consumers get
+the softmax weights of each layer in the forward pass, and the gradient magnitudes of its logits in
+the backward pass, one block of queries at a time. Tensors of a layer are freed after it, and no
+hook remains.
 
 Shapes: B batch, T tokens, H query heads, G key/value heads, D head dim.
 """
@@ -33,7 +33,7 @@ from amnesia_bench.modeling.causal_attention import causal_sdpa
 
 PROBE = "amnesia_probe"
 BLOCK_QUERIES = 256
-# Options of attention functions that change the logits or the softmax; SDPA knows none of them.
+# Options of attention functions that change the logits or the softmax; SDPA does not support them.
 _BEYOND_SOFTMAX = ("softcap", "s_aux", "sinks", "position_bias")
 
 
@@ -55,28 +55,28 @@ def probing(
     gradients: Consumer | None = None,
     block_queries: int = BLOCK_QUERIES,
 ) -> Iterator[None]:
-    """Show consumers what the softmax layers of a model do inside the block.
+    """Call consumers with the attention of the softmax layers of a model inside the block.
 
     Args:
-        model: a model of transformers. Afterwards it has the attention function that it had.
-        weights: is called with the softmax weights of each forward.
-        gradients: is called with |dL/ds| in each backward.
-        block_queries: queries at a time.
+        model: a model of transformers. Its attention function is restored afterwards.
+        weights: called with the softmax weights in each forward pass.
+        gradients: called with |dL/ds| in each backward pass.
+        block_queries: queries per block.
     """
     config = model.config
     parts = {key: getattr(config, key) for key in config.sub_configs}
-    before = {"": config._attn_implementation} | {
+    saved = {"": config._attn_implementation} | {
         key: part._attn_implementation for key, part in parts.items() if part is not None
     }
     if _active:
-        raise RuntimeError("one probe at a time")
+        raise RuntimeError("only one probe can be active")
     _active.append(_Probe(weights, gradients, block_queries))
     try:
         model.set_attn_implementation(PROBE)
         yield
     finally:
         _active.clear()
-        model.set_attn_implementation(before)
+        model.set_attn_implementation(saved)
 
 
 def probe_attention(  # noqa: PLR0913 - transformers' attention interface
@@ -89,23 +89,23 @@ def probe_attention(  # noqa: PLR0913 - transformers' attention interface
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend as SDPA does, without dropout, and show the active probe what happens.
+    """Compute SDPA attention without dropout, and call the consumers of the active probe.
 
     Args:
-        module: the caller, whose `layer_idx` names the layer.
+        module: the calling module, with its layer index in `layer_idx`.
         query: [B, H, T, D].
         key: [B, G, T, D].
         value: [B, G, T, D].
-        attention_mask: what `visible_pairs` made.
-        scaling: factor on the logits; D^-1/2 when None.
+        attention_mask: the result of `visible_pairs`.
+        scaling: factor on the logits; None means D^-1/2.
         dropout: ignored.
-        **options: for transformers' own function.
+        **options: further options of transformers' attention interface.
 
     Returns:
         The output [B, T, H, D], and None.
 
     Raises:
-        UserError: attention of a kind that is more than softmax(scale q k^T + mask) v.
+        UserError: the attention is not of the form softmax(scale q k^T + mask) v.
     """
     (probe,) = _active
     _check_kind(module, query, key, attention_mask, options)
@@ -131,7 +131,7 @@ def probe_attention(  # noqa: PLR0913 - transformers' attention interface
 
 
 class _GradientTap(torch.autograd.Function):
-    """The identity; its backward shows the gradient that comes through to a consumer."""
+    """The identity function; its backward pass sends the incoming gradient to a consumer."""
 
     @staticmethod
     def forward(
@@ -152,7 +152,7 @@ class _GradientTap(torch.autograd.Function):
 def _attend_in_blocks(
     module: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], pairs: MaskedPairs, scale: float | None
 ) -> Tensor:
-    """Attend with a mask that is made for a block of queries, and again in its backward."""
+    """Attend block by block; the mask of a block is built in both forward and backward."""
     query, key, value = qkv
     block_queries = _active[0].block_queries
 
@@ -168,8 +168,8 @@ def _attend_in_blocks(
     for start in range(0, query.shape[2], block_queries):
         stop = min(start + block_queries, query.shape[2])
         if torch.is_grad_enabled():
-            again: Any = checkpoint(attend, start, stop, query, key, value, use_reentrant=False)
-            outputs.append(again)
+            output: Any = checkpoint(attend, start, stop, query, key, value, use_reentrant=False)
+            outputs.append(output)
         else:
             outputs.append(attend(start, stop, query, key, value))
     return torch.cat(outputs, dim=1)
@@ -185,12 +185,12 @@ def _check_kind(
     if options.get("is_causal") is False or not getattr(module, "is_causal", True):
         raise UserError(f"{name}: its attention is not causal")
     if query.shape[2] != key.shape[2]:
-        raise UserError(f"{name}: {query.shape[2]} queries see {key.shape[2]} keys: no prefill")
+        raise UserError(f"{name}: {query.shape[2]} queries see {key.shape[2]} keys: not a prefill")
     if mask is not None and not isinstance(mask, MaskedPairs):
-        raise UserError(f"{name}: it makes an attention mask of its own, not by transformers")
+        raise UserError(f"{name}: it does not build its attention mask with transformers")
     layer = getattr(module, "layer_idx", None)
-    if not isinstance(layer, int) or layer < 0:  # blocks that several layers share
-        raise UserError(f"{name}: its attention does not say which layer it belongs to")
+    if not isinstance(layer, int) or layer < 0:  # a block that several layers share
+        raise UserError(f"{name}: its attention has no layer index")
 
 
 AttentionInterface.register(PROBE, probe_attention)

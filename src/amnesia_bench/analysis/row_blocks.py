@@ -1,4 +1,4 @@
-"""Softmax attention a block of queries at a time: nothing of T x T is ever kept.
+"""Softmax attention one block of queries at a time: no T x T tensor is ever stored.
 
 Shapes: B batch, T tokens, H query heads, G key/value heads, D head dim, R queries of a block,
 E keys of a block.
@@ -23,9 +23,9 @@ _SUMMED_ROWS = 64
 class RowBlock:
     """Values of query-key pairs: softmax weights, or magnitudes of gradients.
 
-    Queries are `first_query` to before `stop`, keys `first_key` to before `stop`, heads
-    `first_head` and those after it. `values` is [B, heads, R, E], and zero for every pair that is
-    not `visible` [B or 1, 1, R, E]. The pairs of a query that is padding are not visible.
+    The queries are [first_query, stop), the keys [first_key, stop), and the heads start at
+    `first_head`. `values` is [B, heads, R, E], and zero for every pair that is not `visible`
+    [B or 1, 1, R, E]. The pairs of a padding query are not visible.
     """
 
     layer: int
@@ -41,7 +41,7 @@ Consumer = Callable[[RowBlock], None]
 
 
 class VisiblePairs(Protocol):
-    """Which keys each query sees."""
+    """The keys that each query sees."""
 
     def block(self, start: int, stop: int) -> tuple[int, Tensor]:
         """Return the first key that queries [start, stop) see, and the pairs from there to `stop`.
@@ -52,7 +52,7 @@ class VisiblePairs(Protocol):
 
 
 class CausalPairs:
-    """Every query sees itself and all before it."""
+    """Causal attention: every query sees itself and all earlier keys."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -63,10 +63,10 @@ class CausalPairs:
 
 
 class MaskedPairs:
-    """What a mask of transformers lets see, made for the queries that are asked for.
+    """The visible pairs of a transformers mask, built for each block of queries.
 
-    Padding, windows, packed documents and patterns of a model's own: whatever `call`, the
-    arguments of transformers' mask functions, describes.
+    Covers padding, windows, packed documents and patterns of the model: everything that `call`,
+    the arguments of transformers' mask functions, describes.
     """
 
     def __init__(self, call: dict[str, Any]) -> None:
@@ -88,7 +88,10 @@ class MaskedPairs:
 
 
 def visible_pairs(**call: Any) -> MaskedPairs | None:
-    """Return the mask of a forward as transformers' mask functions do; None where plain causal."""
+    """Return the mask of a forward pass, None if it is plainly causal.
+
+    The signature is that of transformers' mask functions.
+    """
     window = call.get("local_size")
     if window is not None and window >= call["kv_length"]:
         call["local_size"] = None
@@ -97,7 +100,7 @@ def visible_pairs(**call: Any) -> MaskedPairs | None:
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """One call of the attention of one layer: query [B, H, T, D], key and value [B, G, T, D]."""
+    """One attention call of one layer: query [B, H, T, D], key and value [B, G, T, D]."""
 
     layer: int
     query: Tensor
@@ -113,7 +116,7 @@ class AttentionCall:
             yield block
 
     def gradients(self, upstream: Tensor) -> Iterator[RowBlock]:
-        """Yield |dL/ds| of the logits s after scale, rotation and mask.
+        """Yield |dL/ds| for the logits s after scale, rotation and mask.
 
         dL/ds_ij = alpha_ij (g_i . v_j - g_i . o_i), where g_i . o_i = sum_j alpha_ij g_i . v_j.
 
@@ -170,10 +173,10 @@ class AttentionCall:
 
 
 def sums_by_distance(values: Tensor) -> Tensor:
-    """Add up a block along its diagonals: [..., R, E] to float64 [..., E], by distance from 0.
+    """Sum a block [..., R, E] along its diagonals: float64 [..., E], by distance from 0.
 
-    The last query sees the last key at distance 0. Each row is moved to the right by one more than
-    the row after it, through strides alone, so that a diagonal becomes a column.
+    The last query sees the last key at distance 0. Strides shift each row to the right by one more
+    than the next row, which turns diagonals into columns.
     """
     queries, keys = values.shape[-2:]
     padded = torch.nn.functional.pad(values, (queries - 1, 0))
@@ -181,7 +184,7 @@ def sums_by_distance(values: Tensor) -> Tensor:
     size = (*values.shape[:-2], queries, keys)
     diagonals = padded.as_strided(size, (*outer, keys + queries, 1))
     sums = torch.zeros(*diagonals.shape[:-2], keys, dtype=torch.float64, device=values.device)
-    # On a CPU a sum in float64 first copies what it adds up: few rows at a time stay in its cache.
+    # On a CPU, a float64 sum first copies its input: a few rows at a time stay in the cache.
     for start in range(0, queries, _SUMMED_ROWS):
         rows = diagonals[..., start : start + _SUMMED_ROWS, :]
         sums += rows.sum(dim=-2, dtype=torch.float64)

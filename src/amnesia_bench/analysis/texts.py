@@ -1,4 +1,4 @@
-"""What is measured on: the texts of a data store, each of the same length, and which are trained.
+"""The texts of a data store for measurements, and which of their tokens are trained.
 
 Shapes: T tokens of a text.
 """
@@ -25,10 +25,10 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Texts of equal length (of any length for a `tokens` of None) from one source of data.
+    """Texts of one data source, of equal length (of any length if `tokens` is None).
 
-    `too_short` and `untrained` count those that were left out before there were enough: shorter
-    than `tokens`, or without a trained token among those taken.
+    `too_short` and `untrained` count the skipped texts: shorter than `tokens`, or without a trained
+    token in the part that is used.
     """
 
     source: str
@@ -39,10 +39,10 @@ class Texts:
 
 
 def texts_of(store: SequenceStore) -> Iterator[Text]:
-    """Yield the texts of a data store as a model sees them: documents, or sequences.
+    """Yield the texts of a data store as a model sees them: documents or sequences.
 
-    Documents where the store says that they are isolated; else whole sequences. Padding is no
-    part of either. The first token of a text has none before it, and is never a target.
+    A store with isolated documents yields documents, any other store whole sequences, both without
+    padding. The first token of a text has no context, so it is never a target.
     """
     for i in range(store.num_sequences):
         sequence = store.sequence(i)
@@ -62,10 +62,10 @@ def _documents(sequence: PackedSequence) -> Iterator[slice]:
 
 
 def equal_texts(store: SequenceStore, source: str, tokens: int, samples: int) -> Texts:
-    """Take the first `tokens` tokens of the first `samples` texts that have as many.
+    """Take the first `tokens` tokens of the first `samples` texts that are long enough.
 
     Raises:
-        UserError: no text is long enough, or none of those has a trained token among them.
+        UserError: no text is long enough, or none of them has a trained token in this part.
     """
     taken: list[Text] = []
     too_short = untrained = longest = 0
@@ -88,19 +88,19 @@ def equal_texts(store: SequenceStore, source: str, tokens: int, samples: int) ->
     if not taken:
         raise UserError(
             f"{store.folder}: no text of {source} has a trained token among its first {tokens}",
-            hint="Gradients come from trained tokens alone: give a larger --tokens, or data of "
-            "which more is trained.",
+            hint="Only trained tokens have gradients: use a larger --tokens, or data with more "
+            "trained tokens.",
         )
     return Texts(source, tokens, tuple(taken), too_short, untrained)
 
 
 def trained_texts(store: SequenceStore, source: str, longer_than: int) -> Texts:
-    """Take from each text what lies between its first trained token and its last.
+    """Take the part of each text from its first trained token to its last.
 
-    So prompts and the markup of a chat, the same in every text, do not count.
+    This excludes prompts and chat markup, which are the same in every text.
 
     Raises:
-        UserError: fewer than two of them have more than `longer_than` tokens.
+        UserError: fewer than two parts have more than `longer_than` tokens.
     """
     taken: list[Text] = []
     too_short = untrained = longest = 0
@@ -123,6 +123,6 @@ def trained_texts(store: SequenceStore, source: str, longer_than: int) -> Texts:
         raise UserError(
             f"{store.folder}: {len(taken)} texts of {source} are longer than the largest distance, "
             f"{longer_than} tokens; the longest has {longest}",
-            hint="Give a smaller --max-distance: at least two texts must be longer.",
+            hint="Use a smaller --max-distance: at least two texts must be longer.",
         )
     return Texts(source, None, tuple(taken), too_short, untrained)

@@ -15,7 +15,7 @@ from amnesia_bench.cli.niah_options import lengths_of, split_list
 from amnesia_bench.data.sequence_store import SequenceStore, open_store
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import open_candidates
-from amnesia_bench.recall.check_inputs import PromptSetChoice, open_prompt_sets_for
+from amnesia_bench.recall.measure import PromptSetChoice, open_prompt_sets_for
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.tokenizers.tokenizer import (
     load_tokenizer,

@@ -34,8 +34,7 @@ from amnesia_bench.costs.estimate import estimate_training
 from amnesia_bench.costs.gpus import Gpu
 from amnesia_bench.costs.model_shape import ModelShape, named_shape
 from amnesia_bench.costs.work import Answering, Training, Weights, Work
-from amnesia_bench.inference.prefix_tree import MOST_ROWS
-from amnesia_bench.inference.protocol import EngineOptions
+from amnesia_bench.inference.protocol import MAX_BATCH_ROWS, EngineOptions
 
 PREFILL_UTILISATION = 0.35  # of the peak FLOPs
 BANDWIDTH_UTILISATION = 0.6
@@ -123,7 +122,7 @@ def _answering(work: Answering, shape: ModelShape, gpu: Gpu) -> Cost:
         new_tokens += count * work.new_tokens
         flops += count * (prefill + work.new_tokens * decode)
         seconds += count * prefill / gpu.flops_per_second / PREFILL_UTILISATION
-        rows = min(count, MOST_ROWS, max(1, _BATCH_TOKENS // (tokens + work.new_tokens)))
+        rows = min(count, MAX_BATCH_ROWS, max(1, _BATCH_TOKENS // (tokens + work.new_tokens)))
         seconds += (
             ceil(count / rows) * work.new_tokens * _step_seconds(shape, rows, mean_context, gpu)
         )

@@ -1,1 +1,1 @@
-"""What answers prompts: transformers, vLLM, or a fake for tests, behind one protocol."""
+"""Inference engines behind one protocol: transformers and vLLM."""

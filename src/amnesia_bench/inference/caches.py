@@ -1,11 +1,12 @@
-"""Caches that go back to an earlier length, are copied to more rows, and join rows read apart.
+"""KV caches that can be truncated to an earlier length, copied to more rows, and joined.
 
-HypeNet's cache can go back by itself. transformers' `DynamicCache` is given layers that grow in
-place, as HypeNet's do, and for its other layers (states, convolution tails, sliding windows) a
+HypeNet's cache supports truncation itself. transformers' `DynamicCache` gets attention layers that
+grow in place, like HypeNet's. For its other layers (states, convolution tails, sliding windows) a
 snapshot holds copies: they are small, and transformers writes states in place.
 
 Joined rows all end in the same column: shorter ones are padded on the left. Padding holds zeros,
-which an attention mask must hide; to a linear state it is nothing, since only tokens went into it.
+which an attention mask must hide. Linear states contain only tokens, so padding does not affect
+them.
 
 Shapes: B rows of the batch, N rows of one copy, G key/value heads, L cached tokens, D head dim,
 H linear heads, K/V state dims.
@@ -24,7 +25,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from amnesia_bench.modeling import HypeNetCache
 from amnesia_bench.modeling.hybrid_cache import BlockLayer, LightningLayer
 
-# Layers of transformers all of whose state lies in tensors, numbers and dicts of their own.
+# Layers of transformers whose whole state consists of tensors, numbers and dicts of their own.
 _COPYABLE = frozenset(
     (
         "BlockLayer",
@@ -40,17 +41,17 @@ _COPYABLE = frozenset(
 
 @dataclass(frozen=True, eq=False)
 class CacheSnapshot:
-    """The length of a `ResumableCache`, and copies of what its layers cannot cut back."""
+    """The length of a `ResumableCache`, and copies of the layers that cannot be truncated."""
 
     length: int
     states: tuple[dict[str, Any] | None, ...]
 
 
 class ResumableCache(DynamicCache):
-    """transformers' cache with `snapshot` and `resume`, as `HypeNetCache` has them.
+    """transformers' cache with `snapshot` and `resume`, the interface of `HypeNetCache`.
 
     Args:
-        config: of the model; tells the kind of each layer.
+        config: the model's config; it determines the kind of each layer.
     """
 
     def __init__(self, config: Any) -> None:
@@ -60,25 +61,25 @@ class ResumableCache(DynamicCache):
         ]
 
     @property
-    def foreign_layer(self) -> str | None:
-        """The class of a layer that no snapshot can be taken of, or None."""
+    def unsupported_layer(self) -> str | None:
+        """The class name of a layer that does not support snapshots, or None."""
         names = (type(layer).__name__ for layer in self.layers)
         return next((name for name in names if name not in _COPYABLE), None)
 
     def snapshot(self) -> CacheSnapshot:
-        """Remember the present end of the cache, to resume from it later, more than once."""
+        """Return a snapshot of the cache; `resume` may restore it several times."""
         states = tuple(
             None if isinstance(layer, BlockLayer) else _copied(vars(layer)) for layer in self.layers
         )
         return CacheSnapshot(self.get_seq_length(), states)
 
     def resume(self, snapshot: CacheSnapshot) -> None:
-        """Go back to a snapshot of this cache; what came after it may be overwritten."""
+        """Restore a snapshot of this cache; later tokens may be overwritten."""
         for layer, state in zip(self.layers, snapshot.states, strict=True):
             if isinstance(layer, BlockLayer):
                 layer.crop(snapshot.length - layer.get_seq_length())
             elif state is not None:
-                # Copied again: the layer may write into it, and the snapshot may be needed again.
+                # Copied: the layer may write into its state, and the snapshot may be used again.
                 vars(layer).update(_copied(state))
 
 
@@ -91,12 +92,12 @@ def _copied(value: Any) -> Any:
 
 
 def fork(cache: Cache, empty: Cache, rows: int) -> Cache:
-    """Return `empty` filled with `rows` copies of the one row of `cache`, which stays as it is.
+    """Fill `empty` with `rows` copies of the single row of `cache`, and return it.
 
     Args:
-        cache: of one row, perhaps without tokens.
+        cache: a cache of one row, which may hold no tokens; it stays unchanged.
         empty: a new cache of the same kind.
-        rows: how many.
+        rows: number of copies.
     """
     index: Any = torch.zeros(rows, dtype=torch.long)
     for i, layer in enumerate(cache.layers):
@@ -106,37 +107,37 @@ def fork(cache: Cache, empty: Cache, rows: int) -> Cache:
             if layer.keys is not None and layer.values is not None:
                 target.update(*(x.expand(rows, -1, -1, -1) for x in (layer.keys, layer.values)))
             continue
-        # The layer's dicts are copied too: they are written below, item by item.
-        twin = copy.copy(layer)
-        vars(twin).update({k: dict(v) for k, v in vars(layer).items() if isinstance(v, dict)})
-        twin.reorder_cache(index)
-        empty.layers[i] = twin
+        # The layer's dicts are copied too: `reorder_cache` replaces their items.
+        layer_copy = copy.copy(layer)
+        vars(layer_copy).update({k: dict(v) for k, v in vars(layer).items() if isinstance(v, dict)})
+        layer_copy.reorder_cache(index)
+        empty.layers[i] = layer_copy
     return empty
 
 
 def can_resume(cache: Cache) -> bool:
-    """Whether the engine can take snapshots of this cache."""
+    """Whether this cache supports snapshots."""
     if isinstance(cache, ResumableCache):
-        return cache.foreign_layer is None
+        return cache.unsupported_layer is None
     return isinstance(cache, HypeNetCache)
 
 
 def can_join(cache: Cache | None) -> bool:
-    """Whether rows of such caches can be put into one: all layers are ours."""
+    """Whether rows of several such caches can be joined: all layers are of this project."""
     return cache is not None and all(
         type(layer) in (BlockLayer, LightningLayer) for layer in cache.layers
     )
 
 
 class JoinedRows:
-    """A batch's cache that is filled row by row.
+    """The cache of a batch, filled row by row.
 
-    Its memory is taken with the first rows; no row is kept twice.
+    Its memory is allocated with the first rows; no row is stored twice.
 
     Args:
         empty: a new cache of the model.
         num_rows: B.
-        num_tokens: of the longest row, without new tokens.
+        num_tokens: tokens of the longest row, without new tokens.
     """
 
     def __init__(self, empty: Cache | None, num_rows: int, num_tokens: int) -> None:
@@ -147,7 +148,7 @@ class JoinedRows:
         self._filled = 0
 
     def add(self, cache: Cache | None, num_rows: int) -> None:
-        """Copy the next rows; `cache` holds N = `num_rows` of equal length, not padded."""
+        """Copy the next rows; `cache` holds N = `num_rows` rows of equal length, not padded."""
         assert cache is not None
         place = slice(self._filled, self._filled + num_rows)
         for source, target in zip(cache.layers, self.cache.layers, strict=True):
@@ -160,16 +161,16 @@ class JoinedRows:
     def _add_keys(self, source: BlockLayer, target: BlockLayer, place: slice) -> None:
         assert source.keys is not None
         assert source.values is not None
-        held = (source.keys, source.values)  # [N, G, L, D]
+        keys_values = (source.keys, source.values)  # [N, G, L, D]
         if target.keys is None:
-            target.update(*(self._zeros(x) for x in held))
+            target.update(*(self._zeros(x) for x in keys_values))
         assert target.keys is not None
         assert target.values is not None
         start = self._num_tokens - source.get_seq_length()
-        target.keys[place, :, start:], target.values[place, :, start:] = held
+        target.keys[place, :, start:], target.values[place, :, start:] = keys_values
 
     def _zeros(self, like: Tensor) -> Tensor:
-        """Return [B, G, L, D] that take no memory of their own: the layer copies them."""
+        """Return zeros [B, G, L, D] as an expanded scalar: the layer copies them."""
         shape = (self._num_rows, like.shape[1], self._num_tokens, like.shape[3])
         return like.new_zeros(()).expand(shape)
 

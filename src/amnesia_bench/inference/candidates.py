@@ -1,4 +1,4 @@
-"""Checkpoints under test: opened, identified by their whole contents, with their tokenizers."""
+"""Open the checkpoints under test: identify them by their contents, load their tokenizers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import parent_by_contents
 
-# Read by transformers' generate: it names the end tokens.
+# Read by transformers' generate: it lists the end tokens.
 _GENERATION_CONFIG = "generation_config.json"
-# What an engine reads of a folder besides config and weights: the end tokens and the tokenizer.
-_READ_BESIDE = (
+# Files that an engine reads besides config and weights: the end tokens and the tokenizer.
+_TOKENIZER_FILES = (
     _GENERATION_CONFIG,
     "*token*.json",  # tokenizer, tokenizer_config, special_tokens_map, added_tokens
     "vocab.*",
@@ -31,10 +31,10 @@ class Candidate:
     """A checkpoint under test.
 
     Attributes:
-        role: pre, post or restored; "checkpoint" where there is one only.
-        method: that of its cells: the label of a table's row, such as +QK-Restore.
+        role: pre, post or restored; "checkpoint" for a single one.
+        method: the method of its cells, a row label of a table such as +QK-Restore.
         folder: the checkpoint's folder.
-        parent: its identity: a hash of its whole contents.
+        parent: its identity, a hash of all its contents.
         held: the files that the identity was computed from, and its tokenizer's.
         tokenizer: a `transformers.PreTrainedTokenizerFast`.
     """
@@ -48,34 +48,34 @@ class Candidate:
 
 
 def open_candidates(folders: Mapping[str, Path]) -> tuple[Candidate, ...]:
-    """Identify checkpoints by their whole contents.
+    """Open checkpoints, and identify them by all their contents.
 
     Args:
         folders: role (pre, post, restored) -> checkpoint folder.
 
     Returns:
-        The candidates in the order given; the method of each is its role. Their tokenizers may
-        differ.
+        The candidates in the order of `folders`; the method of each is its role. Their tokenizers
+        may differ.
 
     Raises:
-        UserError: a folder is no checkpoint, or holds no tokenizer.
-        StageFailedError: a file was changed while it was hashed.
+        UserError: a folder is not a checkpoint, or holds no tokenizer.
+        StageFailedError: a file changed while it was hashed.
     """
-    # A folder that is no checkpoint is found before gigabytes of the others are hashed.
+    # Open all folders first: a wrong one fails before gigabytes of the others are hashed.
     checkpoints = {role: open_checkpoint(folder) for role, folder in folders.items()}
     return tuple(_candidate(role, checkpoint) for role, checkpoint in checkpoints.items())
 
 
 def open_candidate(folder: Path, method: str) -> Candidate:
-    """Identify the one checkpoint that is evaluated; see `open_candidates`."""
+    """Open a single checkpoint; see `open_candidates`."""
     (candidate,) = open_candidates({"checkpoint": folder})
     return replace(candidate, method=method)
 
 
 def _candidate(role: str, checkpoint: Checkpoint) -> Candidate:
     folder = checkpoint.folder
-    beside = [path for name in _READ_BESIDE for path in sorted(folder.glob(name))]
-    held = checkpoint.held + HeldFiles.hold(beside)
+    tokenizer_files = [path for name in _TOKENIZER_FILES for path in sorted(folder.glob(name))]
+    held = checkpoint.held + HeldFiles.hold(tokenizer_files)
     tokenizer = load_tokenizer(folder)
     hashed = [_GENERATION_CONFIG] if (folder / _GENERATION_CONFIG).is_file() else []
     parent = parent_by_contents(role, checkpoint, hashed)

@@ -1,7 +1,7 @@
-"""One process per device, each with the model and a part of the prompts: those near in the tree.
+"""Data parallelism: one process per device, each with the model and neighbouring prompts.
 
-The processes share nothing. A worker asks its parent for a request when it needs one, so prompts
-stay built on demand; answers come back one by one.
+The processes share nothing. A worker requests each prompt from its parent when it needs it, so
+prompts are still built on demand; answers are sent back one by one.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.records.evaluation import Generation
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
-# Messages are (kind, content). To a worker: generate (how many), request. From a worker: ready
-# (settings), want (which), generation, done, error (an AmnesiaError), crash (a traceback).
+# Messages are (kind, content). To a worker: generate (a count), request. From a worker: ready
+# (settings), want (an index), generation, done, error (an AmnesiaError), crash (a traceback).
 Message = tuple[str, Any]
 
 
@@ -33,7 +33,7 @@ class DataParallelEngine:
 
     Args:
         checkpoint: folder of a causal LM.
-        options: how to run; `device` is not looked at.
+        options: the engine options; `device` is ignored.
         devices: one per process, such as "cuda:0".
 
     Raises:
@@ -47,13 +47,15 @@ class DataParallelEngine:
         context = multiprocessing.get_context("spawn")
         checks = -(-options.verify_prefix // len(devices))
         for device in devices:
-            ours, theirs = context.Pipe()
-            own = dataclasses.replace(options, device=device, verify_prefix=checks)
-            # A daemon: it does not outlive us. If we are killed, its pipe breaks, and it ends.
-            process = context.Process(target=_work, args=(theirs, checkpoint, own), daemon=True)
+            parent_end, worker_end = context.Pipe()
+            worker_options = dataclasses.replace(options, device=device, verify_prefix=checks)
+            # A daemon ends with its parent; if the parent is killed, the broken pipe ends it.
+            process = context.Process(
+                target=_work, args=(worker_end, checkpoint, worker_options), daemon=True
+            )
             process.start()
-            theirs.close()
-            self._workers.append((process, ours))
+            worker_end.close()
+            self._workers.append((process, parent_end))
         try:
             ready = [self._received(connection) for _, connection in self._workers]
         except BaseException:
@@ -63,15 +65,15 @@ class DataParallelEngine:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """Those of the engine in each process: how many there are changes no answer."""
+        """The settings of each worker's engine; the number of workers changes no answer."""
         return self._settings
 
     def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
-        """Answer every request, in the order in which the processes do.
+        """Answer every request, in the order in which the workers finish.
 
         Raises:
             UserError: as the engine of one device.
-            StageFailedError: as the engine of one device, or a process ended by itself.
+            StageFailedError: as the engine of one device, or a worker process died.
         """
         digests = [PromptDigest.of(requests[i].tokens, self._chunk) for i in range(len(requests))]
         parts = partition(digests, self._chunk, len(self._workers))
@@ -92,23 +94,23 @@ class DataParallelEngine:
                         yield content
         finally:
             if busy:
-                self.close()  # the others would go on answering to nobody
+                self.close()  # otherwise the other workers keep generating
 
     def _received(self, connection: Connection) -> Message:
         try:
             kind, content = cast("Message", connection.recv())
         except (EOFError, ConnectionError) as error:
             raise StageFailedError(
-                "a process of the engine ended by itself; perhaps the system ran out of memory"
+                "a worker process of the engine died; perhaps the system ran out of memory"
             ) from error
         if kind == "error":
             raise cast("AmnesiaError", content)
         if kind == "crash":
-            raise RuntimeError(f"a process of the engine crashed:\n{content}")
+            raise RuntimeError(f"a worker process of the engine crashed:\n{content}")
         return kind, content
 
     def close(self) -> None:
-        """End the processes."""
+        """Terminate the workers."""
         for process, connection in self._workers:
             connection.close()
             process.terminate()
@@ -128,18 +130,18 @@ class DataParallelEngine:
 
 
 def _work(connection: Connection, checkpoint: Path, options: EngineOptions) -> None:
-    def ask(index: int) -> PromptRequest:
+    def fetch(index: int) -> PromptRequest:
         connection.send(("want", index))
         return cast("PromptRequest", connection.recv()[1])
 
-    # The parent is gone, or wants no more: nobody is left to tell.
+    # The parent died or closed the pipe: there is nobody to report to.
     with suppress(EOFError, ConnectionError, KeyboardInterrupt):
         try:
             engine = TransformersEngine.load(checkpoint, options)
             connection.send(("ready", dict(engine.settings)))
             while True:
                 _, count = connection.recv()
-                for generation in engine.generate(OnDemand(ask, range(count))):
+                for generation in engine.generate(OnDemand(fetch, range(count))):
                     connection.send(("generation", generation))
                 connection.send(("done", None))
         except AmnesiaError as error:

@@ -1,7 +1,7 @@
-"""Token by token: from a cache that has read the prompts to finished answers, for all engines.
+"""Decoding: from prefilled prompts to finished answers, token by token, for all engines.
 
-A row draws one number per token from a generator of its own, so what it says depends neither on
-its neighbours nor on the order of the requests.
+Each row draws one number per token from its own generator, so its answer depends neither on the
+other rows of the batch nor on the order of the requests.
 
 Shapes: B rows, E vocabulary.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from amnesia_bench.errors import StageFailedError, UserError
-from amnesia_bench.inference.language_model import LanguageModel, reaching
+from amnesia_bench.inference.language_model import LanguageModel, catching_oom
 from amnesia_bench.inference.protocol import PromptRequest
 from amnesia_bench.records.evaluation import FinishReason, Generation, Sampling
 
@@ -29,11 +29,11 @@ def check_room(request: PromptRequest, limit: int | None) -> None:
     """Refuse a prompt that is empty, or does not fit the model's context with its answer.
 
     Args:
-        request: what is asked.
-        limit: tokens of prompt and answer together; None for no limit.
+        request: the prompt and its sampling parameters.
+        limit: maximum tokens of prompt and answer together; None for no limit.
 
     Raises:
-        UserError: it names the document and the numbers.
+        UserError: names the document and both numbers.
     """
     key, new, num_tokens = request.key, request.sampling.max_new_tokens, len(request.tokens)
     if num_tokens == 0:
@@ -42,20 +42,20 @@ def check_room(request: PromptRequest, limit: int | None) -> None:
         raise UserError(
             f"{key.task} document {key.doc}: {num_tokens:,} prompt tokens and up to {new:,} new "
             f"ones do not fit the model's context of {limit:,}",
-            hint="Nothing is truncated. Ask for shorter prompts or answers; if the model can do "
-            "more than its config says: --max-context-tokens N.",
+            hint="Prompts are not truncated. Use shorter prompts or answers, or raise the limit of "
+            "the model's config: --max-context-tokens N.",
         )
 
 
 def generation_of(
     request: PromptRequest, tokens: Sequence[int], reason: FinishReason, decode: Decode
 ) -> Generation:
-    """Return the finished answer; a stop string ends its text, not its tokens.
+    """Return the finished answer; a stop string truncates its text, not its tokens.
 
     Args:
-        request: what was asked.
-        tokens: the new ones, without an end token.
-        reason: why there are no more.
+        request: the request.
+        tokens: the new tokens, without an end token.
+        reason: why the answer ended.
         decode: turns tokens into text.
     """
     text = decode(tokens)
@@ -71,19 +71,19 @@ def generation_of(
 
 
 def not_finite(request: PromptRequest, new_tokens: int) -> StageFailedError:
-    """Return the error of an answer at whose next token the model computed NaN or infinity."""
+    """Return the error for an answer whose next logits are NaN or infinite."""
     key = request.key
     return StageFailedError(
         f"{key.task} document {key.doc}: the model's logits are NaN or infinite after "
-        f"{len(request.tokens):,} prompt tokens and {new_tokens:,} new ones; such a model has no "
-        "answer, right or wrong",
-        hint="The weights hold NaN or infinity, or their products overflow the dtype. "
+        f"{len(request.tokens):,} prompt tokens and {new_tokens:,} new ones; such an answer is "
+        "neither right nor wrong",
+        hint="The weights contain NaN or infinity, or their products overflow the dtype. "
         "`amnesia diff PRE POST` marks tensors whose values are not finite.",
     )
 
 
 def answer_decoder(tokenizer: Any) -> Decode:
-    """Return what turns new tokens into text: special ones do not show."""
+    """Return the function that turns new tokens into text, without special tokens."""
 
     def decode(tokens: Sequence[int]) -> str:
         text: str = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -93,62 +93,62 @@ def answer_decoder(tokenizer: Any) -> Decode:
 
 
 def end_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
-    """Return every end token that the tokenizer or the generation config names.
+    """Return all end tokens of the tokenizer and of the generation config.
 
-    They differ in published models: Jet-Nemotron's generation config knows one, its chat template
+    They differ in published models: Jet-Nemotron's generation config has one, and its chat template
     ends turns with another.
     """
-    named: list[Any] = []
+    end_ids: list[Any] = []
     for ids in (tokenizer.eos_token_id, getattr(generation_config, "eos_token_id", None)):
-        named += ids if isinstance(ids, list) else [ids]
-    return frozenset(int(i) for i in named if i is not None)
+        end_ids += ids if isinstance(ids, list) else [ids]
+    return frozenset(int(i) for i in end_ids if i is not None)
 
 
 def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
     """Return the next token of each row [B] for logits [B, E].
 
-    Temperature first, then top-k, then top-p of what is left, as in transformers and vLLM.
+    Temperature is applied first, then top-k, then top-p, as in transformers and vLLM.
 
     Args:
-        logits: of the last position.
-        sampling: the same for all rows.
-        generators: one per row, on the CPU so that a seed means the same on every device; unused
-            and may be empty when greedy.
+        logits: logits of the last position.
+        sampling: sampling parameters of all rows.
+        generators: one per row, on the CPU, so a seed gives the same draws on every device. May be
+            empty for greedy decoding.
     """
     if sampling.greedy:
         return logits.argmax(dim=-1)
     scaled = logits.double() / sampling.temperature
-    # Stable: equal logits keep the order of their ids.
+    # A stable sort orders equal logits by token id.
     ranked, ids = scaled.sort(dim=-1, descending=True, stable=True)
     if sampling.top_k is not None:
         ranked, ids = ranked[:, : sampling.top_k], ids[:, : sampling.top_k]
-    likely = ranked.softmax(dim=-1)
-    before = likely.cumsum(dim=-1) - likely
-    # The likeliest token always stays: nothing is before it.
-    likely = likely.masked_fill(before >= sampling.top_p, 0.0)
-    reached = likely.cumsum(dim=-1)
+    probabilities = ranked.softmax(dim=-1)
+    before = probabilities.cumsum(dim=-1) - probabilities
+    # The most likely token is always kept: the sum before it is zero.
+    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
+    cumulative = probabilities.cumsum(dim=-1)
     uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-    drawn = uniform.to(logits.device)[:, None] * reached[:, -1:]
-    place = torch.searchsorted(reached, drawn, right=True)
-    # Rounding may put a draw at the very end of the sum: then the last token that may be drawn.
-    last = (likely > 0).sum(dim=-1, keepdim=True) - 1
-    return ids.gather(1, torch.minimum(place, last))[:, 0]
+    drawn = uniform.to(logits.device)[:, None] * cumulative[:, -1:]
+    rank = torch.searchsorted(cumulative, drawn, right=True)
+    # Rounding may put a draw at the end of the sum: then the last possible token is chosen.
+    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+    return ids.gather(1, torch.minimum(rank, last))[:, 0]
 
 
 def generator_of(seed: int | None) -> torch.Generator:
-    """Return the generator of one request."""
+    """Return the random generator of one request."""
     generator = torch.Generator("cpu")
     generator.manual_seed(0 if seed is None else seed)
     return generator
 
 
-# End tokens, and what turns tokens into text.
+# The end tokens, and the function that turns tokens into text.
 Stopping = tuple[frozenset[int], Decode]
 
 
 @dataclass(eq=False)
 class DecodingRow:
-    """One answer in the making."""
+    """An unfinished answer: one row of a batch."""
 
     request: PromptRequest
     generator: torch.Generator
@@ -157,11 +157,11 @@ class DecodingRow:
 
     @classmethod
     def of(cls, request: PromptRequest) -> DecodingRow:
-        """Start an answer."""
+        """Return the empty answer to a request."""
         return cls(request, generator_of(request.seed))
 
-    def take(self, token: int, eos_ids: frozenset[int], decode: Decode) -> None:
-        """Add a token, and see whether the answer ends with it."""
+    def append(self, token: int, eos_ids: frozenset[int], decode: Decode) -> None:
+        """Append a token, and set the finish reason if the answer ends with it."""
         if token in eos_ids:
             self.finish_reason = FinishReason.EOS
             return
@@ -175,7 +175,7 @@ class DecodingRow:
         stops = self.request.sampling.stop
         if not stops:
             return False
-        # A token that shows has at least a byte; some more for characters cut at the front.
+        # A visible token has at least one byte; 4 more for a character cut at the front.
         tail = max(len(stop.encode()) for stop in stops) + 4
         text = decode(self.tokens[-tail:])
         return any(stop in text for stop in stops)
@@ -187,12 +187,12 @@ class DecodingRow:
 
 
 @dataclass(frozen=True, eq=False)
-class ReadRows:
-    """Rows whose prompts have been read, and all that decoding goes on from.
+class PrefilledRows:
+    """Rows with prefilled prompts, ready for decoding.
 
-    `logits` are those of the prompts' last tokens [B, E]. `cache` has one row per prompt, and is
-    of no use to anyone afterwards unless there is one row only: then it holds the prompt and the
-    answer. `padding` counts the tokens of padding before each prompt [B], None without any.
+    `logits` are those of the prompts' last tokens [B, E]. `cache` has one row per prompt. After
+    decoding it is usable only if it had a single row: then it holds the prompt and the answer.
+    `padding` counts the padding tokens before each prompt [B], None without padding.
     """
 
     rows: Sequence[DecodingRow]
@@ -203,19 +203,19 @@ class ReadRows:
 
 @torch.inference_mode()
 def decode_batch(
-    model: LanguageModel, batch: ReadRows, stopping: Stopping
+    model: LanguageModel, batch: PrefilledRows, stopping: Stopping
 ) -> Iterator[DecodingRow]:
-    """Complete all rows, in place; give each back as soon as it is finished.
+    """Decode all rows in place; yield each row as soon as it is finished.
 
     Args:
         model: the model.
-        batch: rows at the ends of their prompts.
-        stopping: end tokens, and what turns tokens into text.
+        batch: the prefilled rows.
+        stopping: the end tokens, and the function that turns tokens into text.
 
     Raises:
-        MemoryExhaustedError: some rows were not finished.
-        StageFailedError: a row has logits that are not finite: it has no answer, and the rows
-            that are finished keep theirs.
+        MemoryExhaustedError: memory ran out before all rows were finished.
+        StageFailedError: a row has logits that are not finite, so it has no answer. The rows that
+            are already finished keep their answers.
     """
     active, cache, logits, padding = list(batch.rows), batch.cache, batch.logits, batch.padding
     longest = max(len(row.request.tokens) for row in active)
@@ -224,14 +224,14 @@ def decode_batch(
         tokens = _next_tokens(logits, active)
         for row, token in zip(active, tokens.tolist(), strict=True):
             if row.finish_reason is None:
-                row.take(token, *stopping)
+                row.append(token, *stopping)
                 if row.finish_reason is not None:
                     yield row
         running = [i for i, row in enumerate(active) if row.finish_reason is None]
         if not running:
             return
-        with reaching(longest + step):
-            # Each time the copies cost as much as one step, and save half of all later ones.
+        with catching_oom(longest + step):
+            # The copy costs as much as one step, and halves the cost of all later steps.
             if model.cache_class is not None and len(running) <= len(active) // 2:
                 assert cache is not None
                 index: Any = torch.tensor(running, device=tokens.device)
@@ -242,10 +242,10 @@ def decode_batch(
 
 
 def _check_finite(logits: Tensor, rows: Sequence[DecodingRow]) -> None:
-    """Raise StageFailedError where the model computed no token: argmax would still name one.
+    """Raise StageFailedError if logits are not finite: argmax would still return a token.
 
-    A maximum is NaN where any logit is. Single logits of -inf (tokens that a model rules out) are
-    none of its faults.
+    The maximum is NaN if any logit is. Single logits of -inf are legal: a model rules out tokens
+    with them.
     """
     broken = ~logits.amax(dim=-1).isfinite()
     for row, bad in zip(rows, broken.tolist(), strict=True):
@@ -254,14 +254,14 @@ def _check_finite(logits: Tensor, rows: Sequence[DecodingRow]) -> None:
 
 
 def _next_tokens(logits: Tensor, rows: Sequence[DecodingRow]) -> Tensor:
-    """Return the next token of each row [B], each chosen as its own sampling says."""
-    places: dict[Sampling, list[int]] = {}
+    """Return the next token of each row [B], by the sampling parameters of the row."""
+    groups: dict[Sampling, list[int]] = {}
     for i, row in enumerate(rows):
-        places.setdefault(row.request.sampling, []).append(i)
-    if len(places) == 1:
+        groups.setdefault(row.request.sampling, []).append(i)
+    if len(groups) == 1:
         return choose(logits, rows[0].request.sampling, [row.generator for row in rows])
     tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
-    for sampling, chosen in places.items():
-        generators = [rows[i].generator for i in chosen]
-        tokens[chosen] = choose(logits[chosen], sampling, generators)
+    for sampling, indices in groups.items():
+        generators = [rows[i].generator for i in indices]
+        tokens[indices] = choose(logits[indices], sampling, generators)
     return tokens

@@ -1,8 +1,8 @@
-"""Answers that outlive their process: one line per sample, written before the next is begun.
+"""Resumable generation: each answer is written as one line before the next one starts.
 
-A folder holds `run.json` (what the answers depend on) and `generations.jsonl`, both with
-checksums. A run that was killed, at whatever byte, resumes where it stopped; a finished one leaves
-the same bytes as if it had never been interrupted. A crash of the machine may take what came since
+A folder holds `run.json` (everything the answers depend on) and `generations.jsonl`, both with
+checksums. A run that was killed at any byte resumes where it stopped, and its final files are
+byte-identical to those of an uninterrupted run. A crash of the machine may lose the answers since
 the last sync.
 """
 
@@ -34,7 +34,7 @@ from amnesia_bench.store.sealed_json import is_sealed, seal, sealed_text, unseal
 RUN = "run.json"
 GENERATIONS = "generations.jsonl"
 _SYNC_SECONDS = 1.0  # a sync takes milliseconds, and a small model answers as fast
-_KEPT = "the answers so far are kept: the same command resumes with the rest"
+_KEPT = "the answers so far are kept: run the same command again to resume"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,24 +48,24 @@ class Answer:
 def generate_missing(
     engine: Engine, requests: Sequence[PromptRequest], folder: Path, *, identity: Mapping[str, str]
 ) -> tuple[Generation, ...]:
-    """Answer every request that the folder does not hold an answer to.
+    """Answer every request that has no answer in the folder yet.
 
     Args:
-        engine: asked only for what is missing; not at all when nothing is.
-        requests: with distinct keys. More of them than before may be asked for later.
-        folder: made if missing; answers to other requests in it stay.
+        engine: answers the missing requests; not called if there are none.
+        requests: requests with distinct keys. A later call may pass more of them.
+        folder: created if missing; answers to other requests in it are kept.
         identity: what the answers depend on besides requests and engine settings: the
-            checkpoint, the prompts.
+            checkpoint and the prompts.
 
     Returns:
         One generation per request, in the order of the requests.
 
     Raises:
         UserError: the folder holds answers of another run, or is damaged.
-        BusyError: another process is writing it.
-        StageFailedError: the disk is full, or the lease was lost. What is done is kept, unless
-            the engine found that its answers are not to be trusted.
-        MissingEnvironmentError: the folder may not be written.
+        BusyError: another process is writing to it.
+        StageFailedError: the disk is full, or the lease was lost. Finished answers are kept,
+            unless the engine raised `UntrustedAnswersError`.
+        MissingEnvironmentError: the folder is not writable.
     """
     with explaining_write_errors(folder, _KEPT):
         make_folder(folder.parent)
@@ -74,28 +74,28 @@ def generate_missing(
             _check_run(folder, {**engine.settings, **identity})
             path = folder / GENERATIONS
             answers = _resume(path)
-            wanted = _wanted(requests, answers, folder)
-            missing = [i for i, key in enumerate(wanted) if key not in answers]
+            hashes = _request_hashes(requests, answers, folder)
+            missing = [i for i, key in enumerate(hashes) if key not in answers]
             if missing:
-                unanswered = engine.generate(OnDemand(requests.__getitem__, missing))
+                new_answers = engine.generate(OnDemand(requests.__getitem__, missing))
                 try:
-                    _append(path, unanswered, wanted, answers, lease)
+                    _append(path, new_answers, hashes, answers, lease)
                 except UntrustedAnswersError:
-                    # Those before it came to be the same way; a next run must not take them over.
+                    # The earlier answers were made the same way: a next run must not reuse them.
                     path.unlink()
                     (folder / RUN).unlink()
                     raise
-            if len(answers.keys() & wanted.keys()) < len(wanted):
-                raise RuntimeError(f"the engine answered only {len(answers)} of {len(wanted)}")
+            if len(answers.keys() & hashes.keys()) < len(hashes):
+                raise RuntimeError(f"the engine answered only {len(answers)} of {len(hashes)}")
             _sort(path, answers)
-    return tuple(answers[key].generation for key in wanted)
+    return tuple(answers[key].generation for key in hashes)
 
 
 def read_generations(folder: Path) -> tuple[Generation, ...]:
-    """Return the answers in a folder that no process is writing, in the order of their keys.
+    """Return the answers in a folder, ordered by key; no process may be writing to it.
 
     Raises:
-        UserError: it holds none, or a damaged line.
+        UserError: the folder holds no answers, or a damaged line.
     """
     path = folder / GENERATIONS
     if not path.is_file():
@@ -106,7 +106,7 @@ def read_generations(folder: Path) -> tuple[Generation, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """What answers depend on, by name; `sealed` says whether their lines carry checksums."""
+    """Everything the answers depend on, by name; `sealed`: their lines have checksums."""
 
     depends: Mapping[str, str]
     sealed: bool
@@ -115,42 +115,40 @@ class RunRecord:
 def read_run_record(folder: Path) -> RunRecord:
     """Read the record of a folder of answers.
 
-    Folders that were not written by `generate`, or by a version without checksums, have none.
-
     Raises:
-        UserError: there is no such record, or it is damaged.
+        UserError: the record does not exist (`generate` did not write the folder), or is damaged.
     """
     path = folder / RUN
-    found = read_json(path)
-    depends = unsealed(found, str(path), "Remove the folder, and generate its answers again.")
+    content = read_json(path)
+    depends = unsealed(content, str(path), "Remove the folder, and generate its answers again.")
     if not isinstance(depends, dict) or not all(isinstance(v, str) for v in depends.values()):
-        raise UserError(f"{path}: is not an object of strings")
-    return RunRecord(depends=depends, sealed=is_sealed(found))
+        raise UserError(f"{path}: not a JSON object of strings")
+    return RunRecord(depends=depends, sealed=is_sealed(content))
 
 
 def _check_run(folder: Path, run: Mapping[str, str]) -> None:
-    """Write down what the answers depend on, or compare it with what was written."""
+    """Write the run record, or compare an existing one with this run."""
     path = folder / RUN
     if not path.exists():
         if (folder / GENERATIONS).exists():
             raise UserError(
-                f"{folder}: holds answers, but no {RUN} that says whose they are",
+                f"{folder}: holds answers but no {RUN}, so their checkpoint is unknown",
                 hint="Remove the folder, or choose another.",
             )
         replace_text(path, sealed_text(dict(sorted(run.items()))))
         return
-    found = read_run_record(folder)
-    before = found.depends
-    if not found.sealed:
+    record = read_run_record(folder)
+    recorded = record.depends
+    if not record.sealed:
         raise UserError(
             f"{folder}: its answers have no checksums: an older version wrote them, or {RUN} is "
             "damaged",
             hint="`amnesia score` still reads them. To generate more, choose another folder.",
         )
     changes = [
-        f"{name} was {before.get(name, 'absent')} and is now {run.get(name, 'absent')}"
-        for name in sorted(before.keys() | run.keys())
-        if before.get(name) != run.get(name)
+        f"{name} was {recorded.get(name, 'absent')} and is now {run.get(name, 'absent')}"
+        for name in sorted(recorded.keys() | run.keys())
+        if recorded.get(name) != run.get(name)
     ]
     if changes:
         raise UserError(
@@ -162,71 +160,71 @@ def _check_run(folder: Path, run: Mapping[str, str]) -> None:
 def _request_sha256(request: PromptRequest) -> str:
     tokens = request.tokens.astype("<i4", copy=False)
     digest = hashlib.sha256(tokens.tobytes())
-    drawn = {"sampling": codec.to_json(request.sampling), "seed": request.seed}
-    digest.update(json.dumps(drawn, sort_keys=True).encode())
+    sampling = {"sampling": codec.to_json(request.sampling), "seed": request.seed}
+    digest.update(json.dumps(sampling, sort_keys=True).encode())
     return digest.hexdigest()
 
 
 def _resume(path: Path) -> dict[SampleKey, Answer]:
-    """Read the answers there are, and cut off a last line that a process died while writing."""
+    """Read the existing answers, and truncate a last line that was not written completely."""
     if not path.exists():
         path.touch()
         sync_folder(path.parent)
-    answers, whole_bytes = _read(path, sealed=True)
-    if whole_bytes < path.stat().st_size:
-        os.truncate(path, whole_bytes)
-    sync_file(path)  # who wrote them may have been killed before
+    answers, complete_bytes = _read(path, sealed=True)
+    if complete_bytes < path.stat().st_size:
+        os.truncate(path, complete_bytes)
+    sync_file(path)  # the process that wrote them may have been killed before its sync
     return answers
 
 
 def _read(path: Path, *, sealed: bool) -> tuple[dict[SampleKey, Answer], int]:
-    """Return the answers of a file in its order, and how many bytes its whole lines take.
+    """Return the answers of a file in its order, and the size of its complete lines in bytes.
 
-    Only a last line without a line break may be incomplete: a process died while it wrote it.
+    Only a last line without a line break may be incomplete: its process died while writing it.
     """
     answers: dict[SampleKey, Answer] = {}
-    whole_bytes = 0
+    complete_bytes = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 break
-            whole_bytes += len(line)
+            complete_bytes += len(line)
             try:
                 parsed = unseal(line[:-1].decode("ascii")) if sealed else json.loads(line)
                 answer = codec.from_json(Answer, parsed, f"{path}, line {number}")
             except (ValueError, RecursionError, UserError) as error:
                 raise UserError(
                     f"{path}: line {number} is damaged ({error})",
-                    hint="Remove this line, or the folder: what is missing is made again.",
+                    hint="Remove this line, or the folder: missing answers are generated again.",
                 ) from error
-            # Should a key ever come twice, the first counts: it may have been read before.
+            # If a key occurs twice, the first answer counts: an earlier reader may have used it.
             answers.setdefault(answer.generation.key, answer)
-    return answers, whole_bytes
+    return answers, complete_bytes
 
 
-def _wanted(
+def _request_hashes(
     requests: Sequence[PromptRequest], answers: Mapping[SampleKey, Answer], folder: Path
 ) -> dict[SampleKey, str]:
-    """Return the hash of each request by its key, after holding it against the answer there is."""
-    wanted: dict[SampleKey, str] = {}
+    """Return the hash of each request by key; refuse existing answers to other requests."""
+    hashes: dict[SampleKey, str] = {}
     for request in requests:
         key = request.key
-        if key in wanted:
+        if key in hashes:
             raise ValueError(f"two requests for {key}")
-        wanted[key] = _request_sha256(request)
-        if key in answers and answers[key].request_sha256 != wanted[key]:
+        hashes[key] = _request_sha256(request)
+        if key in answers and answers[key].request_sha256 != hashes[key]:
             raise UserError(
                 f"{folder}: its answer to {key.task}, document {key.doc}, repeat {key.repeat} "
-                "was to another prompt, or drawn with another sampling or seed",
+                "belongs to another prompt, other sampling parameters or another seed",
                 hint="Choose another folder, or remove this one.",
             )
-    return wanted
+    return hashes
 
 
 def _append(
     path: Path,
     generations: Iterator[Generation],
-    wanted: Mapping[SampleKey, str],
+    hashes: Mapping[SampleKey, str],
     answers: dict[SampleKey, Answer],
     lease: Lease,
 ) -> None:
@@ -234,7 +232,7 @@ def _append(
     with path.open("ab", buffering=0) as file:
         try:
             for generation in generations:
-                answer = Answer(request_sha256=wanted[generation.key], generation=generation)
+                answer = Answer(request_sha256=hashes[generation.key], generation=generation)
                 lease.check()
                 rest = _line(answer)
                 while rest:
@@ -252,7 +250,7 @@ def _line(answer: Answer) -> bytes:
 
 
 def _sort(path: Path, answers: Mapping[SampleKey, Answer]) -> None:
-    """Bring the lines into the order of their keys, so that how they came to be leaves no trace."""
+    """Sort the lines by key, so the file does not depend on the order of generation."""
     if list(answers) != sorted(answers):
         lines = b"".join(_line(answers[key]) for key in sorted(answers))
         replace_text(path, lines.decode("ascii"))

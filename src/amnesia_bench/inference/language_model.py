@@ -1,6 +1,6 @@
-"""A causal LM of transformers behind two calls: a new cache, and more tokens into it.
+"""A causal LM of transformers with its KV cache: new cache, prefill, and decoding steps.
 
-Where memory runs out, the error says how many tokens it reached.
+When memory runs out, the error states how many tokens fitted.
 
 Shapes: B rows, T new tokens, E vocabulary.
 """
@@ -13,7 +13,7 @@ import inspect
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -29,26 +29,26 @@ from amnesia_bench.modeling.causal_attention import CAUSAL_SDPA
 
 
 class MemoryExhaustedError(Exception):
-    """Memory ran out; `fits` tokens were in the cache before.
+    """Memory ran out with `fits` tokens in the cache.
 
-    Caught inside the engine: fewer rows may fit, and a message must name the length that does.
+    The engine catches it: fewer rows may fit, and the user's message names a length that does.
     """
 
     def __init__(self, fits: int) -> None:
-        super().__init__(f"out of memory behind token {fits:,}")
+        super().__init__(f"out of memory after token {fits:,}")
         self.fits = fits
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error of torch says so; the CPU's allocator has no class for it."""
+    """Whether torch ran out of memory; the CPU allocator has no error class for it."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
 
 
 @contextmanager
-def reaching(num_tokens: int) -> Iterator[None]:
-    """Turn torch's errors about memory into a `MemoryExhaustedError` behind `num_tokens`."""
+def catching_oom(num_tokens: int) -> Iterator[None]:
+    """Turn torch's out-of-memory errors into `MemoryExhaustedError(num_tokens)`."""
     try:
         yield
     except RuntimeError as error:
@@ -58,7 +58,7 @@ def reaching(num_tokens: int) -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Give back what failed work left. Call it outside of the handler, which still holds that."""
+    """Free the memory of failed work; call it after the `except` block, which still holds it."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -66,83 +66,91 @@ def release_memory() -> None:
 
 log = logging.getLogger(__name__)
 
-# Long enough to cross a chunk of 64 of the linear layers before the cut and behind it. Right behind
-# the cut a lost convolution tail shows most.
+# Long enough to cross a chunk of 64 tokens of the linear layers both before and after the cut. A
+# lost convolution tail has its largest effect directly after the cut.
 _PROBE_TOKENS, _CUT_TOKENS, _NEAR_TOKENS = 160, 70, 2
-# Their frequencies follow the longest row of a batch: its neighbours would change.
+# The frequencies of these depend on the longest row of a batch, so rows would affect each other.
 _RESCALED_ROPE = frozenset(("dynamic", "longrope"))
 
 
 @dataclass(frozen=True, eq=False)
 class LanguageModel:
-    """A model, and what was found out about its cache.
+    """A model, and the capabilities of its cache.
 
-    `full_reason` says why prompts cannot share a prefix, None where they can. `in_pieces` is
-    whether a prompt may be read piece by piece, `joins_rows` whether prompts of unequal length may
-    go on side by side in one cache.
+    `full_reason` is why prompts cannot share a prefix, None if they can. `chunked_prefill` is
+    whether a prompt may be prefilled in chunks, `joins_rows` whether prompts of different lengths
+    may be decoded in one cache.
     """
 
     module: Any
     cache_class: type[Cache] | None
-    in_pieces: bool
+    chunked_prefill: bool
     full_reason: str | None
     joins_rows: bool
 
     @property
     def device(self) -> torch.device:
-        """Where tokens go in."""
+        """The device of the input embeddings."""
         device: torch.device = self.module.get_input_embeddings().weight.device
         return device
 
     @functools.cached_property
-    def takes(self) -> frozenset[str]:
-        """The names of what the model's forward takes."""
+    def forward_parameters(self) -> frozenset[str]:
+        """The parameter names of the model's forward pass."""
         return frozenset(inspect.signature(self.module.forward).parameters)
 
     def new_cache(self) -> Cache | None:
-        """Return an empty cache; None where only the model knows how to make its own."""
+        """Return an empty cache; None if only the model can create its cache."""
         return None if self.cache_class is None else self.cache_class(self.module.config)
 
     def advance(
         self, cache: Cache | None, tokens: Tensor, padding: Tensor | None = None
     ) -> tuple[Tensor, Cache | None]:
-        """Read tokens [B, T] behind what the cache holds.
+        """Append tokens [B, T] to the cache.
 
         Args:
-            cache: what was read before.
-            tokens: the new ones.
-            padding: how many of the first tokens in each row of the cache are padding [B].
+            cache: the previous tokens.
+            tokens: the new tokens.
+            padding: number of padding tokens at the beginning of each row of the cache [B].
 
         Returns:
-            The logits of the last one [B, E], float32, and the cache.
+            The logits of the last token [B, E], float32, and the cache.
         """
-        options: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in self.takes else {}
+        options: dict[str, Any] = {}
+        if "logits_to_keep" in self.forward_parameters:
+            options["logits_to_keep"] = 1
         if padding is not None:
             assert cache is not None
-            held = cache.get_seq_length()
-            column = torch.arange(held + tokens.shape[1], device=padding.device)
+            cached = cache.get_seq_length()
+            column = torch.arange(cached + tokens.shape[1], device=padding.device)
             position = column - padding[:, None]
             options |= {
                 "attention_mask": (position >= 0).long(),
-                "position_ids": position[:, held:],
+                "position_ids": position[:, cached:],
             }
         output = self.module(
             input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True, **options
         )
         return output.logits[:, -1].float(), getattr(output, "past_key_values", None)
 
-    def read(
+    def prefill(
         self, cache: Cache | None, tokens: Tensor, chunk: int, start: int = 0
     ) -> tuple[Tensor, Cache | None]:
-        """Read a prompt [B, T] in pieces of `chunk` tokens; return as `advance` does.
+        """Prefill prompts [B, T] in chunks of `chunk` tokens; returns the same as `advance`.
+
+        Args:
+            cache: the previous tokens.
+            tokens: the new tokens.
+            chunk: prefill chunk size in tokens.
+            start: number of tokens in the cache, for the error.
 
         Raises:
-            MemoryExhaustedError: memory ran out; `start` tokens were in the cache before.
+            MemoryExhaustedError: memory ran out.
         """
         logits: Tensor | None = None
-        size = chunk if self.in_pieces else tokens.shape[1]
+        size = chunk if self.chunked_prefill else tokens.shape[1]
         for part in torch.split(tokens, size, dim=1):
-            with reaching(start):
+            with catching_oom(start):
                 logits, cache = self.advance(cache, part)
             start += part.shape[1]
         assert logits is not None
@@ -156,71 +164,77 @@ def token_rows(prompts: Sequence[NDArray[np.int32]]) -> Tensor:
 
 @torch.inference_mode()
 def prepare_model(module: Any, limit: int | None = None) -> LanguageModel:
-    """Replace sdpa attention by `causal_sdpa`, and try the model's cache on a few random tokens.
+    """Replace sdpa attention by `causal_sdpa`, and test the model's cache on random tokens.
 
-    Whether a model continues from its cache cannot be told from its class: linear layers of some
-    models start again from zero when more than one token follows, and say nothing.
+    The class of a model does not show whether it continues from its cache: the linear layers of
+    some models silently restart from zero when more than one token follows.
 
     Args:
         module: the model, on its device.
-        limit: tokens that it takes, None for any number.
+        limit: context limit in tokens, None for no limit.
 
     Raises:
-        UserError: the model returns no cache, or takes too few tokens to try it.
+        UserError: the model returns no cache, or its context is too short for the test.
     """
     name = type(module).__name__
-    near = _CUT_TOKENS + _NEAR_TOKENS
-    if limit is not None and limit <= near:
-        raise UserError(
-            f"{name}: a context of {limit} tokens is too short to try its cache",
-            hint=f"Allow at least {near + 1}: --max-context-tokens N.",
-        )
+    probe = _probe_tokens(module, limit)
     if module.config._attn_implementation == "sdpa":
         module.set_attn_implementation(CAUSAL_SDPA)
-    bare = LanguageModel(module, None, in_pieces=False, full_reason=None, joins_rows=False)
-    vocabulary = module.get_input_embeddings().weight.shape[0]
-    generator = torch.Generator("cpu").manual_seed(0)
-    probe = torch.randint(0, vocabulary, (1, _PROBE_TOKENS), generator=generator)[:, :limit]
+    bare = LanguageModel(module, None, chunked_prefill=False, full_reason=None, joins_rows=False)
     whole, cache = bare.advance(None, probe)
     if cache is None:
         raise UserError(
             f"{name} returns no past_key_values: tokens cannot be generated one by one",
             hint="Models that keep their states in modules are not supported.",
         )
-    kind = _own_cache_class(cache)
-    model = LanguageModel(module, kind, in_pieces=False, full_reason=None, joins_rows=False)
+    model = replace(bare, cache_class=_resumable_cache_class(cache))
+    near = _CUT_TOKENS + _NEAR_TOKENS
     head, *pieces = probe.tensor_split([_CUT_TOKENS, near], dim=1)
     expected = [bare.advance(None, probe[:, :near])[0], whole]
     resumable: Any = model.advance(model.new_cache(), head)[1]
     snapshot = resumable.snapshot() if can_resume(resumable) else None
-    found = _continued(model, resumable, pieces)
-    # Sound models were seen to be off by 1e-5 (float32) and 2e-2 (bfloat16) of the norm; the
-    # root of the smallest step is 3e-4 and 9e-2.
+    actual = _continued(model, resumable, pieces)
+    # Correct models differ by up to 1e-5 (float32) and 2e-2 (bfloat16) of the norm in our tests;
+    # the square root of the machine epsilon is 3e-4 and 9e-2.
     tolerance = torch.finfo(module.dtype).eps ** 0.5
-    in_pieces, reason = _equal(found, expected, tolerance), None
+    chunked, reason = _equal(actual, expected, tolerance), None
+    # A reason is part of the settings, which name the folder of the answers: keep its words.
     if snapshot is None:
-        reason = f"no snapshot can be taken of {_culprit(resumable)}"
+        reason = f"no snapshot can be taken of {_unsupported_part(resumable)}"
     elif not whole.isfinite().all():
         reason = f"{name} computes NaN or infinity for random tokens"
-    elif not in_pieces:
+    elif not chunked:
         reason = f"{name} does not continue exactly from its cache"
     else:
         resumable.resume(snapshot)
-        # The same calls as the first time: hardly any rounding to allow for.
-        if not _equal(_continued(model, resumable, pieces), found, tolerance / 4):
+        # The same calls as the first time: the rounding is almost the same.
+        if not _equal(_continued(model, resumable, pieces), actual, tolerance / 4):
             reason = f"{name} does not come back exactly from a snapshot"
     if reason is not None:
         log.warning("prompts will not share prefixes: %s", reason)
-    if not in_pieces:
-        log.warning("prompts will be read in one piece: long ones need much memory")
-    joins = in_pieces and _joins(model, probe, tolerance)
-    return LanguageModel(module, kind, in_pieces=in_pieces, full_reason=reason, joins_rows=joins)
+    if not chunked:
+        log.warning("prompts will be prefilled in one chunk: long ones need much memory")
+    joins = chunked and _joins(model, probe, tolerance)
+    return replace(model, chunked_prefill=chunked, full_reason=reason, joins_rows=joins)
+
+
+def _probe_tokens(module: Any, limit: int | None) -> Tensor:
+    """Return random tokens [1, T] for the test of a cache."""
+    near = _CUT_TOKENS + _NEAR_TOKENS
+    if limit is not None and limit <= near:
+        raise UserError(
+            f"{type(module).__name__}: a context of {limit} tokens is too short to test its cache",
+            hint=f"Allow at least {near + 1}: --max-context-tokens N.",
+        )
+    vocabulary = module.get_input_embeddings().weight.shape[0]
+    generator = torch.Generator("cpu").manual_seed(0)
+    return torch.randint(0, vocabulary, (1, _PROBE_TOKENS), generator=generator)[:, :limit]
 
 
 def _joins(model: LanguageModel, probe: Tensor, tolerance: float) -> bool:
-    """Whether rows of unequal length say side by side what they say alone."""
+    """Whether rows of different lengths give the same logits in one batch as alone."""
     rope = _rope_types(model.module.config)
-    if rope & _RESCALED_ROPE or not model.takes >= {"attention_mask", "position_ids"}:
+    if rope & _RESCALED_ROPE or not model.forward_parameters >= {"attention_mask", "position_ids"}:
         return False
     tail = torch.split(probe[:, :2], 1, dim=1)  # two tokens [1, 1]
     heads = [probe[:, : probe.shape[1] // part] for part in (2, 4)]
@@ -245,46 +259,46 @@ def _joins(model: LanguageModel, probe: Tensor, tolerance: float) -> bool:
 
 
 def _rope_types(config: Any) -> set[str]:
-    """Return the kinds of RoPE of a model; some have one per kind of layer."""
+    """Return the RoPE types of a model; some have one per kind of layer."""
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
-    kinds = [rope, *(each for each in rope.values() if isinstance(each, dict))]
-    return {kind["rope_type"] for kind in kinds if "rope_type" in kind}
+    parameters = [rope, *(value for value in rope.values() if isinstance(value, dict))]
+    return {each["rope_type"] for each in parameters if "rope_type" in each}
 
 
-def _own_cache_class(cache: Cache) -> type[Cache] | None:
+def _resumable_cache_class(cache: Cache) -> type[Cache] | None:
     if isinstance(cache, HypeNetCache):
         return HypeNetCache
     return ResumableCache if type(cache) is DynamicCache else None
 
 
-def _culprit(cache: Cache | None) -> str:
-    layer = cache.foreign_layer if isinstance(cache, ResumableCache) else None
+def _unsupported_part(cache: Cache | None) -> str:
+    layer = cache.unsupported_layer if isinstance(cache, ResumableCache) else None
     return f"a cache layer {layer}" if layer else f"a {type(cache).__name__}"
 
 
 def _continued(model: LanguageModel, cache: Cache | None, pieces: Sequence[Tensor]) -> list[Tensor]:
-    """Return the logits behind each piece."""
-    found = []
+    """Return the logits after each piece."""
+    last_logits = []
     for piece in pieces:
         logits, cache = model.advance(cache, piece)
-        found.append(logits)
-    return found
+        last_logits.append(logits)
+    return last_logits
 
 
-def _equal(found: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> bool:
+def _equal(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: float) -> bool:
     return all(
         bool((logits - right).norm() <= tolerance * right.norm())
-        for logits, right in zip(found, expected, strict=True)
+        for logits, right in zip(actual, expected, strict=True)
     )
 
 
 def context_limit(config: Any, override: int | None) -> int | None:
-    """Return how many tokens a prompt and its answer may have; None for no limit.
+    """Return the maximum tokens of a prompt and its answer together; None for no limit.
 
     Args:
-        config: of the model. Its `max_position_embeddings` counts, except for a HypeNet without
-            RoPE anywhere, to which positions mean nothing beyond the logit scale.
-        override: the user's limit, in place of the config's.
+        config: the model's config. Its `max_position_embeddings` is the limit, except for a
+            HypeNet without any RoPE, which uses positions for the logit scale only.
+        override: the user's limit, which overrides the config's.
     """
     if override is not None:
         return override

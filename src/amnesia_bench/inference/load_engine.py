@@ -15,7 +15,7 @@ from amnesia_bench.inference.protocol import (
     Engine,
     EngineOptions,
     HeldEngine,
-    WatchedEngine,
+    ProgressEngine,
     silent,
 )
 from amnesia_bench.inference.transformers_engine import TransformersEngine
@@ -33,13 +33,13 @@ def open_engine(
 ) -> Engine:
     """Load a checkpoint into the engine that a request chose.
 
-    Its answers count only while the checkpoint's files are those that were identified.
+    The engine fails once the checkpoint's files differ from those that were identified.
 
     Args:
-        choice: which engine, and what of the model's config it overrides.
+        choice: the engine, and overrides of the model's config.
         candidate: the checkpoint.
-        verify_prefix: how many answers to compute a second time without a shared prefix.
-        count: called with the numbers of answered and of all requests.
+        verify_prefix: number of answers to recompute without shared prefixes.
+        count: called with the number of answered requests and the total.
 
     Raises:
         UserError: the folder holds no model, or the choice does not suit it.
@@ -51,20 +51,22 @@ def open_engine(
         attn_logits_scaling=choice.attn_logits_scaling,
     )
     engine = load_engine(choice.name, candidate.folder, options)
-    return WatchedEngine(HeldEngine(engine, candidate.held), count)
+    return ProgressEngine(HeldEngine(engine, candidate.held), count)
 
 
 def load_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
-    """Load a checkpoint folder into an engine, with every option that there is.
+    """Load a checkpoint folder into an engine, with all engine options.
 
-    transformers runs on all GPUs unless the options name one; vLLM on one, the first it sees.
+    The transformers engine runs on all GPUs unless the options name a device; vLLM uses the first
+    visible GPU.
 
     Raises:
-        UserError: no engine of this name, or the folder holds no model, or options of another.
+        UserError: the engine is unknown, the folder holds no model, or an option does not apply
+            to the model.
         MissingEnvironmentError: vLLM is not installed.
     """
     if name not in ENGINES:
-        raise UserError(f"engine {name}: not known", hint=nearest(name, ENGINES))
+        raise UserError(f"unknown engine {name}", hint=nearest(name, ENGINES))
     if options.attn_logits_scaling is not None:
         _check_hypenet(checkpoint)
     if name == "vllm":
@@ -81,5 +83,5 @@ def _check_hypenet(checkpoint: Path) -> None:
     if kind != "hypenet":
         raise UserError(
             f"{checkpoint}: attn_logits_scaling only applies to HypeNet; this checkpoint is {kind}",
-            hint="Leave it out.",
+            hint="Remove the option.",
         )

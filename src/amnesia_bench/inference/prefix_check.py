@@ -1,8 +1,8 @@
-"""Some answers computed a second time, from the first token on, against the shared run.
+"""Recompute some answers without shared prefixes, and compare them with the shared run.
 
-Equal means the same tokens. The two ways are the same mathematics and mostly the same bits; where
-a batch rounds otherwise and the two best tokens are equal to within that, either is right: this
-is reported and accepted, anything else is a failure.
+The tokens must be equal. Both runs compute the same mathematics, and mostly the same bits. If the
+rows of a batch round differently and the two best tokens tie within rounding, either is right:
+this is logged and accepted. Any other difference is an error.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import numpy as np
 import torch
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.decoding import DecodingRow, ReadRows, Stopping, decode_batch
+from amnesia_bench.inference.decoding import DecodingRow, PrefilledRows, Stopping, decode_batch
 from amnesia_bench.inference.language_model import LanguageModel, token_rows
 from amnesia_bench.inference.protocol import PromptRequest, UntrustedAnswersError
 from amnesia_bench.records.evaluation import Generation, SampleKey
 
 log = logging.getLogger(__name__)
 
-# Logits carry the rounding of the last product and of what came before it. How much more than one
-# rounding a deep model adds is not measured: this is a choice.
+# Logits carry the rounding errors of all layers, not only of the last product. How many roundings a
+# deep model adds up to is not measured: the factor is a choice.
 _TIE_ROUNDINGS = 4
 
 
@@ -34,12 +34,12 @@ class _Expected:
 
 
 class PrefixCheck:
-    """Recomputes greedy answers in full and compares.
+    """Recomputes greedy answers without shared prefixes, and compares.
 
     Args:
         model: the model.
-        chunk: tokens per piece of a prompt, as in the shared run.
-        stopping: end tokens, and what turns tokens into text.
+        chunk: prefill chunk size in tokens, the same as in the shared run.
+        stopping: the end tokens, and the function that turns tokens into text.
     """
 
     def __init__(self, model: LanguageModel, chunk: int, stopping: Stopping) -> None:
@@ -49,20 +49,20 @@ class PrefixCheck:
         self._expected: dict[SampleKey, _Expected] = {}
 
     def prepare(self, requests: Sequence[PromptRequest], order: Sequence[int], count: int) -> None:
-        """Compute `count` answers in full, before the shared run takes its memory.
+        """Compute `count` answers without sharing, before the shared run needs its memory.
 
         Args:
-            requests: all of them.
-            order: their indices by cut, so that evenly spaced ones are spread over the cuts.
-            count: how many.
+            requests: all requests.
+            order: their indices in tree order, so evenly spaced ones cover all cuts.
+            count: number of answers to recompute.
 
         Raises:
-            UserError: one of them is sampled: rounding may then change any token.
+            UserError: a request is sampled; rounding may change any of its tokens.
         """
         count = min(count, len(order))
-        places = np.linspace(0, len(order) - 1, count).round().astype(int)
-        for place in places.tolist():
-            request = requests[order[place]]
+        positions = np.linspace(0, len(order) - 1, count).round().astype(int)
+        for position in positions.tolist():
+            request = requests[order[position]]
             refuse_sampled(request)
             self._expected[request.key] = _Expected(request, self._full_answer(request))
 
@@ -70,15 +70,15 @@ class PrefixCheck:
     def _full_answer(self, request: PromptRequest) -> tuple[int, ...]:
         row = DecodingRow.of(request)
         prompt = token_rows([request.tokens])
-        logits, cache = self._model.read(self._model.new_cache(), prompt, self._chunk)
-        [answered] = decode_batch(self._model, ReadRows([row], logits, cache), self._stopping)
+        logits, cache = self._model.prefill(self._model.new_cache(), prompt, self._chunk)
+        [answered] = decode_batch(self._model, PrefilledRows([row], logits, cache), self._stopping)
         return tuple(answered.tokens)
 
     def compare(self, generation: Generation) -> None:
-        """Compare an answer of the shared run, if it is one of those computed in full.
+        """Compare an answer of the shared run with the recomputed one, if there is one.
 
         Raises:
-            UntrustedAnswersError: another token, by more than rounding.
+            UntrustedAnswersError: a token differs by more than rounding.
         """
         expected = self._expected.pop(generation.key, None)
         if expected is None or expected.tokens == generation.tokens:
@@ -89,43 +89,43 @@ class PrefixCheck:
         gap, rounding = self._gap(expected, generation.tokens, place)
         if gap > rounding:
             raise UntrustedAnswersError(
-                f"{where}: shared prefixes give another token than a full run, whose logits lie "
-                f"{gap:.3g} apart where rounding explains {rounding:.3g}",
+                f"{where}: shared prefixes change the token; the two logits differ by {gap:.3g}, "
+                f"and rounding explains {rounding:.3g}",
                 hint="Set share_prefixes to false, and report this model.",
             )
-        log.warning("%s: a tie to within rounding (%.3g), broken the other way", where, gap)
+        log.warning("%s: another token, in a tie within rounding (%.3g)", where, gap)
 
     @torch.inference_mode()
     def _gap(self, expected: _Expected, tokens: tuple[int, ...], place: int) -> tuple[float, float]:
-        """Return how far the other token lies below the best in a full run, and what a tie is."""
-        shown = np.concatenate([expected.request.tokens, np.array(tokens[:place], np.int32)])
-        prompt = token_rows([shown])
-        logits = self._model.read(self._model.new_cache(), prompt, self._chunk)[0][0]
-        # An answer that ended is shorter: the token in question is then one of the end tokens.
+        """Return the gap between the logits of the two tokens, and the largest gap of a tie."""
+        answer = np.array(tokens[:place], np.int32)
+        prompt = token_rows([np.concatenate([expected.request.tokens, answer])])
+        logits = self._model.prefill(self._model.new_cache(), prompt, self._chunk)[0][0]
+        # If one answer ended earlier, its token at this place is an end token.
         ends = sorted(self._stopping[0])
         chosen = [
-            logits[[each[place]] if place < len(each) else ends].max()
-            for each in (expected.tokens, tokens)
+            logits[[answer_tokens[place]] if place < len(answer_tokens) else ends].max()
+            for answer_tokens in (expected.tokens, tokens)
         ]
         gap = (chosen[0] - chosen[1]).abs()
         return float(gap), tie_gap(self._model.module.dtype, float(logits.abs().max()))
 
 
 def tie_gap(dtype: torch.dtype, largest: float) -> float:
-    """Return how far two logits may lie apart and still be equal to within rounding.
+    """Return the largest difference of two logits that are equal within rounding.
 
     Args:
-        dtype: of the model.
+        dtype: the model's dtype.
         largest: the largest logit.
     """
     return _TIE_ROUNDINGS * torch.finfo(dtype).eps * abs(largest)
 
 
 def refuse_sampled(request: PromptRequest) -> None:
-    """Refuse to check an answer that is drawn at random.
+    """Refuse to recompute a sampled answer.
 
     Raises:
-        UserError: it is.
+        UserError: the request is not greedy.
     """
     if not request.sampling.greedy:
         raise UserError(
@@ -135,7 +135,7 @@ def refuse_sampled(request: PromptRequest) -> None:
 
 
 def first_difference(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return the first place where two answers differ; the end of the shorter if none does."""
+    """Return the first position where two answers differ, or the length of the shorter one."""
     for i, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return i

@@ -1,11 +1,11 @@
-"""In which order prompts are read, and which of them in one batch: a tree of shared beginnings.
+"""The tree of shared prefixes: the order of the prompts, their batches, and the walking cache.
 
-Prefixes are compared as tokens, never as text, and piece by piece: a prompt is known by the
-digests of its beginnings at every multiple of the chunk, as vLLM's prefix cache knows its blocks.
-So one pass over prompts that are built on demand is enough, and none of them is kept.
+Prefixes are compared as tokens, never as text, and chunk by chunk: a prompt is represented by the
+digests of its prefixes at every multiple of the chunk size, like the blocks of vLLM's prefix cache.
+One pass over prompts that are built on demand is therefore enough, and no prompt is kept.
 
-A cut is a multiple of the chunk. A run that resumes at one then makes the same calls on the same
-numbers as a run from the start.
+A cut is the end of a shared prefix, at a multiple of the chunk size. A run that resumes there makes
+the same calls on the same numbers as a run from the start.
 """
 
 from __future__ import annotations
@@ -14,40 +14,49 @@ import hashlib
 import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from amnesia_bench.inference.caches import JoinedRows, fork
+from amnesia_bench.inference.decoding import DecodingRow, PrefilledRows
+from amnesia_bench.inference.language_model import LanguageModel, catching_oom, token_rows
+from amnesia_bench.inference.protocol import MAX_BATCH_ROWS, PromptRequest
 
 Digests = tuple[bytes, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptDigest:
-    """What is kept of a prompt: its length, and a digest of each beginning of n chunks, n >= 1.
+    """The length of a prompt, and a digest of each prefix of n chunks, n >= 1.
 
-    The last token belongs to no beginning: it is computed for every prompt, its logits are needed.
+    No prefix contains the last token: it is computed for every prompt, since its logits are needed.
     """
 
     num_tokens: int
-    beginnings: Digests
+    prefixes: Digests
 
     @classmethod
     def of(cls, tokens: NDArray[np.int32], chunk: int) -> PromptDigest:
-        """Digest tokens int32 [T]."""
+        """Return the digest of tokens int32 [T]."""
         data = np.ascontiguousarray(tokens, dtype="<i4")
-        whole, found = hashlib.blake2b(digest_size=16), []
+        digest, prefixes = hashlib.blake2b(digest_size=16), []
         for stop in range(chunk, len(data), chunk):
-            whole.update(data[stop - chunk : stop].tobytes())
-            found.append(whole.digest())
-        return cls(num_tokens=len(data), beginnings=tuple(found))
+            digest.update(data[stop - chunk : stop].tobytes())
+            prefixes.append(digest.digest())
+        return cls(num_tokens=len(data), prefixes=tuple(prefixes))
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixNode:
-    """A beginning of `cut` tokens that prompts share.
+    """A prefix of `cut` tokens that several prompts share.
 
-    `parent` is the index of the node whose prefix it continues, None for the empty one. `source`
-    is a prompt to take its tokens from. `leaves` are the prompts that leave the common text here.
+    `parent` is the index of the node whose prefix it extends, None for the root. `source` is the
+    index of a prompt that starts with it. `leaves` are the prompts that branch off here.
     """
 
     cut: int
@@ -59,31 +68,31 @@ class PrefixNode:
 def plan_prefixes(
     prompts: Sequence[PromptDigest], chunk: int, *, share: bool
 ) -> tuple[PrefixNode, ...]:
-    """Return the nodes, each after its parent and before whatever leaves that parent's path.
+    """Return the nodes of the prefix tree in pre-order, shorter cuts first.
 
-    In this order (pre-order, shorter cuts first) one cache walks the tree: whoever resumes at a
-    cut overwrites what another wrote behind it, and never needs that again.
+    In this order a single cache can walk the tree: a prompt that resumes at a cut overwrites the
+    tokens of an earlier prompt after that cut, and these are never needed again.
 
     Args:
         prompts: one per request.
         chunk: tokens between possible cuts.
-        share: False leaves the empty node with all prompts in it.
+        share: False returns a root with all prompts.
     """
-    everyone = tuple(range(len(prompts)))
+    all_prompts = tuple(range(len(prompts)))
     if not share or not prompts:
-        return (PrefixNode(cut=0, parent=None, source=0, leaves=everyone),) if prompts else ()
+        return (PrefixNode(cut=0, parent=None, source=0, leaves=all_prompts),) if prompts else ()
     nodes: list[PrefixNode] = []
     # A stack instead of recursion: nested prefixes may be deeper than Python's limit.
-    waiting: list[tuple[int, int | None, tuple[int, ...]]] = [(0, None, everyone)]
-    while waiting:
-        depth, parent, members = waiting.pop()
-        depth = max(depth, _common_depth([prompts[i].beginnings for i in members]))
+    stack: list[tuple[int, int | None, tuple[int, ...]]] = [(0, None, all_prompts)]
+    while stack:
+        depth, parent, members = stack.pop()
+        depth = max(depth, _common_depth([prompts[i].prefixes for i in members]))
         children: dict[bytes, list[int]] = {}
         leaves = []
         for i in members:
-            beginnings = prompts[i].beginnings
-            if len(beginnings) > depth:
-                children.setdefault(beginnings[depth], []).append(i)
+            prefixes = prompts[i].prefixes
+            if len(prefixes) > depth:
+                children.setdefault(prefixes[depth], []).append(i)
             else:
                 leaves.append(i)
         shared = [tuple(group) for group in children.values() if len(group) > 1]
@@ -96,8 +105,8 @@ def plan_prefixes(
                 leaves=tuple(sorted(leaves)),
             )
         )
-        here = len(nodes) - 1
-        waiting += [(depth + 1, here, group) for group in reversed(shared)]
+        index = len(nodes) - 1
+        stack += [(depth + 1, index, group) for group in reversed(shared)]
     return tuple(nodes)
 
 
@@ -105,12 +114,12 @@ def _common_depth(members: Sequence[Digests]) -> int:
     if len(members) == 1:
         return 0
     first = members[0]
-    shortest = min(len(each) for each in members)
-    # Digests are of whole beginnings, so equality at n implies equality at all before n.
+    shortest = min(len(digests) for digests in members)
+    # A digest covers the whole prefix: equality at n implies equality at every shorter length.
     low, high = 0, shortest
     while low < high:
         middle = (low + high + 1) // 2
-        if all(each[middle - 1] == first[middle - 1] for each in members):
+        if all(digests[middle - 1] == first[middle - 1] for digests in members):
             low = middle
         else:
             high = middle - 1
@@ -118,7 +127,7 @@ def _common_depth(members: Sequence[Digests]) -> int:
 
 
 def prefill_tokens(prompts: Sequence[PromptDigest], nodes: Sequence[PrefixNode]) -> int:
-    """Return how many prompt tokens a walk over the nodes computes."""
+    """Return the number of prompt tokens that a walk over the nodes computes."""
     total = 0
     for node in nodes:
         start = 0 if node.parent is None else nodes[node.parent].cut
@@ -129,55 +138,49 @@ def prefill_tokens(prompts: Sequence[PromptDigest], nodes: Sequence[PrefixNode])
 def partition(
     prompts: Sequence[PromptDigest], chunk: int, parts: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Split requests among processes, neighbours in the tree together, with about equal work.
+    """Split requests among processes: equal work, and neighbours in the tree stay together.
 
-    Each process walks a tree of its own, so what its first request shares with others' is
-    computed again there. Returns exactly `parts` tuples of indices; some may be empty.
+    Each process walks its own tree, so a prefix that requests of two processes share is computed
+    in both. Returns exactly `parts` tuples of indices; some may be empty.
     """
     nodes = plan_prefixes(prompts, chunk, share=True)
     order = [i for node in nodes for i in node.leaves]
     if not order:
         return ((),) * parts
-    whole = [prompts[i].num_tokens for i in order]
-    # What a request costs after its neighbour has been computed.
-    added = [whole[0]] + [
+    full = [prompts[i].num_tokens for i in order]
+    # The cost of a request after its left neighbour, in tokens.
+    added = [full[0]] + [
         prompts[right].num_tokens
-        - chunk * _common_depth([prompts[left].beginnings, prompts[right].beginnings])
+        - chunk * _common_depth([prompts[left].prefixes, prompts[right].prefixes])
         for left, right in itertools.pairwise(order)
     ]
-    low, high = max(whole), whole[0] + sum(added[1:])
+    low, high = max(full), full[0] + sum(added[1:])
     while low < high:
         middle = (low + high) // 2
-        if len(_packed(whole, added, middle)) <= parts:
+        if len(_packed(full, added, middle)) <= parts:
             high = middle
         else:
             low = middle + 1
-    groups = [tuple(order[start:stop]) for start, stop in _packed(whole, added, low)]
+    groups = [tuple(order[start:stop]) for start, stop in _packed(full, added, low)]
     return (*groups, *[()] * (parts - len(groups)))
 
 
-def _packed(whole: Sequence[int], added: Iterable[int], limit: int) -> list[tuple[int, int]]:
-    """Cut the order into runs that cost at most `limit` each, greedily."""
+def _packed(full: Sequence[int], added: Iterable[int], limit: int) -> list[tuple[int, int]]:
+    """Split the order greedily into ranges that cost at most `limit` tokens each."""
     bounds, start, cost = [], 0, 0
     for i, extra in enumerate(added):
         if i > start and cost + extra > limit:
             bounds.append((start, i))
             start, cost = i, 0
-        cost += whole[i] if i == start else extra
-    return [*bounds, (start, len(whole))]
-
-
-# A step of 64 rows of a small model takes little more than one of a single row, and answers come
-# out, and are kept, every so often. It also bounds the states of linear layers, which take the
-# same memory however short a prompt is.
-MOST_ROWS = 64
+        cost += full[i] if i == start else extra
+    return [*bounds, (start, len(full))]
 
 
 @dataclass(frozen=True)
 class Leaf:
-    """A prompt as a place in the tree: what is kept of a request until it is asked for again.
+    """A prompt's place in the tree: kept in memory until its request is built again.
 
-    `index` is that of the request, `node` that of the cut where it leaves the common text.
+    `index` is the request's, `node` that of the node where the prompt branches off.
     """
 
     index: int
@@ -186,29 +189,29 @@ class Leaf:
     max_new_tokens: int
 
     @property
-    def reading(self) -> tuple[int, int]:
-        """Prompts for which this is equal can be read together."""
+    def prefill_group(self) -> tuple[int, int]:
+        """Prompts with an equal group can be prefilled in one call."""
         return self.node, self.num_tokens
 
 
 def leaves_of(nodes: Sequence[PrefixNode], sizes: Sequence[tuple[int, int]]) -> list[Leaf]:
-    """Return all prompts in the order of the walk, those that can be read together as neighbours.
+    """Return all prompts in the order of the walk; each prefill group is contiguous.
 
     Args:
         nodes: the tree.
-        sizes: tokens of each prompt, and of its longest answer.
+        sizes: the tokens of each prompt, and the maximum tokens of its answer.
     """
-    found = [Leaf(i, n, *sizes[i]) for n, node in enumerate(nodes) for i in node.leaves]
-    return sorted(found, key=lambda leaf: leaf.reading)
+    leaves = [Leaf(i, n, *sizes[i]) for n, node in enumerate(nodes) for i in node.leaves]
+    return sorted(leaves, key=lambda leaf: leaf.prefill_group)
 
 
 @dataclass(frozen=True)
 class BatchLimits:
-    """What a batch may be.
+    """The limits of a batch.
 
-    `tokens` bounds rows times columns (one row alone may be longer), `columns` the tokens of the
-    longest prompt and of the longest answer, None for no limit. `unequal` is whether rows may be
-    padded; else all are read together.
+    `tokens` bounds rows times columns (a single row may be longer). `columns` bounds the longest
+    prompt plus the longest answer, in tokens; None means no limit. `unequal` allows prompts of
+    different lengths, with padding; otherwise a batch is one prefill group.
     """
 
     tokens: int
@@ -217,19 +220,127 @@ class BatchLimits:
 
 
 def first_batch(leaves: Sequence[Leaf], limits: BatchLimits) -> list[Leaf]:
-    """Return the leaves at the front that go into one batch: at least one."""
+    """Return the leaves at the front that fit into one batch: at least one."""
     batch = list(leaves[:1])
-    for leaf in leaves[1:MOST_ROWS]:
+    for leaf in leaves[1:MAX_BATCH_ROWS]:
         columns = max_row_tokens([*batch, leaf])
         too_wide = limits.columns is not None and columns > limits.columns
         if too_wide or (len(batch) + 1) * columns > limits.tokens:
             break
-        if not limits.unequal and leaf.reading != batch[0].reading:
+        if not limits.unequal and leaf.prefill_group != batch[0].prefill_group:
             break
         batch.append(leaf)
     return batch
 
 
 def max_row_tokens(batch: Sequence[Leaf]) -> int:
-    """Return the most tokens that a row may get to, padding included."""
+    """Return the maximum tokens of a row, padding and answer included."""
     return max(leaf.num_tokens for leaf in batch) + max(leaf.max_new_tokens for leaf in batch)
+
+
+@dataclass(frozen=True, eq=False)
+class _Cut:
+    """A cut on the current path: its node (None is the root), its tokens, the cache snapshot."""
+
+    node: int | None
+    num_tokens: int
+    snapshot: Any
+
+
+class PrefixWalker:
+    """Prefills batches along the tree with a single cache.
+
+    Batches must come in the order of the tree, since each overwrites tokens of earlier ones.
+
+    Args:
+        model: the model. If its prompts cannot share prefixes, the tree must have no cuts.
+        chunk: prefill chunk size in tokens.
+        nodes: the tree.
+        requests: the requests that leaves and sources are indices of.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        chunk: int,
+        nodes: Sequence[PrefixNode],
+        requests: Sequence[PromptRequest],
+    ) -> None:
+        self._model = model
+        self._chunk = chunk
+        self._nodes = nodes
+        self._requests = requests
+        self._cache = model.new_cache()
+        self._path = [_Cut(None, 0, self._snapshot())]
+
+    def _snapshot(self) -> Any:
+        cache: Any = self._cache
+        return None if self._model.full_reason is not None else cache.snapshot()
+
+    def _resume(self) -> Cache | None:
+        if self._model.full_reason is not None:
+            self._cache = self._model.new_cache()
+        else:
+            cache: Any = self._cache
+            cache.resume(self._path[-1].snapshot)
+        return self._cache
+
+    @torch.inference_mode()
+    def prefill(self, batch: Sequence[Leaf], rows: Sequence[DecodingRow]) -> PrefilledRows:
+        """Prefill the prompts of a batch, each from the cut where it branches off.
+
+        Raises:
+            MemoryExhaustedError: the batch does not fit the memory.
+        """
+        pairs = zip(batch, rows, strict=True)
+        groups = [
+            (node, [row.request for _, row in group])
+            for (node, _), group in itertools.groupby(pairs, key=lambda pair: pair[0].prefill_group)
+        ]
+        if len(groups) == 1:
+            return PrefilledRows(rows, *self._prefill(*groups[0]))
+        longest = max(leaf.num_tokens for leaf in batch)
+        joined = JoinedRows(self._model.new_cache(), len(batch), longest)
+        last_logits = []
+        for node, requests in groups:
+            logits, cache = self._prefill(node, requests)
+            with catching_oom(longest):
+                joined.add(cache, len(requests))
+            last_logits.append(logits)
+        padding = torch.tensor([longest - leaf.num_tokens for leaf in batch])
+        padding = padding.to(self._model.device)
+        return PrefilledRows(rows, torch.cat(last_logits), joined.cache, padding)
+
+    def _prefill(self, node: int, requests: Sequence[PromptRequest]) -> tuple[Tensor, Cache | None]:
+        """Prefill prompts of equal length that branch off at one node."""
+        self._enter(node)
+        start = self._path[-1].num_tokens
+        cache = self._resume()
+        if len(requests) > 1:
+            cache = self._forked(len(requests), start)
+        tokens = token_rows([request.tokens[start:] for request in requests])
+        return self._model.prefill(cache, tokens, self._chunk, start)
+
+    def _enter(self, index: int) -> None:
+        """Move the path to a node: drop cuts of other branches, prefill missing ancestors."""
+        ancestors = [index]
+        while (parent := self._nodes[ancestors[-1]].parent) is not None:
+            ancestors.append(parent)
+        while self._path[-1].node not in (None, *ancestors):
+            self._path.pop()
+        entered = {cut.node for cut in self._path}
+        for ancestor in reversed(ancestors):
+            if ancestor in entered:
+                continue
+            node, start = self._nodes[ancestor], self._path[-1].num_tokens
+            if node.cut > start:
+                tokens = token_rows([self._requests[node.source].tokens[start : node.cut]])
+                self._model.prefill(self._resume(), tokens, self._chunk, start)
+            self._path.append(_Cut(ancestor, node.cut, self._snapshot()))
+
+    def _forked(self, rows: int, start: int) -> Cache | None:
+        empty = self._model.new_cache()
+        if start == 0 or self._cache is None or empty is None:
+            return empty
+        with catching_oom(start):
+            return fork(self._cache, empty, rows)

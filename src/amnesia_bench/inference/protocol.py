@@ -1,6 +1,6 @@
-"""The border between evaluations and engines: requests, engines, their options and wrappers.
+"""The interface between evaluations and engines: requests, engines, their options and wrappers.
 
-Token ids and a sampling go in, text comes out.
+An engine takes token ids and sampling parameters, and returns text.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from amnesia_bench.store.held_files import HeldFiles
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptRequest:
-    """One prompt, already tokenised: no engine adds, drops or truncates a token.
+    """One tokenised prompt; no engine adds, drops or truncates a token.
 
-    `tokens` is int32 [T]. `seed` is that of this sample alone, None when greedy.
+    `tokens` is int32 [T]. `seed` is the seed of this sample, None for greedy decoding.
     """
 
     key: SampleKey
@@ -33,17 +33,17 @@ class PromptRequest:
 
 
 class UntrustedAnswersError(StageFailedError):
-    """A check failed: no answer of this run is to be kept, those given before included."""
+    """A check failed: all answers of this run must be discarded, earlier ones included."""
 
 
 class OnDemand(Sequence[PromptRequest]):
-    """Requests that are built whenever they are asked for, and not kept.
+    """Requests that are built on each access and not kept.
 
     500 prompts of 256K tokens are half a gigabyte.
 
     Args:
-        build: makes the request at a position.
-        positions: which of them there are, in order.
+        build: builds the request at a position.
+        positions: the positions of the requests, in order.
     """
 
     def __init__(self, build: Callable[[int], PromptRequest], positions: Sequence[int]) -> None:
@@ -66,56 +66,61 @@ class OnDemand(Sequence[PromptRequest]):
 
 
 def sample_seed(seed: int, key: SampleKey) -> int:
-    """Return the seed of one answer, 63 bits: a hash, so that no other answer moves it."""
+    """Return the 63-bit seed of one answer: a hash, so it does not depend on other answers."""
     text = json.dumps([seed, key.task, key.doc, key.repeat])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 class Engine(Protocol):
-    """Something that answers requests."""
+    """An inference engine: it answers requests."""
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """Everything about the engine that may change an answer, for the record."""
+        """All engine settings that can change an answer, for the records."""
         ...
 
     def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
-        """Answer every request, in any order, each as soon as it is done.
+        """Answer every request, in any order; yield each answer as soon as it is finished.
 
         `requests` may build its items on demand (500 prompts of 256K tokens are half a
-        gigabyte), so an engine asks for an item when it needs it and lets go of it after.
+        gigabyte), so an engine gets an item when it needs it and does not keep it.
 
         Raises:
             UserError: a prompt and its new tokens do not fit the model's context.
-            StageFailedError: out of memory even alone (says which length would fit), or logits
-                that are NaN or infinite.
-            UntrustedAnswersError: a checked answer came out otherwise.
+            StageFailedError: a prompt does not fit the memory even alone (the message names a
+                length that does), or logits are NaN or infinite.
+            UntrustedAnswersError: the recomputed answer differs from the first one.
         """
         ...
 
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
+# With a small model, a decoding step of 64 rows takes little longer than one of a single row, and
+# answers still finish, and are saved, at short intervals. The limit also bounds the states of
+# linear layers, whose memory does not depend on the length of the prompt.
+MAX_BATCH_ROWS = 64
+
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """Everything about a run that is not the checkpoint and not the request.
+    """All options of a run besides the checkpoint and the requests.
 
     Args:
-        dtype: of weights and activations; "auto" is the checkpoint's own.
-        device: "cpu", "cuda", "cuda:1", ...; None takes a GPU where there is one.
-        max_batch_tokens: rows of a batch times the tokens of its longest row, new ones included.
-            One row alone may be longer.
-        prefill_chunk_tokens: prompts are read in pieces of this size, and shared prefixes end at
-            its multiples: so that a shared and a full run make the very same calls. A sliding
-            window needs 5 bytes per token of a piece and token of the window. None is 2,048, and
-            256 on a CPU, which is as fast by small pieces, and then more is shared.
-        share_prefixes: read text that several prompts begin with once.
-        verify_prefix: how many answers to compute a second time, without sharing.
-        max_context_tokens: in place of the limit in the model's config, which may be wrong
-            (Jet-Nemotron's says 131,072) or a limit of training only.
-        attn_logits_scaling: in place of that in a HypeNet's config, such as "hype 500": off in
-            training, it stands in the config of no checkpoint that was trained.
+        dtype: dtype of weights and activations; "auto" uses the checkpoint's.
+        device: "cpu", "cuda", "cuda:1", ...; None uses a GPU if one is available.
+        max_batch_tokens: maximum rows of a batch times the tokens of its longest row, new tokens
+            included. A single row may be longer.
+        prefill_chunk_tokens: prefill chunk size. Shared prefixes end at its multiples, so a run
+            with shared prefixes makes the same calls as one without. A sliding window needs
+            5 bytes per token of a chunk and token of the window. None means 2,048, or 256 on a
+            CPU, where small chunks are as fast and more of the prompts is shared.
+        share_prefixes: prefill text that several prompts start with only once.
+        verify_prefix: number of answers to recompute without shared prefixes.
+        max_context_tokens: overrides the limit in the model's config, which may be wrong
+            (Jet-Nemotron's is 131,072) or a limit of training only.
+        attn_logits_scaling: overrides the value in a HypeNet's config, such as "hype 500". The
+            scaling is off in training, so no trained checkpoint has it in its config.
     """
 
     dtype: str = "auto"
@@ -138,20 +143,20 @@ class EngineOptions:
             raise UserError(f"verify_prefix={self.verify_prefix}: must be 0 (none) or above")
 
     def chunk_on(self, device_type: str) -> int:
-        """Return the tokens of a piece of a prompt on "cpu", "cuda", ..."""
+        """Return the prefill chunk size in tokens on "cpu", "cuda", ..."""
         if self.prefill_chunk_tokens is not None:
             return self.prefill_chunk_tokens
         return 256 if device_type == "cpu" else 2048
 
 
 class HeldEngine:
-    """Passes on what another engine answers, as long as the files behind it have not changed.
+    """Wraps an engine, and fails once the files of its checkpoint change.
 
-    Files are compared before each answer and not only after loading: loaded weights may be pages
-    of the file still, and an engine of several processes loads them when it likes.
+    The files are compared before each answer and not only after loading: loaded weights may still
+    be memory-mapped pages of the file, and an engine of several processes loads them at any time.
 
     Args:
-        engine: the engine that answers.
+        engine: the wrapped engine.
         held: the files of its checkpoint, as they were when they were hashed.
     """
 
@@ -161,14 +166,14 @@ class HeldEngine:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """Those of the engine behind it."""
+        """The settings of the wrapped engine."""
         return self._engine.settings
 
     def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         """Answer every request; see `Engine.generate`.
 
         Raises:
-            StageFailedError: a file of the checkpoint was changed; answers before that stand.
+            StageFailedError: a file of the checkpoint changed; earlier answers are valid.
         """
         for generation in self._engine.generate(requests):
             self._held.check()
@@ -179,12 +184,13 @@ def silent(*_: object) -> None:
     """Report nothing."""
 
 
-class WatchedEngine:
-    """Hands on what the engine behind it answers.
+class ProgressEngine:
+    """Wraps an engine, and reports its progress.
 
     Args:
-        engine: that one.
-        report: told how many of how many requests are answered: before the first, after each.
+        engine: the wrapped engine.
+        report: called with the number of answered requests and the total, before the first
+            answer and after each.
     """
 
     def __init__(self, engine: Engine, report: Callable[[int, int], None]) -> None:
@@ -193,7 +199,7 @@ class WatchedEngine:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """Those of the engine behind it."""
+        """The settings of the wrapped engine."""
         return self._engine.settings
 
     def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:

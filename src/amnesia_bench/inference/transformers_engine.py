@@ -1,15 +1,16 @@
-"""Answers from any causal LM of transformers, HypeNet included, with shared prefixes.
+"""The engine for any causal LM of transformers, HypeNet included, with shared prefixes.
 
-What prompts begin with in common is read once (`prefix_tree`): one cache walks the cuts in
-ascending order, each prompt resumes at its own and overwrites what the one before wrote behind
-it. So keys and values are not copied on the way, and one set of linear states per open cut is kept.
-Once read, prompts are copied into a batch and wait there until it is full (`prefix_tree`,
-`caches`); then all go on together, and leave as they are finished (`decoding`).
+Shared prefixes are prefilled once: prompts are visited in prefix-tree order with a single KV cache
+(`prefix_tree`), which is truncated back to the branch point for each prompt. Keys and values are
+not copied on the way, and one set of linear states per open cut is kept. Prefilled prompts are
+copied into a batch (`caches`); when it is full, its rows are decoded together, and each row leaves
+the batch as soon as it is finished (`decoding`).
 
-A full run makes the same calls: all prompts are read in pieces of `prefill_chunk_tokens`, and cuts
-are multiples of it. Answers of single rows are then equal bit by bit where the kernels are
-deterministic. Rows of a batch are equal mathematically: products of other shapes and sums over
-padding round otherwise, and where two tokens are likely to within rounding, either may be chosen.
+A run without shared prefixes makes the same calls: all prompts are prefilled in chunks of
+`prefill_chunk_tokens`, and cuts are multiples of it. With deterministic kernels, answers of single
+rows are therefore bit-identical. Rows of a batch are equal only mathematically: matrix products of
+other shapes and sums over padding round differently, and if the two most likely tokens tie within
+rounding, either may be chosen.
 """
 
 from __future__ import annotations
@@ -43,13 +44,13 @@ from amnesia_bench.inference.prefix_tree import (
     BatchLimits,
     Leaf,
     PrefixNode,
+    PrefixWalker,
     PromptDigest,
     first_batch,
     leaves_of,
     max_row_tokens,
     plan_prefixes,
 )
-from amnesia_bench.inference.prefix_walk import PrefixWalker
 from amnesia_bench.inference.protocol import EngineOptions, PromptRequest
 from amnesia_bench.modeling import HypeNetConfig
 from amnesia_bench.records.evaluation import Generation
@@ -63,8 +64,8 @@ class TransformersEngine:
 
     Args:
         model: a causal LM with weights, on its device.
-        tokenizer: of its checkpoint.
-        options: how to run.
+        tokenizer: the tokenizer of its checkpoint.
+        options: the engine options.
     """
 
     def __init__(self, model: Any, tokenizer: Any, options: EngineOptions) -> None:
@@ -73,22 +74,22 @@ class TransformersEngine:
         model.eval()
         self._limit = context_limit(model.config, options.max_context_tokens)
         if isinstance(model.config, HypeNetConfig) and options.max_context_tokens is not None:
-            # A HypeNet refuses positions beyond its config's.
+            # A HypeNet refuses positions beyond those of its config.
             model.config.max_position_embeddings = options.max_context_tokens
         self._model = prepare_model(model, self._limit)
         self._chunk = options.chunk_on(self._model.device.type)
         self._eos_ids = end_tokens(tokenizer, getattr(model, "generation_config", None))
         self._decode = answer_decoder(tokenizer)
-        # Shrinks when memory runs out, so that it runs out once and not at every batch.
+        # Halved when memory runs out, so it runs out once and not in every batch.
         self._batch_tokens = options.max_batch_tokens
         self._longest = 0
 
     @classmethod
     def load(cls, checkpoint: Path, options: EngineOptions) -> TransformersEngine:
-        """Load a checkpoint folder. No code in the folder is run.
+        """Load a checkpoint folder without running any code in it.
 
         Raises:
-            UserError: it holds no causal LM or tokenizer, or there is no such device.
+            UserError: it holds no causal LM or no tokenizer, or the device does not exist.
         """
         tokenizer, device = load_tokenizer(checkpoint), _device(options.device)
         scaling = options.attn_logits_scaling
@@ -108,7 +109,7 @@ class TransformersEngine:
         except (OSError, ValueError, KeyError, RuntimeError) as error:
             if is_out_of_memory(error):
                 raise StageFailedError(
-                    f"{checkpoint}: the weights alone do not fit the memory of {device}"
+                    f"{checkpoint}: the weights alone do not fit into the memory of {device}"
                 ) from error
             raise UserError(
                 f"{checkpoint}: no causal LM could be loaded ({str(error).partition(chr(10))[0]})",
@@ -116,24 +117,24 @@ class TransformersEngine:
                 "installed transformers knows.",
             ) from error
         if missing:
-            # transformers would go on with random values in their place.
+            # transformers would use random values for them.
             raise UserError(
                 f"{checkpoint}: missing tensor {min(missing)}",
-                hint="The tensors do not fit config.json. Is the folder complete?",
+                hint="The tensors do not match config.json. Is the folder complete?",
             )
         return cls(model, tokenizer, options)
 
     @property
     def module(self) -> Any:
-        """The model that answers."""
+        """The transformers model."""
         return self._model.module
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """Everything that may change an answer; neither the batch size nor the checks do."""
+        """All settings that can change an answer; batch size and checks cannot."""
         module = self._model.module
-        chunk = self._chunk if self._model.in_pieces else None
-        found = {
+        chunk = self._chunk if self._model.chunked_prefill else None
+        settings = {
             "engine": "transformers",
             "transformers": transformers.__version__,
             "torch": torch.__version__,
@@ -146,8 +147,8 @@ class TransformersEngine:
             "eos_token_ids": " ".join(map(str, sorted(self._eos_ids))),
         }
         if isinstance(module.config, HypeNetConfig):
-            found["attn_logits_scaling"] = str(module.config.attn_logits_scaling)
-        return found
+            settings["attn_logits_scaling"] = str(module.config.attn_logits_scaling)
+        return settings
 
     @property
     def _prefixes(self) -> str:
@@ -157,14 +158,14 @@ class TransformersEngine:
         return "shared" if reason is None else f"full ({reason})"
 
     def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
-        """Answer every request, those with a common prefix one after another.
+        """Answer every request; requests with a common prefix follow each other.
 
-        Each request is asked for at least twice: to compare prefixes, and to answer it.
+        Each request is built at least twice: to compare prefixes, and to answer it.
 
         Raises:
-            UserError: a prompt is empty, or longer with its new tokens than the model's context.
-            StageFailedError: out of memory even alone, or logits that are not finite.
-            UntrustedAnswersError: a checked answer came out otherwise.
+            UserError: a prompt is empty, or exceeds the model's context with its new tokens.
+            StageFailedError: a prompt does not fit the memory even alone, or logits are not finite.
+            UntrustedAnswersError: the recomputed answer differs from the first one.
         """
         prompts = [self._survey(requests[i]) for i in range(len(requests))]
         digests = [digest for digest, _ in prompts]
@@ -182,13 +183,13 @@ class TransformersEngine:
                 yield generation
         except MemoryExhaustedError as error:
             fits = max(error.fits, self._longest)
-            hint = f"A prompt and its answer fit up to about {fits:,} tokens together: ask for "
+            hint = f"A prompt and its answer fit up to about {fits:,} tokens together: use "
             if not fits:
-                hint = f"Not even a first piece of {chunk:,} tokens fits: ask for smaller pieces, "
+                hint = f"Not even a first chunk of {chunk:,} tokens fits: use smaller chunks, "
             raise StageFailedError(
-                f"out of memory on {self._model.device}, with one prompt at a time, behind token "
+                f"out of memory on {self._model.device}, with one prompt at a time, after token "
                 f"{error.fits:,}",
-                hint=f"{hint}shorter contexts, or take a larger device.",
+                hint=f"{hint}shorter contexts, or a larger device.",
             ) from error
 
     def _check(
@@ -206,7 +207,7 @@ class TransformersEngine:
         return self._eos_ids, self._decode
 
     def _survey(self, request: PromptRequest) -> tuple[PromptDigest, int]:
-        """Return what is kept of a request until it is asked for again."""
+        """Return the digest of a prompt and the maximum tokens of its answer."""
         check_room(request, self._limit)
         digest = PromptDigest.of(request.tokens, self._chunk)
         return digest, request.sampling.max_new_tokens
@@ -214,40 +215,40 @@ class TransformersEngine:
     def _walk(
         self,
         requests: Sequence[PromptRequest],
-        waiting: Sequence[Leaf],
+        pending: Sequence[Leaf],
         nodes: Sequence[PrefixNode],
     ) -> Iterator[Generation]:
         walker = PrefixWalker(self._model, self._chunk, nodes, requests)
-        while waiting:
+        while pending:
             limits = BatchLimits(self._batch_tokens, self._limit, unequal=self._model.joins_rows)
-            batch = first_batch(waiting, limits)
+            batch = first_batch(pending, limits)
             rows = [DecodingRow.of(requests[leaf.index]) for leaf in batch]
             try:
-                for row in decode_batch(self._model, walker.read(batch, rows), self._stopping):
+                for row in decode_batch(self._model, walker.prefill(batch, rows), self._stopping):
                     yield row.generation(self._decode)
             except MemoryExhaustedError:
                 if len(batch) == 1:
                     raise
-            left = [
+            unfinished = [
                 leaf for leaf, row in zip(batch, rows, strict=True) if row.finish_reason is None
             ]
-            waiting = [*left, *waiting[len(batch) :]]
-            if left:
-                # The walk starts over: what was read of their prompts may be overwritten by now.
+            pending = [*unfinished, *pending[len(batch) :]]
+            if unfinished:
+                # The walk starts over: their prefixes may have been overwritten in the cache.
                 walker = PrefixWalker(self._model, self._chunk, nodes, requests)
                 release_memory()
                 count, columns = len(batch) // 2, max_row_tokens(batch)
                 self._batch_tokens = count * columns
                 log.warning(
-                    "out of memory: %d rows of %d tokens a batch from now on", count, columns
+                    "out of memory: batches of %d rows of %d tokens from now on", count, columns
                 )
 
 
 def _device(name: str | None) -> torch.device:
-    """Return a device that works; a GPU where there is one, unless it is named.
+    """Return the device of this name, or without a name a GPU if one is available, else the CPU.
 
     Raises:
-        UserError: there is no such device.
+        UserError: the device does not exist.
     """
     try:
         device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -1,9 +1,9 @@
-"""Answers from vLLM, in this process, with its prefix cache primed.
+"""The vLLM engine: runs in this process, and warms up vLLM's prefix cache.
 
-vLLM shares the text that prompts begin with by itself, but a hybrid model's linear states are kept
-only where a request has ended or where prefixes were already seen to part. So the common text up
-to each cut is sent first, ascending, for one token: every prime resumes at the one before and
-leaves its states at its own end, where the prompts then resume.
+vLLM shares common prefixes itself, but it keeps the linear states of a hybrid model only where a
+request ended or where earlier prompts branched. So the engine first generates one token for the
+common prefix up to each cut, the shortest first: each warm-up request resumes at the previous one
+and leaves its states at its own end, where the prompts resume.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
-# A window bounds what one kill loses and what the host holds; vLLM batches within it.
+# A window bounds the work that a kill loses and the host's memory; vLLM batches within it.
 _WINDOW_TOKENS, _WINDOW_REQUESTS = 1 << 22, 1024
-# Cuts are multiples of vLLM's block, but not every block of 16 is worth a digest and a prime.
+# Cuts are multiples of vLLM's block size; 16 tokens are too few for a digest and a warm-up request.
 _MIN_CHUNK_TOKENS = 256
 _TOP_LOGITS = 5
 
@@ -58,21 +58,21 @@ class VllmEngine:
 
     @classmethod
     def load(cls, checkpoint: Path, options: EngineOptions) -> VllmEngine:
-        """Load a checkpoint folder. No code in the folder is run.
+        """Load a checkpoint folder without running any code in it.
 
         Raises:
             MissingEnvironmentError: vLLM is not installed.
-            UserError: vLLM cannot run this model, or the device is not its to choose.
+            UserError: vLLM cannot run this model, or the options name a device.
         """
         config = checkpoint / "config.json"
         if config.is_file() and _model_type(config) == HypeNetConfig.model_type:
             raise UserError(
-                f"{checkpoint}: a HypeNet, which vLLM does not know",
-                hint="The transformers engine runs it: --engine transformers.",
+                f"{checkpoint}: vLLM does not support HypeNet",
+                hint="Use --engine transformers.",
             )
         if options.device is not None:
             raise UserError(
-                f"device={options.device}: vLLM takes the devices it sees",
+                f"device={options.device}: vLLM uses the devices that are visible",
                 hint="Set CUDA_VISIBLE_DEVICES instead.",
             )
         try:
@@ -85,8 +85,8 @@ class VllmEngine:
             ) from error
         tokenizer = load_tokenizer(checkpoint)
         try:
-            # Raw logits, so that a check can tell a tie from a fault; "vllm": the checkpoint's own
-            # sampling defaults must not add to what a request says.
+            # Raw logits show whether two tokens tie within rounding. "vllm" ignores the sampling
+            # defaults of the checkpoint: only the request's sampling parameters apply.
             llm = vllm.LLM(
                 model=str(checkpoint),
                 dtype=options.dtype,
@@ -109,7 +109,7 @@ class VllmEngine:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """Everything that may change an answer."""
+        """All settings that can change an answer."""
         import vllm
 
         return {
@@ -122,12 +122,12 @@ class VllmEngine:
         }
 
     def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
-        """Answer every request, window by window, neighbours in the prefix tree together.
+        """Answer every request, window by window, in the order of the prefix tree.
 
         Raises:
-            UserError: a prompt is empty, or longer with its new tokens than the model's context.
+            UserError: a prompt is empty, or exceeds the model's context with its new tokens.
             StageFailedError: the logits of a token are not finite.
-            UntrustedAnswersError: a checked answer came out otherwise without the prefix cache.
+            UntrustedAnswersError: a recomputed answer differs without the prefix cache.
         """
         digests = []
         for i in range(len(requests)):
@@ -152,7 +152,7 @@ class VllmEngine:
                 yield generation
 
     def _spread(self, order: Sequence[int]) -> frozenset[int]:
-        """Choose the answers to compute a second time, evenly over the cuts."""
+        """Choose the answers to recompute, evenly over the cuts."""
         count = min(self._options.verify_prefix, len(order))
         return frozenset(order[n * len(order) // count] for n in range(count))
 
@@ -163,12 +163,12 @@ class VllmEngine:
         requests: Sequence[PromptRequest],
         primed: set[tuple[int, int]],
     ) -> None:
-        """Leave the states of every cut on the way to a node in vLLM's cache."""
+        """Warm up vLLM's cache for every cut on the path to a node."""
         path = [node]
         while path[-1].parent is not None:
             path.append(nodes[path[-1].parent])
         for step in reversed(path):
-            # Cut and source tell nodes apart: nodes of one cut share no prompt.
+            # Cut and source identify a node: nodes with equal cuts share no prompt.
             if step.cut and (step.cut, step.source) not in primed:
                 primed.add((step.cut, step.source))
                 self._run([requests[step.source].tokens[: step.cut]], [self._params(max_tokens=1)])
@@ -182,7 +182,7 @@ class VllmEngine:
                 top_k=request.sampling.top_k or 0,
                 stop=list(request.sampling.stop),
                 seed=request.seed,
-                logprobs=0,  # of the chosen token alone: shows whether the model computed one
+                logprobs=0,  # only of the chosen token: NaN if the logits are not finite
             )
             for request in batch
         ]
@@ -212,7 +212,7 @@ class VllmEngine:
         return outputs
 
     def _check(self, request: PromptRequest, shared: Generation) -> None:
-        """Compute an answer again without reading the prefix cache, and compare."""
+        """Recompute an answer without reading the prefix cache, and compare."""
         params = self._params(
             max_tokens=request.sampling.max_new_tokens,
             stop=list(request.sampling.stop),
@@ -232,11 +232,10 @@ class VllmEngine:
         where = f"{key.task} document {key.doc}, token {place} of the answer"
         if gap > tie_gap(getattr(torch, self._dtype), best):
             raise UntrustedAnswersError(
-                f"{where}: vLLM's prefix cache gives another token than a run without it, whose "
-                f"logits lie {gap:.3g} apart",
+                f"{where}: vLLM's prefix cache changes the token; the logits differ by {gap:.3g}",
                 hint="Set share_prefixes to false, and report this model.",
             )
-        log.warning("%s: a tie to within rounding (%.3g), broken the other way", where, gap)
+        log.warning("%s: another token, in a tie within rounding (%.3g)", where, gap)
 
 
 def _model_type(config: Path) -> object:
@@ -250,11 +249,11 @@ def _windows(
     window: list[tuple[int, PrefixNode]] = []
     tokens = 0
     for entry in order:
-        more = digests[entry[0]].num_tokens
-        if window and (tokens + more > _WINDOW_TOKENS or len(window) == _WINDOW_REQUESTS):
+        prompt_tokens = digests[entry[0]].num_tokens
+        if window and (tokens + prompt_tokens > _WINDOW_TOKENS or len(window) == _WINDOW_REQUESTS):
             yield window
             window, tokens = [], 0
         window.append(entry)
-        tokens += more
+        tokens += prompt_tokens
     if window:
         yield window

@@ -1,4 +1,4 @@
-"""`lm_eval` with the model `amnesia`: the same arguments, lm-eval's own code behind them.
+"""lm-eval's command line with the additional model `amnesia`; all arguments are lm-eval's.
 
 python -m amnesia_bench.lm_eval_bridge --model amnesia --model_args pretrained=DIR
     --tasks niah_single_2 --metadata '{"max_seq_lengths": [32768]}'
@@ -17,16 +17,16 @@ def run_lm_eval() -> int:
     try:
         if any(argument.partition("=")[0] == "--cache_requests" for argument in sys.argv):
             raise UserError(
-                "--cache_requests: lm-eval keeps prompts under a name without their length and "
-                "tokenizer, so a task at another length gets the prompts of the first",
-                hint="Leave it out; `amnesia niah build` keeps prompts.",
+                "--cache_requests: lm-eval's cache key contains neither length nor tokenizer, so a "
+                "task at another length would get the prompts of the first",
+                hint="Remove the option; `amnesia niah build` stores prompts.",
             )
         from lm_eval.__main__ import cli_evaluate
 
-        from amnesia_bench.lm_eval_bridge import model  # noqa: F401  registers it
+        from amnesia_bench.lm_eval_bridge import model  # noqa: F401  registers the model
         from amnesia_bench.tokenizers.sentences import sentence_splitter
 
-        sentence_splitter()  # or NIAH tasks would try to download what they split sentences with
+        sentence_splitter()  # otherwise NIAH tasks try to download the sentence model
         cli_evaluate()
     except AmnesiaError as error:
         sys.stderr.write(message(f"{error}\n"))

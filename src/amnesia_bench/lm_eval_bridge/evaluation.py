@@ -1,4 +1,4 @@
-"""Recall of a checkpoint through lm-eval: `evaluate`, one task and length after another."""
+"""`evaluate` measures the recall of a checkpoint with lm-eval, one task and length at a time."""
 
 from __future__ import annotations
 
@@ -26,9 +26,10 @@ from amnesia_bench.lm_eval_bridge.niah_task import (
     official_task,
     prompt_set_task,
 )
-from amnesia_bench.recall.check_inputs import PromptSetChoice, open_prompt_sets_for
 from amnesia_bench.recall.measure import (
+    PromptSetChoice,
     PromptSetId,
+    open_prompt_sets_for,
     recall_cell,
     recall_of,
     recall_sample,
@@ -38,9 +39,7 @@ from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, SEED, find_task, scor
 from amnesia_bench.records import codec
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, Verdict
 from amnesia_bench.records.recall import RecallSample
-from amnesia_bench.requests.recall import (
-    EvaluateRequest,
-)
+from amnesia_bench.requests.recall import EvaluateRequest
 from amnesia_bench.store.checksums import write_checksums
 from amnesia_bench.store.files import explaining_write_errors, replace_text
 from amnesia_bench.tokenizers.tokenizer import tokenizer_identity, with_special_tokens
@@ -57,16 +56,16 @@ def evaluate(
     progress: Callable[[str], None] = silent,
     count: Callable[[int, int], None] = silent,
 ) -> tuple[Cell, ...]:
-    """Let lm-eval ask a checkpoint needle prompts and score its answers.
+    """Evaluate a checkpoint on needle prompts with lm-eval, which scores the answers.
 
-    Each task and length gets a folder in `out`; see `NiahEvaluation`. A run that was killed
-    resumes from the answers that they hold.
+    Each task and length has a folder in `out`; see `NiahEvaluation`. A run that was killed resumes
+    from the answers in these folders.
 
     Args:
         request: the checkpoint and the prompts.
-        out: the folder to write.
+        out: the output folder.
         progress: called with one line before and after each task and length.
-        count: called with the numbers of answered and of all requests of one task and length.
+        count: called with the number of answered requests and the total of a task and length.
 
     Returns:
         A cell for each task and length, in the order of their evaluation.
@@ -74,20 +73,20 @@ def evaluate(
     Raises:
         UserError: checkpoint, prompts or engine do not fit the request, or `out` holds the
             answers of another run.
-        MissingEnvironmentError: lm-eval's essays or vLLM are not to be had.
-        StageFailedError: the checkpoint was changed while it answered, its logits are not finite,
-            or lm-eval scored fewer prompts than asked for.
-        BusyError: another process writes to `out`.
+        MissingEnvironmentError: lm-eval's essays or vLLM are not available.
+        StageFailedError: the checkpoint changed during the evaluation, its logits are not finite,
+            or lm-eval scored fewer prompts than requested.
+        BusyError: another process is writing to `out`.
     """
     for task in request.tasks or ():
         find_task(task)
     candidate = open_candidate(request.checkpoint, request.method)
-    samples, pending = _prompts_to_ask(request, candidate)
+    samples, pending = _pending_evaluations(request, candidate)
     engine = open_engine(
         request.engine, candidate, verify_prefix=request.verify_prefix, count=count
     )
-    longest = request.max_new_tokens or load_niah().max_new_tokens
-    evaluation = NiahEvaluation(engine, candidate, samples, out, longest)
+    max_new_tokens = request.max_new_tokens or load_niah().max_new_tokens
+    evaluation = NiahEvaluation(engine, candidate, samples, out, max_new_tokens)
     cells = []
     for name, evaluate_set in pending:
         progress(f"{name}: {samples} prompts")
@@ -98,17 +97,19 @@ def evaluate(
     return tuple(cells)
 
 
-def _prompts_to_ask(
+def _pending_evaluations(
     request: EvaluateRequest, candidate: Candidate
 ) -> tuple[int, list[tuple[str, Callable[[NiahEvaluation], Cell]]]]:
-    """Return how many prompts of each set to ask, and the sets by name."""
+    """Return the number of prompts per set, and the name and evaluation of each set."""
     if request.prompts is not None:
         choice = PromptSetChoice(
             tasks=request.tasks, lengths=request.lengths, samples=request.samples
         )
         prompt_sets = open_prompt_sets_for(request.prompts, [candidate], choice)
         samples = request.samples or min(map(len, prompt_sets))
-        return samples, [(each.name, methodcaller("evaluate", each)) for each in prompt_sets]
+        return samples, [
+            (prompt_set.name, methodcaller("evaluate", prompt_set)) for prompt_set in prompt_sets
+        ]
     defaults = load_niah()
     return request.samples or defaults.samples, [
         (f"{task}@{length}", methodcaller("official", task, length))
@@ -118,7 +119,7 @@ def _prompts_to_ask(
 
 
 class RecordingEngine:
-    """An engine whose answers are kept in a folder, and taken from it where it holds them."""
+    """Wraps an engine: writes its answers to a folder, and reuses existing ones."""
 
     def __init__(self, engine: Engine, folder: Path, identity: Mapping[str, str]) -> None:
         self._engine = engine
@@ -128,11 +129,11 @@ class RecordingEngine:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """Those of the engine behind it."""
+        """The settings of the wrapped engine."""
         return self._engine.settings
 
     def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
-        """Answer every request, as soon as all are answered and on disk."""
+        """Answer every request; the first answer is yielded when all are on disk."""
         self.generations = generate_missing(
             self._engine, requests, self._folder, identity=self._identity
         )
@@ -141,7 +142,7 @@ class RecordingEngine:
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialPromptSetId:
-    """One task at one length of lm-eval's own generator: its name, and what its prompts hang on."""
+    """The identity of a prompt set of lm-eval's generator: a hash of all its inputs."""
 
     task: str
     context_tokens: int
@@ -153,17 +154,18 @@ class OfficialPromptSetId:
 
 
 class NiahEvaluation:
-    """Evaluates one checkpoint, one prompt set at a time, into a folder.
+    """Evaluates one checkpoint, one prompt set at a time, and writes the results to a folder.
 
-    `<out>/<prompt set>/` holds `generations.jsonl`, `verdicts.jsonl` and, written last,
-    `cell.json`; of prompts of our own also `samples.jsonl`, which knows how deep each needle was.
+    `<out>/<prompt set>/` contains `generations.jsonl`, `verdicts.jsonl` and `cell.json`, which is
+    written last. For our own prompts it also contains `samples.jsonl` with the depths of the
+    needles.
 
     Args:
-        engine: with the checkpoint in it.
+        engine: the engine with the checkpoint.
         candidate: the checkpoint.
-        samples: how many prompts of each set, from the first.
-        out: the folder to write.
-        max_new_tokens: of an answer.
+        samples: number of prompts per set, from the first.
+        out: the output folder.
+        max_new_tokens: maximum tokens per answer.
     """
 
     def __init__(
@@ -181,26 +183,26 @@ class NiahEvaluation:
         self._max_new_tokens = max_new_tokens
 
     def evaluate(self, prompt_set: DocumentPromptSet) -> Cell:
-        """Evaluate prompts of our own.
+        """Evaluate a prompt set that `amnesia niah build` wrote.
 
         Raises:
-            UserError: the prompt set has fewer prompts than asked for, a prompt is too long for the
+            UserError: the prompt set has fewer prompts than requested, a prompt is too long for the
                 model, or the folder holds the answers of another run.
         """
         if len(prompt_set) < self._samples:
             raise UserError(
                 f"{prompt_set.name} has {len(prompt_set)} prompts, not {self._samples}",
-                hint="amnesia niah build makes 500 of each.",
+                hint="amnesia niah build writes 500 per prompt set.",
             )
         return self._evaluate(prompt_set, lambda: prompt_set_task(prompt_set), prompt_set)
 
     def official(self, task: str, context_tokens: int) -> Cell:
-        """Evaluate prompts that lm-eval's own generator makes anew.
+        """Evaluate prompts of lm-eval's own generator.
 
         Raises:
             UserError: a prompt is too long for the model, or the folder holds the answers of
                 another run.
-            StageFailedError: the generator made fewer prompts than asked for.
+            StageFailedError: the generator returned fewer prompts than requested.
         """
         tokenizer = self._candidate.tokenizer
         depends = {
@@ -209,7 +211,7 @@ class NiahEvaluation:
             "task": task,
             "max_seq_length": context_tokens,
             "tokenizer": tokenizer_identity(tokenizer),
-            # lm-eval counts them when it fills a context.
+            # lm-eval counts the special tokens when it fills a context.
             "around": with_special_tokens(tokenizer, np.zeros(0, np.int32)).tolist(),
         }
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
@@ -219,16 +221,16 @@ class NiahEvaluation:
 
     def _evaluate(
         self,
-        named: PromptSetId,
+        prompt_set_id: PromptSetId,
         make_task: Callable[[], LmEvalNiahTask],
         prompt_set: DocumentPromptSet | None,
     ) -> Cell:
-        folder = self._out / named.name
-        identity = {"checkpoint": self._candidate.parent.identity, "prompts": named.sha256}
+        folder = self._out / prompt_set_id.name
+        identity = {"checkpoint": self._candidate.parent.identity, "prompts": prompt_set_id.sha256}
         engine = RecordingEngine(self._engine, folder, identity)
         lm = AmnesiaLM(engine, self._candidate.tokenizer, prompt_set)
-        judged = make_task().run(lm, self._samples, self._max_new_tokens)
-        verdicts = [_verdict(generation, judged) for generation in engine.generations]
+        answers = make_task().run(lm, self._samples, self._max_new_tokens)
+        verdicts = [_verdict(generation, answers) for generation in engine.generations]
         settings = {
             **engine.settings,
             **sampling_settings(replace(NIAH_SAMPLING, max_new_tokens=self._max_new_tokens)),
@@ -236,14 +238,14 @@ class NiahEvaluation:
             "scorer": f"lm-eval {metadata.version('lm-eval')}",
         }
         recall = recall_of([verdict.outcome for verdict in verdicts])
-        found = recall_cell(recall, self._candidate, named, settings)
+        cell = recall_cell(recall, self._candidate, prompt_set_id, settings)
         samples = [
             recall_sample(generation, self._candidate, prompt_set)
             for generation in engine.generations
             if prompt_set is not None
         ]
-        _write(folder, verdicts, samples, found)
-        return found
+        _write(folder, verdicts, samples, cell)
+        return cell
 
 
 def _write(
@@ -261,12 +263,13 @@ def _lines(records: Sequence[object]) -> str:
     return "".join(json.dumps(codec.to_json(record)) + "\n" for record in records)
 
 
-def _verdict(generation: Generation, judged: Sequence[ScoredAnswer]) -> Verdict:
-    """Return our verdict on an answer, held against lm-eval's."""
-    theirs = judged[generation.key.doc]
-    verdict = score_needle(generation, theirs.value)
-    if (verdict.outcome is Outcome.CORRECT) != (theirs.score == 1):
+def _verdict(generation: Generation, answers: Sequence[ScoredAnswer]) -> Verdict:
+    """Return our verdict on an answer; it must agree with lm-eval's score."""
+    answer = answers[generation.key.doc]
+    verdict = score_needle(generation, answer.value)
+    if (verdict.outcome is Outcome.CORRECT) != (answer.score == 1):
         raise RuntimeError(
-            f"{generation.key}: lm-eval scored {theirs.score}, we say {verdict.outcome.value}"
+            f"{generation.key}: lm-eval's score is {answer.score}, our verdict is "
+            f"{verdict.outcome.value}"
         )
     return verdict

@@ -1,4 +1,4 @@
-"""Which softmax layers carry retrieval? Leave one out, and see what is lost (Appendix M)."""
+"""Rank softmax layers for retrieval by the accuracy lost without each of them (Appendix M)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from amnesia_bench.store.lease import holding_lease
 from amnesia_bench.store.sealed_json import seal, sealed_text, unseal, unsealed
 from amnesia_bench.surgery.ranked_layers import read_ranking
 
-# The accuracy of each task (and of metrics that do not count) without a layer; None: of all.
+# Returns the accuracy of each metric without a layer; None measures the whole model.
 Measure = Callable[[int | None], Mapping[str, float]]
 _RUN = "run.json"
 _MEASURED = re.compile(r"run\.json|whole\.json|without_layer_[0-9]+\.json|\..*\.json\.new")
@@ -30,28 +30,28 @@ _MEASURED = re.compile(r"run\.json|whole\.json|without_layer_[0-9]+\.json|\..*\.
 def measure_layers(
     plan: LayerRanking, layers: Sequence[int], measure: Measure, out: Path
 ) -> LayerRanking:
-    """Measure the model whole and without each layer, and write the ranking.
+    """Measure the whole model and the model without each layer, and write the ranking.
 
-    What was measured is kept beside `out` until it is written: a killed ranking goes on with the
-    next layer, and one that is written already is returned as it is.
+    Measurements are stored in a folder next to `out` until `out` is written: a ranking that was
+    killed resumes with the next layer, and a finished one is returned unchanged.
 
     Args:
-        plan: the ranking, still without accuracies and layers.
-        layers: which to rank.
-        measure: called once per layer that is not measured yet.
+        plan: the ranking without accuracies and layers.
+        layers: the layers to rank.
+        measure: called once for each layer that is not measured yet.
         out: the JSON file to write.
 
     Raises:
-        UserError: `out` holds another ranking, or what is kept beside it is of another.
-        BusyError: another process is writing it.
-        StageFailedError: the disk is full; what was measured is kept.
+        UserError: `out` or the folder of the measurements belongs to another ranking.
+        BusyError: another process is writing the ranking.
+        StageFailedError: the disk is full; finished measurements are kept.
     """
-    with explaining_write_errors(out, "what was measured is kept"):
+    with explaining_write_errors(out, "finished measurements are kept"):
         make_folder(out.parent)
         with holding_lease(out) as lease:
             work = out.with_name(f".{out.name}.measured")
             if out.exists():
-                ranking = _written_before(out, plan)
+                ranking = _finished_ranking(out, plan)
                 remove_files(work, _MEASURED)
                 return ranking
             make_folder(work)
@@ -64,7 +64,7 @@ def measure_layers(
     return ranking
 
 
-def _written_before(out: Path, plan: LayerRanking) -> LayerRanking:
+def _finished_ranking(out: Path, plan: LayerRanking) -> LayerRanking:
     ranking = read_ranking(out)
     if replace(ranking, accuracy={}, layers=()) != plan:
         raise UserError(f"{out}: already exists, with another ranking", hint="Choose another file.")
@@ -78,9 +78,9 @@ def _check_run(work: Path, plan: LayerRanking, layers: Sequence[int]) -> None:
         replace_text(path, sealed_text(run))
     elif unsealed(read_json(path), str(path), "Remove that folder.") != run:
         raise UserError(
-            f"{work}: holds what was measured for another ranking: another checkpoint, other "
-            "data, tasks, samples or engine settings",
-            hint="Remove it, or choose another --out.",
+            f"{work}: holds measurements of another ranking: another checkpoint, other data, "
+            "tasks, samples or engine settings",
+            hint="Remove the folder, or choose another --out.",
         )
 
 
@@ -88,12 +88,12 @@ def _measured(work: Path, layer: int | None, measure: Measure) -> Mapping[str, f
     path = work / ("whole.json" if layer is None else f"without_layer_{layer}.json")
     if path.exists():
         try:
-            held: Mapping[str, float] = unseal(path.read_text(encoding="utf-8").rstrip("\n"))
+            accuracy: Mapping[str, float] = unseal(path.read_text(encoding="utf-8").rstrip("\n"))
         except ValueError as error:
             raise UserError(
-                f"{path}: is damaged ({error})", hint="Remove it: that layer is measured again."
+                f"{path}: damaged ({error})", hint="Remove it: the layer is measured again."
             ) from error
-        return held
+        return accuracy
     accuracy = measure(layer)
     replace_text(path, f"{seal(accuracy)}\n")
     return accuracy
@@ -105,7 +105,7 @@ def _ranked(
     measured: Mapping[int | None, Mapping[str, float]],
 ) -> LayerRanking:
     tasks = [task.name for task in plan.tasks]
-    # Rounded: sums of floats must not tell layers apart that lose the same.
+    # Rounding keeps ties: float sums of equal losses may differ in the last bits.
     means = {
         layer: round(sum(accuracy[task] for task in tasks) / len(tasks), 12)
         for layer, accuracy in measured.items()

@@ -1,4 +1,4 @@
-"""lm-eval's `LM` over an `Engine`: registered as `amnesia` when this module is imported."""
+"""lm-eval's `LM` interface for an `Engine`; importing this module registers it as `amnesia`."""
 
 from __future__ import annotations
 
@@ -28,45 +28,45 @@ from amnesia_bench.lm_eval_bridge.niah_task import DocumentPromptSet
 from amnesia_bench.records.evaluation import SampleKey, Sampling
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer, with_special_tokens
 
-# What lm-eval's own models take when a task names no limit.
+# The limit of lm-eval's own models for a task without one.
 _DEFAULT_MAX_NEW_TOKENS = 256
 _KNOWN = frozenset({"do_sample", "max_gen_toks", "seed", "temperature", "top_k", "top_p", "until"})
 
 
 def sampling_of(gen_kwargs: Mapping[str, Any], where: str) -> tuple[Sampling, int]:
-    """Return the sampling that these kwargs ask for, and the base of its seeds.
+    """Convert lm-eval's generation kwargs to sampling parameters and a base seed.
 
-    Defaults are lm-eval's: greedy, 256 new tokens. One is not: `top_k` is off where nobody names
-    it, and not the 50 that transformers adds by itself.
+    The defaults are lm-eval's: greedy, 256 new tokens. The exception is `top_k`, which is off by
+    default instead of transformers' 50.
 
     Args:
-        gen_kwargs: of one request: a task's `generation_kwargs`, changed by `--gen_kwargs`.
+        gen_kwargs: the kwargs of a request: a task's `generation_kwargs`, with `--gen_kwargs`.
         where: the task, for messages.
 
     Raises:
-        UserError: a key that no engine here has, or a value that is none.
+        UserError: a key is not supported, or a value is invalid.
     """
     normal = normalize_gen_kwargs(dict(gen_kwargs), _DEFAULT_MAX_NEW_TOKENS)
     if unknown := sorted(set(normal) - _KNOWN):
         raise UserError(
-            f"{where}: generation kwargs {', '.join(unknown)}: not known to the model amnesia, "
-            "and left out they would change the score",
+            f"{where}: the model amnesia does not support the generation kwargs "
+            f"{', '.join(unknown)}, and ignoring them would change the score",
             hint=f"Known: {', '.join(sorted(_KNOWN))}.",
         )
     temperature = float(normal.get("temperature") or 0.0)
     if normal["do_sample"] and temperature == 0:
         raise UserError(
-            f"{where}: do_sample=true with a temperature of 0",
+            f"{where}: do_sample=true needs a temperature above 0",
             hint="--gen_kwargs do_sample=true,temperature=0.6, or do_sample=false for greedy",
         )
-    # What a greedy choice ignores is left at off, so that it cannot tell two runs apart.
-    drawn: Mapping[str, Any] = normal if normal["do_sample"] else {}
-    top_k = drawn.get("top_k")
+    # Greedy decoding ignores these; default values keep them out of the identity of a run.
+    sampled: Mapping[str, Any] = normal if normal["do_sample"] else {}
+    top_k = sampled.get("top_k")
     try:
         sampling = Sampling(
             max_new_tokens=normal["max_gen_toks"],
-            temperature=temperature if drawn else 0.0,
-            top_p=float(drawn.get("top_p") or 1.0),
+            temperature=temperature if sampled else 0.0,
+            top_p=float(sampled.get("top_p") or 1.0),
             top_k=int(top_k) if top_k is not None and int(top_k) > 0 else None,
             stop=tuple(dict.fromkeys(stop for stop in normal["until"] if stop)),
         )
@@ -85,15 +85,16 @@ class _Prompt:
 
 @register_model("amnesia")
 class AmnesiaLM(TemplateLM):  # type: ignore[misc]
-    """Generates through an engine. Nothing is truncated: what is too long, the engine refuses.
+    """Generates with an engine. No prompt is truncated: the engine refuses long ones.
 
-    lm-eval's own data parallelism is not used: one process asks, and the engine spreads the work.
+    lm-eval's data parallelism is not used: one process sends all requests, and the engine
+    distributes them.
 
     Args:
-        engine: what answers.
-        tokenizer: its model's.
-        prompt_set: its tokens are known, so that 256K of them need not be made anew for every
-            sample; None if there are none.
+        engine: the engine that answers.
+        tokenizer: the tokenizer of its model.
+        prompt_set: prompts with known tokens, which saves tokenising 256K tokens for each sample;
+            None without them.
     """
 
     def __init__(
@@ -118,41 +119,39 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         """Load a checkpoint by lm-eval's `--model_args`.
 
         Args:
-            arg_dict: `pretrained` is the folder, `engine` the name of one (transformers);
-                `max_length` replaces the limit in the model's config; the other names are those
-                of `EngineOptions`.
-            additional_config: what lm-eval adds, which is not used: the engine counts tokens and
-                no `batch_size`, and `device` is cuda:0 where nobody typed one.
+            arg_dict: `pretrained` is the folder, `engine` the engine's name (default:
+                transformers), `max_length` overrides the limit in the model's config, and the
+                other names are fields of `EngineOptions`.
+            additional_config: lm-eval's additions, which are ignored: the engine bounds batches by
+                tokens and not by `batch_size`, and lm-eval's default `device` is cuda:0.
 
         Raises:
             UserError: an argument is missing or unknown, or the folder holds no model.
         """
-        given = dict(arg_dict)
-        folder, name = given.pop("pretrained", None), given.pop("engine", "transformers")
+        options = dict(arg_dict)
+        folder, name = options.pop("pretrained", None), options.pop("engine", "transformers")
         if folder is None:
-            raise UserError(
-                "model amnesia: which checkpoint?", hint="--model_args pretrained=FOLDER"
-            )
-        if "max_length" in given:
-            given["max_context_tokens"] = given.pop("max_length")
+            raise UserError("model amnesia: no checkpoint", hint="--model_args pretrained=FOLDER")
+        if "max_length" in options:
+            options["max_context_tokens"] = options.pop("max_length")
         known = {field.name for field in fields(EngineOptions)}
-        if unknown := sorted(set(given) - known):
+        if unknown := sorted(set(options) - known):
             raise UserError(
                 f"model amnesia: unknown --model_args {', '.join(unknown)}",
                 hint=f"Known: pretrained, engine, max_length, {', '.join(sorted(known))}.",
             )
         checkpoint = Path(str(folder))
-        engine = load_engine(name, checkpoint, EngineOptions(**given))
+        engine = load_engine(name, checkpoint, EngineOptions(**options))
         return cls(engine, load_tokenizer(checkpoint))
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Answer lm-eval's requests, in their order.
 
-        A document that is asked about several times is the same `Instance` every time; its n-th
-        occurrence is its n-th repeat, with a seed of its own.
+        Repeats of a document are the same `Instance`; its n-th occurrence is its n-th repeat, with
+        its own seed.
 
         Raises:
-            UserError: a prompt with its answer is too long, or kwargs that no engine has.
+            UserError: a prompt with its answer is too long, or a kwarg is not supported.
         """
         prompts = _prompts(requests)
         tokenised = OnDemand(lambda i: self._request(prompts[i]), range(len(prompts)))
@@ -176,7 +175,7 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
             if prompt_set.prompt(doc) != prompt.text:
                 raise UserError(
                     f"{prompt_set.name}, document {doc}: lm-eval changed the prompt",
-                    hint="NIAH is run without chat template, system instruction and examples.",
+                    hint="Run NIAH without chat template, system instruction and examples.",
                 )
             return with_special_tokens(self.tokenizer, prompt_set.tokens(doc))
         return np.asarray(self.tok_encode(prompt.text), dtype=np.int32)
@@ -184,7 +183,7 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Tokenise as lm-eval's HFLM does: with what the tokenizer adds, but no second BOS."""
+        """Tokenise as lm-eval's HFLM does: with special tokens, but without a second BOS."""
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
             add_special_tokens = not (bos and string.startswith(bos))
@@ -205,7 +204,7 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Return the text of a conversation; a begun answer at its end is continued."""
+        """Return the text of a conversation; an incomplete answer at its end is continued."""
         text: str = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -217,23 +216,23 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
     def set_cache_hook(self, cache_hook: Any) -> NoReturn:
         """Refuse lm-eval's `--use_cache`."""
         raise UserError(
-            "--use_cache: lm-eval keeps answers under a name without the model, so another "
-            "checkpoint would be scored by the answers of the first",
-            hint="Leave it out; `amnesia eval niah` resumes by itself.",
+            "--use_cache: lm-eval's cache key does not contain the model, so another checkpoint "
+            "would get the answers of the first",
+            hint="Remove the option; `amnesia eval niah` resumes automatically.",
         )
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> NoReturn:
-        """Refuse: an engine generates."""
-        raise _scores_no_text()
+        """Raise UserError: engines only generate text."""
+        raise _no_loglikelihood()
 
     def loglikelihood_rolling(
         self, requests: Sequence[Any], disable_tqdm: bool = False
     ) -> NoReturn:
-        """Refuse: an engine generates."""
-        raise _scores_no_text()
+        """Raise UserError: engines only generate text."""
+        raise _no_loglikelihood()
 
     def _loglikelihood_tokens(self, requests: Sequence[Any], **_: Any) -> NoReturn:
-        raise _scores_no_text()
+        raise _no_loglikelihood()
 
 
 def _prompts(requests: Sequence[Any]) -> list[_Prompt]:
@@ -242,17 +241,17 @@ def _prompts(requests: Sequence[Any]) -> list[_Prompt]:
     for request in requests:
         text, gen_kwargs = request.args
         sampling, seed = sampling_of(gen_kwargs, request.task_name)
-        asked = (request.task_name, request.doc_id)
-        key = SampleKey(task=asked[0], doc=asked[1], repeat=seen[asked])
-        seen[asked] += 1
-        own_seed = None if sampling.greedy else sample_seed(seed, key)
-        prompts.append(_Prompt(key=key, text=text, sampling=sampling, seed=own_seed))
+        task, doc = request.task_name, request.doc_id
+        key = SampleKey(task=task, doc=doc, repeat=seen[task, doc])
+        seen[task, doc] += 1
+        request_seed = None if sampling.greedy else sample_seed(seed, key)
+        prompts.append(_Prompt(key=key, text=text, sampling=sampling, seed=request_seed))
     return prompts
 
 
-def _scores_no_text() -> UserError:
+def _no_loglikelihood() -> UserError:
     return UserError(
-        "the model amnesia generates text and does not score it: it runs tasks with "
-        "output_type generate_until only",
-        hint="lm-eval's own model runs the others: --model hf --model_args pretrained=FOLDER",
+        "the model amnesia only generates text: it runs tasks with output_type generate_until, "
+        "and computes no log-likelihoods",
+        hint="lm-eval's own model runs other tasks: --model hf --model_args pretrained=FOLDER",
     )

@@ -1,7 +1,7 @@
-"""The official NIAH tasks: lm-eval's own configuration, with our prompts as its data set.
+"""The official NIAH tasks: lm-eval's configuration with our prompts as the data set.
 
-What lm-eval does by itself and this does not: all lengths in one call (documents would depend on
-their order), a column of -1 for 4096, and an aggregation that 262144 is missing from.
+Differences from lm-eval: each length is one call (otherwise documents depend on the order of
+lengths), there is no column of -1 for 4096, and the aggregation includes 262144.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from amnesia_bench.tokenizers.sentences import sentence_splitter
 
 
 class DocumentPromptSet(PromptSet, Protocol):
-    """Prompts of one task at one length that can be had as lm-eval's documents."""
+    """Prompts of one task at one length that are available as lm-eval's documents."""
 
     def document(self, i: int) -> dict[str, Any]: ...
 
@@ -34,21 +34,21 @@ class DocumentPromptSet(PromptSet, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredAnswer:
-    """What lm-eval made of one answer: its score (0 or 1), and the value that was to be found."""
+    """lm-eval's result for one answer: its score (0 or 1), and the value in the needle."""
 
     score: float
     value: str
 
 
 class DocumentDataset:
-    """A prompt set as the data set of a task: each document is made when it is asked for."""
+    """A prompt set as the data set of a task; each document is built on access."""
 
     def __init__(self, prompt_set: DocumentPromptSet) -> None:
         self._prompt_set = prompt_set
 
     @property
     def features(self) -> Mapping[str, Any]:
-        """The names of a document's fields, as `datasets.Dataset.features` has them."""
+        """The field names of a document, like `datasets.Dataset.features`."""
         return dict.fromkeys(self._prompt_set.document(0))
 
     def __len__(self) -> int:
@@ -65,27 +65,27 @@ class LmEvalNiahTask:
     """One task at one length, as a specification for `evaluate_one`.
 
     Args:
-        name: of the prompt set, such as niah_single_2@262144.
+        name: the prompt set's name, such as niah_single_2@262144.
         context_tokens: lm-eval's max_seq_length.
-        config: of lm-eval's task file.
+        config: the content of lm-eval's task file.
     """
 
     def __init__(self, name: str, context_tokens: int, config: Mapping[str, Any]) -> None:
         self.name = name
-        self._judged: list[ScoredAnswer] = []
+        self._scored: list[ScoredAnswer] = []
         self._metric = str(context_tokens)
 
-        # A function and no bound method: lm-eval copies a specification with all that it holds.
-        def judge(document: dict[str, Any], answers: list[str]) -> dict[str, float]:
+        # A function and not a bound method: lm-eval makes a deep copy of the specification.
+        def score_document(document: dict[str, Any], answers: list[str]) -> dict[str, float]:
             score = process_results(document, answers)[self._metric]
             (value,) = document["outputs"]
-            self._judged.append(ScoredAnswer(score=score, value=value))
+            self._scored.append(ScoredAnswer(score=score, value=value))
             return {self._metric: score}
 
         self.specification: Mapping[str, Any] = {
             **config,
             "task": name,
-            "process_results": judge,
+            "process_results": score_document,
             "metric_list": [
                 {
                     "metric": self._metric,
@@ -93,47 +93,47 @@ class LmEvalNiahTask:
                     "higher_is_better": True,
                 }
             ],
-            # Else every task keeps all its documents a second time, to take examples from.
+            # Otherwise every task keeps a second copy of its documents for few-shot examples.
             "fewshot_config": {"samples": []},
         }
 
     def run(self, lm: Any, samples: int, max_new_tokens: int) -> Sequence[ScoredAnswer]:
-        """Let lm-eval put the first `samples` prompts to a model; return what it made of each.
+        """Evaluate a model on the first `samples` prompts; return lm-eval's scores.
 
         Raises:
-            StageFailedError: lm-eval scored fewer: it skips what it cannot make, and only warns.
+            StageFailedError: lm-eval scored fewer prompts: it skips some with only a warning.
         """
-        self._judged.clear()
-        asked = {**self.specification["generation_kwargs"], "max_gen_toks": max_new_tokens}
-        changed = {**self.specification, "generation_kwargs": asked}
-        results = evaluate_one(lm, changed, samples)
-        scores = [judged.score for judged in self._judged]
+        self._scored.clear()
+        gen_kwargs = {**self.specification["generation_kwargs"], "max_gen_toks": max_new_tokens}
+        specification = {**self.specification, "generation_kwargs": gen_kwargs}
+        results = evaluate_one(lm, specification, samples)
+        scores = [answer.score for answer in self._scored]
         if len(scores) != samples or results["n-samples"][self.name]["effective"] != samples:
             raise StageFailedError(
-                f"{self.name}: lm-eval scored {len(scores)} of the {samples} samples asked for"
+                f"{self.name}: lm-eval scored {len(scores)} of the {samples} requested samples"
             )
-        found = results["results"][self.name][f"{self._metric},none"]
-        if found != sum(scores) / samples:
-            raise RuntimeError(f"{self.name}: lm-eval reports {found} for {scores}")
-        return tuple(self._judged)
+        mean = results["results"][self.name][f"{self._metric},none"]
+        if mean != sum(scores) / samples:
+            raise RuntimeError(f"{self.name}: lm-eval reports {mean} for {scores}")
+        return tuple(self._scored)
 
 
 def evaluate_one(lm: Any, task: Mapping[str, Any], samples: int) -> Mapping[str, Any]:
-    """Run one task by `lm_eval.evaluate`, its documents made as lm-eval's command line makes them.
+    """Run one task with `lm_eval.evaluate`, with the same documents as lm-eval's command line.
 
-    Not by `simple_evaluate`, which besides describes the machine in every call: seconds of pip and
-    git. What else it does is for options that are not used here.
+    `simple_evaluate` is not used: it also describes the machine on every call, which takes seconds
+    of pip and git, and its other additions are for options that are not used here.
 
     Args:
         lm: a model of lm-eval.
-        task: its specification.
-        samples: how many of its documents, from the first.
+        task: the specification of the task.
+        samples: number of documents, from the first.
     """
     state = random.getstate()
-    # A task makes its documents when it is built, from Python's own generator.
+    # A task builds its documents in its constructor, with Python's global random generator.
     random.seed(SEED)
     try:
-        built = given_task(task)
+        built = build_task(task)
     finally:
         random.setstate(state)
     results: Mapping[str, Any] = lm_eval.evaluate(
@@ -142,24 +142,24 @@ def evaluate_one(lm: Any, task: Mapping[str, Any], samples: int) -> Mapping[str,
     return results
 
 
-def given_task(config: Mapping[str, Any]) -> Any:
-    """Build a task of lm-eval whose documents are those of its `custom_dataset`."""
+def build_task(config: Mapping[str, Any]) -> Any:
+    """Build a task of lm-eval with the documents of its `custom_dataset`."""
 
-    class GivenTask(ConfigurableTask):  # type: ignore[misc]
+    class CustomDatasetTask(ConfigurableTask):  # type: ignore[misc]
         def download(self, *_: Any, **__: Any) -> None:
-            # As lm-eval does, without its advice on options of its command line.
+            # As in lm-eval, without its warning about command-line options.
             self.dataset = self.config.custom_dataset(**(self.config.metadata or {}))
 
-    return GivenTask(config=dict(config))
+    return CustomDatasetTask(config=dict(config))
 
 
 def prompt_set_task(prompt_set: DocumentPromptSet) -> LmEvalNiahTask:
-    """Return a task whose documents are those of a prompt set."""
+    """Return a task with the documents of a prompt set."""
 
     def documents(**_: Any) -> dict[str, DocumentDataset]:
         return {"test": DocumentDataset(prompt_set)}
 
-    # Unresolved, since the generator that it names makes six million words when it is imported.
+    # Unresolved: importing the generator of the task file builds six million words.
     config = task_config(prompt_set.task)
     return LmEvalNiahTask(
         prompt_set.name, prompt_set.context_tokens, {**config, "custom_dataset": documents}
@@ -167,55 +167,55 @@ def prompt_set_task(prompt_set: DocumentPromptSet) -> LmEvalNiahTask:
 
 
 def official_task(task: str, context_tokens: int, tokenizer: Path) -> LmEvalNiahTask:
-    """Return a task whose documents lm-eval's own generator makes, from essays of the hub.
+    """Return a task with the documents of lm-eval's own generator, from the hub's essays.
 
     Args:
         task: niah_single_1, _2 or _3.
         context_tokens: lm-eval's max_seq_length.
-        tokenizer: the folder of the tokenizer that counts.
+        tokenizer: the folder of the tokenizer that counts tokens.
 
     Raises:
-        UserError: the folder holds code.
-        MissingEnvironmentError: when the task is run, and there are no essays to be had.
+        UserError: the folder contains code.
+        MissingEnvironmentError: raised when the task runs, if the essays are not available.
     """
     _refuse_code(tokenizer)
-    sentence_splitter()  # puts the data that the generator splits sentences with on nltk's path
+    sentence_splitter()  # puts the sentence model of the generator on nltk's path
     config = task_config(task, resolve=True)
     generator = config["custom_dataset"]
 
-    def documents(**asked: Any) -> Any:
+    def documents(**arguments: Any) -> Any:
         try:
-            return generator(**asked)
+            return generator(**arguments)
         except OSError as error:
             raise MissingEnvironmentError(
-                f"{task}: lm-eval cannot fetch the essays ({str(error).partition(chr(10))[0]})",
-                hint="amnesia niah build makes the same prompts of a local file, for --prompts.",
+                f"{task}: lm-eval cannot download the essays ({str(error).partition(chr(10))[0]})",
+                hint="Build the same prompts of a local file (amnesia niah build); use --prompts.",
             ) from error
 
-    asked = {"tokenizer": str(tokenizer), "max_seq_lengths": [context_tokens]}
-    changes = {"custom_dataset": documents, "metadata": {**config["metadata"], **asked}}
+    arguments = {"tokenizer": str(tokenizer), "max_seq_lengths": [context_tokens]}
+    changes = {"custom_dataset": documents, "metadata": {**config["metadata"], **arguments}}
     return LmEvalNiahTask(f"{task}@{context_tokens}", context_tokens, {**config, **changes})
 
 
 def _refuse_code(tokenizer: Path) -> None:
-    # lm-eval loads it with trust_remote_code=True, and offers no way to say otherwise.
+    # lm-eval always loads the tokenizer with trust_remote_code=True.
     for file in (tokenizer / "tokenizer_config.json", tokenizer / "config.json"):
         if file.exists() and "auto_map" in read_json(file):
             raise UserError(
-                f"{file}: names code (auto_map), which lm-eval's generator would run",
-                hint="amnesia niah build makes the same prompts and runs none, for --prompts.",
+                f"{file}: refers to code (auto_map), which lm-eval's generator would run",
+                hint="Build the same prompts without it (amnesia niah build); use --prompts.",
             )
 
 
 def task_config(file: str, *, resolve: bool = False) -> dict[str, Any]:
-    """Return one of lm-eval's task files of RULER.
+    """Return the content of one of lm-eval's RULER task files.
 
     Args:
         file: its name without .yaml.
-        resolve: import the functions that it names; else their places are given.
+        resolve: import the functions that it refers to; otherwise they stay unresolved.
     """
     path = Path(lm_eval.__file__).parent / "tasks" / "ruler" / f"{file}.yaml"
     config: dict[str, Any] = load_yaml(path, resolve_func=resolve)
-    # A label for lm-eval's index of tasks, and no part of a task.
+    # A label for lm-eval's task index, not a field of a task.
     config.pop("tag", None)
     return config

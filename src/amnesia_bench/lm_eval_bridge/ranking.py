@@ -1,7 +1,7 @@
-"""Appendix M on a checkpoint: each softmax layer is taken out in memory, and lm-eval asks again.
+"""Appendix M on a checkpoint: evaluate retrieval tasks without each softmax layer.
 
-The paper's formula for its ablated model is lost in the text we have. Our reading: the output
-projection of the layer gives zeros, so that the residual stream passes the attention block
+The text of the paper that we have lacks the formula of the ablated model. Our reading: the output
+projection of the layer returns zeros. The residual stream then passes the attention block
 unchanged, and the layer's MLP stays.
 """
 
@@ -29,33 +29,33 @@ ABLATION = "attention output zero (our reading of Appendix M)"
 
 
 def output_projections(checkpoint: Checkpoint) -> Mapping[int, str]:
-    """Return the module of the output projection of each softmax layer without a window.
+    """Return the module name of the output projection of each full-attention softmax layer.
 
     Raises:
-        UserError: an unknown architecture, or one without such layers.
+        UserError: the architecture is unknown, or has no such layers.
     """
     attention = attention_map(checkpoint.config, checkpoint.shapes)
     layers = attention.layers(LayerKind.FULL)
-    found = {
+    projections = {
         tensor.layer: tensor.name.removesuffix(".weight")
         for tensor in attention.tensors
         if tensor.role is Role.O and tensor.layer in layers and tensor.name.endswith(".weight")
     }
-    if not layers or set(found) != set(layers):
+    if not layers or set(projections) != set(layers):
         raise UserError(
             f"{checkpoint.folder}: {attention.family} has no softmax layers over the whole "
-            "context with an output projection of their own"
+            "context with their own output projection"
         )
-    return found
+    return projections
 
 
 @contextmanager
 def without_attention(model: Any, projection: str) -> Iterator[None]:
-    """Let one layer's attention add nothing to the residual stream inside the block.
+    """Ablate the attention of one layer inside the `with` block: its output is zero.
 
     Args:
-        model: a model of transformers; nothing of its weights is changed.
-        projection: the name of the layer's output projection in it.
+        model: a model of transformers; its weights are not changed.
+        projection: the module name of the layer's output projection.
 
     Raises:
         UserError: the model has no module of this name.
@@ -64,8 +64,8 @@ def without_attention(model: Any, projection: str) -> Iterator[None]:
         module = model.get_submodule(projection)
     except AttributeError as error:
         raise UserError(
-            f"{type(model).__name__} has no module {projection}: its names differ from those of "
-            "its checkpoint"
+            f"{type(model).__name__} has no module {projection}: its module names differ from the "
+            "tensor names of its checkpoint"
         ) from error
     hook = module.register_forward_hook(
         lambda _module, _inputs, output: output.new_zeros(output.shape)
@@ -79,7 +79,7 @@ def without_attention(model: Any, projection: str) -> Iterator[None]:
 def rank_layers(
     request: RankLayersRequest, out: Path, *, progress: Callable[[str], None] = silent
 ) -> LayerRanking:
-    """Rank the softmax layers of a checkpoint by leaving each out, and write the ranking.
+    """Rank the softmax layers of a checkpoint by ablating each, and write the ranking.
 
     Args:
         request: the checkpoint and the tasks.
@@ -87,11 +87,11 @@ def rank_layers(
         progress: called with one line before each measurement.
 
     Raises:
-        UserError: anything about the inputs is wrong, or `out` exists; nothing was written.
+        UserError: an input is wrong, or `out` exists; nothing was written.
         BusyError: another process is writing `out`.
-        StageFailedError: the checkpoint was changed meanwhile, or the disk is full; what was
-            measured is kept.
-        MissingEnvironmentError: the tasks' data cannot be fetched.
+        StageFailedError: the checkpoint changed during the ranking, or the disk is full; finished
+            measurements are kept.
+        MissingEnvironmentError: the data of the tasks cannot be downloaded.
     """
     if out.exists():
         raise UserError(f"{out}: already exists", hint="Choose another file.")
@@ -100,12 +100,14 @@ def rank_layers(
     tasks = load_retrieval_tasks(
         tuple(dict.fromkeys(request.tasks)), candidate.tokenizer, request.data
     )
-    # Layers are ablated in this engine's own module: no other engine, and one process.
+    # Ablation needs the module in this process: only this engine, and no data parallelism.
     engine = TransformersEngine.load(request.checkpoint, EngineOptions())
     lm = AmnesiaLM(engine, candidate.tokenizer)
 
     def measure(layer: int | None) -> Mapping[str, float]:
-        progress("the whole model answers" if layer is None else f"without layer {layer}")
+        progress(
+            "evaluating the whole model" if layer is None else f"evaluating without layer {layer}"
+        )
         ablation = (
             nullcontext() if layer is None else without_attention(engine.module, projections[layer])
         )

@@ -1,7 +1,8 @@
-"""Our mathematical tasks for lm-eval's `--include_path`: our prompts, and our scorer behind them.
+"""Our mathematical tasks for lm-eval's `--include_path`, with our prompts and our scorer.
 
-What lm-eval does not tell a task: whether the chat template opens the thinking. Where it does,
-an answer cut off inside it is judged as if it were one; `amnesia generate` knows better.
+lm-eval does not pass a task whether the chat template opens the reasoning block. If it does, a
+reply that was truncated inside the block is scored as an answer; `amnesia generate` handles it
+correctly.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ Results = Callable[[Row, Sequence[Sequence[str]]], Mapping[str, float]]
 
 def functions_of(task: str) -> tuple[Callable[[Row], str], Results]:
     """Return a task's `doc_to_text` and `process_results`."""
-    known = task_named(task)
-    scorer = known.scorers["strict"]
+    reasoning_task = task_named(task)
+    scorer = reasoning_task.scorers["strict"]
     assert isinstance(scorer, MathScorer)
 
     def results(doc: Row, answers: Sequence[Sequence[str]]) -> Mapping[str, float]:
-        """Judge all answers to one problem; lm-eval's filter gives them as one list."""
+        """Score all answers to one problem, which lm-eval's filter passes as one list."""
         attempts = [
             Attempt(
                 key=SampleKey(task=task, doc=0, repeat=repeat),
@@ -43,17 +44,17 @@ def functions_of(task: str) -> tuple[Callable[[Row], str], Results]:
             )
             for repeat, text in enumerate(answers[0])
         ]
-        judged = scorer.judge([doc], attempts, _pool())
-        correct = [verdict.outcome is Outcome.CORRECT for verdict in judged.verdicts]
-        assert judged.votes is not None
-        return {"avg": average(correct), "maj": majority(correct, judged.votes)}
+        scored = scorer.judge([doc], attempts, _pool())
+        correct = [verdict.outcome is Outcome.CORRECT for verdict in scored.verdicts]
+        assert scored.votes is not None
+        return {"avg": average(correct), "maj": majority(correct, scored.votes)}
 
-    return known.message, results
+    return reasoning_task.message, results
 
 
 @cache
 def _pool() -> Any:
-    """Return processes that serve all problems: lm-eval asks for one at a time."""
+    """Return one process pool for all problems: lm-eval scores one problem per call."""
     pool = ComparisonPool()
     atexit.register(pool.__exit__, None, None, None)
     return pool

@@ -1,9 +1,9 @@
-"""The tasks that Appendix M ranks layers by, as lm-eval has them: FDA, SWDE, Ruler-QA-SQuAD.
+"""The tasks of the layer ranking of Appendix M, from lm-eval: FDA, SWDE, Ruler-QA-SQuAD.
 
-Documents come from the hub, or from a folder with files of the same fields: `fda.jsonl` and
-`swde.jsonl` (`text`, `value`), `dev-v2.0.json` (SQuAD's own). FDA and SWDE are version 1 of
-lm-eval's tasks, which strips prompts and values; published numbers of before June 2026 are of
-version 0.
+The documents are downloaded from the hub, or read from a folder with files of the same fields:
+`fda.jsonl` and `swde.jsonl` (`text`, `value`), `dev-v2.0.json` (SQuAD's own format). FDA and SWDE
+are version 1 of lm-eval's tasks, which strips prompts and values; published numbers from before
+June 2026 use version 0.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ import lm_eval
 from datasets import Dataset
 
 from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
-from amnesia_bench.lm_eval_bridge.niah_task import given_task, task_config
+from amnesia_bench.lm_eval_bridge.niah_task import build_task, task_config
 from amnesia_bench.recall.niah.tasks import SEED
 from amnesia_bench.records.layer_ranking import RankingTask
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.json_rows import read_json_rows
 
 SQUAD = "ruler_qa_squad"
-# RULER's own metric is the best match with any of the gold answers, lm-eval's their mean.
+# RULER's own metric is the best match with any gold answer; lm-eval's is the mean of all matches.
 SQUAD_MAX = "ruler_qa_squad_max"
 _SQUAD_FILE = "dev-v2.0.json"
 _SQUAD_TOKENS = 4096
@@ -37,10 +37,10 @@ _HUB = {"fda": "hazyresearch/based-fda", "swde": "hazyresearch/based-swde-v2"}
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalTask:
-    """A task of lm-eval with its documents loaded, asked without examples.
+    """A zero-shot task of lm-eval with its documents.
 
-    `metrics` maps lm-eval's name of a metric to ours; the first counts. `source` is where the
-    documents came from, `sha256` what they are.
+    `metrics` maps lm-eval's metric names to ours; the first one is used for the ranking. `source`
+    is the origin of the documents, `sha256` their hash.
     """
 
     name: str
@@ -51,17 +51,17 @@ class RetrievalTask:
     num_documents: int
     task: Any
 
-    def asked(self, samples: int | None) -> int:
-        """Return how many documents are asked when at most `samples` are; None is no limit."""
+    def evaluated_documents(self, samples: int | None) -> int:
+        """Return the number of documents to evaluate, at most `samples`; None means all."""
         return self.num_documents if samples is None else min(samples, self.num_documents)
 
     def record(self, samples: int | None) -> RankingTask:
-        """Return what a ranking says about this task."""
+        """Return the entry of this task in a ranking."""
         return RankingTask(
             name=self.name,
             version=self.version,
             metric=next(iter(self.metrics)),
-            n=self.asked(samples),
+            n=self.evaluated_documents(samples),
             source=self.source,
             sha256=self.sha256,
         )
@@ -74,12 +74,12 @@ def load_retrieval_tasks(
 
     Args:
         names: fda, swde, ruler_qa_squad.
-        tokenizer: what Ruler-QA-SQuAD measures its 4096 tokens with.
-        data: a folder with the files named above; None fetches them.
+        tokenizer: counts the 4096 tokens of Ruler-QA-SQuAD.
+        data: a folder with the files named above; None downloads them.
 
     Raises:
-        UserError: an unknown task, or a file that is missing or of another form.
-        MissingEnvironmentError: nothing can be fetched.
+        UserError: a task is unknown, or a file is missing or has another format.
+        MissingEnvironmentError: the download failed.
     """
     loaders: Mapping[str, Callable[[], RetrievalTask]] = {
         "fda": lambda: _extraction("fda", data),
@@ -96,24 +96,24 @@ def accuracies(lm: Any, tasks: Sequence[RetrievalTask], samples: int | None) -> 
 
     Args:
         lm: a model of lm-eval.
-        tasks: what to ask.
-        samples: how many documents of each task at most, from the first; None for all.
+        tasks: the tasks.
+        samples: maximum number of documents per task, from the first; None for all.
 
     Raises:
-        StageFailedError: lm-eval scored fewer than that.
+        StageFailedError: lm-eval scored fewer documents.
     """
-    found = {}
+    accuracy = {}
     for task in tasks:
-        n = task.asked(samples)
-        # Not by `simple_evaluate`: see `evaluate_one`.
+        n = task.evaluated_documents(samples)
+        # Not `simple_evaluate`: see `evaluate_one`.
         results = lm_eval.evaluate(
             lm, {"tasks": {task.name: task.task}}, limit=n, bootstrap_iters=0, log_samples=False
         )
         if (scored := results["n-samples"][task.name]["effective"]) != n:
             raise StageFailedError(f"{task.name}: lm-eval scored {scored} of {n} documents")
-        for theirs, ours in task.metrics.items():
-            found[ours] = float(results["results"][task.name][f"{theirs},none"])
-    return found
+        for lm_eval_name, name in task.metrics.items():
+            accuracy[name] = float(results["results"][task.name][f"{lm_eval_name},none"])
+    return accuracy
 
 
 def _extraction(name: str, data: Path | None) -> RetrievalTask:
@@ -145,7 +145,7 @@ def _squad(tokenizer: Any, data: Path | None) -> RetrievalTask:
 
     questions, texts, source = _squad_questions(qa_utils, data)
     state = random.getstate()
-    # lm-eval seeds Python's own generator before a task makes its documents from it.
+    # lm-eval seeds Python's global generator before a task draws its documents.
     random.seed(SEED)
     documents = qa_utils.generate_samples(
         tokenizer=tokenizer,
@@ -157,7 +157,7 @@ def _squad(tokenizer: Any, data: Path | None) -> RetrievalTask:
     random.setstate(state)
     metric, best = str(_SQUAD_TOKENS), "max"
 
-    def judge(document: dict[str, Any], answers: list[str]) -> dict[str, float]:
+    def score_document(document: dict[str, Any], answers: list[str]) -> dict[str, float]:
         score = common_utils.process_results_part(document, answers)[metric]
         (answer,) = common_utils.postprocess_pred(answers)
         matches = (gold.lower() in answer.lower() for gold in document["outputs"])
@@ -166,7 +166,7 @@ def _squad(tokenizer: Any, data: Path | None) -> RetrievalTask:
     config = task_config("qa_squad")
     config.update(
         custom_dataset=lambda **_: {"test": Dataset.from_list(documents)},
-        process_results=judge,
+        process_results=score_document,
         metric_list=[
             {
                 "metric": name,
@@ -184,12 +184,12 @@ def _squad(tokenizer: Any, data: Path | None) -> RetrievalTask:
         source=source,
         sha256=_sha256(documents),
         num_documents=len(documents),
-        task=given_task(config),
+        task=build_task(config),
     )
 
 
 def _hub_rows(dataset: str) -> tuple[Sequence[Mapping[str, str]], str]:
-    """Return the rows of a data set of the hub, and its name with the commit they are of."""
+    """Return the rows of a data set of the hub, and its name with the commit."""
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
@@ -197,17 +197,17 @@ def _hub_rows(dataset: str) -> tuple[Sequence[Mapping[str, str]], str]:
         commit = HfApi().dataset_info(dataset).sha
         loaded = load_dataset(dataset, "default", split="validation", revision=commit)
     except (OSError, ValueError) as error:
-        raise _not_fetched(dataset, error) from error
+        raise _download_failed(dataset, error) from error
     rows = [{"text": row["text"], "value": row["value"]} for row in loaded]
     return rows, f"hub:{dataset}@{commit}"
 
 
 def _file_rows(path: Path) -> tuple[Sequence[Mapping[str, str]], str]:
-    hint = f"It should hold the rows of {_HUB[path.stem]} (validation), one JSON a line."
+    hint = f"It should hold the rows of {_HUB[path.stem]} (validation), one JSON object per line."
     rows = []
     for number, row in read_json_rows(path, hint):
         if not isinstance(row, dict) or not {"text", "value"} <= row.keys():
-            raise UserError(f"{path}:{number}: no object with text and value", hint=hint)
+            raise UserError(f"{path}:{number}: not an object with text and value", hint=hint)
         rows.append({"text": str(row["text"]), "value": str(row["value"])})
     if not rows:
         raise UserError(f"{path}: holds no rows", hint=hint)
@@ -217,33 +217,35 @@ def _file_rows(path: Path) -> tuple[Sequence[Mapping[str, str]], str]:
 def _squad_questions(
     qa_utils: Any, data: Path | None
 ) -> tuple[list[dict[str, Any]], list[str], str]:
-    """Return questions and texts as lm-eval's own reader finds them, and where they came from."""
+    """Return questions and texts from lm-eval's reader, and their origin."""
     if data is None:
         try:
             questions, texts = qa_utils.read_squad()
         except OSError as error:
-            raise _not_fetched(_SQUAD_FILE, error) from error
+            raise _download_failed(_SQUAD_FILE, error) from error
         return questions, list(texts), f"rajpurkar.github.io/{_SQUAD_FILE}"
     path = data / _SQUAD_FILE
     squad = read_json(path)
-    # The reader takes an address only, and asks this function for what is there.
-    fetch, qa_utils.download_json = qa_utils.download_json, lambda _: squad
+    # The reader takes only a URL, and downloads it with this function.
+    download, qa_utils.download_json = qa_utils.download_json, lambda _: squad
     try:
         questions, texts = qa_utils.read_squad.__wrapped__(str(path))
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path}: not of the form of SQuAD's {_SQUAD_FILE} ({error!r})") from error
+        raise UserError(
+            f"{path}: not in the format of SQuAD's {_SQUAD_FILE} ({error!r})"
+        ) from error
     finally:
-        qa_utils.download_json = fetch
+        qa_utils.download_json = download
     if not questions:
-        raise UserError(f"{path}: holds no question with an answer")
+        raise UserError(f"{path}: contains no question with an answer")
     return questions, texts, f"file:{path.name}"
 
 
-def _not_fetched(what: str, error: Exception) -> MissingEnvironmentError:
+def _download_failed(name: str, error: Exception) -> MissingEnvironmentError:
     reason = str(error).partition("\n")[0]
     return MissingEnvironmentError(
-        f"{what} cannot be fetched ({reason})",
-        hint="On a machine without network give a folder: --data DIR with fda.jsonl, swde.jsonl "
+        f"{name} cannot be downloaded ({reason})",
+        hint="On a machine without network use a folder: --data DIR with fda.jsonl, swde.jsonl "
         f"and {_SQUAD_FILE}.",
     )
 

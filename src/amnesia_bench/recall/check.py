@@ -1,44 +1,40 @@
-"""The regression gate: has a fine-tune lost long-range recall? `check` answers that."""
+"""The regression gate: `check` tests whether a fine-tune lost long-range recall."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from amnesia_bench.config.load import load_niah
 from amnesia_bench.inference.candidates import Candidate, open_candidates
 from amnesia_bench.inference.load_engine import open_engine
 from amnesia_bench.inference.protocol import Engine, silent
-from amnesia_bench.recall.check_inputs import (
-    PromptSetChoice,
-    build_prompt_sets_for,
-    open_prompt_sets_for,
-)
 from amnesia_bench.recall.check_summary import check_markdown
-from amnesia_bench.recall.measure import PromptSet
+from amnesia_bench.recall.measure import PromptSet, PromptSetChoice, open_prompt_sets_for
+from amnesia_bench.recall.niah.build import build_prompts
+from amnesia_bench.recall.niah.haystack import read_haystack
 from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, find_task
 from amnesia_bench.recall.sequential_check import CheckPlan, CheckResult, compare_checkpoints
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent, Provenance
 from amnesia_bench.records.recall import CheckReport, Rule
-from amnesia_bench.requests.recall import (
-    BuildPromptsRequest,
-    CheckRequest,
-)
+from amnesia_bench.requests.recall import BuildPromptsRequest, CheckRequest
 from amnesia_bench.store.layout import MANIFEST, store_root
 from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
+from amnesia_bench.tokenizers.tokenizer import legacy_tokenizer_identity, tokenizer_identity
 
 ERROR_RATE = 0.025
 
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedCheck:
-    """What a check found: the report with its verdict, and the folder of all its records."""
+    """The result of a check: the report with the verdict, and the folder of all records."""
 
     report: CheckReport
     folder: Path
@@ -52,19 +48,19 @@ def check(
 ) -> FinishedCheck:
     """Compare a fine-tune with its base on needle prompts, and publish the records.
 
-    The checkpoints answer few prompts at a time until the verdict is clear. A check that was
-    killed resumes from its answers in the work folder, which checks of one checkpoint share.
+    The checkpoints answer a few prompts at a time until the verdict is clear. A check that was
+    killed resumes from the answers in the work folder. All checks of a checkpoint share them.
 
     Args:
-        request: the checkpoints, the prompts and the tolerated drop.
-        progress: called with one line before a checkpoint answers, and when a set was judged.
-        count: called with the numbers of answered and of all requests of a checkpoint.
+        request: checkpoints, prompts and tolerated drop.
+        progress: called with one line before a checkpoint answers and after each verdict.
+        count: called with the number of answered requests and the total, per checkpoint.
 
     Raises:
         UserError: a checkpoint, its tokenizer or the prompts do not fit the request.
         MissingEnvironmentError: the prompts cannot be built here, or vLLM is not installed.
-        StageFailedError: a checkpoint was changed while it answered, or its logits are not finite.
-        BusyError: another process writes the same answers.
+        StageFailedError: a checkpoint changed during the check, or its logits are not finite.
+        BusyError: another process is writing the same answers.
     """
     for task in request.tasks or ():
         find_task(task)
@@ -111,15 +107,42 @@ def _prompt_sets(
         haystack=request.haystack,
         samples=request.samples or defaults.samples,
     )
-    return build_prompt_sets_for(build, work, candidates)
+    folder = _built_prompts(build, work, candidates[0].tokenizer)
+    choice = PromptSetChoice(tasks=build.tasks, lengths=build.lengths, samples=build.samples)
+    return open_prompt_sets_for(folder, candidates, choice)
+
+
+def _built_prompts(build: BuildPromptsRequest, work: Path, tokenizer: Any) -> Path:
+    """Return the folder of the prompts in `work`; build them unless an earlier check did."""
+    depends = {
+        "lengths": build.lengths,
+        "tasks": build.tasks,
+        "haystack": None if build.haystack is None else read_haystack(build.haystack).sha256,
+        "samples": build.samples,
+    }
+    # Older versions hashed the tokenizer differently. A check that they started resumes from
+    # their folder.
+    folder, older_folder = (
+        work / "prompts" / _short_digest({**depends, "tokenizer": identity(tokenizer)})
+        for identity in (tokenizer_identity, legacy_tokenizer_identity)
+    )
+    if (older_folder / MANIFEST).is_file():
+        return older_folder
+    if not (folder / MANIFEST).is_file():
+        build_prompts(build, folder)
+    return folder
+
+
+def _short_digest(depends: Mapping[str, object]) -> str:
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def publish_check(result: CheckResult, work: Path, provenance: Provenance) -> Path:
     """Write the records of a check into a folder named by their contents.
 
-    `check.json` is the report, `cells.json` one `Cell` per checkpoint, task and length,
-    `samples.jsonl` one judged answer per line, `summary.md` what a CI comment shows. The same
-    check, run again, finds its folder finished and leaves it as it is.
+    `check.json` is the report, `cells.json` holds one `Cell` per checkpoint, task and length,
+    `samples.jsonl` one scored answer per line, and `summary.md` is the text of a CI comment. If
+    the same check runs again, its finished folder stays unchanged.
 
     Returns:
         The folder.

@@ -1,4 +1,4 @@
-"""The report of a check for people: rows of a table, notes, and a summary in Markdown."""
+"""The human-readable report of a check: table rows, notes, and a Markdown summary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADLINES = {
 
 
 def headline(report: CheckReport) -> str:
-    """Return the verdict in one line, with what it took."""
+    """Return the verdict in one line, with the number of answers that it needed."""
     saved = report.generations_planned - report.generations
     share = saved / report.generations_planned
     return (
@@ -25,12 +25,12 @@ def headline(report: CheckReport) -> str:
 
 
 def columns(report: CheckReport) -> list[str]:
-    """Return the heads of the columns of `row`."""
+    """Return the column headings of `row`."""
     return ["task", "length", *report.checkpoints, "n", "drop", "95 % interval", "p", "verdict"]
 
 
 def row(checked: CheckedPromptSet, report: CheckReport) -> list[str]:
-    """Return one line of the table: recall in per cent, the drop from pre to post in points."""
+    """Return one table row: recall in per cent, the drop from pre to post in points."""
     drop = next((c for c in checked.comparisons if (c.first, c.second) == ("pre", "post")), None)
     recalls = [
         f"{100 * recall.correct / recall.n:.1f}" if (recall := checked.recall.get(role)) else "-"
@@ -60,27 +60,27 @@ def row(checked: CheckedPromptSet, report: CheckReport) -> list[str]:
 
 
 def notes(report: CheckReport) -> list[str]:
-    """Return what the table does not say: the repair, the rule, the warnings."""
+    """Return the notes below the table: the decision rule, the repair and the warnings."""
     rule = report.rule
-    said = [
+    lines = [
         f"Rule: a drop above {100 * rule.margin:g} points at an error rate of "
         f"{100 * rule.error_rate:g} % over all looks and prompt sets; all clear once a drop of "
         f"{100 * rule.excluded_drop:g} points is excluded. Interval (Tango) and p (McNemar, "
-        "exact) are those of the counts in the table by themselves."
+        "exact) are computed from the counts in the table alone."
     ]
     for checked in report.cells:
-        for each in checked.comparisons:
-            if (each.first, each.second) == ("restored", "post"):
-                said.append(
+        for pair in checked.comparisons:
+            if (pair.first, pair.second) == ("restored", "post"):
+                lines.append(
                     f"{checked.task} at {checked.context_tokens}: restored is "
-                    f"{100 * each.difference:+.1f} points from post ({100 * each.interval.low:.1f} "
-                    f"to {100 * each.interval.high:.1f}, p {each.p_value:.2g})."
+                    f"{100 * pair.difference:+.1f} points from post ({100 * pair.interval.low:.1f} "
+                    f"to {100 * pair.interval.high:.1f}, p {pair.p_value:.2g})."
                 )
-    return [*said, *(f"Warning: {warning}." for warning in report.warnings)]
+    return [*lines, *(f"Warning: {warning}." for warning in report.warnings)]
 
 
 def check_markdown(report: CheckReport) -> str:
-    """Return the report as Markdown fit for a comment on a pull request."""
+    """Return the report as Markdown for a pull request comment."""
     lines = [f"### Long-range recall: {headline(report)}", ""]
     lines += [f"- {role}: {code(str(folder))}" for role, folder in report.checkpoints.items()]
     lines += [
@@ -104,12 +104,12 @@ def check_markdown(report: CheckReport) -> str:
 
 
 def heat_rows(maps: Sequence[HeatMap]) -> list[list[str]]:
-    """Return the rows of a table: depth, then per length the recall of each map and its n.
+    """Return table rows: the depth, then for each length the recall of each map and its n.
 
-    `92 > 40 (25)`: in per cent, one number per map in the order given.
+    Example: `92 > 40 (25)`, in per cent, one number per map, in the order of `maps`.
 
     Raises:
-        ValueError: the maps are not of the same lengths and depths.
+        ValueError: the maps have different lengths or depths.
     """
     first = maps[0]
     if any(
@@ -121,8 +121,8 @@ def heat_rows(maps: Sequence[HeatMap]) -> list[list[str]]:
     for row, (low, high) in enumerate(zip(first.depth_edges, first.depth_edges[1:], strict=False)):
         cells = []
         for column in range(len(first.context_tokens)):
-            recalls = [_percent(each.correct[row][column], each.n[row][column]) for each in maps]
-            counts = {each.n[row][column] for each in maps}
+            recalls = [_percent(heat.correct[row][column], heat.n[row][column]) for heat in maps]
+            counts = {heat.n[row][column] for heat in maps}
             cells.append(f"{' > '.join(recalls)} ({'/'.join(map(str, sorted(counts)))})")
         rows.append([f"{low:.0f}-{high:.0f} %", *cells])
     return rows

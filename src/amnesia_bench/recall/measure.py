@@ -1,4 +1,7 @@
-"""Recall of one checkpoint in one prompt set: prompts in, judged samples and a `Cell` out."""
+"""Recall of one checkpoint on prompt sets: choose the prompts, generate and score the answers.
+
+A prompt set holds the prompts of one task at one length. Its result is one `Cell`.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,18 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.protocol import Engine, OnDemand, PromptRequest
+from amnesia_bench.recall.niah.prompt_sets import NiahPromptSet, open_prompt_sets
 from amnesia_bench.recall.niah.tasks import score_needle
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
@@ -22,11 +28,15 @@ from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKe
 from amnesia_bench.records.ids import RECALL_METRIC
 from amnesia_bench.records.recall import Recall, RecallSample
 from amnesia_bench.statistics import wilson
-from amnesia_bench.tokenizers.tokenizer import with_leading_special_tokens
+from amnesia_bench.tokenizers.tokenizer import (
+    tokenizer_identity,
+    with_leading_special_tokens,
+    with_special_tokens,
+)
 
 
 class PromptSetId(Protocol):
-    """Which prompts: one task at one length, and a hash of what they are."""
+    """The identity of a prompt set: task, context length, and a hash of its prompts."""
 
     @property
     def task(self) -> str: ...
@@ -55,10 +65,83 @@ class PromptSet(PromptSetId, Protocol):
     def needle_span(self, i: int) -> tuple[int, int]: ...
 
 
+_PromptSet = TypeVar("_PromptSet", bound=PromptSet)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptSetChoice:
+    """Which prompts of a folder to use; None means all tasks, all lengths or all prompts."""
+
+    tasks: tuple[str, ...] | None
+    lengths: tuple[int, ...] | None
+    samples: int | None
+
+
+def pick_prompt_sets(
+    prompt_sets: Sequence[_PromptSet], choice: PromptSetChoice
+) -> tuple[_PromptSet, ...]:
+    """Return the chosen prompt sets, the longest first.
+
+    Raises:
+        UserError: a chosen prompt set does not exist, or has fewer prompts than requested.
+    """
+    tasks = choice.tasks or tuple(sorted({prompt_set.task for prompt_set in prompt_sets}))
+    lengths = choice.lengths or {prompt_set.context_tokens for prompt_set in prompt_sets}
+    by_name = {
+        (prompt_set.task, prompt_set.context_tokens): prompt_set for prompt_set in prompt_sets
+    }
+    picked = []
+    for length in sorted(lengths, reverse=True):
+        for task in tasks:
+            prompt_set = by_name.get((task, length))
+            if prompt_set is None:
+                names = sorted(prompt_set.name for prompt_set in prompt_sets)
+                raise UserError(
+                    f"no prompts of {task} at {length} tokens",
+                    hint=f"Available: {', '.join(names) or 'none'}.",
+                )
+            if choice.samples is not None and len(prompt_set) < choice.samples:
+                raise UserError(
+                    f"{prompt_set.name} holds {len(prompt_set)} prompts, but {choice.samples} "
+                    "are requested",
+                    hint=f"--samples {len(prompt_set)}, or build more prompts.",
+                )
+            picked.append(prompt_set)
+    return tuple(picked)
+
+
+def open_prompt_sets_for(
+    folder: Path, candidates: Sequence[Candidate], choice: PromptSetChoice
+) -> tuple[NiahPromptSet, ...]:
+    """Open the prompts that `amnesia niah build` wrote; see `pick_prompt_sets` for the choice.
+
+    Raises:
+        UserError: the folder holds no prompts, or the tokenizers of the candidates turn the
+            prompts into different tokens or add different special tokens.
+    """
+    tokenizers = {
+        tokenizer_identity(candidate.tokenizer): candidate.tokenizer for candidate in candidates
+    }
+    prompt_sets = [open_prompt_sets(folder, tokenizer) for tokenizer in tokenizers.values()]
+    first = candidates[0]
+    no_tokens = np.zeros(0, dtype=np.int32)
+    first_special = with_special_tokens(first.tokenizer, no_tokens).tolist()
+    for other in candidates[1:]:
+        special = with_special_tokens(other.tokenizer, no_tokens).tolist()
+        if special != first_special:
+            raise UserError(
+                f"the tokenizers of {first.role} and {other.role} put different special tokens "
+                f"around a prompt: {first_special} in {first.folder}, {special} in {other.folder}",
+                hint="Recall is compared on the same tokens: give both folders the tokenizer of "
+                "the fine-tune.",
+            )
+    return pick_prompt_sets(prompt_sets[0], choice)
+
+
 def prompt_requests(prompt_set: PromptSet, n: int, sampling: Sampling, tokenizer: Any) -> OnDemand:
     """Return the first `n` prompts of a prompt set as requests.
 
-    With the special tokens that `tokenizer` puts before a text, as lm-eval's models see it.
+    Each starts with the special tokens that `tokenizer` puts before a text, as in lm-eval.
     """
 
     def request(doc: int) -> PromptRequest:
@@ -76,10 +159,10 @@ def recall_samples(
     prompt_set: PromptSet,
     work: Path,
 ) -> tuple[RecallSample, ...]:
-    """Answer and judge requests of a prompt set, resuming what `work` already holds.
+    """Answer and score requests of a prompt set; answers that `work` already holds are reused.
 
-    Answers lie under a name made of all that they depend on, so several checks that share a
-    checkpoint share its answers.
+    The folder of the answers is named by a hash of everything they depend on, so checks that share
+    a checkpoint share its answers.
     """
     identity = {"checkpoint": candidate.parent.identity, "prompts": prompt_set.sha256}
     depends = json.dumps({**engine.settings, **identity}, sort_keys=True)
@@ -92,7 +175,7 @@ def recall_samples(
 def recall_sample(
     generation: Generation, candidate: Candidate, prompt_set: PromptSet
 ) -> RecallSample:
-    """Judge one answer to a prompt of a set."""
+    """Score one answer to a prompt of a prompt set."""
     doc = generation.key.doc
     return RecallSample(
         role=candidate.role,
@@ -109,7 +192,7 @@ def recall_sample(
 
 
 def recall_of(outcomes: Sequence[Outcome]) -> Recall:
-    """Sum up what one checkpoint answered in one prompt set."""
+    """Return the recall of one checkpoint on one prompt set."""
     correct = outcomes.count(Outcome.CORRECT)
     return Recall(
         correct=correct,
@@ -125,7 +208,7 @@ def recall_cell(
     prompt_set: PromptSetId,
     settings: Mapping[str, str],
 ) -> Cell:
-    """Return the `Cell` of one checkpoint, task and length; without a recall an incomplete one."""
+    """Return the `Cell` of one checkpoint, task and length; it is incomplete without a recall."""
     value = None if recall is None else recall.correct / recall.n
     stderr = None
     if recall is not None and value is not None and recall.n > 1:
@@ -151,5 +234,5 @@ def recall_cell(
 
 
 def sampling_settings(sampling: Sampling) -> dict[str, str]:
-    """Return a sampling as settings of a `Cell`."""
+    """Return the sampling parameters as settings of a `Cell`."""
     return {name: json.dumps(value) for name, value in codec.to_json(sampling).items()}

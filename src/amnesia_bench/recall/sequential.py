@@ -1,29 +1,32 @@
-"""When to stop comparing two models on ever more prompts, and what may then be said.
+"""The sequential test that compares two models: when to stop, and which verdict to return.
 
-The prompts of a set are looked at a few times: after 25, 50, 100, ... and after all of them.
-At each look the comparison ends if it is clear; only what is not clear goes on.
+The prompts of a set are evaluated in a few looks: after 25, 50, 100, ... and after all of them. The
+comparison stops at the first look with a clear verdict.
 
-- **Regression**: more prompts were lost than won. The test is exact. Where both models are equally
-  good every discordant prompt is a fair coin, so the sequence of looks is a coin walk whose
-  chance of crossing a bound by look k is computed by convolution and kept at
+- **Regression**: more prompts were lost than won. The test is exact. If both models are equally
+  good, every discordant prompt is a fair coin flip, so the sequence of looks is a random walk. Its
+  probability of crossing a bound by look k is computed by convolution and kept at
   `error_rate * n_k / n_total` (the linear spending function of Kim and DeMets, Biometrika 74,
-  1987, 149-154; with a discrete walk what one look leaves the next may use). Over all looks
-  the false alarms are thus at most `error_rate`, however many prompts are discordant, and fewer
-  where the second model is better. Several prompt sets share the rate evenly (Bonferroni).
-- **No regression**: a drop of `margin` plus 5 points or more is excluded, by the upper end of
-  Tango's interval at the rate spent since the look before. Here every prompt set has the whole
-  rate, since the verdict on all of them needs each (Berger, Technometrics 24, 1982, 295-300).
+  1987, 149-154). Unspent alpha of one look carries over to the next, since the statistic is
+  discrete. The rate of false alarms over all looks is therefore at most `error_rate` for any number
+  of discordant prompts, and lower if the second model is better. Several prompt sets share the
+  rate evenly (Bonferroni).
+- **No regression**: a drop of `margin` plus 5 points or more is excluded: the upper end of Tango's
+  interval, at the error rate spent since the previous look, is below it. Each prompt set uses the
+  full rate, since the overall verdict requires all of them (Berger, Technometrics 24, 1982,
+  295-300).
 - **Undecided** otherwise.
 
-Measured by scripts/bench_check.py, 2,000 simulated checks of at most 500 prompts a case at 2.5 %:
-false alarms 0 to 2.6 % with up to 30 % of the prompts discordant. A drop of 5 points is found in
-all checks where no prompt is won, in 79 % where 5 % are won besides; as one of six prompt sets in
-99.8 and 54 %. Drops of 10 points are found in at least 99 %, those of 20 in all, after 66 to 126
-prompts. Equal answers are cleared after 200 prompts; with 10 % discordant 90 % of equal models are
-cleared by 500 and most of the rest stays undecided, with 30 % half of them.
+Measured by scripts/bench_check.py with 2,000 simulated checks per case, of at most 500 prompts, at
+2.5 %: the rate of false alarms is 0 to 2.6 % with up to 30 % of the prompts discordant. A drop of 5
+points is detected in all checks if no prompt is won, and in 79 % if 5 % are won; as one of six
+prompt sets, in 99.8 % and 54 %. Drops of 10 points are detected in at least 99 %, drops of 20
+points in all, after 66 to 126 prompts. Models with equal answers are cleared after 200 prompts.
+With 10 % discordant prompts, 90 % of equal models are cleared by 500 prompts and most others stay
+undecided; with 30 %, half of them are cleared.
 
-With a `margin` above 0 a regression must besides have the whole interval above the margin; that
-part is asymptotic, as Tango's interval is.
+With a `margin` above 0, a regression also requires the whole interval to be above the margin. This
+condition is asymptotic, as Tango's interval is.
 """
 
 from __future__ import annotations
@@ -42,25 +45,25 @@ FIRST_LOOK = 25
 
 
 def looks(samples: int) -> tuple[int, ...]:
-    """Return after how many prompts of a set to look: 25, doubled up to half of all, then all."""
-    early = []
+    """Return the number of prompts at each look: 25, doubled up to half of all, then all."""
+    interim = []
     look = FIRST_LOOK
     while 2 * look <= samples:
-        early.append(look)
+        interim.append(look)
         look *= 2
-    return (*early, samples)
+    return (*interim, samples)
 
 
 def judge(history: Sequence[PairedCounts], rule: Rule, num_prompt_sets: int) -> CheckVerdict:
-    """Judge one prompt set after its latest look.
+    """Return the verdict on one prompt set after its latest look.
 
     Args:
-        history: the counts at each look so far, each holding those before it; pre is the first.
-        rule: how many prompts there are in all, the error rate and the margin.
-        num_prompt_sets: how many prompt sets share the error rate.
+        history: the cumulative counts at each look; pre is the first model.
+        rule: the total number of prompts, the error rate and the margin.
+        num_prompt_sets: number of prompt sets that share the error rate.
 
     Raises:
-        ValueError: the looks are not those of `looks`.
+        ValueError: the numbers of prompts differ from `looks`.
     """
     seen = tuple(counts.n for counts in history)
     if not seen or seen != looks(rule.samples)[: len(seen)]:
@@ -78,8 +81,8 @@ def judge(history: Sequence[PairedCounts], rule: Rule, num_prompt_sets: int) -> 
 
 
 def _crossed(history: Sequence[PairedCounts], samples: int, error_rate: float) -> bool:
-    """Whether the losses have crossed the bound at the latest look."""
-    alive = np.ones(1)  # chance of each number of losses, of a walk that has not crossed yet
+    """Whether the number of losses has crossed the bound at the latest look."""
+    alive = np.ones(1)  # probability of each number of losses, for walks that have not crossed
     spent = 0.0
     flips = 0
     crossed = False
@@ -89,7 +92,7 @@ def _crossed(history: Sequence[PairedCounts], samples: int, error_rate: float) -
         alive = np.convolve(alive, _coin(new))
         tails = np.cumsum(alive[::-1])[::-1]
         allowed = error_rate * counts.n / samples - spent
-        bound = int(np.searchsorted(-tails, -allowed))  # fewest losses whose tail fits
+        bound = int(np.searchsorted(-tails, -allowed))  # smallest number of losses whose tail fits
         crossed = counts.only_first >= bound
         if bound < len(alive):
             spent += float(tails[bound])
@@ -99,5 +102,5 @@ def _crossed(history: Sequence[PairedCounts], samples: int, error_rate: float) -
 
 @cache
 def _coin(flips: int) -> NDArray[np.float64]:
-    """Return the chance of each number of losses in this many fair flips."""
+    """Return the probability of each number of losses in `flips` fair coin flips."""
     return np.array([math.comb(flips, i) / 2**flips for i in range(flips + 1)])

@@ -1,7 +1,7 @@
-"""Compare checkpoints on the same prompts, until the verdict is clear.
+"""Compare checkpoints on the same prompts until the verdict is clear.
 
-Pre and post answer the longest contexts first and few prompts at a time; after each look the rule
-of `recall.sequential` says which prompt sets are clear. All answers go through
+Pre and post answer the longest contexts first and a few prompts at a time. After each look the
+test of `recall.sequential` decides which prompt sets are clear. All answers are written by
 `inference.generation`, so a check that was killed resumes where it stopped.
 """
 
@@ -41,7 +41,7 @@ Samples = tuple[RecallSample, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class CheckPlan:
-    """What to compare, on which prompts, by which rule."""
+    """The checkpoints to compare, the prompts, and the decision rule."""
 
     pre: Candidate
     post: Candidate
@@ -52,13 +52,13 @@ class CheckPlan:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Two or three: pre, post and what was restored."""
+        """Pre, post and, if there is one, the restored checkpoint."""
         return (self.pre, self.post, *([self.restored] if self.restored else []))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """The verdict, and the records it was made from."""
+    """The report with the verdict, and the records behind it."""
 
     report: CheckReport
     cells: tuple[Cell, ...]
@@ -71,14 +71,14 @@ def compare_checkpoints(
     work: Path,
     progress: Callable[[str], None],
 ) -> CheckResult:
-    """Compare the checkpoints of a plan until the verdict is clear or the prompts are used up.
+    """Compare the checkpoints of a plan until the verdict is clear or no prompts remain.
 
     Args:
-        plan: with checkpoints whose tokenizers agree on the prompts, and prompt sets of at least
+        plan: checkpoints whose tokenizers agree on the prompts, and prompt sets of at least
             `rule.samples` prompts.
-        load: makes the engine of a checkpoint; one is in memory at a time.
-        work: folder for the answers; those already in it are used.
-        progress: told one line before a checkpoint answers, and one when a prompt set was judged.
+        load: loads a checkpoint into an engine; only one is in memory at a time.
+        work: folder of the answers; existing ones are reused.
+        progress: called with one line before a checkpoint answers and after each verdict.
     """
     run = _Run(plan, load, work, progress)
     run.compare()
@@ -110,7 +110,7 @@ class _Run:
         self.verdicts = {prompt_set.name: CheckVerdict.UNDECIDED for prompt_set in plan.prompt_sets}
 
     def compare(self) -> None:
-        """Look at ever more prompts, the longest first, until all sets are clear or one is bad."""
+        """Take the looks, the longest contexts first, until all sets are clear or one regressed."""
         lengths = sorted(
             {prompt_set.context_tokens for prompt_set in self.plan.prompt_sets}, reverse=True
         )
@@ -127,9 +127,9 @@ class _Run:
                     return
 
     def look(self, prompt_sets: Sequence[PromptSet], num_prompts: int) -> None:
-        """Let pre and post answer the first prompts of some prompt sets, and judge each set."""
+        """Run pre and post on the first prompts of some prompt sets, and test each set."""
         pair = [self.plan.pre, self.plan.post]
-        # Whoever is loaded goes first: half as many loads.
+        # Start with the checkpoint already in memory: halves the number of model loads.
         if self.engine is not None and self.engine[0] is self.plan.post:
             pair.reverse()
         for candidate in pair:
@@ -142,16 +142,16 @@ class _Run:
                 self.history[prompt_set.name], self.plan.rule, len(self.plan.prompt_sets)
             )
             self.verdicts[prompt_set.name] = verdict
-            found = ", ".join(
+            scores = ", ".join(
                 f"{role} {sum(sample.correct for sample in samples)}"
                 for role, samples in (("pre", pre), ("post", post))
             )
-            self.progress(f"{prompt_set.name}: {found} of {num_prompts}: {verdict.value}")
+            self.progress(f"{prompt_set.name}: {scores} of {num_prompts}: {verdict.value}")
 
     def answer(self, candidate: Candidate, prompt_set: PromptSet, num_prompts: int) -> None:
-        """Let one checkpoint answer the first prompts of a prompt set."""
+        """Run one checkpoint on the first prompts of a prompt set."""
         if self.engine is None or self.engine[0] is not candidate:
-            # Let go of one model before the next is loaded: both may not fit.
+            # Free one model before the next is loaded: both may not fit.
             self.engine = None
             gc.collect()
             self.engine = (candidate, self.load(candidate))
@@ -164,7 +164,7 @@ class _Run:
         )
 
     def result(self) -> CheckResult:
-        """Sum up."""
+        """Return the report and the records."""
         plan = self.plan
         samples = tuple(
             sample
@@ -181,9 +181,11 @@ class _Run:
             report=CheckReport(
                 verdict=verdict,
                 rule=plan.rule,
-                checkpoints={each.role: str(each.folder) for each in plan.candidates},
+                checkpoints={
+                    candidate.role: str(candidate.folder) for candidate in plan.candidates
+                },
                 cells=checked,
-                heat_maps=tuple(heat_map(samples, each.role) for each in plan.candidates),
+                heat_maps=tuple(heat_map(samples, candidate.role) for candidate in plan.candidates),
                 generations=len(samples),
                 generations_planned=len(plan.candidates)
                 * len(plan.prompt_sets)
@@ -193,7 +195,7 @@ class _Run:
             ),
             cells=tuple(
                 recall_cell(
-                    each.recall.get(candidate.role),
+                    row.recall.get(candidate.role),
                     candidate,
                     prompt_set,
                     {
@@ -204,14 +206,14 @@ class _Run:
                     },
                 )
                 for candidate in plan.candidates
-                for prompt_set, each in zip(plan.prompt_sets, checked, strict=True)
+                for prompt_set, row in zip(plan.prompt_sets, checked, strict=True)
             ),
             samples=samples,
         )
 
     def checked(self, prompt_set: PromptSet) -> CheckedPromptSet:
-        """Sum up one prompt set."""
-        found = {
+        """Return the result of one prompt set."""
+        by_role = {
             candidate.role: self.samples[candidate.role, prompt_set.name]
             for candidate in self.plan.candidates
             if (candidate.role, prompt_set.name) in self.samples
@@ -220,22 +222,22 @@ class _Run:
         return CheckedPromptSet(
             task=prompt_set.task,
             context_tokens=prompt_set.context_tokens,
-            n=max(map(len, found.values()), default=0),
+            n=max(map(len, by_role.values()), default=0),
             verdict=self.verdicts[prompt_set.name],
             recall={
                 role: recall_of([sample.outcome for sample in samples])
-                for role, samples in found.items()
+                for role, samples in by_role.items()
             },
             comparisons=tuple(
-                paired_comparison(first, second, paired_counts(found[first], found[second]))
+                paired_comparison(first, second, paired_counts(by_role[first], by_role[second]))
                 for first, second in pairs
-                if first in found and second in found
+                if first in by_role and second in by_role
             ),
         )
 
 
 def paired_counts(first: Samples, second: Samples) -> PairedCounts:
-    """Count how two checkpoints answered the same prompts."""
+    """Count the prompts that both, one or neither of two checkpoints answered correctly."""
     pairs = [(a.correct, b.correct) for a, b in zip(first, second, strict=True)]
     return PairedCounts(
         both=pairs.count((True, True)),
@@ -246,7 +248,7 @@ def paired_counts(first: Samples, second: Samples) -> PairedCounts:
 
 
 def paired_comparison(first: str, second: str, counts: PairedCounts) -> Comparison:
-    """Describe the difference of two checkpoints by these counts alone."""
+    """Return the difference in recall of two checkpoints, with its interval and p-value."""
     return Comparison(
         first=first,
         second=second,
@@ -260,7 +262,7 @@ def paired_comparison(first: str, second: str, counts: PairedCounts) -> Comparis
 
 
 def overall_verdict(verdicts: Collection[CheckVerdict]) -> CheckVerdict:
-    """Return the verdict on all prompt sets: regressed if one has, all-clear only if all are."""
+    """Combine verdicts: a regression if any set regressed, all-clear only if all sets are clear."""
     if CheckVerdict.REGRESSION in verdicts:
         return CheckVerdict.REGRESSION
     if set(verdicts) == {CheckVerdict.NO_REGRESSION}:
@@ -270,8 +272,8 @@ def overall_verdict(verdicts: Collection[CheckVerdict]) -> CheckVerdict:
 
 def restore_command(pre: Path, post: Path) -> str:
     """Return the command that repairs a fine-tune."""
-    named = post if post.name not in ("", "..") else post.resolve()
-    out = named.with_name(f"{named.name}-restored")
+    folder = post if post.name not in ("", "..") else post.resolve()
+    out = folder.with_name(f"{folder.name}-restored")
     return shlex.join(
         ["amnesia", "restore", "--pre", str(pre), "--post", str(post), "--out", str(out)]
     )
@@ -281,17 +283,17 @@ def _warnings(plan: CheckPlan, checked: Sequence[CheckedPromptSet]) -> tuple[str
     warnings = []
     if plan.pre.parent.identity == plan.post.parent.identity:
         warnings.append("pre and post hold the same weights")
-    for each in checked:
-        for role, recall in each.recall.items():
+    for row in checked:
+        for role, recall in row.recall.items():
             if recall.empty:
                 warnings.append(
                     f"{role}: {recall.empty} of {recall.n} answers to "
-                    f"{each.task}@{each.context_tokens} are empty; they count as wrong"
+                    f"{row.task}@{row.context_tokens} are empty; they count as wrong"
                 )
-        pre = each.recall.get("pre")
+        pre = row.recall.get("pre")
         if pre is not None and pre.correct / pre.n < plan.rule.excluded_drop:
             warnings.append(
-                f"pre itself finds only {pre.correct} of {pre.n} needles of {each.task}@"
-                f"{each.context_tokens}: there is no recall to lose"
+                f"pre itself finds only {pre.correct} of {pre.n} needles of {row.task}@"
+                f"{row.context_tokens}: there is no recall to lose"
             )
     return tuple(warnings)

@@ -90,7 +90,7 @@ def test_texts_that_cannot_be_measured_are_refused():
     rng = np.random.default_rng(0)
     with pytest.raises(UserError, match="a text of 5 tokens is too short for the largest distance"):
         autocorrelations(_texts([[0, 1, 2, 3, 4], list(range(9))]), 5, DATA, rng)
-    with pytest.raises(UserError, match="1 texts; an interval takes at least two"):
+    with pytest.raises(UserError, match="1 texts; an interval needs at least two"):
         autocorrelations(_texts([[0, 1, 2, 3]]), 2, DATA, rng)
-    with pytest.raises(UserError, match="all tokens are the same"):
+    with pytest.raises(UserError, match="all tokens are equal"):
         autocorrelations(_texts([[3] * 9, [3] * 9]), 2, DATA, rng)

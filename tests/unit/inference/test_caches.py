@@ -10,9 +10,9 @@ import torch
 from amnesia_bench.inference.caches import JoinedRows, ResumableCache, can_join, can_resume, fork
 from amnesia_bench.inference.language_model import (
     MemoryExhaustedError,
+    catching_oom,
     is_out_of_memory,
     prepare_model,
-    reaching,
 )
 from amnesia_bench.modeling import HypeNetCache
 from amnesia_bench.modeling.hybrid_cache import BlockLayer
@@ -97,16 +97,16 @@ def test_a_layer_of_an_unknown_class_is_named():
 
     cache = ResumableCache(tiny_model("qwen2").config)
     cache.layers[1] = StrangeLayer()
-    assert cache.foreign_layer == "StrangeLayer"
+    assert cache.unsupported_layer == "StrangeLayer"
     assert not can_resume(cache)
     assert not can_resume(copy.copy(tiny_model("minimax")(_ids(4)).past_key_values))
 
 
 def test_what_the_allocators_say_is_told_from_other_errors():
-    with pytest.raises(MemoryExhaustedError) as failure, reaching(70):
+    with pytest.raises(MemoryExhaustedError) as failure, catching_oom(70):
         torch.empty(2**50)
     assert failure.value.fits == 70
-    with pytest.raises(RuntimeError, match="shape"), reaching(70):
+    with pytest.raises(RuntimeError, match="shape"), catching_oom(70):
         torch.zeros(2).reshape(3)
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory."))
 

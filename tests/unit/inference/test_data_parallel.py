@@ -53,7 +53,7 @@ def test_a_killed_process_is_an_error_and_not_a_wait(checkpoint):
         answers = engine.generate(requests_of(needle_prompts(4, 400, depths=2), new=200))
         next(answers)
         os.kill(engine._workers[0][0].pid, signal.SIGKILL)
-        with pytest.raises(StageFailedError, match="ended by itself"):
+        with pytest.raises(StageFailedError, match="worker process of the engine died"):
             list(answers)
 
 

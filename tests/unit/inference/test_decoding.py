@@ -149,7 +149,7 @@ def test_memory_that_ends_while_rows_are_joined_halves_the_batch(name, monkeypat
     with caplog.at_level(logging.WARNING):
         assert answers(engine, requests) == expected
     assert failures == [8, 4]
-    assert "out of memory: 4 rows of 106 tokens a batch from now on" in caplog.text
+    assert "out of memory: batches of 4 rows of 106 tokens from now on" in caplog.text
 
 
 @pytest.mark.parametrize("share", [True, False])

@@ -59,7 +59,7 @@ def test_a_tie_broken_the_other_way_is_accepted_and_reported(model, request_, ca
     other = dataclasses.replace(answer, tokens=(answer.tokens[0], twin))
     with caplog.at_level(logging.WARNING):
         check.compare(other)
-    assert "document 0, token 1 of the answer: a tie to within rounding" in caplog.text
+    assert "token 1 of the answer: another token, in a tie within rounding" in caplog.text
 
 
 def test_another_token_fails_and_says_where(model, request_):

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from amnesia_bench.inference.prefix_tree import (
-    MOST_ROWS,
     BatchLimits,
     Leaf,
     PrefixNode,
@@ -22,6 +21,7 @@ from amnesia_bench.inference.prefix_tree import (
     plan_prefixes,
     prefill_tokens,
 )
+from amnesia_bench.inference.protocol import MAX_BATCH_ROWS
 from tests.support.tiny_models import needle_prompts
 
 CHUNK = 4
@@ -167,9 +167,9 @@ def test_no_row_waits_for_others_beyond_the_context():
 
 @pytest.mark.parametrize("unequal", [True, False])
 def test_many_short_prompts_are_no_more_than_the_most_rows(unequal):
-    waiting = leaves(*[(3, 1)] * (2 * MOST_ROWS + 1))
+    waiting = leaves(*[(3, 1)] * (2 * MAX_BATCH_ROWS + 1))
     limits = BatchLimits(10**6, None, unequal=unequal)
-    assert batch_sizes(waiting, limits) == [MOST_ROWS, MOST_ROWS, 1]
+    assert batch_sizes(waiting, limits) == [MAX_BATCH_ROWS, MAX_BATCH_ROWS, 1]
 
 
 def test_rows_that_may_not_be_padded_leave_one_cut_and_are_of_one_length():

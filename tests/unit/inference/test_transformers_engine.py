@@ -253,7 +253,7 @@ def test_a_batch_that_does_not_fit_is_halved_once_and_for_all(name, caplog):
     with caplog.at_level(logging.WARNING):
         assert answers(engine_of(model, max_batch_tokens=10**6), requests) == expected
     assert memory.failures == 2  # 12 rows, then 6
-    assert "out of memory: 3 rows of 203 tokens a batch from now on" in caplog.text
+    assert "out of memory: batches of 3 rows of 203 tokens from now on" in caplog.text
 
 
 @pytest.mark.parametrize("share", [True, False])
@@ -261,7 +261,7 @@ def test_out_of_memory_alone_says_which_length_fits(share):
     model = tiny_model("hypenet")
     engine = engine_of(model, share_prefixes=share)
     LittleMemory(model, tokens=300)
-    with pytest.raises(StageFailedError, match="behind token 256") as failure:
+    with pytest.raises(StageFailedError, match="after token 256") as failure:
         list(engine.generate(requests_of(needle_prompts(3, 700, depths=3))))
     assert "fit up to about 256 tokens" in str(failure.value)
 
@@ -270,7 +270,7 @@ def test_out_of_memory_at_the_first_piece_asks_for_smaller_ones():
     model = tiny_model("qwen2")
     engine = engine_of(model)
     LittleMemory(model, tokens=10)
-    with pytest.raises(StageFailedError, match="Not even a first piece of 64 tokens fits"):
+    with pytest.raises(StageFailedError, match="Not even a first chunk of 64 tokens fits"):
         list(engine.generate(requests_of(needle_prompts(1, 100, depths=1))))
 
 

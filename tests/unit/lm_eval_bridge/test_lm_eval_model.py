@@ -175,7 +175,7 @@ def test_tasks_that_score_text_are_refused() -> None:
         ({}, "which checkpoint"),
         ({"pretrained": "m", "batch": 4}, "unknown --model_args batch"),
         ({"pretrained": "m", "dtype": "int3"}, "dtype=int3"),
-        ({"pretrained": "m", "engine": "vlm"}, "engine vlm: not known"),
+        ({"pretrained": "m", "engine": "vlm"}, "unknown engine vlm"),
         ({"pretrained": "no/such/folder"}, "no/such/folder"),
     ],
 )
@@ -238,9 +238,12 @@ def test_a_seed_is_the_base_of_seeds() -> None:
 @pytest.mark.parametrize(
     ("gen_kwargs", "problem"),
     [
-        ({"num_beams": 4, "repetition_penalty": 1.1}, "num_beams, repetition_penalty: not known"),
-        ({"do_sample": True}, "do_sample=true with a temperature of 0"),
-        ({"do_sample": True, "temperature": 0.0}, "do_sample=true with a temperature of 0"),
+        (
+            {"num_beams": 4, "repetition_penalty": 1.1},
+            "does not support the generation kwargs num_beams, repetition_penalty",
+        ),
+        ({"do_sample": True}, "do_sample=true needs a temperature above 0"),
+        ({"do_sample": True, "temperature": 0.0}, "do_sample=true needs a temperature above 0"),
         ({"temperature": 0.6, "top_p": 1.5}, "top_p=1.5"),
         ({"max_gen_toks": 0}, "max_new_tokens=0"),
     ],

@@ -67,7 +67,7 @@ def test_copies_are_recorded_and_hashed_as_one(tmp_path: Path) -> None:
         ("a.jsonl", b'{"text": "x"}\n3\n', "row 2 has no text"),
         ("a.jsonl", b'{"text": "x"}\n{\n', r"a\.jsonl:2: not JSON"),
         ("a.json", b'{"text": "\\ud800"}', "lone surrogate"),
-        ("a.csv", b"a,b", "not a kind of text"),
+        ("a.csv", b"a,b", "unknown kind of text"),
     ],
 )
 def test_what_is_no_text_is_refused(

@@ -1,4 +1,4 @@
-"""What the task files beside this one name by `!function`."""
+"""The functions that the task files in this folder refer to with `!function`."""
 
 from amnesia_bench.lm_eval_bridge.reasoning_tasks import functions_of
 

@@ -1,4 +1,4 @@
-"""`build_prompts`: all prompt sets for one tokenizer, into one artifact."""
+"""`build_prompts` writes all prompt sets for one tokenizer into one artifact."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ _FIRST_GUESS_UNITS = 1000
 
 
 def build_prompts(request: BuildPromptsRequest, out: Path) -> tuple[PromptSetRecord, ...]:
-    """Write the prompts to `out`, whole or not at all, and return their records.
+    """Build the prompts, write them to `out` atomically, and return their records.
 
     Raises:
-        UserError: the request cannot be met (an unknown task, a haystack that is too short, a
-            length without room for the words around it, ...), or `out` exists.
-        MissingEnvironmentError: words, sentence model or hub are not to be had.
+        UserError: the request is impossible (an unknown task, a haystack that is too short, a
+            length that is too small for the words around it, ...), or `out` exists.
+        MissingEnvironmentError: words, sentence model or hub are not available.
     """
     tasks = tuple(find_task(name) for name in dict.fromkeys(request.tasks))
     haystack = _read_essays(request, tasks)
     provenance = collect_provenance(sys.argv, seeds={"prompts": SEED})
     maker = _Maker(request, load_tokenizer(request.tokenizer), haystack)
     with publishing(out) as work:
-        # The longest first: it is where a haystack turns out too short.
+        # The longest first: it fails early if the haystack is too short.
         lengths = sorted(set(request.lengths), reverse=True)
         prompt_sets = tuple(maker.prompt_set(task, length) for task in tasks for length in lengths)
         _write(work.folder, prompt_sets, maker)
@@ -71,13 +71,13 @@ def _read_essays(request: BuildPromptsRequest, tasks: Sequence[NiahTask]) -> Hay
     if request.haystack is None:
         raise UserError(
             "niah_single_2 and niah_single_3 hide their needles in essays",
-            hint="Say which: --haystack hub, or --haystack PATH.",
+            hint="Choose them: --haystack hub, or --haystack PATH.",
         )
     return read_haystack(request.haystack)
 
 
 class _Maker:
-    """Makes prompt sets; those of one kind of haystack share its tokens."""
+    """Builds prompt sets; all prompt sets of one kind of haystack share its tokens."""
 
     def __init__(
         self, request: BuildPromptsRequest, tokenizer: Any, haystack: Haystack | None
@@ -106,12 +106,12 @@ class _Maker:
             assert self._haystack is not None
             raise UserError(
                 f"{self._haystack.source}: its {len(self._haystack.words)} words reach "
-                f"{error.tokens} tokens, {length} were asked for",
-                hint=f"Ask for less than {error.tokens}, give a longer haystack, or --repeat.",
+                f"{error.tokens} tokens, but {length} are requested",
+                hint=f"Request fewer than {error.tokens}, give a longer haystack, or --repeat.",
             ) from error
 
     def stored_haystack(self, prompt_sets: Sequence[PromptSetRecord]) -> str | None:
-        """Return as much of the essays as the prompts need; None when they need none."""
+        """Return the part of the essays that the prompts need; None if they need none."""
         if self._haystack is None:
             return None
         _, base = self._base(essays=True)
@@ -124,7 +124,7 @@ class _Maker:
         return base.text[: max(shared)]
 
     def prompts(self, prompt_sets: Sequence[PromptSetRecord]) -> NiahPrompts:
-        """Return what the prompt sets have in common."""
+        """Return the common record of the prompt sets."""
         return NiahPrompts(
             generator=_GENERATOR,
             tokenizer_sha256=self._tokenizer_sha256,
@@ -135,7 +135,7 @@ class _Maker:
         )
 
     def parents(self) -> tuple[Parent, ...]:
-        """Return the tokenizer and the haystack, by their hashes."""
+        """Return the tokenizer and the haystack, identified by hashes."""
         tokenizer = Parent(
             role="tokenizer",
             location=str(self._request.tokenizer),
@@ -179,7 +179,7 @@ class _Maker:
         return self._tokenised(Essays(self._haystack.words, split))
 
     def _tokenised(self, documents: HaystackDocuments) -> tuple[HaystackDocuments, SplicedText]:
-        """Return documents with one, tokenised, that goes a step beyond the longest length."""
+        """Return documents, and a tokenised one that is a step longer than the longest length."""
         longest = max(self._request.lengths)
         step = documents.increment(longest)
         available = documents.available or sys.maxsize
@@ -193,12 +193,12 @@ class _Maker:
 
 
 def _write(folder: Path, prompt_sets: Sequence[PromptSetRecord], maker: _Maker) -> None:
-    """Write all files but the manifest."""
+    """Write all files except the manifest."""
     write_json(folder / PROMPTS, to_json(maker.prompts(prompt_sets)))
     write_json(folder / TOKENIZER, to_json(maker.tokenizer_parts))
     text = maker.stored_haystack(prompt_sets)
     if text is not None:
-        # No time of day in it: the same prompts are the same bytes.
+        # Without a timestamp, so equal prompts give equal bytes.
         (folder / HAYSTACK).write_bytes(gzip.compress(text.encode(), mtime=0))
     (folder / PROMPT_SETS).mkdir()
     for prompt_set in prompt_sets:

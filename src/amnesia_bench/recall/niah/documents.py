@@ -1,6 +1,6 @@
-"""Haystacks cut to a number of units: words of the essays, or lines.
+"""Haystacks truncated to a number of units: words of the essays, or lines.
 
-How lm-eval cuts, splits and joins is followed to the letter, down to the spaces at either end.
+Truncating, splitting and joining follow lm-eval exactly, including the spaces at both ends.
 """
 
 from __future__ import annotations
@@ -12,51 +12,51 @@ from functools import lru_cache
 from itertools import accumulate
 from typing import Protocol
 
-from amnesia_bench.recall.niah.tasks import LINE
+from amnesia_bench.recall.niah.tasks import LINE, lines_haystack
 
 Split = Callable[[str], list[str]]
 
-# Characters before the end of a cut text whose sentences are found anew, and how many of these
-# must be known ones.
+# A truncated text is split again from this many characters before its end, and this many of the new
+# sentences must be equal to the known ones.
 _SPLIT_AGAIN = 4000
 _AGREEING = 3
 
 
 class HaystackDocuments(Protocol):
-    """Documents of one kind of haystack, by their number of units. Characters count from 0."""
+    """Documents of one kind of haystack, by number of units. Characters are counted from 0."""
 
     @property
     def available(self) -> int | None:
-        """How many units there are; None when there is no end to them."""
+        """The number of units; None for an unlimited haystack."""
         ...
 
     def increment(self, context_tokens: int) -> int:
-        """Return the step, in units, in which a prompt of this length is searched for."""
+        """Return the step of the search for the document size of this length, in units."""
         ...
 
     def text(self, units: int) -> str:
-        """Return the document of so many units."""
+        """Return the document with this number of units."""
         ...
 
     def places(self, units: int) -> Sequence[int]:
-        """Return what one place for a needle is drawn from."""
+        """Return the possible places of a needle."""
         ...
 
     def position(self, units: int, place: int) -> int:
-        """Return the character of the document that a needle at this place stands before."""
+        """Return the character of the document before which a needle at this place goes."""
         ...
 
     def depth_percent(self, units: int, place: int) -> float:
-        """Return how deep a place is: 0 at the beginning of the document, 100 at its end."""
+        """Return the depth of a place: 0 at the beginning of the document, 100 at its end."""
         ...
 
     def characters(self, units: int) -> int:
-        """Return about how many characters a document has, without making it."""
+        """Return the approximate length of a document in characters, without building it."""
         ...
 
 
 class Lines:
-    """niah_single_1: one line, as often as it takes. A needle goes before a line."""
+    """niah_single_1: one line, repeated. A needle goes before a line."""
 
     available = None
 
@@ -64,7 +64,7 @@ class Lines:
         return 5 if context_tokens < 4096 else 25
 
     def text(self, units: int) -> str:
-        return "\n".join([LINE] * units)
+        return lines_haystack(units)
 
     def places(self, units: int) -> Sequence[int]:
         return range(units)
@@ -82,18 +82,18 @@ class Lines:
 class Essays:
     """niah_single_2 and _3: the first words of the essays. A needle goes between sentences.
 
-    Sentences are joined by one space: the text can differ from the essays where Punkt splits at a
-    point that no space follows.
+    Sentences are joined by one space, so the text differs from the essays where Punkt splits at a
+    full stop without a space after it.
     """
 
-    # From 0 to 100 %, rounded to whole ones.
+    # From 0 to 100 %, rounded to integers.
     _DEPTHS = tuple(round(100 * step / 39) for step in range(40))
 
     def __init__(self, words: Sequence[str], split: Split) -> None:
         self._words = words
         self._split = split
         self._ends = list(accumulate(len(word) + 1 for word in words))
-        self._cut = lru_cache(maxsize=8)(self._cut_anew)
+        self._cut = lru_cache(maxsize=8)(self._truncated)
         self._longest = _SplitText(text="", sentences=[], starts=[], added=[])
 
     @property
@@ -122,17 +122,17 @@ class Essays:
         before = bisect_right(self._longest.starts, end) - 1
         return end + (self._longest.added[before] if before >= 0 else 0)
 
-    def _cut_anew(self, units: int) -> tuple[str, list[int]]:
-        """Return a document and where its sentences begin."""
+    def _truncated(self, units: int) -> tuple[str, list[int]]:
+        """Return a document and the start of each sentence in it."""
         sentences = self._sentences(" ".join(self._words[:units]).strip())
         ends = accumulate(len(sentence) + 1 for sentence in sentences)
         return " ".join(sentences), [0, *ends][: len(sentences)]
 
     def _sentences(self, text: str) -> list[str]:
-        """Split a text; where it is the beginning of one that was split, only its end.
+        """Split a text into sentences; for a prefix of a known text, split only its end.
 
-        Punkt judges a full stop by the words beside it. A cut can change the last sentences only,
-        and the first ones that are split again must come out as they were.
+        Punkt judges a full stop by the words next to it, so truncation changes only the last
+        sentences. The first sentences of the new split must be equal to the known ones.
         """
         longest = self._longest
         if longest.text.startswith(text):
@@ -149,10 +149,10 @@ class Essays:
 
 @dataclass(frozen=True, kw_only=True)
 class _SplitText:
-    """A text, its sentences and where they begin in it.
+    """A text, its sentences and their start positions.
 
-    `added` is by how many characters each moves when they are joined by spaces: a sentence may
-    follow the one before without any.
+    `added` is the shift of each sentence, in characters, when they are joined by spaces: the
+    original text may have no space between two sentences.
     """
 
     text: str
@@ -172,7 +172,7 @@ class _SplitText:
         return cls(text=text, sentences=sentences, starts=starts, added=added)
 
 
-def shared_characters(one: str, other: str) -> int:
-    """Return how many characters two texts have in common at their beginning."""
-    shorter = min(len(one), len(other))
-    return bisect_left(range(shorter), True, key=lambda n: one[: n + 1] != other[: n + 1])
+def shared_characters(first: str, second: str) -> int:
+    """Return the length of the common prefix of two texts, in characters."""
+    shorter = min(len(first), len(second))
+    return bisect_left(range(shorter), True, key=lambda n: first[: n + 1] != second[: n + 1])

@@ -1,8 +1,8 @@
-"""All prompts of one set, drawn as lm-eval 0.4.13 draws them.
+"""Generate all prompts of one prompt set with the draws of lm-eval 0.4.13.
 
-lm-eval first searches for the number of haystack units that fills the length, with a sample for
-every step, then makes the samples. Every draw is made here too, in the same order, but only the
-steps near the end of the search are tokenised, and out of a sample only what was inserted.
+lm-eval first searches for the number of haystack units that fills the length, with one sample per
+step, and then generates the samples. This module makes the same draws in the same order, but it
+tokenises only the last steps of the search, and only the inserted text of each sample.
 Source: lm_eval/tasks/ruler/prepare_niah.py.
 """
 
@@ -32,15 +32,15 @@ from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, NiahTask, prompt_piec
 from amnesia_bench.records.niah import NiahDocument, NiahSamples, PromptSetRecord
 
 _ANSWER_TOKENS = NIAH_SAMPLING.max_new_tokens
-# An estimate this far below the length, in tokens, needs no measuring. Estimates are held against
-# what is measured, and may be wrong by half of it.
+# An estimate this far below the length, in tokens, needs no measurement. Where both exist, estimate
+# and measurement may differ by half of it.
 _MARGIN = 256
-# Stands for all values in estimates; a uuid takes a few tokens more.
+# The value that estimates assume; a uuid has a few more tokens.
 _SOME_VALUE = "1234567"
 
 
 class TooShortError(Exception):
-    """The haystack ends before the length is filled; `tokens` is how far it reaches."""
+    """The haystack is too short to fill the length; `tokens` is its own length."""
 
     def __init__(self, tokens: int) -> None:
         super().__init__(tokens)
@@ -49,7 +49,7 @@ class TooShortError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Draw:
-    """What is random about a sample. `place` is one of the haystack's places for a needle."""
+    """The random part of a sample. `place` is one of the haystack's places for a needle."""
 
     key: str
     value: str
@@ -58,7 +58,7 @@ class _Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """A sample: the columns of `NiahSamples`, and its number of units."""
+    """A sample: the columns of `NiahSamples`, and the number of haystack units."""
 
     units: int
     position: int
@@ -73,15 +73,15 @@ class _Row:
 
 
 class PromptSetMaker:
-    """Makes the prompts of one task at one length.
+    """Generates the prompts of one task at one length.
 
     Args:
-        task: whose wording and values.
+        task: the task, with its wording and values.
         context_tokens: lm-eval's max_seq_length.
-        haystack: the documents that needles are put into.
-        tokenizer: a fast one.
-        base: a document at least as long as any that fits, tokenised.
-        keys: what keys are drawn from.
+        haystack: the documents for the needles.
+        tokenizer: a fast tokenizer.
+        base: a tokenised document that is at least as long as any that fits.
+        keys: the keys to draw from.
     """
 
     def __init__(
@@ -103,19 +103,19 @@ class PromptSetMaker:
         self._whole = WholeText(tokenizer, base.text)
         self._text: SplicedText | WholeText = base if base.moves_freely else self._whole
         self._special_tokens = len(tokenizer("a").input_ids) - len(tokenize(tokenizer, "a").ids)
-        # Of what is not haystack: about the same for every key and value.
+        # Tokens outside the haystack: almost equal for all keys and values.
         other = task.head + task.needle("key", _SOME_VALUE) + task.question("key") + _SOME_VALUE
         self._other_tokens = self._special_tokens + len(tokenize(tokenizer, other).ids)
         self._documents: dict[int, NiahDocument] = {}
-        # Needles in essays have 40 positions, and hashing 256K tokens takes a millisecond.
+        # Essays have 40 needle positions, and hashing 256K tokens takes a millisecond.
         self._hashed = lru_cache(maxsize=40)(self._hash_before)
 
     def make(self, samples: int, rng: Random) -> PromptSetRecord:
-        """Draw a prompt set; `rng` is left in the state that lm-eval leaves Python's own in.
+        """Draw a prompt set; `rng` ends in the same state as Python's generator in lm-eval.
 
         Raises:
-            UserError: the length has no room for the words around the haystack.
-            TooShortError: the haystack ends before the length is filled.
+            UserError: the length is too small for the words around the haystack.
+            TooShortError: the haystack is too short to fill the length.
         """
         state = rng.getstate()
         try:
@@ -144,7 +144,7 @@ class PromptSetMaker:
         )
 
     def _search(self, rng: Random) -> int:
-        """Return the number of units that lm-eval's samples begin with."""
+        """Return the number of haystack units that lm-eval starts its samples with."""
         step = self._haystack.increment(self._context_tokens)
         available = self._haystack.available
         units, tokens = step, 0
@@ -161,8 +161,8 @@ class PromptSetMaker:
                 raise TooShortError(tokens + _ANSWER_TOKENS)
             if units > self._context_tokens:
                 raise UserError(
-                    f"{self._name}: {units} words or lines are only {tokens} tokens",
-                    hint="A haystack of so few tokens per word cannot fill this length.",
+                    f"{self._name}: {units} words or lines have only {tokens} tokens",
+                    hint="A haystack with so few tokens per word cannot fill this length.",
                 )
             units += step
         return max(units, 1)
@@ -172,11 +172,11 @@ class PromptSetMaker:
         return spliced and tokens + _ANSWER_TOKENS + _MARGIN < self._context_tokens
 
     def _estimate(self, units: int) -> int:
-        """Return about how many tokens a prompt of so many units has."""
+        """Return the approximate number of tokens of a prompt with this number of units."""
         return self._base.tokens_before(self._haystack.characters(units)) + self._other_tokens
 
     def _measure(self, units: int, draw: _Draw) -> int:
-        """Return how many tokens lm-eval's search counts."""
+        """Return the number of tokens that lm-eval's search counts."""
         pieces = self._pieces(units, draw)
         tokens = len(self._text.compose([*pieces, draw.value])) + self._special_tokens
         if self._text is self._base and abs(tokens - self._estimate(units)) > _MARGIN // 2:
@@ -190,19 +190,19 @@ class PromptSetMaker:
         else:
             value = str(uuid.UUID(int=rng.getrandbits(128), version=4))
         place = rng.sample(self._haystack.places(units), 1)[0]
-        rng.sample(range(1), 1)  # which of the one key to ask for
+        rng.sample(range(1), 1)  # lm-eval's draw of the key to ask for, out of one
         return _Draw(key=key, value=value, place=place)
 
-    def _sample(self, most: int, rng: Random) -> _Row:
-        """Draw a sample of at most so many units, with fewer and fewer until it fits."""
+    def _sample(self, max_units: int, rng: Random) -> _Row:
+        """Draw a sample of at most `max_units` units; reduce the units until it fits."""
         length = 0
-        for units in range(most, 0, -self._haystack.increment(self._context_tokens)):
+        for units in range(max_units, 0, -self._haystack.increment(self._context_tokens)):
             draw = self._draw(units, rng)
             pieces = self._pieces(units, draw)
             length = len(self._text.compose(pieces)) + self._special_tokens + _ANSWER_TOKENS
             if length <= self._context_tokens:
                 return self._row(units, draw, length)
-        # lm-eval leaves such samples out, with a warning.
+        # lm-eval skips such samples with a warning.
         raise UserError(
             f"{self._name}: a sample of the shortest haystack takes {length} tokens, "
             f"{_ANSWER_TOKENS} of them for the answer",
@@ -240,12 +240,12 @@ class PromptSetMaker:
         return digest.hexdigest()
 
     def _hash_before(self, before: Span, after: Span) -> tuple[hashlib._Hash, bytes]:
-        """Return the hash of all before the needle, and the haystack's bytes behind it."""
+        """Return the hash of the text before the needle, and the bytes of the haystack after it."""
         start = self._task.head + joined(self._base.text, [before])
         return hashlib.sha256(start.encode()), joined(self._base.text, [after]).encode()
 
     def _check(self, row: _Row) -> None:
-        """Compare the tokens of a prompt with those that the tokenizer makes of it whole."""
+        """Compare the spliced tokens of a prompt with the tokens of its whole text."""
         if self._text is not self._base:
             return
         pieces = prompt_pieces(

@@ -1,4 +1,4 @@
-"""Where the essays come from: the data set that lm-eval reads, or texts of the user's own."""
+"""Read the essays: lm-eval's data set from the hub, or the user's own texts."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _FORMATS = "Give hub, hub@REVISION, a .json, .jsonl, .txt or .md file, or a fold
 class Haystack:
     """The words of the essays, in order.
 
-    `source` says where they were found (`hub:NAME@REVISION`, or a path), `sha256` what they are:
-    the hash of the words of one copy, joined by spaces. `copies` is how often they are repeated.
+    `source` is `hub:NAME@REVISION` or a path. `sha256` is the hash of the words of one copy, joined
+    by spaces. `copies` is the number of repetitions.
     """
 
     words: tuple[str, ...]
@@ -32,7 +32,7 @@ class Haystack:
     copies: int
 
     def repeated(self, copies: int) -> Haystack:
-        """Return this many copies of the text, one behind the other."""
+        """Return the haystack with the text repeated `copies` times."""
         text = " ".join([" ".join(self.words)] * copies)
         return replace(self, words=_split_words(text), copies=copies)
 
@@ -44,7 +44,7 @@ def read_haystack(source: HubEssays | Path) -> Haystack:
         source: essays of the hub, or the path of a file or folder.
 
     Raises:
-        UserError: there is no text to be found there.
+        UserError: the source does not exist or contains no text.
         MissingEnvironmentError: the hub cannot be reached.
     """
     if isinstance(source, HubEssays):
@@ -60,13 +60,13 @@ def read_haystack(source: HubEssays | Path) -> Haystack:
         digest = hashlib.sha256(" ".join(words).encode()).hexdigest()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{name}: holds a lone surrogate, which is no character (in JSON, a \\ud... escape)"
+            f"{name}: contains a lone surrogate, not a character (in JSON, a \\ud... escape)"
         ) from error
     return Haystack(words=words, source=name, sha256=digest, copies=1)
 
 
 def _split_words(text: str) -> tuple[str, ...]:
-    # As lm-eval does: space at either end of the text leaves an empty word there.
+    # As in lm-eval: white space at an end of the text leaves an empty word there.
     return tuple(re.sub(r"\s+", " ", text).split(" "))
 
 
@@ -82,7 +82,7 @@ def _read_hub(revision: str | None) -> tuple[str, Sequence[str]]:
     try:
         revision = revision or str(HfApi().dataset_info(_HUB_DATASET).sha)
         texts = load_dataset(_HUB_DATASET, split="train", revision=revision)["text"]
-    # Every library below it has errors of its own for a hub that does not answer.
+    # Each library below has its own error classes for a hub that does not answer.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise MissingEnvironmentError(
@@ -108,11 +108,11 @@ def _read_file(path: Path) -> list[str]:
             return _texts_of(json.loads(_read_text(path)), path)
         except (ValueError, RecursionError) as error:
             raise UserError(f"{path}: not JSON ({error})") from error
-    raise UserError(f"{path}: not a kind of text that is known", hint=_FORMATS)
+    raise UserError(f"{path}: unknown kind of text file", hint=_FORMATS)
 
 
 def _texts_of(data: object, path: Path) -> list[str]:
-    """Return the texts of `{"text": ...}`, of a list of these, or of a list of texts."""
+    """Return the texts of an object `{"text": ...}`, a list of these, or a list of strings."""
     rows = data if isinstance(data, list) else [data]
     texts = [row.get("text") if isinstance(row, dict) else row for row in rows]
     for number, text in enumerate(texts, start=1):
@@ -133,5 +133,5 @@ def _read_text(path: Path) -> str:
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if "\0" in text:
-        raise UserError(f"{path}: not text (it holds NUL characters)")
+        raise UserError(f"{path}: not text (it contains NUL characters)")
     return text

@@ -1,4 +1,4 @@
-"""A folder of prompts, read back: texts, tokens, answers and where the needles are."""
+"""Read a folder of prompts: texts, tokens, answers and the positions of the needles."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.recall.niah.documents import Lines
 from amnesia_bench.recall.niah.splicing import (
     NotSpliceableError,
     Span,
@@ -23,7 +22,7 @@ from amnesia_bench.recall.niah.splicing import (
     WholeText,
     joined,
 )
-from amnesia_bench.recall.niah.tasks import find_task, prompt_pieces
+from amnesia_bench.recall.niah.tasks import find_task, lines_haystack, prompt_pieces
 from amnesia_bench.records.codec import from_json
 from amnesia_bench.records.niah import NiahPrompts, PromptSetRecord, TokenizerParts
 from amnesia_bench.store.files import read_json
@@ -33,29 +32,29 @@ from amnesia_bench.tokenizers.tokenizer import legacy_tokenizer_identity, tokeni
 # Names of the files in a folder of prompts.
 KIND = "niah_prompts"
 PROMPTS = "prompts.json"
-HAYSTACK = "haystack.txt.gz"  # as much of the joined sentences as some prompt needs
-TOKENIZER = "tokenizer_parts.json"  # absent in folders of older versions, with another hash
+HAYSTACK = "haystack.txt.gz"  # the joined sentences, as far as a prompt needs them
+TOKENIZER = "tokenizer_parts.json"  # absent in folders of older versions, which have another hash
 PROMPT_SETS = "cells"
 
-# Longer than any added token's content.
+# Longer than any added token's text.
 _SEAM_CHARACTERS = 512
 
 
 def open_prompt_sets(folder: Path, tokenizer: Any) -> tuple[NiahPromptSet, ...]:
-    """Open an artifact of prompts; nothing but the artifact is needed.
+    """Open a folder of prompts; the haystack's source is not needed.
 
     Args:
-        folder: what `amnesia niah build` wrote.
-        tokenizer: the one that the prompts were built for, or one that makes the same tokens of
-            them; see `check_same_tokens`.
+        folder: a folder that `amnesia niah build` wrote.
+        tokenizer: the tokenizer that the prompts were built for, or one that turns them into the
+            same tokens; see `check_same_tokens`.
 
     Raises:
-        UserError: the folder holds no prompts, was damaged, or is for another tokenizer.
+        UserError: the folder holds no prompts, is damaged, or was built for another tokenizer.
     """
     manifest = read_manifest(folder)
     if manifest.kind != KIND:
         raise UserError(
-            f"{folder}: an artifact of kind {manifest.kind}, not of NIAH prompts",
+            f"{folder}: an artifact of kind {manifest.kind}, not NIAH prompts",
             hint="Give a folder that `amnesia niah build` wrote.",
         )
     if findings := verify_manifest(folder):
@@ -84,21 +83,22 @@ def open_prompt_sets(folder: Path, tokenizer: Any) -> tuple[NiahPromptSet, ...]:
 def check_same_tokens(
     folder: Path, tokenizer_sha256: str, tokenizer: Any, texts: Iterable[str]
 ) -> None:
-    """Refuse a tokenizer that may make other tokens of prompts than the one they were built for.
+    """Refuse a tokenizer that may turn the prompts into other tokens.
 
-    A fine-tune often adds tokens (`<think>`, a padding token), and those change nothing in a text
-    that holds none of them. Any other difference is refused.
+    A fine-tune often adds tokens (`<think>`, a padding token), which do not matter for a text
+    without them. Any other difference is refused.
 
     Args:
-        folder: of the prompts.
-        tokenizer_sha256: as their record holds it. It decides for a folder of an older version
-            without the parts of its tokenizer.
-        tokenizer: the one to tokenise them with.
-        texts: together they hold whatever short string occurs in some prompt. They are read only
-            where the added tokens differ.
+        folder: the folder of the prompts.
+        tokenizer_sha256: the tokenizer's hash in the record of the prompts. It is compared for a
+            folder of an older version, which lacks the parts of its tokenizer.
+        tokenizer: the tokenizer to use.
+        texts: texts that together contain every short string of the prompts. They are read only
+            if the added tokens differ.
 
     Raises:
-        UserError: it is another tokenizer, or a token that only one of the two has occurs.
+        UserError: the tokenizer differs, or the prompts contain a token that only one of the two
+            tokenizers has.
     """
     path = folder / TOKENIZER
     hint = "Build them for this one: amnesia niah build --tokenizer CHECKPOINT ..."
@@ -115,23 +115,23 @@ def check_same_tokens(
         return
     normalizer = tokenizer.backend_tokenizer.normalizer
     normalized = normalizer.normalize_str if normalizer is not None else str
-    # Some added tokens are looked for in the normalised text, others in the text as it is.
-    wanted = {content: normalized(content) for content in differing}
+    # Some added tokens are matched in the normalised text, others in the raw text.
+    normalized_contents = {content: normalized(content) for content in differing}
     for text in texts:
         normal = normalized(text)
-        for content, other in wanted.items():
-            if content in text or other in normal:
+        for content, normalized_content in normalized_contents.items():
+            if content in text or normalized_content in normal:
                 raise UserError(
-                    f"{folder}: the prompts were built for another tokenizer, and hold "
+                    f"{folder}: the prompts were built for another tokenizer, and contain "
                     f"{content!r}, which only one of the two treats as one token",
                     hint=hint,
                 )
 
 
 class NiahPromptSet:
-    """The prompts of one task at one length, all that lm-eval knows of them and a little more.
+    """The prompts of one task at one length: lm-eval's documents, tokens and needle positions.
 
-    Texts and tokens are made when they are asked for: a prompt set at 256K would take a gigabyte.
+    Texts and tokens are built on each access: a prompt set at 256K would take a gigabyte.
     """
 
     def __init__(self, record: PromptSetRecord, haystack: _Haystack, tokenizer_sha256: str) -> None:
@@ -154,7 +154,7 @@ class NiahPromptSet:
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def document(self, i: int) -> dict[str, Any]:
-        """Return lm-eval's document, every field as its own generator makes it."""
+        """Return lm-eval's document, with the fields of lm-eval's own generator."""
         key = self._samples.key[i]
         return {
             "index": i,
@@ -166,7 +166,7 @@ class NiahPromptSet:
         }
 
     def prompt(self, i: int) -> str:
-        """Return the text that a model is to continue."""
+        """Return the text of the prompt."""
         return joined(self._haystack.text, self._prompt_pieces(i))
 
     def tokens(self, i: int) -> NDArray[np.int32]:
@@ -174,14 +174,14 @@ class NiahPromptSet:
         return self._haystack.ids(self._prompt_pieces(i), spliced=self._record.spliced)
 
     def prompt_tokens(self, i: int) -> int:
-        """Return how many tokens `tokens(i)` has, without making them."""
+        """Return the length of `tokens(i)` without building them."""
         return self._samples.prompt_tokens[i]
 
     def texts(self) -> Iterator[str]:
-        """Yield texts that together hold whatever short string occurs in some prompt.
+        """Yield texts that together contain every short string of the prompts.
 
-        The haystack once, and of each prompt the parts around what was inserted into it: whole
-        prompts are a megabyte each.
+        These are the haystack, and for each prompt the text around its insertions: whole prompts
+        are a megabyte each.
         """
         yield self._haystack.text
         for i in range(len(self)):
@@ -199,11 +199,11 @@ class NiahPromptSet:
         return self._samples.value[i]
 
     def depth_percent(self, i: int) -> float:
-        """Return how deep in the haystack the needle is: 0 at its beginning, 100 at its end."""
+        """Return the depth of the needle in the haystack: 0 at its beginning, 100 at its end."""
         return self._samples.depth_percent[i]
 
     def needle_span(self, i: int) -> tuple[int, int]:
-        """Return the needle's first token in `tokens(i)`, and one past its last."""
+        """Return the index of the needle's first token in `tokens(i)`, and one past its last."""
         return self._samples.needle_start[i], self._samples.needle_end[i]
 
     def prompt_sha256(self, i: int) -> str:
@@ -222,7 +222,7 @@ class NiahPromptSet:
 
 
 class _Haystack:
-    """The text that prompt sets share, tokenised when some prompt set first needs its tokens."""
+    """The text that prompt sets share; it is tokenised on the first access to its tokens."""
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self.text = text
@@ -231,8 +231,8 @@ class _Haystack:
     def ids(self, pieces: Sequence[Span | str], *, spliced: bool) -> NDArray[np.int32]:
         """Return the tokens of pieces of the text, int32 [T]."""
         if spliced:
-            # The text ends earlier than the one that the prompts were checked with: should that
-            # make a difference, the pieces are tokenised whole.
+            # This text is shorter than the one at build time. If that changes the tokens at a
+            # seam, the whole prompt is tokenised.
             with suppress(NotSpliceableError):
                 return self._spliced.compose(pieces).ids()
         return WholeText(self._tokenizer, self.text).compose(pieces).ids()
@@ -255,4 +255,4 @@ def _lines(records: Sequence[PromptSetRecord]) -> str:
         if not find_task(record.task).essays
         for document in record.documents
     ]
-    return Lines().text(max(units, default=0))
+    return lines_haystack(max(units, default=0))

@@ -1,8 +1,9 @@
-"""Tokens of a long text with a few changes, out of the tokens of the unchanged text.
+"""Tokenise a long text with a few changes by reusing the tokens of the unchanged text.
 
-Only the neighbourhood of a change is tokenised again. At its edges the new tokens must be those
-of the unchanged text, several in a row, or nothing is spliced. A tokenizer may in principle look
-at any distance, or count from the text's beginning: `SplicedText.moves_freely` finds the latter.
+Only the neighbourhood of a change is tokenised again. At its edges, several new tokens in a row
+must be equal to those of the unchanged text; otherwise nothing is spliced. A tokenizer may depend
+on text at any distance, or on the position in the text: `SplicedText.moves_freely` detects the
+latter.
 """
 
 from __future__ import annotations
@@ -17,21 +18,21 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int32]
 
-# Characters tokenised on either side of a change, and tokens that must agree around a seam.
+# Characters tokenised on each side of a change, and tokens that must agree on each side of a seam.
 _MARGIN = 256
 _AGREEING = 8
-# What a text is moved by to see whether its tokens stay; all its ends if the text is short.
+# Inserted before a text to test whether its tokens stay the same; for a short text, each suffix.
 _SHIFT = "It moves the text."
 _LONG_TEXT = 50_000
 
 
 class NotSpliceableError(Exception):
-    """Around a change, this tokenizer's tokens differ from those of the unchanged text."""
+    """The tokens around a change differ from those of the unchanged text."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokens:
-    """Token ids, int32 [T], and where in the text each begins and ends, in characters."""
+    """Token ids, int32 [T], and the start and end of each token in the text, in characters."""
 
     ids: Ints
     starts: Ints
@@ -40,7 +41,7 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """Tokens `first` to `stop` of a text, which `moved` characters lead to the composed one."""
+    """Tokens `first` to `stop` of a text, shifted by `moved` characters in the composed text."""
 
     tokens: Tokens
     first: int
@@ -62,12 +63,12 @@ class Composed:
         return np.concatenate([run.tokens.ids[run.first : run.stop] for run in self.runs])
 
     def span(self, start: int, end: int) -> tuple[int, int]:
-        """Return the first token that reaches into these characters, and one past the last."""
+        """Return the first token that overlaps these characters, and one past the last."""
         first = stop = 0
         for run in self.runs:
-            kept = slice(run.first, run.stop)
-            first += _before(run.tokens.ends[kept], start - run.moved + 1)
-            stop += _before(run.tokens.starts[kept], end - run.moved)
+            part = slice(run.first, run.stop)
+            first += _before(run.tokens.ends[part], start - run.moved + 1)
+            stop += _before(run.tokens.starts[part], end - run.moved)
         return first, stop
 
 
@@ -80,13 +81,13 @@ class Span:
 
 
 def _before(positions: Ints, character: int) -> int:
-    """Return how many of the sorted positions are less than a character's."""
-    # A plain int would have numpy turn the whole array into int64 first.
+    """Return the number of sorted positions that are below `character`."""
+    # With a plain int, numpy would convert the whole array to int64 first.
     return int(np.searchsorted(positions, np.int32(character)))
 
 
 def joined(text: str, pieces: Sequence[Span | str]) -> str:
-    """Return what pieces of a text make together."""
+    """Return the concatenation of pieces, which are spans of `text` or strings."""
     return "".join(
         piece if isinstance(piece, str) else text[piece.start : piece.end] for piece in pieces
     )
@@ -107,23 +108,23 @@ def tokenize(tokenizer: Any, text: str) -> Tokens:
 
 
 class SplicedText:
-    """A text that was tokenised once, out of which changed texts are put together."""
+    """A text that is tokenised once; changed versions of it reuse its tokens."""
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self.text = text
         self.tokens = tokenize(tokenizer, text)
         self._tokenizer = tokenizer
-        # The text before a haystack and its first words are the same in all samples.
+        # All samples start with the same text and the same first words of the haystack.
         self._tokenize_window = lru_cache(maxsize=64)(lambda window: tokenize(tokenizer, window))
 
     @cached_property
     def moves_freely(self) -> bool:
-        """Whether the whole text keeps its tokens when something else stands before it."""
-        # A short text shows few of the places where a tokenizer could cut by position.
+        """Whether the text keeps its tokens when other text is inserted before it."""
+        # A short text has few places where a position-dependent tokenizer would differ.
         shifts = 1 if len(self.text) > _LONG_TEXT else len(_SHIFT)
-        return all(self._stays_behind(_SHIFT[first:]) for first in range(shifts))
+        return all(self._keeps_tokens_after(_SHIFT[first:]) for first in range(shifts))
 
-    def _stays_behind(self, shift: str) -> bool:
+    def _keeps_tokens_after(self, shift: str) -> bool:
         pieces: list[Span | str] = [shift, Span(0, len(self.text))]
         try:
             shifted = self.compose(pieces).ids()
@@ -133,14 +134,14 @@ class SplicedText:
         return np.array_equal(shifted, whole.ids)
 
     def tokens_before(self, character: int) -> int:
-        """Return how many tokens begin before a character of the text."""
+        """Return the number of tokens that start before a character of the text."""
         return _before(self.tokens.starts, character)
 
     def compose(self, pieces: Sequence[Span | str]) -> Composed:
-        """Return the tokens of the pieces' text.
+        """Return the tokens of the concatenated pieces.
 
         Raises:
-            NotSpliceableError: the tokens around a change are not those of the unchanged text.
+            NotSpliceableError: the tokens around a change differ from those of the unchanged text.
         """
         changes, spans = self._changes(pieces)
         windows = self._windows(changes, spans)
@@ -148,16 +149,16 @@ class SplicedText:
         first = 0
         for span, left, right in zip(spans, windows, windows[1:], strict=False):
             moved = right.moved + _MARGIN - span.end
-            stop, kept = self._seam(left, left.moved - moved, span.start + _MARGIN // 2)
-            after, kept_stop = self._seam(right, right.moved - moved, span.end - _MARGIN // 2)
+            stop, base_first = self._seam(left, left.moved - moved, span.start + _MARGIN // 2)
+            next_first, base_stop = self._seam(right, right.moved - moved, span.end - _MARGIN // 2)
             runs.append(replace(left, first=first, stop=stop))
-            runs.append(Run(tokens=self.tokens, first=kept, stop=kept_stop, moved=moved))
-            first = after
+            runs.append(Run(tokens=self.tokens, first=base_first, stop=base_stop, moved=moved))
+            first = next_first
         runs.append(replace(windows[-1], first=first))
         return Composed(tuple(runs))
 
     def _changes(self, pieces: Sequence[Span | str]) -> tuple[list[str], list[Span]]:
-        """Return the spans worth keeping, and the texts before, between and after them."""
+        """Return the texts before, between and after the long spans, and these spans."""
         changes, spans = [""], []
         for piece in pieces:
             if isinstance(piece, str):
@@ -170,7 +171,7 @@ class SplicedText:
         return changes, spans
 
     def _windows(self, changes: list[str], spans: list[Span]) -> list[Run]:
-        """Return the tokens of each change with margins of what is kept before and after it."""
+        """Return the tokens of each change, with margins of the spans before and after it."""
         windows, at = [], 0
         for before, change, after in zip([None, *spans], changes, [*spans, None], strict=True):
             left = self.text[before.end - _MARGIN : before.end] if before else ""
@@ -181,36 +182,36 @@ class SplicedText:
         return windows
 
     def _seam(self, window: Run, moved: int, at: int) -> tuple[int, int]:
-        """Return the token of a window and of the unchanged text where one may become the other.
+        """Return the token index in a window and in the unchanged text where they can be joined.
 
         Args:
-            window: tokens that reach over `at`.
-            moved: what leads from characters of the window to those of the unchanged text.
-            at: about where, in characters of the unchanged text.
+            window: tokens of the text around a change, on both sides of `at`.
+            moved: shift from characters of the window to those of the unchanged text.
+            at: approximate position of the seam, in characters of the unchanged text.
         """
         ids, starts = window.tokens.ids, window.tokens.starts
-        ours = _before(starts, at - moved)
+        own = _before(starts, at - moved)
         base = _before(self.tokens.starts, at)
-        around = slice(ours - _AGREEING, ours + _AGREEING)
+        around = slice(own - _AGREEING, own + _AGREEING)
         unchanged = slice(base - _AGREEING, base + _AGREEING)
         if (
-            min(ours, base) < _AGREEING
+            min(own, base) < _AGREEING
             or len(ids[around]) < 2 * _AGREEING
             or not np.array_equal(ids[around], self.tokens.ids[unchanged])
             or not np.array_equal(starts[around] + moved, self.tokens.starts[unchanged])
         ):
             raise NotSpliceableError
-        return ours, base
+        return own, base
 
 
 class WholeText:
-    """The same for a tokenizer that allows no splicing: composed texts are tokenised whole."""
+    """The fallback for tokenizers that do not allow splicing: tokenises each composed text."""
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self.text = text
         self._tokenizer = tokenizer
 
     def compose(self, pieces: Sequence[Span | str]) -> Composed:
-        """Return the tokens of the pieces' text."""
+        """Return the tokens of the concatenated pieces."""
         tokens = tokenize(self._tokenizer, joined(self.text, pieces))
         return Composed((Run(tokens=tokens, first=0, stop=len(tokens.ids), moved=0),))

@@ -1,4 +1,4 @@
-"""The three tasks: which haystack and needle, which words around them, and which answer is right.
+"""The three tasks: their haystack, needle and question, and how an answer is scored.
 
 Wording and order are those of RULER's niah_single_1/2/3 in lm-evaluation-harness 0.4.13
 (lm_eval/tasks/ruler/prepare_niah.py), where one number or uuid is hidden under one key.
@@ -15,17 +15,17 @@ from amnesia_bench.recall.niah.splicing import Span
 from amnesia_bench.records.evaluation import Generation, Outcome, Sampling, Verdict
 from amnesia_bench.records.niah import NiahDocument
 
-# What lm-eval's task files ask of a model.
+# The sampling parameters of lm-eval's task files.
 NIAH_SAMPLING = Sampling(max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=None, stop=())
-# lm-eval seeds Python's random numbers with it before a task makes its documents.
+# lm-eval seeds Python's random generator with it before a task builds its documents.
 SEED = 0
-# The haystack of niah_single_1, as often as it takes.
+# The haystack of niah_single_1 repeats this line.
 LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 
 @dataclass(frozen=True, kw_only=True)
 class NiahTask:
-    """One task. `value_noun` is what the needle hides: a number (7 digits) or a uuid."""
+    """One task. `value_noun` is the kind of hidden value: a number (7 digits) or a uuid."""
 
     name: str
     essays: bool
@@ -40,7 +40,7 @@ class NiahTask:
         )
 
     def needle(self, key: str, value: str) -> str:
-        """The sentence to be found."""
+        """The sentence that contains the value."""
         return f"One of the special magic {self.value_noun}s for {key} is: {value}."
 
     def question(self, key: str) -> str:
@@ -51,7 +51,7 @@ class NiahTask:
         )
 
     def gen_prefix(self, key: str) -> str:
-        """The beginning of the answer, which the prompt ends with."""
+        """The first words of the answer, at the end of the prompt."""
         return f"The special magic {self.value_noun} for {key} mentioned in the provided text is"
 
 
@@ -69,7 +69,7 @@ def find_task(name: str) -> NiahTask:
     """Return a task by its name.
 
     Raises:
-        UserError: there is none of that name.
+        UserError: the task does not exist.
     """
     if name not in TASKS:
         raise UserError(f"no task {name!r}", hint=nearest(name, list(TASKS)))
@@ -79,13 +79,13 @@ def find_task(name: str) -> NiahTask:
 def prompt_pieces(
     task: NiahTask, document: NiahDocument, position: int, key: str, value: str
 ) -> list[Span | str]:
-    """Return lm-eval's `input`.
+    """Return lm-eval's `input`, as spans of the haystack and inserted strings.
 
     Args:
-        task: whose wording.
+        task: the task.
         document: the haystack.
-        position: the character of the document that the needle stands before.
-        key: what the question asks for.
+        position: the character of the document before which the needle is inserted.
+        key: the key in the question.
         value: the answer.
     """
     inserted = surrounded(
@@ -104,29 +104,34 @@ def prompt_pieces(
 
 
 def surrounded(needle: str, position: int, characters: int, *, essays: bool) -> str:
-    """Return a needle with the spaces or the line break that set it off.
+    """Return a needle with the spaces or the line break around it.
 
     Args:
         needle: the sentence.
-        position: the character of the document that it stands before.
+        position: the character of the document before which it is inserted.
         characters: the length of the document.
-        essays: whether the document consists of sentences, or else of lines.
+        essays: True for a document of sentences, False for one of lines.
     """
     if not essays:
         return f"{needle}\n"
-    # lm-eval joins what is before, the needle and what is after, be it empty, with spaces.
+    # lm-eval joins the text before, the needle and the text after with spaces, even if empty.
     return f" {needle} " if position in (0, characters) else f"{needle} "
+
+
+def lines_haystack(lines: int) -> str:
+    """Return the haystack of niah_single_1: its line, repeated."""
+    return "\n".join([LINE] * lines)
 
 
 _CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 def score_needle(generation: Generation, value: str) -> Verdict:
-    """Judge one answer by lm-eval's `string_match_all` with one value to be found.
+    """Score one answer by lm-eval's `string_match_all` with a single value.
 
-    White space around the answer and control characters in it do not count, nor does the case.
-    The value may stand inside a longer number: 12345678 holds 1234567. An answer of nothing is
-    `NO_ANSWER`, which is as wrong.
+    White space around the answer, control characters and case are ignored. The value may be part
+    of a longer number: 12345678 contains 1234567. An empty answer is `NO_ANSWER`, which counts as
+    wrong.
     """
     answer = _CONTROL.sub("\n", generation.text.strip()).strip()
     if value.lower() in answer.lower():

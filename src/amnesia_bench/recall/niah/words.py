@@ -1,7 +1,7 @@
-"""The keys of the needles: every adjective-noun pair, without building the list of them.
+"""The keys of the needles: all adjective-noun pairs, without building their list.
 
-lm-eval sorts all six million pairs into a list (10 s, 1 GB) and lets `random.choice` take one,
-which asks a list for its length and one item only.
+lm-eval sorts all six million pairs into a list (10 s, 1 GB) and draws with `random.choice`, which
+needs only the length of the list and one item.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ WORDS_SHA256 = "a1ea21873c07854c364bf7a93924b3dacd8409e853dbf546a306cc13d69040d4
 
 
 class WordPairs(Sequence[str]):
-    """The sorted list of all distinct `adjective-noun`, each made when it is asked for."""
+    """The sorted sequence of all distinct `adjective-noun` pairs, each built on access."""
 
     def __init__(self, adjectives: Iterable[str], nouns: Iterable[str]) -> None:
         self._nouns = sorted(set(nouns))
         self._blocks: list[list[str]] = []
         for prefix in sorted({f"{adjective}-" for adjective in adjectives}):
-            # Pairs sort by their prefix, unless one prefix begins another: `blue-eyed-day`
-            # comes between `blue-day` and `blue-fox`. Such prefixes share a block.
+            # Pairs are sorted by their prefix, unless one prefix starts with another:
+            # `blue-eyed-day` is between `blue-day` and `blue-fox`. Such prefixes share a block.
             if self._blocks and prefix.startswith(self._blocks[-1][0]):
                 self._blocks[-1].append(prefix)
             else:
@@ -58,7 +58,7 @@ class WordPairs(Sequence[str]):
         return pair if len(block) > 1 else block[0] + pair
 
     def _pairs_of(self, block: list[str]) -> list[str]:
-        """Return whole pairs of a block of several prefixes, the nouns of a block of one."""
+        """Return the pairs of a block of several prefixes, or the nouns for a single prefix."""
         return self._shared[block[0]] if len(block) > 1 else self._nouns
 
 
@@ -67,8 +67,8 @@ def needle_keys() -> WordPairs:
     """Return the keys that lm-eval draws from.
 
     Raises:
-        MissingEnvironmentError: wonderwords is missing, or has other words than the version
-            which the official prompts are made with.
+        MissingEnvironmentError: wonderwords is missing, or its words differ from those of the
+            version that the official prompts are built with.
     """
     hint = 'pip install "wonderwords==3.0.1"'
     try:
@@ -81,8 +81,8 @@ def needle_keys() -> WordPairs:
     adjectives, nouns = categories["adjectives"], categories["nouns"]
     if words_sha256(adjectives, nouns) != WORDS_SHA256:
         raise MissingEnvironmentError(
-            "this wonderwords has other words than 3.0.1: the keys, and with them all that is "
-            "drawn, would not be those of lm-eval 0.4.13",
+            "the words of this wonderwords differ from version 3.0.1: keys and all later draws "
+            "would differ from those of lm-eval 0.4.13",
             hint=hint,
         )
     return WordPairs(adjectives, nouns)
