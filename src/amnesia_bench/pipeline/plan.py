@@ -51,7 +51,7 @@ class Plan:
     stages: tuple[PlannedStage, ...]
 
     @property
-    def left(self) -> tuple[PlannedStage, ...]:
+    def pending(self) -> tuple[PlannedStage, ...]:
         """The stages that are not done."""
         return tuple(each for each in self.stages if each.state is not StageState.CACHED)
 
