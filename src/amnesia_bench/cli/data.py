@@ -191,7 +191,7 @@ def _coloured(store: SequenceStore, number: int) -> Text:
     """Return a sequence as styled text, with a line between documents."""
     from rich.text import Text  # not for --help
 
-    decode = decoder(store.folder / TOKENIZER)  # of runs of tokens: a character may have several
+    decode = decoder(store.folder / TOKENIZER)  # of runs: one character may take several tokens
     sequence = store.sequence(number)
     text, begin = Text(), 0
     documents = sequence.document_lengths[: -1 if sequence.padding else None]
