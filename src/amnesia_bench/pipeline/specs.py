@@ -1,4 +1,4 @@
-"""Write stages to a store and read them: one `stage.json` per stage, for the processes that run it."""
+"""Write stages to a store, for the processes that run them: one `stage.json` per stage."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def request_of(spec: StageSpec) -> StageRequest:
 
 
 def known_specs(store: Path) -> list[StageSpec]:
-    """Return all stages of a store, sorted by id; skip incomplete files and those of old versions."""
+    """Return the stages of a store, sorted by id; without incomplete ones and old versions."""
     specs = []
     for path in sorted(store.glob(f"stages/*/{SPEC}")):
         with suppress(UserError):

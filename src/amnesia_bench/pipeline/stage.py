@@ -82,7 +82,7 @@ class Stage:
 
 
 def closure(stages: Iterable[Stage]) -> tuple[Stage, ...]:
-    """Return the stages and all their direct and indirect inputs, without duplicates, inputs first."""
+    """Return the stages and all stages that they depend on, without duplicates, inputs first."""
     known: dict[str, Stage] = {}
     for stage in stages:
         known.update((reached.id, reached) for reached in _with_inputs(stage, known))
