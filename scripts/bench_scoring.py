@@ -1,4 +1,4 @@
-"""Scoring of 8,000 answers to 500 mathematical problems; eight answers are built to stall a grader."""
+"""Scoring of 8,000 answers to 500 mathematical problems."""
 
 import os
 import resource
