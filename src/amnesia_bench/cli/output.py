@@ -1,4 +1,7 @@
-"""Output of commands: tables and sentences for people, one JSON document for programs."""
+"""Output of commands: tables and sentences for people, one JSON document for programs.
+
+rich is imported inside functions, so that `--help` and `--json` do not wait for it.
+"""
 
 from __future__ import annotations
 
