@@ -79,7 +79,6 @@ def _choices(typed: str) -> list[str]:
 
 
 def _parsed(typed: str) -> Override:
-
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
