@@ -45,7 +45,7 @@ def holding_gpus(count: int, gpus: Sequence[str], leases: Path) -> Iterator[tupl
     """
     if count > len(gpus):
         raise MissingEnvironmentError(
-            f"the stage needs {count} GPUs, but only {len(gpus)} are visible",
+            f"the stage needs {count} GPUs; visible here: {len(gpus)}",
             hint=f"profile.gpus={len(gpus)}; it does not affect results.",
         )
     make_folder(leases)
