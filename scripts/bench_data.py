@@ -83,7 +83,7 @@ def main() -> None:
     datasets.disable_progress_bars()
     ours, theirs = (load(arguments.tokenizer) for load in (load_tokenizer, plain_tokenizer))
     config = load_data("fineweb_edu_stage1")
-    # Loading transformers and the vocabulary is no part of either side.
+    # Loading transformers and the vocabulary is not measured.
     preparing.load_tokenizer = lambda folder: ours
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

@@ -40,7 +40,7 @@ SHARED = Path(os.environ.get("AMNESIA_SHARED", Path(__file__).resolve().parents[
 HAYSTACK = SHARED / "data" / "pg_essays_ruler.json"
 NEEDLE_TOKENS, QUESTION_TOKENS, DEPTHS = 24, 40, 40
 VOCAB = 4096
-# Narrow heads beside a wide MLP: at 8K softmax attention then takes about the share of the time
+# Narrow heads with a wide MLP: at 8K softmax attention then takes about the share of the time
 # that it takes in Qwen2.5-7B at 32K (a third).
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -174,7 +174,7 @@ def answer_in_turn(
     list(
         engine.generate(needle_requests(2, 4 * SMALL_CHUNK, LAPTOP_VOCAB, SMALL_NEW_TOKENS))
     )  # warm
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak_rss_mib()
     answers = engine.generate(requests)
     for _ in requests:

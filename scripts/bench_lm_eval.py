@@ -1,7 +1,7 @@
 """Time and memory of `amnesia eval niah` without the model: lm-eval with a fake engine.
 
 Prompts are built before and not counted. Each length runs in a new process. The essays and
-the tokenizer are those of the folder of shared inputs ($AMNESIA_SHARED, or beside the repository).
+the tokenizer are those of the folder of shared inputs ($AMNESIA_SHARED, or next to the repository).
 """
 
 import argparse

@@ -46,7 +46,7 @@ def time_ours(folder: Path) -> tuple[float, float]:
 
 
 def time_lm_eval(samples: int) -> tuple[float, float, float, float]:
-    """Return wall and CPU seconds of lm-eval's search, then of so many samples."""
+    """Return wall and CPU seconds of lm-eval's search, then of `samples` samples."""
     sentence_splitter()
     from lm_eval.tasks.ruler import niah_utils, prepare_niah
 

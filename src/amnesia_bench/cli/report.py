@@ -11,7 +11,7 @@ cells are used:
   MODEL/METHOD@SFT/SEED=DIR
 
 METHOD is a row of the table: pre, post, restored, q, ... @SFT is the name of the fine-tune; a table
-uses cells of its own fine-tune (`sft` in its config) and of those in the names of its rows. @SFT is
+uses cells of its fine-tune (`sft` in its config) and of those in the names of its rows. @SFT is
 optional if all requested tables have the same fine-tune; `pre` has none and is used in all tables.
 Seeds are pooled. The command writes each table as Markdown, CSV, LaTeX and JSON, the figures as
 SVG, and report.html with all of them.

@@ -108,8 +108,7 @@ def _layers(text: str) -> tuple[list[str], RankedLayers | None]:
     numbers = [number for number in re.split(r"[,\s]+", text.strip("[] ")) if number]
     if not numbers or not all(re.fullmatch(_NUMBER, number) for number in numbers):
         raise UserError(
-            f"--layers {shortened(text)!r}: is neither all, nor a list such as 2,3,6, "
-            "nor top7 or top7@FILE."
+            f"--layers {shortened(text)!r}: expected all, a list such as 2,3,6, top7 or top7@FILE"
         )
     return [f"restore.select.layers=[{','.join(str(int(number)) for number in numbers)}]"], None
 

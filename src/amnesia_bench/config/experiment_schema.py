@@ -150,7 +150,7 @@ class Scope(Frozen):
 
 
 class Experiment(Frozen):
-    """A table or a figure: its rows for each fine-tune, by scope."""
+    """A table or figure: its rows, and the part of a profile that it needs at each scale."""
 
     name: Name
     methods: Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(unique)]

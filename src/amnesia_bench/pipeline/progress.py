@@ -161,7 +161,7 @@ def _is_below(driver: int, holder: Holder) -> bool:
     pid: int | None = holder.pid
     while pid is not None and pid not in (0, driver):
         pid = parent_of(pid)
-    return pid != 0  # None: the process has just ended, and nobody waits for it
+    return pid != 0  # None: the process has just ended, so there is nothing to wait for
 
 
 def _weight(stage: Stage) -> float:

@@ -112,7 +112,7 @@ def test_a_folder_that_is_not_utf_8_is_one_message(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layers", [LONG, f"2,{LONG}", f"top{LONG}", f"top{LONG}@x", "٣", "top٣"])
 def test_layers_of_thousands_of_digits_are_one_message(layers: str) -> None:
-    with pytest.raises(UserError, match=r"--layers '.*': is neither all") as caught:
+    with pytest.raises(UserError, match=r"--layers '.*': expected all") as caught:
         _layers(layers)
     assert len(caught.value.what) < 300
 

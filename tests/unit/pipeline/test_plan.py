@@ -177,4 +177,7 @@ def test_a_store_that_is_a_file_is_named(
     for store in (tmp_path / "file", tmp_path / "file" / "store"):
         command = ["plan", "experiment=table1", "profile=tiny", "--store", str(store)]
         assert main(command) == 2
-        assert f"{tmp_path / 'file'}: is a file, but the store must be a folder" in capsys.readouterr().err
+        assert (
+            f"{tmp_path / 'file'}: is a file, but the store must be a folder"
+            in capsys.readouterr().err
+        )
