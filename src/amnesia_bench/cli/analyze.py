@@ -10,8 +10,8 @@ r"""Measure how far back gradients and attention reach (Figures 3, 4 and 7).
 `autocorrelation` measures how much likelier than by chance a token is repeated; it needs no model.
 `gradients` measures |dL/ds| of the attention logits by distance. `distance` measures the mean
 attention distance of every head (Eq. 17), on prompts or texts, and its change from the first
-checkpoint to each other one. `maps` draws attention maps of the heads given by --heads, by default
-of those whose distance fell most from the first checkpoint to the second.
+checkpoint to each other one. `maps` draws attention maps of the heads in --heads, by default of the
+head whose distance fell most from the first checkpoint to the second.
 
 --data is a folder that `amnesia data prepare` wrote, --prompts one that `amnesia niah build` wrote.
 The command writes records as JSON and figures as SVG. The model must use transformers' attention

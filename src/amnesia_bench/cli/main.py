@@ -46,7 +46,7 @@ COMMANDS = {
 }
 
 EXIT_CODES = (
-    "exit codes: 0 done, 2 mistake in command, config or input, 3 recall regression, "
+    "exit codes: 0 done, 2 mistake in command, config or input, 3 recall regression,\n"
     "4 stage failed, 5 busy, 6 environment, 75 state saved: run the command again\n"
     "Set AMNESIA_DEBUG=1 in the environment to see tracebacks of errors."
 )
