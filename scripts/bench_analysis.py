@@ -1,4 +1,4 @@
-"""Memory and time of measuring one softmax layer: what grows with tokens, and by block size.
+"""Memory and time of measuring one softmax layer, by number of tokens and block size.
 
 python scripts/bench_analysis.py                    # 16,384 tokens, blocks of 64 to 512 queries
 python scripts/bench_analysis.py --tokens 4096
@@ -43,15 +43,15 @@ def measure(tokens: int, block: int) -> None:
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     print(
         f"{tokens:>6} tokens, blocks of {block:>3}: weights {middle - start:6.1f} s, gradients "
-        f"{end - middle:6.1f} s of CPU time, {peak:5.0f} MB above the inputs"
+        f"{end - middle:6.1f} s of CPU time, peak memory {peak:5.0f} MB in addition to the inputs"
     )
 
 
 def main() -> None:
-    """Run each case in a process of its own, so that its peak is its own."""
+    """Run each case in a new process, so that its peak memory does not include other cases."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=16384)
-    parser.add_argument("--block", type=int, help="this one only, in this process")
+    parser.add_argument("--block", type=int, help="measure only this block size, in this process")
     args = parser.parse_args()
     if args.block is not None:
         measure(args.tokens, args.block)

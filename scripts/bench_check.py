@@ -1,10 +1,12 @@
-"""What the sequential rule of `amnesia check` finds, misses and saves, by simulation.
+"""Simulations show how often the sequential test of `amnesia check` detects a drop, how often it
+misses one, and how many prompts it needs.
 
-Each row is 2,000 simulated checks of one prompt set with at most 500 prompts. *lost* and *won* are
-the chances that only the checkpoint before, or only the one after the fine-tune answers a prompt;
-their difference is the drop. *share of the error rate* is 1 / sets: a check of six prompt sets
-(three tasks at two lengths) judges each with a sixth. No model runs.
-"""
+Each row is 2,000 simulated checks of one prompt set with at most 500 prompts. *lost* is the
+probability that only the checkpoint before the fine-tune answers a prompt correctly, *won* that
+only the checkpoint after it does; their difference is the drop. Each prompt set gets 1 / *sets* of
+the error rate: a check of six prompt sets (three tasks at two lengths) judges each with a sixth of
+it. No model runs.
+"""  # noqa: D205 - printed as it is
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ CASES = (
 def simulate(
     lost: float, won: float, num_prompt_sets: int, rng: np.random.Generator
 ) -> tuple[CheckVerdict, int]:
-    """Return the verdict on one simulated prompt set, and how many prompts it took."""
+    """Return the verdict on one simulated prompt set, and the number of prompts it needed."""
     rest = (1 - lost - won) / 2
     total = np.zeros(4, int)
     history: list[PairedCounts] = []
@@ -51,8 +53,10 @@ def simulate(
 def main() -> None:
     print("## Recall check\n")
     print(__doc__)
+    *early, last = looks(SAMPLES)
     print(
-        f"Error rate {100 * ERROR_RATE:g} %, looks after {', '.join(map(str, looks(SAMPLES)))}.\n"
+        f"The error rate is {100 * ERROR_RATE:g} %; the test looks at the data after "
+        f"{', '.join(map(str, early))} and {last} prompts.\n"
     )
     print("| lost | won | drop | sets | regression | no regression | undecided | prompts (mean) |")
     print("|---|---|---|---|---|---|---|---|")

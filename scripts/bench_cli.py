@@ -1,4 +1,4 @@
-"""How long `amnesia --help` takes: 20 runs after one uncounted, each a process of its own."""
+"""Time of `amnesia --help`: 20 runs after one warm-up run, each in a new process."""
 
 import statistics
 import subprocess

@@ -1,4 +1,4 @@
-"""Tokens per second of `amnesia data prepare`, beside plain `datasets.map`, in one run.
+"""Tokens per second of `amnesia data prepare` and of plain `datasets.map`, in the same run.
 
 python scripts/bench_data.py --tokenizer FOLDER --input FILE.jsonl
 
@@ -31,7 +31,7 @@ DOCUMENT_ROWS = 8  # about a thousand tokens a document, as FineWeb-Edu's have
 
 
 def write_texts(source: Path, folder: Path, copies: int) -> Path:
-    """Join rows of a question file into documents; copies differ, so that no cache can help."""
+    """Join rows of a question file into documents; copies differ, so no cache can help."""
     rows = [json.loads(line) for line in source.read_text().splitlines()]
     texts = [f"{row['question']}\n{row['answer']}" for row in rows]
     path = folder / "texts.jsonl"
@@ -62,13 +62,13 @@ def plain_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def tokenizer_alone(path: Path, tokenizer: DataTokenizer) -> None:
-    """Encode everything in one call and throw it away: nobody can be faster than this."""
+    """Encode everything in one call and discard the result."""
     texts = [json.loads(line)["text"] for line in path.read_text().splitlines()]
     tokenizer.encode_batch(texts, special_tokens=False)
 
 
 def measured(run: Callable[[], object]) -> tuple[float, float]:
-    """Return wall and CPU seconds, those of child processes included."""
+    """Return wall and CPU seconds, including those of child processes."""
     wall, cpu = time.perf_counter(), sum(os.times()[:4])
     run()
     return time.perf_counter() - wall, sum(os.times()[:4]) - cpu
@@ -83,7 +83,7 @@ def main() -> None:
     datasets.disable_progress_bars()
     ours, theirs = (load(arguments.tokenizer) for load in (load_tokenizer, plain_tokenizer))
     config = load_data("fineweb_edu_stage1")
-    # Loading transformers and the vocabulary is no part of either side.
+    # Loading transformers and the vocabulary is not measured.
     preparing.load_tokenizer = lambda folder: ours
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -109,9 +109,10 @@ def main() -> None:
     tokens = counts.tokens - counts.padding_tokens
     print(
         f"## Data\n\n{tokens:,} tokens of {counts.documents:,} documents, {os.cpu_count()} cores; "
-        f"best of {ROUNDS} alternating rounds. Reading, hashing, packing and publishing are in "
-        "prepare's time, reading in datasets.map's (from its own cache after the first round).\n\n"
-        "| | tokens/s | times prepare's wall time (target 1.5) | CPU s |\n|---|---|---|---|"
+        f"best of {ROUNDS} alternating rounds. The time of\n`amnesia data prepare` includes "
+        "reading, hashing, packing and publishing; that of datasets.map\nincludes reading (from "
+        "its own cache after the first round).\n\n"
+        "| | tokens/s | wall time relative to prepare (target 1.5) | CPU s |\n|---|---|---|---|"
     )
     best = {
         name: [min(column) for column in zip(*times, strict=True)] for name, times in taken.items()

@@ -1,4 +1,4 @@
-"""Time of answers, alone or in batches, prefixes shared or not: bench_engines.py [--gpu SIZE].
+"""Inference time with and without batches and shared prefixes: bench_engines.py [--gpu SIZE].
 
 Prints Markdown. Without `--gpu`: small models on one core, and the prompts of niah_single_2. With
 it: random weights of a HypeNet of that size, prompts of random tokens shaped as those, and
@@ -40,7 +40,7 @@ SHARED = Path(os.environ.get("AMNESIA_SHARED", Path(__file__).resolve().parents[
 HAYSTACK = SHARED / "data" / "pg_essays_ruler.json"
 NEEDLE_TOKENS, QUESTION_TOKENS, DEPTHS = 24, 40, 40
 VOCAB = 4096
-# Narrow heads beside a wide MLP: at 8K softmax attention then takes about the share of the time
+# Narrow heads with a wide MLP: at 8K softmax attention then takes about the share of the time
 # that it takes in Qwen2.5-7B at 32K (a third).
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -76,7 +76,7 @@ def small_model(name: str) -> Any:
 
 
 def word_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of the words t0, t1, ...: texts and tokens say the same thing."""
+    """Return a tokenizer with the words t0, t1, ...: a word is a token."""
     words = {f"t{i}": i for i in range(vocab)}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -88,7 +88,7 @@ def word_tokenizer(vocab: int) -> PreTrainedTokenizerFast:
 def needle_requests(
     samples: int, num_tokens: int, vocab: int, new_tokens: int
 ) -> list[PromptRequest]:
-    """Return greedy requests of `num_tokens` each, their needles spread over the depths."""
+    """Return greedy requests of `num_tokens` each, with needles at all depths."""
     rng = np.random.default_rng(0)
     haystack = rng.integers(0, vocab - 1, num_tokens - NEEDLE_TOKENS - QUESTION_TOKENS)
     how = Sampling(max_new_tokens=new_tokens, temperature=0.0, top_p=1.0, top_k=None, stop=())
@@ -168,13 +168,13 @@ def unequal_requests() -> list[PromptRequest]:
 def answer_in_turn(
     turns: Connection, name: str, requests: Sequence[PromptRequest], how: EngineOptions
 ) -> None:
-    """Give one answer per message, and what it cost; at the end what memory they took in all."""
+    """Generate one answer per message and send its cost; at the end send the memory used."""
     torch.set_num_threads(1)
     engine = TransformersEngine(small_model(name), word_tokenizer(VOCAB), how)
     list(
         engine.generate(needle_requests(2, 4 * SMALL_CHUNK, LAPTOP_VOCAB, SMALL_NEW_TOKENS))
     )  # warm
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before = peak_rss_mib()
     answers = engine.generate(requests)
     for _ in requests:
@@ -187,7 +187,7 @@ def answer_in_turn(
 
 
 class Way:
-    """A process of its own that answers all requests one way, when it is its turn."""
+    """A process that answers all requests with one configuration, one at a time on demand."""
 
     def __init__(self, name: str, requests: Sequence[PromptRequest], how: EngineOptions) -> None:
         context = multiprocessing.get_context("fork")
@@ -214,13 +214,15 @@ class Way:
 
 def print_cpu(lengths: Sequence[int]) -> None:
     if not HAYSTACK.exists():
-        print(f"\nNot run: there is no {HAYSTACK}.")
+        print(f"\nNot run: {HAYSTACK} is missing.")
         return
     print(
         f"\nThe first {SMALL_SAMPLES} prompts of niah_single_2, {SMALL_NEW_TOKENS} new tokens "
-        f"each, pieces of {SMALL_CHUNK} tokens, float32, one thread, one row at a time. Each way "
-        "has a process of its own; they answer in turn, so that neighbours on the machine slow "
-        "both alike. Peak: what answering added to the process.\n\n"
+        f"each, prefilled in chunks of {SMALL_CHUNK} tokens,\nfloat32, one thread, batch size 1. "
+        "*Full* prefills each prompt completely; *shared* prefills shared\nprefixes once. The two "
+        "run in separate processes and answer in turn, so that other load on the\nmachine slows "
+        "both equally. *Computed*: prefilled tokens. *Peak*: memory that answering added to the\n"
+        "process.\n\n"
         "| model | mean prompt tokens | computed, full | shared | ratio | wall s full | shared "
         "| ratio (target 0.65) | CPU s full | shared | ratio | equal answers | peak MiB full | "
         "shared |\n"
@@ -255,7 +257,7 @@ def print_cpu(lengths: Sequence[int]) -> None:
 
 
 def print_batches() -> None:
-    """Answer prompts of unequal length one at a time, and side by side."""
+    """Answer prompts of unequal length with batch size 1 and in batches."""
     requests = unequal_requests()
     options = EngineOptions(device="cpu", prefill_chunk_tokens=512)
     alone = Way("laptop", requests, dataclasses.replace(options, max_batch_tokens=1))
@@ -266,9 +268,9 @@ def print_batches() -> None:
     equal = sum(together.tokens[key] == tokens for key, tokens in alone.tokens.items())
     print(
         f"\n{len(requests)} prompts of 1,000 to 2,000 random tokens, 128 new tokens each, laptop "
-        "HypeNet, random weights, float32, one thread: one row at a time, and in batches.\n\n"
-        "| wall s one by one | in batches | ratio | CPU s one by one | in batches | ratio | "
-        "equal answers | peak MiB one by one | in batches |\n"
+        "HypeNet, random weights, float32, one thread: with batch size 1, and in batches.\n\n"
+        "| wall s batch size 1 | in batches | ratio | CPU s batch size 1 | in batches | ratio | "
+        "equal answers | peak MiB batch size 1 | in batches |\n"
         "|---|---|---|---|---|---|---|---|---|\n"
         f"| {alone.wall:.1f} | {together.wall:.1f} | {together.wall / alone.wall:.2f} | "
         f"{alone.cpu:.1f} | {together.cpu:.1f} | {together.cpu / alone.cpu:.2f} | "
@@ -278,7 +280,7 @@ def print_batches() -> None:
 
 
 def lm_eval_answers(model: Any, vocab: int, requests: Sequence[PromptRequest]) -> list[str]:
-    """Answer with lm-eval's `hf` model, one row at a time."""
+    """Answer with lm-eval's `hf` model and batch size 1."""
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
@@ -319,7 +321,7 @@ def peak_gib(device: torch.device) -> float:
 
 
 def print_large(size: str, lengths: Sequence[int], samples: int, new_tokens: int) -> None:
-    """Answer prompts with random weights, shared, in full and by lm-eval's `hf` model."""
+    """Answer prompts with random weights: shared prefixes, full prefill, lm-eval's `hf` model."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = load_model_config(size)
     config.eos_token_id = None  # random weights end at random
@@ -330,9 +332,9 @@ def print_large(size: str, lengths: Sequence[int], samples: int, new_tokens: int
     where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
     print(
         f"\nHypeNet {size}, random weights, bfloat16, {where}; {samples} prompts, {new_tokens} new "
-        "tokens each, one row at a time where the prompts are long. Equal: answers that are those "
-        "of the shared run, word by word.\n\n"
-        "| prompt tokens | how | s | prompt tokens/s | equal | peak GiB |\n"
+        "tokens each, batch size 1 for long prompts. *Equal*: answers that equal those of the "
+        "shared run word for word.\n\n"
+        "| prompt tokens | method | s | prompt tokens/s | equal | peak GiB |\n"
         "|---|---|---|---|---|---|"
     )
     for num_tokens in lengths:

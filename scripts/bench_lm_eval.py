@@ -1,7 +1,7 @@
-"""What `amnesia eval niah` costs besides the model: lm-eval around an engine that knows nothing.
+"""Time and memory of `amnesia eval niah` without the model: lm-eval with a fake engine.
 
-Prompts are built before and not counted. Each length runs in a process of its own. The essays and
-the tokenizer are those of the folder of shared inputs ($AMNESIA_SHARED, or beside the repository).
+Prompts are built before and not counted. Each length runs in a new process. The essays and
+the tokenizer are those of the folder of shared inputs ($AMNESIA_SHARED, or next to the repository).
 """
 
 import argparse
@@ -33,12 +33,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--lengths", default="32768,262144")
     parser.add_argument("--samples", type=int, default=500)
-    parser.add_argument("--one", type=Path, help="the prompts to run; what a child is told")
+    parser.add_argument("--one", type=Path, help="folder of prompts to run in this process")
     args = parser.parse_args()
     if args.one is not None:
         measure(args.one, args.samples)
         return
-    print("## lm-eval around an engine\n")
+    print("## lm-eval with a fake engine\n")
     print(f"`amnesia eval niah`, {args.samples} samples of {TASK}, a fake engine.\n")
     print("| length | seconds | peak memory, GB |")
     print("|---|---|---|")

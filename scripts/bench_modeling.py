@@ -1,4 +1,4 @@
-"""Speed of the HypeNet model: what each figure is measured against is named beside it.
+"""Speed of the HypeNet model, compared with simpler implementations.
 
 python scripts/bench_modeling.py              # CPU
 python scripts/bench_modeling.py --gpu 2b     # prefill of random weights on one CUDA GPU
@@ -30,7 +30,7 @@ SHAPES = ((16, 128), (8, 64))
 
 
 def best_seconds(run: Callable[[], object], repeats: int) -> float:
-    """Return the best time of some calls: what else the machine does only ever adds."""
+    """Return the best time of several calls, since other load can only add to it."""
     times = []
     for _ in range(repeats + 1):
         start = time.perf_counter()
@@ -176,8 +176,9 @@ def _matmul_flops_per_second(device: torch.device) -> float:
 
 def print_cpu() -> None:
     print(
-        f"\nPrefill of one linear mixer, {NUM_TOKENS:,} tokens, float32. The textbook recurrence "
-        "is the two formulas token by token; the tuned one is the same loop in place.\n\n"
+        f"\nPrefill of one linear mixer, {NUM_TOKENS:,} tokens, float32. *Textbook*: the two "
+        "formulas of the recurrence,\ntoken by token. *Tuned*: the same loop with in-place "
+        "operations. *Its own matmuls*: only the matrix\nproducts of the chunked form.\n\n"
         "| heads x dim | chunked ms | its own matmuls ms | textbook ms | tuned ms | textbook / "
         "chunked (target 15) | tuned / chunked | chunked / matmuls (target below 2) |\n"
         "|---|---|---|---|---|---|---|---|"
@@ -191,8 +192,9 @@ def print_cpu() -> None:
             f"{f['times_own_matmul']:.2f} |"
         )
     print(
-        "\nDecoding, ms per token of a 4-layer model of one kind of mixer, by context in tokens. "
-        "Linear layers should be flat.\n\n| mixer | 1,024 | 4,096 | 16,384 |\n|---|---|---|---|"
+        "\nDecoding: milliseconds per token of a 4-layer model with one kind of mixer, by context "
+        "length in\ntokens. For linear layers the time should not depend on the context.\n\n"
+        "| mixer | 1,024 | 4,096 | 16,384 |\n|---|---|---|---|"
     )
     for mixer in ("lightning-attn", "attn"):
         print(
@@ -208,7 +210,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     if arguments.gpu and not torch.cuda.is_available():
         parser.error("--gpu needs a CUDA GPU; this machine has none")
-    print("## HypeNet\n\nBest of several calls, since what else the machine does only ever adds.")
+    print(
+        "## HypeNet\n\nEach time is the best of several calls, since other load on the\nmachine "
+        "can only add to it."
+    )
     with torch.inference_mode():
         if arguments.gpu:
             print(f"\n```json\n{json.dumps(bench_gpu_prefill(arguments.gpu), indent=2)}\n```")

@@ -1,7 +1,7 @@
-"""NIAH prompts: ours against lm-eval's own generator in the same run, on one core.
+"""NIAH prompts: our builder compared with lm-eval's generator in the same run, on one core.
 
-python scripts/bench_niah.py           # lm-eval makes 20 samples, the rest is extrapolated
-python scripts/bench_niah.py --full    # lm-eval makes all 500: ten minutes
+python scripts/bench_niah.py           # lm-eval builds 20 samples, the rest is extrapolated
+python scripts/bench_niah.py --full    # lm-eval builds all 500: ten minutes
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def time_ours(folder: Path) -> tuple[float, float]:
 
 
 def time_lm_eval(samples: int) -> tuple[float, float, float, float]:
-    """Return wall and CPU seconds of lm-eval's search, then of so many samples."""
+    """Return wall and CPU seconds of lm-eval's search, then of `samples` samples."""
     sentence_splitter()
     from lm_eval.tasks.ruler import niah_utils, prepare_niah
 
@@ -86,11 +86,14 @@ def bench_one_prompt_set(folder: Path, *, full: bool) -> None:
     scale = SAMPLES / samples
     wall, cpu = search_wall + scale * sample_wall, search_cpu + scale * sample_cpu
     how = (
-        "all of them made"
+        "all samples built"
         if full
         else f"search {search_cpu:.0f} s, and {samples} samples extrapolated to {SAMPLES}"
     )
-    print(f"{SAMPLES} samples of niah_single_2 at {LENGTH} tokens, Qwen2 tokenizer, one core:\n")
+    print(
+        f"Time to build {SAMPLES} samples of niah_single_2 at {LENGTH} tokens with the Qwen2 "
+        "tokenizer on one core:\n"
+    )
     print("| generator | wall (s) | CPU (s) |\n|---|---|---|")
     print(f"| lm-eval 0.4.13 ({how}) | {wall:.1f} | {cpu:.1f} |")
     print(f"| ours, from tokenizer to files | {ours_wall:.1f} | {ours_cpu:.1f} |")
@@ -109,26 +112,26 @@ def bench_table_1(folder: Path) -> None:
     sizes = sorted(path.stat().st_size for path in (out / "cells").iterdir())
     whole = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
     print(
-        f"All {len(sizes)} prompt sets of Table 1 (three tasks at 32K, 64K, 128K and 256K, "
-        f"{SAMPLES} samples each) by the command, one core: {wall:.1f} s wall, "
-        f"{used.ru_utime + used.ru_stime:.1f} s CPU, peak memory {used.ru_maxrss / 1e6:.2f} GB. "
-        f"On disk: {sizes[0] / 1e3:.0f} to {sizes[-1] / 1e3:.0f} kB per set, "
-        f"{whole / 1e6:.2f} MB with the haystack.\n"
+        f"The command builds all {len(sizes)} prompt sets of Table 1 (three tasks at 32K, 64K, "
+        f"128K and 256K, {SAMPLES}\nsamples each) on one core in {wall:.1f} s wall, "
+        f"{used.ru_utime + used.ru_stime:.1f} s CPU, with a peak memory of "
+        f"{used.ru_maxrss / 1e6:.2f} GB. A set takes {sizes[0] / 1e3:.0f}\nto "
+        f"{sizes[-1] / 1e3:.0f} kB on disk; all sets and the haystack take {whole / 1e6:.2f} MB.\n"
     )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--full", action="store_true", help="let lm-eval make all samples")
+    parser.add_argument("--full", action="store_true", help="build all samples with lm-eval")
     args = parser.parse_args()
     print("## NIAH prompts\n")
     if not HAYSTACK.exists():
-        print(f"Not run: there is no {HAYSTACK}.")
+        print(f"Not run: {HAYSTACK} is missing.")
         return
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory() as folder:
-        # First: the children's peak memory would else be that of a fork of this process.
+        # First: otherwise the children's peak memory would include that of this process.
         bench_table_1(Path(folder))
         bench_one_prompt_set(Path(folder), full=args.full)
 

@@ -1,10 +1,10 @@
-"""Restore against `cp -r` and against mergekit: wall time, peak memory, bits changed.
+"""Restore compared with `cp -r` and with mergekit: wall time, peak memory, bits changed.
 
-Every command is a process of its own. The commands of a table run in turn after one uncounted
-round, and a ratio is the median over the rounds (with the smallest and the largest). *cold*: the
-pages of the input were dropped from the page cache before each run; *warm*: all were read in.
-All run on one filesystem, outputs are removed and synced between runs. `amnesia restore` waits
-until its files are on disk and hashes them; `cp` does neither.
+Every command runs in a new process. The commands of a table run in turn after one warm-up round. A
+ratio is the median over the rounds (with the smallest and the largest). *cold*: the input was
+dropped from the page cache before each run; *warm*: the whole input was in it. All commands use one
+filesystem; outputs are removed and synced between runs. `amnesia restore` waits until its files are
+on disk and hashes them; `cp` does neither.
 """
 
 import argparse
@@ -51,7 +51,7 @@ def timed(command: Sequence[str]) -> Run:
 
 
 def write_pair_apart(folder: Path, family: str, shard_bytes: int) -> tuple[Path, Path]:
-    """Write the checkpoints in a process of its own: a child's peak memory counts its parent's."""
+    """Write the checkpoints in another process: a child's peak memory includes its parent's."""
     with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
         return pool.submit(write_pair, folder, family, shard_bytes).result()
 
@@ -77,7 +77,7 @@ def pairs(
     cold: bool,
     runs: int,
 ) -> list[list[Run]]:
-    """Run the commands in turn, `runs` times each after one uncounted round."""
+    """Run the commands in turn, `runs` times each, after one warm-up round."""
     results: list[list[Run]] = [[] for _ in commands]
     for round_number in range(runs + 1):
         for i, command in enumerate(commands):
@@ -180,31 +180,32 @@ def bench_mergekit(folder: Path, mergekit: str, runs: int) -> list[str]:
         shutil.rmtree(out)
     ratios = [a.seconds / b.seconds for a, b in zip(theirs, ours, strict=True)]
     return [
-        "\nQwen3-8B's proportions, W_Q and W_K of the same 9 layers, warm. Wrong bits: values that "
-        "are neither pre's (planned) nor post's (all others).\n",
+        "\nA checkpoint with the proportions of Qwen3-8B; W_Q and W_K of the same 9 layers are "
+        "restored, warm.\n*Values with wrong bits*: values that should be pre's (the restored "
+        "ones) or post's (all others) and\nare not.\n",
         "| command | wall seconds: median (min-max) | ratio | peak MB | values with wrong bits |",
         "|---|---|---|---|---|",
         f"{row('mergekit-yaml, linear 1/0 by filters', theirs, ours)} {wrong[0]:,} |",
         f"{row('amnesia restore', ours, None)} {wrong[1]:,} |",
-        f"\nmergekit takes {statistics.median(ratios):.1f} x the time.",
+        f"\nmergekit takes {statistics.median(ratios):.1f} x as long.",
     ]
 
 
 def wrong_values(pre: Path, post: Path, out: Path) -> int:
-    """Count bf16 values whose bits are neither what pre (planned) nor post (the rest) holds."""
+    """Count bf16 values whose bits differ from those of pre (restored tensors) or post (others)."""
     a, b, result = open_checkpoint(pre), open_checkpoint(post), open_checkpoint(out)
     planned = {f"model.layers.{i}.self_attn.{p}_proj.weight" for i in SOFTMAX_LAYERS for p in "qk"}
     wrong = 0
     for name in b.tensors:
-        wanted = (a if name in planned else b).read(name)
-        bits = (np.frombuffer(x, np.uint16) for x in (wanted, result.read(name)))
+        expected = (a if name in planned else b).read(name)
+        bits = (np.frombuffer(x, np.uint16) for x in (expected, result.read(name)))
         wrong += int(np.count_nonzero(np.not_equal(*bits)))
     return wrong
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, help="where to put 14 GB of scratch files")
+    parser.add_argument("--folder", type=Path, help="folder for 14 GB of scratch files")
     parser.add_argument("--mergekit", help="path of a mergekit-yaml to compare with")
     parser.add_argument("--runs", type=int, default=3)
     args = parser.parse_args()

@@ -1,4 +1,4 @@
-"""What the sandbox costs: python scripts/bench_sandbox.py."""
+"""Time that the sandbox adds to running programs: python scripts/bench_sandbox.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NUMBERS = " ".join(map(str, range(20000)))
 
 
 def best_seconds(run: Callable[[], object], repeats: int) -> float:
-    """Return the best time of some calls: what else the machine does only ever adds."""
+    """Return the best time of several calls, since other load can only add to it."""
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -85,9 +85,10 @@ def main() -> None:
     }
     cores = len(os.sched_getaffinity(0))
     print(
-        "## Code execution\n\nBest of several. Start: until the driver has set its limits, and "
-        "killed again. Loading adds the star imports of LiveCodeBench's checker. Programs: one "
-        f"that sums 20,000 numbers, right on {TESTS} tests.\n\n"
+        "## Code execution\n\nEach time is the best of several. *Start*: from starting a sandbox "
+        "until its driver has set its\nlimits and is killed again. *Load* adds the star imports of "
+        "LiveCodeBench's checker. *Programs*: a\nprogram that sums 20,000 numbers and passes "
+        f"{TESTS} tests.\n\n"
         f"| sandbox | start ms | start and load ms | programs/s, 1 worker | {cores} workers |\n"
         "|---|---|---|---|---|"
     )

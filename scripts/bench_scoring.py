@@ -1,4 +1,4 @@
-"""Judging 8,000 answers to 500 mathematical problems, eight of them made to stall a grader."""
+"""Scoring of 8,000 answers to 500 mathematical problems."""
 
 import os
 import resource
@@ -78,10 +78,12 @@ def main() -> None:
     count = {kind: sum(v.outcome is kind for v in judged.verdicts) for kind in Outcome}
     listed = sum(v.detail is not None for v in judged.verdicts)
     print("## Scoring\n")
-    print(__doc__)
     print(
-        f"Verdicts and votes, {len(os.sched_getaffinity(0))} cores, "
-        f"{ANSWER_SECONDS:g} s of CPU time per comparison at most.\n"
+        "Scoring of 8,000 answers to 500 mathematical problems; eight answers are built to stall a "
+        "grader.\n"
+        "The time includes verdicts and majority votes, on "
+        f"{len(os.sched_getaffinity(0))} cores, with at most {ANSWER_SECONDS:g} s of CPU time per\n"
+        "comparison. *None*: no answer was found. *Listed*: verdicts that carry an explanation.\n"
     )
     print("| answers | right | wrong | none | out of time | listed | s | CPU s | target |")
     print("|---|---|---|---|---|---|---|---|---|")

@@ -1,7 +1,7 @@
-"""What the training loop costs beside the training, and what a step costs on a GPU.
+"""Overhead of the training loop on a CPU, and the time of a training step on a GPU.
 
-python scripts/bench_train.py            # CPU: the loop around a tiny model, attention's kernels
-python scripts/bench_train.py --gpu      # one GPU: SFT of a HypeNet-2B, beside HF's Trainer
+python scripts/bench_train.py            # CPU: the loop with a tiny model, and attention kernels
+python scripts/bench_train.py --gpu      # one GPU: SFT of a HypeNet-2B, compared with HF's Trainer
 """
 
 from __future__ import annotations
@@ -133,9 +133,10 @@ def bench_cpu() -> None:
     share = [other / (compute + other) for compute, other in seconds]
     step = statistics.median(compute + other for compute, other in seconds)
     print(
-        "## Training\n\nThe loop around HypeNet-tiny (0.2 M parameters), one thread: 37 steps of 4 "
-        "micro-batches of 2 x 512 tokens. *Outside*: reading data, counting, agreeing, reporting; "
-        "all but forward, backward, clipping and the optimizer.\n\n"
+        "## Training\n\nThe training loop with HypeNet-tiny (0.2 M parameters), one thread: 37 "
+        "steps of 4 micro-batches\nof 2 x 512 tokens. *Outside* is everything except forward pass, "
+        "backward pass, clipping and the\noptimizer: reading data, counting tokens, agreement "
+        "between processes, logging. *Smallest* and\n*largest* are shares of single steps.\n\n"
         "| step ms | outside ms | share outside (target 3 %) | smallest | largest |\n"
         "|---|---|---|---|---|"
     )
@@ -147,7 +148,7 @@ def bench_cpu() -> None:
 
 
 def attention_ms(tokens: int, kernel: SDPBackend) -> float:
-    """Return the milliseconds of forward and backward over 2,048 tokens in rows of so many."""
+    """Return the milliseconds of forward and backward over 2,048 tokens in rows of `tokens`."""
     query, key, value = torch.randn(3, 2048 // tokens, 4, tokens, 32).bfloat16().unbind()
     inputs = [tensor.requires_grad_() for tensor in (query, key, value)]
     seconds = []
@@ -164,8 +165,9 @@ def bench_attention() -> None:
     torch.set_num_threads(1)
     print(
         "Causal attention, forward and backward, bfloat16, 4 heads of 32, 2,048 tokens, one "
-        "thread; best of 10. The loop takes the plain one up to 192 tokens.\n\n"
-        "| tokens a row | fused ms | plain ms | plain / fused |\n|---|---|---|---|"
+        "thread; best of\n10. *Fused* is PyTorch's flash kernel, *plain* its math kernel. The loop "
+        "uses the plain one up to\n192 tokens.\n\n"
+        "| tokens per row | fused ms | plain ms | plain / fused |\n|---|---|---|---|"
     )
     for tokens in (64, 128, 256, 512, 1024):
         fused, plain = (

@@ -80,7 +80,7 @@ def test_help_shows_what_is_asked_by_default(
     ("overrides", "said"),
     [
         (["eval.repeats=0"], "eval.repeats=0"),
-        (["eval.temperature=0"], "16 repeats of a greedy answer are one answer"),
+        (["eval.temperature=0"], "16 repeats with temperature 0 give equal answers"),
         (["eval.temperature=-1"], "eval.temperature=-1"),
         (["eval.top_p=0"], "eval.top_p=0"),
         (["eval.top_k=0"], "eval.top_k=0"),

@@ -127,7 +127,7 @@ def test_no_regression_exits_with_0_and_undecided_with_a_warning(
         (["--lengths", "4096", "--samples", "5"], "no prompts of niah_single_2 at 4096"),
         (["--lengths", "0"], "not a list of lengths"),
         (["--lengths", "32K"], "not a list of lengths"),
-        (["--json", "absent/check.json"], "there is no folder absent"),
+        (["--json", "absent/check.json"], "the folder absent does not exist"),
         (["--max-context-tokens", "0"], "--max-context-tokens 0: must be at least 1"),
     ],
 )

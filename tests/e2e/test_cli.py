@@ -39,7 +39,7 @@ def test_restore_verify_and_diff_in_a_row(
     assert main(["diff", post, out]) == 0
     assert "6 tensors differ, 43 are identical" in capsys.readouterr().out
     assert main(["diff", pre, out]) == 0
-    assert "other tensors, most moved first" in capsys.readouterr().out
+    assert "other tensors, largest drift first" in capsys.readouterr().out
 
 
 def test_json_is_the_record_on_disk(

@@ -81,7 +81,7 @@ def test_a_few_rows_that_the_template_cannot_write_are_dropped_and_the_first_is_
     assert len(_texts(tmp_path / "out")) == 39
     shown = capsys.readouterr()
     assert "dropped: special tokens of the chat in a message" in " ".join(shown.out.split())
-    said = f"first row that was dropped: {source}:8: special tokens of the chat in a message"
+    said = f"first dropped row: {source}:8: special tokens of the chat in a message"
     assert said in shown.err
 
 

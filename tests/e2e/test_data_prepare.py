@@ -183,7 +183,7 @@ def test_files_of_the_users_own_are_read_whole_unless_a_share_is_asked_for(
     command = ["data", "prepare", "openthoughts3", "--tokenizer", str(tokenizer), "--input",
                str(source), "data.sequence_tokens=512", "--out"]  # fmt: skip
     assert main([*command, str(tmp_path / "whole")]) == 0
-    assert "columns that were not read: id" in capsys.readouterr().err
+    assert "unused columns: id" in capsys.readouterr().err
     assert main([*command, str(tmp_path / "share"), "data.sample_rows=0.1"]) == 0
     whole, share = (open_store(tmp_path / name).description for name in ("whole", "share"))
     assert whole.counts.rows == 100
@@ -226,7 +226,7 @@ def test_escape_sequences_in_texts_and_names_do_not_reach_the_terminal(
     assert "q\\x1b]0;pwned\\x07" in shown.out
     assert "a\\u202e" in shown.out
     assert "b\\rc" in shown.out
-    assert "columns that were not read: column\\x1b]0;pwned\\x07" in shown.err
+    assert "unused columns: column\\x1b]0;pwned\\x07" in shown.err
     assert r"half \ud800" in shown.err
     assert r"wrong\x1b" in shown.err
     assert not {"\x1b", "\x07", "\u202e", "\r"} & {*shown.out, *shown.err}
@@ -313,7 +313,7 @@ def test_the_command_prints_counts_and_inspect_shows_what_is_trained(
     assert f"{dim}<|im_start|>user" in shown
     assert f"{green}<think>" in shown
     assert f"<|im_end|>{end}" in shown
-    assert "tokens of padding" in shown
+    assert "padding tokens" in shown
     shard = tmp_path / "out" / "tokens-00000.bin"
     shard.write_bytes(bytes([shard.read_bytes()[0] ^ 1]) + shard.read_bytes()[1:])
     assert main(["data", "inspect", out]) == 4

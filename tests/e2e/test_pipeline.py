@@ -144,7 +144,7 @@ def test_a_failed_stage_is_named_with_its_words_and_the_others_are_done(store: P
     last = small_graph()[-1]
     shutil.rmtree(last.folder(store))
     with pytest.raises(
-        StageFailedError, match=r"scores.broken-\w+: amnesia score ended with 2"
+        StageFailedError, match=r"scores.broken-\w+: amnesia score exited with code 2"
     ) as e:
         run_graph(store, [broken(), *small_graph()])
     assert "answers/none" in e.value.what

@@ -72,7 +72,7 @@ def test_what_was_made_of_something_else_is_made_again_and_said(
     assert run_graph(store, small_graph()) == StageCounts(cached=1, done=2)
     assert [starts(store, stage) for stage in small_graph()] == [1, 2, 2]
     said = capfd.readouterr().err
-    assert f"data {DATA[0].id}: stale, since {name} holds something else" in said
+    assert f"data {DATA[0].id}: stale, its input {name} has changed" in said
     assert states(store) == [StageState.CACHED] * 3
     assert run_graph(store, small_graph()) == StageCounts(cached=3, done=0)
 
@@ -229,7 +229,7 @@ def test_status_and_plan_say_what_is_stale(
     assert main(["status", f"--store={store}"]) == 0
     said = capsys.readouterr().out
     assert "3 stages: 1 cached, 2 stale." in said
-    assert f"made of another tokenizer/{TOKENIZER.id}" in said
+    assert f"its input tokenizer/{TOKENIZER.id} has changed" in said
     monkeypatch.setattr("amnesia_bench.pipeline.graph.stages_of", lambda _: small_graph())
     monkeypatch.setattr("amnesia_bench.pipeline.plan.stages_of", lambda _: small_graph())
     monkeypatch.setattr("amnesia_bench.pipeline.plan._models", lambda _: dict.fromkeys(
@@ -238,4 +238,4 @@ def test_status_and_plan_say_what_is_stale(
     assert "3 stages: 1 cached, 2 stale." in capsys.readouterr().out
     shutil.rmtree(TOKENIZER.folder(store))
     assert main(["plan", "experiment=table1", "profile=tiny", f"--store={store}"]) == 0
-    assert "2 stages that are done follow from these" in capsys.readouterr().out
+    assert "2 finished stages depend on these" in capsys.readouterr().out

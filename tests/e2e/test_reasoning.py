@@ -499,7 +499,7 @@ def test_a_model_without_a_template_needs_one_or_a_word(
         (["--task", "math50"], "Did you mean math500?"),
         (["--limit", "0"], "must be at least 1"),
         (["eval.repeat=3"], "eval.repeat: unknown key"),
-        (["eval.temperature=0"], "2 repeats of a greedy answer are one answer"),
+        (["eval.temperature=0"], "2 repeats with temperature 0 give equal answers"),
         (["--data", "nowhere.jsonl"], "no such file"),
         (["--chat-template", "nowhere.jinja"], "cannot be read"),
         (["--checkpoint", "nowhere"], "nowhere"),

@@ -145,7 +145,7 @@ def test_more_processes_hold_less_each_and_a_gpu_that_is_too_small_is_told(
     assert sixteen["memory"]["state"] == eight["memory"]["state"] / 2
     assert main([*command, "--processes", "1"]) == 2
     said = capsys.readouterr()
-    assert "GB do not fit a h100 of 80 GB" in said.err
+    assert "GB do not fit into the 80 GB of a h100" in said.err
     assert "8.852 B parameters" in said.out
     assert main([*command, "--processes", "3"]) == 2
     assert "cannot be divided among 3 processes with micro-batches of 1" in capsys.readouterr().err

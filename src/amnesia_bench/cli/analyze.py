@@ -1,4 +1,4 @@
-r"""Measure why recall is lost: where gradients and attention reach (Figures 3, 4 and 7).
+r"""Measure how far back gradients and attention reach (Figures 3, 4 and 7).
 
   amnesia analyze autocorrelation --data chains=data/cot --data prose=data/prose --out figure3a
   amnesia analyze gradients --checkpoint PRE --data chains=data/cot --data prose=data/prose \
@@ -7,13 +7,15 @@ r"""Measure why recall is lost: where gradients and attention reach (Figures 3, 
   amnesia analyze maps --checkpoint pre=PRE --checkpoint post=POST --checkpoint restored=FIXED \
       --prompts niah/ --lengths 8192 --out figure4
 
-`autocorrelation` needs no model: how much likelier than by chance a token is repeated. `gradients`
-is |dL/ds| of the attention logits by distance. `distance` is the mean attention distance of every
-head (Eq. 17), on prompts or on texts, and its change from the first checkpoint. `maps` shows the
-heads whose distance fell most from the first checkpoint to the second, or those of --heads.
+`autocorrelation` measures how much likelier than by chance a token is repeated; it needs no model.
+`gradients` measures |dL/ds| of the attention logits by distance. `distance` measures the mean
+attention distance of every head (Eq. 17), on prompts or texts, and its change from the first
+checkpoint to each other one. `maps` draws attention maps of the heads in --heads, by default of the
+head whose distance fell most from the first checkpoint to the second.
 
---data takes what `amnesia data prepare` wrote, --prompts what `amnesia niah build` wrote. Writes
-records as JSON and figures as SVG. Attention must go through transformers' attention interface.
+--data is a folder that `amnesia data prepare` wrote, --prompts one that `amnesia niah build` wrote.
+The command writes records as JSON and figures as SVG. The model must use transformers' attention
+interface.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from amnesia_bench.store.layout import check_final
 from amnesia_bench.store.provenance import collect_provenance
 
 SAMPLES, TOKENS, MAX_DISTANCE, SIZE = 64, 1024, 512, 256
-_SEVERAL = "; may be given several times, as pre, post or restored"
+_SEVERAL = "; repeat it for several, with roles such as pre, post, restored"
 _COUNTS = ("samples", "tokens", "max_distance", "size")
 
 
@@ -68,10 +70,11 @@ def _add_maps_arguments(parser: argparse.ArgumentParser) -> None:
     _add_choice_of_prompts(parser)
     _add_samples(parser, "prompts")
     parser.add_argument(
-        "--heads", help="heads to draw, as LAYER.HEAD,... (those whose distance fell most)"
+        "--heads",
+        help="heads to draw, as LAYER.HEAD,... (default: the head whose distance fell most)",
     )
     parser.add_argument(
-        "--size", type=int, default=SIZE, help=f"rows and columns of a map ({SIZE})"
+        "--size", type=int, default=SIZE, help=f"number of rows and columns of a map ({SIZE})"
     )
     _add_common(parser)
 
@@ -92,23 +95,25 @@ def _add_data(parser: argparse._ActionsContainer, *, required: bool) -> None:
         action="append",
         required=required,
         metavar="[NAME=]DIR",
-        help="prepared data; may be given several times",
+        help="folder of prepared data; can be repeated",
     )
 
 
 def _add_prompts(parser: argparse._ActionsContainer, *, required: bool) -> None:
     parser.add_argument(
-        "--prompts", type=Path, required=required, metavar="DIR", help="prompts with needles"
+        "--prompts", type=Path, required=required, metavar="DIR", help="folder of NIAH prompts"
     )
 
 
 def _add_choice_of_prompts(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tasks", help="tasks of --prompts (all)")
-    parser.add_argument("--lengths", help="lengths of --prompts, in tokens (all)")
+    parser.add_argument("--tasks", help="use only these tasks of --prompts (all)")
+    parser.add_argument("--lengths", help="use only this length of --prompts, in tokens (all)")
 
 
 def _add_tokens(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tokens", type=int, help=f"length that every text is cut to ({TOKENS})")
+    parser.add_argument(
+        "--tokens", type=int, help=f"length to which every text is truncated, in tokens ({TOKENS})"
+    )
 
 
 def _add_max_distance(parser: argparse.ArgumentParser) -> None:
@@ -124,13 +129,15 @@ def _add_samples(parser: argparse.ArgumentParser, counted: str) -> None:
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--seed", type=int, default=0, help="seed of the intervals (0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the resampling for confidence intervals (0)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
 def _gradients(args: argparse.Namespace) -> ExitCode:
     if len(args.checkpoint) > 1:
-        raise UserError("--checkpoint: gradients are measured in one model at a time")
+        raise UserError("--checkpoint: gradients can be measured in only one model at a time")
     return _analyze("measure_gradients", args)
 
 
@@ -140,11 +147,11 @@ def _autocorrelation(args: argparse.Namespace) -> ExitCode:
 
 def _distance(args: argparse.Namespace) -> ExitCode:
     if args.data is not None and len(args.data) > 1:
-        raise UserError("--data: distances are measured on one source at a time")
+        raise UserError("--data: distances can be measured on only one source at a time")
     if args.prompts is None and (args.tasks or args.lengths):
-        raise UserError("--tasks and --lengths belong to --prompts")
+        raise UserError("--tasks and --lengths only apply to --prompts")
     if args.prompts is not None and args.tokens:
-        raise UserError("--tokens belongs to --data; prompts are chosen by --lengths")
+        raise UserError("--tokens only applies to --data; --lengths chooses prompts")
     return _analyze("measure_distances", args)
 
 
@@ -153,7 +160,7 @@ def _maps(args: argparse.Namespace) -> ExitCode:
 
 
 def _analyze(measurement: str, args: argparse.Namespace) -> ExitCode:
-    """Run a function of `cli.measurements`, publish its records and figures, and print."""
+    """Run a function of `cli.measurements`, then publish and print its results."""
     for name in _COUNTS:
         value = getattr(args, name, None)
         if value is not None and value < 1:
@@ -164,7 +171,7 @@ def _analyze(measurement: str, args: argparse.Namespace) -> ExitCode:
     hide_library_bars()
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={"resampling": args.seed})
     try:
-        measurements = import_module("amnesia_bench.cli.measurements")  # torch, for all of them
+        measurements = import_module("amnesia_bench.cli.measurements")  # imports torch
     except ImportError as error:
         raise MissingEnvironmentError(
             f"analyze needs torch and transformers ({error}).",
@@ -188,7 +195,7 @@ SUBCOMMANDS: Mapping[str, Subcommand] = {
         "how soon tokens of a text are repeated", _add_autocorrelation_arguments, _autocorrelation
     ),
     "distance": Subcommand(
-        "how far back each head looks, and what changed", _add_distance_arguments, _distance
+        "attention distance of each head, and its change", _add_distance_arguments, _distance
     ),
     "maps": Subcommand("attention maps of single heads", _add_maps_arguments, _maps),
 }

@@ -1,4 +1,4 @@
-"""What `amnesia analyze` is given: labelled folders, data stores, prompts with needles."""
+"""Inputs of `amnesia analyze`: labelled folders, prepared data, NIAH prompts."""
 
 from __future__ import annotations
 
@@ -25,53 +25,55 @@ from amnesia_bench.tokenizers.tokenizer import (
 from amnesia_bench.training.inputs import data_parent
 
 
-def labelled(typed: Sequence[str], otherwise: str) -> dict[str, Path]:
-    """Return the folders of LABEL=DIR by label, in the order they were typed.
+def labelled(values: Sequence[str], default: str) -> dict[str, Path]:
+    """Parse values of the form [LABEL=]DIR; return the folders by label, in the same order.
 
     Raises:
-        UserError: a label twice, or one that could not be part of a file name.
+        UserError: a label is repeated, or cannot be part of a file name.
     """
     folders: dict[str, Path] = {}
-    for each in typed:
-        label, equals, folder = each.partition("=")
+    for value in values:
+        label, equals, folder = value.partition("=")
         if not equals:
-            label, folder = otherwise, each
+            label, folder = default, value
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", label):
             raise UserError(
-                f"{each!r}: {label!r} is no label", hint="Use letters, digits, - and _."
+                f"{value!r}: {label!r} is not a valid label", hint="Use letters, digits, - and _."
             )
         if label in folders:
             raise UserError(
-                f"{each!r}: {label} is given twice", hint="Name each: pre=DIR post=DIR."
+                f"{value!r}: {label} is given twice", hint="Give labels: pre=DIR post=DIR."
             )
         folders[label] = Path(folder)
     return folders
 
 
-def open_stores(typed: Sequence[str]) -> dict[str, SequenceStore]:
-    """Open the data of [NAME=]DIR; without a name they have that of their config.
+def open_stores(values: Sequence[str]) -> dict[str, SequenceStore]:
+    """Open the prepared data of [NAME=]DIR; the default name is that of the data's config.
 
     Raises:
-        UserError: a folder holds no prepared data, or two have one name.
+        UserError: a folder has no prepared data, or two folders have the same name.
     """
     stores: dict[str, SequenceStore] = {}
-    for each in typed:
-        ((name, folder),) = labelled([each], "").items() if "=" in each else [("", Path(each))]
+    for value in values:
+        ((name, folder),) = labelled([value], "").items() if "=" in value else [("", Path(value))]
         store = open_store(folder)
         name = name or store.description.name
         if name in stores:
-            raise UserError(f"--data {each}: {name} is given twice", hint="Give each NAME=DIR.")
+            raise UserError(
+                f"--data {value}: {name} is given twice", hint="Give names: --data NAME=DIR"
+            )
         stores[name] = store
     return stores
 
 
 def parent_of_data(name: str, store: SequenceStore) -> Parent:
-    """Return the entry of a data store in a manifest."""
+    """Return the manifest entry of a data store that is an input."""
     return data_parent(name, store.folder)
 
 
 def check_tokenizer(store: SequenceStore, checkpoint: Path) -> None:
-    """Refuse data whose tokens mean something else to a checkpoint.
+    """Check that data was prepared with the tokenizer of a checkpoint.
 
     Raises:
         UserError: the tokenizers differ.
@@ -81,15 +83,15 @@ def check_tokenizer(store: SequenceStore, checkpoint: Path) -> None:
         raise UserError(
             f"{store.folder}: prepared with another tokenizer than that of {checkpoint} "
             f"(sha256 {store.tokenizer_sha256[:12]} and {sha256[:12]})",
-            hint=f"Prepare the data with it: amnesia data prepare ... --tokenizer {checkpoint}",
+            hint=f"Prepare the data again: amnesia data prepare ... --tokenizer {checkpoint}",
         )
 
 
 def text_prompts(
-    typed: Sequence[str], checkpoints: Mapping[str, Path], tokens: int, samples: int
+    values: Sequence[str], checkpoints: Mapping[str, Path], tokens: int, samples: int
 ) -> tuple[list[Prompt], Parent]:
     """Return the texts of prepared data as prompts without needles."""
-    ((name, store),) = open_stores(typed).items()
+    ((name, store),) = open_stores(values).items()
     for folder in checkpoints.values():
         check_tokenizer(store, folder)
     texts = equal_texts(store, name, tokens, samples)
@@ -100,11 +102,11 @@ def text_prompts(
 def needle_prompts(
     args: argparse.Namespace, checkpoints: Mapping[str, Path]
 ) -> tuple[list[Prompt], Parent]:
-    """Open NIAH prompts of one length, with the special tokens that the tokenizer adds.
+    """Open NIAH prompts of one length, including the special tokens that the tokenizer adds.
 
     Raises:
-        UserError: there are none, or of several lengths, or the tokenizer of a checkpoint makes
-            other tokens of them.
+        UserError: no prompts match, the prompts have several lengths, or the tokenizer of a
+            checkpoint encodes them differently.
     """
     choice = PromptSetChoice(
         tasks=None if args.tasks is None else split_list(args.tasks),
@@ -116,35 +118,35 @@ def needle_prompts(
     lengths = sorted({prompt_set.context_tokens for prompt_set in prompt_sets})
     if len(lengths) > 1:
         raise UserError(
-            f"{args.prompts}: prompts of {', '.join(map(str, lengths))} tokens; distances are "
-            "compared at one length",
+            f"{args.prompts}: prompts of {', '.join(map(str, lengths))} tokens; distances can be "
+            "compared at only one length",
             hint=f"--lengths {lengths[-1]}",
         )
     tokenizer = candidates[0].tokenizer
-    before = _before(tokenizer)
+    offset = _prefix_tokens(tokenizer)
     prompts = []
     for prompt_set in prompt_sets:
         for i in range(min(len(prompt_set), args.samples)):
-            first, end = (position + before for position in prompt_set.needle_span(i))
-            whole = with_special_tokens(tokenizer, prompt_set.tokens(i))
-            prompts.append(Prompt(whole, (first, end)))
+            first, end = (position + offset for position in prompt_set.needle_span(i))
+            tokens = with_special_tokens(tokenizer, prompt_set.tokens(i))
+            prompts.append(Prompt(tokens, (first, end)))
     identity = "+".join(f"{prompt_set.name}:{prompt_set.sha256}" for prompt_set in prompt_sets)
     return prompts, Parent(role="prompts", location=str(args.prompts), identity=identity)
 
 
-def _before(tokenizer: object) -> int:
-    """Return how many special tokens come before a prompt."""
+def _prefix_tokens(tokenizer: object) -> int:
+    """Return the number of special tokens before a prompt."""
     marker = np.array([-1], dtype=np.int32)
     return int(with_special_tokens(tokenizer, marker).tolist().index(-1))
 
 
-def heads_of(typed: str) -> list[tuple[int, int]]:
-    """Return the heads of LAYER.HEAD,LAYER.HEAD.
+def parse_heads(text: str) -> list[tuple[int, int]]:
+    """Parse LAYER.HEAD,LAYER.HEAD,... into (layer, head) pairs.
 
     Raises:
-        UserError: it is no such list.
+        UserError: the text is not such a list.
     """
-    parts = [part.strip() for part in typed.split(",")]
+    parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"\d+\.\d+", part) for part in parts):
-        raise UserError(f"--heads {typed!r}: not a list of heads", hint="--heads 33.8,33.9")
+        raise UserError(f"--heads {text!r}: not a list of heads", hint="--heads 33.8,33.9")
     return list(dict.fromkeys((int(a), int(b)) for a, b in (part.split(".") for part in parts)))

@@ -1,13 +1,13 @@
-r"""Has a fine-tune lost long-range recall? Needles in haystacks, before and after it.
+r"""Test whether a fine-tune lost long-range recall, with needle-in-a-haystack prompts.
 
   amnesia check --pre BASE --post FINETUNE --prompts PROMPTS
   amnesia check --pre BASE --post FINETUNE --restored REPAIRED --haystack hub \
       --lengths 32768,262144 --tasks niah_single_2,niah_single_3 --markdown summary.md
 
-All checkpoints answer the same prompts, the longest first and few at a time, until the verdict is
-clear. Exit code 0: no regression, or undecided (a warning on stderr); 3: recall regressed. The
-verdict is on POST; what a repaired checkpoint wins back is reported next to it. A check that was
-killed resumes where it stopped when the same command is given again.
+All checkpoints answer the same prompts in small batches, longest prompts first, until the verdict
+is clear. Exit code 0: no regression, or undecided (with a warning on stderr); 3: recall regressed.
+The verdict is about POST; the recall that a repaired checkpoint regains is reported as well. To
+resume an interrupted check, run the same command again.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--prompts", type=Path, help="folder that `amnesia niah build` wrote")
     source.add_argument(
-        "--haystack", help="build the prompts: hub, hub@REVISION, or a file or folder of essays"
+        "--haystack",
+        help="build the prompts from these essays: hub, hub@REVISION, or a file or folder",
     )
     add_prompt_arguments(parser, amnesia_bench.load_niah("check"), "--haystack")
     parser.add_argument(
@@ -47,12 +48,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=0.0,
         metavar="POINTS",
-        help="drop that is not yet a regression (0: any that is significant)",
+        help="largest drop that does not count as a regression (0: every significant drop counts)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report here")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the summary here")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the report to this file")
     parser.add_argument(
-        "--work", type=Path, help="folder of answers and records (the store: $AMNESIA_STORE)"
+        "--markdown", type=Path, metavar="FILE", help="write the summary to this file"
+    )
+    parser.add_argument(
+        "--work", type=Path, help="folder for answers and records (default: in $AMNESIA_STORE)"
     )
 
 
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> ExitCode:
     )
     for file in (args.json, args.markdown):
         if file is not None and not file.parent.is_dir():
-            raise UserError(f"{file}: there is no folder {file.parent}")
+            raise UserError(f"{file}: the folder {file.parent} does not exist")
     hide_library_bars()
     with TerminalProgress() as progress:
         finished = amnesia_bench.check(request, progress=progress.say, count=progress.count)
@@ -108,9 +111,9 @@ def _print(report: CheckReport, records: Path, progress: TerminalProgress) -> No
     say(f"Records: {records}")
     say(f"Long-range recall: {headline(report)}.")
     if report.advice is not None:
-        say(f"Put the routing of the base back:\n  {report.advice}")
+        say(f"To repair it, restore W_Q and W_K of the base:\n  {report.advice}")
     if report.verdict is CheckVerdict.UNDECIDED:
         progress.say(
-            "warning: undecided: neither a regression nor its absence is clear after "
-            f"{report.rule.samples} prompts per task and length. More --samples would tell."
+            f"warning: undecided: {report.rule.samples} prompts per task and length neither show "
+            "nor rule out a regression. Use more --samples."
         )

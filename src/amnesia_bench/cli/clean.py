@@ -1,11 +1,11 @@
-"""Remove the stages of an experiment from a store, with all they wrote.
+"""Remove the stages of an experiment and their artifacts from a store.
 
   amnesia clean experiment=table1 profile=tiny
   amnesia clean experiment=table1 profile=tiny --yes
   amnesia clean --earlier-versions --yes
 
-Lists what would go; --yes removes it. A stage that another experiment shares goes too, and is made
-again when that is run. Running stages stay, and what they read.
+Without --yes the command only lists them. Stages that another experiment shares are included; that
+experiment will rebuild them. Running stages and their inputs are kept.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--earlier-versions",
         action="store_true",
-        help="the stages of versions that named them differently, instead of an experiment's",
+        help="remove stages of earlier versions, which used other stage ids",
     )
     parser.add_argument(
         "--store", type=Path, help="folder of all artifacts (default: $AMNESIA_STORE)"
     )
-    parser.add_argument("--yes", action="store_true", help="remove them")
+    parser.add_argument("--yes", action="store_true", help="remove the stages, not only list them")
 
 
 def run(args: argparse.Namespace) -> ExitCode:
     store = args.store or store_root()
     if bool(args.overrides) == args.earlier_versions:
         raise UserError(
-            "name an experiment, or --earlier-versions", hint="amnesia clean experiment=table1"
+            "give either an experiment or --earlier-versions",
+            hint="amnesia clean experiment=table1",
         )
     stages: Sequence[Stage | OlderStage]
     if args.earlier_versions:
@@ -53,9 +54,9 @@ def run(args: argparse.Namespace) -> ExitCode:
     grid = table(str(store), ("stage", "size"), left=1)
     total = 0
     for stage in stages:
-        taken = bytes_of(store, stage)
-        total += taken
-        grid.add_row(stage.id, size(taken))
+        num_bytes = bytes_of(store, stage)
+        total += num_bytes
+        grid.add_row(stage.id, size(num_bytes))
         if args.yes:
             remove(store, stage)
     if stages:

@@ -1,4 +1,4 @@
-"""What a command consists of."""
+"""The interface of a sub-command."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from amnesia_bench.errors import ExitCode
 
 
 class Subcommand(NamedTuple):
-    """The second word of a command: `prepare` of `amnesia data prepare`."""
+    """A sub-command, such as `prepare` in `amnesia data prepare`."""
 
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]

@@ -1,10 +1,11 @@
-"""Make a HypeNet checkpoint out of a Qwen3 teacher.
+"""Convert a Qwen3 teacher to a HypeNet checkpoint.
 
   amnesia convert --teacher Qwen3-1.7B --size 2b --stage 1 --out student
   amnesia convert --teacher Qwen3-1.7B --size 2b --stage 2 --student student --out hybrid
 
-Stage 1 is the student of hidden-state alignment: a lightning mixer in every layer. Stage 2 is the
-hybrid: the teacher's softmax layers where the config keeps them, lightning mixers elsewhere.
+Stage 1 creates the student of hidden-state alignment, with a lightning mixer in every layer. Stage
+2 creates the hybrid, with the teacher's softmax layers where the config keeps them and lightning
+mixers elsewhere.
 """
 
 from __future__ import annotations
@@ -22,19 +23,23 @@ from amnesia_bench.requests.checkpoints import ConvertRequest
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", type=Path, required=True, help="folder of a Qwen3 checkpoint")
     parser.add_argument(
-        "--size", required=True, help="2b, 5b, 9b, or the path of a config (.yaml, config.json)"
+        "--size",
+        required=True,
+        help="size of the HypeNet: 2b, 5b, 9b, or the path of a config (.yaml, config.json)",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--stage", type=int, choices=(1, 2), required=True, help="see above")
     parser.add_argument(
-        "--student", type=Path, help="stage 2: take trained lightning mixers from this stage-1 run"
+        "--stage", type=int, choices=(1, 2), required=True, help="training stage; see above"
+    )
+    parser.add_argument(
+        "--student", type=Path, help="stage 2: copy trained lightning mixers of this checkpoint"
     )
     parser.add_argument(
         "--tie-head",
         choices=("teacher", "config"),
         default="teacher",
-        help="untied teacher, tied config (9B): keep the teacher's head, or drop it as the authors "
-        "did (teacher)",
+        help="if the teacher's head is untied and the config's is tied (9B): keep the teacher's "
+        "head, or drop it as the authors did (teacher)",
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the new gates (0)")
 

@@ -1,4 +1,4 @@
-r"""Prepare training data once, look at what was prepared, or make texts to go with it.
+r"""Prepare training data, inspect prepared data, or generate synthetic data.
 
   amnesia data prepare miromind --tokenizer HYPENET --out data/miromind
   amnesia data prepare messages --tokenizer HYPENET --out data/mine --input rows.jsonl \
@@ -8,12 +8,12 @@ r"""Prepare training data once, look at what was prepared, or make texts to go w
   amnesia data synthesize tokenizer --out data/tokenizer
   amnesia data synthesize test_problems --rows 200 --seed 1 --out data/problems
 
-`prepare` takes a name of configs/data or a config of your own (path/to/mine.yaml). For rows of
-your own there are messages, sharegpt, alpaca and prompt_response; generated data need no download
-and no input. Killed, the same command resumes with the input files that are not done. `inspect`
-compares the files with their hashes and prints the counts. `synthesize` writes what training does
-not read through `prepare`: the tokenizer for generated texts, problems to evaluate on, a haystack;
-or the rows of any generator, to look at.
+`prepare` takes the name of a config in configs/data, or the path of your own (path/to/mine.yaml).
+The configs messages, sharegpt, alpaca and prompt_response are for your own rows; generated data
+needs no download and no input. To resume an interrupted preparation, run the same command again:
+finished input files are skipped. `inspect` compares the files with their hashes and prints the
+counts. `synthesize` writes the tokenizer for generated texts, or the rows of a generator: problems
+for evaluation, a haystack, or training rows to look at.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ _MAX_COLUMNS = 20
 
 def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "config", metavar="CONFIG", help="a name of configs/data, or path/to/mine.yaml"
+        "config", metavar="CONFIG", help="name of a config in configs/data, or path/to/mine.yaml"
     )
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="folder of the checkpoint to train"
@@ -66,8 +66,8 @@ def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--chat",
         metavar="STYLE",
-        help="how conversations are written: template (the tokenizer's own chat template), qwen3, "
-        "chatml, llama3 or mistral, instead of the config's style",
+        help="overrides the config's chat style: template (the tokenizer's own chat template), "
+        "qwen3, chatml, llama3 or mistral",
     )
     parser.add_argument(
         "--input",
@@ -75,20 +75,20 @@ def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="PATH",
-        help="read this file (Parquet, JSON lines, a JSON array) or folder, whole, instead of the "
-        "config's source; may be given many times",
+        help="read all rows of this file (Parquet, JSON lines, a JSON array) or folder instead of "
+        "the config's source; can be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="change a value of the config: data.sequence_tokens=4096",
+        help="override a value of the config: data.sequence_tokens=4096",
     )
 
 
 def _prepare(args: argparse.Namespace) -> ExitCode:
-    # A config's share is of its own source; files of the user's own are read whole.
+    # sample_rows of a config is meant for its own source; the user's files are read in full.
     whole = ["data.sample_rows=1.0"] if args.input else []
     request = make(
         PrepareRequest,
@@ -107,12 +107,12 @@ def _prepare(args: argparse.Namespace) -> ExitCode:
 
 
 def _add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a data folder")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder of prepared data")
     parser.add_argument(
         "--sequence",
         type=int,
         metavar="N",
-        help="print this sequence instead, from 0: trained tokens green, the others dim",
+        help="print sequence N (from 0) instead: trained tokens in green, other tokens dimmed",
     )
     parser.add_argument("--json", action="store_true", help="print the counts as JSON")
 
@@ -139,12 +139,17 @@ def _inspect(args: argparse.Namespace) -> ExitCode:
 
 
 def _add_synthesize_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("generator", metavar="GENERATOR", help="tokenizer, or a generator of rows")
+    parser.add_argument(
+        "generator", metavar="GENERATOR", help="tokenizer, or the name of a row generator"
+    )
     parser.add_argument("--rows", type=int, metavar="N", help="number of rows")
     parser.add_argument(
-        "--words", type=int, metavar="N", help="about how many words a row has (where it may vary)"
+        "--words",
+        type=int,
+        metavar="N",
+        help="approximate number of words per row, for generators with a variable row length",
     )
-    parser.add_argument("--seed", type=int, default=0, help="another seed, other rows (0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the generator (0)")
     parser.add_argument(
         "--out", type=Path, required=True, help="folder to write; must not exist yet"
     )
@@ -171,22 +176,22 @@ def _synthesize(args: argparse.Namespace) -> ExitCode:
 
 SUBCOMMANDS = {
     "prepare": Subcommand(
-        "turn a source of data into sequences of tokens", _add_prepare_arguments, _prepare
+        "tokenize a data source and pack it into sequences", _add_prepare_arguments, _prepare
     ),
     "inspect": Subcommand(
-        "check prepared data, print the counts or a sequence", _add_inspect_arguments, _inspect
+        "verify prepared data, print its counts or one sequence", _add_inspect_arguments, _inspect
     ),
     "synthesize": Subcommand(
-        "generate the rows of a source, or a tokenizer", _add_synthesize_arguments, _synthesize
+        "generate synthetic rows, or their tokenizer", _add_synthesize_arguments, _synthesize
     ),
 }
 
 
 def _coloured(store: SequenceStore, number: int) -> Text:
-    """Return a sequence as text, a line between documents; runs of tokens are decoded together."""
+    """Return a sequence as styled text, with a line between documents."""
     from rich.text import Text  # not for --help
 
-    decode = decoder(store.folder / TOKENIZER)
+    decode = decoder(store.folder / TOKENIZER)  # of runs: one character may take several tokens
     sequence = store.sequence(number)
     text, begin = Text(), 0
     documents = sequence.document_lengths[: -1 if sequence.padding else None]
@@ -199,7 +204,7 @@ def _coloured(store: SequenceStore, number: int) -> Text:
             text.append(printable(decode(tokens)), "green" if trained else "dim")
         text.append("\n")
         begin += length
-    text.append(f"--- {sequence.padding:,} tokens of padding", "bold")
+    text.append(f"--- {sequence.padding:,} padding tokens", "bold")
     return text
 
 
@@ -211,26 +216,26 @@ def _print(description: DataDescription) -> None:
     sampled = description.config["sample_rows"]
     shares = [
         ("rows read" if sampled == 1 else f"rows read (sample_rows={sampled})", counts.rows, None),
-        *((f"  dropped: {why}", n, n / counts.rows) for why, n in counts.dropped.items()),
+        *((f"  dropped: {reason}", n, n / counts.rows) for reason, n in counts.dropped.items()),
         ("documents", counts.documents, None),
         ("  longer than a sequence", counts.over_length, counts.over_length / documents),
-        ("  fragments cut of those", counts.fragments, None),
-        ("  of them without a trained token", counts.untrained_fragments, None),
+        ("  fragments of long documents", counts.fragments, None),
+        ("  fragments without trained tokens", counts.untrained_fragments, None),
         ("tokens", tokens, None),
         ("  trained", counts.trained_tokens, counts.trained_tokens / tokens),
         ("  padding", counts.padding_tokens, counts.padding_tokens / tokens),
     ]
-    for what, count, share in shares:
-        grid.add_row(what, f"{count:,}", "" if share is None else percent(share))
+    for label, count, share in shares:
+        grid.add_row(label, f"{count:,}", "" if share is None else percent(share))
     show(grid)
-    apart = "apart" if description.isolate_documents else "as one text"
-    say(f"Documents of a sequence are trained {apart}. "
+    isolated = "isolated from each other" if description.isolate_documents else "not isolated"
+    say(f"Documents in a sequence are {isolated}. "
         f"Tokenizer: sha256 {description.tokenizer_sha256[:12]}")  # fmt: skip
 
 
 @contextmanager
 def _reporting() -> Iterator[Report]:
-    """Show progress on stderr: a line per finished step, and on a terminal a moving bar."""
+    """Show progress on stderr: a line per finished step, and on a terminal a bar."""
     if not sys.stderr.isatty():
         yield _print_finished
         return
@@ -245,7 +250,7 @@ def _reporting() -> Iterator[Report]:
 
         def report(progress: PreparationProgress) -> None:
             if progress.step not in tasks:
-                # Nobody knows how many rows a file has: the bar only shows that it moves.
+                # The number of rows of a file is unknown: the bar only pulses.
                 tasks[progress.step] = bars.add_task(progress.step, total=None, counted="")
             bars.update(tasks[progress.step], counted=_counted(progress))
             if progress.finished:
@@ -264,17 +269,17 @@ def _line(progress: PreparationProgress) -> str:
     line = f"{progress.step}: {_counted(progress)}"
     if progress.held_out:
         path = progress.step
-        line = f"{path}: not read, its name is that of a held-out split; --input {path} reads it"
+        line = f"{path}: skipped, its name is that of a held-out split; --input {path} reads it"
     if progress.dropped:
-        line += f"\nfirst row that was dropped: {progress.dropped}"
+        line += f"\nfirst dropped row: {progress.dropped}"
     if progress.unread:
         columns, more = progress.unread[:_MAX_COLUMNS], len(progress.unread) - _MAX_COLUMNS
-        line += f"\ncolumns that were not read: {', '.join(columns)}"
+        line += f"\nunused columns: {', '.join(columns)}"
         line += f" and {more} more" if more > 0 else ""
     return printable(line)
 
 
 def _counted(progress: PreparationProgress) -> str:
     unit = "sequences" if progress.step == "packing" else "documents"
-    done = ", done before" if progress.reused else ""
-    return f"{progress.done:,} {unit}, {progress.tokens:,} tokens{done}"
+    resumed = ", from an earlier run" if progress.reused else ""
+    return f"{progress.done:,} {unit}, {progress.tokens:,} tokens{resumed}"

@@ -1,11 +1,11 @@
-"""Compare two checkpoints tensor by tensor: what differs, where, and by how much.
+"""Compare two checkpoints tensor by tensor, and print the drift of each layer and role.
 
-  amnesia diff PRE POST            drift per layer and role
-  amnesia diff POST RESTORED       what a restore changed
+  amnesia diff PRE POST            drift caused by a fine-tune
+  amnesia diff POST RESTORED       changes made by a restore
 
-Drift is |B - A| / |A| in the Frobenius norm. Tensors are paired by their place in the model, so a
-prefix (`model.language_model.`, `_orig_mod.`) that one side has is no difference. A projection that
-holds several roles (q and gate, or q, k and v) has a row for each.
+Drift is |B - A| / |A| in the Frobenius norm. Tensors are paired by their position in the model, so
+a name prefix (`model.language_model.`, `_orig_mod.`) of only one side does not count as a
+difference. A projection with several roles (q and gate, or q, k and v) has one row for each.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from amnesia_bench.records.difference import CheckpointDifference, TensorDiffere
 from amnesia_bench.requests.checkpoints import DiffRequest
 from amnesia_bench.weights.names import grouped_names
 
-# Tensors outside the attention layers are summed up; this many are named one by one.
+# Number of tensors outside the attention layers that are listed; the rest are summarized.
 NAMED_TENSORS = 12
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("a", type=Path, metavar="A", help="checkpoint folder")
-    parser.add_argument("b", type=Path, metavar="B", help="checkpoint folder")
+    parser.add_argument("a", type=Path, metavar="A", help="folder of the first checkpoint")
+    parser.add_argument("b", type=Path, metavar="B", help="folder of the second checkpoint")
     parser.add_argument("--json", action="store_true", help="print every tensor, as JSON")
 
 
@@ -46,7 +46,7 @@ def _print(difference: CheckpointDifference) -> None:
     _print_softmax_layers(difference)
     others = [d for d in difference.different if d.role is None]
     if others:
-        grid = table("other tensors, most moved first", ("tensor", "values changed", "drift"))
+        grid = table("other tensors, largest drift first", ("tensor", "values changed", "drift"))
         ranked = sorted(others, key=lambda d: -(d.relative_drift or math.inf))
         for d in ranked[:NAMED_TENSORS]:
             grid.add_row(d.name, _changed([d]), percent(d.relative_drift))
@@ -61,9 +61,12 @@ def _print(difference: CheckpointDifference) -> None:
         if names:
             say(f"only in {folder}: {grouped_names(names)}")
     if difference.renamed:
-        say(f"{difference.renamed} tensors have another name in B: paired by place in the model.")
+        say(
+            f"{difference.renamed} tensors have another name in B; they were paired by their "
+            "position in the model."
+        )
     if difference.family is None:
-        say("No attention map for this architecture: tensors are listed without roles.")
+        say("This architecture is not in the attention table: tensors are listed without roles.")
     differing = len({d.name for d in difference.different})
     say(
         f"{counted(differing, 'tensor')} {'differs' if differing == 1 else 'differ'}, "
@@ -97,9 +100,9 @@ def _changed(group: Iterable[TensorDifference]) -> str:
 
 
 def _drift(group: Iterable[TensorDifference]) -> float | None:
-    """Return the drift of several tensors taken as one."""
+    """Return the drift of several tensors, concatenated."""
     norms = [(d.norm_b_minus_a, d.norm_a) for d in group]
-    if any(moved is None for moved, _ in norms):
+    if any(change is None for change, _ in norms):
         return None
-    moved, scale = (math.hypot(*(n or 0.0 for n in column)) for column in zip(*norms, strict=True))
-    return moved / scale if scale else math.inf
+    change, scale = (math.hypot(*(n or 0.0 for n in column)) for column in zip(*norms, strict=True))
+    return change / scale if scale else math.inf

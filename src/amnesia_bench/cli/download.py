@@ -1,11 +1,11 @@
-"""Fetch a model from the Hugging Face hub into a folder, whole or not at all.
+"""Download a model from the Hugging Face hub; the folder appears only when it is complete.
 
   amnesia download Qwen/Qwen3-1.7B --out models/qwen3-1.7b
   amnesia download jet-ai/Jet-Nemotron-2B --revision COMMIT --out models/jet
 
-Config, tokenizer, safetensors, and the code of an architecture that brings its own: it is kept and
-not run. Every file is compared with the hub's hash. If it is killed, the same command resumes with
-the files that are missing.
+The command downloads the config, the tokenizer, the safetensors files and the model's custom code,
+which is kept but never run. Every file is compared with the hub's hash. To resume an interrupted
+download, run the same command again: only missing files are fetched.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from amnesia_bench.requests.checkpoints import DownloadRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("repository", metavar="OWNER/NAME", help="the model's name on the hub")
-    parser.add_argument("--revision", help="commit, branch or tag (the newest commit)")
+    parser.add_argument("repository", metavar="OWNER/NAME", help="name of the model on the hub")
+    parser.add_argument("--revision", help="commit, branch or tag (default: the newest commit)")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
 def run(args: argparse.Namespace) -> ExitCode:
     request = make(DownloadRequest, repository=args.repository, revision=args.revision)
-    found = amnesia_bench.download(request, args.out)
+    model = amnesia_bench.download(request, args.out)
     say(
-        f"{args.out}: {args.repository} at {found.commit}, {found.files} files of "
-        f"{size(found.bytes)}."
+        f"{args.out}: {args.repository} at {model.commit}, {model.files} files, "
+        f"{size(model.bytes)} in total."
     )
-    if found.code:
-        say(f"It brings code, which was not run: {', '.join(found.code)}")
+    if model.code:
+        say(f"It contains custom code, which was not run: {', '.join(model.code)}")
     return ExitCode.DONE

@@ -1,4 +1,4 @@
-"""What all commands that let a model answer ask about the engine."""
+"""Options of the inference engine, shared by all commands that run a model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from amnesia_bench.requests.engines import ENGINES, EngineChoice
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add which engine runs a model, and how."""
+    """Add the options of the inference engine."""
     parser.add_argument(
         "--engine", choices=ENGINES, default=ENGINES[0], help=f"inference backend ({ENGINES[0]})"
     )
@@ -19,15 +19,15 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attn-logits-scaling",
         metavar='"hype A"',
-        help="overrides the logit scale of a HypeNet's config (HypeNet-2B: hype 500)",
+        help="overrides the logit scaling of a HypeNet's config (HypeNet-2B: hype 500)",
     )
 
 
 def engine_choice(args: argparse.Namespace) -> EngineChoice:
-    """Return what was typed for these options.
+    """Return the values of these options.
 
     Raises:
-        UserError: a value is impossible.
+        UserError: a value is invalid.
     """
     return make(
         EngineChoice,

@@ -1,13 +1,15 @@
-r"""Evaluate a checkpoint by the official code: lm-evaluation-harness, running our engines.
+r"""Evaluate the recall of a checkpoint with lm-evaluation-harness, running our engines.
 
   amnesia eval niah --checkpoint DIR --prompts PROMPTS --lengths 32768,262144 --out OUT
   amnesia eval niah --checkpoint DIR --official-data --lengths 32768 --out OUT
 
-Prompts are those of `amnesia niah build`, byte for byte what lm-eval's generator makes; with
---official-data lm-eval makes them itself, which takes minutes per length and the hub. Either way
-lm-eval asks and scores. Each task and length gets a folder in OUT; a run that was killed resumes
-where it stopped when the same command is given again. lm-eval's own command line with our model
-in it: python -m amnesia_bench.lm_eval_bridge --model amnesia --model_args pretrained=DIR ...
+--prompts is a folder that `amnesia niah build` wrote; its prompts equal those of lm-eval's own
+generator byte for byte. With --official-data lm-eval generates the prompts, which takes minutes per
+length and downloads from the hub. In both cases lm-eval runs the requests and scores the answers.
+Each task and length gets a folder in OUT. To resume an interrupted run, run the same command again.
+To use our model from lm-eval's own command line:
+
+  python -m amnesia_bench.lm_eval_bridge --model amnesia --model_args pretrained=DIR ...
 """
 
 from __future__ import annotations
@@ -34,9 +36,11 @@ def _add_niah_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompts", type=Path, help="folder that `amnesia niah build` wrote")
-    source.add_argument("--official-data", action="store_true", help="let lm-eval make the prompts")
+    source.add_argument(
+        "--official-data", action="store_true", help="generate the prompts with lm-eval"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for answers and scores")
-    parser.add_argument("--method", default="", help="the row's label in a table: +QK-Restore")
+    parser.add_argument("--method", default="", help="label of the row in a table: +QK-Restore")
     add_prompt_arguments(parser, defaults, "--official-data")
     parser.add_argument(
         "--max-new-tokens",
@@ -48,7 +52,7 @@ def _add_niah_arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="answer N samples a second time without a shared prefix, and compare (0)",
+        help="recompute N answers without a shared prefix, and compare them (0)",
     )
     parser.add_argument("--json", action="store_true", help="print the cells as JSON")
 
@@ -89,5 +93,5 @@ def _print(cells: Sequence[Cell], args: argparse.Namespace) -> None:
 
 
 SUBCOMMANDS: Mapping[str, Subcommand] = {
-    "niah": Subcommand("needles in haystacks", _add_niah_arguments, _niah)
+    "niah": Subcommand("evaluate on needle-in-a-haystack prompts", _add_niah_arguments, _niah)
 }

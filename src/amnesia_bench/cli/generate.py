@@ -1,11 +1,12 @@
-r"""Let a model answer a reasoning benchmark, k times per problem.
+r"""Generate a model's answers to a reasoning benchmark.
 
   amnesia generate --checkpoint FINETUNE --task math500 --method +SFT --out answers/sft
   amnesia generate --checkpoint BASE --task gsm8k --data test.jsonl --out answers/base \
       --chat-template finetune.jinja eval.repeats=4
 
-Answers are written one by one: the same command resumes where one was killed. How answers
-are drawn is set in configs/eval. Judge them with `amnesia score`.
+configs/eval/TASK.yaml sets sampling and the number of answers per problem. Each answer is written
+as soon as it is complete; to resume an interrupted run, run the same command again. Score the
+answers with `amnesia score`.
 """
 
 from __future__ import annotations
@@ -22,32 +23,32 @@ from amnesia_bench.requests.reasoning import GenerateRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the model")
+    parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument(
-        "--task", required=True, help="math500, gsm8k, aime24, livecodebench or ifeval"
+        "--task", required=True, help="benchmark: math500, gsm8k, aime24, livecodebench or ifeval"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder for the answers")
     parser.add_argument(
         "--data",
         type=Path,
-        help="a file with the problems instead of the hub's: .jsonl or .parquet; for livecodebench "
-        ".jsonl, or a folder of them",
+        help="file with the problems (default: download them): .jsonl or .parquet; for "
+        "livecodebench .jsonl, or a folder of .jsonl files",
     )
-    parser.add_argument("--method", default="", help="the row's label in a table: +QK-Restore")
+    parser.add_argument("--method", default="", help="label of the row in a table: +QK-Restore")
     parser.add_argument("--limit", type=int, metavar="N", help="only the first N problems")
     template = parser.add_mutually_exclusive_group()
     template.add_argument(
-        "--chat-template", type=Path, help="a Jinja file instead of the tokenizer's template"
+        "--chat-template", type=Path, help="Jinja file that replaces the tokenizer's chat template"
     )
     template.add_argument(
-        "--no-chat-template", action="store_true", help="send the problems as they are"
+        "--no-chat-template", action="store_true", help="send the problems without a chat template"
     )
     add_engine_arguments(parser)
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="change a value of configs/eval/TASK.yaml: eval.repeats=4, eval.top_k=20",
+        help="override a value of configs/eval/TASK.yaml: eval.repeats=4, eval.top_k=20",
     )
 
 

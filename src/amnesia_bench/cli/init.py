@@ -1,4 +1,4 @@
-"""Make a model that has learned nothing yet, to be pretrained with `amnesia train`.
+"""Create a model with random weights, to be pretrained with `amnesia train`.
 
 amnesia init --model qwen3_laptop --tokenizer TOKENIZER --seed 0 --out teacher0
 """
@@ -17,7 +17,7 @@ from amnesia_bench.requests.checkpoints import InitializeRequest
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", required=True, help="a name of configs/model, or path/to/mine.yaml"
+        "--model", required=True, help="name of a config in configs/model, or path/to/mine.yaml"
     )
     parser.add_argument(
         "--tokenizer", type=Path, required=True, help="folder of its tokenizer (tokenizer.json)"
@@ -34,5 +34,5 @@ def run(args: argparse.Namespace) -> ExitCode:
         seed=args.seed,
     )
     parameters = amnesia_bench.initialize(request, args.out)
-    say(f"{args.out}: {args.model}, {parameters / 1e6:.2f} M parameters, random")
+    say(f"{args.out}: {args.model} with {parameters / 1e6:.2f} M random parameters")
     return ExitCode.DONE

@@ -1,10 +1,10 @@
-"""Print the log of a stage: the output of all attempts at it.
+"""Print the log of a stage: the output of all its attempts.
 
   amnesia logs sft_miromind_9b-s0
   amnesia logs recall.sft_miromind_9b-s0.262144
 
-The beginning of an id is enough, with its kind or without. Of several stages it means the one that
-the others were made of: a training, and not the evaluations of what it trained.
+A prefix of the id is enough, with or without its kind. If several stages match, the one from which
+the others were made is chosen: a training rather than the evaluations of its checkpoint.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from amnesia_bench.store.layout import store_root
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("stage", help="id of a stage, or how it begins: [KIND.]NAME")
+    parser.add_argument("stage", help="id of a stage, or a prefix of it: [KIND.]NAME")
     parser.add_argument(
         "--store", type=Path, help="folder of all artifacts (default: $AMNESIA_STORE)"
     )

@@ -2,8 +2,8 @@
 
 A command is a module of this package with `add_arguments(parser)` and `run(args) -> ExitCode`,
 with SUBCOMMANDS, or with both. It parses, makes a request, calls a front door and prints. Only the
-module that was typed is imported, and `amnesia_bench` imports a front door where it is used:
-`--help` must not wait for torch, hydra or rich.
+module of the given command is imported, and `amnesia_bench` imports a front door when it is first
+used: `--help` must not wait for torch, hydra or rich.
 """
 
 from __future__ import annotations
@@ -21,34 +21,34 @@ from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.guard import guarded
 
 COMMANDS = {
-    "check": "say whether a fine-tune lost long-range recall: the regression gate",
-    "restore": "repair POST: put back W_Q and W_K of the softmax layers from PRE",
-    "diff": "say which tensors of two checkpoints differ, and by how much",
-    "verify": "check a folder that amnesia wrote against its manifest",
-    "niah": "build needle-in-a-haystack prompts, byte for byte those of lm-eval",
-    "eval": "score a checkpoint by lm-evaluation-harness",
-    "rank-layers": "rank softmax layers by what retrieval loses without them",
-    "analyze": "measure where gradients and attention reach, before and after a fine-tune",
-    "generate": "let a model answer a reasoning benchmark, resumable",
-    "score": "judge such answers; compare them with another model's",
-    "plan": "say what an experiment will take, before anything starts",
-    "run": "run an experiment: all its stages that are not done yet, and its report",
-    "status": "say how far the stages of an experiment are",
-    "logs": "print what a stage said",
+    "check": "test whether a fine-tune lost long-range recall (the regression gate)",
+    "restore": "repair a fine-tune: put back W_Q and W_K of the softmax layers from its base",
+    "diff": "compare two checkpoints tensor by tensor",
+    "verify": "verify a folder that amnesia wrote against its manifest",
+    "niah": "build needle-in-a-haystack prompts, byte for byte equal to those of lm-eval",
+    "eval": "evaluate the recall of a checkpoint with lm-evaluation-harness",
+    "rank-layers": "rank softmax layers by the retrieval accuracy lost without them",
+    "analyze": "measure how far back gradients and attention reach",
+    "generate": "generate a model's answers to a reasoning benchmark",
+    "score": "score such answers; compare them with those of another model",
+    "plan": "estimate the cost of an experiment before anything starts",
+    "run": "run all stages of an experiment that are not done, then write its report",
+    "status": "show the state of the stages of an experiment",
+    "logs": "print the log of a stage",
     "clean": "remove the stages of an experiment",
-    "report": "lay results out in the paper's tables, next to the paper's numbers",
-    "sandbox": "try the sandbox that programs written by models are run in",
-    "download": "fetch a model from the Hugging Face hub, every file proven",
-    "data": "prepare training data once, or look at what was prepared",
-    "init": "make a model with random weights, to pretrain",
-    "convert": "make a HypeNet checkpoint out of a Qwen3 teacher",
-    "train": "train a stage of HypeNet, or fine-tune; estimate what that takes",
+    "report": "fill the paper's tables with measured results, next to the paper's numbers",
+    "sandbox": "test the sandbox in which programs written by models run",
+    "download": "download a model from the Hugging Face hub, and verify every file",
+    "data": "prepare training data, inspect prepared data, generate synthetic data",
+    "init": "create a model with random weights",
+    "convert": "convert a Qwen3 teacher to a HypeNet checkpoint",
+    "train": "train a stage of HypeNet, or fine-tune; estimate the resources needed",
 }
 
 EXIT_CODES = (
-    "exit codes: 0 done, 2 mistake in command, config or input, 3 recall regression, "
-    "4 stage failed, 5 busy, 6 environment, 75 saved: start again\n"
-    "With AMNESIA_DEBUG=1 in the environment an error also shows its traceback."
+    "exit codes: 0 done, 2 mistake in command, config or input, 3 recall regression,\n"
+    "4 stage failed, 5 busy, 6 environment, 75 state saved: run the command again\n"
+    "Set AMNESIA_DEBUG=1 in the environment to see tracebacks of errors."
 )
 
 
@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     title, command, rest = _command(module, f"amnesia {name}", arguments[1:])
     parser = _parser(title, module)
     command.add_arguments(parser)
-    # Intermixed: values of a config may stand before, between and behind the options.
+    # Intermixed: overrides may come before, between and after the options.
     args = parser.parse_intermixed_args(_without_double_dash(rest))
 
     def run() -> ExitCode:
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(
     module: ModuleType, title: str, arguments: list[str]
 ) -> tuple[str, Subcommand, list[str]]:
-    """Return what was typed: its title, what runs it, and the arguments that are left."""
+    """Return the title of the command, its implementation, and the remaining arguments."""
     subcommands: Mapping[str, Subcommand] = getattr(module, "SUBCOMMANDS", {})
     if arguments and arguments[0] in subcommands:
         return f"{title} {arguments[0]}", subcommands[arguments[0]], arguments[1:]
@@ -100,45 +100,48 @@ def _parser(title: str, module: ModuleType) -> argparse.ArgumentParser:
 
 
 def _without_double_dash(arguments: Sequence[str]) -> list[str]:
-    """Return arguments that mean the same without `--`, behind which no word is an option.
+    """Return equivalent arguments without `--`, after which no word is an option.
 
-    argparse drops it too early where options and other words are mixed. Words with a dash in front
-    are names of files, and those have another spelling.
+    argparse drops `--` too early when options and positional words are intermixed. Words after it
+    that begin with a dash are file names, which can also be written with `./`.
     """
     if "--" not in arguments:
         return list(arguments)
     i = list(arguments).index("--")
-    behind = (f"./{word}" if word.startswith("-") else word for word in arguments[i + 1 :])
-    return [*arguments[:i], *behind]
+    paths = (f"./{word}" if word.startswith("-") else word for word in arguments[i + 1 :])
+    return [*arguments[:i], *paths]
 
 
 def _refuse_undecodable(arguments: Sequence[str]) -> None:
-    """Refuse names that no record could hold: records are UTF-8.
+    """Refuse names that cannot be written to records, which are UTF-8.
 
     Raises:
-        UserError: an argument, or the path of this folder, is not UTF-8.
+        UserError: an argument, or the path of the working directory, is not UTF-8.
     """
     try:
-        here = str(Path.cwd())
+        working_directory = str(Path.cwd())
     except FileNotFoundError as error:
-        raise UserError("The folder that you are in was removed.", hint="cd to another.") from error
-    for text in (*arguments, here):
+        raise UserError(
+            "The working directory was removed.", hint="cd to another directory."
+        ) from error
+    for text in (*arguments, working_directory):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             raise UserError(
                 f"{text.encode('utf-8', 'backslashreplace').decode()}: not a name in UTF-8",
-                hint="Rename it, or make a link to it with another name.",
+                hint="Rename the file or folder, or create a link to it.",
             ) from error
 
 
 def _top_level_parser() -> argparse.ArgumentParser:
     width = max(map(len, COMMANDS))
-    listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
+    commands = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
     parser = argparse.ArgumentParser(
         prog="amnesia",
-        description="Did a fine-tune make a hybrid LLM forget how to look far back? Repair it.",
-        epilog=f"commands:\n{listed}\n\n`amnesia COMMAND --help` says more.\n{EXIT_CODES}",
+        description="Detect and repair the loss of long-range recall in fine-tuned hybrid LLMs.",
+        epilog=f"commands:\n{commands}\n\n"
+        f"`amnesia COMMAND --help` describes a command.\n{EXIT_CODES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"amnesia_bench {__version__}")

@@ -1,4 +1,4 @@
-"""What `amnesia analyze` measures: one function per sub-command, from typed options to records."""
+"""The measurements of `amnesia analyze`: one function per sub-command, from options to records."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from amnesia_bench.analysis.texts import equal_texts, trained_texts
 from amnesia_bench.cli.analyze import MAX_DISTANCE, TOKENS
 from amnesia_bench.cli.analyze_inputs import (
     check_tokenizer,
-    heads_of,
     labelled,
     needle_prompts,
     open_stores,
     parent_of_data,
+    parse_heads,
     text_prompts,
 )
 from amnesia_bench.cli.progress import TerminalProgress
@@ -47,7 +47,7 @@ _HEADS_DRAWN = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """What is written: records and figures by file name, and what they were made of."""
+    """The output of an analysis: records and figures by file name, inputs, printed sentences."""
 
     records: Mapping[str, object]
     figures: Mapping[str, str]
@@ -55,7 +55,7 @@ class Analysis:
     sentences: Sequence[str]
 
     def publish(self, out: Path, provenance: Provenance) -> None:
-        """Write the folder, whole or not at all; see `write_analysis`."""
+        """Write the folder atomically; see `write_analysis`."""
         write_analysis(out, self.records, self.figures, self.parents, provenance)
 
 
@@ -74,14 +74,14 @@ def measure_gradients(args: argparse.Namespace, progress: TerminalProgress) -> A
         progress.say(f"{name}: {len(texts.taken)} texts of {tokens} tokens")
         parents = (parent, parent_of_data(name, stores[name]))
         rng = np.random.default_rng(args.seed)
-        found = gradients_by_distance(model, texts, max_distance, parents, rng, progress.count)
-        records[f"gradients_{name}"] = found
-        half = found.reach.half.value
-        sentences.append(f"{name}: half of all |dL/ds| lies within {half:.0f} tokens.")
+        record = gradients_by_distance(model, texts, max_distance, parents, rng, progress.count)
+        records[f"gradients_{name}"] = record
+        half = record.reach.half.value
+        sentences.append(f"{name}: half of the total |dL/ds| comes from within {half:.0f} tokens.")
     return Analysis(
         records=records,
         figures={"gradients": gradient_figure(list(records.values()))},
-        parents=[parent, *(found.data for found in records.values())],
+        parents=[parent, *(record.data for record in records.values())],
         sentences=sentences,
     )
 
@@ -95,15 +95,16 @@ def measure_autocorrelation(args: argparse.Namespace, progress: TerminalProgress
         texts = trained_texts(store, name, longer_than=max_distance)
         progress.say(f"{name}: {len(texts.taken)} texts")
         rng = np.random.default_rng(args.seed)
-        for found in autocorrelations(texts, max_distance, parent_of_data(name, store), rng):
-            records[f"{found.reading}_{name}"] = found
-            by_reading.setdefault(found.reading, []).append(found)
-            decay = "none" if found.fit is None else f"1/e in {found.fit.scale_tokens:.3g} tokens"
-            sentences.append(f"{name}, {found.reading}: {decay} (n = {found.n}).")
+        for record in autocorrelations(texts, max_distance, parent_of_data(name, store), rng):
+            records[f"{record.reading}_{name}"] = record
+            by_reading.setdefault(record.reading, []).append(record)
+            fit = record.fit
+            decay = "no decay" if fit is None else f"decays to 1/e in {fit.scale_tokens:.3g} tokens"
+            sentences.append(f"{name}, {record.reading}: {decay} (n = {record.n}).")
     return Analysis(
         records=records,
-        figures={name: autocorrelation_figure(found) for name, found in by_reading.items()},
-        parents=[found.data for found in records.values()],
+        figures={name: autocorrelation_figure(curves) for name, curves in by_reading.items()},
+        parents=[record.data for record in records.values()],
         sentences=sentences,
     )
 
@@ -119,16 +120,18 @@ def measure_distances(args: argparse.Namespace, progress: TerminalProgress) -> A
         _measured(role, folder, prompts, inputs, progress) for role, folder in folders.items()
     ]
     shifts = _shifts(measured, args.seed)
-    records: dict[str, object] = {f"distance_{e.record.role}": e.record for e in measured}
-    records |= {f"shift_{each.second}": each for each in shifts}
+    distances = [heads.record for heads in measured]
+    records: dict[str, object] = {f"distance_{record.role}": record for record in distances}
+    records |= {f"shift_{shift.second}": shift for shift in shifts}
     return Analysis(
         records=records,
-        figures={"distance": distance_figure([each.record for each in measured], shifts)},
-        parents=[*(each.record.checkpoint for each in measured), inputs],
+        figures={"distance": distance_figure(distances, shifts)},
+        parents=[*(record.checkpoint for record in distances), inputs],
         sentences=[
-            f"{each.second} against {each.first}: layer {each.layers[0].layer} first, "
-            f"{each.layers[0].shortened} of {each.layers[0].heads} heads look less far back."
-            for each in shifts
+            f"{shift.second} compared with {shift.first}: layer {shift.layers[0].layer} changed "
+            f"most, {shift.layers[0].shortened} of its {shift.layers[0].heads} heads attend less "
+            "far back."
+            for shift in shifts
         ],
     )
 
@@ -138,10 +141,10 @@ def draw_maps(args: argparse.Namespace, progress: TerminalProgress) -> Analysis:
     prompts, inputs = needle_prompts(args, folders)
     records: dict[str, object] = {}
     if args.heads is not None:
-        heads = heads_of(args.heads)
+        heads = parse_heads(args.heads)
     elif len(folders) < 2:
         raise UserError(
-            "--heads is missing: with one checkpoint no head can look less far back than before",
+            "--heads is missing: choosing the head whose distance fell most needs two checkpoints",
             hint="Give --heads 33.8 or a second --checkpoint.",
         )
     else:
@@ -151,20 +154,20 @@ def draw_maps(args: argparse.Namespace, progress: TerminalProgress) -> Analysis:
         records[f"shift_{shift.second}"] = shift
         heads = list(shift.most_shortened(_HEADS_DRAWN))
     parents: list[Parent] = [inputs]
-    found: list[PooledAttention] = []
+    maps: list[PooledAttention] = []
     for role, folder in folders.items():
         model, parent = open_model(folder, role)
         parents.append(parent)
-        found += attention_maps(model, prompts[0], heads, args.size, role, (parent, inputs))
+        maps += attention_maps(model, prompts[0], heads, args.size, role, (parent, inputs))
         del model
     figures = {}
     for layer, head in heads:
-        mine = [each for each in found if (each.layer, each.head) == (layer, head)]
-        records |= {f"map_{layer}_{head}_{each.role}": each for each in mine}
-        figures[f"map_{layer}_{head}"] = map_figure(mine)
-    named = ", ".join(f"{layer}.{head}" for layer, head in heads)
+        head_maps = [record for record in maps if (record.layer, record.head) == (layer, head)]
+        records |= {f"map_{layer}_{head}_{record.role}": record for record in head_maps}
+        figures[f"map_{layer}_{head}"] = map_figure(head_maps)
+    names = ", ".join(f"{layer}.{head}" for layer, head in heads)
     return Analysis(
-        records=records, figures=figures, parents=parents, sentences=[f"Heads drawn: {named}."]
+        records=records, figures=figures, parents=parents, sentences=[f"Heads drawn: {names}."]
     )
 
 
@@ -177,4 +180,5 @@ def _measured(
 
 
 def _shifts(measured: Sequence[MeasuredHeads], seed: int) -> list[DistanceShift]:
-    return [distance_shift(measured[0], e, np.random.default_rng(seed)) for e in measured[1:]]
+    first, *others = measured
+    return [distance_shift(first, other, np.random.default_rng(seed)) for other in others]

@@ -1,9 +1,9 @@
-"""Build the needle-in-a-haystack prompts: once per tokenizer, for all checkpoints that share it.
+"""Build needle-in-a-haystack prompts, once per tokenizer for all checkpoints that share it.
 
   amnesia niah build --tokenizer CHECKPOINT --lengths 32768,262144 --haystack hub --out prompts
 
-The prompts are those of lm-evaluation-harness 0.4.13, byte for byte, for each task and length by
-itself and its default seed.
+The prompts equal those of lm-evaluation-harness 0.4.13 byte for byte, generated with its default
+seed for one task and length at a time.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
     )
     defaults = amnesia_bench.load_niah()
     tasks = listed(defaults.tasks)
-    parser.add_argument("--tasks", default=tasks, help=f"some of {tasks} (all)")
+    parser.add_argument("--tasks", default=tasks, help=f"any of {tasks} (all)")
     parser.add_argument(
         "--haystack",
-        help="essays of niah_single_2 and _3: hub, hub@REVISION, a file "
+        help="essays for niah_single_2 and niah_single_3: hub, hub@REVISION, a file "
         "(.json, .jsonl, .txt, .md) or a folder of texts",
     )
     parser.add_argument(
@@ -43,7 +43,9 @@ def _add_build_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"prompts per task and length ({defaults.samples})",
     )
     parser.add_argument(
-        "--repeat", action="store_true", help="repeat a haystack that is too short, and record it"
+        "--repeat",
+        action="store_true",
+        help="repeat a haystack that is too short; the record mentions it",
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
@@ -60,7 +62,7 @@ def _build(args: argparse.Namespace) -> ExitCode:
     )
     records = amnesia_bench.build_prompts(request, args.out)
     grid = table(
-        str(args.out), ("prompt set", "made by", "samples", "units", "prompt tokens"), left=2
+        str(args.out), ("prompt set", "method", "samples", "units", "prompt tokens"), left=2
     )
     for record in records:
         tokens = record.samples.prompt_tokens

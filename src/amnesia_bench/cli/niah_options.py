@@ -1,4 +1,4 @@
-"""Options that several commands share to choose NIAH prompts."""
+"""Options for choosing NIAH prompts, shared by several commands."""
 
 from __future__ import annotations
 
@@ -24,31 +24,33 @@ class PromptFields(TypedDict):
 
 
 def add_prompt_arguments(
-    parser: argparse.ArgumentParser, defaults: NiahConfig, otherwise: str
+    parser: argparse.ArgumentParser, defaults: NiahConfig, alternative: str
 ) -> None:
-    """Add what chooses prompts and what answers them.
+    """Add the options that choose prompts, and those of the inference engine.
 
     Args:
-        parser: of the command.
-        defaults: the prompts where there is no folder of them.
-        otherwise: the option that then takes the place of --prompts.
+        parser: parser of the command.
+        defaults: the default prompts if there is no --prompts folder.
+        alternative: the option that replaces --prompts.
     """
-    default = f"default: all in the folder of --prompts; with {otherwise}"
-    parser.add_argument("--lengths", help=f"in tokens ({default} {listed(defaults.lengths)})")
-    parser.add_argument("--tasks", help=f"({default} {listed(defaults.tasks)})")
+    default = f"default: all of --prompts; with {alternative}:"
+    parser.add_argument(
+        "--lengths", help=f"context lengths in tokens ({default} {listed(defaults.lengths)})"
+    )
+    parser.add_argument("--tasks", help=f"NIAH tasks ({default} {listed(defaults.tasks)})")
     parser.add_argument(
         "--samples",
         type=int,
-        help=f"maximum prompts per task and length ({default} {defaults.samples})",
+        help=f"maximum number of prompts per task and length ({default} {defaults.samples})",
     )
     add_engine_arguments(parser)
 
 
 def prompt_fields(args: argparse.Namespace) -> PromptFields:
-    """Return what was typed for these options.
+    """Return the values of these options as fields of a request.
 
     Raises:
-        UserError: lengths that are no numbers.
+        UserError: --lengths is not a list of numbers.
     """
     return {
         "tasks": None if args.tasks is None else split_list(args.tasks),
@@ -58,34 +60,34 @@ def prompt_fields(args: argparse.Namespace) -> PromptFields:
 
 
 def listed(items: Sequence[object]) -> str:
-    """Return items as they are typed: separated by commas."""
+    """Join items with commas, as in an option."""
     return ",".join(map(str, items))
 
 
-def split_list(typed: str) -> tuple[str, ...]:
-    """Return the items of a list separated by commas, each once."""
-    return tuple(dict.fromkeys(item.strip() for item in typed.split(",")))
+def split_list(text: str) -> tuple[str, ...]:
+    """Split a comma-separated list, and drop duplicates."""
+    return tuple(dict.fromkeys(item.strip() for item in text.split(",")))
 
 
-def lengths_of(typed: str) -> tuple[int, ...]:
-    """Return the lengths of `--lengths` in tokens, each once.
+def lengths_of(text: str) -> tuple[int, ...]:
+    """Parse `--lengths`: lengths in tokens, without duplicates.
 
     Raises:
-        UserError: it is no list of positive whole numbers.
+        UserError: the text is not a list of positive integers.
     """
-    parts = [part.strip() for part in typed.split(",")]
+    parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"0*[1-9][0-9]{0,11}", part) for part in parts):
         raise UserError(
-            f"--lengths {shortened(typed)!r}: not a list of lengths in tokens",
+            f"--lengths {shortened(text)!r}: not a list of lengths in tokens",
             hint="--lengths 32768,262144",
         )
     return tuple(dict.fromkeys(map(int, parts)))
 
 
-def haystack_of(typed: str | None) -> HubEssays | Path | None:
-    """Return the essays of `--haystack`: hub, hub@REVISION, or a path."""
-    if typed is None:
+def haystack_of(text: str | None) -> HubEssays | Path | None:
+    """Parse `--haystack`: hub, hub@REVISION, or a path."""
+    if text is None:
         return None
-    if typed == "hub" or typed.startswith("hub@"):
-        return HubEssays(revision=typed.partition("@")[2] or None)
-    return Path(typed)
+    if text == "hub" or text.startswith("hub@"):
+        return HubEssays(revision=text.partition("@")[2] or None)
+    return Path(text)

@@ -1,4 +1,7 @@
-"""How commands print: tables and sentences for people, one JSON document for programs."""
+"""Output of commands: tables and sentences for people, one JSON document for programs.
+
+rich is imported inside functions, so that `--help` and `--json` do not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,13 @@ _SHOWN_CHARACTERS = 80
 
 
 def show(renderable: Table | Text) -> None:
-    """Print a table or a styled text, as wide as the terminal; sentences go through `say`."""
+    """Print a table or styled text, as wide as the terminal; `say` prints sentences."""
     from rich.console import Console
     from rich.table import Table
 
     terminal = sys.stdout.isatty()
-    text = io.StringIO()  # rich's own way out does not tell a full disk from a bug
-    # No markup: the brackets in the name of a file are not ours to interpret.
+    text = io.StringIO()  # when rich writes to stdout itself, a full disk looks like a bug
+    # No markup: file names may contain brackets.
     Console(
         file=text,
         force_terminal=terminal or None,  # None: FORCE_COLOR decides
@@ -41,23 +44,23 @@ def show(renderable: Table | Text) -> None:
 
 
 def say(sentence: str) -> None:
-    """Print a sentence as it is, whatever the width: paths in it are there to be copied."""
+    """Print a sentence without wrapping, so that paths in it can be copied."""
     _write(f"{printable(sentence)}\n")
 
 
 def tell(line: str) -> None:
-    """Print a line on stderr: for people, not for the program that reads stdout."""
-    with suppress(OSError):  # nobody reads it
+    """Print a line on stderr, which programs that read stdout do not see."""
+    with suppress(OSError):  # stderr is closed
         sys.stderr.write(message(f"{line}\n"))
 
 
 def _write(text: str) -> None:
-    # Flushed here, so that what can go wrong does so here and not when the process ends.
+    # Flushed here: errors are raised here, and not when the process ends.
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has left (`| head`) and had enough: the command goes on to its exit code.
+        # The reader has closed the pipe (`| head`): the command continues to its exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -71,8 +74,8 @@ def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
 
     class PrintableTable(Table):
         def add_row(self, *cells: Any, **style: Any) -> None:
-            shown = (printable(cell) if isinstance(cell, str) else cell for cell in cells)
-            super().add_row(*shown, **style)
+            safe = (printable(cell) if isinstance(cell, str) else cell for cell in cells)
+            super().add_row(*safe, **style)
 
     grid = PrintableTable(title=printable(title), title_justify="left", box=SIMPLE, pad_edge=False)
     for i, column in enumerate(columns):
@@ -102,20 +105,20 @@ def size(num_bytes: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun, "1 shard" or "2 shards"."""
+    """Return a number with its noun: "1 shard" or "2 shards"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def percent(fraction: float | None) -> str:
-    """Return a fraction as a percentage; "-" where there is none."""
+    """Return a fraction as a percentage; "-" for None."""
     return "-" if fraction is None else f"{100 * fraction:.3g} %"
 
 
 def typed(*words: object) -> str:
-    """Return a command of ours as it can be typed into a shell, whatever the names in it."""
+    """Return an `amnesia` command quoted for a shell."""
     return shlex.join(["amnesia", *map(str, words)])
 
 
 def shortened(text: str) -> str:
-    """Return what was typed, cut where it is too long for a message."""
+    """Return a text, truncated if it is too long for a message."""
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

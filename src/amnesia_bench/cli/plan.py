@@ -1,11 +1,11 @@
-"""Say what an experiment will take: tokens, FLOPs, GPU-hours, disk. Nothing is started or written.
+"""Estimate the cost of an experiment: tokens, FLOPs, GPU-hours, disk. Nothing starts.
 
   amnesia plan experiment=table1
   amnesia plan experiment=table1,table4 --gpu h200 --stages
   amnesia plan experiment=table4 profile=tiny restore=qk,qk_blend --json
 
-It counts what is not done yet. Answers are counted as long as they may become, and prompts as if
-none shared a prefix: upper bounds. Utilisations are assumed; costs/stage_cost.py has the formulas.
+Only stages that are not done are counted. The estimate is an upper bound: answers have the maximum
+length, and prompts share no prefix. Utilisations are assumed; costs/stage_cost.py has the formulas.
 """
 
 from __future__ import annotations
@@ -29,37 +29,37 @@ if TYPE_CHECKING:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="what to run, as for `amnesia run`"
+        "overrides", nargs="*", metavar="KEY=VALUE", help="experiments, as for `amnesia run`"
     )
     parser.add_argument(
         "--store", type=Path, help="folder of all artifacts (default: $AMNESIA_STORE)"
     )
-    parser.add_argument("--gpu", choices=GPU_NAMES, default="h100", help="kind of GPU (h100)")
+    parser.add_argument("--gpu", choices=GPU_NAMES, default="h100", help="GPU model (h100)")
     parser.add_argument("--stages", action="store_true", help="list every stage with its state")
     parser.add_argument("--json", action="store_true", help="print stages and totals as JSON")
 
 
 def run(args: argparse.Namespace) -> ExitCode:
     request = PlanRequest(overrides=tuple(args.overrides), gpu=args.gpu, store=args.store)
-    found = amnesia_bench.plan(request)
+    plan = amnesia_bench.plan(request)
     if args.json:
-        print_json(_json(found, args.gpu))
+        print_json(_json(plan, args.gpu))
         return ExitCode.DONE
     if args.stages:
-        show(_stages(found, args.gpu))
-    if found.left:
-        models = by_model(found.left)
-        if any(each.cost.gpu_hours for each in found.left):
+        show(_stages(plan, args.gpu))
+    if plan.pending:
+        models = by_model(plan.pending)
+        if any(planned.cost.gpu_hours for planned in plan.pending):
             show(_hours(models, args.gpu))
         show(_amounts(models))
-    states = ", ".join(f"{count} {state}" for state, count in found.states.items())
-    say(f"{len(found.stages)} stages: {states}.")
-    if found.left:
-        say(_summary(found, args.gpu))
-    if found.following:
+    states = ", ".join(f"{count} {state}" for state, count in plan.states.items())
+    say(f"{len(plan.stages)} stages: {states}.")
+    if plan.pending:
+        say(_summary(plan, args.gpu))
+    if plan.following:
         say(
-            f"{len(found.following)} stages that are done follow from these, and are made again "
-            "if these come out with other contents."
+            f"{len(plan.following)} finished stages depend on these; they are rebuilt if the "
+            "contents of their inputs change."
         )
     return ExitCode.DONE
 
@@ -69,21 +69,21 @@ def _hours(models: dict[str, dict[Step, Cost]], gpu: str) -> Table:
         model: {step: cost.gpu_hours for step, cost in steps.items() if cost.gpu_hours}
         for model, steps in models.items()
     }
-    steps = [step for step in Step if any(step in each for each in hours.values())]
-    grid = table(f"{gpu}-hours that are left", ("model", *steps, "all"))
-    for model, each in hours.items():
-        if each:
-            numbers = [each.get(step, 0.0) for step in steps]
+    steps = [step for step in Step if any(step in by_step for by_step in hours.values())]
+    grid = table(f"remaining {gpu}-hours", ("model", *steps, "all"))
+    for model, by_step in hours.items():
+        if by_step:
+            numbers = [by_step.get(step, 0.0) for step in steps]
             grid.add_row(model, *map(_hour, numbers), _hour(sum(numbers)))
-    sums = [sum(each.get(step, 0.0) for each in hours.values()) for step in steps]
+    sums = [sum(by_step.get(step, 0.0) for by_step in hours.values()) for step in steps]
     grid.add_section()
     grid.add_row("all", *map(_hour, sums), _hour(sum(sums)))
     return grid
 
 
 def _amounts(models: dict[str, dict[Step, Cost]]) -> Table:
-    columns = ("trained tokens", "read", "answered", "FLOP", "disk", "saves at most")
-    grid = table("tokens, operations and bytes that are left", ("model", *columns))
+    columns = ("trained tokens", "prefilled", "generated", "FLOP", "disk", "saves at most")
+    grid = table("remaining tokens, operations and bytes", ("model", *columns))
     costs = {model: total(steps.values()) for model, steps in models.items()}
     for model, cost in costs.items():
         grid.add_row(model, *_amounts_of(cost))
@@ -92,24 +92,24 @@ def _amounts(models: dict[str, dict[Step, Cost]]) -> Table:
     return grid
 
 
-def _stages(found: Plan, gpu: str) -> Table:
-    on_gpus = any(each.cost.gpu_hours for each in found.stages)
+def _stages(plan: Plan, gpu: str) -> Table:
+    on_gpus = any(planned.cost.gpu_hours for planned in plan.stages)
     columns = ("state", "stage", f"{gpu}-hours" if on_gpus else "tokens", "disk")
-    grid = table("stages, each behind what it reads", columns, left=2)
-    for each in found.stages:
-        cost = each.cost
+    grid = table("stages, each after its inputs", columns, left=2)
+    for planned in plan.stages:
+        cost = planned.cost
         amount = _hour(cost.gpu_hours) if on_gpus else _tokens(cost.tokens)
-        grid.add_row(each.state, each.stage.id, amount, size(cost.disk_bytes))
+        grid.add_row(planned.state, planned.stage.id, amount, size(cost.disk_bytes))
     return grid
 
 
-def _summary(found: Plan, gpu: str) -> str:
-    cost = total(each.cost for each in found.left)
+def _summary(plan: Plan, gpu: str) -> str:
+    cost = total(planned.cost for planned in plan.pending)
     hours = f"{cost.gpu_hours:,.0f} {gpu}-hours, " if cost.gpu_hours else ""
     return (
-        f"Left: {hours}{_tokens(cost.tokens)} tokens, {cost.flops:.2g} FLOP, "
+        f"Remaining: {hours}{_tokens(cost.tokens)} tokens, {cost.flops:.2g} FLOP, "
         f"{size(cost.disk_bytes)} of disk, and {size(cost.transient_bytes)} "
-        "more while the largest training runs."
+        "more during the largest training."
     )
 
 
@@ -130,28 +130,28 @@ def _tokens(count: int) -> str:
     return f"{count / 1e6:,.2f} M" if count else "-"
 
 
-def _json(found: Plan, gpu: str) -> dict[str, Any]:
+def _json(plan: Plan, gpu: str) -> dict[str, Any]:
     return {
         "gpu": gpu,
-        "states": found.states,
-        "left": plain(total(each.cost for each in found.left)),
+        "states": plan.states,
+        "left": plain(total(planned.cost for planned in plan.pending)),
         "left_by_model": {
             model: {step: plain(cost) for step, cost in steps.items()}
-            for model, steps in by_model(found.left).items()
+            for model, steps in by_model(plan.pending).items()
         },
-        "stages": [_stage_json(each) for each in found.stages],
+        "stages": [_stage_json(planned) for planned in plan.stages],
     }
 
 
-def _stage_json(each: PlannedStage) -> dict[str, Any]:
-    stage = each.stage
+def _stage_json(planned: PlannedStage) -> dict[str, Any]:
+    stage = planned.stage
     return {
         "id": stage.id,
         "kind": stage.kind,
-        "state": each.state,
-        "step": each.step,
-        "model": each.model,
+        "state": planned.state,
+        "step": planned.step,
+        "model": planned.model,
         "gpus": stage.gpus,
         "inputs": [read.id for read in stage.inputs],
-        "cost": plain(each.cost),
+        "cost": plain(planned.cost),
     }

@@ -1,4 +1,4 @@
-"""How evaluations show on stderr that they advance: a line per step, a bar on a terminal."""
+"""Progress of evaluations on stderr: a line per step, and on a terminal a bar."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _REDRAWS_PER_SECOND = 4
-# The window of the speed estimate: one answer may take minutes, and rich's default is 30 s.
+# Window of the speed estimate: one answer may take minutes, and rich's default is 30 s.
 _SPEED_SECONDS = 3600.0
 
 
 def hide_library_bars() -> None:
-    """Keep libraries that are imported later from drawing bars of their own (tqdm)."""
+    """Disable the progress bars (tqdm) of libraries that are imported later."""
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 class TerminalProgress:
-    """Prints lines that stay and, on a terminal, a bar; leaving the `with` block removes the bar.
+    """Prints lines and, on a terminal, a bar below them, which the end of `with` removes.
 
-    A closed stderr stops nothing. `counted` names what is counted.
+    A closed stderr is ignored. `unit` is the noun for the counted things.
     """
 
-    def __init__(self, counted: str = "answers") -> None:
-        self._counted = counted
+    def __init__(self, unit: str = "answers") -> None:
+        self._unit = unit
         self._bar: Progress | None = None
 
     def __enter__(self) -> Self:
@@ -46,7 +46,7 @@ class TerminalProgress:
             sys.stderr.flush()
 
     def count(self, done: int, total: int) -> None:
-        """Show how many are done, and how long the rest will take."""
+        """Show the number of finished units, and the time that the rest will take."""
         if done == total:
             self._remove_bar()
         elif sys.stderr.isatty():
@@ -55,13 +55,13 @@ class TerminalProgress:
                 bar.update(bar.task_ids[0], completed=done, total=total)
 
     def _new_bar(self, total: int) -> Progress:
-        # Where a bar is drawn: rich takes longer to import than most commands to run.
+        # Not at the top: importing rich takes longer than most commands.
         import rich.progress as bars
         from rich.console import Console
 
         self._bar = bars.Progress(
             bars.BarColumn(),
-            bars.TextColumn(f"{{task.completed}} of {{task.total}} {self._counted}"),
+            bars.TextColumn(f"{{task.completed}} of {{task.total}} {self._unit}"),
             bars.TimeRemainingColumn(),
             console=Console(stderr=True),
             refresh_per_second=_REDRAWS_PER_SECOND,
@@ -69,7 +69,7 @@ class TerminalProgress:
             transient=True,
             redirect_stdout=False,
         )
-        self._bar.add_task(self._counted, total=total)
+        self._bar.add_task(self._unit, total=total)
         self._bar.start()
         return self._bar
 

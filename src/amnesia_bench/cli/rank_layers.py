@@ -1,12 +1,12 @@
-r"""Rank the softmax layers of a model by what retrieval loses without them (Appendix M).
+r"""Rank the softmax layers of a model by the retrieval accuracy lost without them (Appendix M).
 
   amnesia rank-layers --checkpoint Qwen2.5-3B --out ranking.json
   amnesia restore --pre Qwen2.5-3B --post FINETUNE --layers top9@ranking.json --out REPAIRED
 
-A layer's importance is the mean accuracy on FDA, SWDE and Ruler-QA-SQuAD of the whole model minus
-that of the model without the layer: its attention adds nothing, in memory and never on disk. The
-paper's formula is lost in the text we have; this is our reading. A ranking that was killed resumes
-with the next layer when the same command is given again.
+A layer's importance is the mean accuracy of the complete model on FDA, SWDE and Ruler-QA-SQuAD
+minus that of the model without the layer. A layer is removed by setting the output of its attention
+to zero, in memory only. The paper's formula is missing from the text that we have; this is our
+reading. To resume an interrupted ranking, run the same command again: ranked layers are skipped.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
     tasks = ",".join(RANKING_TASKS)
     parser.add_argument("--tasks", default=tasks, help=f"retrieval tasks ({tasks})")
-    parser.add_argument("--samples", type=int, help="maximum documents per task (all)")
+    parser.add_argument("--samples", type=int, help="maximum number of documents per task (all)")
     parser.add_argument(
         "--data",
         type=Path,
         metavar="DIR",
-        help="folder with fda.jsonl, swde.jsonl, dev-v2.0.json; default: they are fetched",
+        help="folder with fda.jsonl, swde.jsonl, dev-v2.0.json (default: download them)",
     )
 
 
@@ -63,8 +63,8 @@ def _print(ranking: LayerRanking, out: Path) -> None:
     grid.add_row("none", "", *whole)
     show(grid)
     say(
-        "Accuracy in % without each layer; importance: how much lower the mean of the tasks is "
-        "without it, in points."
+        "Accuracy without each layer, in per cent. Importance: drop of the mean accuracy without "
+        "the layer, in points."
     )
     say(f"Ablation: {ranking.ablation}.")
-    say(f"{out}: restore its first 7 layers with {typed('restore', '--layers', f'top7@{out}')} ...")
+    say(f"To restore the first 7: {typed('restore', '--layers', f'top7@{out}')} ...")

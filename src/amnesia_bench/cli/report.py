@@ -1,21 +1,20 @@
-r"""Lay measured cells out in the paper's tables, next to the paper's numbers, on one page.
+r"""Fill the paper's tables with measured cells, next to the paper's numbers, on one page.
 
   amnesia report --table table1 --out results --cells HypeNet-2B=checks/3f2a
   amnesia report --table table1 --table table2 --out results --cells HypeNet-5B/pre=eval/pre \
       --cells HypeNet-5B/post@miromind=eval/a --cells HypeNet-5B/post@tulu3=eval/b
 
---cells takes folders that `check`, `eval` and `score` wrote. A label names the model, method,
-fine-tune and seed of the cells; parts on the right may be left out. Without a label the names in
-the cells are used:
+--cells is a folder that `check`, `eval` or `score` wrote. Its label has the model, method,
+fine-tune and seed of the cells; parts on the right are optional. Without a label, the names in the
+cells are used:
 
   MODEL/METHOD@SFT/SEED=DIR
 
-METHOD is a row of the table: pre, post, restored, q, ... @SFT names the fine-tune: a table takes
-cells of its own fine-tune (`sft` in its file) and of those that its rows name. It may be left out
-if all requested tables have the same fine-tune; `pre` comes before any and goes into all tables.
-Seeds are pooled. Tables are names of configs/report, or files of your own
-by their path. The command writes each table as Markdown,
-CSV, LaTeX and JSON, the figures as SVG, and report.html with all of it.
+METHOD is a row of the table: pre, post, restored, q, ... @SFT is the name of the fine-tune; a table
+uses cells of its fine-tune (`sft` in its config) and of those in the names of its rows. @SFT is
+optional if all requested tables have the same fine-tune; `pre` has none and is used in all tables.
+Seeds are pooled. The command writes each table as Markdown, CSV, LaTeX and JSON, the figures as
+SVG, and report.html with all of them.
 """
 
 from __future__ import annotations
@@ -38,29 +37,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="TABLE",
-        help="a name of configs/report (table1, table10, tiny_table1) or path/to/mine.yaml; can be "
-        "repeated",
+        help="name of a config in configs/report (table1, table10, tiny_table1), or "
+        "path/to/mine.yaml; can be repeated",
     )
     parser.add_argument(
         "--cells",
         action="append",
         default=[],
         metavar="[LABEL=]DIR",
-        help="a folder of cells and its label, MODEL/METHOD@SFT/SEED; can be repeated",
+        help="folder of cells and its label, MODEL/METHOD@SFT/SEED; can be repeated",
     )
     parser.add_argument(
         "--drift",
         action="append",
         default=[],
         metavar="[LABEL=]FILE",
-        help="a restoration.json, or the output of `amnesia diff PRE POST --json`",
+        help="restoration.json, or the output of `amnesia diff PRE POST --json`, for the drift "
+        "figure; can be repeated",
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder of the report")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the report")
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="change a value of every table: report.models=[tiny], report.recall.lengths=[1024]",
+        help="override a value of every table: report.models=[tiny], report.recall.lengths=[1024]",
     )
 
 
@@ -82,7 +82,7 @@ def parse_cells(text: str) -> LabelledCells:
     """Parse `[MODEL[/METHOD[@SFT][/SEED]]=]DIR`.
 
     Raises:
-        UserError: the label has an empty part, or too many.
+        UserError: the label has an empty part, or too many parts.
     """
     label, equals, folder = text.partition("=")
     if not equals or Path(text).exists():
@@ -92,7 +92,8 @@ def parse_cells(text: str) -> LabelledCells:
     if not folder or not all(named) or len(parts) > 3:
         raise UserError(
             f"--cells {text}: expected DIR, or MODEL/METHOD@SFT/SEED=DIR",
-            hint="For example HypeNet-5B/restored@tulu3=results/qk; from the left as needed.",
+            hint="For example HypeNet-5B/restored@tulu3=results/qk; parts on the right are "
+            "optional.",
         )
     model, method, seed = (*parts, None, None)[:3]
     return LabelledCells(folder=Path(folder), model=model, method=method, seed=seed)
@@ -107,17 +108,17 @@ def parse_drift(text: str) -> LabelledDrift:
 
 
 def print_report(report: Report, page: Path) -> None:
-    """Print what a report shows, and where its page is."""
-    # The tables themselves are wider than a terminal; they are in the files.
+    """Print the claims of a report with their verdicts, and the path of its page."""
+    # Not the tables, which are wider than a terminal; the files have them.
     notes = list(report.notes)
-    for each in report.tables:
-        grid = table(each.table.title, ("claim", "our numbers", "the paper's numbers"), left=3)
-        for claim in each.claims:
+    for filled in report.tables:
+        grid = table(filled.table.title, ("claim", "our numbers", "the paper's numbers"), left=3)
+        for claim in filled.claims:
             grid.add_row(claim.text, str(claim.verdict), claim.in_paper)
-        if each.claims:
+        if filled.claims:
             show(grid)
-        say(f"{each.table.name}: {summary(each)}")
-        notes += each.notes
+        say(f"{filled.table.name}: {summary(filled)}")
+        notes += filled.notes
     for note in dict.fromkeys(notes):
         tell(f"note: {note}")
     say(f"Report: {page}")

@@ -1,4 +1,4 @@
-"""From options to a request; what is wrong with a value is said in the words of its option."""
+"""Make requests from options; errors name the option of an invalid value."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def make(
 
     Args:
         kind: a model of `amnesia_bench.requests`.
-        options: how a field is typed where that is not `--field`: `{"folder": "DIR"}`.
+        options: the option of each field whose option is not `--field`: `{"folder": "DIR"}`.
         values: the fields.
 
     Raises:
-        UserError: values are wrong; a line for each: `--samples 0: must be at least 1`.
+        UserError: values are invalid; one line for each: `--samples 0: must be at least 1`.
     """
     try:
         return kind(**values)
     except ValidationError as error:
         lines: dict[str, str] = {}
-        for detail in error.errors():  # a list whose items are all wrong is also called too short
+        for detail in error.errors():  # a list of only invalid items is also reported as too short
             field = str(detail["loc"][0]) if detail["loc"] else ""
             option = options.get(field, f"--{field.replace('_', '-')}" if field else "")
             lines.setdefault(field, _line(option, detail))
@@ -39,7 +39,7 @@ def make(
 
 
 def _line(option: str, detail: ErrorDetails) -> str:
-    """Return what is wrong with a value as it was typed."""
+    """Return the problem of a value, as the user typed it."""
     value, limits = detail["input"], detail.get("ctx", {})
     match detail["type"]:
         case _ if value is None or detail["type"] == "missing":

@@ -1,11 +1,11 @@
-r"""Repair a fine-tuned checkpoint: W_Q and W_K of its softmax layers go back to the base's.
+r"""Repair a fine-tuned checkpoint: put back W_Q and W_K of its softmax layers from the base.
 
   amnesia restore --pre BASE --post FINETUNE --out REPAIRED
   amnesia restore --pre BASE --post FINETUNE --out REPAIRED --variant qk_blend \
       restore.rule.alpha=0.3
   amnesia restore --pre BASE --post FINETUNE --layers top7 --dry-run
 
-Everything else stays byte for byte what it is in POST, and that is proven from the written files.
+All other bytes stay equal to those of POST. The command proves this from the written files.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.records.restoration import Restoration
 from amnesia_bench.requests.checkpoints import RankedLayers, RestoreRequest
 
-# No model has more layers, and int() refuses a text of thousands of digits.
+# No model has more layers, and int() rejects a string of thousands of digits.
 _NUMBER, _COUNT = "[0-9]{1,6}", "[1-9][0-9]{0,5}"
 
 
@@ -47,18 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--variant",
         default="qk",
-        help="what to restore and how: a variant of configs/restore, or path/to/mine.yaml (qk)",
+        help="restore variant: name of a config in configs/restore, or path/to/mine.yaml (qk)",
     )
     parser.add_argument(
         "--layers",
-        help="which softmax layers: all, a list such as 2,3,6, top7: the 7 that drifted most, or "
-        "top7@FILE: the 7 most important of what `amnesia rank-layers` wrote",
+        help="softmax layers to restore: all, a list such as 2,3,6, top7 (the 7 that drifted "
+        "most), or top7@FILE (the 7 most important in a ranking of `amnesia rank-layers`)",
     )
     parser.add_argument(
-        "--cast", action="store_true", help="round pre to post's dtype where they differ"
+        "--cast",
+        action="store_true",
+        help="round the weights of PRE to the dtype of POST if they differ",
     )
     parser.add_argument(
-        "--allow-noop", action="store_true", help="write a copy even if nothing would change"
+        "--allow-noop", action="store_true", help="write a copy even if no weight would change"
     )
     parser.add_argument(
         "--dry-run", action="store_true", help="show the plan and the drift; write nothing"
@@ -68,13 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="change a value of the variant: restore.rule.alpha=0.3, restore.select.heads=[0,1]",
+        help="override a value of the variant: restore.rule.alpha=0.3, restore.select.heads=[0,1]",
     )
 
 
 def run(args: argparse.Namespace) -> ExitCode:
     if args.out is None and not args.dry_run:
-        raise UserError("--out is missing: where should the repaired checkpoint go?")
+        raise UserError("--out is missing", hint="--out REPAIRED, or --dry-run to write nothing")
     overrides, ranked = ([], None) if args.layers is None else _layers(args.layers)
     request = make(
         RestoreRequest,
@@ -96,7 +98,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _layers(text: str) -> tuple[list[str], RankedLayers | None]:
-    """Return what --layers changes of the variant, and the layers of a ranking that it names."""
+    """Parse --layers into overrides of the variant, or the top layers of a ranking."""
     if text == "all":
         return ["restore.select.layers=all"], None
     if top := re.fullmatch(rf"top({_COUNT})", text):
@@ -106,8 +108,7 @@ def _layers(text: str) -> tuple[list[str], RankedLayers | None]:
     numbers = [number for number in re.split(r"[,\s]+", text.strip("[] ")) if number]
     if not numbers or not all(re.fullmatch(_NUMBER, number) for number in numbers):
         raise UserError(
-            f"--layers {shortened(text)!r}: is neither all, nor a list such as 2,3,6, "
-            "nor top7 or top7@FILE."
+            f"--layers {shortened(text)!r}: expected all, a list such as 2,3,6, top7 or top7@FILE"
         )
     return [f"restore.select.layers=[{','.join(str(int(number)) for number in numbers)}]"], None
 
@@ -131,15 +132,15 @@ def _print(record: Restoration) -> None:
             percent(tensor.changed_values / tensor.values),
         )
     show(grid)
-    say("drift = |post - pre| / |pre|, restored = |out - post| / |pre| (Frobenius)")
+    say("drift = |post - pre| / |pre|, restored = |out - post| / |pre| (Frobenius norm)")
     planned = size(sum(tensor.planned_bytes for tensor in record.tensors))
     if record.proof is None:
         say(f"Dry run: {planned} would be replaced; nothing was written.")
         return
     proof = record.proof
     say(
-        f"{record.out}: {planned} replaced, all else is post's, byte for byte: "
+        f"{record.out}: {planned} replaced, all other bytes equal those of post: "
         f"{counted(len(proof.compared_files), 'shard')} ({size(proof.compared_bytes)}) written and "
         f"compared, {len(proof.linked_files)} ({size(proof.linked_bytes)}) hardlinked."
     )
-    say(f"Check it again at any time: {typed('verify', record.out)}")
+    say(f"To verify it later: {typed('verify', record.out)}")

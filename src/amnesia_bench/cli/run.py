@@ -1,12 +1,12 @@
-"""Run an experiment: every stage that it needs and that is not done yet, then its report.
+"""Run all stages of an experiment that are not done, then write its report.
 
   amnesia run experiment=table1
   amnesia run experiment=table1,table4 profile=tiny profile.seeds=[0,1,2]
   amnesia run experiment=table4 restore=qk,qk_blend,qk_low_rank
 
-Several values after a key are several jobs; what they share is done once. The same command resumes
-a run that was killed, and does nothing where all is done. `amnesia plan` shows what there is to do,
-`amnesia status` how far it is.
+Several values of a key select several jobs; stages that they share run once. To resume an
+interrupted run, run the same command again: finished stages are skipped. `amnesia plan` estimates
+the cost, `amnesia status` shows the progress.
 """
 
 from __future__ import annotations
@@ -22,15 +22,20 @@ from amnesia_bench.requests.experiments import RunRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="what to run; see above")
+    parser.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="experiments and overrides; see above",
+    )
     parser.add_argument(
         "--store", type=Path, help="folder of all artifacts (default: $AMNESIA_STORE)"
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("results"), help="folder of reports (default: results)"
+        "--out", type=Path, default=Path("results"), help="folder for reports (default: results)"
     )
     parser.add_argument(
-        "--repair", action="store_true", help="remove damaged artifacts and make them again"
+        "--repair", action="store_true", help="remove damaged artifacts and rebuild them"
     )
 
 
@@ -44,15 +49,15 @@ def run(args: argparse.Namespace) -> ExitCode:
         )
     )
     outcome = result.outcome
-    others = f", {outcome.by_others} by other runs meanwhile" if outcome.by_others else ""
+    others = f", {outcome.by_others} run by other processes" if outcome.by_others else ""
     stages = outcome.cached + outcome.done + outcome.by_others
-    say(f"{stages} stages: {outcome.cached} were done, {outcome.done} done now{others}.")
+    say(f"{stages} stages: {outcome.cached} cached, {outcome.done} run now{others}.")
     for page in result.pages:
         if page.report is None:
-            say(f"Report: {page.out}, as it was.")
+            say(f"Report: {page.out}, unchanged.")
             continue
         if page.edited:
             names = ", ".join(page.edited)
-            say(f"Changed or removed since they were written: {names}. Written again:")
+            say(f"Files changed or removed since they were written: {names}. Writing them again:")
         report.print_report(page.report, page.files[-1])
     return ExitCode.DONE

@@ -1,4 +1,4 @@
-"""Try the sandbox that programs written by models run in, and print what it contains."""
+"""Test the sandbox in which programs written by models run, and print the result of each check."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from amnesia_bench.sandbox import find_launcher, refuse_leaks, run_checks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add nothing: there is nothing to choose."""
+    """Add no arguments: the command has no options."""
 
 
 def run(args: argparse.Namespace) -> ExitCode:
     launcher = find_launcher()
     checks = run_checks(launcher)
-    grid = table("Sandbox", ("way out", "contained", "found"), left=3)
+    grid = table("Sandbox", ("escape attempt", "contained", "result"), left=3)
     for check in checks:
         grid.add_row(check.name, "yes" if check.contained else "NO", check.result)
     show(grid)

@@ -1,13 +1,14 @@
-"""Judge the answers that `amnesia generate` wrote, and sum them up.
+r"""Score the answers that `amnesia generate` wrote.
 
   amnesia score answers/sft
   amnesia score answers/restored --against answers/sft
   amnesia score answers/sft --scorer flexible --json
 
-strict takes an answer from its last box only; flexible takes a number or formula where there is no
-box. Programs run in the sandbox that `amnesia sandbox` tries: strict judges them as
-LiveCodeBench's published checker does, lenient as plain Python runs them. Results are in
-scored_SCORER inside the folder, or inside --out. Needs no GPU; run it as often as you like.
+For mathematics, the scorer strict reads the answer from the last \boxed{} only; flexible also
+accepts a number or formula if there is no box. For programs, strict judges like LiveCodeBench's
+published checker, lenient like plain Python; they run in a sandbox, which `amnesia sandbox` tests.
+Results are written to scored_SCORER in the folder of the answers, or in --out. Scoring needs no GPU
+and can be repeated.
 """
 
 from __future__ import annotations
@@ -33,15 +34,19 @@ _LISTED = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="answers of `amnesia generate`")
-    parser.add_argument("--scorer", help="strict (default), flexible, or lenient for programs")
-    parser.add_argument("--data", type=Path, help="the problems, if they have moved since")
+    parser.add_argument(
+        "folder", type=Path, metavar="DIR", help="folder that `amnesia generate` wrote"
+    )
+    parser.add_argument(
+        "--scorer", help="strict (default), flexible (mathematics) or lenient (programs)"
+    )
+    parser.add_argument("--data", type=Path, help="new path of the problems, if they moved")
     parser.add_argument("--out", type=Path, help="folder for the results (default: DIR)")
     parser.add_argument(
         "--against",
         type=Path,
         metavar="OTHER",
-        help="compare with these answers, problem by problem",
+        help="compare with the answers in this folder, problem by problem",
     )
     parser.add_argument(
         "--unsafe-no-sandbox",
@@ -52,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--workers",
         type=int,
         metavar="N",
-        help="programs that run at once (default: one per CPU core)",
+        help="number of programs to run in parallel (default: one per CPU core)",
     )
     parser.add_argument("--json", action="store_true", help="print cells and differences as JSON")
 
@@ -89,7 +94,7 @@ def _print_cells(scored: Scored) -> None:
     for cell in scored.cells:
         if cell.value is None:
             continue
-        # Counts of tokens are no shares.
+        # Token counts are not fractions.
         scale = 1.0 if cell.metric.endswith("_tokens") else 100.0
         error = "-" if cell.stderr is None else f"{scale * cell.stderr:.1f}"
         interval = _interval(cell.interval, scale)
@@ -98,10 +103,10 @@ def _print_cells(scored: Scored) -> None:
     if scored.cells[0].incomplete is None:
         show(grid)
     else:
-        say(f"{title}: incomplete, no values: {scored.cells[0].incomplete}")
+        say(f"{title}: incomplete, so there are no values: {scored.cells[0].incomplete}")
     say(f"{len(scored.verdicts):,} answers: {outcomes}. Verdicts: {scored.folder}")
     if run.documents != run.benchmark_documents:
-        say(f"{run.documents:,} problems, the benchmark has {run.benchmark_documents:,}.")
+        say(f"Only {run.documents:,} of the benchmark's {run.benchmark_documents:,} problems.")
     for verdict in scored.out_of_time[:_LISTED]:
         key = verdict.key
         tell(
@@ -115,15 +120,15 @@ def _print_differences(compared: Sequence[Difference], first: Path, second: Path
         f"{first} minus {second}, on the same problems",
         ("metric", "first", "second", "difference", "95 % interval", "p (exact)", "problems"),
     )
-    for each in compared:
+    for row in compared:
         grid.add_row(
-            each.metric,
-            f"{100 * each.first:.1f}",
-            f"{100 * each.second:.1f}",
-            f"{100 * each.difference:+.1f}",
-            _interval(each.interval, 100.0),
-            f"{each.p_value:.2g}",
-            f"{each.n:,}",
+            row.metric,
+            f"{100 * row.first:.1f}",
+            f"{100 * row.second:.1f}",
+            f"{100 * row.difference:+.1f}",
+            _interval(row.interval, 100.0),
+            f"{row.p_value:.2g}",
+            f"{row.n:,}",
         )
     show(grid)
 

@@ -1,10 +1,10 @@
-"""Show how far the stages of a store are, on whatever machine they run.
+"""Show the state of the stages in a store, including stages that run on other machines.
 
   amnesia status
   amnesia status experiment=table1 profile=tiny
 
-Without an experiment it covers every stage that was ever begun. A stage is done when its folder has
-a manifest; it is stale when its inputs hold something else than when it was made.
+Without an experiment, the command covers every stage that was ever started. A stage is done when
+its folder has a manifest; it is stale when the contents of its inputs have changed since.
 """
 
 from __future__ import annotations
@@ -41,15 +41,15 @@ def run(args: argparse.Namespace) -> ExitCode:
     if args.json:
         print_json([stage.__dict__ for stage in stages])
         return ExitCode.DONE
-    grid = table(str(store), ("stage", "state", "by", "last line of its log"), left=4)
+    grid = table(str(store), ("stage", "state", "process", "last log line"), left=4)
     for stage in stages:
         if stage.state in (StageState.RUNNING, StageState.FAILED, StageState.STALE):
             grid.add_row(stage.id, stage.state, stage.holder, stage.said)
     if grid.row_count:
         show(grid)
     counts = {state: sum(stage.state is state for stage in stages) for state in StageState}
-    shown = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
-    say(f"{len(stages)} stages: {shown or 'none yet'}.")
+    listed = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    say(f"{len(stages)} stages: {listed or 'none yet'}.")
     if (note := older_note(store)) is not None:
         tell(f"note: {note}")
     return ExitCode.DONE

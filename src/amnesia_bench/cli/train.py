@@ -1,4 +1,4 @@
-r"""Train a stage, or say beforehand what it takes.
+r"""Train a stage of HypeNet, fine-tune a model, or estimate the resources that a run needs.
 
   amnesia train estimate --config stage2_2b --processes 8 --gpu h100
   amnesia train --config sft_miromind_2b --data miromind=DATA --init HYPENET --out SFT
@@ -8,7 +8,8 @@ r"""Train a stage, or say beforehand what it takes.
 On several GPUs: python -m amnesia_bench.training.launch --nproc-per-node 8 \
     -m amnesia_bench.cli.main train ...
 
-The same command again resumes an interrupted run; exit code 75 asks for that.
+To resume an interrupted run, run the same command again. Exit code 75 means: the state is saved,
+run the command again.
 """
 
 from __future__ import annotations
@@ -36,22 +37,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=FOLDER",
-        help="prepared data of a source of the mixture; the name may be left out if there is one",
+        help="prepared data of a source of the mixture; the name is optional for a single source",
     )
-    parser.add_argument("--init", type=Path, help="folder of the checkpoint to begin with")
+    parser.add_argument("--init", type=Path, help="folder of the initial checkpoint")
     parser.add_argument("--teacher", type=Path, help="stages 1 and 2: folder of the teacher")
     parser.add_argument("--out", type=Path, help="folder to write; must not exist yet")
 
 
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--config", required=True, help="a name of configs/train, or path/to/mine.yaml"
+        "--config", required=True, help="name of a config in configs/train, or path/to/mine.yaml"
     )
     parser.add_argument(
         "overrides",
         nargs="*",
         metavar="KEY=VALUE",
-        help="recipe=halo_parity, train.steps=20, recipe.master_dtype=bf16, ...",
+        help="override a value: recipe=halo_parity, train.steps=20, recipe.master_dtype=bf16",
     )
 
 
@@ -59,8 +60,8 @@ def _training_run(args: argparse.Namespace) -> TrainingRun:
     for word in args.overrides:
         if "=" not in word and not word.startswith("~"):
             raise UserError(
-                f"train {shortened(word)}: neither an action nor KEY=VALUE",
-                hint=f"{nearest(word, list(SUBCOMMANDS))} An action comes first.",
+                f"train {shortened(word)}: neither a sub-command nor KEY=VALUE",
+                hint=f"{nearest(word, list(SUBCOMMANDS))} The sub-command comes first.",
             )
     return amnesia_bench.load_training(args.config, args.overrides)
 
@@ -71,10 +72,12 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 def _train(args: argparse.Namespace) -> ExitCode:
     training = _training_run(args)
-    # Not by argparse, which would name these where an action is misspelled.
+    # Not checked by argparse, which would report these when a sub-command is misspelled.
     for option in ("init", "out", "data"):
         if not getattr(args, option):
-            raise UserError(f"--{option} is missing", hint="amnesia train --help shows a command.")
+            raise UserError(
+                f"--{option} is missing", hint="amnesia train --help shows a complete command."
+            )
     request = make(
         TrainRequest,
         run=training,
@@ -86,10 +89,10 @@ def _train(args: argparse.Namespace) -> ExitCode:
     return ExitCode.DONE
 
 
-def _sources(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
-    """Return the folder of each source."""
+def _sources(values: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
+    """Parse the values of --data into the folder of each source."""
     folders: dict[str, Path] = {}
-    for text in given:
+    for text in values:
         name, equals, folder = text.partition("=")
         if not equals and len(names) == 1:
             name, folder = names[0], text
@@ -104,10 +107,10 @@ def _sources(given: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
 def _add_estimate_arguments(parser: argparse.ArgumentParser) -> None:
     _add_run_arguments(parser)
     parser.add_argument(
-        "--init", type=Path, help="take the size of this checkpoint, and not of the config's model"
+        "--init", type=Path, help="use the shape of this checkpoint instead of the config's model"
     )
     parser.add_argument("--processes", type=int, default=8, help="number of GPUs (8)")
-    parser.add_argument("--gpu", choices=GPU_NAMES, default="h100", help="kind of the GPUs (h100)")
+    parser.add_argument("--gpu", choices=GPU_NAMES, default="h100", help="GPU model (h100)")
     parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
 
 
@@ -116,30 +119,35 @@ def _estimate(args: argparse.Namespace) -> ExitCode:
     request = make(
         EstimateRequest, run=training, init=args.init, processes=args.processes, gpu=args.gpu
     )
-    found = amnesia_bench.estimate(request)
+    estimate = amnesia_bench.estimate(request)
     if args.json:
-        print_json(found)
+        print_json(estimate)
         return ExitCode.DONE
-    memory = table(f"memory on each of {args.processes} {gpu.name}", ("part", "GB"))
-    for part, value in vars(found.memory).items():
+    memory = table(f"memory per GPU ({args.processes} x {gpu.name})", ("part", "GB"))
+    for part, value in vars(estimate.memory).items():
         memory.add_row(part, f"{value / 1e9:.1f}")
-    memory.add_row("total", f"{found.memory.total / 1e9:.1f}")
+    memory.add_row("total", f"{estimate.memory.total / 1e9:.1f}")
     show(memory)
-    parameters, trained = (n / 1e9 for n in (found.parameters, found.trained_parameters))
+    parameters, trained = (n / 1e9 for n in (estimate.parameters, estimate.trained_parameters))
     say(
-        f"{parameters:.3f} B parameters, {trained:.3f} B trained; {found.tokens / 1e6:,.0f} M "
-        f"tokens in {training.train.steps:,} steps of {found.tokens_per_step:,}."
+        f"{parameters:.3f} B parameters, {trained:.3f} B trained; {estimate.tokens / 1e6:,.0f} M "
+        f"tokens in {training.train.steps:,} steps of {estimate.tokens_per_step:,}."
     )
-    model, hardware = (n / 1e9 for n in (found.flops_per_token, found.hardware_flops_per_token))
+    flops = (estimate.flops_per_token, estimate.hardware_flops_per_token)
+    model, hardware = (n / 1e9 for n in flops)
     say(
-        f"{model:.1f} GFLOP a token ({hardware:.1f} with recomputation); {found.gpu_hours:.1f} "
-        f"{gpu.name}-hours at a utilisation of {found.utilisation:.0%}, assumed and not measured."
+        f"{model:.1f} GFLOP per token ({hardware:.1f} with recomputation); "
+        f"{estimate.gpu_hours:.1f} {gpu.name}-hours at an assumed utilisation of "
+        f"{estimate.utilisation:.0%}."
     )
-    say(f"A save takes {size(found.save_bytes)}, the result {size(found.export_bytes)} in bf16.")
-    if found.memory.total > gpu.memory_bytes:
+    say(
+        f"Disk: {size(estimate.save_bytes)} per save, {size(estimate.export_bytes)} for the final "
+        "checkpoint in bf16."
+    )
+    if estimate.memory.total > gpu.memory_bytes:
         raise UserError(
-            f"{found.memory.total / 1e9:.0f} GB do not fit a {gpu.name} of "
-            f"{gpu.memory_bytes / 1e9:.0f} GB",
+            f"{estimate.memory.total / 1e9:.0f} GB do not fit into the "
+            f"{gpu.memory_bytes / 1e9:.0f} GB of a {gpu.name}",
             hint="Use more processes, a smaller train.micro_batch, or "
             "train.activation_checkpointing=true.",
         )
@@ -148,6 +156,6 @@ def _estimate(args: argparse.Namespace) -> ExitCode:
 
 SUBCOMMANDS = {
     "estimate": Subcommand(
-        "memory, FLOPs and hours of a training", _add_estimate_arguments, _estimate
+        "memory, FLOPs and hours of a training run", _add_estimate_arguments, _estimate
     )
 }

@@ -1,8 +1,10 @@
-"""Check a folder that amnesia wrote, by whatever command, against its manifest.
+"""Verify a folder that any amnesia command wrote against its manifest.
 
-Checks every file's sha256 (of hardlinked shards, which were not read: header, size and
-modification time; copy them with cp -a), the structure of the safetensors files, and the bytes
-of each restored tensor.
+  amnesia verify REPAIRED
+
+The command checks the sha256 of every file, the structure of the safetensors files, and the bytes
+of each restored tensor. Of hardlinked shards, which were never read, it checks only header, size
+and modification time; copy such a folder with cp -a, which keeps the time.
 """
 
 from __future__ import annotations
@@ -18,21 +20,21 @@ from amnesia_bench.requests.checkpoints import VerifyRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("folder", type=Path, metavar="DIR", help="a folder that amnesia wrote")
+    parser.add_argument("folder", type=Path, metavar="DIR", help="folder that amnesia wrote")
     parser.add_argument("--json", action="store_true", help="print the findings as JSON")
 
 
 def run(args: argparse.Namespace) -> ExitCode:
-    found = amnesia_bench.verify(make(VerifyRequest, {"folder": "DIR"}, folder=args.folder))
+    result = amnesia_bench.verify(make(VerifyRequest, {"folder": "DIR"}, folder=args.folder))
     if args.json:
-        print_json(found)
+        print_json(result)
     else:
-        for finding in found.findings:
+        for finding in result.findings:
             say(finding)
         say(
-            f"Checked {counted(len(found.hashed_files), 'file')} by sha256, "
-            f"{counted(len(found.dated_files), 'hardlink')} by size and modification time, "
-            f"{counted(found.restored_tensors, 'restored tensor')} by sha256: "
-            + (counted(len(found.findings), "finding") if found.findings else "intact")
+            f"Checked {counted(len(result.hashed_files), 'file')} by sha256, "
+            f"{counted(len(result.dated_files), 'hardlink')} by size and modification time, "
+            f"{counted(result.restored_tensors, 'restored tensor')} by sha256: "
+            + (counted(len(result.findings), "finding") if result.findings else "intact")
         )
-    return ExitCode.STAGE_FAILED if found.findings else ExitCode.DONE
+    return ExitCode.STAGE_FAILED if result.findings else ExitCode.DONE

@@ -1,1 +1,1 @@
-"""YAML files and overrides in, frozen pydantic objects out."""
+"""Load YAML configs with command-line overrides into frozen pydantic objects."""

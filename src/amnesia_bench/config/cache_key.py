@@ -1,8 +1,8 @@
-"""Which fields of a config decide a result, and so belong to the key of what it makes.
+"""The cache key of a config: the fields that affect a result.
 
-Fields that do not affect results are marked where they are declared: names, when a state is saved,
-logging, how work is batched (the same numbers, up to the order in which they are added). A field
-without the mark belongs to the key, which is the safe side.
+Fields that do not affect results are marked `NEUTRAL` where they are declared: names, checkpoint
+cadence, logging, how work is batched (the same numbers, up to the order of summation). A field
+without the mark is part of the key, which is the safe default.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pydantic import BaseModel
 
 
 class Neutral:
-    """The mark of a field that does not affect results: `Annotated[bool, NEUTRAL]`."""
+    """Marks a field that does not affect results: `Annotated[bool, NEUTRAL]`."""
 
 
 NEUTRAL = Neutral()
 
 
 def cache_key(value: Any) -> Any:
-    """Return what of a config, or of a part of one, decides a result: plain JSON values."""
+    """Return the fields of a config, or of a part of one, that affect results, as JSON values."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         return {

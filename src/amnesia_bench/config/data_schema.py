@@ -1,4 +1,4 @@
-"""What a config of configs/data may say: one source of data, and how it becomes sequences."""
+"""Schema of configs/data: one data source, and how its rows become sequences."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from amnesia_bench.config.schema import Frozen
 class HubSource(Frozen):
     """Files of a dataset on the Hugging Face hub.
 
-    `revision` is a commit, not a branch: a branch moves; preparing without one says how to find it.
-    Of each subset's files, in the order of their names, the first `skip_files` are left out and the
-    next `take_files` are read (null: all that remain), so that stages can read different files of
-    one dataset.
+    `revision` is a commit, not a branch, because a branch moves; without one, the error message of
+    `prepare` explains how to find it. The files of each subset are sorted by name; the first
+    `skip_files` are skipped and the next `take_files` are read (null reads all remaining files).
+    Stages can thus read different files of one dataset.
     """
 
     kind: Literal["hub"] = "hub"
@@ -28,7 +28,7 @@ class HubSource(Frozen):
     take_files: PositiveInt | None = None
 
 
-# Generators of `amnesia_bench.data.synthetic`; those of the first line make rows of any length.
+# Generators of `amnesia_bench.data.synthetic`. The row length of `Sized` ones is configurable.
 Sized = Literal["prose", "haystack", "mathematics", "short_instructions", "long_instructions"]
 Unsized = Literal[
     "copies", "varied_copies", "word_problems", "conversations", "programs", "test_problems"
@@ -36,9 +36,9 @@ Unsized = Literal[
 
 
 class SyntheticSource(Frozen):
-    """Rows made on the spot, the same on every machine.
+    """Generated rows, identical on every machine.
 
-    `words` is about how many a row has, null for generators whose rows have a length of their own.
+    `words` is the approximate number of words per row; null for generators with a fixed row length.
     """
 
     kind: Literal["synthetic"] = "synthetic"
@@ -56,7 +56,7 @@ class SyntheticSource(Frozen):
 
 
 class FilesSource(Frozen):
-    """Files of the user's own, which `--input` names."""
+    """The user's own files, passed with `--input`."""
 
     kind: Literal["files"] = "files"
 
@@ -65,9 +65,9 @@ Source = Annotated[HubSource | SyntheticSource | FilesSource, Field(discriminato
 
 
 class TextRows(Frozen):
-    """A row is a document: the first of `fields` that the data has.
+    """A row is one document: the first of `fields` that the data has.
 
-    `separator` ends each document: a special token, or `eos` for the tokenizer's own.
+    `separator` ends each document: a special token, or `eos` for the tokenizer's EOS token.
     """
 
     kind: Literal["text"] = "text"
@@ -82,9 +82,9 @@ class QuestionResponseRows(Frozen):
 
 
 class ShareGptRows(Frozen):
-    """A row has `conversations`, a list of turns as for `messages`; each answer thinks.
+    """A row has `conversations`, a list of turns as in `messages`; each answer has a think block.
 
-    `domain` keeps only rows with that value in their field `domain`; null keeps all.
+    `domain` keeps only rows with that value in their field `domain`; null keeps all rows.
     """
 
     kind: Literal["sharegpt"] = "sharegpt"
@@ -94,26 +94,26 @@ class ShareGptRows(Frozen):
 class MessageRows(Frozen):
     """A row has `messages`, `conversations` or `conversation`, a list of turns.
 
-    A turn is {role, content} or {from, value}. Answers may think.
+    A turn is {role, content} or {from, value}. Answers may have a think block.
     """
 
     kind: Literal["messages"] = "messages"
 
 
 class AlpacaRows(Frozen):
-    """A row has `instruction`, `output`, and perhaps `input` and `history`. Answers may think.
+    """A row has `instruction` and `output`, optionally `input` and `history`.
 
-    The question is the instruction, and on the next line the input. `history` is a list of
-    earlier [question, answer] pairs.
+    The question is the instruction, followed by the input on the next line. `history` is a list of
+    earlier [question, answer] pairs. Answers may have a think block.
     """
 
     kind: Literal["alpaca"] = "alpaca"
 
 
 class PromptResponseRows(Frozen):
-    """A row has one of the fields in `prompt` and one of those in `response`. Answers may think.
+    """A row has one of the fields in `prompt` and one of the fields in `response`.
 
-    Either is a text or a list of turns.
+    Each is a string or a list of turns. Answers may have a think block.
     """
 
     kind: Literal["prompt_response"] = "prompt_response"
@@ -124,21 +124,21 @@ class PromptResponseRows(Frozen):
 ChatRows = QuestionResponseRows | ShareGptRows | MessageRows | AlpacaRows | PromptResponseRows
 Rows = Annotated[TextRows | ChatRows, Field(discriminator="kind")]
 
-# Which tokens of a conversation are trained: the answers, or everything.
+# Which tokens of a conversation enter the loss: those of the answers, or all.
 LossOn = Literal["assistant", "all"]
 
 
 class TemplateChat(Frozen):
-    """The tokenizer's own chat template, whatever it writes."""
+    """The tokenizer's own chat template."""
 
     style: Literal["template"] = "template"
     loss_on: LossOn
 
 
 class Qwen3Chat(Frozen):
-    """ChatML as Qwen3 writes it: answers after the last user message think, the last one always.
+    """ChatML as Qwen3 writes it: only answers after the last user message keep their think block.
 
-    It has an empty block where it does not.
+    The last answer always has a think block; it is empty if the answer has no thinking.
     """
 
     style: Literal["qwen3"] = "qwen3"
@@ -146,7 +146,10 @@ class Qwen3Chat(Frozen):
 
 
 class ChatML(Frozen):
-    """ChatML with answers as they are; `default_system` opens conversations that have no system."""
+    """ChatML with unchanged answers.
+
+    `default_system` is the system message of conversations that have none.
+    """
 
     style: Literal["chatml"] = "chatml"
     default_system: str | None = None
@@ -172,20 +175,20 @@ Chat = Annotated[
 ]
 
 # best_fit: whole documents, best fit decreasing within windows of shuffled documents. concat:
-# documents one after another, cut wherever a sequence is full. single: one document a sequence,
-# for models that cannot keep packed documents apart.
+# documents one after another, cut wherever a sequence is full. single: one document per sequence,
+# for models that cannot isolate packed documents.
 Pack = Literal["best_fit", "concat", "single"]
 
-# What becomes of a document that is longer than a sequence.
+# How a document that is longer than a sequence is treated.
 OverLength = Literal["drop", "truncate", "split"]
 
 
 class DataConfig(Frozen):
-    """One source, prepared.
+    """One data source, and how it is prepared.
 
-    `over_length` is null for pack concat, to which no document is too long. `sample_rows` is the
-    share of rows that is read, chosen by `seed`. `max_dropped` is the share of those rows that may
-    be unusable before the preparation fails; documents that are too long do not count.
+    `over_length` is null for pack concat, which can cut every document. `sample_rows` is the share
+    of rows that is read, sampled with `seed`. `max_dropped` is the largest share of those rows that
+    may be unusable; above it, the preparation fails. Over-length documents do not count.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$"), NEUTRAL]
@@ -215,7 +218,7 @@ class DataConfig(Frozen):
 
 
 def with_style(config: DataConfig, style: str) -> dict[str, object]:
-    """Return the values of a config with another chat style, to be checked."""
+    """Return the values of a config with another chat style; the caller validates them."""
     values = config.model_dump()
     if config.chat is None or config.chat.style != style:
         loss_on = "assistant" if config.chat is None else config.chat.loss_on

@@ -1,4 +1,4 @@
-"""How a benchmark is asked, of recall or of reasoning: one config of configs/eval each."""
+"""Schemas of configs/eval: the settings of one recall or reasoning benchmark per config."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ from amnesia_bench.records.reasoning import Checker
 class NiahConfig(Frozen):
     """Needles in a haystack: every task at every length, in tokens.
 
-    `samples` is the number of prompts per task and length, `max_new_tokens` the longest answer.
+    `samples` is the number of prompts per task and length, `max_new_tokens` the maximum number of
+    tokens per answer.
     """
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(unique)]
@@ -38,7 +39,7 @@ class NiahConfig(Frozen):
 
 
 class Think(Frozen):
-    """What a model puts around its thinking."""
+    """The strings that a model writes before and after its thinking."""
 
     open: Annotated[str, Field(min_length=1)]
     close: Annotated[str, Field(min_length=1)]
@@ -47,8 +48,8 @@ class Think(Frozen):
 class EvalConfig(Frozen):
     """Repeats, sampling, prompt template and the treatment of thinking.
 
-    `temperature` 0 is greedy; `top_k` null is off. `chat_template` false sends the user's message
-    as it is. `think` null judges the whole text.
+    `temperature` 0 decodes greedily; `top_k` null disables top-k. `chat_template` false sends the
+    user's message unchanged. `think` null scores the whole text.
     """
 
     repeats: PositiveInt
@@ -63,14 +64,15 @@ class EvalConfig(Frozen):
     @model_validator(mode="after")
     def _repeats_differ(self) -> Self:
         if self.repeats > 1 and self.temperature == 0:
-            raise ValueError(f"{self.repeats} repeats of a greedy answer are one answer")
+            raise ValueError(f"{self.repeats} repeats with temperature 0 give equal answers")
         return self
 
 
 class CodeEvalConfig(EvalConfig):
-    """Also which of LiveCodeBench's windows, by its number of problems, and how to judge programs.
+    """Adds the settings of LiveCodeBench.
 
-    `seconds_per_test` is CPU time.
+    `window` selects a window of the benchmark by its number of problems. `seconds_per_test` is the
+    limit of CPU time per test, `checker` the way in which programs are judged.
     """
 
     window: PositiveInt

@@ -1,7 +1,8 @@
-"""What is run together: a profile says on which models and how large, an experiment what of it.
+"""Schemas of profiles and experiments.
 
-`profile=paper` is the paper at full scale, `profile=tiny` the same stages on a laptop. Every
-experiment says which of a profile's models and tasks it needs.
+A profile lists models, how they are trained, and the size of the evaluations: `profile=paper` is
+the paper at full scale, `profile=tiny` the same stages on a laptop. An experiment lists which of a
+profile's models and tasks it needs.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ LogitsScaling = Annotated[str, Field(pattern=r"^hype \d+(\.\d+)?$")]
 
 
 class TrainingStep(Frozen):
-    """One run of training: a config of configs/train and what is changed of it.
+    """One training run: a config of configs/train, and overrides of it.
 
-    `data` names the config of configs/data of each source whose name in the mixture is another.
+    `data` maps sources of the mixture to configs of configs/data where their names differ.
     """
 
     train: Name
@@ -38,13 +39,13 @@ class TrainingStep(Frozen):
 
 
 class Pretraining(Frozen):
-    """A base that is trained on the spot, from random weights of the model's shape."""
+    """A base model that is pretrained from random weights of the model's shape."""
 
     steps: Annotated[tuple[TrainingStep, ...], Field(min_length=1)]
 
 
 class Distillation(Frozen):
-    """The three stages that make a HypeNet of a teacher; `shape` is its config of configs/model."""
+    """The three stages from a teacher to a HypeNet; `shape` is its config of configs/model."""
 
     shape: Annotated[str, Field(pattern=r"^hypenet_[a-z0-9_]+$")]
     align: TrainingStep
@@ -53,18 +54,19 @@ class Distillation(Frozen):
 
 
 class ModelPlan(Frozen):
-    """How a row of models comes to be, up to its fine-tunes.
+    """How a model and its fine-tunes are made and evaluated.
 
     Attributes:
-        label: its name in the tables.
-        shape: the config of configs/model that tells how large the base is.
-        base: a repository of the hub, or how one is pretrained.
-        distillation: null where the base itself is what is fine-tuned.
-        finetunes: by the name that experiments use.
-        frozen: the fine-tune of the row QK-Frozen, by the fine-tune it is compared with.
-        top_layers: of how many softmax layers, by importance, W_Q and W_K are restored; null: all.
-        max_context_tokens: in place of the limit in its config.
-        attn_logits_scaling: of a HypeNet's softmax layers where it answers; null: its config's.
+        label: name of the model in the tables.
+        shape: config of configs/model with the shape of the base model.
+        base: a repository on the hub, or how the base model is pretrained.
+        distillation: null if the base model itself is fine-tuned.
+        finetunes: fine-tunes by the name that experiments use.
+        frozen: fine-tunes of the row QK-Frozen, by the fine-tune that they are compared with.
+        top_layers: restore W_Q and W_K of only the N most important softmax layers; null restores
+            all.
+        max_context_tokens: overrides the context limit of the model's config.
+        attn_logits_scaling: overrides the logit scaling of a HypeNet's config during inference.
     """
 
     label: Text
@@ -79,36 +81,37 @@ class ModelPlan(Frozen):
 
 
 class SyntheticHaystack(Frozen):
-    """Generated texts to hide needles in, of so many rows and words."""
+    """Generated texts in which needles are hidden; `words` is the number of words per row."""
 
     rows: PositiveInt
     words: PositiveInt
 
 
 class RecallPlan(NiahConfig):
-    """NIAH: `haystack` is `hub`, or generated; a stage asks `lengths_per_stage` of the lengths."""
+    """NIAH: `haystack` is `hub` or generated; one stage evaluates `lengths_per_stage` lengths."""
 
     lengths_per_stage: PositiveInt
     haystack: Literal["hub"] | SyntheticHaystack
 
 
 class ReasoningPlan(Frozen):
-    """A benchmark of reasoning; `generated_problems` null takes its own problems from the hub."""
+    """A reasoning benchmark; `generated_problems` null downloads its problems from the hub."""
 
     generated_problems: PositiveInt | None = None
     overrides: Overrides = ()
 
 
 class Profile(Frozen):
-    """Which models there are, and how they are trained and measured.
+    """The models of a scale, and how they are trained and evaluated.
 
     Attributes:
-        scope: which of an experiment's scopes is meant.
-        tokenizer_seed: of the tokenizer of generated texts; null where models bring theirs.
-        gpus: how many a stage of training or generation takes, 0 on a laptop.
-        training_overrides: of every training.
-        data_overrides: of every source of data.
-        report_overrides: of every report.
+        scope: the scope of each experiment that applies to this profile.
+        seeds: training seeds; every model is trained once per seed.
+        tokenizer_seed: seed of the synthetic tokenizer; null to use each model's own tokenizer.
+        gpus: number of GPUs per training or generation stage, 0 on a laptop.
+        training_overrides: overrides of every training config.
+        data_overrides: overrides of every data config.
+        report_overrides: overrides of every report config.
     """
 
     name: Name
@@ -131,10 +134,10 @@ class Profile(Frozen):
 
 
 class Scope(Frozen):
-    """What an experiment means at one scale.
+    """The part of a profile that an experiment needs at one scale.
 
-    `finetunes` are the names of the profile's models, and those that reports know them by;
-    `tasks` and `lengths` are those of recall, null for all of the profile; `reports` are configs of
+    `finetunes` are names of fine-tunes, both in the profile's models and in reports; `tasks` and
+    `lengths` choose recall prompts, null for all of the profile; `reports` are names of configs in
     configs/report.
     """
 
@@ -147,7 +150,7 @@ class Scope(Frozen):
 
 
 class Experiment(Frozen):
-    """A table or a figure: its rows for each fine-tune, by scope."""
+    """A table or figure: its rows, and the part of a profile that it needs at each scale."""
 
     name: Name
     methods: Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(unique)]
@@ -155,7 +158,7 @@ class Experiment(Frozen):
 
 
 class ExperimentConfig(Frozen):
-    """Everything a run is made of."""
+    """The configuration of one run: profile, experiment and restore variant."""
 
     profile: Profile
     experiment: Experiment
@@ -163,11 +166,11 @@ class ExperimentConfig(Frozen):
 
     @property
     def scope(self) -> Scope:
-        """What the experiment means under the profile."""
+        """The experiment's scope for the profile."""
         return self.experiment.scopes[self.profile.scope]
 
     @model_validator(mode="after")
-    def _the_profile_has_what_is_asked(self) -> Self:
+    def _the_profile_covers_the_scope(self) -> Self:
         profile, experiment = self.profile, self.experiment
         if profile.scope not in experiment.scopes:
             raise ValueError(
@@ -175,15 +178,15 @@ class ExperimentConfig(Frozen):
                 f"{', '.join(experiment.scopes)}"
             )
         recall = profile.recall
-        for what, asked, known in (
+        for kind, names, known in (
             ("model", self.scope.models, profile.models),
-            ("task of recall", self.scope.tasks or (), recall.tasks),
-            ("length of recall", self.scope.lengths or (), recall.lengths),
+            ("recall task", self.scope.tasks or (), recall.tasks),
+            ("recall length", self.scope.lengths or (), recall.lengths),
             ("reasoning task", self.scope.reasoning, profile.reasoning),
         ):
-            for name in asked:
+            for name in names:
                 if name not in known:
-                    raise ValueError(f"profile {profile.name} has no {what} {name}")
+                    raise ValueError(f"profile {profile.name} has no {kind} {name}")
         for model in self.scope.models:
             plan = profile.models[model]
             for finetune in self.scope.finetunes:
@@ -195,14 +198,14 @@ class ExperimentConfig(Frozen):
 
 
 class Job(Frozen):
-    """One experiment of a command line, and the overrides that made it."""
+    """One experiment of a command line, and the overrides that select it."""
 
     config: ExperimentConfig
     overrides: Overrides
 
 
 def load_jobs(overrides: Sequence[str]) -> tuple[Job, ...]:
-    """Compose the experiments that a command line asks for; `a,b` behind a key asks for several.
+    """Compose the experiments that a command line selects; `key=a,b` selects several.
 
     Args:
         overrides: `experiment=table1,table4 profile=tiny restore=qk,qk_blend`.
@@ -212,7 +215,7 @@ def load_jobs(overrides: Sequence[str]) -> tuple[Job, ...]:
     """
     if not any(override.lstrip("+").startswith("experiment=") for override in overrides):
         raise UserError(
-            "no experiment was named", hint=f"experiment={'|'.join(options('experiment'))}"
+            "no experiment selected", hint=f"experiment={'|'.join(options('experiment'))}"
         )
     return tuple(
         Job(config=load_root(job, ExperimentConfig), overrides=job)

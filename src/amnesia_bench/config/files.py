@@ -1,16 +1,16 @@
-"""The files of configs/: which configs they hold, and what each says in the end.
+"""Read the files of configs/ and resolve `extends`.
 
-A file holds one config. `extends: NAME` at its top begins with the values of another config of its
-group, `extends: [A, B]` with those of several, the last of which wins. A block inside a file may
-extend a whole config of any group: `extends: eval/niah`.
+A file contains one config. `extends: NAME` at its top inherits the values of another config of its
+group, `extends: [A, B]` those of several; later ones override earlier ones. A block inside a file
+may extend a whole config of any group: `extends: eval/niah`.
 
 Configs that differ in few values share a file: each entry of `configs` is a config that extends
-the rest of the file. A file whose name begins with _ is only there to be extended.
+the rest of the file. A file whose name begins with _ can only be extended.
 
-    extends: sft            # or a file of your own, by its path: extends: ../mine.yaml
+    extends: sft            # or the path of your own file: extends: ../mine.yaml
     steps: 100
     configs:
-      short: {steps: 20}    # as a file short.yaml with `extends: THIS_FILE` and `steps: 20`
+      short: {steps: 20}    # like a file short.yaml with `extends: THIS_FILE` and `steps: 20`
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ from amnesia_bench.errors import MissingEnvironmentError, UserError
 
 _SUFFIXES = (".yaml", ".yml")
 _EXTENDS, _CONFIGS = "extends", "configs"
-# Keys that older files have, and what to write instead.
+# Keys of older files, and hints for replacing them.
 _MOVED = {
-    "defaults": "Write `extends: NAME`; a list takes several, and the file itself comes last.",
-    "name": "A config has the name of its file: leave the key out.",
+    "defaults": "Write `extends: NAME`, or a list of names; the file itself overrides them.",
+    "name": "A config has the name of its file: remove the key.",
 }
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a config stands: a file, and in a file of several its entry."""
+    """Location of a config: a file, and the entry if the file has several configs."""
 
     path: Path
     entry: str | None = None
@@ -51,11 +51,11 @@ class Place:
 
     @property
     def identity(self) -> tuple[Path, str | None]:
-        """Return what it shares with no other place, whatever way its path takes."""
+        """Return a key that is equal for two spellings of the same path."""
         return self.path.resolve(), self.entry
 
     def line_of(self, keys: Sequence[str | int]) -> int | None:
-        """Return the line of a key of the config; None where this file does not have it."""
+        """Return the line of a key of the config; None if this file does not have the key."""
         inside = () if self.entry is None else (_CONFIGS, self.entry)
         node: Any = yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         line = None
@@ -72,46 +72,46 @@ class Place:
         return line
 
     def at(self, keys: Sequence[str | int]) -> str:
-        """Return the file, and the line of a key where it has that."""
+        """Return the file, with the line of a key if the file has the key."""
         line = self.line_of(keys)
         return str(self.path) if line is None else f"{self.path}:{line}"
 
 
 @dataclass(frozen=True)
 class Config:
-    """The values of a config after all that it extends, and where it stands, its bases first."""
+    """The values of a config with `extends` resolved, and its places, those of its bases first."""
 
     values: dict[str, Any]
     places: tuple[Place, ...]
 
     @property
     def name(self) -> str:
-        """Return its name: that of its file, or of its entry in a file of several."""
+        """Return the config's name: that of its file or entry."""
         return self.places[-1].name
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Return the configs that share it, where it is the rest of a file of several."""
+        """Return the entries of the file if this config is the part that they share."""
         last = self.places[-1]
         return () if last.entry is not None else tuple(read_yaml(last.path).get(_CONFIGS, ()))
 
     def where(self, keys: Sequence[str | int]) -> str:
-        """Return file and line of what decides a value, or the file that should have it."""
+        """Return the file and line that set a value, or the file in which it is missing."""
         last = self.places[-1]
         if not keys:
             return str(last.path)
-        decides = (place for place in reversed(self.places) if place.line_of(keys) is not None)
-        return next(decides, last).at(keys)
+        setters = (place for place in reversed(self.places) if place.line_of(keys) is not None)
+        return next(setters, last).at(keys)
 
 
 def config_dir() -> Path:
     """Return the folder of the config groups: inside the package, or at the repository's root.
 
     Raises:
-        MissingEnvironmentError: the installation has none.
+        MissingEnvironmentError: the installation has no configs.
     """
     package = Path(amnesia_bench.__file__).resolve().parent
-    # An editable install does not see the mapping that puts them into a wheel.
+    # Wheels contain them in the package; an editable install finds them in the repository.
     for candidate in (package / "configs", package.parents[1] / "configs"):
         if (candidate / "config.yaml").is_file():
             return candidate
@@ -123,22 +123,22 @@ def config_dir() -> Path:
 
 def options(group: str) -> tuple[str, ...]:
     """Return the names that a config group offers; empty when there is no such group."""
-    offered = (place for place in _places(group) if not place.name.startswith("_"))
-    return tuple(sorted(place.name for place in offered if _is_whole(place)))
+    public = (place for place in _places(group) if not place.name.startswith("_"))
+    return tuple(sorted(place.name for place in public if _is_whole(place)))
 
 
 def is_path(reference: str) -> bool:
-    """Return whether a config is named by its path, and not by its name."""
+    """Return whether a reference to a config is a path rather than a name."""
     return reference.endswith(_SUFFIXES)
 
 
 def config_name(reference: str) -> str:
-    """Return the name of a config that is given by name or by path."""
+    """Return the name of a config that is referenced by name or by path."""
     return Path(reference).stem if is_path(reference) else reference
 
 
 def read_config(group: str, reference: str) -> Config:
-    """Return a config of a group with all that it extends.
+    """Return a config of a group, with `extends` resolved.
 
     Args:
         group: a folder of configs.
@@ -146,16 +146,16 @@ def read_config(group: str, reference: str) -> Config:
             whose `extends` may name packaged configs.
 
     Raises:
-        UserError: no such config, or a file that cannot be read; the message names it.
+        UserError: the config does not exist, or a file cannot be read; the message names it.
     """
     return compose(_find(group, reference, Path()), group)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return what a YAML file of keys and values says.
+    """Return the keys and values of a YAML file.
 
     Raises:
-        UserError: it cannot be read, or holds something else.
+        UserError: the file cannot be read, or is not a mapping.
     """
     try:
         stamp = path.stat()
@@ -165,13 +165,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not text in UTF-8") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} does not hold keys and values")
+        raise UserError(f"{path} does not contain keys and values")
     return content
 
 
 @cache
 def _parsed(path: Path, modified: int, size: int) -> object:
-    # Not at the top: `--help` shows defaults out of a file, and importing this takes 0.1 s.
+    # Not at the top: importing it takes 0.1 s, and many commands read no config.
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -186,17 +186,17 @@ def _parsed(path: Path, modified: int, size: int) -> object:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the values of `over`: blocks key by key, all else as a whole."""
+    """Return `base` with the values of `over`; blocks are merged key by key."""
     result = dict(base)
     for key, value in over.items():
-        below = result.get(key)
-        inside = isinstance(below, dict) and isinstance(value, dict)
-        result[key] = merged(below, value) if inside else value  # type: ignore[arg-type]
+        old = result.get(key)
+        both_blocks = isinstance(old, dict) and isinstance(value, dict)
+        result[key] = merged(old, value) if both_blocks else value  # type: ignore[arg-type]
     return result
 
 
 def bases_of(place: Place, group: str) -> list[tuple[str, Place]]:
-    """Return what a config extends, and of which groups; an entry extends the rest of its file."""
+    """Return the group and place of each base; an entry also extends the rest of its file."""
     bases = _extended(_content(place), group, place)
     file = Place(place.path)
     if place.entry is not None and file.path not in {base.path for _, base in bases}:
@@ -205,23 +205,25 @@ def bases_of(place: Place, group: str) -> list[tuple[str, Place]]:
 
 
 def compose(place: Place, group: str, readers: tuple[Place, ...] = ()) -> Config:
-    """Return the config at a place with all that it extends; `readers` are those that extend it.
+    """Return the config at a place with `extends` resolved; `readers` are configs that extend it.
 
     Raises:
-        UserError: it extends itself, or what is not there, or a file cannot be read.
+        UserError: it extends itself or a config that does not exist, or a file cannot be read.
     """
-    if place.identity in {each.identity for each in readers}:
-        chain = " extends ".join(each.name for each in (*readers, place))
+    if place.identity in {reader.identity for reader in readers}:
+        chain = " extends ".join(link.name for link in (*readers, place))
         raise UserError(f"{readers[-1].at([_EXTENDS])}: {chain}")
     content = _content(place)
     for key in _MOVED.keys() & content.keys():
         raise UserError(f"{place.at([key])}: {key}: unknown key", hint=_MOVED[key])
-    below = [compose(base, of, (*readers, place)) for of, base in bases_of(place, group)]
+    bases = [
+        compose(base, base_group, (*readers, place)) for base_group, base in bases_of(place, group)
+    ]
     values: dict[str, Any] = {}
-    for config in below:
+    for config in bases:
         values = merged(values, config.values)
     values = merged(values, _own(content, group, place, readers))
-    places = dict.fromkeys(each for config in below for each in config.places)
+    places = dict.fromkeys(base_place for config in bases for base_place in config.places)
     return Config(copy.deepcopy(values), (*places, place))
 
 
@@ -233,25 +235,25 @@ def _content(place: Place) -> dict[str, Any]:
 def _own(
     content: Mapping[str, Any], group: str, place: Place, readers: tuple[Place, ...]
 ) -> dict[str, Any]:
-    """Return what a file says itself, with what its blocks extend."""
+    """Return the values that a file itself sets, with `extends` of its blocks resolved."""
     own: dict[str, Any] = {}
     for key, value in content.items():
         if key in (_EXTENDS, _CONFIGS):
             continue
         if isinstance(value, dict):
             block: dict[str, Any] = {}
-            for of, base in _extended(value, group, place):
-                block = merged(block, compose(base, of, (*readers, place)).values)
+            for base_group, base in _extended(value, group, place):
+                block = merged(block, compose(base, base_group, (*readers, place)).values)
             value = merged(block, _own(value, group, place, readers))
         own[key] = value
     return own
 
 
 def _extended(content: Mapping[str, Any], group: str, place: Place) -> list[tuple[str, Place]]:
-    """Return the configs that a file or a block of it extends, and their groups."""
-    listed = content.get(_EXTENDS, [])
-    references = listed if isinstance(listed, list) else [listed]
-    found = []
+    """Return the group and place of each config that a file or block extends."""
+    value = content.get(_EXTENDS, [])
+    references = value if isinstance(value, list) else [value]
+    bases = []
     for reference in references:
         if not isinstance(reference, str):
             raise UserError(
@@ -260,39 +262,39 @@ def _extended(content: Mapping[str, Any], group: str, place: Place) -> list[tupl
             )
         other, _, name = ("", "", reference) if is_path(reference) else reference.rpartition("/")
         try:
-            found.append((other or group, _find(other or group, name, place.path.parent)))
+            bases.append((other or group, _find(other or group, name, place.path.parent)))
         except UserError as error:
             where = place.at([_EXTENDS])
             raise UserError(f"{where}: extends: {error.what}", hint=error.hint) from error
-    return found
+    return bases
 
 
 def _find(group: str, reference: str, folder: Path) -> Place:
     if is_path(reference):
         path = folder / Path(reference)
         try:
-            found = path.is_file()
+            exists = path.is_file()
         except OSError as error:  # a name that is too long
             raise UserError(f"{reference:.200}: {error.strerror}") from error
-        if not found:
+        if not exists:
             raise UserError(f"{reference}: no such file")
         if _CONFIGS in read_yaml(path):
             raise UserError(
-                f"{Place(path).at([_CONFIGS])}: a file that is named by its path holds one config",
-                hint="Write each config into a file of its own; they may extend a common one.",
+                f"{Place(path).at([_CONFIGS])}: a file given by path can contain only one config",
+                hint="Write each config to its own file; they may extend a common one.",
             )
         return Place(path)
     places = {place.name: place for place in _places(group)}
     if reference not in places:
         hint = nearest(reference, options(group))
         if Path(f"{reference}.yaml").is_file():
-            hint = f"A file of your own is named with its ending: {reference}.yaml"
+            hint = f"To use your own file, add its suffix: {reference}.yaml"
         raise UserError(f"{group}={reference}: no such option", hint=hint)
     return places[reference]
 
 
 def _places(group: str) -> list[Place]:
-    """Return all configs of a group; an entry takes the place of a file of its name."""
+    """Return the places of all configs of a group: files, then entries, which override files."""
     paths = sorted((config_dir() / group).glob("*.yaml"))
     entries = (
         Place(path, entry) for path in paths for entry in read_yaml(path).get(_CONFIGS) or ()

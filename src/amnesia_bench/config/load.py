@@ -1,7 +1,7 @@
-"""Configs and overrides in, one frozen object out.
+"""Load configs with overrides as frozen objects.
 
-`files` reads what the YAML files say, `overrides` puts in what was typed, and pydantic alone judges
-keys and values. A config is chosen by its name, or by the path of a file of your own.
+`files` reads the YAML files, `overrides` applies the overrides, and pydantic alone validates keys
+and values. A config is selected by its name, or by the path of your own file.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from amnesia_bench.config.files import (
     read_yaml,
 )
 from amnesia_bench.config.messages import describe
-from amnesia_bench.config.overrides import no_override, with_overrides
+from amnesia_bench.config.overrides import malformed_override, with_overrides
 from amnesia_bench.config.schema import Frozen, ModelFile, Variant
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import UserError
@@ -38,13 +38,13 @@ HYPENET_SIZES = ("2b", "5b", "9b", "laptop", "tiny")
 def load_root(
     overrides: Sequence[str], schema: type[Schema], fixed: Mapping[str, str] | None = None
 ) -> Schema:
-    """Load a config of each of several groups; each field of `schema` is a group.
+    """Load one config from each of several groups; each field of `schema` is a group.
 
     Args:
         overrides: as typed on the command line: `restore=qk_blend`, `restore=mine.yaml`,
-            `restore.rule.alpha=0.3`. What is not chosen is chosen in configs/config.yaml.
-        schema: what the whole must be.
-        fixed: the configs of groups that `overrides` must not choose again.
+            `restore.rule.alpha=0.3`. configs/config.yaml has the defaults of the groups.
+        schema: model of the result.
+        fixed: configs of the groups that `overrides` must not select again.
 
     Raises:
         UserError: a key, a value or a choice is wrong; the message names its path.
@@ -54,7 +54,7 @@ def load_root(
     chosen = {**read_yaml(config_dir() / "config.yaml"), **typed, **fixed}
     if missing := [group for group in groups if group not in chosen]:
         hint = f"{missing[0]}={'|'.join(options(missing[0]))}"
-        raise UserError(f"no {missing[0]} was named", hint=hint)
+        raise UserError(f"no {missing[0]} selected", hint=hint)
     configs = {group: read_config(group, chosen[group]) for group in groups}
     named = {
         group: _named(config, schema.model_fields[group].annotation)
@@ -63,7 +63,7 @@ def load_root(
     data = with_overrides(named, changes)
     _refuse_targets(data, "")
     try:
-        # JSON, since strict pydantic takes its arrays for tuples and a list of Python's not.
+        # Through JSON: strict pydantic accepts a JSON array as a tuple, but not a Python list.
         return schema.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         problem = describe(error, schema, data, _Places(configs, changes).where)
@@ -71,16 +71,16 @@ def load_root(
 
 
 def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:
-    """Load one config of a group by itself.
+    """Load a single config of a group.
 
     Args:
         group: a folder of configs.
-        name: a config in it, or the path of a file of your own.
+        name: a config in it, or the path of your own file.
         overrides: with full paths: `restore.select.layers=[3,7]`.
-        schema: what the config must be.
+        schema: model of the config.
 
     Raises:
-        UserError: no such config, or an override is wrong; the message names its path.
+        UserError: the config does not exist, or an override is wrong; the message names its path.
     """
     for override in overrides:
         if "." not in override.lstrip("+~").partition("=")[0]:
@@ -91,10 +91,10 @@ def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Sc
 
 
 def validate_values(schema: type[Schema], values: Mapping[str, object]) -> Schema:
-    """Return values that were typed one by one as what they must be.
+    """Validate values that do not come from a config file.
 
     Raises:
-        UserError: one of them is wrong.
+        UserError: a value is wrong.
     """
     try:
         return schema.model_validate(values)
@@ -105,9 +105,9 @@ def validate_values(schema: type[Schema], values: Mapping[str, object]) -> Schem
 def load_data(
     name: str, overrides: Sequence[str] = (), chat_style: str | None = None
 ) -> DataConfig:
-    """Load a source of data by its name or path; see `load_option`.
+    """Load a data config by its name or path; see `load_option`.
 
-    `chat_style` is how conversations are written, instead of the config's style.
+    `chat_style` overrides the style in which the config formats conversations.
     """
     config = load_option("data", name, overrides, DataConfig)
     if chat_style is None:
@@ -116,7 +116,7 @@ def load_data(
 
 
 def load_niah(name: str = "niah") -> NiahConfig:
-    """Load the tasks, lengths and samples of recall: configs/eval/niah.yaml, or check.yaml."""
+    """Load the default tasks, lengths and samples of NIAH: configs/eval/niah.yaml or check.yaml."""
     return load_option("eval", name, (), NiahConfig)
 
 
@@ -129,16 +129,17 @@ def load_training(name: str, overrides: Sequence[str] = ()) -> TrainingRun:
     """Load a stage of configs/train by its name or path.
 
     Args:
-        name: a config of configs/train, or the path of a file of your own.
+        name: a config of configs/train, or the path of your own file.
         overrides: `recipe=halo_parity`, `recipe.kd_rows=all`, `train.steps=20`, ...
 
     Raises:
-        UserError: no such stage or recipe, or an override is wrong; the message names its path.
+        UserError: the stage or recipe does not exist, or an override is wrong; the message names
+            its path.
     """
     changes: list[str] = []
     for override in overrides:
         if override.lstrip("+").startswith("train.mixture="):
-            # It would be added to the sources of the stage; these are meant instead of them.
+            # Without this, the sources would be merged with those of the stage, not replace them.
             changes.append("train.mixture=null")
         changes.append(override)
     return load_root(changes, TrainingRun, {"train": name})
@@ -148,16 +149,16 @@ def load_model(name: str) -> ModelFile:
     """Load a model's shape by the name or path of its config.
 
     Raises:
-        UserError: no such config, or a file that cannot be read.
+        UserError: the config does not exist or cannot be read.
     """
     return ModelFile(name=name, values=load_model_file(name))
 
 
 def load_model_file(name: str) -> dict[str, Any]:
-    """Return a config of configs/model, by name or path, in the keys of a config.json.
+    """Return a config of configs/model, by name or path, with the keys of a config.json.
 
     Raises:
-        UserError: no such config, or a file that cannot be read.
+        UserError: the config does not exist or cannot be read.
     """
     return with_overrides(read_config("model", name).values, ())
 
@@ -166,7 +167,7 @@ def load_hypenet(size_or_path: str | Path) -> ModelFile:
     """Load a HypeNet's shape by its size (2b, 5b, 9b, laptop, tiny), or from a .yaml or .json file.
 
     Raises:
-        UserError: no such size or file, or an unreadable file.
+        UserError: the size is unknown, or the file does not exist or cannot be read.
     """
     size = str(size_or_path).lower()
     if size in HYPENET_SIZES:
@@ -174,7 +175,7 @@ def load_hypenet(size_or_path: str | Path) -> ModelFile:
     path = Path(size_or_path)
     if not path.is_file():
         raise UserError(
-            f"{size_or_path} is neither a size of HypeNet nor a config file",
+            f"{size_or_path} is neither a HypeNet size nor a config file",
             hint=f"Use one of {', '.join(HYPENET_SIZES)}, or the path of a .yaml or config.json.",
         )
     if is_path(str(path)):
@@ -188,25 +189,25 @@ def _read_json(path: Path) -> dict[str, Any]:
     except (ValueError, OSError) as error:
         raise UserError(f"{path} cannot be read: {error}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{path} does not hold keys and values")
+        raise UserError(f"{path} does not contain keys and values")
     return values
 
 
 def _split(
     overrides: Sequence[str], groups: Sequence[str], fixed: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Return which config of each group was typed, and the changes of values."""
+    """Split overrides into the config selected in each group, and the overrides of values."""
     chosen, changes = {}, []
     for override in overrides:
         key, equals, value = override.lstrip("+~").partition("=")
         if not key or not (equals or override.startswith("~")):
-            raise no_override(override)
+            raise malformed_override(override)
         if key not in groups or override.startswith("~"):
             changes.append(override)
         elif key in fixed:
             raise _chosen_already(override, key, fixed[key])
         elif override != f"{key}={value}":
-            raise no_override(override)
+            raise malformed_override(override)
         else:
             chosen[key] = value
     return chosen, changes
@@ -220,26 +221,27 @@ def _chosen_already(override: str, group: str, name: str) -> UserError:
 
 
 def _named(config: Config, schema: Any) -> dict[str, Any]:
-    """Return a config's values, with its name where the schema has one."""
+    """Return a config's values, including its name if the schema has that field."""
     if "name" not in schema.model_fields:
         return config.values
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", config.name):
         raise UserError(
-            f"{config.places[-1].path}: a config has the name of its file: {config.name} is none",
-            hint="A name has small letters, digits and underscores: my_run.yaml.",
+            f"{config.places[-1].path}: the name of the file is the name of the config, but "
+            f"{config.name} is not a valid name",
+            hint="Use lower-case letters, digits and underscores: my_run.yaml.",
         )
     return {"name": config.name, **config.values}
 
 
 class _Places:
-    """Where a value comes from that turned out to be wrong."""
+    """Finds the file and line that set an invalid value."""
 
     def __init__(self, configs: Mapping[str, Config], changes: Sequence[str]) -> None:
         self._configs = configs
         self._typed = {change.lstrip("+~").partition("=")[0] for change in changes}
 
     def where(self, keys: Sequence[str | int]) -> str | None:
-        """Return the file and line of a value; None where it, or a part of it, was typed."""
+        """Return the file and line of a value; None if an override set it or a part of it."""
         group, *inside = keys
         path = ".".join(map(str, keys))
         typed = any(f"{path}.".startswith(f"{key}.") for key in self._typed)
@@ -250,9 +252,12 @@ class _Places:
 
 
 def _with_members(hint: str | None, configs: Mapping[str, Config]) -> str | None:
-    """Return a hint that also names the configs of a file whose shared part was chosen."""
+    """Extend a hint with the configs of a file if only their shared part was selected."""
     shared = (config for config in configs.values() if config.members)
-    hints = [f"{each.name} is what {', '.join(each.members)} share: choose one." for each in shared]
+    hints = [
+        f"{config.name} is only the shared part of {', '.join(config.members)}: choose one of them."
+        for config in shared
+    ]
     return "\n".join([*hints, *([hint] if hint else [])]) or None
 
 
@@ -260,7 +265,7 @@ def _refuse_targets(data: object, path: str) -> None:
     if isinstance(data, dict):
         for key, value in data.items():
             if key == "_target_":
-                raise UserError(f"{path}_target_: not allowed, configs are data and never code")
+                raise UserError(f"{path}_target_: not allowed, configs contain data and no code")
             _refuse_targets(value, f"{path}{key}.")
     elif isinstance(data, list):
         for index, value in enumerate(data):

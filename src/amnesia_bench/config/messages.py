@@ -1,4 +1,4 @@
-"""Pydantic's findings in the user's terms: the path as typed, what is known, the nearest name."""
+"""Translate pydantic's errors for users: the path as typed, the known names, the closest name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pydantic_core import ErrorDetails
 
 from amnesia_bench.errors import UserError
 
-# Where pydantic speaks of JSON or Python and the user of YAML.
+# Messages in terms of YAML, where pydantic's are in terms of JSON or Python.
 _PLAIN = {
     "tuple_type": "expected a list",
     "too_short": "expected at least one item",
@@ -31,15 +31,15 @@ def nearest(name: str, known: Sequence[str]) -> str:
 Keys = Sequence[int | str]
 
 
-def _typed(keys: Keys) -> str | None:
+def _no_place(keys: Keys) -> str | None:
     return None
 
 
 def check_known(field: str, name: str, known: Sequence[str]) -> None:
-    """Accept the name of something that there is; for validators of a schema.
+    """Validate a name; for validators of a schema.
 
     Raises:
-        ValueError: there is none of this name.
+        ValueError: the name is unknown.
     """
     if name not in known:
         raise ValueError(f"{field}={name:.80}: unknown. {nearest(name, known)}")
@@ -49,19 +49,19 @@ def describe(
     error: ValidationError,
     model: type[BaseModel],
     data: object,
-    where: Callable[[Keys], str | None] = _typed,
+    where: Callable[[Keys], str | None] = _no_place,
 ) -> UserError:
-    """Return one error for everything that is wrong with `data`.
+    """Return one error that lists all problems of `data`.
 
     Args:
-        error: what pydantic raised.
-        model: what `data` was to become.
+        error: pydantic's error.
+        model: model against which `data` was validated.
         data: the composed config.
-        where: the file and line that a value comes from; None for one that was typed.
+        where: returns the file and line of a value; None for a value of an override.
     """
-    # A misspelled key is also a missing one: what the user typed comes first.
+    # A misspelled key is also reported as missing: the key that the user typed comes first.
     details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
-    # A list whose items are all wrong is also called too short.
+    # A list whose items are all wrong is also reported as too short.
     details = [d for d in details if d["type"] != "too_short" or not d["input"]]
     problems, hints = [], []
     for detail in details:
@@ -102,10 +102,10 @@ def _typed_keys(loc: Keys, data: Any) -> list[int | str]:
     """Return the path as the user would type it, without pydantic's names of union members."""
     keys: list[int | str] = []
     for position, part in enumerate(loc):
-        inside = (isinstance(data, dict) and part in data) or (
+        exists = (isinstance(data, dict) and part in data) or (
             isinstance(data, list) and isinstance(part, int) and part < len(data)
         )
-        if inside:
+        if exists:
             data = data[part]
         elif position < len(loc) - 1 or not isinstance(data, dict):
             continue
@@ -126,7 +126,7 @@ def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
 
 
 def _member(annotation: Any, part: int | str) -> Any:
-    """Return the type behind one part of a location: a field, an item or a union's member."""
+    """Return the type of one part of a location: a field, an item or a member of a union."""
     if get_origin(annotation) in (Union, types.UnionType):
         return next(item for item in map(_bare, get_args(annotation)) if part in item[1])[0]
     if isinstance(part, int):

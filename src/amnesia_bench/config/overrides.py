@@ -1,7 +1,8 @@
-"""Values that are typed behind a command: `train.steps=20`, in Hydra's grammar.
+"""Parse and apply overrides in Hydra's grammar: `train.steps=20`.
 
-Hydra reads each override; pydantic alone judges keys and values, so an unknown key is put in here
-and refused there, with the nearest known one.
+Hydra parses each override; pydantic alone validates keys and values. An unknown key is therefore
+accepted here, and pydantic's error names the closest known one. Hydra and OmegaConf are imported
+inside functions: they take 0.1 s each, and many commands need neither.
 """
 
 from __future__ import annotations
@@ -20,16 +21,16 @@ def expand_sweep(overrides: Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Return the overrides of every job of a sweep: each combination of `key=a,b` choices.
 
     Raises:
-        UserError: an override that Hydra cannot read.
+        UserError: Hydra cannot parse an override.
     """
     return tuple(product(*map(_choices, overrides)))
 
 
 def with_overrides(values: Mapping[str, object], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return the values with what was typed: `key=value` sets, `~key` removes.
+    """Return the values with overrides applied: `key=value` sets a key, `~key` removes one.
 
     Raises:
-        UserError: an override that cannot be read, or does not fit the values.
+        UserError: an override cannot be parsed, or does not fit the values.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -42,7 +43,7 @@ def with_overrides(values: Mapping[str, object], overrides: Iterable[str]) -> di
             "dict[str, Any]", OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         )
     except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
-        # OmegaConf answers some values with errors of Python's own.
+        # OmegaConf raises built-in exceptions for some values.
         raise UserError(f"config: {str(error).partition(chr(10))[0]}") from error
 
 
@@ -61,7 +62,7 @@ def _apply(config: Any, typed: str) -> None:
     block, _, last = key.rpartition(".")
     node = OmegaConf.select(config, block) if block else config
     if not OmegaConf.is_dict(node) or last not in node or "=" in typed:
-        raise UserError(f"{typed}: there is no {key} to remove", hint="~KEY removes a key.")
+        raise UserError(f"{typed}: no key {key} to remove", hint="~KEY removes a key.")
     del node[last]
 
 
@@ -74,20 +75,19 @@ def _choices(typed: str) -> list[str]:
     try:
         return [f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()]
     except HydraException as error:  # glob(*), which needs Hydra's own folders
-        raise no_override(typed) from error
+        raise malformed_override(typed) from error
 
 
 def _parsed(typed: str) -> Override:
-    # Not at the top: it takes 0.1 s, and most commands change no value.
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
         return OverridesParser.create().parse_override(typed)
     except (HydraException, ValueError, RecursionError) as error:
-        raise no_override(typed) from error
+        raise malformed_override(typed) from error
 
 
-def no_override(typed: str) -> UserError:
-    """Return the error for something that is no override."""
+def malformed_override(typed: str) -> UserError:
+    """Return the error for a word that is not an override."""
     return UserError(f"{typed!r}: expected key=value", hint="For example restore=qk_pro.")

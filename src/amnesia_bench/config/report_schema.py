@@ -1,4 +1,4 @@
-"""A table of results and the claims it decides: one config of configs/report each."""
+"""Schema of configs/report: a table of results, and the claims that it tests."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from amnesia_bench.config.schema import Frozen
 from amnesia_bench.records.ids import REASONING_TASKS, RECALL_TASKS, known_metrics
 
 Name = Annotated[str, Field(min_length=1)]
-# `niah_single_3@longest` means the same column whatever lengths a table has, as a task alone means
-# its first score.
+# `niah_single_3@longest` works for every choice of lengths; a task without a metric means its first
+# score.
 LONGEST, SHORTEST = "longest", "shortest"
 
 
 class Score(Frozen):
-    """A column that has no context length: a metric of a reasoning task.
+    """A column without a context length: a metric of a reasoning task.
 
-    `scorer` is that of the cells which belong here; null takes any.
+    `scorer` selects the cells of one scorer; null accepts any.
     """
 
     task: Name
@@ -57,9 +57,9 @@ class RecallColumns(Frozen):
 class Claim(Frozen):
     """An inequality between the rows of a model: sum of weight * value > `above`.
 
-    Values are fractions. It must hold in each of `columns` for each of `models` (null: all of the
-    table). With `than`, what the same sum is in that column is subtracted. `place` says where the
-    paper makes the claim, `aim` that it is one of ours and not the paper's.
+    Values are fractions. The inequality must hold in each of `columns` for each of `models` (null:
+    all of the table). With `than`, the same sum in column `than` is subtracted. `place` is the
+    section of the paper that makes the claim; `aim` marks a target of this project instead.
     """
 
     text: Name
@@ -73,9 +73,9 @@ class Claim(Frozen):
 
 
 class TradeOff(Frozen):
-    """A figure of recall against reasoning: a point per row (name to label), with intervals.
+    """A figure of recall against reasoning: one point per row (name to label), with intervals.
 
-    `rows` null: those of the table. Each of `lines` joins the rows that it names, in that order.
+    If `rows` is null, the rows of the table are drawn. Each of `lines` connects rows in its order.
     """
 
     recall: Name
@@ -85,11 +85,12 @@ class TradeOff(Frozen):
 
 
 class TableConfig(Frozen):
-    """Rows are `models` x `methods` (row to label), columns recall, then scores.
+    """A table: rows are `models` x `methods` (row to label), columns are recall, then scores.
 
-    A row is METHOD, after the fine-tune `sft`, or METHOD@SFT after another. `published` names the
-    paper's tables that hold the same runs; a value is looked up in them in this order. A table of
-    other runs has none; `stands_for` then is the table whose claims of the same id it repeats.
+    A row is METHOD for the fine-tune `sft`, or METHOD@SFT for another fine-tune. `published` lists
+    the paper's tables that contain the same runs; a value is looked up in this order. If the paper
+    has no such runs, `stands_for` is the table of the paper whose claims of the same id are
+    repeated.
     """
 
     title: Name
@@ -121,7 +122,7 @@ class TableConfig(Frozen):
 
     @property
     def points(self) -> Mapping[str, str]:
-        """The rows that the trade-off shows, and their labels; none without one."""
+        """The rows in the trade-off figure, and their labels; empty if there is no figure."""
         return {} if self.trade_off is None else self.trade_off.rows or self.methods
 
     def _check_column(self, column: str, where: str) -> None:

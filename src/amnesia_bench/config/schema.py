@@ -1,7 +1,7 @@
-"""What a config may say: frozen models that reject what they do not know.
+"""Base class of all schemas, and the schemas of restore variants and model shapes.
 
-A field is here only if something reads it. Cross-field rules are here too: a config that loads
-makes sense before any checkpoint is opened.
+Schemas are frozen and reject unknown keys. They also contain the rules between fields, so a config
+is known to be consistent before any checkpoint is opened.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ Items = TypeVar("Items", bound=tuple[object, ...])
 
 
 class Frozen(BaseModel):
-    """What every schema derives from: unknown keys and loose types are errors."""
+    """Base class of every schema: unknown keys and values of another type are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def unique(items: Items) -> Items:
-    """Refuse what is listed twice."""
+    """Reject duplicate items."""
     twice = [str(item) for item in dict.fromkeys(items) if items.count(item) > 1]
     if twice:
         raise ValueError(f"listed twice: {', '.join(twice)}")
@@ -47,7 +47,7 @@ def unique(items: Items) -> Items:
 
 
 def _form(value: object) -> str | None:
-    """Name the way a selection is written, so that an error is about that way only."""
+    """Return the form in which a selection is written, so that an error is about that form only."""
     forms: dict[type, str] = {
         str: "name",
         list: "list",
@@ -59,7 +59,7 @@ def _form(value: object) -> str | None:
 
 
 class TopDrift(Frozen):
-    """The layers whose selected tensors moved most between pre and post."""
+    """The layers whose selected tensors drifted most between pre and post."""
 
     top_drift: PositiveInt
 
@@ -87,11 +87,11 @@ Heads = Annotated[
 
 
 class Select(Frozen):
-    """Which tensors a variant touches.
+    """The tensors that a variant restores.
 
-    `layers` are indices of decoder layers; `all` means every softmax layer. `heads` are KV
+    `layers` are indices of decoder layers; `all` selects every softmax layer. `heads` are KV
     groups: group g is KV head g and the query heads that read it. `include_sliding` adds the
-    softmax layers with a window.
+    softmax layers with a sliding window.
     """
 
     roles: Annotated[tuple[Role, ...], Field(min_length=1), AfterValidator(unique)]
@@ -101,13 +101,13 @@ class Select(Frozen):
 
 
 class Copy(Frozen):
-    """Take the tensor from pre, byte by byte."""
+    """Copy the tensor of pre, byte for byte."""
 
     kind: Literal["copy"] = "copy"
 
 
 class Blend(Frozen):
-    """Go the fraction `alpha` of the way from post (0) to pre (1)."""
+    """Interpolate linearly from post (`alpha` 0) to pre (`alpha` 1)."""
 
     kind: Literal["blend"] = "blend"
     alpha: Annotated[float, Field(ge=0, le=1)]
@@ -121,7 +121,7 @@ class QKPro(Frozen):
 
 
 class QKProcrustes(Frozen):
-    """Take W_Q and W_K of pre, turned together towards post by one rotation per KV group."""
+    """Copy W_Q and W_K of pre, rotated together towards post by one rotation per KV group."""
 
     kind: Literal["qk_procrustes"] = "qk_procrustes"
 
@@ -137,7 +137,7 @@ Rule = Annotated[Copy | Blend | QKPro | QKProcrustes | LowRank, Field(discrimina
 
 
 class Variant(Frozen):
-    """A repair: which tensors, and what becomes of them."""
+    """A restore variant: which tensors to restore, and by which rule."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$"), NEUTRAL]
     select: Select
@@ -148,7 +148,9 @@ class Variant(Frozen):
         kind, roles = self.rule.kind, self.select.roles
         routing = {Role.Q, Role.K}
         if kind == "qk_procrustes" and set(roles) != routing:
-            raise ValueError("rule qk_procrustes turns q and k together: select.roles must be q, k")
+            raise ValueError(
+                "rule qk_procrustes rotates q and k together: select.roles must be q, k"
+            )
         allowed: tuple[Role, ...] = tuple(Role)
         if kind == "qk_pro":
             allowed = (Role.Q, Role.K)
@@ -158,20 +160,20 @@ class Variant(Frozen):
         if self.select.heads != "all":
             _refuse_roles("a list of select.heads", roles, _HEAD_ROLES)
             if isinstance(self.rule, QKPro) and self.rule.scope == "layer":
-                raise ValueError("rule qk_pro with scope layer takes all heads: select.heads: all")
+                raise ValueError("rule qk_pro with scope layer needs all heads: select.heads: all")
         return self
 
 
 def _refuse_roles(what: str, roles: tuple[Role, ...], allowed: tuple[Role, ...]) -> None:
     refused = [role for role in roles if role not in allowed]
     if refused:
-        raise ValueError(f"{what} takes roles {', '.join(allowed)} only, not {', '.join(refused)}")
+        raise ValueError(f"{what} works with roles {', '.join(allowed)}, not {', '.join(refused)}")
 
 
 class ModelFile(Frozen):
-    """A model's shape, as a file of configs/model or a config.json says it.
+    """A model's shape, from a config of configs/model or a config.json.
 
-    `values` are in the keys of a config.json.
+    `values` has the keys of a config.json.
     """
 
     name: Annotated[str, NEUTRAL]

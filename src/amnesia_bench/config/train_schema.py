@@ -1,6 +1,7 @@
-"""What a training run may say: one config of configs/train and one of configs/recipe.
+"""Schema of a training run: one config of configs/train and one of configs/recipe.
 
-`train` holds what the run is; `recipe` holds how faithful it is to the authors' released code.
+`train` defines the run; `recipe` selects between correct behaviour and that of the authors'
+released code.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Frozen):
-    """The optimizer and its learning rate: a linear warm-up, then a cosine down to a floor.
+    """The optimizer and its learning rate: a linear warm-up, then a cosine decay to a floor.
 
-    A floor equal to the peak is a constant rate. `muon` updates the matrices of the layers by
-    Muon, at the same rate, and all else by AdamW, whose constants `betas` and `eps` are.
+    A floor equal to the peak gives a constant rate. `muon` updates the matrices of the layers with
+    Muon, at the same rate, and all other parameters with AdamW. `betas` and `eps` are AdamW's.
     """
 
     kind: Literal["adamw", "muon"]
@@ -52,9 +53,9 @@ class Optimizer(Frozen):
 
 
 class Freeze(Frozen):
-    """Softmax-attention parameters that training must leave alone, by role.
+    """Softmax-attention parameters that training does not update, by role.
 
-    `layers` are indices of decoder layers; `all` means every softmax layer.
+    `layers` are indices of decoder layers; `all` selects every softmax layer.
     """
 
     roles: Annotated[tuple[Role, ...], Field(min_length=1)]
@@ -62,7 +63,7 @@ class Freeze(Frozen):
 
 
 class Checkpoints(Frozen):
-    """When the state is saved, and how many saves are kept."""
+    """How often the training state is saved, and how many saves are kept."""
 
     every_steps: PositiveInt
     keep: PositiveInt
@@ -81,14 +82,15 @@ class TrainConfig(Frozen):
     Attributes:
         objective: `align` (stage 1, hidden states of the teacher's attention), `distill` (stage 2,
             the teacher's distribution) or `next_token` (stage 3 and SFT).
-        model: the config of configs/model whose shape `estimate` takes without a checkpoint.
-        teacher: the checkpoint on the hub that `align` and `distill` learn from, by name.
+        model: config of configs/model whose shape `estimate` uses if there is no checkpoint.
+        teacher: hub name of the checkpoint that `align` and `distill` learn from.
         global_batch: sequences per optimizer step, over all processes.
-        micro_batch: sequences a process runs at a time.
-        mixture: weight per source of data, in sequences.
+        micro_batch: sequences per forward pass of one process.
+        mixture: weight of each data source, as a share of sequences.
         align_layers: layers whose mixers `align` trains.
-        trusted_code_sha256: hash of the code of a checkpoint that brings its own, and of what its
-            files name of it; the message that refuses such a checkpoint gives it.
+        trusted_code_sha256: for a checkpoint with custom code: the hash of that code and of the
+            references to it in the checkpoint's config files. The error for a checkpoint with
+            untrusted code prints this hash.
     """
 
     name: Annotated[Name, NEUTRAL]
@@ -122,31 +124,32 @@ class TrainConfig(Frozen):
                 f"{self.micro_batch}"
             )
         if (self.objective == "next_token") != (self.teacher is None):
-            raise ValueError("align and distill name a teacher, next_token has none")
+            raise ValueError("align and distill need a teacher, next_token takes none")
         if self.isolate_documents and self.teacher is not None:
             raise ValueError("align and distill do not isolate documents: isolate_documents: false")
         if self.optimizer.warmup_steps >= self.steps:
             raise ValueError(
-                f"optimizer.warmup_steps {self.optimizer.warmup_steps} leaves none of {self.steps} "
-                "steps at full rate"
+                f"optimizer.warmup_steps {self.optimizer.warmup_steps} must be below steps "
+                f"{self.steps}: no step would have the full learning rate"
             )
         if self.freeze is not None and self.objective == "align":
-            raise ValueError("align trains linear mixers only: freeze names softmax layers")
+            raise ValueError("align trains linear mixers only, freeze applies to softmax layers")
         return self
 
 
 class Recipe(Frozen):
-    """What a careful engineer would run, or what the released code does; one quirk per field.
+    """Correct behaviour, or that of the released code; each field is one quirk of that code.
 
     Attributes:
-        master_dtype: of the weights and the optimizer's moments that updates accumulate in.
-        kd_rows: which positions of a micro-batch enter the KL sum (its divisor counts all).
-        kd_dtype: of the log-softmax and the running sum of the KL.
-        loss_mean: over the step's trained tokens, or the mean of the means of its micro-batches.
-        head: `tied` refuses a checkpoint whose head is untied.
-        shuffle: a seeded permutation of the sequences, or the order they were written in.
-        isolate_documents: as the stage says, or never.
-        buffers_dtype: what decays and rotary frequencies are rounded to.
+        master_dtype: dtype of the master weights and of the optimizer's moments.
+        kd_rows: positions of a micro-batch that enter the KL sum (its divisor counts all).
+        kd_dtype: dtype of the log-softmax and of the running sum of the KL.
+        loss_mean: mean over the step's trained tokens, or mean of the means of its micro-batches.
+        head: `tied` rejects a checkpoint whose head is untied.
+        shuffle: true for a seeded permutation of the sequences, false for the order in which they
+            were written.
+        isolate_documents: `as_stage` uses the stage's setting, `never` disables isolation.
+        buffers_dtype: dtype to which decays and rotary frequencies are rounded.
     """
 
     name: Annotated[Name, NEUTRAL]
@@ -161,12 +164,12 @@ class Recipe(Frozen):
 
 
 class TrainingRun(Frozen):
-    """A stage and its recipe."""
+    """A training stage and its recipe."""
 
     train: TrainConfig
     recipe: Recipe
 
     @property
     def isolate_documents(self) -> bool:
-        """Whether documents of a row see nothing of each other."""
+        """Whether attention and recurrent state are cut between the documents of a sequence."""
         return self.train.isolate_documents and self.recipe.isolate_documents == "as_stage"

@@ -1,1 +1,1 @@
-"""The graph of stages that an experiment needs, and how it is run: once each, on disk."""
+"""Experiments as graphs of stages: planning, scheduling, status."""

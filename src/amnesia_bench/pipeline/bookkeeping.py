@@ -1,6 +1,6 @@
 """The state of stages on disk, in the folders of a store.
 
-<store>/<kind>/<id>/manifest.json   the stage is done: every file of the folder, with its hash
+<store>/<kind>/<id>/manifest.json   hash of every file of the artifact; exists if the stage is done
 <store>/stages/<id>/stage.json      the stage itself; see `specs`
 <store>/stages/<id>/inputs.json     content hash of each input when the stage began, by "kind/id"
 <store>/stages/<id>/log.txt         output of all attempts
@@ -60,7 +60,7 @@ INPUTS, LOG, FAILURE = "inputs.json", "log.txt", "failure.json"
 
 
 class StageState(StrEnum):
-    """The state of a stage. `STALE`: an input has changed since the stage was made."""
+    """The state of a stage. `STALE`: an input has changed since the artifact was made."""
 
     CACHED = "cached"
     STALE = "stale"
@@ -70,7 +70,7 @@ class StageState(StrEnum):
 
 
 def now() -> str:
-    """Return the current time, as failures record it: UTC, in whole seconds."""
+    """Return the current time in the format of failure records: UTC, in whole seconds."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -78,7 +78,7 @@ def state_of(store: Path, kind: str, stage_id: str) -> StageState:
     """Return the state of a stage. It does not check whether the stage's files are intact.
 
     Raises:
-        MissingEnvironmentError: its folder may not be read.
+        MissingEnvironmentError: the stage's folder cannot be read.
     """
     if is_finished(artifact_path(store, kind, stage_id)):
         return StageState.STALE if changed_inputs(store, stage_id) else StageState.CACHED
@@ -89,27 +89,27 @@ def state_of(store: Path, kind: str, stage_id: str) -> StageState:
 
 
 def changed_inputs(store: Path, stage_id: str) -> list[str]:
-    """Return the inputs, as "kind/id", that have changed since a stage was made of them.
+    """Return the inputs of a stage, as "kind/id", whose contents changed since it was made.
 
-    An input that is missing does not count: it may come out with the same contents.
+    A missing input does not count: rebuilding it may produce the same contents.
     """
     return [
         name
-        for name, made_of in (read_inputs(store, stage_id) or {}).items()
-        if _content_of(store / name) not in (None, made_of)
+        for name, recorded in (read_inputs(store, stage_id) or {}).items()
+        if _content_of(store / name) not in (None, recorded)
     ]
 
 
 def contents_of(store: Path, inputs: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the content hash of inputs (id to kind) by "kind/id"; None where one is missing."""
+    """Return the content hashes of inputs (id to kind) by "kind/id"; None for a missing input."""
     return {f"{kind}/{id}": _content_of(store / kind / id) for id, kind in inputs.items()}
 
 
 def read_inputs(store: Path, stage_id: str) -> Mapping[str, str] | None:
     """Return the content hashes of a stage's inputs when it began; None if not recorded."""
     with suppress(UserError):
-        noted = read_json(stage_path(store, stage_id) / INPUTS)
-        return noted if isinstance(noted, dict) else None
+        contents = read_json(stage_path(store, stage_id) / INPUTS)
+        return contents if isinstance(contents, dict) else None
     return None
 
 
@@ -139,7 +139,7 @@ def _content_at(path: Path, *_: int) -> str:
 
 
 def _independent_of_store(folder: Path, entry: FileEntry) -> FileEntry:
-    """Return a file's entry as in any store: records name folders by their absolute paths."""
+    """Return a file's entry without the store's path, since records contain absolute paths."""
     if not entry.path.endswith(".json") or entry.bytes > _RECORD_BYTES:
         return entry
     text = _STRING.sub(
@@ -149,7 +149,9 @@ def _independent_of_store(folder: Path, entry: FileEntry) -> FileEntry:
 
 
 def damage(store: Path, kind: str, stage_id: str) -> list[Finding]:
-    """Return how a finished artifact differs from its manifest; files with a new time are hashed.
+    """Return the differences between a finished artifact and its manifest.
+
+    Only files with a changed modification time are hashed.
 
     Raises:
         NewerVersionError: a newer version made it.
@@ -175,7 +177,7 @@ def _listed(findings: Iterable[Finding]) -> str:
 
 
 def check_intact(store: Path, kind: str, stage_id: str) -> None:
-    """Refuse an artifact that differs from its manifest.
+    """Raise if an artifact differs from its manifest.
 
     Raises:
         StageFailedError: it differs.
@@ -185,7 +187,7 @@ def check_intact(store: Path, kind: str, stage_id: str) -> None:
         folder = artifact_path(store, kind, stage_id)
         raise StageFailedError(
             f"{folder}: was damaged or edited since it was made: {_listed(findings)}",
-            hint="The same command with --repair removes it and makes it again.",
+            hint="Run the same command with --repair to remove and rebuild it.",
         )
 
 
@@ -214,8 +216,8 @@ def discard_made(store: Path, kind: str, stage_id: str) -> None:
 
 
 def _discard(path: Path, stage_id: str) -> None:
-    # Rename first: a half-removed folder must not be in the way of the next attempt, which clears
-    # leftovers of this name.
+    # Rename first: a half-removed folder must not block the next attempt, which removes leftovers
+    # of this name.
     discarded = new_working_path(path.with_name(stage_id))
     with suppress(FileNotFoundError):
         path.rename(discarded)
@@ -223,7 +225,7 @@ def _discard(path: Path, stage_id: str) -> None:
 
 
 def removable(store: Path, stages: Sequence[Stage]) -> list[Stage]:
-    """Return the stages with anything on disk, except running ones and the inputs of those."""
+    """Return the stages with files on disk, except running stages and their inputs."""
     needed: set[str] = set()
     for spec in known_specs(store):
         if state_of(store, spec.kind, spec.id) is StageState.RUNNING:
@@ -236,7 +238,7 @@ def removable(store: Path, stages: Sequence[Stage]) -> list[Stage]:
 
 
 def bytes_of(store: Path, stage: Stage | OlderStage) -> int:
-    """Return the bytes that a stage takes on disk, hard links counted in full."""
+    """Return the size of a stage's files on disk in bytes; hard links count in full."""
     files = (path for top in _paths(store, stage) for path in top.rglob("*") if path.is_file())
     return sum(path.stat().st_size for path in files)
 
@@ -247,9 +249,9 @@ def _paths(store: Path, stage: Stage | OlderStage) -> tuple[Path, ...]:
 
 def _made(store: Path, kind: str, stage_id: str) -> tuple[Path, ...]:
     folder = artifact_path(store, kind, stage_id)
-    left = (training_path(folder), resumable_path(folder))
-    killed = leftover_paths(folder) if folder.parent.is_dir() else []
-    return (folder, *left, *killed)
+    resumable = (training_path(folder), resumable_path(folder))
+    leftovers = leftover_paths(folder) if folder.parent.is_dir() else []
+    return (folder, *resumable, *leftovers)
 
 
 def read_failure(store: Path, stage_id: str) -> StageFailure | None:

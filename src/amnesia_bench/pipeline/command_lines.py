@@ -1,7 +1,7 @@
-"""A stage's request as it is typed by hand: what its log begins with.
+"""The command line of a stage's request, which its log begins with and which can be run by hand.
 
-Of a config a command names the file and the values that differ from it. A command parses into an
-equal request (tests/unit/pipeline/test_command_lines.py).
+A config is written as its name, followed by overrides for the values that differ. The command line
+parses into an equal request (tests/unit/pipeline/test_command_lines.py).
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ _data, _eval, _variant, _training = (
 
 
 def command_line(request: StageRequest, out: Path) -> tuple[str, ...]:
-    """Return the arguments of `amnesia` that ask for the same.
+    """Return the arguments of `amnesia` that make the same request.
 
     Args:
-        request: with locations as they are to be typed.
-        out: what `--out` names.
+        request: the request, with locations as they should be written.
+        out: the value of `--out`.
     """
     return (*map(str, _words(request)), "--out", str(out))
 
@@ -90,12 +90,12 @@ def _(request: ConvertRequest) -> Iterator[Word]:
 def _(request: RestoreRequest) -> Iterator[Word]:
     yield from ("restore", "--pre", request.pre, "--post", request.post)
     name = request.variant.name
-    # A variant of a user's own file is typed as QK-Restore with its changes.
-    known = name if name in options("restore") else "qk"
-    yield from ("--variant", known)
+    # A variant from the user's own file is written as QK-Restore with overrides.
+    packaged = name if name in options("restore") else "qk"
+    yield from ("--variant", packaged)
     if (ranked := request.ranked_layers) is not None:
         yield from ("--layers", f"top{ranked.count}@{ranked.file}")
-    yield from _changes({"restore": _variant(known)}, {"restore": request.variant})
+    yield from _changes({"restore": _variant(packaged)}, {"restore": request.variant})
 
 
 @_words.register
@@ -191,7 +191,7 @@ def _list(numbers: tuple[int, ...]) -> str:
 
 
 def _changes(base: Mapping[str, BaseModel], config: Mapping[str, BaseModel]) -> Iterator[str]:
-    """Yield `path=value` for each value of configs that is not what their files say."""
+    """Yield the override `path=value` for each value that differs from the base configs."""
     for group, model in config.items():
         before = base[group].model_dump(mode="json", exclude={"name"})
         yield from _differing(group, before, model.model_dump(mode="json", exclude={"name"}))
@@ -208,7 +208,7 @@ def _differing(path: str, before: Any, now: Any) -> Iterator[str]:
 
 
 def _hydra(value: Any) -> str:
-    """Return a value as Hydra's grammar reads it."""
+    """Return a value in Hydra's override grammar."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_hydra(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

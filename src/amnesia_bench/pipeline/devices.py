@@ -1,6 +1,6 @@
-"""Which GPUs of this machine a stage computes on: each is lent to one stage at a time.
+"""Assign the GPUs of this machine to stages, each GPU to one stage at a time.
 
-The scheduler counts GPUs and does not say which, and a command takes all that it sees.
+The scheduler only counts GPUs, and a command uses every GPU that is visible to it.
 """
 
 from __future__ import annotations
@@ -21,51 +21,51 @@ _WAIT_SECONDS = 1.0
 
 
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Return the GPUs that this process may use, as CUDA_VISIBLE_DEVICES names them."""
-    if named := environ.get(VARIABLE):
-        return tuple(name.strip() for name in named.split(","))
+    """Return the names of the GPUs that this process may use, as in CUDA_VISIBLE_DEVICES."""
+    if names := environ.get(VARIABLE):
+        return tuple(name.strip() for name in names.split(","))
     try:
-        import torch
+        import torch  # optional, and slow to import: only stages on GPUs need it
     except ImportError:
         return ()
     return tuple(map(str, range(torch.cuda.device_count())))
 
 
-def lending_folder() -> Path:
-    """Return the folder in which this user's processes on this machine agree on GPUs."""
+def gpu_lease_folder() -> Path:
+    """Return the folder of GPU leases, shared by this user's processes on this machine."""
     return Path(tempfile.gettempdir()) / f"amnesia-gpus-{os.getuid()}"
 
 
 @contextmanager
-def holding_gpus(count: int, gpus: Sequence[str], lending: Path) -> Iterator[tuple[str, ...]]:
-    """Hold so many of some GPUs, as soon as so many are free.
+def holding_gpus(count: int, gpus: Sequence[str], leases: Path) -> Iterator[tuple[str, ...]]:
+    """Wait until `count` of `gpus` are free, and hold their leases.
 
     Raises:
-        MissingEnvironmentError: there are not so many.
+        MissingEnvironmentError: `gpus` has fewer than `count`.
     """
     if count > len(gpus):
         raise MissingEnvironmentError(
-            f"the stage takes {count} GPUs, and {len(gpus)} can be seen here",
-            hint=f"profile.gpus={len(gpus)}; it changes no result.",
+            f"the stage needs {count} GPUs; visible here: {len(gpus)}",
+            hint=f"profile.gpus={len(gpus)}; it does not affect results.",
         )
-    make_folder(lending)
+    make_folder(leases)
     while True:
-        with ExitStack() as held:
-            # All or none: two stages with half of them each would wait for ever.
-            if len(taken := _taken(held, count, gpus, lending)) == count:
-                yield taken
+        with ExitStack() as stack:
+            # All or none: two stages that hold half of the GPUs each would wait forever.
+            if len(acquired := _acquire(stack, count, gpus, leases)) == count:
+                yield acquired
                 return
         time.sleep(_WAIT_SECONDS)
 
 
-def _taken(held: ExitStack, count: int, gpus: Sequence[str], lending: Path) -> tuple[str, ...]:
-    taken: list[str] = []
+def _acquire(stack: ExitStack, count: int, gpus: Sequence[str], leases: Path) -> tuple[str, ...]:
+    acquired: list[str] = []
     for gpu in gpus:
-        if len(taken) == count:
+        if len(acquired) == count:
             break
         try:
-            held.enter_context(holding_lease(lending / gpu))
+            stack.enter_context(holding_lease(leases / gpu))
         except BusyError:
             continue
-        taken.append(gpu)
-    return tuple(taken)
+        acquired.append(gpu)
+    return tuple(acquired)

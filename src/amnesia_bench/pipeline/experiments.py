@@ -1,4 +1,4 @@
-"""Front doors for experiments: plan what is left to do, or do it and report."""
+"""Front doors for experiments: plan the remaining stages, or run them and write the reports."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from amnesia_bench.store.layout import store_root
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPage:
-    """A page of results: its folder, and what was written this time.
+    """A report page: its folder, and the files that this run wrote.
 
     Attributes:
-        out: the folder.
-        report: what the page shows; None if it was there already, made of the same cells.
-        files: those that were written, the page last.
-        edited: files of an earlier page that somebody changed or removed; they were written again.
+        out: folder of the page.
+        report: the report; None if an up-to-date page already existed.
+        files: the files that were written, the page last.
+        edited: files of an earlier page that were changed or removed since; they were rewritten.
     """
 
     out: Path
@@ -44,14 +44,14 @@ class ReportPage:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run did: the counts of its stages, and its pages."""
+    """The result of a run: the counts of its stages, and its report pages."""
 
     outcome: StageCounts
     pages: tuple[ReportPage, ...]
 
 
 def graphs_of(overrides: Sequence[str]) -> list[Graph]:
-    """Return the graph of each experiment that overrides ask for.
+    """Return the graph of each experiment that the overrides select.
 
     Raises:
         UserError: a key, a value or an option is wrong; the message names its path.
@@ -60,22 +60,22 @@ def graphs_of(overrides: Sequence[str]) -> list[Graph]:
 
 
 def plan(request: PlanRequest) -> Plan:
-    """Return what there is to do for some experiments, and what it takes on GPUs of a kind.
+    """Return the stages of experiments with their states, and their costs on one GPU model.
 
     Raises:
-        UserError: an override is wrong, the store cannot be a folder, or a training cannot be
-            spread over its GPUs.
+        UserError: an override is wrong, the store cannot be a folder, or a training run cannot be
+            distributed over its GPUs.
     """
     store = request.store or store_root()
     return plan_graphs(graphs_of(request.overrides), store, GPUS[request.gpu])
 
 
 def run(request: RunRequest) -> RunResult:
-    """Run every stage of some experiments that is not done yet, then write their reports.
+    """Run every stage of the experiments that is not done yet, then write their reports.
 
     Raises:
-        UserError: an override is wrong, or no report could be written.
-        StageFailedError: an artifact is damaged, or a stage failed; what was done is kept.
+        UserError: an override is wrong, or the report cannot be written.
+        StageFailedError: an artifact is damaged, or a stage failed; finished stages are kept.
         NewerVersionError: a newer version made an artifact.
         MissingEnvironmentError: the store or the reports cannot be written.
     """

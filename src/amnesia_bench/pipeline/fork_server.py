@@ -1,11 +1,11 @@
-"""Processes that have imported everything already.
+"""A server that forks processes in which everything is already imported.
 
 Importing torch and transformers takes seconds, and a pipeline on a laptop runs a hundred stages of
-a few seconds each. So one server imports them and forks a child per stage. It computes nothing
-itself: a library that has started its threads does not survive a fork.
+a few seconds each. One server therefore imports them and forks a child per stage. The server
+computes nothing itself: a library that has started threads does not survive a fork.
 
-A worker that goes away ends its stage. When the driver goes away, the server finishes what is
-running and ends.
+When a worker disconnects, its stage is terminated. When the driver ends, the server waits for the
+running stages and ends.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PRELOADED = (
     _EXECUTE,
     *sorted({f"amnesia_bench.{FRONT_DOORS[name].module}" for name in STAGE_REQUESTS}),
     "amnesia_bench.inference.transformers_engine",
-    # Imported by our code only where it is used, since it takes seconds.
+    # Imported inside functions in our code, because it takes seconds.
     "lm_eval.tasks",
     "rich.table",
     "transformers.convert_slow_tokenizer",
@@ -42,9 +42,9 @@ _POLL_SECONDS = 0.05
 
 @contextmanager
 def fork_server(folder: Path) -> Iterator[str]:
-    """Start a server whose socket is in a folder with a short path; yields the socket.
+    """Start a server, and yield the path of its socket, which is in `folder`.
 
-    It takes stages as soon as it is ready.
+    The path of `folder` must be short. Requests wait until the server has imported everything.
     """
     path = str(folder / "forks")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -55,7 +55,7 @@ def fork_server(folder: Path) -> Iterator[str]:
             pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE,
             env=stage_environment(),
-            # Ctrl-C reaches the whole group; the driver alone decides what ends.
+            # Ctrl-C reaches the whole process group, and only the driver may react to it.
             start_new_session=True,
         )
     try:
@@ -67,28 +67,28 @@ def fork_server(folder: Path) -> Iterator[str]:
 
 
 def serve(listener: socket.socket) -> None:
-    """Fork a child for each stage that is asked for, until stdin ends and all are done."""
+    """Fork a child for each request, until stdin is closed and all children have ended."""
     for module in _PRELOADED:
         if select.select([sys.stdin], [], [], 0)[0]:
-            return  # the driver has ended before there was anything to do
-        # What an installation lacks, its stages will say.
+            return  # the driver has already ended
+        # A stage that needs a missing package reports it.
         with suppress(ImportError):
             import_module(module)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     running: dict[int, socket.socket | None] = {}
-    open_for_more = True
-    while open_for_more or running:
-        listening = [each for each in running.values() if each is not None]
-        waited = [*listening, *([listener, sys.stdin] if open_for_more else [])]
-        ready, _, _ = select.select(waited, [], [], _POLL_SECONDS if running else None)
+    accepting = True
+    while accepting or running:
+        workers = [worker for worker in running.values() if worker is not None]
+        sources = [*workers, *([listener, sys.stdin] if accepting else [])]
+        ready, _, _ = select.select(sources, [], [], _POLL_SECONDS if running else None)
         if sys.stdin in ready:
-            open_for_more = False
+            accepting = False
         elif listener in ready:
             connection, _ = listener.accept()
-            if pid := _start(connection, [listener, *listening]):
+            if pid := _start(connection, [listener, *workers]):
                 running[pid] = connection
-        for pid, asker in list(running.items()):
-            if asker in ready:  # the worker went away, which ends its stage
+        for pid, worker in list(running.items()):
+            if worker in ready:  # the worker disconnected
                 os.kill(pid, signal.SIGTERM)
                 running[pid] = None
             ended, status = os.waitpid(pid, os.WNOHANG)
@@ -96,39 +96,40 @@ def serve(listener: socket.socket) -> None:
                 _answer(running.pop(pid), os.waitstatus_to_exitcode(status))
 
 
-def _answer(asker: socket.socket | None, code: int) -> None:
-    if asker is None:
+def _answer(worker: socket.socket | None, code: int) -> None:
+    if worker is None:
         return
-    with asker, suppress(OSError):
-        asker.sendall(b"%d\n" % code)
+    with worker, suppress(OSError):
+        worker.sendall(b"%d\n" % code)
 
 
 def _start(connection: socket.socket, others: Sequence[socket.socket]) -> int | None:
-    """Fork a child for what a worker asks; None if it went away before it had."""
+    """Fork a child for a worker's request; None if the worker disconnected before sending one."""
     try:
-        asked = json.loads(connection.makefile("rb").readline())
+        request = json.loads(connection.makefile("rb").readline())
     except (OSError, ValueError):
         connection.close()
         return None
     pid = os.fork()
     if pid:
         return pid
-    for each in (connection, *others):
-        each.close()
-    os._exit(_child(asked))
+    for inherited in (connection, *others):
+        inherited.close()
+    os._exit(_child(request))
 
 
-def _child(asked: dict[str, Any]) -> int:
+def _child(request: dict[str, Any]) -> int:
     """Execute the stage, and return its exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with Path(os.devnull).open("rb") as nothing, Path(asked["log"]).open("ab") as log:
-        os.dup2(nothing.fileno(), 0)
+    with Path(os.devnull).open("rb") as empty, Path(request["log"]).open("ab") as log:
+        os.dup2(empty.fileno(), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
     if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(asked["threads"])
+        torch.set_num_threads(request["threads"])
     try:
-        code = cast("int", import_module(_EXECUTE).execute(Path(asked["store"]), asked["stage"]))
+        execute = import_module(_EXECUTE).execute
+        code = cast("int", execute(Path(request["store"]), request["stage"]))
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 1
     except BaseException:
@@ -141,5 +142,5 @@ def _child(asked: dict[str, Any]) -> int:
 
 
 if __name__ == "__main__":
-    with socket.socket(fileno=int(sys.argv[1])) as inherited:
-        serve(inherited)
+    with socket.socket(fileno=int(sys.argv[1])) as inherited_listener:
+        serve(inherited_listener)

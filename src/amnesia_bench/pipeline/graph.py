@@ -1,4 +1,4 @@
-"""From an experiment to its stages: how each row's checkpoint is made, and how it is evaluated."""
+"""Build the graph of an experiment: the stages that make and evaluate each row's checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from amnesia_bench.requests.engines import EngineChoice
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentRow:
-    """A row of a table for one seed: its checkpoint, and the stages that measure it."""
+    """A row of a table for one seed: its checkpoint, and the stages that evaluate it."""
 
     model: str
     finetune: str
@@ -38,14 +38,14 @@ class ExperimentRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """The rows of an experiment, and the reports that show them."""
+    """The rows of an experiment, and the names of its reports."""
 
     job: Job
     rows: tuple[ExperimentRow, ...]
 
     @property
     def reports(self) -> tuple[str, ...]:
-        """The files of configs/report."""
+        """Names of configs in configs/report."""
         return self.job.config.scope.reports
 
 
@@ -62,7 +62,7 @@ def build(job: Job) -> Graph:
 
 
 def stages_of(graphs: Iterable[Graph]) -> tuple[Stage, ...]:
-    """Return all stages of several graphs, each once, inputs before their readers."""
+    """Return all stages of several graphs without duplicates, inputs first."""
     return closure(stage for graph in graphs for row in graph.rows for stage in row.measured)
 
 
@@ -84,8 +84,8 @@ def _rows(models: _Models, job: Job) -> Iterator[ExperimentRow]:
 def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> Iterator[Stage]:
     profile = config.profile
     for part in _parts(config):
-        asked = stages.recall(checkpoint, models.prompts, part, models.recall_engine)
-        yield replace(asked, gpus=min(1, profile.gpus))
+        recall = stages.recall(checkpoint, models.prompts, part, models.recall_engine)
+        yield replace(recall, gpus=min(1, profile.gpus))
     for name in config.scope.reasoning:
         plan, task = profile.reasoning[name], task_named(name)
         problems = None
@@ -99,12 +99,12 @@ def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> I
                 )
             )
         settings = stages.evaluation(task, plan.overrides)
-        answered = stages.answers(checkpoint, task, settings, problems, models.engine)
-        yield stages.scores(replace(answered, gpus=min(1, profile.gpus)), task)
+        answers = stages.answers(checkpoint, task, settings, problems, models.engine)
+        yield stages.scores(replace(answers, gpus=min(1, profile.gpus)), task)
 
 
 def _parts(config: ExperimentConfig) -> Iterator[RecallPlan]:
-    """Yield the tasks and lengths of each recall stage: the same parts for all experiments."""
+    """Yield the tasks and lengths of each recall stage; experiments share the same parts."""
     plan, scope = config.profile.recall, config.scope
     size = plan.lengths_per_stage
     for begin in range(0, len(plan.lengths), size):
@@ -115,7 +115,7 @@ def _parts(config: ExperimentConfig) -> Iterator[RecallPlan]:
 
 
 class _Models:
-    """Makes the checkpoints of one model and seed."""
+    """The stages that make the checkpoints of one model and seed."""
 
     def __init__(self, profile: Profile, plan: ModelPlan, seed: int) -> None:
         self.profile = profile
@@ -129,13 +129,13 @@ class _Models:
 
     @property
     def recall_engine(self) -> EngineChoice:
-        """The engine for recall: needles may lie further back than the config's context limit."""
+        """The engine for recall; prompts may be longer than the config's context limit."""
         limit = self.plan.max_context_tokens
         return self.engine.model_copy(update={"max_context_tokens": limit})
 
     @cached_property
     def _tokenizer(self) -> Stage:
-        """The stage whose folder holds the tokenizer."""
+        """The stage whose folder has the tokenizer."""
         if self.profile.tokenizer_seed is not None:
             return stages.tokenizer(self.profile.tokenizer_seed)
         return self._base
@@ -166,7 +166,7 @@ class _Models:
 
     @cached_property
     def prompts(self) -> Stage:
-        """The recall prompts of all its checkpoints."""
+        """The recall prompts, shared by all checkpoints."""
         plan = self.profile.recall
         haystack = None
         if plan.haystack != "hub":

@@ -1,4 +1,4 @@
-"""The cost of experiments by model and by step of the paper's pipeline; nothing is started."""
+"""Estimate the cost of experiments by model and by step of the paper's pipeline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ SHARED = "shared"
 
 
 class Step(StrEnum):
-    """A step of the paper's pipeline; `FILES`: data, prompts, checkpoints that are only copied."""
+    """A step of the paper's pipeline; `FILES`: data, prompts, and checkpoints without training."""
 
     PRETRAINING = "pretraining"
     STAGE_1 = "stage 1"
@@ -46,34 +46,37 @@ class PlannedStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All stages of one or more experiments, inputs before their readers."""
+    """All stages of one or more experiments, inputs first."""
 
     stages: tuple[PlannedStage, ...]
 
     @property
-    def left(self) -> tuple[PlannedStage, ...]:
+    def pending(self) -> tuple[PlannedStage, ...]:
         """The stages that are not done."""
-        return tuple(each for each in self.stages if each.state is not StageState.CACHED)
+        return tuple(planned for planned in self.stages if planned.state is not StageState.CACHED)
 
     @property
     def following(self) -> tuple[PlannedStage, ...]:
-        """Finished stages that become stale if the remaining ones come out with other contents."""
-        cached = {each.stage.id for each in self.stages if each.state is StageState.CACHED}
-        found = {stage.id for stage in unsettled([each.stage for each in self.stages], cached)}
-        return tuple(each for each in self.stages if each.stage.id in found & cached)
+        """Finished stages that become stale if the pending stages change their inputs."""
+        cached = {planned.stage.id for planned in self.stages if planned.state is StageState.CACHED}
+        stages = [planned.stage for planned in self.stages]
+        dependent = {stage.id for stage in unsettled(stages, cached)} & cached
+        return tuple(planned for planned in self.stages if planned.stage.id in dependent)
 
     @property
     def states(self) -> dict[StageState, int]:
         """Number of stages in each state that occurs."""
-        counts = {state: sum(each.state is state for each in self.stages) for state in StageState}
+        states = [planned.state for planned in self.stages]
+        counts = {state: states.count(state) for state in StageState}
         return {state: count for state, count in counts.items() if count}
 
 
 def plan_graphs(graphs: Sequence[Graph], store: Path, gpu: Gpu) -> Plan:
-    """Return the stages of experiments with their state and their cost on one kind of GPU.
+    """Return the stages of experiments with their states, and their costs on one GPU model.
 
     Raises:
-        UserError: the store cannot be a folder, or a training cannot be spread over its GPUs.
+        UserError: the store cannot be a folder, or a training run cannot be distributed over its
+            GPUs.
     """
     _check_store(store)
     models = _models(graphs)
@@ -94,8 +97,8 @@ def plan_graphs(graphs: Sequence[Graph], store: Path, gpu: Gpu) -> Plan:
 def by_model(stages: Iterable[PlannedStage]) -> dict[str, dict[Step, Cost]]:
     """Return the cost of each model by step; stages that models share come last."""
     groups: dict[str, dict[Step, list[Cost]]] = {}
-    for each in stages:
-        groups.setdefault(each.model, {}).setdefault(each.step, []).append(each.cost)
+    for planned in stages:
+        groups.setdefault(planned.model, {}).setdefault(planned.step, []).append(planned.cost)
     return {
         model: {step: total(groups[model][step]) for step in Step if step in groups[model]}
         for model in sorted(groups, key=lambda model: model == SHARED)
@@ -127,20 +130,20 @@ def _training_step(stage: Stage, work: Training) -> Step:
 
 
 def _models(graphs: Sequence[Graph]) -> dict[str, str]:
-    """Return the model of each stage by its id."""
+    """Return the model of each stage by the stage's id."""
     rows = [row for graph in graphs for row in graph.rows]
-    found: dict[str, str] = {}
+    models: dict[str, str] = {}
     for model in dict.fromkeys(row.model for row in rows):
-        mine = (stage for row in rows if row.model == model for stage in row.measured)
-        for stage in closure(mine):
-            found[stage.id] = SHARED if stage.id in found else model
-    return found
+        measured = (stage for row in rows if row.model == model for stage in row.measured)
+        for stage in closure(measured):
+            models[stage.id] = SHARED if stage.id in models else model
+    return models
 
 
 def _check_store(store: Path) -> None:
-    there = nearest_existing(store)
-    if not there.is_dir():
+    existing = nearest_existing(store)
+    if not existing.is_dir():
         raise UserError(
-            f"{there}: a file, where the store was to be a folder",
-            hint="Name another with --store or $AMNESIA_STORE.",
+            f"{existing}: is a file, but the store must be a folder",
+            hint="Choose another folder with --store or $AMNESIA_STORE.",
         )

@@ -1,4 +1,4 @@
-"""The progress of a run on stderr: a line per finished stage, on a terminal a bar below them."""
+"""Progress of a run on stderr: a line per finished stage, and on a terminal a bar below them."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from amnesia_bench.store.layout import stage_path
 from amnesia_bench.store.lease import current_holder
 from amnesia_bench.store.processes import Holder, is_here, parent_of
 
-_LOOK_SECONDS = 0.5
+_POLL_SECONDS = 0.5
 _BAR_COLUMNS = 20
 
 
 class Watcher:
-    """Looks at the stages of a run as they are on disk, whoever works on them.
+    """Polls the state of a run's stages on disk, including those that other processes run.
 
     Args:
         store: the folder of all artifacts.
-        stages: those that were not done when the run began, and those that may turn out stale.
-        cached: the ids of the latter.
-        of: how many there are with all others.
+        stages: the stages that were not done when the run began, and those that may become stale.
+        cached: the ids of those that may become stale.
+        of: the number of all stages of the run.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class Watcher:
     ) -> None:
         self._store = store
         self._stages = tuple(stages)
-        self._left = {stage.id: stage for stage in stages if stage.id not in cached}
-        self._waits: set[str] = set()
+        self._pending = {stage.id: stage for stage in stages if stage.id not in cached}
+        self._elsewhere: set[str] = set()
         self._of = of
         self._running: dict[str, float] = {}
         self._weights = {stage.id: _weight(stage) for stage in stages}
@@ -68,68 +68,68 @@ class Watcher:
         self._stop.set()
         self._thread.join()
         with suppress(AmnesiaError):
-            self._look()
+            self._poll()
         if self._bar is not None:
             with suppress(OSError):
                 self._bar.stop()
 
-    def _look(self) -> None:
-        """Say which stages have ended since the last look."""
+    def _poll(self) -> None:
+        """Print the stages that have finished since the last poll."""
         now = time.monotonic()
         for stage in self._stages:
             state = state_of(self._store, stage.kind, stage.id)
             if state is StageState.CACHED:
-                if stage.id in self._left:
-                    self._tell_done(stage, now)
+                if stage.id in self._pending:
+                    self._print_done(stage, now)
                 continue
-            self._left[stage.id] = stage
+            self._pending[stage.id] = stage
             if state is StageState.RUNNING:
                 self._running.setdefault(stage.id, now)
-                self._tell_if_elsewhere(stage)
+                self._print_if_elsewhere(stage)
             else:
                 self._running.pop(stage.id, None)
 
-    def _tell_done(self, stage: Stage, now: float) -> None:
-        del self._left[stage.id]
+    def _print_done(self, stage: Stage, now: float) -> None:
+        del self._pending[stage.id]
         seconds = now - self._running.pop(stage.id, now)
-        count = self._of - len(self._left)
+        count = self._of - len(self._pending)
         self._say(f"[{count}/{self._of}] {stage.id}  {seconds:.0f} s")
 
-    def _tell_if_elsewhere(self, stage: Stage) -> None:
-        """Say once of each stage that a process works on it which this run did not start."""
+    def _print_if_elsewhere(self, stage: Stage) -> None:
+        """Print once if a process that this run did not start works on a stage."""
         holder = current_holder(stage_path(self._store, stage.id))
-        if holder is None or stage.id in self._waits or _is_below(os.getpid(), holder):
+        if holder is None or stage.id in self._elsewhere or _is_below(os.getpid(), holder):
             return
-        self._waits.add(stage.id)
-        who = f"process {holder.pid} on {holder.host} since {holder.since}"
-        self._say(f"waiting for {stage.id}: {who}")
+        self._elsewhere.add(stage.id)
+        process = f"process {holder.pid} on {holder.host} since {holder.since}"
+        self._say(f"waiting for {stage.id}: {process}")
 
     def _watch(self) -> None:
-        while not self._stop.wait(_LOOK_SECONDS):
-            with suppress(AmnesiaError):  # the stage itself will say what cannot be read
-                self._look()
+        while not self._stop.wait(_POLL_SECONDS):
+            with suppress(AmnesiaError):  # the stage itself reports what cannot be read
+                self._poll()
             self._draw()
 
     def _draw(self) -> None:
         if self._bar is not None:
             (task,) = self._bar.task_ids
             text = f"{self._time_left()}{', '.join(self._running)}"
-            done = self._of - len(self._left)
+            done = self._of - len(self._pending)
             with suppress(OSError):
                 self._bar.update(task, completed=done, description=text, refresh=True)
 
     def _time_left(self) -> str:
-        """Return how much time is left, by the work of what was done and what was not."""
-        whole = sum(self._weights.values())
-        left = sum(self._weights[id] for id in self._left)
+        """Return the estimated remaining time, from the weights of finished and pending stages."""
+        total = sum(self._weights.values())
+        pending = sum(self._weights[id] for id in self._pending)
         elapsed = time.monotonic() - self._began
-        if whole == left:
+        if total == pending:
             return ""
-        minutes, seconds = divmod(round(elapsed * left / (whole - left)), 60)
+        minutes, seconds = divmod(round(elapsed * pending / (total - pending)), 60)
         return f"about {minutes}:{seconds:02} left; "
 
     def _say(self, line: str) -> None:
-        with suppress(OSError):  # nobody reads it
+        with suppress(OSError):  # stderr is closed
             if self._bar is None:
                 sys.stderr.write(f"{line}\n")
                 sys.stderr.flush()
@@ -141,7 +141,7 @@ def _new_bar(of: int) -> Progress:
     bar = Progress(
         BarColumn(bar_width=_BAR_COLUMNS),
         MofNCompleteColumn(),
-        # The text alone is cut where the terminal is too narrow.
+        # On a narrow terminal only the description is truncated.
         TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
         console=Console(file=sys.stderr),
         auto_refresh=False,
@@ -155,17 +155,17 @@ def _new_bar(of: int) -> Progress:
 
 
 def _is_below(driver: int, holder: Holder) -> bool:
-    """Return whether a process is one that a driver on this machine started, however indirectly."""
+    """Return whether a process is a descendant of a driver on this machine."""
     if not is_here(holder):
         return False
     pid: int | None = holder.pid
     while pid is not None and pid not in (0, driver):
         pid = parent_of(pid)
-    return pid != 0  # None: it has just ended, and there is nothing to wait for
+    return pid != 0  # None: the process has just ended, so there is nothing to wait for
 
 
 def _weight(stage: Stage) -> float:
-    """Return how long a stage takes compared with others, roughly."""
+    """Return the approximate duration of a stage relative to others."""
     if isinstance(stage.work, Training):
         train = stage.work.run.train
         return 2.0 + train.steps * train.global_batch * train.sequence_tokens / 1e4

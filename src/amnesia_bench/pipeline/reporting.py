@@ -1,4 +1,4 @@
-"""The reports of a run when all its stages are done, and whether they are there already."""
+"""The report pages of a finished run, and whether they are up to date."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCall:
-    """One page, its folder, and the folders of cells that it is made of."""
+    """One report page: its request, its folder, and the folders of its cells."""
 
     request: ReportRequest
     out: Path
@@ -33,13 +33,13 @@ class ReportCall:
 
 
 def report_calls(graphs: Sequence[Graph], store: Path, results: Path) -> list[ReportCall]:
-    """Return the pages of a run: one for all its experiments, one for each choice of a sweep.
+    """Return the pages of a run: one for all its experiments, for each choice of a sweep.
 
     Args:
-        graphs: what was run.
-        store: where its artifacts are.
-        results: the folder of all reports; a page is in <profile>, <profile>/<experiment> where
-            there is one experiment, and below that in a folder named after a sweep's choice.
+        graphs: the experiments of the run.
+        store: the folder of all artifacts.
+        results: the folder of all reports. A page is in <profile>, in <profile>/<experiment> if the
+            run has only one experiment, and for a sweep in a subfolder named after its choice.
     """
     experiments = {graph.job.config.experiment.name for graph in graphs}
     calls = []
@@ -63,34 +63,36 @@ def report_calls(graphs: Sequence[Graph], store: Path, results: Path) -> list[Re
 
 
 def check_writable(call: ReportCall) -> None:
-    """Refuse a folder that no report can be written to, before the work of days for it begins.
+    """Check that a report can be written, before days of work for it begin.
 
     Raises:
-        UserError: there is a file in the way.
+        UserError: a file has the path of the folder.
         MissingEnvironmentError: no permission, or a read-only file system.
     """
-    there = nearest_existing(call.out)
-    if not there.is_dir():
-        raise UserError(f"{there}: a file, where reports were to go", hint="Name another --out.")
-    if not os.access(there, os.W_OK):
+    existing = nearest_existing(call.out)
+    if not existing.is_dir():
+        raise UserError(
+            f"{existing}: is a file, but reports need a folder", hint="Choose another --out."
+        )
+    if not os.access(existing, os.W_OK):
         raise MissingEnvironmentError(
-            f"{there}: no report can be written there", hint="Name another --out."
+            f"{existing}: the report cannot be written to this folder", hint="Choose another --out."
         )
 
 
 def is_current(call: ReportCall) -> bool:
-    """Return whether a page is there as it was written, of the same cells by the same code."""
+    """Return whether a page exists unchanged, and was made from the same cells by the same code."""
     return _stamped(call).get("made_of") == _made_of(call) and not edited_files(call)
 
 
 def edited_files(call: ReportCall) -> list[str]:
-    """Return the files of a page that hold something else than was written, or are missing."""
+    """Return the files of a page that were changed or removed since they were written."""
     files = _stamped(call).get("files", {})
     return [name for name, sha256 in files.items() if _sha256(call.out / name) != sha256]
 
 
 def mark_current(call: ReportCall, written: Iterable[Path]) -> None:
-    """Remember what a page was made of, and what was written."""
+    """Record the inputs of a page and the hashes of its files."""
     stamp = {
         "made_of": _made_of(call),
         "files": {path.name: _sha256(path) for path in written},
@@ -103,8 +105,8 @@ def _stamped(call: ReportCall) -> dict[str, Any]:
         stamp = json.loads((call.out / _STAMP).read_bytes())
     except (OSError, ValueError):
         return {}
-    right = isinstance(stamp, dict) and isinstance(stamp.get("files"), dict)
-    return stamp if right else {}
+    valid = isinstance(stamp, dict) and isinstance(stamp.get("files"), dict)
+    return stamp if valid else {}
 
 
 def _sha256(path: Path) -> str | None:
@@ -124,9 +126,9 @@ def _made_of(call: ReportCall) -> str:
 
 
 def _choice(graph: Graph, graphs: Sequence[Graph]) -> str:
-    """Return the overrides that tell a job of a sweep from the others, but for its experiment."""
-    all_others = [set(other.job.overrides) for other in graphs]
-    own = (o for o in graph.job.overrides if not all(o in others for others in all_others))
+    """Return the overrides by which a job differs from others of its sweep, except `experiment`."""
+    all_jobs = [set(other.job.overrides) for other in graphs]
+    own = (o for o in graph.job.overrides if not all(o in job for job in all_jobs))
     return ",".join(o.replace("/", "-") for o in own if not o.startswith("experiment="))
 
 

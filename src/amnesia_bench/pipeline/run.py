@@ -1,4 +1,4 @@
-"""From a graph to finished stages: what is to be done, by whom, and who watches."""
+"""Run a graph: check artifacts, find the stages to run, schedule them, and report failures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _COMPUTING = ("trained", "ranking", "recall", "answers")
 
 @dataclass(frozen=True, kw_only=True)
 class StageCounts:
-    """How many stages were done before, by this run, and by other runs meanwhile."""
+    """Number of stages that were cached, run by this run, and run by other processes meanwhile."""
 
     cached: int
     done: int
@@ -49,21 +49,21 @@ class StageCounts:
 
 
 def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> StageCounts:
-    """Run what is not done yet of a graph, or was made of inputs that hold something else now.
+    """Run the stages of a graph that are not done, and those whose inputs have changed.
 
     Args:
         store: the folder of all artifacts.
-        stages: the graph, inputs before their readers.
-        repair: remove damaged artifacts and make them again instead of refusing them.
+        stages: the graph, inputs first.
+        repair: remove damaged artifacts and rebuild them instead of raising an error.
 
     Raises:
-        StageFailedError: an artifact is damaged, or a stage failed; what was done is kept.
+        StageFailedError: an artifact is damaged, or a stage failed; finished stages are kept.
         NewerVersionError: a newer version made an artifact.
         MissingEnvironmentError: the store cannot be read or written.
     """
     store = store.resolve()
     _check_artifacts(store, stages, repair=repair)
-    _note_inputs(store, stages)
+    _record_inputs(store, stages)
     states = {stage.id: state_of(store, stage.kind, stage.id) for stage in stages}
     cached = {id for id, state in states.items() if state is StageState.CACHED}
     if len(cached) == len(stages):
@@ -77,30 +77,28 @@ def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> 
     gpus = max(stage.gpus for stage in stages)
     with explaining_write_errors(store, "finished stages are kept"):
         write_specs(store, [_spec(store, stage, threads[stage.id]) for stage in todo])
-        # Importing on a machine with GPUs would hold them.
-        warm = all(stage.gpus == 0 for stage in todo)
+        # The imports of a fork server would occupy GPUs.
+        use_server = all(stage.gpus == 0 for stage in todo)
         with (
             scratch_folder() as folder,
             Watcher(store, todo, cached, of=len(stages)),
-            fork_server(folder) if warm else nullcontext() as server,
+            fork_server(folder) if use_server else nullcontext() as server,
         ):
-            ran = run_stages(store, todo, threads, cores, gpus, server)
-    if ran.failed is not None:
-        raise _failed(store, todo, began, ran.failed)
-    before = len(cached - ran.done)
-    return StageCounts(
-        cached=before, done=len(ran.done), by_others=len(stages) - before - len(ran.done)
-    )
+            result = run_stages(store, todo, threads, cores, gpus, server)
+    if result.failed is not None:
+        raise _failed(store, todo, began, result.failed)
+    unchanged, done = len(cached - result.done), len(result.done)
+    return StageCounts(cached=unchanged, done=done, by_others=len(stages) - unchanged - done)
 
 
-def _note_inputs(store: Path, stages: Sequence[Stage]) -> None:
-    """Note what the inputs of finished stages hold, where an earlier version did not."""
+def _record_inputs(store: Path, stages: Sequence[Stage]) -> None:
+    """Record the inputs of finished stages that an earlier version did not record."""
     with explaining_write_errors(store, "finished stages are kept"):
         for stage in stages:
-            inputs = {each.id: each.kind for each in stage.inputs}
+            inputs = {read.id: read.kind for read in stage.inputs}
             done = state_of(store, stage.kind, stage.id) is StageState.CACHED
             contents = contents_of(store, inputs)
-            # What an input held that is not there now, nobody knows.
+            # The former contents of a missing input are unknown.
             known = bool(contents) and None not in contents.values()
             if done and known and read_inputs(store, stage.id) is None:
                 write_inputs(store, stage.id, contents)
@@ -108,29 +106,29 @@ def _note_inputs(store: Path, stages: Sequence[Stage]) -> None:
 
 def _tell_stale(store: Path, stages: Sequence[Stage]) -> None:
     for stage in stages:
-        others = ", ".join(changed_inputs(store, stage.id))
-        sys.stderr.write(
-            f"{stage.id}: stale, since {others} holds something else than when it was "
-            "made: it is made again\n"
-        )
+        changed = ", ".join(changed_inputs(store, stage.id))
+        sys.stderr.write(f"{stage.id}: stale, its input {changed} has changed: rebuilding it\n")
 
 
 def threads_of(stages: Sequence[Stage], cores: int) -> dict[str, int]:
-    """Return how many cores each stage takes.
+    """Return the number of cores of each stage.
 
-    A training takes all where nothing could run beside it, and what runs several processes at once
-    takes half, so that something else can. It follows from the whole graph, not from what is left
-    of it: a run that was interrupted goes on with as many threads, and so to the same bits.
+    A training stage takes all cores if no other computing stage can run at the same time. A stage
+    with several processes takes half of the cores. Other stages take one. The numbers depend on the
+    whole graph and not on its pending stages: a resumed run uses the same number of threads, and so
+    gets the same bits.
     """
-    before: dict[str, set[str]] = {}
+    ancestors: dict[str, set[str]] = {}  # including the stage itself
     for stage in stages:
-        before[stage.id] = {stage.id}.union(*(before[each.id] for each in stage.inputs))
+        ancestors[stage.id] = {stage.id}.union(*(ancestors[read.id] for read in stage.inputs))
     computing = [stage.id for stage in stages if stage.kind in _COMPUTING]
 
     def threads(stage: Stage) -> int:
         if stage.many_processes:
             return max(1, cores // 2)
-        alone = all(stage.id in before[each] or each in before[stage.id] for each in computing)
+        alone = all(
+            stage.id in ancestors[other] or other in ancestors[stage.id] for other in computing
+        )
         return cores if stage.kind == "trained" and alone else 1
 
     return {stage.id: threads(stage) for stage in stages}
@@ -140,17 +138,17 @@ def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> N
     for stage in stages:
         state = state_of(store, stage.kind, stage.id)
         if state is StageState.STALE:
-            damage(store, stage.kind, stage.id)  # is made again, unless that cannot be known
+            damage(store, stage.kind, stage.id)  # raises if the artifact must not be replaced
         elif state is StageState.CACHED and not repair:
             check_intact(store, stage.kind, stage.id)
-        elif state is StageState.CACHED and (found := damage(store, stage.kind, stage.id)):
-            what = "; ".join(f"{finding.path} {finding.problem}" for finding in found)
-            sys.stderr.write(message(f"{stage.id}: {what}: it is made again\n"))
+        elif state is StageState.CACHED and (findings := damage(store, stage.kind, stage.id)):
+            problems = "; ".join(f"{finding.path} {finding.problem}" for finding in findings)
+            sys.stderr.write(message(f"{stage.id}: {problems}: rebuilding it\n"))
             remove(store, stage)
 
 
 def _spec(store: Path, stage: Stage, threads: int) -> StageSpec:
-    # Not more than this process may use, which a container or SLURM may have limited.
+    # A container or SLURM may limit the cores that this process can use.
     threads = min(threads, len(os.sched_getaffinity(0)))
     request = stage.request
     if stage.many_processes:
@@ -168,13 +166,17 @@ def _spec(store: Path, stage: Stage, threads: int) -> StageSpec:
     )
 
 
-def _failed(store: Path, stages: Sequence[Stage], began: str, said: str) -> StageFailedError:
-    found = ((stage, read_failure(store, stage.id)) for stage in stages)
-    failures = [(stage, each) for stage, each in found if each is not None and each.ended >= began]
-    hint = "The same command goes on with what is left."
+def _failed(store: Path, stages: Sequence[Stage], began: str, stderr: str) -> StageFailedError:
+    records = ((stage, read_failure(store, stage.id)) for stage in stages)
+    failures = [
+        (stage, failure)
+        for stage, failure in records
+        if failure is not None and failure.ended >= began
+    ]
+    hint = "Run the same command again to resume."
     if not failures:
         return StageFailedError(
-            f"the run ended before all stages were done. {said}".rstrip(), hint=hint
+            f"the run ended before all stages were done. {stderr}".rstrip(), hint=hint
         )
     (stage, failure), *others = failures
     more = f"{len(others)} more failed: amnesia status lists them.\n" if others else ""

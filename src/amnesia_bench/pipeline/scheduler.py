@@ -1,9 +1,9 @@
-"""Run stages on one machine: each as soon as its inputs are done and there are cores for it.
+"""Run stages on one machine, each as soon as its inputs are done and enough cores are free.
 
 Each stage is run by a worker (`worker`), which is a process and not a thread: a signal can end a
-process wherever it waits, and then its lease and its command end with it. All workers hold the
-reading end of one pipe, and this process holds the writing end. When that is closed, because this
-process is done, was interrupted or was killed, they end.
+process wherever it waits, and its lease and its command end with it. All workers inherit the
+reading end of a pipe whose writing end is open in this process. When this process finishes, is
+interrupted or is killed, the writing end is closed and the workers end.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _MESSAGE_LINES = 8
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerExit:
-    """How a worker ended.
+    """The result of a worker.
 
     Attributes:
-        did_stage: whether it did the stage; False where another process had done it.
-        failure: the end of its stderr if it failed, else None.
+        did_stage: whether the worker ran the stage; False if another process had run it.
+        failure: the last lines of stderr if the worker failed, else None.
     """
 
     did_stage: bool
@@ -43,7 +43,7 @@ class WorkerExit:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerResult:
-    """The ids of the stages that workers of this run did, and how the last failed one failed."""
+    """The ids of the stages that this run's workers ran, and the failure of the last failed one."""
 
     done: frozenset[str]
     failed: str | None
@@ -60,23 +60,23 @@ def run_stages(
     """Run stages, each after its inputs; see `schedule`.
 
     Args:
-        store: the folder of all artifacts, which holds the orders of the stages.
-        stages: those to run. Their workers skip what is done and not stale.
-        threads: the number of cores of each stage, by id; none takes more than there are.
-        cores: the number of cores that may be in use at once.
-        gpus: the number of GPUs that may be in use at once; no stage takes more.
+        store: the folder of all artifacts, in which the specs of the stages are.
+        stages: the stages to run; workers skip a stage that is done and not stale.
+        threads: number of cores of each stage, by id; at most `cores`.
+        cores: maximum number of cores in use at any time.
+        gpus: maximum number of GPUs in use at any time; no stage takes more.
         server: the socket of a fork server; None starts a process for each stage.
     """
-    given = () if server is None else ("--server", server)
+    options = () if server is None else ("--server", server)
     reading, writing = os.pipe()
     with ExitStack() as stack:
         stack.callback(os.close, reading)
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=cores))
-        # Before the pool waits for its threads, and these for their workers.
+        # Closed before the pool waits for its threads, which wait for their workers.
         stack.callback(os.close, writing)
 
         def start(stage_id: str) -> Future[WorkerExit]:
-            return pool.submit(_run_worker, (str(store), stage_id, *given), reading)
+            return pool.submit(_run_worker, (str(store), stage_id, *options), reading)
 
         return schedule(stages, threads, cores, gpus, start)
 
@@ -90,8 +90,8 @@ def schedule(
 ) -> SchedulerResult:
     """Start each stage when its inputs are done and enough cores and GPUs are free.
 
-    Of those that could start, the one with the longest chain of stages after it comes first. A
-    stage that fails is tried once more. Stages that do not depend on a failed one still run.
+    Among the stages that are ready, the one with the longest chain of dependent stages starts
+    first. A failed stage is retried once. Stages that do not depend on a failed one still run.
     """
     by_id = {stage.id: stage for stage in stages}
     order = TopologicalSorter({id: _inputs_within(by_id, id) for id in by_id})
@@ -106,8 +106,8 @@ def schedule(
     while True:
         ready = sorted({*ready, *order.get_ready()}, key=rank.__getitem__)
         for id in tuple(ready):
-            free_cores = cores - sum(threads[each] for each in running.values())
-            free_gpus = gpus - sum(by_id[each].gpus for each in running.values())
+            free_cores = cores - sum(threads[other] for other in running.values())
+            free_gpus = gpus - sum(by_id[other].gpus for other in running.values())
             if threads[id] <= free_cores and by_id[id].gpus <= free_gpus:
                 ready.remove(id)
                 attempts[id] += 1
@@ -115,52 +115,52 @@ def schedule(
         if not running:
             return SchedulerResult(done=frozenset(done), failed=failed)
         for future in wait(running, return_when=FIRST_COMPLETED).done:
-            id, end = running.pop(future), future.result()
-            if end.failure is None:
+            id, result = running.pop(future), future.result()
+            if result.failure is None:
                 order.done(id)
-                done.update([id] if end.did_stage else [])
+                done.update([id] if result.did_stage else [])
             elif attempts[id] < _ATTEMPTS:
                 ready.append(id)
             else:
-                failed = end.failure
+                failed = result.failure
 
 
 def _inputs_within(stages: Mapping[str, Stage], stage_id: str) -> list[str]:
-    return [each.id for each in stages[stage_id].inputs if each.id in stages]
+    return [read.id for read in stages[stage_id].inputs if read.id in stages]
 
 
 def _chain_lengths(stages: Sequence[Stage]) -> dict[str, int]:
-    """Return the length of the longest chain of stages that begins with each."""
+    """Return the length of the longest chain of dependent stages that starts with each stage."""
     lengths = {stage.id: 1 for stage in stages}
     for stage in reversed(stages):
-        for each in stage.inputs:
-            if each.id in lengths:
-                lengths[each.id] = max(lengths[each.id], lengths[stage.id] + 1)
+        for read in stage.inputs:
+            if read.id in lengths:
+                lengths[read.id] = max(lengths[read.id], lengths[stage.id] + 1)
     return lengths
 
 
 def _run_worker(arguments: Sequence[str], pipe: int) -> WorkerExit:
-    # Files and not pipes, which a command that outlives its worker would keep open.
-    with TemporaryFile() as printed, TemporaryFile() as errors:
+    # Not pipes, which a command that outlives its worker would keep open.
+    with TemporaryFile() as stdout, TemporaryFile() as stderr:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", _WORKER, *arguments, "--driver", str(pipe)],
             stdin=subprocess.DEVNULL,
-            stdout=printed,
-            stderr=errors,
+            stdout=stdout,
+            stderr=stderr,
             pass_fds=[pipe],
-            # Ctrl-C in a terminal reaches the driver alone, which then ends its workers.
+            # Ctrl-C in a terminal reaches only the driver, which then ends its workers.
             process_group=0,
         )
         code = process.wait()
-        did_stage, lines = bool(_lines_of(printed)), _lines_of(errors)
+        did_stage, lines = bool(_lines_of(stdout)), _lines_of(stderr)
     if code == 0:
         return WorkerExit(did_stage=did_stage, failure=None)
-    if code < 0:  # it was killed, and could not end its command
+    if code < 0:  # the worker was killed, and could not end its command
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
-    how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
+    reason = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
     message = "\n".join(lines[-_MESSAGE_LINES:])
-    return WorkerExit(did_stage=False, failure=message or f"The worker of {arguments[1]} {how}.")
+    return WorkerExit(did_stage=False, failure=message or f"The worker of {arguments[1]} {reason}.")
 
 
 def _lines_of(file: IO[bytes]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Stages written to a store, for the processes that run them: one `stage.json` each."""
+"""Write stages to a store, for the processes that run them: one `stage.json` per stage."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPEC = "stage.json"
 
 
 class OlderStage(NamedTuple):
-    """A stage as earlier versions named it."""
+    """A stage of an earlier version, whose id has another format."""
 
     kind: str
     id: str
@@ -36,10 +36,10 @@ def write_specs(store: Path, specs: Sequence[StageSpec]) -> None:
         folder = stage_path(store, spec.id)
         make_folder(folder)
         path, record = folder / SPEC, codec.to_json(spec)
-        with suppress(UserError):  # none, or half written
+        with suppress(UserError):  # missing, or incomplete
             if read_json(path) == record:
                 continue
-        # Another driver may be writing the same at this moment.
+        # Another driver may be writing the same file at the same time.
         work = new_working_path(path)
         write_json(work, record)
         work.replace(path)
@@ -49,7 +49,7 @@ def read_spec(store: Path, stage_id: str) -> StageSpec:
     """Read a stage.
 
     Raises:
-        UserError: there is no such stage, or an earlier version wrote it.
+        UserError: the stage does not exist, or an earlier version wrote it.
     """
     path = stage_path(store, stage_id) / SPEC
     if not path.is_file():
@@ -61,10 +61,10 @@ def request_of(spec: StageSpec) -> StageRequest:
     """Return the request of a stage; its locations are relative to the store.
 
     Raises:
-        UserError: it is not well formed.
+        UserError: the spec is damaged.
     """
     if spec.front_door not in STAGE_REQUESTS:
-        raise UserError(f"{spec.id}: {spec.front_door!r} is no front door of a stage")
+        raise UserError(f"{spec.id}: stages cannot run the front door {spec.front_door!r}")
     try:
         return STAGE_REQUESTS[spec.front_door].model_validate_json(json.dumps(spec.request))
     except ValidationError as error:
@@ -72,29 +72,29 @@ def request_of(spec: StageSpec) -> StageRequest:
 
 
 def known_specs(store: Path) -> list[StageSpec]:
-    """Return all stages of a store, sorted by id; none that is half written or of old versions."""
-    found = []
+    """Return the stages of a store, sorted by id; without incomplete ones and old versions."""
+    specs = []
     for path in sorted(store.glob(f"stages/*/{SPEC}")):
         with suppress(UserError):
-            found.append(read_spec(store, path.parent.name))
-    return found
+            specs.append(read_spec(store, path.parent.name))
+    return specs
 
 
 def older_stages(store: Path) -> list[OlderStage]:
     """Return the stages that earlier versions wrote, whose ids do not begin with a kind.
 
-    Those that a process still works on are left out.
+    Running stages are excluded.
     """
-    found = []
+    stages = []
     for path in sorted(store.glob(f"stages/*/{SPEC}")):
         stage_id = path.parent.name
         with suppress(UserError):
             record = read_json(path)
             kind = str(record.get("kind")) if isinstance(record, dict) else ""
-            named = stage_id.startswith(f"{kind}.")
-            if kind in VERSIONS and not named and current_holder(path.parent) is None:
-                found.append(OlderStage(kind, stage_id))
-    return found
+            current = stage_id.startswith(f"{kind}.")
+            if kind in VERSIONS and not current and current_holder(path.parent) is None:
+                stages.append(OlderStage(kind, stage_id))
+    return stages
 
 
 def older_note(store: Path) -> str | None:
@@ -102,7 +102,7 @@ def older_note(store: Path) -> str | None:
     if not (older := older_stages(store)):
         return None
     return (
-        f"{store} holds {len(older)} stages of an earlier version. Stage ids have changed since, "
-        "so these are not used: the same experiment makes its stages again. They take disk until "
-        "they are removed: amnesia clean --earlier-versions"
+        f"{store} has {len(older)} stages of an earlier version. They cannot be used, because "
+        "stage ids have changed; experiments rebuild their stages. To free the disk space: "
+        "amnesia clean --earlier-versions"
     )

@@ -1,7 +1,7 @@
 """A stage: one request of a front door that turns input artifacts into one output artifact.
 
-Its id names the kind, what it is of, and a hash of the request's cache-key fields, in which the
-inputs stand by their ids. Two experiments that need the same artifact mean the same stage.
+Its id contains the kind, a readable name, and a hash of the request's cache-key fields, which refer
+to inputs by their ids. Two experiments that need the same artifact therefore share the stage.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from amnesia_bench.costs.work import Work
 from amnesia_bench.requests.base import StageRequest
 from amnesia_bench.store.layout import artifact_path
 
-# Raise a number when code changes what its kind of stage makes of the same request.
+# Increase a number when a code change gives this kind another result for the same request.
 VERSIONS: Mapping[str, int] = {
     "tokenizer": 1,
     "rows": 1,
@@ -41,17 +41,17 @@ _HASH_DIGITS = 12
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stage:
-    """One request, and what running it takes.
+    """One request, and the resources that it needs.
 
     Attributes:
-        kind: a key of VERSIONS, and the folder of the store.
-        name: what tells it from others of its kind, for people; part of the id.
-        request: what is asked, with its inputs at their places in a store.
-        inputs: the stages whose artifacts the request reads, each once.
-        work: the amounts that estimates are made of.
-        shape: the file of configs/model whose shape the checkpoint has that it makes, if any.
-        gpus: how many it takes; 0 for a stage of the CPU.
-        many_processes: whether its request has `workers`, processes that run at once.
+        kind: a key of VERSIONS, and the name of the folder in the store.
+        name: a readable name; part of the id.
+        request: the request; its locations are relative to the store.
+        inputs: the stages whose artifacts the request reads, without duplicates.
+        work: the amounts of work from which costs are estimated.
+        shape: the config of configs/model with the shape of the output checkpoint, if any.
+        gpus: number of GPUs; 0 for a stage on the CPU.
+        many_processes: whether the request has the field `workers`, a number of processes.
     """
 
     kind: str
@@ -65,7 +65,7 @@ class Stage:
 
     @cached_property
     def id(self) -> str:
-        """Kind, name, and a hash of everything that decides the result."""
+        """Kind, name, and a hash of everything that affects the result."""
         key = [VERSIONS[self.kind], self.request.front_door, cache_key(self.request)]
         text = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
         digest = hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
@@ -73,33 +73,33 @@ class Stage:
 
     @property
     def location(self) -> Path:
-        """Its artifact's folder, relative to a store."""
+        """The folder of the artifact, relative to a store."""
         return Path(self.kind, self.id)
 
     def folder(self, store: Path) -> Path:
-        """Return where its artifact lies."""
+        """Return the folder of the artifact in a store."""
         return artifact_path(store, self.kind, self.id)
 
 
 def closure(stages: Iterable[Stage]) -> tuple[Stage, ...]:
-    """Return the stages and all that they read, each id once, inputs before their readers."""
+    """Return the stages and all stages that they depend on, without duplicates, inputs first."""
     known: dict[str, Stage] = {}
     for stage in stages:
-        known.update((each.id, each) for each in _with_inputs(stage, known))
+        known.update((reached.id, reached) for reached in _with_inputs(stage, known))
     order = TopologicalSorter({id: [i.id for i in s.inputs] for id, s in known.items()})
     return tuple(known[id] for id in order.static_order())
 
 
 def unsettled(stages: Sequence[Stage], cached: Collection[str]) -> list[Stage]:
-    """Return the stages that are not done, and all that were made of these before.
+    """Return the stages that are not done, and the finished stages that depend on them.
 
-    What these hold when they are done decides if those are stale.
+    The latter become stale if the contents of their inputs change.
     """
-    found: dict[str, Stage] = {}
+    result: dict[str, Stage] = {}
     for stage in stages:
-        if stage.id not in cached or any(read.id in found for read in stage.inputs):
-            found[stage.id] = stage
-    return list(found.values())
+        if stage.id not in cached or any(read.id in result for read in stage.inputs):
+            result[stage.id] = stage
+    return list(result.values())
 
 
 def _with_inputs(stage: Stage, known: Mapping[str, Stage]) -> Iterator[Stage]:

@@ -1,4 +1,4 @@
-"""A stage in a process of its own: forked from the fork server, or started."""
+"""Run a stage in another process, forked from the fork server or newly started."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ STARTED = "$ amnesia "
 # times slower than one when another process competes for a core; without any spinning they are
 # slower than one even when none does (docs/benchmarks.md).
 _SPINS = "10000"
-# For glibc: memory that is given back to the system costs page faults at the next call. So it keeps
-# all (4 GiB) of what it does not map for itself (32 MiB, the most it takes), in huge pages.
+# For glibc: memory that was returned to the system costs page faults when it is allocated again. So
+# glibc keeps up to 4 GiB of free memory, in huge pages; only blocks over 32 MiB, the largest
+# threshold that it accepts, are mapped and returned separately.
 _TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:"
     "glibc.malloc.trim_threshold=4294967296"
@@ -30,9 +31,9 @@ _TUNABLES = (
 
 
 def stage_environment() -> dict[str, str]:
-    """Return the environment of stages: this process's, and settings that make them faster."""
-    given = os.environ.get("GLIBC_TUNABLES")
-    tunables = _TUNABLES if given is None else f"{_TUNABLES}:{given}"
+    """Return the environment of stages: that of this process, with settings for speed."""
+    inherited = os.environ.get("GLIBC_TUNABLES")
+    tunables = _TUNABLES if inherited is None else f"{_TUNABLES}:{inherited}"
     return {"GOMP_SPINCOUNT": _SPINS, **os.environ, "GLIBC_TUNABLES": tunables}
 
 
@@ -43,18 +44,18 @@ def run_spec(
 
     Args:
         store: the folder of all artifacts.
-        spec: of the stage; it is in the store.
-        log: the file.
-        gpus: the GPUs that it may see; none of them: whatever is there. More than one start as
-            many processes of a training.
+        spec: the spec of the stage; it is in the store.
+        log: the log file.
+        gpus: the GPUs that are visible to the stage; if empty, visibility is not restricted.
+            Training starts one process per GPU.
         server: the socket of a fork server; None starts a new process.
 
     Returns:
-        Its exit code; negative is the signal that ended it.
+        The exit code; a negative one is the signal that ended the process.
     """
     with log.open("a", encoding="utf-8") as file:
         file.write(f"{STARTED}{shlex.join(spec.command)}\n")
-    if server is not None and (code := _ask(server, store, spec, log)) is not None:
+    if server is not None and (code := _run_forked(server, store, spec, log)) is not None:
         return code
     start = ["-m", _EXECUTE]
     if len(gpus) > 1 and spec.front_door == "train":
@@ -80,9 +81,9 @@ def run_spec(
             raise
 
 
-def _ask(server: str, store: Path, spec: StageSpec, log: Path) -> int | None:
-    """Return the exit code of a stage that the server forks; None if there is no server."""
-    asked = {
+def _run_forked(server: str, store: Path, spec: StageSpec, log: Path) -> int | None:
+    """Run a stage through the fork server, and return its exit code; None if the server is gone."""
+    request = {
         "store": str(store),
         "stage": spec.id,
         "log": str(log.resolve()),
@@ -91,8 +92,8 @@ def _ask(server: str, store: Path, spec: StageSpec, log: Path) -> int | None:
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(server)
-            connection.sendall(json.dumps(asked).encode() + b"\n")
+            connection.sendall(json.dumps(request).encode() + b"\n")
             answer = connection.makefile("rb").readline()
-        except OSError:  # it was killed, and the stage is started in a new process
+        except OSError:  # the server was killed; the caller starts a new process
             return None
     return int(answer) if answer else None

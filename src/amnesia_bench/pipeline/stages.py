@@ -1,4 +1,4 @@
-"""The stages by kind: each holds the request that a user would make, and its amount of work."""
+"""Functions that return the stage of each kind: the same request as a user's, and its work."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _BYTES_PER_WORD, _WORDS_PER_PROBLEM = 6, 80
 # FDA, SWDE and Ruler-QA-SQuAD for each layer ablated; documents of about 2,000 tokens.
 RANKING_PROMPTS = ((2048, 28 * 4300),)
 _HUB_TOKENS = 1e9
-_QUESTION_TOKENS = 128  # for estimates: most questions are shorter
+_QUESTION_TOKENS = 128  # for estimates; most questions are shorter
 
 # Composing takes 50 ms, and many stages share a config.
 _data, _eval = cache(load_data), cache(load_eval)
@@ -52,7 +52,7 @@ _model, _training = cache(load_model), cache(load_training)
 
 
 def tokenizer(seed: int) -> Stage:
-    """Train the tokenizer of generated texts."""
+    """Train the tokenizer for generated texts."""
     return Stage(
         kind="tokenizer",
         name=f"generated-s{seed}",
@@ -75,7 +75,7 @@ def rows(source: SyntheticSource) -> Stage:
 
 
 def downloaded(repository: str, shape: str) -> Stage:
-    """Fetch a checkpoint from the hub."""
+    """Download a checkpoint from the hub."""
     return Stage(
         kind="download",
         name=repository.rpartition("/")[2],
@@ -87,7 +87,7 @@ def downloaded(repository: str, shape: str) -> Stage:
 
 
 def initial(shape: str, tokenizer: Stage, seed: int) -> Stage:
-    """Make a model with random weights."""
+    """Create a model with random weights."""
     return Stage(
         kind="initial",
         name=f"{shape}-s{seed}",
@@ -99,13 +99,13 @@ def initial(shape: str, tokenizer: Stage, seed: int) -> Stage:
 
 
 def shape_of(checkpoint: Stage) -> str:
-    """Return the file of configs/model that a stage's checkpoint has the shape of."""
+    """Return the config of configs/model with the shape of a stage's checkpoint."""
     assert checkpoint.shape is not None, checkpoint.kind
     return checkpoint.shape
 
 
 def data(config: str, overrides: Sequence[str], tokenizer: Stage) -> Stage:
-    """Turn a source of data into sequences of tokens."""
+    """Tokenize a data source and pack it into sequences."""
     loaded = _data(config, tuple(overrides))
     return Stage(
         kind="data",
@@ -117,7 +117,7 @@ def data(config: str, overrides: Sequence[str], tokenizer: Stage) -> Stage:
 
 
 def training_of(step: TrainingStep, overrides: Sequence[str], seed: int) -> TrainingRun:
-    """Return the training of a step, with the overrides of its profile and a seed."""
+    """Return the training configuration of a step, with the profile's overrides and a seed."""
     run = _training(step.train, (*step.overrides, *overrides))
     return run.model_copy(update={"train": run.train.model_copy(update={"seed": seed})})
 
@@ -126,7 +126,7 @@ def trained(
     step: TrainingStep, run: TrainingRun, init: Stage, data: Mapping[str, Stage],
     teacher: Stage | None,
 ) -> Stage:  # fmt: skip
-    """Train a stage of HypeNet, or fine-tune; `data` by source."""
+    """Train a stage of HypeNet, or fine-tune; `data` maps each source to its stage."""
     return Stage(
         kind="trained",
         name=f"{step.train}-s{run.train.seed}",
@@ -136,18 +136,18 @@ def trained(
             data={source: stage.location for source, stage in data.items()},
             teacher=None if teacher is None else teacher.location,
         ),
-        inputs=_once(init, *data.values(), *([] if teacher is None else [teacher])),
+        inputs=_unique(init, *data.values(), *([] if teacher is None else [teacher])),
         shape=init.shape,
         work=Training(run=run, shape=shape_of(init)),
     )
 
 
-def _once(*stages: Stage) -> tuple[Stage, ...]:
+def _unique(*stages: Stage) -> tuple[Stage, ...]:
     return tuple({stage.id: stage for stage in stages}.values())
 
 
 def _data_bytes(config: DataConfig) -> float:
-    """Return roughly the bytes of prepared data."""
+    """Return the approximate size of prepared data in bytes."""
     source = config.source
     if isinstance(source, SyntheticSource):
         return 8.0 * source.rows * (source.words or _WORDS_PER_PROBLEM)
@@ -155,7 +155,7 @@ def _data_bytes(config: DataConfig) -> float:
 
 
 def converted(shape: str, teacher: Stage, student: Stage | None, seed: int) -> Stage:
-    """Make the student of alignment, or, from a trained student, the hybrid."""
+    """Create the student of hidden-state alignment or, from a trained student, the hybrid."""
     stage: Literal[1, 2] = 1 if student is None else 2
     return Stage(
         kind="converted",
@@ -167,14 +167,14 @@ def converted(shape: str, teacher: Stage, student: Stage | None, seed: int) -> S
             student=None if student is None else student.location,
             seed=seed,
         ),
-        inputs=_once(teacher, *([] if student is None else [student])),
+        inputs=_unique(teacher, *([] if student is None else [student])),
         shape=shape,
         work=Weights(shape=shape),
     )
 
 
 def ranking(checkpoint: Stage) -> Stage:
-    """Rank softmax layers by what retrieval loses without them."""
+    """Rank softmax layers by the retrieval accuracy lost without them."""
     return Stage(
         kind="ranking",
         name=checkpoint.name,
@@ -187,7 +187,7 @@ def ranking(checkpoint: Stage) -> Stage:
 def restored(
     pre: Stage, post: Stage, variant: Variant, count: int | None, ranked: Stage | None
 ) -> Stage:
-    """Put weights of `pre` back into `post`; in the first `count` layers of a ranking, if any."""
+    """Put weights of `pre` back into `post`; with a ranking, only in its first `count` layers."""
     layers = None
     if count is not None and ranked is not None:
         file = ranked.location / RankLayersRequest.out_file
@@ -198,14 +198,14 @@ def restored(
         request=RestoreRequest(
             pre=pre.location, post=post.location, variant=variant, ranked_layers=layers
         ),
-        inputs=_once(pre, post, *([] if ranked is None else [ranked])),
+        inputs=_unique(pre, post, *([] if ranked is None else [ranked])),
         shape=post.shape,
         work=Weights(shape=shape_of(post)),
     )
 
 
 def prompts(plan: RecallPlan, tokenizer: Stage, haystack: Stage | None) -> Stage:
-    """Build the NIAH prompts that all checkpoints with a tokenizer share."""
+    """Build NIAH prompts, shared by all checkpoints with the same tokenizer."""
     return Stage(
         kind="prompts",
         name=f"niah-{'hub' if haystack is None else haystack.name}",
@@ -216,12 +216,12 @@ def prompts(plan: RecallPlan, tokenizer: Stage, haystack: Stage | None) -> Stage
             samples=plan.samples,
             haystack=HubEssays() if haystack is None else haystack.location / ROWS,
         ),
-        inputs=_once(tokenizer, *([] if haystack is None else [haystack])),
+        inputs=_unique(tokenizer, *([] if haystack is None else [haystack])),
         work=Writing(bytes=8e4 * len(plan.tasks) * len(plan.lengths)),
     )
 
 
-def recall(checkpoint: Stage, asked: Stage, part: RecallPlan, engine: EngineChoice) -> Stage:
+def recall(checkpoint: Stage, prompts: Stage, part: RecallPlan, engine: EngineChoice) -> Stage:
     """Evaluate a checkpoint on some tasks and lengths of the prompts."""
     count = len(part.tasks) * part.samples
     return Stage(
@@ -229,13 +229,13 @@ def recall(checkpoint: Stage, asked: Stage, part: RecallPlan, engine: EngineChoi
         name=f"{checkpoint.name}.{'+'.join(map(str, part.lengths))}",
         request=EvaluateRequest(
             checkpoint=checkpoint.location,
-            prompts=asked.location,
+            prompts=prompts.location,
             tasks=part.tasks,
             lengths=part.lengths,
             max_new_tokens=part.max_new_tokens,
             engine=engine,
         ),
-        inputs=_once(checkpoint, asked),
+        inputs=_unique(checkpoint, prompts),
         work=Answering(
             shape=shape_of(checkpoint),
             prompts=tuple((length, count) for length in part.lengths),
@@ -248,7 +248,7 @@ def answers(
     checkpoint: Stage, task: ReasoningTask, config: EvalConfig, problems: Stage | None,
     engine: EngineChoice,
 ) -> Stage:  # fmt: skip
-    """Generate a checkpoint's answers to a benchmark; the problems are the hub's unless given."""
+    """Generate a checkpoint's answers to a benchmark; without `problems`, those of the hub."""
     count = task.source.rows
     if problems is not None:
         assert isinstance(problems.request, SynthesizeRowsRequest)
@@ -263,7 +263,7 @@ def answers(
             data=None if problems is None else problems.location / ROWS,
             engine=engine,
         ),
-        inputs=_once(checkpoint, *([] if problems is None else [problems])),
+        inputs=_unique(checkpoint, *([] if problems is None else [problems])),
         work=Answering(
             shape=shape_of(checkpoint),
             prompts=((_QUESTION_TOKENS, count * config.repeats),),
@@ -272,13 +272,13 @@ def answers(
     )
 
 
-def scores(answered: Stage, task: ReasoningTask) -> Stage:
+def scores(answers: Stage, task: ReasoningTask) -> Stage:
     """Score answers; programs run in several processes."""
     return Stage(
         kind="scores",
-        name=answered.name,
-        request=ScoreRequest(answers=answered.location),
-        inputs=(answered,),
+        name=answers.name,
+        request=ScoreRequest(answers=answers.location),
+        inputs=(answers,),
         work=Writing(bytes=1e6),
         many_processes=isinstance(next(iter(task.scorers.values())), ProgramScorer),
     )

@@ -1,4 +1,4 @@
-"""Progress of stages, read from manifests, leases and logs: so it covers other machines too."""
+"""State of stages, read from manifests, leases and logs; this includes stages on other machines."""
 
 from __future__ import annotations
 
@@ -26,7 +26,10 @@ _TAIL_BYTES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """A stage, the process that works on it, and its last log line, failure or reason."""
+    """The state of a stage; `holder` is the process that runs it.
+
+    `said` is the last line of its log, its failure, or the reason why it is stale.
+    """
 
     id: str
     kind: str
@@ -36,43 +39,43 @@ class StageStatus:
 
 
 def status_of_graph(store: Path, stages: Sequence[Stage]) -> list[StageStatus]:
-    """Return the status of every stage of a graph, in its order."""
+    """Return the status of every stage of a graph, in the same order."""
     return [_status(store, stage) for stage in stages]
 
 
 def status_of_store(store: Path) -> list[StageStatus]:
-    """Return the status of every stage that was ever begun in a store."""
+    """Return the status of every stage that was ever started in a store."""
     return [_status(store, spec) for spec in known_specs(store)]
 
 
 def log_of(store: Path, name: str) -> tuple[StageSpec, Path]:
-    """Return the stage that a name means, and its log.
+    """Return the stage with a name, and its log.
 
     Args:
         store: the folder of all artifacts.
-        name: an id, or how it begins, with its kind or without: `recall.sft_miromind_9b-s0`,
-            `sft_miromind_9b-s0`. Of several stages of a name it means the one that the others were
-            made of: a training, and not the evaluations of what it trained.
+        name: an id or a prefix of it, with or without its kind: `recall.sft_miromind_9b-s0`,
+            `sft_miromind_9b-s0`. If several stages have the name, the one from which the others
+            were made is returned: a training rather than the evaluations of its checkpoint.
 
     Raises:
-        UserError: there is none, or there are several.
+        UserError: no stage matches, or several do.
     """
-    begin = name.replace("/", ".")  # as versions before 0.2 named stages: KIND/NAME
+    prefix = name.replace("/", ".")  # versions before 0.2 wrote KIND/NAME
     specs = {spec.id: spec for spec in known_specs(store)}
     logged = [spec for spec in specs.values() if (stage_path(store, spec.id) / LOG).is_file()]
-    found = [spec for spec in logged if any(n.startswith(begin) for n in _names(spec))]
-    named = [spec for spec in found if begin in _names(spec)]
-    if named:
-        first = [s for s in named if all(_is_made_of(other, s, specs) for other in named)]
-        found = first or named
-    if len(found) == 1:
-        return found[0], stage_path(store, found[0].id) / LOG
-    if found:
-        listed = "\n".join(f"  {spec.id}" for spec in found)
+    matches = [spec for spec in logged if any(n.startswith(prefix) for n in _names(spec))]
+    exact = [spec for spec in matches if prefix in _names(spec)]
+    if exact:
+        first = [s for s in exact if all(_is_made_of(other, s, specs) for other in exact)]
+        matches = first or exact
+    if len(matches) == 1:
+        return matches[0], stage_path(store, matches[0].id) / LOG
+    if matches:
+        ids = "\n".join(f"  {spec.id}" for spec in matches)
         raise UserError(
-            f"{name}: begins the names of {len(found)} stages", hint=f"One of\n{listed}"
+            f"{name}: {len(matches)} stages have names that begin with this", hint=f"One of\n{ids}"
         )
-    close = get_close_matches(begin, [spec.id for spec in logged], n=5, cutoff=0.3)
+    close = get_close_matches(prefix, [spec.id for spec in logged], n=5, cutoff=0.3)
     hint = "Did you mean\n" + "\n".join(f"  {id}" for id in close)
     raise UserError(
         f"{name}: no stage with a log in {store}",
@@ -81,13 +84,13 @@ def log_of(store: Path, name: str) -> tuple[StageSpec, Path]:
 
 
 def _names(spec: StageSpec) -> tuple[str, ...]:
-    """Return what a stage may be called: its id, with and without kind and hash."""
-    visible = spec.id.rpartition("-")[0]
-    return spec.id, visible, spec.id.partition(".")[2], visible.partition(".")[2]
+    """Return the names of a stage: its id, with and without kind and hash."""
+    without_hash = spec.id.rpartition("-")[0]
+    return spec.id, without_hash, spec.id.partition(".")[2], without_hash.partition(".")[2]
 
 
 def _is_made_of(spec: StageSpec, other: StageSpec, specs: Mapping[str, StageSpec]) -> bool:
-    """Return whether a stage is another, or reads it, or reads what was made of it."""
+    """Return whether a stage is another stage, or depends on it directly or indirectly."""
     inputs = (specs[id] for id in spec.inputs if id in specs)
     return spec.id == other.id or any(_is_made_of(read, other, specs) for read in inputs)
 
@@ -99,7 +102,7 @@ def _status(store: Path, stage: Stage | StageSpec) -> StageStatus:
     failure = read_failure(store, stage_id) if state is StageState.FAILED else None
     said = _last_line(stage_path(store, stage_id) / LOG) if failure is None else failure.said
     if state is StageState.STALE:
-        said = f"made of another {', '.join(changed_inputs(store, stage_id))}"
+        said = f"its input {', '.join(changed_inputs(store, stage_id))} has changed"
     return StageStatus(
         id=stage_id,
         kind=kind,

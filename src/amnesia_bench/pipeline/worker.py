@@ -1,8 +1,8 @@
-"""One stage: wait for the right to do it, do it once, and say when it is done.
+"""Run one stage: wait for its lease, run it if it is still needed, and record failures.
 
-The scheduler runs it as `python -m amnesia_bench.pipeline.worker STORE ID`; several processes, also
-on several machines, may be asked for one stage at once. What is done already is not done again,
-unless its inputs hold something else now. The id is printed if this process did the stage.
+The scheduler starts a worker as `python -m amnesia_bench.pipeline.worker STORE ID`. Several workers
+of one stage may run at once, also on several machines; only one of them runs the stage. A finished
+stage is skipped, unless its inputs have changed. The worker prints the id if it ran the stage.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from amnesia_bench.pipeline.bookkeeping import (
     state_of,
     write_inputs,
 )
-from amnesia_bench.pipeline.devices import holding_gpus, lending_folder, visible_gpus
+from amnesia_bench.pipeline.devices import gpu_lease_folder, holding_gpus, visible_gpus
 from amnesia_bench.pipeline.specs import read_spec, write_specs
 from amnesia_bench.pipeline.stage_process import STARTED, run_spec
 from amnesia_bench.printable import message
@@ -45,27 +45,27 @@ from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import manifest_of
 
 _WAIT_SECONDS, _MAX_PAUSE_SECONDS = 0.3, 30.0
-_SAID_CHARACTERS = 1500
-_REQUEUES = 3  # how often a command may ask to be started again
+_MESSAGE_CHARACTERS = 1500
+_REQUEUES = 3  # maximum number of restarts that a command may request
 
 
 def run_stage(store: Path, stage_id: str, socket: str | None) -> bool:
-    """Do a stage, or wait until another process has done it.
+    """Run a stage, or wait until another process has run it.
 
     Args:
         store: the folder of all artifacts.
-        stage_id: of a stage whose spec is there.
+        stage_id: the id of a stage whose spec is in the store.
         socket: the socket of a fork server; None starts a process for each stage.
 
     Returns:
-        Whether this process did it.
+        Whether this process ran the stage.
 
     Raises:
-        StageFailedError: its command failed, or an input is not what it was.
+        StageFailedError: the command failed, or an input is damaged.
     """
     spec = read_spec(store, stage_id)
     folder = stage_path(store, stage_id)
-    did = False
+    did_stage = False
     while state_of(store, spec.kind, stage_id) is not StageState.CACHED:
         with ExitStack() as stack:
             try:
@@ -75,21 +75,21 @@ def run_stage(store: Path, stage_id: str, socket: str | None) -> bool:
                 continue
             if state_of(store, spec.kind, stage_id) is not StageState.CACHED:
                 _attempt(store, spec, socket, lease)
-                did = True
-    return did
+                did_stage = True
+    return did_stage
 
 
 def _attempt(store: Path, spec: StageSpec, socket: str | None, lease: Lease) -> None:
     folder = stage_path(store, spec.id)
     artifact = artifact_path(store, spec.kind, spec.id)
-    write_specs(store, [spec])  # somebody may have cleaned while this one waited
+    write_specs(store, [spec])  # `amnesia clean` may have removed it in the meantime
     failure = folder / FAILURE
     failure.unlink(missing_ok=True)
     try:
         _check_inputs(store, spec)
         contents = contents_of(store, spec.inputs)
         if read_inputs(store, spec.id) not in (None, contents):
-            discard_made(store, spec.kind, spec.id)  # it, or a half of it, was made of others
+            discard_made(store, spec.kind, spec.id)  # complete or not, it has other inputs
         write_inputs(store, spec.id, contents)
         make_folder(artifact.parent)
         provenance = collect_provenance(["amnesia", *spec.command], seeds={})
@@ -101,13 +101,13 @@ def _attempt(store: Path, spec: StageSpec, socket: str | None, lease: Lease) -> 
         explained = explain_write_error(error, artifact) if isinstance(error, OSError) else error
         if explained is None:
             raise
-        said = StageFailure(
+        record = StageFailure(
             exit_code=int(explained.exit_code),
             ended=now(),
-            said=str(explained)[-_SAID_CHARACTERS:],
+            said=str(explained)[-_MESSAGE_CHARACTERS:],
         )
-        with suppress(OSError):  # on a full disk stderr has to do
-            replace_text(failure, json.dumps(codec.to_json(said), indent=2) + "\n")
+        with suppress(OSError):  # on a full disk, the message on stderr must suffice
+            replace_text(failure, json.dumps(codec.to_json(record), indent=2) + "\n")
         raise explained from error
 
 
@@ -121,7 +121,7 @@ def _gpus(spec: StageSpec) -> Iterator[tuple[str, ...]]:
     if spec.gpus == 0:
         yield ()
         return
-    with holding_gpus(spec.gpus, visible_gpus(), lending_folder()) as gpus:
+    with holding_gpus(spec.gpus, visible_gpus(), gpu_lease_folder()) as gpus:
         yield gpus
 
 
@@ -133,28 +133,28 @@ def _run(
         code = run_spec(artifact.parents[1], spec, log, gpus, socket)
         if code == ExitCode.REQUEUE and requeues < _REQUEUES:
             requeues += 1
-        elif code == ExitCode.BUSY:  # an attempt whose worker was killed goes on by itself
+        elif code == ExitCode.BUSY:  # the command of an earlier, killed worker is still running
             time.sleep(pause)
-            pause = min(2 * pause, _MAX_PAUSE_SECONDS)  # it may be a training of days
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)  # it may be training for days
         else:
             break
-    # With a manifest, the command of an attempt whose worker was killed has come to its end.
+    # If there is a manifest, the command of an earlier, killed worker has finished the artifact.
     if code != ExitCode.DONE and not (artifact / MANIFEST).is_file():
-        how = f"was killed by signal {-code}" if code < 0 else f"ended with {code}"
-        raise StageFailedError(f"amnesia {spec.command[0]} {how}: {_last_words(log)}")
+        reason = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
+        raise StageFailedError(f"amnesia {spec.command[0]} {reason}: {_last_lines(log)}")
 
 
-def _last_words(log: Path) -> str:
-    """Return the end of what the last attempt said."""
-    said = log.read_text(encoding="utf-8", errors="replace").rpartition(STARTED)[2]
-    lines = said.rstrip().splitlines()[1:]
-    return "\n".join(lines[-6:])[-_SAID_CHARACTERS:]
+def _last_lines(log: Path) -> str:
+    """Return the last lines of the last attempt's output."""
+    output = log.read_text(encoding="utf-8", errors="replace").rpartition(STARTED)[2]
+    lines = output.rstrip().splitlines()[1:]
+    return "\n".join(lines[-6:])[-_MESSAGE_CHARACTERS:]
 
 
 def _finish(
     spec: StageSpec, contents: Mapping[str, str | None], artifact: Path, provenance: Provenance
 ) -> None:
-    """Give the artifact a manifest where its command wrote none."""
+    """Write the artifact's manifest if its command wrote none."""
     if (artifact / MANIFEST).is_file():
         return
     store = artifact.parents[1]
@@ -169,7 +169,7 @@ def _finish(
 
 
 def run_worker(arguments: Sequence[str]) -> int:
-    """Do the stage that the arguments name, and return an exit code."""
+    """Run the stage given by the arguments, and return an exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path)
     parser.add_argument("stage", metavar="ID")
@@ -201,7 +201,7 @@ def run_worker(arguments: Sequence[str]) -> int:
 
 
 def _end_with_driver(pipe: int) -> None:
-    os.read(pipe, 1)  # nothing is ever written: it returns when the driver has closed its end
+    os.read(pipe, 1)  # nothing is ever written: returns when the driver closes its end
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -1,6 +1,7 @@
-"""What can be asked of this package: one typed request for each use case.
+"""One typed request for each use case of the package.
 
-A request is plain data, checked when it is made; it imports nothing heavy. The function that
-answers it has the name in its docstring and is exported by `amnesia_bench`: `ab.restore(
-RestoreRequest(...), out)`. The command line, Python and the stages of the pipeline all enter there.
+A request is plain data, validated when it is created; importing it loads nothing heavy. Its
+docstring starts with the name of the function that executes it, which `amnesia_bench` exports:
+`ab.restore(RestoreRequest(...), out)`. The command line, Python callers and pipeline stages all
+call these functions.
 """

@@ -1,4 +1,4 @@
-"""What all requests have in common."""
+"""Base classes of all requests."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ from pydantic import BaseModel, Field
 
 from amnesia_bench.config.schema import Frozen
 
-# A folder or a file; a text is taken for its path.
+# The path of a folder or file; a string is converted to a path.
 Location = Annotated[Path, Field(strict=False)]
 
 
 class Request(Frozen):
-    """One use case, described completely but for where its result goes."""
+    """A complete description of one use case, except for the output path."""
 
 
 class StageRequest(Request):
-    """A request that a stage of a pipeline can hold: its answer is one artifact.
+    """A request that a pipeline stage can execute; its result is one artifact.
 
-    In a stage, locations are relative to the store (`trained/ID`), so that the request says which
-    artifacts it reads and not where they happen to be; see `below`.
+    In a stage, locations are relative to the store (`trained/ID`): the request identifies its input
+    artifacts independently of the store's path. `below` makes the locations absolute.
 
     Attributes:
-        front_door: the function of `amnesia_bench` that answers it: `door(request, out)`.
-        out_file: the file in the artifact's folder that the function writes; "" for the folder.
+        front_door: name of the function of `amnesia_bench` that executes it: `door(request, out)`.
+        out_file: name of the file that the function writes in the artifact's folder; "" if it
+            writes the folder itself.
     """
 
     front_door: ClassVar[str]
     out_file: ClassVar[str] = ""
 
     def below(self, store: Path) -> Self:
-        """Return the request with relative locations taken from a store."""
+        """Return the request with its relative locations joined to the path of a store."""
         changed = {name: _below(getattr(self, name), store) for name in type(self).model_fields}
         return self.model_copy(update=changed)
 

@@ -1,4 +1,4 @@
-"""Requests for checkpoints: fetch, make, convert, repair, compare, verify."""
+"""Requests for checkpoints: download, initialize, convert, restore, diff, verify."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from amnesia_bench.requests.base import Location, Request, StageRequest
 
 
 class DownloadRequest(StageRequest):
-    """`download`: fetch a model from the Hugging Face hub.
+    """`download`: download a model from the Hugging Face hub.
 
-    `revision` is a commit, branch or tag; None is the newest commit.
+    `revision` is a commit, branch or tag; None selects the newest commit.
     """
 
     front_door: ClassVar[str] = "download"
@@ -22,9 +22,9 @@ class DownloadRequest(StageRequest):
 
 
 class InitializeRequest(StageRequest):
-    """`initialize`: make a model with random weights.
+    """`initialize`: create a model with random weights.
 
-    `model` is its shape: `load_model("qwen3_laptop")`; `seed` is that of the weights.
+    `model` defines its shape: `load_model("qwen3_laptop")`. `seed` is the seed of the weights.
     """
 
     front_door: ClassVar[str] = "initialize"
@@ -34,15 +34,15 @@ class InitializeRequest(StageRequest):
 
 
 class ConvertRequest(StageRequest):
-    """`convert`: make a HypeNet checkpoint out of a Qwen3 teacher.
+    """`convert`: convert a Qwen3 teacher to a HypeNet checkpoint.
 
     Attributes:
         teacher: folder of the Qwen3 checkpoint.
         model: shape of the HypeNet; `load_model("hypenet_2b")`.
-        stage: 1 is the student of hidden-state alignment, 2 the hybrid.
-        student: stage 2: the trained stage-1 checkpoint whose lightning mixers it takes over.
-        tie_head: whose word counts when the teacher's head is untied and the config's is tied
-            (9B): "teacher" keeps the teacher's head, "config" drops it as the authors did.
+        stage: 1 creates the student of hidden-state alignment, 2 the hybrid.
+        student: stage 2 only: the trained stage-1 checkpoint whose lightning mixers are copied.
+        tie_head: what to do when the teacher's head is untied and the config's is tied (9B):
+            "teacher" keeps the teacher's head, "config" drops it as the authors did.
         seed: seed of the new gates.
     """
 
@@ -56,22 +56,22 @@ class ConvertRequest(StageRequest):
 
 
 class RankedLayers(Frozen):
-    """The `count` most important layers of a ranking that `rank_layers` wrote to `file`."""
+    """The `count` most important layers in the ranking that `rank_layers` wrote to `file`."""
 
     count: PositiveInt
     file: Location
 
 
 class RestoreRequest(StageRequest):
-    """`restore`: put weights of `pre` back into `post`, and prove it.
+    """`restore`: put weights of `pre` back into `post`, and prove the result.
 
     Attributes:
         pre: folder of the checkpoint before the fine-tune.
-        post: folder of the checkpoint after it.
-        variant: which weights, and how; `load_variant("qk")` is QK-Restore.
-        ranked_layers: restore only these layers, instead of those of the variant.
-        cast: round pre to post's dtype where they differ.
-        allow_noop: write a copy even if nothing would change.
+        post: folder of the checkpoint after the fine-tune.
+        variant: which weights to restore, and how; `load_variant("qk")` is QK-Restore.
+        ranked_layers: restore only these layers instead of the variant's layers.
+        cast: round the weights of pre to post's dtype where the dtypes differ.
+        allow_noop: write a copy even if no weight would change.
     """
 
     front_door: ClassVar[str] = "restore"

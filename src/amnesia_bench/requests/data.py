@@ -1,4 +1,4 @@
-"""Requests for data: prepare training data, or generate rows and a tokenizer."""
+"""Requests for data: prepare training data, generate rows, train a tokenizer."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from amnesia_bench.requests.base import Location, StageRequest
 
 
 class PrepareRequest(StageRequest):
-    """`prepare`: turn a source of data into packed sequences of tokens.
+    """`prepare`: tokenize a data source and pack it into sequences.
 
     Attributes:
         config: the source, and how its rows become sequences; `load_data("miromind")`.
         tokenizer: folder of the checkpoint to train, or of its tokenizer.
-        inputs: files or folders (Parquet, JSON lines, a JSON array) with the dataset's fields, to
-            read instead of the config's source; `config.sample_rows` is the share of their rows.
+        inputs: files or folders (Parquet, JSON lines, a JSON array) with the dataset's fields, read
+            instead of the config's source; `config.sample_rows` is the share of their rows to use.
     """
 
     front_door: ClassVar[str] = "prepare"
@@ -34,7 +34,7 @@ class SynthesizeRowsRequest(StageRequest):
 
 
 class SynthesizeTokenizerRequest(StageRequest):
-    """`synthesize_tokenizer`: train the tokenizer of generated texts."""
+    """`synthesize_tokenizer`: train the tokenizer for generated texts."""
 
     front_door: ClassVar[str] = "synthesize_tokenizer"
     seed: NonNegativeInt = 0

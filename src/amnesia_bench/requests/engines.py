@@ -1,4 +1,4 @@
-"""How a model is run while it answers."""
+"""The choice of the inference engine."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ ENGINES: tuple[str, ...] = get_args(EngineName)
 
 
 class EngineChoice(Frozen):
-    """Which inference engine answers, and what of the model's config it overrides.
+    """The inference engine, and overrides of the model's config.
 
     Attributes:
-        name: the engine.
+        name: name of the engine.
         max_context_tokens: overrides the context limit of the model's config, which may be wrong
-            or a limit of training only.
-        attn_logits_scaling: overrides that of a HypeNet's config: "hype 500".
+            or may apply to training only.
+        attn_logits_scaling: overrides the logit scaling of a HypeNet's config: "hype 500".
     """
 
     name: EngineName = "transformers"

@@ -1,4 +1,4 @@
-"""Requests for experiments: report results, plan what is left, run it."""
+"""Requests for experiments: plan, run, report."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Overrides = tuple[str, ...]
 
 
 class LabelledCells(Frozen):
-    """A folder of cells and what they are of; None where the cells themselves say it.
+    """A folder of cells and their label; a part that is None is read from the cells.
 
-    `method` is a row of the table with its fine-tune: "post@miromind". `seed` is a text, as it is
-    part of a label.
+    `method` is a row of the table with its fine-tune: "post@miromind". `seed` is a string because
+    it is part of a label.
     """
 
     folder: Location
@@ -28,9 +28,9 @@ class LabelledCells(Frozen):
 
 
 class LabelledDrift(Frozen):
-    """A restoration.json, or what `amnesia diff --json` printed, and its label in the figure.
+    """A restoration.json, or the output of `amnesia diff --json`, and its label in the figure.
 
-    `label` None is the name of the file's folder.
+    If `label` is None, the name of the file's folder is used.
     """
 
     file: Location
@@ -38,13 +38,13 @@ class LabelledDrift(Frozen):
 
 
 class ReportRequest(Request):
-    """`report`: lay measured cells out in the paper's tables, next to the paper's numbers.
+    """`report`: fill the paper's tables with measured cells, next to the paper's numbers.
 
     Attributes:
-        tables: files of configs/report.
-        sources: the cells.
-        overrides: changes of every table: `report.models=[tiny]`.
-        drift: how far W_Q and W_K moved, a curve each.
+        tables: names of configs in configs/report, or paths of your own.
+        sources: folders of cells.
+        overrides: overrides applied to every table: `report.models=[tiny]`.
+        drift: records of how far W_Q and W_K drifted; each becomes one curve.
     """
 
     tables: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -54,9 +54,9 @@ class ReportRequest(Request):
 
 
 class PlanRequest(Request):
-    """`plan`: what experiments will take, before anything starts.
+    """`plan`: estimate what experiments will take, before anything starts.
 
-    `overrides` as for `run`; `store` None is $AMNESIA_STORE.
+    `overrides` are those of `run`. If `store` is None, $AMNESIA_STORE is used.
     """
 
     overrides: Overrides
@@ -65,13 +65,13 @@ class PlanRequest(Request):
 
 
 class RunRequest(Request):
-    """`run`: every stage of experiments that is not done yet, then their report.
+    """`run`: run every stage of the experiments that is not done yet, then write their report.
 
     Attributes:
         overrides: `experiment=table1,table4`, `profile=tiny`, ...
-        store: folder of all artifacts; None is $AMNESIA_STORE.
+        store: folder of all artifacts; None selects $AMNESIA_STORE.
         results: folder of reports.
-        repair: remove damaged artifacts and make them again.
+        repair: remove damaged artifacts and rebuild them.
     """
 
     overrides: Overrides

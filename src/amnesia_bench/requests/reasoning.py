@@ -13,17 +13,17 @@ from amnesia_bench.requests.engines import EngineChoice
 
 
 class GenerateRequest(StageRequest):
-    """`generate`: let a model answer a reasoning benchmark; resumable.
+    """`generate`: generate a model's answers to a reasoning benchmark; resumable.
 
     Attributes:
-        checkpoint: folder of the model.
+        checkpoint: folder of the checkpoint.
         task: math500, gsm8k, aime24, livecodebench or ifeval.
-        config: how answers are drawn; `load_eval("math500")`.
-        data: a file (livecodebench: or a folder) with the problems instead of the hub's.
-        limit: only the first `limit` problems.
-        method: the row's label in a table.
-        chat_template: a Jinja file instead of the tokenizer's template.
-        engine: what runs the model.
+        config: sampling of the answers; `load_eval("math500")`.
+        data: file with the problems (for livecodebench also a folder); None downloads them.
+        limit: use only the first `limit` problems.
+        method: label of the row in a table.
+        chat_template: Jinja file that replaces the tokenizer's chat template.
+        engine: inference backend.
     """
 
     front_door: ClassVar[str] = "generate"
@@ -39,19 +39,19 @@ class GenerateRequest(StageRequest):
     @model_validator(mode="after")
     def _a_template_is_used(self) -> Self:
         if self.chat_template is not None and not self.config.chat_template:
-            raise ValueError("--chat-template: the config says eval.chat_template=false")
+            raise ValueError("--chat-template: the config sets eval.chat_template=false")
         return self
 
 
 class ScoreRequest(StageRequest):
-    """`score`: judge the answers that `generate` wrote.
+    """`score`: score the answers that `generate` wrote.
 
     Attributes:
-        answers: their folder.
-        scorer: a scorer of the task; None is its strict one.
-        data: the problems, if they are no longer where they were.
-        unsafe_no_sandbox: run programs outside a sandbox.
-        workers: programs that run at once; None is one per CPU core.
+        answers: folder of the answers.
+        scorer: name of a scorer of the task; None selects the strict scorer.
+        data: new path of the problems, if they moved.
+        unsafe_no_sandbox: run programs outside the sandbox.
+        workers: number of programs to run in parallel; None runs one per CPU core.
     """
 
     front_door: ClassVar[str] = "score"
@@ -63,12 +63,12 @@ class ScoreRequest(StageRequest):
 
 
 class CompareRequest(Request):
-    """`compare`: is one model better than another on the same problems?
+    """`compare`: compare two models on the same problems.
 
     Attributes:
-        first, second: folders of answers, both scored before; differences are first less second.
-        scorer: whose verdicts count; None is the scorer that `score` takes by default.
-        first_scores: where `score` wrote the results of `first`; None is in that folder.
+        first, second: folders of answers, both already scored; differences are first minus second.
+        scorer: name of the scorer whose verdicts are compared; None selects the default of `score`.
+        first_scores: folder to which `score` wrote the results of `first`, if not to `first`.
     """
 
     first: Location

@@ -1,4 +1,4 @@
-"""Requests for recall: needle prompts, their evaluation, the regression gate, layer rankings."""
+"""Requests for recall: build NIAH prompts, evaluate, check for a regression, rank layers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Lengths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
 class HubEssays(Frozen):
-    """The essays that lm-eval hides needles in, from the hub; `revision` None is the newest."""
+    """The essays from the hub in which lm-eval hides needles; `revision` None is the newest."""
 
     revision: str | None = None
 
@@ -27,14 +27,14 @@ Haystack = HubEssays | Location
 
 
 class BuildPromptsRequest(StageRequest):
-    """`build_prompts`: build NIAH prompts, byte for byte those of lm-eval.
+    """`build_prompts`: build NIAH prompts, byte for byte equal to those of lm-eval.
 
     Attributes:
         tokenizer: folder of the tokenizer or checkpoint.
-        tasks: each at every length.
-        lengths: lm-eval's max_seq_lengths, in tokens.
-        samples: prompts per task and length.
-        haystack: the essays; None where no task needs them.
+        tasks: names of the tasks; prompts are built for each task at every length.
+        lengths: context lengths in tokens (lm-eval's max_seq_lengths).
+        samples: number of prompts per task and length.
+        haystack: the essays; None if no task needs them.
         repeat: repeat a haystack that is too short.
     """
 
@@ -48,16 +48,17 @@ class BuildPromptsRequest(StageRequest):
 
 
 class EvaluateRequest(StageRequest):
-    """`evaluate`: let lm-eval ask a checkpoint NIAH prompts, and score its answers.
+    """`evaluate`: evaluate a checkpoint on NIAH prompts with lm-eval.
 
     Attributes:
         checkpoint: folder of the checkpoint.
-        prompts: folder that `build_prompts` wrote; None lets lm-eval make the prompts itself.
-        tasks, lengths, samples: which prompts; None is all of `prompts`, or configs/eval/niah.
-        max_new_tokens: maximum tokens per answer; None is that of configs/eval/niah.
-        method: the row's label in a table.
-        engine: what runs the model.
-        verify_prefix: how many answers to compute a second time without a shared prefix.
+        prompts: folder that `build_prompts` wrote; None lets lm-eval build the prompts.
+        tasks, lengths, samples: choice of prompts; None selects all of `prompts`, or the values of
+            configs/eval/niah if there is no such folder.
+        max_new_tokens: maximum tokens per answer; None selects the value of configs/eval/niah.
+        method: label of the row in a table.
+        engine: inference backend.
+        verify_prefix: number of answers to recompute without a shared prefix.
     """
 
     front_door: ClassVar[str] = "evaluate"
@@ -73,17 +74,18 @@ class EvaluateRequest(StageRequest):
 
 
 class CheckRequest(Request):
-    """`check`: has a fine-tune lost long-range recall?
+    """`check`: test whether a fine-tune lost long-range recall.
 
     Attributes:
         pre, post: folders of the checkpoints before and after the fine-tune.
         restored: folder of a repaired checkpoint, compared with both.
-        prompts: folder that `build_prompts` wrote; None builds them from `haystack`.
-        haystack: the essays for prompts that are built.
-        tasks, lengths, samples: which prompts; None is all of `prompts`, or configs/eval/check.
-        margin: drop of recall (0 to 1) that is not yet a regression.
-        engine: what runs the models.
-        work: folder of answers and records; None is the store.
+        prompts: folder that `build_prompts` wrote; None builds the prompts from `haystack`.
+        haystack: essays from which prompts are built.
+        tasks, lengths, samples: choice of prompts; None selects all of `prompts`, or the values of
+            configs/eval/check if there is no such folder.
+        margin: largest drop of recall (0 to 1) that does not count as a regression.
+        engine: inference backend.
+        work: folder of answers and records; None selects the store.
     """
 
     pre: Location
@@ -106,13 +108,13 @@ class CheckRequest(Request):
 
 
 class RankLayersRequest(StageRequest):
-    """`rank_layers`: rank softmax layers by what retrieval loses without them (Appendix M).
+    """`rank_layers`: rank softmax layers by the retrieval accuracy lost without them (Appendix M).
 
     Attributes:
         checkpoint: folder of the checkpoint.
-        tasks: the retrieval tasks whose mean accuracy counts.
-        samples: maximum documents per task; None is all.
-        data: folder with the tasks' files; None fetches them.
+        tasks: names of the retrieval tasks; the mean of their accuracies defines the ranking.
+        samples: maximum number of documents per task; None uses all.
+        data: folder with the tasks' files; None downloads them.
     """
 
     front_door: ClassVar[str] = "rank_layers"

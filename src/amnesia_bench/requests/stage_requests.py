@@ -1,4 +1,4 @@
-"""The requests that stages hold, by the front door that answers them."""
+"""Requests that stages can execute, by the name of their front door."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests for training: train, or say beforehand what it takes."""
+"""Requests for training: train, or estimate the resources that it needs."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class TrainRequest(StageRequest):
     """`train`: train a stage of HypeNet, or fine-tune.
 
     Attributes:
-        run: what is trained and how; `load_training("sft_miromind_2b")`.
-        init: folder of the checkpoint to begin with.
+        run: the training configuration; `load_training("sft_miromind_2b")`.
+        init: folder of the initial checkpoint.
         data: folder of prepared data for each source of the run's mixture.
-        teacher: folder of the teacher, for stages 1 and 2.
+        teacher: folder of the teacher; required by stages 1 and 2.
     """
 
     front_door: ClassVar[str] = "train"
@@ -32,9 +32,9 @@ class TrainRequest(StageRequest):
 
 
 class EstimateRequest(Request):
-    """`estimate`: memory, FLOPs and hours of a training before it starts.
+    """`estimate`: estimate memory, FLOPs and hours of a training run before it starts.
 
-    `init` None takes the shape that the run names.
+    If `init` is None, the model shape is the one that the run's config names.
     """
 
     run: TrainingRun

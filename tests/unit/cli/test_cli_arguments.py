@@ -112,7 +112,7 @@ def test_a_folder_that_is_not_utf_8_is_one_message(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("layers", [LONG, f"2,{LONG}", f"top{LONG}", f"top{LONG}@x", "٣", "top٣"])
 def test_layers_of_thousands_of_digits_are_one_message(layers: str) -> None:
-    with pytest.raises(UserError, match=r"--layers '.*': is neither all") as caught:
+    with pytest.raises(UserError, match=r"--layers '.*': expected all") as caught:
         _layers(layers)
     assert len(caught.value.what) < 300
 
@@ -153,7 +153,7 @@ def test_a_misspelled_action_is_answered_with_the_nearest(
 ) -> None:
     assert main(["train", "estimat", "--config", "sft_miromind_2b"]) == 2
     said = capsys.readouterr().err
-    assert "train estimat: neither an action nor KEY=VALUE" in said
+    assert "train estimat: neither a sub-command nor KEY=VALUE" in said
     assert "Did you mean estimate?" in said
 
 
@@ -200,4 +200,4 @@ def test_a_folder_that_was_removed_under_the_caller_is_named(
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
     assert main(["diff", "a", "b"]) == ExitCode.USER_ERROR
-    assert "The folder that you are in was removed.\ncd to another." in capsys.readouterr().err
+    assert "The working directory was removed.\ncd to another directory." in capsys.readouterr().err

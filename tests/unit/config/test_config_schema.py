@@ -35,5 +35,5 @@ def test_variants_that_make_no_sense(variant: str, override: str, says: str) -> 
 
 def test_heads_and_one_scope_of_qk_pro_exclude_each_other() -> None:
     load_variant("qk_pro", ["restore.select.heads=[0]"])
-    with pytest.raises(UserError, match="scope layer takes all heads"):
+    with pytest.raises(UserError, match="scope layer needs all heads"):
         load_variant("qk_pro", ["restore.select.heads=[0]", "restore.rule.scope=layer"])

@@ -62,6 +62,6 @@ def test_a_mistake_is_named_and_nothing_is_written(
     command = ["init", "--model", "qwen3_laptop", "--tokenizer", str(tokenizer), "--out", str(out)]
     assert not out.exists()
     assert main(command) == 0
-    assert "M parameters, random" in capsys.readouterr().out
+    assert "M random parameters" in capsys.readouterr().out
     assert main(command) == 2
     assert "already exists" in capsys.readouterr().err

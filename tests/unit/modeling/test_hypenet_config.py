@@ -222,7 +222,7 @@ def test_config_files_are_read_and_typos_refused(tmp_path):
     with pytest.raises(UserError, match="is not YAML"):
         load_model_config(typo)
     typo.write_text("- 1\n")
-    with pytest.raises(UserError, match="does not hold keys and values"):
+    with pytest.raises(UserError, match="does not contain keys and values"):
         load_model_config(typo)
     with pytest.raises(UserError, match="7b is neither a size"):
         load_model_config("7b")

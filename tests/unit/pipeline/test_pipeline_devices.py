@@ -47,7 +47,7 @@ def test_a_stage_waits_until_enough_are_free_and_holds_none_meanwhile(
 
 def test_more_than_there_are_is_said(tmp_path: Path) -> None:
     with (
-        pytest.raises(MissingEnvironmentError, match="takes 8 GPUs, and 1 can"),
+        pytest.raises(MissingEnvironmentError, match="needs 8 GPUs; visible here: 1"),
         holding_gpus(8, ("0",), tmp_path),
     ):
         pass

@@ -65,7 +65,7 @@ def test_every_stage_is_found_by_its_id_with_its_kind_or_without(
 
 def test_of_several_each_is_named_so_that_it_can_be_copied(store: Path) -> None:
     for name in ("recall.sft_miromind_9b-s0", "recall/sft_miromind_9b-s0"):
-        with pytest.raises(UserError, match="begins the names of 8 stages") as caught:
+        with pytest.raises(UserError, match="8 stages have names that begin with this") as caught:
             log_of(store, name)
         lines = [line.strip() for line in str(caught.value.hint).splitlines()[1:]]
         lengths = ["131072", "262144", "32768", "65536"]

@@ -28,7 +28,7 @@ def test_each_stage_is_named_once_however_late_it_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", said := io.StringIO())
-    monkeypatch.setattr(progress, "_LOOK_SECONDS", 1e-4)
+    monkeypatch.setattr(progress, "_POLL_SECONDS", 1e-4)
     with Watcher(tmp_path, GRAPH, (), of=10):
         for stage in GRAPH:
             stage.folder(tmp_path).mkdir(parents=True)
@@ -54,7 +54,7 @@ def test_the_bar_is_one_line_that_is_never_wider_than_the_terminal(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "stderr", said := Terminal())
-    monkeypatch.setattr(progress, "_LOOK_SECONDS", 1e-4)
+    monkeypatch.setattr(progress, "_POLL_SECONDS", 1e-4)
     monkeypatch.setenv("COLUMNS", "60")
     monkeypatch.setenv("TERM", "xterm")
     with ExitStack() as running, Watcher(tmp_path, GRAPH, (), of=8):
@@ -77,8 +77,8 @@ def test_a_process_of_another_run_is_named_once(
         make_folder(lease)
         (lease / "1").write_text(json.dumps(codec.to_json(holder)))
     with Watcher(tmp_path, GRAPH[:2], (), of=2) as watcher:
-        watcher._look()
-        watcher._look()
+        watcher._poll()
+        watcher._poll()
     assert said.getvalue().splitlines() == [
         f"waiting for {GRAPH[0].id}: process 4242 on deadhost since yesterday"
     ]
@@ -94,6 +94,6 @@ def test_what_turns_out_stale_is_counted_again(
         (stage.folder(tmp_path) / MANIFEST).write_text("")
     with Watcher(tmp_path, GRAPH[:2], {first.id, second.id}, of=2) as watcher:
         aside = second.folder(tmp_path).rename(tmp_path / "aside")
-        watcher._look()
+        watcher._poll()
         aside.rename(second.folder(tmp_path))
     assert said.getvalue().splitlines() == [f"[2/2] {second.id}  0 s"]

@@ -89,6 +89,6 @@ def test_a_folder_that_cannot_be_is_refused_beforehand(
     # Root may write anywhere, so nobody's permissions are asked.
     monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
     new = call_of(tmp_path / "new" / "x")
-    with pytest.raises(MissingEnvironmentError, match="no report can be written"):
+    with pytest.raises(MissingEnvironmentError, match="report cannot be written"):
         check_writable(new)
     assert not (tmp_path / "new").exists()

@@ -49,7 +49,7 @@ def finish(store: Path, stage: Stage) -> None:
 def test_hours_are_split_by_model_and_step(tmp_path: Path) -> None:
     graphs = [build(job) for job in load_jobs(["experiment=table1"])]
     found = plan_graphs(graphs, tmp_path, H100)
-    models = by_model(found.left)
+    models = by_model(found.pending)
     assert list(models) == ["Jet-Nemotron-2B", "HypeNet-2B", "HypeNet-5B", "HypeNet-9B"]
     hybrid = {*Step} - {Step.PRETRAINING, Step.RANKING}
     assert set(models["HypeNet-9B"]) == hybrid
@@ -73,7 +73,7 @@ def test_a_stage_of_two_experiments_is_counted_once_and_one_of_two_models_is_sha
     owner = {each.stage.name: each.model for each in found.stages if each.stage.kind == "trained"}
     assert owner["tiny_pretrain-s0"] == SHARED
     assert owner["tiny_stage3-s0"] == "tiny"
-    models = list(by_model(found.left))
+    models = list(by_model(found.pending))
     assert (models[0], len(models), models[-1]) == ("tiny", 3, SHARED)
     steps = {each.stage.name: each.step for each in found.stages if each.stage.kind == "trained"}
     assert steps["tiny_pretrain-s0"] is Step.PRETRAINING
@@ -83,7 +83,7 @@ def test_a_stage_of_two_experiments_is_counted_once_and_one_of_two_models_is_sha
 
 def test_ranking_of_layers_has_its_own_hours(tmp_path: Path) -> None:
     graphs = [build(job) for job in load_jobs(["experiment=table10"])]
-    models = by_model(plan_graphs(graphs, tmp_path, H100).left)
+    models = by_model(plan_graphs(graphs, tmp_path, H100).pending)
     assert all(steps[Step.RANKING].gpu_hours > 0 for steps in models.values())
 
 
@@ -157,7 +157,7 @@ def test_a_plan_at_full_scale_needs_no_torch(tmp_path: Path) -> None:
     ("typed", "said"),
     [
         (["experiment=tabel1"], "Did you mean table1?"),
-        (["experimnt=table1"], "no experiment was named"),
+        (["experimnt=table1"], "no experiment selected"),
         (["experiment=table1", "+model.layer=3"], "model: unknown key"),
         (["experiment=table1", "profile.gpus=7"], "7 processes with micro-batches of 1 do not"),
         (["experiment=controls"], "plan: experiment controls is not defined for profile=paper"),
@@ -177,4 +177,7 @@ def test_a_store_that_is_a_file_is_named(
     for store in (tmp_path / "file", tmp_path / "file" / "store"):
         command = ["plan", "experiment=table1", "profile=tiny", "--store", str(store)]
         assert main(command) == 2
-        assert f"{tmp_path / 'file'}: a file, where the store was" in capsys.readouterr().err
+        assert (
+            f"{tmp_path / 'file'}: is a file, but the store must be a folder"
+            in capsys.readouterr().err
+        )

@@ -117,7 +117,7 @@ def test_code_of_an_architecture_is_kept_and_not_run(
     assert main(command) == 0
     said = capsys.readouterr().out
     assert f"{MODEL} at {COMMIT}" in said
-    assert "It brings code, which was not run: evil.py" in said
+    assert "It contains custom code, which was not run: evil.py" in said
     assert (tmp_path / "out" / "evil.py").is_file()
     assert not (tmp_path / "out" / ONE).exists()
 
