@@ -204,7 +204,7 @@ def test_a_config_for_files_of_the_users_own_needs_them_and_says_what_it_leaves_
         said = [{"role": "user", "content": name}, {"role": "assistant", "content": "a"}]
         write_rows(tmp_path / "in" / f"{name}.jsonl", [{"messages": said}])
     assert main([*command, "--input", str(tmp_path / "in")]) == 0
-    assert f"{tmp_path}/in/test.jsonl: not read, its name is that" in capsys.readouterr().err
+    assert f"{tmp_path}/in/test.jsonl: skipped, its name is that" in capsys.readouterr().err
     assert open_store(tmp_path / "out").description.counts.rows == 1
 
 

@@ -139,7 +139,7 @@ def _print(record: Restoration) -> None:
         return
     proof = record.proof
     say(
-        f"{record.out}: {planned} replaced, all other bytes equal those of post: "
+        f"{record.out}: {planned} replaced, all else equals post byte for byte: "
         f"{counted(len(proof.compared_files), 'shard')} ({size(proof.compared_bytes)}) written and "
         f"compared, {len(proof.linked_files)} ({size(proof.linked_bytes)}) hardlinked."
     )
