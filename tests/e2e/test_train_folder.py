@@ -386,5 +386,7 @@ def test_flipped_bits_of_a_half_done_run_are_refused_or_change_no_number(
         except AmnesiaError:
             outcomes["refused"] += 1
         path.write_bytes(honest)
-    # The rest are names, places and settings that decide nothing.
-    assert outcomes == {"refused": 489, "without effect": 11}
+    # The rest are names, places and settings that affect no result. How many depends on the paths
+    # and times in the records.
+    assert outcomes.total() == 500
+    assert outcomes["refused"] >= 480, outcomes
