@@ -172,7 +172,7 @@ def test_tasks_that_score_text_are_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({}, "which checkpoint"),
+        ({}, "no checkpoint"),
         ({"pretrained": "m", "batch": 4}, "unknown --model_args batch"),
         ({"pretrained": "m", "dtype": "int3"}, "dtype=int3"),
         ({"pretrained": "m", "engine": "vlm"}, "unknown engine vlm"),
