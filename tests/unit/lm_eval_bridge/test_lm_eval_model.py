@@ -163,16 +163,16 @@ def test_tasks_that_score_text_are_refused() -> None:
     lm = AmnesiaLM(FakeEngine(lambda _: ""), byte_tokenizer())
     scoring = task(output_type="loglikelihood", generation_kwargs=None, process_results=None)
     scoring["metric_list"] = [{"metric": "acc"}]
-    with pytest.raises(UserError, match="output_type generate_until only"):
+    with pytest.raises(UserError, match="runs tasks with output_type generate_until"):
         evaluate_one(lm, scoring, 2)
-    with pytest.raises(UserError, match="output_type generate_until only"):
+    with pytest.raises(UserError, match="runs tasks with output_type generate_until"):
         lm.loglikelihood_rolling([])
 
 
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ({}, "which checkpoint"),
+        ({}, "no checkpoint"),
         ({"pretrained": "m", "batch": 4}, "unknown --model_args batch"),
         ({"pretrained": "m", "dtype": "int3"}, "dtype=int3"),
         ({"pretrained": "m", "engine": "vlm"}, "unknown engine vlm"),
