@@ -103,7 +103,7 @@ def test_every_variant_has_its_name_and_says_where_it_comes_from(name: str) -> N
     text = (CONFIGS / "restore" / "variants.yaml").read_text()
     comment = re.search(rf"((?:  #.*\n)+)  {name}:\n", text)
     assert comment is not None
-    assert re.search(r"Table|section|Figure|Not in the paper", comment[1])
+    assert re.search(r"Table|[Ss]ection|Figure|Not in the paper", comment[1])
 
 
 def test_the_default_is_qk_restore() -> None:

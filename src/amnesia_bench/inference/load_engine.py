@@ -71,6 +71,7 @@ def load_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
         _check_hypenet(checkpoint)
     if name == "vllm":
         return VllmEngine.load(checkpoint, options)
+    assert name == "transformers", name
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
     if options.device is None and len(gpus) > 1:
         return DataParallelEngine(checkpoint, options, gpus)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +79,10 @@ def _new_matrices(
     routings = _routing(pre, head_dim), _routing(post, head_dim)
     if isinstance(rule, QKPro):
         new = rules.qk_pro(*routings, rule.scope)
-    else:
+    elif isinstance(rule, QKProcrustes):
         new = rules.qk_procrustes(*routings)
+    else:
+        assert_never(rule)
     return [new.q.reshape(pre[0].shape), new.k.reshape(pre[1].shape)]
 
 

@@ -100,7 +100,7 @@ def _stacked(heads: Float64) -> Float64:
 
 
 def _project_on_rows(drift: Float64, rows: Float64) -> Float64:
-    """Return the part of `drift` [..., M] inside the row space of `spanning` [rows, M]."""
+    """Return the part of `drift` [..., M] inside the row space of `rows` [N, M]."""
     _, sizes, right = np.linalg.svd(rows, full_matrices=False)
     cutoff = sizes.max(initial=0.0) * max(rows.shape) * np.finfo(np.float64).eps
     basis = right[sizes > cutoff]
