@@ -26,6 +26,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 
+from amnesia_bench.analysis import MAX_DISTANCE, TOKENS
 from amnesia_bench.cli.command import Subcommand
 from amnesia_bench.cli.output import say
 from amnesia_bench.cli.progress import TerminalProgress, hide_library_bars
@@ -33,7 +34,7 @@ from amnesia_bench.errors import ExitCode, MissingEnvironmentError, UserError
 from amnesia_bench.store.layout import check_final
 from amnesia_bench.store.provenance import collect_provenance
 
-SAMPLES, TOKENS, MAX_DISTANCE, SIZE = 64, 1024, 512, 256
+SAMPLES, SIZE = 64, 256
 _SEVERAL = "; repeat it for several, with roles such as pre, post, restored"
 _COUNTS = ("samples", "tokens", "max_distance", "size")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from amnesia_bench.analysis import MAX_DISTANCE, TOKENS
 from amnesia_bench.analysis.artifact import write_analysis
 from amnesia_bench.analysis.autocorrelation import autocorrelations
 from amnesia_bench.analysis.distance import (
@@ -21,7 +22,6 @@ from amnesia_bench.analysis.distance import (
 from amnesia_bench.analysis.gradients import check_distance, gradients_by_distance
 from amnesia_bench.analysis.models import open_model
 from amnesia_bench.analysis.texts import equal_texts, trained_texts
-from amnesia_bench.cli.analyze import MAX_DISTANCE, TOKENS
 from amnesia_bench.cli.analyze_inputs import (
     check_tokenizer,
     labelled,
