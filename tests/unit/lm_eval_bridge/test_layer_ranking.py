@@ -85,7 +85,7 @@ def test_what_was_measured_for_another_ranking_is_not_used(tmp_path: Path) -> No
         measure_layers(PLAN, LAYERS, Measured(dies_before=2), tmp_path / "a.json")
     other = replace(PLAN, checkpoint=replace(PLAN.checkpoint, identity="sha256:2"))
     measure = Measured()
-    with pytest.raises(UserError, match="measured for another ranking"):
+    with pytest.raises(UserError, match="holds measurements of another ranking"):
         measure_layers(other, LAYERS, measure, tmp_path / "a.json")
     assert measure.asked == []
 

@@ -224,5 +224,5 @@ def test_config_files_are_read_and_typos_refused(tmp_path):
     typo.write_text("- 1\n")
     with pytest.raises(UserError, match="does not contain keys and values"):
         load_model_config(typo)
-    with pytest.raises(UserError, match="7b is neither a size"):
+    with pytest.raises(UserError, match="7b is neither a HypeNet size"):
         load_model_config("7b")

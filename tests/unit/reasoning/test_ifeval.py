@@ -68,11 +68,11 @@ def test_a_missing_argument_is_not_drawn_anew_each_time() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"instruction_id_list": ["no:such"], "kwargs": [{}]}, "not an instruction of IFEval"),
+        ({"instruction_id_list": ["no:such"], "kwargs": [{}]}, "unknown instruction or argument"),
         ({"kwargs": [{}]}, "has 3 instructions and arguments for 1"),
         (
             {"instruction_id_list": ["punctuation:no_comma"], "kwargs": [{"words": 3}]},
-            "not an instruction",
+            "unknown instruction or argument",
         ),
     ],
 )
@@ -131,5 +131,5 @@ def test_a_long_answer_is_judged_in_bounded_time_and_costs_its_own_verdict_only(
         Outcome.WRONG,
         Outcome.CORRECT,
     ]
-    with pytest.raises(UserError, match="not an instruction"):
+    with pytest.raises(UserError, match="unknown instruction or argument"):
         verdict("word " * 5000, one("no:such"))
