@@ -104,11 +104,14 @@ class _TensorPair:
 
 @dataclass(kw_only=True)
 class _Sums:
-    """Running totals over the values of a tensor that have one role."""
+    """Running totals over the values of a tensor that have one role.
+
+    `squares` are the sums of squares of A and of B - A.
+    """
 
     values: int = 0
     changed: int = 0
-    squares: list[float] = field(default_factory=lambda: [0.0, 0.0])  # squares of A, squares of B - A
+    squares: list[float] = field(default_factory=lambda: [0.0, 0.0])  # for A, for B - A
 
     def add(self, a: Float64, b: Float64) -> None:
         self.values += a.size
@@ -126,7 +129,11 @@ class _Sums:
 def _compare(
     pair: _TensorPair, roles: Mapping[str, Sequence[RoleTensor]]
 ) -> list[TensorDifference]:
-    """Return one difference per role of a tensor (one if it has no role), none if bytes are equal."""
+    """Return the differences of one pair of tensors.
+
+    The list has one entry per role of the tensor, or one entry without a role. It is empty if
+    shape, dtype and bytes are equal.
+    """
     a, b = pair.entries
     same_shape = a.shape == b.shape
     if same_shape and a.dtype == b.dtype and all(x == y for x, y in pair.pieces()):
@@ -157,7 +164,7 @@ def _compare(
 
 
 def _sums(pair: _TensorPair, tensors: Sequence[RoleTensor]) -> list[_Sums]:
-    """Return one `_Sums` per role; with at most one role, it covers all values of the tensor."""
+    """Return one `_Sums` per role; if there is at most one role, return one over all values."""
     entry, entry_b = pair.entries
     sums = [_Sums() for _ in range(max(len(tensors), 1))]
     spans = _spans(tensors, entry)

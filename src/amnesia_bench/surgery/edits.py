@@ -31,7 +31,7 @@ PIECE_BYTES = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """Replace `length` bytes at offset `start` of a shard by those at `spool_start` of the spool."""
+    """Replace `length` bytes at `start` of a shard with the bytes at `spool_start` of the spool."""
 
     start: int
     length: int
@@ -40,7 +40,7 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class Edits:
-    """The result of `compute_edits`: the new bytes are in `spool`, `tensors` describes each edit.
+    """The result of `compute_edits`: `spool` contains the new bytes, `tensors` describes the edits.
 
     `patches` maps the name of each edited shard to its patches in ascending order.
     """
@@ -94,7 +94,7 @@ def compute_edits(pair: Pair, plans: tuple[LayerPlan, ...], rule: Rule, spool: P
                         )
                     )
                     file.write(values.new[start:stop])
-                # The three sha256 take as long as everything else, so they run on other cores.
+                # Hashing takes as long as everything else, so other cores do it.
                 hashes = [hashers.submit(_sha256, v) for v in (values.pre, post, values.new)]
                 edited_tensors += [
                     _edited_tensor(pair, tensor, values, hashes) for tensor in tensors
@@ -127,7 +127,7 @@ def measure_drift(pair: Pair, plans: tuple[LayerPlan, ...]) -> dict[int, float]:
 
 
 def _prefetch(pair: Pair, plans: Iterable[LayerPlan]) -> None:
-    """Ask the kernel to read the planned tensors ahead, in the order in which they are used."""
+    """Ask the kernel to prefetch the planned tensors, in the order in which they are used."""
     if not hasattr(os, "posix_fadvise"):  # macOS
         return
     names = [name for plan in plans for name in plan.by_name()]

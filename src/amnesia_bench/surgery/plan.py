@@ -61,7 +61,7 @@ def make_plan(
 
     Raises:
         UserError: no selected layer has a tensor with one of the requested roles, a requested KV
-            head does not exist, or single heads were requested of a tensor that all heads share.
+            head does not exist, or a list of heads was requested but a low-rank adapter is planned.
     """
     kv_heads = _kv_heads(select, attention)
     plans = tuple(
@@ -90,7 +90,9 @@ def make_plan(
 def candidate_layers(select: Select, attention: AttentionMap) -> tuple[int, ...]:
     """Return the softmax layers that `select` allows to be restored, in ascending order.
 
-    For `top_drift`, these are all candidates; the caller keeps the layers with the largest drift.
+    Eligible layers have full attention or, with `include_sliding`, a sliding window. If
+    `select.layers` lists layers, only these are returned. With `top_drift`, all eligible layers are
+    returned, and the caller keeps those with the largest drift.
 
     Raises:
         UserError: the model has no eligible softmax layer, `select.layers` lists a layer that is

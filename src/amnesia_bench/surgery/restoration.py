@@ -52,7 +52,7 @@ RESTORATION = "restoration.json"
 RESTORED = "restored"  # the artifact kind in the manifest
 SPOOL = ".edits"
 SCHEMA_VERSION = 1
-OWN_RECORDS = (MANIFEST, RESTORATION)  # not copied, if post is itself an artifact
+OWN_RECORDS = (MANIFEST, RESTORATION)  # not copied from a post that is an artifact
 
 
 def restore(request: RestoreRequest, out: Path | None) -> Restoration:

@@ -64,8 +64,8 @@ def _bare_key(key: str) -> str:
 def _is_for_serving(key: str, ropes: tuple[Rope | None, Rope | None]) -> bool:
     """Return whether `key` differs only because one config scales this rope for serving.
 
-    That is: one side has the default rope type, the other has one of SERVING_TYPES, and the
-    TRAINED_KEYS are equal.
+    This is assumed if one side has the default rope type, the other side has one of SERVING_TYPES,
+    and the values of TRAINED_KEYS are equal.
     """
     kind = key[: -len(_bare_key(key))]
     a, b = (

@@ -1,6 +1,6 @@
 """Compute repaired projections from their pre-SFT and post-SFT values.
 
-All rules are pure functions of float64 arrays; they know neither files nor tensor names. Shapes:
+All rules are pure functions of float64 arrays; they use no files or tensor names. Shapes:
     H  query heads          G  KV heads (H = G * R)     R  query heads per KV head
     D  head dimension       M  model dimension, plus one column where the projection has a bias
 The logit of a head for the inputs x and y is (W_Q x)·(W_K y), so the rules below are defined in

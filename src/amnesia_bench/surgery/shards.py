@@ -31,7 +31,7 @@ from amnesia_bench.weights.checkpoint import Checkpoint
 
 PIECE_BYTES = 1 << 20
 BUFFERS = 4
-# Without regular flushes, the disk would only read until the final fsync writes gigabytes.
+# Without regular flushes, the disk only reads during the loop; the final fsync writes gigabytes.
 FLUSH_BYTES = 1 << 26
 CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP)
 FICLONE = 0x40049409  # linux/fs.h
@@ -146,7 +146,7 @@ def _write_and_verify(
     flushed = _finished_future()
     cloned = _clone_extents(files)
     digest = hashlib.sha256()
-    # Each buffer has the future of its last hash, and is reused only when that is done.
+    # Each buffer is paired with the future of its last hash; it is reused only after that is done.
     buffers = deque((bytearray(PIECE_BYTES), _finished_future()) for _ in range(BUFFERS))
     expected = bytearray(PIECE_BYTES)
     for start in range(0, num_bytes, PIECE_BYTES):

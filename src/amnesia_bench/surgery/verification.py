@@ -1,4 +1,4 @@
-"""Check that an artifact still matches its manifest and, if restored, its restoration record."""
+"""Check an artifact against its manifest and, if it is a restored checkpoint, its record."""
 
 from __future__ import annotations
 
