@@ -54,7 +54,7 @@ class _Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class _RemoteFile:
-    """A file on the hub; `sha256` is known only for large files (stored with Git LFS)."""
+    """A file on the hub; its hash is `sha256` for large files (Git LFS), else the git blob id."""
 
     bytes: int
     sha256: str | None
@@ -106,7 +106,7 @@ def download(request: DownloadRequest, out: Path) -> Downloaded:
 
 
 def _clear(partial_folder: Path) -> None:
-    """Remove a partial download: the files listed in huggingface_hub's records, and the records."""
+    """Remove the files that are listed in huggingface_hub's records, and the records themselves."""
     record = partial_folder / ".cache" / "huggingface"
     downloaded = [
         path.name.removesuffix(".metadata") for path in record.glob("download/*.metadata")
@@ -203,7 +203,7 @@ def _check_space(listing: _Listing, names: Sequence[str], folder: Path) -> None:
 
 
 def _fetch(listing: _Listing, names: Sequence[str], folder: Path) -> dict[str, str]:
-    """Download the named files that `folder` does not have yet; return the sha256 of each name."""
+    """Download the named files that `folder` lacks, and return the sha256 of every named file."""
     hashes = {}
     for name in names:
         with _translated_errors(listing.repository, listing.commit):

@@ -146,7 +146,7 @@ def every_nth(interval: str | int, others: LayerKind) -> LayerKinds:
 
 
 def if_windowed(rule: LayerKinds) -> LayerKinds:
-    """Return a rule that applies `rule` if there is a `sliding_window`, else all_full (exaone4)."""
+    """Return a rule: `rule` if the config has a `sliding_window`, else `all_full` (exaone4)."""
     return lambda config: rule(config) if lookup(config, "sliding_window") else all_full(config)
 
 
@@ -159,7 +159,7 @@ def first_of_four(config: Config) -> tuple[LayerKind, ...]:
 
 
 def last_is_full(rule: LayerKinds) -> LayerKinds:
-    """Return a rule that applies `rule`, but returns FULL for the last layer (Gemma4TextConfig)."""
+    """Return `rule` modified to return FULL for the last layer (gemma4; see Gemma4TextConfig)."""
     return lambda config: (*rule(config)[:-1], LayerKind.FULL)
 
 
@@ -276,7 +276,8 @@ def upper_layers_slide_if_window(config: Config) -> tuple[LayerKind, ...]:
 def lower_even_layers_slide(config: Config) -> tuple[LayerKind, ...]:
     """Return SLIDING for the even layers below `max_window_layers`, and FULL for the rest.
 
-    Without a window in use, all layers are FULL (Qwen2MoeConfig.__post_init__).
+    If the config does not set `use_sliding_window` and `sliding_window`, all layers are FULL
+    (Qwen2MoeConfig.__post_init__).
     """
     slides = bool(lookup(config, "use_sliding_window")) and bool(lookup(config, "sliding_window"))
     num_lower_layers = integer(config, "max_window_layers") if slides else 0

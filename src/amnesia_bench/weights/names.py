@@ -53,7 +53,7 @@ def by_place(names: Iterable[str], root: str | None) -> dict[str, str]:
 
 
 def grouped_names(names: Iterable[str]) -> str:
-    """Format the first few of these names, and the number of all, for a message.
+    """Format the first few names and the number of all names, for a message.
 
     Names that differ only in numbers are merged into one pattern, for example:
     `mtp.layers.*.q_proj.weight, mtp.norm.weight (3 tensors)`

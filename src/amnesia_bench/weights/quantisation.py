@@ -38,9 +38,10 @@ def refuse_quantised(checkpoint: Checkpoint, names: Iterable[str]) -> None:
 def quantisation_evidence(checkpoint: Checkpoint) -> str | None:
     """Describe a tensor that shows that the weights are quantised, or return None if none does.
 
-    Only tensors count as evidence, because quantization_config is often stale: merging a QLoRA
-    adapter writes plain weights but keeps that key. An integer tensor is evidence only if its name
-    ends in ".weight"; otherwise it may be a buffer, such as position_ids or a causal mask.
+    The evidence is the name or dtype of a tensor. The config is ignored, because its
+    quantization_config is often stale: merging a QLoRA adapter writes plain weights but keeps the
+    key. The dtype of an integer tensor counts only if its name ends in ".weight"; otherwise the
+    tensor may be a buffer, such as position_ids or a causal mask.
     """
     for name, (_, entry) in checkpoint.tensors.items():
         if name.endswith(_SUFFIXES):
