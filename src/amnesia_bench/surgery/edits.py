@@ -128,7 +128,7 @@ def measure_drift(pair: Pair, plans: tuple[LayerPlan, ...]) -> dict[int, float]:
 
 def _prefetch(pair: Pair, plans: Iterable[LayerPlan]) -> None:
     """Ask the kernel to prefetch the planned tensors, in the order in which they are used."""
-    if not hasattr(os, "posix_fadvise"):  # macOS
+    if not hasattr(os, "posix_fadvise"):  # it is missing on macOS
         return
     names = [name for plan in plans for name in plan.by_name()]
     for checkpoint in (pair.pre, pair.post):

@@ -126,7 +126,7 @@ def _refuse_adapters(plan: LayerPlan) -> None:
 
 
 def _refuse_shared_keys(rule: ComputedRule, layer: int, keys: Sequence[_Part]) -> None:
-    if not keys:  # gemma3n, gemma4
+    if not keys:  # some layers of gemma3n and gemma4
         raise UserError(
             f"Layer {layer} reads the keys of an earlier layer; rule {rule.kind} needs W_Q and W_K "
             "of one layer.",

@@ -34,7 +34,7 @@ BUFFERS = 4
 # Without regular flushes, the disk only reads during the loop; the final fsync writes gigabytes.
 FLUSH_BYTES = 1 << 26
 CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP)
-FICLONE = 0x40049409  # linux/fs.h
+FICLONE = 0x40049409  # from linux/fs.h
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,9 @@ class Verification:
 def verify(request: VerifyRequest) -> Verification:
     """Check every file of an artifact against its manifest, and tensors against their record.
 
-    A checkpoint must also open without errors. In a restored checkpoint, the header of every shard
-    and the sha256 of every restored tensor are compared with the restoration record.
+    If the artifact is a checkpoint, it must also open without errors. If it is a restored one, the
+    header of every shard and the sha256 of every restored tensor are compared with the restoration
+    record.
 
     Raises:
         UserError: the folder does not exist, or it has no intact manifest.

@@ -115,7 +115,7 @@ def plain_file(folder: Path, name: str) -> Path:
     path = folder / name
     try:
         target = path.resolve()
-    except RuntimeError:  # a link to itself, before Python 3.13
+    except RuntimeError:  # from a link to itself, before Python 3.13
         raise UserError(f"{path}: is a link to itself.") from None
     if path.is_symlink() and not target.exists():
         raise UserError(

@@ -162,7 +162,7 @@ def _folder_of_checkpoints(folder: Path) -> UserError | None:
 
 
 def _recency(checkpoint: Path) -> tuple[int, float]:
-    """Return a sort key for age: the number at the end of the name, then the modification time."""
+    """Return a sort key: the number at the end of the name (`checkpoint-500`), then the mtime."""
     number = re.search(r"(\d+)$", checkpoint.name)
     return int(number.group(1)) if number else -1, checkpoint.stat().st_mtime
 

@@ -80,7 +80,7 @@ def read_header(path: Path) -> Header:
 
     Raises:
         UserError: the file is not a complete, well-formed safetensors file. The message names the
-            file and, where one is wrong, the tensor.
+            file and, if the problem is in one tensor, that tensor.
     """
     file_bytes = path.stat().st_size
     with path.open("rb") as file:

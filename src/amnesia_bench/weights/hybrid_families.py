@@ -67,7 +67,7 @@ def _fla(
     return Family(
         name=name,
         model_types=model_types,
-        layer_kinds=attn_dict,  # tensor names are no guide: linear layers have the same
+        layer_kinds=attn_dict,  # tensor names cannot tell: linear layers have the same
         modules=separate(bias=flag("attn.qkv_bias"), output_bias=never),
         block=block,
         num_query_heads="attn.num_heads",

@@ -38,8 +38,8 @@ def encode(values: Float64, dtype: str) -> bytes:
 def _round_to_odd(values: Float64) -> NDArray[np.float32]:
     """Truncate values to float32, and set the last bit of those that are inexact.
 
-    Rounding the result to at most 22 bits gives the same value as rounding the input directly
-    (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums").
+    Rounding the result to at most 22 significant bits gives the same value as rounding the input
+    directly (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums").
     """
     with np.errstate(over="ignore"):
         nearest = values.astype(np.float32)

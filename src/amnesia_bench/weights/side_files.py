@@ -137,7 +137,7 @@ def _check_safe_to_copy(folder: Path, path: Path) -> None:
     link = folder / path
     try:
         target = link.resolve()
-    except RuntimeError:  # a link to itself, before Python 3.13
+    except RuntimeError:  # from a link to itself, before Python 3.13
         raise UserError(f"{link}: is a link to itself.") from None
     hint = f"Make a copy without links first: cp -rL {shlex.quote(str(folder))} COPY"
     top = folder.resolve()
