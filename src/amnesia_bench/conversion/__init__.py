@@ -1,1 +1,1 @@
-"""Make the checkpoints that HypeNet training starts from, out of a Qwen3 teacher."""
+"""Create the checkpoints from which training starts: HypeNet students and random models."""

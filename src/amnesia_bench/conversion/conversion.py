@@ -1,13 +1,14 @@
 """Convert a Qwen3 teacher to a HypeNet checkpoint.
 
-Stage 1 makes the student for hidden-state alignment, with a lightning mixer in every layer. Stage 2
-makes the hybrid: the teacher's softmax layers where the config has them, and lightning mixers
-(newly initialised, or from a trained stage-1 student) elsewhere. Source: HALO, arXiv 2601.22156,
-and the initialisation in its code (thunlp/hybrid-linear-attention @229e301).
+Stage 1 creates the student for hidden-state alignment, in which every layer has a lightning mixer.
+Stage 2 creates the hybrid: the layers that the config marks as softmax layers get the teacher's
+attention; all other layers get lightning mixers, initialised as in stage 1 or copied from a trained
+stage-1 student. Source: HALO, arXiv 2601.22156, and the initialisation in its code
+(thunlp/hybrid-linear-attention @229e301).
 
-Tensors are copied one by one from the teacher's safetensors to the shards of the new checkpoint.
+Tensors are copied one at a time from the teacher's safetensors to the shards of the new checkpoint.
 
-Shapes: H lightning heads, G their key/value heads, Q teacher key/value heads, D head dim, M hidden.
+Shapes: H lightning heads, G their KV heads, Q KV heads of the teacher, D head dim, M hidden size.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ _COPIED = (
     "*.jinja",
     "generation_config.json",
 )
-# Must be equal in teacher and student, so that the copied weights mean the same.
+# Config keys that must be equal in teacher and student, so that copied weights fit the student.
 _SHARED_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -66,14 +67,14 @@ _DTYPES = {
 
 
 def convert(request: ConvertRequest, out: Path) -> HypeNetConfig:
-    """Write the checkpoint to `out`, complete or not at all, and return its config.
+    """Write a HypeNet checkpoint to `out`, complete or not at all, and return its config.
 
-    Weights keep the dtype of their source, and new parameters get the teacher's. Copied weights are
-    bit-identical.
+    Copied weights are bit-identical to their source and keep its dtype. New parameters get the
+    dtype of the teacher's embeddings.
 
     Raises:
-        UserError: the teacher is not a Qwen3 safetensors checkpoint or does not fit the config, or
-            `out` exists.
+        UserError: the teacher is not a Qwen3 safetensors checkpoint, the teacher or the stage-1
+            student does not fit the config, a student was given for stage 1, or `out` exists.
     """
     if request.stage == 1 and request.student is not None:
         raise UserError("stage 1 takes no student", hint="Leave --student out, or use --stage 2.")
@@ -98,7 +99,7 @@ def convert(request: ConvertRequest, out: Path) -> HypeNetConfig:
 
 
 def _qwen3_config(teacher: Checkpoint) -> PreTrainedConfig:
-    # Checked before transformers loads it, whose message for an unknown type is longer.
+    # AutoConfig would also refuse an unknown model_type, but with a longer message.
     model_type = teacher.config.get("model_type")
     if model_type != "qwen3":
         raise UserError(
@@ -147,7 +148,8 @@ def _student_config(request: ConvertRequest, teacher: PreTrainedConfig) -> HypeN
             f"lightning_nkv is {config.lightning_nkv}, not a multiple of the teacher's "
             f"{teacher.num_key_value_heads} key/value heads"
         )
-    # A teacher layer that becomes a lightning mixer may have a sliding window.
+    # Only layers that stay softmax layers are checked. A teacher layer that gets a lightning mixer
+    # may have a sliding window.
     windows = [i for i in config.softmax_layers if teacher.layer_types[i] == "sliding_attention"]
     if windows:
         raise UserError(
@@ -219,7 +221,7 @@ def _read(checkpoint: Checkpoint, name: str) -> Tensor:
 
 
 def _expand_heads(tensor: Tensor, rows: int, config: HypeNetConfig) -> Tensor:
-    """Repeat each key/value head in place, in the order in which GQA shares them."""
+    """Repeat each KV head consecutively, so that each query head still uses a copy of its own."""
     assert config.lightning_head_dim is not None
     heads = tensor.unflatten(0, (-1, config.lightning_head_dim))  # [Q, D, M] or [Q, D]
     repeats = rows // tensor.shape[0]
@@ -230,12 +232,12 @@ def _expand_heads(tensor: Tensor, rows: int, config: HypeNetConfig) -> Tensor:
 def _new_parameter(
     name: str, shape: torch.Size, config: HypeNetConfig, generator: torch.Generator
 ) -> Tensor:
-    """Initialise a parameter that the teacher does not have: o_norm, z_proj or o_gate."""
+    """Initialise a parameter that the teacher lacks (o_norm, z_proj or o_gate)."""
     kind = name.split(".")[-2]
     if kind == "o_norm":
         return torch.ones(shape)
     if kind == "z_proj":
-        # nn.Linear's own initialisation: the authors build this layer outside `post_init`.
+        # The default of nn.Linear, because the authors create this layer outside `post_init`.
         bound = 1 / math.sqrt(config.hidden_size)
         return torch.empty(shape).uniform_(-bound, bound, generator=generator)
     if kind == "o_gate":

@@ -1,6 +1,7 @@
-"""Write a randomly initialised model as a checkpoint folder with its tokenizer.
+"""Write a randomly initialised model and its tokenizer as a checkpoint folder.
 
-The tiny profile pretrains its own teacher from it; on a cluster the teacher is a Qwen3.
+The tiny profile pretrains its teacher from this checkpoint; on a cluster the teacher is a Qwen3
+model.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from amnesia_bench.store.publish import publishing
 
 
 def initialize(request: InitializeRequest, out: Path) -> int:
-    """Write a checkpoint of random float32 weights to `out`, complete or not at all.
+    """Write a checkpoint with random float32 weights to `out`, complete or not at all.
 
-    The tokenizer is copied into the checkpoint.
+    The files of the tokenizer are copied into the checkpoint.
 
     Returns:
         The number of parameters.
 
     Raises:
-        UserError: transformers does not have the model, the tokenizer does not fit it, or `out`
-            exists.
+        UserError: transformers does not know the model type, the tokenizer is missing or has more
+            tokens than the model's vocabulary, or `out` exists.
     """
     model, tokenizer = request.model, request.tokenizer
     values: dict[str, Any] = dict(model.values)

@@ -1,1 +1,1 @@
-"""QK-Restore and its variants on checkpoint folders: plan, edit and verify."""
+"""Plan, apply and verify QK-Restore and its variants on checkpoint folders."""

@@ -1,4 +1,4 @@
-"""Refuse to combine two checkpoints unless W_Q and W_K mean the same in both."""
+"""Refuse to combine two checkpoints if their W_Q and W_K are not interchangeable."""
 
 from __future__ import annotations
 
@@ -19,14 +19,15 @@ def check_compatible(
     maps: tuple[AttentionMap, AttentionMap],
     roles: Collection[Role],
 ) -> list[str]:
-    """Check that W_Q and W_K mean the same in both; other parts of the models may differ.
+    """Check that W_Q and W_K mean the same in both checkpoints; other tensors may differ freely.
 
     Returns:
-        Notes on differences in the configs that do not matter.
+        Notes on config differences that do not change the meaning of W_Q and W_K.
 
     Raises:
-        UserError: the softmax layers or config values that affect a logit differ, or tensors of
-            `roles` are missing on one side or have different shapes.
+        UserError: the checkpoints differ in their softmax layers or in a config value that affects
+            the attention logits, or a tensor with one of `roles` is missing from one checkpoint or
+            has different shapes in the two.
     """
     pre_map, post_map = maps
     if pre_map.family != post_map.family:
@@ -49,7 +50,7 @@ def check_compatible(
 
 
 def check_dtypes(pre: Checkpoint, post: Checkpoint, names: Iterable[str]) -> None:
-    """Raise UserError unless these tensors have the same dtype in both checkpoints."""
+    """Raise UserError unless each named tensor has the same dtype in both checkpoints."""
     for name in names:
         pre_dtype, post_dtype = (c.tensors[name][1].dtype for c in (pre, post))
         if pre_dtype != post_dtype:

@@ -1,4 +1,4 @@
-"""Find which tensors of two checkpoints differ, and by how much, without loading whole tensors."""
+"""Measure how the tensors of two checkpoints differ, reading each tensor in small chunks."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ NO_ROLE = len(ROLE_ORDER)
 
 
 def diff(request: DiffRequest) -> CheckpointDifference:
-    """Compare every tensor of two checkpoints, by bytes first and then by values.
+    """Compare the bytes of each pair of tensors, and the values of the pairs whose bytes differ.
 
-    Tensors are paired by their place in the decoder, even if one is in a multimodal wrapper. Unlike
-    a restore, this accepts any two checkpoints: different shapes and dtypes count as differences,
-    and an architecture without an attention map is compared by tensor names, without roles.
+    Tensors are paired by their position in the decoder, even if only one of the decoders is inside
+    a multimodal wrapper. Unlike `restore`, this function accepts any two checkpoints: a different
+    shape or dtype counts as a difference, and if an architecture has no attention map, tensors are
+    paired by name. Without a map of A, differences have no role.
 
     Raises:
         UserError: one of the folders is not a complete checkpoint.
@@ -81,7 +82,7 @@ def _attention_or_none(checkpoint: Checkpoint) -> AttentionMap | None:
 
 @dataclass(frozen=True, kw_only=True)
 class _TensorPair:
-    """A tensor of A and its counterpart in B."""
+    """A tensor of checkpoint A and the corresponding tensor of checkpoint B."""
 
     a: Checkpoint
     b: Checkpoint
@@ -93,7 +94,7 @@ class _TensorPair:
         return self.a.tensors[self.name_a][1], self.b.tensors[self.name_b][1]
 
     def pieces(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield corresponding pieces of PIECE_VALUES values of both, as raw bytes."""
+        """Yield the raw bytes of matching chunks of the two tensors, PIECE_VALUES values each."""
         yield from zip(
             self.a.pieces(self.name_a, PIECE_VALUES),
             self.b.pieces(self.name_b, PIECE_VALUES),
@@ -103,11 +104,14 @@ class _TensorPair:
 
 @dataclass(kw_only=True)
 class _Sums:
-    """Running sums over the values of one role."""
+    """Running totals over the values of a tensor that have one role.
+
+    `squares` are the sums of squares of A and of B - A.
+    """
 
     values: int = 0
     changed: int = 0
-    squares: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of A, of B - A
+    squares: list[float] = field(default_factory=lambda: [0.0, 0.0])  # for A, for B - A
 
     def add(self, a: Float64, b: Float64) -> None:
         self.values += a.size
@@ -117,7 +121,7 @@ class _Sums:
                 self.squares[i] += float(np.vdot(values, values))
 
     def norms(self) -> tuple[float | None, float | None]:
-        """Return |A| and |B - A|, None where they are not finite."""
+        """Return the Frobenius norms |A| and |B - A|; a norm that is not finite becomes None."""
         a, moved = (float(np.sqrt(s)) if np.isfinite(s) else None for s in self.squares)
         return a, moved
 
@@ -125,7 +129,11 @@ class _Sums:
 def _compare(
     pair: _TensorPair, roles: Mapping[str, Sequence[RoleTensor]]
 ) -> list[TensorDifference]:
-    """Return one difference, or one per role of a fused tensor; none if the bytes are equal."""
+    """Return the differences of one pair of tensors.
+
+    The list has one entry per role of the tensor, or one entry without a role. It is empty if
+    shape, dtype and bytes are equal.
+    """
     a, b = pair.entries
     same_shape = a.shape == b.shape
     if same_shape and a.dtype == b.dtype and all(x == y for x, y in pair.pieces()):
@@ -156,7 +164,7 @@ def _compare(
 
 
 def _sums(pair: _TensorPair, tensors: Sequence[RoleTensor]) -> list[_Sums]:
-    """Return the sums over the rows of each role, or over all values if it has at most one role."""
+    """Return one `_Sums` per role; if there is at most one role, return one over all values."""
     entry, entry_b = pair.entries
     sums = [_Sums() for _ in range(max(len(tensors), 1))]
     spans = _spans(tensors, entry)
@@ -175,7 +183,7 @@ def _sums(pair: _TensorPair, tensors: Sequence[RoleTensor]) -> list[_Sums]:
 
 
 def _spans(tensors: Sequence[RoleTensor], entry: TensorEntry) -> list[tuple[int, int, int]]:
-    """Return the ranges of values (start, stop, index of the role), ascending."""
+    """Return ascending (start, stop, role index) ranges over the flattened values of a tensor."""
     num_values = math.prod(entry.shape)
     if len(tensors) < 2:
         return [(0, num_values, 0)]

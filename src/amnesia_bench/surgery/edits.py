@@ -1,8 +1,8 @@
-"""Compute the new bytes of a plan before any shard is written.
+"""Compute the bytes that replace the planned rows, before any shard is written.
 
-The new rows are appended to a spool file, so that writing a shard only splices bytes, and errors
-(NaN, nothing to change) are raised before the first shard is written.
-A `copy` copies raw bytes; every other rule computes in float64 and rounds once, to post's dtype.
+The new rows are appended to a spool file. Writing a shard then only splices bytes, and errors (NaN,
+nothing to change) are raised before the first shard is written. The `copy` rule copies raw bytes;
+every other rule computes in float64 and rounds once, to post's dtype.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from amnesia_bench.surgery.plan import LayerPlan, PlannedTensor
 from amnesia_bench.weights.header import TensorEntry
 from amnesia_bench.weights.numbers import FLOAT_DTYPES, decode, encode
 
-# Norms are computed in pieces, so that a copy never needs a whole tensor in float64.
+# Norms are computed chunk by chunk, so that `copy` never converts an entire tensor to float64.
 PIECE_BYTES = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """Replace `length` bytes at `start` of a shard by those at `spool_start` of the spool."""
+    """Replace `length` bytes at `start` of a shard with the bytes at `spool_start` of the spool."""
 
     start: int
     length: int
@@ -40,7 +40,10 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class Edits:
-    """The new bytes, spooled to disk: ascending `patches` per shard; `tensors` describes them."""
+    """The result of `compute_edits`: `spool` contains the new bytes, `tensors` describes the edits.
+
+    `patches` maps the name of each edited shard to its patches in ascending order.
+    """
 
     spool: Path
     patches: dict[str, tuple[Patch, ...]]
@@ -53,7 +56,10 @@ class Edits:
 
 @dataclass(frozen=True, kw_only=True)
 class _Values:
-    """One tensor's bytes in post's dtype: pre, post, and post with its planned rows replaced."""
+    """The bytes of one tensor in pre, in post and after the edit, all in post's dtype.
+
+    `new` equals `post` outside the planned rows.
+    """
 
     pre: bytes
     post: bytes
@@ -64,7 +70,8 @@ def compute_edits(pair: Pair, plans: tuple[LayerPlan, ...], rule: Rule, spool: P
     """Apply `rule` to every planned tensor and write the new rows to `spool`.
 
     Raises:
-        UserError: the values to write, or the inputs of the rule, contain NaN or infinity.
+        UserError: the rows to write contain NaN or infinity, or the rule cannot be applied (see
+            `apply_rule`).
     """
     patches: dict[str, list[Patch]] = {}
     edited_tensors = []
@@ -87,7 +94,7 @@ def compute_edits(pair: Pair, plans: tuple[LayerPlan, ...], rule: Rule, spool: P
                         )
                     )
                     file.write(values.new[start:stop])
-                # Three passes of sha256 take as long as everything else, so other cores do them.
+                # Hashing takes as long as everything else, so other cores do it.
                 hashes = [hashers.submit(_sha256, v) for v in (values.pre, post, values.new)]
                 edited_tensors += [
                     _edited_tensor(pair, tensor, values, hashes) for tensor in tensors
@@ -100,9 +107,9 @@ def compute_edits(pair: Pair, plans: tuple[LayerPlan, ...], rule: Rule, spool: P
 
 
 def measure_drift(pair: Pair, plans: tuple[LayerPlan, ...]) -> dict[int, float]:
-    """Return the relative drift |post - pre| / |pre| of the planned rows of each planned layer.
+    """Map each planned layer to the relative drift |post - pre| / |pre| of its planned rows.
 
-    It is infinite where the ratio is not finite: a diverged layer has drifted furthest.
+    A ratio that is not finite counts as infinite drift, so a diverged layer ranks first.
     """
     drift = {}
     for plan in plans:
@@ -113,15 +120,15 @@ def measure_drift(pair: Pair, plans: tuple[LayerPlan, ...]) -> dict[int, float]:
                 with np.errstate(invalid="ignore", over="ignore"):
                     moved += np.vdot(post - pre, post - pre)
                 scale += np.vdot(pre, pre)
-        with np.errstate(invalid="ignore"):  # both may have overflowed
+        with np.errstate(invalid="ignore"):  # both sums may have overflowed
             ratio = float(np.sqrt(moved / scale)) if scale else np.inf
         drift[plan.layer] = ratio if np.isfinite(ratio) else np.inf
     return drift
 
 
 def _prefetch(pair: Pair, plans: Iterable[LayerPlan]) -> None:
-    """Ask the kernel to read the planned tensors ahead, in the order of use."""
-    if not hasattr(os, "posix_fadvise"):  # macOS
+    """Ask the kernel to prefetch the planned tensors, in the order in which they are used."""
+    if not hasattr(os, "posix_fadvise"):  # it is missing on macOS
         return
     names = [name for plan in plans for name in plan.by_name()]
     for checkpoint in (pair.pre, pair.post):
@@ -148,7 +155,7 @@ def _byte_ranges(tensors: Iterable[PlannedTensor], entry: TensorEntry) -> Iterat
 def _value_pieces(
     tensor: PlannedTensor, entry: TensorEntry, *buffers: bytes | bytearray
 ) -> Iterator[list[np.ndarray]]:
-    """Yield the planned rows of each buffer, piece by piece, as flat float64 arrays."""
+    """Yield matching chunks of the planned rows of all buffers, as flat float64 arrays."""
     for start, stop in _byte_ranges([tensor], entry):
         for begin in range(start, stop, PIECE_BYTES):
             end = min(begin + PIECE_BYTES, stop)

@@ -1,8 +1,8 @@
-"""Apply a rule to the projections of one layer, gathered from the tensors as float64 matrices.
+"""Apply a computed rule to the projections of one layer, as float64 matrices.
 
-A role may be stored in several tensors (weight and bias) or in some rows of one (fused or gated
-projections). It is gathered into one matrix [rows, M], with a bias as the last column, and
-scattered back.
+A projection may be stored in several tensors (weight and bias) or in some of the rows of one tensor
+(fused or gated projections). Its rows are gathered into one matrix [rows, M], with the bias, if
+any, as the last column. The result is scattered back into the tensors.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ComputedRule = Blend | LowRank | QKPro | QKProcrustes
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """The two checkpoints of a restore and the map of their attention tensors."""
+    """The two checkpoints of a restore, and the attention map of post."""
 
     pre: Checkpoint
     post: Checkpoint
@@ -36,23 +36,25 @@ class Pair:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """Rows of one tensor, in head order."""
+    """The indices of some rows of one tensor, in head order."""
 
     name: str
     rows: NDArray[np.intp]
 
 
 def apply_rule(rule: ComputedRule, pair: Pair, plan: LayerPlan) -> dict[str, Float64]:
-    """Return the values [rows, M] of each planned tensor after applying the rule.
+    """Map tensor names to the values [rows, M] that the rule computes for them.
 
-    Rows outside the role keep post's values. Q/K rules use all heads of the layer, planned or not;
-    the other rules use only the planned rows.
+    Blend and low-rank rules use only the planned rows. The Q/K rules use all heads of the layer, so
+    their result covers every tensor of W_Q and W_K, planned or not. Rows that belong to another
+    role keep post's values.
 
     Raises:
-        UserError: pre or post contains NaN or infinity, or a projection is not one matrix.
+        UserError: an input tensor contains NaN or infinity, or the layer does not store each
+            projection as one matrix (low-rank adapters, or keys shared with an earlier layer).
     """
     _refuse_adapters(plan)
-    if isinstance(rule, Blend):  # elementwise: each tensor separately
+    if isinstance(rule, Blend):  # elementwise, so it treats each tensor separately
         groups = [[_planned_rows(tensor)] for tensor in plan.tensors]
     elif isinstance(rule, LowRank):
         roles = dict.fromkeys(tensor.role for tensor in plan.tensors)
@@ -102,7 +104,7 @@ def _all_rows(attention: AttentionMap, layer: int, role: Role) -> list[_Part]:
 
 
 def _head_dim(attention: AttentionMap, layer: int) -> int:
-    """Return the head_dim of one layer's queries, which depends on the layer in gemma4."""
+    """Return the head_dim of the queries of one layer; in gemma4 it differs between layers."""
     sizes = (
         t.rows.head_dim
         for t in attention.tensors
@@ -116,7 +118,7 @@ def _planned_rows(tensor: PlannedTensor) -> _Part:
 
 
 def _refuse_adapters(plan: LayerPlan) -> None:
-    """Refuse low-rank adapters (zamba2), which make W_Q and W_K sums of tensors."""
+    """Refuse low-rank adapters (zamba2): with them W_Q and W_K are sums of several tensors."""
     for tensor in plan.tensors:
         if tensor.adapter:
             raise UserError(
@@ -127,7 +129,7 @@ def _refuse_adapters(plan: LayerPlan) -> None:
 
 
 def _refuse_shared_keys(rule: ComputedRule, layer: int, keys: Sequence[_Part]) -> None:
-    if not keys:  # gemma3n, gemma4
+    if not keys:  # some layers of gemma3n and gemma4
         raise UserError(
             f"Layer {layer} reads the keys of an earlier layer; rule {rule.kind} needs W_Q and W_K "
             "of one layer.",
@@ -140,7 +142,7 @@ def _index(ranges: Iterable[tuple[int, int]]) -> NDArray[np.intp]:
 
 
 def _values(checkpoint: Checkpoint, name: str) -> Float64:
-    """Return a tensor as [rows, row length]; a vector becomes one column."""
+    """Return a tensor as a matrix [rows, row length]; a vector becomes a single column."""
     _, entry = checkpoint.tensors[name]
     values = decode(checkpoint.read(name), entry.dtype).reshape(entry.num_rows, -1)
     if not np.isfinite(values).all():
@@ -158,7 +160,10 @@ def _gather(checkpoint: Checkpoint, parts: Sequence[_Part]) -> Float64:
 def _scatter(
     post: Checkpoint, parts: Sequence[_Part], matrix: Float64, scattered: dict[str, Float64]
 ) -> dict[str, Float64]:
-    """Split `matrix` into its tensors, starting from `scattered` or else from post's values."""
+    """Split `matrix` into its parts, and return each part's tensor with those rows replaced.
+
+    Rows outside the parts come from `scattered` if it has the tensor, and from post otherwise.
+    """
     tensors, column = {}, 0
     for part in parts:
         values = scattered[part.name] if part.name in scattered else _values(post, part.name)

@@ -1,8 +1,8 @@
 """Match the tensors of two checkpoints of one model, even if their names differ.
 
-A fine-tune often stores its tensors differently from its base: without the multi-token predictor
-or the vision tower, under another prefix, with a tied head once instead of twice, or with fused
-experts.
+A fine-tune is often stored differently from its base model: it may lack the multi-token predictor
+or the vision tower, use another name prefix, store a tied output head once instead of twice, or
+fuse the experts.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from amnesia_bench.weights.names import by_place, grouped_names, plain_name
 
 @dataclass(frozen=True, kw_only=True)
 class Pairing:
-    """The tensors of both checkpoints, as name in A -> name in B, and the names of the others."""
+    """The tensors that two checkpoints have in common, and the names of all other tensors.
+
+    `common` maps the name in A to the name in B.
+    """
 
     common: Mapping[str, str]
     only_in_a: tuple[str, ...]
@@ -28,7 +31,7 @@ class Pairing:
 def pair_tensors(
     a: Checkpoint, b: Checkpoint, maps: tuple[AttentionMap | None, AttentionMap | None]
 ) -> Pairing:
-    """Match tensors by their place in the decoder, or by name if either has no map."""
+    """Match tensors by their position in the decoder, or by name if an attention map is missing."""
     roots = [m.root if None not in maps and m is not None else None for m in maps]
     in_a, in_b = by_place(a.tensors, roots[0]), by_place(b.tensors, roots[1])
     return Pairing(
@@ -39,7 +42,7 @@ def pair_tensors(
 
 
 def with_post_names(pre: Checkpoint, pairing: Pairing) -> Checkpoint:
-    """Return `pre` with only the tensors that post also has, under post's names."""
+    """Return `pre` restricted to the tensors that post also has, renamed as in post."""
     tensors = {in_post: pre.tensors[in_pre] for in_pre, in_post in pairing.common.items()}
     return replace(pre, tensors=tensors)
 
@@ -50,7 +53,7 @@ def check_roles(
     maps: tuple[AttentionMap, AttentionMap],
     roles: Collection[Role],
 ) -> None:
-    """Raise UserError unless both checkpoints have the same tensors of these roles and shapes."""
+    """Raise UserError unless the tensors with these roles match in position and shape."""
     in_pre, in_post = (
         by_place((t.name for t in m.tensors if t.role in roles), m.root) for m in maps
     )
@@ -70,7 +73,14 @@ def check_roles(
 def notes_on_others(
     pre: Checkpoint, post: Checkpoint, pairing: Pairing, planned: Collection[str]
 ) -> Iterator[str]:
-    """Yield notes on differences outside the plan; `pre` has post's tensor names."""
+    """Yield notes on unusual tensor names, and on differences in tensors outside the plan.
+
+    Args:
+        pre: the result of `with_post_names`, whose tensors are named as in post.
+        post: the checkpoint to be repaired.
+        pairing: the tensors of pre (A) and post (B).
+        planned: the names of the tensors to be replaced, as in post.
+    """
     renamed = [(a, b) for a, b in pairing.common.items() if a != b]
     if renamed:
         in_pre, in_post = next(((a, b) for a, b in renamed if b in planned), renamed[0])

@@ -1,6 +1,6 @@
-"""Plan which tensors, and which of their rows, a restore replaces, without reading weights.
+"""Plan which rows of which tensors a restore replaces, without reading any weights.
 
-`--dry-run` prints the plan, and the written bytes are later compared with it.
+`--dry-run` prints the plan. A real restore later compares the bytes that it wrote with the plan.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from amnesia_bench.weights.checkpoint import Checkpoint
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTensor:
-    """The rows of one tensor that will be replaced, as ascending, merged, half-open ranges.
+    """The rows of one tensor that will be replaced.
 
-    `adapter` marks one half of a low-rank addition to W_Q or W_K, which has no rows per head.
+    `rows` are half-open ranges in ascending order; adjacent ranges are merged. `adapter` marks one
+    factor of a low-rank update of W_Q or W_K; the rows of such a tensor do not belong to heads.
     """
 
     layer: int
@@ -40,7 +41,7 @@ class LayerPlan:
     tensors: tuple[PlannedTensor, ...]
 
     def by_name(self) -> dict[str, list[PlannedTensor]]:
-        """Group the planned tensors by name; a fused tensor has several roles."""
+        """Group the planned tensors by name; a fused tensor has one entry per role."""
         tensors: dict[str, list[PlannedTensor]] = {}
         for tensor in self.tensors:
             tensors.setdefault(tensor.name, []).append(tensor)
@@ -53,12 +54,14 @@ class LayerPlan:
 def make_plan(
     select: Select, attention: AttentionMap, post: Checkpoint, layers: Iterable[int]
 ) -> tuple[LayerPlan, ...]:
-    """Return the plan for these layers, in ascending order.
+    """Return one plan per layer, by ascending layer index.
 
-    Layers that share the block of an earlier one (zamba2) have no tensors and no plan.
+    A layer that reuses the attention block of an earlier layer (zamba2) stores no tensors, so it
+    has no plan.
 
     Raises:
-        UserError: no selected layer has a requested role, or a requested head does not exist.
+        UserError: no selected layer has a tensor with one of the requested roles, a requested KV
+            head does not exist, or a list of heads was requested but a low-rank adapter is planned.
     """
     kv_heads = _kv_heads(select, attention)
     plans = tuple(
@@ -85,10 +88,15 @@ def make_plan(
 
 
 def candidate_layers(select: Select, attention: AttentionMap) -> tuple[int, ...]:
-    """Return the layers that may be restored, after checking a list in `select.layers`.
+    """Return the softmax layers that `select` allows to be restored, in ascending order.
+
+    Eligible layers have full attention or, with `include_sliding`, a sliding window. If
+    `select.layers` lists layers, only these are returned. With `top_drift`, all eligible layers are
+    returned, and the caller keeps those with the largest drift.
 
     Raises:
-        UserError: the model has no softmax layer, or a listed layer is not one.
+        UserError: the model has no eligible softmax layer, `select.layers` lists a layer that is
+            not eligible, or `top_drift` exceeds the number of eligible layers.
     """
     kinds = [LayerKind.FULL, LayerKind.SLIDING] if select.include_sliding else [LayerKind.FULL]
     layers = attention.layers(*kinds)

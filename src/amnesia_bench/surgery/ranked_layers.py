@@ -1,4 +1,4 @@
-"""Select the top layers of a ranking, for models in which the paper restores only those."""
+"""Select the top layers of a ranking; in some models the paper restores only those layers."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from amnesia_bench.store.sealed_json import unsealed
 
 
 def read_ranking(path: Path) -> LayerRanking:
-    """Read a ranking that `rank_layers` wrote.
+    """Return the layer ranking in a file that `rank_layers` wrote.
 
     Raises:
-        UserError: the file is not a ranking, or was changed after it was written.
+        UserError: the file is not a ranking, or it was changed after `rank_layers` wrote it.
     """
     content = unsealed(read_json(path), str(path), "Rank the layers again, to another file.")
     return codec.from_json(LayerRanking, content, str(path))
 
 
 def top_layers(chosen: RankedLayers) -> tuple[int, ...]:
-    """Return the top layers of a ranking, in ascending order.
+    """Return the `chosen.count` top layers of a ranking, in ascending order.
 
     Raises:
-        UserError: the file is not a ranking, or ranks fewer layers than requested.
+        UserError: the file is not an intact ranking, or it has fewer layers than requested.
     """
     try:
         return read_ranking(chosen.file).top(chosen.count)

@@ -1,6 +1,7 @@
-"""QK-Restore on checkpoint folders: check, plan, compute, write, verify, publish.
+"""Run QK-Restore on two checkpoint folders (paper section 5.2, Algorithm 1).
 
-Reads pre and post, and writes one new folder in post's format (paper section 5.2, Algorithm 1).
+The stages are: check, plan, compute, write, verify, publish. The folders of pre and post are only
+read; the result is a new folder in post's format.
 """
 
 from __future__ import annotations
@@ -48,29 +49,30 @@ from amnesia_bench.weights.quantisation import (
 from amnesia_bench.weights.side_files import LeftOut, left_out, side_files
 
 RESTORATION = "restoration.json"
-RESTORED = "restored"  # the kind of artifact
+RESTORED = "restored"  # the artifact kind in the manifest
 SPOOL = ".edits"
 SCHEMA_VERSION = 1
-OWN_RECORDS = (MANIFEST, RESTORATION)  # not copied if post is itself an artifact
+OWN_RECORDS = (MANIFEST, RESTORATION)  # not copied from a post that is an artifact
 
 
 def restore(request: RestoreRequest, out: Path | None) -> Restoration:
-    """Write a copy of post in which the variant's tensors are restored from pre.
+    """Write a copy of post in which the tensors that the variant selects are restored from pre.
 
-    All other tensors, the config, the tokenizer and the code are those of post.
+    All other tensors, the config, the tokenizer and any remote code come from post.
 
     Args:
         request: the two checkpoints and the variant to apply.
-        out: a folder that does not exist yet; None makes a plan and writes nothing.
+        out: the folder to create; if None, the restore is only planned and nothing is written.
 
     Returns:
-        The record of the restore, which is also written to out/restoration.json. In the record of
-        a plan, `out` and `proof` are None.
+        The record of the restore, which is also written to out/restoration.json. If the restore
+        was only planned, `out` and `proof` of the record are None.
 
     Raises:
-        UserError: the two checkpoints do not match, or the plan would change nothing.
-        StageFailedError: the disk is full, a written byte reads back wrong, or pre or post changed
-            during the restore.
+        UserError: the two checkpoints do not match, the restore would change nothing, or `out`
+            exists or is inside pre or post.
+        StageFailedError: the disk is full, a byte that was read back differs from the one written,
+            or a file of pre or post changed during the restore.
         BusyError: another process is writing `out`.
     """
     job = _prepare(request)
@@ -103,7 +105,7 @@ class _Job:
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Check that the files of pre and post do not change while they are read.
+        """Check, when the block ends, that no file of pre or post changed since it was opened.
 
         Raises:
             StageFailedError: a file was changed or removed; the message names it.
@@ -162,7 +164,7 @@ def _prepare(request: RestoreRequest) -> _Job:
 def _map_of(checkpoint: Checkpoint, roles: Collection[Role]) -> AttentionMap:
     try:
         return attention_map(checkpoint.config, checkpoint.shapes, roles)
-    except UserError as error:  # only the caller knows which checkpoint it is
+    except UserError as error:  # `attention_map` does not know the folder
         if (evidence := quantisation_evidence(checkpoint)) is not None:
             raise quantised_weights_error(checkpoint, evidence) from error
         raise UserError(f"{checkpoint.folder}: {error.what}", hint=error.hint) from None
@@ -196,7 +198,7 @@ def _warnings(
 
 
 def _write_contents(job: _Job, work: Path, out: Path) -> tuple[Restoration, tuple[FileEntry, ...]]:
-    """Write everything but the manifest into `work`; return the record and the file entries."""
+    """Write all files except the manifest to `work`; return the record and the file entries."""
     post = job.pair.post
     edits = _edits(job, work / SPOOL)
     _check_space(job, edits, work)
@@ -205,7 +207,7 @@ def _write_contents(job: _Job, work: Path, out: Path) -> tuple[Restoration, tupl
     edits.spool.unlink()
     for name in job.side_files:
         (work / name).parent.mkdir(parents=True, exist_ok=True)
-        # Follows links, so that `out` has the files themselves.
+        # copyfile follows links, so `out` gets regular files.
         shutil.copyfile(post.folder / name, work / name)
     record = replace(
         _record(job, edits),
@@ -216,7 +218,7 @@ def _write_contents(job: _Job, work: Path, out: Path) -> tuple[Restoration, tupl
     hashed = {shard.name: shard.sha256 for shard in shards} | {
         name: sha256_of(work / name) for name in (*job.side_files, RESTORATION)
     }
-    # If anyone writes through a hardlink from now on, the file no longer matches its entry.
+    # A later write through a hard link changes the mtime, so the file no longer matches its entry.
     return record, tuple(file_entry(work, name, sha256=sha) for name, sha in hashed.items())
 
 

@@ -1,4 +1,4 @@
-"""Compare the rotary embeddings of two checkpoints and refuse differences that affect W_Q, W_K."""
+"""Compare the rope settings of two checkpoints; refuse differences that affect W_Q and W_K."""
 
 from __future__ import annotations
 
@@ -7,22 +7,27 @@ from pathlib import Path
 
 from amnesia_bench.errors import UserError
 
-# Rope types that users add to config.json to serve longer contexts than in training.
+# Rope types that users add to config.json to serve contexts longer than those seen in training.
 SERVING_TYPES = ("yarn", "dynamic")
-# Keys fixed by training; a serving-time scaling does not change them.
+# Keys whose values are fixed by training; scaling for serving leaves them unchanged.
 TRAINED_KEYS = ("rope_theta", "partial_rotary_factor")
 
 Rope = Mapping[str, object]
 
 
 def check_rope(pre: Path, post: Path, ropes: tuple[Rope | None, Rope | None]) -> list[str]:
-    """Compare the rope settings of two folders, as returned by `routing_of`.
+    """Compare the rope settings of two checkpoints.
+
+    Args:
+        pre: the folder of pre, for messages.
+        post: the folder of post, for messages.
+        ropes: the "rope" entries that `routing_of` returned for pre and post.
 
     Returns:
         Notes on differences that do not affect W_Q and W_K.
 
     Raises:
-        UserError: their W_Q and W_K were trained for different rotations.
+        UserError: W_Q and W_K were trained with different rotations in pre and post.
     """
     if ropes[0] is None and ropes[1] is None:
         return []
@@ -57,7 +62,11 @@ def _bare_key(key: str) -> str:
 
 
 def _is_for_serving(key: str, ropes: tuple[Rope | None, Rope | None]) -> bool:
-    """Return whether only one side scales this rope and both have the same trained keys."""
+    """Return whether `key` differs only because one config scales this rope for serving.
+
+    This is assumed if one side has the default rope type, the other side has one of SERVING_TYPES,
+    and the values of TRAINED_KEYS are equal.
+    """
     kind = key[: -len(_bare_key(key))]
     a, b = (
         {_bare_key(k): v for k, v in (rope or {}).items() if k[: -len(_bare_key(k))] == kind}

@@ -1,11 +1,11 @@
-"""Compute a repaired projection from its pre-SFT and post-SFT values.
+"""Compute repaired projections from their pre-SFT and post-SFT values.
 
-Pure functions of float64 arrays; no files, no names. Shape legend:
+All rules are pure functions of float64 arrays; they use no files or tensor names. Shapes:
     H  query heads          G  KV heads (H = G * R)     R  query heads per KV head
     D  head dimension       M  model dimension, plus one column where the projection has a bias
-A head's logit for inputs x, y is (W_Q x)·(W_K y), so W_Q^T W_K is the routing that the rules
-below reason about. A bias is treated as one more input that is always 1. RoPE and q/k norms act
-between the projection and the logit; the rules use the projections alone.
+The logit of a head for the inputs x and y is (W_Q x)·(W_K y), so the rules below are defined in
+terms of W_Q^T W_K, the routing matrix. A bias is treated as the weight of one more input, which is
+always 1. RoPE and qk-norms act between the projections and the logit; the rules ignore them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from amnesia_bench.weights.numbers import Float64
 
 @dataclass(frozen=True, kw_only=True)
 class Routing:
-    """The two projections that determine what a layer attends to: q [H, D, M] and k [G, D, M]."""
+    """The projections W_Q [H, D, M] and W_K [G, D, M], which determine what a layer attends to."""
 
     q: Float64
     k: Float64
@@ -31,26 +31,28 @@ class Routing:
 
 
 def blend(pre: Float64, post: Float64, alpha: float) -> Float64:
-    """Interpolate from post (alpha = 0) to pre (alpha = 1); exact at both ends."""
+    """Interpolate linearly from post (alpha = 0) to pre (alpha = 1); both ends are bit-exact."""
     if alpha == 1:
         return pre.copy()
     return _add_change(post, alpha * (pre - post))
 
 
 def low_rank(pre: Float64, post: Float64, rank: int) -> Float64:
-    """Undo the `rank` largest singular directions of the drift of one matrix [rows, M]."""
+    """Undo the drift of one matrix [rows, M] along its `rank` largest singular directions."""
     left, sizes, right = np.linalg.svd(pre - post, full_matrices=False)
     return _add_change(post, (left[:, :rank] * sizes[:rank]) @ right[:rank])
 
 
 def qk_pro(pre: Routing, post: Routing, scope: Literal["head", "layer"]) -> Routing:
-    """Remove the part of the drift that affects logits with the other projection; keep the rest.
+    """Undo only the part of each projection's drift that affects logits with the other projection.
 
-    W_Q becomes the matrix closest to its post value with W_Q W_K_pre^T = W_Q_pre W_K_pre^T: its
-    drift is projected out of the row space of W_K_pre. W_K is treated likewise with W_Q_pre.
-    Under scope "head" each query head uses its own KV head, under "layer" all of them.
+    The new W_Q is the matrix closest to W_Q_post that satisfies W_Q W_K_pre^T = W_Q_pre W_K_pre^T;
+    that is, the component of its drift in the row space of W_K_pre is removed. W_K is treated
+    likewise, with the row space of W_Q_pre. With scope "head", the row space is that of the query
+    head's own KV head (for W_K: of the query heads that share the KV head); with scope "layer", it
+    is that of all heads.
 
-    This is a reconstruction: the formula (eq. 94) is missing from the paper's text, and App. N
+    This rule is a reconstruction: the formula (eq. 94) is missing from the paper's text, and App. N
     describes it only in words.
     """
     drift = Routing(q=pre.q - post.q, k=pre.k - post.k)
@@ -68,10 +70,11 @@ def qk_pro(pre: Routing, post: Routing, scope: Literal["head", "layer"]) -> Rout
 def qk_procrustes(pre: Routing, post: Routing) -> Routing:
     """Rotate the pre projections towards post without changing any pre logit.
 
-    Finds, per KV head, the orthogonal R (D x D) that minimises
-    |R W_Q_pre - W_Q_post|^2 + |R W_K_pre - W_K_post|^2, summed over the query heads that read
-    this KV head; the result is R W_Q_pre, R W_K_pre (Schoenemann 1966, by one SVD). This is
-    a reconstruction of "we model it as a Procrustes problem" (paper section 7.4, eq. 18).
+    For each KV head, one SVD finds the orthogonal R (D x D) that minimises
+    |R W_Q_pre - W_Q_post|^2 + |R W_K_pre - W_K_post|^2, where the first term is summed over the
+    query heads that share the KV head (Schoenemann 1966). The results are R W_Q_pre and R W_K_pre.
+    This rule is a reconstruction of "we model it as a Procrustes problem" (paper section 7.4,
+    eq. 18).
     """
     rotated = Routing(q=pre.q.copy(), k=pre.k.copy())
     for group, queries in enumerate(_query_groups(pre)):
@@ -89,7 +92,7 @@ def qk_procrustes(pre: Routing, post: Routing) -> Routing:
 
 
 def _query_groups(routing: Routing) -> list[slice]:
-    """Return, per KV head, the slice of the query heads that read it."""
+    """Return, for each KV head, the slice of query heads that share it."""
     per_key = routing.queries_per_key
     return [slice(g * per_key, (g + 1) * per_key) for g in range(routing.k.shape[0])]
 
@@ -100,7 +103,11 @@ def _stacked(heads: Float64) -> Float64:
 
 
 def _project_on_rows(drift: Float64, rows: Float64) -> Float64:
+<<<<<<< HEAD
     """Return the part of `drift` [..., M] inside the row space of `rows` [N, M]."""
+=======
+    """Return the component of `drift` [..., M] in the row space of `rows` [number of rows, M]."""
+>>>>>>> ed1
     _, sizes, right = np.linalg.svd(rows, full_matrices=False)
     cutoff = sizes.max(initial=0.0) * max(rows.shape) * np.finfo(np.float64).eps
     basis = right[sizes > cutoff]
@@ -109,5 +116,5 @@ def _project_on_rows(drift: Float64, rows: Float64) -> Float64:
 
 
 def _add_change(post: Float64, change: Float64) -> Float64:
-    """Return post + change, with the exact bits of post (also -0.0) where the change is zero."""
+    """Return post + change; where the change is zero, keep the exact bits of post, also of -0.0."""
     return np.where(change == 0, post, post + change)

@@ -1,11 +1,13 @@
-"""Write the shards of a restored checkpoint, and verify every byte of an edited one.
+"""Write the shards of a restored checkpoint, and verify every byte of the new files.
 
-A shard without edits is hardlinked. A shard with edits becomes a new file with the header and
-layout of post's: it shares extents with post if the filesystem supports that; otherwise every byte
-is copied. Never write through a hardlink: it would change post.
+A shard without edits becomes a hard link to post's shard. A shard with edits, or one that cannot be
+linked (for example because it is on another device), becomes a new file with the same header and
+layout. The new file shares extents with post's shard if the filesystem supports that; otherwise
+every byte is copied. A hard link must never be written through, because that would change post.
 
-The expected contents (post with the patches applied) are written piece by piece, read back from the
-file, compared and hashed.
+The expected contents of a new file are post's bytes with the patches applied. They are written in
+chunks of PIECE_BYTES; each chunk is read back from the file, compared with the expected bytes, and
+hashed.
 """
 
 from __future__ import annotations
@@ -29,15 +31,15 @@ from amnesia_bench.weights.checkpoint import Checkpoint
 
 PIECE_BYTES = 1 << 20
 BUFFERS = 4
-# Without flushes the kernel leaves gigabytes to the final fsync, while the disk only reads.
+# Without regular flushes, the disk only reads during the loop; the final fsync writes gigabytes.
 FLUSH_BYTES = 1 << 26
 CANNOT_LINK = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EOPNOTSUPP)
-FICLONE = 0x40049409  # linux/fs.h
+FICLONE = 0x40049409  # from linux/fs.h
 
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenShard:
-    """A finished shard; `sha256` is None for a hardlink, whose bytes were not read."""
+    """A finished shard; `sha256` is None for a hard link, because its bytes were not read."""
 
     name: str
     num_bytes: int
@@ -53,7 +55,7 @@ class _Job:
 
 @dataclass(frozen=True, kw_only=True)
 class _Files:
-    """Open file descriptors; every read and write passes its own offset."""
+    """Open file descriptors; every read and write passes an explicit offset."""
 
     source: int
     spool: int
@@ -61,12 +63,15 @@ class _Files:
 
 
 def write_shards(post: Checkpoint, edits: Edits, work: Path) -> list[WrittenShard]:
-    """Write every shard of post into `work`, repaired and verified, in post's order.
+    """Link or write every shard of the restored checkpoint into `work`; verify the written ones.
+
+    Returns:
+        One record per shard, in post's order.
 
     Raises:
-        StageFailedError: a written byte differs from the plan, or a shard of post was changed
-            since its header was read.
-        OSError: the disk is full, or cannot be read or written.
+        StageFailedError: a byte that was read back differs from the expected one, or a shard of
+            post was changed after its header was read.
+        OSError: the disk is full, or it cannot be read or written.
     """
     jobs = [
         _Job(
@@ -81,10 +86,10 @@ def write_shards(post: Checkpoint, edits: Edits, work: Path) -> list[WrittenShar
 
 
 def check_tensors(post: Checkpoint, edits: Edits, work: Path) -> None:
-    """Compare the hash of every edited tensor in the finished shards with the computed one.
+    """Check that every edited tensor in the finished shards has the hash of the computed tensor.
 
     Raises:
-        StageFailedError: a tensor differs from the computed one.
+        StageFailedError: the hash of a tensor differs.
     """
     for tensor in edits.tensors:
         _, entry = post.tensors[tensor.name]
@@ -99,7 +104,10 @@ def check_tensors(post: Checkpoint, edits: Edits, work: Path) -> None:
 
 
 def bytes_to_copy(sources: Iterable[Path], edits: Edits, work: Path) -> int:
-    """Return the bytes to copy into `work`: edited shards, and shards on other devices."""
+    """Return the total size, in bytes, of the shards that must be copied into `work`.
+
+    These are the shards with edits and the shards on another device than `work`.
+    """
     device = work.stat().st_dev
     sizes = (
         source.stat().st_size
@@ -129,15 +137,16 @@ def _write_shard(job: _Job, held: HeldFiles, spool: Path) -> WrittenShard:
 def _write_and_verify(
     files: _Files, job: _Job, num_bytes: int, background: tuple[Executor, Executor]
 ) -> str:
-    """Write the target, read it back, compare it with the plan, and return its sha256.
+    """Write the target, read it back, compare it with the expected bytes, and return its sha256.
 
-    `background` are a thread that hashes and one that flushes while the next pieces are read.
+    `background` has two single-threaded executors: the first hashes finished chunks, the second
+    flushes them to disk, both while the next chunks are processed.
     """
     hasher, flusher = background
     flushed = _finished_future()
     cloned = _clone_extents(files)
     digest = hashlib.sha256()
-    # A buffer is reused only after the hasher has finished with it.
+    # Each buffer is paired with the future of its last hash; it is reused only after that is done.
     buffers = deque((bytearray(PIECE_BYTES), _finished_future()) for _ in range(BUFFERS))
     expected = bytearray(PIECE_BYTES)
     for start in range(0, num_bytes, PIECE_BYTES):
@@ -145,7 +154,7 @@ def _write_and_verify(
         actual, hashed = buffers.popleft()
         hashed.result()
         for buffer in (expected, actual):
-            del buffer[length:]  # the last piece is shorter
+            del buffer[length:]  # the last chunk is shorter
         _read(files.source, memoryview(expected), start)
         changed = list(_overlap(job.patches, start, start + length))
         for part in changed:
@@ -177,7 +186,7 @@ def _finished_future() -> Future[None]:
 
 
 def _clone_extents(files: _Files) -> bool:
-    """Share the source's extents with the target, if the filesystem can (XFS, btrfs)."""
+    """Share the source's extents with the target (XFS, btrfs); return False if impossible."""
     try:
         fcntl.ioctl(files.target, FICLONE, files.source)
     except OSError:
@@ -202,7 +211,7 @@ def _hardlink(job: _Job) -> bool:
 
 
 def _overlap(patches: tuple[Patch, ...], start: int, end: int) -> Iterator[Patch]:
-    """Yield the parts of the patches that lie inside [start, end)."""
+    """Yield the patches that overlap [start, end), each clipped to that range."""
     first = bisect_right(patches, start, key=lambda patch: patch.start + patch.length)
     for patch in patches[first:]:
         if patch.start >= end:

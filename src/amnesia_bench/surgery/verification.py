@@ -1,4 +1,4 @@
-"""Check that an artifact still matches its manifest and the record of its restore."""
+"""Check an artifact against its manifest and, if it is a restored checkpoint, its record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,11 @@ from amnesia_bench.weights.file_names import CONFIG
 
 @dataclass(frozen=True, kw_only=True)
 class Verification:
-    """The files that were checked, and the findings; without findings the artifact is intact."""
+    """The result of a verification; the artifact is intact if there are no findings.
+
+    `hashed_files` were checked by sha256, `dated_files` (hard links) by size and modification time.
+    `restored_tensors` is the number of tensors in the restoration record.
+    """
 
     folder: str
     hashed_files: tuple[str, ...]
@@ -30,10 +34,14 @@ class Verification:
 
 
 def verify(request: VerifyRequest) -> Verification:
-    """Check every file against the manifest, and the shards and restored tensors of a checkpoint.
+    """Check every file of an artifact against its manifest, and tensors against their record.
+
+    If the artifact is a checkpoint, it must also open without errors. If it is a restored one, the
+    header of every shard and the sha256 of every restored tensor are compared with the restoration
+    record.
 
     Raises:
-        UserError: the folder does not exist, or has no manifest to compare it with.
+        UserError: the folder does not exist, or it has no intact manifest.
     """
     folder = request.folder
     if not folder.is_dir():
@@ -61,7 +69,7 @@ def verify(request: VerifyRequest) -> Verification:
 
 
 def _wrong_tensors(checkpoint: Checkpoint, record: Restoration) -> Iterator[str]:
-    # The record has no sha256 of hardlinked shards, but it has those of their headers.
+    # The manifest has no sha256 of a hard-linked shard, but the record has that of its header.
     for name, header in checkpoint.shards.items():
         if header.sha256 != record.post.headers_sha256.get(name):
             yield f"{name}: its header differs from post's"

@@ -1,4 +1,4 @@
-"""Find a checkpoint's softmax layers and their tensors from its config and tensor shapes."""
+"""Find the softmax layers of a checkpoint and their tensors, from its config and tensor shapes."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ from amnesia_bench.weights.routing import routing_of
 from amnesia_bench.weights.row_layouts import Heads
 
 ROUTING = (Role.Q, Role.K)
-SPEECH = "talker."  # Qwen-Omni has a second decoder, for speech
-MAX_LAYERS = 1 << 16  # a damaged config must not make us allocate billions of layers
+SPEECH = "talker."  # in the tensor names of Qwen-Omni's second decoder, which generates speech
+MAX_LAYERS = 1 << 16  # prevents a damaged config from causing a huge allocation
 
 
 def attention_map(
@@ -40,18 +40,18 @@ def attention_map(
     shapes: Mapping[str, Shape],
     roles: Collection[Role] = tuple(Role),
 ) -> AttentionMap:
-    """Find the softmax layers of a checkpoint and the tensors that hold W_Q, W_K, ...
+    """Return the softmax layers of a checkpoint and the tensors that store W_Q, W_K, and so on.
 
     Args:
-        config: the parsed config.json, as written by any transformers version; in a multimodal
-            wrapper's config, the decoder's part is used.
-        shapes: disk name -> shape of every tensor of the checkpoint.
-        roles: the roles whose tensors must be present; tensors of other roles may be missing.
+        config: the parsed config.json, as written by any version of transformers. If the model is
+            a multimodal wrapper, only the config of its decoder is used.
+        shapes: the shape of every tensor of the checkpoint, by its name on disk.
+        roles: the roles whose tensors must be present; tensors with other roles may be missing.
 
     Returns:
-        The map. Each softmax layer has exactly the tensors of its family, in the expected shapes,
-        and no other layer has such a set. If layers share one block (zamba2), its tensors are
-        listed under the first layer that uses it; the others list none.
+        The map. Every softmax layer has all tensors with one of `roles`, all its tensors have the
+        expected names and shapes, and no other layer has a complete set of such tensors. If several
+        layers share one block (zamba2), its tensors are listed for the first of these layers only.
 
     Raises:
         UserError: the architecture is unknown or refused, or the tensors do not fit the config.
@@ -96,7 +96,7 @@ def attention_map(
 
 
 def _family(config: Config) -> tuple[Family, Config]:
-    """Return the family and the decoder's config, with defaults filled in and old keys renamed."""
+    """Return the family, and the decoder's config with defaults filled in and old keys renamed."""
     inner = decoder_config(config)
     model_type = inner.get("model_type")
     by_type = {name: family for family in FAMILIES for name in family.model_types}
@@ -137,7 +137,7 @@ def _heads(family: Family, config: Config) -> Heads:
 
 
 def _owners(family: Family, config: Config, softmax: Sequence[int]) -> Sequence[int]:
-    """Return the layers that store the tensors of an attention block."""
+    """Return the softmax layers that store an attention block of their own."""
     if family.shared is None:
         return softmax
     key = family.shared.count_key
@@ -145,7 +145,7 @@ def _owners(family: Family, config: Config, softmax: Sequence[int]) -> Sequence[
 
 
 def _disk_names(names: Collection[str]) -> dict[str, str]:
-    """Map the plain name of each tensor to its name on disk."""
+    """Map the `plain_name` of each tensor to its name on disk; refuse two copies of one tensor."""
     disk_names = {plain_name(name): name for name in names}
     if len(disk_names) < len(names):
         name = min(set(names) - set(disk_names.values()))
@@ -161,11 +161,11 @@ def _check_layer_count(config: Config) -> None:
 
 
 def _root(block: Block, owners: Sequence[int], names: Sequence[str], shapes: Shapes) -> str:
-    """Return the path prefix under which the decoder is stored.
+    """Return the name prefix of the decoder's tensors.
 
-    Any prefix is accepted. If several contain the first softmax layer (the blocks of a vision
-    tower or a multi-token predictor can have the same names), the decoder's is the one that has
-    W_Q and W_K of every layer.
+    Any prefix is accepted. If the first softmax layer exists under several prefixes (the blocks of
+    a vision tower or a multi-token predictor can have the same names), the decoder is the one that
+    has W_Q and W_K of every softmax layer, in the expected shapes.
     """
     block_path = block.prefix(owners[0])
     prefixes = {name.partition(block_path)[0] for name in names if block_path in name}
@@ -200,7 +200,7 @@ def _has_routing_tensors(block: Block, layers: Sequence[int], shapes: Shapes) ->
 
 
 def _names_with_prefix(prefix: str, names: Sequence[str]) -> Sequence[str]:
-    # `names` are sorted: an MoE checkpoint has 10^5 tensors, too many to scan for every layer.
+    # `names` is sorted: an MoE checkpoint has 10^5 tensors, too many to scan for every layer.
     first = bisect_left(names, prefix)
     return names[first : bisect_left(names, prefix + "\U0010ffff", first)]
 
@@ -208,7 +208,7 @@ def _names_with_prefix(prefix: str, names: Sequence[str]) -> Sequence[str]:
 def _block_tensors(
     block: Block, layer: int, names: Sequence[str], shapes: Shapes
 ) -> dict[str, Shape]:
-    """Return name -> shape of the tensors of one block, without those that no code reads."""
+    """Map the names of one block's tensors to their shapes, without those in `Block.unread`."""
     unread = block.unread(layer)
     return {
         name: shapes[name]

@@ -1,7 +1,8 @@
 """Open a checkpoint folder in Hugging Face format: config.json and safetensors files.
 
-Only headers are read. Anything that could make two loaders see different weights (duplicate names,
-an index that disagrees with its shards) is refused here, for every command.
+Opening a folder reads only the headers of its safetensors files. For every command, a folder is
+refused if two loaders could load different weights from it, because of duplicate tensor names or an
+index that disagrees with its shards.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ from amnesia_bench.weights.header import DTYPE_BITS, Header, TensorEntry, read_h
 class Checkpoint:
     """The location of every tensor of a checkpoint folder; no tensor data is loaded.
 
-    `shards` maps file name -> header; `tensors` maps tensor name -> (file name, entry). `held`
-    records the state of the files when they were read, so that later users can check that they
-    have not changed.
+    `shards` maps each file name to its header, `tensors` maps each tensor name to its file name and
+    entry. `held` records the state of the files when they were opened, so that later code can check
+    that they have not changed.
     """
 
     folder: Path
@@ -40,12 +41,12 @@ class Checkpoint:
         return {name: entry.shape for name, (_, entry) in self.tensors.items()}
 
     def read(self, name: str) -> bytes:
-        """Return the raw bytes of one tensor."""
+        """Return the raw bytes of a tensor."""
         _, entry = self.tensors[name]
         return b"".join(self.pieces(name, max(math.prod(entry.shape), 1)))
 
     def pieces(self, name: str, num_values: int) -> Iterator[bytes]:
-        """Yield the raw bytes of one tensor, `num_values` values at a time."""
+        """Yield the raw bytes of a tensor, `num_values` values at a time."""
         shard, entry = self.tensors[name]
         piece_bytes = -(-num_values * DTYPE_BITS[entry.dtype] // 8)
         with self.held.reading(self.shards[shard].path) as file:
@@ -59,11 +60,11 @@ class Checkpoint:
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    """Read the config, the index and the header of every shard in `folder`.
+    """Open a checkpoint folder: read its config, its index and the header of every shard.
 
     Raises:
-        UserError: `folder` is not a checkpoint (the message says what it is and what to type), or
-            its index does not match its shards.
+        UserError: `folder` is not a checkpoint (the message tells the user what it is instead and
+            what to do), a file in it is damaged, or its index does not match its shards.
         MissingEnvironmentError: a file cannot be read.
     """
     try:
@@ -102,10 +103,11 @@ def _open(folder: Path) -> Checkpoint:
 
 
 def plain_file(folder: Path, name: str) -> Path:
-    """Return folder/name if it is a regular file or a link to one, wherever the link points.
+    """Return folder/name if it is a regular file, or a link to a regular file anywhere.
 
-    Links are allowed because a snapshot in the hub's cache consists of links. They are safe for
-    JSON and safetensors, because a file of any other kind fails to parse.
+    Links are allowed because a snapshot in the hub's cache consists of links. Links to files
+    outside the folder are safe for config.json, the index and safetensors files: a file with other
+    contents fails to parse.
 
     Raises:
         UserError: the file is missing, a broken link, or not a regular file.
@@ -113,7 +115,7 @@ def plain_file(folder: Path, name: str) -> Path:
     path = folder / name
     try:
         target = path.resolve()
-    except RuntimeError:  # a link to itself, before Python 3.13
+    except RuntimeError:  # from a link to itself, before Python 3.13
         raise UserError(f"{path}: is a link to itself.") from None
     if path.is_symlink() and not target.exists():
         raise UserError(
@@ -129,7 +131,7 @@ def plain_file(folder: Path, name: str) -> Path:
 
 
 def _weight_map(folder: Path) -> dict[str, str] | None:
-    """Return tensor name -> shard from the index, or None for a single file."""
+    """Return the index's map of tensor names to shards, or None if the checkpoint has no index."""
     index, single = folder / INDEX, folder / SINGLE_FILE
     if not index.exists() and not index.is_symlink():
         return None

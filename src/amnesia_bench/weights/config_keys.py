@@ -1,4 +1,4 @@
-"""Read typed values from a raw config.json; a missing or malformed value is a `UserError`."""
+"""Read typed values from a raw config.json; a missing or malformed value raises `UserError`."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from amnesia_bench.errors import UserError
 
 Config = Mapping[str, object]
-LARGEST_INTEGER = 1 << 53  # up to which JSON numbers are exact (RFC 8259, section 6)
-# Keys under which multimodal wrappers keep the config of their decoder: transformers' own,
-# Qwen-Omni's, those of the remote code of InternVL and Nemotron, DeepSeek-VL2's.
+LARGEST_INTEGER = 1 << 53  # integers below it are exact in every JSON parser (RFC 8259, 6)
+# Keys under which multimodal wrappers store the config of the decoder. In order, they are the keys
+# of transformers, of Qwen-Omni, of the remote code of InternVL and Nemotron, and of DeepSeek-VL2.
 DECODER_KEYS = ("text_config", "thinker_config", "llm_config", "language_config")
 
 
 def lookup(config: Config, key: str) -> object | None:
-    """Return the value under a dotted key ("attn.num_heads"), or None if absent or null."""
+    """Return the value of a dotted key ("attn.num_heads"), or None if it is absent or null."""
     value: object = config
     for part in key.split("."):
         if not isinstance(value, Mapping):
@@ -24,9 +24,9 @@ def lookup(config: Config, key: str) -> object | None:
 
 
 def decoder_config(config: Config) -> Config:
-    """Return the decoder's part of a multimodal wrapper's config; other configs are unchanged.
+    """Return the decoder's config if `config` is that of a multimodal wrapper, else `config`.
 
-    A decoder's config without `model_type` gets the wrapper's.
+    If the decoder's config has no `model_type`, it gets the wrapper's.
     """
     for key in DECODER_KEYS:
         inner = config.get(key)
@@ -37,10 +37,10 @@ def decoder_config(config: Config) -> Config:
 
 
 def integer(config: Config, key: str) -> int:
-    """Return the positive whole number under `key`.
+    """Return the value of `key`, a positive whole number.
 
     Raises:
-        UserError: the key is missing or has a value of another kind.
+        UserError: the key is missing, or its value is not a positive whole number below 2^53.
     """
     value = lookup(config, key)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < LARGEST_INTEGER:
@@ -52,15 +52,15 @@ def integer(config: Config, key: str) -> int:
 
 
 def optional_integer(config: Config, key: str) -> int | None:
-    """Return the positive whole number under `key`, or None if it is absent or null."""
+    """Return the value of `key`, a positive whole number; None if it is absent or null."""
     return None if lookup(config, key) is None else integer(config, key)
 
 
 def number(config: Config, key: str) -> float:
-    """Return the positive number under `key`.
+    """Return the value of `key`, a positive number.
 
     Raises:
-        UserError: the key is missing or has a value of another kind.
+        UserError: the key is missing, or its value is not a positive number.
     """
     value = lookup(config, key)
     if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
@@ -69,10 +69,10 @@ def number(config: Config, key: str) -> float:
 
 
 def string_list(config: Config, key: str) -> list[str]:
-    """Return the list of strings under `key`.
+    """Return the value of `key`, a list of strings.
 
     Raises:
-        UserError: the key is missing or has a value of another kind.
+        UserError: the key is missing, or its value is not a list of strings.
     """
     value = lookup(config, key)
     if not isinstance(value, list | tuple) or not all(isinstance(item, str) for item in value):
@@ -81,10 +81,10 @@ def string_list(config: Config, key: str) -> list[str]:
 
 
 def integer_list(config: Config, key: str) -> list[int]:
-    """Return the list of whole numbers under `key`.
+    """Return the value of `key`, a list of whole numbers.
 
     Raises:
-        UserError: the key is missing or has a value of another kind.
+        UserError: the key is missing, or its value is not a list of whole numbers.
     """
     value = lookup(config, key)
     if not isinstance(value, Sequence) or not all(isinstance(item, int) for item in value):

@@ -1,4 +1,4 @@
-"""The tensors that a softmax layer must have, and their comparison with a checkpoint's."""
+"""List the tensors that a softmax layer must have, and compare a checkpoint with that list."""
 
 from __future__ import annotations
 
@@ -19,20 +19,23 @@ KEY_VALUE = {Role.K, Role.V, Role.K_NORM}
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedTensor:
-    """A tensor of a softmax layer: its name, its shape, and the rows of each role in it."""
+    """A tensor that a softmax layer should have.
+
+    `shares` lists the roles of the tensor and the rows that each role has in it.
+    """
 
     name: str
     shape: Shape
     shares: tuple[tuple[Role, HeadRows | None], ...]
 
     def has_role(self, roles: Collection[Role]) -> bool:
-        """Return whether some of its rows have one of these roles."""
+        """Return whether the tensor has one of these roles, in all or some of its rows."""
         return any(role in roles for role, _ in self.shares)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """List the expected tensors of each attention block of a checkpoint."""
+    """The attention blocks of a checkpoint, and the tensors that are expected in each."""
 
     family: Family
     config: Config
@@ -41,11 +44,11 @@ class Block:
     root: str
 
     def prefix(self, layer: int) -> str:
-        """Return the prefix of the names of a layer's attention tensors."""
+        """Return the name prefix of a layer's attention tensors."""
         return self.root + self.family.block.format(layer=layer)
 
     def tensors(self, layer: int) -> Iterator[ExpectedTensor]:
-        """Yield the tensors of a layer's own block."""
+        """Yield the expected tensors of a layer's own block, without adapters."""
         heads = self._heads_of(layer)
         for module in self._modules(layer, used=True):
             shares = tuple((role, layout(heads)) for role, layout in module.shares)
@@ -54,10 +57,10 @@ class Block:
                 yield ExpectedTensor(name=self.prefix(layer) + name, shape=size, shares=shares)
 
     def unread(self, layer: int) -> set[str]:
-        """Return the names of tensors that may be stored in this block but that no code reads.
+        """Return the names of tensors that a file may store in this block but the model ignores.
 
-        These are buffers of old checkpoints, and W_K and W_V of layers that read another layer's
-        keys and values.
+        These are the buffers in old checkpoints, and W_K, W_V and the key norm of a layer that uses
+        the keys and values of an earlier layer.
         """
         unused = [m.tensors(self.config) for m in self._modules(layer, used=False)]
         names = (*BUFFERS, *(name for tensors in unused for name in tensors))
@@ -68,7 +71,7 @@ class Block:
         return replace(self.heads, dim=dim)
 
     def _modules(self, layer: int, *, used: bool) -> Iterator[Module]:
-        """Yield the modules that the layer uses, or those that it does not."""
+        """Yield the modules of the block that the layer uses, or those that it ignores."""
         key = self.family.kv_shared
         count = lookup(self.config, key) if key is not None else None
         shares = isinstance(count, int) and layer >= len(self.kinds) - count
@@ -78,14 +81,14 @@ class Block:
                 yield module
 
     def adapters(self, layer: int, uses: range) -> Iterator[ExpectedTensor]:
-        """Yield the low-rank adapters of a shared block.
+        """Yield the tensors of the low-rank adapters of a shared block.
 
-        An adapter has no rows per head: B_i A_i mixes all heads, so it is restored whole or not at
-        all.
+        An adapter B_i A_i cannot be split by heads, because all heads share A_i. It is restored
+        completely or not at all.
 
         Args:
-            layer: the first layer that uses the block, which stores the tensors.
-            uses: the indices, among all softmax layers, of those that use the block.
+            layer: the first layer that uses the block and that therefore stores its tensors.
+            uses: the layers that use the block, as indices into the list of softmax layers.
         """
         shared = self.family.shared
         if shared is None or not shared.adapters_if(self.config):
@@ -105,16 +108,17 @@ class Block:
 def check_attention_block(
     expected: list[ExpectedTensor], stored: Shapes, where: str, roles: Collection[Role]
 ) -> None:
-    """Check that an attention block has exactly the expected tensors.
+    """Check that an attention block has the expected tensors, and no others.
 
     Args:
-        expected: the tensors of the family's block.
-        stored: name -> shape of the checkpoint's tensors in the block, without buffers.
-        where: the name of the block in messages.
-        roles: the roles whose tensors must be present.
+        expected: the tensors that a block of this family should have.
+        stored: the shapes of the checkpoint's tensors in the block, by name, without buffers.
+        where: the name of the block, for messages.
+        roles: the roles whose tensors must be present; tensors with other roles may be missing.
 
     Raises:
-        UserError: a tensor is missing, unknown, or of another shape; the message names the first.
+        UserError: a tensor is missing, unexpected or empty, has a wrong shape, or belongs to an
+            adapter that is not merged; the message names the first such tensor.
     """
     _refuse_unfinished(stored, where)
     unknown = sorted(stored.keys() - {tensor.name for tensor in expected})
@@ -144,7 +148,7 @@ def check_attention_block(
 
 
 def _refuse_unfinished(stored: Shapes, where: str) -> None:
-    """Refuse weights that were saved incomplete: unmerged adapters, or empty tensors."""
+    """Refuse incomplete weights: those with an unmerged adapter, and those with empty tensors."""
     for name, shape in stored.items():
         if ".lora_" in name or ".base_layer." in name:
             raise UserError(
@@ -161,12 +165,12 @@ def _refuse_unfinished(stored: Shapes, where: str) -> None:
 
 
 def fits(expected: list[ExpectedTensor], stored: Shapes) -> bool:
-    """Return whether a block holds exactly the expected tensors."""
+    """Return whether a block consists of exactly the expected tensors, in the expected shapes."""
     return {tensor.name: tensor.shape for tensor in expected} == stored
 
 
 def role_tensors(layer: int, expected: list[ExpectedTensor]) -> list[RoleTensor]:
-    """Return one record per tensor and role, in the order of the roles."""
+    """Return one record per tensor and role, sorted by the order of the roles in `Role`."""
     records = [
         RoleTensor(layer=layer, role=role, name=tensor.name, rows=rows)
         for tensor in expected

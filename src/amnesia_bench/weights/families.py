@@ -1,9 +1,10 @@
 """The architecture table, and the architectures that are known but refused.
 
-Names and keys are those of checkpoints on disk, which differ from module names in several families
-(transformers/conversion_mapping.py). Checked against transformers 5.23.
+Tensor names and config keys are those of checkpoints on disk. In several families they differ from
+the names in transformers' modules (transformers/conversion_mapping.py). The table was checked
+against transformers 5.23.
 
-To add a family: add a row to one of the *_families.py, and a pico config to
+To add a family, add a row to one of the *_families.py modules and a pico config to
 tests/support/pico.py.
 """
 
@@ -24,7 +25,7 @@ _INDEXER = (
     "a trained indexer selects the keys that are attended to, and restoring W_Q and W_K would not "
     "restore its selection"
 )
-# Models with kv_b_proj in transformers 5.23, and model types whose checkpoints those classes load.
+# Models with a kv_b_proj in transformers 5.23, and other model types that load as one of them.
 _MLA_TYPES = (
     "axk1",
     "axk2",
@@ -48,7 +49,7 @@ _MLA_TYPES = (
     "mla",
     "youtu",
 )
-# model_type -> the reason why W_Q and W_K cannot be restored.
+# Maps a model_type to the reason why its W_Q and W_K cannot be restored.
 REFUSED = {
     **dict.fromkeys(_MLA_TYPES, _MLA),
     **dict.fromkeys(("qwen4_exp", "qwen4_exp_text"), _INDEXER),

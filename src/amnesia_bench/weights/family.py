@@ -1,4 +1,4 @@
-"""The row type of the architecture table: a family of checkpoints, described as data."""
+"""Define `Family`, a row of the architecture table, and functions that build parts of a row."""
 
 from __future__ import annotations
 
@@ -36,46 +36,48 @@ def never(config: Config) -> bool:
 
 
 def flag(key: str) -> Condition:
-    """Return a condition that holds if the config sets `key`; absent and null mean off."""
+    """Return a condition that is true if the config has a truthy value of `key`."""
     return lambda config: bool(lookup(config, key))
 
 
 def no_layers(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
-    """Return no layers."""
+    """Return an empty tuple: no layer is chosen."""
     return ()
 
 
 def no_sizes(config: Config, kinds: tuple[LayerKind, ...]) -> Mapping[int, int]:
-    """Return no overrides: every layer has the sizes in the config."""
+    """Return an empty mapping: every layer has the head_dim in the config."""
     return {}
 
 
 def full_layers(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
-    """Return the layers without a sliding window."""
+    """Return the layers with full softmax attention."""
     return tuple(layer for layer, kind in enumerate(kinds) if kind is LayerKind.FULL)
 
 
 def marked_without_rope(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
-    """Return the layers that the config marks as having no RoPE; smollm3, llama4."""
+    """Return the layers that the config marks as layers without RoPE (smollm3, llama4)."""
     return without_rope(config)
 
 
 class Form(StrEnum):
-    """How the shape of a module's weight follows from the heads."""
+    """The shape of a module's weight in terms of the head counts and sizes."""
 
-    INPUT = "input"  # [rows of all its shares, inner]
+    INPUT = "input"  # [rows of all roles, inner]
     OUTPUT = "output"  # [hidden, query heads * head_dim]
-    NORM = "norm"  # [head_dim], or [heads * head_dim] where it spans the heads
+    NORM = "norm"  # [head_dim], or [heads * head_dim] if it spans all heads
     HEAD_NORM = "head_norm"  # [heads, head_dim]
-    SCALARS = "scalars"  # [heads]: a bare parameter, without ".weight" in its name
+    SCALARS = "scalars"  # [heads], a bare parameter whose name does not end in ".weight"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Module:
     """A module of the attention block, and the roles of its rows.
 
-    `name` is relative to the block; the tensors are `<name>.weight` (scalars: `<name>`) and, if
-    `bias` is true, `<name>.bias`, which has the same rows and therefore the same roles.
+    `name` is relative to the block. The tensors of the module are `<name>.weight` (for SCALARS,
+    `<name>`) and, if the condition `bias` is true, `<name>.bias`. The bias has the same rows as the
+    weight, so its rows have the same roles. `shares` lists the roles and their rows. The module
+    exists only if the condition `exists` is true.
     """
 
     name: str
@@ -95,19 +97,20 @@ class Module:
         return (size, heads.inner) if self.form is Form.INPUT else (size,)
 
     def tensors(self, config: Config) -> tuple[str, ...]:
-        """Return the names of weight and bias, relative to the block."""
+        """Return the names of the weight and, if there is one, the bias, relative to the block."""
         weight = self.name if self.form is Form.SCALARS else f"{self.name}.weight"
         return (weight, f"{self.name}.bias") if self.bias(config) else (weight,)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SharedBlocks:
-    """Attention blocks that several layers share.
+    """Attention blocks that are each shared by several layers.
 
-    The config key `count_key` holds the number of blocks (None: one). Only the first softmax layer
-    of each block stores its tensors. With adapters (zamba2), softmax layer i adds B_i A_i to the
-    projections of its block; A_i and B_i are the tensors `<module>.<i>.0.weight` and
-    `<module>.<i>.1.weight` of the block's first layer.
+    `count_key` is the config key of the number of blocks; None means one block. The tensors of a
+    block are stored only in the first softmax layer that uses it. If the condition `adapters_if` is
+    true (zamba2), softmax layer i (counting only softmax layers, from 0) adds B_i A_i to the
+    projections of its block. A_i and B_i are the tensors `<module>.<i>.0.weight` and
+    `<module>.<i>.1.weight`, stored with the block; `adapters` lists the roles and the modules.
     """
 
     count_key: str | None
@@ -116,7 +119,7 @@ class SharedBlocks:
     adapters: tuple[tuple[Role, str], ...] = ()
 
 
-# Rotary tables and causal masks that older code saved with the weights.
+# Buffers (rotary tables and causal masks) that older code saved together with the weights.
 BUFFERS = (
     "rotary_emb.inv_freq",
     "rotary_emb.cos_cached",
@@ -129,28 +132,28 @@ BUFFERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """Which layers of a family of checkpoints are softmax layers, and the names of their tensors.
+    """A row of the architecture table: the softmax layers of a family and their tensor names.
 
     Attributes:
-        name: the family's name in messages.
-        model_types: the `model_type` values of config.json that the family covers.
-        layer_kinds: config -> kind of every decoder layer.
+        name: the name of the family in messages.
+        model_types: the values of `model_type` in config.json that the family covers.
+        layer_kinds: the function that returns the kind of every decoder layer from the config.
         modules: the modules of a softmax attention block.
-        block: the block's path relative to the decoder; `{layer}` is the layer index.
-        num_query_heads, num_kv_heads, head_dim, window, rope_theta: config keys (dotted where
-            nested; head_dim is "" where it is always inner / heads).
-        inner_multiple: width of the block's input, in multiples of the hidden size.
-        rotates: whether softmax layers use rotary embeddings.
-        unrotated: the softmax layers without RoPE, in a family whose other layers use it.
-        local_rope_theta: config key of a separate RoPE base for sliding layers.
-        head_dims: layers whose head_dim differs from the config's -> their head_dim.
-        kv_shared: config key of the number of last layers that read an earlier layer's keys and
-            values. Their own W_K and W_V, if stored, are never read.
-        refusals: configs whose W_Q and W_K cannot be restored, and the reason.
-        routing: further config keys that change the meaning of a logit q.k -> value if unset.
-        defaults: the config class's defaults of keys that a config.json may omit.
-        aliases: old spelling of a config key -> new spelling.
-        shared: set if several layers use one block.
+        block: the path of the block relative to the decoder; `{layer}` is the layer index.
+        num_query_heads, num_kv_heads, head_dim, window, rope_theta: the names of config keys,
+            dotted if the key is nested; head_dim is "" if it is always inner / query heads.
+        inner_multiple: the width of the block's input, as a multiple of the hidden size.
+        rotates: whether the softmax layers use rotary embeddings (RoPE).
+        unrotated: the layers without RoPE, in a family whose other softmax layers use RoPE.
+        local_rope_theta: the config key of a separate RoPE base for the sliding layers.
+        head_dims: for each layer whose head_dim differs from the config's, its head_dim.
+        kv_shared: the config key of n, if the last n layers use the keys and values of earlier
+            layers. W_K and W_V of those n layers, if stored, are never used.
+        refusals: conditions under which W_Q and W_K cannot be restored, and the reasons.
+        routing: further config keys that affect the logit q.k, with their values if unset.
+        defaults: the config class's default values for keys that a config.json may omit.
+        aliases: a map from the old spelling of a config key to the new one.
+        shared: the shared attention blocks, or None if every layer has its own block.
     """
 
     name: str
@@ -179,7 +182,7 @@ class Family:
 def separate(
     *, bias: Condition = never, output_bias: Condition | None = None, output: str = "o_proj"
 ) -> tuple[Module, ...]:
-    """Return q_proj, k_proj, v_proj and W_O; `output_bias` None means the same as `bias`."""
+    """Return separate q_proj, k_proj, v_proj and W_O; by default, `output_bias` equals `bias`."""
     return (
         Module(name="q_proj", form=Form.INPUT, shares=((Role.Q, per_query_head),), bias=bias),
         Module(name="k_proj", form=Form.INPUT, shares=((Role.K, per_kv_head),), bias=bias),
@@ -189,7 +192,7 @@ def separate(
 
 
 def output_projection(name: str, *, bias: Condition = never) -> Module:
-    """Return W_O, whose heads are columns."""
+    """Return W_O, in which a head is a group of columns, not of rows."""
     return Module(name=name, form=Form.OUTPUT, shares=((Role.O, whole_tensor),), bias=bias)
 
 
@@ -200,7 +203,7 @@ def shared_norms(
     exists: Condition = always,
     bias: Condition = never,
 ) -> tuple[Module, ...]:
-    """Return the qk-norms over head_dim, with one weight vector for all heads."""
+    """Return qk-norms that normalise each head, with one weight vector for all heads."""
     return tuple(
         Module(name=name, form=Form.NORM, shares=((role, whole_tensor),), exists=exists, bias=bias)
         for name, role in ((q_norm, Role.Q_NORM), (k_norm, Role.K_NORM))
@@ -208,7 +211,7 @@ def shared_norms(
 
 
 def flat_norms() -> tuple[Module, ...]:
-    """Return the qk-norms over heads * head_dim: rows per head, but one variance for all heads."""
+    """Return qk-norms over heads * head_dim: weights per head, but one variance for all heads."""
     return (
         Module(name="q_norm", form=Form.NORM, shares=((Role.Q_NORM, per_query_head),)),
         Module(name="k_norm", form=Form.NORM, shares=((Role.K_NORM, per_kv_head),)),
@@ -216,7 +219,7 @@ def flat_norms() -> tuple[Module, ...]:
 
 
 def norms_of_heads(*, exists: Condition) -> tuple[Module, ...]:
-    """Return the qk-norms over head_dim, with separate weights for each head."""
+    """Return qk-norms that normalise each head, with separate weights for each head."""
     q_rows, k_rows = one_row_per_query_head, one_row_per_kv_head
     return (
         Module(name="q_norm", form=Form.HEAD_NORM, shares=((Role.Q_NORM, q_rows),), exists=exists),
@@ -225,5 +228,5 @@ def norms_of_heads(*, exists: Condition) -> tuple[Module, ...]:
 
 
 def sinks() -> Module:
-    """Return the attention sinks: a learned logit per query head that has no value vector."""
+    """Return the attention sinks: per query head, one learned logit without a value vector."""
     return Module(name="sinks", form=Form.SCALARS, shares=((Role.SINK, one_row_per_query_head),))

@@ -1,4 +1,4 @@
-"""The names of the files in a checkpoint folder, and which of them are not part of the model."""
+"""Names of files in a checkpoint folder, and tests for files that are not part of the model."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ SINGLE_FILE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
 PICKLE_SUFFIXES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
-# Weights in other formats: copied next to repaired safetensors, they would be stale.
+# Suffixes of weights in any format. Copied next to repaired safetensors, they would be stale.
 OTHER_WEIGHT_SUFFIXES = PICKLE_SUFFIXES | {
     ".distcp", ".gguf", ".h5", ".litertlm", ".mlmodel", ".msgpack", ".nemo", ".npz", ".onnx",
     ".ot", ".pdparams", ".safetensors", ".tflite",
 }  # fmt: skip
 # Folders and files that Trainer, TRL, accelerate, DeepSpeed, LLaMA-Factory, axolotl, NeMo and
-# Megatron leave next to the model that they trained. trainer_state.json and the results
-# describe the run that made post, and would be wrong for a model restored from it.
+# Megatron leave next to the model that they trained. For example, trainer_state.json and the
+# result files describe the training of post; they would be wrong for a model restored from it.
 _TRAINING_LEFTOVERS = re.compile(
     r"(checkpoint|global_step|epoch|step|iter)[-_]?\d+|checkpoint-.+|checkpoints"
     r"|pytorch_model_fsdp_\d+|(optimizer|scheduler)(_\d+|\.(pt|bin|pth))?|adapter_(config|model).*"
@@ -30,10 +30,10 @@ _TRAINING_LEFTOVERS = re.compile(
 
 
 def is_not_model_file(path: PurePath) -> bool:
-    """Return whether a path, relative to a checkpoint folder, is not part of the model.
+    """Return whether a path, relative to a checkpoint folder, is not a side file of the model.
 
-    These are leftovers of a training run, hidden files, and weights in another format together
-    with files named after them: `x.safetensors.bak`, `x.bin.index.json`, `x.onnx_data_1`.
+    Such paths are leftovers of a training run, hidden files, weights in any format, and files named
+    after weights, for example `x.safetensors.bak`, `x.bin.index.json` and `x.onnx_data_1`.
     """
     suffixes = {suffix.partition("_")[0] for suffix in path.suffixes}
     return not OTHER_WEIGHT_SUFFIXES.isdisjoint(suffixes) or any(
@@ -42,6 +42,6 @@ def is_not_model_file(path: PurePath) -> bool:
 
 
 def is_weights(name: str) -> bool:
-    """Return whether a file of this name holds model weights, in any format."""
+    """Return whether a file with this name contains model weights, in any format."""
     suffix = PurePath(name).suffix
     return suffix in OTHER_WEIGHT_SUFFIXES and not _TRAINING_LEFTOVERS.fullmatch(name)

@@ -1,7 +1,7 @@
-"""Recognise folders that are not checkpoints, and tell the user what to type instead.
+"""Recognise folders that are not checkpoints, and tell the user what to do instead.
 
-Every command opens a checkpoint folder with `checkpoint.open_checkpoint`, which runs this check
-first.
+Every command opens a checkpoint folder with `checkpoint.open_checkpoint`, which first calls
+`check_checkpoint_folder`.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})\.safetensors")
 
 
 def check_checkpoint_folder(folder: Path) -> None:
-    """Raise UserError unless `folder` holds config.json and safetensors as transformers names them.
+    """Raise UserError unless `folder` has a config.json, and safetensors named as in transformers.
 
-    The message names what the folder is instead: a model name on the hub, a file, an adapter, the
-    state of a training run, a folder of checkpoints, weights in another format.
+    The message says what the path is instead, for example a model name on the hub, a file, an
+    adapter, the state of a training run, a folder of checkpoints, or weights in another format.
     """
     if not folder.is_dir():
         raise no_folder(folder)
@@ -55,7 +55,7 @@ def _has_weights(folder: Path) -> bool:
 
 
 def _exists_or_links(path: Path) -> bool:
-    """Return whether the path exists; a broken link counts."""
+    """Return whether the path exists; a broken link counts as existing."""
     return path.exists() or path.is_symlink()
 
 
@@ -81,7 +81,7 @@ def _adapter(folder: Path) -> UserError | None:
 
 
 def merge_command(adapter: Path) -> str:
-    """Return the command that merges an adapter into the base model that it names."""
+    """Return the shell command that merges an adapter into the base model named in its config."""
     base, _ = _adapter_of(adapter)
     tokenizer = adapter if (adapter / "tokenizer_config.json").exists() else base or "BASE"
     merged = _literal(f"{adapter}-merged")
@@ -95,7 +95,7 @@ def merge_command(adapter: Path) -> str:
 
 
 def _adapter_of(folder: Path) -> tuple[str | None, str]:
-    """Return the base model that an adapter names, or None, and the kind of adapter."""
+    """Return the base model named in an adapter's config (or None), and the kind of adapter."""
     try:
         content = read_json(folder / ADAPTER_CONFIG)
     except AmnesiaError:
@@ -162,7 +162,7 @@ def _folder_of_checkpoints(folder: Path) -> UserError | None:
 
 
 def _recency(checkpoint: Path) -> tuple[int, float]:
-    """Return a sort key: the number of `checkpoint-500`, else the modification time."""
+    """Return a sort key: the number at the end of the name (`checkpoint-500`), then the mtime."""
     number = re.search(r"(\d+)$", checkpoint.name)
     return int(number.group(1)) if number else -1, checkpoint.stat().st_mtime
 
@@ -286,10 +286,10 @@ def _quoted(path: Path) -> str:
 
 
 def _python_command(code: str) -> str:
-    """Return the shell command that runs `code`, quoted so that any name in it is safe."""
+    """Return the shell command that runs `code`; its quoting is safe for any name in the code."""
     return f"python -c {shlex.quote(code)}"
 
 
 def _literal(name: Path | str) -> str:
-    """Return a name as a Python string literal; an adapter's base name is untrusted input."""
+    """Return a name as a Python string literal, because an adapter's base name is untrusted."""
     return json.dumps(str(name))

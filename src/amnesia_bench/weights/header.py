@@ -1,8 +1,9 @@
-"""The header of a safetensors file, parsed strictly and without reading the data.
+"""Parse the header of a safetensors file strictly, without reading the tensor data.
 
-Layout of the format: 8 bytes with the header's length N (little endian), N bytes of JSON, then
-the data. All other code copies and patches bytes at these offsets, so anything that could make an
-offset wrong is refused: truncation, gaps, overlaps, sizes that do not match shape and dtype.
+A safetensors file consists of 8 bytes with the length N of the header (little endian), N bytes of
+JSON, and the data. Other modules copy and patch bytes at the offsets in the header. So a file is
+refused if any offset could be wrong, that is, if the file is truncated, if there are gaps or
+overlaps between tensors, or if the size of a tensor does not match its shape and dtype.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from typing import Any
 from amnesia_bench.errors import UserError
 from amnesia_bench.store.json_rows import unique_keys
 
-# The format's own limit; a damaged length must not make us allocate the whole file.
+# The limit of the format. It also prevents a damaged length from causing a huge allocation.
 MAX_HEADER_BYTES = 100_000_000
 LENGTH_BYTES = 8
-# Far above the values of any model. Without these limits one name can fill a screen, and the
-# product of one shape can take hours.
+# Limits far above the values of any model. Without them, one name could fill the screen, and the
+# product of the numbers in one shape could take hours.
 MAX_NAME_CHARACTERS = 1000
 MAX_DIMENSIONS = 64
 MAX_NUMBER = 1 << 63
-LFS_POINTER = b"version "  # the first 8 bytes of a pointer; as a length they would be 2e18
+LFS_POINTER = b"version "  # how a pointer file starts; read as a length, these bytes are 2e18
 
 DTYPE_BITS = {
     "BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64,
@@ -38,7 +39,7 @@ DTYPE_BITS = {
 
 @dataclass(frozen=True, kw_only=True)
 class TensorEntry:
-    """The location of one tensor: absolute byte offsets [start, end) in its file."""
+    """A tensor's name, dtype, shape, and absolute byte offsets [start, end) in its file."""
 
     name: str
     dtype: str
@@ -52,7 +53,7 @@ class TensorEntry:
 
     @property
     def num_rows(self) -> int:
-        """Length of the first dimension; a row is one slice along it."""
+        """The length of the first dimension (a row is a slice along it); 1 for a scalar."""
         return self.shape[0] if self.shape else 1
 
     @property
@@ -62,9 +63,10 @@ class TensorEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Header:
-    """A safetensors file: its tensors by name, in file order, and the offset of its data.
+    """The header of a safetensors file.
 
-    `sha256` is the hash of everything before the data.
+    `tensors` maps names to entries, in the order of the data. `data_start` is the offset of the
+    first data byte, and `sha256` the hash of all bytes before it.
     """
 
     path: Path
@@ -74,11 +76,11 @@ class Header:
 
 
 def read_header(path: Path) -> Header:
-    """Parse the header of `path` and check every offset in it.
+    """Parse the header of a safetensors file and check every offset in it.
 
     Raises:
-        UserError: the file is not a complete, well-formed safetensors file; the message names the
-            file and the tensor.
+        UserError: the file is not a complete, well-formed safetensors file. The message names the
+            file and, if the problem is in one tensor, that tensor.
     """
     file_bytes = path.stat().st_size
     with path.open("rb") as file:
@@ -121,7 +123,7 @@ def read_header(path: Path) -> Header:
 def _entry(path: Path, name: str, field: Any, data_start: int) -> TensorEntry:
     if len(name) > MAX_NAME_CHARACTERS:
         raise _damaged_file(path, f"holds a tensor whose name has {len(name):,} characters")
-    if name.encode("utf-8", "replace").decode("utf-8") != name:  # JSON can encode half a character
+    if name.encode("utf-8", "replace").decode("utf-8") != name:  # JSON can encode a lone surrogate
         raise _damaged_file(path, f"holds a tensor whose name is not valid Unicode, {name!r}")
     try:
         dtype, shape, (begin, end) = field["dtype"], tuple(field["shape"]), field["data_offsets"]
@@ -152,7 +154,7 @@ def _is_count(number: object) -> bool:
 def _check_coverage(
     path: Path, entries: list[TensorEntry], data_start: int, file_bytes: int
 ) -> None:
-    """Check that the tensors tile the data exactly: no gap, no overlap, no missing tail."""
+    """Check that the tensors cover the data exactly, without gap, overlap or missing end."""
     position = data_start
     for entry in entries:
         if entry.start != position:

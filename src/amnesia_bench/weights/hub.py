@@ -1,4 +1,4 @@
-"""Download a model from the Hugging Face hub: complete and verified, or not at all."""
+"""Download a model from the Hugging Face hub, complete and verified or not at all."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from amnesia_bench.store.publish import publishing
 from amnesia_bench.weights.file_names import CONFIG, INDEX, PICKLE_SUFFIXES, SINGLE_FILE
 
 KIND = "downloaded"
-# Tokenizer and template files, also those of remote code: qwen.tiktoken, vocab.bpe, bpe.codes.
+# Suffixes of configs, tokenizers and templates. Remote code uses qwen.tiktoken, vocab.bpe and
+# bpe.codes, for example.
 _SIDE_SUFFIXES = frozenset(
     {".json", ".txt", ".model", ".jinja", ".tiktoken", ".bpe", ".codes", ".spm", ".vocab"}
 )
@@ -34,7 +35,7 @@ _LICENCES = ("LICENSE", "LICENCE", "NOTICE")
 
 @dataclass(frozen=True, kw_only=True)
 class Downloaded:
-    """A finished download: its commit, its size, and the Python files in it, which were not run."""
+    """A finished download; `code` lists its Python files, none of which was run."""
 
     commit: str
     files: int
@@ -44,7 +45,7 @@ class Downloaded:
 
 @dataclass(frozen=True, kw_only=True)
 class _Listing:
-    """A repository at one commit: name -> file of its top-level folder."""
+    """A repository at one commit; `files` maps the names in its top-level folder to the files."""
 
     repository: str
     commit: str
@@ -53,7 +54,7 @@ class _Listing:
 
 @dataclass(frozen=True, kw_only=True)
 class _RemoteFile:
-    """A file on the hub: its size, and its sha256 (large files) or its git blob id."""
+    """A file on the hub; its hash is `sha256` for large files (Git LFS), else the git blob id."""
 
     bytes: int
     sha256: str | None
@@ -61,22 +62,22 @@ class _RemoteFile:
 
 
 def download(request: DownloadRequest, out: Path) -> Downloaded:
-    """Download the config, tokenizer, code and safetensors of a model into a folder.
+    """Download the config, tokenizer, remote code and safetensors of a model into a folder.
 
-    Pickles, other formats and subfolders are skipped. No code is run. If the download is killed,
-    the same call resumes it: complete files are kept.
+    Pickles, other weight formats and subfolders are skipped. No downloaded code is run. If the
+    process is killed, the same call resumes the download and keeps the files that are complete.
 
     Raises:
-        UserError: the repository or revision does not exist, is not accessible, or has no
-            safetensors; or `out` exists.
+        UserError: the repository or revision does not exist, is not accessible, or has no config or
+            no safetensors; or `out` exists.
         MissingEnvironmentError: huggingface_hub is not installed, or the hub cannot be reached.
-        StageFailedError: the disk is full, or a file's hash differs from the hub's.
+        StageFailedError: the disk is too full, or the hash of a file differs from the hub's.
     """
     provenance = collect_provenance(sys.argv, seeds={})
     listing = _listing(request.repository, request.revision)
     _check_model(listing)
     partial_folder = resumable_path(out)
-    if (out / MANIFEST).is_file():  # killed between publishing and cleaning up
+    if (out / MANIFEST).is_file():  # an earlier call was killed before its clean-up
         _clear(partial_folder)
     with publishing(out, kept="finished files are kept for the next attempt") as work:
         config_names = [name for name in (CONFIG, _TOKENIZER_CONFIG) if name in listing.files]
@@ -105,7 +106,7 @@ def download(request: DownloadRequest, out: Path) -> Downloaded:
 
 
 def _clear(partial_folder: Path) -> None:
-    """Remove the files that huggingface_hub's records list, and the records themselves."""
+    """Remove the files that are listed in huggingface_hub's records, and the records themselves."""
     record = partial_folder / ".cache" / "huggingface"
     downloaded = [
         path.name.removesuffix(".metadata") for path in record.glob("download/*.metadata")
@@ -125,7 +126,7 @@ def _listing(repository: str, revision: str | None) -> _Listing:
             git_id=file.blob_id,
         )
         for file in model_info.siblings or ()
-        # Subfolders hold the same weights in other forms: original/, onnx/.
+        # Subfolders such as original/ and onnx/ contain the same weights in other formats.
         if PurePosixPath(file.rfilename).name == file.rfilename
     }
     return _Listing(repository=repository, commit=model_info.sha, files=files)
@@ -145,7 +146,7 @@ def _check_model(listing: _Listing) -> None:
 
 
 def _side_files(listing: _Listing) -> list[str]:
-    """Return the files to download besides config, code and weights."""
+    """Return the names of the files to download in addition to config, code and weights."""
     return [
         name
         for name in sorted(listing.files)
@@ -156,7 +157,7 @@ def _side_files(listing: _Listing) -> list[str]:
 
 
 def _code(listing: _Listing, folder: Path) -> tuple[str, ...]:
-    """Return the Python files, if the model or its tokenizer uses remote code."""
+    """Return the names of the Python files if the model or its tokenizer uses remote code."""
     uses_remote_code = False
     for name in (CONFIG, _TOKENIZER_CONFIG):
         if name in listing.files:
@@ -202,7 +203,7 @@ def _check_space(listing: _Listing, names: Sequence[str], folder: Path) -> None:
 
 
 def _fetch(listing: _Listing, names: Sequence[str], folder: Path) -> dict[str, str]:
-    """Download the files that are not in the folder yet; return the hashes of all."""
+    """Download the named files that `folder` lacks, and return the sha256 of every named file."""
     hashes = {}
     for name in names:
         with _translated_errors(listing.repository, listing.commit):
@@ -214,7 +215,7 @@ def _fetch(listing: _Listing, names: Sequence[str], folder: Path) -> dict[str, s
 
 
 def _verified_sha256(listing: _Listing, name: str, path: Path) -> str:
-    """Return the sha256 of a file; remove the file and raise if its hash differs from the hub's."""
+    """Return the sha256 of a file, or remove the file and raise if the hub has another hash."""
     remote, digest = listing.files[name], sha256_of(path)
     if remote.sha256 is not None:
         is_identical = digest == remote.sha256
@@ -242,7 +243,7 @@ def _hub() -> Any:
 
 @contextmanager
 def _translated_errors(repository: str, revision: str | None) -> Iterator[None]:
-    """Convert the hub's errors to `AmnesiaError`; errors of the local disk pass through."""
+    """Convert errors of the hub to `AmnesiaError`; errors of the local disk are left unchanged."""
     try:
         from huggingface_hub import errors
         from huggingface_hub.errors import HTTPError  # type: ignore[attr-defined]  # httpx's class

@@ -1,7 +1,7 @@
-"""Rows of the architecture table for models that mix softmax attention with something else.
+"""Rows of the architecture table for hybrids: models with softmax layers and other mixers.
 
-In hypenet, jet_nemotron and the fla models, linear and softmax layers have tensors with the same
-names. So layer kinds are read from the config and never guessed from tensor names.
+In hypenet, jet_nemotron and the fla models, linear layers and softmax layers have tensors with the
+same names. So the kind of a layer is read from the config and never inferred from tensor names.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ ATTENTION_BIAS = flag("attention_bias")
 
 
 def _rope_not_null(config: Config) -> bool:
-    # OlmoHybridModel builds no rotary embedding if rope_parameters has rope_theta: null.
+    # OlmoHybridModel creates no rotary embedding if rope_theta in rope_parameters is null.
     rope = lookup(config, "rope_parameters")
     return not (isinstance(rope, dict) and "rope_theta" in rope and rope["rope_theta"] is None)
 
@@ -52,7 +52,7 @@ def _position_embedding_is_rope(config: Config) -> bool:
 
 
 def _query_with_gate() -> tuple[Module, ...]:
-    """Return modules whose q_proj holds q and the output gate, alternating per head."""
+    """Return modules with a q_proj in which q and the output gate alternate head by head."""
     both = ((Role.Q, gated_query), (Role.GATE, gated_query_gate))
     q_proj = Module(name="q_proj", form=Form.INPUT, shares=both, bias=ATTENTION_BIAS)
     return (q_proj, *separate(bias=ATTENTION_BIAS)[1:], *shared_norms())
@@ -63,16 +63,16 @@ def _fla(
     model_types: tuple[str, ...],
     block: str = "layers.{layer}.attn.",
 ) -> Family:
-    """Return a family of flash-linear-attention, whose blocks read config.attn["layers"]."""
+    """Return a flash-linear-attention family, whose softmax layers are in config.attn["layers"]."""
     return Family(
         name=name,
         model_types=model_types,
-        layer_kinds=attn_dict,  # linear mixers have the same path and tensor names
+        layer_kinds=attn_dict,  # tensor names cannot tell: linear layers have the same
         modules=separate(bias=flag("attn.qkv_bias"), output_bias=never),
         block=block,
         num_query_heads="attn.num_heads",
         num_kv_heads="attn.num_kv_heads",
-        head_dim="",  # always hidden / heads; the config's head_dim is for linear mixers
+        head_dim="",  # always hidden / heads; head_dim in the config is for linear layers
         window="attn.window_size",
         rope_theta="attn.rope_theta",
     )
@@ -82,7 +82,7 @@ HYBRID_FAMILIES = (
     Family(
         name="hypenet",
         model_types=("hypenet",),
-        # Linear layers have q_proj, k_proj, q_norm, ... too, with more kv heads.
+        # Linear layers also have q_proj, k_proj, q_norm and so on, but with more KV heads.
         layer_kinds=by_marks("mixer_types"),
         modules=(
             *separate(bias=ATTENTION_BIAS),
@@ -97,14 +97,14 @@ HYBRID_FAMILIES = (
         rotates=flag("attn_use_rope"),
         defaults={
             "attn_use_rope": True
-        },  # of the official config class; released models set it to false
-        # q is multiplied by log(position + a) / log(a); a == null means no scaling.
+        },  # the default of the official config class; released models set it to false
+        # If attn_logits_scaling is a, q is multiplied by log(position + a) / log(a); if null, by 1.
         routing={"attn_logits_scaling": None, "rms_norm_eps": 1e-6},
     ),
     Family(
         name="jet_nemotron",
         model_types=("jet_nemotron",),
-        # "jet" layers own q_proj and k_proj too, without biases.
+        # "jet" layers also have q_proj and k_proj, but without biases.
         layer_kinds=by_marks("layer_types"),
         modules=separate(bias=always, output_bias=never),
         window="efficient_attention_config.swa.window_size",
@@ -121,7 +121,7 @@ HYBRID_FAMILIES = (
         layer_kinds=by_marks(
             "layer_types", otherwise=every_nth("full_attention_interval", LayerKind.LINEAR)
         ),
-        modules=_query_with_gate(),  # norms scale by 1 + w
+        modules=_query_with_gate(),  # its norms multiply by 1 + w
         defaults={
             "head_dim": 256,
             "full_attention_interval": 4,
@@ -134,7 +134,8 @@ HYBRID_FAMILIES = (
         model_types=("falcon_h1",),
         layer_kinds=all_full,  # every layer runs attention and an SSM in parallel
         modules=separate(bias=ATTENTION_BIAS),
-        # muP scalars outside the weights: the first multiplies k, the second the block's input.
+        # muP scalars that are not part of the weights: key_multiplier multiplies k, and
+        # attention_in_multiplier multiplies the input of the block.
         routing={"key_multiplier": 1.0, "attention_in_multiplier": 1.0},
     ),
     Family(
@@ -156,15 +157,15 @@ HYBRID_FAMILIES = (
         name="nemotron_h",
         model_types=(
             "nemotron_h",
-            # Multimodal wrappers: transformers' own, and the names in the remote code of the
-            # released ones, whose llm_config has no model_type.
+            # Multimodal wrappers: first that of transformers, then those of released remote code,
+            # whose llm_config has no model_type.
             "nemotron_h_omni",
             "NemotronH_Nano_VL_V2",
             "NemotronH_Nano_Omni_Reasoning_V3",
         ),
         layer_kinds=by_marks("layers_block_type", otherwise=by_pattern),
         modules=separate(),
-        # Attention, Mamba, MLP and MoE blocks are all called mixer.
+        # Attention, Mamba, MLP and MoE blocks are all named "mixer".
         block="layers.{layer}.mixer.",
         rotates=never,
         defaults={"head_dim": 128},
@@ -175,7 +176,7 @@ HYBRID_FAMILIES = (
         layer_kinds=by_marks("layer_types", "layers_block_type"),
         modules=separate(bias=ATTENTION_BIAS),
         rotates=_position_embedding_is_rope,
-        routing={"attention_multiplier": 1.0},  # replaces 1/sqrt(head_dim)
+        routing={"attention_multiplier": 1.0},  # replaces the factor 1/sqrt(head_dim)
     ),
     Family(
         name="lfm2",
@@ -193,7 +194,7 @@ HYBRID_FAMILIES = (
             *separate(bias=ATTENTION_BIAS),
             *shared_norms(),
             Module(
-                name="gate_proj",  # g_proj in transformers' module
+                name="gate_proj",  # named g_proj in transformers' module
                 form=Form.INPUT,
                 shares=((Role.GATE, one_row_per_query_head),),
                 exists=flag("use_attention_gate"),
@@ -220,10 +221,10 @@ HYBRID_FAMILIES = (
         layer_kinds=by_marks("layers_block_type"),
         modules=separate(),
         block="layers.{layer}.shared_transformer.self_attn.",
-        inner_multiple=2,  # the input is [hidden states, embeddings]
-        head_dim="",  # always inner / heads (Zamba2Config ignores the key)
+        inner_multiple=2,  # the input concatenates hidden states and embeddings
+        head_dim="",  # always inner / heads (Zamba2Config ignores head_dim)
         rotates=flag("use_mem_rope"),
-        routing={"use_long_context": False},  # rescales the rope base
+        routing={"use_long_context": False},  # if true, the rope base is rescaled
         shared=SharedBlocks(
             count_key="num_mem_blocks",
             adapters_if=flag("use_shared_attention_adapter"),
@@ -259,9 +260,9 @@ HYBRID_FAMILIES = (
     ),
     Family(
         name="minimax",
-        # The last two are remote code (config.json and modeling_minimax_m1.py of
-        # MiniMaxAI/MiniMax-M1-80k): attn_type_list, q_proj ... o_proj in the layers marked 1,
-        # qkv_proj in the others.
+        # The last two types belong to remote code (see config.json and modeling_minimax_m1.py of
+        # MiniMaxAI/MiniMax-M1-80k). In attn_type_list, 1 marks the layers with q_proj, k_proj,
+        # v_proj and o_proj; the others have a qkv_proj.
         model_types=("minimax", "minimax_text_01", "minimax_m1"),
         layer_kinds=by_marks("layer_types", otherwise=attn_type_list),
         modules=separate(),

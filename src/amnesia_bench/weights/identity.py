@@ -1,4 +1,4 @@
-"""Identify a checkpoint by hashes of its config, its headers and the data that was read."""
+"""Identify a checkpoint by the hashes of its config, its headers and the data that was read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _HASHERS = 4
 
 
 def identify(checkpoint: Checkpoint) -> CheckpointIdentity:
-    """Return the path, the hash of the config and the hash of each shard's header."""
+    """Return a checkpoint's path, the hash of its config, and the hash of each shard's header."""
     return CheckpointIdentity(
         path=str(checkpoint.folder),
         config_sha256=_sha256(checkpoint, CONFIG),
@@ -26,13 +26,13 @@ def identify(checkpoint: Checkpoint) -> CheckpointIdentity:
 def parent_by_contents(
     role: str, checkpoint: Checkpoint, extra_files: Iterable[str] = ()
 ) -> Parent:
-    """Hash every shard of a checkpoint and return its manifest entry.
+    """Hash every shard of a checkpoint and return the checkpoint's entry for a manifest.
 
     Args:
-        role: what the checkpoint is used as.
-        checkpoint: the checkpoint; `Checkpoint.held` can check later that its files are still the
-            hashed ones.
-        extra_files: names of further files in the folder that affect results.
+        role: the role of the checkpoint in the artifact, for example "teacher".
+        checkpoint: the checkpoint. `Checkpoint.held` can check later that its files have not
+            changed since they were hashed.
+        extra_files: the names of other files in the folder that affect results.
 
     Raises:
         StageFailedError: a file changed since the checkpoint was opened.
@@ -51,12 +51,12 @@ def _sha256(checkpoint: Checkpoint, name: str) -> str:
 
 
 def as_parent(role: str, identity: CheckpointIdentity, read_sha256: Mapping[str, str]) -> Parent:
-    """Return the manifest entry of a checkpoint.
+    """Return the entry of a checkpoint for a manifest.
 
     Args:
-        role: what the checkpoint was used as.
-        identity: hashes of its config and headers, which two fine-tunes of one model may share.
-        read_sha256: the hash of each tensor or file whose data was read.
+        role: the role of the checkpoint in the artifact, for example "pre".
+        identity: the hashes of its config and headers, which two fine-tunes of one model may share.
+        read_sha256: the hashes of the tensors or files whose data was read, by name.
     """
     content = {
         "config": identity.config_sha256,

@@ -1,4 +1,4 @@
-"""Read the kind of each decoder layer from a config: one pure function per convention."""
+"""Determine the kind of each decoder layer from a config; one pure function per convention."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from amnesia_bench.weights.config_keys import (
 
 LayerKinds = Callable[[Config], tuple[LayerKind, ...]]
 
-# Every name of a layer kind in configs; no two families use one name for different kinds.
-# transformers 5 rewrites "attention" and "mamba" when it loads (configuration_utils.py,
-# _LEGACY_LAYER_TYPE_REMAP), so a raw config.json may contain either name.
+# The names of layer kinds in configs; each name means the same kind in every family. When loading
+# a config, transformers 5 renames "attention" and "mamba" (configuration_utils.py,
+# _LEGACY_LAYER_TYPE_REMAP), so a raw config.json may contain the old or the new name.
 KIND_OF_MARK = {
     "full_attention": LayerKind.FULL,
     "attention": LayerKind.FULL,
@@ -27,7 +27,7 @@ KIND_OF_MARK = {
     "hybrid": LayerKind.FULL,  # a softmax block and an SSM in one layer (falcon_h1, zamba2)
     "sliding_attention": LayerKind.SLIDING,
     "swa": LayerKind.SLIDING,
-    "chunked_attention": LayerKind.SLIDING,  # within its own chunk only (llama4)
+    "chunked_attention": LayerKind.SLIDING,  # each token attends within its chunk only (llama4)
     "linear_attention": LayerKind.LINEAR,
     "lightning-attn": LayerKind.LINEAR,
     "lightning_attn": LayerKind.LINEAR,
@@ -46,16 +46,19 @@ KIND_OF_PATTERN_CHAR = {
 
 
 def all_full(config: Config) -> tuple[LayerKind, ...]:
-    """Return full attention for every layer."""
+    """Return FULL for every layer."""
     return (LayerKind.FULL,) * integer(config, "num_hidden_layers")
 
 
 def one_window(config: Config) -> tuple[LayerKind, ...]:
-    """Apply one `sliding_window` (null or 0: none) to every layer; mistral, mixtral, phi3."""
+    """Return one kind for all layers: SLIDING if `sliding_window` limits the context, else FULL.
+
+    A window of null or 0 means no window. Used by mistral, mixtral and phi3.
+    """
     window = (
         optional_integer(config, "sliding_window") if lookup(config, "sliding_window") else None
     )
-    # Phi-3-mini-128k has sliding_window 262144: a window over the whole context has no effect.
+    # A window that covers the context has no effect: in Phi-3-mini-128k, sliding_window is 262144.
     context = optional_integer(config, "max_position_embeddings")
     binds = window is not None and (context is None or window < context)
     kind = LayerKind.SLIDING if binds else LayerKind.FULL
@@ -63,16 +66,21 @@ def one_window(config: Config) -> tuple[LayerKind, ...]:
 
 
 def one_window_if_used(config: Config) -> tuple[LayerKind, ...]:
-    """Apply one_window if `use_sliding_window` is set; Qwen3MoeModel, which ignores layer_types."""
+    """Apply `one_window` if `use_sliding_window` is set, else return FULL for every layer.
+
+    Used by qwen3_moe; Qwen3MoeModel ignores layer_types.
+    """
     return one_window(config) if lookup(config, "use_sliding_window") else all_full(config)
 
 
 def by_marks(*keys: str, otherwise: LayerKinds | None = None) -> LayerKinds:
-    """Read one mark per layer from the first of `keys` that the config has.
+    """Return a rule that converts the config's list of marks, one per layer, to layer kinds.
 
     Args:
-        keys: config keys, newest spelling first.
-        otherwise: the rule for a config without any of them; None raises an error.
+        keys: the possible config keys of the list, newest spelling first; the first key that the
+            config has is used.
+        otherwise: the rule for a config that has none of the keys; if None, such a config is
+            refused.
     """
 
     def kinds(config: Config) -> tuple[LayerKind, ...]:
@@ -108,22 +116,22 @@ def _with_checked_length(
 
 
 def by_pattern(config: Config) -> tuple[LayerKind, ...]:
-    """Read `hybrid_override_pattern`, one character per layer; nemotron_h."""
+    """Convert the characters of `hybrid_override_pattern`, one per layer, to kinds (nemotron_h)."""
     pattern = lookup(config, "hybrid_override_pattern")
     if not isinstance(pattern, str) or set(pattern) - KIND_OF_PATTERN_CHAR.keys():
         raise UserError(
             f"config.json: hybrid_override_pattern should be a string of "
             f"{' '.join(KIND_OF_PATTERN_CHAR)}, found {pattern!r}"
         )
-    # NemotronHConfig ignores num_hidden_layers if the layers are listed.
+    # If the config lists the layers, NemotronHConfig ignores num_hidden_layers.
     return tuple(KIND_OF_PATTERN_CHAR[char] for char in pattern)
 
 
 def every_nth(interval: str | int, others: LayerKind) -> LayerKinds:
-    """Use full attention in the layers n-1, 2n-1, ... and `others` in the rest.
+    """Return a rule that returns FULL for the layers n-1, 2n-1, ... and `others` for the rest.
 
     Args:
-        interval: n, or its config key.
+        interval: n, or the config key of n.
         others: the kind of the other layers.
     """
 
@@ -138,12 +146,12 @@ def every_nth(interval: str | int, others: LayerKind) -> LayerKinds:
 
 
 def if_windowed(rule: LayerKinds) -> LayerKinds:
-    """Apply `rule` if the config has a `sliding_window`, else full attention; exaone4."""
+    """Return a rule: `rule` if the config has a `sliding_window`, else `all_full` (exaone4)."""
     return lambda config: rule(config) if lookup(config, "sliding_window") else all_full(config)
 
 
 def first_of_four(config: Config) -> tuple[LayerKind, ...]:
-    """Use full attention in the layers 0, 4, 8, ... and a window in the rest; cwm."""
+    """Return FULL for the layers 0, 4, 8, ... and SLIDING for the rest (cwm)."""
     return tuple(
         LayerKind.SLIDING if layer % 4 else LayerKind.FULL
         for layer in range(integer(config, "num_hidden_layers"))
@@ -151,12 +159,15 @@ def first_of_four(config: Config) -> tuple[LayerKind, ...]:
 
 
 def last_is_full(rule: LayerKinds) -> LayerKinds:
-    """Apply `rule`, but use full attention in the last layer; gemma4 (Gemma4TextConfig)."""
+    """Return `rule` modified to return FULL for the last layer (gemma4; see Gemma4TextConfig)."""
     return lambda config: (*rule(config)[:-1], LayerKind.FULL)
 
 
 def all_but(key: str) -> LayerKinds:
-    """Use full attention except in the listed layers, which only attend to an image; mllama."""
+    """Return a rule that returns NONE for the layers listed under `key`, and FULL for the rest.
+
+    Used by mllama, in which the listed layers attend only to the image.
+    """
 
     def kinds(config: Config) -> tuple[LayerKind, ...]:
         others = integer_list(config, key)
@@ -169,9 +180,10 @@ def all_but(key: str) -> LayerKinds:
 
 
 def without_rope(config: Config) -> tuple[int, ...]:
-    """Return the layers whose entry in `no_rope_layers` is 0 (1 means RoPE).
+    """Return the indices of the layers without RoPE (smollm3, llama4).
 
-    Without the list, every `no_rope_layer_interval`-th layer has no RoPE; smollm3, llama4.
+    These are the layers whose entry in `no_rope_layers` is 0 (1 means RoPE) or, if the config has
+    no such list, every `no_rope_layer_interval`-th layer.
     """
     layers = integer(config, "num_hidden_layers")
     if lookup(config, "no_rope_layers"):
@@ -182,7 +194,11 @@ def without_rope(config: Config) -> tuple[int, ...]:
 
 
 def window_without_rope(config: Config) -> tuple[LayerKind, ...]:
-    """Use a window in the layers without RoPE, if `use_sliding_window` is set; SmolLM3Config."""
+    """Return SLIDING for the layers without RoPE if a window is in use, and FULL otherwise.
+
+    A window is in use if the config sets `use_sliding_window` and `sliding_window`
+    (SmolLM3Config).
+    """
     slides = bool(lookup(config, "use_sliding_window")) and bool(lookup(config, "sliding_window"))
     without_rotation = without_rope(config) if slides else ()
     return tuple(
@@ -192,7 +208,7 @@ def window_without_rope(config: Config) -> tuple[LayerKind, ...]:
 
 
 def chunks_with_rope(config: Config) -> tuple[LayerKind, ...]:
-    """Use chunked attention in the layers with RoPE; Llama4TextConfig."""
+    """Return SLIDING (chunked) for the layers with RoPE, FULL for the rest (Llama4TextConfig)."""
     full = without_rope(config)
     return tuple(
         LayerKind.FULL if layer in full else LayerKind.SLIDING
@@ -201,7 +217,7 @@ def chunks_with_rope(config: Config) -> tuple[LayerKind, ...]:
 
 
 def period_and_offset(config: Config) -> tuple[LayerKind, ...]:
-    """Use full attention where layer % attn_layer_period == attn_layer_offset; jamba."""
+    """Return FULL where layer % attn_layer_period == attn_layer_offset, else LINEAR (jamba)."""
     period = integer(config, "attn_layer_period")
     offset = lookup(config, "attn_layer_offset")
     return tuple(
@@ -211,11 +227,11 @@ def period_and_offset(config: Config) -> tuple[LayerKind, ...]:
 
 
 def by_indices(key: str, otherwise: LayerKinds | None = None) -> LayerKinds:
-    """Use full attention in the listed layers and a linear mixer elsewhere.
+    """Return a rule that returns FULL for the listed layers and LINEAR for the rest.
 
     Args:
-        key: config key of the list.
-        otherwise: the rule if the list is absent; None means that no layer is softmax.
+        key: the config key of the list of layer indices.
+        otherwise: the rule for a config without the list; if None, all its layers are LINEAR.
     """
 
     def kinds(config: Config) -> tuple[LayerKind, ...]:
@@ -238,10 +254,11 @@ def _kinds_at(
 
 
 def upper_layers_slide(config: Config) -> tuple[LayerKind, ...]:
-    """Use a window from layer `max_window_layers` on, if `use_sliding_window` is set; qwen2, qwen3.
+    """Return FULL for the lower layers and, if a window is in use, SLIDING for the upper ones.
 
-    Despite its name, `max_window_layers` is the number of lower layers with full attention
-    (Qwen2Config.__post_init__).
+    Used by qwen2 and qwen3. A window is in use if the config sets `use_sliding_window` and
+    `sliding_window`. Despite its name, `max_window_layers` is the number of lower layers, which
+    have full attention (Qwen2Config.__post_init__).
     """
     layers = integer(config, "num_hidden_layers")
     slides = bool(lookup(config, "use_sliding_window")) and bool(lookup(config, "sliding_window"))
@@ -252,12 +269,16 @@ def upper_layers_slide(config: Config) -> tuple[LayerKind, ...]:
 
 
 def upper_layers_slide_if_window(config: Config) -> tuple[LayerKind, ...]:
-    """Apply upper_layers_slide if the config has a `sliding_window`; Dots1Config."""
+    """Apply `upper_layers_slide` as if `use_sliding_window` were set (Dots1Config)."""
     return upper_layers_slide({**config, "use_sliding_window": True})
 
 
 def lower_even_layers_slide(config: Config) -> tuple[LayerKind, ...]:
-    """Use a window in even layers below `max_window_layers` (Qwen2MoeConfig.__post_init__)."""
+    """Return SLIDING for the even layers below `max_window_layers`, and FULL for the rest.
+
+    If the config does not set `use_sliding_window` and `sliding_window`, all layers are FULL
+    (Qwen2MoeConfig.__post_init__).
+    """
     slides = bool(lookup(config, "use_sliding_window")) and bool(lookup(config, "sliding_window"))
     num_lower_layers = integer(config, "max_window_layers") if slides else 0
     return tuple(
@@ -267,14 +288,20 @@ def lower_even_layers_slide(config: Config) -> tuple[LayerKind, ...]:
 
 
 def attn_type_list(config: Config) -> tuple[LayerKind, ...]:
-    """Read 1 as softmax and 0 as lightning attention; remote code of MiniMax-Text-01."""
+    """Convert `attn_type_list`, in which 1 means softmax and 0 lightning attention, to kinds.
+
+    The key comes from the remote code of MiniMax-Text-01.
+    """
     types = integer_list(config, "attn_type_list")
     kinds = tuple(LayerKind.FULL if kind == 1 else LayerKind.LINEAR for kind in types)
     return _with_checked_length(config, "attn_type_list", kinds)
 
 
 def cycled_blocks(config: Config) -> tuple[LayerKind, ...]:
-    """Repeat `block_types` over the layers; recurrent_gemma, whose attention is always local."""
+    """Repeat the pattern in `block_types` over all layers (recurrent_gemma).
+
+    The attention blocks are SLIDING, because their attention is always local.
+    """
     blocks = string_list(config, "block_types")
     if not blocks:
         raise UserError("config.json: block_types is empty")
@@ -285,12 +312,16 @@ def cycled_blocks(config: Config) -> tuple[LayerKind, ...]:
 
 
 def attn_dict(config: Config) -> tuple[LayerKind, ...]:
-    """Read `attn: {layers: [...], window_size: ...}`; hybrids of flash-linear-attention."""
+    """Return softmax kinds for the layers listed in `attn.layers`, and LINEAR for the rest.
+
+    Used by the hybrids of flash-linear-attention, with `attn: {layers: [...], window_size: ...}`.
+    The listed layers are SLIDING if `attn.window_size` is set, else FULL.
+    """
     attn = lookup(config, "attn")
     if attn is None:
         return (LayerKind.LINEAR,) * integer(config, "num_hidden_layers")
     if not isinstance(attn, Mapping):
-        # fla/models/hybrid.py also accepts a list of these with different heads and windows.
+        # fla/models/hybrid.py also accepts a list of mappings with different heads and windows.
         raise UserError("config.json: attn should be one mapping; a list is not supported")
     kind = LayerKind.FULL if lookup(config, "attn.window_size") is None else LayerKind.SLIDING
     indices = integer_list(config, "attn.layers")

@@ -1,8 +1,8 @@
-"""Rows of the architecture table for softmax models whose layers differ.
+"""Rows of the architecture table for softmax models whose layers are not all alike.
 
-Some layers attend over a window (in qwen2 and related models, if the config enables it), some have
-no RoPE, some read the keys of an earlier layer. The config determines which, or its config class
-where the config does not.
+Some layers attend over a window (in qwen2 and related models, only if the config enables it), some
+have no RoPE, and some use the keys of an earlier layer. The config determines which layers these
+are; where a config omits this, the default of its config class applies.
 """
 
 from __future__ import annotations
@@ -44,13 +44,14 @@ SLIDING = LayerKind.SLIDING
 
 
 def _full_layers_if_others_slide(config: Config, kinds: tuple[LayerKind, ...]) -> tuple[int, ...]:
-    # Exaone4Attention applies RoPE in every layer if the config has no window.
+    # If the config has no window, Exaone4Attention applies RoPE in every layer.
     return full_layers(config, kinds) if lookup(config, "sliding_window") else ()
 
 
 def _gemma4_head_dims(config: Config, kinds: tuple[LayerKind, ...]) -> dict[int, int]:
-    # Released configs have a global_head_dim for the layers without a window; transformers instead
-    # writes a per_layer_config, {"05": {"head_dim": 512}} (Gemma4TextConfig).
+    # In released configs, global_head_dim is the head_dim of the layers without a window. Configs
+    # saved by transformers instead have a per_layer_config such as {"05": {"head_dim": 512}}
+    # (Gemma4TextConfig).
     by_layer = lookup(config, "per_layer_config")
     if not isinstance(by_layer, Mapping):
         size = optional_integer(config, "global_head_dim") or 512
@@ -142,9 +143,9 @@ MIXED_FAMILIES = (
         layer_kinds=by_marks(
             "layer_types", otherwise=every_nth("sliding_window_pattern", LayerKind.SLIDING)
         ),
-        modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),  # norms scale by 1 + w
+        modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),  # its norms multiply by 1 + w
         local_rope_theta="rope_local_base_freq",
-        # The text_config of the released wrappers omits all of these.
+        # The text_config of the released multimodal wrappers omits all of these keys.
         defaults={
             "num_attention_heads": 8,
             "num_key_value_heads": 4,
@@ -186,7 +187,7 @@ MIXED_FAMILIES = (
         name="gpt_oss",
         model_types=("gpt_oss",),
         layer_kinds=by_marks("layer_types", otherwise=every_nth(2, SLIDING)),
-        # The sinks keep the fine-tune's values unless select.roles names them.
+        # The sinks keep the values of the fine-tune unless select.roles includes them.
         modules=(*separate(bias=ATTENTION_BIAS), sinks()),
         defaults={
             "head_dim": 64,

@@ -1,12 +1,12 @@
-"""Strip the additions of training wrappers from tensor names, to pair two checkpoints."""
+"""Normalise tensor names, so that the tensors of two checkpoints can be paired."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
 
-# Components that torch.compile, FSDP, activation checkpointing and Lightning insert anywhere in a
-# name, and prefixes that DistributedDataParallel, DeepSpeed and PEFT add.
+# The components are inserted anywhere in a name by torch.compile, FSDP, activation checkpointing
+# and Lightning. The prefixes are added by DistributedDataParallel, DeepSpeed and PEFT.
 WRAPPER_COMPONENTS = frozenset(
     ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module")
 )
@@ -15,24 +15,25 @@ _MAX_NAMES = 3
 
 
 def plain_name(name: str) -> str:
-    """Return the name of a tensor before its model was wrapped for training."""
+    """Return the name that a tensor had before its model was wrapped for training."""
     if "._" in name or name.startswith("_"):
         name = ".".join(part for part in name.split(".") if part not in WRAPPER_COMPONENTS)
-    for prefix in WRAPPER_PREFIXES * 2:  # in either order
+    for prefix in WRAPPER_PREFIXES * 2:  # twice, because their order may vary
         name = name.removeprefix(prefix)
     return name
 
 
 def by_place(names: Iterable[str], root: str | None) -> dict[str, str]:
-    """Return place -> name of every tensor; a place is a name without the decoder's prefix.
+    """Map the place of every tensor to its name; a place is a name without the decoder's prefix.
 
-    Corresponding tensors of two checkpoints have equal places, whether the decoder is stored alone
-    or in a multimodal wrapper: `model.layers.0.x` and `model.language_model.layers.0.x` have the
-    place `layers.0.x`, `model.visual.y` and `visual.y` the place `visual.y`.
+    Corresponding tensors of two checkpoints have equal places, whether the decoder is stored on its
+    own or in a multimodal wrapper. For example, `model.layers.0.x` and
+    `model.language_model.layers.0.x` have the place `layers.0.x`; `model.visual.y` and `visual.y`
+    have the place `visual.y`.
 
     Args:
         names: the names on disk.
-        root: the plain prefix of the decoder; None if it is unknown.
+        root: the name prefix of the decoder as in `AttentionMap.root`; None if it is unknown.
     """
     root = root or ""
     outer = "".join(f"{part}." for part in root.split(".")[:-2])
@@ -44,7 +45,7 @@ def by_place(names: Iterable[str], root: str | None) -> dict[str, str]:
             inside[plain.removeprefix(root)] = name
         else:
             outside.setdefault(plain.removeprefix(outer), []).append(name)
-    # Names that differ only in the removed prefix stay whole.
+    # Names that differ only in the removed prefix keep it, so that their places stay distinct.
     for place, same_place in outside.items():
         is_unique = len(same_place) == 1 and place not in inside
         inside |= {place: same_place[0]} if is_unique else {name: name for name in same_place}
@@ -52,9 +53,10 @@ def by_place(names: Iterable[str], root: str | None) -> dict[str, str]:
 
 
 def grouped_names(names: Iterable[str]) -> str:
-    """Return the first few names and their count; names that differ only in numbers are merged.
+    """Format the first few names and the number of all names, for a message.
 
-    Example: `mtp.layers.*.q_proj.weight, mtp.norm.weight (3 tensors)`
+    Names that differ only in numbers are merged into one pattern, for example:
+    `mtp.layers.*.q_proj.weight, mtp.norm.weight (3 tensors)`
     """
     patterns: dict[str, list[str]] = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""Convert raw tensor bytes to numpy and back, without torch."""
+"""Convert raw tensor bytes to numpy arrays and back, without torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 Float64 = NDArray[np.float64]
 
-# Dtypes whose values are the weights themselves. Narrower dtypes hold quantised codes.
+# Dtypes whose values are the weights themselves. Values of narrower dtypes are quantised codes.
 FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
     "F64": np.dtype(np.float64),
     "F32": np.dtype(np.float32),
@@ -20,26 +20,26 @@ FLOAT_DTYPES: dict[str, np.dtype[Any]] = {
 
 
 def decode(data: bytes | memoryview | NDArray[np.uint8], dtype: str) -> Float64:
-    """Return the values of raw bytes as a flat float64 array; exact for all FLOAT_DTYPES."""
+    """Decode raw bytes of `dtype` to a flat float64 array; this is exact for all FLOAT_DTYPES."""
     with np.errstate(invalid="ignore"):  # NaN is allowed here
         return np.frombuffer(data, dtype=FLOAT_DTYPES[dtype]).astype(np.float64)
 
 
 def encode(values: Float64, dtype: str) -> bytes:
-    """Round float64 to the nearest value of `dtype`, ties to even, and return its bytes."""
+    """Round each value to the nearest value of `dtype` (ties to even), and return the bytes."""
     if dtype == "BF16":
-        # ml_dtypes rounds twice, to float32 first, which can round a tie the wrong way.
+        # ml_dtypes rounds twice (first to float32), so it may not return the nearest value.
         return _round_to_odd(values).astype(FLOAT_DTYPES[dtype]).tobytes()
-    # A value out of range becomes inf, which callers refuse, like NaN.
+    # A value out of range becomes infinity, which the callers refuse, as they refuse NaN.
     with np.errstate(over="ignore", invalid="ignore"):
         return values.astype(FLOAT_DTYPES[dtype]).tobytes()
 
 
 def _round_to_odd(values: Float64) -> NDArray[np.float32]:
-    """Truncate to float32 and mark inexact values in the last bit.
+    """Truncate values to float32, and set the last bit of those that are inexact.
 
-    Rounding the result again, to at most 22 bits, gives the same value as rounding only once
-    (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums").
+    Rounding the result to at most 22 significant bits gives the same value as rounding the input
+    directly (Boldo and Melquiond 2008, "Emulation of FMA and correctly rounded sums").
     """
     with np.errstate(over="ignore"):
         nearest = values.astype(np.float32)

@@ -1,4 +1,4 @@
-"""Detect weights that are the codes of a quantiser rather than numbers."""
+"""Detect quantised weights, which are codes rather than the values of the weights."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from amnesia_bench.weights.config_keys import decoder_config
 from amnesia_bench.weights.numbers import FLOAT_DTYPES
 
 _CONFIG_KEYS = ("quantization_config", "compression_config", "quant_method")
-# Tensor names of GPTQ and AWQ, compressed-tensors, FP8, bitsandbytes, HQQ, quanto and MXFP4.
+# Endings of tensor names of GPTQ, AWQ, compressed-tensors, FP8, bitsandbytes, HQQ, quanto, MXFP4.
 _SUFFIXES = (
     ".qweight",
     ".qzeros",
@@ -28,7 +28,7 @@ _SUFFIXES = (
 
 
 def refuse_quantised(checkpoint: Checkpoint, names: Iterable[str]) -> None:
-    """Raise UserError unless these tensors hold floating-point weights."""
+    """Raise UserError unless the named tensors contain floating-point weights."""
     for name in names:
         _, entry = checkpoint.tensors[name]
         if entry.dtype not in FLOAT_DTYPES:
@@ -36,11 +36,12 @@ def refuse_quantised(checkpoint: Checkpoint, names: Iterable[str]) -> None:
 
 
 def quantisation_evidence(checkpoint: Checkpoint) -> str | None:
-    """Return the evidence that some tensor is quantised, or None if all are plain numbers.
+    """Describe a tensor that shows that the weights are quantised, or return None if none does.
 
-    The tensors decide, not the config, whose quantization_config is often stale: merging a QLoRA
-    adapter writes plain weights and keeps the key. Integer tensors may be buffers, such as
-    position_ids and causal masks, unless their name ends in ".weight".
+    The evidence is the name or dtype of a tensor. The config is ignored, because its
+    quantization_config is often stale: merging a QLoRA adapter writes plain weights but keeps the
+    key. The dtype of an integer tensor counts only if its name ends in ".weight"; otherwise the
+    tensor may be a buffer, such as position_ids or a causal mask.
     """
     for name, (_, entry) in checkpoint.tensors.items():
         if name.endswith(_SUFFIXES):
@@ -52,7 +53,7 @@ def quantisation_evidence(checkpoint: Checkpoint) -> str | None:
 
 
 def note_on_config(checkpoint: Checkpoint) -> str | None:
-    """Return a note on a config.json that mentions quantisation; None if it does not."""
+    """Return a note for the user if config.json mentions quantisation, else None."""
     configs: list[Mapping[str, object]] = [checkpoint.config, decoder_config(checkpoint.config)]
     keys = [key for key in _CONFIG_KEYS for config in configs if config.get(key)]
     if not keys:
@@ -70,7 +71,7 @@ def note_on_config(checkpoint: Checkpoint) -> str | None:
 
 
 def quantised_weights_error(checkpoint: Checkpoint, evidence: str) -> UserError:
-    """Return the error for quantised weights."""
+    """Return the error for a checkpoint with quantised weights."""
     return UserError(
         f"{checkpoint.folder}: holds quantised weights ({evidence}).",
         hint="Give the same model before quantisation, and quantise the restored model.",

@@ -1,4 +1,4 @@
-"""The config values that two checkpoints must share for W_Q and W_K to mean the same in both."""
+"""Collect the config values that determine what W_Q and W_K of a checkpoint mean."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from amnesia_bench.weights.config_keys import Config, integer, lookup
 from amnesia_bench.weights.family import Family
 from amnesia_bench.weights.row_layouts import Heads
 
-# These rope types depend on the context length that the model was pretrained with
-# (modeling_rope_utils.py, standardize_rope_params).
+# Rope types that depend on the context length of pretraining (modeling_rope_utils.py,
+# standardize_rope_params).
 SCALED_FROM_A_LENGTH = ("llama3", "yarn", "longrope")
-# These also depend on the current maximum length.
+# Rope types that depend on the current maximum context length.
 SCALED_TO_A_LENGTH = ("dynamic", "longrope")
 
 
 def routing_of(
     family: Family, config: Config, heads: Heads, kinds: tuple[LayerKind, ...]
 ) -> tuple[tuple[str, object], ...]:
-    """Return (name, value) pairs in one form, whichever version of transformers wrote the config.
+    """Return the (name, value) pairs that determine what W_Q and W_K mean.
 
-    Two configs have equal pairs iff W_Q and W_K mean the same in both. "rope" is one flat mapping
-    of the keys (`full_attention.rope_theta` if they depend on the layer's kind), or None without
-    RoPE.
+    The pairs do not depend on the version of transformers that wrote the config. If two configs
+    have equal pairs, W_Q and W_K mean the same in both. A different "rope" may still be compatible;
+    see `surgery.rope.check_rope`. The value of "rope" is None without RoPE, else a flat mapping of
+    rope keys. If the rope depends on the layer kind, the keys have a prefix, for example
+    `full_attention.rope_theta`.
     """
     entries: dict[str, object] = {
         "hidden_size": heads.hidden,
@@ -46,8 +48,8 @@ def routing_of(
 
 
 def _rope(family: Family, config: Config, heads: Heads) -> dict[str, object]:
-    # transformers 4 writes rope_theta and rope_scaling, transformers 5 one rope_parameters, which
-    # some families nest by layer kind.
+    # transformers 4 writes rope_theta and rope_scaling. transformers 5 writes rope_parameters; in
+    # some families, it is nested by layer kind.
     raw = lookup(config, "rope_scaling") or lookup(config, "rope_parameters") or {}
     raw = raw if isinstance(raw, Mapping) else {"rope_type": raw}
     theta = lookup(config, family.rope_theta)

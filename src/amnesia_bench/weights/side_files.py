@@ -1,4 +1,4 @@
-"""Find the files that belong to a checkpoint besides its weights, and those that do not."""
+"""Separate a checkpoint's side files, such as config and tokenizer, from files to leave out."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from amnesia_bench.weights.file_names import CONFIG, INDEX, is_not_model_file, i
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """The files that a copy of a model leaves out: their number and size.
+    """The files that are left out of a copy of a model.
 
-    `names` are the top-level names; those of folders end in a slash.
+    `names` are the top-level names; the name of a folder ends in a slash. `files` is the number of
+    files at all levels, and `bytes` is their total size.
     """
 
     names: tuple[str, ...]
@@ -24,7 +25,7 @@ class LeftOut:
     bytes: int
 
     def described(self) -> str:
-        """Describe the files in one line."""
+        """Return a one-line description for messages."""
         names = ", ".join(self.names[:8]) + (", ..." if len(self.names) > 8 else "")
         noun, verb = ("file", "is") if self.files == 1 else ("files", "are")
         megabytes = self.bytes / 1e6
@@ -33,14 +34,15 @@ class LeftOut:
 
 
 def side_files(folder: Path) -> list[Path]:
-    """Return the files that belong to a checkpoint besides its weights, relative to `folder`.
+    """Return the side files of a checkpoint, as paths relative to `folder`.
 
-    These are config, tokenizer, templates and remote code, also in subfolders. Weights in any
-    format, hidden files, leftovers of a training run and subfolders with another model are skipped.
+    Side files are the config, tokenizer, templates and remote code, also in subfolders. The index,
+    weights in any format, hidden files, leftovers of a training run and subfolders with another
+    model are skipped.
 
     Raises:
-        UserError: a file links out of the folder or is not a regular file, or its name cannot be
-            printed.
+        UserError: a file is neither regular nor a link to a regular file, a link points outside the
+            folder (and the hub's cache), or a name cannot be printed.
         MissingEnvironmentError: a folder cannot be listed.
     """
     paths = []
@@ -53,7 +55,7 @@ def side_files(folder: Path) -> list[Path]:
             or not inner_models.isdisjoint(path.parents)
         ):
             continue
-        if not str(path).isprintable():  # a manifest or a message could not name it
+        if not str(path).isprintable():  # unusable in a manifest or a message
             raise UserError(f"{folder}: the name of {str(path)!r} cannot be printed; rename it.")
         if _links_to_training_checkpoint(folder, path):
             continue
@@ -63,7 +65,7 @@ def side_files(folder: Path) -> list[Path]:
 
 
 def left_out(folder: Path, kept: Iterable[str]) -> LeftOut:
-    """Describe the files in `folder` that are not named in `kept`.
+    """Return the files in `folder`, and its subfolders, whose paths are not in `kept`.
 
     Raises:
         MissingEnvironmentError: a folder cannot be listed.
@@ -81,19 +83,19 @@ def left_out(folder: Path, kept: Iterable[str]) -> LeftOut:
 def _size(path: Path) -> int:
     try:
         return path.lstat().st_size
-    except FileNotFoundError:  # a running training job may remove its oldest checkpoint
+    except FileNotFoundError:  # for example, a running training job removed its oldest checkpoint
         return 0
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Return all files and links under `folder`, relative to it and sorted.
+    """Return the sorted paths of all files and links under `folder`, relative to it.
 
     Raises:
         MissingEnvironmentError: a folder cannot be listed.
     """
 
     def fail(error: OSError) -> None:
-        if isinstance(error, FileNotFoundError):  # removed in the meantime
+        if isinstance(error, FileNotFoundError):  # the folder was removed in the meantime
             return
         raise MissingEnvironmentError(
             f"{error.filename}: cannot be listed ({error.strerror}).",
@@ -108,14 +110,14 @@ def files_below(folder: Path) -> list[Path]:
 
 
 def _inner_models(files: Iterable[Path]) -> set[Path]:
-    """Return the subfolders that contain a complete model: another step, a merged copy."""
+    """Return the subfolders with a model of their own, such as another step or a merged copy."""
     in_subfolders = [path for path in files if len(path.parts) > 1]
     with_weights = {path.parent for path in in_subfolders if is_weights(path.name)}
     return with_weights & {path.parent for path in in_subfolders if path.name == CONFIG}
 
 
 def _links_to_training_checkpoint(folder: Path, path: Path) -> bool:
-    """Return whether a path links to a training checkpoint, such as `last -> checkpoint-500`."""
+    """Return whether a path is a link to a training checkpoint, as in `last -> checkpoint-500`."""
     link = folder / path
     if not link.is_symlink() or not link.is_dir():
         return False
@@ -126,15 +128,16 @@ def _links_to_training_checkpoint(folder: Path, path: Path) -> bool:
 def _check_safe_to_copy(folder: Path, path: Path) -> None:
     """Refuse a file that is not safe to copy into a folder that may be published.
 
-    Weights and JSON are parsed, so they may be links to anywhere. A side file is copied whatever
-    its contents: in a folder made by someone else, a `vocab.txt` that links to the user's private
-    key would be uploaded with the repaired model. So a side file may only link to a regular file
-    in the folder itself or, if the folder is a snapshot in the hub's cache, to that cache's blobs.
+    Weights and the config are parsed, so they may link to any file (see `checkpoint.plain_file`).
+    A side file is copied whatever its contents are. If someone else made the folder, its
+    `vocab.txt` could link to the user's private key, which would then be published with the
+    repaired model. So a side file may link only to a regular file in the folder itself or, if the
+    folder is a snapshot in the hub's cache, to a file in the blobs of that cache.
     """
     link = folder / path
     try:
         target = link.resolve()
-    except RuntimeError:  # a link to itself, before Python 3.13
+    except RuntimeError:  # from a link to itself, before Python 3.13
         raise UserError(f"{link}: is a link to itself.") from None
     hint = f"Make a copy without links first: cp -rL {shlex.quote(str(folder))} COPY"
     top = folder.resolve()

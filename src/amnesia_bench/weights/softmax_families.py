@@ -1,6 +1,7 @@
-"""Rows of the architecture table for models whose layers are all softmax attention of one kind.
+"""Rows of the architecture table for models whose layers are all softmax layers of one kind.
 
-That kind may be a sliding window. Models whose layers differ are in mixed_families.py.
+The kind may be sliding-window attention. Models whose softmax layers are not all alike are in
+mixed_families.py.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from amnesia_bench.weights.row_layouts import (
 ATTENTION_BIAS = flag("attention_bias")
 USE_BIAS = flag("use_bias")
 QK_LAYERNORM = flag("qk_layernorm")
-# The text_config of LLaVA-like wrappers omits values that are defaults of the config class.
+# The text_config of a LLaVA-like wrapper omits values that equal the defaults of its config class.
 SIZES_OF_7B = {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32}
 
 SOFTMAX_FAMILIES = (
@@ -56,7 +57,7 @@ SOFTMAX_FAMILIES = (
     Family(
         name="mistral",
         model_types=("mistral",),
-        # MistralModel ignores layer_types: one window for the whole model, null since v0.3.
+        # MistralModel ignores layer_types and uses one window in all layers (null since v0.3).
         layer_kinds=one_window,
         modules=separate(),
         defaults={**SIZES_OF_7B, "num_key_value_heads": 8, "sliding_window": 4096},
@@ -71,7 +72,7 @@ SOFTMAX_FAMILIES = (
     Family(
         name="qwen3_moe",
         model_types=("qwen3_moe",),
-        # Unlike qwen3, a config without head_dim means hidden_size / heads.
+        # If the config has no head_dim, it is hidden_size / heads (unlike in qwen3).
         layer_kinds=one_window_if_used,
         modules=(*separate(bias=ATTENTION_BIAS), *shared_norms()),
         routing={"rms_norm_eps": 1e-6},
@@ -185,7 +186,7 @@ SOFTMAX_FAMILIES = (
         model_types=("granite", "granitemoe", "granitemoeshared"),
         layer_kinds=all_full,
         modules=separate(bias=ATTENTION_BIAS),
-        routing={"attention_multiplier": 1.0},  # replaces 1/sqrt(head_dim)
+        routing={"attention_multiplier": 1.0},  # replaces the factor 1/sqrt(head_dim)
     ),
     Family(
         name="cohere",

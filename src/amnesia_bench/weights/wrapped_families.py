@@ -1,8 +1,8 @@
 """Rows of the architecture table for decoders that are released inside a multimodal wrapper.
 
-The wrapper's own config and towers are ignored (config_keys.decoder_config, attention_map). A
-wrapper's model_type is used if its text_config has none. Wrappers around a decoder of another row,
-such as LLaVA, SmolVLM and InternVL, need no row.
+Only the wrapper's decoder is used; its towers and their configs are ignored
+(config_keys.decoder_config, attention_map). If text_config has no model_type, the wrapper's is
+used. Wrappers such as LLaVA, SmolVLM and InternVL need no row, because the decoder inside has one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ ATTENTION_BIAS = flag("attention_bias")
 WRAPPED_FAMILIES = (
     Family(
         name="qwen2_vl",
-        # Before transformers 4.52 the decoder's keys were on one level with vision_config.
+        # Before transformers 4.52, the decoder's keys were on the same level as vision_config.
         model_types=("qwen2_vl", "qwen2_vl_text", "qwen2_5_vl", "qwen2_5_vl_text"),
         layer_kinds=by_marks("layer_types", otherwise=upper_layers_slide),
         modules=separate(bias=always, output_bias=never),
@@ -71,7 +71,7 @@ WRAPPED_FAMILIES = (
         name="llama4",
         model_types=("llama4_text", "llama4"),
         layer_kinds=by_marks("layer_types", otherwise=chunks_with_rope),
-        modules=separate(bias=ATTENTION_BIAS),  # its q/k norm has no weights
+        modules=separate(bias=ATTENTION_BIAS),  # its qk-norms have no weights
         unrotated=marked_without_rope,
         window="attention_chunk_size",
         defaults={
