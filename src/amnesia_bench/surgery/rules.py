@@ -103,11 +103,7 @@ def _stacked(heads: Float64) -> Float64:
 
 
 def _project_on_rows(drift: Float64, rows: Float64) -> Float64:
-<<<<<<< HEAD
-    """Return the part of `drift` [..., M] inside the row space of `rows` [N, M]."""
-=======
     """Return the component of `drift` [..., M] in the row space of `rows` [number of rows, M]."""
->>>>>>> ed1
     _, sizes, right = np.linalg.svd(rows, full_matrices=False)
     cutoff = sizes.max(initial=0.0) * max(rows.shape) * np.finfo(np.float64).eps
     basis = right[sizes > cutoff]
