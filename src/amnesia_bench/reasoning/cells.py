@@ -35,7 +35,8 @@ _NAMED_MISSING = 3
 class ProblemAnswers:
     """The verdicts, votes and lengths of the answers to one problem, ordered by repeat.
 
-    `cut` marks answers that reached the length limit; `new_tokens` counts their token ids.
+    `cut` is true for answers that reached the length limit; `new_tokens` are numbers of generated
+    token ids.
     """
 
     correct: tuple[bool, ...]

@@ -17,7 +17,7 @@ from amnesia_bench.store.parquet_rows import read_parquet_rows
 def task_documents(
     task: ReasoningTask, data: Path | None, limit: int | None, window: int | None
 ) -> ProblemSet:
-    """Read and check a task's problems, or its subset `window` if it has one; see `load_documents`.
+    """Read and check the problems of a task, or of its subset `window`; see `load_documents`.
 
     `window` is None for tasks without subsets.
     """

@@ -75,7 +75,7 @@ def majority_expected(correct: Sequence[bool], votes: Sequence[int | None]) -> f
 
 
 def _winners(correct: Sequence[bool], votes: Sequence[int | None]) -> list[bool]:
-    """For each class tied for most votes, return whether it is correct, by first appearance."""
+    """For each class with most votes, in order of appearance, return whether it is correct."""
     class_correct: dict[int, bool] = {}
     for is_correct, vote in zip(correct, votes, strict=True):
         if vote is not None:
@@ -86,7 +86,7 @@ def _winners(correct: Sequence[bool], votes: Sequence[int | None]) -> list[bool]
 
 
 def mean_estimate(values: Sequence[float], *, seed: int = 0) -> MeanEstimate:
-    """Return the mean over problems with its standard error and interval, from one value each.
+    """Return the mean of one value per problem, with its standard error and interval.
 
     The interval is Wilson's if every value is 0 or 1, else a percentile bootstrap over problems.
 
@@ -105,7 +105,7 @@ def mean_estimate(values: Sequence[float], *, seed: int = 0) -> MeanEstimate:
 
 
 def bootstrap(values: NDArray[np.float64], *, seed: int) -> Interval:
-    """Return the bootstrap percentile interval of the mean of `values`, one per problem [N]."""
+    """Return the percentile bootstrap interval of a mean; `values` has one per problem, [N]."""
     generator = np.random.default_rng(seed)
     means = np.empty(BOOTSTRAP_SAMPLES)
     for start in range(0, BOOTSTRAP_SAMPLES, _CHUNK):

@@ -1,4 +1,4 @@
-"""Read files of artifacts for a report, each only once, and check it against its published hash."""
+"""Read artifact files for a report; each is read once and checked against its published hash."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _candidates(x: float, y: float, words: str) -> list[tuple[float, Rectangle]]
 
 
 def spread_labels(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move heights at least `gap` apart, keeping their order, to between `low` and `high`."""
+    """Return heights moved at least `gap` apart, in the same order, between `low` and `high`."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     moved: list[float] = []
     for i in order:

@@ -85,10 +85,11 @@ def unused_cells(
 def without_column(
     entries: Iterable[CellEntry], filled: Sequence[FilledSlots], tables: Mapping[str, TableConfig]
 ) -> tuple[str, ...]:
-    """Return a note on measured tasks and lengths that have no column, in rows that tables have.
+    """Return a note that lists the measured tasks and lengths without a column in any table.
 
-    Other metrics of a shown task are not noted, since an evaluation writes more metrics than a
-    table shows. The result is empty if there is nothing to note.
+    Only cells whose row is in a table are considered. Other metrics of a shown task are not listed,
+    since an evaluation writes more metrics than a table shows. The result is empty if there is
+    nothing to list.
     """
     shown = {
         (cell.cell.task, cell.cell.context_tokens)

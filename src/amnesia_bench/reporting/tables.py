@@ -45,7 +45,7 @@ def build_table(name: str, config: TableConfig, slots: FilledSlots) -> ReportTab
 
 
 def build_trade_offs(config: TableConfig, slots: FilledSlots) -> tuple[TradeOffCurve, ...]:
-    """Return a recall-reasoning curve for each model with both values in at least two rows."""
+    """Return a trade-off curve for each model with both recall and score in at least two rows."""
     if (trade_off := config.trade_off) is None:
         return ()
     columns = {column.key: column for column in table_columns(config)}

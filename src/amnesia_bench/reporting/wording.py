@@ -1,4 +1,4 @@
-"""Format per cents, points, p-values and sample sizes in the same way for every output format."""
+"""Format percentages, points, p-values and sample sizes identically for every output format."""
 
 from __future__ import annotations
 
@@ -82,9 +82,9 @@ def format_marks(cell: ReportedCell) -> str:
 
 
 def format_reference(cell: ReportedCell, *, published: bool) -> str:
-    """Return the paper's value in parentheses, or in other tables the interval in brackets.
+    """Return the paper's value in parentheses or, if the table has none, the interval in brackets.
 
-    `published` is whether the table has values of the paper.
+    `published` is true if the table has values of the paper.
     """
     if published:
         return "" if cell.theirs is None else f"({format_percent(cell.theirs)})"

@@ -1,4 +1,4 @@
-"""Run untrusted programs in a sandbox that withholds network, files and environment variables.
+"""Run untrusted programs without access to the network, to files or to environment variables.
 
 Hard limits bound the time, memory, threads and output of each program.
 """

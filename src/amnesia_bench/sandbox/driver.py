@@ -78,7 +78,7 @@ class Channel:
 
 
 def error_answer(error: BaseException) -> bytes:
-    """Return the answer that names an exception; MemoryError's is prebuilt: nothing to allocate."""
+    """Return an answer that names an exception; for a MemoryError it needs no new memory."""
     if isinstance(error, MemoryError):
         return NO_MEMORY
     return json.dumps({"error": type(error).__name__}).encode()
@@ -163,7 +163,7 @@ def prelude() -> str:
 
 
 def as_function(code: str) -> str:
-    """Return a module's source that wraps a stdin program, except imports, in a function."""
+    """Return a module's source whose `wrapped_function` contains a stdin program minus imports."""
     try:
         body = ast.parse(code).body
     except Exception:

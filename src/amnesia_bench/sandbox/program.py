@@ -1,7 +1,4 @@
-"""What a program runs with: a Python interpreter, limits, and a script's standard input and output.
-
-`Interpreter`, `Limits` and `ScriptFiles` describe these three.
-"""
+"""The interpreter and limits of a program, and the standard input and output files of a script."""
 
 from __future__ import annotations
 
@@ -28,8 +25,8 @@ class Limits:
     programs that sleep or wait are stopped after `wall_factor` times as much wall-clock time.
     `memory_bytes` limits the address space (RLIMIT_AS). `threads` includes the main thread and
     bwrap's thread; a program cannot start processes. `file_bytes` is the maximum size of a file,
-    `open_files` the maximum number of file descriptors plus one, `signals` the maximum number of
-    queued signals, and `output_bytes` the maximum size of one answer.
+    `open_files` the maximum number of open file descriptors, `signals` the maximum number of queued
+    signals, and `output_bytes` the maximum size of one answer.
     """
 
     seconds_per_test: float = 6.0

@@ -73,7 +73,7 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "shutdown": (48, 210),
     "getsockname": (51, 204),
     "getsockopt": (55, 209),
-    # memory that RLIMIT_AS counts
+    # memory, all of which RLIMIT_AS counts
     "brk": (12, 214),
     "munmap": (11, 215),
     "mprotect": (10, 226),

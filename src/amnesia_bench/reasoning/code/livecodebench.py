@@ -142,8 +142,8 @@ def score_programs(
     for answer in answers:
         if not 0 <= answer.key.doc < len(problems):
             raise UserError(f"{answer.key}: doc is out of range for {len(problems)} problems")
-    # One group per problem, so that its tests (often a hundred megabytes) are decoded only once,
-    # and freed before the next problem.
+    # One group per problem, so that its tests (often a hundred megabytes) are decoded only once and
+    # freed after the group.
     groups = [list(group) for _, group in groupby(answers, lambda a: (a.key.task, a.key.doc))]
     stopped = Event()
 

@@ -69,12 +69,12 @@ def _as_set(value: Any) -> Any:
 
 
 def numbers(parsed: list[Any]) -> dict[str, Any] | None:
-    """Return the numbers of which a parsed answer consists, each as real and imaginary part.
+    """Return the sorted numbers in a parsed answer, each as real and imaginary part.
 
-    Numbers are taken from an expression, set, interval, tuple or matrix, with a fixed value for
-    every symbol, and sorted. `exact` is true if none of them is a decimal fraction. The result is
-    None for anything else, such as a relation (`x=5` may equal 5), or if a number cannot be
-    evaluated to full precision.
+    The answer may be an expression, set, interval, tuple or matrix, in which every symbol is
+    replaced by a fixed value. `exact` is true if none of the numbers is a decimal fraction. The
+    result is None for any other answer, such as a relation (`x=5` may equal 5), and if a number
+    cannot be evaluated to full precision.
     """
     values = [item for item in parsed if not isinstance(item, str)]
     if len(values) != 1:

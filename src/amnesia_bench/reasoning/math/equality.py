@@ -73,7 +73,7 @@ def _is_equation(form: str) -> bool:
 
 
 def _kind(form: str) -> str | None:
-    """Return `list`, `set` or `tuple`, by the brackets around several elements, or None."""
+    """Return `list`, `set` or `tuple` if an answer has several elements, else None."""
     depth, lowest, commas = 0, len(form), set()
     for token in re.findall(r"\\[A-Za-z]+|\\.|.", form, re.DOTALL):
         if token in ("(", "[", "{", "\\{"):
@@ -101,8 +101,8 @@ def _same_number(gold: Fraction, answer: Fraction) -> bool:
     return abs(gold - answer) <= _RELATIVE_ERROR * min(Fraction(1), abs(gold))
 
 
-# Exact values at a larger relative distance differ for certain: rounding to 15 digits changes
-# values far less.
+# Two exact values certainly differ if their relative distance exceeds this bound, which is far
+# larger than the error of rounding to 15 digits.
 _RELATIVE = Decimal("1e-9")
 # The same bound for decimal fractions, far above math-verify's rounding to six digits. Algebra
 # decides about closer pairs.

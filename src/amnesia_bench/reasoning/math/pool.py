@@ -26,7 +26,8 @@ ALGEBRA = "amnesia_bench.reasoning.math.algebra"
 # CPU time limit of one request; a verdict must not depend on how busy the machine is, as it would
 # with a limit on wall-clock time. Comparing real answers takes milliseconds.
 ANSWER_SECONDS = 2.0
-# A worker that needs this multiple of the limit in wall-clock time is stuck without using CPU time.
+# A worker is killed if a request takes this multiple of the limit in wall-clock time, which means
+# that it is stuck without using CPU time.
 _WALL_FACTOR = 20
 _START_SECONDS = 300.0
 # Two, so that a worker finds its next request in its pipe when it finishes one.

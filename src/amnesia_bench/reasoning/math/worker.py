@@ -1,9 +1,9 @@
 """Main loop of a worker process that judges answers: one line of JSON per request and per reply.
 
-The process exits when the parent closes the pipe or dies. It is also ended by a request that
-exceeds the CPU time limit, through the default action of a signal, which interrupts any operation.
-math-verify's own time limits are not used: they rely on Python signal handlers, which only run
-after a long C operation has finished.
+The process exits when the parent closes the pipe or dies. A request that exceeds the CPU time limit
+also ends the process, through the default action of a signal, which interrupts any operation.
+math-verify's own time limits are not used, since they rely on Python signal handlers, which cannot
+run before a long C operation has finished.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The reasoning tasks by name. To add one, add a module here and a name to `TASKS`."""
+"""The reasoning tasks by name; a new task needs a module here and an entry in `TASKS`."""
 
 from __future__ import annotations
 
