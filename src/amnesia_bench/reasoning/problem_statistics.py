@@ -105,7 +105,7 @@ def mean_estimate(values: Sequence[float], *, seed: int = 0) -> MeanEstimate:
 
 
 def bootstrap(values: NDArray[np.float64], *, seed: int) -> Interval:
-    """Return the percentile bootstrap interval of a mean; `values` has one per problem, [N]."""
+    """Return a percentile bootstrap interval for the mean of one value per problem, float64 [N]."""
     generator = np.random.default_rng(seed)
     means = np.empty(BOOTSTRAP_SAMPLES)
     for start in range(0, BOOTSTRAP_SAMPLES, _CHUNK):

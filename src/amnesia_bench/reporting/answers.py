@@ -57,8 +57,8 @@ def recall_samples_of(entry: CellEntry) -> tuple[RecallSample, ...]:
     """Return the judged recall answers of a cell, with needle depths; empty if there are none."""
     cell = entry.cell
     task = f"{cell.task}@{cell.context_tokens}"
-    # A check writes the answers of several checkpoints to one file. The answers that belong to a
-    # cell are those of its parents' roles.
+    # A check writes the answers of several checkpoints to one file. An answer belongs to a cell if
+    # its role is the role of one of the cell's parents.
     roles = {parent.role for parent in cell.parents}
     return tuple(
         sample

@@ -20,8 +20,8 @@ def map_figure(maps: Sequence[PooledAttention]) -> str:
 
     Rows are queries and columns are keys; thin lines mark the start of the needle. Dark tiles stand
     for small weights and bright tiles for large ones, also when printed in grey. In the last panel,
-    which shows the ratio, a tile is dark if the last checkpoint's weight is smaller than that of
-    the checkpoint before it.
+    which shows the ratio, a tile is dark if its weight is smaller in the last checkpoint than in
+    the checkpoint before.
     """
     first = maps[0]
     panels = [(attention.role, _weights(attention), attention) for attention in maps]

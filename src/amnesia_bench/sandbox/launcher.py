@@ -72,7 +72,7 @@ class Launcher:
             SandboxError: the driver did not start.
         """
         source = files(__package__).joinpath("driver.py").read_text("utf-8")
-        # -s -S: exclude the user's site-packages and the global ones.
+        # -s -S: do not add the user's or the global site-packages to sys.path.
         python = [str(self.interpreter.executable), "-s", "-S", "-B", "-c", source]
         threads = limits.threads if self.bwrap is not None else _other_threads() + limits.threads
         setup = _setup(limits, threads, cpu_seconds, self._packages())

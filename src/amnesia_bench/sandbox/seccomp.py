@@ -277,8 +277,8 @@ def _return(value: int) -> bytes:
 
 
 def _instruction(code: int, value: int, *, if_true: int = 0, if_false: int = 0) -> bytes:
-    """Return one struct sock_filter; `if_true` and `if_false` are numbers of instructions to skip.
+    """Return one struct sock_filter.
 
-    They only apply to instructions that compare.
+    If the instruction compares, `if_true` and `if_false` are the numbers of instructions to skip.
     """
     return struct.pack("=HBBI", code, if_true, if_false, value)

@@ -11,7 +11,7 @@ from amnesia_bench.sandbox.launcher import INSTALL, Launcher, find_launcher
 from amnesia_bench.sandbox.program import MIB, Limits
 from amnesia_bench.sandbox.session import ProgramStoppedError, SandboxError
 
-# The small memory limit keeps the test fast; the kernel enforces it as it does a large one.
+# A small memory limit keeps the test fast; the kernel enforces small and large limits alike.
 LIMITS = Limits(seconds_per_test=20.0, memory_bytes=512 * MIB)
 
 

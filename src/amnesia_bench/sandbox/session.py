@@ -152,7 +152,7 @@ class Session:
         if self.driver is None:
             return 0.0
         try:
-            # The same formula as in clock_getcpuclockid(3) gives another process's CPU clock id.
+            # The clock id of another process, computed by the formula of clock_getcpuclockid(3).
             return time.clock_gettime((~self.driver << 3) | 2)
         except OSError:
             return 0.0
