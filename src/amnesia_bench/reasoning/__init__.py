@@ -1,1 +1,1 @@
-"""Reasoning benchmarks: generate answers, score them, compare two models."""
+"""Run reasoning benchmarks: generate answers, score them, and compare two methods."""

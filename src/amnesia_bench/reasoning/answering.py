@@ -1,4 +1,4 @@
-"""Generate the answers to a reasoning benchmark: k per problem, resumable."""
+"""Generate k answers to each problem of a reasoning benchmark; interrupted runs can resume."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from amnesia_bench.records.reasoning import ReasoningRun
 from amnesia_bench.requests.reasoning import GenerateRequest
 from amnesia_bench.tokenizers.chat_format import PromptFormat, prompt_format, prompt_tokens
 
-_MAX_TEMPLATE_CHARACTERS = 1 << 20  # the path may be a device that never ends
+_MAX_TEMPLATE_CHARACTERS = 1 << 20  # the path may name a device with unlimited output
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkAnswers:
-    """The answers to a benchmark, in the order of the problems, as written to `folder`."""
+    """The answers that were written to `folder`, in the order of the benchmark's problems."""
 
     folder: Path
     run: ReasoningRun
@@ -35,9 +35,10 @@ class BenchmarkAnswers:
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerPlan:
-    """Which checkpoint answers, how answers are sampled, and how problems become prompts.
+    """The checkpoint that answers, the sampling settings, and the prompt format.
 
-    `model` and `method` label the cells; `checkpoint` is the identity of the checkpoint.
+    `model` and `method` are the labels of the resulting cells; `checkpoint` is the identity of the
+    checkpoint.
     """
 
     model: str
@@ -51,13 +52,13 @@ def generate(request: GenerateRequest, out: Path) -> BenchmarkAnswers:
     """Generate a model's answers to a benchmark; the same call resumes an interrupted run.
 
     Args:
-        request: the model, the benchmark, and how answers are sampled.
-        out: folder of the answers.
+        request: the model, the benchmark, and the sampling settings.
+        out: the folder to which the answers are written.
 
     Raises:
         UserError: a value of the request is wrong, a prompt does not fit the model's context, or
-            `out` holds the answers of another run; nothing was written.
-        BusyError: another process writes to `out`.
+            `out` contains the answers of another run; nothing was written.
+        BusyError: another process is writing to `out`.
         StageFailedError: the checkpoint was changed during the run; earlier answers are kept.
         MissingEnvironmentError: the hub cannot be reached, or vLLM is not installed.
     """
@@ -94,7 +95,7 @@ def answer_problems(
     plan: AnswerPlan,
     folder: Path,
 ) -> BenchmarkAnswers:
-    """Answer every problem `repeats` times; resumes as described in `inference.generation`."""
+    """Generate `repeats` answers to every problem; `inference.generation` describes resuming."""
     run = _describe(task, problems, plan)
     requests = _requests(tokenizer, task, problems, plan)
     generations = generate_missing(engine, requests, folder, identity=run_identity(run))
@@ -102,7 +103,7 @@ def answer_problems(
 
 
 def window_of(config: EvalConfig) -> int | None:
-    """Return the config's window of problems, or None if its benchmark has no windows."""
+    """Return the key of the config's problem subset, or None if its benchmark has no subsets."""
     return config.window if isinstance(config, CodeEvalConfig) else None
 
 
@@ -150,7 +151,7 @@ def _describe(task: ReasoningTask, problems: ProblemSet, plan: AnswerPlan) -> Re
 def _requests(
     tokenizer: Any, task: ReasoningTask, problems: ProblemSet, plan: AnswerPlan
 ) -> list[PromptRequest]:
-    """Return the requests; the repeats of a problem follow each other, so equal prompts batch."""
+    """Return one request per answer; repeats are adjacent, so equal prompts share a batch."""
     config = plan.config
     sampling = Sampling(
         max_new_tokens=config.max_new_tokens,

@@ -1,4 +1,7 @@
-"""The cells of a reasoning task: per metric the mean over problems, or why there is none."""
+"""Compute the cells of a reasoning task: each metric's mean over problems, if the run is complete.
+
+The cells of an incomplete run record why they have no value.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ from amnesia_bench.records.evaluation import Cell, FinishReason, Generation, Out
 from amnesia_bench.records.ids import REASONING_TASKS, reasoning_metrics
 from amnesia_bench.records.reasoning import ProblemValues, ReasoningRun
 
-# A cell has these as fields or parents; `checker` is recorded by the scorer.
+# A cell records these as fields or parents, except `checker`, which the scorer records.
 _NOT_SETTINGS = {"task", "model", "method", "checkpoint", "data", "documents_sha256", "repeats"} | {
     "checker"
 }
@@ -30,7 +33,11 @@ _NAMED_MISSING = 3
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemAnswers:
-    """The verdicts, votes and lengths of the answers to one problem, in order of the repeats."""
+    """The verdicts, votes and lengths of the answers to one problem, ordered by repeat.
+
+    `cut` is true for answers that reached the length limit; `new_tokens` are numbers of generated
+    token ids.
+    """
 
     correct: tuple[bool, ...]
     answered: tuple[bool, ...]
@@ -48,7 +55,8 @@ class CellSource:
 
 
 Metric = Callable[[ProblemAnswers], float]
-# The value of a metric on one problem, by name; the second argument is the k of names with `@k`.
+# Functions that compute a metric's value on one problem, by metric name without `@k`. The second
+# argument is k.
 _VALUES: Mapping[str, Callable[[ProblemAnswers, int], float]] = {
     "avg": lambda p, _: average(p.correct),
     "maj": lambda p, _: majority(p.correct, p.votes),
@@ -62,7 +70,7 @@ _VALUES: Mapping[str, Callable[[ProblemAnswers, int], float]] = {
 
 
 def metrics_of(task: str, repeats: int) -> dict[str, Metric]:
-    """Return the metrics of a task by name; `records.ids.reasoning_metrics` lists the names."""
+    """Return a task's metric functions by name; `records.ids.reasoning_metrics` lists the names."""
     return {name: _metric(task, name) for name in reasoning_metrics(task, repeats)}
 
 
@@ -143,7 +151,7 @@ def cells_of(
 
 
 def run_settings(run: ReasoningRun) -> dict[str, str]:
-    """Return the fields of a run that its cells keep as settings, not as fields or parents."""
+    """Return the fields of a run that its cells record as settings."""
     return {
         name: str(value) for name, value in codec.to_json(run).items() if name not in _NOT_SETTINGS
     }

@@ -1,4 +1,4 @@
-"""Compare two methods on the same problems, by an exact test and an interval."""
+"""Compare two methods on the same problems with an exact paired test and a bootstrap interval."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from amnesia_bench.store.problem_values import read_problems
 
 
 def compare(request: CompareRequest) -> tuple[Difference, ...]:
-    """Compare two scored folders of answers problem by problem.
+    """Compare two scored answer folders problem by problem; return one difference per metric.
 
     Raises:
-        UserError: one was not scored by this scorer, is incomplete, or was changed since it was
-            scored; or their task, problems or repeats differ.
+        UserError: a folder was not scored by this scorer, its run is incomplete, its answers
+            changed after scoring, or the two runs differ in task, problems or repeats.
     """
     first, second = request.first, request.second
     run, other = read_run(first)[0], read_run(second)[0]
@@ -43,7 +43,7 @@ def compare(request: CompareRequest) -> tuple[Difference, ...]:
 
 
 def _read_values(answers: Path, scores: Path, scorer: str) -> tuple[ProblemValues, ...]:
-    """Read the value of each metric on each problem that a scorer wrote."""
+    """Read the metric values per problem that a scorer wrote."""
     folder = scored_folder(scores, scorer)
     score_again = shlex.join(["amnesia", "score", str(answers), "--scorer", scorer])
     if not (folder / CELLS).is_file():

@@ -17,7 +17,10 @@ from amnesia_bench.store.parquet_rows import read_parquet_rows
 def task_documents(
     task: ReasoningTask, data: Path | None, limit: int | None, window: int | None
 ) -> ProblemSet:
-    """Read and check the problems of a task, or of one window of it; see `load_documents`."""
+    """Read and check the problems of a task, or of its subset `window`; see `load_documents`.
+
+    `window` is None for tasks without subsets.
+    """
     if task.load is None or window is None:
         return load_documents(task.source, data, limit)
     return task.load(data, limit, window)
@@ -28,7 +31,7 @@ def load_documents(source: BenchmarkSource, data: Path | None, limit: int | None
 
     Args:
         source: the data set on the hub and the fields that its rows must have.
-        data: a .jsonl or .parquet file with the same fields, to read instead of the hub.
+        data: a .jsonl or .parquet file with the same fields, which replaces the hub's data set.
         limit: return only the first N problems.
 
     Raises:

@@ -1,7 +1,7 @@
-"""lm-eval's checkers of IFEval's instructions: deterministic, offline, silent, in bounded time.
+"""Run lm-eval's checkers of IFEval's instructions deterministically, offline and without logging.
 
-Run as a program, this module is a worker of a `ComparisonPool`. It judges long responses, on which
-a checker's regular expression may take minutes.
+Executed as a program, this module is a worker of a `ComparisonPool`, whose time limit bounds the
+judging of long responses: on these a checker's regular expression may take minutes.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from amnesia_bench.reasoning.math.worker import answer_requests
 from amnesia_bench.reasoning.task import Row
 from amnesia_bench.tokenizers.sentences import sentence_splitter
 
-# Several checkers take quadratic time: half a second at this length.
+# Longer responses are judged in a worker. Several checkers need quadratic time: half a second for
+# a response of this length.
 LONG_CHARACTERS = 10_000
-# lm-eval alone takes 1.7 GiB of address space.
+# Address space limit of a worker. Importing lm-eval alone needs 1.7 GiB.
 _MEMORY_BYTES = 6 << 30
 
 
@@ -29,7 +30,7 @@ def instructions_of(row: Row) -> list[tuple[str, Any]]:
     """Return the instructions of a problem, each with the checker that lm-eval builds for it.
 
     Raises:
-        UserError: the row is not one of IFEval's.
+        UserError: the row is not a valid IFEval problem.
         MissingEnvironmentError: lm-eval or one of its dependencies is missing.
     """
     checkers = _checkers()
@@ -40,7 +41,7 @@ def instructions_of(row: Row) -> list[tuple[str, Any]]:
             f"ifeval: key {row['key']} has {len(names)} instructions and arguments for "
             f"{len(arguments)}"
         )
-    # A checker draws a missing argument at random.
+    # A checker replaces a missing argument by a random one, so fix the seed.
     state = random.getstate()
     random.seed(0)
     try:
@@ -57,24 +58,25 @@ def instructions_of(row: Row) -> list[tuple[str, Any]]:
 
 
 def follows_all(row: Row, response: str) -> list[tuple[str, bool]]:
-    """Return each instruction of a problem and whether a response follows it, by the strict rule.
+    """Return the name of each instruction and whether a response follows it by the strict rule.
 
     Raises:
-        UserError: the row is not one of IFEval's.
+        UserError: the row is not a valid IFEval problem.
         MissingEnvironmentError: lm-eval or one of its dependencies is missing.
     """
     return [(name, _follows(checker, response)) for name, checker in instructions_of(row)]
 
 
 def _checker(checker: Any, values: Any, prompt: str) -> Any:
-    # The table on the hub has a null for each argument of the other instructions.
+    # Rows of the data set on the hub contain a null for every argument that an instruction lacks.
     arguments = {name: value for name, value in values.items() if value}
     checker.build_description(**arguments)
     if "prompt" in (checker.get_instruction_args() or {}):
         checker.build_description(prompt=prompt)
     letter = arguments.get("letter")
     if isinstance(letter, str) and len(letter) == 1 and hasattr(checker, "_letter"):
-        # Key 1122 requires "#", which lm-eval's checker replaces by a random letter.
+        # The problem with key 1122 requires "#", which lm-eval's checker replaces by a random
+        # letter.
         checker._letter = letter.lower()
     return checker
 
@@ -84,13 +86,13 @@ def _follows(checker: Any, response: str) -> bool:
         return False
     try:
         return bool(checker.check_following(response))
-    except Exception:  # the checker fails on some responses, such as 2,000 open brackets as JSON
+    except Exception:  # checkers raise on some responses, e.g. parsing 2,000 open brackets as JSON
         return False
 
 
 @cache
 def _checkers() -> Any:
-    # lm-eval downloads the splitter's data on import if nltk cannot find it.
+    # If nltk cannot find the splitter's data, lm-eval downloads them when it is imported.
     sentence_splitter()
     try:
         import langdetect  # type: ignore[import-untyped]
@@ -100,8 +102,8 @@ def _checkers() -> Any:
             f"judging IFEval needs lm-eval's checkers ({error})",
             hint='pip install "amnesia-bench[eval]"',
         ) from error
-    langdetect.DetectorFactory.seed = 0  # langdetect samples from the text
-    # lm-eval logs every response whose language is not detected.
+    langdetect.DetectorFactory.seed = 0  # langdetect draws random samples from the text
+    # lm-eval logs every response whose language it cannot detect.
     logging.getLogger(instructions.__name__).disabled = True
     return instructions_registry.INSTRUCTION_DICT
 

@@ -1,7 +1,7 @@
-"""From verdicts to numbers: the value of a problem, the mean over problems, paired differences.
+"""Statistics of verdicts: metric values per problem, means over problems, paired differences.
 
-Problems are the sampling unit and the answers to one problem are a cluster, so errors are over
-problems, independent of the number of answers to each (Miller 2024, arXiv 2411.00640).
+The answers to one problem form a cluster, so problems are the sampling unit of standard errors and
+intervals, whatever the number of answers per problem (Miller 2024, arXiv 2411.00640).
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ class MeanEstimate:
 
 
 def average(correct: Sequence[bool]) -> float:
-    """Return Avg@k of one problem: the share of its answers that are correct."""
+    """Return Avg@k of one problem: the fraction of its answers that are correct."""
     return sum(correct) / len(correct)
 
 
 def pass_at(correct: Sequence[bool], k: int) -> float:
-    """Return Pass@k: the probability that k answers drawn without replacement hold a correct one.
+    """Return Pass@k: the probability that k of the answers, drawn at random, include a correct one.
 
-    It is an unbiased estimate for k new answers (Chen et al. 2021, arXiv 2107.03374).
+    They are drawn without replacement. This is the unbiased estimator of the probability that at
+    least one of k new answers is correct (Chen et al. 2021, arXiv 2107.03374).
 
     Raises:
         ValueError: there are fewer than k answers.
@@ -53,27 +54,28 @@ def pass_at(correct: Sequence[bool], k: int) -> float:
 
 
 def majority(correct: Sequence[bool], votes: Sequence[int | None]) -> float:
-    """Return Maj@k of one problem: 1.0 if the answer with most votes is correct, else 0.0.
+    """Return Maj@k of one problem: 1.0 if the class with most votes is correct, else 0.0.
 
-    The first answer of a class decides whether the class is correct. The earliest class wins a tie.
-    A problem without votes is wrong.
+    A class is correct if its first answer is. Ties are won by the class that appears first. The
+    value of a problem without votes is 0.0.
 
     Args:
         correct: whether each answer is correct.
-        votes: the class of each answer; None for no answer, which does not vote.
+        votes: the equivalence class of each answer; None, which is not a vote, if an attempt
+            contains no answer.
     """
     winners = _winners(correct, votes)
     return float(bool(winners) and winners[0])
 
 
 def majority_expected(correct: Sequence[bool], votes: Sequence[int | None]) -> float:
-    """Return the expected Maj@k of one problem if ties are broken at random."""
+    """Return the expected value of Maj@k of one problem when ties are broken at random."""
     winners = _winners(correct, votes)
     return sum(winners) / len(winners) if winners else 0.0
 
 
 def _winners(correct: Sequence[bool], votes: Sequence[int | None]) -> list[bool]:
-    """Return whether each class with most votes is correct, in the order of first appearance."""
+    """For each class with most votes, in order of appearance, return whether it is correct."""
     class_correct: dict[int, bool] = {}
     for is_correct, vote in zip(correct, votes, strict=True):
         if vote is not None:
@@ -84,7 +86,7 @@ def _winners(correct: Sequence[bool], votes: Sequence[int | None]) -> list[bool]
 
 
 def mean_estimate(values: Sequence[float], *, seed: int = 0) -> MeanEstimate:
-    """Return the mean of one value per problem.
+    """Return the mean of one value per problem, with its standard error and interval.
 
     The interval is Wilson's if every value is 0 or 1, else a percentile bootstrap over problems.
 
@@ -103,7 +105,7 @@ def mean_estimate(values: Sequence[float], *, seed: int = 0) -> MeanEstimate:
 
 
 def bootstrap(values: NDArray[np.float64], *, seed: int) -> Interval:
-    """Return the percentile interval of the mean of one value per problem, float64 [N]."""
+    """Return a percentile bootstrap interval for the mean of one value per problem, float64 [N]."""
     generator = np.random.default_rng(seed)
     means = np.empty(BOOTSTRAP_SAMPLES)
     for start in range(0, BOOTSTRAP_SAMPLES, _CHUNK):
@@ -119,7 +121,7 @@ def differences(
     metrics: Sequence[str],
     answers: int,
 ) -> tuple[Difference, ...]:
-    """Compare two methods by metrics whose values are multiples of 1/`answers`.
+    """Compare two methods by each metric; every metric value must be a multiple of 1/`answers`.
 
     Raises:
         UserError: the methods answered different problems.
@@ -144,7 +146,7 @@ def differences(
 def difference(
     metric: str, first: Sequence[float], second: Sequence[float], answers: int, *, seed: int = 0
 ) -> Difference:
-    """Compare two methods by their values on the same problems, in the same order."""
+    """Compare two methods by one metric; both list their values in the same order of problems."""
     paired = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
     return Difference(
         metric=metric,

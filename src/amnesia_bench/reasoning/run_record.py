@@ -15,10 +15,10 @@ from amnesia_bench.records.reasoning import ReasoningRun
 
 
 def run_identity(run: ReasoningRun) -> dict[str, str]:
-    """Return a run as the flat strings of `run.json`."""
+    """Convert a run to the flat mapping of strings that `run.json` stores."""
     flat = codec.to_json(run)
     if run.checker is None:
-        del flat["checker"]  # as in records from before the checker was a setting
+        del flat["checker"]  # matches records written before the checker became a setting
     return {n: v if isinstance(v, str) else json.dumps(v) for n, v in flat.items()}
 
 
@@ -26,10 +26,10 @@ def read_run(folder: Path) -> tuple[ReasoningRun, Mapping[str, str]]:
     """Read the settings that the answers in a folder depend on.
 
     Returns:
-        The run, and the settings of the engine.
+        The run, and the settings of the inference engine.
 
     Raises:
-        UserError: the record is missing, or is not that of a reasoning task.
+        UserError: the record is missing, or does not belong to a reasoning task.
     """
     path = folder / RUN
     if not path.is_file():

@@ -1,7 +1,7 @@
-"""From generations to verdicts and cells, without GPU and torch; scoring can be repeated.
+"""Score generated answers: produce verdicts and cells, without a GPU or torch.
 
-It writes `verdicts.jsonl`, `problems.jsonl` (the values of each problem, for paired comparisons)
-and, last, `cells.json` to `<folder>/scored_<scorer>/`.
+Scoring writes three files to `<folder>/scored_<scorer>/`: `verdicts.jsonl`, `problems.jsonl` (the
+metric values per problem, for paired comparisons) and, last, `cells.json`. It can be repeated.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class Scored:
 
     @property
     def out_of_time(self) -> tuple[Verdict, ...]:
-        """The verdicts on answers that took too long to judge; they count as wrong."""
+        """The verdicts on answers that exceeded a time limit; they count as wrong."""
         return tuple(v for v in self.verdicts if v.outcome is Outcome.TIME_LIMIT)
 
 
@@ -71,12 +71,12 @@ def score(request: ScoreRequest, out: Path | None = None) -> Scored:
     """Judge the answers in a folder and summarise them; the run may be unfinished.
 
     Args:
-        request: the answers, and how they are judged.
+        request: the folder of the answers, the scorer, and its options.
         out: the parent folder of `scored_<scorer>`; None for the folder of the answers.
 
     Raises:
-        UserError: there are no answers, a file is damaged, the problems differ from those that
-            were answered, or the task has no such scorer.
+        UserError: there are no answers, a file is damaged, the problems are not those that were
+            answered, or the task has no such scorer.
         MissingEnvironmentError: a package is missing, the hub cannot be reached, or there is no
             sandbox; nothing was written.
     """
@@ -130,15 +130,17 @@ class _Cells:
 
 
 def scored_folder(folder: Path, scorer: str) -> Path:
-    """Return the folder of a scorer's results."""
+    """Return the folder in `folder` that contains a scorer's results."""
     return folder / f"scored_{scorer}"
 
 
 def scorer_name(task: ReasoningTask, scorer: str | None, run: ReasoningRun) -> str:
-    """Return the name of the scorer: `scorer`, else that of the run's checker, else the first.
+    """Return the name of the scorer to use.
+
+    It is `scorer` if given, else the scorer with the run's checker, else the task's first scorer.
 
     Raises:
-        UserError: the task has no scorer of this name.
+        UserError: the task has no scorer with this name.
     """
     of_checker = (
         candidate
@@ -156,7 +158,7 @@ def scorer_name(task: ReasoningTask, scorer: str | None, run: ReasoningRun) -> s
 def _open_scorer(
     task: ReasoningTask, name: str, run: ReasoningRun, request: ScoreRequest
 ) -> tuple[Scorer, Mapping[str, str]]:
-    """Return a scorer that is ready to judge, and the settings that its verdicts depend on."""
+    """Return a scorer that is ready to judge, and the settings on which its verdicts depend."""
     scorer = task.scorers[name]
     if not isinstance(scorer, ProgramScorer):
         if request.unsafe_no_sandbox:
@@ -207,7 +209,8 @@ def _write(out: Path, judged: ScoringResult, problems: str, cells: Sequence[Cell
     verdicts = (json.dumps(codec.to_json(v), allow_nan=False) + "\n" for v in judged.verdicts)
     with explaining_write_errors(out, "the answers are unchanged"):
         make_folder(out)
-        # Cells mark a finished scoring: remove them first, so that files of two are never mixed.
+        # `cells.json` marks a finished scoring. Remove it first, so that an interruption cannot
+        # leave it next to files of another scoring.
         (out / CELLS).unlink(missing_ok=True)
         replace_text(out / VERDICTS, "".join(verdicts))
         replace_text(out / PROBLEMS, problems)

@@ -1,4 +1,4 @@
-"""The parts of a reasoning task: its problems, their prompts, and how answers are judged."""
+"""Types that define a reasoning task: its problems, its prompts, and its scorers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from typing import Protocol
 from amnesia_bench.config.eval_schema import EvalConfig
 from amnesia_bench.records.evaluation import SampleKey, Verdict
 
-# One problem of a benchmark, its fields by name.
+# One problem of a benchmark: its field values by field name.
 Row = Mapping[str, object]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attempt:
-    """One answer to one problem; `text` follows the thinking, None if the thinking never ended."""
+    """One generated response to one problem.
+
+    `text` is the part after the thinking; None if the thinking never ended.
+    """
 
     key: SampleKey
     text: str | None
@@ -26,9 +29,9 @@ class Attempt:
 class ScoringResult:
     """A verdict and a vote per attempt, in the order of the attempts.
 
-    A vote is the class of equal answers that an answer belongs to. Classes are numbered per problem
-    in the order of first appearance. An attempt without an answer has the vote None, and `votes` is
-    None for a task whose answers are not compared with each other.
+    A vote is the index of an answer's equivalence class among the answers to the same problem;
+    classes are numbered in the order of first appearance. The vote of an attempt without an answer
+    is None. `votes` is None for a task whose answers are not compared with each other.
     """
 
     verdicts: tuple[Verdict, ...]
@@ -39,19 +42,19 @@ class Scorer(Protocol):
     """Judges the attempts of one task."""
 
     def __call__(self, rows: Sequence[Row], attempts: Sequence[Attempt]) -> ScoringResult:
-        """Judge every attempt; `attempt.key.doc` is the position of its problem in `rows`.
+        """Judge every attempt; `attempt.key.doc` is the index of its problem in `rows`.
 
-        Attempts are sorted by key, so those of one problem follow each other.
+        Attempts must be sorted by key, so that attempts at the same problem are adjacent.
         """
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchmarkSource:
-    """Where a task's problems come from.
+    """The data set on the hub that contains a task's problems.
 
-    `revision` is a commit of the data set on the hub. `fields` lists the fields that are read, with
-    their types; a local file must have them too. `rows` is the number of problems.
+    `revision` is a commit of the data set. `fields` maps each required field to its type; a local
+    file must have these fields too. `rows` is the number of problems.
     """
 
     hub_id: str
@@ -66,9 +69,9 @@ class BenchmarkSource:
 class ProblemSet:
     """Problems in the order of the benchmark.
 
-    `origin` names their source. `sha256` hashes the fields that are read, so a data set has the
-    same hash as Parquet, as JSON lines, or with further columns. `available` is the number of
-    problems before a limit was applied.
+    `origin` names their source. `sha256` is the hash of the required fields only, so it depends
+    neither on the file format (Parquet or JSON lines) nor on other columns. `available` is the
+    number of problems before a limit was applied.
     """
 
     rows: tuple[Row, ...]
@@ -78,7 +81,7 @@ class ProblemSet:
 
 
 class Loader(Protocol):
-    """Reads the problems of one window of a benchmark that has several."""
+    """Reads the problems of one subset (window) of a benchmark that has several."""
 
     def __call__(self, data: Path | None, limit: int | None, window: int) -> ProblemSet:
         """Read the problems; see `reasoning.documents.load_documents`."""
@@ -87,16 +90,19 @@ class Loader(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningTask:
-    """A benchmark: its problems, their prompts, and how answers are judged.
+    """A benchmark: its problems, its prompts, and its scorers.
 
-    `configs/eval/<name>.yaml` sets how answers are sampled (repeats, sampling, template);
-    `records.ids` lists the metrics that summarise them.
+    `configs/eval/<name>.yaml` sets how answers are generated (repeats, sampling, chat template);
+    `records.ids` lists the metrics that summarise the verdicts.
 
     Attributes:
+        name: the name of the task and of its config file.
+        source: the data set that contains the problems.
         message: returns the user message for a problem.
         scorers: the scorers by name, as listed in `records.ids`.
-        config: the schema of `configs/eval/<name>.yaml`.
-        load: reads the problems if they are not a plain table; None reads `source.fields`.
+        config: the schema class of `configs/eval/<name>.yaml`.
+        load: reads the problems of a benchmark that is not a plain table; if None, the fields
+            `source.fields` are read from a table.
     """
 
     name: str

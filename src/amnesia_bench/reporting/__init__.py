@@ -1,1 +1,1 @@
-"""From cells to the paper's tables, figures and claims: Markdown, CSV, LaTeX, JSON and HTML."""
+"""Build tables, figures and claims from cells, as Markdown, CSV, LaTeX, JSON, SVG and HTML."""

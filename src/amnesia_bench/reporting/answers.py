@@ -1,7 +1,7 @@
-"""Read the single answers that a cell summarises from the files next to it.
+"""Read the individual answers that a cell summarises, from the files in the cell's folder.
 
 Methods are compared on the same prompts or problems, so the key of an answer consists of its seed,
-the identity of the prompts and its index.
+the identity of the prompt set or problem set, and the index of the prompt or problem.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _ROUNDING = 1e-9
 
 
 def answers_of(entry: CellEntry) -> Answers:
-    """Return the value of every prompt, or the mean of every problem; empty if unknown.
+    """Return the cell's metric for every single prompt or problem; empty if unknown.
 
     Raises:
-        UserError: a line is cut off, or the mean of the answers is not the cell's value.
+        UserError: a line is cut off, or the number or mean of these values differs from the cell's.
     """
     cell = entry.cell
     if cell.value is None:
@@ -49,16 +49,16 @@ def answers_of(entry: CellEntry) -> Answers:
 
 
 def prompts_identity(cell: Cell) -> str | None:
-    """Return the identity of a cell's prompts or problems; None if unknown."""
+    """Return the identity of a cell's prompt set or problem set; None if unknown."""
     return next((p.identity for p in cell.parents if p.role in _PROMPT_ROLES), None)
 
 
 def recall_samples_of(entry: CellEntry) -> tuple[RecallSample, ...]:
-    """Return the judged answers to a cell's prompts with needle depths; empty if there are none."""
+    """Return the judged recall answers of a cell, with needle depths; empty if there are none."""
     cell = entry.cell
     task = f"{cell.task}@{cell.context_tokens}"
-    # A check writes the answers of several checkpoints to one file. Each checkpoint is a parent of
-    # its own cells.
+    # A check writes the answers of several checkpoints to one file. An answer belongs to a cell if
+    # its role is the role of one of the cell's parents.
     roles = {parent.role for parent in cell.parents}
     return tuple(
         sample

@@ -1,4 +1,4 @@
-"""Read the files of artifacts for a report: each once, and checked against its published hash."""
+"""Read artifact files for a report; each is read once and checked against its published hash."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HINT = "The file is cut off: remove its folder and run the evaluation again."
 class ArtifactFiles:
     """Reads and caches manifests and records.
 
-    Use one object per report, since the files may be rewritten before the next report.
+    Use a new object for each report, since files may be rewritten between two reports.
     """
 
     def __init__(self) -> None:
@@ -32,7 +32,7 @@ class ArtifactFiles:
         return self._manifest(folder)
 
     def records(self, kind: type[Record], path: Path, artifact: Path | None) -> tuple[Record, ...]:
-        """Return the records of a JSON-lines file; empty if the file does not exist.
+        """Return the records of a JSON-lines file; an empty tuple if the file does not exist.
 
         Raises:
             UserError: a line is cut off, or the file was changed since it was published.
@@ -45,7 +45,9 @@ class ArtifactFiles:
         return self._records[path]
 
     def check_hash(self, path: Path, artifact: Path | None) -> None:
-        """Check a file against the manifest of its artifact, or the checksums next to it.
+        """Check a file's hash against the manifest of its artifact.
+
+        If `artifact` is None, check it against the checksum file in the same folder instead.
 
         Raises:
             UserError: the file was changed since it was published.

@@ -1,4 +1,4 @@
-"""The figures of `amnesia analyze`: decay with distance, and attention distances of heads."""
+"""Draw the figures of `amnesia analyze`: decay with distance, and attention distances of heads."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from amnesia_bench.reporting.labels import CHARACTER
 _WIDTH, _HEIGHT = 520.0, 260.0
 _LEFT, _TOP, _BOTTOM = 64.0, 20.0, 44.0
 _LINE = 18.0
-_MARKERS = 24  # per curve: markers at every distance would overlap
+_MARKERS = 24  # maximum number of markers per curve; markers at every distance would overlap
 _MARKS = (
     svg.MARKS["restored"],
     svg.MARKS["post"],
@@ -39,7 +39,7 @@ class _Line:
 
 
 def gradient_figure(measurements: Sequence[GradientsByDistance]) -> str:
-    """Draw mean |dL/ds| against distance, one line per source, with fits (Figure 3, right)."""
+    """Draw mean |dL/ds| against distance with fits, one line per data source (Figure 3, right)."""
     lines = [
         _Line(label=f"{m.source}: n = {m.n}, {_scale(m.fit)}", curve=m.curve, fit=m.fit)
         for m in measurements
@@ -50,7 +50,7 @@ def gradient_figure(measurements: Sequence[GradientsByDistance]) -> str:
 
 
 def autocorrelation_figure(measurements: Sequence[Autocorrelation]) -> str:
-    """Draw one definition of the autocorrelation, one line per source (Figure 3, left)."""
+    """Draw the autocorrelation by one definition, one line per data source (Figure 3, left)."""
     lines = [
         _Line(
             label=f"{m.source}: n = {m.n}, "
@@ -75,7 +75,7 @@ def _tokens(value: float) -> str:
 
 
 def _decay_figure(lines: Sequence[_Line], caption: str) -> str:
-    """Draw curves on a logarithmic axis, where an exponential is straight, with 95 % intervals."""
+    """Draw curves with 95 % intervals on a logarithmic axis, on which exponentials are straight."""
     values = [v for line in lines for v in line.curve.mean[max(0, 1 - line.curve.first) :] if v > 0]
     low, high = (min(values), max(values)) if values else (0.1, 1.0)
     lowest = math.floor(math.log10(max(low, high * 1e-6)))
@@ -113,7 +113,7 @@ def _decay_line(box: svg.Box, line: _Line, mark: svg.Mark) -> Iterator[str]:
     for distance in _spaced(max(1, curve.first), curve.first + len(curve.mean) - 1):
         i = distance - curve.first
         if curve.mean[i] <= floor:
-            continue  # below the logarithmic axis
+            continue  # below the lower end of the logarithmic axis
         x = box.x(distance)
         points.append((x, height(curve.mean[i])))
         if curve.low:
@@ -147,7 +147,8 @@ def _axes(box: svg.Box, label: str) -> Iterator[str]:
 def distance_figure(checkpoints: Sequence[HeadDistances], shifts: Sequence[DistanceShift]) -> str:
     """Draw the mean attention distance of each layer, one line per checkpoint.
 
-    Above each layer is the number of heads with a shorter distance than in the first checkpoint.
+    Above each layer, one label per shift shows how many heads have a shorter distance in its second
+    checkpoint than in its first.
     """
     layers = sorted({head.layer for head in checkpoints[0].heads})
     means = {
@@ -204,7 +205,7 @@ def _distance_axes(box: svg.Box, layers: Sequence[int]) -> Iterator[str]:
 
 
 def _round_up(value: float) -> float:
-    """Return the next larger number whose quarters have few digits."""
+    """Return the smallest number not below `value` whose quarters have few digits."""
     power = 10 ** math.floor(math.log10(value)) if value > 0 else 1.0
     return next(power * step for step in (1.0, 2.0, 4.0, 6.0, 8.0, 10.0) if value <= power * step)
 

@@ -1,4 +1,4 @@
-"""Attention maps of one head before and after, and the logarithm of their ratio (Figure 4)."""
+"""Draw one head's attention maps in several checkpoints and the log ratio of two (Figure 4)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ from amnesia_bench.reporting import svg
 
 _SIDE = 256.0
 _LEFT, _TOP, _GAP, _BOTTOM = 52.0, 26.0, 22.0, 78.0
-_LEVELS = 12  # shades; adjacent tiles of the same shade are drawn as one stroke
-_LOWEST = -5.0  # log10 of the smallest weight on the scale
-_RATIO = 2.0  # log10 of the largest ratio on the scale
+_LEVELS = 12  # number of shades; adjacent tiles of the same shade are drawn as one stroke
+_LOWEST = -5.0  # log10 of the smallest attention weight on the colour scale
+_RATIO = 2.0  # log10 of the largest ratio on the colour scale
 
 
 def map_figure(maps: Sequence[PooledAttention]) -> str:
-    """Draw the maps of one head, a panel per checkpoint, and how the last two differ.
+    """Draw one head's attention maps, a panel per checkpoint, and the log ratio of the last two.
 
-    Rows are queries and columns are keys; thin lines mark the start of the needle. Dark tiles have
-    small weights and bright tiles large ones, also in grey. In the last panel, which shows the
-    ratio, dark tiles are those where the last checkpoint has less attention than the one before.
+    Rows are queries and columns are keys; thin lines mark the start of the needle. Dark tiles stand
+    for small weights and bright tiles for large ones, also when printed in grey. In the last panel,
+    which shows the ratio, a tile is dark if its weight is smaller in the last checkpoint than in
+    the checkpoint before.
     """
     first = maps[0]
     panels = [(attention.role, _weights(attention), attention) for attention in maps]

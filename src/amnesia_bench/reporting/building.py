@@ -1,4 +1,4 @@
-"""Build a report from folders of cells and write it to a folder: the front door `report`."""
+"""Build a report from folders of cells and write it to a folder; the entry point is `report`."""
 
 from __future__ import annotations
 
@@ -40,24 +40,24 @@ REPORT = "report.html"
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenReport:
-    """A report and its files; the HTML page is the last."""
+    """A report and the paths of its files; the last path is that of the HTML page."""
 
     report: Report
     files: tuple[Path, ...]
 
 
 def report(request: ReportRequest, out: Path) -> WrittenReport:
-    """Fill the paper's tables with cells, decide its claims, and write the report to a folder.
+    """Fill the paper's tables with cells, decide the paper's claims, and write the report.
 
-    Files are replaced atomically, the page last, so a report can be read while it is rewritten.
+    Each file is replaced atomically, the HTML page last, so readers never see a half-written file.
 
     Args:
         request: the tables, the folders of cells and the drift files.
-        out: the folder of the report.
+        out: the folder to which the report is written.
 
     Raises:
         UserError: a table, folder or file is missing or damaged, two cells belong to the same slot,
-            a cell may belong to several fine-tunes, or a file is where a folder must be made.
+            a cell may belong to several fine-tunes, or `out` or a parent of it is a file.
         StageFailedError, MissingEnvironmentError: the report cannot be written to `out`.
     """
     provenance = collect_provenance(["amnesia", *sys.argv[1:]], seeds={})
@@ -121,7 +121,7 @@ def _write(report: Report, out: Path) -> tuple[Path, ...]:
 
 
 def load_table(name: str, overrides: Sequence[str]) -> TableConfig:
-    """Return a table config by its name in configs/report or by the path of its file.
+    """Load a table config by its name in configs/report or by the path of its file.
 
     Raises:
         UserError: there is no such config, or it is not valid.
@@ -140,7 +140,10 @@ def _report_on(name: str, table: TableConfig, slots: FilledSlots) -> TableReport
 
 
 def _claims(table: TableConfig, slots: FilledSlots) -> tuple[DecidedClaim, ...]:
-    """Decide a table's claims; `holds_in_paper` comes from the paper's table that it stands for."""
+    """Decide a table's claims.
+
+    If the table stands for a table of the paper, `holds_in_paper` is decided on that table.
+    """
     decided = decide(table, slots)
     if table.stands_for is None:
         return decided

@@ -1,11 +1,14 @@
-"""Decide claims. A claim is an inequality, and its 95 % interval decides it.
+"""Decide claims: each is an inequality, which is decided by the 95 % interval of its left side.
 
-A claim holds if the interval is above the bound, does not hold if it is below, and is not shown if
-it contains the bound. If the rows have answers to the same prompts, the weighted sum is computed
-per prompt, which cancels the variation that the rows share; all seeds' answers to a prompt are one
-cluster. The interval is that of Bonett and Price (2012) for paired proportions, generalised to any
-weights: add one pseudo-prompt at each extreme, then use the normal interval. It covers other
-prompts with these checkpoints, not other training runs; the estimates by seed show those.
+The left side is a weighted sum of methods, the right side a bound. A claim holds if the interval is
+above the bound, does not hold if it is below, and is not shown if the interval contains the bound.
+If the rows have answers to the same prompts, the weighted sum is computed per prompt, which cancels
+the variation that the rows share; the answers to one prompt from all seeds are one cluster.
+
+The interval is that of Bonett and Price (2012) for paired proportions, generalised to arbitrary
+weights: add one pseudo-prompt at each extreme of the sum, then compute the normal interval. It
+accounts for the choice of prompts, but not for the variation between training runs, which the
+estimates by seed show.
 """
 
 from __future__ import annotations
@@ -24,12 +27,12 @@ from amnesia_bench.reporting.table_slots import FilledSlots
 from amnesia_bench.statistics import clustered_mean
 
 _Z = 1.959963984540054  # two-sided 95 %
-_TIE = 1e-9  # the paper's numbers are decimals: 0.342 - 0.342 is not always 0
+_TIE = 1e-9  # tolerance, since sums of the paper's decimals may differ from 0 by rounding errors
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Sum:
-    """A weighted sum of methods in one column, with the centre and variance of its interval."""
+    """The weighted sum of methods in one column, and the centre and variance of its interval."""
 
     estimate: float
     centre: float
@@ -41,12 +44,15 @@ class _Sum:
 
 
 def decide(table: TableConfig, slots: FilledSlots) -> tuple[DecidedClaim, ...]:
-    """Decide each claim of a table for the measured numbers and for those that the paper prints."""
+    """Decide each claim of a table, once with the measured numbers and once with the paper's."""
     return tuple(_decide(name, claim, table, slots) for name, claim in table.claims.items())
 
 
 def claim_verdict(conditions: Sequence[Condition]) -> ClaimVerdict:
-    """Combine verdicts: a claim fails if any condition fails, and holds only if all hold."""
+    """Combine the verdicts on a claim's conditions into the verdict on the claim.
+
+    A claim does not hold if any condition does not hold; it holds only if all conditions hold.
+    """
     verdicts = {condition.verdict for condition in conditions}
     if ClaimVerdict.DOES_NOT_HOLD in verdicts:
         return ClaimVerdict.DOES_NOT_HOLD
@@ -118,7 +124,11 @@ def _verdict(low: float, high: float, above: float) -> ClaimVerdict:
 
 
 def _weighted_sum(rows: Mapping[str, SlotCells], weights: Mapping[str, float]) -> _Sum | None:
-    """Return the sum over the answers in common, or else over cells treated as independent."""
+    """Return the weighted sum of rows, or None if a row lacks a value or standard error.
+
+    The sum uses the answers that all rows have in common. If there are none, it uses the cells and
+    treats their errors as independent.
+    """
     answers = common_answers([rows[method] for method in weights])
     sums = {
         key: sum(weight * value for weight, value in zip(weights.values(), values, strict=True))
@@ -144,7 +154,7 @@ def _weighted_sum(rows: Mapping[str, SlotCells], weights: Mapping[str, float]) -
         value, stderr = rows[method].value, rows[method].stderr
         if value is None or stderr is None:
             return None
-        # For a proportion of 0 or 1 the formula gives an error of 0, which is too small.
+        # For a proportion of 0 or 1, the standard error formula gives 0, which is too small.
         floor = 1 / (rows[method].prompts + 2)
         estimate += weight * value
         variance += (weight * max(stderr, floor)) ** 2
@@ -159,7 +169,7 @@ def _weighted_sum(rows: Mapping[str, SlotCells], weights: Mapping[str, float]) -
 
 
 def _add_sums(sums: Sequence[_Sum | None]) -> _Sum | None:
-    """Add sums over different prompts, whose errors are independent."""
+    """Add sums over different prompts, whose errors are independent; None if a sum is None."""
     known = [term for term in sums if term is not None]
     if len(known) != len(sums):
         return None
@@ -180,7 +190,7 @@ def _add_sums(sums: Sequence[_Sum | None]) -> _Sum | None:
 
 
 def _formula(claim: Claim, table: TableConfig) -> str:
-    """Return the inequality as text, with the ids of the methods as terms."""
+    """Format a claim's inequality as text, with method ids as terms and the bound in points."""
     terms = []
     for method, weight in claim.weights.items():
         size = "" if abs(weight) == 1 else f"{abs(weight):g} "

@@ -1,4 +1,4 @@
-"""Read the drift of W_Q and W_K by layer (Figures 5 and 6) from files of restore and diff."""
+"""Read the drift of W_Q and W_K by layer (Figures 5 and 6) from the output of restore or diff."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ _ROLES = (Role.Q.value, Role.K.value)
 
 
 def read_drift(source: LabelledDrift, out: Path) -> DriftCurve:
-    """Read the drift of each layer; its source is recorded relative to the report's folder `out`.
+    """Read the drift of each layer from a file, whose path is recorded relative to `out`.
+
+    `out` is the report's folder.
 
     Raises:
-        UserError: the file is neither a restoration nor a difference, or has no W_Q and W_K.
+        UserError: the file is neither a restoration nor a difference, or contains no drift of W_Q
+            or W_K.
     """
     path = source.file
     data = read_json(path)
@@ -44,7 +47,7 @@ def read_drift(source: LabelledDrift, out: Path) -> DriftCurve:
     return DriftCurve(label=label, source=display_path(path, out), layers=layers)
 
 
-# Layer, role, |a| and |b - a|.
+# For each tensor: layer, role, |a| and |b - a|.
 _Norms = Iterable[tuple[int, str, float, float]]
 
 
@@ -62,7 +65,7 @@ def _of_difference(difference: CheckpointDifference) -> _Norms:
 
 
 def _layers(norms: _Norms) -> tuple[LayerDrift, ...]:
-    """Combine the tensors of each layer and role."""
+    """Return the relative drift of each layer and role, combined over its tensors."""
     squares: defaultdict[tuple[int, str], list[float]] = defaultdict(lambda: [0.0, 0.0])
     for layer, role, norm, change in norms:
         if role in _ROLES:

@@ -1,4 +1,4 @@
-"""The figures: recall against length (Figure 1), drift by layer (Figures 5, 6), heat maps."""
+"""Draw the figures: recall by length (Figure 1), drift by layer (Figures 5, 6) and heat maps."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from amnesia_bench.reporting.trade_off_figure import trade_off_figure
 _PANEL, _HEIGHT = 250.0, 170.0
 _LEFT, _TOP, _BOTTOM = 44.0, 26.0, 34.0
 _COLUMNS = 4
-_MARGIN = 0.25  # octaves between the axis and the first point
-_SHIFT = 5.0  # between methods: otherwise the bars of methods with equal recall overlap
+_MARGIN = 0.25  # distance in octaves (doublings of the length) between the axis and the first point
+_SHIFT = 5.0  # horizontal offset between methods, so that error bars at equal recall do not overlap
 _TILE_WIDTH, _TILE_HEIGHT = 54.0, 22.0
-_MAX_WIDTH = 1200.0  # a laptop's screen without the margins of the page
+_MAX_WIDTH = 1200.0  # width of a laptop's screen minus the page margins
 
 
 def figures_of(report: Report) -> dict[str, str]:
-    """Return every figure that has data as SVG, by name."""
+    """Return every figure for which there are data, as SVG text by file name without suffix."""
     drawn = drift_figures(report)
     for table_report in report.tables:
         figures = figures_on(table_report) | heat_maps_on(table_report)
@@ -41,7 +41,7 @@ def figures_of(report: Report) -> dict[str, str]:
 
 
 def figures_on(report: TableReport) -> dict[str, str]:
-    """Return the recall and trade-off curves of a table."""
+    """Return the recall and trade-off figures of a table by name."""
     drawn = {
         f"trade_off_{_file_name(curve.model)}": trade_off_figure(curve)
         for curve in report.trade_offs
@@ -53,7 +53,7 @@ def figures_on(report: TableReport) -> dict[str, str]:
 
 
 def heat_maps_on(report: TableReport) -> dict[str, str]:
-    """Return the heat maps of a table."""
+    """Return the heat map figures of a table by name, one per model and task."""
     groups = groupby(report.heat_maps, lambda task_map: (task_map.model, task_map.task))
     return {
         f"heat_map_{_file_name(model)}_{task}": heat_map_figure(list(maps), report.table.methods)
@@ -62,7 +62,7 @@ def heat_maps_on(report: TableReport) -> dict[str, str]:
 
 
 def drift_figures(report: Report) -> dict[str, str]:
-    """Return the drift figure of all fine-tunes, if there are drift data."""
+    """Return the drift figure of all fine-tunes by name; empty if there are no drift data."""
     return {"drift": drift_figure(report.drift)} if report.drift else {}
 
 
@@ -71,9 +71,10 @@ def _file_name(model: str) -> str:
 
 
 def recall_figure(table: ReportTable, model: str) -> str | None:
-    """Draw recall against length with a panel per task and a line per method; None without values.
+    """Draw recall against length, with a panel per task and a line per method.
 
-    Each fine-tune has its own row of panels, which includes the line before SFT.
+    Each fine-tune has a separate row of panels, which includes the line of the checkpoint before
+    SFT. Return None if no value was measured.
     """
     tasks = list(dict.fromkeys(c.task for c in table.columns if c.context_tokens is not None))
     bands = [
@@ -94,7 +95,7 @@ def recall_figure(table: ReportTable, model: str) -> str | None:
 
 
 def _bands(table: ReportTable) -> list[list[str]]:
-    """Return the rows of each fine-tune, each with the row before SFT."""
+    """Return one list of table rows per fine-tune, each of which includes the row before SFT."""
     tunes = dict.fromkeys(row.partition("@")[2] for row in table.methods if row != BEFORE_SFT)
     return [
         [row for row in table.methods if row == BEFORE_SFT or row.partition("@")[2] == tune]
@@ -169,7 +170,7 @@ def _recall_axes(box: svg.Box, lengths: Sequence[int]) -> list[str]:
 
 
 def drift_figure(curves: Sequence[DriftCurve]) -> str:
-    """Draw |post - pre| / |pre| of W_Q and W_K by layer, one panel per fine-tune."""
+    """Draw the drift |post - pre| / |pre| of W_Q and W_K by layer, one panel per fine-tune."""
     highest = max(layer.drift for curve in curves for layer in curve.layers)
     rows = math.ceil(len(curves) / _COLUMNS)
     parts = []
@@ -213,7 +214,7 @@ def _drift_axes(box: svg.Box, layers: Sequence[int], highest: float) -> list[str
 
 
 def heat_map_figure(maps: Sequence[TaskHeatMap], methods: Mapping[str, str]) -> str:
-    """Draw heat maps side by side: rows are depths, columns are lengths, tiles show recall (n)."""
+    """Draw heat maps side by side; rows are depths, columns are lengths, tiles show recall, n."""
     columns = max(len(task_map.map.context_tokens) for task_map in maps)
     rows = max(len(task_map.map.n) for task_map in maps)
     panel = max(110.0, columns * _TILE_WIDTH + 22)

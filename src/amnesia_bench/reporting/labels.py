@@ -1,4 +1,4 @@
-"""Place labels so that none covers another label, a mark, or the edge of a figure."""
+"""Place labels so that none overlaps another label, a marker, or the edge of a figure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 CHARACTER, LINE = 6.2, 14.0  # upper bounds for the 11 px font, in CSS pixels
 _DISTANCES = (9.0, 16.0, 26.0, 38.0, 52.0, 70.0, 90.0, 115.0, 145.0, 180.0)
-_DIRECTIONS = tuple(2 * math.pi * i / 16 for i in range(16))  # starts to the right
+_DIRECTIONS = tuple(2 * math.pi * i / 16 for i in range(16))  # angles; the first points right
 
 
 @dataclass(frozen=True)
 class Rectangle:
-    """A part of a picture, in CSS pixels."""
+    """A rectangular area of a picture, in CSS pixels."""
 
     left: float
     top: float
@@ -42,9 +42,9 @@ class Rectangle:
 def place_labels(
     points: Sequence[tuple[float, float, str]], area: Rectangle, lines: Sequence[Rectangle]
 ) -> list[Rectangle]:
-    """Return a rectangle for the label of each point: near it, inside `area`, off all marks.
+    """Return a rectangle for the label of each point, near the point and inside `area` if possible.
 
-    Labels avoid `lines` too, but with lower priority.
+    Labels avoid all markers and other labels and, with lower priority, `lines`.
     """
     marks = [Rectangle(x - 6, y - 6, x + 6, y + 6) for x, y, _ in points]
     placed: list[Rectangle] = []
@@ -68,7 +68,7 @@ def _candidates(x: float, y: float, words: str) -> list[tuple[float, Rectangle]]
     for distance in _DISTANCES:
         for angle in _DIRECTIONS:
             across, down = math.cos(angle), math.sin(angle)
-            # The side of the box that faces the point is at the given distance.
+            # The side of the rectangle that faces the point is at the given distance from it.
             left = x + distance * across - width * (1 - across) / 2
             top = y + distance * down - LINE * (1 - down) / 2
             candidates.append((distance, Rectangle(left, top, left + width, top + LINE)))
@@ -76,7 +76,7 @@ def _candidates(x: float, y: float, words: str) -> list[tuple[float, Rectangle]]
 
 
 def spread_labels(heights: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Move heights apart to at least `gap`, in their order, between `low` and `high`."""
+    """Return heights moved at least `gap` apart, in the same order, between `low` and `high`."""
     order = sorted(range(len(heights)), key=lambda i: heights[i])
     moved: list[float] = []
     for i in order:

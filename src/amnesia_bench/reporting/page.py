@@ -1,4 +1,4 @@
-"""The report as one HTML file with inline SVG; it has no scripts and fetches nothing."""
+"""Write the report as a single HTML page with inline SVG, without scripts or external resources."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from amnesia_bench.reporting.wording import (
     summary,
 )
 
-# Signs in addition to colours, for printed pages and colour-blind readers.
+# For each verdict, its CSS class (colour) and a sign, which also works in print and for
+# colour-blind readers.
 _SIGNS = {
     ClaimVerdict.HOLDS: ("yes", "✓"),
     ClaimVerdict.DOES_NOT_HOLD: ("no", "✗"),
@@ -49,7 +50,7 @@ def page(report: Report) -> str:
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        # Without this link a browser requests favicon.ico.
+        # Without this link, browsers request favicon.ico.
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>\n"
         f"{_STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n"
@@ -130,7 +131,7 @@ def _figure_section(title: str, drawings: dict[str, str]) -> Iterator[str]:
 
 
 def _figure(drawing: str) -> str:
-    # The title of a picture is also its caption.
+    # The SVG title of a picture is also used as its caption.
     caption = drawing.partition("<title>")[2].partition("</title>")[0]
     return f"<figure><figcaption>{caption}</figcaption>{drawing}</figure>"
 

@@ -1,4 +1,4 @@
-"""A table of results in HTML; each number links to its stage in the list of sources."""
+"""Format result tables as HTML; each number links to its stage in the list of sources."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ from amnesia_bench.reporting.wording import (
     format_test,
 )
 
-# The HTML ids of origins in the list of sources.
+# The HTML id of each origin's entry in the list of sources.
 Anchors = Mapping[Origin, str]
 
 
 def anchors_of(report: Report) -> Anchors:
-    """Number every origin in the order of first use in the tables."""
+    """Return an HTML id for every origin, numbered in the order of first use in the tables."""
     cells = [cell for table_report in report.tables for cell in table_report.table.cells]
     origins = dict.fromkeys(origin for cell in cells for origin in cell.origins)
     return {origin: f"source-{i}" for i, origin in enumerate(origins, start=1)}
 
 
 def results(table: ReportTable, anchors: Anchors) -> str:
-    """Return a table in the paper's layout."""
+    """Return a table of results in the paper's layout as HTML."""
     groups = [(name, len(list(same))) for name, same in groupby(c.group for c in table.columns)]
     top = "".join(f"<th colspan={count} class=group>{escape(name)}</th>" for name, count in groups)
     heads = "".join(
@@ -68,7 +68,7 @@ def results(table: ReportTable, anchors: Anchors) -> str:
 
 
 def _group_border(table: ReportTable, i: int) -> str:
-    """Return the class of the first column under each heading, which has a thin line before it."""
+    """Return the class attribute of column `i`; the first column of a group has a left border."""
     return " class=first" if i and table.columns[i].group != table.columns[i - 1].group else ""
 
 
@@ -104,7 +104,7 @@ def _tooltip_lines(cell: ReportedCell, column: Column) -> Iterator[str]:
 
 
 def sources(tables: Sequence[ReportTable], anchors: Anchors) -> str:
-    """Return the list of stages that the numbers come from."""
+    """Return an HTML table of the stages from which the numbers come."""
     rows_of: dict[Origin, dict[str, None]] = {}
     for table in tables:
         for cell in table.cells:

@@ -1,8 +1,8 @@
-"""Format paths for a report, which is read and committed on other machines than it was made on.
+"""Format paths for a report, which may be read and committed on other machines.
 
-A path is written relative to the report's folder, or in notes and commands relative to the working
-directory. If the two share only the root of the file system, the last two names are written; the
-stage and the manifest hash identify the file.
+A path is written relative to the report's folder; in notes and commands it is written relative to
+the working directory. If path and folder share only the root of the file system, only the last two
+names of the path are written; the stage and the manifest hash then identify the file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ OUTSIDE = "..."  # replaces the part of a path that a report does not show
 
 
 def relative(path: Path, folder: Path) -> str | None:
-    """Return a path relative to a folder; None if they share no folder except the root."""
+    """Return a path relative to a folder; None if they have no common parent except the root."""
     target, start = (os.path.normpath(p.absolute()) for p in (path, folder))
     try:
         common = os.path.commonpath((target, start))
@@ -27,12 +27,15 @@ def relative(path: Path, folder: Path) -> str | None:
 
 
 def display_path(path: Path, folder: Path) -> str:
-    """Return a path relative to a folder, or its last two names without the top-level folder."""
+    """Return a path relative to a folder, or `...` and its last two names if that is impossible.
+
+    The top-level folder of the path is never one of these names.
+    """
     return relative(path, folder) or "/".join((OUTSIDE, *path.absolute().parts[2:][-2:]))
 
 
 def typed_path(path: Path | str) -> str:
-    """Return an absolute path relative to the working directory; any other text unchanged."""
+    """Make an absolute path relative to the working directory; return any other text unchanged."""
     return display_path(Path(path), Path()) if Path(path).is_absolute() else str(path)
 
 

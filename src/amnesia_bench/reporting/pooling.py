@@ -1,7 +1,8 @@
-"""Pool the cells of one slot of a table, one per seed.
+"""Pool the cells that belong to one slot of a table, one cell per seed.
 
-All seeds' answers to one prompt are a cluster, so errors are over prompts. They apply to these
-training runs; the values by seed show how training runs differ.
+The answers to one prompt from all seeds form a cluster, so prompts are the sampling unit of
+standard errors. These errors do not cover the variation between training runs, which the values by
+seed show.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ Values = tuple[float, ...]
 class SlotCells:
     """The cells of one slot of a table, one per seed.
 
-    `answers` holds the value of every prompt and seed; it is empty unless all seeds have them.
+    `answers` maps every seed and prompt to its value. It is empty unless the answers of all seeds
+    are known.
     """
 
     cells: tuple[CellEntry, ...]
@@ -33,7 +35,7 @@ class SlotCells:
 
     @property
     def incomplete(self) -> str | None:
-        """The reason why there is no value; None if there is one."""
+        """The reasons why cells have no value; None if all cells are complete."""
         reasons = [entry.cell.incomplete for entry in self.cells if entry.cell.incomplete]
         return "; ".join(dict.fromkeys(reasons)) or None
 
@@ -44,7 +46,7 @@ class SlotCells:
 
     @property
     def prompts(self) -> int:
-        """The number of distinct prompts or problems; those that seeds share count once."""
+        """The number of distinct prompts or problems; one that several seeds share counts once."""
         return sum(max(cell.n for cell in cells) for cells in self._by_prompts())
 
     @property
@@ -62,21 +64,22 @@ class SlotCells:
 
     @property
     def value(self) -> float | None:
-        """The mean of the seeds, weighted by n."""
+        """The mean of the seeds' values, weighted by n."""
         if self.incomplete is not None:
             return None
         return sum((entry.cell.value or 0.0) * entry.cell.n for entry in self.cells) / self.n
 
     @property
     def stderr(self) -> float | None:
-        """The standard error of `value`, over prompts or problems."""
+        """The standard error of `value`, with prompts or problems as the sampling unit."""
         if len(self.cells) == 1:
             return self.cells[0].cell.stderr
         if self.incomplete is not None or any(entry.cell.stderr is None for entry in self.cells):
             return None
         if self.answers and self.prompts > 1:
             return math.sqrt(clustered_mean(list(by_prompt(self.answers).values()))[1])
-        # Without the answers, treat seeds that share prompts as fully correlated: the upper bound.
+        # If the answers are unknown, treat seeds that share prompts as fully correlated, which
+        # gives an upper bound.
         errors = (
             sum((cell.stderr or 0.0) * cell.n for cell in cells) for cells in self._by_prompts()
         )
@@ -84,7 +87,11 @@ class SlotCells:
 
     @property
     def interval(self) -> Interval | None:
-        """The interval of a single cell; of several seeds Wilson's if the cells have Wilson's."""
+        """The interval of `value`.
+
+        For a single cell it is the cell's interval. For several seeds it is Wilson's interval if
+        the cells have Wilson's intervals, else the normal interval.
+        """
         if len(self.cells) == 1:
             return self.cells[0].cell.interval
         value, stderr = self.value, self.stderr
@@ -102,19 +109,19 @@ class SlotCells:
         if self.prompts == self.n:
             return self.n
         spread = value * (1 - value)
-        if spread < 1e-12:  # all correct or all wrong: the correlation of seeds is unknown
+        if spread < 1e-12:  # if all are correct or all wrong, the correlation of seeds is unknown
             return self.prompts
         return min(float(self.n), spread / stderr**2) if stderr else self.n
 
     def _by_prompts(self) -> Iterable[Sequence[Cell]]:
-        """Group the cells by their prompts; a cell with unknown prompts is its own group."""
+        """Group the cells by prompt set; a cell with an unknown prompt set is a separate group."""
         groups: defaultdict[str, list[Cell]] = defaultdict(list)
         for i, entry in enumerate(self.cells):
             groups[prompts_identity(entry.cell) or f"unknown {i}"].append(entry.cell)
         return groups.values()
 
     def repeated_for(self, seeds: Collection[str | None]) -> Answers:
-        """Return the answers; those of a row without seeds are repeated for every seed."""
+        """Return the answers; if the cells have no seed, repeat the answers for each of `seeds`."""
         if any(entry.seed is not None for entry in self.cells):
             return self.answers
         return {
@@ -125,7 +132,7 @@ class SlotCells:
 
 
 def common_answers(rows: Sequence[SlotCells]) -> dict[AnswerKey, Values]:
-    """Return the value of each row for every prompt and seed that all rows answered."""
+    """Return the values of all rows for every seed and prompt for which all rows have answers."""
     seeds = {entry.seed for row in rows for entry in row.cells}
     spread = [row.repeated_for(seeds - {None} or seeds) for row in rows]
     common = set.intersection(*(set(answers) for answers in spread))
@@ -133,7 +140,7 @@ def common_answers(rows: Sequence[SlotCells]) -> dict[AnswerKey, Values]:
 
 
 def by_prompt(values: Mapping[AnswerKey, float]) -> dict[tuple[str, int], list[float]]:
-    """Group values by prompt, over all seeds."""
+    """Return, for each prompt, its values from all seeds."""
     prompts: defaultdict[tuple[str, int], list[float]] = defaultdict(list)
     for (_, identity, doc), value in values.items():
         prompts[identity, doc].append(value)

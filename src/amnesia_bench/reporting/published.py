@@ -1,7 +1,7 @@
-"""The paper's numbers: every cell of Tables 1-4 and 10, as printed, and remarks on them.
+"""The paper's numbers (every cell of Tables 1-4 and 10, as printed) and remarks on them.
 
-`published/<table>.csv` has one row per model and method, and the columns of configs/report, with
-values in per cent. `tests/unit/reporting/test_published.py` compares them with the paper's text.
+`published/<table>.csv` has one row per model and method and the columns of configs/report; values
+are in per cent. `tests/unit/reporting/test_published.py` compares them with the paper's text.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ def published_tables() -> tuple[str, ...]:
 
 
 def published_value(tables: Sequence[str], model: str, method: str, column: str) -> float | None:
-    """Return the paper's number as a fraction; None if none of these tables prints it.
+    """Return the paper's number as a fraction; None if none of `tables` contains it.
+
+    The first table that contains the number is used.
 
     Raises:
-        UserError: no such table.
+        UserError: one of `tables` does not exist.
     """
     for table in tables:
         if table not in published_tables():
@@ -42,7 +44,7 @@ def published_value(tables: Sequence[str], model: str, method: str, column: str)
 
 @cache
 def read_published(table: str) -> dict[tuple[str, str, str], float]:
-    """Return the numbers of a table as fractions, by model, method and column."""
+    """Return the published numbers of a table as fractions, by model, method and column."""
     with (_FOLDER / f"{table}.csv").open(encoding="utf-8", newline="") as file:
         heads, *rows = csv.reader(file)
     return {

@@ -1,4 +1,4 @@
-"""Read cells, with their provenance, from the folders that evaluations wrote."""
+"""Read cells and their provenance from the folders that evaluations wrote."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ ANSWERS = "generations.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class CellEntry:
-    """A cell with its labels in the report, its file and its origin.
+    """A cell with its labels in the report, the path of its file, and its origin.
 
-    `artifact` is the published folder that contains it, or None; `files` reads the files next to
-    it.
+    `artifact` is the published folder that contains the file, or None; `files` reads and caches the
+    other files of the same folder.
     """
 
     model: str
@@ -47,7 +47,7 @@ def read_source(
 
     Args:
         source: the folder, and the labels of its cells.
-        out: the report's folder; paths are relative to it.
+        out: the report's folder, relative to which paths are recorded.
         files: the file cache of this report.
 
     Raises:
@@ -80,7 +80,7 @@ def read_source(
 
 
 def _visible(folder: Path, *names: str) -> Iterator[Path]:
-    """Yield files with these names in order, except in hidden folders, which are unfinished."""
+    """Yield the sorted paths of files with these names, except in hidden (unfinished) folders."""
     for path in sorted(path for name in names for path in folder.rglob(name)):
         if not any(part.startswith(".") for part in path.relative_to(folder).parts):
             yield path
@@ -98,7 +98,7 @@ def _read_cells(path: Path, artifact: Path | None) -> Iterator[Cell]:
         hint = (
             "It was cut off or changed by hand: remove it and run its evaluation again."
             if artifact is None
-            # Its hash is correct.
+            # The file's hash was correct, so the file is not damaged.
             else "Another version of amnesia-bench wrote this file: use that version."
         )
         raise UserError(error.what, hint=hint) from error
@@ -129,7 +129,7 @@ def _origin(
 
 
 def _artifact_of(path: Path, top: Path) -> Path | None:
-    """Return the innermost finished artifact that contains a file, searching up to `top`."""
+    """Return the innermost finished artifact that contains a file; search no further than `top`."""
     for folder in path.parents:
         if (folder / MANIFEST).is_file():
             return folder

@@ -1,4 +1,4 @@
-"""The shapes of the figures as SVG text, without a library, scripts or external resources.
+"""Format the shapes of figures as SVG text, without a library, scripts or external resources.
 
 Text and axes have the text colour of the page (`currentColor`); coordinates are in CSS pixels.
 """
@@ -11,9 +11,9 @@ from enum import StrEnum
 from html import escape
 
 INK = "currentColor"
-FAINT, PALE = 0.2, 0.5  # opacity of grid lines, and of lines that join points or labels
+FAINT, PALE = 0.2, 0.5  # opacities of grid lines, and of lines that join points or labels
 FONT = "font-family:system-ui,sans-serif;font-size:11px"
-# cividis (Nunez, Anderton and Renslow 2018), dark for low values, also in grey.
+# The cividis colour map (Nunez, Anderton and Renslow 2018); low values are dark, also in greyscale.
 _CIVIDIS = ("#00224e", "#35456c", "#666970", "#948e77", "#c8b866", "#fee838")
 
 
@@ -29,15 +29,15 @@ class Shape(StrEnum):
 
 @dataclass(frozen=True)
 class Mark:
-    """The style of a series; marker and dashes identify it without the colour."""
+    """The style of a data series; marker shape and dashes identify it even without its colour."""
 
     colour: str
     shape: Shape
     dashes: str
 
 
-# Okabe and Ito's palette (2008), which colour-blind readers can distinguish, without its yellow,
-# which is hard to see on white. A method has the same style in every figure.
+# The colours are those of Okabe and Ito (2008), which colour-blind readers can distinguish, without
+# yellow, which is hard to see on white. A method has the same style in every figure.
 MARKS = {
     "pre": Mark(INK, Shape.CIRCLE, ""),
     "post": Mark("#d55e00", Shape.SQUARE, "5 3"),
@@ -53,7 +53,7 @@ OTHER_MARK = Mark(INK, Shape.DIAMOND, "8 3")
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """The area of a picture that shows the data, and its ranges of values."""
+    """The area of a picture in which data are drawn, and the value ranges of its two axes."""
 
     left: float
     top: float
@@ -63,18 +63,18 @@ class Box:
     y_range: tuple[float, float]
 
     def x(self, value: float) -> float:
-        """Return the horizontal position of a value."""
+        """Return the x coordinate of a value."""
         low, high = self.x_range
         return self.left + self.width * ((value - low) / (high - low) if high > low else 0.5)
 
     def y(self, value: float) -> float:
-        """Return the vertical position of a value; larger values are higher."""
+        """Return the y coordinate of a value; larger values are drawn higher."""
         low, high = self.y_range
         return self.top + self.height * (1 - (value - low) / (high - low))
 
 
 def picture(width: float, height: float, title: str, parts: Sequence[str]) -> str:
-    """Return an `<svg>` that scales down with the page; screen readers read its `title`."""
+    """Return an `<svg>` element that shrinks with the page; screen readers read `title` aloud."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" '
         f'width="{width:g}" role="img" style="max-width:100%;height:auto;{FONT}">'
@@ -83,7 +83,7 @@ def picture(width: float, height: float, title: str, parts: Sequence[str]) -> st
 
 
 def standalone(drawing: str) -> str:
-    """Return a picture with its own text and background colours, for use outside of the page."""
+    """Return a picture with fixed text and background colours, for use outside the page."""
     return drawing.replace('style="', 'style="color:#1a1a1a;background:#ffffff;', 1)
 
 
@@ -106,7 +106,7 @@ def line(
 
 
 def curve(points: Sequence[tuple[float, float]], mark: Mark) -> str:
-    """Return a line through points with a marker at each."""
+    """Return a line through points with a marker at each point."""
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     drawn = (
         f'<polyline points="{path}" fill="none" stroke="{mark.colour}" stroke-width="2" '
@@ -141,7 +141,7 @@ def error_bar(x: float, low: float, high: float, mark: Mark) -> str:
 
 
 def tile(x: float, y: float, width: float, height: float, share: float | None) -> str:
-    """Return a tile of a heat map, coloured by a share; None is an empty frame."""
+    """Return a heat map tile coloured by `share`, or an empty dashed frame if `share` is None."""
     if share is None:
         return (
             f'<rect x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" fill="none" '
@@ -154,7 +154,7 @@ def tile(x: float, y: float, width: float, height: float, share: float | None) -
 
 
 def shade(share: float) -> str:
-    """Return the colour of a share from 0 to 1."""
+    """Return the colour that represents a share from 0 to 1."""
     position = min(max(share, 0.0), 1.0) * (len(_CIVIDIS) - 1)
     i = min(int(position), len(_CIVIDIS) - 2)
     low, high = ([int(colour[k : k + 2], 16) for k in (1, 3, 5)] for colour in _CIVIDIS[i : i + 2])
@@ -163,7 +163,7 @@ def shade(share: float) -> str:
 
 
 def tile_text(x: float, y: float, words: str, share: float) -> str:
-    """Return a text in a colour that is readable on the tile of a share."""
+    """Return a text in a colour that is readable on a tile with the colour of `share`."""
     colour = "#ffffff" if share < 0.47 else "#000000"
     return (
         f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="middle" fill="{colour}">{escape(words)}</text>'

@@ -1,7 +1,8 @@
-"""The rows and columns of a table in the paper's order, and how labels refer to rows.
+"""List the rows and columns of a table in the paper's order, and resolve the names of rows.
 
-A row is a method after a fine-tune: `restored@tulu3`. The suffix is omitted for the table's own
-fine-tune, `sft`. `pre` is the checkpoint before SFT, which all fine-tunes share.
+A row is named by its method and its fine-tune, for example `restored@tulu3`. The suffix is omitted
+for the table's default fine-tune, `sft`. The row `pre` is the checkpoint before SFT, which all
+fine-tunes share.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from amnesia_bench.records.report import Column
 
 @dataclass(frozen=True, kw_only=True)
 class TableRow:
-    """A row: its name in the table's config, its method and its fine-tune."""
+    """A row: its name in the table's config, its method, and its fine-tune (None before SFT)."""
 
     name: str
     method: str
@@ -23,13 +24,13 @@ class TableRow:
 
 
 def row_of(name: str, sft: str) -> TableRow:
-    """Return the row that a name refers to in a table of the fine-tune `sft`."""
+    """Return the row to which a name refers in a table whose default fine-tune is `sft`."""
     method, _, own = name.partition("@")
     return TableRow(name=name, method=method, sft=None if method == BEFORE_SFT else own or sft)
 
 
 def full_name(name: str, sft: str) -> str:
-    """Return METHOD@SFT of a row, or METHOD for the row before SFT."""
+    """Return the name METHOD@SFT of a row, or METHOD for the row before SFT."""
     row = row_of(name, sft)
     return row.method if row.sft is None else f"{row.method}@{row.sft}"
 
@@ -42,7 +43,10 @@ def rows_of(table: TableConfig) -> tuple[TableRow, ...]:
 
 
 def after_sft(name: str, sft: str) -> str | None:
-    """Return the row after the same SFT, with which a row is compared; None for that row itself."""
+    """Return the name of the unrepaired row after the same SFT; None if `name` is that row.
+
+    Every other row is compared with it. The row before SFT is compared with the row after `sft`.
+    """
     row = row_of(name, sft)
     if row.method == AFTER_SFT:
         return None
@@ -50,7 +54,7 @@ def after_sft(name: str, sft: str) -> str | None:
 
 
 def table_columns(table: TableConfig) -> tuple[Column, ...]:
-    """Return the columns: recall by task and length, then the scores."""
+    """Return the columns of a table: recall by task and length, then the benchmark scores."""
     recall = [
         Column(
             key=recall_key(task, length),
@@ -80,12 +84,15 @@ def table_columns(table: TableConfig) -> tuple[Column, ...]:
 
 
 def recall_key(task: str, context_tokens: int) -> str:
-    """Return the key of a column of recall."""
+    """Return the key of a recall column."""
     return f"{task}@{context_tokens}"
 
 
 def column_key(column: str, table: TableConfig) -> str:
-    """Return the key of a column that is named by `longest`, `shortest` or the task of a score."""
+    """Return the key of a column that a config may name by TASK@longest, TASK@shortest or a task.
+
+    A task without a length refers to its score. Any other name is already a key.
+    """
     for score in table.scores:
         if column == score.task:
             return score.key

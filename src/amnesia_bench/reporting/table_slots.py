@@ -1,4 +1,4 @@
-"""Assign cells to the slots of tables."""
+"""Assign cells to the slots of tables; a slot is one model, row and column."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from amnesia_bench.reporting.pooling import SlotCells
 from amnesia_bench.reporting.sources import CellEntry
 from amnesia_bench.reporting.table_layout import full_name, row_of, rows_of, table_columns
 
-# Model, name of the row, key of the column.
+# The model, the name of the row and the key of the column.
 TableSlot = tuple[str, str, str]
 FilledSlots = Mapping[TableSlot, SlotCells]
 
@@ -25,11 +25,12 @@ FilledSlots = Mapping[TableSlot, SlotCells]
 def fill_slots(entries: Iterable[CellEntry], table: TableConfig) -> FilledSlots:
     """Assign cells to the slots of a table.
 
-    Cells of other models, rows and columns are skipped: an evaluation writes more metrics than a
-    table shows.
+    Cells of other models, rows and columns are skipped, since an evaluation writes more metrics
+    than a table shows.
 
     Raises:
-        UserError: two different cells belong to one slot, or the answers are not the cell's.
+        UserError: two different cells belong to one slot, a slot has cells with and without a seed,
+            or the answers in a cell's folder do not match the cell.
     """
     columns = table_columns(table)
     by_slot: defaultdict[TableSlot, dict[str | None, CellEntry]] = defaultdict(dict)
@@ -49,7 +50,7 @@ def fill_slots(entries: Iterable[CellEntry], table: TableConfig) -> FilledSlots:
 
 
 def refuse_ambiguous(entries: Iterable[CellEntry], tables: Mapping[str, TableConfig]) -> None:
-    """Refuse cells whose label lacks a fine-tune and matches tables of several fine-tunes.
+    """Raise an error if a label without a fine-tune matches tables of different fine-tunes.
 
     Raises:
         UserError: a label is ambiguous.
@@ -70,7 +71,7 @@ def refuse_ambiguous(entries: Iterable[CellEntry], tables: Mapping[str, TableCon
 def unused_cells(
     entries: Iterable[CellEntry], filled: Sequence[FilledSlots], tables: Mapping[str, TableConfig]
 ) -> tuple[str, ...]:
-    """Return one note per artifact and row without a cell in any table, with the reason."""
+    """Return a note, with the reason, per artifact and label none of whose cells is in a table."""
     used = {_key(cell) for slots in filled for slot in slots.values() for cell in slot.cells}
     unused = [entry for entry in entries if _key(entry) not in used]
     return tuple(
@@ -84,9 +85,11 @@ def unused_cells(
 def without_column(
     entries: Iterable[CellEntry], filled: Sequence[FilledSlots], tables: Mapping[str, TableConfig]
 ) -> tuple[str, ...]:
-    """Return a note on the tasks and lengths of shown rows that have no column in any table.
+    """Return a note that lists the measured tasks and lengths without a column in any table.
 
-    Other metrics of a shown task get no note: an evaluation writes more metrics than a table shows.
+    Only cells whose row is in a table are considered. Other metrics of a shown task are not listed,
+    since an evaluation writes more metrics than a table shows. The result is empty if there is
+    nothing to list.
     """
     shown = {
         (cell.cell.task, cell.cell.context_tokens)
@@ -121,7 +124,7 @@ def _why_unused(entry: CellEntry, tables: Mapping[str, TableConfig]) -> str:
 
 
 def _labels(table: TableConfig) -> set[str]:
-    """Return every METHOD and METHOD@SFT that refers to a row of a table."""
+    """Return every label, METHOD or METHOD@SFT, that refers to a row of a table."""
     names = [row.name for row in rows_of(table)]
     return {*names, *(full_name(name, table.sft) for name in names)}
 
@@ -175,7 +178,7 @@ def _merge_entries(known: CellEntry | None, new: CellEntry) -> CellEntry:
 
 
 def differing_settings(slots: FilledSlots) -> tuple[str, ...]:
-    """Return a note per setting that differs between the rows of one model in a column."""
+    """Return a note on each setting that differs between a model's rows in the same column."""
     values: defaultdict[tuple[str, str, str], set[str]] = defaultdict(set)
     for (model, _, column), slot in slots.items():
         for entry in slot.cells:

@@ -1,4 +1,4 @@
-"""Build tables in the paper's layout, with the paper's values and tests against the SFT row."""
+"""Build tables in the paper's layout, with the paper's values and paired tests against SFT rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from amnesia_bench.statistics import sign_flip_p_value
 
 
 def build_table(name: str, config: TableConfig, slots: FilledSlots) -> ReportTable:
-    """Build a table; it has a cell for every slot, measured or not."""
+    """Build a table with a cell for every slot, whether it was measured or not."""
     columns = table_columns(config)
     cells = tuple(
         _cell((model, method, column.key), config, slots)
@@ -45,7 +45,7 @@ def build_table(name: str, config: TableConfig, slots: FilledSlots) -> ReportTab
 
 
 def build_trade_offs(config: TableConfig, slots: FilledSlots) -> tuple[TradeOffCurve, ...]:
-    """Return the recall against reasoning of each model that has both in at least two rows."""
+    """Return a trade-off curve for each model with both recall and score in at least two rows."""
     if (trade_off := config.trade_off) is None:
         return ()
     columns = {column.key: column for column in table_columns(config)}
@@ -72,11 +72,14 @@ def build_trade_offs(config: TableConfig, slots: FilledSlots) -> tuple[TradeOffC
 
 
 def paired_test(first: SlotCells, second: SlotCells) -> PairedTest | None:
-    """Compare two rows on their common prompts; None if they have none in common."""
+    """Compare two rows on the prompts that both answered.
+
+    Return None if there are none, or if the numbers of answers per problem differ.
+    """
     answers = common_answers((first, second))
     if not answers or first.repeats != second.repeats:
         return None
-    # Seeds may share a prompt, so the test flips a prompt with all its answers.
+    # Seeds may share a prompt, so the sign-flip test flips all answers to a prompt together.
     first_sums, second_sums = (
         [sum(values) for values in by_prompt({key: v[i] for key, v in answers.items()}).values()]
         for i in (0, 1)
@@ -122,7 +125,7 @@ def _status(slot_cells: SlotCells | None) -> CellStatus:
 
 
 def heat_maps_of(table: TableConfig, slots: FilledSlots) -> tuple[TaskHeatMap, ...]:
-    """Return a heat map per model, task and row whose cells have their answers."""
+    """Return a heat map for each model, task and row for which judged answers are available."""
     columns = table_columns(table)
     tasks = dict.fromkeys(column.task for column in columns if column.context_tokens is not None)
     rows = [(model, method) for model in table.models for method in table.methods]

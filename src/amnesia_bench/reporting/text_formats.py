@@ -1,4 +1,4 @@
-"""Write a table as Markdown, CSV, LaTeX (booktabs) and JSON."""
+"""Format a table as Markdown, CSV, LaTeX (booktabs) or JSON."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def table_markdown(table_report: TableReport, report: Report) -> str:
 
 
 def csv_text(table: ReportTable) -> str:
-    """Return one line per slot of the table, with fractions at full precision."""
+    """Return a table as CSV, one line per slot, with fractions at full precision."""
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(_CSV_HEADS)
@@ -113,7 +113,7 @@ def csv_text(table: ReportTable) -> str:
 
 
 def latex(table: ReportTable) -> str:
-    """Return a LaTeX `table*`, which needs the packages booktabs and graphicx."""
+    """Return a table as a LaTeX `table*`, which needs the packages booktabs and graphicx."""
     groups = [(name, len(list(same))) for name, same in groupby(c.group for c in table.columns)]
     first = 3
     rules = []
@@ -147,9 +147,10 @@ def incomplete(table: ReportTable) -> Iterator[str]:
 
 
 def address(origin: Origin) -> str | None:
-    """Return the relative URL of the manifest of a number, or of its cell file.
+    """Return the relative URL of the manifest, or of the cell file, from which a number comes.
 
-    None if the report's folder has no relative path to it; stage and hash then identify it.
+    Return None if there is no path relative to the report's folder; the stage and the manifest hash
+    then identify the file.
     """
     return None if origin.path.startswith(f"{OUTSIDE}/") else quote(origin.path)
 
@@ -179,7 +180,7 @@ def _markdown_table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left
 
 
 def json_text(record: object, **more: object) -> str:
-    """Return a record as JSON, with further records added as fields by name."""
+    """Return a record as JSON; the records in `more` are added as fields with these names."""
     data = codec.to_json(record)
     for name, value in more.items():
         data[name] = codec.to_json(value)

@@ -1,4 +1,4 @@
-"""Recall against reasoning: the trade-off of each fine-tune and each repair."""
+"""Draw recall against reasoning, which shows the trade-off of each fine-tune and repair."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from amnesia_bench.reporting.labels import LINE, Rectangle, place_labels
 
 _WIDTH, _HEIGHT = 760.0, 400.0
 _LEFT, _TOP, _BOTTOM = 58.0, 14.0, 42.0
-_ROUND = 0.1  # axes end at whole tenths
+_ROUND = 0.1  # axes end at multiples of this value
 
 
 def trade_off_figure(curve: TradeOffCurve) -> str:
-    """Draw one labelled point per row with both intervals, and the lines between points."""
+    """Draw a labelled point per row, its two intervals, and the lines that connect points."""
     box = svg.Box(
         left=_LEFT,
         top=_TOP,
@@ -73,7 +73,7 @@ def _range(cells: Iterable[ReportedCell]) -> tuple[float, float]:
 
 
 def _bars(box: svg.Box, point: TradeOffPoint) -> Iterator[Rectangle]:
-    """Yield the interval of the score, then that of recall."""
+    """Yield the interval of the score, then the interval of recall, as flat rectangles."""
     x, y = _x(box, point), _y(box, point)
     left, right = (box.x(end) for end in _ends(point.score))
     bottom, top = (box.y(end) for end in _ends(point.recall))
@@ -82,7 +82,7 @@ def _bars(box: svg.Box, point: TradeOffPoint) -> Iterator[Rectangle]:
 
 
 def _line_obstacles(start: tuple[float, float], end: tuple[float, float]) -> Iterator[Rectangle]:
-    """Yield small rectangles along a line, for labels to avoid."""
+    """Yield small rectangles along a line, which labels should not overlap."""
     steps = max(1, round(math.dist(start, end) / 6))
     for i in range(steps + 1):
         x, y = (a + (b - a) * i / steps for a, b in zip(start, end, strict=True))

@@ -1,4 +1,4 @@
-"""Format numbers the same way in every output: per cent, points, p-values."""
+"""Format percentages, points, p-values and sample sizes identically for every output format."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SIGNIFICANT = 0.05
 
 
 def legend(table: ReportTable) -> str:
-    """Return the sentences that explain the values and marks of a table."""
+    """Return the sentences that explain the values and marks in a table."""
     published = any(cell.theirs is not None for cell in table.cells)
     reference = (
         "In parentheses: the paper's value."
@@ -32,7 +32,7 @@ def legend(table: ReportTable) -> str:
 
 
 def format_sample_sizes(table: ReportTable) -> str:
-    """Return the numbers of prompts, answers and seeds that the values of a table are based on."""
+    """Return how many prompts, answers and seeds a table's values are based on, as text."""
     groups: dict[str, list[str]] = {}
     for group in dict.fromkeys(column.group for column in table.columns):
         keys = {column.key for column in table.columns if column.group == group}
@@ -52,37 +52,40 @@ def _by_number(seed: str) -> tuple[int, str]:
 
 
 def format_sample_size(n: int, prompts: int, repeats: int = 1) -> str:
-    """Return n, the number of distinct prompts, and the number of answers to each."""
+    """Format n, the number of distinct prompts if it differs, and the number of answers to each."""
     shared = f" ({prompts} prompts)" if prompts != n else ""
     return f"n = {n}{shared}" + (f" x {repeats} answers" if repeats > 1 else "")
 
 
 def format_percent(value: float | None) -> str:
-    """Return a fraction in per cent with one decimal; "-" for None."""
+    """Format a fraction in per cent with one decimal; return "-" for None."""
     return "-" if value is None else f"{100 * value:.1f}"
 
 
 def format_points(value: float | None) -> str:
-    """Return a difference in percentage points with its sign; "-" for None."""
+    """Format a difference in percentage points with its sign; return "-" for None."""
     return "-" if value is None else f"{100 * value:+.1f}"
 
 
 def format_value(cell: ReportedCell) -> str:
-    """Return the measured value with its marks, "incomplete", or "-" for a missing cell."""
+    """Return a cell's value with its marks; "incomplete" or "-" for a cell without a value."""
     if cell.status is CellStatus.INCOMPLETE:
         return "incomplete"
     return format_percent(cell.value) + format_marks(cell)
 
 
 def format_marks(cell: ReportedCell) -> str:
-    """Return the marks `*` and `†`, which `legend` explains."""
+    """Return those of the marks `*` and `†` that apply to a cell; `legend` explains them."""
     test = cell.against_post
     starred = test is not None and test.p_value < SIGNIFICANT
     return ("*" if starred else "") + ("†" if cell.dirty else "")
 
 
 def format_reference(cell: ReportedCell, *, published: bool) -> str:
-    """Return the paper's value, or the interval in a table without published values."""
+    """Return the paper's value in parentheses or, if the table has none, the interval in brackets.
+
+    `published` is true if the table has values of the paper.
+    """
     if published:
         return "" if cell.theirs is None else f"({format_percent(cell.theirs)})"
     if cell.interval is None:
@@ -91,7 +94,7 @@ def format_reference(cell: ReportedCell, *, published: bool) -> str:
 
 
 def format_test(test: PairedTest) -> str:
-    """Return a paired test in one line."""
+    """Format the result of a paired test as one line."""
     clear = "significant" if test.p_value < SIGNIFICANT else "not significant"
     pairs = format_sample_size(test.n, test.prompts).removeprefix("n = ")
     difference = format_points(test.difference)
@@ -99,7 +102,10 @@ def format_test(test: PairedTest) -> str:
 
 
 def format_estimate(condition: Condition, above: float) -> str:
-    """Return an estimate, its interval and the number of seeds above `above`; empty if missing."""
+    """Format an estimate, its interval and how many seeds are above the bound `above`.
+
+    Return an empty text if there is no estimate.
+    """
     if condition.estimate is None or condition.low is None or condition.high is None:
         return ""
     interval = f"({100 * condition.low:.1f} to {100 * condition.high:.1f})"
@@ -109,7 +115,7 @@ def format_estimate(condition: Condition, above: float) -> str:
 
 
 def format_condition(condition: Condition, above: float) -> str:
-    """Return a condition's numbers in one line; `above` is the bound of its claim."""
+    """Format a condition's numbers as one line; `above` is the bound of its claim."""
     if condition.missing:
         measured = f"not measured: {', '.join(condition.missing)}"
     elif measured := format_estimate(condition, above):
@@ -127,7 +133,7 @@ def format_condition(condition: Condition, above: float) -> str:
 
 
 def summary(report: TableReport) -> str:
-    """Return one line with the numbers of measured cells and of claims that hold."""
+    """Return one line that counts a table's cells by status and its claims by verdict."""
     cells = report.table.cells
     count = {status: sum(c.status is status for c in cells) for status in CellStatus}
     verdicts = [claim.verdict for claim in report.claims]
@@ -145,7 +151,7 @@ def summary(report: TableReport) -> str:
 
 
 def format_provenance(made: ReportProvenance) -> str:
-    """Return the version and commit of the code that wrote the report, and the date."""
+    """Return one line with the version and commit of the code that wrote a report, and the date."""
     changed = " with uncommitted changes" if made.dirty else ""
     commit = made.commit or "unknown commit"
     return f"amnesia_bench {made.tool_version}, {commit}{changed}, {made.created}"

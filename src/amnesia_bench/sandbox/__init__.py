@@ -1,4 +1,7 @@
-"""Run untrusted programs: no network, no files, no environment, hard limits."""
+"""Run untrusted programs without access to the network, to files or to environment variables.
+
+Hard limits bound the time, memory, threads and output of each program.
+"""
 
 from amnesia_bench.sandbox.launcher import Launcher, find_launcher
 from amnesia_bench.sandbox.program import Limits

@@ -1,11 +1,11 @@
 """Runs inside the sandbox: loads one program, passes it the test inputs, returns its answers.
 
-The launcher passes the text of this file to `python -c`, so it only imports the standard library.
-The program can read everything in this process, which therefore never gets expected outputs.
+The launcher passes this source file to `python -c`, so it imports only the standard library. The
+program can read all memory of this process, which therefore never receives expected outputs.
 
-Frames in both directions are 8 bytes of length, then JSON. Incoming: the limits, the program, then
-one input per test. Outgoing: a greeting, then one answer to each request. A program that forges
-frames gains no more than by printing, since all judging happens outside.
+In both directions a frame is an 8-byte length followed by JSON. The driver receives the limits, the
+program, and one input per test; it sends a greeting, then one answer to each request. Forging
+frames gains a program no more than printing does, since all judging happens outside the sandbox.
 
 Loading and calling follow LiveCodeBench's checker (lcb_runner/evaluation/testing_util.py at
 28fef95), including its oddities: a stdin program becomes the body of a function in a module that
@@ -13,8 +13,8 @@ begins with star imports; `sys.stdin` cannot be iterated over, and its `read`, `
 `buffer` never advance. Unlike the checker, the driver joins the threads that a program left
 running, as Python does at exit; the checker's verdict on such a program depends on a race.
 
-With two file descriptors as arguments, the driver runs the program as a script (`__main__`) with
-these as standard input and output. The exit of the process is then the answer.
+If the driver gets two file descriptors as arguments, it runs the program as a script (`__main__`)
+with these as standard input and output. The exit status of the process is then the answer.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ class Channel:
 
 
 def error_answer(error: BaseException) -> bytes:
-    """Return the answer that names an exception; for a MemoryError without allocating memory."""
+    """Return an answer that names an exception; for a MemoryError it needs no new memory."""
     if isinstance(error, MemoryError):
         return NO_MEMORY
     return json.dumps({"error": type(error).__name__}).encode()
 
 
 class MockedBuffer:
-    """`sys.stdin.buffer` as the checker mocks it: every call starts at the first byte."""
+    """Mimics the checker's mock of `sys.stdin.buffer`: every call starts at the first byte."""
 
     def __init__(self, text: str) -> None:
         self._data = text.encode("utf-8")
@@ -98,7 +98,7 @@ class MockedBuffer:
 
 
 class MockedStdin:
-    """`sys.stdin` as the checker mocks it."""
+    """Mimics the checker's mock of `sys.stdin`."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -119,7 +119,7 @@ class MockedStdin:
 
 
 def set_limits(limits: dict[str, int]) -> None:
-    """Set hard limits, which an unprivileged process cannot raise."""
+    """Set hard resource limits (rlimits), which an unprivileged process cannot raise."""
     for name, value in limits.items():
         kind = getattr(resource, name)
         _, hard = resource.getrlimit(kind)
@@ -131,7 +131,7 @@ def set_limits(limits: dict[str, int]) -> None:
 
 
 def disable_huge_pages() -> None:
-    """Disable transparent huge pages; the system call filter explains why."""
+    """Disable transparent huge pages; a comment in `sandbox.seccomp` explains why."""
     with suppress(ImportError, OSError, AttributeError):
         import ctypes
 
@@ -140,14 +140,14 @@ def disable_huge_pages() -> None:
 
 
 def prepare_interpreter(packages: list[str]) -> None:
-    """Give a program the names and packages that Python's `site` module provides."""
+    """Define the names and add the packages that Python's `site` module normally provides."""
     import random
     import site
 
-    site.setquit()  # `exit` and `quit`, which -S leaves out
+    site.setquit()  # defines `exit` and `quit`, which are missing under python -S
     sys.path.extend(packages)
     sys.set_int_max_str_digits(MAX_INT_DIGITS)
-    random.seed(0)  # the same verdict in every run
+    random.seed(0)  # so that every run gives the same verdict
 
 
 def remove_names() -> None:
@@ -163,14 +163,14 @@ def prelude() -> str:
 
 
 def as_function(code: str) -> str:
-    """Return a stdin program as a module whose `wrapped_function` holds all but its imports."""
+    """Return a module's source whose `wrapped_function` contains a stdin program minus imports."""
     try:
         body = ast.parse(code).body
     except Exception:
-        return code  # loading it will fail, as it should
+        return code  # loading this code will raise the error, as intended
     if body and _is_main_block(body[-1]):
         *before, last = body
-        # Unparse and parse again, so that the imports of the block are found at the top level.
+        # Unparse and parse again, so that imports in the `__main__` block become top-level ones.
         code = "\n".join(ast.unparse(statement) for statement in [*before, *last.body])  # type: ignore[attr-defined]
         body = ast.parse(code).body
     imports = [s for s in body if isinstance(s, ast.Import | ast.ImportFrom)]
@@ -188,13 +188,13 @@ def _is_main_block(statement: ast.stmt) -> bool:
 
 
 def load(code: str, function: str | None, *, lenient: bool = False) -> Any:
-    """Execute the program's text and return the callable that each test calls.
+    """Execute the program's source and return the callable to be called for each test.
 
     In lenient mode each call uses a new `Solution` object, and the program may begin with an import
     from `__future__`.
 
     Raises:
-        Exception: any exception of the program; AttributeError if it lacks the function.
+        Exception: any exception that the program raises; AttributeError if it lacks the function.
     """
     module = ModuleType("tmp_sol", "")
     if lenient:
@@ -211,7 +211,7 @@ def load(code: str, function: str | None, *, lenient: bool = False) -> Any:
     solution = getattr(module, "Solution", None)
     if solution is None:
         return getattr(module, function)
-    getattr(solution, function)  # a missing method fails now, not in the first test
+    getattr(solution, function)  # so that a missing method fails now, not in the first test
     return lambda *arguments: getattr(solution(), function)(*arguments)
 
 
@@ -220,7 +220,7 @@ def run_code(code: str, module: ModuleType) -> None:
 
 
 def run_on_stdin(program: Any, text: str) -> dict[str, Any]:
-    """Run the program with a text as its standard input and return what it prints."""
+    """Run the program with `text` as its standard input and return its printed output."""
     printed = io.StringIO()
     printed.close = None  # type: ignore[assignment]  # closing stdout is an error in the checker
     stdin, stdout = sys.stdin, sys.stdout
@@ -235,7 +235,7 @@ def run_on_stdin(program: Any, text: str) -> dict[str, Any]:
 
 
 def join_threads() -> None:
-    """Join the threads that Python itself joins at exit."""
+    """Join the threads that Python would join at exit."""
     if "concurrent.futures.thread" in sys.modules:
         from concurrent.futures import ThreadPoolExecutor
 
@@ -248,7 +248,7 @@ def join_threads() -> None:
 
 
 def run_script(channel: Channel, code: str, source: int, sink: int) -> None:
-    """Run the program as `__main__`; Python then exits normally: joins threads, flushes buffers."""
+    """Run the program as `__main__`; Python then joins threads, flushes buffers and exits."""
     for descriptor, standard in ((source, 0), (sink, 1)):
         os.dup2(descriptor, standard)
         os.close(descriptor)
@@ -277,7 +277,7 @@ def text_file(descriptor: int, mode: str) -> Any:
 
 
 def run_call(program: Any, text: str, *, lenient: bool = False) -> dict[str, Any]:
-    """Call the program's function with one argument per line of text and return its result."""
+    """Call the program's function with one JSON argument per line of `text`; return its result."""
     returned = program(*[json.loads(line) for line in text.split("\n")])
     if isinstance(returned, tuple):
         returned = list(returned)
@@ -285,9 +285,9 @@ def run_call(program: Any, text: str, *, lenient: bool = False) -> dict[str, Any
 
 
 def json_value(value: Any, *, tuples: bool = False) -> Any:
-    """Return a value as JSON that preserves equality: 1 equals 1.0, tuples differ from lists.
+    """Convert a value to JSON that preserves Python's equality: 1 equals 1.0, (1,) is not [1].
 
-    With `tuples`, a tuple becomes a list.
+    With `tuples`, tuples become lists.
     """
     if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
         value = value.item()

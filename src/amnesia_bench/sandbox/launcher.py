@@ -27,10 +27,10 @@ from amnesia_bench.sandbox.program import (
 from amnesia_bench.sandbox.seccomp import filter_program
 from amnesia_bench.sandbox.session import ProgramStoppedError, SandboxError, Session
 
-PACKAGES = "/packages"  # where the sandbox sees numpy
-# The whole environment of a program. The hash seed fixes the order of sets of strings.
+PACKAGES = "/packages"  # folder inside the sandbox that contains numpy
+# All environment variables of a program. The hash seed fixes the iteration order of string sets.
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "OPENBLAS_NUM_THREADS": "1"}
-START_SECONDS = 60.0  # allows for a loaded machine; an idle one needs 0.05 s
+START_SECONDS = 60.0  # long enough for a busy machine; on an idle one a start takes 0.05 s
 
 Process = subprocess.Popen[bytes]
 
@@ -42,14 +42,14 @@ INSTALL = (
 
 @dataclass(frozen=True, kw_only=True)
 class Launcher:
-    """Starts programs in a sandbox of `bwrap`, or without a sandbox if that is None."""
+    """Starts programs in a sandbox created by `bwrap`, or without a sandbox if `bwrap` is None."""
 
     interpreter: Interpreter
     bwrap: Path | None
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings of the sandbox that verdicts may depend on."""
+        """The sandbox settings that verdicts may depend on."""
         return {
             "sandbox": "none" if self.bwrap is None else "bubblewrap",
             "sandbox_python": self.interpreter.executable.name,
@@ -60,19 +60,19 @@ class Launcher:
     def started(
         self, limits: Limits, cpu_seconds: float, *, script_input: str | None = None
     ) -> Iterator[Session]:
-        """Start the driver for one program; every process of it is killed when the block ends.
+        """Start the driver for one program; all its processes are killed when the block ends.
 
         Args:
             limits: the limits of the program.
-            cpu_seconds: CPU time limit of the whole process.
-            script_input: the standard input, to run the program as a script; None to send test
-                inputs one by one.
+            cpu_seconds: CPU time limit of the process, over all tests.
+            script_input: standard input of a program that runs as a script; None if the caller
+                sends the test inputs one by one.
 
         Raises:
             SandboxError: the driver did not start.
         """
         source = files(__package__).joinpath("driver.py").read_text("utf-8")
-        # -s -S: neither the user's packages nor site-packages.
+        # -s -S: do not add the user's or the global site-packages to sys.path.
         python = [str(self.interpreter.executable), "-s", "-S", "-B", "-c", source]
         threads = limits.threads if self.bwrap is not None else _other_threads() + limits.threads
         setup = _setup(limits, threads, cpu_seconds, self._packages())
@@ -112,12 +112,13 @@ class Launcher:
                 for other in ("/dev/fd/0", "/proc/self/fd/0"):
                     command += ["--symlink", "/dev/stdin", other]
                 inherited = (*inherited, script.copied)
-            # Last, after bwrap has written its files. Nothing is writable, since no limit covers
-            # the kernel's memory for files, links, their names and attributes.
+            # These options come last, since bwrap must write its own files before the remount.
+            # Nothing may be writable: no limit covers the kernel memory that files, links, their
+            # names and their attributes occupy.
             command += ["--remount-ro", "/", "--chdir", "/tmp", "--"]
             process = _spawn(command + python, "/", (info_out.fileno(), calls.fileno(), *inherited))
             session = _prepare_session(process, setup)
-            # bwrap writes this before the driver starts; without it, bwrap did not run.
+            # bwrap writes `info` before the driver starts; if it is empty, bwrap failed.
             os.set_blocking(info.fileno(), False)
             first = _first_process(info.read() or b"", process)
             if first is not None:
@@ -130,7 +131,7 @@ class Launcher:
         command += ["--hostname", "sandbox", "--info-fd", str(info), "--seccomp", str(seccomp)]
         command += ["--dir", "/tmp"]
         for folder in self.interpreter.folders:
-            # If /lib is a link into /usr, it is one inside the sandbox too.
+            # A symbolic link, such as /lib to /usr/lib, is a symbolic link in the sandbox too.
             if folder.is_symlink():
                 command += ["--symlink", str(folder.readlink()), str(folder)]
             else:
@@ -139,18 +140,18 @@ class Launcher:
         command += ["--ro-bind", executable, executable]
         for folder in self.interpreter.numpy:
             command += ["--ro-bind", str(folder), f"{PACKAGES}/{folder.name}"]
-        # No /proc: /proc/1/environ would be the launcher's. No /dev/zero and no terminals: no limit
-        # covers their memory.
+        # No /proc, since /proc/1/environ would expose the launcher's environment. No /dev/zero and
+        # no terminals, since no limit covers the kernel memory that they can use.
         for device in ("/dev/null", "/dev/random", "/dev/urandom"):
             command += ["--dev-bind", device, device]
         return command
 
 
 def find_launcher(*, unsafe_no_sandbox: bool = False) -> Launcher:
-    """Return a launcher for this machine, without testing it.
+    """Return a launcher for this machine without running the self-test of its sandbox.
 
     Raises:
-        MissingEnvironmentError: bubblewrap, a Python to run programs with, or a system call filter
+        MissingEnvironmentError: bubblewrap, a Python that programs may use, or a system call filter
             for this machine is missing.
     """
     interpreter = find_interpreter()
@@ -183,9 +184,9 @@ def _setup(limits: Limits, threads: int, cpu_seconds: float, packages: list[str]
 
 
 def _other_threads() -> int:
-    """Return an upper bound on the other threads of the user that runs programs.
+    """Return an upper bound on how many other threads run as the user that runs programs.
 
-    Outside a user namespace the kernel counts all threads of a user.
+    Outside a user namespace, RLIMIT_NPROC counts all threads of a user.
     """
     user, threads = (os.geteuid() or NOBODY), 0
     for process in Path("/proc").iterdir():
@@ -199,7 +200,7 @@ def _prepare_session(process: Process, setup: dict[str, Any]) -> Session:
     """Return a session whose driver has sent its greeting and set its limits.
 
     Raises:
-        SandboxError: the driver did not; the message is its stderr.
+        SandboxError: the driver failed to do so; the message is its stderr output.
     """
     session = Session(process, setup["output_bytes"])
     deadline = time.monotonic() + START_SECONDS
@@ -243,16 +244,16 @@ def _pipe() -> Iterator[tuple[BinaryIO, BinaryIO]]:
 
 
 def _first_process(info: bytes, process: Process) -> tuple[int, int | None] | None:
-    """Return a pidfd of the sandbox's first process and the pid of its child, the driver.
+    """Return a pidfd of the sandbox's first process, and the pid of its child, the driver.
 
-    None if bwrap failed before it started that process.
+    Return None if bwrap failed before it started the first process.
     """
     try:
         pid = int(json.loads(info)["child-pid"])
         descriptor = os.pidfd_open(pid)
     except (ValueError, KeyError, ProcessLookupError):
         return None
-    # Still a child of bwrap, which was not waited for, so the pid was not reused.
+    # bwrap has not been reaped, so if this process is still its child, its pid was not reused.
     if _parent_of(pid) == process.pid:
         return descriptor, _child_of(pid)
     os.close(descriptor)
@@ -262,7 +263,7 @@ def _first_process(info: bytes, process: Process) -> tuple[int, int | None] | No
 def _child_of(pid: int) -> int | None:
     try:
         children = Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
-    except FileNotFoundError:  # a kernel without this file
+    except FileNotFoundError:  # some kernels lack this file
         pids = (int(path.name) for path in Path("/proc").iterdir() if path.name.isdecimal())
         children = [str(candidate) for candidate in pids if _parent_of(candidate) == pid]
     return int(children[0]) if children else None

@@ -1,7 +1,7 @@
-"""The program of the self-test: it tries each way out of the sandbox and returns the results.
+"""The program of the self-test: it attempts each known escape from the sandbox.
 
-Like the driver it runs as text, after the driver's star imports, so it only imports the standard
-library and nothing from __future__.
+The driver executes the source of this file after its own star imports, so the file imports only
+the standard library and nothing from `__future__`.
 """
 
 import contextlib
@@ -17,7 +17,7 @@ MIB = 1 << 20
 
 
 def refused(attempt: Callable[[], object], *errors: type[BaseException]) -> Finding:
-    """Return whether the attempt ended in one of these errors, and what happened."""
+    """Return whether the attempt raised one of `errors`, and a description of its result."""
     try:
         result = attempt()
     except errors as error:
@@ -50,7 +50,7 @@ def writing() -> Finding:
 
 
 def environment() -> Finding:
-    # The launcher sets the first two, bwrap and Python the others.
+    # The launcher sets the first two variables; bwrap and Python set the others.
     expected = {"PYTHONHASHSEED", "OPENBLAS_NUM_THREADS", "PWD", "LC_CTYPE"}
     leaked = sorted(set(os.environ) - expected)
     return not leaked, f"variables: {' '.join(leaked) or 'only those of the sandbox'}"
@@ -106,7 +106,7 @@ def namespaces() -> Finding:
 
 
 def probe(_: object) -> list[list[object]]:
-    """Return the name of each way out, whether it is closed, and what the attempt returned."""
+    """Return the name of each attempted escape, whether it was refused, and its result."""
     attempts = (
         *(network, local_socket, host_files, writing, environment, user, second_process),
         *(threads, memory, uncounted_memory, shared_memory, namespaces),

@@ -1,4 +1,4 @@
-"""The Python that runs a program, the limits, and the standard input and output of a script."""
+"""The interpreter and limits of a program, and the standard input and output files of a script."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from pathlib import Path
 from amnesia_bench.errors import MissingEnvironmentError
 
 MIB = 1 << 20
-NOBODY = 65534  # user and group of programs when the launcher is root
+NOBODY = 65534  # uid and gid under which programs run if the launcher is root
 _SHARED_LIBRARIES = ("/usr/lib", "/usr/lib32", "/usr/lib64", "/lib", "/lib64")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """Hard limits of one program; the kernel enforces all but the times and the output.
+    """Hard limits of one program; the kernel enforces all except the time and output limits.
 
-    `seconds_per_test` is CPU time, since a verdict must not depend on the load of the machine;
+    `seconds_per_test` limits CPU time, since a verdict must not depend on how busy the machine is;
     programs that sleep or wait are stopped after `wall_factor` times as much wall-clock time.
-    `memory_bytes` is address space (RLIMIT_AS). `threads` includes the main thread and that of
-    bwrap; a program cannot start processes. `output_bytes` is the size of one answer.
+    `memory_bytes` limits the address space (RLIMIT_AS). `threads` includes the main thread and
+    bwrap's thread; a program cannot start processes. `file_bytes` is the maximum size of a file,
+    `open_files` the maximum number of open file descriptors, `signals` the maximum number of queued
+    signals, and `output_bytes` the maximum size of one answer.
     """
 
     seconds_per_test: float = 6.0
@@ -41,16 +43,16 @@ class Limits:
         return self.wall_factor * self.seconds_per_test
 
     def total_seconds(self, tests: int) -> float:
-        """Return the CPU time limit for all tests of a program, by LiveCodeBench's formula."""
+        """Return the CPU time limit for all tests together, by LiveCodeBench's formula."""
         return (self.seconds_per_test + 1) * tests + 5
 
 
 @dataclass(frozen=True, kw_only=True)
 class Interpreter:
-    """A Python executable; `folders` hold its standard library and the shared libraries.
+    """A Python executable; `folders` contain its standard library and the shared libraries.
 
-    `numpy` lists the folders of numpy, if it is installed for this Python: LiveCodeBench's own
-    environment has numpy, and answers use it.
+    `numpy` lists numpy's folders and is empty if numpy is not installed for this Python. Programs
+    may import numpy because LiveCodeBench's own environment contains it, and answers use it.
     """
 
     executable: Path
@@ -59,10 +61,10 @@ class Interpreter:
 
 
 def find_interpreter() -> Interpreter:
-    """Return the running Python, or the system's if programs may not read the running one.
+    """Return the running Python, or the system's Python if programs may not read the running one.
 
     Raises:
-        MissingEnvironmentError: programs may read neither.
+        MissingEnvironmentError: programs may read neither of them.
     """
     candidates = [Path(sys.executable).resolve(), Path("/usr/bin/python3").resolve()]
     for executable in candidates:
@@ -81,7 +83,7 @@ def find_interpreter() -> Interpreter:
 
 
 def _readable(path: Path) -> bool:
-    """Return whether programs may read a path; if the launcher is root they run as nobody."""
+    """Return whether programs may read a path; they run as `nobody` if the launcher is root."""
     if os.geteuid() != 0:
         return os.access(path, os.R_OK)
     return all(folder.stat().st_mode & 0o001 for folder in path.parents) and bool(
@@ -93,18 +95,22 @@ def _numpy_folders(executable: Path) -> tuple[Path, ...]:
     running = Path(sys.executable).resolve()
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     if executable != running and executable.name != version:
-        return ()  # numpy is compiled for another version
+        return ()  # the installed numpy is compiled for another Python version
     spec = importlib.util.find_spec("numpy")
     if spec is None or spec.origin is None:
         return ()
     package = Path(spec.origin).parent
-    folders = [package, package.with_name("numpy.libs")]  # the latter holds its shared libraries
+    folders = [package, package.with_name("numpy.libs")]  # the latter has the shared libraries
     return tuple(folder for folder in folders if folder.is_dir() and _readable(folder))
 
 
 @dataclass(frozen=True)
 class ScriptFiles:
-    """Descriptors: stdin and stdout of the program, the input that bwrap copies, the output."""
+    """File descriptors of a script's standard input and output.
+
+    `programs` are the two descriptors that the program gets. bwrap copies the input from `copied`,
+    and the grader reads the output from `printed`.
+    """
 
     programs: tuple[int, int]
     copied: int
@@ -113,15 +119,15 @@ class ScriptFiles:
 
 @contextmanager
 def script_files(text: str) -> Iterator[ScriptFiles]:
-    """Create the input and the output file in memory; the program can only read or write them.
+    """Create an input file that a program can only read and an output file that it can only write.
 
-    These are files, not pipes: a program may seek in its input, query its size or map it, and the
-    grader need not read while the program prints.
+    These are in-memory files, not pipes, so a program may seek in its input, query its size or map
+    it, and the grader need not read the output while the program prints.
     """
     opened: list[int] = []
 
     def reopen(descriptor: int, flags: int) -> int:
-        # The new descriptor has its own position and access mode.
+        # Unlike a duplicate, a reopened descriptor has its own position and access mode.
         opened.append(os.open(f"/proc/self/fd/{descriptor}", flags | os.O_CLOEXEC))
         return opened[-1]
 

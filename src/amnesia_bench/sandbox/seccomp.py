@@ -1,10 +1,11 @@
-"""The system calls that a sandboxed program may make, as a seccomp filter.
+"""Build the seccomp filter that allows the system calls a sandboxed program needs.
 
-Namespaces and rlimits leave holes that only a filter closes. The kernel allocates memory for a
+Namespaces and rlimits leave gaps that only a filter closes. The kernel allocates memory for a
 program in many ways that no rlimit counts (memfd_create, System V segments, pages spliced into
-pipes, inotify watches, file locks, Landlock rules, ...), every kernel adds more, and each further
-process multiplies the limits. So the filter allows what Python needs and refuses everything else.
-It allows threads but no second process, so RLIMIT_AS bounds the memory of the whole program.
+pipes, inotify watches, file locks, Landlock rules, ...), new kernel versions add more ways, and a
+program with N processes would have N times the limits. The filter therefore allows only the calls
+that Python needs. It allows threads but no second process, so RLIMIT_AS bounds the memory of the
+program.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import struct
 
 from amnesia_bench.errors import MissingEnvironmentError
 
-# System call numbers on x86_64 and aarch64, from the kernel's unistd headers; None: no such call.
+# System call numbers on x86_64 and aarch64, from the kernel's unistd headers; None if the machine
+# has no such call.
 _ALLOWED: dict[str, tuple[int | None, int | None]] = {
-    # files, all of which are read-only
+    # files, all of which are mounted read-only
     "open": (2, None),
     "openat": (257, 56),
     "close": (3, 57),
@@ -56,7 +58,7 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "fsync": (74, 82),
     "fdatasync": (75, 83),
     "umask": (95, 166),
-    # waiting, and the pair of sockets that asyncio wakes itself with
+    # waiting, and the socket pair with which asyncio wakes its event loop
     "select": (23, None),
     "pselect6": (270, 72),
     "poll": (7, None),
@@ -71,7 +73,7 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "shutdown": (48, 210),
     "getsockname": (51, 204),
     "getsockopt": (55, 209),
-    # memory, all of it counted by RLIMIT_AS
+    # memory, all of which RLIMIT_AS counts
     "brk": (12, 214),
     "munmap": (11, 215),
     "mprotect": (10, 226),
@@ -89,7 +91,7 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
     "sched_yield": (24, 124),
     "sched_getaffinity": (204, 123),
     "getcpu": (309, 168),
-    # start and exit; bwrap executes the program under this filter and waits for it
+    # start and exit; bwrap itself runs under this filter when it starts the driver and waits for it
     "execve": (59, 221),
     "exit": (60, 93),
     "exit_group": (231, 94),
@@ -143,32 +145,33 @@ _ALLOWED: dict[str, tuple[int | None, int | None]] = {
 }
 _CLONE, _FCNTL, _IOCTL = (56, 220), (72, 25), (16, 29)
 _PRCTL, _MMAP, _SOCKETPAIR = (157, 167), (9, 222), (53, 199)
-# Old kernels lack the calls from here on, so libc and Python fall back when they get ENOSYS.
+# Old kernels lack the calls numbered from here on, so libc and Python fall back to older calls if
+# one of these fails with ENOSYS.
 _FIRST_RECENT = 424
 
 _CLONE_THREAD = 0x00010000
-# fcntl.h: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_GETPIPE_SZ. Locks and
-# larger pipes would take kernel memory.
+# fcntl.h: F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_SETFL, F_DUPFD_CLOEXEC, F_GETPIPE_SZ. The commands
+# for locks and larger pipes are refused because these occupy kernel memory.
 _FCNTL_COMMANDS = (0, 1, 2, 3, 4, 1030, 1032)
 # ioctls.h: TCGETS, TIOCGWINSZ, FIONREAD, FIONBIO, FIONCLEX, FIOCLEX, TCGETS2.
 _IOCTL_REQUESTS = (0x5401, 0x5413, 0x541B, 0x5421, 0x5450, 0x5451, 0x802C542A)
 _SET_NAME, _GET_NAME, _SET_THP_DISABLE = 15, 16, 41
 _AF_UNIX = 1
-# Shared anonymous memory stays allocated, uncounted, after all but one page of it is unmapped;
-# pages of MAP_HUGETLB come from a pool that the whole machine shares.
+# After a program unmaps all but one page of shared anonymous memory, the kernel keeps the rest
+# allocated without counting it. MAP_HUGETLB pages come from a pool that the machine shares.
 _MAP_SHARED, _MAP_ANONYMOUS, _MAP_HUGETLB = 0x01, 0x20, 0x40000
-# Column of the table above, and AUDIT_ARCH of linux/audit.h.
+# For each machine: its column in `_ALLOWED`, and its AUDIT_ARCH value (linux/audit.h).
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}
-_X32_CALLS = 0x40000000  # from here on x86_64 has a second number for every call
+_X32_CALLS = 0x40000000  # first call number of x86_64's x32 ABI, which duplicates every call
 
-# struct seccomp_data: the number at 0, the architecture at 4, 64-bit arguments from 16 on. All
-# arguments that the filter checks are 32-bit in the kernel, or flags in the lower half.
+# Byte offsets in struct seccomp_data: call number 0, architecture 4, 64-bit arguments from 16 on.
+# The filter only checks arguments that are 32-bit in the kernel, or flags in the lower 32 bits.
 _LOAD, _EQUAL, _AT_LEAST, _ANY_BIT, _RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
 
 
 def filter_program(machine: str | None = None) -> bytes:
-    """Return the filter as an array of struct sock_filter, which `bwrap --seccomp` reads.
+    """Return the filter as an array of struct sock_filter, the input format of `bwrap --seccomp`.
 
     Raises:
         MissingEnvironmentError: the table lacks the call numbers of this machine.
@@ -202,7 +205,7 @@ def filter_program(machine: str | None = None) -> bytes:
 
 
 def _conditions() -> list[tuple[tuple[int, int], list[bytes]]]:
-    """Return the calls that are allowed with certain arguments only, each with its rule."""
+    """Return the calls that are allowed only with certain arguments, each with its BPF rule."""
     threads = [
         _load_argument(0),
         _instruction(_ANY_BIT, _CLONE_THREAD, if_false=1),
@@ -218,7 +221,8 @@ def _conditions() -> list[tuple[tuple[int, int], list[bytes]]]:
         _refuse(errno.ENOMEM),
     ]
     # The driver disables huge pages before it loads the program, and the program may not enable
-    # them: the kernel keeps a whole huge page while a part is mapped; RLIMIT_AS counts the part.
+    # them: while any part of a huge page is mapped, the kernel keeps all of the page allocated,
+    # but RLIMIT_AS counts only the mapped part.
     prctl = [
         _load_argument(0),
         _instruction(_EQUAL, _SET_NAME, if_true=6),
@@ -242,7 +246,10 @@ def _conditions() -> list[tuple[tuple[int, int], list[bytes]]]:
 
 
 def _of_call(number: int, rule: list[bytes]) -> list[bytes]:
-    """Return a rule for one call, which other calls jump over; every path of it must return."""
+    """Return the instructions that apply `rule` to one call and skip it for all other calls.
+
+    Every path through `rule` must return.
+    """
     return [_instruction(_EQUAL, number, if_false=len(rule)), *rule]
 
 
@@ -254,7 +261,10 @@ def _one_of(argument: int, values: tuple[int, ...], error: int) -> list[bytes]:
 
 
 def _load_argument(position: int) -> bytes:
-    """Return the load of an argument's lower half; both machines are little-endian."""
+    """Return the BPF instruction that loads an argument's lower 32 bits.
+
+    The offset is the same on both machines because both are little-endian.
+    """
     return _instruction(_LOAD, 16 + 8 * position)
 
 
@@ -267,5 +277,8 @@ def _return(value: int) -> bytes:
 
 
 def _instruction(code: int, value: int, *, if_true: int = 0, if_false: int = 0) -> bytes:
-    """Return one struct sock_filter; the jumps count the instructions to skip."""
+    """Return one struct sock_filter.
+
+    If the instruction compares, `if_true` and `if_false` are the numbers of instructions to skip.
+    """
     return struct.pack("=HBBI", code, if_true, if_false, value)

@@ -1,4 +1,4 @@
-"""Test the sandbox before it is used: a program tries to get out and reports how far it got."""
+"""Test the sandbox before use: a probe program attempts to escape and reports each result."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from amnesia_bench.sandbox.launcher import INSTALL, Launcher, find_launcher
 from amnesia_bench.sandbox.program import MIB, Limits
 from amnesia_bench.sandbox.session import ProgramStoppedError, SandboxError
 
-# Small limits are reached quickly; the kernel's mechanisms are the same.
+# A small memory limit keeps the test fast; the kernel enforces small and large limits alike.
 LIMITS = Limits(seconds_per_test=20.0, memory_bytes=512 * MIB)
 
 
 @dataclass(frozen=True)
 class Check:
-    """One way out, whether it is closed, and the result of the attempt."""
+    """One attempted escape from the sandbox: its name, whether it was refused, and its result."""
 
     name: str
     contained: bool
@@ -25,7 +25,7 @@ class Check:
 
 
 def run_checks(launcher: Launcher) -> tuple[Check, ...]:
-    """Run the probe in a sandbox.
+    """Run the probe in a sandbox and return one check per attempted escape.
 
     Raises:
         MissingEnvironmentError: the sandbox does not start; the message gives the reason.
@@ -45,10 +45,10 @@ def run_checks(launcher: Launcher) -> tuple[Check, ...]:
 
 
 def refuse_leaks(checks: tuple[Check, ...]) -> None:
-    """Refuse a sandbox with an open way out.
+    """Raise an error if the sandbox does not contain programs.
 
     Raises:
-        MissingEnvironmentError: at least one check found an open way out.
+        MissingEnvironmentError: at least one attempted escape succeeded.
     """
     if leaks := [f"{check.name} ({check.result})" for check in checks if not check.contained]:
         raise MissingEnvironmentError(f"the sandbox leaks: {'; '.join(leaks)}", hint=INSTALL)
@@ -58,11 +58,12 @@ def open_launcher(*, unsafe_no_sandbox: bool = False) -> Launcher:
     """Return a launcher whose sandbox passed the self-test.
 
     Args:
-        unsafe_no_sandbox: run programs as plain processes, which have limits of memory and time
-            but may read and send everything that their user may.
+        unsafe_no_sandbox: run programs as plain processes. They have memory and time limits, but
+            can read every file that their user can read and can use the network.
 
     Raises:
-        MissingEnvironmentError: there is no sandbox, or it leaks; the message gives the reason.
+        MissingEnvironmentError: there is no sandbox, or an attempted escape from it succeeded; the
+            message gives the reason.
     """
     launcher = find_launcher(unsafe_no_sandbox=unsafe_no_sandbox)
     if launcher.bwrap is not None:

@@ -1,7 +1,7 @@
-"""A running program: send it requests, wait for answers within limits, and kill it at the end.
+"""Communicate with a running program: send requests, await answers within limits, and kill it.
 
-Answers come from a hostile program: they are length-checked and parsed as JSON, and nothing else
-in them is trusted.
+Answers come from a hostile program: their length is checked and they are parsed as JSON, but their
+content is not trusted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HEADER_BYTES = 8
 READ_BYTES = 1 << 20
 DIAGNOSTICS_BYTES = 2000
 LEAST_WAIT_SECONDS = 0.01
-NAME_BYTES = 1 << 16  # maximum size of an answer that only names an exception
+NAME_BYTES = 1 << 16  # maximum size of an answer that contains only the name of an exception
 
 
 class Stop(Enum):
@@ -49,7 +49,10 @@ class SandboxError(Exception):
 
 @dataclass(frozen=True)
 class _Deadline:
-    """When waiting ends: a time of the monotonic clock, and the CPU seconds of the program."""
+    """When waiting ends: at time `wall` on the monotonic clock or after `cpu` seconds of CPU time.
+
+    `cpu` counts all CPU time that the program has used since it started.
+    """
 
     wall: float
     cpu: float
@@ -58,8 +61,9 @@ class _Deadline:
 class Session:
     """The two pipes to a driver.
 
-    `init` is a pidfd of the sandbox's first process and `driver` the pid of the process whose CPU
-    time counts, once known; `printed` is the descriptor of the file that a script prints to.
+    `init` is a pidfd of the sandbox's first process, and `driver` is the pid of the process whose
+    CPU time is limited; both are None until known. `printed` is the descriptor of a script's output
+    file.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], output_bytes: int) -> None:
@@ -78,7 +82,7 @@ class Session:
 
     @property
     def pid(self) -> int:
-        """The pid of the process that was started: bwrap, or the driver if there is no sandbox."""
+        """The pid of the started process: bwrap, or the driver if there is no sandbox."""
         return self._process.pid
 
     def ask(
@@ -89,16 +93,16 @@ class Session:
         cpu_seconds: float = math.inf,
         max_bytes: int | None = None,
     ) -> Mapping[str, Any]:
-        """Send one request and return the answer to it.
+        """Send one request and return its answer.
 
         Args:
             request: a JSON value.
-            deadline: in seconds of the monotonic clock.
-            cpu_seconds: CPU time that the program may use from now on, in all its threads.
-            max_bytes: maximum size of the answer; None for the limit of all answers.
+            deadline: the time on the monotonic clock, in seconds, at which waiting ends.
+            cpu_seconds: CPU time that the program may use from now on, summed over its threads.
+            max_bytes: maximum size of the answer; None for the session's `output_bytes`.
 
         Raises:
-            ProgramStoppedError: there is no answer.
+            ProgramStoppedError: the program gave no valid answer within the limits.
         """
         data = json.dumps(request).encode()
         until = self._until(deadline, cpu_seconds)
@@ -113,10 +117,10 @@ class Session:
         """Wait until a loaded script exits.
 
         Returns:
-            The exit status, or the driver's answer about an uncaught exception.
+            The exit status, or the driver's answer that names an uncaught exception.
 
         Raises:
-            ProgramStoppedError: the script did not exit in time.
+            ProgramStoppedError: the script did not exit within the limits.
         """
         until = self._until(deadline, cpu_seconds)
         try:
@@ -124,7 +128,7 @@ class Session:
         except ProgramStoppedError as error:
             if error.stop is not Stop.ENDED:
                 raise
-        # The script closed the pipe, but may still be running.
+        # The pipe is closed, but the script may still be running.
         process = os.pidfd_open(self._process.pid)
         try:
             poll = select.poll()
@@ -135,7 +139,7 @@ class Session:
         return {"status": self._process.wait()}
 
     def output(self, max_bytes: int) -> bytes:
-        """Return the first `max_bytes` bytes that a script printed."""
+        """Return the first `max_bytes` bytes of a script's output."""
         assert self.printed is not None
         parts, offset = [], 0
         while part := os.pread(self.printed, min(max_bytes - offset, READ_BYTES), offset):
@@ -144,11 +148,11 @@ class Session:
         return b"".join(parts)
 
     def cpu_seconds(self) -> float:
-        """Return the CPU time of the program and its driver so far; 0 after they have exited."""
+        """Return the CPU time used by the driver and its program; 0 if unknown or after exit."""
         if self.driver is None:
             return 0.0
         try:
-            # The clock id of another process, computed as clock_getcpuclockid(3) does.
+            # The clock id of another process, computed by the formula of clock_getcpuclockid(3).
             return time.clock_gettime((~self.driver << 3) | 2)
         except OSError:
             return 0.0
@@ -169,19 +173,19 @@ class Session:
         return answer
 
     def diagnostics(self) -> str:
-        """Return the text on stderr; only meaningful before the program itself has run."""
+        """Return the stderr output; it is only meaningful before the program itself has run."""
         assert self._process.stderr is not None
         os.set_blocking(self._process.stderr.fileno(), False)
         text = self._process.stderr.read(DIAGNOSTICS_BYTES) or b""
         return " ".join(text.decode("utf-8", "replace").split())
 
     def kill(self) -> None:
-        """Kill the program and everything that it started, and wait until it has exited."""
+        """Kill the program and every process that it started, then wait for its exit."""
         if self._process.returncode is not None:
-            return  # already waited for: the pid may be reused by now
+            return  # the process was already reaped, so another process may have its pid by now
         with suppress(ProcessLookupError):
             if self.init is not None:
-                # This kills its whole pid namespace; bwrap, which waits for it, exits.
+                # This kills every process in its pid namespace; bwrap, which waits for it, exits.
                 signal.pidfd_send_signal(self.init, signal.SIGKILL)
             else:
                 os.killpg(self._process.pid, signal.SIGKILL)
@@ -202,14 +206,15 @@ class Session:
             try:
                 view = view[os.write(self._requests, view) :]
             except BlockingIOError:
-                # Only while there is data to send: an idle pipe is always writable.
+                # Poll for writability only while there is data to send, since the pipe of an idle
+                # driver is always writable.
                 self._poll.register(self._requests, select.POLLOUT)
                 try:
                     ready = self._wait(until)
                 finally:
                     self._poll.unregister(self._requests)
                 if ready == [self._replies]:
-                    # It answered before it received the request: such an answer is not valid.
+                    # The program answered before it received the request, which is not valid.
                     raise ProgramStoppedError(Stop.MALFORMED) from None
             except BrokenPipeError:
                 raise ProgramStoppedError(Stop.ENDED) from None
@@ -217,7 +222,8 @@ class Session:
     def _receive(self, count: int, until: _Deadline) -> bytes:
         parts = []
         while count:
-            # Wait first, then read: an answer that is already in the pipe is in time.
+            # Poll before reading: an answer that is already in the pipe at the deadline counts as
+            # on time.
             self._wait(until)
             part = os.read(self._replies, min(count, READ_BYTES))
             if not part:
@@ -232,8 +238,8 @@ class Session:
             if cpu_left <= 0:
                 raise ProgramStoppedError(Stop.TIME_LIMIT)
             wall_left = max(0.0, until.wall - time.monotonic())
-            # One thread uses at most one CPU second per second; with several, the loop checks the
-            # CPU time again after the wait.
+            # A single thread uses at most one CPU second per second, so this wait cannot overrun
+            # its CPU limit; with several threads, the loop checks the CPU time again afterwards.
             wait = min(wall_left, max(cpu_left, LEAST_WAIT_SECONDS))
             if ready := (poll or self._poll).poll(1000 * wait):
                 return [descriptor for descriptor, _ in ready]

@@ -1,1 +1,1 @@
-"""LiveCodeBench: problems, prompts, and verdicts on programs run in a sandbox."""
+"""LiveCodeBench: its problems and prompts, and verdicts on programs that run in a sandbox."""

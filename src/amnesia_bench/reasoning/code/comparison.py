@@ -1,4 +1,4 @@
-"""Compare the answer of a program with the expected one. Answers come from hostile programs.
+"""Compare a program's output with the expected output; the program may be hostile.
 
 The default rules are those of LiveCodeBench's checker (lcb_runner/evaluation/testing_util.py at
 28fef95). With a tolerance, floats may differ slightly, and white space between words is ignored.
@@ -11,18 +11,20 @@ from collections.abc import Iterator
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
-# Absolute or relative error that most problem statements allow: 1e-6 on AtCoder, 1e-5 on LeetCode.
+# Absolute or relative errors that most problem statements allow: 1e-6 for the printed output of
+# AtCoder problems, 1e-5 for the returned values of LeetCode problems.
 PRINTED_TOLERANCE = 1e-6
 RETURNED_TOLERANCE = 1e-5
-_LONGEST_RATIO = 700  # characters; the two integers of a float have at most 270 in hex
+_LONGEST_RATIO = 700  # in characters; the hex integer ratio of a float has at most 270
 
 
 def printed_difference(printed: str, expected: str, tolerance: float | None = None) -> str | None:
     """Return how a printed text differs from the expected one, or None if they agree.
 
-    Lines are compared without surrounding white space, or else number by number, exactly. With a
-    tolerance they are compared word by word: where the expected word has a decimal point or an
-    exponent, the absolute or relative error may be up to the tolerance.
+    Two lines agree if they are equal without surrounding white space, or if all their words are
+    numbers with exactly equal values. With a tolerance, lines are compared word by word: if an
+    expected word has a decimal point or an exponent, the absolute or relative error of the printed
+    word may be up to the tolerance.
     """
     printed, expected = printed.strip(), expected.strip()
     counts = printed.count("\n") + 1, expected.count("\n") + 1
@@ -37,7 +39,10 @@ def printed_difference(printed: str, expected: str, tolerance: float | None = No
 
 
 def _lines(text: str) -> Iterator[str]:
-    """Yield the lines of a text; a list of millions of empty lines takes 50 times its memory."""
+    """Yield the lines of a text one by one.
+
+    A list of millions of empty lines would need 50 times the memory of the text.
+    """
     start = 0
     while (end := text.find("\n", start)) >= 0:
         yield text[start:end]
@@ -46,14 +51,14 @@ def _lines(text: str) -> Iterator[str]:
 
 
 def _same_words(line: str, expected: list[str], tolerance: float | None) -> bool:
-    words = line.split(maxsplit=len(expected))  # do not split the rest of a long line
+    words = line.split(maxsplit=len(expected))  # leaves the excess of a long line unsplit
     if tolerance is not None:
         return len(words) == len(expected) and all(
             word == other or _same_number(word, other) or _close(word, other, tolerance)
             for word, other in zip(words, expected, strict=True)
         )
     try:
-        # Comparing a signalling NaN raises.
+        # Comparing a signalling NaN raises InvalidOperation.
         return [*map(Decimal, words)] == [*map(Decimal, expected)]
     except InvalidOperation:
         return False
@@ -68,7 +73,7 @@ def _same_number(word: str, expected: str) -> bool:
 
 def _close(word: str, expected: str, tolerance: float) -> bool:
     if not any(mark in expected for mark in ".eE"):
-        return False  # an integer is exact
+        return False  # expected integers must be matched exactly
     try:
         return math.isclose(float(word), float(expected), rel_tol=tolerance, abs_tol=tolerance)
     except ValueError:
@@ -76,13 +81,14 @@ def _close(word: str, expected: str, tolerance: float) -> bool:
 
 
 def returned_equals(returned: Any, expected: Any, tolerance: float | None = None) -> bool:
-    """Return whether the result of a function equals the expected JSON value, as == in Python.
+    """Return whether a function's result equals the expected JSON value, as `==` does in Python.
 
     Args:
-        returned: as the driver's `json_value` writes it. It is not converted: a hostile answer
-            costs no more than a walk over the expected value.
+        returned: the result in the format of the driver's `json_value`. It is compared without
+            conversion, so the cost for a hostile answer is bounded by the size of `expected`.
         expected: a JSON value.
-        tolerance: absolute or relative error allowed where a float is expected; None for exact.
+        tolerance: maximum absolute or relative error where a float is expected; None requires
+            exact equality.
     """
     if isinstance(expected, list):
         return (
@@ -117,7 +123,7 @@ def _same_dict(returned: Any, expected: dict[str, Any], tolerance: float | None)
 
 
 def _as_float(returned: Any) -> float:
-    """Return the float of a number as the driver writes it; NaN for anything else."""
+    """Convert a number in the driver's format to a float; return NaN for any other value."""
     try:
         match returned:
             case int() | float():
@@ -130,7 +136,10 @@ def _as_float(returned: Any) -> float:
 
 
 def _as_ratio(number: Any) -> dict[str, list[str]] | None:
-    """Return a number the way the driver writes large integers, Fractions and Decimals, or None."""
+    """Convert a number to the driver's format of large integers, Fractions and Decimals.
+
+    Return None if it has no such format.
+    """
     try:
         return {"ratio": [hex(part) for part in number.as_integer_ratio()]}
     except (AttributeError, OverflowError, ValueError):

@@ -1,4 +1,4 @@
-"""Grade one program by the tests of its problem: run it in the sandbox, judge outside of it."""
+"""Grade one program: run it in the sandbox on its problem's tests, judge its output outside."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from amnesia_bench.sandbox import (
 
 @dataclass(frozen=True)
 class Grade:
-    """The result of a program; `detail` names the failed test and why, None if it passed all."""
+    """The outcome of a program; `detail` names the failed test and the reason, if there is one."""
 
     outcome: Outcome
     detail: str | None
@@ -44,9 +44,9 @@ def grade(
     limits: Limits,
     checker: Checker = Checker.LCB,
 ) -> Grade:
-    """Run a program on the tests of its problem up to the first that it fails.
+    """Run a program on the tests of its problem, and stop at the first test that it fails.
 
-    The caller decodes `tests` once for all programs of a problem.
+    `tests` is an argument so that the caller decodes it only once for all programs of a problem.
 
     Raises:
         UserError: an expected output is not JSON.
@@ -74,12 +74,15 @@ class _Grader:
         return time.monotonic() + self.limits.wall_seconds_per_test
 
     def _max_bytes(self, test: ProgramTest) -> int:
-        """Return the maximum size of an answer: judging takes 25 times as much memory."""
+        """Return the maximum size of one answer in bytes.
+
+        It is bounded because judging needs 25 times as much memory as the answer.
+        """
         return min(self.limits.output_bytes, _SPARE_BYTES + _BYTES_PER_EXPECTED * len(test.output))
 
 
 class _DriverGrader(_Grader):
-    """One process answers all tests, as in LiveCodeBench's checker."""
+    """Runs all tests in one driver process, as LiveCodeBench's checker does."""
 
     def grade(self, code: str, problem: CodeProblem, tests: Sequence[ProgramTest]) -> Grade:
         lenient = self.checker is Checker.LENIENT
@@ -101,7 +104,7 @@ class _DriverGrader(_Grader):
 
 
 class _ScriptGrader(_Grader):
-    """One plain Python process per test; its exit is the answer."""
+    """Runs each test in its own Python process, judged by exit status and printed output."""
 
     def grade(self, code: str, problem: CodeProblem, tests: Sequence[ProgramTest]) -> Grade:
         for number, test in enumerate(tests, start=1):
@@ -132,8 +135,8 @@ class _ScriptGrader(_Grader):
         return _judge({"printed": printed.decode("utf-8", "replace")}, test, problem, self.checker)
 
 
-# Maximum size of an answer: a fixed part for spaces, empty lines and frames, and a multiple of the
-# expected output, which can be written in several ways.
+# Maximum size of an answer: a constant that allows for spaces, empty lines and frames, plus a
+# multiple of the expected output's length, since correct output can be written in several ways.
 _SPARE_BYTES = 1 << 20
 _BYTES_PER_EXPECTED = 16
 
@@ -146,7 +149,7 @@ def _stopped(error: ProgramStoppedError, where: str) -> Grade:
 def _judge(
     answer: Mapping[str, Any], test: ProgramTest, problem: CodeProblem, checker: Checker
 ) -> str | None:
-    """Return the fault of an answer, or None if it is correct."""
+    """Return what is wrong with an answer, or None if it is correct."""
     lenient = checker is Checker.LENIENT
     if problem.kind is ProblemKind.STDIN:
         if fault := _fault(answer, "printed"):
@@ -166,7 +169,7 @@ def _judge(
     return None if returned_equals(answer["returned"], expected, tolerance) else "wrong answer"
 
 
-# Errors that the driver reports but that are not exceptions of the program.
+# Error names by which the driver reports that a program exceeded a limit.
 _LIMIT_FAULTS = {"MemoryError": "memory limit", "OutputLimit": Stop.OUTPUT_LIMIT.value}
 
 

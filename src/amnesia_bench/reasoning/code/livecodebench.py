@@ -1,4 +1,4 @@
-"""LiveCodeBench: the prompt, the program in an answer, and the verdicts on many programs."""
+"""LiveCodeBench: build prompts, extract programs from answers, and judge many programs."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _FENCE = "```"
 
 
 def prompt(problem: CodeProblem) -> str:
-    """Return the user message of a problem; there is no system message."""
+    """Return the user message for a problem; the prompt has no system message."""
     sentence = _WITH_STARTER if problem.starter_code else _WITHOUT_STARTER
     code = problem.starter_code or "# YOUR CODE HERE"
     return (
@@ -46,7 +46,7 @@ def prompt(problem: CodeProblem) -> str:
 def extract(text: str) -> str | None:
     """Return the program in an answer, or None if there is none.
 
-    It is the text between the last two lines with a code fence.
+    The program is the text between the last two lines that contain a code fence.
 
     Args:
         text: the answer without its thinking.
@@ -58,7 +58,7 @@ def extract(text: str) -> str | None:
     return "\n".join(lines[fences[-2] + 1 : fences[-1]])
 
 
-# The field of a row that holds the `CodeProblem`.
+# The name of the row field that contains the `CodeProblem`.
 PROBLEM = "problem"
 
 
@@ -66,8 +66,8 @@ PROBLEM = "problem"
 class ProgramScorer:
     """Judges the program in an answer by all tests of its problem.
 
-    If `launcher` is None, a sandbox is tested and opened when scoring starts. If `workers` is None,
-    one program runs per core.
+    If `launcher` is None, scoring starts by testing and opening a sandbox. If `workers` is None,
+    one program per core runs at a time.
     """
 
     launcher: Launcher | None = None
@@ -102,7 +102,7 @@ class ProgramScorer:
 
 
 def problem_of(row: Row) -> CodeProblem:
-    """Return the problem in a row."""
+    """Return the `CodeProblem` that a row contains."""
     problem = row[PROBLEM]
     assert isinstance(problem, CodeProblem)
     return problem
@@ -120,11 +120,11 @@ def score_programs(
     """Return a verdict on each attempt, sorted by key.
 
     Args:
-        problems: the problems; `doc` of a key is an index into them.
+        problems: the problems; the `doc` of a key is an index into this sequence.
         attempts: the answers, in any order.
         launcher: the result of `sandbox.open_launcher`.
-        limits: the limits of a program; None for LiveCodeBench's.
-        checker: how programs are run and judged.
+        limits: the limits of each program; None for LiveCodeBench's limits.
+        checker: the rules by which programs are run and judged.
         workers: number of programs to run in parallel; None for one per core.
 
     Raises:
@@ -142,7 +142,8 @@ def score_programs(
     for answer in answers:
         if not 0 <= answer.key.doc < len(problems):
             raise UserError(f"{answer.key}: doc is out of range for {len(problems)} problems")
-    # One group per problem: its tests, often a hundred megabytes, are decoded once and then freed.
+    # One group per problem, so that its tests (often a hundred megabytes) are decoded only once and
+    # freed after the group.
     groups = [list(group) for _, group in groupby(answers, lambda a: (a.key.task, a.key.doc))]
     stopped = Event()
 
@@ -165,4 +166,4 @@ def score_programs(
         try:
             return tuple(verdict for group in pool.map(score_group, groups) for verdict in group)
         finally:
-            stopped.set()  # Ctrl-C waits for the running programs, but not for the pending ones
+            stopped.set()  # after Ctrl-C, only programs that are already running are waited for

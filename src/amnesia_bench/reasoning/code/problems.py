@@ -1,7 +1,7 @@
-"""Read LiveCodeBench's problems line by line: the files of release_v5 hold 4.3 GB of tests.
+"""Read LiveCodeBench's problems line by line, since release_v5 contains 4.3 GB of tests.
 
-The dataset on the hub is a script, which datasets 4 and later refuse to run, so this module reads
-the raw files. Tests are decoded only when a problem is graded.
+The data set on the hub is a loading script, which `datasets` 4 and later refuses to run, so this
+module reads the raw files. Tests are decoded only when a problem is graded.
 """
 
 from __future__ import annotations
@@ -24,13 +24,14 @@ from amnesia_bench.errors import MissingEnvironmentError, UserError
 REPOSITORY = "livecodebench/code_generation_lite"
 REVISION = "0fe84c3912ea0c4d4a78037083943e8f0c4dd505"
 FILES = ("test.jsonl", "test2.jsonl", "test3.jsonl", "test4.jsonl", "test5.jsonl")
-# Maximum size of one problem's decoded tests; the largest in the dataset is far smaller.
+# Maximum decompressed size of one problem's private tests; the largest in the data set is far
+# smaller.
 MAX_TEST_BYTES = 4 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """A subset of the benchmark: all problems of `files` since `first_date`.
+    """A subset of the benchmark: the problems in `files` whose date is `first_date` or later.
 
     `problems` is the number of problems that the subset must have.
     """
@@ -40,8 +41,9 @@ class Window:
     first_date: datetime | None = None
 
 
-# Subsets that papers call "LiveCodeBench v5". The first fits this paper's numbers (release_v5
-# without release_v2); then release_v5, its problems since August 2024, and those new in it.
+# Subsets that papers call "LiveCodeBench v5". 369: release_v5 without release_v2, the subset that
+# fits this paper's numbers. 880: release_v5. 279: its problems since August 2024. 167: the problems
+# that are new in release_v5.
 WINDOWS: Mapping[int, Window] = {
     369: Window(files=FILES[2:], problems=369),
     880: Window(files=FILES, problems=880),
@@ -51,7 +53,7 @@ WINDOWS: Mapping[int, Window] = {
 
 
 class ProblemKind(Enum):
-    """How a program is tested: by its output for an input, or by the result of its function."""
+    """How a program is tested: by what it prints for an input, or by what its function returns."""
 
     STDIN = "stdin"
     FUNCTIONAL = "functional"
@@ -59,9 +61,10 @@ class ProblemKind(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ProgramTest:
-    """One test.
+    """One test: an input and the expected output.
 
-    For a functional problem each line of `input` is an argument as JSON, and `output` is JSON.
+    For a functional problem, each line of `input` is one argument as JSON, and `output` is the
+    expected return value as JSON.
     """
 
     input: str
@@ -70,7 +73,11 @@ class ProgramTest:
 
 @dataclass(frozen=True, kw_only=True)
 class CodeProblem:
-    """A problem, and the file position of its tests; `function` is None if programs read stdin."""
+    """A problem, and the byte offset `offset` of its line in the file `source`.
+
+    `function` is the function that tests call; None if programs read from standard input. `sha256`
+    is the hash of the line.
+    """
 
     name: str
     question: str
@@ -112,13 +119,14 @@ def load_problems(
 
     Args:
         window: a key of `WINDOWS`.
-        path: None for the hub; a folder with files named like the hub's; or one file of the same
-            schema, of which all problems are returned, independent of the window.
+        path: None to download the files from the hub; or a folder with files of the same names; or
+            a single file of the same schema, all of whose problems are returned, whatever the
+            window.
         revision: a commit of the hub's repository.
 
     Raises:
-        UserError: the window or a file does not exist, the schema differs, a line is cut off, or
-            the number of problems is not the window's.
+        UserError: the window or a file does not exist, a file cannot be downloaded, the schema
+            differs, a line is cut off, or the number of problems is not that of the window.
         MissingEnvironmentError: `path` is None and huggingface_hub is not installed.
     """
     if window not in WINDOWS:
@@ -147,7 +155,7 @@ def load_problems(
 
 
 def problems_identity(problems: tuple[CodeProblem, ...]) -> str:
-    """Return the sha256 of the problems, which covers their tests and order."""
+    """Return a sha256 hash that covers the problems, their tests and their order."""
     return hashlib.sha256("\n".join(problem.sha256 for problem in problems).encode()).hexdigest()
 
 
@@ -230,7 +238,7 @@ def _tests(cases: Any, where: str) -> tuple[ProgramTest, ...]:
 
 
 def _decode(text: str, where: str) -> Any:
-    """Decode private tests: JSON, or base64 of a compressed pickle of a JSON string."""
+    """Decode private tests, given as JSON or as a base64-encoded zlib-compressed pickle of JSON."""
     try:
         return json.loads(text)
     except ValueError:
@@ -246,7 +254,7 @@ def _decode(text: str, where: str) -> Any:
 
 
 class _OnlyText(pickle.Unpickler):
-    """Unpickles plain values only: a downloaded pickle that names a function would run it."""
+    """Unpickles plain values only, since a downloaded pickle could otherwise run any function."""
 
     def find_class(self, module: str, name: str) -> Any:
         raise pickle.UnpicklingError(f"refers to {module}.{name}; tests must not contain code")

@@ -1,6 +1,7 @@
-"""Compare answers by computer algebra, in a worker process: see `worker`.
+"""Compare answers by computer algebra, in a worker process; see `worker`.
 
-The parent does not import this module: importing sympy takes a second, and some answers crash it.
+The parent process does not import this module, since importing sympy takes a second and some
+answers crash the process that parses them.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def _is_set(value: Any) -> bool:
 
 
 def _as_sets(parsed: list[Any]) -> list[Any]:
-    """Return inequalities as their solution sets, to compare them with an interval or a set."""
+    """Replace inequalities by their solution sets, to compare them with an interval or a set."""
     return [_as_set(value) for value in parsed]
 
 
@@ -68,19 +69,19 @@ def _as_set(value: Any) -> Any:
 
 
 def numbers(parsed: list[Any]) -> dict[str, Any] | None:
-    """Return the numbers that a parsed answer consists of, each as real and imaginary part.
+    """Return the sorted numbers in a parsed answer, each as real and imaginary part.
 
-    They are the sorted numbers of an expression, a set, an interval, a tuple or a matrix, with a
-    fixed value for every symbol; `exact` is true if none of them is a decimal fraction. The result
-    is None for anything else, such as a relation (`x=5` may equal 5), and for a number that cannot
-    be evaluated to all its digits.
+    The answer may be an expression, set, interval, tuple or matrix, in which every symbol is
+    replaced by a fixed value. `exact` is true if none of the numbers is a decimal fraction. The
+    result is None for any other answer, such as a relation (`x=5` may equal 5), and if a number
+    cannot be evaluated to full precision.
     """
     values = [item for item in parsed if not isinstance(item, str)]
     if len(values) != 1:
         return None
     try:
         leaves = sorted(map(_parts, _leaves(values[0])), key=_rounded)
-    except Exception:  # no verdict if sympy fails: the pair is compared by algebra
+    except Exception:  # if sympy fails here, pairs with this answer are compared by algebra
         return None
     exact = not (hasattr(values[0], "has") and values[0].has(sympy.Float))
     return {"exact": exact, "values": leaves}
@@ -97,7 +98,7 @@ def _leaves(value: Any) -> list[Any]:
         return _leaves(value.doit().as_explicit())
     if not isinstance(value, sympy.Expr):
         raise TypeError(f"{type(value).__name__} is not made of numbers")
-    # Any point at which two different expressions of a benchmark are not equal by chance.
+    # Evaluate at an arbitrary fixed point at which different expressions have different values.
     points = {}
     for symbol in value.free_symbols:
         if not _VARIABLE.fullmatch(str(symbol)):
@@ -107,7 +108,7 @@ def _leaves(value: Any) -> list[Any]:
 
 
 def _parts(leaf: Any) -> list[str]:
-    """Return the real and the imaginary part as decimal strings."""
+    """Return the real and the imaginary part of a number as decimal strings."""
     parts = []
     for part in leaf.as_real_imag():
         if isinstance(part, sympy.core.numbers.Infinity | sympy.core.numbers.NegativeInfinity):
@@ -116,7 +117,7 @@ def _parts(leaf: Any) -> list[str]:
         if not part.is_number or part is sympy.nan or part is sympy.zoo:
             raise TypeError("not a number")
         number = sympy.Float(part, 15) if part.is_Rational else part
-        # Digits were lost by cancellation, so the number may be zero.
+        # Low precision means that cancellation lost digits, so the number may be zero.
         if not isinstance(number, sympy.Float) or (number != 0 and number._prec < _MIN_BITS):
             raise TypeError("not evaluated to all digits")
         parts.append(str(number))
@@ -124,19 +125,20 @@ def _parts(leaf: Any) -> list[str]:
 
 
 def _rounded(parts: list[str]) -> list[tuple[float, float]]:
-    # Noise in the last digits must not change the order, which pairs the numbers.
+    # Two answers are compared number by number in sorted order, so noise in the last digits must
+    # not change the order.
     return [(float(f"{float(part):.9g}"), 0.0) for part in parts]
 
 
 def _find(text: str) -> str | None:
-    """Return the answer that math-verify finds in running text."""
+    """Return the answer that math-verify finds in prose, or None if it finds none."""
     matches = parse(text, parsing_timeout=None)
     return str(matches[-1]) if matches else None
 
 
 @lru_cache(maxsize=4096)
 def _parse(answer: str) -> list[Any]:
-    """Parse LaTeX from which `reading` removed the units; `i` is the imaginary unit."""
+    """Parse LaTeX without units, which `reading` has removed; `i` is the imaginary unit."""
     rules = NormalizationConfig(units=False, malformed_operators=True, nits=True, boxed="none")
     configs = [LatexExtractionConfig(normalization_config=rules)]
     return list(map(_with_imaginary_unit, parse(f"${answer}$", configs, parsing_timeout=None)))
@@ -147,7 +149,7 @@ def _with_imaginary_unit(item: Any) -> Any:
         return item
     units = {sympy.Symbol("i", real=real): sympy.I for real in (True, False)}
     if isinstance(item, sympy.Interval) and item.free_symbols & set(units):
-        # Two complex numbers in parentheses are a pair.
+        # An interval has no complex ends, so two complex numbers in parentheses are a pair.
         return sympy.Tuple(item.start.xreplace(units), item.end.xreplace(units))
     return item.xreplace(units)
 

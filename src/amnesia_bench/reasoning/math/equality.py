@@ -1,8 +1,7 @@
-r"""Decide which answers are equal: at a glance, by their numbers, or by computer algebra.
+r"""Decide which answers are equal: by their text, by their numbers, or by computer algebra.
 
-In this order: answers that are written the same are equal; answers with different units, words,
-kinds or values differ; math-verify decides the rest. 50 \% equals 50, as in MATH's own grader, and
-not 0.5.
+Answers with the same text are equal; answers with different units, words, kinds or values differ;
+math-verify decides about all other pairs. 50 \% equals 50 and not 0.5, as in MATH's own grader.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ def forms_to_compare(first: str, second: str) -> tuple[str, str]:
 
 
 def _of_other_kinds(first: Reading, second: Reading) -> bool:
-    """Return whether one is a set and the other a tuple, or only one is an equation."""
+    """Return whether one answer is a set and the other a tuple, or only one is an equation."""
     if {_kind(first.form), _kind(second.form)} == {"set", "tuple"}:
         return True
     forms = first.form, second.form
@@ -67,14 +66,14 @@ def _of_other_kinds(first: Reading, second: Reading) -> bool:
 
 
 def _is_equation(form: str) -> bool:
-    """Return whether the answer is an equation itself, such as that of a plane: `5x-7y+11z+4=0`."""
+    """Return whether an answer is an equation, for example of a plane: `5x-7y+11z+4=0`."""
     left, equals, right = form.partition("=")
     coefficients = re.search(r"(?<![\^_\d{])\d", left)
     return bool(equals and right.strip() == "0" and coefficients and re.search("[A-Za-z]", left))
 
 
 def _kind(form: str) -> str | None:
-    """Return `list`, `set` or `tuple` for several elements, by their brackets, or None."""
+    """Return `list`, `set` or `tuple` if an answer has several elements, else None."""
     depth, lowest, commas = 0, len(form), set()
     for token in re.findall(r"\\[A-Za-z]+|\\.|.", form, re.DOTALL):
         if token in ("(", "[", "{", "\\{"):
@@ -97,17 +96,19 @@ def _kind(form: str) -> str | None:
 def _same_number(gold: Fraction, answer: Fraction) -> bool:
     if gold.denominator == answer.denominator == 1:
         return gold == answer
-    # Six digits, as math-verify rounds; also relative, or all small constants would equal zero.
+    # Math-verify rounds to six digits. The tolerance is also relative, since otherwise all small
+    # constants would equal zero.
     return abs(gold - answer) <= _RELATIVE_ERROR * min(Fraction(1), abs(gold))
 
 
-# Exact values differ beyond this relative distance, which is far above the rounding to 15 digits.
+# Two exact values certainly differ if their relative distance exceeds this bound, which is far
+# larger than the error of rounding to 15 digits.
 _RELATIVE = Decimal("1e-9")
-# The same for decimal fractions, far above math-verify's rounding to six digits. Algebra decides
-# about closer pairs.
+# The same bound for decimal fractions, far above math-verify's rounding to six digits. Algebra
+# decides about closer pairs.
 _ROUNDED = Decimal("1e-5")
 
-# No exponent is too large, and no comparison raises.
+# With this context, nearly all exponents are representable and no operation raises an exception.
 _CONTEXT = Context(prec=28, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[])
 
 Obstacle = tuple[Outcome, str]
@@ -116,8 +117,8 @@ Obstacle = tuple[Outcome, str]
 class Equality:
     """Compares a collection of answers with as little computer algebra as possible.
 
-    Each distinct answer is parsed once, for the numbers that it consists of. Most pairs differ in
-    these and need no algebra, which matters because 16 answers to a problem can be 120 pairs.
+    Each distinct answer is parsed once, to extract its numbers. Most unequal pairs differ in these
+    and need no algebra, which matters because 16 answers to a problem can form 120 pairs.
     """
 
     def __init__(self, pool: ComparisonPool, answers: Iterable[str]) -> None:
@@ -147,12 +148,12 @@ class Equality:
         return obstacle_of(self._numbers[form])
 
     def ask(self, how: str, pairs: Sequence[tuple[str, str]]) -> list[Any]:
-        """Compare pairs by algebra; `how` is a request of `algebra`."""
+        """Compare pairs by algebra and return the replies; `how` is `verify` or `same`."""
         return self._pool.run([(how, *forms_to_compare(*pair)) for pair in pairs])
 
 
 def obstacle_of(reply: Any) -> Obstacle | None:
-    """Return the outcome and detail of a failed comparison, or None if the reply is a result."""
+    """Return the outcome and detail if a comparison failed, or None if the reply is a result."""
     if reply is Failure.TIME_LIMIT:
         return Outcome.TIME_LIMIT, "judging it ran out of time"
     if reply is Failure.DIED:
@@ -163,7 +164,7 @@ def obstacle_of(reply: Any) -> Obstacle | None:
 
 
 def _differ(first: Any, second: Any) -> bool:
-    """Return whether two answers differ for certain because their numbers do."""
+    """Return whether two answers certainly differ because their numbers differ."""
     if not all(isinstance(reply, dict) and "values" in reply for reply in (first, second)):
         return False
     left, right = first["values"], second["values"]
@@ -179,7 +180,7 @@ def _differ(first: Any, second: Any) -> bool:
 
 def _numbers_differ(a: Decimal, b: Decimal, *, exact: bool) -> bool:
     if not (a.is_finite() and b.is_finite()):
-        return not (a.is_nan() or b.is_nan()) and a != b  # NaN: the exponent has too many digits
+        return not (a.is_nan() or b.is_nan()) and a != b  # NaN if the exponent is too long to parse
     largest = _CONTEXT.max_mag(a, b).copy_abs()
     distance = _CONTEXT.subtract(a, b).copy_abs()
     allowed = _RELATIVE if exact else _ROUNDED
@@ -188,6 +189,6 @@ def _numbers_differ(a: Decimal, b: Decimal, *, exact: bool) -> bool:
 
 
 def _numbers_of(form: str, number: Fraction) -> dict[str, Any]:
-    """Return the reply of the request `numbers` for a plain number."""
+    """Return what the request `numbers` would reply for a plain number, without a worker."""
     value = _CONTEXT.divide(Decimal(number.numerator), Decimal(number.denominator))
     return {"exact": form.isdecimal(), "values": [[str(value), "0"]]}

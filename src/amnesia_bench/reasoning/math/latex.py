@@ -1,8 +1,8 @@
 # ruff: noqa: RUF001 - this module maps signs that look alike
 r"""Rewrite an answer in canonical plain LaTeX, without markup that only changes its appearance.
 
-`canonical` changes how an answer is written, never its meaning. It keeps the words that the author
-marked as text in `\text`; `reading` interprets them.
+`canonical` changes the notation of an answer, never its meaning. It keeps words that the author
+marked as text inside `\text`; `reading` interprets them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SIGNS = {
 
 
 def _greek_name(letter: str) -> str:
-    r"""Return a letter's command: `\lambda`."""
+    r"""Return the LaTeX command for a Greek letter, for example `\lambda` for λ."""
     return f"\\{unicodedata.name(letter).split()[-1].lower().replace('lamda', 'lambda')} "
 
 
@@ -37,7 +37,8 @@ _SYMBOLS = str.maketrans(_SIGNS | {letter: _greek_name(letter) for letter in _GR
 _SUPERSCRIPTS = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-")
 _SUBSCRIPTS = str.maketrans("₀₁₂₃₄₅₆₇₈₉", "0123456789")
 
-# The effect of a command on the group after it. A colour is the first of two groups.
+# Commands by their effect on the group that follows: drop the command but keep the group (style),
+# mark the group as text, or skip the group. Of a colour command's two groups, the first is skipped.
 _COMMANDS = {
     "style": re.compile(
         "boxed|fbox|framebox|mathbf|boldsymbol|bm|pmb|mathit|mathsf|mathtt|emph|underline"
@@ -48,16 +49,16 @@ _COMMANDS = {
     "skip": re.compile("color|textcolor|colorbox|hspace|phantom"),
 }
 _TOKEN = re.compile(r"\\([A-Za-z]+)\*?\s*|\\.|[{}]|[^\\{}]+|\\$", re.DOTALL)
-# Mathematics that may be set upright: numbers, and constants with these names.
+# Mathematics that authors set in upright type: numbers, and constants with these names.
 _UPRIGHT_MATH = re.compile(r"[^A-Za-z]*|\s*[ieTP]\s*")
-# A number with its label and noun, or several numbers: `18 miles`, `Answer: 5`, `5 and 7`.
+# One or more numbers, with an optional label and noun: `18 miles`, `Answer: 5`, `5 and 7`.
 _AMOUNT = r"\s*[-+]?(?:\\?\$)?\d[\d.,]*%?"
 _COUNTED = re.compile(
     r"(?P<label>[^\d\\{}]*(?:[:=]|\b(?:is|are|equals)))?"
     rf"(?P<amount>{_AMOUNT}(?:\s+(?:and|or){_AMOUNT})*)(?P<noun>\s+[^\d\\{{}}]+)?"
 )
 
-# Applied in this order: spaces, signs with several names, delimiters, fractions.
+# Rules for spaces, signs with several names, delimiters and fractions, applied in this order.
 _RULES: tuple[Rule, ...] = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -93,12 +94,12 @@ _NAMES = re.compile(
     r"|arctan|pi|theta|alpha|beta|infty|infinity|inf|oo))(?![A-Za-z])"
 )
 _SYNONYMS = {"infinity": "infty", "inf": "infty", "oo": "infty"}
-# Runs of digits with possible thousands separators between them.
+# Groups of digits, between which there may be thousands separators.
 _RUN = re.compile(r"(?<![\d.,_^])\d+(?:(?:,\\!\s*|\{,\}|\\,|\\!|,| )\d+)+")
 _SEPARATOR = re.compile(r",\\!\s*|\{,\}|\\,|\\!|,| ")
 _THOUSANDS = re.compile(r"[1-9]\d{0,2}(?: \d{3})+")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot)\s*\{?(\d+)\}?")
-# The last two are needed because math-verify reads `2(3)` as a mixed number, 5.
+# The last two rules are needed because math-verify parses `2(3)` as a mixed number with value 5.
 _NUMBERS: tuple[Rule, ...] = (
     (re.compile(r"\\!"), ""),
     (re.compile(r"\\,"), " "),
@@ -110,7 +111,7 @@ _NUMBERS: tuple[Rule, ...] = (
 
 
 def canonical(answer: str) -> str:
-    """Return the canonical way to write an answer, in linear time."""
+    """Return the canonical notation of an answer, in linear time."""
     text = answer if "\\begin" in answer else re.sub(r"\\\\+(?=[A-Za-z])", r"\\", answer)
     text = re.sub(r"\\(?:left|right)\s*\.", "", text)
     text = _without_style(_ascii(text))
@@ -125,7 +126,7 @@ def canonical(answer: str) -> str:
 
 
 def _ascii(text: str) -> str:
-    """Return mathematical signs as LaTeX, and the digits of every script as ASCII's."""
+    """Replace mathematical signs by LaTeX, and the digits of all scripts by ASCII digits."""
     if text.isascii():
         return text
     text = re.sub("[⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻]+", lambda m: f"^{{{m[0].translate(_SUPERSCRIPTS)}}}", text)
@@ -146,7 +147,7 @@ def _ascii_character(character: str) -> str:
 
 
 def _without_style(text: str) -> str:
-    r"""Return a text without fonts, colours and sizes, with all upright words in `\text`."""
+    r"""Remove fonts, colours and sizes from a text, and put all upright words in `\text`."""
     groups: list[tuple[str, list[str]]] = [("", [])]
     pending = ""
     for match in _TOKEN.finditer(text):
@@ -197,11 +198,11 @@ def _latex_name(match: re.Match[str]) -> str:
 
 
 def _join_thousands(match: re.Match[str]) -> str:
-    r"""Return a run of digits without its thousands separators, or unchanged if it has none.
+    r"""Remove thousands separators from a match of `_RUN`; return it unchanged if it has none.
 
-    `1,234`, `1{,}234`, `1\,234` and `1 234` are one number. So is `1{,}5`, with a decimal comma. In
-    brackets a bare comma separates elements, as in `(1,100)`, unless the next group has a leading
-    zero or other commas separate the elements, as in `(1,000, 2,000)`.
+    `1,234`, `1{,}234`, `1\,234` and `1 234` are the same number. `1{,}5` is a number with a decimal
+    comma. Inside brackets a bare comma separates elements, as in `(1,100)`, unless the next group
+    has a leading zero or other commas separate the elements, as in `(1,000, 2,000)`.
     """
     run = match.group()
     groups = _SEPARATOR.split(run)
@@ -216,7 +217,10 @@ def _join_thousands(match: re.Match[str]) -> str:
 
 
 def _bracketed(text: str, start: int, end: int) -> str | None:
-    r"""Return the content of the innermost brackets around a span, or None outside of brackets."""
+    r"""Return the content of the innermost brackets around a span, or None if there are none.
+
+    Braces around the argument of a command do not count.
+    """
     depth = 0
     for i in range(start - 1, -1, -1):
         if text[i] in ")]}":
@@ -232,7 +236,7 @@ def _bracketed(text: str, start: int, end: int) -> str | None:
 
 
 def _repeating_decimal(match: re.Match[str]) -> str:
-    r"""Return a repeating decimal, such as `0.1\overline{6}`, as a fraction."""
+    r"""Convert a repeating decimal, such as `0.1\overline{6}`, to a fraction."""
     whole, fixed, period = match.groups()
     scale, nines = 10 ** len(fixed), 10 ** len(period) - 1
     digits = int(f"{whole}{fixed}" or "0") * nines + int(period)

@@ -1,4 +1,4 @@
-"""A pool of worker processes that judge answers; a worker that takes too long is replaced."""
+"""A pool of worker processes that judge answers; workers that exceed a time limit are replaced."""
 
 from __future__ import annotations
 
@@ -23,25 +23,29 @@ from amnesia_bench.errors import MissingEnvironmentError, StageFailedError
 from amnesia_bench.reasoning.math.worker import READY
 
 ALGEBRA = "amnesia_bench.reasoning.math.algebra"
-# CPU time limit of one comparison, since a verdict must not depend on the load of the machine. Real
-# answers take milliseconds.
+# CPU time limit of one request; a verdict must not depend on how busy the machine is, as it would
+# with a limit on wall-clock time. Comparing real answers takes milliseconds.
 ANSWER_SECONDS = 2.0
-# After this multiple of the limit in wall-clock time, a worker is stuck without using CPU time.
+# A worker is killed if a request takes this multiple of the limit in wall-clock time, which means
+# that it is stuck without using CPU time.
 _WALL_FACTOR = 20
 _START_SECONDS = 300.0
-# Each worker has its next request in its pipe when it finishes one.
+# Two, so that a worker finds its next request in its pipe when it finishes one.
 _REQUESTS_PER_WORKER = 2
 
 
 class Failure(Enum):
-    """Why a request has no reply: the time limit, or the worker died (out of memory or stack)."""
+    """Why a request has no reply.
+
+    TIME_LIMIT: it exceeded the time limit. DIED: its worker ran out of memory or stack.
+    """
 
     TIME_LIMIT = "time_limit"
     DIED = "died"
 
 
 class _Backlog:
-    """Pending requests, one contiguous range per worker; idle workers steal from the far end.
+    """Pending requests, divided into one contiguous range per worker.
 
     Neighbouring requests share answers, and a worker parses each answer only once. A worker whose
     range is empty takes the last request of the longest range.
@@ -65,7 +69,7 @@ class _Backlog:
 class _Worker:
     """A worker process and its open requests; `since` is when it started on the first of them.
 
-    `slot` numbers the workers that run at the same time.
+    `slot` is the index of the worker among those that run at the same time.
     """
 
     process: subprocess.Popen[bytes]
@@ -82,11 +86,11 @@ class _Worker:
 
 
 class ComparisonPool:
-    """One worker per usable core; workers start with the first request.
+    """A pool with one worker per usable core; workers start when there are requests.
 
     Args:
-        worker: the module that a worker runs; see `worker.answer_requests`.
-        needs: the package that this module needs.
+        worker: the name of the module that workers run; see `worker.answer_requests`.
+        needs: the name of the package that this module needs.
     """
 
     def __init__(self, worker: str = ALGEBRA, needs: str = "math_verify") -> None:
@@ -108,7 +112,7 @@ class ComparisonPool:
         self._selector.close()
 
     def run(self, requests: Sequence[Sequence[str]]) -> list[Any]:
-        """Return the reply or the `Failure` of each request; see `worker`.
+        """Return, in order, the reply to each request or its `Failure`; see `worker`.
 
         Raises:
             MissingEnvironmentError: the package that the workers need is not installed.
@@ -140,7 +144,7 @@ class ComparisonPool:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                # sympy's order of terms, and sometimes its verdict, depends on hashes.
+                # sympy's order of terms, and sometimes its verdict, depends on the hash seed.
                 env={**os.environ, "PYTHONHASHSEED": "0"},
             )
             used = {worker.slot for worker in self._workers}
@@ -164,11 +168,11 @@ class ComparisonPool:
             try:
                 worker.process.stdin.write(line.encode())
                 worker.process.stdin.flush()
-            except BrokenPipeError:  # the worker just died: the next read returns its end of file
+            except BrokenPipeError:  # the worker just died; the next read will return end of file
                 return
 
     def _read_replies(self, worker: _Worker, replies: list[Any], backlog: _Backlog) -> int:
-        """Read the replies of a worker and return how many requests are finished."""
+        """Store a worker's available replies and return the number of finished requests."""
         assert worker.process.stdout is not None
         data = os.read(worker.process.stdout.fileno(), 1 << 16)
         if not data:
@@ -195,7 +199,7 @@ class ComparisonPool:
             )
         if not worker.requests:
             return 0
-        # Replies come in order, so the worker died of its first open request.
+        # A worker answers requests in order, so it died while processing its first open request.
         late = code == -signal.SIGPROF or worker.overdue
         failure = Failure.TIME_LIMIT if late else Failure.DIED
         replies[worker.requests.popleft()] = failure
@@ -210,5 +214,5 @@ class ComparisonPool:
         worker.process.stdout.close()
         worker.process.kill()
         worker.process.wait()
-        with contextlib.suppress(BrokenPipeError):  # flushes data that the worker did not read
+        with contextlib.suppress(BrokenPipeError):  # closing flushes data that nobody will read
             worker.process.stdin.close()

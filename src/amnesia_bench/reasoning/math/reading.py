@@ -1,7 +1,7 @@
 r"""Parse an answer as mathematics, words, or a quantity with its unit.
 
-Math-verify treats the text after a number as its unit and ignores the rest. This module removes
-units, labels and conditions before algebra gets an answer, so algebra parses all that remains.
+Math-verify treats the text after a number as a unit and ignores the rest of the answer. This module
+therefore removes units, labels and conditions first, so that algebra parses all that remains.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from itertools import pairwise
 
 from amnesia_bench.reasoning.math.latex import canonical
 
-# No real answer is longer, and parsing takes more than linear time.
+# Longer answers are not parsed: no real answer is longer, and parsing time is more than linear.
 MAX_CHARACTERS = 2000
-# Words that name the same unit.
+# Each string lists words for one unit, with its canonical name first.
 _SYNONYMS = (
     "mm millimeter millimetre",
     "cm centimeter centimetre",
@@ -43,7 +43,7 @@ _SYNONYMS = (
     "kph kmh",
     "dollar usd buck",
     "euro eur",
-    "pound lb gbp",  # of weight or of money
+    "pound lb gbp",  # unit of weight or of money
     "yen jpy",
     "cent",
     "rupee rs inr",
@@ -62,13 +62,14 @@ class Reading:
 
     Attributes:
         form: the text that algebra compares, without unit, label and condition.
-        key: equal for answers that differ only in spaces, braces and `\text`.
-        words: the letters and digits of an answer in words or of a single letter; None for
-            mathematics.
-        marked: whether the author marked it as text, so it is not a product of letters.
+        key: a text that is the same for answers that differ only in spaces, braces and `\text`.
+        words: the letters and digits of an answer that consists of words or of a single letter;
+            None for other mathematics.
+        marked: whether the answer is certainly text and not a product of variables: it is in
+            `\text` or contains a word.
         unit: a known unit, a base (`base 8`) or a modulus; empty if there is none.
-        number: the value of a plain number.
-        parts: the numbers and units of a quantity in several units (6 feet 2 inches); else empty.
+        number: the value if the answer is a plain number, else None.
+        parts: (number, unit) pairs of a quantity in several units (6 feet 2 inches), else empty.
     """
 
     form: str
@@ -82,7 +83,7 @@ class Reading:
 
 @dataclass(kw_only=True)
 class _Piece:
-    r"""A span of mathematics or of words; `marked` if it was in `\text`."""
+    r"""A span of mathematics or of words; `marked` is true if part of it was in `\text`."""
 
     text: str
     is_words: bool
@@ -96,14 +97,14 @@ _TOKEN = re.compile(
 )
 _OPENING, _CLOSING = frozenset(("(", "[", "{", "\\{")), frozenset((")", "]", "}", "\\}"))
 _CONNECTIVES = frozenset(("and", "or", "and/or"))
-# Two letters are variables, except for these words before another word.
+# Two letters are a product of variables, unless they are one of these words before another word.
 _SHORT = re.compile("no|is|to|of|at|on|in|we|it|an|by|as|so|sq|cu")
 _POWERS_OF_TEN = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _CONDITION = re.compile(r"(?:for|where|when|if|with|such that|as)\b")
-# Possible endings of the words before an answer, unless they are marked as text.
+# Words before an answer are a label if they end like this or are marked as text.
 _LABEL = re.compile(r"[:=]\s*$|\b(?:is|are|equals|about|approximately|around|roughly|exactly)\s*$")
 _BEFORE_ANSWERS = re.compile(r"^(?:\\(?:approx|therefore|Rightarrow|implies)(?![A-Za-z])|[=:])\s*")
-# Words before a number that are not a label: `not 10` does not mean 10.
+# Words that change the meaning of a number are not part of a label: `not 10` does not mean 10.
 _BOUND = re.compile(r"\b(?:not|(?:less|more|fewer|greater) than)\b")
 _NUMBER = re.compile(
     r"(?P<digits>[-+]?\d+(?:\.\d*)?|[-+]?\.\d+)"
@@ -118,7 +119,7 @@ _UNIT_SIGNS = (
     (re.compile(r"(?:\\?%)+$"), "percent"),
     (re.compile(r"(?:\^\\circ\s*)+(?:[CF])?$"), "degree"),
 )
-# `\{x : x > 3\}` is `x > 3`, which algebra compares with an interval.
+# `\{x : x > 3\}` is shortened to `x > 3`, which algebra can compare with an interval.
 _SOLUTIONS = re.compile(
     r"^\\\{\s*[A-Za-z]\s*(?:\\in\s*\\mathbb\s*\{?\s*R\s*\}?\s*)?(?:[:|]|\\mid(?![A-Za-z]))(.*)\\\}$"
 )
@@ -165,7 +166,10 @@ def read(answer: str) -> Reading:
 
 
 def _pieces(text: str) -> list[_Piece]:
-    """Split a text into alternating spans of mathematics and words; brackets are mathematics."""
+    """Split a text into alternating spans of mathematics and words.
+
+    Everything inside brackets is mathematics.
+    """
     pieces: list[_Piece] = []
     depth = 0
     for match in _TOKEN.finditer(text):
@@ -177,13 +181,13 @@ def _pieces(text: str) -> list[_Piece]:
             _append(pieces, run, is_words=True, marked=marked)
         elif pieces and pieces[-1].is_words and (match["hyphen"] or _is_punctuation(token, pieces)):
             pieces[-1].text += token
-        elif not (marked and re.search(r"[\d)}]\s?$", text[:start][-2:])):  # no unit in brackets
+        elif not (marked and re.search(r"[\d)}]\s?$", text[:start][-2:])):  # drop units in brackets
             _append(pieces, token, is_words=False, marked=False)
     return [piece for piece in pieces if piece.text.strip()]
 
 
 def _is_punctuation(token: str, pieces: list[_Piece]) -> bool:
-    """Return whether a sign after words belongs to them; `=` belongs to a label at the front."""
+    """Return whether a sign after words belongs to them, as `=` does after a label at the start."""
     return token in (" ", "'", ",", ".", ":") or (token == "=" and len(pieces) == 1)
 
 
@@ -196,7 +200,7 @@ def _append(pieces: list[_Piece], token: str, *, is_words: bool, marked: bool) -
 
 
 def _is_word(run: str, text: str, start: int, pieces: list[_Piece]) -> bool:
-    """Return whether letters outside of brackets are a word, not a product of variables."""
+    """Return whether letters outside brackets are a word and not a product of variables."""
     plain = run.casefold()
     last = pieces[-1] if pieces else None
     after = text[start + len(run) :][:2]
@@ -217,7 +221,7 @@ def _is_word(run: str, text: str, start: int, pieces: list[_Piece]) -> bool:
 
 
 def _join_pieces(pieces: list[_Piece]) -> list[_Piece]:
-    """Join the elements of a list, and a unit with its power; drop a condition at the end."""
+    """Merge the elements of a list, and units with their powers; drop a condition at the end."""
     joined: list[_Piece] = []
     for piece in pieces:
         words = piece.text.casefold().strip(" ,")
@@ -249,7 +253,7 @@ def _trim(piece: _Piece) -> _Piece:
 
 
 def _is_label(pieces: list[_Piece]) -> bool:
-    """Return whether the words at the front only introduce an answer, or are its unit."""
+    """Return whether the first piece only introduces the answer, or is its unit."""
     words = pieces[0].text.casefold()
     announced = pieces[0].marked or _LABEL.search(words) or canonical_unit(words)
     return len(pieces) > 1 and bool(announced) and not _BOUND.search(words)
@@ -266,7 +270,7 @@ def _parts(pieces: list[_Piece]) -> tuple[tuple[str, str], ...]:
 
 
 def _with_unit(text: str) -> tuple[str, str]:
-    """Return mathematics without its unit signs, and the unit."""
+    """Remove unit signs, a modulus or a base from mathematics; return the rest and the unit."""
     unit = ""
     if currency := _CURRENCY.search(text):
         unit = canonical_unit(currency[1] or currency[2])
@@ -296,7 +300,7 @@ def _key(text: str) -> str:
 
 
 def _without_spaces(text: str) -> str:
-    """Remove the spaces of a text except those between digits: `1 8` is not 18."""
+    """Remove spaces from a text, except those between digits, since `1 8` is not 18."""
     return re.sub(r"(?<!\d)\s+|\s+(?!\d)", "", text)
 
 
@@ -313,7 +317,7 @@ def _number(form: str) -> Fraction | None:
 
 
 def canonical_unit(words: str) -> str:
-    """Return the canonical name of a known unit with its power; empty for any other text.
+    """Return the canonical name of a known unit with its power; "" for any other text.
 
     >>> canonical_unit("centimeters^2"), canonical_unit("p.m."), canonical_unit("apples")
     ('cm^2', 'pm', '')

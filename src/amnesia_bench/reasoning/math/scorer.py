@@ -1,6 +1,6 @@
-r"""Mathematical answers: extract them, compare them with the gold answer, count them as votes.
+r"""Score mathematical answers: extract them, compare them with the gold answer, and assign votes.
 
-The answer is the content of the last closed \boxed. Flexible scorers accept an unboxed answer too.
+The answer is the content of the last closed \boxed. Flexible scorers also accept unboxed answers.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from amnesia_bench.reasoning.math.pool import ComparisonPool
 from amnesia_bench.reasoning.task import Attempt, Row, ScoringResult
 from amnesia_bench.records.evaluation import Outcome, Verdict
 
-# Any other escaped character is skipped, so `\{` and `\}` do not count as braces.
+# The second alternative skips escaped characters, so `\{` and `\}` do not count as braces.
 _MARKS = re.compile(
     r"\\+(?:boxed|fbox|framebox)(?:\s*\{| +(?P<bare>[-+]?[.\d][^\s{}$\\]*))|\\.|[{}]", re.DOTALL
 )
@@ -27,8 +27,9 @@ _PLACEHOLDER = re.compile(
     r")*"
 )
 _PLACEHOLDER_CHARACTERS = 60
-# Text between boxes that belong together: a bullet, math delimiters, "and", "or", a variable. The
-# quantifier is possessive, since a newline can start a bullet or be plain white space.
+# Text that may separate the boxes of one list: bullets, math delimiters, "and", "or", `x =`. The
+# quantifier is possessive to prevent slow backtracking: a newline matches in two ways, as the start
+# of a bullet or as white space.
 _BETWEEN = re.compile(
     r"(?>\n\s{0,8}(?:[-*]|\d\.)\s|\s|[$,;.&]|\\[()\[\],;! ]|\\q?quad"
     r"|\\text\s*\{\s*(?:and|or)\s*\}|\b(?:and|or)\b|\b[A-Za-z](?:_\{?\d\}?)?\s*=)*+"
@@ -38,7 +39,7 @@ _NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d
 
 @dataclass(frozen=True, kw_only=True)
 class _Box:
-    """The position of a box in a text, and of its content."""
+    """The positions of a box and of its content in a text."""
 
     start: int
     end: int
@@ -48,13 +49,13 @@ class _Box:
 def last_boxed(text: str, *, several: bool = False) -> str | None:
     r"""Return the content of the last closed `\boxed{...}` (or `\fbox`, `\framebox`), or None.
 
-    Boxes that are cut off or hold a placeholder (`\boxed{}`, `\boxed{...}`) are ignored. Of nested
-    boxes the outermost closed one counts. `\boxed 5` is 5. The text is scanned once.
+    Boxes that are cut off or contain a placeholder (`\boxed{}`, `\boxed{...}`) are ignored. Of
+    nested boxes, the outermost closed one counts. `\boxed 5` is 5. The text is scanned only once.
 
     Args:
         text: an answer.
-        several: whether the gold answer is a list, so adjacent boxes at the end are its elements:
-            `\boxed{1} and \boxed{-2}` is `1,-2`.
+        several: whether the gold answer is a list. Adjacent boxes at the end of the text are then
+            joined as its elements: `\boxed{1} and \boxed{-2}` is `1,-2`.
     """
     boxes = [box for box in _boxes(text) if not _is_placeholder(text[box.content].strip())]
     if not boxes:
@@ -66,15 +67,15 @@ def last_boxed(text: str, *, several: bool = False) -> str | None:
 
 
 def without_boxes(text: str) -> str:
-    """Remove the closed boxes from a text, to search for an answer outside of them."""
+    """Remove the closed boxes from a text, so that an answer outside them can be searched for."""
     starts = [0, *(box.end for box in _boxes(text))]
     ends = [*(box.start for box in _boxes(text)), len(text)]
     return " ".join(text[start:end] for start, end in zip(starts, ends, strict=True))
 
 
 def _boxes(text: str) -> list[_Box]:
-    """Return the outermost closed boxes in the order of the text."""
-    # Per open brace: the start of its box and of the content; None if it is not a box.
+    """Return the outermost closed boxes in the order in which they appear."""
+    # For each open brace, the start of its box and of its content; None if it opens no box.
     opened: list[tuple[int, int] | None] = []
     boxes: list[_Box] = []
     for mark in _MARKS.finditer(text):
@@ -104,12 +105,12 @@ def _is_placeholder(content: str) -> bool:
 
 
 def last_number(text: str) -> str | None:
-    """Return the last number of a text without its thousands separators, or None."""
+    """Return the last number in a text without thousands separators, or None if there is none."""
     numbers = _NUMBER.findall(text)
     return numbers[-1].replace(",", "") if numbers else None
 
 
-# Length of the end of a text that is searched for an unboxed answer.
+# Number of characters at the end of a text that are searched for an unboxed answer.
 _TAIL_CHARACTERS = 2000
 
 Votes = Generator[tuple[str, str], bool, list[int | None]]
@@ -117,12 +118,12 @@ Votes = Generator[tuple[str, str], bool, list[int | None]]
 
 @dataclass(frozen=True, kw_only=True)
 class MathScorer:
-    r"""Judges the last `\boxed` answer.
+    r"""Judges the last `\boxed` answer of each attempt.
 
     Args:
         gold: returns the gold answer of a problem.
-        unboxed: the answer of a text without a box. None: no answer. `number`: the last number.
-            `any`: the answer that math-verify finds in the last 2,000 characters.
+        unboxed: which answer to extract from a text without a box. None: no answer. `number`: the
+            last number. `any`: the answer that math-verify finds in the last 2,000 characters.
     """
 
     gold: Callable[[Row], str]
@@ -138,7 +139,7 @@ class MathScorer:
         """Judge attempts as `__call__` does, with the workers of an open pool."""
         golds = [self.gold(rows[attempt.key.doc]) for attempt in attempts]
         answers = self._extract(golds, attempts, pool)
-        # Ordered by problem, as the answers are compared.
+        # Ordered by problem, so that one worker parses most answers that are compared.
         all_answers = chain.from_iterable(zip(golds, answers, strict=True))
         equality = Equality(pool, filter(None, all_answers))
         judged = _judge(golds, answers, equality)
@@ -171,7 +172,7 @@ class MathScorer:
 def _judge(
     golds: Sequence[str], answers: Sequence[str | None], equality: Equality
 ) -> list[tuple[Outcome, str | None]]:
-    """Return the outcome and detail of each answer; equal pairs are compared only once."""
+    """Return the outcome and detail of each answer; repeated pairs are compared only once."""
     outcomes: dict[tuple[str, str], tuple[Outcome, str | None]] = {}
     undecided = []
     for gold, answer in dict.fromkeys(zip(golds, answers, strict=True)):
@@ -195,10 +196,10 @@ def _judge(
 def _vote(
     attempts: Sequence[Attempt], answers: Sequence[str | None], equality: Equality
 ) -> tuple[int | None, ...]:
-    """Return the class of each answer among the answers to the same problem.
+    """For each answer, return the index of its equivalence class among answers to the same problem.
 
-    Problems are classified concurrently: each waits for one comparison at a time, and the pool
-    gets the pending comparisons of all problems as one batch.
+    All problems are processed concurrently: each waits for one comparison at a time, and the pool
+    receives the pending comparisons of all problems as one batch.
     """
     pairs = zip(attempts, answers, strict=True)
     groups = [
@@ -238,7 +239,8 @@ def _equal(
 def _classes(answers: Sequence[str | None]) -> Votes:
     """Assign each answer to the first class whose first member it equals, or to a new class.
 
-    The generator yields the pairs to compare and receives whether they are equal.
+    This generator yields pairs to compare, receives whether they are equal, and returns the class
+    indices.
     """
     firsts: list[str] = []
     classes: list[int | None] = []

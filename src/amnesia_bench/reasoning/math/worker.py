@@ -1,8 +1,9 @@
-"""The loop of a worker process that judges answers: one line of JSON per request and per reply.
+"""Main loop of a worker process that judges answers: one line of JSON per request and per reply.
 
 The process exits when the parent closes the pipe or dies. A request that exceeds the CPU time limit
-ends the process too, by the default action of a kernel signal, which works during any operation.
-math-verify's own time limits are Python signal handlers, which wait for long operations to finish.
+also ends the process, through the default action of a signal, which interrupts any operation.
+math-verify's own time limits are not used, since they rely on Python signal handlers, which cannot
+run before a long C operation has finished.
 """
 
 from __future__ import annotations
@@ -25,22 +26,24 @@ def answer_requests(
     answer: Callable[[list[str]], Any],
     prepare: Callable[[], object] = lambda: None,
 ) -> None:
-    """Answer requests until the parent closes its end.
+    """Answer requests until the parent closes its end of the pipe.
 
     Args:
         seconds: CPU time limit per request; exceeding it ends the process.
-        memory_bytes: limit of the address space.
-        answer: returns the reply to a request as a JSON value; an exception becomes a reply too.
-        prepare: imports slow packages before the first request, outside its time limit.
+        memory_bytes: limit of the process's address space.
+        answer: returns the reply to a request as a JSON value. If it raises an exception, the reply
+            is an error with the name of the exception.
+        prepare: imports slow packages before the first request, when no time limit applies.
     """
-    # Both settings are inherited: a parent that ignores the signal would disable the time limit.
+    # Signal dispositions and masks are inherited, so a parent that ignores or blocks this signal
+    # would otherwise disable the time limit.
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGPROF])
     resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     logging.disable(logging.CRITICAL)
     replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # output of a library must not be read as a reply
+    os.dup2(2, 1)  # so that text printed by a library is not read as a reply
     prepare()
     _send(replies, READY)
     for line in sys.stdin:

@@ -1,4 +1,4 @@
-"""The reasoning tasks by name. To add one, add a module here and a name to `TASKS`."""
+"""The reasoning tasks by name; a new task needs a module here and an entry in `TASKS`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TASKS: Mapping[str, ReasoningTask] = MappingProxyType(
 
 
 def task_named(name: str) -> ReasoningTask:
-    """Return the task of a name.
+    """Return the task with the given name.
 
     Raises:
         UserError: there is no such task.
@@ -31,7 +31,7 @@ def task_named(name: str) -> ReasoningTask:
 
 
 def load_eval(task: str, overrides: Sequence[str] = ()) -> EvalConfig:
-    """Load the config of a benchmark, which sets how answers are sampled: configs/eval/TASK.yaml.
+    """Load `configs/eval/TASK.yaml`, the config that sets how a benchmark's answers are sampled.
 
     Raises:
         UserError: there is no such task, or an override is wrong.

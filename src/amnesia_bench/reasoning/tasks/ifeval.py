@@ -26,11 +26,11 @@ def _message(row: Row) -> str:
 
 
 def _strict(rows: Sequence[Row], attempts: Sequence[Attempt]) -> ScoringResult:
-    """Judge each answer; long ones in worker processes with a time limit."""
+    """Judge each answer by the strict rule; long answers in worker processes with a time limit."""
     long = [a for a in attempts if len(a.text or "") > LONG_CHARACTERS and (a.text or "").strip()]
     requests = [(json.dumps(rows[a.key.doc], default=str), a.text or "") for a in long]
     for attempt in long:
-        instructions_of(rows[attempt.key.doc])  # raises a clear error if the row is not IFEval's
+        instructions_of(rows[attempt.key.doc])  # raises a clear error if the row is invalid
     with ComparisonPool(ifeval_checkers.__name__, "lm_eval") as pool:
         replies = dict(zip((a.key for a in long), pool.run(requests), strict=True))
     return ScoringResult(

@@ -1,4 +1,4 @@
-"""LiveCodeBench v5: problems of programming contests; a correct program passes all tests."""
+"""LiveCodeBench v5: programming contest problems; a program is correct if it passes all tests."""
 
 from __future__ import annotations
 

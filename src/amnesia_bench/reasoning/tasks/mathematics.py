@@ -1,4 +1,4 @@
-"""The benchmarks whose answers are numbers or formulas: MATH500, GSM8K and AIME24."""
+"""Benchmarks whose answers are numbers or formulas: MATH500, GSM8K and AIME24."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.reasoning.math.scorer import MathScorer
 from amnesia_bench.reasoning.task import BenchmarkSource, ReasoningTask, Row
 
-_MARK = "####"  # precedes the number in an answer of GSM8K
-# The instruction of Qwen2.5-Math and Qwen3; open-r1 has it before the problem. The paper names no
-# instruction.
+_MARK = "####"  # precedes the number in a gold answer of GSM8K
+# The instruction that Qwen2.5-Math and Qwen3 recommend; open-r1 puts it before the problem. The
+# paper does not state its instruction.
 STEP_BY_STEP = "Please reason step by step, and put your final answer within \\boxed{}."
 
 
 def step_by_step(problem: str) -> str:
-    """Append the instruction to reason step by step and to box the answer to a problem."""
+    """Append to a problem the instruction to reason step by step and to box the final answer."""
     return f"{problem}\n{STEP_BY_STEP}"
 
 
@@ -30,7 +30,7 @@ def _answer(row: Row) -> str:
 
 
 def gsm8k_gold(row: Row) -> str:
-    """Return the number after `####`, without its thousands separators.
+    """Return the gold answer of a problem: the number after `####`, without thousands separators.
 
     Raises:
         UserError: the answer has no such number.
