@@ -26,7 +26,7 @@ class RankingTask:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerImportance:
-    """The importance of a layer: the accuracy of the full model minus that without this layer.
+    """The importance of a layer: the mean accuracy over tasks that is lost without this layer.
 
     `accuracy` maps each task, and each metric that is not used for ranking, to the accuracy without
     the layer, as a fraction.

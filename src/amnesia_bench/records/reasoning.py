@@ -29,9 +29,9 @@ class ReasoningRun:
     sha256 of the chat template; None without one. `think_open` and `think_close` are the tags that
     delimit a thinking block, and `thinking_opened` is true if prompts end inside such a block.
 
-    The last three fields are None for tasks to which they do not apply. `window` is the number of
-    the problem set, in a benchmark with several sets. `seconds_per_test` is the CPU time limit of a
-    program per test. `checker` is the `Checker` that runs and judges the program.
+    The last three fields are None for tasks to which they do not apply. `window` identifies the
+    window of the benchmark by its number of problems. `seconds_per_test` is the CPU time limit of a
+    program. `checker` is the value of the `Checker` that runs and judges programs.
     """
 
     task: str
