@@ -181,8 +181,8 @@ def test_problem(rng: np.random.Generator) -> dict[str, str]:
 def problem_in_prose(rng: np.random.Generator) -> str:
     """Return a problem with its solution as prose, for pretraining.
 
-    The solution is shorter than the chains in fine-tuning data, since it does not restate the events
-    in words.
+    The solution is shorter than a chain in fine-tuning data, since it does not restate the events in
+    words.
     """
     problem = draw_problem(rng, test=False)
     receipts = _receipts(rng, problem)
