@@ -50,7 +50,7 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     centre = fraction + z * z / (2 * n)
     half = z * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # For 0 and n successes the exact bounds are 0 and 1, which rounding errors would miss.
+    # Up to rounding errors, the formula gives low = 0 for 0 successes and high = 1 for n successes.
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == n else (centre + half) / scale
     return Interval(low=low, high=high, level=level, method="wilson")

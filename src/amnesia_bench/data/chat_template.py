@@ -1,9 +1,9 @@
 """Render training conversations with a tokenizer's own chat template, with exact loss masks.
 
 A template is a program, so answers are located by rendering a conversation twice: as it is, and as
-a copy in which marks replace the texts. If the texts are put back for the marks, the second output
-must equal the first exactly. The trained part of a turn is what a model generates at inference:
-from the end of the template's generation prompt through the token that ends the turn.
+a copy in which marks replace the texts. With the texts put back in place of the marks, the second
+output must equal the first exactly. The trained part of a turn is what a model generates at
+inference: from the end of the template's generation prompt through the token that ends the turn.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ class ChatTemplate:
     ) -> dict[str, object]:
         """Return a message in the format of chat templates.
 
-        If `marks` is set, marks replace the texts of the message, which is that of turn `turn`.
+        If `marks` is set, its marks replace the texts of the message. `turn` is the index of the
+        message in the conversation, and is stored in the marks.
         """
 
         def put(part: str, text: str) -> str:
@@ -236,7 +237,7 @@ class ChatTemplate:
         return rendered[True] or not rendered[False]
 
     def _takes_arguments_as_text(self) -> bool:
-        """Return whether the template writes arguments as JSON only if they are a JSON text."""
+        """Return whether the template writes arguments as JSON only if it gets a JSON text."""
         arguments = {"a": "b"}
         calls = ({"name": "add", "arguments": arguments},)
         question, answer = make_conversation("Hi!", "").messages
@@ -251,7 +252,7 @@ class ChatTemplate:
         return False
 
     def _find_tokens(self) -> None:
-        """Find the texts that end answers and the tokens that structure a chat, in a test chat."""
+        """Find the texts that end answers and the tokens that structure a chat in a sample chat."""
         messages = make_conversation("Hi!", "Hello!", "Bye!", "Goodbye!").messages
         marks = Marks()
         marked = [self._message(message, marks, i) for i, message in enumerate(messages)]
@@ -274,7 +275,7 @@ class ChatTemplate:
         A turn ends with the first special token after the answer. If only special tokens separate
         this token from EOS, the turn ends with the sequence from this token through EOS, since
         templates such as Cohere's close first the answer and then the turn. In that case EOS alone
-        may end a turn too, since another token may precede it after a tool call.
+        is an end too, since a different token may precede it after a tool call.
         """
         special, last = self._tokenizer.special_tokens, self._tokenizer.eos_token
         first = scaffold.first(special, i)

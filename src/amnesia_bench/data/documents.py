@@ -50,7 +50,7 @@ class DocumentMaker:
 
     @property
     def columns(self) -> Columns:
-        """The columns of an input file that determine its documents."""
+        """The columns of an input file from which documents are made."""
         rows = self._config.rows
         if isinstance(rows, TextRows):
             return Columns(
@@ -109,7 +109,7 @@ class DocumentMaker:
 
 
 def _sums(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the sum of each run of consecutive values; run i has `counts[i]` values, maybe 0."""
+    """Return the sum of each run of consecutive values; run i has `counts[i]` (or no) values."""
     totals = np.concatenate((np.zeros(1, np.int64), np.cumsum(values)))
     ends = np.cumsum(counts)
     sums: NDArray[np.int64] = totals[ends] - totals[ends - counts]

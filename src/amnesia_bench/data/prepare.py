@@ -233,7 +233,7 @@ class _Rows:
 
     def _count(self, dropped: DroppedRow, where: str) -> None:
         self.dropped[dropped.reason] += 1
-        # Rows of other domains are valid but excluded by the config, so they are no bad example.
+        # Rows of other domains are valid and excluded on purpose, so they are no problem to show.
         if dropped.reason is not Reason.OTHER_DOMAIN and self.example is None:
             self.example = printable(f"{where}: {dropped}")
             self.way_out = DROP_HINTS.get(dropped.reason)

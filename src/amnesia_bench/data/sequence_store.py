@@ -74,7 +74,7 @@ class SequenceStore:
 
     @property
     def packs_documents(self) -> bool:
-        """Whether any sequence contains pieces of more than one document."""
+        """Whether any sequence contains more than one document or piece of a document."""
         return bool((np.diff(self._offsets) > 1).any())
 
     def sequence(self, i: int) -> PackedSequence:

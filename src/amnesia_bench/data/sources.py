@@ -129,7 +129,7 @@ def hub_files(source: HubSource) -> list[InputFile]:
 
 
 def source_files(source: Source) -> list[InputFile]:
-    """Return the files of a source; for a synthetic source, one `InputFile` for generated rows.
+    """Return the files of a source; for a synthetic source, one `InputFile` for its rows.
 
     Raises:
         UserError: the config is for the user's own files, which need `--input`.

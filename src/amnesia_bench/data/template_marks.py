@@ -109,7 +109,7 @@ class Scaffold:
         return (min(matches)[0], min(matches)[2]) if matches else None
 
     def filled(self, whole: str) -> Filled:
-        """Put the texts back for the marks, and return the map of positions.
+        """Put the texts back in place of the marks, and return the resulting map of positions.
 
         Args:
             whole: the template's output for the conversation without marks.
@@ -154,9 +154,9 @@ class Filled:
 
 
 def _variants(mark: TextMark) -> Iterator[str]:
-    """Yield the forms in which a template may write a text: unchanged, or escaped as in JSON.
+    """Yield the forms in which a template may write a text.
 
-    Only tool results may be escaped.
+    A template may write any text unchanged, and a tool result also escaped, inside a JSON string.
     """
     yield mark.core
     if mark.part == "tool message":

@@ -1,7 +1,7 @@
 """Read one turn of a conversation, with the field names of the public chat datasets.
 
-Every field of a turn is used, or is known to be irrelevant to training, or is a number that cannot
-be a loss weight; any other field is an error.
+A field of a turn is used, or known to be irrelevant to training, or a number whose name does not
+suggest a loss weight. Any other field is an error.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ CHAIN_FIELDS = (
 _CALL_FIELDS = ("tool_calls", "function_call")
 # These identify the call that a tool turn answers. In other turns they are ignored.
 _RESULT_FIELDS = ("tool_call_id", "name")
-# Every turn may have weight 1, which is the default. A flag that is on requests training on its
-# turn, so it is an error in turns that are not trained.
+# Every turn may have weight 1, which is the default. In contrast, a flag that is on requests
+# training on its turn, so it is an error in turns of users, tools and the system.
 WEIGHT_FIELDS, _FLAG_FIELDS = (
     ("weight", "loss_weight"),
     ("loss_mask", "loss", "train", "training", "trainable"),

@@ -92,7 +92,7 @@ class DistanceCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """The distances, in tokens, within which half and 90 % of the gradient magnitude occur."""
+    """The distances, in tokens, that cover half and 90 % of the total gradient magnitude."""
 
     half: BootstrapValue
     nine_tenths: BootstrapValue
@@ -103,7 +103,7 @@ class LayerGradients:
     """The mean |dL/ds| over the heads of one layer at each distance, and its reach.
 
     `reach` is that of all heads of the layer together. `head_half_reach` has, for each head, the
-    distance in tokens within which half of its gradient magnitude occurs.
+    distance in tokens that covers half of its total gradient magnitude.
     """
 
     layer: int
@@ -114,7 +114,7 @@ class LayerGradients:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientsByDistance:
-    """The mean |dL/ds| by distance, s being the attention logits (Definition 4.2, Eq. 15).
+    """The mean |dL/ds| at each distance, where s are the attention logits (Def. 4.2, Eq. 15).
 
     L is the loss in nats, summed over the trained tokens of a text. The mean at a distance is taken
     over all visible pairs of positions at that distance, in all `n` texts of one source of data,
@@ -172,7 +172,7 @@ class HeadDistances:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadShift:
-    """The change of a head's mean attention distance in tokens, on the same prompts."""
+    """The change of a head's mean attention distance between two checkpoints, in tokens."""
 
     layer: int
     head: int
@@ -183,7 +183,7 @@ class HeadShift:
 class LayerShift:
     """The shift of a layer: `mean_shift` is the mean over its heads, in tokens.
 
-    `shortened` is the number of heads whose mean attention distance fell.
+    `shortened` of the `heads` heads have a shorter mean attention distance than before.
     """
 
     layer: int

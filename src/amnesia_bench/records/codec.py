@@ -13,7 +13,7 @@ from amnesia_bench.errors import UserError
 
 Record = TypeVar("Record")
 
-# The JSON type that was expected, by pydantic's error type.
+# For each of these error types of pydantic, the JSON type that was expected.
 _EXPECTED = {
     "string_type": "a string",
     "int_type": "a whole number",

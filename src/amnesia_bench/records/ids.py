@@ -97,12 +97,12 @@ def reasoning_metrics(task: str, repeats: int) -> tuple[str, ...]:
 
 
 def known_metrics(task: str, metric: str) -> tuple[str, ...]:
-    """Return the metrics of a task that are valid where a config names `metric`.
+    """Return the metrics of a task against which to check the name of a metric, `metric`.
 
-    The number of repeats is k if `metric` has the form `NAME@k`, and 1 otherwise.
+    They are those for k answers per problem if `metric` has the form `NAME@k`, else for 1 answer.
     """
     name, _, count = metric.partition("@")
     repeats = int(count) if count.isdecimal() and len(count) < 6 and int(count) else 1
-    if name == Reducer.PASS.value:  # pass@k is defined for every k up to `repeats`
+    if name == Reducer.PASS.value:  # the number of answers may exceed the k of pass@k
         repeats = max(repeats, *_PASS_AT)
     return reasoning_metrics(task, repeats)

@@ -1,4 +1,4 @@
-"""Needle-in-a-haystack prompts on disk: each haystack text is stored once, plus sample columns."""
+"""Needle-in-a-haystack prompts on disk: each haystack text once, and the samples as columns."""
 
 from __future__ import annotations
 

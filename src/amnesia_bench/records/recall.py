@@ -8,7 +8,7 @@ from enum import Enum
 
 from amnesia_bench.records.evaluation import FinishReason, Interval, Outcome, SampleKey
 
-# The verdict is "no regression" if a drop of the margin plus this fraction is ruled out.
+# The verdict is "no regression" once a drop of the margin plus this fraction is ruled out.
 TOLERATED_DROP = 0.05
 DEPTH_ROWS = 5
 

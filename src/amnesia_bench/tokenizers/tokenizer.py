@@ -1,9 +1,9 @@
 """Load a checkpoint's tokenizer, compute its identity, and add its special tokens to prompts.
 
 A tokenizer must split texts as tokenizer.json defines, since the model was pretrained with that
-file. transformers 5 takes only the vocabulary from the file for some tokenizer classes, and uses
-the pre-tokeniser of the class (huggingface/transformers#45812, #45920). The loaded tokenizer is
-therefore compared with the file.
+file. For some tokenizer classes, transformers 5 reads only the vocabulary from the file, and uses
+the pre-tokeniser of the class instead of the file's (huggingface/transformers#45812, #45920).
+Therefore the loaded tokenizer is compared with the file.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def load_tokenizer(folder: Path) -> Any:
 
     Raises:
         UserError: the folder has no tokenizer, or the tokenizer has no fast implementation, needs
-            remote code, or produces no tokens.
+            remote code, does not split texts as tokenizer.json defines, or produces no tokens.
         MissingEnvironmentError: transformers is not installed.
     """
     if not folder.is_dir():
@@ -99,7 +99,7 @@ def legacy_tokenizer_identity(tokenizer: Any) -> str:
     It covers the complete serialised tokenizer, including its decoder and post-processor.
     """
     backend = tokenizer.backend_tokenizer
-    # Truncation and padding settings are left over from the last call; they identify nothing.
+    # Truncation and padding settings remain from the last call, and are not part of the tokenizer.
     backend.no_truncation()
     backend.no_padding()
     return hashlib.sha256(backend.to_str().encode("utf-8", "surrogatepass")).hexdigest()
@@ -153,7 +153,7 @@ def _load(auto: Any, folder: Path) -> Any:
     try:
         with _without_config_warnings():
             return auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises plain Exception; transformers, many kinds
+    except Exception as error:  # tokenizers raises plain Exception
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{folder}: its tokenizer needs code from the checkpoint (auto_map in "

@@ -29,8 +29,8 @@ UNSIZED: Mapping[str, Callable[[np.random.Generator], Row]] = {
     "programs": problems.program,
     "test_problems": problems.test_problem,
 }
-# Generators that share the random stream of another one. Thanks to this, the rows of the two
-# instruction controls differ only in the order of their parts.
+# Generators that use the random stream of another one. Since the two instruction controls share a
+# stream, their rows differ only in the order of their parts.
 _STREAMS = {"long_instructions": "short_instructions"}
 
 

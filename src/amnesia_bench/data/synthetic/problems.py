@@ -87,7 +87,7 @@ class CountingProblem:
         return self.steps[-1][2]
 
     def chain(self, receipts: Sequence[str]) -> str:
-        """Return the chain of thought: one line per event with its receipt, without names."""
+        """Return the chain of thought: one line per event, without the person's name."""
         return "\n".join(
             f"- on {day} {receipt} {event.verb} {event.amount}: "
             f"{before}{event.sign}{event.amount}={after}"
@@ -149,7 +149,7 @@ def draw_conversation(rng: np.random.Generator) -> dict[str, object]:
 
 
 def program(rng: np.random.Generator) -> dict[str, object]:
-    """Return a row in OpenThoughts-3's schema: a question for the output of a program."""
+    """Return a row in OpenThoughts-3's schema: a program, and a response with its output."""
     problem = draw_problem(rng, test=False)
     receipts, last = _receipts(rng, problem), len(problem.events)
     lines = [
@@ -181,8 +181,8 @@ def test_problem(rng: np.random.Generator) -> dict[str, str]:
 def problem_in_prose(rng: np.random.Generator) -> str:
     """Return a problem with its solution as prose, for pretraining.
 
-    The solution is shorter than a chain in fine-tuning data, since it does not restate the events in
-    words.
+    The solution is shorter than a chain in fine-tuning data, since it does not restate the events
+    in words.
     """
     problem = draw_problem(rng, test=False)
     receipts = _receipts(rng, problem)

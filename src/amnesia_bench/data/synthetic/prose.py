@@ -125,10 +125,10 @@ def varied_run(rng: np.random.Generator) -> str:
 
 
 def repeated_run(rng: np.random.Generator, run: str, most: int) -> str:
-    """Return a text in which `run` occurs two to `most` times, with up to five words between.
+    """Return a text in which `run` occurs two to `most` times, with words between them.
 
-    The number of occurrences and the words between them vary, since otherwise a model would learn
-    to copy from a fixed distance.
+    The number of occurrences varies, and so does the number of words between them (0 to 5), since
+    otherwise a model would learn to copy from a fixed distance.
     """
     parts: list[str] = []
     for time in range(2 + below(rng, most - 1)):
@@ -138,7 +138,7 @@ def repeated_run(rng: np.random.Generator, run: str, most: int) -> str:
 
 
 def copies(rng: np.random.Generator) -> dict[str, str]:
-    """Return a row in FineWeb-Edu's schema that teaches to copy pairs of hex digits.
+    """Return a row in FineWeb-Edu's schema for learning to copy pairs of hex digits.
 
     In a third of the rows, some pairs end in a dash, which makes them different tokens. The data of
     later stages rarely contain these tokens, and models failed at the dashes of uuids
@@ -151,7 +151,7 @@ def copies(rng: np.random.Generator) -> dict[str, str]:
 
 
 def varied_copies(rng: np.random.Generator) -> dict[str, str]:
-    """Return a row in FineWeb-Edu's schema that teaches to copy all kinds of `varied_run`."""
+    """Return a row in FineWeb-Edu's schema for learning to copy all kinds of `varied_run`."""
     return {"text": repeated_run(rng, varied_run(rng), 4)}
 
 

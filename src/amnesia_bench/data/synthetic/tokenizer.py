@@ -28,7 +28,7 @@ _PAIRS = [f"{value:02x}{dash}" for value in range(256) for dash in ("", "-0")]
 # take its place in the vocabulary.
 _PAIR_COUNT = 500
 # The pieces into which a text is split before BPE, in order of preference: pairs of hex digits that
-# are not part of a longer word; words that do not consist of hex digits; single digits; other
+# are not part of a longer word; words that are not runs of hex digits; single digits; other
 # symbols; whitespace. The pattern is adapted from GPT-2's.
 _PIECES = (
     r"[0-9a-f]{1,2}(?:-(?=[0-9a-f])|(?=[0-9a-f]*(?![0-9A-Za-z])))"
