@@ -78,7 +78,7 @@ class FrontDoor(NamedTuple):
 
 
 FRONT_DOORS = {
-    # Practitioner: two checkpoints.
+    # Check, restore, compare and verify checkpoints.
     "check": FrontDoor("recall.check", "eval"),
     "restore": FrontDoor("surgery.restoration"),
     "diff": FrontDoor("surgery.diff"),

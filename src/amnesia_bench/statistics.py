@@ -31,7 +31,7 @@ class PairedCounts:
 
     @property
     def difference(self) -> float:
-        """Accuracy of the first model minus that of the second, for example of pre minus post."""
+        """Accuracy of the first model minus that of the second; for pre and post, the drop."""
         return (self.only_first - self.only_second) / self.n
 
 

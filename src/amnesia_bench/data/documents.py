@@ -119,7 +119,7 @@ def _sums(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.in
 def batches(
     segmented: Iterator[list[Segment]], max_characters: int
 ) -> Iterator[list[list[Segment]]]:
-    """Group documents into batches of about `max_characters` characters."""
+    """Yield batches of documents, each of about `max_characters` characters in total."""
     batch: list[list[Segment]] = []
     characters = 0
     for document in segmented:

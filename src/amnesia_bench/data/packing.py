@@ -36,7 +36,7 @@ class Pieces:
         return len(self.length)
 
     def take(self, index: slice | list[int] | Integers | NDArray[np.bool_]) -> Pieces:
-        """Return a subset of the pieces."""
+        """Return the pieces with these indices, or where this mask is true."""
         return Pieces(self.document[index], self.start[index], self.length[index])
 
 

@@ -35,8 +35,9 @@ from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.template_marks import NotWritten
 from amnesia_bench.errors import UserError
 
-# Conversations that style and template must render identically. They have no chains of thought or
-# system messages, which many datasets lack; those are compared row by row instead.
+# Conversations that style and template must render identically. Some datasets have no chains of
+# thought, and some have one in every answer, so what only one of these kinds needs is not probed
+# here but compared row by row.
 _PROBES = (
     make_conversation("Hi.", "Hello!"),
     make_conversation("Hi.", "Hello!", "What is 2 + 2?", "The answer is 4."),

@@ -45,7 +45,7 @@ class Marks:
 
         Args:
             turn: the index of the message with the text.
-            part: the role of the text in the message, such as "answer", also for error messages.
+            part: a name for the text within the message, such as "answer", for error messages too.
             text: the text.
         """
         lead, tail = "", ""
@@ -142,7 +142,7 @@ class Scaffold:
 class Filled:
     """A map from positions in a scaffold to positions in the output for the original conversation.
 
-    From position `begins[i]` on, up to the next of `begins`, the output is shifted by `moved[i]`.
+    Positions from `begins[i]` to `begins[i + 1]` are shifted by `moved[i]`.
     """
 
     begins: list[int]

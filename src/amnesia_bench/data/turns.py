@@ -203,7 +203,7 @@ def _part(part: object, at: str) -> tuple[str, str]:
 
 
 def _trained(fields: Mapping[str, object], role: str, at: str) -> bool:
-    """Return whether an assistant turn counts in the loss, and True for turns of other roles."""
+    """Return whether an assistant turn counts in the loss; return True for other turns."""
     flags = {key: weight(fields[key], f"{at}: {key}") for key in _FLAG_FIELDS if key in fields}
     weights = {key: weight(fields[key], f"{at}: {key}") for key in WEIGHT_FIELDS if key in fields}
     if _MASKED in fields:

@@ -181,7 +181,7 @@ class HeadShift:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShift:
-    """The shift of a layer: `mean_shift` is the mean over its heads, in tokens.
+    """The change of attention distances in one layer; `mean_shift` is the mean over its heads.
 
     `shortened` of the `heads` heads have a shorter mean attention distance than before.
     """

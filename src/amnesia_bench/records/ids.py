@@ -97,9 +97,9 @@ def reasoning_metrics(task: str, repeats: int) -> tuple[str, ...]:
 
 
 def known_metrics(task: str, metric: str) -> tuple[str, ...]:
-    """Return the metrics of a task against which to check the name of a metric, `metric`.
+    """Return the valid metrics of a task, for checking a metric name from a config.
 
-    They are those for k answers per problem if `metric` has the form `NAME@k`, else for 1 answer.
+    The number of answers per problem is k if the name has the form `NAME@k`, and 1 otherwise.
     """
     name, _, count = metric.partition("@")
     repeats = int(count) if count.isdecimal() and len(count) < 6 and int(count) else 1
