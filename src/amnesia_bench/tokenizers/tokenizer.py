@@ -153,7 +153,7 @@ def _load(auto: Any, folder: Path) -> Any:
     try:
         with _without_config_warnings():
             return auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises plain Exception
+    except Exception as error:  # tokenizers raises Exception, transformers any subclass of it
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{folder}: its tokenizer needs code from the checkpoint (auto_map in "
