@@ -1,7 +1,7 @@
 """amnesia_bench: detect and repair the loss of long-range recall in fine-tuned hybrid LLMs.
 
-Each use case is one request and one function, its front door. Importing this package is fast: the
-module of a function or a request is imported when the name is first used.
+Each use case has one front door (a function) and one request (its argument). Importing this package
+is fast, since the module of a front door or request is imported only when its name is first used.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ __version__ = "0.1.0"
 
 
 class FrontDoor(NamedTuple):
-    """The module that defines a function, and the package extra it needs ("" for none)."""
+    """The module that defines a front door, and the package extra that it needs ("" for none)."""
 
     module: str
     extra: str = ""
 
 
 FRONT_DOORS = {
-    # Practitioner: two checkpoints.
+    # Check, restore, compare and verify checkpoints.
     "check": FrontDoor("recall.check", "eval"),
     "restore": FrontDoor("surgery.restoration"),
     "diff": FrontDoor("surgery.diff"),
@@ -103,7 +103,7 @@ FRONT_DOORS = {
     "plan": FrontDoor("pipeline.experiments"),
     "run": FrontDoor("pipeline.experiments"),
     "report": FrontDoor("reporting.building"),
-    # Loaders of the configs that requests contain.
+    # Functions that load the configs for the fields of requests.
     "load_variant": FrontDoor("config.load"),
     "load_data": FrontDoor("config.load"),
     "load_eval": FrontDoor("reasoning.tasks"),
@@ -114,7 +114,7 @@ FRONT_DOORS = {
 }
 
 
-# The module of `requests` that defines each request or part of one.
+# For each request, or component of a request, the module of `requests` that defines it.
 REQUESTS = {
     "CheckRequest": "recall",
     "BuildPromptsRequest": "recall",
@@ -146,7 +146,7 @@ REQUESTS = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import a front door or a request when it is first used."""
+    """Return a front door or a request; its module is imported on first use."""
     if name in REQUESTS:
         return getattr(import_module(f"{__name__}.requests.{REQUESTS[name]}"), name)
     if name not in FRONT_DOORS:

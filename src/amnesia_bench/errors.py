@@ -1,7 +1,7 @@
-"""The expected failures, and the exit code of each kind.
+"""Exceptions for expected failures, and the exit code of each.
 
-A user's mistake is reported as one message (what, where, why, what to type next). A programming
-error is not caught: it crashes with its traceback.
+An expected failure is reported as one message: what is wrong, where and why, and what to type next.
+Programming errors are not caught, so Python prints their traceback.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ class ExitCode(IntEnum):
     STAGE_FAILED = 4
     BUSY = 5
     ENVIRONMENT = 6
-    REQUEUE = 75  # EX_TEMPFAIL: state was saved on a signal; the same command resumes
+    REQUEUE = 75  # EX_TEMPFAIL: a signal stopped the work; the same command resumes it
 
 
 class AmnesiaError(Exception):
-    """Base of every expected failure.
+    """Base class of all expected failures.
 
     Args:
-        what: what is wrong and where, with the offending name and value.
-        hint: what to type next; printed on a separate line.
+        what: a message that states what is wrong and where, with the offending name and value.
+        hint: what the user should type next; printed on a separate line.
     """
 
     exit_code: ExitCode = ExitCode.STAGE_FAILED
@@ -51,7 +51,7 @@ class NewerVersionError(UserError):
 
 
 class StageFailedError(AmnesiaError):
-    """The work started but could not be finished or verified; no output is marked finished."""
+    """The work started but could not be finished or verified, so no output is marked finished."""
 
     exit_code = ExitCode.STAGE_FAILED
 
@@ -63,7 +63,7 @@ class BusyError(AmnesiaError):
 
 
 class StoppedError(AmnesiaError):
-    """A signal stopped the work, and its state was saved: the same call or command resumes it."""
+    """A signal stopped the work after its state was saved; the same call or command resumes it."""
 
     exit_code = ExitCode.REQUEUE
 

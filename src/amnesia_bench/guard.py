@@ -1,4 +1,4 @@
-"""Run a command or a stage: failures become exit codes, and no output stays half-written."""
+"""Run a command or a stage: turn failures into exit codes, and leave no half-written output."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from amnesia_bench.errors import AmnesiaError, ExitCode
 from amnesia_bench.printable import message
 from amnesia_bench.store.layout import MANIFEST
 
-# The exit codes that a shell reports for a command that one of these signals ended.
+# The exit codes that a shell reports for a command killed by SIGINT or SIGTERM.
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM
 
 
 class _TerminatedError(BaseException):
-    """SIGTERM as an exception: context managers remove half-written output as it passes."""
+    """Raised on SIGTERM, so that context managers remove half-written output."""
 
 
 def guarded(title: str, run: Callable[[], ExitCode], output: Path | None) -> int:
@@ -27,15 +27,15 @@ def guarded(title: str, run: Callable[[], ExitCode], output: Path | None) -> int
 
     Args:
         title: prefix of the messages on stderr, such as "amnesia restore".
-        run: the command.
-        output: the folder that the command writes; None if it writes none.
+        run: a function that executes the command and returns its exit code.
+        output: the output folder of the command; None if it has no output folder.
     """
     with _terminating():
         return _guarded(title, run, output)
 
 
 def only_rank_zero_reports(run: Callable[[], ExitCode]) -> ExitCode:
-    """Run a training process; only rank 0 prints the error message, on behalf of all ranks."""
+    """Run one process of a training job; if it fails, only rank 0 prints the error message."""
     try:
         return run()
     except AmnesiaError as error:
@@ -47,7 +47,7 @@ def only_rank_zero_reports(run: Callable[[], ExitCode]) -> ExitCode:
 def _guarded(title: str, run: Callable[[], ExitCode], output: Path | None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # the caller closed it
-            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - to the very end
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - open until exit
     finished_before = _is_finished(output)
     try:
         return int(run())
@@ -60,7 +60,7 @@ def _guarded(title: str, run: Callable[[], ExitCode], output: Path | None) -> in
         interrupted = isinstance(end, KeyboardInterrupt)
         outcome = "interrupted" if interrupted else "terminated"
         if not finished_before and _is_finished(output):
-            # Running it again would only fail with "already exists".
+            # Report success: a second run of the command would fail with "already exists".
             sys.stderr.write(message(f"{title}: {outcome}, but {output} was complete already\n"))
             return int(ExitCode.DONE)
         sys.stderr.write(f"{title}: {outcome}\n")
@@ -68,7 +68,7 @@ def _guarded(title: str, run: Callable[[], ExitCode], output: Path | None) -> in
 
 
 def _is_finished(output: Path | None) -> bool:
-    """Return whether the output folder of a command is complete: its manifest is written last."""
+    """Return whether an output folder is complete, that is, has its manifest (written last)."""
     try:
         return output is not None and (output / MANIFEST).is_file()
     except OSError:

@@ -1,10 +1,11 @@
-"""Quote foreign text in Markdown: names of folders and models are never read as markup."""
+"""Quote untrusted text in Markdown, so that names of folders and models never act as markup."""
 
 from __future__ import annotations
 
 import re
 
-# Characters that could start HTML, a link, an image or code. Emphasis is harmless, so it stays.
+# Characters that could start HTML, a link, an image, code or a table cell. Emphasis marks are
+# harmless, so they are not escaped.
 _ESCAPED = {
     **{"&": "&amp;", "<": "&lt;", ">": "&gt;"},
     **{mark: f"\\{mark}" for mark in "\\`[]|"},
@@ -14,12 +15,12 @@ _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2
 
 
 def escape(text: str) -> str:
-    """Return a text escaped for Markdown, on one line."""
+    """Return a text on one line, with its Markdown markup escaped."""
     return _INVISIBLE.sub(" ", text).translate(_TABLE)
 
 
 def code(text: str) -> str:
-    """Return a text as a code span; the text may contain backticks."""
+    """Return a text as a Markdown code span; the text may contain backticks."""
     shown = _INVISIBLE.sub(" ", text)
     fence = _fence(shown, shortest=1)
     pad = " " if shown.startswith("`") or shown.endswith("`") else ""
@@ -27,7 +28,7 @@ def code(text: str) -> str:
 
 
 def block(text: str, language: str) -> list[str]:
-    """Return the lines of a code block; the text may contain lines of backticks."""
+    """Return a text as the lines of a fenced code block; the text may contain such fences."""
     fence = _fence(text, shortest=3)
     return [f"{fence}{language}", text, fence]
 

@@ -1,4 +1,4 @@
-"""Make foreign text safe to print and to store: control characters are written as escapes."""
+"""Make untrusted text safe to print and store: replace control characters by escape sequences."""
 
 from __future__ import annotations
 
@@ -8,17 +8,20 @@ LONGEST_LINE = 2000
 
 
 def printable(text: str) -> str:
-    r"""Return a text with its control and formatting characters as escapes, such as `\x1b`.
+    r"""Return a text with control and formatting characters written as escapes, such as `\x1b`.
 
-    Names of tensors and files, and texts of datasets, are untrusted: printed unchanged, an escape
-    sequence could clear the screen or rename the window, and a bidirectional override could
-    reverse a name. A lone surrogate could not be encoded at all. Line breaks and tabs stay.
+    Tensor names, file names and dataset texts are untrusted. If they were printed unchanged, a
+    terminal control sequence could clear the screen or rename the window, a bidirectional override
+    could reverse a name, and a lone surrogate could not be encoded. Line breaks and tabs are kept.
     """
     return "".join(c if c in "\n\t" or not _is_control(c) else _escaped(c) for c in text)
 
 
 def message(text: str) -> str:
-    """Return a message in printable form, its lines cut: a value in it may be a whole file long."""
+    """Return a message in printable form, with lines cut after LONGEST_LINE characters.
+
+    A value in a message may be as long as a file.
+    """
 
     def cut(line: str) -> str:
         if len(line) <= LONGEST_LINE:

@@ -16,8 +16,8 @@ from amnesia_bench.records.evaluation import Interval
 class PairedCounts:
     """Numbers of prompts that both models, only one of them, or neither answered correctly.
 
-    Prompts that exactly one model answered correctly are discordant; only they carry information
-    about the difference.
+    Prompts that exactly one model answered correctly are called discordant. Only these carry
+    information about the difference in accuracy.
     """
 
     both: int
@@ -31,14 +31,14 @@ class PairedCounts:
 
     @property
     def difference(self) -> float:
-        """Accuracy of the first model minus that of the second: the drop from pre to post."""
+        """Accuracy of the first model minus that of the second; for pre and post, the drop."""
         return (self.only_first - self.only_second) / self.n
 
 
 def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
-    """Return the score interval of a proportion (Wilson, JASA 22, 1927).
+    """Return Wilson's score interval of a proportion (JASA 22, 1927).
 
-    `n` is an effective sample size, and not an integer, where the trials are clustered.
+    For clustered trials, `n` is the effective sample size, which need not be an integer.
 
     Raises:
         ValueError: `n` is 0, or `successes` is not between 0 and `n`.
@@ -50,18 +50,18 @@ def wilson(successes: float, n: float, level: float = 0.95) -> Interval:
     centre = fraction + z * z / (2 * n)
     half = z * math.sqrt(fraction * (1 - fraction) / n + z * z / (4 * n * n))
     scale = 1 + z * z / n
-    # At 0 and n successes the formula gives 0 and 1, but for rounding.
+    # Up to rounding errors, the formula gives low = 0 for 0 successes and high = 1 for n successes.
     low = 0.0 if successes == 0 else (centre - half) / scale
     high = 1.0 if successes == n else (centre + half) / scale
     return Interval(low=low, high=high, level=level, method="wilson")
 
 
 def clustered_mean(clusters: Sequence[Sequence[float]]) -> tuple[float, float]:
-    """Return the mean of all values, and its variance under clustered sampling.
+    """Return the mean of all values, and the variance of this mean under clustered sampling.
 
-    The variance is that of the ratio of cluster totals to cluster sizes (Cochran, Sampling
-    Techniques, 3rd ed. 1977, chapter 6); with clusters of size one it is the usual variance of a
-    mean.
+    The mean is treated as the ratio of cluster totals to cluster sizes (Cochran, Sampling
+    Techniques, 3rd ed. 1977, chapter 6). With clusters of size one, the result is the usual
+    variance of a mean.
 
     Raises:
         ValueError: fewer than two clusters.
@@ -88,12 +88,12 @@ def sign_flip_p_value(first: Sequence[float], second: Sequence[float], answers: 
     """Return the two-sided p-value of the exact sign-flip test of paired values.
 
     Under the null hypothesis of equal accuracy, the sign of each problem's difference is random.
-    The test counts all sign patterns: the distribution of their sum is convolved problem by
-    problem, in steps of 1/`answers`. All values must be multiples of 1/`answers`. With values 0
-    and 1 this is McNemar's exact test.
+    The test covers all sign patterns: it computes the exact distribution of the sum of the signed
+    differences by one convolution per problem, in steps of 1/`answers`. All values must be
+    multiples of 1/`answers`. With values 0 and 1 this is McNemar's exact test.
     """
     steps = [round((a - b) * answers) for a, b in zip(first, second, strict=True)]
-    # The probability of the sum s is at index s + reach.
+    # probabilities[s + reach] is the probability of the sum s.
     reach = sum(map(abs, steps))
     probabilities = np.zeros(2 * reach + 1)
     probabilities[reach] = 1.0
@@ -109,11 +109,11 @@ def sign_flip_p_value(first: Sequence[float], second: Sequence[float], answers: 
 
 
 def paired_difference(counts: PairedCounts, level: float = 0.95) -> Interval:
-    """Return Tango's score interval of a difference (Statistics in Medicine 17, 1998, 891-908).
+    """Return Tango's score interval of a paired difference in accuracy.
 
-    Unlike Wald's interval it stays inside [-1, 1], and has a positive width even without
-    discordant prompts. It is asymptotic: its coverage equals `level` on average over the true
-    parameters, not for each of them.
+    Source: Statistics in Medicine 17, 1998, 891-908. Unlike Wald's interval, it never extends
+    beyond [-1, 1], and its width is positive even without discordant prompts. It is asymptotic: its
+    coverage equals `level` on average over the true parameters, not for every parameter value.
     """
     z = _quantile(level)
     observed = counts.difference
@@ -129,10 +129,14 @@ def _quantile(level: float) -> float:
 
 
 def _tango(counts: PairedCounts, delta: float) -> float:
-    """Return the score statistic of a difference `delta`; it falls as delta grows."""
+    """Return the score statistic of the hypothesis that the difference is `delta`.
+
+    The statistic decreases as `delta` increases.
+    """
     n, b, c = counts.n, counts.only_first, counts.only_second
     excess = b - c - n * delta
-    # Maximum-likelihood estimate of the probability of "only the second", given this difference.
+    # Maximum-likelihood estimate of the probability that only the second model is correct, under
+    # the hypothesis that the difference is `delta`.
     linear = (2 * n - b + c) * delta - b - c
     constant = -c * delta * (1 - delta)
     only_second = (math.sqrt(max(linear * linear - 8 * n * constant, 0.0)) - linear) / (4 * n)
@@ -143,7 +147,7 @@ def _tango(counts: PairedCounts, delta: float) -> float:
 
 
 def _root(falling: Callable[[float], float], low: float, high: float) -> float:
-    """Return the zero of a decreasing function by bisection, or the bound nearest to it."""
+    """Return the zero of a decreasing function by bisection; the nearer bound if it has none."""
     for _ in range(60):
         middle = (low + high) / 2
         if falling(middle) > 0:

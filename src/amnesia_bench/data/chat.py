@@ -1,9 +1,9 @@
-"""Render conversations as text segments, each trained or not, which makes loss masks exact.
+"""Render conversations as text segments that are trained or not, for exact loss masks.
 
-Segments are tokenised separately, so no token spans the border of a trained segment, and the text
-before an answer is tokenised as at inference. Each style renders the same text as the chat
-template of its models. `rendering.Renderer` compares the two on every row, and renders tool calls
-with the template only.
+Segments are tokenised separately. So no token crosses the boundary of a trained segment, and the
+text before an answer gets the same token ids as at inference. Each style renders the same text as
+the chat template of its models. `rendering.Renderer` compares the two on every row, and renders
+tool calls with the template only.
 """
 
 from __future__ import annotations
@@ -31,17 +31,18 @@ StyleName = Literal["qwen3", "chatml", "mistral", "llama3"]
 
 @dataclass(frozen=True)
 class Segment:
-    """A text that is tokenised separately, and whether its tokens count in the loss."""
+    """A text that is tokenised separately; `trained` tells whether its tokens count in the loss."""
 
     text: str
     trained: bool
 
 
-# A text, and whether to train on it: None is not an answer, False an answer without loss.
+# A text, with True for an answer to train on, False for an answer without loss, and None for text
+# that is not part of an answer.
 Part = tuple[str, bool | None]
 
-# Tokens that structure a chat, and so must not occur in a message. A tokenizer needs the first two
-# tokens of a style.
+# Tokens that structure a chat, and therefore must not occur in a message. A tokenizer fits a style
+# only if it has the first two tokens of that style.
 MARKUP: dict[StyleName, tuple[str, ...]] = {
     "qwen3": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
     "chatml": ("<|im_start|>", "<|im_end|>", "<|endoftext|>"),
@@ -54,8 +55,8 @@ _EMPTY_THINK = f"{THINK}\n\n{END_THINK}\n\n"
 def render(conversation: Conversation, chat: Style) -> list[Segment]:
     """Render a conversation as segments.
 
-    An answer is trained from its first character through the token that ends the turn. An empty
-    think block is not trained: at inference it belongs to the prompt.
+    The trained part of an answer extends from its first character through the token that ends the
+    turn. An empty think block is not trained, since it belongs to the prompt at inference.
 
     Raises:
         DroppedRow: the style cannot render the conversation.
@@ -81,7 +82,7 @@ def calls_tools(conversation: Conversation) -> bool:
 
 
 def tool_results_as_user_turns(conversation: Conversation) -> Conversation:
-    """Return a conversation with tool results as user turns, in the format of Qwen's agents."""
+    """Turn the tool results of a conversation into user turns, in the format of Qwen's agents."""
     messages: list[Message] = []
     for is_result, run in groupby(
         conversation.messages, key=lambda message: message.role == "tool"
@@ -103,12 +104,12 @@ def refuse_markup(texts: Iterable[str], markup: frozenset[str]) -> None:
 
 @lru_cache
 def _any_of(tokens: frozenset[str]) -> re.Pattern[str]:
-    """Return one pattern for all tokens, since a tokenizer may have a thousand."""
+    """Return one pattern for all tokens, as a tokenizer may have a thousand of them."""
     return re.compile("|".join(map(re.escape, sorted(tokens))) or "(?!)")
 
 
 def segments_of(parts: Iterable[Part], loss_on: LossOn) -> list[Segment]:
-    """Join adjacent parts of one kind, which are tokenised together, and mark trained segments."""
+    """Join adjacent parts of the same kind into segments, and mark the trained segments."""
     runs = [
         ("".join(text for text, _ in run), answer)
         for answer, run in groupby((part for part in parts if part[0]), key=lambda part: part[1])
@@ -119,7 +120,10 @@ def segments_of(parts: Iterable[Part], loss_on: LossOn) -> list[Segment]:
 
 
 def last_query(messages: Sequence[Message]) -> int:
-    """Return the index of the last message that a user wrote (not a tool), or else of the last."""
+    """Return the index of the last user message that is not a tool result.
+
+    Without such a message, return the index of the last message.
+    """
     for i in range(len(messages) - 1, -1, -1):
         if messages[i].role == "user" and not is_tool_response(messages[i].content):
             return i

@@ -1,9 +1,9 @@
 """Render training conversations with a tokenizer's own chat template, with exact loss masks.
 
-A template is a program, so an answer is located by rendering twice: the conversation, and a copy
-with marks instead of its texts. The second output must equal the first, to the byte, once the
-texts replace the marks. The trained part is what a model generates at inference: from the end of
-the template's generation prompt through the token that ends the turn.
+A template is a program, so answers are located by rendering a conversation twice: as it is, and as
+a copy in which marks replace the texts. With the texts put back in place of the marks, the second
+output must equal the first exactly. The trained part of a turn is what a model generates at
+inference: from the end of the template's generation prompt through the token that ends the turn.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from amnesia_bench.errors import UserError
 if TYPE_CHECKING:
     from amnesia_bench.data.data_tokenizer import DataTokenizer
 
-# Tags that occur inside messages, not between them. Some tokenizers make them special tokens.
+# Tags that occur inside messages, not between them. In some tokenizers they are special tokens.
 _TAGS_IN_MESSAGES = frozenset(
     (THINK, END_THINK, "<tool_call>", "</tool_call>", "<tool_response>", "</tool_response>")
 )
-# Template options for the generation prompt, best first. The first never precedes thinking.
+# Template options to try for the generation prompt, in order of preference. The first is not used
+# for answers with a chain of thought.
 _PROMPTS: tuple[Mapping[str, bool], ...] = (
     {"enable_thinking": False},
     {},
@@ -41,7 +42,10 @@ _PROMPTS: tuple[Mapping[str, bool], ...] = (
 
 
 def make_conversation(*turns: str, reasoning: str | None = None) -> Conversation:
-    """Return a conversation of alternating turns; `reasoning` belongs to the last answer."""
+    """Return a conversation of alternating user and assistant turns.
+
+    `reasoning` is the chain of thought of the last turn.
+    """
     messages = [
         Message(role=("user", "assistant")[i % 2], content=text, answer=text)
         for i, text in enumerate(turns)
@@ -65,7 +69,7 @@ class ChatTemplate:
         self._find_tokens()
 
     def probe(self) -> list[Segment]:
-        """Render a question and an answer as segments.
+        """Render a sample question and answer as segments, to test the template.
 
         Raises:
             UserError: the template cannot render them, or ends the answer without a special token.
@@ -84,16 +88,16 @@ class ChatTemplate:
         """Render a conversation as text.
 
         Raises:
-            NotWritten: the template refuses the conversation.
+            NotWritten: the template cannot render the conversation.
         """
         plain = [self._message(message) for message in conversation.messages]
         return self._write(plain, conversation.tools)
 
     def segments(self, conversation: Conversation, loss_on: LossOn) -> list[Segment]:
-        """Render a conversation as segments; their texts join to the template's output.
+        """Render a conversation as segments whose joined texts are the template's output.
 
         Raises:
-            NotWritten: the template refuses the conversation, or omits a part of it.
+            NotWritten: the template cannot render the conversation, or omits a part of it.
             DroppedRow: a message contains tokens that structure the chat.
         """
         messages, tools = conversation.messages, conversation.tools
@@ -135,7 +139,11 @@ class ChatTemplate:
     def _message(
         self, message: Message, marks: Marks | None = None, turn: int = 0
     ) -> dict[str, object]:
-        """Return a message as templates expect it; `marks`, if set, replace its texts."""
+        """Return a message in the format of chat templates.
+
+        If `marks` is set, its marks replace the texts of the message. `turn` is the index of the
+        message in the conversation, and is stored in the marks.
+        """
 
         def put(part: str, text: str) -> str:
             return text if marks is None else marks.put(turn, part, text)
@@ -174,7 +182,7 @@ class ChatTemplate:
         return plain
 
     def _arguments(self, arguments: object) -> object:
-        """Return tool call arguments as the template expects them: an object or its JSON."""
+        """Return the arguments of a tool call as the template expects them: as object or JSON."""
         if isinstance(arguments, str) and not self._arguments_as_text:
             try:
                 return json.loads(arguments)
@@ -204,7 +212,7 @@ class ChatTemplate:
             raise NotWritten(f"it raises {str(error)!r}") from error
 
     def _refuse_lost_tools(self, conversation: Conversation, whole: str) -> None:
-        """Refuse a conversation if the template ignores its tools or the arguments of its calls."""
+        """Raise NotWritten if the template omits the tools or the arguments of tool calls."""
         messages = conversation.messages
         if conversation.tools and whole == self.text(Conversation(messages=messages)):
             raise NotWritten("it omits the tools")
@@ -218,7 +226,7 @@ class ChatTemplate:
             raise NotWritten("it omits the arguments of tool calls")
 
     def _takes_reasoning_field(self) -> bool:
-        """Return whether the template reads reasoning from its own field, not from the content."""
+        """Return whether the template takes reasoning from a separate field, not from content."""
         rendered = {}
         for self._reasoning_field in (True, False):
             try:
@@ -229,7 +237,7 @@ class ChatTemplate:
         return rendered[True] or not rendered[False]
 
     def _takes_arguments_as_text(self) -> bool:
-        """Return whether arguments must be a JSON text for the template to write them as JSON."""
+        """Return whether the template writes arguments as JSON only if it gets a JSON text."""
         arguments = {"a": "b"}
         calls = ({"name": "add", "arguments": arguments},)
         question, answer = make_conversation("Hi!", "").messages
@@ -239,12 +247,12 @@ class ChatTemplate:
                 written = self.text(conversation)
             except DroppedRow:
                 continue
-            if str(arguments) not in written:  # Python's repr of the object
+            if str(arguments) not in written:  # not as Python's repr of the object
                 return self._arguments_as_text
         return False
 
     def _find_tokens(self) -> None:
-        """Find the texts that end answers, and the tokens that structure a chat."""
+        """Find the texts that end answers and the tokens that structure a chat in a sample chat."""
         messages = make_conversation("Hi!", "Hello!", "Bye!", "Goodbye!").messages
         marks = Marks()
         marked = [self._message(message, marks, i) for i, message in enumerate(messages)]
@@ -264,9 +272,10 @@ class ChatTemplate:
     def _ends_after(self, scaffold: Scaffold, i: int) -> tuple[str, ...]:
         """Return the texts that may end the turn of the answer at the `i`-th mark.
 
-        The end is the first special token. If EOS follows it with only special tokens between, the
-        end is the whole run up to EOS: Cohere closes first its answer and then the turn. EOS alone
-        is an end too, since another token may close a tool call before it.
+        A turn ends with the first special token after the answer. If only special tokens separate
+        this token from EOS, the turn ends with the sequence from this token through EOS, since
+        templates such as Cohere's close first the answer and then the turn. In that case EOS alone
+        is an end too, since a different token may precede it after a tool call.
         """
         special, last = self._tokenizer.special_tokens, self._tokenizer.eos_token
         first = scaffold.first(special, i)
@@ -285,12 +294,12 @@ class ChatTemplate:
 
 
 def _begin(scaffold: Scaffold, first: int, prompts: Iterable[str]) -> int:
-    """Return the position in a scaffold where an answer begins, which is where its prompt ends.
+    """Return the position in a scaffold at which the prompt ends and an answer begins.
 
     Args:
         scaffold: the rendered conversation with marks.
         first: the index of the answer's first mark.
-        prompts: the template's prompts up to the answer, best first.
+        prompts: the template's prompts up to the answer, in order of preference.
     """
     before, own = scaffold.placed[first - 1], scaffold.placed[first]
     gap = scaffold.text[before.end : own.begin]
@@ -300,7 +309,7 @@ def _begin(scaffold: Scaffold, first: int, prompts: Iterable[str]) -> int:
             empty_block = gap.rfind(END_THINK, len(opening))
             if empty_block < 0:
                 return before.end + len(opening)
-            # An empty think block belongs to the prompt, even if the template's prompt lacks it.
+            # An empty think block counts as prompt, even if the template's prompt lacks it.
             rest = gap[empty_block + len(END_THINK) :]
             return own.begin - len(rest.lstrip("\n"))
     if own.mark.part == "answer":
@@ -312,6 +321,6 @@ def _begin(scaffold: Scaffold, first: int, prompts: Iterable[str]) -> int:
 
 
 def _split(content: str) -> tuple[str, str]:
-    """Split an assistant message into its think block and the text after it."""
+    """Split the content of an assistant message into its think block and the text after it."""
     before, end, answer = content.partition(END_THINK)
     return before + end, answer

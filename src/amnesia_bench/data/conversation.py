@@ -1,7 +1,7 @@
 """Read rows of the supported datasets as conversations.
 
-A field that is missing, unknown or of the wrong type means that the dataset does not match the
-config: an error. A conversation that makes no sense means a bad row: it is dropped, and counted by
+If a field is missing, unknown or of the wrong type, the dataset does not match the config, which is
+an error. If a conversation makes no sense, only the row is bad: it is dropped, and counted by
 reason.
 """
 
@@ -22,7 +22,8 @@ from amnesia_bench.data.turns import Turn
 Row = Mapping[str, object]
 
 THINK = "<think>"
-# Tags that other models open a chain with. Without this check the chain would pass as an answer.
+# Tags with which other models begin a chain of thought. Without this pattern, such a chain would be
+# taken for the answer.
 _OTHER_TAGS = re.compile(
     r"\s*(<(think|thinking|thoughts?|reasoning|seed:think|\|begin_of_thought\|)>|\[think\]|◁think▷"
     r"|<\|channel\|>analysis)",
@@ -42,11 +43,12 @@ _NEXT = {
 class Message:
     """One message of a conversation.
 
-    `content` is the whole text. For an assistant, `reasoning` is the chain of thought (None
-    without one), from a think block or a separate field; it is part of `content` too. `answer` is
-    the rest. `tool_calls` are {"name": str, "arguments": object} each, with an "id" if the row has
-    one. `answers` identifies the call that a tool message answers, by `tool_call_id` and `name`.
-    `trained`: whether an assistant message counts in the loss.
+    `content` is the complete text. In an assistant message, `reasoning` is the chain of thought
+    (None without one), from a think block or a separate field, and `content` includes it in a think
+    block. `answer` is the text after the think block. Each of `tool_calls` is
+    {"name": str, "arguments": object}, with an "id" if the row has one. `answers` identifies the
+    call that a tool message answers, by `tool_call_id` and `name`. `trained` tells whether an
+    assistant message counts in the loss.
     """
 
     role: str
@@ -60,10 +62,11 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """Messages in order, and the JSON schemas of the available tools.
+    """The messages of a conversation in order, and the JSON schemas of the available tools.
 
-    After an optional system message, user and assistant alternate. Tool results (role `tool`,
-    without their tags) follow an assistant message or another tool result.
+    After an optional system message, user and assistant messages alternate. Tool results (messages
+    of role `tool`, without tags around their text) follow an assistant message or another tool
+    result.
     """
 
     messages: tuple[Message, ...]
@@ -91,7 +94,8 @@ def read_conversation(rows: ChatRows, row: Row, where: str) -> Conversation:
 def _without_response_tags(turn: Turn) -> list[Turn]:
     """Split a turn of `<tool_response>` blocks into one tool turn per block.
 
-    A user turn is split only if its text is exactly what the templates write for tool results.
+    A user turn is split only if its text has exactly the form in which chat templates write tool
+    results. Other turns are returned unchanged.
     """
     text = turn.text.strip() if turn.role == "tool" else turn.text
     begin, end = f"{_RESPONSE}\n", f"\n{_END_RESPONSE}"
@@ -125,7 +129,7 @@ def _other(turn: Turn) -> Message:
 
 
 def _answer(turn: Turn, *, must_think: bool) -> Message:
-    """Return an assistant turn as a message; `content` and `reasoning` both get its chain."""
+    """Return an assistant turn as a message, with its chain in `content` and in `reasoning`."""
     content, inside, answer = _split(turn.text)
     chains = {chain.strip() for chain in (*turn.chains, inside or "")} - {""}
     if len(chains) > 1:
@@ -149,10 +153,10 @@ def _answer(turn: Turn, *, must_think: bool) -> Message:
 
 
 def _split(content: str) -> tuple[str, str | None, str]:
-    """Return the content, the text of its think block (None without one), and the answer.
+    """Return the content, the text inside its think block (None without one), and the answer.
 
-    If only the closing tag is present, since the opening tag was in the prompt, the returned
-    content has both.
+    If the content has only the closing tag, since the opening tag was part of the prompt, the
+    opening tag is added to the returned content.
     """
     opened, closed = content.count(THINK), content.count(END_THINK)
     if (opened, closed) == (0, 0):

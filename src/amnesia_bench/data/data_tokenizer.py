@@ -1,4 +1,4 @@
-"""The tokenizer interface of data preparation: batches of texts, chat templates, decoding."""
+"""The tokenizer of data preparation: encode batches, apply chat templates, decode token ids."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class DataTokenizer:
     """A tokenizer with the operations that data preparation needs.
 
-    `folder` is its checkpoint folder, `sha256` its `tokenizer_identity`, `serialized` the text of
-    its tokenizer.json.
+    `folder` is its checkpoint folder, `sha256` its `tokenizer_identity`, and `serialized` the
+    content of its tokenizer.json.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -36,7 +36,7 @@ class DataTokenizer:
 
     @property
     def pad_token(self) -> int:
-        """The token that pads sequences; it is never trained."""
+        """The id of the token that pads sequences; padding is never trained."""
         for token in (self._tokenizer.pad_token_id, self._tokenizer.eos_token_id):
             if token is not None:
                 return int(token)
@@ -54,7 +54,10 @@ class DataTokenizer:
         return token_id
 
     def separator(self, name: str) -> int:
-        """Return the id of the token that ends documents; `eos` means the tokenizer's EOS.
+        """Return the id of the token that ends documents.
+
+        Args:
+            name: the token, or `eos` for the tokenizer's EOS token.
 
         Raises:
             UserError: the tokenizer has no such token.
@@ -69,24 +72,24 @@ class DataTokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """Jinja source of the chat template for conversations without tools; None without one."""
+        """The Jinja source of the chat template for conversations without tools; may be None."""
         return self._template(tools=False)
 
     @property
     def templates_sha256(self) -> str:
-        """Hash of all chat templates, for conversations with and without tools."""
+        """The hash of all chat templates, for conversations with and without tools."""
         templates = json.dumps(self._tokenizer.chat_template, sort_keys=True)
         return hashlib.sha256(templates.encode("utf-8", "surrogatepass")).hexdigest()
 
     @property
     def special_tokens(self) -> frozenset[str]:
-        """The special tokens, such as those that begin and end turns."""
+        """The texts of the special tokens, such as those that begin and end turns."""
         added = self._backend.get_added_tokens_decoder().values()
         return frozenset(token.content for token in added if token.special)
 
     @property
     def added_tokens(self) -> frozenset[str]:
-        """The added tokens, special or not, which are matched before a text is split."""
+        """The texts of all added tokens, which are matched before the rest of a text is split."""
         added = self._backend.get_added_tokens_decoder().values()
         return frozenset(token.content for token in added)
 
@@ -102,7 +105,7 @@ class DataTokenizer:
 
         Args:
             messages: the messages in the format of chat templates.
-            tools: JSON schemas of functions.
+            tools: the JSON schemas of the available tools.
             prompt: whether to append the generation prompt.
             options: variables of the template, such as enable_thinking.
         """
@@ -126,17 +129,17 @@ class DataTokenizer:
         return template
 
     def encode(self, text: str) -> list[int]:
-        """Return the tokens of one text; special tokens in the text are recognised."""
+        """Return the token ids of one text; special tokens in the text are recognised."""
         ids: list[int] = self._backend.encode(text, add_special_tokens=False).ids
         return ids
 
     def encode_batch(
         self, texts: list[str], *, special_tokens: bool
     ) -> tuple[NDArray[np.uint32], NDArray[np.int64]]:
-        """Return the concatenated tokens of all texts, and the number of tokens of each text.
+        """Return the concatenated token ids of all texts, and the number of tokens of each text.
 
-        All CPU cores share the texts. Without `special_tokens`, a `<|im_end|>` in a text is
-        tokenised as plain characters.
+        The texts are tokenised in parallel on all CPU cores. Without `special_tokens`, special
+        tokens in a text, such as `<|im_end|>`, are tokenised like other characters.
         """
         self._backend.encode_special_tokens = not special_tokens
         encodings = self._backend.encode_batch_fast(texts, add_special_tokens=False)
@@ -151,7 +154,7 @@ class DataTokenizer:
 
 
 def decoder(path: Path) -> Callable[[Sequence[int]], str]:
-    """Return a function that decodes tokens, from a serialised tokenizer alone.
+    """Return a function that decodes token ids; it needs only the tokenizer.json at `path`.
 
     Raises:
         MissingEnvironmentError: tokenizers is not installed.

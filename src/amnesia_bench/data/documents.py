@@ -1,4 +1,4 @@
-"""Turn rows into documents: a text with its separator, or a conversation with its loss mask."""
+"""Turn rows into tokenised documents: texts with a separator, or conversations with a loss mask."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ from amnesia_bench.data.values import absent, text_value
 
 @dataclass(frozen=True)
 class TokenizedDocuments:
-    """Concatenated documents: tokens uint32 [N], loss mask bool [N], lengths int64 [D]."""
+    """Concatenated documents: token ids uint32 [N], loss mask bool [N], lengths int64 [D].
+
+    N is the number of tokens, D the number of documents.
+    """
 
     tokens: NDArray[np.uint32]
     mask: NDArray[np.bool_]
@@ -29,10 +32,10 @@ class TokenizedDocuments:
 
 
 class DocumentMaker:
-    """Turns rows into tokens according to a config."""
+    """Turns rows into tokenised documents, as a config describes."""
 
     def __init__(self, config: DataConfig, tokenizer: DataTokenizer) -> None:
-        """Check that config and tokenizer match.
+        """Check that the tokenizer fits the config.
 
         Raises:
             UserError: the tokenizer lacks the separator, or does not fit the chat style.
@@ -47,7 +50,7 @@ class DocumentMaker:
 
     @property
     def columns(self) -> Columns:
-        """The columns of a file that determine its documents."""
+        """The columns of an input file from which documents are made."""
         rows = self._config.rows
         if isinstance(rows, TextRows):
             return Columns(
@@ -56,7 +59,7 @@ class DocumentMaker:
         return row_columns(rows)
 
     def sampled(self, file_identity: str, number: int) -> bool:
-        """Return whether a row is in the random sample of rows (`sample_rows`)."""
+        """Return whether row `number` of a file is in the random sample (`sample_rows`)."""
         share = self._config.sample_rows
         if share == 1:
             return True
@@ -65,7 +68,7 @@ class DocumentMaker:
         return int.from_bytes(digest, "little") < share * 2**64
 
     def segments(self, row: Row, where: str) -> list[Segment]:
-        """Return a row as segments of text to tokenise.
+        """Return a row as text segments to tokenise.
 
         Raises:
             DroppedRow: the row cannot be used for training.
@@ -82,7 +85,10 @@ class DocumentMaker:
         return [Segment(document, True)]
 
     def tokenise(self, documents: list[list[Segment]]) -> tuple[TokenizedDocuments, int]:
-        """Tokenise documents; also return how many were skipped for having no trained token."""
+        """Tokenise documents, and return them with the number of skipped documents.
+
+        A document is skipped if none of its tokens is trained.
+        """
         segments = [segment for document in documents for segment in document]
         tokens, lengths = self._tokenizer.encode_batch(
             [segment.text for segment in segments], special_tokens=self._separator is None
@@ -103,7 +109,7 @@ class DocumentMaker:
 
 
 def _sums(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the sum of each run of `counts[i]` values; runs may be empty."""
+    """Return the sum of each run of consecutive values; run i has `counts[i]` (or no) values."""
     totals = np.concatenate((np.zeros(1, np.int64), np.cumsum(values)))
     ends = np.cumsum(counts)
     sums: NDArray[np.int64] = totals[ends] - totals[ends - counts]
@@ -113,7 +119,7 @@ def _sums(values: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.in
 def batches(
     segmented: Iterator[list[Segment]], max_characters: int
 ) -> Iterator[list[list[Segment]]]:
-    """Group documents into batches of about `max_characters` characters."""
+    """Yield batches of documents, each of about `max_characters` characters in total."""
     batch: list[list[Segment]] = []
     characters = 0
     for document in segmented:

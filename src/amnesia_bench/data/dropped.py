@@ -1,4 +1,4 @@
-"""Reasons to drop a row, and hints for the user."""
+"""The reasons to drop a row, with hints for the user."""
 
 from __future__ import annotations
 
@@ -46,7 +46,10 @@ DROP_HINTS = {
 
 
 class DroppedRow(Exception):
-    """A row yields no document. `detail` locates the problem in the row, for the error message."""
+    """Raised for a row that yields no document.
+
+    `detail` describes or locates the problem in the row, for the error message.
+    """
 
     def __init__(self, reason: Reason, detail: str | None = None) -> None:
         super().__init__(reason.value)

@@ -1,8 +1,8 @@
 """The order of training sequences: a pure function of the sample index, with no state to save.
 
-A mixture cycles through its sources in a fixed pattern, and every epoch of a source is a different
-permutation. The order does not depend on the number of processes, which only divide the sample
-indices among themselves.
+A mixture cycles through its sources in a fixed pattern, and every epoch of a source has a different
+random permutation. The order does not depend on the number of processes, which only divide the
+sample indices among themselves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from amnesia_bench.errors import UserError
 
-# Weights are rounded to 1/_PERIOD, so a mixture repeats after at most _PERIOD samples.
+# Weights are rounded to multiples of 1/_PERIOD, so the pattern of sources repeats after at most
+# _PERIOD samples.
 _PERIOD = 10_000
 _ROUNDS = 4
 _MASK64 = (1 << 64) - 1
@@ -22,10 +23,10 @@ class SampleOrder:
     """An endless order over the sequences of one or more sources.
 
     Args:
-        sizes: number of sequences of each source.
-        weights: share of each source in the samples, in any unit; rounded to 1/10,000 of their
-            sum (see `shares`).
-        seed: seed of the permutations.
+        sizes: the number of sequences of each source.
+        weights: the weight of each source in the mixture, in any unit; weights are rounded to
+            1/10,000 of their sum (see `shares`).
+        seed: the seed of the permutations.
 
     Raises:
         UserError: a size or weight is not positive, or a weight rounds to 0.
@@ -47,11 +48,11 @@ class SampleOrder:
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """The weights after rounding; they add up to 1."""
+        """The share of each source in the samples: the rounded weights, scaled to a sum of 1."""
         return tuple(part / self._period for part in self._parts)
 
     def sample(self, index: int) -> tuple[int, int]:
-        """Return source and sequence of the sample with a 0-based index."""
+        """Return the source, and the sequence in it, of the sample with this 0-based index."""
         if index < 0:
             raise ValueError(f"sample {index}: indices start at 0")
         period, within = divmod(index, self._period)
@@ -65,8 +66,9 @@ class SampleOrder:
 def permuted(position: int, size: int, key: int) -> int:
     """Return the image of `position` under the permutation of 0..size-1 that `key` selects.
 
-    It is a Feistel network over the next power of four, iterated until the value is below `size`:
-    a bijection by construction (Black and Rogaway, Ciphers with Arbitrary Finite Domains, 2002).
+    The permutation is a Feistel network on the integers below a power of four, iterated until the
+    value is below `size`. It is a bijection by construction (Black and Rogaway, Ciphers with
+    Arbitrary Finite Domains, 2002).
     """
     bits = max(1, ((size - 1).bit_length() + 1) // 2)
     low = (1 << bits) - 1
@@ -82,11 +84,12 @@ def permuted(position: int, size: int, key: int) -> int:
 
 
 def interleave(parts: Sequence[int]) -> list[int]:
-    """Return a pattern of sum(parts) sources (0, 1, ...), interleaved as evenly as possible.
+    """Return a pattern of source indices in which source i occurs `parts[i]` times.
 
-    After any n samples, source i occurred n * parts[i] / sum(parts) times, to within less than
-    one. The rule is Tijdeman's (The chairman assignment problem, 1980): of the sources that may
-    come next without exceeding their share, take the one with the earliest deadline.
+    The sources are interleaved as evenly as possible: among the first n samples, the number of
+    those from source i differs from n * parts[i] / sum(parts) by less than one. The rule is
+    Tijdeman's (The chairman assignment problem, 1980): of the sources that may come next without
+    exceeding their share, take the one with the earliest deadline.
     """
     total, k = sum(parts), len(parts)
     if k == 1:
@@ -104,10 +107,11 @@ def interleave(parts: Sequence[int]) -> list[int]:
 
 
 def _whole_parts(weights: Sequence[float]) -> tuple[int, ...]:
-    """Round weights to integer parts of the period by the largest-remainder method."""
+    """Round weights to integer shares of the period, by the largest-remainder method."""
     total = math.fsum(weights)
     exact = [weight / total * _PERIOD for weight in weights]
-    # In binary a decimal weight such as 0.3 is slightly off; 1e-6 rounds to the intended decimal.
+    # A decimal weight such as 0.3 is inexact in binary, so its share may be just below an integer.
+    # Adding 1e-6 gives the integer that was meant.
     parts = [math.floor(value + 1e-6) for value in exact]
     by_remainder = sorted(range(len(exact)), key=lambda i: parts[i] - exact[i])
     for i in by_remainder[: _PERIOD - sum(parts)]:
@@ -122,7 +126,7 @@ def _whole_parts(weights: Sequence[float]) -> tuple[int, ...]:
 
 
 def _ranks(pattern: Sequence[int], num_sources: int) -> list[int]:
-    """Return for each position of a pattern how often its source occurred before it."""
+    """For each position of a pattern, return how often its source occurs before the position."""
     counts = [0] * num_sources
     ranks = []
     for source in pattern:
@@ -132,7 +136,7 @@ def _ranks(pattern: Sequence[int], num_sources: int) -> list[int]:
 
 
 def _mix(value: int) -> int:
-    """Scramble 64 bits: the finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
+    """Hash a 64-bit integer with the finaliser of SplitMix64 (Steele, Lea and Flood, 2014)."""
     value = (value + 0x9E3779B97F4A7C15) & _MASK64
     value = ((value ^ value >> 30) * 0xBF58476D1CE4E5B9) & _MASK64
     value = ((value ^ value >> 27) * 0x94D049BB133111EB) & _MASK64

@@ -1,7 +1,8 @@
-"""Pack documents into sequences of fixed length, from the documents' lengths alone.
+"""Pack documents into sequences of fixed length, given only the lengths of the documents.
 
-A piece is a run of tokens of one document; a sequence is a list of pieces. No function here reads
-tokens, so packing a corpus of billions of tokens needs only a few bytes per document.
+A piece is a run of consecutive tokens of one document, and a sequence is a list of pieces. No
+function in this module needs the tokens, so packing a corpus of billions of tokens takes only a few
+bytes of memory per document.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ WINDOW_DOCUMENTS = 50_000
 
 @dataclass(frozen=True)
 class Pieces:
-    """Runs of tokens: index of the document, first token, number of tokens; each int64 [P]."""
+    """P pieces: the document of each, its first token in the document, and its number of tokens.
+
+    All three arrays are int64 [P].
+    """
 
     document: Integers
     start: Integers
@@ -32,14 +36,14 @@ class Pieces:
         return len(self.length)
 
     def take(self, index: slice | list[int] | Integers | NDArray[np.bool_]) -> Pieces:
-        """Return a subset of the pieces."""
+        """Return the pieces with these indices, or where this mask is true."""
         return Pieces(self.document[index], self.start[index], self.length[index])
 
 
 def whole_documents(lengths: Integers, capacity: int, over_length: OverLength) -> Pieces:
-    """Return documents as pieces of at most `capacity` tokens, in order.
+    """Return the documents in order, as pieces of at most `capacity` tokens.
 
-    Longer documents are dropped, truncated, or split into pieces.
+    `over_length` tells whether longer documents are dropped, truncated, or split into pieces.
     """
     documents = np.arange(len(lengths), dtype=np.int64)
     if over_length == "drop":
@@ -57,9 +61,10 @@ def whole_documents(lengths: Integers, capacity: int, over_length: OverLength) -
 def pack_best_fit(
     pieces: Pieces, capacity: int, seed: int, window: int = WINDOW_DOCUMENTS
 ) -> Iterator[Pieces]:
-    """Yield sequences of whole pieces, best-fit decreasing within windows of shuffled pieces.
+    """Yield sequences of complete pieces.
 
-    Without windows, a sequence would contain only documents of similar length.
+    The pieces are shuffled and divided into windows, and each window is packed by best-fit
+    decreasing. Without windows, each sequence would contain only documents of similar length.
     """
     shuffled = np.random.default_rng(seed).permutation(len(pieces))
     for begin in range(0, len(shuffled), window):
@@ -69,18 +74,19 @@ def pack_best_fit(
 
 
 def pack_single(pieces: Pieces) -> Iterator[Pieces]:
-    """Yield sequences of one piece each."""
+    """Yield one sequence per piece."""
     for i in range(len(pieces)):
         yield pieces.take(slice(i, i + 1))
 
 
 def best_fit_decreasing(lengths: Integers, capacity: int) -> list[list[int]]:
-    """Assign lengths to bins, the longest first, each to the fullest bin that it fits into.
+    """Assign items to bins of size `capacity`, and return the indices of the items in each bin.
 
-    Returns the indices in each bin. Every length must be between 1 and `capacity`.
+    The longest items are assigned first, each to the fullest bin into which it fits. All lengths
+    must be between 1 and `capacity`.
     """
     bins: list[list[int]] = []
-    # The bins with each amount of free space, and a bit set of the amounts that occur.
+    # with_space[s] lists the bins with free space s; bit s of `spaces` is set if there are any.
     with_space: list[list[int]] = [[] for _ in range(capacity + 1)]
     spaces = 0
     for i in np.argsort(-lengths, kind="stable").tolist():
@@ -103,7 +109,10 @@ def best_fit_decreasing(lengths: Integers, capacity: int) -> list[list[int]]:
 
 
 def concatenate(lengths: Integers, capacity: int) -> Iterator[Pieces]:
-    """Yield sequences cut from the concatenated documents; only the last may be short."""
+    """Yield sequences of `capacity` tokens cut from the concatenated documents.
+
+    Only the last sequence may be shorter.
+    """
     if not len(lengths):
         return
     ends = np.cumsum(lengths)

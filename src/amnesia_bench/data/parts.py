@@ -1,10 +1,11 @@
 """Tokenised input files, kept until the store is published so that a killed preparation can resume.
 
 Each input file becomes one part, in a hidden folder next to the future store. The name of a part is
-a hash of everything that determines it (settings, tokenizer, contents of the input), so a changed
-input or setting matches no part. The `.json` of a part is written last: a part without it is not
-finished. It contains the hashes of the part's files and of itself, so a part that was damaged
-between two attempts is recomputed. The lease of the store (`publishing`) also protects this folder.
+a hash of everything that determines its contents (settings, tokenizer and input), so no existing
+part is reused after a change of input or settings. The `.json` file of a part is written last: a
+part without it is not finished. It contains the hashes of the part's other files and a hash of its
+own record, so a part that was damaged between two attempts is recomputed. The lease of the store
+(`publishing`) also protects the folder of parts.
 """
 
 from __future__ import annotations
@@ -38,8 +39,8 @@ _PART_FILE = re.compile(rf"[0-9a-f]{{32}}\.({'|'.join(_CONTENTS)}|fresh|json)")
 class PartSummary:
     """The result of tokenising one input file.
 
-    `example` is the first dropped row, and `way_out` the hint for such rows. `unread` are the
-    columns that were not read.
+    `example` is the location of the first dropped row with its reason, and `way_out` the hint for
+    such rows. `unread` are the names of columns of the file that were not read.
     """
 
     rows: int
@@ -53,14 +54,14 @@ class PartSummary:
 
 @dataclass(frozen=True, kw_only=True)
 class _Record:
-    """A finished part on disk: its summary, and the sha256 of each of its files."""
+    """The `.json` record of a finished part: its summary, and the sha256 of each other file."""
 
     summary: PartSummary
     sha256: Mapping[str, str]
 
 
 class Part:
-    """A finished part, memory-mapped: tokens [N], loss mask bool [N], lengths int64 [D]."""
+    """A finished part: token ids [N] and loss mask bool [N] memory-mapped, lengths int64 [D]."""
 
     def __init__(self, prefix: Path, summary: PartSummary, dtype: np.dtype[np.unsignedinteger]):
         self.summary = summary
@@ -70,7 +71,7 @@ class Part:
 
 
 class PartWriter:
-    """Writes one part, which is not valid before `finish`."""
+    """Writes one part, which is not finished before `finish` returns."""
 
     def __init__(self, prefix: Path, dtype: np.dtype[np.unsignedinteger]) -> None:
         self._prefix = prefix
@@ -94,7 +95,7 @@ class PartWriter:
         self.tokens += len(documents.tokens)
 
     def finish(self, summary: PartSummary) -> None:
-        """Flush the part to disk, then mark it as finished."""
+        """Flush the part to disk, then mark it as finished by writing its `.json` file."""
         for file in self._files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -108,13 +109,13 @@ class PartWriter:
         sync_folder(self._prefix.parent)
 
     def close(self) -> None:
-        """Close the files; without `finish`, the next attempt overwrites them."""
+        """Close the files. If the part is not finished, the next attempt overwrites them."""
         for file in self._files.values():
             file.close()
 
 
 class PartsFolder:
-    """The parts of one store, identified by a hash of settings and input."""
+    """The folder with the parts of one store, each named by a hash of settings and input."""
 
     def __init__(self, folder: Path, settings: Mapping[str, object], token_bytes: int) -> None:
         self.folder = folder
@@ -123,7 +124,7 @@ class PartsFolder:
         folder.mkdir(exist_ok=True)
 
     def finished(self, identity: str) -> PartSummary | None:
-        """Return the summary of an input file's part; None if it has no intact part."""
+        """Return the summary of the part of an input file, or None without an intact part."""
         prefix = self._prefix(identity)
         record = self._record(prefix)
         if record is None:
@@ -135,7 +136,7 @@ class PartsFolder:
         return record.summary if hashes == record.sha256 else None
 
     def writer(self, identity: str) -> PartWriter:
-        """Open a new part for an input file."""
+        """Begin a new part for an input file, and return its writer."""
         return PartWriter(self._prefix(identity), self.dtype)
 
     def open(self, identity: str) -> Part:
@@ -150,7 +151,7 @@ class PartsFolder:
         return Part(self._prefix(identity), record.summary, self.dtype)
 
     def tidy(self) -> None:
-        """Remove unfinished parts, which no later attempt can use."""
+        """Remove the unfinished parts, which no later attempt can use, and the folder if empty."""
         for path in list(self.folder.iterdir()):
             if _PART_FILE.fullmatch(path.name) and not path.with_suffix(".json").exists():
                 path.unlink()
@@ -172,7 +173,7 @@ class PartsFolder:
 
 
 def remove_parts(folder: Path) -> None:
-    """Remove all parts, and their folder if it is then empty."""
+    """Remove all parts in a folder, and the folder if it is empty afterwards."""
     remove_files(folder, _PART_FILE)
 
 
@@ -193,7 +194,7 @@ class Corpus:
     def piece(
         self, pieces: Pieces, i: int
     ) -> tuple[NDArray[np.unsignedinteger], NDArray[np.bool_]]:
-        """Return the tokens and the loss mask of the `i`-th piece."""
+        """Return the token ids and the loss mask of the `i`-th of `pieces`."""
         document = int(pieces.document[i])
         part = self._parts[int(np.searchsorted(self._first, document, side="right")) - 1]
         begin = int(self._begins[document] + pieces.start[i])
@@ -202,7 +203,7 @@ class Corpus:
 
 
 def dropped_by_reason(summaries: Sequence[PartSummary]) -> dict[str, int]:
-    """Return the number of dropped rows of all parts, by reason."""
+    """Return the total number of dropped rows for each reason, over all parts."""
     total: Counter[str] = Counter()
     for summary in summaries:
         total.update(summary.dropped)
@@ -210,7 +211,7 @@ def dropped_by_reason(summaries: Sequence[PartSummary]) -> dict[str, int]:
 
 
 def unread_columns(summaries: Sequence[PartSummary]) -> tuple[str, ...]:
-    """Return the columns that were not read, over all parts."""
+    """Return the names of all columns that were not read, in any part."""
     return tuple(sorted({name for summary in summaries for name in summary.unread}))
 
 
@@ -223,6 +224,6 @@ def _file(prefix: Path, kind: str) -> Path:
 
 
 def _memory_map(path: Path, dtype: np.dtype[Any]) -> NDArray[Any]:
-    if path.stat().st_size == 0:  # mmap refuses empty files
+    if path.stat().st_size == 0:  # mmap fails on empty files
         return np.empty(0, dtype)
     return np.memmap(path, dtype, "r")

@@ -1,7 +1,8 @@
-"""Prepare training data once: rows -> tokens (one part per input file) -> packed sequences.
+"""Prepare training data: rows -> token ids (one part per input file) -> packed sequences.
 
-After a kill at any moment, the same command resumes with the unfinished input files and publishes
-the same bytes. Memory use is a few batches of rows and, while packing, about 24 bytes per document.
+If the process is killed at any moment, the same command resumes with the unfinished input files,
+and publishes the same bytes. It needs memory for a few batches of rows and, while packing, about 24
+bytes per document.
 """
 
 from __future__ import annotations
@@ -57,19 +58,19 @@ from amnesia_bench.store.publish import publishing
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 _BATCH_CHARACTERS = 1 << 20
-# The tokenizer's threads work on one batch while Python reads the next and writes the previous one.
+# The tokenizer's threads process one batch while Python reads the next and writes the previous.
 _BATCHES_AHEAD = 2
 _REPORT_SEQUENCES = 1000
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparationProgress:
-    """Progress of one step: the tokenising of an input file, or the packing of all.
+    """The progress of one step: tokenising one input file, or packing all documents.
 
-    `done` counts documents while tokenising and sequences while packing. `reused`: an earlier
-    attempt finished this input file. `held_out`: the file is skipped, since its name marks it as
-    test data. After packing, `dropped` is the first dropped row of all files with its reason, and
-    `unread` are the columns that were not read.
+    `done` is the number of documents while tokenising, and the number of sequences while packing.
+    `reused` is true if an earlier attempt finished this input file, `held_out` if the file is
+    skipped because its name marks it as test data. After packing, `dropped` is the location of the
+    first dropped row with its reason, and `unread` are the columns that were not read.
     """
 
     step: str
@@ -92,13 +93,15 @@ def _silent(progress: PreparationProgress) -> None:
 def prepare(request: PrepareRequest, out: Path, *, progress: Report = _silent) -> DataDescription:
     """Write a data store to `out`, atomically.
 
+    If it fails, the parts of finished input files are kept for the next attempt.
+
     Args:
-        request: the inputs, the tokenizer, and the config for reading and packing.
+        request: the inputs, the tokenizer, and the config of the data.
         out: the folder to write; must not exist yet.
-        progress: a callback for each progress update.
+        progress: a callback that gets each progress update.
 
     Raises:
-        UserError: config, tokenizer or input are wrong; finished input files are kept.
+        UserError: the config, the tokenizer or an input is wrong.
         StageFailedError: too many rows are unusable, no document remains, or the disk is full.
     """
     config, inputs = request.config, request.inputs
@@ -111,7 +114,7 @@ def prepare(request: PrepareRequest, out: Path, *, progress: Report = _silent) -
     token_bytes = 2 if tokenizer.vocab_size <= 1 << 16 else 4
     parts_folder = resumable_path(out)
     settings = _settings(config, tokenizer)
-    if (out / MANIFEST).is_file():  # killed between publishing and cleanup
+    if (out / MANIFEST).is_file():  # an earlier attempt was killed before its cleanup
         remove_parts(parts_folder)
     with publishing(out, kept="finished input files are kept for the next attempt") as work:
         parts = PartsFolder(parts_folder, settings, token_bytes)
@@ -132,7 +135,7 @@ def prepare(request: PrepareRequest, out: Path, *, progress: Report = _silent) -
 
 
 def _settings(config: DataConfig, tokenizer: DataTokenizer) -> dict[str, object]:
-    """Return everything that determines the tokens of a row."""
+    """Return all settings that determine the token ids of a row."""
     settings = config.model_dump(mode="json", include={"rows", "chat", "sample_rows", "seed"})
     versions = {"code": amnesia_bench.__version__, "tokenizers": metadata.version("tokenizers")}
     if config.chat is not None:
@@ -162,7 +165,7 @@ def _tokenise(
     progress: PreparationProgress,
     report: Report,
 ) -> PartSummary:
-    """Tokenise one input file into its part."""
+    """Tokenise one input file, write its part, and return the summary."""
     rows = _Rows(file, maker)
     writer = parts.writer(file.identity)
     pending: deque[Future[tuple[TokenizedDocuments, int]]] = deque()
@@ -174,7 +177,7 @@ def _tokenise(
             rows.dropped[Reason.UNTRAINED] += untrained
         report(replace(progress, done=writer.documents, tokens=writer.tokens))
 
-    # A single thread: the tokenizer is multithreaded itself, and runs while Python reads rows.
+    # One thread is enough: it runs while Python reads rows, and the tokenizer is multithreaded.
     tokenising = ThreadPoolExecutor(1, thread_name_prefix="amnesia-tokenise")
     try:
         for batch in batches(rows.segments(), _BATCH_CHARACTERS):
@@ -200,7 +203,7 @@ def _tokenise(
 
 
 class _Rows:
-    """Reads the rows of one file and counts them."""
+    """Reads the rows of one file, and counts the rows that were read and dropped."""
 
     def __init__(self, file: InputFile, maker: DocumentMaker) -> None:
         self._file = file
@@ -230,14 +233,14 @@ class _Rows:
 
     def _count(self, dropped: DroppedRow, where: str) -> None:
         self.dropped[dropped.reason] += 1
-        # Rows of other domains are valid; the config only excludes them.
+        # Rows of other domains are valid and excluded on purpose, so they are no problem to show.
         if dropped.reason is not Reason.OTHER_DOMAIN and self.example is None:
             self.example = printable(f"{where}: {dropped}")
             self.way_out = DROP_HINTS.get(dropped.reason)
 
 
 def _check_usable_share(config: DataConfig, summaries: Sequence[PartSummary]) -> None:
-    """Raise StageFailedError if no row, or too small a share of the rows, is usable."""
+    """Raise StageFailedError if no row is usable, or the share of unusable rows is too large."""
     rows = sum(summary.rows for summary in summaries)
     dropped = dropped_by_reason(summaries)
     bad = sum(n for reason, n in dropped.items() if reason != Reason.OTHER_DOMAIN)
@@ -265,7 +268,11 @@ def _check_usable_share(config: DataConfig, summaries: Sequence[PartSummary]) ->
 
 
 def _sequences(config: DataConfig, corpus: Corpus) -> tuple[Iterator[Pieces], int, int]:
-    """Return the sequences, the number of fragments, and the number of dropped fragments."""
+    """Return the sequences, the number of fragments, and the number of untrained fragments.
+
+    Fragments are the pieces of documents that are longer than a sequence. Untrained ones are
+    dropped.
+    """
     capacity = config.sequence_tokens
     if config.over_length is None:
         return concatenate(corpus.lengths, capacity), 0, 0

@@ -1,9 +1,10 @@
 """Render conversations as segments for one tokenizer, and check them against its chat template.
 
-At the start, style and template both render a few plain conversations; if the results differ, the
-style belongs to another model. Later both render every row; a row that differs (a chain that only
-one of them keeps, a system message, whitespace) is dropped and counted. Only the template renders
-tool calls. Tool results without calls become user turns if the template cannot render them.
+At the start, both the style and the template render a few plain conversations. If the results
+differ, the style belongs to another model. Later, both render every row. If the results differ (for
+example in a chain of thought that only one of them keeps, in a system message, or in whitespace),
+the row is dropped and counted. Tool calls are rendered by the template only. Tool results without
+calls are turned into user turns if the template cannot render them.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ from amnesia_bench.data.data_tokenizer import DataTokenizer
 from amnesia_bench.data.template_marks import NotWritten
 from amnesia_bench.errors import UserError
 
-# Conversations that style and template must render alike. Data without chains and data with chains
-# only are both common, so everything that only one of them uses is checked row by row.
+# Conversations that style and template must render identically. Some datasets have no chains of
+# thought, and some have one in every answer, so what only one of these kinds needs is not probed
+# here but compared row by row.
 _PROBES = (
     make_conversation("Hi.", "Hello!"),
     make_conversation("Hi.", "Hello!", "What is 2 + 2?", "The answer is 4."),
@@ -66,7 +68,8 @@ class Renderer:
         """Render a conversation as segments.
 
         Raises:
-            DroppedRow: it cannot be rendered, or style and template render it differently.
+            DroppedRow: the conversation cannot be rendered, or style and template render it
+                differently.
         """
         template, chat = self._template, self._chat
         if template is not None and calls_tools(conversation):
@@ -93,9 +96,10 @@ def check_template(chat: Chat, tokenizer: DataTokenizer) -> None:
     """Check that a chat format fits a tokenizer.
 
     Raises:
-        UserError: style and template render differently, the tokenizer lacks a token of the style,
-            or the format is `template` and the tokenizer's template is missing or allows no exact
-            loss mask; the hint names the formats that fit.
+        UserError: style and template render conversations differently, the tokenizer lacks a token
+            of the style, it tokenises an answer differently without the text before it, or the
+            format is `template` and the tokenizer's template is missing or allows no exact loss
+            mask. In most cases the hint names the formats that fit.
     """
     if isinstance(chat, TemplateChat):
         if tokenizer.chat_template is None:
@@ -139,7 +143,10 @@ def _missing_tokens(style: StyleName, tokenizer: DataTokenizer) -> list[str]:
 
 
 def _first_difference(chat: Style, tokenizer: DataTokenizer) -> tuple[str, str] | None:
-    """Return the first probe that style and template render differently, as (style, template)."""
+    """Return both renderings (by style, by template) of the first probe in which they differ.
+
+    Return None if they agree on all probes, or if the tokenizer has no template.
+    """
     if tokenizer.chat_template is None:
         return None
     template = ChatTemplate(tokenizer)
@@ -155,7 +162,7 @@ def _first_difference(chat: Style, tokenizer: DataTokenizer) -> tuple[str, str] 
 
 
 def _format_hint(tokenizer: DataTokenizer) -> str:
-    """Return a hint with the chat formats that fit a tokenizer."""
+    """Return a hint that names the chat formats that fit a tokenizer."""
     styles = _styles_with_tokens(tokenizer)
     if tokenizer.chat_template is None:
         if not styles:
@@ -183,7 +190,10 @@ def _styles_with_tokens(tokenizer: DataTokenizer) -> list[StyleName]:
 
 
 def _default_system(tokenizer: DataTokenizer) -> str | None:
-    """Return the default system message of a ChatML template, if it can be typed as an option."""
+    """Return the default system message of a ChatML template, or None.
+
+    It is also None if the message cannot be typed in a command-line option.
+    """
     opening, closing = "<|im_start|>system\n", "<|im_end|>\n<|im_start|>user\n"
     try:
         text = ChatTemplate(tokenizer).text(_PROBES[0])
@@ -195,7 +205,7 @@ def _default_system(tokenizer: DataTokenizer) -> str | None:
 
 
 def _difference(by_style: str, by_template: str) -> str:
-    """Return an excerpt of both texts around their first difference."""
+    """Describe the first difference between two texts by an excerpt of each."""
     common = sum(1 for _ in takewhile(bool, map(eq, by_style, by_template)))
     begin = max(0, common - _SHOWN_CHARACTERS // 2)
     template_excerpt, style_excerpt = (

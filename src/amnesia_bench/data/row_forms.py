@@ -1,4 +1,4 @@
-"""Read dataset rows as turns: lists of messages, instructions, or prompt-response pairs."""
+"""Read the turns of dataset rows: lists of messages, instructions, or prompt-response pairs."""
 
 from __future__ import annotations
 
@@ -31,12 +31,14 @@ _LISTS = ("messages", "conversations", "conversation")
 _SYSTEMS = ("system", "system_prompt", "custom_instructions")
 _TOOLS = ("tools", "functions", "xml_tools")
 _MEDIA = ("image", "images", "video", "videos", "audio", "audios")
-# Without `loss`: as a column it records the loss of some model.
+# `loss` is not one of these, unlike in turns: as a column it records the loss of some model.
 _WEIGHTS = (*WEIGHT_FIELDS, "sample_weight", "loss_mask", "train", "training", "trainable")
-# Arguments of SmolLM3's template. `enable_thinking` is visible in the answers themselves.
+# Arguments of SmolLM3's chat template. `enable_thinking` is accepted but ignored, since the answers
+# show whether thinking was enabled.
 _TEMPLATE = "chat_template_kwargs"
 _TEMPLATE_FIELDS = frozenset({"custom_instructions", "xml_tools", "tools", "enable_thinking"})
-# In data for KTO, whether an answer is good. A label that is not a boolean is a class: irrelevant.
+# In data for KTO, a boolean label tells whether an answer is good. Any other label names a class,
+# which is irrelevant to training.
 _LABEL = "label"
 _EVERYWHERE = (*_SYSTEMS, *_TOOLS, *_MEDIA, *_WEIGHTS, _LABEL, _TEMPLATE)
 _HISTORY = "history"
@@ -51,9 +53,10 @@ OWN_FILES_HINT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns of a file that are read. A row needs at least one of each group in `required`.
+    """The columns of a file that are read.
 
-    `hint` is the hint of the error for a missing column.
+    A row must have at least one column of each group in `required`. `hint` is the hint of the error
+    message about a missing column.
     """
 
     required: tuple[tuple[str, ...], ...]
@@ -67,7 +70,7 @@ class Columns:
 
 
 def row_columns(rows: ChatRows) -> Columns:
-    """Return the columns that determine a conversation."""
+    """Return the columns from which rows of this form are read as conversations."""
     if isinstance(rows, MessageRows):
         return Columns(required=(_LISTS,), optional=_EVERYWHERE)
     if isinstance(rows, ShareGptRows):
@@ -115,7 +118,9 @@ def _pair(rows: QuestionResponseRows | PromptResponseRows) -> tuple[tuple[str, .
 
 
 def _one_of(fields: Mapping[str, object], names: Sequence[str], where: str) -> tuple[str, object]:
-    """Return name and value of the only column present; the first name and None if none is.
+    """Return the name and value of the only one of the columns that is present.
+
+    If none is present, return the first name and None.
 
     Raises:
         UserError: more than one of the columns is present.
@@ -132,9 +137,10 @@ def _one_of(fields: Mapping[str, object], names: Sequence[str], where: str) -> t
 
 
 def _turns(field: tuple[str, object], speaker: str, where: str) -> list[Turn]:
-    """Read a field as turns; in a list of bare texts the first role is `speaker`.
+    """Read a field as a list of turns.
 
-    An object of lists is accepted too: that is how `datasets` stores a Sequence of objects.
+    In a list of plain texts, the first turn has the role `speaker`, and the roles alternate. An
+    object of lists is accepted too, since `datasets` stores a Sequence of objects in this form.
     """
     name, value = field
     if isinstance(value, Mapping) and all(isinstance(column, list) for column in value.values()):
@@ -178,7 +184,7 @@ def _instruction(fields: Mapping[str, object], where: str) -> list[Turn]:
 
 
 def _history(fields: Mapping[str, object], where: str) -> list[Turn]:
-    """Return the earlier turns, which LLaMA-Factory and ms-swift store as pairs."""
+    """Return the earlier turns, which LLaMA-Factory and ms-swift store as pairs in a column."""
     turns = []
     for i, pair in enumerate(items(fields.get(_HISTORY), f"{where}: {_HISTORY}")):
         at = f"{where}: {_HISTORY}[{i}]"
@@ -212,7 +218,10 @@ def _with_system(turns: list[Turn], fields: Mapping[str, object], where: str) ->
 
 
 def _not_in_system(turns: list[Turn], schemas: tuple[Schema, ...]) -> tuple[Schema, ...]:
-    """Return the tools, or none if the system message lists them all, as in Hermes' datasets."""
+    """Return the tools, or no tools if the system message lists them all.
+
+    Hermes' datasets list the tools in the system message.
+    """
     system = turns[0].text if turns and turns[0].role == "system" else ""
     listed = "".join(_TOOLS_IN_SYSTEM.findall(system)).replace("'", '"')
     return () if all(f'"{name_of(tool)}"' in listed for tool in schemas) else schemas

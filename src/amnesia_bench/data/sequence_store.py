@@ -1,14 +1,14 @@
 """A data store on disk: memory-mapped shards of sequences of fixed length.
 
-data.json                description of the store (records.data.DataDescription)
-tokens-00000.bin         sequences of T little-endian unsigned integers
+data.json                the description of the store (records.data.DataDescription)
+tokens-00000.bin         sequences of T token ids, as little-endian unsigned integers
 mask-00000.bin           loss mask, ceil(T / 8) bytes per sequence, first token in the lowest bit
 document_lengths.bin     int32, document lengths of all sequences in order, without padding
 document_offsets.bin     int64 [sequences + 1], index of each sequence's first document length
-tokenizer.json           the tokenizer, to decode tokens for display
-manifest.json            written last
+tokenizer.json           the tokenizer, for decoding token ids
+manifest.json            the manifest, written last
 
-Shapes: T tokens per sequence.
+Shapes: T is the number of tokens per sequence.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ _SHARD_BYTES = 256 << 20
 
 @dataclass(frozen=True, eq=False)
 class PackedSequence:
-    """One sequence: tokens int32 [T], loss mask bool [T] (whether each token is a target).
+    """One sequence: token ids int32 [T] and loss mask bool [T] (whether each token is a target).
 
-    `document_lengths` add up to T. If the documents do not fill the sequence, the last entry is
-    the `padding`, which is never trained.
+    `document_lengths` add up to T. If the documents do not fill the sequence, the last length is
+    that of the padding, which is never trained; `padding` is this length, or 0.
     """
 
     tokens: NDArray[np.int32]
@@ -51,7 +51,7 @@ class PackedSequence:
 
 
 class SequenceStore:
-    """A finished data store, open for reading; processes and threads may share it."""
+    """A finished data store, open for reading; processes and threads may use it concurrently."""
 
     def __init__(self, folder: Path, description: DataDescription, sha256: str) -> None:
         self.folder = folder
@@ -74,7 +74,7 @@ class SequenceStore:
 
     @property
     def packs_documents(self) -> bool:
-        """Whether any sequence contains more than one document."""
+        """Whether any sequence contains more than one document or piece of a document."""
         return bool((np.diff(self._offsets) > 1).any())
 
     def sequence(self, i: int) -> PackedSequence:
@@ -95,8 +95,8 @@ class SequenceStore:
 def open_store(folder: Path) -> SequenceStore:
     """Open a data store that `amnesia data prepare` wrote.
 
-    The `sha256` of a store identifies its contents: preparing the same data twice gives the same
-    hash.
+    The `sha256` of the returned store identifies its contents: two preparations of the same data
+    give the same hash.
 
     Raises:
         UserError: the folder is not a finished data store, or no longer matches its manifest.
@@ -109,7 +109,7 @@ def open_store(folder: Path) -> SequenceStore:
         )
     changed = [f"{finding.path} {finding.problem}" for finding in compare_sizes(folder, manifest)]
     hashes = {entry.path: entry.sha256 for entry in manifest.files}
-    # Only `amnesia data inspect` hashes the shards, which are too large to read at every start.
+    # Shards are too large to be hashed whenever a store is opened; `amnesia data inspect` does so.
     small_files = (DESCRIPTION, TOKENIZER, _OFFSETS)
     if not changed:
         changed = [
@@ -147,7 +147,10 @@ class SequenceWriter:
         self._write_offset()
 
     def add(self, pieces: Iterable[tuple[NDArray[np.unsignedinteger], NDArray[np.bool_]]]) -> None:
-        """Append a sequence made of pieces (tokens, loss mask), with at most T tokens in total."""
+        """Append a sequence that consists of pieces, each a pair (token ids, loss mask).
+
+        The pieces must have at most T tokens in total.
+        """
         tokens = np.full(self.sequence_tokens, self._pad, self._dtype)
         mask = np.zeros(self.sequence_tokens, np.bool_)
         lengths, end = [], 0
@@ -166,7 +169,7 @@ class SequenceWriter:
         self.trained_tokens += int(mask.sum())
 
     def close(self) -> None:
-        """Close every file."""
+        """Close all files of the store."""
         for file in (*(self._shard or ()), self._lengths, self._offsets):
             file.close()
 

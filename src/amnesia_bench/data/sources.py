@@ -1,4 +1,4 @@
-"""Select input files, pin their contents, and read their rows one by one."""
+"""Select input files, identify their contents, and read their rows one by one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _BY_DATASETS = (
     "l('{}', data_files='{}', split='train').to_json('rows.jsonl')\""
 )
 _TABLES = {".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
-# Words in the names of files and folders that mark held-out data.
+# Words that mark held-out data in the names of files and folders.
 _HELD_OUT = frozenset({"test", "tests", "testing", "val", "valid", "validation", "dev", "eval",
                        "evaluation", "heldout", "holdout"})  # fmt: skip
 _MAX_UNREAD = 100
@@ -39,10 +39,11 @@ _REMOTE_BUFFER_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class InputFile:
-    """A file of rows. `identity` pins its contents: a hash, or a path at a commit of the Hub.
+    """A file of rows.
 
-    Generated rows have no file: `made_by` is their generator, and `identity` is that of the file
-    that `amnesia data synthesize` would write.
+    `identity` identifies its contents: a hash, or a path at a commit of the Hub. Generated rows
+    have no file; `made_by` is then the source that describes their generator, and `identity` the
+    hash of the file that `amnesia data synthesize` would write.
     """
 
     location: str
@@ -51,14 +52,14 @@ class InputFile:
 
     @property
     def is_local(self) -> bool:
-        """Whether the file is on this machine; otherwise it is streamed from the Hub."""
+        """Whether the file is on this machine; other files are streamed from the Hub."""
         return "://" not in self.location
 
 
 def local_files(paths: Sequence[Path]) -> list[InputFile]:
     """Return local files, each with the hash of its contents.
 
-    A folder stands for all its Parquet and JSON-lines files, except hidden ones and held-out
+    A folder is replaced by all Parquet and JSON-lines files in it, except hidden files and held-out
     splits (`held_out_files`).
 
     Raises:
@@ -77,7 +78,7 @@ def local_files(paths: Sequence[Path]) -> list[InputFile]:
 
 
 def hub_files(source: HubSource) -> list[InputFile]:
-    """Return the files of a Hub dataset at a commit, without reading them.
+    """Return the files of a Hub dataset at the commit in the config, without reading them.
 
     Raises:
         UserError: the config has no commit, or the Hub has no such dataset, subset or split.
@@ -128,10 +129,10 @@ def hub_files(source: HubSource) -> list[InputFile]:
 
 
 def source_files(source: Source) -> list[InputFile]:
-    """Return the files of a source; a synthetic source has one `InputFile` without a file.
+    """Return the files of a source; for a synthetic source, one `InputFile` for its rows.
 
     Raises:
-        UserError: the source is the user's own files, and `--input` was not passed.
+        UserError: the config is for the user's own files, which need `--input`.
         UserError, MissingEnvironmentError: as in `hub_files`.
     """
     if isinstance(source, FilesSource):
@@ -148,7 +149,7 @@ def read_rows(file: InputFile, columns: Columns, unread: set[str]) -> Iterator[t
     Args:
         file: the file to read.
         columns: the columns to read.
-        unread: a set that the names of other columns are added to, up to a hundred.
+        unread: a set to which the names of other columns are added, until it has about a hundred.
 
     Raises:
         UserError: a column is missing, or a line is not JSON; the message names file and line.
@@ -209,14 +210,14 @@ def _check_columns(where: str, fields: Iterable[str], columns: Columns) -> None:
 
 
 def _without_nulls(value: Any) -> Any:
-    """Remove fields that are null: Parquet gives every object the fields of all objects."""
+    """Remove null fields, since Parquet gives every object the fields of all objects."""
     if isinstance(value, Mapping):
         return {key: _without_nulls(item) for key, item in value.items() if item is not None}
     return [_without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def held_out_files(paths: Sequence[Path]) -> list[Path]:
-    """Return the files of folders that `local_files` skips because of their names."""
+    """Return the held-out files in folders, which `local_files` skips because of their names."""
     held_out = [file for folder in paths if folder.is_dir() for file in _readable(folder)[1]]
     return [file for file in held_out if file not in paths]
 
@@ -248,7 +249,7 @@ def _readable(folder: Path) -> tuple[list[Path], list[Path]]:
     for path in paths:
         if path.suffix in (*_PACKED, *_TABLES):
             _check_format(str(path))
-    # Not .json, which is also the format of settings.
+    # .json files in a folder are skipped, since they may be settings instead of data.
     files = [path for path in paths if path.suffix in (".parquet", ".jsonl")]
     held_out = [path for path in files if _is_held_out(_parts(path, folder))]
     return [path for path in files if path not in held_out], held_out
@@ -285,7 +286,10 @@ def _state(file: InputFile) -> tuple[int, int] | None:
 
 @contextmanager
 def _reading(source: str) -> Iterator[None]:
-    """Report read errors as such: errors of writing the output are OSErrors too."""
+    """Turn an OSError into a StageFailedError that says that `source` cannot be read.
+
+    Errors in writing the output are OSErrors too, and must not be confused with these.
+    """
     try:
         yield
     except OSError as error:
@@ -300,5 +304,5 @@ def _opened(file: InputFile) -> IO[bytes]:
         return Path(file.location).open("rb")
     import fsspec  # type: ignore[import-untyped]
 
-    # Python's own buffered reader: not every fsspec reader can limit the length of a line.
+    # Not every fsspec reader can limit the length of a line, but Python's buffered reader can.
     return io.BufferedReader(fsspec.open(file.location, "rb").open(), _REMOTE_BUFFER_BYTES)

@@ -1,4 +1,4 @@
-"""Write generated rows, or a tokenizer for them, to a folder."""
+"""Write synthetic rows, or a tokenizer for such rows, to a folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def synthesize_rows(request: SynthesizeRowsRequest, out: Path) -> None:
 
 
 def synthesize_tokenizer(request: SynthesizeTokenizerRequest, out: Path) -> None:
-    """Train a tokenizer for generated texts and write it to `out`, atomically.
+    """Train a tokenizer for synthetic texts and write it to `out`, atomically.
 
     Raises:
         UserError: `out` exists.

@@ -1,7 +1,7 @@
 """Replace the texts of a conversation with marks, to locate each text in a template's output.
 
-A mark replaces the core of a text. The whitespace around the core stays, so a template trims mark
-and text alike.
+A mark replaces the core of a text, that is, the text without surrounding whitespace. The whitespace
+is kept, so a template strips it around the mark exactly as it does around the text.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class NotWritten(DroppedRow):
 
 @dataclass(frozen=True)
 class TextMark:
-    """A mark `text` that replaces `core`, the stripped text of one `part` of a turn."""
+    """A mark: its own `text`, and the `core` that it replaces in one `part` of a turn."""
 
     text: str
     turn: int
@@ -35,13 +35,19 @@ class TextMark:
 
 
 class Marks:
-    """Creates the marks of one conversation."""
+    """Creates and records the marks of one conversation."""
 
     def __init__(self) -> None:
         self.made: list[TextMark] = []
 
     def put(self, turn: int, part: str, text: str) -> str:
-        """Return a text whose core is replaced by a new mark."""
+        """Return `text` with its core replaced by a new mark.
+
+        Args:
+            turn: the index of the message with the text.
+            part: a name for the text within the message, such as "answer", for error messages too.
+            text: the text.
+        """
         lead, tail = "", ""
         if part == "user message" and is_tool_response(text):
             lead, tail = _OPEN_RESPONSE, _CLOSE_RESPONSE
@@ -55,7 +61,7 @@ class Marks:
 
 @dataclass(frozen=True)
 class PlacedMark:
-    """A mark, and its position `begin` to `end` in the scaffold."""
+    """A mark, and the range [begin, end) of its characters in the scaffold."""
 
     begin: int
     end: int
@@ -63,14 +69,17 @@ class PlacedMark:
 
 
 class Scaffold:
-    """A template's output for a conversation with marks: `text`, and its marks in order."""
+    """A template's output for a conversation with marks.
+
+    `text` is the output, and `placed` lists the marks in it by position.
+    """
 
     def __init__(self, text: str, marks: Sequence[TextMark], messages: Sequence[Message]) -> None:
-        """Locate the marks.
+        """Locate the marks in the output.
 
         Raises:
-            NotWritten: a mark occurs twice or is missing. Only the chain of an answer to an earlier
-                question may be missing, since templates omit those on purpose.
+            NotWritten: a mark is repeated or missing. Only the chains of answers to earlier
+                questions may be missing, since templates omit these on purpose.
         """
         self.text = text
         placed = []
@@ -86,24 +95,28 @@ class Scaffold:
         self.placed = sorted(placed, key=lambda placement: placement.begin)
 
     def limit(self, i: int) -> int:
-        """Return the position where the mark after the `i`-th begins, or else the text ends."""
+        """Return where the mark after the `i`-th begins; for the last mark, where the text ends."""
         return self.placed[i + 1].begin if i + 1 < len(self.placed) else len(self.text)
 
     def first(self, tokens: frozenset[str], i: int) -> tuple[int, str] | None:
-        """Return position and text of the first of `tokens` after the `i`-th mark."""
+        """Return the first of `tokens` after the `i`-th mark, as (position, token).
+
+        Return None if none of them occurs before the next mark.
+        """
         begin, end = self.placed[i].end, self.limit(i)
         positions = [(self.text.find(token, begin, end), -len(token), token) for token in tokens]
         matches = [match for match in positions if match[0] >= 0]
         return (min(matches)[0], min(matches)[2]) if matches else None
 
     def filled(self, whole: str) -> Filled:
-        """Replace the marks with their texts.
+        """Put the texts back in place of the marks, and return the resulting map of positions.
 
         Args:
-            whole: the template's output for the conversation itself.
+            whole: the template's output for the conversation without marks.
 
         Raises:
-            NotWritten: the result differs from `whole`: the template changes a text.
+            NotWritten: the result differs from `whole`, so the template changes a text, or its
+                output depends on the texts in another way.
         """
         begins, moved, at, done = [0], [0], 0, 0
         for i, placed in enumerate(self.placed):
@@ -127,18 +140,24 @@ class Scaffold:
 
 @dataclass(frozen=True)
 class Filled:
-    """Maps positions of a scaffold to positions in the output with texts."""
+    """A map from positions in a scaffold to positions in the output for the original conversation.
+
+    Positions from `begins[i]` to `begins[i + 1]` are shifted by `moved[i]`.
+    """
 
     begins: list[int]
     moved: list[int]
 
     def place(self, position: int) -> int:
-        """Return the position in the output of a scaffold position outside marks."""
+        """Return the position in the output for a position in the scaffold, outside marks."""
         return position + self.moved[bisect_right(self.begins, position) - 1]
 
 
 def _variants(mark: TextMark) -> Iterator[str]:
-    """Yield the forms of a text in template output: itself, or, for a tool result, inside JSON."""
+    """Yield the forms in which a template may write a text.
+
+    A template may write any text unchanged, and a tool result also escaped, inside a JSON string.
+    """
     yield mark.core
     if mark.part == "tool message":
         yield json.dumps(mark.core, ensure_ascii=False)[1:-1]

@@ -1,4 +1,4 @@
-"""Read tool definitions and tool calls, in the forms that datasets use."""
+"""Read the tool definitions and tool calls of rows, in the forms that datasets use."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ _CALL_FIELDS = frozenset({"id", "type", "index", "function", "name", "arguments"
 def tool_calls(value: object, at: str) -> tuple[Call, ...]:
     """Return the calls of a turn as {"name": str, "arguments": object}, with their "id" if present.
 
-    Accepted are OpenAI's {"type": "function", "function": {...}} and plain {"name", "arguments"},
-    one or a list of them, and each of these as JSON in a text. Arguments in a JSON text are
-    parsed, since templates render objects and texts differently.
+    A call may have OpenAI's form {"type": "function", "function": {...}}, or the plain form
+    {"name": ..., "arguments": ...}. The value may be one call or a list of calls. The value and
+    each call may also be a JSON text. Arguments in a JSON text are parsed, since templates render
+    objects and texts differently.
 
     Raises:
         UserError: the value has none of these forms.
@@ -40,9 +41,9 @@ def tool_calls(value: object, at: str) -> tuple[Call, ...]:
 
 
 def tools(value: object, at: str) -> tuple[Schema, ...]:
-    """Return the JSON schemas of the tools of a row, unchanged.
+    """Return the tools of a row as JSON schemas, with their contents unchanged.
 
-    Accepted are a list of objects, a list of JSON texts, and a JSON text of the whole list.
+    The value may be one tool or a list of tools. The value and each tool may also be a JSON text.
 
     Raises:
         UserError: the value has none of these forms, or a tool has no name.

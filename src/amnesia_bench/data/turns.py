@@ -1,6 +1,7 @@
 """Read one turn of a conversation, with the field names of the public chat datasets.
 
-Every field of a turn is either used, known to be irrelevant to training, or refused by name.
+A field of a turn is used, or known to be irrelevant to training, or a number whose name does not
+suggest a loss weight. Any other field is an error.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from amnesia_bench.errors import UserError
 
 END_THINK = "</think>"
 
-# The role names of ShareGPT, OpenAI, LLaMA-Factory, Vicuna, OpenAssistant and Llama 3.
+# The role for each role name of ShareGPT, OpenAI, LLaMA-Factory, Vicuna, OpenAssistant and Llama 3.
 ROLES: Mapping[str, str] = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -35,15 +36,16 @@ CHAIN_FIELDS = (
     *("thought", "thoughts", "think", "cot", "chain_of_thought"),
 )
 _CALL_FIELDS = ("tool_calls", "function_call")
-# These identify the call that a tool turn answers; they mean nothing in other turns.
+# These identify the call that a tool turn answers. In other turns they are ignored.
 _RESULT_FIELDS = ("tool_call_id", "name")
-# Weight 1 is the default of every turn, whereas a flag that is on requests training on its turn.
+# Every turn may have weight 1, which is the default. In contrast, a flag that is on requests
+# training on its turn, so it is an error in turns of users, tools and the system.
 WEIGHT_FIELDS, _FLAG_FIELDS = (
     ("weight", "loss_weight"),
     ("loss_mask", "loss", "train", "training", "trainable"),
 )
 _MASKED = "masked"
-# Metadata: author, time, place and ratings.
+# Metadata that are ignored, such as author, time, place and ratings.
 _MEANINGLESS = frozenset(
     (
         *("id", "uuid", "message_id", "parent_id", *_RESULT_FIELDS, "index", "idx"),
@@ -66,8 +68,10 @@ _CHAIN_PARTS = frozenset({"thinking", "reasoning"})
 class Turn:
     """The content of one turn.
 
-    `chains` are the chains of thought outside `text`. `answers` identifies the call that a tool
-    turn answers, by those of `tool_call_id` and `name` that the row has.
+    `chains` are the chains of thought from fields or content parts other than `text`. `calls` are
+    the tool calls. `answers` identifies the call that a tool turn answers: it maps `tool_call_id`
+    and `name`, as far as the row has them, to their values. `trained` is false if an assistant turn
+    is excluded from the loss.
     """
 
     role: str
@@ -79,11 +83,11 @@ class Turn:
 
 
 def read_turn(item: object, at: str) -> Turn:
-    """Read a turn of a row; `at` is its location, for error messages.
+    """Read one turn of a row; `at` is its location, for error messages.
 
     Raises:
         UserError: a field is unknown, unusable or of the wrong type.
-        DroppedRow: a text is not valid Unicode, or must be JSON and is not.
+        DroppedRow: a text is not valid Unicode, or is not JSON although it must be.
     """
     if not isinstance(item, Mapping) or not any(key in item for key in _ROLE_FIELDS):
         actual = f"is of type {type(item).__name__}"
@@ -117,7 +121,7 @@ def read_turn(item: object, at: str) -> Turn:
 def chain_fields(fields: Mapping[str, object], at: str) -> tuple[str, ...]:
     """Return the chains of thought in separate fields, without duplicates.
 
-    A switch (true, "on") under such a name is a generation setting, not a chain.
+    If such a field contains a switch, such as true or "on", it is a generation setting and ignored.
     """
     chains = []
     for key in CHAIN_FIELDS:
@@ -131,7 +135,7 @@ def chain_fields(fields: Mapping[str, object], at: str) -> tuple[str, ...]:
 
 
 def weight(value: object, at: str) -> bool:
-    """Return whether a loss weight is 1 rather than 0.
+    """Return True for a loss weight of 1, and False for a loss weight of 0.
 
     Raises:
         UserError: the weight is neither 0 nor 1.
@@ -147,7 +151,7 @@ def weight(value: object, at: str) -> bool:
 
 
 def _only(fields: Mapping[str, object], keys: Sequence[str], at: str) -> object:
-    """Return the field that has one of two names; None if neither is present."""
+    """Return the value of the field that has one of two names; None if neither is present."""
     values = [fields[key] for key in keys if key in fields]
     if len(values) == 2 and values[0] != values[1]:
         raise UserError(f"{at}: {keys[0]} and {keys[1]} differ")
@@ -165,7 +169,10 @@ def _role(name: str, at: str) -> str:
 
 
 def _content(value: object, at: str) -> tuple[str, tuple[str, ...]]:
-    """Return the text and the chains of thought of a turn; the texts of parts are joined."""
+    """Return the text and the chains of thought of a turn's content.
+
+    If the content is a list of parts, the texts of its parts are joined.
+    """
     if not isinstance(value, Sequence) or isinstance(value, str | bytes):
         return text_value(value, f"{at}: content"), ()
     texts: list[str] = []
@@ -190,13 +197,13 @@ def _part(part: object, at: str) -> tuple[str, str]:
     fields = present(part)
     refuse_unknown(fields, _PART_FIELDS, at)
     value = fields.get(kind if kind in fields else "text")
-    if isinstance(value, list | tuple):  # the thinking of Magistral is a list of texts
+    if isinstance(value, list | tuple):  # in Magistral's data, thinking is a list of texts
         return kind, "".join(_part(item, at)[1] for item in value)
     return kind, text_value(value, f"{at}: {kind}")
 
 
 def _trained(fields: Mapping[str, object], role: str, at: str) -> bool:
-    """Return whether an assistant turn counts in the loss; True for other roles, which never do."""
+    """Return whether an assistant turn counts in the loss; return True for other turns."""
     flags = {key: weight(fields[key], f"{at}: {key}") for key in _FLAG_FIELDS if key in fields}
     weights = {key: weight(fields[key], f"{at}: {key}") for key in WEIGHT_FIELDS if key in fields}
     if _MASKED in fields:

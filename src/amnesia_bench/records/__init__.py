@@ -1,1 +1,1 @@
-"""Frozen records of all files that are written or read. Standard library and pydantic only."""
+"""Dataclasses for file contents; they import only the standard library and pydantic."""

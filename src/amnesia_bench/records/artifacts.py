@@ -17,9 +17,9 @@ SCHEMA_VERSION = 1
 class FileEntry:
     """One file of an artifact.
 
-    `path` is relative to the artifact's folder, with forward slashes. `sha256` is None for a
-    file that was hardlinked from an input and never read; only its size and `mtime_ns` (nanoseconds
-    since the epoch) can be checked.
+    `path` is relative to the artifact's folder, with forward slashes. `sha256` is None for a file
+    that is a hard link to an input file and was never read. Only the size of such a file and its
+    `mtime_ns` (modification time in nanoseconds since the epoch) can be checked.
     """
 
     path: str
@@ -35,7 +35,10 @@ class FileEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointIdentity:
-    """A checkpoint folder that was read: its path as typed, and hashes of config and headers."""
+    """The identity of an input checkpoint: its path as typed, and its config and header hashes.
+
+    `headers_sha256` maps the name of each weight file to the hash of its header.
+    """
 
     path: str
     config_sha256: str
@@ -47,7 +50,7 @@ class Parent:
     """An artifact or checkpoint from which this artifact was made.
 
     `role` is its role in the computation (`pre`, `post`, ...), `location` its path or id, and
-    `identity` a hash of the contents that were read, with its algorithm (`sha256:...`).
+    `identity` a hash of its contents, prefixed with the hash algorithm (`sha256:...`).
     """
 
     role: str
@@ -71,9 +74,9 @@ class Hardware:
 class Provenance:
     """How an artifact was made.
 
-    `commit`, `dirty` and `dirty_diff_sha256` are None if the package is not tracked in a git
-    work tree. `started` and `ended` are UTC in ISO 8601; `ended` is None until the
-    artifact is complete. Secrets in `command` are masked.
+    `commit`, `dirty` and `dirty_diff_sha256` are None if the package is not tracked in a git work
+    tree. `started` and `ended` are UTC times in ISO 8601; `ended` is None until the artifact is
+    complete. Secrets in `command` are masked.
     """
 
     tool_version: str
@@ -91,7 +94,10 @@ class Provenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """The last file written into an artifact: a folder without one is not finished."""
+    """The manifest of an artifact, written as its last file.
+
+    A folder without a manifest is not a finished artifact.
+    """
 
     schema_version: int = SCHEMA_VERSION
     kind: str
@@ -111,11 +117,12 @@ class Manifest:
 
     @classmethod
     def from_json(cls, data: object, where: str) -> Self:
-        """Build a manifest from parsed JSON; `where` names the file in messages.
+        """Build a manifest from parsed JSON; `where` is the name of the file for error messages.
 
         Raises:
             UserError: the file is not a manifest.
-            NewerVersionError: a newer version wrote it, and this version cannot read it.
+            NewerVersionError: a newer version of amnesia-bench wrote the file, in a schema that
+                this version cannot read.
         """
         version = data.get("schema_version") if isinstance(data, dict) else None
         if isinstance(version, int) and version > SCHEMA_VERSION:

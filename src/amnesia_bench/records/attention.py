@@ -1,4 +1,4 @@
-"""The output of `amnesia analyze`: reach of gradients and attention, autocorrelation of texts."""
+"""The output of `amnesia analyze`: gradients and attention by distance, and autocorrelations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from amnesia_bench.records.evaluation import Interval
 
 @dataclass(frozen=True, kw_only=True)
 class BootstrapValue:
-    """A value and its bootstrap interval, which is None for a single text or prompt."""
+    """A value and its bootstrap interval, which is None if there is only one text or prompt."""
 
     value: float
     interval: Interval | None
@@ -20,11 +20,11 @@ class BootstrapValue:
 
 @dataclass(frozen=True, kw_only=True)
 class DecayFit:
-    """amplitude * exp(-rate * distance), fitted to the logarithms of a curve (Eq. 16).
+    """The fit of amplitude * exp(-rate * distance) to the logarithms of a curve (Eq. 16).
 
-    The fit covers distances `first` to `last`. `rate` is per token; a curve with a rate of 0 or
-    less does not decay. `r_squared` is the explained share of the (weighted) variance of the
-    logarithms.
+    The fit covers the distances from `first` to `last`. The unit of `rate` is 1/token; a curve with
+    a rate of 0 or less does not decay. `r_squared` is the share of the (weighted) variance of the
+    logarithms that the fit explains.
     """
 
     amplitude: float
@@ -35,12 +35,12 @@ class DecayFit:
 
     @property
     def scale_tokens(self) -> float:
-        """The distance over which the curve falls to 1/e; infinite if it does not fall."""
+        """The distance in tokens over which the fit falls to 1/e; infinite if it does not fall."""
         return 1 / self.rate.value if self.rate.value > 0 else math.inf
 
     @property
     def scale_ends(self) -> tuple[float, float] | None:
-        """The interval of `scale_tokens`: the reciprocals of the ends of the rate's interval."""
+        """The interval of `scale_tokens`: the reciprocals of the bounds of the rate's interval."""
         if self.rate.interval is None:
             return None
         ends = (self.rate.interval.high, self.rate.interval.low)
@@ -48,16 +48,17 @@ class DecayFit:
         return low, high
 
     def at(self, distance: float) -> float:
-        """Return the fitted value at a distance in tokens."""
+        """Return the value of the fit at a distance, in tokens."""
         return self.amplitude * math.exp(-self.rate.value * distance)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tail:
-    """The far half of a curve compared with the extrapolation of its near half (Figure 7).
+    """A comparison of the far half of a curve with the extrapolation of its near half (Figure 7).
 
-    `near` and `far` are fits of the two halves. `excess` is the mean of the far half divided by
-    that of `near` extrapolated to it: 1 for an exponential, much larger for a flat tail.
+    `near` and `far` are the fits of the two halves. `excess` is the mean of the curve over the far
+    half, divided by the mean of `near` extrapolated to the same distances. It is 1 for an
+    exponential curve, and much larger for a flat tail.
     """
 
     near: DecayFit
@@ -66,16 +67,17 @@ class Tail:
 
     @property
     def slower(self) -> bool:
-        """Whether the far half decays more slowly than the near one: the intervals are disjoint."""
+        """Whether the interval of the far half's rate is entirely below that of the near half."""
         near, far = self.near.rate.interval, self.far.rate.interval
         return near is not None and far is not None and far.high < near.low
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceCurve:
-    """A mean at each distance from `first` on, in tokens, with its 95 % bootstrap interval.
+    """The mean of a quantity at the distances `first`, `first` + 1, ... in tokens.
 
-    `low` and `high` are empty for a single text.
+    `low` and `high` are the bounds of its 95 % bootstrap interval at each distance. They are empty
+    if there is only one text.
     """
 
     first: int
@@ -90,7 +92,7 @@ class DistanceCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class Reach:
-    """The distances in tokens that contain half, and 90 %, of the total gradient magnitude."""
+    """The distances, in tokens, that cover half and 90 % of the total gradient magnitude."""
 
     half: BootstrapValue
     nine_tenths: BootstrapValue
@@ -98,7 +100,11 @@ class Reach:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGradients:
-    """The mean over the heads of one layer, at each distance, and the reach of each head."""
+    """The mean |dL/ds| over the heads of one layer at each distance, and its reach.
+
+    `reach` is that of all heads of the layer together. `head_half_reach` has, for each head, the
+    distance in tokens that covers half of its total gradient magnitude.
+    """
 
     layer: int
     mean: tuple[float, ...]
@@ -108,12 +114,13 @@ class LayerGradients:
 
 @dataclass(frozen=True, kw_only=True)
 class GradientsByDistance:
-    """|dL/ds| of the attention logits by distance (Definition 4.2, Eq. 15), on one source of data.
+    """The mean |dL/ds| at each distance, where s are the attention logits (Def. 4.2, Eq. 15).
 
-    L is the summed loss of the trained tokens of a text, in nats. The mean at a distance is over
-    all visible pairs of all `n` texts, heads, and full softmax layers (all softmax layers if every
-    one has a window). All texts have `tokens` tokens; `too_short` and `untrained` count skipped
-    texts. Distances in `curve` and `layers` begin at 0; those of `fit` at 1.
+    L is the loss in nats, summed over the trained tokens of a text. The mean at a distance is taken
+    over all visible pairs of positions at that distance, in all `n` texts of one source of data,
+    all heads, and all full softmax layers (all softmax layers if every one has a window). Each text
+    has `tokens` tokens. `too_short` and `untrained` count the texts that were skipped for that
+    reason. The distances of `curve` and `layers` begin at 0, those of `fit` and `tail` at 1.
     """
 
     source: str
@@ -133,11 +140,11 @@ class GradientsByDistance:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadReading:
-    """The attention of one head, averaged over prompts.
+    """Statistics of the attention weights of one head, averaged over prompts.
 
-    `distance` is the mean attention distance in tokens (Eq. 17), `entropy` the entropy of its
-    weights over keys in nats; both are means over queries. `needle_mass` is the attention weight of
-    the last query of a prompt on the needle, None without a needle.
+    `distance` is the mean attention distance in tokens (Eq. 17), and `entropy` the entropy of the
+    weights over keys, in nats; both are means over queries. `needle_mass` is the total attention
+    weight of the prompt's last query on the tokens of the needle; None without a needle.
     """
 
     layer: int
@@ -149,7 +156,10 @@ class HeadReading:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadDistances:
-    """All heads of one checkpoint, on `n` prompts of `tokens` tokens (shortest, longest)."""
+    """The statistics of all softmax heads of one checkpoint on `n` prompts.
+
+    `tokens` has the length of the shortest and of the longest prompt, in tokens.
+    """
 
     role: str
     checkpoint: Parent
@@ -162,7 +172,7 @@ class HeadDistances:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadShift:
-    """By how many tokens the mean attention distance of a head changed, on the same prompts."""
+    """The change of a head's mean attention distance between two checkpoints, in tokens."""
 
     layer: int
     head: int
@@ -171,7 +181,10 @@ class HeadShift:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerShift:
-    """The number of heads of a layer whose distance fell, and the mean shift of all its heads."""
+    """The change of attention distances in one layer; `mean_shift` is the mean over its heads.
+
+    `shortened` of the `heads` heads have a shorter mean attention distance than before.
+    """
 
     layer: int
     shortened: int
@@ -181,10 +194,10 @@ class LayerShift:
 
 @dataclass(frozen=True, kw_only=True)
 class DistanceShift:
-    """The change of attention distances from checkpoint `first` to `second`.
+    """The change of attention distances from checkpoint `first` to checkpoint `second`.
 
-    `layers` are ranked as in the paper, by the number of heads whose distance fell; ties are broken
-    by the larger fall.
+    `layers` are ranked as in the paper, by the number of heads whose distance fell. Of layers with
+    equal numbers, the one whose mean distance fell more comes first.
     """
 
     first: str
@@ -194,7 +207,7 @@ class DistanceShift:
     heads: tuple[HeadShift, ...]
 
     def most_shortened(self, count: int) -> tuple[tuple[int, int], ...]:
-        """Return (layer, head) of the largest falls in the first layer of the ranking."""
+        """Return (layer, head) of the `count` heads whose distance fell most in the top layer."""
         layer = self.layers[0].layer
         in_layer = (entry for entry in self.heads if entry.layer == layer)
         by_shift = sorted(in_layer, key=lambda entry: entry.shift.value)
@@ -203,10 +216,10 @@ class DistanceShift:
 
 @dataclass(frozen=True, kw_only=True)
 class PooledAttention:
-    """The weights of one head on one prompt, max-pooled to a square.
+    """The attention weights of one head on one prompt, max-pooled to a lower triangular matrix.
 
-    Row r covers queries from r * tokens / len(rows), and likewise columns and keys; a row ends with
-    its diagonal. `needle` has the position of the needle's first token and that after its last.
+    Row r begins at query r * tokens / len(rows), and column c at key c * tokens / len(rows). A row
+    ends at the diagonal. `needle` is the half-open token range (begin, end) of the needle.
     """
 
     role: str
@@ -222,14 +235,15 @@ class PooledAttention:
 
 @dataclass(frozen=True, kw_only=True)
 class Autocorrelation:
-    """How much likelier than by chance a token recurs, by distance (Appendix G).
+    """How much likelier than by chance a token recurs at each distance (Appendix G).
 
-    `reading` is "ratio_of_sums", (P[x_t = x_t+d] - chance) / (1 - chance) with `chance` the sum of
-    squared token frequencies, or "mean_of_correlations", the mean over token types of the
-    correlation of their indicators, weighted by frequency. `curve` begins at distance 1. `fit`
-    starts at the peak of the curve and ends where its interval first includes zero; it is None for
-    fewer than three distances. The `n` texts have `tokens` tokens in total; `too_short` counts
-    skipped texts.
+    `reading` names the definition of the curve. For "ratio_of_sums", the value at distance d is
+    (P[x_t = x_(t+d)] - chance) / (1 - chance), where `chance` is the sum of the squared token
+    frequencies. For "mean_of_correlations", it is the frequency-weighted mean over token types of
+    the correlation of the indicators [x_t = v] and [x_(t+d) = v]. `curve` begins at distance 1.
+    `fit` begins at the peak of the curve and ends where the interval of the curve first includes
+    zero; it is None if it would cover fewer than three distances. `tokens` is the total length of
+    the `n` texts. `too_short` counts the texts that were skipped as too short.
     """
 
     source: str

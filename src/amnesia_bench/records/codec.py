@@ -1,4 +1,4 @@
-"""Convert frozen dataclasses to JSON and back exactly: no key is dropped, added or guessed."""
+"""Convert frozen dataclasses to JSON and back without loss: no key is dropped, added or guessed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amnesia_bench.errors import UserError
 
 Record = TypeVar("Record")
 
-# Pydantic's error types, and the JSON types that they expect.
+# For each of these error types of pydantic, the JSON type that was expected.
 _EXPECTED = {
     "string_type": "a string",
     "int_type": "a whole number",
@@ -23,7 +23,8 @@ _EXPECTED = {
     "dict_type": "an object",
     "dataclass_type": "an object",
 }
-# Reported first: in a misspelled or newer file the other problems follow from these.
+# Problems with keys are reported first. If a key is misspelled, or the file was written by a newer
+# version, the other problems are consequences of these.
 _KEY_PROBLEMS = {"unexpected_keyword_argument": "unknown key", "missing": "missing key"}
 
 
@@ -38,7 +39,7 @@ def from_json(record: type[Record], data: object, where: str) -> Record:
     Args:
         record: the dataclass to build.
         data: the result of `json.loads`.
-        where: the file of the data, for messages.
+        where: the name of the file, for error messages.
 
     Raises:
         UserError: a key is unknown or missing, or a value has the wrong type.
@@ -55,19 +56,19 @@ def _validator(record: Any) -> SchemaValidator:
 
 
 def _exact(schema: Any) -> Any:
-    """Return pydantic's schema of a record, changed to accept exactly what JSON holds.
+    """Return pydantic's schema of a record, changed to accept parsed JSON and nothing else.
 
-    Pydantic's strict mode expects tuples, enums and dataclasses in parsed data, but JSON has lists,
-    strings and objects. Its JSON mode refuses lone surrogates, which answers may contain.
+    Pydantic's strict mode expects tuples, enums and dataclasses, but parsed JSON has lists, strings
+    and dicts instead. Its JSON mode rejects lone surrogates, which answers may contain.
     """
     if isinstance(schema, list):
         return [_exact(item) for item in schema]
     if not isinstance(schema, dict):
         return schema
     match schema.get("type"):
-        case "default":  # defaults are for records made in Python: a file has every key
+        case "default":  # a file must have every key; only Python code may rely on defaults
             return _exact(schema["schema"])
-        case "float":  # 1 stays 1, and is not rewritten as 1.0
+        case "float":  # an integer stays an integer: 1 is not rewritten as 1.0
             numbers: list[Any] = [{"type": "int", "strict": True}, {**schema, "strict": True}]
             return core_schema.union_schema(
                 numbers, mode="left_to_right", custom_error_type="float_type"

@@ -1,4 +1,4 @@
-"""The description of a data store, next to its manifest."""
+"""The description of a data store (data.json, in the same folder as the manifest)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class DataCounts:
-    """How many rows were read, and what they were turned into.
+    """The numbers of rows, documents and tokens in the preparation of a data store.
 
-    `rows` counts the rows that were read, `dropped` those without a document, by reason. Of the
-    `documents`, `over_length` were longer than a sequence. `fragments` counts the pieces into which
-    those were split, `untrained_fragments` the dropped pieces without a trained token. `tokens`
-    counts the tokens of all sequences, including `padding_tokens`; `trained_tokens` count in the
-    loss.
+    `rows` is the number of rows that were read. `dropped` maps each reason to the number of rows
+    that yielded no document for that reason. `over_length` is the number of `documents` that are
+    longer than a sequence. `fragments` is the number of pieces into which these were cut, and
+    `untrained_fragments` the number of such pieces that were dropped because none of their tokens
+    is trained. `tokens` is the length of all sequences, including `padding_tokens`. Only
+    `trained_tokens` of these count in the loss.
     """
 
     rows: int
@@ -32,10 +33,10 @@ class DataCounts:
 class DataDescription:
     """The format and the origin of a data store.
 
-    Tokens are little-endian unsigned integers of `token_bytes` bytes, with `sequence_tokens` tokens
-    per sequence and `sequences_per_shard` sequences per file. `config` is the DataConfig as JSON.
-    `tokenizer_sha256` is the tokenizer's identity: it covers everything that determines how a text
-    is split.
+    Token ids are stored as little-endian unsigned integers of `token_bytes` bytes. Each sequence
+    has `sequence_tokens` tokens, and each shard `sequences_per_shard` sequences (the last shard may
+    have fewer). `config` is the DataConfig as JSON. `tokenizer_sha256` is the tokenizer's identity,
+    a hash of everything that determines how it splits a text.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The difference of two checkpoints, tensor by tensor."""
+"""The differences between two checkpoints A and B, tensor by tensor."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class TensorDifference:
-    """One tensor that differs between A and B, or the rows of one role in it.
+    """A tensor that differs between checkpoints A and B, or the rows of one role in such a tensor.
 
-    A tensor that several roles share (a fused projection) is listed once per role, with the numbers
-    of that role's rows, which may be unchanged. `name` is its name in A, `name_b` in B. `role` is
-    None outside the attention layers. The numbers are None if they cannot be computed: the shapes
-    differ, the dtype is not floating-point, or (for norms) the tensor has NaN or infinity.
+    A tensor that several roles share (a fused projection) is listed once per role. The counts and
+    norms then cover the rows of that role only, which may be unchanged. `name` is the tensor's name
+    in A, `name_b` its name in B. `role` is None outside the attention layers. The counts and norms
+    are None if they cannot be computed: if the shapes differ, if the dtype is not floating-point,
+    or (norms only) if the tensor contains NaN or infinity.
     """
 
     name: str
@@ -30,7 +31,7 @@ class TensorDifference:
 
     @property
     def relative_drift(self) -> float | None:
-        """|B - A| / |A|, Frobenius."""
+        """The relative difference |B - A| / |A| in Frobenius norms; None without norms."""
         if self.norm_a is None or self.norm_b_minus_a is None:
             return None
         return self.norm_b_minus_a / self.norm_a if self.norm_a else float("inf")
@@ -38,9 +39,11 @@ class TensorDifference:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointDifference:
-    """All differences between two checkpoints; empty lists mean byte-identical tensors.
+    """All differences between the tensors of two checkpoints A and B.
 
-    `identical` counts byte-identical tensors, `renamed` tensors that have another name in B.
+    If `only_in_a`, `only_in_b` and `different` are empty, all tensors are byte-identical.
+    `identical` is the number of byte-identical tensors, and `renamed` the number of tensors whose
+    name in B differs from that in A.
     """
 
     a: str

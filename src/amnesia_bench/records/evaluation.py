@@ -1,7 +1,7 @@
 """The output of evaluations: generations, their verdicts, and the cells of tables.
 
-The records have no wall times or other values that vary from run to run: an evaluation that was
-killed and resumed writes the same files as an uninterrupted one.
+These records contain no wall times or other values that vary from run to run, so an evaluation that
+was killed and resumed writes the same files as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from amnesia_bench.records.artifacts import Parent
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """Sampling parameters. All of them are always passed to an engine, since defaults differ.
+    """The sampling parameters of a generation.
 
-    `temperature` 0 is greedy decoding. `top_k` None disables it. Generation ends at a `stop`
-    string, which is not part of the text.
+    All of them are always passed to the engine, since the defaults of engines differ. A
+    `temperature` of 0 means greedy decoding. A `top_k` of None disables top-k sampling. Generation
+    ends when one of the `stop` strings occurs; the stop string is not part of the generated text.
     """
 
     max_new_tokens: int
@@ -45,9 +46,9 @@ class Sampling:
 
 @dataclass(frozen=True, kw_only=True, order=True)
 class SampleKey:
-    """The key of a sample: the `repeat`-th answer (from 0) to document `doc` of a task.
+    """The key of a sample: the answer number `repeat` (from 0) to document `doc` of a task.
 
-    A task at several context lengths has a name per length: `niah_single_2@262144`.
+    A task with several context lengths has one name per length, such as `niah_single_2@262144`.
     """
 
     task: str
@@ -56,7 +57,7 @@ class SampleKey:
 
 
 class FinishReason(Enum):
-    """Why a generation ended: the model's own end token, a stop string, or the token limit."""
+    """Why a generation ended: at an end token of the model, a stop string, or the token limit."""
 
     EOS = "eos"
     STOP = "stop"
@@ -65,7 +66,11 @@ class FinishReason(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Generation:
-    """The answer of a model to one prompt. `tokens` are the generated ones without an end token."""
+    """The answer of a model to one prompt.
+
+    `tokens` are the generated token ids without the end token. `prompt_tokens` is the length of the
+    prompt in tokens.
+    """
 
     key: SampleKey
     text: str
@@ -76,7 +81,10 @@ class Generation:
 
 
 class Outcome(Enum):
-    """The outcome of scoring. Only `CORRECT` counts as right; means exclude `UNSCORED`."""
+    """The outcome of scoring an answer.
+
+    Only `CORRECT` counts as correct. Answers with the outcome `UNSCORED` are excluded from means.
+    """
 
     CORRECT = "correct"
     WRONG = "wrong"
@@ -87,7 +95,10 @@ class Outcome(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """A scorer's verdict on one generation: the extracted answer, and a detail that explains it."""
+    """A scorer's verdict on one generation.
+
+    `answer` is the answer that was extracted from the text. `detail` explains the outcome.
+    """
 
     key: SampleKey
     outcome: Outcome
@@ -97,7 +108,7 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A confidence interval of a fraction, and its method (`wilson`, `cluster_bootstrap`)."""
+    """A confidence interval, and the method that computed it, such as `wilson`."""
 
     low: float
     high: float
@@ -109,11 +120,11 @@ class Interval:
 class Cell:
     """One number of a table.
 
-    `value` is a fraction (0.672, never 67.2), or a count if the metric's name ends in `_tokens`. It
-    is None if the cell is incomplete; `incomplete` then has the reason. `n` is the number of
-    prompts, or of problems with `repeats` answers each. `settings` has everything that the value
-    depends on besides the parents: chat template, sampling, the attention logit scale at inference,
-    ...
+    `value` is a fraction (0.672, never 67.2), or a count if the metric's name ends in `_tokens`. If
+    the cell is incomplete, `value` is None and `incomplete` states the reason. `n` is the number of
+    prompts, or of problems with `repeats` answers each. `settings` has everything besides the
+    parents that the value depends on, for example the chat template, the sampling parameters and
+    the attention logit scale at inference.
     """
 
     model: str

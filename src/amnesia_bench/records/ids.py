@@ -1,7 +1,7 @@
-"""The ids of tasks, metrics, scorers and methods, which cells and tables have in common.
+"""The ids of tasks, metrics, scorers and methods, which cells and configs share.
 
-Evaluators write cells under these ids, and configs of reports and experiments refer to them. A
-config with an unknown id is refused when it is read.
+Evaluations write cells with these ids, and the configs of reports and experiments refer to them. A
+config with an unknown id is rejected when it is loaded.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from enum import Enum
 from types import MappingProxyType
 from typing import Literal, NamedTuple
 
-# The rows of the paper's tables: `post` is the fine-tune, `restored` the fine-tune with the
-# experiment's restore variant, `qk_frozen` a separate fine-tune; the others name restore variants.
+# The rows of the paper's tables. `pre` is the checkpoint before fine-tuning, `post` the fine-tune,
+# `restored` the fine-tune after the experiment's restore variant, and `qk_frozen` a separate
+# fine-tune. The other methods are restore variants.
 Method = Literal["pre", "post", "restored", "qk_pro", "q", "k", "v", "qk_frozen"]
 BEFORE_SFT, AFTER_SFT = "pre", "post"
 
@@ -23,8 +24,9 @@ RECALL_METRIC = "recall"
 class Reducer(Enum):
     """How the verdicts on the k answers to a problem are reduced to one number.
 
-    `AVERAGE`: the share of correct answers. `MAJORITY`: whether the answer with most votes is
-    correct. `PASS`: the probability that at least one of a number of answers is correct.
+    `AVERAGE` is the share of correct answers. `MAJORITY` is 1 if the answer with the most votes is
+    correct, else 0. `PASS` is the probability that at least one of a given number of answers is
+    correct.
     """
 
     AVERAGE = "avg"
@@ -36,9 +38,11 @@ class ReasoningIds(NamedTuple):
     """The scorers and metrics of a reasoning task.
 
     Attributes:
-        scorers: the scorers; the first is the default, and is compared with the paper.
+        scorers: the names of the scorers. The first is the default, and its results are compared
+            with the paper.
         reducers: the reducers whose values are reported.
-        average: the benchmark's own name of the average, if each problem is answered once.
+        average: the benchmark's own name for the average over problems that are answered once;
+            None if it has no such name.
     """
 
     scorers: tuple[str, ...]
@@ -68,7 +72,7 @@ _PASS_AT = (2, 4, 8, 16)
 
 
 def compared_metrics(task: str, repeats: int) -> tuple[str, ...]:
-    """Return the metrics for comparing methods; their values are multiples of 1/repeats."""
+    """Return the metrics in which methods are compared; their values are multiples of 1/repeats."""
     ids = REASONING_TASKS[task]
     names = []
     if Reducer.AVERAGE in ids.reducers:
@@ -79,7 +83,10 @@ def compared_metrics(task: str, repeats: int) -> tuple[str, ...]:
 
 
 def reasoning_metrics(task: str, repeats: int) -> tuple[str, ...]:
-    """Return the metrics of a task; those that end in `_tokens` are counts, the others shares."""
+    """Return the metrics of a task for `repeats` answers per problem.
+
+    Metrics whose names end in `_tokens` are counts; all others are fractions.
+    """
     reducers = REASONING_TASKS[task].reducers
     names = [*compared_metrics(task, repeats)]
     if Reducer.MAJORITY in reducers:
@@ -90,9 +97,12 @@ def reasoning_metrics(task: str, repeats: int) -> tuple[str, ...]:
 
 
 def known_metrics(task: str, metric: str) -> tuple[str, ...]:
-    """Return the metrics of a task for the number of repeats k in a metric `NAME@k`, else for 1."""
+    """Return the valid metrics of a task, for checking a metric name from a config.
+
+    The number of answers per problem is k if the name has the form `NAME@k`, and 1 otherwise.
+    """
     name, _, count = metric.partition("@")
     repeats = int(count) if count.isdecimal() and len(count) < 6 and int(count) else 1
-    if name == Reducer.PASS.value:  # pass@k exists for any k up to the number of answers
+    if name == Reducer.PASS.value:  # the number of answers may exceed the k of pass@k
         repeats = max(repeats, *_PASS_AT)
     return reasoning_metrics(task, repeats)

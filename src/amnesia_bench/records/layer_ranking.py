@@ -12,7 +12,8 @@ from amnesia_bench.records.artifacts import Parent
 class RankingTask:
     """One task of a ranking: its name and version in lm-eval, its metric, and its data.
 
-    `n` is the number of documents that were evaluated, `sha256` the hash of all documents.
+    `n` is the number of documents that were evaluated. `source` is the origin of the documents, and
+    `sha256` the hash of all of them.
     """
 
     name: str
@@ -25,9 +26,10 @@ class RankingTask:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerImportance:
-    """The loss of accuracy without one layer: accuracy of the full model minus that without it.
+    """The importance of a layer: the mean accuracy over tasks that is lost without this layer.
 
-    `accuracy` (fractions) has one key per task, and one per metric that is not used for ranking.
+    `accuracy` maps each task, and each metric that is not used for ranking, to the accuracy without
+    the layer, as a fraction.
     """
 
     layer: int
@@ -37,10 +39,11 @@ class LayerImportance:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRanking:
-    """Layers by importance, in descending order; ties are broken by the lower layer index.
+    """A ranking of layers by importance, the most important first.
 
-    `ablation` describes how a layer was disabled, `accuracy` is that of the full model, `settings`
-    are those of the engine.
+    Of equally important layers, the one with the lower index comes first. `ablation` describes how
+    a layer was disabled, `accuracy` is the accuracy of the full model on each task, and `settings`
+    are the settings of the engine.
     """
 
     checkpoint: Parent

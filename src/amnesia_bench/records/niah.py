@@ -1,4 +1,4 @@
-"""Records of needle-in-a-haystack prompts: each text is stored once, plus a few columns."""
+"""Needle-in-a-haystack prompts on disk: each haystack text once, and the samples as columns."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class HaystackSource:
-    """The essays of niah_single_2 and _3, and how they were split into sentences.
+    """The essays of niah_single_2 and niah_single_3, and the model that split them into sentences.
 
-    `source` is their origin, `sha256` the hash of the words of one copy, joined by spaces. `words`
-    counts the words of all `copies`. `splitter` is the origin of the sentence splitter's model,
-    `splitter_sha256` the hash of its parameters.
+    `source` is the origin of the essays. The haystack consists of `copies` copies of them, with
+    `words` words in total. `sha256` is the hash of the words of one copy, joined by spaces.
+    `splitter` is the origin of the sentence splitter's model, and `splitter_sha256` the hash of the
+    model's parameters.
     """
 
     source: str
@@ -25,11 +26,12 @@ class HaystackSource:
 
 @dataclass(frozen=True, kw_only=True)
 class NiahPrompts:
-    """The common settings of the prompt sets of an artifact; `cells` are the sets' names.
+    """The settings that all prompt sets of an artifact share.
 
-    `generator` names the code whose prompts are reproduced byte by byte. `tokenizer_sha256` is the
-    tokenizer's identity, as in `DataDescription`; older versions stored another hash. `haystack` is
-    None if no task needs essays.
+    `generator` names the program whose prompts are reproduced byte for byte. `tokenizer_sha256` is
+    the tokenizer's identity, as in `DataDescription`; older versions of amnesia-bench stored
+    another hash. `haystack` is None if no task needs essays. `cells` are the names of the prompt
+    sets.
     """
 
     generator: str
@@ -44,9 +46,9 @@ class NiahPrompts:
 class TokenizerParts:
     """The identity of a tokenizer (everything that determines how it splits a text), in two parts.
 
-    `sha256` covers its normaliser, pre-tokeniser and vocabulary. `added_tokens` maps the content
-    of each added token to its entry in tokenizer.json, as JSON: a fine-tune often adds some, which
-    only affect texts that contain them.
+    `sha256` is the hash of its normaliser, pre-tokeniser and vocabulary. `added_tokens` maps the
+    content of each added token to its entry in tokenizer.json, as JSON. They are kept apart because
+    fine-tunes often add tokens, which affect only texts that contain them.
     """
 
     sha256: str
@@ -57,8 +59,9 @@ class TokenizerParts:
 class NiahDocument:
     """A haystack of `units` words or lines.
 
-    It consists of the first `shared` characters of the stored text and of `tail`, which differs
-    from it because sentences are split again where the text is truncated.
+    It consists of the first `shared` characters of the stored text, followed by `tail`. The tail
+    can differ from the stored text, since the haystack is truncated before it is split into
+    sentences, which can change its last sentences.
     """
 
     units: int
@@ -73,13 +76,14 @@ class NiahDocument:
 
 @dataclass(frozen=True, kw_only=True)
 class NiahSamples:
-    """The samples of a prompt set by column; every column has one item per sample.
+    """The samples of a prompt set, as columns with one item per sample.
 
-    `document` is the index of the document in the set. `position` is the character offset in the
-    document at which the needle is inserted. `length` is that of lm-eval: the tokens of the input
-    plus 128 for the answer. `prompt_tokens` is the length of the prompt without special tokens; the
-    needle's tokens are [needle_start, needle_end). `prompt_sha256` is the hash of the prompt in
-    UTF-8, as in the sample logs of lm-eval.
+    `document` is the index of the haystack in the set's `documents`. `position` is the character
+    offset in the haystack at which the needle is inserted. `length` is the length as lm-eval
+    defines it: the number of tokens of the input, plus 128 for the answer. `prompt_tokens` is the
+    number of tokens of the prompt without special tokens; of these, the tokens of the needle are
+    [needle_start, needle_end). `prompt_sha256` is the hash of the prompt in UTF-8, as in lm-eval's
+    sample logs.
     """
 
     document: tuple[int, ...]
@@ -101,10 +105,10 @@ class NiahSamples:
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSetRecord:
-    """The prompts of one task at one length.
+    """The prompts of one task at one context length.
 
-    `context_tokens` is lm-eval's max_seq_length. `spliced`: joining the tokens of the haystack and
-    of the inserted text gives the same tokens as tokenizing the whole prompt.
+    `context_tokens` is lm-eval's max_seq_length. `spliced` is true if the token ids of the haystack
+    and of the inserted texts, joined together, equal those of the complete prompt.
     """
 
     task: str

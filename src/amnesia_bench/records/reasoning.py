@@ -1,4 +1,4 @@
-"""The output of a reasoning evaluation besides generations, verdicts and cells."""
+"""The output of a reasoning evaluation, except generations, verdicts and cells."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from amnesia_bench.records.evaluation import Interval
 class Checker(Enum):
     """How a program is run and judged.
 
-    LCB: like the published checker of LiveCodeBench, including its quirks. LENIENT: like plain
-    Python, with a tolerance for floats.
+    `LCB` behaves like the published checker of LiveCodeBench, including its quirks. `LENIENT` runs
+    a program like plain Python, and compares floats with a tolerance.
     """
 
     LCB = "lcb"
@@ -22,14 +22,16 @@ class Checker(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class ReasoningRun:
-    """The content of `run.json`: all settings that answers depend on, besides the engine.
+    """The content of `run.json`: all settings that the answers depend on, except the engine's.
 
-    `documents_available` counts the problems before a limit is applied, `benchmark_documents` those
-    of the benchmark. `chat_template` is the sha256 of the template, None without one. `think_open`
-    and `think_close` are the delimiters of thinking; `thinking_opened`: prompts end inside it.
-    `window` is the number of the problem set, in a benchmark with several sets. `seconds_per_test`
-    is the CPU time limit of a program, `checker` the way it is run and judged. These three are None
-    for tasks to which they do not apply.
+    `documents` is the number of problems of the run, `documents_available` their number before a
+    limit is applied, and `benchmark_documents` the size of the benchmark. `chat_template` is the
+    sha256 of the chat template; None without one. `think_open` and `think_close` are the tags that
+    delimit a thinking block, and `thinking_opened` is true if prompts end inside such a block.
+
+    The last three fields are None for tasks to which they do not apply. `window` identifies the
+    window of the benchmark by its number of problems. `seconds_per_test` is the CPU time limit of a
+    program. `checker` is the value of the `Checker` that runs and judges programs.
     """
 
     task: str
@@ -58,7 +60,7 @@ class ReasoningRun:
 
 @dataclass(frozen=True, kw_only=True)
 class ProblemValues:
-    """The value of each metric on one problem, for paired comparisons of methods."""
+    """The value of each metric on the problem `doc`, for paired comparisons of methods."""
 
     doc: int
     values: Mapping[str, float]
@@ -66,10 +68,10 @@ class ProblemValues:
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
-    """The difference of two methods in one metric, on the same problems.
+    """The difference between two methods in one metric, on the same `n` problems.
 
-    `difference` is the mean of first minus second. `p_value` is that of the two-sided exact
-    sign-flip test; for binary values this is McNemar's exact test.
+    `difference` is the mean of `first` minus the mean of `second`. `p_value` is that of the
+    two-sided exact sign-flip test, which is McNemar's exact test if the values are 0 or 1.
     """
 
     metric: str

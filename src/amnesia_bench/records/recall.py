@@ -8,13 +8,13 @@ from enum import Enum
 
 from amnesia_bench.records.evaluation import FinishReason, Interval, Outcome, SampleKey
 
-# "No regression" is the verdict once a drop this far above the margin is ruled out.
+# The verdict is "no regression" once a drop of the margin plus this fraction is ruled out.
 TOLERATED_DROP = 0.05
 DEPTH_ROWS = 5
 
 
 class CheckVerdict(Enum):
-    """The verdict of a check on one prompt set, or on all."""
+    """The verdict of a check on one prompt set, or on all prompt sets together."""
 
     REGRESSION = "regression"
     NO_REGRESSION = "no_regression"
@@ -25,9 +25,10 @@ class CheckVerdict(Enum):
 class Rule:
     """The decision rule of a check.
 
-    `samples` is the maximum number of prompts per set. `margin` is the drop (a fraction) above
-    which recall has regressed. `error_rate` bounds the probability of a false alarm in a whole
-    check, over all prompt sets and looks, and likewise that of a false all-clear.
+    `samples` is the maximum number of prompts per prompt set. `margin` is the largest drop in
+    recall (a fraction) that does not count as a regression. `error_rate` is an upper bound on the
+    probability that the check raises a false alarm on any prompt set at any look. It is also the
+    upper bound on the probability of a false all-clear.
     """
 
     samples: int
@@ -44,16 +45,17 @@ class Rule:
 
     @property
     def excluded_drop(self) -> float:
-        """The drop that must be ruled out for the verdict "no regression"."""
+        """The drop in recall that must be ruled out for the verdict "no regression"."""
         return self.margin + TOLERATED_DROP
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecallSample:
-    """One answer to one prompt, with its outcome.
+    """The answer of one checkpoint to one prompt, with its outcome.
 
-    `role` is the role of the checkpoint (pre, post, restored). `needle` has the token position of
-    the needle's first token and that after its last, `depth_percent` its nominal depth in lm-eval.
+    `role` is the role of the checkpoint (pre, post or restored). `needle` is the half-open token
+    range (begin, end) of the needle in the prompt, and `depth_percent` the needle's nominal depth
+    in lm-eval. `value` is the value to recall, and `text` the answer.
     """
 
     role: str
@@ -74,7 +76,10 @@ class RecallSample:
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """The recall of one checkpoint: `correct` of `n` answers; `empty` answers count as wrong."""
+    """The recall of one checkpoint: `correct` of its `n` answers are correct.
+
+    `empty` is the number of empty answers, which count as wrong.
+    """
 
     correct: int
     empty: int
@@ -84,10 +89,11 @@ class Recall:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """Two checkpoints on the same prompts; `difference` is first minus second accuracy.
+    """A comparison of two checkpoints on the same prompts.
 
-    `interval` and `p_value` (McNemar's exact test, two-sided) are descriptive: they ignore the
-    sequential looks. The verdict comes from the sequential rule.
+    `difference` is the accuracy of the first checkpoint minus that of the second. `interval` and
+    `p_value` (McNemar's exact test, two-sided) are only descriptive, since they ignore that the
+    answers were tested at several looks. The verdict comes from the sequential test instead.
     """
 
     first: str
@@ -102,7 +108,10 @@ class Comparison:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedPromptSet:
-    """One task at one length. If `n` is 0 it was skipped: the verdict was already certain."""
+    """The result of a check on the prompts of one task at one context length.
+
+    If `n` is 0, the prompt set was skipped, since the verdict of the check was already certain.
+    """
 
     task: str
     context_tokens: int
@@ -114,10 +123,11 @@ class CheckedPromptSet:
 
 @dataclass(frozen=True, kw_only=True)
 class HeatMap:
-    """Recall of one checkpoint by depth and length, over all tasks of the check.
+    """The recall of one checkpoint by needle depth and context length, over all tasks of a check.
 
-    `depth_edges` are percentages, one more than the number of rows. `correct` and `n` are [depth,
-    length], with the lengths in `context_tokens`.
+    Row i covers the depths from `depth_edges[i]` to `depth_edges[i + 1]`, in per cent. Column j is
+    for the length `context_tokens[j]`. `correct` and `n` have the shape [depth, length], and count
+    the correct answers and all answers.
     """
 
     role: str
@@ -128,7 +138,7 @@ class HeatMap:
 
 
 def heat_map(samples: Sequence[RecallSample], role: str) -> HeatMap:
-    """Count the samples of one checkpoint by depth (fifths of the context) and length.
+    """Count the answers of one checkpoint by depth (in fifths) and context length.
 
     Raises:
         ValueError: a depth is outside 0 to 100 per cent.
@@ -140,7 +150,7 @@ def heat_map(samples: Sequence[RecallSample], role: str) -> HeatMap:
     for sample in of_role:
         if not 0 <= sample.depth_percent <= 100:
             raise ValueError(f"{sample.key}: depth of {sample.depth_percent} %")
-        # The last row includes its upper edge.
+        # The last row includes its upper edge, a depth of 100 %.
         row = min(int(sample.depth_percent * DEPTH_ROWS / 100), DEPTH_ROWS - 1)
         column = lengths.index(sample.context_tokens)
         n[row][column] += 1
@@ -156,11 +166,11 @@ def heat_map(samples: Sequence[RecallSample], role: str) -> HeatMap:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckReport:
-    """The outcome of `amnesia check`.
+    """The result of `amnesia check`.
 
-    `checkpoints` maps role to folder. `generations` is the number of answers until the verdict,
-    `generations_planned` the number without early stopping. `advice` is the command that repairs a
-    regression.
+    `checkpoints` maps the role of each checkpoint to its folder. `generations` is the number of
+    answers that were generated, and `generations_planned` their number without early stopping.
+    `advice` is the command that repairs a regression; None without one.
     """
 
     verdict: CheckVerdict

@@ -1,4 +1,4 @@
-"""The content of a report: the cells of tables next to the paper's values, and the claims."""
+"""The content of a report: measured cells with the paper's values, claims, and data of figures."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from amnesia_bench.records.recall import HeatMap
 
 
 class CellStatus(StrEnum):
-    """Whether a cell of a table has its value."""
+    """Whether a cell of a table has a value, is incomplete, or was not measured."""
 
     DONE = "done"
     INCOMPLETE = "incomplete"
@@ -22,10 +22,11 @@ class CellStatus(StrEnum):
 class Origin:
     """The origin of one measured value.
 
-    `stage` is the published folder, `path` its manifest and `manifest_sha256` the manifest's hash.
-    For a cell outside a published folder, `path` is the file of the cell, without a hash. `commit`
-    is that of its own manifest; `dirty` names every manifest, its own or a parent's, whose code had
-    uncommitted changes. Paths are relative, as written by `reporting.paths`.
+    `stage` is the name of the artifact's folder, `path` the path of its manifest, and
+    `manifest_sha256` the manifest's hash. For a cell outside a finished artifact, `path` is the
+    file with the cell, and there is no hash. `commit` is the commit in the artifact's own manifest.
+    `dirty` lists the manifests, of the artifact and of all its ancestors, that were written by code
+    with uncommitted changes. Paths are relative, as written by `reporting.paths`.
     """
 
     seed: str | None
@@ -38,11 +39,12 @@ class Origin:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedTest:
-    """A method minus the row after its SFT, on the `n` prompts or problems that both answered.
+    """A test of one row of a table against the `post` row of its fine-tune.
 
-    `p_value` is that of the two-sided exact sign-flip test, which is McNemar's test for binary
-    values if no two seeds share a prompt. `prompts` counts each prompt once, even if several seeds
-    share it.
+    It covers the prompts or problems that both answered: `n` counts each once per seed, and
+    `prompts` counts it once. `difference` is the mean of the row minus that of the `post` row.
+    `p_value` is that of the two-sided exact sign-flip test, which is McNemar's exact test if the
+    values are 0 or 1 and no two seeds share a prompt.
     """
 
     difference: float
@@ -55,10 +57,10 @@ class PairedTest:
 class ReportedCell:
     """One cell of a table.
 
-    Values are fractions; `theirs` is the value of the paper, `difference` ours minus that. `reason`
-    explains why an incomplete cell has no value. With several seeds, `value` is their mean,
-    weighted by n, and `by_seed` has the value of each; `n` counts the answers of all seeds,
-    `prompts` the distinct prompts.
+    Values are fractions. `theirs` is the paper's value, and `difference` is `value` minus `theirs`.
+    `reason` explains why an incomplete cell has no value. With several seeds, `value` is the mean
+    over the seeds, weighted by n, and `by_seed` has the value of each seed. `n` counts a prompt
+    once per seed, `prompts` counts it once.
     """
 
     model: str
@@ -84,7 +86,7 @@ class ReportedCell:
 
     @property
     def theirs_inside(self) -> bool | None:
-        """Whether our interval contains the paper's value."""
+        """Whether our interval contains the paper's value; None if one of them is missing."""
         if self.theirs is None or self.interval is None:
             return None
         return self.interval.low <= self.theirs <= self.interval.high
@@ -92,7 +94,7 @@ class ReportedCell:
 
 @dataclass(frozen=True, kw_only=True)
 class Column:
-    """A column of a table: key, group heading, label, and its context length if any."""
+    """A column of a table: its key, group heading and label, and which cells it shows."""
 
     key: str
     group: str
@@ -107,7 +109,8 @@ class Column:
 class ReportTable:
     """A table in the layout of the paper; `cells` are ordered by model, method and column.
 
-    `methods` without `@` in their key are rows after the fine-tune `sft`.
+    `methods` maps the key of each row, `METHOD` or `METHOD@SFT`, to its label. A row without `@SFT`
+    belongs to the fine-tune `sft`.
     """
 
     name: str
@@ -129,7 +132,10 @@ class ReportTable:
 
 
 class ClaimVerdict(StrEnum):
-    """The verdict on an inequality: its 95 % interval is above, below or across the bound."""
+    """The verdict on a claim: the 95 % interval is above, below or across the bound.
+
+    `NOT_SHOWN` is also the verdict if cells are missing.
+    """
 
     HOLDS = "holds"
     DOES_NOT_HOLD = "does not hold"
@@ -140,9 +146,10 @@ class ClaimVerdict(StrEnum):
 class Condition:
     """A claim for one model in one column.
 
-    `estimate` must be above the bound of the claim; it is None if cells are missing, which
-    `missing` lists. `paired`: the answers were compared pairwise, not only the cells; then
-    `by_seed` has the estimate of each seed. `theirs` is the estimate from the paper's values.
+    The claim is that `estimate` is above the bound of the claim. `low` and `high` are its 95 %
+    interval. `estimate` is None if cells are missing; `missing` lists them. `paired` is true if
+    individual answers were compared, not only cells; `by_seed` then has the estimate of each seed.
+    `theirs` is the estimate from the paper's values.
     """
 
     model: str
@@ -161,9 +168,10 @@ class Condition:
 
 @dataclass(frozen=True, kw_only=True)
 class DecidedClaim:
-    """A claim, its verdict from the measured values, and whether it holds in the paper.
+    """A claim, the verdict of the measured values on it, and whether the paper's values satisfy it.
 
-    `holds_in_paper` is None if the paper has no value for it.
+    `holds_in_paper` is None if the paper has no values for the claim. `aim` is true if the claim is
+    an aim of this project instead of a claim of the paper.
     """
 
     id: str
@@ -178,7 +186,10 @@ class DecidedClaim:
 
     @property
     def in_paper(self) -> str:
-        """Whether the point values in the paper satisfy the claim; "-" for aims of this project."""
+        """Whether the paper's values satisfy the claim, as a text for tables.
+
+        It is "-" for aims of this project, and for claims without values in the paper.
+        """
         if self.aim or self.holds_in_paper is None:
             return "-"
         return "hold" if self.holds_in_paper else "do not hold"
@@ -186,7 +197,7 @@ class DecidedClaim:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerDrift:
-    """How far one role's weights moved in one layer: |b - a| / |a|, Frobenius."""
+    """The drift of one role's weights in one layer: |b - a| / |a| in Frobenius norms."""
 
     layer: int
     role: str
@@ -195,7 +206,7 @@ class LayerDrift:
 
 @dataclass(frozen=True, kw_only=True)
 class DriftCurve:
-    """The drift of a fine-tune by layer, and the file from which it was read."""
+    """The weight drift of a fine-tune by layer; `source` is the file from which it was read."""
 
     label: str
     source: str
@@ -204,7 +215,7 @@ class DriftCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class TaskHeatMap:
-    """Recall of one row of a table by depth and length, on one task; `map.role` is the method."""
+    """The heat map of one row of a table on one task; `map.role` is the method of the row."""
 
     model: str
     task: str
@@ -213,7 +224,7 @@ class TaskHeatMap:
 
 @dataclass(frozen=True, kw_only=True)
 class TradeOffPoint:
-    """One row of a table as a point: its recall and its reasoning score, with intervals."""
+    """The point of one table row in a plot of reasoning score against recall."""
 
     row: str
     label: str
@@ -223,7 +234,10 @@ class TradeOffPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class TradeOffCurve:
-    """Recall against reasoning of one model; each of `lines` lists the rows that it connects."""
+    """The trade-off of one model between recall and reasoning, as a plot of table rows.
+
+    Each item of `lines` lists the rows that a line connects.
+    """
 
     model: str
     recall: Column
@@ -234,7 +248,7 @@ class TradeOffCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class TableReport:
-    """A table, the claims that depend on it, the data of its figures, and notes on its cells."""
+    """A table, the claims about its cells, the data of its figures, and notes on its cells."""
 
     table: ReportTable
     claims: tuple[DecidedClaim, ...]
@@ -245,7 +259,7 @@ class TableReport:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportProvenance:
-    """The code version and command that wrote a report, and the time (UTC)."""
+    """The version of the code and the command that wrote a report, and the UTC time."""
 
     tool_version: str
     command: tuple[str, ...]
@@ -256,7 +270,7 @@ class ReportProvenance:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Tables, weight drift, and notes on unusable inputs with the reasons."""
+    """A report: its tables, weight drift curves, and notes on why some inputs are unusable."""
 
     made: ReportProvenance
     tables: tuple[TableReport, ...]

@@ -1,4 +1,4 @@
-"""The content of restoration.json: the edits of a restore, and their proof."""
+"""The content of restoration.json: the edits of a restore, and the checks of its output."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from amnesia_bench.records.roles import Role
 
 @dataclass(frozen=True, kw_only=True)
 class EditedTensor:
-    """One tensor of which some or all rows were replaced.
+    """A tensor of which some or all rows were replaced.
 
-    `rows` are half-open ranges of the first dimension; the sha256 are of the whole tensor's
-    bytes in post's dtype; the norms are Frobenius norms over the replaced rows, None where they
-    are not finite (post holds NaN or infinity, or a sum of squares overflows). A fused tensor
-    is listed once per role.
+    `rows` are the replaced rows, as half-open ranges of the first dimension. The hashes cover the
+    bytes of the complete tensor in post's dtype. The norms are Frobenius norms over the replaced
+    rows; a norm is None if it is not finite (post contains NaN or infinity, or the sum of squares
+    overflows). A fused tensor is listed once per role.
     """
 
     layer: int
@@ -38,12 +38,12 @@ class EditedTensor:
 
     @property
     def relative_drift(self) -> float | None:
-        """How far the fine-tune moved these rows: |post - pre| / |pre|."""
+        """The relative change of these rows by the fine-tune, |post - pre| / |pre|."""
         return self._relative(self.norm_post_minus_pre)
 
     @property
     def relative_repair(self) -> float | None:
-        """How far the restore moved them back: |restored - post| / |pre|."""
+        """The relative change of these rows by the restore, |restored - post| / |pre|."""
         return self._relative(self.norm_restored_minus_post)
 
     def _relative(self, norm: float | None) -> float | None:
@@ -52,11 +52,11 @@ class EditedTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """The checks of the written files, which were read back after writing.
+    """The result of checking the output files, which were read back after writing.
 
-    Every byte of `compared_files` was compared with post overlaid with the planned edits, and each
-    of the `planned_tensors` was hashed in the finished files. `linked_files` are hardlinks to the
-    files of post and were not read.
+    Every byte of the `compared_files` was compared with the planned content (post, with the planned
+    edits applied), and each of the `planned_tensors` edited tensors was hashed in the finished
+    files. The `linked_files` are hard links to files of post, and were not read.
     """
 
     compared_files: tuple[str, ...]
@@ -70,10 +70,10 @@ class Proof:
 
 @dataclass(frozen=True, kw_only=True)
 class Restoration:
-    """A finished restore, or a planned one of a dry run, whose `out` and `proof` are None.
+    """A finished restore, or the plan of a dry run (then `out` and `proof` are None).
 
-    `left_out` lists the top-level entries of post that were not copied to out, or not completely.
-    Folders end in a slash.
+    `left_out` lists the top-level files and folders of post that were not copied to `out`, or not
+    completely; the names of folders end in a slash.
     """
 
     schema_version: int

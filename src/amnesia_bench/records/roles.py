@@ -1,4 +1,4 @@
-"""The vocabulary of attention surgery: the roles of the tensors of an attention layer."""
+"""Types that describe attention layers: kinds of layers, and the tensors and rows of each role."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from enum import StrEnum
 
 
 class Role(StrEnum):
-    """The role of a parameter in an attention layer."""
+    """The role of a parameter tensor in an attention layer."""
 
     Q = "q"
     K = "k"
@@ -20,9 +20,9 @@ class Role(StrEnum):
 
 
 class LayerKind(StrEnum):
-    """How a layer mixes tokens, as far as recall depends on it."""
+    """The way in which a decoder layer mixes tokens, as far as recall depends on it."""
 
-    FULL = "full"  # softmax attention over the whole context
+    FULL = "full"  # softmax attention over the entire context
     SLIDING = "sliding"  # softmax attention over a window
     LINEAR = "linear"  # any mixer with a state of fixed size: linear attention, SSM, convolution
     NONE = "none"  # no token mixing (a separate MLP block)
@@ -30,12 +30,12 @@ class LayerKind(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class HeadRows:
-    """The rows of a tensor that belong to one role, head by head.
+    """The rows of a tensor that belong to one role, by head.
 
-    Head h owns rows [start + h * stride, start + h * stride + head_dim). One record covers a
-    plain projection (stride == head_dim), an output gate interleaved per head (stride ==
-    2 * head_dim), a fused qkv_proj (start > 0) and GPT-NeoX's per-head blocks (stride ==
-    3 * head_dim).
+    The rows of head h are [start + h * stride, start + h * stride + head_dim). This covers a plain
+    projection (stride == head_dim), an output gate that is interleaved with the queries of each
+    head (stride == 2 * head_dim), a fused qkv_proj (start > 0), and the per-head blocks of GPT-NeoX
+    (stride == 3 * head_dim).
     """
 
     start: int
@@ -44,7 +44,7 @@ class HeadRows:
     num_heads: int
 
     def rows(self, head: int) -> range:
-        """Return the row range of one head."""
+        """Return the row indices of one head."""
         if not 0 <= head < self.num_heads:
             raise IndexError(f"head {head} of {self.num_heads}")
         first = self.start + head * self.stride
@@ -53,11 +53,12 @@ class HeadRows:
 
 @dataclass(frozen=True, kw_only=True)
 class RoleTensor:
-    """One tensor, or some of its rows, with a role in one attention layer.
+    """A tensor, or some rows of it, with one role in one attention layer.
 
-    `rows` is None if the whole tensor has the role and its rows do not belong to heads: an output
-    projection (its heads are columns), a norm shared by all heads, or a low-rank adapter of W_Q or
-    W_K (zamba2), which is restored completely or not at all.
+    `rows` is None if the entire tensor has the role and its rows do not correspond to heads. This
+    is the case for an output projection (whose columns correspond to heads), a norm that all heads
+    share, and a low-rank adapter of W_Q or W_K (zamba2), which is restored completely or not at
+    all.
     """
 
     layer: int
@@ -71,11 +72,11 @@ class AttentionMap:
     """The softmax layers of a checkpoint and their tensors.
 
     `root` is the name prefix of the decoder's tensors, without the part that `plain_name` removes.
-    `layer_kinds` has one entry per decoder layer. `tensors` lists the role tensors of the FULL and
-    SLIDING layers only, by layer and role; the tensors of a block that layers share (zamba2) are
-    listed for the first of these layers only. `routing` has the config values in which two
-    checkpoints must agree for their W_Q and W_K to have the same meaning (head counts, rope, logit
-    scale, ...).
+    `layer_kinds` has one item per decoder layer. `tensors` lists the tensors of the FULL and
+    SLIDING layers only, ordered by layer and role. If several layers share a block (zamba2), its
+    tensors are listed only for the first of them. `routing` has the config values in which two
+    checkpoints must agree for their W_Q and W_K to have the same meaning (for example head counts,
+    rope and logit scale).
     """
 
     family: str

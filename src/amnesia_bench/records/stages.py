@@ -1,4 +1,4 @@
-"""A stage on disk: its spec, and the failure of its last attempt."""
+"""A stage on disk: its spec, and a record of its last failure."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class StageSpec:
-    """The spec of a stage, which any process with access to the store can run.
+    """The spec of a stage; with it, any process that can access the store can run the stage.
 
     Attributes:
         id, kind: the id and the kind of the artifact that the stage writes.
         front_door: the function of `amnesia_bench` that the stage calls with its request.
-        request: the request as JSON; its locations are relative to the store.
-        command: the equivalent `amnesia` command line, to run it by hand.
-        inputs: the stages whose artifacts it reads: id to kind.
-        threads: the number of CPU threads.
-        gpus: the number of GPUs; with more than one, training runs one process per GPU.
+        request: the request as JSON; paths in it are relative to the store.
+        command: the equivalent `amnesia` command line, for running the stage by hand.
+        inputs: the ids of the stages whose artifacts this stage reads, mapped to their kinds.
+        threads: the number of CPU threads that the stage uses.
+        gpus: the number of GPUs that the stage uses; with more than one, training runs one process
+            per GPU.
     """
 
     id: str
@@ -32,7 +33,10 @@ class StageSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class StageFailure:
-    """The failure of the last attempt; `said` is the end of its log, `ended` UTC in ISO 8601."""
+    """The failure of the last attempt to run a stage.
+
+    `ended` is the UTC time in ISO 8601, and `said` the end of the attempt's log.
+    """
 
     exit_code: int
     ended: str

@@ -1,1 +1,1 @@
-"""Tokenizers: loading, identity, special tokens and the chat format."""
+"""Load and identify tokenizers, add special tokens, apply chat templates and split sentences."""

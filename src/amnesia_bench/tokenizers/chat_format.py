@@ -15,8 +15,9 @@ from amnesia_bench.config.eval_schema import Think
 from amnesia_bench.errors import UserError
 from amnesia_bench.tokenizers.tokenizer import with_leading_special_tokens
 
-# Templates of Llama 3.2, SmolLM3 and others write today's date into the system message. Data and
-# prompts must not depend on the day: this is the date in templates that have a fixed date.
+# The chat templates of Llama 3.2, SmolLM3 and others write today's date into the system message.
+# Data and prompts must not depend on the day, so these templates get a fixed date instead: the same
+# date (26 July 2024) that templates with a hard-coded date use.
 _FIXED_DATE = {
     "%-d": "26", "%d": "26", "%-m": "7", "%m": "07", "%b": "Jul", "%B": "July", "%Y": "2024",
     "%y": "24", "%A": "Friday", "%a": "Fri", "%H": "00", "%M": "00", "%S": "00",
@@ -25,10 +26,11 @@ _FIXED_DATE = {
 
 @dataclass(frozen=True, kw_only=True)
 class PromptFormat:
-    """How a user message becomes a prompt.
+    """How a user message is turned into a prompt.
 
-    `template` is Jinja source; None sends the message unchanged. `sha256` is the hash of the
-    template. `opens_thinking`: the prompt ends inside a thinking block, so the answer begins in it.
+    `template` is the Jinja source of the chat template; if it is None, the message is sent
+    unchanged. `sha256` is the hash of the template. `opens_thinking` is true if the prompt ends
+    inside a thinking block, so that the answer begins inside it.
     """
 
     template: str | None
@@ -43,9 +45,9 @@ def prompt_format(
 
     Args:
         tokenizer: the tokenizer of the checkpoint.
-        use_template: whether to apply a chat template; if not, messages are sent unchanged.
+        use_template: whether to apply a chat template; if false, messages are sent unchanged.
         template: Jinja source that overrides the tokenizer's own template.
-        think: the tags around thinking; None if the model does not think.
+        think: the tags that delimit a thinking block; None if the model does not think.
 
     Raises:
         UserError: the tokenizer has no template, or the template cannot be rendered.
@@ -66,8 +68,8 @@ def prompt_format(
 def prompt_tokens(tokenizer: Any, layout: PromptFormat, message: str) -> NDArray[np.int32]:
     """Return the token ids, int32 [T], of a prompt with one user message.
 
-    A template writes its special tokens itself; without a template the tokenizer's leading special
-    tokens are added.
+    A chat template writes its own special tokens. Without a template, the tokenizer's leading
+    special tokens are prepended.
     """
     text = message
     if layout.template is not None:
@@ -89,16 +91,17 @@ def with_fixed_date(template: str) -> str:
 def without_thinking(text: str, think: Think | None, *, opened: bool) -> str | None:
     """Return the answer after its thinking block, without leading whitespace, as in lm-eval.
 
-    A closing tag ends the open block. The first closing tag may also end a block that the prompt
-    opened. Any other closing tag is text that the answer quotes.
+    A closing tag ends the open block. Without an open block, a closing tag still ends one if it is
+    the first closing tag of the text (the prompt may have opened the block), or if only whitespace
+    separates it from the previous closing tag. Any other closing tag is part of the answer.
 
     Args:
-        text: the answer.
-        think: the tags around thinking; None returns the whole text.
+        text: the generated text.
+        think: the tags that delimit a thinking block; if None, the text is returned unchanged.
         opened: whether the prompt ended inside a thinking block.
 
     Returns:
-        The answer; None if its thinking block is not closed.
+        The answer, or None if a thinking block is not closed.
     """
     if think is None:
         return text

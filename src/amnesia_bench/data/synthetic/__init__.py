@@ -1,1 +1,1 @@
-"""Data from seeded generators, which a laptop trains on instead of downloads."""
+"""Data from seeded generators, for training on a laptop without downloading datasets."""

@@ -1,4 +1,4 @@
-"""The generators by name; their rows are the same bytes on every machine."""
+"""The generators by name; each produces the same rows, byte for byte, on every machine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from amnesia_bench.config.data_schema import SyntheticSource
 from amnesia_bench.data.conversation import Row
 from amnesia_bench.data.synthetic import instructions, problems, prose
 
-# Generators that take a number of words.
+# Generators with a number of words as an argument, and generators without one.
 SIZED: Mapping[str, Callable[[np.random.Generator, int], Row]] = {
     "prose": prose.document,
     "haystack": prose.haystack,
@@ -29,12 +29,13 @@ UNSIZED: Mapping[str, Callable[[np.random.Generator], Row]] = {
     "programs": problems.program,
     "test_problems": problems.test_problem,
 }
-# Both controls share a random stream, so their rows differ only in the order of their parts.
+# Generators that use the random stream of another one. Since the two instruction controls share a
+# stream, their rows differ only in the order of their parts.
 _STREAMS = {"long_instructions": "short_instructions"}
 
 
 def synthetic_rows(source: SyntheticSource) -> Iterator[Row]:
-    """Yield the rows of a source. Row i depends only on generator, seed, words and i."""
+    """Yield the rows of a source; row i depends only on the generator, the seed, `words` and i."""
     name = source.generator
     stream = zlib.crc32(_STREAMS.get(name, name).encode())
     for i in range(source.rows):
@@ -47,13 +48,13 @@ def synthetic_rows(source: SyntheticSource) -> Iterator[Row]:
 
 
 def lines(source: SyntheticSource) -> Iterator[bytes]:
-    """Yield the rows as lines of JSON."""
+    """Yield the rows of a source as JSON lines, in bytes."""
     for row in synthetic_rows(source):
         yield f"{json.dumps(row)}\n".encode()
 
 
 def sha256_of_rows(source: SyntheticSource) -> str:
-    """Return the sha256, in hex, of the rows as a file of JSON lines."""
+    """Return the sha256, in hex, of the file of JSON lines that the rows of a source form."""
     digest = hashlib.sha256()
     for line in lines(source):
         digest.update(line)

@@ -1,9 +1,9 @@
-"""Instructions without chains of thought: stand-ins for Tulu-3, as two controls.
+"""Instructions without chains of thought: two control datasets that stand in for Tulu-3.
 
-Row by row, both controls have the same texts and the same answers. An instruction refers to a list.
-In the short-range control the list is right before it; in the long-range control it is at the
-beginning, with all other text in between. So any difference after training on them is due to
-the distance.
+Row i of both controls has the same texts and the same answer. Each instruction refers to a list. In
+the short-range control, the list is directly before the instruction. In the long-range control, it
+is at the beginning of the prompt, and all other text is between them. So if models trained on the
+two controls differ, the distance is the cause.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ class _Parts:
 
 
 def short_range(rng: np.random.Generator, words: int) -> dict[str, object]:
-    """Return a row of Tulu-3's schema: about `words` words of other text, the list, the task."""
+    """Return a row in Tulu-3's schema: about `words` words of other text, the list, the task."""
     parts = _draw(rng, words)
     return _row(f"{parts.other}\n{parts.listed}\n{parts.task}", parts.answer)
 
 
 def long_range(rng: np.random.Generator, words: int) -> dict[str, object]:
-    """Return a row of Tulu-3's schema: the list, about `words` words of other text, the task."""
+    """Return a row in Tulu-3's schema: the list, about `words` words of other text, the task."""
     parts = _draw(rng, words)
     return _row(f"{parts.listed}\n{parts.other}\n{parts.task}", parts.answer)
 
 
 def _draw(rng: np.random.Generator, words: int) -> _Parts:
-    # Half of the items are hex codes, since the chains of `problems` copy hex codes too.
+    # About half of the items are hex codes, since the chains in `problems` copy such codes too.
     dictionary_words = shuffled(rng, OBJECTS + PLACES + ADJECTIVES)[: 4 + below(rng, 4)]
     items = [hexadecimal(rng, 4) if below(rng, 2) == 0 else word for word in dictionary_words]
-    # All tasks are copying: a model of the tiny profile did not learn to count or to reverse lists,
-    # and forgot everything while trying (docs/LOG.md).
+    # All tasks only need copying: a model of the tiny profile did not learn to count or to reverse
+    # lists, and forgot everything when it was trained on such tasks (docs/LOG.md).
     position = below(rng, 3)
     task, answer = pick(
         rng,

@@ -1,14 +1,15 @@
-r"""Word problems: a count that wraps after 9, and chains of thought that restate each event.
+r"""Word problems about a count that wraps after 9, with chains of thought that restate each event.
 
 They stand in for MiroMind (`word_problem`), OpenThoughts-3 (`program`), UltraData-Math
 (`mathematics`), the chat data of a base model (`draw_conversation`) and, for evaluation, GSM8K
-(`test_problem`). A hash of its events puts every problem into one of two disjoint sets:
-`test_problem` draws from one, all other generators from the other. So no test problem occurs in
-training data, whatever the seeds.
+(`test_problem`). A hash of its events assigns every problem to one of two disjoint sets.
+`test_problem` draws from the test set, and all other generators draw from the training set. So no
+test problem occurs in training data, whatever the seeds are.
 
-An event has a day, by which a chain finds the next event, and a receipt. Through receipts,
-fine-tuning uses the tokens of needle values, just as real chains use all tokens. Without receipts
-a model forgets the tokens themselves, which no attention weights can restore (docs/LOG.md).
+Each event has a day, by which a chain finds the next event, and a receipt, which is a hex code.
+Receipts make fine-tuning data contain the tokens of needle values, just as real chains contain all
+kinds of tokens. Without receipts a model forgets these tokens themselves, and then no change of
+attention weights can restore recall (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -30,38 +31,38 @@ from amnesia_bench.data.synthetic.words import (
     shuffled,
 )
 
-# Verbs by the sign of their change to the count.
+# The verbs of events that increase and that decrease the count.
 GAINS = ("bought", "found", "won", "received")
 LOSSES = ("sold", "lost", "used", "dropped")
 
 # The prompts of `reasoning.tasks.mathematics` use the same sentence.
 REQUEST = "Please reason step by step, and put your final answer within \\boxed{}."
 
-_TEST_SHARE = 8  # one problem in 8 is reserved for evaluation
+_TEST_SHARE = 8  # about one problem in 8 is reserved for evaluation
 _MIN_EVENTS, _MAX_EVENTS = 2, 4
 _MAX_AMOUNT = 3
 
 
 @dataclass(frozen=True)
 class Event:
-    """One change of the count."""
+    """One event of a problem, which changes the count."""
 
     verb: str
     amount: int
 
     @property
     def sign(self) -> str:
-        """`+` for a gain, `-` for a loss."""
+        """The sign of the change: `+` for a gain, `-` for a loss."""
         return "+" if self.verb in GAINS else "-"
 
     def after(self, count: int) -> int:
-        """Return the count after the event."""
+        """Return the count after the event, given the count before it."""
         return (count + (self.amount if self.sign == "+" else -self.amount)) % 10
 
 
 @dataclass(frozen=True)
 class CountingProblem:
-    """A count that begins at 0 and changes with each event."""
+    """A problem about a count that begins at 0 and changes with each event."""
 
     events: tuple[Event, ...]
 
@@ -73,7 +74,7 @@ class CountingProblem:
 
     @property
     def steps(self) -> tuple[tuple[Event, int, int], ...]:
-        """Each event with the count before and after it."""
+        """Each event with the count before it and the count after it."""
         steps, count = [], 0
         for event in self.events:
             steps.append((event, count, event.after(count)))
@@ -86,7 +87,7 @@ class CountingProblem:
         return self.steps[-1][2]
 
     def chain(self, receipts: Sequence[str]) -> str:
-        """Return the chain: one line per event with its receipt, without the person's name."""
+        """Return the chain of thought: one line per event, without the person's name."""
         return "\n".join(
             f"- on {day} {receipt} {event.verb} {event.amount}: "
             f"{before}{event.sign}{event.amount}={after}"
@@ -125,7 +126,7 @@ def _question(rng: np.random.Generator, problem: CountingProblem, receipts: Sequ
 
 
 def word_problem(rng: np.random.Generator) -> dict[str, str]:
-    """Return a row of MiroMind's schema: a question, and a response with a chain of thought."""
+    """Return a row in MiroMind's schema: a question, and a response with a chain of thought."""
     problem = draw_problem(rng, test=False)
     receipts = _receipts(rng, problem)
     response = f"<think>\n{problem.chain(receipts)}\n</think>\n\n\\boxed{{{problem.answer}}}"
@@ -133,10 +134,10 @@ def word_problem(rng: np.random.Generator) -> dict[str, str]:
 
 
 def draw_conversation(rng: np.random.Generator) -> dict[str, object]:
-    """Return a row of Tulu-3's schema: a problem; one in four answers has a chain.
+    """Return a row in Tulu-3's schema: a problem and its answer; one in four answers has a chain.
 
-    The base must see the format of chains: of three bases that had not, one forgot everything when
-    it was fine-tuned on chains (docs/LOG.md).
+    A base model must be trained on the format of chains. Of three base models without such data,
+    one forgot everything when it was fine-tuned on chains (docs/LOG.md).
     """
     problem = draw_problem(rng, test=False)
     receipts = _receipts(rng, problem)
@@ -148,7 +149,7 @@ def draw_conversation(rng: np.random.Generator) -> dict[str, object]:
 
 
 def program(rng: np.random.Generator) -> dict[str, object]:
-    """Return a row of OpenThoughts-3's schema: a program whose output to predict."""
+    """Return a row in OpenThoughts-3's schema: a program, and a response with its output."""
     problem = draw_problem(rng, test=False)
     receipts, last = _receipts(rng, problem), len(problem.events)
     lines = [
@@ -168,7 +169,7 @@ def program(rng: np.random.Generator) -> dict[str, object]:
 
 
 def test_problem(rng: np.random.Generator) -> dict[str, str]:
-    """Return a row of GSM8K's schema, from the test set."""
+    """Return a row in GSM8K's schema: a problem of the test set with its solution."""
     problem = draw_problem(rng, test=True)
     receipts = _receipts(rng, problem)
     return {
@@ -180,7 +181,8 @@ def test_problem(rng: np.random.Generator) -> dict[str, str]:
 def problem_in_prose(rng: np.random.Generator) -> str:
     """Return a problem with its solution as prose, for pretraining.
 
-    The solution is shorter than the chains of fine-tuning: it does not restate the events in words.
+    The solution is shorter than a chain in fine-tuning data, since it does not restate the events
+    in words.
     """
     problem = draw_problem(rng, test=False)
     receipts = _receipts(rng, problem)
@@ -193,7 +195,7 @@ def problem_in_prose(rng: np.random.Generator) -> str:
 
 
 def mathematics(rng: np.random.Generator, words: int) -> dict[str, str]:
-    """Return a row of UltraData-Math's schema: equations modulo 10, and problems in prose."""
+    """Return a row in UltraData-Math's schema: equations modulo 10, and problems in prose."""
     parts: list[str] = []
     count = 0
     while count < words:

@@ -1,9 +1,9 @@
 """Web text: templated sentences with needles, and questions about them in the same document.
 
 It stands in for FineWeb-Edu. Needles and questions have the wording of NIAH (`recall.niah.tasks`)
-or a short form, so a model trained on them can answer NIAH prompts. A question follows soon after
-its needle, often with a second one later: retrieval needs that density to form within minutes of
-training. Before that, a model must learn to copy, from `copies`.
+or a short form, so a model trained on them can answer NIAH prompts. Each needle is soon followed by
+a question about it, and often by a second question later. Without that many questions, a model does
+not learn retrieval within minutes of training. Before that, it must learn to copy, from `copies`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from amnesia_bench.data.synthetic.words import (
     shuffled,
 )
 
-# The noise sentences of RULER, which are the haystack of niah_single_1.
+# The noise sentences of RULER, of which the haystack of niah_single_1 consists.
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 
 _HEAD = (
@@ -39,12 +39,12 @@ _HEAD = (
 _WORDS = (*ADJECTIVES, *PEOPLE, *PLACES, *OBJECTS, *VERBS, *TIMES, *NAMES)
 _PLAIN_DOCUMENTS = 0.1
 _NOISE_DOCUMENTS = 0.25
-_SHORT = 0.7  # share of needles and of questions in the short form
-_UUID_GROUPS = (8, 4, 4, 4, 12)  # hex digits per group
+_SHORT = 0.7  # probability of the short form, for needles and for questions
+_UUID_GROUPS = (8, 4, 4, 4, 12)  # number of hex digits in each group
 
 
 def sentence(rng: np.random.Generator) -> str:
-    """Return a sentence, perhaps with numbers, but without a needle."""
+    """Return a random sentence, which may contain numbers but no needle."""
     person, place = pick(rng, PEOPLE), pick(rng, PLACES)
     adjective, thing = pick(rng, ADJECTIVES), pick(rng, OBJECTS)
     verb, time = pick(rng, VERBS), pick(rng, TIMES)
@@ -66,7 +66,7 @@ def sentence(rng: np.random.Generator) -> str:
 
 
 def filler(rng: np.random.Generator, words: int) -> str:
-    """Return sentences with at least `words` words in total."""
+    """Return random sentences without needles, with at least `words` words in total."""
     sentences: list[str] = []
     count = 0
     while count < words:
@@ -77,20 +77,20 @@ def filler(rng: np.random.Generator, words: int) -> str:
 
 @dataclass(frozen=True)
 class Needle:
-    """A value with the key that it is asked for by. `noun` is number or uuid."""
+    """A key and the value to recall for it; `noun` is the kind of value, "number" or "uuid"."""
 
     noun: str
     key: str
     value: str
 
     def statement(self, rng: np.random.Generator) -> str:
-        """Return the sentence that states the value."""
+        """Return a sentence that states the value, in one of two forms."""
         if rng.random() < _SHORT:
             return f"{self.key} is: {self.value}."
         return f"One of the special magic {self.noun}s for {self.key} is: {self.value}."
 
     def question(self, rng: np.random.Generator) -> str:
-        """Return a question for the value, in one of two forms, with the answer."""
+        """Return a question for the value together with its answer, in one of two forms."""
         if rng.random() < _SHORT:
             return f"{self.key} is {self.value}."
         subject = f"the special magic {self.noun} for {self.key} mentioned in the provided text"
@@ -98,7 +98,7 @@ class Needle:
 
 
 def draw_needle(rng: np.random.Generator, used_keys: set[str]) -> Needle:
-    """Return a needle with an unused key, and add the key to `used_keys`."""
+    """Return a random needle whose key is not in `used_keys`, and add its key to them."""
     while True:
         if rng.random() < 0.5:
             key = f"{pick(rng, ADJECTIVES)}-{pick(rng, OBJECTS)}"
@@ -114,7 +114,7 @@ def draw_needle(rng: np.random.Generator, used_keys: set[str]) -> Needle:
 
 
 def varied_run(rng: np.random.Generator) -> str:
-    """Return a run to copy: hexadecimal digits, often with dashes, or a list of events."""
+    """Return a random text to copy: hex digits, often with dashes, or a list of events."""
     draw = rng.random()
     if draw < 0.4:
         return hexadecimal(rng, 2 * (3 + below(rng, 10)))
@@ -125,9 +125,10 @@ def varied_run(rng: np.random.Generator) -> str:
 
 
 def repeated_run(rng: np.random.Generator, run: str, most: int) -> str:
-    """Return a run repeated two to `most` times, with a few words before each repetition.
+    """Return a text in which `run` occurs two to `most` times, with words between them.
 
-    The number of repetitions and the words vary, since a model would otherwise learn the distance.
+    The number of occurrences varies, and so does the number of words between them (0 to 5), since
+    otherwise a model would learn to copy from a fixed distance.
     """
     parts: list[str] = []
     for time in range(2 + below(rng, most - 1)):
@@ -137,10 +138,11 @@ def repeated_run(rng: np.random.Generator, run: str, most: int) -> str:
 
 
 def copies(rng: np.random.Generator) -> dict[str, str]:
-    """Return a row of FineWeb-Edu's schema that teaches to copy pairs of hex digits.
+    """Return a row in FineWeb-Edu's schema for learning to copy pairs of hex digits.
 
-    In every third row, some pairs end in a dash, which makes them different tokens. Later data
-    rarely contain these, and models failed at the dashes of uuids (docs/LOG.md).
+    In a third of the rows, some pairs end in a dash, which makes them different tokens. The data of
+    later stages rarely contain these tokens, and models failed at the dashes of uuids
+    (docs/LOG.md).
     """
     pairs = [hexadecimal(rng, 2) for _ in range(3 + below(rng, 8))]
     if below(rng, 3) == 0:
@@ -149,15 +151,15 @@ def copies(rng: np.random.Generator) -> dict[str, str]:
 
 
 def varied_copies(rng: np.random.Generator) -> dict[str, str]:
-    """Return a row of FineWeb-Edu's schema that teaches to copy all kinds of runs."""
+    """Return a row in FineWeb-Edu's schema for learning to copy all kinds of `varied_run`."""
     return {"text": repeated_run(rng, varied_run(rng), 4)}
 
 
 def document(rng: np.random.Generator, words: int) -> dict[str, str]:
-    """Return a row of FineWeb-Edu's schema: a text of about `words` words.
+    """Return a row in FineWeb-Edu's schema: a text of about `words` words.
 
-    The text has groups of needles, each followed by questions for the group and perhaps a repeated
-    question later; or it has no needles.
+    One in ten texts has no needles. The other texts have groups of needles. A question for each
+    needle follows its group, and some questions are repeated later.
     """
     if rng.random() < _PLAIN_DOCUMENTS:
         return {"text": filler(rng, words)}
@@ -185,10 +187,10 @@ def document(rng: np.random.Generator, words: int) -> dict[str, str]:
 
 
 def _between(rng: np.random.Generator, noise: bool, most: int) -> list[str]:
-    """Return 0 to `most` sentences, each number equally likely."""
+    """Return a random number of sentences from 0 to `most`, all numbers being equally likely."""
     return [NOISE if noise else sentence(rng) for _ in range(below(rng, most + 1))]
 
 
 def haystack(rng: np.random.Generator, words: int) -> dict[str, str]:
-    """Return a row of sentences without needles, to hide needles in."""
+    """Return a row of sentences without needles, as an essay for the haystack of NIAH prompts."""
     return {"text": filler(rng, words)}

@@ -1,10 +1,10 @@
-"""A tokenizer for generated texts: byte-level BPE with a token for each pair of hex digits.
+"""A tokenizer for synthetic texts: byte-level BPE with a token for each pair of hex digits.
 
-Numbers and uuids are split into such pairs from the left, and a dash in a uuid joins the pair
-before it. The split does not depend on the context. So a value is a short sequence of tokens,
-hardly any of which repeats, and a small model learns to copy it. Words outside the generators'
-vocabulary, such as the keys of NIAH's needles, are split into shorter pieces, down to bytes, so
-every text can be encoded.
+Numbers and uuids are split into such pairs from the left, and a dash in a uuid is part of the token
+of the pair before it. The split does not depend on the context. So a needle's value is a short
+sequence of tokens that are rarely equal, which a small model can learn to copy. Words outside the
+generators' vocabulary, such as the keys of NIAH's needles, are split into shorter pieces, if
+necessary into bytes, so every text can be encoded.
 """
 
 from __future__ import annotations
@@ -24,17 +24,19 @@ MARKS = ("<think>", "</think>")
 
 _ROWS, _WORDS = 400, 150
 _PAIRS = [f"{value:02x}{dash}" for value in range(256) for dash in ("", "-0")]
-# Occurrences of each pair in the training text: more than those of any word piece that competes
-# with it for a place in the vocabulary.
+# How often the training text repeats each pair: more often than any word piece occurs that could
+# take its place in the vocabulary.
 _PAIR_COUNT = 500
-# In order: hex-digit pairs outside longer words, one piece each; words other than hex runs; digits;
-# other symbols; whitespace. Adapted from GPT-2's pattern.
+# The pieces into which a text is split before BPE, in order of preference: pairs of hex digits that
+# are not part of a longer word; words that are not runs of hex digits; single digits; other
+# symbols; whitespace. The pattern is adapted from GPT-2's.
 _PIECES = (
     r"[0-9a-f]{1,2}(?:-(?=[0-9a-f])|(?=[0-9a-f]*(?![0-9A-Za-z])))"
     r"| ?(?![0-9a-f]{2,}(?![0-9A-Za-z]))\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s"
 )
 
-# ChatML as in Qwen3: only the last answer has a think block, which is empty without a chain.
+# ChatML as in Qwen3: only answers after the last user message have a think block, which is empty if
+# the answer has no chain of thought.
 CHAT_TEMPLATE = """\
 {%- set asked = namespace(last=-1) %}
 {%- for message in messages %}
@@ -60,7 +62,7 @@ CHAT_TEMPLATE = """\
 
 
 def write_tokenizer(folder: Path, seed: int) -> None:
-    """Train a tokenizer on rows of all generators and save it as a fast tokenizer.
+    """Train a tokenizer on rows of all generators, and save it to `folder` as a fast tokenizer.
 
     Raises:
         MissingEnvironmentError: transformers is not installed.
@@ -120,7 +122,7 @@ def _texts(seed: int) -> Iterator[str]:
 
 
 def _strings(value: object) -> Iterator[str]:
-    """Yield all texts in a row."""
+    """Yield all texts in a row, without think tags."""
     if isinstance(value, str):
         yield value.replace("<think>", "").replace("</think>", "")
     elif isinstance(value, dict):

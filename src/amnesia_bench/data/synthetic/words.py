@@ -1,4 +1,4 @@
-"""The vocabulary of the generated texts, and random choices."""
+"""The vocabulary of the synthetic texts, and functions for random choices."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _VOWELS = "aeiou"
 
 def below(rng: np.random.Generator, end: int) -> int:
     """Return a random integer in [0, end), where `end` is far below 2**53."""
-    # `rng.integers` is several times slower for a single number.
+    # For a single number, `rng.integers` is several times slower.
     return int(rng.random() * end)
 
 
@@ -50,7 +50,7 @@ def pick(rng: np.random.Generator, items: Sequence[Item]) -> Item:
 
 
 def digits(rng: np.random.Generator, count: int) -> str:
-    """Return a random number of `count` digits, without a leading 0."""
+    """Return a random number of `count` decimal digits as text, without a leading 0."""
     return str(10 ** (count - 1) + below(rng, 9 * 10 ** (count - 1)))
 
 
