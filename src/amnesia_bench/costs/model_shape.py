@@ -123,7 +123,7 @@ def _mean_visible(tokens: int, window: int) -> float:
 
 
 def read_model_shape(config: Mapping[str, object]) -> ModelShape:
-    """Return the shape of the model with this config.json or this config of configs/model.
+    """Return the shape of a model from its config: a config.json or a config of configs/model.
 
     Raises:
         UserError: the architecture is not supported.

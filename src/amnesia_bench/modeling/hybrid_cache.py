@@ -220,7 +220,7 @@ class HypeNetCache(Cache):
         self._live_snapshots: weakref.WeakSet[PrefixSnapshot] = weakref.WeakSet()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of tokens, including padding; it works without softmax layers too."""
+        """Return the number of cached tokens with padding, also for a model of linear layers."""
         return cached_length(self)
 
     def snapshot(self) -> PrefixSnapshot:

@@ -43,7 +43,7 @@ class MixerInputs:
     want_weights: bool
 
     def to(self, device: torch.device | str | int, **kwargs: Any) -> MixerInputs:
-        """Return a copy on a device, with the same cache: its layers stay on their mixers' devices.
+        """Return a copy on a device. The cache is not moved: its layers are on the mixers' devices.
 
         accelerate calls this method before each layer of a model that `device_map` distributes.
         """

@@ -50,7 +50,7 @@ class HypeNetPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # super() also sets the rotary frequencies; like the decays, they are in no checkpoint.
+        # Checkpoints contain neither the rotary frequencies, which super() sets, nor the decays.
         super()._init_weights(module)
         if isinstance(module, LightningMixer):
             init.copy_(module.log_decay, alibi_log_decay(module.num_heads))

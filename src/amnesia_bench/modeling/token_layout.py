@@ -52,7 +52,7 @@ def lay_out(inputs: TokenInputs, config: HypeNetConfig) -> TokenLayout:
     Raises:
         InvalidModelInputError: the input is empty, a row contains only padding, the mask or the
             positions have the wrong shape, packing is combined with padding or a cache, the
-            boundaries are invalid, or a position is negative or not below
+            boundaries are invalid, or in a model with RoPE a position is negative or not below
             `max_position_embeddings`.
     """
     if inputs.batch == 0 or inputs.num_tokens == 0:

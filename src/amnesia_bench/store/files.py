@@ -123,8 +123,8 @@ def explain_write_error(
 ) -> AmnesiaError | None:
     """Return the user-facing error for an error that occurred while writing `final`.
 
-    The result is None if the user cannot have caused the error. `kept` is the part of the message
-    that states which results are kept.
+    The result is None for an error that has no such explanation, for example a bug. `kept` is the
+    part of the message that states which results are kept.
     """
     if not isinstance(error, OSError):
         os_error = _RUST_ERROR.search(str(error))

@@ -100,7 +100,7 @@ def verify_manifest(folder: Path) -> list[Finding]:
 
 
 def compare_sizes(folder: Path, manifest: Manifest) -> list[Finding]:
-    """Compare names, types and sizes of the files in a folder with a manifest, not contents.
+    """Compare the names, types and sizes of a folder's files with a manifest, without hashing.
 
     Folders and files that cannot be read are also reported.
     """

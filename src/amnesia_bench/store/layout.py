@@ -57,9 +57,9 @@ def stage_path(root: Path, artifact_id: str) -> Path:
 
 
 def check_final(final: Path) -> None:
-    """Refuse an invalid name for an output folder, for example one of a hidden folder.
+    """Refuse an invalid name for an output folder.
 
-    Hidden folders could be confused with work in progress.
+    Hidden names are refused because such a folder could be confused with work in progress.
 
     Raises:
         UserError: the last part of the path is empty, `..`, hidden or too long.

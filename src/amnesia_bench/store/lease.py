@@ -300,7 +300,7 @@ def _is_stale(
 
 
 def _seconds_ahead(descriptor: int, claim: LeaseFile, clock: Callable[[], float]) -> float:
-    """Return the time of a heartbeat minus the file system's time; its age is minus the result."""
+    """Return heartbeat time minus file system time, which is negative for a past heartbeat."""
     return claim.heartbeat - _file_system_time(descriptor, clock)
 
 

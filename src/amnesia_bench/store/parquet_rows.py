@@ -185,6 +185,6 @@ def _bytes(array: Any) -> NDArray[np.int64]:
 
 
 def _sums(values: Any, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the size in bytes of each list i, which is values[offsets[i] : offsets[i + 1]]."""
+    """Return each list's size in bytes; list i consists of values[offsets[i] : offsets[i + 1]]."""
     totals = np.concatenate((np.zeros(1, np.int64), np.cumsum(_bytes(values))))
     return totals[offsets[1:]] - totals[offsets[:-1]] + 8

@@ -1,4 +1,4 @@
-"""Send the metrics to W&B as well. A failure of W&B never affects the run.
+"""Copy the metrics of a training run to W&B. A failure of W&B never affects the run.
 
 The authoritative record of a run is metrics.jsonl. W&B receives the same values; without an account
 they are stored locally, in an offline run.

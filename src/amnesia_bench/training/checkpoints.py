@@ -71,9 +71,9 @@ class CheckpointFolder:
         settings: the number of checkpoints to keep, and whether saving is asynchronous. The loop
             decides how often to save.
         processes: all processes of the run; every process must call each method.
-        records: a function that the first process calls with the step before a checkpoint becomes
-            valid. It waits until the metrics files are on disk and returns their prefixes. If it
-            raises, the checkpoint does not become valid.
+        records: a function of the step, which the first process calls before the checkpoint of that
+            step becomes valid. It waits until the metrics files are on disk, and returns their
+            prefixes up to that step. If it raises, the checkpoint does not become valid.
     """
 
     def __init__(
@@ -98,7 +98,7 @@ class CheckpointFolder:
         return self._processes.on_first(self._find_newest)
 
     def load(self, step: int, state: dict[str, torch.Tensor]) -> None:
-        """Load a checkpoint into the tensors of `state`; their sharding may differ from the saved.
+        """Load a checkpoint into the tensors of `state`, even if these are sharded differently.
 
         Raises:
             UserError: the tensors in the checkpoint do not match those of `state`.
@@ -114,8 +114,8 @@ class CheckpointFolder:
     def save(self, step: int, state: dict[str, torch.Tensor]) -> None:
         """Save a checkpoint.
 
-        An asynchronous save returns once the tensors are copied; they are written in the
-        background.
+        In an asynchronous save, this method returns once the tensors are copied; a background
+        thread writes the copies.
 
         Raises:
             StageFailedError: this save or the previous one failed. The files of the failed save are
@@ -275,7 +275,7 @@ def _entries_once_written(save: Future[Any], folder: Path) -> tuple[FileEntry, .
 
 
 class _Writer(FileSystemWriter):
-    """A writer that raises the OSError of a failed write, which torch.save replaces by another."""
+    """A writer that raises the OSError of a failed write, for which torch.save raises another."""
 
     def write_data(self, *args: Any, **kwargs: Any) -> Any:
         try:

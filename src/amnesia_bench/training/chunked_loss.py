@@ -124,7 +124,8 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        # The scale is one divided by a token count: rounding it to bfloat16 would add 0.4 % error.
+        # The scale is one divided by a token count: rounding it to bfloat16 would cause an
+        # error of 0.4 %.
         gradients = (
             None if gradient is None else (gradient.to(scale.dtype) * scale).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

@@ -42,9 +42,10 @@ _SHORT_TOKENS = 192
 class StepRecord:
     """One line of metrics.jsonl; no value depends on clocks or on the machine.
 
-    `loss` is the mean loss of the step. `grad_norm` is the gradient norm before clipping, or None
-    if it was not finite, so that the update was skipped. `batch_checksum` identifies the token ids
-    and loss masks of the batch.
+    `loss` is the mean over `trained_tokens`, or the mean of the means of all micro-batches, as
+    recipe.loss_mean specifies. `grad_norm` is the gradient norm before clipping, or None if it was
+    not finite, so that the update was skipped. `batch_checksum` identifies the token ids and loss
+    masks of the batch.
     """
 
     step: int
@@ -62,7 +63,7 @@ class StepRecord:
 class Clock:
     """Measures the seconds spent on computation and on everything else since the last `read`.
 
-    Computation means the forward pass, the backward pass and the optimizer.
+    Computation comprises the forward pass, the backward pass and the optimizer.
     """
 
     compute: float = 0.0

@@ -81,7 +81,7 @@ class Processes:
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """Join the process group that torchrun's environment variables describe, or form one alone."""
+    """Join the process group of torchrun's environment variables, or else form a group of one."""
     # CPU tensors use the gloo backend, since collectives on counts must not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if "RANK" in os.environ:
