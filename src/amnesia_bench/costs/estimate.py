@@ -11,7 +11,8 @@ size, T tokens in a micro-batch of one process, W processes.
     state             for trained parameters the weight, gradient and two moments, for frozen ones
                       only the weight; in the master dtype, divided by W
     gathered          two layers and the embeddings (and head), with gradients, in compute dtype
-    activations       with checkpointing the input of each layer, otherwise all its activations
+    activations       the input of each layer with activation checkpointing, or all activations of
+                      each layer without it
     working           activations of one layer and their gradients, the kernel's float32 copies of
                       q, k, v, o, and the states of lightning attention, one per 64 tokens
     loss              logits of one chunk of rows, in float32 and compute dtype, and the float32

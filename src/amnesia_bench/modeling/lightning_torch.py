@@ -4,8 +4,8 @@ Within a chunk, scores between queries and keys are multiplied by a matrix of de
 for later keys. Tokens before the chunk contribute through the state at its start (the chunked
 algorithm of arXiv 2401.04658).
 
-Shapes: B batch, T tokens, H heads, K key dim, V value dim, D either of K and V, C tokens in a
-chunk, S chunks in a span.
+Shapes: B batch, T tokens, H heads, K key dim, V value dim, D either K or V, C tokens in a chunk,
+S chunks in a span.
 """
 
 from __future__ import annotations

@@ -272,8 +272,9 @@ class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Return the logits [B, T, E], and the loss if `labels` are given.
 
-        An integer `logits_to_keep` above 0 limits the logits to that many last tokens; a tensor
-        contains the indices of the tokens. Other arguments are those of `HypeNetModel.forward`.
+        If `logits_to_keep` is a positive integer n, only the logits of the last n tokens are
+        returned; if it is a tensor, it contains the indices of the tokens to keep. The other
+        arguments are those of `HypeNetModel.forward`.
         """
         outputs = self.model(
             input_ids=input_ids,

@@ -80,7 +80,7 @@ class PackedRows:
     def from_restarts(cls, position_ids: Tensor) -> PackedRows | None:
         """Build the object from positions [1, T] that restart at 0 in each document.
 
-        This is the convention of transformers. Positions that do not restart give None.
+        This is the convention of transformers. If the positions do not restart, return None.
         """
         starts = (position_ids[0] == 0).nonzero().flatten().tolist()
         if len(starts) < 2 or starts[0] != 0:

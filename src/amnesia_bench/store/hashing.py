@@ -170,7 +170,7 @@ def _compare_contents(
 
 
 def _walk(folder: Path, unreadable: list[Finding]) -> Iterator[tuple[str, int | None]]:
-    """Yield (path, size) of every file except the manifest; the size of an irregular one is None.
+    """Yield (path, size) of every file but the manifest; size is None if the file is not regular.
 
     A finding for each path that cannot be read is appended to `unreadable`.
     """

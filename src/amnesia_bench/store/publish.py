@@ -74,7 +74,7 @@ class Work:
         provenance: Provenance,
         files: Sequence[FileEntry] | None = None,
     ) -> None:
-        """Make the folder durable, write its manifest, and give it its final name.
+        """Wait until all files are on disk, write the manifest, and rename the folder to `final`.
 
         The arguments are those of `manifest_of`.
 

@@ -197,7 +197,7 @@ def _collate(rows: Sequence[TokenSequence], isolate: bool) -> MicroBatch:
     predicted = trained.ravel().nonzero()[0]
     input_ids = torch.from_numpy(tokens)
     packed = None
-    # Attention is causal, so no isolation is needed if each row only trains its first document.
+    # Models are causal, so documents need no isolation if only the first of each row is trained.
     if isolate and any(
         of_row[row.document_lengths[0] :].any() for row, of_row in zip(rows, trained, strict=True)
     ):

@@ -32,8 +32,7 @@ def chunked_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, rows: int
         rows: positions per chunk.
 
     Returns:
-        The sum, a float32 scalar for every dtype of `hidden` except float64, which gives a float64
-        scalar.
+        The sum as a scalar: float64 if `hidden` is float64, and float32 for every other dtype.
     """
 
     def loss(chunk: slice, logits: Tensor) -> tuple[Tensor, Tensor]:

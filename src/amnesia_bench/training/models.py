@@ -170,7 +170,7 @@ def load_for_training(
     _check_parameters(model, checkpoint)
     if first:
         return auto.from_pretrained(checkpoint.folder, dtype=DTYPES[dtype], **options)
-    # The operating system allocates memory only when it is written, so this takes almost none.
+    # The operating system allocates memory when it is first written, so these tensors use none yet.
     model.to_empty(device="cpu")
     model.tie_weights()
     return model

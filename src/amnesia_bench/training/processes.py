@@ -87,7 +87,7 @@ def joined_processes() -> Iterator[Processes]:
     if "RANK" in os.environ:
         dist.init_process_group(backend)
     else:
-        distributed: Any = dist  # its stores are not declared
+        distributed: Any = dist  # torch's type hints omit the stores
         store = distributed.HashStore()
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:

@@ -194,7 +194,7 @@ def _run_steps(
 
 
 def _finished_before(job: TrainingJob) -> bool:
-    """Return whether this run was already published; then remove its remaining folder.
+    """Return whether this run was already published; if so, remove its remaining folder.
 
     This is the case if it was killed between publishing and the removal of that folder.
     """
@@ -283,7 +283,8 @@ def _owned(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
 def _note_input_files(job: TrainingJob, init: Checkpoint, teacher: Checkpoint | None) -> HeldFiles:
     """Record the state (inode, size, mtime) of all input files before they are hashed.
 
-    The run compares the files with it after loading the model, at every save and before publishing.
+    The run compares the files with this record after loading the model, at every save and before
+    publishing.
     """
     files = init.held + HeldFiles.hold(init.folder / name for name in side_files(init.folder))
     if teacher is not None:

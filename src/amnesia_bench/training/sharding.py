@@ -1,6 +1,6 @@
 """Shard a model over the processes with FSDP2, block by block.
 
-The embeddings, the final norm and the head form one FSDP group, that of the root module: tied
+The embeddings, the final norm and the head belong to the FSDP group of the root module: tied
 embeddings and head are one parameter, which two groups cannot share.
 """
 
