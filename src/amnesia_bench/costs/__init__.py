@@ -1,1 +1,1 @@
-"""Cost estimates of training and inference: parameters, FLOPs, bytes, hours. Needs no torch."""
+"""Estimate parameters, FLOPs, bytes and hours of training and inference, without torch."""

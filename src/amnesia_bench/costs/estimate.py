@@ -1,17 +1,18 @@
 """Estimate a training run before it starts: memory per GPU, tokens, FLOPs, GPU-hours, disk.
 
-Only arithmetic on shapes, without torch. Shapes: N parameters, L layers, M hidden size, T tokens
-in a micro-batch of one process, W processes.
+The estimate is arithmetic on shapes and needs no torch. Shapes: N parameters, L layers, M hidden
+size, T tokens in a micro-batch of one process, W processes.
 
     FLOPs per token   6 N + 3 x (attention products), where N excludes the embeddings and includes
-                      the head. Distillation adds the teacher's forward pass. Alignment takes that
-                      pass without the head, plus 3 x the mixers. Activation checkpointing repeats
-                      the forward pass of the layers, which costs time but is not counted as model
-                      FLOPs.
-    state             weight, gradient and two moments of trained parameters, in the master dtype;
-                      only the weight of frozen ones; divided by W
+                      the head. Distillation adds the teacher's forward pass. Alignment needs that
+                      pass without the head, plus 3 x the forward pass of the mixers. Activation
+                      checkpointing repeats the forward pass of the layers, which takes time but
+                      does not count as model FLOPs.
+    state             for trained parameters the weight, gradient and two moments, for frozen ones
+                      only the weight; in the master dtype, divided by W
     gathered          two layers and the embeddings (and head), with gradients, in compute dtype
-    activations       with checkpointing the input of each layer, otherwise all its activations
+    activations       the input of each layer with activation checkpointing, or all activations of
+                      each layer without it
     working           activations of one layer and their gradients, the kernel's float32 copies of
                       q, k, v, o, and the states of lightning attention, one per 64 tokens
     loss              logits of one chunk of rows, in float32 and compute dtype, and the float32
@@ -36,14 +37,14 @@ _STATE_CHUNK_TOKENS = 64
 _RESERVE_BYTES = 4e9
 
 
-# Hardware FLOPs utilisation (recomputation counts): lower for short sequences, higher for long
-# ones. Assumed, not measured.
+# Hardware FLOPs utilisation by objective, counting recomputed FLOPs. These values are assumed, not
+# measured: lower for the stages with short sequences, higher for those with long ones.
 _UTILISATION = {"align": 0.25, "distill": 0.25, "next_token": 0.35}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Peak memory of a training step on each GPU, in bytes."""
+    """The peak memory of a training step on each GPU, in bytes; the parts are defined above."""
 
     state: float
     teacher: float
@@ -63,8 +64,9 @@ class Memory:
 class TrainingEstimate:
     """The estimated cost of a training run.
 
-    `flops_per_token` counts model FLOPs; `hardware_flops_per_token` includes recomputation.
-    `save_bytes` is the size of one training checkpoint, `export_bytes` that of the published model.
+    `flops_per_token` counts model FLOPs; `hardware_flops_per_token` also counts recomputation.
+    `save_bytes` is the size of one training checkpoint, `export_bytes` the size of the published
+    checkpoint.
     """
 
     parameters: int
@@ -81,7 +83,7 @@ class TrainingEstimate:
 
 
 def estimate(request: EstimateRequest) -> TrainingEstimate:
-    """Estimate a training run. The caller decides whether the GPUs have enough memory for it.
+    """Estimate the requested training run; the caller compares its memory with that of the GPU.
 
     Raises:
         UserError: the shape of the model is unknown, or the global batch is not divisible by
@@ -103,7 +105,7 @@ def estimate(request: EstimateRequest) -> TrainingEstimate:
 def estimate_training(
     run: TrainingRun, shape: ModelShape, processes: int, gpu: Gpu
 ) -> TrainingEstimate:
-    """Estimate a training run of a model of this shape on `processes` GPUs of one kind.
+    """Estimate the training of a model of this shape on `processes` GPUs of the kind `gpu`.
 
     Raises:
         UserError: the global batch is not divisible by processes x micro-batch.
@@ -137,8 +139,9 @@ def estimate_training(
 
 
 def teacher_of(shape: ModelShape) -> ModelShape:
-    """Return the shape of the softmax model that a HypeNet of this shape is converted from."""
-    # The teacher's head may be untied where the student's is tied (9B): count the larger case.
+    """Return the shape of the softmax model from which a HypeNet of this shape is converted."""
+    # The teacher's head may be untied although the student's is tied (9B), so it counts as untied,
+    # which is the larger case.
     return replace(
         shape,
         tied=False,
@@ -205,7 +208,7 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
         gathered += compute * (2 * teacher_of(shape).largest_block + 2 * shape.embedding)
     width = shape.widest
     layer_activations = compute * (5 * shape.hidden + 10 * width + 4 * shape.mlp) + 4 * 4 * width
-    if align:  # the teacher runs without a graph, and mixers have no MLP
+    if align:  # the teacher's forward pass records no graph, and mixers have no MLP
         layer_activations = compute * (2 * shape.hidden + 10 * width) + 4 * 4 * width
     layer_input = compute * shape.hidden if train.activation_checkpointing else layer_activations
     states = 0.0

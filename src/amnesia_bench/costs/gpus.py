@@ -1,4 +1,4 @@
-"""The GPU models that cost estimates support."""
+"""The GPU models for which costs can be estimated."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU model: dense bf16 peak, memory and memory bandwidth, from NVIDIA's SXM data sheets."""
+    """A GPU model with its peak dense bf16 FLOPs and memory, from NVIDIA's SXM data sheets."""
 
     name: str
     flops_per_second: float

@@ -1,4 +1,4 @@
-"""Sizes of the token mixers: softmax attention, lightning attention, JetBlock.
+"""Sizes and FLOPs of the token mixers: softmax attention, lightning attention and JetBlock.
 
 Shapes: M hidden size, D head dim.
 """
@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class SoftmaxMixerShape:
-    """Softmax attention with grouped queries.
+    """The shape of softmax attention with grouped queries.
 
-    `gated`: the mixer has an output gate. `norms`: queries and keys are normalised. `biases`: the
-    query, key and value projections have biases.
+    Attributes:
+        gated: whether the mixer has an output gate.
+        norms: whether queries and keys are normalised.
+        biases: whether the query, key and value projections have biases.
     """
 
     hidden: int
@@ -40,17 +42,17 @@ class SoftmaxMixerShape:
 
     @property
     def cached(self) -> int:
-        """Numbers that the KV cache stores per token."""
+        """The number of values that the KV cache stores per token."""
         return 2 * self.kv_heads * self.head_dim
 
     def flops(self, visible_tokens: float) -> float:
-        """Forward FLOPs per token of the attention logits and the weighted sum of values."""
+        """Return the forward FLOPs per token of the attention logits and the weighted value sum."""
         return 4 * self.width * visible_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
 class LightningMixerShape:
-    """Lightning attention of a HypeNet, including its gate and norms."""
+    """The shape of lightning attention in a HypeNet, with its gate and norms."""
 
     hidden: int
     heads: int
@@ -69,20 +71,20 @@ class LightningMixerShape:
 
     @property
     def state(self) -> int:
-        """Numbers in the recurrent state of one sequence."""
+        """The number of values in the recurrent state of one sequence."""
         return self.heads * self.head_dim**2
 
     @property
     def flops(self) -> float:
-        """Forward FLOPs per token of the state update and the read-out."""
+        """The forward FLOPs per token of the state update and of the product of query and state."""
         return 4 * self.state
 
 
 @dataclass(frozen=True, kw_only=True)
 class JetMixerShape:
-    """JetBlock: a gated delta rule whose values pass a convolution with generated kernels.
+    """The shape of a JetBlock: a gated delta rule on values convolved with generated kernels.
 
-    NVlabs/Jet-Nemotron, jetai/modeling/hf/jet_block.py and dynamic_conv.py @2e05cf9.
+    Source: NVlabs/Jet-Nemotron, jetai/modeling/hf/jet_block.py and dynamic_conv.py @2e05cf9.
     """
 
     hidden: int
@@ -100,17 +102,21 @@ class JetMixerShape:
     @property
     def parameters(self) -> int:
         keys, generator = self.heads * self.key_dim, self.width // self.generator_reduction
-        # q and k; v, gate and output; decay and rate, with two parameters per head; the norm.
+        # Projections of q and k; of v, gate and output; of decay and rate. The return value also
+        # counts two parameters per head for decay and rate, and the norm.
         products = self.hidden * (2 * keys + 3 * self.width + 2 * self.heads)
         kernels = self.hidden * generator + (generator + 1) * self.width * self.kernel
         return products + kernels + 2 * self.heads + self.value_dim
 
     @property
     def state(self) -> int:
-        """Numbers in the recurrent state of one sequence."""
+        """The number of values in the recurrent state of one sequence."""
         return self.heads * self.key_dim * self.value_dim
 
     @property
     def flops(self) -> float:
-        """Forward FLOPs per token: the delta rule also reads the state's value for each key."""
+        """The forward FLOPs per token of the delta rule and the convolution.
+
+        The delta rule needs a third product with the state: the value that it predicts for the key.
+        """
         return 6 * self.state + 2 * self.width * self.kernel

@@ -1,4 +1,4 @@
-"""The size of a model, from its config alone: no weights, no torch.
+"""Compute the size of a model from its config, without weights and without torch.
 
 Shapes: M hidden size, I MLP size, V vocabulary, D head dim.
 """
@@ -18,7 +18,7 @@ from amnesia_bench.weights.config_keys import (
     string_list,
 )
 
-# Models with softmax attention in every layer, and a gated MLP.
+# Model types with softmax attention and a gated MLP in every layer.
 _SOFTMAX_ONLY = ("llama", "mistral", "qwen2", "qwen3")
 _SUPPORTED = ("hypenet", "jet_nemotron", *_SOFTMAX_ONLY)
 
@@ -30,9 +30,9 @@ class ModelShape:
     Attributes:
         hidden, mlp, vocab: M, I and V.
         tied: whether the head shares the weights of the embeddings.
-        softmax: the mixer of the softmax layers. `softmax_layers` of them attend to the whole
-            sequence, `sliding_layers` to a window of `window` tokens.
-        linear: the mixer of the other layers; None if the architecture has none.
+        softmax: the mixer of the softmax layers: `softmax_layers` layers attend to the complete
+            sequence, `sliding_layers` layers to a window of `window` tokens.
+        linear: the mixer of the `linear_layers` other layers; None if the architecture has none.
     """
 
     hidden: int
@@ -52,17 +52,17 @@ class ModelShape:
 
     @property
     def embedding(self) -> int:
-        """Parameters of the embeddings; the head has the same number."""
+        """The number of parameters of the embeddings, and also of the head."""
         return self.vocab * self.hidden
 
     @property
     def widest(self) -> int:
-        """The total width of all heads of the widest mixer."""
+        """The largest total width of all heads among the mixers."""
         return max(self.softmax.width, self.linear.width if self.linear else 0)
 
     @property
     def block_rest(self) -> int:
-        """Parameters of a layer without its mixer: MLP and norms."""
+        """The number of parameters of a layer without its mixer: those of the MLP and the norms."""
         return 3 * self.hidden * self.mlp + 2 * self.hidden
 
     @property
@@ -73,7 +73,7 @@ class ModelShape:
 
     @property
     def body(self) -> int:
-        """Parameters of all layers and the final norm."""
+        """The number of parameters of all layers and the final norm."""
         mixers = (self.softmax_layers + self.sliding_layers) * self.softmax.parameters
         if self.linear is not None:
             mixers += self.linear_layers * self.linear.parameters
@@ -85,20 +85,20 @@ class ModelShape:
 
     @property
     def routing(self) -> int:
-        """Parameters of W_Q and W_K in the softmax layers with full attention."""
+        """The number of parameters of W_Q and W_K in the softmax layers without a window."""
         heads = self.softmax.heads + self.softmax.kv_heads
         return self.softmax_layers * self.hidden * heads * self.softmax.head_dim
 
     def mixing_flops(self, tokens: int) -> float:
-        """Forward FLOPs per token besides weight products, averaged over a sequence of `tokens`.
+        """Return the mean forward FLOPs per token of mixing, in a sequence of `tokens` tokens.
 
-        Softmax: the logits and the weighted sum over the average number of visible tokens. Linear:
-        the state update and the read-out.
+        Products with weights are not counted. Softmax layers compute the logits and the weighted
+        sum over the mean number of visible tokens. Linear layers update and read their state.
         """
         return self._mixing(_mean_visible(tokens, tokens), _mean_visible(tokens, self.window))
 
     def mixing_flops_at(self, tokens: int) -> float:
-        """Return the same FLOPs for a single token that follows `tokens` others."""
+        """Return the same FLOPs for one new token after a context of `tokens` tokens."""
         return self._mixing(tokens + 1, min(tokens + 1, self.window))
 
     def _mixing(self, visible: float, visible_sliding: float) -> float:
@@ -108,7 +108,7 @@ class ModelShape:
         return softmax + sliding + linear
 
     def cache_bytes(self, tokens: int) -> float:
-        """Bytes of the cache of one sequence: keys and values in 16 bits, states in float32."""
+        """Return the bytes of one sequence's cache: 16-bit keys and values, float32 states."""
         cached_tokens = self.softmax_layers * tokens + self.sliding_layers * min(
             tokens, self.window
         )
@@ -117,13 +117,13 @@ class ModelShape:
 
 
 def _mean_visible(tokens: int, window: int) -> float:
-    """Return the mean number of tokens that a token attends to, itself included."""
+    """Return the mean number of tokens that a token attends to, including itself."""
     limit = min(tokens, window)
     return limit - limit * (limit - 1) / (2 * tokens)
 
 
 def read_model_shape(config: Mapping[str, object]) -> ModelShape:
-    """Read the shape from a config.json, or from a config of configs/model.
+    """Return the shape of a model from its config: a config.json or a config of configs/model.
 
     Raises:
         UserError: the architecture is not supported.
@@ -193,5 +193,5 @@ def _jet(config: Mapping[str, object], hidden: int) -> JetMixerShape:
 
 
 def named_shape(model: str) -> ModelShape:
-    """Return the shape of a model config by its name in configs/model."""
+    """Return the shape of the model whose config in configs/model has this name."""
     return read_model_shape(load_model_file(model))

@@ -1,25 +1,28 @@
 """Estimate the cost of a stage before it runs: tokens, FLOPs, GPU-hours, disk.
 
-Only arithmetic on shapes, without torch. N parameters without embeddings and with the head, L
-layers, n tokens per prompt, at most m tokens per answer, B rows per batch.
+The estimate is arithmetic on shapes and needs no torch. Shapes: N parameters without embeddings and
+with the head, L layers, n tokens per prompt, at most m tokens per answer, B rows per batch.
 
-    training          `costs.estimate`: steps x sequences x tokens. FLOPs are model FLOPs; hours
-                      include the recomputation of activation checkpointing.
-    prefill           per prompt n x (2 N without the head + attention over n tokens) + the head
-                      once. Each prompt is counted in full. In fact shared prefixes are prefilled
-                      once, which saves 35 to 50 % for NIAH, and so are repeats of a question.
-    decoding          m tokens per prompt: the limit, although answers may be shorter. Each token
-                      takes 2 N and attention over the context. A step takes as long as the slower
-                      of two: reading all weights and B caches from GPU memory (recurrent states are
-                      also written back), and launching the kernels of L layers. B is the batch size
-                      of the transformers engine: at most 64 rows and 2^18 tokens, prompts and
-                      answers together. A model without padding can only batch questions of equal
-                      length; the estimate assumes that they all are.
-    disk              artifacts that remain: checkpoints in bf16 (those of the tiny profile are
-                      float32, twice as large), answers at 4 bytes per token. Shards that `restore`
-                      hardlinks are counted as copies. Training checkpoints are deleted at the end
-                      of a run, so they are counted separately. Prepared data from the hub are
-                      assumed to have 10^9 tokens per source.
+    training          The tokens are steps x sequences x tokens per sequence; see `costs.estimate`.
+                      FLOPs are model FLOPs; hours include the recomputation of activation
+                      checkpointing.
+    prefill           A prompt needs n x (2 N without the head + attention over n tokens) FLOPs,
+                      plus the head once. Every prompt is counted completely. In fact the engine
+                      prefills shared prefixes only once, which saves 35 to 50 % for NIAH, and also
+                      repeats of a question.
+    decode            Every answer is assumed to have the maximum of m tokens. Each token needs 2 N
+                      FLOPs plus attention over the context. The time of a decode step is the
+                      longer of two times: reading all weights and B caches from GPU memory
+                      (recurrent states are also written back), and launching the kernels of L
+                      layers. B is the batch size of the transformers engine: at most 64 rows and
+                      2^18 tokens, counting prompts and answers. A model that does not support
+                      padding can only batch questions of equal length; the estimate assumes that
+                      all lengths are equal.
+    disk              Only artifacts that remain are counted: checkpoints in bf16 (those of the tiny
+                      profile are float32, so twice as large), answers at 4 bytes per token. Shards
+                      that `restore` hard-links count like copies. Training checkpoints are deleted
+                      at the end of a run, so they are counted separately. Prepared data from the
+                      hub are assumed to have 10^9 tokens per source.
 
 Utilisations and the launch time are assumed, not measured.
 """
@@ -38,7 +41,8 @@ from amnesia_bench.inference.protocol import MAX_BATCH_ROWS, EngineOptions
 
 PREFILL_UTILISATION = 0.35  # of the peak FLOPs
 BANDWIDTH_UTILISATION = 0.6
-# With eager kernels and no CUDA graphs: 16 rows of a model with 28 layers decode 570 tokens/s.
+# Assumes eager kernels and no CUDA graphs: then a batch of 16 rows decodes 570 tokens/s with a
+# model of 28 layers.
 LAUNCH_SECONDS_PER_LAYER = 1e-3
 _BATCH_TOKENS = EngineOptions().max_batch_tokens
 _BYTES_PER_ANSWER_TOKEN = 4
@@ -49,11 +53,12 @@ class Cost:
     """The estimated cost of one stage, or of several.
 
     Attributes:
-        trained_tokens, read_tokens, new_tokens: tokens in training, in prompts, in answers.
+        trained_tokens, read_tokens, new_tokens: the number of tokens in training, in prompts and in
+            answers.
         flops: model FLOPs.
-        gpu_hours: 0 for a stage on the CPU.
-        disk_bytes: disk space that the results take.
-        transient_bytes: additional disk space during training; of several stages, the maximum.
+        gpu_hours: GPU-hours; 0 for a stage on the CPU.
+        disk_bytes: the size of the results on disk.
+        transient_bytes: the additional disk space during training; for several stages, the maximum.
     """
 
     trained_tokens: int = 0
@@ -66,18 +71,18 @@ class Cost:
 
     @property
     def tokens(self) -> int:
-        """The number of tokens in training, prompts and answers together."""
+        """The total number of tokens in training, prompts and answers."""
         return self.trained_tokens + self.read_tokens + self.new_tokens
 
 
 def cost_of(work: Work, gpus: int, gpu: Gpu) -> Cost:
-    """Estimate the cost of a stage on `gpus` GPUs of one kind; with 0 GPUs it runs on the CPU."""
+    """Estimate the cost of a stage on `gpus` GPUs of the kind `gpu`; 0 means a stage on the CPU."""
     cost = _cost(work, max(1, gpus), gpu)
     return cost if gpus else replace(cost, gpu_hours=0.0)
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """Return the total cost of several stages."""
+    """Return the sum of the costs of several stages, but the maximum of their transient bytes."""
     stage_costs = tuple(costs)
     return Cost(
         trained_tokens=sum(cost.trained_tokens for cost in stage_costs),
@@ -136,7 +141,7 @@ def _answering(work: Answering, shape: ModelShape, gpu: Gpu) -> Cost:
 
 
 def _step_seconds(shape: ModelShape, rows: int, tokens: int, gpu: Gpu) -> float:
-    """Return the seconds of one decoding step: one new token for each row of `tokens` tokens."""
+    """Return the seconds of a decode step, which adds one token to each row of `tokens` tokens."""
     weights = 2 * (shape.body + shape.embedding)
     states = shape.cache_bytes(0)  # read with the cache, then written
     bytes_moved = weights + rows * (shape.cache_bytes(tokens) + states)

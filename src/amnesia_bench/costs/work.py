@@ -1,4 +1,4 @@
-"""The work of a stage, in the units that cost estimates are computed from."""
+"""Descriptions of a stage's work, from which its cost is estimated."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from amnesia_bench.config.train_schema import TrainingRun
 
 @dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Writing a checkpoint; `shape` is the name of a config in configs/model."""
+    """The work of writing a checkpoint; `shape` is the name of a config in configs/model."""
 
     shape: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Training a model of this shape; `of_base`: a base model, trained from random weights."""
+    """The work of training a model; `shape` is the name of a config in configs/model.
+
+    `of_base` means that a base model is trained from random weights.
+    """
 
     run: TrainingRun
     shape: str
@@ -25,9 +28,9 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Answering:
-    """Generating answers with a model of this shape.
+    """The work of generating answers with a model; `shape` names a config in configs/model.
 
-    `prompts` has one entry per kind of prompt: its length in tokens and the number of prompts.
+    `prompts` has one pair per prompt length: the length in tokens and the number of such prompts.
     `new_tokens` is the maximum number of tokens per answer.
     """
 
@@ -38,7 +41,7 @@ class Answering:
 
 @dataclass(frozen=True, kw_only=True)
 class Writing:
-    """A short stage on the CPU; `bytes` is the approximate size of its output."""
+    """The work of a short stage on the CPU; `bytes` is the approximate size of its output."""
 
     bytes: float
 

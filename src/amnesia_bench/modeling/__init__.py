@@ -1,4 +1,4 @@
-"""HypeNet: importing this package registers it with transformers' auto classes."""
+"""The HypeNet model; importing this package registers it with transformers' auto classes."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Causal attention of new tokens after cached ones, without a T x L mask.
 
-transformers' sdpa builds that mask for every chunk of a chunked prefill: 4 GB for 16K new tokens
-at 256K. Here a flag of the kernel replaces it. Importing this module registers two attention
-implementations with transformers: "causal_sdpa" with its mask, for any model, and "packed_sdpa"
-for rows of packed documents, for models that pass their keyword arguments on to attention.
+transformers' sdpa builds such a mask for every chunk of a chunked prefill: 4 GB for 16K new tokens
+in a context of 256K. Here a flag of the kernel replaces the mask. Importing this module registers
+two attention implementations with transformers: "causal_sdpa", with a mask function, for any model;
+and "packed_sdpa", for packed documents in models that pass keyword arguments on to attention.
 
 Shapes: B batch, T new tokens, L all tokens, H query heads, G key/value heads, D head dim.
 """
@@ -35,23 +35,24 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
     dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend with torch's fused kernels; without a mask, causally and to all of the past.
+    """Compute softmax attention with torch's fused kernels.
 
-    No tensor of size T x L is allocated on CUDA in half precision, nor on a CPU in any precision
+    Without a mask, each new token attends to all cached tokens and causally to the new ones. No
+    tensor of size T x L is then allocated on CUDA in half precision, nor on a CPU in any precision
     unless gradients are enabled.
 
     Args:
         module: the calling module.
-        query: [B, H, T, D].
-        key: [B, G, L, D], the new tokens last.
-        value: [B, G, L, D].
-        attention_mask: [B, 1, T, L], or None for causal attention without padding.
+        query: queries [B, H, T, D].
+        key: keys [B, G, L, D], with those of the new tokens last.
+        value: values [B, G, L, D], in the same order.
+        attention_mask: mask [B, 1, T, L], or None for causal attention without padding.
         scaling: factor on the logits; D^-1/2 when None.
         dropout: dropout probability in training.
-        **options: passed on to transformers' own function.
+        **options: keyword arguments for transformers' own function.
 
     Returns:
-        The output [B, T, H, D], and None: fused kernels return no attention weights.
+        The output [B, T, H, D], and None, since fused kernels return no attention weights.
     """
     num_new, num_all = query.shape[2], key.shape[2]
     causal = options.get("is_causal") is not False and getattr(module, "is_causal", True)
@@ -75,19 +76,20 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
 
 
 def _past_and_new(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
-    """Attend to past and new tokens separately, on a CPU.
+    """Attend to cached and new tokens in separate kernel calls on a CPU, and combine the outputs.
 
-    For the causal flag, torch would allocate masks of T x L bytes and floats on a CPU. The past
-    needs no mask, since every new token sees all of it, and for the new tokens `is_causal` is
-    enough. The outputs are weighted by their shares of the softmax denominator.
+    With `causal_lower_right`, torch would allocate T x L masks of bytes and of floats on a CPU. The
+    cached tokens need no mask, since every new token attends to all of them, and for the new tokens
+    `is_causal` suffices. Each output is weighted by its share of the softmax denominator.
 
     Returns:
-        [B, H, T, D].
+        The output [B, H, T, D].
     """
     num_rows, num_heads, num_new, width = query.shape
     groups, past = key.shape[1], key.shape[2] - num_new
     attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    # The query heads of one key/value head become more queries, so the past is not repeated.
+    # The query heads that share a key/value head are treated as additional queries of that head, so
+    # the cached keys and values need not be repeated.
     folded_query = query.reshape(num_rows, groups, -1, width)
     past_output, past_logsumexp = attend(
         folded_query, key[:, :, :past], value[:, :, :past], scale=scaling
@@ -101,10 +103,10 @@ def _past_and_new(query: Tensor, key: Tensor, value: Tensor, scaling: float | No
 
 
 def causal_sdpa_mask(**call: Any) -> Tensor | None:
-    """Return the mask that `causal_sdpa` needs, or None if it would be purely causal.
+    """Return the mask for `causal_sdpa`, or None if the mask would be purely causal.
 
-    Takes the arguments of transformers' mask functions. Padding, sliding windows and model-specific
-    patterns still get a mask.
+    The arguments are those of transformers' mask functions. Padding, sliding windows and
+    model-specific patterns still need a mask.
     """
     if is_plainly_causal(**call):
         return None
@@ -113,7 +115,7 @@ def causal_sdpa_mask(**call: Any) -> Tensor | None:
 
 
 def is_plainly_causal(**call: Any) -> bool:
-    """Return whether transformers' mask for these arguments is purely causal."""
+    """Return whether transformers' mask for these arguments would be purely causal."""
     padding = call.get("attention_mask")
     return (
         call.get("allow_is_causal_skip", True)
@@ -135,10 +137,11 @@ def packed_sdpa(  # noqa: PLR0913 - transformers' attention interface
     sliding_window: int | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
-    """Attend causally within each document of `packed`; return [B, T, H, D] like `causal_sdpa`.
+    """Attend causally within each document of `packed`; return the output [B, T, H, D] and None.
 
-    The only mask is that of a sliding window, at most as large as a document. Rows must not contain
-    padding, unless it is a separate document.
+    The arguments are those of `causal_sdpa`, but `attention_mask` is ignored. A mask is built only
+    for a sliding window, for one document at a time. Rows must not contain padding, unless it is a
+    separate document.
     """
     qkv = (query, key, value)
     rows = ((x,) if packed is None else packed.split(x, dim=2) for x in qkv)
@@ -150,7 +153,7 @@ def packed_sdpa(  # noqa: PLR0913 - transformers' attention interface
 
 
 def _window(tokens: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return the mask [1, 1, T, T] of a sliding window, or None if it covers the document."""
+    """Return the mask [1, 1, T, T] of a sliding window, or None if it covers all T tokens."""
     if window is None or tokens <= window:
         return None
     position = torch.arange(tokens, device=device)
@@ -159,6 +162,7 @@ def _window(tokens: int, window: int | None, device: torch.device) -> Tensor | N
 
 
 AttentionInterface.register(CAUSAL_SDPA, causal_sdpa)
-# No mask function has this name, so transformers builds no T x T mask for packed rows.
+# No mask function is registered under this name, so transformers builds no T x T mask for packed
+# rows.
 AttentionInterface.register(PACKED_SDPA, packed_sdpa)
 AttentionMaskInterface.register(CAUSAL_SDPA, causal_sdpa_mask)

@@ -1,10 +1,11 @@
-"""The config of HypeNet: the official `config.json` keys, checked, with a typed logit scale.
+"""The config of HypeNet: the keys of the official `config.json`, with checks of their values.
 
-Source of the keys and of their defaults: thunlp/hybrid-linear-attention @229e301. Only
-`attn_logits_scaling` is stored in another form; see `HypeNetConfig`.
+Source of the keys and of their defaults: thunlp/hybrid-linear-attention @229e301. Only the value of
+`attn_logits_scaling` is stored in another form, as a number; see `HypeNetConfig`.
 """
 
-# No `from __future__ import annotations`: `strict` checks types only where they are not strings.
+# This module must not use `from __future__ import annotations`: it turns annotations into strings,
+# which `strict` does not check.
 import math
 from typing import Any
 
@@ -17,26 +18,27 @@ from .input_errors import InvalidModelInputError
 
 SOFTMAX_MIXERS = ("attn",)
 LIGHTNING_MIXERS = ("lightning-attn", "lightning_attn")
-# The value of a bare "hype" in the official code.
+# The value of a in the official code if attn_logits_scaling is "hype" without a number.
 DEFAULT_LOGIT_SCALE_A = 362.0
 _LIGHTNING_SCALES = ("1/sqrt(d)", "1/d", "1")
 _LOGIT_SCALES = ("attn_logit_scale_a", "attn_logit_multiplier")
-# Not written to config.json, where an official key has the value in another form.
+# Attributes that are not written to config.json, since attn_logits_scaling contains their value.
 _NOT_WRITTEN = (*_LOGIT_SCALES, "_logit_scale_text")
 
 
 def parse_logits_scaling(value: object) -> tuple[float | None, float | None]:
-    """Read the official key `attn_logits_scaling`.
+    """Parse the value of the official key `attn_logits_scaling`.
 
     Args:
-        value: None (off), "hype <a>" or "hype" (a = 362): the query at 0-based position t is
-            multiplied by ln(t + a) / ln(a); or a float: every query is multiplied by it.
+        value: with None, queries are not scaled. With "hype <a>", or "hype" (a = 362), the query at
+            0-based position t is multiplied by ln(t + a) / ln(a). With a float, every query is
+            multiplied by that float.
 
     Returns:
         (a, constant multiplier); at most one of them is not None.
 
     Raises:
-        InvalidModelInputError: any other value; the message names the key.
+        InvalidModelInputError: the value has another form; the message contains the key.
     """
     if value is None:
         return None, None
@@ -56,21 +58,21 @@ def parse_logits_scaling(value: object) -> tuple[float | None, float | None]:
 
 @strict
 class HypeNetConfig(PreTrainedConfig):
-    """Shape and switches of a HypeNet; keys and defaults are those of official checkpoints.
+    """The shape and options of a HypeNet, with the keys and defaults of official checkpoints.
 
-    `mixer_types` has one entry per layer: "attn" (softmax) or "lightning-attn" (linear; also
-    spelled "lightning_attn"). An empty list means softmax everywhere. `layer_types`
-    ("full_attention", "linear_attention") follows from it and is not written to files.
+    `mixer_types` has one entry per layer: "attn" for a softmax layer, or "lightning-attn" (also
+    spelled "lightning_attn") for a linear layer. If it is empty, all layers are softmax layers.
+    `layer_types` ("full_attention", "linear_attention") is derived from it and not written to
+    files.
 
-    The inference-time logit scale of the softmax layers is the number `attn_logit_scale_a` (a in
-    ln(t + a) / ln(a), arXiv 2601.22156) or `attn_logit_multiplier` (a constant). Files, and dicts
-    in the format of files, carry it as `attn_logits_scaling`: "hype 500", "hype", a float or
-    null. That text is parsed when it is read, and written back unchanged unless the number
-    changes.
+    The inference-time logit scale of the softmax layers is either the number `attn_logit_scale_a`
+    (a in ln(t + a) / ln(a), arXiv 2601.22156) or the constant `attn_logit_multiplier`. In files,
+    and in dicts with the keys of files, the key `attn_logits_scaling` contains it: "hype 500",
+    "hype", a float or null. A text is written back unchanged unless the number has changed.
 
     Raises:
-        InvalidModelInputError: an unknown mixer, a list of the wrong length, head counts that do
-            not divide, ...; the message starts with the key.
+        InvalidModelInputError: a value is invalid, for example an unknown mixer, a list of the
+            wrong length or an indivisible number of heads; the message starts with the key.
     """
 
     model_type = "hypenet"
@@ -120,7 +122,7 @@ class HypeNetConfig(PreTrainedConfig):
         self._logit_scale_text: str | None = None
         if (text := kwargs.pop("attn_logits_scaling", None)) is not None:
             self.attn_logits_scaling = text
-        # A file may name the attention function of its author's machine; ignore it.
+        # A file may contain the attention implementation of its author's machine; it is ignored.
         kwargs.pop("_attn_implementation", None)
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -138,7 +140,7 @@ class HypeNetConfig(PreTrainedConfig):
         self.mixer_types = list(self.mixer_types or ["attn"] * self.num_hidden_layers)
         self._check_mixers(kwargs.pop("layer_types", None))
         self._check_shapes()
-        # Copied, because transformers changes these dicts in place and they may be the caller's.
+        # These dicts are copied, since they may be the caller's and transformers modifies them.
         if kwargs.get("rope_scaling"):
             kwargs["rope_scaling"] = dict(kwargs["rope_scaling"])
         if self.rope_parameters is not None:
@@ -148,10 +150,10 @@ class HypeNetConfig(PreTrainedConfig):
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HypeNetConfig":
-        """Make a config from official keys; `kwargs` from `from_pretrained` override them.
+        """Build a config from official keys; keyword arguments of `from_pretrained` override them.
 
-        transformers sets overrides on the finished config, after its checks. Here they are checked
-        like all other keys.
+        transformers would set the overrides on the finished config, after its checks. Here they are
+        checked like all other keys.
         """
         keys = {*HypeNetConfig.__annotations__, "attn_logits_scaling", "layer_types"}
         changes = {key: kwargs.pop(key) for key in keys & kwargs.keys()}
@@ -162,7 +164,7 @@ class HypeNetConfig(PreTrainedConfig):
 
     @property
     def layer_types(self) -> list[str]:
-        """The kind of attention of each layer, in transformers' names."""
+        """The kind of attention in each layer, with the names that transformers uses."""
         return [
             "full_attention" if mixer in SOFTMAX_MIXERS else "linear_attention"
             for mixer in self.mixer_types or ()
@@ -170,7 +172,7 @@ class HypeNetConfig(PreTrainedConfig):
 
     @property
     def attn_logits_scaling(self) -> str | float | None:
-        """The logit scale in the form of official files."""
+        """The logit scale in the form in which official files contain it."""
         if self.attn_logit_scale_a is None:
             return self.attn_logit_multiplier
         text = self._logit_scale_text
@@ -185,20 +187,20 @@ class HypeNetConfig(PreTrainedConfig):
 
     @property
     def lightning_scale_value(self) -> float:
-        """The factor on q in the linear layers."""
+        """The factor by which the linear layers multiply q."""
         assert self.lightning_head_dim is not None
         exponent = {"1/sqrt(d)": -0.5, "1/d": -1.0, "1": 0.0}[self.lightning_scale]
         return float(self.lightning_head_dim**exponent)
 
     @property
     def softmax_layers(self) -> tuple[int, ...]:
-        """0-based indices of the softmax layers."""
+        """The 0-based indices of the softmax layers."""
         return tuple(i for i, kind in enumerate(self.layer_types) if kind == "full_attention")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the config under the official keys, so that the authors' code can read it."""
+        """Return a dict with the official keys, which the authors' code can also read."""
         scaling, rope = self.attn_logits_scaling, dict(self.rope_parameters or {})
-        # super().to_dict() copies all of __dict__; the private text is not part of the config.
+        # super().to_dict() copies all of __dict__, including the private text, which is removed.
         output: dict[str, Any] = super().to_dict()
         for key in _NOT_WRITTEN:
             output.pop(key, None)

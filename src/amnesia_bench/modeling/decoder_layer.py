@@ -27,13 +27,13 @@ class HypeNetMLP(nn.Module):
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map [B, T, M] to [B, T, M]."""
+        """Apply the MLP to hidden states [B, T, M]; return [B, T, M]."""
         output: Tensor = self.down_proj(self.act_fn(self.gate_proj(x)) * self.up_proj(x))
         return output
 
 
 class HypeNetDecoderLayer(GradientCheckpointingLayer):
-    """A mixer and an MLP, each with a pre-norm and a residual connection."""
+    """A decoder layer: a mixer and an MLP, each with a norm before it and a residual connection."""
 
     def __init__(self, config: HypeNetConfig, layer_idx: int) -> None:
         super().__init__()
@@ -46,7 +46,10 @@ class HypeNetDecoderLayer(GradientCheckpointingLayer):
     def forward(
         self, hidden_states: Tensor, inputs: MixerInputs, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Return [B, T, M] and, if requested, the attention weights of a softmax layer."""
+        """Return the hidden states [B, T, M] and the attention weights, or None.
+
+        Only softmax layers return weights, and only if `inputs` requests them.
+        """
         mixed, weights = self.self_attn(self.input_layernorm(hidden_states), inputs, **kwargs)
         hidden_states = hidden_states + mixed
         hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))

@@ -1,10 +1,10 @@
-"""The cache of a hybrid: keys and values of softmax layers, and states of linear layers.
+"""The cache of a hybrid model: the KV cache of softmax layers and the states of linear layers.
 
-transformers' `DynamicCache` copies all keys and values at each decoded token, and forgets the
-state of linear layers without a convolution (only its convolution path sets
-`has_previous_state`). The layers here replace its layers.
+transformers' `DynamicCache` copies all keys and values at each decode step, and loses the state
+of linear layers without a convolution (only its convolution code sets `has_previous_state`). The
+cache layers of this module replace those of transformers.
 
-The cache holds constants: no gradient flows through it into earlier forwards.
+Cached tensors are detached: no gradient flows through them into earlier forward passes.
 
 Shapes: B batch, G key/value heads, L cached tokens, D head dim, H linear heads, K/V state dims.
 """
@@ -27,9 +27,9 @@ BLOCK_TOKENS = 256
 
 
 class BlockLayer(DynamicLayer):
-    """Keys and values [B, G, L, D] of a softmax layer, in a buffer with spare room.
+    """Keys and values [B, G, L, D] of a softmax layer, in buffers with spare capacity.
 
-    A full buffer grows by an eighth, at least by a block, so copies cost O(1) per token.
+    A full buffer grows by an eighth, or by at least a block, so copying costs O(1) per token.
     """
 
     is_compileable = False
@@ -66,14 +66,14 @@ class BlockLayer(DynamicLayer):
         return 0 if self._buffers is None else self._buffers[0].shape[2]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Record dtype and device; the first tokens allocate the buffer."""
+        """Record dtype and device; `update` allocates the buffers for the first tokens."""
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: object, **__: object
     ) -> tuple[Tensor, Tensor]:
-        """Append keys and values [B, G, T, D], and return all of them [B, G, L + T, D]."""
+        """Append keys and values [B, G, T, D]; return all keys and all values [B, G, L + T, D]."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, stop = self._length, self._length + key_states.shape[2]
@@ -84,7 +84,7 @@ class BlockLayer(DynamicLayer):
             buffer[:, :, start:stop] = new.detach()
         self._length = stop
         if torch.is_grad_enabled():
-            # Not views: autograd may keep them (also for queries), and later tokens overwrite them.
+            # Return copies: autograd may save these tensors, and later tokens overwrite the buffer.
             past_keys, past_values = (buffer[:, :, :start] for buffer in self._buffers)
             return (
                 torch.cat([past_keys, key_states], dim=2),
@@ -110,11 +110,11 @@ class BlockLayer(DynamicLayer):
         return self._length
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last |tokens_to_remove| tokens (transformers passes a negative number)."""
+        """Remove the last |tokens_to_remove| tokens (transformers passes a negative number)."""
         self._length = max(0, self._length - abs(tokens_to_remove))
 
     def reset(self) -> None:
-        """Forget everything; the base class of transformers 5.16 would only write zeros."""
+        """Remove all tokens; the base class in transformers 5.16 would only fill with zeros."""
         self.is_initialized = False
         self._buffers, self._length = None, 0
 
@@ -135,18 +135,18 @@ class BlockLayer(DynamicLayer):
         self._map_rows(lambda x: x[indices.to(x.device)])
 
     def offload(self) -> None:
-        """Move to the CPU."""
+        """Move the keys and values to the CPU."""
         self._map_rows(lambda x: x.to("cpu", non_blocking=True))
 
     def prefetch(self) -> None:
-        """Move back to the device of the model."""
+        """Move the keys and values back to the device of the model."""
         self._map_rows(lambda x: x.to(self.device, non_blocking=True))
 
 
 class LightningLayer(LinearAttentionLayer):
-    """The state [B, H, K, V] of a linear layer, and the number of its tokens.
+    """The state [B, H, K, V] of a linear layer, and the number of tokens that it has processed.
 
-    Float32, or float64 for a float64 model. Its size does not depend on the context.
+    The state is float32, or float64 for a float64 model. Its size is independent of that number.
     """
 
     is_compileable = False
@@ -157,25 +157,25 @@ class LightningLayer(LinearAttentionLayer):
 
     @property
     def state(self) -> Tensor | None:
-        """The state after the last token, or None before the first."""
+        """The state after the last token, or None before the first token."""
         state: Tensor | None = self.recurrent_states[0]
         return state
 
     def update_recurrent_state(
         self, recurrent_states: Tensor, state_idx: int = 0, *, num_tokens: int = 0, **_: object
     ) -> Tensor:
-        """Store the state after `num_tokens` more tokens."""
+        """Store and return the state after `num_tokens` more tokens."""
         state = recurrent_states.detach()
         self.restore(state, self.seen_tokens + num_tokens)
         return state
 
     def restore(self, state: Tensor | None, seen_tokens: int) -> None:
-        """Set the state; None is the state before the first token."""
+        """Set the state and its number of tokens; None is the state before the first token."""
         self.recurrent_states[0], self.seen_tokens = state, seen_tokens
         self.has_previous_state[0] = self.is_recurrent_states_initialized[0] = state is not None
 
     def reset(self) -> None:
-        """Forget everything without overwriting the tensor, which a snapshot may use."""
+        """Remove the state without overwriting its tensor, which a snapshot may share."""
         self.restore(None, 0)
 
     def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
@@ -197,9 +197,9 @@ class LightningLayer(LinearAttentionLayer):
 
 @dataclass(frozen=True, eq=False)
 class PrefixSnapshot:
-    """The state needed to return to a prefix: its length and the states of the linear layers.
+    """The length of a prefix and the states of the linear layers after it.
 
-    Keys and values are not copied; they stay in the cache's buffers.
+    A snapshot does not contain keys and values, which remain in the buffers of the cache.
     """
 
     length: int
@@ -216,18 +216,18 @@ class HypeNetCache(Cache):
 
     def __init__(self, config: HypeNetConfig) -> None:
         super().__init__(layers=[make() for make in _layer_classes(config)])
-        # Weak references: an unused snapshot frees its states.
+        # Weak references, so that the states of an unused snapshot are freed.
         self._live_snapshots: weakref.WeakSet[PrefixSnapshot] = weakref.WeakSet()
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """Return the number of tokens so far, including padding, even without softmax layers."""
+        """Return the number of cached tokens with padding, also for a model of linear layers."""
         return cached_length(self)
 
     def snapshot(self) -> PrefixSnapshot:
-        """Record the current end of the cache, to resume from it later.
+        """Take a snapshot of the cache, to which `resume` can return later.
 
         Returns:
-            A snapshot of a few megabytes: float32 states, no keys and values.
+            The snapshot, a few megabytes of float32 states without keys and values.
         """
         states: list[Tensor | None] = []
         seen = []
@@ -241,14 +241,14 @@ class HypeNetCache(Cache):
         return snapshot
 
     def resume(self, snapshot: PrefixSnapshot) -> None:
-        """Return to a snapshot of this cache; this invalidates longer snapshots.
+        """Return to a snapshot of this cache, and invalidate all longer snapshots.
 
-        With several snapshots of one sequence, resume the longest first: the tokens that follow a
-        snapshot overwrite the keys and values after it in place.
+        If a sequence has several snapshots, resume the longest first: tokens that are added after
+        resuming a snapshot overwrite the keys and values of later tokens in place.
 
         Raises:
             InvalidModelInputError: the snapshot is not of this cache, or became invalid because a
-                shorter one was resumed or the rows of the batch changed.
+                shorter one was resumed, the rows changed or the cache was reset.
         """
         if snapshot not in self._live_snapshots:
             raise InvalidModelInputError(
@@ -265,12 +265,12 @@ class HypeNetCache(Cache):
                 layer.restore(state, seen)
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Remove all tokens, and invalidate all snapshots."""
         super().reset()
         self._live_snapshots.clear()
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Raise an error: the state of a linear layer cannot be rolled back; use `snapshot`."""
+        """Raise an error, since the state of a linear layer cannot be cropped; use `snapshot`."""
         raise InvalidModelInputError(
             "a HypeNet cache cannot be cropped: its linear layers keep no history",
             hint="Take cache.snapshot() at the prefix and cache.resume(...) it later.",
@@ -298,10 +298,10 @@ def _layer_classes(config: HypeNetConfig) -> list[type[BlockLayer | LightningLay
 
 
 def adopt_cache(cache: Any, config: HypeNetConfig, batch: int) -> Cache:
-    """Adapt an empty cache of transformers to this model, in place; return a fitting one unchanged.
+    """Return `cache` if it is of this model; convert an empty transformers cache in place.
 
     Raises:
-        InvalidModelInputError: the cache cannot be adapted, or is of another model or batch.
+        InvalidModelInputError: the cache is of another model or batch size, or is not empty.
     """
     if not isinstance(cache, Cache):
         raise InvalidModelInputError(
@@ -340,7 +340,7 @@ def _cached_rows(cache: Cache) -> int | None:
 
 
 def cached_length(cache: Cache) -> int:
-    """Return the number of tokens in a cache made of the layers above."""
+    """Return the number of tokens in a cache that consists of the layers above."""
     layer = next(
         (layer for layer in cache.layers if isinstance(layer, BlockLayer)),
         cache.layers[0] if cache.layers else None,

@@ -5,11 +5,12 @@ from __future__ import annotations
 try:
     from amnesia_bench.errors import UserError
 except ImportError:
-    # A folder saved after `register_for_auto_class` has these files, but not the package.
+    # A folder saved after `register_for_auto_class` contains the files of this folder, but not the
+    # rest of the package.
     class UserError(Exception):  # type: ignore[no-redef]  # replaces the package's class
         def __init__(self, what: str, *, hint: str | None = None) -> None:
             super().__init__(what if hint is None else f"{what}\n{hint}")
 
 
 class InvalidModelInputError(UserError, ValueError):
-    """A user's mistake; also a ValueError, because callers of transformers catch that."""
+    """The error for invalid input; also a ValueError, which users of transformers expect."""

@@ -4,8 +4,8 @@ Per head, with gamma = exp(log_decay):
 
     S_t = gamma * S_(t-1) + k_t v_t^T        o_t = scale * q_t^T S_t
 
-It uses no feature map and no denominator. Source: HypeNet, arXiv 2601.22156; the chunked form is
-that of Lightning Attention-2 (arXiv 2401.04658) and of fla's simple_gla.
+There is no feature map and no denominator. Source: HypeNet, arXiv 2601.22156. The chunked algorithm
+is that of Lightning Attention-2 (arXiv 2401.04658) and of simple_gla in fla.
 
 Shapes: B batch, T tokens, H heads, K key dim, V value dim, N documents, C chunk.
 """
@@ -26,11 +26,11 @@ from .packing import Boundaries, PackedRows
 
 
 def alibi_log_decay(num_heads: int) -> Tensor:
-    """Return log gamma per head, [H] float32: minus the ALiBi slopes, the same in every layer.
+    """Return log gamma per head, [H] in float32; it is minus the ALiBi slope in every layer.
 
-    For a power of two the slopes are the geometric series 2^(-8 (h + 1) / H). Otherwise ALiBi
-    takes the series of the next lower power of two and adds every other slope of the series of
-    twice that size (Press et al., arXiv 2108.12409, footnote on head counts).
+    If H is a power of two, the slopes are the geometric series 2^(-8 (h + 1) / H). Otherwise they
+    are the series for the next lower power of two, followed by every other slope of the series for
+    twice that power (Press et al., arXiv 2108.12409, footnote on head counts).
     """
     lower = 2 ** (num_heads.bit_length() - 1)
     slopes = _geometric_slopes(lower)
@@ -51,11 +51,11 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
     initial_state: Tensor | None = None,
     cu_seqlens: Boundaries | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence over a sequence, chunk by chunk.
+    """Apply lightning attention to a batch of sequences.
 
-    On CUDA this uses fla's kernels if fla is installed; otherwise, and for float64, it uses plain
-    PyTorch. The choice is made at each call. The arithmetic and the state are float32 (float64 for
-    float64 inputs), also under autocast.
+    On CUDA this function uses fla's kernels if fla is installed; otherwise, and for float64, it
+    uses plain PyTorch. It chooses at each call. Arithmetic and states are in float32 (float64 for
+    float64 inputs), even under autocast.
 
     Args:
         q: queries [B, T, H, K].
@@ -65,12 +65,12 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
         scale: factor on q; K^-1/2 when None.
         initial_state: state before the first token [B, H, K, V], or [N, H, K, V] with
             `cu_seqlens`; zero when None.
-        cu_seqlens: boundaries of N documents packed in one row (B = 1), from 0 to T. Each
-            document starts from its own initial state.
+        cu_seqlens: boundaries, from 0 to T, of N documents that are packed in one row (B = 1). Each
+            document starts from a separate initial state.
 
     Returns:
-        The outputs [B, T, H, V] in q's dtype, and the state after the last token of each row or
-        document, [B or N, H, K, V].
+        The outputs [B, T, H, V] in the dtype of q, and the state [B or N, H, K, V] after the last
+        token of each row or document.
 
     Raises:
         InvalidModelInputError: the shapes do not match, or the boundaries do not increase from 0
@@ -96,7 +96,7 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
 
 @functools.cache
 def fla_is_installed() -> bool:
-    """Return whether fla is installed, without importing it, which takes seconds."""
+    """Return whether fla is installed, without the import, which would take seconds."""
     return importlib.util.find_spec("fla") is not None
 
 

@@ -1,9 +1,9 @@
-"""The only module that calls flash-linear-attention (fla), on CUDA only.
+"""Call the kernels of flash-linear-attention (fla) on CUDA; no other module calls fla.
 
-fla moves its modules between releases; `fla.ops.simple_gla` is the public path of 0.6. Do not
-use `fla.ops.lightning_attn`: its decays differ by layer and its first head never decays.
+fla moves its modules between releases; `fla.ops.simple_gla` is the public path in fla 0.6. Do not
+use `fla.ops.lightning_attn`: its decays differ between layers, and its first head never decays.
 
-Shapes as in `lightning_attention`.
+Shapes are those of `lightning_attention`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .packing import PackedRows
 
-# Below one chunk the recurrent kernel is faster (the authors switch at the same length).
+# For fewer tokens than one chunk, the recurrent kernel is faster (the authors' code switches at the
+# same length).
 RECURRENT_BELOW = 64
 
 
@@ -23,8 +24,11 @@ def fla_lightning(
     initial_state: Tensor | None,
     packed: PackedRows | None,
 ) -> tuple[Tensor, Tensor]:
-    """Call fla's chunked kernel, or its recurrent one for fewer than 64 tokens."""
-    # Imported here: Triton needs a driver, and the import takes seconds.
+    """Run fla's chunked kernel, or its recurrent one if no sequence has 64 tokens or more.
+
+    The arguments are those of `lightning_attention` in float32; returns the outputs and the states.
+    """
+    # The import is here because it takes seconds and Triton needs a GPU driver.
     from fla.ops.simple_gla import chunk_simple_gla, fused_recurrent_simple_gla
 
     q, k, v = (x.contiguous() for x in qkv)
@@ -41,7 +45,7 @@ def fla_lightning(
         output, state = fused_recurrent_simple_gla(q, k, v, **kwargs)
     else:
         if packed is not None:
-            # Saves a copy from the device when fla computes its chunks.
+            # With this argument fla computes its chunk index without a copy from the device.
             kwargs["cu_seqlens_cpu"] = packed.cu_seqlens_cpu
         output, state = chunk_simple_gla(q, k, v, **kwargs)
     return output, state

@@ -1,9 +1,11 @@
 """Lightning attention in plain PyTorch: chunk by chunk, on any device, in float32 or float64.
 
-Tokens of one chunk interact through a masked product of decays; earlier tokens contribute through
-the state at the start of the chunk (the chunked form of arXiv 2401.04658).
+Within a chunk, scores between queries and keys are multiplied by a matrix of decays that is zero
+for later keys. Tokens before the chunk contribute through the state at its start (the chunked
+algorithm of arXiv 2401.04658).
 
-Shapes: B batch, T tokens, H heads, K key dim, V value dim, D either, C chunk, S chunks of a span.
+Shapes: B batch, T tokens, H heads, K key dim, V value dim, D either K or V, C tokens in a chunk,
+S chunks in a span.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from torch import Tensor
 
 from .packing import PackedRows, split_rows
 
-# fla's kernels are tuned for 64; on a CPU 64 beat 32, 128 and 256 at H=16, K=V=128.
+# fla's kernels are tuned for chunks of 64 tokens. On a CPU, 64 was faster than 32, 128 and 256 at
+# H=16, K=V=128.
 CHUNK = 64
-# With small states a CPU mostly waits for the next call. Chunks are then processed together if
-# their states fit into its cache (measured: 1 MB; beyond it, one chunk at a time is faster).
+# With small states, most of the time on a CPU is call overhead. So a span of several chunks is
+# processed with one call per product, as long as its states fit into the CPU's cache. According to
+# measurements the limit is 1 MB: for larger states, one chunk at a time is faster.
 _SPAN_STATE_NUMBERS = 2**18
 _MAX_SPAN = 16
 
@@ -33,9 +37,10 @@ def torch_lightning(
     initial_state: Tensor | None,
     packed: PackedRows | None,
 ) -> tuple[Tensor, Tensor]:
-    """Run the recurrence in PyTorch; operands as in `lightning_attention`, already in one dtype.
+    """Apply lightning attention in PyTorch; all tensors must already have the same dtype.
 
-    Documents are processed one after another; each gives the same bits as on its own.
+    The arguments and results are those of `lightning_attention`. Documents are processed one after
+    another, and the result of each is bit-identical to that of the document alone.
     """
     if packed is None:
         return _chunked(qkv, log_decay, scale, initial_state)
@@ -51,19 +56,19 @@ def torch_lightning(
 
 @dataclass(frozen=True)
 class _Decays:
-    """Decays in a chunk of C tokens, per row and head; those applied to q include the scale."""
+    """Decay factors in a chunk of C tokens for each row and head; those on q include the scale."""
 
-    inside: Tensor  # [B * H, C, C]: from key j to query i, zero for j > i
+    inside: Tensor  # [B * H, C, C]: from key j to query i; zero for j > i
     from_state: Tensor  # [B * H, C, 1]: from the state before the chunk to query i
     to_end: Tensor  # [B * H, C, 1]: from key j to the state after the chunk
-    whole: Tensor  # [B * H, 1, 1]: over the whole chunk
+    whole: Tensor  # [B * H, 1, 1]: from the state before the chunk to the state after it
 
     @classmethod
     def of(cls, log_decay: Tensor, scale: float, chunk: int) -> _Decays:
         step = torch.arange(chunk, device=log_decay.device, dtype=log_decay.dtype)
         gap = step[:, None] - step[None, :]
         rate = log_decay[:, None, None]
-        # Clamped before the exponential, because the unused upper triangle would overflow.
+        # The gap is clamped because the unused upper triangle would overflow in the exponential.
         return cls(
             inside=torch.exp(rate * gap.clamp(min=0)) * (gap >= 0) * scale,
             from_state=torch.exp(rate * (step[:, None] + 1)) * scale,
@@ -102,7 +107,7 @@ def _chunked(
 
 
 def _one_token(qkv: Qkv, log_decay: Tensor, scale: float, state: Tensor) -> tuple[Tensor, Tensor]:
-    """Apply the recurrence directly, with a tenth of the calls of a one-token chunk."""
+    """Apply the recurrence to one token, with a tenth of the PyTorch calls of a one-token chunk."""
     q, k, v = (x.transpose(1, 2) for x in qkv)  # [B, H, 1, D]
     state = torch.addcmul(state * log_decay.exp()[:, None, None], k.mT, v)
     return ((q * scale) @ state).transpose(1, 2), state
@@ -111,7 +116,7 @@ def _one_token(qkv: Qkv, log_decay: Tensor, scale: float, state: Tensor) -> tupl
 def _chunk_plan(
     log_decay: Tensor, scale: float, start: int, stop: int
 ) -> Iterator[tuple[slice, _Decays]]:
-    """Yield the tokens of each chunk with its decays: full chunks, then the remainder."""
+    """Yield the token range and the decays of each chunk: all full chunks, then the remainder."""
     full = stop - (stop - start) % CHUNK
     if start < full:
         decays = _Decays.of(log_decay, scale, CHUNK)
@@ -124,7 +129,10 @@ def _chunk_plan(
 def _chunks_recorded(
     qkv: Qkv, plan: Iterator[tuple[slice, _Decays]], state: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Process the chunks under autograd; state [B * H, K, V]."""
+    """Process the chunks with autograd; return the output [B, T, H, V] and the last state.
+
+    `state` and the returned state are [B * H, K, V].
+    """
     batch = qkv[0].shape[0]
     outputs = []
     chunks = list(plan)
@@ -142,9 +150,10 @@ def _chunks_recorded(
 def _chunks_in_place(
     qkv: Qkv, plan: Iterator[tuple[slice, _Decays]], state: Tensor, output: Tensor
 ) -> None:
-    """Process the chunks without autograd, which saves a third of the time (memory traffic).
+    """Process the chunks in place, without autograd.
 
-    Writes `output` [B, T, H, V] and advances `state` [B * H, K, V] to the end.
+    It writes `output` [B, T, H, V], and updates `state` [B * H, K, V] to the state after the last
+    chunk. Less memory traffic makes it a third faster than `_chunks_recorded`.
     """
     batch, heads = qkv[0].shape[0], qkv[0].shape[2]
     for part, decays in plan:
@@ -156,10 +165,10 @@ def _chunks_in_place(
 
 
 def _span_in_place(qkv: tuple[Tensor, ...], decays: _Decays, state: Tensor, output: Tensor) -> None:
-    """Process S full chunks with one call per product; only the states are sequential.
+    """Process S full chunks with one call per product; only the states are computed in a loop.
 
-    Takes q, k, v [B, S * C, H, D] and decays of H heads; writes `output` [B, S * C, H, V] and
-    advances `state` [B, H, K, V] to the end.
+    `qkv` are q, k, v [B, S * C, H, D], and `decays` are those of H heads. The function writes
+    `output` [B, S * C, H, V], and updates `state` [B, H, K, V] to the state after the last chunk.
     """
     q, k, v = (x.unflatten(1, (-1, CHUNK)).transpose(2, 3).contiguous() for x in qkv)
     added = (k * decays.to_end).mT @ v  # [B, S, H, K, V]

@@ -1,10 +1,10 @@
-"""The token mixers of HypeNet: softmax attention and lightning attention, each with its gate.
+"""The token mixers of HypeNet: softmax attention and lightning attention, each with a gate.
 
     softmax:   y = o_proj(softmax(s_t d^-1/2 q k^T) v * sigmoid(o_gate(x)))
     lightning: y = o_proj(o_norm(LA(q, k, v)) * sigmoid(z_proj(x)))
 
-with q and k normalised per head; RoPE in the lightning layers, none in the softmax layers
-(HyPE, arXiv 2601.22156). Parameter names are those of official checkpoints.
+Here q and k are normalised per head. Lightning layers use RoPE, and softmax layers do not (HyPE,
+arXiv 2601.22156). Parameter names are those of official checkpoints.
 
 Shapes: B batch, T new tokens, L all tokens (cached + new), H query heads, G key/value heads,
 D head dim, M hidden size.
@@ -39,13 +39,13 @@ class MixerInputs:
     softmax_rotation: tuple[Tensor, Tensor] | None  # cos, sin [B, T, D]
     lightning_rotation: tuple[Tensor, Tensor] | None
     query_scale: Tensor | None  # [B or 1, T, 1, 1]: ln(t + a) / ln(a), or a constant
-    softmax_mask: Tensor | None  # in the form of the attention implementation
+    softmax_mask: Tensor | None  # in the format that the attention implementation expects
     want_weights: bool
 
     def to(self, device: torch.device | str | int, **kwargs: Any) -> MixerInputs:
-        """Move everything except the cache, whose layers are on the devices of their mixers.
+        """Return a copy on a device. The cache is not moved: its layers are on the mixers' devices.
 
-        accelerate calls this before each layer of a model that `device_map` distributes.
+        accelerate calls this method before each layer of a model that `device_map` distributes.
         """
         moved_inputs: MixerInputs = _moved(self, device, **kwargs)
         return moved_inputs
@@ -66,7 +66,7 @@ def _moved(value: Any, device: torch.device | str | int, **kwargs: Any) -> Any:
 
 
 class HypeNetRMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension, in float32 or better."""
+    """The norm x / rms(x) * weight over the last dimension, with rms in float32 or float64."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class HypeNetRMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise [..., size], rounding to x's dtype before the weight, as in training."""
+        """Normalise x [..., size]; it is rounded to x's dtype before the weight, as in training."""
         precise = x if x.dtype == torch.float64 else x.float()
         precise = precise * torch.rsqrt(precise.pow(2).mean(-1, keepdim=True) + self.eps)
         return self.weight * precise.to(x.dtype)
@@ -90,19 +90,19 @@ def eager_attention(  # noqa: PLR0913 - transformers' attention interface
     dropout: float = 0.0,
     **_: object,
 ) -> tuple[Tensor, Tensor]:
-    """Softmax attention that also returns its weights.
+    """Compute softmax attention with plain matrix products, and return its weights as well.
 
     Args:
         module: the calling mixer.
-        query: [B, H, T, D].
-        key: [B, G, L, D].
-        value: [B, G, L, D].
-        attention_mask: additive [B, 1, T, L], or None for no mask.
+        query: queries [B, H, T, D].
+        key: keys [B, G, L, D].
+        value: values [B, G, L, D].
+        attention_mask: additive mask [B, 1, T, L], or None for no mask.
         scaling: factor on the logits.
         dropout: dropout probability in training.
 
     Returns:
-        The output [B, T, H, D] and the weights after the softmax [B, H, T, L].
+        The output [B, T, H, D] and the attention weights [B, H, T, L] after softmax and dropout.
     """
     groups = query.shape[1] // key.shape[1]
     key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
@@ -116,7 +116,7 @@ def eager_attention(  # noqa: PLR0913 - transformers' attention interface
 
 
 class SoftmaxMixer(nn.Module):
-    """Causal softmax attention with grouped keys and values and an output gate."""
+    """Causal softmax attention with grouped key/value heads and an optional output gate."""
 
     def __init__(self, config: HypeNetConfig, layer_idx: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class SoftmaxMixer(nn.Module):
         self.head_dim = config.head_dim
         self.num_key_value_groups = config.num_attention_heads // config.num_key_value_heads
         self.scaling = config.head_dim**-0.5
-        self.is_causal = True  # read by transformers' attention functions
+        self.is_causal = True  # transformers' attention functions use this attribute
         wide, narrow = (
             heads * config.head_dim
             for heads in (config.num_attention_heads, config.num_key_value_heads)
@@ -144,7 +144,7 @@ class SoftmaxMixer(nn.Module):
         )
 
     def queries_and_keys(self, x: Tensor, inputs: MixerInputs) -> tuple[Tensor, Tensor]:
-        """Return queries [B, H, T, D] (position scale included) and new keys [B, G, T, D]."""
+        """Return the queries [B, H, T, D], with the logit scale, and the new keys [B, G, T, D]."""
         heads = (*x.shape[:2], -1, self.head_dim)
         q = self.q_norm(self.q_proj(x).view(heads))
         k = self.k_norm(self.k_proj(x).view(heads))
@@ -157,7 +157,7 @@ class SoftmaxMixer(nn.Module):
     def forward(
         self, hidden_states: Tensor, inputs: MixerInputs, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Mix [B, T, M]; return [B, T, M] and, if requested, the weights [B, H, T, L]."""
+        """Mix hidden states [B, T, M]; return [B, T, M] and the weights [B, H, T, L] or None."""
         q, k = self.queries_and_keys(hidden_states, inputs)
         v = self.v_proj(hidden_states).view(*hidden_states.shape[:2], -1, self.head_dim)
         v = v.transpose(1, 2)
@@ -214,7 +214,7 @@ def _flash_varlen(packed: PackedRows) -> dict[str, Any]:
 
 
 class LightningMixer(nn.Module):
-    """Lightning attention with norms on q, k and the output, RoPE and an output gate."""
+    """Lightning attention; norms on q and k and on the output, RoPE and a gate are optional."""
 
     log_decay: Tensor
 
@@ -237,7 +237,7 @@ class LightningMixer(nn.Module):
         qk_norm = config.lightning_use_qk_norm
         self.q_norm = HypeNetRMSNorm(self.head_dim, eps) if qk_norm else nn.Identity()
         self.k_norm = HypeNetRMSNorm(self.head_dim, eps) if qk_norm else nn.Identity()
-        # One norm over all heads together, not per head.
+        # The output norm is computed over all heads together, not per head.
         self.o_norm = (
             HypeNetRMSNorm(wide, eps) if config.lightning_use_output_norm else nn.Identity()
         )
@@ -247,14 +247,14 @@ class LightningMixer(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         result = super()._apply(fn, recurse)
         if self.log_decay.dtype != torch.float32:
-            # `.to(bfloat16)` would round the decays by up to 0.14 %.
+            # `.to(bfloat16)` changed the decays by up to 0.14 %, so they are computed again.
             self.log_decay = alibi_log_decay(self.num_heads).to(self.log_decay.device)
         return result
 
     def forward(
         self, hidden_states: Tensor, inputs: MixerInputs, **_: object
     ) -> tuple[Tensor, None]:
-        """Mix [B, T, M]; return [B, T, M] and None: a linear layer has no attention weights."""
+        """Mix hidden states [B, T, M]; return [B, T, M], and None instead of attention weights."""
         heads = (*hidden_states.shape[:2], -1, self.head_dim)
         q = self.q_norm(self.q_proj(hidden_states).view(heads))
         k = self.k_norm(self.k_proj(hidden_states).view(heads))
@@ -265,7 +265,7 @@ class LightningMixer(nn.Module):
             k, v = (x.repeat_interleave(self.num_key_value_groups, dim=2) for x in (k, v))
         state = None
         if inputs.cache is not None:
-            # `Cache.get_recurrent_state` exists only from transformers 5.21 on.
+            # `Cache.get_recurrent_state` is not available before transformers 5.21.
             layer: Any = inputs.cache.layers[self.layer_idx]
             state = layer.state
         output, state = self._run((q, k, v), state, inputs.layout)
@@ -298,7 +298,7 @@ class LightningMixer(nn.Module):
         )
         output = valid_output.new_zeros(batch * num_tokens, *valid_output.shape[2:])
         output = output.index_copy(0, padding.token_index, valid_output[0])
-        # A row that is all padding in this chunk of a prefill keeps its state.
+        # The state of a row that contains only padding in this chunk of a prefill is unchanged.
         old_states = new_states.new_zeros(batch, *new_states.shape[1:]) if state is None else state
         return output.unflatten(0, (batch, num_tokens)), old_states.index_copy(
             0, padding.row_index, new_states

@@ -1,7 +1,7 @@
-"""HypeNet for transformers 5: softmax and lightning-attention layers under one causal LM.
+"""HypeNet for transformers 5: a causal LM with softmax layers and linear (lightning) layers.
 
-Reads and writes official checkpoints (parameter names and config keys of
-thunlp/hybrid-linear-attention @229e301). Source of the architecture: arXiv 2601.22156.
+The classes load and save official checkpoints, with the parameter names and config keys of
+thunlp/hybrid-linear-attention @229e301. Source of the architecture: arXiv 2601.22156.
 
 Shapes: B batch, T new tokens, P cached tokens, M hidden size, E vocabulary.
 """
@@ -34,7 +34,7 @@ from .token_layout import TokenInputs, TokenLayout, lay_out, refuse_rows_without
 
 
 class HypeNetPreTrainedModel(PreTrainedModel):
-    """Loading, initialisation and the class attributes that transformers requires."""
+    """The base class: loading, initialisation, and the attributes that transformers requires."""
 
     config: HypeNetConfig
 
@@ -50,7 +50,7 @@ class HypeNetPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        # super() also sets the rotary frequencies, which no checkpoint contains.
+        # Checkpoints contain neither the rotary frequencies, which super() sets, nor the decays.
         super()._init_weights(module)
         if isinstance(module, LightningMixer):
             init.copy_(module.log_decay, alibi_log_decay(module.num_heads))
@@ -60,11 +60,11 @@ class HypeNetPreTrainedModel(PreTrainedModel):
         """Load a checkpoint; the arguments are those of transformers.
 
         Raises:
-            InvalidModelInputError: tensors are missing, unexpected or of another shape.
-                transformers would only warn and use random values.
+            InvalidModelInputError: tensors are missing or unexpected, or have another shape.
+                transformers would only warn, and use random values for missing tensors.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        # Shapes are checked below, where the message can name the tensor.
+        # Shapes are checked below instead, with an error message that contains the tensor name.
         shapes_may_differ = kwargs.pop("ignore_mismatched_sizes", False)
         loaded: Any = super().from_pretrained(
             pretrained_model_name_or_path,
@@ -92,7 +92,7 @@ class HypeNetPreTrainedModel(PreTrainedModel):
 
 
 class HypeNetModel(HypeNetPreTrainedModel):
-    """Embeddings, layers and the final norm."""
+    """The model without its head: embeddings, decoder layers and the final norm."""
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012 - transformers' interface
 
@@ -130,23 +130,27 @@ class HypeNetModel(HypeNetPreTrainedModel):
         cu_seqlens: Boundaries | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """Run the layers; errors are those of `token_layout.lay_out`.
+        """Return the final hidden states [B, T, M], with the cache and attention weights if any.
 
         Args:
-            input_ids: tokens [B, T]; or give `inputs_embeds`.
-            attention_mask: [B, P + T], 0 for padding, which may be on either side.
-            position_ids: [B, T]; by default positions count the tokens that are not padding.
+            input_ids: token ids [B, T]; give either these or `inputs_embeds`.
+            attention_mask: padding mask [B, P + T], 0 for padding, which may be on either side.
+            position_ids: positions [B, T]; by default they count the tokens that are not padding.
             past_key_values: a `HypeNetCache`, or an empty cache of transformers.
-            inputs_embeds: embeddings [B, T, M] instead of tokens.
-            use_cache: whether to return a cache; never with packed rows.
-            output_attentions: whether to return weights after the softmax, [B, H, T, P + T] per
-                softmax layer and None per linear layer.
-            cu_seqlens: boundaries [N + 1] of N documents packed in one row, from 0 to T, that do
-                not attend to each other. `position_ids` that restart at 0 have the same effect.
-            **kwargs: passed on to the attention function.
+            inputs_embeds: embeddings [B, T, M] instead of token ids.
+            use_cache: whether to return a cache; packed rows never return one.
+            output_attentions: whether to return the attention weights: [B, H, T, P + T] for each
+                softmax layer, and None for each linear layer.
+            cu_seqlens: boundaries [N + 1], from 0 to T, of N documents that are packed in one row
+                and do not attend to each other. `position_ids` that restart at 0 have the same
+                effect.
+            **kwargs: keyword arguments for the attention function.
+
+        Raises:
+            InvalidModelInputError: see `token_layout.lay_out` and `adopt_cache`.
         """
         hidden_states = self._embed(input_ids, inputs_embeds)
-        # transformers' flattening collator uses this name for the boundaries.
+        # The flattening data collator of transformers uses this name for the boundaries.
         boundaries = kwargs.pop("cu_seq_lens_q", None)
         if past_key_values is not None:
             past_key_values = self._check_cache(past_key_values, batch=hidden_states.shape[0])
@@ -229,19 +233,19 @@ class HypeNetModel(HypeNetPreTrainedModel):
         if layout.packed is not None and not eager:
             return None  # attention runs per document, or with flash attention's boundaries
         if layout.attention_mask is None and config._attn_implementation == "sdpa":
-            return None  # `causal_sdpa` needs none
+            return None  # `causal_sdpa` needs no mask
         return create_causal_mask(
             config=config,
             inputs_embeds=x,
             attention_mask=layout.attention_mask,
             past_key_values=cache,
-            # transformers detects packed rows by restarting positions, made here from `packed`.
+            # transformers recognises packed rows by positions that restart in each document.
             position_ids=None if layout.packed is None else layout.packed.positions(),
         )
 
 
 class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):
-    """HypeNet with a language-model head, which may be tied to the embeddings."""
+    """HypeNet with a language-model head, whose weights may be tied to the embeddings."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - same
 
@@ -266,9 +270,11 @@ class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):
         cu_seqlens: Boundaries | None = None,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Return logits [B, T, E], or of the last `logits_to_keep` tokens; loss with `labels`.
+        """Return the logits [B, T, E], and the loss if `labels` are given.
 
-        The other arguments are those of `HypeNetModel.forward`.
+        If `logits_to_keep` is a positive integer n, only the logits of the last n tokens are
+        returned; if it is a tensor, it contains the indices of the tokens to keep. The other
+        arguments are those of `HypeNetModel.forward`.
         """
         outputs = self.model(
             input_ids=input_ids,

@@ -1,6 +1,6 @@
-"""Group the tokens of a batch: documents packed in a row, and padding.
+"""Describe documents that are packed in a row, and batches with padding.
 
-Shapes: B batch, T tokens of this forward, N documents, V valid (not padding) tokens.
+Shapes: B batch, T tokens of this forward pass, N documents, V valid (not padding) tokens.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from .input_errors import InvalidModelInputError
 
 @dataclass(frozen=True)
 class PackedRows:
-    """Documents laid end to end in one row; document n is tokens [bounds[n], bounds[n + 1]).
+    """Documents packed in one row; document n consists of tokens bounds[n] to bounds[n + 1] - 1.
 
-    `cu_seqlens` holds the same boundaries as an int32 tensor on the row's device. Build one per
-    batch and pass the same object to every layer: fla caches its chunk index by identity, and
-    `bounds` keeps the layers from copying boundaries off the device again.
+    `cu_seqlens` contains the same boundaries as an int32 tensor on the row's device. Build one
+    object per batch and pass it to every layer: fla caches its chunk index by the identity of the
+    tensor, and thanks to `bounds` no layer copies the boundaries from the device.
     """
 
     bounds: tuple[int, ...]
@@ -33,13 +33,14 @@ class PackedRows:
     def from_cu_seqlens(
         cls, cu_seqlens: Boundaries, num_tokens: int, device: torch.device
     ) -> PackedRows:
-        """Check the boundaries: they start at 0, increase strictly and end at `num_tokens`.
+        """Build the object from boundaries, or return a `PackedRows` unchanged.
 
-        A `PackedRows` is returned unchanged.
+        The boundaries must start at 0, increase strictly and end at `num_tokens`.
 
         Raises:
-            InvalidModelInputError: the boundaries are invalid. An empty document corrupts fla's
-                kernels, and tokens after the last boundary would get undefined gradients.
+            InvalidModelInputError: the boundaries are invalid. An empty document would corrupt the
+                results of fla's kernels, and tokens after the last boundary would have undefined
+                gradients.
         """
         if isinstance(cu_seqlens, PackedRows):
             cu_seqlens._check_end(num_tokens)
@@ -77,7 +78,10 @@ class PackedRows:
 
     @classmethod
     def from_restarts(cls, position_ids: Tensor) -> PackedRows | None:
-        """Read transformers' convention: positions [1, T] that restart at 0 in each document."""
+        """Build the object from positions [1, T] that restart at 0 in each document.
+
+        This is the convention of transformers. If the positions do not restart, return None.
+        """
         starts = (position_ids[0] == 0).nonzero().flatten().tolist()
         if len(starts) < 2 or starts[0] != 0:
             return None
@@ -86,16 +90,16 @@ class PackedRows:
 
     @functools.cached_property
     def cu_seqlens_cpu(self) -> Tensor:
-        """The boundaries as an int32 tensor in host memory."""
+        """The boundaries as an int32 tensor on the CPU."""
         return torch.tensor(self.bounds, dtype=torch.int32)
 
     @property
     def documents(self) -> tuple[tuple[int, int], ...]:
-        """The (start, stop) of each document."""
+        """The token range (start, stop) of each document."""
         return tuple(itertools.pairwise(self.bounds))
 
     def split(self, row: Tensor, dim: int) -> tuple[Tensor, ...]:
-        """Return the documents of a row that lie along `dim`."""
+        """Split a tensor into the documents of its row; `dim` is the dimension of the tokens."""
         return split_rows(row, [stop - start for start, stop in self.documents], dim)
 
     @property
@@ -104,7 +108,7 @@ class PackedRows:
         return max(stop - start for start, stop in self.documents)
 
     def positions(self) -> Tensor:
-        """Return the position of each token inside its document: [1, T]."""
+        """Return the position of each token within its document, [1, T]."""
         device = self.cu_seqlens.device
         return torch.cat([torch.arange(b - a, device=device) for a, b in self.documents])[None]
 
@@ -115,19 +119,20 @@ Boundaries: TypeAlias = Tensor | Sequence[int] | PackedRows
 
 @dataclass(frozen=True)
 class PaddedRows:
-    """The positions of the valid tokens of a padded batch, row by row.
+    """The indices of the valid tokens of a padded batch, row by row.
 
-    Linear layers process only the valid tokens, packed as one row of documents that each continue
-    the state of their batch row. So padding neither enters nor decays a state, on either side.
+    Linear layers process only the valid tokens, packed into one row with one document per batch
+    row, which continues the state of that batch row. So padding on either side neither enters a
+    state nor makes it decay.
     """
 
-    token_index: Tensor  # [V] positions of valid tokens in the batch flattened to B * T
-    row_index: Tensor  # [N] batch rows with at least one valid token in this forward
+    token_index: Tensor  # [V] indices of the valid tokens in the batch flattened to B * T
+    row_index: Tensor  # [N] batch rows with at least one valid token in this forward pass
     packed: PackedRows
 
     @classmethod
     def from_mask(cls, valid: Tensor) -> PaddedRows:
-        """Build it from a bool mask [B, T]."""
+        """Build the object from a bool mask [B, T], which is True for valid tokens."""
         lengths = valid.sum(dim=1)
         row_index = lengths.nonzero().flatten()
         bounds = torch.cat([lengths.new_zeros(1), lengths[row_index].cumsum(0)])
@@ -139,11 +144,11 @@ class PaddedRows:
 
 
 def split_rows(row: Tensor, tokens: Sequence[int], dim: int) -> tuple[Tensor, ...]:
-    """Split the tokens along `dim` into runs.
+    """Split a tensor along `dim` into consecutive runs with the given numbers of tokens.
 
-    Slicing is avoided because the gradient of every slice would be as large as the row. Autograd
-    might concatenate the gradients of runs of [B, T, H, D] in channels-last memory order, so the
-    dimensions after T are flattened for the split.
+    The function does not slice, because the gradient of every slice would be as large as the row.
+    Autograd might concatenate the gradients of runs of [B, T, H, D] in channels-last memory order,
+    so the dimensions after T are flattened for the split.
     """
     trailing_shape = row.shape[dim + 1 :]
     runs = row.flatten(dim + 1).split(list(tokens), dim=dim)

@@ -1,4 +1,4 @@
-"""Rotary position embedding, half-split layout, with float32 frequencies in a model of any dtype.
+"""Rotary position embedding in the half-split layout; frequencies are float32 for every dtype.
 
 Shapes: B batch (or 1), T tokens, H heads, D head dim.
 """
@@ -17,14 +17,15 @@ from .configuration_hypenet import HypeNetConfig
 
 
 class HypeNetRotaryEmbedding(nn.Module):
-    """Compute cosines and sines of positions, with the frequencies of `config.rope_parameters`.
+    """Computes the cosine and sine tables for positions, according to `config.rope_parameters`.
 
-    The class name and the attributes follow transformers' convention: its `_init_weights` finds
-    the module by them and sets the frequencies, which no checkpoint contains.
+    The names of the class and its attributes follow transformers' convention: `_init_weights` of
+    transformers recognises the module by them, and sets the frequencies, which no checkpoint
+    contains.
 
     Args:
         config: the model's config.
-        head_dim: size of the heads that will be rotated; linear and softmax layers may differ.
+        head_dim: the head dim to rotate, which may differ between linear and softmax layers.
     """
 
     inv_freq: Tensor
@@ -32,7 +33,7 @@ class HypeNetRotaryEmbedding(nn.Module):
 
     def __init__(self, config: HypeNetConfig, head_dim: int) -> None:
         super().__init__()
-        # transformers' RoPE functions read the head size from a config.
+        # transformers' RoPE functions use the head dim of a config.
         self.config = copy.copy(config)
         self.config.head_dim = head_dim
         assert config.rope_parameters is not None
@@ -47,7 +48,7 @@ class HypeNetRotaryEmbedding(nn.Module):
     def compute_default_rope_parameters(
         config: HypeNetConfig, device: torch.device | None = None, **_: object
     ) -> tuple[Tensor, float]:
-        """Return theta^(-2i/D) for i < D/2, [D/2] float32, and the factor 1 on cos and sin."""
+        """Return frequencies theta^(-2i/D), [D/2] in float32, and the factor 1 on cos and sin."""
         assert config.rope_parameters is not None
         assert config.head_dim is not None
         exponent = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=device)
@@ -63,7 +64,8 @@ class HypeNetRotaryEmbedding(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
         result = super()._apply(fn, recurse)
         if self.inv_freq.dtype != torch.float32:
-            # `.to(bfloat16)` rounded the frequencies: an error of up to 0.3 rad at distance 256.
+            # `.to(bfloat16)` rounded the frequencies, which causes an error of up to 0.3 rad at a
+            # distance of 256 tokens, so they are computed again.
             exact = self._frequencies()[0].to(self.inv_freq.device)
             self.inv_freq, self.original_inv_freq = exact, exact.clone()
         return result
@@ -71,7 +73,7 @@ class HypeNetRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin, each [B, T, D], in x's dtype, for positions [B, T]."""
+        """Return the cosines and sines for positions [B, T], each [B, T, D] in the dtype of x."""
         angle = position_ids[..., None].to(torch.float32) * self.inv_freq.to(x.device)
         angle = torch.cat([angle, angle], dim=-1)
         cos, sin = angle.cos() * self.attention_scaling, angle.sin() * self.attention_scaling
@@ -79,7 +81,7 @@ class HypeNetRotaryEmbedding(nn.Module):
 
 
 def rotate(x: Tensor, cos_sin: tuple[Tensor, Tensor]) -> Tensor:
-    """Rotate heads x [B, T, H, D]; pairs are (i, i + D/2)."""
+    """Rotate each pair of channels (i, i + D/2) of the heads x [B, T, H, D]."""
     cos, sin = (part[:, :, None] for part in cos_sin)
     first, second = x.chunk(2, dim=-1)
     return x * cos + torch.cat([-second, first], dim=-1) * sin

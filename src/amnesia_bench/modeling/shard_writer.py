@@ -1,4 +1,4 @@
-"""Write a checkpoint tensor by tensor: safetensors shards and their index."""
+"""Write the tensors of a checkpoint one by one into safetensors shards with an index."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SHARD_BYTES = 5 * 1000**3
 
 
 class ShardWriter:
-    """Write tensors in the given order to shards with an index, or to one file if they fit.
+    """Writes tensors in the given order into shards with an index, or into one file if they fit.
 
     Args:
         folder: an existing folder.
-        shard_bytes: maximum size of a shard; a larger tensor gets a shard to itself.
+        shard_bytes: maximum size of a shard; a larger tensor is written to a separate shard.
     """
 
     def __init__(self, folder: Path, shard_bytes: int = SHARD_BYTES) -> None:
@@ -29,7 +29,7 @@ class ShardWriter:
         self._shards: list[tuple[Path, list[str]]] = []
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Add the next tensor."""
+        """Add the next tensor; if the current shard is full, it is first written to disk."""
         size = tensor.numel() * tensor.element_size()
         if self._pending and self._pending_bytes + size > self._shard_bytes:
             self._flush()
@@ -38,7 +38,7 @@ class ShardWriter:
         self._total_bytes += size
 
     def close(self) -> None:
-        """Write the remaining tensors, and give the files the names that transformers expects."""
+        """Write the remaining tensors and the index; use the file names transformers expects."""
         self._flush()
         if len(self._shards) == 1:
             self._shards[0][0].rename(self._folder / SAFE_WEIGHTS_NAME)

@@ -1,6 +1,6 @@
-"""The layout of the tokens of one forward pass: positions, padding and documents.
+"""Compute the layout of the tokens of one forward pass: positions, padding and documents.
 
-Shapes: B batch, T tokens of this forward, P tokens cached before it.
+Shapes: B batch, T tokens of this forward pass, P tokens that are already cached.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ class TokenInputs:
     num_tokens: int
     num_cached: int
     device: torch.device
-    attention_mask: Tensor | None  # [B, P + T], nonzero = token
+    attention_mask: Tensor | None  # [B, P + T], zero for padding
     position_ids: Tensor | None  # [1 or B, T]
     cu_seqlens: Boundaries | None
-    has_cache: bool  # whether the caller passed one, even an empty one
+    has_cache: bool  # whether the caller passed a cache, even an empty one
 
 
 @dataclass(frozen=True)
 class TokenLayout:
-    """The checked layout, made once per forward pass and shared by all layers.
+    """The checked layout, which is computed once per forward pass and shared by all layers.
 
-    `attention_mask` is None when no cached or new token is padding; `padding` is None when no
-    new token is.
+    `attention_mask` is None if no cached or new token is padding; `padding` is None if no new token
+    is padding.
     """
 
     position_ids: Tensor  # [1 or B, T]
@@ -44,15 +44,16 @@ class TokenLayout:
 
 
 def lay_out(inputs: TokenInputs, config: HypeNetConfig) -> TokenLayout:
-    """Check the inputs and compute positions, padding and documents.
+    """Check the inputs, and return their layout: positions, padding and documents.
 
-    Without `position_ids`, a token's position is the number of tokens before it, in its document,
-    that are not padding.
+    Without `position_ids`, a token's position is the number of tokens before it in its document,
+    not counting padding.
 
     Raises:
-        InvalidModelInputError: the input is empty, a row is all padding, the mask has the wrong
-            shape, packing is combined with padding or a cache, the boundaries are invalid, or a
-            position is at or beyond `max_position_embeddings`.
+        InvalidModelInputError: the input is empty, a row contains only padding, the mask or the
+            positions have the wrong shape, packing is combined with padding or a cache, the
+            boundaries are invalid, or in a model with RoPE a position is negative or not below
+            `max_position_embeddings`.
     """
     if inputs.batch == 0 or inputs.num_tokens == 0:
         raise InvalidModelInputError(
@@ -97,17 +98,17 @@ def _valid_tokens(inputs: TokenInputs) -> Tensor | None:
     valid = mask.to(device=inputs.device, dtype=torch.bool)
     if bool(valid.all()):
         return None
-    # In a chunked prefill the first chunk of a row may be all padding.
+    # In a chunked prefill, which passes a cache, the first chunk of a row may be only padding.
     if not inputs.has_cache:
         refuse_rows_without_tokens(valid)
     return valid
 
 
 def refuse_rows_without_tokens(attention_mask: Tensor) -> None:
-    """Check a padding mask [B, T].
+    """Refuse a padding mask [B, T] with a row that contains only padding.
 
     Raises:
-        InvalidModelInputError: a row has no token.
+        InvalidModelInputError: a row contains only padding.
     """
     empty = (~attention_mask.bool().any(dim=1)).nonzero().flatten().tolist()
     if empty:
@@ -148,7 +149,7 @@ def _check_positions(positions: Tensor, inputs: TokenInputs, config: HypeNetConf
     limit = config.max_position_embeddings
     explicit = inputs.position_ids is not None
     if not explicit and inputs.num_cached + inputs.num_tokens <= limit:
-        return  # this check needs no copy from the device
+        return  # without a copy of the positions from the device
     last = int(positions.max())
     if last >= limit or int(positions.min()) < 0:
         wrong = last if last >= limit else int(positions.min())

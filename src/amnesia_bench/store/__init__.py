@@ -1,1 +1,1 @@
-"""Artifacts on disk: their paths, how they are published, and how they are verified."""
+"""Artifacts on disk: define their paths, publish them atomically, and verify them."""

@@ -1,7 +1,7 @@
-"""SHA256SUMS: the hashes of result files in the same folder, in the format of `sha256sum`.
+"""Write and check SHA256SUMS, the hashes of result files in one folder in `sha256sum` format.
 
-It covers results that are not in an artifact with a manifest. Their reader checks them, and so can
-the user: `sha256sum -c SHA256SUMS`.
+The file covers results that are not in an artifact with a manifest. The code that reads such a
+result checks its hash; a user can check all hashes with `sha256sum -c SHA256SUMS`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ CHECKSUMS = "SHA256SUMS"
 
 
 def write_checksums(folder: Path, names: Iterable[str]) -> None:
-    """Write the hashes of these files of a folder, all of which must be complete."""
+    """Write SHA256SUMS with the hashes of these files of a folder, which must be complete."""
     lines = (f"{sha256_of(folder / name)}  {name}\n" for name in sorted(names))
     replace_text(folder / CHECKSUMS, "".join(lines))
 
 
 def check_checksum(path: Path, hint: str) -> None:
-    """Compare a file with its hash in SHA256SUMS. A folder without SHA256SUMS passes.
+    """Compare a file with its hash in SHA256SUMS, if its folder contains one.
 
     Raises:
-        UserError: the file was changed or is not listed; `hint` is the hint of the error.
+        UserError: the file was changed or is not listed; `hint` becomes the hint of the error.
     """
     sums = path.with_name(CHECKSUMS)
     if not sums.is_file():

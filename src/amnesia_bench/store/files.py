@@ -1,4 +1,4 @@
-"""Durable files: fsync, atomic replacement, and write errors in the user's terms."""
+"""Write files durably (with fsync) and atomically, and explain write errors to the user."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from typing import Any
 
 from amnesia_bench.errors import AmnesiaError, MissingEnvironmentError, StageFailedError, UserError
 
-# EFBIG is the error of a limit on file sizes (ulimit -f).
+# A write beyond a limit on file sizes (ulimit -f) fails with EFBIG.
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _BAD_PATH = {errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP}
-# Larger than any JSON file of this package or of a checkpoint; /dev/zero, for example, has no end.
+# Larger than any JSON file of this package or of a checkpoint. The limit stops the reading of
+# endless files, for example /dev/zero.
 _MAX_JSON_BYTES = 256 << 20
-# How Rust libraries report the errno of a system error.
+# The form in which Rust libraries report the errno of a system error.
 _RUST_ERROR = re.compile(r"\(os error (\d+)\)")
 
 
@@ -35,7 +36,7 @@ def write_json(path: Path, data: object) -> None:
 
 def replace_text(path: Path, text: str) -> None:
     """Replace a text file atomically: a reader sees either the old or the new content."""
-    # All attempts use one name: the next one overwrites the file of a killed one.
+    # The temporary name is always the same, so each attempt overwrites the file of a killed one.
     work = path.with_name(f".{path.name}.new")
     with work.open("w", encoding="utf-8") as file:
         file.write(text)
@@ -70,7 +71,7 @@ def make_folder(folder: Path) -> None:
     """Create a folder and its missing parents, and wait until they are on disk.
 
     Raises:
-        UserError: a part of the path exists and is not a folder.
+        UserError: the path or one of its parents exists but is not a folder.
     """
     if folder.is_dir():
         return
@@ -82,9 +83,10 @@ def make_folder(folder: Path) -> None:
 
 
 def remove_files(folder: Path, names: re.Pattern[str]) -> None:
-    """Remove files whose names match from a folder, and the folder if it is empty then.
+    """Remove the files in `folder` whose names match `names`, and then the folder if it is empty.
 
-    Other files belong to the user and stay, as does any file that cannot be removed.
+    Other files belong to the user and are kept. If a file cannot be removed, the function stops
+    without an error.
     """
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
@@ -99,7 +101,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
+    """Wait until the entries of a folder (the names of its files) are on disk."""
     try:
         _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
     except OSError as error:
@@ -119,13 +121,14 @@ def _sync(path: Path, flags: int) -> None:
 def explain_write_error(
     error: Exception, final: Path, kept: str = "nothing of it was kept"
 ) -> AmnesiaError | None:
-    """Return the user-facing error for an error while writing `final`; None if it is a bug.
+    """Return the user-facing error for an error that occurred while writing `final`.
 
-    `kept` is the part of the message about the results so far.
+    The result is None for an error that has no such explanation, for example a bug. `kept` is the
+    part of the message that states which results are kept.
     """
     if not isinstance(error, OSError):
         os_error = _RUST_ERROR.search(str(error))
-        # Such a library also reads files: for other errors the file is unknown.
+        # A Rust library also reads files, so other errors may concern an unknown input file.
         if os_error is None or int(os_error[1]) not in _NO_SPACE:
             return None
         error = OSError(int(os_error[1]), os.strerror(int(os_error[1])))
@@ -147,7 +150,7 @@ def explain_write_error(
 
 @contextmanager
 def explaining_write_errors(final: Path, kept: str) -> Iterator[None]:
-    """Replace a system error in the block by a user-facing one; see `explain_write_error`.
+    """Replace system errors in the block by user-facing errors; see `explain_write_error`.
 
     Raises:
         UserError, StageFailedError, MissingEnvironmentError: the replacement of a system error.
@@ -164,6 +167,6 @@ def explaining_write_errors(final: Path, kept: str) -> Iterator[None]:
 
 
 def nearest_existing(path: Path) -> Path:
-    """Return the path itself if it exists, or its innermost existing parent."""
+    """Return the path itself if it exists, otherwise its closest existing parent."""
     candidates = (path, *path.absolute().parents)
     return next(candidate for candidate in candidates if candidate.exists())

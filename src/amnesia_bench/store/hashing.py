@@ -16,13 +16,13 @@ from amnesia_bench.store.files import read_json
 from amnesia_bench.store.layout import MANIFEST
 
 _MAX_READERS = 4
-# Files up to this size are always read: an editor can change a result and keep its mtime.
+# Files up to this size are always hashed again, since an edit may have preserved their mtime.
 _SMALL_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """A difference between a folder and its manifest, or a path that is `unreadable`."""
+    """A difference between a folder and its manifest, or a path that cannot be read."""
 
     path: str
     problem: str
@@ -30,13 +30,13 @@ class Finding:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file in hex; the GIL is released while it reads."""
+    """Return the SHA-256 of a file in hex; other Python threads can run meanwhile."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def file_entry(folder: Path, path: str, *, sha256: str | None) -> FileEntry:
-    """Describe a file of a folder as it is on disk now."""
+    """Return the manifest entry of a file, with its current size and mtime and the given hash."""
     stat = (folder / path).stat()
     return FileEntry(path=path, bytes=stat.st_size, sha256=sha256, mtime_ns=stat.st_mtime_ns)
 
@@ -46,7 +46,7 @@ def read_manifest(folder: Path) -> Manifest:
 
     Raises:
         UserError: the folder is not a finished artifact, or its manifest is damaged.
-        NewerVersionError: a newer version wrote it.
+        NewerVersionError: a newer version of this package wrote the manifest.
         MissingEnvironmentError: the folder cannot be read.
     """
     path = folder / MANIFEST
@@ -59,7 +59,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def is_finished(folder: Path) -> bool:
-    """Return whether a folder is a finished artifact.
+    """Return whether a folder is a finished artifact, which means that it has a manifest.
 
     Raises:
         MissingEnvironmentError: the folder cannot be read.
@@ -71,9 +71,9 @@ def is_finished(folder: Path) -> bool:
 
 
 def content_sha256(manifest: Manifest) -> str:
-    """Return a hash of the contents of an artifact's files, independent of place and provenance.
+    """Return a hash of an artifact's files that depends on neither its location nor its provenance.
 
-    A file without a sha256 counts by its size and mtime.
+    It covers the path, size and SHA-256 of every file; the mtime replaces a missing SHA-256.
     """
     files = sorted(
         [entry.path, entry.bytes, entry.mtime_ns if entry.sha256 is None else entry.sha256]
@@ -83,7 +83,7 @@ def content_sha256(manifest: Manifest) -> str:
 
 
 def verify_manifest(folder: Path) -> list[Finding]:
-    """Compare every file of an artifact with its manifest; an empty list means intact.
+    """Compare every file of an artifact with its manifest; return the differences, sorted by path.
 
     Raises:
         UserError: the folder is not a finished artifact, or its manifest is damaged.
@@ -100,7 +100,10 @@ def verify_manifest(folder: Path) -> list[Finding]:
 
 
 def compare_sizes(folder: Path, manifest: Manifest) -> list[Finding]:
-    """Compare names, kinds and sizes of a folder's files with a manifest, without reading them."""
+    """Compare the names, types and sizes of a folder's files with a manifest, without hashing.
+
+    Folders and files that cannot be read are also reported.
+    """
     expected = {entry.path: entry.bytes for entry in manifest.files}
     findings: list[Finding] = []
     sizes = dict(_walk(folder, findings))
@@ -123,7 +126,7 @@ def compare_sizes(folder: Path, manifest: Manifest) -> list[Finding]:
 
 
 def compare_changed(folder: Path, manifest: Manifest) -> list[Finding]:
-    """Compare a folder with its manifest, reading only small files and those with a new mtime."""
+    """Compare a folder with its manifest, hashing only small files and those with another mtime."""
     findings = compare_sizes(folder, manifest)
     entries = [entry for entry in manifest.files if not _covered(entry.path, findings)]
     contents = (
@@ -134,13 +137,14 @@ def compare_changed(folder: Path, manifest: Manifest) -> list[Finding]:
 
 
 def hashed_entries(folder: Path) -> tuple[FileEntry, ...]:
-    """Describe and hash every file of a folder except its manifest.
+    """Hash every file of a folder except its manifest, and return the manifest entries.
 
     Raises:
         MissingEnvironmentError: a file cannot be read.
     """
     unreadable: list[Finding] = []
-    # Left by a process that was killed while writing the manifest; the next one replaces it.
+    # A process that was killed while writing the manifest may leave this file; the next process
+    # replaces it.
     half_written = f".{MANIFEST}.new"
     names = sorted(path for path, _ in _walk(folder, unreadable) if path != half_written)
     for finding in unreadable:
@@ -166,9 +170,9 @@ def _compare_contents(
 
 
 def _walk(folder: Path, unreadable: list[Finding]) -> Iterator[tuple[str, int | None]]:
-    """Yield the path and size of every file except the manifest; no size if it is not regular.
+    """Yield (path, size) of every file but the manifest; size is None if the file is not regular.
 
-    Paths that cannot be read are appended to `unreadable`.
+    A finding for each path that cannot be read is appended to `unreadable`.
     """
 
     def relative(path: Path) -> str:
@@ -191,7 +195,7 @@ def _walk(folder: Path, unreadable: list[Finding]) -> Iterator[tuple[str, int | 
 
 
 def _covered(path: str, findings: Sequence[Finding]) -> bool:
-    """Return whether a finding is about this file, or about an unreadable parent folder."""
+    """Return whether a finding is about this file or an unreadable folder that contains it."""
     return any(
         path == finding.path
         or (finding.unreadable and (finding.path == "." or path.startswith(f"{finding.path}/")))

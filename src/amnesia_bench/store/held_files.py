@@ -1,9 +1,9 @@
-"""Input files that must not change between the time they are hashed and the last read.
+"""Detect input files that change between hashing and the last read.
 
-A hash identifies contents, a path only a place. Between hashing and reading, a trainer may save, a
-download may finish, or a colleague may copy files. So a reader notes the state of each file
-(device, inode, size, mtime) before it hashes it, and compares before it stores a result under that
-hash.
+A hash identifies contents, but files are read by path. Between hashing and reading, a training run
+may save, a download may finish, or a colleague may copy files. So a reader records the state of
+each file (device, inode, size, mtime) before hashing the file, and compares the state again before
+storing a result under that hash.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from pathlib import Path
 
 from amnesia_bench.errors import StageFailedError
 
-# (device, inode, bytes, mtime_ns). Not the ctime: a new hardlink to the file changes that.
+# (device, inode, bytes, mtime_ns). The ctime is left out, since a new hard link changes it.
 _State = tuple[int, int, int, int]
 
 
 @dataclass(frozen=True)
 class HeldFiles:
-    """Files and their state when they were first seen; links are followed."""
+    """Files with their recorded states; symbolic links are followed."""
 
     states: tuple[tuple[Path, _State], ...]
 
     @classmethod
     def hold(cls, paths: Iterable[Path]) -> HeldFiles:
-        """Note the state of files before they are read.
+        """Record the state of files before they are read.
 
         Raises:
             OSError: a file is missing.
@@ -37,14 +37,14 @@ class HeldFiles:
         return cls(tuple((path, _state(path.stat())) for path in sorted(set(paths))))
 
     def __add__(self, other: HeldFiles) -> HeldFiles:
-        """Return the union; a file in both must still match both states."""
+        """Return the files of both; a file that is in both must match both recorded states."""
         return HeldFiles(self.states + other.states)
 
     def check(self) -> None:
-        """Compare every file with its noted state.
+        """Compare every file with its recorded state.
 
         Raises:
-            StageFailedError: a file was replaced, written or removed since.
+            StageFailedError: a file was replaced, written or removed since it was recorded.
         """
         for path, state in self.states:
             try:
@@ -55,20 +55,21 @@ class HeldFiles:
                 raise _changed(path)
 
     def check_link(self, path: Path, link: Path) -> None:
-        """Check that a new hardlink to one of the files refers to the noted file.
+        """Check that `link`, a new hard link to `path`, refers to the recorded file.
 
         Raises:
-            StageFailedError: the link refers to another file, or the file was written since.
+            StageFailedError: the link refers to another file, or the file was written since it was
+                recorded.
         """
         if _state(link.stat()) != dict(self.states)[path]:
             raise _changed(path)
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[BufferedReader]:
-        """Open one of the files, and check that it is the noted file.
+        """Open one of the files for reading, and check that it is the recorded file.
 
         Raises:
-            StageFailedError: the file was replaced, written or removed since.
+            StageFailedError: the file was replaced, written or removed since it was recorded.
         """
         try:
             opened = path.open("rb")

@@ -1,6 +1,6 @@
-"""Read the rows of JSON lines or of a JSON array one by one, in bounded memory.
+"""Read the rows of a JSON Lines file or of a JSON array one by one, in bounded memory.
 
-Files of generated answers, whose lines have checksums, are read by another module.
+This module does not read files of generated answers, whose lines have checksums.
 """
 
 from __future__ import annotations
@@ -17,21 +17,25 @@ from amnesia_bench.records import codec
 
 Record = TypeVar("Record")
 
-# Maximum size of a row in the file: about four million tokens, for which a tokenizer needs 1 GB.
+# Maximum size of a row. This is about four million tokens, for which a tokenizer needs 1 GB of
+# memory.
 MAX_ROW_BYTES = 16 << 20
 _CHUNK_BYTES = 1 << 16
 
 
 def json_rows(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[int, object]]:
-    """Yield the values of JSON lines, or the items of one array, numbered from 1.
+    """Yield (number, row) for each line of JSON Lines or each item of one array.
+
+    Lines and items are numbered from 1; blank lines count, but are not yielded.
 
     Args:
         stream: a seekable file.
-        location: the name of the file in messages.
+        location: the name of the file in error messages.
         hint: the hint of the error if the file is not JSON.
 
     Raises:
-        UserError: a line or an item is not JSON in UTF-8, or too large; the error names it.
+        UserError: a line or an item is not JSON in UTF-8, or is too large; the message contains its
+            number.
     """
     head = stream.read(_CHUNK_BYTES)
     stream.seek(0)
@@ -44,7 +48,7 @@ def json_rows(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[int
 
 
 def read_json_rows(path: Path, hint: str) -> Iterator[tuple[int, object]]:
-    """Yield the rows of a local file; see `json_rows`.
+    """Yield (number, row) for each row of a local file; see `json_rows`.
 
     Raises:
         UserError: the file does not exist, or a row is not JSON.
@@ -60,10 +64,10 @@ def read_json_rows(path: Path, hint: str) -> Iterator[tuple[int, object]]:
 
 
 def read_records(record: type[Record], path: Path, hint: str) -> Iterator[Record]:
-    """Yield the records of a file, one per line; see `read_json_rows`.
+    """Parse each row of a file as a record of this type; see `read_json_rows`.
 
     Raises:
-        UserError: the file does not exist, or a line is not a record of this type.
+        UserError: the file does not exist, or a row is not a record of this type.
         MissingEnvironmentError: the file cannot be read.
     """
     for number, row in read_json_rows(path, hint):
@@ -71,7 +75,7 @@ def read_records(record: type[Record], path: Path, hint: str) -> Iterator[Record
 
 
 def too_large(where: str) -> UserError:
-    """Return the error for a row of more than MAX_ROW_BYTES."""
+    """Return the error for a row of more than MAX_ROW_BYTES; `where` locates the row."""
     return UserError(
         f"{where}: a row of more than {MAX_ROW_BYTES >> 20} MiB",
         hint="Split such rows, or remove them.",
@@ -79,7 +83,9 @@ def too_large(where: str) -> UserError:
 
 
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Build an object, for `object_pairs_hook`; refuse duplicate keys, which JSON leaves undefined.
+    """Build a JSON object from its pairs, and refuse duplicate keys; use as `object_pairs_hook`.
+
+    JSON does not define the meaning of duplicate keys.
 
     Raises:
         ValueError: a key occurs twice.
@@ -128,7 +134,7 @@ def _array_items(stream: IO[bytes], location: str, hint: str) -> Iterator[tuple[
 
 
 class _Array:
-    """Parses the text of a JSON array item by item; its buffer is little larger than one item."""
+    """Parses a JSON array item by item, with a buffer that is little larger than one item."""
 
     def __init__(self, stream: IO[bytes], location: str, hint: str) -> None:
         self._stream = stream
@@ -140,7 +146,7 @@ class _Array:
         self._at = 0
 
     def next_character(self) -> str:
-        """Return the next non-blank character without consuming it; "" at the end."""
+        """Return the next non-blank character without consuming it; "" at the end of the file."""
         while True:
             while self._at < len(self._buffer):
                 if self._buffer[self._at] not in " \t\r\n":
@@ -150,7 +156,7 @@ class _Array:
                 return ""
 
     def skip(self, character: str) -> None:
-        """Consume one character, which must be the next one."""
+        """Consume the next non-blank character, which must be `character`."""
         actual = self.next_character()
         if actual != character:
             what = actual or "the end of the file"
@@ -165,7 +171,7 @@ class _Array:
         while True:
             try:
                 item, end = self._decoder.raw_decode(self._buffer, self._at)
-            except json.JSONDecodeError as error:  # invalid, or not read to its end yet
+            except json.JSONDecodeError as error:  # invalid, or only a part of it is in the buffer
                 if len(self._buffer) - self._at > MAX_ROW_BYTES:
                     raise too_large(where) from None
                 if not self._read_more(where):
@@ -179,7 +185,10 @@ class _Array:
                 return item
 
     def _read_more(self, where: str) -> bool:
-        """Double the unread text, so a long item is parsed only a few times."""
+        """Read at least as much text as is left in the buffer; return False at the end of the file.
+
+        The buffer doubles each time, so a long item is parsed only a few times.
+        """
         rest = self._buffer[self._at :]
         data = self._stream.read(max(_CHUNK_BYTES, len(rest)))
         try:

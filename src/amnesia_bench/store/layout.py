@@ -1,9 +1,9 @@
-"""The layout of the store: the only module that builds paths of artifacts and unfinished work.
+"""The layout of the store. Only this module builds the paths of artifacts and unfinished work.
 
 <store>/<kind>/<id>/                a finished artifact
 <store>/<kind>/<id>/manifest.json   written last
 <store>/<kind>/.<id>.tmp-<token>/   work in progress, or the remains of a killed attempt
-<store>/<kind>/.<id>.parts/         finished parts of the work, from which the next attempt resumes
+<store>/<kind>/.<id>.parts/         completed parts of the work, from which the next attempt resumes
 <store>/<kind>/.<id>.lease/         the lease of the process that writes <id>
 <store>/<kind>/<id>.training/       checkpoints and metrics of the training run that writes <id>
 <store>/stages/<id>/                specs and logs of the stage that writes <id>
@@ -22,13 +22,13 @@ from amnesia_bench.errors import UserError
 MANIFEST = "manifest.json"
 STORE_VARIABLE = "AMNESIA_STORE"
 
-# File systems allow 255 bytes per name; the suffixes of hidden siblings need some of them.
+# File systems allow 255 bytes per name, and the names of hidden siblings are longer than the id.
 _MAX_NAME_BYTES = 200
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._=+-]*")
 
 
 def store_root(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return the folder of all artifacts: $AMNESIA_STORE, or a folder in the user's cache."""
+    """Return the folder of the store: $AMNESIA_STORE if set, or a folder in the user's cache."""
     if root := environ.get(STORE_VARIABLE):
         return Path(root).expanduser()
     cache = environ.get("XDG_CACHE_HOME") or "~/.cache"
@@ -39,7 +39,8 @@ def artifact_path(root: Path, kind: str, artifact_id: str) -> Path:
     """Return the folder of an artifact.
 
     Raises:
-        UserError: kind or id has characters other than letters, digits and `._=+-`.
+        UserError: kind or id is too long, does not start with a letter or digit, or has characters
+            other than letters, digits and `._=+-`.
     """
     for what, name in (("kind", kind), ("id", artifact_id)):
         if not _ID.fullmatch(name) or len(name) > _MAX_NAME_BYTES:
@@ -51,12 +52,14 @@ def artifact_path(root: Path, kind: str, artifact_id: str) -> Path:
 
 
 def stage_path(root: Path, artifact_id: str) -> Path:
-    """Return the folder of the spec and the logs of the stage that writes an artifact."""
+    """Return the folder with the specs and the logs of the stage that writes this artifact."""
     return artifact_path(root, "stages", artifact_id)
 
 
 def check_final(final: Path) -> None:
-    """Refuse a folder name that could be confused with work in progress.
+    """Refuse an invalid name for an output folder.
+
+    Hidden names are refused because such a folder could be confused with work in progress.
 
     Raises:
         UserError: the last part of the path is empty, `..`, hidden or too long.
@@ -71,12 +74,12 @@ def check_final(final: Path) -> None:
 
 
 def lease_path(final: Path) -> Path:
-    """Return the folder of the lease claims on a final folder."""
+    """Return the lease folder of a final folder, which contains the claims."""
     return final.with_name(f".{final.name}.lease")
 
 
 def new_working_path(final: Path) -> Path:
-    """Return a new hidden sibling of a final folder, on the same file system."""
+    """Return an unused hidden path next to a final folder, so on the same file system."""
     return final.with_name(f".{final.name}.tmp-{secrets.token_hex(8)}")
 
 
@@ -86,12 +89,12 @@ def training_path(final: Path) -> Path:
 
 
 def resumable_path(final: Path) -> Path:
-    """Return the hidden sibling of a final folder that survives a killed attempt."""
+    """Return the hidden folder next to a final folder from which the next attempt resumes."""
     return final.with_name(f".{final.name}.parts")
 
 
 def leftover_paths(final: Path) -> list[Path]:
     """Return the working folders of earlier attempts at this final folder."""
-    # The token has a fixed length, so the pattern for `a` does not match those of `a.tmp-b`.
+    # The token has a fixed length, so the pattern for `a` does not match the folders of `a.tmp-b`.
     pattern = re.compile(re.escape(f".{final.name}.tmp-") + r"[0-9a-f]{16}")
     return sorted(path for path in final.parent.iterdir() if pattern.fullmatch(path.name))

@@ -1,14 +1,15 @@
-"""Leases: one writer per artifact, on one machine or on several that share a file system.
+"""Leases: at most one writer per artifact, even if several machines share the file system.
 
 A lease is a folder of numbered claims: `.<name>.lease/1`, `2`, ... The process with the highest
-claim holds the lease. A claim is a file created with O_EXCL, so if several processes find the same
-claim dead, exactly one of them makes the next; its number is the fencing token. flock is not used:
-on Lustre, GPFS and NFS it may succeed for several processes at once.
+claim holds the lease. A claim is a file created with O_EXCL: if several processes find that the
+holder of the last claim is dead, exactly one of them can create the next claim. Its number is the
+fencing token. flock is not used, since on Lustre, GPFS and NFS it may succeed for several processes
+at once.
 
-The age of a heartbeat is a difference of file times, which come from one clock, that of the file
-system: clocks of hosts differ, and a host must not take over a lease because its own clock is
-ahead. The age of a heartbeat in the future is unknown, so a process that reads one resets it to
-now: a live holder renews it, a dead one does not.
+A heartbeat is the mtime of the claim. Its age is the difference of two file times, both from the
+clock of the file system: clocks of hosts differ, and a host must not take over a lease because its
+own clock is ahead. The age of a heartbeat in the future is unknown, so a process that finds one
+sets it to the current time. A live holder then renews it, and that of a dead holder becomes stale.
 """
 
 from __future__ import annotations
@@ -38,22 +39,23 @@ log = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 300.0
-# A claim is written right after it is created: if it stays empty for longer, its process died.
+# A process writes its claim immediately after creating the file. If the file is still empty after
+# this time, the process has died.
 _UNWRITTEN_SECONDS = 5.0
-# The age of a heartbeat that is further ahead of the file system's clock than this is unknown.
+# A heartbeat further ahead of the file system's clock than this counts as one in the future.
 _FUTURE_SECONDS = 60.0
-# Attempts to remove a folder, to which a slow process may still add its claim.
+# Attempts to remove a released lease folder, to which a slow process may still add its claim.
 _REMOVALS = 3
 # Attempts to take a lease while others take or release it, and the pause between them.
 _ATTEMPTS, _PAUSE_SECONDS = 1000, 0.001
-# A strict pattern for the names of claims: int() would accept other names too.
+# The names of claims. The pattern is stricter than int(), which also accepts other names.
 _NUMBER = re.compile(r"[1-9][0-9]{0,17}")
 _CLAIM_CHARACTERS = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
 class LeaseFile:
-    """A numbered claim as read from disk; `holder` is None if the file is not written yet."""
+    """A numbered claim, read from disk; `holder` is None if its process has not written it yet."""
 
     number: int
     holder: Holder | None
@@ -77,7 +79,7 @@ class Lease:
         """Check that this process still holds the lease; call it before publishing anything.
 
         Raises:
-            StageFailedError: another process has taken over.
+            StageFailedError: another process has taken over the lease.
         """
         if not _is_current(self._folder, self._descriptor, self.number):
             raise StageFailedError(
@@ -86,14 +88,14 @@ class Lease:
             )
 
     def release(self) -> None:
-        """Release the lease, unless another process took it over."""
+        """Release the lease, unless another process has taken it over."""
         self._stop.set()
         self._thread.join()
         if _is_current(self._folder, self._descriptor, self.number):
-            # Renamed first, to a name that the next attempt removes: a slow process that still
-            # reads the old claims cannot add one to a later lease.
+            # The folder is renamed first, so that a slow process that still uses the old folder
+            # cannot add a claim to a later lease. The next attempt removes folders of this name.
             discarded = new_working_path(self._final)
-            # A lease that cannot be removed becomes stale when this process ends.
+            # If the folder cannot be renamed, the lease becomes stale when this process ends.
             with contextlib.suppress(OSError):
                 self._folder.rename(discarded)
             for _ in range(_REMOVALS):
@@ -102,7 +104,7 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(self._heartbeat_seconds):
-            # A failed heartbeat is only a late one; `check` decides before publishing.
+            # A failed heartbeat is ignored, since `check` runs before anything is published.
             with contextlib.suppress(OSError):
                 os.utime(str(self.number), dir_fd=self._descriptor)
 
@@ -115,11 +117,11 @@ def holding_lease(
     stale_seconds: float = STALE_SECONDS,
     clock: Callable[[], float] = time.time,
 ) -> Iterator[Lease]:
-    """Hold the exclusive right to write a final folder.
+    """Hold the exclusive right to write a final folder during the block.
 
-    The lease of a dead process on this machine is taken over at once, that of a process on another
-    machine when its heartbeat is older than `stale_seconds` by the file system's clock. `clock` is
-    the fallback if that clock cannot be read.
+    The lease of a dead process on this machine is taken over immediately. The lease of a process on
+    another machine is taken over when its heartbeat is older than `stale_seconds` according to the
+    file system's clock. `clock` is used if that clock cannot be read.
 
     Raises:
         BusyError: a live process holds the lease.
@@ -138,13 +140,13 @@ def holding_lease(
 
 @contextmanager
 def _deferred_signals() -> Iterator[None]:
-    """Defer SIGINT and SIGTERM to the end of the block, so no half-made lease stays."""
-    if threading.current_thread() is not threading.main_thread():  # it gets no signals
+    """Defer SIGINT and SIGTERM to the end of the block, so that no incomplete lease remains."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread gets them
         yield
         return
     received: list[int] = []
     installed = ((number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM))
-    # None: the handler was not set from Python, so Python cannot restore it.
+    # A handler is None if it was not set from Python; Python cannot restore such a handler.
     handlers = {number: handler for number, handler in installed if handler is not None}
     for number in handlers:
         signal.signal(number, lambda number, _: received.append(number))
@@ -158,7 +160,7 @@ def _deferred_signals() -> Iterator[None]:
 
 
 def current_holder(final: Path, *, stale_seconds: float = STALE_SECONDS) -> Holder | None:
-    """Return the live process that writes a final folder; None if no process does."""
+    """Return the live process that holds the lease of a final folder; None if there is none."""
     try:
         descriptor = os.open(lease_path(final), os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except OSError:
@@ -167,7 +169,7 @@ def current_holder(final: Path, *, stale_seconds: float = STALE_SECONDS) -> Hold
         last = _last_claim(descriptor)
         if last is None or _is_stale(descriptor, last, stale_seconds, time.time):
             return None
-    except OSError:  # released meanwhile
+    except OSError:  # the lease was released meanwhile
         return None
     finally:
         os.close(descriptor)
@@ -188,21 +190,22 @@ def _take(final: Path, stale_seconds: float, clock: Callable[[], float]) -> tupl
 def _try_to_take(
     final: Path, stale_seconds: float, clock: Callable[[], float]
 ) -> tuple[int, int] | None:
-    """Return the descriptor of the folder and a new claim's number; None if another was faster."""
+    """Return the lease folder's descriptor and the new claim's number; None to try again."""
     folder = lease_path(final)
-    # Not exist_ok: pathlib would then check is_dir, and the folder may be released by then.
+    # exist_ok=True would call is_dir, which fails if the folder is removed in between.
     with contextlib.suppress(FileExistsError):
         folder.mkdir()
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except FileNotFoundError:  # released between the two calls
+    except FileNotFoundError:  # the lease was released between the two calls
         return None
     except NotADirectoryError as error:
         what = f"{folder}: is not a folder, and is in the way of the lease of {final}"
         raise UserError(what, hint="Remove it.") from error
     taken = False
     try:
-        # Before the last claim is read: a claim made in between then has this number already.
+        # The number is chosen before the last claim is read: if another process creates a claim in
+        # between, it has this number, and ours cannot be created.
         number = 1 + max(_names(descriptor), default=0)
         last = _last_claim(descriptor)
         if last is not None and not _is_stale(descriptor, last, stale_seconds, clock):
@@ -212,7 +215,7 @@ def _try_to_take(
         _write_claim(descriptor, number)
         taken = _is_current(folder, descriptor, number)
         return (descriptor, number) if taken else None
-    except (FileExistsError, FileNotFoundError):  # another process was faster, or released it
+    except (FileExistsError, FileNotFoundError):  # another process took or released the lease
         return None
     except OSError:
         with contextlib.suppress(OSError):
@@ -224,7 +227,7 @@ def _try_to_take(
 
 
 def _names(descriptor: int) -> dict[int, bool]:
-    """Return every numeric name in a lease folder, and whether it is a claim (a regular file)."""
+    """Map every numeric name in a lease folder to whether it is a claim (a regular file)."""
     with os.scandir(descriptor) as entries:
         return {
             int(entry.name): entry.is_file(follow_symlinks=False)
@@ -234,7 +237,7 @@ def _names(descriptor: int) -> dict[int, bool]:
 
 
 def _last_number(descriptor: int) -> int | None:
-    """Return the number of the highest claim; links, folders and pipes do not count."""
+    """Return the highest number of a claim, or None; links, folders and pipes are not claims."""
     names = _names(descriptor)
     return max((number for number, is_claim in names.items() if is_claim), default=None)
 
@@ -264,7 +267,7 @@ def _last_claim(descriptor: int) -> LeaseFile | None:
     if number is None:
         return None
     claim = LeaseFile(number=number, holder=None, heartbeat=0.0)
-    for _ in range(10):  # its process may have created it and not yet written it
+    for _ in range(10):  # the file may be empty, if its process has not written it yet
         with os.fdopen(os.open(str(number), os.O_RDONLY, dir_fd=descriptor)) as file:
             claim = replace(claim, heartbeat=os.fstat(file.fileno()).st_mtime)
             with contextlib.suppress(ValueError, UserError, RecursionError):
@@ -288,24 +291,25 @@ def _is_stale(
             "two clocks was wrong. If the process is dead, its lease expires in %.0f s.",
             who, ahead, STALE_SECONDS,
         )  # fmt: skip
-        with contextlib.suppress(OSError):  # owned by another user, or released
+        with contextlib.suppress(OSError):  # the claim is another user's, or was released
             os.utime(str(claim.number), dir_fd=descriptor)
         return False
-    # A process that was slow to write its claim checks afterwards if its claim is the highest.
+    # It is safe to ignore an unwritten claim: its process, if only slow, afterwards checks whether
+    # its claim is still the highest.
     return -ahead > (_UNWRITTEN_SECONDS if holder is None else stale_seconds)
 
 
 def _seconds_ahead(descriptor: int, claim: LeaseFile, clock: Callable[[], float]) -> float:
-    """Return how far a heartbeat is ahead of the file system's clock; its age if negative."""
+    """Return heartbeat time minus file system time, which is negative for a past heartbeat."""
     return claim.heartbeat - _file_system_time(descriptor, clock)
 
 
 def _file_system_time(descriptor: int, clock: Callable[[], float]) -> float:
-    """Return the current time of the file system, from the mtime of a new file in a folder."""
+    """Return the file system's current time, which is the mtime of a new file in the folder."""
     name = f".now-{secrets.token_hex(8)}"
     try:
         probe = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=descriptor)
-    except OSError:  # read-only, or full
+    except OSError:  # the file system is read-only or full
         return clock()
     try:
         return os.fstat(probe).st_mtime
@@ -324,7 +328,7 @@ def _busy(final: Path, folder: Path, claim: LeaseFile, seconds_ahead: float) -> 
         who += f" (SLURM job {job})" if job else ""
         who += f" since {claim.holder.since}"
     beat = f"{claim.heartbeat:.0f} s after 1970"
-    with contextlib.suppress(ValueError, OverflowError):  # no year of four digits
+    with contextlib.suppress(ValueError, OverflowError):  # the year would need five digits
         beat = datetime.fromtimestamp(claim.heartbeat, UTC).isoformat(timespec="seconds")
     if seconds_ahead > _FUTURE_SECONDS:
         beat += (

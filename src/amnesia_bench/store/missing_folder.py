@@ -1,4 +1,4 @@
-"""The error for a missing checkpoint folder, whose path is often the name of a hub model."""
+"""The error for a missing checkpoint folder; users often give the name of a hub model instead."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 def no_folder(path: Path) -> UserError:
-    """Return the error for a path that is not a folder."""
+    """Return the error for a path that is not a folder; its hint depends on what the path is."""
     if path.exists():
         return UserError(
             f"{path}: is not a folder.", hint=f"Give the folder that contains it: {path.parent}"
@@ -34,9 +34,10 @@ def no_folder(path: Path) -> UserError:
 
 
 def _in_cache(name: str) -> Path | None:
-    """Return the newest snapshot of a model in the hub client's cache, of any owner.
+    """Return the newest snapshot of the model `name` in the cache of the hub client, or None.
 
-    The client's environment variables determine the folder of the cache.
+    A name without an owner matches any owner. The location of the cache depends on the same
+    environment variables as for the client.
     """
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     home = os.environ.get("HF_HOME") or f"{home}/huggingface"
@@ -48,6 +49,6 @@ def _in_cache(name: str) -> Path | None:
 
 
 def newest_snapshot(repository: Path) -> Path | None:
-    """Return the newest snapshot with a config in a repository of the hub's cache."""
+    """Return the newest snapshot with a config.json in the cached repository, or None."""
     snapshots = [path.parent for path in repository.glob("snapshots/*/config.json")]
     return max(snapshots, key=lambda path: path.stat().st_mtime, default=None)

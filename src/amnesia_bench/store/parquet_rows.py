@@ -1,9 +1,9 @@
 """Read the rows of a Parquet file one by one, in bounded memory.
 
-A file of 2 kB can expand to gigabytes, by dictionary encoding or by compression. So texts are read
-as indices into dictionaries, and rows are measured before Python objects are built. Such a
-dictionary can contain all texts of a row group; if the group is too large, it is read a few rows at
-a time.
+With dictionary encoding or compression, a file of 2 kB can expand to gigabytes. So texts are read
+as indices into dictionaries, and the size of each row is computed before its Python objects are
+built. A dictionary can contain all texts of a row group, so a row group that is too large is read
+without dictionaries, a few rows at a time.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from amnesia_bench.errors import MissingEnvironmentError, UserError
 from amnesia_bench.store.json_rows import MAX_ROW_BYTES, too_large
 
 _INDEXED_BYTES = 256 << 20
-# Arrow copies the dictionary with every batch, so batches of dictionary columns are large.
+# Arrow copies the dictionary for every batch, so few large batches are read from such columns.
 _BATCH_BYTES, _FEW_ROWS = 64 << 20, 8
 _PYTHON_BYTES = 16 << 20
-# Text compresses tenfold at best. A page, up to a whole column chunk, is decompressed at once.
+# Limits on the expansion of a column chunk. Text compresses tenfold at best. A page, which can be
+# as large as its column chunk, is decompressed at once.
 _MAX_CHUNK_BYTES, _MAX_COMPRESSION = 256 << 20, 100
 _MAX_CHUNK_VALUES = 100_000_000
 _MAX_FIXED_BYTES = 1024
@@ -32,15 +33,15 @@ _MAX_FIXED_BYTES = 1024
 def parquet_rows(
     stream: IO[bytes], location: str, choose: Callable[[Sequence[str]], list[str]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a file, numbered from 1.
+    """Yield (number, row) for each row of a Parquet file, numbered from 1.
 
     Args:
         stream: a seekable file.
-        location: the name of the file in messages.
-        choose: a function from the names of all columns to those of the columns to read.
+        location: the name of the file in error messages.
+        choose: a function that selects the columns to read from the names of all columns.
 
     Raises:
-        UserError: two columns share a name, a row is too large, or the file is damaged.
+        UserError: two columns share a name, a row or column is too large, or the file is damaged.
         MissingEnvironmentError: pyarrow is not installed.
     """
     try:
@@ -84,7 +85,7 @@ def parquet_rows(
 def read_parquet_rows(
     path: Path, choose: Callable[[Sequence[str]], list[str]]
 ) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield the rows of a local file; see `parquet_rows`.
+    """Yield (number, row) for each row of a local file; see `parquet_rows`.
 
     Raises:
         UserError: the file does not exist, or is not Parquet.
@@ -100,10 +101,10 @@ def read_parquet_rows(
 
 
 def _expanded_bytes(table: Any, i: int, location: str, columns: list[str]) -> int:
-    """Return the decompressed size of the columns of a row group, in bytes.
+    """Return the decompressed size in bytes of these columns in row group `i`.
 
     Raises:
-        UserError: a column expands more than text can.
+        UserError: a column expands more than any text does.
     """
     group, total = table.metadata.row_group(i), 0
     for j in range(group.num_columns):
@@ -129,7 +130,13 @@ def _is_below(path: str, columns: list[str]) -> bool:
 
 
 def _python_rows(batch: Any, where: str, before: int) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a batch, built in groups; `before` rows of the file precede it."""
+    """Yield the rows of a batch as Python objects, built a few megabytes at a time.
+
+    `before` is the number of rows that precede the batch in the file.
+
+    Raises:
+        UserError: a row is too large, or has a value that Python cannot represent.
+    """
     sizes = np.zeros(batch.num_rows, np.int64)
     for column in batch.columns:
         sizes += _bytes(column)
@@ -142,7 +149,7 @@ def _python_rows(batch: Any, where: str, before: int) -> Iterator[dict[str, Any]
         except UnicodeDecodeError:
             raise
         except (ArithmeticError, LookupError, TypeError, ValueError) as error:
-            # For example a date in the year 300,000, or an unknown time zone.
+            # Examples are a date in the year 300,000 and an unknown time zone.
             raise UserError(
                 f"{where}{before + begin + 1} or later: a value that Python cannot represent "
                 f"({error!s:.80})"
@@ -178,6 +185,6 @@ def _bytes(array: Any) -> NDArray[np.int64]:
 
 
 def _sums(values: Any, offsets: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the size in bytes of lists whose values lie between consecutive offsets."""
+    """Return each list's size in bytes; list i consists of values[offsets[i] : offsets[i + 1]]."""
     totals = np.concatenate((np.zeros(1, np.int64), np.cumsum(_bytes(values))))
     return totals[offsets[1:]] - totals[offsets[:-1]] + 8

@@ -1,4 +1,7 @@
-"""problems.jsonl: the metric values of each problem, whose hash is in the cells next to it."""
+"""Read and write problems.jsonl, the metric values of each problem.
+
+The cells in the same folder record the hash of the file.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +24,21 @@ _HINT = "Score the answers again: amnesia score DIR."
 
 
 def problems_text(problems: Sequence[ProblemValues]) -> str:
-    """Return the text of the file of problem values, one line per problem."""
+    """Return the content of problems.jsonl for these values, one line per problem."""
     return "".join(json.dumps(codec.to_json(p), allow_nan=False) + "\n" for p in problems)
 
 
 def problems_parent(text: str) -> Parent:
-    """Return the parent record by which cells refer to problems.jsonl; `text` is its content."""
+    """Return the parent record with which cells refer to a problems.jsonl with this content."""
     digest = hashlib.sha256(text.encode()).hexdigest()
     return Parent(role=_ROLE, location=PROBLEMS, identity=f"sha256:{digest}")
 
 
 def read_problems(folder: Path, cells: Sequence[Cell]) -> tuple[ProblemValues, ...]:
-    """Read the values of each problem from the folder of their cells.
+    """Read the metric values of each problem from `folder`, which also contains their `cells`.
 
     Raises:
-        UserError: the file is missing, or is not the one that the cells were computed from.
+        UserError: the file is missing, or its hash is not the one that the cells record.
         MissingEnvironmentError: the file cannot be read.
     """
     path = folder / PROBLEMS
@@ -46,10 +49,10 @@ def read_problems(folder: Path, cells: Sequence[Cell]) -> tuple[ProblemValues, .
 
 
 def check_problems(path: Path, cells: Sequence[Cell]) -> bool:
-    """Return whether the cells record the hash of the file; cells of old versions do not.
+    """Return whether the cells record a hash of the file; cells of old versions do not.
 
     Raises:
-        UserError: the file has another hash.
+        UserError: the recorded hash is not that of the file.
     """
     identities = {p.identity for cell in cells for p in cell.parents if p.role == _ROLE}
     if identities and identities != {f"sha256:{sha256_of(path)}"}:

@@ -1,4 +1,4 @@
-"""Identify processes across machines and reboots, and find out whether they still run."""
+"""Identify processes across machines and reboots, and determine whether they are still running."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from pathlib import Path
 class Holder:
     """The identity of a process that holds a lease.
 
-    `machine` distinguishes reboots, and containers that share a host name. `process_start` (clock
-    ticks since boot, None if unknown) distinguishes processes with the same pid.
+    `machine` differs between boots of a host and between containers that share a host name.
+    `process_start` (in clock ticks since boot, None if unknown) distinguishes processes to which
+    the kernel gave the same pid one after another. `since` is the time of this record.
     """
 
     host: str
@@ -38,7 +39,7 @@ def this_process() -> Holder:
 
 
 def is_here(holder: Holder) -> bool:
-    """Return whether a process runs, or ran, on this machine since its last boot."""
+    """Return whether a process belongs to this machine (or container) and its current boot."""
     me = this_process()
     return (holder.host, holder.machine) == (me.host, me.machine)
 
@@ -52,19 +53,22 @@ def _machine() -> str:
 
 
 def is_alive(holder: Holder) -> bool:
-    """Return whether a process of this machine still runs; see `is_here`."""
+    """Return whether a process is still running; it must be of this machine (see `is_here`)."""
     try:
         os.kill(holder.pid, 0)
     except (ProcessLookupError, OverflowError):  # OverflowError: no process can have this pid
         return False
-    except PermissionError:  # alive, and owned by another user
+    except PermissionError:  # the process is alive and belongs to another user
         pass
     start = process_start(holder.pid)
     return start is None or holder.process_start is None or start == holder.process_start
 
 
 def process_start(pid: int) -> int | None:
-    """Return the start time of a process in ticks since boot; -1 for a zombie, None if unknown."""
+    """Return the start time of a process in clock ticks since boot.
+
+    The result is -1 for a zombie, and None if unknown.
+    """
     fields = _fields(pid)
     if fields is None:
         return None
@@ -78,7 +82,7 @@ def parent_of(pid: int) -> int | None:
 
 
 def _fields(pid: int) -> list[str] | None:
-    """Return the fields of /proc/PID/stat from the state on (proc_pid_stat(5), field 3)."""
+    """Return the fields of /proc/PID/stat from field 3, the state, onwards (proc_pid_stat(5))."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text()
     except OSError:

@@ -1,4 +1,7 @@
-"""Provenance of an artifact: code, packages, machine, seeds. No environment, no secrets."""
+"""Collect the provenance of an artifact: code version, packages, machine, seeds and command.
+
+It contains no environment variables, and secrets in the command are masked.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from pathlib import Path
 import amnesia_bench
 from amnesia_bench.records.artifacts import Hardware, Provenance
 
-# Packages that can change a result; only installed ones are recorded.
+# Packages that can change a result. The versions of the installed ones are recorded.
 _PACKAGES = (
     "datasets",
     "flash-linear-attention",
@@ -49,11 +52,11 @@ class _CodeState:
 
 
 def collect_provenance(command: Sequence[str], seeds: Mapping[str, int]) -> Provenance:
-    """Describe a run at its start; `ended_now` completes the record at its end.
+    """Return the provenance of a run that starts now; `ended_now` later adds the end time.
 
     Args:
-        command: the command line, or a Python call written as one; secrets in it are masked.
-        seeds: every seed in use, by its purpose.
+        command: the command line, or a Python call in the form of one; secrets in it are masked.
+        seeds: every seed of the run, by its purpose.
     """
     code = _code_state(Path(amnesia_bench.__file__).parent)
     return Provenance(
@@ -72,7 +75,7 @@ def collect_provenance(command: Sequence[str], seeds: Mapping[str, int]) -> Prov
 
 
 def ended_now(provenance: Provenance) -> Provenance:
-    """Return the record with its end set to now."""
+    """Return a copy of the record whose end time is now."""
     return replace(provenance, ended=_now())
 
 
@@ -102,7 +105,8 @@ def _installed(names: Sequence[str]) -> dict[str, str]:
 
 
 def _code_state(package: Path) -> _CodeState:
-    # The file must be tracked: a virtual environment may be inside another project's work tree.
+    # The package must be tracked by git, since a virtual environment with the package may be inside
+    # the work tree of another project.
     if _git(package, "ls-files", "--error-unmatch", "__init__.py") is None:
         return _CodeState()
     commit = _git(package, "rev-parse", "--verify", "HEAD")
@@ -123,8 +127,8 @@ def _code_state(package: Path) -> _CodeState:
 
 
 def _git(folder: Path, *arguments: str) -> bytes | None:
-    """Return the output of git; None if it fails or is not installed."""
-    # Taking git's index lock would disturb other users of the repository.
+    """Return the output of a git command; None if it fails or git is not installed."""
+    # Without this variable git would lock its index, which disturbs other users of the repository.
     environment = {**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
     try:
         done = subprocess.run(
@@ -152,7 +156,7 @@ def _hardware() -> Hardware:
 
 
 def _field(path: Path, name: str) -> str | None:
-    """Return the value of the first `name : value` line of a /proc file."""
+    """Return the value of the first `name : value` line in a /proc file; None if there is none."""
     try:
         lines = path.read_text(errors="replace").splitlines()
     except OSError:

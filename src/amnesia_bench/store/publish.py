@@ -1,8 +1,8 @@
 """Publish a folder atomically: it appears under its final name complete, or not at all.
 
-Files are written into a hidden sibling. Every file is on disk before the manifest is written, and
-the manifest before the rename. A killed attempt leaves a hidden folder and a lease, which the next
-attempt removes.
+Files are written into a hidden folder next to the final one. All files are on disk before the
+manifest is written, and the manifest is on disk before the hidden folder is renamed. A killed
+attempt leaves the hidden folder and a lease, which the next attempt removes.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def manifest_of(
     provenance: Provenance,
     files: Sequence[FileEntry] | None = None,
 ) -> Manifest:
-    """Return the manifest of a complete folder; its end time is now.
+    """Return the manifest of a complete folder, with the current time as its end time.
 
     Args:
-        folder: the folder with all its files.
+        folder: a folder that contains all files of the artifact.
         kind: the kind of artifact.
-        parents: the artifacts and checkpoints that it was made from.
+        parents: the artifacts and checkpoints from which it was made.
         provenance: the provenance that was collected at the start.
-        files: the entries of its files if they are known; otherwise every file is hashed.
+        files: the entries of its files if they are known; if None, every file is hashed.
 
     Raises:
         MissingEnvironmentError: a file cannot be read.
@@ -59,7 +59,7 @@ def manifest_of(
 
 
 class Work:
-    """An unfinished artifact: write its files into `folder`, then call `finish`."""
+    """An unfinished artifact; the caller writes its files into `folder` and then calls `finish`."""
 
     def __init__(self, final: Path, lease: Lease) -> None:
         self.final = final
@@ -74,13 +74,14 @@ class Work:
         provenance: Provenance,
         files: Sequence[FileEntry] | None = None,
     ) -> None:
-        """Make the folder durable, write its manifest, and give it its final name.
+        """Wait until all files are on disk, write the manifest, and rename the folder to `final`.
 
         The arguments are those of `manifest_of`.
 
         Raises:
-            StageFailedError: the folder does not match the manifest, or another process took over
-                the lease.
+            StageFailedError: the folder does not match `files`, or another process took over the
+                lease.
+            UserError: the final folder was created meanwhile.
         """
         manifest = manifest_of(self.folder, kind, parents, provenance, files)
         if findings := compare_sizes(self.folder, manifest):
@@ -89,7 +90,8 @@ class Work:
                 + "; ".join(f"{finding.path} {finding.problem}" for finding in findings)
             )
         for entry in manifest.files:
-            # A hardlinked input was written by another program, and may be very large.
+            # A file without a SHA-256 is a hard link to an input. It may be very large, and another
+            # program wrote it, so it is not synced.
             if entry.sha256 is not None:
                 sync_file(self.folder / entry.path)
         write_json(self.folder / MANIFEST, manifest.to_json())
@@ -104,16 +106,16 @@ class Work:
 
 @contextmanager
 def publishing(final: Path, kept: str = "nothing of it was kept") -> Iterator[Work]:
-    """Open a working folder that becomes `final` when `finish` is called inside the block.
+    """Create a working folder that becomes `final` when the block calls `finish`.
 
-    The working folder is removed if the block ends in any other way. `kept` is the part of a write
-    error about the results so far.
+    If the block ends in any other way, the working folder is removed. `kept` is the part of a write
+    error that states which results are kept.
 
     Raises:
         UserError: `final` exists, or is not a valid folder name; nothing was written.
         BusyError: another process is writing `final`.
-        MissingEnvironmentError: no permission, or a read-only file system.
-        StageFailedError: the disk is full, or the lease was lost.
+        MissingEnvironmentError: permission to write is missing, or the file system is read-only.
+        StageFailedError: the disk is full, or another process took over the lease.
     """
     check_final(final)
     _refuse_existing(final)
@@ -142,8 +144,8 @@ def _refuse_existing(final: Path) -> None:
 
 def _remove_leftovers(final: Path) -> None:
     for leftover in leftover_paths(final):
-        # Renamed first: if its process is alive after all, it fails to publish instead of
-        # publishing a half-removed folder.
+        # The folder is renamed first: if its process is alive after all, it then fails to publish,
+        # instead of publishing a partly removed folder.
         discarded = new_working_path(final)
         leftover.rename(discarded)
         shutil.rmtree(discarded, ignore_errors=True)

@@ -1,4 +1,7 @@
-"""Temporary folders that are removed when their process ends, even if it is killed."""
+"""Temporary folders that are removed even if their process is killed.
+
+The next process that creates one removes the folders of dead processes.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +26,9 @@ _NAME = re.compile(
 
 @contextmanager
 def scratch_folder() -> Iterator[Path]:
-    """Create a local folder that only this user can read, and remove it after the block.
+    """Create a temporary folder that only this user can access, and remove it after the block.
 
-    Folders that killed processes left are removed first.
+    The folders of killed processes are removed first.
     """
     folder = _new_folder()
     try:
@@ -35,7 +38,7 @@ def scratch_folder() -> Iterator[Path]:
 
 
 def lasting_scratch_folder() -> Path:
-    """Create such a folder that is removed when this process exits."""
+    """Create a folder like that of `scratch_folder`, but remove it when this process exits."""
     folder = _new_folder()
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
@@ -44,7 +47,7 @@ def lasting_scratch_folder() -> Path:
 def _new_folder() -> Path:
     _remove_leftovers_of_dead_processes(Path(tempfile.gettempdir()))
     me = this_process()
-    # Short, because Linux limits the path of a socket to 107 bytes.
+    # The name is short, because Linux limits the path of a socket in the folder to 107 bytes.
     prefix = f"amnesia-run-{_short(me.machine)}-{me.pid}-{me.process_start or 0}-"
     return Path(tempfile.mkdtemp(prefix=prefix))
 
@@ -53,7 +56,7 @@ def _remove_leftovers_of_dead_processes(top: Path) -> None:
     me = this_process()
     for path in top.glob("amnesia-run-*"):
         match = _NAME.fullmatch(path.name)
-        # Pids of another container that shares this folder mean nothing here.
+        # The pid of another container that shares the parent folder has no meaning in this one.
         if match is None or match["machine"] != _short(me.machine) or not _is_our_folder(path):
             continue
         start = int(match["start"]) or None
@@ -64,7 +67,7 @@ def _remove_leftovers_of_dead_processes(top: Path) -> None:
 def _is_our_folder(path: Path) -> bool:
     try:
         status = path.lstat()
-    except OSError:  # removed meanwhile
+    except OSError:  # the folder was removed meanwhile
         return False
     return stat.S_ISDIR(status.st_mode) and status.st_uid == os.getuid()
 

@@ -1,9 +1,9 @@
-"""JSON with its own checksum, for files that are not covered by a manifest.
+"""JSON objects that contain their own checksum, for files that no manifest covers.
 
-A finished artifact has a manifest with the hash of every file. A file that still grows, or that is
-not in an artifact, has a checksum instead: its last key `crc32` covers all the others. CRC-32
-detects every single and double bit error and every burst of up to 32 bits; it does not protect
-against deliberate changes.
+A finished artifact has a manifest with the hash of every file. A file that is still being written,
+or that is not part of an artifact, contains checksums instead: the last key of each object,
+`crc32`, covers all other keys. CRC-32 detects every single and double bit error and every error
+burst of up to 32 bits, but does not protect against deliberate changes.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ _TAIL_CHARACTERS = len(_MARK) + 8 + len(_END)
 
 
 def seal(record: Mapping[str, Any]) -> str:
-    """Return a JSON object as one line of ASCII, with its checksum and without a line break.
+    """Return a JSON object with its checksum as one line of ASCII, without a line break.
 
-    ASCII, because a text may contain half a surrogate pair, which UTF-8 cannot encode.
+    The line is ASCII because a text may contain half a surrogate pair, which UTF-8 cannot encode.
     """
     body = json.dumps(record, allow_nan=False)
     return f"{body[:-1]}{_MARK}{_crc32(body)}{_END}"
 
 
 def unseal(line: str) -> Any:
-    """Return the JSON object of a line that `seal` wrote.
+    """Parse a line that `seal` wrote, and return its JSON object without the checksum.
 
     Raises:
         ValueError: the checksum is missing or does not match.
@@ -43,22 +43,24 @@ def unseal(line: str) -> Any:
 
 
 def sealed_text(record: Mapping[str, Any]) -> str:
-    """Return a JSON object as indented text, with its checksum."""
+    """Return a JSON object with its checksum as indented text."""
     sealed = {**record, CHECKSUM: _crc32(_canonical(record))}
     return json.dumps(sealed, indent=2, allow_nan=False) + "\n"
 
 
 def is_sealed(content: Any) -> bool:
-    """Return whether a parsed file has a checksum."""
+    """Return whether the parsed content of a file contains a checksum."""
     return isinstance(content, dict) and CHECKSUM in content
 
 
 def unsealed(content: Any, where: str, hint: str) -> Any:
-    """Check the checksum of a parsed file and return the rest; without one, return it unchanged.
+    """Check the checksum in the parsed content of a file, and return the content without it.
+
+    Content that has no checksum is returned unchanged.
 
     Args:
         content: the parsed content of the file.
-        where: the file, for the message.
+        where: the path of the file, for the error message.
         hint: the hint of the error for a damaged file.
 
     Raises:

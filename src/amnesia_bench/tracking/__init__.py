@@ -1,1 +1,1 @@
-"""Tracking of a training run: the metrics file on disk, W&B, and progress on the terminal."""
+"""Track a training run: in a metrics file on disk, on W&B, and on the terminal."""

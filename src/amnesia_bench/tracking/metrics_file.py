@@ -1,4 +1,4 @@
-"""metrics.jsonl, the record of a run: one line per step, truncated to the step that is resumed."""
+"""A JSON Lines file with one line per step, truncated when a run resumes from an earlier step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from amnesia_bench.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class FilePrefix:
-    """The first bytes of a file: their number and their hash."""
+    """The length in bytes and the hash of the first part of a file."""
 
     bytes: int
     sha256: str
@@ -29,12 +29,12 @@ EMPTY_PREFIX = FilePrefix(bytes=0, sha256=hashlib.sha256().hexdigest())
 
 
 class MetricsFile:
-    """Appends lines to the file, which always ends with a complete line.
+    """Appends one line per step to a file, after truncating it to a known prefix.
 
     Args:
-        path: the file, which is created if `keep` is empty.
-        keep: the prefix to keep. The rest is truncated: lines of steps that will be repeated, and
-            an incomplete last line.
+        path: the path of the file, which is created if `keep` is empty.
+        keep: the prefix to keep. The rest is removed: lines of steps that will be repeated, and
+            possibly an incomplete last line.
 
     Raises:
         UserError: the file does not begin with this prefix.
@@ -65,7 +65,7 @@ class MetricsFile:
         self._file.seek(keep.bytes)
 
     def append(self, line: Mapping[str, Any]) -> None:
-        """Append one line, which must contain its `step`."""
+        """Append one line, whose key `step` must be the number of the step."""
         text = json.dumps(line, allow_nan=False).encode() + b"\n"
         self._file.write(text)
         self._file.flush()
@@ -76,7 +76,7 @@ class MetricsFile:
         )
 
     def written(self, step: int) -> FilePrefix:
-        """Wait until all lines are on disk, and return the file prefix up to and including a step.
+        """Wait until all lines are on disk, and return the prefix up to and including `step`.
 
         Prefixes of earlier steps are discarded.
         """

@@ -1,4 +1,4 @@
-"""Progress of a training run on stderr: a bar on a terminal, a line every 30 s in a log."""
+"""Show the progress of training on stderr: a bar on a terminal, or a line every 30 s in a log."""
 
 from __future__ import annotations
 
@@ -12,14 +12,17 @@ LOG_SECONDS = 30.0
 
 
 class TrainingProgress(Protocol):
-    """A callback that receives the state of the run after each step."""
+    """A callback that shows the state of the run after each step."""
 
     def __call__(self, step: int, loss: float, tokens_per_second: float) -> None: ...
 
 
 @contextmanager
 def progress(title: str, steps: int, done: int) -> Iterator[TrainingProgress]:
-    """Show the progress of a run on stderr; `done` steps were completed before."""
+    """Show the progress of a run of `steps` steps on stderr, starting after step `done`.
+
+    Yields the function to call after each step.
+    """
     if not sys.stderr.isatty():
         yield _log_lines(title, steps)
         return

@@ -1,6 +1,7 @@
-"""Copy the metrics to W&B. A failure of W&B never affects the run.
+"""Copy the metrics of a training run to W&B. A failure of W&B never affects the run.
 
-The record of a run is metrics.jsonl; W&B receives the same values, offline without an account.
+The authoritative record of a run is metrics.jsonl. W&B receives the same values; without an account
+they are stored locally, in an offline run.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _HOST = "api.wandb.ai"
 
 @dataclass(frozen=True, kw_only=True)
 class WandbRun:
-    """The name and config of a W&B run. The same `run_id` continues the same run."""
+    """The name and config of a W&B run; a second run with the same `run_id` continues the first."""
 
     project: str
     run_id: str
@@ -33,11 +34,11 @@ class WandbRun:
 
 
 class WandbSink:
-    """Sends metrics to W&B, and stops after three failures.
+    """Sends metrics to W&B, until three calls have failed.
 
     Args:
         run: the name and config of the W&B run.
-        module: the `wandb` package; None imports it.
+        module: the `wandb` package; if None, it is imported.
     """
 
     def __init__(self, run: WandbRun, module: Any = None) -> None:
@@ -90,7 +91,7 @@ class WandbSink:
 
 
 def wandb_mode(environ: Mapping[str, str]) -> str:
-    """Return WANDB_MODE if it is set, else `online` if an API key is found, else `offline`."""
+    """Return $WANDB_MODE if it is set; otherwise `online` if there is an API key, or `offline`."""
     if mode := environ.get("WANDB_MODE"):
         return mode
     if environ.get("WANDB_API_KEY"):

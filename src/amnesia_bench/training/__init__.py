@@ -1,1 +1,1 @@
-"""Training: three HALO stages, SFT and QK-Frozen in one loop with bit-exact resume."""
+"""Training: one loop with bit-exact resume for the three HALO stages, SFT and QK-Frozen."""

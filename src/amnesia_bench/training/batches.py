@@ -1,4 +1,4 @@
-"""The batches of each step and their trained tokens, as pure functions of the step number.
+"""Build the batch of each step, with its trained tokens, as a pure function of the step number.
 
 Shapes: B sequences in a micro-batch, T tokens in a sequence, N trained positions.
 """
@@ -22,7 +22,7 @@ from amnesia_bench.modeling import PackedRows
 
 
 class TokenSequence(Protocol):
-    """Concatenated documents in a row of T tokens, perhaps with padding at the end."""
+    """A row of T token ids: concatenated documents, possibly followed by padding."""
 
     @property
     def tokens(self) -> NDArray[np.int32]: ...
@@ -33,7 +33,7 @@ class TokenSequence(Protocol):
 
 
 class TokenStore(Protocol):
-    """Prepared data, which are memory-mapped."""
+    """The memory-mapped prepared data of one source."""
 
     @property
     def tokenizer_sha256(self) -> str: ...
@@ -51,19 +51,19 @@ class TokenStore(Protocol):
 
 
 class SequenceOrder(Protocol):
-    """An infinite order over the sources: sample index -> (source, sequence)."""
+    """An infinite sequence of samples: maps a sample index to (source index, sequence index)."""
 
     def sample(self, index: int, /) -> tuple[int, int]: ...
 
 
 class FileOrder:
-    """Sequences in the order in which they were written, source by source, epoch after epoch."""
+    """The order without shuffling: all sequences of each source in turn, repeated every epoch."""
 
     def __init__(self, sizes: Sequence[int]) -> None:
         self._ends = list(itertools.accumulate(sizes))
 
     def sample(self, index: int) -> tuple[int, int]:
-        """Return the source and the sequence of the `index`-th sample."""
+        """Return the source index and the sequence index of the `index`-th sample (from 0)."""
         within = index % self._ends[-1]
         source = next(i for i, end in enumerate(self._ends) if within < end)
         return source, within - (self._ends[source - 1] if source else 0)
@@ -73,8 +73,9 @@ class FileOrder:
 class MicroBatch:
     """The input of one forward pass in one process.
 
-    `input_ids` is [B, T], or [1, B * T] if documents are isolated; then `packed` has their bounds.
-    Position `targets_at[n]` of the flattened tokens predicts `targets[n]`.
+    `input_ids` has shape [B, T]. If several documents of a row must be isolated, its shape is
+    [1, B * T], and `packed` contains the document bounds. Position `targets_at[n]` of the flattened
+    `input_ids` predicts the token id `targets[n]`.
     """
 
     input_ids: Tensor
@@ -100,8 +101,8 @@ class MicroBatch:
 class StepBatch:
     """The part of a step's batch that one process trains on.
 
-    `checksum` identifies the tokens and masks. Its sum over all processes does not depend on their
-    number.
+    `checksum` identifies the token ids and loss masks. Its sum over all processes does not depend
+    on the number of processes.
     """
 
     micro_batches: tuple[MicroBatch, ...]
@@ -110,11 +111,11 @@ class StepBatch:
 
 
 class Batches:
-    """Divide the infinite order of samples into steps, and each step among the processes.
+    """Divides the infinite sequence of samples into steps, and each step among the processes.
 
     Args:
-        run: stage and recipe.
-        stores: one per source, in the order by which `order` numbers them.
+        run: the stage and the recipe of the run.
+        stores: the data of each source by its name, in the order of the source indices of `order`.
         order: maps each sample index to a sequence.
         rank: rank of this process.
         size: number of processes.
@@ -144,10 +145,11 @@ class Batches:
         self.accumulation = batch // (micro * size)
 
     def step(self, step: int) -> StepBatch:
-        """Return this process's part of the batch of `step` (the first step is 1).
+        """Return this process's part of the batch of step number `step`; steps start at 1.
 
         Raises:
-            StageFailedError: a sequence cannot be read, or has no trained token.
+            StageFailedError: a sequence cannot be read, has the wrong length, or has no trained
+                token.
         """
         train = self._run.train
         start = (step - 1) * train.global_batch
@@ -176,7 +178,11 @@ class Batches:
 
 
 def _predictable(row: TokenSequence, isolate: bool) -> NDArray[np.bool_]:
-    """Return the mask of predicted tokens: those in the loss mask with a token before them."""
+    """Return the mask of the tokens to predict.
+
+    A token must be in the loss mask, and must not be the first token of the row or, if documents
+    are isolated, of its document.
+    """
     mask = np.array(row.loss_mask, dtype=bool)
     mask[0] = False
     if isolate:
@@ -191,7 +197,7 @@ def _collate(rows: Sequence[TokenSequence], isolate: bool) -> MicroBatch:
     predicted = trained.ravel().nonzero()[0]
     input_ids = torch.from_numpy(tokens)
     packed = None
-    # Causal attention: if only the first document of each row is trained, packing is unnecessary.
+    # Models are causal, so documents need no isolation if only the first of each row is trained.
     if isolate and any(
         of_row[row.document_lengths[0] :].any() for row, of_row in zip(rows, trained, strict=True)
     ):
@@ -200,14 +206,14 @@ def _collate(rows: Sequence[TokenSequence], isolate: bool) -> MicroBatch:
     return MicroBatch(
         input_ids=input_ids,
         packed=packed,
-        # A token is predicted at the position before it.
+        # The output at one position predicts the token at the next position.
         targets_at=torch.from_numpy(predicted - 1),
         targets=torch.from_numpy(tokens.ravel()[predicted]),
     )
 
 
 def _bounds(rows: Sequence[TokenSequence]) -> list[int]:
-    """Return the document bounds in the concatenated rows; padding counts as a document."""
+    """Return the bounds of all documents in the concatenated rows; padding counts as a document."""
     bounds = [0]
     for row in rows:
         end = bounds[-1] + len(row.tokens)

@@ -1,11 +1,11 @@
-"""Training checkpoints: saved atomically, synchronously or in the background.
+"""Save training checkpoints atomically, either synchronously or in the background.
 
     checkpoints/step-00000100/                 the files of PyTorch's distributed checkpoint
     checkpoints/step-00000100/complete.json    written last: a folder without it is damaged
-    checkpoints/.step-00000100.tmp             a save in progress, or one that was killed
+    checkpoints/.step-00000100.tmp             a save in progress, or the remains of a killed one
 
-Only trained tensors and the optimizer's moments are saved: frozen ones come from the model
-checkpoint that the run started from.
+Only trained tensors and the optimizer's moments are saved. A resumed run loads the frozen tensors
+from the model checkpoint that the run started from.
 """
 
 from __future__ import annotations
@@ -43,18 +43,19 @@ from amnesia_bench.training.processes import Processes
 COMPLETE = "complete.json"
 _NAME = re.compile(r"step-([0-9]{8})")
 _TEMPORARY = re.compile(r"\.step-[0-9]{8}\.tmp")
-# Files of a save, complete or not. Any other file belongs to the user and is not removed.
+# The files that a complete or partial save writes. Other files are the user's and never removed.
 _SAVE_FILE = re.compile(r"__[0-9]+_[0-9]+\.distcp|\.metadata(\.tmp)?|complete\.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavedStep:
-    """The content of `complete.json`, by which damage is detected.
+    """The content of `complete.json`, from which `newest` detects damage.
 
     Attributes:
-        step: number of completed updates.
-        files: every file of the checkpoint.
-        records: the contents of metrics.jsonl and speed.jsonl at this step, as file prefixes.
+        step: the number of completed steps.
+        files: the entry (size and hash) of every other file of the checkpoint.
+        records: the prefixes of metrics.jsonl and speed.jsonl that end with this step, by file
+            name.
     """
 
     step: int
@@ -63,15 +64,16 @@ class SavedStep:
 
 
 class CheckpointFolder:
-    """Saves and loads the tensors of a run.
+    """Saves the tensors of a run to checkpoints, and loads them.
 
     Args:
         folder: an existing folder on a file system that all processes share.
         settings: the number of checkpoints to keep, and whether saving is asynchronous. The loop
             decides how often to save.
-        processes: all processes; each must take part in every call.
-        records: called in the first process before a checkpoint becomes valid. It makes the metrics
-            files durable and returns their prefixes; it prevents the save by raising.
+        processes: all processes of the run; every process must call each method.
+        records: a function of the step, which the first process calls before the checkpoint of that
+            step becomes valid. It waits until the metrics files are on disk, and returns their
+            prefixes up to that step. If it raises, the checkpoint does not become valid.
     """
 
     def __init__(
@@ -96,10 +98,10 @@ class CheckpointFolder:
         return self._processes.on_first(self._find_newest)
 
     def load(self, step: int, state: dict[str, torch.Tensor]) -> None:
-        """Load a checkpoint into these tensors, whose sharding may differ from that of the save.
+        """Load a checkpoint into the tensors of `state`, even if these are sharded differently.
 
         Raises:
-            UserError: the checkpoint has other tensors.
+            UserError: the tensors in the checkpoint do not match those of `state`.
         """
         folder = self._path(step)
         try:
@@ -110,11 +112,14 @@ class CheckpointFolder:
             raise _damaged(folder, folder, how) from error
 
     def save(self, step: int, state: dict[str, torch.Tensor]) -> None:
-        """Save a checkpoint; if asynchronous, only copy the tensors and write in the background.
+        """Save a checkpoint.
+
+        In an asynchronous save, this method returns once the tensors are copied; a background
+        thread writes the copies.
 
         Raises:
-            StageFailedError: this save or the previous one failed; its files are removed and
-                earlier checkpoints are intact.
+            StageFailedError: this save or the previous one failed. The files of the failed save are
+                removed, and earlier checkpoints are intact.
         """
         self.wait()
         temporary = self._temporary(step)
@@ -135,7 +140,7 @@ class CheckpointFolder:
         self._processes.on_first(lambda: self._complete(step))
 
     def poll(self) -> bool:
-        """Return whether an asynchronous save is ready to be completed by `wait`."""
+        """Return whether `wait` could complete an asynchronous save without blocking."""
         written = self._pending is not None and self._pending[1].done()
         return written and (self._hashes is None or self._hashes.done())
 
@@ -190,7 +195,7 @@ class CheckpointFolder:
             discarded = self._temporary(old)
             self._path(old).rename(discarded)
             _remove(discarded)
-            if discarded.exists():  # it contains files of the user
+            if discarded.exists():  # the folder also contains files of the user
                 discarded.rename(self._path(old))
 
     def _steps(self) -> list[int]:
@@ -212,7 +217,7 @@ class CheckpointFolder:
 
 
 def remove_saves(folder: Path) -> None:
-    """Remove the checkpoints of a run, and the folder if it is empty then."""
+    """Remove the checkpoints of a run, and then their parent `folder` if it is empty."""
     complete = [path for path in folder.glob("step-*") if _NAME.fullmatch(path.name)]
     for path in complete + _leftovers(folder):
         _remove(path)
@@ -229,7 +234,7 @@ def _remove(save: Path) -> None:
 
 
 def _verified(folder: Path) -> SavedStep:
-    """Return the content of a checkpoint's `complete.json`; compare every file with its hash."""
+    """Compare every file of a checkpoint with its hash, and return the content of complete.json."""
     path = folder / COMPLETE
     try:
         saved = codec.from_json(SavedStep, read_json(path), str(path))
@@ -262,12 +267,15 @@ def _entries(folder: Path) -> tuple[FileEntry, ...]:
 
 
 def _entries_once_written(save: Future[Any], folder: Path) -> tuple[FileEntry, ...]:
-    """Hash the files in the background: reading a large checkpoint takes minutes."""
+    """Wait for an asynchronous save, and return the entries of its files; none if it failed.
+
+    It runs in a background thread, since hashing a large checkpoint takes minutes.
+    """
     return () if save.exception() is not None else _entries(folder)
 
 
 class _Writer(FileSystemWriter):
-    """Raises the OSError of a failed write, which torch.save hides behind a RuntimeError."""
+    """A writer that raises the OSError of a failed write, for which torch.save raises another."""
 
     def write_data(self, *args: Any, **kwargs: Any) -> Any:
         try:
@@ -280,7 +288,7 @@ class _Writer(FileSystemWriter):
 
 
 def _explained(error: BaseException, temporary: Path) -> AmnesiaError:
-    """Return the error of a failed save in the user's terms."""
+    """Return the user-facing error for a failed save."""
     causes: list[BaseException] = [error]
     if isinstance(error, CheckpointException):
         causes = [failure for failure, _ in error.failures.values()]

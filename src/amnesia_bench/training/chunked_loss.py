@@ -1,10 +1,10 @@
-"""Cross-entropy and KL divergence over a large vocabulary, without the logits in memory.
+"""Cross-entropy and KL divergence over a large vocabulary, without all logits in memory.
 
-The head is applied to one chunk of rows at a time. The loss and its gradient are computed from the
-logits in place, and the gradient is accumulated at once into those of the hidden states and of the
-head; backward only scales them.
+The head is applied to one chunk of rows at a time. The forward pass computes the loss of the chunk
+and its gradient with respect to the logits, and immediately accumulates the gradients of the hidden
+states and of the head. The backward pass only scales them.
 
-Shapes: N positions, R rows per chunk, M hidden size, M' that of the teacher, V vocabulary.
+Shapes: N positions, R rows per chunk, M hidden size, M' the teacher's hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -17,21 +17,22 @@ from torch import Tensor
 
 from amnesia_bench.training.heads import Head
 
-# (slice of the N rows, their logits [R, V]) -> sum of their losses, its gradient [R, V]
+# Maps (slice of the N rows, their logits [R, V]) to (sum of their losses, gradient [R, V] of that
+# sum with respect to the logits).
 _Loss = Callable[[slice, Tensor], tuple[Tensor, Tensor]]
 
 
 def chunked_cross_entropy(hidden: Tensor, head: Head, targets: Tensor, rows: int) -> Tensor:
-    """Return the sum over positions of -log softmax(logits)[target], a scalar.
+    """Return the cross-entropy -log softmax(logits)[target], summed over all positions.
 
     Args:
-        hidden: [N, M].
+        hidden: hidden states [N, M].
         head: maps hidden states to logits.
         targets: token ids [N].
         rows: positions per chunk.
 
     Returns:
-        The sum in float32 (float64 for float64 inputs), whatever the dtype of `hidden`.
+        The sum as a scalar: float64 if `hidden` is float64, and float32 for every other dtype.
     """
 
     def loss(chunk: slice, logits: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,14 +52,14 @@ def chunked_kl(
     rows: int,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Return the sum over positions of KL(teacher || student), a scalar.
+    """Return KL(teacher || student) as a scalar, summed over all positions.
 
     Args:
         student: hidden states [N, M] and head.
         teacher: hidden states [N, M'] and head; they receive no gradient.
         rows: positions per chunk.
-        dtype: dtype of the log-softmax and of the running sum. A dtype below float32 loses much
-            precision.
+        dtype: dtype of the log-softmax and of the running sum. A dtype with less precision than
+            float32 makes the loss much less accurate.
     """
     teacher_hidden, teacher_head = teacher
 
@@ -76,13 +77,14 @@ def chunked_kl(
 
 def _summed(hidden: Tensor, head: Head, loss: _Loss, rows: int) -> Tensor:
     function: Any = _ChunkedLoss
-    # Weight and bias are separate arguments: autograd only differentiates tensor arguments.
+    # Autograd only differentiates tensor arguments, so weight and bias are passed in addition to
+    # the head.
     total: Tensor = function.apply(hidden, head.weight, head.bias, head, loss, rows)
     return total
 
 
 class _ChunkedLoss(torch.autograd.Function):
-    """Sum a loss over chunks of rows; all gradients are computed in forward."""
+    """Sums a loss over chunks of rows; its forward pass also computes all gradients."""
 
     @staticmethod
     def forward(  # noqa: PLR0913 - autograd needs every tensor as an argument
@@ -97,7 +99,7 @@ class _ChunkedLoss(torch.autograd.Function):
         precise = torch.float64 if hidden.dtype == torch.float64 else torch.float32
         total: Tensor | None = None
         d_hidden = torch.zeros_like(hidden) if ctx.needs_input_grad[0] else None
-        # Float32 even for a bfloat16 head: hundreds of chunks are accumulated.
+        # Float32 even for a bfloat16 head, since the gradients of hundreds of chunks are summed.
         d_weight = torch.zeros_like(weight, dtype=precise) if ctx.needs_input_grad[1] else None
         d_bias = torch.zeros_like(bias, dtype=precise) if ctx.needs_input_grad[2] else None  # type: ignore[arg-type]
         for start in range(0, hidden.shape[0], rows):
@@ -121,7 +123,8 @@ class _ChunkedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:
-        # The scale is one over a token count: rounding it to bfloat16 would be 0.4 % off.
+        # The scale is one divided by a token count: rounding it to bfloat16 would cause an
+        # error of 0.4 %.
         gradients = (
             None if gradient is None else (gradient.to(scale.dtype) * scale).to(dtype)
             for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)

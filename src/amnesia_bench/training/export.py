@@ -28,10 +28,10 @@ from amnesia_bench.weights.side_files import side_files
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """The sources of the published folder besides the trained tensors.
+    """The sources of the published checkpoint apart from the trained tensors.
 
-    Untrained tensors, config and tokenizer are copied from `init`; `side_files` of the run are
-    added.
+    Untrained tensors, config and tokenizer are copied from `init`; the `side_files`, which the run
+    wrote, are added. `parents` and `seed` go into the manifest.
     """
 
     init: Checkpoint
@@ -41,9 +41,9 @@ class Export:
 
 
 def publish_trained(export: Export, learner: Learner, processes: Processes, out: Path) -> None:
-    """Write the checkpoint atomically; every process must call this function.
+    """Publish the trained model as a checkpoint; every process must call this function.
 
-    Trained tensors are rounded to the dtypes of `init`.
+    Trained tensors are rounded to their dtypes in `init`.
 
     Raises:
         StageFailedError: a frozen tensor has changed.
@@ -62,7 +62,7 @@ def publish_trained(export: Export, learner: Learner, processes: Processes, out:
     if processes.first:
         names = set(export.init.tensors)
         if not isinstance(learner.objective, Align):
-            # A second copy of a tied head in `init` would be stale.
+            # If `init` stores a second copy of a tied head, that copy is no longer correct.
             names &= learner.trained.keys() | learner.untouched.keys()
         _publish(export, {name: trained.get(name) for name in names}, out)
 
@@ -87,7 +87,7 @@ def _publish(export: Export, tensors: Mapping[str, Tensor | None], out: Path) ->
 def _tensors(
     init: Checkpoint, tensors: Mapping[str, Tensor | None]
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield the published tensors in the order of `init`; None means the tensor of `init`."""
+    """Yield the tensors to publish in the order of `init`; None stands for the tensor in `init`."""
     for name in init.tensors:
         if name in tensors:
             before, after = _read(init, name), tensors[name]

@@ -1,13 +1,13 @@
 """The folder next to the output that contains everything a run needs to resume.
 
-<out>.training/training.json    settings and inputs of the run; those of a resumed run must match
+<out>.training/training.json    settings and inputs of the run; a resumed run must have the same
 <out>.training/metrics.jsonl    one line per step
 <out>.training/speed.jsonl      seconds and tokens per second, which differ from run to run
 <out>.training/checkpoints/     see `checkpoints`
 
-The name is visible, so a user may have another folder of that name, or add notes to this one. A
-folder without a training.json of this package is refused, and only files of these names are ever
-removed.
+The folder is not hidden, so a user may already have a folder of that name, or may add notes to this
+one. So a folder that contains files but no training.json of this package is refused, and only files
+with the names above are ever removed.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class _RunRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """The settings of a run, and its inputs identified by content."""
+    """The settings of a run, and its inputs (`parents`) with hashes of their contents."""
 
     run: TrainingRun
     parents: tuple[Parent, ...]
 
     def differences(self, other: RunIdentity) -> list[str]:
-        """Return the differences in `other` that can change the result."""
+        """Describe each difference between this run and `other` that can change the result."""
         differences = []
         before, now = cache_key(self.run), cache_key(other.run)
         for group, old in before.items():
@@ -68,10 +68,10 @@ class RunIdentity:
 
 
 def read_run_identity(path: Path) -> RunIdentity:
-    """Read a training.json.
+    """Read the identity of a run from its training.json.
 
     Raises:
-        UserError: the file is missing, or is not one of this package.
+        UserError: the file is missing, or this version of the package cannot have written it.
     """
     record = codec.from_json(_RunRecord, read_json(path), str(path))
     try:
@@ -85,10 +85,10 @@ def read_run_identity(path: Path) -> RunIdentity:
 
 
 def check_run_folder(folder: Path) -> None:
-    """Refuse a folder that was not made by a training run.
+    """Refuse a folder that was not created by a training run.
 
     Raises:
-        UserError: the folder has files but no valid training.json; nothing was written.
+        UserError: the folder contains files but no valid training.json; nothing was written.
     """
     if not folder.is_dir():
         return
@@ -118,7 +118,7 @@ def check_run_folder(folder: Path) -> None:
 
 
 def check_resume_matches(folder: Path, identity: RunIdentity) -> None:
-    """Write training.json; on a resume, refuse a run that differs from the recorded one.
+    """Write training.json; if there are checkpoints, first compare the run with the recorded one.
 
     Raises:
         UserError: an input, or a setting that can change the result, differs.
@@ -138,9 +138,9 @@ def check_resume_matches(folder: Path, identity: RunIdentity) -> None:
 
 
 def remove_run(folder: Path) -> list[str]:
-    """Remove the files of a run, and its folder if empty; return the names of remaining files."""
+    """Remove the files of a run, and its folder if it is then empty; return the remaining names."""
     remove_saves(folder / CHECKPOINTS)
-    # training.json goes last: it marks the folder as that of a run.
+    # training.json is removed last, since it marks the folder as that of a training run.
     for name in (*RECORDS, _FRESH_SETTINGS, SETTINGS):
         remove_files(folder, re.compile(re.escape(name)))
     return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []

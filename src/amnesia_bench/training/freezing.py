@@ -1,4 +1,4 @@
-"""Find the parameters that a rule freezes: for QK-Frozen, W_Q and W_K of all softmax layers."""
+"""Find the tensors that a rule freezes; QK-Frozen freezes W_Q and W_K of all softmax layers."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ from amnesia_bench.weights.checkpoint import Checkpoint
 
 
 def frozen_tensors(rule: Freeze | None, checkpoint: Checkpoint) -> frozenset[str]:
-    """Return the names of the frozen tensors: weights and their biases.
+    """Return the names of the tensors that `rule` freezes: weights and their biases.
 
     Raises:
-        UserError: the architecture is unknown, a layer is not a softmax layer, or a role shares a
-            tensor with a role that is not frozen.
+        UserError: the architecture is unknown, a layer of the rule is not a softmax layer, no
+            tensor has a role of the rule, or a frozen role shares a tensor with a role that is not
+            frozen.
     """
     if rule is None:
         return frozenset()

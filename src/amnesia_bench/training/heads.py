@@ -1,8 +1,8 @@
 """How each trainable family computes logits from hidden states and isolates packed documents.
 
-Every row is tested: our loss and gradients are compared with those of the model's own forward pass,
-and packed documents with the same documents in rows of their own. `loss_check` repeats the
-comparison for the actual model when a run starts.
+Tests cover every family in the table: they compare our loss and gradients with those of the model's
+own forward pass, and packed documents with the same documents in separate rows. `loss_check`
+repeats the comparison of the loss with the actual model when a run starts.
 
 Shapes: N positions, M hidden size, V vocabulary.
 """
@@ -19,9 +19,9 @@ from torch import Tensor
 
 from amnesia_bench.errors import UserError
 
-# How documents in one row are isolated. `positions`: positions restart in each document, and
-# attention runs per document. `boundaries`: the model takes cu_seqlens. `alone`: not possible, so
-# each row has one document.
+# How the model isolates the documents of one row. `positions`: positions restart in each document,
+# and attention runs per document. `boundaries`: the model's forward accepts cu_seqlens. `alone`:
+# the model cannot isolate them, so each row must contain one document.
 Documents = Literal["positions", "boundaries", "alone"]
 
 
@@ -29,8 +29,9 @@ Documents = Literal["positions", "boundaries", "alone"]
 class Trainable:
     """The properties of a family that training depends on.
 
-    `times`, `over` and `cap` are keys of config.json: logits are multiplied by the first, divided
-    by the second, and soft-capped by the third, cap * tanh(logits / cap). A null cap means none.
+    `times`, `over` and `cap` name keys of config.json. Logits are multiplied by the value of
+    `times`, divided by the value of `over`, and soft-capped with the value of `cap`:
+    cap * tanh(logits / cap). If that value is null, logits are not capped.
     """
 
     documents: Documents
@@ -53,11 +54,11 @@ TRAINABLE: Mapping[str, Trainable] = {
     **_rows("positions", "cohere", "cohere2", times="logit_scale"),
     **_rows("positions", "granite", over="logits_scaling"),
     **_rows("positions", "hyperclovax", times="logits_scaling"),
-    # Its attention logits are soft-capped too, which no fused kernel supports.
+    # Gemma 2 also soft-caps its attention logits, which no fused kernel supports.
     **_rows("alone", "gemma2", cap="final_logit_softcapping"),
-    # The decoder layer of the model's own code ignores the arguments that isolate documents.
+    # The decoder layer in Jet-Nemotron's own code ignores the arguments that isolate documents.
     **_rows("alone", "jet_nemotron"),
-    # Their recurrent states are not reset at document boundaries.
+    # These families do not reset their recurrent states at document boundaries.
     **_rows("alone", "qwen3_5_text", "bamba", "lfm2"),
     **_rows("alone", "falcon_h1", times="lm_head_multiplier"),
     **_rows("alone", "granitemoehybrid", over="logits_scaling"),
@@ -65,12 +66,13 @@ TRAINABLE: Mapping[str, Trainable] = {
 }
 
 
-# The assumption for model code that comes with a checkpoint, until `loss_check` has tested it.
+# The assumed properties of a model whose code comes with its checkpoint; `loss_check` tests the
+# assumption about the logits.
 _UNKNOWN = Trainable(documents="alone")
 
 
 def trainable(model_type: object) -> Trainable:
-    """Return the row of a family, by the model_type of its config."""
+    """Return the properties of the family with this model_type, or the assumed ones if unknown."""
     known = isinstance(model_type, str) and model_type in TRAINABLE
     return TRAINABLE[str(model_type)] if known else _UNKNOWN
 
@@ -92,7 +94,7 @@ class Head:
     cap: float | None = None
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """Return the logits of hidden states [N, M]: [N, V] in float32, or float64 for float64."""
+        """Return the logits [N, V] for hidden states [N, M], in float32 (float64 for float64)."""
         product = hidden @ self.weight.mT
         if self.bias is not None:
             product += self.bias
@@ -102,12 +104,12 @@ class Head:
         return logits if self.cap is None else (logits / self.cap).tanh_().mul_(self.cap)
 
     def slope(self, logits: Tensor) -> Tensor | float:
-        """Return the derivative of `logits` with respect to W h + b."""
+        """Return the derivative of these logits with respect to W h + b."""
         return self.scale if self.cap is None else (1 - (logits / self.cap).square()) * self.scale
 
 
 def head_of(model: Any) -> Head:
-    """Return the head of a causal LM, with its current weights.
+    """Return the head of a causal LM, which refers to its current weights.
 
     Raises:
         UserError: the head is not a single matrix, or a value in the config is not a number.

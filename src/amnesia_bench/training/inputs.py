@@ -1,4 +1,4 @@
-"""The inputs of a run, identified by content: a resumed run must have the same ones."""
+"""Check the inputs of a run, and identify prepared data by their contents."""
 
 from __future__ import annotations
 
@@ -16,15 +16,16 @@ from amnesia_bench.training.batches import TokenStore
 from amnesia_bench.training.heads import trainable
 from amnesia_bench.weights.checkpoint import Checkpoint
 
-# These rotations depend on the longest document of a row, so documents in one row change each
-# other. `su` is the name of longrope in the first Phi-3 configs.
+# With these RoPE types the rotation depends on the longest document of a row, so documents in one
+# row affect each other. `su` is the name of longrope in the first Phi-3 configs.
 _ROPE_OF_THE_ROW = frozenset({"dynamic", "longrope", "su"})
 
 
 def data_parent(source: str, folder: Path) -> Parent:
-    """Identify prepared data by the hashes in its manifest, and check its files against them.
+    """Check prepared data against their manifest, and return a parent record with their hash.
 
-    A large file whose modification time is that in the manifest is not read again.
+    The hash covers the file hashes in the manifest. A large file is not read again if its
+    modification time is the one in the manifest.
 
     Raises:
         UserError: the folder is not a finished artifact, or does not match its manifest.
@@ -42,11 +43,11 @@ def data_parent(source: str, folder: Path) -> Parent:
 
 
 def check_data(run: TrainingRun, stores: Mapping[str, TokenStore], tokenizer_sha256: str) -> None:
-    """Check that prepared data fit the stage and the tokenizer of the initial checkpoint.
+    """Check that prepared data match the stage and the tokenizer of the initial checkpoint.
 
     Raises:
-        UserError: a source is missing or not in the mixture, or its data were prepared for another
-            tokenizer, length or stage.
+        UserError: a source of the mixture has no data, data are not of a source in the mixture, or
+            data were prepared for another tokenizer, sequence length or document isolation.
     """
     train = run.train
     if set(stores) != set(train.mixture):
@@ -81,11 +82,11 @@ def check_data(run: TrainingRun, stores: Mapping[str, TokenStore], tokenizer_sha
 
 
 def check_documents(run: TrainingRun, stores: Mapping[str, TokenStore], init: Checkpoint) -> None:
-    """Refuse packed data if the model cannot isolate the documents of a row.
+    """Refuse packed data if the stage isolates documents and the model cannot.
 
     Raises:
-        UserError: the model does not reset its states between documents, or its positions depend on
-            the other documents of the row.
+        UserError: the model cannot isolate the documents of a row, or its rotary embedding depends
+            on the other documents of the row.
     """
     packed = [name for name, store in stores.items() if store.packs_documents]
     if not packed or not run.isolate_documents:
@@ -105,7 +106,7 @@ def check_documents(run: TrainingRun, stores: Mapping[str, TokenStore], init: Ch
 
 
 def _rope_types(config: Mapping[str, Any]) -> set[Any]:
-    """Return the rope types in a config.json; families with sliding windows have two."""
+    """Return the RoPE types in a config.json; families with sliding windows have two entries."""
     rope = config.get("rope_scaling") or config.get("rope_parameters")
     if not isinstance(rope, Mapping):
         return set()
@@ -114,10 +115,11 @@ def _rope_types(config: Mapping[str, Any]) -> set[Any]:
 
 
 def check_vocabulary(stores: Mapping[str, TokenStore], init: Checkpoint) -> None:
-    """Refuse data with tokens that have no row in the embeddings.
+    """Refuse data whose token ids may exceed the rows of the embeddings.
 
     Raises:
-        UserError: the tokenizer of `init` and the data has more tokens than the embeddings.
+        UserError: the tokenizer, which `init` and the data share, has more tokens than the
+            embeddings have rows.
     """
     tables = (s[0] for n, s in init.shapes.items() if n.endswith("embed_tokens.weight") and s)
     rows = min(tables, default=None)

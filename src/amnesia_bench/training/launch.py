@@ -1,9 +1,10 @@
-"""Run torchrun and return the exit code of its workers: 75 means that the job should be requeued.
+"""Run torchrun, and exit with the exit code of its workers; 75 asks for the job to be requeued.
 
   python -m amnesia_bench.training.launch --nproc-per-node 8 \
       -m amnesia_bench.cli.main train --config sft_miromind_2b ...
 
-torchrun itself always exits with 1 if a worker fails, and does not forward SIGUSR1 to the workers.
+This wrapper is needed because torchrun itself exits with 1 whenever a worker fails, and does not
+forward SIGUSR1 to the workers.
 """
 
 from __future__ import annotations
@@ -19,20 +20,20 @@ from amnesia_bench.errors import ExitCode
 
 _SETTINGS = (
     "--signals-to-handle=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1",
-    "--shutdown-timeout=600",  # seconds for saving; a batch system may allow less
+    "--shutdown-timeout=600",  # seconds for saving a checkpoint; a batch system may allow less
 )
 
 
 def launch(arguments: Sequence[str]) -> int:
-    """Run torchrun with these arguments and return the exit code of the first failed worker."""
+    """Run torchrun with these arguments; return the exit code of the first failed worker, or 0."""
     try:
         main([*_SETTINGS, *arguments])
     except ChildFailedError as error:
         _, failure = error.get_first_failure()
         return int(failure.exitcode) if failure.exitcode > 0 else int(ExitCode.STAGE_FAILED)
     except SignalException:
-        # The workers received the signal too and had time to save. If the time was too short, the
-        # job resumes from the previous checkpoint.
+        # The workers received the signal too, and had time to save a checkpoint. If that time was
+        # too short, the requeued job resumes from the previous checkpoint.
         return int(ExitCode.REQUEUE)
     return int(ExitCode.DONE)
 

@@ -1,7 +1,8 @@
 """The training loop, for every objective and any number of processes.
 
-A step is a function of the previous state and of the step number, which determines data, learning
-rate and seed. So a run that was killed and resumed gives the same result as an uninterrupted one.
+A step depends only on the previous state and on the step number, which determines the data, the
+learning rate and the random seed. So a run that is killed and resumed gives the same result as an
+uninterrupted one.
 """
 
 from __future__ import annotations
@@ -27,21 +28,24 @@ from amnesia_bench.training.optimizers import Updates
 from amnesia_bench.training.processes import Processes
 from amnesia_bench.training.schedule import learning_rate
 
-# After this many consecutive updates with non-finite gradients the run is aborted.
+# The run is aborted after this many consecutive steps with non-finite gradients.
 MAX_SKIPPED = 3
 
 
-# On a CPU, for sequences up to this length, the backward pass of the fused kernel takes twice as
-# long as plain matrices (docs/benchmarks.md). Matrices grow with the square of the length.
+# On a CPU, up to this sequence length, the backward pass of the fused attention kernel takes twice
+# as long as that of plain matrix products (docs/benchmarks.md). The memory for plain products grows
+# with the square of the length.
 _SHORT_TOKENS = 192
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """One line of metrics.jsonl: no value depends on clocks or on the machine.
+    """One line of metrics.jsonl; no value depends on clocks or on the machine.
 
-    `loss` is the mean over `trained_tokens`. `grad_norm` is the norm before clipping, or None if it
-    was not finite and the update was skipped. `batch_checksum` identifies the tokens and masks.
+    `loss` is the mean over `trained_tokens`, or the mean of the means of all micro-batches, as
+    recipe.loss_mean specifies. `grad_norm` is the gradient norm before clipping, or None if it was
+    not finite, so that the update was skipped. `batch_checksum` identifies the token ids and loss
+    masks of the batch.
     """
 
     step: int
@@ -57,7 +61,10 @@ class StepRecord:
 
 @dataclass
 class Clock:
-    """Seconds inside and outside of forward, backward and optimizer since the last `read`."""
+    """Measures the seconds spent on computation and on everything else since the last `read`.
+
+    Computation comprises the forward pass, the backward pass and the optimizer.
+    """
 
     compute: float = 0.0
     other: float = 0.0
@@ -65,7 +72,7 @@ class Clock:
 
     @contextmanager
     def computing(self) -> Iterator[None]:
-        """Count the block as compute, and the time since the previous block as other."""
+        """Count the time in the block as `compute`, and the time before it as `other`."""
         started = time.perf_counter()
         self.other += started - self._last
         yield
@@ -73,7 +80,7 @@ class Clock:
         self.compute += self._last - started
 
     def read(self) -> tuple[float, float]:
-        """Return (compute, other) and reset both."""
+        """Return the seconds (compute, other), and reset both."""
         now = time.perf_counter()
         seconds = self.compute, self.other + now - self._last
         self.compute = self.other = 0.0
@@ -83,7 +90,7 @@ class Clock:
 
 @dataclass(frozen=True, kw_only=True)
 class LoopParts:
-    """The components of the loop. `record` is called in the first process only."""
+    """The components of the loop; only the first process calls `record`."""
 
     run: TrainingRun
     learner: Learner
@@ -103,7 +110,7 @@ def _attention_kernels(batch: MicroBatch) -> AbstractContextManager[None]:
 
 
 class Loop:
-    """Trains from the newest checkpoint.
+    """The training loop: `start` loads the newest checkpoint, and `run` trains from there.
 
     Args:
         parts: the components of the loop.
@@ -114,11 +121,11 @@ class Loop:
         self._trained = parts.learner.trained
         self._updates = Updates(parts.run.train.optimizer, self._trained, parts.processes.device)
         self._clock = Clock()
-        # Consecutive updates that were skipped because of non-finite gradients.
+        # The number of consecutive updates skipped because of non-finite gradients.
         self._skipped = torch.zeros((), dtype=torch.int64)
 
     def start(self) -> SavedStep | None:
-        """Load the newest checkpoint, if any, and return its description.
+        """Load the newest checkpoint and return its description, or None if there is none.
 
         Raises:
             UserError: the checkpoint is damaged.
@@ -130,11 +137,13 @@ class Loop:
         return saved
 
     def run(self, done: int) -> bool:
-        """Run the steps after `done`; return False if a signal stopped it, after saving the state.
+        """Run all steps after step `done`, and return True.
+
+        If a signal requests a stop, save the state and return False.
 
         Raises:
-            StageFailedError: the loss or too many gradients are not finite, the data cannot be
-                trained on, or a save failed. The last checkpoint is intact.
+            StageFailedError: the loss or too many gradients in a row are not finite, a batch cannot
+                be built, or a save failed. The last checkpoint is intact.
         """
         parts, train = self._parts, self._parts.run.train
         saved = done
@@ -153,7 +162,12 @@ class Loop:
         return True
 
     def _begin(self, step: int) -> tuple[bool, dict[str, int], StepBatch]:
-        """Read the batch, and synchronise its counts, failures and signals in one all-reduce."""
+        """Read this process's part of the batch, and synchronise the processes in one all-reduce.
+
+        Returns:
+            Whether any process was asked to stop, the counts summed over all processes, and the
+            batch.
+        """
         parts, objective = self._parts, self._parts.learner.objective
         failure: AmnesiaError | None = None
         batch, trained = StepBatch(micro_batches=(), documents=0, checksum=0), 0
@@ -181,7 +195,7 @@ class Loop:
     def _step(self, step: int, batch: StepBatch, totals: dict[str, int]) -> None:
         parts, train = self._parts, self._parts.run.train
         objective, clock = parts.learner.objective, self._clock
-        # If a model draws random numbers (dropout), they also depend on the step only.
+        # Random numbers of the model, for example for dropout, must depend only on step and rank.
         torch.manual_seed((train.seed * 1_000_003 + step) * 4099 + parts.processes.rank)
         device = parts.processes.device
         sums = torch.zeros(1 + len(objective.metric_names), device=device, dtype=torch.float64)
@@ -218,10 +232,10 @@ class Loop:
             parts.record(record, clock.read())
 
     def _is_finite(self, step: int, loss: float, grad_norm: float) -> bool:
-        """Return whether the gradient is finite; otherwise the update is skipped.
+        """Return whether the gradient norm is finite, and count the consecutive ones that are not.
 
         Raises:
-            StageFailedError: the loss is not finite, or too many consecutive gradients are not.
+            StageFailedError: the loss is not finite, or too many gradients in a row are not.
         """
         finite = math.isfinite(grad_norm)
         if finite:
@@ -238,7 +252,12 @@ class Loop:
         )
 
     def _weight(self, count: int, total: int) -> float:
-        """Return the factor from the summed loss of a micro-batch to its share of the mean."""
+        """Return the factor that turns the summed loss of a micro-batch into its share of the mean.
+
+        Args:
+            count: the weight of the micro-batch; see the objective's `count`.
+            total: the sum of these weights over the step.
+        """
         if self._parts.run.recipe.loss_mean == "trained_tokens":
             return 1.0 / total
         micro_batches = self._parts.batches.accumulation * self._parts.processes.size
@@ -250,5 +269,5 @@ class Loop:
         return total
 
     def _state(self) -> dict[str, Tensor]:
-        """Return every tensor that a step changes, by name."""
+        """Return by name every tensor that a step changes and a checkpoint must contain."""
         return {"skipped": self._skipped, **self._updates.state()}

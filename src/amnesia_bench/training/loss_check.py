@@ -1,8 +1,9 @@
 """Check that the trained loss equals the loss of the model's own forward pass.
 
-The model's own forward pass, including its loss, runs on a few synthetic hidden states: its body is
-replaced for that one call. So only the head is computed, which is cheap on any machine and for any
-model size, and no random number is drawn. The check also shows that the body gets only the tokens.
+For the check, the model's body (everything but the head) is replaced by a function that returns a
+few synthetic hidden states, and the model's own forward pass computes logits and loss from them. So
+only the head is computed, which is cheap on any machine and for any model size, and no random
+number is drawn. The check also verifies that the body receives no other tensor than the token ids.
 
 Shapes: T tokens, M hidden size, V vocabulary.
 """
@@ -21,22 +22,23 @@ from amnesia_bench.training.chunked_loss import chunked_cross_entropy
 from amnesia_bench.training.heads import Head, head_of
 
 _TOKENS = 9
-# Scales of the synthetic hidden states, as in published models; a cap only affects large ones.
+# Scales of the synthetic hidden states, similar to those of published models. Large scales are
+# needed because a soft cap only affects large logits.
 _SIZES = (1.0, 4.0, 16.0)
-# Relative to the largest logit: a few roundings of the dtype in which the head computes.
+# Tolerances relative to the largest logit: a few rounding errors of the head's dtype.
 _TOLERANCES = {torch.float32: 1e-4, torch.bfloat16: 0.03}
 
 
 @torch.no_grad()
 def check_loss(model: Any, folder: Path) -> None:
-    """Compare our logits and loss of a few positions with those of the model's own forward pass.
+    """Compare our logits and loss at a few positions with those of the model's own forward pass.
 
     Args:
         model: a causal LM that is not sharded yet.
-        folder: the folder of its checkpoint, for messages.
+        folder: the folder of its checkpoint, for error messages.
 
     Raises:
-        UserError: they differ, or the forward pass has parts besides the body and the head.
+        UserError: logits or loss differ, or the forward pass does more than the body and the head.
     """
     head = head_of(model)
     vocab, width = head.weight.shape
@@ -56,7 +58,7 @@ def check_loss(model: Any, folder: Path) -> None:
 
 
 def _own_outputs(model: Any, tokens: Tensor, hidden: Tensor, folder: Path) -> tuple[Tensor, Tensor]:
-    """Return logits [T, V] and loss of the model's forward pass for these hidden states [T, M]."""
+    """Run the model's forward pass on hidden states [T, M]; return its logits [T, V] and loss."""
     body, calls = model.base_model, []
 
     def synthetic_forward(*args: Any, **kwargs: Any) -> Any:
@@ -79,7 +81,10 @@ def _own_outputs(model: Any, tokens: Tensor, hidden: Tensor, folder: Path) -> tu
 
 
 def _got_only_tokens(args: tuple[Any, ...], kwargs: dict[str, Any], tokens: Tensor) -> bool:
-    """Return whether the tokens are the only tensor among the arguments of the body."""
+    """Return whether the token ids are the only tensor argument of the body.
+
+    The result is also False if the body is asked for router logits.
+    """
     tensors = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
     return len(tensors) == 1 and tensors[0] is tokens and not kwargs.get("output_router_logits")
 

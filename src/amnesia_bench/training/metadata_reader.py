@@ -1,8 +1,8 @@
 """Read a checkpoint of PyTorch's distributed checkpoint format without running code from it.
 
-Its `.metadata` is a pickle, which could call any function. This reader only allows the plain
-records of such metadata, and only entries that are tensors in files of the same folder: PyTorch
-loads tensors with `weights_only`, but unpickles any other entry.
+The file `.metadata` is a pickle, which could call any function. This reader only unpickles the
+record classes that such metadata consist of. It only accepts entries that are tensors in files of
+the same folder, since PyTorch loads tensors with `weights_only` but unpickles any other entry.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _RECORDS = {
         "_MEM_FORMAT_ENCODING",
     ),
     "torch.distributed.checkpoint.filesystem": ("_StorageInfo",),
-    "torch.serialization": ("_get_layout",),  # looks up a layout by name
+    "torch.serialization": ("_get_layout",),  # a harmless function: looks up a layout by name
     "torch": ("Size",),
     "pathlib": ("PosixPath",),
 }
@@ -48,10 +48,10 @@ class TensorReader(FileSystemReader):
     """Reads the tensors of a training checkpoint."""
 
     def read_metadata(self, *_: Any, **__: Any) -> Metadata:
-        """Return the metadata: the location of each tensor.
+        """Return the metadata of the checkpoint, which contain the location of each tensor.
 
         Raises:
-            UserError: the file is not the metadata of a checkpoint of tensors.
+            UserError: the file is not the metadata of a checkpoint that contains only tensors.
         """
         metadata = read_metadata(Path(self.path))
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
@@ -63,14 +63,14 @@ def read_metadata(folder: Path) -> Metadata:
     """Return the metadata of a training checkpoint.
 
     Raises:
-        UserError: the file is not the metadata of a checkpoint of tensors.
+        UserError: the file is not the metadata of a checkpoint that contains only tensors.
     """
     path = folder / METADATA
     try:
         with path.open("rb") as file:
             metadata = _Records(file).load()
         _check(metadata)
-    except Exception as error:  # the instructions of a pickle can fail in any way
+    except Exception as error:  # unpickling can raise any exception
         raise UserError(
             f"{path}: not the metadata of a checkpoint of tensors ({error})",
             hint=f"No code in it was run. Remove {folder} to resume from the previous checkpoint.",

@@ -1,4 +1,4 @@
-"""Build the trained module from checkpoint folders, sharded over the processes."""
+"""Load the models of a stage from checkpoint folders, and shard them over the processes."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ from amnesia_bench.weights.checkpoint import Checkpoint
 class Learner:
     """The module that the loop trains.
 
-    `names` maps the parameters of `objective` to their names in the checkpoint folder; tied
-    parameters have one entry.
+    `names` maps the parameter names of `objective` to tensor names in the checkpoint folder. Tied
+    parameters have a single entry.
     """
 
     objective: Align | Distill | NextToken
@@ -44,13 +44,13 @@ class Learner:
 
     @property
     def trained(self) -> dict[str, nn.Parameter]:
-        """The trained parameters by their names in the checkpoint folder."""
+        """The trained parameters by their tensor names in the checkpoint folder."""
         parameters = self.objective.named_parameters()
         return {self.names[name]: p for name, p in parameters if p.requires_grad}
 
     @property
     def untouched(self) -> dict[str, nn.Parameter]:
-        """The frozen parameters of the objective by their names in the checkpoint folder."""
+        """The frozen parameters of the objective by their tensor names in the checkpoint folder."""
         parameters = self.objective.named_parameters()
         return {self.names[name]: p for name, p in parameters if not p.requires_grad}
 
@@ -58,10 +58,10 @@ class Learner:
 def build_learner(
     run: TrainingRun, init: Checkpoint, teacher: Checkpoint | None, processes: Processes
 ) -> Learner:
-    """Load and shard the student, and the teacher if the stage has one.
+    """Load and shard the student, and the teacher if the stage has one; return the learner.
 
     Raises:
-        UserError: a checkpoint does not fit the stage.
+        UserError: a checkpoint is not suitable for the stage.
     """
     train, recipe = run.train, run.recipe
     frozen = frozen_tensors(train.freeze, init)
@@ -98,9 +98,9 @@ def build_learner(
 
 
 def checkpoint_activations(model: Any) -> None:
-    """Recompute the activations of each layer in the backward pass instead of keeping them."""
+    """Make a model recompute its layers' activations in the backward pass, not store them."""
     arguments = {"use_reentrant": False}
-    # transformers 5.23 renamed the method; the constraints for GPUs pin an earlier release.
+    # transformers 5.23 renamed this method, but the GPU constraints file pins an earlier release.
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(arguments)
     else:
@@ -120,10 +120,10 @@ def _aligned(run: TrainingRun, student: Any, teacher: Teacher, processes: Proces
 
 
 def check_supported(checkpoint: Checkpoint) -> None:
-    """Refuse transformers models that are not in the table of trainable families.
+    """Refuse quantised models, and models of transformers that are not a trainable family.
 
     Raises:
-        UserError: models of this type are not supported.
+        UserError: training such a model is not supported.
     """
     kind = checkpoint.config.get("model_type")
     if not isinstance(kind, str):
@@ -144,7 +144,9 @@ def check_supported(checkpoint: Checkpoint) -> None:
 def load_for_training(
     checkpoint: Checkpoint, dtype: Dtype, trusted_code_sha256: str | None, first: bool
 ) -> Any:
-    """Load a model in the first process; in the others allocate it, and `shard` fills its values.
+    """Load a model in the first process, and allocate it without values in all others.
+
+    `shard` later broadcasts the values.
 
     Raises:
         UserError: transformers cannot build a model from its config, its code is not trusted, or
@@ -168,14 +170,17 @@ def load_for_training(
     _check_parameters(model, checkpoint)
     if first:
         return auto.from_pretrained(checkpoint.folder, dtype=DTYPES[dtype], **options)
-    # Memory that is never written is not allocated by the operating system.
+    # The operating system allocates memory when it is first written, so these tensors use none yet.
     model.to_empty(device="cpu")
     model.tie_weights()
     return model
 
 
 def _check_parameters(model: Any, checkpoint: Checkpoint) -> None:
-    """Refuse tensors that differ from the parameters in name or shape: export needs them equal."""
+    """Refuse a checkpoint without a tensor of the same name and shape for each parameter.
+
+    Export writes the trained parameters back under these names.
+    """
     kind, stored = model.config.model_type, checkpoint.shapes
     for name, parameter in model.named_parameters():
         if name not in stored:

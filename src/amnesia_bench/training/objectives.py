@@ -1,8 +1,8 @@
-"""The training objectives: one module per stage, whose forward returns a summed loss.
+"""The training objectives: one module per kind of stage, whose forward returns a summed loss.
 
-The loss is computed inside the module that FSDP wraps last, where the weights of the head are not
-sharded. The sum is in float32. The loop divides it by the count of the whole step, so neither
-accumulation nor the number of processes changes the result.
+Each objective computes its loss inside the outermost FSDP module, where the head's weights are
+gathered. Losses are summed in float32. The loop divides the sum by the count of the complete step,
+so neither gradient accumulation nor the number of processes changes the result.
 
 Shapes: B batch, T tokens, M hidden size, V vocabulary, L layers.
 """
@@ -24,15 +24,16 @@ from amnesia_bench.training.batches import MicroBatch
 from amnesia_bench.training.chunked_loss import chunked_cross_entropy, chunked_kl
 from amnesia_bench.training.heads import Head, head_of, trainable
 
-# The number of rows of a micro-batch in the KL of the released code, before its commit 5438a19.
+# Before its commit 5438a19, the released code computed the KL of only this many positions per
+# micro-batch.
 PARITY_KD_ROWS = 512
 
 
 class Teacher(nn.Module):
-    """A frozen causal LM that provides hidden states. It is wrapped by FSDP separately.
+    """A frozen causal LM that provides hidden states, in a separate FSDP wrapper.
 
-    Objectives keep it in a tuple, which hides it from PyTorch: it is not a submodule, so neither
-    optimizer nor checkpoint includes it.
+    Objectives store it in a tuple, so that PyTorch does not register it as a submodule. So neither
+    the optimizer nor checkpoints include it.
     """
 
     def __init__(self, model: Any) -> None:
@@ -41,13 +42,13 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, input_ids: Tensor) -> tuple[Tensor, Head]:
-        """Return the hidden states before the head [B, T, M] and the head."""
+        """Return the final hidden states [B, T, M] and the head that maps them to logits."""
         hidden = self.model.base_model(input_ids, use_cache=False).last_hidden_state
         return hidden, head_of(self.model)
 
 
 class NextToken(nn.Module):
-    """Stage 3 and SFT: cross-entropy of the next token over the trained tokens."""
+    """The objective of stage 3 and SFT: cross-entropy of the next token at trained positions."""
 
     metric_names: tuple[str, ...] = ()
 
@@ -61,7 +62,7 @@ class NextToken(nn.Module):
         return len(batch.targets)
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss, and no further metrics."""
+        """Return the summed loss and an empty tensor, since there are no metrics per layer."""
         hidden = hidden_states(self.student, batch).flatten(0, 1)
         chosen = hidden.index_select(0, batch.targets_at)
         loss = chunked_cross_entropy(chosen, head_of(self.student), batch.targets, self._rows)
@@ -69,7 +70,10 @@ class NextToken(nn.Module):
 
 
 class Distill(nn.Module):
-    """Stage 2: KL(teacher || student) at every position, temperature 1."""
+    """The objective of stage 2: KL(teacher || student) at temperature 1.
+
+    It covers all positions, or the first PARITY_KD_ROWS of a micro-batch with kd_rows=first512.
+    """
 
     metric_names: tuple[str, ...] = ()
 
@@ -82,11 +86,11 @@ class Distill(nn.Module):
         self._dtype = torch.bfloat16 if run.recipe.kd_dtype == "bf16" else torch.float32
 
     def count(self, batch: MicroBatch) -> int:
-        """Return the weight of this micro-batch in the mean: the number of trained positions."""
+        """Return the weight of this micro-batch in the mean: the number of its positions."""
         return batch.input_ids.numel()
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Return the summed loss, and no further metrics."""
+        """Return the summed loss and an empty tensor, since there are no metrics per layer."""
         teacher_hidden, teacher_head = self._teacher[0](batch.input_ids)
         student_hidden = hidden_states(self.student, batch)
         rows = slice(self._limit)
@@ -100,11 +104,11 @@ class Distill(nn.Module):
 
 
 class Align(nn.Module):
-    """Stage 1: each lightning mixer imitates the attention of its layer in the teacher.
+    """The objective of stage 1: each lightning mixer imitates its layer's attention in the teacher.
 
-    Its input is the input of the teacher's attention, so layers learn independently of each other.
-    The loss is the squared error of the mixer's contribution to the residual stream, averaged over
-    layers, positions and channels.
+    A mixer receives the input of the teacher's attention, so layers learn independently of each
+    other. The loss is the squared difference between the outputs of the mixer and of the attention,
+    averaged over layers, positions and channels.
     """
 
     def __init__(
@@ -125,11 +129,11 @@ class Align(nn.Module):
             attention.register_forward_hook(self._recorder(i), with_kwargs=True)
 
     def count(self, batch: MicroBatch) -> int:
-        """Return the weight of this micro-batch in the mean: the number of trained positions."""
+        """Return the weight of this micro-batch in the mean: the number of its positions."""
         return batch.input_ids.numel()
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
-        """Return the loss summed over positions, and the same for each layer [L], detached."""
+        """Return the loss summed over positions, and the detached losses of the layers [L]."""
         self._recorded.clear()
         self._teacher[0](batch.input_ids)
         inputs: MixerInputs | None = None
@@ -181,13 +185,13 @@ class Align(nn.Module):
 
 
 def isolate_without_mask(model: Any) -> None:
-    """Run softmax layers per document in models that would otherwise need a T x T mask."""
+    """Make softmax layers attend per document in models that would otherwise need a T x T mask."""
     if trainable(model.config.model_type).documents == "positions":
         model.set_attn_implementation(PACKED_SDPA)
 
 
 def hidden_states(model: Any, batch: MicroBatch) -> Tensor:
-    """Return the hidden states before the head [B, T, M]; packed documents are isolated."""
+    """Return the final hidden states [B, T, M] ([1, B * T, M] for isolated documents)."""
     layout: dict[str, Any] = {}
     if batch.packed is not None:
         if trainable(model.config.model_type).documents == "positions":

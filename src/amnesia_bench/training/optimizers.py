@@ -1,9 +1,9 @@
-"""The optimizers: AdamW for all parameters, or Muon for the matrices of the layers.
+"""The optimizers: AdamW for all parameters, or Muon for the weight matrices of the layers.
 
-Muon orthogonalises the momentum of a whole matrix (Keller Jordan,
-https://kellerjordan.github.io/posts/muon). Embeddings, norms and biases use AdamW. Muon's
-updates are scaled to the size of AdamW's (Liu et al., arXiv 2502.16982), so both use the same
-learning rate.
+Muon orthogonalises the momentum of a complete matrix (Keller Jordan,
+https://kellerjordan.github.io/posts/muon). With Muon, all other parameters, such as embeddings,
+norms and biases, use AdamW. Muon's updates are scaled to the size of AdamW's (Liu et al.,
+arXiv 2502.16982), so both use the same learning rate.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _MOMENTS = {torch.optim.AdamW: ("exp_avg", "exp_avg_sq"), torch.optim.Muon: ("mo
 
 
 def check_optimizer(train: TrainConfig, processes: int) -> None:
-    """Raise UserError if this optimizer cannot train with this number of processes."""
+    """Raise a UserError if the stage's optimizer cannot run on this number of processes."""
     if train.optimizer.kind == "muon" and processes > 1:
         raise UserError(
             f"train.optimizer.kind=muon with {processes} processes: Muon needs whole matrices, "
@@ -35,7 +35,7 @@ class Updates:
 
     Args:
         settings: the kind of optimizer and its hyperparameters.
-        trained: the sharded parameters by their names in the checkpoint.
+        trained: the sharded parameters by their tensor names in the checkpoint.
         device: the device of the parameters.
     """
 
@@ -46,7 +46,8 @@ class Updates:
         self._trained = trained
         muon = settings.kind == "muon"
         matrices = {n for n, p in trained.items() if muon and p.ndim == 2 and ".layers." in n}
-        # In one process a shard is the whole tensor; DTensor's overhead would dominate Muon's step.
+        # With one process each shard is a complete tensor, so its local data are updated: the
+        # overhead of DTensor would dominate the time of a Muon step.
         self._updated = {n: _whole(p) if _is_whole(p) else p for n, p in trained.items()}
         self._optimizers: list[torch.optim.Optimizer] = []
         if other_parameters := [p for n, p in self._updated.items() if n not in matrices]:
@@ -73,7 +74,10 @@ class Updates:
             )
 
     def begin(self, step: int) -> None:
-        """Allocate the optimizer state as after `step` updates; its values are loaded later."""
+        """Allocate the optimizer state, with AdamW's step count set to `step`.
+
+        The moments are zero until a checkpoint is loaded into them.
+        """
         for optimizer in self._optimizers:
             for parameter in _parameters(optimizer):
                 state = optimizer.state[parameter]
@@ -97,7 +101,7 @@ class Updates:
     def skip(self) -> None:
         """Clear the gradients without an update, but advance AdamW's step count.
 
-        So the count depends on the step number only, also after a resume.
+        So the count always equals the number of completed steps, to which a resume sets it.
         """
         for optimizer in self._optimizers:
             if isinstance(optimizer, torch.optim.AdamW):
@@ -106,7 +110,7 @@ class Updates:
         self._clear_gradients()
 
     def state(self) -> dict[str, Tensor]:
-        """Return every tensor that an update changes, by name."""
+        """Return by name the trained parameters and the moments of the optimizers."""
         tensors = {f"weight/{name}": p.detach() for name, p in self._trained.items()}
         names = {parameter: name for name, parameter in self._updated.items()}
         for optimizer in self._optimizers:
@@ -129,6 +133,6 @@ def _is_whole(tensor: Tensor) -> bool:
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """Return the local data of a tensor that is not split over processes."""
+    """Return the detached local data of a tensor that is not split over processes."""
     local = tensor.detach()
     return local.to_local() if isinstance(local, DTensor) else local

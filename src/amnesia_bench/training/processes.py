@@ -1,6 +1,7 @@
 """The processes of a run: ranks, collectives, errors and stop signals.
 
-The calls are the same for one process or many, on CPU or GPU. A single process is a group of one.
+The interface is the same for one process or many, on CPU or GPU: a single process forms a group of
+size one.
 """
 
 from __future__ import annotations
@@ -27,12 +28,12 @@ class Processes:
     """The group of processes that train together.
 
     Attributes:
-        rank: 0 .. size - 1.
+        rank: the number of this process, from 0 to size - 1.
         size: the number of processes.
         device: the device of this process.
-        mesh: a one-dimensional mesh of all processes.
-        background: a group for work that runs concurrently with training: collectives of two
-            threads in one group would be mixed up.
+        mesh: a one-dimensional device mesh of all processes.
+        background: a second process group, for work in a thread that runs concurrently with
+            training. Collectives that two threads start in one group could be matched wrongly.
     """
 
     def __init__(self) -> None:
@@ -51,13 +52,13 @@ class Processes:
         return self.rank == 0
 
     def sums(self, values: Sequence[int]) -> list[int]:
-        """Return the sums of integers over all processes (an all-reduce)."""
+        """Return each integer summed over all processes (an all-reduce)."""
         total = torch.tensor(values, dtype=torch.int64)
         dist.all_reduce(total)
         return [int(value) for value in total.tolist()]
 
     def on_first(self, call: Callable[[], Result]) -> Result:
-        """Run `call` in the first process; all processes return its result or raise its error."""
+        """Run `call` in the first process; every process returns its result or raises its error."""
         outcome: list[object] = [None, None]
         if self.first:
             try:
@@ -70,7 +71,7 @@ class Processes:
         return outcome[0]  # type: ignore[return-value]  # the result of `call`
 
     def agree(self, failure: AmnesiaError | None) -> None:
-        """Raise in every process the failure of the lowest rank that has one."""
+        """If any process passes a failure, raise the failure of the lowest such rank in all."""
         failures: list[AmnesiaError | None] = [None] * self.size
         dist.all_gather_object(failures, failure)
         for first_failure in failures:
@@ -80,13 +81,13 @@ class Processes:
 
 @contextmanager
 def joined_processes() -> Iterator[Processes]:
-    """Join the process group of torchrun's environment variables, or make a group of one."""
-    # CPU tensors use another backend: counts and saves must not wait for the GPU.
+    """Join the process group of torchrun's environment variables, or else form a group of one."""
+    # CPU tensors use the gloo backend, since collectives on counts must not wait for the GPU.
     backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
     if "RANK" in os.environ:
         dist.init_process_group(backend)
     else:
-        distributed: Any = dist  # its stores are not declared
+        distributed: Any = dist  # torch's type hints omit the stores
         store = distributed.HashStore()
         dist.init_process_group(backend, store=store, rank=0, world_size=1)
     try:
@@ -97,7 +98,10 @@ def joined_processes() -> Iterator[Processes]:
 
 @contextmanager
 def stop_requests() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether SIGTERM or SIGUSR1 arrived; restore handlers after."""
+    """Yield a function that returns whether SIGTERM or SIGUSR1 has arrived.
+
+    The previous signal handlers are restored after the block.
+    """
     requested = threading.Event()
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     for number in STOP_SIGNALS:

@@ -1,4 +1,4 @@
-"""Records each step: metrics file, speed file, W&B, and the terminal."""
+"""Record each step in the metrics file and the speed file, on W&B and on the terminal."""
 
 from __future__ import annotations
 
@@ -32,12 +32,13 @@ class Recorder:
 
     @contextmanager
     def open(self, done: int, kept: Mapping[str, FilePrefix]) -> Iterator[None]:
-        """Open the files after `done` steps, truncated to their prefixes `kept` (empty for step 0).
+        """Open the files, truncated to their prefixes `kept` after `done` steps.
 
-        Only the first process writes.
+        If `done` is 0, `kept` is empty and the files are emptied. Only the first process opens
+        files.
 
         Raises:
-            UserError: a file was changed since the checkpoint.
+            UserError: a file was changed since the checkpoint, or `kept` lacks a file.
         """
         if not self._first:
             yield
@@ -63,7 +64,7 @@ class Recorder:
                     self._wandb.finish(exit_code)
 
     def record(self, step: StepRecord, seconds: tuple[float, float]) -> None:
-        """Record one step; `seconds` are those of compute and of everything else."""
+        """Record one step; `seconds` are the times of computation and of everything else."""
         line = asdict(step)
         line |= line.pop("by_layer")
         compute, other = seconds
@@ -83,7 +84,7 @@ class Recorder:
             self._wandb.log(present | {"tokens_per_second": speed}, step.step)
 
     def written(self, step: int) -> dict[str, FilePrefix]:
-        """Wait until the files are on disk, and return their prefixes up to and including a step.
+        """Wait until the files are on disk, and return their prefixes up to and including `step`.
 
         Raises:
             StageFailedError: another process has taken over the lease.
@@ -95,7 +96,7 @@ class Recorder:
         train = self._run.train
         if train.wandb_project is None:
             return None
-        # Two runs of one name in different folders are different runs.
+        # Runs with the same name in different folders must be different W&B runs.
         folder_hash = hashlib.sha256(str(self._folder.resolve()).encode()).hexdigest()
         run = WandbRun(
             project=train.wandb_project,

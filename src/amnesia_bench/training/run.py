@@ -1,7 +1,7 @@
-"""Run one training stage: check the inputs, train, publish the checkpoint.
+"""Run one training stage: check the inputs, train, and publish the checkpoint.
 
-<out>.training/    the state from which the run resumes, see `folder`
-<out>/             the trained checkpoint, once all steps are done
+<out>.training/    the state from which the run resumes; see `folder`
+<out>/             the trained checkpoint, published when all steps are done
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ _KEPT = "complete checkpoints are kept"
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingJob:
-    """A training request with its data opened.
+    """A training request and its opened data.
 
-    `order` maps sample indices to sequences of `stores`, if the data are shuffled.
-    `tokenizer_sha256` is the identity of the tokenizer in `init`.
+    `order` maps sample indices to sequences of `stores`; it is used only if the recipe shuffles.
+    `tokenizer_sha256` identifies the tokenizer in the initial checkpoint.
     """
 
     request: TrainRequest
@@ -77,19 +77,20 @@ class TrainingJob:
 
 
 def train(request: TrainRequest, out: Path) -> None:
-    """Train to the last step and write the checkpoint to `out`.
+    """Train to the last step, and publish the trained checkpoint as `out`.
 
-    Every process of the run calls this function. An interrupted run resumes from its newest
-    checkpoint; if it was killed after publishing, only its temporary files are removed.
+    Every process of the run must call this function. An interrupted run resumes from its newest
+    training checkpoint. If it was killed after publishing, only its leftover files are removed.
 
     Raises:
-        UserError: the inputs do not fit together; nothing was written.
+        UserError: the inputs do not match each other; nothing was written.
         BusyError: another run is writing `out`.
         StageFailedError: the run cannot continue; its last checkpoint is intact.
         StoppedError: SIGTERM or SIGUSR1 stopped the run, and its state is saved; the same call
             resumes it.
     """
-    # Opened before its tokenizer: the error for an adapter must not be that it has no tokenizer.
+    # The checkpoint is opened before its tokenizer, so that the error for an adapter is not that it
+    # has no tokenizer.
     open_checkpoint(request.init)
     mixture = request.run.train.mixture
     request = request.model_copy(update={"data": _in_order(request.data, mixture)})
@@ -107,7 +108,7 @@ def train(request: TrainRequest, out: Path) -> None:
 
 
 def run_job(job: TrainingJob) -> None:
-    """Train to the last step and publish; see `train`."""
+    """Train to the last step and publish the result; see `train`."""
     if not _run_to_the_end(job):
         raise StoppedError(
             f"{job.out}: stopped by a signal; the state is saved in {training_path(job.out)}",
@@ -116,7 +117,7 @@ def run_job(job: TrainingJob) -> None:
 
 
 def _in_order(data: Mapping[str, Path], mixture: Mapping[str, float]) -> dict[str, Path]:
-    """Return the data in the order of the mixture, which determines the order of samples."""
+    """Return the data folders in the order of the mixture, which affects the order of samples."""
     if missing := [name for name in mixture if name not in data]:
         raise UserError(f"--data {missing[0]}=FOLDER is missing")
     if unknown := [name for name in data if name not in mixture]:
@@ -128,7 +129,7 @@ def _in_order(data: Mapping[str, Path], mixture: Mapping[str, float]) -> dict[st
 
 
 def _run_to_the_end(job: TrainingJob) -> bool:
-    """Return True if the run is finished, False if a signal stopped it."""
+    """Train and publish; return False if a signal stopped the run before its last step."""
     with stop_requests() as stop_requested, joined_processes() as processes:
         if processes.on_first(lambda: _finished_before(job)):
             return True
@@ -193,12 +194,15 @@ def _run_steps(
 
 
 def _finished_before(job: TrainingJob) -> bool:
-    """Remove the folder of a run that was killed after publishing; return whether there was one."""
+    """Return whether this run was already published; if so, remove its remaining folder.
+
+    This is the case if it was killed between publishing and the removal of that folder.
+    """
     folder = training_path(job.out)
     settings = (path / SETTINGS for path in (job.out, folder))
     if not ((job.out / MANIFEST).is_file() and all(path.is_file() for path in settings)):
         return False
-    with suppress(UserError):  # a file is not the settings of a run
+    with suppress(UserError):  # one of the files does not contain the settings of a run
         published, resumable = (read_run_identity(path / SETTINGS) for path in (job.out, folder))
         ours = RunIdentity(run=job.run, parents=())
         if published == resumable and not resumable.differences(ours):
@@ -216,7 +220,7 @@ def _clear(folder: Path) -> None:
 
 
 def _opened(job: TrainingJob) -> tuple[Checkpoint, Checkpoint | None]:
-    """Open the checkpoints and check all inputs before anything is written or loaded."""
+    """Check all inputs before anything is written or loaded; return `init` and the teacher."""
     check_final(job.out)
     if os.path.lexists(job.out):
         raise UserError(
@@ -251,7 +255,7 @@ def _order(job: TrainingJob) -> SequenceOrder:
 
 @contextmanager
 def _owned(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
-    """Create the folder of the run and hold its lease.
+    """Create the folder of the run, and hold its lease during the block.
 
     Yields a function with which the first process checks that it still holds the lease.
     """
@@ -270,16 +274,17 @@ def _owned(folder: Path, processes: Processes) -> Iterator[Callable[[], None]]:
         try:
             yield lambda: leases[0].check()
         except UserError:
-            # The inputs are wrong: nothing was trained, so the new folder is removed.
+            # An input was refused before the first checkpoint, so a new folder is removed again.
             if created and not any((folder / CHECKPOINTS).iterdir()):
                 remove_run(folder)
             raise
 
 
 def _note_input_files(job: TrainingJob, init: Checkpoint, teacher: Checkpoint | None) -> HeldFiles:
-    """Note the state of all input files before they are hashed.
+    """Record the state (inode, size, mtime) of all input files before they are hashed.
 
-    They are checked again after the model is loaded, at every save, and before publishing.
+    The run compares the files with this record after loading the model, at every save and before
+    publishing.
     """
     files = init.held + HeldFiles.hold(init.folder / name for name in side_files(init.folder))
     if teacher is not None:
@@ -295,7 +300,7 @@ def _note_input_files(job: TrainingJob, init: Checkpoint, teacher: Checkpoint | 
 def _record_identity(
     job: TrainingJob, folder: Path, init: Checkpoint, teacher: Checkpoint | None
 ) -> RunIdentity:
-    """Identify the inputs, and write them to training.json or compare them with it."""
+    """Hash the inputs, compare them with training.json if the run resumes, and write the file."""
     parents = [parent_by_contents("init", init)]
     parents += [] if teacher is None else [parent_by_contents("teacher", teacher)]
     parents += [data_parent(name, path) for name, path in job.request.data.items()]
@@ -308,7 +313,7 @@ def _record_identity(
 def _opened_by_first(
     recorder: Recorder, done: int, kept: Mapping[str, FilePrefix], processes: Processes
 ) -> Iterator[None]:
-    """Open the metrics files in the first process; if that fails, all processes raise."""
+    """Open the metrics files in the first process; if that fails, all processes raise the error."""
     with ExitStack() as stack:
         processes.on_first(lambda: stack.enter_context(recorder.open(done, kept)))
         yield

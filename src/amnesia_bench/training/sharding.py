@@ -1,7 +1,7 @@
 """Shard a model over the processes with FSDP2, block by block.
 
-The embeddings, the final norm and the head stay in one group, that of the root: tied embeddings are
-one parameter, which two groups cannot share.
+The embeddings, the final norm and the head belong to the FSDP group of the root module: tied
+embeddings and head are one parameter, which two groups cannot share.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ DTYPES: dict[Dtype, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat1
 def shard(
     root: nn.Module, blocks: Iterable[nn.Module], processes: Processes, compute_dtype: Dtype
 ) -> None:
-    """Shard a module in place: each block is one FSDP group, the rest another.
+    """Shard a module in place; each block becomes one FSDP group, and the rest another.
 
-    The values are broadcast from the first process; no other process ever has more than its shards
-    and one block. Master weights keep their dtype and are gathered in `compute_dtype`. Gradients
-    are summed over processes in float32; the caller must divide them.
+    The first process broadcasts the values, so every other process stores at most its shards and
+    one complete block at any time. Master weights keep their dtype and are gathered in
+    `compute_dtype`. Gradients are summed over the processes in float32, not averaged.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=DTYPES[compute_dtype],
         reduce_dtype=torch.float32,
-        # Positions, document bounds and float32 buffers must not be rounded.
+        # Inputs are not cast, since positions, document bounds and float32 values must be exact.
         cast_forward_inputs=False,
     )
     for part in (*blocks, root):
@@ -42,7 +42,7 @@ def shard(
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
-            # Otherwise FSDP requests a scaled sum, which gloo does not support.
+            # By default FSDP requests a scaled sum, which gloo does not support.
             module.set_force_sum_reduction_for_comms(True)
 
 
@@ -53,7 +53,7 @@ def _fill(part: nn.Module, processes: Processes) -> None:
     if processes.size == 1:
         return
     for value in (*part.parameters(), *part.buffers()):
-        if not isinstance(value, DTensor):  # sharded values were broadcast before
+        if not isinstance(value, DTensor):  # a DTensor was broadcast with its block
             dist.broadcast(value, src=0)
 
 

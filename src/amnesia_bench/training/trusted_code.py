@@ -1,9 +1,9 @@
 """Run model code that comes with a checkpoint only if the user trusts it by its hash.
 
-transformers runs the code that `auto_map` of config.json or tokenizer_config.json refers to: a file
-of the folder, of a subfolder, of another folder or of another repository on the hub. Such files can
-import other files of the folder. So the hash covers `auto_map` and every Python file at any depth,
-and references to other places are refused.
+transformers runs the code that `auto_map` in config.json, tokenizer_config.json or a processor
+config refers to. That code may be in the folder, in a subfolder, in another folder or in another
+repository on the hub, and can import other files of the folder. So the hash covers `auto_map` and
+every Python file at any depth, and references to code outside the folder are refused.
 """
 
 from __future__ import annotations
@@ -25,15 +25,16 @@ _CONFIGS_WITH_CODE = (
     "processor_config.json",
     "preprocessor_config.json",
 )
-# module.Class, in a file next to config.json
+# A reference of the form module.Class, to a class in a file next to config.json.
 _REFERENCE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*\.[A-Za-z_][A-Za-z0-9_]*")
 
 
 def check_trust(folder: Path, trusted_sha256: str | None) -> None:
-    """Refuse a folder whose code does not have the trusted hash.
+    """Refuse a folder unless the hash of its code is `trusted_sha256`.
 
     Raises:
-        UserError: the folder has no code, refers to code elsewhere, or has another hash.
+        UserError: the folder has no model code, refers to code elsewhere, contains a link to a
+            folder, or its code has another hash.
     """
     maps = {name: _auto_map(folder / name) for name in _CONFIGS_WITH_CODE}
     for name, auto_map in maps.items():
@@ -78,7 +79,7 @@ def _auto_map(path: Path) -> object:
 
 
 def _references(value: object) -> Iterator[object]:
-    """Yield the references in an auto_map, whose values are references, lists of them, or null."""
+    """Yield the references in an auto_map; its values are references, lists of them, or null."""
     if isinstance(value, dict):
         value = list(value.values())
     if isinstance(value, list | tuple):
