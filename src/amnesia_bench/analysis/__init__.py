@@ -1,1 +1,1 @@
-"""Why recall is lost: exact measurements of the gradients and attention of softmax layers."""
+"""Exact measurements of softmax layers, gradients and attention, that explain recall loss."""
