@@ -1,1 +1,1 @@
-"""Exact measurements of softmax layers, gradients and attention, that explain recall loss."""
+"""Exact measurements of attention and gradients in softmax layers, to explain lost recall."""

@@ -30,7 +30,7 @@ RATIO, MEAN = "ratio_of_sums", "mean_of_correlations"
 def autocorrelations(
     texts: Texts, max_distance: int, data: Parent, rng: np.random.Generator
 ) -> tuple[Autocorrelation, ...]:
-    """Return two variants of the autocorrelation of token ids, each with a fit of its decay.
+    """Return two variants of the autocorrelation of token ids, with fits of their decay.
 
     The formula is missing in our copy of the paper, so two readings of its text are computed; see
     `records.attention.Autocorrelation`. Let m_v(d) be the share of token pairs at distance d in
@@ -41,7 +41,7 @@ def autocorrelations(
     Args:
         texts: texts that are longer than the largest distance.
         max_distance: the largest distance, in tokens.
-        data: the record of the data as a parent.
+        data: the data, as a parent of the records.
         rng: the random generator that draws the resamplings of the texts.
 
     Raises:

@@ -67,7 +67,7 @@ def draw_weights(texts: int, rng: np.random.Generator) -> Floats:
 
 
 def resample_ratio(sums: Floats, counts: Floats, weights: Floats, first: int = 0) -> Resampled:
-    """Return total sum over total count at each distance, for the texts and each resampling.
+    """Return the total sum divided by the total count at each distance, with its resamplings.
 
     Args:
         sums: the sum of each text at each distance [N, D].

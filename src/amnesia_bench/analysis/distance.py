@@ -108,7 +108,7 @@ def head_distances(
 def distance_shift(
     first: MeasuredHeads, second: MeasuredHeads, rng: np.random.Generator
 ) -> DistanceShift:
-    """Return the shift in distance of each head between two checkpoints on the same prompts.
+    """Return the shift of each head's mean distance between two checkpoints on the same prompts.
 
     Raises:
         UserError: the checkpoints have different heads.

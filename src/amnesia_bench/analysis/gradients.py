@@ -1,6 +1,6 @@
 """Measure |dL/ds|, the gradients of the loss with respect to the attention logits, by distance.
 
-This is Figure 3, right.
+The distance is that between query and key (Figure 3, right).
 
 Shapes: N texts, W resamplings, T tokens of a text, M hidden size, H query heads.
 """
@@ -57,7 +57,7 @@ class Histograms:
 
 
 def check_distance(tokens: int, max_distance: int) -> None:
-    """Raise an error if a largest distance does not suit a fit on texts of `tokens` tokens.
+    """Raise an error if `max_distance` is unsuitable for texts of `tokens` tokens.
 
     Raises:
         UserError: `max_distance` is too large for the texts, or too small for a fit.
@@ -154,7 +154,7 @@ def gradients_by_distance(
 
 
 def _check_positive(curve: Resampled, source: str) -> None:
-    """Raise an error if a value has no finite logarithm, with which the fit would be NaN."""
+    """Raise an error if a value has no finite logarithm, since the fit would then be NaN."""
     if not np.isfinite(curve.values).all():
         raise StageFailedError(f"{source}: the gradients of the model are NaN or infinite")
     zeros = np.flatnonzero(curve.values <= 0)

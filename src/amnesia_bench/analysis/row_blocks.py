@@ -44,7 +44,7 @@ class VisiblePairs(Protocol):
     """The query-key pairs that a mask allows."""
 
     def block(self, start: int, stop: int) -> tuple[int, Tensor]:
-        """Return the first key that is visible to queries [start, stop), and a mask from it on.
+        """Return the first key visible to queries [start, stop), and the mask from that key on.
 
         The mask is bool [B or 1, 1, R, E], for the keys up to `stop`; True means visible.
         """

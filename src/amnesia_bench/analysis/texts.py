@@ -28,8 +28,8 @@ class Texts:
     """The texts chosen from one data source.
 
     All texts have `tokens` tokens, or any length if `tokens` is None. `too_short` and `untrained`
-    are the numbers of texts that were skipped because they are too short, or because their part
-    that would be used has no trained token.
+    are the numbers of texts that were skipped because they are too short, or because the part to be
+    used has no trained token.
     """
 
     source: str

@@ -26,7 +26,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from amnesia_bench.modeling import HypeNetCache
 from amnesia_bench.modeling.hybrid_cache import BlockLayer, LightningLayer
 
-# Cache layers whose attributes are only tensors, numbers and dicts that no other object shares.
+# Cache layers of transformers that can be copied: their attributes are tensors, numbers and dicts
+# that no other object shares.
 _COPYABLE = frozenset(
     (
         "BlockLayer",

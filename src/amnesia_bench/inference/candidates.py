@@ -32,9 +32,9 @@ class Candidate:
 
     Attributes:
         role: pre, post or restored; "checkpoint" if it is tested alone.
-        method: the method of its cells, which is a row label in tables, such as +QK-Restore.
+        method: the row label of its cells in tables, such as +QK-Restore.
         folder: the checkpoint's folder.
-        parent: the checkpoint's record as a parent; its identity is a hash of its contents.
+        parent: the checkpoint as a parent of records; its identity is a hash of its contents.
         held: the files that the identity was computed from, and the tokenizer files.
         tokenizer: its `transformers.PreTrainedTokenizerFast`.
     """

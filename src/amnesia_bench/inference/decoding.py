@@ -1,9 +1,9 @@
-"""Decoding of prefilled prompts token by token, and checks and answer records for all engines.
+"""Token-by-token decoding of prefilled prompts, and helpers that all engines share.
 
 Each row draws one random number per token from its own generator, so its answer depends neither on
 the other rows of the batch nor on the order of the requests.
 
-Shapes: B rows, E vocabulary.
+Shapes: B rows, E vocabulary size.
 """
 
 from __future__ import annotations

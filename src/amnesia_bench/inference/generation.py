@@ -209,7 +209,7 @@ def _read(path: Path, *, sealed: bool) -> tuple[dict[SampleKey, Answer], int]:
 def _request_hashes(
     requests: Sequence[PromptRequest], answers: Mapping[SampleKey, Answer], folder: Path
 ) -> dict[SampleKey, str]:
-    """Map the key of each request to its hash; refuse a key whose answer has another hash."""
+    """Map each request's key to its hash; raise an error if an existing answer's hash differs."""
     hashes: dict[SampleKey, str] = {}
     for request in requests:
         key = request.key

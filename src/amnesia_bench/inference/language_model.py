@@ -1,6 +1,6 @@
 """A causal LM of transformers with its KV cache: cache creation, prefill, and decoding steps.
 
-If memory runs out, `MemoryExhaustedError` states how many tokens fitted into it.
+If memory runs out, `MemoryExhaustedError` states how many tokens fitted.
 
 Shapes: B rows, T new tokens, E vocabulary size.
 """
@@ -59,7 +59,7 @@ def catching_oom(num_tokens: int) -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Free the memory of a failed pass; call it after the `except` block, which keeps it alive."""
+    """Free memory after an error; call this after the `except` block, which keeps tensors alive."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -237,7 +237,7 @@ def _joins(model: LanguageModel, probe: Tensor, tolerance: float) -> bool:
     rope = _rope_types(model.module.config)
     if rope & _RESCALED_ROPE or not model.forward_parameters >= {"attention_mask", "position_ids"}:
         return False
-    tail = torch.split(probe[:, :2], 1, dim=1)  # two tokens [1, 1]
+    tail = torch.split(probe[:, :2], 1, dim=1)  # the ids of two tokens, each [1, 1]
     heads = [probe[:, : probe.shape[1] // part] for part in (2, 4)]
     joined: JoinedRows | None = None
     alone = []
@@ -260,7 +260,7 @@ def _joins(model: LanguageModel, probe: Tensor, tolerance: float) -> bool:
 
 
 def _rope_types(config: Any) -> set[str]:
-    """Return the RoPE types of a model; some have one per kind of layer."""
+    """Return the RoPE types of a model; some models have one RoPE type per kind of layer."""
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     parameters = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     return {each["rope_type"] for each in parameters if "rope_type" in each}

@@ -140,7 +140,7 @@ def prefill_tokens(prompts: Sequence[PromptDigest], nodes: Sequence[PrefixNode])
 def partition(
     prompts: Sequence[PromptDigest], chunk: int, parts: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Split requests into `parts` tuples of indices with similar work, for one process each.
+    """Split requests among processes into `parts` tuples of indices with similar work.
 
     Neighbours in the prefix tree stay together. Each process has its own tree, so a prefix that is
     shared by requests of two processes is computed in both. Some tuples may be empty.

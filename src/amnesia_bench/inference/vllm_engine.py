@@ -3,7 +3,7 @@
 vLLM shares common prefixes itself, but it keeps the linear states of a hybrid model only where a
 request ended or where earlier prompts branched. The engine therefore first generates one token for
 the common prefix up to each cut, the shortest prefix first. Each warm-up request resumes at the end
-of the previous one, and vLLM keeps the states at its own end, where the prompts resume.
+of the previous one, and vLLM keeps the states at the end of the request, where the prompts resume.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ class VllmEngine:
                 yield generation
 
     def _spread(self, order: Sequence[int]) -> frozenset[int]:
-        """Return the requests whose answers are recomputed, evenly spaced in tree order."""
+        """Return the indices of the requests to recompute, evenly spaced in tree order."""
         count = min(self._options.verify_prefix, len(order))
         return frozenset(order[n * len(order) // count] for n in range(count))
 
@@ -183,7 +183,7 @@ class VllmEngine:
                 top_k=request.sampling.top_k or 0,
                 stop=list(request.sampling.stop),
                 seed=request.seed,
-                logprobs=0,  # only the chosen token's: NaN if logits are not finite
+                logprobs=0,  # logit of the chosen token only: NaN if logits are not finite
             )
             for request in batch
         ]

@@ -122,8 +122,8 @@ class LmEvalNiahTask:
 def evaluate_one(lm: Any, task: Mapping[str, Any], samples: int) -> Mapping[str, Any]:
     """Run one task with `lm_eval.evaluate`, with the same documents as lm-eval's command line.
 
-    `simple_evaluate` is not used: on every call, it also collects a description of the machine,
-    which runs pip and git for seconds, and its other additions are for options that we do not use.
+    `simple_evaluate` is not used: on every call, it also collects a description of the machine with
+    pip and git, which takes seconds. Its other additions are for options that we do not use.
 
     Args:
         lm: an lm-eval model.

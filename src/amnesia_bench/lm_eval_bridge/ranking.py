@@ -87,7 +87,7 @@ def rank_layers(
         progress: called with one line of text before each measurement.
 
     Raises:
-        UserError: an input is wrong, or `out` exists.
+        UserError: an input is wrong, or `out` exists; no ranking is written.
         BusyError: another process is writing `out`.
         StageFailedError: the checkpoint changed during the ranking, or the disk is full; finished
             measurements are kept.

@@ -73,7 +73,7 @@ def load_retrieval_tasks(
     """Load retrieval tasks with all their documents.
 
     Args:
-        names: names of tasks: fda, swde or ruler_qa_squad.
+        names: task names, each one of fda, swde and ruler_qa_squad.
         tokenizer: the tokenizer with which the prompts of Ruler-QA-SQuAD are built for 4096 tokens.
         data: a folder with the files that the module docstring names; None downloads the documents.
 
@@ -105,7 +105,7 @@ def accuracies(lm: Any, tasks: Sequence[RetrievalTask], samples: int | None) -> 
     accuracy = {}
     for task in tasks:
         n = task.evaluated_documents(samples)
-        # See `evaluate_one` for the reason why this is not `simple_evaluate`.
+        # `evaluate_one` explains why `simple_evaluate` is not used.
         results = lm_eval.evaluate(
             lm, {"tasks": {task.name: task.task}}, limit=n, bootstrap_iters=0, log_samples=False
         )

@@ -55,8 +55,8 @@ def check(
         request: the checkpoints, the prompts and the tolerated drop in recall.
         progress: called with one line of text before a checkpoint answers prompts, and after each
             verdict.
-        count: called with the number of answered requests and the total number of requests,
-            from 0 whenever a checkpoint starts on further prompts.
+        count: called with the number of answered requests and the total number of requests; both
+            restart whenever a checkpoint receives further prompts.
 
     Raises:
         UserError: a checkpoint, its tokenizer or the prompts do not fit the request.

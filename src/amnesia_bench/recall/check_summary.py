@@ -15,7 +15,7 @@ HEADLINES = {
 
 
 def headline(report: CheckReport) -> str:
-    """Return one line with the verdict and the number of answers that it required."""
+    """Return one line with the verdict and the numbers of answers that it required and saved."""
     saved = report.generations_planned - report.generations
     share = saved / report.generations_planned
     return (
@@ -104,10 +104,10 @@ def check_markdown(report: CheckReport) -> str:
 
 
 def heat_rows(maps: Sequence[HeatMap]) -> list[list[str]]:
-    """Return one table row per depth range; its columns are the depth range and the lengths.
+    """Return one table row per depth range, with one column per context length.
 
-    A length column such as `92 > 40 (25)` contains the recall in each map, in per cent and in the
-    order of `maps`, and the number of prompts in parentheses.
+    The first column is the depth range. The others, such as `92 > 40 (25)`, contain the recall in
+    each map, in per cent and in the order of `maps`, and the number of prompts in parentheses.
 
     Raises:
         ValueError: the maps have different context lengths or depth ranges.

@@ -5,12 +5,12 @@ prompts. The comparison stops at the first look with a clear verdict.
 
 - **Regression**: significantly more prompts were lost than won from pre to post. The test is exact.
   If both models are equally good, every discordant prompt is a fair coin flip, so the number of
-  losses is a random walk. Its probability of crossing a bound by look k is computed by convolution
-  and is at most `error_rate * n_k / n_total` (the linear spending function of Kim and DeMets,
-  Biometrika 74, 1987, 149-154). The statistic is discrete, so a look may not spend all of its
-  alpha; the rest carries over to the next look. The false-alarm rate over all looks is therefore
-  at most `error_rate` for any number of discordant prompts, and lower if the second model is
-  better. Several prompt sets share the error rate evenly (Bonferroni).
+  losses is a random walk. The probability that it crosses a bound by look k is computed by
+  convolution and is at most `error_rate * n_k / n_total` (the linear spending function of Kim and
+  DeMets, Biometrika 74, 1987, 149-154). The statistic is discrete, so a look may not spend all of
+  its alpha; the rest carries over to the next look. The false-alarm rate over all looks is
+  therefore at most `error_rate` for any number of discordant prompts, and lower if the second model
+  is better. Several prompt sets share the error rate evenly (Bonferroni).
 - **No regression**: a drop of `margin` plus 5 points or more is excluded. This is the case if the
   upper end of Tango's interval, at the error rate spent since the previous look, is below that
   drop. Each prompt set uses the full error rate, since the overall verdict requires all prompt
@@ -64,7 +64,7 @@ def judge(history: Sequence[PairedCounts], rule: Rule, num_prompt_sets: int) -> 
         num_prompt_sets: number of prompt sets that share the error rate.
 
     Raises:
-        ValueError: the numbers of prompts in `history` are not those of `looks`.
+        ValueError: the numbers of prompts in `history` differ from the result of `looks`.
     """
     seen = tuple(counts.n for counts in history)
     if not seen or seen != looks(rule.samples)[: len(seen)]:
@@ -82,8 +82,8 @@ def judge(history: Sequence[PairedCounts], rule: Rule, num_prompt_sets: int) -> 
 
 
 def _crossed(history: Sequence[PairedCounts], samples: int, error_rate: float) -> bool:
-    """Whether the number of losses has crossed the bound at the latest look."""
-    alive = np.ones(1)  # probability of each number of losses without a crossing
+    """Return whether the number of losses has crossed the bound at the latest look."""
+    alive = np.ones(1)  # joint probability of each number of losses and no crossing so far
     spent = 0.0
     flips = 0
     crossed = False
@@ -93,7 +93,7 @@ def _crossed(history: Sequence[PairedCounts], samples: int, error_rate: float) -
         alive = np.convolve(alive, _coin(new))
         tails = np.cumsum(alive[::-1])[::-1]
         allowed = error_rate * counts.n / samples - spent
-        bound = int(np.searchsorted(-tails, -allowed))  # smallest one with tail <= allowed
+        bound = int(np.searchsorted(-tails, -allowed))  # smallest count with tail <= allowed
         crossed = counts.only_first >= bound
         if bound < len(alive):
             spent += float(tails[bound])

@@ -150,7 +150,7 @@ class _Run:
             self.progress(f"{prompt_set.name}: {scores} of {num_prompts}: {verdict.value}")
 
     def answer(self, candidate: Candidate, prompt_set: PromptSet, num_prompts: int) -> None:
-        """Run one checkpoint on the first `num_prompts` prompts of a set, and keep its samples."""
+        """Run one checkpoint on the first `num_prompts` prompts of a set, and keep the answers."""
         if self.engine is None or self.engine[0] is not candidate:
             # Free the previous model before loading the next one: memory may not suffice for both.
             self.engine = None

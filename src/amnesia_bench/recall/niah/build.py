@@ -180,7 +180,7 @@ class _Maker:
         return self._tokenised(Essays(self._haystack.words, split))
 
     def _tokenised(self, documents: HaystackDocuments) -> tuple[HaystackDocuments, SplicedText]:
-        """Return `documents`, and a tokenised document that is longer than any requested length."""
+        """Return `documents` and a tokenised one, if possible longer than all requested lengths."""
         longest = max(self._request.lengths)
         step = documents.increment(longest)
         available = documents.available or sys.maxsize

@@ -24,7 +24,7 @@ _AGREEING = 3
 
 
 class HaystackDocuments(Protocol):
-    """The documents of one kind of haystack, by number of units. Characters are counted from 0."""
+    """Documents from one kind of haystack, given their number of units; characters start at 0."""
 
     @property
     def available(self) -> int | None:
@@ -32,7 +32,7 @@ class HaystackDocuments(Protocol):
         ...
 
     def increment(self, context_tokens: int) -> int:
-        """Return by how many units the search for the document size proceeds at this length."""
+        """Return the step, in units, of the search for the document size at this length."""
         ...
 
     def text(self, units: int) -> str:

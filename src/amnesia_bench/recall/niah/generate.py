@@ -107,7 +107,7 @@ class PromptSetMaker:
         other = task.head + task.needle("key", _SOME_VALUE) + task.question("key") + _SOME_VALUE
         self._other_tokens = self._special_tokens + len(tokenize(tokenizer, other).ids)
         self._documents: dict[int, NiahDocument] = {}
-        # Essays have 40 needle positions. Hashing the text of 256K tokens takes a millisecond.
+        # Cached for all 40 needle positions in essays: hashing 256K tokens takes a millisecond.
         self._hashed = lru_cache(maxsize=40)(self._hash_before)
 
     def make(self, samples: int, rng: Random) -> PromptSetRecord:

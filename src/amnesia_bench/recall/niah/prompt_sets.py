@@ -33,10 +33,10 @@ from amnesia_bench.tokenizers.tokenizer import legacy_tokenizer_identity, tokeni
 KIND = "niah_prompts"
 PROMPTS = "prompts.json"
 HAYSTACK = "haystack.txt.gz"  # the joined sentences, as far as the prompts need them
-TOKENIZER = "tokenizer_parts.json"  # absent if written by an older version, with another hash
+TOKENIZER = "tokenizer_parts.json"  # absent in folders of older versions (another tokenizer hash)
 PROMPT_SETS = "cells"
 
-# More than the length of any added token.
+# In characters; longer than any added token.
 _SEAM_CHARACTERS = 512
 
 

@@ -43,7 +43,7 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """Tokens `first` to `stop` of a text, which are `moved` characters later when composed."""
+    """Tokens `first` to `stop` of a text; composing moves them by `moved` characters."""
 
     tokens: Tokens
     first: int
@@ -65,7 +65,7 @@ class Composed:
         return np.concatenate([run.tokens.ids[run.first : run.stop] for run in self.runs])
 
     def span(self, start: int, end: int) -> tuple[int, int]:
-        """Return the first token that overlaps a range of characters, and one past the last."""
+        """Return the range [first, stop) of tokens that overlap the characters `start` to `end`."""
         first = stop = 0
         for run in self.runs:
             part = slice(run.first, run.stop)
@@ -173,7 +173,7 @@ class SplicedText:
         return changes, spans
 
     def _windows(self, changes: list[str], spans: list[Span]) -> list[Run]:
-        """Return the tokens of each change, including the margins of its neighbouring spans."""
+        """Return the tokens of each change, with margins from its neighbouring spans."""
         windows, at = [], 0
         for before, change, after in zip([None, *spans], changes, [*spans, None], strict=True):
             left = self.text[before.end - _MARGIN : before.end] if before else ""

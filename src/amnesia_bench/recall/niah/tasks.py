@@ -17,7 +17,7 @@ from amnesia_bench.records.niah import NiahDocument
 
 # The sampling parameters of lm-eval's task files.
 NIAH_SAMPLING = Sampling(max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=None, stop=())
-# The seed of Python's random generator in lm-eval before a task builds its documents.
+# lm-eval seeds Python's random generator with this value before a task builds its documents.
 SEED = 0
 # The haystack of niah_single_1 repeats this line.
 LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
