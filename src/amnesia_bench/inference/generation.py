@@ -120,7 +120,7 @@ def read_run_record(folder: Path) -> RunRecord:
     """Read the run record in a folder of answers.
 
     Raises:
-        UserError: the record does not exist or is damaged.
+        UserError: the record is damaged or missing (`generate` did not write the folder).
     """
     path = folder / RUN
     content = read_json(path)

@@ -67,7 +67,7 @@ class OnDemand(Sequence[PromptRequest]):
 
 
 def sample_seed(seed: int, key: SampleKey) -> int:
-    """Return the 63-bit seed of one answer: a hash of the base seed and the answer's key."""
+    """Return the 63-bit seed of one answer: a hash of only the base seed and the answer's key."""
     text = json.dumps([seed, key.task, key.doc, key.repeat])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
