@@ -1,4 +1,4 @@
-"""The output folder of an analysis: its records as JSON, and their figures."""
+"""Write the output folder of an analysis: records as JSON files, and figures as SVG files."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def write_analysis(
     parents: Sequence[Parent],
     provenance: Provenance,
 ) -> None:
-    """Write `out` atomically: NAME.json for each record, NAME.svg for each figure.
+    """Write the folder `out` atomically: NAME.json per record, and NAME.svg per figure.
 
     Raises:
         UserError: `out` exists.

@@ -1,4 +1,4 @@
-"""Autocorrelation of tokens by distance: excess over chance (Appendix G; Figure 3, left).
+"""The autocorrelation of token ids by distance, in excess of chance (Appendix G; Figure 3, left).
 
 Shapes: N texts, W resamplings, D distances, V token types.
 """
@@ -30,19 +30,19 @@ RATIO, MEAN = "ratio_of_sums", "mean_of_correlations"
 def autocorrelations(
     texts: Texts, max_distance: int, data: Parent, rng: np.random.Generator
 ) -> tuple[Autocorrelation, ...]:
-    """Return both readings of the autocorrelation, and the decay of each.
+    """Return two variants of the autocorrelation of token ids, with fits of their decay.
 
-    The text of the paper that we have lacks the formula, hence two readings; see
-    `records.attention.Autocorrelation`. Let m_v(d) be the share of pairs at distance d whose tokens
-    are both v, and pi_v the frequency of v. Each reading is the sum over v of
+    The formula is missing in our copy of the paper, so two readings of its text are computed; see
+    `records.attention.Autocorrelation`. Let m_v(d) be the share of token pairs at distance d in
+    which both tokens are v, and let pi_v be the frequency of v. Each reading is the sum over v of
     w_v (m_v(d) - pi_v^2), divided by the same sum at distance 0. w_v is 1 in the first reading and
     1 / (1 - pi_v) in the second.
 
     Args:
         texts: texts that are longer than the largest distance.
         max_distance: the largest distance, in tokens.
-        data: the data as a parent of the record.
-        rng: draws the resamplings of texts.
+        data: the data, as a parent of the records.
+        rng: the random generator that draws the resamplings of the texts.
 
     Raises:
         UserError: there are fewer than two texts, a text is too short, or all tokens are equal.
@@ -90,7 +90,7 @@ def autocorrelations(
 def _numbered(
     tokens: Sequence[NDArray[np.int32]],
 ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """Return the token types [V], and for each token of all texts its type and text index."""
+    """Return the token types [V], and the type index and text index of each token of all texts."""
     types, row = np.unique(np.concatenate(tokens), return_inverse=True)
     of_text = np.repeat(np.arange(len(tokens)), [len(text) for text in tokens])
     return types, row.astype(np.int64), of_text
@@ -103,7 +103,7 @@ def _curve(
     max_distance: int,
     resamplings: Floats,
 ) -> Resampled:
-    """Return one reading at distances 1 to D, for all texts and for each resampling."""
+    """Return one reading at distances 1 to D, for the original texts and for each resampling."""
     num_texts = int(of_text[-1]) + 1
     matches = np.zeros((num_texts, max_distance))
     lengths = np.bincount(of_text)

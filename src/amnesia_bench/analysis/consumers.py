@@ -1,6 +1,6 @@
-"""Consumers that accumulate the blocks of a probe: histograms, head statistics, pooled maps.
+"""Consumers of a probe's blocks, which accumulate histograms, head statistics or pooled maps.
 
-Shapes: B batch, T tokens, H query heads, R queries of a block, E keys of a block, S size of a map.
+Shapes: B batch, T tokens, H query heads, R queries of a block, E keys of a block, S map size.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from amnesia_bench.analysis.row_blocks import RowBlock, sums_by_distance
 
 
 class DistanceHistogram:
-    """Sums over query-key pairs by their distance, in float64.
+    """Sums of the values of query-key pairs at each distance, in float64.
 
     Attributes:
-        sums: layer -> [H, T], the sum of the values of all pairs at each distance from 0.
-        pairs: layer -> [T], the number of visible pairs of one head at each distance.
+        sums: maps each layer to [H, T], the sums over all pairs at distances 0, 1, 2, ...
+        pairs: maps each layer to [T], the number of visible pairs per head at each distance.
     """
 
     def __init__(self, num_heads: int, tokens: int) -> None:
@@ -28,7 +28,7 @@ class DistanceHistogram:
         self.pairs: dict[int, Tensor] = {}
 
     def __call__(self, block: RowBlock) -> None:
-        """Add a block."""
+        """Add the values and pairs of a block to the sums."""
         values = sums_by_distance(block.values).sum(dim=0)  # [heads, E]
         heads = slice(block.first_head, block.first_head + values.shape[0])
         reach = slice(0, values.shape[1])
@@ -41,14 +41,14 @@ class DistanceHistogram:
         self.sums[block.layer][heads, reach] += values
         if block.first_head == 0:
             visible = sums_by_distance(block.visible.float()).sum(dim=(0, 1))
-            # If all rows of a batch have the same pattern, it is stored once.
+            # If all rows of a batch have the same visible pairs, `visible` stores them only once.
             times = block.values.shape[0] // block.visible.shape[0]
             self.pairs[block.layer][reach] += visible * times
 
 
 @dataclass(frozen=True)
 class HeadTotals:
-    """Sums over the queries of a layer, by head [H]; `queries` counts them."""
+    """Sums over the queries of a layer for each head [H]; `queries` [1] is their number."""
 
     distance: Tensor
     entropy: Tensor
@@ -57,12 +57,14 @@ class HeadTotals:
 
 
 class HeadStatistics:
-    """Mean attention distance (Eq. 17), entropy, and the last query's attention mass on the needle.
+    """Mean attention distance (Eq. 17) and entropy of each head, and its needle mass.
+
+    The needle mass is the total attention weight of the prompt's last query on the needle.
 
     Args:
-        num_heads: heads per layer.
+        num_heads: number of heads per layer.
         tokens: length of the prompt.
-        needle: the needle's first token, and one past its last; None without a needle.
+        needle: index of the needle's first token, and one past its last; None without a needle.
     """
 
     def __init__(self, num_heads: int, tokens: int, needle: tuple[int, int] | None) -> None:
@@ -70,7 +72,7 @@ class HeadStatistics:
         self._totals: dict[int, HeadTotals] = {}
 
     def __call__(self, block: RowBlock) -> None:
-        """Add a block."""
+        """Add the statistics of a block of softmax weights."""
         alpha = block.values
         if block.layer not in self._totals:
             zeros = [
@@ -93,7 +95,7 @@ class HeadStatistics:
             totals.queries.add_(block.visible.any(dim=-1).sum() * times)
 
     def means(self, layer: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Return distance in tokens, entropy in nats and needle mass of a layer, each [H]."""
+        """Return the distance in tokens, entropy in nats and needle mass of a layer, each [H]."""
         totals = self._totals[layer]
         return (
             (totals.distance / totals.queries).cpu(),
@@ -106,9 +108,9 @@ class PooledMaps:
     """Attention maps of chosen heads, max-pooled block by block to at most S x S.
 
     Args:
-        heads: pairs of layer and head.
+        heads: the chosen heads, as pairs of layer and head indices.
         tokens: length of the prompt.
-        size: S.
+        size: maximum number of rows and columns of a map; S is at most this.
     """
 
     def __init__(self, heads: Sequence[tuple[int, int]], tokens: int, size: int) -> None:
@@ -116,7 +118,7 @@ class PooledMaps:
         self.maps = {key: torch.zeros(self._size, self._size) for key in heads}
 
     def __call__(self, block: RowBlock) -> None:
-        """Add a block of one prompt."""
+        """Add a block of softmax weights, for a batch of one prompt."""
         for (layer, head), pooled in self.maps.items():
             within = head - block.first_head
             if layer != block.layer or not 0 <= within < block.values.shape[1]:

@@ -1,4 +1,4 @@
-"""Exponential fits of curves by distance, with bootstrap intervals over whole texts.
+"""Exponential fits of curves over distance, with intervals from a bootstrap over texts.
 
 Shapes: N texts, W resamplings, D distances.
 """
@@ -17,15 +17,16 @@ Floats = NDArray[np.float64]
 RESAMPLINGS = 1000
 _LEVEL = 0.95
 METHOD = "document_bootstrap"
-# A line through fewer points is not a fit.
+# Minimum number of points for a fit.
 MIN_DISTANCES = 3
 
 
 @dataclass(frozen=True, eq=False)
 class Resampled:
-    """A curve [D], the curve of each resampling [W, D], and the distance of the first value.
+    """A curve over distance, and the curve of each bootstrap resampling.
 
-    W is 0 for a single text.
+    `values` is [D], `resamplings` is [W, D], and `first` is the distance of the first column. W is
+    0 for a single text.
     """
 
     values: Floats
@@ -33,13 +34,13 @@ class Resampled:
     first: int
 
     def part(self, first: int, last: int) -> Resampled:
-        """Return the curve from distance `first` to `last`, both included."""
+        """Return the part of the curve from distance `first` to `last`, inclusive."""
         part = slice(first - self.first, last - self.first + 1)
         return Resampled(self.values[part], self.resamplings[:, part], first)
 
     @property
     def distances(self) -> Floats:
-        """The distances [D]."""
+        """The distance of each value [D]."""
         return self.first + np.arange(len(self.values), dtype=np.float64)
 
     @property
@@ -48,7 +49,7 @@ class Resampled:
         return self.first + len(self.values) - 1
 
     def curve(self) -> DistanceCurve:
-        """Return the record of the curve."""
+        """Return the record of the curve and of its bootstrap intervals."""
         low, high = _ends(self.resamplings) if len(self.resamplings) else (np.zeros(0),) * 2
         return DistanceCurve(
             first=self.first,
@@ -59,19 +60,19 @@ class Resampled:
 
 
 def draw_weights(texts: int, rng: np.random.Generator) -> Floats:
-    """Return the count of each text in each resampling [W, N]; W is 0 for a single text."""
+    """Return how often each text is drawn in each resampling [W, N]; W is 0 for a single text."""
     if texts < 2:
         return np.zeros((0, texts))
     return rng.multinomial(texts, np.full(texts, 1 / texts), size=RESAMPLINGS).astype(np.float64)
 
 
 def resample_ratio(sums: Floats, counts: Floats, weights: Floats, first: int = 0) -> Resampled:
-    """Return sums divided by counts at each distance, for all texts and each resampling.
+    """Return the total sum divided by the total count at each distance, with its resamplings.
 
     Args:
-        sums: [N, D].
-        counts: [N, D].
-        weights: [W, N].
+        sums: the sum of each text at each distance [N, D].
+        counts: the count of each text at each distance [N, D].
+        weights: the number of times each text is drawn in each resampling [W, N].
         first: the distance of the first column.
     """
     return Resampled(
@@ -80,7 +81,7 @@ def resample_ratio(sums: Floats, counts: Floats, weights: Floats, first: int = 0
 
 
 def bootstrap_value(value: float, resamplings: Floats) -> BootstrapValue:
-    """Return a value with the percentile interval of its resamplings [W]."""
+    """Return a value with the percentile interval from its resampled values [W]."""
     if not len(resamplings):
         return BootstrapValue(value=float(value), interval=None)
     low, high = _ends(resamplings[:, None])
@@ -89,20 +90,21 @@ def bootstrap_value(value: float, resamplings: Floats) -> BootstrapValue:
 
 
 def fit_decay(curve: Resampled, *, by_precision: bool = False) -> DecayFit:
-    """Fit a line to the logarithm of a curve (Eq. 16), and to that of each resampling.
+    """Fit a line to the logarithm of a curve and of each resampling (Eq. 16).
 
     Args:
-        curve: positive values. Values of a resampling that are not positive are ignored.
-        by_precision: weight distances by the inverse variance of their logarithm (value over its
-            standard error, squared), for curves that decay into noise. Otherwise all weights are
-            equal.
+        curve: a curve with positive values. In resamplings, values that are not positive are
+            ignored.
+        by_precision: weight each distance by the inverse variance of its logarithm (the squared
+            ratio of value and standard error), for curves that decay into noise. Otherwise, all
+            weights are equal.
     """
     x = curve.distances
     weight = np.ones_like(x)
     if by_precision and len(curve.resamplings):
         error = np.maximum(curve.resamplings.std(axis=0, ddof=1), np.finfo(float).tiny)
         weight = (curve.values / error) ** 2
-        # Limits the weight of a distance at which all texts agree exactly: its error is zero.
+        # Limit the weight of a distance at which the error is zero, since all texts agree exactly.
         weight = np.minimum(weight, 1e6 * np.median(weight))
     intercept, slope, r_squared = _line(x, np.log(curve.values), weight)
     rates = []
@@ -140,12 +142,12 @@ def describe_tail(curve: Resampled, *, by_precision: bool = False) -> Tail:
 
 
 def reach_of(sums: Floats, weights: Floats, share: float) -> BootstrapValue:
-    """Return the smallest distance that contains a share of the total magnitude.
+    """Return the smallest distance within which pairs have a given share of the total magnitude.
 
     Args:
-        sums: magnitude by distance from 0 for each text [N, D].
-        weights: [W, N].
-        share: from 0 to 1.
+        sums: the magnitude of each text at distances 0, 1, 2, ... [N, D].
+        weights: the number of times each text is drawn in each resampling [W, N].
+        share: the share of the magnitude, from 0 to 1.
     """
 
     def reach(totals: Floats) -> NDArray[np.intp]:
@@ -157,10 +159,11 @@ def reach_of(sums: Floats, weights: Floats, share: float) -> BootstrapValue:
 
 
 def from_peak(curve: Resampled) -> Resampled:
-    """Return the part that can be fitted: from the peak to the last distance that is above 0.
+    """Return the part of a curve that can be fitted: from its peak as long as it is above 0.
 
-    The whole interval must be above 0. Before the peak the curve does not decay: in prose, a token
-    hardly ever follows itself. The result is empty if not even the peak is above 0.
+    The part ends before the first distance at which the lower end of the interval is not above 0;
+    it is empty if this is the case at the peak. Before the peak, the curve does not decay: in
+    prose, a token hardly ever follows itself.
     """
     peak = int(curve.values.argmax())
     low = _ends(curve.resamplings)[0][peak:]
@@ -177,7 +180,7 @@ def _ends(resamplings: Floats) -> tuple[Floats, Floats]:
 
 
 def _line(x: Floats, y: Floats, weight: Floats) -> tuple[float, float, float]:
-    """Return intercept, slope and R squared of a weighted least-squares line."""
+    """Return the intercept, slope and R squared of a weighted least-squares line."""
     share = weight / weight.sum()
     mean_x, mean_y = share @ x, share @ y
     spread = share @ (x - mean_x) ** 2

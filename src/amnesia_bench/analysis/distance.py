@@ -1,6 +1,6 @@
-"""The mean attention distance of each head (Eq. 17), and its change by a fine-tune.
+"""Measure the mean attention distance of each head (Eq. 17), and its shift by fine-tuning.
 
-Shapes: N prompts, H heads of all measured layers.
+Shapes: N prompts, H heads of all measured layers together, T tokens of a prompt.
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ from amnesia_bench.records.attention import (
 
 @dataclass(frozen=True, eq=False)
 class Prompt:
-    """Tokens int32 [T], and the needle: its first token and one past its last, or None."""
+    """The token ids of a prompt and the position of its needle.
+
+    `tokens` is int32 [T]. `needle` is the index of the needle's first token and one past its last,
+    or None without a needle.
+    """
 
     tokens: NDArray[np.int32]
     needle: tuple[int, int] | None
@@ -45,7 +49,7 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class MeasuredHeads:
-    """The record of one checkpoint, and the distances of its heads on each prompt [N, H]."""
+    """The record of one checkpoint, and the mean distance of each head on each prompt [N, H]."""
 
     record: HeadDistances
     distances: Floats
@@ -58,14 +62,14 @@ def head_distances(
     parents: tuple[Parent, Parent],
     report: Callable[[int, int], None] | None = None,
 ) -> MeasuredHeads:
-    """Measure every head of every softmax layer on prompts.
+    """Measure the distance, entropy and needle mass of every head of every softmax layer.
 
     Args:
         model: the model.
-        prompts: at least one.
+        prompts: the prompts to average over; at least one.
         role: the checkpoint's role: pre, post or restored.
-        parents: the identities of the checkpoint and the prompts.
-        report: called with the number of finished prompts and the total.
+        parents: the checkpoint and the prompts, as parents of the record.
+        report: called with the number of finished prompts and the total number of prompts.
     """
     readings: list[Floats] = []  # [3, layers * heads] per prompt
     for i, prompt in enumerate(prompts):
@@ -104,7 +108,7 @@ def head_distances(
 def distance_shift(
     first: MeasuredHeads, second: MeasuredHeads, rng: np.random.Generator
 ) -> DistanceShift:
-    """Compare two checkpoints on the same prompts, head by head.
+    """Return the shift of each head's mean distance between two checkpoints on the same prompts.
 
     Raises:
         UserError: the checkpoints have different heads.
@@ -157,18 +161,18 @@ def attention_maps(
     role: str,
     parents: tuple[Parent, Parent],
 ) -> tuple[PooledAttention, ...]:
-    """Return the max-pooled attention of chosen heads on one prompt (Figure 4).
+    """Return the max-pooled attention maps of chosen heads on one prompt (Figure 4).
 
     Args:
         model: the model.
         prompt: a prompt with a needle.
-        heads: pairs of layer and head.
+        heads: the chosen heads, as pairs of layer and head indices.
         size: maximum number of rows and columns of a map.
         role: the checkpoint's role.
-        parents: the identities of the checkpoint and the prompts.
+        parents: the checkpoint and the prompts, as parents of the records.
 
     Raises:
-        UserError: the prompt has no needle, or the model does not have a head.
+        UserError: the prompt has no needle, or the model has no head with one of these indices.
     """
     if prompt.needle is None:
         raise UserError(

@@ -1,4 +1,6 @@
-"""The gradients of the loss by the attention logits, |dL/ds|, by distance (Figure 3, right).
+"""Measure |dL/ds|, the gradients of the loss with respect to the attention logits, by distance.
+
+The distance is that between query and key (Figure 3, right).
 
 Shapes: N texts, W resamplings, T tokens of a text, M hidden size, H query heads.
 """
@@ -36,17 +38,17 @@ from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.attention import GradientsByDistance, LayerGradients, Reach
 
-# Number of positions whose logits are in memory: 256 x 151,936 floats are 156 MB.
+# Number of positions whose logits are in memory at once: 256 x 151,936 floats are 156 MB.
 _LOSS_POSITIONS = 256
 Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, eq=False)
 class Histograms:
-    """Sums of |dL/ds| and numbers of pairs by distance.
+    """Sums of |dL/ds| and numbers of query-key pairs by distance; all fields map layers to arrays.
 
-    `sums` is layer -> [N, T], summed over heads; `head_sums` is layer -> [H, T], summed over texts;
-    `pairs` is layer -> [T], for one head of one text.
+    `sums` contains [N, T], summed over heads. `head_sums` contains [H, T], summed over texts.
+    `pairs` contains [T], the numbers for one head and one text.
     """
 
     sums: dict[int, Floats]
@@ -55,10 +57,10 @@ class Histograms:
 
 
 def check_distance(tokens: int, max_distance: int) -> None:
-    """Check the largest distance of a fit.
+    """Raise an error if `max_distance` is unsuitable for texts of `tokens` tokens.
 
     Raises:
-        UserError: the distance is too large for texts of `tokens` tokens, or too small for a fit.
+        UserError: `max_distance` is too large for the texts, or too small for a fit.
     """
     if max_distance >= tokens:
         raise UserError(
@@ -73,7 +75,7 @@ def check_distance(tokens: int, max_distance: int) -> None:
 
 
 def histograms_of(model: MeasuredModel, texts: Texts, report: Report | None = None) -> Histograms:
-    """Return the histograms of a forward and backward pass over each text."""
+    """Return histograms of |dL/ds| from a forward and backward pass over each text."""
     by_text: list[dict[int, Floats]] = []
     head_sums: dict[int, Floats] = {}
     pairs: dict[int, Floats] = {}
@@ -101,18 +103,19 @@ def gradients_by_distance(
     rng: np.random.Generator,
     report: Report | None = None,
 ) -> GradientsByDistance:
-    """Measure |dL/ds| by distance on texts of equal length, and fit its decay.
+    """Measure |dL/ds| by distance on texts, and fit its decay.
 
     Args:
         model: the model.
         texts: texts of equal length.
         max_distance: the largest distance of the curve and of its fit, in tokens.
-        parents: the identities of the checkpoint and the data.
-        rng: draws the resamplings of texts.
-        report: called with the number of finished texts and the total.
+        parents: the checkpoint and the data, as parents of the record.
+        rng: the random generator that draws the resamplings of the texts.
+        report: called with the number of finished texts and the total number of texts.
 
     Raises:
-        UserError: texts are too short for the largest distance, or a gradient there is zero.
+        UserError: the texts are too short for `max_distance`, there are too few distances for a
+            fit, or the gradient at a distance is zero.
         StageFailedError: gradients are not finite.
     """
     assert texts.tokens is not None
@@ -122,7 +125,7 @@ def gradients_by_distance(
     weights = draw_weights(len(texts.taken), rng)
     sums = np.sum([histograms.sums[layer] for layer in pooled], axis=0)
     pairs = model.num_heads * np.sum([histograms.pairs[layer] for layer in pooled], axis=0)
-    # Pairs beyond a sliding window are not visible: if all layers have one, the curve ends there.
+    # Pairs beyond a sliding window are not visible. If all layers have one, the curve ends there.
     curve = slice(0, min(max_distance + 1, int(np.count_nonzero(pairs))))
     if curve.stop <= 2 * MIN_DISTANCES:
         raise UserError(
@@ -151,7 +154,7 @@ def gradients_by_distance(
 
 
 def _check_positive(curve: Resampled, source: str) -> None:
-    """Refuse a curve with values that have no logarithm: the fit would be NaN."""
+    """Raise an error if a value has no finite logarithm, since the fit would then be NaN."""
     if not np.isfinite(curve.values).all():
         raise StageFailedError(f"{source}: the gradients of the model are NaN or infinite")
     zeros = np.flatnonzero(curve.values <= 0)
@@ -190,10 +193,10 @@ def _reach(sums: Floats, weights: Floats) -> Reach:
 
 
 def _backward(model: MeasuredModel, text: Text) -> None:
-    """Backpropagate the summed loss of a text; the probe sees the gradients."""
+    """Backpropagate the summed loss of a text, so that the active probe receives the gradients."""
     ids = torch.from_numpy(text.tokens.astype(np.int64)).to(model.device)
     targets_at = torch.from_numpy(text.trained.nonzero()[0]).to(model.device)
-    # Tokens after the last target have no gradient, but their pairs are counted.
+    # Pairs whose query is after the last target have zero gradients, but they are counted.
     embedded = model.module.get_input_embeddings()(ids[None]).detach().requires_grad_()
     if model.head_only:
         output = model.module.base_model(inputs_embeds=embedded, use_cache=False)
@@ -208,7 +211,7 @@ def _backward(model: MeasuredModel, text: Text) -> None:
 
 
 def _loss_gradient(model: MeasuredModel, hidden: Tensor, targets: Tensor) -> Tensor:
-    """Return the gradient [N, M] of the summed cross-entropy, in chunks of positions."""
+    """Return the gradient [targets, M] of the summed cross-entropy, computed in chunks."""
     gradients: list[Tensor] = []
     for start in range(0, len(targets), _LOSS_POSITIONS):
         chunk = slice(start, start + _LOSS_POSITIONS)
@@ -222,10 +225,10 @@ def _loss_gradient(model: MeasuredModel, hidden: Tensor, targets: Tensor) -> Ten
 
 @contextmanager
 def _lean_backward(module: Any) -> Iterator[None]:
-    """Freeze the parameters, and turn on gradient checkpointing for each layer.
+    """Freeze the parameters and enable gradient checkpointing for each layer inside the block.
 
-    transformers checkpoints only layers in training mode. The flag is set on the layer itself; its
-    submodules stay in evaluation mode, without dropout.
+    transformers applies checkpointing only to layers in training mode. Only the layers' own
+    `training` flags are set; their submodules stay in evaluation mode, without dropout.
     """
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     layers = [part for part in module.modules() if isinstance(part, GradientCheckpointingLayer)]

@@ -1,6 +1,6 @@
-"""Load a checkpoint as a model to measure, and check that the probe reaches its softmax layers.
+"""Load a checkpoint for measurements, and check that the probe reaches its softmax layers.
 
-Shapes: B batch, T tokens, V vocabulary.
+Shapes: B batch, T tokens, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ _PROBE_TOKENS = 4
 class MeasuredModel:
     """A causal LM in evaluation mode, and the softmax layers that the probe reaches.
 
-    `name` is its name in messages. `full_layers` are the softmax layers without a window.
-    `head_only` is whether its logits are the output of the head (without scale or cap after it).
+    `name` is the model's name in messages. `full_layers` are the softmax layers without a window.
+    `head_only` is true if the logits are the output of the LM head, with no scale or cap after it.
     """
 
     module: Any
@@ -49,20 +49,20 @@ class MeasuredModel:
 
     @property
     def settings(self) -> dict[str, str]:
-        """The settings of a measurement besides the checkpoint."""
+        """The dtype and device of the model, for the records of measurements."""
         return {"dtype": str(self.module.dtype).removeprefix("torch."), "device": self.device.type}
 
 
 def open_model(folder: Path, role: str) -> tuple[MeasuredModel, Parent]:
-    """Load a checkpoint for measuring, on a GPU if one is available, else in float32 on the CPU.
+    """Load a checkpoint for measurements, without running any code in its folder.
 
-    No code in the folder is run.
+    The model is loaded on a GPU if one is available, and otherwise in float32 on the CPU.
 
     Returns:
-        The model, and its identity as a parent with the role `role`.
+        The model, and the checkpoint as a parent with the role `role`.
 
     Raises:
-        UserError: the folder holds no causal LM, its architecture is unknown, it has no softmax
+        UserError: the folder contains no causal LM, its architecture is unknown, it has no softmax
             layer, or the probe does not reach its attention.
     """
     checkpoint = open_checkpoint(folder)
@@ -75,7 +75,7 @@ def open_model(folder: Path, role: str) -> tuple[MeasuredModel, Parent]:
             folder,
             dtype="auto" if on_gpu else torch.float32,
             local_files_only=True,
-            trust_remote_code=False,  # without it transformers asks on the terminal
+            trust_remote_code=False,  # if unset, transformers asks on the terminal
             output_loading_info=True,
         )
     except UserError:
@@ -101,15 +101,16 @@ def _softmax_layers(checkpoint: Checkpoint) -> dict[int, LayerKind]:
 
 
 def measured(module: Any, name: str, layers: dict[int, LayerKind]) -> MeasuredModel:
-    """Test the probe on a model with a few tokens, and return the model.
+    """Test on a few tokens that the probe reaches a model's softmax layers; return the model.
 
     Args:
         module: a causal LM.
-        name: its name in messages.
-        layers: its softmax layers and their kinds.
+        name: the model's name in messages.
+        layers: maps the index of each softmax layer to its kind.
 
     Raises:
-        UserError: the model has no softmax layer, or the probe does not reach exactly `layers`.
+        UserError: the model has no softmax layer or returns no hidden states, or the probe does not
+            reach exactly `layers`.
     """
     family = module.config.model_type
     if not layers:
@@ -147,6 +148,6 @@ def measured(module: Any, name: str, layers: dict[int, LayerKind]) -> MeasuredMo
 
 
 def logits_of(model: MeasuredModel, hidden: Tensor) -> Tensor:
-    """Return the logits [..., V] of hidden states, for a model with `head_only`."""
+    """Return the logits [..., V] for final hidden states; the model must be `head_only`."""
     logits: Tensor = model.module.get_output_embeddings()(hidden)
     return logits

@@ -1,9 +1,9 @@
-"""A probe in the softmax layers of any model that uses transformers' attention interface.
+"""A probe for the softmax layers of any model that uses transformers' attention interface.
 
-Inside `probing`, a model computes the same forward and backward pass as with SDPA. Consumers get
-the softmax weights of each layer in the forward pass, and the gradient magnitudes of its logits in
-the backward pass, one block of queries at a time. Tensors of a layer are freed after it, and no
-hook remains.
+Inside `probing`, a model computes the same forward and backward pass as with SDPA. Consumers
+receive the softmax weights of each layer in the forward pass, and the magnitudes of the gradients
+with respect to its attention logits in the backward pass, one block of queries at a time. The
+tensors for a layer are freed after that layer, and no hook remains on the model.
 
 Shapes: B batch, T tokens, H query heads, G key/value heads, D head dim.
 """
@@ -33,7 +33,7 @@ from amnesia_bench.modeling.causal_attention import causal_sdpa
 
 PROBE = "amnesia_probe"
 BLOCK_QUERIES = 256
-# Options of attention functions that change the logits or the softmax; SDPA does not support them.
+# Options of attention functions that change the logits or the softmax. SDPA does not support them.
 _BEYOND_SOFTMAX = ("softcap", "s_aux", "sinks", "position_bias")
 
 
@@ -55,13 +55,13 @@ def probing(
     gradients: Consumer | None = None,
     block_queries: int = BLOCK_QUERIES,
 ) -> Iterator[None]:
-    """Call consumers with the attention of the softmax layers of a model inside the block.
+    """Inside the `with` block, pass the attention of a model's softmax layers to consumers.
 
     Args:
-        model: a model of transformers. Its attention function is restored afterwards.
-        weights: called with the softmax weights in each forward pass.
-        gradients: called with |dL/ds| in each backward pass.
-        block_queries: queries per block.
+        model: a transformers model; its attention function is restored afterwards.
+        weights: called with blocks of softmax weights in each forward pass.
+        gradients: called with blocks of |dL/ds| in each backward pass.
+        block_queries: number of queries per block.
     """
     config = model.config
     parts = {key: getattr(config, key) for key in config.sub_configs}
@@ -92,17 +92,17 @@ def probe_attention(  # noqa: PLR0913 - transformers' attention interface
     """Compute SDPA attention without dropout, and call the consumers of the active probe.
 
     Args:
-        module: the calling module, with its layer index in `layer_idx`.
-        query: [B, H, T, D].
-        key: [B, G, T, D].
-        value: [B, G, T, D].
-        attention_mask: the result of `visible_pairs`.
-        scaling: factor on the logits; None means D^-1/2.
+        module: the attention module that calls this function; `layer_idx` is its layer index.
+        query: the queries [B, H, T, D].
+        key: the keys [B, G, T, D].
+        value: the values [B, G, T, D].
+        attention_mask: the return value of `visible_pairs`.
+        scaling: the factor by which the logits are scaled; None means D^-1/2.
         dropout: ignored.
         **options: further options of transformers' attention interface.
 
     Returns:
-        The output [B, T, H, D], and None.
+        The attention output [B, T, H, D], and None instead of attention weights.
 
     Raises:
         UserError: the attention is not of the form softmax(scale q k^T + mask) v.
@@ -131,7 +131,7 @@ def probe_attention(  # noqa: PLR0913 - transformers' attention interface
 
 
 class _GradientTap(torch.autograd.Function):
-    """The identity function; its backward pass sends the incoming gradient to a consumer."""
+    """The identity function; its backward pass computes |dL/ds| and passes it to a consumer."""
 
     @staticmethod
     def forward(
@@ -152,7 +152,7 @@ class _GradientTap(torch.autograd.Function):
 def _attend_in_blocks(
     module: nn.Module, qkv: tuple[Tensor, Tensor, Tensor], pairs: MaskedPairs, scale: float | None
 ) -> Tensor:
-    """Attend block by block; the mask of a block is built in both forward and backward."""
+    """Compute attention one query block at a time; the backward pass rebuilds each mask."""
     query, key, value = qkv
     block_queries = _active[0].block_queries
 

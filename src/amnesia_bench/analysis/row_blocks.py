@@ -1,4 +1,4 @@
-"""Softmax attention one block of queries at a time: no T x T tensor is ever stored.
+"""Softmax attention, computed one block of queries at a time without storing a T x T tensor.
 
 Shapes: B batch, T tokens, H query heads, G key/value heads, D head dim, R queries of a block,
 E keys of a block.
@@ -21,11 +21,11 @@ _SUMMED_ROWS = 64
 
 @dataclass(frozen=True, eq=False)
 class RowBlock:
-    """Values of query-key pairs: softmax weights, or magnitudes of gradients.
+    """The values of a block of query-key pairs: softmax weights, or magnitudes of gradients.
 
-    The queries are [first_query, stop), the keys [first_key, stop), and the heads start at
-    `first_head`. `values` is [B, heads, R, E], and zero for every pair that is not `visible`
-    [B or 1, 1, R, E]. The pairs of a padding query are not visible.
+    The block covers the queries [first_query, stop), the keys [first_key, stop), and consecutive
+    heads from `first_head`. `values` is [B, heads, R, E]; it is zero for pairs that are not
+    `visible` [B or 1, 1, R, E]. The pairs of a padding query are not visible.
     """
 
     layer: int
@@ -41,18 +41,18 @@ Consumer = Callable[[RowBlock], None]
 
 
 class VisiblePairs(Protocol):
-    """The keys that each query sees."""
+    """The query-key pairs that a mask allows."""
 
     def block(self, start: int, stop: int) -> tuple[int, Tensor]:
-        """Return the first key that queries [start, stop) see, and the pairs from there to `stop`.
+        """Return the first key visible to queries [start, stop), and the mask from that key on.
 
-        The pairs are bool [B or 1, 1, R, E].
+        The mask is bool [B or 1, 1, R, E], for the keys up to `stop`; True means visible.
         """
         ...
 
 
 class CausalPairs:
-    """Causal attention: every query sees itself and all earlier keys."""
+    """The pairs of causal attention: a query sees the keys up to its own position."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -63,10 +63,10 @@ class CausalPairs:
 
 
 class MaskedPairs:
-    """The visible pairs of a transformers mask, built for each block of queries.
+    """The visible pairs of a transformers mask, which is built for one block of queries at a time.
 
-    Covers padding, windows, packed documents and patterns of the model: everything that `call`,
-    the arguments of transformers' mask functions, describes.
+    `call` contains the arguments of transformers' mask functions. They may describe padding,
+    windows, packed documents and patterns specific to a model.
     """
 
     def __init__(self, call: dict[str, Any]) -> None:
@@ -88,7 +88,7 @@ class MaskedPairs:
 
 
 def visible_pairs(**call: Any) -> MaskedPairs | None:
-    """Return the mask of a forward pass, None if it is plainly causal.
+    """Return the visible pairs of a forward pass, or None if its mask is purely causal.
 
     The signature is that of transformers' mask functions.
     """
@@ -100,7 +100,7 @@ def visible_pairs(**call: Any) -> MaskedPairs | None:
 
 @dataclass(frozen=True, eq=False)
 class AttentionCall:
-    """One attention call of one layer: query [B, H, T, D], key and value [B, G, T, D]."""
+    """The inputs of attention in one layer: query [B, H, T, D], key and value [B, G, T, D]."""
 
     layer: int
     query: Tensor
@@ -111,17 +111,17 @@ class AttentionCall:
     block_queries: int
 
     def weights(self) -> Iterator[RowBlock]:
-        """Yield the weights after the softmax, in float32 (float64 for float64 inputs)."""
+        """Yield blocks of softmax weights, in float32 (float64 for float64 inputs)."""
         for block, _ in self._blocks():
             yield block
 
     def gradients(self, upstream: Tensor) -> Iterator[RowBlock]:
-        """Yield |dL/ds| for the logits s after scale, rotation and mask.
+        """Yield blocks of |dL/ds|, where s are the logits after rotation, scale and mask.
 
         dL/ds_ij = alpha_ij (g_i . v_j - g_i . o_i), where g_i . o_i = sum_j alpha_ij g_i . v_j.
 
         Args:
-            upstream: g, the gradient of the output [B, H, T, D].
+            upstream: g, the gradient of the loss with respect to the output [B, H, T, D].
         """
         for block, heads in self._blocks():
             alpha = block.values
@@ -154,7 +154,7 @@ class AttentionCall:
                 logits = logits.mul_(self.scaling).masked_fill_(hidden, -torch.inf)
                 alpha = logits.softmax(dim=-1)
                 del logits
-                if empty:  # a query that sees nothing
+                if empty:  # a query without a visible key
                     alpha.nan_to_num_(nan=0.0)
                 block = RowBlock(
                     layer=self.layer,
@@ -173,10 +173,11 @@ class AttentionCall:
 
 
 def sums_by_distance(values: Tensor) -> Tensor:
-    """Sum a block [..., R, E] along its diagonals: float64 [..., E], by distance from 0.
+    """Sum a block [..., R, E] along its diagonals; return the sums for distances 0, 1, 2, ...
 
-    The last query sees the last key at distance 0. Strides shift each row to the right by one more
-    than the next row, which turns diagonals into columns.
+    The sums are float64 [..., E]. The last query and the last key of the block have distance 0.
+    Strides shift each row to the right by one more than the next row, which turns diagonals into
+    columns.
     """
     queries, keys = values.shape[-2:]
     padded = torch.nn.functional.pad(values, (queries - 1, 0))
@@ -184,7 +185,7 @@ def sums_by_distance(values: Tensor) -> Tensor:
     size = (*values.shape[:-2], queries, keys)
     diagonals = padded.as_strided(size, (*outer, keys + queries, 1))
     sums = torch.zeros(*diagonals.shape[:-2], keys, dtype=torch.float64, device=values.device)
-    # On a CPU, a float64 sum first copies its input: a few rows at a time stay in the cache.
+    # On a CPU, a float64 sum first copies its input. The copy of a few rows stays in the CPU cache.
     for start in range(0, queries, _SUMMED_ROWS):
         rows = diagonals[..., start : start + _SUMMED_ROWS, :]
         sums += rows.sum(dim=-2, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""The texts of a data store for measurements, and which of their tokens are trained.
+"""Select the texts of a data store for measurements, and mark their trained tokens.
 
 Shapes: T tokens of a text.
 """
@@ -17,7 +17,7 @@ from amnesia_bench.errors import UserError
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Tokens int32 [T], and whether each is a target of the loss, bool [T]."""
+    """Token ids, int32 [T], and for each token whether it is a target of the loss, bool [T]."""
 
     tokens: NDArray[np.int32]
     trained: NDArray[np.bool_]
@@ -25,10 +25,11 @@ class Text:
 
 @dataclass(frozen=True, eq=False)
 class Texts:
-    """Texts of one data source, of equal length (of any length if `tokens` is None).
+    """The texts chosen from one data source.
 
-    `too_short` and `untrained` count the skipped texts: shorter than `tokens`, or without a trained
-    token in the part that is used.
+    All texts have `tokens` tokens, or any length if `tokens` is None. `too_short` and `untrained`
+    are the numbers of texts that were skipped because they are too short, or because the part to be
+    used has no trained token.
     """
 
     source: str
@@ -39,10 +40,10 @@ class Texts:
 
 
 def texts_of(store: SequenceStore) -> Iterator[Text]:
-    """Yield the texts of a data store as a model sees them: documents or sequences.
+    """Yield the texts of a data store, without padding, as a model processes them in training.
 
-    A store with isolated documents yields documents, any other store whole sequences, both without
-    padding. The first token of a text has no context, so it is never a target.
+    They are documents if the store isolates documents, and packed sequences otherwise. The first
+    token of a text has no context, so it is never a target.
     """
     for i in range(store.num_sequences):
         sequence = store.sequence(i)
@@ -62,10 +63,10 @@ def _documents(sequence: PackedSequence) -> Iterator[slice]:
 
 
 def equal_texts(store: SequenceStore, source: str, tokens: int, samples: int) -> Texts:
-    """Take the first `tokens` tokens of the first `samples` texts that are long enough.
+    """Return the first `tokens` tokens of the first `samples` texts that can be used.
 
     Raises:
-        UserError: no text is long enough, or none of them has a trained token in this part.
+        UserError: no text is long enough, or no such text has a trained token in this part.
     """
     taken: list[Text] = []
     too_short = untrained = longest = 0
@@ -95,9 +96,9 @@ def equal_texts(store: SequenceStore, source: str, tokens: int, samples: int) ->
 
 
 def trained_texts(store: SequenceStore, source: str, longer_than: int) -> Texts:
-    """Take the part of each text from its first trained token to its last.
+    """Return the part of each document from its first trained token to its last.
 
-    This excludes prompts and chat markup, which are the same in every text.
+    This excludes prompts and chat markup, which are the same in every document.
 
     Raises:
         UserError: fewer than two parts have more than `longer_than` tokens.

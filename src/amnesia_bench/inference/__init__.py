@@ -1,1 +1,1 @@
-"""Inference engines behind one protocol: transformers and vLLM."""
+"""Inference engines for transformers and vLLM that share one interface."""

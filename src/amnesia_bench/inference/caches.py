@@ -1,15 +1,16 @@
-"""KV caches that can be truncated to an earlier length, copied to more rows, and joined.
+"""KV caches that can be truncated to an earlier length, copied to several rows, and joined.
 
-HypeNet's cache supports truncation itself. transformers' `DynamicCache` gets attention layers that
-grow in place, like HypeNet's. For its other layers (states, convolution tails, sliding windows) a
-snapshot holds copies: they are small, and transformers writes states in place.
+`HypeNetCache` supports truncation itself. In transformers' `DynamicCache`, the attention layers are
+replaced by layers that grow in place, as in `HypeNetCache`. Its other layers (linear states,
+convolution tails, sliding windows) are copied into each snapshot: they are small, and transformers
+updates them in place.
 
-Joined rows all end in the same column: shorter ones are padded on the left. Padding holds zeros,
-which an attention mask must hide. Linear states contain only tokens, so padding does not affect
-them.
+Joined rows all end in the same column: shorter rows are padded with zeros on the left, and an
+attention mask must hide this padding. Padding does not affect linear states, which are computed
+from the real tokens only.
 
-Shapes: B rows of the batch, N rows of one copy, G key/value heads, L cached tokens, D head dim,
-H linear heads, K/V state dims.
+Shapes: B rows of the batch, N rows of one added cache, G key/value heads, L cached tokens, D head
+dim, H linear heads, K/V state dims.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from amnesia_bench.modeling import HypeNetCache
 from amnesia_bench.modeling.hybrid_cache import BlockLayer, LightningLayer
 
-# Layers of transformers whose whole state consists of tensors, numbers and dicts of their own.
+# Cache layers of transformers that can be copied: their attributes are tensors, numbers and dicts
+# that no other object shares.
 _COPYABLE = frozenset(
     (
         "BlockLayer",
@@ -48,10 +50,10 @@ class CacheSnapshot:
 
 
 class ResumableCache(DynamicCache):
-    """transformers' cache with `snapshot` and `resume`, the interface of `HypeNetCache`.
+    """A `DynamicCache` with the methods `snapshot` and `resume`, as in `HypeNetCache`.
 
     Args:
-        config: the model's config; it determines the kind of each layer.
+        config: the model's config; it determines the class of each cache layer.
     """
 
     def __init__(self, config: Any) -> None:
@@ -62,24 +64,24 @@ class ResumableCache(DynamicCache):
 
     @property
     def unsupported_layer(self) -> str | None:
-        """The class name of a layer that does not support snapshots, or None."""
+        """The class name of the first layer that does not support snapshots, or None."""
         names = (type(layer).__name__ for layer in self.layers)
         return next((name for name in names if name not in _COPYABLE), None)
 
     def snapshot(self) -> CacheSnapshot:
-        """Return a snapshot of the cache; `resume` may restore it several times."""
+        """Return a snapshot of the cache, which `resume` can restore any number of times."""
         states = tuple(
             None if isinstance(layer, BlockLayer) else _copied(vars(layer)) for layer in self.layers
         )
         return CacheSnapshot(self.get_seq_length(), states)
 
     def resume(self, snapshot: CacheSnapshot) -> None:
-        """Restore a snapshot of this cache; later tokens may be overwritten."""
+        """Reset the cache to one of its snapshots; tokens after the snapshot are dropped."""
         for layer, state in zip(self.layers, snapshot.states, strict=True):
             if isinstance(layer, BlockLayer):
                 layer.crop(snapshot.length - layer.get_seq_length())
             elif state is not None:
-                # Copied: the layer may write into its state, and the snapshot may be used again.
+                # Copy the state: the layer may overwrite it, but the snapshot must stay reusable.
                 vars(layer).update(_copied(state))
 
 
@@ -95,8 +97,8 @@ def fork(cache: Cache, empty: Cache, rows: int) -> Cache:
     """Fill `empty` with `rows` copies of the single row of `cache`, and return it.
 
     Args:
-        cache: a cache of one row, which may hold no tokens; it stays unchanged.
-        empty: a new cache of the same kind.
+        cache: a cache with one row, possibly without tokens; it stays unchanged.
+        empty: a new cache of the same class.
         rows: number of copies.
     """
     index: Any = torch.zeros(rows, dtype=torch.long)
@@ -107,7 +109,7 @@ def fork(cache: Cache, empty: Cache, rows: int) -> Cache:
             if layer.keys is not None and layer.values is not None:
                 target.update(*(x.expand(rows, -1, -1, -1) for x in (layer.keys, layer.values)))
             continue
-        # The layer's dicts are copied too: `reorder_cache` replaces their items.
+        # Copy the layer's dicts as well, since `reorder_cache` replaces their items.
         layer_copy = copy.copy(layer)
         vars(layer_copy).update({k: dict(v) for k, v in vars(layer).items() if isinstance(v, dict)})
         layer_copy.reorder_cache(index)
@@ -116,28 +118,28 @@ def fork(cache: Cache, empty: Cache, rows: int) -> Cache:
 
 
 def can_resume(cache: Cache) -> bool:
-    """Whether this cache supports snapshots."""
+    """Return whether this cache supports `snapshot` and `resume`."""
     if isinstance(cache, ResumableCache):
         return cache.unsupported_layer is None
     return isinstance(cache, HypeNetCache)
 
 
 def can_join(cache: Cache | None) -> bool:
-    """Whether rows of several such caches can be joined: all layers are of this project."""
+    """Return whether `JoinedRows` supports all layer classes of this cache."""
     return cache is not None and all(
         type(layer) in (BlockLayer, LightningLayer) for layer in cache.layers
     )
 
 
 class JoinedRows:
-    """The cache of a batch, filled row by row.
+    """A batch cache that is filled with the rows of other caches.
 
-    Its memory is allocated with the first rows; no row is stored twice.
+    The first `add` allocates the memory of all B rows, and each row is copied into its place.
 
     Args:
         empty: a new cache of the model.
-        num_rows: B.
-        num_tokens: tokens of the longest row, without new tokens.
+        num_rows: number of rows, B.
+        num_tokens: number of prompt tokens of the longest row.
     """
 
     def __init__(self, empty: Cache | None, num_rows: int, num_tokens: int) -> None:
@@ -148,7 +150,7 @@ class JoinedRows:
         self._filled = 0
 
     def add(self, cache: Cache | None, num_rows: int) -> None:
-        """Copy the next rows; `cache` holds N = `num_rows` rows of equal length, not padded."""
+        """Append the N = `num_rows` rows of `cache`, which have equal lengths and no padding."""
         assert cache is not None
         place = slice(self._filled, self._filled + num_rows)
         for source, target in zip(cache.layers, self.cache.layers, strict=True):
@@ -170,7 +172,7 @@ class JoinedRows:
         target.keys[place, :, start:], target.values[place, :, start:] = keys_values
 
     def _zeros(self, like: Tensor) -> Tensor:
-        """Return zeros [B, G, L, D] as an expanded scalar: the layer copies them."""
+        """Return zeros [B, G, L, D] as an expanded scalar, of which the layer makes a full copy."""
         shape = (self._num_rows, like.shape[1], self._num_tokens, like.shape[3])
         return like.new_zeros(()).expand(shape)
 

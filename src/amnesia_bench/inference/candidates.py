@@ -1,4 +1,4 @@
-"""Open the checkpoints under test: identify them by their contents, load their tokenizers."""
+"""Open the checkpoints under test: hash their contents and load their tokenizers."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.identity import parent_by_contents
 
-# Read by transformers' generate: it lists the end tokens.
+# transformers' `generate` reads the end token ids from this file.
 _GENERATION_CONFIG = "generation_config.json"
-# Files that an engine reads besides config and weights: the end tokens and the tokenizer.
+# Files that an engine reads in addition to config and weights: end tokens and tokenizer.
 _TOKENIZER_FILES = (
     _GENERATION_CONFIG,
     "*token*.json",  # tokenizer, tokenizer_config, special_tokens_map, added_tokens
@@ -31,12 +31,12 @@ class Candidate:
     """A checkpoint under test.
 
     Attributes:
-        role: pre, post or restored; "checkpoint" for a single one.
-        method: the method of its cells, a row label of a table such as +QK-Restore.
+        role: pre, post or restored; "checkpoint" if it is tested alone.
+        method: the row label of its cells in tables, such as +QK-Restore.
         folder: the checkpoint's folder.
-        parent: its identity, a hash of all its contents.
-        held: the files that the identity was computed from, and its tokenizer's.
-        tokenizer: a `transformers.PreTrainedTokenizerFast`.
+        parent: the checkpoint as a parent of records; its identity is a hash of its contents.
+        held: the files that the identity was computed from, and the tokenizer files.
+        tokenizer: its `transformers.PreTrainedTokenizerFast`.
     """
 
     role: str
@@ -48,26 +48,26 @@ class Candidate:
 
 
 def open_candidates(folders: Mapping[str, Path]) -> tuple[Candidate, ...]:
-    """Open checkpoints, and identify them by all their contents.
+    """Open checkpoints, identify each by a hash of its contents, and load its tokenizer.
 
     Args:
-        folders: role (pre, post, restored) -> checkpoint folder.
+        folders: maps each role (pre, post, restored) to a checkpoint folder.
 
     Returns:
-        The candidates in the order of `folders`; the method of each is its role. Their tokenizers
-        may differ.
+        The candidates in the order of `folders`, each with its role as the method. Their
+        tokenizers may differ.
 
     Raises:
-        UserError: a folder is not a checkpoint, or holds no tokenizer.
+        UserError: a folder is not a checkpoint, or contains no tokenizer.
         StageFailedError: a file changed while it was hashed.
     """
-    # Open all folders first: a wrong one fails before gigabytes of the others are hashed.
+    # Open all folders first, so that a wrong one fails before gigabytes of the others are hashed.
     checkpoints = {role: open_checkpoint(folder) for role, folder in folders.items()}
     return tuple(_candidate(role, checkpoint) for role, checkpoint in checkpoints.items())
 
 
 def open_candidate(folder: Path, method: str) -> Candidate:
-    """Open a single checkpoint; see `open_candidates`."""
+    """Open a single checkpoint with the given method; see `open_candidates`."""
     (candidate,) = open_candidates({"checkpoint": folder})
     return replace(candidate, method=method)
 

@@ -1,7 +1,8 @@
-"""Data parallelism: one process per device, each with the model and neighbouring prompts.
+"""Data parallelism: one process per device, each with a copy of the model.
 
-The processes share nothing. A worker requests each prompt from its parent when it needs it, so
-prompts are still built on demand; answers are sent back one by one.
+Each worker process answers prompts that are neighbours in the prefix tree. The workers share no
+data. A worker requests each prompt from the parent process when it needs it, so prompts are still
+built on demand. It sends answers back one by one.
 """
 
 from __future__ import annotations
@@ -23,21 +24,22 @@ from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.records.evaluation import Generation
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
-# Messages are (kind, content). To a worker: generate (a count), request. From a worker: ready
-# (settings), want (an index), generation, done, error (an AmnesiaError), crash (a traceback).
+# Messages are pairs (kind, content). Kinds sent to a worker: generate (number of requests), request
+# (a PromptRequest). Kinds sent by a worker: ready (settings), want (index of a request), generation
+# (a Generation), done (None), error (an AmnesiaError), crash (a traceback).
 Message = tuple[str, Any]
 
 
 class DataParallelEngine:
-    """An `Engine` over several devices.
+    """An `Engine` that distributes its requests over several devices.
 
     Args:
-        checkpoint: folder of a causal LM.
+        checkpoint: checkpoint folder of a causal LM.
         options: the engine options; `device` is ignored.
-        devices: one per process, such as "cuda:0".
+        devices: the device of each worker process, such as "cuda:0".
 
     Raises:
-        UserError: as `TransformersEngine.load` does.
+        UserError: for the same reasons as in `TransformersEngine.load`.
     """
 
     def __init__(self, checkpoint: Path, options: EngineOptions, devices: Sequence[str]) -> None:
@@ -65,15 +67,15 @@ class DataParallelEngine:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """The settings of each worker's engine; the number of workers changes no answer."""
+        """The settings of a worker's engine; the number of workers does not affect the answers."""
         return self._settings
 
     def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
-        """Answer every request, in the order in which the workers finish.
+        """Answer every request; yield the answers in the order in which the workers finish them.
 
         Raises:
-            UserError: as the engine of one device.
-            StageFailedError: as the engine of one device, or a worker process died.
+            UserError: for the same reasons as in `TransformersEngine.generate`.
+            StageFailedError: for the same reasons, or because a worker process died.
         """
         digests = [PromptDigest.of(requests[i].tokens, self._chunk) for i in range(len(requests))]
         parts = partition(digests, self._chunk, len(self._workers))
@@ -134,7 +136,7 @@ def _work(connection: Connection, checkpoint: Path, options: EngineOptions) -> N
         connection.send(("want", index))
         return cast("PromptRequest", connection.recv()[1])
 
-    # The parent died or closed the pipe: there is nobody to report to.
+    # If the parent died or closed the pipe, no process is left to receive an error report.
     with suppress(EOFError, ConnectionError, KeyboardInterrupt):
         try:
             engine = TransformersEngine.load(checkpoint, options)

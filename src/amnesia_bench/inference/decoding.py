@@ -1,9 +1,9 @@
-"""Decoding: from prefilled prompts to finished answers, token by token, for all engines.
+"""Token-by-token decoding of prefilled prompts, and helpers that all engines share.
 
-Each row draws one number per token from its own generator, so its answer depends neither on the
-other rows of the batch nor on the order of the requests.
+Each row draws one random number per token from its own generator, so its answer depends neither on
+the other rows of the batch nor on the order of the requests.
 
-Shapes: B rows, E vocabulary.
+Shapes: B rows, E vocabulary size.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ Decode = Callable[[Sequence[int]], str]
 
 
 def check_room(request: PromptRequest, limit: int | None) -> None:
-    """Refuse a prompt that is empty, or does not fit the model's context with its answer.
+    """Raise an error if a prompt is empty or, with its answer, exceeds the model's context.
 
     Args:
         request: the prompt and its sampling parameters.
-        limit: maximum tokens of prompt and answer together; None for no limit.
+        limit: maximum number of tokens of prompt and answer together; None for no limit.
 
     Raises:
-        UserError: names the document and both numbers.
+        UserError: the prompt is empty, or prompt and answer may exceed `limit`.
     """
     key, new, num_tokens = request.key, request.sampling.max_new_tokens, len(request.tokens)
     if num_tokens == 0:
@@ -50,13 +50,13 @@ def check_room(request: PromptRequest, limit: int | None) -> None:
 def generation_of(
     request: PromptRequest, tokens: Sequence[int], reason: FinishReason, decode: Decode
 ) -> Generation:
-    """Return the finished answer; a stop string truncates its text, not its tokens.
+    """Return the record of a finished answer; a stop string truncates its text, not its tokens.
 
     Args:
-        request: the request.
-        tokens: the new tokens, without an end token.
+        request: the request that was answered.
+        tokens: token ids of the answer, without an end token.
         reason: why the answer ended.
-        decode: turns tokens into text.
+        decode: converts token ids to text.
     """
     text = decode(tokens)
     ends = [text.find(stop) for stop in request.sampling.stop if stop in text]
@@ -71,7 +71,7 @@ def generation_of(
 
 
 def not_finite(request: PromptRequest, new_tokens: int) -> StageFailedError:
-    """Return the error for an answer whose next logits are NaN or infinite."""
+    """Return the error for logits that are NaN or infinite after `new_tokens` answer tokens."""
     key = request.key
     return StageFailedError(
         f"{key.task} document {key.doc}: the model's logits are NaN or infinite after "
@@ -83,7 +83,7 @@ def not_finite(request: PromptRequest, new_tokens: int) -> StageFailedError:
 
 
 def answer_decoder(tokenizer: Any) -> Decode:
-    """Return the function that turns new tokens into text, without special tokens."""
+    """Return a function that converts token ids to text and omits special tokens."""
 
     def decode(tokens: Sequence[int]) -> str:
         text: str = tokenizer.decode(tokens, skip_special_tokens=True)
@@ -93,10 +93,10 @@ def answer_decoder(tokenizer: Any) -> Decode:
 
 
 def end_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
-    """Return all end tokens of the tokenizer and of the generation config.
+    """Return the end token ids of the tokenizer and of the generation config.
 
-    They differ in published models: Jet-Nemotron's generation config has one, and its chat template
-    ends turns with another.
+    The two differ in some published models: Jet-Nemotron's generation config has one end token, and
+    its chat template ends turns with another.
     """
     end_ids: list[Any] = []
     for ids in (tokenizer.eos_token_id, getattr(generation_config, "eos_token_id", None)):
@@ -105,15 +105,15 @@ def end_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
 
 
 def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
-    """Return the next token of each row [B] for logits [B, E].
+    """Return the next token id of each row [B].
 
     Temperature is applied first, then top-k, then top-p, as in transformers and vLLM.
 
     Args:
-        logits: logits of the last position.
+        logits: logits at the last position of each row [B, E].
         sampling: sampling parameters of all rows.
-        generators: one per row, on the CPU, so a seed gives the same draws on every device. May be
-            empty for greedy decoding.
+        generators: one random generator per row, on the CPU, so that a seed gives the same draws on
+            every device. May be empty for greedy decoding.
     """
     if sampling.greedy:
         return logits.argmax(dim=-1)
@@ -124,31 +124,31 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
         ranked, ids = ranked[:, : sampling.top_k], ids[:, : sampling.top_k]
     probabilities = ranked.softmax(dim=-1)
     before = probabilities.cumsum(dim=-1) - probabilities
-    # The most likely token is always kept: the sum before it is zero.
+    # The most likely token is always kept, since the cumulative probability before it is zero.
     probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
     cumulative = probabilities.cumsum(dim=-1)
     uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
     drawn = uniform.to(logits.device)[:, None] * cumulative[:, -1:]
     rank = torch.searchsorted(cumulative, drawn, right=True)
-    # Rounding may put a draw at the end of the sum: then the last possible token is chosen.
+    # Rounding may put a draw beyond the sum: then choose the last token with a probability > 0.
     last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
     return ids.gather(1, torch.minimum(rank, last))[:, 0]
 
 
 def generator_of(seed: int | None) -> torch.Generator:
-    """Return the random generator of one request."""
+    """Return a CPU random generator with the seed of one request; None means seed 0."""
     generator = torch.Generator("cpu")
     generator.manual_seed(0 if seed is None else seed)
     return generator
 
 
-# The end tokens, and the function that turns tokens into text.
+# The end token ids, and a function that converts token ids to text.
 Stopping = tuple[frozenset[int], Decode]
 
 
 @dataclass(eq=False)
 class DecodingRow:
-    """An unfinished answer: one row of a batch."""
+    """One row of a batch: a request, and its answer so far."""
 
     request: PromptRequest
     generator: torch.Generator
@@ -157,11 +157,11 @@ class DecodingRow:
 
     @classmethod
     def of(cls, request: PromptRequest) -> DecodingRow:
-        """Return the empty answer to a request."""
+        """Return the row of a request, with an empty answer."""
         return cls(request, generator_of(request.seed))
 
     def append(self, token: int, eos_ids: frozenset[int], decode: Decode) -> None:
-        """Append a token, and set the finish reason if the answer ends with it."""
+        """Append a token id, and set the finish reason if it ends the answer."""
         if token in eos_ids:
             self.finish_reason = FinishReason.EOS
             return
@@ -175,13 +175,13 @@ class DecodingRow:
         stops = self.request.sampling.stop
         if not stops:
             return False
-        # A visible token has at least one byte; 4 more for a character cut at the front.
+        # Each visible token has at least one byte. 4 more allow for a character that is cut in two.
         tail = max(len(stop.encode()) for stop in stops) + 4
         text = decode(self.tokens[-tail:])
         return any(stop in text for stop in stops)
 
     def generation(self, decode: Decode) -> Generation:
-        """Return the finished answer."""
+        """Return the record of the finished answer."""
         assert self.finish_reason is not None
         return generation_of(self.request, self.tokens, self.finish_reason, decode)
 
@@ -190,9 +190,9 @@ class DecodingRow:
 class PrefilledRows:
     """Rows with prefilled prompts, ready for decoding.
 
-    `logits` are those of the prompts' last tokens [B, E]. `cache` has one row per prompt. After
-    decoding it is usable only if it had a single row: then it holds the prompt and the answer.
-    `padding` counts the padding tokens before each prompt [B], None without padding.
+    `logits` [B, E] are the logits after the last token of each prompt. `cache` has one row per
+    prompt. Decoding leaves it usable only if it has a single row: it then contains the prompt and
+    the answer. `padding` [B] is the number of padding tokens before each prompt, or None.
     """
 
     rows: Sequence[DecodingRow]
@@ -205,17 +205,17 @@ class PrefilledRows:
 def decode_batch(
     model: LanguageModel, batch: PrefilledRows, stopping: Stopping
 ) -> Iterator[DecodingRow]:
-    """Decode all rows in place; yield each row as soon as it is finished.
+    """Decode the answers of all rows in place; yield each row as soon as it is finished.
 
     Args:
         model: the model.
         batch: the prefilled rows.
-        stopping: the end tokens, and the function that turns tokens into text.
+        stopping: the end token ids, and a function that converts token ids to text.
 
     Raises:
         MemoryExhaustedError: memory ran out before all rows were finished.
-        StageFailedError: a row has logits that are not finite, so it has no answer. The rows that
-            are already finished keep their answers.
+        StageFailedError: the logits of an unfinished row are not finite, so it has no answer. Rows
+            that were yielded before keep their answers.
     """
     active, cache, logits, padding = list(batch.rows), batch.cache, batch.logits, batch.padding
     longest = max(len(row.request.tokens) for row in active)
@@ -231,7 +231,7 @@ def decode_batch(
         if not running:
             return
         with catching_oom(longest + step):
-            # The copy costs as much as one step, and halves the cost of all later steps.
+            # Copying the cache costs about one step, and halves the cost of all later steps.
             if model.cache_class is not None and len(running) <= len(active) // 2:
                 assert cache is not None
                 index: Any = torch.tensor(running, device=tokens.device)
@@ -242,10 +242,10 @@ def decode_batch(
 
 
 def _check_finite(logits: Tensor, rows: Sequence[DecodingRow]) -> None:
-    """Raise StageFailedError if logits are not finite: argmax would still return a token.
+    """Raise StageFailedError if the largest logit of an unfinished row is not finite.
 
-    The maximum is NaN if any logit is. Single logits of -inf are legal: a model rules out tokens
-    with them.
+    Without this check, argmax would still return a token. If any logit is NaN, so is the largest
+    one. Single logits of -inf are valid: a model excludes tokens in this way.
     """
     broken = ~logits.amax(dim=-1).isfinite()
     for row, bad in zip(rows, broken.tolist(), strict=True):
@@ -254,7 +254,7 @@ def _check_finite(logits: Tensor, rows: Sequence[DecodingRow]) -> None:
 
 
 def _next_tokens(logits: Tensor, rows: Sequence[DecodingRow]) -> Tensor:
-    """Return the next token of each row [B], by the sampling parameters of the row."""
+    """Return the next token id of each row [B], chosen with the row's sampling parameters."""
     groups: dict[Sampling, list[int]] = {}
     for i, row in enumerate(rows):
         groups.setdefault(row.request.sampling, []).append(i)

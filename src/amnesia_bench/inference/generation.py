@@ -1,9 +1,9 @@
-"""Resumable generation: each answer is written as one line before the next one starts.
+"""Resumable generation: each answer is appended to a file, as one line, when it is finished.
 
-A folder holds `run.json` (everything the answers depend on) and `generations.jsonl`, both with
-checksums. A run that was killed at any byte resumes where it stopped, and its final files are
-byte-identical to those of an uninterrupted run. A crash of the machine may lose the answers since
-the last sync.
+A folder of answers contains `run.json`, which records everything that the answers depend on except
+the requests, and `generations.jsonl`; both have checksums. A run that was killed at any byte
+resumes where it stopped, and its final files are byte-identical to those of an uninterrupted run.
+If the machine crashes, the answers since the last sync to the disk may be lost.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ from amnesia_bench.store.sealed_json import is_sealed, seal, sealed_text, unseal
 
 RUN = "run.json"
 GENERATIONS = "generations.jsonl"
-_SYNC_SECONDS = 1.0  # a sync takes milliseconds, and a small model answers as fast
+_SYNC_SECONDS = 1.0  # a sync takes milliseconds, as does an answer of a small model
 _KEPT = "the answers so far are kept: run the same command again to resume"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One line of `generations.jsonl`: the generation, and the hash of the request it answers."""
+    """One line of `generations.jsonl`: an answer, and the hash of the request that it answers."""
 
     request_sha256: str
     generation: Generation
@@ -48,21 +48,21 @@ class Answer:
 def generate_missing(
     engine: Engine, requests: Sequence[PromptRequest], folder: Path, *, identity: Mapping[str, str]
 ) -> tuple[Generation, ...]:
-    """Answer every request that has no answer in the folder yet.
+    """Generate and store the missing answers, and return the answers to all requests.
 
     Args:
-        engine: answers the missing requests; not called if there are none.
-        requests: requests with distinct keys. A later call may pass more of them.
-        folder: created if missing; answers to other requests in it are kept.
-        identity: what the answers depend on besides requests and engine settings: the
-            checkpoint and the prompts.
+        engine: answers the requests that have no answer yet; not called if there are none.
+        requests: requests with distinct keys. A later call may pass additional requests.
+        folder: folder of the answers, created if missing. Its answers to other requests are kept.
+        identity: the identities, by name, of the checkpoint and the prompts. The answers depend on
+            them, on the requests and on the engine settings.
 
     Returns:
         One generation per request, in the order of the requests.
 
     Raises:
-        UserError: the folder holds answers of another run, or is damaged.
-        BusyError: another process is writing to it.
+        UserError: the folder contains answers of another run, or is damaged.
+        BusyError: another process is writing to the folder.
         StageFailedError: the disk is full, or the lease was lost. Finished answers are kept,
             unless the engine raised `UntrustedAnswersError`.
         MissingEnvironmentError: the folder is not writable.
@@ -81,7 +81,7 @@ def generate_missing(
                 try:
                     _append(path, new_answers, hashes, answers, lease)
                 except UntrustedAnswersError:
-                    # The earlier answers were made the same way: a next run must not reuse them.
+                    # Earlier answers cannot be trusted either: the next run must not reuse them.
                     path.unlink()
                     (folder / RUN).unlink()
                     raise
@@ -92,10 +92,10 @@ def generate_missing(
 
 
 def read_generations(folder: Path) -> tuple[Generation, ...]:
-    """Return the answers in a folder, ordered by key; no process may be writing to it.
+    """Return the answers in a folder, sorted by key; no process may be writing to the folder.
 
     Raises:
-        UserError: the folder holds no answers, or a damaged line.
+        UserError: the folder contains no answers, or a line of them is damaged.
     """
     path = folder / GENERATIONS
     if not path.is_file():
@@ -106,17 +106,21 @@ def read_generations(folder: Path) -> tuple[Generation, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """Everything the answers depend on, by name; `sealed`: their lines have checksums."""
+    """The contents of `run.json`.
+
+    `depends` maps names to values: everything that the answers depend on except the requests.
+    `sealed` is true if the lines of `generations.jsonl` have checksums.
+    """
 
     depends: Mapping[str, str]
     sealed: bool
 
 
 def read_run_record(folder: Path) -> RunRecord:
-    """Read the record of a folder of answers.
+    """Read the run record in a folder of answers.
 
     Raises:
-        UserError: the record does not exist (`generate` did not write the folder), or is damaged.
+        UserError: the record is damaged or missing (`generate` did not write the folder).
     """
     path = folder / RUN
     content = read_json(path)
@@ -127,7 +131,7 @@ def read_run_record(folder: Path) -> RunRecord:
 
 
 def _check_run(folder: Path, run: Mapping[str, str]) -> None:
-    """Write the run record, or compare an existing one with this run."""
+    """Write the run record if it is missing; otherwise check that it matches this run."""
     path = folder / RUN
     if not path.exists():
         if (folder / GENERATIONS).exists():
@@ -166,21 +170,21 @@ def _request_sha256(request: PromptRequest) -> str:
 
 
 def _resume(path: Path) -> dict[SampleKey, Answer]:
-    """Read the existing answers, and truncate a last line that was not written completely."""
+    """Return the existing answers; remove an incomplete last line from the file."""
     if not path.exists():
         path.touch()
         sync_folder(path.parent)
     answers, complete_bytes = _read(path, sealed=True)
     if complete_bytes < path.stat().st_size:
         os.truncate(path, complete_bytes)
-    sync_file(path)  # the process that wrote them may have been killed before its sync
+    sync_file(path)  # the process that wrote it may have been killed before its sync
     return answers
 
 
 def _read(path: Path, *, sealed: bool) -> tuple[dict[SampleKey, Answer], int]:
-    """Return the answers of a file in its order, and the size of its complete lines in bytes.
+    """Return the answers in the order of the file, and the size of its complete lines in bytes.
 
-    Only a last line without a line break may be incomplete: its process died while writing it.
+    Only the last line may be incomplete, without a line break: its process died while writing it.
     """
     answers: dict[SampleKey, Answer] = {}
     complete_bytes = 0
@@ -197,7 +201,7 @@ def _read(path: Path, *, sealed: bool) -> tuple[dict[SampleKey, Answer], int]:
                     f"{path}: line {number} is damaged ({error})",
                     hint="Remove this line, or the folder: missing answers are generated again.",
                 ) from error
-            # If a key occurs twice, the first answer counts: an earlier reader may have used it.
+            # If a key occurs twice, keep the first answer, which an earlier run may have returned.
             answers.setdefault(answer.generation.key, answer)
     return answers, complete_bytes
 
@@ -205,7 +209,7 @@ def _read(path: Path, *, sealed: bool) -> tuple[dict[SampleKey, Answer], int]:
 def _request_hashes(
     requests: Sequence[PromptRequest], answers: Mapping[SampleKey, Answer], folder: Path
 ) -> dict[SampleKey, str]:
-    """Return the hash of each request by key; refuse existing answers to other requests."""
+    """Map each request's key to its hash; raise an error if an existing answer's hash differs."""
     hashes: dict[SampleKey, str] = {}
     for request in requests:
         key = request.key
@@ -250,7 +254,7 @@ def _line(answer: Answer) -> bytes:
 
 
 def _sort(path: Path, answers: Mapping[SampleKey, Answer]) -> None:
-    """Sort the lines by key, so the file does not depend on the order of generation."""
+    """Sort the lines of the file by key, so that it does not depend on the order of generation."""
     if list(answers) != sorted(answers):
         lines = b"".join(_line(answers[key]) for key in sorted(answers))
         replace_text(path, lines.decode("ascii"))

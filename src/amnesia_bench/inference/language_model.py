@@ -1,8 +1,8 @@
-"""A causal LM of transformers with its KV cache: new cache, prefill, and decoding steps.
+"""A causal LM of transformers with its KV cache: cache creation, prefill, and decoding steps.
 
-When memory runs out, the error states how many tokens fitted.
+If memory runs out, `MemoryExhaustedError` states how many tokens fitted.
 
-Shapes: B rows, T new tokens, E vocabulary.
+Shapes: B rows, T new tokens, E vocabulary size.
 """
 
 from __future__ import annotations
@@ -29,9 +29,10 @@ from amnesia_bench.modeling.causal_attention import CAUSAL_SDPA
 
 
 class MemoryExhaustedError(Exception):
-    """Memory ran out with `fits` tokens in the cache.
+    """Memory ran out when the cache contained `fits` tokens per row.
 
-    The engine catches it: fewer rows may fit, and the user's message names a length that does.
+    The engine catches this error and retries with fewer rows. If a single row does not fit, its
+    message to the user names a length that does.
     """
 
     def __init__(self, fits: int) -> None:
@@ -40,7 +41,7 @@ class MemoryExhaustedError(Exception):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether torch ran out of memory; the CPU allocator has no error class for it."""
+    """Return whether torch ran out of memory; on the CPU, only the message shows it."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     )
@@ -48,7 +49,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def catching_oom(num_tokens: int) -> Iterator[None]:
-    """Turn torch's out-of-memory errors into `MemoryExhaustedError(num_tokens)`."""
+    """Convert torch's out-of-memory errors in the block to `MemoryExhaustedError(num_tokens)`."""
     try:
         yield
     except RuntimeError as error:
@@ -58,7 +59,7 @@ def catching_oom(num_tokens: int) -> Iterator[None]:
 
 
 def release_memory() -> None:
-    """Free the memory of failed work; call it after the `except` block, which still holds it."""
+    """Free memory after an error; call this after the `except` block, which keeps tensors alive."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -66,10 +67,10 @@ def release_memory() -> None:
 
 log = logging.getLogger(__name__)
 
-# Long enough to cross a chunk of 64 tokens of the linear layers both before and after the cut. A
-# lost convolution tail has its largest effect directly after the cut.
+# For the cache test. The parts before and after the cut are longer than a 64-token chunk of the
+# linear layers. A lost convolution tail has its largest effect directly after the cut.
 _PROBE_TOKENS, _CUT_TOKENS, _NEAR_TOKENS = 160, 70, 2
-# The frequencies of these depend on the longest row of a batch, so rows would affect each other.
+# With these RoPE types, frequencies depend on the longest row of a batch: rows affect each other.
 _RESCALED_ROPE = frozenset(("dynamic", "longrope"))
 
 
@@ -77,9 +78,9 @@ _RESCALED_ROPE = frozenset(("dynamic", "longrope"))
 class LanguageModel:
     """A model, and the capabilities of its cache.
 
-    `full_reason` is why prompts cannot share a prefix, None if they can. `chunked_prefill` is
-    whether a prompt may be prefilled in chunks, `joins_rows` whether prompts of different lengths
-    may be decoded in one cache.
+    `full_reason` is the reason why prompts cannot share prefixes, or None if they can.
+    `chunked_prefill` states whether a prompt may be prefilled in chunks, and `joins_rows` whether
+    prompts of different lengths may be decoded in one batch.
     """
 
     module: Any
@@ -96,25 +97,25 @@ class LanguageModel:
 
     @functools.cached_property
     def forward_parameters(self) -> frozenset[str]:
-        """The parameter names of the model's forward pass."""
+        """The parameter names of the model's `forward` method."""
         return frozenset(inspect.signature(self.module.forward).parameters)
 
     def new_cache(self) -> Cache | None:
-        """Return an empty cache; None if only the model can create its cache."""
+        """Return an empty cache, or None if only the model itself can create its cache."""
         return None if self.cache_class is None else self.cache_class(self.module.config)
 
     def advance(
         self, cache: Cache | None, tokens: Tensor, padding: Tensor | None = None
     ) -> tuple[Tensor, Cache | None]:
-        """Append tokens [B, T] to the cache.
+        """Run the model on new tokens, and append them to the cache.
 
         Args:
-            cache: the previous tokens.
-            tokens: the new tokens.
-            padding: number of padding tokens at the beginning of each row of the cache [B].
+            cache: the cache of the previous tokens.
+            tokens: ids of the new tokens [B, T].
+            padding: number of padding tokens at the beginning of each cache row [B].
 
         Returns:
-            The logits of the last token [B, E], float32, and the cache.
+            The logits after the last token [B, E], float32, and the updated cache.
         """
         options: dict[str, Any] = {}
         if "logits_to_keep" in self.forward_parameters:
@@ -136,13 +137,13 @@ class LanguageModel:
     def prefill(
         self, cache: Cache | None, tokens: Tensor, chunk: int, start: int = 0
     ) -> tuple[Tensor, Cache | None]:
-        """Prefill prompts [B, T] in chunks of `chunk` tokens; returns the same as `advance`.
+        """Run `advance` on prompts in chunks of `chunk` tokens; the return values are the same.
 
         Args:
-            cache: the previous tokens.
-            tokens: the new tokens.
+            cache: the cache of the previous tokens.
+            tokens: ids of the new tokens [B, T].
             chunk: prefill chunk size in tokens.
-            start: number of tokens in the cache, for the error.
+            start: number of tokens in the cache, for `MemoryExhaustedError`.
 
         Raises:
             MemoryExhaustedError: memory ran out.
@@ -158,23 +159,23 @@ class LanguageModel:
 
 
 def token_rows(prompts: Sequence[NDArray[np.int32]]) -> Tensor:
-    """Return tokens int64 [B, T] of prompts of equal length, in host memory."""
+    """Return the token ids of prompts of equal length, int64 [B, T], in host memory."""
     return torch.from_numpy(np.stack(prompts).astype(np.int64))
 
 
 @torch.inference_mode()
 def prepare_model(module: Any, limit: int | None = None) -> LanguageModel:
-    """Replace sdpa attention by `causal_sdpa`, and test the model's cache on random tokens.
+    """Replace SDPA attention with `causal_sdpa`, and test the model's cache on random tokens.
 
-    The class of a model does not show whether it continues from its cache: the linear layers of
-    some models silently restart from zero when more than one token follows.
+    The class of a model does not show whether it continues correctly from its cache: the linear
+    layers of some models silently restart from a zero state if more than one token follows.
 
     Args:
         module: the model, on its device.
-        limit: context limit in tokens, None for no limit.
+        limit: maximum context length in tokens; None for no limit.
 
     Raises:
-        UserError: the model returns no cache, or its context is too short for the test.
+        UserError: the model returns no cache, or `limit` is too short for the test.
     """
     name = type(module).__name__
     probe = _probe_tokens(module, limit)
@@ -194,11 +195,11 @@ def prepare_model(module: Any, limit: int | None = None) -> LanguageModel:
     resumable: Any = model.advance(model.new_cache(), head)[1]
     snapshot = resumable.snapshot() if can_resume(resumable) else None
     actual = _continued(model, resumable, pieces)
-    # Correct models differ by up to 1e-5 (float32) and 2e-2 (bfloat16) of the norm in our tests;
-    # the square root of the machine epsilon is 3e-4 and 9e-2.
+    # In our tests, logits of correct models differ by up to 1e-5 (float32) and 2e-2 (bfloat16) of
+    # their norm. The tolerance, the square root of the machine epsilon, is 3e-4 and 9e-2.
     tolerance = torch.finfo(module.dtype).eps ** 0.5
     chunked, reason = _equal(actual, expected, tolerance), None
-    # A reason is part of the settings, which name the folder of the answers: keep its words.
+    # The reason is part of the settings, whose hash names the folder of answers: keep its wording.
     if snapshot is None:
         reason = f"no snapshot can be taken of {_unsupported_part(resumable)}"
     elif not whole.isfinite().all():
@@ -207,7 +208,7 @@ def prepare_model(module: Any, limit: int | None = None) -> LanguageModel:
         reason = f"{name} does not continue exactly from its cache"
     else:
         resumable.resume(snapshot)
-        # The same calls as the first time: the rounding is almost the same.
+        # These calls are the same as the first ones, so rounding is almost the same.
         if not _equal(_continued(model, resumable, pieces), actual, tolerance / 4):
             reason = f"{name} does not come back exactly from a snapshot"
     if reason is not None:
@@ -219,7 +220,7 @@ def prepare_model(module: Any, limit: int | None = None) -> LanguageModel:
 
 
 def _probe_tokens(module: Any, limit: int | None) -> Tensor:
-    """Return random tokens [1, T] for the test of a cache."""
+    """Return random token ids for the cache test [1, T]; T is at most `limit`."""
     near = _CUT_TOKENS + _NEAR_TOKENS
     if limit is not None and limit <= near:
         raise UserError(
@@ -232,11 +233,11 @@ def _probe_tokens(module: Any, limit: int | None) -> Tensor:
 
 
 def _joins(model: LanguageModel, probe: Tensor, tolerance: float) -> bool:
-    """Whether rows of different lengths give the same logits in one batch as alone."""
+    """Return whether rows of different lengths have the same logits in one batch as alone."""
     rope = _rope_types(model.module.config)
     if rope & _RESCALED_ROPE or not model.forward_parameters >= {"attention_mask", "position_ids"}:
         return False
-    tail = torch.split(probe[:, :2], 1, dim=1)  # two tokens [1, 1]
+    tail = torch.split(probe[:, :2], 1, dim=1)  # the ids of two tokens, each [1, 1]
     heads = [probe[:, : probe.shape[1] // part] for part in (2, 4)]
     joined: JoinedRows | None = None
     alone = []
@@ -259,7 +260,7 @@ def _joins(model: LanguageModel, probe: Tensor, tolerance: float) -> bool:
 
 
 def _rope_types(config: Any) -> set[str]:
-    """Return the RoPE types of a model; some have one per kind of layer."""
+    """Return the RoPE types of a model; some models have one RoPE type per kind of layer."""
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     parameters = [rope, *(value for value in rope.values() if isinstance(value, dict))]
     return {each["rope_type"] for each in parameters if "rope_type" in each}
@@ -277,7 +278,7 @@ def _unsupported_part(cache: Cache | None) -> str:
 
 
 def _continued(model: LanguageModel, cache: Cache | None, pieces: Sequence[Tensor]) -> list[Tensor]:
-    """Return the logits after each piece."""
+    """Advance the cache by each piece in turn; return the logits after each piece."""
     last_logits = []
     for piece in pieces:
         logits, cache = model.advance(cache, piece)
@@ -293,12 +294,12 @@ def _equal(actual: Sequence[Tensor], expected: Sequence[Tensor], tolerance: floa
 
 
 def context_limit(config: Any, override: int | None) -> int | None:
-    """Return the maximum tokens of a prompt and its answer together; None for no limit.
+    """Return the maximum number of tokens of a prompt and its answer; None for no limit.
 
     Args:
         config: the model's config. Its `max_position_embeddings` is the limit, except for a
-            HypeNet without any RoPE, which uses positions for the logit scale only.
-        override: the user's limit, which overrides the config's.
+            HypeNet without any RoPE, which uses positions only to scale the logits.
+        override: the user's limit, which replaces that of the config; None for no override.
     """
     if override is not None:
         return override

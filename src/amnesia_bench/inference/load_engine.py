@@ -31,18 +31,18 @@ def open_engine(
     verify_prefix: int = 0,
     count: Callable[[int, int], None] = silent,
 ) -> Engine:
-    """Load a checkpoint into the engine that a request chose.
+    """Load a checkpoint into the engine of the user's choice.
 
-    The engine fails once the checkpoint's files differ from those that were identified.
+    The engine raises an error as soon as the checkpoint's files differ from those that were hashed.
 
     Args:
-        choice: the engine, and overrides of the model's config.
+        choice: the name of the engine, and values that override the model's config.
         candidate: the checkpoint.
         verify_prefix: number of answers to recompute without shared prefixes.
-        count: called with the number of answered requests and the total.
+        count: called with the number of answered requests and the total number of requests.
 
     Raises:
-        UserError: the folder holds no model, or the choice does not suit it.
+        UserError: the folder contains no model, or the choice does not apply to the model.
         MissingEnvironmentError: vLLM is not installed.
     """
     options = EngineOptions(
@@ -61,8 +61,8 @@ def load_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
     visible GPU.
 
     Raises:
-        UserError: the engine is unknown, the folder holds no model, or an option does not apply
-            to the model.
+        UserError: the engine is unknown, the folder contains no model, or an option does not
+            apply to the model.
         MissingEnvironmentError: vLLM is not installed.
     """
     if name not in ENGINES:

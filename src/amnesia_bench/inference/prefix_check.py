@@ -1,8 +1,8 @@
-"""Recompute some answers without shared prefixes, and compare them with the shared run.
+"""Recompute some answers without shared prefixes, and compare them with those of the shared run.
 
-The tokens must be equal. Both runs compute the same mathematics, and mostly the same bits. If the
-rows of a batch round differently and the two best tokens tie within rounding, either is right:
-this is logged and accepted. Any other difference is an error.
+The token ids must be equal: both runs are mathematically equivalent, and mostly bit-identical. If
+rounding differs within a batch and the two best tokens tie within rounding, either token is
+correct; such a difference is logged and accepted. Any other difference is an error.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from amnesia_bench.records.evaluation import Generation, SampleKey
 
 log = logging.getLogger(__name__)
 
-# Logits carry the rounding errors of all layers, not only of the last product. How many roundings a
-# deep model adds up to is not measured: the factor is a choice.
+# Logits accumulate the rounding errors of all layers, not only of the last product. We have not
+# measured how large their sum is in a deep model: this factor is a choice.
 _TIE_ROUNDINGS = 4
 
 
@@ -34,12 +34,12 @@ class _Expected:
 
 
 class PrefixCheck:
-    """Recomputes greedy answers without shared prefixes, and compares.
+    """Recomputes greedy answers without shared prefixes, and compares them with the shared run.
 
     Args:
         model: the model.
         chunk: prefill chunk size in tokens, the same as in the shared run.
-        stopping: the end tokens, and the function that turns tokens into text.
+        stopping: the end token ids, and a function that converts token ids to text.
     """
 
     def __init__(self, model: LanguageModel, chunk: int, stopping: Stopping) -> None:
@@ -49,15 +49,15 @@ class PrefixCheck:
         self._expected: dict[SampleKey, _Expected] = {}
 
     def prepare(self, requests: Sequence[PromptRequest], order: Sequence[int], count: int) -> None:
-        """Compute `count` answers without sharing, before the shared run needs its memory.
+        """Recompute `count` answers without sharing, before the shared run occupies memory.
 
         Args:
             requests: all requests.
-            order: their indices in tree order, so evenly spaced ones cover all cuts.
+            order: indices of the requests in tree order; evenly spaced ones are recomputed.
             count: number of answers to recompute.
 
         Raises:
-            UserError: a request is sampled; rounding may change any of its tokens.
+            UserError: the answer to a request is sampled, so rounding may change any of its tokens.
         """
         count = min(count, len(order))
         positions = np.linspace(0, len(order) - 1, count).round().astype(int)
@@ -75,10 +75,10 @@ class PrefixCheck:
         return tuple(answered.tokens)
 
     def compare(self, generation: Generation) -> None:
-        """Compare an answer of the shared run with the recomputed one, if there is one.
+        """Compare an answer of the shared run with its recomputed answer, if one exists.
 
         Raises:
-            UntrustedAnswersError: a token differs by more than rounding.
+            UntrustedAnswersError: a token differs, and rounding does not explain it.
         """
         expected = self._expected.pop(generation.key, None)
         if expected is None or expected.tokens == generation.tokens:
@@ -97,11 +97,11 @@ class PrefixCheck:
 
     @torch.inference_mode()
     def _gap(self, expected: _Expected, tokens: tuple[int, ...], place: int) -> tuple[float, float]:
-        """Return the gap between the logits of the two tokens, and the largest gap of a tie."""
+        """Return the gap between the logits of the two tokens, and the largest gap in a tie."""
         answer = np.array(tokens[:place], np.int32)
         prompt = token_rows([np.concatenate([expected.request.tokens, answer])])
         logits = self._model.prefill(self._model.new_cache(), prompt, self._chunk)[0][0]
-        # If one answer ended earlier, its token at this place is an end token.
+        # If one answer ended before this place, its token here was an end token.
         ends = sorted(self._stopping[0])
         chosen = [
             logits[[answer_tokens[place]] if place < len(answer_tokens) else ends].max()
@@ -112,17 +112,17 @@ class PrefixCheck:
 
 
 def tie_gap(dtype: torch.dtype, largest: float) -> float:
-    """Return the largest difference of two logits that are equal within rounding.
+    """Return the largest difference between two logits that are equal within rounding.
 
     Args:
         dtype: the model's dtype.
-        largest: the largest logit.
+        largest: the logit that sets the scale; its sign is ignored.
     """
     return _TIE_ROUNDINGS * torch.finfo(dtype).eps * abs(largest)
 
 
 def refuse_sampled(request: PromptRequest) -> None:
-    """Refuse to recompute a sampled answer.
+    """Raise an error if the answer to a request is sampled, so that it cannot be compared.
 
     Raises:
         UserError: the request is not greedy.
@@ -135,7 +135,7 @@ def refuse_sampled(request: PromptRequest) -> None:
 
 
 def first_difference(left: Sequence[int], right: Sequence[int]) -> int:
-    """Return the first position where two answers differ, or the length of the shorter one."""
+    """Return the first position at which two answers differ, or the length of the shorter one."""
     for i, (a, b) in enumerate(zip(left, right, strict=False)):
         if a != b:
             return i

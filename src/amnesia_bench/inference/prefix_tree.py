@@ -1,11 +1,11 @@
-"""The tree of shared prefixes: the order of the prompts, their batches, and the walking cache.
+"""The prefix tree of all prompts: it determines their order, their batches, and cache reuse.
 
-Prefixes are compared as tokens, never as text, and chunk by chunk: a prompt is represented by the
-digests of its prefixes at every multiple of the chunk size, like the blocks of vLLM's prefix cache.
-One pass over prompts that are built on demand is therefore enough, and no prompt is kept.
+Prefixes are compared as token ids, never as text, and chunk by chunk: a prompt is represented by
+the digests of its prefixes at all multiples of the chunk size, as in vLLM's prefix cache. One pass
+over prompts that are built on demand is therefore enough, and no prompt is kept.
 
-A cut is the end of a shared prefix, at a multiple of the chunk size. A run that resumes there makes
-the same calls on the same numbers as a run from the start.
+A cut is the end of a shared prefix, at a multiple of the chunk size. A run that resumes at a cut
+makes the same calls, with the same inputs, as a run from the start.
 """
 
 from __future__ import annotations
@@ -32,9 +32,10 @@ Digests = tuple[bytes, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class PromptDigest:
-    """The length of a prompt, and a digest of each prefix of n chunks, n >= 1.
+    """The length of a prompt, and the digest of each of its prefixes of n chunks, n >= 1.
 
-    No prefix contains the last token: it is computed for every prompt, since its logits are needed.
+    No prefix contains the last token, which is computed for every prompt because its logits are
+    needed.
     """
 
     num_tokens: int
@@ -42,7 +43,7 @@ class PromptDigest:
 
     @classmethod
     def of(cls, tokens: NDArray[np.int32], chunk: int) -> PromptDigest:
-        """Return the digest of tokens int32 [T]."""
+        """Return the digest of a prompt with the given token ids, int32 [T]."""
         data = np.ascontiguousarray(tokens, dtype="<i4")
         digest, prefixes = hashlib.blake2b(digest_size=16), []
         for stop in range(chunk, len(data), chunk):
@@ -55,8 +56,9 @@ class PromptDigest:
 class PrefixNode:
     """A prefix of `cut` tokens that several prompts share.
 
-    `parent` is the index of the node whose prefix it extends, None for the root. `source` is the
-    index of a prompt that starts with it. `leaves` are the prompts that branch off here.
+    `parent` is the index of the node whose prefix this prefix extends, or None for the root.
+    `source` is the index of a prompt that starts with the prefix. `leaves` are the indices of the
+    prompts that branch off at this node.
     """
 
     cut: int
@@ -70,19 +72,19 @@ def plan_prefixes(
 ) -> tuple[PrefixNode, ...]:
     """Return the nodes of the prefix tree in pre-order, shorter cuts first.
 
-    In this order a single cache can walk the tree: a prompt that resumes at a cut overwrites the
-    tokens of an earlier prompt after that cut, and these are never needed again.
+    In this order, a single cache suffices for the tree: a prompt that resumes at a cut overwrites
+    the tokens of an earlier prompt after that cut, and these are never needed again.
 
     Args:
-        prompts: one per request.
-        chunk: tokens between possible cuts.
-        share: False returns a root with all prompts.
+        prompts: the digest of each request's prompt.
+        chunk: number of tokens between possible cuts.
+        share: if False, the tree is a root with all prompts as its leaves.
     """
     all_prompts = tuple(range(len(prompts)))
     if not share or not prompts:
         return (PrefixNode(cut=0, parent=None, source=0, leaves=all_prompts),) if prompts else ()
     nodes: list[PrefixNode] = []
-    # A stack instead of recursion: nested prefixes may be deeper than Python's limit.
+    # A stack replaces recursion: prefixes may be nested more deeply than Python's recursion limit.
     stack: list[tuple[int, int | None, tuple[int, ...]]] = [(0, None, all_prompts)]
     while stack:
         depth, parent, members = stack.pop()
@@ -115,7 +117,7 @@ def _common_depth(members: Sequence[Digests]) -> int:
         return 0
     first = members[0]
     shortest = min(len(digests) for digests in members)
-    # A digest covers the whole prefix: equality at n implies equality at every shorter length.
+    # Each digest covers the full prefix, so equality at n chunks implies equality at fewer chunks.
     low, high = 0, shortest
     while low < high:
         middle = (low + high + 1) // 2
@@ -127,7 +129,7 @@ def _common_depth(members: Sequence[Digests]) -> int:
 
 
 def prefill_tokens(prompts: Sequence[PromptDigest], nodes: Sequence[PrefixNode]) -> int:
-    """Return the number of prompt tokens that a walk over the nodes computes."""
+    """Return how many prompt tokens are prefilled in total when the nodes are visited in order."""
     total = 0
     for node in nodes:
         start = 0 if node.parent is None else nodes[node.parent].cut
@@ -138,17 +140,17 @@ def prefill_tokens(prompts: Sequence[PromptDigest], nodes: Sequence[PrefixNode])
 def partition(
     prompts: Sequence[PromptDigest], chunk: int, parts: int
 ) -> tuple[tuple[int, ...], ...]:
-    """Split requests among processes: equal work, and neighbours in the tree stay together.
+    """Split requests among processes into `parts` tuples of indices with similar work.
 
-    Each process walks its own tree, so a prefix that requests of two processes share is computed
-    in both. Returns exactly `parts` tuples of indices; some may be empty.
+    Neighbours in the prefix tree stay together. Each process has its own tree, so a prefix that is
+    shared by requests of two processes is computed in both. Some tuples may be empty.
     """
     nodes = plan_prefixes(prompts, chunk, share=True)
     order = [i for node in nodes for i in node.leaves]
     if not order:
         return ((),) * parts
     full = [prompts[i].num_tokens for i in order]
-    # The cost of a request after its left neighbour, in tokens.
+    # The cost of a request, in tokens, if its left neighbour has been prefilled.
     added = [full[0]] + [
         prompts[right].num_tokens
         - chunk * _common_depth([prompts[left].prefixes, prompts[right].prefixes])
@@ -166,7 +168,7 @@ def partition(
 
 
 def _packed(full: Sequence[int], added: Iterable[int], limit: int) -> list[tuple[int, int]]:
-    """Split the order greedily into ranges that cost at most `limit` tokens each."""
+    """Split the ordered requests greedily into ranges that cost at most `limit` tokens each."""
     bounds, start, cost = [], 0, 0
     for i, extra in enumerate(added):
         if i > start and cost + extra > limit:
@@ -178,9 +180,10 @@ def _packed(full: Sequence[int], added: Iterable[int], limit: int) -> list[tuple
 
 @dataclass(frozen=True)
 class Leaf:
-    """A prompt's place in the tree: kept in memory until its request is built again.
+    """A prompt's place in the tree, which is kept in memory while the prompt is not.
 
-    `index` is the request's, `node` that of the node where the prompt branches off.
+    `index` is the index of the request, and `node` the index of the node at which the prompt
+    branches off.
     """
 
     index: int
@@ -190,16 +193,16 @@ class Leaf:
 
     @property
     def prefill_group(self) -> tuple[int, int]:
-        """Prompts with an equal group can be prefilled in one call."""
+        """The prefill group: all prompts of the same group can be prefilled in one call."""
         return self.node, self.num_tokens
 
 
 def leaves_of(nodes: Sequence[PrefixNode], sizes: Sequence[tuple[int, int]]) -> list[Leaf]:
-    """Return all prompts in the order of the walk; each prefill group is contiguous.
+    """Return all prompts in the order of their nodes; each prefill group is contiguous.
 
     Args:
-        nodes: the tree.
-        sizes: the tokens of each prompt, and the maximum tokens of its answer.
+        nodes: the nodes of the tree.
+        sizes: for each prompt, its number of tokens and the maximum number of tokens of its answer.
     """
     leaves = [Leaf(i, n, *sizes[i]) for n, node in enumerate(nodes) for i in node.leaves]
     return sorted(leaves, key=lambda leaf: leaf.prefill_group)
@@ -209,9 +212,10 @@ def leaves_of(nodes: Sequence[PrefixNode], sizes: Sequence[tuple[int, int]]) -> 
 class BatchLimits:
     """The limits of a batch.
 
-    `tokens` bounds rows times columns (a single row may be longer). `columns` bounds the longest
-    prompt plus the longest answer, in tokens; None means no limit. `unequal` allows prompts of
-    different lengths, with padding; otherwise a batch is one prefill group.
+    `tokens` is the maximum of rows times columns (a single row may be longer). `columns` is the
+    maximum of the longest prompt plus the longest answer, in tokens; None means no limit. `unequal`
+    allows prompts of different lengths, with padding; without it, all rows of a batch are from one
+    prefill group.
     """
 
     tokens: int
@@ -220,7 +224,7 @@ class BatchLimits:
 
 
 def first_batch(leaves: Sequence[Leaf], limits: BatchLimits) -> list[Leaf]:
-    """Return the leaves at the front that fit into one batch: at least one."""
+    """Return the first leaves that fit into one batch, but at least one."""
     batch = list(leaves[:1])
     for leaf in leaves[1:MAX_BATCH_ROWS]:
         columns = max_row_tokens([*batch, leaf])
@@ -234,13 +238,13 @@ def first_batch(leaves: Sequence[Leaf], limits: BatchLimits) -> list[Leaf]:
 
 
 def max_row_tokens(batch: Sequence[Leaf]) -> int:
-    """Return the maximum tokens of a row, padding and answer included."""
+    """Return the maximum number of tokens of a row, including padding and answer."""
     return max(leaf.num_tokens for leaf in batch) + max(leaf.max_new_tokens for leaf in batch)
 
 
 @dataclass(frozen=True, eq=False)
 class _Cut:
-    """A cut on the current path: its node (None is the root), its tokens, the cache snapshot."""
+    """A cut on the current path: its node (None before the root), length and cache snapshot."""
 
     node: int | None
     num_tokens: int
@@ -248,15 +252,15 @@ class _Cut:
 
 
 class PrefixWalker:
-    """Prefills batches along the tree with a single cache.
+    """Prefills batches in the order of the prefix tree with a single cache.
 
-    Batches must come in the order of the tree, since each overwrites tokens of earlier ones.
+    Batches must be passed in tree order, since each overwrites tokens of earlier batches.
 
     Args:
-        model: the model. If its prompts cannot share prefixes, the tree must have no cuts.
+        model: the model. If prompts cannot share prefixes with it, the tree must have no cuts.
         chunk: prefill chunk size in tokens.
-        nodes: the tree.
-        requests: the requests that leaves and sources are indices of.
+        nodes: the nodes of the tree.
+        requests: the requests to which the indices in leaves and nodes refer.
     """
 
     def __init__(
@@ -287,10 +291,10 @@ class PrefixWalker:
 
     @torch.inference_mode()
     def prefill(self, batch: Sequence[Leaf], rows: Sequence[DecodingRow]) -> PrefilledRows:
-        """Prefill the prompts of a batch, each from the cut where it branches off.
+        """Prefill the prompts of a batch, each from the cut at which it branches off.
 
         Raises:
-            MemoryExhaustedError: the batch does not fit the memory.
+            MemoryExhaustedError: the batch does not fit into memory.
         """
         pairs = zip(batch, rows, strict=True)
         groups = [
@@ -322,7 +326,7 @@ class PrefixWalker:
         return self._model.prefill(cache, tokens, self._chunk, start)
 
     def _enter(self, index: int) -> None:
-        """Move the path to a node: drop cuts of other branches, prefill missing ancestors."""
+        """Move the path to a node: drop cuts of other branches, and prefill missing prefixes."""
         ancestors = [index]
         while (parent := self._nodes[ancestors[-1]].parent) is not None:
             ancestors.append(parent)

@@ -1,6 +1,6 @@
-"""The interface between evaluations and engines: requests, engines, their options and wrappers.
+"""The interface between evaluations and engines: requests, engines, engine options and wrappers.
 
-An engine takes token ids and sampling parameters, and returns text.
+An engine generates an answer for token ids and sampling parameters.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ from amnesia_bench.store.held_files import HeldFiles
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class PromptRequest:
-    """One tokenised prompt; no engine adds, drops or truncates a token.
+    """One tokenised prompt with its sampling parameters; engines never add or drop a token.
 
-    `tokens` is int32 [T]. `seed` is the seed of this sample, None for greedy decoding.
+    `tokens` are the token ids, int32 [T]. `seed` is the seed of this answer, or None for greedy
+    decoding.
     """
 
     key: SampleKey
@@ -33,17 +34,17 @@ class PromptRequest:
 
 
 class UntrustedAnswersError(StageFailedError):
-    """A check failed: all answers of this run must be discarded, earlier ones included."""
+    """A check failed, so all answers of this run must be discarded, including earlier ones."""
 
 
 class OnDemand(Sequence[PromptRequest]):
-    """Requests that are built on each access and not kept.
+    """A sequence of requests, each of which is built on every access and not kept.
 
-    500 prompts of 256K tokens are half a gigabyte.
+    In memory, 500 prompts of 256K tokens would occupy half a gigabyte.
 
     Args:
-        build: builds the request at a position.
-        positions: the positions of the requests, in order.
+        build: builds the request for a position.
+        positions: the positions for which requests are built, in order.
     """
 
     def __init__(self, build: Callable[[int], PromptRequest], positions: Sequence[int]) -> None:
@@ -66,60 +67,61 @@ class OnDemand(Sequence[PromptRequest]):
 
 
 def sample_seed(seed: int, key: SampleKey) -> int:
-    """Return the 63-bit seed of one answer: a hash, so it does not depend on other answers."""
+    """Return the 63-bit seed of one answer: a hash of only the base seed and the answer's key."""
     text = json.dumps([seed, key.task, key.doc, key.repeat])
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
 
 class Engine(Protocol):
-    """An inference engine: it answers requests."""
+    """An inference engine, which generates answers to requests."""
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """All engine settings that can change an answer, for the records."""
+        """All engine settings that can affect an answer; they are stored in the records."""
         ...
 
     def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
         """Answer every request, in any order; yield each answer as soon as it is finished.
 
-        `requests` may build its items on demand (500 prompts of 256K tokens are half a
-        gigabyte), so an engine gets an item when it needs it and does not keep it.
+        `requests` may build its items on demand, since 500 prompts of 256K tokens would occupy
+        half a gigabyte. An engine therefore accesses an item when it needs it, and does not keep
+        it.
 
         Raises:
             UserError: a prompt and its new tokens do not fit the model's context.
-            StageFailedError: a prompt does not fit the memory even alone (the message names a
+            StageFailedError: a prompt does not fit into memory even alone (the message names a
                 length that does), or logits are NaN or infinite.
-            UntrustedAnswersError: the recomputed answer differs from the first one.
+            UntrustedAnswersError: a recomputed answer differs from the original one.
         """
         ...
 
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
-# With a small model, a decoding step of 64 rows takes little longer than one of a single row, and
-# answers still finish, and are saved, at short intervals. The limit also bounds the states of
-# linear layers, whose memory does not depend on the length of the prompt.
+# With a small model, a decoding step for 64 rows takes little longer than for a single row, and
+# answers still finish, and are saved, at short intervals. The limit also bounds the memory of the
+# linear layers' states, which does not depend on the prompt length.
 MAX_BATCH_ROWS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """All options of a run besides the checkpoint and the requests.
+    """All options of an engine.
 
     Args:
-        dtype: dtype of weights and activations; "auto" uses the checkpoint's.
+        dtype: dtype of weights and activations; "auto" uses the dtype of the checkpoint.
         device: "cpu", "cuda", "cuda:1", ...; None uses a GPU if one is available.
-        max_batch_tokens: maximum rows of a batch times the tokens of its longest row, new tokens
-            included. A single row may be longer.
+        max_batch_tokens: maximum of rows times columns in a batch, where columns are the tokens of
+            the longest row, including new tokens. A single row may be longer.
         prefill_chunk_tokens: prefill chunk size. Shared prefixes end at its multiples, so a run
             with shared prefixes makes the same calls as one without. A sliding window needs
-            5 bytes per token of a chunk and token of the window. None means 2,048, or 256 on a
-            CPU, where small chunks are as fast and more of the prompts is shared.
-        share_prefixes: prefill text that several prompts start with only once.
+            5 bytes per pair of a chunk token and a window token. None means 2,048, or 256 on a
+            CPU, where small chunks are as fast and allow longer shared prefixes.
+        share_prefixes: whether to prefill a common prefix of several prompts only once.
         verify_prefix: number of answers to recompute without shared prefixes.
         max_context_tokens: overrides the limit in the model's config, which may be wrong
-            (Jet-Nemotron's is 131,072) or a limit of training only.
-        attn_logits_scaling: overrides the value in a HypeNet's config, such as "hype 500". The
+            (Jet-Nemotron's is 131,072) or may apply to training only.
+        attn_logits_scaling: overrides the value in a HypeNet's config; for example "hype 500". The
             scaling is off in training, so no trained checkpoint has it in its config.
     """
 
@@ -143,21 +145,22 @@ class EngineOptions:
             raise UserError(f"verify_prefix={self.verify_prefix}: must be 0 (none) or above")
 
     def chunk_on(self, device_type: str) -> int:
-        """Return the prefill chunk size in tokens on "cpu", "cuda", ..."""
+        """Return the prefill chunk size, in tokens, on a device type such as "cpu" or "cuda"."""
         if self.prefill_chunk_tokens is not None:
             return self.prefill_chunk_tokens
         return 256 if device_type == "cpu" else 2048
 
 
 class HeldEngine:
-    """Wraps an engine, and fails once the files of its checkpoint change.
+    """Wraps an engine, and raises an error as soon as a file of its checkpoint changes.
 
-    The files are compared before each answer and not only after loading: loaded weights may still
-    be memory-mapped pages of the file, and an engine of several processes loads them at any time.
+    The files are checked before each answer is yielded and not only after loading: loaded weights
+    may still be memory-mapped pages of the file, and the processes of a multi-process engine may
+    load them at any time.
 
     Args:
         engine: the wrapped engine.
-        held: the files of its checkpoint, as they were when they were hashed.
+        held: the files of its checkpoint, in the state in which they were hashed.
     """
 
     def __init__(self, engine: Engine, held: HeldFiles) -> None:
@@ -173,7 +176,7 @@ class HeldEngine:
         """Answer every request; see `Engine.generate`.
 
         Raises:
-            StageFailedError: a file of the checkpoint changed; earlier answers are valid.
+            StageFailedError: a file of the checkpoint changed; earlier answers remain valid.
         """
         for generation in self._engine.generate(requests):
             self._held.check()
@@ -181,7 +184,7 @@ class HeldEngine:
 
 
 def silent(*_: object) -> None:
-    """Report nothing."""
+    """Ignore all arguments: a progress callback that reports nothing."""
 
 
 class ProgressEngine:
@@ -189,8 +192,8 @@ class ProgressEngine:
 
     Args:
         engine: the wrapped engine.
-        report: called with the number of answered requests and the total, before the first
-            answer and after each.
+        report: called with the number of answered requests and the total number of requests,
+            before the first answer and after each answer.
     """
 
     def __init__(self, engine: Engine, report: Callable[[int, int], None]) -> None:

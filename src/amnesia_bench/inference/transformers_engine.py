@@ -1,16 +1,17 @@
-"""The engine for any causal LM of transformers, HypeNet included, with shared prefixes.
+"""The engine for any causal LM of transformers, including HypeNet, with shared prefixes.
 
 Shared prefixes are prefilled once: prompts are visited in prefix-tree order with a single KV cache
-(`prefix_tree`), which is truncated back to the branch point for each prompt. Keys and values are
-not copied on the way, and one set of linear states per open cut is kept. Prefilled prompts are
-copied into a batch (`caches`); when it is full, its rows are decoded together, and each row leaves
-the batch as soon as it is finished (`decoding`).
+(`prefix_tree`), which is truncated to the branch point before each prompt. This copies no keys or
+values; only the linear states at each cut on the current path are kept. Prefilled prompts are
+copied into a batch (`caches`). When the batch is full, its rows are decoded together; finished
+answers are yielded at once, and their rows are removed from the batch from time to time
+(`decoding`).
 
 A run without shared prefixes makes the same calls: all prompts are prefilled in chunks of
-`prefill_chunk_tokens`, and cuts are multiples of it. With deterministic kernels, answers of single
-rows are therefore bit-identical. Rows of a batch are equal only mathematically: matrix products of
-other shapes and sums over padding round differently, and if the two most likely tokens tie within
-rounding, either may be chosen.
+`prefill_chunk_tokens`, and all cuts are multiples of this chunk size. With deterministic kernels,
+answers in batches of one row are therefore bit-identical. In larger batches, answers are only
+mathematically equivalent: matrix products of other shapes and sums over padding round differently,
+and if the two most likely tokens tie within rounding, either may be chosen.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ log = logging.getLogger(__name__)
 
 
 class TransformersEngine:
-    """The `Engine` that runs transformers.
+    """The `Engine` that runs a model of transformers.
 
     Args:
         model: a causal LM with weights, on its device.
@@ -74,13 +75,13 @@ class TransformersEngine:
         model.eval()
         self._limit = context_limit(model.config, options.max_context_tokens)
         if isinstance(model.config, HypeNetConfig) and options.max_context_tokens is not None:
-            # A HypeNet refuses positions beyond those of its config.
+            # HypeNet raises an error for positions beyond the limit in its config.
             model.config.max_position_embeddings = options.max_context_tokens
         self._model = prepare_model(model, self._limit)
         self._chunk = options.chunk_on(self._model.device.type)
         self._eos_ids = end_tokens(tokenizer, getattr(model, "generation_config", None))
         self._decode = answer_decoder(tokenizer)
-        # Halved when memory runs out, so it runs out once and not in every batch.
+        # Reduced when memory runs out, so that it does not run out again in every batch.
         self._batch_tokens = options.max_batch_tokens
         self._longest = 0
 
@@ -89,7 +90,7 @@ class TransformersEngine:
         """Load a checkpoint folder without running any code in it.
 
         Raises:
-            UserError: it holds no causal LM or no tokenizer, or the device does not exist.
+            UserError: the folder lacks a causal LM or a tokenizer, or the device does not exist.
         """
         tokenizer, device = load_tokenizer(checkpoint), _device(options.device)
         scaling = options.attn_logits_scaling
@@ -99,7 +100,7 @@ class TransformersEngine:
                 checkpoint,
                 dtype=options.dtype,
                 local_files_only=True,
-                trust_remote_code=False,  # without it transformers asks on the terminal
+                trust_remote_code=False,  # if unset, transformers asks on the terminal
                 output_loading_info=True,
                 **changes,
             )
@@ -117,7 +118,7 @@ class TransformersEngine:
                 "installed transformers knows.",
             ) from error
         if missing:
-            # transformers would use random values for them.
+            # transformers would use random values for missing tensors.
             raise UserError(
                 f"{checkpoint}: missing tensor {min(missing)}",
                 hint="The tensors do not match config.json. Is the folder complete?",
@@ -131,7 +132,7 @@ class TransformersEngine:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """All settings that can change an answer; batch size and checks cannot."""
+        """All settings that can affect an answer, unlike the batch size and checks."""
         module = self._model.module
         chunk = self._chunk if self._model.chunked_prefill else None
         settings = {
@@ -158,14 +159,14 @@ class TransformersEngine:
         return "shared" if reason is None else f"full ({reason})"
 
     def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
-        """Answer every request; requests with a common prefix follow each other.
+        """Answer every request; requests with a common prefix are answered consecutively.
 
-        Each request is built at least twice: to compare prefixes, and to answer it.
+        Each request is built at least twice: once to compare prefixes, and once to answer it.
 
         Raises:
-            UserError: a prompt is empty, or exceeds the model's context with its new tokens.
-            StageFailedError: a prompt does not fit the memory even alone, or logits are not finite.
-            UntrustedAnswersError: the recomputed answer differs from the first one.
+            UserError: a prompt is empty or, with its new tokens, exceeds the model's context.
+            StageFailedError: a single prompt does not fit into memory, or logits are not finite.
+            UntrustedAnswersError: a recomputed answer differs from the original one.
         """
         prompts = [self._survey(requests[i]) for i in range(len(requests))]
         digests = [digest for digest, _ in prompts]
@@ -207,7 +208,7 @@ class TransformersEngine:
         return self._eos_ids, self._decode
 
     def _survey(self, request: PromptRequest) -> tuple[PromptDigest, int]:
-        """Return the digest of a prompt and the maximum tokens of its answer."""
+        """Return the digest of a prompt, and the maximum number of tokens of its answer."""
         check_room(request, self._limit)
         digest = PromptDigest.of(request.tokens, self._chunk)
         return digest, request.sampling.max_new_tokens
@@ -234,7 +235,7 @@ class TransformersEngine:
             ]
             pending = [*unfinished, *pending[len(batch) :]]
             if unfinished:
-                # The walk starts over: their prefixes may have been overwritten in the cache.
+                # Start with a new cache: the old one may lack the prefixes of unfinished rows.
                 walker = PrefixWalker(self._model, self._chunk, nodes, requests)
                 release_memory()
                 count, columns = len(batch) // 2, max_row_tokens(batch)
@@ -245,7 +246,7 @@ class TransformersEngine:
 
 
 def _device(name: str | None) -> torch.device:
-    """Return the device of this name, or without a name a GPU if one is available, else the CPU.
+    """Return the named device. Without a name, return a GPU if one is available, else the CPU.
 
     Raises:
         UserError: the device does not exist.

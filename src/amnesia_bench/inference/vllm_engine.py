@@ -1,9 +1,9 @@
-"""The vLLM engine: runs in this process, and warms up vLLM's prefix cache.
+"""The vLLM engine, which runs in this process and warms up vLLM's prefix cache.
 
 vLLM shares common prefixes itself, but it keeps the linear states of a hybrid model only where a
-request ended or where earlier prompts branched. So the engine first generates one token for the
-common prefix up to each cut, the shortest first: each warm-up request resumes at the previous one
-and leaves its states at its own end, where the prompts resume.
+request ended or where earlier prompts branched. The engine therefore first generates one token for
+the common prefix up to each cut, the shortest prefix first. Each warm-up request resumes at the end
+of the previous one, and vLLM keeps the states at the end of the request, where the prompts resume.
 """
 
 from __future__ import annotations
@@ -34,9 +34,10 @@ from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
 
-# A window bounds the work that a kill loses and the host's memory; vLLM batches within it.
+# Requests are sent to vLLM in windows, which bound the host memory and the work lost by a kill.
 _WINDOW_TOKENS, _WINDOW_REQUESTS = 1 << 22, 1024
-# Cuts are multiples of vLLM's block size; 16 tokens are too few for a digest and a warm-up request.
+# Cuts are multiples of vLLM's block size, but blocks are often only 16 tokens long: too short to
+# compute a digest and run a warm-up request for each.
 _MIN_CHUNK_TOKENS = 256
 _TOP_LOGITS = 5
 
@@ -85,8 +86,8 @@ class VllmEngine:
             ) from error
         tokenizer = load_tokenizer(checkpoint)
         try:
-            # Raw logits show whether two tokens tie within rounding. "vllm" ignores the sampling
-            # defaults of the checkpoint: only the request's sampling parameters apply.
+            # Raw logits show whether two tokens tie within rounding. With generation_config="vllm",
+            # vLLM ignores the checkpoint's sampling defaults and uses only those of the request.
             llm = vllm.LLM(
                 model=str(checkpoint),
                 dtype=options.dtype,
@@ -109,7 +110,7 @@ class VllmEngine:
 
     @property
     def settings(self) -> Mapping[str, str]:
-        """All settings that can change an answer."""
+        """All settings that can affect an answer."""
         import vllm
 
         return {
@@ -122,12 +123,12 @@ class VllmEngine:
         }
 
     def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
-        """Answer every request, window by window, in the order of the prefix tree.
+        """Answer every request in the order of the prefix tree, one window at a time.
 
         Raises:
-            UserError: a prompt is empty, or exceeds the model's context with its new tokens.
-            StageFailedError: the logits of a token are not finite.
-            UntrustedAnswersError: a recomputed answer differs without the prefix cache.
+            UserError: a prompt is empty or, with its new tokens, exceeds the model's context.
+            StageFailedError: the logit of a generated token is not finite.
+            UntrustedAnswersError: an answer that is recomputed without the prefix cache differs.
         """
         digests = []
         for i in range(len(requests)):
@@ -152,7 +153,7 @@ class VllmEngine:
                 yield generation
 
     def _spread(self, order: Sequence[int]) -> frozenset[int]:
-        """Choose the answers to recompute, evenly over the cuts."""
+        """Return the indices of the requests to recompute, evenly spaced in tree order."""
         count = min(self._options.verify_prefix, len(order))
         return frozenset(order[n * len(order) // count] for n in range(count))
 
@@ -163,12 +164,12 @@ class VllmEngine:
         requests: Sequence[PromptRequest],
         primed: set[tuple[int, int]],
     ) -> None:
-        """Warm up vLLM's cache for every cut on the path to a node."""
+        """Warm up vLLM's prefix cache at every cut on the path from the root to a node."""
         path = [node]
         while path[-1].parent is not None:
             path.append(nodes[path[-1].parent])
         for step in reversed(path):
-            # Cut and source identify a node: nodes with equal cuts share no prompt.
+            # Cut and source identify a node, since nodes with equal cuts have no prompt in common.
             if step.cut and (step.cut, step.source) not in primed:
                 primed.add((step.cut, step.source))
                 self._run([requests[step.source].tokens[: step.cut]], [self._params(max_tokens=1)])
@@ -182,7 +183,7 @@ class VllmEngine:
                 top_k=request.sampling.top_k or 0,
                 stop=list(request.sampling.stop),
                 seed=request.seed,
-                logprobs=0,  # only of the chosen token: NaN if the logits are not finite
+                logprobs=0,  # logit of the chosen token only: NaN if logits are not finite
             )
             for request in batch
         ]
@@ -212,7 +213,7 @@ class VllmEngine:
         return outputs
 
     def _check(self, request: PromptRequest, shared: Generation) -> None:
-        """Recompute an answer without reading the prefix cache, and compare."""
+        """Recompute an answer without reading the prefix cache, and compare it with `shared`."""
         params = self._params(
             max_tokens=request.sampling.max_new_tokens,
             stop=list(request.sampling.stop),

@@ -1,4 +1,4 @@
-"""lm-eval's command line with the additional model `amnesia`; all arguments are lm-eval's.
+"""lm-eval's command line, with its own arguments and the additional model `amnesia`.
 
 python -m amnesia_bench.lm_eval_bridge --model amnesia --model_args pretrained=DIR
     --tasks niah_single_2 --metadata '{"max_seq_lengths": [32768]}'
@@ -13,7 +13,7 @@ from amnesia_bench.printable import message
 
 
 def run_lm_eval() -> int:
-    """Run lm-eval's command line on `sys.argv` and return an exit code."""
+    """Run lm-eval's command line on `sys.argv`, and return the exit code."""
     try:
         if any(argument.partition("=")[0] == "--cache_requests" for argument in sys.argv):
             raise UserError(
@@ -26,7 +26,7 @@ def run_lm_eval() -> int:
         from amnesia_bench.lm_eval_bridge import model  # noqa: F401  registers the model
         from amnesia_bench.tokenizers.sentences import sentence_splitter
 
-        sentence_splitter()  # otherwise NIAH tasks try to download the sentence model
+        sentence_splitter()  # otherwise, NIAH tasks try to download the sentence model
         cli_evaluate()
     except AmnesiaError as error:
         sys.stderr.write(message(f"{error}\n"))

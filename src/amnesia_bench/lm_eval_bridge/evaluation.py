@@ -1,4 +1,4 @@
-"""`evaluate` measures the recall of a checkpoint with lm-eval, one task and length at a time."""
+"""Measure the recall of a checkpoint with lm-eval, one task and length at a time."""
 
 from __future__ import annotations
 
@@ -56,22 +56,23 @@ def evaluate(
     progress: Callable[[str], None] = silent,
     count: Callable[[int, int], None] = silent,
 ) -> tuple[Cell, ...]:
-    """Evaluate a checkpoint on needle prompts with lm-eval, which scores the answers.
+    """Evaluate a checkpoint on needle prompts; lm-eval scores the answers.
 
-    Each task and length has a folder in `out`; see `NiahEvaluation`. A run that was killed resumes
-    from the answers in these folders.
+    The results of each task and length are written to a subfolder of `out`; see `NiahEvaluation`. A
+    run that was killed resumes from the answers in these subfolders.
 
     Args:
         request: the checkpoint and the prompts.
         out: the output folder.
-        progress: called with one line before and after each task and length.
-        count: called with the number of answered requests and the total of a task and length.
+        progress: called with one line of text before and after each task and length.
+        count: called with the number of answered requests and the total number of requests of
+            the current task and length.
 
     Returns:
-        A cell for each task and length, in the order of their evaluation.
+        One cell per task and length, in the order of evaluation.
 
     Raises:
-        UserError: checkpoint, prompts or engine do not fit the request, or `out` holds the
+        UserError: checkpoint, prompts or engine do not fit the request, or `out` contains the
             answers of another run.
         MissingEnvironmentError: lm-eval's essays or vLLM are not available.
         StageFailedError: the checkpoint changed during the evaluation, its logits are not finite,
@@ -100,7 +101,7 @@ def evaluate(
 def _pending_evaluations(
     request: EvaluateRequest, candidate: Candidate
 ) -> tuple[int, list[tuple[str, Callable[[NiahEvaluation], Cell]]]]:
-    """Return the number of prompts per set, and the name and evaluation of each set."""
+    """Return the number of prompts per set, and each set's name and evaluation function."""
     if request.prompts is not None:
         choice = PromptSetChoice(
             tasks=request.tasks, lengths=request.lengths, samples=request.samples
@@ -119,7 +120,7 @@ def _pending_evaluations(
 
 
 class RecordingEngine:
-    """Wraps an engine: writes its answers to a folder, and reuses existing ones."""
+    """Wraps an engine; it writes the answers to a folder, and reuses existing answers."""
 
     def __init__(self, engine: Engine, folder: Path, identity: Mapping[str, str]) -> None:
         self._engine = engine
@@ -133,7 +134,7 @@ class RecordingEngine:
         return self._engine.settings
 
     def generate(self, requests: Sequence[PromptRequest]) -> Iterator[Generation]:
-        """Answer every request; the first answer is yielded when all are on disk."""
+        """Answer every request; yield the answers after all of them have been written."""
         self.generations = generate_missing(
             self._engine, requests, self._folder, identity=self._identity
         )
@@ -142,7 +143,7 @@ class RecordingEngine:
 
 @dataclass(frozen=True, kw_only=True)
 class OfficialPromptSetId:
-    """The identity of a prompt set of lm-eval's generator: a hash of all its inputs."""
+    """The identity of a prompt set from lm-eval's generator; `sha256` is a hash of its inputs."""
 
     task: str
     context_tokens: int
@@ -156,16 +157,16 @@ class OfficialPromptSetId:
 class NiahEvaluation:
     """Evaluates one checkpoint, one prompt set at a time, and writes the results to a folder.
 
-    `<out>/<prompt set>/` contains `generations.jsonl`, `verdicts.jsonl` and `cell.json`, which is
-    written last. For our own prompts it also contains `samples.jsonl` with the depths of the
-    needles.
+    The folder `<out>/<prompt set>` contains `generations.jsonl`, `verdicts.jsonl` and `cell.json`,
+    which is written after them. For stored prompts, it also contains `samples.jsonl` with the
+    depths of the needles.
 
     Args:
-        engine: the engine with the checkpoint.
+        engine: the engine that runs the checkpoint.
         candidate: the checkpoint.
-        samples: number of prompts per set, from the first.
+        samples: number of prompts per set, starting with the first.
         out: the output folder.
-        max_new_tokens: maximum tokens per answer.
+        max_new_tokens: maximum number of tokens per answer.
     """
 
     def __init__(
@@ -187,7 +188,7 @@ class NiahEvaluation:
 
         Raises:
             UserError: the prompt set has fewer prompts than requested, a prompt is too long for the
-                model, or the folder holds the answers of another run.
+                model, or the output folder contains the answers of another run.
         """
         if len(prompt_set) < self._samples:
             raise UserError(
@@ -197,11 +198,11 @@ class NiahEvaluation:
         return self._evaluate(prompt_set, lambda: prompt_set_task(prompt_set), prompt_set)
 
     def official(self, task: str, context_tokens: int) -> Cell:
-        """Evaluate prompts of lm-eval's own generator.
+        """Evaluate prompts from lm-eval's own generator.
 
         Raises:
-            UserError: a prompt is too long for the model, or the folder holds the answers of
-                another run.
+            UserError: a prompt is too long for the model, or the output folder contains the
+                answers of another run.
             StageFailedError: the generator returned fewer prompts than requested.
         """
         tokenizer = self._candidate.tokenizer
@@ -211,7 +212,7 @@ class NiahEvaluation:
             "task": task,
             "max_seq_length": context_tokens,
             "tokenizer": tokenizer_identity(tokenizer),
-            # lm-eval counts the special tokens when it fills a context.
+            # lm-eval counts the special tokens as part of the context length.
             "around": with_special_tokens(tokenizer, np.zeros(0, np.int32)).tolist(),
         }
         digest = hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
@@ -264,7 +265,7 @@ def _lines(records: Sequence[object]) -> str:
 
 
 def _verdict(generation: Generation, answers: Sequence[ScoredAnswer]) -> Verdict:
-    """Return our verdict on an answer; it must agree with lm-eval's score."""
+    """Return our verdict on an answer; raise an error if it contradicts lm-eval's score."""
     answer = answers[generation.key.doc]
     verdict = score_needle(generation, answer.value)
     if (verdict.outcome is Outcome.CORRECT) != (answer.score == 1):

@@ -1,4 +1,4 @@
-"""Rank softmax layers for retrieval by the accuracy lost without each of them (Appendix M)."""
+"""Rank softmax layers by the retrieval accuracy that is lost without each (Appendix M)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from amnesia_bench.store.lease import holding_lease
 from amnesia_bench.store.sealed_json import seal, sealed_text, unseal, unsealed
 from amnesia_bench.surgery.ranked_layers import read_ranking
 
-# Returns the accuracy of each metric without a layer; None measures the whole model.
+# Returns the value of each metric for the model without the given layer; None removes no layer.
 Measure = Callable[[int | None], Mapping[str, float]]
 _RUN = "run.json"
 _MEASURED = re.compile(r"run\.json|whole\.json|without_layer_[0-9]+\.json|\..*\.json\.new")
@@ -30,19 +30,20 @@ _MEASURED = re.compile(r"run\.json|whole\.json|without_layer_[0-9]+\.json|\..*\.
 def measure_layers(
     plan: LayerRanking, layers: Sequence[int], measure: Measure, out: Path
 ) -> LayerRanking:
-    """Measure the whole model and the model without each layer, and write the ranking.
+    """Measure the complete model and the model without each layer, and write the ranking.
 
-    Measurements are stored in a folder next to `out` until `out` is written: a ranking that was
-    killed resumes with the next layer, and a finished one is returned unchanged.
+    Measurements are stored in a folder next to `out` until `out` is written. A ranking that was
+    killed resumes with the next layer; if `out` exists, its ranking is returned unchanged.
 
     Args:
-        plan: the ranking without accuracies and layers.
-        layers: the layers to rank.
-        measure: called once for each layer that is not measured yet.
+        plan: the record of the ranking, with empty `accuracy` and `layers`.
+        layers: indices of the layers to rank.
+        measure: called once for each layer that has no measurement yet, and with None for the
+            complete model.
         out: the JSON file to write.
 
     Raises:
-        UserError: `out` or the folder of the measurements belongs to another ranking.
+        UserError: `out` or the folder with the measurements belongs to another ranking.
         BusyError: another process is writing the ranking.
         StageFailedError: the disk is full; finished measurements are kept.
     """
@@ -105,7 +106,7 @@ def _ranked(
     measured: Mapping[int | None, Mapping[str, float]],
 ) -> LayerRanking:
     tasks = [task.name for task in plan.tasks]
-    # Rounding keeps ties: float sums of equal losses may differ in the last bits.
+    # Rounding preserves ties: without it, sums of equal losses may differ in the last bits.
     means = {
         layer: round(sum(accuracy[task] for task in tasks) / len(tasks), 12)
         for layer, accuracy in measured.items()

@@ -1,4 +1,4 @@
-"""lm-eval's `LM` interface for an `Engine`; importing this module registers it as `amnesia`."""
+"""lm-eval's `LM` interface for an `Engine`; importing this module registers `amnesia`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from amnesia_bench.lm_eval_bridge.niah_task import DocumentPromptSet
 from amnesia_bench.records.evaluation import SampleKey, Sampling
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer, with_special_tokens
 
-# The limit of lm-eval's own models for a task without one.
+# The limit that lm-eval's own models use for a task without one.
 _DEFAULT_MAX_NEW_TOKENS = 256
 _KNOWN = frozenset({"do_sample", "max_gen_toks", "seed", "temperature", "top_k", "top_p", "until"})
 
@@ -36,12 +36,13 @@ _KNOWN = frozenset({"do_sample", "max_gen_toks", "seed", "temperature", "top_k",
 def sampling_of(gen_kwargs: Mapping[str, Any], where: str) -> tuple[Sampling, int]:
     """Convert lm-eval's generation kwargs to sampling parameters and a base seed.
 
-    The defaults are lm-eval's: greedy, 256 new tokens. The exception is `top_k`, which is off by
-    default instead of transformers' 50.
+    The defaults are those of lm-eval: greedy decoding and 256 new tokens. The exception is `top_k`,
+    which is off by default, whereas transformers' default is 50.
 
     Args:
-        gen_kwargs: the kwargs of a request: a task's `generation_kwargs`, with `--gen_kwargs`.
-        where: the task, for messages.
+        gen_kwargs: the kwargs of a request: the task's `generation_kwargs`, updated with
+            `--gen_kwargs`.
+        where: the name of the task, for messages.
 
     Raises:
         UserError: a key is not supported, or a value is invalid.
@@ -59,7 +60,7 @@ def sampling_of(gen_kwargs: Mapping[str, Any], where: str) -> tuple[Sampling, in
             f"{where}: do_sample=true needs a temperature above 0",
             hint="--gen_kwargs do_sample=true,temperature=0.6, or do_sample=false for greedy",
         )
-    # Greedy decoding ignores these; default values keep them out of the identity of a run.
+    # Greedy decoding ignores these; defaults keep them from affecting the identity of a run.
     sampled: Mapping[str, Any] = normal if normal["do_sample"] else {}
     top_k = sampled.get("top_k")
     try:
@@ -85,16 +86,16 @@ class _Prompt:
 
 @register_model("amnesia")
 class AmnesiaLM(TemplateLM):  # type: ignore[misc]
-    """Generates with an engine. No prompt is truncated: the engine refuses long ones.
+    """An lm-eval model that generates with an engine.
 
-    lm-eval's data parallelism is not used: one process sends all requests, and the engine
-    distributes them.
+    Prompts are never truncated: the engine raises an error for prompts that are too long. lm-eval's
+    data parallelism is not used: one process sends all requests, and the engine distributes them.
 
     Args:
-        engine: the engine that answers.
-        tokenizer: the tokenizer of its model.
-        prompt_set: prompts with known tokens, which saves tokenising 256K tokens for each sample;
-            None without them.
+        engine: the engine that generates the answers.
+        tokenizer: the tokenizer of the engine's model.
+        prompt_set: stored prompts with known token ids, which avoids tokenising up to 256K tokens
+            per prompt; None if there are none.
     """
 
     def __init__(
@@ -109,24 +110,24 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
     def create_from_arg_string(
         cls, arg_string: str, additional_config: dict[str, Any] | None = None
     ) -> AmnesiaLM:
-        """Load a checkpoint by lm-eval's `--model_args`; see `create_from_arg_obj`."""
+        """Load the checkpoint in lm-eval's `--model_args`; see `create_from_arg_obj`."""
         return cls.create_from_arg_obj(simple_parse_args_string(arg_string), additional_config)
 
     @classmethod
     def create_from_arg_obj(
         cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None
     ) -> AmnesiaLM:
-        """Load a checkpoint by lm-eval's `--model_args`.
+        """Load the checkpoint in lm-eval's `--model_args`.
 
         Args:
-            arg_dict: `pretrained` is the folder, `engine` the engine's name (default:
-                transformers), `max_length` overrides the limit in the model's config, and the
-                other names are fields of `EngineOptions`.
-            additional_config: lm-eval's additions, which are ignored: the engine bounds batches by
-                tokens and not by `batch_size`, and lm-eval's default `device` is cuda:0.
+            arg_dict: `pretrained` is the checkpoint folder, `engine` the name of the engine
+                (default: transformers), and `max_length` overrides the limit in the model's config.
+                All other keys are fields of `EngineOptions`.
+            additional_config: values that lm-eval adds; they are ignored. The engine limits batches
+                by tokens and not by `batch_size`, and lm-eval's default `device` is cuda:0.
 
         Raises:
-            UserError: an argument is missing or unknown, or the folder holds no model.
+            UserError: an argument is missing or unknown, or the folder contains no model.
         """
         options = dict(arg_dict)
         folder, name = options.pop("pretrained", None), options.pop("engine", "transformers")
@@ -145,13 +146,13 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         return cls(engine, load_tokenizer(checkpoint))
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Answer lm-eval's requests, in their order.
+        """Return the answers to lm-eval's requests, in the order of the requests.
 
-        Repeats of a document are the same `Instance`; its n-th occurrence is its n-th repeat, with
-        its own seed.
+        For repeats of a document, lm-eval passes the same `Instance` several times. Its n-th
+        occurrence is the n-th repeat, which has its own seed.
 
         Raises:
-            UserError: a prompt with its answer is too long, or a kwarg is not supported.
+            UserError: a prompt with its answer is too long, or a generation kwarg is not supported.
         """
         prompts = _prompts(requests)
         tokenised = OnDemand(lambda i: self._request(prompts[i]), range(len(prompts)))
@@ -183,7 +184,7 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Tokenise as lm-eval's HFLM does: with special tokens, but without a second BOS."""
+        """Return token ids as in lm-eval's HFLM: with special tokens, but without a second BOS."""
         if add_special_tokens is None:
             bos = self.tokenizer.bos_token
             add_special_tokens = not (bos and string.startswith(bos))
@@ -192,19 +193,22 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def eot_token_id(self) -> int | None:
-        """The id of the tokenizer's end token."""
+        """The tokenizer's end token id, or None."""
         end: int | None = self.tokenizer.eos_token_id
         return end
 
     @property
     def tokenizer_name(self) -> str:
-        """A name for lm-eval's caches."""
+        """The name of the tokenizer, for lm-eval's caches."""
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Return the text of a conversation; an incomplete answer at its end is continued."""
+        """Return the text of a conversation.
+
+        Without a generation prompt, the text ends with the last message, which the model continues.
+        """
         text: str = self.tokenizer.apply_chat_template(
             chat_history,
             tokenize=False,
@@ -214,7 +218,7 @@ class AmnesiaLM(TemplateLM):  # type: ignore[misc]
         return text
 
     def set_cache_hook(self, cache_hook: Any) -> NoReturn:
-        """Refuse lm-eval's `--use_cache`."""
+        """Raise UserError: lm-eval's `--use_cache` is not supported."""
         raise UserError(
             "--use_cache: lm-eval's cache key does not contain the model, so another checkpoint "
             "would get the answers of the first",

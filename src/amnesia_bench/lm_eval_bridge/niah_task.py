@@ -1,7 +1,8 @@
-"""The official NIAH tasks: lm-eval's configuration with our prompts as the data set.
+"""The official NIAH tasks: lm-eval's task configuration with stored prompts as the data set.
 
-Differences from lm-eval: each length is one call (otherwise documents depend on the order of
-lengths), there is no column of -1 for 4096, and the aggregation includes 262144.
+There are three differences from lm-eval. Each length is evaluated in a separate call (otherwise,
+documents depend on the order of the lengths). There is no metric for length 4096 with the
+placeholder value -1. The aggregation includes length 262144.
 """
 
 from __future__ import annotations
@@ -34,21 +35,21 @@ class DocumentPromptSet(PromptSet, Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoredAnswer:
-    """lm-eval's result for one answer: its score (0 or 1), and the value in the needle."""
+    """One answer as scored by lm-eval: its score (0 or 1), and the value in the needle."""
 
     score: float
     value: str
 
 
 class DocumentDataset:
-    """A prompt set as the data set of a task; each document is built on access."""
+    """The data set of a task, whose documents are built on access from a prompt set."""
 
     def __init__(self, prompt_set: DocumentPromptSet) -> None:
         self._prompt_set = prompt_set
 
     @property
     def features(self) -> Mapping[str, Any]:
-        """The field names of a document, like `datasets.Dataset.features`."""
+        """A mapping whose keys are a document's field names, as in `datasets.Dataset.features`."""
         return dict.fromkeys(self._prompt_set.document(0))
 
     def __len__(self) -> int:
@@ -62,12 +63,12 @@ class DocumentDataset:
 
 
 class LmEvalNiahTask:
-    """One task at one length, as a specification for `evaluate_one`.
+    """One task at one length; its `specification` is an argument for `evaluate_one`.
 
     Args:
         name: the prompt set's name, such as niah_single_2@262144.
         context_tokens: lm-eval's max_seq_length.
-        config: the content of lm-eval's task file.
+        config: the contents of lm-eval's task file.
     """
 
     def __init__(self, name: str, context_tokens: int, config: Mapping[str, Any]) -> None:
@@ -75,7 +76,7 @@ class LmEvalNiahTask:
         self._scored: list[ScoredAnswer] = []
         self._metric = str(context_tokens)
 
-        # A function and not a bound method: lm-eval makes a deep copy of the specification.
+        # Not a bound method, since lm-eval makes a deep copy of the specification.
         def score_document(document: dict[str, Any], answers: list[str]) -> dict[str, float]:
             score = process_results(document, answers)[self._metric]
             (value,) = document["outputs"]
@@ -93,15 +94,15 @@ class LmEvalNiahTask:
                     "higher_is_better": True,
                 }
             ],
-            # Otherwise every task keeps a second copy of its documents for few-shot examples.
+            # Without this, every task keeps a second copy of its documents for few-shot examples.
             "fewshot_config": {"samples": []},
         }
 
     def run(self, lm: Any, samples: int, max_new_tokens: int) -> Sequence[ScoredAnswer]:
-        """Evaluate a model on the first `samples` prompts; return lm-eval's scores.
+        """Evaluate a model on the first `samples` prompts, and return the scored answers.
 
         Raises:
-            StageFailedError: lm-eval scored fewer prompts: it skips some with only a warning.
+            StageFailedError: lm-eval scored fewer prompts; it may skip some with only a warning.
         """
         self._scored.clear()
         gen_kwargs = {**self.specification["generation_kwargs"], "max_gen_toks": max_new_tokens}
@@ -121,16 +122,16 @@ class LmEvalNiahTask:
 def evaluate_one(lm: Any, task: Mapping[str, Any], samples: int) -> Mapping[str, Any]:
     """Run one task with `lm_eval.evaluate`, with the same documents as lm-eval's command line.
 
-    `simple_evaluate` is not used: it also describes the machine on every call, which takes seconds
-    of pip and git, and its other additions are for options that are not used here.
+    `simple_evaluate` is not used: on every call, it also collects a description of the machine with
+    pip and git, which takes seconds. Its other additions are for options that we do not use.
 
     Args:
-        lm: a model of lm-eval.
+        lm: an lm-eval model.
         task: the specification of the task.
-        samples: number of documents, from the first.
+        samples: number of documents to evaluate, starting with the first.
     """
     state = random.getstate()
-    # A task builds its documents in its constructor, with Python's global random generator.
+    # The constructor of a task builds its documents, with Python's global random generator.
     random.seed(SEED)
     try:
         built = build_task(task)
@@ -143,11 +144,11 @@ def evaluate_one(lm: Any, task: Mapping[str, Any], samples: int) -> Mapping[str,
 
 
 def build_task(config: Mapping[str, Any]) -> Any:
-    """Build a task of lm-eval with the documents of its `custom_dataset`."""
+    """Build an lm-eval task whose documents are returned by `custom_dataset` in its config."""
 
     class CustomDatasetTask(ConfigurableTask):  # type: ignore[misc]
         def download(self, *_: Any, **__: Any) -> None:
-            # As in lm-eval, without its warning about command-line options.
+            # The same as in lm-eval, but without its warning about command-line options.
             self.dataset = self.config.custom_dataset(**(self.config.metadata or {}))
 
     return CustomDatasetTask(config=dict(config))
@@ -159,7 +160,7 @@ def prompt_set_task(prompt_set: DocumentPromptSet) -> LmEvalNiahTask:
     def documents(**_: Any) -> dict[str, DocumentDataset]:
         return {"test": DocumentDataset(prompt_set)}
 
-    # Unresolved: importing the generator of the task file builds six million words.
+    # Left unresolved, since importing the generator in the task file builds six million keys.
     config = task_config(prompt_set.task)
     return LmEvalNiahTask(
         prompt_set.name, prompt_set.context_tokens, {**config, "custom_dataset": documents}
@@ -167,19 +168,19 @@ def prompt_set_task(prompt_set: DocumentPromptSet) -> LmEvalNiahTask:
 
 
 def official_task(task: str, context_tokens: int, tokenizer: Path) -> LmEvalNiahTask:
-    """Return a task with the documents of lm-eval's own generator, from the hub's essays.
+    """Return a task with documents from lm-eval's own generator and the essays on the hub.
 
     Args:
         task: niah_single_1, _2 or _3.
         context_tokens: lm-eval's max_seq_length.
-        tokenizer: the folder of the tokenizer that counts tokens.
+        tokenizer: the folder of the tokenizer with which the generator counts tokens.
 
     Raises:
-        UserError: the folder contains code.
+        UserError: the tokenizer folder refers to code.
         MissingEnvironmentError: raised when the task runs, if the essays are not available.
     """
     _refuse_code(tokenizer)
-    sentence_splitter()  # puts the sentence model of the generator on nltk's path
+    sentence_splitter()  # makes the generator's sentence model available to nltk
     config = task_config(task, resolve=True)
     generator = config["custom_dataset"]
 
@@ -208,14 +209,15 @@ def _refuse_code(tokenizer: Path) -> None:
 
 
 def task_config(file: str, *, resolve: bool = False) -> dict[str, Any]:
-    """Return the content of one of lm-eval's RULER task files.
+    """Return the contents of one of lm-eval's RULER task files.
 
     Args:
-        file: its name without .yaml.
-        resolve: import the functions that it refers to; otherwise they stay unresolved.
+        file: the name of the task file, without .yaml.
+        resolve: whether to import the functions to which the file refers; otherwise, they stay
+            unresolved.
     """
     path = Path(lm_eval.__file__).parent / "tasks" / "ruler" / f"{file}.yaml"
     config: dict[str, Any] = load_yaml(path, resolve_func=resolve)
-    # A label for lm-eval's task index, not a field of a task.
+    # `tag` is a label for lm-eval's task index, not a field of a task.
     config.pop("tag", None)
     return config

@@ -1,8 +1,8 @@
-"""Appendix M on a checkpoint: evaluate retrieval tasks without each softmax layer.
+"""The layer ranking of Appendix M: evaluate retrieval tasks without each softmax layer in turn.
 
-The text of the paper that we have lacks the formula of the ablated model. Our reading: the output
-projection of the layer returns zeros. The residual stream then passes the attention block
-unchanged, and the layer's MLP stays.
+The formula of the ablated model is missing in our copy of the paper. We assume that the output
+projection of the ablated layer returns zeros. The attention block then leaves the residual stream
+unchanged, and the layer's MLP stays active.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ ABLATION = "attention output zero (our reading of Appendix M)"
 
 
 def output_projections(checkpoint: Checkpoint) -> Mapping[int, str]:
-    """Return the module name of the output projection of each full-attention softmax layer.
+    """Map the index of each full-attention softmax layer to the name of its output projection.
 
     Raises:
-        UserError: the architecture is unknown, or has no such layers.
+        UserError: the architecture is unknown, or has no such layers with an output projection.
     """
     attention = attention_map(checkpoint.config, checkpoint.shapes)
     layers = attention.layers(LayerKind.FULL)
@@ -51,10 +51,10 @@ def output_projections(checkpoint: Checkpoint) -> Mapping[int, str]:
 
 @contextmanager
 def without_attention(model: Any, projection: str) -> Iterator[None]:
-    """Ablate the attention of one layer inside the `with` block: its output is zero.
+    """Set the attention output of one layer to zero inside the `with` block.
 
     Args:
-        model: a model of transformers; its weights are not changed.
+        model: a transformers model; its weights are not changed.
         projection: the module name of the layer's output projection.
 
     Raises:
@@ -79,15 +79,15 @@ def without_attention(model: Any, projection: str) -> Iterator[None]:
 def rank_layers(
     request: RankLayersRequest, out: Path, *, progress: Callable[[str], None] = silent
 ) -> LayerRanking:
-    """Rank the softmax layers of a checkpoint by ablating each, and write the ranking.
+    """Rank the softmax layers of a checkpoint by ablating each in turn, and write the ranking.
 
     Args:
         request: the checkpoint and the tasks.
         out: the JSON file to write.
-        progress: called with one line before each measurement.
+        progress: called with one line of text before each measurement.
 
     Raises:
-        UserError: an input is wrong, or `out` exists; nothing was written.
+        UserError: an input is wrong, or `out` exists; no ranking is written.
         BusyError: another process is writing `out`.
         StageFailedError: the checkpoint changed during the ranking, or the disk is full; finished
             measurements are kept.
@@ -100,7 +100,7 @@ def rank_layers(
     tasks = load_retrieval_tasks(
         tuple(dict.fromkeys(request.tasks)), candidate.tokenizer, request.data
     )
-    # Ablation needs the module in this process: only this engine, and no data parallelism.
+    # Ablation requires the module in this process, so only this engine is possible, on one device.
     engine = TransformersEngine.load(request.checkpoint, EngineOptions())
     lm = AmnesiaLM(engine, candidate.tokenizer)
 

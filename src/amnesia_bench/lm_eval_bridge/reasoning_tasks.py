@@ -1,8 +1,8 @@
 """Our mathematical tasks for lm-eval's `--include_path`, with our prompts and our scorer.
 
-lm-eval does not pass a task whether the chat template opens the reasoning block. If it does, a
-reply that was truncated inside the block is scored as an answer; `amnesia generate` handles it
-correctly.
+lm-eval does not tell a task whether the chat template opens the reasoning block. If the template
+does so, a reply that was truncated inside the block is scored as an answer; `amnesia generate`
+handles this case correctly.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from amnesia_bench.reasoning.tasks import task_named
 from amnesia_bench.records.evaluation import Outcome, SampleKey
 from amnesia_bench.tokenizers.chat_format import without_thinking
 
-# The folder for `--include_path`.
+# The folder to pass as `--include_path`.
 INCLUDE_PATH = Path(__file__).parent / "tasks"
 _THINK = Think(open="<think>", close="</think>")
 
@@ -30,13 +30,13 @@ Results = Callable[[Row, Sequence[Sequence[str]]], Mapping[str, float]]
 
 
 def functions_of(task: str) -> tuple[Callable[[Row], str], Results]:
-    """Return a task's `doc_to_text` and `process_results`."""
+    """Return the functions `doc_to_text` and `process_results` of a task."""
     reasoning_task = task_named(task)
     scorer = reasoning_task.scorers["strict"]
     assert isinstance(scorer, MathScorer)
 
     def results(doc: Row, answers: Sequence[Sequence[str]]) -> Mapping[str, float]:
-        """Score all answers to one problem, which lm-eval's filter passes as one list."""
+        """Score all answers to one problem, which lm-eval passes as one list."""
         attempts = [
             Attempt(
                 key=SampleKey(task=task, doc=0, repeat=repeat),
@@ -54,7 +54,7 @@ def functions_of(task: str) -> tuple[Callable[[Row], str], Results]:
 
 @cache
 def _pool() -> Any:
-    """Return one process pool for all problems: lm-eval scores one problem per call."""
+    """Return a process pool that all calls share: lm-eval scores one problem per call."""
     pool = ComparisonPool()
     atexit.register(pool.__exit__, None, None, None)
     return pool

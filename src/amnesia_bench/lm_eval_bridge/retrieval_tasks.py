@@ -1,9 +1,9 @@
-"""The tasks of the layer ranking of Appendix M, from lm-eval: FDA, SWDE, Ruler-QA-SQuAD.
+"""The lm-eval tasks for the layer ranking of Appendix M: FDA, SWDE and Ruler-QA-SQuAD.
 
-The documents are downloaded from the hub, or read from a folder with files of the same fields:
-`fda.jsonl` and `swde.jsonl` (`text`, `value`), `dev-v2.0.json` (SQuAD's own format). FDA and SWDE
-are version 1 of lm-eval's tasks, which strips prompts and values; published numbers from before
-June 2026 use version 0.
+The documents are downloaded, or read from files in a folder: `fda.jsonl` and `swde.jsonl`, whose
+rows have the fields `text` and `value`, and `dev-v2.0.json`, which is in SQuAD's own format. FDA
+and SWDE are version 1 of lm-eval's tasks, which strips prompts and values; numbers that were
+published before June 2026 are from version 0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from amnesia_bench.store.files import read_json
 from amnesia_bench.store.json_rows import read_json_rows
 
 SQUAD = "ruler_qa_squad"
-# RULER's own metric is the best match with any gold answer; lm-eval's is the mean of all matches.
+# RULER's own metric is the best match with any gold answer; lm-eval's is the mean over all of them.
 SQUAD_MAX = "ruler_qa_squad_max"
 _SQUAD_FILE = "dev-v2.0.json"
 _SQUAD_TOKENS = 4096
@@ -37,10 +37,10 @@ _HUB = {"fda": "hazyresearch/based-fda", "swde": "hazyresearch/based-swde-v2"}
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalTask:
-    """A zero-shot task of lm-eval with its documents.
+    """A zero-shot lm-eval task with its documents.
 
-    `metrics` maps lm-eval's metric names to ours; the first one is used for the ranking. `source`
-    is the origin of the documents, `sha256` their hash.
+    `metrics` maps lm-eval's metric names to ours; the ranking uses the first one. `source` is the
+    origin of the documents, and `sha256` is their hash.
     """
 
     name: str
@@ -52,11 +52,11 @@ class RetrievalTask:
     task: Any
 
     def evaluated_documents(self, samples: int | None) -> int:
-        """Return the number of documents to evaluate, at most `samples`; None means all."""
+        """Return the number of documents to evaluate: at most `samples`, or all if it is None."""
         return self.num_documents if samples is None else min(samples, self.num_documents)
 
     def record(self, samples: int | None) -> RankingTask:
-        """Return the entry of this task in a ranking."""
+        """Return the entry for this task in the record of a ranking."""
         return RankingTask(
             name=self.name,
             version=self.version,
@@ -70,15 +70,15 @@ class RetrievalTask:
 def load_retrieval_tasks(
     names: Sequence[str], tokenizer: Any, data: Path | None
 ) -> tuple[RetrievalTask, ...]:
-    """Load tasks with all their documents.
+    """Load retrieval tasks with all their documents.
 
     Args:
-        names: fda, swde, ruler_qa_squad.
-        tokenizer: counts the 4096 tokens of Ruler-QA-SQuAD.
-        data: a folder with the files named above; None downloads them.
+        names: task names, each one of fda, swde and ruler_qa_squad.
+        tokenizer: the tokenizer with which the prompts of Ruler-QA-SQuAD are built for 4096 tokens.
+        data: a folder with the files that the module docstring names; None downloads the documents.
 
     Raises:
-        UserError: a task is unknown, or a file is missing or has another format.
+        UserError: a task is unknown, or a file is missing or in the wrong format.
         MissingEnvironmentError: the download failed.
     """
     loaders: Mapping[str, Callable[[], RetrievalTask]] = {
@@ -92,20 +92,20 @@ def load_retrieval_tasks(
 
 
 def accuracies(lm: Any, tasks: Sequence[RetrievalTask], samples: int | None) -> dict[str, float]:
-    """Return the accuracy of a model in each metric of each task.
+    """Evaluate a model on tasks; return its accuracy by metric name, for all metrics of all tasks.
 
     Args:
-        lm: a model of lm-eval.
-        tasks: the tasks.
-        samples: maximum number of documents per task, from the first; None for all.
+        lm: an lm-eval model.
+        tasks: the tasks to evaluate.
+        samples: maximum number of documents per task, starting with the first; None for all.
 
     Raises:
-        StageFailedError: lm-eval scored fewer documents.
+        StageFailedError: lm-eval scored fewer documents than requested.
     """
     accuracy = {}
     for task in tasks:
         n = task.evaluated_documents(samples)
-        # Not `simple_evaluate`: see `evaluate_one`.
+        # `evaluate_one` explains why `simple_evaluate` is not used.
         results = lm_eval.evaluate(
             lm, {"tasks": {task.name: task.task}}, limit=n, bootstrap_iters=0, log_samples=False
         )
@@ -145,7 +145,7 @@ def _squad(tokenizer: Any, data: Path | None) -> RetrievalTask:
 
     questions, texts, source = _squad_questions(qa_utils, data)
     state = random.getstate()
-    # lm-eval seeds Python's global generator before a task draws its documents.
+    # lm-eval seeds Python's global random generator before a task draws its documents.
     random.seed(SEED)
     documents = qa_utils.generate_samples(
         tokenizer=tokenizer,
@@ -189,7 +189,7 @@ def _squad(tokenizer: Any, data: Path | None) -> RetrievalTask:
 
 
 def _hub_rows(dataset: str) -> tuple[Sequence[Mapping[str, str]], str]:
-    """Return the rows of a data set of the hub, and its name with the commit."""
+    """Return the rows of a data set on the hub, and its name with the commit."""
     from datasets import load_dataset
     from huggingface_hub import HfApi
 
@@ -217,7 +217,7 @@ def _file_rows(path: Path) -> tuple[Sequence[Mapping[str, str]], str]:
 def _squad_questions(
     qa_utils: Any, data: Path | None
 ) -> tuple[list[dict[str, Any]], list[str], str]:
-    """Return questions and texts from lm-eval's reader, and their origin."""
+    """Return SQuAD's questions and texts, as read by lm-eval, and their origin."""
     if data is None:
         try:
             questions, texts = qa_utils.read_squad()
@@ -226,7 +226,7 @@ def _squad_questions(
         return questions, list(texts), f"rajpurkar.github.io/{_SQUAD_FILE}"
     path = data / _SQUAD_FILE
     squad = read_json(path)
-    # The reader takes only a URL, and downloads it with this function.
+    # lm-eval's reader accepts only a URL, and downloads it with this function.
     download, qa_utils.download_json = qa_utils.download_json, lambda _: squad
     try:
         questions, texts = qa_utils.read_squad.__wrapped__(str(path))

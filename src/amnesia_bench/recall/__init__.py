@@ -1,1 +1,1 @@
-"""Long-range recall: needle prompts, a checkpoint's recall on them, and the regression gate."""
+"""Long-range recall: build needle prompts, measure recall on them, and gate regressions."""

@@ -34,7 +34,7 @@ ERROR_RATE = 0.025
 
 @dataclass(frozen=True, kw_only=True)
 class FinishedCheck:
-    """The result of a check: the report with the verdict, and the folder of all records."""
+    """The result of a check: its report with the verdict, and the folder with all its records."""
 
     report: CheckReport
     folder: Path
@@ -48,19 +48,22 @@ def check(
 ) -> FinishedCheck:
     """Compare a fine-tune with its base on needle prompts, and publish the records.
 
-    The checkpoints answer a few prompts at a time until the verdict is clear. A check that was
-    killed resumes from the answers in the work folder. All checks of a checkpoint share them.
+    The checkpoints answer a few prompts at a time until the verdict is clear. Answers are stored in
+    the work folder: a killed check resumes from them, and all checks of a checkpoint share them.
 
     Args:
-        request: checkpoints, prompts and tolerated drop.
-        progress: called with one line before a checkpoint answers and after each verdict.
-        count: called with the number of answered requests and the total, per checkpoint.
+        request: the checkpoints, the prompts and the tolerated drop in recall.
+        progress: called with one line of text before a checkpoint answers prompts, and after each
+            verdict.
+        count: called with the number of answered requests and the total number of requests; both
+            restart whenever a checkpoint receives further prompts.
 
     Raises:
         UserError: a checkpoint, its tokenizer or the prompts do not fit the request.
-        MissingEnvironmentError: the prompts cannot be built here, or vLLM is not installed.
+        MissingEnvironmentError: a requirement for building the prompts is missing, or vLLM is not
+            installed.
         StageFailedError: a checkpoint changed during the check, or its logits are not finite.
-        BusyError: another process is writing the same answers.
+        BusyError: another process is writing to the same folder of answers.
     """
     for task in request.tasks or ():
         find_task(task)
@@ -113,15 +116,15 @@ def _prompt_sets(
 
 
 def _built_prompts(build: BuildPromptsRequest, work: Path, tokenizer: Any) -> Path:
-    """Return the folder of the prompts in `work`; build them unless an earlier check did."""
+    """Return the prompts folder in `work`; build the prompts if no earlier check has done so."""
     depends = {
         "lengths": build.lengths,
         "tasks": build.tasks,
         "haystack": None if build.haystack is None else read_haystack(build.haystack).sha256,
         "samples": build.samples,
     }
-    # Older versions hashed the tokenizer differently. A check that they started resumes from
-    # their folder.
+    # Older versions hashed the tokenizer differently. If such a version built these prompts, its
+    # folder is reused, so that its checks can resume.
     folder, older_folder = (
         work / "prompts" / _short_digest({**depends, "tokenizer": identity(tokenizer)})
         for identity in (tokenizer_identity, legacy_tokenizer_identity)
@@ -138,14 +141,14 @@ def _short_digest(depends: Mapping[str, object]) -> str:
 
 
 def publish_check(result: CheckResult, work: Path, provenance: Provenance) -> Path:
-    """Write the records of a check into a folder named by their contents.
+    """Write the records of a check into a folder whose name is a hash of their contents.
 
-    `check.json` is the report, `cells.json` holds one `Cell` per checkpoint, task and length,
-    `samples.jsonl` one scored answer per line, and `summary.md` is the text of a CI comment. If
-    the same check runs again, its finished folder stays unchanged.
+    `check.json` contains the report, `cells.json` one `Cell` per checkpoint, task and length,
+    `samples.jsonl` one scored answer per line, and `summary.md` the text for a CI comment. If a
+    folder with the same contents exists, it stays unchanged.
 
     Returns:
-        The folder.
+        The folder with the records.
 
     Raises:
         BusyError, StageFailedError, MissingEnvironmentError: see `publishing`.

@@ -1,4 +1,4 @@
-"""The human-readable report of a check: table rows, notes, and a Markdown summary."""
+"""Format the report of a check for humans: table rows, notes, and a Markdown summary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ HEADLINES = {
 
 
 def headline(report: CheckReport) -> str:
-    """Return the verdict in one line, with the number of answers that it needed."""
+    """Return one line with the verdict and the numbers of answers that it required and saved."""
     saved = report.generations_planned - report.generations
     share = saved / report.generations_planned
     return (
@@ -25,12 +25,12 @@ def headline(report: CheckReport) -> str:
 
 
 def columns(report: CheckReport) -> list[str]:
-    """Return the column headings of `row`."""
+    """Return the column headings for the table rows that `row` returns."""
     return ["task", "length", *report.checkpoints, "n", "drop", "95 % interval", "p", "verdict"]
 
 
 def row(checked: CheckedPromptSet, report: CheckReport) -> list[str]:
-    """Return one table row: recall in per cent, the drop from pre to post in points."""
+    """Return the table row of one prompt set: recall in per cent, drop in percentage points."""
     drop = next((c for c in checked.comparisons if (c.first, c.second) == ("pre", "post")), None)
     recalls = [
         f"{100 * recall.correct / recall.n:.1f}" if (recall := checked.recall.get(role)) else "-"
@@ -60,7 +60,7 @@ def row(checked: CheckedPromptSet, report: CheckReport) -> list[str]:
 
 
 def notes(report: CheckReport) -> list[str]:
-    """Return the notes below the table: the decision rule, the repair and the warnings."""
+    """Return the notes below the table: decision rule, effect of the repair, and warnings."""
     rule = report.rule
     lines = [
         f"Rule: a drop above {100 * rule.margin:g} points at an error rate of "
@@ -104,12 +104,13 @@ def check_markdown(report: CheckReport) -> str:
 
 
 def heat_rows(maps: Sequence[HeatMap]) -> list[list[str]]:
-    """Return table rows: the depth, then for each length the recall of each map and its n.
+    """Return one table row per depth range, with one column per context length.
 
-    Example: `92 > 40 (25)`, in per cent, one number per map, in the order of `maps`.
+    The first column is the depth range. The others, such as `92 > 40 (25)`, contain the recall in
+    each map, in per cent and in the order of `maps`, and the number of prompts in parentheses.
 
     Raises:
-        ValueError: the maps have different lengths or depths.
+        ValueError: the maps have different context lengths or depth ranges.
     """
     first = maps[0]
     if any(

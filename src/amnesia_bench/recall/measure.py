@@ -1,6 +1,7 @@
-"""Recall of one checkpoint on prompt sets: choose the prompts, generate and score the answers.
+"""Measure the recall of one checkpoint: choose prompts, generate answers, and score them.
 
-A prompt set holds the prompts of one task at one length. Its result is one `Cell`.
+A prompt set contains the prompts of one task at one context length. A checkpoint's recall on it is
+recorded as one `Cell`.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ _PromptSet = TypeVar("_PromptSet", bound=PromptSet)
 
 @dataclass(frozen=True, kw_only=True)
 class PromptSetChoice:
-    """Which prompts of a folder to use; None means all tasks, all lengths or all prompts."""
+    """The prompts to use from a folder; None selects all tasks, all lengths or all prompts."""
 
     tasks: tuple[str, ...] | None
     lengths: tuple[int, ...] | None
@@ -80,7 +81,7 @@ class PromptSetChoice:
 def pick_prompt_sets(
     prompt_sets: Sequence[_PromptSet], choice: PromptSetChoice
 ) -> tuple[_PromptSet, ...]:
-    """Return the chosen prompt sets, the longest first.
+    """Return the chosen prompt sets, those with the longest contexts first.
 
     Raises:
         UserError: a chosen prompt set does not exist, or has fewer prompts than requested.
@@ -113,11 +114,12 @@ def pick_prompt_sets(
 def open_prompt_sets_for(
     folder: Path, candidates: Sequence[Candidate], choice: PromptSetChoice
 ) -> tuple[NiahPromptSet, ...]:
-    """Open the prompts that `amnesia niah build` wrote; see `pick_prompt_sets` for the choice.
+    """Open the chosen prompt sets in a folder that `amnesia niah build` wrote.
 
     Raises:
-        UserError: the folder holds no prompts, or the tokenizers of the candidates turn the
-            prompts into different tokens or add different special tokens.
+        UserError: the folder contains no prompts, a chosen prompt set does not exist or is too
+            small, or the tokenizers of the candidates encode the prompts differently or add
+            different special tokens.
     """
     tokenizers = {
         tokenizer_identity(candidate.tokenizer): candidate.tokenizer for candidate in candidates
@@ -141,7 +143,7 @@ def open_prompt_sets_for(
 def prompt_requests(prompt_set: PromptSet, n: int, sampling: Sampling, tokenizer: Any) -> OnDemand:
     """Return the first `n` prompts of a prompt set as requests.
 
-    Each starts with the special tokens that `tokenizer` puts before a text, as in lm-eval.
+    Each prompt starts with the special tokens that `tokenizer` adds before a text, as in lm-eval.
     """
 
     def request(doc: int) -> PromptRequest:
@@ -159,10 +161,10 @@ def recall_samples(
     prompt_set: PromptSet,
     work: Path,
 ) -> tuple[RecallSample, ...]:
-    """Answer and score requests of a prompt set; answers that `work` already holds are reused.
+    """Generate and score the answers to requests of one prompt set.
 
-    The folder of the answers is named by a hash of everything they depend on, so checks that share
-    a checkpoint share its answers.
+    Answers that already exist in `work` are reused. The name of their folder is a hash of
+    everything they depend on, so all checks of a checkpoint share its answers.
     """
     identity = {"checkpoint": candidate.parent.identity, "prompts": prompt_set.sha256}
     depends = json.dumps({**engine.settings, **identity}, sort_keys=True)
@@ -175,7 +177,7 @@ def recall_samples(
 def recall_sample(
     generation: Generation, candidate: Candidate, prompt_set: PromptSet
 ) -> RecallSample:
-    """Score one answer to a prompt of a prompt set."""
+    """Return the scored record of one answer to a prompt of `prompt_set`."""
     doc = generation.key.doc
     return RecallSample(
         role=candidate.role,
@@ -192,7 +194,7 @@ def recall_sample(
 
 
 def recall_of(outcomes: Sequence[Outcome]) -> Recall:
-    """Return the recall of one checkpoint on one prompt set."""
+    """Return the recall, with its confidence interval, from the outcomes on one prompt set."""
     correct = outcomes.count(Outcome.CORRECT)
     return Recall(
         correct=correct,
@@ -208,11 +210,11 @@ def recall_cell(
     prompt_set: PromptSetId,
     settings: Mapping[str, str],
 ) -> Cell:
-    """Return the `Cell` of one checkpoint, task and length; it is incomplete without a recall."""
+    """Return the `Cell` of one checkpoint on one prompt set; without a recall it is incomplete."""
     value = None if recall is None else recall.correct / recall.n
     stderr = None
     if recall is not None and value is not None and recall.n > 1:
-        stderr = math.sqrt(value * (1 - value) / (recall.n - 1))  # as lm-eval's mean_stderr
+        stderr = math.sqrt(value * (1 - value) / (recall.n - 1))  # lm-eval's mean_stderr
     prompts = Parent(
         role="prompts", location=prompt_set.name, identity=f"sha256:{prompt_set.sha256}"
     )
@@ -234,5 +236,5 @@ def recall_cell(
 
 
 def sampling_settings(sampling: Sampling) -> dict[str, str]:
-    """Return the sampling parameters as settings of a `Cell`."""
+    """Return the sampling parameters in the format of a `Cell`'s settings."""
     return {name: json.dumps(value) for name, value in codec.to_json(sampling).items()}

@@ -1,8 +1,8 @@
 """Compare checkpoints on the same prompts until the verdict is clear.
 
-Pre and post answer the longest contexts first and a few prompts at a time. After each look the
-test of `recall.sequential` decides which prompt sets are clear. All answers are written by
-`inference.generation`, so a check that was killed resumes where it stopped.
+Pre and post answer a few prompts at a time, those with the longest contexts first. At each look,
+the test of `recall.sequential` decides which prompt sets have a clear verdict. All answers are
+written by `inference.generation`, so a check that was killed resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ class CheckPlan:
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
-        """Pre, post and, if there is one, the restored checkpoint."""
+        """Pre, post and, if present, the restored checkpoint."""
         return (self.pre, self.post, *([self.restored] if self.restored else []))
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckResult:
-    """The report with the verdict, and the records behind it."""
+    """The report with the verdict, and the cells and scored answers that it is based on."""
 
     report: CheckReport
     cells: tuple[Cell, ...]
@@ -74,11 +74,12 @@ def compare_checkpoints(
     """Compare the checkpoints of a plan until the verdict is clear or no prompts remain.
 
     Args:
-        plan: checkpoints whose tokenizers agree on the prompts, and prompt sets of at least
-            `rule.samples` prompts.
-        load: loads a checkpoint into an engine; only one is in memory at a time.
-        work: folder of the answers; existing ones are reused.
-        progress: called with one line before a checkpoint answers and after each verdict.
+        plan: checkpoints whose tokenizers give the same token ids for the prompts, and prompt sets
+            of at least `rule.samples` prompts each.
+        load: loads a checkpoint into an engine; only one checkpoint is in memory at a time.
+        work: folder for the answers; existing answers are reused.
+        progress: called with one line of text before a checkpoint answers prompts, and after each
+            verdict.
     """
     run = _Run(plan, load, work, progress)
     run.compare()
@@ -110,7 +111,7 @@ class _Run:
         self.verdicts = {prompt_set.name: CheckVerdict.UNDECIDED for prompt_set in plan.prompt_sets}
 
     def compare(self) -> None:
-        """Take the looks, the longest contexts first, until all sets are clear or one regressed."""
+        """Test all prompt sets, the longest first, until all are clear or one has regressed."""
         lengths = sorted(
             {prompt_set.context_tokens for prompt_set in self.plan.prompt_sets}, reverse=True
         )
@@ -127,9 +128,9 @@ class _Run:
                     return
 
     def look(self, prompt_sets: Sequence[PromptSet], num_prompts: int) -> None:
-        """Run pre and post on the first prompts of some prompt sets, and test each set."""
+        """Run pre and post on the first `num_prompts` prompts of each set, and test each set."""
         pair = [self.plan.pre, self.plan.post]
-        # Start with the checkpoint already in memory: halves the number of model loads.
+        # Start with the checkpoint that is already in memory, to halve the number of model loads.
         if self.engine is not None and self.engine[0] is self.plan.post:
             pair.reverse()
         for candidate in pair:
@@ -149,9 +150,9 @@ class _Run:
             self.progress(f"{prompt_set.name}: {scores} of {num_prompts}: {verdict.value}")
 
     def answer(self, candidate: Candidate, prompt_set: PromptSet, num_prompts: int) -> None:
-        """Run one checkpoint on the first prompts of a prompt set."""
+        """Run one checkpoint on the first `num_prompts` prompts of a set, and keep the answers."""
         if self.engine is None or self.engine[0] is not candidate:
-            # Free one model before the next is loaded: both may not fit.
+            # Free the previous model before loading the next one: memory may not suffice for both.
             self.engine = None
             gc.collect()
             self.engine = (candidate, self.load(candidate))
@@ -164,7 +165,7 @@ class _Run:
         )
 
     def result(self) -> CheckResult:
-        """Return the report and the records."""
+        """Return the report, the cells and the scored answers of the check."""
         plan = self.plan
         samples = tuple(
             sample
@@ -212,7 +213,7 @@ class _Run:
         )
 
     def checked(self, prompt_set: PromptSet) -> CheckedPromptSet:
-        """Return the result of one prompt set."""
+        """Return the verdict, recall and paired comparisons of one prompt set."""
         by_role = {
             candidate.role: self.samples[candidate.role, prompt_set.name]
             for candidate in self.plan.candidates
@@ -237,7 +238,7 @@ class _Run:
 
 
 def paired_counts(first: Samples, second: Samples) -> PairedCounts:
-    """Count the prompts that both, one or neither of two checkpoints answered correctly."""
+    """Count the prompts that both, only one, or neither of two checkpoints answered correctly."""
     pairs = [(a.correct, b.correct) for a, b in zip(first, second, strict=True)]
     return PairedCounts(
         both=pairs.count((True, True)),
@@ -248,7 +249,7 @@ def paired_counts(first: Samples, second: Samples) -> PairedCounts:
 
 
 def paired_comparison(first: str, second: str, counts: PairedCounts) -> Comparison:
-    """Return the difference in recall of two checkpoints, with its interval and p-value."""
+    """Return the recall difference of two checkpoints, with its interval and p-value."""
     return Comparison(
         first=first,
         second=second,
@@ -262,7 +263,7 @@ def paired_comparison(first: str, second: str, counts: PairedCounts) -> Comparis
 
 
 def overall_verdict(verdicts: Collection[CheckVerdict]) -> CheckVerdict:
-    """Combine verdicts: a regression if any set regressed, all-clear only if all sets are clear."""
+    """Return a regression if any set regressed, no regression if all are clear, else undecided."""
     if CheckVerdict.REGRESSION in verdicts:
         return CheckVerdict.REGRESSION
     if set(verdicts) == {CheckVerdict.NO_REGRESSION}:
@@ -271,7 +272,7 @@ def overall_verdict(verdicts: Collection[CheckVerdict]) -> CheckVerdict:
 
 
 def restore_command(pre: Path, post: Path) -> str:
-    """Return the command that repairs a fine-tune."""
+    """Return the `amnesia restore` command that repairs the fine-tune `post`."""
     folder = post if post.name not in ("", "..") else post.resolve()
     out = folder.with_name(f"{folder.name}-restored")
     return shlex.join(

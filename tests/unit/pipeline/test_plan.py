@@ -159,7 +159,10 @@ def test_a_plan_at_full_scale_needs_no_torch(tmp_path: Path) -> None:
         (["experiment=tabel1"], "Did you mean table1?"),
         (["experimnt=table1"], "no experiment selected"),
         (["experiment=table1", "+model.layer=3"], "model: unknown key"),
-        (["experiment=table1", "profile.gpus=7"], "cannot be divided among 7 processes with micro-batches of 1"),
+        (
+            ["experiment=table1", "profile.gpus=7"],
+            "cannot be divided among 7 processes with micro-batches of 1",
+        ),
         (["experiment=controls"], "plan: experiment controls is not defined for profile=paper"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The functions that the task files in this folder refer to with `!function`."""
+"""The functions to which the task files in this folder refer with `!function`."""
 
 from amnesia_bench.lm_eval_bridge.reasoning_tasks import functions_of
 

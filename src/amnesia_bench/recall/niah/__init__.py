@@ -1,4 +1,4 @@
-"""NIAH (niah_single_1/2/3): the prompts of lm-evaluation-harness, built once and stored."""
+"""NIAH: build the niah_single_1/2/3 prompts of lm-evaluation-harness once, and store them."""
 
 from amnesia_bench.recall.niah.build import build_prompts
 from amnesia_bench.recall.niah.prompt_sets import NiahPromptSet, open_prompt_sets

@@ -1,4 +1,4 @@
-"""`build_prompts` writes all prompt sets for one tokenizer into one artifact."""
+"""Build all prompt sets for one tokenizer, and write them as one artifact."""
 
 from __future__ import annotations
 
@@ -48,15 +48,16 @@ def build_prompts(request: BuildPromptsRequest, out: Path) -> tuple[PromptSetRec
 
     Raises:
         UserError: the request is impossible (an unknown task, a haystack that is too short, a
-            length that is too small for the words around it, ...), or `out` exists.
-        MissingEnvironmentError: words, sentence model or hub are not available.
+            length that is too small for the text around the haystack, ...), or `out` exists.
+        MissingEnvironmentError: the word lists for the keys, the model of the sentence splitter or
+            the hub are not available.
     """
     tasks = tuple(find_task(name) for name in dict.fromkeys(request.tasks))
     haystack = _read_essays(request, tasks)
     provenance = collect_provenance(sys.argv, seeds={"prompts": SEED})
     maker = _Maker(request, load_tokenizer(request.tokenizer), haystack)
     with publishing(out) as work:
-        # The longest first: it fails early if the haystack is too short.
+        # Build the longest first, so that a haystack that is too short fails early.
         lengths = sorted(set(request.lengths), reverse=True)
         prompt_sets = tuple(maker.prompt_set(task, length) for task in tasks for length in lengths)
         _write(work.folder, prompt_sets, maker)
@@ -65,7 +66,7 @@ def build_prompts(request: BuildPromptsRequest, out: Path) -> tuple[PromptSetRec
 
 
 def _read_essays(request: BuildPromptsRequest, tasks: Sequence[NiahTask]) -> Haystack | None:
-    """Read the haystack if a task needs one."""
+    """Return the haystack of essays, or None if no task needs it."""
     if not any(task.essays for task in tasks):
         return None
     if request.haystack is None:
@@ -77,7 +78,7 @@ def _read_essays(request: BuildPromptsRequest, tasks: Sequence[NiahTask]) -> Hay
 
 
 class _Maker:
-    """Builds prompt sets; all prompt sets of one kind of haystack share its tokens."""
+    """Builds prompt sets; those with the same kind of haystack share its tokens."""
 
     def __init__(
         self, request: BuildPromptsRequest, tokenizer: Any, haystack: Haystack | None
@@ -111,7 +112,7 @@ class _Maker:
             ) from error
 
     def stored_haystack(self, prompt_sets: Sequence[PromptSetRecord]) -> str | None:
-        """Return the part of the essays that the prompts need; None if they need none."""
+        """Return the part of the essays that the prompts need, or None if no task needs essays."""
         if self._haystack is None:
             return None
         _, base = self._base(essays=True)
@@ -124,7 +125,7 @@ class _Maker:
         return base.text[: max(shared)]
 
     def prompts(self, prompt_sets: Sequence[PromptSetRecord]) -> NiahPrompts:
-        """Return the common record of the prompt sets."""
+        """Return the record that is common to all prompt sets."""
         return NiahPrompts(
             generator=_GENERATOR,
             tokenizer_sha256=self._tokenizer_sha256,
@@ -135,7 +136,7 @@ class _Maker:
         )
 
     def parents(self) -> tuple[Parent, ...]:
-        """Return the tokenizer and the haystack, identified by hashes."""
+        """Return the tokenizer and, if there is one, the haystack as parents with hashes."""
         tokenizer = Parent(
             role="tokenizer",
             location=str(self._request.tokenizer),
@@ -179,7 +180,7 @@ class _Maker:
         return self._tokenised(Essays(self._haystack.words, split))
 
     def _tokenised(self, documents: HaystackDocuments) -> tuple[HaystackDocuments, SplicedText]:
-        """Return documents, and a tokenised one that is a step longer than the longest length."""
+        """Return `documents` and a tokenised one, if possible longer than all requested lengths."""
         longest = max(self._request.lengths)
         step = documents.increment(longest)
         available = documents.available or sys.maxsize
@@ -198,7 +199,7 @@ def _write(folder: Path, prompt_sets: Sequence[PromptSetRecord], maker: _Maker) 
     write_json(folder / TOKENIZER, to_json(maker.tokenizer_parts))
     text = maker.stored_haystack(prompt_sets)
     if text is not None:
-        # Without a timestamp, so equal prompts give equal bytes.
+        # Omit the timestamp, so that equal prompts give equal bytes.
         (folder / HAYSTACK).write_bytes(gzip.compress(text.encode(), mtime=0))
     (folder / PROMPT_SETS).mkdir()
     for prompt_set in prompt_sets:

@@ -1,6 +1,7 @@
-"""Haystacks truncated to a number of units: words of the essays, or lines.
+"""Haystack documents of a given size in units: words of the essays, or repeated lines.
 
-Truncating, splitting and joining follow lm-eval exactly, including the spaces at both ends.
+Documents are truncated, split into sentences and joined exactly as in lm-eval, including the spaces
+at both ends.
 """
 
 from __future__ import annotations
@@ -16,34 +17,34 @@ from amnesia_bench.recall.niah.tasks import LINE, lines_haystack
 
 Split = Callable[[str], list[str]]
 
-# A truncated text is split again from this many characters before its end, and this many of the new
-# sentences must be equal to the known ones.
+# Only about this many characters at the end of a truncated text are split into sentences again. The
+# first _AGREEING new sentences must be equal to the known ones.
 _SPLIT_AGAIN = 4000
 _AGREEING = 3
 
 
 class HaystackDocuments(Protocol):
-    """Documents of one kind of haystack, by number of units. Characters are counted from 0."""
+    """Documents from one kind of haystack, given their number of units; characters start at 0."""
 
     @property
     def available(self) -> int | None:
-        """The number of units; None for an unlimited haystack."""
+        """The number of units in the haystack; None if it is unlimited."""
         ...
 
     def increment(self, context_tokens: int) -> int:
-        """Return the step of the search for the document size of this length, in units."""
+        """Return the step, in units, of the search for the document size at this length."""
         ...
 
     def text(self, units: int) -> str:
-        """Return the document with this number of units."""
+        """Return the document that consists of this number of units."""
         ...
 
     def places(self, units: int) -> Sequence[int]:
-        """Return the possible places of a needle."""
+        """Return the possible places of a needle: line numbers, or depths in per cent."""
         ...
 
     def position(self, units: int, place: int) -> int:
-        """Return the character of the document before which a needle at this place goes."""
+        """Return the character of the document before which a needle at this place is inserted."""
         ...
 
     def depth_percent(self, units: int, place: int) -> float:
@@ -56,7 +57,7 @@ class HaystackDocuments(Protocol):
 
 
 class Lines:
-    """niah_single_1: one line, repeated. A needle goes before a line."""
+    """The haystack of niah_single_1: one line, repeated. Needles are inserted before a line."""
 
     available = None
 
@@ -80,13 +81,13 @@ class Lines:
 
 
 class Essays:
-    """niah_single_2 and _3: the first words of the essays. A needle goes between sentences.
+    """The haystack of niah_single_2 and _3: the first words of the essays.
 
-    Sentences are joined by one space, so the text differs from the essays where Punkt splits at a
-    full stop without a space after it.
+    Needles are inserted between sentences. Sentences are joined by one space, so the text differs
+    from the essays where Punkt splits at a full stop without a space after it.
     """
 
-    # From 0 to 100 %, rounded to integers.
+    # 40 depths from 0 to 100 %, rounded to integers.
     _DEPTHS = tuple(round(100 * step / 39) for step in range(40))
 
     def __init__(self, words: Sequence[str], split: Split) -> None:
@@ -123,16 +124,16 @@ class Essays:
         return end + (self._longest.added[before] if before >= 0 else 0)
 
     def _truncated(self, units: int) -> tuple[str, list[int]]:
-        """Return a document and the start of each sentence in it."""
+        """Return a document, and the character at which each of its sentences starts."""
         sentences = self._sentences(" ".join(self._words[:units]).strip())
         ends = accumulate(len(sentence) + 1 for sentence in sentences)
         return " ".join(sentences), [0, *ends][: len(sentences)]
 
     def _sentences(self, text: str) -> list[str]:
-        """Split a text into sentences; for a prefix of a known text, split only its end.
+        """Split a text into sentences; if it is a prefix of a known text, split only its end.
 
         Punkt judges a full stop by the words next to it, so truncation changes only the last
-        sentences. The first sentences of the new split must be equal to the known ones.
+        sentences. If the first new sentences differ from the known ones, the full text is split.
         """
         longest = self._longest
         if longest.text.startswith(text):
@@ -151,8 +152,8 @@ class Essays:
 class _SplitText:
     """A text, its sentences and their start positions.
 
-    `added` is the shift of each sentence, in characters, when they are joined by spaces: the
-    original text may have no space between two sentences.
+    `added` is the number of characters by which each sentence moves when the sentences are joined
+    by spaces: the original text may have no space between two sentences.
     """
 
     text: str

@@ -1,8 +1,8 @@
-"""Generate all prompts of one prompt set with the draws of lm-eval 0.4.13.
+"""Generate all prompts of one prompt set with the same random draws as lm-eval 0.4.13.
 
-lm-eval first searches for the number of haystack units that fills the length, with one sample per
-step, and then generates the samples. This module makes the same draws in the same order, but it
-tokenises only the last steps of the search, and only the inserted text of each sample.
+lm-eval first searches for the number of haystack units that fills the context length, with one
+sample per step, and then generates the samples. This module makes the same draws in the same order,
+but it tokenises only the last steps of the search, and only the text around each insertion.
 Source: lm_eval/tasks/ruler/prepare_niah.py.
 """
 
@@ -32,15 +32,15 @@ from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, NiahTask, prompt_piec
 from amnesia_bench.records.niah import NiahDocument, NiahSamples, PromptSetRecord
 
 _ANSWER_TOKENS = NIAH_SAMPLING.max_new_tokens
-# An estimate this far below the length, in tokens, needs no measurement. Where both exist, estimate
-# and measurement may differ by half of it.
+# A prompt whose estimated length is at least this many tokens below the context length is not
+# measured. If it is measured, the estimate must be accurate to half this number of tokens.
 _MARGIN = 256
-# The value that estimates assume; a uuid has a few more tokens.
+# The value that is assumed in estimates; a uuid has a few more tokens.
 _SOME_VALUE = "1234567"
 
 
 class TooShortError(Exception):
-    """The haystack is too short to fill the length; `tokens` is its own length."""
+    """The haystack is too short: with all of it, prompt and answer have only `tokens` tokens."""
 
     def __init__(self, tokens: int) -> None:
         super().__init__(tokens)
@@ -49,7 +49,7 @@ class TooShortError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class _Draw:
-    """The random part of a sample. `place` is one of the haystack's places for a needle."""
+    """The random part of a sample; `place` is one of `HaystackDocuments.places`."""
 
     key: str
     value: str
@@ -58,7 +58,7 @@ class _Draw:
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """A sample: the columns of `NiahSamples`, and the number of haystack units."""
+    """A sample: its entries in the columns of `NiahSamples`, and its number of haystack units."""
 
     units: int
     position: int
@@ -78,10 +78,10 @@ class PromptSetMaker:
     Args:
         task: the task, with its wording and values.
         context_tokens: lm-eval's max_seq_length.
-        haystack: the documents for the needles.
+        haystack: the documents in which needles are hidden.
         tokenizer: a fast tokenizer.
-        base: a tokenised document that is at least as long as any that fits.
-        keys: the keys to draw from.
+        base: a tokenised document that is at least as long as any document that fits.
+        keys: the keys from which one is drawn per sample.
     """
 
     def __init__(
@@ -103,19 +103,19 @@ class PromptSetMaker:
         self._whole = WholeText(tokenizer, base.text)
         self._text: SplicedText | WholeText = base if base.moves_freely else self._whole
         self._special_tokens = len(tokenizer("a").input_ids) - len(tokenize(tokenizer, "a").ids)
-        # Tokens outside the haystack: almost equal for all keys and values.
+        # Number of tokens outside the haystack, which is similar for all keys and values.
         other = task.head + task.needle("key", _SOME_VALUE) + task.question("key") + _SOME_VALUE
         self._other_tokens = self._special_tokens + len(tokenize(tokenizer, other).ids)
         self._documents: dict[int, NiahDocument] = {}
-        # Essays have 40 needle positions, and hashing 256K tokens takes a millisecond.
+        # Cached for all 40 needle positions in essays: hashing 256K tokens takes a millisecond.
         self._hashed = lru_cache(maxsize=40)(self._hash_before)
 
     def make(self, samples: int, rng: Random) -> PromptSetRecord:
-        """Draw a prompt set; `rng` ends in the same state as Python's generator in lm-eval.
+        """Draw all samples of the prompt set, and leave `rng` in the same state as lm-eval does.
 
         Raises:
-            UserError: the length is too small for the words around the haystack.
-            TooShortError: the haystack is too short to fill the length.
+            UserError: the context length is too small for the text around the haystack.
+            TooShortError: the haystack is too short to fill the context length.
         """
         state = rng.getstate()
         try:
@@ -144,7 +144,7 @@ class PromptSetMaker:
         )
 
     def _search(self, rng: Random) -> int:
-        """Return the number of haystack units that lm-eval starts its samples with."""
+        """Return the number of haystack units with which lm-eval starts each sample."""
         step = self._haystack.increment(self._context_tokens)
         available = self._haystack.available
         units, tokens = step, 0
@@ -172,11 +172,11 @@ class PromptSetMaker:
         return spliced and tokens + _ANSWER_TOKENS + _MARGIN < self._context_tokens
 
     def _estimate(self, units: int) -> int:
-        """Return the approximate number of tokens of a prompt with this number of units."""
+        """Return the approximate length, in tokens, of a prompt with this number of units."""
         return self._base.tokens_before(self._haystack.characters(units)) + self._other_tokens
 
     def _measure(self, units: int, draw: _Draw) -> int:
-        """Return the number of tokens that lm-eval's search counts."""
+        """Return the prompt length in tokens, with the value, as lm-eval's search counts it."""
         pieces = self._pieces(units, draw)
         tokens = len(self._text.compose([*pieces, draw.value])) + self._special_tokens
         if self._text is self._base and abs(tokens - self._estimate(units)) > _MARGIN // 2:
@@ -190,11 +190,11 @@ class PromptSetMaker:
         else:
             value = str(uuid.UUID(int=rng.getrandbits(128), version=4))
         place = rng.sample(self._haystack.places(units), 1)[0]
-        rng.sample(range(1), 1)  # lm-eval's draw of the key to ask for, out of one
+        rng.sample(range(1), 1)  # lm-eval draws the queried key, out of one
         return _Draw(key=key, value=value, place=place)
 
     def _sample(self, max_units: int, rng: Random) -> _Row:
-        """Draw a sample of at most `max_units` units; reduce the units until it fits."""
+        """Draw samples with `max_units` haystack units, then with fewer, until one fits."""
         length = 0
         for units in range(max_units, 0, -self._haystack.increment(self._context_tokens)):
             draw = self._draw(units, rng)
@@ -245,7 +245,7 @@ class PromptSetMaker:
         return hashlib.sha256(start.encode()), joined(self._base.text, [after]).encode()
 
     def _check(self, row: _Row) -> None:
-        """Compare the spliced tokens of a prompt with the tokens of its whole text."""
+        """Raise an error if the spliced tokens of a prompt are not the tokens of its full text."""
         if self._text is not self._base:
             return
         pieces = prompt_pieces(

@@ -1,4 +1,4 @@
-"""Read the essays: lm-eval's data set from the hub, or the user's own texts."""
+"""Read the essays for haystacks: lm-eval's data set on the hub, or texts of the user."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ _FORMATS = "Give hub, hub@REVISION, a .json, .jsonl, .txt or .md file, or a fold
 class Haystack:
     """The words of the essays, in order.
 
-    `source` is `hub:NAME@REVISION` or a path. `sha256` is the hash of the words of one copy, joined
-    by spaces. `copies` is the number of repetitions.
+    `source` is `hub:NAME@REVISION` or a path. `copies` is the number of copies of the text in
+    `words`. `sha256` is the hash of the words of one copy, joined by spaces.
     """
 
     words: tuple[str, ...]
@@ -32,16 +32,16 @@ class Haystack:
     copies: int
 
     def repeated(self, copies: int) -> Haystack:
-        """Return the haystack with the text repeated `copies` times."""
+        """Return a haystack in which the text is repeated `copies` times."""
         text = " ".join([" ".join(self.words)] * copies)
         return replace(self, words=_split_words(text), copies=copies)
 
 
 def read_haystack(source: HubEssays | Path) -> Haystack:
-    """Read a haystack.
+    """Read the words of a haystack from the hub, a file or a folder.
 
     Args:
-        source: essays of the hub, or the path of a file or folder.
+        source: the essays on the hub, or the path of a file or folder.
 
     Raises:
         UserError: the source does not exist or contains no text.
@@ -66,7 +66,7 @@ def read_haystack(source: HubEssays | Path) -> Haystack:
 
 
 def _split_words(text: str) -> tuple[str, ...]:
-    # As in lm-eval: white space at an end of the text leaves an empty word there.
+    # As in lm-eval, white space at the beginning or end of the text gives an empty word there.
     return tuple(re.sub(r"\s+", " ", text).split(" "))
 
 
@@ -82,7 +82,7 @@ def _read_hub(revision: str | None) -> tuple[str, Sequence[str]]:
     try:
         revision = revision or str(HfApi().dataset_info(_HUB_DATASET).sha)
         texts = load_dataset(_HUB_DATASET, split="train", revision=revision)["text"]
-    # Each library below has its own error classes for a hub that does not answer.
+    # Each of the underlying libraries has its own error classes for an unreachable hub.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]
         raise MissingEnvironmentError(
@@ -112,7 +112,7 @@ def _read_file(path: Path) -> list[str]:
 
 
 def _texts_of(data: object, path: Path) -> list[str]:
-    """Return the texts of an object `{"text": ...}`, a list of these, or a list of strings."""
+    """Return the texts in `data`: an object `{"text": ...}`, or a list of these or of strings."""
     rows = data if isinstance(data, list) else [data]
     texts = [row.get("text") if isinstance(row, dict) else row for row in rows]
     for number, text in enumerate(texts, start=1):

@@ -1,4 +1,4 @@
-"""Read a folder of prompts: texts, tokens, answers and the positions of the needles."""
+"""Read a folder of prompts: their texts, token ids, answers and needle positions."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.tokenizers.tokenizer import legacy_tokenizer_identity, tokenizer_parts
 
-# Names of the files in a folder of prompts.
+# The artifact kind of a folder of prompts, and the names of its files and of its subfolder.
 KIND = "niah_prompts"
 PROMPTS = "prompts.json"
-HAYSTACK = "haystack.txt.gz"  # the joined sentences, as far as a prompt needs them
-TOKENIZER = "tokenizer_parts.json"  # absent in folders of older versions, which have another hash
+HAYSTACK = "haystack.txt.gz"  # the joined sentences, as far as the prompts need them
+TOKENIZER = "tokenizer_parts.json"  # absent in folders of older versions (another tokenizer hash)
 PROMPT_SETS = "cells"
 
-# Longer than any added token's text.
+# In characters; longer than any added token.
 _SEAM_CHARACTERS = 512
 
 
 def open_prompt_sets(folder: Path, tokenizer: Any) -> tuple[NiahPromptSet, ...]:
-    """Open a folder of prompts; the haystack's source is not needed.
+    """Open a folder of prompts; the original source of the haystack is not required.
 
     Args:
         folder: a folder that `amnesia niah build` wrote.
-        tokenizer: the tokenizer that the prompts were built for, or one that turns them into the
-            same tokens; see `check_same_tokens`.
+        tokenizer: the tokenizer for which the prompts were built, or one that gives the same token
+            ids for them; see `check_same_tokens`.
 
     Raises:
-        UserError: the folder holds no prompts, is damaged, or was built for another tokenizer.
+        UserError: the folder contains no prompts, is damaged, or was built for another tokenizer.
     """
     manifest = read_manifest(folder)
     if manifest.kind != KIND:
@@ -83,17 +83,17 @@ def open_prompt_sets(folder: Path, tokenizer: Any) -> tuple[NiahPromptSet, ...]:
 def check_same_tokens(
     folder: Path, tokenizer_sha256: str, tokenizer: Any, texts: Iterable[str]
 ) -> None:
-    """Refuse a tokenizer that may turn the prompts into other tokens.
+    """Raise an error if a tokenizer may give different token ids for the prompts.
 
-    A fine-tune often adds tokens (`<think>`, a padding token), which do not matter for a text
-    without them. Any other difference is refused.
+    A fine-tune often adds tokens (`<think>`, a padding token), which have no effect on a text
+    without them. Any other difference between the tokenizers raises an error.
 
     Args:
         folder: the folder of the prompts.
-        tokenizer_sha256: the tokenizer's hash in the record of the prompts. It is compared for a
-            folder of an older version, which lacks the parts of its tokenizer.
-        tokenizer: the tokenizer to use.
-        texts: texts that together contain every short string of the prompts. They are read only
+        tokenizer_sha256: the tokenizer hash in the record of the prompts. It is compared only if an
+            older version wrote the folder, which then lacks `tokenizer_parts.json`.
+        tokenizer: the tokenizer to check.
+        texts: texts that together contain every short string of the prompts. They are searched only
             if the added tokens differ.
 
     Raises:
@@ -115,7 +115,7 @@ def check_same_tokens(
         return
     normalizer = tokenizer.backend_tokenizer.normalizer
     normalized = normalizer.normalize_str if normalizer is not None else str
-    # Some added tokens are matched in the normalised text, others in the raw text.
+    # A tokenizer matches some added tokens in the normalised text, and others in the raw text.
     normalized_contents = {content: normalized(content) for content in differing}
     for text in texts:
         normal = normalized(text)
@@ -129,9 +129,10 @@ def check_same_tokens(
 
 
 class NiahPromptSet:
-    """The prompts of one task at one length: lm-eval's documents, tokens and needle positions.
+    """The prompts of one task at one length: lm-eval's documents, token ids, needle positions.
 
-    Texts and tokens are built on each access: a prompt set at 256K would take a gigabyte.
+    Texts and token ids are built on each access, since those of a prompt set at 256K tokens would
+    occupy a gigabyte.
     """
 
     def __init__(self, record: PromptSetRecord, haystack: _Haystack, tokenizer_sha256: str) -> None:
@@ -149,12 +150,12 @@ class NiahPromptSet:
 
     @cached_property
     def sha256(self) -> str:
-        """Return the identity of the prompts and their tokens, in hex."""
+        """The identity of the prompts and their token ids: a SHA-256 in hex."""
         identity = [self.name, self._tokenizer_sha256, *self._samples.prompt_sha256]
         return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
     def document(self, i: int) -> dict[str, Any]:
-        """Return lm-eval's document, with the fields of lm-eval's own generator."""
+        """Return the document of prompt `i`, with the fields that lm-eval's generator writes."""
         key = self._samples.key[i]
         return {
             "index": i,
@@ -166,22 +167,22 @@ class NiahPromptSet:
         }
 
     def prompt(self, i: int) -> str:
-        """Return the text of the prompt."""
+        """Return the text of prompt `i`."""
         return joined(self._haystack.text, self._prompt_pieces(i))
 
     def tokens(self, i: int) -> NDArray[np.int32]:
-        """Return the tokens of `prompt(i)`, int32 [T], without special tokens."""
+        """Return the token ids of `prompt(i)`, int32 [T], without special tokens."""
         return self._haystack.ids(self._prompt_pieces(i), spliced=self._record.spliced)
 
     def prompt_tokens(self, i: int) -> int:
-        """Return the length of `tokens(i)` without building them."""
+        """Return the length of `tokens(i)` without building the token ids."""
         return self._samples.prompt_tokens[i]
 
     def texts(self) -> Iterator[str]:
         """Yield texts that together contain every short string of the prompts.
 
-        These are the haystack, and for each prompt the text around its insertions: whole prompts
-        are a megabyte each.
+        These are the haystack, and for each prompt the text around its insertions. A complete
+        prompt would take up to a megabyte.
         """
         yield self._haystack.text
         for i in range(len(self)):
@@ -195,7 +196,7 @@ class NiahPromptSet:
             yield joined(self._haystack.text, pieces)
 
     def value(self, i: int) -> str:
-        """Return the answer."""
+        """Return the answer to prompt `i`: the hidden value."""
         return self._samples.value[i]
 
     def depth_percent(self, i: int) -> float:
@@ -207,7 +208,7 @@ class NiahPromptSet:
         return self._samples.needle_start[i], self._samples.needle_end[i]
 
     def prompt_sha256(self, i: int) -> str:
-        """Return the sha256, in hex, of the prompt's UTF-8, as lm-eval logs it."""
+        """Return the SHA-256, in hex, of the UTF-8 bytes of prompt `i`, as logged by lm-eval."""
         return self._samples.prompt_sha256[i]
 
     def _pieces(self, i: int) -> list[Span | str]:
@@ -222,17 +223,17 @@ class NiahPromptSet:
 
 
 class _Haystack:
-    """The text that prompt sets share; it is tokenised on the first access to its tokens."""
+    """The haystack text that prompt sets share; it is tokenised when it is first needed."""
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self.text = text
         self._tokenizer = tokenizer
 
     def ids(self, pieces: Sequence[Span | str], *, spliced: bool) -> NDArray[np.int32]:
-        """Return the tokens of pieces of the text, int32 [T]."""
+        """Return the token ids of the concatenated pieces, int32 [T]."""
         if spliced:
-            # This text is shorter than the one at build time. If that changes the tokens at a
-            # seam, the whole prompt is tokenised.
+            # This text is shorter than the one at build time. If the tokens at a seam therefore
+            # differ, the complete prompt is tokenised.
             with suppress(NotSpliceableError):
                 return self._spliced.compose(pieces).ids()
         return WholeText(self._tokenizer, self.text).compose(pieces).ids()

@@ -1,9 +1,9 @@
 """Tokenise a long text with a few changes by reusing the tokens of the unchanged text.
 
-Only the neighbourhood of a change is tokenised again. At its edges, several new tokens in a row
-must be equal to those of the unchanged text; otherwise nothing is spliced. A tokenizer may depend
-on text at any distance, or on the position in the text: `SplicedText.moves_freely` detects the
-latter.
+Only the neighbourhood of a change is tokenised again. At its edges, several consecutive new tokens
+must be equal to those of the unchanged text; otherwise nothing is spliced. The tokens that a
+tokenizer produces may depend on distant text, or on the position in the text;
+`SplicedText.moves_freely` detects a dependence on the position.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 
 Ints = NDArray[np.int32]
 
-# Characters tokenised on each side of a change, and tokens that must agree on each side of a seam.
+# Characters that are tokenised on each side of a change, and tokens that must be equal on each side
+# of a seam.
 _MARGIN = 256
 _AGREEING = 8
-# Inserted before a text to test whether its tokens stay the same; for a short text, each suffix.
+# Inserted before a text to test whether the text keeps its tokens. For a text of at most _LONG_TEXT
+# characters, each suffix is tested too.
 _SHIFT = "It moves the text."
 _LONG_TEXT = 50_000
 
@@ -32,7 +34,7 @@ class NotSpliceableError(Exception):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Tokens:
-    """Token ids, int32 [T], and the start and end of each token in the text, in characters."""
+    """Token ids, int32 [T], and the characters at which each token starts and ends, int32 [T]."""
 
     ids: Ints
     starts: Ints
@@ -41,7 +43,7 @@ class Tokens:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Run:
-    """Tokens `first` to `stop` of a text, shifted by `moved` characters in the composed text."""
+    """Tokens `first` to `stop` of a text; composing moves them by `moved` characters."""
 
     tokens: Tokens
     first: int
@@ -51,7 +53,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Composed:
-    """The tokens of a composed text, as runs of tokens of other texts."""
+    """The tokens of a composed text, represented as runs of tokens from other texts."""
 
     runs: tuple[Run, ...]
 
@@ -63,7 +65,7 @@ class Composed:
         return np.concatenate([run.tokens.ids[run.first : run.stop] for run in self.runs])
 
     def span(self, start: int, end: int) -> tuple[int, int]:
-        """Return the first token that overlaps these characters, and one past the last."""
+        """Return the range [first, stop) of tokens that overlap the characters `start` to `end`."""
         first = stop = 0
         for run in self.runs:
             part = slice(run.first, run.stop)
@@ -81,20 +83,20 @@ class Span:
 
 
 def _before(positions: Ints, character: int) -> int:
-    """Return the number of sorted positions that are below `character`."""
-    # With a plain int, numpy would convert the whole array to int64 first.
+    """Return the number of positions below `character`; `positions` must be sorted."""
+    # For a plain int, numpy would first convert the entire array to int64.
     return int(np.searchsorted(positions, np.int32(character)))
 
 
 def joined(text: str, pieces: Sequence[Span | str]) -> str:
-    """Return the concatenation of pieces, which are spans of `text` or strings."""
+    """Return the concatenation of `pieces`, each a span of `text` or a string."""
     return "".join(
         piece if isinstance(piece, str) else text[piece.start : piece.end] for piece in pieces
     )
 
 
 def tokenize(tokenizer: Any, text: str) -> Tokens:
-    """Tokenise a text, without special tokens."""
+    """Tokenise a text without adding special tokens."""
     encoded = tokenizer(
         text,
         add_special_tokens=False,
@@ -108,19 +110,19 @@ def tokenize(tokenizer: Any, text: str) -> Tokens:
 
 
 class SplicedText:
-    """A text that is tokenised once; changed versions of it reuse its tokens."""
+    """A text that is tokenised once, and whose changed versions reuse its tokens."""
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self.text = text
         self.tokens = tokenize(tokenizer, text)
         self._tokenizer = tokenizer
-        # All samples start with the same text and the same first words of the haystack.
+        # Cached, since all samples start with the same text and first words of the haystack.
         self._tokenize_window = lru_cache(maxsize=64)(lambda window: tokenize(tokenizer, window))
 
     @cached_property
     def moves_freely(self) -> bool:
         """Whether the text keeps its tokens when other text is inserted before it."""
-        # A short text has few places where a position-dependent tokenizer would differ.
+        # In a short text, few places can reveal that a tokenizer depends on the position.
         shifts = 1 if len(self.text) > _LONG_TEXT else len(_SHIFT)
         return all(self._keeps_tokens_after(_SHIFT[first:]) for first in range(shifts))
 
@@ -158,7 +160,7 @@ class SplicedText:
         return Composed(tuple(runs))
 
     def _changes(self, pieces: Sequence[Span | str]) -> tuple[list[str], list[Span]]:
-        """Return the texts before, between and after the long spans, and these spans."""
+        """Return the texts before, between and after the long spans, and the long spans."""
         changes, spans = [""], []
         for piece in pieces:
             if isinstance(piece, str):
@@ -171,7 +173,7 @@ class SplicedText:
         return changes, spans
 
     def _windows(self, changes: list[str], spans: list[Span]) -> list[Run]:
-        """Return the tokens of each change, with margins of the spans before and after it."""
+        """Return the tokens of each change, with margins from its neighbouring spans."""
         windows, at = [], 0
         for before, change, after in zip([None, *spans], changes, [*spans, None], strict=True):
             left = self.text[before.end - _MARGIN : before.end] if before else ""
@@ -182,11 +184,11 @@ class SplicedText:
         return windows
 
     def _seam(self, window: Run, moved: int, at: int) -> tuple[int, int]:
-        """Return the token index in a window and in the unchanged text where they can be joined.
+        """Return the token indices, in a window and in the unchanged text, of a seam between them.
 
         Args:
-            window: tokens of the text around a change, on both sides of `at`.
-            moved: shift from characters of the window to those of the unchanged text.
+            window: the tokens of a change and its margins, which extend to both sides of `at`.
+            moved: character position in the unchanged text minus character position in the window.
             at: approximate position of the seam, in characters of the unchanged text.
         """
         ids, starts = window.tokens.ids, window.tokens.starts
@@ -205,7 +207,7 @@ class SplicedText:
 
 
 class WholeText:
-    """The fallback for tokenizers that do not allow splicing: tokenises each composed text."""
+    """The fallback for tokenizers that do not allow splicing; it tokenises each composed text."""
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self.text = text

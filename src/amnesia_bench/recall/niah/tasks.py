@@ -1,7 +1,7 @@
-"""The three tasks: their haystack, needle and question, and how an answer is scored.
+"""The three NIAH tasks: the text of their prompts, and the scoring of answers.
 
-Wording and order are those of RULER's niah_single_1/2/3 in lm-evaluation-harness 0.4.13
-(lm_eval/tasks/ruler/prepare_niah.py), where one number or uuid is hidden under one key.
+The wording and order of the texts are those of RULER's niah_single_1/2/3 in lm-evaluation-harness
+0.4.13 (lm_eval/tasks/ruler/prepare_niah.py), where one number or uuid is hidden under one key.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from amnesia_bench.records.niah import NiahDocument
 
 # The sampling parameters of lm-eval's task files.
 NIAH_SAMPLING = Sampling(max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=None, stop=())
-# lm-eval seeds Python's random generator with it before a task builds its documents.
+# lm-eval seeds Python's random generator with this value before a task builds its documents.
 SEED = 0
 # The haystack of niah_single_1 repeats this line.
 LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
@@ -25,7 +25,11 @@ LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. Ther
 
 @dataclass(frozen=True, kw_only=True)
 class NiahTask:
-    """One task. `value_noun` is the kind of hidden value: a number (7 digits) or a uuid."""
+    """One NIAH task.
+
+    `essays` is false if the haystack consists of repeated lines. `value_noun` is the kind of hidden
+    value: "number" (7 digits) or "uuid".
+    """
 
     name: str
     essays: bool
@@ -40,18 +44,18 @@ class NiahTask:
         )
 
     def needle(self, key: str, value: str) -> str:
-        """The sentence that contains the value."""
+        """Return the sentence that contains the value."""
         return f"One of the special magic {self.value_noun}s for {key} is: {value}."
 
     def question(self, key: str) -> str:
-        """The text after the haystack."""
+        """Return the question, which is the text after the haystack."""
         return (
             f"\nWhat is the special magic {self.value_noun} for {key} mentioned in the "
             "provided text?"
         )
 
     def gen_prefix(self, key: str) -> str:
-        """The first words of the answer, at the end of the prompt."""
+        """Return the first words of the answer, which are at the end of the prompt."""
         return f"The special magic {self.value_noun} for {key} mentioned in the provided text is"
 
 
@@ -79,14 +83,14 @@ def find_task(name: str) -> NiahTask:
 def prompt_pieces(
     task: NiahTask, document: NiahDocument, position: int, key: str, value: str
 ) -> list[Span | str]:
-    """Return lm-eval's `input`, as spans of the haystack and inserted strings.
+    """Return lm-eval's `input` as a list of haystack spans and inserted strings.
 
     Args:
         task: the task.
-        document: the haystack.
+        document: the haystack document.
         position: the character of the document before which the needle is inserted.
         key: the key in the question.
-        value: the answer.
+        value: the hidden value, which is the answer.
     """
     inserted = surrounded(
         task.needle(key, value), position, document.characters, essays=task.essays
@@ -104,22 +108,23 @@ def prompt_pieces(
 
 
 def surrounded(needle: str, position: int, characters: int, *, essays: bool) -> str:
-    """Return a needle with the spaces or the line break around it.
+    """Return a needle with the spaces or the line break that lm-eval adds around it.
 
     Args:
-        needle: the sentence.
-        position: the character of the document before which it is inserted.
-        characters: the length of the document.
-        essays: True for a document of sentences, False for one of lines.
+        needle: the sentence that contains the value.
+        position: the character of the document before which the needle is inserted.
+        characters: the length of the document in characters.
+        essays: True if the document consists of sentences, False if it consists of lines.
     """
     if not essays:
         return f"{needle}\n"
-    # lm-eval joins the text before, the needle and the text after with spaces, even if empty.
+    # lm-eval joins the text before the needle, the needle and the text after it with spaces, even
+    # if a text is empty.
     return f" {needle} " if position in (0, characters) else f"{needle} "
 
 
 def lines_haystack(lines: int) -> str:
-    """Return the haystack of niah_single_1: its line, repeated."""
+    """Return the haystack of niah_single_1: `LINE`, repeated `lines` times."""
     return "\n".join([LINE] * lines)
 
 
@@ -127,11 +132,11 @@ _CONTROL = re.compile(r"[\x00-\x1f]")
 
 
 def score_needle(generation: Generation, value: str) -> Verdict:
-    """Score one answer by lm-eval's `string_match_all` with a single value.
+    """Score one answer like lm-eval's `string_match_all` with a single value.
 
-    White space around the answer, control characters and case are ignored. The value may be part
-    of a longer number: 12345678 contains 1234567. An empty answer is `NO_ANSWER`, which counts as
-    wrong.
+    The answer is correct if it contains the value. Case and white space around the answer are
+    ignored, and control characters count as line breaks. The value may be part of a longer number:
+    12345678 contains 1234567. An empty answer is `NO_ANSWER`, which counts as wrong.
     """
     answer = _CONTROL.sub("\n", generation.text.strip()).strip()
     if value.lower() in answer.lower():

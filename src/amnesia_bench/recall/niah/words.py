@@ -1,7 +1,7 @@
-"""The keys of the needles: all adjective-noun pairs, without building their list.
+"""The keys of the needles: a lazy sequence of all adjective-noun pairs.
 
-lm-eval sorts all six million pairs into a list (10 s, 1 GB) and draws with `random.choice`, which
-needs only the length of the list and one item.
+lm-eval builds a sorted list of all six million pairs (10 s, 1 GB) and draws from it with
+`random.choice`, which needs only the length of the list and one item.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ WORDS_SHA256 = "a1ea21873c07854c364bf7a93924b3dacd8409e853dbf546a306cc13d69040d4
 
 
 class WordPairs(Sequence[str]):
-    """The sorted sequence of all distinct `adjective-noun` pairs, each built on access."""
+    """The sorted sequence of all distinct `adjective-noun` pairs; each pair is built on access."""
 
     def __init__(self, adjectives: Iterable[str], nouns: Iterable[str]) -> None:
         self._nouns = sorted(set(nouns))
         self._blocks: list[list[str]] = []
         for prefix in sorted({f"{adjective}-" for adjective in adjectives}):
-            # Pairs are sorted by their prefix, unless one prefix starts with another:
+            # Sorting by prefix sorts the pairs, unless one prefix starts with another:
             # `blue-eyed-day` is between `blue-day` and `blue-fox`. Such prefixes share a block.
             if self._blocks and prefix.startswith(self._blocks[-1][0]):
                 self._blocks[-1].append(prefix)
@@ -58,17 +58,17 @@ class WordPairs(Sequence[str]):
         return pair if len(block) > 1 else block[0] + pair
 
     def _pairs_of(self, block: list[str]) -> list[str]:
-        """Return the pairs of a block of several prefixes, or the nouns for a single prefix."""
+        """Return the pairs of a block; if it has only one prefix, return the nouns instead."""
         return self._shared[block[0]] if len(block) > 1 else self._nouns
 
 
 @cache
 def needle_keys() -> WordPairs:
-    """Return the keys that lm-eval draws from.
+    """Return the sequence of keys from which lm-eval draws.
 
     Raises:
-        MissingEnvironmentError: wonderwords is missing, or its words differ from those of the
-            version that the official prompts are built with.
+        MissingEnvironmentError: wonderwords is not installed, or its words differ from those of
+            the version with which the official prompts are built.
     """
     hint = 'pip install "wonderwords==3.0.1"'
     try:
@@ -89,6 +89,6 @@ def needle_keys() -> WordPairs:
 
 
 def words_sha256(adjectives: Iterable[str], nouns: Iterable[str]) -> str:
-    """Return the sha256, in hex, of both word lists in their order."""
+    """Return the SHA-256 of the two word lists, in hex; the order of the words matters."""
     text = "\n".join(adjectives) + "\n\n" + "\n".join(nouns)
     return hashlib.sha256(text.encode()).hexdigest()
