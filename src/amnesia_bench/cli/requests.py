@@ -1,4 +1,4 @@
-"""Make requests from options; errors name the option of an invalid value."""
+"""Make requests from command-line options; errors name the option with an invalid value."""
 
 from __future__ import annotations
 
@@ -20,12 +20,14 @@ def make(
     """Return a request, or a part of one: `make(RankLayersRequest, samples=args.samples, ...)`.
 
     Args:
-        kind: a model of `amnesia_bench.requests`.
-        options: the option of each field whose option is not `--field`: `{"folder": "DIR"}`.
-        values: the fields.
+        kind: a class of `amnesia_bench.requests`.
+        options: for each field whose option is not `--FIELD`, the name of its option, for example
+            `{"folder": "DIR"}`.
+        values: the values of the fields.
 
     Raises:
-        UserError: values are invalid; one line for each: `--samples 0: must be at least 1`.
+        UserError: a value is invalid; the message has one line for each, for example
+            `--samples 0: must be at least 1`.
     """
     try:
         return kind(**values)
@@ -39,7 +41,7 @@ def make(
 
 
 def _line(option: str, detail: ErrorDetails) -> str:
-    """Return the problem of a value, as the user typed it."""
+    """Return a line that describes an invalid value in terms of the option that the user typed."""
     value, limits = detail["input"], detail.get("ctx", {})
     match detail["type"]:
         case _ if value is None or detail["type"] == "missing":

@@ -46,7 +46,7 @@ class Pretraining(Frozen):
 
 
 class Distillation(Frozen):
-    """The three training stages of a HypeNet; `shape` is the name of its config in configs/model."""
+    """The three training stages of a HypeNet; `shape` names its config in configs/model."""
 
     shape: Annotated[str, Field(pattern=r"^hypenet_[a-z0-9_]+$")]
     align: TrainingStep

@@ -1,7 +1,7 @@
 """Base class of all schemas, and the schemas of restore variants and model shapes.
 
-Schemas are frozen and reject unknown keys. They also contain the rules between fields, so a config
-is known to be consistent before any checkpoint is opened.
+Schemas are frozen and reject unknown keys. They also check fields against each other, so that an
+inconsistent config is rejected before any checkpoint is opened.
 """
 
 from __future__ import annotations
@@ -26,14 +26,15 @@ from amnesia_bench.config.cache_key import NEUTRAL
 from amnesia_bench.records.roles import Role
 
 _MATRIX_ROLES = (Role.Q, Role.K, Role.V, Role.O, Role.GATE)
-# Heads of an output projection are columns, and a norm may be shared by all heads.
+# Roles whose heads can be restored separately. They exclude the output projection, whose heads are
+# columns, and the norms, which all heads may share.
 _HEAD_ROLES = (Role.Q, Role.K, Role.V, Role.GATE, Role.SINK)
 
 Items = TypeVar("Items", bound=tuple[object, ...])
 
 
 class Frozen(BaseModel):
-    """Base class of every schema: unknown keys and values of another type are errors."""
+    """Base class of every schema; unknown keys and values of a wrong type are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
@@ -47,7 +48,7 @@ def unique(items: Items) -> Items:
 
 
 def _form(value: object) -> str | None:
-    """Return the form in which a selection is written, so that an error is about that form only."""
+    """Return the form of a selection; pydantic then reports errors only for that form."""
     forms: dict[type, str] = {
         str: "name",
         list: "list",
@@ -59,7 +60,7 @@ def _form(value: object) -> str | None:
 
 
 class TopDrift(Frozen):
-    """The layers whose selected tensors drifted most between pre and post."""
+    """Selects the `top_drift` layers whose selected tensors drifted most between pre and post."""
 
     top_drift: PositiveInt
 
@@ -89,9 +90,9 @@ Heads = Annotated[
 class Select(Frozen):
     """The tensors that a variant restores.
 
-    `layers` are indices of decoder layers; `all` selects every softmax layer. `heads` are KV
-    groups: group g is KV head g and the query heads that read it. `include_sliding` adds the
-    softmax layers with a sliding window.
+    `layers` are indices of decoder layers; `all` selects every softmax layer. `heads` are indices
+    of KV groups: group g consists of KV head g and the query heads that share it.
+    `include_sliding` adds the softmax layers with a sliding window.
     """
 
     roles: Annotated[tuple[Role, ...], Field(min_length=1), AfterValidator(unique)]
@@ -114,20 +115,24 @@ class Blend(Frozen):
 
 
 class QKPro(Frozen):
-    """Remove the drift inside the row space of the other factor, per head or per layer."""
+    """Remove the drift of each projection within the row space of the other projection of pre.
+
+    `scope` determines which heads of the other projection span this space: those of the same KV
+    group (`head`) or all heads of the layer (`layer`).
+    """
 
     kind: Literal["qk_pro"] = "qk_pro"
     scope: Literal["head", "layer"] = "head"
 
 
 class QKProcrustes(Frozen):
-    """Copy W_Q and W_K of pre, rotated together towards post by one rotation per KV group."""
+    """Copy W_Q and W_K of pre, both rotated towards post by one common rotation per KV group."""
 
     kind: Literal["qk_procrustes"] = "qk_procrustes"
 
 
 class LowRank(Frozen):
-    """Undo the `rank` largest singular directions of the drift."""
+    """Remove the `rank` largest singular directions of the drift."""
 
     kind: Literal["low_rank"] = "low_rank"
     rank: PositiveInt

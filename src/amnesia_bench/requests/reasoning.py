@@ -68,7 +68,7 @@ class CompareRequest(Request):
     Attributes:
         first, second: folders of scored answers; differences are `first` minus `second`.
         scorer: name of the scorer whose verdicts are compared; None selects the default of `score`.
-        first_scores: folder of the scores of `first`; None if `score` wrote them to `first` itself.
+        first_scores: the `out` that was passed to `score` for `first`; None if there was none.
     """
 
     first: Location
