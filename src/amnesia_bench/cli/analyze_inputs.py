@@ -153,7 +153,7 @@ def parse_heads(text: str) -> list[tuple[int, int]]:
     """Parse LAYER.HEAD,LAYER.HEAD,... into (layer, head) pairs.
 
     Raises:
-        UserError: the text is not such a list.
+        UserError: the text does not have this form.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"\d+\.\d+", part) for part in parts):

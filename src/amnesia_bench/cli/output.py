@@ -86,7 +86,7 @@ def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
 
 
 def print_json(record: Any) -> None:
-    """Write one record (a dataclass or plain data) to stdout as JSON."""
+    """Print one record, which is a dataclass or plain data, as JSON."""
     say(json.dumps(plain(record), indent=2, default=str, allow_nan=False))
 
 
@@ -117,7 +117,7 @@ def percent(fraction: float | None) -> str:
 
 
 def typed(*words: object) -> str:
-    """Return an `amnesia` command quoted for a shell."""
+    """Return the `amnesia` command with these arguments, quoted for a shell."""
     return shlex.join(["amnesia", *map(str, words)])
 
 

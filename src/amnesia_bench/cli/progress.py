@@ -19,7 +19,7 @@ _SPEED_SECONDS = 3600.0
 
 
 def hide_library_bars() -> None:
-    """Disable the progress bars (tqdm) of libraries that are imported later."""
+    """Disable the tqdm progress bars of libraries that are imported after this call."""
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 

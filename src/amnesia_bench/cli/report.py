@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def parse_cells(text: str) -> LabelledCells:
-    """Parse `[MODEL[/METHOD[@SFT][/SEED]]=]DIR`.
+    """Parse a value of --cells, which has the form `[MODEL[/METHOD[@SFT][/SEED]]=]DIR`.
 
     Raises:
         UserError: the label has an empty part, or too many parts.
@@ -101,7 +101,7 @@ def parse_cells(text: str) -> LabelledCells:
 
 
 def parse_drift(text: str) -> LabelledDrift:
-    """Parse `[LABEL=]FILE`."""
+    """Parse a value of --drift, which has the form `[LABEL=]FILE`."""
     label, equals, file = text.partition("=")
     if not equals or Path(text).exists():
         return LabelledDrift(file=Path(text))

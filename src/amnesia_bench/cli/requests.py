@@ -17,7 +17,7 @@ Kind = TypeVar("Kind", bound=BaseModel)
 def make(
     kind: type[Kind], options: Mapping[str, str] = MappingProxyType({}), /, **values: object
 ) -> Kind:
-    """Return a request, or a part of one: `make(RankLayersRequest, samples=args.samples, ...)`.
+    """Create a request or a part of one: `make(RankLayersRequest, samples=args.samples, ...)`.
 
     Args:
         kind: a class of `amnesia_bench.requests`.
@@ -33,7 +33,9 @@ def make(
         return kind(**values)
     except ValidationError as error:
         lines: dict[str, str] = {}
-        for detail in error.errors():  # a list of only invalid items is also reported as too short
+        # Keep the first error per field: pydantic also reports a list as too short if all its items
+        # are invalid.
+        for detail in error.errors():
             field = str(detail["loc"][0]) if detail["loc"] else ""
             option = options.get(field, f"--{field.replace('_', '-')}" if field else "")
             lines.setdefault(field, _line(option, detail))

@@ -94,7 +94,7 @@ def _print_cells(scored: Scored) -> None:
     for cell in scored.cells:
         if cell.value is None:
             continue
-        # Token counts are not fractions.
+        # Metrics are fractions and are printed in per cent, except token counts.
         scale = 1.0 if cell.metric.endswith("_tokens") else 100.0
         error = "-" if cell.stderr is None else f"{scale * cell.stderr:.1f}"
         interval = _interval(cell.interval, scale)

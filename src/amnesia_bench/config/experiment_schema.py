@@ -119,8 +119,8 @@ class Profile(Frozen):
         scope: name of the scope to use in each experiment.
         seeds: training seeds; every model is trained once per seed.
         tokenizer_seed: seed of the synthetic tokenizer; null uses each model's own tokenizer.
-        gpus: number of GPUs per training stage; 0 on a laptop. Stages that generate answers use at
-            most one.
+        gpus: number of GPUs per training stage; 0 on a laptop. Ranking and evaluation stages use
+            at most one.
         training_overrides: overrides for every training config.
         data_overrides: overrides for every data config.
         report_overrides: overrides for every report config.

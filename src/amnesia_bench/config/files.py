@@ -159,7 +159,7 @@ def read_config(group: str, reference: str) -> Config:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a YAML file.
+    """Return the content of a YAML file, which must be a mapping.
 
     Raises:
         UserError: the file cannot be read, or is not a mapping.
@@ -287,7 +287,7 @@ def _find(group: str, reference: str, folder: Path) -> Place:
         path = folder / Path(reference)
         try:
             exists = path.is_file()
-        except OSError as error:  # a name that is too long
+        except OSError as error:  # for example, the name is too long
             raise UserError(f"{reference:.200}: {error.strerror}") from error
         if not exists:
             raise UserError(f"{reference}: no such file")

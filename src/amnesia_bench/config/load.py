@@ -93,7 +93,7 @@ def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Sc
 
 
 def validate_values(schema: type[Schema], values: Mapping[str, object]) -> Schema:
-    """Validate values that do not come from a config file.
+    """Validate values that are not from a config file, and return them as an object of `schema`.
 
     Raises:
         UserError: a value is wrong.
@@ -238,7 +238,7 @@ def _named(config: Config, schema: Any) -> dict[str, Any]:
 
 
 class _Places:
-    """Finds the file and line that set an invalid value."""
+    """Finds the file and line in which an invalid value is set."""
 
     def __init__(self, configs: Mapping[str, Config], changes: Sequence[str]) -> None:
         self._configs = configs

@@ -75,7 +75,7 @@ def _choices(typed: str) -> list[str]:
         return [typed]
     try:
         return [f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()]
-    except HydraException as error:  # glob(*), which needs Hydra's own folders
+    except HydraException as error:  # for example for glob(*), which needs Hydra's folders
         raise malformed_override(typed) from error
 
 

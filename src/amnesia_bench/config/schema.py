@@ -40,7 +40,7 @@ class Frozen(BaseModel):
 
 
 def unique(items: Items) -> Items:
-    """Reject duplicate items."""
+    """Return the items, or raise ValueError if an item occurs twice; a pydantic validator."""
     twice = [str(item) for item in dict.fromkeys(items) if items.count(item) > 1]
     if twice:
         raise ValueError(f"listed twice: {', '.join(twice)}")
@@ -102,7 +102,7 @@ class Select(Frozen):
 
 
 class Copy(Frozen):
-    """Copy the tensor of pre, byte for byte."""
+    """Copy the tensors of pre, byte for byte."""
 
     kind: Literal["copy"] = "copy"
 
@@ -176,9 +176,9 @@ def _refuse_roles(what: str, roles: tuple[Role, ...], allowed: tuple[Role, ...])
 
 
 class ModelFile(Frozen):
-    """A model's shape, from a config of configs/model or a config.json.
+    """The shape of a model, loaded from a config in configs/model or from a config.json.
 
-    `values` has the keys of a config.json.
+    The keys of `values` are those of a config.json.
     """
 
     name: Annotated[str, NEUTRAL]

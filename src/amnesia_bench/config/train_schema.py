@@ -98,8 +98,8 @@ class TrainConfig(Frozen):
 
     name: Annotated[Name, NEUTRAL]
     objective: Literal["align", "distill", "next_token"]
-    model: Annotated[Name | None, NEUTRAL] = None  # for estimates only
-    teacher: Annotated[str | None, NEUTRAL] = None  # the checkpoint itself is an input
+    model: Annotated[Name | None, NEUTRAL] = None  # used only for estimates
+    teacher: Annotated[str | None, NEUTRAL] = None  # the key contains the checkpoint instead
     steps: PositiveInt
     global_batch: PositiveInt
     micro_batch: PositiveInt

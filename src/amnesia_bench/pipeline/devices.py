@@ -26,7 +26,7 @@ def visible_gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     if names := environ.get(VARIABLE):
         return tuple(name.strip() for name in names.split(","))
     try:
-        import torch  # optional, and slow to import: only stages on GPUs need it
+        import torch  # imported here: it is optional and slow, and only stages on GPUs need it
     except ImportError:
         return ()
     return tuple(map(str, range(torch.cuda.device_count())))

@@ -69,7 +69,7 @@ def fork_server(folder: Path) -> Iterator[str]:
 
 
 def serve(listener: socket.socket) -> None:
-    """Fork a child for each request, until stdin is closed and all children have ended."""
+    """Fork a child for each request; return when stdin is closed and all children have ended."""
     for module in _PRELOADED:
         if select.select([sys.stdin], [], [], 0)[0]:
             return  # the driver has already ended

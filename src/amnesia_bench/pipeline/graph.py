@@ -38,7 +38,7 @@ class ExperimentRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """The rows of an experiment, and the names of its reports."""
+    """The graph of an experiment: its rows, whose stages and their inputs are the nodes."""
 
     job: Job
     rows: tuple[ExperimentRow, ...]

@@ -52,7 +52,7 @@ class PlannedStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All stages of one or more experiments, inputs first."""
+    """All stages of one or more experiments, each after its inputs."""
 
     stages: tuple[PlannedStage, ...]
 

@@ -65,7 +65,7 @@ def log_of(store: Path, name: str) -> tuple[StageSpec, Path]:
     Raises:
         UserError: no stage matches, or several do.
     """
-    prefix = name.replace("/", ".")  # versions before 0.2 wrote KIND/NAME
+    prefix = name.replace("/", ".")  # in versions before 0.2, ids were KIND/NAME
     specs = {spec.id: spec for spec in known_specs(store)}
     logged = [spec for spec in specs.values() if (stage_path(store, spec.id) / LOG).is_file()]
     matches = [spec for spec in logged if any(n.startswith(prefix) for n in _names(spec))]

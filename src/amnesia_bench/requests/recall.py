@@ -113,7 +113,7 @@ class RankLayersRequest(StageRequest):
 
     Attributes:
         checkpoint: folder of the checkpoint.
-        tasks: names of the retrieval tasks; layers are ranked by the mean accuracy over them.
+        tasks: names of the retrieval tasks; the ranking is based on the mean of their accuracies.
         samples: maximum number of documents per task; None uses all.
         data: folder with the tasks' files; None downloads them.
     """
