@@ -6,7 +6,7 @@ r"""Repair a fine-tuned checkpoint by restoring W_Q and W_K of its softmax layer
   amnesia restore --pre BASE --post FINETUNE --layers top7 --dry-run
 
 All other bytes of the checkpoint remain those of POST. The command verifies this by comparing the
-written files with POST. Other variants restore other tensors or use another rule.
+written files with POST. Other variants restore other tensors or apply another rule.
 """
 
 from __future__ import annotations

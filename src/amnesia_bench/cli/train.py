@@ -9,7 +9,7 @@ On several GPUs: python -m amnesia_bench.training.launch --nproc-per-node 8 \
     -m amnesia_bench.cli.main train ...
 
 To resume an interrupted run, run the same command again. Exit code 75 means that the training state
-was saved and that the command should be run again.
+was saved and that you should run the command again.
 """
 
 from __future__ import annotations

@@ -70,11 +70,10 @@ class EvalConfig(Frozen):
 
 
 class CodeEvalConfig(EvalConfig):
-    """Settings of a reasoning benchmark, with those that only LiveCodeBench has.
+    """Settings of a reasoning benchmark, including those that only LiveCodeBench has.
 
-    `window` is the number of problems in the benchmark's time window, by which the window is
-    selected. `seconds_per_test` is the CPU time limit per test. `checker` selects how programs are
-    judged.
+    `window` selects one of the benchmark's windows by its number of problems. `seconds_per_test` is
+    the CPU time limit per test. `checker` selects how programs are judged.
     """
 
     window: PositiveInt

@@ -30,8 +30,8 @@ LogitsScaling = Annotated[str, Field(pattern=r"^hype \d+(\.\d+)?$")]
 class TrainingStep(Frozen):
     """One training run: a config of configs/train, and overrides for it.
 
-    `data` maps each source of the mixture whose config in configs/data has another name to that
-    name.
+    `data` names the config in configs/data for sources of the mixture; a source that it omits uses
+    the config with the name of the source.
     """
 
     train: Name

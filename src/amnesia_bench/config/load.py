@@ -225,7 +225,7 @@ def _chosen_already(override: str, group: str, name: str) -> UserError:
 
 
 def _named(config: Config, schema: Any) -> dict[str, Any]:
-    """Return a config's values, including its name if the schema has the field `name`."""
+    """Return a config's values, with the config's name if the schema has the field `name`."""
     if "name" not in schema.model_fields:
         return config.values
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", config.name):

@@ -48,7 +48,10 @@ def unique(items: Items) -> Items:
 
 
 def _form(value: object) -> str | None:
-    """Return the form of a selection; pydantic then reports errors only for that form."""
+    """Return the tag of the form in which a selection is written: name, list or object.
+
+    With this tag, pydantic reports errors only for that form.
+    """
     forms: dict[type, str] = {
         str: "name",
         list: "list",
@@ -115,10 +118,10 @@ class Blend(Frozen):
 
 
 class QKPro(Frozen):
-    """Remove the drift of each projection within the row space of the other projection of pre.
+    """For W_Q and W_K, remove the part of the drift in the row space of the other one of pre.
 
-    `scope` determines which heads of the other projection span this space: those of the same KV
-    group (`head`) or all heads of the layer (`layer`).
+    This space is spanned by the heads in the same KV group (`scope` head) or by all heads of the
+    layer (`scope` layer).
     """
 
     kind: Literal["qk_pro"] = "qk_pro"

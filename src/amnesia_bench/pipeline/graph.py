@@ -38,7 +38,7 @@ class ExperimentRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """The graph of an experiment: its rows, whose stages and their inputs are the nodes."""
+    """The graph of an experiment, which consists of the stages of its rows and their inputs."""
 
     job: Job
     rows: tuple[ExperimentRow, ...]

@@ -40,7 +40,7 @@ class Watcher:
         store: the folder of all artifacts.
         stages: the stages that were not done when the run began, and finished stages that may
             become stale.
-        cached: ids that include those of the finished stages in `stages`.
+        cached: ids of finished stages; those of them in `stages` may become stale.
         of: total number of stages in the run.
     """
 

@@ -77,8 +77,8 @@ def run_stages(
     with ExitStack() as stack:
         stack.callback(os.close, reading)
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=cores))
-        # The write end is closed before the pool waits for its threads: they wait for their
-        # workers, which then end.
+        # Close the write end before the pool waits for its threads. These wait for their workers,
+        # which end when the write end is closed.
         stack.callback(os.close, writing)
 
         def start(stage_id: str) -> Future[WorkerExit]:
@@ -137,7 +137,7 @@ def _inputs_within(stages: Mapping[str, Stage], stage_id: str) -> list[str]:
 
 
 def _chain_lengths(stages: Sequence[Stage]) -> dict[str, int]:
-    """For each stage, return the length of the longest chain of dependent stages it starts."""
+    """For each stage, return the length of the longest chain of dependents that begins with it."""
     lengths = {stage.id: 1 for stage in stages}
     for stage in reversed(stages):
         for read in stage.inputs:
@@ -155,7 +155,8 @@ def _run_worker(arguments: Sequence[str], pipe: int) -> WorkerExit:
             stdout=stdout,
             stderr=stderr,
             pass_fds=[pipe],
-            # Ctrl-C then signals only the driver and not its workers, which the driver ends.
+            # In another process group, a worker does not receive Ctrl-C. The driver receives it
+            # and ends its workers.
             process_group=0,
         )
         code = process.wait()

@@ -218,7 +218,7 @@ def restored(
 
 
 def prompts(plan: RecallPlan, tokenizer: Stage, haystack: Stage | None) -> Stage:
-    """Return the stage that builds NIAH prompts, which all checkpoints with a tokenizer share."""
+    """Return the stage that builds NIAH prompts for all checkpoints with this tokenizer."""
     return Stage(
         kind="prompts",
         name=f"niah-{'hub' if haystack is None else haystack.name}",
