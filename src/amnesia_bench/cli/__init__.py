@@ -1,1 +1,1 @@
-"""The `amnesia` command."""
+"""The command-line interface `amnesia`."""

@@ -7,15 +7,15 @@ r"""Measure how far back gradients and attention reach (Figures 3, 4 and 7).
   amnesia analyze maps --checkpoint pre=PRE --checkpoint post=POST --checkpoint restored=FIXED \
       --prompts niah/ --lengths 8192 --out figure4
 
-`autocorrelation` measures how much likelier than by chance a token is repeated; it needs no model.
-`gradients` measures |dL/ds| of the attention logits by distance. `distance` measures the mean
-attention distance of every head (Eq. 17), on prompts or texts, and its change from the first
-checkpoint to each other one. `maps` draws attention maps of the heads in --heads, by default of the
-head whose distance fell most from the first checkpoint to the second.
+`autocorrelation` measures by distance how much more likely than by chance a token is repeated; it
+needs no model. `gradients` measures |dL/ds|, where s are the attention logits, by distance.
+`distance` measures the mean attention distance of every head (Eq. 17) on prompts or texts, and its
+change from the first checkpoint to each of the others. `maps` draws the attention maps of the heads
+in --heads, by default of the head whose distance fell most from the first to the second checkpoint.
 
---data is a folder that `amnesia data prepare` wrote, --prompts one that `amnesia niah build` wrote.
-The command writes records as JSON and figures as SVG. The model must use transformers' attention
-interface.
+--data is a folder that `amnesia data prepare` wrote; --prompts is a folder that
+`amnesia niah build` wrote. The command writes records as JSON and figures as SVG. The model must
+use the attention interface of transformers.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ def _maps(args: argparse.Namespace) -> ExitCode:
 
 
 def _analyze(measurement: str, args: argparse.Namespace) -> ExitCode:
-    """Run a function of `cli.measurements`, then publish and print its results."""
+    """Run a function of `cli.measurements`, then publish its files and print its results."""
     for name in _COUNTS:
         value = getattr(args, name, None)
         if value is not None and value < 1:

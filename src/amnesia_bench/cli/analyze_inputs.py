@@ -1,4 +1,4 @@
-"""Inputs of `amnesia analyze`: labelled folders, prepared data, NIAH prompts."""
+"""Parse and open the inputs of `amnesia analyze`: labelled folders, prepared data, NIAH prompts."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ from amnesia_bench.training.inputs import data_parent
 
 
 def labelled(values: Sequence[str], default: str) -> dict[str, Path]:
-    """Parse values of the form [LABEL=]DIR; return the folders by label, in the same order.
+    """Parse values of the form [LABEL=]DIR, and return the folders by label, in the same order.
+
+    A value without a label gets the label `default`.
 
     Raises:
         UserError: a label is repeated, or cannot be part of a file name.
@@ -49,7 +51,9 @@ def labelled(values: Sequence[str], default: str) -> dict[str, Path]:
 
 
 def open_stores(values: Sequence[str]) -> dict[str, SequenceStore]:
-    """Open the prepared data of [NAME=]DIR; the default name is that of the data's config.
+    """Open the prepared data in folders given as [NAME=]DIR, and return the stores by name.
+
+    A value without a name gets the name of the data's config.
 
     Raises:
         UserError: a folder has no prepared data, or two folders have the same name.
@@ -68,7 +72,7 @@ def open_stores(values: Sequence[str]) -> dict[str, SequenceStore]:
 
 
 def parent_of_data(name: str, store: SequenceStore) -> Parent:
-    """Return the manifest entry of a data store that is an input."""
+    """Return the manifest entry for a data store that is an input."""
     return data_parent(name, store.folder)
 
 
@@ -90,7 +94,10 @@ def check_tokenizer(store: SequenceStore, checkpoint: Path) -> None:
 def text_prompts(
     values: Sequence[str], checkpoints: Mapping[str, Path], tokens: int, samples: int
 ) -> tuple[list[Prompt], Parent]:
-    """Return the texts of prepared data as prompts without needles."""
+    """Return texts of prepared data as prompts without needles, and the data's manifest entry.
+
+    Each text is truncated to `tokens` tokens, and at most `samples` texts are used.
+    """
     ((name, store),) = open_stores(values).items()
     for folder in checkpoints.values():
         check_tokenizer(store, folder)
@@ -102,7 +109,9 @@ def text_prompts(
 def needle_prompts(
     args: argparse.Namespace, checkpoints: Mapping[str, Path]
 ) -> tuple[list[Prompt], Parent]:
-    """Open NIAH prompts of one length, including the special tokens that the tokenizer adds.
+    """Return NIAH prompts of one length, and the prompts' manifest entry.
+
+    The prompts include the special tokens that the tokenizer adds.
 
     Raises:
         UserError: no prompts match, the prompts have several lengths, or the tokenizer of a
@@ -135,7 +144,7 @@ def needle_prompts(
 
 
 def _prefix_tokens(tokenizer: object) -> int:
-    """Return the number of special tokens before a prompt."""
+    """Return the number of special tokens that the tokenizer puts before a prompt."""
     marker = np.array([-1], dtype=np.int32)
     return int(with_special_tokens(tokenizer, marker).tolist().index(-1))
 
@@ -144,7 +153,7 @@ def parse_heads(text: str) -> list[tuple[int, int]]:
     """Parse LAYER.HEAD,LAYER.HEAD,... into (layer, head) pairs.
 
     Raises:
-        UserError: the text is not such a list.
+        UserError: the text does not have this form.
     """
     parts = [part.strip() for part in text.split(",")]
     if not all(re.fullmatch(r"\d+\.\d+", part) for part in parts):

@@ -1,13 +1,13 @@
-r"""Test whether a fine-tune lost long-range recall, with needle-in-a-haystack prompts.
+r"""Test with needle-in-a-haystack prompts whether a fine-tune lost long-range recall.
 
   amnesia check --pre BASE --post FINETUNE --prompts PROMPTS
   amnesia check --pre BASE --post FINETUNE --restored REPAIRED --haystack hub \
       --lengths 32768,262144 --tasks niah_single_2,niah_single_3 --markdown summary.md
 
 All checkpoints answer the same prompts in small batches, longest prompts first, until the verdict
-is clear. Exit code 0: no regression, or undecided (with a warning on stderr); 3: recall regressed.
-The verdict is about POST; the recall that a repaired checkpoint regains is reported as well. To
-resume an interrupted check, run the same command again.
+is clear. The exit code is 3 if recall regressed, and 0 if it did not or if the check is undecided
+(with a warning on stderr). The verdict is about POST; for a repaired checkpoint, the command also
+reports how much recall it regained. To resume an interrupted check, run the same command again.
 """
 
 from __future__ import annotations

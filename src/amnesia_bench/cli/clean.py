@@ -4,8 +4,9 @@
   amnesia clean experiment=table1 profile=tiny --yes
   amnesia clean --earlier-versions --yes
 
-Without --yes the command only lists them. Stages that another experiment shares are included; that
-experiment will rebuild them. Running stages and their inputs are kept.
+Without --yes the command only lists the stages and their sizes. Stages that other experiments share
+are removed as well, and those experiments must rebuild them. Running stages and their inputs are
+kept.
 """
 
 from __future__ import annotations

@@ -10,7 +10,10 @@ from amnesia_bench.errors import ExitCode
 
 
 class Subcommand(NamedTuple):
-    """A sub-command, such as `prepare` in `amnesia data prepare`."""
+    """A sub-command, such as `prepare` in `amnesia data prepare`.
+
+    `help` is its line in the help text of the command.
+    """
 
     help: str
     add_arguments: Callable[[argparse.ArgumentParser], None]

@@ -3,9 +3,9 @@
   amnesia convert --teacher Qwen3-1.7B --size 2b --stage 1 --out student
   amnesia convert --teacher Qwen3-1.7B --size 2b --stage 2 --student student --out hybrid
 
-Stage 1 creates the student of hidden-state alignment, with a lightning mixer in every layer. Stage
-2 creates the hybrid, with the teacher's softmax layers where the config keeps them and lightning
-mixers elsewhere.
+Stage 1 creates the student for hidden-state alignment, which has a lightning mixer in every layer.
+Stage 2 creates the hybrid, which has the teacher's softmax attention in the layers that the config
+selects and lightning mixers in all others.
 """
 
 from __future__ import annotations

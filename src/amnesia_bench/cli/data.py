@@ -8,12 +8,13 @@ r"""Prepare training data, inspect prepared data, or generate synthetic data.
   amnesia data synthesize tokenizer --out data/tokenizer
   amnesia data synthesize test_problems --rows 200 --seed 1 --out data/problems
 
-`prepare` takes the name of a config in configs/data, or the path of your own (path/to/mine.yaml).
-The configs messages, sharegpt, alpaca and prompt_response are for your own rows; generated data
-needs no download and no input. To resume an interrupted preparation, run the same command again:
-finished input files are skipped. `inspect` compares the files with their hashes and prints the
-counts. `synthesize` writes the tokenizer for generated texts, or the rows of a generator: problems
-for evaluation, a haystack, or training rows to look at.
+The first argument of `prepare` is the name of a config in configs/data, or the path of your own
+config (path/to/mine.yaml). The configs messages, sharegpt, alpaca and prompt_response are for rows
+in your own files; the configs of generated data need neither a download nor --input. To resume an
+interrupted preparation, run the same command again: finished input files are skipped. `inspect`
+compares the files with their hashes and prints the counts. `synthesize` writes the tokenizer for
+generated texts, or the rows of a generator, which can be evaluation problems, a haystack, or
+training rows to inspect.
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ def _add_prepare_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _prepare(args: argparse.Namespace) -> ExitCode:
-    # sample_rows of a config is meant for its own source; the user's files are read in full.
+    # The config's sample_rows is meant for the config's own source. By default, all rows of the
+    # user's files are used.
     whole = ["data.sample_rows=1.0"] if args.input else []
     request = make(
         PrepareRequest,
@@ -188,10 +190,11 @@ SUBCOMMANDS = {
 
 
 def _coloured(store: SequenceStore, number: int) -> Text:
-    """Return a sequence as styled text, with a line between documents."""
-    from rich.text import Text  # not for --help
+    """Return a sequence as styled text, with a heading before each document."""
+    from rich.text import Text  # imported here so that --help does not wait for it
 
-    decode = decoder(store.folder / TOKENIZER)  # of runs: one character may take several tokens
+    # Runs of tokens are decoded together, because one character may consist of several tokens.
+    decode = decoder(store.folder / TOKENIZER)
     sequence = store.sequence(number)
     text, begin = Text(), 0
     documents = sequence.document_lengths[: -1 if sequence.padding else None]
@@ -235,11 +238,14 @@ def _print(description: DataDescription) -> None:
 
 @contextmanager
 def _reporting() -> Iterator[Report]:
-    """Show progress on stderr: a line per finished step, and on a terminal a bar."""
+    """Show progress on stderr (a line per finished step and, on a terminal, a bar for each step).
+
+    Yields the function to call with each progress report.
+    """
     if not sys.stderr.isatty():
         yield _print_finished
         return
-    from rich.console import Console  # not for --help
+    from rich.console import Console  # imported here so that --help does not wait for it
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
 
@@ -250,7 +256,7 @@ def _reporting() -> Iterator[Report]:
 
         def report(progress: PreparationProgress) -> None:
             if progress.step not in tasks:
-                # The number of rows of a file is unknown: the bar only pulses.
+                # The bar only pulses, because the number of rows in a file is unknown.
                 tasks[progress.step] = bars.add_task(progress.step, total=None, counted="")
             bars.update(tasks[progress.step], counted=_counted(progress))
             if progress.finished:

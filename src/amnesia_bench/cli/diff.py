@@ -4,8 +4,9 @@
   amnesia diff POST RESTORED       changes made by a restore
 
 Drift is |B - A| / |A| in the Frobenius norm. Tensors are paired by their position in the model, so
-a name prefix (`model.language_model.`, `_orig_mod.`) of only one side does not count as a
-difference. A projection with several roles (q and gate, or q, k and v) has one row for each.
+a name prefix in only one checkpoint (`model.language_model.`, `_orig_mod.`) does not count as
+a difference. A projection with several roles (q and gate, or q, k and v) has one table row for each
+role.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from amnesia_bench.records.difference import CheckpointDifference, TensorDiffere
 from amnesia_bench.requests.checkpoints import DiffRequest
 from amnesia_bench.weights.names import grouped_names
 
-# Number of tensors outside the attention layers that are listed; the rest are summarized.
+# Maximum number of tensors without a role to list; the others are summarized in one row.
 NAMED_TENSORS = 12
 
 
@@ -100,7 +101,7 @@ def _changed(group: Iterable[TensorDifference]) -> str:
 
 
 def _drift(group: Iterable[TensorDifference]) -> float | None:
-    """Return the drift of several tensors, concatenated."""
+    """Return the drift of the concatenation of several tensors; None if one has no drift."""
     norms = [(d.norm_b_minus_a, d.norm_a) for d in group]
     if any(change is None for change, _ in norms):
         return None

@@ -1,11 +1,11 @@
-"""Download a model from the Hugging Face hub; the folder appears only when it is complete.
+"""Download a model from the Hugging Face hub. The folder appears only when it is complete.
 
   amnesia download Qwen/Qwen3-1.7B --out models/qwen3-1.7b
   amnesia download jet-ai/Jet-Nemotron-2B --revision COMMIT --out models/jet
 
-The command downloads the config, the tokenizer, the safetensors files and the model's custom code,
-which is kept but never run. Every file is compared with the hub's hash. To resume an interrupted
-download, run the same command again: only missing files are fetched.
+The command downloads the config, the tokenizer, the safetensors files and any custom code of the
+model; it never runs this code. Every file is compared with the hash that the hub states. To resume
+an interrupted download, run the same command again: only missing files are downloaded.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def engine_choice(args: argparse.Namespace) -> EngineChoice:
-    """Return the values of these options.
+    """Return the engine choice that these options specify.
 
     Raises:
         UserError: a value is invalid.

@@ -1,13 +1,13 @@
-r"""Evaluate the recall of a checkpoint with lm-evaluation-harness, running our engines.
+r"""Evaluate the recall of a checkpoint with lm-evaluation-harness and our inference engines.
 
   amnesia eval niah --checkpoint DIR --prompts PROMPTS --lengths 32768,262144 --out OUT
   amnesia eval niah --checkpoint DIR --official-data --lengths 32768 --out OUT
 
---prompts is a folder that `amnesia niah build` wrote; its prompts equal those of lm-eval's own
-generator byte for byte. With --official-data lm-eval generates the prompts, which takes minutes per
-length and downloads from the hub. In both cases lm-eval runs the requests and scores the answers.
-Each task and length gets a folder in OUT. To resume an interrupted run, run the same command again.
-To use our model from lm-eval's own command line:
+--prompts is a folder that `amnesia niah build` wrote; its prompts are byte for byte equal to those
+of lm-eval's own generator. With --official-data, lm-eval generates the prompts, which takes minutes
+per length and requires downloads from the hub. In both cases, lm-eval runs the requests and scores
+the answers. The results of each task and length are in a subfolder of OUT. To resume an interrupted
+run, run the same command again. To use our engines from lm-eval's own command line, run
 
   python -m amnesia_bench.lm_eval_bridge --model amnesia --model_args pretrained=DIR ...
 """

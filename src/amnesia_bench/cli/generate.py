@@ -4,9 +4,9 @@ r"""Generate a model's answers to a reasoning benchmark.
   amnesia generate --checkpoint BASE --task gsm8k --data test.jsonl --out answers/base \
       --chat-template finetune.jinja eval.repeats=4
 
-configs/eval/TASK.yaml sets sampling and the number of answers per problem. Each answer is written
-as soon as it is complete; to resume an interrupted run, run the same command again. Score the
-answers with `amnesia score`.
+The sampling settings and the number of answers per problem are in configs/eval/TASK.yaml. Each
+answer is written as soon as it is complete. To resume an interrupted run, run the same command
+again. To score the answers, use `amnesia score`.
 """
 
 from __future__ import annotations

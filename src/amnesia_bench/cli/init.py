@@ -1,6 +1,8 @@
 """Create a model with random weights, to be pretrained with `amnesia train`.
 
-amnesia init --model qwen3_laptop --tokenizer TOKENIZER --seed 0 --out teacher0
+  amnesia init --model qwen3_laptop --tokenizer TOKENIZER --seed 0 --out teacher0
+
+The shape of the model is that of its config. The tokenizer is copied into the folder.
 """
 
 from __future__ import annotations

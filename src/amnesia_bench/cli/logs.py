@@ -1,10 +1,11 @@
-"""Print the log of a stage: the output of all its attempts.
+"""Print the log of a stage, which contains the output of all its attempts.
 
   amnesia logs sft_miromind_9b-s0
   amnesia logs recall.sft_miromind_9b-s0.262144
 
-A prefix of the id is enough, with or without its kind. If several stages match, the one from which
-the others were made is chosen: a training rather than the evaluations of its checkpoint.
+The argument can be a prefix of the stage's id, with or without its kind. If several stages have
+this name, the command chooses the stage on which all others depend, for example a training stage
+and not the evaluations of its checkpoint.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""Entry point of `amnesia`: find the command, run it, turn failures into exit codes.
+"""Entry point of `amnesia`: find the command, run it, and convert failures to exit codes.
 
-A command is a module of this package with `add_arguments(parser)` and `run(args) -> ExitCode`,
-with SUBCOMMANDS, or with both. It parses, makes a request, calls a front door and prints. Only the
-module of the given command is imported, and `amnesia_bench` imports a front door when it is first
-used: `--help` must not wait for torch, hydra or rich.
+A command is a module of this package that defines `add_arguments(parser)` and
+`run(args) -> ExitCode`, or SUBCOMMANDS, or both. It parses its arguments, makes a request, calls
+the function of `amnesia_bench` that executes the request, and prints the result. Only the module of
+the given command is imported, and `amnesia_bench` imports the module of a function when the
+function is first used, so that `--help` does not wait for torch, hydra or rich.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ EXIT_CODES = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run `amnesia` with these arguments and return its exit code."""
+    """Run `amnesia` with these arguments, by default sys.argv, and return the exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments:
         _top_level_parser().print_help(sys.stderr)
@@ -63,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     title, command, rest = _command(module, f"amnesia {name}", arguments[1:])
     parser = _parser(title, module)
     command.add_arguments(parser)
-    # Intermixed: overrides may come before, between and after the options.
+    # Intermixed parsing allows overrides before, between and after the options.
     args = parser.parse_intermixed_args(_without_double_dash(rest))
 
     def run() -> ExitCode:
@@ -100,10 +101,10 @@ def _parser(title: str, module: ModuleType) -> argparse.ArgumentParser:
 
 
 def _without_double_dash(arguments: Sequence[str]) -> list[str]:
-    """Return equivalent arguments without `--`, after which no word is an option.
+    """Return equivalent arguments without the separator `--`, after which no word is an option.
 
-    argparse drops `--` too early when options and positional words are intermixed. Words after it
-    that begin with a dash are file names, which can also be written with `./`.
+    When options and positional words are intermixed, argparse drops `--` too early. Words after it
+    that begin with a dash are file names, so `./` is put before them instead.
     """
     if "--" not in arguments:
         return list(arguments)
@@ -113,7 +114,7 @@ def _without_double_dash(arguments: Sequence[str]) -> list[str]:
 
 
 def _refuse_undecodable(arguments: Sequence[str]) -> None:
-    """Refuse names that cannot be written to records, which are UTF-8.
+    """Reject names that cannot be written to records, because records are encoded in UTF-8.
 
     Raises:
         UserError: an argument, or the path of the working directory, is not UTF-8.

@@ -1,4 +1,4 @@
-"""The measurements of `amnesia analyze`: one function per sub-command, from options to records."""
+"""The measurements of `amnesia analyze`: one function per sub-command, which returns results."""
 
 from __future__ import annotations
 
@@ -47,7 +47,14 @@ _HEADS_DRAWN = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis:
-    """The output of an analysis: records and figures by file name, inputs, printed sentences."""
+    """The results of a measurement.
+
+    Attributes:
+        records: records to write as JSON, by file name without suffix.
+        figures: SVG figures to write, by file name without suffix.
+        parents: manifest entries of the inputs.
+        sentences: sentences to print.
+    """
 
     records: Mapping[str, object]
     figures: Mapping[str, str]
@@ -55,7 +62,7 @@ class Analysis:
     sentences: Sequence[str]
 
     def publish(self, out: Path, provenance: Provenance) -> None:
-        """Write the folder atomically; see `write_analysis`."""
+        """Write the records and figures to the folder `out`, atomically; see `write_analysis`."""
         write_analysis(out, self.records, self.figures, self.parents, provenance)
 
 

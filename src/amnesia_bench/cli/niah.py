@@ -1,9 +1,9 @@
-"""Build needle-in-a-haystack prompts, once per tokenizer for all checkpoints that share it.
+"""Build needle-in-a-haystack prompts, which all checkpoints with the same tokenizer can share.
 
   amnesia niah build --tokenizer CHECKPOINT --lengths 32768,262144 --haystack hub --out prompts
 
-The prompts equal those of lm-evaluation-harness 0.4.13 byte for byte, generated with its default
-seed for one task and length at a time.
+The prompts are byte for byte equal to those that lm-evaluation-harness 0.4.13 generates with its
+default seed for one task and one length at a time.
 """
 
 from __future__ import annotations

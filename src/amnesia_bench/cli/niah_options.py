@@ -1,4 +1,4 @@
-"""Options for choosing NIAH prompts, shared by several commands."""
+"""Options that select NIAH prompts, shared by several commands."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from amnesia_bench.requests.recall import HubEssays
 
 
 class PromptFields(TypedDict):
-    """The fields of a request that choose prompts."""
+    """The fields of a request that select prompts."""
 
     tasks: tuple[str, ...] | None
     lengths: tuple[int, ...] | None
@@ -26,12 +26,12 @@ class PromptFields(TypedDict):
 def add_prompt_arguments(
     parser: argparse.ArgumentParser, defaults: NiahConfig, alternative: str
 ) -> None:
-    """Add the options that choose prompts, and those of the inference engine.
+    """Add the options that select prompts, and those of the inference engine.
 
     Args:
-        parser: parser of the command.
-        defaults: the default prompts if there is no --prompts folder.
-        alternative: the option that replaces --prompts.
+        parser: the command's parser.
+        defaults: the values that the help texts state as defaults without --prompts.
+        alternative: the option that the command accepts instead of --prompts.
     """
     default = f"default: all of --prompts; with {alternative}:"
     parser.add_argument(
@@ -60,17 +60,17 @@ def prompt_fields(args: argparse.Namespace) -> PromptFields:
 
 
 def listed(items: Sequence[object]) -> str:
-    """Join items with commas, as in an option."""
+    """Join items with commas, as in the value of an option."""
     return ",".join(map(str, items))
 
 
 def split_list(text: str) -> tuple[str, ...]:
-    """Split a comma-separated list, and drop duplicates."""
+    """Split a comma-separated list, and remove duplicates."""
     return tuple(dict.fromkeys(item.strip() for item in text.split(",")))
 
 
 def lengths_of(text: str) -> tuple[int, ...]:
-    """Parse `--lengths`: lengths in tokens, without duplicates.
+    """Parse the value of `--lengths`, a list of lengths in tokens, and remove duplicates.
 
     Raises:
         UserError: the text is not a list of positive integers.
@@ -85,7 +85,7 @@ def lengths_of(text: str) -> tuple[int, ...]:
 
 
 def haystack_of(text: str | None) -> HubEssays | Path | None:
-    """Parse `--haystack`: hub, hub@REVISION, or a path."""
+    """Parse the value of `--haystack`, which is hub, hub@REVISION, or a path."""
     if text is None:
         return None
     if text == "hub" or text.startswith("hub@"):

@@ -1,6 +1,6 @@
-"""Output of commands: tables and sentences for people, one JSON document for programs.
+"""Print the output of commands: tables and sentences for users, or a JSON document for programs.
 
-rich is imported inside functions, so that `--help` and `--json` do not wait for it.
+rich is imported inside functions, so that `--help` and `--json` do not wait for its import.
 """
 
 from __future__ import annotations
@@ -26,13 +26,14 @@ _SHOWN_CHARACTERS = 80
 
 
 def show(renderable: Table | Text) -> None:
-    """Print a table or styled text, as wide as the terminal; `say` prints sentences."""
+    """Print a table or styled text, as wide as the terminal; use `say` for sentences."""
     from rich.console import Console
     from rich.table import Table
 
     terminal = sys.stdout.isatty()
-    text = io.StringIO()  # when rich writes to stdout itself, a full disk looks like a bug
-    # No markup: file names may contain brackets.
+    # Not stdout itself: if rich writes to it and the disk is full, the error looks like a bug.
+    text = io.StringIO()
+    # Markup is disabled because file names may contain brackets.
     Console(
         file=text,
         force_terminal=terminal or None,  # None: FORCE_COLOR decides
@@ -49,18 +50,19 @@ def say(sentence: str) -> None:
 
 
 def tell(line: str) -> None:
-    """Print a line on stderr, which programs that read stdout do not see."""
+    """Print a line to stderr, so that it does not appear in the output that programs parse."""
     with suppress(OSError):  # stderr is closed
         sys.stderr.write(message(f"{line}\n"))
 
 
 def _write(text: str) -> None:
-    # Flushed here: errors are raised here, and not when the process ends.
+    # Flush now, so that errors are raised here and not when the process ends.
     try:
         sys.stdout.write(text)
         sys.stdout.flush()
     except BrokenPipeError:
-        # The reader has closed the pipe (`| head`): the command continues to its exit code.
+        # The reader has closed the pipe (for example `| head`). The command continues without
+        # output, so that it returns its usual exit code.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -68,7 +70,7 @@ def _write(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
-    """Return an empty table; the first `left` columns hold text, the others numbers."""
+    """Return an empty table; the first `left` columns are left-aligned, others right-aligned."""
     from rich.box import SIMPLE
     from rich.table import Table
 
@@ -84,19 +86,19 @@ def table(title: str, columns: Sequence[str], *, left: int = 1) -> Table:
 
 
 def print_json(record: Any) -> None:
-    """Write one record (a dataclass or plain data) to stdout as JSON."""
+    """Print one record, which is a dataclass or plain data, as JSON."""
     say(json.dumps(plain(record), indent=2, default=str, allow_nan=False))
 
 
 def plain(record: Any) -> Any:
-    """Return a dataclass as plain data; anything else unchanged."""
+    """Return the fields of a dataclass as a dict; return any other value unchanged."""
     if dataclasses.is_dataclass(record) and not isinstance(record, type):
         return dataclasses.asdict(record)
     return record
 
 
 def size(num_bytes: float) -> str:
-    """Return a byte count for people, in decimal units as disks are sold."""
+    """Return a number of bytes as readable text in decimal units (1 kB = 1,000 B)."""
     for unit in ("B", "kB", "MB", "GB"):
         if num_bytes < 1000:
             return f"{num_bytes:.0f} {unit}" if unit == "B" else f"{num_bytes:.3g} {unit}"
@@ -105,7 +107,7 @@ def size(num_bytes: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """Return a number with its noun: "1 shard" or "2 shards"."""
+    """Return a number followed by its noun in singular or plural: "1 shard" or "2 shards"."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
@@ -115,10 +117,10 @@ def percent(fraction: float | None) -> str:
 
 
 def typed(*words: object) -> str:
-    """Return an `amnesia` command quoted for a shell."""
+    """Return the `amnesia` command with these arguments, quoted for a shell."""
     return shlex.join(["amnesia", *map(str, words)])
 
 
 def shortened(text: str) -> str:
-    """Return a text, truncated if it is too long for a message."""
+    """Return the text, truncated if it is too long for a message."""
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

@@ -1,11 +1,12 @@
-"""Estimate the cost of an experiment: tokens, FLOPs, GPU-hours, disk. Nothing starts.
+"""Estimate the tokens, FLOPs, GPU-hours and disk space that an experiment needs. No stage is run.
 
   amnesia plan experiment=table1
   amnesia plan experiment=table1,table4 --gpu h200 --stages
   amnesia plan experiment=table4 profile=tiny restore=qk,qk_blend --json
 
-Only stages that are not done are counted. The estimate is an upper bound: answers have the maximum
-length, and prompts share no prefix. Utilisations are assumed; costs/stage_cost.py has the formulas.
+Only stages that are not done are counted. The amount of work is an upper bound: it assumes that
+every answer has the maximum length and that prompts share no prefix. GPU-hours are computed from
+assumed utilisations; the formulas are in costs/stage_cost.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Progress of evaluations on stderr: a line per step, and on a terminal a bar."""
+"""Show the progress of evaluations on stderr: a line per step and, on a terminal, a bar."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
 _REDRAWS_PER_SECOND = 4
-# Window of the speed estimate: one answer may take minutes, and rich's default is 30 s.
+# Time window from which the speed is estimated. Rich's default of 30 s is too short, because one
+# answer may take minutes.
 _SPEED_SECONDS = 3600.0
 
 
 def hide_library_bars() -> None:
-    """Disable the progress bars (tqdm) of libraries that are imported later."""
+    """Disable the tqdm progress bars of libraries that are imported after this call."""
     os.environ.setdefault("TQDM_DISABLE", "1")
 
 
 class TerminalProgress:
-    """Prints lines and, on a terminal, a bar below them, which the end of `with` removes.
+    """Prints lines and, on a terminal, a progress bar below them.
 
-    A closed stderr is ignored. `unit` is the noun for the counted things.
+    The end of the `with` block removes the bar. Errors are ignored if stderr is closed. `unit` is
+    the noun for what is counted, in the plural.
     """
 
     def __init__(self, unit: str = "answers") -> None:
@@ -39,14 +41,14 @@ class TerminalProgress:
         self._remove_bar()
 
     def say(self, line: str) -> None:
-        """Write a line."""
+        """Print a line."""
         self._remove_bar()
         with suppress(OSError):
             sys.stderr.write(f"{printable(line)}\n")
             sys.stderr.flush()
 
     def count(self, done: int, total: int) -> None:
-        """Show the number of finished units, and the time that the rest will take."""
+        """Show the number of finished units and the estimated time for the remaining ones."""
         if done == total:
             self._remove_bar()
         elif sys.stderr.isatty():
@@ -55,7 +57,7 @@ class TerminalProgress:
                 bar.update(bar.task_ids[0], completed=done, total=total)
 
     def _new_bar(self, total: int) -> Progress:
-        # Not at the top: importing rich takes longer than most commands.
+        # Imported here because importing rich takes longer than most commands.
         import rich.progress as bars
         from rich.console import Console
 

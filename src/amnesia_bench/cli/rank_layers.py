@@ -1,12 +1,13 @@
-r"""Rank the softmax layers of a model by the retrieval accuracy lost without them (Appendix M).
+r"""Rank the softmax layers of a model by the retrieval accuracy lost without each (Appendix M).
 
   amnesia rank-layers --checkpoint Qwen2.5-3B --out ranking.json
   amnesia restore --pre Qwen2.5-3B --post FINETUNE --layers top9@ranking.json --out REPAIRED
 
-A layer's importance is the mean accuracy of the complete model on FDA, SWDE and Ruler-QA-SQuAD
-minus that of the model without the layer. A layer is removed by setting the output of its attention
-to zero, in memory only. The paper's formula is missing from the text that we have; this is our
-reading. To resume an interrupted ranking, run the same command again: ranked layers are skipped.
+The importance of a layer is the mean accuracy of the complete model on FDA, SWDE and Ruler-QA-SQuAD
+minus the mean accuracy of the model without the layer. A layer is removed by setting its attention
+output to zero, in memory only. The paper's formula is missing from the text that we have, so this
+definition is our interpretation. To resume an interrupted ranking, run the same command again:
+layers that were already evaluated are skipped.
 """
 
 from __future__ import annotations

@@ -4,17 +4,18 @@ r"""Fill the paper's tables with measured cells, next to the paper's numbers, on
   amnesia report --table table1 --table table2 --out results --cells HypeNet-5B/pre=eval/pre \
       --cells HypeNet-5B/post@miromind=eval/a --cells HypeNet-5B/post@tulu3=eval/b
 
---cells is a folder that `check`, `eval` or `score` wrote. Its label has the model, method,
-fine-tune and seed of the cells; parts on the right are optional. Without a label, the names in the
-cells are used:
+--cells is a folder that `check`, `eval` or `score` wrote, with an optional label. The label states
+the model, method, fine-tune and seed of the cells; parts on the right can be omitted. Without
+a label, the names in the cells are used:
 
   MODEL/METHOD@SFT/SEED=DIR
 
-METHOD is a row of the table: pre, post, restored, q, ... @SFT is the name of the fine-tune; a table
-uses cells of its fine-tune (`sft` in its config) and of those in the names of its rows. @SFT is
-optional if all requested tables have the same fine-tune; `pre` has none and is used in all tables.
-Seeds are pooled. The command writes each table as Markdown, CSV, LaTeX and JSON, the figures as
-SVG, and report.html with all of them.
+METHOD is a row of the table, for example pre, post, restored or q. @SFT is the name of the
+fine-tune; a table uses the cells of its own fine-tune (`sft` in its config) and of the fine-tunes
+that the names of its rows contain. @SFT is optional if all requested tables have the same
+fine-tune. `pre` has no fine-tune and is used in all tables. The cells of several seeds are pooled.
+The command writes each table as Markdown, CSV, LaTeX and JSON, the figures as SVG, and a page
+report.html with all tables and figures.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def parse_cells(text: str) -> LabelledCells:
-    """Parse `[MODEL[/METHOD[@SFT][/SEED]]=]DIR`.
+    """Parse a value of --cells, which has the form `[MODEL[/METHOD[@SFT][/SEED]]=]DIR`.
 
     Raises:
         UserError: the label has an empty part, or too many parts.
@@ -100,7 +101,7 @@ def parse_cells(text: str) -> LabelledCells:
 
 
 def parse_drift(text: str) -> LabelledDrift:
-    """Parse `[LABEL=]FILE`."""
+    """Parse a value of --drift, which has the form `[LABEL=]FILE`."""
     label, equals, file = text.partition("=")
     if not equals or Path(text).exists():
         return LabelledDrift(file=Path(text))
@@ -109,7 +110,7 @@ def parse_drift(text: str) -> LabelledDrift:
 
 def print_report(report: Report, page: Path) -> None:
     """Print the claims of a report with their verdicts, and the path of its page."""
-    # Not the tables, which are wider than a terminal; the files have them.
+    # The tables are not printed because they are wider than a terminal; the files contain them.
     notes = list(report.notes)
     for filled in report.tables:
         grid = table(filled.table.title, ("claim", "our numbers", "the paper's numbers"), left=3)

@@ -1,4 +1,4 @@
-"""Make requests from options; errors name the option of an invalid value."""
+"""Make requests from command-line options; errors name the option with an invalid value."""
 
 from __future__ import annotations
 
@@ -17,21 +17,25 @@ Kind = TypeVar("Kind", bound=BaseModel)
 def make(
     kind: type[Kind], options: Mapping[str, str] = MappingProxyType({}), /, **values: object
 ) -> Kind:
-    """Return a request, or a part of one: `make(RankLayersRequest, samples=args.samples, ...)`.
+    """Create a request or a part of one: `make(RankLayersRequest, samples=args.samples, ...)`.
 
     Args:
-        kind: a model of `amnesia_bench.requests`.
-        options: the option of each field whose option is not `--field`: `{"folder": "DIR"}`.
-        values: the fields.
+        kind: a class of `amnesia_bench.requests`.
+        options: for each field whose option is not `--FIELD`, the name of its option, for example
+            `{"folder": "DIR"}`.
+        values: the values of the fields.
 
     Raises:
-        UserError: values are invalid; one line for each: `--samples 0: must be at least 1`.
+        UserError: a value is invalid; the message has one line for each, for example
+            `--samples 0: must be at least 1`.
     """
     try:
         return kind(**values)
     except ValidationError as error:
         lines: dict[str, str] = {}
-        for detail in error.errors():  # a list of only invalid items is also reported as too short
+        # Keep the first error per field: pydantic also reports a list as too short if all its items
+        # are invalid.
+        for detail in error.errors():
             field = str(detail["loc"][0]) if detail["loc"] else ""
             option = options.get(field, f"--{field.replace('_', '-')}" if field else "")
             lines.setdefault(field, _line(option, detail))
@@ -39,7 +43,7 @@ def make(
 
 
 def _line(option: str, detail: ErrorDetails) -> str:
-    """Return the problem of a value, as the user typed it."""
+    """Return a line that describes an invalid value in terms of the option that the user typed."""
     value, limits = detail["input"], detail.get("ctx", {})
     match detail["type"]:
         case _ if value is None or detail["type"] == "missing":

@@ -1,11 +1,12 @@
-r"""Repair a fine-tuned checkpoint: put back W_Q and W_K of its softmax layers from the base.
+r"""Repair a fine-tuned checkpoint by restoring W_Q and W_K of its softmax layers from the base.
 
   amnesia restore --pre BASE --post FINETUNE --out REPAIRED
   amnesia restore --pre BASE --post FINETUNE --out REPAIRED --variant qk_blend \
       restore.rule.alpha=0.3
   amnesia restore --pre BASE --post FINETUNE --layers top7 --dry-run
 
-All other bytes stay equal to those of POST. The command proves this from the written files.
+All other bytes of the checkpoint remain those of POST. The command verifies this by comparing the
+written files with POST. Other variants restore other tensors or apply another rule.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.records.restoration import Restoration
 from amnesia_bench.requests.checkpoints import RankedLayers, RestoreRequest
 
-# No model has more layers, and int() rejects a string of thousands of digits.
+# At most six digits, because no model has more layers and int() rejects strings of thousands of
+# digits.
 _NUMBER, _COUNT = "[0-9]{1,6}", "[1-9][0-9]{0,5}"
 
 
@@ -98,7 +100,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 
 def _layers(text: str) -> tuple[list[str], RankedLayers | None]:
-    """Parse --layers into overrides of the variant, or the top layers of a ranking."""
+    """Parse --layers; return overrides for the variant, and the ranked layers or None."""
     if text == "all":
         return ["restore.select.layers=all"], None
     if top := re.fullmatch(rf"top({_COUNT})", text):

@@ -4,9 +4,9 @@
   amnesia run experiment=table1,table4 profile=tiny profile.seeds=[0,1,2]
   amnesia run experiment=table4 restore=qk,qk_blend,qk_low_rank
 
-Several values of a key select several jobs; stages that they share run once. To resume an
-interrupted run, run the same command again: finished stages are skipped. `amnesia plan` estimates
-the cost, `amnesia status` shows the progress.
+Several values of a key (KEY=A,B) select several jobs; stages that jobs share are run only once. To
+resume an interrupted run, run the same command again: finished stages are skipped. `amnesia plan`
+estimates the cost, and `amnesia status` shows the progress.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from amnesia_bench.sandbox import find_launcher, refuse_leaks, run_checks
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add no arguments: the command has no options."""
+    """Add nothing, because this command has no arguments."""
 
 
 def run(args: argparse.Namespace) -> ExitCode:

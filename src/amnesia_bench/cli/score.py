@@ -4,11 +4,11 @@ r"""Score the answers that `amnesia generate` wrote.
   amnesia score answers/restored --against answers/sft
   amnesia score answers/sft --scorer flexible --json
 
-For mathematics, the scorer strict reads the answer from the last \boxed{} only; flexible also
-accepts a number or formula if there is no box. For programs, strict judges like LiveCodeBench's
-published checker, lenient like plain Python; they run in a sandbox, which `amnesia sandbox` tests.
-Results are written to scored_SCORER in the folder of the answers, or in --out. Scoring needs no GPU
-and can be repeated.
+For mathematics, the scorer `strict` accepts only the answer in the last \boxed{}; `flexible` also
+accepts a number or formula if there is no box. For programs, `strict` judges like LiveCodeBench's
+published checker and `lenient` judges like plain Python. Programs run in a sandbox, which
+`amnesia sandbox` tests. Results are written to a subfolder scored_SCORER of --out, by default of
+the folder of the answers. Scoring needs no GPU and can be repeated.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _print_cells(scored: Scored) -> None:
     for cell in scored.cells:
         if cell.value is None:
             continue
-        # Token counts are not fractions.
+        # Metrics are fractions and are printed in per cent, except token counts.
         scale = 1.0 if cell.metric.endswith("_tokens") else 100.0
         error = "-" if cell.stderr is None else f"{scale * cell.stderr:.1f}"
         interval = _interval(cell.interval, scale)

@@ -3,8 +3,9 @@
   amnesia status
   amnesia status experiment=table1 profile=tiny
 
-Without an experiment, the command covers every stage that was ever started. A stage is done when
-its folder has a manifest; it is stale when the contents of its inputs have changed since.
+Without an experiment, the command shows every stage that was ever started in the store. A stage is
+done if the folder of its artifact contains a manifest. A finished stage is stale if its inputs have
+changed since it was run.
 """
 
 from __future__ import annotations

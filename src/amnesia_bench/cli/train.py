@@ -1,4 +1,4 @@
-r"""Train a stage of HypeNet, fine-tune a model, or estimate the resources that a run needs.
+r"""Run a training stage of HypeNet, fine-tune a model, or estimate the resources that a run needs.
 
   amnesia train estimate --config stage2_2b --processes 8 --gpu h100
   amnesia train --config sft_miromind_2b --data miromind=DATA --init HYPENET --out SFT
@@ -8,8 +8,8 @@ r"""Train a stage of HypeNet, fine-tune a model, or estimate the resources that 
 On several GPUs: python -m amnesia_bench.training.launch --nproc-per-node 8 \
     -m amnesia_bench.cli.main train ...
 
-To resume an interrupted run, run the same command again. Exit code 75 means: the state is saved,
-run the command again.
+To resume an interrupted run, run the same command again. Exit code 75 means that the training state
+was saved and that you should run the command again.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> ExitCode:
 
 def _train(args: argparse.Namespace) -> ExitCode:
     training = _training_run(args)
-    # Not checked by argparse, which would report these when a sub-command is misspelled.
+    # Checked here because argparse would report missing options if a sub-command is misspelled.
     for option in ("init", "out", "data"):
         if not getattr(args, option):
             raise UserError(
@@ -90,7 +90,7 @@ def _train(args: argparse.Namespace) -> ExitCode:
 
 
 def _sources(values: Sequence[str], names: Sequence[str]) -> dict[str, Path]:
-    """Parse the values of --data into the folder of each source."""
+    """Parse the values of --data, and return the folder of each source by the source's name."""
     folders: dict[str, Path] = {}
     for text in values:
         name, equals, folder = text.partition("=")

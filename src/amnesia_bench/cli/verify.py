@@ -2,9 +2,10 @@
 
   amnesia verify REPAIRED
 
-The command checks the sha256 of every file, the structure of the safetensors files, and the bytes
-of each restored tensor. Of hardlinked shards, which were never read, it checks only header, size
-and modification time; copy such a folder with cp -a, which keeps the time.
+The command checks the sha256 of every file, the structure of the safetensors files, and the sha256
+of each restored tensor. It does not check the sha256 of hard-linked shards, because they were never
+read; it checks only their header, size and modification time. To copy a folder with such shards,
+use cp -a, which keeps the modification time.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Load YAML configs with command-line overrides into frozen pydantic objects."""
+"""Load YAML configs, with command-line overrides, into frozen pydantic objects."""

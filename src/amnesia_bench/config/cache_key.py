@@ -1,8 +1,8 @@
-"""The cache key of a config: the fields that affect a result.
+"""The cache key of a config: those of its fields that affect results.
 
-Fields that do not affect results are marked `NEUTRAL` where they are declared: names, checkpoint
-cadence, logging, how work is batched (the same numbers, up to the order of summation). A field
-without the mark is part of the key, which is the safe default.
+Fields that do not affect results are marked `NEUTRAL` in their declaration, for example names,
+checkpoint intervals, logging and batch sizes that change only the order of summation. A field
+without this mark is part of the key, which is the safe default.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pydantic import BaseModel
 
 
 class Neutral:
-    """Marks a field that does not affect results: `Annotated[bool, NEUTRAL]`."""
+    """Type of the mark for fields that do not affect results: `Annotated[bool, NEUTRAL]`."""
 
 
 NEUTRAL = Neutral()
 
 
 def cache_key(value: Any) -> Any:
-    """Return the fields of a config, or of a part of one, that affect results, as JSON values."""
+    """Return the fields that affect results, as JSON values; `value` is a config or part of one."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         return {

@@ -1,4 +1,4 @@
-"""Schema of configs/data: one data source, and how its rows become sequences."""
+"""Schema of configs/data: one data source, and how its rows are converted to sequences."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from amnesia_bench.config.schema import Frozen
 class HubSource(Frozen):
     """Files of a dataset on the Hugging Face hub.
 
-    `revision` is a commit, not a branch, because a branch moves; without one, the error message of
-    `prepare` explains how to find it. The files of each subset are sorted by name; the first
-    `skip_files` are skipped and the next `take_files` are read (null reads all remaining files).
-    Stages can thus read different files of one dataset.
+    `revision` must be a commit, because a branch may change; if it is missing, the error message of
+    `prepare` explains how to find it. The files of each subset are sorted by name, the first
+    `skip_files` are skipped, and the next `take_files` are used (null: all remaining files).
+    Training stages can thus use different files of one dataset.
     """
 
     kind: Literal["hub"] = "hub"
@@ -28,7 +28,7 @@ class HubSource(Frozen):
     take_files: PositiveInt | None = None
 
 
-# Generators of `amnesia_bench.data.synthetic`. The row length of `Sized` ones is configurable.
+# The generators of `amnesia_bench.data.synthetic`; those in `Sized` have a configurable row length.
 Sized = Literal["prose", "haystack", "mathematics", "short_instructions", "long_instructions"]
 Unsized = Literal[
     "copies", "varied_copies", "word_problems", "conversations", "programs", "test_problems"
@@ -36,9 +36,10 @@ Unsized = Literal[
 
 
 class SyntheticSource(Frozen):
-    """Generated rows, identical on every machine.
+    """Generated rows, which are identical on every machine.
 
-    `words` is the approximate number of words per row; null for generators with a fixed row length.
+    `words` is the approximate number of words per row. It must be null for generators whose row
+    length is not configurable.
     """
 
     kind: Literal["synthetic"] = "synthetic"
@@ -65,9 +66,10 @@ Source = Annotated[HubSource | SyntheticSource | FilesSource, Field(discriminato
 
 
 class TextRows(Frozen):
-    """A row is one document: the first of `fields` that the data has.
+    """Each row is one document: the text in the first of `fields` that is present in the row.
 
-    `separator` ends each document: a special token, or `eos` for the tokenizer's EOS token.
+    `separator` is appended to each document; it is a special token, or `eos` for the tokenizer's
+    EOS token.
     """
 
     kind: Literal["text"] = "text"
@@ -76,15 +78,16 @@ class TextRows(Frozen):
 
 
 class QuestionResponseRows(Frozen):
-    """A row has `question` and `response`; the response opens with one think block."""
+    """Each row has `question` and `response`; the response begins with one think block."""
 
     kind: Literal["question_response"] = "question_response"
 
 
 class ShareGptRows(Frozen):
-    """A row has `conversations`, a list of turns as in `messages`; each answer has a think block.
+    """Each row has `conversations`, a list of turns; each answer has a think block.
 
-    `domain` keeps only rows with that value in their field `domain`; null keeps all rows.
+    The turns have the same format as in `MessageRows`. Only rows whose field `domain` equals
+    `domain` are kept; null keeps all rows.
     """
 
     kind: Literal["sharegpt"] = "sharegpt"
@@ -92,28 +95,28 @@ class ShareGptRows(Frozen):
 
 
 class MessageRows(Frozen):
-    """A row has `messages`, `conversations` or `conversation`, a list of turns.
+    """Each row has a list of turns in `messages`, `conversations` or `conversation`.
 
-    A turn is {role, content} or {from, value}. Answers may have a think block.
+    Each turn is {role, content} or {from, value}. Answers may have a think block.
     """
 
     kind: Literal["messages"] = "messages"
 
 
 class AlpacaRows(Frozen):
-    """A row has `instruction` and `output`, optionally `input` and `history`.
+    """Each row has `instruction` and `output`, and optionally `input` and `history`.
 
-    The question is the instruction, followed by the input on the next line. `history` is a list of
-    earlier [question, answer] pairs. Answers may have a think block.
+    The question consists of the instruction and, on the next line, the input. `history` is a list
+    of earlier [question, answer] pairs. Answers may have a think block.
     """
 
     kind: Literal["alpaca"] = "alpaca"
 
 
 class PromptResponseRows(Frozen):
-    """A row has one of the fields in `prompt` and one of the fields in `response`.
+    """Each row has one of the fields in `prompt` and one of the fields in `response`.
 
-    Each is a string or a list of turns. Answers may have a think block.
+    The value of each is a string or a list of turns. Answers may have a think block.
     """
 
     kind: Literal["prompt_response"] = "prompt_response"
@@ -124,7 +127,7 @@ class PromptResponseRows(Frozen):
 ChatRows = QuestionResponseRows | ShareGptRows | MessageRows | AlpacaRows | PromptResponseRows
 Rows = Annotated[TextRows | ChatRows, Field(discriminator="kind")]
 
-# Which tokens of a conversation enter the loss: those of the answers, or all.
+# Which tokens of a conversation contribute to the loss: only those of the answers, or all.
 LossOn = Literal["assistant", "all"]
 
 
@@ -136,9 +139,9 @@ class TemplateChat(Frozen):
 
 
 class Qwen3Chat(Frozen):
-    """ChatML as Qwen3 writes it: only answers after the last user message keep their think block.
+    """ChatML as in Qwen3's template: think blocks before the last user message are removed.
 
-    The last answer always has a think block; it is empty if the answer has no thinking.
+    The last answer always has a think block, which is empty if the data has no thinking for it.
     """
 
     style: Literal["qwen3"] = "qwen3"
@@ -146,9 +149,9 @@ class Qwen3Chat(Frozen):
 
 
 class ChatML(Frozen):
-    """ChatML with unchanged answers.
+    """ChatML that keeps all answers unchanged, including their think blocks.
 
-    `default_system` is the system message of conversations that have none.
+    `default_system` is the system message for conversations that have none.
     """
 
     style: Literal["chatml"] = "chatml"
@@ -164,7 +167,7 @@ class MistralChat(Frozen):
 
 
 class Llama3Chat(Frozen):
-    """`<|start_header_id|>role<|end_header_id|>` and `<|eot_id|>`, as Llama 3.0 writes it."""
+    """`<|start_header_id|>role<|end_header_id|>` and `<|eot_id|>`, as in Llama 3.0's template."""
 
     style: Literal["llama3"] = "llama3"
     loss_on: LossOn
@@ -174,21 +177,21 @@ Chat = Annotated[
     TemplateChat | Qwen3Chat | ChatML | MistralChat | Llama3Chat, Field(discriminator="style")
 ]
 
-# best_fit: whole documents, best fit decreasing within windows of shuffled documents. concat:
-# documents one after another, cut wherever a sequence is full. single: one document per sequence,
-# for models that cannot isolate packed documents.
+# best_fit packs complete documents by best-fit decreasing within windows of shuffled documents.
+# concat joins the documents and cuts them wherever a sequence is full. single puts one document in
+# each sequence, for models that cannot isolate packed documents.
 Pack = Literal["best_fit", "concat", "single"]
 
-# How a document that is longer than a sequence is treated.
+# How to handle a document that is longer than a sequence.
 OverLength = Literal["drop", "truncate", "split"]
 
 
 class DataConfig(Frozen):
     """One data source, and how it is prepared.
 
-    `over_length` is null for pack concat, which can cut every document. `sample_rows` is the share
-    of rows that is read, sampled with `seed`. `max_dropped` is the largest share of those rows that
-    may be unusable; above it, the preparation fails. Over-length documents do not count.
+    `over_length` must be null for pack concat, which may cut any document. `sample_rows` is the
+    share of rows to use, sampled with `seed`. The preparation fails if more than the share
+    `max_dropped` of these rows are unusable; over-length documents do not count as unusable.
     """
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]*$"), NEUTRAL]
@@ -218,7 +221,7 @@ class DataConfig(Frozen):
 
 
 def with_style(config: DataConfig, style: str) -> dict[str, object]:
-    """Return the values of a config with another chat style; the caller validates them."""
+    """Return the values of `config` with chat style `style`, to be validated by the caller."""
     values = config.model_dump()
     if config.chat is None or config.chat.style != style:
         loss_on = "assistant" if config.chat is None else config.chat.loss_on

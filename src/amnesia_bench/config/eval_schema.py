@@ -1,4 +1,4 @@
-"""Schemas of configs/eval: the settings of one recall or reasoning benchmark per config."""
+"""Schemas of configs/eval: each config has the settings of one recall or reasoning benchmark."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from amnesia_bench.records.reasoning import Checker
 
 
 class NiahConfig(Frozen):
-    """Needles in a haystack: every task at every length, in tokens.
+    """Settings of needle-in-a-haystack (NIAH) prompts: every task is used at every length.
 
-    `samples` is the number of prompts per task and length, `max_new_tokens` the maximum number of
-    tokens per answer.
+    `lengths` are context lengths in tokens, `samples` is the number of prompts per task and length,
+    and `max_new_tokens` is the maximum number of tokens per answer.
     """
 
     tasks: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(unique)]
@@ -46,10 +46,11 @@ class Think(Frozen):
 
 
 class EvalConfig(Frozen):
-    """Repeats, sampling, prompt template and the treatment of thinking.
+    """Settings of a reasoning benchmark: sampling, prompt template and think strings.
 
-    `temperature` 0 decodes greedily; `top_k` null disables top-k. `chat_template` false sends the
-    user's message unchanged. `think` null scores the whole text.
+    `repeats` is the number of answers per problem. `temperature` 0 selects greedy decoding, `top_k`
+    null disables top-k filtering. If `chat_template` is false, the prompt is the user's message
+    without a template. If `think` is null, the complete answer is scored, including any thinking.
     """
 
     repeats: PositiveInt
@@ -69,10 +70,10 @@ class EvalConfig(Frozen):
 
 
 class CodeEvalConfig(EvalConfig):
-    """Adds the settings of LiveCodeBench.
+    """Settings of a reasoning benchmark, including those that only LiveCodeBench has.
 
-    `window` selects a window of the benchmark by its number of problems. `seconds_per_test` is the
-    limit of CPU time per test, `checker` the way in which programs are judged.
+    `window` selects one of the benchmark's windows by its number of problems. `seconds_per_test` is
+    the CPU time limit per test. `checker` selects how programs are judged.
     """
 
     window: PositiveInt

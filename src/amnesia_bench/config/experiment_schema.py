@@ -1,8 +1,8 @@
 """Schemas of profiles and experiments.
 
-A profile lists models, how they are trained, and the size of the evaluations: `profile=paper` is
-the paper at full scale, `profile=tiny` the same stages on a laptop. An experiment lists which of a
-profile's models and tasks it needs.
+A profile defines the models, their training and the size of the evaluations: `profile=paper`
+reproduces the paper at full scale, `profile=tiny` runs the same stages on a laptop. An experiment
+selects the models and tasks of a profile that it needs.
 """
 
 from __future__ import annotations
@@ -28,9 +28,10 @@ LogitsScaling = Annotated[str, Field(pattern=r"^hype \d+(\.\d+)?$")]
 
 
 class TrainingStep(Frozen):
-    """One training run: a config of configs/train, and overrides of it.
+    """One training run: a config of configs/train, and overrides for it.
 
-    `data` maps sources of the mixture to configs of configs/data where their names differ.
+    `data` names the config in configs/data for sources of the mixture; a source that it omits uses
+    the config with the name of the source.
     """
 
     train: Name
@@ -39,13 +40,13 @@ class TrainingStep(Frozen):
 
 
 class Pretraining(Frozen):
-    """A base model that is pretrained from random weights of the model's shape."""
+    """The training steps of a base model that is pretrained from random weights."""
 
     steps: Annotated[tuple[TrainingStep, ...], Field(min_length=1)]
 
 
 class Distillation(Frozen):
-    """The three stages from a teacher to a HypeNet; `shape` is its config of configs/model."""
+    """The three training stages of a HypeNet; `shape` names its config in configs/model."""
 
     shape: Annotated[str, Field(pattern=r"^hypenet_[a-z0-9_]+$")]
     align: TrainingStep
@@ -54,19 +55,21 @@ class Distillation(Frozen):
 
 
 class ModelPlan(Frozen):
-    """How a model and its fine-tunes are made and evaluated.
+    """How a model and its fine-tunes are trained and evaluated.
 
     Attributes:
         label: name of the model in the tables.
-        shape: config of configs/model with the shape of the base model.
-        base: a repository on the hub, or how the base model is pretrained.
-        distillation: null if the base model itself is fine-tuned.
-        finetunes: fine-tunes by the name that experiments use.
-        frozen: fine-tunes of the row QK-Frozen, by the fine-tune that they are compared with.
-        top_layers: restore W_Q and W_K of only the N most important softmax layers; null restores
-            all.
-        max_context_tokens: overrides the context limit of the model's config.
-        attn_logits_scaling: overrides the logit scaling of a HypeNet's config during inference.
+        shape: name of the config in configs/model with the shape of the base model.
+        base: repository of the base model on the hub, or the steps that pretrain it.
+        distillation: how a HypeNet is distilled from the base model; null if the base model itself
+            is fine-tuned.
+        finetunes: training step of each fine-tune, by the name that experiments use.
+        frozen: training steps of the row QK-Frozen, by the name of the fine-tune with which each is
+            compared.
+        top_layers: restore only this number of softmax layers, the most important ones; null
+            restores all layers that the variant selects.
+        max_context_tokens: overrides the context limit in the model's config.
+        attn_logits_scaling: overrides the logit scaling in a HypeNet's config during inference.
     """
 
     label: Text
@@ -81,37 +84,49 @@ class ModelPlan(Frozen):
 
 
 class SyntheticHaystack(Frozen):
-    """Generated texts in which needles are hidden; `words` is the number of words per row."""
+    """Generated texts in which needles are hidden: `rows` texts of about `words` words each."""
 
     rows: PositiveInt
     words: PositiveInt
 
 
 class RecallPlan(NiahConfig):
-    """NIAH: `haystack` is `hub` or generated; one stage evaluates `lengths_per_stage` lengths."""
+    """The NIAH evaluation of a profile.
+
+    Each stage evaluates `lengths_per_stage` context lengths. The haystack consists of the essays on
+    the hub (`hub`) or of generated texts.
+    """
 
     lengths_per_stage: PositiveInt
     haystack: Literal["hub"] | SyntheticHaystack
 
 
 class ReasoningPlan(Frozen):
-    """A reasoning benchmark; `generated_problems` null downloads its problems from the hub."""
+    """How a profile evaluates a reasoning benchmark.
+
+    `generated_problems` is the number of problems to generate; null downloads the benchmark's
+    problems from the hub. `overrides` are overrides for the benchmark's config.
+    """
 
     generated_problems: PositiveInt | None = None
     overrides: Overrides = ()
 
 
 class Profile(Frozen):
-    """The models of a scale, and how they are trained and evaluated.
+    """The models at one scale, and how they are trained and evaluated.
 
     Attributes:
-        scope: the scope of each experiment that applies to this profile.
+        scope: name of the scope to use in each experiment.
         seeds: training seeds; every model is trained once per seed.
-        tokenizer_seed: seed of the synthetic tokenizer; null to use each model's own tokenizer.
-        gpus: number of GPUs per training or generation stage, 0 on a laptop.
-        training_overrides: overrides of every training config.
-        data_overrides: overrides of every data config.
-        report_overrides: overrides of every report config.
+        tokenizer_seed: seed of the synthetic tokenizer; null uses each model's own tokenizer.
+        gpus: number of GPUs per training stage; 0 on a laptop. Ranking and evaluation stages use
+            at most one.
+        training_overrides: overrides for every training config.
+        data_overrides: overrides for every data config.
+        report_overrides: overrides for every report config.
+        models: the models by name.
+        recall: the NIAH evaluation.
+        reasoning: the reasoning benchmarks by name.
     """
 
     name: Name
@@ -136,9 +151,9 @@ class Profile(Frozen):
 class Scope(Frozen):
     """The part of a profile that an experiment needs at one scale.
 
-    `finetunes` are names of fine-tunes, both in the profile's models and in reports; `tasks` and
-    `lengths` choose recall prompts, null for all of the profile; `reports` are names of configs in
-    configs/report.
+    `finetunes` are names of fine-tunes, in the profile's models as well as in reports. `tasks` and
+    `lengths` select recall prompts; null selects all tasks or lengths of the profile. `reasoning`
+    are names of reasoning benchmarks, `reports` are names of configs in configs/report.
     """
 
     models: Annotated[tuple[Name, ...], Field(min_length=1), AfterValidator(unique)]
@@ -150,7 +165,7 @@ class Scope(Frozen):
 
 
 class Experiment(Frozen):
-    """A table or figure: its rows, and the part of a profile that it needs at each scale."""
+    """A table or figure: its methods (rows), and the scope that it needs at each scale."""
 
     name: Name
     methods: Annotated[tuple[Method, ...], Field(min_length=1), AfterValidator(unique)]
@@ -166,7 +181,7 @@ class ExperimentConfig(Frozen):
 
     @property
     def scope(self) -> Scope:
-        """The experiment's scope for the profile."""
+        """The scope of the experiment that the profile selects."""
         return self.experiment.scopes[self.profile.scope]
 
     @model_validator(mode="after")
@@ -198,17 +213,17 @@ class ExperimentConfig(Frozen):
 
 
 class Job(Frozen):
-    """One experiment of a command line, and the overrides that select it."""
+    """One experiment that a command line selects, and the overrides that select it."""
 
     config: ExperimentConfig
     overrides: Overrides
 
 
 def load_jobs(overrides: Sequence[str]) -> tuple[Job, ...]:
-    """Compose the experiments that a command line selects; `key=a,b` selects several.
+    """Load every experiment that a command line selects; `key=a,b` selects several.
 
     Args:
-        overrides: `experiment=table1,table4 profile=tiny restore=qk,qk_blend`.
+        overrides: for example `experiment=table1,table4`, `profile=tiny`, `restore=qk,qk_blend`.
 
     Raises:
         UserError: a key, a value or an option is wrong; the message names its path.

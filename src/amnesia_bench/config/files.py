@@ -1,11 +1,12 @@
 """Read the files of configs/ and resolve `extends`.
 
-A file contains one config. `extends: NAME` at its top inherits the values of another config of its
-group, `extends: [A, B]` those of several; later ones override earlier ones. A block inside a file
-may extend a whole config of any group: `extends: eval/niah`.
+A file contains one config. With `extends: NAME` at its top it inherits the values of another config
+of its group; with `extends: [A, B]` it inherits those of several, where later configs override
+earlier ones. A block inside a file may inherit all values of a config of any group, for example
+`extends: eval/niah`.
 
-Configs that differ in few values share a file: each entry of `configs` is a config that extends
-the rest of the file. A file whose name begins with _ can only be extended.
+Configs that differ in only a few values can share a file: each entry of `configs` is a config that
+extends the rest of the file. A file whose name begins with _ cannot be selected, only extended.
 
     extends: sft            # or the path of your own file: extends: ../mine.yaml
     steps: 100
@@ -30,7 +31,7 @@ from amnesia_bench.errors import MissingEnvironmentError, UserError
 
 _SUFFIXES = (".yaml", ".yml")
 _EXTENDS, _CONFIGS = "extends", "configs"
-# Keys of older files, and hints for replacing them.
+# Keys that only earlier versions accepted, with hints for replacing them.
 _MOVED = {
     "defaults": "Write `extends: NAME`, or a list of names; the file itself overrides them.",
     "name": "A config has the name of its file: remove the key.",
@@ -39,7 +40,7 @@ _MOVED = {
 
 @dataclass(frozen=True)
 class Place:
-    """Location of a config: a file, and the entry if the file has several configs."""
+    """The location of a config: a file and, if the file has several configs, an entry's name."""
 
     path: Path
     entry: str | None = None
@@ -51,11 +52,14 @@ class Place:
 
     @property
     def identity(self) -> tuple[Path, str | None]:
-        """Return a key that is equal for two spellings of the same path."""
+        """Return a key that is equal for places whose paths are two spellings of the same path."""
         return self.path.resolve(), self.entry
 
     def line_of(self, keys: Sequence[str | int]) -> int | None:
-        """Return the line of a key of the config; None if this file does not have the key."""
+        """Return the number of the line with a key of the config; None if the file lacks the key.
+
+        `keys` is the path of the key, from the top of the config.
+        """
         inside = () if self.entry is None else (_CONFIGS, self.entry)
         node: Any = yaml.compose(self.path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
         line = None
@@ -72,31 +76,34 @@ class Place:
         return line
 
     def at(self, keys: Sequence[str | int]) -> str:
-        """Return the file, with the line of a key if the file has the key."""
+        """Return `FILE:LINE` for a key of the config, or only `FILE` if the file lacks the key."""
         line = self.line_of(keys)
         return str(self.path) if line is None else f"{self.path}:{line}"
 
 
 @dataclass(frozen=True)
 class Config:
-    """The values of a config with `extends` resolved, and its places, those of its bases first."""
+    """A config with `extends` resolved.
+
+    `places` has the place of every config that contributed values: first its bases, then itself.
+    """
 
     values: dict[str, Any]
     places: tuple[Place, ...]
 
     @property
     def name(self) -> str:
-        """Return the config's name: that of its file or entry."""
+        """Return the config's name, which is the name of its file or entry."""
         return self.places[-1].name
 
     @property
     def members(self) -> tuple[str, ...]:
-        """Return the entries of the file if this config is the part that they share."""
+        """Return the names of the file's entries if this config is their shared part, else ()."""
         last = self.places[-1]
         return () if last.entry is not None else tuple(read_yaml(last.path).get(_CONFIGS, ()))
 
     def where(self, keys: Sequence[str | int]) -> str:
-        """Return the file and line that set a value, or the file in which it is missing."""
+        """Return `FILE:LINE` of the place that sets a value, or the file in which it is missing."""
         last = self.places[-1]
         if not keys:
             return str(last.path)
@@ -105,13 +112,13 @@ class Config:
 
 
 def config_dir() -> Path:
-    """Return the folder of the config groups: inside the package, or at the repository's root.
+    """Return the folder `configs`, which is in the package or at the repository's root.
 
     Raises:
         MissingEnvironmentError: the installation has no configs.
     """
     package = Path(amnesia_bench.__file__).resolve().parent
-    # Wheels contain them in the package; an editable install finds them in the repository.
+    # A wheel contains the configs in the package; an editable install uses those of the repository.
     for candidate in (package / "configs", package.parents[1] / "configs"):
         if (candidate / "config.yaml").is_file():
             return candidate
@@ -122,13 +129,13 @@ def config_dir() -> Path:
 
 
 def options(group: str) -> tuple[str, ...]:
-    """Return the names that a config group offers; empty when there is no such group."""
+    """Return the names of the configs that can be selected in a group; () if there is no group."""
     public = (place for place in _places(group) if not place.name.startswith("_"))
     return tuple(sorted(place.name for place in public if _is_whole(place)))
 
 
 def is_path(reference: str) -> bool:
-    """Return whether a reference to a config is a path rather than a name."""
+    """Return whether a reference to a config is a path and not a name."""
     return reference.endswith(_SUFFIXES)
 
 
@@ -141,9 +148,9 @@ def read_config(group: str, reference: str) -> Config:
     """Return a config of a group, with `extends` resolved.
 
     Args:
-        group: a folder of configs.
-        reference: the name of a config in it, or the path of a file of your own (.yaml, .yml),
-            whose `extends` may name packaged configs.
+        group: name of a config group, which is a folder in configs/.
+        reference: the name of a config in it, or the path of your own file (.yaml, .yml); that file
+            may extend packaged configs.
 
     Raises:
         UserError: the config does not exist, or a file cannot be read; the message names it.
@@ -152,7 +159,7 @@ def read_config(group: str, reference: str) -> Config:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Return the keys and values of a YAML file.
+    """Return the content of a YAML file, which must be a mapping.
 
     Raises:
         UserError: the file cannot be read, or is not a mapping.
@@ -171,7 +178,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 @cache
 def _parsed(path: Path, modified: int, size: int) -> object:
-    # Not at the top: importing it takes 0.1 s, and many commands read no config.
+    # Imported here because the import takes 0.1 s, and many commands read no config.
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -186,7 +193,7 @@ def _parsed(path: Path, modified: int, size: int) -> object:
 
 
 def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `base` with the values of `over`; blocks are merged key by key."""
+    """Return a copy of `base` updated with the values of `over`; blocks are merged key by key."""
     result = dict(base)
     for key, value in over.items():
         old = result.get(key)
@@ -196,7 +203,10 @@ def merged(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bases_of(place: Place, group: str) -> list[tuple[str, Place]]:
-    """Return the group and place of each base; an entry also extends the rest of its file."""
+    """Return the group and place of each config that the config at `place` extends.
+
+    The bases of an entry include the rest of its file.
+    """
     bases = _extended(_content(place), group, place)
     file = Place(place.path)
     if place.entry is not None and file.path not in {base.path for _, base in bases}:
@@ -205,10 +215,13 @@ def bases_of(place: Place, group: str) -> list[tuple[str, Place]]:
 
 
 def compose(place: Place, group: str, readers: tuple[Place, ...] = ()) -> Config:
-    """Return the config at a place with `extends` resolved; `readers` are configs that extend it.
+    """Return the config at a place, with `extends` resolved.
+
+    `readers` are the places of the configs that extend it, directly or indirectly.
 
     Raises:
-        UserError: it extends itself or a config that does not exist, or a file cannot be read.
+        UserError: the config extends itself, or a config that does not exist, or a file cannot be
+            read.
     """
     if place.identity in {reader.identity for reader in readers}:
         chain = " extends ".join(link.name for link in (*readers, place))
@@ -235,7 +248,7 @@ def _content(place: Place) -> dict[str, Any]:
 def _own(
     content: Mapping[str, Any], group: str, place: Place, readers: tuple[Place, ...]
 ) -> dict[str, Any]:
-    """Return the values that a file itself sets, with `extends` of its blocks resolved."""
+    """Return the values that a config sets itself, with `extends` of its blocks resolved."""
     own: dict[str, Any] = {}
     for key, value in content.items():
         if key in (_EXTENDS, _CONFIGS):
@@ -250,7 +263,7 @@ def _own(
 
 
 def _extended(content: Mapping[str, Any], group: str, place: Place) -> list[tuple[str, Place]]:
-    """Return the group and place of each config that a file or block extends."""
+    """Return the group and place of each config that the key `extends` of a file or block names."""
     value = content.get(_EXTENDS, [])
     references = value if isinstance(value, list) else [value]
     bases = []
@@ -274,7 +287,7 @@ def _find(group: str, reference: str, folder: Path) -> Place:
         path = folder / Path(reference)
         try:
             exists = path.is_file()
-        except OSError as error:  # a name that is too long
+        except OSError as error:  # for example, the name is too long
             raise UserError(f"{reference:.200}: {error.strerror}") from error
         if not exists:
             raise UserError(f"{reference}: no such file")
@@ -294,7 +307,10 @@ def _find(group: str, reference: str, folder: Path) -> Place:
 
 
 def _places(group: str) -> list[Place]:
-    """Return the places of all configs of a group: files, then entries, which override files."""
+    """Return the places of all configs of a group: first files, then entries.
+
+    An entry comes later so that it takes precedence over a file with the same name.
+    """
     paths = sorted((config_dir() / group).glob("*.yaml"))
     entries = (
         Place(path, entry) for path in paths for entry in read_yaml(path).get(_CONFIGS) or ()

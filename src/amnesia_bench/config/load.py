@@ -1,7 +1,7 @@
-"""Load configs with overrides as frozen objects.
+"""Load configs, with overrides, as frozen pydantic objects.
 
-`files` reads the YAML files, `overrides` applies the overrides, and pydantic alone validates keys
-and values. A config is selected by its name, or by the path of your own file.
+`files` reads the YAML files and `overrides` applies the overrides; keys and values are validated
+only by pydantic. A config is selected by its name or by the path of your own file.
 """
 
 from __future__ import annotations
@@ -38,16 +38,17 @@ HYPENET_SIZES = ("2b", "5b", "9b", "laptop", "tiny")
 def load_root(
     overrides: Sequence[str], schema: type[Schema], fixed: Mapping[str, str] | None = None
 ) -> Schema:
-    """Load one config from each of several groups; each field of `schema` is a group.
+    """Load one config for each field of `schema`, from the group with the field's name.
 
     Args:
-        overrides: as typed on the command line: `restore=qk_blend`, `restore=mine.yaml`,
-            `restore.rule.alpha=0.3`. configs/config.yaml has the defaults of the groups.
-        schema: model of the result.
-        fixed: configs of the groups that `overrides` must not select again.
+        overrides: overrides as on the command line, for example `restore=qk_blend`,
+            `restore=mine.yaml`, `restore.rule.alpha=0.3`. A group that they do not select uses its
+            default in configs/config.yaml.
+        schema: pydantic model of the result.
+        fixed: the config of each group whose config `overrides` must not select.
 
     Raises:
-        UserError: a key, a value or a choice is wrong; the message names its path.
+        UserError: a key, a value or the name of a config is wrong; the message names its path.
     """
     groups, fixed = list(schema.model_fields), fixed or {}
     typed, changes = _split(overrides, groups, fixed)
@@ -63,7 +64,8 @@ def load_root(
     data = with_overrides(named, changes)
     _refuse_targets(data, "")
     try:
-        # Through JSON: strict pydantic accepts a JSON array as a tuple, but not a Python list.
+        # Validated as JSON, because strict pydantic converts a JSON array, but not a Python list,
+        # to a tuple.
         return schema.model_validate_json(json.dumps(data, default=str))
     except ValidationError as error:
         problem = describe(error, schema, data, _Places(configs, changes).where)
@@ -74,10 +76,10 @@ def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Sc
     """Load a single config of a group.
 
     Args:
-        group: a folder of configs.
-        name: a config in it, or the path of your own file.
-        overrides: with full paths: `restore.select.layers=[3,7]`.
-        schema: model of the config.
+        group: name of a config group, which is a folder in configs/.
+        name: name of a config in it, or the path of your own file.
+        overrides: overrides whose keys begin with the group: `restore.select.layers=[3,7]`.
+        schema: pydantic model of the config.
 
     Raises:
         UserError: the config does not exist, or an override is wrong; the message names its path.
@@ -91,7 +93,7 @@ def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Sc
 
 
 def validate_values(schema: type[Schema], values: Mapping[str, object]) -> Schema:
-    """Validate values that do not come from a config file.
+    """Validate values that are not from a config file, and return them as an object of `schema`.
 
     Raises:
         UserError: a value is wrong.
@@ -107,7 +109,7 @@ def load_data(
 ) -> DataConfig:
     """Load a data config by its name or path; see `load_option`.
 
-    `chat_style` overrides the style in which the config formats conversations.
+    `chat_style` overrides the config's chat style; None keeps it.
     """
     config = load_option("data", name, overrides, DataConfig)
     if chat_style is None:
@@ -116,7 +118,7 @@ def load_data(
 
 
 def load_niah(name: str = "niah") -> NiahConfig:
-    """Load the default tasks, lengths and samples of NIAH: configs/eval/niah.yaml or check.yaml."""
+    """Load a NIAH config by its name or path, by default configs/eval/niah.yaml."""
     return load_option("eval", name, (), NiahConfig)
 
 
@@ -126,20 +128,20 @@ def load_variant(name: str, overrides: Sequence[str] = ()) -> Variant:
 
 
 def load_training(name: str, overrides: Sequence[str] = ()) -> TrainingRun:
-    """Load a stage of configs/train by its name or path.
+    """Load the configuration of a training run: a config of configs/train, and its recipe.
 
     Args:
-        name: a config of configs/train, or the path of your own file.
-        overrides: `recipe=halo_parity`, `recipe.kd_rows=all`, `train.steps=20`, ...
+        name: name of a config in configs/train, or the path of your own file.
+        overrides: for example `recipe=halo_parity`, `recipe.kd_rows=all`, `train.steps=20`.
 
     Raises:
-        UserError: the stage or recipe does not exist, or an override is wrong; the message names
-            its path.
+        UserError: a config does not exist, or an override is wrong; the message names its path.
     """
     changes: list[str] = []
     for override in overrides:
         if override.lstrip("+").startswith("train.mixture="):
-            # Without this, the sources would be merged with those of the stage, not replace them.
+            # Overrides are merged with the config. Setting the mixture to null first makes the new
+            # sources replace those of the config instead.
             changes.append("train.mixture=null")
         changes.append(override)
     return load_root(changes, TrainingRun, {"train": name})
@@ -155,7 +157,9 @@ def load_model(name: str) -> ModelFile:
 
 
 def load_model_file(name: str) -> dict[str, Any]:
-    """Return a config of configs/model, by name or path, with the keys of a config.json.
+    """Return the values of a config in configs/model, whose keys are those of a config.json.
+
+    `name` is the name or path of the config.
 
     Raises:
         UserError: the config does not exist or cannot be read.
@@ -196,7 +200,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 def _split(
     overrides: Sequence[str], groups: Sequence[str], fixed: Mapping[str, str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Split overrides into the config selected in each group, and the overrides of values."""
+    """Split overrides into those that select a config (group to name) and those that set values."""
     chosen, changes = {}, []
     for override in overrides:
         key, equals, value = override.lstrip("+~").partition("=")
@@ -221,7 +225,7 @@ def _chosen_already(override: str, group: str, name: str) -> UserError:
 
 
 def _named(config: Config, schema: Any) -> dict[str, Any]:
-    """Return a config's values, including its name if the schema has that field."""
+    """Return a config's values, with the config's name if the schema has the field `name`."""
     if "name" not in schema.model_fields:
         return config.values
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", config.name):
@@ -234,14 +238,14 @@ def _named(config: Config, schema: Any) -> dict[str, Any]:
 
 
 class _Places:
-    """Finds the file and line that set an invalid value."""
+    """Finds the file and line in which an invalid value is set."""
 
     def __init__(self, configs: Mapping[str, Config], changes: Sequence[str]) -> None:
         self._configs = configs
         self._typed = {change.lstrip("+~").partition("=")[0] for change in changes}
 
     def where(self, keys: Sequence[str | int]) -> str | None:
-        """Return the file and line of a value; None if an override set it or a part of it."""
+        """Return `FILE:LINE` of a value; None if an override set the value or a part of it."""
         group, *inside = keys
         path = ".".join(map(str, keys))
         typed = any(f"{path}.".startswith(f"{key}.") for key in self._typed)
@@ -252,7 +256,7 @@ class _Places:
 
 
 def _with_members(hint: str | None, configs: Mapping[str, Config]) -> str | None:
-    """Extend a hint with the configs of a file if only their shared part was selected."""
+    """Extend a hint with the names of a file's configs if only their shared part was selected."""
     shared = (config for config in configs.values() if config.members)
     hints = [
         f"{config.name} is only the shared part of {', '.join(config.members)}: choose one of them."

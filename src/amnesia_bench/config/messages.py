@@ -1,4 +1,8 @@
-"""Translate pydantic's errors for users: the path as typed, the known names, the closest name."""
+"""Translate pydantic's errors to messages for users.
+
+A message has the path of the value as the user would type it and, for an unknown name, the known
+names and the closest one.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +16,7 @@ from pydantic_core import ErrorDetails
 
 from amnesia_bench.errors import UserError
 
-# Messages in terms of YAML, where pydantic's are in terms of JSON or Python.
+# Messages in terms of YAML for errors that pydantic describes in terms of JSON or Python.
 _PLAIN = {
     "tuple_type": "expected a list",
     "too_short": "expected at least one item",
@@ -22,7 +26,7 @@ _PLAIN = {
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """Return a hint for an unknown name."""
+    """Return a hint for an unknown name: the closest known name, and all known names."""
     listed = f"Known: {', '.join(sorted(known))}." if known else "Nothing can be set there."
     close = get_close_matches(name, known, n=1)
     return f"Did you mean {close[0]}? {listed}" if close else listed
@@ -36,7 +40,7 @@ def _no_place(keys: Keys) -> str | None:
 
 
 def check_known(field: str, name: str, known: Sequence[str]) -> None:
-    """Validate a name; for validators of a schema.
+    """Check that a field's value is a known name; for use in pydantic validators.
 
     Raises:
         ValueError: the name is unknown.
@@ -55,13 +59,15 @@ def describe(
 
     Args:
         error: pydantic's error.
-        model: model against which `data` was validated.
-        data: the composed config.
-        where: returns the file and line of a value; None for a value of an override.
+        model: pydantic model against which `data` was validated.
+        data: the values that were validated.
+        where: function that returns the file and line that set a value, or None if an override set
+            it.
     """
-    # A misspelled key is also reported as missing: the key that the user typed comes first.
+    # A misspelled key causes two errors, "unknown" and "missing"; list first the one with the key
+    # that the user typed.
     details = sorted(error.errors(), key=lambda detail: detail["type"] != "extra_forbidden")
-    # A list whose items are all wrong is also reported as too short.
+    # Pydantic also reports a list as too short if all its items are invalid; omit that error.
     details = [d for d in details if d["type"] != "too_short" or not d["input"]]
     problems, hints = [], []
     for detail in details:
@@ -99,7 +105,7 @@ def _shown(value: object) -> str:
 
 
 def _typed_keys(loc: Keys, data: Any) -> list[int | str]:
-    """Return the path as the user would type it, without pydantic's names of union members."""
+    """Return a location as the user would type it, without pydantic's tags of union members."""
     keys: list[int | str] = []
     for position, part in enumerate(loc):
         exists = (isinstance(data, dict) and part in data) or (
@@ -126,7 +132,7 @@ def _known_keys(model: type[BaseModel], loc: Sequence[int | str]) -> list[str]:
 
 
 def _member(annotation: Any, part: int | str) -> Any:
-    """Return the type of one part of a location: a field, an item or a member of a union."""
+    """Return the type to which one part of a location leads: a field, an item or a union member."""
     if get_origin(annotation) in (Union, types.UnionType):
         return next(item for item in map(_bare, get_args(annotation)) if part in item[1])[0]
     if isinstance(part, int):
@@ -135,7 +141,7 @@ def _member(annotation: Any, part: int | str) -> Any:
 
 
 def _bare(annotation: Any) -> tuple[Any, Sequence[str]]:
-    """Return a union's member without its Annotated, and the tags that select it."""
+    """Return a union's member, stripped of `Annotated`, and the tags that select it."""
     if get_origin(annotation) is Annotated:
         bare, *notes = get_args(annotation)
         return bare, [note.tag for note in notes if isinstance(note, Tag)]

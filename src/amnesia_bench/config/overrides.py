@@ -1,8 +1,9 @@
-"""Parse and apply overrides in Hydra's grammar: `train.steps=20`.
+"""Parse and apply overrides in Hydra's grammar, for example `train.steps=20`.
 
-Hydra parses each override; pydantic alone validates keys and values. An unknown key is therefore
-accepted here, and pydantic's error names the closest known one. Hydra and OmegaConf are imported
-inside functions: they take 0.1 s each, and many commands need neither.
+Hydra only parses the overrides; keys and values are validated later, by pydantic. This module
+therefore accepts unknown keys; the error after the validation suggests the closest known key. Hydra
+and OmegaConf are imported inside functions, because each import takes 0.1 s and many commands need
+neither.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def expand_sweep(overrides: Sequence[str]) -> tuple[tuple[str, ...], ...]:
-    """Return the overrides of every job of a sweep: each combination of `key=a,b` choices.
+    """Return the overrides of each job of a sweep, one job per combination of `key=a,b` choices.
 
     Raises:
         UserError: Hydra cannot parse an override.
@@ -27,7 +28,7 @@ def expand_sweep(overrides: Sequence[str]) -> tuple[tuple[str, ...], ...]:
 
 
 def with_overrides(values: Mapping[str, object], overrides: Iterable[str]) -> dict[str, Any]:
-    """Return the values with overrides applied: `key=value` sets a key, `~key` removes one.
+    """Return a copy of the values with overrides applied: `key=value` sets, `~key` removes a key.
 
     Raises:
         UserError: an override cannot be parsed, or does not fit the values.
@@ -43,7 +44,7 @@ def with_overrides(values: Mapping[str, object], overrides: Iterable[str]) -> di
             "dict[str, Any]", OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
         )
     except (OmegaConfBaseException, TypeError, ValueError, RecursionError) as error:
-        # OmegaConf raises built-in exceptions for some values.
+        # For some values OmegaConf raises built-in exceptions instead of its own.
         raise UserError(f"config: {str(error).partition(chr(10))[0]}") from error
 
 
@@ -74,7 +75,7 @@ def _choices(typed: str) -> list[str]:
         return [typed]
     try:
         return [f"{override.get_key_element()}={v}" for v in override.sweep_string_iterator()]
-    except HydraException as error:  # glob(*), which needs Hydra's own folders
+    except HydraException as error:  # for example for glob(*), which needs Hydra's folders
         raise malformed_override(typed) from error
 
 
@@ -89,5 +90,5 @@ def _parsed(typed: str) -> Override:
 
 
 def malformed_override(typed: str) -> UserError:
-    """Return the error for a word that is not an override."""
+    """Return the error for a word on the command line that is not a valid override."""
     return UserError(f"{typed!r}: expected key=value", hint="For example restore=qk_pro.")

@@ -1,4 +1,4 @@
-"""Schema of configs/report: a table of results, and the claims that it tests."""
+"""Schema of configs/report: a table of results, and the claims to test with its values."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from amnesia_bench.config.schema import Frozen
 from amnesia_bench.records.ids import REASONING_TASKS, RECALL_TASKS, known_metrics
 
 Name = Annotated[str, Field(min_length=1)]
-# `niah_single_3@longest` works for every choice of lengths; a task without a metric means its first
-# score.
+# The column `niah_single_3@longest` exists for any choice of lengths. A task without a metric is a
+# reference to the first score of that task.
 LONGEST, SHORTEST = "longest", "shortest"
 
 
 class Score(Frozen):
-    """A column without a context length: a metric of a reasoning task.
+    """A score column, which has no context length: one metric of a reasoning task.
 
-    `scorer` selects the cells of one scorer; null accepts any.
+    `scorer` selects the cells of one scorer; null accepts the cells of any scorer.
     """
 
     task: Name
@@ -42,7 +42,7 @@ class Score(Frozen):
 
 
 class RecallColumns(Frozen):
-    """The columns of recall: every task at every length, in tokens."""
+    """The recall columns: one for each task and length, in tokens."""
 
     tasks: Annotated[tuple[Name, ...], Field(min_length=1)]
     lengths: Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
@@ -55,11 +55,12 @@ class RecallColumns(Frozen):
 
 
 class Claim(Frozen):
-    """An inequality between the rows of a model: sum of weight * value > `above`.
+    """An inequality between the rows of a model: the sum of weight * value is greater than `above`.
 
-    Values are fractions. The inequality must hold in each of `columns` for each of `models` (null:
-    all of the table). With `than`, the same sum in column `than` is subtracted. `place` is the
-    section of the paper that makes the claim; `aim` marks a target of this project instead.
+    `weights` maps rows to weights, and values are fractions. The inequality must hold in each of
+    `columns` for each of `models` (null: all models of the table). If `than` is set, the same sum
+    in column `than` is subtracted. `place` is the section of the paper that makes the claim; if
+    `aim` is true, the claim is a target of this project instead.
     """
 
     text: Name
@@ -73,9 +74,10 @@ class Claim(Frozen):
 
 
 class TradeOff(Frozen):
-    """A figure of recall against reasoning: one point per row (name to label), with intervals.
+    """A figure that plots recall against a reasoning score, with one point and interval per row.
 
-    If `rows` is null, the rows of the table are drawn. Each of `lines` connects rows in its order.
+    `recall` and `score` are columns. `rows` maps the rows to draw to their labels; null draws all
+    rows of the table. Each item of `lines` lists rows to connect by a line, in that order.
     """
 
     recall: Name
@@ -85,12 +87,13 @@ class TradeOff(Frozen):
 
 
 class TableConfig(Frozen):
-    """A table: rows are `models` x `methods` (row to label), columns are recall, then scores.
+    """A table whose rows are `models` x `methods` and whose columns are recall, then scores.
 
-    A row is METHOD for the fine-tune `sft`, or METHOD@SFT for another fine-tune. `published` lists
-    the paper's tables that contain the same runs; a value is looked up in this order. If the paper
-    has no such runs, `stands_for` is the table of the paper whose claims of the same id are
-    repeated.
+    `methods` maps the name of each row to its label. A row's name is METHOD for the fine-tune
+    `sft`, or METHOD@SFT for another fine-tune. `published` lists the paper's tables that contain
+    the same runs; a published value is taken from the first of them that has it. If the paper has
+    no such runs, `stands_for` is the paper's table that this table imitates: whether a claim holds
+    in the paper is decided by the claim with the same id in that table.
     """
 
     title: Name
@@ -122,7 +125,7 @@ class TableConfig(Frozen):
 
     @property
     def points(self) -> Mapping[str, str]:
-        """The rows in the trade-off figure, and their labels; empty if there is no figure."""
+        """The labels of the rows in the trade-off figure, by row; empty if there is no figure."""
         return {} if self.trade_off is None else self.trade_off.rows or self.methods
 
     def _check_column(self, column: str, where: str) -> None:

@@ -1,7 +1,7 @@
 """Base class of all schemas, and the schemas of restore variants and model shapes.
 
-Schemas are frozen and reject unknown keys. They also contain the rules between fields, so a config
-is known to be consistent before any checkpoint is opened.
+Schemas are frozen and reject unknown keys. They also check fields against each other, so that an
+inconsistent config is rejected before any checkpoint is opened.
 """
 
 from __future__ import annotations
@@ -26,20 +26,21 @@ from amnesia_bench.config.cache_key import NEUTRAL
 from amnesia_bench.records.roles import Role
 
 _MATRIX_ROLES = (Role.Q, Role.K, Role.V, Role.O, Role.GATE)
-# Heads of an output projection are columns, and a norm may be shared by all heads.
+# Roles whose heads can be restored separately. They exclude the output projection, whose heads are
+# columns, and the norms, which all heads may share.
 _HEAD_ROLES = (Role.Q, Role.K, Role.V, Role.GATE, Role.SINK)
 
 Items = TypeVar("Items", bound=tuple[object, ...])
 
 
 class Frozen(BaseModel):
-    """Base class of every schema: unknown keys and values of another type are errors."""
+    """Base class of every schema; unknown keys and values of a wrong type are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
 def unique(items: Items) -> Items:
-    """Reject duplicate items."""
+    """Return the items, or raise ValueError if an item occurs twice; a pydantic validator."""
     twice = [str(item) for item in dict.fromkeys(items) if items.count(item) > 1]
     if twice:
         raise ValueError(f"listed twice: {', '.join(twice)}")
@@ -47,7 +48,10 @@ def unique(items: Items) -> Items:
 
 
 def _form(value: object) -> str | None:
-    """Return the form in which a selection is written, so that an error is about that form only."""
+    """Return the tag of the form in which a selection is written: name, list or object.
+
+    With this tag, pydantic reports errors only for that form.
+    """
     forms: dict[type, str] = {
         str: "name",
         list: "list",
@@ -59,7 +63,7 @@ def _form(value: object) -> str | None:
 
 
 class TopDrift(Frozen):
-    """The layers whose selected tensors drifted most between pre and post."""
+    """Selects the `top_drift` layers whose selected tensors drifted most between pre and post."""
 
     top_drift: PositiveInt
 
@@ -89,9 +93,9 @@ Heads = Annotated[
 class Select(Frozen):
     """The tensors that a variant restores.
 
-    `layers` are indices of decoder layers; `all` selects every softmax layer. `heads` are KV
-    groups: group g is KV head g and the query heads that read it. `include_sliding` adds the
-    softmax layers with a sliding window.
+    `layers` are indices of decoder layers; `all` selects every softmax layer. `heads` are indices
+    of KV groups: group g consists of KV head g and the query heads that share it.
+    `include_sliding` adds the softmax layers with a sliding window.
     """
 
     roles: Annotated[tuple[Role, ...], Field(min_length=1), AfterValidator(unique)]
@@ -101,7 +105,7 @@ class Select(Frozen):
 
 
 class Copy(Frozen):
-    """Copy the tensor of pre, byte for byte."""
+    """Copy the tensors of pre, byte for byte."""
 
     kind: Literal["copy"] = "copy"
 
@@ -114,20 +118,24 @@ class Blend(Frozen):
 
 
 class QKPro(Frozen):
-    """Remove the drift inside the row space of the other factor, per head or per layer."""
+    """For W_Q and W_K, remove the part of the drift in the row space of the other one of pre.
+
+    This space is spanned by the heads in the same KV group (`scope` head) or by all heads of the
+    layer (`scope` layer).
+    """
 
     kind: Literal["qk_pro"] = "qk_pro"
     scope: Literal["head", "layer"] = "head"
 
 
 class QKProcrustes(Frozen):
-    """Copy W_Q and W_K of pre, rotated together towards post by one rotation per KV group."""
+    """Copy W_Q and W_K of pre, both rotated towards post by one common rotation per KV group."""
 
     kind: Literal["qk_procrustes"] = "qk_procrustes"
 
 
 class LowRank(Frozen):
-    """Undo the `rank` largest singular directions of the drift."""
+    """Remove the `rank` largest singular directions of the drift."""
 
     kind: Literal["low_rank"] = "low_rank"
     rank: PositiveInt
@@ -171,9 +179,9 @@ def _refuse_roles(what: str, roles: tuple[Role, ...], allowed: tuple[Role, ...])
 
 
 class ModelFile(Frozen):
-    """A model's shape, from a config of configs/model or a config.json.
+    """The shape of a model, loaded from a config in configs/model or from a config.json.
 
-    `values` has the keys of a config.json.
+    The keys of `values` are those of a config.json.
     """
 
     name: Annotated[str, NEUTRAL]

@@ -1,6 +1,6 @@
-"""Schema of a training run: one config of configs/train and one of configs/recipe.
+"""Schema of a training run, which has one config of configs/train and one of configs/recipe.
 
-`train` defines the run; `recipe` selects between correct behaviour and that of the authors'
+`train` defines the run; `recipe` selects either correct behaviour or the behaviour of the authors'
 released code.
 """
 
@@ -27,10 +27,11 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Optimizer(Frozen):
-    """The optimizer and its learning rate: a linear warm-up, then a cosine decay to a floor.
+    """The optimizer and its learning-rate schedule: a linear warm-up, then a cosine decay.
 
-    A floor equal to the peak gives a constant rate. `muon` updates the matrices of the layers with
-    Muon, at the same rate, and all other parameters with AdamW. `betas` and `eps` are AdamW's.
+    The rate decays from `learning_rate` to `min_learning_rate`; if they are equal, it is constant
+    after the warm-up. `muon` updates the matrices of the decoder layers with Muon and all other
+    parameters with AdamW, at the same rate. `betas` and `eps` apply to AdamW.
     """
 
     kind: Literal["adamw", "muon"]
@@ -53,7 +54,7 @@ class Optimizer(Frozen):
 
 
 class Freeze(Frozen):
-    """Softmax-attention parameters that training does not update, by role.
+    """The parameters that training does not update: those with `roles` in the softmax layers.
 
     `layers` are indices of decoder layers; `all` selects every softmax layer.
     """
@@ -63,7 +64,7 @@ class Freeze(Frozen):
 
 
 class Checkpoints(Frozen):
-    """How often the training state is saved, and how many saves are kept."""
+    """How often to save the training state, and how many saves to keep."""
 
     every_steps: PositiveInt
     keep: PositiveInt
@@ -80,23 +81,25 @@ class TrainConfig(Frozen):
     """One stage of training.
 
     Attributes:
-        objective: `align` (stage 1, hidden states of the teacher's attention), `distill` (stage 2,
-            the teacher's distribution) or `next_token` (stage 3 and SFT).
-        model: config of configs/model whose shape `estimate` uses if there is no checkpoint.
-        teacher: hub name of the checkpoint that `align` and `distill` learn from.
-        global_batch: sequences per optimizer step, over all processes.
-        micro_batch: sequences per forward pass of one process.
+        objective: `align` (stage 1) matches hidden states of the teacher's attention, `distill`
+            (stage 2) matches the teacher's distribution, and `next_token` (stage 3 and SFT)
+            predicts the next token.
+        model: name of the config in configs/model whose shape `estimate` uses if there is no
+            checkpoint.
+        teacher: hub name of the checkpoint from which `align` and `distill` learn.
+        global_batch: number of sequences per optimizer step, over all processes.
+        micro_batch: number of sequences per forward pass of one process.
         mixture: weight of each data source, as a share of sequences.
-        align_layers: layers whose mixers `align` trains.
-        trusted_code_sha256: for a checkpoint with custom code: the hash of that code and of the
-            references to it in the checkpoint's config files. The error for a checkpoint with
+        align_layers: indices of the layers whose mixers `align` trains.
+        trusted_code_sha256: for a checkpoint with custom code, the hash of that code and of the
+            references to it in the checkpoint's config files. The error message that rejects
             untrusted code prints this hash.
     """
 
     name: Annotated[Name, NEUTRAL]
     objective: Literal["align", "distill", "next_token"]
-    model: Annotated[Name | None, NEUTRAL] = None  # for estimates only
-    teacher: Annotated[str | None, NEUTRAL] = None  # the checkpoint itself is an input
+    model: Annotated[Name | None, NEUTRAL] = None  # used only for estimates
+    teacher: Annotated[str | None, NEUTRAL] = None  # the key contains the checkpoint instead
     steps: PositiveInt
     global_batch: PositiveInt
     micro_batch: PositiveInt
@@ -138,16 +141,19 @@ class TrainConfig(Frozen):
 
 
 class Recipe(Frozen):
-    """Correct behaviour, or that of the released code; each field is one quirk of that code.
+    """Selects correct behaviour or that of the released code, one field per quirk of that code.
 
     Attributes:
         master_dtype: dtype of the master weights and of the optimizer's moments.
-        kd_rows: positions of a micro-batch that enter the KL sum (its divisor counts all).
-        kd_dtype: dtype of the log-softmax and of the running sum of the KL.
-        loss_mean: mean over the step's trained tokens, or mean of the means of its micro-batches.
-        head: `tied` rejects a checkpoint whose head is untied.
-        shuffle: true for a seeded permutation of the sequences, false for the order in which they
-            were written.
+        kd_rows: which positions of a micro-batch contribute to the KL sum, all or the first 512;
+            the divisor always counts all positions.
+        kd_dtype: dtype of the log-softmax and of the running KL sum.
+        loss_mean: `trained_tokens` averages the loss over all trained tokens of a step,
+            `micro_batches` averages the mean losses of its micro-batches.
+        head: `as_init` keeps the head of the initial checkpoint, `tied` rejects a checkpoint with
+            an untied head.
+        shuffle: true trains on a seeded permutation of the sequences, false trains on them in the
+            order in which they were written.
         isolate_documents: `as_stage` uses the stage's setting, `never` disables isolation.
         buffers_dtype: dtype to which decays and rotary frequencies are rounded.
     """
@@ -171,5 +177,5 @@ class TrainingRun(Frozen):
 
     @property
     def isolate_documents(self) -> bool:
-        """Whether attention and recurrent state are cut between the documents of a sequence."""
+        """Whether attention and recurrent state are reset between the documents of a sequence."""
         return self.train.isolate_documents and self.recipe.isolate_documents == "as_stage"

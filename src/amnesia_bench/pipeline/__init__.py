@@ -1,1 +1,1 @@
-"""Experiments as graphs of stages: planning, scheduling, status."""
+"""Plan, schedule and monitor experiments, which are graphs of stages."""

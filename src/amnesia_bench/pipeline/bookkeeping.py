@@ -1,10 +1,10 @@
-"""The state of stages on disk, in the folders of a store.
+"""Read and write the state of stages, which is stored in these files of a store.
 
 <store>/<kind>/<id>/manifest.json   hash of every file of the artifact; exists if the stage is done
-<store>/stages/<id>/stage.json      the stage itself; see `specs`
+<store>/stages/<id>/stage.json      spec of the stage; see `specs`
 <store>/stages/<id>/inputs.json     content hash of each input when the stage began, by "kind/id"
 <store>/stages/<id>/log.txt         output of all attempts
-<store>/stages/<id>/failure.json    how the last attempt failed
+<store>/stages/<id>/failure.json    failure of the last attempt, if it failed
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from amnesia_bench.store.layout import (
 )
 from amnesia_bench.store.lease import current_holder, holding_lease
 
-# The path of a stage's folder, or of a file in it, in a record: <store>/<kind>/<id>.
+# Matches the path of a stage's folder (<store>/<kind>/<id>), or of a file in it, in a JSON record.
 _STAGE_FOLDER = re.compile(rb'\A".*/([a-z]+/[A-Za-z0-9._=+-]+-[0-9a-f]{12}[/"])', re.DOTALL)
 _STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
 _RECORD_BYTES = 1 << 20
@@ -60,7 +60,7 @@ INPUTS, LOG, FAILURE = "inputs.json", "log.txt", "failure.json"
 
 
 class StageState(StrEnum):
-    """The state of a stage. `STALE`: an input has changed since the artifact was made."""
+    """The state of a stage; `STALE` means that an input has changed since the artifact was made."""
 
     CACHED = "cached"
     STALE = "stale"
@@ -70,12 +70,12 @@ class StageState(StrEnum):
 
 
 def now() -> str:
-    """Return the current time in the format of failure records: UTC, in whole seconds."""
+    """Return the current UTC time in the format of failure records (ISO 8601, in seconds)."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def state_of(store: Path, kind: str, stage_id: str) -> StageState:
-    """Return the state of a stage. It does not check whether the stage's files are intact.
+    """Return the state of a stage, without checking whether the files of its artifact are intact.
 
     Raises:
         MissingEnvironmentError: the stage's folder cannot be read.
@@ -89,9 +89,9 @@ def state_of(store: Path, kind: str, stage_id: str) -> StageState:
 
 
 def changed_inputs(store: Path, stage_id: str) -> list[str]:
-    """Return the inputs of a stage, as "kind/id", whose contents changed since it was made.
+    """Return the inputs of a stage, as "kind/id", that have changed since its artifact was made.
 
-    A missing input does not count: rebuilding it may produce the same contents.
+    A missing input does not count as changed, because rebuilding it may produce the same contents.
     """
     return [
         name
@@ -101,12 +101,15 @@ def changed_inputs(store: Path, stage_id: str) -> list[str]:
 
 
 def contents_of(store: Path, inputs: Mapping[str, str]) -> dict[str, str | None]:
-    """Return the content hashes of inputs (id to kind) by "kind/id"; None for a missing input."""
+    """Return the content hash of each input by "kind/id"; None for a missing input.
+
+    `inputs` maps the id of each input to its kind.
+    """
     return {f"{kind}/{id}": _content_of(store / kind / id) for id, kind in inputs.items()}
 
 
 def read_inputs(store: Path, stage_id: str) -> Mapping[str, str] | None:
-    """Return the content hashes of a stage's inputs when it began; None if not recorded."""
+    """Return the content hashes of a stage's inputs when it began; None if none are recorded."""
     with suppress(UserError):
         contents = read_json(stage_path(store, stage_id) / INPUTS)
         return contents if isinstance(contents, dict) else None
@@ -114,7 +117,7 @@ def read_inputs(store: Path, stage_id: str) -> Mapping[str, str] | None:
 
 
 def write_inputs(store: Path, stage_id: str, contents: Mapping[str, str | None]) -> None:
-    """Record the content hashes of a stage's inputs, before the stage begins."""
+    """Record the content hashes of a stage's inputs; called before the stage begins."""
     make_folder(stage_path(store, stage_id))
     path = stage_path(store, stage_id) / INPUTS
     replace_text(path, json.dumps(contents, indent=2) + "\n")
@@ -132,14 +135,18 @@ def _content_of(folder: Path) -> str | None:
 
 @lru_cache(maxsize=4096)
 def _content_at(path: Path, *_: int) -> str:
-    # Called twice a second for each watched stage, and a manifest never changes in place.
+    # Cached because it is called twice a second for each watched stage. This is safe because
+    # a manifest is never changed in place.
     manifest = read_manifest(path.parent)
     entries = (_independent_of_store(path.parent, entry) for entry in manifest.files)
     return content_sha256(replace(manifest, files=tuple(entries)))
 
 
 def _independent_of_store(folder: Path, entry: FileEntry) -> FileEntry:
-    """Return a file's entry without the store's path, since records contain absolute paths."""
+    """Return a file's entry with a size and hash that do not depend on the store's path.
+
+    JSON records contain absolute paths; the store's path is removed before they are hashed.
+    """
     if not entry.path.endswith(".json") or entry.bytes > _RECORD_BYTES:
         return entry
     text = _STRING.sub(
@@ -154,7 +161,7 @@ def damage(store: Path, kind: str, stage_id: str) -> list[Finding]:
     Only files with a changed modification time are hashed.
 
     Raises:
-        NewerVersionError: a newer version made it.
+        NewerVersionError: a newer version made the artifact.
         MissingEnvironmentError: a file cannot be read, so its contents are unknown.
     """
     folder = artifact_path(store, kind, stage_id)
@@ -177,11 +184,11 @@ def _listed(findings: Iterable[Finding]) -> str:
 
 
 def check_intact(store: Path, kind: str, stage_id: str) -> None:
-    """Raise if an artifact differs from its manifest.
+    """Check that a finished artifact does not differ from its manifest.
 
     Raises:
-        StageFailedError: it differs.
-        NewerVersionError, MissingEnvironmentError: it cannot be compared; see `damage`.
+        StageFailedError: the artifact differs.
+        NewerVersionError, MissingEnvironmentError: the artifact cannot be compared; see `damage`.
     """
     if findings := damage(store, kind, stage_id):
         folder = artifact_path(store, kind, stage_id)
@@ -192,10 +199,10 @@ def check_intact(store: Path, kind: str, stage_id: str) -> None:
 
 
 def remove(store: Path, stage: Stage | OlderStage) -> None:
-    """Remove an artifact, the leftovers of attempts at it, and its state.
+    """Remove the artifact of a stage, the leftovers of unfinished attempts, and the stage's state.
 
     Raises:
-        BusyError: a process is working on it.
+        BusyError: a process is running the stage.
     """
     make_folder(store / "stages")
     with holding_lease(stage_path(store, stage.id)):
@@ -204,7 +211,9 @@ def remove(store: Path, stage: Stage | OlderStage) -> None:
 
 
 def discard_made(store: Path, kind: str, stage_id: str) -> None:
-    """Remove an artifact and the leftovers of attempts at it; the caller holds its lease.
+    """Remove the artifact of a stage and the leftovers of unfinished attempts.
+
+    The caller must hold the stage's lease.
 
     Raises:
         NewerVersionError, MissingEnvironmentError: nothing was removed; see `damage`.
@@ -216,8 +225,8 @@ def discard_made(store: Path, kind: str, stage_id: str) -> None:
 
 
 def _discard(path: Path, stage_id: str) -> None:
-    # Rename first: a half-removed folder must not block the next attempt, which removes leftovers
-    # of this name.
+    # Rename the folder before removing it, so that a half-removed folder does not block the next
+    # attempt. That attempt removes any leftovers with the new name.
     discarded = new_working_path(path.with_name(stage_id))
     with suppress(FileNotFoundError):
         path.rename(discarded)
@@ -225,7 +234,7 @@ def _discard(path: Path, stage_id: str) -> None:
 
 
 def removable(store: Path, stages: Sequence[Stage]) -> list[Stage]:
-    """Return the stages with files on disk, except running stages and their inputs."""
+    """Return those of `stages` that have files on disk, except running stages and their inputs."""
     needed: set[str] = set()
     for spec in known_specs(store):
         if state_of(store, spec.kind, spec.id) is StageState.RUNNING:
@@ -238,7 +247,7 @@ def removable(store: Path, stages: Sequence[Stage]) -> list[Stage]:
 
 
 def bytes_of(store: Path, stage: Stage | OlderStage) -> int:
-    """Return the size of a stage's files on disk in bytes; hard links count in full."""
+    """Return the total size of a stage's files in bytes; a hard link counts as a complete file."""
     files = (path for top in _paths(store, stage) for path in top.rglob("*") if path.is_file())
     return sum(path.stat().st_size for path in files)
 
@@ -255,7 +264,7 @@ def _made(store: Path, kind: str, stage_id: str) -> tuple[Path, ...]:
 
 
 def read_failure(store: Path, stage_id: str) -> StageFailure | None:
-    """Return the failure of the last attempt at a stage; None if it did not fail."""
+    """Return the failure of a stage's last attempt; None if that attempt did not fail."""
     path = stage_path(store, stage_id) / FAILURE
     if not path.is_file():
         return None

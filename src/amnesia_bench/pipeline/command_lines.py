@@ -1,7 +1,8 @@
-"""The command line of a stage's request, which its log begins with and which can be run by hand.
+"""Convert a stage's request to the equivalent `amnesia` command line.
 
-A config is written as its name, followed by overrides for the values that differ. The command line
-parses into an equal request (tests/unit/pipeline/test_command_lines.py).
+The stage's log begins with this command line, and users can run it themselves. A config is written
+as its name, followed by an override for each value that differs. Parsing the command line gives an
+equal request (tests/unit/pipeline/test_command_lines.py).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ from amnesia_bench.requests.training import TrainRequest
 
 Word = str | int | Path
 
-# Composing takes 50 ms, and many stages share a config.
+# Cached because loading a config takes 50 ms, and many stages share one.
 _data, _eval, _variant, _training = (
     cache(load_data),
     cache(load_eval),
@@ -51,10 +52,10 @@ _data, _eval, _variant, _training = (
 
 
 def command_line(request: StageRequest, out: Path) -> tuple[str, ...]:
-    """Return the arguments of `amnesia` that make the same request.
+    """Return the arguments of `amnesia` that are equivalent to a request.
 
     Args:
-        request: the request, with locations as they should be written.
+        request: the request; its locations are written to the command line as they are.
         out: the value of `--out`.
     """
     return (*map(str, _words(request)), "--out", str(out))
@@ -90,7 +91,7 @@ def _(request: ConvertRequest) -> Iterator[Word]:
 def _(request: RestoreRequest) -> Iterator[Word]:
     yield from ("restore", "--pre", request.pre, "--post", request.post)
     name = request.variant.name
-    # A variant from the user's own file is written as QK-Restore with overrides.
+    # A variant from the user's own file is written as the variant `qk` with overrides.
     packaged = name if name in options("restore") else "qk"
     yield from ("--variant", packaged)
     if (ranked := request.ranked_layers) is not None:
@@ -191,7 +192,7 @@ def _list(numbers: tuple[int, ...]) -> str:
 
 
 def _changes(base: Mapping[str, BaseModel], config: Mapping[str, BaseModel]) -> Iterator[str]:
-    """Yield the override `path=value` for each value that differs from the base configs."""
+    """Yield an override `path=value` for each value of `config` that differs from `base`."""
     for group, model in config.items():
         before = base[group].model_dump(mode="json", exclude={"name"})
         yield from _differing(group, before, model.model_dump(mode="json", exclude={"name"}))
@@ -208,7 +209,7 @@ def _differing(path: str, before: Any, now: Any) -> Iterator[str]:
 
 
 def _hydra(value: Any) -> str:
-    """Return a value in Hydra's override grammar."""
+    """Return a value as text in Hydra's override grammar."""
     if isinstance(value, dict):
         return "{" + ",".join(f"{key}:{_hydra(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list):

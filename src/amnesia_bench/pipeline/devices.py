@@ -1,6 +1,7 @@
-"""Assign the GPUs of this machine to stages, each GPU to one stage at a time.
+"""Assign the GPUs of this machine to stages, each GPU to at most one stage at a time.
 
-The scheduler only counts GPUs, and a command uses every GPU that is visible to it.
+This is necessary because the scheduler only counts GPUs, and a command uses every GPU that is
+visible to it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ _WAIT_SECONDS = 1.0
 
 
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
-    """Return the names of the GPUs that this process may use, as in CUDA_VISIBLE_DEVICES."""
+    """Return the GPUs that this process may use, in the notation of CUDA_VISIBLE_DEVICES."""
     if names := environ.get(VARIABLE):
         return tuple(name.strip() for name in names.split(","))
     try:
-        import torch  # optional, and slow to import: only stages on GPUs need it
+        import torch  # imported here: it is optional and slow, and only stages on GPUs need it
     except ImportError:
         return ()
     return tuple(map(str, range(torch.cuda.device_count())))
@@ -38,10 +39,12 @@ def gpu_lease_folder() -> Path:
 
 @contextmanager
 def holding_gpus(count: int, gpus: Sequence[str], leases: Path) -> Iterator[tuple[str, ...]]:
-    """Wait until `count` of `gpus` are free, and hold their leases.
+    """Wait until `count` of `gpus` are free, lease them, and yield their names.
+
+    The leases are released at the end of the `with` block.
 
     Raises:
-        MissingEnvironmentError: `gpus` has fewer than `count`.
+        MissingEnvironmentError: `gpus` has fewer than `count` items.
     """
     if count > len(gpus):
         raise MissingEnvironmentError(
@@ -51,7 +54,7 @@ def holding_gpus(count: int, gpus: Sequence[str], leases: Path) -> Iterator[tupl
     make_folder(leases)
     while True:
         with ExitStack() as stack:
-            # All or none: two stages that hold half of the GPUs each would wait forever.
+            # Lease all GPUs or none: two stages with half of the GPUs each would wait forever.
             if len(acquired := _acquire(stack, count, gpus, leases)) == count:
                 yield acquired
                 return

@@ -1,7 +1,7 @@
-"""Execute one stage in this process: read its request, call the front door, return an exit code.
+"""Execute one stage in this process: read its request, and call the function that executes it.
 
-A worker starts it as `python -m amnesia_bench.pipeline.execute STORE ID`, or lets the fork server
-fork a process in which everything is already imported (`fork_server`).
+A worker starts this module as `python -m amnesia_bench.pipeline.execute STORE ID`, or asks the fork
+server for a process that has already imported all packages (see `fork_server`).
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from amnesia_bench.store.layout import artifact_path
 
 
 def execute(store: Path, stage_id: str) -> int:
-    """Execute a stage's request, and return the exit code that its command line would return."""
+    """Execute a stage's request, and return the exit code of the equivalent command line."""
     spec = read_spec(store, stage_id)
     request = request_of(spec).below(store)
     folder = artifact_path(store, spec.kind, spec.id)
-    # Records store this as the command that made the artifact, so that it can be run by hand.
+    # Records store sys.argv as the command that made the artifact, so that users can repeat it.
     sys.argv = ["amnesia", *spec.command]
 
     def run() -> ExitCode:
         getattr(amnesia_bench, spec.front_door)(request, folder / request.out_file)
         return ExitCode.DONE
 
-    # Training on several GPUs takes one process per GPU; only the first reports a failure.
+    # Training on several GPUs uses one process per GPU; only the process of rank 0 reports errors.
     return guarded(f"amnesia {spec.command[0]}", lambda: only_rank_zero_reports(run), folder)
 
 
 def execute_arguments(arguments: Sequence[str]) -> int:
-    """Execute the stage of the arguments STORE ID."""
+    """Execute the stage that the command-line arguments STORE ID name."""
     store, stage_id = arguments
     return execute(Path(store), stage_id)
 

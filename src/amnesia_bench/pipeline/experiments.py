@@ -1,4 +1,4 @@
-"""Front doors for experiments: plan the remaining stages, or run them and write the reports."""
+"""The functions `plan` and `run` for experiments, which `amnesia_bench` exports."""
 
 from __future__ import annotations
 
@@ -27,13 +27,14 @@ from amnesia_bench.store.layout import store_root
 
 @dataclass(frozen=True, kw_only=True)
 class ReportPage:
-    """A report page: its folder, and the files that this run wrote.
+    """A report page of a run.
 
     Attributes:
         out: folder of the page.
-        report: the report; None if an up-to-date page already existed.
-        files: the files that were written, the page last.
-        edited: files of an earlier page that were changed or removed since; they were rewritten.
+        report: the report; None if the existing page was up to date.
+        files: the files that this run wrote; the last one is the page itself.
+        edited: names of files of the existing page that someone had changed or removed; this run
+            wrote the page again.
     """
 
     out: Path
@@ -44,7 +45,7 @@ class ReportPage:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """The result of a run: the counts of its stages, and its report pages."""
+    """The result of a run: the numbers of its stages, and its report pages."""
 
     outcome: StageCounts
     pages: tuple[ReportPage, ...]
@@ -60,21 +61,21 @@ def graphs_of(overrides: Sequence[str]) -> list[Graph]:
 
 
 def plan(request: PlanRequest) -> Plan:
-    """Return the stages of experiments with their states, and their costs on one GPU model.
+    """Return the stages of experiments with their states, and their costs on GPUs of one model.
 
     Raises:
-        UserError: an override is wrong, the store cannot be a folder, or a training run cannot be
-            distributed over its GPUs.
+        UserError: an override is wrong, the path of the store is a file, or a training run cannot
+            be distributed over its GPUs.
     """
     store = request.store or store_root()
     return plan_graphs(graphs_of(request.overrides), store, GPUS[request.gpu])
 
 
 def run(request: RunRequest) -> RunResult:
-    """Run every stage of the experiments that is not done yet, then write their reports.
+    """Run all unfinished stages of the experiments, then write the reports.
 
     Raises:
-        UserError: an override is wrong, or the report cannot be written.
+        UserError: an override is wrong, or the path of a report's folder is a file.
         StageFailedError: an artifact is damaged, or a stage failed; finished stages are kept.
         NewerVersionError: a newer version made an artifact.
         MissingEnvironmentError: the store or the reports cannot be written.

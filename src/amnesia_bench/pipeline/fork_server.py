@@ -1,11 +1,11 @@
-"""A server that forks processes in which everything is already imported.
+"""A server that imports all packages once and forks a process for each stage.
 
-Importing torch and transformers takes seconds, and a pipeline on a laptop runs a hundred stages of
-a few seconds each. One server therefore imports them and forks a child per stage. The server
-computes nothing itself: a library that has started threads does not survive a fork.
+Importing torch and transformers takes seconds, and a run on a laptop has about a hundred stages of
+a few seconds each. The server itself must not compute anything, because a library that has already
+started threads does not work after a fork.
 
-When a worker disconnects, its stage is terminated. When the driver ends, the server waits for the
-running stages and ends.
+When a worker disconnects, the server terminates the worker's stage. When the driver ends, the
+server waits for the running stages and then exits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PRELOADED = (
     _EXECUTE,
     *sorted({f"amnesia_bench.{FRONT_DOORS[name].module}" for name in STAGE_REQUESTS}),
     "amnesia_bench.inference.transformers_engine",
-    # Imported inside functions in our code, because it takes seconds.
+    # Our code imports these modules inside functions, because their imports take seconds.
     "lm_eval.tasks",
     "rich.table",
     "transformers.convert_slow_tokenizer",
@@ -42,9 +42,10 @@ _POLL_SECONDS = 0.05
 
 @contextmanager
 def fork_server(folder: Path) -> Iterator[str]:
-    """Start a server, and yield the path of its socket, which is in `folder`.
+    """Start a server, and yield the path of its Unix socket, which is in `folder`.
 
-    The path of `folder` must be short. Requests wait until the server has imported everything.
+    The path of `folder` must be short, because the length of socket paths is limited. Requests wait
+    until the server has imported all modules.
     """
     path = str(folder / "forks")
     with socket.socket(socket.AF_UNIX) as listener:
@@ -55,7 +56,8 @@ def fork_server(folder: Path) -> Iterator[str]:
             pass_fds=[listener.fileno()],
             stdin=subprocess.PIPE,
             env=stage_environment(),
-            # Ctrl-C reaches the whole process group, and only the driver may react to it.
+            # Ctrl-C signals every process in the driver's process group, but only the driver may
+            # react to it.
             start_new_session=True,
         )
     try:
@@ -67,11 +69,11 @@ def fork_server(folder: Path) -> Iterator[str]:
 
 
 def serve(listener: socket.socket) -> None:
-    """Fork a child for each request, until stdin is closed and all children have ended."""
+    """Fork a child for each request; return when stdin is closed and all children have ended."""
     for module in _PRELOADED:
         if select.select([sys.stdin], [], [], 0)[0]:
             return  # the driver has already ended
-        # A stage that needs a missing package reports it.
+        # If a package is missing, the stage that needs it reports the error.
         with suppress(ImportError):
             import_module(module)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -104,7 +106,10 @@ def _answer(worker: socket.socket | None, code: int) -> None:
 
 
 def _start(connection: socket.socket, others: Sequence[socket.socket]) -> int | None:
-    """Fork a child for a worker's request; None if the worker disconnected before sending one."""
+    """Fork a child for a worker's request, and return the child's process id.
+
+    Returns None if the worker disconnected before it sent a request.
+    """
     try:
         request = json.loads(connection.makefile("rb").readline())
     except (OSError, ValueError):
@@ -119,7 +124,7 @@ def _start(connection: socket.socket, others: Sequence[socket.socket]) -> int | 
 
 
 def _child(request: dict[str, Any]) -> int:
-    """Execute the stage, and return its exit code."""
+    """Execute a stage in the forked child, and return its exit code."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with Path(os.devnull).open("rb") as empty, Path(request["log"]).open("ab") as log:
         os.dup2(empty.fileno(), 0)

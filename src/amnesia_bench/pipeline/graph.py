@@ -1,4 +1,4 @@
-"""Build the graph of an experiment: the stages that make and evaluate each row's checkpoint."""
+"""Build the graph of an experiment: the stages that create and evaluate each row's checkpoint."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from amnesia_bench.requests.engines import EngineChoice
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentRow:
-    """A row of a table for one seed: its checkpoint, and the stages that evaluate it."""
+    """A table row for one training seed: its checkpoint, and the stages that evaluate it."""
 
     model: str
     finetune: str
@@ -38,14 +38,14 @@ class ExperimentRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """The rows of an experiment, and the names of its reports."""
+    """The graph of an experiment, which consists of the stages of its rows and their inputs."""
 
     job: Job
     rows: tuple[ExperimentRow, ...]
 
     @property
     def reports(self) -> tuple[str, ...]:
-        """Names of configs in configs/report."""
+        """The names of the experiment's report configs in configs/report."""
         return self.job.config.scope.reports
 
 
@@ -62,7 +62,7 @@ def build(job: Job) -> Graph:
 
 
 def stages_of(graphs: Iterable[Graph]) -> tuple[Stage, ...]:
-    """Return all stages of several graphs without duplicates, inputs first."""
+    """Return all stages of several graphs without duplicates, each after its inputs."""
     return closure(stage for graph in graphs for row in graph.rows for stage in row.measured)
 
 
@@ -104,7 +104,10 @@ def _measured(checkpoint: Stage, models: _Models, config: ExperimentConfig) -> I
 
 
 def _parts(config: ExperimentConfig) -> Iterator[RecallPlan]:
-    """Yield the tasks and lengths of each recall stage; experiments share the same parts."""
+    """Yield the tasks and lengths of each recall stage.
+
+    Lengths are grouped in the same way for all experiments, so that they can share stages.
+    """
     plan, scope = config.profile.recall, config.scope
     size = plan.lengths_per_stage
     for begin in range(0, len(plan.lengths), size):
@@ -115,7 +118,7 @@ def _parts(config: ExperimentConfig) -> Iterator[RecallPlan]:
 
 
 class _Models:
-    """The stages that make the checkpoints of one model and seed."""
+    """The stages that create the checkpoints of one model and seed."""
 
     def __init__(self, profile: Profile, plan: ModelPlan, seed: int) -> None:
         self.profile = profile
@@ -129,13 +132,13 @@ class _Models:
 
     @property
     def recall_engine(self) -> EngineChoice:
-        """The engine for recall; prompts may be longer than the config's context limit."""
+        """The engine for recall, whose prompts may exceed the context limit in the config."""
         limit = self.plan.max_context_tokens
         return self.engine.model_copy(update={"max_context_tokens": limit})
 
     @cached_property
     def _tokenizer(self) -> Stage:
-        """The stage whose folder has the tokenizer."""
+        """The stage whose artifact contains the tokenizer."""
         if self.profile.tokenizer_seed is not None:
             return stages.tokenizer(self.profile.tokenizer_seed)
         return self._base
@@ -166,7 +169,7 @@ class _Models:
 
     @cached_property
     def prompts(self) -> Stage:
-        """The recall prompts, shared by all checkpoints."""
+        """The stage that builds the recall prompts, which all checkpoints share."""
         plan = self.profile.recall
         haystack = None
         if plan.haystack != "hub":
@@ -181,7 +184,7 @@ class _Models:
         return stages.prompts(plan, self._tokenizer, haystack)
 
     def checkpoint(self, finetune: str, method: str, job: Job) -> Stage:
-        """Return the checkpoint of a row."""
+        """Return the stage that creates the checkpoint of a row."""
         if method == "pre":
             return self._pre
         if method == "qk_frozen":

@@ -1,4 +1,4 @@
-"""Estimate the cost of experiments by model and by step of the paper's pipeline."""
+"""Estimate the cost of experiments, by model and by step of the paper's pipeline."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ SHARED = "shared"
 
 
 class Step(StrEnum):
-    """A step of the paper's pipeline; `FILES`: data, prompts, and checkpoints without training."""
+    """A step of the paper's pipeline.
+
+    `FILES` comprises stages that write data, prompts, or checkpoints without training.
+    """
 
     PRETRAINING = "pretraining"
     STAGE_1 = "stage 1"
@@ -35,7 +38,10 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedStage:
-    """A stage with its cost; `model` is the label of the rows that need it, or SHARED."""
+    """A stage with its state and cost.
+
+    `model` is the label of the model that needs the stage; SHARED if several models need it.
+    """
 
     stage: Stage
     state: StageState
@@ -46,7 +52,7 @@ class PlannedStage:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All stages of one or more experiments, inputs first."""
+    """All stages of one or more experiments, each after its inputs."""
 
     stages: tuple[PlannedStage, ...]
 
@@ -57,7 +63,7 @@ class Plan:
 
     @property
     def following(self) -> tuple[PlannedStage, ...]:
-        """Finished stages that become stale if the pending stages change their inputs."""
+        """The finished stages that become stale if pending stages change their inputs."""
         cached = {planned.stage.id for planned in self.stages if planned.state is StageState.CACHED}
         stages = [planned.stage for planned in self.stages]
         dependent = {stage.id for stage in unsettled(stages, cached)} & cached
@@ -65,18 +71,18 @@ class Plan:
 
     @property
     def states(self) -> dict[StageState, int]:
-        """Number of stages in each state that occurs."""
+        """The number of stages in each state, for states with at least one stage."""
         states = [planned.state for planned in self.stages]
         counts = {state: states.count(state) for state in StageState}
         return {state: count for state, count in counts.items() if count}
 
 
 def plan_graphs(graphs: Sequence[Graph], store: Path, gpu: Gpu) -> Plan:
-    """Return the stages of experiments with their states, and their costs on one GPU model.
+    """Return the stages of experiments with their states, and their costs on GPUs of one model.
 
     Raises:
-        UserError: the store cannot be a folder, or a training run cannot be distributed over its
-            GPUs.
+        UserError: the path of the store is a file, or a training run cannot be distributed over
+            its GPUs.
     """
     _check_store(store)
     models = _models(graphs)
@@ -95,7 +101,7 @@ def plan_graphs(graphs: Sequence[Graph], store: Path, gpu: Gpu) -> Plan:
 
 
 def by_model(stages: Iterable[PlannedStage]) -> dict[str, dict[Step, Cost]]:
-    """Return the cost of each model by step; stages that models share come last."""
+    """Return the cost of each model by step; the cost of shared stages comes last, under SHARED."""
     groups: dict[str, dict[Step, list[Cost]]] = {}
     for planned in stages:
         groups.setdefault(planned.model, {}).setdefault(planned.step, []).append(planned.cost)
@@ -106,7 +112,7 @@ def by_model(stages: Iterable[PlannedStage]) -> dict[str, dict[Step, Cost]]:
 
 
 def step_of(stage: Stage) -> Step:
-    """Return the step of the paper's pipeline that a stage belongs to."""
+    """Return the step of the paper's pipeline to which a stage belongs."""
     if isinstance(stage.work, Training):
         return _training_step(stage, stage.work)
     kinds = {
@@ -130,7 +136,7 @@ def _training_step(stage: Stage, work: Training) -> Step:
 
 
 def _models(graphs: Sequence[Graph]) -> dict[str, str]:
-    """Return the model of each stage by the stage's id."""
+    """Return the label of the model that needs each stage (see `PlannedStage`), by stage id."""
     rows = [row for graph in graphs for row in graph.rows]
     models: dict[str, str] = {}
     for model in dict.fromkeys(row.model for row in rows):

@@ -1,4 +1,7 @@
-"""Progress of a run on stderr: a line per finished stage, and on a terminal a bar below them."""
+"""Show the progress of a run on stderr.
+
+A line is printed for each finished stage; on a terminal, a progress bar is shown below the lines.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,16 @@ _BAR_COLUMNS = 20
 
 
 class Watcher:
-    """Polls the state of a run's stages on disk, including those that other processes run.
+    """Polls the states of a run's stages on disk, and prints progress.
+
+    The stages may be run by this run or by other processes.
 
     Args:
         store: the folder of all artifacts.
-        stages: the stages that were not done when the run began, and those that may become stale.
-        cached: the ids of those that may become stale.
-        of: the number of all stages of the run.
+        stages: the stages that were not done when the run began, and finished stages that may
+            become stale.
+        cached: ids of finished stages; those of them in `stages` may become stale.
+        of: total number of stages in the run.
     """
 
     def __init__(
@@ -74,7 +80,7 @@ class Watcher:
                 self._bar.stop()
 
     def _poll(self) -> None:
-        """Print the stages that have finished since the last poll."""
+        """Print a line for each stage that has finished since the last poll."""
         now = time.monotonic()
         for stage in self._stages:
             state = state_of(self._store, stage.kind, stage.id)
@@ -96,7 +102,7 @@ class Watcher:
         self._say(f"[{count}/{self._of}] {stage.id}  {seconds:.0f} s")
 
     def _print_if_elsewhere(self, stage: Stage) -> None:
-        """Print once if a process that this run did not start works on a stage."""
+        """Print a line, once per stage, if a process of another run is running the stage."""
         holder = current_holder(stage_path(self._store, stage.id))
         if holder is None or stage.id in self._elsewhere or _is_below(os.getpid(), holder):
             return
@@ -106,7 +112,7 @@ class Watcher:
 
     def _watch(self) -> None:
         while not self._stop.wait(_POLL_SECONDS):
-            with suppress(AmnesiaError):  # the stage itself reports what cannot be read
+            with suppress(AmnesiaError):  # unreadable files are reported by the stage itself
                 self._poll()
             self._draw()
 
@@ -119,7 +125,10 @@ class Watcher:
                 self._bar.update(task, completed=done, description=text, refresh=True)
 
     def _time_left(self) -> str:
-        """Return the estimated remaining time, from the weights of finished and pending stages."""
+        """Return the estimated remaining time as text; empty if no stage has finished yet.
+
+        The estimate assumes that a stage's duration is proportional to its weight.
+        """
         total = sum(self._weights.values())
         pending = sum(self._weights[id] for id in self._pending)
         elapsed = time.monotonic() - self._began
@@ -141,7 +150,7 @@ def _new_bar(of: int) -> Progress:
     bar = Progress(
         BarColumn(bar_width=_BAR_COLUMNS),
         MofNCompleteColumn(),
-        # On a narrow terminal only the description is truncated.
+        # On a narrow terminal only the description is truncated, not the bar or the counts.
         TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
         console=Console(file=sys.stderr),
         auto_refresh=False,
@@ -155,17 +164,17 @@ def _new_bar(of: int) -> Progress:
 
 
 def _is_below(driver: int, holder: Holder) -> bool:
-    """Return whether a process is a descendant of a driver on this machine."""
+    """Return whether the process that holds a lease is a descendant of a driver on this machine."""
     if not is_here(holder):
         return False
     pid: int | None = holder.pid
     while pid is not None and pid not in (0, driver):
         pid = parent_of(pid)
-    return pid != 0  # None: the process has just ended, so there is nothing to wait for
+    return pid != 0  # None means that the process has just ended: there is nothing to wait for
 
 
 def _weight(stage: Stage) -> float:
-    """Return the approximate duration of a stage relative to others."""
+    """Return the approximate duration of a stage in arbitrary units, relative to other stages."""
     if isinstance(stage.work, Training):
         train = stage.work.run.train
         return 2.0 + train.steps * train.global_batch * train.sequence_tokens / 1e4

@@ -1,4 +1,4 @@
-"""The report pages of a finished run, and whether they are up to date."""
+"""Determine the report pages of a run, and check whether they are up to date."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True, kw_only=True)
 class ReportCall:
-    """One report page: its request, its folder, and the folders of its cells."""
+    """One report page: its request, its output folder, and the folders of its cells."""
 
     request: ReportRequest
     out: Path
@@ -33,13 +33,14 @@ class ReportCall:
 
 
 def report_calls(graphs: Sequence[Graph], store: Path, results: Path) -> list[ReportCall]:
-    """Return the pages of a run: one for all its experiments, for each choice of a sweep.
+    """Return the report pages of a run, one per choice of a sweep; each covers all experiments.
 
     Args:
-        graphs: the experiments of the run.
+        graphs: the graphs of the run's experiments.
         store: the folder of all artifacts.
-        results: the folder of all reports. A page is in <profile>, in <profile>/<experiment> if the
-            run has only one experiment, and for a sweep in a subfolder named after its choice.
+        results: the folder of all reports. A page is written to <profile>/<experiment> if the run
+            has only one experiment, otherwise to <profile>; in a sweep, it is written to a
+            subfolder named after the choice.
     """
     experiments = {graph.job.config.experiment.name for graph in graphs}
     calls = []
@@ -63,11 +64,11 @@ def report_calls(graphs: Sequence[Graph], store: Path, results: Path) -> list[Re
 
 
 def check_writable(call: ReportCall) -> None:
-    """Check that a report can be written, before days of work for it begin.
+    """Check that a report can be written; called before the run, which may take days.
 
     Raises:
-        UserError: a file has the path of the folder.
-        MissingEnvironmentError: no permission, or a read-only file system.
+        UserError: the path of the report's folder, or of a folder above it, is a file.
+        MissingEnvironmentError: the folder is not writable.
     """
     existing = nearest_existing(call.out)
     if not existing.is_dir():
@@ -81,7 +82,7 @@ def check_writable(call: ReportCall) -> None:
 
 
 def is_current(call: ReportCall) -> bool:
-    """Return whether a page exists unchanged, and was made from the same cells by the same code."""
+    """Return whether a page is up to date: its request, cells, code and configs are unchanged."""
     return _stamped(call).get("made_of") == _made_of(call) and not edited_files(call)
 
 
@@ -92,7 +93,7 @@ def edited_files(call: ReportCall) -> list[str]:
 
 
 def mark_current(call: ReportCall, written: Iterable[Path]) -> None:
-    """Record the inputs of a page and the hashes of its files."""
+    """Record the hash of a page's inputs and the hashes of the files that were written."""
     stamp = {
         "made_of": _made_of(call),
         "files": {path.name: _sha256(path) for path in written},
@@ -114,7 +115,7 @@ def _sha256(path: Path) -> str | None:
 
 
 def _made_of(call: ReportCall) -> str:
-    """Return a hash of the request, its cells, the code and the configs."""
+    """Return a hash of a page's request, its cells, the package's code and the report configs."""
     package = Path(amnesia_bench.__file__).parent
     digest = hashlib.sha256(repr(call.request).encode())
     for path in sorted([*package.rglob("*"), *(config_dir() / "report").rglob("*")]):
@@ -126,7 +127,7 @@ def _made_of(call: ReportCall) -> str:
 
 
 def _choice(graph: Graph, graphs: Sequence[Graph]) -> str:
-    """Return the overrides by which a job differs from others of its sweep, except `experiment`."""
+    """Return the overrides, except `experiment`, that are not common to all jobs of a sweep."""
     all_jobs = [set(other.job.overrides) for other in graphs]
     own = (o for o in graph.job.overrides if not all(o in job for job in all_jobs))
     return ",".join(o.replace("/", "-") for o in own if not o.startswith("experiment="))

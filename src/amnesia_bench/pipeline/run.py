@@ -1,4 +1,4 @@
-"""Run a graph: check artifacts, find the stages to run, schedule them, and report failures."""
+"""Run a graph: check its artifacts, find the stages to run, run them, and report failures."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _COMPUTING = ("trained", "ranking", "recall", "answers")
 
 @dataclass(frozen=True, kw_only=True)
 class StageCounts:
-    """Number of stages that were cached, run by this run, and run by other processes meanwhile."""
+    """The numbers of stages that were already done, run by this run, and run by other processes."""
 
     cached: int
     done: int
@@ -49,11 +49,11 @@ class StageCounts:
 
 
 def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> StageCounts:
-    """Run the stages of a graph that are not done, and those whose inputs have changed.
+    """Run the stages of a graph that are not done or whose inputs have changed.
 
     Args:
         store: the folder of all artifacts.
-        stages: the graph, inputs first.
+        stages: all stages of the graph, each after its inputs.
         repair: remove damaged artifacts and rebuild them instead of raising an error.
 
     Raises:
@@ -77,7 +77,7 @@ def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> 
     gpus = max(stage.gpus for stage in stages)
     with explaining_write_errors(store, "finished stages are kept"):
         write_specs(store, [_spec(store, stage, threads[stage.id]) for stage in todo])
-        # The imports of a fork server would occupy GPUs.
+        # With GPUs, no fork server is used, because the packages that it imports would occupy them.
         use_server = all(stage.gpus == 0 for stage in todo)
         with (
             scratch_folder() as folder,
@@ -92,13 +92,13 @@ def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> 
 
 
 def _record_inputs(store: Path, stages: Sequence[Stage]) -> None:
-    """Record the inputs of finished stages that an earlier version did not record."""
+    """Record the inputs of finished stages whose inputs an earlier version did not record."""
     with explaining_write_errors(store, "finished stages are kept"):
         for stage in stages:
             inputs = {read.id: read.kind for read in stage.inputs}
             done = state_of(store, stage.kind, stage.id) is StageState.CACHED
             contents = contents_of(store, inputs)
-            # The former contents of a missing input are unknown.
+            # The contents of an input that is now missing are unknown.
             known = bool(contents) and None not in contents.values()
             if done and known and read_inputs(store, stage.id) is None:
                 write_inputs(store, stage.id, contents)
@@ -111,14 +111,14 @@ def _tell_stale(store: Path, stages: Sequence[Stage]) -> None:
 
 
 def threads_of(stages: Sequence[Stage], cores: int) -> dict[str, int]:
-    """Return the number of cores of each stage.
+    """Return the number of CPU cores for each stage, by the stage's id.
 
-    A training stage takes all cores if no other computing stage can run at the same time. A stage
-    with several processes takes half of the cores. Other stages take one. The numbers depend on the
-    whole graph and not on its pending stages: a resumed run uses the same number of threads, and so
-    gets the same bits.
+    A training stage uses all cores if no other computing stage can run at the same time. A stage
+    with several processes uses half of the cores. All other stages use one core. The numbers depend
+    on all stages of the graph and not only on pending stages, so that a resumed run uses the same
+    number of threads and therefore computes the same bits.
     """
-    ancestors: dict[str, set[str]] = {}  # including the stage itself
+    ancestors: dict[str, set[str]] = {}  # for each stage, including the stage itself
     for stage in stages:
         ancestors[stage.id] = {stage.id}.union(*(ancestors[read.id] for read in stage.inputs))
     computing = [stage.id for stage in stages if stage.kind in _COMPUTING]
@@ -138,7 +138,7 @@ def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> N
     for stage in stages:
         state = state_of(store, stage.kind, stage.id)
         if state is StageState.STALE:
-            damage(store, stage.kind, stage.id)  # raises if the artifact must not be replaced
+            damage(store, stage.kind, stage.id)  # raises an error if it must not be replaced
         elif state is StageState.CACHED and not repair:
             check_intact(store, stage.kind, stage.id)
         elif state is StageState.CACHED and (findings := damage(store, stage.kind, stage.id)):
@@ -148,7 +148,7 @@ def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> N
 
 
 def _spec(store: Path, stage: Stage, threads: int) -> StageSpec:
-    # A container or SLURM may limit the cores that this process can use.
+    # A container or SLURM may restrict this process to some of the machine's cores.
     threads = min(threads, len(os.sched_getaffinity(0)))
     request = stage.request
     if stage.many_processes:

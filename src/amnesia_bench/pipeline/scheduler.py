@@ -1,9 +1,9 @@
-"""Run stages on one machine, each as soon as its inputs are done and enough cores are free.
+"""Run stages on one machine, each when its inputs are done and enough cores and GPUs are free.
 
-Each stage is run by a worker (`worker`), which is a process and not a thread: a signal can end a
-process wherever it waits, and its lease and its command end with it. All workers inherit the
-reading end of a pipe whose writing end is open in this process. When this process finishes, is
-interrupted or is killed, the writing end is closed and the workers end.
+Each stage is run by a worker (see `worker`). Workers are processes and not threads, because
+a signal can end a process while it waits, and then its lease and its command end as well. All
+workers inherit the read end of a pipe whose write end is open only in this process. When this
+process finishes, is interrupted or is killed, the write end is closed, and the workers end.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class WorkerExit:
     """The result of a worker.
 
     Attributes:
-        did_stage: whether the worker ran the stage; False if another process had run it.
-        failure: the last lines of stderr if the worker failed, else None.
+        did_stage: whether the worker ran the stage; False if another process ran it.
+        failure: the last lines of the worker's stderr if it failed, else None.
     """
 
     did_stage: bool
@@ -43,7 +43,12 @@ class WorkerExit:
 
 @dataclass(frozen=True, kw_only=True)
 class SchedulerResult:
-    """The ids of the stages that this run's workers ran, and the failure of the last failed one."""
+    """The result of `run_stages`.
+
+    Attributes:
+        done: ids of the stages that the workers of this run completed.
+        failed: the failure of the stage that failed last; None if no stage failed.
+    """
 
     done: frozenset[str]
     failed: str | None
@@ -60,19 +65,20 @@ def run_stages(
     """Run stages, each after its inputs; see `schedule`.
 
     Args:
-        store: the folder of all artifacts, in which the specs of the stages are.
-        stages: the stages to run; workers skip a stage that is done and not stale.
-        threads: number of cores of each stage, by id; at most `cores`.
+        store: the folder of all artifacts; it must contain the specs of the stages.
+        stages: the stages to run; workers skip stages that are done and not stale.
+        threads: number of cores for each stage, by id; at most `cores`.
         cores: maximum number of cores in use at any time.
-        gpus: maximum number of GPUs in use at any time; no stage takes more.
-        server: the socket of a fork server; None starts a process for each stage.
+        gpus: maximum number of GPUs in use at any time; no stage may need more.
+        server: path of a fork server's socket; None starts a new process for each stage.
     """
     options = () if server is None else ("--server", server)
     reading, writing = os.pipe()
     with ExitStack() as stack:
         stack.callback(os.close, reading)
         pool = stack.enter_context(ThreadPoolExecutor(max_workers=cores))
-        # Closed before the pool waits for its threads, which wait for their workers.
+        # Close the write end before the pool waits for its threads. These wait for their workers,
+        # which end when the write end is closed.
         stack.callback(os.close, writing)
 
         def start(stage_id: str) -> Future[WorkerExit]:
@@ -91,7 +97,8 @@ def schedule(
     """Start each stage when its inputs are done and enough cores and GPUs are free.
 
     Among the stages that are ready, the one with the longest chain of dependent stages starts
-    first. A failed stage is retried once. Stages that do not depend on a failed one still run.
+    first. A failed stage is retried once. If it fails again, the stages that do not depend on it
+    still run.
     """
     by_id = {stage.id: stage for stage in stages}
     order = TopologicalSorter({id: _inputs_within(by_id, id) for id in by_id})
@@ -130,7 +137,7 @@ def _inputs_within(stages: Mapping[str, Stage], stage_id: str) -> list[str]:
 
 
 def _chain_lengths(stages: Sequence[Stage]) -> dict[str, int]:
-    """Return the length of the longest chain of dependent stages that starts with each stage."""
+    """For each stage, return the length of the longest chain of dependents that begins with it."""
     lengths = {stage.id: 1 for stage in stages}
     for stage in reversed(stages):
         for read in stage.inputs:
@@ -140,7 +147,7 @@ def _chain_lengths(stages: Sequence[Stage]) -> dict[str, int]:
 
 
 def _run_worker(arguments: Sequence[str], pipe: int) -> WorkerExit:
-    # Not pipes, which a command that outlives its worker would keep open.
+    # Files and not pipes, because a command that outlives its worker would keep a pipe open.
     with TemporaryFile() as stdout, TemporaryFile() as stderr:
         process = subprocess.Popen(
             [sys.executable, "-P", "-m", _WORKER, *arguments, "--driver", str(pipe)],
@@ -148,14 +155,15 @@ def _run_worker(arguments: Sequence[str], pipe: int) -> WorkerExit:
             stdout=stdout,
             stderr=stderr,
             pass_fds=[pipe],
-            # Ctrl-C in a terminal reaches only the driver, which then ends its workers.
+            # In another process group, a worker does not receive Ctrl-C. The driver receives it
+            # and ends its workers.
             process_group=0,
         )
         code = process.wait()
         did_stage, lines = bool(_lines_of(stdout)), _lines_of(stderr)
     if code == 0:
         return WorkerExit(did_stage=did_stage, failure=None)
-    if code < 0:  # the worker was killed, and could not end its command
+    if code < 0:  # the worker was killed before it could end its command
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGTERM)
     reason = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"

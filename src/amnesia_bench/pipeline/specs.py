@@ -1,4 +1,7 @@
-"""Write stages to a store, for the processes that run them: one `stage.json` per stage."""
+"""Write and read the specs of stages, which tell other processes how to run each stage.
+
+The spec of a stage is the file `stage.json` in the stage's folder.
+"""
 
 from __future__ import annotations
 
@@ -24,19 +27,19 @@ SPEC = "stage.json"
 
 
 class OlderStage(NamedTuple):
-    """A stage of an earlier version, whose id has another format."""
+    """A stage that an earlier version wrote, whose id has another format."""
 
     kind: str
     id: str
 
 
 def write_specs(store: Path, specs: Sequence[StageSpec]) -> None:
-    """Write stages to the store, for the processes that run them."""
+    """Write the specs of stages to the store; specs that are already there are not rewritten."""
     for spec in specs:
         folder = stage_path(store, spec.id)
         make_folder(folder)
         path, record = folder / SPEC, codec.to_json(spec)
-        with suppress(UserError):  # missing, or incomplete
+        with suppress(UserError):  # the file is missing or incomplete
             if read_json(path) == record:
                 continue
         # Another driver may be writing the same file at the same time.
@@ -46,7 +49,7 @@ def write_specs(store: Path, specs: Sequence[StageSpec]) -> None:
 
 
 def read_spec(store: Path, stage_id: str) -> StageSpec:
-    """Read a stage.
+    """Return the spec of a stage.
 
     Raises:
         UserError: the stage does not exist, or an earlier version wrote it.
@@ -58,7 +61,7 @@ def read_spec(store: Path, stage_id: str) -> StageSpec:
 
 
 def request_of(spec: StageSpec) -> StageRequest:
-    """Return the request of a stage; its locations are relative to the store.
+    """Return the request in a spec; its locations are relative to the store.
 
     Raises:
         UserError: the spec is damaged.
@@ -72,7 +75,7 @@ def request_of(spec: StageSpec) -> StageRequest:
 
 
 def known_specs(store: Path) -> list[StageSpec]:
-    """Return the stages of a store, sorted by id; without incomplete ones and old versions."""
+    """Return the specs in a store, sorted by id, without incomplete ones and older versions'."""
     specs = []
     for path in sorted(store.glob(f"stages/*/{SPEC}")):
         with suppress(UserError):
@@ -81,9 +84,9 @@ def known_specs(store: Path) -> list[StageSpec]:
 
 
 def older_stages(store: Path) -> list[OlderStage]:
-    """Return the stages that earlier versions wrote, whose ids do not begin with a kind.
+    """Return the stages that earlier versions wrote, except running ones.
 
-    Running stages are excluded.
+    Their ids do not begin with the kind of the stage.
     """
     stages = []
     for path in sorted(store.glob(f"stages/*/{SPEC}")):
@@ -98,7 +101,7 @@ def older_stages(store: Path) -> list[OlderStage]:
 
 
 def older_note(store: Path) -> str | None:
-    """Return a note about stages that an earlier version wrote; None if there are none."""
+    """Return a note for the user about stages of earlier versions; None if there are none."""
     if not (older := older_stages(store)):
         return None
     return (

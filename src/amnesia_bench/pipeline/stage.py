@@ -1,7 +1,8 @@
-"""A stage: one request of a front door that turns input artifacts into one output artifact.
+"""A stage: one request whose execution creates one artifact from the artifacts of other stages.
 
-Its id contains the kind, a readable name, and a hash of the request's cache-key fields, which refer
-to inputs by their ids. Two experiments that need the same artifact therefore share the stage.
+The id of a stage contains its kind, a readable name, and a hash of the cache-key fields of its
+request. These fields identify inputs by their ids, so experiments that need the same artifact share
+one stage.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from amnesia_bench.costs.work import Work
 from amnesia_bench.requests.base import StageRequest
 from amnesia_bench.store.layout import artifact_path
 
-# Increase a number when a code change gives this kind another result for the same request.
+# Increase the version of a kind when a code change alters its results for the same request.
 VERSIONS: Mapping[str, int] = {
     "tokenizer": 1,
     "rows": 1,
@@ -33,25 +34,27 @@ VERSIONS: Mapping[str, int] = {
     "restored": 1,
     "prompts": 1,
     "recall": 2,  # prompts no longer end in an EOS that the tokenizer appends
-    "answers": 2,  # as recall
-    "scores": 2,  # how mathematical answers, instructions and programs are judged
+    "answers": 2,  # for the same reason as recall
+    "scores": 2,  # changes in how mathematical answers, instructions and programs are judged
 }
 _HASH_DIGITS = 12
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stage:
-    """One request, and the resources that it needs.
+    """One request, its input stages, and the resources that it needs.
 
     Attributes:
-        kind: a key of VERSIONS, and the name of the folder in the store.
-        name: a readable name; part of the id.
+        kind: a key of VERSIONS; also the name of the store's folder for artifacts of this kind.
+        name: a readable name, which is part of the id.
         request: the request; its locations are relative to the store.
-        inputs: the stages whose artifacts the request reads, without duplicates.
-        work: the amounts of work from which costs are estimated.
-        shape: the config of configs/model with the shape of the output checkpoint, if any.
-        gpus: number of GPUs; 0 for a stage on the CPU.
-        many_processes: whether the request has the field `workers`, a number of processes.
+        inputs: the stages whose artifacts the request uses, without duplicates.
+        work: the amount of work from which costs are estimated.
+        shape: name of the config in configs/model with the shape of the output checkpoint; None if
+            the output is not a checkpoint.
+        gpus: number of GPUs that the stage uses; 0 for a stage on the CPU.
+        many_processes: whether the stage runs several processes; if so, the request's field
+            `workers` is their number.
     """
 
     kind: str
@@ -65,7 +68,7 @@ class Stage:
 
     @cached_property
     def id(self) -> str:
-        """Kind, name, and a hash of everything that affects the result."""
+        """The id: the kind, the name, and a hash of everything that affects the result."""
         key = [VERSIONS[self.kind], self.request.front_door, cache_key(self.request)]
         text = json.dumps(key, sort_keys=True, separators=(",", ":"), allow_nan=False)
         digest = hashlib.sha256(text.encode()).hexdigest()[:_HASH_DIGITS]
@@ -82,7 +85,7 @@ class Stage:
 
 
 def closure(stages: Iterable[Stage]) -> tuple[Stage, ...]:
-    """Return the stages and all stages that they depend on, without duplicates, inputs first."""
+    """Return the stages and all their direct and indirect inputs, each stage after its inputs."""
     known: dict[str, Stage] = {}
     for stage in stages:
         known.update((reached.id, reached) for reached in _with_inputs(stage, known))
@@ -93,7 +96,8 @@ def closure(stages: Iterable[Stage]) -> tuple[Stage, ...]:
 def unsettled(stages: Sequence[Stage], cached: Collection[str]) -> list[Stage]:
     """Return the stages that are not done, and the finished stages that depend on them.
 
-    The latter become stale if the contents of their inputs change.
+    The finished ones become stale if the contents of their inputs change. `cached` are the ids of
+    the finished stages.
     """
     result: dict[str, Stage] = {}
     for stage in stages:

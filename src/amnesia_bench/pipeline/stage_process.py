@@ -1,4 +1,4 @@
-"""Run a stage in another process, forked from the fork server or newly started."""
+"""Run a stage in another process, which is either forked by the fork server or newly started."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from amnesia_bench.records.stages import StageSpec
 _EXECUTE = "amnesia_bench.pipeline.execute"
 _LAUNCH = "amnesia_bench.training.launch"
 STARTED = "$ amnesia "
-# GOMP_SPINCOUNT: how long libgomp threads spin at a barrier. The default makes two threads ten
-# times slower than one when another process competes for a core; without any spinning they are
-# slower than one even when none does (docs/benchmarks.md).
+# Value of GOMP_SPINCOUNT, which limits how long libgomp threads spin at a barrier. By default, two
+# threads are ten times slower than one if another process competes for a core; without spinning,
+# they are slower than one even if no process competes (docs/benchmarks.md).
 _SPINS = "10000"
-# For glibc: memory that was returned to the system costs page faults when it is allocated again. So
-# glibc keeps up to 4 GiB of free memory, in huge pages; only blocks over 32 MiB, the largest
-# threshold that it accepts, are mapped and returned separately.
+# Settings of glibc's allocator. Memory that was returned to the system costs page faults when it is
+# allocated again, so glibc is told to keep up to 4 GiB of free memory, in huge pages. Only blocks
+# over 32 MiB, the largest threshold that glibc accepts, are mapped and returned separately.
 _TUNABLES = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_threshold=33554432:"
     "glibc.malloc.trim_threshold=4294967296"
@@ -31,7 +31,7 @@ _TUNABLES = (
 
 
 def stage_environment() -> dict[str, str]:
-    """Return the environment of stages: that of this process, with settings for speed."""
+    """Return the environment variables for a stage: those of this process, tuned for speed."""
     inherited = os.environ.get("GLIBC_TUNABLES")
     tunables = _TUNABLES if inherited is None else f"{_TUNABLES}:{inherited}"
     return {"GOMP_SPINCOUNT": _SPINS, **os.environ, "GLIBC_TUNABLES": tunables}
@@ -44,14 +44,14 @@ def run_spec(
 
     Args:
         store: the folder of all artifacts.
-        spec: the spec of the stage; it is in the store.
+        spec: the spec of the stage, which must also be in the store.
         log: the log file.
-        gpus: the GPUs that are visible to the stage; if empty, visibility is not restricted.
-            Training starts one process per GPU.
-        server: the socket of a fork server; None starts a new process.
+        gpus: the GPUs to make visible to the stage; if empty, visibility is not restricted. A
+            training stage starts one process per GPU.
+        server: path of a fork server's socket; None starts a new process.
 
     Returns:
-        The exit code; a negative one is the signal that ended the process.
+        The exit code of the process; -N if signal N ended it.
     """
     with log.open("a", encoding="utf-8") as file:
         file.write(f"{STARTED}{shlex.join(spec.command)}\n")
@@ -82,7 +82,7 @@ def run_spec(
 
 
 def _run_forked(server: str, store: Path, spec: StageSpec, log: Path) -> int | None:
-    """Run a stage through the fork server, and return its exit code; None if the server is gone."""
+    """Run a stage in a forked process, and return its exit code; None if the server has ended."""
     request = {
         "store": str(store),
         "stage": spec.id,

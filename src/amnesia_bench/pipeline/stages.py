@@ -1,4 +1,7 @@
-"""Functions that return the stage of each kind: the same request as a user's, and its work."""
+"""One function per kind of stage, which returns a stage with its request and its amount of work.
+
+A stage's request is the same as one that a user would make.
+"""
 
 from __future__ import annotations
 
@@ -41,18 +44,19 @@ from amnesia_bench.requests.recall import (
 from amnesia_bench.requests.training import TrainRequest
 
 _BYTES_PER_WORD, _WORDS_PER_PROBLEM = 6, 80
-# FDA, SWDE and Ruler-QA-SQuAD for each layer ablated; documents of about 2,000 tokens.
+# For estimates: about 4,300 prompts of FDA, SWDE and Ruler-QA-SQuAD for each of 28 ablated layers,
+# with documents of about 2,000 tokens.
 RANKING_PROMPTS = ((2048, 28 * 4300),)
 _HUB_TOKENS = 1e9
 _QUESTION_TOKENS = 128  # for estimates; most questions are shorter
 
-# Composing takes 50 ms, and many stages share a config.
+# Cached because loading a config takes 50 ms, and many stages share one.
 _data, _eval = cache(load_data), cache(load_eval)
 _model, _training = cache(load_model), cache(load_training)
 
 
 def tokenizer(seed: int) -> Stage:
-    """Train the tokenizer for generated texts."""
+    """Return the stage that trains a tokenizer on generated texts."""
     return Stage(
         kind="tokenizer",
         name=f"generated-s{seed}",
@@ -63,7 +67,7 @@ def tokenizer(seed: int) -> Stage:
 
 
 def rows(source: SyntheticSource) -> Stage:
-    """Write generated rows."""
+    """Return the stage that generates the rows of a synthetic source."""
     words = source.words or _WORDS_PER_PROBLEM
     return Stage(
         kind="rows",
@@ -75,7 +79,7 @@ def rows(source: SyntheticSource) -> Stage:
 
 
 def downloaded(repository: str, shape: str) -> Stage:
-    """Download a checkpoint from the hub."""
+    """Return the stage that downloads a checkpoint from the hub."""
     return Stage(
         kind="download",
         name=repository.rpartition("/")[2],
@@ -87,7 +91,7 @@ def downloaded(repository: str, shape: str) -> Stage:
 
 
 def initial(shape: str, tokenizer: Stage, seed: int) -> Stage:
-    """Create a model with random weights."""
+    """Return the stage that creates a model with random weights."""
     return Stage(
         kind="initial",
         name=f"{shape}-s{seed}",
@@ -99,13 +103,13 @@ def initial(shape: str, tokenizer: Stage, seed: int) -> Stage:
 
 
 def shape_of(checkpoint: Stage) -> str:
-    """Return the config of configs/model with the shape of a stage's checkpoint."""
+    """Return the name of the config in configs/model with the shape of a stage's checkpoint."""
     assert checkpoint.shape is not None, checkpoint.kind
     return checkpoint.shape
 
 
 def data(config: str, overrides: Sequence[str], tokenizer: Stage) -> Stage:
-    """Tokenize a data source and pack it into sequences."""
+    """Return the stage that tokenizes a data source and packs it into sequences."""
     loaded = _data(config, tuple(overrides))
     return Stage(
         kind="data",
@@ -117,7 +121,7 @@ def data(config: str, overrides: Sequence[str], tokenizer: Stage) -> Stage:
 
 
 def training_of(step: TrainingStep, overrides: Sequence[str], seed: int) -> TrainingRun:
-    """Return the training configuration of a step, with the profile's overrides and a seed."""
+    """Return the training configuration of a step, with the profile's `overrides` and a seed."""
     run = _training(step.train, (*step.overrides, *overrides))
     return run.model_copy(update={"train": run.train.model_copy(update={"seed": seed})})
 
@@ -126,7 +130,10 @@ def trained(
     step: TrainingStep, run: TrainingRun, init: Stage, data: Mapping[str, Stage],
     teacher: Stage | None,
 ) -> Stage:  # fmt: skip
-    """Train a stage of HypeNet, or fine-tune; `data` maps each source to its stage."""
+    """Return the stage that executes a training step, starting from the checkpoint of `init`.
+
+    `data` maps each source of the mixture to the stage that prepares it.
+    """
     return Stage(
         kind="trained",
         name=f"{step.train}-s{run.train.seed}",
@@ -155,7 +162,10 @@ def _data_bytes(config: DataConfig) -> float:
 
 
 def converted(shape: str, teacher: Stage, student: Stage | None, seed: int) -> Stage:
-    """Create the student of hidden-state alignment or, from a trained student, the hybrid."""
+    """Return the stage that converts a teacher to the student for hidden-state alignment.
+
+    With a trained `student`, it returns the stage that creates the hybrid instead.
+    """
     stage: Literal[1, 2] = 1 if student is None else 2
     return Stage(
         kind="converted",
@@ -174,7 +184,7 @@ def converted(shape: str, teacher: Stage, student: Stage | None, seed: int) -> S
 
 
 def ranking(checkpoint: Stage) -> Stage:
-    """Rank softmax layers by the retrieval accuracy lost without them."""
+    """Return the stage that ranks softmax layers by the retrieval accuracy lost without each."""
     return Stage(
         kind="ranking",
         name=checkpoint.name,
@@ -187,7 +197,10 @@ def ranking(checkpoint: Stage) -> Stage:
 def restored(
     pre: Stage, post: Stage, variant: Variant, count: int | None, ranked: Stage | None
 ) -> Stage:
-    """Put weights of `pre` back into `post`; with a ranking, only in its first `count` layers."""
+    """Return the stage that restores weights of `pre` in a copy of `post`.
+
+    With a count and a ranking, only the first `count` layers of the ranking are restored.
+    """
     layers = None
     if count is not None and ranked is not None:
         file = ranked.location / RankLayersRequest.out_file
@@ -205,7 +218,7 @@ def restored(
 
 
 def prompts(plan: RecallPlan, tokenizer: Stage, haystack: Stage | None) -> Stage:
-    """Build NIAH prompts, shared by all checkpoints with the same tokenizer."""
+    """Return the stage that builds NIAH prompts for all checkpoints with this tokenizer."""
     return Stage(
         kind="prompts",
         name=f"niah-{'hub' if haystack is None else haystack.name}",
@@ -222,7 +235,7 @@ def prompts(plan: RecallPlan, tokenizer: Stage, haystack: Stage | None) -> Stage
 
 
 def recall(checkpoint: Stage, prompts: Stage, part: RecallPlan, engine: EngineChoice) -> Stage:
-    """Evaluate a checkpoint on some tasks and lengths of the prompts."""
+    """Return the stage that evaluates a checkpoint on the tasks and lengths in `part`."""
     count = len(part.tasks) * part.samples
     return Stage(
         kind="recall",
@@ -248,7 +261,10 @@ def answers(
     checkpoint: Stage, task: ReasoningTask, config: EvalConfig, problems: Stage | None,
     engine: EngineChoice,
 ) -> Stage:  # fmt: skip
-    """Generate a checkpoint's answers to a benchmark; without `problems`, those of the hub."""
+    """Return the stage that generates a checkpoint's answers to a benchmark.
+
+    The problems are the rows of the stage `problems`; if it is None, they are downloaded.
+    """
     count = task.source.rows
     if problems is not None:
         assert isinstance(problems.request, SynthesizeRowsRequest)
@@ -273,7 +289,7 @@ def answers(
 
 
 def scores(answers: Stage, task: ReasoningTask) -> Stage:
-    """Score answers; programs run in several processes."""
+    """Return the stage that scores answers; it runs generated programs in several processes."""
     return Stage(
         kind="scores",
         name=answers.name,
@@ -285,5 +301,5 @@ def scores(answers: Stage, task: ReasoningTask) -> Stage:
 
 
 def evaluation(task: ReasoningTask, overrides: Sequence[str]) -> EvalConfig:
-    """Return the sampling config of a benchmark."""
+    """Return the config of a reasoning benchmark, with overrides applied."""
     return _eval(task.name, tuple(overrides))

@@ -1,4 +1,7 @@
-"""State of stages, read from manifests, leases and logs; this includes stages on other machines."""
+"""Return the status of stages from their manifests, leases and logs.
+
+Because these are files, the status includes stages that run on other machines.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,10 @@ _TAIL_BYTES = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class StageStatus:
-    """The state of a stage; `holder` is the process that runs it.
+    """The status of a stage.
 
-    `said` is the last line of its log, its failure, or the reason why it is stale.
+    `holder` describes the process that runs it; "" if none does. `said` is the last line of its
+    log, its failure, or the reason why it is stale.
     """
 
     id: str
@@ -49,18 +53,19 @@ def status_of_store(store: Path) -> list[StageStatus]:
 
 
 def log_of(store: Path, name: str) -> tuple[StageSpec, Path]:
-    """Return the stage with a name, and its log.
+    """Return the spec and the log file of the stage that a name identifies.
 
     Args:
         store: the folder of all artifacts.
-        name: an id or a prefix of it, with or without its kind: `recall.sft_miromind_9b-s0`,
-            `sft_miromind_9b-s0`. If several stages have the name, the one from which the others
-            were made is returned: a training rather than the evaluations of its checkpoint.
+        name: an id or a prefix of an id, with or without the kind, for example
+            `recall.sft_miromind_9b-s0` or `sft_miromind_9b-s0`. If several stages have the name,
+            the stage on which all others depend is returned, for example a training stage and not
+            the evaluations of its checkpoint.
 
     Raises:
         UserError: no stage matches, or several do.
     """
-    prefix = name.replace("/", ".")  # versions before 0.2 wrote KIND/NAME
+    prefix = name.replace("/", ".")  # in versions before 0.2, ids were KIND/NAME
     specs = {spec.id: spec for spec in known_specs(store)}
     logged = [spec for spec in specs.values() if (stage_path(store, spec.id) / LOG).is_file()]
     matches = [spec for spec in logged if any(n.startswith(prefix) for n in _names(spec))]
@@ -84,13 +89,13 @@ def log_of(store: Path, name: str) -> tuple[StageSpec, Path]:
 
 
 def _names(spec: StageSpec) -> tuple[str, ...]:
-    """Return the names of a stage: its id, with and without kind and hash."""
+    """Return all names of a stage, which are its id with or without the kind and the hash."""
     without_hash = spec.id.rpartition("-")[0]
     return spec.id, without_hash, spec.id.partition(".")[2], without_hash.partition(".")[2]
 
 
 def _is_made_of(spec: StageSpec, other: StageSpec, specs: Mapping[str, StageSpec]) -> bool:
-    """Return whether a stage is another stage, or depends on it directly or indirectly."""
+    """Return whether `spec` is `other`, or depends on it directly or indirectly."""
     inputs = (specs[id] for id in spec.inputs if id in specs)
     return spec.id == other.id or any(_is_made_of(read, other, specs) for read in inputs)
 

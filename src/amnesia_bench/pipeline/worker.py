@@ -1,8 +1,9 @@
-"""Run one stage: wait for its lease, run it if it is still needed, and record failures.
+"""Run one stage: wait for its lease, run it if it is still needed, and record a failure.
 
 The scheduler starts a worker as `python -m amnesia_bench.pipeline.worker STORE ID`. Several workers
-of one stage may run at once, also on several machines; only one of them runs the stage. A finished
-stage is skipped, unless its inputs have changed. The worker prints the id if it ran the stage.
+for the same stage may exist at once, even on different machines, but only one of them runs the
+stage. A finished stage is skipped unless its inputs have changed. The worker prints the id of the
+stage if it ran the stage.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from amnesia_bench.store.publish import manifest_of
 
 _WAIT_SECONDS, _MAX_PAUSE_SECONDS = 0.3, 30.0
 _MESSAGE_CHARACTERS = 1500
-_REQUEUES = 3  # maximum number of restarts that a command may request
+_REQUEUES = 3  # maximum number of times that a command may ask to be restarted
 
 
 def run_stage(store: Path, stage_id: str, socket: str | None) -> bool:
@@ -55,10 +56,10 @@ def run_stage(store: Path, stage_id: str, socket: str | None) -> bool:
     Args:
         store: the folder of all artifacts.
         stage_id: the id of a stage whose spec is in the store.
-        socket: the socket of a fork server; None starts a process for each stage.
+        socket: path of a fork server's socket; None runs the stage in a new process.
 
     Returns:
-        Whether this process ran the stage.
+        Whether this worker ran the stage.
 
     Raises:
         StageFailedError: the command failed, or an input is damaged.
@@ -82,14 +83,15 @@ def run_stage(store: Path, stage_id: str, socket: str | None) -> bool:
 def _attempt(store: Path, spec: StageSpec, socket: str | None, lease: Lease) -> None:
     folder = stage_path(store, spec.id)
     artifact = artifact_path(store, spec.kind, spec.id)
-    write_specs(store, [spec])  # `amnesia clean` may have removed it in the meantime
+    write_specs(store, [spec])  # `amnesia clean` may have removed the spec in the meantime
     failure = folder / FAILURE
     failure.unlink(missing_ok=True)
     try:
         _check_inputs(store, spec)
         contents = contents_of(store, spec.inputs)
         if read_inputs(store, spec.id) not in (None, contents):
-            discard_made(store, spec.kind, spec.id)  # complete or not, it has other inputs
+            # The artifact, complete or not, was made from other inputs.
+            discard_made(store, spec.kind, spec.id)
         write_inputs(store, spec.id, contents)
         make_folder(artifact.parent)
         provenance = collect_provenance(["amnesia", *spec.command], seeds={})
@@ -106,7 +108,7 @@ def _attempt(store: Path, spec: StageSpec, socket: str | None, lease: Lease) -> 
             ended=now(),
             said=str(explained)[-_MESSAGE_CHARACTERS:],
         )
-        with suppress(OSError):  # on a full disk, the message on stderr must suffice
+        with suppress(OSError):  # on a full disk, only the message on stderr is possible
             replace_text(failure, json.dumps(codec.to_json(record), indent=2) + "\n")
         raise explained from error
 
@@ -135,17 +137,18 @@ def _run(
             requeues += 1
         elif code == ExitCode.BUSY:  # the command of an earlier, killed worker is still running
             time.sleep(pause)
-            pause = min(2 * pause, _MAX_PAUSE_SECONDS)  # it may be training for days
+            pause = min(2 * pause, _MAX_PAUSE_SECONDS)  # that command may train for days
         else:
             break
-    # If there is a manifest, the command of an earlier, killed worker has finished the artifact.
+    # If the command failed but there is a manifest, the command of an earlier, killed worker has
+    # finished the artifact.
     if code != ExitCode.DONE and not (artifact / MANIFEST).is_file():
         reason = f"was killed by signal {-code}" if code < 0 else f"exited with code {code}"
         raise StageFailedError(f"amnesia {spec.command[0]} {reason}: {_last_lines(log)}")
 
 
 def _last_lines(log: Path) -> str:
-    """Return the last lines of the last attempt's output."""
+    """Return the last lines that the last attempt wrote to a log."""
     output = log.read_text(encoding="utf-8", errors="replace").rpartition(STARTED)[2]
     lines = output.rstrip().splitlines()[1:]
     return "\n".join(lines[-6:])[-_MESSAGE_CHARACTERS:]
@@ -154,7 +157,7 @@ def _last_lines(log: Path) -> str:
 def _finish(
     spec: StageSpec, contents: Mapping[str, str | None], artifact: Path, provenance: Provenance
 ) -> None:
-    """Write the artifact's manifest if its command wrote none."""
+    """Write the artifact's manifest, unless the stage's command has already written one."""
     if (artifact / MANIFEST).is_file():
         return
     store = artifact.parents[1]
@@ -169,7 +172,7 @@ def _finish(
 
 
 def run_worker(arguments: Sequence[str]) -> int:
-    """Run the stage given by the arguments, and return an exit code."""
+    """Run the stage that the command-line arguments name, and return an exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("store", type=Path)
     parser.add_argument("stage", metavar="ID")
@@ -201,7 +204,7 @@ def run_worker(arguments: Sequence[str]) -> int:
 
 
 def _end_with_driver(pipe: int) -> None:
-    os.read(pipe, 1)  # nothing is ever written: returns when the driver closes its end
+    os.read(pipe, 1)  # blocks until the driver closes its end, since it never writes to the pipe
     os.kill(os.getpid(), signal.SIGTERM)
 
 

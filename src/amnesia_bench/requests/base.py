@@ -10,31 +10,32 @@ from pydantic import BaseModel, Field
 
 from amnesia_bench.config.schema import Frozen
 
-# The path of a folder or file; a string is converted to a path.
+# The path of a folder or file. Strings are accepted and converted to `Path`.
 Location = Annotated[Path, Field(strict=False)]
 
 
 class Request(Frozen):
-    """A complete description of one use case, except for the output path."""
+    """All inputs and options of one use case, except for the output path."""
 
 
 class StageRequest(Request):
-    """A request that a pipeline stage can execute; its result is one artifact.
+    """A request that a pipeline stage can execute and that produces one artifact.
 
-    In a stage, locations are relative to the store (`trained/ID`): the request identifies its input
-    artifacts independently of the store's path. `below` makes the locations absolute.
+    The locations in a stage's request are relative to the store (`trained/ID`), so the request does
+    not depend on the store's path. `below` joins them to that path.
 
     Attributes:
-        front_door: name of the function of `amnesia_bench` that executes it: `door(request, out)`.
-        out_file: name of the file that the function writes in the artifact's folder; "" if it
-            writes the folder itself.
+        front_door: name of the function in `amnesia_bench` that executes the request when it is
+            called as `function(request, out)`.
+        out_file: name of the file in the artifact's folder to pass as `out`; "" to pass the folder
+            itself.
     """
 
     front_door: ClassVar[str]
     out_file: ClassVar[str] = ""
 
     def below(self, store: Path) -> Self:
-        """Return the request with its relative locations joined to the path of a store."""
+        """Return a copy of the request with its relative locations joined to a store's path."""
         changed = {name: _below(getattr(self, name), store) for name in type(self).model_fields}
         return self.model_copy(update=changed)
 

@@ -13,7 +13,7 @@ from amnesia_bench.requests.base import Location, Request, StageRequest
 class DownloadRequest(StageRequest):
     """`download`: download a model from the Hugging Face hub.
 
-    `revision` is a commit, branch or tag; None selects the newest commit.
+    `revision` is a commit, a branch or a tag; None selects the newest commit.
     """
 
     front_door: ClassVar[str] = "download"
@@ -24,7 +24,8 @@ class DownloadRequest(StageRequest):
 class InitializeRequest(StageRequest):
     """`initialize`: create a model with random weights.
 
-    `model` defines its shape: `load_model("qwen3_laptop")`. `seed` is the seed of the weights.
+    `model` is the shape of the model, for example `load_model("qwen3_laptop")`. `tokenizer` is the
+    folder of the tokenizer to copy. `seed` initializes the random weights.
     """
 
     front_door: ClassVar[str] = "initialize"
@@ -38,12 +39,13 @@ class ConvertRequest(StageRequest):
 
     Attributes:
         teacher: folder of the Qwen3 checkpoint.
-        model: shape of the HypeNet; `load_model("hypenet_2b")`.
-        stage: 1 creates the student of hidden-state alignment, 2 the hybrid.
-        student: stage 2 only: the trained stage-1 checkpoint whose lightning mixers are copied.
-        tie_head: what to do when the teacher's head is untied and the config's is tied (9B):
+        model: shape of the HypeNet, for example `load_model("hypenet_2b")`.
+        stage: 1 creates the student for hidden-state alignment, 2 creates the hybrid.
+        student: folder of the trained stage-1 checkpoint from which lightning mixers are copied;
+            for stage 2 only.
+        tie_head: which head to use if the teacher's head is untied but the config ties it (9B):
             "teacher" keeps the teacher's head, "config" drops it as the authors did.
-        seed: seed of the new gates.
+        seed: seed that initializes the new gates.
     """
 
     front_door: ClassVar[str] = "convert"
@@ -63,15 +65,15 @@ class RankedLayers(Frozen):
 
 
 class RestoreRequest(StageRequest):
-    """`restore`: put weights of `pre` back into `post`, and prove the result.
+    """`restore`: restore weights of `pre` in a copy of `post`, and verify the result.
 
     Attributes:
         pre: folder of the checkpoint before the fine-tune.
         post: folder of the checkpoint after the fine-tune.
-        variant: which weights to restore, and how; `load_variant("qk")` is QK-Restore.
+        variant: which weights to restore, and by which rule; `load_variant("qk")` is QK-Restore.
         ranked_layers: restore only these layers instead of the variant's layers.
-        cast: round the weights of pre to post's dtype where the dtypes differ.
-        allow_noop: write a copy even if no weight would change.
+        cast: where the dtypes differ, round the weights of `pre` to the dtype of `post`.
+        allow_noop: write the checkpoint even if no weight of `post` would change.
     """
 
     front_door: ClassVar[str] = "restore"
@@ -91,6 +93,6 @@ class DiffRequest(Request):
 
 
 class VerifyRequest(Request):
-    """`verify`: check a folder that this package wrote against its manifest."""
+    """`verify`: check the files of a folder that this package wrote against its manifest."""
 
     folder: Location

@@ -14,10 +14,11 @@ class PrepareRequest(StageRequest):
     """`prepare`: tokenize a data source and pack it into sequences.
 
     Attributes:
-        config: the source, and how its rows become sequences; `load_data("miromind")`.
+        config: the data source, and how its rows are converted to sequences; for example
+            `load_data("miromind")`.
         tokenizer: folder of the checkpoint to train, or of its tokenizer.
-        inputs: files or folders (Parquet, JSON lines, a JSON array) with the dataset's fields, read
-            instead of the config's source; `config.sample_rows` is the share of their rows to use.
+        inputs: files or folders (Parquet, JSON lines or a JSON array) that replace the config's
+            source and have the same fields; `config.sample_rows` is the share of rows to use.
     """
 
     front_door: ClassVar[str] = "prepare"
@@ -34,7 +35,7 @@ class SynthesizeRowsRequest(StageRequest):
 
 
 class SynthesizeTokenizerRequest(StageRequest):
-    """`synthesize_tokenizer`: train the tokenizer for generated texts."""
+    """`synthesize_tokenizer`: train a tokenizer on generated texts."""
 
     front_door: ClassVar[str] = "synthesize_tokenizer"
     seed: NonNegativeInt = 0

@@ -13,13 +13,14 @@ ENGINES: tuple[str, ...] = get_args(EngineName)
 
 
 class EngineChoice(Frozen):
-    """The inference engine, and overrides of the model's config.
+    """The inference engine, and overrides of the model's config during inference.
 
     Attributes:
         name: name of the engine.
-        max_context_tokens: overrides the context limit of the model's config, which may be wrong
+        max_context_tokens: overrides the context limit in the model's config, which may be wrong
             or may apply to training only.
-        attn_logits_scaling: overrides the logit scaling of a HypeNet's config: "hype 500".
+        attn_logits_scaling: overrides the logit scaling in a HypeNet's config, for example
+            "hype 500".
     """
 
     name: EngineName = "transformers"

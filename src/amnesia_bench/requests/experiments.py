@@ -15,10 +15,10 @@ Overrides = tuple[str, ...]
 
 
 class LabelledCells(Frozen):
-    """A folder of cells and their label; a part that is None is read from the cells.
+    """A folder of cells, with the labels under which they are reported.
 
-    `method` is a row of the table with its fine-tune: "post@miromind". `seed` is a string because
-    it is part of a label.
+    A label that is None is read from the cells. `method` names a table row and its fine-tune, for
+    example "post@miromind". `seed` is a string because it is part of a label.
     """
 
     folder: Location
@@ -28,9 +28,10 @@ class LabelledCells(Frozen):
 
 
 class LabelledDrift(Frozen):
-    """A restoration.json, or the output of `amnesia diff --json`, and its label in the figure.
+    """A file of drift measurements, and the label of its curve in the drift figure.
 
-    If `label` is None, the name of the file's folder is used.
+    `file` is a restoration.json or the output of `amnesia diff --json`. If `label` is None, the
+    name of the file's folder is used.
     """
 
     file: Location
@@ -41,10 +42,10 @@ class ReportRequest(Request):
     """`report`: fill the paper's tables with measured cells, next to the paper's numbers.
 
     Attributes:
-        tables: names of configs in configs/report, or paths of your own.
-        sources: folders of cells.
-        overrides: overrides applied to every table: `report.models=[tiny]`.
-        drift: records of how far W_Q and W_K drifted; each becomes one curve.
+        tables: names of configs in configs/report, or paths of your own config files.
+        sources: folders of measured cells.
+        overrides: overrides for every table config, for example `report.models=[tiny]`.
+        drift: files with the measured drift of W_Q and W_K; each file becomes one curve.
     """
 
     tables: Annotated[tuple[str, ...], Field(min_length=1)]
@@ -54,9 +55,9 @@ class ReportRequest(Request):
 
 
 class PlanRequest(Request):
-    """`plan`: estimate what experiments will take, before anything starts.
+    """`plan`: estimate the cost of experiments without running any stage.
 
-    `overrides` are those of `run`. If `store` is None, $AMNESIA_STORE is used.
+    `overrides` are the same as for `run`. If `store` is None, $AMNESIA_STORE is used.
     """
 
     overrides: Overrides
@@ -65,12 +66,12 @@ class PlanRequest(Request):
 
 
 class RunRequest(Request):
-    """`run`: run every stage of the experiments that is not done yet, then write their report.
+    """`run`: run all unfinished stages of the experiments, then write the reports.
 
     Attributes:
-        overrides: `experiment=table1,table4`, `profile=tiny`, ...
+        overrides: for example `experiment=table1,table4`, `profile=tiny`.
         store: folder of all artifacts; None selects $AMNESIA_STORE.
-        results: folder of reports.
+        results: folder for the reports.
         repair: remove damaged artifacts and rebuild them.
     """
 

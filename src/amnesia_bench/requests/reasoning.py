@@ -13,17 +13,17 @@ from amnesia_bench.requests.engines import EngineChoice
 
 
 class GenerateRequest(StageRequest):
-    """`generate`: generate a model's answers to a reasoning benchmark; resumable.
+    """`generate`: generate a model's answers to a reasoning benchmark. It can be resumed.
 
     Attributes:
         checkpoint: folder of the checkpoint.
         task: math500, gsm8k, aime24, livecodebench or ifeval.
-        config: sampling of the answers; `load_eval("math500")`.
-        data: file with the problems (for livecodebench also a folder); None downloads them.
-        limit: use only the first `limit` problems.
-        method: label of the row in a table.
+        config: sampling settings, for example `load_eval("math500")`.
+        data: file with the problems (for livecodebench, a file or a folder); None downloads them.
+        limit: use only the first `limit` problems; None uses all.
+        method: label of the table row for these answers.
         chat_template: Jinja file that replaces the tokenizer's chat template.
-        engine: inference backend.
+        engine: inference engine, and overrides of the model's config.
     """
 
     front_door: ClassVar[str] = "generate"
@@ -47,10 +47,10 @@ class ScoreRequest(StageRequest):
     """`score`: score the answers that `generate` wrote.
 
     Attributes:
-        answers: folder of the answers.
-        scorer: name of a scorer of the task; None selects the strict scorer.
-        data: new path of the problems, if they moved.
-        unsafe_no_sandbox: run programs outside the sandbox.
+        answers: folder that `generate` wrote.
+        scorer: name of one of the task's scorers; None selects the strict scorer.
+        data: new path of the problems, if they were moved.
+        unsafe_no_sandbox: run generated programs without the sandbox.
         workers: number of programs to run in parallel; None runs one per CPU core.
     """
 
@@ -66,9 +66,9 @@ class CompareRequest(Request):
     """`compare`: compare two models on the same problems.
 
     Attributes:
-        first, second: folders of answers, both already scored; differences are first minus second.
+        first, second: folders of scored answers; differences are `first` minus `second`.
         scorer: name of the scorer whose verdicts are compared; None selects the default of `score`.
-        first_scores: folder to which `score` wrote the results of `first`, if not to `first`.
+        first_scores: the `out` that was passed to `score` for `first`; None if there was none.
     """
 
     first: Location

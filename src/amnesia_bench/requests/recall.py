@@ -18,7 +18,7 @@ Lengths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
 
 
 class HubEssays(Frozen):
-    """The essays from the hub in which lm-eval hides needles; `revision` None is the newest."""
+    """The essays on the hub in which lm-eval hides needles; `revision` None selects the newest."""
 
     revision: str | None = None
 
@@ -27,15 +27,15 @@ Haystack = HubEssays | Location
 
 
 class BuildPromptsRequest(StageRequest):
-    """`build_prompts`: build NIAH prompts, byte for byte equal to those of lm-eval.
+    """`build_prompts`: build NIAH prompts that are byte for byte equal to lm-eval's.
 
     Attributes:
         tokenizer: folder of the tokenizer or checkpoint.
         tasks: names of the tasks; prompts are built for each task at every length.
         lengths: context lengths in tokens (lm-eval's max_seq_lengths).
         samples: number of prompts per task and length.
-        haystack: the essays; None if no task needs them.
-        repeat: repeat a haystack that is too short.
+        haystack: essays in which the needles are hidden; None if no task needs them.
+        repeat: repeat the haystack if it is too short.
     """
 
     front_door: ClassVar[str] = "build_prompts"
@@ -53,12 +53,13 @@ class EvaluateRequest(StageRequest):
     Attributes:
         checkpoint: folder of the checkpoint.
         prompts: folder that `build_prompts` wrote; None lets lm-eval build the prompts.
-        tasks, lengths, samples: choice of prompts; None selects all of `prompts`, or the values of
-            configs/eval/niah if there is no such folder.
-        max_new_tokens: maximum tokens per answer; None selects the value of configs/eval/niah.
-        method: label of the row in a table.
-        engine: inference backend.
-        verify_prefix: number of answers to recompute without a shared prefix.
+        tasks, lengths, samples: which prompts to evaluate; None selects all prompts in `prompts`
+            or, if `prompts` is None, the values in configs/eval/niah.
+        max_new_tokens: maximum number of tokens per answer; None selects the value in
+            configs/eval/niah.
+        method: label of the table row for these cells.
+        engine: inference engine, and overrides of the model's config.
+        verify_prefix: number of answers to recompute without prefix sharing, as a check.
     """
 
     front_door: ClassVar[str] = "evaluate"
@@ -78,14 +79,14 @@ class CheckRequest(Request):
 
     Attributes:
         pre, post: folders of the checkpoints before and after the fine-tune.
-        restored: folder of a repaired checkpoint, compared with both.
+        restored: folder of a restored checkpoint, which is compared with both.
         prompts: folder that `build_prompts` wrote; None builds the prompts from `haystack`.
-        haystack: essays from which prompts are built.
-        tasks, lengths, samples: choice of prompts; None selects all of `prompts`, or the values of
-            configs/eval/check if there is no such folder.
-        margin: largest drop of recall (0 to 1) that does not count as a regression.
-        engine: inference backend.
-        work: folder of answers and records; None selects the store.
+        haystack: essays from which the prompts are built.
+        tasks, lengths, samples: which prompts to evaluate; None selects all prompts in `prompts`
+            or, if `prompts` is None, the values in configs/eval/check.
+        margin: largest drop in recall (0 to 1) that does not count as a regression.
+        engine: inference engine, and overrides of the model's config.
+        work: folder for answers and records; None selects the store.
     """
 
     pre: Location
@@ -108,11 +109,11 @@ class CheckRequest(Request):
 
 
 class RankLayersRequest(StageRequest):
-    """`rank_layers`: rank softmax layers by the retrieval accuracy lost without them (Appendix M).
+    """`rank_layers`: rank softmax layers by the retrieval accuracy lost without each (Appendix M).
 
     Attributes:
         checkpoint: folder of the checkpoint.
-        tasks: names of the retrieval tasks; the mean of their accuracies defines the ranking.
+        tasks: names of the retrieval tasks; the ranking is based on the mean of their accuracies.
         samples: maximum number of documents per task; None uses all.
         data: folder with the tasks' files; None downloads them.
     """

@@ -1,4 +1,4 @@
-"""Requests that stages can execute, by the name of their front door."""
+"""The requests that stages can execute, by the name of the function that executes each."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Requests for training: train, or estimate the resources that it needs."""
+"""Requests for training: train a model, or estimate the resources that the training needs."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ GPU_NAMES: tuple[str, ...] = get_args(GpuName)
 
 
 class TrainRequest(StageRequest):
-    """`train`: train a stage of HypeNet, or fine-tune.
+    """`train`: run one HypeNet training stage, or fine-tune a checkpoint.
 
     Attributes:
-        run: the training configuration; `load_training("sft_miromind_2b")`.
+        run: the training configuration, for example `load_training("sft_miromind_2b")`.
         init: folder of the initial checkpoint.
-        data: folder of prepared data for each source of the run's mixture.
-        teacher: folder of the teacher; required by stages 1 and 2.
+        data: for each source of the run's mixture, the folder of its prepared data.
+        teacher: folder of the teacher; required for stages 1 and 2.
     """
 
     front_door: ClassVar[str] = "train"
@@ -32,9 +32,10 @@ class TrainRequest(StageRequest):
 
 
 class EstimateRequest(Request):
-    """`estimate`: estimate memory, FLOPs and hours of a training run before it starts.
+    """`estimate`: estimate the memory, FLOPs and hours that a training run needs.
 
-    If `init` is None, the model shape is the one that the run's config names.
+    The model shape is that of the checkpoint `init` or, if it is None, the shape that the training
+    config names. `processes` is the number of GPUs.
     """
 
     run: TrainingRun
