@@ -107,7 +107,7 @@ def test_a_token_that_a_prompt_holds_is_named(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert check(pre, tuned([token]), prompts, tmp_path / "work") == 2
-    assert f"hold {token!r}, which only one of the two" in capsys.readouterr().err
+    assert f"contain {token!r}, which only one of the two" in capsys.readouterr().err
     assert not (tmp_path / "work").exists()
 
 

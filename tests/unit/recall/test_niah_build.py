@@ -147,7 +147,7 @@ def test_a_haystack_that_is_too_short_says_how_far_it_reaches(
     request_of: Callable[..., BuildPromptsRequest], tmp_path: Path
 ) -> None:
     request = request_of(tasks=("niah_single_2",), lengths=(1000, 100_000))
-    with pytest.raises(UserError, match=r"reach (\d+) tokens, 100000 were") as caught:
+    with pytest.raises(UserError, match=r"reach (\d+) tokens, but 100000 are") as caught:
         build_prompts(request, tmp_path / "out")
     reach = int(caught.value.what.split("reach ")[1].split()[0])
     assert 3000 < reach < 6000

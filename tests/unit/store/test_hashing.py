@@ -159,7 +159,7 @@ def test_a_manifest_of_a_newer_version_is_told_from_a_damaged_one(artifact: Path
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 99'))
     with pytest.raises(NewerVersionError, match="schema 99") as caught:
         read_manifest(artifact)
-    assert "newer amnesia-bench" in str(caught.value.hint)
+    assert "newer version of amnesia-bench" in str(caught.value.hint)
 
 
 def test_the_content_of_an_artifact_is_its_files_and_not_its_making(artifact: Path) -> None:
