@@ -6,7 +6,11 @@ is fast, since the module of a front door or request is imported only when its n
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from importlib import import_module
+from inspect import signature
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from amnesia_bench.errors import MissingEnvironmentError
@@ -68,6 +72,10 @@ if TYPE_CHECKING:
     from amnesia_bench.weights.hub import download as download
 
 __version__ = "0.1.0"
+
+
+class _MissingExtraError(MissingEnvironmentError, AttributeError):
+    """An AttributeError too, so that `hasattr` and `inspect` work without the extras."""
 
 
 class FrontDoor(NamedTuple):
@@ -153,15 +161,32 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     door = FRONT_DOORS[name]
     try:
-        return getattr(import_module(f"{__name__}.{door.module}"), name)
+        function = getattr(import_module(f"{__name__}.{door.module}"), name)
     except ImportError as error:
         if not door.extra:
             raise
-        raise MissingEnvironmentError(
+        raise _MissingExtraError(
             f"{name} needs packages that are not installed ({error})",
             hint=f'pip install "amnesia-bench[{door.extra}]"',
         ) from error
+    return function if name.startswith("load_") else _checked(name, function)
+
+
+def _checked(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a front door that refuses anything but its request, and takes a text as `out`."""
+    expected = next(iter(signature(function).parameters.values())).annotation
+
+    @wraps(function)
+    def enter(request: Any, *arguments: Any, **named: Any) -> Any:
+        if type(request).__name__ != expected:
+            raise TypeError(f"{__name__}.{name}: expected a {expected}, got {request!r:.80}")
+        paths = (Path(value) if isinstance(value, str) else value for value in arguments)
+        if isinstance(named.get("out"), str):
+            named["out"] = Path(named["out"])
+        return function(request, *paths, **named)
+
+    return enter
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *FRONT_DOORS, *REQUESTS])
+    return sorted(["__version__", *FRONT_DOORS, *REQUESTS])

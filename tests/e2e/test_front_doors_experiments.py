@@ -52,7 +52,7 @@ def test_run(
 
     typed = tmp_path / "typed"
     assert main(["run", *overrides, f"--store={store}", f"--out={typed}"]) == 0
-    assert f"{first.outcome.done} were done, 0 done now" in capsys.readouterr().out
+    assert f"{first.outcome.done} cached, 0 run now" in capsys.readouterr().out
     for file in page.files:
         same = typed / file.relative_to(request.results)
         if file.suffix in (".csv", ".svg"):  # the others say by which command they were made

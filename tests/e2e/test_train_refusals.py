@@ -210,7 +210,7 @@ def test_tensors_of_other_names_or_shapes_are_named(folder: Path) -> None:
     said = (f"tensor {name} of a hypenet model is missing", "is not supported")
     refused(mine, UserError, *said)
     save_file(honest | {name: honest[name][:-1].clone()}, path, metadata={"format": "pt"})
-    refused(mine, UserError, f"{name} has shape [47, 32], config.json makes it [48, 32]")
+    refused(mine, UserError, f"{name} has shape [47, 32], config.json requires [48, 32]")
     config = folder / "init/config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"hidden_size": "wide"}))
     refused(mine, UserError, "transformers cannot build a model from its config.json")

@@ -72,7 +72,9 @@ def load_root(
         raise UserError(problem.what, hint=_with_members(problem.hint, configs)) from error
 
 
-def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Schema]) -> Schema:
+def load_option(
+    group: str, name: str | Path, overrides: Sequence[str], schema: type[Schema]
+) -> Schema:
     """Load a single config of a group.
 
     Args:
@@ -84,6 +86,8 @@ def load_option(group: str, name: str, overrides: Sequence[str], schema: type[Sc
     Raises:
         UserError: the config does not exist, or an override is wrong; the message names its path.
     """
+    name = str(name)
+    _refuse_single_text(overrides)
     for override in overrides:
         if "." not in override.lstrip("+~").partition("=")[0]:
             raise _chosen_already(override, group, name)
@@ -105,7 +109,7 @@ def validate_values(schema: type[Schema], values: Mapping[str, object]) -> Schem
 
 
 def load_data(
-    name: str, overrides: Sequence[str] = (), chat_style: str | None = None
+    name: str | Path, overrides: Sequence[str] = (), chat_style: str | None = None
 ) -> DataConfig:
     """Load a data config by its name or path; see `load_option`.
 
@@ -117,17 +121,17 @@ def load_data(
     return validate_values(DataConfig, with_style(config, chat_style))
 
 
-def load_niah(name: str = "niah") -> NiahConfig:
+def load_niah(name: str | Path = "niah") -> NiahConfig:
     """Load a NIAH config by its name or path, by default configs/eval/niah.yaml."""
     return load_option("eval", name, (), NiahConfig)
 
 
-def load_variant(name: str, overrides: Sequence[str] = ()) -> Variant:
+def load_variant(name: str | Path, overrides: Sequence[str] = ()) -> Variant:
     """Load a restore variant by its name or path; see `load_option`."""
     return load_option("restore", name, overrides, Variant)
 
 
-def load_training(name: str, overrides: Sequence[str] = ()) -> TrainingRun:
+def load_training(name: str | Path, overrides: Sequence[str] = ()) -> TrainingRun:
     """Load the configuration of a training run: a config of configs/train, and its recipe.
 
     Args:
@@ -137,6 +141,7 @@ def load_training(name: str, overrides: Sequence[str] = ()) -> TrainingRun:
     Raises:
         UserError: a config does not exist, or an override is wrong; the message names its path.
     """
+    _refuse_single_text(overrides)
     changes: list[str] = []
     for override in overrides:
         if override.lstrip("+").startswith("train.mixture="):
@@ -144,19 +149,19 @@ def load_training(name: str, overrides: Sequence[str] = ()) -> TrainingRun:
             # sources replace those of the config instead.
             changes.append("train.mixture=null")
         changes.append(override)
-    return load_root(changes, TrainingRun, {"train": name})
+    return load_root(changes, TrainingRun, {"train": str(name)})
 
 
-def load_model(name: str) -> ModelFile:
+def load_model(name: str | Path) -> ModelFile:
     """Load a model's shape by the name or path of its config.
 
     Raises:
         UserError: the config does not exist or cannot be read.
     """
-    return ModelFile(name=name, values=load_model_file(name))
+    return ModelFile(name=str(name), values=load_model_file(name))
 
 
-def load_model_file(name: str) -> dict[str, Any]:
+def load_model_file(name: str | Path) -> dict[str, Any]:
     """Return the values of a config in configs/model, whose keys are those of a config.json.
 
     `name` is the name or path of the config.
@@ -164,7 +169,13 @@ def load_model_file(name: str) -> dict[str, Any]:
     Raises:
         UserError: the config does not exist or cannot be read.
     """
-    return with_overrides(read_config("model", name).values, ())
+    config = read_config("model", str(name))
+    if config.members:
+        raise UserError(
+            f"model {name}: is only the shared part of {', '.join(config.members)}",
+            hint="Choose one of them.",
+        )
+    return with_overrides(config.values, ())
 
 
 def load_hypenet(size_or_path: str | Path) -> ModelFile:
@@ -185,6 +196,11 @@ def load_hypenet(size_or_path: str | Path) -> ModelFile:
     if is_path(str(path)):
         return load_model(str(path))
     return validate_values(ModelFile, {"name": str(path), "values": _read_json(path)})
+
+
+def _refuse_single_text(overrides: Sequence[str]) -> None:
+    if isinstance(overrides, str):
+        raise TypeError(f"overrides: expected a sequence of texts, for example [{overrides!r}]")
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -44,9 +44,14 @@ def initialize(request: InitializeRequest, out: Path) -> int:
     loaded_tokenizer = AutoTokenizer.from_pretrained(
         tokenizer, local_files_only=True, trust_remote_code=False
     )
-    if len(loaded_tokenizer) > values["vocab_size"]:
+    vocab_size = values.get("vocab_size")
+    if not isinstance(vocab_size, int):
         raise UserError(
-            f"{model.name} has a vocabulary of {values['vocab_size']} tokens, but the tokenizer of "
+            f"model {model.name}: vocab_size is {vocab_size!r}, expected a whole number"
+        )
+    if len(loaded_tokenizer) > vocab_size:
+        raise UserError(
+            f"{model.name} has a vocabulary of {vocab_size} tokens, but the tokenizer of "
             f"{tokenizer} has {len(loaded_tokenizer)}"
         )
     provenance = collect_provenance(sys.argv, seeds={"weights": request.seed})
@@ -54,7 +59,10 @@ def initialize(request: InitializeRequest, out: Path) -> int:
         "eos_token_id": loaded_tokenizer.eos_token_id,
         "pad_token_id": loaded_tokenizer.pad_token_id,
     }
-    config = AutoConfig.for_model(model_type, **values)
+    try:
+        config = AutoConfig.for_model(model_type, **values)
+    except (TypeError, ValueError) as error:  # what transformers raises for values of a wrong type
+        raise UserError(f"model {model.name}: transformers refuses its values ({error})") from error
     with publishing(out) as work, torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
         network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

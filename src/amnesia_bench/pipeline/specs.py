@@ -6,6 +6,7 @@ The spec of a stage is the file `stage.json` in the stage's folder.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -84,20 +85,24 @@ def known_specs(store: Path) -> list[StageSpec]:
 
 
 def older_stages(store: Path) -> list[OlderStage]:
-    """Return the stages that earlier versions wrote, except running ones.
+    """Return the stages that earlier versions wrote, except running ones and their inputs.
 
     Their ids do not begin with the kind of the stage.
     """
-    stages = []
+    stages: list[OlderStage] = []
+    in_use: set[str] = set()
     for path in sorted(store.glob(f"stages/*/{SPEC}")):
         stage_id = path.parent.name
         with suppress(UserError):
             record = read_json(path)
-            kind = str(record.get("kind")) if isinstance(record, dict) else ""
-            current = stage_id.startswith(f"{kind}.")
-            if kind in VERSIONS and not current and current_holder(path.parent) is None:
+            if not isinstance(record, dict):
+                continue
+            kind = str(record.get("kind"))
+            if kind in VERSIONS and not stage_id.startswith(f"{kind}."):
                 stages.append(OlderStage(kind, stage_id))
-    return stages
+                if current_holder(path.parent) is not None:
+                    in_use |= {stage_id, *record.get("inputs", ())}
+    return [stage for stage in stages if stage.id not in in_use]
 
 
 def older_note(store: Path) -> str | None:
@@ -107,5 +112,5 @@ def older_note(store: Path) -> str | None:
     return (
         f"{store} has {len(older)} stages of an earlier version. They cannot be used, because "
         "stage ids have changed; experiments rebuild their stages. To free the disk space: "
-        "amnesia clean --earlier-versions"
+        f"amnesia clean --earlier-versions --store {shlex.quote(str(store))}"
     )

@@ -106,6 +106,21 @@ def test_stages_of_earlier_versions_are_known_by_their_ids(store: Path) -> None:
     assert not made.exists()
 
 
+def test_a_running_stage_of_an_earlier_version_is_kept_with_its_inputs(store: Path) -> None:
+    record = '{"id": "%s", "kind": "%s", "inputs": %s}'
+    data, trained = "tiny_cot-0123456789ab", "sft-0123456789cd"
+    for stage_id, kind, inputs in (
+        (data, "data", "{}"),
+        (trained, "trained", f'{{"{data}": "data"}}'),
+    ):
+        folder = store / "stages" / stage_id
+        folder.mkdir()
+        (folder / SPEC).write_text(record % (stage_id, kind, inputs))
+    assert [stage.id for stage in older_stages(store)] == [trained, data]
+    with holding_lease(stage_path(store, trained)):
+        assert older_stages(store) == []
+
+
 def test_a_failure_that_is_half_written_is_a_failure(store: Path) -> None:
     (stage_path(store, DATA.id) / FAILURE).write_text('{"exit_')
     assert state_of(store, DATA.kind, DATA.id) is StageState.FAILED
