@@ -273,7 +273,7 @@ def test_every_mapped_family_is_measured(family, tmp_path):
 @pytest.mark.parametrize("family", ["zamba", "zamba2"])
 def test_attention_that_several_layers_share_is_refused_by_name(family, tmp_path):
     build(family, tmp_path, seed=0)
-    with pytest.raises(UserError, match=r"Zamba2?Attention: its attention does not say which"):
+    with pytest.raises(UserError, match=r"Zamba2?Attention: its attention has no layer index"):
         open_model(tmp_path, "pre")
 
 
