@@ -24,7 +24,7 @@ from amnesia_bench.surgery import restoration as restoring
 import amnesia_bench.store.publish as publish
 
 module, name, countdown = {"copy": (shards, "_write"), "hash": (restoring, "sha256_of"),
-    "spool": (edits, "_described"), "manifest": (publish, "write_json"),
+    "spool": (edits, "_edited_tensor"), "manifest": (publish, "write_json"),
     "sync": (publish, "sync_folder")}[sys.argv[1]] + (int(sys.argv[2]),)
 honest = getattr(module, name)
 

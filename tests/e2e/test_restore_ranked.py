@@ -53,10 +53,10 @@ def test_the_first_layers_of_a_ranking_are_restored(
     ("layers", "problem"),
     [
         ("top4@{ranking}", "top4: the ranking has 3 layers"),
-        ("top0@{ranking}", "neither all, nor a list such as 2,3,6, nor top7 or top7@FILE"),
+        ("top0@{ranking}", "expected all, a list such as 2,3,6, top7 or top7@FILE"),
         ("top1@{missing}", "missing.json: no such file"),
         ("top1@{post}/config.json", "config.json: unknown key"),
-        ("top1@", "neither all, nor a list such as 2,3,6, nor top7 or top7@FILE"),
+        ("top1@", "expected all, a list such as 2,3,6, top7 or top7@FILE"),
         ("top3@{other}", "select.layers: 0 is not a softmax layer"),
     ],
 )

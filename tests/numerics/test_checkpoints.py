@@ -114,7 +114,7 @@ def test_a_head_missing_from_an_untied_checkpoint_is_refused(tmp_path):
 def test_wrong_shapes_are_refused_by_name(tmp_path):
     name = "model.layers.1.self_attn.k_proj.weight"
     folder = _edited(tmp_path, lambda w: w.update({name: torch.zeros(64, 64)}))
-    with pytest.raises(UserError, match=rf"{name} of shape \[64, 64\], .* \[32, 64\]"):
+    with pytest.raises(UserError, match=rf"{name} has shape \[64, 64\], .* \[32, 64\]"):
         AutoModelForCausalLM.from_pretrained(folder)
 
 

@@ -225,7 +225,7 @@ def test_teachers_that_do_not_fit_are_refused(tmp_path, teacher):
     _refused(tmp_path, "vocab_size: .* has 97, but hypenet_2b needs 151936", config="2b")
     config = _config_file(tmp_path, rope_theta=10000)
     _refused(tmp_path, "rope_theta is 10000.0, but the teacher needs 1000000.0", config=config)
-    _refused(tmp_path, "3b is neither a size", config="3b")
+    _refused(tmp_path, "3b is neither a HypeNet size", config="3b")
     config = _config_file(tmp_path, lightning_head_dim=8)
     _refused(tmp_path, "lightning_head_dim is 8", config=config)
     with pytest.raises(ValidationError, match="Input should be 1 or 2"):

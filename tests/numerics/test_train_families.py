@@ -215,7 +215,9 @@ def test_a_model_that_computes_its_loss_otherwise_is_refused(what, said):
 def test_a_loss_of_the_router_is_refused_with_the_way_out():
     experts = {"num_local_experts": 2, "num_experts_per_tok": 1}
     model = build("granitemoehybrid", **experts, output_router_logits=True)
-    with pytest.raises(UserError, match=r"loss of the router.*\n.*output_router_logits.*false"):
+    with pytest.raises(
+        UserError, match=r"enables the router loss.*\n.*output_router_logits.*false"
+    ):
         check_loss(model, Path("INIT"))
 
 
