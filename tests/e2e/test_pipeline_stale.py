@@ -72,7 +72,7 @@ def test_what_was_made_of_something_else_is_made_again_and_said(
     assert run_graph(store, small_graph()) == StageCounts(cached=1, done=2)
     assert [starts(store, stage) for stage in small_graph()] == [1, 2, 2]
     said = capfd.readouterr().err
-    assert f"data {DATA[0].id}: stale, its input {name} has changed" in said
+    assert f"{DATA[0].id}: stale, its input {name} has changed" in said
     assert states(store) == [StageState.CACHED] * 3
     assert run_graph(store, small_graph()) == StageCounts(cached=3, done=0)
 
