@@ -14,14 +14,14 @@ import itertools
 
 import numpy as np
 
-from amnesia_bench.cli.check import ERROR_RATE
-from amnesia_bench.cli.niah_options import niah_defaults
+from amnesia_bench.config.load import load_niah
+from amnesia_bench.recall.check import ERROR_RATE
 from amnesia_bench.recall.sequential import judge, looks
 from amnesia_bench.records.recall import CheckVerdict, Rule
 from amnesia_bench.statistics import PairedCounts
 
 TRIALS = 2000
-SAMPLES = niah_defaults("check").samples
+SAMPLES = load_niah("check").samples
 RULE = Rule(samples=SAMPLES, margin=0.0, error_rate=ERROR_RATE)
 # (lost, won): no drop with ever more churn, then drops of 5, 10, 20 and 40 points.
 CASES = (

@@ -101,7 +101,9 @@ def _softmax_layers(checkpoint: Checkpoint) -> dict[int, LayerKind]:
 
 
 def measured(module: Any, name: str, layers: dict[int, LayerKind]) -> MeasuredModel:
-    """Test on a few tokens that the probe reaches a model's softmax layers; return the model.
+    """Check with a short forward pass that the probe reaches a model's softmax layers.
+
+    Return the model.
 
     Args:
         module: a causal LM.

@@ -33,7 +33,8 @@ from amnesia_bench.records.niah import NiahDocument, NiahSamples, PromptSetRecor
 
 _ANSWER_TOKENS = NIAH_SAMPLING.max_new_tokens
 # A prompt whose estimated length is at least this many tokens below the context length is not
-# measured. If it is measured, the estimate must be accurate to half this number of tokens.
+# measured. For every prompt that is measured, the estimate must be within half this number of
+# tokens of the measured length.
 _MARGIN = 256
 # The value that is assumed in estimates; a uuid has a few more tokens.
 _SOME_VALUE = "1234567"

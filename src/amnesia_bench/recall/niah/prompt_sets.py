@@ -232,8 +232,8 @@ class _Haystack:
     def ids(self, pieces: Sequence[Span | str], *, spliced: bool) -> NDArray[np.int32]:
         """Return the token ids of the concatenated pieces, int32 [T]."""
         if spliced:
-            # This text is shorter than the one at build time. If the tokens at a seam therefore
-            # differ, the complete prompt is tokenised.
+            # Only the needed part of the haystack was stored, so the tokens at a seam may differ
+            # from those at build time. In that case the complete prompt is tokenised.
             with suppress(NotSpliceableError):
                 return self._spliced.compose(pieces).ids()
         return WholeText(self._tokenizer, self.text).compose(pieces).ids()
