@@ -142,8 +142,7 @@ class HypeNetModel(HypeNetPreTrainedModel):
             output_attentions: whether to return the attention weights: [B, H, T, P + T] for each
                 softmax layer, and None for each linear layer.
             cu_seqlens: boundaries [N + 1], from 0 to T, of N documents that are packed in one row
-                and do not attend to each other. `position_ids` that restart at 0 have the same
-                effect.
+                and kept apart; `position_ids` that restart at 0 have the same effect.
             **kwargs: keyword arguments for the attention function.
 
         Raises:
