@@ -94,7 +94,8 @@ def contents(out: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in out.iterdir() if p.name != "manifest.json"}
 
 
-def kill_and_go_on(prepare: Callable[[Path], None], base: Path, kills: int, seed: int) -> None:
+def kill_and_go_on(prepare: Callable[[Path], None], base: Path, kills: int, seed: int) -> int:
+    """Check that every preparation ends in the same bytes; return how often one was killed."""
     whole = base / "whole"
     calls = in_a_child(lambda: prepare(whole), None)
     assert calls is not None
@@ -112,20 +113,20 @@ def kill_and_go_on(prepare: Callable[[Path], None], base: Path, kills: int, seed
                 break
         assert contents(out) == contents(whole)
         assert open_store(out).sha256 == open_store(whole).sha256
-    assert killed >= kills // 2  # or the moments are not what they are meant to be
+    return killed
 
 
 def test_killed_at_random_it_goes_on_to_the_same_bytes(
     prepare: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    kill_and_go_on(prepare, tmp_path, kills=6, seed=0)
+    assert kill_and_go_on(prepare, tmp_path, kills=6, seed=0) >= 3
 
 
 @pytest.mark.slow
 def test_killed_at_a_hundred_moments_it_goes_on_to_the_same_bytes(
     prepare: Callable[[Path], None], tmp_path: Path
 ) -> None:
-    kill_and_go_on(prepare, tmp_path, kills=100, seed=1)
+    assert kill_and_go_on(prepare, tmp_path, kills=100, seed=1) >= 50
 
 
 def test_a_part_that_was_cut_off_is_made_again(

@@ -155,8 +155,10 @@ assert type(model).__module__.startswith("transformers_modules"), type(model)
 logits = load_file(sys.argv[1] + "/expected")["logits"]
 assert torch.equal(model(torch.arange(40)[None]).logits, logits)
 """
-    subprocess.run(
+    loaded = subprocess.run(
         [sys.executable, "-c", stranger, str(tmp_path)],
-        check=True,
+        capture_output=True,
+        text=True,
         env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "PATH": ""},
     )
+    assert loaded.returncode == 0, loaded.stderr

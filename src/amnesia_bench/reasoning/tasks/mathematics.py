@@ -7,7 +7,7 @@ from amnesia_bench.reasoning.math.scorer import MathScorer
 from amnesia_bench.reasoning.task import BenchmarkSource, ReasoningTask, Row
 
 _MARK = "####"  # precedes the number in a gold answer of GSM8K
-# The instruction that Qwen2.5-Math and Qwen3 recommend; open-r1 puts it before the problem. The
+# The instruction of Qwen2.5-Math and Qwen3; open-r1 puts it before the problem. The
 # paper does not state its instruction.
 STEP_BY_STEP = "Please reason step by step, and put your final answer within \\boxed{}."
 
