@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.inference.language_model import LanguageModel, catching_oom
 from amnesia_bench.inference.protocol import PromptRequest
+from amnesia_bench.inference.sampling import choose, generator_of
 from amnesia_bench.records.evaluation import FinishReason, Generation, Sampling
 
 Decode = Callable[[Sequence[int]], str]
@@ -102,44 +103,6 @@ def end_tokens(tokenizer: Any, generation_config: Any) -> frozenset[int]:
     for ids in (tokenizer.eos_token_id, getattr(generation_config, "eos_token_id", None)):
         end_ids += ids if isinstance(ids, list) else [ids]
     return frozenset(int(i) for i in end_ids if i is not None)
-
-
-def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
-    """Return the next token id of each row [B].
-
-    Temperature is applied first, then top-k, then top-p, as in transformers and vLLM.
-
-    Args:
-        logits: logits at the last position of each row [B, E].
-        sampling: sampling parameters of all rows.
-        generators: one random generator per row, on the CPU, so that a seed gives the same draws on
-            every device. May be empty for greedy decoding.
-    """
-    if sampling.greedy:
-        return logits.argmax(dim=-1)
-    scaled = logits.double() / sampling.temperature
-    # A stable sort orders equal logits by token id.
-    ranked, ids = scaled.sort(dim=-1, descending=True, stable=True)
-    if sampling.top_k is not None:
-        ranked, ids = ranked[:, : sampling.top_k], ids[:, : sampling.top_k]
-    probabilities = ranked.softmax(dim=-1)
-    before = probabilities.cumsum(dim=-1) - probabilities
-    # The most likely token is always kept, since the cumulative probability before it is zero.
-    probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
-    cumulative = probabilities.cumsum(dim=-1)
-    uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-    drawn = uniform.to(logits.device)[:, None] * cumulative[:, -1:]
-    rank = torch.searchsorted(cumulative, drawn, right=True)
-    # Rounding may put a draw beyond the sum: then choose the last token with a probability > 0.
-    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
-    return ids.gather(1, torch.minimum(rank, last))[:, 0]
-
-
-def generator_of(seed: int | None) -> torch.Generator:
-    """Return a CPU random generator with the seed of one request; None means seed 0."""
-    generator = torch.Generator("cpu")
-    generator.manual_seed(0 if seed is None else seed)
-    return generator
 
 
 # The end token ids, and a function that converts token ids to text.
