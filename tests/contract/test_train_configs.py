@@ -140,6 +140,8 @@ def test_a_mixture_takes_the_place_of_that_of_the_stage() -> None:
         ("train.objective=align", "align and distill need a teacher", None),
         ("train={objective: align, teacher: x}", "train is sft_miromind_2b", None),
         ("train.mixture.miromind=0", "each with a weight above 0", None),
+        ("train.mixture.miromind=inf", "mixture.miromind=inf: Input should be a finite", None),
+        ("train.optimizer.weight_decay=nan", "weight_decay=nan: Input should be a finite", None),
         ("train.freeze={roles: [x], layers: all}", "train.freeze.roles[0]=x", None),
     ],
 )

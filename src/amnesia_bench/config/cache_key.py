@@ -2,7 +2,8 @@
 
 Fields that do not affect results are marked `NEUTRAL` in their declaration, for example names,
 checkpoint intervals, logging and batch sizes that change only the order of summation. A field
-without this mark is part of the key, which is the safe default.
+without this mark is part of the key, which is the safe default. The order of a mapping is not part
+of the key, unless its field is marked `ORDERED`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
+from pydantic.fields import FieldInfo
 
 
 class Neutral:
@@ -22,12 +24,19 @@ class Neutral:
 NEUTRAL = Neutral()
 
 
+class Ordered:
+    """Type of the mark for mappings whose order affects results: `Annotated[dict, ORDERED]`."""
+
+
+ORDERED = Ordered()
+
+
 def cache_key(value: Any) -> Any:
     """Return the fields that affect results, as JSON values; `value` is a config or part of one."""
     if isinstance(value, BaseModel):
         fields = type(value).model_fields
         return {
-            name: cache_key(getattr(value, name))
+            name: _ordered(getattr(value, name), field)
             for name, field in fields.items()
             if NEUTRAL not in field.metadata
         }
@@ -38,3 +47,8 @@ def cache_key(value: Any) -> Any:
     if isinstance(value, Enum):
         return value.value
     return value.as_posix() if isinstance(value, Path) else value
+
+
+def _ordered(value: Any, field: FieldInfo) -> Any:
+    key = cache_key(value)
+    return [*map(list, key.items())] if ORDERED in field.metadata else key

@@ -34,9 +34,9 @@ Items = TypeVar("Items", bound=tuple[object, ...])
 
 
 class Frozen(BaseModel):
-    """Base class of every schema; unknown keys and values of a wrong type are errors."""
+    """Base class of every schema; unknown keys, values of a wrong type, NaN and inf are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 def unique(items: Items) -> Items:

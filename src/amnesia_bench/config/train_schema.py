@@ -17,7 +17,7 @@ from pydantic import (
     model_validator,
 )
 
-from amnesia_bench.config.cache_key import NEUTRAL
+from amnesia_bench.config.cache_key import NEUTRAL, ORDERED
 from amnesia_bench.config.schema import Frozen
 from amnesia_bench.records.roles import Role
 
@@ -89,7 +89,8 @@ class TrainConfig(Frozen):
         teacher: hub name of the checkpoint from which `align` and `distill` learn.
         global_batch: number of sequences per optimizer step, over all processes.
         micro_batch: number of sequences per forward pass of one process.
-        mixture: weight of each data source, as a share of sequences.
+        mixture: weight of each data source, as a share of sequences. The order of the sources
+            affects the order of the samples.
         align_layers: indices of the layers whose mixers `align` trains.
         trusted_code_sha256: for a checkpoint with custom code, the hash of that code and of the
             references to it in the checkpoint's config files. The error message that rejects
@@ -104,7 +105,7 @@ class TrainConfig(Frozen):
     global_batch: PositiveInt
     micro_batch: PositiveInt
     sequence_tokens: PositiveInt
-    mixture: Annotated[dict[str, float], AfterValidator(_weights_are_positive)]
+    mixture: Annotated[dict[str, float], AfterValidator(_weights_are_positive), ORDERED]
     isolate_documents: bool
     align_layers: Literal["all"] | Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] = (
         "all"

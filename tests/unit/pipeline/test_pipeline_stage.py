@@ -88,6 +88,13 @@ def test_what_decides_the_result_changes_the_id(override: str) -> None:
     assert trained(override).id != trained().id
 
 
+def test_the_order_of_a_mixture_changes_the_id_since_it_decides_which_samples_are_drawn() -> None:
+    here = load_training("stage3_2b", ["train.mixture={mine: 2.0, other: 1.0}"])
+    reverse = load_training("stage3_2b", ["train.mixture={other: 1.0, mine: 2.0}"])
+    assert here.train.mixture == reverse.train.mixture
+    assert cache_key(here) != cache_key(reverse)
+
+
 def test_an_input_changes_the_id_of_all_that_read_it() -> None:
     other = stages.tokenizer(1)
     assert stages.data("tiny_cot", (), other).id != stages.data("tiny_cot", (), TOKENIZER).id
