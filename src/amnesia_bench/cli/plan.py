@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import amnesia_bench
 from amnesia_bench.cli.output import plain, print_json, say, show, size, table
+from amnesia_bench.config.cluster_schema import GPU_NAMES
 from amnesia_bench.costs.stage_cost import Cost, total
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.pipeline.plan import Plan, PlannedStage, Step, by_model
 from amnesia_bench.requests.experiments import PlanRequest
-from amnesia_bench.requests.training import GPU_NAMES
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -25,9 +25,10 @@ from amnesia_bench.cli.requests import make
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.costs.gpus import GPUS
+from amnesia_bench.config.cluster_schema import GPU_NAMES
 from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.guard import only_rank_zero_reports
-from amnesia_bench.requests.training import GPU_NAMES, EstimateRequest, TrainRequest
+from amnesia_bench.requests.training import EstimateRequest, TrainRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
+from amnesia_bench.config.cluster_schema import LocalCluster, SlurmCluster
 from amnesia_bench.config.eval_schema import NiahConfig
 from amnesia_bench.config.files import options
 from amnesia_bench.config.load import load_root
@@ -173,8 +174,9 @@ class Experiment(Frozen):
 
 
 class ExperimentConfig(Frozen):
-    """The configuration of one run: profile, experiment and restore variant."""
+    """The configuration of one run: cluster, profile, experiment and restore variant."""
 
+    cluster: LocalCluster | SlurmCluster = Field(discriminator="kind")
     profile: Profile
     experiment: Experiment
     restore: Variant

@@ -242,7 +242,7 @@ def _chosen_already(override: str, group: str, name: str) -> UserError:
 
 def _named(config: Config, schema: Any) -> dict[str, Any]:
     """Return a config's values, with the config's name if the schema has the field `name`."""
-    if "name" not in schema.model_fields:
+    if "name" not in getattr(schema, "model_fields", ()):  # a union of schemas has no fields
         return config.values
     if not re.fullmatch(r"[a-z0-9][a-z0-9_]*", config.name):
         raise UserError(

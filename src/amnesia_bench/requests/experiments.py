@@ -7,9 +7,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from amnesia_bench.config.cluster_schema import GpuName
 from amnesia_bench.config.schema import Frozen
 from amnesia_bench.requests.base import Location, Request
-from amnesia_bench.requests.training import GpuName
 
 Overrides = tuple[str, ...]
 
@@ -73,9 +73,33 @@ class RunRequest(Request):
         store: folder of all artifacts; None selects $AMNESIA_STORE.
         results: folder for the reports.
         repair: remove damaged artifacts and rebuild them.
+        detach: on a cluster, submit the jobs and return; the same request later writes the reports.
     """
 
     overrides: Overrides
     store: Location | None = None
     results: Location = Path("results")
     repair: bool = False
+    detach: bool = False
+
+
+class JobScriptsRequest(Request):
+    """`job_scripts`: the batch scripts that `run` would submit, without submitting them.
+
+    `overrides` and `store` are the same as for `run`.
+    """
+
+    overrides: Overrides
+    store: Location | None = None
+
+
+class CancelRequest(Request):
+    """`cancel`: cancel the batch jobs of a store.
+
+    Attributes:
+        overrides: cancel only the jobs of these experiments; empty cancels all jobs of the store.
+        store: folder of all artifacts; None selects $AMNESIA_STORE.
+    """
+
+    overrides: Overrides = ()
+    store: Location | None = None

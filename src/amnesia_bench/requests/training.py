@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar
 
 from pydantic import PositiveInt
 
+from amnesia_bench.config.cluster_schema import GpuName
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.requests.base import Location, Request, StageRequest
 
-GpuName = Literal["a100", "h100", "h200"]
-GPU_NAMES: tuple[str, ...] = get_args(GpuName)
 
 
 class TrainRequest(StageRequest):
