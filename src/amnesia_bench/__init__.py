@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from amnesia_bench.data.synthesize import synthesize_tokenizer as synthesize_tokenizer
     from amnesia_bench.lm_eval_bridge.evaluation import evaluate as evaluate
     from amnesia_bench.lm_eval_bridge.ranking import rank_layers as rank_layers
+    from amnesia_bench.pipeline.experiments import cancel as cancel
+    from amnesia_bench.pipeline.experiments import job_scripts as job_scripts
     from amnesia_bench.pipeline.experiments import plan as plan
     from amnesia_bench.pipeline.experiments import run as run
     from amnesia_bench.reasoning.answering import generate as generate
@@ -50,6 +52,8 @@ if TYPE_CHECKING:
     from amnesia_bench.requests.data import SynthesizeRowsRequest as SynthesizeRowsRequest
     from amnesia_bench.requests.data import SynthesizeTokenizerRequest as SynthesizeTokenizerRequest
     from amnesia_bench.requests.engines import EngineChoice as EngineChoice
+    from amnesia_bench.requests.experiments import CancelRequest as CancelRequest
+    from amnesia_bench.requests.experiments import JobScriptsRequest as JobScriptsRequest
     from amnesia_bench.requests.experiments import LabelledCells as LabelledCells
     from amnesia_bench.requests.experiments import LabelledDrift as LabelledDrift
     from amnesia_bench.requests.experiments import PlanRequest as PlanRequest
@@ -110,6 +114,8 @@ FRONT_DOORS = {
     # Experiments.
     "plan": FrontDoor("pipeline.experiments"),
     "run": FrontDoor("pipeline.experiments"),
+    "job_scripts": FrontDoor("pipeline.experiments"),
+    "cancel": FrontDoor("pipeline.experiments"),
     "report": FrontDoor("reporting.building"),
     # Functions that load the configs for the fields of requests.
     "load_variant": FrontDoor("config.load"),
@@ -147,6 +153,8 @@ REQUESTS = {
     "TrainRequest": "training",
     "PlanRequest": "experiments",
     "RunRequest": "experiments",
+    "JobScriptsRequest": "experiments",
+    "CancelRequest": "experiments",
     "ReportRequest": "experiments",
     "LabelledCells": "experiments",
     "LabelledDrift": "experiments",

@@ -16,10 +16,10 @@ from amnesia_bench.costs.work import Writing
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.pipeline.bookkeeping import LOG, StageState, read_failure, state_of
 from amnesia_bench.pipeline.fork_server import fork_server
-from amnesia_bench.pipeline.run import StageCounts, run_graph
+from amnesia_bench.pipeline.run import RunOptions, StageCounts, run_graph
 from amnesia_bench.pipeline.specs import write_specs
 from amnesia_bench.pipeline.stage import Stage
-from amnesia_bench.pipeline.stage_process import run_spec
+from amnesia_bench.pipeline.stage_process import StageLauncher, run_spec
 from amnesia_bench.pipeline.worker import run_stage
 from amnesia_bench.records.stages import StageSpec
 from amnesia_bench.requests.reasoning import ScoreRequest
@@ -111,7 +111,7 @@ def test_a_flipped_byte_is_found_and_repaired(
         run_graph(store, small_graph())
     assert "--repair" in str(caught.value.hint)
     (small_graph()[0].folder(store) / MANIFEST).write_text('{"kind"')
-    outcome = run_graph(store, small_graph(), repair=True)
+    outcome = run_graph(store, small_graph(), RunOptions(repair=True))
     assert (outcome.cached, outcome.done) == (1, 2)
     assert verify_manifest(stage.folder(store)) == []
 
@@ -209,7 +209,7 @@ def test_a_forked_stage_says_what_a_started_one_does(tmp_path: Path) -> None:
     with scratch_folder() as folder, fork_server(folder) as server:
         for name, socket in (("forked", server), ("started", None)):
             log = tmp_path / name
-            assert run_spec(tmp_path, spec, log, (), socket) == 2
+            assert run_spec(tmp_path, spec, log, (), StageLauncher(server=socket)) == 2
             logs.append(log.read_text())
     assert logs[0] == logs[1]
     assert "amnesia score: " in logs[0]
@@ -231,9 +231,9 @@ def test_a_fork_server_outlives_a_worker_and_a_stage_the_server(tmp_path: Path) 
     with scratch_folder() as folder, fork_server(folder) as server:
         with socket.socket(socket.AF_UNIX) as hasty:
             hasty.connect(server)
-        assert run_spec(tmp_path, spec, tmp_path / "log", (), server) == 2
+        assert run_spec(tmp_path, spec, tmp_path / "log", (), StageLauncher(server=server)) == 2
         os.kill(int(fork_server_process().name), signal.SIGKILL)
-        assert run_spec(tmp_path, spec, tmp_path / "log", (), server) == 2
+        assert run_spec(tmp_path, spec, tmp_path / "log", (), StageLauncher(server=server)) == 2
 
 
 def test_forked_stages_see_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,7 +249,16 @@ def test_a_stage_with_gpus_is_started_and_not_forked(tmp_path: Path) -> None:
     with scratch_folder() as folder, socket.socket(socket.AF_UNIX) as server:
         server.bind(str(folder / "forks"))
         server.listen()
-        assert run_spec(tmp_path, spec, tmp_path / "log", ("0",), str(folder / "forks")) == 2
+        assert (
+            run_spec(
+                tmp_path,
+                spec,
+                tmp_path / "log",
+                ("0",),
+                StageLauncher(server=str(folder / "forks")),
+            )
+            == 2
+        )
         server.setblocking(False)
         with pytest.raises(BlockingIOError):
             server.accept()
@@ -266,7 +275,7 @@ def test_a_stage_that_another_attempt_has_ended_meanwhile_is_done(
         return 2
 
     monkeypatch.setattr("amnesia_bench.pipeline.worker.run_spec", beaten)
-    run_stage(store, last.id, None)
+    run_stage(store, last.id, StageLauncher())
     assert state_of(store, last.kind, last.id) is StageState.CACHED
     assert read_failure(store, last.id) is None
 

@@ -20,8 +20,9 @@ from amnesia_bench.pipeline.bookkeeping import (
     read_inputs,
     state_of,
 )
-from amnesia_bench.pipeline.run import StageCounts, run_graph
+from amnesia_bench.pipeline.run import RunOptions, StageCounts, run_graph
 from amnesia_bench.pipeline.stage import unsettled
+from amnesia_bench.pipeline.stage_process import StageLauncher
 from amnesia_bench.pipeline.worker import run_stage
 from amnesia_bench.store import hashing
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
@@ -156,7 +157,7 @@ def test_what_a_newer_version_made_is_neither_damaged_nor_removed(
     as_newer(TOKENIZER.folder(store))
     before = finished(store)
     with pytest.raises(NewerVersionError, match="schema 99, this version reads 1") as caught:
-        run_graph(store, small_graph(), repair=repair)
+        run_graph(store, small_graph(), RunOptions(repair=repair))
     assert "repair" not in str(caught.value)
     assert finished(store) == before
 
@@ -169,10 +170,10 @@ def test_what_a_newer_version_made_is_not_removed_as_stale_either(
     as_newer(DATA[0].folder(store))
     before = finished(store)
     with pytest.raises(NewerVersionError):
-        run_graph(store, small_graph(), repair=repair)
+        run_graph(store, small_graph(), RunOptions(repair=repair))
     # A worker that another driver has sent leaves it too.
     with pytest.raises(NewerVersionError):
-        run_stage(store, DATA[0].id, None)
+        run_stage(store, DATA[0].id, StageLauncher())
     assert finished(store) == before
 
 
@@ -205,7 +206,7 @@ def test_what_cannot_be_read_is_neither_damaged_nor_removed(
     with monkeypatch.context() as spoiled:
         spoil(spoiled)
         with pytest.raises(MissingEnvironmentError, match="cannot be read"):
-            run_graph(store, small_graph(), repair=repair)
+            run_graph(store, small_graph(), RunOptions(repair=repair))
     assert run_graph(store, small_graph()) == StageCounts(cached=3, done=0)
     assert [starts(store, stage) for stage in small_graph()] == [1, 1, 1]
 

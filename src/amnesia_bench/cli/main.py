@@ -36,6 +36,7 @@ COMMANDS = {
     "run": "run all stages of an experiment that are not done, then write its report",
     "status": "show the state of the stages of an experiment",
     "logs": "print the log of a stage",
+    "cancel": "cancel the SLURM jobs of an experiment",
     "clean": "remove the stages of an experiment",
     "report": "fill the paper's tables with measured results, next to the paper's numbers",
     "sandbox": "test the sandbox in which programs written by models run",

@@ -7,6 +7,15 @@
 Several values of a key (KEY=A,B) select several jobs; stages that jobs share are run only once. To
 resume an interrupted run, run the same command again: finished stages are skipped. `amnesia plan`
 estimates the cost, and `amnesia status` shows the progress.
+
+On a SLURM cluster, with one job per stage:
+
+  amnesia run experiment=table1 cluster=slurm cluster.partition=gpu --dry-run
+  amnesia run experiment=table1 cluster=slurm cluster.partition=gpu
+  amnesia run experiment=table1 cluster=mine.yaml --detach
+
+The jobs do not need this process: if it ends, the same command finds them and waits for them.
+`amnesia cancel` cancels them.
 """
 
 from __future__ import annotations
@@ -18,7 +27,7 @@ import amnesia_bench
 from amnesia_bench.cli import report
 from amnesia_bench.cli.output import say
 from amnesia_bench.errors import ExitCode
-from amnesia_bench.requests.experiments import RunRequest
+from amnesia_bench.requests.experiments import JobScriptsRequest, RunRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,18 +46,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repair", action="store_true", help="remove damaged artifacts and rebuild them"
     )
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        help="submit the jobs to SLURM, and do not wait for them",
+    )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the batch scripts, and submit nothing"
+    )
 
 
 def run(args: argparse.Namespace) -> ExitCode:
+    overrides = tuple(args.overrides)
+    if args.dry_run:
+        scripts = amnesia_bench.job_scripts(
+            JobScriptsRequest(overrides=overrides, store=args.store)
+        )
+        for stage, script in scripts.items():
+            say(f"# {stage}\n{script}")
+        return ExitCode.DONE
     result = amnesia_bench.run(
         RunRequest(
-            overrides=tuple(args.overrides),
+            overrides=overrides,
             store=args.store,
             results=args.out,
             repair=args.repair,
+            detach=args.detach,
         )
     )
     outcome = result.outcome
+    if outcome.submitted is not None:
+        say("`amnesia status` shows the jobs. Run the same command again to write the report.")
+        return ExitCode.DONE
     others = f", {outcome.by_others} run by other processes" if outcome.by_others else ""
     stages = outcome.cached + outcome.done + outcome.by_others
     say(f"{stages} stages: {outcome.cached} cached, {outcome.done} run now{others}.")

@@ -5,7 +5,8 @@
 
 Without an experiment, the command shows every stage that was ever started in the store. A stage is
 done if the folder of its artifact contains a manifest. A finished stage is stale if its inputs have
-changed since it was run.
+changed since it was run. Jobs in SLURM's queue are shown with their state, and with the reason why
+they wait.
 """
 
 from __future__ import annotations
@@ -42,9 +43,9 @@ def run(args: argparse.Namespace) -> ExitCode:
     if args.json:
         print_json([stage.__dict__ for stage in stages])
         return ExitCode.DONE
-    grid = table(str(store), ("stage", "state", "process", "last log line"), left=4)
+    grid = table(str(store), ("stage", "state", "process or job", "last log line"), left=4)
     for stage in stages:
-        if stage.state in (StageState.RUNNING, StageState.FAILED, StageState.STALE):
+        if stage.holder or stage.state in (StageState.FAILED, StageState.STALE):
             grid.add_row(stage.id, stage.state, stage.holder, stage.said)
     if grid.row_count:
         show(grid)

@@ -22,10 +22,10 @@ import amnesia_bench
 from amnesia_bench.cli.command import Subcommand
 from amnesia_bench.cli.output import print_json, say, shortened, show, size, table
 from amnesia_bench.cli.requests import make
+from amnesia_bench.config.cluster_schema import GPU_NAMES
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.costs.gpus import GPUS
-from amnesia_bench.config.cluster_schema import GPU_NAMES
 from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.guard import only_rank_zero_reports
 from amnesia_bench.requests.training import EstimateRequest, TrainRequest

@@ -69,4 +69,3 @@ class SlurmCluster(Frozen):
                 f"{self.save_seconds} must be less than half of it"
             )
         return self
-

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,22 @@ def visible_gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     except ImportError:
         return ()
     return tuple(map(str, range(torch.cuda.device_count())))
+
+
+def gpus_of_job(count: int) -> tuple[str, ...]:
+    """Return the first `count` GPUs that a batch job sees on this node.
+
+    Raises:
+        MissingEnvironmentError: the job sees fewer GPUs.
+    """
+    gpus = visible_gpus()
+    if len(gpus) < count:
+        raise MissingEnvironmentError(
+            f"the job needs {count} GPUs on {socket.gethostname()}, but sees {len(gpus)}",
+            hint="Choose nodes with GPUs: cluster.partition=NAME or cluster.constraint=NAME. If "
+            "the cluster assigns GPUs with other options of sbatch, set cluster.options.",
+        )
+    return gpus[:count]
 
 
 def gpu_lease_folder() -> Path:

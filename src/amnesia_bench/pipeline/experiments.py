@@ -1,4 +1,4 @@
-"""The functions `plan` and `run` for experiments, which `amnesia_bench` exports."""
+"""The functions for experiments that `amnesia_bench` exports: `plan`, `run` and others."""
 
 from __future__ import annotations
 
@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from amnesia_bench.config.cluster_schema import LocalCluster, SlurmCluster
 from amnesia_bench.config.experiment_schema import load_jobs
 from amnesia_bench.costs.gpus import GPUS
+from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.pipeline.bookkeeping import StageState, state_of
 from amnesia_bench.pipeline.graph import Graph, build, stages_of
 from amnesia_bench.pipeline.plan import Plan, plan_graphs
 from amnesia_bench.pipeline.reporting import (
@@ -16,12 +19,21 @@ from amnesia_bench.pipeline.reporting import (
     edited_files,
     is_current,
     mark_current,
+    measured_part,
     report_calls,
 )
-from amnesia_bench.pipeline.run import StageCounts, run_graph
+from amnesia_bench.pipeline.run import RunOptions, StageCounts, run_graph, threads_of
+from amnesia_bench.pipeline.slurm.driver import SlurmRun
+from amnesia_bench.pipeline.slurm.jobs import SlurmJob, cancel_jobs, jobs_of
+from amnesia_bench.pipeline.stage import unsettled
 from amnesia_bench.records.report import Report
-from amnesia_bench.reporting.building import report
-from amnesia_bench.requests.experiments import PlanRequest, RunRequest
+from amnesia_bench.reporting.building import REPORT, report
+from amnesia_bench.requests.experiments import (
+    CancelRequest,
+    JobScriptsRequest,
+    PlanRequest,
+    RunRequest,
+)
 from amnesia_bench.store.layout import store_root
 
 
@@ -74,19 +86,94 @@ def plan(request: PlanRequest) -> Plan:
 def run(request: RunRequest) -> RunResult:
     """Run all unfinished stages of the experiments, then write the reports.
 
+    If a stage fails, the reports of the finished evaluations are written before the error is
+    raised.
+
     Raises:
-        UserError: an override is wrong, or the path of a report's folder is a file.
+        UserError: an override is wrong, the path of a report's folder is a file, or SLURM refuses a
+            job.
         StageFailedError: an artifact is damaged, or a stage failed; finished stages are kept.
         NewerVersionError: a newer version made an artifact.
-        MissingEnvironmentError: the store or the reports cannot be written.
+        MissingEnvironmentError: the store or the reports cannot be written, or SLURM is missing.
     """
-    store = request.store or store_root()
+    store = (request.store or store_root()).resolve()
     graphs = graphs_of(request.overrides)
     calls = report_calls(graphs, store, request.results)
     for call in calls:
         check_writable(call)
-    outcome = run_graph(store, stages_of(graphs), repair=request.repair)
+    options = RunOptions(cluster=cluster_of(graphs), repair=request.repair, detach=request.detach)
+    try:
+        outcome = run_graph(store, stages_of(graphs), options)
+    except StageFailedError as error:
+        raise _with_partial_reports(error, calls) from error
+    if outcome.submitted is not None:
+        return RunResult(outcome=outcome, pages=())
     return RunResult(outcome=outcome, pages=tuple(_page(call) for call in calls))
+
+
+def job_scripts(request: JobScriptsRequest) -> dict[str, str]:
+    """Return the batch scripts of all unfinished stages, by the id of the stage; submit nothing.
+
+    Raises:
+        UserError: an override is wrong, or the cluster has no batch system.
+    """
+    store = (request.store or store_root()).resolve()
+    graphs = graphs_of(request.overrides)
+    cluster = cluster_of(graphs)
+    if not isinstance(cluster, SlurmCluster):
+        raise UserError(
+            "cluster=local runs stages itself and submits no jobs",
+            hint="Add cluster=slurm to see the batch scripts, or run `amnesia plan ...`.",
+        )
+    stages = stages_of(graphs)
+    states = {stage.id: state_of(store, stage.kind, stage.id) for stage in stages}
+    todo = unsettled(stages, {id for id, s in states.items() if s is StageState.CACHED})
+    threads = threads_of(stages, cluster.cpus_per_node)
+    return SlurmRun(store, todo, threads, cluster).scripts()
+
+
+def cancel(request: CancelRequest) -> tuple[SlurmJob, ...]:
+    """Cancel the SLURM jobs of a store, and return them.
+
+    Running stages save their state if SLURM gives them time to, so a later run resumes them.
+
+    Raises:
+        UserError: an override is wrong.
+        StageFailedError, MissingEnvironmentError: SLURM does not answer, or is not installed.
+    """
+    jobs = jobs_of((request.store or store_root()).resolve())
+    if request.overrides:
+        ids = {stage.id for stage in stages_of(graphs_of(request.overrides))}
+        jobs = {stage: job for stage, job in jobs.items() if stage in ids}
+    cancel_jobs(jobs.values())
+    return tuple(jobs.values())
+
+
+def cluster_of(graphs: Sequence[Graph]) -> LocalCluster | SlurmCluster:
+    """Return the cluster of a command's experiments.
+
+    Raises:
+        UserError: they select several clusters.
+    """
+    clusters = list(dict.fromkeys(graph.job.config.cluster for graph in graphs))
+    if len(clusters) > 1:
+        raise UserError(
+            "cluster: several clusters are selected", hint="Run one command for each cluster."
+        )
+    return clusters[0]
+
+
+def _with_partial_reports(error: StageFailedError, calls: Sequence[ReportCall]) -> StageFailedError:
+    """Write the reports of the finished evaluations; return the error with their paths."""
+    written = []
+    for call in calls:
+        part = measured_part(call, f"The run failed: {error}")
+        if part.sources:
+            written.append(_page(part).out / REPORT)
+    if not written:
+        return error
+    pages = "\n".join(f"The report of the finished evaluations: {page}" for page in written)
+    return StageFailedError(error.what, hint=f"{error.hint}\n{pages}" if error.hint else pages)
 
 
 def _page(call: ReportCall) -> ReportPage:

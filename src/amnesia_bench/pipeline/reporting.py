@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -61,6 +61,20 @@ def report_calls(graphs: Sequence[Graph], store: Path, results: Path) -> list[Re
         page = out / choice if choice else out
         calls.append(ReportCall(request=request, out=page, sources=folders))
     return calls
+
+
+def measured_part(call: ReportCall, note: str) -> ReportCall:
+    """Return the page of a run that failed: only finished cells, with a note on the failure."""
+    request = call.request
+    sources = tuple(s for s in request.sources if (s.folder / MANIFEST).is_file())
+    drift = tuple(curve for curve in request.drift if curve.file.is_file())
+    missing = len(request.sources) - len(sources)
+    note = f"{missing} of {len(request.sources)} evaluations are missing. {note}"
+    return replace(
+        call,
+        request=request.model_copy(update={"sources": sources, "drift": drift, "notes": (note,)}),
+        sources=tuple(source.folder for source in sources),
+    )
 
 
 def check_writable(call: ReportCall) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+from amnesia_bench.config.cluster_schema import LocalCluster, SlurmCluster
 from amnesia_bench.errors import StageFailedError
 from amnesia_bench.pipeline.bookkeeping import (
     LOG,
@@ -27,6 +29,7 @@ from amnesia_bench.pipeline.command_lines import command_line
 from amnesia_bench.pipeline.fork_server import fork_server
 from amnesia_bench.pipeline.progress import Watcher
 from amnesia_bench.pipeline.scheduler import run_stages
+from amnesia_bench.pipeline.slurm.driver import SlurmRun
 from amnesia_bench.pipeline.specs import older_note, write_specs
 from amnesia_bench.pipeline.stage import Stage, unsettled
 from amnesia_bench.printable import message
@@ -35,33 +38,57 @@ from amnesia_bench.store.files import explaining_write_errors
 from amnesia_bench.store.layout import stage_path
 from amnesia_bench.store.scratch import scratch_folder
 
+_THIS_MACHINE = LocalCluster(kind="local")
 _COMPUTING = ("trained", "ranking", "recall", "answers")
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageCounts:
-    """The numbers of stages that were already done, run by this run, and run by other processes."""
+    """The numbers of stages that were already done, run by this run, and run by other processes.
+
+    `submitted` is the number of jobs that a run submitted without waiting for them, else None.
+    """
 
     cached: int
     done: int
     by_others: int = 0
+    submitted: int | None = None
 
 
-def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> StageCounts:
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """How to run a graph.
+
+    Attributes:
+        cluster: where to run the stages.
+        repair: remove damaged artifacts and rebuild them instead of raising an error.
+        detach: on a SLURM cluster, submit the jobs and do not wait for them.
+    """
+
+    cluster: LocalCluster | SlurmCluster = _THIS_MACHINE
+    repair: bool = False
+    detach: bool = False
+
+
+_DEFAULTS = RunOptions()
+
+
+def run_graph(store: Path, stages: Sequence[Stage], options: RunOptions = _DEFAULTS) -> StageCounts:
     """Run the stages of a graph that are not done or whose inputs have changed.
 
     Args:
         store: the folder of all artifacts.
         stages: all stages of the graph, each after its inputs.
-        repair: remove damaged artifacts and rebuild them instead of raising an error.
+        options: how to run them.
 
     Raises:
+        UserError: SLURM refuses a job.
         StageFailedError: an artifact is damaged, or a stage failed; finished stages are kept.
         NewerVersionError: a newer version made an artifact.
-        MissingEnvironmentError: the store cannot be read or written.
+        MissingEnvironmentError: the store cannot be read or written, or SLURM is missing.
     """
     store = store.resolve()
-    _check_artifacts(store, stages, repair=repair)
+    _check_artifacts(store, stages, repair=options.repair)
     _record_inputs(store, stages)
     states = {stage.id: state_of(store, stage.kind, stage.id) for stage in stages}
     cached = {id for id, state in states.items() if state is StageState.CACHED}
@@ -71,21 +98,45 @@ def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> 
         sys.stderr.write(message(f"note: {note}\n"))
     _tell_stale(store, [stage for stage in stages if states[stage.id] is StageState.STALE])
     todo = unsettled(stages, cached)
-    began, cores = now(), os.cpu_count() or 1
+    began, cluster = now(), options.cluster
+    # The cores of the machines that run the stages, which need not be those of this machine.
+    cores = cluster.cpus_per_node if isinstance(cluster, SlurmCluster) else os.cpu_count() or 1
     threads = threads_of(stages, cores)
-    gpus = max(stage.gpus for stage in stages)
     with explaining_write_errors(store, "finished stages are kept"):
-        write_specs(store, [_spec(store, stage, threads[stage.id]) for stage in todo])
-        with (
-            scratch_folder() as folder,
-            Watcher(store, todo, cached, of=len(stages)),
-            fork_server(folder) as server,
-        ):
-            result = run_stages(store, todo, threads, cores, gpus, server)
+        write_specs(store, [_spec(store, stage, threads[stage.id], cluster) for stage in todo])
+        if isinstance(cluster, SlurmCluster):
+            jobs = _submitted(store, todo, threads, cluster)
+            if options.detach:
+                return StageCounts(cached=len(cached), done=0, submitted=len(jobs.submitted))
+            with Watcher(store, todo, cached, of=len(stages)):
+                result = jobs.wait()
+        else:
+            gpus = max(stage.gpus for stage in stages)
+            # With GPUs, no fork server is used, because the packages that it imports would occupy
+            # them.
+            use_server = all(stage.gpus == 0 for stage in todo)
+            with (
+                scratch_folder() as folder,
+                Watcher(store, todo, cached, of=len(stages)),
+                fork_server(folder) if use_server else nullcontext() as server,
+            ):
+                result = run_stages(store, todo, threads, cores, gpus, server)
     if result.failed is not None:
         raise _failed(store, todo, began, result.failed)
     unchanged, done = len(cached - result.done), len(result.done)
     return StageCounts(cached=unchanged, done=done, by_others=len(stages) - unchanged - done)
+
+
+def _submitted(
+    store: Path, todo: Sequence[Stage], threads: Mapping[str, int], cluster: SlurmCluster
+) -> SlurmRun:
+    jobs = SlurmRun(store, todo, threads, cluster)
+    for warning in jobs.warnings:
+        sys.stderr.write(message(f"note: {warning}\n"))
+    jobs.submit()
+    new = len(jobs.submitted)
+    sys.stderr.write(f"Submitted {new} jobs; {len(jobs.known) - new} were in the queue before.\n")
+    return jobs
 
 
 def _record_inputs(store: Path, stages: Sequence[Stage]) -> None:
@@ -144,9 +195,12 @@ def _check_artifacts(store: Path, stages: Sequence[Stage], *, repair: bool) -> N
             remove(store, stage)
 
 
-def _spec(store: Path, stage: Stage, threads: int) -> StageSpec:
-    # A container or SLURM may restrict this process to some of the machine's cores.
-    threads = min(threads, len(os.sched_getaffinity(0)))
+def _spec(
+    store: Path, stage: Stage, threads: int, cluster: LocalCluster | SlurmCluster
+) -> StageSpec:
+    if isinstance(cluster, LocalCluster):
+        # A container or SLURM may restrict this process to some of the machine's cores.
+        threads = min(threads, len(os.sched_getaffinity(0)))
     request = stage.request
     if stage.many_processes:
         request = request.model_copy(update={"workers": threads})

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from amnesia_bench.pipeline.devices import VARIABLE
+from amnesia_bench.pipeline.slurm.nodes import rendezvous_words, srun_words
 from amnesia_bench.records.stages import StageSpec
 
 _EXECUTE = "amnesia_bench.pipeline.execute"
@@ -42,8 +45,24 @@ def stage_environment(gpus: Sequence[str] = ()) -> dict[str, str]:
     return {"GOMP_SPINCOUNT": _SPINS, **os.environ, **restricted}
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageLauncher:
+    """How a worker starts the processes of stages.
+
+    Attributes:
+        server: path of a fork server's socket; None starts a new process. A stage with GPUs is
+            never forked, since the server sees none.
+        python: the words that start Python, for example in a container.
+        nodes: number of nodes of the batch job in which the worker runs; 0 outside of a batch job.
+    """
+
+    server: str | None = None
+    python: tuple[str, ...] = (sys.executable,)
+    nodes: int = 0
+
+
 def run_spec(
-    store: Path, spec: StageSpec, log: Path, gpus: Sequence[str], server: str | None
+    store: Path, spec: StageSpec, log: Path, gpus: Sequence[str], launcher: StageLauncher
 ) -> int:
     """Execute a stage in another process and wait for it; its output is appended to `log`.
 
@@ -51,27 +70,31 @@ def run_spec(
         store: the folder of all artifacts.
         spec: the spec of the stage, which must also be in the store.
         log: the log file.
-        gpus: the GPUs to make visible to the stage. A training stage starts one process per GPU.
-        server: path of a fork server's socket; None starts a new process. A stage with GPUs is
-            never forked, since the server sees none.
+        gpus: the GPUs of this machine to make visible to the stage. A training stage starts one
+            process per GPU.
+        launcher: how to start the process.
 
     Returns:
         The exit code of the process; -N if signal N ended it.
     """
     with log.open("a", encoding="utf-8") as file:
         file.write(f"{STARTED}{shlex.join(spec.command)}\n")
-    if server is not None and not gpus:
-        code = _run_forked(server, store, spec, log)
+    if launcher.server is not None and not gpus:
+        code = _run_forked(launcher.server, store, spec, log)
         if code is not None:
             return code
-    start = ["-m", _EXECUTE]
-    if len(gpus) > 1 and spec.front_door == "train":
-        start = ["-m", _LAUNCH, "--nproc-per-node", str(len(gpus)), *start]
+    several_nodes = launcher.nodes > 1 and spec.front_door == "train"
+    words = [*launcher.python, "-P"]
+    if several_nodes:
+        words = [*srun_words(launcher.nodes, len(gpus)), *words]
+        words += ["-m", _LAUNCH, *rendezvous_words(launcher.nodes, len(gpus))]
+    elif len(gpus) > 1 and spec.front_door == "train":
+        words += ["-m", _LAUNCH, "--nproc-per-node", str(len(gpus))]
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(spec.threads))
     with (
         log.open("ab") as output,
         subprocess.Popen(
-            [sys.executable, "-P", *start, str(store), spec.id],
+            [*words, "-m", _EXECUTE, str(store), spec.id],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -81,7 +104,8 @@ def run_spec(
         try:
             return process.wait()
         except BaseException:
-            process.terminate()
+            # srun passes SIGUSR1 to all nodes. On SIGTERM it would kill them before they can save.
+            process.send_signal(signal.SIGUSR1 if several_nodes else signal.SIGTERM)
             raise
 
 

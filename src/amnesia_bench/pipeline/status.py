@@ -18,6 +18,7 @@ from amnesia_bench.pipeline.bookkeeping import (
     read_failure,
     state_of,
 )
+from amnesia_bench.pipeline.slurm.jobs import SlurmJob, jobs_of, slurm_is_installed
 from amnesia_bench.pipeline.specs import known_specs
 from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.records.stages import StageSpec
@@ -31,8 +32,8 @@ _TAIL_BYTES = 4096
 class StageStatus:
     """The status of a stage.
 
-    `holder` describes the process that runs it; "" if none does. `said` is the last line of its
-    log, its failure, or the reason why it is stale.
+    `holder` describes the process that runs it and its SLURM job; "" if there is none. `said` is
+    the last line of its log, its failure, or the reason why it is stale.
     """
 
     id: str
@@ -44,12 +45,18 @@ class StageStatus:
 
 def status_of_graph(store: Path, stages: Sequence[Stage]) -> list[StageStatus]:
     """Return the status of every stage of a graph, in the same order."""
-    return [_status(store, stage) for stage in stages]
+    jobs = _jobs(store)
+    return [_status(store, stage, jobs) for stage in stages]
 
 
 def status_of_store(store: Path) -> list[StageStatus]:
     """Return the status of every stage that was ever started in a store."""
-    return [_status(store, spec) for spec in known_specs(store)]
+    jobs = _jobs(store)
+    return [_status(store, spec, jobs) for spec in known_specs(store)]
+
+
+def _jobs(store: Path) -> Mapping[str, SlurmJob]:
+    return jobs_of(store) if slurm_is_installed() else {}
 
 
 def log_of(store: Path, name: str) -> tuple[StageSpec, Path]:
@@ -100,7 +107,7 @@ def _is_made_of(spec: StageSpec, other: StageSpec, specs: Mapping[str, StageSpec
     return spec.id == other.id or any(_is_made_of(read, other, specs) for read in inputs)
 
 
-def _status(store: Path, stage: Stage | StageSpec) -> StageStatus:
+def _status(store: Path, stage: Stage | StageSpec, jobs: Mapping[str, SlurmJob]) -> StageStatus:
     kind, stage_id = stage.kind, stage.id
     state = state_of(store, kind, stage_id)
     holder = current_holder(stage_path(store, stage_id)) if state is StageState.RUNNING else None
@@ -108,11 +115,13 @@ def _status(store: Path, stage: Stage | StageSpec) -> StageStatus:
     said = _last_line(stage_path(store, stage_id) / LOG) if failure is None else failure.said
     if state is StageState.STALE:
         said = f"its input {', '.join(changed_inputs(store, stage_id))} has changed"
+    process = [] if holder is None else [f"process {holder.pid} on {holder.host}"]
+    job = [jobs[stage_id].shown] if stage_id in jobs else []
     return StageStatus(
         id=stage_id,
         kind=kind,
         state=state,
-        holder="" if holder is None else f"process {holder.pid} on {holder.host}",
+        holder="; ".join(process + job),
         said=said,
     )
 

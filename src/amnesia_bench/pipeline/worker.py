@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import signal
 import sys
 import threading
@@ -32,9 +33,14 @@ from amnesia_bench.pipeline.bookkeeping import (
     state_of,
     write_inputs,
 )
-from amnesia_bench.pipeline.devices import gpu_lease_folder, holding_gpus, visible_gpus
+from amnesia_bench.pipeline.devices import (
+    gpu_lease_folder,
+    gpus_of_job,
+    holding_gpus,
+    visible_gpus,
+)
 from amnesia_bench.pipeline.specs import read_spec, write_specs
-from amnesia_bench.pipeline.stage_process import STARTED, run_spec
+from amnesia_bench.pipeline.stage_process import STARTED, StageLauncher, run_spec
 from amnesia_bench.printable import message
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent, Provenance
@@ -50,13 +56,13 @@ _MESSAGE_CHARACTERS = 1500
 _REQUEUES = 3  # maximum number of times that a command may ask to be restarted
 
 
-def run_stage(store: Path, stage_id: str, socket: str | None) -> bool:
+def run_stage(store: Path, stage_id: str, launcher: StageLauncher) -> bool:
     """Run a stage, or wait until another process has run it.
 
     Args:
         store: the folder of all artifacts.
         stage_id: the id of a stage whose spec is in the store.
-        socket: path of a fork server's socket; None runs the stage in a new process.
+        launcher: how to start the processes of the stage.
 
     Returns:
         Whether this worker ran the stage.
@@ -75,12 +81,12 @@ def run_stage(store: Path, stage_id: str, socket: str | None) -> bool:
                 time.sleep(_WAIT_SECONDS)
                 continue
             if state_of(store, spec.kind, stage_id) is not StageState.CACHED:
-                _attempt(store, spec, socket, lease)
+                _attempt(store, spec, launcher, lease)
                 did_stage = True
     return did_stage
 
 
-def _attempt(store: Path, spec: StageSpec, socket: str | None, lease: Lease) -> None:
+def _attempt(store: Path, spec: StageSpec, launcher: StageLauncher, lease: Lease) -> None:
     folder = stage_path(store, spec.id)
     artifact = artifact_path(store, spec.kind, spec.id)
     write_specs(store, [spec])  # `amnesia clean` may have removed the spec in the meantime
@@ -95,8 +101,8 @@ def _attempt(store: Path, spec: StageSpec, socket: str | None, lease: Lease) -> 
         write_inputs(store, spec.id, contents)
         make_folder(artifact.parent)
         provenance = collect_provenance(["amnesia", *spec.command], seeds={})
-        with _gpus(spec) as gpus:
-            _run(spec, folder / LOG, gpus, artifact, socket)
+        with _gpus(spec, launcher) as gpus:
+            _run(spec, folder / LOG, gpus, artifact, launcher)
         lease.check()
         _finish(spec, contents, artifact, provenance)
     except (AmnesiaError, OSError) as error:
@@ -119,20 +125,26 @@ def _check_inputs(store: Path, spec: StageSpec) -> None:
 
 
 @contextmanager
-def _gpus(spec: StageSpec) -> Iterator[tuple[str, ...]]:
+def _gpus(spec: StageSpec, launcher: StageLauncher) -> Iterator[tuple[str, ...]]:
     if spec.gpus == 0:
         yield ()
+        return
+    if launcher.nodes:
+        # The batch system assigns GPUs, and may number those of each job from 0.
+        yield gpus_of_job(spec.gpus // launcher.nodes)
         return
     with holding_gpus(spec.gpus, visible_gpus(), gpu_lease_folder()) as gpus:
         yield gpus
 
 
 def _run(
-    spec: StageSpec, log: Path, gpus: Sequence[str], artifact: Path, socket: str | None
+    spec: StageSpec, log: Path, gpus: Sequence[str], artifact: Path, launcher: StageLauncher
 ) -> None:
     requeues, pause = 0, _WAIT_SECONDS
     while True:
-        code = run_spec(artifact.parents[1], spec, log, gpus, socket)
+        code = run_spec(artifact.parents[1], spec, log, gpus, launcher)
+        if code == ExitCode.REQUEUE and launcher.nodes:
+            raise SystemExit(code)  # the batch system asked for the stop; it requeues the job
         if code == ExitCode.REQUEUE and requeues < _REQUEUES:
             requeues += 1
         elif code == ExitCode.BUSY:  # the command of an earlier, killed worker is still running
@@ -180,16 +192,32 @@ def run_worker(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--driver", type=int, metavar="DESCRIPTOR", help="end when this pipe is closed"
     )
+    parser.add_argument(
+        "--batch",
+        action="store_true",
+        help="this is a SLURM job: use its GPUs and nodes; on SIGUSR1, save and exit with 75",
+    )
+    parser.add_argument("--python", metavar="WORDS", help="words that start Python for the stage")
     args = parser.parse_args(arguments)
+    launcher = StageLauncher(
+        server=args.server,
+        python=(sys.executable,) if args.python is None else tuple(shlex.split(args.python)),
+        nodes=int(os.environ["SLURM_JOB_NUM_NODES"]) if args.batch else 0,
+    )
 
     def terminate(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
 
+    def stop_early(number: int, frame: object) -> None:
+        raise SystemExit(int(ExitCode.REQUEUE))
+
     signal.signal(signal.SIGTERM, terminate)
+    if args.batch:
+        signal.signal(signal.SIGUSR1, stop_early)
     if args.driver is not None:
         threading.Thread(target=_end_with_driver, args=(args.driver,), daemon=True).start()
     try:
-        if run_stage(args.store, args.stage, args.server):
+        if run_stage(args.store, args.stage, launcher):
             sys.stdout.write(f"{args.stage}\n")
     except AmnesiaError as error:
         sys.stderr.write(message(f"{args.stage}: {error}\n"))

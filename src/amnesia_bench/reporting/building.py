@@ -92,6 +92,7 @@ def _build(request: ReportRequest, out: Path, provenance: Provenance) -> Report:
         tables=tuple(_report_on(name, tables[name], slots[name]) for name in tables),
         drift=tuple(read_drift(source, out) for source in request.drift),
         notes=(
+            *request.notes,
             *(note for _, notes in sources for note in notes),
             *unused,
             *without_column(entries, list(slots.values()), tables),

@@ -46,12 +46,14 @@ class ReportRequest(Request):
         sources: folders of measured cells.
         overrides: overrides for every table config, for example `report.models=[tiny]`.
         drift: files with the measured drift of W_Q and W_K; each file becomes one curve.
+        notes: remarks to show first among the notes of the report.
     """
 
     tables: Annotated[tuple[str, ...], Field(min_length=1)]
     sources: tuple[LabelledCells, ...] = ()
     overrides: Overrides = ()
     drift: tuple[LabelledDrift, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class PlanRequest(Request):

@@ -11,7 +11,7 @@ import pytest
 from amnesia_bench.errors import MissingEnvironmentError
 from amnesia_bench.pipeline import devices
 from amnesia_bench.pipeline.devices import holding_gpus, visible_gpus
-from amnesia_bench.pipeline.stage_process import run_spec
+from amnesia_bench.pipeline.stage_process import StageLauncher, run_spec
 from amnesia_bench.records.stages import StageSpec
 
 
@@ -85,7 +85,7 @@ def test_a_command_sees_its_gpus_only(
         id="x", kind="scores", front_door="score", request={}, command=("score",), inputs={},
         threads=1, gpus=len(gpus),
     )  # fmt: skip
-    assert run_spec(tmp_path, spec, tmp_path / "log", gpus, None) == 0
+    assert run_spec(tmp_path, spec, tmp_path / "log", gpus, StageLauncher()) == 0
     said = (tmp_path / "log").read_text()
     assert f"sees {seen} on 1 glibc.malloc." in said
     assert said.endswith(":glibc.malloc.perturb=0\n")  # of the user, behind ours

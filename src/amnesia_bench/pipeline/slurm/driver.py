@@ -36,6 +36,10 @@ class SlurmRun:
         stages: the stages to run, each after its inputs; their specs are in the store.
         threads: number of CPU threads of each stage, by its id.
         cluster: the cluster.
+
+    Attributes:
+        known: ids of the stages that have, or had, a job.
+        submitted: ids of the stages whose jobs this object submitted.
     """
 
     def __init__(
@@ -51,8 +55,8 @@ class SlurmRun:
         self._resources = {
             stage.id: job_resources(stage, threads[stage.id], cluster) for stage in stages
         }
-        self._known: set[str] = set()  # stages for which there is or was a job
-        self._submitted: set[str] = set()
+        self.known: set[str] = set()
+        self.submitted: set[str] = set()
         self._full = False  # whether SLURM accepts no more jobs of this user for now
 
     def scripts(self) -> dict[str, str]:
@@ -65,19 +69,19 @@ class SlurmRun:
             for stage in self._stages
         }
 
-    def submit(self) -> int:
-        """Submit every stage that is not done and has no job; return the number of new jobs.
+    def submit(self) -> bool:
+        """Submit every stage that is not done and had no job; return whether there was any.
 
         Raises:
             UserError: SLURM refuses a job. Jobs that it accepted before are kept.
         """
-        submitted, self._full = 0, False
+        before, self._full = len(self.submitted), False
         # Two drivers must not submit the same stage at the same time.
         with _waiting_for_lease(self._store / "submission"):
             jobs = {stage: job.id for stage, job in jobs_of(self._store).items()}
-            self._known |= jobs.keys()
+            self.known |= jobs.keys()
             for stage in self._stages:
-                if stage.id in self._known or self._is_done(stage):
+                if stage.id in self.known or self._is_done(stage):
                     continue
                 inputs = [read.id for read in stage.inputs if not self._is_done(read)]
                 if not jobs.keys() >= set(inputs):
@@ -91,10 +95,9 @@ class SlurmRun:
                     self._full = True
                     break
                 jobs[stage.id] = number
-                self._known.add(stage.id)
-                self._submitted.add(stage.id)
-                submitted += 1
-        return submitted
+                self.known.add(stage.id)
+                self.submitted.add(stage.id)
+        return len(self.submitted) > before
 
     def wait(self) -> SchedulerResult:
         """Wait until all stages are done, or no job is left that could complete the others.
@@ -105,7 +108,7 @@ class SlurmRun:
         while pending := [stage for stage in self._stages if not self._is_done(stage)]:
             jobs = self._jobs()
             self._forget_stopped_jobs(stage for stage in pending if stage.id not in jobs)
-            if any(stage.id not in self._known for stage in pending) and self.submit():
+            if any(stage.id not in self.known for stage in pending) and self.submit():
                 continue
             now = time.monotonic()
             if self._full or any(stage.id in jobs for stage in pending):
@@ -155,11 +158,11 @@ class SlurmRun:
         without_job = [stage.id for stage in stages]
         paths = {id: stage_path(self._store, id) for id in without_job}
         if any((path / RESUBMIT).exists() for path in paths.values()):
-            self._known -= {id for id in without_job if read_failure(self._store, id) is None}
+            self.known -= {id for id in without_job if read_failure(self._store, id) is None}
 
     def _result(self, failed: str | None) -> SchedulerResult:
         done = frozenset(stage.id for stage in self._stages if self._is_done(stage))
-        return SchedulerResult(done=done & self._submitted, failed=failed)
+        return SchedulerResult(done=done & self.submitted, failed=failed)
 
 
 def _left_over(pending: Sequence[Stage]) -> str:
