@@ -59,8 +59,8 @@ format: setup ## format the code with ruff
 test: setup ## run the normal test suite: CPU, offline, minutes
 	OMP_NUM_THREADS=1 $(PYTEST) --numprocesses 2 --dist worksteal
 
-test-programs: setup ## run the tests that need bubblewrap or Chromium; fails if one is missing
-	OMP_NUM_THREADS=1 $(PYTEST) -m "(bubblewrap or chromium or programs) and not slow" --fail-on-missing
+test-programs: setup ## run the tests that need bubblewrap, Chromium or SLURM; fails if one is missing
+	OMP_NUM_THREADS=1 $(PYTEST) -m "(bubblewrap or chromium or programs or slurm) and not slow" --fail-on-missing
 
 test-slow: setup ## run the tests that take minutes each
 	$(PYTEST) -m slow --timeout 3600

@@ -1,6 +1,6 @@
 """What tests of several folders need, and what becomes of those that lack an installed program.
 
-Tests that need bubblewrap or Chromium are marked so. Without it they skip, and say what to
+Tests that need bubblewrap, Chromium or SLURM are marked so. Without it they skip, and say what to
 install; with --fail-on-missing they fail. Tests marked `programs` run harmless programs of their
 own: in a sandbox where there is one, else as plain processes with limits of time and memory.
 """
@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from amnesia_bench.errors import MissingEnvironmentError
+from tests.support.mini_slurm import lacking_slurm
 
 if TYPE_CHECKING:
     from amnesia_bench.sandbox import Launcher
@@ -22,12 +23,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--fail-on-missing",
         action="store_true",
-        help="fail where a test would skip because bubblewrap or Chromium is not installed",
+        help="fail where a test would skip because bubblewrap, Chromium or SLURM is not installed",
     )
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    for mark, lacking in (("bubblewrap", no_sandbox), ("chromium", no_chromium)):
+    for mark, lacking in (
+        ("bubblewrap", no_sandbox),
+        ("chromium", no_chromium),
+        ("slurm", lacking_slurm),
+    ):
         if item.get_closest_marker(mark) and (reason := lacking()):
             give_up = pytest.fail if item.config.getoption("--fail-on-missing") else pytest.skip
             give_up(reason)

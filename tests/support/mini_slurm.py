@@ -105,9 +105,7 @@ def mini_slurm(folder: Path, max_jobs: int = 10_000) -> Iterator[MiniSlurm]:
     for name in ("state", "spool-n1", "spool-n2"):
         (folder / name).mkdir(parents=True)
     ports = _free_ports(3)
-    (folder / "slurm.conf").write_text(
-        _CONF.format(folder=folder, ports=ports, max_jobs=max_jobs)
-    )
+    (folder / "slurm.conf").write_text(_CONF.format(folder=folder, ports=ports, max_jobs=max_jobs))
     for i in range(2):
         # Character devices like /dev/null: slurmd refuses plain files as GPUs.
         os.mknod(folder / f"gpu{i}", 0o20666, os.makedev(1, 3))

@@ -83,7 +83,9 @@ def test_the_script_of_a_training_on_two_nodes_in_a_container(stages) -> None:
     script = batch_script(STORE, stage, wanted, mine, ["11", "12"])
     folder = f"/scratch/my store/stages/{stage.id}"
     minutes = next(line for line in script.splitlines() if "--time=" in line)
-    assert script == f"""\
+    assert (
+        script
+        == f"""\
 #!/bin/bash
 #SBATCH --job-name={stage.id}
 #SBATCH '--comment=amnesia /scratch/my store'
@@ -121,6 +123,7 @@ if [ $code = 75 ]; then
 fi
 exit $code
 """
+    )
 
 
 def test_every_script_of_table_1_is_valid_bash_and_waits_for_its_inputs() -> None:
@@ -165,7 +168,14 @@ def run_script(tmp_path: Path, worker: str, scontrol: str, restarts: int = 0):
         ("exit 75", "exit 1", 0, "scontrol requeue 7", 75, True),
         ("exit 75", "", 3, "already requeued 3 times", 75, False),
         # The signal that SLURM sends before the time limit reaches the worker, which then saves.
-        ("trap 'exit 75' USR1; sleep 0.5; kill -USR1 $$; sleep 20 & wait", "", 0, "requeue 7", 75, False),
+        (
+            "trap 'exit 75' USR1; sleep 0.5; kill -USR1 $$; sleep 20 & wait",
+            "",
+            0,
+            "requeue 7",
+            75,
+            False,
+        ),
     ],
 )
 def test_a_job_that_saved_its_state_is_requeued(
