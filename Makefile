@@ -7,6 +7,7 @@ PYTEST := $(BIN)/python -m pytest
 # Settings of the reproductions: STORE and RESULTS are the folders of artifacts and of reports
 # (results/published is committed), PROFILE is the scale. SMOKE=1 runs for seconds and learns
 # nothing, DRY=1 only estimates the cost, SEEDS=3 uses three seeds of the laptop profile.
+# CLUSTER=slurm, or the path of your own cluster config, submits one SLURM job per stage.
 STORE ?= results/store
 RESULTS ?= results
 PROFILE ?= paper
@@ -14,6 +15,7 @@ TINY := $(if $(SMOKE),smoke,tiny)
 SEEDS ?= 1
 ALL := table1,table2,table3,table4,table10,controls,figures
 AMNESIA := AMNESIA_STORE="$(STORE)" $(BIN)/amnesia $(if $(DRY),plan,run --out $(RESULTS))
+AMNESIA += $(if $(CLUSTER),cluster=$(CLUSTER))
 TABLES := table1 table2 table3 table4 table10
 
 .DEFAULT_GOAL := help
