@@ -49,12 +49,18 @@ def shard(
 @torch.no_grad()
 def _fill(part: nn.Module, processes: Processes) -> None:
     """Move a module to the device, and broadcast its values from the first process."""
-    part.to(processes.device)
+    # `Module.to` would also replace tensors that are already there, which fails for fake ones.
+    if any(value.device != processes.device for value in _values(part)):
+        part.to(processes.device)
     if processes.size == 1:
         return
-    for value in (*part.parameters(), *part.buffers()):
+    for value in _values(part):
         if not isinstance(value, DTensor):  # a DTensor was broadcast with its block
             dist.broadcast(value, src=0)
+
+
+def _values(part: nn.Module) -> tuple[torch.Tensor, ...]:
+    return (*part.parameters(), *part.buffers())
 
 
 def whole(parameter: Any) -> torch.Tensor:
