@@ -28,7 +28,8 @@ def shard(
 
     The first process broadcasts the values, so every other process stores at most its shards and
     one complete block at any time. Master weights keep their dtype and are gathered in
-    `compute_dtype`. Gradients are summed over the processes in float32, not averaged.
+    `compute_dtype`. Gradients are summed over all processes in float32, not averaged: first within
+    each node and then, if there are several nodes, between them.
     """
     policy = MixedPrecisionPolicy(
         param_dtype=DTYPES[compute_dtype],
@@ -42,7 +43,7 @@ def shard(
     for module in root.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
-            # By default FSDP requests a scaled sum, which gloo does not support.
+            # By default FSDP requests a scaled sum within a node, which gloo does not support.
             module.set_force_sum_reduction_for_comms(True)
 
 
