@@ -58,6 +58,11 @@ class Processes:
         """Whether this is rank 0, which writes all files."""
         return self.rank == 0
 
+    @property
+    def copies(self) -> int:
+        """The number of copies of the model that the mesh holds: one per node."""
+        return self.mesh.size(0) if self.mesh.ndim == 2 else 1
+
     def sums(self, values: Sequence[int]) -> list[int]:
         """Return each integer summed over all processes (an all-reduce)."""
         total = torch.tensor(values, dtype=torch.int64)

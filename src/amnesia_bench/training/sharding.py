@@ -60,6 +60,41 @@ def _fill(part: nn.Module, processes: Processes) -> None:
             dist.broadcast(value, src=0)
 
 
+def sum_between_nodes(root: nn.Module, now: bool) -> None:
+    """Choose whether the next backward pass also sums gradients between nodes.
+
+    If not, the sums of each node are kept and added to the next pass's. So a step of many
+    micro-batches sends its gradients only once over the network between nodes.
+    """
+    if isinstance(root, FSDPModule):
+        root.set_requires_all_reduce(now)
+
+
+@torch.no_grad()
+def clip_gradients(
+    parameters: Iterable[nn.Parameter], limit: float, processes: Processes
+) -> torch.Tensor:
+    """Scale the gradients so that their total norm is at most `limit`; return the norm before.
+
+    The result is that of `torch.nn.utils.clip_grad_norm_`, which would run several small kernels
+    per gradient if these are DTensors.
+    """
+    shards = [_local(parameter.grad) for parameter in parameters if parameter.grad is not None]
+    norm = torch.nn.utils.get_total_norm(shards)
+    if processes.size > 1:
+        # All processes take part, so that all scale by the same bits. Otherwise the copies of the
+        # model on different nodes could drift apart.
+        square = norm.float().square() / processes.copies
+        dist.all_reduce(square)
+        norm = square.sqrt()
+    torch._foreach_mul_(shards, torch.clamp(limit / (norm + 1e-6), max=1.0))
+    return norm
+
+
+def _local(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
 def _values(part: nn.Module) -> tuple[torch.Tensor, ...]:
     return (*part.parameters(), *part.buffers())
 
