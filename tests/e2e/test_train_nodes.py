@@ -57,11 +57,73 @@ def assert_same_training(alone: Path, out: Path) -> None:
         torch.testing.assert_close(after[name], tensor, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("per_node", [(2,), (4,), (2, 2), (1, 1)])
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("per_node", "mesh"),
+    [
+        ((2,), (2,)),
+        ((2, 2), (2, 2)),
+        pytest.param((4,), (4,), marks=slow),
+        pytest.param((1, 1), (2, 1), marks=slow),
+    ],
+)
 def test_processes_and_nodes_with_the_fused_optimizer_equal_one_process(
-    folder: Path, per_node: tuple[int, ...]
+    folder: Path, per_node: tuple[int, ...], mesh: tuple[int, ...]
 ) -> None:
     mine = job(folder, f"nodes{per_node}")
-    started = Started(mine, sum(per_node), OnNodes(*per_node, fused=True))
-    assert started.wait() == [0] * sum(per_node), started.said
+    size = sum(per_node)
+    started = Started(mine, size, OnNodes(*per_node, fused=True))
+    assert started.wait() == [0] * size, started.said
+    assert started.said.count(f"mesh {mesh}") == size
     assert_same_training(folder / "alone", mine.out)
+
+
+@slow
+def test_frozen_tensors_stay_frozen_on_several_nodes(folder: Path) -> None:
+    freeze = {"roles": ["q", "k"], "layers": "all"}
+    assert train_here(job(folder, "frozen_alone", freeze=freeze)) == 0
+    mine = job(folder, "frozen", freeze=freeze)
+    started = Started(mine, 4, OnNodes(2, 2))
+    assert started.wait() == [0] * 4, started.said
+    assert_same_training(folder / "frozen_alone", mine.out)
+
+
+class DeadlyOnNodes:
+    """The target of a process on one of several nodes, which dies at a chosen moment."""
+
+    def __init__(self, deadly: Deadly, *per_node: int) -> None:
+        self._deadly, self._nodes = deadly, OnNodes(*per_node)
+
+    def __call__(self, job: TinyJob, rank: int, size: int, port: int, log: Path) -> None:
+        self._nodes.prepare(rank)
+        self._deadly(job, rank, size, port, log)
+
+
+@pytest.mark.parametrize(
+    ("killed", "left"),
+    [
+        ((2,), (1, 1)),
+        pytest.param((4,), (2, 2), marks=slow),
+        pytest.param((2, 2), (4,), marks=slow),
+        pytest.param((2, 2), (1,), marks=slow),
+        pytest.param((1,), (2, 2), marks=slow),
+    ],
+)
+def test_a_run_resumes_on_other_nodes(
+    folder: Path, killed: tuple[int, ...], left: tuple[int, ...]
+) -> None:
+    mine = job(folder, f"{killed}to{left}")
+    assert run_and_die(mine, DeadlyOnNodes(Deadly("step", 4), *killed), sum(killed))
+    saves = mine.out.with_name(f"{mine.out.name}.training") / "checkpoints"
+    assert (saves / "step-00000003/complete.json").is_file()
+    started = Started(mine, sum(left), OnNodes(*left))
+    assert started.wait() == [0] * sum(left), started.said
+    assert_same_training(folder / "alone", mine.out)
+
+
+def test_nodes_with_different_numbers_of_processes_are_refused(folder: Path) -> None:
+    started = Started(job(folder, "uneven"), 3, OnNodes(2, 1))
+    assert started.wait() == [2] * 3
+    assert "the nodes have between 1 and 2 processes each" in started.said

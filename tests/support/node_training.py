@@ -21,6 +21,20 @@ def _fuse_adamw() -> None:
     torch.optim.AdamW.__init__ = fused  # type: ignore[method-assign]
 
 
+def _report_mesh() -> None:
+    """Print the shape of the mesh to the log of the process."""
+    import amnesia_bench.training.processes as module
+
+    honest = module.device_mesh
+
+    def reported(*args: Any) -> Any:
+        mesh = honest(*args)
+        print("mesh", tuple(mesh.shape), flush=True)
+        return mesh
+
+    module.device_mesh = reported
+
+
 class OnNodes:
     """The target of a process; consecutive ranks share a node, as under torchrun."""
 
@@ -28,8 +42,13 @@ class OnNodes:
         self._per_node, self._fused = per_node, fused
 
     def __call__(self, job: TinyJob, rank: int, size: int, port: int, log: Path) -> None:
+        self.prepare(rank)
+        as_process(job, rank, size, port, log)
+
+    def prepare(self, rank: int) -> None:
+        """Make this process believe that it is on one of the nodes."""
         numbers = [number for number in self._per_node for _ in range(number)]
         os.environ["LOCAL_WORLD_SIZE"] = str(numbers[rank])
         if self._fused:
             _fuse_adamw()
-        as_process(job, rank, size, port, log)
+        _report_mesh()
