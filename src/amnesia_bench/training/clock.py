@@ -26,7 +26,8 @@ class _HostMoment:
 
 
 def _gpu_moment() -> Moment:
-    event = torch.cuda.Event(enable_timing=True)
+    cuda: Any = torch.cuda  # its events are not typed
+    event = cuda.Event(enable_timing=True)
     event.record()
     return event
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+
+_FILLING: Any = torch.utils.deterministic  # its attribute is set through a class, unseen by mypy
 
 
 @contextmanager
@@ -23,15 +26,15 @@ def deterministic_algorithms(device: torch.device) -> Iterator[None]:
     before = (
         torch.are_deterministic_algorithms_enabled(),
         torch.is_deterministic_algorithms_warn_only_enabled(),
-        torch.utils.deterministic.fill_uninitialized_memory,
+        _FILLING.fill_uninitialized_memory,
     )
     # https://docs.nvidia.com/cuda/cublas/#results-reproducibility
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Filling new tensors only helps to find bugs, and costs memory traffic.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    _FILLING.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        enabled, warn_only, torch.utils.deterministic.fill_uninitialized_memory = before
+        enabled, warn_only, _FILLING.fill_uninitialized_memory = before
         torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
