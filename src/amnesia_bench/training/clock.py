@@ -29,7 +29,8 @@ def _gpu_moment() -> Moment:
     cuda: Any = torch.cuda  # its events are not typed
     event = cuda.Event(enable_timing=True)
     event.record()
-    return event
+    moment: Moment = event
+    return moment
 
 
 class Clock:
