@@ -54,6 +54,8 @@ from amnesia_bench.inference.prefix_tree import (
 )
 from amnesia_bench.inference.protocol import EngineOptions, PromptRequest
 from amnesia_bench.modeling import HypeNetConfig
+from amnesia_bench.modeling.lightning_attention import lightning_backend
+from amnesia_bench.modeling.torch_forms import pytorch_forms_on_cpu
 from amnesia_bench.records.evaluation import Generation
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
@@ -96,14 +98,15 @@ class TransformersEngine:
         scaling = options.attn_logits_scaling
         changes = {} if scaling is None else {"attn_logits_scaling": scaling}
         try:
-            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                checkpoint,
-                dtype=options.dtype,
-                local_files_only=True,
-                trust_remote_code=False,  # if unset, transformers asks on the terminal
-                output_loading_info=True,
-                **changes,
-            )
+            with pytorch_forms_on_cpu(device):
+                loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                    checkpoint,
+                    dtype=options.dtype,
+                    local_files_only=True,
+                    trust_remote_code=False,  # if unset, transformers asks on the terminal
+                    output_loading_info=True,
+                    **changes,
+                )
             model, missing = loaded[0].to(device), loaded[1]["missing_keys"]
         except UserError:
             raise
@@ -149,6 +152,7 @@ class TransformersEngine:
         }
         if isinstance(module.config, HypeNetConfig):
             settings["attn_logits_scaling"] = str(module.config.attn_logits_scaling)
+            settings["lightning"] = lightning_backend(self._model.device)
         return settings
 
     @property

@@ -7,7 +7,7 @@ The kernels are launched directly, with the arguments that they have in fla 0.6.
   layer would wait for the GPU, once in the forward and twice in the backward pass. Here the number
   is the length of a table that was made on the CPU.
 - fla chooses tile sizes by timing the first call, whatever its length, so the choice differs
-  between runs and machines. Ours are fixed (`_TILES`).
+  between runs and machines. Ours are fixed (`_TILINGS`).
 - By default, Triton multiplies float32 operands in TF32. A float32 model gets float32 products.
 
 Do not use `fla.ops.lightning_attn`: its decays differ between layers, and its first head never
@@ -30,7 +30,24 @@ from .packing import CHUNK, ChunkTable
 Qkv = tuple[Tensor, Tensor, Tensor]
 # The chunk kernels compute powers of 2.
 _LOG2_E = 1 / math.log(2)
-_TILES = {"largest": 64, "num_warps": 4, "num_stages": 3}
+
+
+@dataclass(frozen=True)
+class _Tiling:
+    """How a kernel divides its work: the largest tile of K and of V, warps and pipeline stages."""
+
+    largest: int
+    num_warps: int
+    num_stages: int
+
+
+# Compiled for sm_80 and sm_90, no kernel spills registers with these (docs/benchmarks.md). In
+# bfloat16 they are a candidate of fla's own lists for every kernel. Products in float32 run
+# without tensor cores and need more registers: larger tiles or fewer warps spill.
+_TILINGS = {
+    torch.bfloat16: _Tiling(largest=64, num_warps=4, num_stages=3),
+    torch.float32: _Tiling(largest=32, num_warps=8, num_stages=2),
+}
 
 
 @dataclass(frozen=True)
@@ -214,12 +231,16 @@ class _Call:
     def _new_chunk_states(self) -> Tensor:
         return self._new_states(self.q.shape[0], self._num_chunks, dtype=self.q.dtype)
 
+    @property
+    def _tiling(self) -> _Tiling:
+        return _TILINGS[self.q.dtype]
+
     def _size(self, dim: str) -> int:
         return self.q.shape[3] if dim == "K" else self.v.shape[3]
 
     def _tile(self, dim: str) -> int:
         # Tensor cores multiply tiles of at least 16 numbers; Triton wants powers of 2.
-        return min(max(1 << (self._size(dim) - 1).bit_length(), 16), _TILES["largest"])
+        return min(max(1 << (self._size(dim) - 1).bit_length(), 16), self._tiling.largest)
 
     def _tiles(self, dim: str) -> int:
         return -(-self._size(dim) // self._tile(dim))
@@ -267,8 +288,8 @@ class _Call:
             "V": self._size("V"),
             "BK": self._tile("K"),
             "BV": self._tile("V"),
-            "num_warps": _TILES["num_warps"],
-            "num_stages": _TILES["num_stages"],
+            "num_warps": self._tiling.num_warps,
+            "num_stages": self._tiling.num_stages,
         }
         if self.q.dtype == torch.float32:
             # Without this option, the products would be TF32.
