@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from amnesia_bench.modeling.configuration_hypenet import HypeNetConfig
+from amnesia_bench.modeling.lightning_attention import lightning_backend
+
 
 def use_exact_float32() -> None:
     """Multiply float32 matrices in float32 from now on, never in TF32.
@@ -17,9 +20,12 @@ def use_exact_float32() -> None:
     torch.backends.cudnn.allow_tf32 = False
 
 
-def numeric_settings(device: torch.device) -> dict[str, str]:
-    """Return the settings that affect rounding on a device; none on a CPU."""
+def numeric_settings(device: torch.device, model_type: str) -> dict[str, str]:
+    """Return the settings that affect how a model rounds on a device; none on a CPU."""
     if device.type == "cpu":
         return {}
     precision = torch.get_float32_matmul_precision()
-    return {"float32_products": "float32" if precision == "highest" else f"TF32 ({precision})"}
+    settings = {"float32_products": "float32" if precision == "highest" else f"TF32 ({precision})"}
+    if model_type == HypeNetConfig.model_type:
+        settings["lightning"] = lightning_backend(device)
+    return settings

@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.data.order import SampleOrder
 from amnesia_bench.data.sequence_store import open_store
@@ -145,9 +147,8 @@ def _run_to_the_end(job: TrainingJob) -> bool:
         folder = training_path(job.out)
         with _owned(folder, processes) as check_lease, explaining_write_errors(job.out, _KEPT):
             input_files = processes.on_first(lambda: _note_input_files(job, init, teacher))
-            numerics = numeric_settings(processes.device)
             identity = processes.on_first(
-                lambda: _record_identity(job, folder, init, teacher, numerics)
+                lambda: _record_identity(job, folder, init, teacher, processes.device)
             )
             learner = build_learner(job.run, init, teacher, processes)
 
@@ -318,12 +319,13 @@ def _record_identity(
     folder: Path,
     init: Checkpoint,
     teacher: Checkpoint | None,
-    numerics: Mapping[str, str],
+    device: torch.device,
 ) -> RunIdentity:
     """Hash the inputs, compare them with training.json if the run resumes, and write the file."""
     parents = [parent_by_contents("init", init)]
     parents += [] if teacher is None else [parent_by_contents("teacher", teacher)]
     parents += [data_parent(name, path) for name, path in job.request.data.items()]
+    numerics = numeric_settings(device, str(init.config.get("model_type")))
     identity = RunIdentity(run=job.run, parents=tuple(parents), numerics=numerics)
     check_resume_matches(folder, identity)
     return identity
