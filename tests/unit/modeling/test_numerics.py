@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
+from importlib import import_module
 
 import pytest
 import torch
 
-from amnesia_bench.modeling import lightning_attention
 from amnesia_bench.modeling.numerics import numeric_settings, use_exact_float32
 
 
@@ -42,8 +42,9 @@ def test_settings_of_a_cpu_have_no_entry() -> None:
 def test_a_hypenet_records_what_computes_its_lightning_attention(
     monkeypatch: pytest.MonkeyPatch, installed: bool
 ) -> None:
-    monkeypatch.setattr(lightning_attention, "_FLA_IS_INSTALLED", installed)
-    lightning_attention._warn_that_fla_is_missing.cache_clear()
+    module = import_module("amnesia_bench.modeling.lightning_attention")
+    monkeypatch.setattr(module, "_FLA_IS_INSTALLED", installed)
+    module._warn_that_fla_is_missing.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         backend = numeric_settings(torch.device("cuda", 0), "hypenet")["lightning"]
