@@ -7,6 +7,8 @@ own: in a sandbox where there is one, else as plain processes with limits of tim
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from functools import cache
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,15 @@ from tests.support.mini_slurm import lacking_slurm
 
 if TYPE_CHECKING:
     from amnesia_bench.sandbox import Launcher
+
+
+def pytest_configure() -> None:
+    if importlib.util.find_spec("torch") is not None:
+        import torch
+
+        # Tests build models of transformers themselves: see modeling/torch_forms.py.
+        if not torch.cuda.is_available():
+            sys.modules.setdefault("fla", None)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -17,6 +17,8 @@ import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformer
 from amnesia_bench.analysis.probe import probing
 from amnesia_bench.analysis.row_blocks import RowBlock
 from amnesia_bench.errors import UserError
+from amnesia_bench.modeling.numerics import use_exact_float32
+from amnesia_bench.modeling.torch_forms import pytorch_forms_on_cpu
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.roles import LayerKind
 from amnesia_bench.weights.attention_map import attention_map
@@ -69,15 +71,17 @@ def open_model(folder: Path, role: str) -> tuple[MeasuredModel, Parent]:
     layers = _softmax_layers(checkpoint)
     parent = parent_by_contents(role, checkpoint)
     on_gpu = torch.cuda.is_available()
+    use_exact_float32()
     auto: Any = AutoModelForCausalLM
     try:
-        module, info = auto.from_pretrained(
-            folder,
-            dtype="auto" if on_gpu else torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,  # if unset, transformers asks on the terminal
-            output_loading_info=True,
-        )
+        with pytorch_forms_on_cpu():
+            module, info = auto.from_pretrained(
+                folder,
+                dtype="auto" if on_gpu else torch.float32,
+                local_files_only=True,
+                trust_remote_code=False,  # if unset, transformers asks on the terminal
+                output_loading_info=True,
+            )
     except UserError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError) as error:

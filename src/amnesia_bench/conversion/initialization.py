@@ -16,6 +16,7 @@ from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoT
 
 import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformers' auto classes
 from amnesia_bench.errors import UserError
+from amnesia_bench.modeling.torch_forms import pytorch_forms_on_cpu
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.requests.checkpoints import InitializeRequest
 from amnesia_bench.store.hashing import sha256_of
@@ -65,7 +66,8 @@ def initialize(request: InitializeRequest, out: Path) -> int:
         raise UserError(f"model {model.name}: transformers refuses its values ({error})") from error
     with publishing(out) as work, torch.random.fork_rng(devices=[]):
         torch.manual_seed(request.seed)
-        network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        with pytorch_forms_on_cpu():
+            network = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         network.save_pretrained(work.folder)
         for file in files:
             shutil.copyfile(file, work.folder / file.name)

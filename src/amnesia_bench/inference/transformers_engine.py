@@ -54,6 +54,8 @@ from amnesia_bench.inference.prefix_tree import (
 )
 from amnesia_bench.inference.protocol import EngineOptions, PromptRequest
 from amnesia_bench.modeling import HypeNetConfig
+from amnesia_bench.modeling.numerics import numeric_settings, use_exact_float32
+from amnesia_bench.modeling.torch_forms import pytorch_forms_on_cpu
 from amnesia_bench.records.evaluation import Generation
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
@@ -72,6 +74,7 @@ class TransformersEngine:
     def __init__(self, model: Any, tokenizer: Any, options: EngineOptions) -> None:
         self.tokenizer = tokenizer
         self._options = options
+        use_exact_float32()
         model.eval()
         self._limit = context_limit(model.config, options.max_context_tokens)
         if isinstance(model.config, HypeNetConfig) and options.max_context_tokens is not None:
@@ -96,14 +99,15 @@ class TransformersEngine:
         scaling = options.attn_logits_scaling
         changes = {} if scaling is None else {"attn_logits_scaling": scaling}
         try:
-            loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
-                checkpoint,
-                dtype=options.dtype,
-                local_files_only=True,
-                trust_remote_code=False,  # if unset, transformers asks on the terminal
-                output_loading_info=True,
-                **changes,
-            )
+            with pytorch_forms_on_cpu(device):
+                loaded: Any = transformers.AutoModelForCausalLM.from_pretrained(
+                    checkpoint,
+                    dtype=options.dtype,
+                    local_files_only=True,
+                    trust_remote_code=False,  # if unset, transformers asks on the terminal
+                    output_loading_info=True,
+                    **changes,
+                )
             model, missing = loaded[0].to(device), loaded[1]["missing_keys"]
         except UserError:
             raise
@@ -146,6 +150,7 @@ class TransformersEngine:
             "prefixes": self._prefixes,
             "max_context_tokens": str(self._limit),
             "eos_token_ids": " ".join(map(str, sorted(self._eos_ids))),
+            **numeric_settings(self._model.device, module.config.model_type),
         }
         if isinstance(module.config, HypeNetConfig):
             settings["attn_logits_scaling"] = str(module.config.attn_logits_scaling)

@@ -15,6 +15,7 @@ import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformer
 from amnesia_bench.config.train_schema import Dtype, TrainingRun
 from amnesia_bench.errors import UserError
 from amnesia_bench.modeling.mixers import LightningMixer
+from amnesia_bench.modeling.torch_forms import pytorch_forms_on_cpu
 from amnesia_bench.training.freezing import frozen_tensors
 from amnesia_bench.training.heads import TRAINABLE
 from amnesia_bench.training.loss_check import check_loss
@@ -159,7 +160,7 @@ def load_for_training(
     options: Any = {"trust_remote_code": own_code, "local_files_only": True}
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, **options)
-        with torch.device("meta"):
+        with torch.device("meta"), pytorch_forms_on_cpu():
             model = auto.from_config(config, dtype=DTYPES[dtype], trust_remote_code=own_code)
         model.tie_weights()
     except Exception as error:  # any value of config.json may cause any error
