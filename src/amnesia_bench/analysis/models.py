@@ -17,6 +17,7 @@ import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformer
 from amnesia_bench.analysis.probe import probing
 from amnesia_bench.analysis.row_blocks import RowBlock
 from amnesia_bench.errors import UserError
+from amnesia_bench.modeling.numerics import use_exact_float32
 from amnesia_bench.modeling.torch_forms import pytorch_forms_on_cpu
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.roles import LayerKind
@@ -70,6 +71,7 @@ def open_model(folder: Path, role: str) -> tuple[MeasuredModel, Parent]:
     layers = _softmax_layers(checkpoint)
     parent = parent_by_contents(role, checkpoint)
     on_gpu = torch.cuda.is_available()
+    use_exact_float32()
     auto: Any = AutoModelForCausalLM
     try:
         with pytorch_forms_on_cpu():

@@ -7,6 +7,7 @@ r"""Run a training stage of HypeNet, fine-tune a model, or estimate the resource
 
 On several GPUs: python -m amnesia_bench.training.launch --nproc-per-node 8 \
     -m amnesia_bench.cli.main train ...
+On several nodes: docs/training.md.
 
 To resume an interrupted run, run the same command again. Exit code 75 means that the training state
 was saved and that you should run the command again.

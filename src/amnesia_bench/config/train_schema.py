@@ -94,6 +94,8 @@ class TrainConfig(Frozen):
         trusted_code_sha256: for a checkpoint with custom code, the hash of that code and of the
             references to it in the checkpoint's config files. The error message that rejects
             untrusted code prints this hash.
+        deterministic: on a GPU, use only algorithms that give the same bits in every run. Some are
+            slower. On a CPU, all are deterministic.
     """
 
     name: Annotated[Name, NEUTRAL]
@@ -116,6 +118,7 @@ class TrainConfig(Frozen):
     loss_chunk_rows: Annotated[PositiveInt, NEUTRAL]
     checkpoints: Annotated[Checkpoints, NEUTRAL]
     trusted_code_sha256: str | None = None
+    deterministic: Annotated[bool, NEUTRAL] = False
     wandb_project: Annotated[str | None, NEUTRAL] = None
     seed: NonNegativeInt
 

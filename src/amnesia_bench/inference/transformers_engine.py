@@ -54,7 +54,7 @@ from amnesia_bench.inference.prefix_tree import (
 )
 from amnesia_bench.inference.protocol import EngineOptions, PromptRequest
 from amnesia_bench.modeling import HypeNetConfig
-from amnesia_bench.modeling.lightning_attention import lightning_backend
+from amnesia_bench.modeling.numerics import numeric_settings, use_exact_float32
 from amnesia_bench.modeling.torch_forms import pytorch_forms_on_cpu
 from amnesia_bench.records.evaluation import Generation
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
@@ -74,6 +74,7 @@ class TransformersEngine:
     def __init__(self, model: Any, tokenizer: Any, options: EngineOptions) -> None:
         self.tokenizer = tokenizer
         self._options = options
+        use_exact_float32()
         model.eval()
         self._limit = context_limit(model.config, options.max_context_tokens)
         if isinstance(model.config, HypeNetConfig) and options.max_context_tokens is not None:
@@ -149,10 +150,10 @@ class TransformersEngine:
             "prefixes": self._prefixes,
             "max_context_tokens": str(self._limit),
             "eos_token_ids": " ".join(map(str, sorted(self._eos_ids))),
+            **numeric_settings(self._model.device, module.config.model_type),
         }
         if isinstance(module.config, HypeNetConfig):
             settings["attn_logits_scaling"] = str(module.config.attn_logits_scaling)
-            settings["lightning"] = lightning_backend(self._model.device)
         return settings
 
     @property

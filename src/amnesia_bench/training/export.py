@@ -48,7 +48,7 @@ def publish_trained(export: Export, learner: Learner, processes: Processes, out:
     Raises:
         StageFailedError: a frozen tensor has changed.
     """
-    trained = {}
+    trained, changed = {}, []
     for name, parameter in learner.trained.items():
         gathered = whole(parameter)
         if processes.first:
@@ -58,13 +58,21 @@ def publish_trained(export: Export, learner: Learner, processes: Processes, out:
         if processes.first and not torch.equal(
             gathered.cpu(), _read(export.init, name).to(gathered.dtype)
         ):
-            raise StageFailedError(f"{name} is frozen, but it has changed; nothing is published")
-    if processes.first:
-        names = set(export.init.tensors)
-        if not isinstance(learner.objective, Align):
-            # If `init` stores a second copy of a tied head, that copy is no longer correct.
-            names &= learner.trained.keys() | learner.untouched.keys()
+            changed.append(name)
+    names = set(export.init.tensors)
+    if not isinstance(learner.objective, Align):
+        # If `init` stores a second copy of a tied head, that copy is no longer correct.
+        names &= learner.trained.keys() | learner.untouched.keys()
+
+    def publish() -> None:
+        if changed:
+            raise StageFailedError(
+                f"{changed[0]} is frozen, but it has changed; nothing is published"
+            )
         _publish(export, {name: trained.get(name) for name in names}, out)
+
+    # The others wait, since leaving the process group has a time limit.
+    processes.on_first(publish)
 
 
 def _publish(export: Export, tensors: Mapping[str, Tensor | None], out: Path) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,14 +39,20 @@ _FRESH_SETTINGS = "training.tmp"
 class _RunRecord:
     run: Mapping[str, object]
     parents: tuple[Parent, ...]
+    numerics: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunIdentity:
-    """The settings of a run, and its inputs (`parents`) with hashes of their contents."""
+    """The settings of a run, and its inputs (`parents`) with hashes of their contents.
+
+    `numerics` are the settings that affect rounding on the device. They are a record: a run may
+    resume on another device.
+    """
 
     run: TrainingRun
     parents: tuple[Parent, ...]
+    numerics: Mapping[str, str] = field(default_factory=dict)
 
     def differences(self, other: RunIdentity) -> list[str]:
         """Describe each difference between this run and `other` that can change the result."""
@@ -73,7 +79,10 @@ def read_run_identity(path: Path) -> RunIdentity:
     Raises:
         UserError: the file is missing, or this version of the package cannot have written it.
     """
-    record = codec.from_json(_RunRecord, read_json(path), str(path))
+    values = read_json(path)
+    if isinstance(values, dict):
+        values.setdefault("numerics", {})  # on a CPU, none are written
+    record = codec.from_json(_RunRecord, values, str(path))
     try:
         run = TrainingRun.model_validate_json(json.dumps(record.run))
     except (ValidationError, ValueError) as error:
@@ -81,7 +90,7 @@ def read_run_identity(path: Path) -> RunIdentity:
         raise UserError(
             f"{path}: not the settings of a training run of this version ({' '.join(first)})"
         ) from error
-    return RunIdentity(run=run, parents=record.parents)
+    return RunIdentity(run=run, parents=record.parents, numerics=record.numerics)
 
 
 def check_run_folder(folder: Path) -> None:
@@ -147,7 +156,9 @@ def remove_run(folder: Path) -> list[str]:
 
 
 def _json(identity: RunIdentity) -> dict[str, Any]:
+    numerics = {"numerics": dict(identity.numerics)} if identity.numerics else {}
     return {
         "run": identity.run.model_dump(mode="json"),
         "parents": [codec.to_json(parent) for parent in identity.parents],
+        **numerics,
     }

@@ -9,14 +9,17 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+import torch
 
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.data.order import SampleOrder
 from amnesia_bench.data.sequence_store import open_store
 from amnesia_bench.errors import StoppedError, UserError
+from amnesia_bench.modeling.numerics import numeric_settings, use_exact_float32
 from amnesia_bench.printable import message
 from amnesia_bench.requests.training import TrainRequest
 from amnesia_bench.store.files import explaining_write_errors, make_folder
@@ -28,6 +31,7 @@ from amnesia_bench.tokenizers.tokenizer import load_tokenizer, tokenizer_identit
 from amnesia_bench.tracking.metrics_file import FilePrefix
 from amnesia_bench.training.batches import Batches, FileOrder, SequenceOrder, TokenStore
 from amnesia_bench.training.checkpoints import CheckpointFolder
+from amnesia_bench.training.determinism import deterministic_algorithms
 from amnesia_bench.training.export import Export, publish_trained
 from amnesia_bench.training.folder import (
     CHECKPOINTS,
@@ -130,7 +134,11 @@ def _in_order(data: Mapping[str, Path], mixture: Mapping[str, float]) -> dict[st
 
 def _run_to_the_end(job: TrainingJob) -> bool:
     """Train and publish; return False if a signal stopped the run before its last step."""
-    with stop_requests() as stop_requested, joined_processes() as processes:
+    with (
+        stop_requests() as stop_requested,
+        joined_processes() as processes,
+        _numerics(job.run, processes),
+    ):
         if processes.on_first(lambda: _finished_before(job)):
             return True
         check_optimizer(job.run.train, processes.size)
@@ -139,7 +147,9 @@ def _run_to_the_end(job: TrainingJob) -> bool:
         folder = training_path(job.out)
         with _owned(folder, processes) as check_lease, explaining_write_errors(job.out, _KEPT):
             input_files = processes.on_first(lambda: _note_input_files(job, init, teacher))
-            identity = processes.on_first(lambda: _record_identity(job, folder, init, teacher))
+            identity = processes.on_first(
+                lambda: _record_identity(job, folder, init, teacher, processes.device)
+            )
             learner = build_learner(job.run, init, teacher, processes)
 
             def check_unchanged() -> None:
@@ -157,9 +167,16 @@ def _run_to_the_end(job: TrainingJob) -> bool:
                 seed=job.run.train.seed,
             )
             publish_trained(export, learner, processes, job.out)
-            if processes.first:
-                _clear(folder)
+            processes.on_first(lambda: _clear(folder))
     return True
+
+
+def _numerics(run: TrainingRun, processes: Processes) -> AbstractContextManager[None]:
+    """Choose how a GPU rounds."""
+    use_exact_float32()
+    if run.train.deterministic:
+        return deterministic_algorithms(processes.device)
+    return nullcontext()
 
 
 def _run_steps(
@@ -298,13 +315,18 @@ def _note_input_files(job: TrainingJob, init: Checkpoint, teacher: Checkpoint | 
 
 
 def _record_identity(
-    job: TrainingJob, folder: Path, init: Checkpoint, teacher: Checkpoint | None
+    job: TrainingJob,
+    folder: Path,
+    init: Checkpoint,
+    teacher: Checkpoint | None,
+    device: torch.device,
 ) -> RunIdentity:
     """Hash the inputs, compare them with training.json if the run resumes, and write the file."""
     parents = [parent_by_contents("init", init)]
     parents += [] if teacher is None else [parent_by_contents("teacher", teacher)]
     parents += [data_parent(name, path) for name, path in job.request.data.items()]
-    identity = RunIdentity(run=job.run, parents=tuple(parents))
+    numerics = numeric_settings(device, str(init.config.get("model_type")))
+    identity = RunIdentity(run=job.run, parents=tuple(parents), numerics=numerics)
     check_resume_matches(folder, identity)
     return identity
 
