@@ -25,12 +25,11 @@ def pytorch_forms_on_cpu(device: torch.device | None = None) -> Iterator[None]:
     if not on_cpu:
         yield
         return
-    modules: dict[str, Any] = sys.modules  # None instead of a module bars its import
-    before = modules.pop("fla", None)
-    modules["fla"] = None
+    modules: dict[str, Any] = sys.modules
+    before = {name: modules[name] for name in ("fla",) if name in modules}
+    modules["fla"] = None  # None instead of a module bars its import
     try:
         yield
     finally:
         del modules["fla"]
-        if before is not None:
-            modules["fla"] = before
+        modules.update(before)
