@@ -55,6 +55,8 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
         The output [B, T, H, D], and None, since fused kernels return no attention weights.
     """
     num_new, num_all = query.shape[2], key.shape[2]
+    if attention_mask is not None and num_new == 1 and query.shape[1] != key.shape[1]:
+        return _one_token(query, key, value, attention_mask, scaling, dropout), None
     causal = options.get("is_causal") is not False and getattr(module, "is_causal", True)
     if attention_mask is not None or num_new in (1, num_all) or not causal:
         output: tuple[Tensor, Tensor | None] = sdpa_attention_forward(
@@ -73,6 +75,35 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
         enable_gqa=query.shape[1] != key.shape[1],
     )
     return mixed.transpose(1, 2).contiguous(), None
+
+
+def _one_token(  # noqa: PLR0913 - the operation has these operands
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float | None,
+    dropout: float,
+) -> Tensor:
+    """Attend from one new token per row to all keys under a mask; return [B, 1, H, D].
+
+    On CUDA, torch's kernels for grouped heads take no mask, so transformers before 5.23 repeats all
+    cached keys and values for every layer and token. Here the query heads that share a key/value
+    head are treated as additional queries of that head, as transformers 5.23 does.
+    """
+    num_rows, num_heads, _, width = query.shape
+    groups = key.shape[1]
+    if mask.shape[1] != 1:  # one mask per query head
+        mask = mask.reshape(num_rows, groups, num_heads // groups, -1)
+    mixed = nn.functional.scaled_dot_product_attention(
+        query.reshape(num_rows, groups, num_heads // groups, width),
+        key,
+        value,
+        attn_mask=mask,
+        dropout_p=dropout,
+        scale=scaling,
+    )
+    return mixed.reshape(num_rows, num_heads, 1, -1).transpose(1, 2).contiguous()
 
 
 def _past_and_new(query: Tensor, key: Tensor, value: Tensor, scaling: float | None) -> Tensor:
@@ -110,13 +141,35 @@ def causal_sdpa_mask(**call: Any) -> Tensor | None:
     """
     if is_plainly_causal(**call):
         return None
+    if call["q_length"] == 1 and call.get("attention_mask") is not None:
+        call["allow_is_causal_skip"] = False  # otherwise `sdpa_mask` would look for padding
     mask: Tensor | None = sdpa_mask(**call)
     return mask
 
 
+def padded_causal_mask(valid: Tensor, num_new: int) -> Tensor:
+    """Return the causal mask of the last `num_new` tokens of a padded batch.
+
+    Args:
+        valid: whether each cached or new token is not padding, bool [B, L].
+        num_new: number of new tokens T.
+
+    Returns:
+        The mask [B, 1, T, L], True for the pairs of a query and a key that it may attend to.
+    """
+    column = torch.arange(valid.shape[1], device=valid.device)
+    return (column <= column[-num_new:, None]) & valid[:, None, None]
+
+
 def is_plainly_causal(**call: Any) -> bool:
-    """Return whether transformers' mask for these arguments would be purely causal."""
+    """Return whether transformers' mask for these arguments would be purely causal.
+
+    If a decode step passes a padding mask, the answer is no without a look at its values, for which
+    the host would wait until the device is idle, at every token.
+    """
     padding = call.get("attention_mask")
+    if padding is not None and call["q_length"] == 1:
+        return False
     return (
         call.get("allow_is_causal_skip", True)
         and call.get("local_size") is None

@@ -131,16 +131,19 @@ class PaddedRows:
     packed: PackedRows
 
     @classmethod
-    def from_mask(cls, valid: Tensor) -> PaddedRows:
-        """Build the object from a bool mask [B, T], which is True for valid tokens."""
+    def from_mask(cls, valid: Tensor, device: torch.device) -> PaddedRows:
+        """Build the object from a bool mask [B, T] in host memory, True for valid tokens.
+
+        The indices are copied to the device; nothing is read back from it.
+        """
         lengths = valid.sum(dim=1)
         row_index = lengths.nonzero().flatten()
         bounds = torch.cat([lengths.new_zeros(1), lengths[row_index].cumsum(0)])
-        return cls(
-            token_index=valid.flatten().nonzero().flatten(),
-            row_index=row_index,
-            packed=PackedRows(tuple(bounds.tolist()), bounds.to(torch.int32)),
+        token_index, row_index, cu_seqlens = (
+            x.to(device, non_blocking=True)
+            for x in (valid.flatten().nonzero().flatten(), row_index, bounds.to(torch.int32))
         )
+        return cls(token_index, row_index, PackedRows(tuple(bounds.tolist()), cu_seqlens))
 
 
 def split_rows(row: Tensor, tokens: Sequence[int], dim: int) -> tuple[Tensor, ...]:
