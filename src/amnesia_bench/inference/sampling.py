@@ -44,7 +44,7 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
         return logits.argmax(dim=-1)
     scaled = logits.double() / sampling.temperature
     draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-    uniform = draws.to(logits.device)[:, None]
+    uniform = draws.to(logits.device, non_blocking=True)[:, None]
     if scaled.shape[1] <= CANDIDATES or (sampling.top_k or 0) > CANDIDATES:
         return _draw(*_sorted(scaled), sampling, uniform)[0]
     ranked, ids = _most_likely(scaled)
@@ -96,5 +96,6 @@ def _draw(
     cumulative = probabilities.cumsum(dim=-1)
     rank = torch.searchsorted(cumulative, uniform * cumulative[:, -1:], right=True)
     # Rounding may put a draw beyond the sum: then choose the last token with a probability > 0.
-    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+    # There is none if logits are NaN, which the caller finds when it reads the tokens.
+    last = ((probabilities > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
     return ids.gather(1, torch.minimum(rank, last))[:, 0], ranked.gather(1, last)[:, 0]
