@@ -142,6 +142,24 @@ class PaddedRows:
             packed=PackedRows(tuple(bounds.tolist()), bounds.to(torch.int32)),
         )
 
+    def gather(self, x: Tensor) -> Tensor:
+        """Return the valid tokens of a padded batch [B, T, ...], packed in one row [1, V, ...]."""
+        return x.flatten(0, 1)[self.token_index][None]
+
+    def scatter(self, row: Tensor, batch: int, num_tokens: int) -> Tensor:
+        """Return a packed row [1, V, ...] as a padded batch [B, T, ...] with zeros for padding."""
+        output = row.new_zeros(batch * num_tokens, *row.shape[2:])
+        output = output.index_copy(0, self.token_index, row[0])
+        return output.unflatten(0, (batch, num_tokens))
+
+    def scatter_states(self, new: Tensor, old: Tensor | None, batch: int) -> Tensor:
+        """Return the states of all rows [B, ...]: `new` [N, ...] for rows with valid tokens.
+
+        The state of a row that contains only padding in this forward pass is unchanged.
+        """
+        states = new.new_zeros(batch, *new.shape[1:]) if old is None else old
+        return states.index_copy(0, self.row_index, new)
+
 
 def split_rows(row: Tensor, tokens: Sequence[int], dim: int) -> tuple[Tensor, ...]:
     """Split a tensor along `dim` into consecutive runs with the given numbers of tokens.
