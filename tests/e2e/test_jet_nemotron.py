@@ -92,4 +92,5 @@ def test_generate_answers_a_benchmark(folder: Path) -> None:
     out = folder / "answers"
     assert main(["generate", "--checkpoint", str(folder / "sft"), "--task", "gsm8k", "--data",
                  str(problems), "--out", str(out), "eval.max_new_tokens=5"]) == 0  # fmt: skip
-    assert verify_manifest(out) == []
+    answers = [line for path in out.glob("*.jsonl") for line in path.read_text().splitlines()]
+    assert len(answers) == 3

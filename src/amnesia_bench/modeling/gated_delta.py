@@ -14,7 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .gated_delta_fla import fla_gated_delta
+from .gated_delta_op import gated_delta_by_op
 from .gated_delta_torch import DeltaInputs, torch_gated_delta
 from .input_errors import InvalidModelInputError
 from .lightning_attention import fla_is_installed
@@ -60,7 +60,7 @@ def gated_delta_rule(
     with torch.autocast(inputs.v.device.type, enabled=False):
         state = None if initial_state is None else initial_state.to(precise)
         if inputs.v.is_cuda and precise == torch.float32 and fla_is_installed():
-            output, state = fla_gated_delta(inputs, scale, state, packed)
+            output, state = gated_delta_by_op(inputs, scale, state, packed)
         else:
             output, state = torch_gated_delta(inputs.to(precise), scale, state, packed)
     return output.to(dtype), state
