@@ -28,7 +28,9 @@ def jet_logits(config: Mapping[str, Any], weights: Weights, ids: list[int]) -> T
         hidden = _norm(x, own["input_layernorm.weight"], eps)
         x = x + (_jet if kind == "jet" else _softmax)(config, own, hidden, kind)
         hidden = _norm(x, own["post_attention_layernorm.weight"], eps)
-        gated = silu(hidden @ own["mlp.gate_proj.weight"].T) * (hidden @ own["mlp.up_proj.weight"].T)
+        gated = silu(hidden @ own["mlp.gate_proj.weight"].T) * (
+            hidden @ own["mlp.up_proj.weight"].T
+        )
         x = x + gated @ own["mlp.down_proj.weight"].T
     head = parameters.get("lm_head.weight", parameters["model.embed_tokens.weight"])
     return _norm(x, parameters["model.norm.weight"], eps) @ head.T
@@ -85,7 +87,8 @@ def _jet(config: Mapping[str, Any], own: Weights, x: Tensor, _: str) -> Tensor:
     state: Tensor | float = 0.0
     for t, token in enumerate(x):
         q, k = (
-            _unit(silu(of(f"{name}.weight") @ token).view(heads, -1)) for name in ("q_proj", "k_proj")
+            _unit(silu(of(f"{name}.weight") @ token).view(heads, -1))
+            for name in ("q_proj", "k_proj")
         )
         inner = silu(of("dynamic_conv1d.kernel_generator.w1.weight") @ token)
         kernel = of("dynamic_conv1d.kernel_generator.w2.weight") @ inner

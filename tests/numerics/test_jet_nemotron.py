@@ -196,7 +196,9 @@ def delta_inputs(batch, tokens, dtype=torch.float64, *, erasing=False):
     decay = -rand(batch, tokens, 3).abs() * (torch.tensor(0.1, dtype=torch.float64))
     if erasing:
         decay[:, ::7] = -5000.0
-    operands = DeltaInputs(q, k, rand(batch, tokens, 3, 12), decay, rand(batch, tokens, 3).sigmoid())
+    operands = DeltaInputs(
+        q, k, rand(batch, tokens, 3, 12), decay, rand(batch, tokens, 3).sigmoid()
+    )
     return operands.to(dtype)
 
 

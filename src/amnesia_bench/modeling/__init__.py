@@ -1,4 +1,4 @@
-"""HypeNet and Jet-Nemotron; importing this package registers them with transformers' auto classes."""
+"""HypeNet and Jet-Nemotron; the import registers them with transformers' auto classes."""
 
 from __future__ import annotations
 

@@ -61,9 +61,7 @@ class LightningLayer(LinearAttentionLayer):
         self.restore(state, self.seen_tokens + num_tokens, tail)
         return state
 
-    def restore(
-        self, state: Tensor | None, seen_tokens: int, tail: Tensor | None = None
-    ) -> None:
+    def restore(self, state: Tensor | None, seen_tokens: int, tail: Tensor | None = None) -> None:
         """Set the states and their number of tokens; None is the state before the first token."""
         self.recurrent_states[0], self.conv_states[0] = state, tail
         self.seen_tokens = seen_tokens
@@ -116,9 +114,7 @@ class WindowLayer(DynamicLayer):
         """The number of tokens whose keys are stored, with padding."""
         return 0 if self.keys is None else int(self.keys.shape[2])
 
-    def restore(
-        self, keys: Tensor | None, seen_tokens: int, values: Tensor | None = None
-    ) -> None:
+    def restore(self, keys: Tensor | None, seen_tokens: int, values: Tensor | None = None) -> None:
         """Set keys and values and their number of tokens; None stands for no tokens."""
         self.keys, self.values, self.seen_tokens = keys, values, seen_tokens
         self.is_initialized = keys is not None

@@ -177,7 +177,9 @@ class JetNemotronConfig(PreTrainedConfig):
         }  # fmt: skip
         if reduction is not None:
             reduction = _whole("dconv_generator_reduction", reduction)
-        values |= {key: _number(key, block[key]) for key in ("expand_v", "norm_eps") if key in block}
+        values |= {
+            key: _number(key, block[key]) for key in ("expand_v", "norm_eps") if key in block
+        }
         shape = JetBlockShape(**values, dconv_generator_reduction=reduction)
         exact = shape.head_dim * shape.expand_v
         # The published 2.6666666667 * 96 is not exactly 256.
@@ -226,7 +228,7 @@ class JetNemotronConfig(PreTrainedConfig):
                 f"{self.num_hidden_layers}",
                 hint="Give one kind per layer.",
             )
-        return [words.get(kind, kind) for kind in layer_types]
+        return [str(words.get(kind, kind)) for kind in layer_types]
 
     def _check_shapes(self) -> None:
         keys = (

@@ -65,7 +65,7 @@ class DynamicConvolution(nn.Module):
         row = torch.cat([before, v], dim=1)
         first = None  # [T], the index of the document's first tail row in [N * R, C]
         if packed is not None and tail is not None:
-            numbers = torch.arange(len(packed.documents), device=v.device)
+            numbers = torch.arange(packed.num_documents, device=v.device)
             lengths = packed.cu_seqlens.diff()
             first = numbers.repeat_interleave(lengths, output_size=v.shape[1]) * early
         outputs = []

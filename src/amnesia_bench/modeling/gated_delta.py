@@ -2,7 +2,9 @@
 
 Per head, with a decay g_t <= 0 (logarithm) and a rate b_t in [0, 1] for each token:
 
-    S'_t = exp(g_t) S_(t-1)      S_t = S'_t + k_t (b_t (v_t - k_t^T S'_t))^T      o_t = scale q_t^T S_t
+    S'_t = exp(g_t) S_(t-1)
+    S_t = S'_t + k_t (b_t (v_t - k_t^T S'_t))^T
+    o_t = scale q_t^T S_t
 
 Source: Gated Delta Networks, arXiv 2412.06464.
 
@@ -87,7 +89,7 @@ def _check_shapes(
         raise InvalidModelInputError(
             f"cu_seqlens with a batch of {q.shape[0]} rows", hint="Pack all documents into one row."
         )
-    num_states = q.shape[0] if packed is None else len(packed.documents)
+    num_states = q.shape[0] if packed is None else packed.num_documents
     expected = (num_states, q.shape[2], q.shape[3], v.shape[3])
     if initial_state is not None and initial_state.shape != expected:
         raise InvalidModelInputError(

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .gated_delta_torch import CHUNK, DeltaInputs
+from .gated_delta_torch import DeltaInputs
+from .packing import CHUNK
 
 
 class ChunkedResult(NamedTuple):
@@ -26,9 +27,7 @@ class ChunkedResult(NamedTuple):
     solution: Tensor  # [B, T, H, CHUNK]: the inverse of the triangular system of each chunk
 
 
-def fla_step(
-    inputs: DeltaInputs, scale: float, state: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def fla_step(inputs: DeltaInputs, scale: float, state: Tensor | None) -> tuple[Tensor, Tensor]:
     """Run the recurrent kernel, which has no backward pass; return outputs and states."""
     # The import is here because it takes seconds and Triton needs a GPU driver.
     from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule

@@ -7,15 +7,14 @@ Shapes are those of `gated_delta_rule`.
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .gated_delta_fla import fla_backward, fla_forward, fla_step
-from .gated_delta_torch import CHUNK, DeltaInputs
-from .packing import PackedRows
+from .gated_delta_torch import DeltaInputs
+from .packing import CHUNK, PackedRows
 
 
 def gated_delta_by_op(
@@ -31,19 +30,9 @@ def gated_delta_by_op(
     if v.shape[1] == 1 and packed is None and not has_gradient:
         step: tuple[Tensor, Tensor] = _gated_delta_step(*operands)
         return step
-    documents = (None, None) if packed is None else (packed.cu_seqlens, _chunk_index(packed))
+    documents = (None, None) if packed is None else (packed.cu_seqlens, packed.chunks.index)
     result: tuple[Tensor, ...] = _gated_delta(*operands, *documents)
     return result[0], result[1]
-
-
-def _chunk_index(packed: PackedRows) -> Tensor:
-    """Return the document of each chunk and its number within the document, [C, 2] int32."""
-    rows = [
-        (n, chunk)
-        for n, (start, stop) in enumerate(itertools.pairwise(packed.bounds))
-        for chunk in range(-(-(stop - start) // CHUNK))
-    ]
-    return torch.tensor(rows, dtype=torch.int32).to(packed.cu_seqlens.device, non_blocking=True)
 
 
 @torch.library.custom_op("amnesia_bench::gated_delta_step", mutates_args=(), device_types="cuda")
@@ -72,7 +61,10 @@ def _gated_delta(  # noqa: PLR0913
     chunk_index: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs = DeltaInputs(q, k, v, log_decay, rate)
-    return tuple(fla_forward(inputs, scale, state, _documents(cu_seqlens, chunk_index)))
+    output, end, sums, solution = fla_forward(
+        inputs, scale, state, _documents(cu_seqlens, chunk_index)
+    )
+    return output, end, sums, solution
 
 
 @torch.library.custom_op(
@@ -123,7 +115,9 @@ def _shapes_of_gradients(
     grad: Tensor, grad_state: Tensor | None, *operands: Any
 ) -> tuple[Tensor, ...]:
     state = operands[8]
-    initial = grad.new_empty(0, dtype=torch.float32) if state is None else state.new_empty(state.shape)
+    initial = (
+        grad.new_empty(0, dtype=torch.float32) if state is None else state.new_empty(state.shape)
+    )
     return *(x.new_empty(x.shape) for x in operands[:5]), initial
 
 

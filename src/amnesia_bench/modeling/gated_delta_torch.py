@@ -16,15 +16,14 @@ Shapes: B batch, T tokens, H heads, K key dim, V value dim, C tokens in a chunk,
 
 from __future__ import annotations
 
+import itertools
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .packing import PackedRows
+from .packing import CHUNK, PackedRows
 
-# As in fla's kernels.
-CHUNK = 64
 # Chunks whose systems are solved with one call; bounds the memory for their C x C matrices.
 _SPAN_CHUNKS = 32
 
@@ -73,7 +72,7 @@ def _sequence(inputs: DeltaInputs, scale: float, state: Tensor | None) -> tuple[
     full = num_tokens - num_tokens % CHUNK
     bounds = [*range(0, full, CHUNK * _SPAN_CHUNKS), full]
     outputs = []
-    spans = [(start, stop, CHUNK) for start, stop in zip(bounds, bounds[1:], strict=False)]
+    spans = [(start, stop, CHUNK) for start, stop in itertools.pairwise(bounds)]
     if full < num_tokens:
         spans.append((full, num_tokens, num_tokens - full))
     for start, stop, chunk in spans:

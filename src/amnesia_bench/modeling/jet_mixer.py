@@ -24,7 +24,7 @@ from .dynamic_convolution import DynamicConvolution
 from .gated_delta import gated_delta_rule
 from .gated_delta_torch import DeltaInputs
 from .mixers import HypeNetRMSNorm, MixerInputs
-from .packing import PackedRows
+from .packing import PackedRows, PaddedRows
 
 # Added to the squared length of q and k, as in fla's kernels.
 _LENGTH_EPS = 1e-6
@@ -37,7 +37,7 @@ class JetRMSNorm(HypeNetRMSNorm):
     """The norm x / rms(x) * weight over the last dimension, computed in float32 or float64."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise x [..., size]; unlike HypeNet's, it is rounded to x's dtype after the weight."""
+        """Normalise x [..., size]; unlike in HypeNet, the weight comes before the rounding."""
         return self.precise(x).to(x.dtype)
 
     def precise(self, x: Tensor) -> Tensor:
@@ -87,33 +87,42 @@ class JetMixer(nn.Module):
         self, hidden_states: Tensor, inputs: MixerInputs, **_: object
     ) -> tuple[Tensor, None]:
         """Mix hidden states [B, T, M]; return [B, T, M], and None instead of attention weights."""
-        layer: Any = None if inputs.cache is None else inputs.cache.layers[self.layer_idx]
-        state, tail = (None, None) if layer is None else layer.states
+        state, tail = None, None
+        if inputs.cache is not None:
+            layer: Any = inputs.cache.layers[self.layer_idx]
+            state, tail = layer.states
         padding = inputs.layout.padding
         if padding is None:
             output, state, tail = self._mix(hidden_states, state, tail, inputs.layout.packed)
         else:
-            batch, num_tokens = hidden_states.shape[:2]
-            old = (state, tail) if state is not None else self._empty(hidden_states)
-            output, state, tail = hidden_states.new_zeros(hidden_states.shape), *old
-            if padding.row_index.numel():
-                rows = (x[padding.row_index] for x in old)
-                row, *new = self._mix(padding.gather(hidden_states), *rows, padding.packed)
-                output = padding.scatter(row, batch, num_tokens)
-                state, tail = (
-                    padding.scatter_states(x, y.to(x.dtype), batch)
-                    for x, y in zip(new, old, strict=True)
-                )
+            output, state, tail = self._mix_padded(hidden_states, state, tail, padding)
         if inputs.cache is not None:
             inputs.cache.update_recurrent_state(
                 state, self.layer_idx, num_tokens=hidden_states.shape[1], tail=tail
             )
         return output, None
 
-    def _empty(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        batch, early = x.shape[0], self.dynamic_conv1d.taps - 1
-        state = x.new_zeros(batch, self.num_heads, self.key_dim, self.value_dim)
-        return state, x.new_zeros(batch, early, self.num_heads * self.value_dim)
+    def _mix_padded(
+        self, x: Tensor, state: Tensor | None, tail: Tensor | None, padding: PaddedRows
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        batch, num_tokens = x.shape[:2]
+        if state is None or tail is None:
+            early, channels = self.dynamic_conv1d.taps - 1, self.num_heads * self.value_dim
+            state = x.new_zeros(
+                (batch, self.num_heads, self.key_dim, self.value_dim), dtype=_precise(x)
+            )
+            tail = x.new_zeros(batch, early, channels)
+        rows = padding.row_index
+        if rows.numel() == 0:
+            return torch.zeros_like(x), state, tail
+        output, new_state, new_tail = self._mix(
+            padding.gather(x), state[rows], tail[rows], padding.packed
+        )
+        return (
+            padding.scatter(output, batch, num_tokens),
+            state.index_copy(0, rows, new_state),
+            tail.index_copy(0, rows, new_tail),
+        )
 
     def _mix(
         self, x: Tensor, state: Tensor | None, tail: Tensor | None, packed: PackedRows | None

@@ -329,15 +329,13 @@ class LightningMixer(nn.Module):
         if padding.row_index.numel() == 0:
             state = qkv[0].new_zeros(self._state_shape(batch)) if state is None else state
             return torch.zeros_like(qkv[2]), state
-        tokens = tuple(x.flatten(0, 1)[padding.token_index][None] for x in qkv)
+        tokens = tuple(padding.gather(x) for x in qkv)
         rows = None if state is None else state[padding.row_index]
         valid_output, new_states = lightning_attention(
             tokens[0], tokens[1], tokens[2], self.log_decay, self.scale, rows, padding.packed
         )
-        output = valid_output.new_zeros(batch * num_tokens, *valid_output.shape[2:])
-        output = output.index_copy(0, padding.token_index, valid_output[0])
         # The state of a row that contains only padding in this chunk of a prefill is unchanged.
         old_states = new_states.new_zeros(batch, *new_states.shape[1:]) if state is None else state
-        return output.unflatten(0, (batch, num_tokens)), old_states.index_copy(
+        return padding.scatter(valid_output, batch, num_tokens), old_states.index_copy(
             0, padding.row_index, new_states
         )

@@ -40,7 +40,7 @@ class HypeNetPreTrainedModel(PreTrainedModel):
 
     config: HybridConfig
 
-    config_class = HypeNetConfig
+    config_class: Any = HypeNetConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["HypeNetDecoderLayer"]  # noqa: RUF012 - transformers' interface
@@ -218,9 +218,7 @@ class HypeNetModel(HypeNetPreTrainedModel):
             window=self._window(x, layout, cache),
         )
 
-    def _window(
-        self, x: Tensor, layout: TokenLayout, cache: Cache | None
-    ) -> SlidingWindow | None:
+    def _window(self, x: Tensor, layout: TokenLayout, cache: Cache | None) -> SlidingWindow | None:
         kinds = self.config.layer_types
         if "sliding_attention" not in kinds:
             return None

@@ -171,21 +171,15 @@ class PaddedRows:
 
     def gather(self, x: Tensor) -> Tensor:
         """Return the valid tokens of a padded batch [B, T, ...], packed in one row [1, V, ...]."""
-        return x.flatten(0, 1)[self.token_index][None]
+        tokens: Tensor = x.flatten(0, 1)[self.token_index]
+        return tokens[None]
 
     def scatter(self, row: Tensor, batch: int, num_tokens: int) -> Tensor:
         """Return a packed row [1, V, ...] as a padded batch [B, T, ...] with zeros for padding."""
         output = row.new_zeros(batch * num_tokens, *row.shape[2:])
         output = output.index_copy(0, self.token_index, row[0])
-        return output.unflatten(0, (batch, num_tokens))
-
-    def scatter_states(self, new: Tensor, old: Tensor | None, batch: int) -> Tensor:
-        """Return the states of all rows [B, ...]: `new` [N, ...] for rows with valid tokens.
-
-        The state of a row that contains only padding in this forward pass is unchanged.
-        """
-        states = new.new_zeros(batch, *new.shape[1:]) if old is None else old
-        return states.index_copy(0, self.row_index, new)
+        padded: Tensor = output.unflatten(0, (batch, num_tokens))
+        return padded
 
 
 def _int32(values: Sequence[object], device: torch.device) -> Tensor:
