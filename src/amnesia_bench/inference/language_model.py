@@ -113,7 +113,8 @@ class LanguageModel:
         Args:
             cache: the cache of the previous tokens.
             tokens: ids of the new tokens [B, T].
-            padding: number of padding tokens at the beginning of each cache row [B].
+            padding: number of padding tokens at the beginning of each cache row [B]; only for one
+                new token per row.
 
         Returns:
             The logits after the last token [B, E], float32, and the updated cache.
@@ -123,13 +124,16 @@ class LanguageModel:
             options["logits_to_keep"] = 1
         if padding is not None:
             assert cache is not None
-            cached = cache.get_seq_length()
-            column = torch.arange(cached + tokens.shape[1], device=padding.device)
+            assert tokens.shape[1] == 1
+            column = torch.arange(cache.get_seq_length() + 1, device=padding.device)
             position = column - padding[:, None]
-            options |= {
-                "attention_mask": (position >= 0).long(),
-                "position_ids": position[:, cached:],
-            }
+            if self.cache_class is HypeNetCache:
+                # A mask of this shape states that the new tokens are not padding. HypeNet would
+                # look for padding in a mask [B, P + 1], and wait for the device at every token.
+                options["attention_mask"] = (position >= 0)[:, None, None]
+            else:
+                options["attention_mask"] = (position >= 0).long()
+                options["position_ids"] = position[:, -1:]
         output = self.module(
             input_ids=tokens.to(self.device), past_key_values=cache, use_cache=True, **options
         )
