@@ -58,16 +58,16 @@ class DynamicConvolution(nn.Module):
             The convolved values [B, T, C], and the last R values of each row or document.
         """
         early = self.taps - 1
-        age = None if packed is None else packed.positions()[0]  # [T], within the document
         before = v.new_zeros(v.shape[0], early, v.shape[2])
         if tail is not None and packed is None:
             before = tail.to(v.dtype)
         row = torch.cat([before, v], dim=1)
-        first = None  # [T], the index of the document's first tail row in [N * R, C]
-        if packed is not None and tail is not None:
-            numbers = torch.arange(packed.num_documents, device=v.device)
-            lengths = packed.cu_seqlens.diff()
-            first = numbers.repeat_interleave(lengths, output_size=v.shape[1]) * early
+        age, first = None, None
+        if packed is not None:
+            document = packed.document_numbers()
+            token = torch.arange(v.shape[1], device=v.device)
+            age = token - packed.cu_seqlens[document]  # [T], the position within the document
+            first = document * early  # [T], the document's first row in `tail` as [N * R, C]
         outputs = []
         for start in range(0, v.shape[1], CHUNK_TOKENS):
             part = slice(start, min(start + CHUNK_TOKENS, v.shape[1]))
@@ -95,14 +95,16 @@ class DynamicConvolution(nn.Module):
         early = self.taps - 1
         if packed is None:
             return row[:, row.shape[1] - early :].clone()  # a view would keep the row in memory
-        tails = []
-        for n, (start, stop) in enumerate(packed.documents):
-            kept = v[0, max(start, stop - early) : stop]
-            if len(kept) < early:
-                before = v.new_zeros(early, v.shape[2]) if tail is None else tail[n].to(v.dtype)
-                kept = torch.cat([before, kept])[-early:]
-            tails.append(kept)
-        return torch.stack(tails)
+        start, stop = packed.cu_seqlens[:-1, None], packed.cu_seqlens[1:, None]
+        token = stop - early + torch.arange(early, device=v.device)  # [N, R]
+        new = v[0][token.clamp(min=0)]
+        if tail is None:
+            old = new.new_zeros(())
+        else:
+            # A document of fewer than R tokens keeps the end of its old tail.
+            at = (early + token - start).clamp(min=0, max=max(early - 1, 0))
+            old = tail.to(v.dtype).gather(1, at.long()[..., None].expand_as(new))
+        return torch.where((token >= start)[..., None], new, old)
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .gated_delta_op import gated_delta_by_op
-from .gated_delta_torch import DeltaInputs, torch_gated_delta
+from .gated_delta_torch import DeltaInputs, torch_gated_delta, torch_gated_delta_packed
 from .input_errors import InvalidModelInputError
 from .lightning_attention import fla_is_installed
 from .packing import Boundaries, PackedRows
@@ -28,7 +28,9 @@ def gated_delta_rule(
     scale: float | None = None,
     initial_state: Tensor | None = None,
     cu_seqlens: Boundaries | None = None,
-) -> tuple[Tensor, Tensor]:
+    *,
+    need_state: bool = True,
+) -> tuple[Tensor, Tensor | None]:
     """Apply the gated delta rule to a batch of sequences.
 
     On CUDA this function uses fla's kernels if fla is installed; otherwise, and for float64, it
@@ -43,10 +45,11 @@ def gated_delta_rule(
             `cu_seqlens`; zero when None.
         cu_seqlens: boundaries, from 0 to T, of N documents that are packed in one row (B = 1). Each
             document starts from a separate initial state.
+        need_state: whether the caller uses the final states.
 
     Returns:
         The outputs [B, T, H, V] in the dtype of the values, and the state [B or N, H, K, V] after
-        the last token of each row or document.
+        the last token of each row or document, which may be None if it is not needed.
 
     Raises:
         InvalidModelInputError: the shapes do not match, or the boundaries do not increase from 0
@@ -63,6 +66,8 @@ def gated_delta_rule(
         state = None if initial_state is None else initial_state.to(precise)
         if inputs.v.is_cuda and precise == torch.float32 and fla_is_installed():
             output, state = gated_delta_by_op(inputs, scale, state, packed)
+        elif packed is not None and state is None and not need_state:
+            output = torch_gated_delta_packed(inputs.to(precise), scale, packed)
         else:
             output, state = torch_gated_delta(inputs.to(precise), scale, state, packed)
     return output.to(dtype), state

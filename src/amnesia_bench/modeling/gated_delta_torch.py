@@ -62,6 +62,19 @@ def torch_gated_delta(
     return torch.cat(outputs, dim=1), torch.cat(states, dim=0)
 
 
+def torch_gated_delta_packed(inputs: DeltaInputs, scale: float, packed: PackedRows) -> Tensor:
+    """Return the outputs of packed documents that start without a state.
+
+    They are processed as one sequence, in which the decay to the first token of each document is
+    zero. So the work depends on the number of tokens alone, and compiled code is valid for other
+    documents.
+    """
+    token = torch.arange(packed.num_tokens, device=inputs.q.device)
+    first = packed.cu_seqlens[packed.document_numbers()] == token
+    decay = inputs.log_decay.masked_fill(first[None, :, None], -torch.inf)
+    return _sequence(inputs._replace(log_decay=decay), scale, None)[0]
+
+
 def _sequence(inputs: DeltaInputs, scale: float, state: Tensor | None) -> tuple[Tensor, Tensor]:
     batch, num_tokens, heads, key_dim = inputs.q.shape
     if state is None:

@@ -87,16 +87,20 @@ class JetMixer(nn.Module):
         self, hidden_states: Tensor, inputs: MixerInputs, **_: object
     ) -> tuple[Tensor, None]:
         """Mix hidden states [B, T, M]; return [B, T, M], and None instead of attention weights."""
-        state, tail = None, None
+        state: Tensor | None = None
+        tail: Tensor | None = None
         if inputs.cache is not None:
             layer: Any = inputs.cache.layers[self.layer_idx]
             state, tail = layer.states
         padding = inputs.layout.padding
         if padding is None:
-            output, state, tail = self._mix(hidden_states, state, tail, inputs.layout.packed)
+            cached = inputs.cache is not None
+            output, state, tail = self._mix(
+                hidden_states, state, tail, inputs.layout.packed, need_state=cached
+            )
         else:
             output, state, tail = self._mix_padded(hidden_states, state, tail, padding)
-        if inputs.cache is not None:
+        if inputs.cache is not None and state is not None:
             inputs.cache.update_recurrent_state(
                 state, self.layer_idx, num_tokens=hidden_states.shape[1], tail=tail
             )
@@ -118,6 +122,7 @@ class JetMixer(nn.Module):
         output, new_state, new_tail = self._mix(
             padding.gather(x), state[rows], tail[rows], padding.packed
         )
+        assert new_state is not None
         return (
             padding.scatter(output, batch, num_tokens),
             state.index_copy(0, rows, new_state),
@@ -125,8 +130,14 @@ class JetMixer(nn.Module):
         )
 
     def _mix(
-        self, x: Tensor, state: Tensor | None, tail: Tensor | None, packed: PackedRows | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self,
+        x: Tensor,
+        state: Tensor | None,
+        tail: Tensor | None,
+        packed: PackedRows | None,
+        *,
+        need_state: bool = True,
+    ) -> tuple[Tensor, Tensor | None, Tensor]:
         heads = (self.num_heads, -1)
         q, k = (
             _unit_length(nn.functional.silu(projection(x)).unflatten(-1, heads))
@@ -141,6 +152,7 @@ class JetMixer(nn.Module):
             DeltaInputs(q, k, v.unflatten(-1, heads), decay, rate),
             initial_state=state,
             cu_seqlens=packed,
+            need_state=need_state,
         )
         gate = self.g_proj(x).unflatten(-1, heads).to(precise)
         output = (self.o_norm.precise(output) * nn.functional.silu(gate)).to(x.dtype)

@@ -131,6 +131,11 @@ class PackedRows:
         """Split a tensor into the documents of its row; `dim` is the dimension of the tokens."""
         return split_rows(row, [stop - start for start, stop in self.documents], dim)
 
+    def document_numbers(self) -> Tensor:
+        """Return the number of each token's document, [T], without a loop over the documents."""
+        token = torch.arange(self.num_tokens, device=self.cu_seqlens.device, dtype=torch.int32)
+        return torch.searchsorted(self.cu_seqlens[1:], token, right=True)
+
     def positions(self) -> Tensor:
         """Return the position of each token within its document, [1, T]."""
         device = self.cu_seqlens.device

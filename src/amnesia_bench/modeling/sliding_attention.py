@@ -41,12 +41,9 @@ class SlidingWindow:
         columns = stored + num_tokens
         if layout.packed is not None:
             # Each document starts a window later than the end of the one before it.
-            device = layout.position_ids.device
-            spans = [
-                torch.arange(start, stop, device=device) + size * n
-                for n, (start, stop) in enumerate(layout.packed.documents)
-            ]
-            positions = torch.cat(spans)[None]
+            document = layout.packed.document_numbers()
+            column = torch.arange(num_tokens, device=document.device)
+            positions = (column + size * document)[None]
             return cls(size, positions, None, keep=0)
         if layout.attention_mask is None:
             return cls(size, None, None, keep=size - 1)
