@@ -159,9 +159,9 @@ def test_an_untied_head_where_parity_wants_a_tied_one(folder: Path) -> None:
 
 def test_model_code_that_nobody_vouched_for(folder: Path) -> None:
     config, mine = folder / "init/config.json", job(folder, documents=1)
-    config.write_text(config.read_text().replace('"hypenet"', '"jet_nemotron"'))
+    config.write_text(config.read_text().replace('"hypenet"', '"no_such_kind"'))
     refused(mine, UserError, "transformers does not support this model type")
-    (folder / "init/modeling_jet_nemotron.py").write_text("raise SystemExit('ran')")
+    (folder / "init/modeling_own.py").write_text("raise SystemExit('ran')")
     with_code = json.loads(config.read_text()) | {"auto_map": {"AutoModelForCausalLM": "a.B"}}
     config.write_text(json.dumps(with_code))
     refused(

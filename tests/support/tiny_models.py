@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFa
 from amnesia_bench.inference.protocol import PromptRequest
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
 from amnesia_bench.records.evaluation import SampleKey, Sampling
+from tests.support.jet import JET_SHAPES, jet_model
 from tests.support.pico import PICOS
 
 VOCAB = 96
@@ -30,9 +31,11 @@ SHAPE: dict[str, Any] = {
 
 
 def tiny_model(name: str, seed: int = 0) -> Any:
-    """Build a model: "hypenet", "mistral_sliding" (window 100), or a family of `pico`."""
+    """Build a model: "hypenet", "jet_nemotron", "mistral_sliding" (window 100), or a `pico`."""
     torch.manual_seed(seed)
-    if name == "hypenet":
+    if name == "jet_nemotron":
+        model: Any = jet_model(JET_SHAPES["sliding_first"] | {"vocab_size": VOCAB}, seed)
+    elif name == "hypenet":
         config = HypeNetConfig(
             **SHAPE,
             mixer_types=["lightning-attn", "attn", "attn", "lightning-attn"],
@@ -42,7 +45,7 @@ def tiny_model(name: str, seed: int = 0) -> Any:
             lightning_use_qk_norm=True,
             lightning_use_output_norm=True,
         )
-        model: Any = HypeNetForCausalLM(config)
+        model = HypeNetForCausalLM(config)
     else:
         family = name.removesuffix("_sliding")
         pico = PICOS[family]

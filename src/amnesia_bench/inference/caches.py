@@ -24,7 +24,8 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from amnesia_bench.modeling import HypeNetCache
-from amnesia_bench.modeling.hybrid_cache import BlockLayer, LightningLayer
+from amnesia_bench.modeling.cache_layers import LightningLayer, WindowLayer
+from amnesia_bench.modeling.hybrid_cache import BlockLayer
 
 # Cache layers of transformers that can be copied: their attributes are tensors, numbers and dicts
 # that no other object shares.
@@ -127,7 +128,7 @@ def can_resume(cache: Cache) -> bool:
 def can_join(cache: Cache | None) -> bool:
     """Return whether `JoinedRows` supports all layer classes of this cache."""
     return cache is not None and all(
-        type(layer) in (BlockLayer, LightningLayer) for layer in cache.layers
+        type(layer) in (BlockLayer, LightningLayer, WindowLayer) for layer in cache.layers
     )
 
 
@@ -158,6 +159,8 @@ class JoinedRows:
                 self._add_keys(source, target, place)
             elif isinstance(source, LightningLayer) and isinstance(target, LightningLayer):
                 self._add_state(source, target, place)
+            elif isinstance(source, WindowLayer) and isinstance(target, WindowLayer):
+                self._add_window(source, target, place)
         self._filled += num_rows
 
     def _add_keys(self, source: BlockLayer, target: BlockLayer, place: slice) -> None:
@@ -179,7 +182,30 @@ class JoinedRows:
     def _add_state(self, source: LightningLayer, target: LightningLayer, place: slice) -> None:
         assert source.state is not None
         if target.state is None:
-            state = source.state.new_empty(self._num_rows, *source.state.shape[1:])
-            target.restore(state, self._num_tokens)
-        assert target.state is not None
-        target.state[place] = source.state  # [N, H, K, V]
+            states = [
+                None if x is None else x.new_empty(self._num_rows, *x.shape[1:])
+                for x in source.states
+            ]
+            target.restore(states[0], self._num_tokens, states[1])
+        for joined, state in zip(target.states, source.states, strict=True):
+            if joined is not None and state is not None:
+                joined[place] = state  # [N, H, K, V]; the tail of a convolution [N, R, C]
+
+    def _add_window(self, source: WindowLayer, target: WindowLayer, place: slice) -> None:
+        assert source.keys is not None
+        assert source.values is not None
+        columns = max(source.columns, target.columns)
+        if columns > target.columns:
+            old = target.states
+            grown = [
+                x.new_zeros(self._num_rows, x.shape[1], columns, x.shape[3])
+                for x in (source.keys, source.values)
+            ]
+            for new, stored in zip(grown, old, strict=True):
+                if stored is not None:
+                    new[:, :, columns - stored.shape[2] :] = stored
+            target.restore(grown[0], self._num_tokens, grown[1])
+        assert target.keys is not None
+        assert target.values is not None
+        start = columns - source.columns
+        target.keys[place, :, start:], target.values[place, :, start:] = source.keys, source.values

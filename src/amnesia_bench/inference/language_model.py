@@ -24,8 +24,9 @@ from transformers.cache_utils import Cache, DynamicCache
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.caches import JoinedRows, ResumableCache, can_join, can_resume
-from amnesia_bench.modeling import HypeNetCache, HypeNetConfig
+from amnesia_bench.modeling import HypeNetCache
 from amnesia_bench.modeling.causal_attention import CAUSAL_SDPA
+from amnesia_bench.modeling.hybrid_config import HybridConfig
 
 
 class MemoryExhaustedError(Exception):
@@ -320,7 +321,6 @@ def context_limit(config: Any, override: int | None) -> int | None:
     """
     if override is not None:
         return override
-    if isinstance(config, HypeNetConfig):
-        without_rope = not (config.attn_use_rope or config.lightning_use_rope)
-        return None if without_rope else config.max_position_embeddings
+    if isinstance(config, HybridConfig):
+        return config.max_position_embeddings if config.uses_positions else None
     return getattr(config.get_text_config(), "max_position_embeddings", None)

@@ -23,6 +23,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.inference.decoding import (
@@ -54,6 +55,7 @@ from amnesia_bench.inference.prefix_tree import (
 )
 from amnesia_bench.inference.protocol import EngineOptions, PromptRequest
 from amnesia_bench.modeling import HypeNetConfig
+from amnesia_bench.modeling.hybrid_config import HybridConfig
 from amnesia_bench.modeling.numerics import numeric_settings, use_exact_float32
 from amnesia_bench.modeling.torch_forms import pytorch_forms_on_cpu
 from amnesia_bench.records.evaluation import Generation
@@ -77,8 +79,8 @@ class TransformersEngine:
         use_exact_float32()
         model.eval()
         self._limit = context_limit(model.config, options.max_context_tokens)
-        if isinstance(model.config, HypeNetConfig) and options.max_context_tokens is not None:
-            # HypeNet raises an error for positions beyond the limit in its config.
+        if isinstance(model.config, HybridConfig) and options.max_context_tokens is not None:
+            # Our models raise an error for positions beyond the limit in their config.
             model.config.max_position_embeddings = options.max_context_tokens
         self._model = prepare_model(model, self._limit)
         self._chunk = options.chunk_on(self._model.device.type)
@@ -113,7 +115,7 @@ class TransformersEngine:
             model, missing = loaded[0].to(device), loaded[1]["missing_keys"]
         except UserError:
             raise
-        except (OSError, ValueError, KeyError, RuntimeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
             if is_out_of_memory(error):
                 raise StageFailedError(
                     f"{checkpoint}: the weights alone do not fit into the memory of {device}"

@@ -27,7 +27,7 @@ from amnesia_bench.inference.decoding import (
 from amnesia_bench.inference.prefix_check import first_difference, refuse_sampled, tie_gap
 from amnesia_bench.inference.prefix_tree import PrefixNode, PromptDigest, plan_prefixes
 from amnesia_bench.inference.protocol import EngineOptions, PromptRequest, UntrustedAnswersError
-from amnesia_bench.modeling import HypeNetConfig
+from amnesia_bench.modeling import HypeNetConfig, JetNemotronConfig
 from amnesia_bench.records.evaluation import FinishReason, Generation
 from amnesia_bench.store.files import read_json
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
@@ -66,9 +66,10 @@ class VllmEngine:
             UserError: vLLM cannot run this model, or the options name a device.
         """
         config = checkpoint / "config.json"
-        if config.is_file() and _model_type(config) == HypeNetConfig.model_type:
+        kind = _model_type(config) if config.is_file() else None
+        if kind in (HypeNetConfig.model_type, JetNemotronConfig.model_type):
             raise UserError(
-                f"{checkpoint}: vLLM does not support HypeNet",
+                f"{checkpoint}: vLLM does not support {kind} models",
                 hint="Use --engine transformers.",
             )
         if options.device is not None:

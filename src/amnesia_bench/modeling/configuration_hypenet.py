@@ -11,9 +11,14 @@ from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
-from transformers.activations import ACT2FN
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from .config_checks import (
+    check_activation,
+    check_divides,
+    check_positive,
+    check_rope,
+    rope_keys_of_files,
+)
 from .input_errors import InvalidModelInputError
 
 SOFTMAX_MIXERS = ("attn",)
@@ -76,6 +81,7 @@ class HypeNetConfig(PreTrainedConfig):
     """
 
     model_type = "hypenet"
+    softmax_qk_norm = True
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 - transformers' interface
     base_model_tp_plan = {  # noqa: RUF012 - transformers' interface
         "layers.*.mlp.gate_proj": "colwise",
@@ -127,7 +133,7 @@ class HypeNetConfig(PreTrainedConfig):
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
         if self.head_dim is None:
-            _divides(
+            check_divides(
                 "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads
             )
             self.head_dim = self.hidden_size // self.num_attention_heads
@@ -146,7 +152,7 @@ class HypeNetConfig(PreTrainedConfig):
         if self.rope_parameters is not None:
             self.rope_parameters = dict(self.rope_parameters)
         super().__post_init__(**kwargs)
-        self._check_rope()
+        check_rope(self.rope_parameters)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HypeNetConfig":
@@ -193,21 +199,29 @@ class HypeNetConfig(PreTrainedConfig):
         return float(self.lightning_head_dim**exponent)
 
     @property
+    def uses_positions(self) -> bool:
+        """Whether any layer rotates by position, so that `max_position_embeddings` is a limit."""
+        return self.attn_use_rope or self.lightning_use_rope
+
+    @property
+    def softmax_biases(self) -> tuple[bool, bool]:
+        """Whether softmax layers have biases on q, k and v, and on the output."""
+        return self.attention_bias, self.attention_bias
+
+    @property
     def softmax_layers(self) -> tuple[int, ...]:
         """The 0-based indices of the softmax layers."""
         return tuple(i for i, kind in enumerate(self.layer_types) if kind == "full_attention")
 
     def to_dict(self) -> dict[str, Any]:
         """Return a dict with the official keys, which the authors' code can also read."""
-        scaling, rope = self.attn_logits_scaling, dict(self.rope_parameters or {})
+        scaling = self.attn_logits_scaling
         # super().to_dict() copies all of __dict__, including the private text, which is removed.
         output: dict[str, Any] = super().to_dict()
         for key in _NOT_WRITTEN:
             output.pop(key, None)
         output["attn_logits_scaling"] = scaling
-        output["rope_theta"] = rope.pop("rope_theta", None)
-        output["rope_scaling"] = None if rope.get("rope_type", "default") == "default" else rope
-        return output
+        return output | rope_keys_of_files(self.rope_parameters)
 
     def _check_mixers(self, layer_types: list[str] | None) -> None:
         assert self.mixer_types is not None
@@ -235,7 +249,7 @@ class HypeNetConfig(PreTrainedConfig):
             )
 
     def _check_shapes(self) -> None:
-        for key in (
+        keys = (
             "vocab_size",
             "hidden_size",
             "intermediate_size",
@@ -248,14 +262,13 @@ class HypeNetConfig(PreTrainedConfig):
             "lightning_nh",
             "lightning_nkv",
             "lightning_head_dim",
-        ):
-            if not getattr(self, key) > 0:
-                raise InvalidModelInputError(f"{key} is {getattr(self, key)}; it must be positive")
+        )
+        check_positive(self, keys)
         for heads, groups in (
             ("num_attention_heads", "num_key_value_heads"),
             ("lightning_nh", "lightning_nkv"),
         ):
-            _divides(heads, getattr(self, heads), groups, getattr(self, groups))
+            check_divides(heads, getattr(self, heads), groups, getattr(self, groups))
         for switch, key in (
             ("attn_use_rope", "head_dim"),
             ("lightning_use_rope", "lightning_head_dim"),
@@ -265,11 +278,7 @@ class HypeNetConfig(PreTrainedConfig):
                     f"{key} is {getattr(self, key)}; RoPE rotates pairs",
                     hint=f"Use an even {key}, or set {switch} to false.",
                 )
-        if self.hidden_act not in ACT2FN:
-            raise InvalidModelInputError(
-                f"hidden_act is {self.hidden_act!r}, which transformers does not have",
-                hint="Published checkpoints use silu.",
-            )
+        check_activation(self.hidden_act)
         if self.lightning_scale not in _LIGHTNING_SCALES:
             raise InvalidModelInputError(
                 f"lightning_scale is {self.lightning_scale!r}",
@@ -293,25 +302,3 @@ class HypeNetConfig(PreTrainedConfig):
                 f"attn_logit_scale_a is {a}; ln(t + a) / ln(a) needs a finite a above 1",
                 hint="Use the value the checkpoint was evaluated with, such as 500.",
             )
-
-    def _check_rope(self) -> None:
-        rope = self.rope_parameters or {}
-        theta, kind = rope.get("rope_theta"), rope.get("rope_type")
-        if not isinstance(theta, int | float) or not (math.isfinite(theta) and theta > 0):
-            raise InvalidModelInputError(
-                f"rope_theta is {theta!r}; it must be a positive number",
-                hint="Published checkpoints use 1000000.",
-            )
-        if kind != "default" and kind not in ROPE_INIT_FUNCTIONS:
-            raise InvalidModelInputError(
-                f"rope_scaling has rope_type {kind!r}",
-                hint=f"Use one of {', '.join(['default', *ROPE_INIT_FUNCTIONS])}.",
-            )
-
-
-def _divides(key: str, value: int, by_key: str, by: int) -> None:
-    if by < 1 or value % by:
-        raise InvalidModelInputError(
-            f"{key} ({value}) is not a multiple of {by_key} ({by})",
-            hint=f"Choose {by_key} so that it divides {key}.",
-        )

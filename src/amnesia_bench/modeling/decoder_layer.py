@@ -1,24 +1,25 @@
-"""One decoder layer of HypeNet: a mixer and an MLP.
+"""One decoder layer: a mixer and an MLP.
 
 Shapes: B batch, T tokens, M hidden size.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .configuration_hypenet import HypeNetConfig
-from .mixers import HypeNetRMSNorm, LightningMixer, MixerInputs, SoftmaxMixer
+from .hybrid_config import HybridConfig
+from .jet_mixer import JetMixer, JetRMSNorm
+from .mixers import HypeNetRMSNorm, LightningMixer, MixerInputs, SlidingMixer, SoftmaxMixer
 
 
 class HypeNetMLP(nn.Module):
     """The gated MLP down(act(gate(x)) * up(x))."""
 
-    def __init__(self, config: HypeNetConfig) -> None:
+    def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         size, inner = config.hidden_size, config.intermediate_size
         self.gate_proj = nn.Linear(size, inner, bias=False)
@@ -35,13 +36,17 @@ class HypeNetMLP(nn.Module):
 class HypeNetDecoderLayer(GradientCheckpointingLayer):
     """A decoder layer: a mixer and an MLP, each with a norm before it and a residual connection."""
 
-    def __init__(self, config: HypeNetConfig, layer_idx: int) -> None:
+    linear_mixer: ClassVar[type[nn.Module]] = LightningMixer
+    norm: ClassVar[type[HypeNetRMSNorm]] = HypeNetRMSNorm
+
+    def __init__(self, config: HybridConfig, layer_idx: int) -> None:
         super().__init__()
-        mixer = SoftmaxMixer if layer_idx in config.softmax_layers else LightningMixer
+        mixers = {"full_attention": SoftmaxMixer, "sliding_attention": SlidingMixer}
+        mixer = mixers.get(config.layer_types[layer_idx], self.linear_mixer)
         self.self_attn = mixer(config, layer_idx)
         self.mlp = HypeNetMLP(config)
-        self.input_layernorm = HypeNetRMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.post_attention_layernorm = HypeNetRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.input_layernorm = self.norm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = self.norm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
         self, hidden_states: Tensor, inputs: MixerInputs, **kwargs: Any
@@ -54,3 +59,10 @@ class HypeNetDecoderLayer(GradientCheckpointingLayer):
         hidden_states = hidden_states + mixed
         hidden_states = hidden_states + self.mlp(self.post_attention_layernorm(hidden_states))
         return hidden_states, weights
+
+
+class JetNemotronDecoderLayer(HypeNetDecoderLayer):
+    """A decoder layer of Jet-Nemotron."""
+
+    linear_mixer = JetMixer
+    norm = JetRMSNorm

@@ -18,9 +18,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer, LinearAttentionLayer
+from transformers.cache_utils import Cache, DynamicLayer
 
-from .configuration_hypenet import HypeNetConfig
+from .cache_layers import LightningLayer, WindowLayer
+from .hybrid_config import HybridConfig
 from .input_errors import InvalidModelInputError
 
 BLOCK_TOKENS = 256
@@ -143,79 +144,28 @@ class BlockLayer(DynamicLayer):
         self._map_rows(lambda x: x.to(self.device, non_blocking=True))
 
 
-class LightningLayer(LinearAttentionLayer):
-    """The state [B, H, K, V] of a linear layer, and the number of tokens that it has processed.
-
-    The state is float32, or float64 for a float64 model. Its size is independent of that number.
-    """
-
-    is_compileable = False
-
-    def __init__(self, **_: object) -> None:
-        super().__init__()
-        self.seen_tokens = 0
-
-    @property
-    def state(self) -> Tensor | None:
-        """The state after the last token, or None before the first token."""
-        state: Tensor | None = self.recurrent_states[0]
-        return state
-
-    def update_recurrent_state(
-        self, recurrent_states: Tensor, state_idx: int = 0, *, num_tokens: int = 0, **_: object
-    ) -> Tensor:
-        """Store and return the state after `num_tokens` more tokens."""
-        state = recurrent_states.detach()
-        self.restore(state, self.seen_tokens + num_tokens)
-        return state
-
-    def restore(self, state: Tensor | None, seen_tokens: int) -> None:
-        """Set the state and its number of tokens; None is the state before the first token."""
-        self.recurrent_states[0], self.seen_tokens = state, seen_tokens
-        self.has_previous_state[0] = self.is_recurrent_states_initialized[0] = state is not None
-
-    def reset(self) -> None:
-        """Remove the state without overwriting its tensor, which a snapshot may share."""
-        self.restore(None, 0)
-
-    def _map_rows(self, change: Callable[[Tensor], Tensor]) -> None:
-        if self.state is not None:
-            self.recurrent_states[0] = change(self.state)
-
-    def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Select the rows of the chosen beams."""
-        self._map_rows(lambda x: x.index_select(0, beam_idx.to(x.device)))
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        """Repeat each row `repeats` times."""
-        self._map_rows(lambda x: x.repeat_interleave(repeats, dim=0))
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep the selected rows."""
-        self._map_rows(lambda x: x[indices.to(x.device)])
-
-
 @dataclass(frozen=True, eq=False)
 class PrefixSnapshot:
-    """The length of a prefix and the states of the linear layers after it.
+    """The length of a prefix, and the states of linear and sliding-window layers after it.
 
-    A snapshot does not contain keys and values, which remain in the buffers of the cache.
+    A snapshot does not contain the keys and values of full softmax layers, which remain in the
+    buffers of the cache.
     """
 
     length: int
-    states: tuple[Tensor | None, ...]
+    states: tuple[tuple[Tensor | None, ...], ...]
     seen_tokens: tuple[int, ...]
 
 
 class HypeNetCache(Cache):
-    """The cache of a HypeNet; `generate` creates one if none is passed.
+    """The cache of a hybrid model; `generate` creates one if none is passed.
 
     Args:
-        config: determines which layers are softmax and which are linear.
+        config: determines the kind of each layer.
     """
 
-    def __init__(self, config: HypeNetConfig) -> None:
-        super().__init__(layers=[make() for make in _layer_classes(config)])
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__(layers=_new_layers(config))
         # Weak references, so that the states of an unused snapshot are freed.
         self._live_snapshots: weakref.WeakSet[PrefixSnapshot] = weakref.WeakSet()
 
@@ -227,15 +177,15 @@ class HypeNetCache(Cache):
         """Take a snapshot of the cache, to which `resume` can return later.
 
         Returns:
-            The snapshot, a few megabytes of float32 states without keys and values.
+            The snapshot, a few megabytes of states.
         """
-        states: list[Tensor | None] = []
+        states: list[tuple[Tensor | None, ...]] = []
         seen = []
         for layer in self.layers:
-            linear = layer if isinstance(layer, LightningLayer) else None
+            small = layer if isinstance(layer, LightningLayer | WindowLayer) else None
             # States are replaced, never changed in place, so no copy is needed.
-            states.append(None if linear is None else linear.state)
-            seen.append(0 if linear is None else linear.seen_tokens)
+            states.append(() if small is None else small.states)
+            seen.append(0 if small is None else small.seen_tokens)
         snapshot = PrefixSnapshot(cached_length(self), tuple(states), tuple(seen))
         self._live_snapshots.add(snapshot)
         return snapshot
@@ -256,13 +206,13 @@ class HypeNetCache(Cache):
                 hint="Resume longer prefixes before shorter ones, or take the snapshot again.",
             )
         self._live_snapshots -= {s for s in self._live_snapshots if s.length > snapshot.length}
-        for layer, state, seen in zip(
+        for layer, states, seen in zip(
             self.layers, snapshot.states, snapshot.seen_tokens, strict=True
         ):
             if isinstance(layer, BlockLayer):
                 layer.crop(snapshot.length - layer.get_seq_length())
-            elif isinstance(layer, LightningLayer):
-                layer.restore(state, seen)
+            elif isinstance(layer, LightningLayer | WindowLayer):
+                layer.restore(states[0], seen, states[1])
 
     def reset(self) -> None:
         """Remove all tokens, and invalidate all snapshots."""
@@ -272,7 +222,7 @@ class HypeNetCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Raise an error, since the state of a linear layer cannot be cropped; use `snapshot`."""
         raise InvalidModelInputError(
-            "a HypeNet cache cannot be cropped: its linear layers keep no history",
+            "the cache of a hybrid model cannot be cropped: its linear layers keep no history",
             hint="Take cache.snapshot() at the prefix and cache.resume(...) it later.",
         )
 
@@ -292,12 +242,16 @@ class HypeNetCache(Cache):
         self._live_snapshots.clear()
 
 
-def _layer_classes(config: HypeNetConfig) -> list[type[BlockLayer | LightningLayer]]:
-    softmax = "full_attention"
-    return [BlockLayer if kind == softmax else LightningLayer for kind in config.layer_types]
+def _new_layers(config: HybridConfig) -> list[Any]:
+    def layer(kind: str) -> BlockLayer | WindowLayer | LightningLayer:
+        if kind == "full_attention":
+            return BlockLayer()
+        return WindowLayer() if kind == "sliding_attention" else LightningLayer()
+
+    return [layer(kind) for kind in config.layer_types]
 
 
-def adopt_cache(cache: Any, config: HypeNetConfig, batch: int) -> Cache:
+def adopt_cache(cache: Any, config: HybridConfig, batch: int) -> Cache:
     """Return `cache` if it is of this model; convert an empty transformers cache in place.
 
     Raises:
@@ -307,8 +261,8 @@ def adopt_cache(cache: Any, config: HypeNetConfig, batch: int) -> Cache:
         raise InvalidModelInputError(
             f"past_key_values is a {type(cache).__name__}", hint="Pass a HypeNetCache(config)."
         )
-    classes = _layer_classes(config)
-    if [type(layer) for layer in cache.layers] == classes:
+    layers = _new_layers(config)
+    if [type(layer) for layer in cache.layers] == [type(layer) for layer in layers]:
         rows = _cached_rows(cache)
         if rows not in (None, batch):
             raise InvalidModelInputError(
@@ -326,16 +280,16 @@ def adopt_cache(cache: Any, config: HypeNetConfig, batch: int) -> Cache:
             f"past_key_values is a {type(cache).__name__} that another model has filled",
             hint="Start with HypeNetCache(config), or leave past_key_values out.",
         )
-    cache.layers = [make() for make in classes]
+    cache.layers = layers
     cache.layer_class_to_replicate = None
     return cache
 
 
 def _cached_rows(cache: Cache) -> int | None:
     for layer in cache.layers:
-        tensor = layer.keys if isinstance(layer, BlockLayer) else getattr(layer, "state", None)
-        if tensor is not None:
-            return int(tensor.shape[0])
+        tensors = (layer.keys,) if isinstance(layer, BlockLayer) else getattr(layer, "states", ())
+        if tensors and tensors[0] is not None:
+            return int(tensors[0].shape[0])
     return None
 
 
@@ -347,4 +301,4 @@ def cached_length(cache: Cache) -> int:
     )
     if isinstance(layer, BlockLayer):
         return layer.get_seq_length()
-    return layer.seen_tokens if isinstance(layer, LightningLayer) else 0
+    return layer.seen_tokens if isinstance(layer, LightningLayer | WindowLayer) else 0

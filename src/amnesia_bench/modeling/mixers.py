@@ -13,6 +13,7 @@ D head dim, M hidden size.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +25,11 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .causal_attention import causal_sdpa, packed_sdpa
 from .configuration_hypenet import HypeNetConfig
+from .hybrid_config import HybridConfig
 from .lightning_attention import alibi_log_decay, lightning_attention
 from .packing import PackedRows
 from .rotary import rotate
+from .sliding_attention import SlidingWindow, additive_mask, attend_in_window
 from .token_layout import TokenLayout
 
 
@@ -41,6 +44,7 @@ class MixerInputs:
     query_scale: Tensor | None  # [B or 1, T, 1, 1]: ln(t + a) / ln(a), or a constant
     softmax_mask: Tensor | None  # in the format that the attention implementation expects
     want_weights: bool
+    window: SlidingWindow | None = None  # None in a model without sliding-window layers
 
     def to(self, device: torch.device | str | int, **kwargs: Any) -> MixerInputs:
         """Return a copy on a device. The cache is not moved: its layers are on the mixers' devices.
@@ -118,7 +122,7 @@ def eager_attention(  # noqa: PLR0913 - transformers' attention interface
 class SoftmaxMixer(nn.Module):
     """Causal softmax attention with grouped key/value heads and an optional output gate."""
 
-    def __init__(self, config: HypeNetConfig, layer_idx: int) -> None:
+    def __init__(self, config: HybridConfig, layer_idx: int) -> None:
         super().__init__()
         assert config.head_dim is not None
         assert config.num_key_value_heads is not None
@@ -132,13 +136,14 @@ class SoftmaxMixer(nn.Module):
             heads * config.head_dim
             for heads in (config.num_attention_heads, config.num_key_value_heads)
         )
-        bias = config.attention_bias
+        bias, output_bias = config.softmax_biases
         self.q_proj = nn.Linear(config.hidden_size, wide, bias=bias)
         self.k_proj = nn.Linear(config.hidden_size, narrow, bias=bias)
         self.v_proj = nn.Linear(config.hidden_size, narrow, bias=bias)
-        self.o_proj = nn.Linear(wide, config.hidden_size, bias=bias)
-        self.q_norm = HypeNetRMSNorm(config.head_dim, config.rms_norm_eps)
-        self.k_norm = HypeNetRMSNorm(config.head_dim, config.rms_norm_eps)
+        self.o_proj = nn.Linear(wide, config.hidden_size, bias=output_bias)
+        head_dim, eps, norm = config.head_dim, config.rms_norm_eps, config.softmax_qk_norm
+        self.q_norm = HypeNetRMSNorm(head_dim, eps) if norm else nn.Identity()
+        self.k_norm = HypeNetRMSNorm(head_dim, eps) if norm else nn.Identity()
         self.o_gate = (
             nn.Linear(config.hidden_size, wide, bias=False) if config.attn_use_output_gate else None
         )
@@ -162,7 +167,8 @@ class SoftmaxMixer(nn.Module):
         v = self.v_proj(hidden_states).view(*hidden_states.shape[:2], -1, self.head_dim)
         v = v.transpose(1, 2)
         if inputs.cache is not None:
-            k, v = inputs.cache.update(k, v, self.layer_idx)
+            keep = 0 if inputs.window is None else inputs.window.keep
+            k, v = inputs.cache.update(k, v, self.layer_idx, keep=keep)
         output, weights = self._attend((q, k, v), inputs, kwargs)
         output = output.reshape(*hidden_states.shape[:2], -1)
         if self.o_gate is not None:
@@ -191,6 +197,38 @@ class SoftmaxMixer(nn.Module):
                 return packed_sdpa(self, *qkv, None, packed=packed, **options)
         output, weights = attend(self, *qkv, inputs.softmax_mask, **options)
         return output, weights if inputs.want_weights else None
+
+
+class SlidingMixer(SoftmaxMixer):
+    """Softmax attention in which a token attends to itself and to W - 1 tokens before it."""
+
+    def _attend(
+        self, qkv: tuple[Tensor, Tensor, Tensor], inputs: MixerInputs, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        window, packed = inputs.window, inputs.layout.packed
+        assert window is not None
+        name = "eager" if inputs.want_weights else str(self.config._attn_implementation)
+        flash = "flash" in name
+        chosen = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention)
+        options = {
+            **kwargs,
+            "dropout": self.config.attention_dropout if self.training else 0.0,
+            "scaling": self.scaling,
+        }
+        if flash:
+            options |= {} if packed is None else _flash_varlen(packed)
+            options["sliding_window"] = window.size
+            return chosen(self, *qkv, window.padding_mask, **options)[0], None
+        if inputs.want_weights:
+            num_new, columns = qkv[0].shape[2], qkv[1].shape[2]
+            allowed = window.mask(
+                slice(0, num_new), slice(0, columns), columns - num_new, qkv[0].device
+            )
+            return eager_attention(self, *qkv, additive_mask(allowed, qkv[0].dtype), **options)
+        attend = eager_attention if name == "eager" else causal_sdpa
+        return attend_in_window(
+            functools.partial(attend, self, **options), qkv, window, additive=name == "eager"
+        ), None
 
 
 def _flash_varlen(packed: PackedRows) -> dict[str, Any]:
@@ -280,15 +318,13 @@ class LightningMixer(nn.Module):
         if padding.row_index.numel() == 0:
             state = qkv[0].new_zeros(self._state_shape(batch)) if state is None else state
             return torch.zeros_like(qkv[2]), state
-        tokens = tuple(x.flatten(0, 1)[padding.token_index][None] for x in qkv)
+        tokens = tuple(padding.gather(x) for x in qkv)
         rows = None if state is None else state[padding.row_index]
         valid_output, new_states = lightning_attention(
             tokens[0], tokens[1], tokens[2], self.log_decay, self.scale, rows, padding.packed
         )
-        output = valid_output.new_zeros(batch * num_tokens, *valid_output.shape[2:])
-        output = output.index_copy(0, padding.token_index, valid_output[0])
         # The state of a row that contains only padding in this chunk of a prefill is unchanged.
         old_states = new_states.new_zeros(batch, *new_states.shape[1:]) if state is None else state
-        return output.unflatten(0, (batch, num_tokens)), old_states.index_copy(
+        return padding.scatter(valid_output, batch, num_tokens), old_states.index_copy(
             0, padding.row_index, new_states
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,20 +26,22 @@ from .causal_attention import CAUSAL_SDPA, padded_causal_mask
 from .configuration_hypenet import HypeNetConfig
 from .decoder_layer import HypeNetDecoderLayer
 from .hybrid_cache import HypeNetCache, adopt_cache, cached_length
+from .hybrid_config import HybridConfig
 from .input_errors import InvalidModelInputError
 from .lightning_attention import alibi_log_decay
-from .mixers import HypeNetRMSNorm, LightningMixer, MixerInputs
+from .mixers import LightningMixer, MixerInputs
 from .packing import Boundaries
 from .rotary import HypeNetRotaryEmbedding
+from .sliding_attention import SlidingWindow
 from .token_layout import TokenInputs, TokenLayout, lay_out, refuse_rows_without_tokens
 
 
 class HypeNetPreTrainedModel(PreTrainedModel):
     """The base class: loading, initialisation, and the attributes that transformers requires."""
 
-    config: HypeNetConfig
+    config: HybridConfig
 
-    config_class = HypeNetConfig
+    config_class: Any = HypeNetConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
     _no_split_modules = ["HypeNetDecoderLayer"]  # noqa: RUF012 - transformers' interface
@@ -48,6 +50,9 @@ class HypeNetPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _is_stateful = True
     _can_record_outputs = {"hidden_states": HypeNetDecoderLayer}  # noqa: RUF012 - same
+    # What to compare if tensors do not fit config.json.
+    _shape_keys = "mixer_types, head counts, tie_word_embeddings and the lightning_use_* and "
+    _shape_keys += "attn_use_* switches"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -86,8 +91,7 @@ class HypeNetPreTrainedModel(PreTrainedModel):
             more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
             raise InvalidModelInputError(
                 f"{pretrained_model_name_or_path}: {problems[0]}{more}",
-                hint="The tensors do not fit config.json: compare its mixer_types, head counts, "
-                "tie_word_embeddings and the lightning_use_* and attn_use_* switches.",
+                hint=f"The tensors do not fit config.json: compare its {cls._shape_keys}.",
             )
         return (model, info) if with_info else model
 
@@ -97,15 +101,20 @@ class HypeNetModel(HypeNetPreTrainedModel):
 
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012 - transformers' interface
 
-    def __init__(self, config: HypeNetConfig) -> None:
+    layer_class: ClassVar[type[HypeNetDecoderLayer]] = HypeNetDecoderLayer
+
+    def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
-        assert config.head_dim is not None
-        assert config.lightning_head_dim is not None
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(
-            HypeNetDecoderLayer(config, layer) for layer in range(config.num_hidden_layers)
+            self.layer_class(config, layer) for layer in range(config.num_hidden_layers)
         )
-        self.norm = HypeNetRMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.norm = self.layer_class.norm(config.hidden_size, config.rms_norm_eps)
+        self._add_rotary(config)
+        self.gradient_checkpointing = False
+        self.post_init()
+
+    def _add_rotary(self, config: Any) -> None:
         self.attn_rotary_emb = (
             HypeNetRotaryEmbedding(config, config.head_dim) if config.attn_use_rope else None
         )
@@ -114,8 +123,6 @@ class HypeNetModel(HypeNetPreTrainedModel):
             if config.lightning_use_rope
             else None
         )
-        self.gradient_checkpointing = False
-        self.post_init()
 
     @merge_with_config_defaults
     @capture_outputs
@@ -211,7 +218,16 @@ class HypeNetModel(HypeNetPreTrainedModel):
             query_scale=self._query_scale(positions),
             softmax_mask=self._softmax_mask(x, layout, cache, want_weights),
             want_weights=want_weights,
+            window=self._window(x, layout, cache),
         )
+
+    def _window(self, x: Tensor, layout: TokenLayout, cache: Cache | None) -> SlidingWindow | None:
+        kinds = self.config.layer_types
+        if "sliding_attention" not in kinds:
+            return None
+        layer: Any = None if cache is None else cache.layers[kinds.index("sliding_attention")]
+        stored = 0 if layer is None else layer.columns
+        return SlidingWindow.of(layout, self.config.window_size, stored, num_tokens=x.shape[1])
 
     def _query_scale(self, positions: Tensor) -> Tensor | None:
         a, constant = self.config.attn_logit_scale_a, self.config.attn_logit_multiplier
@@ -254,9 +270,11 @@ class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012 - same
 
-    def __init__(self, config: HypeNetConfig) -> None:
+    model_class: ClassVar[type[HypeNetModel]] = HypeNetModel
+
+    def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
-        self.model = HypeNetModel(config)
+        self.model = self.model_class(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
@@ -328,7 +346,7 @@ class HypeNetForCausalLM(HypeNetPreTrainedModel, GenerationMixin):
         implementation = generation_config.cache_implementation
         if implementation not in (None, "dynamic"):
             raise InvalidModelInputError(
-                f"cache_implementation is {implementation!r}; HypeNet uses its own cache",
+                f"cache_implementation is {implementation!r}; hybrid models use their own cache",
                 hint="Leave cache_implementation unset.",
             )
         if model_kwargs.get("past_key_values") is None and generation_config.use_cache is not False:

@@ -131,6 +131,11 @@ class PackedRows:
         """Split a tensor into the documents of its row; `dim` is the dimension of the tokens."""
         return split_rows(row, [stop - start for start, stop in self.documents], dim)
 
+    def document_numbers(self) -> Tensor:
+        """Return the number of each token's document, [T], without a loop over the documents."""
+        token = torch.arange(self.num_tokens, device=self.cu_seqlens.device, dtype=torch.int32)
+        return torch.searchsorted(self.cu_seqlens[1:], token, right=True)
+
     def positions(self) -> Tensor:
         """Return the position of each token within its document, [1, T]."""
         device = self.cu_seqlens.device
@@ -169,6 +174,18 @@ class PaddedRows:
             row_index=row_index.to(device, non_blocking=True),
             packed=PackedRows.from_bounds(tuple(bounds.tolist()), device),
         )
+
+    def gather(self, x: Tensor) -> Tensor:
+        """Return the valid tokens of a padded batch [B, T, ...], packed in one row [1, V, ...]."""
+        tokens: Tensor = x.flatten(0, 1)[self.token_index]
+        return tokens[None]
+
+    def scatter(self, row: Tensor, batch: int, num_tokens: int) -> Tensor:
+        """Return a packed row [1, V, ...] as a padded batch [B, T, ...] with zeros for padding."""
+        output = row.new_zeros(batch * num_tokens, *row.shape[2:])
+        output = output.index_copy(0, self.token_index, row[0])
+        padded: Tensor = output.unflatten(0, (batch, num_tokens))
+        return padded
 
 
 def _int32(values: Sequence[object], device: torch.device) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
 
-from .configuration_hypenet import HypeNetConfig
+from .hybrid_config import HybridConfig
 
 
 class HypeNetRotaryEmbedding(nn.Module):
@@ -31,7 +31,7 @@ class HypeNetRotaryEmbedding(nn.Module):
     inv_freq: Tensor
     original_inv_freq: Tensor
 
-    def __init__(self, config: HypeNetConfig, head_dim: int) -> None:
+    def __init__(self, config: HybridConfig, head_dim: int) -> None:
         super().__init__()
         # transformers' RoPE functions use the head dim of a config.
         self.config = copy.copy(config)
@@ -46,7 +46,7 @@ class HypeNetRotaryEmbedding(nn.Module):
 
     @staticmethod
     def compute_default_rope_parameters(
-        config: HypeNetConfig, device: torch.device | None = None, **_: object
+        config: HybridConfig, device: torch.device | None = None, **_: object
     ) -> tuple[Tensor, float]:
         """Return frequencies theta^(-2i/D), [D/2] in float32, and the factor 1 on cos and sin."""
         assert config.rope_parameters is not None

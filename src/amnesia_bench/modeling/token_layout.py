@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .configuration_hypenet import HypeNetConfig
+from .hybrid_config import HybridConfig
 from .input_errors import InvalidModelInputError
 from .packing import Boundaries, PackedRows, PaddedRows
 
@@ -43,7 +43,7 @@ class TokenLayout:
     packed: PackedRows | None
 
 
-def lay_out(inputs: TokenInputs, config: HypeNetConfig) -> TokenLayout:
+def lay_out(inputs: TokenInputs, config: HybridConfig) -> TokenLayout:
     """Check the inputs, and return their layout: positions, padding and documents.
 
     Without `position_ids`, a token's position is the number of tokens before it in its document,
@@ -149,8 +149,8 @@ def _packed_rows(inputs: TokenInputs, valid: Tensor | None) -> PackedRows | None
     return PackedRows.from_cu_seqlens(inputs.cu_seqlens, inputs.num_tokens, inputs.device)
 
 
-def _check_positions(positions: Tensor, inputs: TokenInputs, config: HypeNetConfig) -> None:
-    if not (config.attn_use_rope or config.lightning_use_rope):
+def _check_positions(positions: Tensor, inputs: TokenInputs, config: HybridConfig) -> None:
+    if not config.uses_positions:
         return
     limit = config.max_position_embeddings
     explicit = inputs.position_ids is not None

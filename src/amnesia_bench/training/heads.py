@@ -45,7 +45,7 @@ def _rows(documents: Documents, *kinds: str, **keys: str) -> dict[str, Trainable
 
 
 TRAINABLE: Mapping[str, Trainable] = {
-    **_rows("boundaries", "hypenet"),
+    **_rows("boundaries", "hypenet", "jet_nemotron"),
     **_rows("positions", "llama", "mistral", "qwen2", "qwen3", "phi", "phi3", "gemma", "olmo"),
     **_rows("positions", "olmo2", "olmo3", "smollm3", "exaone4", "glm", "glm4", "seed_oss"),
     **_rows("positions", "ernie4_5", "hunyuan_v1_dense", "starcoder2", "helium", "arcee"),
@@ -56,8 +56,6 @@ TRAINABLE: Mapping[str, Trainable] = {
     **_rows("positions", "hyperclovax", times="logits_scaling"),
     # Gemma 2 also soft-caps its attention logits, which no fused kernel supports.
     **_rows("alone", "gemma2", cap="final_logit_softcapping"),
-    # The decoder layer in Jet-Nemotron's own code ignores the arguments that isolate documents.
-    **_rows("alone", "jet_nemotron"),
     # These families do not reset their recurrent states at document boundaries.
     **_rows("alone", "qwen3_5_text", "bamba", "lfm2"),
     **_rows("alone", "falcon_h1", times="lm_head_multiplier"),

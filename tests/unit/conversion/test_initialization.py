@@ -53,8 +53,11 @@ def test_a_mistake_is_named_and_nothing_is_written(
     with pytest.raises(UserError, match="model=qwen3_lap: no such option") as caught:
         initialize("qwen3_lap", tokenizer, 0, out)
     assert "Did you mean qwen3_laptop?" in str(caught.value.hint)
-    with pytest.raises(UserError, match="transformers has no model_type jet_nemotron"):
-        initialize("jet_nemotron_2b", tokenizer, 0, out)
+    unknown = ab.load_model("hypenet_tiny").model_copy(
+        update={"values": {"model_type": "own_kind"}}
+    )
+    with pytest.raises(UserError, match="transformers has no model_type own_kind"):
+        ab.initialize(InitializeRequest(model=unknown, tokenizer=tokenizer, seed=0), out)
     with pytest.raises(UserError, match=r"holds no tokenizer\.json"):
         initialize("qwen3_laptop", tmp_path, 0, out)
     with pytest.raises(UserError, match="hypenet_tiny has a vocabulary of 257 tokens"):

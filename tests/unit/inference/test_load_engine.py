@@ -15,7 +15,7 @@ from tests.support.tiny_models import tiny_model, tiny_tokenizer
 
 def test_a_hypenet_is_not_for_vllm(tmp_path: Path) -> None:
     tiny_model("hypenet").config.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="vLLM does not support HypeNet") as failure:
+    with pytest.raises(UserError, match="vLLM does not support hypenet models") as failure:
         load_engine("vllm", tmp_path, EngineOptions())
     assert "--engine transformers" in str(failure.value)
 
