@@ -1,13 +1,13 @@
-"""Build the real learner and the real training loop on tensors without data, for any number of GPUs.
+"""Build the real learner and run the real training loop on tensors without data.
 
-Every tensor is a `FakeTensor`, which has a shape and a dtype, and every collective goes to PyTorch's
-fake process group, which returns at once. So the training step of a model of any size, over any
-number of processes, runs on a CPU in seconds, and all operations can be observed. The process that
-runs here is rank 0, whose shards are the largest.
+Every tensor is a `FakeTensor`, which has a shape and a dtype but no memory, and collectives go to
+PyTorch's fake process group, which returns at once. So the training step of a model of any size,
+over any number of GPUs, runs on a CPU in a minute, and all its operations can be observed. The
+process that runs here is rank 0, whose shards are the largest.
 
-Only these parts are not those of a real run: the weights (from a config), the data (rows of
-documents of equal length, all tokens trained), attention (`kernels`) and values that the loop reads
-from the device (all are 1).
+Only these parts differ from a real run: the weights (from a config), the data (documents of equal
+length, every token trained), the attention (see `kernels`), and the values that the loop reads from
+tensors (all are 1).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -30,14 +29,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformers' auto classes
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import AmnesiaError
-from amnesia_bench.requests.training import DOCUMENTS_PER_SEQUENCE
+from amnesia_bench.requests.training import DOCUMENTS_PER_SEQUENCE, processes_per_node
 from amnesia_bench.training.batches import Batches, FileOrder
 from amnesia_bench.training.dry_run.kernels import modelled_kernels
 from amnesia_bench.training.dry_run.phases import PhaseTracker
 from amnesia_bench.training.freezing import frozen_tensors
 from amnesia_bench.training.loop import Loop, LoopParts
 from amnesia_bench.training.models import Learner, assemble_learner
-from amnesia_bench.training.processes import Processes
+from amnesia_bench.training.processes import Processes, device_mesh
 from amnesia_bench.training.sharding import DTYPES
 
 Result = TypeVar("Result")
@@ -107,9 +106,7 @@ def fake_training(
     whole = Batches(run, {"rows": rows}, order, rank=0, size=processes)
     micro_batches = min(whole.accumulation, _MICRO_BATCHES_PER_STEP)
     batch = run.train.micro_batch * processes * micro_batches
-    run = run.model_copy(
-        update={"train": run.train.model_copy(update={"global_batch": batch})}
-    )
+    run = run.model_copy(update={"train": run.train.model_copy(update={"global_batch": batch})})
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
     try:
         group = _FakeProcesses(processes)
@@ -175,7 +172,11 @@ class _FakeProcesses(Processes):
     def __init__(self, size: int) -> None:
         self.rank, self.size = 0, size
         self.device = torch.device("cpu")
-        self.mesh = init_device_mesh("cpu", (size,))
+        self.mesh = device_mesh("cpu", size, processes_per_node(size))
+
+    @property
+    def on_gpus(self) -> bool:
+        return True
 
     def sums(self, values: Sequence[int]) -> list[int]:
         return [value * self.size for value in values]

@@ -22,55 +22,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import register_flop_formula
+from torch.utils.flop_counter import flop_registry, register_flop_formula
 
 from amnesia_bench.modeling import mixers
 from amnesia_bench.modeling.packing import PackedRows
 
+aten = torch.ops.aten
+
 CHUNK_TOKENS = 64  # of fla's chunked kernels
 
 _NO_DATA = "this operation models a kernel and computes nothing"
-
-
-@torch.library.custom_op("amnesia_dry_run::flash", mutates_args=())
-def _flash(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    raise NotImplementedError(_NO_DATA)
-
-
-@_flash.register_fake
-def _(q: Tensor, k: Tensor, v: Tensor, causal: bool) -> tuple[Tensor, Tensor]:
-    batch, heads, tokens, _ = q.shape
-    # The kernel writes [B, T, H, D], which PyTorch returns as a view [B, H, T, D].
-    output = q.new_empty(batch, tokens, heads, v.shape[3]).transpose(1, 2)
-    return output, q.new_empty(batch, heads, tokens, dtype=torch.float32)
-
-
-@torch.library.custom_op("amnesia_dry_run::flash_backward", mutates_args=())
-def _flash_backward(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    raise NotImplementedError(_NO_DATA)
-
-
-@_flash_backward.register_fake
-def _(
-    gradient: Tensor, q: Tensor, k: Tensor, v: Tensor, causal: bool
-) -> tuple[Tensor, Tensor, Tensor]:
-    return torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-
-
-def _save_flash(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    q, k, v, ctx.causal = inputs
-    ctx.save_for_backward(q, k, v, *output)
-    ctx.mark_non_differentiable(output[1])
-
-
-def _differentiate_flash(ctx: Any, gradient: Tensor, _: Any) -> tuple[Tensor | None, ...]:
-    q, k, v, _, _ = ctx.saved_tensors
-    return *_flash_backward(gradient, q, k, v, ctx.causal), None
-
-
-_flash.register_autograd(_differentiate_flash, setup_context=_save_flash)
 
 
 @torch.library.custom_op("amnesia_dry_run::lightning", mutates_args=())
@@ -111,31 +72,12 @@ def _differentiate_lightning(ctx: Any, gradients: list[Tensor]) -> tuple[Tensor 
 _lightning.register_autograd(_differentiate_lightning, setup_context=_save_lightning)
 
 
-def _flash_flops(q: Any, k: Any, causal: bool) -> int:
-    """Return the FLOPs of both products; `causal` tokens see half of the others on average."""
-    batch, heads, queries, width = q
-    keys = k[2]
-    pairs = queries * keys - (queries * (queries - 1) // 2 if causal else 0)
-    return 4 * batch * heads * width * pairs
-
-
-@register_flop_formula(torch.ops.amnesia_dry_run.flash)
-def _(q: Any, k: Any, v: Any, causal: bool, *_: Any, **__: Any) -> int:
-    return _flash_flops(q, k, causal)
-
-
-@register_flop_formula(torch.ops.amnesia_dry_run.flash_backward)
-def _(gradient: Any, q: Any, k: Any, v: Any, causal: bool, *_: Any, **__: Any) -> int:
-    # Five products of the same size as the two of the forward pass: the logits again.
-    return _flash_flops(q, k, causal) * 5 // 2
-
-
 @register_flop_formula(torch.ops.amnesia_dry_run.lightning)
 def _(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     batch, tokens, heads, key_dim = q
     # A state update and a read of the state, then logits and values within complete chunks.
     per_token = 4 * key_dim * v[3] + 2 * CHUNK_TOKENS * (key_dim + v[3])
-    return batch * tokens * heads * per_token
+    return int(batch * tokens * heads * per_token)
 
 
 @register_flop_formula(torch.ops.amnesia_dry_run.lightning_backward)
@@ -144,23 +86,44 @@ def _(gradient: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
     # The states again, their gradients, and one product with a state for each of dq, dk and dv.
     # Within chunks: the logits and their gradients, and one product for each of dq, dk and dv.
     per_token = 10 * key_dim * v[3] + 2 * CHUNK_TOKENS * (3 * key_dim + 2 * v[3])
-    return batch * tokens * heads * per_token
+    return int(batch * tokens * heads * per_token)
+
+
+def _flash_flops(q: Tensor, k: Tensor, causal: bool) -> int:
+    """Return the FLOPs of both products; with `causal`, each token sees those before it."""
+    batch, heads, queries, width = q.shape
+    pairs = queries * k.shape[2] - (queries * (queries - 1) // 2 if causal else 0)
+    return int(4 * batch * heads * width * pairs)
+
+
+def _flash_forward_flops(q: Tensor, k: Tensor, _: Tensor, *options: Any) -> int:
+    return _flash_flops(q, k, causal=options[1])
+
+
+def _flash_backward_flops(_: Tensor, q: Tensor, k: Tensor, *options: Any) -> int:
+    # Five products of the size of the two of the forward pass, since the logits are computed again.
+    return _flash_flops(q, k, causal=options[8]) * 5 // 2
+
+
+def _flash_backward_workspace(_: Tensor, q: Tensor, k: Tensor, *__: Any) -> int:
+    """Return the bytes of dq in float32, of the row sums, and of dk and dv for every query head."""
+    batch, heads, tokens, width = q.shape
+    expanded = 2 * batch * heads * k.shape[2] * width * q.element_size()
+    return int(4 * batch * heads * tokens * (width + 1) + expanded * (heads != k.shape[1]))
 
 
 def _lightning_states(q: Tensor, v: Tensor, states: int) -> int:
     return int(q.shape[0] * states * q.shape[2] * q.shape[3] * v.shape[3])
 
 
-def _flash_backward_workspace(gradient: Tensor, q: Tensor, k: Tensor, *_: Any) -> int:
-    """Return the bytes of dq in float32, of the row sums, and of dk and dv for every query head."""
-    batch, heads, tokens, width = q.shape
-    expanded = 2 * batch * heads * k.shape[2] * width * q.element_size()
-    return 4 * batch * heads * tokens * (width + 1) + expanded * (heads != k.shape[1])
-
-
+# The FLOPs of kernels that PyTorch's table counts otherwise: it ignores causality.
+_FLOPS: dict[Any, Callable[..., int]] = {
+    aten._scaled_dot_product_flash_attention: _flash_forward_flops,
+    aten._scaled_dot_product_flash_attention_backward: _flash_backward_flops,
+}
 # The bytes that a kernel allocates and frees again, from its arguments.
 _WORKSPACES: dict[Any, Callable[..., int]] = {
-    torch.ops.amnesia_dry_run.flash_backward: _flash_backward_workspace,
+    aten._scaled_dot_product_flash_attention_backward: _flash_backward_workspace,
     torch.ops.amnesia_dry_run.lightning: lambda q, k, v, states, *_: (
         q.element_size() * _lightning_states(q, v, states)
     ),
@@ -171,9 +134,19 @@ _WORKSPACES: dict[Any, Callable[..., int]] = {
 }
 
 
-def workspace_bytes(packet: Any, args: tuple[Any, ...]) -> int:
+def flops_of(operation: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> int:
+    """Return the FLOPs of an operation (an `OpOverload`); 0 if it has no matrix product."""
+    packet = operation.overloadpacket
+    if packet in _FLOPS:
+        return _FLOPS[packet](*args)
+    if packet in flop_registry:
+        return int(flop_registry[packet](*args, **kwargs, out_val=output))
+    return 0
+
+
+def workspace_bytes(operation: Any, args: tuple[Any, ...]) -> int:
     """Return the bytes that an operation allocates besides its outputs; 0 if it is not modelled."""
-    workspace = _WORKSPACES.get(packet)
+    workspace = _WORKSPACES.get(operation.overloadpacket)
     return 0 if workspace is None else workspace(*args)
 
 
@@ -202,33 +175,33 @@ _torch_attention = nn.functional.scaled_dot_product_attention
 
 def modelled_softmax_attention(
     q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor | None = None, **options: Any
-) -> Tensor:
+) -> Any:
     """Model `scaled_dot_product_attention` on a GPU, which chooses flash attention without a mask.
 
     The only mask that flash attention knows is the causal one.
     """
     if attn_mask is not None:
-        output: Tensor = _torch_attention(q, k, v, attn_mask, **options)
-        return output
-    output, _ = _flash(q, k, v, bool(options.get("is_causal")))
-    return output
+        return _torch_attention(q, k, v, attn_mask, **options)
+    causal = bool(options.get("is_causal"))
+    return aten._scaled_dot_product_flash_attention(q, k, v, 0.0, causal)[0]
 
 
 @contextmanager
 def modelled_kernels() -> Iterator[None]:
     """Replace the attention of all models by models of the CUDA kernels during the block."""
     with (
-        _replaced(mixers, "lightning_attention", modelled_lightning_attention),
-        _replaced(nn.functional, "scaled_dot_product_attention", modelled_softmax_attention),
+        replaced(mixers, "lightning_attention", modelled_lightning_attention),
+        replaced(nn.functional, "scaled_dot_product_attention", modelled_softmax_attention),
     ):
         yield
 
 
 @contextmanager
-def _replaced(module: ModuleType, name: str, replacement: object) -> Iterator[None]:
-    original = getattr(module, name)
-    setattr(module, name, replacement)
+def replaced(owner: ModuleType | type, name: str, replacement: object) -> Iterator[None]:
+    """Replace an attribute of a module or a class during the block."""
+    original = getattr(owner, name)
+    setattr(owner, name, replacement)
     try:
         yield
     finally:
-        setattr(module, name, original)
+        setattr(owner, name, original)
