@@ -57,3 +57,14 @@ class EstimateRequest(Request):
     init: Location | None = None
     processes: PositiveInt = 8
     gpu: GpuName = "h100"
+
+
+class DryRunRequest(Request):
+    """`dry_run`: run one training step on tensors without data, to learn what it needs.
+
+    The fields are those of `EstimateRequest`. Only the config of the checkpoint `init` is read.
+    """
+
+    run: TrainingRun
+    init: Location | None = None
+    processes: PositiveInt = 8

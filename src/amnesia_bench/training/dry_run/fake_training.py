@@ -31,9 +31,10 @@ from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import AmnesiaError
 from amnesia_bench.requests.training import DOCUMENTS_PER_SEQUENCE, processes_per_node
 from amnesia_bench.training.batches import Batches, FileOrder
-from amnesia_bench.training.dry_run.kernels import modelled_kernels
+from amnesia_bench.training.dry_run.kernels import kernels_of_a_gpu
 from amnesia_bench.training.dry_run.phases import PhaseTracker
 from amnesia_bench.training.freezing import frozen_tensors
+from amnesia_bench.training.heads import trainable
 from amnesia_bench.training.loop import Loop, LoopParts
 from amnesia_bench.training.models import Learner, assemble_learner
 from amnesia_bench.training.processes import Processes, device_mesh
@@ -52,12 +53,14 @@ class FakeTraining:
     Attributes:
         run: the run, with at most two micro-batches per step.
         micro_batches: the number of micro-batches per step.
+        documents: the number of documents per sequence.
         tracker: the current phase of the step.
         learner: the sharded models and the objective.
     """
 
     run: TrainingRun
     micro_batches: int
+    documents: int
     tracker: PhaseTracker
     learner: Learner
     _batches: Batches
@@ -101,12 +104,14 @@ def fake_training(
     Raises:
         UserError: the global batch is not divisible by processes x micro-batch.
     """
-    tracker, rows = PhaseTracker(), _Rows(run)
+    tracker, rows = PhaseTracker(), _Rows(run, _documents(run, model))
     order = FileOrder([rows.num_sequences])
     whole = Batches(run, {"rows": rows}, order, rank=0, size=processes)
     micro_batches = min(whole.accumulation, _MICRO_BATCHES_PER_STEP)
     batch = run.train.micro_batch * processes * micro_batches
-    run = run.model_copy(update={"train": run.train.model_copy(update={"global_batch": batch})})
+    # Compilation would need data. Its fused kernels allocate less, so the peak is an upper bound.
+    changes = {"global_batch": batch, "compile": False}
+    run = run.model_copy(update={"train": run.train.model_copy(update=changes)})
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
     try:
         group = _FakeProcesses(processes)
@@ -115,10 +120,11 @@ def fake_training(
             stack.enter_context(_OnlyOnes())
             for observer in observers(tracker):
                 stack.enter_context(observer)
-            stack.enter_context(modelled_kernels())
+            stack.enter_context(kernels_of_a_gpu())
             yield FakeTraining(
                 run=run,
                 micro_batches=micro_batches,
+                documents=rows.documents,
                 tracker=tracker,
                 learner=_learner(run, model, group),
                 _batches=Batches(run, {"rows": rows}, order, rank=0, size=processes),
@@ -126,6 +132,11 @@ def fake_training(
             )
     finally:
         dist.destroy_process_group()
+
+
+def _documents(run: TrainingRun, model: Mapping[str, Any]) -> int:
+    packs = run.isolate_documents and trainable(model.get("model_type")).documents != "alone"
+    return DOCUMENTS_PER_SEQUENCE if packs else 1
 
 
 def _learner(run: TrainingRun, model: Mapping[str, Any], processes: Processes) -> Learner:
@@ -231,14 +242,14 @@ class _Rows:
     packs_documents = True
     num_sequences = 1
 
-    def __init__(self, run: TrainingRun) -> None:
+    def __init__(self, run: TrainingRun, documents: int) -> None:
+        self.documents = documents
         self.sequence_tokens = run.train.sequence_tokens
         self.isolate_documents = run.isolate_documents
 
     def sequence(self, index: int) -> _Row:
         tokens = self.sequence_tokens
-        documents = DOCUMENTS_PER_SEQUENCE if self.isolate_documents else 1
-        ends = [tokens * (i + 1) // documents for i in range(documents)]
+        ends = [tokens * (i + 1) // self.documents for i in range(self.documents)]
         return _Row(
             tokens=np.zeros(tokens, dtype=np.int32),
             loss_mask=np.ones(tokens, dtype=np.bool_),

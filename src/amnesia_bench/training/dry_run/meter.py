@@ -42,8 +42,8 @@ _COLLECTIVES: Mapping[str, str] = {
 class Traffic:
     """The collectives of one kind: their number, and the bytes of the complete tensors."""
 
-    count: int = 0
-    bytes: int = 0
+    count: float
+    bytes: float
 
 
 class Meter(TorchDispatchMode):
