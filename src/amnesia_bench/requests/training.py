@@ -13,6 +13,10 @@ from amnesia_bench.requests.base import Location, Request, StageRequest
 GpuName = Literal["a100", "h100", "h200"]
 GPU_NAMES: tuple[str, ...] = get_args(GpuName)
 
+# Where documents are isolated, `estimate` and `dry_run` assume sequences of this many documents of
+# equal length, since they see no data.
+DOCUMENTS_PER_SEQUENCE = 4
+
 
 class TrainRequest(StageRequest):
     """`train`: run one HypeNet training stage, or fine-tune a checkpoint.
