@@ -21,16 +21,20 @@ from torch.utils.checkpoint import (
 )
 
 from amnesia_bench.config.train_schema import Recomputation
+from amnesia_bench.modeling import PackedRows
 
 _Context = AbstractContextManager[None]
 
-_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+_PRODUCTS = ("aten::mm", "aten::addmm")
 # The outputs of attention kernels are small, and take long to compute again.
 _ATTENTION = (
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "torch_attn::_varlen_attn",
+    "amnesia_bench::packed_attention",
+    "amnesia_bench::lightning",
 )
 
 
@@ -61,6 +65,12 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
         block.forward = compiled
 
 
+def let_documents_vary(packed: PackedRows) -> None:
+    """Compile code for any number of documents, and of their chunks, from the first batch on."""
+    for boundaries in (packed.cu_seqlens, packed.chunks.index, packed.chunks.offsets):
+        torch._dynamo.mark_dynamic(boundaries, 0)
+
+
 def _recomputed(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
     @functools.wraps(forward)
     def recomputed(*args: Any, **kwargs: Any) -> Any:
@@ -74,11 +84,11 @@ def _keep_every_second_product() -> tuple[
 ]:
     products = 0
 
-    def policy(context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    def policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         nonlocal products
-        if operation in _PRODUCTS and not context.is_recompute:
-            products += 1
-        keep = operation in _ATTENTION or (operation in _PRODUCTS and products % 2 == 1)
+        name = operation.name()
+        products += name in _PRODUCTS
+        keep = name in _ATTENTION or (name in _PRODUCTS and products % 2 == 1)
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
     create: Any = create_selective_checkpoint_contexts  # untyped
