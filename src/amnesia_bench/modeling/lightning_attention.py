@@ -90,7 +90,10 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
         cu_seqlens = PackedRows.from_cu_seqlens(cu_seqlens, q.shape[1], q.device)
     _check_states(q, v, initial_state, cu_seqlens)
     scale = q.shape[3] ** -0.5 if scale is None else scale
-    by_op = q.dtype != torch.float64 and (_op_on_every_device or (q.is_cuda and _FLA_IS_INSTALLED))
+    # Compiled code calls the op on a CPU too. Otherwise, loops over documents and chunks would be
+    # unrolled, and compiled for each batch again.
+    can_use_op = _FLA_IS_INSTALLED if q.is_cuda else torch.compiler.is_compiling()
+    by_op = q.dtype != torch.float64 and (_op_on_every_device or can_use_op)
     precise = torch.float64 if q.dtype == torch.float64 else torch.float32
     operand_dtype = torch.bfloat16 if by_op and q.dtype == torch.bfloat16 else precise
     with torch.autocast(q.device.type, enabled=False):
