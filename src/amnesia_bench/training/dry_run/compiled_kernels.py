@@ -45,6 +45,7 @@ _CUDA = torch.device("cuda", 0)
 # What Inductor asks of a device: an H100, whose H200 variant differs in its memory only.
 _PROPERTIES = SimpleNamespace(
     name="NVIDIA H100 80GB HBM3",
+    gcnArchName="",
     major=9,
     minor=0,
     multi_processor_count=132,
@@ -131,7 +132,12 @@ def lower(graph: fx.GraphModule, inputs: Sequence[Any], is_backward: bool) -> Co
         compile_fx._recursive_record_original_output_strides(moved)
         with V.set_fake_mode(mode):
             compile_fx._recursive_post_grad_passes(moved, is_inference=False)
-            lowering = GraphLowering(moved, example_inputs=arguments, is_backward=is_backward)
+            lowering = GraphLowering(
+                moved,
+                example_inputs=arguments,
+                shape_env=mode.shape_env,
+                is_backward=is_backward,
+            )
             with (
                 V.set_graph_handler(lowering),
                 V.set_extern_kernel_nodes([]),

@@ -99,14 +99,15 @@ def kernel_of(function: Any, args: Any, kwargs: Any, output: Any) -> Kernel | No
     if packet in _ALLOCATIONS or not (written or fresh):
         return None
     name = packet.__name__
+    operands = _by_name(function, args, kwargs)
     if name in ("lightning", "lightning_backward"):
-        return _lightning(name, _by_name(function, args, kwargs))
-    flops = 0
-    if packet in flop_registry:
+        return _lightning(name, operands)
+    kind, flops = KernelKind.ELEMENTWISE, 0
+    if name in ("packed_attention", "packed_attention_backward"):
+        kind, flops = KernelKind.SOFTMAX, _packed_flops(name, operands)
+    elif packet in flop_registry:
+        kind = KernelKind.SOFTMAX if "flash" in name else KernelKind.MATMUL
         flops = int(flop_registry[packet](*args, **kwargs, out_val=output))
-    kind = KernelKind.MATMUL if flops else KernelKind.ELEMENTWISE
-    if "flash" in name or "attention" in name:
-        kind = KernelKind.SOFTMAX
     return Kernel(kind, name, flops, _bytes(packet, inputs, written, fresh))
 
 
@@ -117,7 +118,7 @@ def _bytes(
         return 2 * sum(map(tensor_bytes, fresh)) + sum(map(tensor_bytes, inputs[1:]))
     if packet in _SCATTERS:
         index, *values = inputs[1:]
-        size = index.numel() if not values else values[-1].numel()
+        size = prod(_sizes(values[-1] if values else index))
         return 2 * size * inputs[0].element_size() + sum(map(tensor_bytes, inputs[1:]))
     reads = inputs[1:] if packet in _OVERWRITES else inputs
     return sum(map(tensor_bytes, (*_distinct(reads), *_distinct(written), *fresh)))
@@ -125,8 +126,13 @@ def _bytes(
 
 def tensor_bytes(tensor: Tensor) -> int:
     """Return the bytes of the distinct elements of a tensor; expanded ones count once."""
-    sizes = zip(tensor.shape, tensor.stride(), strict=True)
+    sizes = zip(_sizes(tensor), tensor.stride(), strict=True)
     return prod(size for size, stride in sizes if stride or not size) * tensor.element_size()
+
+
+def _sizes(tensor: Tensor) -> tuple[int, ...]:
+    """Return the shape; a size that may vary between batches is the one it was compiled with."""
+    return tuple(x if isinstance(x, int) else x.node.hint for x in tensor.shape)
 
 
 def _lightning(name: str, operands: Mapping[str, Any]) -> Kernel:
@@ -138,8 +144,8 @@ def _lightning(name: str, operands: Mapping[str, Any]) -> Kernel:
     ops/common/chunk_{h,o}.py of fla 0.6.
     """
     q, v = operands["q"], operands["v"]
-    batch, tokens, heads, key_dim = q.shape
-    value_dim = v.shape[3]
+    batch, tokens, heads, key_dim = _sizes(q)
+    value_dim = _sizes(v)[3]
     chunks = batch * tokens // CHUNK_TOKENS
     x, h = tensor_bytes(q), chunks * heads * key_dim * value_dim * q.element_size()
     num_bytes = (2 * x + h) + (4 * x + h)
@@ -151,6 +157,15 @@ def _lightning(name: str, operands: Mapping[str, Any]) -> Kernel:
         # chunks: the logits and their gradients, and a product for each of dq, dk and dv.
         per_token = 10 * key_dim * value_dim + 2 * CHUNK_TOKENS * (3 * key_dim + 2 * value_dim)
     return Kernel(KernelKind.LIGHTNING, name, batch * tokens * heads * per_token, num_bytes)
+
+
+def _packed_flops(name: str, operands: Mapping[str, Any]) -> int:
+    """Return the FLOPs of causal attention in packed documents, as if they had equal lengths."""
+    _, heads, tokens, width = _sizes(operands["q"])
+    documents = _sizes(operands["cu_seqlens"])[0] - 1
+    pairs = tokens * (tokens // documents + 1) // 2
+    # Backward: five products of the size of the two of the forward pass.
+    return (10 if name.endswith("backward") else 4) * heads * width * pairs
 
 
 def _by_name(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -174,7 +189,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _distinct(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
-    return {(_storage(x), x.storage_offset(), x.shape): x for x in tensors}.values()
+    return {(_storage(x), x.storage_offset(), _sizes(x)): x for x in tensors}.values()
 
 
 class KernelCounter(TorchDispatchMode):
