@@ -38,6 +38,7 @@ from amnesia_bench.training.dry_run.kernel_costs import (
     Kernel,
     KernelKind,
     kernel_of,
+    storage_of,
     tensor_bytes,
 )
 
@@ -161,9 +162,8 @@ def _kernel(node: Any) -> Kernel | None:
     if isinstance(node, scheduler.NopKernelSchedulerNode) or isinstance(node.node, MultiOutput):
         return None
     if not isinstance(node, scheduler.ExternKernelSchedulerNode):
-        members = node.get_nodes()
-        name = f"{'reduction' if node.is_reduction() else 'pointwise'} of {len(members)}"
-        return Kernel(KernelKind.ELEMENTWISE, name, 0, int(node.get_read_write_buffers_sizes()))
+        num_bytes = int(node.get_read_write_buffers_sizes())
+        return Kernel(KernelKind.ELEMENTWISE, _modules(node), 0, num_bytes)
     call = node.node.get_origin_node()
     if call is None:  # for example, of an operation that returns a list
         call = next(x for x in node.node.origins if x.target is node.node.op_overload)
@@ -171,15 +171,35 @@ def _kernel(node: Any) -> Kernel | None:
     return kernel_of(call.target, args, kwargs, _value(call))
 
 
+def _modules(node: Any) -> str:
+    """Return the classes of the modules whose operations were fused into a kernel."""
+    classes = set()
+    for member in node.get_nodes():
+        for origin in member.node.origins if member.node is not None else ():
+            meta = origin.meta
+            stack = meta.get("nn_module_stack") or meta.get("fwd_nn_module_stack")
+            if stack:
+                name = list(stack.values())[-1][1]
+                classes.add(name.rsplit(".", 1)[-1] if isinstance(name, str) else name.__name__)
+    # To a linear layer belong only the views of its operands.
+    return " + ".join(sorted(classes - {"Linear"})) or "block"
+
+
 def _value(argument: Any) -> Any:
     return argument.meta["val"] if isinstance(argument, fx.Node) else argument
 
 
 def _returned_bytes(graph: fx.GraphModule) -> int:
-    """Return the bytes of the tensors that a graph returns, without those that it was given."""
+    """Return the bytes of the tensors that a graph returns, without views of those it was given."""
     (results,) = graph.graph.output_node().args
-    nodes = {x for x in results if isinstance(x, fx.Node) and x.op != "placeholder"}
-    return sum(tensor_bytes(x.meta["val"]) for x in nodes if isinstance(x.meta["val"], Tensor))
+    sizes: dict[int, int] = {}
+    for node in results:
+        if isinstance(node, fx.Node) and isinstance(value := node.meta["val"], Tensor):
+            sizes[storage_of(value)] = tensor_bytes(value)
+    for node in graph.graph.find_nodes(op="placeholder"):
+        if isinstance(value := node.meta["val"], Tensor):
+            sizes.pop(storage_of(value), None)
+    return sum(sizes.values())
 
 
 @contextmanager

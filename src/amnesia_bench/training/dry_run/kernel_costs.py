@@ -94,8 +94,8 @@ def kernel_of(function: Any, args: Any, kwargs: Any, output: Any) -> Kernel | No
     packet = function._overloadpacket
     inputs, outputs = tuple(_tensors((args, kwargs))), tuple(_tensors(output))
     written = tuple(_mutated(function, args, kwargs))
-    storages = {_storage(x) for x in inputs}
-    fresh = tuple(x for x in outputs if _storage(x) not in storages)
+    storages = {storage_of(x) for x in inputs}
+    fresh = tuple(x for x in outputs if storage_of(x) not in storages)
     if packet in _ALLOCATIONS or not (written or fresh):
         return None
     name = packet.__name__
@@ -184,12 +184,13 @@ def _mutated(function: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
             yield from _tensors(values.get(argument.name))
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """Return a number that a tensor shares with its views, and with no other tensor."""
     return tensor.untyped_storage()._cdata
 
 
 def _distinct(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
-    return {(_storage(x), x.storage_offset(), _sizes(x)): x for x in tensors}.values()
+    return {(storage_of(x), x.storage_offset(), _sizes(x)): x for x in tensors}.values()
 
 
 class KernelCounter(TorchDispatchMode):
