@@ -94,7 +94,10 @@ class Loop:
     def __init__(self, parts: LoopParts) -> None:
         self._parts = parts
         self._trained = parts.learner.trained
-        self._updates = Updates(parts.run.train.optimizer, self._trained, parts.processes.device)
+        processes = parts.processes
+        self._updates = Updates(
+            parts.run.train.optimizer, self._trained, processes.device, processes.on_gpus
+        )
         self._clock = Clock.of(parts.processes.device)
         # The number of consecutive updates skipped because of non-finite gradients.
         self._skipped = torch.zeros((), dtype=torch.int64)

@@ -59,6 +59,11 @@ class Processes:
         return self.rank == 0
 
     @property
+    def on_gpus(self) -> bool:
+        """Whether the processes compute on GPUs."""
+        return self.device.type == "cuda"
+
+    @property
     def copies(self) -> int:
         """The number of copies of the model that the mesh holds: one per node."""
         return self.mesh.size(0) if self.mesh.ndim == 2 else 1

@@ -1,13 +1,13 @@
-"""Build the real learner and the real training loop on tensors without data, for any number of GPUs.
+"""Build the real learner and run the real training loop on tensors without data.
 
-Every tensor is a `FakeTensor`, which has a shape and a dtype, and every collective goes to PyTorch's
-fake process group, which returns at once. So the training step of a model of any size, over any
-number of processes, runs on a CPU in seconds, and all operations can be observed. The process that
-runs here is rank 0, whose shards are the largest.
+Every tensor is a `FakeTensor`, which has a shape and a dtype but no memory, and collectives go to
+PyTorch's fake process group, which returns at once. So the training step of a model of any size,
+over any number of GPUs, runs on a CPU in a minute, and all its operations can be observed. The
+process that runs here is rank 0, whose shards are the largest.
 
-Only these parts are not those of a real run: the weights (from a config), the data (rows of
-documents of equal length, all tokens trained), attention (`kernels`) and values that the loop reads
-from the device (all are 1).
+Only these parts differ from a real run: the weights (from a config), the data (documents of equal
+length, every token trained), the attention (see `kernels`), and the values that the loop reads from
+tensors (all are 1).
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.distributed.device_mesh import init_device_mesh
 from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -30,14 +29,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformers' auto classes
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import AmnesiaError
-from amnesia_bench.requests.training import DOCUMENTS_PER_SEQUENCE
+from amnesia_bench.requests.training import DOCUMENTS_PER_SEQUENCE, processes_per_node
 from amnesia_bench.training.batches import Batches, FileOrder
-from amnesia_bench.training.dry_run.kernels import modelled_kernels
+from amnesia_bench.training.dry_run.kernels import kernels_of_a_gpu
 from amnesia_bench.training.dry_run.phases import PhaseTracker
 from amnesia_bench.training.freezing import frozen_tensors
+from amnesia_bench.training.heads import trainable
 from amnesia_bench.training.loop import Loop, LoopParts
 from amnesia_bench.training.models import Learner, assemble_learner
-from amnesia_bench.training.processes import Processes
+from amnesia_bench.training.processes import Processes, device_mesh
 from amnesia_bench.training.sharding import DTYPES
 
 Result = TypeVar("Result")
@@ -53,12 +53,14 @@ class FakeTraining:
     Attributes:
         run: the run, with at most two micro-batches per step.
         micro_batches: the number of micro-batches per step.
+        documents: the number of documents per sequence.
         tracker: the current phase of the step.
         learner: the sharded models and the objective.
     """
 
     run: TrainingRun
     micro_batches: int
+    documents: int
     tracker: PhaseTracker
     learner: Learner
     _batches: Batches
@@ -102,14 +104,14 @@ def fake_training(
     Raises:
         UserError: the global batch is not divisible by processes x micro-batch.
     """
-    tracker, rows = PhaseTracker(), _Rows(run)
+    tracker, rows = PhaseTracker(), _Rows(run, _documents(run, model))
     order = FileOrder([rows.num_sequences])
     whole = Batches(run, {"rows": rows}, order, rank=0, size=processes)
     micro_batches = min(whole.accumulation, _MICRO_BATCHES_PER_STEP)
     batch = run.train.micro_batch * processes * micro_batches
-    run = run.model_copy(
-        update={"train": run.train.model_copy(update={"global_batch": batch})}
-    )
+    # Compilation would need data. Its fused kernels allocate less, so the peak is an upper bound.
+    changes = {"global_batch": batch, "compile": False}
+    run = run.model_copy(update={"train": run.train.model_copy(update=changes)})
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
     try:
         group = _FakeProcesses(processes)
@@ -118,10 +120,11 @@ def fake_training(
             stack.enter_context(_OnlyOnes())
             for observer in observers(tracker):
                 stack.enter_context(observer)
-            stack.enter_context(modelled_kernels())
+            stack.enter_context(kernels_of_a_gpu())
             yield FakeTraining(
                 run=run,
                 micro_batches=micro_batches,
+                documents=rows.documents,
                 tracker=tracker,
                 learner=_learner(run, model, group),
                 _batches=Batches(run, {"rows": rows}, order, rank=0, size=processes),
@@ -129,6 +132,11 @@ def fake_training(
             )
     finally:
         dist.destroy_process_group()
+
+
+def _documents(run: TrainingRun, model: Mapping[str, Any]) -> int:
+    packs = run.isolate_documents and trainable(model.get("model_type")).documents != "alone"
+    return DOCUMENTS_PER_SEQUENCE if packs else 1
 
 
 def _learner(run: TrainingRun, model: Mapping[str, Any], processes: Processes) -> Learner:
@@ -175,7 +183,11 @@ class _FakeProcesses(Processes):
     def __init__(self, size: int) -> None:
         self.rank, self.size = 0, size
         self.device = torch.device("cpu")
-        self.mesh = init_device_mesh("cpu", (size,))
+        self.mesh = device_mesh("cpu", size, processes_per_node(size))
+
+    @property
+    def on_gpus(self) -> bool:
+        return True
 
     def sums(self, values: Sequence[int]) -> list[int]:
         return [value * self.size for value in values]
@@ -230,14 +242,14 @@ class _Rows:
     packs_documents = True
     num_sequences = 1
 
-    def __init__(self, run: TrainingRun) -> None:
+    def __init__(self, run: TrainingRun, documents: int) -> None:
+        self.documents = documents
         self.sequence_tokens = run.train.sequence_tokens
         self.isolate_documents = run.isolate_documents
 
     def sequence(self, index: int) -> _Row:
         tokens = self.sequence_tokens
-        documents = DOCUMENTS_PER_SEQUENCE if self.isolate_documents else 1
-        ends = [tokens * (i + 1) // documents for i in range(documents)]
+        ends = [tokens * (i + 1) // self.documents for i in range(self.documents)]
         return _Row(
             tokens=np.zeros(tokens, dtype=np.int32),
             loss_mask=np.ones(tokens, dtype=np.bool_),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
-from amnesia_bench.training.dry_run.kernels import workspace_bytes
+from amnesia_bench.training.dry_run.kernels import flops_of, replaced, workspace_bytes
 from amnesia_bench.training.dry_run.phases import Phase, PhaseTracker
 
 # PyTorch's CUDA allocator rounds every allocation up to a multiple of this.
@@ -42,8 +42,8 @@ _COLLECTIVES: Mapping[str, str] = {
 class Traffic:
     """The collectives of one kind: their number, and the bytes of the complete tensors."""
 
-    count: int = 0
-    bytes: int = 0
+    count: float
+    bytes: float
 
 
 class Meter(TorchDispatchMode):
@@ -78,26 +78,22 @@ class Meter(TorchDispatchMode):
     def __torch_dispatch__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if any(issubclass(kind, DTensor) for kind in types):
-            return NotImplemented  # DTensor calls the operation on its shards, which is measured
+        self._note_peak(self.live_bytes)  # of a phase in which nothing is allocated
         output = function(*args, **(kwargs or {}))
-        packet = function._overloadpacket
         outputs = [x for x in tree_leaves(output) if isinstance(x, Tensor)]
         for tensor in outputs:
             self._track(tensor)
-        if workspace := workspace_bytes(packet, args):
+        if workspace := workspace_bytes(function, args):
             self._note_peak(self.live_bytes + workspace)
-        if packet in flop_registry:
-            flops = int(flop_registry[packet](*args, **(kwargs or {}), out_val=output))
+        if flops := flops_of(function, args, kwargs or {}, output):
             self.flops += flops
             self.recomputed_flops += flops * self._tracker.recomputing
         if function.namespace in ("c10d", "_c10d_functional"):
-            self._note_collective(packet.__name__, (args, outputs))
+            self._note_collective(function.overloadpacket.__name__, (args, outputs))
         return output
 
     def __enter__(self) -> Meter:
         resize: Any = torch.UntypedStorage.resize_
-        self._resize = resize
 
         def measured_resize(storage: Any, num_bytes: int) -> None:
             resize(storage, num_bytes)
@@ -106,16 +102,20 @@ class Meter(TorchDispatchMode):
                 self._sizes[key] += change
                 self._add(change)
 
-        torch.UntypedStorage.resize_ = measured_resize
+        self._patches = ExitStack()
+        self._patches.enter_context(replaced(torch.UntypedStorage, "resize_", measured_resize))
         super().__enter__()
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        torch.UntypedStorage.resize_ = self._resize
         super().__exit__(*exception)
+        self._patches.close()
 
     def _track(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
+        # An operation on DTensors is measured as a whole. To look inside would also measure tensors
+        # of the complete shape, with which DTensor derives the placement of its result.
+        local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
+        storage = local.untyped_storage()
         key = storage._cdata
         if key not in self._sizes:
             self._sizes[key] = _rounded(storage.nbytes())
