@@ -28,10 +28,7 @@ from amnesia_bench.costs.estimate import estimate_training
 from amnesia_bench.costs.gpus import GPUS, KERNEL_RATES
 from amnesia_bench.costs.model_shape import named_shape
 from amnesia_bench.modeling import PackedRows, mixers
-from amnesia_bench.modeling.lightning_attention import (
-    lightning_attention,
-    lightning_op_on_every_device,
-)
+from amnesia_bench.modeling.lightning_attention import lightning_attention
 from amnesia_bench.requests.training import DOCUMENTS_PER_SEQUENCE
 from amnesia_bench.training import objectives
 from amnesia_bench.training.batches import MicroBatch
@@ -41,6 +38,25 @@ from amnesia_bench.training.dry_run.kernel_costs import Kernel, KernelCounter, K
 
 CONFIGS = {"sft": "sft_miromind", "stage1": "stage1", "stage2": "stage2", "stage3": "stage3"}
 PROCESSES = 8
+HEAD = """\
+## Training step, by calculation
+
+Nothing here was run on a GPU. The forward and backward pass of one micro-batch run on tensors
+without data, with FSDP over 8 GPUs. Each kernel takes the longer of FLOPs / rate and bytes /
+bandwidth (`KERNEL_RATES` in `costs/gpus.py`: assumed 75 % of the peak FLOPs and 85 % of the
+bandwidth on an H100). Communication, FSDP's copies, launches and the optimizer are left out, so
+these are **upper bounds** of the speed. A sequence of SFT has 16,384 tokens in 4 documents.
+
+*Eager*: every operation is a kernel. *Compiled*: the kernels that TorchInductor schedules for a
+CUDA device of which only the properties exist; each reads and writes every buffer once. Attention
+is modelled: fla's chunked kernels (float32 operands before, bfloat16 after) and flash attention.
+*Recomputed*: `train.activation_checkpointing`. *MFU* counts model FLOPs without recomputation
+against the peak of 989 TFLOP/s. *Loss*: the share of the head and the loss. *Kept*: activations
+that compiled blocks keep for the backward pass.
+
+| config | GPU | blocks, recomputed | matmul ms | elementwise ms (GB) | lightning ms | softmax ms \
+| step ms | MFU at most | tokens/s per GPU | kernels | loss | kept GB |
+|---|---|---|---|---|---|---|---|---|---|---|---|---|"""
 # Before: eager blocks, all activations recomputed, float32 operands of lightning attention.
 BEFORE = ("train.compile=false", "train.activation_checkpointing=full")
 
@@ -75,7 +91,7 @@ def count(run: TrainingRun, before: bool) -> Count:
         stack.enter_context(counted_compilation(ran))
         model = load_model_file(run.train.model)
         training = stack.enter_context(fake_training(run, model, PROCESSES, observe))
-        stack.enter_context(lightning_kernels(before))
+        stack.enter_context(operands_of_lightning(before))
         stack.enter_context(named_losses(parts))
         objective = training.learner.objective
         micro_batch = batch(run)
@@ -88,18 +104,15 @@ def count(run: TrainingRun, before: bool) -> Count:
 
 
 @contextmanager
-def lightning_kernels(before: bool) -> Iterator[None]:
-    """Use the op of fla's kernels; before, its operands were float32 copies."""
+def operands_of_lightning(before: bool) -> Iterator[None]:
+    """Before, the operands of lightning attention were float32 copies."""
 
     def with_float32(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
         output, state = lightning_attention(q.float(), k.float(), v.float(), *rest)
         return output.to(q.dtype), state
 
     attend = with_float32 if before else lightning_attention
-    with (
-        lightning_op_on_every_device(),
-        mock.patch.object(mixers, "lightning_attention", attend),
-    ):
+    with mock.patch.object(mixers, "lightning_attention", attend):
         yield
 
 
@@ -136,7 +149,10 @@ def batch(run: TrainingRun) -> MicroBatch:
         rows, tokens = 1, total
     positions = torch.zeros(rows * tokens, dtype=torch.int64)
     return MicroBatch(
-        input_ids=positions.view(rows, tokens), packed=packed, targets_at=positions, targets=positions
+        input_ids=positions.view(rows, tokens),
+        packed=packed,
+        targets_at=positions,
+        targets=positions,
     )
 
 
@@ -216,37 +232,44 @@ def largest(counted: Count, gpu: str, rows: int) -> str:
     return ", ".join(f"{name} {value * 1e3:.0f}" for name, value in seconds.most_common(rows))
 
 
+def variants(stage: str, size: str, recompute: list[str]) -> Iterator[tuple[TrainingRun, bool]]:
+    """Yield the runs to compare, and whether each is the one before."""
+    name = f"{CONFIGS[stage]}_{size}"
+    if not recompute:
+        yield load_training(name, list(BEFORE)), True
+        yield load_training(name), False
+    for policy in recompute:
+        yield load_training(name, [f"train.activation_checkpointing={policy}"]), False
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", nargs="+", default=["2b", "5b", "9b"])
     parser.add_argument("--stage", nargs="+", default=["sft"], choices=CONFIGS)
     parser.add_argument("--gpu", nargs="+", default=["h100", "h200"], choices=KERNEL_RATES)
     parser.add_argument(
-        "--recompute", nargs="+", help="values of train.activation_checkpointing after; not before"
+        "--recompute",
+        nargs="+",
+        default=[],
+        help="compare these values of train.activation_checkpointing, instead of before and after",
     )
     parser.add_argument("--folder", type=Path, default=Path(".bench/roofline"))
     arguments = parser.parse_args()
-    print(
-        "| config | GPU | blocks, recomputed | matmul ms | elementwise ms (GB) | lightning ms "
-        "| softmax ms | step ms | MFU at most | tokens/s per GPU | kernels | loss | kept GB |\n"
-        f"|{'---|' * 13}"
-    )
-    losses = []
+    print(HEAD)
+    lines = []
     for stage in arguments.stage:
         for size in arguments.model:
-            name = f"{CONFIGS[stage]}_{size}"
-            chosen = [[f"train.activation_checkpointing={x}"] for x in arguments.recompute or ()]
-            variants = [(True, [*BEFORE]), (False, [])] if not chosen else [(False, x) for x in chosen]
-            for before, overrides in variants:
-                run = load_training(name, overrides)
+            for run, before in variants(stage, size, arguments.recompute):
                 counted = saved_count(run, before, arguments.folder)
-                recomputed = run.train.activation_checkpointing
-                label = f"{'compiled' if run.train.compile else 'eager'}, {recomputed}"
+                label = "compiled" if run.train.compile else "eager"
+                label += f", {run.train.activation_checkpointing}"
                 for gpu in arguments.gpu:
                     print(row(run, counted, label, gpu), flush=True)
-                losses.append(f"{name}, {label}: {largest(counted, arguments.gpu[0], 8)}")
-    print("\nLargest kernels that are no products, in ms:\n")
-    print("\n".join(f"- {line}" for line in losses))
+                lines.append(
+                    f"- {run.train.name}, {label}: {largest(counted, arguments.gpu[0], 8)}"
+                )
+    print("\nLongest kernels that are no matrix products, ms on the first GPU:\n")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -32,9 +32,7 @@ def _eager(function: Callable[..., object], *shapes: tuple[int, ...]) -> list[Ke
 def _compiled(function: Callable[..., Tensor], *shapes: tuple[int, ...]) -> list[CompiledGraph]:
     graphs: list[CompiledGraph] = []
     with counted_compilation(graphs.append), FakeTensorMode():
-        tensors = [
-            torch.empty(shape, dtype=torch.bfloat16, requires_grad=True) for shape in shapes
-        ]
+        tensors = [torch.empty(shape, dtype=torch.bfloat16, requires_grad=True) for shape in shapes]
         torch._dynamo.reset()
         torch.compile(function, fullgraph=True, dynamic=False)(*tensors).sum().backward()
     return graphs

@@ -20,12 +20,14 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import flop_registry
 
+import amnesia_bench.modeling  # noqa: F401 - registers the ops of attention
 from amnesia_bench.costs.gpus import KernelRates
-from amnesia_bench.training.dry_run.kernels import CHUNK_TOKENS
+from amnesia_bench.modeling.packing import CHUNK
+from amnesia_bench.training.dry_run.kernels import flops_of
 
 _aten = torch.ops.aten
+_own = torch.ops.amnesia_bench
 _ALLOCATIONS = {
     _aten.empty,
     _aten.empty_like,
@@ -49,6 +51,14 @@ _OVERWRITES = {
 _SELECTS = {_aten.embedding, _aten.index_select, _aten.gather, _aten.index}
 # The kernel reads and writes the elements of its first argument that an index selects.
 _SCATTERS = {_aten.scatter_add_, _aten.scatter_, _aten.index_add_, _aten.index_put_}
+# How many products of q and k, or of their size, packed attention has; backward computes the logits
+# again.
+_PACKED = {_own.packed_attention: 2, _own.packed_attention_backward: 5}
+# How many tensors as large as q, and states per chunk, fla's kernels read and write together.
+# Forward: states from k, v; outputs from q, k, v and the states. Backward: the states again; their
+# gradients from q and do; dq and dk from q, k, v, do and both states; dv from q, k, do and the
+# gradients of the states. Source: ops/common/chunk_{h,o}.py of fla 0.6.
+_LIGHTNING = {_own.lightning: (6, 2), _own.lightning_backward: (14, 5)}
 
 
 class KernelKind(StrEnum):
@@ -93,21 +103,29 @@ def kernel_of(function: Any, args: Any, kwargs: Any, output: Any) -> Kernel | No
     """
     packet = function._overloadpacket
     inputs, outputs = tuple(_tensors((args, kwargs))), tuple(_tensors(output))
-    written = tuple(_mutated(function, args, kwargs))
+    operands = _by_name(function, args, kwargs)
+    written = tuple(_mutated(function, operands))
     storages = {storage_of(x) for x in inputs}
     fresh = tuple(x for x in outputs if storage_of(x) not in storages)
     if packet in _ALLOCATIONS or not (written or fresh):
         return None
     name = packet.__name__
-    operands = _by_name(function, args, kwargs)
-    if name in ("lightning", "lightning_backward"):
-        return _lightning(name, operands)
-    kind, flops = KernelKind.ELEMENTWISE, 0
-    if name in ("packed_attention", "packed_attention_backward"):
-        kind, flops = KernelKind.SOFTMAX, _packed_flops(name, operands)
-    elif packet in flop_registry:
+    if packet in _PACKED:
+        return Kernel(
+            KernelKind.SOFTMAX,
+            name,
+            _PACKED[packet] * _packed_product_flops(operands),
+            _bytes(packet, inputs, written, fresh),
+        )
+    flops = flops_of(function, args, kwargs, output)
+    if packet in _LIGHTNING:
+        q, v = operands["q"], operands["v"]
+        return Kernel(
+            KernelKind.LIGHTNING, name, flops, _lightning_bytes(q, v, *_LIGHTNING[packet])
+        )
+    kind = KernelKind.ELEMENTWISE
+    if flops:
         kind = KernelKind.SOFTMAX if "flash" in name else KernelKind.MATMUL
-        flops = int(flop_registry[packet](*args, **kwargs, out_val=output))
     return Kernel(kind, name, flops, _bytes(packet, inputs, written, fresh))
 
 
@@ -135,37 +153,18 @@ def _sizes(tensor: Tensor) -> tuple[int, ...]:
     return tuple(x if isinstance(x, int) else x.node.hint for x in tensor.shape)
 
 
-def _lightning(name: str, operands: Mapping[str, Any]) -> Kernel:
-    """Return fla's chunked kernels as one, with a state per chunk of 64 tokens.
-
-    Forward: states from k, v; outputs from q, k, v and the states. Backward: the states again;
-    their gradients from q and do; dq and dk from q, k, v, do and both states; dv from q, k, do and
-    the gradients of the states. States between kernels have the dtype of the operands. Source:
-    ops/common/chunk_{h,o}.py of fla 0.6.
-    """
-    q, v = operands["q"], operands["v"]
+def _lightning_bytes(q: Tensor, v: Tensor, operands: int, states: int) -> int:
+    """Return the bytes of tensors as large as q, and of states per chunk in the dtype of q."""
     batch, tokens, heads, key_dim = _sizes(q)
-    value_dim = _sizes(v)[3]
-    chunks = batch * tokens // CHUNK_TOKENS
-    x, h = tensor_bytes(q), chunks * heads * key_dim * value_dim * q.element_size()
-    num_bytes = (2 * x + h) + (4 * x + h)
-    # A state update and a read of the state; then logits and values within complete chunks.
-    per_token = 4 * key_dim * value_dim + 2 * CHUNK_TOKENS * (key_dim + value_dim)
-    if name == "lightning_backward":
-        num_bytes = (2 * x + h) + (2 * x + h) + (6 * x + 2 * h) + (4 * x + h)
-        # States, their gradients, and a product with a state for each of dq, dk and dv. Within
-        # chunks: the logits and their gradients, and a product for each of dq, dk and dv.
-        per_token = 10 * key_dim * value_dim + 2 * CHUNK_TOKENS * (3 * key_dim + 2 * value_dim)
-    return Kernel(KernelKind.LIGHTNING, name, batch * tokens * heads * per_token, num_bytes)
+    chunk_states = batch * tokens // CHUNK * heads * key_dim * _sizes(v)[3]
+    return operands * tensor_bytes(q) + states * chunk_states * q.element_size()
 
 
-def _packed_flops(name: str, operands: Mapping[str, Any]) -> int:
-    """Return the FLOPs of causal attention in packed documents, as if they had equal lengths."""
+def _packed_product_flops(operands: Mapping[str, Any]) -> int:
+    """Return the FLOPs of one product of causal attention, as if documents had equal lengths."""
     _, heads, tokens, width = _sizes(operands["q"])
     documents = _sizes(operands["cu_seqlens"])[0] - 1
-    pairs = tokens * (tokens // documents + 1) // 2
-    # Backward: five products of the size of the two of the forward pass.
-    return (10 if name.endswith("backward") else 4) * heads * width * pairs
+    return 2 * heads * width * (tokens * (tokens // documents + 1) // 2)
 
 
 def _by_name(function: Any, args: Any, kwargs: Any) -> dict[str, Any]:
@@ -177,11 +176,10 @@ def _tensors(tree: Any) -> Iterator[Tensor]:
     return (x for x in tree_leaves(tree) if isinstance(x, Tensor))
 
 
-def _mutated(function: Any, args: Any, kwargs: Any) -> Iterator[Tensor]:
-    values = _by_name(function, args, kwargs)
+def _mutated(function: Any, operands: Mapping[str, Any]) -> Iterator[Tensor]:
     for argument in function._schema.arguments:
         if argument.alias_info is not None and argument.alias_info.is_write:
-            yield from _tensors(values.get(argument.name))
+            yield from _tensors(operands.get(argument.name))
 
 
 def storage_of(tensor: Tensor) -> int:
