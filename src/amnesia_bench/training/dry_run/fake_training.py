@@ -109,9 +109,7 @@ def fake_training(
     whole = Batches(run, {"rows": rows}, order, rank=0, size=processes)
     micro_batches = min(whole.accumulation, _MICRO_BATCHES_PER_STEP)
     batch = run.train.micro_batch * processes * micro_batches
-    # Compilation would need data. Its fused kernels allocate less, so the peak is an upper bound.
-    changes = {"global_batch": batch, "compile": False}
-    run = run.model_copy(update={"train": run.train.model_copy(update=changes)})
+    run = run.model_copy(update={"train": run.train.model_copy(update={"global_batch": batch})})
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
     try:
         group = _FakeProcesses(processes)
