@@ -125,7 +125,7 @@ def bench_cpu() -> None:
     torch.set_num_threads(1)
     tokens = 512
     overrides = [f"train.sequence_tokens={tokens}", "train.global_batch=8", "train.micro_batch=2",
-                 "train.compute_dtype=fp32", "train.activation_checkpointing=false"]  # fmt: skip
+                 "train.compute_dtype=fp32", "train.activation_checkpointing=none"]  # fmt: skip
     run = sft("sft_miromind_2b", overrides, 40)
     with tempfile.TemporaryDirectory() as scratch:
         init = random_checkpoint(Path(scratch) / "init", "tiny")

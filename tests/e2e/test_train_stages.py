@@ -163,8 +163,8 @@ def test_a_tied_head_that_was_stored_twice_is_not_published_stale(folder: Path) 
 @pytest.mark.parametrize(
     ("tied", "changes"),
     [
-        (True, {"activation_checkpointing": True, "loss_chunk_rows": 3}),
-        (False, {"activation_checkpointing": True, "micro_batch": 4}),
+        (True, {"activation_checkpointing": "full", "loss_chunk_rows": 3}),
+        (False, {"activation_checkpointing": "full", "micro_batch": 4}),
     ],
 )
 def test_what_saves_memory_changes_no_result(

@@ -21,7 +21,7 @@ pytestmark = [
 def test_a_gpu_trains_as_the_cpu_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saves = {"every_steps": 3, "keep": 2, "asynchronous": True}
     job = TinyJob(
-        run=training_run({"checkpoints": saves, "activation_checkpointing": True}),
+        run=training_run({"checkpoints": saves, "activation_checkpointing": "full"}),
         init=write_hypenet(tmp_path / "init"),
         data={"sft": write_data(tmp_path / "data")},
         out=tmp_path / "gpu",

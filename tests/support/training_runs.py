@@ -169,7 +169,7 @@ def training_run(
         "name": "tiny", "objective": "next_token", "model": None, "teacher": None, "steps": 8,
         "global_batch": 4, "micro_batch": 1, "sequence_tokens": TOKENS, "mixture": {"sft": 1.0},
         "isolate_documents": True, "align_layers": "all", "freeze": None,
-        "optimizer": adam, "compute_dtype": "fp32", "activation_checkpointing": False,
+        "optimizer": adam, "compute_dtype": "fp32", "activation_checkpointing": "none",
         "loss_chunk_rows": 16,
         "checkpoints": {"every_steps": 3, "keep": 2, "asynchronous": False},
         "trusted_code_sha256": None, "wandb_project": None, "seed": 0,

@@ -149,7 +149,7 @@ def _estimate(args: argparse.Namespace) -> ExitCode:
             f"{estimate.memory.total / 1e9:.0f} GB do not fit into the "
             f"{gpu.memory_bytes / 1e9:.0f} GB of a {gpu.name}",
             hint="Use more processes, a smaller train.micro_batch, or "
-            "train.activation_checkpointing=true.",
+            "train.activation_checkpointing=full.",
         )
     return ExitCode.DONE
 

@@ -3,6 +3,9 @@
 Fields that do not affect results are marked `NEUTRAL` in their declaration, for example names,
 checkpoint intervals, logging and batch sizes that change only the order of summation. A field
 without this mark is part of the key, which is the safe default.
+
+A field that is marked `ADDED_LATER` is part of the key unless it has its default value. This
+default must do exactly what the code did before the field existed, so earlier keys stay valid.
 """
 
 from __future__ import annotations
@@ -22,6 +25,13 @@ class Neutral:
 NEUTRAL = Neutral()
 
 
+class AddedLater:
+    """Type of the mark for fields that only count if they are not at their default value."""
+
+
+ADDED_LATER = AddedLater()
+
+
 def cache_key(value: Any) -> Any:
     """Return the fields that affect results, as JSON values; `value` is a config or part of one."""
     if isinstance(value, BaseModel):
@@ -30,6 +40,7 @@ def cache_key(value: Any) -> Any:
             name: cache_key(getattr(value, name))
             for name, field in fields.items()
             if NEUTRAL not in field.metadata
+            and not (ADDED_LATER in field.metadata and getattr(value, name) == field.default)
         }
     if isinstance(value, Mapping):
         return {str(key): cache_key(item) for key, item in value.items()}

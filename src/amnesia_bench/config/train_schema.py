@@ -10,6 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     NonNegativeInt,
     PositiveFloat,
@@ -17,7 +18,7 @@ from pydantic import (
     model_validator,
 )
 
-from amnesia_bench.config.cache_key import NEUTRAL
+from amnesia_bench.config.cache_key import ADDED_LATER, NEUTRAL
 from amnesia_bench.config.schema import Frozen
 from amnesia_bench.records.roles import Role
 
@@ -77,6 +78,19 @@ def _weights_are_positive(mixture: dict[str, float]) -> dict[str, float]:
     return mixture
 
 
+# Which activations of a block the backward pass computes again; see `training/blocks.py`.
+Recomputation = Literal["none", "selective", "full"]
+
+
+def _no_boolean(value: object) -> object:
+    if isinstance(value, bool):
+        raise ValueError(
+            f"is none, selective or full; write {'full' if value else 'none'} for "
+            f"{str(value).lower()}"
+        )
+    return value
+
+
 class TrainConfig(Frozen):
     """One stage of training.
 
@@ -91,6 +105,10 @@ class TrainConfig(Frozen):
         micro_batch: number of sequences per forward pass of one process.
         mixture: weight of each data source, as a share of sequences.
         align_layers: indices of the layers whose mixers `align` trains.
+        activation_checkpointing: which activations of a block the backward pass computes again
+            instead of reading them from memory: `none`, `selective` (half of the matrix products
+            and everything that is cheap), or `full` (all).
+        compile: whether torch.compile fuses the operations of each block, which changes rounding.
         trusted_code_sha256: for a checkpoint with custom code, the hash of that code and of the
             references to it in the checkpoint's config files. The error message that rejects
             untrusted code prints this hash.
@@ -112,7 +130,8 @@ class TrainConfig(Frozen):
     freeze: Freeze | None = None
     optimizer: Optimizer
     compute_dtype: Dtype
-    activation_checkpointing: Annotated[bool, NEUTRAL]
+    activation_checkpointing: Annotated[Recomputation, BeforeValidator(_no_boolean), NEUTRAL]
+    compile: Annotated[bool, ADDED_LATER] = False
     loss_chunk_rows: Annotated[PositiveInt, NEUTRAL]
     checkpoints: Annotated[Checkpoints, NEUTRAL]
     trusted_code_sha256: str | None = None

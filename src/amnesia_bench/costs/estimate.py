@@ -6,13 +6,14 @@ size, T tokens in a micro-batch of one process, W processes.
     FLOPs per token   6 N + 3 x (attention products), where N excludes the embeddings and includes
                       the head. Distillation adds the teacher's forward pass. Alignment needs that
                       pass without the head, plus 3 x the forward pass of the mixers. Activation
-                      checkpointing repeats the forward pass of the layers, which takes time but
-                      does not count as model FLOPs.
+                      checkpointing repeats the forward pass of the layers (`selective`: half of
+                      it), which takes time but does not count as model FLOPs.
     state             for trained parameters the weight, gradient and two moments, for frozen ones
                       only the weight; in the master dtype, divided by W
     gathered          two layers and the embeddings (and head), with gradients, in compute dtype
-    activations       the input of each layer with activation checkpointing, or all activations of
-                      each layer without it
+    activations       the input of each layer with full activation checkpointing, or all
+                      activations of each layer without it; selective keeps the input, the output
+                      of attention, and half of the outputs of products with weights
     working           activations of one layer and their gradients, the kernel's float32 copies of
                       q, k, v, o, and the states of lightning attention, one per 64 tokens
     loss              logits of one chunk of rows, in float32 and compute dtype, and the float32
@@ -191,7 +192,8 @@ def _flops(run: TrainingRun, shape: ModelShape) -> tuple[float, float]:
     flops = 3 * (layers + 2 * shape.embedding)
     if run.train.objective == "distill":
         flops += 2 * (teacher.body + teacher.embedding) + teacher.mixing_flops(tokens)
-    return flops, layers if run.train.activation_checkpointing else 0.0
+    recomputed = {"none": 0.0, "selective": 0.5, "full": 1.0}
+    return flops, layers * recomputed[run.train.activation_checkpointing]
 
 
 def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -> Memory:
@@ -210,7 +212,12 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
     layer_activations = compute * (5 * shape.hidden + 10 * width + 4 * shape.mlp) + 4 * 4 * width
     if align:  # the teacher's forward pass records no graph, and mixers have no MLP
         layer_activations = compute * (2 * shape.hidden + 10 * width) + 4 * 4 * width
-    layer_input = compute * shape.hidden if train.activation_checkpointing else layer_activations
+    half_of_products = (shape.hidden + 4 * width + 2 * shape.mlp) / 2
+    kept = {
+        "none": layer_activations,
+        "selective": compute * (shape.hidden + width + half_of_products),
+        "full": compute * shape.hidden,
+    }
     states = 0.0
     if shape.linear is not None and (shape.linear_layers or align):
         states = 2.0 * 4 * shape.linear.state * tokens / _STATE_CHUNK_TOKENS
@@ -221,7 +228,7 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
         state=(4.0 * master * trained + master * (loaded - trained)) / processes,
         teacher=compute * teacher / processes,
         gathered=gathered,
-        activations=float(shape.layers * tokens * layer_input),
+        activations=float(shape.layers * tokens * kept[train.activation_checkpointing]),
         working=tokens * (layer_activations + backward) + states,
         loss=0.0 if align else logits + 4.0 * shape.embedding,
         reserve=_RESERVE_BYTES,

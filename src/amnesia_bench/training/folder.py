@@ -53,9 +53,12 @@ class RunIdentity:
         differences = []
         before, now = cache_key(self.run), cache_key(other.run)
         for group, old in before.items():
-            for key, value in now[group].items():
-                if old[key] != value:
-                    differences.append(f"{group}.{key} was {old[key]}, now {value}")
+            new = now[group]
+            # A field that was added later is not part of the key if it has its default value.
+            for key in dict.fromkeys((*old, *new)):
+                if old.get(key) != new.get(key):
+                    was, value = (x.get(key, "the default") for x in (old, new))
+                    differences.append(f"{group}.{key} was {was}, now {value}")
         old_parents = {parent.role: parent for parent in self.parents}
         for parent in other.parents:
             old_parent = old_parents.get(parent.role)

@@ -15,6 +15,7 @@ import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformer
 from amnesia_bench.config.train_schema import Dtype, TrainingRun
 from amnesia_bench.errors import UserError
 from amnesia_bench.modeling.mixers import LightningMixer
+from amnesia_bench.training.blocks import compile_blocks, recompute_activations
 from amnesia_bench.training.freezing import frozen_tensors
 from amnesia_bench.training.heads import TRAINABLE
 from amnesia_bench.training.loss_check import check_loss
@@ -78,14 +79,17 @@ def build_learner(
         processes.on_first(lambda: check_loss(model, teacher.folder))
         frozen_teacher = Teacher(model)
         layers = frozen_teacher.model.base_model.layers
+        if train.compile:
+            compile_blocks(layers)
         shard(frozen_teacher, layers, processes, train.compute_dtype)
     if train.objective == "align":
         assert frozen_teacher is not None
         return _aligned(run, student, frozen_teacher, processes)
     for name, parameter in student.named_parameters():
         parameter.requires_grad_(name not in frozen)
-    if train.activation_checkpointing:
-        checkpoint_activations(student)
+    recompute_activations(student.base_model.layers, train.activation_checkpointing)
+    if train.compile:
+        compile_blocks(student.base_model.layers)
     isolate_without_mask(student)
     objective = (
         NextToken(run, student) if frozen_teacher is None else Distill(run, student, frozen_teacher)
@@ -97,20 +101,13 @@ def build_learner(
     return Learner(objective=objective, names=names)
 
 
-def checkpoint_activations(model: Any) -> None:
-    """Make a model recompute its layers' activations in the backward pass, not store them."""
-    arguments = {"use_reentrant": False}
-    # transformers 5.23 renamed this method, but the GPU constraints file pins an earlier release.
-    if hasattr(model, "activation_checkpointing_enable"):
-        model.activation_checkpointing_enable(arguments)
-    else:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=arguments)
-
-
 def _aligned(run: TrainingRun, student: Any, teacher: Teacher, processes: Processes) -> Learner:
     chosen = run.train.align_layers
     layers = range(student.config.num_hidden_layers) if chosen == "all" else chosen
-    objective = Align(run, student, teacher, layers)
+    objective = Align(student, teacher, layers)
+    recompute_activations(objective.mixers.values(), run.train.activation_checkpointing)
+    if run.train.compile:
+        compile_blocks(objective.mixers.values())
     shard(objective, objective.mixers.values(), processes, run.train.compute_dtype)
     names = {}
     for name, _ in objective.named_parameters():

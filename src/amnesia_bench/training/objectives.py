@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.modeling.causal_attention import PACKED_SDPA
@@ -111,9 +110,7 @@ class Align(nn.Module):
     averaged over layers, positions and channels.
     """
 
-    def __init__(
-        self, run: TrainingRun, student: Any, teacher: Teacher, layers: Sequence[int]
-    ) -> None:
+    def __init__(self, student: Any, teacher: Teacher, layers: Sequence[int]) -> None:
         super().__init__()
         self.mixers = nn.ModuleDict(
             {str(i): student.base_model.layers[i].self_attn for i in layers}
@@ -121,12 +118,10 @@ class Align(nn.Module):
         self.rotary = student.base_model.lightning_rotary_emb
         self.metric_names = tuple(f"mse_layer_{i}" for i in layers)
         self._config = student.config
-        self._recompute = run.train.activation_checkpointing
         self._teacher = (teacher,)
-        self._recorded: dict[int, tuple[Tensor, Tensor]] = {}
-        for i in layers:
-            attention = teacher.model.base_model.layers[i].self_attn
-            attention.register_forward_hook(self._recorder(i), with_kwargs=True)
+        self._attentions = tuple(teacher.model.base_model.layers[i].self_attn for i in layers)
+        for attention in self._attentions:
+            attention.register_forward_hook(_record, with_kwargs=True)
 
     def count(self, batch: MicroBatch) -> int:
         """Return the weight of this micro-batch in the mean: the number of its positions."""
@@ -134,29 +129,19 @@ class Align(nn.Module):
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return the loss summed over positions, and the detached losses of the layers [L]."""
-        self._recorded.clear()
         self._teacher[0](batch.input_ids)
         inputs: MixerInputs | None = None
         errors = []
-        for layer, mixer in self.mixers.items():
-            attention_input, target = self._recorded.pop(int(layer))
+        for mixer, attention in zip(self.mixers.values(), self._attentions, strict=True):
+            attention_input, target = attention.recorded
+            del attention.recorded
             inputs = self._inputs(attention_input) if inputs is None else inputs
-            if self._recompute:
-                mixed, _ = checkpoint(mixer, attention_input, inputs, use_reentrant=False)
-            else:
-                mixed, _ = mixer(attention_input, inputs)
+            mixed, _ = mixer(attention_input, inputs)
             precise = torch.float64 if mixed.dtype == torch.float64 else torch.float32
             error = (mixed.to(precise) - target.to(precise)).square().mean(dim=-1).sum()
             errors.append(error)
         by_layer = torch.stack(errors)
         return by_layer.mean(), by_layer.detach()
-
-    def _recorder(self, layer: int) -> Any:
-        def record(_: nn.Module, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
-            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
-            self._recorded[layer] = hidden.detach(), output[0].detach()
-
-        return record
 
     def _inputs(self, hidden: Tensor) -> MixerInputs:
         layout = lay_out(
@@ -182,6 +167,12 @@ class Align(nn.Module):
             softmax_mask=None,
             want_weights=False,
         )
+
+
+def _record(attention: Any, args: tuple[Any, ...], kwargs: Any, output: Any) -> None:
+    """Store input and output in the module: with any other place, each layer would be compiled."""
+    hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
+    attention.recorded = hidden.detach(), output[0].detach()
 
 
 def isolate_without_mask(model: Any) -> None:

@@ -1,0 +1,86 @@
+"""Activation checkpointing and compilation of a model's blocks, before FSDP2 shards them.
+
+A block is a decoder layer, or a mixer in alignment. The forward method of the block is replaced in
+the instance. So the hooks of FSDP2 are outside of the recomputed and compiled region, and the names
+of modules and parameters do not change (`torch.compile(block)` would insert `_orig_mod`).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    create_selective_checkpoint_contexts,
+)
+
+from amnesia_bench.config.train_schema import Recomputation
+
+_Context = AbstractContextManager[None]
+
+_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+# The outputs of attention kernels are small, and take long to compute again.
+_ATTENTION = (
+    torch.ops.aten._scaled_dot_product_flash_attention.default,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
+    torch.ops.aten._scaled_dot_product_efficient_attention.default,
+    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+)
+
+
+def recompute_activations(blocks: Iterable[nn.Module], policy: Recomputation) -> None:
+    """Make blocks compute activations again in the backward pass instead of keeping them.
+
+    `selective` keeps the outputs of attention kernels and of every second product with a weight
+    matrix. All products but the last of a block need equal memory per FLOP, so the choice among
+    them does not matter; the output of the last one is not needed in the backward pass.
+    """
+    if policy == "none":
+        return
+    options: dict[str, Any] = {"use_reentrant": False}
+    if policy == "selective":
+        options["context_fn"] = _keep_every_second_product
+    for block in blocks:
+        block.forward = _recomputed(block.forward, options)
+
+
+def compile_blocks(blocks: Iterable[nn.Module]) -> None:
+    """Compile the forward and backward pass of each block; blocks of the same kind share the code.
+
+    A graph break or a change of shapes between batches is an error, because either would cost more
+    time than compilation saves. Only the number of packed documents may change.
+    """
+    for block in blocks:
+        compiled: Any = torch.compile(block.forward, fullgraph=True, dynamic=False)
+        block.forward = compiled
+
+
+def _recomputed(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
+    @functools.wraps(forward)
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
+        return checkpoint(forward, *args, **options, **kwargs)
+
+    return recomputed
+
+
+def _keep_every_second_product() -> tuple[
+    AbstractContextManager[None], AbstractContextManager[None]
+]:
+    products = 0
+
+    def policy(context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+        nonlocal products
+        if operation in _PRODUCTS and not context.is_recompute:
+            products += 1
+        keep = operation in _ATTENTION or (operation in _PRODUCTS and products % 2 == 1)
+        return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
+
+    create: Any = create_selective_checkpoint_contexts  # untyped
+    contexts: tuple[_Context, _Context] = create(policy)
+    return contexts
