@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -70,35 +71,52 @@ class RandomRows:
         return self._rows[index]
 
 
-def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[tuple[float, float]]:
-    """Train and return (seconds in compute, seconds in all else) of the steps that count."""
-    seconds: list[tuple[float, float]] = []
-    with joined_processes() as processes, tempfile.TemporaryDirectory() as scratch:
+Seconds = tuple[float, float]  # in compute, in all else
+
+
+def train_steps(
+    run: TrainingRun,
+    init: Path,
+    rows: RandomRows,
+    folder: Path,
+    observe: Callable[[StepRecord, Seconds], None],
+) -> None:
+    """Train in this process, from the newest training checkpoint in `folder` if it has one."""
+    folder.mkdir(exist_ok=True)
+    with joined_processes() as processes:
         learner = build_learner(run, open_checkpoint(init), None, processes)
-        saves = run.train.checkpoints
-        with MetricsFile(Path(scratch) / "metrics.jsonl") as metrics:
-
-            def record(step: StepRecord, spent: tuple[float, float]) -> None:
-                metrics.append({"step": step.step, "loss": step.loss, "norm": step.grad_norm})
-                if processes.device.type == "cuda":
-                    torch.cuda.synchronize()
-                seconds.append(spent)
-
-            loop = Loop(
-                LoopParts(
-                    run=run,
-                    learner=learner,
-                    batches=Batches(run, {"sft": rows}, FileOrder([rows.num_sequences]), 0, 1),
-                    checkpoints=CheckpointFolder(
-                        Path(scratch), saves, processes, records=lambda _: {}
-                    ),
-                    processes=processes,
-                    record=record,
-                    stop_requested=lambda: False,
-                )
+        loop = Loop(
+            LoopParts(
+                run=run,
+                learner=learner,
+                batches=Batches(run, {"sft": rows}, FileOrder([rows.num_sequences]), 0, 1),
+                checkpoints=CheckpointFolder(
+                    folder, run.train.checkpoints, processes, records=lambda _: {}
+                ),
+                processes=processes,
+                record=observe,
+                stop_requested=lambda: False,
             )
-            loop.start()
-            loop.run(0)
+        )
+        saved = loop.start()
+        loop.run(0 if saved is None else saved.step)
+
+
+def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[Seconds]:
+    """Train and return the seconds of the steps that count."""
+    seconds: list[Seconds] = []
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        MetricsFile(Path(scratch) / "metrics.jsonl") as metrics,
+    ):
+
+        def record(step: StepRecord, spent: Seconds) -> None:
+            metrics.append({"step": step.step, "loss": step.loss, "norm": step.grad_norm})
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(spent)
+
+        train_steps(run, init, rows, Path(scratch), record)
     return seconds[UNCOUNTED_STEPS:]
 
 
@@ -226,7 +244,8 @@ def trainer_step_seconds(
 
     class Watch(TrainerCallback):
         def on_step_end(self, *_: object, **__: object) -> None:
-            torch.cuda.synchronize()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             ends.append(time.perf_counter())
 
     model = HypeNetForCausalLM.from_pretrained(init, dtype=torch.float32)
