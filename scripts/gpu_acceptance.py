@@ -38,7 +38,9 @@ def install_wheels(wheels: Path) -> None:
     """Install wheels without a network, and start this script again with them in its path."""
     site = tempfile.mkdtemp(prefix="wheels-")
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps"]
-    subprocess.run([*command, "--target", site, *map(str, sorted(wheels.glob("*.whl")))], check=True)
+    subprocess.run(
+        [*command, "--target", site, *map(str, sorted(wheels.glob("*.whl")))], check=True
+    )
     path = os.pathsep.join([str(ROOT / "src"), site, os.environ.get("PYTHONPATH", "")])
     os.environ["PYTHONPATH"] = path
     kept = [word for word in sys.argv if word != "--wheels" and word != str(wheels)]
@@ -71,14 +73,16 @@ def run_step(name: str, setup: Setup, out: Path) -> dict[str, Any]:
         if process.is_alive():
             os.killpg(process.pid, stop)
             process.join(3)
-    if result["status"] == "ok" and not all(v.get("holds", True) for v in result["values"].values()):
+    if result["status"] == "ok" and not all(
+        v.get("holds", True) for v in result["values"].values()
+    ):
         result["status"] = "a value is outside its limit"
     return result | {"seconds": round(time.monotonic() - started, 1)}
 
 
 def _in_child(name: str, setup: Setup, sender: Connection, log: Path) -> None:
-    from acceptance.setup import NotHereError, Values
     from acceptance import STEPS
+    from acceptance.setup import NotHereError, Values
 
     os.setpgid(0, 0)
     with log.open("a") as file:

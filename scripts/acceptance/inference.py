@@ -8,6 +8,7 @@ from typing import Any
 from unittest import mock
 
 import torch
+
 from acceptance.setup import (
     NotHereError,
     Setup,
@@ -16,12 +17,11 @@ from acceptance.setup import (
     peak_bytes,
     synchronize,
 )
-from bench_engines import needle_requests
-
 from amnesia_bench.inference.language_model import prepare_model
 from amnesia_bench.inference.protocol import EngineOptions, PromptRequest
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.modeling import causal_attention
+from bench_engines import needle_requests
 
 
 @torch.inference_mode()

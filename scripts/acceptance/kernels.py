@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from acceptance.setup import Setup, Values, keep_few_kernel_configs, synchronize
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from acceptance.setup import Setup, Values, keep_few_kernel_configs, synchronize
 from amnesia_bench.inference.language_model import prepare_model
 from amnesia_bench.modeling import HypeNetForCausalLM, alibi_log_decay, lightning_attention
 from amnesia_bench.modeling.lightning_torch import torch_lightning

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_engines import word_tokenizer
-from bench_train import random_checkpoint
 
 from amnesia_bench.modeling import HypeNetForCausalLM
 from amnesia_bench.modeling.named_configs import load_model_config
+from bench_engines import word_tokenizer
+from bench_train import random_checkpoint
 
 # fla compiles up to 48 configs of each kernel and keeps the fastest: minutes on an empty cache.
 # The step's time allows this many. Measured speeds are therefore lower bounds.

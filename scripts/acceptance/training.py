@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.profiler import ProfilerActivity, profile
+
 from acceptance.setup import (
     NotHereError,
     Setup,
@@ -17,9 +19,6 @@ from acceptance.setup import (
     peak_bytes,
     synchronize,
 )
-from bench_train import RandomRows, Seconds, random_checkpoint, sft, train_steps, trainer_step_seconds
-from torch.profiler import ProfilerActivity, profile
-
 from amnesia_bench.config.load import load_hypenet
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.costs.estimate import TrainingEstimate, estimate_training
@@ -27,6 +26,14 @@ from amnesia_bench.costs.gpus import GPUS
 from amnesia_bench.costs.model_shape import read_model_shape
 from amnesia_bench.modeling.named_configs import load_model_config
 from amnesia_bench.training.loop import StepRecord
+from bench_train import (
+    RandomRows,
+    Seconds,
+    random_checkpoint,
+    sft,
+    train_steps,
+    trainer_step_seconds,
+)
 
 STEPS, UNCOUNTED = 8, 3
 # The loop reads two values of each step from the GPU: its loss and its gradient norm.
