@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -26,7 +27,7 @@ from bench_engines import needle_requests
 
 @torch.inference_mode()
 def long_prefill(setup: Setup, values: Values) -> None:
-    """Prefill 256K tokens in chunks: no mask of all pairs, and memory close to weights and cache."""
+    """Prefill 256K tokens in chunks: no mask of all pairs, little memory beyond the cache."""
     if setup.cuda:
         keep_few_kernel_configs()
     tokens, chunk = (1024, 128) if setup.small else (256 * 1024, 2048)
@@ -85,8 +86,6 @@ def _seconds(setup: Setup, engine: Any, lengths: list[int], new: int) -> float:
 def _requests(setup: Setup, engine: Any, lengths: list[int], new: int) -> list[PromptRequest]:
     vocab = engine.module.config.vocab_size
     longest = needle_requests(max(2, len(lengths)), max(lengths) + 64, vocab, new)
-    from dataclasses import replace
-
     return [
         replace(request, tokens=request.tokens[-length:])
         for request, length in zip(longest, lengths, strict=False)

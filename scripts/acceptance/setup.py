@@ -1,4 +1,4 @@
-"""What the steps of gpu_acceptance.py share: sizes, recorded values, models, fewer kernel configs."""
+"""What the steps of gpu_acceptance.py share: sizes, recorded values, models, kernel configs."""
 
 from __future__ import annotations
 
