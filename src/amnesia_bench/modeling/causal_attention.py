@@ -19,6 +19,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from .packed_attention_op import packed_attention_by_op, window_mask
 from .packing import PackedRows
 
 CAUSAL_SDPA = "causal_sdpa"
@@ -144,21 +145,16 @@ def packed_sdpa(  # noqa: PLR0913 - transformers' attention interface
     separate document.
     """
     qkv = (query, key, value)
+    by_op = query.is_cpu and not options.get("dropout") and torch.compiler.is_compiling()
+    if packed is not None and by_op:
+        scaling = options.get("scaling")
+        return packed_attention_by_op(qkv, packed.cu_seqlens, scaling, sliding_window), None
     rows = ((x,) if packed is None else packed.split(x, dim=2) for x in qkv)
     outputs = []
     for q, k, v in zip(*rows, strict=True):
-        mask = _window(q.shape[2], sliding_window, query.device)
+        mask = window_mask(q.shape[2], sliding_window, query.device)
         outputs.append(causal_sdpa(module, q, k, v, mask, **options)[0])
     return torch.cat(outputs, dim=1), None
-
-
-def _window(tokens: int, window: int | None, device: torch.device) -> Tensor | None:
-    """Return the mask [1, 1, T, T] of a sliding window, or None if it covers all T tokens."""
-    if window is None or tokens <= window:
-        return None
-    position = torch.arange(tokens, device=device)
-    distance = position[:, None] - position
-    return ((distance >= 0) & (distance < window))[None, None]
 
 
 AttentionInterface.register(CAUSAL_SDPA, causal_sdpa)

@@ -12,17 +12,23 @@ Shapes: B batch, T tokens, H heads, K key dim, V value dim, N documents, C chunk
 
 from __future__ import annotations
 
-import functools
+import contextlib
 import importlib.util
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from .input_errors import InvalidModelInputError
-from .lightning_fla import fla_lightning
+from .lightning_op import lightning_by_op
 from .lightning_torch import torch_lightning
 from .packing import Boundaries, PackedRows
+
+# Known at import, so that a compiled graph does not search for a package. This does not import fla,
+# which would take seconds.
+_FLA_IS_INSTALLED = importlib.util.find_spec("fla") is not None
+_op_on_every_device = False
 
 
 def alibi_log_decay(num_heads: int) -> Tensor:
@@ -53,9 +59,12 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
 ) -> tuple[Tensor, Tensor]:
     """Apply lightning attention to a batch of sequences.
 
-    On CUDA this function uses fla's kernels if fla is installed; otherwise, and for float64, it
-    uses plain PyTorch. It chooses at each call. Arithmetic and states are in float32 (float64 for
-    float64 inputs), even under autocast.
+    On CUDA this function calls fla's kernels, as one op, if fla is installed; otherwise, and for
+    float64, it uses plain PyTorch. It chooses at each call, and autocast does not affect it.
+
+    States are float32 (float64 for float64 inputs), and so is the arithmetic in PyTorch. fla's
+    kernels multiply bfloat16 operands as bfloat16 numbers, with sums in float32, and others as
+    float32 numbers without TF32.
 
     Args:
         q: queries [B, T, H, K].
@@ -81,23 +90,38 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
         cu_seqlens = PackedRows.from_cu_seqlens(cu_seqlens, q.shape[1], q.device)
     _check_states(q, v, initial_state, cu_seqlens)
     scale = q.shape[3] ** -0.5 if scale is None else scale
+    # Compiled code calls the op on a CPU too. Otherwise, loops over documents and chunks would be
+    # unrolled, and compiled for each batch again.
+    can_use_op = _FLA_IS_INSTALLED if q.is_cuda else torch.compiler.is_compiling()
+    by_op = q.dtype != torch.float64 and (_op_on_every_device or can_use_op)
     precise = torch.float64 if q.dtype == torch.float64 else torch.float32
+    operand_dtype = torch.bfloat16 if by_op and q.dtype == torch.bfloat16 else precise
     with torch.autocast(q.device.type, enabled=False):
-        queries, keys, values, decay = (x.to(precise) for x in (q, k, v, log_decay))
+        qkv = q.to(operand_dtype), k.to(operand_dtype), v.to(operand_dtype)
         state = None if initial_state is None else initial_state.to(precise)
-        if q.is_cuda and precise == torch.float32 and fla_is_installed():
-            output, state = fla_lightning((queries, keys, values), decay, scale, state, cu_seqlens)
-        else:
-            output, state = torch_lightning(
-                (queries, keys, values), decay, scale, state, cu_seqlens
-            )
+        run = lightning_by_op if by_op else torch_lightning
+        output, state = run(qkv, log_decay.to(precise), scale, state, cu_seqlens)
     return output.to(q.dtype), state
 
 
-@functools.cache
 def fla_is_installed() -> bool:
-    """Return whether fla is installed, without the import, which would take seconds."""
-    return importlib.util.find_spec("fla") is not None
+    """Return whether fla is installed."""
+    return _FLA_IS_INSTALLED
+
+
+@contextlib.contextmanager
+def lightning_op_on_every_device() -> Iterator[None]:
+    """Use the op of fla's kernels on every device, also where fla or a GPU is missing.
+
+    On a CPU the op computes in PyTorch, and on fake tensors only shapes. So what is compiled, or
+    run on fake tensors, within this context is what would run on CUDA.
+    """
+    global _op_on_every_device
+    before, _op_on_every_device = _op_on_every_device, True
+    try:
+        yield
+    finally:
+        _op_on_every_device = before
 
 
 def _check_states(
@@ -107,7 +131,7 @@ def _check_states(
         raise InvalidModelInputError(
             f"cu_seqlens with a batch of {q.shape[0]} rows", hint="Pack all documents into one row."
         )
-    num_states = q.shape[0] if packed is None else len(packed.documents)
+    num_states = q.shape[0] if packed is None else packed.num_documents
     expected = (num_states, q.shape[2], q.shape[3], v.shape[3])
     if initial_state is not None and initial_state.shape != expected:
         raise InvalidModelInputError(

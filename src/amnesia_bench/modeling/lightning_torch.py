@@ -16,11 +16,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .packing import PackedRows, split_rows
+from .packing import CHUNK, PackedRows, split_rows
 
-# fla's kernels are tuned for chunks of 64 tokens. On a CPU, 64 was faster than 32, 128 and 256 at
-# H=16, K=V=128.
-CHUNK = 64
 # With small states, most of the time on a CPU is call overhead. So a span of several chunks is
 # processed with one call per product, as long as its states fit into the CPU's cache. According to
 # measurements the limit is 1 MB: for larger states, one chunk at a time is faster.
@@ -52,6 +49,46 @@ def torch_lightning(
         outputs.append(output)
         states.append(state)
     return torch.cat(outputs, dim=1), torch.cat(states, dim=0)
+
+
+def torch_lightning_backward(
+    grads: tuple[Tensor, Tensor | None],
+    qkv: Qkv,
+    log_decay: Tensor,
+    scale: float,
+    initial_state: Tensor | None,
+    packed: PackedRows | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of q, k, v and of the initial state, without autograd.
+
+    Each gradient is lightning attention again, with other operands. For gradients do of the outputs
+    and dS_T of the last state:
+
+        dq_t = scale * (sum over s <= t of gamma^(t-s) k_s (v_s . do_t) + gamma^t S_0 do_t)
+        dk_t = sum over s >= t of gamma^(s-t) q_s scale (do_s . v_t) + gamma^(T-t) dS_T v_t
+        dv_t = sum over s >= t of gamma^(s-t) do_s scale (q_s . k_t) + gamma^(T-t) dS_T^T k_t
+
+    The last two run backwards in time. The arguments are those of `torch_lightning`; `grads` are
+    the gradients of its results.
+    """
+    (grad, grad_end), (q, k, v) = grads, qkv
+    bounds = None if packed is None else [packed.num_tokens - x for x in reversed(packed.bounds)]
+    flipped = None if bounds is None else PackedRows.from_bounds(tuple(bounds), q.device)
+    # Packed documents change places when the row is reversed.
+    order = [0] if packed is not None else []
+    backward_state = None
+    if grad_end is not None:
+        # At the last token, dS_T has not decayed yet, and it has no scale.
+        undo = torch.exp(-log_decay)[:, None, None] / scale
+        backward_state = (grad_end * undo).flip(order)
+    initial = None if initial_state is None else initial_state.mT
+    dq, _ = torch_lightning((grad, v, k), log_decay, scale, initial, packed)
+    q, k, v, grad = (x.flip(1) for x in (q, k, v, grad))
+    dv, end = torch_lightning((k, q, grad), log_decay, scale, backward_state, flipped)
+    backward_state = None if backward_state is None else backward_state.mT
+    dk, _ = torch_lightning((v, grad, q), log_decay, scale, backward_state, flipped)
+    grad_initial = (end * log_decay.exp()[:, None, None] * scale).flip(order)
+    return dq, dk.flip(1), dv.flip(1), grad_initial
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from .causal_attention import causal_sdpa
+from .causal_attention import causal_sdpa, packed_sdpa
 from .configuration_hypenet import HypeNetConfig
 from .lightning_attention import alibi_log_decay, lightning_attention
 from .packing import PackedRows
@@ -188,20 +188,9 @@ class SoftmaxMixer(nn.Module):
             if "flash" in str(name):
                 options |= _flash_varlen(packed)
             else:
-                return self._attend_per_document(attend, qkv, packed, options), None
+                return packed_sdpa(self, *qkv, None, packed=packed, **options)
         output, weights = attend(self, *qkv, inputs.softmax_mask, **options)
         return output, weights if inputs.want_weights else None
-
-    def _attend_per_document(
-        self,
-        attend: Callable[..., tuple[Tensor, Tensor | None]],
-        qkv: tuple[Tensor, Tensor, Tensor],
-        packed: PackedRows,
-        options: dict[str, Any],
-    ) -> Tensor:
-        documents = zip(*(packed.split(x, dim=2) for x in qkv), strict=True)
-        outputs = [attend(self, *document, None, **options)[0] for document in documents]
-        return torch.cat(outputs, dim=1)
 
 
 def _flash_varlen(packed: PackedRows) -> dict[str, Any]:

@@ -5,7 +5,6 @@ Shapes: B batch, T tokens of this forward pass, N documents, V valid (not paddin
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,18 +15,46 @@ from torch import Tensor
 
 from .input_errors import InvalidModelInputError
 
+# fla's kernels are tuned for chunks of 64 tokens. On a CPU, 64 was faster than 32, 128 and 256 at
+# H=16, K=V=128.
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class ChunkTable:
+    """The C chunks of at most `CHUNK` tokens into which kernels divide N packed documents."""
+
+    index: Tensor  # [C, 2] int32: the document of each chunk, and its number within the document
+    offsets: Tensor  # [N + 1] int32: the number of chunks before each document
+
 
 @dataclass(frozen=True)
 class PackedRows:
     """Documents packed in one row; document n consists of tokens bounds[n] to bounds[n + 1] - 1.
 
-    `cu_seqlens` contains the same boundaries as an int32 tensor on the row's device. Build one
-    object per batch and pass it to every layer: fla caches its chunk index by the identity of the
-    tensor, and thanks to `bounds` no layer copies the boundaries from the device.
+    `cu_seqlens` contains the same boundaries as an int32 tensor on the row's device, and `chunks`
+    the chunks of the documents. Build one object per batch, and pass it to every layer. Then no
+    layer copies boundaries to or from the device, and the launch of a kernel depends only on the
+    shapes of these tensors.
     """
 
     bounds: tuple[int, ...]
+    num_tokens: int
     cu_seqlens: Tensor
+    chunks: ChunkTable
+
+    @classmethod
+    def from_bounds(cls, bounds: tuple[int, ...], device: torch.device) -> PackedRows:
+        """Build the object from boundaries that are known to be valid."""
+        counts = [-(-(stop - start) // CHUNK) for start, stop in itertools.pairwise(bounds)]
+        index = [(n, chunk) for n, count in enumerate(counts) for chunk in range(count)]
+        offsets = list(itertools.accumulate(counts, initial=0))
+        chunks = ChunkTable(_int32(index, device), _int32(offsets, device))
+        return cls(bounds, bounds[-1], _int32(bounds, device), chunks)
+
+    def to(self, device: torch.device) -> PackedRows:
+        """Return the object for a device."""
+        return self.from_bounds(self.bounds, device)
 
     @classmethod
     def from_cu_seqlens(
@@ -65,14 +92,14 @@ class PackedRows:
                     f"cu_seqlens is not increasing: entry {n + 1} is {stop} after {start}",
                     hint="Leave empty documents out.",
                 )
-        packed = cls(bounds, torch.tensor(bounds, dtype=torch.int32, device=device))
+        packed = cls.from_bounds(bounds, device)
         packed._check_end(num_tokens)
         return packed
 
     def _check_end(self, num_tokens: int) -> None:
-        if self.bounds[-1] != num_tokens:
+        if self.num_tokens != num_tokens:
             raise InvalidModelInputError(
-                f"cu_seqlens ends at {self.bounds[-1]}, but the row has {num_tokens} tokens",
+                f"cu_seqlens ends at {self.num_tokens}, but the row has {num_tokens} tokens",
                 hint="Make trailing padding a separate document.",
             )
 
@@ -88,10 +115,10 @@ class PackedRows:
         num_tokens = position_ids.shape[1]
         return cls.from_cu_seqlens([*starts, num_tokens], num_tokens, position_ids.device)
 
-    @functools.cached_property
-    def cu_seqlens_cpu(self) -> Tensor:
-        """The boundaries as an int32 tensor on the CPU."""
-        return torch.tensor(self.bounds, dtype=torch.int32)
+    @property
+    def num_documents(self) -> int:
+        """The number of documents, from the shape of a tensor: compiled code guards on no bound."""
+        return self.cu_seqlens.shape[0] - 1
 
     @property
     def documents(self) -> tuple[tuple[int, int], ...]:
@@ -139,8 +166,16 @@ class PaddedRows:
         return cls(
             token_index=valid.flatten().nonzero().flatten(),
             row_index=row_index,
-            packed=PackedRows(tuple(bounds.tolist()), bounds.to(torch.int32)),
+            packed=PackedRows.from_bounds(tuple(bounds.tolist()), valid.device),
         )
+
+
+def _int32(values: Sequence[object], device: torch.device) -> Tensor:
+    table = torch.tensor(values, dtype=torch.int32)
+    if device.type == "cuda" and torch.cuda.is_available():
+        # From memory that is not pinned, the host would wait for the copy.
+        return table.pin_memory().to(device, non_blocking=True)
+    return table.to(device)
 
 
 def split_rows(row: Tensor, tokens: Sequence[int], dim: int) -> tuple[Tensor, ...]:

@@ -87,9 +87,7 @@ class MicroBatch:
         """Copy the micro-batch to a device; for the CPU, return it unchanged."""
         if device.type == "cpu":
             return self
-        packed = self.packed
-        if packed is not None:
-            packed = PackedRows(packed.bounds, packed.cu_seqlens.to(device, non_blocking=True))
+        packed = None if self.packed is None else self.packed.to(device)
         ids, at, targets = (
             x.pin_memory().to(device, non_blocking=True)
             for x in (self.input_ids, self.targets_at, self.targets)

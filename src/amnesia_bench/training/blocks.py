@@ -21,16 +21,21 @@ from torch.utils.checkpoint import (
 )
 
 from amnesia_bench.config.train_schema import Recomputation
+from amnesia_bench.errors import UserError
+from amnesia_bench.modeling import PackedRows
 
 _Context = AbstractContextManager[None]
 
-_PRODUCTS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default)
+_PRODUCTS = ("aten::mm", "aten::addmm")
 # The outputs of attention kernels are small, and take long to compute again.
 _ATTENTION = (
-    torch.ops.aten._scaled_dot_product_flash_attention.default,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default,
-    torch.ops.aten._scaled_dot_product_efficient_attention.default,
-    torch.ops.aten._scaled_dot_product_cudnn_attention.default,
+    "aten::_scaled_dot_product_flash_attention",
+    "aten::_scaled_dot_product_flash_attention_for_cpu",
+    "aten::_scaled_dot_product_efficient_attention",
+    "aten::_scaled_dot_product_cudnn_attention",
+    "torch_attn::_varlen_attn",
+    "amnesia_bench::packed_attention",
+    "amnesia_bench::lightning",
 )
 
 
@@ -50,6 +55,30 @@ def recompute_activations(blocks: Iterable[nn.Module], policy: Recomputation) ->
         block.forward = _recomputed(block.forward, options)
 
 
+def check_compilers(device: torch.device) -> None:
+    """Check that the programs which torch.compile calls are installed.
+
+    Raises:
+        UserError: there is no C++ compiler, or for a GPU no Triton.
+    """
+    # Imported here, since runs without compilation do not need these modules, which take seconds.
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
+    missing = "Triton" if device.type == "cuda" and not has_triton() else None
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        missing = "a C++ compiler"
+    if missing is not None:
+        raise UserError(
+            f"train.compile=true needs {missing}, which was not found",
+            hint="Install Triton with pip, or a compiler such as g++ (the environment variable CXX "
+            "may name one). Training without it is slower: train.compile=false.",
+        )
+
+
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Compile the forward and backward pass of each block; blocks of the same kind share the code.
 
@@ -59,6 +88,12 @@ def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     for block in blocks:
         compiled: Any = torch.compile(block.forward, fullgraph=True, dynamic=False)
         block.forward = compiled
+
+
+def let_documents_vary(packed: PackedRows) -> None:
+    """Compile code for any number of documents, and of their chunks, from the first batch on."""
+    for boundaries in (packed.cu_seqlens, packed.chunks.index, packed.chunks.offsets):
+        torch._dynamo.mark_dynamic(boundaries, 0)
 
 
 def _recomputed(forward: Callable[..., Any], options: dict[str, Any]) -> Callable[..., Any]:
@@ -74,11 +109,11 @@ def _keep_every_second_product() -> tuple[
 ]:
     products = 0
 
-    def policy(context: Any, operation: Any, *_: Any, **__: Any) -> CheckpointPolicy:
+    def policy(_: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
         nonlocal products
-        if operation in _PRODUCTS and not context.is_recompute:
-            products += 1
-        keep = operation in _ATTENTION or (operation in _PRODUCTS and products % 2 == 1)
+        name = operation.name()
+        products += name in _PRODUCTS
+        keep = name in _ATTENTION or (name in _PRODUCTS and products % 2 == 1)
         return CheckpointPolicy.MUST_SAVE if keep else CheckpointPolicy.PREFER_RECOMPUTE
 
     create: Any = create_selective_checkpoint_contexts  # untyped

@@ -20,6 +20,7 @@ from amnesia_bench.modeling.causal_attention import PACKED_SDPA
 from amnesia_bench.modeling.mixers import MixerInputs
 from amnesia_bench.modeling.token_layout import TokenInputs, lay_out
 from amnesia_bench.training.batches import MicroBatch
+from amnesia_bench.training.blocks import let_documents_vary
 from amnesia_bench.training.chunked_loss import chunked_cross_entropy, chunked_kl
 from amnesia_bench.training.heads import Head, head_of, trainable
 
@@ -55,6 +56,7 @@ class NextToken(nn.Module):
         super().__init__()
         self.student = student
         self._rows = run.train.loss_chunk_rows
+        self._compiled = run.train.compile
 
     def count(self, batch: MicroBatch) -> int:
         """Return the weight of this micro-batch in the mean: the number of trained positions."""
@@ -62,6 +64,8 @@ class NextToken(nn.Module):
 
     def forward(self, batch: MicroBatch) -> tuple[Tensor, Tensor]:
         """Return the summed loss and an empty tensor, since there are no metrics per layer."""
+        if self._compiled and batch.packed is not None:
+            let_documents_vary(batch.packed)
         hidden = hidden_states(self.student, batch).flatten(0, 1)
         chosen = hidden.index_select(0, batch.targets_at)
         loss = chunked_cross_entropy(chosen, head_of(self.student), batch.targets, self._rows)
