@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -154,25 +155,32 @@ def repeat_and_resume(setup: Setup, values: Values) -> None:
     if setup.cuda:
         keep_few_kernel_configs()
     init = random_checkpoint(setup.scratch / "laptop", "tiny" if setup.small else "laptop")
-    tokens = 256 if setup.small else 4096
+    tokens = 64 if setup.small else 4096
     vocab = load_model_config("tiny" if setup.small else "laptop").vocab_size
     rows = RandomRows(8, tokens, vocab, tokens // DOCUMENTS)
     runs = {}
     for name, ends in {"first": [6], "second": [6], "resumed": [3, 6]}.items():
         records: list[StepRecord] = []
         for end in ends:
-            folder = setup.scratch / name
-            overrides = [f"train.sequence_tokens={tokens}", "train.global_batch=2",
-                         "train.micro_batch=1", "train.compile=false"]  # fmt: skip
-            run = sft("sft_miromind_2b", overrides, end)
-            saves = run.train.checkpoints.model_copy(update={"every_steps": 3})
-            train = run.train.model_copy(update={"checkpoints": saves})
-            run = run.model_copy(update={"train": train})
-            train_steps(run, init, rows, folder, lambda step, _: records.append(step))
+            run = _saving(end, tokens)
+            train_steps(run, init, rows, setup.scratch / name, _appending_to(records))
         runs[name] = [(record.loss, record.grad_norm or 0.0) for record in records]
-        shutil.rmtree(folder)
+        shutil.rmtree(setup.scratch / name)
     for name in ("second", "resumed"):
         values.note(**{f"{name} run has the same bits": runs[name] == runs["first"]})
         pairs = zip(sum(runs[name], ()), sum(runs["first"], ()), strict=True)
         difference = max(abs(ours - theirs) / abs(theirs) for ours, theirs in pairs)
         values.at_most(f"{name} run differs by", difference, 1e-2, "bfloat16 rounding")
+
+
+def _appending_to(records: list[StepRecord]) -> Callable[[StepRecord, Seconds], None]:
+    return lambda step, _: records.append(step)
+
+
+def _saving(steps: int, tokens: int) -> TrainingRun:
+    """Return an eager SFT that saves every three steps."""
+    overrides = [f"train.sequence_tokens={tokens}", "train.global_batch=2", "train.micro_batch=1"]
+    run = sft("sft_miromind_2b", [*overrides, "train.compile=false"], steps)
+    saves = run.train.checkpoints.model_copy(update={"every_steps": 3})
+    train = run.train.model_copy(update={"checkpoints": saves})
+    return run.model_copy(update={"train": train})

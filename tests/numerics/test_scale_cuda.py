@@ -1,4 +1,4 @@
-"""What runs at scale, together: bfloat16, recomputation, compiled blocks, packed long rows, resumes.
+"""What runs at scale, together: bfloat16, recomputation, compiled blocks, packed rows, resumes.
 
 Each test runs on a GPU at a size that takes the same kernels as a full-scale run, and on a CPU at a
 small size, which proves that the test itself works.
