@@ -82,7 +82,7 @@ def run_step(name: str, setup: Setup, out: Path) -> dict[str, Any]:
 
 def _in_child(name: str, setup: Setup, sender: Connection, log: Path) -> None:
     from acceptance import STEPS
-    from acceptance.setup import NotHereError, Values
+    from acceptance.setup import NotHereError, Values, support_older_torch
 
     os.setpgid(0, 0)
     with log.open("a") as file:
@@ -90,6 +90,7 @@ def _in_child(name: str, setup: Setup, sender: Connection, log: Path) -> None:
         os.dup2(file.fileno(), 2)
     print(f"== {name}: {STEPS[name].__name__}", flush=True)
     try:
+        support_older_torch()
         STEPS[name](setup, Values(lambda values: sender.send(("value", values))))
         sender.send(("end", {"status": "ok"}))
     except NotHereError as error:

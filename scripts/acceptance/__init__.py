@@ -9,6 +9,7 @@ STEPS: dict[str, Callable[[Setup, Values], None]] = {
     "1": kernels.versions_and_rates,
     "2": kernels.lightning_kernels,
     "3": kernels.golden_and_caches,
+    "4d": training.dry_run_of_sft_step,
     "4": training.sft_step,
     "4c": training.compiled_sft_step,
     "4t": training.sft_step_of_trainer,

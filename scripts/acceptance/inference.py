@@ -14,7 +14,6 @@ from acceptance.setup import (
     NotHereError,
     Setup,
     Values,
-    keep_few_kernel_configs,
     peak_bytes,
     synchronize,
 )
@@ -28,8 +27,6 @@ from bench_engines import needle_requests
 @torch.inference_mode()
 def long_prefill(setup: Setup, values: Values) -> None:
     """Prefill 256K tokens in chunks: no mask of all pairs, little memory beyond the cache."""
-    if setup.cuda:
-        keep_few_kernel_configs()
     tokens, chunk = (1024, 128) if setup.small else (256 * 1024, 2048)
     module = setup.model()
     config = module.config
@@ -56,8 +53,6 @@ def long_prefill(setup: Setup, values: Values) -> None:
 
 def decode(setup: Setup, values: Values) -> None:
     """Time a decoding step of 1 and 64 rows, of equal and of unequal lengths."""
-    if setup.cuda:
-        keep_few_kernel_configs()
     engine = _engine(setup)
     tokens, steps = (64, 8) if setup.small else (1024, 32)
     for rows in (1, 2 if setup.small else 64):
@@ -105,7 +100,6 @@ def out_of_memory(setup: Setup, values: Values) -> None:
     """Answer a batch that does not fit: the engine halves it, and all answers arrive."""
     if not setup.cuda:
         raise NotHereError("memory of a GPU cannot run out on a CPU")
-    keep_few_kernel_configs()
     engine = _engine(setup)
     lengths = [16_000] * 64
     list(engine.generate(_requests(setup, engine, lengths[:1], 4)))  # compiles the kernels

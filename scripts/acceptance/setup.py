@@ -1,7 +1,8 @@
-"""What the steps of gpu_acceptance.py share: sizes, recorded values, models, kernel configs."""
+"""What the steps of gpu_acceptance.py share: sizes, recorded values, models, older PyTorch."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,10 @@ from typing import Any
 
 import torch
 
-from amnesia_bench.modeling import HypeNetForCausalLM
+from amnesia_bench.modeling import HypeNetForCausalLM, causal_attention
 from amnesia_bench.modeling.named_configs import load_model_config
 from bench_engines import word_tokenizer
 from bench_train import random_checkpoint
-
-# fla compiles up to 48 configs of each kernel and keeps the fastest: minutes on an empty cache.
-# The step's time allows this many. Measured speeds are therefore lower bounds.
-KERNEL_CONFIGS = 2
 
 
 class NotHereError(Exception):
@@ -67,6 +64,10 @@ class Setup:
         """The name of the HypeNet that is trained and asked."""
         return "tiny" if self.small else "2b"
 
+    def measured(self, step: str, name: str) -> Any:
+        """Return a value that an earlier step measured; None if that step did not come so far."""
+        return self.earlier.get(step, {}).get("values", {}).get(name, {}).get("measured")
+
     def checkpoint(self) -> Path:
         """Return a checkpoint with random weights in bfloat16; it is written on first use."""
         folder = self.scratch / self.size
@@ -99,16 +100,16 @@ def synchronize() -> None:
         torch.cuda.synchronize()
 
 
-def keep_few_kernel_configs() -> None:
-    """Limit the configs that Triton tries for each kernel; call this before fla is imported."""
-    from triton.runtime.autotuner import Autotuner
+def support_older_torch() -> None:
+    """Give `varlen_attn` of torch 2.11 and 2.12 the argument `enable_gqa` of torch 2.13."""
+    original = causal_attention.varlen_attn
+    if "enable_gqa" in inspect.signature(original).parameters:
+        return
 
-    original: Any = Autotuner.__init__
+    def with_gqa(q: Any, k: Any, v: Any, *args: Any, enable_gqa: bool, **kwargs: Any) -> Any:
+        if enable_gqa:
+            repeats = q.shape[1] // k.shape[1]
+            k, v = (x.repeat_interleave(repeats, dim=1) for x in (k, v))
+        return original(q, k, v, *args, **kwargs)
 
-    def limited(self: Any, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        # Few warps with large blocks spill registers, so prefer four warps.
-        self.configs.sort(key=lambda config: (abs(config.num_warps - 4), config.num_stages))
-        del self.configs[KERNEL_CONFIGS:]
-
-    Autotuner.__init__ = limited
+    causal_attention.varlen_attn = with_gqa

@@ -16,7 +16,6 @@ from acceptance.setup import (
     NotHereError,
     Setup,
     Values,
-    keep_few_kernel_configs,
     peak_bytes,
     synchronize,
 )
@@ -26,6 +25,8 @@ from amnesia_bench.costs.estimate import TrainingEstimate, estimate_training
 from amnesia_bench.costs.gpus import GPUS
 from amnesia_bench.costs.model_shape import read_model_shape
 from amnesia_bench.modeling.named_configs import load_model_config
+from amnesia_bench.requests.training import DryRunRequest
+from amnesia_bench.training.dry_run.measure import dry_run
 from amnesia_bench.training.loop import StepRecord
 from bench_train import (
     RandomRows,
@@ -42,6 +43,13 @@ SYNCHRONISATIONS = 2
 DOCUMENTS = 4  # in each row
 
 
+def dry_run_of_sft_step(setup: Setup, values: Values) -> None:
+    """Calculate the memory of the SFT step on tensors without data."""
+    run = _run(setup, compiled=False)
+    needs = dry_run(DryRunRequest(run=run, init=setup.checkpoint(), processes=1))
+    values.note(peak_bytes=needs.peak, flops_per_token=needs.hardware_flops_per_token)
+
+
 def sft_step(setup: Setup, values: Values) -> None:
     """Time an SFT step, and compare memory with the estimate; count looks at the GPU."""
     _measure(setup, values, compiled=False)
@@ -53,8 +61,6 @@ def compiled_sft_step(setup: Setup, values: Values) -> None:
 
 
 def _measure(setup: Setup, values: Values, compiled: bool) -> None:
-    if setup.cuda:
-        keep_few_kernel_configs()
     run, rows = _run(setup, compiled), _rows(setup)
     watch = _Watch(setup)
     train_steps(run, setup.checkpoint(), rows, setup.scratch / f"sft-{compiled}", watch.observe)
@@ -62,11 +68,16 @@ def _measure(setup: Setup, values: Values, compiled: bool) -> None:
     estimate = _estimate(setup, run)
     speed = run.train.sequence_tokens / step
     values.note(tokens_per_second=speed, losses=watch.losses, step_ms=step * 1e3)
+    if (rate := setup.measured("1", "bf16_matmul_tflops")) is not None:
+        bound = rate * 1e12 / estimate.hardware_flops_per_token
+        values.beside("tokens_per_second of products alone", speed, bound, "rate of step 1")
     values.note(compute_share=[compute / (compute + other) for compute, other in watch.seconds])
     if setup.cuda:
         peak = GPUS["h200"].flops_per_second
         values.note(mfu=speed * estimate.flops_per_token / peak)
         values.at_most("peak_bytes", peak_bytes(), estimate.memory.total, "costs.estimate")
+        if (calculated := setup.measured("4d", "peak_bytes")) is not None:
+            values.beside("peak_bytes of the dry run", peak_bytes(), calculated, "step 4d")
         source = "the loop reads a loss and a gradient norm"
         values.at_most("synchronisations", len(watch.waits), SYNCHRONISATIONS, source)
         values.note(synchronised_at=sorted(set(watch.waits))[:20])
@@ -137,23 +148,17 @@ def sft_step_of_trainer(setup: Setup, values: Values) -> None:
         import accelerate  # noqa: F401 - Trainer needs it
     except ImportError as error:
         raise NotHereError("transformers' Trainer needs accelerate") from error
-    if setup.cuda:
-        keep_few_kernel_configs()
     rows = _rows(setup)
     seconds = trainer_step_seconds(setup.checkpoint(), rows, 1, setup.scratch / "trainer", STEPS)
     speed = rows.sequence_tokens / seconds
     values.note(tokens_per_second=speed, step_ms=seconds * 1e3, peak_bytes=peak_bytes())
     for step in ("4", "4c"):
-        measured = setup.earlier.get(step, {}).get("values", {}).get("tokens_per_second")
-        if measured is not None:
-            ratio = measured["measured"] / speed
-            values.beside(f"times_trainer_{step}", ratio, 1.3, "the goal")
+        if (ours := setup.measured(step, "tokens_per_second")) is not None:
+            values.beside(f"times_trainer_{step}", ours / speed, 1.3, "the goal")
 
 
 def repeat_and_resume(setup: Setup, values: Values) -> None:
     """Train the laptop model twice, and once more with an interruption; compare the losses."""
-    if setup.cuda:
-        keep_few_kernel_configs()
     init = random_checkpoint(setup.scratch / "laptop", "tiny" if setup.small else "laptop")
     tokens = 64 if setup.small else 4096
     vocab = load_model_config("tiny" if setup.small else "laptop").vocab_size
