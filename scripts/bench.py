@@ -10,6 +10,7 @@ from pathlib import Path
 from amnesia_bench.store.provenance import collect_provenance
 
 ROOT = Path(__file__).resolve().parents[1]
+KEPT = "<!-- `make bench` keeps what follows. -->\n"
 
 
 def main() -> None:
@@ -51,7 +52,10 @@ def main() -> None:
     for script, *arguments in sections:
         command = [sys.executable, str(ROOT / "scripts" / script), *arguments]
         texts.append(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    (ROOT / "docs" / "benchmarks.md").write_text("\n".join(texts))
+    path = ROOT / "docs" / "benchmarks.md"
+    # The sections after this line are written by hand, since they need other machines.
+    texts.append(KEPT + path.read_text().partition(KEPT)[2])
+    path.write_text("\n".join(texts))
 
 
 if __name__ == "__main__":

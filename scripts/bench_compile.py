@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from bench_train import RandomRows, random_checkpoint, sft, train_steps
+from amnesia_bench.training.loop import StepRecord
+from bench_train import RandomRows, Seconds, random_checkpoint, sft, train_steps
 
 STEPS = 200
 TOKENS = 96
@@ -37,7 +38,10 @@ def bench(size: str, folder: Path) -> None:
         ]
         torch._dynamo.reset()
         run = sft("sft_miromind_2b", overrides, STEPS)
-        steps = train_steps(run, init, RandomRows(ROWS, TOKENS, 257, None))
+        steps: list[tuple[StepRecord, Seconds]] = []
+        saves = folder / f"{size}-{compiled}-{policy}"
+        rows = RandomRows(ROWS, TOKENS, 257, None)
+        train_steps(run, init, rows, saves, lambda *step: steps.append(step))
         losses = [record.loss for record, _ in steps]
         reference = reference or losses
         difference = [abs(a - b) / b for a, b in zip(losses, reference, strict=True)]
@@ -54,7 +58,7 @@ def bench(size: str, folder: Path) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     print(
-        f"HypeNets with random weights, {STEPS} steps of one row of {TOKENS} tokens, which contains "
+        f"HypeNets with random weights, {STEPS} steps of one row of {TOKENS} tokens, which has "
         "2 to 6 documents;\nAdamW at 1e-3, float32, one thread. *Difference* is that of the loss, "
         "relative to the same step of the\nfirst line. *Compilation* is the time of the first step "
         "beyond the median.\n\n"

@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,43 +80,53 @@ class RandomRows:
         return self._rows[index]
 
 
-def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[tuple[float, float]]:
-    """Train and return (seconds in compute, seconds in all else) of the steps that count."""
-    return [seconds for _, seconds in train_steps(run, init, rows)[UNCOUNTED_STEPS:]]
+Seconds = tuple[float, float]  # in compute, in all else
 
 
 def train_steps(
-    run: TrainingRun, init: Path, rows: RandomRows
-) -> list[tuple[StepRecord, tuple[float, float]]]:
-    """Train and return the record of each step, and its seconds in compute and in all else."""
-    steps: list[tuple[StepRecord, tuple[float, float]]] = []
-    with joined_processes() as processes, tempfile.TemporaryDirectory() as scratch:
+    run: TrainingRun,
+    init: Path,
+    rows: RandomRows,
+    folder: Path,
+    observe: Callable[[StepRecord, Seconds], None],
+) -> None:
+    """Train in this process, from the newest training checkpoint in `folder` if it has one."""
+    folder.mkdir(exist_ok=True)
+    with joined_processes() as processes:
         learner = build_learner(run, open_checkpoint(init), None, processes)
-        saves = run.train.checkpoints
-        with MetricsFile(Path(scratch) / "metrics.jsonl") as metrics:
-
-            def record(step: StepRecord, spent: tuple[float, float]) -> None:
-                metrics.append({"step": step.step, "loss": step.loss, "norm": step.grad_norm})
-                if processes.device.type == "cuda":
-                    torch.cuda.synchronize()
-                steps.append((step, spent))
-
-            loop = Loop(
-                LoopParts(
-                    run=run,
-                    learner=learner,
-                    batches=Batches(run, {"sft": rows}, FileOrder([rows.num_sequences]), 0, 1),
-                    checkpoints=CheckpointFolder(
-                        Path(scratch), saves, processes, records=lambda _: {}
-                    ),
-                    processes=processes,
-                    record=record,
-                    stop_requested=lambda: False,
-                )
+        loop = Loop(
+            LoopParts(
+                run=run,
+                learner=learner,
+                batches=Batches(run, {"sft": rows}, FileOrder([rows.num_sequences]), 0, 1),
+                checkpoints=CheckpointFolder(
+                    folder, run.train.checkpoints, processes, records=lambda _: {}
+                ),
+                processes=processes,
+                record=observe,
+                stop_requested=lambda: False,
             )
-            loop.start()
-            loop.run(0)
-    return steps
+        )
+        saved = loop.start()
+        loop.run(0 if saved is None else saved.step)
+
+
+def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[Seconds]:
+    """Train and return the seconds of the steps that count."""
+    seconds: list[Seconds] = []
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        MetricsFile(Path(scratch) / "metrics.jsonl") as metrics,
+    ):
+
+        def record(step: StepRecord, spent: Seconds) -> None:
+            metrics.append({"step": step.step, "loss": step.loss, "norm": step.grad_norm})
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            seconds.append(spent)
+
+        train_steps(run, init, rows, Path(scratch), record)
+    return seconds[UNCOUNTED_STEPS:]
 
 
 def sft(name: str, overrides: list[str], steps: int) -> TrainingRun:
@@ -141,8 +152,7 @@ def bench_cpu() -> None:
     torch.set_num_threads(1)
     tokens = 512
     overrides = [f"train.sequence_tokens={tokens}", "train.global_batch=8", "train.micro_batch=2",
-                 "train.compute_dtype=fp32", "train.activation_checkpointing=none",
-                 "train.compile=false"]  # fmt: skip
+                 "train.compute_dtype=fp32", "train.activation_checkpointing=none"]  # fmt: skip
     run = sft("sft_miromind_2b", overrides, 40)
     with tempfile.TemporaryDirectory() as scratch:
         init = random_checkpoint(Path(scratch) / "init", "tiny")
@@ -243,7 +253,8 @@ def trainer_step_seconds(
 
     class Watch(TrainerCallback):
         def on_step_end(self, *_: object, **__: object) -> None:
-            torch.cuda.synchronize()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             ends.append(time.perf_counter())
 
     model = HypeNetForCausalLM.from_pretrained(init, dtype=torch.float32)

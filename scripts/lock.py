@@ -17,12 +17,15 @@ ENVIRONMENTS = {
 }
 
 
-def resolve(extras: str) -> list[str]:
+def resolve(name: str, extras: str) -> list[str]:
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
     command += ["--report", "-", f"{ROOT}[{extras}]"]
     report = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     found = {item["metadata"]["name"]: item["metadata"]["version"] for item in report["install"]}
     found.pop("amnesia-bench", None)
+    # torch's CPU build (2.13.0+cpu) needs neither CUDA's libraries nor a particular Triton.
+    if name == "gpu" and "+cpu" in found["torch"]:
+        sys.exit("pip chose a torch without CUDA: lock without PIP_FIND_LINKS and extra indexes")
     return sorted(f"{name}=={version.split('+')[0]}" for name, version in found.items())
 
 
@@ -34,7 +37,7 @@ def main() -> None:
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     head = f"# For {purpose}. Extras: {extras}. Made on Python {python} by `make lock`.\n"
     path = ROOT / "constraints" / f"{name}.txt"
-    path.write_text(head + "\n".join(resolve(extras)) + "\n")
+    path.write_text(head + "\n".join(resolve(name, extras)) + "\n")
     print(path.relative_to(ROOT))
 
 
