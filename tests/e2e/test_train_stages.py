@@ -21,6 +21,7 @@ from amnesia_bench.modeling import HypeNetForCausalLM
 from amnesia_bench.requests.checkpoints import ConvertRequest
 from amnesia_bench.store.hashing import verify_manifest
 from amnesia_bench.tracking.metrics_file import read_metrics
+from tests.support.node_training import OnNodes
 from tests.support.training_runs import (
     TINY,
     TOKENIZER,
@@ -254,6 +255,19 @@ def test_the_first_process_alone_reads_the_weights_of_student_and_teacher(folder
     started = Started(job(folder, "read2", distill, **paths), 2, OnlyFirstLoads())
     assert started.wait() == [0, 0], started.said
     assert_same_training(folder / "read1", folder / "read2")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("stage", "init"), [(ALIGN, "converted1"), (DISTILL, "converted2")])
+def test_stages_with_a_teacher_on_two_nodes_equal_one_process(
+    folder: Path, stage: dict[str, object], init: str
+) -> None:
+    paths = {"init": init, "teacher": "teacher", "data": "web"}
+    train = stage | {"steps": 3, "global_batch": 8}
+    assert train_here(job(folder, f"one_{init}", train, **paths)) == 0
+    started = Started(job(folder, f"nodes_{init}", train, **paths), 4, OnNodes(2, 2))
+    assert started.wait() == [0] * 4, started.said
+    assert_same_training(folder / f"one_{init}", folder / f"nodes_{init}")
 
 
 TORCHRUN = ["--nproc-per-node", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
