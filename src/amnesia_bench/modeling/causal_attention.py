@@ -79,7 +79,7 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def _one_token(  # noqa: PLR0913 - the operation has these operands
+def _one_token(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -221,7 +221,10 @@ def has_varlen_kernel(query: Tensor, value: Tensor) -> bool:
 
 
 def _by_varlen_kernel(
-    qkv: tuple[Tensor, Tensor, Tensor], packed: PackedRows, scaling: float | None, window: int | None
+    qkv: tuple[Tensor, Tensor, Tensor],
+    packed: PackedRows,
+    scaling: float | None,
+    window: int | None,
 ) -> Tensor:
     """Attend within all documents by one kernel call; return the output [1, T, H, D].
 
