@@ -21,6 +21,7 @@ from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.inference.language_model import LanguageModel, catching_oom
 from amnesia_bench.inference.protocol import PromptRequest
 from amnesia_bench.inference.sampling import choose, generator_of
+from amnesia_bench.modeling.packing import copy_to_device
 from amnesia_bench.records.evaluation import FinishReason, Generation, Sampling
 
 Decode = Callable[[Sequence[int]], str]
@@ -214,7 +215,7 @@ def decode_batch(
 def _padding(rows: Sequence[DecodingRow], longest: int, device: torch.device) -> Tensor | None:
     """Return the number of padding tokens before each prompt [B], or None if there is none."""
     tokens = [longest - len(row.request.tokens) for row in rows]
-    return torch.tensor(tokens).to(device, non_blocking=True) if any(tokens) else None
+    return copy_to_device(torch.tensor(tokens), device) if any(tokens) else None
 
 
 def _next_tokens(logits: Tensor, rows: Sequence[DecodingRow]) -> Tensor:

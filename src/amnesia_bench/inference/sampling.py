@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from amnesia_bench.modeling.packing import copy_to_device
 from amnesia_bench.records.evaluation import Sampling
 
 # With temperature 0.6 and top-p 0.95, answers of reasoning models rarely need more than 100.
@@ -44,7 +45,7 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
         return logits.argmax(dim=-1)
     scaled = logits.double() / sampling.temperature
     draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-    uniform = draws.to(logits.device, non_blocking=True)[:, None]
+    uniform = copy_to_device(draws, logits.device)[:, None]
     if scaled.shape[1] <= CANDIDATES or (sampling.top_k or 0) > CANDIDATES:
         return _draw(*_sorted(scaled), sampling, uniform)[0]
     ranked, ids = _most_likely(scaled)

@@ -235,7 +235,7 @@ def _by_varlen_kernel(
     before = -1 if window is None or window >= packed.longest else window - 1
     # The layout [T, H, D] of the projections, so `contiguous` usually copies nothing.
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in qkv)
-    output: Tensor = varlen_attn(
+    output: Any = varlen_attn(
         q,
         k,
         v,
@@ -247,7 +247,8 @@ def _by_varlen_kernel(
         window_size=(before, 0),
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return output[None]
+    row: Tensor = output[None]
+    return row
 
 
 AttentionInterface.register(CAUSAL_SDPA, causal_sdpa)

@@ -142,9 +142,7 @@ class HypeNetModel(HypeNetPreTrainedModel):
 
         Args:
             input_ids: token ids [B, T]; give either these or `inputs_embeds`.
-            attention_mask: padding mask [B, P + T], 0 for padding, which may be on either side; or
-                [B, 1, 1, P + 1] for one new token per row, which is then not padding. With this
-                shape, a decode step reads nothing back from the device.
+            attention_mask: padding mask, 0 for padding, in a shape that `TokenInputs` describes.
             position_ids: positions [B, T]; by default they count the tokens that are not padding.
             past_key_values: a `HypeNetCache`, or an empty cache of transformers.
             inputs_embeds: embeddings [B, T, M] instead of token ids.
