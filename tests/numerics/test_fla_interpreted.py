@@ -51,6 +51,7 @@ def found():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_kernels_equal_float64_forward_and_backward(found, case):
     errors = {name: error["relative"] for name, error in found[str(case)].items()}
@@ -58,6 +59,7 @@ def test_kernels_equal_float64_forward_and_backward(found, case):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("case", TF32 + BFLOAT16, ids=str)
 def test_rounded_products_stay_within_the_tolerances_of_the_gpu_tests(found, case):
     tolerance = {"tf32": 2e-3, "bfloat16": 2e-2}[case.products]

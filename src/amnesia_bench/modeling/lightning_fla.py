@@ -46,7 +46,7 @@ class _Tiling:
 # without tensor cores and need more registers: larger tiles or fewer warps spill.
 _TILINGS = {
     torch.bfloat16: _Tiling(largest=64, num_warps=4, num_stages=3),
-    torch.float32: _Tiling(largest=32, num_warps=8, num_stages=2),
+    torch.float32: _Tiling(largest=16, num_warps=8, num_stages=2),
 }
 
 
