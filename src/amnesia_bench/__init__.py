@@ -63,11 +63,13 @@ if TYPE_CHECKING:
     from amnesia_bench.requests.recall import EvaluateRequest as EvaluateRequest
     from amnesia_bench.requests.recall import HubEssays as HubEssays
     from amnesia_bench.requests.recall import RankLayersRequest as RankLayersRequest
+    from amnesia_bench.requests.training import DryRunRequest as DryRunRequest
     from amnesia_bench.requests.training import EstimateRequest as EstimateRequest
     from amnesia_bench.requests.training import TrainRequest as TrainRequest
     from amnesia_bench.surgery.diff import diff as diff
     from amnesia_bench.surgery.restoration import restore as restore
     from amnesia_bench.surgery.verification import verify as verify
+    from amnesia_bench.training.dry_run.measure import dry_run as dry_run
     from amnesia_bench.training.run import train as train
     from amnesia_bench.weights.hub import download as download
 
@@ -106,6 +108,7 @@ FRONT_DOORS = {
     "synthesize_rows": FrontDoor("data.synthesize"),
     "synthesize_tokenizer": FrontDoor("data.synthesize"),
     "estimate": FrontDoor("costs.estimate"),
+    "dry_run": FrontDoor("training.dry_run.measure", "train"),
     "train": FrontDoor("training.run", "train"),
     # Experiments.
     "plan": FrontDoor("pipeline.experiments"),
@@ -144,6 +147,7 @@ REQUESTS = {
     "SynthesizeRowsRequest": "data",
     "SynthesizeTokenizerRequest": "data",
     "EstimateRequest": "training",
+    "DryRunRequest": "training",
     "TrainRequest": "training",
     "PlanRequest": "experiments",
     "RunRequest": "experiments",

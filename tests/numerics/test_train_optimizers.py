@@ -35,7 +35,7 @@ def give_gradients(trained: dict[str, nn.Parameter], step: int) -> None:
 def test_matrices_of_layers_are_updated_by_muon_and_all_else_by_adamw() -> None:
     settings = training_run(MUON).train.optimizer
     ours, theirs = parameters(), parameters()
-    updates = Updates(settings, ours, torch.device("cpu"))
+    updates = Updates(settings, ours, torch.device("cpu"), fused=False)
     updates.begin(0)
     embedding, matrix, norm = theirs.values()
     muon = torch.optim.Muon([matrix], lr=1e-2, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
@@ -54,7 +54,7 @@ def test_matrices_of_layers_are_updated_by_muon_and_all_else_by_adamw() -> None:
 
 def test_an_update_that_is_left_out_changes_nothing_that_is_saved() -> None:
     trained = parameters()
-    updates = Updates(training_run(MUON).train.optimizer, trained, torch.device("cpu"))
+    updates = Updates(training_run(MUON).train.optimizer, trained, torch.device("cpu"), fused=False)
     updates.begin(0)
     before = {name: value.clone() for name, value in updates.state().items()}
     give_gradients(trained, 0)

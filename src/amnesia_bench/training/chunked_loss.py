@@ -117,6 +117,7 @@ class _ChunkedLoss(torch.autograd.Function):
                 d_hidden[chunk] = gradient @ weight
             if d_weight is not None:
                 d_weight += gradient.mT @ hidden[chunk]
+            del logits, slope, gradient  # or the next logits would need memory beside these
         ctx.save_for_backward(d_hidden, d_weight, d_bias)
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         return hidden.new_zeros((), dtype=precise) if total is None else total.to(precise)

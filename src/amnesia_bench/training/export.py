@@ -59,12 +59,12 @@ def publish_trained(export: Export, learner: Learner, processes: Processes, out:
             gathered.cpu(), _read(export.init, name).to(gathered.dtype)
         ):
             raise StageFailedError(f"{name} is frozen, but it has changed; nothing is published")
-    if processes.first:
-        names = set(export.init.tensors)
-        if not isinstance(learner.objective, Align):
-            # If `init` stores a second copy of a tied head, that copy is no longer correct.
-            names &= learner.trained.keys() | learner.untouched.keys()
-        _publish(export, {name: trained.get(name) for name in names}, out)
+    names = set(export.init.tensors)
+    if not isinstance(learner.objective, Align):
+        # If `init` stores a second copy of a tied head, that copy is no longer correct.
+        names &= learner.trained.keys() | learner.untouched.keys()
+    # The others wait, since leaving the process group has a time limit.
+    processes.on_first(lambda: _publish(export, {name: trained.get(name) for name in names}, out))
 
 
 def _publish(export: Export, tensors: Mapping[str, Tensor | None], out: Path) -> None:

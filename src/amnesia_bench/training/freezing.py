@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
 from amnesia_bench.config.train_schema import Freeze
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import LayerKind
 from amnesia_bench.weights.attention_map import attention_map
-from amnesia_bench.weights.checkpoint import Checkpoint
 
 
-def frozen_tensors(rule: Freeze | None, checkpoint: Checkpoint) -> frozenset[str]:
+def frozen_tensors(
+    rule: Freeze | None,
+    config: Mapping[str, Any],
+    shapes: Mapping[str, tuple[int, ...]],
+    source: Path | str,
+) -> frozenset[str]:
     """Return the names of the tensors that `rule` freezes: weights and their biases.
+
+    Args:
+        rule: the roles and layers to freeze; None freezes nothing.
+        config: the values of the model's config.json.
+        shapes: the shape of each tensor of the model.
+        source: the folder or the name of the model, for error messages.
 
     Raises:
         UserError: the architecture is unknown, a layer of the rule is not a softmax layer, no
@@ -19,14 +33,14 @@ def frozen_tensors(rule: Freeze | None, checkpoint: Checkpoint) -> frozenset[str
     """
     if rule is None:
         return frozenset()
-    attention = attention_map(checkpoint.config, checkpoint.shapes)
+    attention = attention_map(config, shapes)
     softmax = attention.layers(LayerKind.FULL)
     layers = softmax if rule.layers == "all" else rule.layers
     for layer in layers:
         if layer not in softmax:
             raise UserError(
                 f"train.freeze.layers names layer {layer}, which has no full softmax attention",
-                hint=f"Softmax layers of {checkpoint.folder}: {', '.join(map(str, softmax))}.",
+                hint=f"Softmax layers of {source}: {', '.join(map(str, softmax))}.",
             )
     roles: dict[str, set[str]] = {}
     for tensor in attention.tensors:
@@ -42,7 +56,7 @@ def frozen_tensors(rule: Freeze | None, checkpoint: Checkpoint) -> frozenset[str
             )
     if not chosen:
         raise UserError(
-            f"train.freeze.roles: {checkpoint.folder} has no {', '.join(rule.roles)} in layers "
+            f"train.freeze.roles: {source} has no {', '.join(rule.roles)} in layers "
             f"{', '.join(map(str, layers))}"
         )
     return frozenset(chosen)

@@ -8,11 +8,9 @@ uninterrupted one.
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
@@ -23,10 +21,12 @@ from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import AmnesiaError, StageFailedError
 from amnesia_bench.training.batches import Batches, MicroBatch, StepBatch
 from amnesia_bench.training.checkpoints import CheckpointFolder, SavedStep
+from amnesia_bench.training.clock import Clock
 from amnesia_bench.training.models import Learner
 from amnesia_bench.training.optimizers import Updates
 from amnesia_bench.training.processes import Processes
 from amnesia_bench.training.schedule import learning_rate
+from amnesia_bench.training.sharding import clip_gradients, sum_between_nodes
 
 # The run is aborted after this many consecutive steps with non-finite gradients.
 MAX_SKIPPED = 3
@@ -59,38 +59,13 @@ class StepRecord:
     by_layer: dict[str, float]
 
 
-@dataclass
-class Clock:
-    """Measures the seconds spent on computation and on everything else since the last `read`.
-
-    Computation comprises the forward pass, the backward pass and the optimizer.
-    """
-
-    compute: float = 0.0
-    other: float = 0.0
-    _last: float = field(default_factory=time.perf_counter)
-
-    @contextmanager
-    def computing(self) -> Iterator[None]:
-        """Count the time in the block as `compute`, and the time before it as `other`."""
-        started = time.perf_counter()
-        self.other += started - self._last
-        yield
-        self._last = time.perf_counter()
-        self.compute += self._last - started
-
-    def read(self) -> tuple[float, float]:
-        """Return the seconds (compute, other), and reset both."""
-        now = time.perf_counter()
-        seconds = self.compute, self.other + now - self._last
-        self.compute = self.other = 0.0
-        self._last = now
-        return seconds
-
-
 @dataclass(frozen=True, kw_only=True)
 class LoopParts:
-    """The components of the loop; only the first process calls `record`."""
+    """The components of the loop.
+
+    Only the first process calls `record`. Its seconds, of computation and of everything else, are
+    those since the gradients of the previous step were ready, so they include its update.
+    """
 
     run: TrainingRun
     learner: Learner
@@ -119,8 +94,11 @@ class Loop:
     def __init__(self, parts: LoopParts) -> None:
         self._parts = parts
         self._trained = parts.learner.trained
-        self._updates = Updates(parts.run.train.optimizer, self._trained, parts.processes.device)
-        self._clock = Clock()
+        processes = parts.processes
+        self._updates = Updates(
+            parts.run.train.optimizer, self._trained, processes.device, processes.on_gpus
+        )
+        self._clock = Clock.of(parts.processes.device)
         # The number of consecutive updates skipped because of non-finite gradients.
         self._skipped = torch.zeros((), dtype=torch.int64)
 
@@ -199,9 +177,10 @@ class Loop:
         torch.manual_seed((train.seed * 1_000_003 + step) * 4099 + parts.processes.rank)
         device = parts.processes.device
         sums = torch.zeros(1 + len(objective.metric_names), device=device, dtype=torch.float64)
-        for micro in batch.micro_batches:
+        for number, micro in enumerate(batch.micro_batches, 1):
             weight = self._weight(objective.count(micro), totals["trained"])
             micro = micro.to(device)
+            sum_between_nodes(objective, number == len(batch.micro_batches))
             with clock.computing(), _attention_kernels(micro):
                 loss, by_layer = objective(micro)
                 (loss * weight).backward()
@@ -210,6 +189,7 @@ class Loop:
         with clock.computing():
             norm = self._clip(train.optimizer.clip_norm)
         values, grad_norm = sums.tolist(), float(norm)
+        seconds = clock.read()  # reading the values has waited for the device
         rate = learning_rate(step, train.steps, train.optimizer)
         finite = self._is_finite(step, values[0], grad_norm)
         with clock.computing():
@@ -229,7 +209,7 @@ class Loop:
                 batch_checksum=totals["checksum"],
                 by_layer=dict(zip(objective.metric_names, values[1:], strict=True)),
             )
-            parts.record(record, clock.read())
+            parts.record(record, seconds)
 
     def _is_finite(self, step: int, loss: float, grad_norm: float) -> bool:
         """Return whether the gradient norm is finite, and count the consecutive ones that are not.
@@ -264,9 +244,7 @@ class Loop:
         return 1.0 / (count * micro_batches)
 
     def _clip(self, limit: float) -> Tensor:
-        norm: Any = torch.nn.utils.clip_grad_norm_(self._trained.values(), limit)
-        total: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-        return total
+        return clip_gradients(self._trained.values(), limit, self._parts.processes)
 
     def _state(self) -> dict[str, Tensor]:
         """Return by name every tensor that a step changes and a checkpoint must contain."""

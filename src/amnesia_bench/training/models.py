@@ -64,21 +64,43 @@ def build_learner(
     Raises:
         UserError: a checkpoint is not suitable for the stage.
     """
-    train, recipe = run.train, run.recipe
-    frozen = frozen_tensors(train.freeze, init)
-    trusted = train.trusted_code_sha256
-    student = load_for_training(init, recipe.master_dtype, trusted, processes.first).train()
+    frozen = frozen_tensors(run.train.freeze, init.config, init.shapes, init.folder)
+    trusted = run.train.trusted_code_sha256
+    student = load_for_training(init, run.recipe.master_dtype, trusted, processes.first)
     _check_student(student, run, init)
     processes.on_first(lambda: check_loss(student, init.folder))
-    if recipe.buffers_dtype == "bf16":
+    teacher_model: Any = None
+    if teacher is not None:
+        dtype = run.train.compute_dtype
+        teacher_model = load_for_training(teacher, dtype, None, processes.first)
+        _check_teacher(student, teacher_model, init, teacher)
+        processes.on_first(lambda: check_loss(teacher_model, teacher.folder))
+    learner = assemble_learner(run, student, teacher_model, frozen, processes)
+    if unknown := frozen - set(learner.names.values()):
+        raise UserError(f"{init.folder}: {min(unknown)} is not a parameter, so it cannot be frozen")
+    return learner
+
+
+def assemble_learner(
+    run: TrainingRun, student: Any, teacher: Any, frozen: frozenset[str], processes: Processes
+) -> Learner:
+    """Return the learner of loaded models, which are sharded in place.
+
+    Args:
+        run: the stage and the recipe of the run.
+        student: the model to train, in the master dtype.
+        teacher: the model to learn from, in the compute dtype; None for `next_token`.
+        frozen: the names of the student's parameters that are not trained.
+        processes: the processes over which the models are sharded.
+    """
+    train = run.train
+    student.train()
+    if run.recipe.buffers_dtype == "bf16":
         _round_buffers(student)
     frozen_teacher: Teacher | None = None
     if teacher is not None:
-        model = load_for_training(teacher, train.compute_dtype, None, processes.first)
-        _check_teacher(student, model, init, teacher)
-        processes.on_first(lambda: check_loss(model, teacher.folder))
-        frozen_teacher = Teacher(model)
-        layers = frozen_teacher.model.base_model.layers
+        frozen_teacher = Teacher(teacher)
+        layers = teacher.base_model.layers
         if train.compile:
             compile_blocks(layers)
         shard(frozen_teacher, layers, processes, train.compute_dtype)
@@ -96,8 +118,6 @@ def build_learner(
     )
     shard(objective, student.base_model.layers, processes, train.compute_dtype)
     names = {name: name.removeprefix("student.") for name, _ in objective.named_parameters()}
-    if unknown := frozen - set(names.values()):
-        raise UserError(f"{init.folder}: {min(unknown)} is not a parameter, so it cannot be frozen")
     return Learner(objective=objective, names=names)
 
 

@@ -37,10 +37,16 @@ class Updates:
         settings: the kind of optimizer and its hyperparameters.
         trained: the sharded parameters by their tensor names in the checkpoint.
         device: the device of the parameters.
+        fused: whether AdamW runs as one fused kernel, as it should on GPUs. On a CPU it rounds
+            differently than the default kernels, with which published numbers were computed.
     """
 
     def __init__(
-        self, settings: Optimizer, trained: Mapping[str, nn.Parameter], device: torch.device
+        self,
+        settings: Optimizer,
+        trained: Mapping[str, nn.Parameter],
+        device: torch.device,
+        fused: bool,
     ) -> None:
         self._device = device
         self._trained = trained
@@ -51,7 +57,6 @@ class Updates:
         self._updated = {n: _whole(p) if _is_whole(p) else p for n, p in trained.items()}
         self._optimizers: list[torch.optim.Optimizer] = []
         if other_parameters := [p for n, p in self._updated.items() if n not in matrices]:
-            cuda = device.type == "cuda"
             self._optimizers.append(
                 torch.optim.AdamW(
                     other_parameters,
@@ -59,8 +64,8 @@ class Updates:
                     betas=settings.betas,
                     eps=settings.eps,
                     weight_decay=settings.weight_decay,
-                    fused=cuda,
-                    foreach=not cuda,
+                    fused=fused,
+                    foreach=not fused,
                 )
             )
         if matrices:

@@ -11,17 +11,23 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from amnesia_bench.errors import AmnesiaError
+from amnesia_bench.errors import AmnesiaError, UserError
 
 Result = TypeVar("Result")
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+
+# How long the other processes wait while the first one loads, hashes or writes files. PyTorch's
+# limits of 10 minutes (NCCL) and 30 minutes (gloo) may be too short for a slow file system. If the
+# first process dies meanwhile, its connections close, and the others fail at once.
+_FILE_TIMEOUT = timedelta(hours=24)
 
 
 class Processes:
@@ -31,7 +37,7 @@ class Processes:
         rank: the number of this process, from 0 to size - 1.
         size: the number of processes.
         device: the device of this process.
-        mesh: a one-dimensional device mesh of all processes.
+        mesh: the device mesh of all processes; see `device_mesh`.
         background: a second process group, for work in a thread that runs concurrently with
             training. Collectives that two threads start in one group could be matched wrongly.
     """
@@ -43,13 +49,24 @@ class Processes:
         if cuda:
             self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
             torch.cuda.set_device(self.device)
-        self.mesh: DeviceMesh = init_device_mesh(self.device.type, (self.size,))
+        self.mesh = device_mesh(self.device.type, self.size, _processes_per_node(self.size))
         self.background = dist.new_group(backend="gloo")
+        self._files = dist.new_group(backend="gloo", timeout=_FILE_TIMEOUT)
 
     @property
     def first(self) -> bool:
         """Whether this is rank 0, which writes all files."""
         return self.rank == 0
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether the processes compute on GPUs."""
+        return self.device.type == "cuda"
+
+    @property
+    def copies(self) -> int:
+        """The number of copies of the model that the mesh holds: one per node."""
+        return self.mesh.size(0) if self.mesh.ndim == 2 else 1
 
     def sums(self, values: Sequence[int]) -> list[int]:
         """Return each integer summed over all processes (an all-reduce)."""
@@ -58,14 +75,17 @@ class Processes:
         return [int(value) for value in total.tolist()]
 
     def on_first(self, call: Callable[[], Result]) -> Result:
-        """Run `call` in the first process; every process returns its result or raises its error."""
+        """Run `call` in the first process; every process returns its result or raises its error.
+
+        The call may take hours, for example to write a checkpoint.
+        """
         outcome: list[object] = [None, None]
         if self.first:
             try:
                 outcome[0] = call()
             except AmnesiaError as error:
                 outcome[1] = error
-        dist.broadcast_object_list(outcome)
+        dist.broadcast_object_list(outcome, group=self._files)
         if isinstance(outcome[1], AmnesiaError):
             raise outcome[1]
         return outcome[0]  # type: ignore[return-value]  # the result of `call`
@@ -77,6 +97,40 @@ class Processes:
         for first_failure in failures:
             if first_failure is not None:
                 raise first_failure
+
+
+def device_mesh(device_type: str, size: int, per_node: int) -> DeviceMesh:
+    """Return the mesh over which models are sharded.
+
+    On one node the mesh is one-dimensional, [size], and every process has one shard of the model.
+    On several nodes it is [nodes, per_node]: every node has a complete copy of the model, sharded
+    over its own processes (HSDP). So weights are gathered only within a node, and only gradients
+    are summed over the slower network between nodes.
+    """
+    if per_node == size:
+        return init_device_mesh(device_type, (size,))
+    return init_device_mesh(
+        device_type, (size // per_node, per_node), mesh_dim_names=("replicate", "shard")
+    )
+
+
+def _processes_per_node(size: int) -> int:
+    """Return the number of processes on each node, which torchrun passes to its workers.
+
+    Raises:
+        UserError: it differs between nodes, which could not have equal shards.
+    """
+    here = os.environ.get("LOCAL_WORLD_SIZE")
+    if here is None:
+        return size
+    numbers = [0] * size
+    dist.all_gather_object(numbers, int(here))
+    if min(numbers) != max(numbers):
+        raise UserError(
+            f"the nodes have between {min(numbers)} and {max(numbers)} processes each",
+            hint="Start the same number of processes on every node (--nproc-per-node).",
+        )
+    return numbers[0]
 
 
 @contextmanager

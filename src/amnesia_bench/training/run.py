@@ -160,8 +160,7 @@ def _run_to_the_end(job: TrainingJob) -> bool:
                 seed=job.run.train.seed,
             )
             publish_trained(export, learner, processes, job.out)
-            if processes.first:
-                _clear(folder)
+            processes.on_first(lambda: _clear(folder))
     return True
 
 
