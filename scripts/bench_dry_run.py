@@ -56,14 +56,14 @@ def _without_data(run: TrainingRun) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def key(name: str, overrides: list[str], processes: int) -> str:
+def case_key(name: str, overrides: list[str], processes: int) -> str:
     return " ".join([name, *overrides, f"--processes {processes}"])
 
 
 def run_missing(names: Sequence[str]) -> None:
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
     for name, overrides, processes in cases():
-        case = key(name, overrides, processes)
+        case = case_key(name, overrides, processes)
         if case in stored["runs"] or (names and name not in names):
             continue
         started = time.process_time()

@@ -195,7 +195,7 @@ def row(run: TrainingRun, counted: Count, label: str, gpu: str) -> str:
     rates, times, num_bytes = KERNEL_RATES[gpu], Counter[KernelKind](), 0
     loss = 0.0
     for (part, kernel), launches in counted.kernels.items():
-        seconds = launches * kernel.seconds(rates)
+        seconds = launches * kernel.seconds(rates.flops_per_second, rates.bytes_per_second)
         times[kernel.kind] += seconds  # type: ignore[assignment]
         num_bytes += launches * kernel.num_bytes * (kernel.kind is KernelKind.ELEMENTWISE)
         loss += seconds * (part == "loss")
@@ -224,11 +224,12 @@ def row(run: TrainingRun, counted: Count, label: str, gpu: str) -> str:
 
 def largest(counted: Count, gpu: str, rows: int) -> str:
     """Return the kernels other than products with the longest total times, in milliseconds."""
-    seconds: Counter[str] = Counter()
+    rates, seconds = KERNEL_RATES[gpu], Counter[str]()
     for (part, kernel), launches in counted.kernels.items():
         if kernel.kind is not KernelKind.MATMUL:
             name = f"{kernel.name} ({part})"
-            seconds[name] += launches * kernel.seconds(KERNEL_RATES[gpu])  # type: ignore[assignment]
+            least = kernel.seconds(rates.flops_per_second, rates.bytes_per_second)
+            seconds[name] += launches * least  # type: ignore[assignment]
     return ", ".join(f"{name} {value * 1e3:.0f}" for name, value in seconds.most_common(rows))
 
 

@@ -60,9 +60,9 @@ def run(args: argparse.Namespace) -> ExitCode:
     say(f"{len(plan.stages)} stages: {states}.")
     if plan.pending:
         say(_summary(plan, args.gpu))
-    for planned in plan.pending:
-        if planned.cost.gpu_memory_bytes > GPUS[args.gpu].memory_bytes:
-            say(_does_not_fit(planned, GPUS[args.gpu]))
+    too_large = [x for x in plan.pending if x.cost.gpu_memory_bytes > GPUS[args.gpu].memory_bytes]
+    if too_large:
+        say(_do_not_fit(too_large, GPUS[args.gpu]))
     if plan.following:
         say(
             f"{len(plan.following)} finished stages depend on these; they are rebuilt if the "
@@ -120,11 +120,15 @@ def _summary(plan: Plan, gpu: str) -> str:
     )
 
 
-def _does_not_fit(planned: PlannedStage, gpu: Gpu) -> str:
+def _do_not_fit(stages: list[PlannedStage], gpu: Gpu) -> str:
+    names = ", ".join(
+        f"{planned.stage.id} ({planned.cost.gpu_memory_bytes / 1e9:.0f} GB on each of "
+        f"{planned.stage.gpus} GPUs)"
+        for planned in stages
+    )
     return (
-        f"{planned.stage.id} does not fit: at most {planned.cost.gpu_memory_bytes / 1e9:.0f} GB on "
-        f"each of {planned.stage.gpus} GPUs, and a {gpu.name} has {gpu.memory_bytes / 1e9:.0f} GB. "
-        "Run `amnesia train dry-run` for its config, or use more GPUs."
+        f"May not fit into the {gpu.memory_bytes / 1e9:.0f} GB of a {gpu.name}: {names}. Use more "
+        "GPUs; `amnesia train dry-run` calculates the peak of a config more closely."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -30,33 +31,24 @@ class KernelRates:
     """The rates that good kernels reach on a GPU, below the peaks of the data sheet.
 
     Attributes:
-        matmul_flops_per_second: of large bf16 matrix products.
+        flops_per_second: by kind of kernel: large bf16 matrix products, fla's chunked kernels of
+            lightning attention, flash attention.
         bytes_per_second: of memory that a kernel reads and writes in order.
-        lightning_flops_per_second: of fla's chunked kernels.
-        softmax_flops_per_second: of flash attention, forward and backward.
     """
 
-    matmul_flops_per_second: float
+    flops_per_second: Mapping[str, float]
     bytes_per_second: float
-    lightning_flops_per_second: float
-    softmax_flops_per_second: float
 
 
-# H200: matrix products and bandwidth were measured on one, outside this project. H100: 75 % of the
-# bf16 peak and 85 % of the bandwidth of the data sheet. Flash attention: 60 % of the bf16 peak
-# (FlashAttention-3, arXiv 2407.08608, reaches more forward and less backward). fla: an assumed 40 %
-# of the TF32 peak, for bf16 operands too; both are limited by memory at this rate.
+# fla: an assumed 40 % of the TF32 peak; flash attention: an assumed 60 % of the bf16 peak, which
+# needs FlashAttention-3 (arXiv 2407.08608). The kernels of PyTorch itself are slower.
+_ATTENTION = {"lightning": 200e12, "softmax": 0.6 * 989e12}
+
+# H200: products and bandwidth were measured on one, outside this project. H100: 75 % of the bf16
+# peak and 85 % of the bandwidth of the data sheet.
 KERNEL_RATES = {
     "h100": KernelRates(
-        matmul_flops_per_second=740e12,
-        bytes_per_second=2.85e12,
-        lightning_flops_per_second=200e12,
-        softmax_flops_per_second=593.4e12,
+        flops_per_second={"matmul": 740e12, **_ATTENTION}, bytes_per_second=2.85e12
     ),
-    "h200": KernelRates(
-        matmul_flops_per_second=788e12,
-        bytes_per_second=4.3e12,
-        lightning_flops_per_second=200e12,
-        softmax_flops_per_second=593.4e12,
-    ),
+    "h200": KernelRates(flops_per_second={"matmul": 788e12, **_ATTENTION}, bytes_per_second=4.3e12),
 }

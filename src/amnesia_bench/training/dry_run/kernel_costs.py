@@ -22,7 +22,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import amnesia_bench.modeling  # noqa: F401 - registers the ops of attention
-from amnesia_bench.costs.gpus import KernelRates
 from amnesia_bench.modeling.packing import CHUNK
 from amnesia_bench.training.dry_run.kernels import flops_of
 
@@ -79,17 +78,10 @@ class Kernel:
     flops: int
     num_bytes: int
 
-    def seconds(self, rates: KernelRates) -> float:
-        """Return the least time that the kernel takes on a GPU with these rates."""
-        flops_per_second = {
-            KernelKind.MATMUL: rates.matmul_flops_per_second,
-            KernelKind.LIGHTNING: rates.lightning_flops_per_second,
-            KernelKind.SOFTMAX: rates.softmax_flops_per_second,
-        }
-        computing = 0.0
-        if self.kind in flops_per_second:
-            computing = self.flops / flops_per_second[self.kind]
-        return max(computing, self.num_bytes / rates.bytes_per_second)
+    def seconds(self, flops_per_second: Mapping[str, float], bytes_per_second: float) -> float:
+        """Return the least time that the kernel takes at rates per `KernelKind` and a bandwidth."""
+        computing = self.flops / flops_per_second[self.kind] if self.flops else 0.0
+        return max(computing, self.num_bytes / bytes_per_second)
 
 
 def kernel_of(function: Any, args: Any, kwargs: Any, output: Any) -> Kernel | None:
