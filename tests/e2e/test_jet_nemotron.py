@@ -21,6 +21,7 @@ SMALL = [
     "train.sequence_tokens=256",
     "train.global_batch=2",
     "train.compute_dtype=fp32",
+    "train.compile=false",
 ]
 
 
