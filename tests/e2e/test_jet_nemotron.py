@@ -92,6 +92,6 @@ def test_generate_answers_a_benchmark(folder: Path) -> None:
     problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
     out = folder / "answers"
     assert main(["generate", "--checkpoint", str(folder / "sft"), "--task", "gsm8k", "--data",
-                 str(problems), "--out", str(out), "eval.max_new_tokens=5"]) == 0  # fmt: skip
+                 str(problems), "--out", str(out), "eval.max_new_tokens=5", "eval.repeats=1"]) == 0  # fmt: skip
     answers = [line for path in out.glob("*.jsonl") for line in path.read_text().splitlines()]
     assert len(answers) == 3
