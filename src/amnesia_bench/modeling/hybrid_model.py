@@ -120,14 +120,14 @@ class HybridModel(HybridPreTrainedModel):
         """Return the final hidden states [B, T, M], with the cache and attention weights if any.
 
         Args:
-            input_ids: token ids [B, T]; give either these or `inputs_embeds` [B, T, M].
+            input_ids: token ids [B, T]; give either these or `inputs_embeds`.
             attention_mask: padding mask [B, P + T], 0 for padding, on either side; or a mask
                 [B, 1, 1, P + 1] for one new token per row, which must not be padding.
             position_ids: positions [B, T]; by default they count the tokens that are not padding.
             past_key_values: a `HypeNetCache`, or an empty cache of transformers.
+            inputs_embeds: embeddings [B, T, M] instead of token ids.
             use_cache: whether to return a cache; packed rows never return one.
-            output_attentions: whether to return the attention weights: [B, H, T, P + T] for each
-                softmax layer, and None for each linear layer.
+            output_attentions: whether to return the weights [B, H, T, P + T] of softmax layers.
             cu_seqlens: boundaries [N + 1], from 0 to T, of N documents that are packed in one row
                 and kept apart; `position_ids` that restart at 0 have the same effect.
             **kwargs: keyword arguments for the attention function.
