@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.inference.language_model import LanguageModel, catching_oom
 from amnesia_bench.inference.protocol import PromptRequest
+from amnesia_bench.modeling.packing import copy_to_device
 from amnesia_bench.records.evaluation import FinishReason, Generation, Sampling
 
 Decode = Callable[[Sequence[int]], str]
@@ -128,7 +129,7 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
     probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
     cumulative = probabilities.cumsum(dim=-1)
     uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-    drawn = uniform.to(logits.device, non_blocking=True)[:, None] * cumulative[:, -1:]
+    drawn = copy_to_device(uniform, logits.device)[:, None] * cumulative[:, -1:]
     rank = torch.searchsorted(cumulative, drawn, right=True)
     # Rounding may put a draw beyond the sum: then choose the last token with a probability > 0.
     # There is none if logits are NaN, which the caller finds out when it reads the tokens.
@@ -252,7 +253,7 @@ def decode_batch(
 def _padding(rows: Sequence[DecodingRow], longest: int, device: torch.device) -> Tensor | None:
     """Return the number of padding tokens before each prompt [B], or None if there is none."""
     tokens = [longest - len(row.request.tokens) for row in rows]
-    return torch.tensor(tokens).to(device, non_blocking=True) if any(tokens) else None
+    return copy_to_device(torch.tensor(tokens), device) if any(tokens) else None
 
 
 def _next_tokens(logits: Tensor, rows: Sequence[DecodingRow]) -> Tensor:

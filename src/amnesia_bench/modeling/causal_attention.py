@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.attention.bias import causal_lower_right
+from torch.nn.attention.varlen import varlen_attn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -78,7 +79,7 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def _one_token(  # noqa: PLR0913 - the operation has these operands
+def _one_token(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -193,21 +194,61 @@ def packed_sdpa(  # noqa: PLR0913 - transformers' attention interface
 ) -> tuple[Tensor, None]:
     """Attend causally within each document of `packed`; return the output [B, T, H, D] and None.
 
-    The arguments are those of `causal_sdpa`, but `attention_mask` is ignored. A mask is built only
-    for a sliding window, for one document at a time. Rows must not contain padding, unless it is a
-    separate document.
+    The arguments are those of `causal_sdpa`, but `attention_mask` is ignored. On CUDA in half
+    precision, one flash kernel attends to all documents. Otherwise they are attended one by one,
+    with a mask for a sliding window only. Rows must not contain padding, unless it is a separate
+    document.
     """
-    qkv = (query, key, value)
-    by_op = query.is_cpu and not options.get("dropout") and torch.compiler.is_compiling()
-    if packed is not None and by_op:
-        scaling = options.get("scaling")
-        return packed_attention_by_op(qkv, packed.cu_seqlens, scaling, sliding_window), None
+    qkv, scaling = (query, key, value), options.get("scaling")
+    if packed is not None and not options.get("dropout"):
+        if has_varlen_kernel(query, value):
+            return _by_varlen_kernel(qkv, packed, scaling, sliding_window), None
+        if query.is_cpu and torch.compiler.is_compiling():
+            return packed_attention_by_op(qkv, packed.cu_seqlens, scaling, sliding_window), None
     rows = ((x,) if packed is None else packed.split(x, dim=2) for x in qkv)
     outputs = []
     for q, k, v in zip(*rows, strict=True):
         mask = window_mask(q.shape[2], sliding_window, query.device)
         outputs.append(causal_sdpa(module, q, k, v, mask, **options)[0])
     return torch.cat(outputs, dim=1), None
+
+
+def has_varlen_kernel(query: Tensor, value: Tensor) -> bool:
+    """Return whether torch's flash kernel for packed documents takes such queries and values."""
+    size = query.shape[-1]
+    half = query.dtype in (torch.float16, torch.bfloat16)
+    return query.is_cuda and half and size == value.shape[-1] and size % 8 == 0 and size <= 256
+
+
+def _by_varlen_kernel(
+    qkv: tuple[Tensor, Tensor, Tensor],
+    packed: PackedRows,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """Attend within all documents by one kernel call; return the output [1, T, H, D].
+
+    The boundaries are a tensor and the longest document is a number on the host, so the call waits
+    for no copy from the device, and code compiled with it is valid for all boundaries.
+    """
+    # The flash kernel counts the tokens before the query, -1 for all of them.
+    before = -1 if window is None or window >= packed.longest else window - 1
+    # The layout [T, H, D] of the projections, so `contiguous` usually copies nothing.
+    q, k, v = (x[0].transpose(0, 1).contiguous() for x in qkv)
+    output: Any = varlen_attn(
+        q,
+        k,
+        v,
+        packed.cu_seqlens,
+        packed.cu_seqlens,
+        packed.longest,
+        packed.longest,
+        scale=scaling,
+        window_size=(before, 0),
+        enable_gqa=q.shape[1] != k.shape[1],
+    )
+    row: Tensor = output[None]
+    return row
 
 
 AttentionInterface.register(CAUSAL_SDPA, causal_sdpa)

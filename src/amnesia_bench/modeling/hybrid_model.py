@@ -121,8 +121,7 @@ class HybridModel(HybridPreTrainedModel):
 
         Args:
             input_ids: token ids [B, T]; give either these or `inputs_embeds`.
-            attention_mask: padding mask [B, P + T], 0 for padding, on either side; or a mask
-                [B, 1, 1, P + 1] for one new token per row, which must not be padding.
+            attention_mask: padding mask, 0 for padding, in a shape that `TokenInputs` describes.
             position_ids: positions [B, T]; by default they count the tokens that are not padding.
             past_key_values: a `HypeNetCache`, or an empty cache of transformers.
             inputs_embeds: embeddings [B, T, M] instead of token ids.

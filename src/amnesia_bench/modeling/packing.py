@@ -170,8 +170,8 @@ class PaddedRows:
         bounds = torch.cat([lengths.new_zeros(1), lengths[row_index].cumsum(0)])
         token_index = valid.flatten().nonzero().flatten()
         return cls(
-            token_index=token_index.to(device, non_blocking=True),
-            row_index=row_index.to(device, non_blocking=True),
+            token_index=copy_to_device(token_index, device),
+            row_index=copy_to_device(row_index, device),
             packed=PackedRows.from_bounds(tuple(bounds.tolist()), device),
         )
 
@@ -189,11 +189,14 @@ class PaddedRows:
 
 
 def _int32(values: Sequence[object], device: torch.device) -> Tensor:
-    table = torch.tensor(values, dtype=torch.int32)
+    return copy_to_device(torch.tensor(values, dtype=torch.int32), device)
+
+
+def copy_to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor from host memory to a device without waiting until the device is idle."""
     if device.type == "cuda" and torch.cuda.is_available():
-        # From memory that is not pinned, the host would wait for the copy.
-        return table.pin_memory().to(device, non_blocking=True)
-    return table.to(device)
+        tensor = tensor.pin_memory()  # otherwise the host would wait for the copy
+    return tensor.to(device, non_blocking=True)
 
 
 def split_rows(row: Tensor, tokens: Sequence[int], dim: int) -> tuple[Tensor, ...]:

@@ -17,13 +17,18 @@ from .packing import Boundaries, PackedRows, PaddedRows
 
 @dataclass(frozen=True)
 class TokenInputs:
-    """The arguments of a forward pass that determine the layout of its tokens."""
+    """The arguments of a forward pass that determine the layout of its tokens.
+
+    The padding mask [B, P + T] is 0 for padding, which may be on either side. For one new token per
+    row, which is not padding, it may also be [B, 1, 1, P + 1]: then a decode step reads nothing
+    back from the device.
+    """
 
     batch: int
     num_tokens: int
     num_cached: int
     device: torch.device
-    attention_mask: Tensor | None  # [B, P + T] or [B, 1, 1, P + 1], zero for padding
+    attention_mask: Tensor | None
     position_ids: Tensor | None  # [1 or B, T]
     cu_seqlens: Boundaries | None
     has_cache: bool  # whether the caller passed a cache, even an empty one
