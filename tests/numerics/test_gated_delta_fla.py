@@ -8,7 +8,11 @@ import pytest
 import torch
 
 from amnesia_bench.modeling import PackedRows
-from amnesia_bench.modeling.gated_delta_fla import fla_backward, fla_forward, fla_step
+from amnesia_bench.modeling.gated_delta_fla import (
+    fla_delta_backward,
+    fla_delta_forward,
+    fla_delta_step,
+)
 from amnesia_bench.modeling.gated_delta_torch import DeltaInputs, torch_gated_delta
 
 HEADS, KEYS, VALUES = 3, 8, 12
@@ -99,10 +103,10 @@ def test_gradients_come_back_in_the_order_of_the_operands(fla, bounds, with_stat
     wanted = torch.autograd.grad(
         [output, end], leaves if start is None else [*leaves, start], grads
     )
-    result = fla_forward(inputs, 0.3, state, documents)
+    result = fla_delta_forward(inputs, 0.3, state, documents)
     torch.testing.assert_close(result.output, output)
     torch.testing.assert_close(result.end, end)
-    actual = fla_backward(grads, inputs, result[2:], 0.3, state, documents)
+    actual = fla_delta_backward(grads, inputs, result[2:], 0.3, state, documents)
     for x, y in zip(actual, wanted, strict=False):
         torch.testing.assert_close(x, y)
     assert actual[5].numel() == (0 if state is None else state.numel())
@@ -111,7 +115,7 @@ def test_gradients_come_back_in_the_order_of_the_operands(fla, bounds, with_stat
 def test_one_token_runs_the_recurrent_kernel(fla):
     inputs, state = operands(2, 1, 2)
     expected = torch_gated_delta(inputs, 0.3, state, None)
-    for x, y in zip(fla_step(inputs, 0.3, state), expected, strict=True):
+    for x, y in zip(fla_delta_step(inputs, 0.3, state), expected, strict=True):
         torch.testing.assert_close(x, y)
 
 

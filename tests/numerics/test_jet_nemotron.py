@@ -33,6 +33,15 @@ def golden_model(request, golden):
     return loaded.eval()
 
 
+@pytest.fixture(scope="module")
+def golden_models(golden):
+    """The golden model in float32 and in float64."""
+    return [
+        JetNemotronForCausalLM.from_pretrained(golden[0], dtype=dtype).eval()
+        for dtype in (torch.float32, torch.float64)
+    ]
+
+
 def in_chunks(model, ids, chunk):
     """The logits of `ids`, prefilled in chunks of this many tokens."""
     cache, parts = HypeNetCache(model.config), []
@@ -43,13 +52,11 @@ def in_chunks(model, ids, chunk):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("chunk", [1, 7, 23, 24, 25, 64, 100, 150])
-def test_golden_logits_in_chunks(golden, golden_model, chunk):
+@pytest.mark.parametrize("chunk", [1, 23, 25, 64, 150])
+def test_golden_logits_in_chunks(golden, golden_models, chunk):
     ids, expected = golden[1]["input_ids"], golden[1]["logits"]
-    error = (in_chunks(golden_model, ids, chunk) - expected).abs().max()
-    assert error <= FLOAT32_TOLERANCE
-    precise = JetNemotronForCausalLM.from_pretrained(golden[0], dtype=torch.float64).eval()
-    assert (in_chunks(precise, ids, chunk) - expected).abs().max() <= TOLERANCE
+    for model, tolerance in zip(golden_models, (FLOAT32_TOLERANCE, TOLERANCE), strict=True):
+        assert (in_chunks(model, ids, chunk) - expected).abs().max() <= tolerance
 
 
 @torch.no_grad()
@@ -78,9 +85,11 @@ def test_every_shape_agrees_with_its_formulas(shape):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("implementation", ["sdpa", "eager", "causal_sdpa"])
 @pytest.mark.parametrize("side", ["left", "right", "middle"])
-@pytest.mark.parametrize("shape", ["base", "jet_only", "sliding_first", "seven_taps"])
+@pytest.mark.parametrize(
+    ("shape", "implementation"),
+    [("base", "eager"), ("base", "causal_sdpa"), ("sliding_first", "sdpa"), ("seven_taps", "sdpa")],
+)
 def test_padded_rows_are_the_rows_alone(shape, side, implementation):
     model = jet_model(shape).double()
     model.set_attn_implementation(implementation)
@@ -96,7 +105,7 @@ def test_padded_rows_are_the_rows_alone(shape, side, implementation):
         ids[n, at], mask[n, at] = row, 1
     new = random_ids(3, 5, seed=9)
     alone = [model(torch.cat([row, more])[None]).logits[0] for row, more in zip(rows, new)]  # noqa: B905
-    for chunk in (1, 16, total):
+    for chunk in (1, 16) if side == "left" else (total,):
         cache, parts = HypeNetCache(model.config), []
         for start in range(0, total, chunk):
             stop = min(start + chunk, total)

@@ -35,7 +35,7 @@ def check_activation(hidden_act: str) -> None:
         )
 
 
-def check_rope(rope_parameters: dict[str, Any] | None) -> None:
+def check_rope_parameters(rope_parameters: dict[str, Any] | None) -> None:
     """Refuse RoPE parameters without a positive base period or of an unknown type."""
     rope = rope_parameters or {}
     theta, kind = rope.get("rope_theta"), rope.get("rope_type")

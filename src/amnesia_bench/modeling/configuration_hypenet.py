@@ -16,7 +16,7 @@ from .config_checks import (
     check_activation,
     check_divides,
     check_positive,
-    check_rope,
+    check_rope_parameters,
     rope_keys_of_files,
 )
 from .input_errors import InvalidModelInputError
@@ -152,7 +152,7 @@ class HypeNetConfig(PreTrainedConfig):
         if self.rope_parameters is not None:
             self.rope_parameters = dict(self.rope_parameters)
         super().__post_init__(**kwargs)
-        check_rope(self.rope_parameters)
+        check_rope_parameters(self.rope_parameters)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "HypeNetConfig":

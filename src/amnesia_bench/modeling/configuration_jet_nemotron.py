@@ -18,7 +18,7 @@ from .config_checks import (
     check_activation,
     check_divides,
     check_positive,
-    check_rope,
+    check_rope_parameters,
     rope_keys_of_files,
 )
 from .input_errors import InvalidModelInputError
@@ -124,7 +124,7 @@ class JetNemotronConfig(PreTrainedConfig):
             self.rope_parameters = dict(self.rope_parameters)
         self._check_shapes()
         super().__post_init__(**kwargs)
-        check_rope(self.rope_parameters)
+        check_rope_parameters(self.rope_parameters)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> "JetNemotronConfig":

@@ -16,7 +16,7 @@ from .jet_mixer import JetMixer, JetRMSNorm
 from .mixers import HypeNetRMSNorm, LightningMixer, MixerInputs, SlidingMixer, SoftmaxMixer
 
 
-class HypeNetMLP(nn.Module):
+class GatedMLP(nn.Module):
     """The gated MLP down(act(gate(x)) * up(x))."""
 
     def __init__(self, config: HybridConfig) -> None:
@@ -33,18 +33,18 @@ class HypeNetMLP(nn.Module):
         return output
 
 
-class HypeNetDecoderLayer(GradientCheckpointingLayer):
+class HybridDecoderLayer(GradientCheckpointingLayer):
     """A decoder layer: a mixer and an MLP, each with a norm before it and a residual connection."""
 
-    linear_mixer: ClassVar[type[nn.Module]] = LightningMixer
-    norm: ClassVar[type[HypeNetRMSNorm]] = HypeNetRMSNorm
+    linear_mixer: ClassVar[type[nn.Module]]
+    norm: ClassVar[type[HypeNetRMSNorm]]
 
     def __init__(self, config: HybridConfig, layer_idx: int) -> None:
         super().__init__()
         mixers = {"full_attention": SoftmaxMixer, "sliding_attention": SlidingMixer}
         mixer = mixers.get(config.layer_types[layer_idx], self.linear_mixer)
         self.self_attn = mixer(config, layer_idx)
-        self.mlp = HypeNetMLP(config)
+        self.mlp = GatedMLP(config)
         self.input_layernorm = self.norm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = self.norm(config.hidden_size, config.rms_norm_eps)
 
@@ -61,7 +61,14 @@ class HypeNetDecoderLayer(GradientCheckpointingLayer):
         return hidden_states, weights
 
 
-class JetNemotronDecoderLayer(HypeNetDecoderLayer):
+class HypeNetDecoderLayer(HybridDecoderLayer):
+    """A decoder layer of HypeNet."""
+
+    linear_mixer = LightningMixer
+    norm = HypeNetRMSNorm
+
+
+class JetNemotronDecoderLayer(HybridDecoderLayer):
     """A decoder layer of Jet-Nemotron."""
 
     linear_mixer = JetMixer

@@ -22,6 +22,9 @@ from .input_errors import InvalidModelInputError
 from .lightning_attention import fla_is_installed
 from .packing import Boundaries, PackedRows
 
+# Known at import, so that a compiled graph does not search for a package.
+_FLA_IS_INSTALLED = fla_is_installed()
+
 
 def gated_delta_rule(
     inputs: DeltaInputs,
@@ -64,7 +67,7 @@ def gated_delta_rule(
     precise = torch.float64 if dtype == torch.float64 else torch.float32
     with torch.autocast(inputs.v.device.type, enabled=False):
         state = None if initial_state is None else initial_state.to(precise)
-        if inputs.v.is_cuda and precise == torch.float32 and fla_is_installed():
+        if inputs.v.is_cuda and precise == torch.float32 and _FLA_IS_INSTALLED:
             output, state = gated_delta_by_op(inputs, scale, state, packed)
         elif packed is not None and state is None and not need_state:
             output = torch_gated_delta_packed(inputs.to(precise), scale, packed)

@@ -27,7 +27,9 @@ class ChunkedResult(NamedTuple):
     solution: Tensor  # [B, T, H, CHUNK]: the inverse of the triangular system of each chunk
 
 
-def fla_step(inputs: DeltaInputs, scale: float, state: Tensor | None) -> tuple[Tensor, Tensor]:
+def fla_delta_step(
+    inputs: DeltaInputs, scale: float, state: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Run the recurrent kernel, which has no backward pass; return outputs and states."""
     # The import is here because it takes seconds and Triton needs a GPU driver.
     from fla.ops.gated_delta_rule import fused_recurrent_gated_delta_rule
@@ -46,7 +48,7 @@ def fla_step(inputs: DeltaInputs, scale: float, state: Tensor | None) -> tuple[T
     return output, end
 
 
-def fla_forward(
+def fla_delta_forward(
     inputs: DeltaInputs,
     scale: float,
     state: Tensor | None,
@@ -76,7 +78,7 @@ def fla_forward(
     return ChunkedResult(output.to(v.dtype), end, sums, solution)
 
 
-def fla_backward(
+def fla_delta_backward(
     grads: tuple[Tensor, Tensor | None],
     inputs: DeltaInputs,
     result: tuple[Tensor, Tensor],
@@ -87,7 +89,7 @@ def fla_backward(
     """Return the gradients of q, k, v, decays, rates and initial states (empty if None).
 
     `grads` are those of the outputs and of the final states, and `result` has the last two tensors
-    of `ChunkedResult`; the other arguments are those of `fla_forward`.
+    of `ChunkedResult`; the other arguments are those of `fla_delta_forward`.
     """
     from fla.ops.gated_delta_rule.chunk import chunk_gated_delta_rule_bwd
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .gated_delta_fla import fla_backward, fla_forward, fla_step
+from .gated_delta_fla import fla_delta_backward, fla_delta_forward, fla_delta_step
 from .gated_delta_torch import DeltaInputs
 from .packing import CHUNK, PackedRows
 
@@ -45,7 +45,7 @@ def _gated_delta_step(  # noqa: PLR0913 - the schema of an op has no records
     scale: float,
     state: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    return fla_step(DeltaInputs(q, k, v, log_decay, rate), scale, state)
+    return fla_delta_step(DeltaInputs(q, k, v, log_decay, rate), scale, state)
 
 
 @torch.library.custom_op("amnesia_bench::gated_delta", mutates_args=(), device_types="cuda")
@@ -61,7 +61,7 @@ def _gated_delta(  # noqa: PLR0913
     chunk_index: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     inputs = DeltaInputs(q, k, v, log_decay, rate)
-    output, end, sums, solution = fla_forward(
+    output, end, sums, solution = fla_delta_forward(
         inputs, scale, state, _documents(cu_seqlens, chunk_index)
     )
     return output, end, sums, solution
@@ -87,7 +87,7 @@ def _gated_delta_backward(  # noqa: PLR0913
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     inputs = DeltaInputs(q, k, v, log_decay, rate)
     documents = _documents(cu_seqlens, chunk_index)
-    dq, dk, dv, ddecay, drate, initial = fla_backward(
+    dq, dk, dv, ddecay, drate, initial = fla_delta_backward(
         (grad, grad_state), inputs, (sums, solution), scale, state, documents
     )
     return dq, dk, dv, ddecay, drate, initial

@@ -10,17 +10,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .configuration_jet_nemotron import JetNemotronConfig
 from .decoder_layer import JetNemotronDecoderLayer
+from .hybrid_model import HybridForCausalLM, HybridModel, HybridPreTrainedModel
 from .jet_mixer import JetMixer
-from .modeling_hypenet import HypeNetForCausalLM, HypeNetModel, HypeNetPreTrainedModel
 from .rotary import HypeNetRotaryEmbedding
 
 
-class JetNemotronPreTrainedModel(HypeNetPreTrainedModel):
+class JetNemotronPreTrainedModel(HybridPreTrainedModel):
     """The base class: loading, initialisation, and the attributes that transformers requires."""
+
+    config: JetNemotronConfig
 
     config_class = JetNemotronConfig
     _no_split_modules = ["JetNemotronDecoderLayer"]  # noqa: RUF012 - transformers' interface
@@ -34,7 +36,7 @@ class JetNemotronPreTrainedModel(HypeNetPreTrainedModel):
             module.initialize_decay()
 
 
-class JetNemotronModel(JetNemotronPreTrainedModel, HypeNetModel):
+class JetNemotronModel(JetNemotronPreTrainedModel, HybridModel):
     """The model without its head: embeddings, decoder layers and the final norm."""
 
     layer_class = JetNemotronDecoderLayer
@@ -44,11 +46,8 @@ class JetNemotronModel(JetNemotronPreTrainedModel, HypeNetModel):
         self.attn_rotary_emb = HypeNetRotaryEmbedding(config, config.head_dim)
         self.lightning_rotary_emb = None
 
-    def _query_scale(self, positions: Tensor) -> Tensor | None:
-        return None
 
-
-class JetNemotronForCausalLM(JetNemotronPreTrainedModel, HypeNetForCausalLM):
+class JetNemotronForCausalLM(JetNemotronPreTrainedModel, HybridForCausalLM):
     """Jet-Nemotron with a language-model head, whose weights may be tied to the embeddings."""
 
     model_class = JetNemotronModel

@@ -36,6 +36,7 @@ _ATTENTION = (
     "torch_attn::_varlen_attn",
     "amnesia_bench::packed_attention",
     "amnesia_bench::lightning",
+    "amnesia_bench::gated_delta",
 )
 
 

@@ -26,6 +26,7 @@ from tests.support.tiny_models import (
 
 MODELS = [
     "hypenet",
+    "jet_nemotron",
     "qwen2",
     "llama",
     "mistral",
