@@ -28,7 +28,7 @@ pytestmark = [
     pytest.mark.skipif(not fla_is_installed(), reason="flash-linear-attention is not installed"),
 ]
 # In Triton's interpreter (test_fla_interpreted.py), float32 errors are below 1e-6, and outputs,
-# states and dq of bfloat16 are within this tolerance. Products in TF32 would miss the one of float32
+# states and dq of bfloat16 are within this tolerance. Products in TF32 would miss that of float32
 # (emulated by cutting operands: 1e-4 for outputs, 1e-3 for gradients). No GPU has run this yet.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 
