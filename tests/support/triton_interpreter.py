@@ -2,8 +2,7 @@
 
 Run as a program, in a process of its own, since Triton decides to interpret when it is imported:
 python -m tests.support.triton_interpreter < CASES > ERRORS. Both are JSON: a list of `Case`, and
-for each case the errors of all results. Cases with
-products in TF32 come last.
+for each case the errors of all results.
 """
 
 import builtins
@@ -48,16 +47,23 @@ def start_interpreter() -> None:
         op.register_kernel("cpu")(op._init_fn)
 
 
-def cut_operands_of_products() -> None:
-    """Multiply as tensor cores do in TF32: the last 13 bits of float32 operands are ignored."""
+def _multiply(cut: bool) -> None:
+    """Replace the interpreter's products; with `cut`, as tensor cores multiply in TF32.
+
+    The interpreter multiplies the bits of bfloat16 numbers as if they were integers. In TF32 the
+    last 13 bits of float32 operands are ignored.
+    """
     import numpy as np
     import triton.runtime.interpreter as interpreter
 
-    def cut(x: np.ndarray) -> np.ndarray:
-        return (np.ascontiguousarray(x).view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+    def numbers(handle):  # type: ignore[no-untyped-def]
+        data = np.ascontiguousarray(handle.data)
+        if data.dtype == np.uint16:
+            return (data.astype(np.uint32) << 16).view(np.float32)
+        return (data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) if cut else data
 
     def create_dot(_, a, b, d, precision, imprecise):  # type: ignore[no-untyped-def]
-        product = np.matmul(cut(a.data), cut(b.data), dtype=d.data.dtype)
+        product = np.matmul(numbers(a), numbers(b), dtype=d.data.dtype)
         return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
 
     interpreter.InterpreterBuilder.create_dot = create_dot
@@ -107,8 +113,7 @@ def main() -> None:
     start_interpreter()
     found = []
     for case in cases:
-        if case.products == "tf32":
-            cut_operands_of_products()  # for all later cases, too
+        _multiply(cut=case.products == "tf32")
         found.append(errors(case))
     json.dump(found, sys.stdout)
 

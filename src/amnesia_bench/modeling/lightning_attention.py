@@ -133,7 +133,7 @@ def _warn_that_fla_is_missing() -> None:
     warnings.warn(
         "flash-linear-attention is not installed: lightning attention runs on the GPU as a loop in "
         "PyTorch, with about 6,700 kernel launches per layer and 16,384 tokens of training instead "
-        "of 7. Install it: pip install flash-linear-attention==0.6.0",
+        "of 12. Install it: pip install flash-linear-attention==0.6.0",
         stacklevel=2,
     )
 
