@@ -63,7 +63,7 @@ def bench(size: str, folder: Path) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     print(
-        f"HypeNets with random weights, {STEPS} steps of one row of {TOKENS} tokens, which has "
+        f"HypeNets with random weights, {STEPS} steps of one row of {TOKENS} tokens with "
         "2 to 6 documents;\nAdamW at 1e-3, float32, one thread. *Difference* is that of the loss, "
         "relative to the same step of the\nfirst line. *Compilation* is the time of the first step "
         "beyond the median.\n\n"
