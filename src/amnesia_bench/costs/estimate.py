@@ -23,7 +23,8 @@ size, T tokens in a micro-batch of one process, W processes.
     working           activations of one layer and their gradients, and two states of lightning
                       attention per 64 tokens
     loss              logits of one chunk of rows, in float32 and compute dtype, and the float32
-                      gradient of the head; a KL loss needs the logits twice. The loss is computed
+                      gradient of the head; a KL loss needs six tensors of the size of the logits in
+                      float32. The loss is computed
                       before the backward pass of the layers, so only the larger one of `loss` and
                       `working` is part of the peak
     reserve           communication buffers, allocator fragmentation, autotuning
@@ -261,7 +262,8 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
         states = 2.0 * compute * shape.linear.state * tokens / _STATE_CHUNK_TOKENS
     backward = 4 * 4 * width + 2 * compute * shape.mlp
     rows = min(train.loss_chunk_rows, tokens)
-    logits = rows * shape.vocab * (4 + 2 * compute) * (2 if distill else 1)
+    # The KL keeps six float32 tensors of the size of the logits at once.
+    logits = rows * shape.vocab * (6 * 4 if distill else 4 + 2 * compute)
     return Memory(
         state=(4.0 * master * trained + master * (loaded - trained)) / shards,
         teacher=compute * teacher / shards,
