@@ -48,19 +48,28 @@ class Row:
 
 
 class RandomRows:
-    """Random documents, three of four tokens trained."""
+    """Random documents, three of four tokens trained.
+
+    All documents have `document_tokens` tokens; if it is None, lengths are random.
+    """
 
     tokenizer_sha256, isolate_documents = "", True
 
-    def __init__(self, count: int, tokens: int, vocab: int, document_tokens: int) -> None:
+    def __init__(self, count: int, tokens: int, vocab: int, document_tokens: int | None) -> None:
         rng = np.random.default_rng(0)
         self.num_sequences, self.sequence_tokens = count, tokens
-        lengths = (document_tokens,) * (tokens // document_tokens)
+
+        def lengths() -> tuple[int, ...]:
+            if document_tokens is not None:
+                return (document_tokens,) * (tokens // document_tokens)
+            cuts = np.sort(rng.choice(np.arange(1, tokens), rng.integers(1, 6), replace=False))
+            return tuple(np.diff([0, *cuts, tokens]).tolist())
+
         self._rows = [
             Row(
                 rng.integers(0, vocab, tokens, dtype=np.int32),
                 rng.random(tokens) < 0.75,
-                lengths,
+                lengths(),
             )
             for _ in range(count)
         ]
@@ -72,7 +81,14 @@ class RandomRows:
 
 def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[tuple[float, float]]:
     """Train and return (seconds in compute, seconds in all else) of the steps that count."""
-    seconds: list[tuple[float, float]] = []
+    return [seconds for _, seconds in train_steps(run, init, rows)[UNCOUNTED_STEPS:]]
+
+
+def train_steps(
+    run: TrainingRun, init: Path, rows: RandomRows
+) -> list[tuple[StepRecord, tuple[float, float]]]:
+    """Train and return the record of each step, and its seconds in compute and in all else."""
+    steps: list[tuple[StepRecord, tuple[float, float]]] = []
     with joined_processes() as processes, tempfile.TemporaryDirectory() as scratch:
         learner = build_learner(run, open_checkpoint(init), None, processes)
         saves = run.train.checkpoints
@@ -82,7 +98,7 @@ def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[tu
                 metrics.append({"step": step.step, "loss": step.loss, "norm": step.grad_norm})
                 if processes.device.type == "cuda":
                     torch.cuda.synchronize()
-                seconds.append(spent)
+                steps.append((step, spent))
 
             loop = Loop(
                 LoopParts(
@@ -99,7 +115,7 @@ def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[tu
             )
             loop.start()
             loop.run(0)
-    return seconds[UNCOUNTED_STEPS:]
+    return steps
 
 
 def sft(name: str, overrides: list[str], steps: int) -> TrainingRun:
@@ -125,7 +141,8 @@ def bench_cpu() -> None:
     torch.set_num_threads(1)
     tokens = 512
     overrides = [f"train.sequence_tokens={tokens}", "train.global_batch=8", "train.micro_batch=2",
-                 "train.compute_dtype=fp32", "train.activation_checkpointing=none"]  # fmt: skip
+                 "train.compute_dtype=fp32", "train.activation_checkpointing=none",
+                 "train.compile=false"]  # fmt: skip
     run = sft("sft_miromind_2b", overrides, 40)
     with tempfile.TemporaryDirectory() as scratch:
         init = random_checkpoint(Path(scratch) / "init", "tiny")

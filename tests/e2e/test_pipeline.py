@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -214,20 +215,44 @@ def test_a_forked_stage_says_what_a_started_one_does(tmp_path: Path) -> None:
     assert "amnesia score: " in logs[0]
 
 
+def fork_server_process() -> Path:
+    """The folder in /proc of the fork server that this process started."""
+    (process,) = [
+        folder
+        for folder in Path("/proc").glob("[0-9]*")
+        if parent_of(int(folder.name)) == os.getpid()
+        and b"amnesia_bench.pipeline.fork_server" in (folder / "cmdline").read_bytes()
+    ]
+    return process
+
+
 def test_a_fork_server_outlives_a_worker_and_a_stage_the_server(tmp_path: Path) -> None:
     spec = unreadable(tmp_path)
     with scratch_folder() as folder, fork_server(folder) as server:
         with socket.socket(socket.AF_UNIX) as hasty:
             hasty.connect(server)
         assert run_spec(tmp_path, spec, tmp_path / "log", (), server) == 2
-        (process,) = [
-            int(folder.name)
-            for folder in Path("/proc").glob("[0-9]*")
-            if parent_of(int(folder.name)) == os.getpid()
-            and b"amnesia_bench.pipeline.fork_server" in (folder / "cmdline").read_bytes()
-        ]
-        os.kill(process, signal.SIGKILL)
+        os.kill(int(fork_server_process().name), signal.SIGKILL)
         assert run_spec(tmp_path, spec, tmp_path / "log", (), server) == 2
+
+
+def test_forked_stages_see_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    with scratch_folder() as folder, fork_server(folder):
+        # The forked children inherit the environment of the server.
+        environment = (fork_server_process() / "environ").read_bytes().split(b"\0")
+    assert b"CUDA_VISIBLE_DEVICES=" in environment
+
+
+def test_a_stage_with_gpus_is_started_and_not_forked(tmp_path: Path) -> None:
+    spec = replace(unreadable(tmp_path), gpus=1)
+    with scratch_folder() as folder, socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(folder / "forks"))
+        server.listen()
+        assert run_spec(tmp_path, spec, tmp_path / "log", ("0",), str(folder / "forks")) == 2
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
 
 
 def test_a_stage_that_another_attempt_has_ended_meanwhile_is_done(

@@ -140,5 +140,7 @@ def test_shared_prefixes_change_no_answer_on_the_gpu(name):
             device="cuda", share_prefixes=share, prefill_chunk_tokens=128, max_batch_tokens=1
         )
         engine = TransformersEngine(tiny_model(name).cuda(), tiny_tokenizer(), options)
+        # Without this, the test would compare full prompts with full prompts.
+        assert engine.settings["prefixes"] == ("shared" if share else "full")
         answers.append({each.key: each for each in engine.generate(requests)})
     assert answers[0] == answers[1]

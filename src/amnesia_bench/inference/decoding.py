@@ -128,10 +128,11 @@ def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Genera
     probabilities = probabilities.masked_fill(before >= sampling.top_p, 0.0)
     cumulative = probabilities.cumsum(dim=-1)
     uniform = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-    drawn = uniform.to(logits.device)[:, None] * cumulative[:, -1:]
+    drawn = uniform.to(logits.device, non_blocking=True)[:, None] * cumulative[:, -1:]
     rank = torch.searchsorted(cumulative, drawn, right=True)
     # Rounding may put a draw beyond the sum: then choose the last token with a probability > 0.
-    last = (probabilities > 0).sum(dim=-1, keepdim=True) - 1
+    # There is none if logits are NaN, which the caller finds out when it reads the tokens.
+    last = ((probabilities > 0).sum(dim=-1, keepdim=True) - 1).clamp(min=0)
     return ids.gather(1, torch.minimum(rank, last))[:, 0]
 
 
@@ -191,14 +192,13 @@ class PrefilledRows:
     """Rows with prefilled prompts, ready for decoding.
 
     `logits` [B, E] are the logits after the last token of each prompt. `cache` has one row per
-    prompt. Decoding leaves it usable only if it has a single row: it then contains the prompt and
-    the answer. `padding` [B] is the number of padding tokens before each prompt, or None.
+    prompt; all prompts end in the same column, with padding before shorter ones. Decoding leaves it
+    usable only if it has a single row: it then contains the prompt and the answer.
     """
 
     rows: Sequence[DecodingRow]
     logits: Tensor
     cache: Cache | None
-    padding: Tensor | None = None
 
 
 @torch.inference_mode()
@@ -217,13 +217,21 @@ def decode_batch(
         StageFailedError: the logits of an unfinished row are not finite, so it has no answer. Rows
             that were yielded before keep their answers.
     """
-    active, cache, logits, padding = list(batch.rows), batch.cache, batch.logits, batch.padding
+    active, cache, logits = list(batch.rows), batch.cache, batch.logits
     longest = max(len(row.request.tokens) for row in active)
+    padding = _padding(active, longest, logits.device)
     for step in itertools.count():
-        _check_finite(logits, active)
         tokens = _next_tokens(logits, active)
-        for row, token in zip(active, tokens.tolist(), strict=True):
+        # If the largest logit is finite, none is NaN; single logits of -inf are valid, since a
+        # model excludes tokens in this way. Without this check, argmax would still return a token.
+        finite = logits.amax(dim=-1).isfinite()
+        # The only copy from the device in a step: each one waits until the device is idle.
+        for row, (token, valid) in zip(
+            active, torch.stack([tokens, finite.long()], dim=1).tolist(), strict=True
+        ):
             if row.finish_reason is None:
+                if not valid:
+                    raise not_finite(row.request, len(row.tokens))
                 row.append(token, *stopping)
                 if row.finish_reason is not None:
                     yield row
@@ -237,20 +245,14 @@ def decode_batch(
                 index: Any = torch.tensor(running, device=tokens.device)
                 cache.reorder_cache(index)
                 tokens, active = tokens[index], [active[i] for i in running]
-                padding = None if padding is None else padding[index]
+                padding = _padding(active, longest, tokens.device)
             logits, cache = model.advance(cache, tokens[:, None], padding)
 
 
-def _check_finite(logits: Tensor, rows: Sequence[DecodingRow]) -> None:
-    """Raise StageFailedError if the largest logit of an unfinished row is not finite.
-
-    Without this check, argmax would still return a token. If any logit is NaN, so is the largest
-    one. Single logits of -inf are valid: a model excludes tokens in this way.
-    """
-    broken = ~logits.amax(dim=-1).isfinite()
-    for row, bad in zip(rows, broken.tolist(), strict=True):
-        if bad and row.finish_reason is None:
-            raise not_finite(row.request, len(row.tokens))
+def _padding(rows: Sequence[DecodingRow], longest: int, device: torch.device) -> Tensor | None:
+    """Return the number of padding tokens before each prompt [B], or None if there is none."""
+    tokens = [longest - len(row.request.tokens) for row in rows]
+    return torch.tensor(tokens).to(device, non_blocking=True) if any(tokens) else None
 
 
 def _next_tokens(logits: Tensor, rows: Sequence[DecodingRow]) -> Tensor:

@@ -311,9 +311,7 @@ class PrefixWalker:
             with catching_oom(longest):
                 joined.add(cache, len(requests))
             last_logits.append(logits)
-        padding = torch.tensor([longest - leaf.num_tokens for leaf in batch])
-        padding = padding.to(self._model.device)
-        return PrefilledRows(rows, torch.cat(last_logits), joined.cache, padding)
+        return PrefilledRows(rows, torch.cat(last_logits), joined.cache)
 
     def _prefill(self, node: int, requests: Sequence[PromptRequest]) -> tuple[Tensor, Cache | None]:
         """Prefill prompts of equal length that branch off at one node."""

@@ -104,6 +104,8 @@ class TransformersEngine:
                 output_loading_info=True,
                 **changes,
             )
+            # On the CPU, weights in the dtype of the checkpoint are pages of its files, which all
+            # processes share. They are copied to a GPU one by one.
             model, missing = loaded[0].to(device), loaded[1]["missing_keys"]
         except UserError:
             raise

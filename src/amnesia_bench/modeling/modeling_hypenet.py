@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutpu
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .causal_attention import CAUSAL_SDPA, padded_causal_mask
 from .configuration_hypenet import HypeNetConfig
 from .decoder_layer import HypeNetDecoderLayer
 from .hybrid_cache import HypeNetCache, adopt_cache, cached_length
@@ -134,7 +135,9 @@ class HypeNetModel(HypeNetPreTrainedModel):
 
         Args:
             input_ids: token ids [B, T]; give either these or `inputs_embeds`.
-            attention_mask: padding mask [B, P + T], 0 for padding, which may be on either side.
+            attention_mask: padding mask [B, P + T], 0 for padding, which may be on either side; or
+                [B, 1, 1, P + 1] for one new token per row, which is then not padding. With this
+                shape, a decode step reads nothing back from the device.
             position_ids: positions [B, T]; by default they count the tokens that are not padding.
             past_key_values: a `HypeNetCache`, or an empty cache of transformers.
             inputs_embeds: embeddings [B, T, M] instead of token ids.
@@ -231,8 +234,11 @@ class HypeNetModel(HypeNetPreTrainedModel):
         eager = config._attn_implementation == "eager"
         if layout.packed is not None and not eager:
             return None  # attention runs per document, or with flash attention's boundaries
-        if layout.attention_mask is None and config._attn_implementation == "sdpa":
-            return None  # `causal_sdpa` needs no mask
+        if config._attn_implementation in ("sdpa", CAUSAL_SDPA):
+            # `causal_sdpa` needs a mask for padding only. transformers would look for padding
+            # again, although the layout already tells.
+            valid = layout.attention_mask
+            return None if valid is None else padded_causal_mask(valid, x.shape[1])
         return create_causal_mask(
             config=config,
             inputs_embeds=x,

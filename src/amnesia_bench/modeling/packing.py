@@ -40,6 +40,7 @@ class PackedRows:
 
     bounds: tuple[int, ...]
     num_tokens: int
+    longest: int  # the number of tokens of the longest document
     cu_seqlens: Tensor
     chunks: ChunkTable
 
@@ -50,7 +51,8 @@ class PackedRows:
         index = [(n, chunk) for n, count in enumerate(counts) for chunk in range(count)]
         offsets = list(itertools.accumulate(counts, initial=0))
         chunks = ChunkTable(_int32(index, device), _int32(offsets, device))
-        return cls(bounds, bounds[-1], _int32(bounds, device), chunks)
+        longest = max(stop - start for start, stop in itertools.pairwise(bounds))
+        return cls(bounds, bounds[-1], longest, _int32(bounds, device), chunks)
 
     def to(self, device: torch.device) -> PackedRows:
         """Return the object for a device."""
@@ -129,11 +131,6 @@ class PackedRows:
         """Split a tensor into the documents of its row; `dim` is the dimension of the tokens."""
         return split_rows(row, [stop - start for start, stop in self.documents], dim)
 
-    @property
-    def longest(self) -> int:
-        """The number of tokens of the longest document."""
-        return max(stop - start for start, stop in self.documents)
-
     def positions(self) -> Tensor:
         """Return the position of each token within its document, [1, T]."""
         device = self.cu_seqlens.device
@@ -158,15 +155,19 @@ class PaddedRows:
     packed: PackedRows
 
     @classmethod
-    def from_mask(cls, valid: Tensor) -> PaddedRows:
-        """Build the object from a bool mask [B, T], which is True for valid tokens."""
+    def from_mask(cls, valid: Tensor, device: torch.device) -> PaddedRows:
+        """Build the object from a bool mask [B, T] in host memory, True for valid tokens.
+
+        The indices are copied to the device; nothing is read back from it.
+        """
         lengths = valid.sum(dim=1)
         row_index = lengths.nonzero().flatten()
         bounds = torch.cat([lengths.new_zeros(1), lengths[row_index].cumsum(0)])
+        token_index = valid.flatten().nonzero().flatten()
         return cls(
-            token_index=valid.flatten().nonzero().flatten(),
-            row_index=row_index,
-            packed=PackedRows.from_bounds(tuple(bounds.tolist()), valid.device),
+            token_index=token_index.to(device, non_blocking=True),
+            row_index=row_index.to(device, non_blocking=True),
+            packed=PackedRows.from_bounds(tuple(bounds.tolist()), device),
         )
 
 

@@ -23,7 +23,7 @@ class TokenInputs:
     num_tokens: int
     num_cached: int
     device: torch.device
-    attention_mask: Tensor | None  # [B, P + T], zero for padding
+    attention_mask: Tensor | None  # [B, P + T] or [B, 1, 1, P + 1], zero for padding
     position_ids: Tensor | None  # [1 or B, T]
     cu_seqlens: Boundaries | None
     has_cache: bool  # whether the caller passed a cache, even an empty one
@@ -60,7 +60,7 @@ def lay_out(inputs: TokenInputs, config: HypeNetConfig) -> TokenLayout:
             f"input_ids is empty: shape [{inputs.batch}, {inputs.num_tokens}]",
             hint="Pass at least one token per row.",
         )
-    valid = _valid_tokens(inputs)
+    valid, valid_new = _valid_tokens(inputs)
     packed = _packed_rows(inputs, valid)
     if inputs.position_ids is not None:
         positions = inputs.position_ids
@@ -77,17 +77,21 @@ def lay_out(inputs: TokenInputs, config: HypeNetConfig) -> TokenLayout:
         start, stop = inputs.num_cached, inputs.num_cached + inputs.num_tokens
         positions = torch.arange(start, stop, device=inputs.device)[None]
     _check_positions(positions, inputs, config)
-    new_tokens = None if valid is None else valid[:, inputs.num_cached :]
-    padding = (
-        None if new_tokens is None or bool(new_tokens.all()) else PaddedRows.from_mask(new_tokens)
-    )
+    padding = None if valid_new is None else PaddedRows.from_mask(valid_new, inputs.device)
     return TokenLayout(positions, valid, padding, packed)
 
 
-def _valid_tokens(inputs: TokenInputs) -> Tensor | None:
+def _valid_tokens(inputs: TokenInputs) -> tuple[Tensor | None, Tensor | None]:
+    """Return which tokens are valid: all tokens on the device, and new ones in host memory.
+
+    Either is None if it contains no padding. A mask [B, P + T] is copied from the device once.
+    """
     mask = inputs.attention_mask
     if mask is None:
-        return None
+        return None, None
+    one_token = (inputs.batch, 1, 1, inputs.num_cached + 1)
+    if inputs.num_tokens == 1 and isinstance(mask, Tensor) and mask.shape == one_token:
+        return mask[:, 0, 0].to(device=inputs.device, dtype=torch.bool), None
     expected = (inputs.batch, inputs.num_cached + inputs.num_tokens)
     if not isinstance(mask, Tensor) or mask.shape != expected:
         shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__name__
@@ -95,13 +99,15 @@ def _valid_tokens(inputs: TokenInputs) -> Tensor | None:
             f"attention_mask is {shape}, expected {expected}: cached and new tokens of each row",
             hint="Linear layers only support padding masks, not masks over pairs of tokens.",
         )
-    valid = mask.to(device=inputs.device, dtype=torch.bool)
-    if bool(valid.all()):
-        return None
+    valid = mask.to(dtype=torch.bool)
+    on_host = valid.cpu()
+    if bool(on_host.all()):
+        return None, None
     # In a chunked prefill, which passes a cache, the first chunk of a row may be only padding.
     if not inputs.has_cache:
-        refuse_rows_without_tokens(valid)
-    return valid
+        refuse_rows_without_tokens(on_host)
+    new_tokens = on_host[:, inputs.num_cached :]
+    return valid.to(inputs.device), None if bool(new_tokens.all()) else new_tokens
 
 
 def refuse_rows_without_tokens(attention_mask: Tensor) -> None:

@@ -6,12 +6,14 @@ visible to it.
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from urllib.parse import quote
 
 from amnesia_bench.errors import BusyError, MissingEnvironmentError
 from amnesia_bench.store.files import make_folder
@@ -23,8 +25,10 @@ _WAIT_SECONDS = 1.0
 
 def visible_gpus(environ: Mapping[str, str] = os.environ) -> tuple[str, ...]:
     """Return the GPUs that this process may use, in the notation of CUDA_VISIBLE_DEVICES."""
-    if names := environ.get(VARIABLE):
-        return tuple(name.strip() for name in names.split(","))
+    if (names := environ.get(VARIABLE)) is not None:
+        # CUDA ignores an invalid name and all names after it; "" and "-1" are used to hide all.
+        given = (name.strip() for name in names.split(","))
+        return tuple(itertools.takewhile(lambda name: name not in ("", "-1"), given))
     try:
         import torch  # imported here: it is optional and slow, and only stages on GPUs need it
     except ImportError:
@@ -67,7 +71,8 @@ def _acquire(stack: ExitStack, count: int, gpus: Sequence[str], leases: Path) ->
         if len(acquired) == count:
             break
         try:
-            stack.enter_context(holding_lease(leases / gpu))
+            # The names of MIG devices may contain slashes, as in MIG-GPU-<UUID>/1/0.
+            stack.enter_context(holding_lease(leases / quote(gpu, safe="")))
         except BusyError:
             continue
         acquired.append(gpu)

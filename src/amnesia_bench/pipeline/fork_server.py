@@ -6,6 +6,9 @@ started threads does not work after a fork.
 
 When a worker disconnects, the server terminates the worker's stage. When the driver ends, the
 server waits for the running stages and then exits.
+
+The server and its children see no GPU: CUDA does not work after a fork either, and some packages
+look for devices when they are imported. Stages with GPUs run in new processes.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,12 +76,10 @@ def run_graph(store: Path, stages: Sequence[Stage], *, repair: bool = False) -> 
     gpus = max(stage.gpus for stage in stages)
     with explaining_write_errors(store, "finished stages are kept"):
         write_specs(store, [_spec(store, stage, threads[stage.id]) for stage in todo])
-        # With GPUs, no fork server is used, because the packages that it imports would occupy them.
-        use_server = all(stage.gpus == 0 for stage in todo)
         with (
             scratch_folder() as folder,
             Watcher(store, todo, cached, of=len(stages)),
-            fork_server(folder) if use_server else nullcontext() as server,
+            fork_server(folder) as server,
         ):
             result = run_stages(store, todo, threads, cores, gpus, server)
     if result.failed is not None:

@@ -30,11 +30,16 @@ _TUNABLES = (
 )
 
 
-def stage_environment() -> dict[str, str]:
-    """Return the environment variables for a stage: those of this process, tuned for speed."""
+def stage_environment(gpus: Sequence[str] = ()) -> dict[str, str]:
+    """Return the environment variables for a stage: those of this process, tuned for speed.
+
+    The stage sees only the given GPUs. Without any it sees none, so that stages that run at the
+    same time on a machine with GPUs do not all use the first one.
+    """
     inherited = os.environ.get("GLIBC_TUNABLES")
     tunables = _TUNABLES if inherited is None else f"{_TUNABLES}:{inherited}"
-    return {"GOMP_SPINCOUNT": _SPINS, **os.environ, "GLIBC_TUNABLES": tunables}
+    restricted = {"GLIBC_TUNABLES": tunables, VARIABLE: ",".join(gpus)}
+    return {"GOMP_SPINCOUNT": _SPINS, **os.environ, **restricted}
 
 
 def run_spec(
@@ -46,24 +51,23 @@ def run_spec(
         store: the folder of all artifacts.
         spec: the spec of the stage, which must also be in the store.
         log: the log file.
-        gpus: the GPUs to make visible to the stage; if empty, visibility is not restricted. A
-            training stage starts one process per GPU.
-        server: path of a fork server's socket; None starts a new process.
+        gpus: the GPUs to make visible to the stage. A training stage starts one process per GPU.
+        server: path of a fork server's socket; None starts a new process. A stage with GPUs is
+            never forked, since the server sees none.
 
     Returns:
         The exit code of the process; -N if signal N ended it.
     """
     with log.open("a", encoding="utf-8") as file:
         file.write(f"{STARTED}{shlex.join(spec.command)}\n")
-    if server is not None and (code := _run_forked(server, store, spec, log)) is not None:
-        return code
+    if server is not None and not gpus:
+        code = _run_forked(server, store, spec, log)
+        if code is not None:
+            return code
     start = ["-m", _EXECUTE]
     if len(gpus) > 1 and spec.front_door == "train":
         start = ["-m", _LAUNCH, "--nproc-per-node", str(len(gpus)), *start]
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(spec.threads))
-    environment = {**stage_environment(), **counts}
-    if gpus:
-        environment[VARIABLE] = ",".join(gpus)
     with (
         log.open("ab") as output,
         subprocess.Popen(
@@ -71,7 +75,7 @@ def run_spec(
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
-            env=environment,
+            env={**stage_environment(gpus), **counts},
         ) as process,
     ):
         try:

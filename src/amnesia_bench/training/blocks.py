@@ -21,6 +21,7 @@ from torch.utils.checkpoint import (
 )
 
 from amnesia_bench.config.train_schema import Recomputation
+from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import PackedRows
 
 _Context = AbstractContextManager[None]
@@ -52,6 +53,30 @@ def recompute_activations(blocks: Iterable[nn.Module], policy: Recomputation) ->
         options["context_fn"] = _keep_every_second_product
     for block in blocks:
         block.forward = _recomputed(block.forward, options)
+
+
+def check_compilers(device: torch.device) -> None:
+    """Check that the programs which torch.compile calls are installed.
+
+    Raises:
+        UserError: there is no C++ compiler, or for a GPU no Triton.
+    """
+    # Imported here, since runs without compilation do not need these modules, which take seconds.
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
+
+    missing = "Triton" if device.type == "cuda" and not has_triton() else None
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        missing = "a C++ compiler"
+    if missing is not None:
+        raise UserError(
+            f"train.compile=true needs {missing}, which was not found",
+            hint="Install Triton with pip, or a compiler such as g++ (the environment variable CXX "
+            "may name one). Training without it is slower: train.compile=false.",
+        )
 
 
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:

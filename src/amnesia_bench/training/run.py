@@ -27,6 +27,7 @@ from amnesia_bench.store.lease import Lease, holding_lease
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer, tokenizer_identity
 from amnesia_bench.tracking.metrics_file import FilePrefix
 from amnesia_bench.training.batches import Batches, FileOrder, SequenceOrder, TokenStore
+from amnesia_bench.training.blocks import check_compilers
 from amnesia_bench.training.checkpoints import CheckpointFolder
 from amnesia_bench.training.export import Export, publish_trained
 from amnesia_bench.training.folder import (
@@ -134,6 +135,8 @@ def _run_to_the_end(job: TrainingJob) -> bool:
         if processes.on_first(lambda: _finished_before(job)):
             return True
         check_optimizer(job.run.train, processes.size)
+        if job.run.train.compile:
+            processes.on_first(lambda: check_compilers(processes.device))
         init, teacher = processes.on_first(lambda: _opened(job))
         batches = Batches(job.run, job.stores, _order(job), processes.rank, processes.size)
         folder = training_path(job.out)

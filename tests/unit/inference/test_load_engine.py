@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import PreTrainedModel
 
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.load_engine import load_engine
@@ -34,6 +36,36 @@ def test_one_device_needs_no_other_process(tmp_path: Path) -> None:
     folder = save_model("qwen2", tmp_path)
     engine = load_engine("transformers", folder, EngineOptions(device="cpu"))
     assert isinstance(engine, TransformersEngine)
+
+
+def mapped_ranges(folder: Path) -> list[range]:
+    """The addresses at which this process has mapped files of a folder."""
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    bounds = [line.split()[0].split("-") for line in lines if f"{folder.resolve()}/" in line]
+    return [range(int(start, 16), int(stop, 16)) for start, stop in bounds]
+
+
+@pytest.mark.parametrize("name", ["hypenet", "qwen2"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_weights_in_host_memory_are_pages_of_the_file_and_no_copies(
+    name: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So processes for several GPUs share them, and `to(device)` copies from the file's pages."""
+    tiny_model(name).to(dtype).save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    moved = []
+
+    def to(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+        moved.append(device)
+        ranges = mapped_ranges(tmp_path)
+        for parameter in module.parameters():
+            address = parameter.data_ptr()
+            assert any(address in pages for pages in ranges)
+        return module
+
+    monkeypatch.setattr(PreTrainedModel, "to", to)
+    TransformersEngine.load(tmp_path, EngineOptions(device="cpu"))
+    assert moved == [torch.device("cpu")]
 
 
 def test_the_logit_scale_of_a_hypenet_is_taken_in_place_of_its_own(tmp_path: Path) -> None:

@@ -57,11 +57,22 @@ def test_what_the_driver_may_see_is_all_there_is() -> None:
     assert visible_gpus({"CUDA_VISIBLE_DEVICES": "3, GPU-a"}) == ("3", "GPU-a")
 
 
-@pytest.mark.parametrize(("gpus", "seen"), [(("2", "5"), "2,5"), ((), "None")])
+@pytest.mark.parametrize("names", ["", "-1", "-1,0"])
+def test_hidden_gpus_are_not_lent(names: str) -> None:
+    assert visible_gpus({"CUDA_VISIBLE_DEVICES": names}) == ()
+
+
+def test_mig_devices_whose_names_contain_slashes_are_lent_one_by_one(tmp_path: Path) -> None:
+    names = ("MIG-GPU-8f6d/1/0", "MIG-GPU-8f6d/2/0")
+    with holding_gpus(1, names, tmp_path) as first, holding_gpus(1, names, tmp_path) as second:
+        assert (*first, *second) == names
+
+
+@pytest.mark.parametrize(("gpus", "seen"), [(("2", "5"), "2,5"), ((), "")])
 def test_a_command_sees_its_gpus_only(
     gpus: tuple[str, ...], seen: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1,2,3,4,5,6,7")
     (tmp_path / "seen.py").write_text(
         "import os; print('sees', os.environ.get('CUDA_VISIBLE_DEVICES'), 'on', "
         "os.environ['OMP_NUM_THREADS'], os.environ['GLIBC_TUNABLES'])"
