@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from scripts.bench_dry_run import RESULTS, case_key, cases
 from torch import nn
 
 import amnesia_bench as ab
@@ -18,7 +19,6 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import mixers
 from amnesia_bench.records.codec import to_json
 from amnesia_bench.training.dry_run.measure import DryRun
-from scripts.bench_dry_run import RESULTS, cases, case_key
 from tests.support.training_runs import write_hypenet
 
 STORED: dict[str, Any] = json.loads(RESULTS.read_text())["runs"]

@@ -38,16 +38,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from amnesia_bench.config.assumptions import DOCUMENTS_PER_SEQUENCE, processes_per_node
 from amnesia_bench.config.train_schema import Dtype, TrainingRun
 from amnesia_bench.costs.gpus import GPUS, Gpu
 from amnesia_bench.costs.mixer_shapes import JetMixerShape, LightningMixerShape
 from amnesia_bench.costs.model_shape import ModelShape, named_shape, read_model_shape
 from amnesia_bench.errors import UserError
-from amnesia_bench.requests.training import (
-    DOCUMENTS_PER_SEQUENCE,
-    EstimateRequest,
-    processes_per_node,
-)
+from amnesia_bench.requests.training import EstimateRequest
 from amnesia_bench.weights.checkpoint import open_checkpoint
 
 _BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}

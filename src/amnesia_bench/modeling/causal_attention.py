@@ -79,7 +79,7 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def _one_token(  # noqa: PLR0913 - the operation has these operands
+def _one_token(
     query: Tensor,
     key: Tensor,
     value: Tensor,

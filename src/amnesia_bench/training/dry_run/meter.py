@@ -52,7 +52,8 @@ class Meter(TorchDispatchMode):
     Attributes:
         live_bytes: the bytes of all live tensors now.
         peak_bytes: the largest value of `live_bytes` in each phase.
-        flops: hardware FLOPs of forward and backward passes, of which `recomputed_flops` repeat the forward pass.
+        flops: hardware FLOPs of forward and backward passes.
+        recomputed_flops: those of them that repeat a forward pass.
         traffic: the collectives by kind.
     """
 
