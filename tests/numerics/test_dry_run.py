@@ -58,7 +58,7 @@ def test_every_objective_and_family_runs(name: str) -> None:
     assert dry.documents == 1
     assert dry.peak <= estimate.memory.total - estimate.memory.reserve
     if name != "tiny_pretrain":  # its sliding windows need a mask, so flash attention is not used
-        assert estimate.flops_per_token == pytest.approx(dry.flops_per_token, rel=0.03)
+        assert estimate.flops_per_token == pytest.approx(dry.flops_per_token, rel=0.05)
 
 
 def test_collectives_are_those_of_fsdp() -> None:
