@@ -22,7 +22,6 @@ from typing import Any
 import amnesia_bench as ab
 from amnesia_bench.config.files import options
 from amnesia_bench.config.train_schema import TrainingRun
-from amnesia_bench.costs.estimate import estimate
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.codec import to_json
 from amnesia_bench.requests.training import DryRunRequest, EstimateRequest
@@ -89,19 +88,42 @@ def run_missing(names: Sequence[str]) -> None:
 
 def print_section() -> None:
     stored = json.loads(RESULTS.read_text())
-    print(stored["made"])
-    for case, result in stored["runs"].items():
-        print(_row(case, result))
+    made, runs = stored["made"], stored["runs"]
+    print(
+        "## Dry runs of training\n\n"
+        "One training step of each full-scale config on tensors without data "
+        "(`python scripts/bench_dry_run.py`;\n"
+        f"{made['date']}, {made['cpu']}, torch {made['torch']}, transformers "
+        f"{made['transformers']}). All values are\ncalculated; none was measured on a GPU. *Peak*: "
+        "live tensors of rank 0 in GB, blocks not compiled.\n*Bound*: the estimate without its "
+        "reserve of 4 GB. *Fits*: peak and reserve are below 80 GB. *GFLOP per\ntoken*: dry run / "
+        "estimate, without and with recomputation. Collectives of a micro-batch: number (GB).\n"
+        "Sequences of SFT have four documents of equal length, since more than one exercises their "
+        "boundaries\nand the lengths in the data are not known. Configs that differ only in their "
+        "data have one row. More\nthan 8 GPUs are nodes of 8, each with a copy of the model. The "
+        "batches of stages 1 and 2 cannot be\ndivided among 64 GPUs, so these run on 32.\n"
+    )
+    if lacking := [case for case in (case_key(*x) for x in cases()) if case not in runs]:
+        print(f"Not run yet: {', '.join(lacking)}.\n")
+    columns = (
+        "config | GPUs | peak forward | backward | optimizer | bound | fits | GFLOP per token | "
+        "with recomputation | all-gathers | reduce-scatters | all-reduces"
+    )
+    print(f"| {columns} |\n|{'---|' * 12}")
+    for case, result in runs.items():
+        print(f"| {_row(case, result)} |")
 
 
 def _row(case: str, result: dict[str, Any]) -> str:
     name, *overrides, processes = case.replace(" --processes ", " ").split(" ")
     run = ab.load_training(name, overrides)
-    ours = estimate(EstimateRequest(run=run, processes=int(processes)))
-    memory = (ours.memory.total - ours.memory.reserve) / 1e9
-    peaks = [result["peak_bytes"][phase] / 1e9 for phase in ("forward", "backward", "optimizer")]
-    flops = [result[k] / 1e9 for k in ("flops_per_token", "hardware_flops_per_token")]
-    theirs = [ours.flops_per_token / 1e9, ours.hardware_flops_per_token / 1e9]
+    estimate = ab.estimate(EstimateRequest(run=run, processes=int(processes)))
+    reserve = estimate.memory.reserve
+    peaks = [result["peak_bytes"][phase] for phase in ("forward", "backward", "optimizer")]
+    flops = (
+        (result["flops_per_token"], estimate.flops_per_token),
+        (result["hardware_flops_per_token"], estimate.hardware_flops_per_token),
+    )
     traffic = result["collectives"]
     moved = [
         f"{traffic[kind]['count']:.0f} ({traffic[kind]['bytes'] / 1e9:.1f})"
@@ -109,9 +131,10 @@ def _row(case: str, result: dict[str, Any]) -> str:
         else "-"
         for kind in ("all-gather", "reduce-scatter", "all-reduce")
     ]
-    fits = "yes" if max(peaks) * 1e9 + ours.memory.reserve <= 80e9 else "no"
-    cells = [name, *overrides, processes, *(f"{x:.1f}" for x in peaks), f"{memory:.1f}", fits]
-    cells += [f"{a:.2f} / {b:.2f} ({b / a:.3f})" for a, b in zip(flops, theirs, strict=True)]
+    cells = [" ".join([name, *overrides]), processes]
+    cells += [f"{x / 1e9:.1f}" for x in (*peaks, estimate.memory.total - reserve)]
+    cells.append("yes" if max(peaks) + reserve <= 80e9 else "no")
+    cells += [f"{ours / 1e9:.2f} / {theirs / 1e9:.2f}" for ours, theirs in flops]
     return " | ".join([*cells, *moved])
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from scripts.bench_dry_run import RESULTS, case_key, cases
 from torch import nn
 
 import amnesia_bench as ab
@@ -18,7 +19,6 @@ from amnesia_bench.errors import UserError
 from amnesia_bench.modeling import mixers
 from amnesia_bench.records.codec import to_json
 from amnesia_bench.training.dry_run.measure import DryRun
-from scripts.bench_dry_run import RESULTS, cases, case_key
 from tests.support.training_runs import write_hypenet
 
 STORED: dict[str, Any] = json.loads(RESULTS.read_text())["runs"]
@@ -58,7 +58,7 @@ def test_every_objective_and_family_runs(name: str) -> None:
     assert dry.documents == 1
     assert dry.peak <= estimate.memory.total - estimate.memory.reserve
     if name != "tiny_pretrain":  # its sliding windows need a mask, so flash attention is not used
-        assert estimate.flops_per_token == pytest.approx(dry.flops_per_token, rel=0.1)
+        assert estimate.flops_per_token == pytest.approx(dry.flops_per_token, rel=0.05)
 
 
 def test_collectives_are_those_of_fsdp() -> None:
@@ -79,7 +79,7 @@ def test_nodes_have_copies_and_sum_gradients_once_per_step() -> None:
     one, _ = both("tiny_sft_cot", 8, *options)
     two, estimate = both("tiny_sft_cot", 16, *options)
     assert (one.per_node, two.per_node) == (8, 8)
-    assert two.peak_bytes["optimizer"] == one.peak_bytes["optimizer"]
+    assert two.peak_bytes["optimizer"] == pytest.approx(one.peak_bytes["optimizer"], rel=0.01)
     assert two.collectives["all-gather"] == one.collectives["all-gather"]
     # Layers and root once per step of two micro-batches, beside the loss and the norm.
     assert two.micro_batches == 2
@@ -128,7 +128,7 @@ def test_a_model_that_does_not_fit_is_named_with_what_to_change(
     [
         (["sft_miromind_2b", "--processes", "3"], "cannot be divided among 3 processes"),
         (["stage1_2b", "--processes", "64"], "a global batch of 32 sequences cannot be divided"),
-        (["tiny_sft_cot", "--processes", "2"], "Muon needs whole matrices"),
+        (["tiny_stage3", "--processes", "2", "train.micro_batch=1"], "Muon needs whole matrices"),
         (["sft_miromind_2b", "--gpu", "b200"], "invalid choice: 'b200'"),
         (["sft_miromind_2b", "--processes", "0"], "processes"),
     ],
@@ -155,7 +155,8 @@ def test_the_config_of_a_checkpoint_replaces_the_model(tmp_path: Path) -> None:
     run = ab.load_training("tiny_sft_cot")
     dry = ab.dry_run(ab.DryRunRequest(run=run, init=init, processes=1))
     estimate = ab.estimate(ab.EstimateRequest(run=run, init=init, processes=1))
-    assert dry.peak_bytes["optimizer"] == pytest.approx(estimate.memory.state, rel=0.05)
+    # Small tensors are rounded up to 512 bytes.
+    assert estimate.memory.state <= dry.peak_bytes["optimizer"] <= 1.2 * estimate.memory.state
     config = json.loads((init / "config.json").read_text())
     quantised = config | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     (init / "config.json").write_text(json.dumps(quantised))

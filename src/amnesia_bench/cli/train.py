@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import amnesia_bench
 from amnesia_bench.cli.command import Subcommand
-from amnesia_bench.cli.output import print_json, say, shortened, show, size, table
+from amnesia_bench.cli.output import plain, print_json, say, shortened, show, size, table
 from amnesia_bench.cli.requests import make
 from amnesia_bench.config.cluster_schema import GPU_NAMES
 from amnesia_bench.config.messages import nearest
@@ -186,7 +186,8 @@ def _dry_run(args: argparse.Namespace) -> ExitCode:
     result = amnesia_bench.dry_run(make(DryRunRequest, **shared))
     needed = result.peak + estimate.memory.reserve
     if args.json:
-        print_json({"dry_run": result, "estimate": estimate, "fits": needed <= gpu.memory_bytes})
+        fits = needed <= gpu.memory_bytes
+        print_json({"dry_run": plain(result), "estimate": plain(estimate), "fits": fits})
     else:
         _show_dry_run(result, estimate)
     if needed > gpu.memory_bytes:

@@ -24,7 +24,8 @@ size, T tokens in a micro-batch of one process, W processes.
     working           activations of one layer and their gradients, and two states of lightning
                       attention per 64 tokens
     loss              logits of one chunk of rows, in float32 and compute dtype, and the float32
-                      gradient of the head; a KL loss needs the logits twice. The loss is computed
+                      gradient of the head; a KL loss needs six tensors of the size of the logits in
+                      float32. The loss is computed
                       before the backward pass of the layers, so only the larger one of `loss` and
                       `working` is part of the peak
     reserve           communication buffers, allocator fragmentation, autotuning
@@ -37,16 +38,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from amnesia_bench.config.assumptions import DOCUMENTS_PER_SEQUENCE, processes_per_node
 from amnesia_bench.config.train_schema import Dtype, TrainingRun
 from amnesia_bench.costs.gpus import GPUS, Gpu
 from amnesia_bench.costs.mixer_shapes import JetMixerShape, LightningMixerShape
 from amnesia_bench.costs.model_shape import ModelShape, named_shape, read_model_shape
 from amnesia_bench.errors import UserError
-from amnesia_bench.requests.training import (
-    DOCUMENTS_PER_SEQUENCE,
-    EstimateRequest,
-    processes_per_node,
-)
+from amnesia_bench.requests.training import EstimateRequest
 from amnesia_bench.weights.checkpoint import open_checkpoint
 
 _BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
@@ -261,7 +259,8 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
         states = 2.0 * compute * shape.linear.state * tokens / _STATE_CHUNK_TOKENS
     backward = 4 * 4 * width + 2 * compute * shape.mlp
     rows = min(train.loss_chunk_rows, tokens)
-    logits = rows * shape.vocab * (4 + 2 * compute) * (2 if distill else 1)
+    # The KL keeps six float32 tensors of the size of the logits at once.
+    logits = rows * shape.vocab * (6 * 4 if distill else 4 + 2 * compute)
     return Memory(
         state=(4.0 * master * trained + master * (loaded - trained)) / shards,
         teacher=compute * teacher / shards,

@@ -84,7 +84,7 @@ def cost_of(work: Work, gpus: int, gpu: Gpu) -> Cost:
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """Return the sum of several costs, but the maximum of temporary memory and disk."""
+    """Return the sum of the costs of several stages, but the maxima of memory and of saves."""
     stage_costs = tuple(costs)
     return Cost(
         trained_tokens=sum(cost.trained_tokens for cost in stage_costs),

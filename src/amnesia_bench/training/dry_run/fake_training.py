@@ -27,9 +27,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformers' auto classes
+from amnesia_bench.config.assumptions import DOCUMENTS_PER_SEQUENCE, processes_per_node
 from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.errors import AmnesiaError
-from amnesia_bench.requests.training import DOCUMENTS_PER_SEQUENCE, processes_per_node
 from amnesia_bench.training.batches import Batches, FileOrder
 from amnesia_bench.training.dry_run.kernels import kernels_of_a_gpu
 from amnesia_bench.training.dry_run.phases import PhaseTracker

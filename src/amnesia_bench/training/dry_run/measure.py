@@ -10,9 +10,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 import amnesia_bench.modeling  # noqa: F401 - registers HypeNet with transformers' auto classes
+from amnesia_bench.config.assumptions import processes_per_node
 from amnesia_bench.config.load import load_model_file
 from amnesia_bench.errors import UserError
-from amnesia_bench.requests.training import DryRunRequest, processes_per_node
+from amnesia_bench.requests.training import DryRunRequest
 from amnesia_bench.training.dry_run.fake_training import fake_training
 from amnesia_bench.training.dry_run.meter import Meter, Traffic
 from amnesia_bench.training.dry_run.phases import Phase, PhaseTracker

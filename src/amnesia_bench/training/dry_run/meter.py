@@ -52,7 +52,8 @@ class Meter(TorchDispatchMode):
     Attributes:
         live_bytes: the bytes of all live tensors now.
         peak_bytes: the largest value of `live_bytes` in each phase.
-        flops: hardware FLOPs, of which `recomputed_flops` repeat the forward pass.
+        flops: hardware FLOPs of forward and backward passes.
+        recomputed_flops: those of them that repeat a forward pass.
         traffic: the collectives by kind.
     """
 
@@ -85,7 +86,8 @@ class Meter(TorchDispatchMode):
             self._track(tensor)
         if workspace := workspace_bytes(function, args):
             self._note_peak(self.live_bytes + workspace)
-        if flops := flops_of(function, args, kwargs or {}, output):
+        if self._tracker.phase is not Phase.OPTIMIZER:
+            flops = flops_of(function, args, kwargs or {}, output)
             self.flops += flops
             self.recomputed_flops += flops * self._tracker.recomputing
         if function.namespace in ("c10d", "_c10d_functional"):
