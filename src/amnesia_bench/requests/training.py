@@ -12,7 +12,6 @@ from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.requests.base import Location, Request, StageRequest
 
 
-
 class TrainRequest(StageRequest):
     """`train`: run one HypeNet training stage, or fine-tune a checkpoint.
 
