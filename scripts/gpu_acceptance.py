@@ -82,7 +82,12 @@ def run_step(name: str, setup: Setup, out: Path) -> dict[str, Any]:
 
 def _in_child(name: str, setup: Setup, sender: Connection, log: Path) -> None:
     from acceptance import STEPS
-    from acceptance.setup import NotHereError, Values, support_older_torch
+    from acceptance.setup import (
+        NotHereError,
+        Values,
+        support_older_torch,
+        support_older_triton,
+    )
 
     os.setpgid(0, 0)
     with log.open("a") as file:
@@ -91,6 +96,7 @@ def _in_child(name: str, setup: Setup, sender: Connection, log: Path) -> None:
     print(f"== {name}: {STEPS[name].__name__}", flush=True)
     try:
         support_older_torch()
+        support_older_triton()
         STEPS[name](setup, Values(lambda values: sender.send(("value", values))))
         sender.send(("end", {"status": "ok"}))
     except NotHereError as error:
