@@ -259,6 +259,7 @@ def trainer_step_seconds(
         adam_beta2=0.95,
         lr_scheduler_type="constant",
         bf16=True,
+        use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=True,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         save_strategy="no",
