@@ -1,7 +1,8 @@
 """Dry-run every full-scale training config, and print the section of docs/benchmarks.md.
 
-    python scripts/bench_dry_run.py            # runs what is missing in tests/golden/dry_runs.json
-    python scripts/bench_dry_run.py --print    # prints the section from that file
+    python scripts/bench_dry_run.py             # runs what tests/golden/dry_runs.json lacks
+    python scripts/bench_dry_run.py stage2_2b   # runs only the configs that are named
+    python scripts/bench_dry_run.py --print     # prints the section from that file
 
 A run takes about a minute of CPU time. Results are written one at a time, so an interrupted script
 resumes. Remove the file to run all of them again. Configs that differ only in their data have the
@@ -14,7 +15,7 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,15 +56,15 @@ def _without_data(run: TrainingRun) -> str:
     return json.dumps(values, sort_keys=True)
 
 
-def key(name: str, overrides: list[str], processes: int) -> str:
+def case_key(name: str, overrides: list[str], processes: int) -> str:
     return " ".join([name, *overrides, f"--processes {processes}"])
 
 
-def run_missing() -> None:
+def run_missing(names: Sequence[str]) -> None:
     stored = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"runs": {}}
     for name, overrides, processes in cases():
-        case = key(name, overrides, processes)
-        if case in stored["runs"]:
+        case = case_key(name, overrides, processes)
+        if case in stored["runs"] or (names and name not in names):
             continue
         started = time.process_time()
         run = ab.load_training(name, overrides)
@@ -103,7 +104,8 @@ def _row(case: str, result: dict[str, Any]) -> str:
     theirs = [ours.flops_per_token / 1e9, ours.hardware_flops_per_token / 1e9]
     traffic = result["collectives"]
     moved = [
-        f"{traffic[kind]['count']:.0f} ({traffic[kind]['bytes'] / 1e9:.1f})" if kind in traffic
+        f"{traffic[kind]['count']:.0f} ({traffic[kind]['bytes'] / 1e9:.1f})"
+        if kind in traffic
         else "-"
         for kind in ("all-gather", "reduce-scatter", "all-reduce")
     ]
@@ -115,9 +117,11 @@ def _row(case: str, result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--print", action="store_true", dest="only_print")
-    if not parser.parse_args().only_print:
-        run_missing()
+    parser.add_argument("names", nargs="*", help="configs to run; all if none is given")
+    parser.add_argument("--print", action="store_true", help="run nothing", dest="only_print")
+    args = parser.parse_args()
+    if not args.only_print:
+        run_missing(args.names)
     print_section()
 
 

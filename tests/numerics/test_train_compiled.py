@@ -152,4 +152,6 @@ def test_attention_by_op_is_that_of_the_loop_over_documents(window: int | None) 
     torch.testing.assert_close(*found, rtol=1e-10, atol=1e-12)
     arguments = (q, k, v, packed.cu_seqlens, 0.25, window)
     leaves = tuple(x.requires_grad_() for x in (q, k, v))
-    torch.library.opcheck(torch.ops.amnesia_bench.packed_attention.default, (*leaves, *arguments[3:]))
+    torch.library.opcheck(
+        torch.ops.amnesia_bench.packed_attention.default, (*leaves, *arguments[3:])
+    )

@@ -6,7 +6,9 @@
 
 Only stages that are not done are counted. The amount of work is an upper bound: it assumes that
 every answer has the maximum length and that prompts share no prefix. GPU-hours are computed from
-assumed utilisations; the formulas are in costs/stage_cost.py.
+assumed utilisations; the formulas are in costs/stage_cost.py and costs/estimate.py, whose FLOPs and
+memory are compared with dry runs of all full-scale training configs. A training stage that may not
+fit into the memory of its GPUs is named.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import amnesia_bench
 from amnesia_bench.cli.output import plain, print_json, say, show, size, table
+from amnesia_bench.costs.gpus import GPUS, Gpu
 from amnesia_bench.costs.stage_cost import Cost, total
 from amnesia_bench.errors import ExitCode
 from amnesia_bench.pipeline.plan import Plan, PlannedStage, Step, by_model
@@ -57,6 +60,9 @@ def run(args: argparse.Namespace) -> ExitCode:
     say(f"{len(plan.stages)} stages: {states}.")
     if plan.pending:
         say(_summary(plan, args.gpu))
+    too_large = [x for x in plan.pending if x.cost.gpu_memory_bytes > GPUS[args.gpu].memory_bytes]
+    if too_large:
+        say(_do_not_fit(too_large, GPUS[args.gpu]))
     if plan.following:
         say(
             f"{len(plan.following)} finished stages depend on these; they are rebuilt if the "
@@ -111,6 +117,18 @@ def _summary(plan: Plan, gpu: str) -> str:
         f"Remaining: {hours}{_tokens(cost.tokens)} tokens, {cost.flops:.2g} FLOP, "
         f"{size(cost.disk_bytes)} of disk, and {size(cost.transient_bytes)} "
         "more during the largest training."
+    )
+
+
+def _do_not_fit(stages: list[PlannedStage], gpu: Gpu) -> str:
+    names = ", ".join(
+        f"{planned.stage.id} ({planned.cost.gpu_memory_bytes / 1e9:.0f} GB on each of "
+        f"{planned.stage.gpus} GPUs)"
+        for planned in stages
+    )
+    return (
+        f"May not fit into the {gpu.memory_bytes / 1e9:.0f} GB of a {gpu.name}: {names}. Use more "
+        "GPUs; `amnesia train dry-run` calculates the peak of a config more closely."
     )
 
 

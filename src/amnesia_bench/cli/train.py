@@ -1,6 +1,7 @@
 r"""Run a training stage of HypeNet, fine-tune a model, or estimate the resources that a run needs.
 
   amnesia train estimate --config stage2_2b --processes 8 --gpu h100
+  amnesia train dry-run --config stage2_2b --processes 8 --gpu h100
   amnesia train --config sft_miromind_2b --data miromind=DATA --init HYPENET --out SFT
   amnesia train --config stage2_2b recipe=halo_parity train.steps=100 \
       --data fineweb_edu=WEB --data ultradata_math=MATH --init HYBRID --teacher QWEN3 --out S2
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import amnesia_bench
 from amnesia_bench.cli.command import Subcommand
@@ -27,7 +29,16 @@ from amnesia_bench.config.train_schema import TrainingRun
 from amnesia_bench.costs.gpus import GPUS
 from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.guard import only_rank_zero_reports
-from amnesia_bench.requests.training import GPU_NAMES, EstimateRequest, TrainRequest
+from amnesia_bench.requests.training import (
+    GPU_NAMES,
+    DryRunRequest,
+    EstimateRequest,
+    TrainRequest,
+)
+
+if TYPE_CHECKING:
+    from amnesia_bench.costs.estimate import TrainingEstimate
+    from amnesia_bench.training.dry_run.measure import DryRun
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -111,7 +122,7 @@ def _add_estimate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--processes", type=int, default=8, help="number of GPUs (8)")
     parser.add_argument("--gpu", choices=GPU_NAMES, default="h100", help="GPU model (h100)")
-    parser.add_argument("--json", action="store_true", help="print the estimate as JSON")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
 
 
 def _estimate(args: argparse.Namespace) -> ExitCode:
@@ -148,14 +159,77 @@ def _estimate(args: argparse.Namespace) -> ExitCode:
         raise UserError(
             f"{estimate.memory.total / 1e9:.0f} GB do not fit into the "
             f"{gpu.memory_bytes / 1e9:.0f} GB of a {gpu.name}",
-            hint="Use more processes, a smaller train.micro_batch, or "
-            "train.activation_checkpointing=full.",
+            hint=f"{_what_to_change(training)} The estimate is an upper bound; `amnesia train "
+            "dry-run` is closer.",
         )
     return ExitCode.DONE
+
+
+def _what_to_change(training: TrainingRun) -> str:
+    """Return the sentence that names the config values that would lower the peak memory."""
+    train = training.train
+    changes = ["more processes"]
+    if train.micro_batch > 1:
+        changes.append(f"train.micro_batch={train.micro_batch // 2}")
+    if train.activation_checkpointing != "full":
+        changes.append("train.activation_checkpointing=full")
+    if train.loss_chunk_rows > 512:
+        changes.append(f"train.loss_chunk_rows={train.loss_chunk_rows // 2}")
+    return f"Use {', or '.join(changes)}."
+
+
+def _dry_run(args: argparse.Namespace) -> ExitCode:
+    training, gpu = _training_run(args), GPUS[args.gpu]
+    shared = {"run": training, "init": args.init, "processes": args.processes}
+    estimate = amnesia_bench.estimate(make(EstimateRequest, **shared, gpu=args.gpu))
+    result = amnesia_bench.dry_run(make(DryRunRequest, **shared))
+    needed = result.peak + estimate.memory.reserve
+    if args.json:
+        print_json({"dry_run": result, "estimate": estimate, "fits": needed <= gpu.memory_bytes})
+    else:
+        _show_dry_run(result, estimate)
+    if needed > gpu.memory_bytes:
+        raise UserError(
+            f"{needed / 1e9:.0f} GB do not fit into the {gpu.memory_bytes / 1e9:.0f} GB of a "
+            f"{gpu.name}: {result.peak / 1e9:.1f} GB at the peak, in the {result.peak_phase} "
+            f"phase, and a reserve of {estimate.memory.reserve / 1e9:.0f} GB",
+            hint=_what_to_change(training),
+        )
+    return ExitCode.DONE
+
+
+def _show_dry_run(result: DryRun, estimate: TrainingEstimate) -> None:
+    nodes = result.processes // result.per_node
+    layout = f"{result.processes} GPUs" + (f" in {nodes} nodes" if nodes > 1 else "")
+    bound = estimate.memory.total - estimate.memory.reserve
+    numbers = table(f"one training step on {layout}", ("value", "dry run", "estimate", "ratio"))
+    for phase, peak in result.peak_bytes.items():
+        numbers.add_row(f"GB at the peak, {phase}", f"{peak / 1e9:.2f}", "", "")
+    for name, ours, theirs in (
+        ("GB at the peak", result.peak, bound),
+        ("GFLOP per token", result.flops_per_token, estimate.flops_per_token),
+        ("with recomputation", result.hardware_flops_per_token, estimate.hardware_flops_per_token),
+    ):
+        numbers.add_row(name, f"{ours / 1e9:.2f}", f"{theirs / 1e9:.2f}", f"{theirs / ours:.3f}")
+    show(numbers)
+    traffic = table("collectives per micro-batch", ("kind", "count", "GB"))
+    for kind, total in result.collectives.items():
+        traffic.add_row(kind, f"{total.count:.1f}", f"{total.bytes / 1e9:.2f}")
+    show(traffic)
+    documents = "1 document" if result.documents == 1 else f"{result.documents} equal documents"
+    say(
+        "Calculated for rank 0, without the allocator's gaps, CUDA and NCCL "
+        f"({estimate.memory.reserve / 1e9:.0f} GB are reserved for them); {documents} per sequence."
+    )
 
 
 SUBCOMMANDS = {
     "estimate": Subcommand(
         "memory, FLOPs and hours of a training run", _add_estimate_arguments, _estimate
-    )
+    ),
+    "dry-run": Subcommand(
+        "run one training step without data or GPU: memory, FLOPs and collectives",
+        _add_estimate_arguments,
+        _dry_run,
+    ),
 }

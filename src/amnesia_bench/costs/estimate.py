@@ -3,22 +3,33 @@
 The estimate is arithmetic on shapes and needs no torch. Shapes: N parameters, L layers, M hidden
 size, T tokens in a micro-batch of one process, W processes.
 
-    FLOPs per token   6 N + 3 x (attention products), where N excludes the embeddings and includes
-                      the head. Distillation adds the teacher's forward pass. Alignment needs that
-                      pass without the head, plus 3 x the forward pass of the mixers. Activation
-                      checkpointing repeats the forward pass of the layers (`selective`: half of
-                      it), which takes time but does not count as model FLOPs.
+    FLOPs per token   Forward: 2 N plus attention; backward: 4 N plus the backward kernels of
+                      attention (2.5 x flash attention; the chunked kernels of lightning attention),
+                      where N excludes the embeddings and includes the head. Frozen weights need no
+                      gradient. Distillation adds the teacher's forward pass. Alignment needs that
+                      pass without the head, and the mixers, whose inputs need no gradient.
+                      Activation checkpointing repeats the forward pass of each layer up to its last
+                      product (`selective`: three products per layer), which takes time but does not
+                      count as model FLOPs. Where documents are isolated, attention is that of
+                      sequences of DOCUMENTS_PER_SEQUENCE equal documents; longer documents need
+                      more: one per sequence about 10 % for SFT.
     state             for trained parameters the weight, gradient and two moments, for frozen ones
-                      only the weight; in the master dtype, divided by W
+                      only the weight; in the master dtype, divided by the processes of a node,
+                      since each node has a copy
     gathered          two layers and the embeddings (and head), with gradients, in compute dtype
     activations       the input of each layer with full activation checkpointing, or all
                       activations of each layer without it; selective keeps the input, the output
                       of attention, and half of the outputs of products with weights
-    working           activations of one layer and their gradients, the kernel's float32 copies of
-                      q, k, v, o, and the states of lightning attention, one per 64 tokens
+    working           activations of one layer and their gradients, and two states of lightning
+                      attention per 64 tokens
     loss              logits of one chunk of rows, in float32 and compute dtype, and the float32
-                      gradient of the head; a KL loss needs the logits twice
+                      gradient of the head; a KL loss needs the logits twice. The loss is computed
+                      before the backward pass of the layers, so only the larger one of `loss` and
+                      `working` is part of the peak
     reserve           communication buffers, allocator fragmentation, autotuning
+
+`amnesia train dry-run` runs the step and counts. Tests compare both: FLOPs agree within 3 %, and
+the memory here, without the reserve, is an upper bound of the dry run's.
 """
 
 from __future__ import annotations
@@ -30,7 +41,11 @@ from amnesia_bench.costs.gpus import GPUS, Gpu
 from amnesia_bench.costs.mixer_shapes import JetMixerShape, LightningMixerShape
 from amnesia_bench.costs.model_shape import ModelShape, named_shape, read_model_shape
 from amnesia_bench.errors import UserError
-from amnesia_bench.requests.training import EstimateRequest
+from amnesia_bench.requests.training import (
+    DOCUMENTS_PER_SEQUENCE,
+    EstimateRequest,
+    processes_per_node,
+)
 from amnesia_bench.weights.checkpoint import open_checkpoint
 
 _BYTES: dict[Dtype, int] = {"fp32": 4, "bf16": 2}
@@ -58,7 +73,7 @@ class Memory:
     @property
     def total(self) -> float:
         parts = (self.state, self.teacher, self.gathered, self.activations)
-        return sum(parts) + self.working + self.loss + self.reserve
+        return sum(parts) + max(self.working, self.loss) + self.reserve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,26 +195,51 @@ def _trained(run: TrainingRun, shape: ModelShape) -> int:
     return shape.parameters - frozen
 
 
-def _flops(run: TrainingRun, shape: ModelShape) -> tuple[float, float]:
-    """Return the model FLOPs and the recomputed FLOPs, both per token."""
+def _document_tokens(run: TrainingRun) -> int:
     tokens = run.train.sequence_tokens
+    return tokens // DOCUMENTS_PER_SEQUENCE if run.isolate_documents else tokens
+
+
+def _mixing(shape: ModelShape, tokens: int) -> tuple[float, float]:
+    """Return the FLOPs per token of all mixers without their weights: forward and backward."""
+    softmax = shape.softmax_flops(tokens)
+    linear = (0.0, 0.0) if shape.linear is None else shape.linear.kernel_flops
+    forward, backward = (shape.linear_layers * flops for flops in linear)
+    # The backward pass of flash attention has five products, since it computes the logits again.
+    return softmax + forward, 2.5 * softmax + backward
+
+
+def _flops(run: TrainingRun, shape: ModelShape) -> tuple[float, float]:
+    """Return the FLOPs without recomputation, and the recomputed FLOPs, both per token."""
+    tokens = _document_tokens(run)
     teacher = teacher_of(shape)
-    layers = 2 * shape.body + shape.mixing_flops(tokens)
+    teacher_forward = 2 * teacher.body + _mixing(teacher, tokens)[0]
     if run.train.objective == "align":
         linear = _linear(shape)
-        mixers = _aligned_layers(run, shape) * (2 * linear.parameters + linear.flops)
-        return 2 * teacher.body + teacher.mixing_flops(tokens) + 3 * mixers, 0.0
-    flops = 3 * (layers + 2 * shape.embedding)
+        # The inputs of a mixer get no gradient, so only the output projection passes one back.
+        products = 4 * linear.parameters + 2 * linear.width * shape.hidden
+        mixers = _aligned_layers(run, shape) * (products + sum(linear.kernel_flops))
+        return teacher_forward + mixers, 0.0
+    forward, backward = _mixing(shape, tokens)
+    frozen = shape.parameters - _trained(run, shape)
+    flops = 6 * (shape.body + shape.embedding) - 2 * frozen + forward + backward
     if run.train.objective == "distill":
-        flops += 2 * (teacher.body + teacher.embedding) + teacher.mixing_flops(tokens)
-    recomputed = {"none": 0.0, "selective": 0.5, "full": 1.0}
-    return flops, layers * recomputed[run.train.activation_checkpointing]
+        flops += teacher_forward + 2 * teacher.embedding
+    # Recomputation of a layer ends before its last product, whose output is not needed.
+    full = 2 * shape.body + forward - 2 * shape.layers * shape.hidden * shape.mlp
+    narrow = shape.softmax.kv_heads * shape.softmax.head_dim
+    # The products that `training.blocks` does not keep: W_K, one as wide as all heads, and one of
+    # the MLP.
+    selective = 2 * shape.layers * shape.hidden * (narrow + shape.widest + shape.mlp)
+    recomputed = {"none": 0.0, "selective": float(selective), "full": full}
+    return flops, recomputed[run.train.activation_checkpointing]
 
 
 def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -> Memory:
     train = run.train
     master, compute = _BYTES[run.recipe.master_dtype], _BYTES[train.compute_dtype]
     tokens = train.micro_batch * train.sequence_tokens
+    shards = processes_per_node(processes)  # every node has a complete copy
     align, distill = train.objective == "align", train.objective == "distill"
     loaded = trained if align else shape.parameters
     teacher = teacher_of(shape).parameters if align or distill else 0
@@ -209,9 +249,7 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
     if teacher:
         gathered += compute * (2 * teacher_of(shape).largest_block + 2 * shape.embedding)
     width = shape.widest
-    layer_activations = compute * (5 * shape.hidden + 10 * width + 4 * shape.mlp) + 4 * 4 * width
-    if align:  # the teacher's forward pass records no graph, and mixers have no MLP
-        layer_activations = compute * (2 * shape.hidden + 10 * width) + 4 * 4 * width
+    layer_activations = _layer_activations(shape, compute, align)
     half_of_products = (shape.hidden + 4 * width + 2 * shape.mlp) / 2
     kept = {
         "none": layer_activations,
@@ -220,16 +258,27 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
     }
     states = 0.0
     if shape.linear is not None and (shape.linear_layers or align):
-        states = 2.0 * 4 * shape.linear.state * tokens / _STATE_CHUNK_TOKENS
+        states = 2.0 * compute * shape.linear.state * tokens / _STATE_CHUNK_TOKENS
     backward = 4 * 4 * width + 2 * compute * shape.mlp
     rows = min(train.loss_chunk_rows, tokens)
     logits = rows * shape.vocab * (4 + 2 * compute) * (2 if distill else 1)
     return Memory(
-        state=(4.0 * master * trained + master * (loaded - trained)) / processes,
-        teacher=compute * teacher / processes,
+        state=(4.0 * master * trained + master * (loaded - trained)) / shards,
+        teacher=compute * teacher / shards,
         gathered=gathered,
         activations=float(shape.layers * tokens * kept[train.activation_checkpointing]),
         working=tokens * (layer_activations + backward) + states,
         loss=0.0 if align else logits + 4.0 * shape.embedding,
         reserve=_RESERVE_BYTES,
     )
+
+
+def _layer_activations(shape: ModelShape, compute: int, align: bool) -> float:
+    """Return the bytes per token that a layer without checkpointing keeps for its backward pass."""
+    # A norm keeps its input in float32 and its output before the weight; queries, keys and the
+    # output of a linear mixer have one too.
+    norm = 4 + compute
+    mixer = 3 * norm * shape.widest + 6 * compute * shape.widest
+    if align:  # the teacher records no graph, and a mixer has no MLP; the loss keeps the difference
+        return float(mixer + (2 * compute + 4) * shape.hidden)
+    return float(mixer + 2 * (norm + compute) * shape.hidden + 4 * compute * shape.mlp)

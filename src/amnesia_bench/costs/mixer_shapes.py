@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_CHUNK_TOKENS = 64  # of the kernels for lightning attention
+
 
 @dataclass(frozen=True, kw_only=True)
 class SoftmaxMixerShape:
@@ -79,6 +81,16 @@ class LightningMixerShape:
         """The forward FLOPs per token of the state update and of the product of query and state."""
         return 4 * self.state
 
+    @property
+    def kernel_flops(self) -> tuple[float, float]:
+        """The FLOPs per token of the chunked kernels: forward pass and backward pass.
+
+        Products with states are counted as in `flops`. Within a chunk, the kernels compute complete
+        tiles: the logits and the values forward, and five such products backward.
+        """
+        within_chunk = 2 * _CHUNK_TOKENS * self.width
+        return 4 * self.state + 2 * within_chunk, 10 * self.state + 5 * within_chunk
+
 
 @dataclass(frozen=True, kw_only=True)
 class JetMixerShape:
@@ -120,3 +132,8 @@ class JetMixerShape:
         The delta rule needs a third product with the state: the value that it predicts for the key.
         """
         return 6 * self.state + 2 * self.width * self.kernel
+
+    @property
+    def kernel_flops(self) -> tuple[float, float]:
+        """The FLOPs per token, forward and backward; the overhead of chunks is not counted."""
+        return self.flops, 2 * self.flops

@@ -101,11 +101,17 @@ class ModelShape:
         """Return the same FLOPs for one new token after a context of `tokens` tokens."""
         return self._mixing(tokens + 1, min(tokens + 1, self.window))
 
+    def softmax_flops(self, tokens: int) -> float:
+        """Return the part of `mixing_flops` in softmax layers, with and without a window."""
+        return self._softmax(_mean_visible(tokens, tokens), _mean_visible(tokens, self.window))
+
     def _mixing(self, visible: float, visible_sliding: float) -> float:
-        softmax = self.softmax_layers * self.softmax.flops(visible)
-        sliding = self.sliding_layers * self.softmax.flops(visible_sliding)
         linear = self.linear_layers * self.linear.flops if self.linear else 0.0
-        return softmax + sliding + linear
+        return self._softmax(visible, visible_sliding) + linear
+
+    def _softmax(self, visible: float, visible_sliding: float) -> float:
+        full = self.softmax_layers * self.softmax.flops(visible)
+        return full + self.sliding_layers * self.softmax.flops(visible_sliding)
 
     def cache_bytes(self, tokens: int) -> float:
         """Return the bytes of one sequence's cache: 16-bit keys and values, float32 states."""

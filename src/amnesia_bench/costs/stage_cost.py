@@ -59,6 +59,7 @@ class Cost:
         gpu_hours: GPU-hours; 0 for a stage on the CPU.
         disk_bytes: the size of the results on disk.
         transient_bytes: the additional disk space during training; for several stages, the maximum.
+        gpu_memory_bytes: the peak memory of training on each GPU; for several stages, the maximum.
     """
 
     trained_tokens: int = 0
@@ -68,6 +69,7 @@ class Cost:
     gpu_hours: float = 0.0
     disk_bytes: float = 0.0
     transient_bytes: float = 0.0
+    gpu_memory_bytes: float = 0.0
 
     @property
     def tokens(self) -> int:
@@ -78,11 +80,11 @@ class Cost:
 def cost_of(work: Work, gpus: int, gpu: Gpu) -> Cost:
     """Estimate the cost of a stage on `gpus` GPUs of the kind `gpu`; 0 means a stage on the CPU."""
     cost = _cost(work, max(1, gpus), gpu)
-    return cost if gpus else replace(cost, gpu_hours=0.0)
+    return cost if gpus else replace(cost, gpu_hours=0.0, gpu_memory_bytes=0.0)
 
 
 def total(costs: Iterable[Cost]) -> Cost:
-    """Return the sum of the costs of several stages, but the maximum of their transient bytes."""
+    """Return the sum of the costs of several stages, but the maximum of temporary memory and disk."""
     stage_costs = tuple(costs)
     return Cost(
         trained_tokens=sum(cost.trained_tokens for cost in stage_costs),
@@ -92,6 +94,7 @@ def total(costs: Iterable[Cost]) -> Cost:
         gpu_hours=sum(cost.gpu_hours for cost in stage_costs),
         disk_bytes=sum(cost.disk_bytes for cost in stage_costs),
         transient_bytes=max((cost.transient_bytes for cost in stage_costs), default=0.0),
+        gpu_memory_bytes=max((cost.gpu_memory_bytes for cost in stage_costs), default=0.0),
     )
 
 
@@ -113,6 +116,7 @@ def _training(work: Training, gpus: int, gpu: Gpu) -> Cost:
         gpu_hours=estimate.gpu_hours,
         disk_bytes=estimate.export_bytes,
         transient_bytes=work.run.train.checkpoints.keep * estimate.save_bytes,
+        gpu_memory_bytes=estimate.memory.total,
     )
 
 

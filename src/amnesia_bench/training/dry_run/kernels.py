@@ -1,9 +1,9 @@
 """What the CUDA kernels of attention allocate and compute, for tensors without data.
 
 On a GPU, lightning attention runs fla's chunked kernels, which are one op of ours, and softmax
-attention runs flash attention, which is an op of PyTorch. On fake tensors both return tensors of the
-right shape and save what the kernels save for the backward pass. This module adds what the ops do
-not say: the memory that a kernel allocates and frees again, and its FLOPs.
+attention runs flash attention, which is an op of PyTorch. On fake tensors, both ops return tensors
+of the right shape, and save what the kernels save for the backward pass. This module adds what the
+ops do not say: the memory that a kernel allocates and frees again, and its FLOPs.
 
 Sources: `modeling.lightning_fla`; aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
 
