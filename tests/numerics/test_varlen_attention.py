@@ -93,9 +93,7 @@ def _gradients(qkv, **options):
 @pytest.mark.parametrize("scaling", [None, 0.7])
 @pytest.mark.parametrize("window", [None, 1, 5, 100])
 @pytest.mark.parametrize("groups", [2, 6])
-def test_the_call_of_the_kernel_equals_documents_one_by_one(
-    groups, window, scaling, request
-):
+def test_the_call_of_the_kernel_equals_documents_one_by_one(groups, window, scaling, request):
     options = {"scaling": scaling, "sliding_window": window}
     expected = _gradients(_operands(groups=groups), **options)
     request.getfixturevalue("_kernel_on_cpu")

@@ -11,6 +11,7 @@ import functools
 import gc
 import inspect
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -230,10 +231,10 @@ def _tolerance(dtype: torch.dtype, device: torch.device) -> float:
     multiplies float32 operands in TF32 by default, as in the chunked kernels of linear layers, but
     not in the kernels for single tokens; and torch does so if it is allowed to.
     """
-    epsilon = torch.finfo(dtype).eps
+    epsilon: float = torch.finfo(dtype).eps
     if dtype == torch.float32 and device.type == "cuda":
         epsilon = _TF32_EPSILON
-    return epsilon**0.5
+    return math.sqrt(epsilon)
 
 
 def _probe_tokens(module: Any, limit: int | None) -> Tensor:

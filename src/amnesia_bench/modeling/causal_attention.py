@@ -79,7 +79,7 @@ def causal_sdpa(  # noqa: PLR0913 - transformers' attention interface
     return mixed.transpose(1, 2).contiguous(), None
 
 
-def _one_token(  # noqa: PLR0913 - the operation has these operands
+def _one_token(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -221,7 +221,10 @@ def has_varlen_kernel(query: Tensor, value: Tensor) -> bool:
 
 
 def _by_varlen_kernel(
-    qkv: tuple[Tensor, Tensor, Tensor], packed: PackedRows, scaling: float | None, window: int | None
+    qkv: tuple[Tensor, Tensor, Tensor],
+    packed: PackedRows,
+    scaling: float | None,
+    window: int | None,
 ) -> Tensor:
     """Attend within all documents by one kernel call; return the output [1, T, H, D].
 
@@ -232,7 +235,7 @@ def _by_varlen_kernel(
     before = -1 if window is None or window >= packed.longest else window - 1
     # The layout [T, H, D] of the projections, so `contiguous` usually copies nothing.
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in qkv)
-    output: Tensor = varlen_attn(
+    output: Any = varlen_attn(
         q,
         k,
         v,
@@ -244,7 +247,8 @@ def _by_varlen_kernel(
         window_size=(before, 0),
         enable_gqa=q.shape[1] != k.shape[1],
     )
-    return output[None]
+    row: Tensor = output[None]
+    return row
 
 
 AttentionInterface.register(CAUSAL_SDPA, causal_sdpa)
