@@ -49,19 +49,28 @@ class Row:
 
 
 class RandomRows:
-    """Random documents, three of four tokens trained."""
+    """Random documents, three of four tokens trained.
+
+    All documents have `document_tokens` tokens; if it is None, lengths are random.
+    """
 
     tokenizer_sha256, isolate_documents = "", True
 
-    def __init__(self, count: int, tokens: int, vocab: int, document_tokens: int) -> None:
+    def __init__(self, count: int, tokens: int, vocab: int, document_tokens: int | None) -> None:
         rng = np.random.default_rng(0)
         self.num_sequences, self.sequence_tokens = count, tokens
-        lengths = (document_tokens,) * (tokens // document_tokens)
+
+        def lengths() -> tuple[int, ...]:
+            if document_tokens is not None:
+                return (document_tokens,) * (tokens // document_tokens)
+            cuts = np.sort(rng.choice(np.arange(1, tokens), rng.integers(1, 6), replace=False))
+            return tuple(np.diff([0, *cuts, tokens]).tolist())
+
         self._rows = [
             Row(
                 rng.integers(0, vocab, tokens, dtype=np.int32),
                 rng.random(tokens) < 0.75,
-                lengths,
+                lengths(),
             )
             for _ in range(count)
         ]
@@ -74,7 +83,7 @@ class RandomRows:
 Seconds = tuple[float, float]  # in compute, in all else
 
 
-def train_steps(
+def observe_training(
     run: TrainingRun,
     init: Path,
     rows: RandomRows,
@@ -102,9 +111,9 @@ def train_steps(
         loop.run(0 if saved is None else saved.step)
 
 
-def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[Seconds]:
-    """Train and return the seconds of the steps that count."""
-    seconds: list[Seconds] = []
+def train_steps(run: TrainingRun, init: Path, rows: RandomRows) -> list[tuple[StepRecord, Seconds]]:
+    """Train and return the record of each step, and its seconds."""
+    steps: list[tuple[StepRecord, Seconds]] = []
     with (
         tempfile.TemporaryDirectory() as scratch,
         MetricsFile(Path(scratch) / "metrics.jsonl") as metrics,
@@ -114,10 +123,15 @@ def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[Se
             metrics.append({"step": step.step, "loss": step.loss, "norm": step.grad_norm})
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds.append(spent)
+            steps.append((step, spent))
 
-        train_steps(run, init, rows, Path(scratch), record)
-    return seconds[UNCOUNTED_STEPS:]
+        observe_training(run, init, rows, Path(scratch), record)
+    return steps
+
+
+def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[Seconds]:
+    """Train and return the seconds of the steps that count."""
+    return [seconds for _, seconds in train_steps(run, init, rows)[UNCOUNTED_STEPS:]]
 
 
 def sft(name: str, overrides: list[str], steps: int) -> TrainingRun:
@@ -143,7 +157,8 @@ def bench_cpu() -> None:
     torch.set_num_threads(1)
     tokens = 512
     overrides = [f"train.sequence_tokens={tokens}", "train.global_batch=8", "train.micro_batch=2",
-                 "train.compute_dtype=fp32", "train.activation_checkpointing=none"]  # fmt: skip
+                 "train.compute_dtype=fp32", "train.activation_checkpointing=none",
+                 "train.compile=false"]  # fmt: skip
     run = sft("sft_miromind_2b", overrides, 40)
     with tempfile.TemporaryDirectory() as scratch:
         init = random_checkpoint(Path(scratch) / "init", "tiny")

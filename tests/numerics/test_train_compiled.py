@@ -14,10 +14,14 @@ from torch._dynamo.utils import counters
 
 from amnesia_bench.config.train_schema import Recomputation
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM, PackedRows
-from amnesia_bench.modeling.causal_attention import packed_sdpa
+from amnesia_bench.modeling.causal_attention import _by_varlen_kernel, packed_sdpa
 from amnesia_bench.modeling.packed_attention_op import packed_attention_by_op
 from amnesia_bench.training.batches import MicroBatch
-from amnesia_bench.training.blocks import compile_blocks, recompute_activations
+from amnesia_bench.training.blocks import (
+    compile_blocks,
+    let_documents_vary,
+    recompute_activations,
+)
 from amnesia_bench.training.objectives import (
     Align,
     Distill,
@@ -95,6 +99,23 @@ def test_blocks_are_compiled_once_for_all_packings(
         assert_equal(*objectives, batch)
     assert counters["stats"]["unique_graphs"] == kinds
     assert not counters["graph_break"]
+
+
+def test_the_kernel_for_packed_documents_is_compiled_once() -> None:
+    compiled_for = []
+
+    def only_trace(graph: torch.fx.GraphModule, _: Any) -> Any:
+        compiled_for.append(graph)
+        return lambda *_: (torch.zeros(1),)  # the kernel itself needs a GPU
+
+    attend = torch._dynamo.optimize(only_trace, nopython=True, dynamic=False)(_by_varlen_kernel)
+    q, k, v = (torch.randn(1, heads, TOKENS, 16) for heads in (4, 2, 2))
+    for batch in packed_batches(5):
+        assert batch.packed is not None
+        let_documents_vary(batch.packed)
+        attend((q, k, v), batch.packed, 0.25, 140)
+    assert len(compiled_for) == 1
+    assert "varlen_attn" in compiled_for[0].code
 
 
 def qwen3() -> Any:

@@ -18,8 +18,9 @@ size, T tokens in a micro-batch of one process, W processes.
                       since each node has a copy
     gathered          two layers and the embeddings (and head), with gradients, in compute dtype
     activations       the input of each layer with full activation checkpointing, or all
-                      activations of each layer without it; selective keeps the input, the output
-                      of attention, and half of the outputs of products with weights
+                      activations of each layer without it (of a compiled layer somewhat less);
+                      selective keeps the input, the output of attention, q, v, the output of the
+                      mixer and half of the MLP's hidden values
     working           activations of one layer and their gradients, and two states of lightning
                       attention per 64 tokens
     loss              logits of one chunk of rows, in float32 and compute dtype, and the float32
@@ -250,10 +251,9 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
         gathered += compute * (2 * teacher_of(shape).largest_block + 2 * shape.embedding)
     width = shape.widest
     layer_activations = _layer_activations(shape, compute, align)
-    half_of_products = (shape.hidden + 4 * width + 2 * shape.mlp) / 2
     kept = {
         "none": layer_activations,
-        "selective": compute * (shape.hidden + width + half_of_products),
+        "selective": compute * (2 * shape.hidden + 3 * width + shape.mlp),
         "full": compute * shape.hidden,
     }
     states = 0.0

@@ -229,10 +229,12 @@ def _by_varlen_kernel(
     """Attend within all documents by one kernel call; return the output [1, T, H, D].
 
     The boundaries are a tensor and the longest document is a number on the host, so the call waits
-    for no copy from the device, and code compiled with it is valid for all boundaries.
+    for no copy from the device. Compiled code calls it with the length of the row, an upper bound,
+    so that it is valid for all boundaries; the kernel then starts blocks that end at once.
     """
+    longest = packed.num_tokens if torch.compiler.is_compiling() else packed.longest
     # The flash kernel counts the tokens before the query, -1 for all of them.
-    before = -1 if window is None or window >= packed.longest else window - 1
+    before = -1 if window is None or window >= longest else window - 1
     # The layout [T, H, D] of the projections, so `contiguous` usually copies nothing.
     q, k, v = (x[0].transpose(0, 1).contiguous() for x in qkv)
     output: Any = varlen_attn(
@@ -241,8 +243,8 @@ def _by_varlen_kernel(
         v,
         packed.cu_seqlens,
         packed.cu_seqlens,
-        packed.longest,
-        packed.longest,
+        longest,
+        longest,
         scale=scaling,
         window_size=(before, 0),
         enable_gqa=q.shape[1] != k.shape[1],
