@@ -29,6 +29,7 @@ def main() -> None:
         ["bench_scoring.py"],
         ["bench_sandbox.py"],
         ["bench_train.py"],
+        ["bench_roofline.py"],
         ["bench_restore.py", "--folder", args.folder, *mergekit],
     ]
     data = Path(os.environ.get("AMNESIA_SHARED") or ROOT.parent / "shared") / "data"

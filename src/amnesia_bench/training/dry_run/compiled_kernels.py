@@ -27,6 +27,7 @@ from torch._dynamo.device_interface import CudaInterface
 from torch._guards import detect_fake_mode
 from torch._inductor import compile_fx, scheduler
 from torch._inductor.debug import DebugContext
+from torch._inductor.fx_passes.post_grad import view_to_reshape
 from torch._inductor.graph import GraphLowering
 from torch._inductor.ir import MultiOutput
 from torch._inductor.virtualized import V
@@ -94,7 +95,8 @@ def counted_compilation(ran: Callable[[CompiledGraph], None]) -> Iterator[None]:
         return run
 
     def backend(graph: fx.GraphModule, inputs: list[Any]) -> Any:
-        return compile_fx.compile_fx(graph, inputs, inner_compile=compile_graph)
+        inner: Any = compile_graph  # its result is callable as Inductor's own is
+        return compile_fx.compile_fx(graph, inputs, inner_compile=inner)
 
     torch_compile = torch.compile
 
@@ -128,7 +130,7 @@ def lower(graph: fx.GraphModule, inputs: Sequence[Any], is_backward: bool) -> Co
             node.kwargs = {**node.kwargs, "device": _CUDA}
     moved.recompile()
     with torch.no_grad(), _pretended_gpu():
-        compile_fx.view_to_reshape(moved)
+        view_to_reshape(moved)
         compile_fx.fake_tensor_prop(moved, arguments, force_allow_non_fake_inputs=True)
         compile_fx._recursive_record_original_output_strides(moved)
         with V.set_fake_mode(mode):
@@ -191,7 +193,7 @@ def _value(argument: Any) -> Any:
 
 def _returned_bytes(graph: fx.GraphModule) -> int:
     """Return the bytes of the tensors that a graph returns, without views of those it was given."""
-    (results,) = graph.graph.output_node().args
+    results: Any = graph.graph.output_node().args[0]
     sizes: dict[int, int] = {}
     for node in results:
         if isinstance(node, fx.Node) and isinstance(value := node.meta["val"], Tensor):

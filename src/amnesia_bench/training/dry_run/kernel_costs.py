@@ -184,7 +184,7 @@ def _mutated(function: Any, operands: Mapping[str, Any]) -> Iterator[Tensor]:
 
 def storage_of(tensor: Tensor) -> int:
     """Return a number that a tensor shares with its views, and with no other tensor."""
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _distinct(tensors: Iterable[Tensor]) -> Iterable[Tensor]:
