@@ -11,9 +11,7 @@ from pathlib import Path
 
 import torch
 
-from amnesia_bench.config.train_schema import TrainingRun
-from amnesia_bench.training.loop import StepRecord
-from bench_train import RandomRows, Seconds, random_checkpoint, sft, train_steps
+from bench_train import RandomRows, random_checkpoint, sft, train_steps
 
 STEPS = 200
 TOKENS = 96
@@ -21,13 +19,6 @@ TOKENS = 96
 ROWS = 8
 # The first one is the reference.
 SETTINGS = [(False, "none"), (False, "full"), (True, "none"), (True, "selective")]
-
-
-def steps_of(run: TrainingRun, init: Path, saves: Path) -> list[tuple[StepRecord, Seconds]]:
-    steps: list[tuple[StepRecord, Seconds]] = []
-    rows = RandomRows(ROWS, TOKENS, 257, None)
-    train_steps(run, init, rows, saves, lambda *step: steps.append(step))
-    return steps
 
 
 def bench(size: str, folder: Path) -> None:
@@ -46,7 +37,7 @@ def bench(size: str, folder: Path) -> None:
         ]
         torch._dynamo.reset()
         run = sft("sft_miromind_2b", overrides, STEPS)
-        steps = steps_of(run, init, folder / f"{size}-{compiled}-{policy}")
+        steps = train_steps(run, init, RandomRows(ROWS, TOKENS, 257, None))
         losses = [record.loss for record, _ in steps]
         reference = reference or losses
         difference = [abs(a - b) / b for a, b in zip(losses, reference, strict=True)]

@@ -83,7 +83,7 @@ class RandomRows:
 Seconds = tuple[float, float]  # in compute, in all else
 
 
-def train_steps(
+def observe_training(
     run: TrainingRun,
     init: Path,
     rows: RandomRows,
@@ -111,9 +111,9 @@ def train_steps(
         loop.run(0 if saved is None else saved.step)
 
 
-def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[Seconds]:
-    """Train and return the seconds of the steps that count."""
-    seconds: list[Seconds] = []
+def train_steps(run: TrainingRun, init: Path, rows: RandomRows) -> list[tuple[StepRecord, Seconds]]:
+    """Train and return the record of each step, and its seconds."""
+    steps: list[tuple[StepRecord, Seconds]] = []
     with (
         tempfile.TemporaryDirectory() as scratch,
         MetricsFile(Path(scratch) / "metrics.jsonl") as metrics,
@@ -123,10 +123,15 @@ def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[Se
             metrics.append({"step": step.step, "loss": step.loss, "norm": step.grad_norm})
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
-            seconds.append(spent)
+            steps.append((step, spent))
 
-        train_steps(run, init, rows, Path(scratch), record)
-    return seconds[UNCOUNTED_STEPS:]
+        observe_training(run, init, rows, Path(scratch), record)
+    return steps
+
+
+def steps_of_the_loop(run: TrainingRun, init: Path, rows: RandomRows) -> list[Seconds]:
+    """Train and return the seconds of the steps that count."""
+    return [seconds for _, seconds in train_steps(run, init, rows)[UNCOUNTED_STEPS:]]
 
 
 def sft(name: str, overrides: list[str], steps: int) -> TrainingRun:
@@ -152,7 +157,8 @@ def bench_cpu() -> None:
     torch.set_num_threads(1)
     tokens = 512
     overrides = [f"train.sequence_tokens={tokens}", "train.global_batch=8", "train.micro_batch=2",
-                 "train.compute_dtype=fp32", "train.activation_checkpointing=none"]  # fmt: skip
+                 "train.compute_dtype=fp32", "train.activation_checkpointing=none",
+                 "train.compile=false"]  # fmt: skip
     run = sft("sft_miromind_2b", overrides, 40)
     with tempfile.TemporaryDirectory() as scratch:
         init = random_checkpoint(Path(scratch) / "init", "tiny")
@@ -268,6 +274,7 @@ def trainer_step_seconds(
         adam_beta2=0.95,
         lr_scheduler_type="constant",
         bf16=True,
+        use_cpu=not torch.cuda.is_available(),
         gradient_checkpointing=True,
         gradient_checkpointing_kwargs={"use_reentrant": False},
         save_strategy="no",

@@ -6,9 +6,10 @@ python scripts/gpu_acceptance.py --out FOLDER --wheels .wheels    # a machine wi
 python scripts/gpu_acceptance.py --out FOLDER --device cpu --small    # the same code, tiny sizes
 
 Each step runs in a process of its own, so a step that fails or hangs takes no other with it, and
-is ended after 90 seconds. FOLDER/report.json is written again after each step. It has the measured
-values next to the expected ones; `holds` says whether a value is within its limit. FOLDER/log.txt
-has the output of all steps. For --wheels see scripts/gpu_wheels.py.
+is ended after 90 seconds (--seconds); compiled kernels stay in caches for the next run.
+FOLDER/report.json is written again after each step. It has the measured values next to the
+expected ones; `holds` says whether a value is within its limit. FOLDER/log.txt has the output of
+all steps. For --wheels see scripts/gpu_wheels.py.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from acceptance.setup import Setup
 
 ROOT = Path(__file__).resolve().parents[1]
-STEP_SECONDS = 90
 
 
 def install_wheels(wheels: Path) -> None:
@@ -47,7 +47,7 @@ def install_wheels(wheels: Path) -> None:
     os.execv(sys.executable, [sys.executable, *kept])
 
 
-def run_step(name: str, setup: Setup, out: Path) -> dict[str, Any]:
+def run_step(name: str, setup: Setup, out: Path, seconds: float) -> dict[str, Any]:
     """Run one step in a process forked from this one, which has imported everything but CUDA."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -58,7 +58,7 @@ def run_step(name: str, setup: Setup, out: Path) -> dict[str, Any]:
     assert process.pid is not None
     result: dict[str, Any] = {"status": "timeout", "values": {}}
     try:
-        while receiver.poll(started + STEP_SECONDS - time.monotonic()):
+        while receiver.poll(started + seconds - time.monotonic()):
             kind, content = receiver.recv()
             if kind == "value":
                 result["values"].update(content)
@@ -113,6 +113,7 @@ def main() -> None:
     parser.add_argument("--steps", help="numbers of the steps, separated by commas (default: all)")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--small", action="store_true", help="tiny models and few tokens")
+    parser.add_argument("--seconds", type=float, default=90, help="end a step after this time")
     parser.add_argument("--wheels", type=Path, help="install these wheels first, without a network")
     arguments = parser.parse_args()
     if arguments.wheels:
@@ -128,7 +129,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
             setup = Setup(arguments.device, arguments.small, Path(scratch), report["steps"])
-            result = run_step(name, setup, arguments.out)
+            result = run_step(name, setup, arguments.out, arguments.seconds)
             report["steps"][name] = {"name": STEPS[name].__name__, **result}
             text = json.dumps(report, indent=1) + "\n"
             (arguments.out / "report.json").write_text(text)

@@ -15,12 +15,14 @@ NAMES = [
     "annotated-types",
     "fla-core",
     "flash-linear-attention",
+    "httpx",
     "hydra-core",
     "ml_dtypes",
     "omegaconf",
     "pydantic",
     "pydantic_core",
     "rich",
+    "sniffio",
     "typing-inspection",
 ]
 FROM_SOURCE = ["antlr4-python3-runtime"]  # there is no wheel of the version that hydra needs

@@ -31,9 +31,9 @@ from amnesia_bench.training.loop import StepRecord
 from bench_train import (
     RandomRows,
     Seconds,
+    observe_training,
     random_checkpoint,
     sft,
-    train_steps,
     trainer_step_seconds,
 )
 
@@ -63,7 +63,9 @@ def compiled_sft_step(setup: Setup, values: Values) -> None:
 def _measure(setup: Setup, values: Values, compiled: bool) -> None:
     run, rows = _run(setup, compiled), _rows(setup)
     watch = _Watch(setup)
-    train_steps(run, setup.checkpoint(), rows, setup.scratch / f"sft-{compiled}", watch.observe)
+    observe_training(
+        run, setup.checkpoint(), rows, setup.scratch / f"sft-{compiled}", watch.observe
+    )
     step = statistics.median(sum(seconds) for seconds in watch.seconds[UNCOUNTED:-2])
     estimate = _estimate(setup, run)
     speed = run.train.sequence_tokens / step
@@ -168,7 +170,7 @@ def repeat_and_resume(setup: Setup, values: Values) -> None:
         records: list[StepRecord] = []
         for end in ends:
             run = _saving(end, tokens)
-            train_steps(run, init, rows, setup.scratch / name, _appending_to(records))
+            observe_training(run, init, rows, setup.scratch / name, _appending_to(records))
         runs[name] = [(record.loss, record.grad_norm or 0.0) for record in records]
         shutil.rmtree(setup.scratch / name)
     for name in ("second", "resumed"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import tomllib
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -47,3 +49,20 @@ def test_gpu_tests_install_the_pins_for_gpus() -> None:
     recipe = re.search(r"^\.gpu/installed:.*\n(?:\t.*\n)+", (ROOT / "Makefile").read_text(), re.M)
     assert recipe is not None
     assert "-c constraints/gpu.txt" in recipe[0]
+
+
+def test_the_releases_of_transformers_that_are_tested_are_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    script = importlib.import_module("test_transformers")
+    oldest, gpu, newest = (
+        Version(version)
+        for version in (
+            script.oldest_allowed(),
+            script.pinned_for_gpus(),
+            _pins("cpu")["transformers"],
+        )
+    )
+    assert oldest < gpu < newest
+    assert all((ROOT / path).exists() for path in script.TESTS)

@@ -17,7 +17,12 @@ import torch
 
 @dataclass(frozen=True)
 class Case:
-    """One call. `products` is the precision of products: exact, tf32 (cut) or bfloat16."""
+    """One call. `products` is the precision of products: exact, tf32, bfloat16 or float16.
+
+    With tf32 and bfloat16, tensors are float32 and the operands of products are rounded. The
+    interpreter cannot compute with bfloat16 tensors: it takes their bits for integers. So float16
+    stands in for it: then q, k, v, outputs and copies of states are float16 tensors.
+    """
 
     rows: int
     tokens: int
@@ -34,7 +39,7 @@ def start_interpreter() -> None:
     import triton.runtime.interpreter as interpreter
     from fla.ops.common import chunk_h, chunk_o, fused_recurrent
 
-    from amnesia_bench.modeling import lightning_op
+    from amnesia_bench.modeling import lightning_fla, lightning_op
 
     def counted(*bounds: object) -> Iterator[object]:
         # The interpreter gives kernels counters that are plain integers, and fla casts its own.
@@ -43,27 +48,29 @@ def start_interpreter() -> None:
 
     for module in (chunk_h, chunk_o, fused_recurrent):
         module.range = counted
+    lightning_fla._TILINGS[torch.float16] = lightning_fla._TILINGS[torch.bfloat16]
     for op in (lightning_op._lightning, lightning_op._lightning_backward):
         op.register_kernel("cpu")(op._init_fn)
 
 
-def _multiply(cut: bool) -> None:
-    """Replace the interpreter's products; with `cut`, as tensor cores multiply in TF32.
+def _multiply(products: str) -> None:
+    """Replace the interpreter's products, so that operands are rounded as tensor cores do.
 
-    The interpreter multiplies the bits of bfloat16 numbers as if they were integers. In TF32 the
-    last 13 bits of float32 operands are ignored.
+    In TF32 the last 13 bits of float32 operands are ignored.
     """
     import numpy as np
     import triton.runtime.interpreter as interpreter
 
-    def numbers(handle):  # type: ignore[no-untyped-def]
+    def operand(handle):  # type: ignore[no-untyped-def]
         data = np.ascontiguousarray(handle.data)
-        if data.dtype == np.uint16:
-            return (data.astype(np.uint32) << 16).view(np.float32)
-        return (data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) if cut else data
+        if products == "tf32":
+            return (data.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
+        if products == "bfloat16":
+            return torch.from_numpy(data).bfloat16().float().numpy()
+        return data
 
     def create_dot(_, a, b, d, precision, imprecise):  # type: ignore[no-untyped-def]
-        product = np.matmul(numbers(a), numbers(b), dtype=d.data.dtype)
+        product = np.matmul(operand(a), operand(b), dtype=d.data.dtype)
         return interpreter.TensorHandle(product + d.data, d.dtype.scalar)
 
     interpreter.InterpreterBuilder.create_dot = create_dot
@@ -75,14 +82,14 @@ def errors(case: Case) -> dict[str, dict[str, float]]:
     `relative` is the norm of the difference to float64 over the norm; `allowance` is the largest
     difference over 1 + the exact number, which a tolerance in `test_cuda.py` has to exceed.
     """
-    from amnesia_bench.modeling import alibi_log_decay, lightning_attention
-    from amnesia_bench.modeling.lightning_attention import lightning_op_on_every_device
+    from amnesia_bench.modeling import PackedRows, alibi_log_decay, lightning_attention
+    from amnesia_bench.modeling.lightning_op import lightning_by_op
 
     generator = torch.Generator().manual_seed(0)
     shape = (case.rows, case.tokens, case.heads, case.head_dim)
     count = case.rows if case.bounds is None else len(case.bounds) - 1
     random = lambda *size: torch.randn(*size, generator=generator)  # noqa: E731
-    dtype = torch.bfloat16 if case.products == "bfloat16" else torch.float32
+    dtype = torch.float16 if case.products == "float16" else torch.float32
     inputs = [torch.nn.functional.normalize(random(*shape), dim=-1).to(dtype) for _ in range(3)]
     end_weights = random(count, case.heads, case.head_dim, case.head_dim)
     weights = random(*shape).to(dtype).double()
@@ -93,8 +100,12 @@ def errors(case: Case) -> dict[str, dict[str, float]]:
         leaves = [(x.double() if exact else x).requires_grad_() for x in inputs]
         state = leaves[3] if case.with_state else None
         decay = alibi_log_decay(case.heads)
-        with lightning_op_on_every_device():
+        if exact:
             output, end = lightning_attention(*leaves[:3], decay, None, state, case.bounds)
+        else:
+            packed = case.bounds and PackedRows.from_bounds(case.bounds, torch.device("cpu"))
+            scale = case.head_dim**-0.5
+            output, end = lightning_by_op(tuple(leaves[:3]), decay, scale, state, packed)
         loss = (output.double() * weights).sum() + (end.double() * end_weights.double()).sum()
         results.append([output, end, *torch.autograd.grad(loss, leaves)])
     names = ("output", "end", "dq", "dk", "dv", "dstate")
@@ -113,7 +124,7 @@ def main() -> None:
     start_interpreter()
     found = []
     for case in cases:
-        _multiply(cut=case.products == "tf32")
+        _multiply(case.products)
         found.append(errors(case))
     json.dump(found, sys.stdout)
 

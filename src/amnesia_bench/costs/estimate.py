@@ -20,14 +20,14 @@ size, T tokens in a micro-batch of one process, W processes.
     activations       the input of each layer with full activation checkpointing, or all
                       activations of each layer without it (of a compiled layer somewhat less);
                       selective keeps the input, the output of attention, q, v, the output of the
-                      mixer and half of the MLP's hidden values
+                      mixer and half of the MLP's hidden values; for a JetBlock also its generated
+                      convolution kernels
     working           activations of one layer and their gradients, and two states of lightning
                       attention per 64 tokens
     loss              logits of one chunk of rows, in float32 and compute dtype, and the float32
                       gradient of the head; a KL loss needs six tensors of the size of the logits in
-                      float32. The loss is computed
-                      before the backward pass of the layers, so only the larger one of `loss` and
-                      `working` is part of the peak
+                      float32. The loss is computed before the backward pass of the layers, so
+                      only the larger one of `loss` and `working` is part of the peak
     reserve           communication buffers, allocator fragmentation, autotuning
 
 `amnesia train dry-run` runs the step and counts. Tests compare both: FLOPs agree within 3 %, and
@@ -249,9 +249,11 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
         gathered += compute * (2 * teacher_of(shape).largest_block + 2 * shape.embedding)
     width = shape.widest
     layer_activations = _layer_activations(shape, compute, align)
+    generated = shape.linear.generated if isinstance(shape.linear, JetMixerShape) else 0
+    layer_activations += 2 * compute * generated
     kept = {
         "none": layer_activations,
-        "selective": compute * (2 * shape.hidden + 3 * width + shape.mlp),
+        "selective": compute * (2 * shape.hidden + 3 * width + shape.mlp + generated),
         "full": compute * shape.hidden,
     }
     states = 0.0

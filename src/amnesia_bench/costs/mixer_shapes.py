@@ -126,6 +126,11 @@ class JetMixerShape:
         return self.heads * self.key_dim * self.value_dim
 
     @property
+    def generated(self) -> int:
+        """The number of values per token in the generated convolution kernels."""
+        return self.width * self.kernel
+
+    @property
     def flops(self) -> float:
         """The forward FLOPs per token of the delta rule and the convolution.
 

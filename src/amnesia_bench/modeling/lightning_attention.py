@@ -139,12 +139,18 @@ def _warn_that_fla_is_missing() -> None:
     )
 
 
-@contextlib.contextmanager
-def lightning_op_on_every_device() -> Iterator[None]:
-    """Use the op of fla's kernels on every device, also where fla or a GPU is missing.
+def fla_ops_are_used_everywhere() -> bool:
+    """Return whether this is the context `fla_ops_on_every_device`."""
+    return _op_on_every_device
 
-    On a CPU the op computes in PyTorch, and on fake tensors only shapes. So what is compiled, or
-    run on fake tensors, within this context is what would run on CUDA.
+
+@contextlib.contextmanager
+def fla_ops_on_every_device() -> Iterator[None]:
+    """Use the ops of fla's kernels on every device, also where fla or a GPU is missing.
+
+    On fake tensors the ops compute only shapes, and on a CPU lightning attention computes in
+    PyTorch. So what is compiled, or run on fake tensors, within this context is what would run on
+    CUDA.
     """
     global _op_on_every_device
     before, _op_on_every_device = _op_on_every_device, True

@@ -1,11 +1,12 @@
 """What the CUDA kernels of attention allocate and compute, for tensors without data.
 
-On a GPU, lightning attention runs fla's chunked kernels, which are one op of ours, and softmax
-attention runs flash attention, which is an op of PyTorch. On fake tensors, both ops return tensors
-of the right shape, and save what the kernels save for the backward pass. This module adds what the
-ops do not say: the memory that a kernel allocates and frees again, and its FLOPs.
+On a GPU, lightning attention and the gated delta rule run fla's chunked kernels, which are ops of
+ours, and softmax attention runs flash attention, which is an op of PyTorch. On fake tensors, they
+return tensors of the right shape, and save what the kernels save for the backward pass. This module
+adds what the ops do not say: the memory that a kernel allocates and frees again, and its FLOPs.
 
-Sources: `modeling.lightning_fla`; aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
+Sources: `modeling.lightning_fla`; fla/ops/gated_delta_rule/chunk.py of fla 0.6.0;
+aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
 
 Shapes: B batch, T tokens, H query heads, G key/value heads, D head dim; for lightning attention
 K key dim, V value dim, C chunks.
@@ -22,13 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
-from amnesia_bench.modeling.lightning_attention import lightning_op_on_every_device
+from amnesia_bench.modeling.lightning_attention import fla_ops_on_every_device
 from amnesia_bench.modeling.packing import CHUNK
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_backward
 _LIGHTNING = torch.ops.amnesia_bench.lightning
 _LIGHTNING_BACKWARD = torch.ops.amnesia_bench.lightning_backward
+_DELTA = torch.ops.amnesia_bench.gated_delta
+_DELTA_BACKWARD = torch.ops.amnesia_bench.gated_delta_backward
 
 
 def _flash_flops(q: Tensor, k: Tensor, causal: bool) -> int:
@@ -88,18 +91,45 @@ def _lightning_backward_workspace(
     return 2 * _chunk_states_bytes(q, v, options[4])  # the states and their gradients
 
 
+def _delta_flops(q: Tensor, _: Tensor, v: Tensor, *__: Any) -> int:
+    # An update of the state, and products with it for the prediction and the output. As in
+    # `costs.mixer_shapes`, products within chunks are not counted.
+    return int(6 * q.numel() * v.shape[3])
+
+
+def _delta_backward_flops(_: Tensor, __: Tensor | None, *operands: Any) -> int:
+    return 2 * _delta_flops(*operands)
+
+
+def _delta_workspace(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> int:
+    """Return the bytes of the states of chunks, and of w, u and the corrected values per token."""
+    per_token = (k.numel() + 2 * v.numel()) * q.element_size()
+    return _chunk_states_bytes(q, v, options[-1]) + per_token
+
+
+def _delta_backward_workspace(_: Tensor, __: Tensor | None, *operands: Any) -> int:
+    q, k, v = operands[:3]
+    gradients = (k.numel() + 2 * v.numel()) * q.element_size()
+    states = _chunk_states_bytes(q, v, operands[-1])
+    return _delta_workspace(q, k, v, operands[-1]) + states + gradients
+
+
 # The FLOPs of kernels that PyTorch's table lacks, or counts without regard to causality.
 _FLOPS: dict[Any, Callable[..., int]] = {
     _FLASH: _flash_forward_flops,
     _FLASH_BACKWARD: _flash_backward_flops,
     _LIGHTNING: _lightning_flops,
     _LIGHTNING_BACKWARD: _lightning_backward_flops,
+    _DELTA: _delta_flops,
+    _DELTA_BACKWARD: _delta_backward_flops,
 }
 # The bytes that a kernel allocates and frees again.
 _WORKSPACES: dict[Any, Callable[..., int]] = {
     _FLASH_BACKWARD: _flash_backward_workspace,
     _LIGHTNING: _lightning_workspace,
     _LIGHTNING_BACKWARD: _lightning_backward_workspace,
+    _DELTA: _delta_workspace,
+    _DELTA_BACKWARD: _delta_backward_workspace,
 }
 
 
@@ -135,7 +165,7 @@ def _flash_attention(
 def kernels_of_a_gpu() -> Iterator[None]:
     """Make models call the ops that they would call on a GPU, during the block."""
     with (
-        lightning_op_on_every_device(),
+        fla_ops_on_every_device(),
         replaced(nn.functional, "scaled_dot_product_attention", _flash_attention),
     ):
         yield
