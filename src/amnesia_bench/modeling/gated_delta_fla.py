@@ -9,6 +9,7 @@ Shapes are those of `gated_delta_rule`; C chunks.
 
 from __future__ import annotations
 
+import os
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +17,10 @@ from torch import Tensor
 
 from .gated_delta_torch import DeltaInputs
 from .packing import CHUNK
+
+# On Hopper, fla would replace a Triton kernel by one in TileLang if that package is installed. Its
+# own tests may fail with TileLang (fla 0.6.0), and we have tested only the Triton kernel.
+os.environ.setdefault("FLA_TILELANG", "0")
 
 
 class ChunkedResult(NamedTuple):

@@ -105,9 +105,10 @@ def device_mesh(device_type: str, size: int, per_node: int) -> DeviceMesh:
     On one node the mesh is one-dimensional, [size], and every process has one shard of the model.
     On several nodes it is [nodes, per_node]: every node has a complete copy of the model, sharded
     over its own processes (HSDP). So weights are gathered only within a node, and only gradients
-    are summed over the slower network between nodes.
+    are summed over the slower network between nodes. Nodes with one process each are treated as one
+    node, since a copy of the model in each process would need all of its memory.
     """
-    if per_node == size:
+    if per_node in (1, size):
         return init_device_mesh(device_type, (size,))
     return init_device_mesh(
         device_type, (size // per_node, per_node), mesh_dim_names=("replicate", "shard")

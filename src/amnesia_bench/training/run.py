@@ -133,6 +133,15 @@ def _in_order(data: Mapping[str, Path], mixture: Mapping[str, float]) -> dict[st
     return {name: data[name] for name in mixture}
 
 
+def _compiler_failure(device: torch.device) -> UserError | None:
+    """Return why a machine cannot compile; every node needs its own compilers."""
+    try:
+        check_compilers(device)
+    except UserError as error:
+        return error
+    return None
+
+
 def _run_to_the_end(job: TrainingJob) -> bool:
     """Train and publish; return False if a signal stopped the run before its last step."""
     with (
@@ -144,7 +153,7 @@ def _run_to_the_end(job: TrainingJob) -> bool:
             return True
         check_optimizer(job.run.train, processes.size)
         if job.run.train.compile:
-            processes.on_first(lambda: check_compilers(processes.device))
+            processes.agree(_compiler_failure(processes.device))
         init, teacher = processes.on_first(lambda: _opened(job))
         batches = Batches(job.run, job.stores, _order(job), processes.rank, processes.size)
         folder = training_path(job.out)
