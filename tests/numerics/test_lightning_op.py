@@ -10,7 +10,7 @@ from amnesia_bench.modeling import (
     alibi_log_decay,
     lightning_attention,
 )
-from amnesia_bench.modeling.lightning_attention import lightning_op_on_every_device
+from amnesia_bench.modeling.lightning_attention import fla_ops_on_every_device
 from amnesia_bench.modeling.named_configs import load_model_config
 from amnesia_bench.modeling.token_layout import TokenInputs, lay_out
 
@@ -62,7 +62,7 @@ def test_op_equals_autograd_through_pytorch(bounds, with_state, use_end):
     results = []
     for dtype in (torch.float32, torch.float64):
         leaves = [x.to(dtype).requires_grad_() for x in inputs]
-        with lightning_op_on_every_device():
+        with fla_ops_on_every_device():
             output, end = lightning_attention(
                 *leaves[:3], alibi_log_decay(3), 0.3, leaves[3] if with_state else None, bounds
             )
@@ -85,7 +85,7 @@ def test_a_lightning_block_is_one_graph_and_outlives_other_boundaries():
     model = HypeNetForCausalLM(load_model_config("tiny")).train()
     x = torch.randn(1, 128, model.config.hidden_size)
     layer = model.model.layers[0]
-    with lightning_op_on_every_device():
+    with fla_ops_on_every_device():
         found = torch._dynamo.explain(layer)(x, _inputs_of_layers(model, x, (0, 50, 128)))
         assert (found.graph_count, found.graph_break_count) == (1, 0)
         called = {str(node.target) for node in found.graphs[0].graph.nodes}

@@ -114,6 +114,11 @@ def fla_is_installed() -> bool:
     return _FLA_IS_INSTALLED
 
 
+def fla_ops_are_on_every_device() -> bool:
+    """Return whether this runs within `fla_ops_on_every_device`."""
+    return _op_on_every_device
+
+
 def lightning_backend(device: torch.device) -> str:
     """Return what computes lightning attention on a device: "fla VERSION" or "torch".
 
@@ -139,11 +144,12 @@ def _warn_that_fla_is_missing() -> None:
 
 
 @contextlib.contextmanager
-def lightning_op_on_every_device() -> Iterator[None]:
-    """Use the op of fla's kernels on every device, also where fla or a GPU is missing.
+def fla_ops_on_every_device() -> Iterator[None]:
+    """Use the ops of fla's kernels on every device, also where fla or a GPU is missing.
 
-    On a CPU the op computes in PyTorch, and on fake tensors only shapes. So what is compiled, or
-    run on fake tensors, within this context is what would run on CUDA.
+    On a CPU the op of lightning attention computes in PyTorch, and on fake tensors all ops compute
+    only shapes. So what is compiled, or run on fake tensors, within this context is what would run
+    on CUDA. The gated delta rule has no kernel for a CPU, so here it needs fake tensors.
     """
     global _op_on_every_device
     before, _op_on_every_device = _op_on_every_device, True

@@ -11,7 +11,7 @@ from amnesia_bench.costs.gpus import GPUS, KERNEL_RATES
 from amnesia_bench.modeling import PackedRows
 from amnesia_bench.modeling.lightning_attention import (
     lightning_attention,
-    lightning_op_on_every_device,
+    fla_ops_on_every_device,
 )
 from amnesia_bench.modeling.mixers import HypeNetRMSNorm
 from amnesia_bench.modeling.packed_attention_op import packed_attention_by_op
@@ -121,7 +121,7 @@ def test_compiled_products_stay_products_and_return_what_backward_needs() -> Non
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_lightning_attention_moves_operands_and_a_state_per_chunk(dtype: torch.dtype) -> None:
     heads, width, tokens = 4, 128, 256
-    with FakeTensorMode(), lightning_op_on_every_device():
+    with FakeTensorMode(), fla_ops_on_every_device():
         qkv = [torch.empty(1, tokens, heads, width, dtype=dtype, requires_grad=True) for _ in "qkv"]
         decay = torch.empty(heads)
         with KernelCounter(lambda: "") as counter:

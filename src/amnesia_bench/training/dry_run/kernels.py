@@ -1,13 +1,14 @@
 """What the CUDA kernels of attention allocate and compute, for tensors without data.
 
-On a GPU, lightning attention runs fla's chunked kernels, which are one op of ours, and softmax
-attention runs flash attention, which is an op of PyTorch. On fake tensors, both ops return tensors
-of the right shape, and save what the kernels save for the backward pass. This module adds what the
+On a GPU, lightning attention and the gated delta rule run fla's chunked kernels, each of which is
+one op of ours, and softmax attention runs flash attention, which is an op of PyTorch. On fake
+tensors, the ops return tensors of the right shape, and save what the kernels save for the backward
+pass. This module adds what the
 ops do not say: the memory that a kernel allocates and frees again, and its FLOPs.
 
-Sources: `modeling.lightning_fla`; aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
+Sources: `modeling.lightning_fla`; fla/ops/gated_delta_rule/chunk.py of fla 0.6.0; aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
 
-Shapes: B batch, T tokens, H query heads, G key/value heads, D head dim; for lightning attention
+Shapes: B batch, T tokens, H query heads, G key/value heads, D head dim; for linear attention
 K key dim, V value dim, C chunks.
 """
 
@@ -22,13 +23,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import flop_registry
 
-from amnesia_bench.modeling.lightning_attention import lightning_op_on_every_device
+from amnesia_bench.modeling.lightning_attention import fla_ops_on_every_device
 from amnesia_bench.modeling.packing import CHUNK
 
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_backward
 _LIGHTNING = torch.ops.amnesia_bench.lightning
 _LIGHTNING_BACKWARD = torch.ops.amnesia_bench.lightning_backward
+_DELTA = torch.ops.amnesia_bench.gated_delta
+_DELTA_BACKWARD = torch.ops.amnesia_bench.gated_delta_backward
 
 
 def _flash_flops(q: Tensor, k: Tensor, causal: bool) -> int:
@@ -88,18 +91,55 @@ def _lightning_backward_workspace(
     return 2 * _chunk_states_bytes(q, v, options[4])  # the states and their gradients
 
 
+def _delta_flops(_: Tensor, k: Tensor, v: Tensor, *__: Any) -> int:
+    batch, tokens, heads, key_dim = k.shape
+    # Three products with the state: the predicted values, the update and the outputs. Within
+    # chunks: the products of keys, both right sides of the solved systems, logits and values.
+    per_token = 6 * key_dim * v.shape[3] + 2 * CHUNK * (3 * key_dim + 2 * v.shape[3])
+    return int(batch * tokens * heads * per_token)
+
+
+def _delta_backward_flops(
+    _: Tensor, __: Tensor | None, ___: Tensor, k: Tensor, v: Tensor, *____: Any
+) -> int:
+    batch, tokens, heads, key_dim = k.shape
+    # The states again (2 products), their gradients (3), and dq, dk and those of the keys in the
+    # systems (3). Within chunks: the systems again (k, v), the logits again and for dv (k, v), dq
+    # and dk (2 k, v), and the systems' gradients (4 k, 2 v), whose matrix needs two C x C products.
+    per_token = 16 * key_dim * v.shape[3] + 2 * CHUNK * (8 * key_dim + 5 * v.shape[3] + 2 * CHUNK)
+    return int(batch * tokens * heads * per_token)
+
+
+def _delta_workspace(_: Tensor, k: Tensor, v: Tensor, *options: Any) -> int:
+    # The states; the systems' solutions for keys and values; the corrected values.
+    rows = (k.numel() + 2 * v.numel()) * v.element_size()
+    return _chunk_states_bytes(k, v, options[5]) + int(rows)
+
+
+def _delta_backward_workspace(
+    _: Tensor, __: Tensor | None, ___: Tensor, k: Tensor, v: Tensor, *options: Any
+) -> int:
+    # The states and their gradients, what the forward pass allocates, and the gradients of that.
+    rows = 2 * (k.numel() + 2 * v.numel()) * v.element_size()
+    return 2 * _chunk_states_bytes(k, v, options[-1]) + int(rows)
+
+
 # The FLOPs of kernels that PyTorch's table lacks, or counts without regard to causality.
 _FLOPS: dict[Any, Callable[..., int]] = {
     _FLASH: _flash_forward_flops,
     _FLASH_BACKWARD: _flash_backward_flops,
     _LIGHTNING: _lightning_flops,
     _LIGHTNING_BACKWARD: _lightning_backward_flops,
+    _DELTA: _delta_flops,
+    _DELTA_BACKWARD: _delta_backward_flops,
 }
 # The bytes that a kernel allocates and frees again.
 _WORKSPACES: dict[Any, Callable[..., int]] = {
     _FLASH_BACKWARD: _flash_backward_workspace,
     _LIGHTNING: _lightning_workspace,
     _LIGHTNING_BACKWARD: _lightning_backward_workspace,
+    _DELTA: _delta_workspace,
+    _DELTA_BACKWARD: _delta_backward_workspace,
 }
 
 
@@ -135,7 +175,7 @@ def _flash_attention(
 def kernels_of_a_gpu() -> Iterator[None]:
     """Make models call the ops that they would call on a GPU, during the block."""
     with (
-        lightning_op_on_every_device(),
+        fla_ops_on_every_device(),
         replaced(nn.functional, "scaled_dot_product_attention", _flash_attention),
     ):
         yield
