@@ -254,6 +254,10 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
         "selective": compute * (2 * shape.hidden + 3 * width + shape.mlp),
         "full": compute * shape.hidden,
     }
+    # A JetBlock also keeps the kernels that it generates, and without checkpointing their operands.
+    generated = compute * shape.linear.generated if isinstance(shape.linear, JetMixerShape) else 0
+    convolution = {"none": 2 * generated, "selective": generated, "full": 0}
+    policy = train.activation_checkpointing
     states = 0.0
     if shape.linear is not None and (shape.linear_layers or align):
         states = 2.0 * compute * shape.linear.state * tokens / _STATE_CHUNK_TOKENS
@@ -265,8 +269,10 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
         state=(4.0 * master * trained + master * (loaded - trained)) / shards,
         teacher=compute * teacher / shards,
         gathered=gathered,
-        activations=float(shape.layers * tokens * kept[train.activation_checkpointing]),
-        working=tokens * (layer_activations + backward) + states,
+        activations=float(
+            tokens * (shape.layers * kept[policy] + shape.linear_layers * convolution[policy])
+        ),
+        working=tokens * (layer_activations + 2 * generated + backward) + states,
         loss=0.0 if align else logits + 4.0 * shape.embedding,
         reserve=_RESERVE_BYTES,
     )
