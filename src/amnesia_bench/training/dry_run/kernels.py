@@ -6,7 +6,8 @@ tensors, the ops return tensors of the right shape, and save what the kernels sa
 pass. This module adds what the
 ops do not say: the memory that a kernel allocates and frees again, and its FLOPs.
 
-Sources: `modeling.lightning_fla`; fla/ops/gated_delta_rule/chunk.py of fla 0.6.0; aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
+Sources: `modeling.lightning_fla`; fla/ops/gated_delta_rule/chunk.py of fla 0.6.0;
+aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
 
 Shapes: B batch, T tokens, H query heads, G key/value heads, D head dim; for linear attention
 K key dim, V value dim, C chunks.
