@@ -83,7 +83,12 @@ def run_step(name: str, setup: Setup, out: Path, seconds: float) -> dict[str, An
 
 def _in_child(name: str, setup: Setup, sender: Connection, log: Path) -> None:
     from acceptance import STEPS
-    from acceptance.setup import NotHereError, Values, support_older_torch
+    from acceptance.setup import (
+        NotHereError,
+        Values,
+        support_older_torch,
+        support_older_triton,
+    )
 
     os.setpgid(0, 0)
     with log.open("a") as file:
@@ -92,6 +97,7 @@ def _in_child(name: str, setup: Setup, sender: Connection, log: Path) -> None:
     print(f"== {name}: {STEPS[name].__name__}", flush=True)
     try:
         support_older_torch()
+        support_older_triton()
         STEPS[name](setup, Values(lambda values: sender.send(("value", values))))
         sender.send(("end", {"status": "ok"}))
     except NotHereError as error:

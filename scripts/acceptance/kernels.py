@@ -18,9 +18,15 @@ from transformers import AutoModelForCausalLM
 
 from acceptance.setup import Setup, Values, synchronize
 from amnesia_bench.inference.language_model import prepare_model
-from amnesia_bench.modeling import HypeNetForCausalLM, alibi_log_decay, lightning_attention
+from amnesia_bench.modeling import (
+    HypeNetForCausalLM,
+    alibi_log_decay,
+    lightning_attention,
+    lightning_fla,
+)
 from amnesia_bench.modeling.lightning_torch import torch_lightning
 from amnesia_bench.modeling.named_configs import load_model_config
+from amnesia_bench.modeling.numerics import use_exact_float32
 from amnesia_bench.modeling.packing import PackedRows
 
 GOLDEN = Path(__file__).resolve().parents[2] / "tests" / "golden" / "hypenet_tiny"
@@ -66,6 +72,7 @@ def _milliseconds(setup: Setup, call: Any) -> float:
 
 def lightning_kernels(setup: Setup, values: Values) -> None:
     """Compare lightning attention with float64, forward and backward, alone and packed."""
+    values.note(bfloat16_tile=lightning_fla._TILINGS[torch.bfloat16].largest)
     tokens, heads, size = (130, 2, 16) if setup.small else (2048, 16, 128)
     for dtype, limit in ((torch.float32, 1e-5), (torch.bfloat16, 2e-2)):
         for bounds in (None, [0, tokens // 3 + 1, tokens]):
@@ -104,6 +111,7 @@ def _distance(actual: Tensor, expected: Tensor) -> float:
 @torch.no_grad()
 def golden_and_caches(setup: Setup, values: Values) -> None:
     """Compare float32 logits with the golden ones; test that caches continue in each precision."""
+    use_exact_float32()
     reference = load_file(GOLDEN / "reference.safetensors")
     model = AutoModelForCausalLM.from_pretrained(GOLDEN).to(setup.device).eval()
     ids = reference["input_ids"].to(setup.device)

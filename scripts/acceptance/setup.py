@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 
-from amnesia_bench.modeling import HypeNetForCausalLM, causal_attention
+from amnesia_bench.modeling import HypeNetForCausalLM, causal_attention, lightning_fla
 from amnesia_bench.modeling.named_configs import load_model_config
 from bench_engines import word_tokenizer
 from bench_train import random_checkpoint
@@ -113,3 +115,14 @@ def support_older_torch() -> None:
         return original(q, k, v, *args, **kwargs)
 
     causal_attention.varlen_attn = with_gqa
+
+
+def support_older_triton() -> None:
+    """Use tiles of 32 with the Triton of torch 2.11 and 2.12: see `_TILINGS` on wrong gradients."""
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return
+    if Version(version) < Version("3.7.1"):
+        tilings = lightning_fla._TILINGS
+        tilings[torch.bfloat16] = replace(tilings[torch.bfloat16], largest=32)

@@ -89,6 +89,21 @@ def test_a_step_that_fails_dies_or_hangs_keeps_what_it_measured(
     assert "illegal memory access" in script.run_step("1", None, tmp_path, 3)["error"]
 
 
+@pytest.mark.parametrize(("version", "tile"), [("3.7.0", 32), ("3.7.1", 64), ("3.10.0", 64)])
+def test_an_older_triton_gets_tiles_that_it_compiles_correctly(
+    acceptance: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch, version: str, tile: int
+) -> None:
+    import torch
+
+    from amnesia_bench.modeling import lightning_fla
+
+    setup = importlib.import_module("acceptance.setup")
+    monkeypatch.setattr(lightning_fla, "_TILINGS", dict(lightning_fla._TILINGS))
+    monkeypatch.setattr(setup.importlib.metadata, "version", lambda _: version)
+    setup.support_older_triton()
+    assert lightning_fla._TILINGS[torch.bfloat16].largest == tile
+
+
 def test_an_older_varlen_attn_repeats_keys_and_values(
     acceptance: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,14 +20,14 @@ size, T tokens in a micro-batch of one process, W processes.
     activations       the input of each layer with full activation checkpointing, or all
                       activations of each layer without it (of a compiled layer somewhat less);
                       selective keeps the input, the output of attention, q, v, the output of the
-                      mixer and half of the MLP's hidden values
+                      mixer and half of the MLP's hidden values; for a JetBlock also its generated
+                      convolution kernels
     working           activations of one layer and their gradients, and two states of lightning
                       attention per 64 tokens
     loss              logits of one chunk of rows, in float32 and compute dtype, and the float32
                       gradient of the head; a KL loss needs six tensors of the size of the logits in
-                      float32. The loss is computed
-                      before the backward pass of the layers, so only the larger one of `loss` and
-                      `working` is part of the peak
+                      float32. The loss is computed before the backward pass of the layers, so
+                      only the larger one of `loss` and `working` is part of the peak
     reserve           communication buffers, allocator fragmentation, autotuning
 
 `amnesia train dry-run` runs the step and counts. Tests compare both: FLOPs agree within 3 %, and
@@ -249,15 +249,13 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
         gathered += compute * (2 * teacher_of(shape).largest_block + 2 * shape.embedding)
     width = shape.widest
     layer_activations = _layer_activations(shape, compute, align)
+    generated = shape.linear.generated if isinstance(shape.linear, JetMixerShape) else 0
+    layer_activations += 2 * compute * generated
     kept = {
         "none": layer_activations,
-        "selective": compute * (2 * shape.hidden + 3 * width + shape.mlp),
+        "selective": compute * (2 * shape.hidden + 3 * width + shape.mlp + generated),
         "full": compute * shape.hidden,
     }
-    # A JetBlock also keeps the kernels that it generates, and without checkpointing their operands.
-    generated = compute * shape.linear.generated if isinstance(shape.linear, JetMixerShape) else 0
-    convolution = {"none": 2 * generated, "selective": generated, "full": 0}
-    policy = train.activation_checkpointing
     states = 0.0
     if shape.linear is not None and (shape.linear_layers or align):
         states = 2.0 * compute * shape.linear.state * tokens / _STATE_CHUNK_TOKENS
@@ -269,10 +267,8 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
         state=(4.0 * master * trained + master * (loaded - trained)) / shards,
         teacher=compute * teacher / shards,
         gathered=gathered,
-        activations=float(
-            tokens * (shape.layers * kept[policy] + shape.linear_layers * convolution[policy])
-        ),
-        working=tokens * (layer_activations + 2 * generated + backward) + states,
+        activations=float(shape.layers * tokens * kept[train.activation_checkpointing]),
+        working=tokens * (layer_activations + backward) + states,
         loss=0.0 if align else logits + 4.0 * shape.embedding,
         reserve=_RESERVE_BYTES,
     )

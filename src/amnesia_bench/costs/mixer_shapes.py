@@ -112,11 +112,6 @@ class JetMixerShape:
         return self.heads * self.value_dim
 
     @property
-    def generated(self) -> int:
-        """The number of values in the convolution kernels that are generated for each token."""
-        return self.width * self.kernel
-
-    @property
     def parameters(self) -> int:
         keys, generator = self.heads * self.key_dim, self.width // self.generator_reduction
         # Projections of q and k; of v, gate and output; of decay and rate. The return value also
@@ -129,6 +124,11 @@ class JetMixerShape:
     def state(self) -> int:
         """The number of values in the recurrent state of one sequence."""
         return self.heads * self.key_dim * self.value_dim
+
+    @property
+    def generated(self) -> int:
+        """The number of values per token in the generated convolution kernels."""
+        return self.width * self.kernel
 
     @property
     def flops(self) -> float:

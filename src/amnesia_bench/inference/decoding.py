@@ -188,7 +188,8 @@ def decode_batch(
         # If the largest logit is finite, none is NaN; single logits of -inf are valid, since a
         # model excludes tokens in this way. Without this check, argmax would still return a token.
         finite = logits.amax(dim=-1).isfinite()
-        # The only copy from the device in a step: each one waits until the device is idle.
+        # The only copy from the device in a greedy step; sampling makes one more. Each one waits
+        # until the device is idle.
         for row, (token, valid) in zip(
             active, torch.stack([tokens, finite.long()], dim=1).tolist(), strict=True
         ):

@@ -19,7 +19,11 @@ from torch import Tensor
 from .gated_delta_op import gated_delta_by_op
 from .gated_delta_torch import DeltaInputs, torch_gated_delta, torch_gated_delta_packed
 from .input_errors import InvalidModelInputError
-from .lightning_attention import fla_is_installed, fla_ops_are_on_every_device
+from .lightning_attention import (
+    fla_is_installed,
+    fla_ops_are_used_everywhere,
+    linear_backend,
+)
 from .packing import Boundaries, PackedRows
 
 # Known at import, so that a compiled graph does not search for a package.
@@ -65,8 +69,10 @@ def gated_delta_rule(
     scale = inputs.q.shape[3] ** -0.5 if scale is None else scale
     dtype = inputs.v.dtype
     precise = torch.float64 if dtype == torch.float64 else torch.float32
-    can_use_op = inputs.v.is_cuda and _FLA_IS_INSTALLED
-    by_op = precise == torch.float32 and (fla_ops_are_on_every_device() or can_use_op)
+    has_kernels = (inputs.v.is_cuda and _FLA_IS_INSTALLED) or fla_ops_are_used_everywhere()
+    by_op = has_kernels and precise == torch.float32
+    if inputs.v.is_cuda and not by_op and not torch.compiler.is_compiling():
+        linear_backend(inputs.v.device)
     with torch.autocast(inputs.v.device.type, enabled=False):
         state = None if initial_state is None else initial_state.to(precise)
         if by_op:

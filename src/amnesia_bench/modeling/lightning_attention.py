@@ -100,7 +100,7 @@ def lightning_attention(  # noqa: PLR0913 - the operation has these operands; re
     precise = torch.float64 if q.dtype == torch.float64 else torch.float32
     operand_dtype = torch.bfloat16 if by_op and q.dtype == torch.bfloat16 else precise
     if q.is_cuda and not by_op and not torch.compiler.is_compiling():
-        lightning_backend(q.device)
+        linear_backend(q.device)
     with torch.autocast(q.device.type, enabled=False):
         qkv = q.to(operand_dtype), k.to(operand_dtype), v.to(operand_dtype)
         state = None if initial_state is None else initial_state.to(precise)
@@ -114,13 +114,8 @@ def fla_is_installed() -> bool:
     return _FLA_IS_INSTALLED
 
 
-def fla_ops_are_on_every_device() -> bool:
-    """Return whether this runs within `fla_ops_on_every_device`."""
-    return _op_on_every_device
-
-
-def lightning_backend(device: torch.device) -> str:
-    """Return what computes lightning attention on a device: "fla VERSION" or "torch".
+def linear_backend(device: torch.device) -> str:
+    """Return what computes linear layers on a device: "fla VERSION" or "torch".
 
     On CUDA without fla, this warns once per process.
     """
@@ -136,20 +131,26 @@ def lightning_backend(device: torch.device) -> str:
 def _warn_that_fla_is_missing() -> None:
     # By counting: a layer of the 9B model, 16,384 tokens, forward and backward.
     warnings.warn(
-        "flash-linear-attention is not installed: lightning attention runs on the GPU as a loop in "
-        "PyTorch, with about 6,700 kernel launches per layer and 16,384 tokens of training instead "
-        "of 12. Install it: pip install flash-linear-attention==0.6.0",
+        "flash-linear-attention is not installed: linear layers run on the GPU as a loop in "
+        "PyTorch. Lightning attention, for example, then launches about 6,700 kernels per layer "
+        "and 16,384 tokens of training instead of 12. Install it: "
+        "pip install flash-linear-attention==0.6.0",
         stacklevel=2,
     )
+
+
+def fla_ops_are_used_everywhere() -> bool:
+    """Return whether this is the context `fla_ops_on_every_device`."""
+    return _op_on_every_device
 
 
 @contextlib.contextmanager
 def fla_ops_on_every_device() -> Iterator[None]:
     """Use the ops of fla's kernels on every device, also where fla or a GPU is missing.
 
-    On a CPU the op of lightning attention computes in PyTorch, and on fake tensors all ops compute
-    only shapes. So what is compiled, or run on fake tensors, within this context is what would run
-    on CUDA. The gated delta rule has no kernel for a CPU, so here it needs fake tensors.
+    On fake tensors the ops compute only shapes, and on a CPU lightning attention computes in
+    PyTorch. So what is compiled, or run on fake tensors, within this context is what would run on
+    CUDA.
     """
     global _op_on_every_device
     before, _op_on_every_device = _op_on_every_device, True

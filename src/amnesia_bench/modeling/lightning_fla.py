@@ -42,8 +42,13 @@ class _Tiling:
 
 
 # Compiled for sm_80 and sm_90, no kernel spills registers with these (docs/benchmarks.md). In
-# bfloat16 they are a candidate of fla's own lists for every kernel. Products in float32 run
-# without tensor cores and need more registers: larger tiles or fewer warps spill.
+# bfloat16 they are a candidate of fla's own lists for the kernels whose tiles fla tunes; for
+# `chunk_bwd_kernel_dqkwg` and `_dv`, fla takes tiles of 128 on Hopper, of which the first spills.
+# Products in float32 run without tensor cores and need more registers: larger tiles or fewer warps
+# spill.
+# On Hopper, Triton 3.4 to 3.7.0 compiles `chunk_bwd_kernel_dqkwg` with tiles of 64 wrongly, so that
+# dk is wrong (https://github.com/fla-org/flash-linear-attention/issues/640). PyTorch 2.13 requires
+# Triton 3.7.1.
 _TILINGS = {
     torch.bfloat16: _Tiling(largest=64, num_warps=4, num_stages=3),
     torch.float32: _Tiling(largest=16, num_warps=8, num_stages=2),

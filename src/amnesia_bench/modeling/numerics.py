@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 
 from amnesia_bench.modeling.configuration_hypenet import HypeNetConfig
-from amnesia_bench.modeling.lightning_attention import lightning_backend
+from amnesia_bench.modeling.configuration_jet_nemotron import JetNemotronConfig
+from amnesia_bench.modeling.lightning_attention import linear_backend
+
+_LINEAR_LAYERS = {
+    HypeNetConfig.model_type: "lightning",
+    JetNemotronConfig.model_type: "gated_delta",
+}
 
 
 def use_exact_float32() -> None:
@@ -26,6 +32,6 @@ def numeric_settings(device: torch.device, model_type: str) -> dict[str, str]:
         return {}
     precision = torch.get_float32_matmul_precision()
     settings = {"float32_products": "float32" if precision == "highest" else f"TF32 ({precision})"}
-    if model_type == HypeNetConfig.model_type:
-        settings["lightning"] = lightning_backend(device)
+    if model_type in _LINEAR_LAYERS:
+        settings[_LINEAR_LAYERS[model_type]] = linear_backend(device)
     return settings

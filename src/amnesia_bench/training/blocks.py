@@ -83,8 +83,8 @@ def check_compilers(device: torch.device) -> None:
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Compile the forward and backward pass of each block; blocks of the same kind share the code.
 
-    A graph break or a change of shapes between batches is an error, because either would cost more
-    time than compilation saves. Only the number of packed documents may change.
+    A graph break is an error. So are more than a few shapes of batches, since the code is compiled
+    again for each; only the number of packed documents may change freely.
     """
     for block in blocks:
         compiled: Any = torch.compile(block.forward, fullgraph=True, dynamic=False)

@@ -39,13 +39,16 @@ def test_settings_of_a_cpu_have_no_entry() -> None:
 
 
 @pytest.mark.parametrize("installed", [True, False])
-def test_a_hypenet_records_what_computes_its_lightning_attention(
-    monkeypatch: pytest.MonkeyPatch, installed: bool
+@pytest.mark.parametrize(
+    ("model_type", "layers"), [("hypenet", "lightning"), ("jet_nemotron", "gated_delta")]
+)
+def test_a_hybrid_model_records_what_computes_its_linear_layers(
+    monkeypatch: pytest.MonkeyPatch, model_type: str, layers: str, installed: bool
 ) -> None:
     module = import_module("amnesia_bench.modeling.lightning_attention")
     monkeypatch.setattr(module, "_FLA_IS_INSTALLED", installed)
     module._warn_that_fla_is_missing.cache_clear()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        backend = numeric_settings(torch.device("cuda", 0), "hypenet")["lightning"]
+        backend = numeric_settings(torch.device("cuda", 0), model_type)[layers]
     assert backend.startswith("fla ") if installed else backend == "torch"

@@ -1,15 +1,14 @@
 """What the CUDA kernels of attention allocate and compute, for tensors without data.
 
-On a GPU, lightning attention and the gated delta rule run fla's chunked kernels, each of which is
-one op of ours, and softmax attention runs flash attention, which is an op of PyTorch. On fake
-tensors, the ops return tensors of the right shape, and save what the kernels save for the backward
-pass. This module adds what the
-ops do not say: the memory that a kernel allocates and frees again, and its FLOPs.
+On a GPU, lightning attention and the gated delta rule run fla's chunked kernels, which are ops of
+ours, and softmax attention runs flash attention, which is an op of PyTorch. On fake tensors, they
+return tensors of the right shape, and save what the kernels save for the backward pass. This module
+adds what the ops do not say: the memory that a kernel allocates and frees again, and its FLOPs.
 
 Sources: `modeling.lightning_fla`; fla/ops/gated_delta_rule/chunk.py of fla 0.6.0;
 aten/src/ATen/native/transformers/cuda/flash_attn/flash_api.cpp.
 
-Shapes: B batch, T tokens, H query heads, G key/value heads, D head dim; for linear attention
+Shapes: B batch, T tokens, H query heads, G key/value heads, D head dim; for lightning attention
 K key dim, V value dim, C chunks.
 """
 
@@ -92,37 +91,27 @@ def _lightning_backward_workspace(
     return 2 * _chunk_states_bytes(q, v, options[4])  # the states and their gradients
 
 
-def _delta_flops(_: Tensor, k: Tensor, v: Tensor, *__: Any) -> int:
-    batch, tokens, heads, key_dim = k.shape
-    # Three products with the state: the predicted values, the update and the outputs. Within
-    # chunks: the products of keys, both right sides of the solved systems, logits and values.
-    per_token = 6 * key_dim * v.shape[3] + 2 * CHUNK * (3 * key_dim + 2 * v.shape[3])
-    return int(batch * tokens * heads * per_token)
+def _delta_flops(q: Tensor, _: Tensor, v: Tensor, *__: Any) -> int:
+    # An update of the state, and products with it for the prediction and the output. As in
+    # `costs.mixer_shapes`, products within chunks are not counted.
+    return int(6 * q.numel() * v.shape[3])
 
 
-def _delta_backward_flops(
-    _: Tensor, __: Tensor | None, ___: Tensor, k: Tensor, v: Tensor, *____: Any
-) -> int:
-    batch, tokens, heads, key_dim = k.shape
-    # The states again (2 products), their gradients (3), and dq, dk and those of the keys in the
-    # systems (3). Within chunks: the systems again (k, v), the logits again and for dv (k, v), dq
-    # and dk (2 k, v), and the systems' gradients (4 k, 2 v), whose matrix needs two C x C products.
-    per_token = 16 * key_dim * v.shape[3] + 2 * CHUNK * (8 * key_dim + 5 * v.shape[3] + 2 * CHUNK)
-    return int(batch * tokens * heads * per_token)
+def _delta_backward_flops(_: Tensor, __: Tensor | None, *operands: Any) -> int:
+    return 2 * _delta_flops(*operands)
 
 
-def _delta_workspace(_: Tensor, k: Tensor, v: Tensor, *options: Any) -> int:
-    # The states; the systems' solutions for keys and values; the corrected values.
-    rows = (k.numel() + 2 * v.numel()) * v.element_size()
-    return _chunk_states_bytes(k, v, options[5]) + int(rows)
+def _delta_workspace(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> int:
+    """Return the bytes of the states of chunks, and of w, u and the corrected values per token."""
+    per_token = (k.numel() + 2 * v.numel()) * q.element_size()
+    return _chunk_states_bytes(q, v, options[-1]) + per_token
 
 
-def _delta_backward_workspace(
-    _: Tensor, __: Tensor | None, ___: Tensor, k: Tensor, v: Tensor, *options: Any
-) -> int:
-    # The states and their gradients, what the forward pass allocates, and the gradients of that.
-    rows = 2 * (k.numel() + 2 * v.numel()) * v.element_size()
-    return 2 * _chunk_states_bytes(k, v, options[-1]) + int(rows)
+def _delta_backward_workspace(_: Tensor, __: Tensor | None, *operands: Any) -> int:
+    q, k, v = operands[:3]
+    gradients = (k.numel() + 2 * v.numel()) * q.element_size()
+    states = _chunk_states_bytes(q, v, operands[-1])
+    return _delta_workspace(q, k, v, operands[-1]) + states + gradients
 
 
 # The FLOPs of kernels that PyTorch's table lacks, or counts without regard to causality.

@@ -1,4 +1,4 @@
-"""What computes lightning attention, and what a user without fla learns."""
+"""What computes linear layers, and what a user without fla learns."""
 
 import sys
 import warnings
@@ -17,11 +17,11 @@ def test_a_gpu_without_fla_warns_once_with_what_to_install(monkeypatch):
     monkeypatch.setattr(MODULE, "_FLA_IS_INSTALLED", False)
     MODULE._warn_that_fla_is_missing.cache_clear()
     with pytest.warns(UserWarning, match="pip install flash-linear-attention==0.6.0"):
-        assert MODULE.lightning_backend(GPU) == "torch"
+        assert MODULE.linear_backend(GPU) == "torch"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert MODULE.lightning_backend(GPU) == "torch"
-        assert MODULE.lightning_backend(torch.device("cpu")) == "torch"
+        assert MODULE.linear_backend(GPU) == "torch"
+        assert MODULE.linear_backend(torch.device("cpu")) == "torch"
 
 
 @pytest.mark.parametrize("imported", [True, False])
