@@ -9,7 +9,8 @@ Each step runs in a process of its own, so a step that fails or hangs takes no o
 is ended after 90 seconds (--seconds); compiled kernels stay in caches for the next run.
 FOLDER/report.json is written again after each step. It has the measured values next to the
 expected ones; `holds` says whether a value is within its limit. FOLDER/log.txt has the output of
-all steps. For --wheels see scripts/gpu_wheels.py.
+all steps. The exit code is 1 if a step failed, timed out or measured a value outside its limit.
+For --wheels see scripts/gpu_wheels.py.
 """
 
 from __future__ import annotations
@@ -107,7 +108,7 @@ def _in_child(name: str, setup: Setup, sender: Connection, log: Path) -> None:
         sender.send(("end", {"status": "failed", "error": repr(error)[:500], "traceback": details}))
 
 
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of report.json and log.txt")
     parser.add_argument("--steps", help="numbers of the steps, separated by commas (default: all)")
@@ -116,6 +117,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=90, help="end a step after this time")
     parser.add_argument("--wheels", type=Path, help="install these wheels first, without a network")
     arguments = parser.parse_args()
+    if arguments.wheels and not list(arguments.wheels.glob("*.whl")):
+        parser.error(f"--wheels {arguments.wheels}: no wheels there; see scripts/gpu_wheels.py")
+    try:
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"--out {arguments.out}: {error.strerror}")
     if arguments.wheels:
         install_wheels(arguments.wheels.resolve())
     from acceptance import STEPS
@@ -124,7 +131,6 @@ def main() -> None:
     names = arguments.steps.split(",") if arguments.steps else list(STEPS)
     if unknown := [name for name in names if name not in STEPS]:
         parser.error(f"--steps: no step {unknown[0]}; steps are {', '.join(STEPS)}")
-    arguments.out.mkdir(parents=True, exist_ok=True)
     report: dict[str, Any] = {"command": sys.argv, "steps": {}}
     with tempfile.TemporaryDirectory() as scratch:
         for name in names:
@@ -135,7 +141,9 @@ def main() -> None:
             (arguments.out / "report.json").write_text(text)
             print(f"{name:3} {report['steps'][name]['name']:24} {result['seconds']:5} s  ", end="")
             print(result["status"], result.get("error", ""), flush=True)
+    statuses = [step["status"] for step in report["steps"].values()]
+    return int(not all(status == "ok" or status.startswith("not run") for status in statuses))
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -37,6 +37,16 @@ def test_plan(
         assert shown["cost"]["trained_tokens"] == planned.cost.trained_tokens
 
 
+@pytest.mark.parametrize("option", ["--detach", "--dry-run"])
+def test_only_a_cluster_takes_jobs(
+    option: str, overrides: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = tmp_path / "store"
+    assert main(["run", *overrides, f"--store={store}", option]) == 2
+    assert "cluster=local runs stages itself" in capsys.readouterr().err
+    assert not store.exists()
+
+
 def test_run(
     overrides: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

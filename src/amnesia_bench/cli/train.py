@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 
 import amnesia_bench
 from amnesia_bench.cli.command import Subcommand
-from amnesia_bench.cli.output import plain, print_json, say, shortened, show, size, table
+from amnesia_bench.cli.output import counted, plain, print_json, say, shortened, show, size, table
 from amnesia_bench.cli.requests import make
 from amnesia_bench.config.cluster_schema import GPU_NAMES
 from amnesia_bench.config.messages import nearest
@@ -202,7 +202,7 @@ def _dry_run(args: argparse.Namespace) -> ExitCode:
 
 def _show_dry_run(result: DryRun, estimate: TrainingEstimate) -> None:
     nodes = result.processes // result.per_node
-    layout = f"{result.processes} GPUs" + (f" in {nodes} nodes" if nodes > 1 else "")
+    layout = counted(result.processes, "GPU") + (f" in {nodes} nodes" if nodes > 1 else "")
     bound = estimate.memory.total - estimate.memory.reserve
     numbers = table(f"one training step on {layout}", ("value", "dry run", "estimate", "ratio"))
     for phase, peak in result.peak_bytes.items():

@@ -90,8 +90,8 @@ def run(request: RunRequest) -> RunResult:
     raised.
 
     Raises:
-        UserError: an override is wrong, the path of a report's folder is a file, or SLURM refuses a
-            job.
+        UserError: an override is wrong, `detach` is set without a batch system, the path of a
+            report's folder is a file, or SLURM refuses a job.
         StageFailedError: an artifact is damaged, or a stage failed; finished stages are kept.
         NewerVersionError: a newer version made an artifact.
         MissingEnvironmentError: the store or the reports cannot be written, or SLURM is missing.
@@ -102,6 +102,11 @@ def run(request: RunRequest) -> RunResult:
     for call in calls:
         check_writable(call)
     options = RunOptions(cluster=cluster_of(graphs), repair=request.repair, detach=request.detach)
+    if options.detach and not isinstance(options.cluster, SlurmCluster):
+        raise UserError(
+            "--detach: cluster=local runs stages itself and submits no jobs",
+            hint="Add cluster=slurm, or leave --detach out.",
+        )
     try:
         outcome = run_graph(store, stages_of(graphs), options)
     except StageFailedError as error:

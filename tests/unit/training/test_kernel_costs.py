@@ -9,6 +9,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from amnesia_bench.costs.gpus import GPUS, KERNEL_RATES
 from amnesia_bench.modeling import PackedRows
+from amnesia_bench.modeling.gated_delta import gated_delta_rule
+from amnesia_bench.modeling.gated_delta_torch import DeltaInputs
 from amnesia_bench.modeling.lightning_attention import (
     fla_ops_on_every_device,
     lightning_attention,
@@ -17,6 +19,8 @@ from amnesia_bench.modeling.mixers import HypeNetRMSNorm
 from amnesia_bench.modeling.packed_attention_op import packed_attention_by_op
 from amnesia_bench.training.dry_run.compiled_kernels import CompiledGraph, counted_compilation
 from amnesia_bench.training.dry_run.kernel_costs import Kernel, KernelCounter, KernelKind
+from amnesia_bench.training.dry_run.meter import Meter
+from amnesia_bench.training.dry_run.phases import PhaseTracker
 
 ROWS, WIDTH = 512, 2048
 BF16, FP32 = 2, 4
@@ -131,6 +135,25 @@ def test_lightning_attention_moves_operands_and_a_state_per_chunk(dtype: torch.d
     assert kernels["lightning"].num_bytes == dtype.itemsize * (6 * x + 2 * state)
     assert kernels["lightning_backward"].num_bytes == dtype.itemsize * (14 * x + 5 * state)
     assert all(kernels[n].kind is KernelKind.LIGHTNING for n in ("lightning", "lightning_backward"))
+
+
+def test_the_gated_delta_rule_is_one_op_each_way() -> None:
+    heads, keys, values, tokens = 3, 32, 64, 256
+    with FakeTensorMode(), fla_ops_on_every_device(), Meter(PhaseTracker()) as meter:
+        widths = (keys, keys, values)
+        qkv = [torch.empty(1, tokens, heads, n, dtype=torch.bfloat16) for n in widths]
+        scalars = [torch.empty(1, tokens, heads, dtype=torch.float32) for _ in range(2)]
+        inputs = DeltaInputs(*(x.requires_grad_() for x in (*qkv, *scalars)))
+        output, state = gated_delta_rule(inputs)
+        forward = meter.flops
+        output.sum().backward()
+    assert output.shape == (1, tokens, heads, values)
+    assert state is not None
+    assert state.shape == (1, heads, keys, values)
+    # Three products with the state forward; products within chunks are not counted.
+    assert forward == tokens * heads * 6 * keys * values
+    assert meter.flops == 3 * forward
+    assert [x.grad.shape for x in inputs if x.grad is not None] == [x.shape for x in inputs]
 
 
 def test_a_kernel_takes_the_longer_of_computing_and_memory() -> None:
