@@ -123,12 +123,12 @@ def test_the_named_variants_and_rows_are_all_there() -> None:
     ("overrides", "said", "hint"),
     [
         (["restre=qk"], "restre: unknown key", "Did you mean restore?"),
-        (["sead=3"], "sead: unknown key", "Known: experiment, profile, restore."),
+        (["sead=3"], "sead: unknown key", "Known: cluster, experiment, profile, restore."),
         (["restore.select.layer=3"], "restore.select.layer: unknown key", "Did you mean layers?"),
         (["+restore.select.layer=3"], "restore.select.layer: unknown key", "Did you mean layers?"),
         (["++restore.slect.roles=[q]"], "restore.slect: unknown key", "Did you mean select?"),
-        (["+model.layer=3"], "model: unknown key", "Known: experiment, profile, restore."),
-        (["a.b.c=1"], "a: unknown key", "Known: experiment, profile, restore."),
+        (["+model.layer=3"], "model: unknown key", "Known: cluster, experiment, profile, restore."),
+        (["a.b.c=1"], "a: unknown key", "Known: cluster, experiment, profile, restore."),
         (
             ["restore.select.layers={top_drft: 7}"],
             "restore.select.layers.top_drft: unknown key",
@@ -283,7 +283,7 @@ def models(model: BaseModel) -> list[BaseModel]:
 
 def test_a_loaded_config_is_frozen_all_the_way_down() -> None:
     config = load_config(["restore.select.layers={top_drift: 7}"])
-    assert len(models(config)) == 8
+    assert len(models(config)) == 9
     for model in models(config):
         for name in type(model).model_fields:
             with pytest.raises(ValidationError, match="frozen"):

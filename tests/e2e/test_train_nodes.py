@@ -31,7 +31,7 @@ from tests.support.training_runs import (
 LIKE_GPUS = {
     "steps": 6,
     "global_batch": 8,
-    "activation_checkpointing": True,
+    "activation_checkpointing": "full",
     "checkpoints": {"every_steps": 3, "keep": 2, "asynchronous": True},
 }
 

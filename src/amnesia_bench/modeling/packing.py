@@ -51,7 +51,7 @@ class PackedRows:
         index = [(n, chunk) for n, count in enumerate(counts) for chunk in range(count)]
         offsets = list(itertools.accumulate(counts, initial=0))
         chunks = ChunkTable(_int32(index, device), _int32(offsets, device))
-        longest = max(stop - start for start, stop in itertools.pairwise(bounds))
+        longest = max((stop - start for start, stop in itertools.pairwise(bounds)), default=0)
         return cls(bounds, bounds[-1], longest, _int32(bounds, device), chunks)
 
     def to(self, device: torch.device) -> PackedRows:

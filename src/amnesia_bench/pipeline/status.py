@@ -5,12 +5,13 @@ Because these are files, the status includes stages that run on other machines.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.pipeline.bookkeeping import (
     LOG,
     StageState,
@@ -24,6 +25,8 @@ from amnesia_bench.pipeline.stage import Stage
 from amnesia_bench.records.stages import StageSpec
 from amnesia_bench.store.layout import stage_path
 from amnesia_bench.store.lease import current_holder
+
+log = logging.getLogger(__name__)
 
 _TAIL_BYTES = 4096
 
@@ -56,7 +59,14 @@ def status_of_store(store: Path) -> list[StageStatus]:
 
 
 def _jobs(store: Path) -> Mapping[str, SlurmJob]:
-    return jobs_of(store) if slurm_is_installed() else {}
+    """Return the jobs of a store; none if SLURM is not installed or does not answer."""
+    if not slurm_is_installed():
+        return {}
+    try:
+        return jobs_of(store)
+    except StageFailedError as error:
+        log.warning("jobs are not shown: %s", error.what)
+        return {}
 
 
 def log_of(store: Path, name: str) -> tuple[StageSpec, Path]:

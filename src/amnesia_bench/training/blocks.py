@@ -80,6 +80,15 @@ def check_compilers(device: torch.device) -> None:
         )
 
 
+def compiler_failure(device: torch.device) -> UserError | None:
+    """Return the error of `check_compilers`, or None; nodes may differ in what is installed."""
+    try:
+        check_compilers(device)
+    except UserError as error:
+        return error
+    return None
+
+
 def compile_blocks(blocks: Iterable[nn.Module]) -> None:
     """Compile the forward and backward pass of each block; blocks of the same kind share the code.
 

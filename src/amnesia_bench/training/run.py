@@ -30,7 +30,7 @@ from amnesia_bench.store.lease import Lease, holding_lease
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer, tokenizer_identity
 from amnesia_bench.tracking.metrics_file import FilePrefix
 from amnesia_bench.training.batches import Batches, FileOrder, SequenceOrder, TokenStore
-from amnesia_bench.training.blocks import check_compilers
+from amnesia_bench.training.blocks import compiler_failure
 from amnesia_bench.training.checkpoints import CheckpointFolder
 from amnesia_bench.training.determinism import deterministic_algorithms
 from amnesia_bench.training.export import Export, publish_trained
@@ -133,15 +133,6 @@ def _in_order(data: Mapping[str, Path], mixture: Mapping[str, float]) -> dict[st
     return {name: data[name] for name in mixture}
 
 
-def _compiler_failure(device: torch.device) -> UserError | None:
-    """Return why a machine cannot compile; every node needs its own compilers."""
-    try:
-        check_compilers(device)
-    except UserError as error:
-        return error
-    return None
-
-
 def _run_to_the_end(job: TrainingJob) -> bool:
     """Train and publish; return False if a signal stopped the run before its last step."""
     with (
@@ -153,7 +144,7 @@ def _run_to_the_end(job: TrainingJob) -> bool:
             return True
         check_optimizer(job.run.train, processes.size)
         if job.run.train.compile:
-            processes.agree(_compiler_failure(processes.device))
+            processes.agree(compiler_failure(processes.device))
         init, teacher = processes.on_first(lambda: _opened(job))
         batches = Batches(job.run, job.stores, _order(job), processes.rank, processes.size)
         folder = training_path(job.out)

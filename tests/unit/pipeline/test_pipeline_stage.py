@@ -33,8 +33,8 @@ def test_fields_that_change_no_result_are_few_and_all_others_are_in_the_key() ->
     # here with a reason.
     assert {kind: neutral(kind) for kind in SCHEMAS if neutral(kind)} == {
         TrainConfig: {
-            "name", "model", "teacher", "activation_checkpointing", "loss_chunk_rows",
-            "checkpoints", "wandb_project",
+            "name", "model", "teacher", "activation_checkpointing", "deterministic",
+            "loss_chunk_rows", "checkpoints", "wandb_project",
         },
         Recipe: {"name"},
         DataConfig: {"name"},
