@@ -45,9 +45,9 @@ KillWait=20
 MpiDefault=none
 AccountingStorageType=accounting_storage/none
 GresTypes=gpu
-NodeName=DEFAULT NodeHostname=localhost NodeAddr=127.0.0.1 CPUs=4 RealMemory=8000 Gres=gpu:2
-NodeName=n1 Port={ports[1]}
-NodeName=n2 Port={ports[2]}
+NodeName=DEFAULT CPUs=4 RealMemory=8000 Gres=gpu:2 State=UNKNOWN
+NodeName=n1 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[1]}
+NodeName=n2 NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports[2]}
 PartitionName=debug Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 """
 
