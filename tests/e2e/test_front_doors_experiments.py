@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 import amnesia_bench as ab
 from amnesia_bench.cli.main import main
+from amnesia_bench.errors import StageFailedError
+from amnesia_bench.pipeline import experiments
 
 # The softmax model of Table 10 before its fine-tune: two short trainings and its recall.
 EXPERIMENT = """\
@@ -48,7 +51,10 @@ def test_only_a_cluster_takes_jobs(
 
 
 def test_run(
-    overrides: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    overrides: tuple[str, ...],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     store = tmp_path / "store"
     request = ab.RunRequest(overrides=overrides, store=store, results=tmp_path / "python")
@@ -68,3 +74,20 @@ def test_run(
         if file.suffix in (".csv", ".svg"):  # the others say by which command they were made
             assert same.read_bytes() == file.read_bytes(), file.name
         assert same.is_file()
+
+    # A stage fails: the report shows what was measured before, and says so.
+    def fail(*_: object) -> None:
+        raise StageFailedError("trained.x: no", hint="Run it again.")
+
+    monkeypatch.setattr(experiments, "run_graph", fail)
+    partial = request.model_copy(update={"results": tmp_path / "partial"})
+    with pytest.raises(StageFailedError, match=r"trained\.x: no") as failure:
+        ab.run(partial)
+    (written,) = partial.results.rglob("report.html")
+    assert f"The report of the finished evaluations: {written}" in str(failure.value.hint)
+    assert "The run failed: trained.x: no" in written.read_text()
+    shutil.rmtree(store / "recall")
+    with pytest.raises(StageFailedError, match=r"trained\.x: no") as failure:
+        ab.run(partial.model_copy(update={"results": tmp_path / "nothing"}))
+    assert failure.value.hint == "Run it again."
+    assert not (tmp_path / "nothing").exists()

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from amnesia_bench.cli.main import main
 from amnesia_bench.config.cluster_schema import SlurmCluster
 from amnesia_bench.config.experiment_schema import load_jobs
 from amnesia_bench.errors import StageFailedError, UserError
@@ -260,3 +261,11 @@ def test_refusals_are_shown_in_slurms_words(
     commands(tmp_path, monkeypatch, sbatch=script, squeue=script)
     with pytest.raises(error, match=said):
         call(Path("/a") if call is jobs_of else "#!/bin/bash\n")
+
+
+def test_status_needs_no_answer_of_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands(tmp_path, monkeypatch, squeue="echo 'Unable to contact slurm controller' >&2; exit 1")
+    assert main(["status", f"--store={tmp_path / 'store'}"]) == 0
+    assert "0 stages" in capsys.readouterr().out
