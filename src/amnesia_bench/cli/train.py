@@ -28,7 +28,7 @@ from amnesia_bench.cli.requests import make
 from amnesia_bench.config.cluster_schema import GPU_NAMES
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.config.train_schema import TrainingRun
-from amnesia_bench.costs.gpus import GPUS
+from amnesia_bench.costs.gpus import GPUS, Gpu
 from amnesia_bench.errors import ExitCode, UserError
 from amnesia_bench.guard import only_rank_zero_reports
 from amnesia_bench.requests.training import (
@@ -134,8 +134,22 @@ def _estimate(args: argparse.Namespace) -> ExitCode:
     estimate = amnesia_bench.estimate(request)
     if args.json:
         print_json(estimate)
-        return ExitCode.DONE
-    memory = table(f"memory per GPU ({args.processes} x {gpu.name})", ("part", "GB"))
+    else:
+        _show_estimate(estimate, training, args.processes, gpu)
+    if estimate.memory.total > gpu.memory_bytes:
+        raise UserError(
+            f"{estimate.memory.total / 1e9:.0f} GB do not fit into the "
+            f"{gpu.memory_bytes / 1e9:.0f} GB of a {gpu.name}",
+            hint=f"{_what_to_change(training)} The estimate is an upper bound; `amnesia train "
+            "dry-run` is closer.",
+        )
+    return ExitCode.DONE
+
+
+def _show_estimate(
+    estimate: TrainingEstimate, training: TrainingRun, processes: int, gpu: Gpu
+) -> None:
+    memory = table("memory per GPU", ("part", "GB"))
     for part, value in vars(estimate.memory).items():
         memory.add_row(part, f"{value / 1e9:.1f}")
     memory.add_row("total", f"{estimate.memory.total / 1e9:.1f}")
@@ -156,14 +170,6 @@ def _estimate(args: argparse.Namespace) -> ExitCode:
         f"Disk: {size(estimate.save_bytes)} per save, {size(estimate.export_bytes)} for the final "
         "checkpoint in bf16."
     )
-    if estimate.memory.total > gpu.memory_bytes:
-        raise UserError(
-            f"{estimate.memory.total / 1e9:.0f} GB do not fit into the "
-            f"{gpu.memory_bytes / 1e9:.0f} GB of a {gpu.name}",
-            hint=f"{_what_to_change(training)} The estimate is an upper bound; `amnesia train "
-            "dry-run` is closer.",
-        )
-    return ExitCode.DONE
 
 
 def _what_to_change(training: TrainingRun) -> str:

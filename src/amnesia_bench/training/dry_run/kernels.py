@@ -104,14 +104,14 @@ def _delta_backward_flops(_: Tensor, __: Tensor | None, *operands: Any) -> int:
 def _delta_workspace(q: Tensor, k: Tensor, v: Tensor, *options: Any) -> int:
     """Return the bytes of the states of chunks, and of w, u and the corrected values per token."""
     per_token = (k.numel() + 2 * v.numel()) * q.element_size()
-    return _chunk_states_bytes(q, v, options[-1]) + per_token
+    return int(_chunk_states_bytes(q, v, options[-1]) + per_token)
 
 
 def _delta_backward_workspace(_: Tensor, __: Tensor | None, *operands: Any) -> int:
     q, k, v = operands[:3]
     gradients = (k.numel() + 2 * v.numel()) * q.element_size()
     states = _chunk_states_bytes(q, v, operands[-1])
-    return _delta_workspace(q, k, v, operands[-1]) + states + gradients
+    return int(_delta_workspace(q, k, v, operands[-1]) + states + gradients)
 
 
 # The FLOPs of kernels that PyTorch's table lacks, or counts without regard to causality.
