@@ -22,6 +22,8 @@ size, T tokens in a micro-batch of one process, W processes.
                       selective keeps the input, the output of attention, q, v, the output of the
                       mixer and half of the MLP's hidden values; for a JetBlock also its generated
                       convolution kernels
+                      Alignment: or, if larger, weights and gradients of all mixers, which FSDP2
+                      keeps until the end of the backward pass, since their inputs need no gradient
     working           activations of one layer and their gradients, and two states of lightning
                       attention per 64 tokens
     loss              logits of one chunk of rows, in float32 and compute dtype, and the float32
@@ -260,6 +262,9 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
     if shape.linear is not None and (shape.linear_layers or align):
         states = 2.0 * compute * shape.linear.state * tokens / _STATE_CHUNK_TOKENS
     backward = 4 * 4 * width + 2 * compute * shape.mlp
+    activations = float(shape.layers * tokens * kept[train.activation_checkpointing])
+    if align:
+        activations = max(activations, 2.0 * compute * trained)
     rows = min(train.loss_chunk_rows, tokens)
     # The KL keeps six float32 tensors of the size of the logits at once.
     logits = rows * shape.vocab * (6 * 4 if distill else 4 + 2 * compute)
@@ -267,7 +272,7 @@ def _memory(run: TrainingRun, shape: ModelShape, trained: int, processes: int) -
         state=(4.0 * master * trained + master * (loaded - trained)) / shards,
         teacher=compute * teacher / shards,
         gathered=gathered,
-        activations=float(shape.layers * tokens * kept[train.activation_checkpointing]),
+        activations=activations,
         working=tokens * (layer_activations + backward) + states,
         loss=0.0 if align else logits + 4.0 * shape.embedding,
         reserve=_RESERVE_BYTES,
