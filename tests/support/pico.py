@@ -949,6 +949,8 @@ def build(family: str, folder: Path, seed: int, dtype: torch.dtype = torch.float
     pico = PICOS[family]
     if pico.model_type not in CONFIG_MAPPING:
         pytest.skip(f"transformers {transformers.__version__} has no {pico.model_type}")
+    if family == "zamba2" and is_before("5.19"):
+        pytest.skip("before 5.19, transformers numbers the adapters of zamba2 in another way")
     torch.manual_seed(seed)
     values = copy.deepcopy(dict(pico.config))  # configs write into the dicts that they are given
     model = pico.auto.from_config(AutoConfig.for_model(pico.model_type, **values))

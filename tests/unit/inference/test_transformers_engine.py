@@ -330,6 +330,8 @@ def _one_token_short(cache):
 @pytest.mark.parametrize("name", ["qwen3_next", "olmo_hybrid"])
 @pytest.mark.parametrize("damage", [_without_tails, _with_fainter_states, _one_token_short])
 def test_small_damage_is_found_out_in_half_precision_too(name, damage, monkeypatch):
+    if name == "qwen3_next" and is_before("5.19"):
+        pytest.skip("before 5.19, its caches in bfloat16 are too inexact: prompts are read whole")
     assert prepare_model(tiny_model(name).bfloat16()).full_reason is None
     resume = ResumableCache.resume
 
