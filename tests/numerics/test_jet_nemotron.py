@@ -14,6 +14,7 @@ from tests.numerics.conftest import random_ids
 from tests.numerics.jet_reference import jet_logits
 from tests.support.jet import JET_SHAPES, jet_model
 from tests.support.shared import shared_path
+from tests.support.transformers_release import is_before
 
 TOLERANCE = 2e-5
 # The same formulas with other float32 matrix products differ by up to 3.4e-5 from these outputs.

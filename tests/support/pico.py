@@ -26,6 +26,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from tests.support.transformers_release import is_before
+
 transformers_logging.disable_progress_bar()
 
 VOCAB = 96

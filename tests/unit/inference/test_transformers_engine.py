@@ -23,6 +23,7 @@ from tests.support.tiny_models import (
     tiny_model,
     tiny_tokenizer,
 )
+from tests.support.transformers_release import is_before
 
 MODELS = [
     "hypenet",
