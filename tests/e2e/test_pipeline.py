@@ -6,6 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -217,13 +219,16 @@ def test_a_forked_stage_says_what_a_started_one_does(tmp_path: Path) -> None:
 
 def fork_server_process() -> Path:
     """The folder in /proc of the fork server that this process started."""
-    (process,) = [
-        folder
-        for folder in Path("/proc").glob("[0-9]*")
-        if parent_of(int(folder.name)) == os.getpid()
-        and b"amnesia_bench.pipeline.fork_server" in (folder / "cmdline").read_bytes()
-    ]
-    return process
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:  # a child has the command line of its parent at first
+        for folder in Path("/proc").glob("[0-9]*"):
+            with suppress(OSError):  # it has ended meanwhile
+                if parent_of(int(folder.name)) == os.getpid() and (
+                    b"amnesia_bench.pipeline.fork_server" in (folder / "cmdline").read_bytes()
+                ):
+                    return folder
+        time.sleep(0.05)
+    raise AssertionError("no fork server")
 
 
 def test_a_fork_server_outlives_a_worker_and_a_stage_the_server(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from amnesia_bench.errors import MissingEnvironmentError
 from amnesia_bench.pipeline.devices import VARIABLE
 from amnesia_bench.pipeline.slurm.nodes import rendezvous_words, srun_words
 from amnesia_bench.records.stages import StageSpec
@@ -90,6 +92,11 @@ def run_spec(
         words += ["-m", _LAUNCH, *rendezvous_words(launcher.nodes, len(gpus))]
     elif len(gpus) > 1 and spec.front_door == "train":
         words += ["-m", _LAUNCH, "--nproc-per-node", str(len(gpus))]
+    if shutil.which(words[0]) is None:
+        raise MissingEnvironmentError(
+            f"{words[0]}: not found, so the stage cannot be started",
+            hint="Set cluster.python, or cluster.container, to what exists on the nodes.",
+        )
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), str(spec.threads))
     with (
         log.open("ab") as output,

@@ -62,6 +62,7 @@ def test_blend_is_exact_at_its_ends_and_straight_between(
     )
 
 
+@settings(deadline=None)
 @given(SHAPES)
 def test_qk_pro_removes_the_drift_inside_the_row_space_and_none_outside(
     shape: tuple[int, ...],
