@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from amnesia_bench.store.layout import MANIFEST
+from amnesia_bench.training.recorder import METRICS
 from tests.support.mini_slurm import MiniSlurm, mini_slurm
 from tests.support.pipelines import ROOT
 
@@ -175,8 +176,7 @@ def test_a_time_limit_saves_the_training_and_its_requeued_job_resumes(
     (runs.folder / "short.yaml").write_text(text)
     running = runs.start(_LONG, cluster="short.yaml")
     runs.wait_for(lambda: _restarted(slurm), seconds=900)
-    saved = _resumed_steps(runs)  # SLURM waits two minutes before it starts a requeued job
-    runs.wait_for(lambda: _resumed_steps(runs) != saved, seconds=600)
+    _assert_that_it_resumes(runs)
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=60)
     runs.amnesia("cancel")
@@ -191,14 +191,14 @@ def test_a_training_on_two_nodes_saves_on_a_signal_to_its_job_and_resumes(
     runs = Runs(slurm, tmp_path / "runs")
     running = runs.start("profile.gpus=4", _LONG)
     runs.wait_for(lambda: "trained" in slurm.call("squeue", "-h", "-t", "R", "-o", "%j"), 600)
-    runs.wait_for(lambda: "step" in _log(runs), 300)
+    runs.wait_for(lambda: list(runs.store.glob(f"trained/*.training/{METRICS}")), 300)
+    runs.wait_for(lambda: _steps(runs), 300)
     rows = slurm.call("squeue", "-h", "-t", "R", "-o", "%i %D %j").splitlines()
     ((number, nodes, _),) = [row.split() for row in rows if "trained" in row]
     assert nodes == "2"
     slurm.call("scancel", "--signal=USR1", "--batch", number)
     runs.wait_for(lambda: _restarted(slurm), 300)
-    saved = _resumed_steps(runs)
-    runs.wait_for(lambda: _resumed_steps(runs) != saved, 600)
+    _assert_that_it_resumes(runs)
     running.send_signal(signal.SIGINT)
     running.communicate(timeout=60)
     runs.amnesia("cancel")
@@ -207,13 +207,22 @@ def test_a_training_on_two_nodes_saves_on_a_signal_to_its_job_and_resumes(
 _LONG = "profile.training_overrides=[train.steps=20000,train.optimizer.warmup_steps=1]"
 
 
-def _log(runs: Runs) -> str:
-    return "".join(path.read_text() for path in runs.store.glob("stages/trained.*/log.txt"))
+def _steps(runs: Runs) -> list[int]:
+    """Return the steps in the record of the training that runs."""
+    (record,) = runs.store.glob(f"trained/*.training/{METRICS}")
+    return [json.loads(line)["step"] for line in record.read_text().splitlines()]
 
 
-def _resumed_steps(runs: Runs) -> list[str]:
-    """Return the lines of the log that say from which step a training resumed."""
-    return [line for line in _log(runs).splitlines() if "resum" in line]
+def _assert_that_it_resumes(runs: Runs) -> None:
+    """Wait until a requeued training does a further step, and check that it repeats none."""
+    saved = _steps(runs)
+    assert saved
+    deadline = time.monotonic() + 600  # SLURM waits two minutes before it starts a requeued job
+    while (steps := _steps(runs)) == saved:
+        assert time.monotonic() < deadline
+        time.sleep(0.5)
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) > len(saved)
 
 
 def _restarted(slurm: MiniSlurm) -> bool:

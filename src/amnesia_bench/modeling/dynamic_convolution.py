@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .packing import PackedRows
+from .precision import precise_dtype
 
 # The kernels of a token have C * W values, four times a token of v: 12,288 in Jet-Nemotron-2B.
 CHUNK_TOKENS = 2048
@@ -82,7 +83,7 @@ class DynamicConvolution(nn.Module):
                         index = first[part] + (age[part] + tap).clamp(max=early - 1)
                         old = tail.to(v.dtype).flatten(0, 1)[index]
                     value = torch.where(age[part, None] >= shift, value, old)
-                product = (value * kernels[..., tap]).to(_precise(v.dtype))
+                product = (value * kernels[..., tap]).to(precise_dtype(v.dtype))
                 total = product if total is None else total + product
             assert total is not None
             outputs.append(nn.functional.silu(total).to(v.dtype))
@@ -105,7 +106,3 @@ class DynamicConvolution(nn.Module):
             at = (early + token - start).clamp(min=0, max=max(early - 1, 0))
             old = tail.to(v.dtype).gather(1, at.long()[..., None].expand_as(new))
         return torch.where((token >= start)[..., None], new, old)
-
-
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32

@@ -8,6 +8,7 @@ Shapes: B batch, T new tokens, P cached tokens, M hidden size, E vocabulary.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -85,8 +86,8 @@ class HybridModel(HybridPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012 - transformers' interface
 
     layer_class: ClassVar[type[HybridDecoderLayer]]
-    attn_rotary_emb: HypeNetRotaryEmbedding | None
-    lightning_rotary_emb: HypeNetRotaryEmbedding | None
+    # Returns the rotary embeddings of softmax layers and of linear layers, or None.
+    rotary_embeddings: ClassVar[Callable[[Any], tuple[HypeNetRotaryEmbedding | None, ...]]]
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
@@ -95,13 +96,9 @@ class HybridModel(HybridPreTrainedModel):
             self.layer_class(config, layer) for layer in range(config.num_hidden_layers)
         )
         self.norm = self.layer_class.norm(config.hidden_size, config.rms_norm_eps)
-        self._add_rotary(config)
+        self.attn_rotary_emb, self.lightning_rotary_emb = self.rotary_embeddings(config)
         self.gradient_checkpointing = False
         self.post_init()
-
-    def _add_rotary(self, config: Any) -> None:
-        """Set the rotary embeddings of softmax layers and of linear layers, or None."""
-        raise NotImplementedError
 
     @merge_with_config_defaults
     @capture_outputs

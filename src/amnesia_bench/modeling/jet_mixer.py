@@ -25,6 +25,7 @@ from .gated_delta import gated_delta_rule
 from .gated_delta_torch import DeltaInputs
 from .mixers import HypeNetRMSNorm, MixerInputs
 from .packing import PackedRows, PaddedRows
+from .precision import precise_dtype
 
 # Added to the squared length of q and k, as in fla's kernels.
 _LENGTH_EPS = 1e-6
@@ -113,7 +114,7 @@ class JetMixer(nn.Module):
         if state is None or tail is None:
             early, channels = self.dynamic_conv1d.taps - 1, self.num_heads * self.value_dim
             state = x.new_zeros(
-                (batch, self.num_heads, self.key_dim, self.value_dim), dtype=_precise(x)
+                (batch, self.num_heads, self.key_dim, self.value_dim), dtype=precise_dtype(x.dtype)
             )
             tail = x.new_zeros(batch, early, channels)
         rows = padding.row_index
@@ -144,7 +145,7 @@ class JetMixer(nn.Module):
             for projection in (self.q_proj, self.k_proj)
         )
         v, tail = self.dynamic_conv1d(x, self.v_proj(x), tail, packed)
-        precise = _precise(x)
+        precise = precise_dtype(x.dtype)
         step = nn.functional.softplus(self.a_proj(x).to(precise) + self.dt_bias)
         decay = -self.A_log.to(precise).exp() * step
         rate = torch.sigmoid(self.b_proj(x))
@@ -161,9 +162,5 @@ class JetMixer(nn.Module):
 
 def _unit_length(x: Tensor) -> Tensor:
     """Divide each head x [..., K] by its length, in float32 or float64."""
-    precise = x.to(_precise(x))
+    precise = x.to(precise_dtype(x.dtype))
     return precise * torch.rsqrt(precise.square().sum(-1, keepdim=True) + _LENGTH_EPS)
-
-
-def _precise(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -49,15 +49,13 @@ class HypeNetModel(HypeNetPreTrainedModel, HybridModel):
 
     layer_class = HypeNetDecoderLayer
 
-    def _add_rotary(self, config: Any) -> None:
-        self.attn_rotary_emb = (
-            HypeNetRotaryEmbedding(config, config.head_dim) if config.attn_use_rope else None
+    @staticmethod
+    def rotary_embeddings(config: Any) -> tuple[HypeNetRotaryEmbedding | None, ...]:
+        dims = (
+            config.head_dim if config.attn_use_rope else None,
+            config.lightning_head_dim if config.lightning_use_rope else None,
         )
-        self.lightning_rotary_emb = (
-            HypeNetRotaryEmbedding(config, config.lightning_head_dim)
-            if config.lightning_use_rope
-            else None
-        )
+        return tuple(None if dim is None else HypeNetRotaryEmbedding(config, dim) for dim in dims)
 
     def _query_scale(self, positions: Tensor) -> Tensor | None:
         a, constant = self.config.attn_logit_scale_a, self.config.attn_logit_multiplier

@@ -41,10 +41,10 @@ class JetNemotronModel(JetNemotronPreTrainedModel, HybridModel):
 
     layer_class = JetNemotronDecoderLayer
 
-    def _add_rotary(self, config: Any) -> None:
+    @staticmethod
+    def rotary_embeddings(config: Any) -> tuple[HypeNetRotaryEmbedding | None, ...]:
         # Full and sliding-window layers rotate alike; JetBlocks do not rotate.
-        self.attn_rotary_emb = HypeNetRotaryEmbedding(config, config.head_dim)
-        self.lightning_rotary_emb = None
+        return HypeNetRotaryEmbedding(config, config.head_dim), None
 
 
 class JetNemotronForCausalLM(JetNemotronPreTrainedModel, HybridForCausalLM):

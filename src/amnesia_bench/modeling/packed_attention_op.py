@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .precision import precise_dtype
+
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -52,7 +54,7 @@ def _packed_attention(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scale: float, window: int | None
 ) -> tuple[Tensor, Tensor]:
     """Return the outputs [1, H, T, D], and the logarithms of the softmax denominators [1, H, T]."""
-    output, log_sums = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=_precise(q.dtype))
+    output, log_sums = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=precise_dtype(q.dtype))
     operands = (q, *_repeated(q, k, v))
     for tokens, options in _documents(q, cu_seqlens, scale, window):
         parts = (x[:, :, tokens] for x in operands)
@@ -88,7 +90,7 @@ def _packed_attention_backward(  # noqa: PLR0913 - the schema of an op has no re
 
 @_packed_attention.register_fake
 def _shapes(q: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=_precise(q.dtype))
+    return torch.empty_like(q), q.new_empty(q.shape[:3], dtype=precise_dtype(q.dtype))
 
 
 @_packed_attention_backward.register_fake
@@ -128,7 +130,3 @@ def _documents(
 def _repeated(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     repeats = q.shape[1] // k.shape[1]
     return k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1)
-
-
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
