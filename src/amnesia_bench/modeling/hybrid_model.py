@@ -8,7 +8,6 @@ Shapes: B batch, T new tokens, P cached tokens, M hidden size, E vocabulary.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -86,8 +85,6 @@ class HybridModel(HybridPreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [r"^lm_head\."]  # noqa: RUF012 - transformers' interface
 
     layer_class: ClassVar[type[HybridDecoderLayer]]
-    # Returns the rotary embeddings of softmax layers and of linear layers, or None.
-    rotary_embeddings: ClassVar[Callable[[Any], tuple[HypeNetRotaryEmbedding | None, ...]]]
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
@@ -99,6 +96,11 @@ class HybridModel(HybridPreTrainedModel):
         self.attn_rotary_emb, self.lightning_rotary_emb = self.rotary_embeddings(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    @staticmethod
+    def rotary_embeddings(config: Any) -> tuple[HypeNetRotaryEmbedding | None, ...]:
+        """Return those of softmax layers and of linear layers; by default, none rotate."""
+        return None, None
 
     @merge_with_config_defaults
     @capture_outputs
