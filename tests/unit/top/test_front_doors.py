@@ -61,6 +61,6 @@ def test_configs_are_loaded_by_name_or_path_with_a_list_of_overrides(tmp_path: P
 
 
 def test_the_shared_part_of_models_is_no_model() -> None:
-    with pytest.raises(UserError, match="only the shared part of qwen3_1_7b") as caught:
+    with pytest.raises(UserError, match="only the shared part of qwen3_0_6b") as caught:
         ab.load_model("qwen3")
     assert caught.value.hint == "Choose one of them."

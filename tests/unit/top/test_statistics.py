@@ -1,18 +1,26 @@
 """Intervals and exact tests against published numbers, closed forms, brute force and simulation."""
 
 import math
+from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from amnesia_bench.statistics import (
+from amnesia_bench.statistics.intervals import (
     PairedCounts,
     clustered_mean,
-    mcnemar_exact,
     paired_difference,
     wilson,
+)
+from amnesia_bench.statistics.paired_tests import mcnemar_exact
+from amnesia_bench.statistics.resampling import (
+    Units,
+    bootstrap_interval,
+    randomisation_p_value,
+    rank_correlation,
 )
 
 
@@ -135,3 +143,42 @@ def test_tango_covers_the_truth_as_often_as_it_says(chances: tuple[float, ...]) 
         found = paired_difference(counts(*map(int, drawn)))
         hits += found.low <= truth <= found.high
     assert 0.93 <= hits / 1000 <= 0.975
+
+
+def test_rank_correlation_is_spearmans() -> None:
+    assert rank_correlation([1, 2, 3, 4], [10, 20, 30, 99]) == pytest.approx(1)
+    assert rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # With ties, by hand: ranks 0.5, 0.5, 2, 3 and 1, 0, 2, 3.
+    assert rank_correlation([5, 5, 7, 8], [2, 1, 3, 4]) == pytest.approx(4.5 / (4.5 * 5) ** 0.5)
+    assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
+
+
+def _difference(samples: Sequence[Units]) -> float:
+    return float(samples[1].mean() - samples[0].mean())
+
+
+def _mixed(samples: Sequence[Units], rng: np.random.Generator) -> Sequence[Units]:
+    mixed = rng.permutation(np.concatenate(samples))
+    return [mixed[: len(samples[0])], mixed[len(samples[0]) :]]
+
+
+def test_the_randomisation_test_is_the_exact_one_up_to_the_draws() -> None:
+    samples = [np.arange(4.0)[:, None], np.arange(4.0)[:, None] + 2.5]
+    pool = np.concatenate(samples)[:, 0]
+    differences = [
+        pool[list(chosen)].mean() - np.delete(pool, list(chosen)).mean()
+        for chosen in combinations(range(8), 4)
+    ]
+    exact = np.mean([abs(each) >= _difference(samples) - 1e-12 for each in differences])
+    assert randomisation_p_value(samples, _difference, _mixed) == pytest.approx(exact, abs=0.02)
+    assert randomisation_p_value([samples[0]] * 2, _difference, _mixed) == 1
+
+
+def test_the_bootstrap_interval_has_the_width_of_the_normal_one() -> None:
+    sample = np.random.default_rng(3).normal(size=(400, 1))
+    interval = bootstrap_interval([sample], lambda samples: float(samples[0].mean()))
+    assert interval is not None
+    error = float(sample.std()) / 20
+    assert interval.low == pytest.approx(sample.mean() - 1.96 * error, abs=0.1 * error)
+    assert interval.high == pytest.approx(sample.mean() + 1.96 * error, abs=0.1 * error)
+    assert bootstrap_interval([sample], lambda _: math.nan) is None

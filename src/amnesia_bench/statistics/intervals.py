@@ -1,4 +1,4 @@
-"""Confidence intervals and exact tests for the accuracy of answers."""
+"""Confidence intervals of proportions, and of the difference of paired ones."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
-import numpy as np
-
 from amnesia_bench.records.evaluation import Interval
+
+LEVEL = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,16 +17,17 @@ class PairedCounts:
     """Numbers of prompts that both models, only one of them, or neither answered correctly.
 
     Prompts that exactly one model answered correctly are called discordant. Only these carry
-    information about the difference in accuracy.
+    information about the difference in accuracy. Of scores that are fractions, the numbers are sums
+    of fractions (`recall.paired_scores`).
     """
 
-    both: int
-    only_first: int
-    only_second: int
-    neither: int
+    both: float
+    only_first: float
+    only_second: float
+    neither: float
 
     @property
-    def n(self) -> int:
+    def n(self) -> float:
         return self.both + self.only_first + self.only_second + self.neither
 
     @property
@@ -74,40 +75,6 @@ def clustered_mean(clusters: Sequence[Sequence[float]]) -> tuple[float, float]:
     return mean, squares * len(clusters) / (len(clusters) - 1) / n**2
 
 
-def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Return the two-sided p-value of McNemar's exact test.
-
-    Under the null hypothesis of equal accuracy, each discordant prompt is a fair coin flip.
-    """
-    flips = only_first + only_second
-    tail = sum(math.comb(flips, i) for i in range(min(only_first, only_second) + 1))
-    return float(min(1.0, 2 * tail / 2**flips))
-
-
-def sign_flip_p_value(first: Sequence[float], second: Sequence[float], answers: int) -> float:
-    """Return the two-sided p-value of the exact sign-flip test of paired values.
-
-    Under the null hypothesis of equal accuracy, the sign of each problem's difference is random.
-    The test covers all sign patterns: it computes the exact distribution of the sum of the signed
-    differences by one convolution per problem, in steps of 1/`answers`. All values must be
-    multiples of 1/`answers`. With values 0 and 1 this is McNemar's exact test.
-    """
-    steps = [round((a - b) * answers) for a, b in zip(first, second, strict=True)]
-    # probabilities[s + reach] is the probability of the sum s.
-    reach = sum(map(abs, steps))
-    probabilities = np.zeros(2 * reach + 1)
-    probabilities[reach] = 1.0
-    for step in filter(None, map(abs, steps)):
-        convolved = np.zeros_like(probabilities)
-        convolved[step:] += probabilities[:-step] / 2
-        convolved[:-step] += probabilities[step:] / 2
-        probabilities = convolved
-    observed = abs(sum(steps))
-    lower_tail = probabilities[: reach - observed + 1].sum()
-    upper_tail = probabilities[reach + observed :].sum()
-    return float(min(1.0, lower_tail + upper_tail))
-
-
 def paired_difference(counts: PairedCounts, level: float = 0.95) -> Interval:
     """Return Tango's score interval of a paired difference in accuracy.
 
@@ -117,8 +84,8 @@ def paired_difference(counts: PairedCounts, level: float = 0.95) -> Interval:
     """
     z = _quantile(level)
     observed = counts.difference
-    low = _root(lambda delta: _tango(counts, delta) - z, -1.0, observed)
-    high = _root(lambda delta: _tango(counts, delta) + z, observed, 1.0)
+    low = root_of_falling(lambda delta: _tango(counts, delta) - z, -1.0, observed)
+    high = root_of_falling(lambda delta: _tango(counts, delta) + z, observed, 1.0)
     return Interval(low=low, high=high, level=level, method="tango")
 
 
@@ -146,9 +113,11 @@ def _tango(counts: PairedCounts, delta: float) -> float:
     return excess / math.sqrt(variance)
 
 
-def _root(falling: Callable[[float], float], low: float, high: float) -> float:
+def root_of_falling(
+    falling: Callable[[float], float], low: float, high: float, *, steps: int = 60
+) -> float:
     """Return the zero of a decreasing function by bisection; the nearer bound if it has none."""
-    for _ in range(60):
+    for _ in range(steps):
         middle = (low + high) / 2
         if falling(middle) > 0:
             low = middle

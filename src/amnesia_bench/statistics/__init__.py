@@ -1,0 +1,1 @@
+"""Confidence intervals, exact tests and resampling of measured scores."""
