@@ -77,7 +77,9 @@ def test_restored_layers_attend_like_pre_and_nothing_else_changes(
                for name in routing)  # fmt: skip
 
 
-@pytest.mark.parametrize("variant", ["qk_pro", "qk_procrustes", "qk_blend", "qk_low_rank", "v"])
+@pytest.mark.parametrize(
+    "variant", ["qk_pro", "qk_procrustes", "qk_blend", "qk_low_rank", "qk_ties", "qk_dare", "v"]
+)
 @pytest.mark.parametrize(
     "family", ["qwen3_next", "phi3", "gpt_neox", "qwen2", "olmo_hybrid", "gemma4"]
 )
@@ -126,7 +128,7 @@ def test_adapters_of_shared_blocks_move_whole_or_not_at_all(folders: Path, tmp_p
     pre, post = pair(ADAPTERS, folders)
     with pytest.raises(UserError, match="adapter that all heads share"):
         restore(pre, post, tmp_path / "out", load_variant("qk", ["restore.select.heads=[1]"]))
-    for variant in ("qk_pro", "qk_procrustes", "qk_low_rank", "qk_blend"):
+    for variant in ("qk_pro", "qk_procrustes", "qk_low_rank", "qk_blend", "qk_ties", "qk_dare"):
         with pytest.raises(UserError, match="adapter") as refused:
             restore(pre, post, tmp_path / variant, variant)
         assert refused.value.hint is not None

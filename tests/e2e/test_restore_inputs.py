@@ -69,7 +69,12 @@ def test_the_folder_of_a_training_run_gives_a_model_only(
         (post / name).write_bytes(b"0")
     out = tmp_path / "out"
     assert main(["restore", "--pre", str(pre), "--post", str(post), "--out", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == {*names, "manifest.json", "restoration.json"}
+    assert {path.name for path in out.iterdir()} == {
+        *names,
+        "manifest.json",
+        "restoration.json",
+        "README.md",
+    }
     files = 2 * (len(names) + 2) + 3
     assert (
         "Not copied from post: checkpoint-100/, checkpoint-200/, optimizer.pt, runs/, wandb/ "

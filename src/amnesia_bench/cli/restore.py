@@ -4,20 +4,23 @@ r"""Repair a fine-tuned checkpoint by restoring W_Q and W_K of its softmax layer
   amnesia restore --pre BASE --post FINETUNE --out REPAIRED --variant qk_blend \
       restore.rule.alpha=0.3
   amnesia restore --pre BASE --post FINETUNE --layers top7 --dry-run
+  amnesia restore --pre BASE --post FINETUNE --heads top8@heads.json --out REPAIRED
 
 All other bytes of the checkpoint remain those of POST. The command verifies this by comparing the
-written files with POST. Other variants restore other tensors or apply another rule.
+written files with POST. Other variants restore other tensors or apply another rule; some combine
+all weights of the two checkpoints, as model merging does.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import amnesia_bench
 from amnesia_bench.cli.output import (
-    counted,
     percent,
     print_json,
     say,
@@ -30,12 +33,14 @@ from amnesia_bench.cli.output import (
 )
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode, UserError
-from amnesia_bench.records.restoration import Restoration
-from amnesia_bench.requests.checkpoints import RankedLayers, RestoreRequest
+from amnesia_bench.printable import counted
+from amnesia_bench.records.restoration import EditedTensor, Restoration
+from amnesia_bench.requests.checkpoints import RankedHeads, RankedLayers, RestoreRequest
 
 # At most six digits, because no model has more layers and int() rejects strings of thousands of
 # digits.
 _NUMBER, _COUNT = "[0-9]{1,6}", "[1-9][0-9]{0,5}"
+_TOP_OF_FILE = re.compile(rf"top({_COUNT})@(.+)", re.DOTALL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +60,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--layers",
         help="softmax layers to restore: all, a list such as 2,3,6, top7 (the 7 that drifted "
         "most), or top7@FILE (the 7 most important in a ranking of `amnesia rank-layers`)",
+    )
+    parser.add_argument(
+        "--heads",
+        metavar="topN@FILE",
+        help="restore only the N highest heads in a ranking of `amnesia rank-heads`, each with its "
+        "KV head and the query heads that share it",
+    )
+    parser.add_argument(
+        "--measured",
+        type=Path,
+        metavar="FILE",
+        help="file of `amnesia measure`, for the variants that need one (lm_cocktail, step_back, "
+        "layer_fisher)",
     )
     parser.add_argument(
         "--cast",
@@ -86,6 +104,8 @@ def run(args: argparse.Namespace) -> ExitCode:
         post=args.post,
         variant=amnesia_bench.load_variant(args.variant, [*overrides, *args.overrides]),
         ranked_layers=ranked,
+        ranked_heads=None if args.heads is None else _heads(args.heads),
+        measured=args.measured,
         cast=args.cast,
         allow_noop=args.allow_noop,
     )
@@ -105,7 +125,7 @@ def _layers(text: str) -> tuple[list[str], RankedLayers | None]:
         return ["restore.select.layers=all"], None
     if top := re.fullmatch(rf"top({_COUNT})", text):
         return [f"restore.select.layers={{top_drift: {int(top[1])}}}"], None
-    if top := re.fullmatch(rf"top({_COUNT})@(.+)", text, re.DOTALL):
+    if top := _TOP_OF_FILE.fullmatch(text):
         return [], RankedLayers(count=int(top[1]), file=Path(top[2]))
     numbers = [number for number in re.split(r"[,\s]+", text.strip("[] ")) if number]
     if not numbers or not all(re.fullmatch(_NUMBER, number) for number in numbers):
@@ -115,24 +135,33 @@ def _layers(text: str) -> tuple[list[str], RankedLayers | None]:
     return [f"restore.select.layers=[{','.join(str(int(number)) for number in numbers)}]"], None
 
 
-def _print(record: Restoration) -> None:
-    grid = table(
-        f"{record.variant['name']}: {len(record.tensors)} tensors in "
-        f"{len(record.restored_layers)} of {len(record.softmax_layers)} softmax layers "
-        f"({record.family})",
-        ("layer", "role", "tensor", "rows", "drift in post", "restored", "values changed"),
-        left=3,
-    )
-    for tensor in record.tensors:
-        grid.add_row(
-            str(tensor.layer),
-            tensor.role.value,
-            tensor.name,
-            f"{sum(stop - start for start, stop in tensor.rows):,}",
-            percent(tensor.relative_drift),
-            percent(tensor.relative_repair),
-            percent(tensor.changed_values / tensor.values),
+def _heads(text: str) -> RankedHeads:
+    top = _TOP_OF_FILE.fullmatch(text)
+    if top is None:
+        raise UserError(
+            f"--heads {shortened(text)!r}: expected topN@FILE, such as top8@heads.json",
+            hint="KV heads by index: restore.select.heads=[0,1]",
         )
+    return RankedHeads(count=int(top[1]), file=Path(top[2]))
+
+
+def _print(record: Restoration) -> None:
+    whole = any(tensor.role is None for tensor in record.tensors)
+    title = (
+        f"{record.variant['name']}: all {len(record.tensors)} weight tensors ({record.family})"
+        if whole
+        else f"{record.variant['name']}: {counted(len(record.tensors), 'tensor')} in "
+        f"{len(record.restored_layers)} of {len(record.softmax_layers)} softmax layers "
+        f"({record.family})"
+    )
+    columns = ("layer", *(("tensors",) if whole else ("role", "tensor", "rows")))
+    grid = table(
+        title,
+        (*columns, "drift in post", "restored", "values changed"),
+        left=1 if whole else 3,
+    )
+    for cells in _layer_rows(record) if whole else _tensor_rows(record):
+        grid.add_row(*cells)
     show(grid)
     say("drift = |post - pre| / |pre|, restored = |out - post| / |pre| (Frobenius norm)")
     planned = size(sum(tensor.planned_bytes for tensor in record.tensors))
@@ -146,3 +175,41 @@ def _print(record: Restoration) -> None:
         f"compared, {len(proof.linked_files)} ({size(proof.linked_bytes)}) hardlinked."
     )
     say(f"To verify it later: {typed('verify', record.out)}")
+
+
+def _tensor_rows(record: Restoration) -> Iterator[tuple[str, ...]]:
+    for tensor in record.tensors:
+        yield (
+            str(tensor.layer),
+            "" if tensor.role is None else tensor.role.value,
+            tensor.name,
+            f"{sum(stop - start for start, stop in tensor.rows):,}",
+            percent(tensor.relative_drift),
+            percent(tensor.relative_repair),
+            percent(tensor.changed_values / tensor.values),
+        )
+
+
+def _layer_rows(record: Restoration) -> Iterator[tuple[str, ...]]:
+    """Yield one row per layer: a checkpoint has too many tensors for one row each."""
+    layers: dict[int | None, list[EditedTensor]] = {}
+    for tensor in record.tensors:
+        layers.setdefault(tensor.layer, []).append(tensor)
+    for layer, tensors in layers.items():
+        values = sum(tensor.values for tensor in tensors)
+        yield (
+            "others" if layer is None else str(layer),
+            str(len(tensors)),
+            percent(_ratio([(t.norm_post_minus_pre, t.norm_pre) for t in tensors])),
+            percent(_ratio([(t.norm_restored_minus_post, t.norm_pre) for t in tensors])),
+            percent(sum(tensor.changed_values for tensor in tensors) / values),
+        )
+
+
+def _ratio(norms: Sequence[tuple[float | None, float | None]]) -> float | None:
+    """Return the ratio of two norms over several tensors; None if one is not finite, or 0."""
+    above, below = (
+        math.inf if None in column else math.hypot(*(n for n in column if n is not None))
+        for column in zip(*norms, strict=True)
+    )
+    return above / below if 0 < below < math.inf and above < math.inf else None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,10 +19,10 @@ from amnesia_bench.weights.attention_map import ROUTING, attention_map
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
 from amnesia_bench.weights.expected import ROLE_ORDER
 from amnesia_bench.weights.header import TensorEntry
+from amnesia_bench.weights.names import LAYER_NUMBER
 from amnesia_bench.weights.numbers import FLOAT_DTYPES, Float64, decode
 
 PIECE_VALUES = 1 << 15
-LAYER_NUMBER = re.compile(r"(?:^|\.)(?:layers|h|blocks)\.(\d{1,6})\.")
 NO_ROLE = len(ROLE_ORDER)
 
 

@@ -1,4 +1,4 @@
-"""Apply a computed rule to the projections of one layer, as float64 matrices.
+"""Apply a rule that needs complete matrices to the projections of one layer, in float64.
 
 A projection may be stored in several tensors (weight and bias) or in some of the rows of one tensor
 (fused or gated projections). Its rows are gathered into one matrix [rows, M], with the bias, if
@@ -14,7 +14,7 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from amnesia_bench.config.schema import Blend, LowRank, QKPro, QKProcrustes
+from amnesia_bench.config.schema import LowRank, QKPro, QKProcrustes
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import AttentionMap, Role
 from amnesia_bench.surgery import rules
@@ -22,7 +22,7 @@ from amnesia_bench.surgery.plan import LayerPlan, PlannedTensor
 from amnesia_bench.weights.checkpoint import Checkpoint
 from amnesia_bench.weights.numbers import Float64, decode
 
-ComputedRule = Blend | LowRank | QKPro | QKProcrustes
+MatrixRule = LowRank | QKPro | QKProcrustes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,22 +42,21 @@ class _Part:
     rows: NDArray[np.intp]
 
 
-def apply_rule(rule: ComputedRule, pair: Pair, plan: LayerPlan) -> dict[str, Float64]:
+def apply_rule(rule: MatrixRule, pair: Pair, plan: LayerPlan) -> dict[str, Float64]:
     """Map tensor names to the values [rows, M] that the rule computes for them.
 
-    Blend and low-rank rules use only the planned rows. The Q/K rules use all heads of the layer, so
-    their result covers every tensor of W_Q and W_K, planned or not. Rows that belong to another
-    role keep post's values.
+    The low-rank rule uses only the planned rows. The Q/K rules use all heads of the layer, so their
+    result covers every tensor of W_Q and W_K, planned or not. Rows that belong to another role keep
+    post's values.
 
     Raises:
         UserError: an input tensor contains NaN or infinity, or the layer does not store each
             projection as one matrix (low-rank adapters, or keys shared with an earlier layer).
     """
-    _refuse_adapters(plan)
-    if isinstance(rule, Blend):  # elementwise, so it treats each tensor separately
-        groups = [[_planned_rows(tensor)] for tensor in plan.tensors]
-    elif isinstance(rule, LowRank):
-        roles = dict.fromkeys(tensor.role for tensor in plan.tensors)
+    refuse_adapters(plan.tensors)
+    assert plan.layer is not None, plan  # these rules are for softmax layers
+    if isinstance(rule, LowRank):
+        roles = dict.fromkeys(t.role for t in plan.tensors if t.role is not None)
         groups = [[_planned_rows(tensor) for tensor in plan.of_role(role)] for role in roles]
     else:
         groups = [_all_rows(pair.attention, plan.layer, role) for role in (Role.Q, Role.K)]
@@ -72,10 +71,8 @@ def apply_rule(rule: ComputedRule, pair: Pair, plan: LayerPlan) -> dict[str, Flo
 
 
 def _new_matrices(
-    rule: ComputedRule, pre: list[Float64], post: list[Float64], head_dim: int
+    rule: MatrixRule, pre: list[Float64], post: list[Float64], head_dim: int
 ) -> list[Float64]:
-    if isinstance(rule, Blend):
-        return [rules.blend(a, b, rule.alpha) for a, b in zip(pre, post, strict=True)]
     if isinstance(rule, LowRank):
         return [rules.low_rank(a, b, rule.rank) for a, b in zip(pre, post, strict=True)]
     routings = _routing(pre, head_dim), _routing(post, head_dim)
@@ -97,7 +94,7 @@ def _all_rows(attention: AttentionMap, layer: int, role: Role) -> list[_Part]:
     parts = []
     for tensor in attention.tensors:
         if tensor.layer == layer and tensor.role == role:
-            assert tensor.rows is not None, tensor  # guaranteed by _refuse_adapters
+            assert tensor.rows is not None, tensor  # guaranteed by refuse_adapters
             heads = (tensor.rows.rows(h) for h in range(tensor.rows.num_heads))
             parts.append(_Part(name=tensor.name, rows=_index((r.start, r.stop) for r in heads)))
     return parts
@@ -117,9 +114,13 @@ def _planned_rows(tensor: PlannedTensor) -> _Part:
     return _Part(name=tensor.name, rows=_index(tensor.rows))
 
 
-def _refuse_adapters(plan: LayerPlan) -> None:
-    """Refuse low-rank adapters (zamba2): with them W_Q and W_K are sums of several tensors."""
-    for tensor in plan.tensors:
+def refuse_adapters(tensors: Iterable[PlannedTensor]) -> None:
+    """Refuse low-rank adapters (zamba2): with them W_Q and W_K are sums of several tensors.
+
+    Raises:
+        UserError: one of the tensors is half of an adapter.
+    """
+    for tensor in tensors:
         if tensor.adapter:
             raise UserError(
                 f"{tensor.name!r} is one half of an adapter on top of the projection; this rule "
@@ -128,7 +129,7 @@ def _refuse_adapters(plan: LayerPlan) -> None:
             )
 
 
-def _refuse_shared_keys(rule: ComputedRule, layer: int, keys: Sequence[_Part]) -> None:
+def _refuse_shared_keys(rule: MatrixRule, layer: int, keys: Sequence[_Part]) -> None:
     if not keys:  # some layers of gemma3n and gemma4
         raise UserError(
             f"Layer {layer} reads the keys of an earlier layer; rule {rule.kind} needs W_Q and W_K "
@@ -146,11 +147,16 @@ def _values(checkpoint: Checkpoint, name: str) -> Float64:
     _, entry = checkpoint.tensors[name]
     values = decode(checkpoint.read(name), entry.dtype).reshape(entry.num_rows, -1)
     if not np.isfinite(values).all():
-        raise UserError(
-            f"{checkpoint.folder}: {name!r} contains NaN or infinity. Only the copy rule works "
-            "here, and only if the rows to copy are finite."
-        )
+        raise tensor_not_finite(checkpoint, name)
     return values
+
+
+def tensor_not_finite(checkpoint: Checkpoint, name: str) -> UserError:
+    """Return the error for a tensor whose values a rule cannot compute with."""
+    return UserError(
+        f"{checkpoint.folder}: {name!r} contains NaN or infinity. Only the copy rule works here, "
+        "and only if the rows to copy are finite."
+    )
 
 
 def _gather(checkpoint: Checkpoint, parts: Sequence[_Part]) -> Float64:

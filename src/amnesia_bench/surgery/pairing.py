@@ -70,6 +70,29 @@ def check_roles(
             )
 
 
+def check_all_weights(pre: Checkpoint, post: Checkpoint, names: Collection[str]) -> None:
+    """Raise UserError unless pre has each named tensor of post, with the same shape.
+
+    `pre` is the result of `with_post_names`.
+    """
+    for name in names:
+        if name not in pre.tensors:
+            raise UserError(
+                f"{post.folder} has {name!r}, but {pre.folder} does not; this variant combines all "
+                "weights of the two.",
+                hint="Save post again with transformers' save_pretrained (tied weights are then "
+                "stored once), or restore W_Q and W_K only: --variant qk",
+            )
+        shapes = [list(checkpoint.tensors[name][1].shape) for checkpoint in (pre, post)]
+        if shapes[0] != shapes[1]:
+            raise UserError(
+                f"{name!r} has shape {shapes[0]} in pre and {shapes[1]} in post; this variant "
+                "combines all weights of the two.",
+                hint="Give as --pre the checkpoint that post was fine-tuned from. If post has more "
+                "tokens, restore W_Q and W_K only: --variant qk",
+            )
+
+
 def notes_on_others(
     pre: Checkpoint, post: Checkpoint, pairing: Pairing, planned: Collection[str]
 ) -> Iterator[str]:

@@ -5,25 +5,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from amnesia_bench.config.schema import Select, TopDrift
 from amnesia_bench.errors import UserError
 from amnesia_bench.records.roles import AttentionMap, LayerKind, Role, RoleTensor
 from amnesia_bench.weights.checkpoint import Checkpoint
+from amnesia_bench.weights.names import LAYER_NUMBER, plain_name
+from amnesia_bench.weights.numbers import FLOAT_DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedTensor:
     """The rows of one tensor that will be replaced.
 
-    `rows` are half-open ranges in ascending order; adjacent ranges are merged. `adapter` marks one
-    factor of a low-rank update of W_Q or W_K; the rows of such a tensor do not belong to heads.
+    `layer` is None outside the decoder's layers, and `role` is None if the tensor has no role in a
+    softmax layer, or several. `rows` are half-open ranges in ascending order; adjacent ranges are
+    merged. `adapter` marks one factor of a low-rank update of W_Q or W_K; the rows of such a tensor
+    do not belong to heads.
     """
 
-    layer: int
-    role: Role
+    layer: int | None
+    role: Role | None
     name: str
     rows: tuple[tuple[int, int], ...]
     adapter: bool
@@ -35,9 +39,9 @@ class PlannedTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerPlan:
-    """The tensors of one softmax layer that will be replaced."""
+    """The tensors of one layer that will be replaced; `layer` is None outside the layers."""
 
-    layer: int
+    layer: int | None
     tensors: tuple[PlannedTensor, ...]
 
     def by_name(self) -> dict[str, list[PlannedTensor]]:
@@ -52,7 +56,7 @@ class LayerPlan:
 
 
 def make_plan(
-    select: Select, attention: AttentionMap, post: Checkpoint, layers: Iterable[int]
+    select: Select, attention: AttentionMap, post: Checkpoint, layers: Collection[int]
 ) -> tuple[LayerPlan, ...]:
     """Return one plan per layer, by ascending layer index.
 
@@ -63,20 +67,21 @@ def make_plan(
         UserError: no selected layer has a tensor with one of the requested roles, a requested KV
             head does not exist, or a list of heads was requested but a low-rank adapter is planned.
     """
-    kv_heads = _kv_heads(select, attention)
+    for layer in layers:
+        _check_kv_heads(select.kv_heads(layer) or (), attention)
     plans = tuple(
         LayerPlan(
             layer=layer,
             tensors=tuple(
-                _planned_tensor(tensor, kv_heads, attention, post)
-                for role in select.roles
+                _planned_tensor(tensor, select.kv_heads(layer), attention, post)
+                for role in select.listed_roles
                 for tensor in attention.tensors
                 if tensor.layer == layer and tensor.role == role
             ),
         )
         for layer in sorted(layers)
     )
-    for role in select.roles:
+    for role in select.listed_roles:
         if not any(plan.of_role(role) for plan in plans):
             raise UserError(
                 f"select.roles: no selected layer of this {attention.family} has a tensor of role "
@@ -87,16 +92,46 @@ def make_plan(
     return tuple(plan for plan in plans if plan.tensors)
 
 
+def plan_whole_checkpoint(attention: AttentionMap, post: Checkpoint) -> tuple[LayerPlan, ...]:
+    """Return plans that replace all weights: by ascending layer, then those outside the layers.
+
+    Integer tensors (buffers such as position ids) are not weights, so they are not planned.
+    """
+    roles: dict[str, set[Role]] = {}
+    for role_tensor in attention.tensors:
+        roles.setdefault(role_tensor.name, set()).add(role_tensor.role)
+    layers: dict[int | None, list[PlannedTensor]] = {}
+    for name, (_, entry) in post.tensors.items():
+        if entry.dtype in FLOAT_DTYPES and entry.num_bytes:
+            layer = _layer_of(plain_name(name), attention.root)
+            own = roles.get(name, set())
+            tensor = PlannedTensor(
+                layer=layer,
+                role=min(own) if len(own) == 1 else None,
+                name=name,
+                rows=((0, entry.num_rows),),
+                adapter=False,
+            )
+            layers.setdefault(layer, []).append(tensor)
+    ordered = sorted(layers, key=lambda layer: (layer is None, layer))
+    return tuple(LayerPlan(layer=layer, tensors=tuple(layers[layer])) for layer in ordered)
+
+
+def _layer_of(name: str, root: str) -> int | None:
+    number = LAYER_NUMBER.search(name)
+    return int(number.group(1)) if number and name.startswith(root) else None
+
+
 def candidate_layers(select: Select, attention: AttentionMap) -> tuple[int, ...]:
     """Return the softmax layers that `select` allows to be restored, in ascending order.
 
     Eligible layers have full attention or, with `include_sliding`, a sliding window. If
-    `select.layers` lists layers, only these are returned. With `top_drift`, all eligible layers are
-    returned, and the caller keeps those with the largest drift.
+    `select.layers` or `select.heads` lists layers, only these are returned. With `top_drift`, all
+    eligible layers are returned, and the caller keeps those with the largest drift.
 
     Raises:
-        UserError: the model has no eligible softmax layer, `select.layers` lists a layer that is
-            not eligible, or `top_drift` exceeds the number of eligible layers.
+        UserError: the model has no eligible softmax layer, `select` lists a layer that is not
+            eligible, or `top_drift` exceeds the number of eligible layers.
     """
     kinds = [LayerKind.FULL, LayerKind.SLIDING] if select.include_sliding else [LayerKind.FULL]
     layers = attention.layers(*kinds)
@@ -109,35 +144,35 @@ def candidate_layers(select: Select, attention: AttentionMap) -> tuple[int, ...]
             f"This {attention.family} has no layer with full softmax attention: nothing to "
             f"restore.{sliding_hint}"
         )
-    if isinstance(select.layers, str):
+    listed, where = select.layers, "select.layers:"
+    if select.heads_by_layer:
+        listed, where = tuple(entry.layer for entry in select.heads_by_layer), "select.heads: layer"
+    if isinstance(listed, str):
         return layers
-    if isinstance(select.layers, TopDrift):
-        if select.layers.top_drift > len(layers):
+    if isinstance(listed, TopDrift):
+        if listed.top_drift > len(layers):
             raise UserError(
-                f"select.layers: top_drift is {select.layers.top_drift}, but the model has only "
+                f"select.layers: top_drift is {listed.top_drift}, but the model has only "
                 f"{len(layers)} softmax layers: {_listed(layers)}."
             )
         return layers
-    for layer in select.layers:
+    for layer in listed:
         if layer not in layers:
             raise UserError(
-                f"select.layers: {layer} is not a softmax layer of this {attention.family}; "
+                f"{where} {layer} is not a softmax layer of this {attention.family}; "
                 f"its softmax layers are {_listed(layers)}.{sliding_hint}"
             )
-    return tuple(sorted(set(select.layers)))
+    return tuple(sorted(set(listed)))
 
 
-def _kv_heads(select: Select, attention: AttentionMap) -> tuple[int, ...] | None:
-    if isinstance(select.heads, str):
-        return None
-    for kv_head in select.heads:
-        if not 0 <= kv_head < attention.num_kv_heads:
+def _check_kv_heads(kv_heads: Iterable[int], attention: AttentionMap) -> None:
+    for kv_head in kv_heads:
+        if kv_head >= attention.num_kv_heads:
             raise UserError(
                 f"select.heads: {kv_head} is not a KV head of this {attention.family}; "
                 f"it has {attention.num_kv_heads} (0..{attention.num_kv_heads - 1}). A query "
                 "head is restored together with its KV head."
             )
-    return tuple(sorted(set(select.heads)))
 
 
 def _planned_tensor(

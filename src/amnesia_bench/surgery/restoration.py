@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from amnesia_bench import __version__
-from amnesia_bench.config.schema import TopDrift, Variant
+from amnesia_bench.config.schema import Blend, TopDrift, Variant
 from amnesia_bench.errors import StageFailedError, UserError
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import FileEntry
@@ -29,11 +30,25 @@ from amnesia_bench.store.layout import MANIFEST
 from amnesia_bench.store.provenance import collect_provenance
 from amnesia_bench.store.publish import publishing
 from amnesia_bench.surgery.compat import check_compatible, check_dtypes
-from amnesia_bench.surgery.edits import Edits, compute_edits, measure_drift
+from amnesia_bench.surgery.edits import ApplicableRule, Edits, compute_edits, measure_drift
 from amnesia_bench.surgery.layer_values import Pair
-from amnesia_bench.surgery.pairing import notes_on_others, pair_tensors, with_post_names
-from amnesia_bench.surgery.plan import LayerPlan, candidate_layers, make_plan
+from amnesia_bench.surgery.measured import applicable_rule, measured_values
+from amnesia_bench.surgery.model_card import card_name, licence_warning, model_card
+from amnesia_bench.surgery.pairing import (
+    check_all_weights,
+    notes_on_others,
+    pair_tensors,
+    with_post_names,
+)
+from amnesia_bench.surgery.plan import (
+    LayerPlan,
+    candidate_layers,
+    make_plan,
+    plan_whole_checkpoint,
+)
+from amnesia_bench.surgery.ranked_heads import select_ranked_heads
 from amnesia_bench.surgery.ranked_layers import top_layers
+from amnesia_bench.surgery.restore_warnings import restore_warnings
 from amnesia_bench.surgery.shards import WrittenShard, bytes_to_copy, check_tensors, write_shards
 from amnesia_bench.weights.attention_map import ROUTING, attention_map
 from amnesia_bench.weights.checkpoint import Checkpoint, open_checkpoint
@@ -55,7 +70,13 @@ SCHEMA_VERSION = 1
 OWN_RECORDS = (MANIFEST, RESTORATION)  # not copied from a post that is an artifact
 
 
-def restore(request: RestoreRequest, out: Path | None) -> Restoration:
+def restore(
+    request: RestoreRequest,
+    out: Path | None,
+    *,
+    attached: Mapping[str, str] = MappingProxyType({}),
+    results: str | None = None,
+) -> Restoration:
     """Write a copy of post in which the tensors that the variant selects are restored from pre.
 
     All other tensors, the config, the tokenizer and any remote code come from post.
@@ -63,6 +84,8 @@ def restore(request: RestoreRequest, out: Path | None) -> Restoration:
     Args:
         request: the two checkpoints and the variant to apply.
         out: the folder to create; if None, the restore is only planned and nothing is written.
+        attached: the texts of further files to write into `out`, by name.
+        results: Markdown for the model card about the measured recall and reasoning of the result.
 
     Returns:
         The record of the restore, which is also written to out/restoration.json. If the restore
@@ -75,15 +98,15 @@ def restore(request: RestoreRequest, out: Path | None) -> Restoration:
             or a file of pre or post changed during the restore.
         BusyError: another process is writing `out`.
     """
-    job = _prepare(request)
+    job = prepare_restore(request)
     if out is None:
         with job.unchanged():
             return _record(job, _edits(job, Path(os.devnull)))
-    _check_out(out, job.pair)
+    check_restore_target(out, job.pair)
     provenance = collect_provenance(sys.argv, seeds={})
     with publishing(out) as work:
         with job.unchanged():
-            record, entries = _write_contents(job, work.folder, out)
+            record, entries = _write_contents(job, work.folder, out, (attached, results))
         parents = (
             as_parent("pre", record.pre, {t.name: t.sha256_pre for t in record.tensors}),
             as_parent("post", record.post, {t.name: t.sha256_post for t in record.tensors}),
@@ -93,10 +116,13 @@ def restore(request: RestoreRequest, out: Path | None) -> Restoration:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Job:
+class RestoreJob:
+    """A restore that was checked and planned, but not computed."""
+
     request: RestoreRequest
     pair: Pair
     variant: Variant
+    rule: ApplicableRule
     plans: tuple[LayerPlan, ...]
     side_files: tuple[str, ...]
     left_out: LeftOut
@@ -118,14 +144,19 @@ class _Job:
         self.held.check()
 
 
-def _prepare(request: RestoreRequest) -> _Job:
+def prepare_restore(request: RestoreRequest) -> RestoreJob:
+    """Check that two checkpoints match, and plan which rows of which tensors are restored.
+
+    Raises:
+        UserError: see `restore`.
+    """
     variant = request.variant
     if request.ranked_layers is not None:
         select = variant.select.model_copy(update={"layers": top_layers(request.ranked_layers)})
         variant = variant.model_copy(update={"select": select})
     pre, post = request.pre, request.post
     checkpoints = open_checkpoint(pre), open_checkpoint(post)
-    roles = {*ROUTING, *variant.select.roles}
+    roles = {*ROUTING, *variant.select.listed_roles}
     maps = _map_of(checkpoints[0], roles), _map_of(checkpoints[1], roles)
     config_notes = [note for note in map(note_on_config, checkpoints) if note is not None]
     notes = [*config_notes, *check_compatible(*checkpoints, maps, roles)]
@@ -133,32 +164,53 @@ def _prepare(request: RestoreRequest) -> _Job:
     pair = Pair(
         pre=with_post_names(checkpoints[0], pairing), post=checkpoints[1], attention=maps[1]
     )
+    if request.ranked_heads is not None:
+        select, note = select_ranked_heads(
+            variant.select, request.ranked_heads, checkpoints, pair.attention
+        )
+        variant = variant.model_copy(update={"select": select})
+        notes.append(note)
     side_file_names = [str(path) for path in side_files(post) if str(path) not in OWN_RECORDS]
     side_file_names += [INDEX] if (post / INDEX).exists() else []
     side_files_held = HeldFiles.hold(post / name for name in side_file_names)
     left_out_files = left_out(post, [*side_file_names, *pair.post.shards, *OWN_RECORDS])
-    layers = candidate_layers(variant.select, pair.attention)
-    plans = make_plan(variant.select, pair.attention, pair.post, layers)
+    plans = _plans(pair, variant)
     planned = [tensor.name for plan in plans for tensor in plan.tensors]
     for checkpoint in (pair.pre, pair.post):
         refuse_quantised(checkpoint, planned)
     if not request.cast:
         check_dtypes(pair.pre, pair.post, planned)
+    if (warning := licence_warning(pre, post)) is not None:
+        notes.append(warning)
     notes += notes_on_others(pair.pre, pair.post, pairing, set(planned))
     if isinstance(variant.select.layers, TopDrift):
         drift = measure_drift(pair, plans)
         keep = sorted(drift, key=lambda layer: -drift[layer])[: variant.select.layers.top_drift]
         plans = tuple(plan for plan in plans if plan.layer in keep)
-    return _Job(
+    return RestoreJob(
         request=request,
         pair=pair,
         variant=variant,
+        rule=applicable_rule(request, variant, checkpoints, plans),
         plans=plans,
         side_files=tuple(side_file_names),
         left_out=left_out_files,
-        warnings=(*_warnings(variant, pair, plans, left_out_files), *notes),
+        warnings=(*restore_warnings(variant, pair, plans, left_out_files), *notes),
         held=sum((checkpoint.held for checkpoint in checkpoints), side_files_held),
     )
+
+
+def _plans(pair: Pair, variant: Variant) -> tuple[LayerPlan, ...]:
+    if not variant.select.whole_checkpoint:
+        layers = candidate_layers(variant.select, pair.attention)
+        return make_plan(variant.select, pair.attention, pair.post, layers)
+    for checkpoint in (pair.pre, pair.post):
+        if (evidence := quantisation_evidence(checkpoint)) is not None:
+            raise quantised_weights_error(checkpoint, evidence)
+    plans = plan_whole_checkpoint(pair.attention, pair.post)
+    names = [tensor.name for plan in plans for tensor in plan.tensors]
+    check_all_weights(pair.pre, pair.post, names)
+    return plans
 
 
 def _map_of(checkpoint: Checkpoint, roles: Collection[Role]) -> AttentionMap:
@@ -170,35 +222,14 @@ def _map_of(checkpoint: Checkpoint, roles: Collection[Role]) -> AttentionMap:
         raise UserError(f"{checkpoint.folder}: {error.what}", hint=error.hint) from None
 
 
-def _warnings(
-    variant: Variant, pair: Pair, plans: Sequence[LayerPlan], left_out_files: LeftOut
-) -> tuple[str, ...]:
-    kinds = pair.attention.layer_kinds
-    warnings = []
-    if (pair.post.folder / ADAPTER_CONFIG).exists():
-        warnings.append(
-            f"{pair.post.folder}: holds full weights and an adapter. The adapter is assumed to be "
-            "merged already and is not copied."
-        )
-    if LayerKind.LINEAR not in kinds and len(plans) == len(kinds):
-        warnings.append(
-            f"All {len(kinds)} layers of this model are softmax attention, and all are restored. "
-            "In such models the paper restores only the 7 to 9 layers that matter most for "
-            "retrieval (App. L and M); see --layers."
-        )
-    sliding = pair.attention.layers(LayerKind.SLIDING)
-    if sliding and not variant.select.include_sliding:
-        warnings.append(
-            f"Layers {', '.join(map(str, sliding))} attend over a sliding window and are not "
-            "restored; restore.select.include_sliding=true restores them too."
-        )
-    if left_out_files.files:
-        warnings.append(f"Not copied from post: {left_out_files.described()}")
-    return tuple(warnings)
+def _write_contents(
+    job: RestoreJob, work: Path, out: Path, extras: tuple[Mapping[str, str], str | None]
+) -> tuple[Restoration, tuple[FileEntry, ...]]:
+    """Write all files except the manifest to `work`; return the record and the file entries.
 
-
-def _write_contents(job: _Job, work: Path, out: Path) -> tuple[Restoration, tuple[FileEntry, ...]]:
-    """Write all files except the manifest to `work`; return the record and the file entries."""
+    `extras` are the files to attach, and the results for the model card.
+    """
+    attached, results = extras
     post = job.pair.post
     edits = _edits(job, work / SPOOL)
     _check_space(job, edits, work)
@@ -215,15 +246,22 @@ def _write_contents(job: _Job, work: Path, out: Path) -> tuple[Restoration, tupl
         proof=_proof(job, edits, shards),
     )
     write_json(work / RESTORATION, codec.to_json(record))
+    for name, text in attached.items():
+        (work / name).write_text(text, encoding="utf-8")
+    written = list(dict.fromkeys((*job.side_files, RESTORATION, *attached)))
+    if (card := card_name(written)) is not None:
+        text = model_card(record, job.request.pre, job.request.post, results)
+        (work / card).write_text(text, encoding="utf-8")
+        written.append(card)
     hashed = {shard.name: shard.sha256 for shard in shards} | {
-        name: sha256_of(work / name) for name in (*job.side_files, RESTORATION)
+        name: sha256_of(work / name) for name in written
     }
     # A later write through a hard link changes the mtime, so the file no longer matches its entry.
     return record, tuple(file_entry(work, name, sha256=sha) for name, sha in hashed.items())
 
 
-def _edits(job: _Job, spool: Path) -> Edits:
-    edits = compute_edits(job.pair, job.plans, job.variant.rule, spool)
+def _edits(job: RestoreJob, spool: Path) -> Edits:
+    edits = compute_edits(job.pair, job.plans, job.rule, spool)
     if edits.changes_nothing and not job.request.allow_noop:
         post = job.pair.post.folder
         merge_hint = (
@@ -232,15 +270,19 @@ def _edits(job: _Job, spool: Path) -> Edits:
             if (post / ADAPTER_CONFIG).exists()
             else ""
         )
+        pre = job.pair.pre.folder
+        reason = f"the planned tensors are already those of {pre}"
+        if isinstance(job.rule, Blend) and job.rule.alpha == 0:
+            reason = f"its alpha, the share of {pre}, is 0"
         raise UserError(
-            f"Nothing to do: {job.variant.name!r} changes no bit of {job.pair.post.folder}; "
-            f"the planned tensors are already those of {job.pair.pre.folder}.",
+            f"Nothing to do: {job.variant.name!r} changes no bit of {post}; {reason}.",
             hint=f"{merge_hint}Check --pre and --post, or write a copy anyway with --allow-noop.",
         )
     return edits
 
 
-def _check_out(out: Path, pair: Pair) -> None:
+def check_restore_target(out: Path, pair: Pair) -> None:
+    """Raise UserError if `out` is inside pre or post."""
     target = out.absolute().resolve()
     for checkpoint in (pair.pre, pair.post):
         if target.is_relative_to(checkpoint.folder.resolve()):
@@ -250,7 +292,7 @@ def _check_out(out: Path, pair: Pair) -> None:
             )
 
 
-def _check_space(job: _Job, edits: Edits, work: Path) -> None:
+def _check_space(job: RestoreJob, edits: Edits, work: Path) -> None:
     post = job.pair.post
     needed = bytes_to_copy([h.path for h in post.shards.values()], edits, work)
     needed += sum((post.folder / name).stat().st_size for name in job.side_files)
@@ -263,14 +305,14 @@ def _check_space(job: _Job, edits: Edits, work: Path) -> None:
         )
 
 
-def _record(job: _Job, edits: Edits) -> Restoration:
+def _record(job: RestoreJob, edits: Edits) -> Restoration:
     return Restoration(
         schema_version=SCHEMA_VERSION,
         tool_version=__version__,
-        variant=job.variant.model_dump(mode="json"),
+        variant=job.variant.model_dump(mode="json") | measured_values(job.request, job.rule),
         family=job.pair.attention.family,
         softmax_layers=job.pair.attention.layers(LayerKind.FULL, LayerKind.SLIDING),
-        restored_layers=tuple(plan.layer for plan in job.plans),
+        restored_layers=tuple(plan.layer for plan in job.plans if plan.layer is not None),
         pre=identify(job.pair.pre),
         post=identify(job.pair.post),
         out=None,
@@ -282,7 +324,7 @@ def _record(job: _Job, edits: Edits) -> Restoration:
     )
 
 
-def _proof(job: _Job, edits: Edits, shards: Sequence[WrittenShard]) -> Proof:
+def _proof(job: RestoreJob, edits: Edits, shards: Sequence[WrittenShard]) -> Proof:
     compared = [shard for shard in shards if shard.sha256 is not None]
     hardlinked = [shard for shard in shards if shard.sha256 is None]
     return Proof(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from amnesia_bench.weights.numbers import Float64
 
@@ -35,6 +36,17 @@ def blend(pre: Float64, post: Float64, alpha: float) -> Float64:
     if alpha == 1:
         return pre.copy()
     return _add_change(post, alpha * (pre - post))
+
+
+def sparse_change(pre: Float64, post: Float64, kept: NDArray[np.bool_], scale: float) -> Float64:
+    """Keep some entries of the change from pre to post, times `scale`; all others become pre's.
+
+    TIES (Yadav et al. 2023, arXiv 2306.01708) keeps the largest entries; with a single fine-tune
+    its election of signs has no effect. DARE (Yu et al. 2024, arXiv 2311.03099) keeps random
+    entries and scales them by 1 / (1 - p). Entries that pre and post share keep post's exact bits.
+    """
+    changed = _add_change(post, (scale - 1) * (post - pre))
+    return np.where(kept | (pre == post), changed, pre)
 
 
 def low_rank(pre: Float64, post: Float64, rank: int) -> Float64:
