@@ -17,10 +17,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.recall.niah import TASKS, build_prompts
+from amnesia_bench.recall.niah import build_prompts
 from amnesia_bench.recall.niah.haystack import read_haystack
+from amnesia_bench.recall.niah.tasks import SINGLE_TASKS
 from amnesia_bench.requests.recall import BuildPromptsRequest
-from amnesia_bench.tokenizers.sentences import sentence_splitter
+from amnesia_bench.tokenizers.sentences import install_sentence_model
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 SHARED = Path(os.environ.get("AMNESIA_SHARED", Path(__file__).resolve().parents[2] / "shared"))
@@ -45,9 +46,9 @@ def time_ours(folder: Path) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def time_lm_eval(samples: int) -> tuple[float, float, float, float]:
+def time_lm_eval(samples: int, length: int = LENGTH) -> tuple[float, float, float, float]:
     """Return wall and CPU seconds of lm-eval's search, then of `samples` samples."""
-    sentence_splitter()
+    install_sentence_model()
     from lm_eval.tasks.ruler import niah_utils, prepare_niah
 
     marks: list[tuple[float, float]] = []
@@ -67,7 +68,7 @@ def time_lm_eval(samples: int) -> tuple[float, float, float, float]:
     prepare_niah.generate_samples(
         haystack,
         TOKENIZER=tokenizer,
-        max_seq_length=LENGTH,
+        max_seq_length=length,
         template=niah_utils.TEMPLATE,
         type_haystack="essay",
         type_needle_k="words",
@@ -104,7 +105,7 @@ def bench_table_1(folder: Path) -> None:
     out = folder / "table1"
     command = [sys.executable, "-m", "amnesia_bench.cli.main", "niah", "build"]
     command += ["--tokenizer", str(TOKENIZER), "--haystack", str(HAYSTACK), "--out", str(out)]
-    command += ["--lengths", ",".join(map(str, TABLE_1)), "--tasks", ",".join(TASKS)]
+    command += ["--lengths", ",".join(map(str, TABLE_1)), "--tasks", ",".join(SINGLE_TASKS)]
     start = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     wall = time.perf_counter() - start
@@ -120,9 +121,72 @@ def bench_table_1(folder: Path) -> None:
     )
 
 
+# Run in a process of its own: the import of lm-eval's generator is part of what a run costs.
+_LM_EVAL_PROCESS = """
+import sys
+from scripts.bench_niah import time_lm_eval
+length, samples = map(int, sys.argv[1:])
+_, search, _, drawn = time_lm_eval(samples, length)
+print(search, drawn)
+"""
+
+
+def bench_processes(folder: Path, lengths: tuple[int, ...], *, full: bool) -> None:
+    """Compare whole processes, imports included: lm-eval's, and our command cold and warm."""
+    print(
+        "CPU seconds of a process that builds samples of niah_single_2, with imports. *Cold*: the "
+        "tokenizer was never\nloaded before, *warm*: it is in the store. Imports: CPU seconds of "
+        "lm-eval's process outside the search\nand the samples.\n"
+    )
+    print("| length | samples | lm-eval 0.4.13 | of it imports | ours, cold | ours, warm | ratio |")
+    print("|---|---|---|---|---|---|---|")
+    for length in lengths:
+        drawn_samples = SAMPLES if full else 10
+        before = _children_cpu()
+        command = [sys.executable, "-c", _LM_EVAL_PROCESS, str(length), str(drawn_samples)]
+        root = Path(__file__).resolve().parents[1]
+        printed = subprocess.run(
+            command, check=True, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ).stdout
+        search, drawn = map(float, printed.split())
+        imports = _children_cpu() - before - search - drawn
+        for samples in (SAMPLES // 5, SAMPLES):
+            theirs = imports + search + drawn * samples / drawn_samples
+            cold, warm = (_time_command(folder, length, samples, i) for i in range(2))
+            print(
+                f"| {length:,} | {samples} | {theirs:.1f} | {imports:.1f} | {cold:.1f} | "
+                f"{warm:.1f} | {theirs / warm:.1f} x |"
+            )
+    print()
+
+
+def _time_command(folder: Path, length: int, samples: int, number: int) -> float:
+    """Return the CPU seconds of our command; the first of its kind finds an empty store."""
+    out = folder / f"process-{length}-{samples}-{number}"
+    command = [sys.executable, "-m", "amnesia_bench.cli.main", "niah", "build"]
+    command += ["--tokenizer", str(TOKENIZER), "--haystack", str(HAYSTACK), "--out", str(out)]
+    command += ["--lengths", str(length), "--tasks", "niah_single_2"]
+    command += ["--samples", str(samples)]
+    environment = {**os.environ, "AMNESIA_STORE": str(folder / f"store-{length}-{samples}")}
+    before = _children_cpu()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL, env=environment)
+    return _children_cpu() - before
+
+
+def _children_cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--full", action="store_true", help="build all samples with lm-eval")
+    parser.add_argument(
+        "--lengths", default="4096,32768,262144", help="context lengths of the comparison"
+    )
+    parser.add_argument(
+        "--only-processes", action="store_true", help="leave out Table 1 and one prompt set"
+    )
     args = parser.parse_args()
     print("## NIAH prompts\n")
     if not HAYSTACK.exists():
@@ -131,8 +195,13 @@ def main() -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     with tempfile.TemporaryDirectory() as folder:
-        # First: otherwise the children's peak memory would include that of this process.
-        bench_table_1(Path(folder))
+        if not args.only_processes:
+            # First: otherwise the children's peak memory would include that of other processes.
+            bench_table_1(Path(folder))
+        lengths = tuple(map(int, args.lengths.split(",")))
+        bench_processes(Path(folder), lengths, full=args.full)
+        if args.only_processes:
+            return
         bench_one_prompt_set(Path(folder), full=args.full)
 
 

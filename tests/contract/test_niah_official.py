@@ -13,14 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import amnesia_bench.recall.niah.build as build_module
 from amnesia_bench.recall.niah import (
-    TASKS,
     NiahPromptSet,
     build_prompts,
     open_prompt_sets,
 )
 from amnesia_bench.recall.niah.documents import Essays
+from amnesia_bench.recall.niah.tasks import SINGLE_TASKS
 from amnesia_bench.recall.niah.words import needle_keys
 from amnesia_bench.records.niah import PromptSetRecord
 from amnesia_bench.requests.recall import BuildPromptsRequest
@@ -33,6 +32,7 @@ from tests.support.niah_tokenizers import (
     train_chunks_of_3000,
     train_metaspace,
 )
+from tests.support.ruler_official import recorded_streams
 from tests.support.shared import shared_path
 
 
@@ -45,29 +45,22 @@ class Comparison:
     samples: int
     haystack: Path = field(default_factory=lambda: shared_path("data", "pg_essays_ruler.json"))
 
-    def build(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[PromptSetRecord, ...]:
+    def build(self, folder: Path) -> tuple[PromptSetRecord, ...]:
         """Build our prompt sets, and hold each against lm-eval's."""
-        streams: list[random.Random] = []
-
-        class Recorded(random.Random):
-            def __init__(self, seed: int) -> None:
-                super().__init__(seed)
-                streams.append(self)
-
-        monkeypatch.setattr(build_module, "Random", Recorded)
         request = BuildPromptsRequest(
             tokenizer=self.tokenizer,
             lengths=self.lengths,
-            tasks=tuple(TASKS),
+            tasks=tuple(SINGLE_TASKS),
             haystack=self.haystack,
             samples=self.samples,
         )
-        records = build_prompts(request, folder)
+        with recorded_streams() as streams:
+            records = build_prompts(request, folder)
         loaded = load_tokenizer(self.tokenizer)
         prompt_sets = open_prompt_sets(folder, loaded)
-        assert len(prompt_sets) == len(streams) == len(TASKS) * len(self.lengths)
+        assert len(prompt_sets) == len(streams) == len(SINGLE_TASKS) * len(self.lengths)
         for prompt_set, stream in zip(prompt_sets, streams, strict=True):
-            self._compare(prompt_set, stream, loaded)
+            self._compare(prompt_set, stream.python, loaded)
         return records
 
     def _compare(self, prompt_set: NiahPromptSet, stream: random.Random, tokenizer: Any) -> None:
@@ -87,7 +80,7 @@ class Comparison:
             assert np.array_equal(prompt_set.tokens(i), tokens)
             assert prompt_set.prompt_tokens(i) == len(tokens)
             start, end = prompt_set.needle_span(i)
-            assert prompt_set.value(i) in tokenizer.decode(tokens[start:end])
+            assert prompt_set.values(i)[0] in tokenizer.decode(tokens[start:end])
 
 
 def test_keys_and_depths_are_those_of_lm_eval() -> None:
@@ -98,10 +91,10 @@ def test_keys_and_depths_are_those_of_lm_eval() -> None:
     assert list(Essays((), str.split).places(1)) == prepare_niah.DEPTHS
 
 
-def test_prompts_are_those_of_lm_eval(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prompts_are_those_of_lm_eval(tmp_path: Path) -> None:
     tokenizer = shared_path("data", "qwen2_tokenizer")
     comparison = Comparison(tokenizer=tokenizer, lengths=(300, 1024, 5000), samples=10)
-    records = comparison.build(tmp_path / "prompts", monkeypatch)
+    records = comparison.build(tmp_path / "prompts")
     assert all(record.spliced for record in records)
 
 
@@ -118,7 +111,6 @@ def test_prompts_are_those_of_lm_eval_with_any_tokenizer(
     train: Callable[[Path, str], Path],
     spliced: bool,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     haystack = tmp_path / "essay.json"
     haystack.write_text(json.dumps({"text": f" {made_up_essay(1500)}"}))
@@ -126,7 +118,7 @@ def test_prompts_are_those_of_lm_eval_with_any_tokenizer(
     comparison = Comparison(
         tokenizer=tokenizer, haystack=haystack, lengths=(1000, 5000), samples=10
     )
-    records = comparison.build(tmp_path / "prompts", monkeypatch)
+    records = comparison.build(tmp_path / "prompts")
     assert {record.spliced for record in records} == {spliced}
 
 
@@ -136,9 +128,9 @@ def test_prompts_are_those_of_lm_eval_with_any_tokenizer(
     ("lengths", "samples"), [((4096, 32768), 500), ((40000,), 50), ((131072, 262144), 100)]
 )
 def test_long_prompts_are_those_of_lm_eval(
-    lengths: tuple[int, ...], samples: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lengths: tuple[int, ...], samples: int, tmp_path: Path
 ) -> None:
     tokenizer = shared_path("data", "qwen2_tokenizer")
     comparison = Comparison(tokenizer=tokenizer, lengths=lengths, samples=samples)
-    records = comparison.build(tmp_path / "prompts", monkeypatch)
+    records = comparison.build(tmp_path / "prompts")
     assert all(record.spliced for record in records)

@@ -8,13 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from amnesia_bench.tokenizers.sentences import sentence_splitter
+from amnesia_bench.tokenizers.sentences import install_sentence_model
 
 
 @cache
 def lm_eval_niah() -> tuple[ModuleType, ModuleType]:
     """Import lm-eval's modules (10 s, 1 GB)."""
-    sentence_splitter()  # or lm-eval would try to download Punkt's data
+    install_sentence_model()  # or lm-eval would try to download Punkt's data
     from lm_eval.tasks.ruler import niah_utils, prepare_niah
 
     return niah_utils, prepare_niah

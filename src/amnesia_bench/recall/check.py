@@ -10,15 +10,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from amnesia_bench.config.load import load_niah
 from amnesia_bench.inference.candidates import Candidate, open_candidates
 from amnesia_bench.inference.load_engine import open_engine
 from amnesia_bench.inference.protocol import Engine, silent
 from amnesia_bench.recall.check_summary import check_markdown
-from amnesia_bench.recall.measure import PromptSet, PromptSetChoice, open_prompt_sets_for
+from amnesia_bench.recall.measure import PromptSet, open_prompt_sets_for
 from amnesia_bench.recall.niah.build import build_prompts
+from amnesia_bench.recall.niah.catalogue import find_task
 from amnesia_bench.recall.niah.haystack import read_haystack
-from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING, find_task
+from amnesia_bench.recall.niah.tasks import NIAH_SAMPLING
 from amnesia_bench.recall.sequential_check import CheckPlan, CheckResult, compare_checkpoints
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent, Provenance
@@ -79,9 +79,9 @@ def check(
         post=candidates[1],
         restored=candidates[2] if len(candidates) > 2 else None,
         prompt_sets=prompt_sets,
-        sampling=replace(NIAH_SAMPLING, max_new_tokens=load_niah("check").max_new_tokens),
+        sampling=replace(NIAH_SAMPLING, max_new_tokens=request.defaults.max_new_tokens),
         rule=Rule(
-            samples=request.samples or min(map(len, prompt_sets)),
+            samples=request.choice.samples or min(map(len, prompt_sets)),
             margin=request.margin,
             error_rate=ERROR_RATE,
         ),
@@ -97,21 +97,20 @@ def check(
 def _prompt_sets(
     request: CheckRequest, candidates: Sequence[Candidate], work: Path
 ) -> tuple[PromptSet, ...]:
-    if request.prompts is not None:
-        choice = PromptSetChoice(
-            tasks=request.tasks, lengths=request.lengths, samples=request.samples
+    choice = request.choice
+    folder = request.prompts
+    if folder is None:
+        assert choice.lengths is not None
+        assert choice.tasks is not None
+        assert choice.samples is not None
+        build = BuildPromptsRequest(
+            tokenizer=request.pre,
+            lengths=choice.lengths,
+            tasks=choice.tasks,
+            haystack=request.haystack,
+            samples=choice.samples,
         )
-        return open_prompt_sets_for(request.prompts, candidates, choice)
-    defaults = load_niah("check")
-    build = BuildPromptsRequest(
-        tokenizer=request.pre,
-        lengths=request.lengths or defaults.lengths,
-        tasks=request.tasks or defaults.tasks,
-        haystack=request.haystack,
-        samples=request.samples or defaults.samples,
-    )
-    folder = _built_prompts(build, work, candidates[0].tokenizer)
-    choice = PromptSetChoice(tasks=build.tasks, lengths=build.lengths, samples=build.samples)
+        folder = _built_prompts(build, work, candidates[0].tokenizer)
     return open_prompt_sets_for(folder, candidates, choice)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from amnesia_bench.markdown import block, code, escape
+from amnesia_bench.markdown import block, code, escape, markdown_table
 from amnesia_bench.records.recall import CheckedPromptSet, CheckReport, CheckVerdict, HeatMap
 
 HEADLINES = {
@@ -33,7 +33,7 @@ def row(checked: CheckedPromptSet, report: CheckReport) -> list[str]:
     """Return the table row of one prompt set: recall in per cent, drop in percentage points."""
     drop = next((c for c in checked.comparisons if (c.first, c.second) == ("pre", "post")), None)
     recalls = [
-        f"{100 * recall.correct / recall.n:.1f}" if (recall := checked.recall.get(role)) else "-"
+        f"{100 * recall.mean:.1f}" if (recall := checked.recall.get(role)) else "-"
         for role in report.checkpoints
     ]
     if drop is None:
@@ -65,8 +65,8 @@ def notes(report: CheckReport) -> list[str]:
     lines = [
         f"Rule: a drop above {100 * rule.margin:g} points at an error rate of "
         f"{100 * rule.error_rate:g} % over all looks and prompt sets; all clear once a drop of "
-        f"{100 * rule.excluded_drop:g} points is excluded. Interval (Tango) and p (McNemar, "
-        "exact) are computed from the counts in the table alone."
+        f"{100 * rule.excluded_drop:g} points is excluded. Interval (Tango) and p (exact "
+        "sign-flip test) are computed from all answers in the table, as if looked at once."
     ]
     for checked in report.cells:
         for pair in checked.comparisons:
@@ -85,21 +85,24 @@ def check_markdown(report: CheckReport) -> str:
     lines += [f"- {role}: {code(str(folder))}" for role, folder in report.checkpoints.items()]
     lines += [
         "",
-        *_table(columns(report), [row(checked, report) for checked in report.cells], left=2),
+        *markdown_table(
+            columns(report), [row(checked, report) for checked in report.cells], left=2
+        ),
     ]
     lines += [""] + [f"{escape(note)}\n" for note in notes(report)]
     if report.advice is not None:
         lines += ["Put the routing of the base back:", "", *block(report.advice, "sh"), ""]
     lengths = [str(length) for length in report.heat_maps[0].context_tokens]
-    lines += [
-        "<details><summary>Recall by depth and length</summary>",
-        "",
-        f"In per cent, {' > '.join(report.checkpoints)} (n).",
-        "",
-        *_table(["depth", *lengths], heat_rows(report.heat_maps), left=1),
-        "",
-        "</details>",
-    ]
+    if lengths:
+        lines += [
+            "<details><summary>Recall by depth and length</summary>",
+            "",
+            f"In per cent, {' > '.join(report.checkpoints)} (n).",
+            "",
+            *markdown_table(["depth", *lengths], heat_rows(report.heat_maps), left=1),
+            "",
+            "</details>",
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -127,11 +130,6 @@ def heat_rows(maps: Sequence[HeatMap]) -> list[list[str]]:
             cells.append(f"{' > '.join(recalls)} ({'/'.join(map(str, sorted(counts)))})")
         rows.append([f"{low:.0f}-{high:.0f} %", *cells])
     return rows
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], *, left: int) -> list[str]:
-    rule = ["---" if i < left else "--:" for i in range(len(heads))]
-    return [f"| {' | '.join(cells)} |" for cells in (heads, rule, *rows)]
 
 
 def _percent(correct: int, n: int) -> str:

@@ -10,25 +10,25 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amnesia_bench.config.eval_schema import PromptSetChoice as PromptSetChoice
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import Candidate
 from amnesia_bench.inference.generation import generate_missing
 from amnesia_bench.inference.protocol import Engine, OnDemand, PromptRequest
-from amnesia_bench.recall.niah.prompt_sets import NiahPromptSet, open_prompt_sets
-from amnesia_bench.recall.niah.tasks import score_needle
+from amnesia_bench.recall.niah.prompt_sets import AnyPromptSet, NiahPromptSet, open_prompt_sets
+from amnesia_bench.recall.niah.tasks import score_answer
 from amnesia_bench.records import codec
 from amnesia_bench.records.artifacts import Parent
 from amnesia_bench.records.evaluation import Cell, Generation, Outcome, SampleKey, Sampling
 from amnesia_bench.records.ids import RECALL_METRIC
 from amnesia_bench.records.recall import Recall, RecallSample
-from amnesia_bench.statistics import wilson
+from amnesia_bench.statistics.intervals import wilson
 from amnesia_bench.tokenizers.tokenizer import (
     tokenizer_identity,
     with_leading_special_tokens,
@@ -59,23 +59,14 @@ class PromptSet(PromptSetId, Protocol):
 
     def tokens(self, i: int) -> NDArray[np.int32]: ...
 
-    def value(self, i: int) -> str: ...
+    def values(self, i: int) -> tuple[str, ...]: ...
 
-    def depth_percent(self, i: int) -> float: ...
+    def depth_percent(self, i: int) -> float | None: ...
 
-    def needle_span(self, i: int) -> tuple[int, int]: ...
+    def needle_span(self, i: int) -> tuple[int, ...]: ...
 
 
 _PromptSet = TypeVar("_PromptSet", bound=PromptSet)
-
-
-@dataclass(frozen=True, kw_only=True)
-class PromptSetChoice:
-    """The prompts to use from a folder; None selects all tasks, all lengths or all prompts."""
-
-    tasks: tuple[str, ...] | None
-    lengths: tuple[int, ...] | None
-    samples: int | None
 
 
 def pick_prompt_sets(
@@ -113,7 +104,7 @@ def pick_prompt_sets(
 
 def open_prompt_sets_for(
     folder: Path, candidates: Sequence[Candidate], choice: PromptSetChoice
-) -> tuple[NiahPromptSet, ...]:
+) -> tuple[AnyPromptSet, ...]:
     """Open the chosen prompt sets in a folder that `amnesia niah build` wrote.
 
     Raises:
@@ -138,6 +129,28 @@ def open_prompt_sets_for(
                 "the fine-tune.",
             )
     return pick_prompt_sets(prompt_sets[0], choice)
+
+
+def open_single_needle_sets(
+    folder: Path, candidates: Sequence[Candidate], choice: PromptSetChoice
+) -> tuple[NiahPromptSet, ...]:
+    """Open prompt sets as `open_prompt_sets_for` does, all of tasks with one needle to find.
+
+    Raises:
+        UserError: see there; or a chosen task has no needle, or several.
+    """
+    prompt_sets = open_prompt_sets_for(folder, candidates, choice)
+    single = tuple(s for s in prompt_sets if isinstance(s, NiahPromptSet))
+    if len(single) < len(prompt_sets):
+        other = next(s for s in prompt_sets if not isinstance(s, NiahPromptSet))
+        names = ",".join(dict.fromkeys(s.task for s in single))
+        raise UserError(
+            f"{folder}: the prompts of {other.name} do not have exactly one needle",
+            hint=f"Choose tasks that have: --tasks {names}"
+            if names
+            else "Build prompts that have: amnesia niah build --tasks niah_single_2",
+        )
+    return single
 
 
 def prompt_requests(prompt_set: PromptSet, n: int, sampling: Sampling, tokenizer: Any) -> OnDemand:
@@ -179,6 +192,7 @@ def recall_sample(
 ) -> RecallSample:
     """Return the scored record of one answer to a prompt of `prompt_set`."""
     doc = generation.key.doc
+    values = prompt_set.values(doc)
     return RecallSample(
         role=candidate.role,
         key=generation.key,
@@ -186,35 +200,47 @@ def recall_sample(
         depth_percent=prompt_set.depth_percent(doc),
         needle=tuple(int(position) for position in prompt_set.needle_span(doc)),
         prompt_tokens=generation.prompt_tokens,
-        value=prompt_set.value(doc),
+        value=values[0] if len(values) == 1 else values,
         text=generation.text,
-        outcome=score_needle(generation, prompt_set.value(doc)).outcome,
+        outcome=score_answer(generation, values).outcome,
         finish_reason=generation.finish_reason,
     )
 
 
-def recall_of(outcomes: Sequence[Outcome]) -> Recall:
-    """Return the recall, with its confidence interval, from the outcomes on one prompt set."""
-    correct = outcomes.count(Outcome.CORRECT)
+def recall_of(outcomes: Sequence[Outcome], scores: Sequence[float]) -> Recall:
+    """Return the recall, with its confidence interval, from the answers to one prompt set.
+
+    Args:
+        outcomes: the outcome of each answer.
+        scores: the score of each answer, from 0 to 1.
+    """
+    total = sum(scores)
     return Recall(
-        correct=correct,
+        correct=outcomes.count(Outcome.CORRECT),
         empty=outcomes.count(Outcome.NO_ANSWER),
         n=len(outcomes),
-        interval=wilson(correct, len(outcomes)),
+        mean=total / len(outcomes),
+        # A fraction varies at most as much as a score of 0 or 1 with the same mean, so Wilson's
+        # interval is never too narrow.
+        interval=wilson(total, len(outcomes)),
     )
 
 
 def recall_cell(
     recall: Recall | None,
+    scores: Sequence[float],
     candidate: Candidate,
     prompt_set: PromptSetId,
     settings: Mapping[str, str],
 ) -> Cell:
     """Return the `Cell` of one checkpoint on one prompt set; without a recall it is incomplete."""
-    value = None if recall is None else recall.correct / recall.n
+    value = None if recall is None else recall.mean
     stderr = None
     if recall is not None and value is not None and recall.n > 1:
-        stderr = math.sqrt(value * (1 - value) / (recall.n - 1))  # lm-eval's mean_stderr
+        variance = sum((score - value) ** 2 for score in scores) / recall.n
+        if set(scores) <= {0.0, 1.0}:
+            variance = value * (1 - value)  # the same, without rounding errors
+        stderr = math.sqrt(variance / (recall.n - 1))  # lm-eval's mean_stderr
     prompts = Parent(
         role="prompts", location=prompt_set.name, identity=f"sha256:{prompt_set.sha256}"
     )

@@ -3,17 +3,20 @@
 The answers to a prompt set are tested at a few looks: after 25, 50, 100, ... prompts and after all
 prompts. The comparison stops at the first look with a clear verdict.
 
-- **Regression**: significantly more prompts were lost than won from pre to post. The test is exact.
-  If both models are equally good, every discordant prompt is a fair coin flip, so the number of
-  losses is a random walk. The probability that it crosses a bound by look k is computed by
-  convolution and is at most `error_rate * n_k / n_total` (the linear spending function of Kim and
-  DeMets, Biometrika 74, 1987, 149-154). The statistic is discrete, so a look may not spend all of
-  its alpha; the rest carries over to the next look. The false-alarm rate over all looks is
-  therefore at most `error_rate` for any number of discordant prompts, and lower if the second model
-  is better. Several prompt sets share the error rate evenly (Bonferroni).
+- **Regression**: scores fell significantly from pre to post. The test is an exact sign-flip test.
+  If both models are equally good on each prompt, the sign of a difference of scores is a fair coin
+  flip, so the sum of the differences is a random walk, given their sizes. (Of answers that are
+  correct or wrong, all sizes are 1: this is the sign test of lost and won prompts, McNemar's.) The
+  probability that the sum crosses a bound by look k is computed by convolution and is at most
+  `error_rate * n_k / n_total` (the linear spending function of Kim and DeMets, Biometrika 74, 1987,
+  149-154). The statistic is discrete, so a look may not spend all of its alpha; the rest carries
+  over to the next look. The false-alarm rate over all looks is therefore at most `error_rate` for
+  any sizes of the differences, and lower if the second model is better. Several prompt sets share
+  the error rate evenly (Bonferroni).
 - **No regression**: a drop of `margin` plus 5 points or more is excluded. This is the case if the
   upper end of Tango's interval, at the error rate spent since the previous look, is below that
-  drop. Each prompt set uses the full error rate, since the overall verdict requires all prompt
+  drop. A fraction counts as a part of a prompt, which never makes the interval too narrow. Each
+  prompt set uses the full error rate, since the overall verdict requires all prompt
   sets to be clear (Berger, Technometrics 24, 1982, 295-300).
 - **Undecided** otherwise.
 
@@ -33,14 +36,16 @@ margin. This condition is asymptotic, like Tango's interval.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from amnesia_bench.recall.paired_scores import PairedScores
 from amnesia_bench.records.recall import CheckVerdict, Rule
-from amnesia_bench.statistics import PairedCounts, paired_difference
+from amnesia_bench.statistics.intervals import PairedCounts, paired_difference
 
 FIRST_LOOK = 25
 
@@ -55,50 +60,78 @@ def looks(samples: int) -> tuple[int, ...]:
     return (*interim, samples)
 
 
-def judge(history: Sequence[PairedCounts], rule: Rule, num_prompt_sets: int) -> CheckVerdict:
+def judge(
+    history: Sequence[PairedScores | PairedCounts], rule: Rule, num_prompt_sets: int
+) -> CheckVerdict:
     """Return the verdict on one prompt set after its latest look.
 
     Args:
-        history: the cumulative counts at each look so far; pre is the first model.
+        history: the scores, or the counts of answers that are correct or wrong, of all prompts up
+            to each look so far; pre is the first model.
         rule: the total number of prompts, the error rate and the margin.
         num_prompt_sets: number of prompt sets that share the error rate.
 
     Raises:
         ValueError: the numbers of prompts in `history` differ from the result of `looks`.
     """
-    seen = tuple(counts.n for counts in history)
+    seen = tuple(scores.n for scores in history)
     if not seen or seen != looks(rule.samples)[: len(seen)]:
         raise ValueError(f"looks at {seen} of {rule.samples} prompts")
     before = seen[-2] if len(seen) > 1 else 0
     spent = rule.error_rate * (seen[-1] - before) / rule.samples
-    if _crossed(history, rule.samples, rule.error_rate / num_prompt_sets) and (
+    scores = [
+        PairedScores.of_counts(look) if isinstance(look, PairedCounts) else look for look in history
+    ]
+    counts = scores[-1].counts()
+    if _crossed(scores, rule.samples, rule.error_rate / num_prompt_sets) and (
         rule.margin == 0
-        or paired_difference(history[-1], 1 - 2 * spent / num_prompt_sets).low > rule.margin
+        or paired_difference(counts, 1 - 2 * spent / num_prompt_sets).low > rule.margin
     ):
         return CheckVerdict.REGRESSION
-    if paired_difference(history[-1], 1 - 2 * spent).high < rule.excluded_drop:
+    if paired_difference(counts, 1 - 2 * spent).high < rule.excluded_drop:
         return CheckVerdict.NO_REGRESSION
     return CheckVerdict.UNDECIDED
 
 
-def _crossed(history: Sequence[PairedCounts], samples: int, error_rate: float) -> bool:
-    """Return whether the number of losses has crossed the bound at the latest look."""
-    alive = np.ones(1)  # joint probability of each number of losses and no crossing so far
+def _crossed(history: Sequence[PairedScores], samples: int, error_rate: float) -> bool:
+    """Return whether the sum of the losses has crossed the bound at the latest look."""
+    unit = math.lcm(*(scores.unit for scores in history))
+    # Given the sizes of all differences, the sum of the losses determines that of the wins.
+    alive = np.ones(1)  # joint probability of each sum of losses and no crossing so far
     spent = 0.0
-    flips = 0
+    before: Counter[int] = Counter()
     crossed = False
-    for counts in history:
-        new = counts.only_first + counts.only_second - flips
-        flips += new
-        alive = np.convolve(alive, _coin(new))
+    for scores in history:
+        sizes = scores.sizes(unit)
+        alive = _with_random_signs(alive, sizes - before)
+        before = sizes
         tails = np.cumsum(alive[::-1])[::-1]
-        allowed = error_rate * counts.n / samples - spent
-        bound = int(np.searchsorted(-tails, -allowed))  # smallest count with tail <= allowed
-        crossed = counts.only_first >= bound
+        allowed = error_rate * scores.n / samples - spent
+        bound = int(np.searchsorted(-tails, -allowed))  # smallest sum with tail <= allowed
+        crossed = scores.losses(unit) >= bound
         if bound < len(alive):
             spent += float(tails[bound])
             alive[bound:] = 0.0
     return crossed
+
+
+def _with_random_signs(
+    probabilities: NDArray[np.float64], sizes: Counter[int]
+) -> NDArray[np.float64]:
+    """Return the distribution of a sum of losses after further differences of these sizes.
+
+    Each of them is a loss or a win with equal probability.
+    """
+    for size, count in sorted(sizes.items()):
+        if size == 1:
+            probabilities = np.convolve(probabilities, _coin(count))
+            continue
+        for _ in range(count):
+            added = np.zeros(len(probabilities) + size)
+            added[:-size] += probabilities / 2
+            added[size:] += probabilities / 2
+            probabilities = added
+    return probabilities
 
 
 @cache

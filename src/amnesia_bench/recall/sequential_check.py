@@ -23,6 +23,8 @@ from amnesia_bench.recall.measure import (
     recall_samples,
     sampling_settings,
 )
+from amnesia_bench.recall.niah.catalogue import find_task, task_sampling
+from amnesia_bench.recall.paired_scores import PairedScores
 from amnesia_bench.recall.sequential import judge, looks
 from amnesia_bench.records.evaluation import Cell, Sampling
 from amnesia_bench.records.recall import (
@@ -34,14 +36,17 @@ from amnesia_bench.records.recall import (
     Rule,
     heat_map,
 )
-from amnesia_bench.statistics import PairedCounts, mcnemar_exact, paired_difference
+from amnesia_bench.statistics.intervals import paired_difference
 
 Samples = tuple[RecallSample, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class CheckPlan:
-    """The checkpoints to compare, the prompts, and the decision rule."""
+    """The checkpoints to compare, the prompts, and the decision rule.
+
+    Some tasks allow fewer tokens per answer than `sampling`; see `sampling_of`.
+    """
 
     pre: Candidate
     post: Candidate
@@ -54,6 +59,10 @@ class CheckPlan:
     def candidates(self) -> tuple[Candidate, ...]:
         """Pre, post and, if present, the restored checkpoint."""
         return (self.pre, self.post, *([self.restored] if self.restored else []))
+
+    def sampling_of(self, prompt_set: PromptSet) -> Sampling:
+        """Return the sampling parameters for the prompts of a set."""
+        return task_sampling(prompt_set.task, self.sampling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +114,7 @@ class _Run:
         self.engine: tuple[Candidate, Engine] | None = None
         self.settings: dict[str, dict[str, str]] = {}
         self.samples: dict[tuple[str, str], Samples] = {}
-        self.history: dict[str, list[PairedCounts]] = {
+        self.history: dict[str, list[PairedScores]] = {
             prompt_set.name: [] for prompt_set in plan.prompt_sets
         }
         self.verdicts = {prompt_set.name: CheckVerdict.UNDECIDED for prompt_set in plan.prompt_sets}
@@ -138,13 +147,13 @@ class _Run:
                 self.answer(candidate, prompt_set, num_prompts)
         for prompt_set in prompt_sets:
             pre, post = (self.samples[role, prompt_set.name] for role in ("pre", "post"))
-            self.history[prompt_set.name].append(paired_counts(pre, post))
+            self.history[prompt_set.name].append(paired_scores(pre, post))
             verdict = judge(
                 self.history[prompt_set.name], self.plan.rule, len(self.plan.prompt_sets)
             )
             self.verdicts[prompt_set.name] = verdict
             scores = ", ".join(
-                f"{role} {sum(sample.correct for sample in samples)}"
+                f"{role} {sum(sample.score for sample in samples):.4g}"
                 for role, samples in (("pre", pre), ("post", post))
             )
             self.progress(f"{prompt_set.name}: {scores} of {num_prompts}: {verdict.value}")
@@ -159,7 +168,9 @@ class _Run:
         self.progress(f"{prompt_set.name}: {candidate.role} answers {num_prompts} prompts")
         engine = self.engine[1]
         self.settings[candidate.role] = dict(engine.settings)
-        requests = prompt_requests(prompt_set, num_prompts, self.plan.sampling, candidate.tokenizer)
+        requests = prompt_requests(
+            prompt_set, num_prompts, self.plan.sampling_of(prompt_set), candidate.tokenizer
+        )
         self.samples[candidate.role, prompt_set.name] = recall_samples(
             engine, candidate, requests, prompt_set, self.work
         )
@@ -197,13 +208,14 @@ class _Run:
             cells=tuple(
                 recall_cell(
                     row.recall.get(candidate.role),
+                    self.scores(candidate, prompt_set),
                     candidate,
                     prompt_set,
                     {
                         **self.settings[candidate.role],
-                        **sampling_settings(plan.sampling),
+                        **sampling_settings(plan.sampling_of(prompt_set)),
                         "chat_template": "none",
-                        "scorer": "string_match_all",
+                        "scorer": find_task(prompt_set.task).scorer,
                     },
                 )
                 for candidate in plan.candidates
@@ -211,6 +223,11 @@ class _Run:
             ),
             samples=samples,
         )
+
+    def scores(self, candidate: Candidate, prompt_set: PromptSet) -> list[float]:
+        """Return the scores of the answers of one checkpoint to the prompts of one set so far."""
+        samples = self.samples.get((candidate.role, prompt_set.name), ())
+        return [sample.score for sample in samples]
 
     def checked(self, prompt_set: PromptSet) -> CheckedPromptSet:
         """Return the verdict, recall and paired comparisons of one prompt set."""
@@ -226,39 +243,35 @@ class _Run:
             n=max(map(len, by_role.values()), default=0),
             verdict=self.verdicts[prompt_set.name],
             recall={
-                role: recall_of([sample.outcome for sample in samples])
+                role: recall_of(
+                    [sample.outcome for sample in samples], [sample.score for sample in samples]
+                )
                 for role, samples in by_role.items()
             },
             comparisons=tuple(
-                paired_comparison(first, second, paired_counts(by_role[first], by_role[second]))
+                paired_comparison(first, second, paired_scores(by_role[first], by_role[second]))
                 for first, second in pairs
                 if first in by_role and second in by_role
             ),
         )
 
 
-def paired_counts(first: Samples, second: Samples) -> PairedCounts:
-    """Count the prompts that both, only one, or neither of two checkpoints answered correctly."""
-    pairs = [(a.correct, b.correct) for a, b in zip(first, second, strict=True)]
-    return PairedCounts(
-        both=pairs.count((True, True)),
-        only_first=pairs.count((True, False)),
-        only_second=pairs.count((False, True)),
-        neither=pairs.count((False, False)),
-    )
+def paired_scores(first: Samples, second: Samples) -> PairedScores:
+    """Pair the scores of two checkpoints on the same prompts."""
+    return PairedScores.of([sample.score for sample in first], [sample.score for sample in second])
 
 
-def paired_comparison(first: str, second: str, counts: PairedCounts) -> Comparison:
+def paired_comparison(first: str, second: str, scores: PairedScores) -> Comparison:
     """Return the recall difference of two checkpoints, with its interval and p-value."""
     return Comparison(
         first=first,
         second=second,
-        n=counts.n,
-        only_first=counts.only_first,
-        only_second=counts.only_second,
-        difference=counts.difference,
-        interval=paired_difference(counts),
-        p_value=mcnemar_exact(counts.only_first, counts.only_second),
+        n=scores.n,
+        only_first=scores.only_first,
+        only_second=scores.only_second,
+        difference=scores.difference,
+        interval=paired_difference(scores.counts()),
+        p_value=scores.p_value(),
     )
 
 
@@ -292,9 +305,9 @@ def _warnings(plan: CheckPlan, checked: Sequence[CheckedPromptSet]) -> tuple[str
                     f"{row.task}@{row.context_tokens} are empty; they count as wrong"
                 )
         pre = row.recall.get("pre")
-        if pre is not None and pre.correct / pre.n < plan.rule.excluded_drop:
+        if pre is not None and pre.mean < plan.rule.excluded_drop:
             warnings.append(
-                f"pre itself finds only {pre.correct} of {pre.n} needles of {row.task}@"
-                f"{row.context_tokens}: there is no recall to lose"
+                f"pre itself scores only {100 * pre.mean:.3g} % on {pre.n} prompts of "
+                f"{row.task}@{row.context_tokens}: there is no recall to lose"
             )
     return tuple(warnings)

@@ -121,3 +121,8 @@ class PromptSetRecord:
     def name(self) -> str:
         """The name of the prompt set, which is also the task in the keys of its samples."""
         return f"{self.task}@{self.context_tokens}"
+
+    @property
+    def prompt_tokens(self) -> tuple[int, ...]:
+        """The length of each prompt in tokens, without special tokens."""
+        return self.samples.prompt_tokens

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -55,16 +56,17 @@ class RecallSample:
 
     `role` is the role of the checkpoint (pre, post or restored). `needle` is the half-open token
     range (begin, end) of the needle in the prompt, and `depth_percent` the needle's nominal depth
-    in lm-eval. `value` is the value to recall, and `text` the answer.
+    in lm-eval; without exactly one needle, they are empty and None. `value` is the value to recall,
+    or a list of several values, and `text` the answer.
     """
 
     role: str
     key: SampleKey
     context_tokens: int
-    depth_percent: float
+    depth_percent: float | None
     needle: tuple[int, ...]
     prompt_tokens: int
-    value: str
+    value: str | tuple[str, ...]
     text: str
     outcome: Outcome
     finish_reason: FinishReason
@@ -73,17 +75,49 @@ class RecallSample:
     def correct(self) -> bool:
         return self.outcome is Outcome.CORRECT
 
+    @property
+    def values(self) -> tuple[str, ...]:
+        """The values to recall."""
+        return (self.value,) if isinstance(self.value, str) else self.value
+
+    @property
+    def score(self) -> float:
+        """The share of the values that the answer contains, as in lm-eval."""
+        if isinstance(self.value, str):
+            return float(self.correct)
+        return sum(found_values(self.text, self.value)) / len(self.value)
+
+
+_CONTROL = re.compile(r"[\x00-\x1f]")
+
+
+def recalled_text(text: str) -> str:
+    """Return an answer as lm-eval compares it: control characters count as line breaks."""
+    return _CONTROL.sub("\n", text.strip()).strip()
+
+
+def found_values(text: str, values: Sequence[str]) -> tuple[bool, ...]:
+    """Return for each value whether an answer contains it.
+
+    As in lm-eval, case is ignored, and a value may be part of a longer one: 12345678 contains
+    1234567.
+    """
+    answer = recalled_text(text).lower()
+    return tuple(value.lower() in answer for value in values)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recall:
-    """The recall of one checkpoint: `correct` of its `n` answers are correct.
+    """The recall of one checkpoint: the mean score of its `n` answers, with its interval.
 
-    `empty` is the number of empty answers, which count as wrong.
+    The score of an answer is the share of the values that it contains. `correct` answers contain
+    all values. `empty` is the number of empty answers, which count as wrong.
     """
 
     correct: int
     empty: int
     n: int
+    mean: float
     interval: Interval
 
 
@@ -91,9 +125,11 @@ class Recall:
 class Comparison:
     """A comparison of two checkpoints on the same prompts.
 
-    `difference` is the accuracy of the first checkpoint minus that of the second. `interval` and
-    `p_value` (McNemar's exact test, two-sided) are only descriptive, since they ignore that the
-    answers were tested at several looks. The verdict comes from the sequential test instead.
+    `difference` is the mean score of the first checkpoint minus that of the second. `only_first`
+    and `only_second` are the numbers of prompts on which one of them has the higher score.
+    `interval` and `p_value` (exact sign-flip test, two-sided; of scores 0 and 1, it is McNemar's)
+    are only descriptive, since they ignore that the answers were tested at several looks. The
+    verdict comes from the sequential test instead.
     """
 
     first: str
@@ -140,18 +176,24 @@ class HeatMap:
 def heat_map(samples: Sequence[RecallSample], role: str) -> HeatMap:
     """Count the answers of one checkpoint by depth (in fifths) and context length.
 
+    Answers to prompts without exactly one needle are left out.
+
     Raises:
         ValueError: a depth is outside 0 to 100 per cent.
     """
-    of_role = [sample for sample in samples if sample.role == role]
-    lengths = tuple(sorted({sample.context_tokens for sample in of_role}))
+    of_role = [
+        (sample, sample.depth_percent)
+        for sample in samples
+        if sample.role == role and sample.depth_percent is not None
+    ]
+    lengths = tuple(sorted({sample.context_tokens for sample, _ in of_role}))
     correct = [[0] * len(lengths) for _ in range(DEPTH_ROWS)]
     n = [[0] * len(lengths) for _ in range(DEPTH_ROWS)]
-    for sample in of_role:
-        if not 0 <= sample.depth_percent <= 100:
-            raise ValueError(f"{sample.key}: depth of {sample.depth_percent} %")
+    for sample, depth in of_role:
+        if not 0 <= depth <= 100:
+            raise ValueError(f"{sample.key}: depth of {depth} %")
         # The last row includes its upper edge, a depth of 100 %.
-        row = min(int(sample.depth_percent * DEPTH_ROWS / 100), DEPTH_ROWS - 1)
+        row = min(int(depth * DEPTH_ROWS / 100), DEPTH_ROWS - 1)
         column = lengths.index(sample.context_tokens)
         n[row][column] += 1
         correct[row][column] += sample.correct

@@ -1,17 +1,21 @@
-"""Requests for recall: build NIAH prompts, evaluate, check for a regression, rank layers."""
+"""Requests for recall: build NIAH prompts, evaluate, check for a regression, rank layers, heads."""
 
 from __future__ import annotations
 
 from typing import Annotated, ClassVar, Self
 
-from pydantic import Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt, model_validator
 
+from amnesia_bench.config.cache_key import LATER
+from amnesia_bench.config.eval_schema import NiahConfig, PromptSetChoice
+from amnesia_bench.config.load import load_niah
+from amnesia_bench.config.messages import check_known
 from amnesia_bench.config.schema import Frozen
+from amnesia_bench.records.ids import RETRIEVAL_TASKS
 from amnesia_bench.records.recall import TOLERATED_DROP
+from amnesia_bench.requests.answering import AnsweringRequest
 from amnesia_bench.requests.base import Location, Request, StageRequest
 from amnesia_bench.requests.engines import EngineChoice
-
-RANKING_TASKS = ("fda", "swde", "ruler_qa_squad")
 
 Tasks = Annotated[tuple[str, ...], Field(min_length=1)]
 Lengths = Annotated[tuple[PositiveInt, ...], Field(min_length=1)]
@@ -27,7 +31,7 @@ Haystack = HubEssays | Location
 
 
 class BuildPromptsRequest(StageRequest):
-    """`build_prompts`: build NIAH prompts that are byte for byte equal to lm-eval's.
+    """`build_prompts`: build prompts of RULER's tasks, byte for byte lm-eval's if the seed is 0.
 
     Attributes:
         tokenizer: folder of the tokenizer or checkpoint.
@@ -36,6 +40,10 @@ class BuildPromptsRequest(StageRequest):
         samples: number of prompts per task and length.
         haystack: essays in which the needles are hidden; None if no task needs them.
         repeat: repeat the haystack if it is too short.
+        seed: seed of the needles and their places; lm-eval always uses 0. Prompts of another seed
+            are apart from those on which something was chosen.
+        squad, hotpot: files with the questions of ruler_qa_squad and ruler_qa_hotpot; None if these
+            tasks are not built.
     """
 
     front_door: ClassVar[str] = "build_prompts"
@@ -45,9 +53,12 @@ class BuildPromptsRequest(StageRequest):
     samples: PositiveInt
     haystack: Haystack | None
     repeat: bool = False
+    seed: Annotated[NonNegativeInt, LATER] = 0
+    squad: Annotated[Location | None, LATER] = None
+    hotpot: Annotated[Location | None, LATER] = None
 
 
-class EvaluateRequest(StageRequest):
+class EvaluateRequest(AnsweringRequest):
     """`evaluate`: evaluate a checkpoint on NIAH prompts with lm-eval.
 
     Attributes:
@@ -56,10 +67,11 @@ class EvaluateRequest(StageRequest):
         tasks, lengths, samples: which prompts to evaluate; None selects all prompts in `prompts`
             or, if `prompts` is None, the values in configs/eval/niah.
         max_new_tokens: maximum number of tokens per answer; None selects the value in
-            configs/eval/niah.
+            configs/eval/niah. Tasks that have a smaller limit in lm-eval keep it.
         method: label of the table row for these cells.
-        engine: inference engine, and overrides of the model's config.
         verify_prefix: number of answers to recompute without prefix sharing, as a check.
+        engine, division: see `AnsweringRequest`; the documents of a part are prompts of every task
+            and length.
     """
 
     front_door: ClassVar[str] = "evaluate"
@@ -70,8 +82,16 @@ class EvaluateRequest(StageRequest):
     samples: PositiveInt | None = None
     max_new_tokens: PositiveInt | None = None
     method: str = ""
-    engine: EngineChoice = EngineChoice()
     verify_prefix: NonNegativeInt = 0
+
+
+# The presets of `check`, and their configs in configs/eval.
+SUITES = {"quick": "check_quick", "niah": "check", "ruler": "check_ruler"}
+
+
+def _known_suite(name: str) -> str:
+    check_known("suite", name, list(SUITES))
+    return name
 
 
 class CheckRequest(Request):
@@ -82,8 +102,9 @@ class CheckRequest(Request):
         restored: folder of a restored checkpoint, which is compared with both.
         prompts: folder that `build_prompts` wrote; None builds the prompts from `haystack`.
         haystack: essays from which the prompts are built.
-        tasks, lengths, samples: which prompts to evaluate; None selects all prompts in `prompts`
-            or, if `prompts` is None, the values in configs/eval/check.
+        suite: a preset of tasks, lengths and samples (`SUITES`); None selects all prompts in
+            `prompts` or, if `prompts` is None, the suite niah.
+        tasks, lengths, samples: which prompts to evaluate; None selects those of the suite.
         margin: largest drop in recall (0 to 1) that does not count as a regression.
         engine: inference engine, and overrides of the model's config.
         work: folder for answers and records; None selects the store.
@@ -94,6 +115,7 @@ class CheckRequest(Request):
     restored: Location | None = None
     prompts: Location | None = None
     haystack: Haystack | None = None
+    suite: Annotated[str, AfterValidator(_known_suite)] | None = None
     tasks: Tasks | None = None
     lengths: Lengths | None = None
     samples: PositiveInt | None = None
@@ -107,9 +129,28 @@ class CheckRequest(Request):
             raise ValueError("give either prompts or a haystack to build them from, not both")
         return self
 
+    @property
+    def defaults(self) -> NiahConfig:
+        """The config of the suite; that of the suite niah if no suite is chosen."""
+        return load_niah(SUITES[self.suite or "niah"])
+
+    @property
+    def choice(self) -> PromptSetChoice:
+        """The tasks, lengths and samples to use; None selects all prompts in `prompts`."""
+        if self.prompts is not None and self.suite is None:
+            return PromptSetChoice(tasks=self.tasks, lengths=self.lengths, samples=self.samples)
+        defaults = self.defaults
+        return PromptSetChoice(
+            tasks=self.tasks or defaults.tasks,
+            lengths=self.lengths or defaults.lengths,
+            samples=self.samples or defaults.samples,
+        )
+
 
 class RankLayersRequest(StageRequest):
     """`rank_layers`: rank softmax layers by the retrieval accuracy lost without each (Appendix M).
+
+    The transformers engine always runs it, because layers are ablated inside the model.
 
     Attributes:
         checkpoint: folder of the checkpoint.
@@ -121,6 +162,26 @@ class RankLayersRequest(StageRequest):
     front_door: ClassVar[str] = "rank_layers"
     out_file: ClassVar[str] = "ranking.json"
     checkpoint: Location
-    tasks: Tasks = RANKING_TASKS
+    tasks: Tasks = RETRIEVAL_TASKS
     samples: PositiveInt | None = None
     data: Location | None = None
+
+
+class RankHeadsRequest(Request):
+    """`rank_heads`: score every attention head by how much of the answer it copies from a needle.
+
+    Attributes:
+        checkpoint: folder of the checkpoint.
+        prompts: folder that `build_prompts` wrote for its tokenizer.
+        post: folder of a fine-tune of the checkpoint; the drift of each head between the two is
+            then compared with its score.
+        tasks, lengths: which prompts to use; None selects all prompts in `prompts`.
+        samples: number of prompts per task and length; None uses all.
+    """
+
+    checkpoint: Location
+    prompts: Location
+    post: Location | None = None
+    tasks: Tasks | None = None
+    lengths: Lengths | None = None
+    samples: PositiveInt | None = None

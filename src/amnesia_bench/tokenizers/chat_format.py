@@ -1,4 +1,7 @@
-"""Apply the chat template to a user message, and strip the reasoning block from the answer."""
+"""Turn a user message into a prompt, and strip the reasoning block from the answer.
+
+Training data and evaluations take the wording of prompts from here, so that they agree.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from amnesia_bench.config.eval_schema import Think
+from amnesia_bench.config.eval_schema import QUESTION_ANSWER, ChatPrompt, Think
 from amnesia_bench.errors import UserError
 from amnesia_bench.tokenizers.tokenizer import with_leading_special_tokens
 
@@ -24,35 +27,56 @@ _FIXED_DATE = {
 }  # fmt: skip
 
 
+# The instruction of Qwen2.5-Math and Qwen3; open-r1 puts it before the problem. The paper does not
+# state its instruction.
+STEP_BY_STEP = "Please reason step by step, and put your final answer within \\boxed{}."
+_QUESTION_ANSWER = "Question: {message}\nAnswer:"
+
+
+def step_by_step(problem: str) -> str:
+    """Append to a problem the instruction to reason step by step and to box the final answer."""
+    return f"{problem}\n{STEP_BY_STEP}"
+
+
+def question_prompt(message: str) -> str:
+    """Return the prompt of the format question_answer; an answer to it begins with a space."""
+    return _QUESTION_ANSWER.format(message=message)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PromptFormat:
     """How a user message is turned into a prompt.
 
     `template` is the Jinja source of the chat template; if it is None, the message is sent
-    unchanged. `sha256` is the hash of the template. `opens_thinking` is true if the prompt ends
-    inside a thinking block, so that the answer begins inside it.
+    unchanged, or as `question_prompt` writes it if `as_question` is true. `sha256` is the hash of
+    the template or of that format. `opens_thinking` is true if the prompt ends inside a thinking
+    block, so that the answer begins inside it.
     """
 
     template: str | None
     sha256: str | None
     opens_thinking: bool
+    as_question: bool = False
 
 
 def prompt_format(
-    tokenizer: Any, *, use_template: bool, template: str | None, think: Think | None
+    tokenizer: Any, *, chat: ChatPrompt, template: str | None, think: Think | None
 ) -> PromptFormat:
     """Return the prompt format of a checkpoint.
 
     Args:
         tokenizer: the tokenizer of the checkpoint.
-        use_template: whether to apply a chat template; if false, messages are sent unchanged.
+        chat: whether to apply a chat template, or the name of a format; see `EvalConfig`.
         template: Jinja source that overrides the tokenizer's own template.
         think: the tags that delimit a thinking block; None if the model does not think.
 
     Raises:
         UserError: the tokenizer has no template, or the template cannot be rendered.
     """
-    if not use_template:
+    if chat == QUESTION_ANSWER:
+        digest = hashlib.sha256(_QUESTION_ANSWER.encode()).hexdigest()
+        return PromptFormat(template=None, sha256=digest, opens_thinking=False, as_question=True)
+    if not chat:
         return PromptFormat(template=None, sha256=None, opens_thinking=False)
     if template is None:
         template = _own_template(tokenizer)
@@ -71,7 +95,7 @@ def prompt_tokens(tokenizer: Any, layout: PromptFormat, message: str) -> NDArray
     A chat template writes its own special tokens. Without a template, the tokenizer's leading
     special tokens are prepended.
     """
-    text = message
+    text = question_prompt(message) if layout.as_question else message
     if layout.template is not None:
         text = _render(tokenizer, layout.template, message, add_generation_prompt=True)
     ids = np.asarray(tokenizer(text, add_special_tokens=False).input_ids, dtype=np.int32)
@@ -125,7 +149,8 @@ def _own_template(tokenizer: Any) -> str:
         raise UserError(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template",
             hint="Pass one (the fine-tune's, for all rows of a table): --chat-template FILE; or "
-            "send the problems without a template: --no-chat-template.",
+            "send the problems without a template: --no-chat-template, or as questions: "
+            f"eval.chat_template={QUESTION_ANSWER}.",
         ) from error
 
 

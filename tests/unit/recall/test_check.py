@@ -262,7 +262,7 @@ def test_an_empty_answer_is_wrong(tmp_path: Path) -> None:
 def test_a_base_that_recalls_nothing_is_warned_of(tmp_path: Path) -> None:
     report = run(Models(pre=0.0, post=0.0), tmp_path, plan(samples=25)).report
     assert [warning for warning in report.warnings if "no recall to lose" in warning] == [
-        f"pre itself finds only 0 of 25 needles of niah_single_2@{length}: "
+        f"pre itself scores only 0 % on 25 prompts of niah_single_2@{length}: "
         "there is no recall to lose"
         for length in LENGTHS
     ]

@@ -13,13 +13,15 @@ from pydantic import ValidationError
 
 import amnesia_bench.recall.niah.generate as generate_module
 from amnesia_bench.errors import UserError
-from amnesia_bench.recall.niah import TASKS, build_prompts, open_prompt_sets
+from amnesia_bench.recall.niah import build_prompts, open_prompt_sets
 from amnesia_bench.recall.niah.splicing import NotSpliceableError, SplicedText
+from amnesia_bench.recall.niah.tasks import SINGLE_TASKS
 from amnesia_bench.requests.recall import BuildPromptsRequest
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 from tests.support.niah_texts import made_up_essay
 from tests.support.niah_tokenizers import train_byte_level, train_metaspace
+from tests.support.ruler_questions import write_hotpot
 
 ESSAY = made_up_essay(300)
 
@@ -37,7 +39,7 @@ def request_of(inputs: Path) -> Callable[..., BuildPromptsRequest]:
     request: dict[str, Any] = {
         "tokenizer": inputs / "tokenizer",
         "lengths": (2048, 1000),
-        "tasks": tuple(TASKS),
+        "tasks": tuple(SINGLE_TASKS),
         "haystack": inputs / "essay.txt",
         "samples": 6,
     }
@@ -48,6 +50,34 @@ def opened(folder: Path, inputs: Path) -> tuple[Any, ...]:
     return open_prompt_sets(folder, load_tokenizer(inputs / "tokenizer"))
 
 
+def test_another_seed_hides_other_needles(
+    request_of: Callable[..., BuildPromptsRequest], inputs: Path, tmp_path: Path
+) -> None:
+    keys = []
+    for seed in (0, 1):
+        request = request_of(seed=seed, lengths=(1000,), tasks=("niah_single_3",))
+        build_prompts(request, tmp_path / str(seed))
+        (prompt_set,) = opened(tmp_path / str(seed), inputs)
+        assert json.loads((tmp_path / str(seed) / "prompts.json").read_text())["seed"] == seed
+        keys.append({prompt_set.document(i)["outputs"][0] for i in range(len(prompt_set))})
+    assert not keys[0] & keys[1]
+
+
+def test_another_seed_asks_about_other_prompts_where_no_texts_are_drawn(
+    request_of: Callable[..., BuildPromptsRequest], inputs: Path, tmp_path: Path
+) -> None:
+    """Each question of HotpotQA has 10 texts, and these prompts contain no others."""
+    hotpot = write_hotpot(tmp_path / "hotpot.json")
+    prompts: list[str] = []
+    for seed in (0, 1, 2):
+        changes = {"tasks": ("ruler_qa_hotpot",), "lengths": (1024,), "hotpot": hotpot}
+        build_prompts(request_of(seed=seed, **changes), tmp_path / str(seed))
+        (prompt_set,) = opened(tmp_path / str(seed), inputs)
+        prompts += [prompt_set.prompt(i) for i in range(len(prompt_set))]
+        assert prompts[-1].count("Document ") == 10, "texts of other questions are drawn"
+    assert len(set(prompts)) == len(prompts) == 18
+
+
 def test_cells_give_back_prompts_tokens_and_where_the_needle_is(
     request_of: Callable[..., BuildPromptsRequest], inputs: Path, tmp_path: Path
 ) -> None:
@@ -55,21 +85,21 @@ def test_cells_give_back_prompts_tokens_and_where_the_needle_is(
     tokenizer = load_tokenizer(inputs / "tokenizer")
     prompt_sets = open_prompt_sets(tmp_path / "out", tokenizer)
     assert [prompt_set.name for prompt_set in prompt_sets] == [
-        f"{task}@{length}" for task in TASKS for length in (2048, 1000)
+        f"{task}@{length}" for task in SINGLE_TASKS for length in (2048, 1000)
     ]
     for prompt_set in prompt_sets:
         assert len(prompt_set) == 6
         for i in range(6):
             document, tokens = prompt_set.document(i), prompt_set.tokens(i)
             assert prompt_set.prompt(i) == f"{document['input']} {document['gen_prefix']}"
-            assert document["outputs"] == [prompt_set.value(i)]
+            assert document["outputs"] == [prompt_set.values(i)[0]]
             assert document["length"] <= document["max_length"] == prompt_set.context_tokens
             own = tokenizer(prompt_set.prompt(i), add_special_tokens=False).input_ids
             assert tokens.dtype == np.int32
             assert tokens.tolist() == own
             assert prompt_set.prompt_tokens(i) == len(own)
             start, end = prompt_set.needle_span(i)
-            assert f"is: {prompt_set.value(i)}." in tokenizer.decode(tokens[start:end])
+            assert f"is: {prompt_set.values(i)[0]}." in tokenizer.decode(tokens[start:end])
             assert 0 <= prompt_set.depth_percent(i) <= 100
             digest = hashlib.sha256(prompt_set.prompt(i).encode()).hexdigest()
             assert prompt_set.prompt_sha256(i) == digest

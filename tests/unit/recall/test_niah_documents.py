@@ -6,7 +6,7 @@ import pytest
 
 from amnesia_bench.recall.niah.documents import Essays, Lines, shared_characters
 from amnesia_bench.recall.niah.splicing import joined
-from amnesia_bench.recall.niah.tasks import LINE, TASKS, prompt_pieces, surrounded
+from amnesia_bench.recall.niah.tasks import LINE, SINGLE_TASKS, prompt_pieces, surrounded
 from amnesia_bench.records.niah import NiahDocument
 from amnesia_bench.tokenizers.sentences import sentence_splitter
 from tests.support.niah_texts import made_up_essay
@@ -94,7 +94,7 @@ def test_a_needle_is_set_off_as_lm_eval_does(position: int, essays: bool, expect
 
 def test_a_needle_in_the_tail_of_a_document_stands_there() -> None:
     document = NiahDocument(units=4, shared=4, tail="Xy. Zw.")
-    task = TASKS["niah_single_2"]
+    task = SINGLE_TASKS["niah_single_2"]
     for position, context in (
         (0, " {} One Xy. Zw."),
         (4, "One {} Xy. Zw."),

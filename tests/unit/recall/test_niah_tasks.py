@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from amnesia_bench.recall.niah.tasks import score_needle
+from amnesia_bench.recall.niah.tasks import score_answer
 from amnesia_bench.records.evaluation import FinishReason, Generation, Outcome, SampleKey
 
 ANSWERS = [
@@ -59,11 +59,11 @@ def generation(text: str) -> Generation:
 )
 def test_an_answer_scores_as_in_lm_eval(theirs: ModuleType, text: str, value: str) -> None:
     expected = theirs.string_match_all(theirs.postprocess_pred([text]), [[value]])
-    assert (score_needle(generation(text), value).outcome is Outcome.CORRECT) == (expected == 1.0)
+    assert (score_answer(generation(text), [value]).outcome is Outcome.CORRECT) == (expected == 1.0)
 
 
 @pytest.mark.parametrize("text", ["", "  \n", "\x00\x1f"])
 def test_an_answer_of_nothing_is_told_from_a_wrong_one(text: str) -> None:
-    verdict = score_needle(generation(text), "1234567")
+    verdict = score_answer(generation(text), ["1234567"])
     assert (verdict.outcome, verdict.answer) == (Outcome.NO_ANSWER, None)
-    assert score_needle(generation("7654321"), "1234567").outcome is Outcome.WRONG
+    assert score_answer(generation("7654321"), ["1234567"]).outcome is Outcome.WRONG

@@ -43,7 +43,7 @@ def test_other_words_than_those_of_the_official_prompts_are_refused(
     import wonderwords
 
     class Fewer:
-        def __init__(self) -> None:
+        def __init__(self, enhanced_prefixes: bool) -> None:
             self._categories = {"adjectives": ["old"], "nouns": ["fox"]}
 
     monkeypatch.setattr(wonderwords, "RandomWord", Fewer)

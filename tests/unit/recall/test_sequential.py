@@ -8,7 +8,7 @@ import pytest
 
 from amnesia_bench.recall.sequential import judge, looks
 from amnesia_bench.records.recall import CheckVerdict, Rule
-from amnesia_bench.statistics import PairedCounts
+from amnesia_bench.statistics.intervals import PairedCounts
 
 RULE = Rule(samples=500, margin=0.0, error_rate=0.025)  # as `amnesia check` has it
 Chances = tuple[float, float, float, float]

@@ -61,14 +61,14 @@ def test_other_marks_of_thinking_are_a_matter_of_config() -> None:
     ],
 )
 def test_a_prompt_that_ends_inside_thinking_is_known(template: str, opens: bool) -> None:
-    layout = prompt_format(byte_tokenizer(template), use_template=True, template=None, think=THINK)
+    layout = prompt_format(byte_tokenizer(template), chat=True, template=None, think=THINK)
     assert layout.opens_thinking is opens
     assert layout.sha256 == hashlib.sha256(template.encode()).hexdigest()
 
 
 def test_a_prompt_is_one_user_message_in_the_template() -> None:
     tokenizer = byte_tokenizer()
-    layout = prompt_format(tokenizer, use_template=True, template=None, think=None)
+    layout = prompt_format(tokenizer, chat=True, template=None, think=None)
     tokens = prompt_tokens(tokenizer, layout, "What is 1 + 1?")
     assert tokens.dtype == np.int32
     assert tokenizer.decode(tokens) == (
@@ -80,14 +80,14 @@ def test_a_prompt_is_one_user_message_in_the_template() -> None:
 
 def test_a_given_template_replaces_the_tokenizers_own() -> None:
     tokenizer = byte_tokenizer(None)
-    layout = prompt_format(tokenizer, use_template=True, template=THINKING, think=THINK)
+    layout = prompt_format(tokenizer, chat=True, template=THINKING, think=THINK)
     assert layout.opens_thinking
     assert tokenizer.decode(prompt_tokens(tokenizer, layout, "?")).endswith("<think>\n")
 
 
 def test_without_a_template_the_message_goes_as_it_is() -> None:
     tokenizer = byte_tokenizer(None)
-    layout = prompt_format(tokenizer, use_template=False, template=None, think=THINK)
+    layout = prompt_format(tokenizer, chat=False, template=None, think=THINK)
     assert (layout.sha256, layout.opens_thinking) == (None, False)
     assert tokenizer.decode(prompt_tokens(tokenizer, layout, "What?")) == "What?"
 
@@ -100,7 +100,7 @@ def test_a_prompt_never_ends_in_the_eos_that_a_tokenizer_appends() -> None:
         special_tokens=[(each, tokenizer.convert_tokens_to_ids(each)) for each in (begin, end)],
     )
     assert tokenizer("What?").input_ids[-1] == tokenizer.eos_token_id
-    layout = prompt_format(tokenizer, use_template=False, template=None, think=None)
+    layout = prompt_format(tokenizer, chat=False, template=None, think=None)
     assert tokenizer.decode(prompt_tokens(tokenizer, layout, "What?")) == f"{begin}What?"
     bare = np.asarray(tokenizer("What?", add_special_tokens=False).input_ids, np.int32)
     assert tokenizer.decode(with_leading_special_tokens(tokenizer, bare)) == f"{begin}What?"
@@ -110,22 +110,22 @@ def test_a_prompt_never_ends_in_the_eos_that_a_tokenizer_appends() -> None:
 
 def test_a_template_with_a_date_asks_the_same_every_day() -> None:
     tokenizer = byte_tokenizer("{{- strftime_now('%d %b %Y') + ': ' + messages[0].content -}}")
-    layout = prompt_format(tokenizer, use_template=True, template=None, think=None)
+    layout = prompt_format(tokenizer, chat=True, template=None, think=None)
     assert tokenizer.decode(prompt_tokens(tokenizer, layout, "Hi")) == "26 Jul 2024: Hi"
 
 
 @pytest.mark.parametrize("template", ["{% if x %}", "{{ 1 / 0 }}", "{{ raise_exception('no') }}"])
 def test_a_template_that_cannot_be_rendered_is_one_message(template: str) -> None:
     with pytest.raises(UserError, match="chat template cannot be rendered"):
-        prompt_format(byte_tokenizer(), use_template=True, template=template, think=THINK)
+        prompt_format(byte_tokenizer(), chat=True, template=template, think=THINK)
 
 
 def test_a_tokenizer_without_a_template_says_what_to_type() -> None:
     with pytest.raises(UserError, match="--no-chat-template"):
-        prompt_format(byte_tokenizer(None), use_template=True, template=None, think=None)
+        prompt_format(byte_tokenizer(None), chat=True, template=None, think=None)
 
 
 def test_a_template_that_writes_no_prompt_for_an_answer_opens_nothing() -> None:
     tokenizer = byte_tokenizer("{{ messages[0]['content'] }}")
-    layout = prompt_format(tokenizer, use_template=True, template=None, think=THINK)
+    layout = prompt_format(tokenizer, chat=True, template=None, think=THINK)
     assert not layout.opens_thinking

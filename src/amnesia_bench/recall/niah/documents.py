@@ -93,7 +93,7 @@ class Essays:
     def __init__(self, words: Sequence[str], split: Split) -> None:
         self._words = words
         self._split = split
-        self._ends = list(accumulate(len(word) + 1 for word in words))
+        self._ends = list(accumulate(map(len, words)))  # without the spaces between them
         self._cut = lru_cache(maxsize=8)(self._truncated)
         self._longest = _SplitText(text="", sentences=[], starts=[], added=[])
 
@@ -107,6 +107,10 @@ class Essays:
     def text(self, units: int) -> str:
         return self._cut(units)[0]
 
+    def sentence_starts(self, units: int) -> Sequence[int]:
+        """Return the character at which each sentence of a document starts."""
+        return self._cut(units)[1]
+
     def places(self, units: int) -> Sequence[int]:
         return self._DEPTHS
 
@@ -119,7 +123,8 @@ class Essays:
         return float(place)
 
     def characters(self, units: int) -> int:
-        end = self._ends[min(units, len(self._words)) - 1]
+        words = min(units, len(self._words))
+        end = self._ends[words - 1] + words
         before = bisect_right(self._longest.starts, end) - 1
         return end + (self._longest.added[before] if before >= 0 else 0)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.errors import AmnesiaError, MissingEnvironmentError, UserError
+from amnesia_bench.hub.fetched import HubFiles, find_fetched
 from amnesia_bench.requests.recall import HubEssays
 from amnesia_bench.store.json_rows import read_json_rows
 
@@ -48,7 +48,7 @@ def read_haystack(source: HubEssays | Path) -> Haystack:
         MissingEnvironmentError: the hub cannot be reached.
     """
     if isinstance(source, HubEssays):
-        name, texts = _read_hub(source.revision)
+        name, texts = _read_hub(source)
     elif source.exists():
         name, texts = str(source), _read_folder(source) if source.is_dir() else _read_file(source)
     else:
@@ -66,12 +66,23 @@ def read_haystack(source: HubEssays | Path) -> Haystack:
 
 
 def _split_words(text: str) -> tuple[str, ...]:
-    # As in lm-eval, white space at the beginning or end of the text gives an empty word there.
-    return tuple(re.sub(r"\s+", " ", text).split(" "))
+    # As in lm-eval, white space at the beginning or end of the text gives an empty word there. For
+    # str, `split` and lm-eval's regular expression \s have the same definition of white space.
+    before = [""] if text[:1].isspace() or not text else []
+    after = [""] if text[-1:].isspace() else []
+    return tuple(before + text.split() + after)
 
 
-def _read_hub(revision: str | None) -> tuple[str, Sequence[str]]:
-    hint = "Without a network: --haystack PATH, or hub@REVISION if that revision is in the cache."
+def essay_files(source: HubEssays) -> HubFiles:
+    """Return the files of the essays on the hub."""
+    return HubFiles(repository=_HUB_DATASET, revision=source.revision)
+
+
+def _read_hub(source: HubEssays) -> tuple[str, Sequence[str]]:
+    hint = (
+        "Without a network: --haystack PATH, or in an experiment `amnesia fetch` on a machine with "
+        "one."
+    )
     try:
         from datasets import load_dataset
         from huggingface_hub import HfApi
@@ -80,8 +91,14 @@ def _read_hub(revision: str | None) -> tuple[str, Sequence[str]]:
             f"the hub's essays need datasets ({error})", hint='pip install "amnesia-bench[eval]"'
         ) from error
     try:
-        revision = revision or str(HfApi().dataset_info(_HUB_DATASET).sha)
-        texts = load_dataset(_HUB_DATASET, split="train", revision=revision)["text"]
+        if (fetched := find_fetched(essay_files(source))) is not None:
+            revision = fetched.record.commit
+            texts = load_dataset(str(fetched.folder), split="train")["text"]
+        else:
+            revision = source.revision or str(HfApi().dataset_info(_HUB_DATASET).sha)
+            texts = load_dataset(_HUB_DATASET, split="train", revision=revision)["text"]
+    except AmnesiaError:
+        raise
     # Each of the underlying libraries has its own error classes for an unreachable hub.
     except Exception as error:
         reason = str(error).strip().partition("\n")[0]

@@ -8,6 +8,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnesia_bench.errors import UserError
+from amnesia_bench.recall.niah.catalogue import find_task, haystack_kind
+from amnesia_bench.recall.niah.ruler_sets import StoredPromptSet, archive_of
 from amnesia_bench.recall.niah.splicing import (
+    Composed,
     NotSpliceableError,
     Span,
     SplicedText,
     WholeText,
     joined,
 )
-from amnesia_bench.recall.niah.tasks import find_task, lines_haystack, prompt_pieces
+from amnesia_bench.recall.niah.tasks import SINGLE_TASKS, lines_haystack, prompt_pieces
+from amnesia_bench.recall.niah.tracking import TRACKING_TASK, lines_up_to, noise_text
 from amnesia_bench.records.codec import from_json
 from amnesia_bench.records.niah import NiahPrompts, PromptSetRecord, TokenizerParts
+from amnesia_bench.records.ruler import RulerPromptSet
 from amnesia_bench.store.files import read_json
 from amnesia_bench.store.hashing import read_manifest, verify_manifest
 from amnesia_bench.tokenizers.tokenizer import legacy_tokenizer_identity, tokenizer_parts
@@ -40,7 +46,7 @@ PROMPT_SETS = "cells"
 _SEAM_CHARACTERS = 512
 
 
-def open_prompt_sets(folder: Path, tokenizer: Any) -> tuple[NiahPromptSet, ...]:
+def open_prompt_sets(folder: Path, tokenizer: Any) -> tuple[AnyPromptSet, ...]:
     """Open a folder of prompts; the original source of the haystack is not required.
 
     Args:
@@ -63,21 +69,33 @@ def open_prompt_sets(folder: Path, tokenizer: Any) -> tuple[NiahPromptSet, ...]:
             hint="Build the prompts again, into another folder.",
         )
     prompts = from_json(NiahPrompts, read_json(folder / PROMPTS), str(folder / PROMPTS))
-    records = []
-    for name in prompts.cells:
-        path = folder / PROMPT_SETS / f"{name}.json"
-        records.append(from_json(PromptSetRecord, read_json(path), str(path)))
-    essays = _Haystack(tokenizer, _essays(folder, prompts))
-    lines = _Haystack(tokenizer, _lines(records))
-    prompt_sets = tuple(
-        NiahPromptSet(
-            record, essays if find_task(record.task).essays else lines, prompts.tokenizer_sha256
-        )
-        for record in records
-    )
-    texts = (text for prompt_set in prompt_sets for text in prompt_set.texts())
-    check_same_tokens(folder, prompts.tokenizer_sha256, tokenizer, texts)
-    return prompt_sets
+    records = [_read_record(folder, name) for name in prompts.cells]
+    bases = {
+        "essays": _Haystack(tokenizer, _essays(folder, prompts)),
+        "lines": _Haystack(tokenizer, _lines(records)),
+        "noise": _Haystack(tokenizer, _noise(records)),
+        "": _Haystack(tokenizer, ""),
+    }
+    prompt_sets: list[AnyPromptSet] = []
+    for record in records:
+        task, identity = find_task(record.task), prompts.tokenizer_sha256
+        base = bases[haystack_kind(task)]
+        if isinstance(record, PromptSetRecord):
+            prompt_sets.append(NiahPromptSet(record, base, identity))
+        else:
+            archive = archive_of(folder / PROMPT_SETS, record.name)
+            prompt_sets.append(StoredPromptSet(record, task, base, archive, identity))
+    texts = (base.text for base in bases.values())
+    of_prompts = (text for prompt_set in prompt_sets for text in prompt_set.texts())
+    check_same_tokens(folder, prompts.tokenizer_sha256, tokenizer, chain(texts, of_prompts))
+    return tuple(prompt_sets)
+
+
+def _read_record(folder: Path, name: str) -> PromptSetRecord | RulerPromptSet:
+    path = folder / PROMPT_SETS / f"{name}.json"
+    if name.partition("@")[0] in SINGLE_TASKS:
+        return from_json(PromptSetRecord, read_json(path), str(path))
+    return from_json(RulerPromptSet, read_json(path), str(path))
 
 
 def check_same_tokens(
@@ -139,7 +157,7 @@ class NiahPromptSet:
         self.task = record.task
         self.context_tokens = record.context_tokens
         self.name = record.name
-        self._task = find_task(record.task)
+        self._task = SINGLE_TASKS[record.task]
         self._record = record
         self._samples = record.samples
         self._haystack = haystack
@@ -172,7 +190,19 @@ class NiahPromptSet:
 
     def tokens(self, i: int) -> NDArray[np.int32]:
         """Return the token ids of `prompt(i)`, int32 [T], without special tokens."""
-        return self._haystack.ids(self._prompt_pieces(i), spliced=self._record.spliced)
+        return self._composed(self._prompt_pieces(i)).ids()
+
+    def answered_tokens(self, i: int) -> tuple[NDArray[np.int32], int]:
+        """Return the token ids of `prompt(i)` followed by its answer, and where the answer begins.
+
+        The ids end with the last token of the value. Its first token is the first with one of its
+        characters, so the space before the value is not part of it if it is a token of its own.
+        """
+        pieces = [*self._prompt_pieces(i), " "]
+        start = len(joined(self._haystack.text, pieces))
+        composed = self._composed([*pieces, self.value(i)])
+        first, stop = composed.span(start, start + len(self.value(i)))
+        return composed.ids()[:stop], first
 
     def prompt_tokens(self, i: int) -> int:
         """Return the length of `tokens(i)` without building the token ids."""
@@ -194,6 +224,10 @@ class NiahPromptSet:
                 else:
                     pieces.append(piece)
             yield joined(self._haystack.text, pieces)
+
+    def values(self, i: int) -> tuple[str, ...]:
+        """Return the answers to prompt `i`."""
+        return (self.value(i),)
 
     def value(self, i: int) -> str:
         """Return the answer to prompt `i`: the hidden value."""
@@ -218,6 +252,9 @@ class NiahPromptSet:
             self._task, document, samples.position[i], samples.key[i], samples.value[i]
         )
 
+    def _composed(self, pieces: Sequence[Span | str]) -> Composed:
+        return self._haystack.composed(pieces, spliced=self._record.spliced)
+
     def _prompt_pieces(self, i: int) -> list[Span | str]:
         return [*self._pieces(i), " " + self._task.gen_prefix(self._samples.key[i])]
 
@@ -229,14 +266,14 @@ class _Haystack:
         self.text = text
         self._tokenizer = tokenizer
 
-    def ids(self, pieces: Sequence[Span | str], *, spliced: bool) -> NDArray[np.int32]:
-        """Return the token ids of the concatenated pieces, int32 [T]."""
+    def composed(self, pieces: Sequence[Span | str], *, spliced: bool) -> Composed:
+        """Return the tokens of the concatenated pieces."""
         if spliced:
             # Only the needed part of the haystack was stored, so the tokens at a seam may differ
             # from those at build time. In that case the complete prompt is tokenised.
             with suppress(NotSpliceableError):
-                return self._spliced.compose(pieces).ids()
-        return WholeText(self._tokenizer, self.text).compose(pieces).ids()
+                return self._spliced.compose(pieces)
+        return WholeText(self._tokenizer, self.text).compose(pieces)
 
     @cached_property
     def _spliced(self) -> SplicedText:
@@ -249,11 +286,25 @@ def _essays(folder: Path, prompts: NiahPrompts) -> str:
     return gzip.decompress((folder / HAYSTACK).read_bytes()).decode()
 
 
-def _lines(records: Sequence[PromptSetRecord]) -> str:
+def _lines(records: Sequence[PromptSetRecord | RulerPromptSet]) -> str:
     units = [
         document.units
         for record in records
-        if not find_task(record.task).essays
+        if isinstance(record, PromptSetRecord) and not find_task(record.task).essays
         for document in record.documents
     ]
     return lines_haystack(max(units, default=0))
+
+
+def _noise(records: Sequence[PromptSetRecord | RulerPromptSet]) -> str:
+    ends = [
+        end
+        for record in records
+        if isinstance(record, RulerPromptSet) and record.task == TRACKING_TASK.name
+        for sample in record.samples
+        for _, end in sample.spans
+    ]
+    return noise_text(lines_up_to(max(ends, default=0)))
+
+
+AnyPromptSet = NiahPromptSet | StoredPromptSet

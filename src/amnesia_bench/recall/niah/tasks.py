@@ -1,4 +1,4 @@
-"""The three NIAH tasks: the text of their prompts, and the scoring of answers.
+"""The three NIAH tasks with a single needle: the text of their prompts; the scoring of all tasks.
 
 The wording and order of the texts are those of RULER's niah_single_1/2/3 in lm-evaluation-harness
 0.4.13 (lm_eval/tasks/ruler/prepare_niah.py), where one number or uuid is hidden under one key.
@@ -6,14 +6,14 @@ The wording and order of the texts are those of RULER's niah_single_1/2/3 in lm-
 
 from __future__ import annotations
 
-import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from amnesia_bench.config.messages import nearest
-from amnesia_bench.errors import UserError
 from amnesia_bench.recall.niah.splicing import Span
 from amnesia_bench.records.evaluation import Generation, Outcome, Sampling, Verdict
+from amnesia_bench.records.ids import RECALL_IDS
 from amnesia_bench.records.niah import NiahDocument
+from amnesia_bench.records.recall import found_values, recalled_text
 
 # The sampling parameters of lm-eval's task files.
 NIAH_SAMPLING = Sampling(max_new_tokens=128, temperature=0.0, top_p=1.0, top_k=None, stop=())
@@ -24,15 +24,38 @@ LINE = "The grass is green. The sky is blue. The sun is yellow. Here we go. Ther
 
 
 @dataclass(frozen=True, kw_only=True)
-class NiahTask:
-    """One NIAH task.
+class RecallTask:
+    """One of RULER's tasks.
 
-    `essays` is false if the haystack consists of repeated lines. `value_noun` is the kind of hidden
-    value: "number" (7 digits) or "uuid".
+    Attributes:
+        name: the name of the task in lm-eval.
+        essays: whether its haystack consists of essays.
+        delimiter: lm-eval puts it between the input and the beginning of the answer.
     """
 
     name: str
-    essays: bool
+    essays: bool = False
+    delimiter: str = " "
+
+    @property
+    def answer_tokens(self) -> int:
+        """The maximum number of tokens per answer in lm-eval's task file."""
+        return RECALL_IDS[self.name].answer_tokens
+
+    @property
+    def scorer(self) -> str:
+        """The name of lm-eval's metric."""
+        return RECALL_IDS[self.name].scorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class NiahTask(RecallTask):
+    """One NIAH task with a single needle.
+
+    If `essays` is false, the haystack consists of repeated lines. `value_noun` is the kind of
+    hidden value: "number" (7 digits) or "uuid".
+    """
+
     value_noun: str
 
     @property
@@ -59,7 +82,7 @@ class NiahTask:
         return f"The special magic {self.value_noun} for {key} mentioned in the provided text is"
 
 
-TASKS = {
+SINGLE_TASKS = {
     task.name: task
     for task in (
         NiahTask(name="niah_single_1", essays=False, value_noun="number"),
@@ -67,17 +90,6 @@ TASKS = {
         NiahTask(name="niah_single_3", essays=True, value_noun="uuid"),
     )
 }
-
-
-def find_task(name: str) -> NiahTask:
-    """Return a task by its name.
-
-    Raises:
-        UserError: the task does not exist.
-    """
-    if name not in TASKS:
-        raise UserError(f"no task {name!r}", hint=nearest(name, list(TASKS)))
-    return TASKS[name]
 
 
 def prompt_pieces(
@@ -128,19 +140,17 @@ def lines_haystack(lines: int) -> str:
     return "\n".join([LINE] * lines)
 
 
-_CONTROL = re.compile(r"[\x00-\x1f]")
+def score_answer(generation: Generation, values: Sequence[str]) -> Verdict:
+    """Score one answer like lm-eval: the verdict is `CORRECT` if the answer contains all values.
 
-
-def score_needle(generation: Generation, value: str) -> Verdict:
-    """Score one answer like lm-eval's `string_match_all` with a single value.
-
-    The answer is correct if it contains the value. Case and white space around the answer are
-    ignored, and control characters count as line breaks. The value may be part of a longer number:
-    12345678 contains 1234567. An empty answer is `NO_ANSWER`, which counts as wrong.
+    An empty answer is `NO_ANSWER`, which counts as wrong. If an answer contains only some of the
+    values, the verdict's `detail` gives their number. See `found_values`.
     """
-    answer = _CONTROL.sub("\n", generation.text.strip()).strip()
-    if value.lower() in answer.lower():
+    answer = recalled_text(generation.text)
+    found = sum(found_values(generation.text, values))
+    if found == len(values):
         outcome = Outcome.CORRECT
     else:
         outcome = Outcome.WRONG if answer else Outcome.NO_ANSWER
-    return Verdict(key=generation.key, outcome=outcome, answer=answer or None, detail=None)
+    detail = f"{found} of {len(values)} values" if 0 < found < len(values) else None
+    return Verdict(key=generation.key, outcome=outcome, answer=answer or None, detail=detail)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from itertools import accumulate
 from typing import overload
@@ -16,6 +16,7 @@ from typing import overload
 from amnesia_bench.errors import MissingEnvironmentError
 
 WORDS_SHA256 = "a1ea21873c07854c364bf7a93924b3dacd8409e853dbf546a306cc13d69040d4"
+ALL_WORDS_SHA256 = "e38c2301ebc71a787f9bb015b91d31e5cd2fb97366e578786091fa8b6fa6cc4b"
 
 
 class WordPairs(Sequence[str]):
@@ -70,22 +71,49 @@ def needle_keys() -> WordPairs:
         MissingEnvironmentError: wonderwords is not installed, or its words differ from those of
             the version with which the official prompts are built.
     """
-    hint = 'pip install "wonderwords==3.0.1"'
+    categories = _categories()
+    adjectives, nouns = categories["adjectives"], categories["nouns"]
+    if words_sha256(adjectives, nouns) != WORDS_SHA256:
+        raise _other_words()
+    return WordPairs(adjectives, nouns)
+
+
+@cache
+def all_words() -> tuple[str, ...]:
+    """Return the sorted nouns, adjectives and verbs from which lm-eval draws for ruler_cwe.
+
+    Raises:
+        MissingEnvironmentError: see `needle_keys`.
+    """
+    categories = _categories()
+    words = {word for kind in ("noun", "adjective", "verb") for word in categories[kind]}
+    if words_sha256(sorted(words), ()) != ALL_WORDS_SHA256:
+        raise _other_words()
+    return tuple(sorted(words))
+
+
+_HINT = 'pip install "wonderwords==3.0.1"'
+
+
+def _categories() -> Mapping[str, Sequence[str]]:
     try:
         import wonderwords
     except ImportError as error:
         raise MissingEnvironmentError(
-            "niah build needs wonderwords for the needles' keys", hint=hint
+            "niah build needs wonderwords for the needles' keys", hint=_HINT
         ) from error
-    categories = wonderwords.RandomWord()._categories
-    adjectives, nouns = categories["adjectives"], categories["nouns"]
-    if words_sha256(adjectives, nouns) != WORDS_SHA256:
-        raise MissingEnvironmentError(
-            "the words of this wonderwords differ from version 3.0.1: keys and all later draws "
-            "would differ from those of lm-eval 0.4.13",
-            hint=hint,
-        )
-    return WordPairs(adjectives, nouns)
+    # The prefix trees, which take longer to build than all else here, are not needed.
+    random_word = wonderwords.RandomWord(enhanced_prefixes=False)
+    categories: Mapping[str, Sequence[str]] = random_word._categories
+    return categories
+
+
+def _other_words() -> MissingEnvironmentError:
+    return MissingEnvironmentError(
+        "the words of this wonderwords differ from version 3.0.1: keys and all later draws "
+        "would differ from those of lm-eval 0.4.13",
+        hint=_HINT,
+    )
 
 
 def words_sha256(adjectives: Iterable[str], nouns: Iterable[str]) -> str:
