@@ -24,7 +24,12 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
-from amnesia_bench.inference.prefix_tree import PromptDigest, plan_prefixes, prefill_tokens
+from amnesia_bench.inference.prefix_tree import (
+    PromptDigest,
+    leaves_of,
+    plan_prefixes,
+    prefill_tokens,
+)
 from amnesia_bench.inference.protocol import EngineOptions, PromptRequest
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.modeling import HypeNetConfig, HypeNetForCausalLM
@@ -54,7 +59,7 @@ SHAPE: dict[str, Any] = {
 }
 # A needle's value is answered in about ten tokens. 64 of 2,048 tokens: as 1,024 of 32,768.
 SMALL_CHUNK, SMALL_NEW_TOKENS, SMALL_SAMPLES = 64, 10, 40
-ALONE = EngineOptions(device="cpu", prefill_chunk_tokens=SMALL_CHUNK, max_batch_tokens=1)
+ALONE = EngineOptions(device="cpu", prefill_chunk_tokens=SMALL_CHUNK, max_rows=1)
 LAPTOP_VOCAB = 1024
 # lm-eval fills a length in steps of 500 words and leaves room for its answer: these make prompts of
 # about 2K, 4K and 8K tokens.
@@ -212,6 +217,12 @@ class Way:
         return peak
 
 
+def computed_tokens(digests: Sequence[PromptDigest], *, share: bool) -> int:
+    """Return how many prompt tokens are prefilled."""
+    nodes = plan_prefixes(digests, SMALL_CHUNK, share=share)
+    return prefill_tokens(nodes, leaves_of(nodes, digests, [0] * len(digests), share=share))
+
+
 def print_cpu(lengths: Sequence[int]) -> None:
     if not HAYSTACK.exists():
         print(f"\nNot run: {HAYSTACK} is missing.")
@@ -233,10 +244,7 @@ def print_cpu(lengths: Sequence[int]) -> None:
         for length in lengths:
             requests = prompts[length]
             digests = [PromptDigest.of(request.tokens, SMALL_CHUNK) for request in requests]
-            computed = [
-                prefill_tokens(digests, plan_prefixes(digests, SMALL_CHUNK, share=share))
-                for share in (False, True)
-            ]
+            computed = [computed_tokens(digests, share=share) for share in (False, True)]
             full, shared = (
                 Way(name, requests, dataclasses.replace(ALONE, share_prefixes=share))
                 for share in (False, True)
@@ -260,7 +268,7 @@ def print_batches() -> None:
     """Answer prompts of unequal length with batch size 1 and in batches."""
     requests = unequal_requests()
     options = EngineOptions(device="cpu", prefill_chunk_tokens=512)
-    alone = Way("laptop", requests, dataclasses.replace(options, max_batch_tokens=1))
+    alone = Way("laptop", requests, dataclasses.replace(options, max_rows=1))
     together = Way("laptop", requests, options)
     for _ in requests:
         alone.answer()

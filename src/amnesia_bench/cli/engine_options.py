@@ -9,10 +9,15 @@ from amnesia_bench.requests.engines import ENGINES, EngineChoice
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the inference engine."""
+    """Add the options of the inference engine, and which engine."""
     parser.add_argument(
         "--engine", choices=ENGINES, default=ENGINES[0], help=f"inference backend ({ENGINES[0]})"
     )
+    add_model_arguments(parser)
+
+
+def add_model_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the engine that override the model's config."""
     parser.add_argument(
         "--max-context-tokens", type=int, help="overrides the context limit of the model's config"
     )
@@ -32,7 +37,7 @@ def engine_choice(args: argparse.Namespace) -> EngineChoice:
     return make(
         EngineChoice,
         {"name": "--engine"},
-        name=args.engine,
+        name=getattr(args, "engine", ENGINES[0]),  # some commands have no choice
         max_context_tokens=args.max_context_tokens,
         attn_logits_scaling=args.attn_logits_scaling,
     )

@@ -1,4 +1,4 @@
-"""Data parallelism: one process per device, each with a copy of the model.
+"""Data parallelism: one process per GPU, each with a copy of the model.
 
 Each worker process answers prompts that are neighbours in the prefix tree. The workers share no
 data. A worker requests each prompt from the parent process when it needs it, so prompts are still
@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import multiprocessing
+import os
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from types import TracebackType
@@ -19,8 +20,7 @@ from typing import Any, cast
 
 from amnesia_bench.errors import AmnesiaError, StageFailedError
 from amnesia_bench.inference.prefix_tree import PromptDigest, partition
-from amnesia_bench.inference.protocol import EngineOptions, OnDemand, PromptRequest
-from amnesia_bench.inference.transformers_engine import TransformersEngine
+from amnesia_bench.inference.protocol import Engine, EngineOptions, OnDemand, PromptRequest
 from amnesia_bench.records.evaluation import Generation
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
@@ -28,34 +28,42 @@ from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 # (a PromptRequest). Kinds sent by a worker: ready (settings), want (index of a request), generation
 # (a Generation), done (None), error (an AmnesiaError), crash (a traceback).
 Message = tuple[str, Any]
+Loader = Callable[[Path, EngineOptions], Engine]
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class DataParallelEngine:
-    """An `Engine` that distributes its requests over several devices.
+    """An `Engine` that distributes its requests over several GPUs.
 
     Args:
+        load: loads the engine of each worker process, for example `TransformersEngine.load`.
         checkpoint: checkpoint folder of a causal LM.
-        options: the engine options; `device` is ignored.
-        devices: the device of each worker process, such as "cuda:0".
+        options: the engine options.
+        gpus: the GPU that each worker process sees, in the notation of CUDA_VISIBLE_DEVICES; "" for
+            a process without a GPU.
 
     Raises:
-        UserError: for the same reasons as in `TransformersEngine.load`.
+        UserError: for the same reasons as in `load`.
     """
 
-    def __init__(self, checkpoint: Path, options: EngineOptions, devices: Sequence[str]) -> None:
+    def __init__(
+        self, load: Loader, checkpoint: Path, options: EngineOptions, gpus: Sequence[str]
+    ) -> None:
         self.tokenizer = load_tokenizer(checkpoint)
-        self._chunk = options.chunk_on(devices[0].partition(":")[0])
+        self._chunk = options.chunk_on("cuda" if all(gpus) else "cpu")
         self._workers: list[tuple[Any, Connection]] = []
         context = multiprocessing.get_context("spawn")
-        checks = -(-options.verify_prefix // len(devices))
-        for device in devices:
+        checks = -(-options.verify_prefix // len(gpus))
+        for gpu in gpus:
             parent_end, worker_end = context.Pipe()
-            worker_options = dataclasses.replace(options, device=device, verify_prefix=checks)
+            worker_options = dataclasses.replace(options, verify_prefix=checks)
             # A daemon ends with its parent; if the parent is killed, the broken pipe ends it.
             process = context.Process(
-                target=_work, args=(worker_end, checkpoint, worker_options), daemon=True
+                target=_work, args=(worker_end, load, checkpoint, worker_options), daemon=True
             )
-            process.start()
+            with _seeing(gpu):
+                process.start()
             worker_end.close()
             self._workers.append((process, parent_end))
         try:
@@ -74,11 +82,15 @@ class DataParallelEngine:
         """Answer every request; yield the answers in the order in which the workers finish them.
 
         Raises:
-            UserError: for the same reasons as in `TransformersEngine.generate`.
+            UserError: for the same reasons as in the workers' engines.
             StageFailedError: for the same reasons, or because a worker process died.
         """
-        digests = [PromptDigest.of(requests[i].tokens, self._chunk) for i in range(len(requests))]
-        parts = partition(digests, self._chunk, len(self._workers))
+        digests, new_tokens = [], []
+        for i in range(len(requests)):
+            request = requests[i]
+            digests.append(PromptDigest.of(request.tokens, self._chunk))
+            new_tokens.append(request.sampling.max_new_tokens)
+        parts = partition(digests, new_tokens, self._chunk, len(self._workers))
         busy: dict[Connection, tuple[int, ...]] = {}
         for (_, connection), part in zip(self._workers, parts, strict=True):
             if part:
@@ -131,7 +143,24 @@ class DataParallelEngine:
         self.close()
 
 
-def _work(connection: Connection, checkpoint: Path, options: EngineOptions) -> None:
+@contextmanager
+def _seeing(gpu: str) -> Iterator[None]:
+    """Start processes inside the `with` block that see only one GPU, which is "cuda:0" there."""
+    before = os.environ.get(_VISIBLE)
+    os.environ[_VISIBLE] = gpu
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_VISIBLE]
+        else:
+            os.environ[_VISIBLE] = before
+
+
+def _work(connection: Connection, load: Loader, checkpoint: Path, options: EngineOptions) -> None:
+    # vLLM would run the model in a process of its own, which a daemon may not start.
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
+
     def fetch(index: int) -> PromptRequest:
         connection.send(("want", index))
         return cast("PromptRequest", connection.recv()[1])
@@ -139,7 +168,7 @@ def _work(connection: Connection, checkpoint: Path, options: EngineOptions) -> N
     # If the parent died or closed the pipe, no process is left to receive an error report.
     with suppress(EOFError, ConnectionError, KeyboardInterrupt):
         try:
-            engine = TransformersEngine.load(checkpoint, options)
+            engine = load(checkpoint, options)
             connection.send(("ready", dict(engine.settings)))
             while True:
                 _, count = connection.recv()

@@ -1,30 +1,24 @@
-"""Token-by-token decoding of prefilled prompts, and helpers that all engines share.
+"""The rows of a batch: their requests and answers, and helpers that all engines share.
 
 Each row draws one random number per token from its own generator, so its answer depends neither on
 the other rows of the batch nor on the order of the requests.
-
-Shapes: B rows, E vocabulary size.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers.cache_utils import Cache
 
 from amnesia_bench.errors import StageFailedError, UserError
-from amnesia_bench.inference.language_model import LanguageModel, catching_oom
 from amnesia_bench.inference.protocol import PromptRequest
-from amnesia_bench.inference.sampling import choose, generator_of
-from amnesia_bench.modeling.packing import copy_to_device
-from amnesia_bench.records.evaluation import FinishReason, Generation, Sampling
+from amnesia_bench.inference.sampling import generator_of
+from amnesia_bench.records.evaluation import FinishReason, Generation
 
 Decode = Callable[[Sequence[int]], str]
+_DRAWS = 256  # the number of random numbers that a row draws at once
 
 
 def check_room(request: PromptRequest, limit: int | None) -> None:
@@ -118,11 +112,20 @@ class DecodingRow:
     generator: torch.Generator
     tokens: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+    _draws: list[float] = field(default_factory=list)
 
     @classmethod
     def of(cls, request: PromptRequest) -> DecodingRow:
         """Return the row of a request, with an empty answer."""
         return cls(request, generator_of(request.seed))
+
+    def draw(self) -> float:
+        """Return the next random number of this row, in [0, 1)."""
+        if not self._draws:
+            # These are the numbers that single draws would give, but one call takes less time.
+            numbers = torch.rand(_DRAWS, generator=self.generator, dtype=torch.float64)
+            self._draws = numbers.flip(0).tolist()
+        return self._draws.pop()
 
     def append(self, token: int, eos_ids: frozenset[int], decode: Decode) -> None:
         """Append a token id, and set the finish reason if it ends the answer."""
@@ -148,86 +151,3 @@ class DecodingRow:
         """Return the record of the finished answer."""
         assert self.finish_reason is not None
         return generation_of(self.request, self.tokens, self.finish_reason, decode)
-
-
-@dataclass(frozen=True, eq=False)
-class PrefilledRows:
-    """Rows with prefilled prompts, ready for decoding.
-
-    `logits` [B, E] are the logits after the last token of each prompt. `cache` has one row per
-    prompt; all prompts end in the same column, with padding before shorter ones. Decoding leaves it
-    usable only if it has a single row: it then contains the prompt and the answer.
-    """
-
-    rows: Sequence[DecodingRow]
-    logits: Tensor
-    cache: Cache | None
-
-
-@torch.inference_mode()
-def decode_batch(
-    model: LanguageModel, batch: PrefilledRows, stopping: Stopping
-) -> Iterator[DecodingRow]:
-    """Decode the answers of all rows in place; yield each row as soon as it is finished.
-
-    Args:
-        model: the model.
-        batch: the prefilled rows.
-        stopping: the end token ids, and a function that converts token ids to text.
-
-    Raises:
-        MemoryExhaustedError: memory ran out before all rows were finished.
-        StageFailedError: the logits of an unfinished row are not finite, so it has no answer. Rows
-            that were yielded before keep their answers.
-    """
-    active, cache, logits = list(batch.rows), batch.cache, batch.logits
-    longest = max(len(row.request.tokens) for row in active)
-    padding = _padding(active, longest, logits.device)
-    for step in itertools.count():
-        tokens = _next_tokens(logits, active)
-        # If the largest logit is finite, none is NaN; single logits of -inf are valid, since a
-        # model excludes tokens in this way. Without this check, argmax would still return a token.
-        finite = logits.amax(dim=-1).isfinite()
-        # The only copy from the device in a greedy step; sampling makes one more. Each one waits
-        # until the device is idle.
-        for row, (token, valid) in zip(
-            active, torch.stack([tokens, finite.long()], dim=1).tolist(), strict=True
-        ):
-            if row.finish_reason is None:
-                if not valid:
-                    raise not_finite(row.request, len(row.tokens))
-                row.append(token, *stopping)
-                if row.finish_reason is not None:
-                    yield row
-        running = [i for i, row in enumerate(active) if row.finish_reason is None]
-        if not running:
-            return
-        with catching_oom(longest + step):
-            # Copying the cache costs about one step, and halves the cost of all later steps.
-            if model.cache_class is not None and len(running) <= len(active) // 2:
-                assert cache is not None
-                index: Any = torch.tensor(running, device=tokens.device)
-                cache.reorder_cache(index)
-                tokens, active = tokens[index], [active[i] for i in running]
-                padding = _padding(active, longest, tokens.device)
-            logits, cache = model.advance(cache, tokens[:, None], padding)
-
-
-def _padding(rows: Sequence[DecodingRow], longest: int, device: torch.device) -> Tensor | None:
-    """Return the number of padding tokens before each prompt [B], or None if there is none."""
-    tokens = [longest - len(row.request.tokens) for row in rows]
-    return copy_to_device(torch.tensor(tokens), device) if any(tokens) else None
-
-
-def _next_tokens(logits: Tensor, rows: Sequence[DecodingRow]) -> Tensor:
-    """Return the next token id of each row [B], chosen with the row's sampling parameters."""
-    groups: dict[Sampling, list[int]] = {}
-    for i, row in enumerate(rows):
-        groups.setdefault(row.request.sampling, []).append(i)
-    if len(groups) == 1:
-        return choose(logits, rows[0].request.sampling, [row.generator for row in rows])
-    tokens = torch.empty(len(rows), dtype=torch.long, device=logits.device)
-    for sampling, indices in groups.items():
-        generators = [rows[i].generator for i in indices]
-        tokens[indices] = choose(logits[indices], sampling, generators)
-    return tokens

@@ -97,11 +97,21 @@ def read_generations(folder: Path) -> tuple[Generation, ...]:
     Raises:
         UserError: the folder contains no answers, or a line of them is damaged.
     """
+    answers = read_answers(folder)
+    return tuple(answers[key].generation for key in sorted(answers))
+
+
+def read_answers(folder: Path) -> dict[SampleKey, Answer]:
+    """Return the answers in a folder by key, with the hashes of their requests.
+
+    Raises:
+        UserError: see `read_generations`.
+    """
     path = folder / GENERATIONS
     if not path.is_file():
         raise UserError(f"{folder}: holds no {GENERATIONS}")
     answers, _ = _read(path, sealed=read_run_record(folder).sealed)
-    return tuple(answers[key].generation for key in sorted(answers))
+    return answers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +171,8 @@ def _check_run(folder: Path, run: Mapping[str, str]) -> None:
         )
 
 
-def _request_sha256(request: PromptRequest) -> str:
+def request_sha256(request: PromptRequest) -> str:
+    """Return a hash of a request's tokens, sampling parameters and seed."""
     tokens = request.tokens.astype("<i4", copy=False)
     digest = hashlib.sha256(tokens.tobytes())
     sampling = {"sampling": codec.to_json(request.sampling), "seed": request.seed}
@@ -215,7 +226,7 @@ def _request_hashes(
         key = request.key
         if key in hashes:
             raise ValueError(f"two requests for {key}")
-        hashes[key] = _request_sha256(request)
+        hashes[key] = request_sha256(request)
         if key in answers and answers[key].request_sha256 != hashes[key]:
             raise UserError(
                 f"{folder}: its answer to {key.task}, document {key.doc}, repeat {key.repeat} "

@@ -1,19 +1,16 @@
 """A causal LM of transformers with its KV cache: cache creation, prefill, and decoding steps.
 
-If memory runs out, `MemoryExhaustedError` states how many tokens fitted.
-
 Shapes: B rows, T new tokens, E vocabulary size.
 """
 
 from __future__ import annotations
 
 import functools
-import gc
 import inspect
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,48 +21,18 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.caches import JoinedRows, ResumableCache, can_join, can_resume
+from amnesia_bench.inference.caches import (
+    JoinedRows,
+    ResumableCache,
+    RowCache,
+    can_join,
+    can_resume,
+)
+from amnesia_bench.inference.layer_memo import LayerMemo
+from amnesia_bench.inference.memory import catching_oom
 from amnesia_bench.modeling import HypeNetCache
 from amnesia_bench.modeling.causal_attention import CAUSAL_SDPA
 from amnesia_bench.modeling.hybrid_config import HybridConfig
-
-
-class MemoryExhaustedError(Exception):
-    """Memory ran out when the cache contained `fits` tokens per row.
-
-    The engine catches this error and retries with fewer rows. If a single row does not fit, its
-    message to the user names a length that does.
-    """
-
-    def __init__(self, fits: int) -> None:
-        super().__init__(f"out of memory after token {fits:,}")
-        self.fits = fits
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether torch ran out of memory; on the CPU, only the message shows it."""
-    return isinstance(error, torch.OutOfMemoryError) or (
-        isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    )
-
-
-@contextmanager
-def catching_oom(num_tokens: int) -> Iterator[None]:
-    """Convert torch's out-of-memory errors in the block to `MemoryExhaustedError(num_tokens)`."""
-    try:
-        yield
-    except RuntimeError as error:
-        if not is_out_of_memory(error):
-            raise
-        raise MemoryExhaustedError(num_tokens) from error
-
-
-def release_memory() -> None:
-    """Free memory after an error; call this after the `except` block, which keeps tensors alive."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +42,7 @@ _PROBE_TOKENS, _CUT_TOKENS, _NEAR_TOKENS = 160, 70, 2
 _TF32_EPSILON = 2.0**-10  # TF32 keeps 10 bits of the mantissa
 # With these RoPE types, frequencies depend on the longest row of a batch: rows affect each other.
 _RESCALED_ROPE = frozenset(("dynamic", "longrope"))
+_UNMEASURED = RowCache(token_bytes=0.0, windows=(), state_bytes=0.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +51,8 @@ class LanguageModel:
 
     `full_reason` is the reason why prompts cannot share prefixes, or None if they can.
     `chunked_prefill` states whether a prompt may be prefilled in chunks, and `joins_rows` whether
-    prompts of different lengths may be decoded in one batch.
+    prompts of different lengths may be decoded in one batch. `row_cache` is the size of a row's
+    cache. `memo` is set while models that share their lower layers answer the same prompts.
     """
 
     module: Any
@@ -91,6 +60,8 @@ class LanguageModel:
     chunked_prefill: bool
     full_reason: str | None
     joins_rows: bool
+    row_cache: RowCache = _UNMEASURED
+    memo: LayerMemo | None = None
 
     @property
     def device(self) -> torch.device:
@@ -147,20 +118,22 @@ class LanguageModel:
         """Run `advance` on prompts in chunks of `chunk` tokens; the return values are the same.
 
         Args:
-            cache: the cache of the previous tokens.
-            tokens: ids of the new tokens [B, T].
+            cache: the cache of the first `start` tokens.
+            tokens: ids of the prompts from their first token on [B, start + T].
             chunk: prefill chunk size in tokens.
-            start: number of tokens in the cache, for `MemoryExhaustedError`.
+            start: number of tokens in the cache.
 
         Raises:
             MemoryExhaustedError: memory ran out.
         """
         logits: Tensor | None = None
-        size = chunk if self.chunked_prefill else tokens.shape[1]
-        for part in torch.split(tokens, size, dim=1):
-            with catching_oom(start):
+        size = chunk if self.chunked_prefill else tokens.shape[1] - start
+        for part in torch.split(tokens[:, start:], size, dim=1):
+            end = start + part.shape[1]
+            shared = self.memo.prefilling(cache, tokens[:, :end], start) if self.memo else None
+            with catching_oom(start), shared or nullcontext():
                 logits, cache = self.advance(cache, part)
-            start += part.shape[1]
+            start = end
         assert logits is not None
         return logits, cache
 
@@ -220,8 +193,13 @@ def prepare_model(module: Any, limit: int | None = None) -> LanguageModel:
         log.warning("prompts will not share prefixes: %s", reason)
     if not chunked:
         log.warning("prompts will be prefilled in one chunk: long ones need much memory")
-    joins = chunked and _joins(model, probe, tolerance)
-    return replace(model, chunked_prefill=chunked, full_reason=reason, joins_rows=joins)
+    return replace(
+        model,
+        chunked_prefill=chunked,
+        full_reason=reason,
+        joins_rows=chunked and _joins(model, probe, tolerance),
+        row_cache=RowCache.measure(cache, module.config),
+    )
 
 
 def _tolerance(dtype: torch.dtype, device: torch.device) -> float:
@@ -265,7 +243,7 @@ def _joins(model: LanguageModel, probe: Tensor, tolerance: float) -> bool:
         if not can_join(cache):
             return False
         joined = joined or JoinedRows(model.new_cache(), len(heads), heads[0].shape[1])
-        joined.add(cache, 1)
+        joined.add(cache, [0])
         alone.append(_continued(model, cache, tail))
     assert joined is not None
     padding = torch.tensor([heads[0].shape[1] - head.shape[1] for head in heads])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import torch
 from amnesia_bench.config.messages import nearest
 from amnesia_bench.errors import UserError
 from amnesia_bench.inference.candidates import Candidate
-from amnesia_bench.inference.data_parallel import DataParallelEngine
+from amnesia_bench.inference.data_parallel import DataParallelEngine, Loader
 from amnesia_bench.inference.protocol import (
     Engine,
     EngineOptions,
@@ -57,8 +58,8 @@ def open_engine(
 def load_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
     """Load a checkpoint folder into an engine, with all engine options.
 
-    The transformers engine runs on all GPUs unless the options name a device; vLLM uses the first
-    visible GPU.
+    The engine runs on all visible GPUs, with a copy of the model on each, unless the options name a
+    device.
 
     Raises:
         UserError: the engine is unknown, the folder contains no model, or an option does not
@@ -68,17 +69,17 @@ def load_engine(name: str, checkpoint: Path, options: EngineOptions) -> Engine:
     if name not in ENGINES:
         raise UserError(f"unknown engine {name}", hint=nearest(name, ENGINES))
     if options.attn_logits_scaling is not None:
-        _check_hypenet(checkpoint)
-    if name == "vllm":
-        return VllmEngine.load(checkpoint, options)
-    assert name == "transformers", name
-    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-    if options.device is None and len(gpus) > 1:
-        return DataParallelEngine(checkpoint, options, gpus)
-    return TransformersEngine.load(checkpoint, options)
+        check_hypenet(checkpoint)
+    load: Loader = VllmEngine.load if name == "vllm" else TransformersEngine.load
+    count = torch.cuda.device_count()
+    if options.device is None and count > 1:
+        names = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(count)))
+        return DataParallelEngine(load, checkpoint, options, names.split(",")[:count])
+    return load(checkpoint, options)
 
 
-def _check_hypenet(checkpoint: Path) -> None:
+def check_hypenet(checkpoint: Path) -> None:
+    """Raise UserError unless a checkpoint is a HypeNet, the only model with a logit scaling."""
     config = read_json(checkpoint / "config.json")
     kind = config.get("model_type") if isinstance(config, dict) else None
     if kind != "hypenet":

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from amnesia_bench.errors import UserError
-from amnesia_bench.inference.decoding import DecodingRow, PrefilledRows, Stopping, decode_batch
+from amnesia_bench.inference.batch_decoder import PrefilledRows, decode_batch
+from amnesia_bench.inference.decoding import DecodingRow, Stopping
 from amnesia_bench.inference.language_model import LanguageModel, token_rows
 from amnesia_bench.inference.protocol import PromptRequest, UntrustedAnswersError
 from amnesia_bench.records.evaluation import Generation, SampleKey
@@ -71,7 +72,8 @@ class PrefixCheck:
         row = DecodingRow.of(request)
         prompt = token_rows([request.tokens])
         logits, cache = self._model.prefill(self._model.new_cache(), prompt, self._chunk)
-        [answered] = decode_batch(self._model, PrefilledRows([row], logits, cache), self._stopping)
+        part = PrefilledRows(logits, cache, [0])
+        [answered] = decode_batch(self._model, [row], part, self._stopping)
         return tuple(answered.tokens)
 
     def compare(self, generation: Generation) -> None:

@@ -12,34 +12,28 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from transformers.cache_utils import Cache
 
-from amnesia_bench.inference.caches import JoinedRows, fork
-from amnesia_bench.inference.decoding import DecodingRow, PrefilledRows
-from amnesia_bench.inference.language_model import LanguageModel, catching_oom, token_rows
-from amnesia_bench.inference.protocol import MAX_BATCH_ROWS, PromptRequest
+from amnesia_bench.inference.batch_rows import rows_per_call, rows_that_fit
 
 Digests = tuple[bytes, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptDigest:
-    """The length of a prompt, and the digest of each of its prefixes of n chunks, n >= 1.
+    """The length of a prompt, its digest, and those of its prefixes of n chunks, n >= 1.
 
-    No prefix contains the last token, which is computed for every prompt because its logits are
-    needed.
+    No prefix contains the last token, whose logits are needed.
     """
 
     num_tokens: int
     prefixes: Digests
+    whole: bytes
 
     @classmethod
     def of(cls, tokens: NDArray[np.int32], chunk: int) -> PromptDigest:
@@ -49,7 +43,8 @@ class PromptDigest:
         for stop in range(chunk, len(data), chunk):
             digest.update(data[stop - chunk : stop].tobytes())
             prefixes.append(digest.digest())
-        return cls(num_tokens=len(data), prefixes=tuple(prefixes))
+        digest.update(data[len(prefixes) * chunk :].tobytes())
+        return cls(num_tokens=len(data), prefixes=tuple(prefixes), whole=digest.digest())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,33 +123,25 @@ def _common_depth(members: Sequence[Digests]) -> int:
     return low
 
 
-def prefill_tokens(prompts: Sequence[PromptDigest], nodes: Sequence[PrefixNode]) -> int:
-    """Return how many prompt tokens are prefilled in total when the nodes are visited in order."""
-    total = 0
-    for node in nodes:
-        start = 0 if node.parent is None else nodes[node.parent].cut
-        total += node.cut - start + sum(prompts[i].num_tokens - node.cut for i in node.leaves)
-    return total
-
-
 def partition(
-    prompts: Sequence[PromptDigest], chunk: int, parts: int
+    prompts: Sequence[PromptDigest], max_new_tokens: Sequence[int], chunk: int, parts: int
 ) -> tuple[tuple[int, ...], ...]:
     """Split requests among processes into `parts` tuples of indices with similar work.
 
-    Neighbours in the prefix tree stay together. Each process has its own tree, so a prefix that is
-    shared by requests of two processes is computed in both. Some tuples may be empty.
+    The work is the number of prefilled tokens and of new tokens at most. Neighbours in the prefix
+    tree stay together. Each process has its own tree, so a prefix that is shared by requests of two
+    processes is computed in both. Some tuples may be empty.
     """
     nodes = plan_prefixes(prompts, chunk, share=True)
-    order = [i for node in nodes for i in node.leaves]
-    if not order:
+    leaves = leaves_of(nodes, prompts, max_new_tokens, share=True)
+    if not leaves:
         return ((),) * parts
-    full = [prompts[i].num_tokens for i in order]
+    order = [leaf.index for leaf in leaves]
+    full = [leaf.most_tokens for leaf in leaves]
     # The cost of a request, in tokens, if its left neighbour has been prefilled.
     added = [full[0]] + [
-        prompts[right].num_tokens
-        - chunk * _common_depth([prompts[left].prefixes, prompts[right].prefixes])
-        for left, right in itertools.pairwise(order)
+        _added_tokens(prompts[left.index], prompts[right.index], chunk) + right.max_new_tokens
+        for left, right in itertools.pairwise(leaves)
     ]
     low, high = max(full), full[0] + sum(added[1:])
     while low < high:
@@ -165,6 +152,12 @@ def partition(
             low = middle + 1
     groups = [tuple(order[start:stop]) for start, stop in _packed(full, added, low)]
     return (*groups, *[()] * (parts - len(groups)))
+
+
+def _added_tokens(left: PromptDigest, right: PromptDigest, chunk: int) -> int:
+    if left.whole == right.whole:
+        return 0
+    return right.num_tokens - chunk * _common_depth([left.prefixes, right.prefixes])
 
 
 def _packed(full: Sequence[int], added: Iterable[int], limit: int) -> list[tuple[int, int]]:
@@ -182,12 +175,13 @@ def _packed(full: Sequence[int], added: Iterable[int], limit: int) -> list[tuple
 class Leaf:
     """A prompt's place in the tree, which is kept in memory while the prompt is not.
 
-    `index` is the index of the request, and `node` the index of the node at which the prompt
-    branches off.
+    `index` is the index of the request, `node` the index of the node at which the prompt branches
+    off, and `prompt` the index of the first request with the same prompt.
     """
 
     index: int
     node: int
+    prompt: int
     num_tokens: int
     max_new_tokens: int
 
@@ -196,153 +190,106 @@ class Leaf:
         """The prefill group: all prompts of the same group can be prefilled in one call."""
         return self.node, self.num_tokens
 
+    @property
+    def most_tokens(self) -> int:
+        """The maximum number of tokens of the prompt and its answer."""
+        return self.num_tokens + self.max_new_tokens
 
-def leaves_of(nodes: Sequence[PrefixNode], sizes: Sequence[tuple[int, int]]) -> list[Leaf]:
-    """Return all prompts in the order of their nodes; each prefill group is contiguous.
+
+def leaves_of(
+    nodes: Sequence[PrefixNode],
+    prompts: Sequence[PromptDigest],
+    max_new_tokens: Sequence[int],
+    *,
+    share: bool,
+) -> list[Leaf]:
+    """Return all prompts in the order of their nodes; prefill groups and repeats are contiguous.
 
     Args:
         nodes: the nodes of the tree.
-        sizes: for each prompt, its number of tokens and the maximum number of tokens of its answer.
+        prompts: the digest of each request's prompt.
+        max_new_tokens: the maximum number of tokens of each answer.
+        share: if False, repeats of a prompt count as different prompts.
     """
-    leaves = [Leaf(i, n, *sizes[i]) for n, node in enumerate(nodes) for i in node.leaves]
-    return sorted(leaves, key=lambda leaf: leaf.prefill_group)
+    first: dict[bytes, int] = {}
+    leaves = [
+        Leaf(
+            index=i,
+            node=n,
+            prompt=first.setdefault(prompts[i].whole, i) if share else i,
+            num_tokens=prompts[i].num_tokens,
+            max_new_tokens=max_new_tokens[i],
+        )
+        for n, node in enumerate(nodes)
+        for i in node.leaves
+    ]
+    return sorted(leaves, key=lambda leaf: (leaf.prefill_group, leaf.prompt))
 
 
-@dataclass(frozen=True)
+def prefill_tokens(nodes: Sequence[PrefixNode], leaves: Iterable[Leaf]) -> int:
+    """Return how many prompt tokens are prefilled in total when the nodes are visited in order."""
+    starts = [0 if node.parent is None else nodes[node.parent].cut for node in nodes]
+    shared = sum(node.cut - start for node, start in zip(nodes, starts, strict=True))
+    own = {leaf.prompt: leaf.num_tokens - nodes[leaf.node].cut for leaf in leaves}
+    return shared + sum(own.values())
+
+
+@dataclass(frozen=True, kw_only=True)
 class BatchLimits:
     """The limits of a batch.
 
-    `tokens` is the maximum of rows times columns (a single row may be longer). `columns` is the
-    maximum of the longest prompt plus the longest answer, in tokens; None means no limit. `unequal`
-    allows prompts of different lengths, with padding; without it, all rows of a batch are from one
-    prefill group.
+    Attributes:
+        max_rows: maximum number of rows.
+        free_bytes: memory for caches and logits, as in `rows_that_fit`.
+        max_bytes: maximum memory of all rows. It becomes finite when memory runs out, so that it
+            does not run out again in every batch.
+        row_bytes: returns the memory of a row of a number of tokens.
+        unequal: whether prompts of different lengths may share a batch, with padding. Otherwise,
+            all rows of a batch are from one prefill group, and none is added later.
+        chunk: prefill chunk size in tokens; None means that prompts are prefilled as a whole.
     """
 
-    tokens: int
-    columns: int | None
+    max_rows: int
+    free_bytes: float
+    max_bytes: float = math.inf
+    row_bytes: Callable[[int], float]
     unequal: bool
+    chunk: int | None
+
+    def allow(self, num_rows: int, num_tokens: int) -> bool:
+        """Return whether a batch may have `num_rows` rows of up to `num_tokens` tokens."""
+        size = self.row_bytes(num_tokens)
+        fitting = rows_that_fit(self.free_bytes, size, self.max_rows)
+        return num_rows <= fitting and num_rows * size <= self.max_bytes
+
+    def halved(self, num_rows: int, num_tokens: int) -> BatchLimits:
+        """Return limits under which half of a batch that did not fit is the largest."""
+        return replace(self, max_bytes=num_rows // 2 * self.row_bytes(num_tokens))
 
 
-def first_batch(leaves: Sequence[Leaf], limits: BatchLimits) -> list[Leaf]:
-    """Return the first leaves that fit into one batch, but at least one."""
-    batch = list(leaves[:1])
-    for leaf in leaves[1:MAX_BATCH_ROWS]:
-        columns = max_row_tokens([*batch, leaf])
-        too_wide = limits.columns is not None and columns > limits.columns
-        if too_wide or (len(batch) + 1) * columns > limits.tokens:
-            break
-        if not limits.unequal and leaf.prefill_group != batch[0].prefill_group:
-            break
-        batch.append(leaf)
-    return batch
-
-
-def max_row_tokens(batch: Sequence[Leaf]) -> int:
-    """Return the maximum number of tokens of a row, including padding and answer."""
-    return max(leaf.num_tokens for leaf in batch) + max(leaf.max_new_tokens for leaf in batch)
-
-
-@dataclass(frozen=True, eq=False)
-class _Cut:
-    """A cut on the current path: its node (None before the root), length and cache snapshot."""
-
-    node: int | None
-    num_tokens: int
-    snapshot: Any
-
-
-class PrefixWalker:
-    """Prefills batches in the order of the prefix tree with a single cache.
-
-    Batches must be passed in tree order, since each overwrites tokens of earlier batches.
+def next_rows(waiting: Sequence[Leaf], running: Sequence[Leaf], limits: BatchLimits) -> list[Leaf]:
+    """Return the first waiting leaves that fit into a batch, at least one if none is running.
 
     Args:
-        model: the model. If prompts cannot share prefixes with it, the tree must have no cuts.
-        chunk: prefill chunk size in tokens.
-        nodes: the nodes of the tree.
-        requests: the requests to which the indices in leaves and nodes refer.
+        waiting: the leaves that have no row yet, in tree order.
+        running: the leaves of the unfinished rows of the batch.
+        limits: the limits of the batch.
     """
-
-    def __init__(
-        self,
-        model: LanguageModel,
-        chunk: int,
-        nodes: Sequence[PrefixNode],
-        requests: Sequence[PromptRequest],
-    ) -> None:
-        self._model = model
-        self._chunk = chunk
-        self._nodes = nodes
-        self._requests = requests
-        self._cache = model.new_cache()
-        self._path = [_Cut(None, 0, self._snapshot())]
-
-    def _snapshot(self) -> Any:
-        cache: Any = self._cache
-        return None if self._model.full_reason is not None else cache.snapshot()
-
-    def _resume(self) -> Cache | None:
-        if self._model.full_reason is not None:
-            self._cache = self._model.new_cache()
-        else:
-            cache: Any = self._cache
-            cache.resume(self._path[-1].snapshot)
-        return self._cache
-
-    @torch.inference_mode()
-    def prefill(self, batch: Sequence[Leaf], rows: Sequence[DecodingRow]) -> PrefilledRows:
-        """Prefill the prompts of a batch, each from the cut at which it branches off.
-
-        Raises:
-            MemoryExhaustedError: the batch does not fit into memory.
-        """
-        pairs = zip(batch, rows, strict=True)
-        groups = [
-            (node, [row.request for _, row in group])
-            for (node, _), group in itertools.groupby(pairs, key=lambda pair: pair[0].prefill_group)
-        ]
-        if len(groups) == 1:
-            return PrefilledRows(rows, *self._prefill(*groups[0]))
-        longest = max(leaf.num_tokens for leaf in batch)
-        joined = JoinedRows(self._model.new_cache(), len(batch), longest)
-        last_logits = []
-        for node, requests in groups:
-            logits, cache = self._prefill(node, requests)
-            with catching_oom(longest):
-                joined.add(cache, len(requests))
-            last_logits.append(logits)
-        return PrefilledRows(rows, torch.cat(last_logits), joined.cache)
-
-    def _prefill(self, node: int, requests: Sequence[PromptRequest]) -> tuple[Tensor, Cache | None]:
-        """Prefill prompts of equal length that branch off at one node."""
-        self._enter(node)
-        start = self._path[-1].num_tokens
-        cache = self._resume()
-        if len(requests) > 1:
-            cache = self._forked(len(requests), start)
-        tokens = token_rows([request.tokens[start:] for request in requests])
-        return self._model.prefill(cache, tokens, self._chunk, start)
-
-    def _enter(self, index: int) -> None:
-        """Move the path to a node: drop cuts of other branches, and prefill missing prefixes."""
-        ancestors = [index]
-        while (parent := self._nodes[ancestors[-1]].parent) is not None:
-            ancestors.append(parent)
-        while self._path[-1].node not in (None, *ancestors):
-            self._path.pop()
-        entered = {cut.node for cut in self._path}
-        for ancestor in reversed(ancestors):
-            if ancestor in entered:
-                continue
-            node, start = self._nodes[ancestor], self._path[-1].num_tokens
-            if node.cut > start:
-                tokens = token_rows([self._requests[node.source].tokens[start : node.cut]])
-                self._model.prefill(self._resume(), tokens, self._chunk, start)
-            self._path.append(_Cut(ancestor, node.cut, self._snapshot()))
-
-    def _forked(self, rows: int, start: int) -> Cache | None:
-        empty = self._model.new_cache()
-        if start == 0 or self._cache is None or empty is None:
-            return empty
-        with catching_oom(start):
-            return fork(self._cache, empty, rows)
+    if running and not limits.unequal:
+        return []
+    batch: list[Leaf] = []
+    columns = max((leaf.most_tokens for leaf in running), default=0)
+    prompts: set[int] = set()
+    for leaf in waiting:
+        columns = max(columns, leaf.most_tokens)
+        prompts.add(leaf.prompt)
+        num_rows = len(running) + len(batch) + 1
+        if num_rows > 1 and not limits.allow(num_rows, columns):
+            break
+        if batch and not limits.unequal:
+            if leaf.prefill_group != batch[0].prefill_group:
+                break
+            if len(prompts) > rows_per_call(leaf.num_tokens, limits.chunk):
+                break
+        batch.append(leaf)
+    return batch

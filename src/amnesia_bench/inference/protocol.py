@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.inference.batch_rows import PREFILL_CHUNK_TOKENS
 from amnesia_bench.records.evaluation import Generation, SampleKey, Sampling
 from amnesia_bench.store.held_files import HeldFiles
 
@@ -98,21 +99,18 @@ class Engine(Protocol):
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
-# With a small model, a decoding step for 64 rows takes little longer than for a single row, and
-# answers still finish, and are saved, at short intervals. The limit also bounds the memory of the
-# linear layers' states, which does not depend on the prompt length.
-MAX_BATCH_ROWS = 64
-
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
     """All options of an engine.
 
     Args:
-        dtype: dtype of weights and activations; "auto" uses the dtype of the checkpoint.
+        dtype: dtype of weights and activations; "auto" uses the dtype of the checkpoint, but
+            float32 on a CPU that has no instructions for products of that dtype: they would take
+            three times as long.
         device: "cpu", "cuda", "cuda:1", ...; None uses a GPU if one is available.
-        max_batch_tokens: maximum of rows times columns in a batch, where columns are the tokens of
-            the longest row, including new tokens. A single row may be longer.
+        max_rows: maximum number of answers that are decoded together; memory may allow fewer;
+            None means the maximum of `batch_rows` for the device.
         prefill_chunk_tokens: prefill chunk size. Shared prefixes end at its multiples, so a run
             with shared prefixes makes the same calls as one without. A sliding window needs
             5 bytes per pair of a chunk token and a window token. None means 2,048, or 256 on a
@@ -127,7 +125,7 @@ class EngineOptions:
 
     dtype: str = "auto"
     device: str | None = None
-    max_batch_tokens: int = 2**18
+    max_rows: int | None = None
     prefill_chunk_tokens: int | None = None
     share_prefixes: bool = True
     verify_prefix: int = 0
@@ -137,7 +135,7 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
             raise UserError(f"dtype={self.dtype}", hint=f"Use one of {', '.join(DTYPES)}.")
-        for name in ("max_batch_tokens", "prefill_chunk_tokens", "max_context_tokens"):
+        for name in ("max_rows", "prefill_chunk_tokens", "max_context_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"{name}={value}: must be at least 1")
@@ -148,7 +146,7 @@ class EngineOptions:
         """Return the prefill chunk size, in tokens, on a device type such as "cpu" or "cuda"."""
         if self.prefill_chunk_tokens is not None:
             return self.prefill_chunk_tokens
-        return 256 if device_type == "cpu" else 2048
+        return PREFILL_CHUNK_TOKENS["cpu" if device_type == "cpu" else "cuda"]
 
 
 class HeldEngine:

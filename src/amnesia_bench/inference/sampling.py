@@ -10,12 +10,9 @@ Shapes: B rows, E vocabulary size, C candidates.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
-from amnesia_bench.modeling.packing import copy_to_device
 from amnesia_bench.records.evaluation import Sampling
 
 # With temperature 0.6 and top-p 0.95, answers of reasoning models rarely need more than 100.
@@ -29,40 +26,39 @@ def generator_of(seed: int | None) -> torch.Generator:
     return generator
 
 
-def choose(logits: Tensor, sampling: Sampling, generators: Sequence[torch.Generator]) -> Tensor:
-    """Return the next token id of each row [B].
+def choose(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the next token id of each row [B], and whether it is uncertain [B].
 
     Temperature is applied first, then top-k, then top-p, as in transformers and vLLM. Tokens with
-    equal logits are ranked by their ids.
+    equal logits are ranked by their ids. A token is uncertain if the candidates do not suffice:
+    then `choose_by_sorting` must choose it. The caller learns this together with the tokens, so
+    that the host waits for the device only once.
 
     Args:
         logits: logits at the last position of each row [B, E].
         sampling: sampling parameters of all rows.
-        generators: one random generator per row, on the CPU, so that a seed gives the same draws on
-            every device. May be empty for greedy decoding.
+        uniform: one random number in [0, 1) per row [B], float64; not used by greedy decoding.
     """
+    certain = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
     if sampling.greedy:
-        return logits.argmax(dim=-1)
+        return logits.argmax(dim=-1), certain
+    if logits.shape[1] <= CANDIDATES or (sampling.top_k or 0) > CANDIDATES:
+        return choose_by_sorting(logits, sampling, uniform), certain
     scaled = logits.double() / sampling.temperature
-    draws = torch.stack([torch.rand((), generator=g, dtype=torch.float64) for g in generators])
-    uniform = copy_to_device(draws, logits.device)[:, None]
-    if scaled.shape[1] <= CANDIDATES or (sampling.top_k or 0) > CANDIDATES:
-        return _draw(*_sorted(scaled), sampling, uniform)[0]
     ranked, ids = _most_likely(scaled)
     total = scaled.logsumexp(dim=-1, keepdim=True)
-    tokens, smallest_kept = _draw(ranked, ids, total, sampling, uniform)
+    tokens, smallest_kept = _draw(ranked, ids, total, sampling, uniform[:, None])
     # Another token may equal the last candidate, so ranks from there on are uncertain.
-    uncertain = smallest_kept <= ranked[:, -1]
-    if bool(uncertain.any()):
-        tokens[uncertain] = _draw(*_sorted(scaled[uncertain]), sampling, uniform[uncertain])[0]
-    return tokens
+    return tokens, smallest_kept <= ranked[:, -1]
 
 
-def _sorted(scaled: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return all scaled logits in descending order, their token ids, and their logsumexp [B, 1]."""
+def choose_by_sorting(logits: Tensor, sampling: Sampling, uniform: Tensor) -> Tensor:
+    """Return the next token ids [B] as `choose` does, but sort the complete vocabulary."""
+    scaled = logits.double() / sampling.temperature
     # A stable sort ranks equal logits by token id.
     ranked, ids = scaled.sort(dim=-1, descending=True, stable=True)
-    return ranked, ids, ranked.logsumexp(dim=-1, keepdim=True)
+    total = ranked.logsumexp(dim=-1, keepdim=True)
+    return _draw(ranked, ids, total, sampling, uniform[:, None])[0]
 
 
 def _most_likely(scaled: Tensor) -> tuple[Tensor, Tensor]:

@@ -3,9 +3,10 @@
 Shared prefixes are prefilled once: prompts are visited in prefix-tree order with a single KV cache
 (`prefix_tree`), which is truncated to the branch point before each prompt. This copies no keys or
 values; only the linear states at each cut on the current path are kept. Prefilled prompts are
-copied into a batch (`caches`). When the batch is full, its rows are decoded together; finished
-answers are yielded at once, and their rows are removed from the batch from time to time
-(`decoding`).
+copied into a batch (`caches`), whose rows are decoded together; repeats of a prompt are copies of
+one row. Finished answers are yielded at once, and from time to time the next prompts take the
+places of finished rows (`batch_decoder`). A batch has as many rows as fit into memory
+(`batch_rows`).
 
 A run without shared prefixes makes the same calls: all prompts are prefilled in chunks of
 `prefill_chunk_tokens`, and all cuts are multiples of this chunk size. With deterministic kernels,
@@ -17,28 +18,37 @@ and if the two most likely tokens tie within rounding, either may be chosen.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections import deque
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
+from numpy.typing import NDArray
+from torch import Tensor
 
 from amnesia_bench.errors import StageFailedError, UserError
+from amnesia_bench.inference.batch_decoder import BatchDecoder
+from amnesia_bench.inference.batch_rows import max_rows, row_bytes
 from amnesia_bench.inference.decoding import (
     DecodingRow,
     Stopping,
     answer_decoder,
     check_room,
-    decode_batch,
     end_tokens,
 )
-from amnesia_bench.inference.language_model import (
+from amnesia_bench.inference.devices import chosen_device
+from amnesia_bench.inference.language_model import context_limit, prepare_model, token_rows
+from amnesia_bench.inference.layer_memo import LayerMemo, memo_for
+from amnesia_bench.inference.memory import (
     MemoryExhaustedError,
-    context_limit,
+    free_bytes,
     is_out_of_memory,
-    prepare_model,
     release_memory,
 )
 from amnesia_bench.inference.prefix_check import PrefixCheck
@@ -46,17 +56,16 @@ from amnesia_bench.inference.prefix_tree import (
     BatchLimits,
     Leaf,
     PrefixNode,
-    PrefixWalker,
     PromptDigest,
-    first_batch,
     leaves_of,
-    max_row_tokens,
+    next_rows,
     plan_prefixes,
 )
+from amnesia_bench.inference.prefix_walk import PrefixWalker
 from amnesia_bench.inference.protocol import EngineOptions, PromptRequest
 from amnesia_bench.modeling import HypeNetConfig
 from amnesia_bench.modeling.hybrid_config import HybridConfig
-from amnesia_bench.modeling.numerics import numeric_settings, use_exact_float32
+from amnesia_bench.modeling.numerics import multiplies, numeric_settings, use_exact_float32
 from amnesia_bench.modeling.torch_forms import pytorch_forms_on_cpu
 from amnesia_bench.records.evaluation import Generation
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
@@ -87,7 +96,7 @@ class TransformersEngine:
         self._eos_ids = end_tokens(tokenizer, getattr(model, "generation_config", None))
         self._decode = answer_decoder(tokenizer)
         # Reduced when memory runs out, so that it does not run out again in every batch.
-        self._batch_tokens = options.max_batch_tokens
+        self._max_bytes = math.inf
         self._longest = 0
 
     @classmethod
@@ -97,7 +106,7 @@ class TransformersEngine:
         Raises:
             UserError: the folder lacks a causal LM or a tokenizer, or the device does not exist.
         """
-        tokenizer, device = load_tokenizer(checkpoint), _device(options.device)
+        tokenizer, device = load_tokenizer(checkpoint), chosen_device(options.device)
         scaling = options.attn_logits_scaling
         changes = {} if scaling is None else {"attn_logits_scaling": scaling}
         try:
@@ -113,12 +122,16 @@ class TransformersEngine:
             # On the CPU, weights in the dtype of the checkpoint are pages of its files, which all
             # processes share. They are copied to a GPU one by one.
             model, missing = loaded[0].to(device), loaded[1]["missing_keys"]
+            if options.dtype == "auto" and not multiplies(model.dtype, device):
+                model = model.float()
         except UserError:
             raise
         except (OSError, ValueError, KeyError, RuntimeError, StrictDataclassError) as error:
             if is_out_of_memory(error):
                 raise StageFailedError(
-                    f"{checkpoint}: the weights alone do not fit into the memory of {device}"
+                    f"{checkpoint}: the weights alone do not fit into the memory of {device}",
+                    hint="End other programs on the device (nvidia-smi lists them), or use a "
+                    "device with more memory.",
                 ) from error
             raise UserError(
                 f"{checkpoint}: no causal LM could be loaded ({str(error).partition(chr(10))[0]})",
@@ -137,6 +150,18 @@ class TransformersEngine:
     def module(self) -> Any:
         """The transformers model."""
         return self._model.module
+
+    def share_layers(self, boundaries: Collection[int]) -> LayerMemo | None:
+        """Compute layers that models have in common only once; see `layer_memo.memo_for`."""
+        memo = memo_for(self._model, boundaries, free_bytes(self._model.device) / 2)
+        self._model = replace(self._model, memo=memo)
+        return memo
+
+    @torch.inference_mode()
+    def first_logits(self, tokens: NDArray[np.int32]) -> Tensor:
+        """Prefill one prompt; return the logits [E], float32, that predict its first new token."""
+        model = self._model
+        return model.prefill(model.new_cache(), token_rows([tokens]), self._chunk)[0][0]
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -181,7 +206,7 @@ class TransformersEngine:
         digests = [digest for digest, _ in prompts]
         chunk, shared = self._chunk, self._prefixes == "shared"
         nodes = plan_prefixes(digests, chunk, share=shared)
-        leaves = leaves_of(nodes, [(digest.num_tokens, new) for digest, new in prompts])
+        leaves = leaves_of(nodes, digests, [new for _, new in prompts], share=shared)
         try:
             check = self._check(requests, nodes) if shared else None
             for generation in self._walk(requests, leaves, nodes):
@@ -193,13 +218,19 @@ class TransformersEngine:
                 yield generation
         except MemoryExhaustedError as error:
             fits = max(error.fits, self._longest)
-            hint = f"A prompt and its answer fit up to about {fits:,} tokens together: use "
+            hint = (
+                f"A prompt and its answer fit up to about {fits:,} tokens together. Use shorter "
+                "prompts (--lengths N) or answers (--max-new-tokens N, eval.max_new_tokens=N)"
+            )
             if not fits:
-                hint = f"Not even a first chunk of {chunk:,} tokens fits: use smaller chunks, "
+                hint = (
+                    f"Not even a first chunk of {chunk:,} tokens fits. End other programs on the "
+                    "device (nvidia-smi lists them)"
+                )
             raise StageFailedError(
                 f"out of memory on {self._model.device}, with one prompt at a time, after token "
                 f"{error.fits:,}",
-                hint=f"{hint}shorter contexts, or a larger device.",
+                hint=f"{hint}, or use a device with more memory.",
             ) from error
 
     def _check(
@@ -222,49 +253,87 @@ class TransformersEngine:
         digest = PromptDigest.of(request.tokens, self._chunk)
         return digest, request.sampling.max_new_tokens
 
+    def _limits(self) -> BatchLimits:
+        model, device = self._model, self._model.device
+        vocab = model.module.get_input_embeddings().weight.shape[0]
+        return BatchLimits(
+            max_rows=self._options.max_rows or max_rows(device.type),
+            free_bytes=free_bytes(device),
+            max_bytes=self._max_bytes,
+            row_bytes=lambda tokens: row_bytes(model.row_cache.bytes_at(tokens), vocab),
+            unequal=model.joins_rows,
+            chunk=self._chunk if model.chunked_prefill else None,
+        )
+
     def _walk(
         self,
         requests: Sequence[PromptRequest],
-        pending: Sequence[Leaf],
+        leaves: Sequence[Leaf],
         nodes: Sequence[PrefixNode],
     ) -> Iterator[Generation]:
-        walker = PrefixWalker(self._model, self._chunk, nodes, requests)
-        while pending:
-            limits = BatchLimits(self._batch_tokens, self._limit, unequal=self._model.joins_rows)
-            batch = first_batch(pending, limits)
-            rows = [DecodingRow.of(requests[leaf.index]) for leaf in batch]
+        queue = _Queue(leaves, requests, self._limits())
+        while queue.waiting:
+            # A new cache for prefixes: after an error, the old one may lack those of some rows.
+            walker = PrefixWalker(self._model, self._chunk, nodes, requests)
+            decoder = BatchDecoder(self._model, self._stopping, self._limit)
+            num_rows = 0
             try:
-                for row in decode_batch(self._model, walker.prefill(batch, rows), self._stopping):
+                for row in queue.answer(decoder, walker):
                     yield row.generation(self._decode)
             except MemoryExhaustedError:
-                if len(batch) == 1:
+                num_rows = max(len(queue.running), decoder.num_rows)
+                if num_rows == 1:
                     raise
-            unfinished = [
-                leaf for leaf, row in zip(batch, rows, strict=True) if row.finish_reason is None
-            ]
-            pending = [*unfinished, *pending[len(batch) :]]
-            if unfinished:
-                # Start with a new cache: the old one may lack the prefixes of unfinished rows.
-                walker = PrefixWalker(self._model, self._chunk, nodes, requests)
+            if num_rows:
+                del walker, decoder
                 release_memory()
-                count, columns = len(batch) // 2, max_row_tokens(batch)
-                self._batch_tokens = count * columns
-                log.warning(
-                    "out of memory: batches of %d rows of %d tokens from now on", count, columns
-                )
+                self._max_bytes = queue.restart(num_rows)
 
 
-def _device(name: str | None) -> torch.device:
-    """Return the named device. Without a name, return a GPU if one is available, else the CPU.
+class _Queue:
+    """The prompts that wait for a row, and those that have one."""
 
-    Raises:
-        UserError: the device does not exist.
-    """
-    try:
-        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"device={name}: {str(error).partition(chr(10))[0]}", hint="Use cpu, cuda or cuda:N."
-        ) from error
-    return device
+    def __init__(
+        self, leaves: Sequence[Leaf], requests: Sequence[PromptRequest], limits: BatchLimits
+    ) -> None:
+        self.waiting = deque(leaves)
+        self.running: dict[DecodingRow, Leaf] = {}
+        self._requests = requests
+        self._limits = limits
+
+    def answer(self, decoder: BatchDecoder, walker: PrefixWalker) -> Iterator[DecodingRow]:
+        """Decode all prompts, and yield each row when it is finished."""
+        while self.waiting or self.running:
+            fits = True
+            if self.waiting and decoder.wants_rows:
+                batch = next_rows(self.waiting, list(self.running.values()), self._limits)
+                # If the next prompt does not fit beside the running rows, finished rows are only
+                # a burden until more of the others have ended.
+                fits = bool(batch)
+                if batch:
+                    for _ in batch:
+                        self.waiting.popleft()
+                    rows = [DecodingRow.of(self._requests[leaf.index]) for leaf in batch]
+                    self.running |= dict(zip(rows, batch, strict=True))
+                    prompts = [(leaf, row.request) for leaf, row in zip(batch, rows, strict=True)]
+                    following = self.waiting[0] if self.waiting else None
+                    decoder.refill(rows, walker.prefill(prompts, following))
+            refills = fits and bool(self.waiting) and self._limits.unequal
+            for row in decoder.step(refills=refills):
+                del self.running[row]
+                yield row
+
+    def restart(self, num_rows: int) -> float:
+        """Put all unfinished prompts back after memory ran out with `num_rows` rows.
+
+        Returns:
+            The maximum bytes of all rows from now on.
+        """
+        columns = max(leaf.most_tokens for leaf in self.running.values())
+        self._limits = self._limits.halved(num_rows, columns)
+        log.warning(
+            "out of memory: batches of %d rows of %d tokens from now on", num_rows // 2, columns
+        )
+        self.waiting.extendleft(reversed(self.running.values()))
+        self.running = {}
+        return self._limits.max_bytes

@@ -1,4 +1,4 @@
-"""The vLLM engine, which runs in this process and warms up vLLM's prefix cache.
+"""The vLLM engine, which warms up vLLM's prefix cache.
 
 vLLM shares common prefixes itself, but it keeps the linear states of a hybrid model only where a
 request ended or where earlier prompts branched. The engine therefore first generates one token for
@@ -8,6 +8,7 @@ of the previous one, and vLLM keeps the states at the end of the request, where 
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from typing import Any
 
 import torch
 
-from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.errors import MissingEnvironmentError, StageFailedError, UserError
 from amnesia_bench.inference.decoding import (
     answer_decoder,
     check_room,
@@ -27,9 +28,10 @@ from amnesia_bench.inference.decoding import (
 from amnesia_bench.inference.prefix_check import first_difference, refuse_sampled, tie_gap
 from amnesia_bench.inference.prefix_tree import PrefixNode, PromptDigest, plan_prefixes
 from amnesia_bench.inference.protocol import EngineOptions, PromptRequest, UntrustedAnswersError
-from amnesia_bench.modeling import HypeNetConfig, JetNemotronConfig
+from amnesia_bench.inference.vllm_checks import check_start
+from amnesia_bench.inference.vllm_output import CapturedOutput
+from amnesia_bench.modeling import HypeNetConfig
 from amnesia_bench.records.evaluation import FinishReason, Generation
-from amnesia_bench.store.files import read_json
 from amnesia_bench.tokenizers.tokenizer import load_tokenizer
 
 log = logging.getLogger(__name__)
@@ -45,38 +47,40 @@ _TOP_LOGITS = 5
 class VllmEngine:
     """The `Engine` that runs vLLM; see `load`."""
 
-    def __init__(self, llm: Any, tokenizer: Any, options: EngineOptions, ends: frozenset[int]):
+    def __init__(
+        self,
+        llm: Any,
+        tokenizer: Any,
+        options: EngineOptions,
+        ends: frozenset[int],
+        output: CapturedOutput,
+    ) -> None:
         self.tokenizer = tokenizer
         self._llm = llm
         self._options = options
         self._ends = ends
+        self._output = output
         self._decode = answer_decoder(tokenizer)
         config = llm.llm_engine.vllm_config
         self._limit: int = config.model_config.max_model_len
         self._dtype = str(config.model_config.dtype).removeprefix("torch.")
+        self._step_tokens: int = config.scheduler_config.max_num_batched_tokens
+        self._model_settings = {}
+        if isinstance(model_config := config.model_config.hf_config, HypeNetConfig):
+            self._model_settings["attn_logits_scaling"] = str(model_config.attn_logits_scaling)
         block: int = config.cache_config.block_size
-        self._chunk = block * -(-_MIN_CHUNK_TOKENS // block)
+        self._is_hybrid = bool(config.model_config.is_hybrid)
+        # The blocks of a hybrid are as large as a state: hundreds of tokens.
+        self._chunk = block if self._is_hybrid else block * -(-_MIN_CHUNK_TOKENS // block)
 
     @classmethod
     def load(cls, checkpoint: Path, options: EngineOptions) -> VllmEngine:
         """Load a checkpoint folder without running any code in it.
 
         Raises:
-            MissingEnvironmentError: vLLM is not installed.
+            MissingEnvironmentError: vLLM is not installed, or does not find our plugin.
             UserError: vLLM cannot run this model, or the options name a device.
         """
-        config = checkpoint / "config.json"
-        kind = _model_type(config) if config.is_file() else None
-        if kind in (HypeNetConfig.model_type, JetNemotronConfig.model_type):
-            raise UserError(
-                f"{checkpoint}: vLLM does not support {kind} models",
-                hint="Use --engine transformers.",
-            )
-        if options.device is not None:
-            raise UserError(
-                f"device={options.device}: vLLM uses the devices that are visible",
-                hint="Set CUDA_VISIBLE_DEVICES instead.",
-            )
         try:
             import vllm
             from transformers import GenerationConfig
@@ -85,29 +89,32 @@ class VllmEngine:
                 f"the vllm engine needs vLLM ({error})",
                 hint='In an environment of its own: pip install "amnesia-bench[eval,vllm]"',
             ) from error
+        changes = check_start(checkpoint, options)
         tokenizer = load_tokenizer(checkpoint)
+        gc.collect()  # an earlier engine keeps its GPU memory until it is collected
+        output = CapturedOutput()
         try:
             # Raw logits show whether two tokens tie within rounding. With generation_config="vllm",
             # vLLM ignores the checkpoint's sampling defaults and uses only those of the request.
-            llm = vllm.LLM(
-                model=str(checkpoint),
-                dtype=options.dtype,
-                max_model_len=options.max_context_tokens,
-                enable_prefix_caching=options.share_prefixes,
-                generation_config="vllm",
-                logprobs_mode="raw_logits",
-                disable_log_stats=True,
-                trust_remote_code=False,
-            )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"{checkpoint}: vLLM cannot run it ({str(error).strip().partition(chr(10))[0]})",
-                hint="The transformers engine runs more models: --engine transformers.",
-            ) from error
+            with output.capture():
+                llm = vllm.LLM(
+                    model=str(checkpoint),
+                    dtype=options.dtype,
+                    max_model_len=options.max_context_tokens,
+                    enable_prefix_caching=options.share_prefixes,
+                    hf_overrides=changes,
+                    generation_config="vllm",
+                    logprobs_mode="raw_logits",
+                    disable_log_stats=True,
+                    trust_remote_code=False,
+                )
+        except Exception as error:  # of any kind; vLLM starts other processes
+            reason, hint = output.explain(error)
+            raise UserError(f"{checkpoint}: vLLM cannot run it ({reason})", hint=hint) from error
         generation_config = None
         if (checkpoint / "generation_config.json").is_file():
             generation_config = GenerationConfig.from_pretrained(checkpoint)
-        return cls(llm, tokenizer, options, end_tokens(tokenizer, generation_config))
+        return cls(llm, tokenizer, options, end_tokens(tokenizer, generation_config), output)
 
     @property
     def settings(self) -> Mapping[str, str]:
@@ -120,6 +127,8 @@ class VllmEngine:
             "dtype": self._dtype,
             "prefixes": "shared" if self._options.share_prefixes else "full",
             "max_context_tokens": str(self._limit),
+            "step_tokens": str(self._step_tokens),
+            **self._model_settings,
             "eos_token_ids": " ".join(map(str, sorted(self._ends))),
         }
 
@@ -128,7 +137,8 @@ class VllmEngine:
 
         Raises:
             UserError: a prompt is empty or, with its new tokens, exceeds the model's context.
-            StageFailedError: the logit of a generated token is not finite.
+            StageFailedError: the logit of a generated token is not finite, or vLLM stopped, for
+                example because it ran out of memory.
             UntrustedAnswersError: an answer that is recomputed without the prefix cache differs.
         """
         digests = []
@@ -173,7 +183,10 @@ class VllmEngine:
             # Cut and source identify a node, since nodes with equal cuts have no prompt in common.
             if step.cut and (step.cut, step.source) not in primed:
                 primed.add((step.cut, step.source))
-                self._run([requests[step.source].tokens[: step.cut]], [self._params(max_tokens=1)])
+                # The last token of a request is always computed. So vLLM keeps the states of a
+                # hybrid at the last end of a block before that token, not after it.
+                end = step.cut + 1 if self._is_hybrid else step.cut
+                self._run([requests[step.source].tokens[:end]], [self._params(max_tokens=1)])
 
     def _answers(self, batch: Sequence[PromptRequest]) -> list[Generation]:
         params = [
@@ -210,7 +223,11 @@ class VllmEngine:
 
     def _run(self, prompts: Sequence[Any], params: Sequence[Any]) -> list[Any]:
         inputs = [{"prompt_token_ids": tokens.tolist()} for tokens in prompts]
-        outputs: list[Any] = self._llm.generate(inputs, list(params), use_tqdm=False)
+        try:
+            outputs: list[Any] = self._llm.generate(inputs, list(params), use_tqdm=False)
+        except Exception as error:  # of any kind; the model runs in another process
+            reason, hint = self._output.explain(error)
+            raise StageFailedError(f"vLLM stopped ({reason})", hint=hint) from error
         return outputs
 
     def _check(self, request: PromptRequest, shared: Generation) -> None:
@@ -238,11 +255,6 @@ class VllmEngine:
                 hint="Set share_prefixes to false, and report this model.",
             )
         log.warning("%s: another token, in a tie within rounding (%.3g)", where, gap)
-
-
-def _model_type(config: Path) -> object:
-    content = read_json(config)
-    return content.get("model_type") if isinstance(content, dict) else None
 
 
 def _windows(

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 from pydantic import PositiveInt
 
 from amnesia_bench.config.schema import Frozen
+from amnesia_bench.records.ids import EngineName as EngineName
 
-EngineName = Literal["transformers", "vllm"]
 ENGINES: tuple[str, ...] = get_args(EngineName)
 
 

@@ -12,7 +12,7 @@ from amnesia_bench.inference.transformers_engine import TransformersEngine
 from tests.support.tiny_models import needle_prompts, requests_of, tiny_model, tiny_tokenizer
 
 OPTIONS = EngineOptions(
-    dtype="float32", device="cpu", prefill_chunk_tokens=64, max_batch_tokens=1, verify_prefix=2
+    dtype="float32", device="cpu", prefill_chunk_tokens=64, max_rows=1, verify_prefix=2
 )
 
 
@@ -35,7 +35,7 @@ def test_two_processes_answer_as_one_and_tell_their_mistakes(checkpoint):
     requests = Counted(requests_of(needle_prompts(12, 400, depths=6), new=4))
     alone = TransformersEngine.load(checkpoint, OPTIONS)
     expected = {each.key: each for each in alone.generate(requests)}
-    with DataParallelEngine(checkpoint, OPTIONS, ["cpu", "cpu"]) as engine:
+    with DataParallelEngine(TransformersEngine.load, checkpoint, OPTIONS, ["", ""]) as engine:
         assert engine.settings == alone.settings
         for _ in range(2):
             found = list(engine.generate(requests))
@@ -49,7 +49,7 @@ def test_two_processes_answer_as_one_and_tell_their_mistakes(checkpoint):
 
 @pytest.mark.slow
 def test_a_killed_process_is_an_error_and_not_a_wait(checkpoint):
-    with DataParallelEngine(checkpoint, OPTIONS, ["cpu"]) as engine:
+    with DataParallelEngine(TransformersEngine.load, checkpoint, OPTIONS, [""]) as engine:
         answers = engine.generate(requests_of(needle_prompts(4, 400, depths=2), new=200))
         next(answers)
         os.kill(engine._workers[0][0].pid, signal.SIGKILL)
@@ -59,4 +59,25 @@ def test_a_killed_process_is_an_error_and_not_a_wait(checkpoint):
 
 def test_a_folder_without_a_model_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
-        DataParallelEngine(tmp_path / "absent", OPTIONS, ["cpu"])
+        DataParallelEngine(TransformersEngine.load, tmp_path / "absent", OPTIONS, [""])
+
+
+class Settings:
+    def __init__(self):
+        names = ("CUDA_VISIBLE_DEVICES", "VLLM_ENABLE_V1_MULTIPROCESSING")
+        self.settings = {name: os.environ[name] for name in names}
+
+
+def settings_engine(checkpoint, options):
+    return Settings()
+
+
+def test_a_process_sees_its_gpu_only(checkpoint, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    with DataParallelEngine(settings_engine, checkpoint, OPTIONS, ["5"]) as engine:
+        # With 0, vLLM runs the model in the worker, which as a daemon may start no process.
+        assert engine.settings == {
+            "CUDA_VISIBLE_DEVICES": "5",
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+        }
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "3,5"

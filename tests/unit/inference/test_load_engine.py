@@ -1,23 +1,27 @@
 """Engines by name: what none of them can run is said before anything is loaded."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import PreTrainedModel
 
-from amnesia_bench.errors import UserError
+from amnesia_bench.errors import MissingEnvironmentError, UserError
+from amnesia_bench.inference import load_engine as load_engine_module
 from amnesia_bench.inference.load_engine import load_engine
 from amnesia_bench.inference.protocol import EngineOptions
 from amnesia_bench.inference.transformers_engine import TransformersEngine
+from amnesia_bench.requests.engines import ENGINES
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 
 
-def test_a_hypenet_is_not_for_vllm(tmp_path: Path) -> None:
-    tiny_model("hypenet").config.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="vLLM does not support hypenet models") as failure:
-        load_engine("vllm", tmp_path, EngineOptions())
-    assert "--engine transformers" in str(failure.value)
+@pytest.mark.skipif(find_spec("vllm") is not None, reason="vLLM is installed")
+def test_a_missing_vllm_is_named(tmp_path: Path) -> None:
+    folder = save_model("hypenet", tmp_path)
+    with pytest.raises(MissingEnvironmentError, match="the vllm engine needs vLLM") as failure:
+        load_engine("vllm", folder, EngineOptions())
+    assert 'pip install "amnesia-bench[eval,vllm]"' in str(failure.value)
 
 
 def test_an_unknown_engine_names_the_nearest(tmp_path: Path) -> None:
@@ -95,3 +99,34 @@ def test_a_logit_scale_that_cannot_be_is_refused(tmp_path: Path) -> None:
     for engine in ("transformers", "vllm"):
         with pytest.raises(UserError, match="only applies to HypeNet; this checkpoint is qwen2"):
             load_engine(engine, folder, EngineOptions(attn_logits_scaling="hype 500"))
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_every_engine_uses_all_visible_gpus(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr(load_engine_module, "DataParallelEngine", lambda *given: given)
+    for visible, expected in ((None, ["0", "1"]), ("4,MIG-7/1/0", ["4", "MIG-7/1/0"])):
+        if visible is None:
+            monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        else:
+            monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        load, _, _, gpus = load_engine(name, tmp_path, EngineOptions())
+        assert gpus == expected
+        assert load.__self__.__name__.lower() == f"{name}engine"
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_half_precision_is_float32_on_a_cpu_without_its_products(
+    native: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny_model("qwen2").bfloat16().save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: native)
+    named = [
+        TransformersEngine.load(tmp_path, EngineOptions(dtype=dtype, device="cpu")).settings
+        for dtype in ("auto", "bfloat16")
+    ]
+    expected = ["bfloat16" if native else "float32", "bfloat16"]
+    assert [settings["dtype"] for settings in named] == expected

@@ -1,5 +1,6 @@
 """Choosing tokens: the distribution, ties, and that the short way equals a complete sort."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -9,9 +10,15 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from amnesia_bench.inference import sampling as sampling_module
-from amnesia_bench.inference.sampling import CANDIDATES, choose, generator_of
+from amnesia_bench.inference.decoding import DecodingRow
+from amnesia_bench.inference.sampling import (
+    CANDIDATES,
+    choose,
+    choose_by_sorting,
+    generator_of,
+)
 from amnesia_bench.records.evaluation import Sampling
+from tests.support.tiny_models import requests_of
 
 VOCAB = 30
 
@@ -24,15 +31,30 @@ def logits(rows=1, seed=0):
     return 2 * torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(seed))
 
 
+def uniform_of(seeds):
+    """Return the first random number of each seed."""
+    numbers = [torch.rand((), generator=generator_of(s), dtype=torch.float64) for s in seeds]
+    return torch.stack(numbers)
+
+
+def chosen(logits, how, uniform):
+    """Return the tokens as the engine chooses them: uncertain ones by sorting."""
+    tokens, uncertain = choose(logits, how, uniform)
+    if uncertain.any():
+        rows = uncertain.nonzero()[:, 0]
+        tokens[rows] = choose_by_sorting(logits[rows], how, uniform[rows])
+    return tokens
+
+
 def draws(row, how, count):
     """Draw once with each of `count` seeds."""
-    generators = [generator_of(seed) for seed in range(count)]
-    return choose(row.expand(count, -1), how, generators)
+    return chosen(row.expand(count, -1), how, uniform_of(range(count)))
 
 
-def test_greedy_takes_the_likeliest_and_needs_no_generator():
+def test_greedy_takes_the_likeliest_whatever_is_drawn():
     batch = logits(5)
-    assert torch.equal(choose(batch, sampling(temperature=0), []), batch.argmax(dim=1))
+    found = chosen(batch, sampling(temperature=0), uniform_of(range(5)))
+    assert torch.equal(found, batch.argmax(dim=1))
 
 
 @pytest.mark.parametrize(
@@ -66,25 +88,25 @@ def test_a_tiny_top_p_or_a_top_k_of_one_is_greedy():
         assert torch.all(draws(row, how, 50) == row.argmax())
 
 
-def test_a_draw_at_the_end_of_the_sum_is_a_token_that_may_be_drawn(monkeypatch):
-    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.tensor(1.0, dtype=torch.float64))
+def test_a_draw_at_the_end_of_the_sum_is_a_token_that_may_be_drawn():
     row = logits()
-    [token] = choose(row, sampling(top_k=7), [generator_of(0)])
+    [token] = chosen(row, sampling(top_k=7), torch.ones(1, dtype=torch.float64))
     assert token in row[0].topk(7).indices
 
 
 def test_a_row_draws_the_same_alone_and_in_a_batch():
     batch, how = logits(6), sampling(0.8, 0.9)
-    together = choose(batch, how, [generator_of(seed) for seed in range(6)])
-    alone = [choose(batch[i : i + 1], how, [generator_of(i)])[0] for i in range(6)]
+    together = chosen(batch, how, uniform_of(range(6)))
+    alone = [chosen(batch[i : i + 1], how, uniform_of([i]))[0] for i in range(6)]
     assert together.tolist() == [int(token) for token in alone]
 
 
-def test_one_random_number_is_drawn_per_token():
-    ours, reference = generator_of(3), generator_of(3)
-    choose(logits(), sampling(), [ours])
-    torch.rand((), generator=reference, dtype=torch.float64)
-    assert torch.equal(ours.get_state(), reference.get_state())
+def test_a_row_draws_the_numbers_of_its_seed_one_by_one():
+    prompt = np.ones(3, np.int32)
+    [request] = requests_of([prompt], temperature=1.0)
+    row, reference = DecodingRow.of(request), generator_of(request.seed)
+    expected = [float(torch.rand((), generator=reference, dtype=torch.float64)) for _ in range(700)]
+    assert [row.draw() for _ in range(700)] == expected
 
 
 def by_complete_sort(logits, how, uniform):
@@ -123,15 +145,9 @@ def large_vocabulary(rows, likely, dtype, seed):
 def test_candidates_choose_the_token_of_a_complete_sort(dtype, how, likely):
     logits = large_vocabulary(8, likely, dtype, seed=1)
     for first in range(0, 160, 8):
-        generators = [generator_of(seed) for seed in range(first, first + 8)]
-        uniform = torch.stack(
-            [
-                torch.rand((), generator=generator_of(seed), dtype=torch.float64)
-                for seed in range(first, first + 8)
-            ]
-        )
+        uniform = uniform_of(range(first, first + 8))
         expected = by_complete_sort(logits, how, uniform[:, None])
-        assert torch.equal(choose(logits, how, generators), expected)
+        assert torch.equal(chosen(logits, how, uniform), expected)
 
 
 def test_equal_logits_at_the_edge_of_the_candidates_are_ranked_by_token_id():
@@ -139,27 +155,19 @@ def test_equal_logits_at_the_edge_of_the_candidates_are_ranked_by_token_id():
     logits = torch.zeros(2, 4 * CANDIDATES)
     logits[1, 7] = 30.0
     how = sampling(1.0, 1.0, CANDIDATES)
-    uniform = torch.tensor([[0.999], [0.5]], dtype=torch.float64)
-    expected = by_complete_sort(logits, how, uniform)
+    uniform = torch.tensor([0.999, 0.5], dtype=torch.float64)
+    expected = by_complete_sort(logits, how, uniform[:, None])
     assert expected.tolist() == [CANDIDATES - 1, 7]
-    draws = iter(uniform[:, 0])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "rand", lambda *_, **__: next(draws))
-        assert torch.equal(choose(logits, how, [generator_of(0)] * 2), expected)
+    assert torch.equal(chosen(logits, how, uniform), expected)
 
 
-def test_only_rows_that_need_it_are_sorted_completely(monkeypatch):
-    """A batch with one flat row and seven peaked ones sorts the vocabulary of the flat one."""
+def test_only_rows_that_need_it_are_uncertain():
+    """In a batch with one flat row and seven peaked ones, the candidates suffice for the latter."""
     logits = large_vocabulary(8, 20, torch.float32, seed=2)
     logits[:, 0] += 40
     logits[3] = 0.0
-    rows = []
-    complete = sampling_module._sorted
-    monkeypatch.setattr(
-        sampling_module, "_sorted", lambda scaled: rows.append(len(scaled)) or complete(scaled)
-    )
-    tokens = choose(logits, sampling(1.0, 0.95), [generator_of(seed) for seed in range(8)])
-    assert rows == [1]
+    tokens, uncertain = choose(logits, sampling(1.0, 0.95), uniform_of(range(8)))
+    assert uncertain.nonzero().tolist() == [[3]]
     assert tokens.tolist()[:3] == [0, 0, 0]
 
 
@@ -168,9 +176,6 @@ def test_a_hundred_thousand_draws_equal_those_of_a_complete_sort():
     how = sampling(0.6, 0.95)
     for start in range(0, 100_000, 500):
         logits = large_vocabulary(500, 200, torch.bfloat16, seed=start)
-        seeds = range(start, start + 500)
-        uniform = torch.stack(
-            [torch.rand((), generator=generator_of(s), dtype=torch.float64) for s in seeds]
-        )
+        uniform = uniform_of(range(start, start + 500))
         expected = by_complete_sort(logits, how, uniform[:, None])
-        assert torch.equal(choose(logits, how, [generator_of(s) for s in seeds]), expected)
+        assert torch.equal(chosen(logits, how, uniform), expected)

@@ -38,7 +38,7 @@ MODELS = [
 
 
 def engine_of(model, **options):
-    values = {"prefill_chunk_tokens": 64, "max_batch_tokens": 1}
+    values = {"prefill_chunk_tokens": 64, "max_rows": 1}
     return TransformersEngine(model, tiny_tokenizer(), EngineOptions(**(values | options)))
 
 
@@ -96,7 +96,7 @@ def test_batches_of_one_cut_change_no_answer(name):
     requests = requests_of([*prompts, prompts[0], prompts[1]], new=4)
     model = tiny_model(name)
     counted = CountedTokens(model)
-    batched = answers(engine_of(model, max_batch_tokens=3 * 310), requests)
+    batched = answers(engine_of(model, max_rows=3), requests)
     assert max(counted.rows) == 3
     alone = answers(engine_of(model), requests)
     assert batched == alone
@@ -163,7 +163,7 @@ def test_a_sampled_answer_depends_on_its_seed_and_on_nothing_else():
     prompts = [prompt for prompt in needle_prompts(3, 100, depths=3) for _ in range(4)]
     requests = requests_of(prompts, new=6, temperature=0.8, top_p=0.9, top_k=20)
     one_by_one = answers(engine_of(model), requests)
-    in_batches = answers(engine_of(model, max_batch_tokens=10**6), requests[::-1])
+    in_batches = answers(engine_of(model, max_rows=64), requests[::-1])
     assert in_batches == one_by_one
     assert len({each.tokens for each in one_by_one.values()}) > 6
 
@@ -173,7 +173,7 @@ def test_rows_that_ended_leave_the_batch():
     model.generation_config.eos_token_id = list(range(EOS - 10, EOS))
     requests = requests_of(needle_prompts(8, 80, depths=1), new=40, temperature=2.0)
     counted = CountedTokens(model)
-    batched = answers(engine_of(model, max_batch_tokens=10**6), requests)
+    batched = answers(engine_of(model, max_rows=64), requests)
     assert max(counted.rows) == 8
     assert min(counted.rows[counted.rows.index(8) :]) <= 4
     assert batched == answers(engine_of(model), requests)
@@ -253,7 +253,7 @@ def test_a_batch_that_does_not_fit_is_halved_once_and_for_all(name, caplog):
     model = tiny_model(name)
     memory = LittleMemory(model, rows=3)
     with caplog.at_level(logging.WARNING):
-        assert answers(engine_of(model, max_batch_tokens=10**6), requests) == expected
+        assert answers(engine_of(model, max_rows=64), requests) == expected
     assert memory.failures == 2  # 12 rows, then 6
     assert "out of memory: batches of 3 rows of 203 tokens from now on" in caplog.text
 
@@ -458,7 +458,7 @@ def test_a_checkpoint_without_all_tensors_is_refused(name, tmp_path):
     ("option", "message"),
     [
         ({"dtype": "int8"}, "dtype=int8"),
-        ({"max_batch_tokens": 0}, "max_batch_tokens=0"),
+        ({"max_rows": 0}, "max_rows=0"),
         ({"prefill_chunk_tokens": 0}, "prefill_chunk_tokens=0"),
         ({"max_context_tokens": 0}, "max_context_tokens=0"),
         ({"verify_prefix": -1}, "verify_prefix=-1"),
