@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from amnesia_bench.config.load import load_model_file
 from amnesia_bench.costs.mixer_shapes import JetMixerShape, LightningMixerShape, SoftmaxMixerShape
@@ -20,7 +21,8 @@ from amnesia_bench.weights.config_keys import (
 
 # Model types with softmax attention and a gated MLP in every layer.
 _SOFTMAX_ONLY = ("llama", "mistral", "qwen2", "qwen3")
-_SUPPORTED = ("hypenet", "jet_nemotron", *_SOFTMAX_ONLY)
+_SUPPORTED = ("hypenet", "jet_nemotron", "gemma3_text", *_SOFTMAX_ONLY)
+_SLIDING = ("swa", "sliding_attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +32,7 @@ class ModelShape:
     Attributes:
         hidden, mlp, vocab: M, I and V.
         tied: whether the head shares the weights of the embeddings.
+        layer_norms: the number of norms of the hidden state in each layer.
         softmax: the mixer of the softmax layers: `softmax_layers` layers attend to the complete
             sequence, `sliding_layers` layers to a window of `window` tokens.
         linear: the mixer of the `linear_layers` other layers; None if the architecture has none.
@@ -45,6 +48,7 @@ class ModelShape:
     window: int = 0
     linear: LightningMixerShape | JetMixerShape | None = None
     linear_layers: int = 0
+    layer_norms: int = 2
 
     @property
     def layers(self) -> int:
@@ -63,7 +67,7 @@ class ModelShape:
     @property
     def block_rest(self) -> int:
         """The number of parameters of a layer without its mixer: those of the MLP and the norms."""
-        return 3 * self.hidden * self.mlp + 2 * self.hidden
+        return 3 * self.hidden * self.mlp + self.layer_norms * self.hidden
 
     @property
     def largest_block(self) -> int:
@@ -148,7 +152,7 @@ def read_model_shape(config: Mapping[str, object]) -> ModelShape:
         kv_heads=optional_integer(config, "num_key_value_heads") or heads,
         head_dim=optional_integer(config, "head_dim") or hidden // heads,
         gated=bool(config.get("attn_use_output_gate", False)),
-        norms=kind in ("hypenet", "qwen3"),
+        norms=kind in ("hypenet", "qwen3", "gemma3_text"),
         biases=kind in ("jet_nemotron", "qwen2"),
     )
     linear: LightningMixerShape | JetMixerShape | None = None
@@ -159,7 +163,10 @@ def read_model_shape(config: Mapping[str, object]) -> ModelShape:
     elif kind == "jet_nemotron":
         linear, kinds = _jet(config, hidden), string_list(config, "layer_types")
         window = integer(config, "efficient_attention_config.swa.window_size")
-    full, sliding = kinds.count("attn"), kinds.count("swa")
+    elif kind == "gemma3_text":
+        kinds, window = string_list(config, "layer_types"), integer(config, "sliding_window")
+    sliding = sum(kind in _SLIDING for kind in kinds)
+    full = kinds.count("attn") + kinds.count("full_attention")
     return ModelShape(
         hidden=hidden,
         mlp=integer(config, "intermediate_size"),
@@ -171,6 +178,7 @@ def read_model_shape(config: Mapping[str, object]) -> ModelShape:
         window=window,
         linear=linear,
         linear_layers=len(kinds) - full - sliding,
+        layer_norms=4 if kind == "gemma3_text" else 2,
     )
 
 
@@ -198,6 +206,7 @@ def _jet(config: Mapping[str, object], hidden: int) -> JetMixerShape:
     )
 
 
+@cache  # loading a config takes 50 ms, and many stages have the same shape
 def named_shape(model: str) -> ModelShape:
     """Return the shape of the model whose config in configs/model has this name."""
     return read_model_shape(load_model_file(model))

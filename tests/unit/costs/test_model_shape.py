@@ -13,12 +13,14 @@ from amnesia_bench.errors import UserError
 
 # What the model cards say, in billions.
 PUBLISHED = {
+    "qwen3_0_6b": 0.596,
     "qwen3_1_7b": 1.72,
     "qwen3_4b": 4.02,
     "qwen3_8b": 8.19,
     "qwen2_5_3b": 3.09,
     "qwen2_5_7b": 7.62,
     "mistral_7b": 7.25,
+    "gemma3_270m": 0.268,
 }
 
 
