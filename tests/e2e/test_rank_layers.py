@@ -18,7 +18,8 @@ from amnesia_bench.errors import MissingEnvironmentError
 from amnesia_bench.inference.protocol import EngineOptions
 from amnesia_bench.inference.transformers_engine import TransformersEngine
 from amnesia_bench.lm_eval_bridge.model import AmnesiaLM
-from amnesia_bench.lm_eval_bridge.retrieval_tasks import accuracies, load_retrieval_tasks
+from amnesia_bench.lm_eval_bridge.retrieval_tasks import files_in, load_retrieval_tasks
+from amnesia_bench.lm_eval_bridge.zero_shot import accuracies
 from tests.support.byte_checkpoints import LAYERS, byte_tokenizer, save_checkpoint
 from tests.support.fake_engine import FakeEngine
 
@@ -81,7 +82,7 @@ def data(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     lm = Listening(TransformersEngine.load(checkpoint, EngineOptions()), byte_tokenizer())
     values = []
     for name in ("fda", "swde"):
-        accuracies(lm, load_retrieval_tasks((name,), byte_tokenizer(), unknown), None)
+        accuracies(lm, load_retrieval_tasks((name,), byte_tokenizer(), files_in(unknown)), None)
         values.append(lm.answers)
     return write_data(folder / "known", *values)
 
@@ -131,17 +132,17 @@ def test_some_tasks_and_samples_only(checkpoint: Path, data: Path, tmp_path: Pat
 
 def test_squad_is_scored_by_lm_evals_mean_and_by_rulers_best(data: Path) -> None:
     lm = AmnesiaLM(FakeEngine(lambda _: " Red."), byte_tokenizer())
-    tasks = load_retrieval_tasks(("ruler_qa_squad",), byte_tokenizer(), data)
+    tasks = load_retrieval_tasks(("ruler_qa_squad",), byte_tokenizer(), files_in(data))
     found = accuracies(lm, tasks, None)
     assert found == {"ruler_qa_squad": 0.5, "ruler_qa_squad_max": 1.0}
 
 
 def test_documents_are_the_same_whatever_was_drawn_before(data: Path) -> None:
     before = random.getstate()
-    (first,) = load_retrieval_tasks(("ruler_qa_squad",), byte_tokenizer(), data)
+    (first,) = load_retrieval_tasks(("ruler_qa_squad",), byte_tokenizer(), files_in(data))
     assert random.getstate() == before
     random.seed(7)
-    (second,) = load_retrieval_tasks(("ruler_qa_squad",), byte_tokenizer(), data)
+    (second,) = load_retrieval_tasks(("ruler_qa_squad",), byte_tokenizer(), files_in(data))
     assert first.sha256 == second.sha256
 
 
@@ -160,10 +161,10 @@ def test_rows_of_the_hub_are_recorded_with_their_commit(
     hub = SimpleNamespace(dataset_info=lambda _: SimpleNamespace(sha="abc"))
     monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
     monkeypatch.setattr(datasets, "load_dataset", load)
-    (task,) = load_retrieval_tasks(("fda",), byte_tokenizer(), None)
+    (task,) = load_retrieval_tasks(("fda",), byte_tokenizer(), {})
     assert asked == [("hazyresearch/based-fda", "default", "validation", "abc")]
     assert task.source == "hub:hazyresearch/based-fda@abc"
-    (local,) = load_retrieval_tasks(("fda",), byte_tokenizer(), data)
+    (local,) = load_retrieval_tasks(("fda",), byte_tokenizer(), files_in(data))
     assert task.sha256 == local.sha256
 
 
@@ -177,8 +178,8 @@ def test_without_network_the_way_out_is_named(task: str, monkeypatch: pytest.Mon
     monkeypatch.setattr(requests.Session, "request", refuse)
     monkeypatch.setattr("huggingface_hub.HfApi.dataset_info", refuse)
     with pytest.raises(MissingEnvironmentError, match="cannot be downloaded") as caught:
-        load_retrieval_tasks((task,), byte_tokenizer(), None)
-    assert "--data DIR" in str(caught.value)
+        load_retrieval_tasks((task,), byte_tokenizer(), {})
+    assert "--data" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -21,14 +21,15 @@ from amnesia_bench.cli.output import say, show, table, typed
 from amnesia_bench.cli.progress import TerminalProgress, hide_library_bars
 from amnesia_bench.cli.requests import make
 from amnesia_bench.errors import ExitCode
+from amnesia_bench.records.ids import RETRIEVAL_TASKS
 from amnesia_bench.records.layer_ranking import LayerRanking
-from amnesia_bench.requests.recall import RANKING_TASKS, RankLayersRequest
+from amnesia_bench.requests.recall import RankLayersRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", type=Path, required=True, help="folder of the checkpoint")
     parser.add_argument("--out", type=Path, required=True, help="JSON file to write")
-    tasks = ",".join(RANKING_TASKS)
+    tasks = ",".join(RETRIEVAL_TASKS)
     parser.add_argument("--tasks", default=tasks, help=f"retrieval tasks ({tasks})")
     parser.add_argument("--samples", type=int, help="maximum number of documents per task (all)")
     parser.add_argument(
